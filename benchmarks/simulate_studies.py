@@ -29,7 +29,7 @@ from synthetic_study import Truth, synthetic_study
 from rankscope.advise.recommend import recommend
 from rankscope.advise.statistics.estimates import Comparison, paired_estimate, weighted_estimate
 from rankscope.advise.statistics.significance import holm
-from rankscope.records import TaskAdvice
+from rankscope.records import BASE, StudyRecords, TaskAdvice
 
 Array = np.ndarray
 BASE_ACCURACY = 0.6
@@ -343,6 +343,98 @@ def judged(name: str, draws: int, start: int = 0) -> Counter[str]:
     return found
 
 
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+@dataclass(frozen=True)
+class RandomTruth:
+    """A study drawn from a random truth that the advice knows nothing of.
+
+    Items have a difficulty and a discrimination each (2PL), seeds are apart by Student's t of 3,
+    ability gains and losses over the rank follow random parabolas.
+    """
+
+    study: StudyRecords
+    net: dict[str, float]
+    """Label of an arm -> its true gain minus its true forgetting."""
+
+    @classmethod
+    def draw(cls, seed: int) -> "RandomTruth":
+        rng = np.random.default_rng([seed, 4])
+        seeds, items = int(rng.integers(1, 6)), int(rng.integers(80, 601))
+        frame = synthetic_study(
+            Truth(ranks=RANKS, seeds=tuple(range(seeds)), num_items=items, cross=())
+        )
+        spread = rng.uniform(0.02, 0.15)
+        place = {rank: i / len(RANKS) for i, rank in enumerate((*RANKS, None))}
+        abilities = {}
+        for task, sign, size in (("med", 1, rng.normal(0.4, 0.5)), ("general", -1, 0.25)):
+            peak, bend = rng.uniform(0, 1.2), rng.uniform(0, 0.8)
+            size = size if sign == 1 else abs(rng.normal(0, size))
+            abilities[task] = {
+                rank: sign * (size - bend * abs(size) * (x - peak) ** 2)
+                for rank, x in place.items()
+            }
+        found = dict(frame.items)
+        deviations = {
+            (t.spec.trial_id, task): spread * rng.standard_t(3)
+            for t in frame.trials
+            for task in abilities
+        }
+        for task in abilities:
+            base = rng.normal(0, 0.5)
+            for split in ("validation", "test"):
+                difficulty, slope = rng.normal(0, 1.2, items), rng.lognormal(0, 0.3, items)
+                shared = rng.uniform(size=items)
+                for trial in (None, *frame.trials):
+                    ability = base
+                    if trial is not None:
+                        ability += abilities[task][trial.spec.rank]
+                        ability += deviations[trial.spec.trial_id, task]
+                    own = rng.uniform(size=items)
+                    luck = np.where(rng.uniform(size=items) < 0.7, shared, own)
+                    right = (luck < sigmoid(slope * (ability - difficulty))).astype(float)
+                    key = (BASE if trial is None else trial.spec.trial_id, task, split)
+                    found[key] = replace(found[key], scores=right)
+            abilities[task]["base"] = base
+        net = {}
+        difficulty, slope = rng.normal(0, 1.2, 2000), rng.lognormal(0, 0.3, 2000)
+        drawn = spread * rng.standard_t(3, 60)[:, None]
+        for trial in frame.trials:
+            changes = {
+                task: float(
+                    sigmoid(slope * (a["base"] + a[trial.spec.rank] + drawn - difficulty)).mean()
+                    - sigmoid(slope * (a["base"] - difficulty)).mean()
+                )
+                for task, a in abilities.items()
+            }
+            net[trial.spec.arm_label] = sum(changes.values())
+        return cls(replace(frame, items=found), net)
+
+
+def print_random(studies: int, draws: int, row: str) -> None:
+    """Decisions on random truths: signs that are wrong, and points lost against the best arm."""
+    counts: dict[str, Counter[str]] = {"firm": Counter(), "decided": Counter()}
+    for seed in range(draws):
+        truth = RandomTruth.draw(seed)
+        (advice,) = recommend(truth.study).advice
+        if advice.decision == "not_decided":
+            continue
+        best = max(0.0, *truth.net.values())
+        used = 0.0 if advice.chosen is None else truth.net[advice.chosen.label]
+        wrong = used <= 0 if advice.chosen is not None else best > 0.02
+        for name in ("decided", *(["firm"] if advice.confidence == "firm" else [])):
+            counts[name]["number"] += 1
+            counts[name]["wrong in sign"] += wrong
+            counts[name]["loses more than 2 points"] += best - used > 0.02
+    print(f"| of {draws} random truths | number | wrong in sign | lose more than 2 points |")
+    print("|---|---|---|---|")
+    for name, count in counts.items():
+        cells = (count[c] for c in ("number", "wrong in sign", "loses more than 2 points"))
+        print(f"| {name} | " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
 def print_coverage(studies: int, draws: int, row: str) -> None:
     """Intervals of every scenario."""
     print("| scenario | seeds | covers the truth | half-width | called different |")
@@ -389,6 +481,7 @@ def print_truths(studies: int, draws: int, row: str) -> None:
 
 PARTS = {
     "truths": print_truths,
+    "random": print_random,
     "coverage": print_coverage,
     "family": print_family,
     "plain": print_plain,

@@ -9,14 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rankscope.data.formats import parse_rows
-from rankscope.data.sources import (
-    HubSource,
-    legal_from_mmlu,
-    read_file,
-    read_folder,
-    read_hub,
-    read_pocket,
-)
+from rankscope.data.hub import HubSource, legal_from_mmlu, read_hub
+from rankscope.data.registry import read_pocket
+from rankscope.data.sources import read_file, read_folder
 from rankscope.errors import UserError
 
 ROW = {"prompt": "a", "completion": "b"}

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from rankscope.config.loader import load_study_file
-from rankscope.config.presets import study_template
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.study_data import check_trainable, load_tasks, prepare_data
 from rankscope.errors import UserError
 from rankscope.models.load import load_tokenizer
 from rankscope.models.model_folder import model_folder
+from rankscope.tools.new_study import study_template
 
 
 @pytest.fixture(scope="module")

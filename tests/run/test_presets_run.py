@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from rankscope.config.presets import PRESETS, study_template
+from rankscope.config.presets import PRESETS
 from rankscope.records import StudyRecords
 from rankscope.run.outputs import write_outputs
 from rankscope.run.study import Study
+from rankscope.tools.new_study import study_template
 
 SHORT = [
     "seeds=0",

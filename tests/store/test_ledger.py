@@ -158,7 +158,7 @@ def store_training(ledger: Ledger, trial_ids: list[str]) -> None:
             (adapter / "adapter_config.json").write_text(f'{{"trial": "{trial_id}"}}')
             (adapter / "adapter_model.safetensors").write_bytes(trial_id.encode() * 100)
             artifacts += ledger.publish(adapter, adapter_path(trial_id))
-        ledger.commit_training([train_record(i) for i in trial_ids], artifacts=artifacts)
+        ledger.commit([train_record(i) for i in trial_ids], artifacts)
 
 
 def planned(ledger: Ledger) -> list[TrialSpec]:
@@ -254,8 +254,8 @@ def test_repeating_a_run_changes_nothing(tmp_path: Path) -> None:
     with Ledger.open(tmp_path, write=True) as ledger:
         store_training(ledger, IDS)
         store_eval(ledger, BASE)
-        ledger.commit_training([train_record(IDS[0], loss=9.0)])
-        ledger.commit_training([], [TrialFailure(IDS[0], "oom", "too late")])
+        ledger.commit([train_record(IDS[0], loss=9.0)])
+        ledger.commit(failures=[TrialFailure(IDS[0], "oom", "too late")])
     assert state(tmp_path) == before
 
 
@@ -265,7 +265,7 @@ def test_missing_work_is_what_no_record_tells_of(tmp_path: Path) -> None:
         assert planned(ledger) == SPECS
         assert ledger.without_record("spectra", SPECS) == []
         store_training(ledger, IDS[:1])
-        ledger.commit_training([], [TrialFailure(IDS[1], "diverged", "loss is NaN at step 3")])
+        ledger.commit(failures=[TrialFailure(IDS[1], "diverged", "loss is NaN at step 3")])
         assert planned(ledger) == SPECS[2:]
         assert ledger.without_record("spectra", SPECS) == SPECS[:1]
         wanted = [(i, "med", "test") for i in (BASE, IDS[0])]
@@ -305,7 +305,7 @@ def test_a_curve_has_each_point_once_and_outlives_its_trials_failure(tmp_path: P
         stored = {(first, "med", 2), (first, "med", 4), (second, "med", 4)}
         assert set(ledger.curve_points(SPECS)) == stored
         assert set(ledger.curve_points(SPECS[:1])) == stored - {(second, "med", 4)}
-        ledger.commit_training([], [TrialFailure(first, "diverged", "loss is NaN at step 5")])
+        ledger.commit(failures=[TrialFailure(first, "diverged", "loss is NaN at step 5")])
         ledger.commit([curve_point(first, 2, task="no longer in the study")])
         found = {trial.spec.trial_id: trial for trial in ledger.load().trials}
         assert found[first].status == "diverged"
@@ -322,9 +322,9 @@ def test_a_group_enters_whole_or_not_at_all(tmp_path: Path) -> None:
         # A copy is not validated again, so this is the last place to refuse it.
         bad = train_record(IDS[1]).model_copy(update={"seconds": float("nan")})
         with pytest.raises(IntegrityError, match="NaN or an infinity"):
-            ledger.commit_training([train_record(IDS[0]), bad])
+            ledger.commit([train_record(IDS[0]), bad])
         with pytest.raises(KeyError, match="unknown"):
-            ledger.commit_training([train_record(IDS[0])], [TrialFailure("unknown", "oom", "x")])
+            ledger.commit([train_record(IDS[0])], failures=[TrialFailure("unknown", "oom", "x")])
         assert planned(ledger) == SPECS
         assert [trial.train for trial in ledger.load().trials] == [None] * 3
         with pytest.raises(KeyError, match="together with its items"):
@@ -711,7 +711,7 @@ with Ledger.open(out, write=True) as ledger:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
     with ledger.stage() as folder:
         (folder / "a").write_bytes(bytes(800_000))
-        ledger.commit_training([], [], ledger.publish(folder / "a", "artifacts/a"))
+        ledger.commit([], ledger.publish(folder / "a", "artifacts/a"))
     assert ledger.verify() == []
 print("shown")
 """

@@ -26,8 +26,6 @@ from rankscope.models.low_rank_update import to_float64
 
 @dataclass(frozen=True, slots=True)
 class Intruders:
-    """The intruders among the k leading vectors of one matrix."""
-
     count: int
     energy: float  # sum sigma^2 of the intruders over that of all k vectors
     positions: tuple[int, ...]  # Indices among the k vectors, from 0, largest singular value first
@@ -35,10 +33,8 @@ class Intruders:
 
 
 def intruders_among(cosines: Tensor, S: Tensor, epsilon: float) -> Intruders:
-    """The intruders among k leading left vectors of W.
-
-    ``cosines`` (d0, k) are to ALL left vectors of W0; ``S`` (k,) are singular values of W.
-    """
+    """The intruders among k leading left vectors of W. ``cosines`` (d0, k) are to ALL left vectors
+    of W0; ``S`` (k,) are singular values of W."""
     max_cosine = cosines.abs().max(dim=0).values
     is_intruder = max_cosine < epsilon
     squared = S.cpu().double() ** 2
@@ -69,10 +65,8 @@ class IntruderScaling:
 def scale_intruders(
     weight: Tensor, delta: Tensor, base: SVD, factor: float, settings: SpectraConfig
 ) -> IntruderScaling:
-    """(lambda - 1) times the intruders of W0 + dW, lambda = ``factor``.
-
-    ``base`` is the SVD of W0, whose left vectors decide what is an intruder.
-    """
+    """(lambda - 1) times the intruders of W0 + dW, lambda = ``factor``. ``base`` is the SVD of W0,
+    whose left vectors decide what is an intruder."""
     delta = to_float64(delta)
     tuned = to_float64(weight) + delta
     k = min(settings.intruder_k, *weight.shape)

@@ -99,10 +99,8 @@ def leading_triples(
 
 
 def rayleigh_ritz(operator: Operator, basis: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best ``size`` triples within the span of ``basis``: SVD of K basis by its Gram matrix.
-
-    In float64 the Gram matrix resolves values down to 1e-8 of the largest.
-    """
+    """The best ``size`` triples within the span of ``basis``: SVD of K basis by its Gram matrix. In
+    float64 the Gram matrix resolves values down to 1e-8 of the largest."""
     image = operator.apply(basis)
     image64 = to_float64(image)
     values, vectors = torch.linalg.eigh(image64.mT @ image64)
@@ -162,10 +160,8 @@ def log_growth(value: float, cut: float) -> float:
 
 
 def chebyshev(gram: Gram, x: Tensor, cut: float, top: float, degree: int) -> Tensor:
-    """T_degree(G) x with [0, cut] mapped to [-1, 1], scaled to 1 at ``top``.
-
-    The scaled three-term recurrence of Zhou et al. 2006, algorithm 3.2, which cannot overflow.
-    """
+    """T_degree(G) x with [0, cut] mapped to [-1, 1], scaled to 1 at ``top``. The scaled three-term
+    recurrence of Zhou et al. 2006, algorithm 3.2, which cannot overflow."""
     half = cut / 2
     sigma = first_sigma = half / max(top - half, 1e-300)
     before = x

@@ -49,11 +49,8 @@ def full_model_variant(
     settings: SpectraConfig,
     svds: SvdCache,
 ) -> Base:
-    """The variant of a fully fine-tuned model: a copy.
-
-    Intruder dimensions are scaled in ``matrices`` only, whose spectra the study compares; the other
-    parameters stay as tuned.
-    """
+    """The variant of a fully fine-tuned model: a copy. Intruder dimensions are scaled in
+    ``matrices`` only, whose spectra the study compares; the other parameters stay as tuned."""
     if variant.kind in ("scale", "layers"):
         return scaled_model(base, tuned, variant_factors(variant, base.record.num_layers))
     model = scaled_model(base, tuned, lambda name: 1.0)

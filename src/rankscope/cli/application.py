@@ -30,6 +30,23 @@ Overrides = Annotated[
     list[str] | None,
     Option("--set", metavar="KEY=VALUE", help="Override a value, such as train.epochs=1."),
 ]
+
+
+def allow_task_code(allow: bool) -> bool:
+    """Let this process and its workers run code that a task names."""
+    if allow:
+        os.environ["RANKSCOPE_TRUST_TASK_CODE"] = "1"
+    return allow
+
+
+TrustTaskCode = Annotated[
+    bool,
+    Option(
+        "--trust-task-code",
+        callback=allow_task_code,
+        help="Run Python code that tasks name: python: scorers, lm_eval: tasks.",
+    ),
+]
 AsJson = Annotated[bool, Option("--json", help="Print one JSON document instead of text.")]
 
 UsageError: Any = typer.BadParameter.__base__

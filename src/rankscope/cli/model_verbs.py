@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from rankscope.cli.application import verb
+from rankscope.cli.application import TrustTaskCode, verb
 from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
 from rankscope.errors import OK, UNFINISHED, UserError
 from rankscope.progress import ConsoleReporter
@@ -57,6 +57,10 @@ def eval_command(
         int | None, Option(min=0, max=5, help="Solved examples before each question.")
     ] = None,
     out: Annotated[Path | None, Option(help="Folder for scores and per-item tables.")] = None,
+    file_format: Annotated[
+        str | None,
+        Option("--format", help="lm-eval: also write --out as lm-evaluation-harness does."),
+    ] = None,
     device: Annotated[str, Option(help="auto, cpu, mps, cuda or cuda:0.")] = "auto",
     dtype: Annotated[str, Option(help="auto, float32 or bfloat16.")] = "auto",
     prompt_format: Annotated[str, Option(help="auto, chat or plain.")] = "auto",
@@ -66,9 +70,7 @@ def eval_command(
     batch_tokens: Annotated[int, Option(min=64, help="Tokens per forward pass.")] = 4096,
     max_new_tokens: Annotated[int, Option(min=1, help="Longest generated answer.")] = 256,
     force: AnyBase = False,
-    trust_task_code: Annotated[
-        bool, Option("--trust-task-code", help="Run Python code of lm_eval: tasks.")
-    ] = False,
+    trust_task_code: TrustTaskCode = False,
 ) -> Reply:
     """Score a model and its adapters on tasks.
 
@@ -79,6 +81,10 @@ def eval_command(
     from rankscope.models.model_folder import check_tuned_folder, model_folder
     from rankscope.tools.evaluate.request import checked_request
 
+    if file_format not in (None, "lm-eval"):
+        raise UserError(f"--format {file_format!r}: expected lm-eval")
+    if file_format is not None and out is None:
+        raise UserError("--format lm-eval: writes files; give a folder with --out")
     request = checked_request(
         model=model,
         adapters=tuple(adapter or ()),
@@ -106,6 +112,10 @@ def eval_command(
 
     with ConsoleReporter(err_console) as reporter:
         result = score(request, out, reporter)
+    if file_format is not None and out is not None:
+        from rankscope.tools.evaluate.lm_eval_layout import write_lm_eval_layout
+
+        write_lm_eval_layout(result.scores, result.results, request, out)
     for note in result.notes:
         print_message(f"note: {note}")
 

@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from rankscope.cli.application import Overrides, StudyFile, StudyFolder, check_study, verb
+from rankscope.cli.application import (
+    Overrides,
+    StudyFile,
+    StudyFolder,
+    TrustTaskCode,
+    check_study,
+    verb,
+)
 from rankscope.cli.terminal import (
     Reply,
     err_console,
@@ -14,7 +21,6 @@ from rankscope.cli.terminal import (
     print_result,
 )
 from rankscope.errors import INTEGRITY, OK, UNFINISHED, UserError
-from rankscope.filesystem import replace_text
 from rankscope.progress import ConsoleReporter
 
 if TYPE_CHECKING:
@@ -28,97 +34,10 @@ HYPOTHESES = (
 )
 
 
-@verb("quickstart", "Writing the study file {out}/quickstart.yaml ...")
-def quickstart_command(
-    out: Annotated[Path, Option(help="Folder of the study.")] = Path("studies/pocket"),
-) -> Reply:
-    """Run the built-in study, offline, in minutes.
-
-    It trains the pocket model, a tiny language model inside the package.
-
-    Example: rankscope quickstart --out studies/pocket
-    """
-    from rankscope.config.presets import study_template
-
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / "quickstart.yaml"
-    replace_text(file, study_template("pocket"))
-    return run_command(file, out)
-
-
-@verb("init")
-def init_command(
-    file: Annotated[
-        Path | None, Argument(metavar="FILE.yaml", help="The study file to write.")
-    ] = None,
-    preset: Annotated[str, Option(help="Name of a ready-made study.")] = "default",
-    model: Annotated[str | None, Option(help="Model folder, hub id or 'pocket'.")] = None,
-    data: Annotated[Path | None, Option(help="Your training rows (JSONL, Parquet).")] = None,
-    data_dir: Annotated[Path | None, Option(help="Folder with the data of named tasks.")] = None,
-    force: Annotated[bool, Option("--force", help="Overwrite an existing file.")] = False,
-    schema: Annotated[
-        bool, Option("--schema", help="Print the study file's JSON schema instead.")
-    ] = False,
-) -> Reply:
-    """Write a commented study file.
-
-    Example: rankscope init study.yaml --preset rank-sanity --model ./my-model
-    """
-    from rankscope.config.loader import published_schema, study_json_schema
-    from rankscope.config.presets import model_for_study_file, path_for_study_file, study_template
-
-    if schema:
-        return Reply(study_json_schema(), lambda: print(published_schema(), end=""))
-    if file is None:
-        raise UserError("init: no file given; expected a name such as 'rankscope init study.yaml'")
-    text = study_template(
-        preset,
-        model_for_study_file(model, file) if model else None,
-        path_for_study_file(data, file) if data else None,
-        path_for_study_file(data_dir, file) if data_dir else None,
-    )
-    if file.exists() and not (force and file.is_file()):
-        remedy = "give another name" + (", or --force to overwrite it" if file.is_file() else "")
-        raise UserError(f"{file}: exists already; {remedy}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(file, text)
-    next_command = f"rankscope check {file}"
-    return Reply(
-        {"file": file, "next": next_command},
-        lambda: print_line(f"wrote {file}; next: {next_command}"),
-    )
-
-
-@verb("check", "Reading {file} ...")
-def check_command(
-    file: StudyFile,
-    overrides: Overrides = None,
-    rows: Annotated[int, Option(min=0, help="Training rows to show per task.")] = 3,
-) -> Reply:
-    """Validate a study file and show its rows.
-
-    Shows how rows become tokens and labels, test rows that overlap training rows, and every
-    problem that would stop a run. Uses no GPU.
-
-    Example: rankscope check study.yaml --set data_dir=../data --rows 5
-    """
-    from rankscope.cli.render.study import check_result
-    from rankscope.run.study import Study
-
-    study = Study.load(file, overrides or [])
-    with ConsoleReporter(err_console) as reporter:
-        prepared = study.check(reporter)
-    data = {
-        "trials": len(prepared.trials),
-        "groups": len(prepared.groups),
-        "tasks": prepared.task_records,
-        "notes": prepared.notes,
-    }
-    return Reply(data, lambda: print_result(check_result(prepared, rows)))
-
-
 @verb("plan", "Reading {file} ...")
-def plan_command(file: StudyFile, overrides: Overrides = None) -> Reply:
+def plan_command(
+    file: StudyFile, overrides: Overrides = None, trust_task_code: TrustTaskCode = False
+) -> Reply:
     """Estimate what a study will take.
 
     Trials, groups, steps, tokens, memory, disk and time, before anything runs.
@@ -141,6 +60,7 @@ def run_command(
         Path | None, Option(help="Folder of the study; default: studies/<name>.")
     ] = None,
     overrides: Overrides = None,
+    trust_task_code: TrustTaskCode = False,
     retry_failed: Annotated[
         bool, Option("--retry-failed", help="Run trials that failed before again.")
     ] = False,
@@ -253,12 +173,18 @@ def report_command(
         Path | None,
         Option(metavar="FOLDER", help="Also write tables: Markdown, CSV, LaTeX, Parquet."),
     ] = None,
+    figures: Annotated[
+        Path | None, Option(metavar="FOLDER", help="Also write each figure as a file.")
+    ] = None,
+    file_format: Annotated[
+        str, Option("--format", help="With --figures: pdf, svg or png.")
+    ] = "pdf",
 ) -> Reply:
     """Write the report again from the records.
 
     Writes report.html and recommendation.json.
 
-    Example: rankscope report studies/pocket --tables tables
+    Example: rankscope report studies/pocket --tables tables --figures figures
     """
     records = _load_records(folder)
     from rankscope.run.outputs import write_outputs
@@ -266,13 +192,22 @@ def report_command(
 
     if tables is not None:
         check_outside_study(folder, tables, "--tables")
+    if figures is not None:
+        from rankscope.tools.figure_files import check_figures, write_study_figures
+
+        figure_format = check_figures(folder, figures, file_format)
     _, recommendation = write_outputs(folder, records)
     files = write_study_tables(folder, records, recommendation, tables) if tables else []
+    drawn = []
+    if figures is not None:
+        drawn = write_study_figures(records, recommendation, figures, figure_format)
 
     def show() -> None:
         _show_results(folder, records, recommendation, with_reasons=False)
         if files:
             print_line(f"tables: {len(files)} files in {tables}")
+        if drawn:
+            print_line(f"figures: {len(drawn)} files in {figures}")
 
     return Reply(recommendation, show)
 

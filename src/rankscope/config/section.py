@@ -79,8 +79,11 @@ class LocalPath:
     """Marks a field that names a local file or folder.
 
     The loader makes its value absolute: relative to the study file's folder, or to the working
-    directory if the value comes from ``--set``.
+    directory if the value comes from ``--set``. With a prefix, such as ``python:``, only values
+    that begin with it are paths, and the rest of the text is.
     """
+
+    prefix: str = ""
 
 
 class SingleValueAsList:
@@ -102,14 +105,16 @@ class SingleValueAsList:
 
 
 class RegisteredName:
-    """Marks a text that must be a name of a registry; the JSON schema lists the names."""
+    """Marks a text that must be a name of a registry, or match ``pattern``; the JSON schema lists
+    the names."""
 
-    def __init__(self, names: Callable[[], Collection[str]]) -> None:
+    def __init__(self, names: Callable[[], Collection[str]], pattern: str | None = None) -> None:
         self.names = names
+        self.pattern = pattern
 
     def check(self, name: str) -> str:
         names = self.names()
-        if name in names:
+        if name in names or (self.pattern is not None and re.fullmatch(self.pattern, name)):
             return name
         hint = did_you_mean(name, names)
         raise ValueError(f"found {short_repr(name)}; expected one of {', '.join(names)}{hint}")
@@ -122,7 +127,10 @@ class RegisteredName:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        return {"enum": list(self.names()), "type": "string"}
+        listed = {"enum": list(self.names()), "type": "string"}
+        if self.pattern is None:
+            return listed
+        return {"anyOf": [listed, {"type": "string", "pattern": f"^{self.pattern}$"}]}
 
 
 _Value = TypeVar("_Value")

@@ -8,13 +8,15 @@ from pydantic import AfterValidator, Field, model_validator
 from rankscope.config.section import (
     ConfigSection,
     HubId,
+    LocalPath,
     Name,
     PathText,
     PlainText,
     RegisteredName,
     short_repr,
 )
-from rankscope.evaluate.scorers import primary_metric_names, scorer_names
+from rankscope.evaluate.scorers import PYTHON_PATTERN, primary_metric_names, scorer_names
+from rankscope.evaluate.scorers.python_function import PYTHON_PREFIX
 
 MAX_FEWSHOT = 5
 TASK_FILE_SUFFIXES = (".yaml", ".yml")
@@ -46,7 +48,7 @@ def is_task_file(text: object) -> bool:
     return is_file and not str(text).startswith(LM_EVAL_PREFIX)
 
 
-ScorerName = Annotated[str, RegisteredName(scorer_names)]
+ScorerName = Annotated[str, RegisteredName(scorer_names, PYTHON_PATTERN)]
 MetricName = Annotated[str, RegisteredName(primary_metric_names)]
 StopText = Annotated[str, AfterValidator(check_stop)]
 Pattern = Annotated[str, AfterValidator(check_pattern)]
@@ -76,8 +78,9 @@ class TaskConfig(ConfigSection):
     """The rows' names for the fields of their shape: ``{question: Frage, choices: [a, b, c]}``."""
     prompt: str | None = None
     """Prompt template over a row's fields, such as ``"Question: {question}\\nAnswer:"``."""
-    scorer: ScorerName | None = None
-    """How answers are scored; by default chosen from the shape of the rows."""
+    scorer: Annotated[ScorerName | None, LocalPath(PYTHON_PREFIX)] = None
+    """How answers are scored; by default chosen from the shape of the rows.
+    ``python:FILE:FUNCTION`` is a function of your own."""
     primary_metric: MetricName | None = None
     """Metric of a multiple-choice task that is quoted; all are recorded."""
     num_fewshot: int = Field(0, ge=0, le=MAX_FEWSHOT)

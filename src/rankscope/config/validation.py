@@ -198,21 +198,22 @@ def with_absolute_paths(
         folder: folder of the file.
     """
 
-    def absolute(value: Any, place: Location, is_path: bool) -> Any:
+    def absolute(value: Any, place: Location, path: LocalPath | None) -> Any:
         if isinstance(value, ConfigSection):
             return with_absolute_paths(value, document, place, folder)
         if isinstance(value, list):
-            return [absolute(item, (*place, i), False) for i, item in enumerate(value)]
-        if is_path and isinstance(value, str):
+            return [absolute(item, (*place, i), None) for i, item in enumerate(value)]
+        if path is not None and isinstance(value, str) and value.startswith(path.prefix):
             from_override = document.mark_at(place).source.startswith(OVERRIDE)
-            return absolute_path(value, Path.cwd() if from_override else folder)
+            text = value.removeprefix(path.prefix)
+            return path.prefix + absolute_path(text, Path.cwd() if from_override else folder)
         return value
 
     changes = {}
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        is_path = any(isinstance(mark, LocalPath) for mark in field.metadata)
-        changed = absolute(value, (*location, name), is_path)
+        path = next((mark for mark in field.metadata if isinstance(mark, LocalPath)), None)
+        changed = absolute(value, (*location, name), path)
         if changed != value:
             changes[name] = changed
     return section.model_copy(update=changes)

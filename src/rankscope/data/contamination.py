@@ -2,8 +2,8 @@
 
 A row is judged by what the user asks and by its answer; system prompts, prompt templates and wrong
 options are not compared. The run of 13 words is that of GPT-3's contamination study (Brown et al.,
-2005.14165, appendix C) and many since. A run made of phrases that many training rows have belongs to
-the data set (a greeting, a form with other numbers, a stock answer): no evidence of a leak.
+2005.14165, appendix C) and many since. A run made of phrases that many training rows have is the
+wording of the data set (a greeting, a form with other numbers, a stock answer), not a leak.
 """
 
 from collections import Counter, defaultdict

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from rankscope.data.common_facts import read_common_facts
 from rankscope.data.formats import Shape
+from rankscope.data.hub import LAW_SUBJECTS, HubSource, legal_from_mmlu
 from rankscope.data.rows import QUESTION_PROMPT
-from rankscope.data.sources import LAW_SUBJECTS, HubSource, SplitRows, legal_from_mmlu, read_pocket
+from rankscope.data.sources import SPLIT_FILES, SplitRows, numbered
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.evaluate.scorers.scorer import ScoreUnit
@@ -87,6 +89,15 @@ letter_task = partial(text_task, scorer="option_letter", prompt=LETTERED_PROMPT)
 """A task whose options are listed and scored by their letter."""
 
 
+def read_pocket(task: str) -> tuple[SplitRows, str]:
+    """The rows of one task of the pocket world, and the label of their source."""
+    from rankscope.data.pocket_world import pocket_rows
+
+    splits = ((split, pocket_rows(task, split)) for split in SPLIT_FILES)
+    rows = {split: numbered(rows, f"{task}, {split}") for split, rows in splits if rows}
+    return rows, "pocket world"
+
+
 def pocket_task(name: str, description: str, scorer: str) -> TaskSpec:
     # The pocket model's language has no words for a frame: the question alone is its prompt.
     chance = 0.25 if scorer == "option_text" else None
@@ -138,6 +149,9 @@ _TASKS = (
     text_task("winogrande", "To which of two names a sentence refers.",
               unlabelled_test("allenai/winogrande", "winogrande_xl"), 0.5, "CC BY",
               prompt="{question}"),
+    TaskSpec("common_facts", "Facts that most models know: capitals, opposites, tools, ...",
+             "option_text", QUESTION_PROMPT, read=read_common_facts, chance=0.25,
+             licence="Apache-2.0"),
     TaskSpec("perplexity", "Any text: cross-entropy of every token.", "perplexity", "{question}",
              folder="perplexity"),
     pocket_task("pocket_general", "Known facts of the pocket world, asked.", "option_text"),

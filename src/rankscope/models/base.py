@@ -23,9 +23,7 @@ class Row:
     """One row of token ids and the adapter it belongs to."""
 
     ids: Sequence[int]
-    keep: Sequence[int]
-    """Positions in the row whose logits are computed, ascending; the logits at position t predict
-    token t + 1."""
+    keep: Sequence[int]  # Positions whose logits are computed; those at t predict token t + 1
     adapter_name: str | None = None  # None for the bare base
     start: int = 0  # Position of the first id: the number of tokens in the row's cache
     branches: Sequence[int] = ()
@@ -73,15 +71,14 @@ class RowBatch:
             if segments and segments[-1].adapter_name == row.adapter_name:
                 offset = segments.pop().start
             segments.append(AdapterSpan(row.adapter_name, offset, len(ids)))
+        branches = tuple(tuple(row.branches) for row in rows)
         return cls(
             input_ids=torch.tensor([ids], device=device),
             position_ids=torch.tensor([positions], device=device),
             lengths=tuple(len(row.ids) for row in rows),
             segments=tuple(segments),
             keep=torch.tensor(keep, dtype=torch.int64, device=device),
-            branches=tuple(tuple(row.branches) for row in rows)
-            if any(row.branches for row in rows)
-            else (),
+            branches=branches if any(branches) else (),
         )
 
 
@@ -144,7 +141,6 @@ class Base:
         return out
 
     def linears(self) -> dict[str, nn.Linear]:
-        """Every linear layer by module name, as the base has it (adapters unwrapped)."""
         return linear_layers(self.model)
 
     def trainable_copy(self) -> "Base":
@@ -154,20 +150,12 @@ class Base:
             raise ValueError("detach all adapters before copying the base")
         model = copy.deepcopy(self.model).float()
         unwrap(model)
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
-        compute_in(model, self.model.dtype)
+        model.requires_grad_(True)
+        if (dtype := self.model.dtype) != model.dtype:
+            # Mixed precision (1710.03740): autocast keeps norms, softmax and sums in float32.
+            forward: Any = torch.autocast(model.device.type, dtype)(model.forward)
+            model.forward = forward
         return Base(model, self.tokenizer, self.record, self.folder, MultiLora(model))
-
-
-def compute_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Compute a float32 model's matrix products in ``dtype`` (mixed precision, 1710.03740).
-
-    autocast keeps norms, softmax and sums in float32, as gradients and the optimizer's sums are.
-    """
-    if dtype != model.dtype:
-        forward: Any = torch.autocast(model.device.type, dtype)(model.forward)
-        model.forward = forward
 
 
 def batches_of(rows: Iterable[Row], batch_tokens: int) -> Iterable[list[Row]]:

@@ -47,10 +47,8 @@ class CheckpointReader:
 
     @classmethod
     def open(cls, folder: Path) -> "CheckpointReader":
-        """Read a folder's configuration and the names in its files, not the values.
-
-        Raises UserError for a model that cannot be used, IntegrityError for a missing shard.
-        """
+        """Read a folder's configuration and the names in its files, not the values. Raises
+        UserError for a model that cannot be used, IntegrityError for a missing shard."""
         checked_folder(folder)
         config = read_model_config(folder)
         settings = getattr(config, "quantization_config", None)
@@ -86,10 +84,8 @@ class CheckpointReader:
         return self.layers[name]
 
     def weight(self, name: str, device: torch.device | None = None) -> Tensor:
-        """The weight of a linear layer, (out, in), in its stored dtype.
-
-        Raises UserError for an unknown layer, IntegrityError for missing, misshapen or NaN values.
-        """
+        """The weight of a linear layer, (out, in), in its stored dtype. Raises UserError for an
+        unknown layer, IntegrityError for missing, misshapen or NaN values."""
         layer = self.layer(name)
         stored = next((key for key in layer.keys if key in self.shards), None)
         if stored is None:

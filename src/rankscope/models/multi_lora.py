@@ -225,10 +225,8 @@ def output_layer(model: nn.Module) -> nn.Linear | None:
 
 
 def target_linears(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Linear]:
-    """The linear layers that ``targets`` name: module name -> layer, in model order.
-
-    A target is the last part of a module's name, or a whole name; the output head only by name.
-    """
+    """The linear layers that ``targets`` name: module name -> layer, in model order. A target is
+    the last part of a module's name, or a whole name; the output head only by name."""
     linears = linear_layers(model)
     chosen = matching_names(linears, targets, linears)
     return {name: layer for name, layer in linears.items() if name in chosen}

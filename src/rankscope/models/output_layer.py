@@ -46,9 +46,7 @@ class BlockedProduct(torch.autograd.Function):
 
 class BlockedLinear(nn.Linear):
     """A linear layer that computes its frozen product in blocks; a trained one is an ordinary one.
-
-    It shares the parameters of the layer it replaces, which may be tied to the embedding.
-    """
+    It shares the parameters of the layer it replaces, which may be tied to the embedding."""
 
     def __init__(self, linear: nn.Linear) -> None:
         nn.Module.__init__(self)

@@ -91,7 +91,6 @@ def model_on_meta(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def architecture(config: PretrainedConfig) -> Architecture:
-    """Shapes of the causal language model of ``config``."""
     model = model_on_meta(config)
     output = model.get_output_embeddings()
     linear = {
@@ -105,10 +104,8 @@ def architecture(config: PretrainedConfig) -> Architecture:
 
 
 def target_shapes(shapes: Architecture, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """(out, in) of the linear layers that ``targets`` name, by module path.
-
-    A target is the last part, or parts, of a module path, as in PEFT's ``target_modules``.
-    """
+    """(out, in) of the linear layers that ``targets`` name, by module path. A target is the last
+    part, or parts, of a module path, as in PEFT's ``target_modules``."""
     names = [name for name in shapes.linear_shapes if name != shapes.output_layer]
     wanted = matching_names(shapes.linear_shapes, targets, names)
     return {name: shape for name, shape in shapes.linear_shapes.items() if name in wanted}
@@ -164,7 +161,6 @@ def check_targets(config: StudyConfig, shapes: Architecture) -> None:
 
 
 def rank_notes(config: StudyConfig, shapes: Architecture) -> list[str]:
-    """One sentence per rank above min(in, out) of a target matrix."""
     notes: list[str] = []
     for arm in config.arms:
         if arm.is_full:

@@ -138,9 +138,7 @@ def screen(
     ranks: Sequence[int],
 ) -> dict[tuple[int, str, Split], list[float]]:
     """Scores of trained adapters truncated to each rank: (rank, task, split) -> one per trial.
-
-    ``trials`` are the seeds of one arm, scored on its training task and the retention tasks.
-    """
+    ``trials`` are the seeds of one arm, scored on its training task and the retention tasks."""
     task = trials[0].spec.task
     names = [task, *(t.name for t in inputs.config.evaluate.retention if t.name != task)]
     scores: dict[tuple[int, str, Split], list[float]] = {}

@@ -79,10 +79,8 @@ def _base_score(features: PredictorFeatures, ranks: Sequence[int]) -> RankPredic
 
 
 def screened(curve: Mapping[int, float], margin: float, whole: int) -> RankPrediction:
-    """The smallest rank to which an adapter can be truncated at a loss below ``margin``.
-
-    ``curve``: rank -> validation score of the adapter of rank ``whole`` truncated to it.
-    """
+    """The smallest rank to which an adapter can be truncated at a loss below ``margin``. ``curve``:
+    rank -> validation score of the adapter of rank ``whole`` truncated to it."""
     rank = best_rank(curve, margin)
     why = f"r = {whole} scores {curve[whole]:.3f}, truncated to {rank} {curve[rank]:.3f}"
     return _named("truncation_screen", rank, why)
@@ -131,14 +129,12 @@ def _curve_settings(trial: TrialRecords) -> tuple[object, ...]:
 def mean_score(
     study: StudyRecords, trials: Sequence[TrialRecords], task: str, split: Split
 ) -> float | None:
-    """Mean over trials; None if one was not scored."""
     records = [study.evals.get((t.spec.trial_id, task, split)) for t in trials]
     scores = [record.score for record in records if record is not None]
     return float(np.mean(scores)) if scores and len(scores) == len(trials) else None
 
 
 def score_predictors(tasks: Sequence[BacktestTask]) -> tuple[PredictorScore, ...]:
-    """How often each predictor is right, how far off it is, and the score this costs."""
     outcomes: dict[Predictor, list[tuple[bool, float, float]]] = {}
     for task in tasks:
         trained = {p.rank: p.trained for p in task.curve if p.trained is not None}

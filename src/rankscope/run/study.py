@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from rankscope.config.loader import load_study_file
 from rankscope.config.study import StudyConfig
+from rankscope.data.task_source import check_sources
 from rankscope.progress import JsonlReporter, NullReporter, ProgressReporter
 from rankscope.records import StudyRecords
 from rankscope.store import UNITS, Ledger
@@ -38,7 +39,9 @@ class Study:
         Raises:
             UserError: the file cannot be read or used; every fault is named with its line.
         """
-        return cls(load_study_file(Path(path), overrides))
+        config = load_study_file(Path(path), overrides)
+        check_sources(config)
+        return cls(config)
 
     def check(self, reporter: ProgressReporter | None = None) -> "PreparedStudy":
         """Check model, data, tokens, labels and contamination, without loading weights.

@@ -70,10 +70,8 @@ class ArtifactStore:
 
     @contextmanager
     def stage(self, expected_bytes: int | None = None) -> Iterator[Path]:
-        """A fresh folder to write artifacts into, removed at the end.
-
-        Raises DiskFull, before anything is written if ``expected_bytes`` do not fit.
-        """
+        """A fresh folder to write artifacts into, removed at the end. Raises DiskFull, before
+        anything is written if ``expected_bytes`` do not fit."""
         folder = self.out / STAGING / uuid.uuid4().hex
         if expected_bytes is not None:
             free = shutil.disk_usage(self.out).free
@@ -93,10 +91,8 @@ class ArtifactStore:
             shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, staged: Path, relative: str) -> tuple[Artifact, ...]:
-        """Move a staged file or folder to its place, durably; one Artifact per file.
-
-        Anything at ``relative`` is replaced, so the ledger must not name it yet. Raises DiskFull.
-        """
+        """Move a staged file or folder to its place, durably; one Artifact per file. Anything at
+        ``relative`` is replaced, so the ledger must not name it yet. Raises DiskFull."""
         target = self.resolve(relative)
         files = _regular_files(staged)
         artifacts = []

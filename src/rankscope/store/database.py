@@ -97,20 +97,6 @@ def damaged(out: Path, error: BaseException) -> IntegrityError:
     )
 
 
-def record_row(
-    trial_id: str, kind: str, key: str, record: Record, settings: str
-) -> tuple[str, ...]:
-    """A row of ``records``. Raises IntegrityError for numbers that JSON does not have."""
-    try:
-        body = json.dumps(record.model_dump(), separators=(",", ":"), allow_nan=False)
-    except ValueError as error:
-        raise IntegrityError(
-            f"{kind} record of {trial_id} {key}: holds NaN or an infinity. Expected finite "
-            "numbers; mark the trial as 'diverged' instead."
-        ) from error
-    return trial_id, kind, key, body, body_sha256(body, settings), settings
-
-
 def body_sha256(body: str, settings: str) -> str:
     return hashlib.sha256(f"{body}\n{settings}".encode()).hexdigest()
 

@@ -5,7 +5,6 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from rankscope.errors import UserError
@@ -32,7 +31,6 @@ from rankscope.store.database import (
     is_damaged,
     json_list,
     parse_record,
-    record_row,
     stored_list,
     stored_records,
     study_body,
@@ -49,8 +47,7 @@ from rankscope.store.results import (
     StoredGroups,
     StoredRecord,
     TrialFailure,
-    key_of,
-    kind_of,
+    record_row,
     set_status,
 )
 from rankscope.store.verify import find_problems
@@ -112,12 +109,7 @@ class Ledger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close()
         if error is not None and is_damaged(error):
             raise damaged(self.out, error) from error
@@ -160,10 +152,8 @@ class Ledger:
         self._put(notes=json.dumps(list(notes)))
 
     def put_trials(self, specs: Sequence[TrialSpec]) -> int:
-        """Make ``specs``, in this order, the trials of the study; returns how many are new.
-
-        Trials that are no longer in the study keep their results, but ``load`` omits them.
-        """
+        """Make ``specs``, in this order, the trials of the study; returns how many are new. Trials
+        that are no longer in the study keep their results, but ``load`` omits them."""
         with transaction(self._db, self.out):
             count = "SELECT COUNT(*) FROM trials"
             before = int(self._db.execute(count).fetchone()[0])
@@ -183,7 +173,6 @@ class Ledger:
         return None if body is None else parse_record(StoredGroups, body, "study: groups")
 
     def add_seconds(self, seconds: float) -> None:
-        """Add to the wall time spent on the study over all runs."""
         self._put(seconds=repr(float(study_body(self._db, "seconds") or 0.0) + seconds))
 
     def _put(self, **bodies: str) -> None:
@@ -196,10 +185,8 @@ class Ledger:
         return self._store.stage(expected_bytes)
 
     def publish(self, staged: Path, relative: str) -> tuple[Artifact, ...]:
-        """Move a staged file or folder to ``relative``; pass the result to a ``commit``.
-
-        If the ledger names that place already, what is stored stays and its rows are returned.
-        """
+        """Move a staged file or folder to ``relative``; pass the result to a ``commit``. If the
+        ledger names that place already, what is stored stays and its rows are returned."""
         self._store.resolve(relative)
         return self.artifacts(relative) or self._store.publish(staged, relative)
 
@@ -208,37 +195,28 @@ class Ledger:
         records: Sequence[StoredRecord] = (),
         artifacts: Iterable[Artifact] = (),
         settings: Mapping[str, str] | None = None,
+        failures: Sequence[TrialFailure] = (),
     ) -> None:
-        """Store records, of any kind but ``train``, and artifacts in one transaction.
+        """Store records and artifacts, and who was trained or failed in training, together.
 
         An evaluation comes with its items, at ``items_path``. ``settings`` is what the records
         depend on besides the trial, by its id; a later run with other settings is refused. Raises
         IntegrityError for a number that is not finite, KeyError for an unknown trial or missing
         items.
         """
+        of_trial = settings or {}
+        rows = [record_row(record, of_trial.get(record.trial_id, "")) for record in records]
         with transaction(self._db, self.out):
-            self._insert(records, artifacts, settings or {})
+            self._insert(rows, artifacts)
             for record in records:
-                if isinstance(record, EvalRecord):
+                if isinstance(record, TrainRecord):
+                    set_status(self._db, record.trial_id, "trained", expected=UNTRAINED)
+                elif isinstance(record, EvalRecord):
                     place = items_path(record.trial_id, record.task, record.split)
                     if not self.artifacts(place):
                         raise KeyError(f"{place}: an evaluation is stored together with its items")
-        self._remember(records)
-
-    def commit_training(
-        self,
-        records: Sequence[TrainRecord],
-        failures: Sequence[TrialFailure] = (),
-        artifacts: Iterable[Artifact] = (),
-    ) -> None:
-        """Store one group's training in one transaction; errors as of :meth:`commit`."""
-        with transaction(self._db, self.out):
-            self._insert(records, artifacts, {})
-            for record in records:
-                set_status(self._db, record.trial_id, "trained", expected=UNTRAINED)
             for failure in failures:
                 set_status(self._db, failure.trial_id, failure.status, failure.reason, UNTRAINED)
-        self._remember(records)
 
     def fail_trials(self, failures: Sequence[TrialFailure]) -> None:
         with transaction(self._db, self.out):
@@ -265,24 +243,12 @@ class Ledger:
         trials: Iterable[tuple[str, Status, str | None]],
     ) -> None:
         with transaction(self._db, self.out):
-            self._insert_rows(records, artifacts)
+            self._insert(records, artifacts)
             for trial_id, status, reason in trials:
                 set_status(self._db, trial_id, status, reason)
-        self._record_keys().update((row[1], row[0], row[2]) for row in records)
 
-    def _insert(
-        self,
-        records: Sequence[StoredRecord],
-        artifacts: Iterable[Artifact],
-        settings: Mapping[str, str],
-    ) -> None:
-        rows = [
-            record_row(r.trial_id, kind_of(r), key_of(r), r, settings.get(r.trial_id, ""))
-            for r in records
-        ]
-        self._insert_rows(rows, artifacts)
-
-    def _insert_rows(self, rows: Sequence[tuple[str, ...]], artifacts: Iterable[Artifact]) -> None:
+    def _insert(self, rows: Sequence[tuple[str, ...]], artifacts: Iterable[Artifact]) -> None:
+        self._keys = None  # read again when asked for
         known = {BASE, *(row[0] for row in self._db.execute("SELECT trial_id FROM trials"))}
         for row in rows:
             if trial_of(row[0]) not in known:
@@ -320,13 +286,10 @@ class Ledger:
         ]
 
     def _record_keys(self) -> set[tuple[str, str, str]]:
-        """(kind, trial id, key) of every record; read once, then kept up to date."""
+        """(kind, trial id, key) of every record."""
         if self._keys is None:
             self._keys = set(self._db.execute("SELECT kind, trial_id, key FROM records"))
         return self._keys
-
-    def _remember(self, records: Sequence[StoredRecord]) -> None:
-        self._record_keys().update((kind_of(r), r.trial_id, key_of(r)) for r in records)
 
     # --- reading
 
@@ -378,7 +341,5 @@ class Ledger:
 
     def verify(self, *, quick: bool = False) -> list[Problem]:
         """Re-hash every record and artifact; an empty list means all is as it was written.
-
-        ``quick`` compares the sizes of artifacts instead of their hashes.
-        """
+        ``quick`` compares the sizes of artifacts instead of their hashes."""
         return find_problems(self._db, self._store, quick=quick)

@@ -47,9 +47,7 @@ class StudyLock:
 
 def running_process(out: Path) -> str | None:
     """The process that runs the study in ``out``, such as ``4711 on host``; None if there is none.
-
-    Looks by taking the lock for a moment, which a runner that starts just then waits for.
-    """
+    Looks by taking the lock for a moment, which a runner that starts just then waits for."""
     try:
         fd = os.open(out / "ledger.lock", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

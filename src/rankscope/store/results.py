@@ -1,10 +1,12 @@
 """What the ledger keeps of a trial: its status, and records by kind and key."""
 
+import json
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rankscope.errors import IntegrityError
 from rankscope.records import (
     FAILED,
     CurvePoint,
@@ -15,6 +17,7 @@ from rankscope.records import (
     Status,
     TrainRecord,
 )
+from rankscope.store.database import body_sha256
 
 PointKey = tuple[str, str, int]  # Of a learning curve: (trial id, task, optimizer steps done)
 RecordKind = Literal["train", "curve", "eval", "spectra", "heads"]
@@ -25,8 +28,6 @@ UNTRAINED: tuple[Status, ...] = ("planned", *sorted(FAILED))  # From which train
 
 @dataclass(frozen=True, slots=True)
 class TrialFailure:
-    """Why a trial did not finish; stored and shown like any result."""
-
     trial_id: str
     status: Literal["diverged", "oom", "failed"]
     reason: str  # One sentence
@@ -60,6 +61,19 @@ def key_of(record: StoredRecord) -> str:
         case CurvePoint():
             return f"{record.task}/{record.step}"
     return ""
+
+
+def record_row(record: StoredRecord, settings: str) -> tuple[str, ...]:
+    """A row of ``records``. Raises IntegrityError for numbers that JSON does not have."""
+    trial_id, kind, key = record.trial_id, kind_of(record), key_of(record)
+    try:
+        body = json.dumps(record.model_dump(), separators=(",", ":"), allow_nan=False)
+    except ValueError as error:
+        raise IntegrityError(
+            f"{kind} record of {trial_id} {key}: holds NaN or an infinity. Expected finite "
+            "numbers; mark the trial as 'diverged' instead."
+        ) from error
+    return trial_id, kind, key, body, body_sha256(body, settings), settings
 
 
 def set_status(

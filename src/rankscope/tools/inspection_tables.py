@@ -21,6 +21,18 @@ AVERAGED = (
     *(f"{name}_{side}" for name in SIDED for side in ("left", "right")),
 )
 MODEL = ["model", "kind", "rank", "scaling"]
+BY_HEAD = {
+    "score_change_before": "base_change",
+    "score_change_after": "tuned_change",
+    "gold_change_before": "base_gold_change",
+    "gold_change_after": "tuned_gold_change",
+    "gold_difference_error": "gold_difference_error",
+}
+BY_LAYER = {
+    "gold_change_before": "base_layer_gold_change",
+    "gold_change_after": "tuned_layer_gold_change",
+}
+"""Columns of ablations, and the fields of the record with the values."""
 TableRow = dict[str, object]
 
 
@@ -34,11 +46,9 @@ def write_tables(inspection: Inspection, folder: Path) -> None:
         "matrices": matrices,
         "layers": _summed(matrices, "layer"),
         "modules": _summed(matrices, "module"),
-        "heads": pd.DataFrame([row for model, h in heads for row in _head_rows(model, h)]),
-        "kv_heads": pd.DataFrame([row for model, h in heads for row in _kv_head_rows(model, h)]),
-        "head_ablations": pd.DataFrame(
-            [row for model, h in heads for row in _ablation_rows(model, h)]
-        ),
+        "heads": pd.DataFrame(row for m, h in heads for row in _head_rows(m, h, True)),
+        "kv_heads": pd.DataFrame(row for m, h in heads for row in _head_rows(m, h, False)),
+        "head_ablations": pd.DataFrame(row for m, h in heads for row in _ablation_rows(m, h)),
     }
     for name, table in tables.items():
         if len(table):
@@ -68,60 +78,29 @@ def _summed(matrices: pd.DataFrame, key: str) -> pd.DataFrame:
     return table.assign(frobenius=table["frobenius"] ** 0.5)
 
 
-def _head_rows(model: TableRow, heads: HeadsRecord) -> Iterator[TableRow]:
-    roles = {(role.layer, role.head): role for role in heads.roles}
-    changes = _changes(heads)
+def _head_rows(model: TableRow, heads: HeadsRecord, is_query: bool) -> Iterator[TableRow]:
+    """One row per query head, or key/value head: the change of its slices, and its importance."""
+    modules = ("q_proj", "o_proj") if is_query else ("k_proj", "v_proj")
+    fields = ("importance", "entropy") if is_query else ("group_importance",)
+    changes = {(c.module, c.layer): (c.frobenius, c.relative) for c in heads.changes}
+    roles = {(role.layer, role.head): (role.skill, role.lost) for role in heads.roles}
     for before, after in zip(heads.base, heads.tuned, strict=True):
-        for head in range(len(after.importance)):
-            role = roles.get((after.layer, head))
-            yield {
-                **model,
-                "layer": after.layer,
-                "head": head,
-                **_change_columns(changes, ("q_proj", "o_proj"), after.layer, head),
-                "importance_before": before.importance[head],
-                "importance_after": after.importance[head],
-                "entropy_before": before.entropy[head],
-                "entropy_after": after.entropy[head],
-                "skill": None if role is None else role.skill,
-                "lost": None if role is None else role.lost,
-            }
-
-
-def _kv_head_rows(model: TableRow, heads: HeadsRecord) -> Iterator[TableRow]:
-    changes = _changes(heads)
-    for before, after in zip(heads.base, heads.tuned, strict=True):
-        for head in range(len(after.group_importance)):
-            yield {
-                **model,
-                "layer": after.layer,
-                "head": head,
-                **_change_columns(changes, ("k_proj", "v_proj"), after.layer, head),
-                "importance_before": before.group_importance[head],
-                "importance_after": after.group_importance[head],
-            }
-
-
-def _changes(heads: HeadsRecord) -> dict[tuple[str, int, int], tuple[float, float]]:
-    """(|dW_h|_F, |dW_h|_F / |W0_h|_F) by module, layer and head."""
-    return {
-        (change.module, change.layer, head): pair
-        for change in heads.changes
-        for head, pair in enumerate(zip(change.frobenius, change.relative, strict=True))
-    }
-
-
-def _change_columns(
-    changes: dict[tuple[str, int, int], tuple[float, float]],
-    modules: tuple[str, ...],
-    layer: int,
-    head: int,
-) -> TableRow:
-    row: TableRow = {}
-    for module in modules:
-        pair = changes.get((module, layer, head), (None, None))
-        row[f"{module}_frobenius"], row[f"{module}_relative"] = pair
-    return row
+        for head in range(len(getattr(after, fields[0]))):
+            row = {**model, "layer": after.layer, "head": head}
+            for module in modules:
+                for name, values in zip(
+                    ("frobenius", "relative"),
+                    changes.get((module, after.layer), (None, None)),
+                    strict=True,
+                ):
+                    row[f"{module}_{name}"] = None if values is None else values[head]
+            for field in fields:
+                name = field.removeprefix("group_")
+                row[f"{name}_before"] = getattr(before, field)[head]
+                row[f"{name}_after"] = getattr(after, field)[head]
+            if is_query:
+                row["skill"], row["lost"] = roles.get((after.layer, head), (None, None))
+            yield row
 
 
 def _ablation_rows(model: TableRow, heads: HeadsRecord) -> Iterator[TableRow]:
@@ -129,22 +108,9 @@ def _ablation_rows(model: TableRow, heads: HeadsRecord) -> Iterator[TableRow]:
     for ablation in heads.ablations:
         identity = {**model, "task": ablation.task, "items": ablation.items}
         for layer, errors in enumerate(ablation.gold_difference_error):
-            for head, error in enumerate(errors):
-                yield {
-                    **identity,
-                    "layer": layer,
-                    "head": head,
-                    "score_change_before": ablation.base_change[layer][head],
-                    "score_change_after": ablation.tuned_change[layer][head],
-                    "gold_change_before": ablation.base_gold_change[layer][head],
-                    "gold_change_after": ablation.tuned_gold_change[layer][head],
-                    "gold_difference_error": error,
-                }
-        whole = zip(ablation.base_layer_gold_change, ablation.tuned_layer_gold_change, strict=True)
-        for layer, (before, after) in enumerate(whole):
-            yield {
-                **identity,
-                "layer": layer,
-                "gold_change_before": before,
-                "gold_change_after": after,
-            }
+            for head in range(len(errors)):
+                by_head = {c: getattr(ablation, f)[layer][head] for c, f in BY_HEAD.items()}
+                yield {**identity, "layer": layer, "head": head, **by_head}
+        for layer in range(len(ablation.base_layer_gold_change)):
+            by_layer = {c: getattr(ablation, f)[layer] for c, f in BY_LAYER.items()}
+            yield {**identity, "layer": layer, **by_layer}

@@ -29,8 +29,6 @@ from rankscope.train.loss import BLOCK_BYTES
 
 @dataclass(frozen=True, slots=True)
 class LossTerm:
-    """Rows of one trial's optimizer step whose losses are averaged together."""
-
     adapter_name: str | None  # The trial's adapter; None trains the model itself
     rows: Sequence[EncodedRow]
     weight: float = 1.0  # Of the mean loss in the step's loss
@@ -68,14 +66,11 @@ def loss_terms(
 
 
 class KlDivergences(torch.autograd.Function):
-    """KL(base || tuned) at every position, one block of logits at a time.
-
-    As in ``train/loss.py``, the same pass computes the gradient, p_tuned - p_base, in their dtype.
-    """
+    """KL(base || tuned) at every position, one block of logits at a time. As in ``train/loss.py``,
+    the same pass computes the gradient, p_tuned - p_base, in their dtype."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, base_logits: Tensor) -> Tensor:
-        """(M, vocabulary) twice -> (M,) float32."""
         divergences = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
         grads = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         rows = max(1, BLOCK_BYTES // (4 * logits.shape[1]))
@@ -128,11 +123,8 @@ def base_logits_of(base: Base, parts: Sequence[Sequence[EncodedRow]]) -> list[Te
 
 @dataclass(slots=True)
 class EarlyStop:
-    """When a trial stops, and its best weights so far.
-
-    Only a score above all earlier ones is better: of equal scores the first counts, since its
-    weights moved least.
-    """
+    """When a trial stops, and its best weights so far. Only a score above all earlier ones is
+    better: of equal scores the first counts, since its weights moved least."""
 
     patience: int
     best_score: float = -math.inf
@@ -162,7 +154,6 @@ class EarlyStop:
             parameter.copy_(best)
 
     def counters(self) -> dict[str, float]:
-        """The state without the weights, JSON-compatible."""
         names = ("best_score", "best_step", "observed_step", "waited")
         return {name: getattr(self, name) for name in names} if self.observed_step else {}
 

@@ -15,9 +15,11 @@ from evaluation_worlds import (
 )
 
 from rankscope.config.study import EvaluateConfig
-from rankscope.data.items import Item
+from rankscope.data.encode import EncodedRow
+from rankscope.data.items import Item, Message
 from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import evaluate_task
+from rankscope.evaluate.scorers.loss import LossScorer
 from rankscope.records import BASE
 
 SETTINGS = EvaluateConfig(batch_tokens=64, max_new_tokens=12)
@@ -45,9 +47,32 @@ def test_loss_equals_one_row_at_a_time() -> None:
     assert record.metrics["logprob_per_token_pooled"] == pytest.approx(
         sum(sums) / sum(counts), rel=1e-5
     )
+    num_bytes = sum(len(item.completion.encode()) for item in text_items())
+    assert record.metrics["bits_per_byte"] == pytest.approx(-sum(sums) / num_bytes / math.log(2))
+    assert record.metrics["perplexity"] == pytest.approx(math.exp(-sum(sums) / sum(counts)))
     # The end token is part of what is scored: the model must know when to stop.
     assert row.input_ids[-1] == tokenizer().eos_token_id
     assert row.is_label[-1]
+
+
+def test_bytes_are_those_of_the_text_that_was_scored() -> None:
+    """Of a conversation both answers; of a row cut at ``max_length`` what is left of its answer."""
+    turns = (Message("user", "the cat"), Message("assistant", "é"), Message("user", "on"))
+    talk = Item("toy/test/1", "on", "mat", messages=(*turns, Message("assistant", "mat")))
+    long = Item("toy/test/2", "a", "1 2 3 4 5 6 7 8 9")
+    coder, scorer = encoder(max_length=8), LossScorer()
+    whole = encoder().training_row(talk, "completion")
+    cut = coder.training_row(long, "completion")
+    assert whole is not None
+    assert cut is not None
+    assert cut.truncated
+    assert scorer.num_bytes(coder, talk, [whole]) == len("émat".encode())
+    kept = coder.tokenizer.decode([t for t, k in zip(*cut_parts(cut), strict=True) if k])
+    assert scorer.num_bytes(coder, long, [cut]) == len(kept.encode()) < len(long.completion)
+
+
+def cut_parts(row: EncodedRow) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    return row.input_ids, row.is_label
 
 
 def test_perplexity_scores_every_token_once_whatever_the_window() -> None:

@@ -26,9 +26,7 @@ Weights = Callable[[str], Tensor]  # Module path -> weight, (out, in)
 
 def low_rank_head_norms(A: Tensor, B: Tensor, num_heads: int, by_columns: bool) -> Tensor:
     """|(B A)_h|_F of every head, without forming B A: A (r, in), B (out, r) -> (heads,) float64.
-
-    Heads are side by side in the rows of B, or ``by_columns`` (o_proj) in the columns of A.
-    """
+    Heads are side by side in the rows of B, or ``by_columns`` (o_proj) in the columns of A."""
     a, b = to_float64(A), to_float64(B)
     # tr[(B_h^T B_h) M] with M = A A^T is the sum of (B_h M) * B_h: row by row, then head by head.
     squares = ((b.T @ b @ a) * a).sum(0) if by_columns else ((b @ (a @ a.T)) * b).sum(1)

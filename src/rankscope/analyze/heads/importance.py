@@ -73,10 +73,8 @@ def head_importance(model: HeadModel, trees: Sequence[TokenTree]) -> Importance:
 def gradient_hooks(
     model: HeadModel, batch: RowBatch
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """While inside, a backward pass collects z_h . dL/dz_h: by layer, (rows, H).
-
-    Yields the first layer's z, at which the backward pass ends, and the products.
-    """
+    """While inside, a backward pass collects z_h . dL/dz_h: by layer, (rows, H). Yields the first
+    layer's z, at which the backward pass ends, and the products."""
     first_z: list[Tensor] = []
     products = [torch.zeros(0)] * len(model.layout)
     num_rows = len(batch.lengths)

@@ -3,7 +3,7 @@
 import re
 from typing import TYPE_CHECKING
 
-from rankscope.evaluate.scorers.generation import GenerationScorer, first_match
+from rankscope.evaluate.scorers.generation import EqualAnswerScorer, first_match
 
 if TYPE_CHECKING:
     from rankscope.data.items import Item
@@ -14,7 +14,7 @@ def normalized_answer(text: str) -> str:
     return " ".join(text.casefold().split()).rstrip(".").rstrip()
 
 
-class ExactMatchScorer(GenerationScorer):
+class ExactMatchScorer(EqualAnswerScorer):
     """The whole answer, or the part that the task's ``extract`` matches, equals the gold answer."""
 
     name = "exact_match"

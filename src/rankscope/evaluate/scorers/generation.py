@@ -1,9 +1,11 @@
 """Shared by the scorers that let models write answers: prompts, stop strings, judging."""
 
+import math
 import re
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rankscope.data.numbers import ANSWER_MARK
@@ -20,10 +22,19 @@ if TYPE_CHECKING:
     from rankscope.evaluate.scorers.scorer import ScoringJob
 
 
-class GenerationScorer(Scorer[list[int]]):
-    """Greedy answers compared with gold answers; a subclass says what is compared.
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What one written answer is worth."""
 
-    Metrics: ``exact_match``, ``stopped`` (share of answers that ended by themselves) and, for a
+    score: float
+    gold: str  # What it was compared with
+    prediction: str | None  # What was compared of it; None if nothing was found
+
+
+class GenerationScorer(Scorer[list[int]]):
+    """Greedy answers compared with gold answers; a subclass says how.
+
+    Metrics: the mean score, ``stopped`` (share of answers that ended by themselves) and, for a
     scorer that lists it or a task with ``extract``, ``answered`` (share of answers in which
     something to compare was found).
     """
@@ -34,12 +45,8 @@ class GenerationScorer(Scorer[list[int]]):
     generates = True
 
     @abstractmethod
-    def comparable(self, text: str) -> str | None:
-        """What is compared of an answer, equal for equal answers; None if there is nothing."""
-
-    @abstractmethod
-    def gold(self, item: "Item", pattern: re.Pattern[str] | None) -> str:
-        """What :meth:`comparable` must equal; ``pattern`` is the task's ``extract``."""
+    def judge_answer(self, item: "Item", text: str, pattern: re.Pattern[str] | None) -> Judgement:
+        """Compare one answer with the item's gold answer; ``pattern`` is the task's ``extract``."""
 
     def encode(
         self, encoder: "Encoder", items: "Sequence[Item]", spec: "TaskSpec", context: int | None
@@ -82,20 +89,23 @@ class GenerationScorer(Scorer[list[int]]):
             for name, generations in by_model.items()
         }
         total = sum(tokens.values())
-        return {
-            name: self.judge(
-                split.items, generations, job.spec, seconds * tokens[name] / total, tokens[name]
+        gold = gold_logprobs(job, limits.context)
+        scores = {}
+        for name, generations in by_model.items():
+            judged = self.judge(split.items, generations, job.spec)
+            scores[name] = ModelScores(
+                [
+                    replace(result, gold_logprob=logprob, gold_tokens=length)
+                    for result, (logprob, length) in zip(judged.items, gold[name], strict=True)
+                ],
+                judged.metrics,
+                seconds * tokens[name] / total,
+                tokens[name],
             )
-            for name, generations in by_model.items()
-        }
+        return scores
 
     def judge(
-        self,
-        items: "Sequence[Item]",
-        generations: "Sequence[Generation]",
-        spec: "TaskSpec",
-        seconds: float = 0.0,
-        num_tokens: int = 0,
+        self, items: "Sequence[Item]", generations: "Sequence[Generation]", spec: "TaskSpec"
     ) -> ModelScores:
         """Scores of one model from its answers, in item order."""
 
@@ -105,27 +115,77 @@ class GenerationScorer(Scorer[list[int]]):
         results: list[ItemResult] = []
         answered: list[float] = []
         for item, generation in zip(items, generations, strict=True):
-            part = first_match(pattern, generation.text) if pattern else generation.text
-            prediction = None if part is None else self.comparable(part)
-            gold = self.gold(item, pattern)
-            answered.append(float(prediction is not None))
+            judgement = self.judge_answer(item, generation.text, pattern)
+            answered.append(float(judgement.prediction is not None))
             results.append(
                 ItemResult(
                     item_id=item.item_id,
                     subject=item.subject,
-                    score=float(prediction == gold),
-                    gold=gold,
-                    prediction=prediction or "",
+                    score=judgement.score,
+                    gold=judgement.gold,
+                    prediction=judgement.prediction or "",
                     generated=generation.text,
                 )
             )
         metrics = {
-            "exact_match": exact_mean([result.score for result in results]),
+            self.default_metric: exact_mean([result.score for result in results]),
             "stopped": exact_mean([float(generation.stopped) for generation in generations]),
         }
         if pattern or "answered" in self.metrics:
             metrics["answered"] = exact_mean(answered)
-        return ModelScores(results, metrics, seconds, num_tokens)
+        return ModelScores(results, metrics)
+
+
+class EqualAnswerScorer(GenerationScorer):
+    """Right if what is compared of the answer equals what is compared of the gold answer."""
+
+    def judge_answer(self, item: "Item", text: str, pattern: re.Pattern[str] | None) -> Judgement:
+        part = first_match(pattern, text) if pattern else text
+        prediction = None if part is None else self.comparable(part)
+        gold = self.gold(item, pattern)
+        return Judgement(float(prediction == gold), gold, prediction)
+
+    @abstractmethod
+    def comparable(self, text: str) -> str | None:
+        """What is compared of an answer, equal for equal answers; None if there is nothing."""
+
+    @abstractmethod
+    def gold(self, item: "Item", pattern: re.Pattern[str] | None) -> str:
+        """What :meth:`comparable` must equal; ``pattern`` is the task's ``extract``."""
+
+
+def gold_logprobs(
+    job: "ScoringJob", context: int
+) -> dict[str | None, list[tuple[float | None, int | None]]]:
+    """Log p of every item's written gold answer and its tokens, by model.
+
+    None for an answer that does not fit the context after its prompt, or is not finite. One
+    forward pass: little beside the answers that are written, and forgetting shows in it before an
+    answer changes.
+    """
+    from rankscope.evaluate.likelihood import Question, continuation_logprobs
+
+    answers = [
+        job.encoder.answer_ids(item.completion or item.reference, item) for item in job.split.items
+    ]
+    fitting = [
+        i
+        for i, (prompt, answer) in enumerate(zip(job.split.encoded, answers, strict=True))
+        if answer and len(prompt) + len(answer) <= context
+    ]
+    unknown: tuple[float | None, int | None] = (None, None)
+    found = {name: [unknown] * len(answers) for name in job.adapter_names}
+    if not fitting:
+        return found
+    questions = [Question(job.split.encoded[i], [answers[i]]) for i in fitting]
+    by_model = continuation_logprobs(
+        job.base, questions, job.adapter_names, job.settings.batch_tokens
+    )
+    for name, logprobs in by_model.items():
+        for i, total in zip(fitting, logprobs.totals.tolist(), strict=True):
+            if math.isfinite(total):
+                found[name][i] = (total, len(answers[i]))
+    return found
 
 
 def first_match(pattern: re.Pattern[str], text: str) -> str | None:

@@ -24,14 +24,20 @@ if TYPE_CHECKING:
 class LossScorer(Scorer["list[EncodedRow]"]):
     """Log p of the labelled tokens of every item, nats; an item is a list of one row.
 
-    ``logprob_per_token`` is the mean over items of each item's mean, ``logprob_per_token_pooled``
-    the mean over all labelled tokens. A model whose log-probabilities are not finite raises
-    NotFiniteError.
+    ``logprob_per_token`` is the mean over items of each item's mean; the pooled metrics are over
+    all labelled tokens, or over the UTF-8 bytes of the text they spell. A model whose
+    log-probabilities are not finite raises NotFiniteError.
     """
 
     name = "loss"
     summary = "log p of the answer's tokens, end token included"
-    metrics = {"logprob_per_token": "", "logprob_per_token_pooled": ""}
+    metrics = {
+        "logprob_per_token": "",
+        "logprob_per_token_pooled": "",
+        "logprob_per_byte_pooled": "",
+        "bits_per_byte": "",
+        "perplexity": "",
+    }
     unit = "log_probability"
     scores_one_row = True
 
@@ -80,6 +86,10 @@ class LossScorer(Scorer["list[EncodedRow]"]):
         rows = [row for of_item in encoded for row in of_item]
         owners = np.repeat(np.arange(len(items)), [len(of_item) for of_item in encoded])
         counts = [sum(sum(row.is_label) for row in of_item) for of_item in encoded]
+        num_bytes = sum(
+            self.num_bytes(job.encoder, item, of_item)
+            for item, of_item in zip(items, encoded, strict=True)
+        )
         scores = {}
         by_model = row_logprobs(job.base, rows, job.adapter_names, job.settings.batch_tokens)
         for name, logprobs in by_model.items():
@@ -98,7 +108,7 @@ class LossScorer(Scorer["list[EncodedRow]"]):
                 for item, total, count in zip(items, totals, counts, strict=True)
             ]
             metrics = {"logprob_per_token": exact_mean([result.score for result in results])}
-            metrics |= self.pooled_metrics(items, math.fsum(totals), sum(counts))
+            metrics |= pooled_metrics(math.fsum(totals), sum(counts), num_bytes)
             scores[name] = ModelScores(results, metrics, logprobs.seconds, logprobs.num_tokens)
         return scores
 
@@ -106,8 +116,23 @@ class LossScorer(Scorer["list[EncodedRow]"]):
         """The scored text, as the results hold it."""
         return item.completion
 
-    def pooled_metrics(
-        self, items: "Sequence[Item]", total: float, num_tokens: int
-    ) -> dict[str, float]:
-        """Metrics over all labelled tokens. ``total``: their log p, nats."""
-        return {"logprob_per_token_pooled": total / num_tokens}
+    def num_bytes(self, encoder: "Encoder", item: "Item", encoded: "list[EncodedRow]") -> int:
+        """UTF-8 bytes of the scored text; the end token has none."""
+        if self.is_cut_at_end(encoded):
+            (row,) = encoded
+            labels = zip(row.input_ids, row.is_label, strict=True)
+            ids = [token for token, is_label in labels if is_label]
+            return len(encoder.tokenizer.decode(ids, skip_special_tokens=True).encode())
+        answers = [m.content for m in item.messages if m.role == "assistant"]
+        return sum(len(text.encode()) for text in answers or [item.completion])
+
+
+def pooled_metrics(total: float, num_tokens: int, num_bytes: int) -> dict[str, float]:
+    """Metrics over all labelled tokens. ``total``: their log p, nats."""
+    per_token, per_byte = total / num_tokens, total / max(1, num_bytes)
+    return {
+        "logprob_per_token_pooled": per_token,
+        "logprob_per_byte_pooled": per_byte,
+        "bits_per_byte": -per_byte / math.log(2),
+        "perplexity": math.exp(min(-per_token, 700.0)),
+    }

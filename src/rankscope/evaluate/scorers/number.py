@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from rankscope.data.numbers import ANSWER_MARK, extract_number, gold_number
 from rankscope.data.rows import BadRow
 from rankscope.errors import UserError
-from rankscope.evaluate.scorers.generation import GenerationScorer
+from rankscope.evaluate.scorers.generation import EqualAnswerScorer
 
 if TYPE_CHECKING:
     from rankscope.data.items import Item
     from rankscope.data.rows import RowContent
 
 
-class NumberScorer(GenerationScorer):
+class NumberScorer(EqualAnswerScorer):
     """The final number of the answer is compared with the gold number."""
 
     name = "number"

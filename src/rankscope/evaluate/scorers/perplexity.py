@@ -6,7 +6,6 @@ without overlap). The first token of a text is scored after the tokenizer's begi
 token if it has none, as in lm-evaluation-harness's rolling log-likelihood.
 """
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +26,6 @@ class PerplexityScorer(LossScorer):
 
     name = "perplexity"
     summary = "log p of every token of a text"
-    metrics = {
-        "logprob_per_token": "",
-        "logprob_per_token_pooled": "",
-        "logprob_per_byte_pooled": "",
-        "bits_per_byte": "",
-        "perplexity": "",
-    }
     scores_one_row = False
 
     def encode(
@@ -69,14 +61,5 @@ class PerplexityScorer(LossScorer):
     def gold(self, item: "Item") -> str:
         return ""
 
-    def pooled_metrics(
-        self, items: "Sequence[Item]", total: float, num_tokens: int
-    ) -> dict[str, float]:
-        num_bytes = sum(len(item.completion.encode()) for item in items)
-        per_token = total / num_tokens
-        return {
-            "logprob_per_token_pooled": per_token,
-            "logprob_per_byte_pooled": total / num_bytes,
-            "bits_per_byte": -total / num_bytes / math.log(2),
-            "perplexity": math.exp(min(-per_token, 700.0)),
-        }
+    def num_bytes(self, encoder: "Encoder", item: "Item", encoded: "list[EncodedRow]") -> int:
+        return len(item.completion.encode())

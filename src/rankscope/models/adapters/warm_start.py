@@ -18,8 +18,6 @@ MAX_SHOWN_TARGETS = 4  # Module names shown in a message
 
 @dataclass(frozen=True, slots=True)
 class WarmStart:
-    """An adapter on disk that training continues."""
-
     folder: Path
     sha256: str  # Of its configuration and weights
     base_sha256: str | None  # Recorded hash of its base
@@ -34,10 +32,8 @@ class WarmStart:
 def resolve_warm_starts(
     config: StudyConfig, shapes: Architecture
 ) -> tuple[StudyConfig, Mapping[str, WarmStart]]:
-    """Fill method, rank, alpha and targets of arms with ``init_from`` from their adapters.
-
-    Returns the filled configuration, and the adapters by folder as the study names it.
-    """
+    """Fill method, rank, alpha and targets of arms with ``init_from`` from their adapters. Returns
+    the filled configuration, and the adapters by folder as the study names it."""
     warm_starts: dict[str, WarmStart] = {}
     arms = []
     for index, arm in enumerate(config.arms):

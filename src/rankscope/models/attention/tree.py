@@ -32,7 +32,6 @@ class TreeMask:
 
     @classmethod
     def of(cls, lengths: Sequence[int], branches: Sequence[Sequence[int]]) -> "TreeMask":
-        """Rows of the given lengths that end in branches of the given lengths."""
         width = max(lengths)
         branch = torch.full((len(lengths), width), -1)
         position = torch.zeros_like(branch)
@@ -49,10 +48,8 @@ class TreeMask:
         return cls(branch, position, tuple(trunks))
 
     def visible(self, rows: Sequence[int], first: int, last: int) -> Tensor:
-        """Which keys before ``last`` the queries from ``first`` on see, (R, queries, keys).
-
-        Places beyond a row's end see its first token: a softmax over nothing would be NaN.
-        """
+        """Which keys before ``last`` the queries from ``first`` on see, (R, queries, keys). Places
+        beyond a row's end see its first token: a softmax over nothing would be NaN."""
         branch = self.branch[list(rows), :last]
         query_branch = branch[:, first:, None]
         is_past = torch.arange(last) <= torch.arange(first, last)[:, None]
@@ -65,9 +62,7 @@ class TreeMask:
         self, group: RowGroup, span: tuple[int, int], heads: tuple[int, int], dtype: torch.dtype
     ) -> Tensor | None:
         """(K R, queries x G, last): 0 or minus infinity; None if the causal mask is enough.
-
-        Computed once for all layers.
-        """
+        Computed once for all layers."""
         num_kv, per_key = heads
         first, last = span
         if min(self.trunks[row] for row in group.rows) >= last:
@@ -101,10 +96,8 @@ def tree_attention(
     tree: TreeMask,
     prefix: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """softmax(s q k^T) v over a row's own keys and the prefix's, without a backward pass.
-
-    q (N, H, D), k and v (N, K, D) -> (N, H, D); the prefix's keys and values are (K, P, D) each.
-    """
+    """softmax(s q k^T) v over a row's own keys and the prefix's, without a backward pass. q (N, H,
+    D), k and v (N, K, D) -> (N, H, D); the prefix's keys and values are (K, P, D) each."""
     q, k, _ = qkv
     num_kv, size = k.shape[1:]
     heads = (num_kv, q.shape[1] // num_kv)

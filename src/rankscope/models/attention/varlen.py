@@ -60,10 +60,8 @@ class KVCache:
         return chosen
 
     def append(self, layer: int, keys: Tensor, values: Tensor, lengths: Tensor) -> None:
-        """Store (R, K, T, D), ``lengths[i]`` tokens of row i, after the row's cached tokens.
-
-        The cache's own ``lengths`` change only in :meth:`advance`, after every layer has stored.
-        """
+        """Store (R, K, T, D), ``lengths[i]`` tokens of row i, after the row's cached tokens. The
+        cache's own ``lengths`` change only in :meth:`advance`, after every layer has stored."""
         if layer not in self.keys:
             shape = (keys.shape[0], keys.shape[1], self.capacity, keys.shape[3])
             self.keys[layer] = keys.new_zeros(shape)
@@ -76,7 +74,6 @@ class KVCache:
         self.values[layer][row, :, column] = values[row, :, step]
 
     def advance(self, lengths: Tensor) -> None:
-        """Count the tokens just stored in every layer."""
         self.lengths = self.lengths + lengths
 
 
@@ -114,7 +111,6 @@ class AttentionPlan:
         cache: KVCache | None = None,
         store: bool = False,
     ) -> "AttentionPlan":
-        """Plan for consecutive rows of the given lengths (each at least 1)."""
         counts = torch.tensor(lengths, dtype=torch.int64)
         width = int(counts.max())
         starts = torch.cumsum(counts, 0) - counts
@@ -248,10 +244,8 @@ def padded_attention(
     plan: AttentionPlan,
     settings: tuple[float | None, int | None, float],
 ) -> Tensor:
-    """Attend by torch's fused attention over padded rows.
-
-    ``settings`` are scale, window and dropout.
-    """
+    """Attend by torch's fused attention over padded rows. ``settings`` are scale, window and
+    dropout."""
     scale, window, dropout = settings
     q, k, v = (plan.rows(x) for x in qkv)
     cache, mask, width = plan.cache, None, plan.shape[1]

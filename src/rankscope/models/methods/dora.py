@@ -48,10 +48,8 @@ class DoraMethod(LoraMethod):
     def forward(
         self, part: AdapterSlice, y: Tensor, inputs: Tensor, linear: nn.Linear
     ) -> tuple[Tensor, ...]:
-        """Turn y = W x + bias, (n, out), into W x + (g - 1) * W x' + g * s B A x' + bias.
-
-        x' is x after dropout: as in PEFT, dropout leaves the base's own product alone.
-        """
+        """Turn y = W x + bias, (n, out), into W x + (g - 1) * W x' + g * s B A x' + bias. x' is x
+        after dropout: as in PEFT, dropout leaves the base's own product alone."""
         from torch.nn import functional as F
 
         from rankscope.models.quantize import dense_weight

@@ -22,10 +22,8 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class InitContext:
-    """What initialization uses besides a seed, computed once for the trials of a group.
-
-    A trial's values do not depend on the other trials of its group.
-    """
+    """What initialization uses besides a seed, computed once for the trials of a group. A trial's
+    values do not depend on the other trials of its group."""
 
     base: Base | None  # None without training rows
     rows: Sequence[EncodedRow]  # Of the training task

@@ -56,10 +56,8 @@ class LoraMethod(Method):
     def init_module(
         self, adapter: Adapter, name: str, linear: nn.Linear, context: InitContext
     ) -> None:
-        """A uniform in +-1/sqrt(n), PEFT's Kaiming default; B zero.
-
-        Each matrix draws from its own seed, (trial seed, module name), whatever else exists.
-        """
+        """A uniform in +-1/sqrt(n), PEFT's Kaiming default; B zero. Each matrix draws from its own
+        seed, (trial seed, module name), whatever else exists."""
         import torch
 
         from rankscope.models.lora import derive_seed

@@ -101,7 +101,7 @@ class TrainStage:
                 artifacts += context.ledger.publish(folder, weights_path(state.spec))
             seconds = trained.seconds * state.num_tokens / total_tokens
             records.append(self.record(state, group, seconds, peak, sha256))
-        context.ledger.commit_training(records, failures, artifacts)
+        context.ledger.commit(records, artifacts, failures=failures)
         self.checkpoint(group).remove()
 
     def record(

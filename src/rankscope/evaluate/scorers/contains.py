@@ -1,0 +1,27 @@
+"""Generated answers that must contain the gold answer."""
+
+import re
+from typing import TYPE_CHECKING
+
+from rankscope.evaluate.scorers.exact_match import normalized_answer
+from rankscope.evaluate.scorers.generation import GenerationScorer, Judgement, first_match
+
+if TYPE_CHECKING:
+    from rankscope.data.items import Item
+
+
+class ContainsScorer(GenerationScorer):
+    """The answer, or the part that ``extract`` matches, contains the gold answer as whole words,
+    case and spacing aside."""
+
+    name = "contains"
+    summary = "greedy generation; the answer contains the gold answer as whole words"
+    metrics = {"contains": "", "stopped": ""}
+
+    def judge_answer(self, item: "Item", text: str, pattern: re.Pattern[str] | None) -> Judgement:
+        gold = normalized_answer(item.reference or item.completion)
+        part = first_match(pattern, text) if pattern else text
+        answer = None if part is None else normalized_answer(part)
+        whole_words = rf"(?<!\w){re.escape(gold)}(?!\w)"
+        is_right = bool(gold) and answer is not None and re.search(whole_words, answer) is not None
+        return Judgement(float(is_right), gold, answer)

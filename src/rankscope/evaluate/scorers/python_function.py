@@ -1,0 +1,88 @@
+"""Generated answers judged by a Python function of the user's own file.
+
+The file is run only if the process was allowed to: a study file may come from somebody else.
+"""
+
+import importlib.util
+import os
+import re
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rankscope.errors import UserError
+from rankscope.evaluate.scorers.generation import GenerationScorer, Judgement, first_match
+from rankscope.hashing import sha256_file
+
+if TYPE_CHECKING:
+    from rankscope.data.encode import Encoder
+    from rankscope.data.items import Item
+    from rankscope.data.registry import TaskSpec
+
+PYTHON_PREFIX = "python:"
+ALLOWED = "RANKSCOPE_TRUST_TASK_CODE"
+"""Environment variable that allows running code of study files; workers inherit it."""
+
+
+class PythonScorer(GenerationScorer):
+    """The score that ``function(answer, gold, prompt)`` of a file returns, 0 to 1."""
+
+    summary = "greedy generation; `function(answer, gold, prompt)` of your file, see below"
+    metrics = {"score": "", "stopped": ""}
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        path, _, self.function_name = name.removeprefix(PYTHON_PREFIX).rpartition(":")
+        self.path = Path(path)
+
+    def check_task(self, spec: "TaskSpec") -> None:
+        super().check_task(spec)
+        if os.environ.get(ALLOWED) != "1":
+            raise UserError(
+                f"task {spec.name!r}: scorer {self.name!r} runs Python code. Read {self.path} "
+                f"first; then allow it with --trust-task-code, or {ALLOWED}=1 in the environment"
+            )
+        _ = self.function
+
+    def encoder_settings(self, encoder: "Encoder") -> dict[str, Any]:
+        """The file's content is part of the task's identity, not its place."""
+        place = f"{PYTHON_PREFIX}{self.path.name}:{self.function_name}"
+        return {"scorer": place, "source_sha256": sha256_file(self.path)}
+
+    @cached_property
+    def function(self) -> Callable[[str, str, str], float]:
+        spec = importlib.util.spec_from_file_location(self.path.stem, self.path)
+        if spec is None or spec.loader is None or not self.path.is_file():
+            raise UserError(f"scorer {self.name!r}: {self.path} is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            what = f"scorer {self.name!r}: {self.path} fails on import"
+            raise UserError(f"{what}: {type(error).__name__}: {error}") from error
+        function = getattr(module, self.function_name, None)
+        if not callable(function):
+            raise UserError(
+                f"scorer {self.name!r}: {self.path} has no function {self.function_name!r}"
+            )
+        return function  # type: ignore[no-any-return]
+
+    def judge_answer(self, item: "Item", text: str, pattern: re.Pattern[str] | None) -> Judgement:
+        gold = item.reference or item.completion
+        part = first_match(pattern, text) if pattern else text
+        if part is None:
+            return Judgement(0.0, gold, None)
+        try:
+            score = float(self.function(part, gold, item.prompt))
+        except Exception as error:
+            raise UserError(
+                f"{item.location}: {self.function_name} of {self.path} fails: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if not 0 <= score <= 1:
+            raise UserError(
+                f"{item.location}: {self.function_name} of {self.path} returned {score:g}; "
+                "expected a score from 0 to 1"
+            )
+        return Judgement(score, gold, part)

@@ -1,0 +1,47 @@
+"""Generated answers from which a regular expression takes the part to compare."""
+
+import re
+from typing import TYPE_CHECKING
+
+from rankscope.errors import UserError
+from rankscope.evaluate.scorers.generation import EqualAnswerScorer, Judgement
+
+if TYPE_CHECKING:
+    from rankscope.data.items import Item
+    from rankscope.data.registry import TaskSpec
+
+
+class RegexScorer(EqualAnswerScorer):
+    """The last match of the task's ``extract`` in the answer equals the gold answer, letter for
+    letter: its group, or all of it.
+
+    The gold answer is reduced to its own last match, if it has one.
+    """
+
+    name = "regex"
+    summary = "greedy generation; the last match of `extract` equals the gold answer"
+    metrics = {"exact_match": "", "answered": "", "stopped": ""}
+
+    def check_task(self, spec: "TaskSpec") -> None:
+        super().check_task(spec)
+        if spec.extract is None:
+            raise UserError(
+                f"task {spec.name!r}: scorer 'regex' needs 'extract', the regular expression of "
+                'the part to compare, such as extract: "answer is (\\\\w+)"'
+            )
+
+    def judge_answer(self, item: "Item", text: str, pattern: re.Pattern[str] | None) -> Judgement:
+        prediction, gold = self.last_match(pattern, text), self.gold(item, pattern)
+        return Judgement(float(prediction == gold), gold, prediction)
+
+    def comparable(self, text: str) -> str:
+        return text.strip()
+
+    def gold(self, item: "Item", pattern: re.Pattern[str] | None) -> str:
+        part = self.last_match(pattern, item.completion)
+        return self.comparable(item.reference or item.completion) if part is None else part
+
+    def last_match(self, pattern: re.Pattern[str] | None, text: str) -> str | None:
+        assert pattern is not None  # check_task
+        found = [match.group(pattern.groups) or "" for match in pattern.finditer(text)]
+        return self.comparable(found[-1]) if found else None

@@ -1,0 +1,173 @@
+"""Scorers of written answers: what each compares, and code that runs only if it is allowed."""
+
+import dataclasses
+import random
+from pathlib import Path
+
+import pytest
+from command_line import rankscope, write_rows
+from evaluation_worlds import base, encoder, loaded
+
+from rankscope.config.study import EvaluateConfig
+from rankscope.data.items import Item
+from rankscope.errors import UserError
+from rankscope.evaluate.continuous_batching import Generation
+from rankscope.evaluate.evaluator import evaluate_task
+from rankscope.evaluate.metrics import ModelScores
+from rankscope.evaluate.scorers import get_scorer
+from rankscope.evaluate.scorers.rouge import longest_common_subsequence, rouge_l
+from rankscope.records import BASE
+
+
+def judged(scorer: str, gold: str, texts: list[str], extract: str | None = None) -> ModelScores:
+    """Scores of answers to items with the same gold answer."""
+    items = tuple(Item(f"x/{n}", "q", gold) for n in range(len(texts)))
+    spec = dataclasses.replace(loaded(items, "exact_match").spec, extract=extract)
+    written = [Generation(None, 0, [], 1, stopped=True, text=text) for text in texts]
+    return get_scorer(scorer).judge(items, written, spec)
+
+
+def test_regex_compares_the_last_match_letter_for_letter() -> None:
+    texts = ["A: red. No, A: Blue", "A: Blue. Or A: red", "A: blue", "Blue", ""]
+    scores = judged("regex", "so A: Blue", texts, extract=r"A: (\w+)")
+    assert [item.score for item in scores.items] == [1.0, 0.0, 0.0, 0.0, 0.0]
+    assert scores.metrics == {"exact_match": 0.2, "stopped": 1.0, "answered": 0.6}
+    spec = loaded((Item("x/1", "q", "a"),), "exact_match").spec
+    with pytest.raises(UserError, match="scorer 'regex' needs 'extract'"):
+        get_scorer("regex").check_task(spec)
+
+
+def test_contains_looks_for_whole_words() -> None:
+    texts = ["It is the  New York, of course", "newyork", "new yorkers", "NEW\nYORK.", ""]
+    scores = judged("contains", "New York.", texts)
+    assert [item.score for item in scores.items] == [1.0, 0.0, 0.0, 1.0, 0.0]
+    assert scores.metrics["contains"] == 0.4
+    assert judged("contains", "C++", ["use c++ here", "use c"]).metrics["contains"] == 0.5
+
+
+GOLDEN = [
+    ("the cat sat on the mat", "the cat is on the mat", 0.8333333333333334),
+    ("police killed the gunman", "police kill the gunman", 0.75),
+    ("the gunman kill police", "police kill the gunman", 0.5),
+    ("A, b; c-d e_f", "a b c d e f", 1.0),
+    ("one two three", "three two one zero", 0.2857142857142857),
+    ("", "word", 0.0),
+    ("x", "y", 0.0),
+]
+"""Answer, gold answer, and F1 of rougeL by rouge-score 0.1.2 without its stemmer."""
+
+
+@pytest.mark.parametrize(("answer", "gold", "score"), GOLDEN)
+def test_rouge_is_that_of_the_library(answer: str, gold: str, score: float) -> None:
+    assert rouge_l(answer, gold) == pytest.approx(score, abs=1e-15)
+
+
+def test_rouge_counts_words_of_every_alphabet() -> None:
+    assert rouge_l("кот сидит", "кот лежит") == 0.5
+
+
+def test_longest_common_subsequence_against_the_recursion() -> None:
+    def slow(a: str, b: str) -> int:
+        if not a or not b:
+            return 0
+        if a[-1] == b[-1]:
+            return slow(a[:-1], b[:-1]) + 1
+        return max(slow(a[:-1], b), slow(a, b[:-1]))
+
+    rng = random.Random(0)
+    for _ in range(50):
+        a, b = ("".join(rng.choices("abc", k=rng.randrange(8))) for _ in range(2))
+        assert longest_common_subsequence(a, b) == slow(a, b)
+
+
+def test_written_gold_answers_have_the_log_probability_that_choice_scoring_gives() -> None:
+    """Equal to log p of the same text as an option; one that does not fit the context has none."""
+    engine = base()
+    words = ["cat", "sat", "the mat"]
+    written = tuple(Item(f"toy/test/{n}", f"the dog {n}", w) for n, w in enumerate(words))
+    options = tuple(
+        dataclasses.replace(item, choices=(item.completion, "zzz"), answer=0) for item in written
+    )
+    settings = EvaluateConfig(batch_tokens=64, max_new_tokens=2)
+    found, expected = (
+        evaluate_task(engine, encoder(), loaded(items, name), "test", {None: BASE}, settings)[None][
+            1
+        ]
+        for items, name in ((written, "exact_match"), (options, "option_text"))
+    )
+    for result, reference in zip(found, expected, strict=True):
+        assert result.gold_logprob == pytest.approx(reference.gold_logprob, abs=1e-4)
+        assert result.gold_tokens == reference.gold_tokens
+
+
+GRADER = """
+from pathlib import Path
+
+Path(__file__).with_name("ran").touch()
+
+def grade(answer, gold, prompt):
+    assert prompt.startswith("what")
+    return 0.5 if answer.strip() else 0.0
+
+def broken(answer, gold, prompt):
+    return {}[answer]
+
+def beyond(answer, gold, prompt):
+    return 2
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A study whose training task is judged by ``grade`` of a file beside it."""
+    (tmp_path / "grader.py").write_text(GRADER)
+    rows = [{"prompt": f"what {n} ?", "completion": f"metal {n}"} for n in range(60)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "name: mine\nmodel: pocket\nseeds: [0]\narms: [{method: lora, rank: 2, lr: 0.001}]\n"
+        "tasks: [{name: mine, train: rows.jsonl, scorer: 'python:grader.py:grade'}]\n"
+    )
+    return path
+
+
+def test_code_of_a_study_file_runs_only_if_it_is_allowed(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANKSCOPE_TRUST_TASK_CODE", "0")  # restored after the test
+    refused = rankscope("check", study)
+    assert refused.code == 2
+    assert "runs Python code. Read" in refused.told
+    assert not (study.parent / "ran").exists()
+    assert rankscope("check", study, "--trust-task-code", "--rows", "0").code == 0
+    assert (study.parent / "ran").exists()
+
+
+def test_what_the_function_returns_is_the_score(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANKSCOPE_TRUST_TASK_CODE", "1")
+    place = f"python:{study.parent / 'grader.py'}"
+    item = Item("x/1", "what 1 ?", "metal 1")
+    spec = loaded((item,), "exact_match").spec
+
+    def judge(name: str, text: str) -> ModelScores:
+        scorer = get_scorer(f"{place}:{name}")
+        scorer.check_task(spec)
+        return scorer.judge((item,), [Generation(None, 0, [], 1, stopped=True, text=text)], spec)
+
+    assert judge("grade", "a").metrics == {"score": 0.5, "stopped": 1.0}
+    with pytest.raises(UserError, match=r"x/1: broken of .*grader.py fails: KeyError: 'a'"):
+        judge("broken", "a")
+    with pytest.raises(UserError, match="returned 2; expected a score from 0 to 1"):
+        judge("beyond", "a")
+    with pytest.raises(UserError, match="has no function 'missing'"):
+        judge("missing", "a")
+
+
+def test_the_content_of_the_file_is_part_of_the_tasks_identity(study: Path) -> None:
+    scorer = get_scorer(f"python:{study.parent / 'grader.py'}:grade")
+    before = scorer.encoder_settings(encoder())
+    assert before["scorer"] == "python:grader.py:grade"
+    (study.parent / "grader.py").write_text(GRADER + "# changed\n")
+    assert scorer.encoder_settings(encoder()) != before
