@@ -25,7 +25,7 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With what is stored while a group trains: points of curves, and weights by step."""
     train = changed("train", evaluate_every=3, evaluate_items=8, checkpoint_every=5)
-    three_groups = {"seeds": [0], "max_group_size": 1}
+    three_groups = {"seeds": [0], "max_group_size": 1, **changed("evaluate", cross_domain=[])}
     return study_file(tmp_path_factory.mktemp("study"), **train, **three_groups)
 
 
