@@ -136,8 +136,10 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_study_file_in_llms_txt_is_one(tmp_path: Path) -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "llms.txt").read_text(), re.DOTALL)
-    file = tmp_path / "study.yaml"
+    file, rows = tmp_path / "study.yaml", tmp_path / "data" / "train.jsonl"
     file.write_text(text, "utf-8")
+    rows.parent.mkdir()
+    rows.write_text('{"prompt": "a", "completion": "b"}\n', "utf-8")
     assert Study.load(file).config.name == "my-study"
 
 
