@@ -9,12 +9,11 @@ from rankscope.records import ArmSummary, Estimate, StudyRecords
 from rankscope.report.study_view import StudyView, change_on
 from rankscope.report.table_formats import Cell, table_from_rows
 
-P_DIGITS = {"p": 4, "p, Holm": 4}
-
 
 def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
     """File name -> table; a table may be empty. Scores are those of the test split."""
     return {
+        "paper": paper_table(view),
         "arms": arms_table(view),
         "changes": changes_table(view),
         "comparisons": comparisons_table(view),
@@ -45,6 +44,36 @@ def answers_table(view: StudyView) -> pd.DataFrame:
     )
 
 
+def paper_table(view: StudyView) -> pd.DataFrame:
+    """Rank by training task, each arm at the learning rate chosen for it; the best is bold.
+
+    A study with one training task also shows what each arm retained, and its size.
+    """
+    tasks = view.training_tasks
+    titles = {task: f"{task}, {view.unit(task).score}" for task in tasks}
+    rows: dict[str, dict[str, Cell]] = {"base": {"arm": "base"}}
+    for task in tasks:
+        base = view.recommendation.base.get(task)
+        rows["base"] |= _with_ends(titles[task], base, view.unit(task))
+        advice = view.advice(task)
+        for arm in view.arms(task):
+            if advice is None or arm.label not in advice.candidate_labels:
+                continue
+            name = " ".join(word for word in arm.label.split() if not word.startswith("lr="))
+            row = rows.setdefault(name, {"arm": name})
+            row |= _with_ends(titles[task], arm.score, view.unit(task))
+            if len(tasks) == 1:
+                unit = view.forgetting_unit(task)
+                retained = None if arm.forgetting is None else arm.forgetting.negated()
+                row |= _with_ends(f"retained, {unit.difference}", retained, unit)
+                row["parameters"] = arm.trainable_parameters or None
+    measured = list(titles.values())
+    digits = {t: 1 if t.endswith("%") else 3 for t in measured} | {"retained, points": 1}
+    ends = {f"{title}{end}": n for title, n in digits.items() for end in ("", ", low", ", high")}
+    best = [*measured, *(t for t in ("retained, points",) if len(tasks) == 1)]
+    return table_from_rows(list(rows.values()) if len(rows) > 1 else [], ends, best)
+
+
 def arms_table(view: StudyView) -> pd.DataFrame:
     """Every arm of every training task: settings, scores with 95 % intervals, cost.
 
@@ -52,7 +81,7 @@ def arms_table(view: StudyView) -> pd.DataFrame:
     """
     digits = _digits(view, "score", "gain", "forgetting")
     rows = [_arm_row(view, arm) for task in view.training_tasks for arm in view.arms(task)]
-    return table_from_rows(rows, digits | {"seconds a trial": 1})
+    return table_from_rows(rows, digits | {"seconds a trial": 1, "peak memory, MB": 0})
 
 
 def _arm_row(view: StudyView, arm: ArmSummary) -> dict[str, Cell]:
@@ -77,7 +106,7 @@ def _arm_row(view: StudyView, arm: ArmSummary) -> dict[str, Cell]:
         "unit of forgetting": forgetting_unit.difference,
         "trainable parameters": arm.trainable_parameters or None,
         "seconds a trial": arm.seconds,
-        "peak memory, bytes": arm.peak_memory_bytes,
+        "peak memory, MB": None if arm.peak_memory_bytes is None else arm.peak_memory_bytes / 1e6,
         "recommended": "yes" if arm.label == recommended else "no",
     }
 
@@ -130,10 +159,9 @@ def comparisons_table(view: StudyView) -> pd.DataFrame:
 
 
 def _digits(view: StudyView, *titles: str) -> dict[str, int]:
-    """Digits of estimates with their ends and of p values; more if the study has nats."""
+    """Digits of estimates with their ends; more if the study has nats."""
     digits = 4 if any(view.unit(task.name) == NATS for task in view.study.tasks) else 2
-    ends = {f"{title}{end}": digits for title in titles for end in ("", ", low", ", high")}
-    return ends | P_DIGITS
+    return {f"{title}{end}": digits for title in titles for end in ("", ", low", ", high")}
 
 
 def _with_ends(title: str, estimate: Estimate | None, unit: Unit) -> dict[str, Cell]:

@@ -24,7 +24,7 @@ from rankscope.tools.evaluate.results_folder import ResultsFolder, Score
 
 UNFIT_FOR_FOLDERS = re.compile(r"[\"<>:/|\\?*\[\]]+")
 LOWER_IS_BETTER = frozenset({"bits_per_byte", "perplexity", "not_finite"})
-"""Metrics of Rankscope's own scorers of which less is better."""
+"""Metrics of Rankscope's own scorers that fall as a model gets better."""
 
 
 def write_lm_eval_layout(
