@@ -36,8 +36,3 @@ class Estimate(Record):
     def is_clear_of_zero(self) -> bool:
         """Whether the 95 % interval is known and excludes zero."""
         return (self.low is not None and self.low > 0) or (self.high is not None and self.high < 0)
-
-    def negated(self) -> "Estimate":
-        """The same difference the other way round, such as what was retained for what was lost."""
-        low, high = (None if end is None else -end for end in (self.high, self.low))
-        return self.model_copy(update={"value": -self.value, "low": low, "high": high})

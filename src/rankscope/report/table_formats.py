@@ -160,9 +160,14 @@ def with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
     result.attrs["bold"] = {
         (f"{title} [95 %]" if title in with_ends else title, row)
         for title in frame.attrs.get("best", ())
-        for row in frame.index[frame[title] == frame[title].max()]
+        for row in _best_rows(frame[title].astype(float).round(digits.get(title, 3)))
     }
     return result
+
+
+def _best_rows(shown: "pd.Series[float]") -> list[int]:
+    """Rows of the highest value as it is shown, whatever follows after rounding."""
+    return [int(row) for row in shown.index[shown == shown.max()]]
 
 
 def _value_with_ends(row: tuple[Cell, ...], title: str, digits: Mapping[str, int]) -> Cell:

@@ -6,7 +6,7 @@ import pandas as pd
 
 from rankscope.formatting import NATS, Unit
 from rankscope.records import ArmSummary, Estimate, StudyRecords
-from rankscope.report.study_view import StudyView, change_on
+from rankscope.report.study_view import StudyView, change_on, retention_change
 from rankscope.report.table_formats import Cell, table_from_rows
 
 
@@ -47,31 +47,27 @@ def answers_table(view: StudyView) -> pd.DataFrame:
 def paper_table(view: StudyView) -> pd.DataFrame:
     """Rank by training task, each arm at the learning rate chosen for it; the best is bold.
 
-    A study with one training task also shows what each arm retained, and its size.
+    A study with one training task also shows the change on retention tasks, and the arms' size.
     """
-    tasks = view.training_tasks
-    titles = {task: f"{task}, {view.unit(task).score}" for task in tasks}
+    titles = {task: f"{task}, {view.unit(task).score}" for task in view.training_tasks}
     rows: dict[str, dict[str, Cell]] = {"base": {"arm": "base"}}
-    for task in tasks:
-        base = view.recommendation.base.get(task)
-        rows["base"] |= _with_ends(titles[task], base, view.unit(task))
-        advice = view.advice(task)
-        for arm in view.arms(task):
-            if advice is None or arm.label not in advice.candidate_labels:
-                continue
+    digits = {t: view.unit(task).digits for task, t in titles.items()}
+    for task, title in titles.items():
+        unit, advice = view.unit(task), view.advice(task)
+        rows["base"] |= _with_ends(title, view.recommendation.base.get(task), unit)
+        chosen = [a for a in view.arms(task) if advice and a.label in advice.candidate_labels]
+        for arm in chosen:
             name = " ".join(word for word in arm.label.split() if not word.startswith("lr="))
             row = rows.setdefault(name, {"arm": name})
-            row |= _with_ends(titles[task], arm.score, view.unit(task))
-            if len(tasks) == 1:
-                unit = view.forgetting_unit(task)
-                retained = None if arm.forgetting is None else arm.forgetting.negated()
-                row |= _with_ends(f"retained, {unit.difference}", retained, unit)
+            row |= _with_ends(title, arm.score, unit)
+            if len(titles) == 1:
+                lost = view.forgetting_unit(task)
+                kept = f"retention change, {lost.difference}"
+                digits[kept] = lost.digits
+                row |= _with_ends(kept, retention_change(arm), lost)
                 row["parameters"] = arm.trainable_parameters or None
-    measured = list(titles.values())
-    digits = {t: 1 if t.endswith("%") else 3 for t in measured} | {"retained, points": 1}
     ends = {f"{title}{end}": n for title, n in digits.items() for end in ("", ", low", ", high")}
-    best = [*measured, *(t for t in ("retained, points",) if len(tasks) == 1)]
-    return table_from_rows(list(rows.values()) if len(rows) > 1 else [], ends, best)
+    return table_from_rows(list(rows.values()) if len(rows) > 1 else [], ends, tuple(digits))
 
 
 def arms_table(view: StudyView) -> pd.DataFrame:
@@ -79,13 +75,13 @@ def arms_table(view: StudyView) -> pd.DataFrame:
 
     Accuracies in per cent, differences in points; log probabilities in nats per token.
     """
-    digits = _digits(view, "score", "gain", "forgetting")
+    digits = _digits(view, "score", "gain", "retention change")
     rows = [_arm_row(view, arm) for task in view.training_tasks for arm in view.arms(task)]
     return table_from_rows(rows, digits | {"seconds a trial": 1, "peak memory, MB": 0})
 
 
 def _arm_row(view: StudyView, arm: ArmSummary) -> dict[str, Cell]:
-    unit, forgetting_unit = view.unit(arm.task), view.forgetting_unit(arm.task)
+    unit, kept = view.unit(arm.task), view.forgetting_unit(arm.task)
     advice = view.advice(arm.task)
     recommended = advice.chosen.label if advice and advice.chosen else None
     return {
@@ -101,9 +97,9 @@ def _arm_row(view: StudyView, arm: ArmSummary) -> dict[str, Cell]:
         **_with_ends("gain", arm.gain, unit),
         "p": arm.gain.p if arm.gain else None,
         "p, Holm": arm.gain.p_holm if arm.gain else None,
-        **_with_ends("forgetting", arm.forgetting, forgetting_unit),
+        **_with_ends("retention change", retention_change(arm), kept),
         "unit": unit.score,
-        "unit of forgetting": forgetting_unit.difference,
+        "unit of retention": kept.difference,
         "trainable parameters": arm.trainable_parameters or None,
         "seconds a trial": arm.seconds,
         "peak memory, MB": None if arm.peak_memory_bytes is None else arm.peak_memory_bytes / 1e6,
