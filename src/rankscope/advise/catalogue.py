@@ -384,11 +384,11 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
     "runs": {
         "continue": "Run the study again: it continues with the remaining {waiting}.",
         "less_memory": (
-            "{oom} ran out of memory: try {settings}, and run again with --retry-failed."
+            "{oom} ran out of memory: try {settings}, and run again with --retry oom."
         ),
         "fix_error": (
             "{failed} ended in an error, first {trial} ({why}): fix its cause, and run again with "
-            "--retry-failed."
+            "--retry failed."
         ),
     },
     "retention": {
