@@ -12,8 +12,8 @@ from torch import Tensor
 from rankscope.analyze.heads.ablation import AblationResult, ablate, single_heads, whole_layers
 from rankscope.analyze.heads.change import Weights, adapter_changes, dense_changes
 from rankscope.analyze.heads.entropy import attention_entropy
-from rankscope.analyze.heads.importance import head_importance, unit_length
-from rankscope.analyze.heads.layout import PROJECTIONS, HeadLayout, HeadModel
+from rankscope.analyze.heads.importance import head_importance, raw_importance, unit_length
+from rankscope.analyze.heads.layout import PROJECTIONS, AttentionLayer, HeadLayout, HeadModel
 from rankscope.analyze.heads.roles import head_roles
 from rankscope.analyze.heads.tasks import HeadTask
 from rankscope.evaluate.token_trees import Floats
@@ -37,15 +37,18 @@ def measure_heads(
 ) -> HeadMeasurements:
     """Importance and entropy of every head on ``task``, and ablations of every head, and of every
     layer, on the tasks of ``ablated_on``."""
-    importance = head_importance(model, task.trees)
+    signed = head_importance(model, task.trees)
     entropy = attention_entropy(model, task.trees)
     layout = model.layout
-    heads, groups = importance.raw(), importance.raw_groups(layout)
+
+    def unit(layer: AttentionLayer, num_heads: int) -> tuple[float, ...]:
+        return tuple(unit_length(raw_importance(signed[layer.index], num_heads)).tolist())
+
     layers = tuple(
         LayerHeads(
             layer=layer.index,
-            importance=tuple(unit_length(heads[layer.index]).tolist()),
-            group_importance=tuple(unit_length(groups[layer.index]).tolist()),
+            importance=unit(layer, layer.num_heads),
+            group_importance=unit(layer, layer.num_kv_heads),
             entropy=entropy[layer.index],
         )
         for layer in layout
