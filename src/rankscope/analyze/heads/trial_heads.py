@@ -18,7 +18,6 @@ from rankscope.analyze.heads.tasks import HeadTask
 from rankscope.evaluate.token_trees import Floats
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.models.peft_backend.tuner import PeftTuner
 from rankscope.models.quantize import dense_weight
 from rankscope.records import HeadAblation, HeadChange, HeadRole, HeadsRecord, LayerHeads
 
@@ -101,7 +100,7 @@ def trial_changes(
     """How far training moved each head of an adapter, a PEFT tuner or a full model; W0 is from
     ``stored_base``, or as loaded."""
     layout, tuned = model.layout, model.base
-    if isinstance(tuner := tuned.multi_lora.injected_tuner, PeftTuner):
+    if (tuner := tuned.multi_lora.injected_tuner) is not None:
         return dense_changes(layout, tuner.base_weight, tuner.merged_weight, tuner.mergeable())
     linears = base.linears()
 
