@@ -17,14 +17,10 @@ from rankscope.errors import UserError
 class StudyData:
     """Every task of a study and its training rows."""
 
-    tasks: Mapping[str, LoadedTask]
-    """By name, every task that is trained on or evaluated."""
-    rows: Mapping[str, EncodedRows]
-    """By training task."""
-    replay_rows: Mapping[str, EncodedRows]
-    """By task whose rows some arm replays."""
-    notes: tuple[str, ...]
-    """What readers of the results should know, one sentence each."""
+    tasks: Mapping[str, LoadedTask]  # By name, every task that is trained on or evaluated
+    rows: Mapping[str, EncodedRows]  # By training task
+    replay_rows: Mapping[str, EncodedRows]  # By task whose rows some arm replays
+    notes: tuple[str, ...]  # What readers of the results should know, one sentence each
 
 
 def prepare_data(config: StudyConfig, encoder: Encoder) -> StudyData:

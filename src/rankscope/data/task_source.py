@@ -22,8 +22,7 @@ class RowSource:
 
     read: Callable[[], tuple[SplitRows, str]]
     """Returns the rows by file, and a label of their source."""
-    spec: TaskSpec | None = None
-    """Of a named task; None for the user's own data."""
+    spec: TaskSpec | None = None  # Of a named task; None for the user's own data
     is_hub: bool = False
     files: frozenset[str] | None = None
     """Which of train, validation, test and dev there are, if that is known."""
