@@ -355,3 +355,54 @@ def test_a_data_set_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="would run its own code") as error:
         read_hub(HubSource(str(folder)))
     assert "refs/convert/parquet" in str(error.value)
+
+
+def test_the_harness_reads_its_own_layout(adapters: Path, tmp_path: Path) -> None:
+    """Its readers find the files, and its table shows the scores; keys are those it writes."""
+    from lm_eval.loggers.evaluation_tracker import EvaluationTracker
+    from lm_eval.utils import (
+        get_file_task_name,
+        get_results_filenames,
+        get_sample_results_filenames,
+        make_table,
+    )
+
+    ours = tmp_path / "ours"
+    words = ("--tasks", TASKS, "--adapter", adapters / "lora", "--out", ours)
+    outcome = ask(*words, "--format", "lm-eval", "--json")
+    assert outcome.code == 0, outcome
+    scores = json.loads(outcome.out)["scores"]
+    for model, folder in (("base", "pocket"), ("lora", "lora")):
+        names = [str(path) for path in (ours / folder).iterdir()]
+        (path,) = get_results_filenames(names)
+        found = json.loads(Path(path).read_text("utf-8"))
+        table = make_table(found)
+        for score in scores:
+            record = score["record"]
+            if score["model"] == model:
+                key = f"{record['metric']},none"
+                assert found["results"][record["task"]][key] == record["score"]
+                assert f"|{record['score']:.4f}|" in table.replace(" ", "")
+        samples = {get_file_task_name(Path(n).name): n for n in get_sample_results_filenames(names)}
+        assert set(samples) == set(TASKS.split(","))
+        rows = [json.loads(line) for line in Path(samples["pocket_gsm"]).read_text().splitlines()]
+        assert len(rows) == 12
+        mean = sum(row["exact_match"] for row in rows) / 12
+        assert mean == found["results"]["pocket_gsm"]["exact_match,none"]
+        # What the harness itself writes around the same content has no other keys.
+        tracker = EvaluationTracker(str(tmp_path / "theirs" / folder))
+        tracker.general_config_tracker.model_name_sanitized = folder
+        sample = {**rows[0], "arguments": [["prompt"]], "resps": [["x"]], "filtered_resps": ["x"]}
+        tracker.save_results_aggregated({"results": found["results"]}, {"pocket_gsm": [sample]})
+        tracker.save_results_samples("pocket_gsm", [sample])
+        (theirs,) = (tmp_path / "theirs" / folder).rglob("results_*.json")
+        times = {"start_time", "end_time", "system_instruction_sha", "chat_template_sha"}
+        assert set(json.loads(theirs.read_text("utf-8"))) - times <= set(found)
+        (theirs,) = (tmp_path / "theirs" / folder).rglob("samples_*.jsonl")
+        assert json.loads(theirs.read_text("utf-8")).keys() == rows[0].keys()
+    assert any(row["doc"]["prompt"] for row in rows)
+    for wrong, message in ((("--format", "x"), "expected lm-eval"),
+                           (("--format", "lm-eval"), "give a folder with --out")):  # fmt: skip
+        outcome = ask("--tasks", TASKS, *wrong)
+        assert outcome.code == 2
+        assert message in outcome.told

@@ -30,8 +30,8 @@ OUTCOMES = {
     "few_items": ("only {items}", "No test can decide with only {items} of {task}."),
     "few_data": (
         "{items} and {seeds} are too few",
-        "{arm} has {items} and {seeds}: {changes}. Items that few may all be exceptions, and so "
-        "may the seeds.",
+        "{items} and {seeds} cannot show what other items and seeds would give. Measured so far, "
+        "{arm}: {changes}.",
     ),
     "few_steps": (
         "{steps}, and the loss still falls",
@@ -102,13 +102,11 @@ CLAUSES = {
     "score": "its score is {score:score}, {gain:change} against the base",
     "gain": "{gain:change} against the base",
     "retention": "retention changes by {forgetting:reverse}",
-    "retention_unsettled": (
-        "retention changes by {forgetting:reverse}, which is not settled ({forgetting:range})"
-    ),
+    "retention_unsettled": "retention changes by somewhere from {forgetting:range}",
     "retention_unknown": "; forgetting was not measured",
     "carried": (
         " The log-probability of the right answers decides: it changes by {in_nats:reverse} "
-        "({in_nats:range})."
+        "({in_nats:reverse_evidence})."
     ),
     "unclear": ", not clear of zero",
 }
@@ -156,7 +154,7 @@ CHECKS = {
     "retention.fine": "The base is above chance on the retention tasks.",
     "retention.text": "Forgetting is measured by the likelihood of text.",
     "retention.wide": (
-        "Forgetting is only known to lie between {forgetting:range}, so a zero drop tells you "
+        "Retention is only known to change by {forgetting:range}, so a zero change tells you "
         "nothing."
     ),
     "retention.chance": (
@@ -174,7 +172,7 @@ CHECKS = {
     "learning_rate.edge": (
         "The chosen rate is the {side} of the {rates_tried} tried: a {better} one may do better."
     ),
-    "learning_rate.one": "Only one rate was tried, so another one may do better.",
+    "learning_rate.one": "Only one rate was tried for it, so another one may do better.",
     "loss.fine": "The training loss has levelled off.",
     "loss.falling": (
         "The training loss still falls, from {loss_before:.3g} to {loss_after:.3g} over the last "
@@ -212,13 +210,14 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
         ),
     },
     "forgetting": {
-        "forgets": (
-            "On the retention tasks it loses {forgetting:amount} ({forgetting:evidence}; a loss "
-            "counts as positive){unclear}: {tasks}."
-        ),
-        "improves": (
-            "On the retention tasks it gains {forgetting:amount} "
+        "retention": (
+            "On the retention tasks its score changes by {forgetting:reverse} "
             "({forgetting:reverse_evidence}){unclear}: {tasks}."
+        ),
+        "gold_logprob": (
+            "The right answers' log-probability on the retention tasks changes by "
+            "{logprob_forgetting:reverse} ({logprob_forgetting:reverse_evidence}){unclear}; this "
+            "is weighed against the gain."
         ),
     },
     "transfer": {
@@ -364,6 +363,9 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
             "How many test items would show {claim} is unknown: it depends on how much their "
             "changes vary."
         ),
+    },
+    "steps": {
+        "more_steps": "Train at least {fewest_steps} steps, until the loss no longer falls.",
     },
     "seeds": {
         "more_seeds": "Train {missing}.",

@@ -12,7 +12,7 @@ from rankscope.advise.arms import Arm
 from rankscope.advise.catalogue import CLAIMS
 from rankscope.advise.comparisons import net_difference
 from rankscope.advise.decide import Verdict, is_confirmed
-from rankscope.advise.messages import Field, Measured, arm_name, verdict_name
+from rankscope.advise.messages import Field, Measured, arm_name, capitalized, verdict_name
 from rankscope.advise.task_results import TaskResults
 from rankscope.records import AnswerRow, Claim, Confidence, Estimate, RowRole
 
@@ -52,8 +52,8 @@ def with_claims(results: TaskResults, verdict: Verdict) -> tuple[Verdict, Claim,
 def _claim(
     confidence: Confidence, name: str, estimate: Estimate | None = None, **fields: Field
 ) -> Claim:
-    text = CLAIMS[name].format_map(fields)
-    return Claim(confidence=confidence, text=text[0].upper() + text[1:], estimate=estimate)
+    text = capitalized(CLAIMS[name].format_map(fields))
+    return Claim(confidence=confidence, text=text, estimate=estimate)
 
 
 def _better(results: TaskResults, subject: Arm) -> Claim:

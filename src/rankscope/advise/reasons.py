@@ -9,7 +9,7 @@ from rankscope.advise.diagnostics import diagnostics
 from rankscope.advise.messages import Counted, Field, Measured, arm_name, clause, message
 from rankscope.advise.statistics.estimates import non_inferior
 from rankscope.advise.task_results import TaskResults
-from rankscope.formatting import amount, byte_size, difference, duration, unit_of
+from rankscope.formatting import NATS, amount, byte_size, difference, duration, unit_of
 from rankscope.records import AdviceMessage, ArmSummary, Estimate
 
 
@@ -94,12 +94,21 @@ def _forgetting(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage
     if arm.forgetting is None:
         return
     yield message(
-        "improves" if arm.forgetting.value < 0 else "forgets",
+        "retention",
         forgetting=results.retained(arm.forgetting),
-        unclear="" if arm.forgetting.is_clear_of_zero else clause("unclear"),
+        unclear=unclear(arm.forgetting),
         tasks=", ".join(_change(results, name, e) for name, e in sorted(arm.retention.items())),
         **{f"retention.{name}": change.value for name, change in arm.retention.items()},
     )
+    weighed = arm.weighed_forgetting
+    if results.scale.name == "gold_logprob" and weighed is not None:
+        yield message(
+            "gold_logprob", logprob_forgetting=Measured(weighed, NATS), unclear=unclear(weighed)
+        )
+
+
+def unclear(change: Estimate) -> str:
+    return "" if change.is_clear_of_zero else clause("unclear")
 
 
 def _transfer(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage]:
@@ -192,5 +201,5 @@ def _net_gain(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
         gain_weight=gain_weight,
         forgetting_weight=forgetting_weight,
         net=Measured(net, results.net_unit),
-        unclear="" if net.is_clear_of_zero else clause("unclear"),
+        unclear=unclear(net),
     )

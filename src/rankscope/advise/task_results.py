@@ -14,7 +14,7 @@ from rankscope.advise.select import ArmChoice
 from rankscope.advise.statistics.estimates import clustered_standard_error
 from rankscope.advise.statistics.significance import ALPHA
 from rankscope.config.objective import ObjectiveConfig
-from rankscope.formatting import POINTS, Unit, unit_of
+from rankscope.formatting import NATS, POINTS, Unit, unit_of
 from rankscope.records import (
     BASE,
     FAILED,
@@ -73,6 +73,14 @@ class TaskResults:
     def scale(self) -> RetentionScale:
         return retention_scale(self.study, self.task)
 
+    def shown_forgetting(self, arm: ArmSummary) -> Measured | None:
+        """What decides about forgetting: log-probabilities if they are weighed, else the score."""
+        if self.scale.name == "gold_logprob":
+            return (
+                None if arm.weighed_forgetting is None else Measured(arm.weighed_forgetting, NATS)
+            )
+        return None if arm.forgetting is None else self.retained(arm.forgetting)
+
     def score(self, number: float | Estimate) -> Measured:
         """A score of the training task, or a difference of scores, with its unit."""
         return Measured(number, self.unit)
@@ -127,12 +135,14 @@ class TaskResults:
         counts = self.objective.retention > 0 or self.objective.max_forgetting is not None
         return counts and arm.forgetting is None and bool(retention_tasks(self.study, self.task))
 
-    def is_settled(self, forgetting: Estimate) -> bool:
+    def is_settled(self, forgetting: Measured) -> bool:
         """Whether forgetting is shown, or shown to be within the margin of none."""
-        low, high, margin = forgetting.low, forgetting.high, self.objective.margin
+        estimate, margin = forgetting.number, self.objective.margin
+        assert isinstance(estimate, Estimate)
+        low, high = estimate.low, estimate.high
         if low is None or high is None:
             return False
-        return forgetting.is_clear_of_zero or (-margin <= low and high <= margin)
+        return estimate.is_clear_of_zero or (-margin <= low and high <= margin)
 
     def is_barely_trained(self, arm: Arm) -> bool:
         trend = arm.loss_trend

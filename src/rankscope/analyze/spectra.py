@@ -165,7 +165,6 @@ def dense_singular_values(delta: Tensor) -> Tensor:
 
 
 def num_examined_vectors(weight: Tensor, settings: SpectraConfig) -> int:
-    """How many leading vectors of W all measures together need."""
     m, n = weight.shape
     return min(max(num_compared_vectors((m, n), settings), settings.intruder_k), m, n)
 

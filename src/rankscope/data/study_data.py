@@ -9,6 +9,7 @@ from rankscope.config.task import TaskConfig
 from rankscope.data.contamination import find_contamination_between_tasks
 from rankscope.data.encode import EncodedRows, Encoder, encode_rows
 from rankscope.data.mixtures import mix_tasks
+from rankscope.data.stand_ins import stand_ins
 from rankscope.data.tasks import LoadedTask, load_task
 from rankscope.errors import UserError
 
@@ -23,12 +24,15 @@ class StudyData:
     notes: tuple[str, ...]  # What readers of the results should know, one sentence each
 
 
-def prepare_data(config: StudyConfig, encoder: Encoder) -> StudyData:
-    """Read, check, split and encode the rows of a study."""
+def prepare_data(config: StudyConfig, encoder: Encoder, whole: bool = True) -> StudyData:
+    """Read, check, split and encode the rows of a study; ``whole`` False encodes stand-ins."""
     tasks = load_tasks(config)
     check_trainable(config, tasks)
     replayed = load_replayed_tasks(config, tasks)
     tasks, contamination_notes = mark_contamination(config, tasks, replayed)
+    if not whole:
+        tasks = {name: stand_ins(task) for name, task in tasks.items()}
+        replayed = {name: stand_ins(task) for name, task in replayed.items()}
     labels = config.train.labels
     rows = {t.name: encode_rows(encoder, tasks[t.name].train, labels) for t in config.tasks}
     replay_rows = {

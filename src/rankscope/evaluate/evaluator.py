@@ -207,7 +207,6 @@ def without_contamination(
 def evaluate_mixture(
     task: LoadedTask, split: Split, evaluate: Callable[[LoadedTask], dict[str | None, Evaluation]]
 ) -> dict[str | None, Evaluation]:
-    """Score every part by ``evaluate``, and merge the items in the mixture's order."""
     items = split_items(task, split)
     kept = {item.item_id for item in items}
     parts = []

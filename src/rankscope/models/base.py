@@ -143,7 +143,6 @@ class Base:
         return out
 
     def linears(self) -> dict[str, nn.Linear]:
-        """Every linear layer by module name, as the base has it (adapters unwrapped)."""
         return linear_layers(self.model)
 
     def trainable_copy(self) -> "Base":

@@ -91,7 +91,6 @@ def model_on_meta(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def architecture(config: PretrainedConfig) -> Architecture:
-    """Shapes of the causal language model of ``config``."""
     model = model_on_meta(config)
     output = model.get_output_embeddings()
     linear = {
@@ -162,7 +161,6 @@ def check_targets(config: StudyConfig, shapes: Architecture) -> None:
 
 
 def rank_notes(config: StudyConfig, shapes: Architecture) -> list[str]:
-    """One sentence per rank above min(in, out) of a target matrix."""
     notes: list[str] = []
     for arm in config.arms:
         if arm.is_full:

@@ -90,6 +90,7 @@ AdviceKind = Literal[
     "caveat",
     "items",
     "seeds",
+    "steps",
     "learning_rate",
     "runs",
     "retention",

@@ -13,8 +13,6 @@ class HeadChange(Record):
 
 
 class LayerHeads(Record):
-    """The heads of one layer of one model on the items of one task."""
-
     layer: int
     importance: tuple[float, ...]  # E_x |z_h . dL/dz_h| over the layer's l2 norm, by query head
     group_importance: tuple[float, ...]  # By key/value head, of signed sums over query heads

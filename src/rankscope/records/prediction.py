@@ -16,8 +16,6 @@ Predictor = Literal[
 
 
 class PredictorFeatures(Record):
-    """Measurements on the base and some rows of one training task, without training."""
-
     task: str
     num_rows: int
     num_label_tokens: int  # Label tokens of all training rows
@@ -61,8 +59,6 @@ class RankScore(Record):
 
 
 class BacktestTask(Record):
-    """Prediction and outcome for one training task of a finished study."""
-
     study: str
     task: str
     prediction: TaskPrediction

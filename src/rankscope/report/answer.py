@@ -97,7 +97,7 @@ def answer_card(view: StudyView, task: str) -> AnswerCard:
     """The card of one training task."""
     advice, base, unit = view.advice(task), view.base(task), view.unit(task)
     columns = (
-        f"Score, {unit.score}" + (f" (base {score_text(base.score, unit)})" if base else ""),
+        "Score" + (f" (base {score_text(base.score, unit)})" if base else f", {unit.score}"),
         f"Retention change, {view.forgetting_unit(task).difference}",
         "Size",
         "Training time",
@@ -130,9 +130,9 @@ def _cells(view: StudyView, arm: ArmSummary) -> tuple[CardCell, ...]:
         retained,
         CardCell(
             byte_size(BYTES_PER_PARAMETER * size),
-            f"{compact(size)} parameters, {share} % of the model; float32",
+            f"{compact(size)} parameters ({share} %), float32",
         ),
-        CardCell(duration(arm.seconds), f"per trial, {count(arm.seeds, 'seed')}"),
+        CardCell(duration(arm.seconds), "per trial"),
     )
 
 

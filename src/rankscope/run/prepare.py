@@ -8,6 +8,7 @@ from rankscope.advise.retention import scale_notes
 from rankscope.analyze.spectra import check_spectra_settings, compared_matrices
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import Encoder
+from rankscope.data.stand_ins import CachingEncoder
 from rankscope.data.study_data import prepare_data
 from rankscope.data.tasks import items_sha256
 from rankscope.device import available_memory_bytes, choose_device, choose_dtype, dtype_notes
@@ -40,8 +41,9 @@ def prepare_study(
     """Fetch the model, encode the data, check it all and plan the groups; weights are only hashed.
 
     weights: the base's weights must be there and are hashed. False plans from its configuration
-    and tokenizer, and the trials' ids are then not those of a run, unless an arm has ``init_from``
-    and the weights are there: they are then hashed all the same.
+    and tokenizer, with rows that stand for others of their length (``data/stand_ins.py``). The
+    trials' ids are then not those of a run. If an arm has ``init_from`` and the weights are there,
+    they are hashed all the same.
     """
     reporter = reporter or NullReporter()
     reporter.stage("preparing", 3)
@@ -62,9 +64,11 @@ def prepare_study(
 
     # The data
     reporter.advance(1, "rows")
-    encoder = Encoder(load_tokenizer(folder), config.model.prompt_format, config.train.max_length)
+    encoder = (Encoder if weights else CachingEncoder)(
+        load_tokenizer(folder), config.model.prompt_format, config.train.max_length
+    )
     config = resolve_auto(config, encoder, dtype)
-    data = prepare_data(config, encoder)
+    data = prepare_data(config, encoder, whole=weights)
     truncated = study_truncation_notes(
         encoder, data.tasks.values(), context_length(model_config), config.evaluate
     )
@@ -76,7 +80,7 @@ def prepare_study(
     trials = make_trials(
         config,
         base_sha256,
-        data_sha256={name: rows.sha256 for name, rows in data.rows.items()},
+        data_sha256={n: rows.sha256 if weights else "" for n, rows in data.rows.items()},
         adapter_sha256={name: start.sha256 for name, start in warm_starts.items()},
         replay_sha256={name: rows.sha256 for name, rows in data.replay_rows.items()},
         validation_sha256={

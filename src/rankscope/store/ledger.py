@@ -173,7 +173,6 @@ class Ledger:
         return None if body is None else parse_record(StoredGroups, body, "study: groups")
 
     def add_seconds(self, seconds: float) -> None:
-        """Add to the wall time spent on the study over all runs."""
         self._put(seconds=repr(float(study_body(self._db, "seconds") or 0.0) + seconds))
 
     def _put(self, **bodies: str) -> None:

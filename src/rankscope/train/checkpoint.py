@@ -31,8 +31,6 @@ class GroupState:
 
 
 class GroupCheckpoint:
-    """Writes and reads the newest state of one group under ``folder``."""
-
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 

@@ -10,7 +10,6 @@ from rankscope.train.optimizer import learning_rate
 
 
 def trial_protocol(trial: TrialSpec, train: TrainConfig) -> TrainConfig:
-    """The training protocol of a trial: the study's, with the overrides of its arm."""
     return train.model_copy(update=trial.overrides)
 
 

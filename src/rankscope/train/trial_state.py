@@ -40,8 +40,6 @@ STORED_FIELDS = ("num_tokens", "num_label_tokens", "num_replay_tokens", "failure
 
 @dataclass(slots=True)
 class TrialState:
-    """The state of one trial in a group; trials share nothing of it."""
-
     spec: TrialSpec
     parameters: list[nn.Parameter]
     protocol: TrainConfig
@@ -83,7 +81,6 @@ class TrialState:
         return self.tuner is not None and self.tuner.draws
 
     def is_active(self, step: int) -> bool:
-        """Whether the trial takes part in optimizer step ``step``, from 0."""
         stopped = self.early_stop.stopped_after if self.early_stop is not None else None
         return self.failure is None and step < (self.num_steps if stopped is None else stopped)
 
@@ -119,13 +116,8 @@ class TrialState:
         norm = clip_gradients(self.parameters, self.protocol.max_grad_norm)
         is_loss_finite = all(math.isfinite(x or 0.0) for x in (own, replayed, kl))
         if is_loss_finite and math.isfinite(norm):
-            rate = learning_rate(
-                self.spec.lr,
-                step,
-                self.num_steps,
-                self.protocol.schedule,
-                self.protocol.warmup_fraction,
-            )
+            schedule, warmup = self.protocol.schedule, self.protocol.warmup_fraction
+            rate = learning_rate(self.spec.lr, step, self.num_steps, schedule, warmup)
             self.losses.append(LossPoint(step=step, loss=own, lr=rate, grad_norm=norm))
             if replayed is not None or kl is not None:
                 self.penalties.append(PenaltyPoint(step=step, replay_loss=replayed, divergence=kl))

@@ -98,7 +98,6 @@ class HeadModel:
         return self.base.model.get_submodule(layer.projection("o_proj"))
 
     def plan(self, batch: RowBatch, num_shared: int = 0) -> AttentionPlan:
-        """The attention plan of a batch whose rows continue ``num_shared`` tokens."""
         plan = AttentionPlan.of(batch.lengths, self.base.device)
         if batch.branches or num_shared:
             with torch.no_grad():  # gradients are only taken of rows without branches
@@ -106,7 +105,6 @@ class HeadModel:
         return plan
 
     def logits(self, batch: RowBatch, plan: AttentionPlan) -> Tensor:
-        """Logits at the kept positions of a batch, every token computed with the adapter."""
         return self.base.logits(for_adapter(batch, self.adapter_name), plan=plan)
 
 

@@ -94,8 +94,9 @@ def print_answer(recommendation: Recommendation, *, with_reasons: bool) -> None:
     for advice in recommendation.advice:
         print_line(f"{advice.task}: {advice.verdict}", "bold")
         lines = [advice.explanation]
-        if with_reasons:
+        if with_reasons and advice.confidence != "none":
             lines += [f"- {c.text}" for c in (advice.better_than_base, advice.best_choice)]
+        if with_reasons:
             lines += [f"- {reason.text}" for reason in advice.reasons]
         weak = [check for check in advice.checks if check.status != "fine"]
         if weak and with_reasons:

@@ -53,7 +53,6 @@ def check_task(manager: "TaskManager", name: str, allow_functions: bool) -> Chec
 
 
 def registered_files(manager: "TaskManager", name: str) -> list[Path]:
-    """YAML files of a registered task, or of all members of a group or tag."""
     if manager.task_index.get(name) is None:
         raise UserError(
             f"task {LM_EVAL_PREFIX}{name}: lm-evaluation-harness has no task, group or tag of this "

@@ -235,7 +235,6 @@ def is_copy(key: str, keys: Collection[str]) -> bool:
 
 
 def base_weight_copies(folder: Path) -> dict[str, Tensor]:
-    """PEFT's copies of base weights in a readable adapter, by module path."""
     tensors, _ = read_weights(folder / WEIGHTS)
     return {
         key.removeprefix(MODULE_PREFIX).removesuffix(COPY): tensor

@@ -18,8 +18,6 @@ MAX_SHOWN_TARGETS = 4  # Module names shown in a message
 
 @dataclass(frozen=True, slots=True)
 class WarmStart:
-    """An adapter on disk that training continues."""
-
     folder: Path
     sha256: str  # Of its configuration and weights
     base_sha256: str | None  # Recorded hash of its base

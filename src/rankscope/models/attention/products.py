@@ -111,7 +111,6 @@ class RowLayout:
         return cls(tuple(groups), tuple(sources), int(counts.sum()), device)
 
     def places(self, num_kv: int) -> RowPlaces:
-        """The indices for ``num_kv`` key/value heads; computed once."""
         if num_kv not in self._places:
             heads = torch.arange(num_kv)[:, None, None]
             ordered, is_valid = [], []

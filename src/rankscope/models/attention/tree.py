@@ -32,7 +32,6 @@ class TreeMask:
 
     @classmethod
     def of(cls, lengths: Sequence[int], branches: Sequence[Sequence[int]]) -> "TreeMask":
-        """Rows of the given lengths that end in branches of the given lengths."""
         width = max(lengths)
         branch = torch.full((len(lengths), width), -1)
         position = torch.zeros_like(branch)

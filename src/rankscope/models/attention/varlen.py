@@ -74,7 +74,6 @@ class KVCache:
         self.values[layer][row, :, column] = values[row, :, step]
 
     def advance(self, lengths: Tensor) -> None:
-        """Count the tokens just stored in every layer."""
         self.lengths = self.lengths + lengths
 
 
@@ -112,7 +111,6 @@ class AttentionPlan:
         cache: KVCache | None = None,
         store: bool = False,
     ) -> "AttentionPlan":
-        """Plan for consecutive rows of the given lengths (each at least 1)."""
         counts = torch.tensor(lengths, dtype=torch.int64)
         width = int(counts.max())
         starts = torch.cumsum(counts, 0) - counts

@@ -21,7 +21,7 @@ def draw_against_rank(view: StudyView, task: str) -> Figure:
     metric = safe_text(view.study.task(task).metric, MAX_NAME)
     score = f"score ({metric}), {unit.score}"
     changes = {
-        name: f"retention change on {safe_text(name, MAX_NAME)}, {view.unit(name).difference}"
+        name: f"{safe_text(name, MAX_NAME)}, change in {view.unit(name).difference}"
         for name in view.retained(task)
     }
     rows = []
