@@ -18,7 +18,7 @@ from rankscope.models.lora import derive_seed
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import GroupResult, train_group
-from rankscope.train.optimizer import learning_rate
+from rankscope.train.step_schedule import learning_rate
 
 RELATIVE = 1e-5
 NOTHING = 1e-8

@@ -119,6 +119,10 @@ CLAIMS = {
         "({difference:evidence})."
     ),
     "no_arm_better": "No arm is shown to be better than the base.",
+    "not_better": (
+        "That {arm} is better than the base{net} is not shown: {difference:change} "
+        "({difference:evidence})."
+    ),
     "not_compared": "The arms cannot be compared yet.",
     "only_arm": "No other arm was tried.",
     "best": (
@@ -235,14 +239,6 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
             "On the validation split {best} has the highest utility ({formula}), "
             "{best_utility:.3f}; {chosen} has {chosen_utility:.3f} and is the smallest "
             "rank{counted} within {margin:g} of it."
-        ),
-        "smaller_on_test": (
-            "On the test split {chosen} scores {gap_to_best:change} against {best} "
-            "({gap_to_best:evidence}): as good within {margin:amount} is{negation} shown."
-        ),
-        "net": (
-            "By the study's weights (gain x {gain_weight:g} - forgetting x {forgetting_weight:g}) "
-            "it is worth {net:change} ({net:evidence}){unclear}."
         ),
     },
     # Failure patterns, each with the next step to try.

@@ -39,9 +39,6 @@ class ArmSummary(Record):
     """In-domain score minus the base's."""
     forgetting: Estimate | None
     """Base minus tuned, mean over retention tasks; positive = forgot."""
-    text_forgetting: Estimate | None = None
-    """Increase of the cross-entropy of held-out text, nats per token, mean over the retention tasks
-    scored by it; positive = forgot."""
     weighed_forgetting: Estimate | None = None
     """``forgetting`` on the scale on which it is weighed against the gain."""
     logprob_forgetting: Estimate | None = None
@@ -61,8 +58,6 @@ class ArmSummary(Record):
     """Largest peak of its trials' groups; adapters trained together share it."""
     on_pareto_front: bool = False
     """No other arm is better in score, ``forgetting`` and trainable parameters together."""
-    on_text_front: bool = False
-    """The same with ``text_forgetting``."""
 
     @property
     def is_full(self) -> bool:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TypeVar
 
@@ -19,7 +19,6 @@ from rankscope.analyze.heads.tasks import HeadTask
 from rankscope.evaluate.token_trees import Floats
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.models.peft_backend.tuner import PeftTuner
 from rankscope.models.quantize import dense_weight
 from rankscope.records import HeadAblation, HeadChange, HeadRole, HeadsRecord, LayerHeads
 
@@ -99,7 +98,7 @@ def trial_changes(
     """How far training moved each head of an adapter, a PEFT tuner or a full model; W0 is from
     ``stored_base``, or as loaded."""
     layout, tuned = model.layout, model.base
-    if isinstance(tuner := tuned.multi_lora.injected_tuner, PeftTuner):
+    if (tuner := tuned.multi_lora.injected_tuner) is not None:
         return dense_changes(layout, tuner.base_weight, tuner.merged_weight, tuner.mergeable())
     linears = base.linears()
 
@@ -115,7 +114,7 @@ def trial_changes(
     return dense_changes(layout, before, CheckpointReader.open(tuned.folder).weight, names)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HeadAnalysis:
     """What the trials of one training task share: the items, and the heads of the base.
 
@@ -127,21 +126,11 @@ class HeadAnalysis:
     task: HeadTask  # gives importance and entropy
     ablated_on: tuple[HeadTask, ...]
     items_asked: int  # most items of each task
-    base: HeadMeasurements
     related: frozenset[str] = frozenset()
+    base: HeadMeasurements = field(init=False)
 
-    @classmethod
-    def of_base(
-        cls,
-        model: HeadModel,
-        task: HeadTask,
-        ablated_on: tuple[HeadTask, ...],
-        items_asked: int,
-        related: frozenset[str] = frozenset(),
-    ) -> "HeadAnalysis":
-        """Measure the heads of the base, while nothing is attached to it."""
-        base = measure_heads(model, task, ablated_on)
-        return cls(model, task, ablated_on, items_asked, base, related)
+    def __post_init__(self) -> None:
+        self.base = measure_heads(self.model, self.task, self.ablated_on)
 
     def record(
         self, trial_id: str, trained_on: str, tuned: Base, stored_base: Weights | None = None
