@@ -110,6 +110,7 @@ def with_own_task(text: str, preset: str, task: Mapping[str, str]) -> str:
     for split in SPLIT_FILES[1:]:
         text = replace_line(text, f"    # {split}: ", None)
     text = replace_line(text, "    train: ", "\n".join(keys))
+    text = replace_line(text, "name: my-study", f"name: {task['name']}")
     return re.sub(rf"\b{OWN_TASK}\b", task["name"], text)
 
 
@@ -168,7 +169,7 @@ def own_rows(data: Path, study_file: Path) -> OwnRows:
         summary = f"{name}: rows not read yet ({', '.join(paths)}), 'check' does"
         return OwnRows({"name": name, **task}, summary)
     try:
-        read = read_task_items(TaskConfig(name=name, **files), None, ())
+        read = read_task_items(TaskConfig.model_validate({"name": name, **files}), None, ())
     except UserError as error:
         return OwnRows({"name": name, **task}, f"{name}: {data}", str(error))
     scorer = read.spec.scorer
