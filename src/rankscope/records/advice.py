@@ -210,6 +210,8 @@ class TaskAdvice(Record):
     """Of full fine-tuning at the rate of the highest utility on the validation split."""
     best_lora_label: str | None = None
     """Of the LoRA arm of the highest utility on the validation split."""
+    candidate_labels: tuple[str, ...] = ()
+    """Of every configuration at the learning rate chosen for it on the validation split."""
 
 
 class SubjectChange(Record):

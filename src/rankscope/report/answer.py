@@ -123,7 +123,7 @@ def _cells(view: StudyView, arm: ArmSummary) -> tuple[CardCell, ...]:
     retained = _cell(retention_change(arm), view.forgetting_unit(arm.task), sign=True)
     in_nats = arm.logprob_forgetting
     if advice and advice.forgetting_scale.name == "gold_logprob" and in_nats:
-        # What is weighed stands beside what is shown.
+        # The weighed number, beside the shown one.
         retained = replace(retained, note=f"{retained.note}; {difference(-in_nats.value, NATS)}")
     return (
         _cell(arm.score, view.unit(arm.task)),

@@ -6,15 +6,14 @@ import pandas as pd
 
 from rankscope.formatting import NATS, Unit
 from rankscope.records import ArmSummary, Estimate, StudyRecords
-from rankscope.report.study_view import StudyView, change_on
+from rankscope.report.study_view import StudyView, change_on, retention_change
 from rankscope.report.table_formats import Cell, table_from_rows
-
-P_DIGITS = {"p": 4, "p, Holm": 4}
 
 
 def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
     """File name -> table; a table may be empty. Scores are those of the test split."""
     return {
+        "paper": paper_table(view),
         "arms": arms_table(view),
         "changes": changes_table(view),
         "comparisons": comparisons_table(view),
@@ -45,18 +44,44 @@ def answers_table(view: StudyView) -> pd.DataFrame:
     )
 
 
+def paper_table(view: StudyView) -> pd.DataFrame:
+    """Rank by training task, each arm at the learning rate chosen for it; the best is bold.
+
+    A study with one training task also shows the change on retention tasks, and the arms' size.
+    """
+    titles = {task: f"{task}, {view.unit(task).score}" for task in view.training_tasks}
+    rows: dict[str, dict[str, Cell]] = {"base": {"arm": "base"}}
+    digits = {t: view.unit(task).digits for task, t in titles.items()}
+    for task, title in titles.items():
+        unit, advice = view.unit(task), view.advice(task)
+        rows["base"] |= _with_ends(title, view.recommendation.base.get(task), unit)
+        chosen = [a for a in view.arms(task) if advice and a.label in advice.candidate_labels]
+        for arm in chosen:
+            name = " ".join(word for word in arm.label.split() if not word.startswith("lr="))
+            row = rows.setdefault(name, {"arm": name})
+            row |= _with_ends(title, arm.score, unit)
+            if len(titles) == 1:
+                lost = view.forgetting_unit(task)
+                kept = f"retention change, {lost.difference}"
+                digits[kept] = lost.digits
+                row |= _with_ends(kept, retention_change(arm), lost)
+                row["parameters"] = arm.trainable_parameters or None
+    ends = {f"{title}{end}": n for title, n in digits.items() for end in ("", ", low", ", high")}
+    return table_from_rows(list(rows.values()) if len(rows) > 1 else [], ends, tuple(digits))
+
+
 def arms_table(view: StudyView) -> pd.DataFrame:
     """Every arm of every training task: settings, scores with 95 % intervals, cost.
 
     Accuracies in per cent, differences in points; log probabilities in nats per token.
     """
-    digits = _digits(view, "score", "gain", "forgetting")
+    digits = _digits(view, "score", "gain", "retention change")
     rows = [_arm_row(view, arm) for task in view.training_tasks for arm in view.arms(task)]
-    return table_from_rows(rows, digits | {"seconds a trial": 1})
+    return table_from_rows(rows, digits | {"seconds a trial": 1, "peak memory, MB": 0})
 
 
 def _arm_row(view: StudyView, arm: ArmSummary) -> dict[str, Cell]:
-    unit, forgetting_unit = view.unit(arm.task), view.forgetting_unit(arm.task)
+    unit, kept = view.unit(arm.task), view.forgetting_unit(arm.task)
     advice = view.advice(arm.task)
     recommended = advice.chosen.label if advice and advice.chosen else None
     return {
@@ -72,12 +97,12 @@ def _arm_row(view: StudyView, arm: ArmSummary) -> dict[str, Cell]:
         **_with_ends("gain", arm.gain, unit),
         "p": arm.gain.p if arm.gain else None,
         "p, Holm": arm.gain.p_holm if arm.gain else None,
-        **_with_ends("forgetting", arm.forgetting, forgetting_unit),
+        **_with_ends("retention change", retention_change(arm), kept),
         "unit": unit.score,
-        "unit of forgetting": forgetting_unit.difference,
+        "unit of retention": kept.difference,
         "trainable parameters": arm.trainable_parameters or None,
         "seconds a trial": arm.seconds,
-        "peak memory, bytes": arm.peak_memory_bytes,
+        "peak memory, MB": None if arm.peak_memory_bytes is None else arm.peak_memory_bytes / 1e6,
         "recommended": "yes" if arm.label == recommended else "no",
     }
 
@@ -130,10 +155,9 @@ def comparisons_table(view: StudyView) -> pd.DataFrame:
 
 
 def _digits(view: StudyView, *titles: str) -> dict[str, int]:
-    """Digits of estimates with their ends and of p values; more if the study has nats."""
+    """Digits of estimates with their ends; more if the study has nats."""
     digits = 4 if any(view.unit(task.name) == NATS for task in view.study.tasks) else 2
-    ends = {f"{title}{end}": digits for title in titles for end in ("", ", low", ", high")}
-    return ends | P_DIGITS
+    return {f"{title}{end}": digits for title in titles for end in ("", ", low", ", high")}
 
 
 def _with_ends(title: str, estimate: Estimate | None, unit: Unit) -> dict[str, Cell]:

@@ -74,9 +74,6 @@ def _finding(
 ) -> str:
     ends = [(curve[-1][1], arm.label) for arm, curve in curves]
     (low, lowest), (high, highest) = min(ends), max(ends)
-    text = f"Loss at the end: lowest {number(low)} ({lowest})"
-    text += f", highest {number(high)} ({highest})." if len(ends) > 1 else "."
+    text = f"Loss at the end: from {number(low)} ({lowest}) to {number(high)} ({highest})."
     diverged = sum(t.status == "diverged" and t.spec.task == task for t in view.study.trials)
-    if diverged:
-        text += f" {count(diverged, 'trial')} of this task diverged (listed below)."
-    return text
+    return text + (f" {count(diverged, 'trial')} of this task diverged." if diverged else "")
