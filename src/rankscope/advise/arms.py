@@ -55,6 +55,11 @@ class LossTrend:
         fall = self.before - self.after
         return fall > STILL_FALLING * abs(self.before) and fall > 2 * self.error
 
+    @property
+    def is_steep(self) -> bool:
+        """The loss halved: training has hardly begun, however many steps it took."""
+        return self.is_falling and self.after < self.before / 2
+
 
 @dataclass(frozen=True, slots=True)
 class Arm:

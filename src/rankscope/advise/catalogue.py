@@ -102,7 +102,7 @@ CLAUSES = {
     "score": "its score is {score:score}, {gain:change} against the base",
     "gain": "{gain:change} against the base",
     "retention": "retention changes by {forgetting:reverse}",
-    "retention_unsettled": "retention changes by somewhere from {forgetting:range}",
+    "retention_unsettled": "retention may change by {forgetting:range}",
     "retention_unknown": "; forgetting was not measured",
     "carried": (
         " The log-probability of the right answers decides: it changes by {in_nats:reverse} "
@@ -128,6 +128,10 @@ CLAIMS = {
     "best": (
         "No tried arm is better by more than {margin:amount}: the closest rival, {rival}, leads "
         "by at most {difference:highest}."
+    ),
+    "best_clearly": (
+        "No tried arm is better: the closest rival, {rival}, trails by at least "
+        "{difference:highest}."
     ),
     "best_unclear": (
         "{rival} may be better by more than {margin:amount}: it differs by {difference:change} "
@@ -380,11 +384,11 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
     "runs": {
         "continue": "Run the study again: it continues with the remaining {waiting}.",
         "less_memory": (
-            "{oom} ran out of memory: try {settings}, and run again with --retry-failed."
+            "{oom} ran out of memory: try {settings}, and run again with --retry oom."
         ),
         "fix_error": (
             "{failed} ended in an error, first {trial} ({why}): fix its cause, and run again with "
-            "--retry-failed."
+            "--retry failed."
         ),
     },
     "retention": {

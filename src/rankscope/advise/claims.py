@@ -89,7 +89,8 @@ def _best(results: TaskResults, subject: Arm) -> Claim:
         return _claim("tentative", "best_unknown", unknown=verdict_name(unknown[0].summary))
     assert top is not None
     is_firm = not results.choice.passed_over and not results.waiting
-    return _claim_about(results, "firm" if is_firm else "tentative", "best", top)
+    name = "best" if top.highest > 0 else "best_clearly"
+    return _claim_about(results, "firm" if is_firm else "tentative", name, top)
 
 
 def _claim_about(results: TaskResults, confidence: Confidence, name: str, lead: Lead) -> Claim:
