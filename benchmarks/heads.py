@@ -208,7 +208,7 @@ def validate(w: World, layers: list[int], save: Path | None) -> dict[str, object
     right = w.task.scores(found.intact).mean()
     falls = np.array([right - w.task.scores(v).mean() for v in found.ablated])
     signed = np.array(
-        [importance.signed[a][:, h].numpy() for ((a, h),) in (x.heads for x in ablations)]
+        [importance[a][:, h].numpy() for ((a, h),) in (x.heads for x in ablations)]
     )
     exact, first = np.abs(rises).mean(1), np.abs(signed).mean(1)
     by_layer = [np.array([x.first_layer for x in ablations]) == layer for layer in layers]

@@ -43,7 +43,7 @@ class HeadAblation(Record):
 
 
 class HeadRole(Record):
-    """What one head contributes (see ``analyze.heads.roles``)."""
+    """What one head contributes (see ``analyze.heads.trial_heads``)."""
 
     layer: int
     head: int

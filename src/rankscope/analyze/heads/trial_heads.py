@@ -12,9 +12,8 @@ from torch import Tensor
 from rankscope.analyze.heads.ablation import AblationResult, ablate, single_heads, whole_layers
 from rankscope.analyze.heads.change import Weights, adapter_changes, dense_changes
 from rankscope.analyze.heads.entropy import attention_entropy
-from rankscope.analyze.heads.importance import head_importance, unit_length
-from rankscope.analyze.heads.layout import PROJECTIONS, HeadLayout, HeadModel
-from rankscope.analyze.heads.roles import head_roles
+from rankscope.analyze.heads.importance import head_importance, raw_importance, unit_length
+from rankscope.analyze.heads.layout import PROJECTIONS, AttentionLayer, HeadLayout, HeadModel
 from rankscope.analyze.heads.tasks import HeadTask
 from rankscope.evaluate.token_trees import Floats
 from rankscope.models.base import Base
@@ -36,15 +35,18 @@ def measure_heads(
 ) -> HeadMeasurements:
     """Importance and entropy of every head on ``task``, and ablations of every head, and of every
     layer, on the tasks of ``ablated_on``."""
-    importance = head_importance(model, task.trees)
+    signed = head_importance(model, task.trees)
     entropy = attention_entropy(model, task.trees)
     layout = model.layout
-    heads, groups = importance.raw(), importance.raw_groups(layout)
+
+    def unit(layer: AttentionLayer, num_heads: int) -> tuple[float, ...]:
+        return tuple(unit_length(raw_importance(signed[layer.index], num_heads)).tolist())
+
     layers = tuple(
         LayerHeads(
             layer=layer.index,
-            importance=tuple(unit_length(heads[layer.index]).tolist()),
-            group_importance=tuple(unit_length(groups[layer.index]).tolist()),
+            importance=unit(layer, layer.num_heads),
+            group_importance=unit(layer, layer.num_kv_heads),
             entropy=entropy[layer.index],
         )
         for layer in layout
@@ -164,3 +166,38 @@ class HeadAnalysis:
             roles=roles,
             seconds=time.perf_counter() - started,
         )
+
+
+def head_roles(trained: HeadAblation, others: Sequence[HeadAblation]) -> tuple[HeadRole, ...]:
+    """Roles of every head, layer by layer, from ablations on the trained task and on others,
+    equally weighted.
+
+    Removing a head costs a model c = -(change of the gold answer's log-probability). On the trained
+    task c_tuned - c_base is the head's *skill*, on others c_base - c_tuned what it *lost*. Costs do
+    not add up over heads, and small ones are noise: see ``HeadAblation.gold_difference_error``.
+    """
+    shape = [len(heads) for heads in trained.base_gold_change]
+    for ablation in (trained, *others):
+        for changes in (ablation.base_gold_change, ablation.tuned_gold_change):
+            if [len(heads) for heads in changes] != shape:
+                raise ValueError(f"{ablation.task}: other heads than {trained.task}'s")
+    skill = added_cost(trained)
+    added_elsewhere = [added_cost(other) for other in others]
+    return tuple(
+        HeadRole(
+            layer=layer,
+            head=head,
+            skill=skill[layer][head],
+            lost=-sum(task[layer][head] for task in added_elsewhere) / len(others)
+            if others
+            else None,
+        )
+        for layer, heads in enumerate(shape)
+        for head in range(heads)
+    )
+
+
+def added_cost(ablation: HeadAblation) -> list[list[float]]:
+    """By layer and head: c_tuned - c_base, nats."""
+    pairs = zip(ablation.base_gold_change, ablation.tuned_gold_change, strict=True)
+    return [[b - t for b, t in zip(base, tuned, strict=True)] for base, tuned in pairs]
