@@ -88,6 +88,7 @@ def test_the_log_of_training_holds_its_numbers(tmp_path: Path) -> None:
     (event,) = [json.loads(line) for line in path.read_text().splitlines()]
     assert {name: event[name] for name in list(event)[3:]} == {
         "done": 1,
+        "total": 0,
         "loss_low": 1.0,
         "loss_high": 2.5,
         "trials": 2,

@@ -21,6 +21,7 @@ REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text("utf-8")
 PAGES = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LOG.md")),
+    REPOSITORY / "llms.txt",
     *sorted((REPOSITORY / "docs").rglob("*.md")),
 ]
 
@@ -131,6 +132,15 @@ def test_study_files_and_models_named_are_there() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
     assert missing_links(page, page.read_text("utf-8")) == []
+
+
+def test_the_study_file_in_llms_txt_is_one(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "llms.txt").read_text(), re.DOTALL)
+    file, rows = tmp_path / "study.yaml", tmp_path / "data" / "train.jsonl"
+    file.write_text(text, "utf-8")
+    rows.parent.mkdir()
+    rows.write_text('{"prompt": "a", "completion": "b"}\n', "utf-8")
+    assert Study.load(file).config.name == "my-study"
 
 
 def test_a_broken_link_is_found() -> None:

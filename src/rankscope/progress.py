@@ -133,6 +133,7 @@ class JsonlReporter:
         self.inner = inner
         self.path = path
         self.name = ""
+        self.total = 0
         self.begun = self.last_line = 0.0
 
     def write(self, event: str, **values: object) -> None:
@@ -143,7 +144,7 @@ class JsonlReporter:
             file.write(line + "\n")
 
     def stage(self, name: str, total: int) -> None:
-        self.name, self.begun = name, time.monotonic()
+        self.name, self.total, self.begun = name, total, time.monotonic()
         self.write("stage", name=name, total=total)
         self.inner.stage(name, total)
 
@@ -151,7 +152,8 @@ class JsonlReporter:
         now = time.monotonic()
         if now - self.last_line >= self.LINE_SECONDS:
             self.last_line = now
-            self.write("advance", name=self.name, done=done, **(values or {"detail": detail}))
+            numbers = values or {"detail": detail}
+            self.write("advance", name=self.name, done=done, total=self.total, **numbers)
         self.inner.advance(done, detail, **values)
 
     def finish(self, detail: str = "") -> None:

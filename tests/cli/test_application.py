@@ -39,7 +39,8 @@ def test_help_has_an_example_that_parses(verb: str) -> None:
 
 
 def test_the_verbs_there_are() -> None:
-    others = {"compare", "eval", "fetch", "inspect", "params", "predict", "shrink", "track", "work"}
+    others = {"compare", "eval", "fetch", "inspect", "params", "predict", "shrink", "stop"}
+    others |= {"track", "work"}
     assert set(VERBS) == PROMISED | others
     shown = command("--help").out
     assert "Example: rankscope quickstart" in shown
@@ -199,11 +200,19 @@ HEAVY = {"torch", "transformers", "peft", "pandas", "plotly", "scipy", "datasets
 def test_answers_that_need_no_model_import_nothing_heavy(tmp_path: Path) -> None:
     """One process, in which one command follows another: here everything is imported already."""
     (tmp_path / "bad.yaml").write_text("model: pocket\ntaks: []\n")
+    arms = "arms: [{method: full, lr: 1e-4}]\n"
+    (tmp_path / "model.yaml").write_text(f"model: ./nowhere\ntasks: [pocket_med]\n{arms}")
+    (tmp_path / "rows.yaml").write_text(
+        f"model: pocket\ntasks: [{{name: own, train: rows.jsno}}]\n{arms}"
+    )
     calls = [
+        *([verb, f"{what}.yaml"] for verb in ("run", "check") for what in ("model", "rows")),
+        ["run", "model.yaml", "--retry", "all"],
         *([verb, "--help"] for verb in VERBS),
         *([verb, "nowhere.yaml"] for verb in ("run", "check", "plan", "predict")),
         *([verb, "bad.yaml"] for verb in ("run", "check", "plan", "predict")),
-        *([verb, "nowhere"] for verb in ("status", "report", "verify", "params", "fetch")),
+        *([verb, "nowhere"] for verb in ("status", "report", "verify", "params", "fetch", "stop")),
+        ["track", "nowhere", "--to", "trackio"],
         ["export", "nowhere", "x", "--out", "new"],
         ["inspect", "nowhere", "nowhere"],
         ["inspect", "pocket", "nowhere"],

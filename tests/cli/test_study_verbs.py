@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,7 +136,33 @@ def test_status_says_who_runs_the_study_and_what_to_do_next(walk: Walk, copied: 
         assert f"process {os.getpid()} on " in command("status", copied).told
     failed = json.loads(command("status", copied, "--json").out)
     assert failed["state"] == "failed"
-    assert failed["next"].endswith(f"study.resolved.yaml --out {copied} --retry-failed")
+    assert failed["next"].endswith(f"study.resolved.yaml --out {copied} --retry oom")
+
+
+RUNNER = """
+import signal, sys, time
+from pathlib import Path
+from rankscope.store import Ledger
+def stop(*arguments):
+    sys.exit(7)
+signal.signal(signal.SIGINT, stop)
+with Ledger.open(Path(sys.argv[1]), write=True):
+    print("runs", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_stop_interrupts_the_process_that_runs_the_study(copied: Path) -> None:
+    refused = command("stop", copied)
+    assert refused.code == 2
+    assert "found no process that runs it" in refused.err
+    words = [sys.executable, "-c", RUNNER, str(copied)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as runner:
+        assert runner.stdout is not None
+        assert runner.stdout.readline() == b"runs\n"
+        assert json.loads(command("stop", copied, "--json").out) == {"process": runner.pid}
+        assert runner.wait() == 7
+    assert command("status", copied, "--watch").code == 0  # nothing runs: it ends at once
 
 
 def test_failed_trials_are_shown_and_end_a_run_with_3(walk: Walk, copied: Path) -> None:
@@ -145,10 +173,13 @@ def test_failed_trials_are_shown_and_end_a_run_with_3(walk: Walk, copied: Path) 
     assert outcome.code == 0
     assert f"{failed}: diverged: loss is nan at step 3\\u001b[2J" in outcome.told
     assert "3 trials: 2 done, 1 diverged" in outcome.told
+    refused = command("run", walk.file, *CHANGES, "--out", copied, "--retry", "failed,done")
+    assert refused.code == 2
+    assert "--retry: found 'done', expected failed, oom or diverged" in refused.err
     again = command("run", walk.file, *CHANGES, "--out", copied, "--json")
     assert again.code == 3, again.err
     Recommendation.model_validate_json(again.out)
-    retried = command("run", walk.file, *CHANGES, "--out", copied, "--retry-failed")
+    retried = command("run", walk.file, *CHANGES, "--out", copied, "--retry", "oom,diverged")
     assert retried.code == 0, retried.err
     assert "3 trials: 3 done" in command("status", copied).told
 

@@ -102,7 +102,7 @@ CLAUSES = {
     "score": "its score is {score:score}, {gain:change} against the base",
     "gain": "{gain:change} against the base",
     "retention": "retention changes by {forgetting:reverse}",
-    "retention_unsettled": "retention changes by somewhere from {forgetting:range}",
+    "retention_unsettled": "retention may change by {forgetting:range}",
     "retention_unknown": "; forgetting was not measured",
     "carried": (
         " The log-probability of the right answers decides: it changes by {in_nats:reverse} "
@@ -119,11 +119,19 @@ CLAIMS = {
         "({difference:evidence})."
     ),
     "no_arm_better": "No arm is shown to be better than the base.",
+    "not_better": (
+        "That {arm} is better than the base{net} is not shown: {difference:change} "
+        "({difference:evidence})."
+    ),
     "not_compared": "The arms cannot be compared yet.",
     "only_arm": "No other arm was tried.",
     "best": (
         "No tried arm is better by more than {margin:amount}: the closest rival, {rival}, leads "
         "by at most {difference:highest}."
+    ),
+    "best_clearly": (
+        "No tried arm is better: the closest rival, {rival}, trails by at least "
+        "{difference:highest}."
     ),
     "best_unclear": (
         "{rival} may be better by more than {margin:amount}: it differs by {difference:change} "
@@ -235,14 +243,6 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
             "On the validation split {best} has the highest utility ({formula}), "
             "{best_utility:.3f}; {chosen} has {chosen_utility:.3f} and is the smallest "
             "rank{counted} within {margin:g} of it."
-        ),
-        "smaller_on_test": (
-            "On the test split {chosen} scores {gap_to_best:change} against {best} "
-            "({gap_to_best:evidence}): as good within {margin:amount} is{negation} shown."
-        ),
-        "net": (
-            "By the study's weights (gain x {gain_weight:g} - forgetting x {forgetting_weight:g}) "
-            "it is worth {net:change} ({net:evidence}){unclear}."
         ),
     },
     # Failure patterns, each with the next step to try.
@@ -384,11 +384,11 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
     "runs": {
         "continue": "Run the study again: it continues with the remaining {waiting}.",
         "less_memory": (
-            "{oom} ran out of memory: try {settings}, and run again with --retry-failed."
+            "{oom} ran out of memory: try {settings}, and run again with --retry oom."
         ),
         "fix_error": (
             "{failed} ended in an error, first {trial} ({why}): fix its cause, and run again with "
-            "--retry-failed."
+            "--retry failed."
         ),
     },
     "retention": {

@@ -153,7 +153,8 @@ def _loss(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
     value = count(steps, "step")
     before, after = trend.before, trend.after
     if trend.is_falling:
-        status: CheckStatus = "bad" if results.is_barely_trained(subject) else "weak"
+        is_bad = trend.is_steep or results.is_barely_trained(subject)
+        status: CheckStatus = "bad" if is_bad else "weak"
         yield trust_check(
             "loss.falling", status, value, steps=steps, loss_before=before, loss_after=after
         )

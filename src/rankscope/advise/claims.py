@@ -33,18 +33,16 @@ class Lead:
 def with_claims(results: TaskResults, verdict: Verdict) -> tuple[Verdict, Claim, Claim]:
     """The verdict, no firmer than its claims, and the claims."""
     subject = verdict.subject
-    if subject is None:
-        return verdict, _claim("none", "no_arm_better"), _claim("none", "not_compared")
-    if not verdict.recommends_subject:
-        base_is_best = "base_best" if verdict.confidence == "firm" else "base_best_unclear"
-        if verdict.decision == "not_decided":
-            best = _claim("none", "not_compared")
-        else:
-            margin = results.score(results.objective.margin)
-            best = _claim(verdict.confidence, base_is_best, margin=margin)
-        return verdict, _claim("none", "no_arm_better", estimate=subject.summary.gain), best
-    better, best = _better(results, subject), _best(results, subject)
-    if verdict.confidence == "firm" and (better.confidence, best.confidence) != ("firm", "firm"):
+    if verdict.decision == "not_decided" or subject is None:
+        best = _claim("none", "not_compared")
+    elif verdict.recommends_subject:
+        best = _best(results, subject)
+    else:
+        name = "base_best" if verdict.confidence == "firm" else "base_best_unclear"
+        margin = results.score(results.objective.margin)
+        best = _claim(verdict.confidence, name, margin=margin)
+    better = _better(results, subject, verdict.recommends_subject)
+    if verdict.recommends_subject and (better.confidence, best.confidence) != ("firm", "firm"):
         verdict = replace(verdict, confidence="tentative")
     return verdict, better, best
 
@@ -56,15 +54,16 @@ def _claim(
     return Claim(confidence=confidence, text=text, estimate=estimate)
 
 
-def _better(results: TaskResults, subject: Arm) -> Claim:
-    net = results.net_gain(subject)
-    difference = net or subject.summary.gain
-    if difference is None:
+def _better(results: TaskResults, subject: Arm | None, is_recommended: bool) -> Claim:
+    net = None if subject is None else results.net_gain(subject)
+    difference = net or (None if subject is None else subject.summary.gain)
+    if subject is None or difference is None:
         return _claim("none", "no_arm_better")
     is_firm = results.is_firm(subject.summary) and is_confirmed(results, subject)
+    name = "not_better" if not is_recommended else "better" if is_firm else "better_unclear"
     return _claim(
-        "firm" if is_firm else "tentative",
-        "better" if is_firm else "better_unclear",
+        "none" if not is_recommended else "firm" if is_firm else "tentative",
+        name,
         difference,
         arm=arm_name(subject.summary),
         net="" if net is None else " net of forgetting",
@@ -90,7 +89,8 @@ def _best(results: TaskResults, subject: Arm) -> Claim:
         return _claim("tentative", "best_unknown", unknown=verdict_name(unknown[0].summary))
     assert top is not None
     is_firm = not results.choice.passed_over and not results.waiting
-    return _claim_about(results, "firm" if is_firm else "tentative", "best", top)
+    name = "best" if top.highest > 0 else "best_clearly"
+    return _claim_about(results, "firm" if is_firm else "tentative", name, top)
 
 
 def _claim_about(results: TaskResults, confidence: Confidence, name: str, lead: Lead) -> Claim:

@@ -46,7 +46,7 @@ from rankscope.advise.messages import (
 from rankscope.advise.select import Candidate
 from rankscope.advise.statistics.significance import ALPHA, FEWEST_ITEMS, holm
 from rankscope.advise.task_results import FEW_ITEMS, TaskResults
-from rankscope.records import FEWEST_SEEDS, ArmSummary, Confidence, Decision
+from rankscope.records import FEWEST_SEEDS, ArmSummary, Confidence, Decision, finished_trials
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ def _nothing_to_choose_from(results: TaskResults) -> Verdict:
     """No arm has a validation score, or every arm that has one exceeds the limit on forgetting."""
     if results.choice.excluded:
         return _all_over_limit(results)
-    done = sum(t.status == "done" for t in results.trials)
+    done = len(finished_trials(results.trials))
     return _not_decided(
         results,
         None,

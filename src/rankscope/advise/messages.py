@@ -93,8 +93,8 @@ def trust_check(meaning: str, status: CheckStatus, value: str, /, **fields: Fiel
 
 
 def capitalized(text: str) -> str:
-    """The text with a capital first letter; arms may have names in small letters."""
-    return text[:1].upper() + text[1:]
+    """The text with a capital first letter, unless it begins with a symbol such as ``r=8``."""
+    return text[:1].upper() + text[1:] if text[1:2].isalpha() else text
 
 
 def _values(fields: Mapping[str, Field]) -> dict[str, float]:

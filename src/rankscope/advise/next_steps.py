@@ -10,7 +10,14 @@ from rankscope.advise.statistics.power import data_needed, hidden_by_seeds, item
 from rankscope.advise.statistics.significance import FEWEST_ITEMS
 from rankscope.advise.task_results import FEWEST_STEPS, TaskResults
 from rankscope.formatting import POINTS, amount, count, difference
-from rankscope.records import FEWEST_SEEDS, AdviceMessage, Claim, Estimate, TrialRecords
+from rankscope.records import (
+    FEWEST_SEEDS,
+    AdviceMessage,
+    Claim,
+    Estimate,
+    TrialRecords,
+    finished_trials,
+)
 
 NEXT_RATE = 10**0.5
 """Factor to the next learning rate beyond the end of a list: half a power of ten."""
@@ -42,7 +49,7 @@ def next_steps(
 def _runs(results: TaskResults) -> Iterator[AdviceMessage]:
     if results.waiting:
         yield message("continue", waiting=Counted(results.waiting, "trial"))
-    if not any(t.status == "done" for t in results.trials):
+    if not finished_trials(results.trials):
         yield from _after_failures(results)
     if not retention_tasks(results.study, results.task):
         yield message("add_retention")

@@ -26,7 +26,6 @@ def reasons_for(results: TaskResults, subject: Arm | None) -> tuple[AdviceMessag
             *_transfer(results, arm),
             _cost(results, arm),
             *_choice(results),
-            *_net_gain(results, subject),
         ]
     return (*reasons, *diagnostics(results, subject), *caveats(results, subject))
 
@@ -169,15 +168,6 @@ def _choice(results: TaskResults) -> Iterator[AdviceMessage]:
         yield message("best_is_chosen", smaller=smaller, **fields)
         return
     yield message("smaller_is_chosen", counted=counted, **fields)
-    gap = arm_difference(results.study, chosen.arm, best.arm, results.task)
-    if gap is not None:
-        yield message(
-            "smaller_on_test",
-            gap_to_best=results.score(gap),
-            margin=results.score(margin),
-            negation="" if non_inferior(gap, margin) else " not",
-            **names,
-        )
 
 
 def _smaller_arms(results: TaskResults, best: ArmSummary, counted: str) -> str:
@@ -189,17 +179,3 @@ def _smaller_arms(results: TaskResults, best: ArmSummary, counted: str) -> str:
     if not rivals:
         return f"{name} was tried"
     return f"{name}{counted} comes within {results.objective.margin:g} of it"
-
-
-def _net_gain(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
-    net = results.net_gain(subject)
-    if net is None:
-        return
-    gain_weight, forgetting_weight = results.objective.weights
-    yield message(
-        "net",
-        gain_weight=gain_weight,
-        forgetting_weight=forgetting_weight,
-        net=Measured(net, results.net_unit),
-        unclear=unclear(net),
-    )

@@ -147,4 +147,5 @@ def _advise(results: TaskResults) -> TaskAdvice:
         subject_label=None if subject is None else subject.summary.label,
         best_full_label=full.arm.summary.label if full else None,
         best_lora_label=lora.arm.summary.label if lora else None,
+        candidate_labels=tuple(c.arm.summary.label for c in results.choice.candidates),
     )

@@ -108,7 +108,11 @@ class TaskResults:
         return arm.gain is not None and arm.gain.value > 0 and p is not None and p < ALPHA
 
     def is_firm(self, arm: ArmSummary) -> bool:
-        """Three seeds, none failed, no trial to run, and few test rows seen in training."""
+        """Three seeds, none failed, no trial to run, few test rows seen in training, and a training
+        loss that does not plunge to the end."""
+        trend = next(a.loss_trend for a in self.arms if a.summary is arm)
+        if trend is not None and trend.is_steep:
+            return False
         contaminated = self.record is not None and self.record.is_contaminated
         enough = arm.seeds >= FEWEST_SEEDS and arm.failed == 0
         return enough and not contaminated and not self.waiting
@@ -156,10 +160,11 @@ class TaskResults:
         for task in retention_tasks(self.study, self.task):
             scores = self.base_scores(task.name)
             error = clustered_standard_error(scores) if scores.size else None
-            if task.chance is not None and error is not None:
-                base = float(scores.mean())
-                if base - 2 * error <= task.chance:
-                    found[task.name] = (base, scores.size, task.chance)
+            if task.score_unit == "accuracy" and error is not None:
+                # Written answers are never right by guessing.
+                base, chance = float(scores.mean()), task.chance or 0.0
+                if base - 2 * error <= chance:
+                    found[task.name] = (base, scores.size, chance)
         return found
 
     def base_scores(self, task: str) -> npt.NDArray[np.float64]:

@@ -28,7 +28,6 @@ from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate, to_float64
 from rankscope.models.methods import get_lora_method
 from rankscope.models.parameters import Architecture, target_shapes
-from rankscope.models.peft_backend.tuner import PeftTuner
 from rankscope.models.quantize import dense_weight
 from rankscope.models.scaling import layer_index
 from rankscope.records import MatrixSpectrum, SpectraRecord, TrialSpec
@@ -289,7 +288,7 @@ def analyze_trial(
     def full(name: str, weight: Tensor, tuned_weight: Tensor) -> MatrixSpectrum:
         return full_spectrum(name, weight.to(device), tuned_weight.to(device), settings, svds)
 
-    if isinstance(tuner := tuned.multi_lora.injected_tuner, PeftTuner):
+    if (tuner := tuned.multi_lora.injected_tuner) is not None:
         names = tuner.mergeable()
         matrices = [full(n, tuner.base_weight(n), tuner.merged_weight(n)) for n in names]
     elif trial.is_full:

@@ -1,8 +1,13 @@
 """Verbs for a study, from writing its file to exporting weights."""
 
+import os
+import signal
+import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from rich.live import Live
 from typer import Argument, Option
 
 from rankscope.cli.application import (
@@ -24,8 +29,9 @@ from rankscope.errors import INTEGRITY, OK, UNFINISHED, UserError
 from rankscope.progress import ConsoleReporter
 
 if TYPE_CHECKING:
-    from rankscope.records import Recommendation, StudyRecords
+    from rankscope.records import Recommendation, Status, StudyRecords
 
+WATCH_SECONDS = 2.0
 MAX_PROBLEMS = 20
 """Most problems that ``verify`` prints."""
 HYPOTHESES = (
@@ -68,9 +74,9 @@ def run_command(
     ] = None,
     overrides: Overrides = None,
     trust_task_code: TrustTaskCode = False,
-    retry_failed: Annotated[
-        bool, Option("--retry-failed", help="Run trials that failed before again.")
-    ] = False,
+    retry: Annotated[
+        str, Option(metavar="STATUS", help="Run such trials again: failed,oom,diverged.")
+    ] = "",
     workers: Annotated[
         int | None,
         Option(metavar="N", min=1, help="Run groups in N processes; by default in this one."),
@@ -87,6 +93,7 @@ def run_command(
     """
     from rankscope.run.study import Study
 
+    again = _statuses(retry)
     study = Study.load(file, overrides or [])
     from rankscope.records import FAILED
     from rankscope.run.executors import new_executor
@@ -96,11 +103,8 @@ def run_command(
     if workers is not None or executor is not None:
         place = new_executor(executor or "local", workers or 1)
     folder = out or Path("studies") / study.config.name
-    if retry_failed:
-        study.check()  # an invalid study file must not reset failed trials
-        _reset_failed_trials(folder)
     with ConsoleReporter(err_console) as reporter:
-        records = study.run(folder, reporter, place)
+        records = study.run(folder, reporter, place, again)
     _, recommendation = write_outputs(folder, records)
     has_failed = any(trial.status in FAILED for trial in records.trials)
     return Reply(
@@ -120,15 +124,17 @@ def _show_results(
     print_line(f"report: {folder / 'report.html'}")
 
 
-def _reset_failed_trials(folder: Path) -> None:
-    """Plan trials again that failed, diverged or ran out of memory."""
+def _statuses(text: str) -> "tuple[Status, ...]":
+    """The statuses of ``--retry``."""
     from rankscope.records import FAILED
-    from rankscope.store import Ledger
 
-    if (folder / "ledger.sqlite").is_file():
-        with Ledger.open(folder, write=True) as ledger:
-            statuses = ledger.statuses()
-            ledger.retry_trials([trial for trial in statuses if statuses[trial] in FAILED])
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    for word in words:
+        if word not in FAILED:
+            raise UserError(
+                where="--retry", found=repr(word), expected="failed, oom or diverged, by commas"
+            )
+    return tuple(status for status in FAILED if status in words)
 
 
 @verb("work")
@@ -155,15 +161,50 @@ def work_command(
 
 
 @verb("status")
-def status_command(folder: StudyFolder) -> Reply:
+def status_command(
+    folder: StudyFolder,
+    watch: Annotated[
+        bool, Option("--watch", help="Keep showing it until no process runs the study.")
+    ] = False,
+) -> Reply:
     """Show the status of every trial.
 
     Example: rankscope status studies/pocket
     """
     from rankscope.cli.render.status import status_data, status_table
+    from rankscope.store import running_process
 
     records = _load_records(folder)
+    if watch:
+        with Live(console=err_console, transient=True, auto_refresh=False) as live:
+            while running_process(folder):
+                live.update(status_table(records, folder), refresh=True)
+                time.sleep(WATCH_SECONDS)
+                records = _load_records(folder)
     return Reply(status_data(records, folder), lambda: print_result(status_table(records, folder)))
+
+
+@verb("stop")
+def stop_command(folder: StudyFolder) -> Reply:
+    """Ask the process that runs a study to stop.
+
+    It ends at the next safe point; 'rankscope run' continues from there.
+
+    Example: rankscope stop studies/pocket
+    """
+    from rankscope.store import running_process
+
+    check_study(folder)
+    process = running_process(folder)
+    number, _, host = (process or "").partition(" on ")
+    if process is None or host != socket.gethostname():
+        found = "no process that runs it" if process is None else f"process {process}"
+        raise UserError(
+            where=folder, found=found, expected="a process of this machine that runs the study"
+        )
+    os.kill(int(number), signal.SIGINT)
+    text = f"asked process {number} to stop: 'rankscope status {folder}' shows when it has"
+    return Reply({"process": int(number)}, lambda: print_line(text))
 
 
 def _load_records(folder: Path) -> "StudyRecords":

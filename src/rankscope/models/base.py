@@ -23,9 +23,7 @@ class Row:
     """One row of token ids and the adapter it belongs to."""
 
     ids: Sequence[int]
-    keep: Sequence[int]
-    """Positions in the row whose logits are computed, ascending; the logits at position t predict
-    token t + 1."""
+    keep: Sequence[int]  # Positions whose logits are computed; those at t predict token t + 1
     adapter_name: str | None = None  # None for the bare base
     start: int = 0  # Position of the first id: the number of tokens in the row's cache
     branches: Sequence[int] = ()

@@ -119,16 +119,9 @@ def loss_and_gradients(
     loss = 0.0
     with trainable(weights):
         for batch in batches:
-            kept = [row.label_positions for row in batch]
-            logits = base.logits(
-                RowBatch.of(
-                    [Row(row.input_ids, keep) for row, keep in zip(batch, kept, strict=True)],
-                    base.device,
-                )
-            )
-            ids = [
-                row.input_ids[t + 1] for row, keep in zip(batch, kept, strict=True) for t in keep
-            ]
+            rows = [Row(row.input_ids, row.label_positions) for row in batch]
+            logits = base.logits(RowBatch.of(rows, base.device))
+            ids = [row.ids[t + 1] for row in rows for t in row.keep]
             losses = mean_losses(logits, torch.tensor(ids, device=base.device), [len(ids)], [total])
             loss += float(losses.detach().sum())
             if weights:
@@ -167,7 +160,7 @@ def input_variance(
     seen = {}
     for leader in dict.fromkeys(leaders.values()):
         most = min(max(ranks), targets[leader].in_features, sum(passes[0].lengths))
-        seen[leader] = InputDirections.of(targets[leader], most)
+        seen[leader] = InputDirections(targets[leader], most)
     for batch in passes:
         update_directions(
             base, batch, {leader: (targets[leader], inputs) for leader, inputs in seen.items()}

@@ -43,13 +43,11 @@ class HeadAblation(Record):
 
 
 class HeadRole(Record):
-    """What one head contributes (see ``analyze.heads.roles``)."""
+    """What one head contributes (see ``analyze.heads.trial_heads``)."""
 
     layer: int
     head: int
-    skill: float
-    """How much more removing it costs the tuned model than the base on the training task, nats per
-    item."""
+    skill: float  # Nats per item that removing it costs the tuned model more, on the trained task
     lost: float | None
     """How much more removing it costs the base than the tuned model on the other tasks, nats per
     item, mean over tasks. None without other tasks."""

@@ -5,15 +5,16 @@ Reading a study file needs no torch; what checks, plans and runs it is imported 
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from rankscope.config.loader import load_study_file
 from rankscope.config.study import StudyConfig
 from rankscope.data.task_source import check_sources
+from rankscope.models.model_folder import model_folder
 from rankscope.progress import JsonlReporter, NullReporter, ProgressReporter
-from rankscope.records import StudyRecords
+from rankscope.records import Status, StudyRecords
 from rankscope.store import UNITS, Ledger
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class Study:
         """
         config = load_study_file(Path(path), overrides)
         check_sources(config)
+        if config.model.hub is None:
+            model_folder(config.model, weights=False)
         return cls(config)
 
     def check(self, reporter: ProgressReporter | None = None) -> "PreparedStudy":
@@ -78,6 +81,7 @@ class Study:
         out: str | Path,
         reporter: ProgressReporter | None = None,
         executor: "Executor | None" = None,
+        retry: Collection[Status] = (),
     ) -> StudyRecords:
         """Run the study into ``out``, or continue it there; always safe to repeat.
 
@@ -88,6 +92,7 @@ class Study:
             out: the study's folder, created if needed.
             reporter: of progress; silent by default.
             executor: where groups run, see ``run/executors``; by default in this process.
+            retry: run trials of these statuses again, such as ``oom``.
 
         Raises:
             UserError, StudyLocked, IntegrityError, DiskFull, Interrupted.
@@ -106,6 +111,8 @@ class Study:
         # Before the folder: a refused study leaves nothing.
         study = prepare_study(self.config, reporter=reporter)
         with Ledger.open(out, write=True) as ledger, interruptible() as should_stop:
+            again = [trial for trial, status in ledger.statuses().items() if status in retry]
+            ledger.retry_trials(again)
             reporter = JsonlReporter(reporter, out / "log.jsonl")
             context = begin_run(study, ledger, reporter, should_stop)
             context.use_stored_groups()

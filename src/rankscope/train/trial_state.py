@@ -23,19 +23,22 @@ from rankscope.records import LossPoint, PenaltyPoint, TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint, GroupState
 from rankscope.train.optimizer import (
     clip_gradients,
-    learning_rate,
     new_optimizer,
     rate_groups,
     set_rate,
 )
 from rankscope.train.regularizers import EarlyStop, LossTerm, Replay, loss_terms
 from rankscope.train.step import TermLoss
-from rankscope.train.step_schedule import check_learning_rates, trial_protocol, trial_steps
+from rankscope.train.step_schedule import (
+    check_learning_rates,
+    learning_rate,
+    trial_protocol,
+    trial_steps,
+)
 
 TUNER = "tuner/"  # Prefix of the names of a PEFT method's own tensors in a checkpoint
 BEST = "best/"  # Prefix of the names of the weights that early stopping would keep
 STORED_FIELDS = ("num_tokens", "num_label_tokens", "num_replay_tokens", "failure")
-"""Of a trial, as they are in a checkpoint."""
 
 
 @dataclass(slots=True)

@@ -6,7 +6,6 @@ Query head h is rows h D to (h + 1) D of q_proj's weight and the same columns of
 head k is rows k D to (k + 1) D of k_proj's and v_proj's, and serves query heads k G to (k + 1) G.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,9 +40,10 @@ class AttentionLayer:
         return self.num_heads if module in ("q_proj", "o_proj") else self.num_kv_heads
 
 
-@dataclass(frozen=True, slots=True)
-class HeadLayout:
-    layers: tuple[AttentionLayer, ...]
+class HeadLayout(tuple[AttentionLayer, ...]):
+    """The heads of a model, layer by layer."""
+
+    __slots__ = ()
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "HeadLayout":
@@ -76,15 +76,9 @@ class HeadLayout:
             )
         return cls(layers)
 
-    def __iter__(self) -> Iterator[AttentionLayer]:
-        return iter(self.layers)
-
-    def __len__(self) -> int:
-        return len(self.layers)
-
     @property
     def num_heads(self) -> int:
-        return sum(layer.num_heads for layer in self.layers)
+        return sum(layer.num_heads for layer in self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ class HeadsStage:
             task = self.head_task(self.settings.task or trained_on)
             context.begin_piece(task.name)
             try:
-                self.analyses[trained_on] = HeadAnalysis.of_base(
+                self.analyses[trained_on] = HeadAnalysis(
                     model,
                     task,
                     ablated_on,

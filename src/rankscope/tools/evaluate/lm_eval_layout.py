@@ -24,7 +24,7 @@ from rankscope.tools.evaluate.results_folder import ResultsFolder, Score
 
 UNFIT_FOR_FOLDERS = re.compile(r"[\"<>:/|\\?*\[\]]+")
 LOWER_IS_BETTER = frozenset({"bits_per_byte", "perplexity", "not_finite"})
-"""Metrics of Rankscope's own scorers of which less is better."""
+"""Metrics of Rankscope's own scorers that fall as a model gets better."""
 
 
 def write_lm_eval_layout(
@@ -46,7 +46,7 @@ def write_lm_eval_layout(
         of_model = [score for score in scores if score.model == model]
         folder = out / UNFIT_FOR_FOLDERS.sub("__", model_name(model, request))
         folder.mkdir(parents=True, exist_ok=True)
-        samples = {task_name(s): _samples(s, items[s.key], prompts) for s in of_model}
+        samples = {harness_name(s): _samples(s, items[s.key], prompts) for s in of_model}
         summary = _summary(model, of_model, samples, request, now)
         path = folder / f"results_{date}.json"
         replace_text(path, json.dumps(summary, indent=2, ensure_ascii=False))
@@ -62,7 +62,7 @@ def model_name(model: str, request: EvalRequest) -> str:
     return request.model if model == BASE else model
 
 
-def task_name(score: Score) -> str:
+def harness_name(score: Score) -> str:
     """The harness's own name of one of its tasks; other names as they are."""
     return re.sub(r"[^\w.+-]", "_", score.record.task.removeprefix(LM_EVAL_PREFIX))
 
@@ -75,7 +75,7 @@ def _summary(
     now: datetime,
 ) -> dict[str, Any]:
     versions = provenance()
-    tasks = {task_name(score): score for score in scores}
+    tasks = {harness_name(score): score for score in scores}
     seconds = sum(score.record.seconds for score in scores)
     arguments = {"pretrained": request.model, "dtype": scores[0].dtype}
     if model != BASE:
@@ -124,7 +124,8 @@ def _summary(
 
 def _metrics(name: str, score: Score) -> dict[str, Any]:
     """``METRIC,none`` and its standard error, which the harness writes as N/A if unknown."""
-    record, values = score.record, {}
+    record = score.record
+    values: dict[str, Any] = {}
     for metric, value in (record.metrics | {record.metric: record.score}).items():
         error = record.standard_error if metric == record.metric else None
         values[f"{metric},none"] = value
