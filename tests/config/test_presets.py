@@ -248,7 +248,7 @@ def test_own_rows_and_a_data_folder_are_written_in(tmp_path: Path) -> None:
     text = study_template("default", "pocket", task, "../data")
     config = load_text(text, tmp_path)
     assert config.tasks[0].train == str(tmp_path / "rows: mine.jsonl")
-    assert (config.tasks[0].name, config.tasks[0].scorer) == ("mine", "number")
+    assert (config.name, config.tasks[0].name, config.tasks[0].scorer) == ("mine", "mine", "number")
     assert config.tasks[0].test == str(tmp_path / "t.csv")
     # The pocket model knows no other words than those of its world.
     assert [task.name for task in config.evaluate.retention] == ["pocket_general"]

@@ -139,6 +139,20 @@ def test_limits_give_subsets_and_another_hash(load: Load, data_dir: Path) -> Non
     assert load_task(config, data_dir, 1, max_items=20).sha256 != small.sha256
 
 
+def test_common_facts_need_nothing_and_ask_what_can_be_answered() -> None:
+    task = load_task(TaskConfig(name="common_facts"), None, data_seed=0)
+    items = (*task.validation, *task.test)
+    assert (len(task.validation), len(task.test), task.spec.chance) == (86, 348, 0.25)
+    assert len({item.question for item in items}) == len(items) == 434
+    # The answers stand at every place equally often, within three standard deviations.
+    places = [sum(item.answer == place for item in items) for place in range(4)]
+    assert max(abs(count - 434 / 4) for count in places) < 3 * (434 * 0.25 * 0.75) ** 0.5
+    assert all(len(set(item.choices)) == 4 for item in items)
+    (capital,) = [item for item in items if item.question == "What is the capital of France?"]
+    assert capital.reference == "Paris"
+    assert capital.subject == "What is the capital of ...?"
+
+
 @pytest.mark.parametrize("name", POCKET_TASKS)
 def test_pocket_tasks_need_no_folder(name: str) -> None:
     task = load_task(TaskConfig(name=name), None, data_seed=0)

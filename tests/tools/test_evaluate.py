@@ -181,11 +181,11 @@ MCQ = {"question": "q", "choices": ["a", "b"], "answer": 1}
     ("row", "message"),
     [
         (MCQ | {"answer": 2}, "rows.jsonl, row 7: answer 2 is not one of the 2 choices"),
-        (MCQ | {"choices": ["a", "a "]}, "rows.jsonl, row 7: the choice 'a' is repeated"),
-        ({"choices": ["a", "b"], "answer": 1}, "rows.jsonl, row 7: the fields"),
+        (MCQ | {"choices": ["a", "a "]}, "rows.jsonl, row 7: duplicate choice 'a', which is"),
+        ({"choices": ["a", "b"], "answer": 1}, "rows.jsonl, row 7: found the fields"),
         (MCQ | {"choices": "ab"}, "rows.jsonl, row 7: choices must be a list"),
         ("{", "rows.jsonl, row 7: not valid JSON"),
-        (MCQ | {"choices": ["a", ""]}, "rows.jsonl, row 7: option '' has no tokens"),
+        (MCQ | {"choices": ["a", ""]}, "rows.jsonl, row 7: found 1 usable choices out of 2"),
         (MCQ | {"question": "word " * 900}, "rows.jsonl, row 7, needs"),
     ],
 )
@@ -325,11 +325,11 @@ def test_a_path_is_known_by_its_slash_or_dot(
     for split in ("train", "test"):
         rows = [MCQ | {"question": f"{split} {n}"} for n in range(12)]
         write_rows(tmp_path / "d" / "sub" / f"{split}.jsonl", rows)
-    write_rows(tmp_path / "rows.csv", ["question,answer"])
+    write_rows(tmp_path / "rows.xlsx", ["question,answer"])
     monkeypatch.chdir(tmp_path)
     assert by_model(ask("--tasks", "d/sub", "--json"))["base", "sub"]["record"]["n"] == 12
     for task, message in (
-        ("rows.csv", "rows.csv: found suffix '.csv', expected .jsonl"),
+        ("rows.xlsx", "rows.xlsx: found suffix '.xlsx', expected .jsonl"),
         ("rows.json", "task rows.json: no such file or folder"),
         ("owner/name", "'hub: owner/name'"),
     ):

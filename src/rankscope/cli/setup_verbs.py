@@ -36,7 +36,8 @@ def quickstart_command(
     out.mkdir(parents=True, exist_ok=True)
     file = out / "quickstart.yaml"
     replace_text(file, study_template("pocket"))
-    return run_command(file, out)
+    reply: Reply = run_command(file, out)
+    return reply
 
 
 def init_command(

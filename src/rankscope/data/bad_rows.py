@@ -13,8 +13,7 @@ MAX_SHARE_WITHOUT_COMPLETION = 0.01
 """Of the user's own rows: as many may lack their completion, and are dropped."""
 MAX_PUBLISHED_SHARE = 0.1
 """Of the rows of a named task: more bad rows are a wrong file, not flaws of the data set."""
-MAX_REASON = 300
-"""Longest reason shown for a bad row, in characters: it can quote a cell."""
+MAX_REASON = 300  # Longest reason shown for a bad row, in characters: it can quote a cell
 MAX_SHOWN = 20
 MAX_SHOWN_IN_NOTE = 3
 

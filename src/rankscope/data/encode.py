@@ -41,10 +41,8 @@ class EncodedRow:
     """One row as tokens; both fields have length T, the row's tokens."""
 
     input_ids: tuple[int, ...]
-    is_label: tuple[bool, ...]
-    """is_label[i]: token i is predicted with loss. Token 0 never is."""
-    truncated: bool
-    """The completion was cut at ``max_length``."""
+    is_label: tuple[bool, ...]  # is_label[i]: token i is predicted with loss. Token 0 never is.
+    truncated: bool  # The completion was cut at ``max_length``
 
     @property
     def label_positions(self) -> list[int]:
@@ -59,8 +57,7 @@ class EncodedRows:
     rows: tuple[EncodedRow, ...]
     dropped: int
     """Rows with nothing to learn: no completion, or a prompt of ``max_length`` tokens or more."""
-    truncated: int
-    """Rows whose completion was cut at ``max_length``."""
+    truncated: int  # Rows whose completion was cut at ``max_length``
 
     @cached_property
     def num_tokens(self) -> int:
@@ -91,14 +88,10 @@ class Encoder:
             an end token.
     """
 
-    prompt_format: PromptFormat
-    """``auto`` resolved."""
-    notes: tuple[str, ...]
-    """Properties of this tokenizer that readers of the results should know."""
-    stop_ids: frozenset[int]
-    """Tokens that end an answer."""
-    bos_ids: list[int]
-    """[BOS] if the tokenizer puts one before text by itself, else []."""
+    prompt_format: PromptFormat  # ``auto`` resolved
+    notes: tuple[str, ...]  # Properties of this tokenizer that readers of the results should know
+    stop_ids: frozenset[int]  # Tokens that end an answer
+    bos_ids: list[int]  # [BOS] if the tokenizer puts one before text by itself, else []
 
     def __init__(
         self,

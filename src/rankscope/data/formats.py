@@ -159,8 +159,7 @@ class ParsedFile:
 
     rows: tuple[tuple[RawRow, RowContent], ...]
     rejected: tuple[RejectedRow, ...]
-    shape: str
-    """Name of the shape of all rows."""
+    shape: str  # Name of the shape of all rows
 
 
 FieldNames = Mapping[str, str | list[str]]

@@ -25,13 +25,11 @@ class HubSource:
 
     id: str
     config: str | None = None
-    revision: str | None = None
-    """Branch, tag or commit; None is the default branch."""
+    revision: str | None = None  # Branch, tag or commit; None is the default branch
     train: str | None = "train"
     validation: str | None = "validation"
     test: str | None = "test"
-    dev: str | None = None
-    """Rows that serve as few-shot examples only."""
+    dev: str | None = None  # Rows that serve as few-shot examples only
     train_is_separate_collection: bool = False
     """The training rows are another collection: read only if a study trains on the task."""
 

@@ -19,8 +19,7 @@ from rankscope.data.rows import (
 from rankscope.data.sources import RawRow
 
 OPTION_MARK = re.compile(r"(?:^|,)\s*([a-e])\s*\)\s*")
-BLANK = "_"
-"""Place of the option in a sentence of WinoGrande."""
+BLANK = "_"  # Place of the option in a sentence of WinoGrande
 
 
 def read_labelled_choices(row: RawRow) -> RowContent:

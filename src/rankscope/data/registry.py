@@ -32,39 +32,32 @@ class TaskSpec:
     """The source of a task's rows, its prompt and its scorer."""
 
     name: str
-    description: str
-    """One sentence for people."""
-    scorer: str
-    """Name of the scorer that computes the primary metric."""
+    description: str  # One sentence for people
+    scorer: str  # Name of the scorer that computes the primary metric
     prompt: str
     """Template over a row's fields; ``{options}`` are the lettered choices, one per line."""
     version: int = 1
     hub: HubSource | None = None
     from_hub: Callable[[SplitRows], SplitRows] | None = None
     """Selects the task's rows from those of the hub data set."""
-    folder: str | None = None
-    """Folder inside ``data_dir``."""
+    folder: str | None = None  # Folder inside ``data_dir``
     read: Callable[[], tuple[SplitRows, str]] | None = None
     """Returns the rows and a label of their source, in place of hub and folder."""
     shapes: tuple[Shape, ...] = ()
     """Row shapes with readers of the task's own, tried before the built-in ones."""
-    scorer_sets_prompt: bool = True
-    """Another scorer in the study file brings its own prompt."""
+    scorer_sets_prompt: bool = True  # Another scorer in the study file brings its own prompt
     chance: float | None = None
     """Score of guessing; ``load_task`` sets the exact value for the test rows."""
     licence: str = ""
     overlaps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Other task -> its subjects to leave out if a study trains on this one."""
-    num_fewshot: int = 0
-    """Answered questions shown before each evaluated one."""
-    fewshot_by_subject: bool = False
-    """The examples have the question's own subject."""
+    num_fewshot: int = 0  # Answered questions shown before each evaluated one
+    fewshot_by_subject: bool = False  # The examples have the question's own subject
     primary_metric: str | None = None
     """The metric that is quoted, if it is not the scorer's default."""
     stop: tuple[str, ...] = ()
     """Texts that end a written answer, in place of those of the prompt's template."""
-    extract: str | None = None
-    """Regular expression of the part of a written answer to compare."""
+    extract: str | None = None  # Regular expression of the part of a written answer to compare
 
     @property
     def lists_options(self) -> bool:

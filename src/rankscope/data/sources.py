@@ -17,8 +17,7 @@ from rankscope.errors import UserError
 
 CAN_RUN_CODE = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".npy", ".npz", ".joblib", ".py")
 SPLIT_FILES = ("train", "validation", "test")
-DEV = "dev"
-"""An optional file of rows that serve as few-shot examples only."""
+DEV = "dev"  # An optional file of rows that serve as few-shot examples only
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -26,13 +25,10 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 class RawRow:
     """One row as read."""
 
-    location: str
-    """For messages, such as ``data/train.jsonl, row 3``."""
-    number: int
-    """Row number from 1; the line number in a JSONL file."""
+    location: str  # For messages, such as ``data/train.jsonl, row 3``
+    number: int  # Row number from 1; the line number in a JSONL file
     fields: Mapping[str, Any] = field(default_factory=dict)
-    problem: str = ""
-    """Why the row could not be read; it then has no fields."""
+    problem: str = ""  # Why the row could not be read; it then has no fields
 
 
 SplitRows = dict[str, list[RawRow]]
@@ -117,7 +113,7 @@ def list_of_rows(value: Any, path: Path) -> list[Any]:
     if isinstance(value, dict) and lists.keys() & {"messages", "conversations"}:
         return [value]  # the file is one conversation
     if len(lists) != 1:
-        found = "an object" if isinstance(value, dict) else f"a {type(value).__name__}"
+        found = "an object" if isinstance(value, dict) else f"one {type(value).__name__}"
         keys = f" with the lists {', '.join(lists)}" if lists else " without a list of rows"
         raise UserError(
             f"{path}: found {found}{keys}; expected an array of objects, or an object with one "

@@ -33,8 +33,7 @@ class Splits:
     train: tuple[Item, ...]
     validation: tuple[Item, ...]
     test: tuple[Item, ...]
-    notes: tuple[str, ...]
-    """One sentence per cut or removal."""
+    notes: tuple[str, ...]  # One sentence per cut or removal
 
 
 def seeded_order(count: int, *purpose: object) -> list[int]:

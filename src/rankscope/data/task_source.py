@@ -22,8 +22,7 @@ class RowSource:
 
     read: Callable[[], tuple[SplitRows, str]]
     """Returns the rows by file, and a label of their source."""
-    spec: TaskSpec | None = None
-    """Of a named task; None for the user's own data."""
+    spec: TaskSpec | None = None  # Of a named task; None for the user's own data
     is_hub: bool = False
     files: frozenset[str] | None = None
     """Which of train, validation, test and dev there are, if that is known."""
@@ -32,14 +31,8 @@ class RowSource:
 def locate_rows(config: TaskConfig, data_dir: str | Path | None, *, trained: bool) -> RowSource:
     """Find the rows of a task without reading them.
 
-    Args:
-        config: the task as the study file describes it.
-        data_dir: folder with ``<task>/{train,validation,test}.jsonl``; None is the hub.
-        trained: the study trains on the task; otherwise training rows that are a separate
-            collection are not read.
-
-    Raises:
-        UserError: a file or folder is missing or of a kind that is not read, or no such task.
+    ``trained``: the study trains on it; otherwise training rows that are a separate collection are
+    not read. Raises UserError for a missing file, a kind that is not read, or an unknown task.
     """
     where = f"task {config.name!r}"
     is_named = config.name in NAMED_TASKS
@@ -85,7 +78,7 @@ def locate_named_rows(spec: TaskSpec, data_dir: str | Path | None, trained: bool
         files, source = read_hub(hub)
         return (files if spec.from_hub is None else spec.from_hub(files)), source
 
-    return RowSource(read, replace(spec, hub=hub), is_hub=True)
+    return RowSource(read, replace(spec, hub=hub), is_hub=True, files=frozenset(hub.splits))
 
 
 def in_files(paths: dict[str, Path], label: str, spec: TaskSpec | None = None) -> RowSource:
@@ -113,11 +106,23 @@ def needed_tasks(config: StudyConfig) -> list[TaskConfig]:
 
 def missing_rows(config: StudyConfig) -> Iterator[str]:
     """What is wrong with the places of a study's rows, one sentence per task."""
+    trained = {name for task in config.tasks for name in (task.mixture or [task.name])}
     for task in needed_tasks(config):
         try:
-            locate_rows(task, config.data_dir, trained=True)
+            files = locate_rows(task, config.data_dir, trained=True).files
+            if task.name in trained and files is not None and "train" not in files:
+                yield no_training_rows(task.name, f"only {', '.join(sorted(files))}")
         except UserError as error:
-            yield str(error)
+            named = str(error).startswith("task ")
+            yield str(error) if named else f"task {task.name!r}: {error}"
+
+
+def no_training_rows(task: str, source: str) -> str:
+    return (
+        f"task {task!r} is trained on but has no training rows ({source}): add a file of them "
+        "('train:' in the task, or train.jsonl in its folder), or only evaluate it: move it from "
+        "'tasks' to 'evaluate.cross_domain'"
+    )
 
 
 def check_sources(config: StudyConfig) -> None:

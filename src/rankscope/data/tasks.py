@@ -38,24 +38,17 @@ class LoadedTask:
     train: tuple[Item, ...]
     validation: tuple[Item, ...]
     test: tuple[Item, ...]
-    sha256: str
-    """Hash of the items used, prompts included."""
-    dropped: int
-    """Rows dropped on reading."""
-    source: str
-    """Where the rows came from, for people."""
-    contamination: dict[str, int]
-    """Test rows also found in train, by kind: exact, ngram13."""
-    notes: tuple[str, ...]
-    """What readers of the results should know, one sentence each."""
+    sha256: str  # Hash of the items used, prompts included
+    dropped: int  # Rows dropped on reading
+    source: str  # Where the rows came from, for people
+    contamination: dict[str, int]  # Test rows also found in train, by kind: exact, ngram13
+    notes: tuple[str, ...]  # What readers of the results should know, one sentence each
     contaminated_ids: frozenset[str] = frozenset()
     """Test items that are left out of the second score, without contamination."""
     fewshot_source: str = ""
     """Which rows serve as few-shot examples, for people; empty if there are none."""
-    test_sha256: str = ""
-    """Hash of the test items alone, prompts included."""
-    row_shape: str = ""
-    """Name of the rows' shape, such as ``alpaca``."""
+    test_sha256: str = ""  # Hash of the test items alone, prompts included
+    row_shape: str = ""  # Name of the rows' shape, such as ``alpaca``
     parts: tuple["LoadedTask", ...] = ()
     """The tasks of a mixture, each with its own prompt and scorer."""
 

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from rankscope.formatting import NATS, Unit
-from rankscope.records import ArmSummary, Estimate, StudyRecords
+from rankscope.formatting import NATS
+from rankscope.records import ArmSummary, StudyRecords
+from rankscope.report.charts.figure import interval_cells, interval_digits
 from rankscope.report.study_view import StudyView, change_on, retention_change
 from rankscope.report.table_formats import Cell, table_from_rows
 
@@ -54,19 +55,19 @@ def paper_table(view: StudyView) -> pd.DataFrame:
     digits = {t: view.unit(task).digits for task, t in titles.items()}
     for task, title in titles.items():
         unit, advice = view.unit(task), view.advice(task)
-        rows["base"] |= _with_ends(title, view.recommendation.base.get(task), unit)
+        rows["base"] |= interval_cells(title, view.recommendation.base.get(task), unit)
         chosen = [a for a in view.arms(task) if advice and a.label in advice.candidate_labels]
         for arm in chosen:
             name = " ".join(word for word in arm.label.split() if not word.startswith("lr="))
             row = rows.setdefault(name, {"arm": name})
-            row |= _with_ends(title, arm.score, unit)
+            row |= interval_cells(title, arm.score, unit)
             if len(titles) == 1:
                 lost = view.forgetting_unit(task)
                 kept = f"retention change, {lost.difference}"
                 digits[kept] = lost.digits
-                row |= _with_ends(kept, retention_change(arm), lost)
+                row |= interval_cells(kept, retention_change(arm), lost)
                 row["parameters"] = arm.trainable_parameters or None
-    ends = {f"{title}{end}": n for title, n in digits.items() for end in ("", ", low", ", high")}
+    ends = {name: n for t, d in digits.items() for name, n in interval_digits(t, d).items()}
     return table_from_rows(list(rows.values()) if len(rows) > 1 else [], ends, tuple(digits))
 
 
@@ -93,11 +94,11 @@ def _arm_row(view: StudyView, arm: ArmSummary) -> dict[str, Cell]:
         "learning rate": arm.lr,
         "seeds": arm.seeds,
         "failed": arm.failed,
-        **_with_ends("score", arm.score, unit),
-        **_with_ends("gain", arm.gain, unit),
+        **interval_cells("score", arm.score, unit),
+        **interval_cells("gain", arm.gain, unit),
         "p": arm.gain.p if arm.gain else None,
         "p, Holm": arm.gain.p_holm if arm.gain else None,
-        **_with_ends("retention change", retention_change(arm), kept),
+        **interval_cells("retention change", retention_change(arm), kept),
         "unit": unit.score,
         "unit of retention": kept.difference,
         "trainable parameters": arm.trainable_parameters or None,
@@ -115,7 +116,7 @@ def changes_table(view: StudyView) -> pd.DataFrame:
             "arm": arm.label,
             "tested on": tested.name,
             "role": role_of_tested(view.study, task, tested.name),
-            **_with_ends("change", estimate, view.unit(tested.name)),
+            **interval_cells("change", estimate, view.unit(tested.name)),
             "p": estimate.p,
             "items": estimate.n,
             "seeds": estimate.seeds,
@@ -143,7 +144,7 @@ def comparisons_table(view: StudyView) -> pd.DataFrame:
             "task": advice.task,
             "first": pair.first_label,
             "second": pair.second_label,
-            **_with_ends("difference", pair.difference, view.unit(advice.task)),
+            **interval_cells("difference", pair.difference, view.unit(advice.task)),
             "p": pair.difference.p,
             "p, Holm": pair.difference.p_holm,
             "unit": view.unit(advice.task).difference,
@@ -157,14 +158,7 @@ def comparisons_table(view: StudyView) -> pd.DataFrame:
 def _digits(view: StudyView, *titles: str) -> dict[str, int]:
     """Digits of estimates with their ends; more if the study has nats."""
     digits = 4 if any(view.unit(task.name) == NATS for task in view.study.tasks) else 2
-    return {f"{title}{end}": digits for title in titles for end in ("", ", low", ", high")}
-
-
-def _with_ends(title: str, estimate: Estimate | None, unit: Unit) -> dict[str, Cell]:
-    """Columns of a value and the ends of its interval, in the task's unit."""
-    ends = {"": "value", ", low": "low", ", high": "high"}
-    values = {end: getattr(estimate, field, None) for end, field in ends.items()}
-    return {f"{title}{end}": None if v is None else v * unit.scale for end, v in values.items()}
+    return {name: n for t in titles for name, n in interval_digits(t, digits).items()}
 
 
 # --- data and trials ------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ Nothing here needs torch: rows are read to recognize their shape and scorer, mod
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,7 +19,7 @@ from rankscope.config.task import TaskConfig
 from rankscope.config.yaml_lines import dump_text
 from rankscope.data.registry import NAMED_TASKS
 from rankscope.data.sources import DEV, READERS, SPLIT_FILES, check_file
-from rankscope.data.task_source import hub_tasks, locate_rows, missing_rows
+from rankscope.data.task_source import hub_tasks, missing_rows
 from rankscope.data.tasks import read_task_items
 from rankscope.errors import UserError, did_you_mean
 from rankscope.models.fetch import KNOWN_MODELS, cached_model_folder
@@ -110,6 +110,7 @@ def with_own_task(text: str, preset: str, task: Mapping[str, str]) -> str:
     for split in SPLIT_FILES[1:]:
         text = replace_line(text, f"    # {split}: ", None)
     text = replace_line(text, "    train: ", "\n".join(keys))
+    text = replace_line(text, "name: my-study", f"name: {task['name']}")
     return re.sub(rf"\b{OWN_TASK}\b", task["name"], text)
 
 
@@ -168,7 +169,7 @@ def own_rows(data: Path, study_file: Path) -> OwnRows:
         summary = f"{name}: rows not read yet ({', '.join(paths)}), 'check' does"
         return OwnRows({"name": name, **task}, summary)
     try:
-        read = read_task_items(TaskConfig(name=name, **files), None, ())
+        read = read_task_items(TaskConfig.model_validate({"name": name, **files}), None, ())
     except UserError as error:
         return OwnRows({"name": name, **task}, f"{name}: {data}", str(error))
     scorer = read.spec.scorer
@@ -218,26 +219,13 @@ def task_name(data: Path) -> str:
 
 def missing_pieces(config: StudyConfig) -> list[str]:
     """What a study needs and does not find here, a sentence each; the hub is not asked."""
-    problems = list(missing_rows(config)) or list(untrainable_tasks(config))
+    problems = list(missing_rows(config))
     if config.model.hub is None:
         try:
             model_folder(config.model)
         except UserError as error:
             problems.insert(0, str(error))
     return list(dict.fromkeys(problems))
-
-
-def untrainable_tasks(config: StudyConfig) -> Iterator[str]:
-    """Training tasks whose files hold no training rows."""
-    for task in config.tasks:
-        if not task.mixture:
-            files = locate_rows(task, config.data_dir, trained=True).files
-            if files is not None and "train" not in files:
-                yield (
-                    f"task {task.name!r} is trained on, but there is no file of training rows "
-                    f"beside {', '.join(sorted(files))}: add train.jsonl, or remove the task from "
-                    "'tasks'"
-                )
 
 
 def hub_pieces(config: StudyConfig) -> list[str]:

@@ -124,7 +124,8 @@ def _summary(
 
 def _metrics(name: str, score: Score) -> dict[str, Any]:
     """``METRIC,none`` and its standard error, which the harness writes as N/A if unknown."""
-    record, values = score.record, {}
+    record = score.record
+    values: dict[str, Any] = {}
     for metric, value in (record.metrics | {record.metric: record.score}).items():
         error = record.standard_error if metric == record.metric else None
         values[f"{metric},none"] = value
