@@ -83,7 +83,7 @@ def test_usage_errors(words: tuple[str, ...]) -> None:
     assert outcome.code == 2
     assert outcome.out == ""
     assert "error: " in outcome.err
-    assert "see 'rankscope" in outcome.err
+    assert "See 'rankscope" in outcome.err
     assert "Traceback" not in outcome.err
 
 

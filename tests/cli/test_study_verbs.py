@@ -16,7 +16,7 @@ from command_line import rankscope as command
 from rich.console import Console
 
 from rankscope.cli import terminal
-from rankscope.cli.render.study import plan_table
+from rankscope.cli.render.plan import plan_table
 from rankscope.data.pocket_world import pocket_rows
 from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.load import load_model

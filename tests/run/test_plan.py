@@ -9,7 +9,7 @@ from large_shapes import LLAMA_8B
 from pocket_study import NUM_LORA, small_study
 from rich.console import Console
 
-from rankscope.cli.render.study import plan_table
+from rankscope.cli.render.plan import plan_table
 from rankscope.errors import UserError
 from rankscope.models.model_folder import pocket_folder
 from rankscope.models.parameters import architecture

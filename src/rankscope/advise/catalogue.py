@@ -119,6 +119,8 @@ CLAIMS = {
         "({difference:evidence})."
     ),
     "no_arm_better": "No arm is shown to be better than the base.",
+    "measured": "Measured so far, {arm} differs from the base{net} by {difference:change} "
+    "({difference:evidence}).",
     "not_better": (
         "That {arm} is better than the base{net} is not shown: {difference:change} "
         "({difference:evidence})."
@@ -383,9 +385,7 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
     },
     "runs": {
         "continue": "Run the study again: it continues with the remaining {waiting}.",
-        "less_memory": (
-            "{oom} ran out of memory: try {settings}, and run again with --retry oom."
-        ),
+        "less_memory": ("{oom} ran out of memory: try {settings}, and run again with --retry oom."),
         "fix_error": (
             "{failed} ended in an error, first {trial} ({why}): fix its cause, and run again with "
             "--retry failed."

@@ -41,7 +41,7 @@ def with_claims(results: TaskResults, verdict: Verdict) -> tuple[Verdict, Claim,
         name = "base_best" if verdict.confidence == "firm" else "base_best_unclear"
         margin = results.score(results.objective.margin)
         best = _claim(verdict.confidence, name, margin=margin)
-    better = _better(results, subject, verdict.recommends_subject)
+    better = _better(results, verdict)
     if verdict.recommends_subject and (better.confidence, best.confidence) != ("firm", "firm"):
         verdict = replace(verdict, confidence="tentative")
     return verdict, better, best
@@ -54,15 +54,19 @@ def _claim(
     return Claim(confidence=confidence, text=text, estimate=estimate)
 
 
-def _better(results: TaskResults, subject: Arm | None, is_recommended: bool) -> Claim:
+def _better(results: TaskResults, verdict: Verdict) -> Claim:
+    subject = verdict.subject
     net = None if subject is None else results.net_gain(subject)
     difference = net or (None if subject is None else subject.summary.gain)
     if subject is None or difference is None:
         return _claim("none", "no_arm_better")
-    is_firm = results.is_firm(subject.summary) and is_confirmed(results, subject)
-    name = "not_better" if not is_recommended else "better" if is_firm else "better_unclear"
+    confidence: Confidence = "none"
+    name = "measured" if (difference.low or 0.0) > 0 else "not_better"
+    if verdict.recommends_subject:
+        is_firm = results.is_firm(subject.summary) and is_confirmed(results, subject)
+        confidence, name = ("firm", "better") if is_firm else ("tentative", "better_unclear")
     return _claim(
-        "none" if not is_recommended else "firm" if is_firm else "tentative",
+        confidence,
         name,
         difference,
         arm=arm_name(subject.summary),

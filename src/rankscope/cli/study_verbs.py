@@ -42,20 +42,27 @@ HYPOTHESES = (
 
 @verb("plan", "Reading {file} ...")
 def plan_command(
-    file: StudyFile, overrides: Overrides = None, trust_task_code: TrustTaskCode = False
+    file: StudyFile,
+    overrides: Overrides = None,
+    device: Annotated[
+        str, Option(metavar="NAME", help="here, h100, h200, a100, l40s, l4, 4090 or m3.")
+    ] = "here",
+    gpus: Annotated[int, Option(min=1, help="Devices that groups are spread over.")] = 1,
+    trust_task_code: TrustTaskCode = False,
 ) -> Reply:
-    """Estimate what a study will take.
+    """Estimate what a study will take, on this machine or another.
 
-    Trials, groups, steps, tokens, memory, disk and time, before anything runs.
+    Trials, groups, steps, tokens, memory, disk, time by stage and what to drop, before anything
+    runs.
 
-    Example: rankscope plan study.yaml --set seeds=[0]
+    Example: rankscope plan study.yaml --device h100 --gpus 8
     """
-    from rankscope.cli.render.study import plan_table
+    from rankscope.cli.render.plan import plan_table
     from rankscope.run.study import Study
 
     study = Study.load(file, overrides or [])
     with ConsoleReporter(err_console) as reporter:
-        plan = study.plan(reporter)
+        plan = study.plan(reporter, device, gpus)
     return Reply(plan, lambda: print_result(plan_table(plan)))
 
 

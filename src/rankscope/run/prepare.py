@@ -26,6 +26,7 @@ from rankscope.models.parameters import architecture, check_targets, rank_notes,
 from rankscope.models.quantize import check_bitsandbytes
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.run.groups import Grouping
+from rankscope.run.machines import Machine
 from rankscope.run.prepared import PreparedStudy
 from rankscope.run.trials import duplicate_grid_notes, make_trials
 from rankscope.train.memory import MemoryModel, RowCounts
@@ -36,7 +37,10 @@ USABLE_SHARE = 0.9
 
 
 def prepare_study(
-    config: StudyConfig, weights: bool = True, reporter: ProgressReporter | None = None
+    config: StudyConfig,
+    weights: bool = True,
+    reporter: ProgressReporter | None = None,
+    machine: Machine | None = None,
 ) -> PreparedStudy:
     """Fetch the model, encode the data, check it all and plan the groups; weights are only hashed.
 
@@ -44,6 +48,7 @@ def prepare_study(
     and tokenizer, with rows that stand for others of their length (``data/stand_ins.py``). The
     trials' ids are then not those of a run. If an arm has ``init_from`` and the weights are there,
     they are hashed all the same.
+    machine: plan for it in place of this one.
     """
     reporter = reporter or NullReporter()
     reporter.stage("preparing", 3)
@@ -54,8 +59,9 @@ def prepare_study(
     shapes = architecture(model_config)
     config, warm_starts = resolve_warm_starts(config, shapes)
     check_targets(config, shapes)  # before rows are read, which can take long
-    device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
+    device = machine.device if machine else choose_device(config.device)
+    dtype = machine.dtype(config.dtype) if machine else choose_dtype(config.dtype, device)
+    free_bytes = machine.memory * 1e9 if machine else available_memory_bytes(device)
     missing_weights = [] if weights else missing_weights_notes(folder)
     is_hashed = weights or (bool(warm_starts) and not missing_weights)
     base_sha256 = weights_sha256(folder) if is_hashed else "not read"
@@ -94,7 +100,8 @@ def prepare_study(
         check_learning_rates(trial, num_steps, config.train)
         facts = TrialFacts(shapes, folder, rows.num_tokens, num_steps)
         get_method(trial.method).check_trial(trial, facts)
-    check_bitsandbytes(config, trials, device)
+    if machine is None:
+        check_bitsandbytes(config, trials, device)
     if config.analyze.spectra.enabled:
         check_spectra_settings(config.analyze.spectra, compared_matrices(shapes, trials))
 
@@ -102,7 +109,7 @@ def prepare_study(
     grouping = Grouping(
         MemoryModel(model_config, dtype, device),
         {n: RowCounts.of(rows.rows) for n, rows in {**data.replay_rows, **data.rows}.items()},
-        config.memory_limit or round(USABLE_SHARE * available_memory_bytes(device)),
+        config.memory_limit or round(USABLE_SHARE * free_bytes),
     )
     groups = tuple(grouping.groups(trials, config))
     reporter.finish()

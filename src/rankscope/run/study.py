@@ -56,15 +56,25 @@ class Study:
 
         return prepare_study(self.config, reporter=reporter)
 
-    def plan(self, reporter: ProgressReporter | None = None) -> "Plan":
+    def plan(
+        self, reporter: ProgressReporter | None = None, device: str = "here", gpus: int = 1
+    ) -> "Plan":
         """Trials, groups, steps, tokens, memory, disk and time, before anything runs.
 
         The model's configuration and tokenizer are enough.
+
+        Args:
+            reporter: of progress; silent by default.
+            device: ``here``, or a machine of ``run/machines.py``.
+            gpus: that many of them, each with its own groups.
         """
+        from rankscope.run.machines import find_machine
         from rankscope.run.plan import make_plan
         from rankscope.run.prepare import prepare_study
 
-        return make_plan(prepare_study(self.config, weights=False, reporter=reporter))
+        machine = find_machine(device)
+        prepared = prepare_study(self.config, False, reporter, machine)
+        return make_plan(prepared, machine, gpus)
 
     def run(
         self,
