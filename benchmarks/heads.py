@@ -208,7 +208,7 @@ def validate(w: World, layers: list[int], save: Path | None) -> dict[str, object
     right = w.task.scores(found.intact).mean()
     falls = np.array([right - w.task.scores(v).mean() for v in found.ablated])
     signed = np.array(
-        [importance.signed[a][:, h].numpy() for ((a, h),) in (x.heads for x in ablations)]
+        [importance[a][:, h].numpy() for ((a, h),) in (x.heads for x in ablations)]
     )
     exact, first = np.abs(rises).mean(1), np.abs(signed).mean(1)
     by_layer = [np.array([x.first_layer for x in ablations]) == layer for layer in layers]
@@ -279,7 +279,7 @@ def spearman(a: object, b: object) -> float:
     return float(spearmanr(a, b).statistic)
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run what was asked for; 1 where the sides gave other numbers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--model", default="smollm2-135m")
@@ -323,4 +323,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -26,7 +26,7 @@ from rankscope.data.encode import EncodedRow
 from rankscope.models.lora import Adapter
 from rankscope.models.methods.init_context import new_adapter
 from rankscope.records import TrialSpec
-from rankscope.train.optimizer import learning_rate
+from rankscope.train.step_schedule import learning_rate
 
 STEPS_TO_CHOOSE = 1
 """Timed optimizer steps, after the warm-up, for which each hand-tuned loop is tried."""

@@ -2,12 +2,13 @@
 
 import json
 import math
-import os
-import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tiny_models import VOCABULARY, tiny_llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+import race
 from agreement import choice_agreement, text_agreement
 from evaluate_agreement import passes
 from heads import reliability
@@ -35,7 +37,6 @@ from single_runs import (
 )
 from useful_work import useful_flops
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 RELATIVE = tolerance(str(pocket_folder()), torch.float32)
 TRIALS = ((2, 1e-3, 0), (8, 1e-3, 1))
 
@@ -63,23 +64,39 @@ def ours(rows: Rows) -> Times:
     return packed(rows)
 
 
-def result_of(script: str, *arguments: str) -> dict[str, object]:
-    """The JSON line of a benchmark that ended well."""
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    result: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-    return result
+LinesOf = Callable[..., list[dict[str, Any]]]
 
 
-def test_train_sweep_prints_its_line(data_dir: Path) -> None:
+@pytest.fixture
+def lines_of(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> LinesOf:
+    """Runs a benchmark and its sides in this process: its JSON lines. To import everything for
+    each side takes longer than a race in small."""
+
+    def run_side(module: str, function: str, given: Any) -> Any:
+        return getattr(import_module(module), function)(given)
+
+    def run(script: str, *arguments: str) -> list[dict[str, Any]]:
+        module = import_module(script)
+        if hasattr(module, "run_side"):
+            monkeypatch.setattr(module, "run_side", run_side)
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert module.main() == 0
+        found = capfd.readouterr().out.splitlines()
+        return [json.loads(line) for line in found if line.startswith("{")]
+
+    return run
+
+
+def test_a_side_in_a_process_of_its_own_is_the_same(rows: Rows, ours: Times) -> None:
+    assert race.run_side("packed_runs", "packed", rows).losses == ours.losses
+
+
+def test_train_sweep_prints_its_line(lines_of: LinesOf, data_dir: Path) -> None:
     options = "--ranks 2,4 --steps 3 --lr 1e-3 --max-length 100 --dtype float32 --device cpu"
     places = ["--model", str(pocket_folder()), "--data-dir", str(data_dir), "--no-parts"]
-    result = result_of("train_sweep.py", *options.split(), *places)
+    (result,) = lines_of("train_sweep", *options.split(), *places)
     assert result["benchmark"] == "train_sweep"
     assert result["dtype"] == "float32"
     assert isinstance(result["device"], str)
@@ -100,34 +117,27 @@ def test_train_sweep_prints_its_line(data_dir: Path) -> None:
         assert 0 < value < math.inf
 
 
-def test_a_whole_study_has_the_losses_and_scores_of_the_scripts(data_dir: Path) -> None:
+def test_a_whole_study_has_the_losses_and_scores_of_the_scripts(
+    lines_of: LinesOf, data_dir: Path
+) -> None:
     options = "--ranks 2 --rows 16 --items 4 --dtype float32".split()
     places = ["--model", str(pocket_folder()), "--data-dir", str(data_dir)]
-    result = result_of("whole_study.py", *options, *places)  # it exits with 1 if they differ
+    (result,) = lines_of("whole_study", *options, *places)  # it exits with 1 if they differ
     assert result["models"] == 2
     assert result["items"] == 16
     assert {"rankscope", "trl", "harness"} == set(result["seconds"])  # type: ignore[call-overload]
 
 
-def test_train_pocket_prints_its_line() -> None:
-    result = result_of("train_pocket.py", "--steps", "4", "--batch-size", "4")
+def test_train_pocket_prints_its_line(lines_of: LinesOf) -> None:
+    (result,) = lines_of("train_pocket", "--steps", "4", "--batch-size", "4")
     assert result["benchmark"] == "train_pocket"
     assert {"ratio", "ratio_hand_tuned", "device"} <= set(result)
 
 
-def test_spectra_prints_its_lines(tmp_path: Path) -> None:
+def test_spectra_prints_its_lines(lines_of: LinesOf, tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path / "model")
-    done = subprocess.run(
-        [
-            *(sys.executable, str(BENCHMARKS / "spectra.py"), "--size", "300", "--rank", "4"),
-            *("--model", str(tmp_path / "model"), "--peft"),
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    options = "--size 300 --rank 4 --peft --model"
+    lines = lines_of("spectra", *options.split(), str(tmp_path / "model"))
     assert [line["benchmark"] for line in lines] == [
         "spectra_intruders",
         "spectra_similarity",
@@ -216,9 +226,9 @@ def test_trl_may_not_train_on_other_labels() -> None:
         check_rows([{"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}], [row])
 
 
-def test_heads_prints_its_line() -> None:
+def test_heads_prints_its_line(lines_of: LinesOf) -> None:
     options = "--model pocket --task pocket_cloze --items 12 --dtype float32 --scratch-heads 3"
-    result = result_of("heads.py", *options.split())
+    (result,) = lines_of("heads", *options.split())
     assert result["benchmark"] == "heads"
     parity = result["parity"]
     assert isinstance(parity, float)
@@ -228,9 +238,9 @@ def test_heads_prints_its_line() -> None:
     assert {"ratio", "ratio_plain", "seconds_per_head", "device"} <= set(result)
 
 
-def test_importance_is_validated_against_ablation() -> None:
+def test_importance_is_validated_against_ablation(lines_of: LinesOf) -> None:
     options = "--model pocket --task pocket_cloze --items 12 --dtype float32 --validate"
-    result = result_of("heads.py", *options.split())
+    (result,) = lines_of("heads", *options.split())
     assert (result["heads"], result["items"]) == (4 * 8, 12)
     for name in ("spearman", "spearman_within_layers_mean", "spearman_signed_mean"):
         value = result[name]
@@ -262,10 +272,12 @@ def byte_pair_model(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
-def test_evaluate_choice_prints_its_line(byte_pair_model: Path, data_dir: Path) -> None:
+def test_evaluate_choice_prints_its_line(
+    lines_of: LinesOf, byte_pair_model: Path, data_dir: Path
+) -> None:
     options = "--task arc_easy --items 12 --ranks 2"
     places = ["--model", str(byte_pair_model), "--data-dir", str(data_dir)]
-    result = result_of("evaluate_choice.py", *options.split(), *places)
+    (result,) = lines_of("evaluate_choice", *options.split(), *places)
     assert result["benchmark"] == "evaluate_choice"
     parity = result["parity"]
     assert isinstance(parity, float)
@@ -280,19 +292,23 @@ def test_evaluate_choice_prints_its_line(byte_pair_model: Path, data_dir: Path) 
     assert 0 < ratio < math.inf
 
 
-def test_evaluate_generate_prints_its_line(byte_pair_model: Path, data_dir: Path) -> None:
+def test_evaluate_generate_prints_its_line(
+    lines_of: LinesOf, byte_pair_model: Path, data_dir: Path
+) -> None:
     options = "--items 3 --ranks 2,4 --with-base --max-new-tokens 8 --batch-sizes 2,4"
     places = ["--model", str(byte_pair_model), "--data-dir", str(data_dir)]
-    result = result_of("evaluate_generate.py", *options.split(), *places)
+    (result,) = lines_of("evaluate_generate", *options.split(), *places)
     assert result["benchmark"] == "evaluate_generate"
     assert result["same_texts"] == 1
     assert result["adapters"] == 2
 
 
-def test_evaluate_agreement_prints_its_line(byte_pair_model: Path, data_dir: Path) -> None:
+def test_evaluate_agreement_prints_its_line(
+    lines_of: LinesOf, byte_pair_model: Path, data_dir: Path
+) -> None:
     options = "--items 4 --written 2 --max-new-tokens 8 --num-fewshot 1"
     places = ["--model", str(byte_pair_model), "--data-dir", str(data_dir)]
-    result = result_of("evaluate_agreement.py", *options.split(), *places)
+    (result,) = lines_of("evaluate_agreement", *options.split(), *places)
     assert result["benchmark"] == "evaluate_agreement"
     cases = [name for name, value in result.items() if isinstance(value, dict)]
     assert cases == ["arc_easy 1 shots", "mmlu 1 shots", "gsm8k written"]

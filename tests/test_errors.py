@@ -44,6 +44,7 @@ def test_a_message_is_made_of_its_parts() -> None:
             "out: a file; expected a folder, or a name that is not taken",
             ("out", None, "a folder, or a name that is not taken", None),
         ),
+        ("s.yaml:1: a: missing (a; b). ", ("s.yaml:1", None, None, None)),
         ("nothing of the kind", (None, None, None, None)),
     ],
 )

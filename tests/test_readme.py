@@ -13,6 +13,7 @@ import pytest
 
 import rankscope
 from rankscope.cli import run_command_line
+from rankscope.config.loader import load_study_file
 from rankscope.data.pocket_world import pocket_rows
 from rankscope.run.study import Study
 from rankscope.store import Ledger
@@ -21,6 +22,7 @@ REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text("utf-8")
 PAGES = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LOG.md")),
+    REPOSITORY / "llms.txt",
     *sorted((REPOSITORY / "docs").rglob("*.md")),
 ]
 
@@ -131,6 +133,13 @@ def test_study_files_and_models_named_are_there() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
     assert missing_links(page, page.read_text("utf-8")) == []
+
+
+def test_the_study_file_in_llms_txt_is_one(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "llms.txt").read_text(), re.DOTALL)
+    file = tmp_path / "study.yaml"
+    file.write_text(text, "utf-8")
+    assert load_study_file(file).name == "my-study"
 
 
 def test_a_broken_link_is_found() -> None:

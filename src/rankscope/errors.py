@@ -55,7 +55,7 @@ class RankscopeError(Exception):
 
     def description(self) -> dict[str, object]:
         """The error for ``--json``; a part that was not given and does not show is None."""
-        first_line = str(self).partition("\n")[0]
+        first_line = re.sub(r" \([^()]*\)", "", str(self).partition("\n")[0])
         parts: dict[str, str | None] = {}
         for name, form in PARTS.items():
             match = form.match(first_line)

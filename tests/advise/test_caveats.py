@@ -12,8 +12,10 @@ from rankscope.advise.statistics.estimates import paired_estimate
 from rankscope.advise.statistics.power import detectable, minimum_detectable_effect
 from rankscope.records import (
     BASE,
+    LossPoint,
     StudyRecords,
     TaskAdvice,
+    TrialRecords,
 )
 
 
@@ -128,3 +130,54 @@ def test_ranks_at_rates_of_their_own_are_said_to_be_confounded() -> None:
     assert "(r=2 at 0.0001, 0.001; r=8 at 0.0001)" in by_case["part"]
     assert "(r=2 at 0.001, 0.003; r=8 at 0.0001, 0.001)" in by_case["shifted"]
     assert "between learning rates" not in by_case["whole"]
+
+
+def test_a_retention_task_without_a_right_answer_cannot_show_forgetting() -> None:
+    """All arms at 0 of 30 written answers: no fall is no evidence."""
+    truth = Truth(
+        ranks=(8,), chance=None, base_other=0.0, forgetting=lambda rank, lr: 0.0, num_items=30
+    )
+    advice = advise(replace(truth, seed_spread=0.0))
+    (check,) = (c for c in advice.checks if c.name == "retention")
+    assert check.status == "bad"
+    assert "0.0 % on 30 items; guessing gives 0.0 %" in check.text
+    said = " ".join((advice.verdict, advice.explanation, *(r.text for r in advice.reasons)))
+    assert "no forgetting" not in said
+    assert "retention may change by \N{MINUS SIGN}" in advice.explanation
+
+
+def with_losses(study: StudyRecords, *losses: float) -> StudyRecords:
+    """Every trial trained for as many steps, with these losses."""
+
+    def trained(trial: TrialRecords) -> TrialRecords:
+        assert trial.train is not None
+        points = tuple(
+            LossPoint(step=i + 1, loss=loss, lr=1e-3, grad_norm=1.0)
+            for i, loss in enumerate(losses)
+        )
+        train = trial.train.model_copy(update={"losses": points, "steps": len(losses)})
+        return replace(trial, train=train)
+
+    return replace(study, trials=tuple(map(trained, study.trials)))
+
+
+def test_few_steps_with_a_falling_loss_decide_nothing() -> None:
+    study = synthetic_study(Truth(ranks=(8,), full_lrs=()))
+    falling = advice_on(with_losses(study, 3.5, 3.2, 2.9, 2.6, 2.3, 2.0))
+    assert (falling.decision, falling.confidence) == ("not_decided", "none")
+    assert falling.verdict == "Cannot tell yet: 6 steps, and the loss still falls."
+    assert falling.next_steps[0].text.startswith("Train at least 20 steps")
+    level = advice_on(with_losses(study, *[2.0, 2.1, 1.9] * 2))
+    assert (level.decision, level.confidence) == ("use", "firm")
+    plunging = advice_on(with_losses(study, *(4.0 * 0.9**i for i in range(40))))
+    assert (plunging.decision, plunging.confidence) == ("use", "tentative")
+
+
+def test_ten_items_and_one_seed_decide_nothing() -> None:
+    truth = Truth(ranks=(8,), full_lrs=(), seeds=(0,), num_items=10, metric="log_probability")
+    advice = advise(replace(truth, base_accuracy=-1.0, accuracy=lambda rank, lr: 1.0))
+    assert advice.verdict == "Cannot tell yet: 10 test items and 1 seed are too few."
+    three = advise(
+        replace(truth, seeds=(0, 1, 2), base_accuracy=-1.0, accuracy=lambda rank, lr: 1.0)
+    )
+    assert three.decision == "use"

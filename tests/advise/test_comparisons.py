@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from synthetic_study import Truth, synthetic_study
 
-from rankscope.advise.arms import Arm, pareto_front, summarize_arms
+from rankscope.advise.arms import Arm, summarize_arms
 from rankscope.advise.comparisons import arm_difference, net_difference
 from rankscope.advise.recommend import recommend
 from rankscope.advise.statistics.estimates import clustered_standard_error
@@ -149,23 +149,3 @@ def test_cells_have_clustered_errors() -> None:
     assert by_themselves.standard_error == pytest.approx(
         clustered_standard_error(base_scores.scores)
     )
-
-
-def test_forgetting_of_text_stands_beside_forgetting_of_answers() -> None:
-    study = synthetic_study(TRUTH)
-    nats = tuple(
-        t.model_copy(update={"score_unit": "log_probability"}) if t.name == "more" else t
-        for t in study.tasks
-    )
-    mixed = dataclasses.replace(study, tasks=nats)
-    arms = summarize_arms(mixed)["med"]
-    for arm in arms:
-        summary = arm.summary
-        assert summary.forgetting is not None
-        assert summary.text_forgetting is not None
-        assert summary.forgetting.value == pytest.approx(-summary.retention["general"].value)
-        assert summary.text_forgetting.value == pytest.approx(-summary.retention["more"].value)
-    summaries = [a.summary for a in arms]
-    assert [s.on_pareto_front for s in summaries] == pareto_front(summaries)
-    assert [s.on_text_front for s in summaries] == pareto_front(summaries, "text_forgetting")
-    assert not any(a.summary.on_text_front for a in by_label(study).values())

@@ -10,7 +10,7 @@ from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise import catalogue
 from rankscope.advise.arms import summarize_arms
-from rankscope.advise.messages import arm_name
+from rankscope.advise.messages import arm_name, capitalized
 from rankscope.advise.recommend import recommend
 from rankscope.records import AdviceMessage, StudyRecords, TaskAdvice, TrustCheck
 
@@ -42,9 +42,8 @@ def test_what_was_gained_on_retention_has_the_interval_of_the_gain() -> None:
     found = advice_message.values
     low, high = (-100 * found[f"forgetting_{end}"] for end in ("high", "low"))
     assert 0 < low < -100 * found["forgetting"] < high
-    assert f"gains {-100 * found['forgetting']:.1f} points" in advice_message.text
+    assert f"changes by +{-100 * found['forgetting']:.1f} points" in advice_message.text
     assert f"(95 % interval +{low:.1f} to +{high:.1f}," in advice_message.text
-    assert "a loss counts as positive" not in advice_message.text
 
 
 def unexplained(
@@ -55,6 +54,7 @@ def unexplained(
     Names of arms and trials, formulas and the level of intervals are no results.
     """
     names = [arm_name(arm) for arm in advice.arms]
+    names += list(map(capitalized, names))
     names += [f"{t.spec.arm_label} seed={t.spec.seed}" for t in study.trials]
     names += ["13-gram", study.config.objective.formula, "95 % interval", "p < 0.001"]
     text = advice_message.text

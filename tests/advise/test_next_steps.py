@@ -143,13 +143,13 @@ def test_a_rate_at_the_end_of_its_list_names_the_next() -> None:
 @pytest.mark.parametrize(
     ("status", "expected", "unexpected"),
     [
-        ("diverged", ["learning rate of 0.0001 or less"], ["memory", "--retry-failed"]),
+        ("diverged", ["learning rate of 0.0001 or less"], ["memory", "--retry"]),
         (
             "oom",
-            ["train.gradient_checkpointing: true", "train.max_length", "--retry-failed"],
+            ["train.gradient_checkpointing: true", "train.max_length", "--retry oom"],
             ["learning rate", "evaluate.batch_tokens"],
         ),
-        ("failed", ["(simulated: failed at step 7)", "--retry-failed"], ["learning rate"]),
+        ("failed", ["(simulated: failed at step 7)", "--retry failed"], ["learning rate"]),
     ],
 )
 def test_where_all_failed_the_next_step_is_against_what_failed(

@@ -82,3 +82,40 @@ def test_a_recommendation_is_a_pure_function_and_json() -> None:
     body = json.loads(one.model_dump_json())
     assert all(r["text"].endswith(".") for a in body["advice"] for r in a["reasons"])
     assert any(arm["on_pareto_front"] for arm in body["advice"][0]["arms"])
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [
+        Truth(ranks=(8,), full_lrs=()),
+        Truth(seeds=(0,)),
+        Truth(num_items=5),
+        Truth(num_items=10, seeds=(0,)),
+        Truth(accuracy=lambda rank, lr: 0.1),
+        Truth(forgetting=lambda rank, lr: 0.7),
+        Truth(objective={"max_forgetting": 0.001}),
+        Truth(accuracy=lambda rank, lr: 0.42, forgetting=lambda rank, lr: 0.12),
+        Truth(failed={(r, 1e-3, s): "oom" for r in (2, 8, 32) for s in (0, 1, 2)}, full_lrs=()),
+    ],
+)
+def test_a_verdict_is_short_and_its_verb_follows_the_confidence(truth: Truth) -> None:
+    for seed in range(2):
+        (advice,) = recommend(synthetic_study(truth, seed)).advice
+        assert len(advice.verdict.split()) <= 12
+        opening = {
+            ("use", "firm"): "Use LoRA",
+            ("use", "tentative"): "Probably use LoRA",
+            ("use_full", "firm"): "Use full",
+            ("use_full", "tentative"): "Probably use full",
+            ("do_not_fine_tune", "firm"): "Do not fine-tune:",
+            ("do_not_fine_tune", "tentative"): "Probably do not fine-tune:",
+            ("not_decided", "none"): "Cannot tell yet:",
+        }
+        assert advice.verdict.startswith(opening[advice.decision, advice.confidence])
+        claims = (advice.better_than_base, advice.best_choice)
+        if advice.chosen is not None and advice.confidence == "firm":
+            assert {claim.confidence for claim in claims} == {"firm"}
+        assert all(claim.text[0].isupper() and claim.text.endswith(".") for claim in claims)
+        roles = [role for row in advice.rows for role in row.roles]
+        assert len(roles) == len(set(roles))
+        assert len(advice.rows) <= 3

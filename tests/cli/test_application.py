@@ -16,7 +16,7 @@ from command_line import rankscope as command
 import rankscope.cli
 from rankscope import errors
 from rankscope.cli import main
-from rankscope.config import presets
+from rankscope.tools import new_study
 
 VERBS = sorted(typer.main.get_command(rankscope.cli.app).commands)  # type: ignore[attr-defined]
 PROMISED = {"quickstart", "init", "check", "plan", "run", "status", "report", "export", "verify"}
@@ -39,7 +39,8 @@ def test_help_has_an_example_that_parses(verb: str) -> None:
 
 
 def test_the_verbs_there_are() -> None:
-    others = {"compare", "eval", "fetch", "inspect", "params", "predict", "shrink", "work"}
+    others = {"compare", "eval", "fetch", "inspect", "params", "predict", "shrink", "stop"}
+    others |= {"track", "work"}
     assert set(VERBS) == PROMISED | others
     shown = command("--help").out
     assert "Example: rankscope quickstart" in shown
@@ -82,7 +83,7 @@ def test_usage_errors(words: tuple[str, ...]) -> None:
     assert outcome.code == 2
     assert outcome.out == ""
     assert "error: " in outcome.err
-    assert "see 'rankscope" in outcome.err
+    assert "See 'rankscope" in outcome.err
     assert "Traceback" not in outcome.err
 
 
@@ -94,8 +95,8 @@ def test_version() -> None:
 def test_a_bug_shows_its_traceback_and_ends_in_1(tmp_path: Path) -> None:
     """In a process of its own, whose exit code is what a shell sees."""
     code = (
-        "import sys\nfrom rankscope import cli\nfrom rankscope.config import presets\n"
-        "presets.study_template = lambda *arguments: 1 / 0\n"
+        "import sys\nfrom rankscope import cli\nfrom rankscope.tools import new_study\n"
+        "new_study.study_template = lambda *arguments: 1 / 0\n"
         "sys.argv = ['rankscope', 'init', 'study.yaml']\ncli.main()\n"
     )
     ended = subprocess.run(
@@ -113,7 +114,7 @@ def test_errors_that_are_no_bugs_have_their_exit_code(
         def study_template(*arguments: object) -> str:
             raise error
 
-        monkeypatch.setattr(presets, "study_template", study_template)
+        monkeypatch.setattr(new_study, "study_template", study_template)
         monkeypatch.setattr(sys, "argv", ["rankscope", "init", "study.yaml"])
         with pytest.raises(SystemExit) as ending:
             main()
@@ -188,7 +189,7 @@ def test_errors_are_json_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     misspelt = json.loads(command("status", tmp_path, "--jsno", "--json").out)["error"]
     assert (misspelt["kind"], misspelt["exit_code"]) == ("UsageError", 2)
     assert "--jsno" in misspelt["message"]
-    monkeypatch.setattr(presets, "study_template", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(new_study, "study_template", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         command("init", tmp_path / "study.yaml", "--json")
 
@@ -199,11 +200,19 @@ HEAVY = {"torch", "transformers", "peft", "pandas", "plotly", "scipy", "datasets
 def test_answers_that_need_no_model_import_nothing_heavy(tmp_path: Path) -> None:
     """One process, in which one command follows another: here everything is imported already."""
     (tmp_path / "bad.yaml").write_text("model: pocket\ntaks: []\n")
+    arms = "arms: [{method: full, lr: 1e-4}]\n"
+    (tmp_path / "model.yaml").write_text(f"model: ./nowhere\ntasks: [pocket_med]\n{arms}")
+    (tmp_path / "rows.yaml").write_text(
+        f"model: pocket\ntasks: [{{name: own, train: rows.jsno}}]\n{arms}"
+    )
     calls = [
+        *([verb, f"{what}.yaml"] for verb in ("run", "check") for what in ("model", "rows")),
+        ["run", "model.yaml", "--retry", "all"],
         *([verb, "--help"] for verb in VERBS),
         *([verb, "nowhere.yaml"] for verb in ("run", "check", "plan", "predict")),
         *([verb, "bad.yaml"] for verb in ("run", "check", "plan", "predict")),
-        *([verb, "nowhere"] for verb in ("status", "report", "verify", "params", "fetch")),
+        *([verb, "nowhere"] for verb in ("status", "report", "verify", "params", "fetch", "stop")),
+        ["track", "nowhere", "--to", "trackio"],
         ["export", "nowhere", "x", "--out", "new"],
         ["inspect", "nowhere", "nowhere"],
         ["inspect", "pocket", "nowhere"],

@@ -254,7 +254,7 @@ def test_a_byte_order_mark_is_accepted(place: Path) -> None:
 def test_bytes_that_are_not_utf_8(place: Path) -> None:
     rows: list[Any] = good_rows(40)
     rows[6] = b'{"question": "caf\xe9"}'
-    refused(check_rows(place, rows), "rows.jsonl, row 7: byte 18", "expected UTF-8", "convert")
+    refused(check_rows(place, rows), "rows.jsonl, row 7: byte 18", "not valid UTF-8", "convert")
 
 
 @pytest.mark.parametrize("line", ['{"question": "a", ', "question: a", '["a"]', '"a"', "7"])
@@ -269,8 +269,8 @@ def test_two_shapes_in_one_file(place: Path) -> None:
     rows[20] = {"prompt": "target ?", "completion": "croup"}
     rows[30] = {"text": "croup"}
     outcome = check_rows(place, rows)
-    refused(outcome, "rows.jsonl, row 21: found the shape 'prompt and completion'", "row 1;")
-    assert "row 31" not in outcome.err
+    refused(outcome, "rows.jsonl, row 21: found the shape 'prompt and completion'", "row 1\n")
+    assert "rows.jsonl, row 31: found the shape 'text'" in outcome.err
 
 
 def test_rows_without_completion(place: Path) -> None:
@@ -279,10 +279,10 @@ def test_rows_without_completion(place: Path) -> None:
     rows[150]["completion"] = " "
     outcome = check_rows(place, rows)
     assert outcome.code == 0
-    assert "mine: 1 rows have no completion and were dropped" in outcome.told
+    assert "mine: 1 of 200 rows were dropped: " in outcome.told
     for index in (152, 154):
         rows[index]["completion"] = ""
-    refused(check_rows(place, rows), "rows.jsonl, row 151: no completion", "3 of 200 rows", "1 %")
+    refused(check_rows(place, rows), "rows.jsonl, row 151: no completion", "3 of 200 rows")
 
 
 def test_prompts_longer_than_the_row(place: Path) -> None:
@@ -334,7 +334,7 @@ def test_a_choice_that_stands_twice(place: Path) -> None:
     repeated = rows[4]["choices"][3]
     refused(
         check_rows(place, rows),
-        f"rows.jsonl, row 5: the choice {repeated!r} is repeated; choices must differ",
+        f"rows.jsonl, row 5: duplicate choice {repeated!r}, a wrong one",
     )
 
 

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +16,7 @@ from command_line import rankscope as command
 from rich.console import Console
 
 from rankscope.cli import terminal
-from rankscope.cli.render.study import plan_table
-from rankscope.config.loader import load_study_file, published_schema
+from rankscope.cli.render.plan import plan_table
 from rankscope.data.pocket_world import pocket_rows
 from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.load import load_model
@@ -70,47 +71,6 @@ def copied(walk: Walk, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
-# --- init ---------------------------------------------------------------------------------------
-
-
-def test_init_keeps_what_is_there(tmp_path: Path) -> None:
-    file = tmp_path / "study.yaml"
-    file.write_text("mine", "utf-8")
-    outcome = command("init", file)
-    assert outcome.code == 2
-    assert f"{file}: exists already; give another name, or --force to overwrite it" in outcome.err
-    assert file.read_text("utf-8") == "mine"
-    assert command("init", file, "--force", "--preset", "pocket").code == 0
-    assert load_study_file(file).name == "pocket"
-    for words in ((tmp_path,), (tmp_path, "--force")):
-        refused = command("init", *words)
-        assert refused.code == 2
-        assert "exists already; give another name\n" in refused.err
-    assert files_below(tmp_path) == {"study.yaml"}
-
-
-def test_init_prints_the_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    outcome = command("init", "--schema")
-    assert (outcome.code, outcome.out) == (0, published_schema())
-    assert json.loads(outcome.out)["title"] == "Rankscope study file"
-    refused = command("init")
-    assert refused.code == 2
-    assert "expected a name such as 'rankscope init study.yaml'" in refused.err
-    assert files_below(tmp_path) == set()
-
-
-def test_init_names_models_and_presets(tmp_path: Path) -> None:
-    for words, part in (
-        (("--preset", "pokcet"), "did you mean 'pocket'?"),
-        (("--model", "../a/b/c d"), None),
-        (("--preset", "paper", "--data", "rows.jsonl"), "leave --data out"),
-    ):
-        outcome = command("init", tmp_path / "x.yaml", *words, "--force")
-        assert outcome.code == (2 if part else 0)
-        assert (part or "wrote") in outcome.told
-
-
 # --- the walk -----------------------------------------------------------------------------------
 
 
@@ -119,8 +79,8 @@ def test_the_walk_ends_well(walk: Walk) -> None:
         walk.said, 0
     ), walk.said
     # Paths are written from the study file's folder and found from any other.
-    assert "model: ../my-model" in walk.file.read_text("utf-8")
-    assert "train: ../mine.jsonl" in walk.file.read_text("utf-8")
+    assert f"model: {walk.out.parent / 'my-model'}\n" in walk.file.read_text("utf-8")
+    assert f"train: {walk.out.parent / 'mine.jsonl'}\n" in walk.file.read_text("utf-8")
     # 80 rows: 8 are cut for the test split, 8 for validation (docs/data.md), 64 are trained on.
     assert "64 training rows (plain prompts)" in walk.said["check"].told
     assert "3 trials in 2 groups: the study can run." in walk.said["check"].told
@@ -176,7 +136,33 @@ def test_status_says_who_runs_the_study_and_what_to_do_next(walk: Walk, copied: 
         assert f"process {os.getpid()} on " in command("status", copied).told
     failed = json.loads(command("status", copied, "--json").out)
     assert failed["state"] == "failed"
-    assert failed["next"].endswith(f"study.resolved.yaml --out {copied} --retry-failed")
+    assert failed["next"].endswith(f"study.resolved.yaml --out {copied} --retry oom")
+
+
+RUNNER = """
+import signal, sys, time
+from pathlib import Path
+from rankscope.store import Ledger
+def stop(*arguments):
+    sys.exit(7)
+signal.signal(signal.SIGINT, stop)
+with Ledger.open(Path(sys.argv[1]), write=True):
+    print("runs", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_stop_interrupts_the_process_that_runs_the_study(copied: Path) -> None:
+    refused = command("stop", copied)
+    assert refused.code == 2
+    assert "found no process that runs it" in refused.err
+    words = [sys.executable, "-c", RUNNER, str(copied)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as runner:
+        assert runner.stdout is not None
+        assert runner.stdout.readline() == b"runs\n"
+        assert json.loads(command("stop", copied, "--json").out) == {"process": runner.pid}
+        assert runner.wait() == 7
+    assert command("status", copied, "--watch").code == 0  # nothing runs: it ends at once
 
 
 def test_failed_trials_are_shown_and_end_a_run_with_3(walk: Walk, copied: Path) -> None:
@@ -187,10 +173,13 @@ def test_failed_trials_are_shown_and_end_a_run_with_3(walk: Walk, copied: Path) 
     assert outcome.code == 0
     assert f"{failed}: diverged: loss is nan at step 3\\u001b[2J" in outcome.told
     assert "3 trials: 2 done, 1 diverged" in outcome.told
+    refused = command("run", walk.file, *CHANGES, "--out", copied, "--retry", "failed,done")
+    assert refused.code == 2
+    assert "--retry: found 'done', expected failed, oom or diverged" in refused.err
     again = command("run", walk.file, *CHANGES, "--out", copied, "--json")
     assert again.code == 3, again.err
     Recommendation.model_validate_json(again.out)
-    retried = command("run", walk.file, *CHANGES, "--out", copied, "--retry-failed")
+    retried = command("run", walk.file, *CHANGES, "--out", copied, "--retry", "oom,diverged")
     assert retried.code == 0, retried.err
     assert "3 trials: 3 done" in command("status", copied).told
 
@@ -394,7 +383,7 @@ def test_tables_fit_eighty_columns_and_nothing_in_them_breaks(
     assert names == ["pocket_med", "pocket_law", "pocket_gsm", "pocket_general", "pocket_cloze",
                      "pocket_math"]  # fmt: skip
     assert "cross-domain" in checked
-    assert "validation" in checked
+    assert "train/val/test" in checked
     plan = Plan.model_validate_json(command("plan", file, "--json").out)
     # With a column for the task, which a study of one task leaves out.
     two_tasks = (plan.groups[0].model_copy(update={"task": "pocket_law"}), *plan.groups[1:])

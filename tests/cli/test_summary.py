@@ -56,7 +56,7 @@ def test_summary_fits_eighty_columns_with_whole_arm_names() -> None:
             assert arm.label in text
     assert "…" not in text
     heading = next(line for line in lines if "arm" in line)
-    assert heading.split() == ["arm", *"seeds in-domain gain forgetting params time".split()]
+    assert heading.split() == ["arm", *"seeds in-domain gain retention params time".split()]
     rows = [line for line in lines if "lr=" in line]
     assert all(re.search(r"\d:\d\d\s*$", line) for line in rows)
 

@@ -8,12 +8,19 @@ from typing import Any
 import pytest
 
 from rankscope.config.loader import dump_study, load_study_file, published_schema, study_json_schema
-from rankscope.config.presets import PRESETS, model_for_study_file, study_template
+from rankscope.config.presets import PRESETS
 from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
 from rankscope.models.methods import all_methods
 from rankscope.run.groups import make_groups
 from rankscope.run.trials import make_trials
+from rankscope.tools.new_study import (
+    hub_pieces,
+    model_for_study_file,
+    path_for_study_file,
+    study_template,
+    takes_own_rows,
+)
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
@@ -117,7 +124,11 @@ def test_a_folder_is_named_from_the_study_files_own_folder(
     (tmp_path / "studies").mkdir()
     monkeypatch.chdir(tmp_path)
     assert model_for_study_file("models/m", Path("study.yaml")) == "./models/m"
-    assert model_for_study_file("models/m", Path("studies/study.yaml")) == "../models/m"
+    # Outside the study file's folder a path is absolute: no '../../..' to count.
+    assert model_for_study_file("models/m", Path("studies/study.yaml")) == str(
+        tmp_path / "models" / "m"
+    )
+    assert path_for_study_file(Path("studies/../rows.jsonl"), Path("study.yaml")) == "./rows.jsonl"
     assert model_for_study_file("owner/name", Path("study.yaml")) == "owner/name"
     text = study_template("default", model_for_study_file("models/m", Path("studies/study.yaml")))
     config = load_text(text, tmp_path / "studies")
@@ -233,13 +244,40 @@ def test_the_references_smallest_study_loads(tmp_path: Path) -> None:
 
 
 def test_own_rows_and_a_data_folder_are_written_in(tmp_path: Path) -> None:
-    text = study_template("default", "pocket", "./rows: mine.jsonl", "../data")
+    task = {"name": "mine", "train": "./rows: mine.jsonl", "test": "./t.csv", "scorer": "number"}
+    text = study_template("default", "pocket", task, "../data")
     config = load_text(text, tmp_path)
     assert config.tasks[0].train == str(tmp_path / "rows: mine.jsonl")
+    assert (config.name, config.tasks[0].name, config.tasks[0].scorer) == ("mine", "mine", "number")
+    assert config.tasks[0].test == str(tmp_path / "t.csv")
+    # The pocket model knows no other words than those of its world.
+    assert [task.name for task in config.evaluate.retention] == ["pocket_general"]
     assert config.data_dir == str(tmp_path.parent / "data")
     assert text.count("data_dir:") == 1
     with pytest.raises(UserError, match="named tasks"):
-        study_template("paper", data="rows.jsonl")
+        study_template("paper", task=task)
+
+
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if takes_own_rows(preset)])
+def test_own_presets_take_rows_and_retention_tasks_and_need_no_hub(
+    preset: str, tmp_path: Path
+) -> None:
+    task = {"name": "mine", "train": "./rows.csv"}
+    config = load_text(study_template(preset, task=task), tmp_path)
+    assert [t.name for t in config.tasks] == ["mine"]
+    (tmp_path / "rows.csv").write_text("prompt,completion\na,b\n")
+    needed = {"arc_easy"} if preset == "mitigation" else set()
+    assert set(hub_pieces(config)) == needed
+    named = load_text(study_template(preset, None, task, None, ["piqa", "boolq"]), tmp_path)
+    if config.evaluate.retention:
+        assert [t.name for t in config.evaluate.retention] == ["common_facts"]
+        assert [t.name for t in named.evaluate.retention] == ["piqa", "boolq"]
+
+
+def test_the_reference_lists_every_preset() -> None:
+    text = (ROOT / "docs" / "study-file.md").read_text("utf-8")
+    for preset, purpose in PRESETS.items():
+        assert f"| `{preset}` | {purpose} |" in text
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -1,5 +1,7 @@
 """Files of users, broken in every way that was seen."""
 
+import csv
+import io
 import json
 import random
 from pathlib import Path
@@ -9,14 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rankscope.data.formats import parse_rows
-from rankscope.data.sources import (
-    HubSource,
-    legal_from_mmlu,
-    read_file,
-    read_folder,
-    read_hub,
-    read_pocket,
-)
+from rankscope.data.hub import HubSource, legal_from_mmlu, read_hub
+from rankscope.data.registry import read_pocket
+from rankscope.data.sources import read_file, read_folder
 from rankscope.errors import UserError
 
 ROW = {"prompt": "a", "completion": "b"}
@@ -89,6 +86,122 @@ def test_other_kinds_of_path_are_refused(tmp_path: Path) -> None:
         read_file(written(tmp_path / "a.parquet", "PAR1 not really"))
 
 
+ROWS = [{"question": f'q{n}, "x"\nnew line', "answer": str(n)} for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", json.dumps(ROWS)),
+        ("a.json", "\ufeff" + json.dumps(ROWS, indent=2)),
+        ("a.json", json.dumps({"version": 1, "ids": [1, 2], "data": ROWS})),
+        ("a.json", "\n".join(map(json.dumps, ROWS))),
+        ("a.jsonl", json.dumps(ROWS)),
+    ],
+)
+def test_json_in_every_arrangement(tmp_path: Path, name: str, text: str) -> None:
+    rows = read_file(written(tmp_path / name, text))
+    assert [row.fields for row in rows] == ROWS
+    assert [row.number for row in rows] == [1, 2, 3]
+    assert rows[1].location == f"{tmp_path / name}, row 2"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[{}, ", r"a\.json: not valid JSON \(.*line 1 column"),
+        ('{"q": 1}', "found an object without a list of rows; expected an array of objects"),
+        ('{"a": [{"q": 1}], "b": [{"q": 2}]}', "an object with the lists a, b; expected"),
+        ("7", "found one int without a list of rows"),
+        ('{"q": {"0": "x"}}', r"pandas: to_json\(orient='records'\)"),
+        ("[]", "has no rows"),
+    ],
+)
+def test_other_json_documents_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_file(written(tmp_path / "a.json", text))
+
+
+def test_an_array_may_hold_what_is_no_row(tmp_path: Path) -> None:
+    _, second = read_file(written(tmp_path / "a.json", '[{"text": "a"}, 3]'))
+    assert second.problem == "found a JSON int, expected an object"
+    (chat,) = read_file(written(tmp_path / "a.json", '{"messages": [{"role": "user"}]}'))
+    assert list(chat.fields) == ["messages"]
+
+
+@pytest.mark.parametrize(
+    ("name", "delimiter", "mark"),
+    [("a.csv", ",", ""), ("a.csv", ";", "\ufeff"), ("a.tsv", "\t", "")],
+)
+def test_a_table_holds_text(tmp_path: Path, name: str, delimiter: str, mark: str) -> None:
+    file = io.StringIO(newline="")
+    table = csv.DictWriter(file, ["question", "answer"], delimiter=delimiter)
+    table.writeheader()
+    table.writerows(ROWS)
+    (tmp_path / name).write_text(mark + file.getvalue(), encoding="utf-8", newline="")
+    rows = read_file(tmp_path / name)
+    assert [row.fields for row in rows] == ROWS
+    # Each cell with a line break takes two lines.
+    assert [row.location.rpartition(", ")[2] for row in rows] == [
+        "row 1 (line 3)",
+        "row 2 (line 5)",
+        "row 3 (line 7)",
+    ]
+
+
+def test_lines_of_a_table_with_other_cells_are_bad_rows(tmp_path: Path) -> None:
+    text = ",question,answer\n0,a,b\n1,a\n\n2,a,b,c\n3,a,b\n"  # the index that pandas writes
+    rows = read_file(written(tmp_path / "a.csv", text))
+    assert [row.problem.partition(";")[0] for row in rows] == [
+        "",
+        "found 2 cells, expected 3 as in the header",
+        "found 4 cells, expected 3 as in the header",
+        "",
+    ]
+    assert rows[0].fields == {"question": "a", "answer": "b"}
+    assert rows[2].location.endswith("row 3 (line 5)")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"question,,answer,\na,b,c,d", "line 1: found the header 'question', '', 'answer', ''"),
+        (b"a,a\n1,2", "expected a name for every column, each once"),
+        (b"question\nca\xe9", r"line 2: byte 12 of the file is not valid UTF-8; convert"),
+        (b'a,b\n"x"y,2', "line 2: not a table with the delimiter ','"),
+        (b'a,b\n"x,2\n3,4', "not a table with the delimiter ','"),
+        (b"question,answer\n", "has no rows"),
+        (b"What is 1 + 1?,2\nand 2?,3", "fit no known shape; .* a table needs a header"),
+    ],
+)
+def test_tables_that_cannot_be_read(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        parse_rows(read_file(tmp_path / "a.csv"))
+
+
+def bad_parquet() -> pa.Table:
+    """Cells that Arrow stores and Python cannot hold; the second row is sound."""
+    columns = {
+        "text": pa.array([b"\xff\xfe", b"fine", b"fine"]).view(pa.string()),
+        "day": pa.array([0, 1, 2**62]).view(pa.timestamp("ms")),
+        "span": pa.array([0, 1, 2**62]).view(pa.duration("ms")),
+    }
+    return pa.table(columns)
+
+
+def test_cells_of_parquet_that_python_cannot_hold_are_bad_rows(tmp_path: Path) -> None:
+    pq.write_table(bad_parquet(), tmp_path / "a.parquet")
+    first, second, third = read_file(tmp_path / "a.parquet")
+    assert second.fields["text"] == "fine"
+    assert first.problem.startswith("unreadable cell")
+    assert third.problem.startswith("unreadable cell")
+    zone = pa.table({"text": ["a"], "day": pa.array([0]).view(pa.timestamp("s", "Mars/Base"))})
+    pq.write_table(zone, tmp_path / "b.parquet")
+    (row,) = read_file(tmp_path / "b.parquet")
+    assert "unreadable cell" in row.problem
+
+
 def test_parquet_holds_the_rows_of_json_lines(tmp_path: Path) -> None:
     rows = [
         {"question": "q", "choices": ["a", "b"], "answer": 1, "subject": None},
@@ -112,6 +225,21 @@ def test_a_folder_gives_its_split_files(tmp_path: Path) -> None:
         read_folder(tmp_path / "task")
     with pytest.raises(UserError, match=r"no such folder; .* has task\b.*data_dir"):
         read_folder(tmp_path / "tusk")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a closed port; the library by itself would try six times, for half a minute."""
+    asked: list[str] = []
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("time.sleep", lambda seconds: asked.append("retry"))
+    with pytest.raises(
+        UserError,
+        match=r"hub nobody/nothing: cannot be loaded \(the hub does not answer.*common_facts",
+    ):
+        read_hub(HubSource("nobody/nothing"))
+    assert asked == []
 
 
 def test_the_hub_route_reads_a_local_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

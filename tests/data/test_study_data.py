@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from rankscope.config.loader import load_study_file
-from rankscope.config.presets import study_template
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import Encoder
-from rankscope.data.study_data import check_trainable, load_tasks, prepare_data
+from rankscope.data.study_data import prepare_data
 from rankscope.errors import UserError
 from rankscope.models.load import load_tokenizer
 from rankscope.models.model_folder import model_folder
+from rankscope.run.study import Study
+from rankscope.tools.new_study import study_template
 
 
 @pytest.fixture(scope="module")
@@ -30,29 +30,29 @@ def beginnings(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_a_training_task_without_rows_is_refused_with_a_way_out(
     tmp_path: Path, beginnings: Path
 ) -> None:
-    """MMLU's local rows have no train file; the suggested --set is then applied."""
+    """MMLU's local rows have no train file, which is seen before any file is read."""
     study = tmp_path / "paper.yaml"
     text = study_template("paper", "./model", None, str(beginnings))
     study.write_text(text.replace("model: ./model", "model: pocket"), encoding="utf-8")
-    config = load_study_file(study)
-    tasks = load_tasks(config)
     with pytest.raises(UserError) as error:
-        check_trainable(config, tasks)
-    message = str(error.value)
-    assert f"put train.jsonl or train.parquet into {beginnings}/mmlu" in message
-    assert "split 'auxiliary_train' of hub cais/mmlu (all)" in message
-    way_out = message.split("--set ")[1]
-    assert way_out == "tasks=[gsm8k,medmcqa,mathqa,legal_mcq]"
-    alone = load_study_file(study, [way_out])
-    check_trainable(alone, tasks)
+        Study.load(study)
+    assert str(error.value) == (
+        "task 'mmlu' is trained on but has no training rows (only test, validation): add a file of "
+        "them ('train:' in the task, or train.jsonl in its folder), or only evaluate it: move it "
+        "from 'tasks' to 'evaluate.cross_domain'"
+    )
+    alone = Study.load(study, ["tasks=[gsm8k,medmcqa,mathqa,legal_mcq]"]).config
     assert "mmlu" in alone.evaluation_tasks()
-    sets = ["tasks=[gsm8k,mmlu]", "evaluate.retention=[medmcqa]", "evaluate.cross_domain=[mathqa]"]
-    with pytest.raises(UserError, match=r"--set evaluate.cross_domain=\[mathqa,mmlu\]$"):
-        check_trainable(load_study_file(study, sets), tasks)
-    # A list of names alone would lose a task's own settings.
-    sets[0] = "tasks=[{name: gsm8k, num_fewshot: 2},mmlu]"
-    with pytest.raises(UserError, match=r"file, move it from 'tasks' to 'evaluate.cross_domain'$"):
-        check_trainable(load_study_file(study, sets), tasks)
+    config = StudyConfig.model_validate(
+        {
+            "name": "s",
+            "model": "pocket",
+            "tasks": ["common_facts"],
+            "arms": [{"method": "full", "lr": 1e-3}],
+        }
+    )
+    with pytest.raises(UserError, match="'common_facts' is trained on but has no training rows"):
+        prepare_data(config, Encoder(load_tokenizer(model_folder(config.model)), "auto", 64))
 
 
 def test_training_rows_of_one_task_contaminate_another(tmp_path: Path) -> None:

@@ -139,6 +139,20 @@ def test_limits_give_subsets_and_another_hash(load: Load, data_dir: Path) -> Non
     assert load_task(config, data_dir, 1, max_items=20).sha256 != small.sha256
 
 
+def test_common_facts_need_nothing_and_ask_what_can_be_answered() -> None:
+    task = load_task(TaskConfig(name="common_facts"), None, data_seed=0)
+    items = (*task.validation, *task.test)
+    assert (len(task.validation), len(task.test), task.spec.chance) == (86, 348, 0.25)
+    assert len({item.question for item in items}) == len(items) == 434
+    # The answers stand at every place equally often, within three standard deviations.
+    places = [sum(item.answer == place for item in items) for place in range(4)]
+    assert max(abs(count - 434 / 4) for count in places) < 3 * (434 * 0.25 * 0.75) ** 0.5
+    assert all(len(set(item.choices)) == 4 for item in items)
+    (capital,) = [item for item in items if item.question == "What is the capital of France?"]
+    assert capital.reference == "Paris"
+    assert capital.subject == "What is the capital of ...?"
+
+
 @pytest.mark.parametrize("name", POCKET_TASKS)
 def test_pocket_tasks_need_no_folder(name: str) -> None:
     task = load_task(TaskConfig(name=name), None, data_seed=0)
@@ -419,3 +433,16 @@ def test_numeric_answers_are_recognized(tmp_path: Path, words: int, noted: bool)
     assert any(note.startswith(sentence) for note in task.notes) == noted
     numeric = load_task(TaskConfig(name="mine", train=path, scorer="number"), None, 0)
     assert not any("are numbers" in note for note in numeric.notes)
+
+
+def test_one_reason_for_many_rows_is_given_once(tmp_path: Path) -> None:
+    path = own_file(
+        tmp_path / "d.jsonl", [{"prompt": f"p{n}", "completion": "c"} for n in range(9)]
+    )
+    with pytest.raises(UserError) as error:
+        load_task(TaskConfig(name="mine", train=path, scorer="option_text"), None, 0)
+    assert str(error.value).splitlines()[:-1] == [
+        "task 'mine': 9 of 9 rows cannot be used:",
+        f"  {path}, row 1: scorer 'option_text' needs rows with choices and an answer",
+        "  ... and 8 more for the same reason",
+    ]

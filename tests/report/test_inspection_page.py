@@ -16,7 +16,7 @@ def test_a_page_with_heads_is_inert() -> None:
     page = render_inspection(found)
     assert "<img src=x" not in page
     assert "\u202e" not in page
-    assert "Which heads carry the tuned skill" in page
+    assert "What removing each head costs" in page
 
 
 def test_tables_have_a_row_for_every_head(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_the_page_says_what_was_found() -> None:
     assert "connect-src" not in page  # default-src 'none' covers it
     assert "default-src 'none'" in page
     for text in (
-        "r4 3 in 3 matrices and full 3 in 3 matrices",
+        "3 intruder dimensions",
         "most 0.2 in layers.1.q_proj",
         "most 1.2 in layers.1.q_proj",
     ):

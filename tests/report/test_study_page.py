@@ -1,13 +1,18 @@
 """The report's file: offline, inert whatever the data say, and honest where data are missing."""
 
+import gzip
+import hashlib
 import json
 import re
+from base64 import b64decode
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from plotly.offline import get_plotlyjs_version
 from report_studies import HOSTILE, MEGABYTE, hostile_study, ordinary_study, study_and_advice
 from synthetic_study import Truth, synthetic_study
 
@@ -122,7 +127,8 @@ def test_an_open_answer_looks_open_and_names_what_would_settle_it(
     )
     assert shown == f"answer {task.confidence}"
     before, title, after = Elements(page).text.partition("How to get a firmer answer")
-    assert f"how much rank is enough? {confidence} {task.verdict}" in before
+    assert f"how much rank is enough? {confidence} the " in before
+    assert task.verdict in before
     assert bool(title) == bool(task.next_steps) == (confidence != "High confidence")
     assert all(" ".join(step.text.split()) in after for step in task.next_steps)
 
@@ -281,6 +287,21 @@ def test_what_is_missing_is_said_plainly(make: object, sentences: list[str]) -> 
         assert sentence in text
     for word in ("nan", "None of type", "Undefined", "NoneType"):
         assert not re.search(rf"\b{word}\b", text)
+
+
+def test_the_packed_plotly_is_the_file_its_note_names() -> None:
+    """The bundle draws what the installed package describes, so their major versions are equal."""
+    folder = files("rankscope.report") / "plotly"
+    unpacked = gzip.decompress(b64decode(packed_plotly()))
+    note = (folder / "README.md").read_text("utf-8")
+    assert hashlib.sha256(unpacked).hexdigest() in note
+    (version,) = re.findall(rb"plotly.js \(cartesian - minified\) v([\d.]+)", unpacked[:200])
+    assert f"plotly.js-cartesian-dist-min` {version.decode()} " in note
+    assert version.decode().split(".")[0] == get_plotlyjs_version().split(".")[0]
+
+
+def test_a_page_of_forty_trials_is_under_two_megabytes(page: str) -> None:
+    assert len(page.encode()) < 2_000_000
 
 
 def test_the_card_alone_is_a_piece_of_html_with_its_own_styles() -> None:

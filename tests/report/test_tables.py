@@ -1,10 +1,18 @@
 """The tables of a study."""
 
-from report_studies import ordinary_study
+import pytest
+from report_studies import ordinary_study, study_and_advice
+from synthetic_study import Truth
 
 from rankscope.report.study_view import StudyView
-from rankscope.report.table_formats import frame_rows
-from rankscope.report.tables import failed_trials_table, tasks_table, training_table
+from rankscope.report.table_formats import frame_rows, latex, markdown, table_from_rows
+from rankscope.report.tables import (
+    arms_table,
+    failed_trials_table,
+    paper_table,
+    tasks_table,
+    training_table,
+)
 
 
 def test_failures_contamination_and_rows_are_listed() -> None:
@@ -19,3 +27,55 @@ def test_failures_contamination_and_rows_are_listed() -> None:
     trained = training_table(view).set_index("training task")
     assert (trained.dtypes == "Int64").all()
     assert tuple(trained.loc["med"].iloc[:2]) == (20, 200)
+
+
+def test_the_paper_table_has_a_row_per_rank_and_a_column_per_task() -> None:
+    study, advice = ordinary_study()
+    table = paper_table(StudyView(study, advice)).set_index("arm")
+    assert list(table.index) == ["base", "r=2", "r=8", "r=32", "full"]
+    assert list(table.columns)[::3] == ["med, %", "law, %"]
+    for task in advice.advice:
+        chosen = {a.label: a for a in task.arms if a.label in task.candidate_labels}
+        assert len(chosen) == 4  # two learning rates for each rank, one for full fine-tuning
+        for label, arm in chosen.items():
+            assert arm.score is not None
+            cell = table.loc[label.split()[0], f"{task.task}, %"]
+            assert cell == pytest.approx(100 * arm.score.value)
+
+
+def test_with_one_task_it_shows_what_was_retained() -> None:
+    study, advice = study_and_advice(Truth(ranks=(2, 8), num_items=40))
+    table = paper_table(StudyView(study, advice)).set_index("arm")
+    arms = {a.label.split()[0]: a for a in advice.advice[0].arms}
+    forgetting = arms["r=8"].forgetting
+    assert forgetting is not None
+    assert table.loc["r=8", "retention change, points"] == pytest.approx(-100 * forgetting.value)
+    assert table.loc["r=8", "parameters"] == arms["r=8"].trainable_parameters
+
+
+def test_the_best_as_shown_is_bold_ties_included() -> None:
+    rows = [
+        {"arm": "base", "x": 3.0, "y": None, "y, low": None, "y, high": None},
+        {"arm": "a", "x": 90.54, "y": 1.26, "y, low": 1.0, "y, high": 2.0},
+        {"arm": "b", "x": 90.51, "y": 1.31, "y, low": 1.0, "y, high": 2.0},
+    ]
+    table = table_from_rows(rows, {"x": 1, "y": 1, "y, low": 1, "y, high": 1}, ["x", "y"])
+    assert markdown(table).splitlines()[2:] == [
+        "| base | 3.0 | \N{EN DASH} |",
+        "| a | **90.5** | **1.3 \\[1.0, 2.0\\]** |",
+        "| b | **90.5** | **1.3 \\[1.0, 2.0\\]** |",
+    ]
+    assert r"b & \textbf{90.5} & \textbf{1.3 {[}1.0, 2.0]} \\" in latex(table)
+
+
+def test_wide_tables_print_sizes_and_p_values_that_can_be_read() -> None:
+    table = arms_table(StudyView(*ordinary_study()))
+    text = markdown(table)
+    assert "\\<0.001" in text
+    assert " 0.0000 " not in text
+    assert list(table["peak memory, MB"].round()) == [
+        round(a.peak_memory_bytes / 1e6)
+        for task in ordinary_study()[1].advice
+        for a in task.arms
+        if a.peak_memory_bytes
+    ]

@@ -11,7 +11,7 @@ from tiny_models import base_of, tiny_llama
 from rankscope.records import StudyRecords, TrialRecords
 from rankscope.run.callbacks import in_dtype_of
 from rankscope.run.outputs import write_outputs
-from rankscope.run.plan import evaluation_tokens, make_plan
+from rankscope.run.plan import item_tokens, make_plan
 from rankscope.store import Ledger
 
 TASKS = ("pocket_cloze", "pocket_med")
@@ -155,8 +155,8 @@ def test_the_plan_counts_them(tmp_path: Path) -> None:
     assert plan.evaluations == plain.evaluations
     # On all items of the validation splits, each point reads what the score at the end reads.
     validation = sum(
-        sum(tokens)
-        for (task, split), tokens in evaluation_tokens(inputs).items()
+        sum(item.read + item.written for item in items)
+        for (task, split), items in item_tokens(inputs).items()
         if split == "validation" and task in TASKS
     )
     extra = plan.evaluation_tokens - plain.evaluation_tokens

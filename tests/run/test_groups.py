@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 import torch
-from pocket_study import SETTINGS, Launcher, leftovers, small_study, study_file
+from pocket_study import ROUNDING, SETTINGS, Launcher, leftovers, small_study, study_file
 from safetensors.torch import load_file
 
 from rankscope.errors import Interrupted
@@ -209,7 +209,7 @@ def test_a_group_that_does_not_fit_is_halved_and_every_trial_trained(
     assert found.keys() == expected.keys()
     for label, tensors in expected.items():
         for name, tensor in tensors.items():
-            assert float((found[label][name] - tensor).norm()) <= 1e-5 * float(tensor.norm())
+            assert float((found[label][name] - tensor).norm()) <= ROUNDING * float(tensor.norm())
     assert leftovers(tmp_path / "out") == []
 
 

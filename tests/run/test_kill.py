@@ -10,8 +10,9 @@ import pytest
 from pocket_study import Launcher, changed, last_stage, leftovers, results, study_file
 
 from rankscope.cli import main
+from rankscope.store import Ledger
 
-KILLS = 10
+KILLS = 8
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,11 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With what is stored while a group trains: points of curves, and weights by step."""
     train = changed("train", evaluate_every=3, evaluate_items=8, checkpoint_every=5)
-    three_groups = {"seeds": [0], "max_group_size": 1}
+    three_groups = {
+        "seeds": [0],
+        "max_group_size": 1,
+        **changed("evaluate", cross_domain=[], max_items=8),
+    }
     return study_file(tmp_path_factory.mktemp("study"), **train, **three_groups)
 
 
@@ -40,12 +45,12 @@ def uninterrupted(
     return results(out), time.monotonic() - begun
 
 
-def assert_sound(launcher: Launcher, out: Path, expected: dict) -> None:
+def assert_sound(out: Path, expected: dict) -> None:
     """The study is the uninterrupted one, its files are what was written, nothing is left over."""
     assert results(out) == expected
     assert leftovers(out) == []
-    launcher.start("verify", out)
-    assert launcher.ended() == 0, launcher.said()
+    with Ledger.open(out, write=False) as ledger:
+        assert ledger.verify() == []
 
 
 def wait_for(launcher: Launcher, what: Callable[[], bool]) -> None:
@@ -58,7 +63,7 @@ def wait_for(launcher: Launcher, what: Callable[[], bool]) -> None:
 def test_a_run_killed_at_any_moment_continues(
     launcher: Launcher, file: Path, uninterrupted: tuple[dict, float], tmp_path: Path
 ) -> None:
-    """Ten SIGKILLs at moments spread over the whole life of the command; a study that came to its
+    """Eight SIGKILLs at moments spread over the whole life of the command; a study that came to its
     end before its turn to be killed is checked, and the next one begins in a new folder."""
     expected, life = uninterrupted
     moments = random.Random(0)
@@ -74,52 +79,14 @@ def test_a_run_killed_at_any_moment_continues(
             kills += 1
             continue
         assert code == 0, launcher.said()
-        assert_sound(launcher, out, expected)
+        assert_sound(out, expected)
         studies += 1
     launcher.start("run", file, "--out", tmp_path / str(studies))
     assert launcher.ended() == 0, launcher.said()
-    assert_sound(launcher, tmp_path / str(studies), expected)
+    assert_sound(tmp_path / str(studies), expected)
 
 
-def test_the_first_interrupt_stops_at_a_checkpoint(
-    launcher: Launcher, file: Path, uninterrupted: tuple[dict, float], tmp_path: Path
-) -> None:
-    expected, _ = uninterrupted
-    out = tmp_path / "out"
-    launcher.start("run", file, "--out", out)
-    wait_for(launcher, lambda: "train" in str(last_stage(out).get("name")))
-    launcher.send(signal.SIGINT)
-    assert launcher.ended() == 130, launcher.said()
-    said = " ".join(launcher.said().split())
-    assert "the same command continues" in said
-    assert "stopped after step" in said
-    assert list((out / "checkpoints").glob("*/step-*/state.safetensors"))
-    launcher.start("run", file, "--out", out)
-    assert launcher.ended() == 0, launcher.said()
-    assert_sound(launcher, out, expected)
-
-
-def test_the_second_interrupt_aborts_and_the_study_continues(
-    launcher: Launcher, file: Path, uninterrupted: tuple[dict, float], tmp_path: Path
-) -> None:
-    """The second comes at once: it finds the run anywhere between the first and its safe point."""
-    expected, _ = uninterrupted
-    out = tmp_path / "out"
-    for group in (1, 2, 3):
-        launcher.start("run", file, "--out", out)
-        wait_for(
-            launcher, lambda group=group: f"group {group}/" in str(last_stage(out).get("name"))
-        )
-        launcher.send(signal.SIGINT)
-        launcher.send(signal.SIGINT)
-        assert launcher.ended() == 130, launcher.said()
-        assert "the same command continues" in " ".join(launcher.said().split())
-    launcher.start("run", file, "--out", out)
-    assert launcher.ended() == 0, launcher.said()
-    assert_sound(launcher, out, expected)
-
-
-def test_a_second_runner_is_told_who_runs_the_study(
+def test_a_second_runner_is_refused_and_the_first_interrupt_stops_at_a_checkpoint(
     launcher: Launcher,
     file: Path,
     uninterrupted: tuple[dict, float],
@@ -138,8 +105,35 @@ def test_a_second_runner_is_told_who_runs_the_study(
         with pytest.raises(SystemExit) as left:
             main()
     finally:
+        launcher.send(signal.SIGINT)
         launcher.send(signal.SIGCONT)
     assert left.value.code == 2
     assert f"process {first}" in " ".join(capsys.readouterr().err.split())
+    assert launcher.ended() == 130, launcher.said()
+    said = " ".join(launcher.said().split())
+    assert "the same command continues" in said
+    assert "stopped after step" in said
+    assert list((out / "checkpoints").glob("*/step-*/state.safetensors"))
+    launcher.start("run", file, "--out", out)
     assert launcher.ended() == 0, launcher.said()
-    assert_sound(launcher, out, expected)
+    assert_sound(out, expected)
+
+
+def test_the_second_interrupt_aborts_and_the_study_continues(
+    launcher: Launcher, file: Path, uninterrupted: tuple[dict, float], tmp_path: Path
+) -> None:
+    """The second comes at once: it finds the run anywhere between the first and its safe point."""
+    expected, _ = uninterrupted
+    out = tmp_path / "out"
+    for group in (1, 3):
+        launcher.start("run", file, "--out", out)
+        wait_for(
+            launcher, lambda group=group: f"group {group}/" in str(last_stage(out).get("name"))
+        )
+        launcher.send(signal.SIGINT)
+        launcher.send(signal.SIGINT)
+        assert launcher.ended() == 130, launcher.said()
+        assert "the same command continues" in " ".join(launcher.said().split())
+    launcher.start("run", file, "--out", out)
+    assert launcher.ended() == 0, launcher.said()
+    assert_sound(out, expected)

@@ -11,7 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from rankscope.errors import UserError
 from rankscope.models.model_folder import pocket_folder
-from rankscope.run.plan import make_plan, trial_cost
+from rankscope.run.costs import CostModel
+from rankscope.run.machines import MACHINES
+from rankscope.run.plan import make_plan
 from rankscope.run.prepare import prepare_study
 from rankscope.store import Ledger
 from rankscope.tools.export import ExportRequest, export_trial
@@ -31,7 +33,8 @@ def test_methods_of_pefts_run_like_any_other(tmp_path: Path) -> None:
     inputs = prepare_study(study.config)
     # A group of LoRA, then one by one what changes the base's modules.
     assert [[t.method for t in group] for group in inputs.groups] == [["lora"], ["peft"], ["peft"]]
-    planned = {t.trial_id: trial_cost(inputs, t).trainable_parameters for t in inputs.trials}
+    costs = CostModel(inputs, MACHINES["h100"])
+    planned = {t.trial_id: costs.cost(t).trainable_parameters for t in inputs.trials}
     assert make_plan(inputs).disk_bytes == 4 * sum(planned.values())
     study.run(tmp_path / "out")
     with Ledger.open(tmp_path / "out", write=False) as ledger:

@@ -9,14 +9,14 @@ from large_shapes import LLAMA_8B
 from pocket_study import NUM_LORA, small_study
 from rich.console import Console
 
-from rankscope.cli.render.study import plan_table
-from rankscope.config.presets import study_template
+from rankscope.cli.render.plan import plan_table
 from rankscope.errors import UserError
 from rankscope.models.model_folder import pocket_folder
 from rankscope.models.parameters import architecture
 from rankscope.run.groups import Group
 from rankscope.run.plan import Plan
 from rankscope.run.study import Study
+from rankscope.tools.new_study import study_template
 
 
 def printed_limits(plan: Plan) -> list[str]:

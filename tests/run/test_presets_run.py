@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from rankscope.config.presets import PRESETS, study_template
+from rankscope.config.presets import PRESETS
 from rankscope.records import StudyRecords
 from rankscope.run.outputs import write_outputs
 from rankscope.run.study import Study
+from rankscope.tools.new_study import study_template
 
 SHORT = [
     "seeds=0",
@@ -18,13 +19,24 @@ SHORT = [
     "evaluate.max_items=8",
     "evaluate.max_new_tokens=2",
 ]
+ENDS = ["arms.0.lr=1e-3", "arms.1.lr=5e-4"]
 FEWER = {
-    "paper": ["arms.0.rank=[8,128]", "arms.0.lr=1e-3"],
-    "learning-rate": ["arms.0.lr=[1e-4,1e-2]", "arms.1.lr=[1e-4,1e-3]"],
-    "alpha": ["arms.0.rank=[2,32]"],
-    "high-rank": ["arms.2.lr=5e-4"],
-    "methods": ["arms.4.lr=5e-4", "arms.3.lr=1e-2"],
-    "mitigation": ["train.evaluate_every=1", "train.evaluate_items=4"],
+    "default": ["arms.0.rank=[2,128]", *ENDS],
+    "pocket": ["arms.0.rank=[2,128]", *ENDS],
+    "paper": ["arms.0.rank=8", *ENDS],
+    "rank-sanity": ["arms.0.lr=1e-3"],
+    "retention-probe": ["arms.0.rank=[2,128]", *ENDS],
+    "cross-domain": ["arms.0.rank=[2,32]", *ENDS],
+    "base-vs-instruct": ["arms.0.rank=[2,32]", *ENDS],
+    "learning-rate": ["arms.0.rank=2", "arms.0.lr=[1e-4,1e-2]", "arms.1.lr=[1e-4,1e-3]"],
+    "alpha": ["arms.0.rank=32", "arms.0.lr=5e-4"],
+    "high-rank": ["arms.0.rank=[8,128]", "arms.1.rank=[8,128]", *ENDS, "arms.2.lr=5e-4"],
+    "methods": ["arms.2.lr=5e-4", "arms.3.lr=1e-2", "arms.4.lr=5e-4", *ENDS],
+    "mitigation": [
+        *(f"arms.{n}.rank=4" for n in range(6)),
+        "train.evaluate_every=1",
+        "train.evaluate_items=4",
+    ],
 }
 """What is left out of the larger grids, so that the whole of them takes seconds."""
 

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from external_resources import browser_path
 from pocket_study import changed, small_study
 
 from rankscope.models.model_folder import pocket_folder
@@ -45,3 +47,22 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         evaluate=changed("evaluate", cross_domain=[], max_items=8)["evaluate"],
     )
     return Finished(folder / "out", study.run(folder / "out"), base)
+
+
+@pytest.fixture
+def figure_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chromium for kaleido."""
+    monkeypatch.setenv("BROWSER_PATH", browser_path() or "")
+
+
+@pytest.fixture(scope="session")
+def tracker_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder that holds the local stores of all trackers, named by their own variables."""
+    folder = tmp_path_factory.mktemp("trackers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRACKIO_DIR", str(folder / "trackio"))
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        patch.setenv("WANDB_MODE", "offline")
+        patch.setenv("WANDB_DIR", str(folder))
+        patch.chdir(folder)  # MLflow makes a folder for artifacts here
+        yield folder

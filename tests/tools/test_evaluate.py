@@ -155,6 +155,22 @@ def test_another_method_of_other_shapes_is_refused_before_anything_is_scored(
     assert not (tmp_path / "out").exists()
 
 
+def test_damaged_lora_weights_end_in_4(adapters: Path, tmp_path: Path) -> None:
+    """As for inspect and shrink: the file is not what was written, whatever the base."""
+    tensors = load_file(adapters / "lora" / WEIGHTS)
+    first = next(iter(tensors))
+    damages = {
+        "missing": {key: value for key, value in tensors.items() if key != first},
+        "nan": tensors | {first: torch.full_like(tensors[first], torch.nan)},
+    }
+    for name, damaged in damages.items():
+        shutil.copytree(adapters / "lora", tmp_path / name)
+        save_file(damaged, tmp_path / name / WEIGHTS, metadata={"format": "pt"})
+        refused = ask("--tasks", "pocket_med", "--adapter", tmp_path / name)
+        assert refused.code == 4, refused
+        assert first.partition(".lora_")[0].removeprefix("base_model.model.") in refused.told
+
+
 def test_a_place_that_cannot_be_written_is_an_error_before_anything_is_scored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,11 +197,11 @@ MCQ = {"question": "q", "choices": ["a", "b"], "answer": 1}
     ("row", "message"),
     [
         (MCQ | {"answer": 2}, "rows.jsonl, row 7: answer 2 is not one of the 2 choices"),
-        (MCQ | {"choices": ["a", "a "]}, "rows.jsonl, row 7: the choice 'a' is repeated"),
-        ({"choices": ["a", "b"], "answer": 1}, "rows.jsonl, row 7: the fields"),
+        (MCQ | {"choices": ["a", "a "]}, "rows.jsonl, row 7: duplicate choice 'a', which is"),
+        ({"choices": ["a", "b"], "answer": 1}, "rows.jsonl, row 7: found the fields"),
         (MCQ | {"choices": "ab"}, "rows.jsonl, row 7: choices must be a list"),
         ("{", "rows.jsonl, row 7: not valid JSON"),
-        (MCQ | {"choices": ["a", ""]}, "rows.jsonl, row 7: option '' has no tokens"),
+        (MCQ | {"choices": ["a", ""]}, "rows.jsonl, row 7: found 1 usable choices out of 2"),
         (MCQ | {"question": "word " * 900}, "rows.jsonl, row 7, needs"),
     ],
 )
@@ -325,11 +341,11 @@ def test_a_path_is_known_by_its_slash_or_dot(
     for split in ("train", "test"):
         rows = [MCQ | {"question": f"{split} {n}"} for n in range(12)]
         write_rows(tmp_path / "d" / "sub" / f"{split}.jsonl", rows)
-    write_rows(tmp_path / "rows.csv", ["question,answer"])
+    write_rows(tmp_path / "rows.xlsx", ["question,answer"])
     monkeypatch.chdir(tmp_path)
     assert by_model(ask("--tasks", "d/sub", "--json"))["base", "sub"]["record"]["n"] == 12
     for task, message in (
-        ("rows.csv", "rows.csv: found suffix '.csv', expected .jsonl"),
+        ("rows.xlsx", "rows.xlsx: found suffix '.xlsx', expected .jsonl"),
         ("rows.json", "task rows.json: no such file or folder"),
         ("owner/name", "'hub: owner/name'"),
     ):
@@ -346,7 +362,7 @@ def test_a_task_file_of_a_mixture_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_data_set_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
-    from rankscope.data.sources import HubSource, read_hub
+    from rankscope.data.hub import HubSource, read_hub
     from rankscope.errors import UserError
 
     folder = tmp_path / "scripted"
@@ -355,3 +371,54 @@ def test_a_data_set_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="would run its own code") as error:
         read_hub(HubSource(str(folder)))
     assert "refs/convert/parquet" in str(error.value)
+
+
+def test_the_harness_reads_its_own_layout(adapters: Path, tmp_path: Path) -> None:
+    """Its readers find the files, and its table shows the scores; keys are those it writes."""
+    from lm_eval.loggers.evaluation_tracker import EvaluationTracker
+    from lm_eval.utils import (
+        get_file_task_name,
+        get_results_filenames,
+        get_sample_results_filenames,
+        make_table,
+    )
+
+    ours = tmp_path / "ours"
+    words = ("--tasks", TASKS, "--adapter", adapters / "lora", "--out", ours)
+    outcome = ask(*words, "--format", "lm-eval", "--json")
+    assert outcome.code == 0, outcome
+    scores = json.loads(outcome.out)["scores"]
+    for model, folder in (("base", "pocket"), ("lora", "lora")):
+        names = [str(path) for path in (ours / folder).iterdir()]
+        (path,) = get_results_filenames(names)
+        found = json.loads(Path(path).read_text("utf-8"))
+        table = make_table(found)
+        for score in scores:
+            record = score["record"]
+            if score["model"] == model:
+                key = f"{record['metric']},none"
+                assert found["results"][record["task"]][key] == record["score"]
+                assert f"|{record['score']:.4f}|" in table.replace(" ", "")
+        samples = {get_file_task_name(Path(n).name): n for n in get_sample_results_filenames(names)}
+        assert set(samples) == set(TASKS.split(","))
+        rows = [json.loads(line) for line in Path(samples["pocket_gsm"]).read_text().splitlines()]
+        assert len(rows) == 12
+        mean = sum(row["exact_match"] for row in rows) / 12
+        assert mean == found["results"]["pocket_gsm"]["exact_match,none"]
+        # What the harness itself writes around the same content has no other keys.
+        tracker = EvaluationTracker(str(tmp_path / "theirs" / folder))
+        tracker.general_config_tracker.model_name_sanitized = folder
+        sample = {**rows[0], "arguments": [["prompt"]], "resps": [["x"]], "filtered_resps": ["x"]}
+        tracker.save_results_aggregated({"results": found["results"]}, {"pocket_gsm": [sample]})
+        tracker.save_results_samples("pocket_gsm", [sample])
+        (theirs,) = (tmp_path / "theirs" / folder).rglob("results_*.json")
+        times = {"start_time", "end_time", "system_instruction_sha", "chat_template_sha"}
+        assert set(json.loads(theirs.read_text("utf-8"))) - times <= set(found)
+        (theirs,) = (tmp_path / "theirs" / folder).rglob("samples_*.jsonl")
+        assert json.loads(theirs.read_text("utf-8")).keys() == rows[0].keys()
+    assert any(row["doc"]["prompt"] for row in rows)
+    for wrong, message in ((("--format", "x"), "expected lm-eval"),
+                           (("--format", "lm-eval"), "give a folder with --out")):  # fmt: skip
+        outcome = ask("--tasks", TASKS, *wrong)
+        assert outcome.code == 2
+        assert message in outcome.told

@@ -13,11 +13,11 @@ from transformers import (
 
 from rankscope.train.optimizer import (
     clip_gradients,
-    learning_rate,
     new_optimizer,
     rate_groups,
     set_rate,
 )
+from rankscope.train.step_schedule import learning_rate
 
 STEPS = 40
 

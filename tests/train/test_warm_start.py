@@ -9,7 +9,7 @@ from peft import PeftModel
 from recipe import minimal
 from tiny_models import base_of, tiny_llama
 from torch import Tensor, nn
-from toy_training import ATTENTION, protocol, toy_rows, trial
+from toy_training import ATTENTION, protocol, toy_rows, training_tolerance, trial
 from trained_adapters import continued, peft_adapter
 
 from rankscope.data.sampler import RowSampler
@@ -26,8 +26,8 @@ from rankscope.train.trial_state import TrialState
 IDS = [5, 9, 31, 7, 250, 3, 77, 12]
 LEFT = "model.layers.0.self_attn.q_proj"
 STEPS = 15
-RELATIVE = 1e-5
 ROWS = toy_rows(30)
+RELATIVE = training_tolerance(STEPS)
 PROTOCOL = protocol(max_steps=STEPS, schedule="constant", warmup_fraction=0.0)
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lora": ({}, {}),

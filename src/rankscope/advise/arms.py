@@ -6,7 +6,6 @@ task's estimate only."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -34,6 +33,7 @@ from rankscope.records import (
     StudyRecords,
     TaskRecord,
     TrialRecords,
+    finished_trials,
     trained_parts,
 )
 
@@ -55,6 +55,11 @@ class LossTrend:
         fall = self.before - self.after
         return fall > STILL_FALLING * abs(self.before) and fall > 2 * self.error
 
+    @property
+    def is_steep(self) -> bool:
+        """The loss halved: training has hardly begun, however many steps it took."""
+        return self.is_falling and self.after < self.before / 2
+
 
 @dataclass(frozen=True, slots=True)
 class Arm:
@@ -65,8 +70,8 @@ class Arm:
     summary: ArmSummary
 
     @property
-    def finished(self) -> tuple[TrialRecords, ...]:
-        return tuple(t for t in self.trials if t.status == "done")
+    def finished(self) -> list[TrialRecords]:
+        return finished_trials(self.trials)
 
     @property
     def steps(self) -> int:
@@ -160,19 +165,13 @@ def trials_by_arm(trials: Iterable[TrialRecords]) -> dict[tuple[object, ...], li
 
 
 def _with_fronts(arms: Sequence[Arm]) -> tuple[Arm, ...]:
-    summaries = [arm.summary for arm in arms]
-    fronts = zip(pareto_front(summaries), pareto_front(summaries, "text_forgetting"), strict=True)
-    return tuple(
-        arm.updated(
-            on_pareto_front=on, on_text_front=on_text and arm.summary.text_forgetting is not None
-        )
-        for arm, (on, on_text) in zip(arms, fronts, strict=True)
-    )
+    on_front = pareto_front([arm.summary for arm in arms])
+    return tuple(a.updated(on_pareto_front=on) for a, on in zip(arms, on_front, strict=True))
 
 
 def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
     spec = trials[0].spec
-    done = [t for t in trials if t.status == "done"]
+    done = finished_trials(trials)
     trained = [t.train for t in trials if t.train is not None]
     scale, own = retention_scale(study, spec.task), retention_tasks(study, spec.task)
     others = [t.name for t in transfer_tasks(study, spec.task)]
@@ -201,7 +200,6 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
         gain=_change(study, done, spec.task),
         forgetting=forgetting,
         weighed_forgetting=forgetting if is_own else _fall(study, done, scale),
-        text_forgetting=_fall(study, done, RetentionScale("nats", text)),
         logprob_forgetting=_fall(study, done, RetentionScale("nats", in_nats, "gold_logprob")),
         transfer=dict(zip(transfer, family, strict=True)),
         retention={
@@ -270,18 +268,16 @@ def _validation_change(
     return None if pair is None else float(pair.item_means.mean())
 
 
-def pareto_front(
-    arms: Sequence[ArmSummary], measure: Literal["forgetting", "text_forgetting"] = "forgetting"
-) -> list[bool]:
+def pareto_front(arms: Sequence[ArmSummary]) -> list[bool]:
     """Which arms no other arm beats in score, forgetting and trainable parameters together.
 
-    ``measure`` counts only if every scored arm has it.
+    Forgetting counts only if every scored arm has it.
     """
-    measured = all(getattr(a, measure) is not None for a in arms if a.score is not None)
+    measured = all(a.forgetting is not None for a in arms if a.score is not None)
     points = np.full((len(arms), 3), np.inf)  # an arm without a score beats no other
     for point, arm in zip(points, arms, strict=True):
         if arm.score is not None:
-            forgetting = getattr(arm, measure).value if measured else 0.0
+            forgetting = arm.forgetting.value if measured and arm.forgetting is not None else 0.0
             point[:] = -arm.score.value, forgetting, arm.trainable_parameters
     beaten = [bool(((points <= p).all(axis=1) & (points < p).any(axis=1)).any()) for p in points]
     return [arm.score is not None and not b for arm, b in zip(arms, beaten, strict=True)]

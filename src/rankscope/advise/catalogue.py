@@ -30,8 +30,8 @@ OUTCOMES = {
     "few_items": ("only {items}", "No test can decide with only {items} of {task}."),
     "few_data": (
         "{items} and {seeds} are too few",
-        "{arm} has {items} and {seeds}: {changes}. Items that few may all be exceptions, and so "
-        "may the seeds.",
+        "{items} and {seeds} cannot show what other items and seeds would give. Measured so far, "
+        "{arm}: {changes}.",
     ),
     "few_steps": (
         "{steps}, and the loss still falls",
@@ -102,13 +102,11 @@ CLAUSES = {
     "score": "its score is {score:score}, {gain:change} against the base",
     "gain": "{gain:change} against the base",
     "retention": "retention changes by {forgetting:reverse}",
-    "retention_unsettled": (
-        "retention changes by {forgetting:reverse}, which is not settled ({forgetting:range})"
-    ),
+    "retention_unsettled": "retention may change by {forgetting:range}",
     "retention_unknown": "; forgetting was not measured",
     "carried": (
         " The log-probability of the right answers decides: it changes by {in_nats:reverse} "
-        "({in_nats:range})."
+        "({in_nats:reverse_evidence})."
     ),
     "unclear": ", not clear of zero",
 }
@@ -121,11 +119,21 @@ CLAIMS = {
         "({difference:evidence})."
     ),
     "no_arm_better": "No arm is shown to be better than the base.",
+    "measured": "Measured so far, {arm} differs from the base{net} by {difference:change} "
+    "({difference:evidence}).",
+    "not_better": (
+        "That {arm} is better than the base{net} is not shown: {difference:change} "
+        "({difference:evidence})."
+    ),
     "not_compared": "The arms cannot be compared yet.",
     "only_arm": "No other arm was tried.",
     "best": (
         "No tried arm is better by more than {margin:amount}: the closest rival, {rival}, leads "
         "by at most {difference:highest}."
+    ),
+    "best_clearly": (
+        "No tried arm is better: the closest rival, {rival}, trails by at least "
+        "{difference:highest}."
     ),
     "best_unclear": (
         "{rival} may be better by more than {margin:amount}: it differs by {difference:change} "
@@ -156,7 +164,7 @@ CHECKS = {
     "retention.fine": "The base is above chance on the retention tasks.",
     "retention.text": "Forgetting is measured by the likelihood of text.",
     "retention.wide": (
-        "Forgetting is only known to lie between {forgetting:range}, so a zero drop tells you "
+        "Retention is only known to change by {forgetting:range}, so a zero change tells you "
         "nothing."
     ),
     "retention.chance": (
@@ -174,7 +182,7 @@ CHECKS = {
     "learning_rate.edge": (
         "The chosen rate is the {side} of the {rates_tried} tried: a {better} one may do better."
     ),
-    "learning_rate.one": "Only one rate was tried, so another one may do better.",
+    "learning_rate.one": "Only one rate was tried for it, so another one may do better.",
     "loss.fine": "The training loss has levelled off.",
     "loss.falling": (
         "The training loss still falls, from {loss_before:.3g} to {loss_after:.3g} over the last "
@@ -212,13 +220,14 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
         ),
     },
     "forgetting": {
-        "forgets": (
-            "On the retention tasks it loses {forgetting:amount} ({forgetting:evidence}; a loss "
-            "counts as positive){unclear}: {tasks}."
-        ),
-        "improves": (
-            "On the retention tasks it gains {forgetting:amount} "
+        "retention": (
+            "On the retention tasks its score changes by {forgetting:reverse} "
             "({forgetting:reverse_evidence}){unclear}: {tasks}."
+        ),
+        "gold_logprob": (
+            "The right answers' log-probability on the retention tasks changes by "
+            "{logprob_forgetting:reverse} ({logprob_forgetting:reverse_evidence}){unclear}; this "
+            "is weighed against the gain."
         ),
     },
     "transfer": {
@@ -236,14 +245,6 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
             "On the validation split {best} has the highest utility ({formula}), "
             "{best_utility:.3f}; {chosen} has {chosen_utility:.3f} and is the smallest "
             "rank{counted} within {margin:g} of it."
-        ),
-        "smaller_on_test": (
-            "On the test split {chosen} scores {gap_to_best:change} against {best} "
-            "({gap_to_best:evidence}): as good within {margin:amount} is{negation} shown."
-        ),
-        "net": (
-            "By the study's weights (gain x {gain_weight:g} - forgetting x {forgetting_weight:g}) "
-            "it is worth {net:change} ({net:evidence}){unclear}."
         ),
     },
     # Failure patterns, each with the next step to try.
@@ -365,6 +366,9 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
             "changes vary."
         ),
     },
+    "steps": {
+        "more_steps": "Train at least {fewest_steps} steps, until the loss no longer falls.",
+    },
     "seeds": {
         "more_seeds": "Train {missing}.",
         "seeds": (
@@ -381,12 +385,10 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
     },
     "runs": {
         "continue": "Run the study again: it continues with the remaining {waiting}.",
-        "less_memory": (
-            "{oom} ran out of memory: try {settings}, and run again with --retry-failed."
-        ),
+        "less_memory": ("{oom} ran out of memory: try {settings}, and run again with --retry oom."),
         "fix_error": (
             "{failed} ended in an error, first {trial} ({why}): fix its cause, and run again with "
-            "--retry-failed."
+            "--retry failed."
         ),
     },
     "retention": {

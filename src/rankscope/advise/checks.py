@@ -71,7 +71,7 @@ def _rival(results: TaskResults, subject: Arm) -> Arm | None:
 
 def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
     tasks = retention_tasks(results.study, results.task)
-    forgetting = None if subject is None else subject.summary.forgetting
+    forgetting = None if subject is None else results.shown_forgetting(subject.summary)
     if not tasks or (subject is not None and forgetting is None):
         has_limit = results.objective.max_forgetting is not None
         limit = " The limit on forgetting could not be applied." if has_limit else ""
@@ -87,26 +87,23 @@ def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
         numbers: dict[str, Field] = {}
         for name, (base, n, chance) in at_chance.items():
             numbers |= {f"base.{name}": base, f"n.{name}": n, f"chance.{name}": chance}
+        carrier = None if subject is None else subject.summary.logprob_forgetting
+        in_nats = None if carrier is None else Measured(carrier, NATS)
+        if in_nats is not None:
+            numbers["in_nats"] = in_nats
         return trust_check(
             "retention.chance",
             "bad" if len(at_chance) == len(tasks) else "weak",
             f"{len(at_chance)} of {len(tasks)} at chance",
             named="; ".join(named),
-            carried=_carried(subject),
+            carried="" if in_nats is None else clause("carried", in_nats=in_nats),
             **numbers,
         )
     if forgetting is not None and not results.is_settled(forgetting):
-        measured = results.retained(forgetting)
-        return trust_check("retention.wide", "weak", f"{measured:range}", forgetting=measured)
+        return trust_check("retention.wide", "weak", f"{forgetting:range}", forgetting=forgetting)
     value = count(len(tasks), "retention task")
     has_chance = any(task.chance is not None for task in tasks)
     return trust_check("retention.fine" if has_chance else "retention.text", "fine", value)
-
-
-def _carried(subject: Arm | None) -> str:
-    """What shows forgetting if accuracy is at chance."""
-    in_nats = None if subject is None else subject.summary.logprob_forgetting
-    return "" if in_nats is None else clause("carried", in_nats=Measured(in_nats, NATS))
 
 
 def _contamination(results: TaskResults) -> Iterator[TrustCheck]:
@@ -138,13 +135,15 @@ def _learning_rate(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
     lr, lrs = subject.summary.lr, candidate.lrs
     fields: dict[str, Field] = {"lr": lr, "rates_tried": len(lrs)}
     if len(lrs) == 1:
-        yield trust_check("learning_rate.one", "weak", f"{lr:g} alone", **fields)
+        yield trust_check("learning_rate.one", "weak", "one learning rate tried", **fields)
     elif lr in (lrs[0], lrs[-1]):
         side, better = ("lowest", "lower") if lr == lrs[0] else ("highest", "higher")
         fields |= {"side": side, "better": better}
-        yield trust_check("learning_rate.edge", "weak", f"{lr:g}, the {side}", **fields)
+        yield trust_check("learning_rate.edge", "weak", f"{side} learning rate tried", **fields)
     else:
-        yield trust_check("learning_rate.fine", "fine", f"{lr:g} of {len(lrs)}", **fields)
+        yield trust_check(
+            "learning_rate.fine", "fine", f"{len(lrs)} learning rates tried", **fields
+        )
 
 
 def _loss(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
@@ -154,7 +153,8 @@ def _loss(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
     value = count(steps, "step")
     before, after = trend.before, trend.after
     if trend.is_falling:
-        status: CheckStatus = "bad" if results.is_barely_trained(subject) else "weak"
+        is_bad = trend.is_steep or results.is_barely_trained(subject)
+        status: CheckStatus = "bad" if is_bad else "weak"
         yield trust_check(
             "loss.falling", status, value, steps=steps, loss_before=before, loss_after=after
         )

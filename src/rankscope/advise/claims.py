@@ -12,7 +12,7 @@ from rankscope.advise.arms import Arm
 from rankscope.advise.catalogue import CLAIMS
 from rankscope.advise.comparisons import net_difference
 from rankscope.advise.decide import Verdict, is_confirmed
-from rankscope.advise.messages import Field, Measured, arm_name, verdict_name
+from rankscope.advise.messages import Field, Measured, arm_name, capitalized, verdict_name
 from rankscope.advise.task_results import TaskResults
 from rankscope.records import AnswerRow, Claim, Confidence, Estimate, RowRole
 
@@ -33,18 +33,16 @@ class Lead:
 def with_claims(results: TaskResults, verdict: Verdict) -> tuple[Verdict, Claim, Claim]:
     """The verdict, no firmer than its claims, and the claims."""
     subject = verdict.subject
-    if subject is None:
-        return verdict, _claim("none", "no_arm_better"), _claim("none", "not_compared")
-    if not verdict.recommends_subject:
-        base_is_best = "base_best" if verdict.confidence == "firm" else "base_best_unclear"
-        if verdict.decision == "not_decided":
-            best = _claim("none", "not_compared")
-        else:
-            margin = results.score(results.objective.margin)
-            best = _claim(verdict.confidence, base_is_best, margin=margin)
-        return verdict, _claim("none", "no_arm_better", estimate=subject.summary.gain), best
-    better, best = _better(results, subject), _best(results, subject)
-    if verdict.confidence == "firm" and (better.confidence, best.confidence) != ("firm", "firm"):
+    if verdict.decision == "not_decided" or subject is None:
+        best = _claim("none", "not_compared")
+    elif verdict.recommends_subject:
+        best = _best(results, subject)
+    else:
+        name = "base_best" if verdict.confidence == "firm" else "base_best_unclear"
+        margin = results.score(results.objective.margin)
+        best = _claim(verdict.confidence, name, margin=margin)
+    better = _better(results, verdict)
+    if verdict.recommends_subject and (better.confidence, best.confidence) != ("firm", "firm"):
         verdict = replace(verdict, confidence="tentative")
     return verdict, better, best
 
@@ -52,19 +50,24 @@ def with_claims(results: TaskResults, verdict: Verdict) -> tuple[Verdict, Claim,
 def _claim(
     confidence: Confidence, name: str, estimate: Estimate | None = None, **fields: Field
 ) -> Claim:
-    text = CLAIMS[name].format_map(fields)
-    return Claim(confidence=confidence, text=text[0].upper() + text[1:], estimate=estimate)
+    text = capitalized(CLAIMS[name].format_map(fields))
+    return Claim(confidence=confidence, text=text, estimate=estimate)
 
 
-def _better(results: TaskResults, subject: Arm) -> Claim:
-    net = results.net_gain(subject)
-    difference = net or subject.summary.gain
-    if difference is None:
+def _better(results: TaskResults, verdict: Verdict) -> Claim:
+    subject = verdict.subject
+    net = None if subject is None else results.net_gain(subject)
+    difference = net or (None if subject is None else subject.summary.gain)
+    if subject is None or difference is None:
         return _claim("none", "no_arm_better")
-    is_firm = results.is_firm(subject.summary) and is_confirmed(results, subject)
+    confidence: Confidence = "none"
+    name = "measured" if (difference.low or 0.0) > 0 else "not_better"
+    if verdict.recommends_subject:
+        is_firm = results.is_firm(subject.summary) and is_confirmed(results, subject)
+        confidence, name = ("firm", "better") if is_firm else ("tentative", "better_unclear")
     return _claim(
-        "firm" if is_firm else "tentative",
-        "better" if is_firm else "better_unclear",
+        confidence,
+        name,
         difference,
         arm=arm_name(subject.summary),
         net="" if net is None else " net of forgetting",
@@ -90,7 +93,8 @@ def _best(results: TaskResults, subject: Arm) -> Claim:
         return _claim("tentative", "best_unknown", unknown=verdict_name(unknown[0].summary))
     assert top is not None
     is_firm = not results.choice.passed_over and not results.waiting
-    return _claim_about(results, "firm" if is_firm else "tentative", "best", top)
+    name = "best" if top.highest > 0 else "best_clearly"
+    return _claim_about(results, "firm" if is_firm else "tentative", name, top)
 
 
 def _claim_about(results: TaskResults, confidence: Confidence, name: str, lead: Lead) -> Claim:

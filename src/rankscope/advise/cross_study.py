@@ -12,6 +12,7 @@ from rankscope.records import (
     StudyRecords,
     TaskRecord,
     TrialRecords,
+    finished_trials,
 )
 
 _Trials = Sequence[TrialRecords]
@@ -108,9 +109,8 @@ def _without_interval(estimate: Estimate) -> Estimate:
 
 
 def _scores(study: StudyRecords, arm: _Trials, task: str) -> list[ItemScores]:
-    finished = [trial for trial in arm if trial.status == "done"]
-    return stored_scores(study, finished if arm else None, task, "test")
+    return stored_scores(study, finished_trials(arm) if arm else None, task, "test")
 
 
 def _ids(arm: _Trials) -> set[str]:
-    return {t.spec.trial_id for t in arm if t.status == "done"}
+    return {t.spec.trial_id for t in finished_trials(arm)}

@@ -34,11 +34,19 @@ from typing import Literal
 from rankscope.advise.arms import Arm
 from rankscope.advise.catalogue import OUTCOMES
 from rankscope.advise.comparisons import arm_difference, net_difference
-from rankscope.advise.messages import Counted, Field, Measured, arm_name, clause, verdict_name
+from rankscope.advise.messages import (
+    Counted,
+    Field,
+    Measured,
+    arm_name,
+    capitalized,
+    clause,
+    verdict_name,
+)
 from rankscope.advise.select import Candidate
 from rankscope.advise.statistics.significance import ALPHA, FEWEST_ITEMS, holm
 from rankscope.advise.task_results import FEW_ITEMS, TaskResults
-from rankscope.records import FEWEST_SEEDS, ArmSummary, Confidence, Decision, Estimate
+from rankscope.records import FEWEST_SEEDS, ArmSummary, Confidence, Decision, finished_trials
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +133,7 @@ def _conclude(
         fields |= {"arm": arm_name(arm), "changes": _changes(results, arm)}
         fields["result"] = _result(results, arm)
     because, explanation = (text.format_map(fields) for text in OUTCOMES[outcome])
-    return Verdict(decision, confidence, because, explanation[0].upper() + explanation[1:], subject)
+    return Verdict(decision, confidence, because, capitalized(explanation), subject)
 
 
 def _not_decided(
@@ -142,8 +150,9 @@ def _changes(results: TaskResults, arm: ArmSummary) -> str:
     parts = []
     if arm.gain is not None:
         parts.append(clause("gain", gain=results.score(arm.gain)))
-    if arm.forgetting is not None:
-        parts.append(_retention(results, arm.forgetting))
+    forgetting = results.shown_forgetting(arm)
+    if forgetting is not None:
+        parts.append(_retention(results, forgetting))
     return " and ".join(parts) or "not scored on the test split"
 
 
@@ -151,21 +160,22 @@ def _result(results: TaskResults, arm: ArmSummary) -> str:
     if arm.score is None or arm.gain is None:
         return "its test score is missing"
     text = clause("score", score=results.score(arm.score), gain=results.score(arm.gain))
-    if arm.forgetting is None:
+    forgetting = results.shown_forgetting(arm)
+    if forgetting is None:
         return text + clause("retention_unknown")
-    return f"{text}, and {_retention(results, arm.forgetting)}"
+    return f"{text}, and {_retention(results, forgetting)}"
 
 
-def _retention(results: TaskResults, forgetting: Estimate) -> str:
+def _retention(results: TaskResults, forgetting: Measured) -> str:
     name = "retention" if results.is_settled(forgetting) else "retention_unsettled"
-    return clause(name, forgetting=results.retained(forgetting))
+    return clause(name, forgetting=forgetting)
 
 
 def _nothing_to_choose_from(results: TaskResults) -> Verdict:
     """No arm has a validation score, or every arm that has one exceeds the limit on forgetting."""
     if results.choice.excluded:
         return _all_over_limit(results)
-    done = sum(t.status == "done" for t in results.trials)
+    done = len(finished_trials(results.trials))
     return _not_decided(
         results,
         None,

@@ -9,14 +9,14 @@ Formats of a ``Measured`` value in a template:
 ``evidence``          interval, p value, items and seeds
 ``reverse_evidence``  the same for the reversed change
 ``highest``           the upper end of the interval, without the sign
-``range``             both ends of the interval of the reversed change
+``range``             the interval of the reversed change: ``-3.1 to +0.4 points``
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rankscope.advise.catalogue import CATALOGUE, CHECKS, CLAUSES
-from rankscope.formatting import Unit, amount, count, difference, evidence, interval, score_text
+from rankscope.formatting import Unit, amount, count, difference, evidence, score_text, signed
 from rankscope.models.methods import get_method
 from rankscope.records import AdviceMessage, ArmSummary, CheckStatus, Estimate, TrustCheck
 
@@ -47,7 +47,7 @@ class Measured:
         if style == "highest":
             return amount(self.number.high or 0.0, self.unit)
         if style == "range":
-            return interval(-self.number, self.unit)
+            return interval_text(-self.number, self.unit)
         shown = -self.number if style == "reverse_evidence" else self.number
         return evidence(shown, self.unit)
 
@@ -66,11 +66,19 @@ class Counted:
 Field = str | float | Measured | Counted
 
 
+def interval_text(change: Estimate, unit: Unit) -> str:
+    """The 95 % interval with its unit, such as ``-3.1 to +0.4 points``."""
+    if change.low is None or change.high is None:
+        return "an unknown amount"
+    return f"{signed(change.low, unit)} to {difference(change.high, unit)}"
+
+
 def message(name: str, /, **fields: Field) -> AdviceMessage:
     """The catalogue's message ``name``. The numbers of all fields are its values, whether the text
     uses them or not."""
     kind, template = CATALOGUE[name]
-    return AdviceMessage(kind=kind, text=template.format_map(fields), values=_values(fields))
+    text = template.format_map(fields)
+    return AdviceMessage(kind=kind, text=capitalized(text), values=_values(fields))
 
 
 def trust_check(meaning: str, status: CheckStatus, value: str, /, **fields: Field) -> TrustCheck:
@@ -82,6 +90,11 @@ def trust_check(meaning: str, status: CheckStatus, value: str, /, **fields: Fiel
         text=CHECKS[meaning].format_map(fields),
         values=_values(fields),
     )
+
+
+def capitalized(text: str) -> str:
+    """The text with a capital first letter, unless it begins with a symbol such as ``r=8``."""
+    return text[:1].upper() + text[1:] if text[1:2].isalpha() else text
 
 
 def _values(fields: Mapping[str, Field]) -> dict[str, float]:

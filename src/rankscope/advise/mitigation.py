@@ -38,6 +38,7 @@ from rankscope.records import (
     TrialRecords,
     Variant,
     VariantKind,
+    finished_trials,
     trial_of,
     variant_of,
 )
@@ -56,7 +57,7 @@ def compare_mitigations(study: StudyRecords) -> tuple[TaskMitigation, ...]:
         return ()
     tasks = []
     for task in dict.fromkeys(trial.spec.task for trial in study.trials):
-        trials = [t for t in study.trials if t.spec.task == task and t.status == "done"]
+        trials = [t for t in finished_trials(study.trials) if t.spec.task == task]
         curves = [c for arm in trials_by_arm(trials).values() for c in _curves(variants, arm)]
         if curves:
             comparisons = _comparisons(variants, trials)

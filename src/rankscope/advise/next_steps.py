@@ -4,13 +4,20 @@ from collections.abc import Iterator, Sequence
 
 from rankscope.advise.arms import Arm
 from rankscope.advise.decide import Verdict
-from rankscope.advise.messages import Counted, Field, message
+from rankscope.advise.messages import Counted, Field, arm_name, message
 from rankscope.advise.retention import retention_tasks
 from rankscope.advise.statistics.power import data_needed, hidden_by_seeds, items_needed
 from rankscope.advise.statistics.significance import FEWEST_ITEMS
-from rankscope.advise.task_results import TaskResults
+from rankscope.advise.task_results import FEWEST_STEPS, TaskResults
 from rankscope.formatting import POINTS, amount, count, difference
-from rankscope.records import FEWEST_SEEDS, AdviceMessage, Estimate, TrialRecords
+from rankscope.records import (
+    FEWEST_SEEDS,
+    AdviceMessage,
+    Claim,
+    Estimate,
+    TrialRecords,
+    finished_trials,
+)
 
 NEXT_RATE = 10**0.5
 """Factor to the next learning rate beyond the end of a list: half a power of ten."""
@@ -20,15 +27,19 @@ TYPICAL_DISCORDANCE = 0.1
 """Assumed share of right-or-wrong items on which two models differ, if too few were measured."""
 
 
-def next_steps(results: TaskResults, verdict: Verdict) -> tuple[AdviceMessage, ...]:
+def next_steps(
+    results: TaskResults, verdict: Verdict, best_choice: Claim | None = None
+) -> tuple[AdviceMessage, ...]:
     """Everything that would help, with numbers from the test split; nothing for a firm verdict."""
     if verdict.confidence == "firm":
         return ()
     subject = verdict.subject
     steps = [*_runs(results), *_seeds(subject)]
     if subject is not None:
+        if results.is_barely_trained(subject):
+            steps.append(message("more_steps", fewest_steps=FEWEST_STEPS))
         if verdict.recommends_subject or results.is_shown_to_gain(subject.summary):
-            steps += _for_forgetting(results, subject)
+            steps += [*_for_forgetting(results, subject), *_for_choice(results, best_choice)]
         else:
             steps += _for_gain(results, subject, is_open=verdict.decision == "not_decided")
         steps += [*_retention(results, subject), *_learning_rates(results, subject)]
@@ -38,7 +49,7 @@ def next_steps(results: TaskResults, verdict: Verdict) -> tuple[AdviceMessage, .
 def _runs(results: TaskResults) -> Iterator[AdviceMessage]:
     if results.waiting:
         yield message("continue", waiting=Counted(results.waiting, "trial"))
-    if not any(t.status == "done" for t in results.trials):
+    if not finished_trials(results.trials):
         yield from _after_failures(results)
     if not retention_tasks(results.study, results.task):
         yield message("add_retention")
@@ -144,6 +155,16 @@ def _for_forgetting(results: TaskResults, subject: Arm) -> list[AdviceMessage]:
         values = {"max_forgetting": limit, "forgetting": forgetting.value}
         steps.append(_more_data(forgetting, abs(limit - forgetting.value), claim, **values))
     return steps
+
+
+def _for_choice(results: TaskResults, best_choice: Claim | None) -> Iterator[AdviceMessage]:
+    """Data that would show that the closest rival is not better by more than the margin."""
+    if best_choice is None or best_choice.confidence == "firm" or best_choice.estimate is None:
+        return
+    lead, margin = best_choice.estimate, results.objective.margin
+    rival = next(a for a in results.arms if a.summary.label == best_choice.rival)
+    claim = f"whether {arm_name(rival.summary)} is better by {amount(margin, results.net_unit)}"
+    yield _more_data(lead, abs(margin - lead.value), claim, lead=lead.value, margin=margin)
 
 
 def _more_data(estimate: Estimate, size: float, claim: str, **values: float) -> AdviceMessage:

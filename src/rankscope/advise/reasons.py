@@ -9,7 +9,7 @@ from rankscope.advise.diagnostics import diagnostics
 from rankscope.advise.messages import Counted, Field, Measured, arm_name, clause, message
 from rankscope.advise.statistics.estimates import non_inferior
 from rankscope.advise.task_results import TaskResults
-from rankscope.formatting import amount, byte_size, difference, duration, unit_of
+from rankscope.formatting import NATS, amount, byte_size, difference, duration, unit_of
 from rankscope.records import AdviceMessage, ArmSummary, Estimate
 
 
@@ -26,7 +26,6 @@ def reasons_for(results: TaskResults, subject: Arm | None) -> tuple[AdviceMessag
             *_transfer(results, arm),
             _cost(results, arm),
             *_choice(results),
-            *_net_gain(results, subject),
         ]
     return (*reasons, *diagnostics(results, subject), *caveats(results, subject))
 
@@ -94,12 +93,21 @@ def _forgetting(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage
     if arm.forgetting is None:
         return
     yield message(
-        "improves" if arm.forgetting.value < 0 else "forgets",
+        "retention",
         forgetting=results.retained(arm.forgetting),
-        unclear="" if arm.forgetting.is_clear_of_zero else clause("unclear"),
+        unclear=unclear(arm.forgetting),
         tasks=", ".join(_change(results, name, e) for name, e in sorted(arm.retention.items())),
         **{f"retention.{name}": change.value for name, change in arm.retention.items()},
     )
+    weighed = arm.weighed_forgetting
+    if results.scale.name == "gold_logprob" and weighed is not None:
+        yield message(
+            "gold_logprob", logprob_forgetting=Measured(weighed, NATS), unclear=unclear(weighed)
+        )
+
+
+def unclear(change: Estimate) -> str:
+    return "" if change.is_clear_of_zero else clause("unclear")
 
 
 def _transfer(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage]:
@@ -160,15 +168,6 @@ def _choice(results: TaskResults) -> Iterator[AdviceMessage]:
         yield message("best_is_chosen", smaller=smaller, **fields)
         return
     yield message("smaller_is_chosen", counted=counted, **fields)
-    gap = arm_difference(results.study, chosen.arm, best.arm, results.task)
-    if gap is not None:
-        yield message(
-            "smaller_on_test",
-            gap_to_best=results.score(gap),
-            margin=results.score(margin),
-            negation="" if non_inferior(gap, margin) else " not",
-            **names,
-        )
 
 
 def _smaller_arms(results: TaskResults, best: ArmSummary, counted: str) -> str:
@@ -180,17 +179,3 @@ def _smaller_arms(results: TaskResults, best: ArmSummary, counted: str) -> str:
     if not rivals:
         return f"{name} was tried"
     return f"{name}{counted} comes within {results.objective.margin:g} of it"
-
-
-def _net_gain(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
-    net = results.net_gain(subject)
-    if net is None:
-        return
-    gain_weight, forgetting_weight = results.objective.weights
-    yield message(
-        "net",
-        gain_weight=gain_weight,
-        forgetting_weight=forgetting_weight,
-        net=Measured(net, results.net_unit),
-        unclear="" if net.is_clear_of_zero else clause("unclear"),
-    )

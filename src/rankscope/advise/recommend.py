@@ -143,8 +143,9 @@ def _advise(results: TaskResults) -> TaskAdvice:
         reasons=reasons_for(results, subject),
         arms=tuple(arm.summary for arm in results.arms),
         comparisons=results.comparisons,
-        next_steps=next_steps(results, verdict),
+        next_steps=next_steps(results, verdict, best_choice),
         subject_label=None if subject is None else subject.summary.label,
         best_full_label=full.arm.summary.label if full else None,
         best_lora_label=lora.arm.summary.label if lora else None,
+        candidate_labels=tuple(c.arm.summary.label for c in results.choice.candidates),
     )

@@ -15,6 +15,7 @@ from rankscope.records import (
     SubjectChange,
     TaskAdvice,
     TrialRecords,
+    finished_trials,
 )
 
 MOST_ARMS = 16
@@ -54,7 +55,7 @@ def compared_arm_labels(advice: TaskAdvice) -> set[str]:
 def _changes_of_arm(study: StudyRecords, arm: Sequence[TrialRecords]) -> list[SubjectChange]:
     """The changes of one arm; they form one Holm family."""
     spec, changes = arm[0].spec, []
-    finished = [trial for trial in arm if trial.status == "done"]
+    finished = finished_trials(arm)
     for task in [t for of_unit in retention_by_unit(study.tasks, spec.task) for t in of_unit]:
         base = study.items.get((BASE, task.name, "test"))
         subjects = set() if base is None else {s for s in base.subjects if s is not None}

@@ -14,7 +14,7 @@ from rankscope.advise.select import ArmChoice
 from rankscope.advise.statistics.estimates import clustered_standard_error
 from rankscope.advise.statistics.significance import ALPHA
 from rankscope.config.objective import ObjectiveConfig
-from rankscope.formatting import POINTS, Unit, unit_of
+from rankscope.formatting import NATS, POINTS, Unit, unit_of
 from rankscope.records import (
     BASE,
     FAILED,
@@ -73,6 +73,14 @@ class TaskResults:
     def scale(self) -> RetentionScale:
         return retention_scale(self.study, self.task)
 
+    def shown_forgetting(self, arm: ArmSummary) -> Measured | None:
+        """What decides about forgetting: log-probabilities if they are weighed, else the score."""
+        if self.scale.name == "gold_logprob":
+            return (
+                None if arm.weighed_forgetting is None else Measured(arm.weighed_forgetting, NATS)
+            )
+        return None if arm.forgetting is None else self.retained(arm.forgetting)
+
     def score(self, number: float | Estimate) -> Measured:
         """A score of the training task, or a difference of scores, with its unit."""
         return Measured(number, self.unit)
@@ -100,7 +108,11 @@ class TaskResults:
         return arm.gain is not None and arm.gain.value > 0 and p is not None and p < ALPHA
 
     def is_firm(self, arm: ArmSummary) -> bool:
-        """Three seeds, none failed, no trial to run, and few test rows seen in training."""
+        """Three seeds, none failed, no trial to run, few test rows seen in training, and a training
+        loss that does not plunge to the end."""
+        trend = next(a.loss_trend for a in self.arms if a.summary is arm)
+        if trend is not None and trend.is_steep:
+            return False
         contaminated = self.record is not None and self.record.is_contaminated
         enough = arm.seeds >= FEWEST_SEEDS and arm.failed == 0
         return enough and not contaminated and not self.waiting
@@ -127,12 +139,14 @@ class TaskResults:
         counts = self.objective.retention > 0 or self.objective.max_forgetting is not None
         return counts and arm.forgetting is None and bool(retention_tasks(self.study, self.task))
 
-    def is_settled(self, forgetting: Estimate) -> bool:
+    def is_settled(self, forgetting: Measured) -> bool:
         """Whether forgetting is shown, or shown to be within the margin of none."""
-        low, high, margin = forgetting.low, forgetting.high, self.objective.margin
+        estimate, margin = forgetting.number, self.objective.margin
+        assert isinstance(estimate, Estimate)
+        low, high = estimate.low, estimate.high
         if low is None or high is None:
             return False
-        return forgetting.is_clear_of_zero or (-margin <= low and high <= margin)
+        return estimate.is_clear_of_zero or (-margin <= low and high <= margin)
 
     def is_barely_trained(self, arm: Arm) -> bool:
         trend = arm.loss_trend
@@ -146,10 +160,11 @@ class TaskResults:
         for task in retention_tasks(self.study, self.task):
             scores = self.base_scores(task.name)
             error = clustered_standard_error(scores) if scores.size else None
-            if task.chance is not None and error is not None:
-                base = float(scores.mean())
-                if base - 2 * error <= task.chance:
-                    found[task.name] = (base, scores.size, task.chance)
+            if task.score_unit == "accuracy" and error is not None:
+                # Written answers are never right by guessing.
+                base, chance = float(scores.mean()), task.chance or 0.0
+                if base - 2 * error <= chance:
+                    found[task.name] = (base, scores.size, chance)
         return found
 
     def base_scores(self, task: str) -> npt.NDArray[np.float64]:

@@ -26,8 +26,6 @@ from rankscope.models.low_rank_update import to_float64
 
 @dataclass(frozen=True, slots=True)
 class Intruders:
-    """The intruders among the k leading vectors of one matrix."""
-
     count: int
     energy: float  # sum sigma^2 of the intruders over that of all k vectors
     positions: tuple[int, ...]  # Indices among the k vectors, from 0, largest singular value first

@@ -28,7 +28,6 @@ from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate, to_float64
 from rankscope.models.methods import get_lora_method
 from rankscope.models.parameters import Architecture, target_shapes
-from rankscope.models.peft_backend.tuner import PeftTuner
 from rankscope.models.quantize import dense_weight
 from rankscope.models.scaling import layer_index
 from rankscope.records import MatrixSpectrum, SpectraRecord, TrialSpec
@@ -165,7 +164,6 @@ def dense_singular_values(delta: Tensor) -> Tensor:
 
 
 def num_examined_vectors(weight: Tensor, settings: SpectraConfig) -> int:
-    """How many leading vectors of W all measures together need."""
     m, n = weight.shape
     return min(max(num_compared_vectors((m, n), settings), settings.intruder_k), m, n)
 
@@ -177,8 +175,7 @@ def matrix_spectrum(
     vectors: tuple[SVD, LeadingVectors],
     settings: SpectraConfig,
 ) -> MatrixSpectrum:
-    """All measures of one matrix W0, from |dW|_F and the singular values of dW, and from the
-    vectors of W0 and the leading ones of W."""
+    """All measures of one matrix, from |dW|_F, singular values of dW, and vectors."""
     norm, sigma = delta
     base, tuned = vectors
     shape = (int(weight.shape[0]), int(weight.shape[1]))
@@ -290,7 +287,7 @@ def analyze_trial(
     def full(name: str, weight: Tensor, tuned_weight: Tensor) -> MatrixSpectrum:
         return full_spectrum(name, weight.to(device), tuned_weight.to(device), settings, svds)
 
-    if isinstance(tuner := tuned.multi_lora.injected_tuner, PeftTuner):
+    if (tuner := tuned.multi_lora.injected_tuner) is not None:
         names = tuner.mergeable()
         matrices = [full(n, tuner.base_weight(n), tuner.merged_weight(n)) for n in names]
     elif trial.is_full:

@@ -41,7 +41,6 @@ class StoredTunedModel:
 
     @classmethod
     def open(cls, folder: Path, name: str) -> "StoredTunedModel":
-        """Read an adapter's factors, or list the weights of a checkpoint."""
         check_tuned_folder(folder)
         if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
             return cls(name, folder, FullMethod.name, model=CheckpointReader.open(folder))

@@ -30,8 +30,6 @@ PROBE_TOLERANCE = 5e-3  # Largest |W x - U S V^T x| / |W x| of an SVD of W on di
 
 
 class SVD(NamedTuple):
-    """Thin singular value decomposition, largest value first."""
-
     U: Tensor  # Left vectors, (m, d)
     S: Tensor  # Singular values, (d,)
     V: Tensor  # Right vectors, (n, d)
@@ -111,7 +109,6 @@ class SvdCache:
         return self._in_memory[name]
 
     def clear(self) -> None:
-        """Free the memory; files stay."""
         self._in_memory.clear()
 
     @property

@@ -157,7 +157,7 @@ def usage_error(error: Any, as_json: bool) -> int:
         error.show()
         return BAD_INPUT
     path = error.ctx.command_path if error.ctx else "rankscope"
-    mistake = UserError(error.format_message(), do=f"see '{path} --help'")
+    mistake = UserError(f"{error.format_message()} See '{path} --help'.")
     if as_json:
         print_json({"error": mistake.description() | {"kind": "UsageError"}})
     usage = f"{error.ctx.get_usage()}\n" if error.ctx else ""

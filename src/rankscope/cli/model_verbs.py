@@ -57,6 +57,10 @@ def eval_command(
         int | None, Option(min=0, max=5, help="Solved examples before each question.")
     ] = None,
     out: Annotated[Path | None, Option(help="Folder for scores and per-item tables.")] = None,
+    file_format: Annotated[
+        str | None,
+        Option("--format", help="lm-eval: also write --out as lm-evaluation-harness does."),
+    ] = None,
     device: Annotated[str, Option(help="auto, cpu, mps, cuda or cuda:0.")] = "auto",
     dtype: Annotated[str, Option(help="auto, float32 or bfloat16.")] = "auto",
     prompt_format: Annotated[str, Option(help="auto, chat or plain.")] = "auto",
@@ -77,6 +81,10 @@ def eval_command(
     from rankscope.models.model_folder import check_tuned_folder, model_folder
     from rankscope.tools.evaluate.request import checked_request
 
+    if file_format not in (None, "lm-eval"):
+        raise UserError(f"--format {file_format!r}: expected lm-eval")
+    if file_format is not None and out is None:
+        raise UserError("--format lm-eval: writes files; give a folder with --out")
     request = checked_request(
         model=model,
         adapters=tuple(adapter or ()),
@@ -104,6 +112,10 @@ def eval_command(
 
     with ConsoleReporter(err_console) as reporter:
         result = score(request, out, reporter)
+    if file_format is not None and out is not None:
+        from rankscope.tools.evaluate.lm_eval_layout import write_lm_eval_layout
+
+        write_lm_eval_layout(result.scores, result.results, request, out)
     for note in result.notes:
         print_message(f"note: {note}")
 

@@ -93,6 +93,38 @@ def export_command(
     return Reply(data, show)
 
 
+@verb("track", "Reading {folder} ...")
+def track_command(
+    folder: StudyFolder,
+    to: Annotated[str, Option(metavar="TRACKER", help="trackio, wandb or mlflow.")],
+    project: Annotated[
+        str | None, Option(metavar="NAME", help="Project or experiment; default: the study's name.")
+    ] = None,
+) -> Reply:
+    """Send a study's trials to an experiment tracker.
+
+    Each trial becomes a run with its settings, loss curve and scores. The study is only read, and
+    runs that are there already are not written again.
+
+    Example: rankscope track studies/pocket --to trackio
+    """
+    check_study(folder)
+    from rankscope.tools.track import track
+
+    result = track(folder, to, project, print_message)
+    data = {
+        "project": result.project,
+        "place": result.place,
+        "written": list(result.written),
+        "unchanged": result.unchanged,
+    }
+    line = (
+        f"{to}: {len(result.written)} runs written, {result.unchanged} unchanged, in project "
+        f"{result.project!r} ({result.place})"
+    )
+    return Reply(data, lambda: print_line(line))
+
+
 def _ask(question: str) -> None:
     """Go on if the user agrees on the terminal; raise UserError otherwise."""
     if not sys.stdin.isatty():

@@ -1,8 +1,13 @@
 """Verbs for a study, from writing its file to exporting weights."""
 
+import os
+import signal
+import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from rich.live import Live
 from typer import Argument, Option
 
 from rankscope.cli.application import (
@@ -21,12 +26,12 @@ from rankscope.cli.terminal import (
     print_result,
 )
 from rankscope.errors import INTEGRITY, OK, UNFINISHED, UserError
-from rankscope.filesystem import replace_text
 from rankscope.progress import ConsoleReporter
 
 if TYPE_CHECKING:
-    from rankscope.records import Recommendation, StudyRecords
+    from rankscope.records import Recommendation, Status, StudyRecords
 
+WATCH_SECONDS = 2.0
 MAX_PROBLEMS = 20
 """Most problems that ``verify`` prints."""
 HYPOTHESES = (
@@ -35,112 +40,29 @@ HYPOTHESES = (
 )
 
 
-@verb("quickstart", "Writing the study file {out}/quickstart.yaml ...")
-def quickstart_command(
-    out: Annotated[Path, Option(help="Folder of the study.")] = Path("studies/pocket"),
-) -> Reply:
-    """Run the built-in study, offline, in minutes.
-
-    It trains the pocket model, a tiny language model inside the package.
-
-    Example: rankscope quickstart --out studies/pocket
-    """
-    from rankscope.config.presets import study_template
-
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / "quickstart.yaml"
-    replace_text(file, study_template("pocket"))
-    return run_command(file, out)
-
-
-@verb("init")
-def init_command(
-    file: Annotated[
-        Path | None, Argument(metavar="FILE.yaml", help="The study file to write.")
-    ] = None,
-    preset: Annotated[str, Option(help="Name of a ready-made study.")] = "default",
-    model: Annotated[str | None, Option(help="Model folder, hub id or 'pocket'.")] = None,
-    data: Annotated[Path | None, Option(help="Your training rows (JSONL, Parquet).")] = None,
-    data_dir: Annotated[Path | None, Option(help="Folder with the data of named tasks.")] = None,
-    force: Annotated[bool, Option("--force", help="Overwrite an existing file.")] = False,
-    schema: Annotated[
-        bool, Option("--schema", help="Print the study file's JSON schema instead.")
-    ] = False,
-) -> Reply:
-    """Write a commented study file.
-
-    Example: rankscope init study.yaml --preset rank-sanity --model ./my-model
-    """
-    from rankscope.config.loader import published_schema, study_json_schema
-    from rankscope.config.presets import model_for_study_file, path_for_study_file, study_template
-
-    if schema:
-        return Reply(study_json_schema(), lambda: print(published_schema(), end=""))
-    if file is None:
-        raise UserError("init: no file given; expected a name such as 'rankscope init study.yaml'")
-    text = study_template(
-        preset,
-        model_for_study_file(model, file) if model else None,
-        path_for_study_file(data, file) if data else None,
-        path_for_study_file(data_dir, file) if data_dir else None,
-    )
-    if file.exists() and not (force and file.is_file()):
-        remedy = "give another name" + (", or --force to overwrite it" if file.is_file() else "")
-        raise UserError(f"{file}: exists already; {remedy}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(file, text)
-    next_command = f"rankscope check {file}"
-    return Reply(
-        {"file": file, "next": next_command},
-        lambda: print_line(f"wrote {file}; next: {next_command}"),
-    )
-
-
-@verb("check", "Reading {file} ...")
-def check_command(
-    file: StudyFile,
-    overrides: Overrides = None,
-    rows: Annotated[int, Option(min=0, help="Training rows to show per task.")] = 3,
-    trust_task_code: TrustTaskCode = False,
-) -> Reply:
-    """Validate a study file and show its rows.
-
-    Shows how rows become tokens and labels, test rows that overlap training rows, and every
-    problem that would stop a run. Uses no GPU.
-
-    Example: rankscope check study.yaml --set data_dir=../data --rows 5
-    """
-    from rankscope.cli.render.study import check_result
-    from rankscope.run.study import Study
-
-    study = Study.load(file, overrides or [])
-    with ConsoleReporter(err_console) as reporter:
-        prepared = study.check(reporter)
-    data = {
-        "trials": len(prepared.trials),
-        "groups": len(prepared.groups),
-        "tasks": prepared.task_records,
-        "notes": prepared.notes,
-    }
-    return Reply(data, lambda: print_result(check_result(prepared, rows)))
-
-
 @verb("plan", "Reading {file} ...")
 def plan_command(
-    file: StudyFile, overrides: Overrides = None, trust_task_code: TrustTaskCode = False
+    file: StudyFile,
+    overrides: Overrides = None,
+    device: Annotated[
+        str, Option(metavar="NAME", help="here, h100, h200, a100, l40s, l4, 4090 or m3.")
+    ] = "here",
+    gpus: Annotated[int, Option(min=1, help="Devices that groups are spread over.")] = 1,
+    trust_task_code: TrustTaskCode = False,
 ) -> Reply:
-    """Estimate what a study will take.
+    """Estimate what a study will take, on this machine or another.
 
-    Trials, groups, steps, tokens, memory, disk and time, before anything runs.
+    Trials, groups, steps, tokens, memory, disk, time by stage and what to drop, before anything
+    runs.
 
-    Example: rankscope plan study.yaml --set seeds=[0]
+    Example: rankscope plan study.yaml --device h100 --gpus 8
     """
-    from rankscope.cli.render.study import plan_table
+    from rankscope.cli.render.plan import plan_table
     from rankscope.run.study import Study
 
     study = Study.load(file, overrides or [])
     with ConsoleReporter(err_console) as reporter:
-        plan = study.plan(reporter)
+        plan = study.plan(reporter, device, gpus)
     return Reply(plan, lambda: print_result(plan_table(plan)))
 
 
@@ -152,9 +74,9 @@ def run_command(
     ] = None,
     overrides: Overrides = None,
     trust_task_code: TrustTaskCode = False,
-    retry_failed: Annotated[
-        bool, Option("--retry-failed", help="Run trials that failed before again.")
-    ] = False,
+    retry: Annotated[
+        str, Option(metavar="STATUS", help="Run such trials again: failed,oom,diverged.")
+    ] = "",
     workers: Annotated[
         int | None,
         Option(metavar="N", min=1, help="Run groups in N processes; by default in this one."),
@@ -171,6 +93,7 @@ def run_command(
     """
     from rankscope.run.study import Study
 
+    again = _statuses(retry)
     study = Study.load(file, overrides or [])
     from rankscope.records import FAILED
     from rankscope.run.executors import new_executor
@@ -180,11 +103,8 @@ def run_command(
     if workers is not None or executor is not None:
         place = new_executor(executor or "local", workers or 1)
     folder = out or Path("studies") / study.config.name
-    if retry_failed:
-        study.check()  # an invalid study file must not reset failed trials
-        _reset_failed_trials(folder)
     with ConsoleReporter(err_console) as reporter:
-        records = study.run(folder, reporter, place)
+        records = study.run(folder, reporter, place, again)
     _, recommendation = write_outputs(folder, records)
     has_failed = any(trial.status in FAILED for trial in records.trials)
     return Reply(
@@ -204,15 +124,17 @@ def _show_results(
     print_line(f"report: {folder / 'report.html'}")
 
 
-def _reset_failed_trials(folder: Path) -> None:
-    """Plan trials again that failed, diverged or ran out of memory."""
+def _statuses(text: str) -> "tuple[Status, ...]":
+    """The statuses of ``--retry``."""
     from rankscope.records import FAILED
-    from rankscope.store import Ledger
 
-    if (folder / "ledger.sqlite").is_file():
-        with Ledger.open(folder, write=True) as ledger:
-            statuses = ledger.statuses()
-            ledger.retry_trials([trial for trial in statuses if statuses[trial] in FAILED])
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    for word in words:
+        if word not in FAILED:
+            raise UserError(
+                where="--retry", found=repr(word), expected="failed, oom or diverged, by commas"
+            )
+    return tuple(status for status in FAILED if status in words)
 
 
 @verb("work")
@@ -239,15 +161,50 @@ def work_command(
 
 
 @verb("status")
-def status_command(folder: StudyFolder) -> Reply:
+def status_command(
+    folder: StudyFolder,
+    watch: Annotated[
+        bool, Option("--watch", help="Keep showing it until no process runs the study.")
+    ] = False,
+) -> Reply:
     """Show the status of every trial.
 
     Example: rankscope status studies/pocket
     """
     from rankscope.cli.render.status import status_data, status_table
+    from rankscope.store import running_process
 
     records = _load_records(folder)
+    if watch:
+        with Live(console=err_console, transient=True, auto_refresh=False) as live:
+            while running_process(folder):
+                live.update(status_table(records, folder), refresh=True)
+                time.sleep(WATCH_SECONDS)
+                records = _load_records(folder)
     return Reply(status_data(records, folder), lambda: print_result(status_table(records, folder)))
+
+
+@verb("stop")
+def stop_command(folder: StudyFolder) -> Reply:
+    """Ask the process that runs a study to stop.
+
+    It ends at the next safe point; 'rankscope run' continues from there.
+
+    Example: rankscope stop studies/pocket
+    """
+    from rankscope.store import running_process
+
+    check_study(folder)
+    process = running_process(folder)
+    number, _, host = (process or "").partition(" on ")
+    if process is None or host != socket.gethostname():
+        found = "no process that runs it" if process is None else f"process {process}"
+        raise UserError(
+            where=folder, found=found, expected="a process of this machine that runs the study"
+        )
+    os.kill(int(number), signal.SIGINT)
+    text = f"asked process {number} to stop: 'rankscope status {folder}' shows when it has"
+    return Reply({"process": int(number)}, lambda: print_line(text))
 
 
 def _load_records(folder: Path) -> "StudyRecords":
@@ -264,12 +221,18 @@ def report_command(
         Path | None,
         Option(metavar="FOLDER", help="Also write tables: Markdown, CSV, LaTeX, Parquet."),
     ] = None,
+    figures: Annotated[
+        Path | None, Option(metavar="FOLDER", help="Also write each figure as a file.")
+    ] = None,
+    file_format: Annotated[
+        str, Option("--format", help="With --figures: pdf, svg or png.")
+    ] = "pdf",
 ) -> Reply:
     """Write the report again from the records.
 
     Writes report.html and recommendation.json.
 
-    Example: rankscope report studies/pocket --tables tables
+    Example: rankscope report studies/pocket --tables tables --figures figures
     """
     records = _load_records(folder)
     from rankscope.run.outputs import write_outputs
@@ -277,13 +240,22 @@ def report_command(
 
     if tables is not None:
         check_outside_study(folder, tables, "--tables")
+    if figures is not None:
+        from rankscope.tools.figure_files import check_figures, write_study_figures
+
+        figure_format = check_figures(folder, figures, file_format)
     _, recommendation = write_outputs(folder, records)
     files = write_study_tables(folder, records, recommendation, tables) if tables else []
+    drawn = []
+    if figures is not None:
+        drawn = write_study_figures(records, recommendation, figures, figure_format)
 
     def show() -> None:
         _show_results(folder, records, recommendation, with_reasons=False)
         if files:
             print_line(f"tables: {len(files)} files in {tables}")
+        if drawn:
+            print_line(f"figures: {len(drawn)} files in {figures}")
 
     return Reply(recommendation, show)
 

@@ -32,8 +32,7 @@ class TextSegment:
     """A part of a row that is tokenized separately."""
 
     text: str
-    is_label: bool = False
-    """An answer; it carries loss."""
+    is_label: bool = False  # An answer; it carries loss
     end: Literal["", "turn", "eos"] = ""
     """Token after it, also a label: the template's turn end, or the tokenizer's end token."""
 
@@ -44,12 +43,10 @@ class ChatFrame:
 
     opening: str
     """Between generation prompt and answer, such as an empty thinking block; part of the prompt."""
-    lead: str
-    """Spaces before the answer; part of the answer."""
+    lead: str  # Spaces before the answer; part of the answer
     end: str
     """From the end of the answer through the turn-end token; empty if there is no such token."""
-    strips: bool
-    """The template strips white space around the answer."""
+    strips: bool  # The template strips white space around the answer
 
     def render_answer(self, text: str) -> str:
         return self.lead + (text.strip() if self.strips else text)
@@ -58,9 +55,7 @@ class ChatFrame:
 class ChatTemplate:
     """One tokenizer's chat template, measured on a probe conversation.
 
-    Args:
-        tokenizer: a tokenizer that has a chat template.
-        special_texts: its special tokens as text.
+    ``special_texts``: the tokenizer's special tokens as text.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", special_texts: Sequence[str]) -> None:

@@ -2,8 +2,8 @@
 
 A row is judged by what the user asks and by its answer; system prompts, prompt templates and wrong
 options are not compared. The run of 13 words is that of GPT-3's contamination study (Brown et al.,
-2005.14165, appendix C) and many since. A run made of phrases that many training rows have belongs to
-the data set (a greeting, a form with other numbers, a stock answer): no evidence of a leak.
+2005.14165, appendix C) and many since. A run made of phrases that many training rows have is the
+wording of the data set (a greeting, a form with other numbers, a stock answer), not a leak.
 """
 
 from collections import Counter, defaultdict
@@ -27,10 +27,8 @@ Words = tuple[str, ...]
 class Contamination:
     """Ids of the test items also found in train; no id is in both tuples."""
 
-    exact: tuple[str, ...]
-    """Question and gold answer are equal after normalization."""
-    ngram13: tuple[str, ...]
-    """Not exact, but one training row shares an uncommon run of 13 words."""
+    exact: tuple[str, ...]  # Question and gold answer are equal after normalization
+    ngram13: tuple[str, ...]  # Not exact, but one training row shares an uncommon run of 13 words
 
     @property
     def counts(self) -> dict[str, int]:
@@ -114,14 +112,8 @@ def are_similar(question: str, other: str) -> bool:
 def find_contamination_between_tasks(
     train: Mapping[str, Sequence[Item]], test: Mapping[str, Sequence[Item]]
 ) -> tuple[list[str], dict[str, set[str]]]:
-    """Test rows of one task that are also training rows of another.
-
-    Args:
-        train: training rows of every task that is trained on.
-        test: test rows of every task that is evaluated.
-
-    Returns:
-        One sentence per pair of tasks, and by evaluated task the ids of those test rows.
+    """Test rows of one task that are also training rows of another: a sentence per pair of tasks,
+    and their ids by evaluated task.
     """
     notes: list[str] = []
     item_ids: dict[str, set[str]] = {}

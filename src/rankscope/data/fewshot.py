@@ -15,8 +15,7 @@ from rankscope.data.sources import DEV
 from rankscope.data.splits import seeded_order, without
 from rankscope.errors import UserError
 
-Example = tuple[str, str]
-"""(prompt, answer)"""
+Example = tuple[str, str]  # (prompt, answer)
 
 EXAMPLE_DRAW = "shots"
 """Purpose of the draw. It is part of the seed: another text would draw other rows."""
@@ -27,10 +26,8 @@ class ExamplePool:
     """Rows that few-shot examples are drawn from."""
 
     rows: tuple[Item, ...] = ()
-    source: str = ""
-    """Description of the rows, for people."""
-    file: str = ""
-    """Split file that the pool takes as a whole; empty for training rows."""
+    source: str = ""  # Description of the rows, for people
+    file: str = ""  # Split file that the pool takes as a whole; empty for training rows
 
     def remaining_files(self, items: Mapping[str, Sequence[Item]]) -> dict[str, Sequence[Item]]:
         """The files to split: those that are not the pool's."""

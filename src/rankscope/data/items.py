@@ -3,8 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-"""Names of the options of a multiple-choice item, in order."""
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # Names of the options of a multiple-choice item, in order
 NOT_A_WORD = re.compile(r"[\W_]+")
 
 
@@ -20,16 +19,12 @@ class Message:
 class Item:
     """One row, whatever its shape in the file."""
 
-    item_id: str
-    """Stable: ``<task>/<split file>/<row number>``, rows counted from 1."""
-    prompt: str
-    """Rendered prompt; empty for a plain text row."""
+    item_id: str  # Stable: ``<task>/<split file>/<row number>``, rows counted from 1
+    prompt: str  # Rendered prompt; empty for a plain text row
     completion: str
     """Training target: the text or letter of the right option, a written answer, a reply."""
-    choices: tuple[str, ...] = ()
-    """Option texts of a multiple-choice row."""
-    answer: int | None = None
-    """Index of the right option, from 0."""
+    choices: tuple[str, ...] = ()  # Option texts of a multiple-choice row
+    answer: int | None = None  # Index of the right option, from 0
     subject: str | None = None
     messages: tuple[Message, ...] = ()
     """All turns of a chat row; ``prompt`` and ``completion`` then belong to the last turn."""

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from rankscope.data.common_facts import read_common_facts
 from rankscope.data.formats import Shape
+from rankscope.data.hub import LAW_SUBJECTS, HubSource, legal_from_mmlu
 from rankscope.data.rows import QUESTION_PROMPT
-from rankscope.data.sources import LAW_SUBJECTS, HubSource, SplitRows, legal_from_mmlu, read_pocket
+from rankscope.data.sources import SPLIT_FILES, SplitRows, numbered
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.evaluate.scorers.scorer import ScoreUnit
@@ -30,39 +32,32 @@ class TaskSpec:
     """The source of a task's rows, its prompt and its scorer."""
 
     name: str
-    description: str
-    """One sentence for people."""
-    scorer: str
-    """Name of the scorer that computes the primary metric."""
+    description: str  # One sentence for people
+    scorer: str  # Name of the scorer that computes the primary metric
     prompt: str
     """Template over a row's fields; ``{options}`` are the lettered choices, one per line."""
     version: int = 1
     hub: HubSource | None = None
     from_hub: Callable[[SplitRows], SplitRows] | None = None
     """Selects the task's rows from those of the hub data set."""
-    folder: str | None = None
-    """Folder inside ``data_dir``."""
+    folder: str | None = None  # Folder inside ``data_dir``
     read: Callable[[], tuple[SplitRows, str]] | None = None
     """Returns the rows and a label of their source, in place of hub and folder."""
     shapes: tuple[Shape, ...] = ()
     """Row shapes with readers of the task's own, tried before the built-in ones."""
-    scorer_sets_prompt: bool = True
-    """Another scorer in the study file brings its own prompt."""
+    scorer_sets_prompt: bool = True  # Another scorer in the study file brings its own prompt
     chance: float | None = None
     """Score of guessing; ``load_task`` sets the exact value for the test rows."""
     licence: str = ""
     overlaps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Other task -> its subjects to leave out if a study trains on this one."""
-    num_fewshot: int = 0
-    """Answered questions shown before each evaluated one."""
-    fewshot_by_subject: bool = False
-    """The examples have the question's own subject."""
+    num_fewshot: int = 0  # Answered questions shown before each evaluated one
+    fewshot_by_subject: bool = False  # The examples have the question's own subject
     primary_metric: str | None = None
     """The metric that is quoted, if it is not the scorer's default."""
     stop: tuple[str, ...] = ()
     """Texts that end a written answer, in place of those of the prompt's template."""
-    extract: str | None = None
-    """Regular expression of the part of a written answer to compare."""
+    extract: str | None = None  # Regular expression of the part of a written answer to compare
 
     @property
     def lists_options(self) -> bool:
@@ -85,6 +80,15 @@ def text_task(
 
 letter_task = partial(text_task, scorer="option_letter", prompt=LETTERED_PROMPT)
 """A task whose options are listed and scored by their letter."""
+
+
+def read_pocket(task: str) -> tuple[SplitRows, str]:
+    """The rows of one task of the pocket world, and the label of their source."""
+    from rankscope.data.pocket_world import pocket_rows
+
+    splits = ((split, pocket_rows(task, split)) for split in SPLIT_FILES)
+    rows = {split: numbered(rows, f"{task}, {split}") for split, rows in splits if rows}
+    return rows, "pocket world"
 
 
 def pocket_task(name: str, description: str, scorer: str) -> TaskSpec:
@@ -138,6 +142,9 @@ _TASKS = (
     text_task("winogrande", "To which of two names a sentence refers.",
               unlabelled_test("allenai/winogrande", "winogrande_xl"), 0.5, "CC BY",
               prompt="{question}"),
+    TaskSpec("common_facts", "Facts that most models know: capitals, opposites, tools, ...",
+             "option_text", QUESTION_PROMPT, read=read_common_facts, chance=0.25,
+             licence="Apache-2.0"),
     TaskSpec("perplexity", "Any text: cross-entropy of every token.", "perplexity", "{question}",
              folder="perplexity"),
     pocket_task("pocket_general", "Known facts of the pocket world, asked.", "option_text"),

@@ -37,22 +37,17 @@ class NoCompletion(BadRow):
 class RowContent:
     """The content of a row, whatever its shape."""
 
-    question: str
-    """The question, prompt or instruction; empty for plain text."""
-    completion: str
-    """The written answer; for multiple choice the text of the right option."""
+    question: str  # The question, prompt or instruction; empty for plain text
+    completion: str  # The written answer; for multiple choice the text of the right option
     choices: tuple[str, ...] = ()
     answer: int | None = None
     subject: str | None = None
     messages: tuple[Message, ...] = ()
-    reference: str = ""
-    """Gold answer, if it is shorter than the completion."""
+    reference: str = ""  # Gold answer, if it is shorter than the completion
     contexts: tuple[str, ...] = ()
     """If the options are inside the question: the text before ``continuation``, per option."""
-    continuation: str = ""
-    """The text after any option, scored after each of the ``contexts``."""
-    template: str = "{question}"
-    """Default prompt of the shape."""
+    continuation: str = ""  # The text after any option, scored after each of the ``contexts``
+    template: str = "{question}"  # Default prompt of the shape
     fields: Mapping[str, Any] = field(default_factory=dict)
     """The row's own fields, for prompt templates."""
 

@@ -1,4 +1,4 @@
-"""Rows from files, folders, the hub and the pocket world, each with its location for messages.
+"""Rows from files and folders, each with its location for messages.
 
 Knows nothing about the meaning of a row (``formats.py``) or its split (``splits.py``). File formats
 whose loading can run code (pickle and its relatives) are refused.
@@ -7,8 +7,6 @@ whose loading can run code (pickle and its relatives) are refused.
 import csv
 import io
 import json
-import random
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,9 +17,7 @@ from rankscope.errors import UserError
 
 CAN_RUN_CODE = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".npy", ".npz", ".joblib", ".py")
 SPLIT_FILES = ("train", "validation", "test")
-DEV = "dev"
-"""An optional file of rows that serve as few-shot examples only."""
-COMMIT = re.compile(r"[0-9a-f]{40}")
+DEV = "dev"  # An optional file of rows that serve as few-shot examples only
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -29,13 +25,10 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 class RawRow:
     """One row as read."""
 
-    location: str
-    """For messages, such as ``data/train.jsonl, row 3``."""
-    number: int
-    """Row number from 1; the line number in a JSONL file."""
+    location: str  # For messages, such as ``data/train.jsonl, row 3``
+    number: int  # Row number from 1; the line number in a JSONL file
     fields: Mapping[str, Any] = field(default_factory=dict)
-    problem: str = ""
-    """Why the row could not be read; it then has no fields."""
+    problem: str = ""  # Why the row could not be read; it then has no fields
 
 
 SplitRows = dict[str, list[RawRow]]
@@ -58,11 +51,7 @@ def as_fields(row: Any) -> tuple[Mapping[str, Any], str]:
 
 
 def check_file(path: Path) -> None:
-    """Refuse, unopened, a path that holds no file of rows.
-
-    Raises:
-        UserError: what was found there, and what to do.
-    """
+    """Refuse, unopened, a path that holds no file of rows."""
     suffix = path.suffix.lower()
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing"
@@ -120,7 +109,7 @@ def list_of_rows(value: Any, path: Path) -> list[Any]:
     if isinstance(value, dict) and lists.keys() & {"messages", "conversations"}:
         return [value]  # the file is one conversation
     if len(lists) != 1:
-        found = "an object" if isinstance(value, dict) else f"a {type(value).__name__}"
+        found = "an object" if isinstance(value, dict) else f"one {type(value).__name__}"
         keys = f" with the lists {', '.join(lists)}" if lists else " without a list of rows"
         raise UserError(
             f"{path}: found {found}{keys}; expected an array of objects, or an object with one "
@@ -159,7 +148,7 @@ def parse_line(line: bytes) -> tuple[Mapping[str, Any], str]:
     try:
         return as_fields(parse_json(line.decode("utf-8")))
     except UnicodeDecodeError as error:
-        return {}, f"byte {error.start + 1} of the line is not valid UTF-8"
+        return {}, f"byte {error.start + 1} of the line is not valid UTF-8; convert the file"
     except ValueError as error:
         return {}, f"not valid JSON ({error}); expected one JSON object per line"
 
@@ -267,11 +256,7 @@ READERS: dict[str, Callable[[Path], list[RawRow]]] = {
 
 
 def split_paths(folder: Path) -> dict[str, Path]:
-    """The split files of a task's folder, as far as they exist, unopened.
-
-    Raises:
-        UserError: no such folder, none of them, or two of one split.
-    """
+    """The split files of a task's folder, unopened; two of one split, or none, are an error."""
     if not folder.is_dir():
         siblings = sorted(p.name for p in folder.parent.glob("*") if p.is_dir())
         raise UserError(
@@ -299,115 +284,3 @@ def split_paths(folder: Path) -> dict[str, Path]:
 def read_folder(folder: Path) -> SplitRows:
     """The rows of the split files of one task's folder."""
     return {split: read_file(path) for split, path in split_paths(folder).items()}
-
-
-# --- the hub ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class HubSource:
-    """A data set on the hub, and which of its splits serve as train, validation and test.
-
-    A split name is None if the hub has no such split with labels.
-    """
-
-    id: str
-    config: str | None = None
-    revision: str | None = None
-    """Branch, tag or commit; None is the default branch."""
-    train: str | None = "train"
-    validation: str | None = "validation"
-    test: str | None = "test"
-    dev: str | None = None
-    """Rows that serve as few-shot examples only."""
-    train_is_separate_collection: bool = False
-    """The training rows are another collection: read only if a study trains on the task."""
-
-    @property
-    def label(self) -> str:
-        """Name for messages, such as ``hub openai/gsm8k (main)``."""
-        config = f" ({self.config})" if self.config else ""
-        revision = f" @ {self.revision}" if self.revision else ""
-        return f"hub {self.id}{config}{revision}"
-
-    @property
-    def splits(self) -> dict[str, str]:
-        """Split file -> name on the hub."""
-        names = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {split: name for split, name in {**names, DEV: self.dev}.items() if name is not None}
-
-
-def read_hub(source: HubSource) -> tuple[SplitRows, str]:
-    """The rows of a hub data set; ``source.id`` may be a local folder.
-
-    Returns:
-        The rows, and the source's label with the commit that was read, if it is known.
-    """
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(source.id, source.config, revision=source.revision)
-    except Exception as error:  # the library raises some ten unrelated types here
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        if "script" in reason or "trust_remote_code" in reason:
-            raise UserError(
-                f"{source.label}: loading this data set would run its own code, which is refused "
-                f"({reason}); use the hub's Parquet copy (revision: refs/convert/parquet), or put "
-                "the rows into JSONL or Parquet files"
-            ) from error
-        raise UserError(
-            f"{source.label}: cannot be loaded ({reason}). Check the id and the connection "
-            "(HF_HUB_OFFLINE forbids it), or put the rows into a local folder and name it with "
-            "data_dir"
-        ) from error
-    files = {
-        split: numbered(loaded[name].to_list(), f"{source.label}, {name}")
-        for split, name in source.splits.items()
-        if name in loaded
-    }
-    if not files:
-        raise UserError(
-            f"{source.label}: has the splits {', '.join(map(str, loaded))}; expected one of "
-            f"{', '.join(source.splits.values())}"
-        )
-    commit = commit_of(loaded)
-    label_has_commit = commit is None or commit == source.revision
-    return files, source.label if label_has_commit else f"{source.label}, commit {commit}"
-
-
-def commit_of(loaded: Mapping[str, Any]) -> str | None:
-    """The commit of a hub data set, 40 hex digits; None if it is not known.
-
-    The library names the cache folder of a hub data set, and no other folder, by its commit.
-    """
-    folders = {Path(f["filename"]).parent.name for s in loaded.values() for f in s.cache_files}
-    return next((name for name in sorted(folders) if COMMIT.fullmatch(name)), None)
-
-
-# --- rows derived or generated here -------------------------------------------------------------
-
-
-LAW_SUBJECTS = ("professional_law", "jurisprudence", "international_law")
-
-
-def legal_from_mmlu(mmlu: Mapping[str, Sequence[RawRow]]) -> SplitRows:
-    """An open stand-in for LegalMCQ, cut from MMLU's law questions.
-
-    Professional law is shuffled with seed 0: its first 500 rows are tested on, the others trained
-    on. Jurisprudence and international law are tested on only. The folder form of this task was
-    made with the same shuffle, so both forms contain the same rows.
-    """
-    law = [row for row in mmlu["test"] if row.fields.get("subject") in LAW_SUBJECTS]
-    professional = [row for row in law if row.fields["subject"] == LAW_SUBJECTS[0]]
-    others = [row for row in law if row.fields["subject"] != LAW_SUBJECTS[0]]
-    random.Random(0).shuffle(professional)
-    return {"train": professional[500:], "test": professional[:500] + others}
-
-
-def read_pocket(task: str) -> tuple[SplitRows, str]:
-    """The rows of one task of the pocket world, and the label of their source."""
-    from rankscope.data.pocket_world import pocket_rows
-
-    splits = ((split, pocket_rows(task, split)) for split in SPLIT_FILES)
-    rows = {split: numbered(rows, f"{task}, {split}") for split, rows in splits if rows}
-    return rows, "pocket world"

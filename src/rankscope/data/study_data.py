@@ -1,6 +1,6 @@
 """The data of a study: its tasks, read and split, and its training rows, encoded."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +9,8 @@ from rankscope.config.task import TaskConfig
 from rankscope.data.contamination import find_contamination_between_tasks
 from rankscope.data.encode import EncodedRows, Encoder, encode_rows
 from rankscope.data.mixtures import mix_tasks
+from rankscope.data.stand_ins import stand_ins
+from rankscope.data.task_source import no_training_rows
 from rankscope.data.tasks import LoadedTask, load_task
 from rankscope.errors import UserError
 
@@ -17,22 +19,22 @@ from rankscope.errors import UserError
 class StudyData:
     """Every task of a study and its training rows."""
 
-    tasks: Mapping[str, LoadedTask]
-    """By name, every task that is trained on or evaluated."""
-    rows: Mapping[str, EncodedRows]
-    """By training task."""
-    replay_rows: Mapping[str, EncodedRows]
-    """By task whose rows some arm replays."""
-    notes: tuple[str, ...]
-    """What readers of the results should know, one sentence each."""
+    tasks: Mapping[str, LoadedTask]  # By name, every task that is trained on or evaluated
+    rows: Mapping[str, EncodedRows]  # By training task
+    replay_rows: Mapping[str, EncodedRows]  # By task whose rows some arm replays
+    notes: tuple[str, ...]  # What readers of the results should know, one sentence each
 
 
-def prepare_data(config: StudyConfig, encoder: Encoder) -> StudyData:
-    """Read, check, split and encode the rows of a study."""
+def prepare_data(config: StudyConfig, encoder: Encoder, whole: bool = True) -> StudyData:
+    """Read, check, split and encode the rows of a study; ``whole`` False encodes stand-ins."""
     tasks = load_tasks(config)
-    check_trainable(config, tasks)
+    for name in (task.name for task in config.tasks if not tasks[task.name].train):
+        raise UserError(no_training_rows(name, tasks[name].source))
     replayed = load_replayed_tasks(config, tasks)
     tasks, contamination_notes = mark_contamination(config, tasks, replayed)
+    if not whole:
+        tasks = {name: stand_ins(task) for name, task in tasks.items()}
+        replayed = {name: stand_ins(task) for name, task in replayed.items()}
     labels = config.train.labels
     rows = {t.name: encode_rows(encoder, tasks[t.name].train, labels) for t in config.tasks}
     replay_rows = {
@@ -104,43 +106,6 @@ def replayed_names(config: StudyConfig) -> list[str]:
 
 
 # --- checks -------------------------------------------------------------------------------------
-
-
-def check_trainable(config: StudyConfig, tasks: Mapping[str, LoadedTask]) -> None:
-    """Refuse a training task without training rows, and name the ways out."""
-    untrainable = [task.name for task in config.tasks if not tasks[task.name].train]
-    if not untrainable:
-        return
-    name, spec = untrainable[0], tasks[untrainable[0]].spec
-    ways = ["give it a file of them ('train:')"]
-    if spec.folder is not None:
-        ways = [f"put train.jsonl or train.parquet into {tasks[name].source}"]
-    if spec.hub is not None and spec.hub.train is not None:
-        ways[0] += f" (published rows: the split {spec.hub.train!r} of {spec.hub.label})"
-    if len(untrainable) < len(config.tasks):
-        ways.append(f"only evaluate it: {evaluate_only_hint(config, name, untrainable)}")
-    raise UserError(
-        f"task {name!r} is trained on but has no training rows, only items to evaluate "
-        f"({tasks[name].source}): {', or '.join(ways)}"
-    )
-
-
-def evaluate_only_hint(config: StudyConfig, name: str, untrainable: Collection[str]) -> str:
-    """How to move the task ``name`` from training to evaluation without losing settings."""
-    cross_domain = config.evaluate.cross_domain
-    is_evaluated = name in {task.name for task in (*config.evaluate.retention, *cross_domain)}
-    # A list replaced by --set holds names alone, which would lose a task's own settings.
-    replaced = config.tasks if is_evaluated else [*config.tasks, *cross_domain]
-    if any(task != TaskConfig(name=task.name) for task in replaced):
-        action = "remove it from 'tasks'"
-        if not is_evaluated:
-            action = "move it from 'tasks' to 'evaluate.cross_domain'"
-        return f"in the study file, {action}"
-    rest = ",".join(task.name for task in config.tasks if task.name not in untrainable)
-    if is_evaluated:
-        return f"--set tasks=[{rest}]"
-    names = ",".join([*(task.name for task in cross_domain), name])
-    return f"--set tasks=[{rest}] --set evaluate.cross_domain=[{names}]"
 
 
 def mark_contamination(

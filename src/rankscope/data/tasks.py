@@ -1,6 +1,6 @@
 """``load_task``: reads, checks, renders and splits one task."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ from rankscope.data.formats import ParsedFile, parse_rows
 from rankscope.data.items import Item, Message
 from rankscope.data.numbers import is_number
 from rankscope.data.prompts import make_item
-from rankscope.data.registry import LETTERED_PROMPT, NAMED_TASKS, TaskSpec, overlapping_subjects
-from rankscope.data.rows import QUESTION_PROMPT, BadRow, RowContent, duplicate_choice
-from rankscope.data.sources import HubSource, SplitRows, read_file, read_folder, read_hub
+from rankscope.data.registry import LETTERED_PROMPT, TaskSpec, overlapping_subjects
+from rankscope.data.rows import BadRow, RowContent, duplicate_choice
 from rankscope.data.splits import first_of_order, split_rows
-from rankscope.errors import UserError, did_you_mean
+from rankscope.data.task_source import common_settings, locate_rows
+from rankscope.errors import UserError
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.hashing import sha256_json
 
@@ -38,24 +38,17 @@ class LoadedTask:
     train: tuple[Item, ...]
     validation: tuple[Item, ...]
     test: tuple[Item, ...]
-    sha256: str
-    """Hash of the items used, prompts included."""
-    dropped: int
-    """Rows dropped on reading."""
-    source: str
-    """Where the rows came from, for people."""
-    contamination: dict[str, int]
-    """Test rows also found in train, by kind: exact, ngram13."""
-    notes: tuple[str, ...]
-    """What readers of the results should know, one sentence each."""
+    sha256: str  # Hash of the items used, prompts included
+    dropped: int  # Rows dropped on reading
+    source: str  # Where the rows came from, for people
+    contamination: dict[str, int]  # Test rows also found in train, by kind: exact, ngram13
+    notes: tuple[str, ...]  # What readers of the results should know, one sentence each
     contaminated_ids: frozenset[str] = frozenset()
     """Test items that are left out of the second score, without contamination."""
     fewshot_source: str = ""
     """Which rows serve as few-shot examples, for people; empty if there are none."""
-    test_sha256: str = ""
-    """Hash of the test items alone, prompts included."""
-    row_shape: str = ""
-    """Name of the rows' shape, such as ``alpaca``."""
+    test_sha256: str = ""  # Hash of the test items alone, prompts included
+    row_shape: str = ""  # Name of the rows' shape, such as ``alpaca``
     parts: tuple["LoadedTask", ...] = ()
     """The tasks of a mixture, each with its own prompt and scorer."""
 
@@ -135,14 +128,17 @@ class TaskItems:
     row_shape: str
     dropped: int
     notes: tuple[str, ...]
+    are_numbers: bool
+    """The answers of the user's own rows are numbers, which are scored by their log probability."""
 
 
 def read_task_items(
     config: TaskConfig, data_dir: Path | None, trained_on: Collection[str]
 ) -> TaskItems:
     """Read, parse and render the rows of a task."""
-    files, spec, source = read_rows(config, data_dir, config.name in trained_on)
-    own_data = spec is None
+    located = locate_rows(config, data_dir, trained=config.name in trained_on)
+    files, source = located.read()
+    spec, own_data = located.spec, located.spec is None
     names = {str(field): name for field, name in (config.fields or {}).items()} or None
     shapes = () if spec is None else spec.shapes
     parsed = {file: parse_rows(rows, names=names, shapes=shapes) for file, rows in files.items()}
@@ -152,9 +148,17 @@ def read_task_items(
     if not contents:
         policy.check([row for file in parsed.values() for row in file.rejected], num_rows)
     notes: list[str] = []
+    are_numbers = False
     if spec is None:
         spec = own_spec(config, contents[0])
-        notes += number_notes(config, spec, contents)
+        numbers = sum(is_number(content.reference) for content in contents)
+        are_numbers = spec.scorer == "loss" and numbers >= NUMERIC_SHARE * len(contents)
+        if are_numbers and config.scorer is None:
+            notes.append(
+                f"{config.name}: {numbers:,} of {len(contents):,} answers are numbers, but they "
+                "are scored by log probability; 'scorer: number' in the task generates an answer "
+                "and compares its number"
+            )
     get_scorer(spec.scorer).check_task(spec)
     excluded = overlapping_subjects(spec.name, trained_on)
     items, rejected = make_items(spec, parsed, excluded, policy)
@@ -172,62 +176,7 @@ def read_task_items(
             f"{', '.join(sorted(excluded))}"
         )
     shape = next(file.shape for file in parsed.values() if file.rows)
-    return TaskItems(spec, items, source, own_data, shape, len(rejected), tuple(notes))
-
-
-def read_rows(
-    config: TaskConfig, data_dir: Path | None, trained: bool
-) -> tuple[SplitRows, TaskSpec | None, str]:
-    """(rows by file, the spec of a named task or None for own data, label of the source)."""
-    if config.path is not None and config.name in NAMED_TASKS:
-        files = read_folder(Path(config.path).expanduser())
-        return files, named_spec(config), config.path
-    if config.path or config.train or config.validation or config.test or config.hub:
-        files, source = read_own_rows(config)
-        return files, None, source
-    spec = named_spec(config)
-    if spec.hub is not None and spec.hub.train_is_separate_collection and not trained:
-        spec = replace(spec, hub=replace(spec.hub, train=None))
-    files, source = read_named_rows(spec, data_dir)
-    return files, spec, source
-
-
-def read_own_rows(config: TaskConfig) -> tuple[SplitRows, str]:
-    """(rows by file, label) of the user's own files or hub data set."""
-    if config.path is not None:
-        folder = Path(config.path).expanduser()
-        if folder.is_file():
-            raise UserError(
-                f"task {config.name!r}: path {folder} is a file; expected a folder with train, "
-                "validation or test files. For one file give 'train:' or 'test:'"
-            )
-        return read_folder(folder), str(folder)
-    paths = {"train": config.train, "validation": config.validation, "test": config.test}
-    given = {split: Path(path).expanduser() for split, path in paths.items() if path is not None}
-    if given and config.hub is not None:
-        raise UserError(f"task {config.name!r}: give files or 'hub', not both")
-    if given:
-        files = {split: read_file(path) for split, path in given.items()}
-        return files, ", ".join(str(path) for path in given.values())
-    assert config.hub is not None
-    return read_hub(HubSource(config.hub, revision=config.revision))
-
-
-def read_named_rows(spec: TaskSpec, data_dir: Path | None) -> tuple[SplitRows, str]:
-    """(rows by file, label) of a named task."""
-    if spec.read is not None:
-        return spec.read()
-    if data_dir is not None:
-        folder = data_dir / (spec.folder or spec.name)
-        return read_folder(folder), str(folder)
-    if spec.hub is None:
-        raise UserError(
-            f"task {spec.name!r}: its rows are your own texts; name them ('test: texts.jsonl' "
-            f"with a field 'text', or 'test: text.txt'), or put them into {spec.name}/test.jsonl "
-            "in data_dir"
-        )
-    files, source = read_hub(spec.hub)
-    return (files if spec.from_hub is None else spec.from_hub(files)), source
+    return TaskItems(spec, items, source, own_data, shape, len(rejected), tuple(notes), are_numbers)
 
 
 def make_items(
@@ -257,30 +206,6 @@ def make_items(
 # --- specs --------------------------------------------------------------------------------------
 
 
-def named_spec(config: TaskConfig) -> TaskSpec:
-    """A named task with the changes of the study file; another scorer brings its own prompt."""
-    if config.name not in NAMED_TASKS:
-        hint = did_you_mean(config.name, NAMED_TASKS) or "."
-        raise UserError(
-            f"task {config.name!r} is not a named task{hint} Named tasks: {', '.join(NAMED_TASKS)}."
-            " For your own data give 'train:' (a JSONL or Parquet file) or 'hub:'"
-        )
-    spec = NAMED_TASKS[config.name]
-    changes = common_settings(config)
-    if config.scorer in (None, spec.scorer):
-        changes["primary_metric"] = config.primary_metric or spec.primary_metric
-    else:
-        changes["scorer"] = config.scorer
-        if spec.scorer_sets_prompt:
-            lists_options = get_scorer(config.scorer).needs_listed_options
-            changes["prompt"] = LETTERED_PROMPT if lists_options else QUESTION_PROMPT
-    if config.prompt:
-        changes["prompt"] = config.prompt
-    if spec.hub is not None and config.revision is not None:
-        changes["hub"] = replace(spec.hub, revision=config.revision)
-    return replace(spec, **changes)
-
-
 def own_spec(config: TaskConfig, first: RowContent) -> TaskSpec:
     """The spec of the user's own data; the first row decides what the study file leaves open."""
     if config.prompt is not None and first.messages:
@@ -305,29 +230,6 @@ def own_spec(config: TaskConfig, first: RowContent) -> TaskSpec:
         version=scorer.version,
         **common_settings(config),
     )
-
-
-def number_notes(
-    config: TaskConfig, spec: TaskSpec, contents: Sequence[RowContent]
-) -> Iterator[str]:
-    """Whether answers that are scored by their log probability are numbers."""
-    numbers = sum(is_number(content.reference) for content in contents)
-    if config.scorer is None and spec.scorer == "loss" and numbers >= NUMERIC_SHARE * len(contents):
-        yield (
-            f"{spec.name}: {numbers:,} of {len(contents):,} answers are numbers, but they are "
-            "scored by log probability; 'scorer: number' in the task generates an answer and "
-            "compares its number"
-        )
-
-
-def common_settings(config: TaskConfig) -> dict[str, Any]:
-    """Settings that every task takes from the study file."""
-    return {
-        "num_fewshot": config.num_fewshot,
-        "primary_metric": config.primary_metric,
-        "stop": tuple(config.stop),
-        "extract": config.extract,
-    }
 
 
 # --- what the record states ---------------------------------------------------------------------

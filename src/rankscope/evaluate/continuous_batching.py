@@ -42,7 +42,6 @@ class GenerationLimits:
 @dataclass(slots=True)
 class Generation:
     adapter_name: str | None
-    position: int  # Index of the prompt in the caller's order
     prompt: Sequence[int]
     max_new_tokens: int
     shared: SharedPrefix | None = None  # Prompts with the same beginning, computed once
@@ -135,7 +134,6 @@ def generate(
         name: [
             Generation(
                 adapter_name=name,
-                position=i,
                 prompt=prompt,
                 max_new_tokens=min(limits.max_new_tokens, limits.context - len(prompt)),
                 shared=shared.get(i),
@@ -260,7 +258,11 @@ class RunningBatch:
         longest = max(int(cache.lengths[kept].max()) for cache, kept in kept_rows)
         self.cache = concatenate_caches(kept_rows, longest + GROWTH)
         self.tokens = torch.cat(tokens)
-        self.spans = one_token_spans([sequence.adapter_name for sequence in sequences])
+        spans, stop = [], 0
+        for name, run in itertools.groupby(sequence.adapter_name for sequence in sequences):
+            start, stop = stop, stop + len(list(run))
+            spans.append(AdapterSpan(name, start, stop))
+        self.spans = tuple(spans)
 
     def step(self) -> None:
         num_rows = len(self.sequences)
@@ -278,7 +280,6 @@ class RunningBatch:
 
 
 def concatenate_caches(parts: Sequence[tuple[KVCache, Tensor]], capacity: int) -> KVCache:
-    """One cache of the given rows of several, in order, with room for ``capacity`` tokens."""
     selected = [cache.select(rows, capacity) for cache, rows in parts]
     if len(selected) == 1:
         return selected[0]
@@ -288,14 +289,3 @@ def concatenate_caches(parts: Sequence[tuple[KVCache, Tensor]], capacity: int) -
         whole.keys[layer] = torch.cat([cache.keys[layer] for cache in selected])
         whole.values[layer] = torch.cat([cache.values[layer] for cache in selected])
     return whole
-
-
-def one_token_spans(adapter_names: Sequence[str | None]) -> tuple[AdapterSpan, ...]:
-    """Spans of rows of one token each; neighbours of one adapter share a span."""
-    spans: list[AdapterSpan] = []
-    for index, name in enumerate(adapter_names):
-        if spans and spans[-1].adapter_name == name:
-            spans[-1] = spans[-1]._replace(stop=index + 1)
-        else:
-            spans.append(AdapterSpan(name, index, index + 1))
-    return tuple(spans)

@@ -42,16 +42,12 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class PrefixGroup:
-    """Batches of items that begin with the same tokens."""
-
     prefix: RowBatch | None  # These tokens, one row; None if every row is computed whole
     batches: Sequence[tuple[Sequence[int], TokenTreeBatch]]  # With the indices of the items
 
 
 @dataclass(slots=True)
 class SummedLogprobs:
-    """What one model gives, by item and continuation."""
-
     values: list[Floats]  # Summed log p, nats
     missed: list[Floats]  # Tokens that greedy decoding would not write, if requested
     seconds: float = 0.0

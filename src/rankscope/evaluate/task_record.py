@@ -27,6 +27,7 @@ def task_record(
         score_unit=task.spec.score_unit,
         chance=task.spec.chance,
         rows={"train": len(task.train), "validation": len(task.validation), "test": len(task.test)},
+        row_shape=task.row_shape,
         dropped=task.dropped,
         contamination=task.contamination,
         num_fewshot=task.spec.num_fewshot,

@@ -23,9 +23,7 @@ class Row:
     """One row of token ids and the adapter it belongs to."""
 
     ids: Sequence[int]
-    keep: Sequence[int]
-    """Positions in the row whose logits are computed, ascending; the logits at position t predict
-    token t + 1."""
+    keep: Sequence[int]  # Positions whose logits are computed; those at t predict token t + 1
     adapter_name: str | None = None  # None for the bare base
     start: int = 0  # Position of the first id: the number of tokens in the row's cache
     branches: Sequence[int] = ()
@@ -143,12 +141,10 @@ class Base:
         return out
 
     def linears(self) -> dict[str, nn.Linear]:
-        """Every linear layer by module name, as the base has it (adapters unwrapped)."""
         return linear_layers(self.model)
 
     def trainable_copy(self) -> "Base":
-        """A float32 copy whose every parameter trains, for full fine-tuning; its products run in
-        the base's dtype."""
+        """A float32 copy whose every parameter trains, with products in the base's dtype."""
         if self.multi_lora.adapters:
             raise ValueError("detach all adapters before copying the base")
         model = copy.deepcopy(self.model).float()

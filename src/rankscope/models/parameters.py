@@ -91,7 +91,6 @@ def model_on_meta(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def architecture(config: PretrainedConfig) -> Architecture:
-    """Shapes of the causal language model of ``config``."""
     model = model_on_meta(config)
     output = model.get_output_embeddings()
     linear = {
@@ -132,8 +131,7 @@ def matching_names(
 def lora_parameters(
     config: PretrainedConfig | Architecture, rank: int, targets: Sequence[str]
 ) -> int:
-    """Trainable parameters of LoRA: sum of rank * (in + out) over matching layers (2106.09685,
-    section 4.2)."""
+    """Sum of rank * (in + out) over matching layers (2106.09685, section 4.2)."""
     if rank < 1:
         raise UserError(f"rank {rank}: expected a whole number of at least 1.")
     shapes = config if isinstance(config, Architecture) else architecture(config)
@@ -162,7 +160,6 @@ def check_targets(config: StudyConfig, shapes: Architecture) -> None:
 
 
 def rank_notes(config: StudyConfig, shapes: Architecture) -> list[str]:
-    """One sentence per rank above min(in, out) of a target matrix."""
     notes: list[str] = []
     for arm in config.arms:
         if arm.is_full:

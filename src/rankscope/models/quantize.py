@@ -30,7 +30,6 @@ def check_quantize(device: torch.device) -> None:
 def check_bitsandbytes(
     config: StudyConfig, trials: Iterable[TrialSpec], device: torch.device
 ) -> None:
-    """Raise UserError if this machine, or a base in 4 bits, cannot do what the study needs."""
     trains_base = any(trial.is_full for trial in trials)
     if config.train.optimizer == "adamw8bit" and trains_base:
         require_bitsandbytes("optimizer: adamw8bit")
@@ -50,7 +49,6 @@ def require_bitsandbytes(feature: str) -> None:
 
 
 def quantization(dtype: torch.dtype) -> Any:
-    """transformers' settings of a 4-bit load: NF4, double quantization, products in ``dtype``."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
@@ -66,8 +64,7 @@ def is_quantized(layer: nn.Module) -> bool:
 
 
 def dense_weight(linear: nn.Linear) -> Tensor:
-    """The weight of a frozen linear layer as numbers, (out, in), detached; a quantized one is
-    unpacked."""
+    """The weight of a frozen linear layer as numbers, (out, in), detached, unpacked."""
     if not is_quantized(linear):
         return linear.weight.detach()
     from bitsandbytes.functional import dequantize_4bit

@@ -64,8 +64,7 @@ def predictions(inputs: PreparedStudy, base: Base) -> tuple[TaskPrediction, ...]
 def features_of(
     inputs: PreparedStudy, base: Base, trial: TrialSpec, ranks: Sequence[int]
 ) -> PredictorFeatures:
-    """Measure one training task, on the target modules of a trial, by a few batches of its rows in
-    the order of seed 0."""
+    """Measure a trial's task and targets by a few batches, in the order of seed 0."""
     rows = inputs.rows[trial.task].rows
     order = RowSampler(len(rows), 1, 1, 0).epoch(0)
     size = max(PROBE_TOKENS, 2 * max(ranks))
@@ -112,23 +111,15 @@ def token_batches(rows: Sequence[EncodedRow], size: int) -> Iterator[list[Encode
 def loss_and_gradients(
     base: Base, targets: Mapping[str, nn.Linear], batches: Sequence[Sequence[EncodedRow]]
 ) -> tuple[float, list[Tensor]]:
-    """Mean loss over the label tokens of all batches, and its gradient per target matrix (none in 4
-    bits)."""
+    """Mean loss of all label tokens, and its gradient by matrix (none in 4 bits)."""
     weights = [layer.weight for layer in targets.values() if layer.weight.is_floating_point()]
     total = sum(sum(row.is_label) for batch in batches for row in batch)
     loss = 0.0
     with trainable(weights):
         for batch in batches:
-            kept = [row.label_positions for row in batch]
-            logits = base.logits(
-                RowBatch.of(
-                    [Row(row.input_ids, keep) for row, keep in zip(batch, kept, strict=True)],
-                    base.device,
-                )
-            )
-            ids = [
-                row.input_ids[t + 1] for row, keep in zip(batch, kept, strict=True) for t in keep
-            ]
+            rows = [Row(row.input_ids, row.label_positions) for row in batch]
+            logits = base.logits(RowBatch.of(rows, base.device))
+            ids = [row.ids[t + 1] for row in rows for t in row.keep]
             losses = mean_losses(logits, torch.tensor(ids, device=base.device), [len(ids)], [total])
             loss += float(losses.detach().sum())
             if weights:
@@ -167,7 +158,7 @@ def input_variance(
     seen = {}
     for leader in dict.fromkeys(leaders.values()):
         most = min(max(ranks), targets[leader].in_features, sum(passes[0].lengths))
-        seen[leader] = InputDirections.of(targets[leader], most)
+        seen[leader] = InputDirections(targets[leader], most)
     for batch in passes:
         update_directions(
             base, batch, {leader: (targets[leader], inputs) for leader, inputs in seen.items()}

@@ -129,14 +129,12 @@ def _curve_settings(trial: TrialRecords) -> tuple[object, ...]:
 def mean_score(
     study: StudyRecords, trials: Sequence[TrialRecords], task: str, split: Split
 ) -> float | None:
-    """Mean over trials; None if one was not scored."""
     records = [study.evals.get((t.spec.trial_id, task, split)) for t in trials]
     scores = [record.score for record in records if record is not None]
     return float(np.mean(scores)) if scores and len(scores) == len(trials) else None
 
 
 def score_predictors(tasks: Sequence[BacktestTask]) -> tuple[PredictorScore, ...]:
-    """How often each predictor is right, how far off it is, and the score this costs."""
     outcomes: dict[Predictor, list[tuple[bool, float, float]]] = {}
     for task in tasks:
         trained = {p.rank: p.trained for p in task.curve if p.trained is not None}

@@ -39,9 +39,6 @@ class ArmSummary(Record):
     """In-domain score minus the base's."""
     forgetting: Estimate | None
     """Base minus tuned, mean over retention tasks; positive = forgot."""
-    text_forgetting: Estimate | None = None
-    """Increase of the cross-entropy of held-out text, nats per token, mean over the retention tasks
-    scored by it; positive = forgot."""
     weighed_forgetting: Estimate | None = None
     """``forgetting`` on the scale on which it is weighed against the gain."""
     logprob_forgetting: Estimate | None = None
@@ -61,8 +58,6 @@ class ArmSummary(Record):
     """Largest peak of its trials' groups; adapters trained together share it."""
     on_pareto_front: bool = False
     """No other arm is better in score, ``forgetting`` and trainable parameters together."""
-    on_text_front: bool = False
-    """The same with ``text_forgetting``."""
 
     @property
     def is_full(self) -> bool:
@@ -90,6 +85,7 @@ AdviceKind = Literal[
     "caveat",
     "items",
     "seeds",
+    "steps",
     "learning_rate",
     "runs",
     "retention",
@@ -214,6 +210,8 @@ class TaskAdvice(Record):
     """Of full fine-tuning at the rate of the highest utility on the validation split."""
     best_lora_label: str | None = None
     """Of the LoRA arm of the highest utility on the validation split."""
+    candidate_labels: tuple[str, ...] = ()
+    """Of every configuration at the learning rate chosen for it on the validation split."""
 
 
 class SubjectChange(Record):

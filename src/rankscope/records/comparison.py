@@ -26,8 +26,6 @@ class ComparedStudy(Record):
 
 
 class Facet(Record):
-    """One ingredient of two studies, and whether it is the same in both."""
-
     what: str
     same: bool
     text: str  # What it is, or what differs
@@ -63,7 +61,5 @@ class StudyPair(Record):
 
 
 class StudyComparison(Record):
-    """The result of ``rankscope compare``: every further study is compared with the first."""
-
     studies: tuple[ComparedStudy, ...]
     pairs: tuple[StudyPair, ...]

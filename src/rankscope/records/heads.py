@@ -13,8 +13,6 @@ class HeadChange(Record):
 
 
 class LayerHeads(Record):
-    """The heads of one layer of one model on the items of one task."""
-
     layer: int
     importance: tuple[float, ...]  # E_x |z_h . dL/dz_h| over the layer's l2 norm, by query head
     group_importance: tuple[float, ...]  # By key/value head, of signed sums over query heads
@@ -45,13 +43,11 @@ class HeadAblation(Record):
 
 
 class HeadRole(Record):
-    """What one head contributes (see ``analyze.heads.roles``)."""
+    """What one head contributes (see ``analyze.heads.trial_heads``)."""
 
     layer: int
     head: int
-    skill: float
-    """How much more removing it costs the tuned model than the base on the training task, nats per
-    item."""
+    skill: float  # Nats per item that removing it costs the tuned model more, on the trained task
     lost: float | None
     """How much more removing it costs the base than the tuned model on the other tasks, nats per
     item, mean over tasks. None without other tasks."""

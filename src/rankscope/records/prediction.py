@@ -16,8 +16,6 @@ Predictor = Literal[
 
 
 class PredictorFeatures(Record):
-    """Measurements on the base and some rows of one training task, without training."""
-
     task: str
     num_rows: int
     num_label_tokens: int  # Label tokens of all training rows
@@ -27,13 +25,9 @@ class PredictorFeatures(Record):
     base_score: float  # On the first items of the validation split
     base_items: int
     chance: float | None
-    gradient_effective_rank: float | None
-    """exp of the entropy of sigma / sum(sigma) of the loss gradient, mean over target matrices;
-    None for a base in 4 bits."""
+    gradient_effective_rank: float | None  # Mean over target matrices; None in 4 bits
     gradient_stable_rank: float | None  # |G|_F^2 / sigma_1^2, mean over matrices
-    input_variance: dict[int, float]
-    """Rank -> share of the variance of a target's inputs in its leading directions, mean over
-    targets (the quantity behind EVA)."""
+    input_variance: dict[int, float]  # Rank -> share of it in its leading directions, as for EVA
 
 
 class RankPrediction(Record):
@@ -51,9 +45,7 @@ class TaskPrediction(Record):
 
 class RankScore(Record):
     rank: int
-    trained: float | None
-    """In-domain test score of the arm trained at this rank, mean over seeds, at the learning rate
-    chosen on the validation split."""
+    trained: float | None  # In-domain test score, mean over seeds, at the chosen learning rate
     truncated: float | None = None  # Of the highest rank's adapter cut to this rank, same seeds
     truncated_validation: float | None = None  # The same on the validation split
     truncated_forgetting: float | None = None  # Mean over retention tasks, test split
@@ -61,8 +53,6 @@ class RankScore(Record):
 
 
 class BacktestTask(Record):
-    """Prediction and outcome for one training task of a finished study."""
-
     study: str
     task: str
     prediction: TaskPrediction

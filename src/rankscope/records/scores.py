@@ -29,9 +29,7 @@ class EvalRecord(Record):
     n: int
     metrics: dict[str, float]  # Every one recorded, such as ``acc`` and ``exact_match``
     without_contamination: WithoutContamination | None = None  # With contaminated items
-    truncated: int = 0
-    """Items not scored whole: cut at the start to fit the model's context, or scored up to
-    ``max_length`` tokens."""
+    truncated: int = 0  # Items cut at the start to fit the context, or at ``max_length``
     seconds: float
     num_tokens: int
 

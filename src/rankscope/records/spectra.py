@@ -42,9 +42,7 @@ class MatrixSpectrum(Record):
     tuned_singular_values: tuple[float, ...] = ()  # Of W, as many as were examined
     largest_cosines: tuple[float, ...] = ()  # Of each examined vector to any base vector
     residual: float = 0.0  # Largest |W^T u - sigma v| of the leading vectors over sigma_1
-    ill_conditioned: int = 0
-    """Compared vectors whose singular values are so close that rounding to float32 may rotate them
-    by more than a sine of .01."""
+    ill_conditioned: int = 0  # That rounding to float32 may rotate by more than a sine of .01
 
     @model_validator(mode="before")
     @classmethod

@@ -1,6 +1,6 @@
 """What a study was made of, and everything known of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -77,6 +77,10 @@ class TrialRecords:
     spectra: SpectraRecord | None = None
     heads: HeadsRecord | None = None
     curve: tuple[CurvePoint, ...] = ()  # By step; empty if the study asks for none
+
+
+def finished_trials(trials: Iterable[TrialRecords]) -> list[TrialRecords]:
+    return [trial for trial in trials if trial.status == "done"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,16 +25,12 @@ class TrialSpec(Record):
     seed: int
     init_from: str | None = None  # Folder of the adapter that training continues
     init_sha256: str | None = None  # Hash of that adapter's configuration and weights
-    batch_size: int | None = None
-    """This field and the four below: the arm's own values if they differ from the study's
-    training protocol."""
+    batch_size: int | None = None  # The arm's own, like the next four; None: the study's
     gradient_accumulation: int | None = None
     schedule: Literal["linear", "cosine", "constant"] | None = None
     warmup_fraction: float | None = None
     weight_decay: float | None = None
-    replay: str | None = None
-    """This field and those below: mitigations of forgetting. Here: the task whose rows are mixed
-    in."""
+    replay: str | None = None  # From here on mitigations: the task whose rows are mixed in
     replay_share: float | None = None  # Share of the replayed rows among all rows, and in the loss
     replay_sha256: str | None = None  # Hash of the encoded replayed rows
     kl_to_base: float | None = None  # Weight of KL(base || tuned), nats per label token

@@ -19,7 +19,6 @@ from rankscope.formatting import (
     join_names,
     number,
     safe_text,
-    score_text,
     signed,
 )
 from rankscope.records import BASE, FEWEST_SEEDS, ArmSummary, Estimate, TaskAdvice
@@ -28,6 +27,11 @@ from rankscope.report.study_view import StudyView, retention_change
 
 NEXT_STEPS_TITLE = "How to get a firmer answer"
 CONFIDENCES = {"firm": "High confidence", "tentative": "Tentative", "none": "Cannot tell yet"}
+MEANINGS = {
+    "firm": "the confidence intervals agree",
+    "tentative": "the data lean this way",
+    "none": "the data do not decide it",
+}
 ROW_ROLES = {
     "recommended": "Recommended",
     "closest": "Best so far",
@@ -75,6 +79,8 @@ class AnswerCard:
     rows: tuple[CardRow, ...]
     advice: TaskAdvice | None
     """None if there is no advice for the task."""
+    note: str = ""
+    """What the retention change is measured on, and how it is weighed."""
 
     @property
     def confidence(self) -> str:
@@ -97,7 +103,8 @@ def answer_card(view: StudyView, task: str) -> AnswerCard:
     """The card of one training task."""
     advice, base, unit = view.advice(task), view.base(task), view.unit(task)
     columns = (
-        f"Score, {unit.score}" + (f" (base {score_text(base.score, unit)})" if base else ""),
+        f"Score, {unit.score}"
+        + (f" (base {number(base.score * unit.scale, unit.digits)})" if base else ""),
         f"Retention change, {view.forgetting_unit(task).difference}",
         "Size",
         "Training time",
@@ -109,7 +116,16 @@ def answer_card(view: StudyView, task: str) -> AnswerCard:
     if arms and lora is not None and not any(arm.is_lora for _, arm in arms):
         arms.append((("lora",), lora))
     rows = [CardRow(_role_text(roles), arm.label, _cells(view, arm)) for roles, arm in arms]
-    return AnswerCard(task, columns, tuple(rows), advice)
+    return AnswerCard(task, columns, tuple(rows), advice, _retention_note(view, task))
+
+
+def _retention_note(view: StudyView, task: str) -> str:
+    advice, names = view.advice(task), view.retained(task)
+    if advice is None or not names:
+        return ""
+    note = f"Retention change: the mean over {join_names(names)}; below zero was forgotten."
+    is_plain = advice.forgetting_scale.name in ("points", "unmeasured")
+    return note if is_plain else f"{note} {advice.forgetting_scale.text}"
 
 
 def _role_text(roles: Sequence[str]) -> str:
@@ -123,16 +139,16 @@ def _cells(view: StudyView, arm: ArmSummary) -> tuple[CardCell, ...]:
     retained = _cell(retention_change(arm), view.forgetting_unit(arm.task), sign=True)
     in_nats = arm.logprob_forgetting
     if advice and advice.forgetting_scale.name == "gold_logprob" and in_nats:
-        # What is weighed stands beside what is shown.
+        # The weighed number, beside the shown one.
         retained = replace(retained, note=f"{retained.note}; {difference(-in_nats.value, NATS)}")
     return (
         _cell(arm.score, view.unit(arm.task)),
         retained,
         CardCell(
             byte_size(BYTES_PER_PARAMETER * size),
-            f"{compact(size)} parameters, {share} % of the model; float32",
+            f"{compact(size)} parameters ({share} %), float32",
         ),
-        CardCell(duration(arm.seconds), f"per trial, {count(arm.seeds, 'seed')}"),
+        CardCell(duration(arm.seconds), "per trial"),
     )
 
 
@@ -153,6 +169,7 @@ def card_values(view: StudyView) -> dict[str, object]:
     return {
         "cards": [answer_card(view, task) for task in view.training_tasks],
         "confidences": CONFIDENCES,
+        "meanings": MEANINGS,
         "checks": CHECK_TITLES,
         "marks": MARKS,
         "next_steps_title": NEXT_STEPS_TITLE,

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.stats import rankdata
+from scipy.stats import t as student
 
 from rankscope.formatting import number
 from rankscope.records import HeadAblation, HeadsRecord, LayerHeads
@@ -105,6 +106,51 @@ def rank_correlation(a: HeadValues, b: HeadValues) -> float | None:
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+
+
+def ablation_rows(model: str, ablation: HeadAblation) -> list[dict[str, object]]:
+    """A row per head, then one per layer with all its heads removed."""
+    heads: list[dict[str, object]] = [
+        {
+            "model": model,
+            "layer": layer,
+            "head": head,
+            "task": ablation.task,
+            "cost before, nats per item": -before,
+            "cost after, nats per item": -ablation.tuned_gold_change[layer][head],
+            "standard error of the difference": ablation.gold_difference_error[layer][head],
+            "score lost before": -ablation.base_change[layer][head],
+            "score lost after": -ablation.tuned_change[layer][head],
+        }
+        for layer, values in enumerate(ablation.base_gold_change)
+        for head, before in enumerate(values)
+    ]
+    layers = zip(ablation.base_layer_gold_change, ablation.tuned_layer_gold_change, strict=True)
+    return heads + [
+        dict.fromkeys(heads[0])
+        | {"model": model, "layer": layer, "task": ablation.task}
+        | {"cost before, nats per item": -before, "cost after, nats per item": -after}
+        for layer, (before, after) in enumerate(layers)
+    ]
+
+
+def beyond_noise(ablation: HeadAblation) -> str:
+    """How many costs changed by more than two standard errors."""
+    errors = [error for layer in ablation.gold_difference_error for error in layer]
+    values = [float(v) for v in cost_increase(ablation).ravel() if not np.isnan(v)]
+    tested = [(v, e) for v, e in zip(values, errors, strict=True) if e is not None]
+    return f"{sum(abs(v) > 2 * e for v, e in tested)} of {len(tested)}"
+
+
+def noise_text(ablations: Sequence[HeadAblation]) -> str:
+    """How many heads noise alone puts beyond two standard errors, by Student's t.
+
+    The fewest items count. One item has no standard error, so nothing is tested on it.
+    """
+    items = [ablation.items for ablation in ablations if ablation.items > 1]
+    if not items:
+        return "One item has no standard error: nothing was tested."
+    return f"Noise alone would give {number(200 * float(student.sf(2, min(items) - 1)), 1)} %."
 
 
 def precision_note(dtype: str | None) -> str:

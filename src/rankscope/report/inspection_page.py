@@ -31,7 +31,7 @@ def inspection_sections(inspection: Inspection) -> list[PageSection]:
     models = models_inspected(inspection)
     sections = []
     for key, (title, lead) in SECTIONS.items():
-        figures = tuple(draw_section(key, "inspection", "models", models))
+        figures = tuple(draw_section(key, "models", models))
         if key == "heads" and models.with_heads:
             lead = f"{lead} {precision_note(models.with_heads[0][1].dtype)}".rstrip()
         if figures:

@@ -1,11 +1,16 @@
-"""What each arm had learned and forgotten after some steps, from scores while training."""
+"""What happened to each arm by step: its training loss, and its scores while it trained."""
 
 from collections import defaultdict
 from dataclasses import dataclass
 from statistics import fmean
 
+import numpy as np
+
 from rankscope.records import BASE, ArmSummary, CurvePoint, TrialRecords
 from rankscope.report.study_view import StudyView
+
+MAX_POINTS = 80
+"""Bins of a loss curve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +91,19 @@ def _retention(view: StudyView, task: str, points: dict[str, CurvePoint]) -> lis
     retained = [name for name in view.retained(task) if view.unit(name) == unit]
     changes = [_change(view, points[name]) if name in points else None for name in retained]
     return None if None in changes else [change for change in changes if change is not None]
+
+
+def binned_losses(
+    trials: list[TrialRecords], points: int = MAX_POINTS
+) -> list[tuple[float, float]]:
+    """(mean step, mean loss) over the seeds of an arm, in at most ``points`` bins."""
+    pairs = [(p.step, p.loss) for t in trials if t.train for p in t.train.losses]
+    finite = np.array([pair for pair in pairs if np.isfinite(pair[1])], dtype=float)
+    if len(finite) == 0:
+        return []
+    step = finite[:, 0]
+    bins = min(points, len(np.unique(step)))
+    edges = np.linspace(step.min(), step.max(), bins + 1)
+    place = np.clip(np.searchsorted(edges, step, side="right") - 1, 0, bins - 1)
+    means = [finite[place == b].mean(axis=0) for b in range(bins) if (place == b).any()]
+    return [(float(at), float(loss)) for at, loss in means]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from rankscope.formatting import (
@@ -31,6 +31,7 @@ from rankscope.records import (
     TrialRecords,
     TrialSpec,
 )
+from rankscope.report.page import template_environment
 from rankscope.report.study_view import StudyView, change_on
 from rankscope.report.table_formats import Cell, markdown, table_from_rows
 from rankscope.report.tables import role_of_tested
@@ -122,21 +123,15 @@ def _render(
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("rankscope.report"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-        # Every printed value passes here first, so that no text is read as Markdown.
-        finalize=lambda value: value if isinstance(value, Markup) else markdown_text(str(value)),
-    )
-    environment.filters |= {
+    filters = {
         # JSON strings are YAML as well.
         "json": lambda value: Markup(json.dumps(value)),
         "table": lambda rows: Markup(markdown(table_from_rows(rows))),
         "code": Markup,
     }
-    return environment
+    return template_environment(
+        lambda value: markdown_text(str(value)), filters, keep_trailing_newline=True
+    )
 
 
 # --- values of a card -----------------------------------------------------------------------------

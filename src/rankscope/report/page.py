@@ -126,21 +126,30 @@ def embedded(value: object) -> Markup:
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("rankscope.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # Every printed value passes here first, so none can be forgotten.
-        finalize=lambda value: value if isinstance(value, Markup) else safe_text(value, 20_000),
-    )
-    environment.filters |= {
+    filters: dict[str, Callable[..., object]] = {
         "number": number,
         "duration": duration,
         "facts": _facts,
         "html_table": html_table,
     }
+    return template_environment(
+        lambda value: safe_text(value, 20_000), filters, autoescape=True, lstrip_blocks=True
+    )
+
+
+def template_environment(
+    shown: Callable[[object], str], filters: Mapping[str, Callable[..., object]], **options: Any
+) -> Environment:
+    """Jinja for the templates of this room; ``shown`` makes text of every printed value."""
+    environment = Environment(
+        loader=PackageLoader("rankscope.report"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        # Every printed value passes here first, so none can be forgotten.
+        finalize=lambda value: value if isinstance(value, Markup) else shown(value),
+        **options,
+    )
+    environment.filters |= filters
     return environment
 
 

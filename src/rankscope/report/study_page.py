@@ -72,11 +72,11 @@ def study_sections(view: StudyView) -> list[PageSection]:
 
     def of_section(key: str) -> Iterator[Figure]:
         for unit in units:
-            yield from draw_section(key, "study", "unit", view, unit)
+            yield from draw_section(key, "unit", view, unit)
         for task in tasks:
-            yield from draw_section(key, "study", "task", view, task)
+            yield from draw_section(key, "task", view, task)
         for analyzed in models:
-            yield from draw_section(key, "study", "models", analyzed)
+            yield from draw_section(key, "models", analyzed)
 
     return [
         PageSection(key, *SECTIONS[key], tuple(of_section(key)), folded=key in FOLDED)

@@ -219,6 +219,14 @@ class StudyView:
         ordered = [label for label in dict.fromkeys(self._variants.values()) if label in groups]
         return {label: sorted(groups[label], key=lambda a: a.rank or 0) for label in ordered}
 
+    def variants(self, task: str) -> dict[str, list[ArmSummary]]:
+        """Arms that differ in rank and rate alone, by the rest of their label; focus first."""
+        groups: dict[str, list[ArmSummary]] = defaultdict(list)
+        focus = self.focus_line(task)
+        for label, arms in sorted(self.lines(task).items(), key=lambda line: line[0] != focus):
+            groups[" ".join(w for w in label.split() if not w.startswith("lr="))] += arms
+        return dict(groups)
+
     def line_style(self, label: str) -> tuple[str, str]:
         """Dash and symbol of a line, the same in every figure."""
         place = list(dict.fromkeys(self._variants.values())).index(label)

@@ -1,8 +1,9 @@
 """Write a table, a DataFrame, as HTML, Markdown, LaTeX, CSV or Parquet.
 
 ``frame.attrs["digits"]`` maps column titles to digits after the point; other numbers show three
-significant digits. A value with its 95 % interval is three columns: ``x``, ``x, low``, ``x, high``.
-Page, Markdown and LaTeX show rounded numbers; CSV and Parquet keep every digit.
+significant digits, and p values end at <0.001. ``frame.attrs["best"]`` names columns whose highest
+value is bold in Markdown and LaTeX. A value with its 95 % interval is three columns: ``x``, ``x,
+low``, ``x, high``. Page, Markdown and LaTeX show rounded numbers; CSV and Parquet keep every digit.
 """
 
 import re
@@ -18,6 +19,7 @@ from rankscope.formatting import (
     UNKNOWN,
     markdown_text,
     number,
+    p_cell,
     safe_text,
 )
 
@@ -25,14 +27,19 @@ Cell = str | float | int | None
 
 MAX_PAGE_CELL = 300
 """Longest text of a cell on a page, in characters; files hold longer ones."""
+P_TITLES = frozenset({"p", "p, Holm"})
 
 
 def table_from_rows(
-    rows: Sequence[Mapping[str, object]], digits: Mapping[str, int] = MappingProxyType({})
+    rows: Sequence[Mapping[str, object]],
+    digits: Mapping[str, int] = MappingProxyType({}),
+    best: Sequence[str] = (),
 ) -> pd.DataFrame:
     """A DataFrame from rows, each a mapping of column title to cell; None is unknown.
 
-    digits: digits after the point by column title.
+    Args:
+        digits: digits after the point by column title.
+        best: titles of columns whose highest value is marked.
     """
     frame = pd.DataFrame(list(rows), dtype=object)
     for title in frame.columns:
@@ -41,6 +48,7 @@ def table_from_rows(
         # Integers stay integers beside unknown cells.
         frame[title] = frame[title].astype("Int64") if is_whole else frame[title].infer_objects()
     frame.attrs["digits"] = {title: digits[title] for title in frame.columns if title in digits}
+    frame.attrs["best"] = [title for title in best if title in frame.columns]
     return frame
 
 
@@ -53,8 +61,15 @@ def frame_rows(frame: pd.DataFrame) -> list[tuple[Cell, ...]]:
     return list(zip(*columns, strict=True))
 
 
-def shown_cell(value: Cell, digits: int | None = None, limit: int = MAX_PAGE_CELL) -> str:
-    return safe_text(value, limit) if isinstance(value, str) else number(value, digits)
+def shown_cell(
+    value: Cell, title: str, digits: Mapping[str, int], limit: int = MAX_PAGE_CELL
+) -> str:
+    """A cell's text in a column, before it is escaped."""
+    if isinstance(value, str):
+        return safe_text(value, limit)
+    if title in P_TITLES and value is not None:
+        return p_cell(value)
+    return number(value, digits.get(title))
 
 
 def is_numeric(column: "pd.Series[object]") -> bool:
@@ -73,10 +88,7 @@ def html_table(frame: pd.DataFrame) -> Markup:
         for title in frame.columns
     ]
     rows = [
-        [
-            _html_cell(cell, digits.get(title))
-            for cell, title in zip(row, frame.columns, strict=True)
-        ]
+        [_html_cell(cell, title, digits) for cell, title in zip(row, frame.columns, strict=True)]
         for row in frame_rows(frame)
     ]
     body = "".join(f"<tr>{''.join(cells)}</tr>\n" for cells in rows)
@@ -85,8 +97,8 @@ def html_table(frame: pd.DataFrame) -> Markup:
     )
 
 
-def _html_cell(cell: Cell, digits: int | None) -> str:
-    text = escape(shown_cell(cell, digits))
+def _html_cell(cell: Cell, title: str, digits: Mapping[str, int]) -> str:
+    text = escape(shown_cell(cell, title, digits))
     if isinstance(cell, str):
         return f"<td>{text}</td>"
     value = "" if cell is None else f' data-v="{cell}"'
@@ -96,7 +108,7 @@ def _html_cell(cell: Cell, digits: int | None) -> str:
 def markdown(frame: pd.DataFrame) -> str:
     """A table in GitHub's Markdown; numbers flush right."""
     frame = with_intervals(frame)
-    shown = _shown(frame, markdown_text)
+    shown = _shown(frame, markdown_text, "**{}**")
     rules = ["---:" if is_numeric(frame[title]) else "---" for title in frame.columns]
     lines = [shown.columns, rules, *shown.itertuples(index=False, name=None)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -106,7 +118,8 @@ def latex(frame: pd.DataFrame) -> str:
     """A ``tabular`` for the booktabs package; numbers flush right."""
     frame = with_intervals(frame)
     kinds = "".join("r" if is_numeric(frame[title]) else "l" for title in frame.columns)
-    text = _shown(frame, latex_text).to_latex(index=False, escape=False, column_format=kinds)
+    shown = _shown(frame, latex_text, r"\textbf{{{}}}")
+    text = shown.to_latex(index=False, escape=False, column_format=kinds)
     return f"% \\usepackage{{booktabs}}\n{text}"
 
 
@@ -132,36 +145,47 @@ FORMATS: dict[str, Callable[[pd.DataFrame], bytes]] = {
 
 def with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
     """Columns ``x``, ``x, low`` and ``x, high`` as one, ``x [95 %]``: ``3.1 [1.0, 5.2]``."""
-    digits = frame.attrs.get("digits", {})
-    titles = set(frame.columns)
+    digits, titles = frame.attrs.get("digits", {}), set(frame.columns)
     with_ends = {t for t in titles if {f"{t}, low", f"{t}, high"} <= titles}
     ends = {f"{title}, {end}" for title in with_ends for end in ("low", "high")}
     merged: dict[str, Iterable[Cell]] = {}
     for title in frame.columns:
         if title in with_ends:
             rows = frame_rows(frame[[title, f"{title}, low", f"{title}, high"]])
-            merged[f"{title} [95 %]"] = [_value_with_ends(row, digits.get(title)) for row in rows]
+            merged[f"{title} [95 %]"] = [_value_with_ends(row, title, digits) for row in rows]
         elif title not in ends:
             merged[title] = frame[title]
     result = pd.DataFrame(merged)
     result.attrs["digits"] = digits
+    result.attrs["bold"] = {
+        (f"{title} [95 %]" if title in with_ends else title, row)
+        for title in frame.attrs.get("best", ())
+        for row in _best_rows(frame[title].astype(float).round(digits.get(title, 3)))
+    }
     return result
 
 
-def _value_with_ends(row: tuple[Cell, ...], digits: int | None) -> Cell:
-    value, low, high = (None if cell is None else shown_cell(cell, digits) for cell in row)
+def _best_rows(shown: "pd.Series[float]") -> list[int]:
+    """Rows of the highest value as it is shown, whatever follows after rounding."""
+    return [int(row) for row in shown.index[shown == shown.max()]]
+
+
+def _value_with_ends(row: tuple[Cell, ...], title: str, digits: Mapping[str, int]) -> Cell:
+    value, low, high = (None if cell is None else shown_cell(cell, title, digits) for cell in row)
     return value if low is None or high is None else f"{value} [{low}, {high}]"
 
 
-def _shown(frame: pd.DataFrame, escape_text: Callable[[str], str]) -> pd.DataFrame:
+def _shown(frame: pd.DataFrame, escape_text: Callable[[str], str], bold: str) -> pd.DataFrame:
     """Every cell as escaped text, texts whole; titles escaped as well."""
-    digits = frame.attrs.get("digits", {})
+    digits, marked = frame.attrs["digits"], frame.attrs["bold"]
+
+    def text(cell: Cell, title: str, row: int) -> str:
+        shown = escape_text(shown_cell(cell, title, digits, MAX_TEXT))
+        return bold.format(shown) if (title, row) in marked else shown
+
     cells = [
-        [
-            escape_text(shown_cell(cell, digits.get(title), MAX_TEXT))
-            for cell, title in zip(row, frame.columns, strict=True)
-        ]
-        for row in frame_rows(frame)
+        [text(cell, title, place) for cell, title in zip(row, frame.columns, strict=True)]
+        for place, row in enumerate(frame_rows(frame))
     ]
     return pd.DataFrame(cells, columns=[escape_text(title) for title in frame.columns])
 

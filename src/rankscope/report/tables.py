@@ -4,17 +4,17 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from rankscope.formatting import NATS, Unit
-from rankscope.records import ArmSummary, Estimate, StudyRecords
-from rankscope.report.study_view import StudyView, change_on
+from rankscope.formatting import NATS
+from rankscope.records import ArmSummary, StudyRecords
+from rankscope.report.charts.figure import interval_cells, interval_digits
+from rankscope.report.study_view import StudyView, change_on, retention_change
 from rankscope.report.table_formats import Cell, table_from_rows
-
-P_DIGITS = {"p": 4, "p, Holm": 4}
 
 
 def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
     """File name -> table; a table may be empty. Scores are those of the test split."""
     return {
+        "paper": paper_table(view),
         "arms": arms_table(view),
         "changes": changes_table(view),
         "comparisons": comparisons_table(view),
@@ -45,18 +45,44 @@ def answers_table(view: StudyView) -> pd.DataFrame:
     )
 
 
+def paper_table(view: StudyView) -> pd.DataFrame:
+    """Rank by training task, each arm at the learning rate chosen for it; the best is bold.
+
+    A study with one training task also shows the change on retention tasks, and the arms' size.
+    """
+    titles = {task: f"{task}, {view.unit(task).score}" for task in view.training_tasks}
+    rows: dict[str, dict[str, Cell]] = {"base": {"arm": "base"}}
+    digits = {t: view.unit(task).digits for task, t in titles.items()}
+    for task, title in titles.items():
+        unit, advice = view.unit(task), view.advice(task)
+        rows["base"] |= interval_cells(title, view.recommendation.base.get(task), unit)
+        chosen = [a for a in view.arms(task) if advice and a.label in advice.candidate_labels]
+        for arm in chosen:
+            name = " ".join(word for word in arm.label.split() if not word.startswith("lr="))
+            row = rows.setdefault(name, {"arm": name})
+            row |= interval_cells(title, arm.score, unit)
+            if len(titles) == 1:
+                lost = view.forgetting_unit(task)
+                kept = f"retention change, {lost.difference}"
+                digits[kept] = lost.digits
+                row |= interval_cells(kept, retention_change(arm), lost)
+                row["parameters"] = arm.trainable_parameters or None
+    ends = {name: n for t, d in digits.items() for name, n in interval_digits(t, d).items()}
+    return table_from_rows(list(rows.values()) if len(rows) > 1 else [], ends, tuple(digits))
+
+
 def arms_table(view: StudyView) -> pd.DataFrame:
     """Every arm of every training task: settings, scores with 95 % intervals, cost.
 
     Accuracies in per cent, differences in points; log probabilities in nats per token.
     """
-    digits = _digits(view, "score", "gain", "forgetting")
+    digits = _digits(view, "score", "gain", "retention change")
     rows = [_arm_row(view, arm) for task in view.training_tasks for arm in view.arms(task)]
-    return table_from_rows(rows, digits | {"seconds a trial": 1})
+    return table_from_rows(rows, digits | {"seconds a trial": 1, "peak memory, MB": 0})
 
 
 def _arm_row(view: StudyView, arm: ArmSummary) -> dict[str, Cell]:
-    unit, forgetting_unit = view.unit(arm.task), view.forgetting_unit(arm.task)
+    unit, kept = view.unit(arm.task), view.forgetting_unit(arm.task)
     advice = view.advice(arm.task)
     recommended = advice.chosen.label if advice and advice.chosen else None
     return {
@@ -68,16 +94,16 @@ def _arm_row(view: StudyView, arm: ArmSummary) -> dict[str, Cell]:
         "learning rate": arm.lr,
         "seeds": arm.seeds,
         "failed": arm.failed,
-        **_with_ends("score", arm.score, unit),
-        **_with_ends("gain", arm.gain, unit),
+        **interval_cells("score", arm.score, unit),
+        **interval_cells("gain", arm.gain, unit),
         "p": arm.gain.p if arm.gain else None,
         "p, Holm": arm.gain.p_holm if arm.gain else None,
-        **_with_ends("forgetting", arm.forgetting, forgetting_unit),
+        **interval_cells("retention change", retention_change(arm), kept),
         "unit": unit.score,
-        "unit of forgetting": forgetting_unit.difference,
+        "unit of retention": kept.difference,
         "trainable parameters": arm.trainable_parameters or None,
         "seconds a trial": arm.seconds,
-        "peak memory, bytes": arm.peak_memory_bytes,
+        "peak memory, MB": None if arm.peak_memory_bytes is None else arm.peak_memory_bytes / 1e6,
         "recommended": "yes" if arm.label == recommended else "no",
     }
 
@@ -90,7 +116,7 @@ def changes_table(view: StudyView) -> pd.DataFrame:
             "arm": arm.label,
             "tested on": tested.name,
             "role": role_of_tested(view.study, task, tested.name),
-            **_with_ends("change", estimate, view.unit(tested.name)),
+            **interval_cells("change", estimate, view.unit(tested.name)),
             "p": estimate.p,
             "items": estimate.n,
             "seeds": estimate.seeds,
@@ -118,7 +144,7 @@ def comparisons_table(view: StudyView) -> pd.DataFrame:
             "task": advice.task,
             "first": pair.first_label,
             "second": pair.second_label,
-            **_with_ends("difference", pair.difference, view.unit(advice.task)),
+            **interval_cells("difference", pair.difference, view.unit(advice.task)),
             "p": pair.difference.p,
             "p, Holm": pair.difference.p_holm,
             "unit": view.unit(advice.task).difference,
@@ -130,17 +156,9 @@ def comparisons_table(view: StudyView) -> pd.DataFrame:
 
 
 def _digits(view: StudyView, *titles: str) -> dict[str, int]:
-    """Digits of estimates with their ends and of p values; more if the study has nats."""
+    """Digits of estimates with their ends; more if the study has nats."""
     digits = 4 if any(view.unit(task.name) == NATS for task in view.study.tasks) else 2
-    ends = {f"{title}{end}": digits for title in titles for end in ("", ", low", ", high")}
-    return ends | P_DIGITS
-
-
-def _with_ends(title: str, estimate: Estimate | None, unit: Unit) -> dict[str, Cell]:
-    """Columns of a value and the ends of its interval, in the task's unit."""
-    ends = {"": "value", ", low": "low", ", high": "high"}
-    values = {end: getattr(estimate, field, None) for end, field in ends.items()}
-    return {f"{title}{end}": None if v is None else v * unit.scale for end, v in values.items()}
+    return {name: n for t in titles for name, n in interval_digits(t, digits).items()}
 
 
 # --- data and trials ------------------------------------------------------------------------------

@@ -139,7 +139,11 @@ def use_steps(
     quoted = shlex.quote(place)
     if settings is None:
         return [
-            UseStep("Load it with transformers", _load_model(base, place, chat), "python"),
+            UseStep(
+                "Load it with transformers",
+                _load(base, place, adapter=False, chat=chat),
+                "python",
+            ),
             UseStep("Serve it with vLLM", f"vllm serve {quoted}"),
             UseStep("Convert it to GGUF", f"python llama.cpp/convert_hf_to_gguf.py {quoted}"),
         ]
@@ -147,40 +151,33 @@ def use_steps(
         "merged = model.merge_and_unload()\n"
         'merged.save_pretrained("merged")\ntokenizer.save_pretrained("merged")'
     )
-    load = UseStep("Load it with PEFT", _load_adapter(base, place, chat), "python", base.note)
+    code = _load(base, place, adapter=True, chat=chat)
     return [
-        load,
-        _serve(base, settings, name, quoted),
+        UseStep("Load it with PEFT", code, "python", base.note),
         UseStep("Merge it into the base", merge, "python", "This continues the code above."),
-        _convert(settings, quoted),
+        _serve(base, settings, name, quoted),
+        _convert(settings, place),
     ]
 
 
-def _load_adapter(base: BaseSource, place: str, chat: bool) -> str:
-    dtype = f'dtype="{base.dtype}"'
-    if base.python is None:
-        lines = [
+def _load(base: BaseSource, place: str, *, adapter: bool, chat: bool) -> str:
+    """Python that loads an adapter or a model and generates one answer."""
+    dtype, folder = f'dtype="{base.dtype}"', json.dumps(place)
+    imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    lines = [f"model = AutoModelForCausalLM.from_pretrained({folder}, {dtype})"]
+    if adapter and base.python is None:
+        imports = [
             "from peft import AutoPeftModelForCausalLM",
-            "from transformers import AutoTokenizer\n",
-            f"model = AutoPeftModelForCausalLM.from_pretrained({json.dumps(place)}, {dtype})",
+            "from transformers import AutoTokenizer",
         ]
-    else:
+        lines = [f"model = AutoPeftModelForCausalLM.from_pretrained({folder}, {dtype})"]
+    elif adapter:
+        imports = ["from peft import PeftModel", *filter(None, [base.imports]), *imports]
         lines = [
-            "from peft import PeftModel",
-            *([base.imports] if base.imports else []),
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n",
             f"base = AutoModelForCausalLM.from_pretrained({base.python}, {dtype})",
-            f"model = PeftModel.from_pretrained(base, {json.dumps(place)})",
+            f"model = PeftModel.from_pretrained(base, {folder})",
         ]
-    return "\n".join([*lines, *_generate(place, chat)])
-
-
-def _load_model(base: BaseSource, place: str, chat: bool) -> str:
-    lines = [
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n",
-        f'model = AutoModelForCausalLM.from_pretrained({json.dumps(place)}, dtype="{base.dtype}")',
-    ]
-    return "\n".join([*lines, *_generate(place, chat)])
+    return "\n".join([*imports, "", *lines, *_generate(place, chat)])
 
 
 def _generate(place: str, chat: bool) -> list[str]:
@@ -212,11 +209,14 @@ def _serve(base: BaseSource, settings: Mapping[str, Any], name: str, place: str)
 
 
 def _convert(settings: Mapping[str, Any], place: str) -> UseStep:
-    title = "Convert it to GGUF"
+    title, folder, fetch = "Convert it to GGUF", shlex.quote(place), ""
+    if "/" in place:  # the script reads folders only
+        folder, fetch = "lora", f"hf download {place} --local-dir lora\n"
     if reason := obstacle(settings, "llama.cpp"):
         command = "python llama.cpp/convert_hf_to_gguf.py merged"
         return UseStep(title, command, note=f"{reason} Merge it first.")
-    return UseStep(title, f"python llama.cpp/convert_lora_to_gguf.py {place} --outfile lora.gguf")
+    command = f"python llama.cpp/convert_lora_to_gguf.py {folder} --outfile lora.gguf"
+    return UseStep(title, fetch + command)
 
 
 def steps_for_task(view: StudyView, task: str, folder: str) -> tuple[UseStep, ...]:

@@ -84,7 +84,7 @@ def check_record_settings(ledger: Ledger, study: PreparedStudy) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C requests a stop at the next safe point; the second aborts.
+    """The first Ctrl-C or SIGTERM requests a stop at the next safe point; the second aborts.
 
     Signals are left alone outside the main thread.
 
@@ -101,7 +101,8 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
-    before = signal.signal(signal.SIGINT, on_interrupt)
+    signals = (signal.SIGINT, signal.SIGTERM)  # the second is what a scheduler sends
+    before = [signal.signal(number, on_interrupt) for number in signals]
     try:
         yield asked.is_set
     except KeyboardInterrupt as abort:
@@ -109,4 +110,5 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             abort
         )
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)

@@ -1,33 +1,36 @@
 """What a study will cost, counted or estimated before anything runs.
 
-Trials, groups, steps and tokens are counted. They give the number of operations: 2 per weight and
-token forward, the same backward for activations, and the same again for trained weights. Time is
-that number divided by the measured rate of a matrix product and by the share of it that real steps
-reach.
+Trials, groups, steps and tokens are counted, rows of equal length together
+(``data/stand_ins.py``); memory is counted on shapes (``train/memory.py``); ``costs.py`` turns
+tokens into time on one of the machines of ``machines.py``.
 """
 
-import time
+import heapq
 from collections.abc import Mapping, Sequence
 
-import torch
-
-from rankscope.config.study import TrainConfig
-from rankscope.data.encode import EncodedRows
 from rankscope.evaluate.scorers import get_scorer
-from rankscope.models.methods import get_method
-from rankscope.models.parameters import TrainingCost
 from rankscope.records import Record, TrialSpec
+from rankscope.run.costs import CostModel, ItemTokens, TrialCost
 from rankscope.run.groups import Group, GroupLimit, group_steps, what_limits
+from rankscope.run.machines import Machine, this_machine
 from rankscope.run.prepared import PreparedStudy
-from rankscope.train.step_schedule import planned_steps, trial_protocol
+from rankscope.run.savings import Saving, largest_savings
 
-SHARE_OF_PEAK = 0.25
-"""Share of the measured matrix-product rate that a step reaches. LOG.md, "a group on a CPU is
-correct, not yet fast": a group of the pocket study did 47 GFLOP/s on two cores that can do 200,
-float32. Small models reach less."""
+Items = Mapping[tuple[str, str], Sequence[ItemTokens]]
+"""By task and split, what each item takes."""
 
-PROBE_SIZE = 1024
-PROBE_SECONDS = 0.3
+
+class StageSeconds(Record):
+    """Seconds by stage."""
+
+    training: float
+    scoring: float
+    spectra: float
+    heads: float
+
+    @property
+    def total(self) -> float:
+        return self.training + self.scoring + self.spectra + self.heads
 
 
 class GroupPlan(Record):
@@ -41,11 +44,14 @@ class GroupPlan(Record):
     """Training tokens of all its trials together."""
     memory_bytes: int
     """Peak while it trains, estimated: base, adapters with their states, one forward and backward
-    pass. The libraries' own few hundred MB come on top."""
+    pass. The libraries' own 0.7 GB come on top."""
+    fits: bool
+    """Whether that is less than the machine has."""
     limited_by: GroupLimit
     """What keeps the group from being larger."""
+    stages: StageSeconds
     seconds: float
-    """Estimate, training and evaluation."""
+    """Of all stages."""
 
 
 class Plan(Record):
@@ -53,7 +59,9 @@ class Plan(Record):
 
     study: str
     model: str
-    device: str
+    machine: str
+    memory_bytes: int
+    """Of the machine."""
     dtype: str
     trials: int
     groups: tuple[GroupPlan, ...]
@@ -64,21 +72,35 @@ class Plan(Record):
     train_tokens: int
     evaluation_tokens: int
     disk_bytes: int
+    stages: StageSeconds
+    """Of the whole study on one device."""
     seconds: float
-    """Estimate of the whole study."""
-    measured_gflops: float
-    """Rate of a matrix product on this device, 10^9 operations per second."""
+    """Their sum."""
+    gpus: int
+    wall_seconds: float
+    """On ``gpus`` devices: the base first, then the groups, see :func:`makespan`."""
+    basis: str
+    """What the estimate of time rests on."""
+    savings: tuple[Saving, ...]
+    """The largest savings, largest first."""
     notes: tuple[str, ...]
 
 
-def make_plan(inputs: PreparedStudy) -> Plan:
-    """Count and estimate; only the rate of one matrix product is measured."""
-    shapes = inputs.shapes
-    rate = product_rate(inputs.device, inputs.dtype) * SHARE_OF_PEAK
-    item_tokens = evaluation_tokens(inputs)
-    scored_tokens = trial_tokens(inputs, item_tokens)
-    groups = tuple(plan_group(inputs, group, scored_tokens, rate) for group in inputs.groups)
-    base_tokens = sum(sum(item_tokens[task, split]) for _, task, split in inputs.base_evals())
+def make_plan(inputs: PreparedStudy, machine: Machine | None = None, gpus: int = 1) -> Plan:
+    """Count and estimate; without ``machine`` a short product is measured here."""
+    machine = machine or this_machine(inputs.device, inputs.dtype, widest(inputs))
+    model, items = CostModel(inputs, machine), item_tokens(inputs)
+    costs: dict[str, TrialCost] = {}
+    for group in inputs.groups:
+        costs |= trial_costs(model, items, group)
+    groups = tuple(plan_group(model, group, costs) for group in inputs.groups)
+    base_items = [item for _, task, split in inputs.base_evals() for item in items[task, split]]
+    base = TrialCost(0, model.scoring(base_items), model.base_spectra(), base_heads(model, items))
+    stages = summed([base, *costs.values()])
+    products = sum(
+        model.products(model.training_operations(t, model.tokens(t))) for t in inputs.trials
+    )
+    scored = [evaluated_items(inputs, items, trial) for trial in inputs.trials]
     evaluations = len(inputs.base_evals()) + sum(
         len(inputs.wanted_evals(t.trial_id, t.task)) + len(inputs.wanted_variants(t))
         for t in inputs.trials
@@ -86,7 +108,8 @@ def make_plan(inputs: PreparedStudy) -> Plan:
     return Plan(
         study=inputs.config.name,
         model=inputs.config.model.label,
-        device=str(inputs.device),
+        machine=machine.label,
+        memory_bytes=round(machine.memory * 1e9),
         dtype=str(inputs.dtype).removeprefix("torch."),
         trials=len(inputs.trials),
         groups=groups,
@@ -95,136 +118,120 @@ def make_plan(inputs: PreparedStudy) -> Plan:
             len(inputs.curve_steps(t)) * len(inputs.curve_tasks(t.task)) for t in inputs.trials
         ),
         train_tokens=sum(group.num_tokens for group in groups),
-        evaluation_tokens=base_tokens + sum(scored_tokens.values()),
+        evaluation_tokens=sum(i.read + i.written for of in [base_items, *scored] for i in of),
         disk_bytes=sum(
-            trial_cost(inputs, trial).weight_bytes * (1 + len(inputs.snapshot_steps(trial)))
+            model.cost(trial).weight_bytes * (1 + len(inputs.snapshot_steps(trial)))
             for trial in inputs.trials
         ),
-        seconds=sum(p.seconds for p in groups) + 2 * shapes.num_parameters * base_tokens / rate,
-        measured_gflops=rate / SHARE_OF_PEAK / 1e9,
+        stages=stages,
+        seconds=stages.total,
+        gpus=gpus,
+        wall_seconds=summed([base]).total + makespan([group.seconds for group in groups], gpus),
+        basis=machine.basis(inputs.dtype, products / stages.training),
+        savings=largest_savings(inputs.config, inputs.trials, costs, stages.scoring, items),
         notes=inputs.notes,
     )
 
 
-def plan_group(
-    inputs: PreparedStudy, group: Group, scored_tokens: Mapping[str, int], rate: float
-) -> GroupPlan:
+def widest(inputs: PreparedStudy) -> tuple[int, int]:
+    """The shape of the largest weight but the output layer's."""
+    shapes = inputs.shapes
+    layers = [s for name, s in shapes.linear_shapes.items() if name != shapes.output_layer]
+    return max(layers, key=lambda shape: shape[0] * shape[1])
+
+
+def plan_group(model: CostModel, group: Group, costs: Mapping[str, TrialCost]) -> GroupPlan:
     """Count one group's steps and tokens and estimate its memory and time."""
-    config, shapes = inputs.config.train, inputs.shapes
+    inputs, config = model.inputs, model.inputs.config
     rows = inputs.rows[group[0].task]
-    protocols = [trial_protocol(trial, config) for trial in group]
-    own = [trained_tokens(rows, protocol) for protocol in protocols]
-    tokens = [n + replayed_tokens(inputs, t, n) for t, n in zip(group, own, strict=True)]
-    costs = [trial_cost(inputs, trial) for trial in group]
-    backward = 4 if group[0].is_full else 2
-    operations = sum(
-        num_tokens
-        * (
-            (2 + backward) * shapes.num_parameters
-            + (0 if trial.is_full else 6 * cost.trainable_parameters)
-        )
-        for trial, cost, num_tokens in zip(group, costs, tokens, strict=True)
-    )
-    operations += sum(
-        2 * shapes.num_parameters * (replayed_tokens(inputs, t, n) if t.replay else n)
-        for t, n in zip(group, own, strict=True)
-        if t.kl_to_base  # the bare base's forward pass
-    )
-    scored = sum(scored_tokens[trial.trial_id] for trial in group)
-    operations += scored * 2 * shapes.num_parameters
+    memory = inputs.grouping.memory(group, config.train).total_bytes
+    stages = summed([costs[trial.trial_id] for trial in group])
     return GroupPlan(
         task=group[0].task,
         labels=tuple(f"{trial.arm_label} seed={trial.seed}" for trial in group),
-        steps=group_steps(group, len(rows.rows), rows.num_tokens, config),
-        num_tokens=sum(tokens),
-        memory_bytes=inputs.grouping.memory(group, config).total_bytes,
-        limited_by=what_limits(group, inputs.groups, inputs.config.max_group_size),
-        seconds=operations / rate,
+        steps=group_steps(group, len(rows.rows), rows.num_tokens, config.train),
+        num_tokens=sum(map(model.tokens, group)),
+        memory_bytes=memory,
+        fits=memory <= model.machine.memory * 1e9,
+        limited_by=what_limits(group, inputs.groups, config.max_group_size),
+        stages=stages,
+        seconds=stages.total,
     )
 
 
-def trained_tokens(rows: EncodedRows, protocol: TrainConfig) -> int:
-    """Tokens that one trial trains on, if every row has the mean length."""
-    steps = planned_steps(len(rows.rows), rows.num_tokens, protocol)
-    rows_per_step = min(len(rows.rows), protocol.batch_size * protocol.gradient_accumulation)
-    return round(steps * rows_per_step * rows.num_tokens / len(rows.rows))
+def trial_costs(model: CostModel, items: Items, group: Group) -> dict[str, TrialCost]:
+    """Seconds of each trial of a group, by id."""
+    inputs, training = model.inputs, model.training(group)
+    heads_task = inputs.config.analyze.heads.task
+    return {
+        trial.trial_id: TrialCost(
+            training[trial.trial_id],
+            model.scoring(evaluated_items(inputs, items, trial)),
+            model.spectra(trial),
+            model.heads(items[heads_task or trial.task, "test"]),
+        )
+        for trial in group
+    }
 
 
-def replayed_tokens(inputs: PreparedStudy, trial: TrialSpec, own_tokens: int) -> int:
-    """Replayed tokens beside ``own_tokens``, if every row has the mean length."""
-    if trial.replay is None or not trial.replay_share:
-        return 0
-    own, general = inputs.rows[trial.task], inputs.replay_rows[trial.replay]
-    num_rows = own_tokens * len(own.rows) / own.num_tokens
-    beside = num_rows * trial.replay_share / (1 - trial.replay_share)
-    return round(beside * general.num_tokens / len(general.rows))
+def base_heads(model: CostModel, items: Items) -> float:
+    """Seconds of measuring the base's heads, once for each training task."""
+    tasks = {model.inputs.config.analyze.heads.task or t.task for t in model.inputs.trials}
+    return sum(model.heads(items[task, "test"]) for task in tasks)
 
 
-def trial_tokens(
-    inputs: PreparedStudy, item_tokens: Mapping[tuple[str, str], Sequence[int]]
-) -> dict[str, int]:
-    """By trial, the tokens of scoring it, during training and after."""
+def evaluated_items(inputs: PreparedStudy, items: Items, trial: TrialSpec) -> list[ItemTokens]:
+    """Every item that a trial is scored on, during training and after, once for each time."""
     few = inputs.config.train.evaluate_items
-    counts = {}
-    for trial in inputs.trials:
-        after = inputs.wanted_evals(trial.trial_id, trial.task) + inputs.wanted_variants(trial)
-        point = sum(
-            sum(item_tokens[task, "validation"][:few]) for task in inputs.curve_tasks(trial.task)
-        )
-        counts[trial.trial_id] = len(inputs.curve_steps(trial)) * point + sum(
-            sum(item_tokens[task, split]) for _, task, split in after
-        )
-    return counts
+    after = inputs.wanted_evals(trial.trial_id, trial.task) + inputs.wanted_variants(trial)
+    point = [i for task in inputs.curve_tasks(trial.task) for i in items[task, "validation"][:few]]
+    return point * len(inputs.curve_steps(trial)) + [
+        item for _, task, split in after for item in items[task, split]
+    ]
 
 
-def evaluation_tokens(inputs: PreparedStudy) -> dict[tuple[str, str], list[int]]:
-    """Tokens one model reads (and writes) on each item of a split of a task.
+def item_tokens(inputs: PreparedStudy) -> dict[tuple[str, str], list[ItemTokens]]:
+    """What one model reads and writes for each item of each split.
 
-    Generated answers count at their maximum length.
+    An answer that is generated counts as long as the one in the data, if there is one.
     """
-    counts: dict[tuple[str, str], list[int]] = {}
+    counts: dict[tuple[str, str], list[ItemTokens]] = {}
     for _, name, split in inputs.base_evals():
-        task, item_tokens = inputs.tasks[name], []
+        task, encoder = inputs.tasks[name], inputs.encoder
         scorers = {
             item.item_id: part.spec.scorer
             for part in task.parts
             for item in (*part.validation, *part.test)
         }
+        most = inputs.config.evaluate.max_new_tokens
+        counts[name, split] = of_split = []
         for item in task.validation if split == "validation" else task.test:
-            tokens = len(inputs.encoder.prompt_ids(item))
+            prompt = len(encoder.prompt_ids(item))
             if get_scorer(scorers.get(item.item_id, task.spec.scorer)).generates:
-                tokens += inputs.config.evaluate.max_new_tokens
+                answer = (
+                    len(encoder.answer_ids(item.completion, item)) + 1 if item.completion else most
+                )
+                of_split.append(ItemTokens(prompt, 1, min(answer, most)))
             else:
-                answers = item.choices or (item.completion,)
-                tokens += sum(len(inputs.encoder.answer_ids(text, item)) for text in answers)
-            item_tokens.append(tokens)
-        counts[name, split] = item_tokens
+                texts = item.choices or (item.completion,)
+                answers = sum(len(encoder.answer_ids(text, item)) for text in texts)
+                of_split.append(ItemTokens(prompt + answers, answers))
     return counts
 
 
-def trial_cost(inputs: PreparedStudy, trial: TrialSpec) -> TrainingCost:
-    """Trainable parameters of a trial and the memory they need besides the base."""
-    method = get_method(trial.method)
-    return method.cost(trial, inputs.shapes, inputs.folder, inputs.dtype)
+def summed(costs: Sequence[TrialCost]) -> StageSeconds:
+    """Several trials together."""
+    columns = zip(TrialCost._fields, zip(*costs, strict=True), strict=True)
+    return StageSeconds(**{stage: sum(seconds) for stage, seconds in columns})
 
 
-def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of a square matrix product, measured for 0.3 s."""
-    a = torch.randn(PROBE_SIZE, PROBE_SIZE, device=device).to(dtype)
-    b = a.clone()
+def makespan(seconds: Sequence[float], devices: int) -> float:
+    """When the last device is done, if each unit, longest first, goes to the first free one.
 
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        elif device.type == "mps":
-            torch.mps.synchronize()
-
-    a @ b
-    wait()
-    begun = time.perf_counter()
-    count = 0
-    while time.perf_counter() - begun < PROBE_SECONDS:
-        a @ b
-        wait()
-        count += 1
-    return count * 2 * PROBE_SIZE**3 / (time.perf_counter() - begun)
+    >>> makespan([3, 3, 2, 2, 2], 2)
+    7
+    """
+    busy = [0.0] * devices
+    for unit in sorted(seconds, reverse=True):
+        heapq.heapreplace(busy, busy[0] + unit)
+    return max(busy)

@@ -8,6 +8,7 @@ from rankscope.advise.retention import scale_notes
 from rankscope.analyze.spectra import check_spectra_settings, compared_matrices
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import Encoder
+from rankscope.data.stand_ins import CachingEncoder
 from rankscope.data.study_data import prepare_data
 from rankscope.data.tasks import items_sha256
 from rankscope.device import available_memory_bytes, choose_device, choose_dtype, dtype_notes
@@ -25,6 +26,7 @@ from rankscope.models.parameters import architecture, check_targets, rank_notes,
 from rankscope.models.quantize import check_bitsandbytes
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.run.groups import Grouping
+from rankscope.run.machines import Machine
 from rankscope.run.prepared import PreparedStudy
 from rankscope.run.trials import duplicate_grid_notes, make_trials
 from rankscope.train.memory import MemoryModel, RowCounts
@@ -35,13 +37,18 @@ USABLE_SHARE = 0.9
 
 
 def prepare_study(
-    config: StudyConfig, weights: bool = True, reporter: ProgressReporter | None = None
+    config: StudyConfig,
+    weights: bool = True,
+    reporter: ProgressReporter | None = None,
+    machine: Machine | None = None,
 ) -> PreparedStudy:
     """Fetch the model, encode the data, check it all and plan the groups; weights are only hashed.
 
     weights: the base's weights must be there and are hashed. False plans from its configuration
-    and tokenizer, and the trials' ids are then not those of a run, unless an arm has ``init_from``
-    and the weights are there: they are then hashed all the same.
+    and tokenizer, with rows that stand for others of their length (``data/stand_ins.py``). The
+    trials' ids are then not those of a run. If an arm has ``init_from`` and the weights are there,
+    they are hashed all the same.
+    machine: plan for it in place of this one.
     """
     reporter = reporter or NullReporter()
     reporter.stage("preparing", 3)
@@ -52,8 +59,9 @@ def prepare_study(
     shapes = architecture(model_config)
     config, warm_starts = resolve_warm_starts(config, shapes)
     check_targets(config, shapes)  # before rows are read, which can take long
-    device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
+    device = machine.device if machine else choose_device(config.device)
+    dtype = machine.dtype(config.dtype) if machine else choose_dtype(config.dtype, device)
+    free_bytes = machine.memory * 1e9 if machine else available_memory_bytes(device)
     missing_weights = [] if weights else missing_weights_notes(folder)
     is_hashed = weights or (bool(warm_starts) and not missing_weights)
     base_sha256 = weights_sha256(folder) if is_hashed else "not read"
@@ -62,9 +70,11 @@ def prepare_study(
 
     # The data
     reporter.advance(1, "rows")
-    encoder = Encoder(load_tokenizer(folder), config.model.prompt_format, config.train.max_length)
+    encoder = (Encoder if weights else CachingEncoder)(
+        load_tokenizer(folder), config.model.prompt_format, config.train.max_length
+    )
     config = resolve_auto(config, encoder, dtype)
-    data = prepare_data(config, encoder)
+    data = prepare_data(config, encoder, whole=weights)
     truncated = study_truncation_notes(
         encoder, data.tasks.values(), context_length(model_config), config.evaluate
     )
@@ -76,7 +86,7 @@ def prepare_study(
     trials = make_trials(
         config,
         base_sha256,
-        data_sha256={name: rows.sha256 for name, rows in data.rows.items()},
+        data_sha256={n: rows.sha256 if weights else "" for n, rows in data.rows.items()},
         adapter_sha256={name: start.sha256 for name, start in warm_starts.items()},
         replay_sha256={name: rows.sha256 for name, rows in data.replay_rows.items()},
         validation_sha256={
@@ -90,7 +100,8 @@ def prepare_study(
         check_learning_rates(trial, num_steps, config.train)
         facts = TrialFacts(shapes, folder, rows.num_tokens, num_steps)
         get_method(trial.method).check_trial(trial, facts)
-    check_bitsandbytes(config, trials, device)
+    if machine is None:
+        check_bitsandbytes(config, trials, device)
     if config.analyze.spectra.enabled:
         check_spectra_settings(config.analyze.spectra, compared_matrices(shapes, trials))
 
@@ -98,7 +109,7 @@ def prepare_study(
     grouping = Grouping(
         MemoryModel(model_config, dtype, device),
         {n: RowCounts.of(rows.rows) for n, rows in {**data.replay_rows, **data.rows}.items()},
-        config.memory_limit or round(USABLE_SHARE * available_memory_bytes(device)),
+        config.memory_limit or round(USABLE_SHARE * free_bytes),
     )
     groups = tuple(grouping.groups(trials, config))
     reporter.finish()

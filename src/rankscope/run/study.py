@@ -5,14 +5,16 @@ Reading a study file needs no torch; what checks, plans and runs it is imported 
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from rankscope.config.loader import load_study_file
 from rankscope.config.study import StudyConfig
+from rankscope.data.task_source import check_sources
+from rankscope.models.model_folder import model_folder
 from rankscope.progress import JsonlReporter, NullReporter, ProgressReporter
-from rankscope.records import StudyRecords
+from rankscope.records import Status, StudyRecords
 from rankscope.store import UNITS, Ledger
 
 if TYPE_CHECKING:
@@ -38,7 +40,11 @@ class Study:
         Raises:
             UserError: the file cannot be read or used; every fault is named with its line.
         """
-        return cls(load_study_file(Path(path), overrides))
+        config = load_study_file(Path(path), overrides)
+        check_sources(config)
+        if config.model.hub is None:
+            model_folder(config.model, weights=False)
+        return cls(config)
 
     def check(self, reporter: ProgressReporter | None = None) -> "PreparedStudy":
         """Check model, data, tokens, labels and contamination, without loading weights.
@@ -50,21 +56,32 @@ class Study:
 
         return prepare_study(self.config, reporter=reporter)
 
-    def plan(self, reporter: ProgressReporter | None = None) -> "Plan":
+    def plan(
+        self, reporter: ProgressReporter | None = None, device: str = "here", gpus: int = 1
+    ) -> "Plan":
         """Trials, groups, steps, tokens, memory, disk and time, before anything runs.
 
         The model's configuration and tokenizer are enough.
+
+        Args:
+            reporter: of progress; silent by default.
+            device: ``here``, or a machine of ``run/machines.py``.
+            gpus: that many of them, each with its own groups.
         """
+        from rankscope.run.machines import find_machine
         from rankscope.run.plan import make_plan
         from rankscope.run.prepare import prepare_study
 
-        return make_plan(prepare_study(self.config, weights=False, reporter=reporter))
+        machine = find_machine(device)
+        prepared = prepare_study(self.config, False, reporter, machine)
+        return make_plan(prepared, machine, gpus)
 
     def run(
         self,
         out: str | Path,
         reporter: ProgressReporter | None = None,
         executor: "Executor | None" = None,
+        retry: Collection[Status] = (),
     ) -> StudyRecords:
         """Run the study into ``out``, or continue it there; always safe to repeat.
 
@@ -75,6 +92,7 @@ class Study:
             out: the study's folder, created if needed.
             reporter: of progress; silent by default.
             executor: where groups run, see ``run/executors``; by default in this process.
+            retry: run trials of these statuses again, such as ``oom``.
 
         Raises:
             UserError, StudyLocked, IntegrityError, DiskFull, Interrupted.
@@ -93,6 +111,8 @@ class Study:
         # Before the folder: a refused study leaves nothing.
         study = prepare_study(self.config, reporter=reporter)
         with Ledger.open(out, write=True) as ledger, interruptible() as should_stop:
+            again = [trial for trial, status in ledger.statuses().items() if status in retry]
+            ledger.retry_trials(again)
             reporter = JsonlReporter(reporter, out / "log.jsonl")
             context = begin_run(study, ledger, reporter, should_stop)
             context.use_stored_groups()

@@ -2,10 +2,9 @@
 
 from rankscope.store.artifacts import CHECKPOINTS, UNITS, Artifact, Problem
 from rankscope.store.items import adapter_path, items_path, model_path, snapshot_path, weights_path
-from rankscope.store.ledger import Ledger
+from rankscope.store.ledger import Ledger, transfer
 from rankscope.store.lock import running_process
 from rankscope.store.results import PointKey, StoredGroups, TrialFailure
-from rankscope.store.transfer import transfer
 
 __all__ = [
     "CHECKPOINTS",

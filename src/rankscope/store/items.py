@@ -34,7 +34,6 @@ def weights_path(spec: TrialSpec) -> str:
 
 
 def snapshot_path(spec: TrialSpec, step: int) -> str:
-    """Path of the weights that a trial had after ``step`` optimizer steps."""
     kind = "model" if spec.is_full else "adapter"
     return f"artifacts/{spec.trial_id}/steps/{step}/{kind}"
 

@@ -2,12 +2,12 @@
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self
 
-from rankscope.errors import UserError
+from rankscope.errors import IntegrityError, UserError
 from rankscope.records import (
     BASE,
     FAILED,
@@ -23,7 +23,14 @@ from rankscope.records import (
     TrialSpec,
     trial_of,
 )
-from rankscope.store.artifacts import Artifact, ArtifactStore, Problem, reporting_disk_full
+from rankscope.store.artifacts import (
+    ARTIFACTS,
+    Artifact,
+    ArtifactStore,
+    Problem,
+    link_or_copy,
+    reporting_disk_full,
+)
 from rankscope.store.database import (
     SMALL_WRITE,
     connect,
@@ -51,6 +58,8 @@ from rankscope.store.results import (
     set_status,
 )
 from rankscope.store.verify import find_problems
+
+ROWS = "SELECT * FROM records ORDER BY rowid"
 
 
 class Ledger:
@@ -173,7 +182,6 @@ class Ledger:
         return None if body is None else parse_record(StoredGroups, body, "study: groups")
 
     def add_seconds(self, seconds: float) -> None:
-        """Add to the wall time spent on the study over all runs."""
         self._put(seconds=repr(float(study_body(self._db, "seconds") or 0.0) + seconds))
 
     def _put(self, **bodies: str) -> None:
@@ -237,17 +245,6 @@ class Ledger:
             for trial_id in trial_ids:
                 set_status(self._db, trial_id, "done", expected=("trained",))
 
-    def insert_results(
-        self,
-        records: Sequence[tuple[str, ...]],
-        artifacts: Iterable[Artifact],
-        trials: Iterable[tuple[str, Status, str | None]],
-    ) -> None:
-        with transaction(self._db, self.out):
-            self._insert(records, artifacts)
-            for trial_id, status, reason in trials:
-                set_status(self._db, trial_id, status, reason)
-
     def _insert(self, rows: Sequence[tuple[str, ...]], artifacts: Iterable[Artifact]) -> None:
         self._keys = None  # read again when asked for
         known = {BASE, *(row[0] for row in self._db.execute("SELECT trial_id FROM trials"))}
@@ -300,10 +297,6 @@ class Ledger:
             "SELECT DISTINCT kind, trial_id, settings FROM records WHERE settings != ''"
         )
 
-    def record_rows(self) -> Iterator[tuple[str, ...]]:
-        """Every record as stored: trial id, kind, key, body, sha256 and settings."""
-        yield from self._db.execute("SELECT * FROM records ORDER BY rowid")
-
     def trial_rows(self) -> Iterator[tuple[str, Status, str | None]]:
         """(trial id, status, failure) of every trial of the study as it is now, in order."""
         yield from self._db.execute(
@@ -336,11 +329,44 @@ class Ledger:
         return self._store.checked_path(relative, self.artifacts(relative))
 
     def load(self) -> StudyRecords:
-        """All records of the study as it is now. Per-item tables are read on demand, also after the
-        ledger was closed."""
+        """All records of the study as it is now; per-item tables are read on demand."""
         return load_study(self._db, self._store, self.artifacts("artifacts"))
 
     def verify(self, *, quick: bool = False) -> list[Problem]:
         """Re-hash every record and artifact; an empty list means all is as it was written.
         ``quick`` compares the sizes of artifacts instead of their hashes."""
         return find_problems(self._db, self._store, quick=quick)
+
+
+def transfer(
+    source: Ledger, target: Ledger, trial_ids: Collection[str], *, verified: bool = True
+) -> None:
+    """Copy statuses, records and artifacts of some trials of ``source`` into ``target``.
+
+    All of it takes effect in one transaction. Raises IntegrityError for a result that is altered in
+    ``source`` (if ``verified``, everything is hashed), or that differs from ``target``'s.
+    """
+    if verified and (problems := source.verify()):
+        raise IntegrityError(f"{source.out}: {problems[0]}; remove this folder to compute it again")
+    rows = [row for row in source._db.execute(ROWS) if trial_of(row[0]) in trial_ids]
+    stored = {row[:3]: row for row in target._db.execute(ROWS)}
+    for row in rows:
+        if stored.get(row[:3], row) != row:
+            raise IntegrityError(
+                f"{source.out}: {row[1]} result of {row[0]} {row[2]} differs from the one in "
+                f"{target.out}; remove one of the two to continue"
+            )
+    known = {artifact.path for artifact in target.artifacts()}
+    artifacts = [
+        artifact
+        for trial_id in trial_ids
+        for artifact in source.artifacts(f"{ARTIFACTS}/{trial_id}")
+        if artifact.path not in known
+    ]
+    for artifact in artifacts:
+        link_or_copy(source.out / artifact.path, target.out / artifact.path)
+    with transaction(target._db, target.out):
+        target._insert(rows, artifacts)
+        for trial_id, status, reason in source.trial_rows():
+            if trial_id in trial_ids:
+                set_status(target._db, trial_id, status, reason)

@@ -28,8 +28,6 @@ UNTRAINED: tuple[Status, ...] = ("planned", *sorted(FAILED))  # From which train
 
 @dataclass(frozen=True, slots=True)
 class TrialFailure:
-    """Why a trial did not finish; stored and shown like any result."""
-
     trial_id: str
     status: Literal["diverged", "oom", "failed"]
     reason: str  # One sentence

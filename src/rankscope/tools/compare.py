@@ -72,7 +72,6 @@ def load_finished_study(folder: Path) -> StudyRecords:
 
 
 def study_labels(folders: Sequence[Path], studies: Sequence[StudyRecords]) -> list[str]:
-    """Study names if they differ, else folder names if they differ, else paths."""
     for names in ([study.name for study in studies], [path.resolve().name for path in folders]):
         if len(set(names)) == len(names):
             return names
@@ -151,7 +150,6 @@ def common_notes(common_arms: int, cells: Sequence[ComparedCell]) -> list[str]:
 
 
 def facets(first: StudyRecords, second: StudyRecords) -> Iterator[Facet]:
-    """What both studies are made of: base, tasks, training protocol, objective, versions."""
     one, two = first.model, second.model
     same_base = one.sha256 == two.sha256
     text = f"{one.label} (sha256 {one.sha256[:12]})"
@@ -207,7 +205,6 @@ def task_facet(task: TaskRecord, other: TaskRecord, paired: bool, same_base: boo
 
 
 def section_facet(what: str, section: str, first: StudyRecords, second: StudyRecords) -> Facet:
-    """Compare one section of both study files, except what cannot change a training result."""
     differing = differences(
         *(getattr(s.config, section).model_dump(exclude=set(NOT_TRAINING)) for s in (first, second))
     )

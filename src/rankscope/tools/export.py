@@ -126,7 +126,10 @@ def _write(
         (out / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True), "utf-8")
     final = None if trial.train is None else trial.train.best_step or trial.train.steps
     step = None if request.step == final else request.step
-    known_bases = {name: known.card for name, known in KNOWN_MODELS.items()}
+    known_bases = {
+        name: f"{known.card}; adapter_config.json names the original on the hub, {known.hub}"
+        for name, known in KNOWN_MODELS.items()
+    }
     base = base_source(study, known_bases, request.base_name or "")
     weights = ExportedWeights(base, settings, request.repository or ".", step)
     card = study_card(view, trial, summarize_trial(study, trial), weights)

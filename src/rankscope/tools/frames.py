@@ -5,7 +5,6 @@ from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
-from markupsafe import Markup
 
 from rankscope.advise.recommend import recommend
 from rankscope.formatting import safe_text
@@ -18,6 +17,7 @@ from rankscope.records import (
     TrialSpec,
     trial_of,
 )
+from rankscope.report.answer import answer_html
 from rankscope.report.study_view import StudyView
 from rankscope.report.tables import arms_table
 from rankscope.store import Ledger
@@ -159,7 +159,7 @@ class AnswerText:
         return safe_text(text or "The study has no training task, so there is no answer.", 20_000)
 
     def _repr_html_(self) -> str:
-        return str(Markup("<pre>{}</pre>").format(repr(self)))
+        return answer_html(self.view)
 
 
 def _answer_lines(advice: TaskAdvice) -> list[str]:

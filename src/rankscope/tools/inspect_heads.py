@@ -34,9 +34,7 @@ TOKENS_PER_PASS = 4096
 
 @dataclass(frozen=True, slots=True)
 class HeadSettings:
-    task: str
-    """a named task; its test items give importance and entropy. It counts as the task that was
-    trained."""
+    task: str  # Its test items give importance and entropy; it counts as the trained one
     ablate: tuple[str, ...] = ()  # Tasks on which every head is removed by itself
     items: int = 64  # Most items of each task
     data_dir: Path | None = None  # Of the named tasks' files; by default from the hub
@@ -105,7 +103,7 @@ def analyze_base(
             )
     reporter.stage("base heads", 1)
     model = HeadModel(base, layout, batch_tokens=TOKENS_PER_PASS)
-    analysis = HeadAnalysis.of_base(model, task, ablated_on, settings.items)
+    analysis = HeadAnalysis(model, task, ablated_on, settings.items)
     reporter.finish()
     return analysis
 

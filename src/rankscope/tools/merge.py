@@ -35,7 +35,7 @@ def merge_adapter(study: StudyRecords, adapter: Path, out: Path) -> None:
     )
     tuned = PeftModel.from_pretrained(model, str(adapter))
     if not hasattr(tuned.base_model, "merge_and_unload"):
-        kind = tuned.peft_config["default"].peft_type.value
+        kind = getattr(tuned.peft_config["default"].peft_type, "value", "this method")
         raise UserError(f"--merge: PEFT cannot merge {kind}; export the adapter without --merge")
     head = tuned.get_output_embeddings()
     if getattr(model.config, "tie_word_embeddings", False) and hasattr(head, "base_layer"):

@@ -68,7 +68,7 @@ class Upload:
 def check_repository(repository: str) -> None:
     """Raise UserError unless it is a name that the hub accepts."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repository)

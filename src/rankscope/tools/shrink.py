@@ -88,7 +88,6 @@ Edit = Callable[[str, LowRankUpdate], tuple[LowRankUpdate, int | None]]
 
 
 def truncate(source: SourceAdapter, out: Path, rank: int) -> AdapterChange:
-    """Truncate every module to ``rank`` at the least possible error."""
     if rank < 1:
         raise UserError(f"--rank {rank}: expected at least 1")
     action = f"truncated to rank {rank}"

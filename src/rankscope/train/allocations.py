@@ -5,12 +5,13 @@ would allocate is counted as long as it lives, so the count follows the code on 
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -53,6 +54,11 @@ class AllocationCounter(TorchDispatchMode):
                 self._born(storage)
         return out
 
+    def restart(self) -> int:
+        """The peak until now; a new one is counted from here on."""
+        peak, self.peak_bytes = self.peak_bytes, self.live_bytes
+        return peak
+
     def _born(self, storage: Any) -> None:
         key, size = storage._cdata, storage.nbytes()
 
@@ -78,9 +84,21 @@ class PassShape:
     num_labels: int
 
 
+class PassPeaks(NamedTuple):
+    """Most bytes that a pass holds at once.
+
+    Attributes:
+        layers: until the backward pass has gone through the layers; this grows with their number.
+        embedding: after that, while the gradient of a trained embedding is computed.
+    """
+
+    layers: int
+    embedding: int
+
+
 def counted_pass(
     group: MultiLora, shape: PassShape, weights: Sequence[int], device: torch.device
-) -> int:
+) -> PassPeaks:
     """Most bytes that one forward and backward pass of the training loop holds at once.
 
     Gradients exist from an earlier pass of the step and are not counted.
@@ -113,7 +131,11 @@ def counted_pass(
         for parameter in adapter.parameters():
             parameter.grad = torch.empty_like(parameter)
     group.training = True
-    with AllocationCounter() as counter:
+    peaks: list[int] = []
+    with (
+        AllocationCounter() as counter,
+        on_embedding_gradient(group.model, lambda: peaks.append(counter.restart())),
+    ):
         logits = group.model(
             input_ids=batch.input_ids.to(META),
             position_ids=batch.position_ids.to(META),
@@ -125,18 +147,34 @@ def counted_pass(
         losses = mean_losses(logits, targets, [len(batch.keep)], [len(batch.keep)])
         del logits
         losses.sum().backward()
-    peak: int = counter.peak_bytes
-    return peak
+    return PassPeaks(*peaks, counter.peak_bytes) if peaks else PassPeaks(counter.peak_bytes, 0)
+
+
+@contextmanager
+def on_embedding_gradient(model: Any, act: Callable[[], None]) -> Iterator[None]:
+    """Call ``act`` when the backward pass reaches the embedding's output, if it trains."""
+
+    def watch(module: nn.Module, args: object, out: Tensor) -> None:
+        if out.requires_grad:
+            out.register_hook(lambda grad: act())
+
+    embedding = model.get_input_embeddings()
+    handle = embedding.register_forward_hook(watch)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def meta_plan(lengths: Sequence[int], device: torch.device) -> AttentionPlan:
     """The plan that rows have on ``device``, for tensors on the meta device."""
-    plan = AttentionPlan.of(lengths, device)
+    plan = AttentionPlan.of(lengths, torch.device("cpu"))  # this machine may lack the device
+    by_products = device.type == "cpu" and plan.layout is not None
     return replace(
         plan,
         to_rows=plan.to_rows.to(META),
         to_tokens=plan.to_tokens.to(META),
-        layout=None if plan.layout is None else RowLayout.of(lengths, META),
+        layout=RowLayout.of(lengths, META) if by_products else None,
     )
 
 

@@ -1,8 +1,7 @@
 """Peak memory of training a group, estimated before any weight is loaded.
 
 The sum of the base, each adapter's weights, gradients and optimizer state, and what one forward and
-backward pass allocates, which ``allocations.py`` counts on shapes alone. Memory that a device's
-kernels allocate inside one operation is not visible there; ``KERNEL_SHARE`` accounts for it.
+backward pass allocates, which ``pass_memory.py`` counts on shapes alone.
 """
 
 import math
@@ -17,22 +16,14 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
 from rankscope.models.attention import varlen
-from rankscope.models.gradient_checkpointing import (
-    disable_gradient_checkpointing,
-    enable_gradient_checkpointing,
-)
 from rankscope.models.lora import Adapter
-from rankscope.models.methods import get_lora_method
-from rankscope.models.methods.init_context import empty_adapter
 from rankscope.models.methods.lora import LoraMethod
-from rankscope.models.multi_lora import MultiLora, linear_layers, target_linears, unwrap
+from rankscope.models.multi_lora import linear_layers, target_linears
 from rankscope.models.parameters import ADAMW_STATES, FLOAT32_BYTES
 from rankscope.records import TrialSpec
-from rankscope.train.allocations import META, PassShape, counted_pass, spread
+from rankscope.train.allocations import META, PassShape, spread
+from rankscope.train.pass_memory import PassMemory, cast_bytes, shaped_adapter
 from rankscope.train.step_schedule import trial_protocol
-
-KERNEL_SHARE = 1.0
-"""Measured bytes of a pass over counted ones."""
 
 HELD_SHARE = 0.5
 """Freed memory that a CPU heap keeps between blocks in use, as a share of all states' bytes.
@@ -133,7 +124,8 @@ class MemoryModel:
             )
         head = self.base.get_output_embeddings()
         self._layers = [n for n, layer in linear_layers(self.base).items() if layer is not head]
-        self._counted: dict[tuple[object, ...], int] = {}
+        self._passes = PassMemory(self.base, device)
+        self._adapters: dict[tuple[object, ...], Adapter] = {}
 
     def of_group(
         self, group: Sequence[TrialSpec], counts: RowCounts, train: TrainConfig
@@ -156,28 +148,41 @@ class MemoryModel:
             return GroupMemory(
                 nbytes(self.base),
                 state,
-                self._counted_pass((), shape, recomputes) + casts + self._kl_bytes(group, shape),
+                self._pass_bytes((), shape, recomputes) + casts + self._kl_bytes(group, shape),
                 sum(shape.lengths),
+                self._held_bytes(0, shape),
             )
         group = [self.stand_in(trial) for trial in group]
         together = math.ceil(len(group) * len(shape.lengths) / sum(rows_each))
-        casts = sum(sorted(map(self._cast_bytes, group))[-together:])
+        casts = sum(
+            sorted(cast_bytes(self._adapter(trial), self.dtype) for trial in group)[-together:]
+        )
         state = sum(map(self.state_bytes, group))
         return GroupMemory(
             nbytes(self.base),
             state,
-            self._counted_pass(group, shape, recomputes) + casts + self._kl_bytes(group, shape),
+            self._pass_bytes(group, shape, recomputes) + casts + self._kl_bytes(group, shape),
             sum(shape.lengths),
-            round(HELD_SHARE * state) if self.device.type == "cpu" else 0,
+            self._held_bytes(state, shape),
         )
+
+    def _held_bytes(self, state: int, shape: PassShape) -> int:
+        """Holes of a processor's heap that later tensors do not fit into: among the states, and one
+        of the size of the logits, the largest tensor, which has another size in every pass."""
+        if self.device.type != "cpu":
+            return 0
+        return round(HELD_SHARE * state) + shape.num_labels * self._bytes_per_label()
+
+    def _bytes_per_label(self) -> int:
+        """Logits of one position."""
+        return int(self.base.config.get_text_config().vocab_size) * self.dtype.itemsize
 
     def _kl_bytes(self, group: Sequence[TrialSpec], shape: PassShape) -> int:
         """What KL to the base adds to a pass: the base's logits, as computed and by trial, and a
         second gradient of the tuned ones."""
         if not any(trial.kl_to_base for trial in group):
             return 0
-        vocabulary = self.base.config.get_text_config().vocab_size
-        return 3 * shape.num_labels * int(vocabulary) * self.dtype.itemsize
+        return 3 * shape.num_labels * self._bytes_per_label()
 
     def stand_in(self, trial: TrialSpec) -> TrialSpec:
         """LoRA on every linear layer in place of a method of the PEFT library."""
@@ -197,48 +202,18 @@ class MemoryModel:
         fixed = sum(part.numel() for pair in adapter.initial_factors.values() for part in pair)
         return (values * (2 + ADAMW_STATES + copies(trial)) + fixed) * FLOAT32_BYTES
 
-    def _cast_bytes(self, trial: TrialSpec) -> int:
-        """Copies of A and B in the base's dtype during a pass, if it is not float32."""
-        if self.dtype == torch.float32:
-            return 0
-        values = sum(parameter.numel() for parameter in self._adapter(trial).parameters())
-        return values * self.dtype.itemsize
-
     def _adapter(self, trial: TrialSpec) -> Adapter:
-        """The trial's adapter as shapes, without dropout, whose generators need numbers."""
-        adapter = empty_adapter(trial.model_copy(update={"dropout": 0.0}))
-        for name, linear in target_linears(self.base, trial.targets).items():
-            get_lora_method(trial.method).allocate_module(adapter, name, linear)
-        return adapter
+        """The trial's adapter as shapes; trials of one kind and rank share it."""
+        key = (trial.method, trial.targets, trial.rank)
+        if key not in self._adapters:
+            self._adapters[key] = shaped_adapter(self.base, trial)
+        return self._adapters[key]
 
-    def _counted_pass(self, group: Sequence[TrialSpec], shape: PassShape, recomputes: bool) -> int:
-        """Bytes of a pass without the casts of A and B; without trials the base trains.
-
-        Adapters of one kind get equal shares of the tokens, so one of their mean rank represents
-        them.
-        """
-        kinds: dict[tuple[object, ...], list[TrialSpec]] = {}
-        for trial in group:
-            kinds.setdefault((trial.method, trial.targets, trial.dropout > 0), []).append(trial)
-        merged = [mean_trial(trials) for trials in kinds.values()]
-        weights = [len(trials) for trials in kinds.values()]
-        ranks = tuple(trial.rank for trial in merged)
-        key = (*kinds, ranks, *weights, shape, recomputes)
-        if key not in self._counted:
-            packed = MultiLora(self.base)
-            self.base.requires_grad_(not merged)
-            for trial in merged:
-                packed.attach(self._adapter(trial))
-            if recomputes:
-                enable_gradient_checkpointing(self.base, packed)
-            try:
-                counted = counted_pass(packed, shape, weights, self.device)
-            finally:
-                disable_gradient_checkpointing(self.base)
-                unwrap(self.base)
-            self._counted[key] = counted - sum(map(self._cast_bytes, merged))
-        masks = sum(self._mask_bytes(trial) for trial in group) / max(1, len(group))
-        return round(KERNEL_SHARE * (self._counted[key] + masks * sum(shape.lengths)))
+    def _pass_bytes(self, group: Sequence[TrialSpec], shape: PassShape, recomputes: bool) -> int:
+        """Bytes of a pass, dropout's masks included; without trials the base trains."""
+        counted = self._passes.pass_bytes(group, shape, recomputes)
+        masks = sum(map(self._mask_bytes, group)) / max(1, len(group))
+        return round(counted + masks * sum(shape.lengths))
 
     def _mask_bytes(self, trial: TrialSpec) -> int:
         """Dropout's masks per token: a byte for each input of each target."""
@@ -250,12 +225,6 @@ class MemoryModel:
 def copies(trial: TrialSpec) -> int:
     """Further copies of its weights that a trial keeps: those of its best point."""
     return 1 if trial.early_stop is not None else 0
-
-
-def mean_trial(trials: Sequence[TrialSpec]) -> TrialSpec:
-    """The first of some trials, with the mean of their ranks."""
-    rank = round(statistics.fmean(trial.rank or 1 for trial in trials))
-    return trials[0].model_copy(update={"rank": rank})
 
 
 def nbytes(model: nn.Module) -> int:

@@ -1,7 +1,6 @@
-"""AdamW, the learning-rate schedules and gradient clipping of one trial."""
+"""AdamW and gradient clipping of one trial."""
 
 import importlib
-import math
 from collections.abc import Container, Sequence
 from typing import Any, Literal
 
@@ -10,9 +9,6 @@ from torch import nn
 from torch.optim.optimizer import ParamsT
 
 from rankscope.models.quantize import require_bitsandbytes
-
-Schedule = Literal["linear", "cosine", "constant"]
-
 
 Kind = Literal["adamw", "adamw8bit"]
 
@@ -25,16 +21,13 @@ def new_optimizer(
     ``adamw8bit`` keeps the moments of all but small parameters in 8 bits, with a scale for every
     256 of them (Dettmers et al., 2110.02861): a quarter of the optimizer's memory.
     """
+    options: Any = {"lr": 0.0, "weight_decay": weight_decay, "betas": (0.9, 0.999), "eps": 1e-8}
     if kind == "adamw8bit":
         require_bitsandbytes("optimizer: adamw8bit")
         package: Any = importlib.import_module("bitsandbytes.optim")
-        eight_bit: torch.optim.Optimizer = package.AdamW8bit(
-            parameters, lr=0.0, weight_decay=weight_decay, betas=(0.9, 0.999), eps=1e-8
-        )
+        eight_bit: torch.optim.Optimizer = package.AdamW8bit(parameters, **options)
         return eight_bit
-    return torch.optim.AdamW(
-        parameters, lr=0.0, weight_decay=weight_decay, betas=(0.9, 0.999), eps=1e-8, fused=True
-    )
+    return torch.optim.AdamW(parameters, **options, fused=True)
 
 
 RATIO = "lr_ratio"  # Key of a parameter group: its learning rate over the trial's
@@ -43,8 +36,7 @@ RATIO = "lr_ratio"  # Key of a parameter group: its learning rate over the trial
 def rate_groups(
     parameters: Sequence[nn.Parameter], faster: Container[nn.Parameter], ratio: float
 ) -> list[dict[str, Any]]:
-    """Parameter groups of LoRA+ (Hayou et al., 2402.12354): ``faster`` ones at ``ratio`` times the
-    rate."""
+    """LoRA+ (Hayou et al., 2402.12354): ``faster`` parameters at ``ratio`` times the rate."""
     return [
         {"params": [p for p in parameters if p not in faster], RATIO: 1.0},
         {"params": [p for p in parameters if p in faster], RATIO: ratio},
@@ -54,25 +46,6 @@ def rate_groups(
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get(RATIO, 1.0)
-
-
-def learning_rate(
-    peak: float, step: int, num_steps: int, schedule: Schedule, warmup_fraction: float
-) -> float:
-    """Rate of optimizer step ``step`` (from 0) of ``num_steps``, as in transformers' schedules.
-
-    Warm-up rises linearly over ceil(warmup_fraction x num_steps) steps from 0 at step 0; the rate
-    falls to 0 at ``num_steps``.
-    """
-    warmup = math.ceil(warmup_fraction * num_steps)
-    if step < warmup:
-        return peak * step / warmup
-    if schedule == "constant":
-        return peak
-    progress = (step - warmup) / max(1, num_steps - warmup)
-    if schedule == "cosine":
-        return peak * 0.5 * (1 + math.cos(math.pi * progress))
-    return peak * max(0.0, 1 - progress)
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:

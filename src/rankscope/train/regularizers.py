@@ -29,8 +29,6 @@ from rankscope.train.loss import BLOCK_BYTES
 
 @dataclass(frozen=True, slots=True)
 class LossTerm:
-    """Rows of one trial's optimizer step whose losses are averaged together."""
-
     adapter_name: str | None  # The trial's adapter; None trains the model itself
     rows: Sequence[EncodedRow]
     weight: float = 1.0  # Of the mean loss in the step's loss
@@ -54,8 +52,7 @@ def loss_terms(
     replayed: Sequence[EncodedRow] | None,
     kl_weight: float,
 ) -> list[LossTerm]:
-    """A step's rows by how they count: the trial's own, then the replayed ones; None without
-    replay."""
+    """A step's rows by how they count: own, then replayed ones; None is without replay."""
     if replayed is None:
         return [LossTerm(adapter_name, own, 1.0, kl_weight)]
     if not replayed:
@@ -73,7 +70,6 @@ class KlDivergences(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, base_logits: Tensor) -> Tensor:
-        """(M, vocabulary) twice -> (M,) float32."""
         divergences = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
         grads = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         rows = max(1, BLOCK_BYTES // (4 * logits.shape[1]))
@@ -157,7 +153,6 @@ class EarlyStop:
             parameter.copy_(best)
 
     def counters(self) -> dict[str, float]:
-        """The state without the weights, JSON-compatible."""
         names = ("best_score", "best_step", "observed_step", "waited")
         return {name: getattr(self, name) for name in names} if self.observed_step else {}
 

@@ -14,8 +14,6 @@ from rankscope.train.regularizers import LossTerm, base_logits_of, kl_divergence
 
 
 class PassPart(NamedTuple):
-    """Rows of one term, by its index, in one forward pass."""
-
     term: int
     rows: list[EncodedRow]
 

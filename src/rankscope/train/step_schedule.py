@@ -1,16 +1,34 @@
-"""How many optimizer steps a trial takes, and the steps at an interval."""
+"""Optimizer steps of a trial: how many, the learning rate of each, and those at an interval."""
 
 import math
 from typing import Literal
 
+from rankscope.config.arm import ScheduleName
 from rankscope.config.study import TrainConfig
 from rankscope.errors import UserError
 from rankscope.records import TrialSpec
-from rankscope.train.optimizer import learning_rate
+
+
+def learning_rate(
+    peak: float, step: int, num_steps: int, schedule: ScheduleName, warmup_fraction: float
+) -> float:
+    """Rate of optimizer step ``step`` (from 0) of ``num_steps``, as in transformers' schedules.
+
+    Warm-up rises linearly over ceil(warmup_fraction x num_steps) steps from 0 at step 0; the rate
+    falls to 0 at ``num_steps``.
+    """
+    warmup = math.ceil(warmup_fraction * num_steps)
+    if step < warmup:
+        return peak * step / warmup
+    if schedule == "constant":
+        return peak
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    if schedule == "cosine":
+        return peak * 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * max(0.0, 1 - progress)
 
 
 def trial_protocol(trial: TrialSpec, train: TrainConfig) -> TrainConfig:
-    """The training protocol of a trial: the study's, with the overrides of its arm."""
     return train.model_copy(update=trial.overrides)
 
 

@@ -23,25 +23,26 @@ from rankscope.records import LossPoint, PenaltyPoint, TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint, GroupState
 from rankscope.train.optimizer import (
     clip_gradients,
-    learning_rate,
     new_optimizer,
     rate_groups,
     set_rate,
 )
 from rankscope.train.regularizers import EarlyStop, LossTerm, Replay, loss_terms
 from rankscope.train.step import TermLoss
-from rankscope.train.step_schedule import check_learning_rates, trial_protocol, trial_steps
+from rankscope.train.step_schedule import (
+    check_learning_rates,
+    learning_rate,
+    trial_protocol,
+    trial_steps,
+)
 
 TUNER = "tuner/"  # Prefix of the names of a PEFT method's own tensors in a checkpoint
 BEST = "best/"  # Prefix of the names of the weights that early stopping would keep
 STORED_FIELDS = ("num_tokens", "num_label_tokens", "num_replay_tokens", "failure")
-"""Of a trial, as they are in a checkpoint."""
 
 
 @dataclass(slots=True)
 class TrialState:
-    """The state of one trial in a group; trials share nothing of it."""
-
     spec: TrialSpec
     parameters: list[nn.Parameter]
     protocol: TrainConfig
@@ -83,7 +84,6 @@ class TrialState:
         return self.tuner is not None and self.tuner.draws
 
     def is_active(self, step: int) -> bool:
-        """Whether the trial takes part in optimizer step ``step``, from 0."""
         stopped = self.early_stop.stopped_after if self.early_stop is not None else None
         return self.failure is None and step < (self.num_steps if stopped is None else stopped)
 
@@ -119,13 +119,8 @@ class TrialState:
         norm = clip_gradients(self.parameters, self.protocol.max_grad_norm)
         is_loss_finite = all(math.isfinite(x or 0.0) for x in (own, replayed, kl))
         if is_loss_finite and math.isfinite(norm):
-            rate = learning_rate(
-                self.spec.lr,
-                step,
-                self.num_steps,
-                self.protocol.schedule,
-                self.protocol.warmup_fraction,
-            )
+            schedule, warmup = self.protocol.schedule, self.protocol.warmup_fraction
+            rate = learning_rate(self.spec.lr, step, self.num_steps, schedule, warmup)
             self.losses.append(LossPoint(step=step, loss=own, lr=rate, grad_norm=norm))
             if replayed is not None or kl is not None:
                 self.penalties.append(PenaltyPoint(step=step, replay_loss=replayed, divergence=kl))
@@ -235,8 +230,7 @@ def start_trials(
     config: TrainConfig,
     replay: Mapping[str, Sequence[EncodedRow]],
 ) -> tuple[Base, list[TrialState]]:
-    """Fresh states of a group's trials, and the model that they train: the base with their adapters
-    attached, or a copy in full fine-tuning."""
+    """Fresh states of a group's trials, and the model that they train."""
     if len(trials) > 1 and any(trial.trains_alone for trial in trials):
         raise UserError(
             "full fine-tuning and PEFT's own methods change the base itself: each such trial "

@@ -53,7 +53,7 @@ def test_squares_over_heads_add_up_to_the_whole_matrix(method: str) -> None:
     found = adapter_changes(LAYOUT, weight, adapter)
     assert len(found) == len(LAYOUT) * len(PROJECTIONS)
     for change in found:
-        layer = LAYOUT.layers[change.layer]
+        layer = LAYOUT[change.layer]
         name = layer.projection(change.module)
         delta = adapter.delta(name, weight(name).double())
         assert np.square(change.frobenius).sum() == pytest.approx(float(delta.square().sum()))
@@ -98,7 +98,7 @@ def test_an_untrained_adapter_moved_no_head() -> None:
 
 def test_a_whole_model_is_compared_slice_by_slice() -> None:
     tuned = {name: layer.weight.detach().clone() for name, layer in LINEARS.items()}
-    name = LAYOUT.layers[1].projection("o_proj")
+    name = LAYOUT[1].projection("o_proj")
     tuned[name][:, 16:32] *= 1.5  # the columns of head 1
     names = [layer.projection(module) for layer in LAYOUT for module in PROJECTIONS]
     for change in dense_changes(LAYOUT, weight, tuned.__getitem__, names):
@@ -110,7 +110,7 @@ def test_a_whole_model_is_compared_slice_by_slice() -> None:
 
 def test_a_blown_up_head_is_told() -> None:
     tuned = {name: layer.weight.detach().clone() for name, layer in LINEARS.items()}
-    name = LAYOUT.layers[0].projection("q_proj")
+    name = LAYOUT[0].projection("q_proj")
     tuned[name][0, 0] = torch.nan
     with pytest.raises(IntegrityError, match=r"layers\.0\.self_attn\.q_proj"):
         dense_changes(LAYOUT, weight, tuned.__getitem__, [name])
@@ -118,7 +118,7 @@ def test_a_blown_up_head_is_told() -> None:
 
 def test_grouped_queries_are_found() -> None:
     assert len(LAYOUT) == 2
-    layer = LAYOUT.layers[1]
+    layer = LAYOUT[1]
     assert (layer.num_heads, layer.num_kv_heads, layer.head_dim) == (4, 2, 16)
     assert layer.projection("o_proj") == "model.layers.1.self_attn.o_proj"
     assert LAYOUT.num_heads == 8

@@ -17,7 +17,6 @@ from tiny_models import base_of, tiny_llama
 from torch import Tensor
 from toy_training import toy_rows
 
-import rankscope
 from rankscope.errors import IntegrityError, UserError
 from rankscope.models.adapters.folder import load_adapter, save_adapter
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
@@ -245,10 +244,7 @@ def test_the_folders_bytes_do_not_depend_on_the_hash_seed(tmp_path: Path) -> Non
         "import sys; from pathlib import Path; import test_folder as t; "
         "t.written(Path(sys.argv[1]), t.trial(t.LINEAR))"
     )
-    beside = Path(__file__).parent
-    path = os.pathsep.join(
-        [str(beside), str(beside.parents[1] / "fixtures"), str(Path(rankscope.__file__).parents[1])]
-    )
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "there")],
         env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": path},

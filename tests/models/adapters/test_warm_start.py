@@ -12,7 +12,7 @@ from toy_training import ATTENTION
 from trained_adapters import peft_adapter
 
 from rankscope.config.study import StudyConfig
-from rankscope.errors import UserError
+from rankscope.errors import IntegrityError, UserError
 from rankscope.models.adapters.folder import BASE_HASH, adapter_sha256
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
 from rankscope.models.adapters.warm_start import (
@@ -243,7 +243,7 @@ def test_a_damaged_file(tmp_path: Path, shapes: Architecture) -> None:
     peft_adapter(tmp_path)
     path = tmp_path / WEIGHTS
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"damaged: .*not a readable safetensors file"):
+    with pytest.raises(IntegrityError, match=r"not a readable safetensors file"):
         read_warm_start(tmp_path, shapes)
 
 

@@ -13,8 +13,11 @@ from rankscope.errors import UserError
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.lora import Adapter, delta_weight
 from rankscope.models.methods import eva_directions as eva
+from rankscope.models.methods import get_method
 from rankscope.models.methods.init_context import InitContext, new_adapter
+from rankscope.models.methods.method import TrialFacts
 from rankscope.models.multi_lora import linear_layers, target_linears
+from rankscope.models.parameters import architecture
 from rankscope.records import TrialSpec
 
 IDS = [5, 9, 31, 7, 250, 3, 77, 12]
@@ -201,9 +204,9 @@ def test_modules_that_see_the_same_are_looked_at_once() -> None:
 
 
 def test_eva_needs_rows_with_enough_tokens() -> None:
-    rows = toy_rows(1)
     base = base_of(tiny_llama())
-    with pytest.raises(UserError, match=rf"rank 32.*have {len(rows[0].input_ids)} tokens.*64"):
-        started(base, trial("a", method="eva", rank=32), rows=rows)
+    facts = TrialFacts(architecture(base.model.config), base.folder, num_tokens=9, num_steps=1)
+    with pytest.raises(UserError, match=r"rank 32: .* has 9 training tokens, expected at least 64"):
+        get_method("eva").check_trial(trial("a", method="eva", rank=32), facts)
     with pytest.raises(ValueError, match="EVA needs training rows"):
         new_adapter(base.model, trial("a", method="eva"))

@@ -87,7 +87,7 @@ def head_figures_of(*ablations: HeadAblation) -> dict[str, Figure]:
 
 
 def heads_of(found: Inspection) -> dict[str, Figure]:
-    drawn = draw_section("heads", "inspection", "models", models_inspected(found))
+    drawn = draw_section("heads", "models", models_inspected(found))
     return {figure.key: figure for figure in drawn}
 
 
@@ -113,7 +113,7 @@ def test_heads_are_maps_of_layers_and_heads() -> None:
 
 def test_ablation_sets_the_trained_task_against_others() -> None:
     figures = head_figures_of(ablation("trained", 3.0), ablation("other", 0.5))
-    ablated, matrix = figures["heads-ablated"], figures["heads-matrix"]
+    ablated = figures["heads-ablated"]
     assert [c.label for c in ablated.choices] == ["r4: trained", "r4: other"]
     before, after, difference = json.loads(json.dumps(figure_data(ablated)["data"]))[:3]
     assert before["z"][1] == [0.01, 0.02, 0.03, 0.04]
@@ -123,23 +123,18 @@ def test_ablation_sets_the_trained_task_against_others() -> None:
     ends = [trace["zmax"] for trace in json.loads(json.dumps(figure_data(ablated)["data"]))]
     assert ends == [0.12, 0.12, 0.08, 0.04, 0.04, 0.02]
     assert cells(ablated)[7] == ("r4", 1, 3, "trained", 0.04, 0.12, 0.01, 0.04, 0.08)
-    (shown,) = json.loads(json.dumps(figure_data(matrix)["data"]))
-    assert shown["x"] == ["trained (trained)", "other"]
-    assert shown["y"][-1] == "layer 1, head 3"
-    assert shown["z"][-1] == [0.08, -0.02]
     # On the trained task heads differ by 2 (l + h) / 100 from before, errors are .01: five of the
     # six with an error are further than two errors apart.
-    assert "r4 on trained 5 of 6 and r4 on other 0 of 6." in matrix.finding
+    assert "r4: trained 5 of 6 and r4: other 0 of 6." in ablated.finding
     # Student's t with 19 degrees of freedom, from a table: beyond 2.0 lie 6.0 %.
-    assert "Noise alone would give 6.0 %" in matrix.finding
-    assert cells(matrix)[3] == ("r4", 0, 3, pytest.approx(0.3), None)
+    assert "Noise alone would give 6.0 %" in ablated.finding
 
 
 def test_one_item_tests_nothing() -> None:
     alone = ablation("trained", 3.0).model_copy(
         update={"items": 1, "gold_difference_error": LAYERS * (HEADS * (None,),)}
     )
-    finding = head_figures_of(alone)["heads-matrix"].finding
+    finding = head_figures_of(alone)["heads-ablated"].finding
     assert "0 of 0" in finding
     assert "nothing was tested" in finding
     assert "%" not in finding

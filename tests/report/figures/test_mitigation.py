@@ -56,7 +56,7 @@ def test_a_study_without_scales_has_no_such_figure() -> None:
             "significantly better: 1, worse: 0. The largest improvement: steady",
             "lucky",
         ),
-        ([comparison("a", -0.3, 0.4), comparison("b", 0.1, 1.0)], "none of these", "largest"),
+        ([comparison("a", -0.3, 0.4), comparison("b", 0.1, 1.0)], "none is significant", "largest"),
         ([comparison("a", 0.2, 0.01)], "significantly better: 0, worse: 1", "largest"),
         ([comparison("a", -0.2, None)], "over fewer than three seeds", "better:"),
     ],

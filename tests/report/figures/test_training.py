@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from report_studies import ordinary_study
 
-from rankscope.report.figures import loss
+from rankscope.report.learning_curves import binned_losses
 from rankscope.report.study_view import StudyView
 
 
@@ -17,11 +17,11 @@ def test_binned_losses_keep_short_curves_and_thin_long_ones(view: StudyView) -> 
     arm = next(a for a in view.arms("med") if a.seeds == 3)
     trials = view.trials(arm)
     records = [t.train for t in trials if t.train]
-    curve = loss.binned_losses(trials, points=10_000)
+    curve = binned_losses(trials, points=10_000)
     by_step = [np.mean([r.losses[i].loss for r in records]) for i in range(records[0].steps)]
     assert [step for step, _ in curve] == [p.step for p in records[0].losses]
     assert [value for _, value in curve] == pytest.approx(by_step)
-    thin = loss.binned_losses(trials, points=8)
+    thin = binned_losses(trials, points=8)
     assert len(thin) == 8
     # Forty steps fall into eight bins of five, so the mean of bins is the mean of steps.
     assert np.mean([value for _, value in thin]) == pytest.approx(np.mean(by_step))

@@ -9,7 +9,7 @@ from report_studies import ordinary_study
 
 from rankscope.formatting import number
 from rankscope.report.analyzed_models import arms_analyzed, models_inspected
-from rankscope.report.figures import intruders, modules, similarity, update_norm, weight_maps
+from rankscope.report.figures import modules, similarity, update_norm, weight_maps
 from rankscope.report.page import figure_data
 from rankscope.report.study_view import StudyView
 
@@ -26,19 +26,17 @@ def test_the_norms_sentence_is_the_fit_in_doublings(view: StudyView) -> None:
         np.mean([t.spectra.frobenius for t in view.trials(arm) if t.spectra]) for arm in series
     ]
     slope, start = np.polyfit(np.log2([arm.rank for arm in series]), norms, 1)
-    assert f"= {number(start)} + {number(slope)} log2 r leaves" in figure.finding
+    assert f"The fit {number(start)} + {number(slope)} log2 r leaves" in figure.finding
 
 
-def test_intruders_of_a_layer_are_summed_over_its_matrices(view: StudyView) -> None:
-    figure = intruders.draw_intruders(arms_analyzed(view, "med"))
-    grid = figure.plot.data[0]
-    for row, arm in enumerate(view.focus_arms("med")):
+def test_intruder_dimensions_are_summed_over_the_matrices_of_a_model(view: StudyView) -> None:
+    figure = weight_maps.draw_weight_maps(arms_analyzed(view, "med"))
+    assert figure is not None
+    for arm in view.focus_arms("med"):
         records = [t.spectra for t in view.trials(arm) if t.spectra]
-        for column, layer in enumerate(grid.x):
-            counts = [
-                sum(m.intruders for m in s.matrices if m.layer == int(layer)) for s in records
-            ]
-            assert grid.z[row][column] == pytest.approx(np.mean(counts))
+        total = np.mean([sum(m.intruders for m in s.matrices) for s in records])
+        (part,) = (p for p in figure.finding.split(" intruder dim") if f"{arm.label} " in p)
+        assert part.endswith(f", {number(total)}")
 
 
 def test_every_similarity_has_its_chance_level(view: StudyView) -> None:
@@ -57,18 +55,19 @@ def test_every_similarity_has_its_chance_level(view: StudyView) -> None:
 
 def test_heat_maps_have_every_matrix_in_its_place() -> None:
     models = models_inspected(inspection("r4"))
-    relative = weight_maps.draw_weight_maps(models, "relative")
+    relative = weight_maps.draw_weight_maps(models)
     side = modules.draw_modules(models)
     assert relative is not None
     assert side is not None
     data = json.loads(json.dumps(figure_data(relative)))
-    first, second = data["data"]
+    first, second, *_ = data["data"]
     assert first["x"] == ["other", "0", "1"]
     assert first["y"] == ["q_proj", "lm_head"]
     assert first["z"] == [[None, 0.1, 0.2], [0.05, None, None]]
     assert second["z"][0] == [None, 0.1, 1.2]
     assert first["zmax"] == second["zmax"] == 1.2
-    assert [choice.label for choice in relative.choices] == ["r4", "full"]
+    assert len(relative.choices) == 2 * len(weight_maps.MEASURES)
+    assert relative.choices[1].label == "size of the update, full"
     assert len(relative.data) == 6
     assert side.data["chance, subspace"][0] == pytest.approx((0.125 + 0.25) / 2)
 
@@ -81,8 +80,8 @@ def test_adapters_of_one_kind_form_a_line_with_the_fit_of_their_norms() -> None:
     figure = update_norm.draw_update_norm(models)
     assert figure is not None
     assert figure.title == "Size of the update against rank"
-    assert "At lora, |dW|_F = 0 + 0.97 log2 r leaves a residual of 0.1 (5 % of" in figure.finding
-    assert "r^0.5 leaves 0.2, so the logarithm is closer" in figure.finding
+    assert "The fit 0 + 0.97 log2 r leaves 0.1, a power law r^0.5 0.2" in figure.finding
+    assert "the logarithm is closer" in figure.finding
     assert "Full fine-tuning moves the weights by 1.2" in figure.finding
     # One adapter has no line over rank.
     assert update_norm.draw_update_norm(models_inspected(found)) is None

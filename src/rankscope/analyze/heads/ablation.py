@@ -21,9 +21,7 @@ from rankscope.evaluate.token_trees import Floats, TokenTree, cut_batches
 def single_heads(layout: HeadLayout, layers: Iterable[int] | None = None) -> list[Ablation]:
     chosen = range(len(layout)) if layers is None else layers
     return [
-        Ablation(((index, head),))
-        for index in chosen
-        for head in range(layout.layers[index].num_heads)
+        Ablation(((index, head),)) for index in chosen for head in range(layout[index].num_heads)
     ]
 
 
@@ -39,7 +37,7 @@ def zeroed(model: HeadModel, heads: Sequence[Head]) -> Iterator[None]:
         by_layer.setdefault(index, []).append(head)
     with ExitStack() as hooks:
         for index, chosen in by_layer.items():
-            layer = model.layout.layers[index]
+            layer = model.layout[index]
 
             def zero(
                 module: nn.Module,

@@ -13,31 +13,19 @@ it removes them together.
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from rankscope.analyze.heads.layout import HeadLayout, HeadModel
+from rankscope.analyze.heads.layout import HeadModel
 from rankscope.evaluate.token_trees import TokenTree, TokenTreeBatch, cut_batches, logprobs_at
 from rankscope.models.base import RowBatch
 
 
-@dataclass(frozen=True, slots=True)
-class Importance:
-    signed: tuple[Tensor, ...]  # By layer, (X examples, H), z_h . dL/dz_h in nats
-    losses: Tensor  # (X,), L in nats
-
-    def raw(self) -> list[Tensor]:
-        """By layer, E_x |.| of every query head, (H,), nats."""
-        return [layer.abs().mean(0) for layer in self.signed]
-
-    def raw_groups(self, layout: HeadLayout) -> list[Tensor]:
-        """By layer, E_x |.| of every key/value head, (K,), nats."""
-        return [
-            values.view(len(values), layer.num_kv_heads, -1).sum(2).abs().mean(0)
-            for layer, values in zip(layout, self.signed, strict=True)
-        ]
+def raw_importance(signed: Tensor, num_heads: int) -> Tensor:
+    """E_x |.| of a layer's heads, nats: all (H,), or of key/value heads (K,), from (X examples, H)
+    signed values, which are summed within a head first."""
+    return signed.view(len(signed), num_heads, -1).sum(2).abs().mean(0)
 
 
 def unit_length(values: Tensor) -> Tensor:
@@ -46,27 +34,22 @@ def unit_length(values: Tensor) -> Tensor:
     return values / norm if float(norm) > 0 else torch.zeros_like(values)
 
 
-def head_importance(model: HeadModel, trees: Sequence[TokenTree]) -> Importance:
+def head_importance(model: HeadModel, trees: Sequence[TokenTree]) -> tuple[Tensor, ...]:
+    """Signed first-order values by layer, (X examples, H): z_h . dL/dz_h in nats."""
     rows = [tree.gold_row() for tree in trees]
     signed = tuple(torch.zeros(len(rows), layer.num_heads) for layer in model.layout)
-    losses = torch.zeros(len(rows))
     with model.base.multi_lora.dropout_off():
         sizes = [row.size for row in rows]
         for members in cut_batches(sizes, model.batch_tokens, model.base.record.vocab_size):
             batch = TokenTreeBatch.of([rows[i] for i in members], model.base.device)
-            index = torch.tensor(members)
             with torch.enable_grad(), gradient_hooks(model, batch.rows) as (first_z, products):
                 logits = model.logits(batch.rows, model.plan(batch.rows))
                 logprobs = logprobs_at(logits, batch.sources, batch.targets)
                 # Ask for the gradient of the first layer's z alone: no parameter gets one.
                 torch.autograd.grad(-logprobs.sum(), first_z)
             for layer, values in zip(signed, products, strict=True):
-                layer[index] = values
-            owners = torch.from_numpy(batch.owners)
-            losses[index] = torch.zeros(len(members)).index_add_(
-                0, owners, -logprobs.detach().float().cpu()
-            )
-    return Importance(signed, losses)
+                layer[members] = values
+    return signed
 
 
 @contextmanager

@@ -168,7 +168,7 @@ class LayerwiseScorer:
 
     def zero_heads(self, index: int, z: Tensor, ablations: Sequence[Ablation]) -> Tensor:
         """z (1, C N, H D) with the heads of ablation i zeroed in copy i, in place."""
-        layer = self.model.layout.layers[index]
+        layer = self.model.layout[index]
         by_copy = z.view(len(ablations), -1, layer.num_heads, layer.head_dim)
         for copy, ablation in enumerate(ablations):
             by_copy[copy][:, [head for at, head in ablation.heads if at == index]] = 0

@@ -6,7 +6,6 @@ Query head h is rows h D to (h + 1) D of q_proj's weight and the same columns of
 head k is rows k D to (k + 1) D of k_proj's and v_proj's, and serves query heads k G to (k + 1) G.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,9 +40,10 @@ class AttentionLayer:
         return self.num_heads if module in ("q_proj", "o_proj") else self.num_kv_heads
 
 
-@dataclass(frozen=True, slots=True)
-class HeadLayout:
-    layers: tuple[AttentionLayer, ...]
+class HeadLayout(tuple[AttentionLayer, ...]):
+    """The heads of a model, layer by layer."""
+
+    __slots__ = ()
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "HeadLayout":
@@ -76,15 +76,9 @@ class HeadLayout:
             )
         return cls(layers)
 
-    def __iter__(self) -> Iterator[AttentionLayer]:
-        return iter(self.layers)
-
-    def __len__(self) -> int:
-        return len(self.layers)
-
     @property
     def num_heads(self) -> int:
-        return sum(layer.num_heads for layer in self.layers)
+        return sum(layer.num_heads for layer in self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +92,6 @@ class HeadModel:
         return self.base.model.get_submodule(layer.projection("o_proj"))
 
     def plan(self, batch: RowBatch, num_shared: int = 0) -> AttentionPlan:
-        """The attention plan of a batch whose rows continue ``num_shared`` tokens."""
         plan = AttentionPlan.of(batch.lengths, self.base.device)
         if batch.branches or num_shared:
             with torch.no_grad():  # gradients are only taken of rows without branches
@@ -106,7 +99,6 @@ class HeadModel:
         return plan
 
     def logits(self, batch: RowBatch, plan: AttentionPlan) -> Tensor:
-        """Logits at the kept positions of a batch, every token computed with the adapter."""
         return self.base.logits(for_adapter(batch, self.adapter_name), plan=plan)
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TypeVar
 
@@ -12,14 +12,12 @@ from torch import Tensor
 from rankscope.analyze.heads.ablation import AblationResult, ablate, single_heads, whole_layers
 from rankscope.analyze.heads.change import Weights, adapter_changes, dense_changes
 from rankscope.analyze.heads.entropy import attention_entropy
-from rankscope.analyze.heads.importance import head_importance, unit_length
-from rankscope.analyze.heads.layout import PROJECTIONS, HeadLayout, HeadModel
-from rankscope.analyze.heads.roles import head_roles
+from rankscope.analyze.heads.importance import head_importance, raw_importance, unit_length
+from rankscope.analyze.heads.layout import PROJECTIONS, AttentionLayer, HeadLayout, HeadModel
 from rankscope.analyze.heads.tasks import HeadTask
 from rankscope.evaluate.token_trees import Floats
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.models.peft_backend.tuner import PeftTuner
 from rankscope.models.quantize import dense_weight
 from rankscope.records import HeadAblation, HeadChange, HeadRole, HeadsRecord, LayerHeads
 
@@ -37,15 +35,18 @@ def measure_heads(
 ) -> HeadMeasurements:
     """Importance and entropy of every head on ``task``, and ablations of every head, and of every
     layer, on the tasks of ``ablated_on``."""
-    importance = head_importance(model, task.trees)
+    signed = head_importance(model, task.trees)
     entropy = attention_entropy(model, task.trees)
     layout = model.layout
-    heads, groups = importance.raw(), importance.raw_groups(layout)
+
+    def unit(layer: AttentionLayer, num_heads: int) -> tuple[float, ...]:
+        return tuple(unit_length(raw_importance(signed[layer.index], num_heads)).tolist())
+
     layers = tuple(
         LayerHeads(
             layer=layer.index,
-            importance=tuple(unit_length(heads[layer.index]).tolist()),
-            group_importance=tuple(unit_length(groups[layer.index]).tolist()),
+            importance=unit(layer, layer.num_heads),
+            group_importance=unit(layer, layer.num_kv_heads),
             entropy=entropy[layer.index],
         )
         for layer in layout
@@ -96,10 +97,9 @@ def ablation_record(
 def trial_changes(
     model: HeadModel, base: Base, stored_base: Weights | None = None
 ) -> tuple[HeadChange, ...]:
-    """How far training moved each head of an adapter, a PEFT tuner or a full model; W0 is from
-    ``stored_base``, or as loaded."""
+    """How far training moved each head; W0 is from ``stored_base``, or as loaded."""
     layout, tuned = model.layout, model.base
-    if isinstance(tuner := tuned.multi_lora.injected_tuner, PeftTuner):
+    if (tuner := tuned.multi_lora.injected_tuner) is not None:
         return dense_changes(layout, tuner.base_weight, tuner.merged_weight, tuner.mergeable())
     linears = base.linears()
 
@@ -115,7 +115,7 @@ def trial_changes(
     return dense_changes(layout, before, CheckpointReader.open(tuned.folder).weight, names)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HeadAnalysis:
     """What the trials of one training task share: the items, and the heads of the base.
 
@@ -127,21 +127,11 @@ class HeadAnalysis:
     task: HeadTask  # gives importance and entropy
     ablated_on: tuple[HeadTask, ...]
     items_asked: int  # most items of each task
-    base: HeadMeasurements
     related: frozenset[str] = frozenset()
+    base: HeadMeasurements = field(init=False)
 
-    @classmethod
-    def of_base(
-        cls,
-        model: HeadModel,
-        task: HeadTask,
-        ablated_on: tuple[HeadTask, ...],
-        items_asked: int,
-        related: frozenset[str] = frozenset(),
-    ) -> "HeadAnalysis":
-        """Measure the heads of the base, while nothing is attached to it."""
-        base = measure_heads(model, task, ablated_on)
-        return cls(model, task, ablated_on, items_asked, base, related)
+    def __post_init__(self) -> None:
+        self.base = measure_heads(self.model, self.task, self.ablated_on)
 
     def record(
         self, trial_id: str, trained_on: str, tuned: Base, stored_base: Weights | None = None
@@ -175,3 +165,38 @@ class HeadAnalysis:
             roles=roles,
             seconds=time.perf_counter() - started,
         )
+
+
+def head_roles(trained: HeadAblation, others: Sequence[HeadAblation]) -> tuple[HeadRole, ...]:
+    """Roles of every head, layer by layer, from ablations on the trained task and on others,
+    equally weighted.
+
+    Removing a head costs a model c = -(change of the gold answer's log-probability). On the trained
+    task c_tuned - c_base is the head's *skill*, on others c_base - c_tuned what it *lost*. Costs do
+    not add up over heads, and small ones are noise: see ``HeadAblation.gold_difference_error``.
+    """
+    shape = [len(heads) for heads in trained.base_gold_change]
+    for ablation in (trained, *others):
+        for changes in (ablation.base_gold_change, ablation.tuned_gold_change):
+            if [len(heads) for heads in changes] != shape:
+                raise ValueError(f"{ablation.task}: other heads than {trained.task}'s")
+    skill = added_cost(trained)
+    added_elsewhere = [added_cost(other) for other in others]
+    return tuple(
+        HeadRole(
+            layer=layer,
+            head=head,
+            skill=skill[layer][head],
+            lost=-sum(task[layer][head] for task in added_elsewhere) / len(others)
+            if others
+            else None,
+        )
+        for layer, heads in enumerate(shape)
+        for head in range(heads)
+    )
+
+
+def added_cost(ablation: HeadAblation) -> list[list[float]]:
+    """By layer and head: c_tuned - c_base, nats."""
+    pairs = zip(ablation.base_gold_change, ablation.tuned_gold_change, strict=True)
+    return [[b - t for b, t in zip(base, tuned, strict=True)] for base, tuned in pairs]

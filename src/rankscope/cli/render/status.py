@@ -1,7 +1,8 @@
 """What ``status`` prints: a row per trial, what failed and why, and the next command."""
 
+import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from rankscope.cli.render.table import terminal_table
-from rankscope.formatting import clock, count, duration, number, terminal_text
+from rankscope.formatting import clock, count, duration, number, rough_duration, terminal_text
 from rankscope.records import FAILED, WAITING, StudyRecords, TrialRecords
 from rankscope.store import running_process
 
@@ -25,9 +26,31 @@ def status_data(study: StudyRecords, folder: Path) -> dict[str, object]:
         "trials_by_status": dict(Counter(trial.status for trial in study.trials)),
         "evaluations": len(study.evals),
         "seconds": study.total_seconds,
+        "now": _last_event(folder) if running_process(folder) else None,
         "next": _next_command(study, folder),
         "trials": trials,
     }
+
+
+def _last_event(folder: Path) -> dict[str, Any] | None:
+    """The newest event of a run's log, with its numbers."""
+    try:
+        *_, last = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        event: dict[str, Any] = json.loads(last)
+    except (OSError, ValueError):  # no log, or a line that is being written
+        return None
+    return event
+
+
+def _event_text(event: Mapping[str, Any]) -> str:
+    """Such as ``group 1/2 train: 40 of 160, loss 2.134, 3 min left``."""
+    place = str(event.get("name") or event.get("text") or event.get("event"))
+    parts = [f"{place}: {event['done']} of {event.get('total', '?')}" if "done" in event else place]
+    if event.get("loss_low") is not None:
+        parts.append(f"loss {event['loss_low']:.3f}")
+    if event.get("seconds_left") is not None:
+        parts.append(f"{rough_duration(event['seconds_left'])} left")
+    return ", ".join(parts)
 
 
 def _state(study: StudyRecords, folder: Path) -> str:
@@ -39,11 +62,12 @@ def _state(study: StudyRecords, folder: Path) -> str:
 
 
 def _next_command(study: StudyRecords, folder: Path) -> str:
+    failed = sorted({trial.status for trial in study.trials} & FAILED)
     run = f"rankscope run {folder / 'study.resolved.yaml'} --out {folder}"
     commands = {
         "running": f"rankscope status {folder}",
         "unfinished": run,
-        "failed": f"{run} --retry-failed",
+        "failed": f"{run} --retry {','.join(failed)}",
     }
     return commands.get(_state(study, folder), f"rankscope report {folder}")
 
@@ -107,5 +131,7 @@ def _summary(study: StudyRecords, folder: Path) -> str:
     counts = ", ".join(f"{n} {status}" for status, n in statuses.items()) or "none yet"
     process = running_process(folder)
     running = f"; process {process} is running it" if process else ""
+    if process and (event := _last_event(folder)):
+        running += f": {_event_text(event)}"
     spent = f"{duration(study.total_seconds)} so far" if running else duration(study.total_seconds)
     return f"{count(len(study.trials), 'trial')}: {counts}; {spent}{running}"

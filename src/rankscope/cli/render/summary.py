@@ -41,7 +41,7 @@ def summary_table(study: StudyRecords, recommendation: Recommendation) -> Table:
     table.add_column("", no_wrap=True)
     # In eighty columns, an arm's name is the last thing to be cut.
     table.add_column("arm", overflow="fold", min_width=15)
-    for heading in ("seeds", "in-domain", "gain", "forgetting", "params", "time"):
+    for heading in ("seeds", "in-domain", "gain", "retention", "params", "time"):
         table.add_column(heading, justify="right")
     for position, task in enumerate(view.training_tasks):
         if position:
@@ -60,11 +60,15 @@ def summary_table(study: StudyRecords, recommendation: Recommendation) -> Table:
 
 
 def _caption(view: StudyView) -> str:
+    """Units of the columns; tasks of a study may differ."""
     units = {view.unit(task) for task in view.training_tasks}
-    scores = "in-domain in %, gain and forgetting in points"
+    changes = {view.forgetting_unit(task).difference for task in view.training_tasks}
+    gain = "in-domain in %, gain in points"
     if NATS in units:
-        scores = "nats per token" if units == {NATS} else f"{scores}, or nats per token"
-    return f"{scores}; ± half the 95 % interval; time per trial"
+        in_nats = "in-domain and gain in nats per token"
+        gain = in_nats if units == {NATS} else f"{gain}, or both in nats per token"
+    retained = f"change of retention in {' or '.join(sorted(changes))}" if changes else ""
+    return "; ".join([gain, *filter(None, [retained]), "± half the 95 % interval; time per trial"])
 
 
 def _base_row(view: StudyView, task: str) -> list[str]:
@@ -75,6 +79,7 @@ def _base_row(view: StudyView, task: str) -> list[str]:
 
 def _arm_row(view: StudyView, arm: ArmSummary, chosen: bool) -> list[str]:
     unit = view.unit(arm.task)
+    retention = None if arm.forgetting is None else -arm.forgetting
     seeds = f"[red]{arm.seeds}/{arm.seeds + arm.failed}[/red]" if arm.failed else str(arm.seeds)
     return [
         CHOSEN if chosen else "",
@@ -82,7 +87,7 @@ def _arm_row(view: StudyView, arm: ArmSummary, chosen: bool) -> list[str]:
         seeds,
         plus_minus(arm.score, unit),
         plus_minus(arm.gain, unit, sign=True),
-        plus_minus(arm.forgetting, view.forgetting_unit(arm.task), sign=True),
+        plus_minus(retention, view.forgetting_unit(arm.task), sign=True),
         compact(arm.trainable_parameters) if arm.trainable_parameters else UNKNOWN,
         clock(arm.seconds),
     ]
@@ -94,8 +99,9 @@ def print_answer(recommendation: Recommendation, *, with_reasons: bool) -> None:
     for advice in recommendation.advice:
         print_line(f"{advice.task}: {advice.verdict}", "bold")
         lines = [advice.explanation]
-        if with_reasons:
+        if with_reasons and advice.confidence != "none":
             lines += [f"- {c.text}" for c in (advice.better_than_base, advice.best_choice)]
+        if with_reasons:
             lines += [f"- {reason.text}" for reason in advice.reasons]
         weak = [check for check in advice.checks if check.status != "fine"]
         if weak and with_reasons:

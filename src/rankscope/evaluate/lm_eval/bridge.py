@@ -70,15 +70,16 @@ class LmEvalTask:
 def read_lm_eval_task(source: str, settings: LmEvalSettings) -> LmEvalTask:
     """Read ``lm_eval:NAME``, or the same with a YAML file, and its documents; needs no model."""
     _, manager = import_harness(source)
-    checked = check_task(manager, source.removeprefix(LM_EVAL_PREFIX), settings.allow_functions)
+    named = source.removeprefix(LM_EVAL_PREFIX)
+    name, files = check_task(manager, named, settings.allow_functions)
     with harness_seeds(), sandboxed_templates():
-        loaded = load_documents(manager, checked.names)
+        loaded = load_documents(manager, name)
         for task in loaded["tasks"].values():
             if settings.num_fewshot is not None:
                 task.set_config(key="num_fewshot", value=settings.num_fewshot)
             elif task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
-        return LmEvalTask(source, loaded, settings, task_hash(loaded, checked.files, settings))
+        return LmEvalTask(source, loaded, settings, task_hash(loaded, files, settings))
 
 
 def task_hash(loaded: Mapping[str, Any], files: Sequence[Path], settings: LmEvalSettings) -> str:
@@ -172,9 +173,9 @@ def sandboxed_templates() -> Iterator[None]:
         templates.env = original
 
 
-def load_documents(manager: "TaskManager", names: list[str]) -> dict[str, Any]:
+def load_documents(manager: "TaskManager", name: str) -> dict[str, Any]:
     try:
-        return dict(manager.load(names))
+        return dict(manager.load([name]))
     except UserError:
         raise
     except Exception as error:  # any error of the libraries concerns the user's task or data
@@ -187,7 +188,7 @@ def load_documents(manager: "TaskManager", names: list[str]) -> dict[str, Any]:
                 "data_files, or a reachable hub)"
             )
         raise UserError(
-            f"task {LM_EVAL_PREFIX}{names[0]}: cannot be loaded: {type(error).__name__}: "
+            f"task {LM_EVAL_PREFIX}{name}: cannot be loaded: {type(error).__name__}: "
             f"{reason[0]}. Expected {expected}"
         ) from error
 

@@ -22,8 +22,6 @@ MAX_NEW_TOKENS = 256  # Longest generated answer of a task that sets no limit, a
 
 
 class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
-    """The base with one attached adapter, or bare."""
-
     def __init__(
         self, base: Base, adapter_name: str | None, context: int, batch_tokens: int
     ) -> None:
@@ -133,7 +131,6 @@ class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
         return [sum(next(values)[0] for _ in range(count)) for count in counts]
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy text after each prompt, up to the first stop string."""
         texts = [""] * len(requests)
         by_settings: dict[tuple[tuple[str, ...], int], list[int]] = defaultdict(list)
         for number, request in enumerate(requests):

@@ -5,7 +5,6 @@ their own code and tasks that run what a model writes are refused.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +27,8 @@ def is_yaml(name: str) -> bool:
     return name.endswith((".yaml", ".yml"))
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedTask:
-    names: list[str]
-    files: tuple[Path, ...]
-
-
-def check_task(manager: "TaskManager", name: str, allow_functions: bool) -> CheckedTask:
-    """What to load for a name, once every file behind it is known to be harmless."""
+def check_task(manager: "TaskManager", name: str, allow_functions: bool) -> tuple[str, list[Path]]:
+    """What to load for a name, and the files that describe it, after checking all of them."""
     if is_yaml(name):
         path = Path(name).expanduser().resolve()
         if not path.is_file():
@@ -49,11 +42,10 @@ def check_task(manager: "TaskManager", name: str, allow_functions: bool) -> Chec
     for file in files:
         included |= dict.fromkeys(check_tags(file, allow_functions))
         check_configs(file, allow_functions)
-    return CheckedTask([name], tuple(included))
+    return name, list(included)
 
 
 def registered_files(manager: "TaskManager", name: str) -> list[Path]:
-    """YAML files of a registered task, or of all members of a group or tag."""
     if manager.task_index.get(name) is None:
         raise UserError(
             f"task {LM_EVAL_PREFIX}{name}: lm-evaluation-harness has no task, group or tag of this "
@@ -90,8 +82,7 @@ def member_names(members: Sequence[Any]) -> list[str]:
 def check_tags(
     path: Path, allow_functions: bool, seen: frozenset[Path] = frozenset()
 ) -> list[Path]:
-    """Read a YAML file and its includes as trees of tagged nodes; construct nothing. Returns the
-    files read, this one first."""
+    """Read a YAML file and its includes as tagged nodes; construct nothing. The files read."""
     if path in seen:
         return []
     try:

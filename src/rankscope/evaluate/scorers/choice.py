@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from rankscope.data.items import Item
     from rankscope.data.registry import TaskSpec
     from rankscope.evaluate.context_window import ContextWindow, EncodedSplit
-    from rankscope.evaluate.likelihood import Floats, Question
+    from rankscope.evaluate.likelihood import Question
     from rankscope.evaluate.scorers.scorer import ScoringJob
+    from rankscope.evaluate.token_trees import Floats
 
 
 class ChoiceScorer(Scorer["list[Question]"]):

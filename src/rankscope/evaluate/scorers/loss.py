@@ -86,8 +86,8 @@ class LossScorer(Scorer["list[EncodedRow]"]):
         rows = [row for of_item in encoded for row in of_item]
         owners = np.repeat(np.arange(len(items)), [len(of_item) for of_item in encoded])
         counts = [sum(sum(row.is_label) for row in of_item) for of_item in encoded]
-        num_bytes = sum(
-            self.num_bytes(job.encoder, item, of_item)
+        num_bytes: int = sum(
+            self.num_bytes(job.encoder, item, list(of_item))
             for item, of_item in zip(items, encoded, strict=True)
         )
         scores = {}
@@ -122,7 +122,7 @@ class LossScorer(Scorer["list[EncodedRow]"]):
             (row,) = encoded
             labels = zip(row.input_ids, row.is_label, strict=True)
             ids = [token for token, is_label in labels if is_label]
-            return len(encoder.tokenizer.decode(ids, skip_special_tokens=True).encode())
+            return len(str(encoder.tokenizer.decode(ids, skip_special_tokens=True)).encode())
         answers = [m.content for m in item.messages if m.role == "assistant"]
         return sum(len(text.encode()) for text in answers or [item.completion])
 

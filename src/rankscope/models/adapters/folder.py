@@ -10,10 +10,9 @@ import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, TaskType
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -32,6 +31,9 @@ from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import StoredFactors
 from rankscope.models.methods import get_lora_method
 from rankscope.records import ModelRecord, TrialSpec
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 BASE_HASH = "rankscope_base_sha256"
 MODULE_PREFIX = "base_model.model."
@@ -79,13 +81,15 @@ def tensors_of(module: str, factors: StoredFactors) -> dict[str, Tensor]:
     return {f"{MODULE_PREFIX}{module}{end}": part for end, part in named if part is not None}
 
 
-def lora_config(adapter: Adapter, base: ModelRecord) -> LoraConfig:
+def lora_config(adapter: Adapter, base: ModelRecord) -> "LoraConfig":
     """PEFT's configuration of an adapter, which gives every module the adapter's scaling.
 
     Ranks differ between modules with EVA, and in a continued adapter that had different ones. An
     adapter that subtracts its initialization (PiSSA) is stored as B A - B0 A0: plain LoRA of twice
     the rank on the whole base.
     """
+    from peft import LoraConfig, TaskType
+
     method = get_lora_method(adapter.method)
     double = 2 if adapter.initial_factors else 1
     ranks = {name: len(a) for name, a in adapter.a.items() if len(a) != adapter.rank}
@@ -235,7 +239,6 @@ def is_copy(key: str, keys: Collection[str]) -> bool:
 
 
 def base_weight_copies(folder: Path) -> dict[str, Tensor]:
-    """PEFT's copies of base weights in a readable adapter, by module path."""
     tensors, _ = read_weights(folder / WEIGHTS)
     return {
         key.removeprefix(MODULE_PREFIX).removesuffix(COPY): tensor

@@ -5,8 +5,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
-from peft import LoraConfig
-from peft.utils.other import get_pattern_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rankscope.errors import UserError
@@ -64,14 +62,22 @@ class AdapterSettings(BaseModel):
         return DoraMethod.name if self.use_dora else LoraMethod.name
 
     def rank_of(self, name: str) -> int:
-        return self.rank_pattern.get(get_pattern_key(list(self.rank_pattern), name), self.r)
+        return self.rank_pattern.get(pattern_key(self.rank_pattern, name), self.r)
 
     def alpha_of(self, name: str) -> float:
-        key = get_pattern_key(list(self.alpha_pattern), name)
-        return self.alpha_pattern.get(key, self.lora_alpha)
+        return self.alpha_pattern.get(pattern_key(self.alpha_pattern, name), self.lora_alpha)
 
     def scaling_of(self, name: str) -> float:
         return self.alpha_of(name) / self.rank_scale(self.rank_of(name))
+
+
+def pattern_key(pattern: Collection[str], name: str) -> str:
+    """The key that PEFT matches a module with; importing PEFT takes seconds."""
+    if not pattern:
+        return name
+    from peft.utils.other import get_pattern_key
+
+    return str(get_pattern_key(list(pattern), name))
 
 
 HARMLESS = frozenset(
@@ -124,6 +130,8 @@ def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -
             "and B do not fit the plain base; convert it with PEFT's "
             "path_initial_model_for_weight_conversion"
         )
+    from peft import LoraConfig
+
     defaults, known = vars(LoraConfig()), HARMLESS | method_fields()
     for name, value in config.items():
         if value and name not in known and (name not in defaults or value != defaults[name]):

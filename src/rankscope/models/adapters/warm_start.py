@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rankscope.config.arm import ArmConfig, resolved_alpha
 from rankscope.config.study import StudyConfig
-from rankscope.errors import IntegrityError, UserError
+from rankscope.errors import UserError
 from rankscope.models.adapters.folder import adapter_sha256, load_adapter, recorded_base
 from rankscope.models.adapters.settings import AdapterSettings, read_adapter_config
 from rankscope.models.lora import Adapter
@@ -18,8 +18,6 @@ MAX_SHOWN_TARGETS = 4  # Module names shown in a message
 
 @dataclass(frozen=True, slots=True)
 class WarmStart:
-    """An adapter on disk that training continues."""
-
     folder: Path
     sha256: str  # Of its configuration and weights
     base_sha256: str | None  # Recorded hash of its base
@@ -85,10 +83,7 @@ def read_warm_start(folder: Path, shapes: Architecture) -> WarmStart:
 
 def load_adapter_for(shapes: Architecture, folder: Path) -> Adapter:
     """A user's adapter, checked to change only modules of the model, in the same shapes."""
-    try:
-        adapter = load_adapter(folder, "start")
-    except IntegrityError as error:
-        raise UserError(f"adapter {folder}: damaged: {error}") from error
+    adapter = load_adapter(folder, "start")
     for name in adapter.a:
         shape = (len(adapter.b[name]), adapter.a[name].shape[1])
         expected = shapes.linear_shapes.get(name)

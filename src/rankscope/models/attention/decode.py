@@ -32,7 +32,6 @@ class DecodeStep:
 
     @classmethod
     def of(cls, lengths: Tensor, device: torch.device) -> "DecodeStep":
-        """A step of rows with ``lengths`` cached tokens, (R,) int64."""
         return cls(lengths.to(device), int(lengths.max()) + 1)
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:

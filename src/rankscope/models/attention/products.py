@@ -18,9 +18,7 @@ from torch import Tensor
 
 from rankscope.models.attention.decode import additive_mask
 
-MAX_LENGTH = 1024
-"""Longer rows use the fused attention: the T x T probabilities kept for the backward pass would
-outweigh everything else."""
+MAX_LENGTH = 1024  # Longer rows use the fused attention: it keeps no T x T probabilities
 
 PADDING_PERCENT = 15  # A group's longest row has at most so much more tokens than its shortest
 
@@ -111,7 +109,6 @@ class RowLayout:
         return cls(tuple(groups), tuple(sources), int(counts.sum()), device)
 
     def places(self, num_kv: int) -> RowPlaces:
-        """The indices for ``num_kv`` key/value heads; computed once."""
         if num_kv not in self._places:
             heads = torch.arange(num_kv)[:, None, None]
             ordered, is_valid = [], []

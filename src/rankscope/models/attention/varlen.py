@@ -74,7 +74,6 @@ class KVCache:
         self.values[layer][row, :, column] = values[row, :, step]
 
     def advance(self, lengths: Tensor) -> None:
-        """Count the tokens just stored in every layer."""
         self.lengths = self.lengths + lengths
 
 
@@ -112,7 +111,6 @@ class AttentionPlan:
         cache: KVCache | None = None,
         store: bool = False,
     ) -> "AttentionPlan":
-        """Plan for consecutive rows of the given lengths (each at least 1)."""
         counts = torch.tensor(lengths, dtype=torch.int64)
         width = int(counts.max())
         starts = torch.cumsum(counts, 0) - counts
@@ -136,8 +134,7 @@ class AttentionPlan:
     def with_branches(
         self, branches: Sequence[Sequence[int]], prefix: KVCache | None, device: torch.device
     ) -> "AttentionPlan":
-        """The plan for rows that end in branches of the given lengths, if any, or continue
-        ``prefix``; for passes without gradients."""
+        """The plan for rows that branch or continue ``prefix``, without gradients."""
         if prefix is not None and len(prefix.lengths) != 1:
             raise ValueError(f"a prefix of {len(prefix.lengths)} rows; all rows continue one")
         if torch.is_grad_enabled():
@@ -246,8 +243,7 @@ def padded_attention(
     plan: AttentionPlan,
     settings: tuple[float | None, int | None, float],
 ) -> Tensor:
-    """Attend by torch's fused attention over padded rows. ``settings`` are scale, window and
-    dropout."""
+    """By torch's fused attention over padded rows; settings: scale, window, dropout."""
     scale, window, dropout = settings
     q, k, v = (plan.rows(x) for x in qkv)
     cache, mask, width = plan.cache, None, plan.shape[1]
@@ -262,6 +258,9 @@ def padded_attention(
             cache.append(layer, new_k, new_v, plan.lengths)
     if mask is None and window is not None and window < width:
         mask = window_mask(width, window, q.device)
+    if q.is_meta:  # shapes alone: devices keep what the fused kernel keeps, meta would keep scores
+        out = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout, mask is None)[0]
+        return plan.tokens(out.transpose(1, 2))
     out = F.scaled_dot_product_attention(
         q,
         k,

@@ -20,8 +20,6 @@ RHO = 2.0  # A module's rank after redistribution is at most so many times the a
 
 
 class EvaMethod(LoraMethod):
-    """A from the training rows' activations; ranks redistributed over the modules."""
-
     name = "eva"
     label = "EVA"
     summary = (

@@ -10,7 +10,6 @@ follow PEFT's ``initialize_lora_eva_weights``, over every valid token (PEFT's
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from itertools import cycle, islice
 
 import torch
@@ -27,24 +26,15 @@ MAX_BATCHES = 100  # Stops the updates; the rows are repeated as often as needed
 PCA_SEED = 42  # Seed of the randomized decomposition, PEFT's
 
 
-@dataclass(slots=True)
 class InputDirections:
     """The principal directions of the inputs of one module, or of several with the same inputs."""
 
-    pca: IncrementalPCA
-    num_components: int
-    converged: Tensor = field(init=False)  # By direction: the last batch left it in place
-
-    def __post_init__(self) -> None:
-        self.converged = torch.zeros(self.num_components, dtype=torch.bool)
-
-    @classmethod
-    def of(cls, linear: nn.Linear, num_components: int) -> "InputDirections":
-        """Without data; the decomposition is randomized if that can be faster, else exact."""
-        lowrank = 2 * num_components <= linear.in_features
+    def __init__(self, linear: nn.Linear, num_components: int) -> None:
+        lowrank = 2 * num_components <= linear.in_features  # randomized, if that can be faster
         seed = PCA_SEED if lowrank else None
-        pca = IncrementalPCA(num_components, copy=True, lowrank=lowrank, lowrank_seed=seed)
-        return cls(pca, num_components)
+        self.pca = IncrementalPCA(num_components, copy=True, lowrank=lowrank, lowrank_seed=seed)
+        self.num_components = num_components
+        self.converged = torch.zeros(num_components, dtype=torch.bool)  # By the last batch
 
     @property
     def directions(self) -> Tensor | None:
@@ -80,7 +70,7 @@ def input_directions(
     batches = [RowBatch.of(part, base.device) for part in parts]
     leaders = shared_inputs(base, targets, batches[0])
     inputs = {
-        leader: InputDirections.of(targets[leader], ranks[leader]) for leader in leaders.values()
+        leader: InputDirections(targets[leader], ranks[leader]) for leader in leaders.values()
     }
     for batch in islice(cycle(batches), MAX_BATCHES):
         moving = [name for name, seen in inputs.items() if not seen.converged[: ranks[name]].all()]

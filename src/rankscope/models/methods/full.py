@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 
 class FullMethod(Method):
-    """A float32 copy of the base, trained whole."""
-
     name = "full"
     label = "full fine-tuning"
     summary = "Every weight trains; no `rank`, `alpha`, `targets` or `dropout`."

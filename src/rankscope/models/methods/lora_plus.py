@@ -4,8 +4,6 @@ from rankscope.models.methods.lora import LoraMethod
 
 
 class LoraPlusMethod(LoraMethod):
-    """B trains at ``lr_ratio`` times the learning rate of A."""
-
     name = "lora+"
     label = "LoRA+"
     summary = "`lora` whose B trains at `lr_ratio` times the learning rate of A (2402.12354)."

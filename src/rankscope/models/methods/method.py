@@ -37,9 +37,7 @@ class Method:
     label: ClassVar[str]  # In reports
     summary: ClassVar[str]  # A Markdown sentence for the table in docs/study-file.md
     arm_note: ClassVar[str] = ""  # Why its arms have other settings, after "method NAME"
-    arm_fields: ClassVar[tuple[str, ...]] = ()
-    """Fields of a study's arm that the method has besides the learning rate, the training protocol
-    and the mitigations."""
+    arm_fields: ClassVar[tuple[str, ...]] = ()  # Of a study's arm, besides those of all methods
     field_defaults: ClassVar[Mapping[str, Any]] = {}  # Of optional ``arm_fields``
     has_rank: ClassVar[bool] = False  # Trains A (r, in) and B (out, r) of each target
     trains_base: ClassVar[bool] = False  # Trains every weight of the base
@@ -61,15 +59,13 @@ class Method:
     def cost(
         self, trial: TrialSpec, shapes: Architecture, folder: Path, dtype: torch.dtype
     ) -> TrainingCost:
-        """Trainable parameters and the memory that they need besides the base, whose
-        ``config.json`` is in ``folder``."""
+        """Trainable parameters, and the memory that they need besides the base."""
         raise NotImplementedError
 
     def prepare(
         self, base: Base, trial: TrialSpec, context: InitContext, num_steps: int
     ) -> tuple[Base, Adapter | PeftTuner | nn.Module]:
-        """Put the untrained method on the base: the base to train on, and what has its
-        ``parameters()``."""
+        """Put the method on the base: the base to train on, and what has ``parameters()``."""
         raise NotImplementedError
 
     def save(

@@ -21,8 +21,6 @@ STATEFUL_TYPES = frozenset({"ADALORA"})  # PEFT types with more state than their
 
 
 class PeftMethod(Method):
-    """PEFT's own layers on the base, trained by Rankscope's loop."""
-
     name = "peft"
     label = "PEFT"
     summary = (

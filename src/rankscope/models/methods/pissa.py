@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 
 class PissaMethod(LoraMethod):
-    """Trains the leading singular part of W0."""
-
     name = "pissa"
     label = "PiSSA"
     summary = (

@@ -6,8 +6,6 @@ from rankscope.models.methods.lora import LoraMethod
 
 
 class RsLoraMethod(LoraMethod):
-    """s = alpha / sqrt(r)."""
-
     name = "rslora"
     label = "rsLoRA"
     summary = "`lora` with s = alpha / sqrt(r) (2312.03732)."

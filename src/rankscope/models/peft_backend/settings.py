@@ -93,19 +93,16 @@ def peft_config(
 
 def config_class(peft_type: object) -> Any:
     classes = {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    name = str(peft_type).upper()
-    usable = sorted(
-        kind
-        for kind, config in classes.items()
-        if kind not in UNUSABLE_TYPES and not is_prompt_learning(config)
-    )
+    reasons = dict(UNUSABLE_TYPES)
+    reasons |= {k: PROMPT_LEARNING for k, config in classes.items() if is_prompt_learning(config)}
+    kinds = sorted(classes.keys() - reasons.keys())
+    usable, name = ", ".join(kinds), str(peft_type).upper()
     if name not in classes:
-        hint = did_you_mean(name, usable) or f"; expected one of {', '.join(usable)}"
+        hint = did_you_mean(name, kinds) or f"; expected one of {usable}"
         raise UserError(f"method peft: PEFT has no peft_type {peft_type!r}{hint}")
-    reason = PROMPT_LEARNING if is_prompt_learning(classes[name]) else UNUSABLE_TYPES.get(name)
-    if reason is not None:
+    if name in reasons:
         raise UserError(
-            f"method peft: {name} {reason}: it cannot be used; expected one of {', '.join(usable)}"
+            f"method peft: {name} {reasons[name]}: it cannot be used; expected one of {usable}"
         )
     return classes[name]
 
@@ -193,8 +190,7 @@ def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter
 
 
 def count_parameters(model: PretrainedConfig, config: PeftConfig) -> int | None:
-    """Parameters that a method trains, counted on a model without storage. None for a method whose
-    initialization needs the values of the weights."""
+    """What a method trains in a model without storage; None if it needs the weights."""
     shapes = model_on_meta(model)
     shapes.requires_grad_(False)
     try:

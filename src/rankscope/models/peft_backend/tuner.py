@@ -1,5 +1,6 @@
 """One PEFT method injected into the shared frozen base: train, store and remove it."""
 
+import contextlib
 import copy
 import json
 import warnings
@@ -74,8 +75,7 @@ class PeftTuner:
 
     @classmethod
     def load(cls, base: PreTrainedModel, folder: Path, record: ModelRecord) -> "PeftTuner":
-        """Inject a stored method into a frozen base, for scoring. Raises UserError for one of
-        another base, IntegrityError for damaged files."""
+        """Inject a stored method into a frozen base, for scoring."""
         _, metadata = read_weights(folder / WEIGHTS)
         check_same_base(folder, metadata.get(BASE_HASH), record.sha256)
         tuner = cls(base)
@@ -102,13 +102,16 @@ class PeftTuner:
     def remove(self) -> None:
         self.snapshot.restore()
 
+    @property
+    def config(self) -> Any:
+        return self.model.peft_config[ADAPTER]
+
     # --- training
 
     def parameters(self) -> list[nn.Parameter]:
         return list(trainable_parameters(self.model).values())
 
     def layers(self) -> dict[str, BaseTunerLayer]:
-        """The injected layers, by the base's module names."""
         return {
             name: module
             for name, module in self.snapshot.model.named_modules()
@@ -125,7 +128,7 @@ class PeftTuner:
     @property
     def draws(self) -> bool:
         """Whether passes in training draw random numbers, whose count depends on the pass."""
-        return draws_in_training(self.model.peft_config[ADAPTER])
+        return draws_in_training(self.config)
 
     def begin_step(self, step: int) -> None:
         """Switch dropout on; the step's random numbers depend on seed and step alone."""
@@ -149,13 +152,12 @@ class PeftTuner:
         """
         if self._adalora is None:
             return None
-        config: Any = self.model.peft_config[ADAPTER]
         norms = []
         for name, p in trainable_parameters(self.model).items():
             if ".lora_A." in name or ".lora_B." in name:
                 gram = p @ p.T if ".lora_A." in name else p.T @ p
                 norms.append(torch.norm(gram - torch.eye(len(gram), device=p.device)))
-        weight: float = config.orth_reg_weight
+        weight: float = self.config.orth_reg_weight
         return weight * torch.stack(norms).mean()
 
     def penalize(self) -> None:
@@ -184,7 +186,7 @@ class PeftTuner:
 
     def counters(self) -> dict[str, Any]:
         """AdaLoRA's pattern of kept ranks, JSON-compatible."""
-        return {"rank_pattern": getattr(self.model.peft_config[ADAPTER], "rank_pattern", None)}
+        return {"rank_pattern": getattr(self.config, "rank_pattern", None)}
 
     def restore(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
         if self._adalora is None:
@@ -192,8 +194,7 @@ class PeftTuner:
         for key, tensor in tensors.items():
             kind, _, name = key.partition("/")
             getattr(self._adalora.rankallocator, kind)[name] = tensor.to(self.model.device)
-        config: Any = self.model.peft_config[ADAPTER]
-        config.rank_pattern = counters["rank_pattern"]
+        self.config.rank_pattern = counters["rank_pattern"]
 
     # --- weights
 
@@ -208,40 +209,31 @@ class PeftTuner:
             layer.weight.data = now
 
     def mergeable(self) -> list[str]:
-        return [name for name in self.layers() if self._merged(name) is not None]
+        names = []
+        for name, layer in self.layers().items():
+            if isinstance(layer.get_base_layer(), nn.Linear):
+                with contextlib.suppress(*PEFT_FAILURES):
+                    self.merged_weight(name)
+                    names.append(name)
+        return names
 
     def merged_weight(self, name: str) -> Tensor:
         """W of one of :meth:`mergeable`'s layers with the method merged in, (out, in) float32."""
-        merged = self._merged(name)
-        if merged is None:
-            raise ValueError(f"{name}: the method cannot be merged into this layer")
-        return merged
-
-    def _merged(self, name: str) -> Tensor | None:
-        layer = self.layers()[name]
-        if not isinstance(layer.get_base_layer(), nn.Linear):
-            return None
-        single: Any = copy.deepcopy(layer)
+        single: Any = copy.deepcopy(self.layers()[name])
         single.float()
-        try:
-            single.merge(safe_merge=True)
-        except PEFT_FAILURES:
-            return None
-        weight: Tensor = dense_weight(single.get_base_layer())
-        return weight
+        single.merge(safe_merge=True)
+        return dense_weight(single.get_base_layer())
 
     def save(self, base: ModelRecord, folder: Path) -> None:
-        """Write the method into an existing, empty folder, in PEFT's format: equal methods give
-        equal bytes."""
-        config: Any = self.model.peft_config[ADAPTER]
-        config.base_model_name_or_path = base.label
+        """Write the method in PEFT's format: equal methods give equal bytes."""
+        self.config.base_model_name_or_path = base.label
         pattern = self.counters()["rank_pattern"]  # PEFT renames its keys for the file
         with warnings.catch_warnings():
             # AdaLoRA may prune every rank of a matrix; PEFT takes that for a missing shard.
             warnings.filterwarnings("ignore", "Adapter .* invalid shape")
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
         if pattern is not None:
-            config.rank_pattern = pattern
+            self.config.rank_pattern = pattern
         write_adapter_files(folder, load((folder / WEIGHTS).read_bytes()), base)
 
 

@@ -37,7 +37,6 @@ FOLDED = ("weights", "heads")
 """Sections that the page of a study shows folded: few readers need them."""
 
 Scope = Literal["task", "unit", "models"]
-Page = Literal["study", "inspection"]
 Draw = Callable[..., Figure | None]
 
 
@@ -48,41 +47,33 @@ class Registered:
     section: str
     place: float
     per: Scope
-    pages: tuple[Page, ...]
     draw: Draw
 
 
 REGISTRY: list[Registered] = []
 
 
-def register(
-    section: str,
-    place: float,
-    *,
-    per: Scope = "task",
-    pages: tuple[Page, ...] = ("study", "inspection"),
-) -> Callable[[Draw], Draw]:
+def register(section: str, place: float, *, per: Scope = "task") -> Callable[[Draw], Draw]:
     """Put a figure into a section of the pages, ordered by ``place``; for use as a decorator.
 
     The function is called as ``draw(view, task)`` per training task of a study, as ``draw(view,
     unit)`` per unit of scores, or as ``draw(models)`` for the analyzed models of a training task
-    or of an inspection; of the last kind, ``pages`` names where it is shown. It returns None if
-    there is nothing to show or to explain.
+    or of an inspection. It returns None if there is nothing to show or to explain.
     """
 
     def add(draw: Draw) -> Draw:
-        REGISTRY.append(Registered(section, place, per, pages, draw))
+        REGISTRY.append(Registered(section, place, per, draw))
         return draw
 
     return add
 
 
-def draw_section(section: str, page: Page, per: Scope, *subject: Any) -> Iterator[Figure]:
+def draw_section(section: str, per: Scope, *subject: Any) -> Iterator[Figure]:
     """Draw the figures of one section that are registered for one scope, in order."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     for entry in sorted(REGISTRY, key=lambda entry: entry.place):
-        if (entry.section, entry.per) == (section, per) and page in entry.pages:
+        if (entry.section, entry.per) == (section, per):
             figure = entry.draw(*subject)
             if figure is not None:
                 yield figure

@@ -1,15 +1,12 @@
 """Score and retention against rank, a panel each."""
 
 from rankscope.formatting import MAX_NAME, difference, safe_text, score_text
-from rankscope.records import EvalRecord
 from rankscope.report.charts.figure import Figure, interval_cells, interval_digits
 from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import table_from_rows
 
-Z95 = 1.959964
-"""Normal quantile of a 95 % interval, for the standard error of the base over items."""
 MAX_RETAINED = 5
 _CAPTION = """Test split. {} The interval of the base covers the choice of items only. Retention \
 is tuned minus base: below zero was lost."""
@@ -17,11 +14,12 @@ is tuned minus base: below zero was lost."""
 
 @register("ranks", 10)
 def draw_against_rank(view: StudyView, task: str) -> Figure:
-    unit, base, axis = view.unit(task), view.base(task), view.rank_axis(task)
+    unit, axis = view.unit(task), view.rank_axis(task)
+    base = view.recommendation.base.get(task)
     metric = safe_text(view.study.task(task).metric, MAX_NAME)
     score = f"score ({metric}), {unit.score}"
     changes = {
-        name: f"retention change on {safe_text(name, MAX_NAME)}, {view.unit(name).difference}"
+        name: f"{safe_text(name, MAX_NAME)}, change in {view.unit(name).difference}"
         for name in view.retained(task)
     }
     rows = []
@@ -33,10 +31,10 @@ def draw_against_rank(view: StudyView, task: str) -> Figure:
         rows.append(row)
     references = []
     if base and rows:
-        ends = _ends_of_base(base)
-        references = [Reference("base", *(e and e * unit.scale for e in (base.score, *ends)))]
-        cells = interval_digits(score, 0), references[0][1:4]
-        rows.append(dict.fromkeys(rows[0]) | {"arm": "base"} | dict(zip(*cells, strict=True)))
+        cells = interval_cells(score, base, unit)
+        low, high = (cells[f"{score}, {end}"] for end in ("low", "high"))
+        references = [Reference("base", base.value * unit.scale, low, high)]
+        rows.append(dict.fromkeys(rows[0]) | {"arm": "base"} | cells)
     digits = interval_digits(score, unit.digits + 1)
     for name, title in changes.items():
         digits |= interval_digits(title, view.unit(name).digits + 1)
@@ -53,13 +51,6 @@ def draw_against_rank(view: StudyView, task: str) -> Figure:
         plot=rank_plot(axis, panels) if rows else None,
         caption=_CAPTION.format(axis.bands_note()),
     )
-
-
-def _ends_of_base(base: EvalRecord) -> tuple[float | None, float | None]:
-    if base.standard_error is None:
-        return None, None
-    half = Z95 * base.standard_error
-    return base.score - half, base.score + half
 
 
 def _finding(view: StudyView, task: str) -> str:

@@ -70,17 +70,12 @@ def _finding(view: StudyView, mitigation: TaskMitigation) -> str:
         )
     significant = [c for c in tested if (c.difference.p_holm or 0.0) < LEVEL]
     better = [c for c in significant if c.difference.value < 0]
-    fewer = sum(c.difference.value < 0 for c in tested)
-    text = (
-        f"Of {count(len(tested), 'comparison')} over seeds and items, {fewer} retained more than "
-        f"the plain arm scaled to the same score, {len(tested) - fewer} did not. "
-        "Tested together (Holm, 5 %), "
-    )
+    text = f"Of {count(len(tested), 'comparison')} tested together (Holm, 5 %), "
     if not significant:
-        return text + "none of these differences is significant: treat them as hints."
+        return text + "none is significant: treat the differences as hints."
     text += f"significantly better: {len(better)}, worse: {len(significant) - len(better)}."
     if better:
         first = min(better, key=lambda c: c.difference.value)
-        less = amount(-first.difference.value, view.forgetting_unit(mitigation.task))
-        text += f" The largest improvement: {first.label}, {less} more retained."
+        more = amount(first.difference.value, view.forgetting_unit(mitigation.task))
+        text += f" The largest improvement: {first.label}, {more} more retained."
     return text

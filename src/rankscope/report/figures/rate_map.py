@@ -21,7 +21,7 @@ better one may be beyond it."""
 def draw_rate_map(view: StudyView, task: str) -> Figure:
     """A map for each variant (method, targets, alpha) and quantity."""
     key, title = view.key("rates", task), f"Learning rate and rank, {task}"
-    variants, chosen = variants_of(view, task), view.chosen(task)
+    variants, chosen = view.variants(task), view.chosen(task)
     of_lora = [arm for group in variants.values() for arm in group]
     rates = sorted({arm.lr for arm in of_lora})
     if len(rates) < 2:
@@ -82,15 +82,6 @@ def _one_rate(rates: Sequence[float]) -> str:
         f"Every rank was trained at one learning rate, {rates[0]:g}, so it is unknown how much of "
         "the difference between ranks is due to the rate."
     )
-
-
-def variants_of(view: StudyView, task: str) -> dict[str, list[ArmSummary]]:
-    """LoRA arms that differ in rank and rate alone, by the rest of their label; focus first."""
-    groups: dict[str, list[ArmSummary]] = defaultdict(list)
-    focus = view.focus_line(task)
-    for label, arms in sorted(view.lines(task).items(), key=lambda line: line[0] != focus):
-        groups[" ".join(w for w in label.split() if not w.startswith("lr="))] += arms
-    return dict(groups)
 
 
 def finding(variants: Mapping[str, Sequence[ArmSummary]]) -> str:

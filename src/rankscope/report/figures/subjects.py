@@ -56,16 +56,13 @@ def draw_subjects(view: StudyView, task: str) -> Figure | None:
 
 
 def _finding(view: StudyView, changes: list[SubjectChange]) -> str:
-    focus = view.focus(changes[0].task)
-    labels = {c.label for c in changes}
+    focus, labels = view.focus(changes[0].task), {c.label for c in changes}
     label = focus.label if focus and focus.label in labels else changes[0].label
     of_arm = [c for c in changes if c.label == label]
-    worst, best = (
-        f"{difference(c.change.value, view.unit(c.tested_on))} on {c.subject} ({c.tested_on})"
-        for c in (pick(of_arm, key=lambda c: c.change.value) for pick in (min, max))
-    )
+    worst = min(of_arm, key=lambda c: c.change.value)
+    fall = difference(worst.change.value, view.unit(worst.tested_on))
     fell = sum(c.change.high is not None and c.change.high < 0 for c in of_arm)
     return (
-        f"{label}: the lowest change is {worst}, the highest {best}; {fell} of "
+        f"{label}: the lowest change is {fall} on {worst.subject} ({worst.tested_on}); {fell} of "
         f"{count(len(of_arm), 'subject')} fell with an interval below zero."
     )

@@ -1,6 +1,6 @@
 """Train x test map: what training on one task did to every other."""
 
-from rankscope.formatting import Unit, count, difference
+from rankscope.formatting import Unit, difference
 from rankscope.records import trained_parts
 from rankscope.report.charts.figure import Drawn, Figure, interval_cells, interval_digits
 from rankscope.report.charts.heat_map import change_grid, heat_map
@@ -74,7 +74,7 @@ def absent(view: StudyView, train: str, test: str) -> str:
 
 def _finding(view: StudyView, tests: list[str], unit: Unit) -> str:
     changes = [
-        (change, f"{difference(change.value, unit)} on {test} after training on {train}")
+        (change.value, f"{difference(change.value, unit)} on {test} after training on {train}")
         for train in view.training_tasks
         if (arm := view.focus(train))
         for test in tests
@@ -82,11 +82,7 @@ def _finding(view: StudyView, tests: list[str], unit: Unit) -> str:
     ]
     if not changes:
         return "No trained arm has been scored on another task, so transfer is unknown."
-    (low, fall), (high, rise) = (pick(changes, key=lambda c: c[0].value) for pick in (min, max))
-    text = f"the largest fall elsewhere is {fall}" if low.value < 0 else "nothing else fell"
-    text += f"; the largest rise is {rise}" if high.value > 0 else ""
-    clear = sum(change.is_clear_of_zero for change, _ in changes)
-    return (
-        f"With the best arm of each task, {text}. {count(clear, 'change')} of {len(changes)} on "
-        f"other tasks {'has' if clear == 1 else 'have'} an interval that excludes zero."
-    )
+    (fall, worst), (rise, best) = min(changes), max(changes)
+    text = f"the largest fall elsewhere is {worst}" if fall < 0 else "nothing else fell"
+    text += f"; the largest rise is {best}" if rise > 0 else ""
+    return f"With the best arm of each task, {text}."

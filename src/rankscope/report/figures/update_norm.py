@@ -58,17 +58,14 @@ def _finding(models: AnalyzedModels) -> str:
     values, growth = models.by_rank(total_norm), models.growth
     if not values:
         return "No trial has a spectra record, so there is nothing to show here."
-    text = f"At {models.rank_axis.focus}, |dW|_F "
-    if growth is None:
-        text += f"is {values}. A fit needs three ranks."
-    else:
-        slope, mean = growth.slope * math.log(2), sum(growth.norms) / len(growth.norms)
+    text = f"At {models.rank_axis.focus}, |dW|_F is {values}."
+    if growth is not None:
+        slope = growth.slope * math.log(2)
         closer = "a power law" if growth.power_rms < growth.rms else "the logarithm"
         text += (
-            f"= {number(growth.start)} {'+' if slope >= 0 else MINUS} {number(abs(slope))} log2 r "
-            f"leaves a residual of {number(growth.rms)} ({number(100 * growth.rms / mean)} % of "
-            f"the mean norm); a power law r^{number(growth.power)} leaves "
-            f"{number(growth.power_rms)}, so {closer} is closer."
+            f" The fit {number(growth.start)} {'+' if slope >= 0 else MINUS} {number(abs(slope))} "
+            f"log2 r leaves {number(growth.rms)}, a power law r^{number(growth.power)} "
+            f"{number(growth.power_rms)}: {closer} is closer."
         )
     full = models.full(total_norm)
     return text + (f" Full fine-tuning moves the weights by {number(full)}." if full else "")

@@ -43,7 +43,7 @@
 
   function hintCut(across) {
     const rest = across.scrollWidth - across.clientWidth - across.scrollLeft;
-    across.parentElement.classList.toggle("cut", rest > 4);
+    across.parentElement.classList.toggle("cut", rest > 24);
   }
 
   // Figures in a closed fold have no size yet; they are drawn when it opens.

@@ -54,7 +54,7 @@ class HeadsStage:
             task = self.head_task(self.settings.task or trained_on)
             context.begin_piece(task.name)
             try:
-                self.analyses[trained_on] = HeadAnalysis.of_base(
+                self.analyses[trained_on] = HeadAnalysis(
                     model,
                     task,
                     ablated_on,
@@ -70,7 +70,7 @@ class HeadsStage:
                     "off ('enabled: false')"
                 ) from error
             context.pieces_done += 1
-        context.reporter.finish()
+        context.finish_stage()
 
     def head_task(self, name: str) -> HeadTask:
         """The items of one task that heads are measured on."""

@@ -48,6 +48,8 @@ class EvalResult:
     num_new: int
     """Scores computed now; the output folder held the others."""
     notes: tuple[str, ...]
+    results: ResultsFolder
+    """The items of every score, by its key."""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -124,7 +126,7 @@ def score(
         for model, info, record, change in scoring.comparisons(weights)
     ]
     results.write_scores(scores)
-    return EvalResult(tuple(scores), tuple(scoring.failed), scoring.num_new, tuple(notes))
+    return EvalResult(tuple(scores), tuple(scoring.failed), scoring.num_new, tuple(notes), results)
 
 
 def paired_change(evaluation: Evaluation, base: Evaluation | None) -> Estimate | None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rankscope.analyze.heads.roles import head_roles
+from rankscope.analyze.heads.trial_heads import head_roles
 from rankscope.records import HeadAblation
 
 Table = tuple[tuple[float, ...], ...]

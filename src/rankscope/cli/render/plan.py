@@ -1,0 +1,91 @@
+"""What ``plan`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from rankscope.cli.render.table import terminal_table
+from rankscope.cli.terminal import note_lines
+from rankscope.formatting import byte_size, count, rough_duration
+
+if TYPE_CHECKING:
+    from rankscope.run.plan import Plan
+
+STAGES = ("training", "scoring", "spectra", "heads")
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """A row per group of trials, time by stage, totals, and what to leave out."""
+    several = len({group.task for group in plan.groups}) > 1
+    rows = [
+        {
+            "group": number,
+            **({"task": group.task} if several else {}),
+            "trials": group.labels[0]
+            if len(group.labels) == 1
+            else f"{len(group.labels)} adapters",
+            "steps": group.steps,
+            "tokens": group.num_tokens,
+            "memory": byte_size(group.memory_bytes),
+            "time": rough_duration(group.seconds),
+            "limit": group.limited_by.split()[0],
+        }
+        for number, group in enumerate(plan.groups, 1)
+    ]
+    title = f"{plan.study} on {plan.model} ({plan.machine}, {plan.dtype})"
+    table = terminal_table(rows, title, right=("memory", "time"))
+    parts = [table, _stages(plan), *map(Text, _totals(plan))]
+    if plan.savings:
+        parts.append(_savings(plan))
+    return Group(*parts, *note_lines(plan.notes))
+
+
+def _stages(plan: Plan) -> RenderableType:
+    seconds = {stage: getattr(plan.stages, stage) for stage in STAGES}
+    rows = [
+        {"stage": stage, "time": rough_duration(time), "share": f"{time / plan.seconds:.0%}"}
+        for stage, time in seconds.items()
+        if time
+    ]
+    return terminal_table(rows, "time by stage", right=("time", "share"))
+
+
+def _totals(plan: Plan) -> Iterator[str]:
+    curve = f" and {plan.curve_evaluations:,} while training" if plan.curve_evaluations else ""
+    yield (
+        f"{count(plan.trials, 'trial')} in {count(len(plan.groups), 'group')}, "
+        f"{plan.evaluations:,} evaluations{curve}: {plan.train_tokens:,} tokens to train on, "
+        f"{plan.evaluation_tokens:,} to score."
+    )
+    total = f"About {rough_duration(plan.seconds)} on one device"
+    if plan.gpus > 1:
+        total += f", {rough_duration(plan.wall_seconds)} on {plan.gpus}, longest groups first"
+    yield f"{total}; {byte_size(plan.disk_bytes)} on disk."
+    yield f"Estimated from {plan.basis}."
+    most = max(group.memory_bytes for group in plan.groups)
+    yield (
+        f"Memory: up to {byte_size(most)} of {byte_size(plan.memory_bytes)} while training; the "
+        "libraries' own 0.7 GB come on top."
+    )
+    too_large = [str(number) for number, group in enumerate(plan.groups, 1) if not group.fits]
+    if too_large:
+        yield (
+            f"DOES NOT FIT: group {', '.join(too_large)} needs more memory than this machine has. "
+            "Lower train.batch_tokens, set train.gradient_checkpointing=true, or leave the arm out."
+        )
+
+
+def _savings(plan: Plan) -> RenderableType:
+    rows = [
+        {
+            "to save time": saving.change,
+            "saves": rough_duration(saving.seconds),
+            "you lose": saving.loses,
+        }
+        for saving in plan.savings
+    ]
+    return terminal_table(rows, "what to drop", right=("saves",))

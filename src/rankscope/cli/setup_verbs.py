@@ -1,0 +1,201 @@
+"""Verbs to begin with: the built-in study, a study file of your own, and its check."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer import Argument, Option
+
+from rankscope.cli.application import Overrides, StudyFile, TrustTaskCode, verb
+from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
+from rankscope.config.presets import PRESETS
+from rankscope.errors import UserError
+from rankscope.filesystem import replace_text
+from rankscope.progress import ConsoleReporter
+
+if TYPE_CHECKING:
+    from rankscope.tools.new_study import OwnRows
+
+PRESET_LINES = "\n".join(f"  {name}: {purpose}" for name, purpose in PRESETS.items())
+
+
+@verb("quickstart", "Writing the study file {out}/quickstart.yaml ...")
+def quickstart_command(
+    out: Annotated[Path, Option(help="Folder of the study.")] = Path("studies/pocket"),
+) -> Reply:
+    """Run the built-in study, offline, in minutes.
+
+    It trains the pocket model, a tiny language model inside the package.
+
+    Example: rankscope quickstart --out studies/pocket
+    """
+    from rankscope.cli.study_verbs import run_command
+    from rankscope.tools.new_study import study_template
+
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "quickstart.yaml"
+    replace_text(file, study_template("pocket"))
+    reply: Reply = run_command(file, out)
+    return reply
+
+
+def init_command(
+    file: Annotated[Path, Argument(metavar="FILE.yaml", help="The study file to write.")] = Path(
+        "study.yaml"
+    ),
+    preset: Annotated[str, Option(help="A ready-made study, one of those above.")] = "default",
+    model: Annotated[
+        str | None, Option(help="Model folder, hub id, fetched model or 'pocket'.")
+    ] = None,
+    data: Annotated[
+        Path | None, Option(help="Your training rows: a file, or a folder with train, test, ...")
+    ] = None,
+    data_dir: Annotated[Path | None, Option(help="Folder with the data of named tasks.")] = None,
+    retention: Annotated[
+        list[str] | None, Option(metavar="TASK", help="What must not be lost; repeat for more.")
+    ] = None,
+    force: Annotated[bool, Option("--force", help="Overwrite an existing file.")] = False,
+    list_presets: Annotated[bool, Option("--list", help="List the ready-made studies.")] = False,
+    schema: Annotated[
+        bool, Option("--schema", help="Print the study file's JSON schema instead.")
+    ] = False,
+) -> Reply:
+    if list_presets:
+        return Reply(PRESETS, lambda: print_line(PRESET_LINES))
+    from rankscope.config.loader import load_study_file, published_schema, study_json_schema
+    from rankscope.tools import new_study
+
+    if schema:
+        return Reply(study_json_schema(), lambda: print(published_schema(), end=""))
+    if file.exists() and not (force and file.is_file()):
+        remedy = "give another name" + (", or --force to overwrite it" if file.is_file() else "")
+        raise UserError(f"{file}: exists already; {remedy}")
+    names = list(retention or ())
+    if on_a_terminal() and new_study.takes_own_rows(preset):
+        model, data, names = ask_what_is_missing(model, data, names)
+    rows = new_study.own_rows(data, file) if data else None
+    text = new_study.study_template(
+        preset,
+        new_study.model_for_study_file(model, file) if model else None,
+        rows.task if rows else None,
+        new_study.path_for_study_file(data_dir, file) if data_dir else None,
+        names,
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(file, text)
+    config = load_study_file(file)
+    missing = new_study.missing_pieces(config)
+    if rows and rows.problem:
+        missing.append(rows.problem)
+    hub = [] if missing else new_study.hub_pieces(config)
+    step = f"rankscope check {file}"
+    return Reply(
+        {
+            "file": file,
+            "task": rows.task if rows else None,
+            "missing": missing,
+            "from_hub": hub,
+            "next": step,
+        },
+        lambda: show_written(file, rows, missing, hub),
+    )
+
+
+init_command.__doc__ = f"""Write a commented study file.
+
+On a terminal it asks for the model, the rows and what must not be lost, unless options say so.
+
+Example: rankscope init study.yaml --model smollm2-135m --data rows.jsonl
+
+\b
+Presets:
+{PRESET_LINES}
+"""
+verb("init")(init_command)
+
+
+def on_a_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def ask_what_is_missing(
+    model: str | None, data: Path | None, retention: list[str]
+) -> tuple[str, Path, list[str]]:
+    """(model, rows, retention tasks), asking on the terminal for those not given."""
+    from rankscope.data.registry import NAMED_TASKS
+    from rankscope.data.sources import READERS
+    from rankscope.tools.new_study import default_model, default_rows, split_files
+
+    if model is None:
+        model = typer.prompt(
+            "Base model (folder, hub id, fetched model, or pocket)", default=default_model()
+        )
+    while data is None:
+        answer = Path(
+            typer.prompt(f"Training rows (file or folder: {', '.join(READERS)})", default_rows())
+        ).expanduser()
+        try:
+            split_files(answer)
+            data = answer
+        except UserError as error:
+            print_message(f"{error}", "red")
+    while not retention:
+        answers = typer.prompt("What must not be lost (tasks, by comma)", "common_facts")
+        retention = [name.strip() for name in answers.split(",") if name.strip()]
+        if unknown := [name for name in retention if name not in NAMED_TASKS]:
+            known = ", ".join(NAMED_TASKS)
+            print_message(f"no task is called {', '.join(unknown)}; expected {known}", "red")
+            retention = []
+    return model, data, retention
+
+
+def show_written(file: Path, rows: "OwnRows | None", missing: list[str], hub: list[str]) -> None:
+    print_line(f"wrote {file}")
+    if rows is not None and not rows.problem:
+        print_line(rows.summary)
+    if hub:
+        print_line(f"from the hub, which needs a connection: {', '.join(hub)}")
+    if not missing:
+        print_line(f"next: rankscope check {file}")
+        return
+    print_line("it cannot run yet:")
+    for problem in missing:
+        print_line(f"  {problem}")
+    print_line(f"mend that, then: rankscope check {file}")
+
+
+@verb("check", "Reading {file} ...")
+def check_command(
+    file: StudyFile,
+    overrides: Overrides = None,
+    rows: Annotated[int, Option(min=0, help="Training rows to show per task.")] = 3,
+    trust_task_code: TrustTaskCode = False,
+) -> Reply:
+    """Validate a study file and show its rows.
+
+    Shows how rows become tokens and labels, test rows that overlap training rows, and every
+    problem that would stop a run. Uses no GPU.
+
+    Example: rankscope check study.yaml --set data_dir=../data --rows 5
+    """
+    from rankscope.run.study import Study
+
+    study = Study.load(file, overrides or [])
+    names = [task.name for task in study.config.evaluation_tasks().values()]
+    print_message(f"Reading the rows of {', '.join(names)} ...")
+    with ConsoleReporter(err_console) as reporter:
+        prepared = study.check(reporter)
+    data = {
+        "trials": len(prepared.trials),
+        "groups": len(prepared.groups),
+        "tasks": prepared.task_records,
+        "notes": prepared.notes,
+    }
+
+    def show() -> None:
+        from rankscope.cli.render.check import check_result
+
+        print_result(check_result(prepared, rows, f"rankscope plan {file}"))
+
+    return Reply(data, show)

@@ -1,0 +1,177 @@
+"""Where the rows of a task are: files, a hub data set or a program; looked for, then read."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rankscope.config.study import StudyConfig
+from rankscope.config.task import TaskConfig
+from rankscope.data.hub import HubSource, read_hub
+from rankscope.data.registry import LETTERED_PROMPT, NAMED_TASKS, TaskSpec
+from rankscope.data.rows import QUESTION_PROMPT
+from rankscope.data.sources import SplitRows, check_file, read_file, split_paths
+from rankscope.errors import UserError, did_you_mean
+from rankscope.evaluate.scorers import get_scorer
+
+
+@dataclass(frozen=True, slots=True)
+class RowSource:
+    """The place of a task's rows."""
+
+    read: Callable[[], tuple[SplitRows, str]]
+    """Returns the rows by file, and a label of their source."""
+    spec: TaskSpec | None = None  # Of a named task; None for the user's own data
+    is_hub: bool = False
+    files: frozenset[str] | None = None
+    """Which of train, validation, test and dev there are, if that is known."""
+
+
+def locate_rows(config: TaskConfig, data_dir: str | Path | None, *, trained: bool) -> RowSource:
+    """Find the rows of a task without reading them.
+
+    ``trained``: the study trains on it; otherwise training rows that are a separate collection are
+    not read. Raises UserError for a missing file, a kind that is not read, or an unknown task.
+    """
+    where = f"task {config.name!r}"
+    is_named = config.name in NAMED_TASKS
+    if config.path is not None:
+        folder = Path(config.path).expanduser()
+        if folder.is_file():
+            raise UserError(
+                f"{where}: path {folder} is a file; expected a folder with train, validation or "
+                "test files. For one file give 'train:' or 'test:'"
+            )
+        spec = named_spec(config) if is_named else None
+        return in_files(split_paths(folder), str(folder), spec)
+    given = {"train": config.train, "validation": config.validation, "test": config.test}
+    paths = {split: Path(path).expanduser() for split, path in given.items() if path is not None}
+    if paths and config.hub is not None:
+        raise UserError(f"{where}: give files or 'hub', not both")
+    if paths:
+        label = ", ".join(map(str, paths.values()))
+        return in_files(paths, label)
+    if config.hub is not None:
+        own = HubSource(config.hub, revision=config.revision)
+        return RowSource(partial(read_hub, own), is_hub=True)
+    return locate_named_rows(named_spec(config), data_dir, trained)
+
+
+def locate_named_rows(spec: TaskSpec, data_dir: str | Path | None, trained: bool) -> RowSource:
+    if spec.read is not None:
+        return RowSource(spec.read, spec)
+    if data_dir is not None:
+        folder = Path(data_dir) / (spec.folder or spec.name)
+        return in_files(split_paths(folder), str(folder), spec)
+    if spec.hub is None:
+        raise UserError(
+            f"task {spec.name!r}: its rows are your own texts; name them ('test: texts.jsonl' "
+            f"with a field 'text', or 'test: text.txt'), or put them into {spec.name}/test.jsonl "
+            "in data_dir"
+        )
+    hub = spec.hub
+    if hub.train_is_separate_collection and not trained:
+        hub = replace(hub, train=None)
+
+    def read() -> tuple[SplitRows, str]:
+        files, source = read_hub(hub)
+        return (files if spec.from_hub is None else spec.from_hub(files)), source
+
+    return RowSource(read, replace(spec, hub=hub), is_hub=True, files=frozenset(hub.splits))
+
+
+def in_files(paths: dict[str, Path], label: str, spec: TaskSpec | None = None) -> RowSource:
+    for path in paths.values():
+        check_file(path)
+    return RowSource(
+        lambda: ({split: read_file(path) for split, path in paths.items()}, label),
+        spec,
+        files=frozenset(paths),
+    )
+
+
+# --- the rows of a study ------------------------------------------------------------------------
+
+
+def needed_tasks(config: StudyConfig) -> list[TaskConfig]:
+    """Every task whose rows a study reads, parts of mixtures and replayed tasks included."""
+    described = config.evaluation_tasks()
+    names = [name for task in config.tasks for name in task.mixture]
+    names += [replay.task for arm in config.arms for replay in arm.replay or () if replay.share]
+    plain = [task for task in described.values() if not task.mixture]
+    others = [TaskConfig(name=name) for name in dict.fromkeys(names) if name not in described]
+    return [*plain, *others]
+
+
+def missing_rows(config: StudyConfig) -> Iterator[str]:
+    """What is wrong with the places of a study's rows, one sentence per task."""
+    trained = {name for task in config.tasks for name in (task.mixture or [task.name])}
+    for task in needed_tasks(config):
+        try:
+            files = locate_rows(task, config.data_dir, trained=True).files
+            if task.name in trained and files is not None and "train" not in files:
+                yield no_training_rows(task.name, f"only {', '.join(sorted(files))}")
+        except UserError as error:
+            named = str(error).startswith("task ")
+            yield str(error) if named else f"task {task.name!r}: {error}"
+
+
+def no_training_rows(task: str, source: str) -> str:
+    return (
+        f"task {task!r} is trained on but has no training rows ({source}): add a file of them "
+        "('train:' in the task, or train.jsonl in its folder), or only evaluate it: move it from "
+        "'tasks' to 'evaluate.cross_domain'"
+    )
+
+
+def check_sources(config: StudyConfig) -> None:
+    """Refuse, before anything is loaded, files that are missing or of a kind that is not read."""
+    if problems := list(dict.fromkeys(missing_rows(config))):
+        raise UserError("\n".join(problems))
+
+
+def hub_tasks(config: StudyConfig) -> list[str]:
+    """Names of the tasks of a study whose rows are on the hub; files must have been found."""
+    return [
+        task.name
+        for task in needed_tasks(config)
+        if locate_rows(task, config.data_dir, trained=True).is_hub
+    ]
+
+
+# --- specs --------------------------------------------------------------------------------------
+
+
+def named_spec(config: TaskConfig) -> TaskSpec:
+    """A named task with the changes of the study file; another scorer brings its own prompt."""
+    if config.name not in NAMED_TASKS:
+        hint = did_you_mean(config.name, NAMED_TASKS) or "."
+        raise UserError(
+            f"task {config.name!r} is not a named task{hint} Named tasks: {', '.join(NAMED_TASKS)}."
+            " For your own data give 'train:' (a JSONL or Parquet file) or 'hub:'"
+        )
+    spec = NAMED_TASKS[config.name]
+    changes = common_settings(config)
+    if config.scorer in (None, spec.scorer):
+        changes["primary_metric"] = config.primary_metric or spec.primary_metric
+    else:
+        changes["scorer"] = config.scorer
+        if spec.scorer_sets_prompt:
+            lists_options = get_scorer(config.scorer).needs_listed_options
+            changes["prompt"] = LETTERED_PROMPT if lists_options else QUESTION_PROMPT
+    if config.prompt:
+        changes["prompt"] = config.prompt
+    if spec.hub is not None and config.revision is not None:
+        changes["hub"] = replace(spec.hub, revision=config.revision)
+    return replace(spec, **changes)
+
+
+def common_settings(config: TaskConfig) -> dict[str, Any]:
+    """Settings that every task takes from the study file."""
+    return {
+        "num_fewshot": config.num_fewshot,
+        "primary_metric": config.primary_metric,
+        "stop": tuple(config.stop),
+        "extract": config.extract,
+    }

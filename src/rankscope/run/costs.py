@@ -1,0 +1,252 @@
+"""How long the parts of a study take on a machine.
+
+Products of matrices are counted: 2 operations per weight and token forward, as many backward for
+activations, and as many again for trained weights. Embeddings are looked up and cost none; the
+output layer sees the positions with a label alone. Attention adds 4 per head dimension, token and
+key. Between the products, activations are read and written; that takes as long as the products of a
+large model and far longer than those of a small one. Each layer of a pass, and each adapter in it,
+takes some time to start, and the optimizer reads and writes its states.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from rankscope.analyze.spectra import compared_matrices
+from rankscope.evaluate.continuous_batching import CACHED_PER_BATCH_TOKEN
+from rankscope.models.methods import get_lora_method, get_method
+from rankscope.models.parameters import Architecture, TrainingCost, target_shapes
+from rankscope.records import TrialSpec
+from rankscope.run.groups import Group, group_steps
+from rankscope.run.machines import Machine
+from rankscope.run.prepared import PreparedStudy
+from rankscope.train.memory import RowCounts
+from rankscope.train.step_schedule import planned_steps, trial_protocol
+
+TOUCHES = 30
+"""How often a pass forward and backward reads or writes each input and output of a linear layer,
+and on a processor each attention weight. Fitted to training SmolLM2-135M and the pocket model on
+two cores; with the data sheet of an H100 it gives 12,600 tokens/s for LoRA on Llama-3.1-8B, and
+12,473 are published."""
+LINEAR_SECONDS = 3e-4
+"""To start one linear layer with what surrounds it, forward and backward."""
+SLICE_SECONDS = 2e-4
+"""To start one adapter in one linear layer."""
+OPTIMIZER_BYTES = 32
+"""Read and written per trained parameter and step: clipping, weight, gradient and two moments."""
+DECOMPOSITION = 30
+"""Operations of a singular value decomposition of (m, n), times m n min(m, n)."""
+UPDATED_VECTORS = 0.25
+"""Of that, to update 500 leading vectors of 4096 by a low-rank change; see LOG.md, "spectra"."""
+
+
+class ItemTokens(NamedTuple):
+    """What one model does for one item."""
+
+    read: int
+    """Tokens of prompt and answers."""
+    predicted: int
+    """Positions whose logits are computed."""
+    written: int = 0
+    """Tokens generated, an estimate."""
+
+
+class TrialCost(NamedTuple):
+    """Seconds of one trial, by stage."""
+
+    training: float
+    scoring: float
+    spectra: float
+    heads: float
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds of parts of a study on a machine."""
+
+    inputs: PreparedStudy
+    machine: Machine
+
+    @property
+    def shapes(self) -> Architecture:
+        return self.inputs.shapes
+
+    @cached_property
+    def body(self) -> int:
+        """Weights of all linear layers but the output layer."""
+        return sum(math.prod(s) for s in self.shapes.linear_shapes.values()) - self.head
+
+    @cached_property
+    def head(self) -> int:
+        return math.prod(self.shapes.linear_shapes[self.shapes.output_layer or ""])
+
+    @cached_property
+    def attention(self) -> int:
+        """Head dimensions of all layers together: inputs of the output projections."""
+        shapes = self.shapes.linear_shapes.items()
+        return sum(shape[1] for name, shape in shapes if name.endswith(".o_proj"))
+
+    def forward(self, tokens: float, predicted: float, keys: float) -> float:
+        """Operations of a forward pass; each token attends to ``keys`` keys on average."""
+        return tokens * (2 * self.body + 4 * self.attention * keys) + predicted * 2 * self.head
+
+    @cached_property
+    def num_heads(self) -> int:
+        """Query heads of all layers."""
+        shape = self.inputs.grouping.model.base.config.get_text_config()
+        return int(shape.num_hidden_layers) * int(shape.num_attention_heads)
+
+    def products(self, operations: float) -> float:
+        """Seconds of matrix products."""
+        return operations / self.machine.operations_per_second(self.inputs.dtype)
+
+    def traffic(self, tokens: float, keys: float, touches: float = TOUCHES) -> float:
+        """Seconds of reading and writing activations."""
+        values = float(self.shapes.activation_values_per_token)
+        if self.machine.device.type == "cpu":
+            values += self.num_heads * 2 * keys  # half of them masked
+        moved = touches * tokens * values * self.inputs.dtype.itemsize
+        return moved / (self.machine.bandwidth * 1e9)
+
+    def with_host(self, computing: float, host: float) -> float:
+        """On a processor starting layers comes on top; beside a GPU it runs at the same time."""
+        return computing + host if self.machine.device.type == "cpu" else max(computing, host)
+
+    # --- training -------------------------------------------------------------------------------
+
+    def training(self, group: Group) -> dict[str, float]:
+        """Seconds of training each trial of a group, by trial id."""
+        config, rows = self.inputs.config.train, self.inputs.rows[group[0].task]
+        tokens = {t.trial_id: self.tokens(t) for t in group}
+        steps = group_steps(group, len(rows.rows), rows.num_tokens, config)
+        num_passes = max(steps, sum(tokens.values()) / config.batch_tokens)
+        linears = len(self.shapes.linear_shapes)
+        return {
+            trial.trial_id: self.trial_training(
+                trial,
+                tokens[trial.trial_id],
+                num_passes * linears * tokens[trial.trial_id] / sum(tokens.values()),
+            )
+            for trial in group
+        }
+
+    def trial_training(self, trial: TrialSpec, tokens: int, linears: float) -> float:
+        """Seconds of one trial; ``linears`` is its share of the group's linear layers, each
+        counted in each pass."""
+        config, rows = self.inputs.config.train, self.inputs.rows[trial.task]
+        steps = planned_steps(len(rows.rows), rows.num_tokens, trial_protocol(trial, config))
+        slices = 0.0
+        if trial.targets and trial.peft is None:
+            num_passes = max(steps, tokens / config.batch_tokens)
+            slices = num_passes * len(target_shapes(self.shapes, trial.targets))
+        computing = self.products(self.training_operations(trial, tokens))
+        computing += self.traffic(tokens, self.mean_keys(trial.task))
+        host = linears * LINEAR_SECONDS + slices * SLICE_SECONDS
+        moved = steps * self.cost(trial).trainable_parameters * OPTIMIZER_BYTES
+        return self.with_host(computing, host) + moved / (self.machine.bandwidth * 1e9)
+
+    def training_operations(self, trial: TrialSpec, tokens: int) -> float:
+        """Operations of a trial that trains on ``tokens`` tokens, replayed ones included."""
+        config, rows = self.inputs.config.train, self.inputs.rows[trial.task]
+        own, keys = self.own_tokens(trial), self.mean_keys(trial.task)
+        labels = tokens * rows.num_label_tokens / rows.num_tokens
+        passes = (3 if trial.is_full else 2) + config.gradient_checkpointing
+        operations = passes * self.forward(tokens, labels, keys)
+        if not trial.is_full:
+            operations += tokens * 6 * self.cost(trial).trainable_parameters
+            operations += tokens * 4 * self.attention * keys  # both products' gradients
+        if trial.kl_to_base:  # the base's own forward pass
+            replayed = tokens - own if trial.replay else own
+            operations += self.forward(replayed, labels * replayed / tokens, keys)
+        return operations
+
+    def own_tokens(self, trial: TrialSpec) -> int:
+        """Tokens of its own task that a trial trains on, if every row has the mean length."""
+        rows, protocol = (
+            self.inputs.rows[trial.task],
+            trial_protocol(trial, self.inputs.config.train),
+        )
+        steps = planned_steps(len(rows.rows), rows.num_tokens, protocol)
+        rows_per_step = min(len(rows.rows), protocol.batch_size * protocol.gradient_accumulation)
+        return round(steps * rows_per_step * rows.num_tokens / len(rows.rows))
+
+    def tokens(self, trial: TrialSpec) -> int:
+        """Tokens that a trial trains on, replayed ones included."""
+        own_tokens = self.own_tokens(trial)
+        if trial.replay is None or not trial.replay_share:
+            return own_tokens
+        own, general = self.inputs.rows[trial.task], self.inputs.replay_rows[trial.replay]
+        num_rows = own_tokens * len(own.rows) / own.num_tokens
+        beside = num_rows * trial.replay_share / (1 - trial.replay_share)
+        return own_tokens + round(beside * general.num_tokens / len(general.rows))
+
+    def mean_keys(self, task: str) -> float:
+        counts: RowCounts = self.inputs.grouping.counts[task]
+        squares = counts.mean_tokens**2 + counts.tokens_deviation**2
+        return squares / (2 * counts.mean_tokens)
+
+    def cost(self, trial: TrialSpec) -> TrainingCost:
+        """Trainable parameters of a trial and the memory they need besides the base."""
+        method = get_method(trial.method)
+        return method.cost(trial, self.shapes, self.inputs.folder, self.inputs.dtype)
+
+    # --- scoring and analysis -------------------------------------------------------------------
+
+    def scoring(self, items: Sequence[ItemTokens]) -> float:
+        """Seconds in which one model is scored on items, if prompts share no beginning."""
+        if not items:
+            return 0.0
+        read, predicted, written = (sum(column) for column in zip(*items, strict=True))
+        tokens, budget = read + written, self.inputs.config.evaluate.batch_tokens
+        keys = sum((item.read + item.written) ** 2 for item in items) / (2 * tokens)
+        linears = len(self.shapes.linear_shapes) * LINEAR_SECONDS / 3
+        touches = TOUCHES / 3  # forward alone
+        reading = self.with_host(
+            self.products(self.forward(read, predicted, keys)) + self.traffic(read, keys, touches),
+            linears * read / budget,
+        )
+        if not written:
+            return reading
+        # A step of decoding reads all weights, for as many sequences as the cache holds.
+        together = min(len(items), CACHED_PER_BATCH_TOKEN * budget * len(items) / tokens)
+        steps = written / max(1.0, together)
+        weights = self.shapes.num_parameters * self.inputs.dtype.itemsize
+        reads = steps * weights / (self.machine.bandwidth * 1e9)
+        writing = self.products(self.forward(written, written, keys)) + reads
+        return reading + self.with_host(writing, steps * linears)
+
+    def spectra(self, trial: TrialSpec) -> float:
+        """Seconds of comparing a trial's matrices with the base's."""
+        if not self.inputs.config.analyze.spectra.enabled:
+            return 0.0
+        low_rank = trial.peft is None and not trial.is_full
+        low_rank = low_rank and get_lora_method(trial.method).delta_is_low_rank
+        names = trial.targets if low_rank else sorted(self.matrices)
+        shapes = target_shapes(self.shapes, names).values() if names else ()
+        share = UPDATED_VECTORS if low_rank and shapes and min(map(min, shapes)) >= 1024 else 1.0
+        return share * self.decompositions(shapes)
+
+    def base_spectra(self) -> float:
+        """Seconds of decomposing the base's matrices, if no cache holds them."""
+        enabled = self.inputs.config.analyze.spectra.enabled
+        return self.decompositions(self.matrices.values()) if enabled else 0.0
+
+    @cached_property
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        return compared_matrices(self.shapes, self.inputs.trials)
+
+    def decompositions(self, shapes: Collection[tuple[int, int]]) -> float:
+        operations = sum(DECOMPOSITION * m * n * min(m, n) for m, n in shapes)
+        rate = self.machine.rates["float32"] * 1e12 * self.machine.decomposition_share
+        return operations / rate
+
+    def heads(self, items: Sequence[ItemTokens]) -> float:
+        """Seconds of measuring one model's heads on a task's items: a forward and backward pass,
+        and a forward pass per head for each task that heads are removed on."""
+        settings = self.inputs.config.analyze.heads
+        if not settings.enabled:
+            return 0.0
+        passes = 3 + len(settings.ablate) * self.num_heads
+        return self.scoring(items[: settings.items]) * passes

@@ -1,0 +1,144 @@
+"""Machines that a plan is made for: what they compute, move and hold, and who says so.
+
+To add one, add a line to ``MACHINES``. Rates are dense ones, without sparsity.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from rankscope.device import available_memory_bytes
+from rankscope.errors import UserError, did_you_mean
+
+PROBE_ROWS = 1024
+PROBE_SECONDS = 0.3
+COPIED_BYTES = 2**26
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One device."""
+
+    label: str
+    device: torch.device
+    rates: Mapping[str, float]
+    """By dtype, 10^12 operations per second of a matrix product."""
+    bandwidth: float
+    """Of its memory, 10^9 bytes per second."""
+    memory: float
+    """10^9 bytes."""
+    source: str
+    decomposition_share: float = 0.01
+    """Of the float32 rate, in singular value decompositions; on an H100 one of 4096 x 4096 then
+    takes 3 s. Not measured."""
+    measured: bool = False
+
+    def dtype(self, wanted: str) -> torch.dtype:
+        """The base's dtype; ``auto`` is bfloat16 if the device computes in it."""
+        name = wanted
+        if wanted == "auto":
+            name = "bfloat16" if "bfloat16" in self.rates else "float32"
+        if name not in self.rates:
+            raise UserError(
+                f"plan: found dtype {name}, which {self.label} does not compute in; expected "
+                f"{' or '.join(self.rates)} ('--set dtype=...')"
+            )
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+    def operations_per_second(self, dtype: torch.dtype) -> float:
+        return self.rates[dtype_name(dtype)] * 1e12
+
+    def basis(self, dtype: torch.dtype, share: float) -> str:
+        """What estimates of time rest on, as a sentence; ``share`` of the rate is reached."""
+        rate = self.rates[dtype_name(dtype)]
+        shown = f"{rate:,.0f} TFLOP/s" if rate >= 10 else f"{rate * 1000:,.0f} GFLOP/s"
+        figures = f"{shown} ({dtype_name(dtype)}) and {self.bandwidth:,.0f} GB/s"
+        if self.measured:
+            return f"{figures} measured here; training is estimated to use {share:.0%} of the rate"
+        return f"{figures} ({self.source}), assumed to be used to {share:.0%}; not measured"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _card(
+    label: str, source: str, bfloat16: float, float32: float, bandwidth: float, memory: float
+) -> Machine:
+    rates = {"bfloat16": bfloat16, "float32": float32}
+    return Machine(label, torch.device("cuda"), rates, bandwidth, memory, source)
+
+
+MACHINES: Mapping[str, Machine] = {
+    "h100": _card("NVIDIA H100 SXM", "data sheet", 989, 67, 3350, 80),
+    "h200": _card("NVIDIA H200 SXM", "data sheet", 989, 67, 4800, 141),
+    "a100": _card("NVIDIA A100 80GB SXM", "data sheet", 312, 19.5, 2039, 80),
+    "l40s": _card("NVIDIA L40S", "data sheet", 362, 91.6, 864, 48),
+    "l4": _card("NVIDIA L4", "data sheet", 121, 30.3, 300, 24),
+    "4090": _card("GeForce RTX 4090", "Ada architecture white paper", 165, 82.6, 1008, 24),
+    "m3": Machine(
+        "Apple M3",
+        torch.device("mps"),
+        {"float32": 3.5},
+        100,
+        24,
+        "10 cores x 128 units x 2 x 1.4 GHz; Apple publishes bandwidth and memory only",
+    ),
+}
+"""By the name that ``rankscope plan --device`` takes."""
+
+
+def find_machine(name: str) -> Machine | None:
+    """A machine of the catalogue; None for ``here``."""
+    if name == "here":
+        return None
+    if name not in MACHINES:
+        hint = did_you_mean(name, MACHINES) or "."
+        raise UserError(
+            f"plan: found device {name!r}{hint} Expected 'here' or one of {', '.join(MACHINES)}"
+        )
+    return MACHINES[name]
+
+
+def this_machine(device: torch.device, dtype: torch.dtype, shape: tuple[int, int]) -> Machine:
+    """The machine at hand, measured for about a second.
+
+    Args:
+        shape: (out, in) of a weight of the model: products of small matrices are slower.
+    """
+
+    def product(dtype: torch.dtype) -> float:
+        x = torch.randn(PROBE_ROWS, shape[1], device=device).to(dtype)
+        weight = torch.randn(shape[1], shape[0], device=device).to(dtype)
+        seconds = fastest(lambda: x @ weight, device)
+        return 2 * PROBE_ROWS * shape[0] * shape[1] / seconds / 1e12
+
+    values = torch.zeros(COPIED_BYTES // 4, device=device)
+    rates = {dtype_name(d): product(d) for d in {dtype, torch.float32}}
+    return Machine(
+        label="this machine",
+        device=device,
+        rates=rates,
+        bandwidth=2 * COPIED_BYTES / fastest(lambda: values.add_(1), device) / 1e9,
+        memory=available_memory_bytes(device) / 1e9,
+        source="measured",
+        decomposition_share=0.01 if device.type == "cuda" else 0.5,
+        measured=True,
+    )
+
+
+def fastest(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the fastest of a few calls: other work on the machine only adds to the others."""
+    best, ends = float("inf"), time.perf_counter() + PROBE_SECONDS
+    call()
+    while best == float("inf") or time.perf_counter() < ends:
+        begun = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
+        best = min(best, time.perf_counter() - begun)
+    return best

@@ -1,0 +1,254 @@
+"""``rankscope init``: a commented study file from a preset and what the user has.
+
+Nothing here needs torch: rows are read to recognize their shape and scorer, models only looked for.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from rankscope.config.presets import ON_POCKET, PRESETS
+from rankscope.config.section import short_repr
+from rankscope.config.study import ModelConfig, StudyConfig
+from rankscope.config.task import TaskConfig
+from rankscope.config.yaml_lines import dump_text
+from rankscope.data.registry import NAMED_TASKS
+from rankscope.data.sources import DEV, READERS, SPLIT_FILES, check_file
+from rankscope.data.task_source import hub_tasks, missing_rows
+from rankscope.data.tasks import read_task_items
+from rankscope.errors import UserError, did_you_mean
+from rankscope.models.fetch import KNOWN_MODELS, cached_model_folder
+from rankscope.models.model_folder import model_folder
+
+OWN_TASK = "my_task"
+"""Name of the task in presets that train on the user's rows."""
+DEFAULT_RETENTION = "common_facts"
+OTHER_NAMES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test", "eval")}
+"""Split -> names of its file in a folder of rows, the usual one first."""
+MAX_BYTES_READ = 20 * 2**20
+"""A larger file is not read by ``init``, which answers at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnRows:
+    """The user's rows as a task of the study file, and what was recognized."""
+
+    task: dict[str, str]
+    """Keys of the task: name, train, validation, test, scorer."""
+    summary: str
+    problem: str = ""
+    """Why a study of these rows cannot run as it is."""
+
+
+def study_template(
+    preset: str,
+    model: str | None = None,
+    task: Mapping[str, str] | None = None,
+    data_dir: str | None = None,
+    retention: Iterable[str] = (),
+) -> str:
+    """The commented study file of a preset, ready to be written.
+
+    Args:
+        preset: name of the preset.
+        model: replaces the preset's model; a short form of the ``model`` key, such as ``./folder``
+            or ``owner/name``. ``pocket`` gives another file: the same question in tasks and
+            learning rates that suit that model (with ``task`` it gives the preset's own file).
+        task: keys of the user's own task; only for presets that train on the user's rows.
+        data_dir: folder of the named tasks, as the study file will name it.
+        retention: replaces the preset's retention tasks.
+
+    Raises:
+        UserError: an unknown preset, a text that is not a model, another model than ``pocket`` in
+            the pocket preset, or ``task`` for a preset of named tasks.
+    """
+    if preset not in PRESETS:
+        hint = did_you_mean(preset, PRESETS) or f"; expected one of {', '.join(PRESETS)}"
+        raise UserError(f"no preset is called {short_repr(preset)}{hint}")
+    is_pocket = model is not None and parse_model(model).pocket
+    if model is not None and preset == "pocket" and not is_pocket:
+        raise UserError("the pocket preset only fits the pocket model: choose another preset")
+    folder = resources.files("rankscope.config.presets")
+    if is_pocket and task is None and preset != "pocket":
+        folder = folder / ON_POCKET
+    text = (folder / f"{preset}.yaml").read_text(encoding="utf-8")
+    if is_pocket and task is not None and not retention:
+        retention = ["pocket_general"]  # other tasks use words that the pocket model does not know
+    if model is not None:
+        text = replace_line(text, "model: ", f"model: {dump_text(model)}")
+    if task is not None:
+        text = with_own_task(text, preset, task)
+    if retention:
+        names = ", ".join(map(dump_text, retention))
+        text = replace_line(text, "  retention: [", f"  retention: [{names}]")
+        text = text.replace(f", {DEFAULT_RETENTION}]", f", {names}]")  # heads to remove
+    if data_dir is not None:
+        text = replace_line(text, "# data_dir: ", None)
+        text = replace_line(text, "data_dir: ", None)
+        text = text.rstrip("\n") + f"\n\ndata_dir: {dump_text(data_dir)}\n"
+    return text
+
+
+def takes_own_rows(preset: str) -> bool:
+    folder = resources.files("rankscope.config.presets")
+    return preset not in PRESETS or f"name: {OWN_TASK}\n" in (folder / f"{preset}.yaml").read_text()
+
+
+def with_own_task(text: str, preset: str, task: Mapping[str, str]) -> str:
+    """The preset with the user's own task in place of its example."""
+    if f"name: {OWN_TASK}\n" not in text:
+        raise UserError(
+            f"preset {preset!r} trains on named tasks, not on your own rows: leave --data out, or "
+            "choose the preset 'default'"
+        )
+    keys = [f"    {key}: {dump_text(value)}" for key, value in task.items() if key != "name"]
+    for split in SPLIT_FILES[1:]:
+        text = replace_line(text, f"    # {split}: ", None)
+    text = replace_line(text, "    train: ", "\n".join(keys))
+    text = replace_line(text, "name: my-study", f"name: {task['name']}")
+    return re.sub(rf"\b{OWN_TASK}\b", task["name"], text)
+
+
+def replace_line(text: str, start: str, line: str | None) -> str:
+    """Replace every line that starts with ``start``; None removes it."""
+    replaced = [line if old.startswith(start) else old for old in text.splitlines()]
+    return "\n".join(new for new in replaced if new is not None) + "\n"
+
+
+def parse_model(model: str) -> ModelConfig:
+    """The model of a short form."""
+    try:
+        return ModelConfig.model_validate(model)
+    except ValidationError as error:
+        details = error.errors(include_url=False)[0]
+        reason = details["ctx"]["error"] if details["type"] == "value_error" else details["msg"]
+        raise UserError(f"model: {reason}") from error
+
+
+# --- paths --------------------------------------------------------------------------------------
+
+
+def model_for_study_file(model: str, study_file: Path) -> str:
+    """The ``model`` of a study file for a model named on the command line.
+
+    The path of an existing folder is written as from the study file; other text is unchanged.
+    """
+    folder = Path(os.path.expanduser(model))  # noqa: PTH111  Path.expanduser fails on unknown users
+    return path_for_study_file(folder, study_file) if folder.is_dir() else model
+
+
+def path_for_study_file(path: Path, study_file: Path) -> str:
+    """A path below the study file's folder relative to it, where relative paths start; another
+    one absolute.
+    """
+    absolute = Path(os.path.normpath(path.absolute()))
+    folder = Path(os.path.normpath(study_file.absolute().parent))
+    return f"./{absolute.relative_to(folder)}" if absolute.is_relative_to(folder) else str(absolute)
+
+
+# --- the user's rows ----------------------------------------------------------------------------
+
+
+def own_rows(data: Path, study_file: Path) -> OwnRows:
+    """Recognize the split files, the shape and the scorer of the user's rows.
+
+    Args:
+        data: a file of training rows, or a folder with a file per split.
+        study_file: paths are written as from here.
+    """
+    paths = split_files(data)
+    name = task_name(data)
+    files = {split: str(path) for split, path in paths.items()}
+    task = {split: path_for_study_file(path, study_file) for split, path in paths.items()}
+    if sum(path.stat().st_size for path in paths.values()) > MAX_BYTES_READ:
+        summary = f"{name}: rows not read yet ({', '.join(paths)}), 'check' does"
+        return OwnRows({"name": name, **task}, summary)
+    try:
+        read = read_task_items(TaskConfig.model_validate({"name": name, **files}), None, ())
+    except UserError as error:
+        return OwnRows({"name": name, **task}, f"{name}: {data}", str(error))
+    scorer = read.spec.scorer
+    if read.are_numbers:
+        task["scorer"] = scorer = "number"
+    counts = ", ".join(f"{len(rows):,} {split}" for split, rows in read.items.items())
+    dropped = f", {read.dropped:,} dropped" if read.dropped else ""
+    return OwnRows(
+        {"name": name, **task},
+        f"{name}: {counts} rows{dropped} ({read.row_shape}), scorer {scorer}",
+    )
+
+
+def split_files(data: Path) -> dict[str, Path]:
+    """The file of each split: a single file is ``train``, a folder has a file per split."""
+    if not data.is_dir():
+        check_file(data)
+        return {"train": data}
+    found = {}
+    for split in SPLIT_FILES:
+        names = OTHER_NAMES.get(split, (split,))
+        files = [path for name in names for s in READERS if (path := data / (name + s)).is_file()]
+        if files:
+            found[split] = files[0]
+    if "train" not in found:
+        raise UserError(
+            f"{data}: found no file of training rows, expected train.jsonl or another of "
+            f"{', '.join(READERS)}; name the file itself with --data"
+        )
+    return found
+
+
+def task_name(data: Path) -> str:
+    """A name of the task from that of the file, or of its folder if the file is called train."""
+    path = Path(os.path.normpath(data.absolute()))
+    stem = path.name if data.is_dir() else path.stem
+    if stem in (*SPLIT_FILES, DEV, "data"):
+        stem = path.parent.name if data.is_file() else path.name
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_-")[:40]
+    if name in ("", "data", *SPLIT_FILES):
+        return OWN_TASK
+    return f"my_{name}" if name in NAMED_TASKS else name
+
+
+# --- what is missing ----------------------------------------------------------------------------
+
+
+def missing_pieces(config: StudyConfig) -> list[str]:
+    """What a study needs and does not find here, a sentence each; the hub is not asked."""
+    problems = list(missing_rows(config))
+    if config.model.hub is None:
+        try:
+            model_folder(config.model)
+        except UserError as error:
+            problems.insert(0, str(error))
+    return list(dict.fromkeys(problems))
+
+
+def hub_pieces(config: StudyConfig) -> list[str]:
+    """What is read from the hub: the model, and tasks by name."""
+    model = [] if config.model.hub is None else [config.model.hub]
+    return [*model, *hub_tasks(config)]
+
+
+# --- defaults of the questions ------------------------------------------------------------------
+
+
+def default_model() -> str | None:
+    """A model that was fetched before."""
+    for name in KNOWN_MODELS:
+        try:
+            cached_model_folder(name)
+        except UserError:
+            continue
+        return name
+    return None
+
+
+def default_rows() -> str | None:
+    """The only file of training rows at hand."""
+    places = (Path(folder) / f"train{suffix}" for folder in ("data", ".") for suffix in READERS)
+    return next((str(path) for path in places if path.is_file()), None)

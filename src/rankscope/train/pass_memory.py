@@ -1,0 +1,179 @@
+"""What one training pass through a model allocates, from counts on its first layers alone.
+
+A count on shapes of a model of 32 layers takes seconds, and a plan asks for many. Two laws save
+them, exact while the peak comes when the backward pass has just begun and every layer still holds
+what it keeps: each repetition of the layers' pattern adds the same bytes, and so does each rank,
+whose only part is A x, (tokens, r).
+"""
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rankscope.models.gradient_checkpointing import (
+    disable_gradient_checkpointing,
+    enable_gradient_checkpointing,
+)
+from rankscope.models.lora import Adapter
+from rankscope.models.methods import get_lora_method
+from rankscope.models.methods.init_context import empty_adapter
+from rankscope.models.multi_lora import MultiLora, target_linears, unwrap
+from rankscope.records import TrialSpec
+from rankscope.train.allocations import PassPeaks, PassShape, counted_pass
+
+RANKS = (8, 16)
+"""Ranks that are counted; the bytes of others lie on the line through them."""
+
+FEWEST_LAYERS = 2
+"""A model of one layer has its peak elsewhere if layers are computed again."""
+
+
+class PassMemory:
+    """Counts training passes of one model on the meta device."""
+
+    def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
+        self.model = model
+        self.device = device
+        self._counted: dict[tuple[object, ...], list[int]] = {}
+
+    def pass_bytes(self, group: Sequence[TrialSpec], shape: PassShape, recomputes: bool) -> int:
+        """Bytes of a pass without copies of A and B; without trials the whole model trains.
+
+        Adapters of one kind get equal shares of the tokens, so one of their mean rank represents
+        them.
+
+        Args:
+            device: on which the pass will run.
+        """
+        kinds: dict[tuple[object, ...], list[TrialSpec]] = {}
+        for trial in group:
+            kinds.setdefault((trial.method, trial.targets), []).append(trial)
+        shares = [len(trials) for trials in kinds.values()]
+        shares = [count // math.gcd(*shares) for count in shares]
+        key = (*kinds, *shares, shape, recomputes)
+        if key not in self._counted:
+            firsts = [trials[0] for trials in kinds.values()]
+            points = [
+                [RANKS[i == raised] for i in range(len(kinds))] for raised in range(-1, len(kinds))
+            ]
+            self._counted[key] = [
+                self.counted(
+                    [t.model_copy(update={"rank": r}) for t, r in zip(firsts, ranks, strict=True)],
+                    shares,
+                    shape,
+                    recomputes,
+                )
+                for ranks in points
+            ]
+        lowest, *raised = self._counted[key]
+        total = float(lowest)
+        for trials, higher in zip(kinds.values(), raised, strict=True):
+            mean_rank = statistics.fmean(trial.rank or 1 for trial in trials)
+            total += (mean_rank - RANKS[0]) / (RANKS[1] - RANKS[0]) * (higher - lowest)
+        return round(total)
+
+    def counted(
+        self, trials: Sequence[TrialSpec], shares: Sequence[int], shape: PassShape, recomputes: bool
+    ) -> int:
+        """Bytes of a pass through all layers; each trial has its share of the rows."""
+        layers = decoder_layers(self.model)
+        depth, period = len(layers), self.period(trials, layers)
+        least = max(FEWEST_LAYERS, period)  # at least one layer of every kind
+        few = least + (depth - least) % period
+        if few + period >= depth:
+            return max(self.counted_whole(trials, shares, shape, recomputes))
+        counts = []
+        for kept in (few, few + period):
+            with first_layers(self.model, kept):
+                counts.append(self.counted_whole(trials, shares, shape, recomputes))
+        fewer, more = counts
+        layers = fewer.layers + (depth - few) // period * (more.layers - fewer.layers)
+        return max(layers, more.embedding)
+
+    def counted_whole(
+        self, trials: Sequence[TrialSpec], shares: Sequence[int], shape: PassShape, recomputes: bool
+    ) -> PassPeaks:
+        """As :meth:`counted`, of the model as it is now, without any law."""
+        packed = MultiLora(self.model)
+        self.model.requires_grad_(not trials)
+        adapters = [shaped_adapter(self.model, trial) for trial in trials]
+        for adapter in adapters:
+            packed.attach(adapter)
+        if recomputes:
+            enable_gradient_checkpointing(self.model, packed)
+        try:
+            counted = counted_pass(packed, shape, shares, self.device)
+        finally:
+            disable_gradient_checkpointing(self.model)
+            unwrap(self.model)
+        casts = sum(cast_bytes(adapter, self.model.dtype) for adapter in adapters)
+        return counted._replace(layers=counted.layers - casts)
+
+    def period(self, trials: Sequence[TrialSpec], layers: Sequence[nn.Module]) -> int:
+        """After how many layers their shapes, windows and targets repeat."""
+        targets = {
+            linear
+            for trial in trials
+            for linear in target_linears(self.model, trial.targets).values()
+        }
+        kinds = [
+            (
+                [(name, tuple(p.shape)) for name, p in layer.named_parameters()],
+                [name for name, module in layer.named_modules() if module in targets],
+                [getattr(module, "sliding_window", None) for module in layer.modules()],
+            )
+            for layer in layers
+        ]
+        return next(
+            (n for n in range(1, len(kinds)) if kinds[n:] == kinds[:-n]), max(1, len(kinds))
+        )
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The stack of decoder layers; empty if a model has no single one."""
+    stacks = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module)
+        and all(isinstance(layer, GradientCheckpointingLayer) for layer in module)
+    ]
+    return stacks[0] if len(stacks) == 1 else nn.ModuleList()
+
+
+@contextmanager
+def first_layers(model: nn.Module, count: int) -> Iterator[None]:
+    """Leave out all but the first ``count`` decoder layers while inside."""
+    layers = decoder_layers(model)
+    parent, name = next(
+        (module, name)
+        for module in model.modules()
+        for name, child in module.named_children()
+        if child is layers
+    )
+    setattr(parent, name, layers[:count])
+    try:
+        yield
+    finally:
+        setattr(parent, name, layers)
+
+
+def shaped_adapter(model: nn.Module, trial: TrialSpec) -> Adapter:
+    """A trial's adapter as shapes, without dropout, whose generators need numbers."""
+    adapter = empty_adapter(trial.model_copy(update={"dropout": 0.0}))
+    for name, linear in target_linears(model, trial.targets).items():
+        get_lora_method(trial.method).allocate_module(adapter, name, linear)
+    return adapter
+
+
+def cast_bytes(adapter: Adapter, dtype: torch.dtype) -> int:
+    """Copies of A and B in the base's dtype during a pass, if it is not float32."""
+    if dtype == torch.float32:
+        return 0
+    return sum(parameter.numel() for parameter in adapter.parameters()) * dtype.itemsize

@@ -1,0 +1,199 @@
+"""``init`` and ``check`` as a user meets them: what they recognize, what they say is missing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from command_line import Outcome, files_below, settings, write_rows
+from command_line import rankscope as command
+
+from rankscope.cli import setup_verbs
+from rankscope.config.loader import load_study_file, published_schema
+from rankscope.config.presets import PRESETS
+
+CHAT = [{"from": "human", "value": "ba"}, {"from": "gpt", "value": "do"}]
+
+
+def test_init_keeps_what_is_there(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("mine", "utf-8")
+    outcome = command("init", file)
+    assert outcome.code == 2
+    assert f"{file}: exists already; give another name, or --force to overwrite it" in outcome.err
+    assert file.read_text("utf-8") == "mine"
+    assert command("init", file, "--force", "--preset", "pocket").code == 0
+    assert load_study_file(file).name == "pocket"
+    for words in ((tmp_path,), (tmp_path, "--force")):
+        refused = command("init", *words)
+        assert refused.code == 2
+        assert "exists already; give another name\n" in refused.err
+    assert files_below(tmp_path) == {"study.yaml"}
+
+
+def test_init_prints_the_schema_and_the_presets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = command("init", "--schema")
+    assert (outcome.code, outcome.out) == (0, published_schema())
+    assert json.loads(outcome.out)["title"] == "Rankscope study file"
+    assert json.loads(command("init", "--list", "--json").out) == PRESETS
+    for words in (("--list",), ("--help",)):
+        told = command("init", *words).told
+        assert all(f"{name}: {purpose}" in told for name, purpose in PRESETS.items())
+    assert files_below(tmp_path) == set()
+
+
+def test_init_names_models_and_presets(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("prompt,completion\na,b\n")
+    for words, part in (
+        (("--preset", "pokcet"), "did you mean 'pocket'?"),
+        (("--model", "../a/b/c d"), None),
+        (("--preset", "paper", "--data", tmp_path / "rows.csv"), "leave --data out"),
+        (("--data", tmp_path / "rows.xlsx"), "rows.xlsx: expected a file of rows (.jsonl, "),
+    ):
+        outcome = command("init", tmp_path / "x.yaml", *words, "--force")
+        assert outcome.code == (2 if part else 0)
+        assert (part or "wrote") in outcome.told
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with rows of several kinds."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sums").mkdir()
+    for split, count in (("train", 30), ("val", 6), ("test", 8)):
+        lines = [f"How many are {n} and {len(split)}?,{n + len(split)}.0\n" for n in range(count)]
+        (tmp_path / "sums" / f"{split}.csv").write_text("question,answer\n" + "".join(lines))
+    chats = [{"conversations": [{**CHAT[0], "value": f"ba {n}"}, CHAT[1]]} for n in range(40)]
+    (tmp_path / "chats.json").write_text(json.dumps(chats))
+    choices = [
+        {"question": f"q{n}", "choices": ["a", "b", "c"], "answer": n % 3} for n in range(40)
+    ]
+    choices[6]["choices"], choices[9]["answer"] = ["a", "b", "b"], 3
+    write_rows(tmp_path / "choices.jsonl", choices)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("data", "task", "summary"),
+    [
+        (
+            "sums",
+            {
+                "name": "sums",
+                "train": "./sums/train.csv",
+                "validation": "./sums/val.csv",
+                "test": "./sums/test.csv",
+                "scorer": "number",
+            },
+            "sums: 30 train, 6 validation, 8 test rows (question and answer), scorer number",
+        ),
+        (
+            "chats.json",
+            {"name": "chats", "train": "./chats.json"},
+            "chats: 40 train rows (conversations), scorer loss",
+        ),
+    ],
+)
+def test_init_recognizes_rows_and_check_takes_what_it_wrote(
+    place: Path, data: str, task: dict[str, str], summary: str
+) -> None:
+    wrote = command("init", "s.yaml", "--model", "pocket", "--data", data)
+    assert wrote.out == f"wrote s.yaml\n{summary}\nnext: rankscope check s.yaml\n"
+    again = command("init", "s.yaml", "--model", "pocket", "--data", data, "--force", "--json")
+    assert json.loads(again.out) == {
+        "file": "s.yaml",
+        "task": task,
+        "missing": [],
+        "from_hub": [],
+        "next": "rankscope check s.yaml",
+    }
+    checked = command("check", "s.yaml", *settings("seeds=0", "evaluate.retention=[]"))
+    assert checked.code == 0, checked.told
+    assert checked.err.startswith("Reading s.yaml ...\nReading the rows of ")
+    assert "No retention task: forgetting will not be measured" in checked.told
+    assert checked.out.endswith("next: rankscope plan s.yaml\n")
+
+
+def test_init_says_what_keeps_the_file_from_running(place: Path) -> None:
+    outcome = command("init", "s.yaml")
+    assert outcome.code == 0
+    assert "next:" not in outcome.out
+    assert f"model folder {place / 'my-model'}: no such folder" in outcome.told
+    assert f"{place / 'data' / 'train.jsonl'}: expected a file of rows" in outcome.told
+    assert outcome.out.endswith("mend that, then: rankscope check s.yaml\n")
+    # Bad rows are found by init already, all of them.
+    rows = command("init", "t.yaml", "--model", "pocket", "--data", "choices.jsonl")
+    assert "task 'choices': 2 of 40 rows cannot be used:" in rows.told
+    assert "row 7: duplicate choice 'b', a wrong one" in rows.told
+    assert "row 10: answer 3 is not one of the 3 choices" in rows.told
+    assert "next:" not in rows.out
+    # Named tasks: a folder without training rows, and what the hub would have to give.
+    (place / "tasks" / "mmlu").mkdir(parents=True)
+    write_rows(place / "tasks" / "mmlu" / "test.jsonl", ["{}"])
+    named = command("init", "u.yaml", "--preset", "paper", "--data-dir", "tasks")
+    assert "gsm8k: no such folder" in named.told
+    hub = command("init", "v.yaml", "--preset", "cross-domain", "--model", "pocket", "--force")
+    assert "next:" in hub.out
+    hub = command("init", "w.yaml", "--preset", "cross-domain", "--model", "owner/name")
+    assert "from the hub, which needs a connection: owner/name, " in hub.told
+
+
+def test_check_reports_dropped_rows_shape_scorer_and_contamination(place: Path) -> None:
+    rows = [json.loads(line) for line in (place / "choices.jsonl").read_text().splitlines()]
+    write_rows(
+        place / "test.jsonl", [*rows[:3], *({**row, "question": "x"} for row in rows[20:23])]
+    )
+    command("init", "s.yaml", "--model", "pocket", "--data", "choices.jsonl")
+    asked = settings("seeds=0", "tasks.0.on_bad_rows=drop", "tasks.0.test=test.jsonl")
+    checked = command("check", "s.yaml", *asked, "--rows", "0")
+    assert checked.code == 0, checked.told
+    (line,) = [line for line in checked.out.splitlines() if line.lstrip().startswith("choices  ")]
+    assert "choices: rows read as multiple choice, from " in checked.told
+    assert "option_text" in line
+    assert line.rstrip().endswith("1 3 of 6")
+    assert "choices: 1 of 46 rows were dropped: " in checked.told
+    assert "choices: 3 of 6 test rows are copies of training rows" in checked.told
+    assert "more than 1 % of the test rows are in the training rows" in checked.told
+    refused = command("check", "s.yaml", "--rows", "0")
+    assert refused.code == 2
+    assert "2 of 40 rows cannot be used" in refused.err
+
+
+def answered(monkeypatch: pytest.MonkeyPatch, *answers: str) -> Outcome:
+    """``init`` on a terminal on which these answers are typed."""
+    left = list(answers)
+    monkeypatch.setattr(setup_verbs, "on_a_terminal", lambda: True)
+    monkeypatch.setattr(typer, "prompt", lambda text, default=None: left.pop(0) or default)
+    outcome = command("init", "s.yaml", "--force")
+    assert left == []
+    return outcome
+
+
+def test_init_asks_on_a_terminal(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = answered(monkeypatch, "pocket", "no.jsonl", "chats.json", "pocket_cloze, arc", "")
+    assert "no.jsonl: expected a file of rows" in outcome.err
+    assert "no task is called arc" in outcome.err
+    config = load_study_file(place / "s.yaml")
+    assert config.model.pocket
+    assert config.tasks[0].train == str(place / "chats.json")
+    assert [task.name for task in config.evaluate.retention] == ["common_facts"]
+
+
+def test_init_needs_no_heavy_library(place: Path) -> None:
+    """In a process of its own: writing and looking through a study file loads no torch."""
+    code = (
+        "import sys\nfrom rankscope.cli import run_command_line as run\n"
+        "run(['init', 's.yaml', '--model', 'pocket', '--data', 'chats.json'])\n"
+        "run(['check', 's.yaml', '--set', 'tasks.0.train=rows.xlsx'])\n"
+        "print(sorted({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules)))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=place, check=True
+    )
+    assert ended.stdout.endswith("next: rankscope check s.yaml\n[]\n")
+    assert "rows.xlsx: expected a file of rows" in ended.stderr

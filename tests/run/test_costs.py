@@ -1,0 +1,122 @@
+"""Time of a plan: operations by hand, and what must and must not change an estimate."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from pocket_study import changed, small_study
+
+from rankscope.errors import UserError
+from rankscope.records import TrialSpec
+from rankscope.run.costs import CostModel, ItemTokens
+from rankscope.run.machines import MACHINES, find_machine
+from rankscope.run.plan import Plan, make_plan, makespan
+from rankscope.run.prepared import PreparedStudy
+
+H100 = MACHINES["h100"]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> PreparedStudy:
+    return small_study(tmp_path_factory.mktemp("study")).check()
+
+
+def trial_of(inputs: PreparedStudy, method: str) -> TrialSpec:
+    return next(trial for trial in inputs.trials if trial.method == method)
+
+
+def test_operations_by_hand(inputs: PreparedStudy) -> None:
+    """Of the pocket model: 4 layers of width 96, ..., and an output layer for labels alone."""
+    costs = CostModel(inputs, H100)
+    linears = inputs.shapes.linear_shapes
+    out, width = linears["lm_head"]
+    body = sum(m * n for name, (m, n) in linears.items() if name != "lm_head")
+    attention = sum(n for name, (_, n) in linears.items() if name.endswith("o_proj"))
+    # 100 tokens that each attend to 20 keys, 7 logits.
+    assert costs.forward(100, 7, 20) == 100 * (2 * body + 4 * attention * 20) + 7 * 2 * out * width
+    # A label costs one row of the output layer; tokens without one cost nothing there, and an
+    # embedding, which is no linear layer, costs nothing at all.
+    assert costs.forward(100, 8, 20) - costs.forward(100, 7, 20) == 2 * out * width
+    assert inputs.shapes.num_parameters > body
+
+
+def test_full_fine_tuning_takes_half_as_much_again(inputs: PreparedStudy) -> None:
+    """Forward, activations and weights against forward and activations, adapters aside."""
+    costs, full, lora = (
+        CostModel(inputs, H100),
+        trial_of(inputs, "full"),
+        trial_of(inputs, "lora"),
+    )
+    rows, tokens = inputs.rows[full.task], 1000
+    keys, labels = costs.mean_keys(full.task), tokens * rows.num_label_tokens / rows.num_tokens
+    forward = costs.forward(tokens, labels, keys)
+    assert costs.training_operations(full, tokens) == pytest.approx(3 * forward)
+    added = tokens * (6 * costs.cost(lora).trainable_parameters + 4 * costs.attention * keys)
+    assert costs.training_operations(lora, tokens) == pytest.approx(2 * forward + added)
+
+
+def test_recomputation_is_one_more_forward_pass(tmp_path: Path, inputs: PreparedStudy) -> None:
+    again = small_study(tmp_path, **changed("train", gradient_checkpointing=True)).check()
+    full = trial_of(inputs, "full")
+    plain, recomputed = (
+        CostModel(of, H100).training_operations(full, 1000) for of in (inputs, again)
+    )
+    assert recomputed / plain == pytest.approx(4 / 3)
+
+
+def test_time_depends_on_rate_and_on_memory(inputs: PreparedStudy) -> None:
+    """The pocket model is so small that starting its layers takes most of a GPU's time."""
+    plain = make_plan(inputs, H100)
+    slow = make_plan(inputs, dataclasses.replace(H100, rates={"float32": 0.01}))
+    narrow = make_plan(inputs, dataclasses.replace(H100, bandwidth=1))
+    assert plain.stages.training < min(slow.stages.training, narrow.stages.training)
+    assert slow.stages.spectra == pytest.approx(6700 * plain.stages.spectra)
+    assert "67 TFLOP/s (float32)" in plain.basis
+    assert "not measured" in plain.basis
+
+
+def test_stages_and_groups_add_up(inputs: PreparedStudy) -> None:
+    plan: Plan = make_plan(inputs, H100, gpus=2)
+    assert plan.seconds == pytest.approx(plan.stages.total)
+    of_groups = sum(group.seconds for group in plan.groups)
+    base = plan.seconds - of_groups
+    assert 0 < base < of_groups
+    assert max(g.seconds for g in plan.groups) < plan.wall_seconds - base + 1e-9
+    assert base + of_groups / 2 <= plan.wall_seconds < plan.seconds
+    assert all(group.fits for group in plan.groups)
+    tiny = make_plan(inputs, dataclasses.replace(H100, memory=1e-3))
+    assert not any(group.fits for group in tiny.groups)
+
+
+def test_what_to_drop_saves_what_a_plan_without_it_saves(tmp_path: Path) -> None:
+    """The savings named, taken up one by one in study files of their own."""
+    plan = make_plan(small_study(tmp_path).check(), H100)
+    saved = {saving.change: saving.seconds for saving in plan.savings}
+    assert len(saved) == 3
+    assert list(saved.values()) == sorted(saved.values(), reverse=True)
+    assert "seeds=[0]" in saved
+    one_seed = make_plan(small_study(tmp_path, seeds=[0]).check(), H100)
+    # Passes of smaller groups are counted whole.
+    assert plan.seconds - one_seed.seconds == pytest.approx(saved["seeds=[0]"], rel=0.05)
+
+
+def test_generation_waits_for_memory(inputs: PreparedStudy) -> None:
+    """Each step of decoding reads all weights, whatever the machine computes."""
+    slow = dataclasses.replace(H100, bandwidth=1e-3)
+    items = [ItemTokens(read=10, predicted=1, written=50)]
+    weights = inputs.shapes.num_parameters * inputs.dtype.itemsize
+    assert CostModel(inputs, slow).scoring(items) > 50 * weights / 1e6
+
+
+@pytest.mark.parametrize(
+    ("seconds", "devices", "end"),
+    [([3, 3, 2, 2, 2], 2, 7), ([5, 1, 1, 1], 2, 5), ([4], 8, 4), ([1, 2, 3], 1, 6)],
+)
+def test_longest_units_first(seconds: list[float], devices: int, end: float) -> None:
+    assert makespan(seconds, devices) == end
+
+
+def test_an_unknown_device_names_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"'h10'; did you mean 'h100'.*a100"):
+        find_machine("h10")
+    assert find_machine("here") is None

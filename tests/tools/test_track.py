@@ -1,0 +1,156 @@
+"""Trials in the stores of real trackers, read back by the trackers' own readers."""
+
+import json
+import shutil
+import sqlite3
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import rankscope
+from folder_contents import folder_contents
+
+from rankscope.records import BASE, TrialRecords
+from rankscope.tools.track import track, tracked_runs
+from rankscope.tools.trackers import KEY, RUN
+
+ignore_library_warnings = pytest.mark.filterwarnings("ignore")
+
+
+def losses(trial: TrialRecords) -> list[float]:
+    assert trial.train is not None
+    return [point.loss for point in trial.train.losses]
+
+
+def test_a_run_holds_what_the_ledger_holds(finished: Any) -> None:
+    records = finished.records
+    runs = {str(run.config["trial"]): run for run in tracked_runs(records)}
+    assert list(runs) == [BASE, *(t.spec.trial_id for t in records.trials)]
+    for trial in records.trials:
+        run = runs[trial.spec.trial_id]
+        assert [values["loss"] for _, values in run.history] == losses(trial)
+        score = records.evals[trial.spec.trial_id, "pocket_med", "test"].score
+        base = records.evals[BASE, "pocket_med", "test"].score
+        assert run.results["test/pocket_med"] == score
+        assert run.results["change/pocket_med"] == score - base
+        assert run.config["lr"] == trial.spec.lr
+        assert run.config["train.max_steps"] == 4
+    assert len({run.key for run in runs.values()}) == len(runs)
+    other = tracked_runs(replace(records, name="another study in the same project"))
+    assert not {run.identity for run in other} & {run.identity for run in runs.values()}
+    assert [run.key for run in tracked_runs(records)] == [run.key for run in runs.values()]
+
+
+def study_files(folder: Path) -> dict[str, bytes]:
+    """A study's files, except those that SQLite keeps beside an open ledger."""
+    return {n: c for n, c in folder_contents(folder).items() if not n.endswith(("-shm", "-wal"))}
+
+
+def trackio_losses(store: Path, identity: str) -> list[list[float]]:
+    """Losses of every run with an identity."""
+    import trackio
+    from trackio.sqlite_storage import SQLiteStorage
+
+    runs = [r for r in trackio.Api().runs("small") if (r.config or {}).get(RUN) == identity]
+    logs = [SQLiteStorage.get_logs("small", run.name, run_id=run.id) for run in runs]
+    return [[row["loss"] for row in rows if "loss" in row] for rows in logs]
+
+
+def mlflow_losses(store: Path, identity: str) -> list[list[float]]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("small").experiment_id
+    runs = client.search_runs([experiment], f"tags.{RUN} = '{identity}'")
+    assert all(run.info.status == "FINISHED" and KEY in run.data.tags for run in runs)
+    metrics = [client.get_metric_history(run.info.run_id, "loss") for run in runs]
+    return [[m.value for m in sorted(history, key=lambda m: m.step)] for history in metrics]
+
+
+def wandb_records(path: Path) -> list[bytes]:
+    """The records of a W&B log: LevelDB's format, (crc, length, kind) in blocks of 32 KiB."""
+    data, place, whole, records = path.read_bytes(), 7, b"", []
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        whole += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            records.append(whole)
+            whole = b""
+    return records
+
+
+def wandb_losses(store: Path, identity: str) -> list[list[float]]:
+    from wandb.proto import wandb_internal_pb2
+
+    found = []
+    for path in store.glob(f"wandb/offline-run-*-{identity}-*/run-*.wandb"):
+        rows = []
+        for raw in wandb_records(path):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(raw)
+            items = record.history.item
+            rows += [json.loads(i.value_json) for i in items if "loss" in (i.key, *i.nested_key)]
+        found.append(rows)
+    return found
+
+
+READERS = {"trackio": trackio_losses, "mlflow": mlflow_losses, "wandb": wandb_losses}
+
+
+@ignore_library_warnings
+@pytest.mark.parametrize("to", READERS)
+def test_each_trial_is_one_run_however_often_it_is_sent(
+    to: str, finished: Any, tracker_stores: Path, tmp_path: Path
+) -> None:
+    trials = finished.records.trials
+    first = trials[0].spec.trial_id
+    # The same study before one trial was scored on one task.
+    early = tmp_path / "early"
+    shutil.copytree(finished.out, early)
+    with sqlite3.connect(early / "ledger.sqlite") as db:
+        rows = db.execute(
+            "DELETE FROM records WHERE kind = 'eval' AND trial_id = ? AND key = ?",
+            (first, "pocket_cloze/test"),
+        )
+        assert rows.rowcount == 1
+    db.close()
+    before = study_files(finished.out)
+    assert len(track(early, to).written) == len(trials) + 1
+    changed = track(finished.out, to)
+    assert changed.written == (trials[0].spec.label,)
+    again = track(finished.out, to)
+    assert (again.written, again.unchanged) == ((), len(trials) + 1)
+    runs = {run.config["trial"]: run.identity for run in tracked_runs(finished.records)}
+    for trial in trials:
+        (found,) = READERS[to](tracker_stores, runs[trial.spec.trial_id])
+        assert found == pytest.approx(losses(trial), rel=1e-12)
+    assert study_files(finished.out) == before
+
+
+@ignore_library_warnings
+def test_a_tracker_that_fails_is_an_error_of_its_own(
+    finished: Any, tracker_stores: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonesuch://place")
+    outcome = rankscope("track", finished.out, "--to", "mlflow")
+    assert outcome.code == 2
+    assert "error: --to mlflow: " in outcome.err
+
+
+def test_what_is_missing_is_named(finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    outcome = rankscope("track", finished.out, "--to", "trackio")
+    assert outcome.code == 2
+    assert (
+        "trackio is not installed; install it with pip install 'rankscope[track]'" in outcome.told
+    )
+    outcome = rankscope("track", finished.out, "--to", "paper")
+    assert outcome.code == 2
+    assert "expected one of trackio, wandb, mlflow" in outcome.told
