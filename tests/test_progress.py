@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 
 from rich.console import Console
+from toy_training import trial
 
 from rankscope.progress import ConsoleReporter, JsonlReporter, NullReporter, SpeedMeter
+from rankscope.run.study_clock import StudyClock
 
 
 class Clock:
@@ -30,12 +32,18 @@ def test_speed_and_time_left_are_those_of_the_last_steps() -> None:
     meter = SpeedMeter(lines, 2, clock)
     clock.now += 50  # the first step is slow
     meter(1, 61, 500, [1.0, 2.5])
-    assert lines.lines[-1] == (1, "loss 1.000 to 2.500, 10 tokens/s, 50 min left")
+    assert lines.lines[-1] == (
+        1,
+        "loss 1.000 in the best trial, 2.500 in the worst, 10 tokens/s, 50 min left",
+    )
     for step in range(2, 22):
         clock.now += 2
         meter(step, 61, 500, [1.0, 2.0])
     # Twenty steps of 2 s: 250 tokens/s, and 40 steps are left.
-    assert lines.lines[-1] == (21, "loss 1.000 to 2.000, 250 tokens/s, 80 s left")
+    assert lines.lines[-1] == (
+        21,
+        "loss 1.000 in the best trial, 2.000 in the worst, 250 tokens/s, 80 s left",
+    )
 
 
 def test_what_training_pauses_for_does_not_slow_it() -> None:
@@ -47,7 +55,7 @@ def test_what_training_pauses_for_does_not_slow_it() -> None:
         clock.now += 1000
     clock.now += 2
     meter(2, 3, 100, [1.0])
-    assert lines.lines[-1] == (2, "loss 1.000 to 1.000, 50 tokens/s, 2 s left")
+    assert lines.lines[-1] == (2, "loss 1.000, 50 tokens/s, 2 s left")
 
 
 def test_trials_that_left_the_group_are_told() -> None:
@@ -55,7 +63,7 @@ def test_trials_that_left_the_group_are_told() -> None:
     meter = SpeedMeter(lines, 3, Clock())
     meter(1, 2, 10, [1.0, 2.0])
     meter(2, 2, 10, [])
-    assert "loss 1.000 to 2.000 (2 of 3 trials)" in lines.lines[0][1]
+    assert "2.000 in the worst (2 of 3 trials)" in lines.lines[0][1]
     assert "no finite loss (0 of 3 trials)" in lines.lines[1][1]
 
 
@@ -69,7 +77,7 @@ def test_away_from_a_terminal_there_are_plain_lines_and_a_log(tmp_path: Path) ->
         reporter.note("[bold]is text\x1b[2J")
         reporter.finish("4.0 s")
     said = file.getvalue().splitlines()
-    assert said[0] == "group 1/2 train: 1 of 2  loss 1.0 to 2.0, 10 tokens/s, 3 s left"
+    assert said[0] == "group 1/2 train: 1 of 2 done  loss 1.0 to 2.0, 10 tokens/s, 3 s left"
     assert said[1] == "note: [bold]is text[U+001B][2J"
     assert said[2].startswith("group 1/2 train: done in ")
     assert "\x1b" not in file.getvalue()
@@ -94,4 +102,49 @@ def test_the_log_of_training_holds_its_numbers(tmp_path: Path) -> None:
         "trials": 2,
         "tokens_per_second": 250.0,
         "seconds_left": 6.0,
+        "study_seconds_left": None,
     }
+
+
+def test_time_left_of_the_study_follows_its_groups() -> None:
+    """Three groups with 20, 40 and 40 units of work; the first takes 10 s twice."""
+    clock = Clock()
+    groups = [(trial("a"),), (trial("b"),), (trial("c"),)]
+    study = StudyClock({"a": 20.0, "b": 40.0, "c": 40.0}, clock)
+    study.begin_group(groups[0])
+    study.begin_stage("train a")
+    assert study.left_text() == ""
+    clock.now += 5
+    # Half of a fifth of all training in 5 s: 45 s are left, and scoring is not known yet.
+    assert study.seconds_left(0.5) == (45.0, True)
+    assert study.left_text(0.5) == "at least 45 s left of the study"
+    clock.now += 5
+    study.begin_stage("evaluate")
+    clock.now += 10
+    study.end_group()
+    study.begin_group(groups[1])
+    # A fifth in 20 s: 80 s are left.
+    assert study.left_text() == "80 s left of the study"
+    study.begin_stage("train b")
+    # Training took half of the time, so half of it trained is a quarter of the group's 40 s.
+    assert study.seconds_left(0.5) == (70.0, False)
+    assert study.shares_text() == "training 50%, scoring 50%"
+
+
+def test_a_step_shows_the_time_left_of_the_study(tmp_path: Path) -> None:
+    clock, lines, path = Clock(), Lines(), tmp_path / "log.jsonl"
+    study = StudyClock({"a": 1.0, "b": 3.0}, clock)
+    study.begin_group((trial("a"),))
+    study.begin_stage("train a")
+    meter = SpeedMeter(JsonlReporter(lines, path), 1, clock, study)
+    clock.now += 2
+    meter(1, 4, 500, [1.0])
+    # A quarter of the first of four parts took 2 s.
+    assert lines.lines == [
+        (
+            1,
+            "loss 1.000, 250 tokens/s, 6 s left in this stage, at least 30 s left of the study",
+        )
+    ]
+    (event,) = [json.loads(line) for line in path.read_text().splitlines()]
+    assert (event["seconds_left"], event["study_seconds_left"]) == (6.0, 30.0)

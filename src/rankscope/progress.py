@@ -100,7 +100,7 @@ class ConsoleReporter:
         now = time.monotonic()
         if not self.console.is_terminal and now - self.last_line >= self.LINE_SECONDS:
             self.last_line = now
-            self.line(f"{self.name}: {done} of {self.total}", detail)
+            self.line(f"{self.name}: {done} of {self.total} done", detail)
 
     def finish(self, detail: str = "") -> None:
         if self.bar is None:
@@ -124,7 +124,7 @@ class JsonlReporter:
 
     Numbers are fields of their own: ``done``, ``seconds``, and in training ``loss_low`` and
     ``loss_high`` over the group's trials (nats per token), ``trials``, ``tokens_per_second`` and
-    ``seconds_left``.
+    ``seconds_left``; ``study_seconds_left`` is of the whole study, null until it can be estimated.
     """
 
     LINE_SECONDS = 1.0
@@ -166,8 +166,18 @@ class JsonlReporter:
         self.inner.note(text)
 
 
+class TimeLeft(Protocol):
+    """Estimates when a whole study ends; ``trained`` is the done share of the current training."""
+
+    def seconds_left(self, trained: float = 0.0) -> tuple[float, bool] | None:
+        """Seconds, and whether that is a lower bound; None if nothing is known yet."""
+
+    def left_text(self, trained: float = 0.0) -> str:
+        """The same for people; empty if nothing is known yet."""
+
+
 class SpeedMeter:
-    """Reports a group's steps: range of the losses, tokens per second, time left.
+    """Reports a group's steps: lowest and highest loss, tokens per second, time left.
 
     The speed is of the last ``WINDOW`` steps: the first ones are slow, and it changes as trials
     leave the group.
@@ -180,9 +190,11 @@ class SpeedMeter:
         reporter: ProgressReporter,
         num_trials: int,
         clock: Callable[[], float] = time.monotonic,
+        study: TimeLeft | None = None,
     ) -> None:
         self.reporter = reporter
         self.num_trials = num_trials
+        self.study = study
         self.clock = clock
         self.paused_seconds = 0.0
         # Times at which steps ended, without pauses, and the tokens seen until then.
@@ -194,18 +206,34 @@ class SpeedMeter:
         seconds = max(1e-9, last - first)
         speed = (after - before) / seconds
         left = (num_steps - step) * seconds / (len(self.recent) - 1)
-        span = f"loss {min(losses):.3f} to {max(losses):.3f}" if losses else "no finite loss"
-        if len(losses) < self.num_trials:
-            span += f" ({len(losses)} of {self.num_trials} trials)"
+        of_study = self.study.left_text(step / num_steps) if self.study else ""
+        known = self.study.seconds_left(step / num_steps) if of_study else None
+        parts = [
+            self.losses_text(losses),
+            f"{speed:,.0f} tokens/s",
+            f"{rough_duration(left)} left" + (" in this stage" if of_study else ""),
+            *([of_study] if of_study else []),
+        ]
         self.reporter.advance(
             step,
-            f"{span}, {speed:,.0f} tokens/s, {rough_duration(left)} left",
+            ", ".join(parts),
             loss_low=min(losses, default=None),
             loss_high=max(losses, default=None),
             trials=len(losses),
             tokens_per_second=round(speed, 1),
             seconds_left=round(left, 1),
+            study_seconds_left=round(known[0], 1) if known else None,
         )
+
+    def losses_text(self, losses: list[float]) -> str:
+        """The losses of one step across the trials that took it."""
+        if not losses:
+            return f"no finite loss (0 of {self.num_trials} trials)"
+        if self.num_trials == 1:
+            return f"loss {losses[0]:.3f}"
+        text = f"loss {min(losses):.3f} in the best trial, {max(losses):.3f} in the worst"
+        left_out = len(losses) < self.num_trials
+        return f"{text} ({len(losses)} of {self.num_trials} trials)" if left_out else text
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -433,3 +433,16 @@ def test_numeric_answers_are_recognized(tmp_path: Path, words: int, noted: bool)
     assert any(note.startswith(sentence) for note in task.notes) == noted
     numeric = load_task(TaskConfig(name="mine", train=path, scorer="number"), None, 0)
     assert not any("are numbers" in note for note in numeric.notes)
+
+
+def test_one_reason_for_many_rows_is_given_once(tmp_path: Path) -> None:
+    path = own_file(
+        tmp_path / "d.jsonl", [{"prompt": f"p{n}", "completion": "c"} for n in range(9)]
+    )
+    with pytest.raises(UserError) as error:
+        load_task(TaskConfig(name="mine", train=path, scorer="option_text"), None, 0)
+    assert str(error.value).splitlines()[:-1] == [
+        "task 'mine': 9 of 9 rows cannot be used:",
+        f"  {path}, row 1: scorer 'option_text' needs rows with choices and an answer",
+        "  ... and 8 more for the same reason",
+    ]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import yaml
 from command_line import files_below, rankscope
 from huggingface_hub import parse_eval_result_entries
+from peft import AutoPeftModelForCausalLM
 from report_studies import ordinary_study
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -64,7 +66,7 @@ def test_the_card_of_an_export_loads_the_model_that_was_scored(
 
 
 def test_an_adapter_names_its_base_and_a_merged_model_needs_none(
-    finished: Any, tmp_path: Path
+    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outcome = rankscope(
         "export", finished.out, "r=2", "--out", tmp_path / "a", "--base-name", "o/n"
@@ -75,6 +77,11 @@ def test_an_adapter_names_its_base_and_a_merged_model_needs_none(
     assert settings["base_model_name_or_path"] == "o/n"
     assert 'AutoModelForCausalLM.from_pretrained("o/n"' in (tmp_path / "a/README.md").read_text()
     assert {"tokenizer.json", "chat_template.jinja"} <= files_below(tmp_path / "a")
+    # A folder of that name is found before the hub is asked: the base as others would load it.
+    shutil.copytree(finished.base, tmp_path / "a" / "o" / "n")
+    by_card = logits(run_card(tmp_path / "a", monkeypatch)["base"])  # with the adapter in place
+    by_name = AutoPeftModelForCausalLM.from_pretrained(".", dtype="float32")
+    torch.testing.assert_close(logits(by_name), by_card, rtol=1e-4, atol=1e-4)
     outcome = rankscope("export", finished.out, "r=2", "--merge", "--json", "--out", tmp_path / "m")
     assert json.loads(outcome.out)["kind"] == "merged model"
     assert not any("adapter" in name for name in files_below(tmp_path / "m"))

@@ -37,6 +37,12 @@ def test_a_drop_down_shows_its_first_entry_and_lines_have_a_legend(view: StudyVi
     assert len(plane.plot.data) == len(static_plot(plane, lines).data) - 2  # type: ignore[union-attr]
 
 
+def test_a_heat_map_gets_the_scale_of_its_colors(view: StudyView) -> None:
+    figure = next(f for f in figures(view) if f.key == "modules-0")
+    scales = [trace.showscale for trace in static_plot(figure, {}).data if trace.type == "heatmap"]
+    assert scales == [False] * (len(scales) - 1) + [True]
+
+
 def test_files_are_vector_graphics_with_text(
     view: StudyView, tmp_path: Path, figure_writer: None
 ) -> None:

@@ -214,7 +214,7 @@ BF16_LOSS = 1e-3
 """Largest relative difference of a loss; up to 4.5e-4 was found in this group."""
 BF16_WEIGHTS = math.sqrt(4 * 0.8 * 2**-8)
 """Distance between the weights over the way they went; up to .054 was found. Adam moves each weight
-by about the rate, and where a gradient is below its rounding error, 2^-8 of its usual size, possibly
+by about the rate, and if its gradient is below the rounding error, 2^-8 of the usual size, possibly
 the other way: a share of 0.8 x 2^-8 of the weights, if gradients are normal, each off by twice its
 move."""
 

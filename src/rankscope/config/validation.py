@@ -191,11 +191,8 @@ def with_absolute_paths(
 ) -> AnySection:
     """Make every ``LocalPath`` of the section absolute.
 
-    Args:
-        section: the section at ``location``.
-        document: its marks tell values of the file from those of ``--set``.
-        location: place of ``section`` in the file.
-        folder: folder of the file.
+    The marks of ``document`` tell values of the file, which is in ``folder``, from those of
+    ``--set``; ``location`` is the place of ``section`` in it.
     """
 
     def absolute(value: Any, place: Location, path: LocalPath | None) -> Any:

@@ -52,11 +52,7 @@ class RowPolicy:
         return self.policy == "refuse" or (self.policy is None and self.own_data)
 
     def check(self, rejected: Sequence[RejectedRow], num_rows: int) -> None:
-        """Accept that these rows are dropped.
-
-        Raises:
-            UserError: they may not be; every reason is listed, up to a limit.
-        """
+        """Raise UserError, with every reason up to a limit, unless these rows may be dropped."""
         if not rejected or (self.policy == "drop" and len(rejected) < num_rows):
             return
         if self.refuses:
@@ -65,15 +61,17 @@ class RowPolicy:
                 return
         elif self.policy is None and len(rejected) <= MAX_PUBLISHED_SHARE * num_rows:
             return
-        shown = [f"  {row}" for row in rejected[:MAX_SHOWN]]
+        is_one_reason = len({row.reason for row in rejected}) == 1
+        shown = [f"  {row}" for row in rejected[: 1 if is_one_reason else MAX_SHOWN]]
         more = len(rejected) - len(shown)
+        same = " for the same reason" if is_one_reason else ""
         raise UserError(
             "\n".join(
                 [
                     f"task {self.task!r}: {len(rejected):,} of {count(num_rows, 'row')} cannot be "
                     "used:",
                     *shown,
-                    *([f"  ... and {more:,} more"] if more > 0 else []),
+                    *([f"  ... and {more:,} more{same}"] if more > 0 else []),
                     "Correct them, or leave them out with 'on_bad_rows: drop' in the task; dropped "
                     "rows are counted in every record.",
                 ]

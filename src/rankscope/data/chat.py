@@ -55,9 +55,7 @@ class ChatFrame:
 class ChatTemplate:
     """One tokenizer's chat template, measured on a probe conversation.
 
-    Args:
-        tokenizer: a tokenizer that has a chat template.
-        special_texts: its special tokens as text.
+    ``special_texts``: the tokenizer's special tokens as text.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", special_texts: Sequence[str]) -> None:

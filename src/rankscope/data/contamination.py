@@ -112,14 +112,8 @@ def are_similar(question: str, other: str) -> bool:
 def find_contamination_between_tasks(
     train: Mapping[str, Sequence[Item]], test: Mapping[str, Sequence[Item]]
 ) -> tuple[list[str], dict[str, set[str]]]:
-    """Test rows of one task that are also training rows of another.
-
-    Args:
-        train: training rows of every task that is trained on.
-        test: test rows of every task that is evaluated.
-
-    Returns:
-        One sentence per pair of tasks, and by evaluated task the ids of those test rows.
+    """Test rows of one task that are also training rows of another: a sentence per pair of tasks,
+    and their ids by evaluated task.
     """
     notes: list[str] = []
     item_ids: dict[str, set[str]] = {}

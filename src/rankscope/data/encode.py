@@ -78,14 +78,9 @@ class EncodedRows:
 class Encoder:
     """Turns items into token ids for one tokenizer.
 
-    Args:
-        tokenizer: a Hugging Face tokenizer.
-        prompt_format: ``auto`` renders the chat template if the tokenizer has one.
-        max_length: most tokens of a training row; None is no limit.
-
-    Raises:
-        UserError: ``chat`` without a chat template, an unusable template, or a tokenizer without
-            an end token.
+    ``prompt_format``: ``auto`` renders the chat template if there is one. ``max_length``: most
+    tokens of a training row; None is no limit. Raises UserError for ``chat`` without a template, an
+    unusable template, or a tokenizer without an end token.
     """
 
     prompt_format: PromptFormat  # ``auto`` resolved
@@ -148,10 +143,8 @@ class Encoder:
     def answer_ids(self, text: str, item: Item | None = None) -> list[int]:
         """Tokens of an answer as the continuation of a prompt, without the end token.
 
-        Args:
-            text: the text of an option, a letter or a written answer.
-            item: the item. Needed only in the plain format if its prompt is empty or ends in white
-                space, because otherwise a space separates the answer.
+        ``item`` is needed only in the plain format if its prompt is empty or ends in white space,
+        because otherwise a space separates the answer.
         """
         if item is not None and is_plain_text(item):
             return self._tokenize(text)
@@ -163,12 +156,9 @@ class Encoder:
     def training_row(self, item: Item, labels: LabelMode) -> EncodedRow | None:
         """The item as one training row; None if there is no completion, or no room for one.
 
-        Tokens after the last label are left out: no loss depends on them.
-
-        Args:
-            item: an item with a completion.
-            labels: ``completion`` puts loss on every assistant turn (or the completion) and its
-                end token; ``all`` on every token but the first.
+        Tokens after the last label are left out: no loss depends on them. ``completion`` puts loss
+        on every assistant turn (or the completion) and its end token, ``all`` on every token but
+        the first.
         """
         if not item.completion.strip():
             return None

@@ -189,13 +189,8 @@ def parse_rows(
 ) -> ParsedFile:
     """Parse every row of one file; all must have the shape of the first.
 
-    Args:
-        rows: rows of one file, at least one.
-        names: the rows' names for the fields of their shape; prompt templates may use both.
-        shapes: further shapes, tried before the built-in ones.
-
-    Raises:
-        UserError: the first readable row has no known shape.
+    ``names``: the rows' names for the fields of their shape; prompt templates may use both.
+    ``shapes``: further shapes, tried before the built-in ones.
     """
     parsed: list[tuple[RawRow, RowContent]] = []
     rejected: list[RejectedRow] = []

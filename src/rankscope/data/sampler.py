@@ -11,9 +11,7 @@ import random
 class SeededPermutations:
     """Permutations of ``range(size)`` by index; keeps the last one, since training goes in order.
 
-    Args:
-        size: number of rows.
-        purpose: seeds permutation ``index`` together with it.
+    ``purpose`` seeds permutation ``index`` together with it.
     """
 
     def __init__(self, size: int, purpose: str) -> None:

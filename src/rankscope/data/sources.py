@@ -51,11 +51,7 @@ def as_fields(row: Any) -> tuple[Mapping[str, Any], str]:
 
 
 def check_file(path: Path) -> None:
-    """Refuse, unopened, a path that holds no file of rows.
-
-    Raises:
-        UserError: what was found there, and what to do.
-    """
+    """Refuse, unopened, a path that holds no file of rows."""
     suffix = path.suffix.lower()
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing"
@@ -260,11 +256,7 @@ READERS: dict[str, Callable[[Path], list[RawRow]]] = {
 
 
 def split_paths(folder: Path) -> dict[str, Path]:
-    """The split files of a task's folder, as far as they exist, unopened.
-
-    Raises:
-        UserError: no such folder, none of them, or two of one split.
-    """
+    """The split files of a task's folder, unopened; two of one split, or none, are an error."""
     if not folder.is_dir():
         siblings = sorted(p.name for p in folder.parent.glob("*") if p.is_dir())
         raise UserError(

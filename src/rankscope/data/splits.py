@@ -61,19 +61,11 @@ def split_rows(
 ) -> Splits:
     """Assign the rows of a task's files to train, validation and test.
 
-    Args:
-        task: name of the task, part of every draw.
-        files: rows by file: ``train``, ``validation``, ``test``, any of them absent.
-        data_seed: the study's ``data_seed``.
-        own_data: the user's own data: the validation file is used whatever its size.
-        keep_test_whole: cut no validation rows from the test file.
-
-    Returns:
-        Validation is the validation file (of at least 50 rows, for published data); else min(500,
-        10 %) of the distinct train rows; else 20 % of the distinct test rows. Test is the test
-        file without the validation rows cut from it; if there is none, min(500, 10 %) of the
-        distinct train rows. Copies go with their original. Validation rows that repeat a test row,
-        and training rows that repeat a validation row, are removed.
+    Validation is the validation file (of at least 50 rows, unless it is the user's own); else
+    min(500, 10 %) of the distinct train rows; else 20 % of the distinct test rows, unless
+    ``keep_test_whole``. Test is the test file without the validation rows cut from it; if there is
+    none, min(500, 10 %) of the distinct train rows. Copies go with their original. Validation rows
+    that repeat a test row, and training rows that repeat a validation row, are removed.
     """
     train = list(files.get("train", ()))
     validation = list(files.get("validation", ()))

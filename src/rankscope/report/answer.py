@@ -27,6 +27,11 @@ from rankscope.report.study_view import StudyView, retention_change
 
 NEXT_STEPS_TITLE = "How to get a firmer answer"
 CONFIDENCES = {"firm": "High confidence", "tentative": "Tentative", "none": "Cannot tell yet"}
+MEANINGS = {
+    "firm": "the confidence intervals agree",
+    "tentative": "the data lean this way",
+    "none": "the data do not decide it",
+}
 ROW_ROLES = {
     "recommended": "Recommended",
     "closest": "Best so far",
@@ -164,6 +169,7 @@ def card_values(view: StudyView) -> dict[str, object]:
     return {
         "cards": [answer_card(view, task) for task in view.training_tasks],
         "confidences": CONFIDENCES,
+        "meanings": MEANINGS,
         "checks": CHECK_TITLES,
         "marks": MARKS,
         "next_steps_title": NEXT_STEPS_TITLE,

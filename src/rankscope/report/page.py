@@ -126,7 +126,12 @@ def embedded(value: object) -> Markup:
 
 
 def _environment() -> Environment:
-    filters = {"number": number, "duration": duration, "facts": _facts, "html_table": html_table}
+    filters: dict[str, Callable[..., object]] = {
+        "number": number,
+        "duration": duration,
+        "facts": _facts,
+        "html_table": html_table,
+    }
     return template_environment(
         lambda value: safe_text(value, 20_000), filters, autoescape=True, lstrip_blocks=True
     )

@@ -14,6 +14,7 @@ from rankscope.run.stages.heads import HeadsStage
 from rankscope.run.stages.spectra import SpectraStage
 from rankscope.run.stages.train import TrainStage
 from rankscope.run.stages.variants import VariantsStage
+from rankscope.run.study_clock import StudyClock
 from rankscope.run.trial_weights import model_with_weights
 from rankscope.run.trials import ID_LENGTH
 from rankscope.store import CHECKPOINTS, TrialFailure
@@ -44,9 +45,14 @@ class Conductor:
     def run_groups(self) -> None:
         self.remove_orphans()
         self.heads_stage.measure_base()
-        groups = self.context.study.groups
+        context, groups = self.context, self.context.study.groups
+        statuses = context.ledger.statuses()
+        ended = frozenset(i for i, s in statuses.items() if s not in ("planned", "trained"))
+        clock = context.study_clock = StudyClock.of(context.study, ended)
         for index, group in enumerate(groups, start=1):
+            clock.begin_group(group)
             self.run_group(group, f"group {index}/{len(groups)} {group[0].task}")
+            clock.end_group()
 
     def unfinished_groups(self) -> list[Group]:
         """The groups with something left to do."""

@@ -9,6 +9,7 @@ from rankscope.models.base import Base
 from rankscope.progress import ProgressReporter
 from rankscope.run.group_ledger import GroupLedger, resolve_groups
 from rankscope.run.prepared import PreparedStudy
+from rankscope.run.study_clock import StudyClock
 from rankscope.store import Ledger
 
 
@@ -28,6 +29,8 @@ class RunContext:
     """What the current stages work on, such as ``group 1/3 gsm8k``."""
     pieces_done: int = 0
     """Pieces of work done in the current stage; training reports optimizer steps instead."""
+    study_clock: StudyClock | None = None
+    """Time left of the whole study; only the process that runs all groups knows it."""
     did_work: bool = False
     """Whether anything was missing in the ledger."""
 
@@ -39,7 +42,18 @@ class RunContext:
     def begin_stage(self, name: str, num_steps: int) -> None:
         self.did_work = True
         self.pieces_done = 0
+        if self.study_clock is not None:
+            self.study_clock.begin_stage(name)
         self.reporter.stage(f"{self.label} {name}", num_steps)
+
+    def finish_stage(self) -> None:
+        """Report the end of the stage, how time was spent so far and how much is left."""
+        if self.study_clock is None:
+            self.reporter.finish()
+            return
+        self.study_clock.begin_stage("")
+        parts = (self.study_clock.shares_text(), self.study_clock.left_text())
+        self.reporter.finish("; ".join(part for part in parts if part))
 
     def begin_piece(self, detail: str) -> None:
         """Report the next piece of the stage, unless the run should stop.

@@ -100,9 +100,9 @@ def draw_files(
 
 
 def static_plot(figure: Figure, lines: Mapping[str, str]) -> go.Figure:
-    """The plot without the page around it: one entry of its drop-down, and a legend of its lines.
+    """The plot without the page around it: one entry of its drop-down, a legend of its lines.
 
-    The page has one key to all figures instead.
+    The page has one key to all figures, and shows the numbers of a heat map under the pointer.
     """
     plot = go.Figure(figure.plot)
     if figure.choices:
@@ -110,7 +110,11 @@ def static_plot(figure: Figure, lines: Mapping[str, str]) -> go.Figure:
         plot.data = shown
         plot.update_traces(visible=True)
     dashes = {t.line.dash for t in plot.data if t.type == "scatter" and "lines" in (t.mode or "")}
-    plot.update_layout(width=max(WIDTH, figure.min_width))
+    white = dict.fromkeys(("paper_bgcolor", "plot_bgcolor"), "white")
+    plot.update_layout(width=max(WIDTH, figure.min_width), **white)
+    maps = [trace for trace in plot.data if trace.type == "heatmap"]
+    for trace in maps[-1:]:  # panels share one scale
+        trace.update(showscale=True, colorbar={"thickness": 12, "outlinewidth": 0})
     if len(named := [dash for dash in lines if dash in dashes]) > 1:
         plot.update_traces(showlegend=False, selector={"type": "scatter"})
         for dash in named:

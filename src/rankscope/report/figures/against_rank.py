@@ -32,7 +32,8 @@ def draw_against_rank(view: StudyView, task: str) -> Figure:
     references = []
     if base and rows:
         cells = interval_cells(score, base, unit)
-        references = [Reference("base", *cells.values())]
+        low, high = (cells[f"{score}, {end}"] for end in ("low", "high"))
+        references = [Reference("base", base.value * unit.scale, low, high)]
         rows.append(dict.fromkeys(rows[0]) | {"arm": "base"} | cells)
     digits = interval_digits(score, unit.digits + 1)
     for name, title in changes.items():

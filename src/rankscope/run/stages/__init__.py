@@ -44,4 +44,4 @@ def run_stage(
     for result in stage.run(model, work):
         stage.commit(result)
         context.pieces_done += 1
-    context.reporter.finish()
+    context.finish_stage()

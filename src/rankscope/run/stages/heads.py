@@ -70,7 +70,7 @@ class HeadsStage:
                     "off ('enabled: false')"
                 ) from error
             context.pieces_done += 1
-        context.reporter.finish()
+        context.finish_stage()
 
     def head_task(self, name: str) -> HeadTask:
         """The items of one task that heads are measured on."""

@@ -55,7 +55,7 @@ class TrainStage:
             rows = study.rows[group[0].task]
             num_steps = group_steps(group, len(rows.rows), rows.num_tokens, train)
             context.begin_stage(f"{self.name} {group_label(group)}", num_steps)
-            meter = SpeedMeter(context.reporter, len(group))
+            meter = SpeedMeter(context.reporter, len(group), study=context.study_clock)
             points = context.ledger.curve_points(group)
             reset_peak_memory(context.base.device)
             yield (
