@@ -175,8 +175,7 @@ def matrix_spectrum(
     vectors: tuple[SVD, LeadingVectors],
     settings: SpectraConfig,
 ) -> MatrixSpectrum:
-    """All measures of one matrix W0, from |dW|_F and the singular values of dW, and from the
-    vectors of W0 and the leading ones of W."""
+    """All measures of one matrix, from |dW|_F, singular values of dW, and vectors."""
     norm, sigma = delta
     base, tuned = vectors
     shape = (int(weight.shape[0]), int(weight.shape[1]))

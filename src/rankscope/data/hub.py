@@ -55,8 +55,9 @@ def read_hub(source: HubSource) -> tuple[SplitRows, str]:
     """
     import datasets
 
+    reached = True
     try:
-        with offline_if_unreachable(source.id):
+        with offline_if_unreachable(source.id) as reached:
             loaded = datasets.load_dataset(source.id, source.config, revision=source.revision)
     except Exception as error:  # the library raises some ten unrelated types here
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
@@ -66,6 +67,8 @@ def read_hub(source: HubSource) -> tuple[SplitRows, str]:
                 f"({reason}); use the hub's Parquet copy (revision: refs/convert/parquet), or put "
                 "the rows into JSONL or Parquet files"
             ) from error
+        if not reached:
+            reason = "the hub does not answer, and its cache does not hold the data set"
         raise UserError(
             f"{source.label}: cannot be loaded ({reason}). Check the id and the connection "
             "(HF_HUB_OFFLINE forbids it), put the rows into a local folder and name it with "
@@ -87,8 +90,8 @@ def read_hub(source: HubSource) -> tuple[SplitRows, str]:
 
 
 @contextmanager
-def offline_if_unreachable(id: str) -> Iterator[None]:
-    """Ask the hub once; if it does not answer, only its cache is read.
+def offline_if_unreachable(id: str) -> Iterator[bool]:
+    """Ask the hub once; if it does not answer, only its cache is read. Gives whether it answers.
 
     The library would try again and again, for half a minute per data set.
     """
@@ -107,7 +110,7 @@ def offline_if_unreachable(id: str) -> Iterator[None]:
             offline = True
     constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = offline
     try:
-        yield
+        yield was_offline or not offline
     finally:
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = was_offline
 

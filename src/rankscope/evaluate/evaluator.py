@@ -80,8 +80,7 @@ def encode_split(
     settings: EvaluateConfig,
     scorer: Scorer[Any] | None = None,
 ) -> EncodedSplit:
-    """The items of one split as token ids, within the model's context of ``max_tokens``, if it has
-    one."""
+    """The items of one split as token ids, within a context of ``max_tokens``."""
     items, spec = split_items(task, split), task.spec
     if not items:
         raise UserError(f"task {spec.name!r}: no {split} items to score")

@@ -144,8 +144,7 @@ class Base:
         return linear_layers(self.model)
 
     def trainable_copy(self) -> "Base":
-        """A float32 copy whose every parameter trains, for full fine-tuning; its products run in
-        the base's dtype."""
+        """A float32 copy whose every parameter trains, with products in the base's dtype."""
         if self.multi_lora.adapters:
             raise ValueError("detach all adapters before copying the base")
         model = copy.deepcopy(self.model).float()

@@ -47,8 +47,7 @@ class CheckpointReader:
 
     @classmethod
     def open(cls, folder: Path) -> "CheckpointReader":
-        """Read a folder's configuration and the names in its files, not the values. Raises
-        UserError for a model that cannot be used, IntegrityError for a missing shard."""
+        """Read a folder's configuration and the names in its files, not the values."""
         checked_folder(folder)
         config = read_model_config(folder)
         settings = getattr(config, "quantization_config", None)

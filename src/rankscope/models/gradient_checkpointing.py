@@ -19,8 +19,7 @@ from rankscope.models.multi_lora import MultiLora
 
 
 def enable_gradient_checkpointing(model: nn.Module, multi_lora: MultiLora) -> None:
-    """Keep only the input of every decoder layer. Losses and gradients are the same numbers:
-    dropout masks are repeated."""
+    """Keep only the input of every decoder layer; dropout masks are repeated."""
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
         raise UserError(

@@ -113,8 +113,7 @@ class MultiLoraProduct(torch.autograd.Function):
 
 
 class MultiLoraLinear(nn.Module):
-    """A frozen linear layer with every adapter that targets it; its ``MultiLora`` holds the
-    adapters and knows whose tokens are whose."""
+    """A frozen linear layer with every adapter that targets it."""
 
     def __init__(
         self, linear: nn.Linear, name: str, multi_lora: "MultiLora", is_head: bool

@@ -131,8 +131,7 @@ def matching_names(
 def lora_parameters(
     config: PretrainedConfig | Architecture, rank: int, targets: Sequence[str]
 ) -> int:
-    """Trainable parameters of LoRA: sum of rank * (in + out) over matching layers (2106.09685,
-    section 4.2)."""
+    """Sum of rank * (in + out) over matching layers (2106.09685, section 4.2)."""
     if rank < 1:
         raise UserError(f"rank {rank}: expected a whole number of at least 1.")
     shapes = config if isinstance(config, Architecture) else architecture(config)

@@ -64,8 +64,7 @@ def is_quantized(layer: nn.Module) -> bool:
 
 
 def dense_weight(linear: nn.Linear) -> Tensor:
-    """The weight of a frozen linear layer as numbers, (out, in), detached; a quantized one is
-    unpacked."""
+    """The weight of a frozen linear layer as numbers, (out, in), detached, unpacked."""
     if not is_quantized(linear):
         return linear.weight.detach()
     from bitsandbytes.functional import dequantize_4bit

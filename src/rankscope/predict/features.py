@@ -64,8 +64,7 @@ def predictions(inputs: PreparedStudy, base: Base) -> tuple[TaskPrediction, ...]
 def features_of(
     inputs: PreparedStudy, base: Base, trial: TrialSpec, ranks: Sequence[int]
 ) -> PredictorFeatures:
-    """Measure one training task, on the target modules of a trial, by a few batches of its rows in
-    the order of seed 0."""
+    """Measure a trial's task and targets by a few batches, in the order of seed 0."""
     rows = inputs.rows[trial.task].rows
     order = RowSampler(len(rows), 1, 1, 0).epoch(0)
     size = max(PROBE_TOKENS, 2 * max(ranks))
@@ -112,8 +111,7 @@ def token_batches(rows: Sequence[EncodedRow], size: int) -> Iterator[list[Encode
 def loss_and_gradients(
     base: Base, targets: Mapping[str, nn.Linear], batches: Sequence[Sequence[EncodedRow]]
 ) -> tuple[float, list[Tensor]]:
-    """Mean loss over the label tokens of all batches, and its gradient per target matrix (none in 4
-    bits)."""
+    """Mean loss of all label tokens, and its gradient by matrix (none in 4 bits)."""
     weights = [layer.weight for layer in targets.values() if layer.weight.is_floating_point()]
     total = sum(sum(row.is_label) for batch in batches for row in batch)
     loss = 0.0

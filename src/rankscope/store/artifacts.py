@@ -155,8 +155,7 @@ class ArtifactStore:
         return None
 
     def checked_path(self, relative: str, artifacts: Sequence[Artifact]) -> Path:
-        """The path of a stored file or folder; IntegrityError if one of its ``artifacts`` is
-        altered."""
+        """The path of a stored file or folder; IntegrityError if it is altered."""
         path = self.resolve(relative)
         problems = [problem for problem in map(self.check, artifacts) if problem is not None]
         if not artifacts:
@@ -171,8 +170,7 @@ class ArtifactStore:
 
 @contextmanager
 def reporting_disk_full(out: Path, needed: Callable[[], str]) -> Iterator[None]:
-    """Raise DiskFull for every library's own error that means a full disk, with the bytes
-    ``needed()``."""
+    """Raise DiskFull for every library's error that means a full disk."""
     try:
         yield
     except (OSError, sqlite3.Error, SafetensorError) as error:

@@ -137,8 +137,7 @@ def stored_list(db: sqlite3.Connection, key: str, model: type[R]) -> list[R]:
 
 
 def stored_records(db: sqlite3.Connection, kind: str, model: type[R]) -> Iterator[tuple[str, R]]:
-    """Every record of one kind with its trial id, in the order of storing; IntegrityError for an
-    altered one."""
+    """Every record of one kind with its trial id, as stored; checks its hash."""
     rows = db.execute(
         "SELECT trial_id, key, body, sha256, settings FROM records WHERE kind = ? ORDER BY rowid",
         (kind,),

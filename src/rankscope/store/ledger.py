@@ -329,8 +329,7 @@ class Ledger:
         return self._store.checked_path(relative, self.artifacts(relative))
 
     def load(self) -> StudyRecords:
-        """All records of the study as it is now. Per-item tables are read on demand, also after the
-        ledger was closed."""
+        """All records of the study as it is now; per-item tables are read on demand."""
         return load_study(self._db, self._store, self.artifacts("artifacts"))
 
     def verify(self, *, quick: bool = False) -> list[Problem]:

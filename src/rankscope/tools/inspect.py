@@ -136,8 +136,7 @@ def norm_growth(models: Sequence[TunedModel]) -> NormGrowth | None:
 
 
 def write_inspection_folder(inspection: Inspection, out: Path) -> None:
-    """Write the whole record, the page, and tables by matrix, layer and type of module into
-    ``out``."""
+    """Write the record, the page and the tables into ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     replace_text(out / "inspection.json", inspection.model_dump_json(indent=2) + "\n")
     write_tables(inspection, out)

@@ -74,8 +74,7 @@ class GroupCheckpoint:
         return None
 
     def extract(self, trial_ids: Collection[str], into: "GroupCheckpoint") -> None:
-        """Copy the state of some trials, with their share of the seconds by tokens, into another
-        checkpoint."""
+        """Copy the state of some trials and their share of the seconds, by tokens."""
         state = self.load()
         if state is None:
             return

@@ -36,8 +36,7 @@ RATIO = "lr_ratio"  # Key of a parameter group: its learning rate over the trial
 def rate_groups(
     parameters: Sequence[nn.Parameter], faster: Container[nn.Parameter], ratio: float
 ) -> list[dict[str, Any]]:
-    """Parameter groups of LoRA+ (Hayou et al., 2402.12354): ``faster`` ones at ``ratio`` times the
-    rate."""
+    """LoRA+ (Hayou et al., 2402.12354): ``faster`` parameters at ``ratio`` times the rate."""
     return [
         {"params": [p for p in parameters if p not in faster], RATIO: 1.0},
         {"params": [p for p in parameters if p in faster], RATIO: ratio},

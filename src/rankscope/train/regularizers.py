@@ -52,8 +52,7 @@ def loss_terms(
     replayed: Sequence[EncodedRow] | None,
     kl_weight: float,
 ) -> list[LossTerm]:
-    """A step's rows by how they count: the trial's own, then the replayed ones; None without
-    replay."""
+    """A step's rows by how they count: own, then replayed ones; None is without replay."""
     if replayed is None:
         return [LossTerm(adapter_name, own, 1.0, kl_weight)]
     if not replayed:

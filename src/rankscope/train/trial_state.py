@@ -230,8 +230,7 @@ def start_trials(
     config: TrainConfig,
     replay: Mapping[str, Sequence[EncodedRow]],
 ) -> tuple[Base, list[TrialState]]:
-    """Fresh states of a group's trials, and the model that they train: the base with their adapters
-    attached, or a copy in full fine-tuning."""
+    """Fresh states of a group's trials, and the model that they train."""
     if len(trials) > 1 and any(trial.trains_alone for trial in trials):
         raise UserError(
             "full fine-tuning and PEFT's own methods change the base itself: each such trial "

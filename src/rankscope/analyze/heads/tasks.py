@@ -66,8 +66,7 @@ def head_task(
 
 
 def token_trees(encoded: EncodedSplit) -> list[TokenTree]:
-    """The items of a split: rows of text, or questions with the continuations that the primary
-    metric compares."""
+    """Rows of text, or questions with the continuations that the primary metric compares."""
     if isinstance(encoded.encoded[0][0], EncodedRow):
         return [TokenTree.of_row(row) for (row,) in encoded.encoded]
     trees = []
@@ -79,7 +78,6 @@ def token_trees(encoded: EncodedSplit) -> list[TokenTree]:
 
 
 def related_tasks(tasks: Mapping[str, LoadedTask], trained_on: str) -> frozenset[str]:
-    """Names of the tasks that share items with a training task: itself, the parts of a mixture, and
-    mixtures with a part in common."""
+    """The tasks that share items with a training task, itself included."""
     parts = {n: {n, *(part.spec.name for part in task.parts)} for n, task in tasks.items()}
     return frozenset(name for name, names in parts.items() if names & parts[trained_on])

@@ -97,8 +97,7 @@ def ablation_record(
 def trial_changes(
     model: HeadModel, base: Base, stored_base: Weights | None = None
 ) -> tuple[HeadChange, ...]:
-    """How far training moved each head of an adapter, a PEFT tuner or a full model; W0 is from
-    ``stored_base``, or as loaded."""
+    """How far training moved each head; W0 is from ``stored_base``, or as loaded."""
     layout, tuned = model.layout, model.base
     if (tuner := tuned.multi_lora.injected_tuner) is not None:
         return dense_changes(layout, tuner.base_weight, tuner.merged_weight, tuner.mergeable())

@@ -82,8 +82,7 @@ def member_names(members: Sequence[Any]) -> list[str]:
 def check_tags(
     path: Path, allow_functions: bool, seen: frozenset[Path] = frozenset()
 ) -> list[Path]:
-    """Read a YAML file and its includes as trees of tagged nodes; construct nothing. Returns the
-    files read, this one first."""
+    """Read a YAML file and its includes as tagged nodes; construct nothing. The files read."""
     if path in seen:
         return []
     try:

@@ -61,8 +61,7 @@ class TreeMask:
     def mask(
         self, group: RowGroup, span: tuple[int, int], heads: tuple[int, int], dtype: torch.dtype
     ) -> Tensor | None:
-        """(K R, queries x G, last): 0 or minus infinity; None if the causal mask is enough.
-        Computed once for all layers."""
+        """(K R, queries x G, last): 0 or minus infinity; None if the causal mask will do."""
         num_kv, per_key = heads
         first, last = span
         if min(self.trunks[row] for row in group.rows) >= last:

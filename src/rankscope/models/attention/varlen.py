@@ -134,8 +134,7 @@ class AttentionPlan:
     def with_branches(
         self, branches: Sequence[Sequence[int]], prefix: KVCache | None, device: torch.device
     ) -> "AttentionPlan":
-        """The plan for rows that end in branches of the given lengths, if any, or continue
-        ``prefix``; for passes without gradients."""
+        """The plan for rows that branch or continue ``prefix``, without gradients."""
         if prefix is not None and len(prefix.lengths) != 1:
             raise ValueError(f"a prefix of {len(prefix.lengths)} rows; all rows continue one")
         if torch.is_grad_enabled():
@@ -244,8 +243,7 @@ def padded_attention(
     plan: AttentionPlan,
     settings: tuple[float | None, int | None, float],
 ) -> Tensor:
-    """Attend by torch's fused attention over padded rows. ``settings`` are scale, window and
-    dropout."""
+    """By torch's fused attention over padded rows; settings: scale, window, dropout."""
     scale, window, dropout = settings
     q, k, v = (plan.rows(x) for x in qkv)
     cache, mask, width = plan.cache, None, plan.shape[1]

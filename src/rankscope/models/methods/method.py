@@ -59,15 +59,13 @@ class Method:
     def cost(
         self, trial: TrialSpec, shapes: Architecture, folder: Path, dtype: torch.dtype
     ) -> TrainingCost:
-        """Trainable parameters and the memory that they need besides the base, whose
-        ``config.json`` is in ``folder``."""
+        """Trainable parameters, and the memory that they need besides the base."""
         raise NotImplementedError
 
     def prepare(
         self, base: Base, trial: TrialSpec, context: InitContext, num_steps: int
     ) -> tuple[Base, Adapter | PeftTuner | nn.Module]:
-        """Put the untrained method on the base: the base to train on, and what has its
-        ``parameters()``."""
+        """Put the method on the base: the base to train on, and what has ``parameters()``."""
         raise NotImplementedError
 
     def save(

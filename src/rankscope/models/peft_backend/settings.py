@@ -190,8 +190,7 @@ def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter
 
 
 def count_parameters(model: PretrainedConfig, config: PeftConfig) -> int | None:
-    """Parameters that a method trains, counted on a model without storage. None for a method whose
-    initialization needs the values of the weights."""
+    """What a method trains in a model without storage; None if it needs the weights."""
     shapes = model_on_meta(model)
     shapes.requires_grad_(False)
     try:

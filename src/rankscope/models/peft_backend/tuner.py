@@ -75,8 +75,7 @@ class PeftTuner:
 
     @classmethod
     def load(cls, base: PreTrainedModel, folder: Path, record: ModelRecord) -> "PeftTuner":
-        """Inject a stored method into a frozen base, for scoring. Raises UserError for one of
-        another base, IntegrityError for damaged files."""
+        """Inject a stored method into a frozen base, for scoring."""
         _, metadata = read_weights(folder / WEIGHTS)
         check_same_base(folder, metadata.get(BASE_HASH), record.sha256)
         tuner = cls(base)
@@ -226,8 +225,7 @@ class PeftTuner:
         return dense_weight(single.get_base_layer())
 
     def save(self, base: ModelRecord, folder: Path) -> None:
-        """Write the method into an existing, empty folder, in PEFT's format: equal methods give
-        equal bytes."""
+        """Write the method in PEFT's format: equal methods give equal bytes."""
         self.config.base_model_name_or_path = base.label
         pattern = self.counters()["rank_pattern"]  # PEFT renames its keys for the file
         with warnings.catch_warnings():
