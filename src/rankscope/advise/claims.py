@@ -105,7 +105,7 @@ def _is_out(results: TaskResults, arm: Arm) -> bool:
 
 
 def answer_rows(results: TaskResults, verdict: Verdict) -> tuple[AnswerRow, ...]:
-    """The recommended arm, the cheapest within the margin, and the best full fine-tuning."""
+    """The recommended arm, the cheapest within the margin, the best full one, and a LoRA arm."""
     roles: dict[str, list[RowRole]] = {}
     cheapest, full = results.choice.cheapest, results.choice.best_full
     named: list[tuple[RowRole, Arm | None]] = [
@@ -118,4 +118,8 @@ def answer_rows(results: TaskResults, verdict: Verdict) -> tuple[AnswerRow, ...]
         if arm is not None:
             roles.setdefault(arm.summary.label, []).append(role)
             arms[arm.summary.label] = arm.summary
+    lora = results.choice.best_lora
+    if lora is not None and arms and not any(arm.is_lora for arm in arms.values()):
+        label = lora.arm.summary.label
+        roles[label], arms[label] = ["lora"], lora.arm.summary
     return tuple(AnswerRow(roles=tuple(roles[label]), arm=arm) for label, arm in arms.items())
