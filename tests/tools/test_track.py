@@ -4,6 +4,7 @@ import json
 import shutil
 import sqlite3
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from folder_contents import folder_contents
 
 from rankscope.records import BASE, TrialRecords
 from rankscope.tools.track import track, tracked_runs
-from rankscope.tools.trackers import KEY, TRIAL
+from rankscope.tools.trackers import KEY, RUN
 
 ignore_library_warnings = pytest.mark.filterwarnings("ignore")
 
@@ -25,7 +26,7 @@ def losses(trial: TrialRecords) -> list[float]:
 
 def test_a_run_holds_what_the_ledger_holds(finished: Any) -> None:
     records = finished.records
-    runs = {run.trial: run for run in tracked_runs(records)}
+    runs = {str(run.config["trial"]): run for run in tracked_runs(records)}
     assert list(runs) == [BASE, *(t.spec.trial_id for t in records.trials)]
     for trial in records.trials:
         run = runs[trial.spec.trial_id]
@@ -37,6 +38,8 @@ def test_a_run_holds_what_the_ledger_holds(finished: Any) -> None:
         assert run.config["lr"] == trial.spec.lr
         assert run.config["train.max_steps"] == 4
     assert len({run.key for run in runs.values()}) == len(runs)
+    other = tracked_runs(replace(records, name="another study in the same project"))
+    assert not {run.identity for run in other} & {run.identity for run in runs.values()}
     assert [run.key for run in tracked_runs(records)] == [run.key for run in runs.values()]
 
 
@@ -45,22 +48,22 @@ def study_files(folder: Path) -> dict[str, bytes]:
     return {n: c for n, c in folder_contents(folder).items() if not n.endswith(("-shm", "-wal"))}
 
 
-def trackio_losses(store: Path, trial: str) -> list[list[float]]:
-    """Losses of every run of a trial."""
+def trackio_losses(store: Path, identity: str) -> list[list[float]]:
+    """Losses of every run with an identity."""
     import trackio
     from trackio.sqlite_storage import SQLiteStorage
 
-    runs = [r for r in trackio.Api().runs("small") if (r.config or {}).get(TRIAL) == trial]
+    runs = [r for r in trackio.Api().runs("small") if (r.config or {}).get(RUN) == identity]
     logs = [SQLiteStorage.get_logs("small", run.name, run_id=run.id) for run in runs]
     return [[row["loss"] for row in rows if "loss" in row] for rows in logs]
 
 
-def mlflow_losses(store: Path, trial: str) -> list[list[float]]:
+def mlflow_losses(store: Path, identity: str) -> list[list[float]]:
     from mlflow import MlflowClient
 
     client = MlflowClient()
     experiment = client.get_experiment_by_name("small").experiment_id
-    runs = client.search_runs([experiment], f"tags.{TRIAL} = '{trial}'")
+    runs = client.search_runs([experiment], f"tags.{RUN} = '{identity}'")
     assert all(run.info.status == "FINISHED" and KEY in run.data.tags for run in runs)
     metrics = [client.get_metric_history(run.info.run_id, "loss") for run in runs]
     return [[m.value for m in sorted(history, key=lambda m: m.step)] for history in metrics]
@@ -83,11 +86,11 @@ def wandb_records(path: Path) -> list[bytes]:
     return records
 
 
-def wandb_losses(store: Path, trial: str) -> list[list[float]]:
+def wandb_losses(store: Path, identity: str) -> list[list[float]]:
     from wandb.proto import wandb_internal_pb2
 
     found = []
-    for path in store.glob(f"wandb/offline-run-*-{trial}-*/run-*.wandb"):
+    for path in store.glob(f"wandb/offline-run-*-{identity}-*/run-*.wandb"):
         rows = []
         for raw in wandb_records(path):
             record = wandb_internal_pb2.Record()
@@ -124,8 +127,9 @@ def test_each_trial_is_one_run_however_often_it_is_sent(
     assert changed.written == (trials[0].spec.label,)
     again = track(finished.out, to)
     assert (again.written, again.unchanged) == ((), len(trials) + 1)
+    runs = {run.config["trial"]: run.identity for run in tracked_runs(finished.records)}
     for trial in trials:
-        (found,) = READERS[to](tracker_stores, trial.spec.trial_id)
+        (found,) = READERS[to](tracker_stores, runs[trial.spec.trial_id])
         assert found == pytest.approx(losses(trial), rel=1e-12)
     assert study_files(finished.out) == before
 

@@ -136,6 +136,6 @@ def read_winogrande(row: RawRow) -> RowContent:
     if str(key) not in ("1", "2"):
         raise BadRow(f"answer is {short_repr(key)}, expected '1' or '2'")
     options = [text_field(row, "option1"), text_field(row, "option2")]
-    content = multiple_choice(row, sentence, options, int(key) - 1, template="{question}")
+    content = multiple_choice(row, sentence, options, int(str(key)) - 1, template="{question}")
     contexts = tuple(before + option for option in content.choices)
     return replace(content, contexts=contexts, continuation=after.strip())

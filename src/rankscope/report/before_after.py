@@ -17,8 +17,8 @@ MAX_PROMPT, MAX_ANSWER = 600, 240
 
 Outcome = Literal["gained", "lost", "kept", "missed"]
 ITEM_OUTCOMES: dict[Outcome, tuple[str, str]] = {
-    "gained": ("gained (wrong before, right after)", "more probable after"),
-    "lost": ("lost (right before, wrong after)", "less probable after"),
+    "gained": ("gained (wrong before, right after)", "with a more probable gold text"),
+    "lost": ("lost (right before, wrong after)", "with a less probable gold text"),
     "kept": ("right both times", "unchanged"),
     "missed": ("wrong both times", ""),
 }

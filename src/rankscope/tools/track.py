@@ -58,11 +58,11 @@ def track(
             tracker = TRACKERS[to](project or study.name)
             known = tracker.stored()
             for run in runs:
-                if known.get(run.trial) == run.key:
+                if known.get(run.identity) == run.key:
                     continue
                 report(run.name)
-                if run.trial in known:
-                    tracker.remove(run.trial)
+                if run.identity in known:
+                    tracker.remove(run.identity)
                 tracker.write(run)
                 written.append(run.name)
         except ImportError as error:
@@ -107,12 +107,14 @@ def _run(
     results: ResultsOf,
     trial: TrialRecords | None,
 ) -> TrackedRun:
+    config = {"trial": trial_id, **config}
     history = () if trial is None else tuple(sorted(_history(trial).items()))
     results = results | _scores(study, trial_id)
     failure = None if trial is None else trial.failure
     content = [name, config, [list(point) for point in history], results, failure]
     return TrackedRun(
-        trial=trial_id,
+        # Studies that share a project may share trials, scored on other tasks.
+        identity=sha256_json([study.name, trial_id])[:16],
         key=sha256_json(content)[:16],
         name=name,
         group=group,

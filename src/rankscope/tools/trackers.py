@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 Scalar = str | int | float | bool
-TRIAL, KEY = "rankscope_trial", "rankscope_key"
+RUN, KEY = "rankscope_run", "rankscope_key"
 """Names in a run's configuration or tags."""
 
 
@@ -18,7 +18,8 @@ TRIAL, KEY = "rankscope_trial", "rankscope_key"
 class TrackedRun:
     """One trial as a run."""
 
-    trial: str
+    identity: str
+    """Of the trial within its study."""
     key: str
     """Hash of everything below: a changed trial has another one."""
     name: str
@@ -41,10 +42,10 @@ class Tracker(Protocol):
     """Where its runs are, for people."""
 
     def stored(self) -> dict[str, str]:
-        """Key of every run that came from a study, by trial."""
+        """Key of every run that came from a study, by identity."""
 
-    def remove(self, trial: str) -> None:
-        """Delete the run of a trial."""
+    def remove(self, identity: str) -> None:
+        """Delete a run."""
 
     def write(self, run: TrackedRun) -> None:
         """Add a run."""
@@ -67,12 +68,12 @@ class Trackio:
             return []
 
     def stored(self) -> dict[str, str]:
-        configs = [config for _, config in self.runs() if TRIAL in config]
-        return {config[TRIAL]: config.get(KEY, "") for config in configs}
+        configs = [config for _, config in self.runs() if RUN in config]
+        return {config[RUN]: config.get(KEY, "") for config in configs}
 
-    def remove(self, trial: str) -> None:
+    def remove(self, identity: str) -> None:
         for run, config in self.runs():
-            if config.get(TRIAL) == trial:
+            if config.get(RUN) == identity:
                 run.delete()
 
     def write(self, run: TrackedRun) -> None:
@@ -80,7 +81,7 @@ class Trackio:
             project=self.project,
             name=run.name,
             group=run.group or None,
-            config={**run.config, TRIAL: run.trial, KEY: run.key},
+            config={**run.config, RUN: run.identity, KEY: run.key},
             embed=False,
             auto_log_gpu=False,
             auto_log_cpu=False,
@@ -96,7 +97,7 @@ class Trackio:
 class Wandb:
     """Runs on the server that ``wandb`` is logged in to, or in ``wandb/`` with WANDB_MODE=offline.
 
-    A run's id holds its trial and its key, so one that is there is found by its id.
+    A run's id holds its identity and its key, so one that is there is found by its id.
     """
 
     WHOLE = "rankscope-complete"
@@ -127,15 +128,15 @@ class Wandb:
         parts = [name.split("-") for name, _ in self.runs()]
         return {part[0]: part[1] for part in parts if len(part) == 2}
 
-    def remove(self, trial: str) -> None:
+    def remove(self, identity: str) -> None:
         for name, run in list(self.runs()):
-            if name.split("-")[0] == trial:
+            if name.split("-")[0] == identity:
                 shutil.rmtree(run) if self.offline else run.delete()
 
     def write(self, run: TrackedRun) -> None:
         started = self.wandb.init(
             project=self.project,
-            id=f"{run.trial}-{run.key}",
+            id=f"{run.identity}-{run.key}",
             name=run.name,
             group=run.group or None,
             config=run.config,
@@ -174,23 +175,23 @@ class Mlflow:
         found, token = [], None
         while True:
             page = self.client.search_runs([self.experiment], page_token=token)
-            found += [run for run in page if TRIAL in run.data.tags]
+            found += [run for run in page if RUN in run.data.tags]
             if not (token := page.token):
                 return found
 
     def stored(self) -> dict[str, str]:
-        return {run.data.tags[TRIAL]: run.data.tags.get(KEY, "") for run in self.runs()}
+        return {run.data.tags[RUN]: run.data.tags.get(KEY, "") for run in self.runs()}
 
-    def remove(self, trial: str) -> None:
+    def remove(self, identity: str) -> None:
         for run in self.runs():
-            if run.data.tags[TRIAL] == trial:
+            if run.data.tags[RUN] == identity:
                 self.client.delete_run(run.info.run_id)
 
     def write(self, run: TrackedRun) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
         time = int(datetime.fromisoformat(run.created).timestamp() * 1000)
-        tags = {TRIAL: run.trial, "task": run.group, "failure": run.failure}
+        tags = {RUN: run.identity, "task": run.group, "failure": run.failure}
         made = self.client.create_run(
             self.experiment,
             start_time=time,
