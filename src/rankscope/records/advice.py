@@ -193,7 +193,7 @@ class TaskAdvice(Record):
     best_choice: Claim
     """No tried arm is better by more than the margin."""
     rows: tuple[AnswerRow, ...] = ()
-    """The recommended arm, the cheapest, the best full fine-tuning; a LoRA arm if none of them is."""
+    """Recommended arm, cheapest arm, best full fine-tuning; the best LoRA arm if none is one."""
     checks: tuple[TrustCheck, ...] = ()
     """What the answer's trustworthiness depends on, each fact once."""
     chosen: ArmSummary | None
