@@ -207,9 +207,7 @@ def validate(w: World, layers: list[int], save: Path | None) -> dict[str, object
     rises = np.array([gold - w.task.gold(v) for v in found.ablated])  # of the loss, (heads, items)
     right = w.task.scores(found.intact).mean()
     falls = np.array([right - w.task.scores(v).mean() for v in found.ablated])
-    signed = np.array(
-        [importance[a][:, h].numpy() for ((a, h),) in (x.heads for x in ablations)]
-    )
+    signed = np.array([importance[a][:, h].numpy() for ((a, h),) in (x.heads for x in ablations)])
     exact, first = np.abs(rises).mean(1), np.abs(signed).mean(1)
     by_layer = [np.array([x.first_layer for x in ablations]) == layer for layer in layers]
     norms = np.concatenate([first[own] / np.linalg.norm(first[own]) for own in by_layer])

@@ -128,6 +128,7 @@ def test_time_left_of_the_study_follows_its_groups() -> None:
     study.begin_stage("train b")
     # Training took half of the time, so half of it trained is a quarter of the group's 40 s.
     assert study.seconds_left(0.5) == (70.0, False)
+    assert study.left_text() == "70 s left of the study"  # what is trained stays trained
     assert study.shares_text() == "training 50%, scoring 50%"
 
 

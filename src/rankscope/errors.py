@@ -28,38 +28,18 @@ PARTS = {
 
 
 class RankscopeError(Exception):
-    """Base of every error Rankscope raises on purpose.
-
-    The message is given whole, or made of its parts: ``where: found X, expected Y; do Z``. Beside a
-    whole message, ``where`` and ``found`` only say which of its words they are; what is expected
-    and what to do are appended to it. Long lines are cut in their middle.
-    """
+    """Base of every error Rankscope raises on purpose. Long lines are cut in their middle."""
 
     exit_code = BUG
 
-    def __init__(
-        self,
-        message: str = "",
-        *,
-        where: object = "",
-        found: str = "",
-        expected: str = "",
-        do: str = "",
-    ) -> None:
-        self.where, self.found, self.expected, self.do = str(where), found, expected, do
-        wanted = f"expected {expected}" if expected else ""
-        if not message:
-            facts = ", ".join(filter(None, [f"found {found}" if found else "", wanted]))
-            message, wanted = ": ".join(filter(None, [self.where, facts])), ""
-        super().__init__(shortened_lines("; ".join(filter(None, [message, wanted, do]))))
+    def __init__(self, message: str) -> None:
+        super().__init__(shortened_lines(message))
 
     def description(self) -> dict[str, object]:
-        """The error for ``--json``; a part that was not given and does not show is None."""
+        """The error for ``--json``; a part that its first line does not show is None."""
         first_line = re.sub(r" \([^()]*\)", "", str(self).partition("\n")[0])
-        parts: dict[str, str | None] = {}
-        for name, form in PARTS.items():
-            match = form.match(first_line)
-            parts[name] = shortened_lines(getattr(self, name)) or (match[1] if match else None)
+        matches = {name: form.match(first_line) for name, form in PARTS.items()}
+        parts = {name: match[1] if match else None for name, match in matches.items()}
         kind = type(self).__name__
         return {"kind": kind, "message": str(self), **parts, "exit_code": self.exit_code}
 

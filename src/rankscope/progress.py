@@ -152,7 +152,7 @@ class JsonlReporter:
         now = time.monotonic()
         if now - self.last_line >= self.LINE_SECONDS:
             self.last_line = now
-            numbers = values or {"detail": detail}
+            numbers: dict[str, object] = dict(values) or {"detail": detail}
             self.write("advance", name=self.name, done=done, total=self.total, **numbers)
         self.inner.advance(done, detail, **values)
 

@@ -169,8 +169,20 @@ def test_few_steps_with_a_falling_loss_decide_nothing() -> None:
     assert falling.next_steps[0].text.startswith("Train at least 20 steps")
     level = advice_on(with_losses(study, *[2.0, 2.1, 1.9] * 2))
     assert (level.decision, level.confidence) == ("use", "firm")
-    plunging = advice_on(with_losses(study, *(4.0 * 0.9**i for i in range(40))))
-    assert (plunging.decision, plunging.confidence) == ("use", "tentative")
+
+
+def test_a_loss_that_falls_after_enough_steps_is_named_and_weakens_no_claim() -> None:
+    study = synthetic_study(Truth(ranks=(8,), full_lrs=()))
+
+    def loss_check(*losses: float) -> tuple[str, str, str]:
+        advice = advice_on(with_losses(study, *losses))
+        (check,) = (c for c in advice.checks if c.name == "loss")
+        return advice.confidence, check.status, check.value
+
+    assert loss_check(*(4.0 * 0.95**i for i in range(40))) == ("firm", "weak", "still falling")
+    # A loss near zero falls by half of itself, and by nothing of what it was.
+    near_zero = (4.0 * 0.7**i for i in range(40))
+    assert loss_check(*near_zero) == ("firm", "fine", "flat")
 
 
 def test_ten_items_and_one_seed_decide_nothing() -> None:

@@ -178,16 +178,16 @@ def test_errors_are_json_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert error == {
         "kind": "UserError",
         "message": f"adapter {tmp_path / 'none'}: no such folder; "
-        "expected the folder of a PEFT adapter or of a model",
-        "where": str(tmp_path / "none"),
+        "expected that of a PEFT adapter or of a model",
+        "where": f"adapter {tmp_path / 'none'}",
         "found": None,
-        "expected": "the folder of a PEFT adapter or of a model",
+        "expected": "that of a PEFT adapter or of a model",
         "do": None,
         "exit_code": 2,
     }
     assert f"error: {error['message']}\n" in outcome.err
     misspelt = json.loads(command("status", tmp_path, "--jsno", "--json").out)["error"]
-    assert (misspelt["kind"], misspelt["exit_code"]) == ("UsageError", 2)
+    assert (misspelt["kind"], misspelt["exit_code"]) == ("UserError", 2)
     assert "--jsno" in misspelt["message"]
     monkeypatch.setattr(new_study, "study_template", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):

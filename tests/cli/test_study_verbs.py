@@ -110,6 +110,25 @@ def test_json_is_all_there_is_on_standard_output(walk: Walk) -> None:
     ]
 
 
+def test_verbs_of_a_study_print_one_document(walk: Walk, tmp_path: Path) -> None:
+    words: dict[str, list[object]] = {
+        "check": [walk.file, *CHANGES],
+        "status": [walk.out],
+        "verify": [walk.out],
+        "export": [walk.out, trial_ids(walk.out)[2], "--out", tmp_path / "adapter"],
+        "init": [tmp_path / "new.yaml", "--preset", "pocket"],
+    }
+    found = {}
+    for verb, rest in words.items():
+        outcome = command(verb, *rest, "--json")
+        assert outcome.code == 0, outcome
+        found[verb] = json.loads(outcome.out)
+    assert found["check"]["trials"] == 3
+    assert found["verify"]["ok"]
+    assert found["export"]["kind"] == "adapter"
+    assert found["init"]["next"] == f"rankscope check {tmp_path / 'new.yaml'}"
+
+
 def test_progress_goes_to_standard_error(walk: Walk) -> None:
     first = walk.said["run"]
     assert "group 1/2" in first.err

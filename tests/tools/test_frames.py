@@ -1,15 +1,21 @@
 """A study as DataFrames: one row per thing, the ledger's own numbers."""
 
+import shutil
+import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 import rankscope
-from rankscope.errors import UserError
+from rankscope.errors import IntegrityError, UserError
+from rankscope.hashing import sha256_file
 from rankscope.records import BASE
+from rankscope.store import items_path
 from rankscope.tools.frames import StudyFrames
 
 
@@ -57,6 +63,22 @@ def test_the_answer_reads_as_text_and_as_a_card(study: StudyFrames) -> None:
 def test_a_folder_without_a_study_is_refused(tmp_path: Any) -> None:
     with pytest.raises(UserError):
         rankscope.load(tmp_path)
+
+
+def test_items_of_another_version_are_no_missing_scores(finished: Any, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(finished.out, out)
+    place = items_path(BASE, "pocket_med", "test")
+    older = pq.read_table(out / place).drop_columns(["gold_logprob"])
+    pq.write_table(older, out / place)
+    with sqlite3.connect(out / "ledger.sqlite") as db:
+        db.execute(
+            "UPDATE artifacts SET sha256 = ?, bytes = ? WHERE path = ?",
+            (sha256_file(out / place), (out / place).stat().st_size, place),
+        )
+    db.close()
+    with pytest.raises(IntegrityError, match="has no column 'gold_logprob'; another version"):
+        _ = rankscope.load(out).recommendation
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -38,27 +38,24 @@ from rankscope.records import (
 )
 
 STILL_FALLING = 0.05
-"""Relative fall of the training loss over the last two thirds of the steps that counts as one."""
+"""Fall of the training loss between the thirds of the steps that counts, as a share of the loss in
+the first third: a loss near zero may fall by a few per cent of itself forever."""
 
 
 @dataclass(frozen=True, slots=True)
 class LossTrend:
-    """Mean training loss over the middle third of the steps and over the last third."""
+    """Mean training loss over the first, the middle and the last third of the steps."""
 
+    start: float
     before: float
     after: float
     error: float
-    """Standard error of their difference."""
+    """Standard error of the difference between the last two."""
 
     @property
     def is_falling(self) -> bool:
         fall = self.before - self.after
-        return fall > STILL_FALLING * abs(self.before) and fall > 2 * self.error
-
-    @property
-    def is_steep(self) -> bool:
-        """The loss halved: training has hardly begun, however many steps it took."""
-        return self.is_falling and self.after < self.before / 2
+        return fall > STILL_FALLING * abs(self.start) and fall > 2 * self.error
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +82,13 @@ class Arm:
         thirds = [len(losses) // 3 for losses in curves]
         if not curves or min(thirds) < 2:
             return None
-        middle, last = (
-            np.concatenate([losses[-k * n : len(losses) - (k - 1) * n] for losses, n in pairs])
-            for k in (2, 1)
+        first, middle, last = (
+            np.concatenate([c[len(c) - k * n : len(c) - (k - 1) * n] for c, n in pairs])
+            for k in (3, 2, 1)
             for pairs in [list(zip(curves, thirds, strict=True))]
         )
         error = float(np.hypot(middle.std(ddof=1), last.std(ddof=1)) / np.sqrt(len(last)))
-        return LossTrend(float(middle.mean()), float(last.mean()), error)
+        return LossTrend(float(first.mean()), float(middle.mean()), float(last.mean()), error)
 
     def updated(self, **fields: object) -> "Arm":
         """A copy with fields of the summary replaced."""

@@ -183,10 +183,10 @@ CHECKS = {
         "The chosen rate is the {side} of the {rates_tried} tried: a {better} one may do better."
     ),
     "learning_rate.one": "Only one rate was tried for it, so another one may do better.",
-    "loss.fine": "The training loss has levelled off.",
+    "loss.fine": "The training loss has levelled off by the end of {steps}.",
     "loss.falling": (
-        "The training loss still falls, from {loss_before:.3g} to {loss_after:.3g} over the last "
-        "two thirds: longer training may change the answer."
+        "The training loss still falls at the end of {steps}, from {loss_before:.3g} to "
+        "{loss_after:.3g} over the last two thirds: longer training may change the order of arms."
     ),
     "trials.fine": "Every trial finished.",
     "trials.failed": (

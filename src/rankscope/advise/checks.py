@@ -147,19 +147,17 @@ def _learning_rate(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
 
 
 def _loss(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
-    steps, trend = subject.steps, subject.loss_trend
+    trend, steps = subject.loss_trend, Counted(subject.steps, "step")
     if trend is None:
         return
-    value = count(steps, "step")
-    before, after = trend.before, trend.after
-    if trend.is_falling:
-        is_bad = trend.is_steep or results.is_barely_trained(subject)
-        status: CheckStatus = "bad" if is_bad else "weak"
-        yield trust_check(
-            "loss.falling", status, value, steps=steps, loss_before=before, loss_after=after
-        )
+    fields: dict[str, Field] = {"loss_before": trend.before, "loss_after": trend.after}
+    if results.is_barely_trained(subject):
+        value = f"still falling after {steps}"
+        yield trust_check("loss.falling", "bad", value, steps=steps, **fields)
+    elif trend.is_falling:
+        yield trust_check("loss.falling", "weak", "still falling", steps=steps, **fields)
     else:
-        yield trust_check("loss.fine", "fine", value, steps=steps)
+        yield trust_check("loss.fine", "fine", "flat", steps=steps)
 
 
 def _trials(results: TaskResults) -> Iterator[TrustCheck]:

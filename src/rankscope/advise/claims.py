@@ -5,8 +5,8 @@ Both compare by the study's weights on the test split. The second claim holds fo
 once, so each is tested at the full level (an intersection-union test needs no correction).
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from math import inf
 
 from rankscope.advise.arms import Arm
 from rankscope.advise.catalogue import CLAIMS
@@ -15,19 +15,6 @@ from rankscope.advise.decide import Verdict, is_confirmed
 from rankscope.advise.messages import Field, Measured, arm_name, capitalized, verdict_name
 from rankscope.advise.task_results import TaskResults
 from rankscope.records import AnswerRow, Claim, Confidence, Estimate, RowRole
-
-
-@dataclass(frozen=True, slots=True)
-class Lead:
-    """How much better a rival is than the recommended arm, by the study's weights."""
-
-    rival: Arm
-    difference: Estimate
-
-    @property
-    def highest(self) -> float:
-        high = self.difference.high
-        return float("inf") if high is None else high
 
 
 def with_claims(results: TaskResults, verdict: Verdict) -> tuple[Verdict, Claim, Claim]:
@@ -79,34 +66,35 @@ def _best(results: TaskResults, subject: Arm) -> Claim:
     rivals = [arm for arm in results.arms if arm is not subject and not _is_out(results, arm)]
     if not rivals:
         return _claim("firm", "only_arm")
-    found = list(_leads(results, subject, rivals))
-    compared = [lead.rival for lead in found]
-    unknown = [arm for arm in rivals if all(arm is not other for other in compared)]
-    margin = results.objective.margin
-    top = max(found, key=lambda lead: lead.highest, default=None)
-    ahead = max(found, key=lambda lead: lead.difference.value, default=None)
-    if ahead is not None and ahead.difference.value > margin and (ahead.difference.low or 0) > 0:
-        return _claim_about(results, "none", "best_contradicted", ahead)
-    if top is not None and top.highest > margin:
-        return _claim_about(results, "tentative", "best_unclear", top)
-    if unknown:
-        return _claim("tentative", "best_unknown", unknown=verdict_name(unknown[0].summary))
+    weights, margin = results.objective.weights, results.objective.margin
+    leads = {
+        arm.summary.label: lead
+        for arm in rivals
+        if (lead := net_difference(results.study, arm, subject, weights)) is not None
+    }
+    names = {arm.summary.label: arm_name(arm.summary) for arm in rivals}
+
+    def about(confidence: Confidence, name: str, label: str) -> Claim:
+        lead = Measured(leads[label], results.net_unit)
+        fields = {"rival": names[label], "difference": lead}
+        margins = Measured(margin, results.net_unit)
+        claim = _claim(confidence, name, leads[label], margin=margins, **fields)
+        return claim.model_copy(update={"rival": label})
+
+    ahead = max(leads, key=lambda label: leads[label].value, default=None)
+    if ahead is not None and leads[ahead].value > margin and (leads[ahead].low or 0.0) > 0:
+        return about("none", "best_contradicted", ahead)
+    highs = {label: inf if e.high is None else e.high for label, e in leads.items()}
+    top = max(highs, key=highs.__getitem__, default=None)
+    if top is not None and highs[top] > margin:
+        return about("tentative", "best_unclear", top)
+    for arm in rivals:
+        if arm.summary.label not in leads:
+            return _claim("tentative", "best_unknown", unknown=verdict_name(arm.summary))
     assert top is not None
     is_firm = not results.choice.passed_over and not results.waiting
-    name = "best" if top.highest > 0 else "best_clearly"
-    return _claim_about(results, "firm" if is_firm else "tentative", name, top)
-
-
-def _claim_about(results: TaskResults, confidence: Confidence, name: str, lead: Lead) -> Claim:
-    claim = _claim(
-        confidence,
-        name,
-        lead.difference,
-        rival=arm_name(lead.rival.summary),
-        margin=Measured(results.objective.margin, results.net_unit),
-        difference=Measured(lead.difference, results.net_unit),
-    )
-    return claim.model_copy(update={"rival": lead.rival.summary.label})
+    name = "best" if highs[top] > 0 else "best_clearly"
+    return about("firm" if is_firm else "tentative", name, top)
 
 
 def _is_out(results: TaskResults, arm: Arm) -> bool:
@@ -116,15 +104,8 @@ def _is_out(results: TaskResults, arm: Arm) -> bool:
     return not arm.finished and all(t.status == "diverged" for t in arm.trials)
 
 
-def _leads(results: TaskResults, subject: Arm, rivals: Sequence[Arm]) -> Iterator[Lead]:
-    for rival in rivals:
-        lead = net_difference(results.study, rival, subject, results.objective.weights)
-        if lead is not None:
-            yield Lead(rival, lead)
-
-
 def answer_rows(results: TaskResults, verdict: Verdict) -> tuple[AnswerRow, ...]:
-    """The recommended arm, the cheapest within the margin, and the best full fine-tuning."""
+    """The recommended arm, the cheapest within the margin, the best full one, and a LoRA arm."""
     roles: dict[str, list[RowRole]] = {}
     cheapest, full = results.choice.cheapest, results.choice.best_full
     named: list[tuple[RowRole, Arm | None]] = [
@@ -137,4 +118,8 @@ def answer_rows(results: TaskResults, verdict: Verdict) -> tuple[AnswerRow, ...]
         if arm is not None:
             roles.setdefault(arm.summary.label, []).append(role)
             arms[arm.summary.label] = arm.summary
+    lora = results.choice.best_lora
+    if lora is not None and arms and not any(arm.is_lora for arm in arms.values()):
+        label = lora.arm.summary.label
+        roles[label], arms[label] = ["lora"], lora.arm.summary
     return tuple(AnswerRow(roles=tuple(roles[label]), arm=arm) for label, arm in arms.items())

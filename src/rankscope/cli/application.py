@@ -15,7 +15,7 @@ import typer
 from typer import Argument, Option
 
 from rankscope.cli.terminal import Reply, print_json, print_message
-from rankscope.errors import BAD_INPUT, BUG, INTERRUPTED, RankscopeError, UserError
+from rankscope.errors import BAD_INPUT, BUG, INTERRUPTED, Interrupted, RankscopeError, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -136,33 +136,33 @@ def run_command_line(words: Sequence[str]) -> int:
     try:
         code = app(list(words), prog_name="rankscope", standalone_mode=False)
     except UsageError as error:
-        return usage_error(error, as_json)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            return BAD_INPUT
+        known: RankscopeError | None = usage_error(error)
     except Exception as error:
         known = known_error(error)
-        if as_json:
-            description = known.description() if known else {"message": repr(error)[:1000]}
-            print_json({"error": {"kind": "bug", "exit_code": BUG} | description})
         if known is None:
+            if as_json:
+                bug = {"kind": "bug", "message": repr(error)[:1000], "exit_code": BUG}
+                print_json({"error": bug})
             raise
-        print_message(f"error: {known}", "red")
-        return known.exit_code
-    if code == INTERRUPTED:
-        print_message("interrupted; give the same command again to continue")
-    return code or 0
-
-
-def usage_error(error: Any, as_json: bool) -> int:
-    """Print what is wrong with the words of the command line, and how it is used."""
-    if type(error).__name__ == "NoArgsIsHelpError":
-        error.show()
-        return BAD_INPUT
-    path = error.ctx.command_path if error.ctx else "rankscope"
-    mistake = UserError(f"{error.format_message()} See '{path} --help'.")
+    else:
+        if code != INTERRUPTED:
+            return code or 0
+        known = Interrupted("interrupted; give the same command again to continue")
     if as_json:
-        print_json({"error": mistake.description() | {"kind": "UsageError"}})
-    usage = f"{error.ctx.get_usage()}\n" if error.ctx else ""
-    print_message(f"{usage}error: {mistake}", "red")
-    return BAD_INPUT
+        print_json({"error": known.description()})
+    print_message(f"error: {known}", "red")
+    return known.exit_code
+
+
+def usage_error(error: Any) -> UserError:
+    """What is wrong with the words of the command line, and how it is used."""
+    if error.ctx is None:
+        return UserError(f"{error.format_message()} See 'rankscope --help'.")
+    path, usage = error.ctx.command_path, error.ctx.get_usage()
+    return UserError(f"{error.format_message()} See '{path} --help'.\n{usage}")
 
 
 def known_error(error: Exception) -> RankscopeError | None:
@@ -170,13 +170,7 @@ def known_error(error: Exception) -> RankscopeError | None:
     if isinstance(error, RankscopeError):
         return error
     if isinstance(error, OSError) and error.errno in UNUSABLE_PATH and error.filename is not None:
-        found = error.strerror or "an unusable path"
-        return UserError(
-            f"{error.filename}: {found}",
-            where=str(error.filename),
-            found=found,
-            do="give another path",
-        )
+        return UserError(f"{error.filename}: {error.strerror}; give another path")
     return None
 
 

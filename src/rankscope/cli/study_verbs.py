@@ -131,9 +131,7 @@ def _statuses(text: str) -> "tuple[Status, ...]":
     words = [word.strip() for word in text.split(",") if word.strip()]
     for word in words:
         if word not in FAILED:
-            raise UserError(
-                where="--retry", found=repr(word), expected="failed, oom or diverged, by commas"
-            )
+            raise UserError(f"--retry: found {word!r}, expected failed, oom or diverged, by commas")
     return tuple(status for status in FAILED if status in words)
 
 
@@ -150,9 +148,8 @@ def work_command(
 
     if not (folder / UNITS / unit).is_dir():
         raise UserError(
-            where=folder / UNITS / unit,
-            found="nothing",
-            expected="a unit of work, which 'rankscope run --workers' makes",
+            f"{folder / UNITS / unit}: found nothing, expected a unit of work, which "
+            "'rankscope run --workers' makes"
         )
     from rankscope.run.worker import work
 
@@ -199,9 +196,7 @@ def stop_command(folder: StudyFolder) -> Reply:
     number, _, host = (process or "").partition(" on ")
     if process is None or host != socket.gethostname():
         found = "no process that runs it" if process is None else f"process {process}"
-        raise UserError(
-            where=folder, found=found, expected="a process of this machine that runs the study"
-        )
+        raise UserError(f"{folder}: found {found}, expected a process of this machine that does")
     os.kill(int(number), signal.SIGINT)
     text = f"asked process {number} to stop: 'rankscope status {folder}' shows when it has"
     return Reply({"process": int(number)}, lambda: print_line(text))

@@ -78,7 +78,8 @@ def locate_named_rows(spec: TaskSpec, data_dir: str | Path | None, trained: bool
         files, source = read_hub(hub)
         return (files if spec.from_hub is None else spec.from_hub(files)), source
 
-    return RowSource(read, replace(spec, hub=hub), is_hub=True, files=frozenset(hub.splits))
+    files = None if spec.from_hub else frozenset(hub.splits)  # a task cut from another's rows
+    return RowSource(read, replace(spec, hub=hub), is_hub=True, files=files)
 
 
 def in_files(paths: dict[str, Path], label: str, spec: TaskSpec | None = None) -> RowSource:

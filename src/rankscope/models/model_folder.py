@@ -100,7 +100,5 @@ def check_tuned_folder(folder: Path) -> None:
     """Raise UserError unless there is a folder, of an adapter or of a checkpoint."""
     if not folder.is_dir():
         raise UserError(
-            f"adapter {folder}: no such folder",
-            where=folder,
-            expected="the folder of a PEFT adapter or of a model",
+            f"adapter {folder}: no such folder; expected that of a PEFT adapter or of a model"
         )

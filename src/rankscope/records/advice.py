@@ -129,10 +129,10 @@ class Claim(Record):
     """Label of the arm that is compared; None for the base."""
 
 
-RowRole = Literal["recommended", "closest", "cheapest", "full"]
+RowRole = Literal["recommended", "closest", "cheapest", "full", "lora"]
 """``closest``: the arm that an answer without a recommendation describes. ``cheapest``: fewest
 trainable parameters of the arms whose utility is within the margin of the best. ``full``: the best
-full fine-tuning arm."""
+full fine-tuning arm. ``lora``: the best LoRA arm, if none of the others is one."""
 
 
 class AnswerRow(Record):
@@ -193,7 +193,7 @@ class TaskAdvice(Record):
     best_choice: Claim
     """No tried arm is better by more than the margin."""
     rows: tuple[AnswerRow, ...] = ()
-    """At most three arms: the recommended one, the cheapest, the best full fine-tuning."""
+    """Recommended arm, cheapest arm, best full fine-tuning; the best LoRA arm if none is one."""
     checks: tuple[TrustCheck, ...] = ()
     """What the answer's trustworthiness depends on, each fact once."""
     chosen: ArmSummary | None

@@ -109,13 +109,10 @@ def answer_card(view: StudyView, task: str) -> AnswerCard:
         "Size",
         "Training time",
     )
-    arms: list[tuple[tuple[str, ...], ArmSummary]] = [
-        (row.roles, row.arm) for row in (advice.rows if advice else ())
+    rows = [
+        CardRow(_role_text(row.roles), row.arm.label, _cells(view, row.arm))
+        for row in (advice.rows if advice else ())
     ]
-    lora = view.best_lora(task)
-    if arms and lora is not None and not any(arm.is_lora for _, arm in arms):
-        arms.append((("lora",), lora))
-    rows = [CardRow(_role_text(roles), arm.label, _cells(view, arm)) for roles, arm in arms]
     return AnswerCard(task, columns, tuple(rows), advice, _retention_note(view, task))
 
 

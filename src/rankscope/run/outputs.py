@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from rankscope.advise.recommend import recommend
-from rankscope.filesystem import replace_text
+from rankscope.errors import DiskFull
+from rankscope.filesystem import is_disk_full, replace_text
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.study_page import write_study_page
 from rankscope.store import Ledger
@@ -26,7 +27,13 @@ def write_outputs(
     recommendation = recommend(study)
     replace_text(out / "recommendation.json", recommendation.model_dump_json(indent=2) + "\n")
     made = out / "report.html.new"
-    write_study_page(study, recommendation, made)
-    replace_text(out / "report.html", made.read_bytes().decode())
-    made.unlink()
+    try:
+        write_study_page(study, recommendation, made)
+        replace_text(out / "report.html", made.read_bytes().decode())
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise DiskFull(f"{out}: the disk is full; no report was written. Make room.") from error
+    finally:
+        made.unlink(missing_ok=True)
     return study, recommendation

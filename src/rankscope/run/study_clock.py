@@ -30,6 +30,7 @@ class StudyClock:
     done_work: float = 0.0
     """Of the groups that are done."""
     _group: Group = ()
+    _trained: float = 0.0
     _stage: str = ""
     _since: float = 0.0
 
@@ -40,7 +41,7 @@ class StudyClock:
         return cls({trial.trial_id: training_work(study, trial) for trial in trials})
 
     def begin_group(self, group: Group) -> None:
-        self._group = group
+        self._group, self._trained = group, 0.0
 
     def begin_stage(self, stage: str) -> None:
         """A stage of the group begins; the one before ends."""
@@ -61,8 +62,9 @@ class StudyClock:
     def seconds_left(self, trained: float = 0.0) -> tuple[float, bool] | None:
         """Seconds left, and whether only training is counted; None if nothing is known yet.
 
-        trained: share of the current group's training that is done, 0 to 1.
+        trained: share of the current group's training that is done, 0 to 1; the largest one counts.
         """
+        trained = self._trained = max(trained, self._trained)
         running = self.clock() - self._since if self._stage else 0.0
         total, current = sum(self.work.values()), self.group_work()
         training = self.seconds.get("training", 0.0)

@@ -56,9 +56,16 @@ class ItemTables:
         artifact = self._artifacts.get(place)
         path = self._store.checked_path(place, () if artifact is None else (artifact,))
         try:
-            return pq.ParquetFile(path).read(columns=list(columns))
+            table = pq.ParquetFile(path).read(columns=list(columns))
         except (pa.ArrowInvalid, OSError) as error:
             raise IntegrityError(f"{path}: not a table of item scores ({error}).") from error
+        # A KeyError further on would read as "this model has no scores".
+        if missing := set(columns) - set(table.column_names):
+            raise IntegrityError(
+                f"{path}: has no column {min(missing)!r}; another version of Rankscope wrote this "
+                "study. Run it again with another --out"
+            )
+        return table
 
 
 class StoredItems(Mapping[EvalKey, ItemScores]):

@@ -50,6 +50,8 @@ def _event_text(event: Mapping[str, Any]) -> str:
         parts.append(f"loss {event['loss_low']:.3f}")
     if event.get("seconds_left") is not None:
         parts.append(f"{rough_duration(event['seconds_left'])} left")
+    if event.get("study_seconds_left") is not None:
+        parts.append(f"{rough_duration(event['study_seconds_left'])} left of the study")
     return ", ".join(parts)
 
 
