@@ -19,8 +19,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import evaluation_race
 from evaluate_choice import BATCH_SIZES, DATA
 from evaluate_choice import TOLERANCE as LOGPROB_TOLERANCE
@@ -92,10 +90,10 @@ def largest_difference(
     for model, logprobs in zip(models, theirs, strict=True):
         answers = iter(logprobs)
         for (task, split), chosen in items.items():
-            stored = study.items[model, task, split]
-            assert stored.item_ids == tuple(item.item_id for item in chosen)
-            gold = [next(answers)[item.answer or 0] for item in chosen]
-            differences.append(float(np.abs(stored.gold_logprobs - np.array(gold)).max()))
+            for item, result in zip(chosen, study.results[model, task, split], strict=True):
+                assert result.item_id == item.item_id
+                assert result.gold_logprob is not None
+                differences.append(abs(result.gold_logprob - next(answers)[item.answer or 0]))
     return max(differences)
 
 

@@ -125,7 +125,7 @@ def choose_dtype(text: str, device: torch.device) -> torch.dtype:
 def computes_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for products in bfloat16, and may use them."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     limited = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in WITHOUT_BFLOAT16
     return device.type == "cpu" and not limited and bool(BFLOAT16_FLAGS & processor_flags())
 

@@ -207,7 +207,7 @@ class SpeedMeter:
         speed = (after - before) / seconds
         left = (num_steps - step) * seconds / (len(self.recent) - 1)
         of_study = self.study.left_text(step / num_steps) if self.study else ""
-        known = self.study.seconds_left(step / num_steps) if of_study else None
+        known = self.study.seconds_left(step / num_steps) if self.study else None
         parts = [
             self.losses_text(losses),
             f"{speed:,.0f} tokens/s",

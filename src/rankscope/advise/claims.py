@@ -76,9 +76,12 @@ def _best(results: TaskResults, subject: Arm) -> Claim:
 
     def about(confidence: Confidence, name: str, label: str) -> Claim:
         lead = Measured(leads[label], results.net_unit)
-        fields = {"rival": names[label], "difference": lead}
-        margins = Measured(margin, results.net_unit)
-        claim = _claim(confidence, name, leads[label], margin=margins, **fields)
+        fields: dict[str, Field] = {
+            "rival": names[label],
+            "difference": lead,
+            "margin": Measured(margin, results.net_unit),
+        }
+        claim = _claim(confidence, name, leads[label], **fields)
         return claim.model_copy(update={"rival": label})
 
     ahead = max(leads, key=lambda label: leads[label].value, default=None)

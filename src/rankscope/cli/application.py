@@ -139,14 +139,14 @@ def run_command_line(words: Sequence[str]) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
             return BAD_INPUT
-        known: RankscopeError | None = usage_error(error)
+        known: RankscopeError = usage_error(error)
     except Exception as error:
-        known = known_error(error)
-        if known is None:
+        if (recognized := known_error(error)) is None:
             if as_json:
                 bug = {"kind": "bug", "message": repr(error)[:1000], "exit_code": BUG}
                 print_json({"error": bug})
             raise
+        known = recognized
     else:
         if code != INTERRUPTED:
             return code or 0

@@ -319,6 +319,6 @@ def fetch_command(
         cards = {known: model.card for known, model in KNOWN_MODELS.items()}
         return Reply(cards, lambda: print_line("\n".join(map(": ".join, cards.items()))))
     if name is None:
-        raise UserError("fetch: no model given", expected=f"one of {', '.join(KNOWN_MODELS)}")
+        raise UserError(f"fetch: no model given; expected one of {', '.join(KNOWN_MODELS)}")
     folder = fetch_model(name, report=print_message)
     return Reply({"model": name, "folder": folder}, lambda: print_line(str(folder)))

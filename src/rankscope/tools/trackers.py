@@ -91,7 +91,7 @@ class Trackio:
         last = run.history[-1][0] if run.history else 0
         failed = {"failed": 1.0} if run.failure else {}
         started.log({**run.results, **failed}, step=last)
-        started.finish()
+        started.finish()  # type: ignore[no-untyped-call]
 
 
 class Wandb:

@@ -147,7 +147,7 @@ def counted_pass(
         losses = mean_losses(logits, targets, [len(batch.keep)], [len(batch.keep)])
         del logits
         losses.sum().backward()
-    return PassPeaks(*peaks, counter.peak_bytes) if peaks else PassPeaks(counter.peak_bytes, 0)
+    return PassPeaks(peaks[0], counter.peak_bytes) if peaks else PassPeaks(counter.peak_bytes, 0)
 
 
 @contextmanager

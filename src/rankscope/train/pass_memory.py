@@ -93,8 +93,8 @@ class PassMemory:
             with first_layers(self.model, kept):
                 counts.append(self.counted_whole(trials, shares, shape, recomputes))
         fewer, more = counts
-        layers = fewer.layers + (depth - few) // period * (more.layers - fewer.layers)
-        return max(layers, more.embedding)
+        in_layers = fewer.layers + (depth - few) // period * (more.layers - fewer.layers)
+        return max(in_layers, more.embedding)
 
     def counted_whole(
         self, trials: Sequence[TrialSpec], shares: Sequence[int], shape: PassShape, recomputes: bool
@@ -115,7 +115,7 @@ class PassMemory:
         casts = sum(cast_bytes(adapter, self.model.dtype) for adapter in adapters)
         return counted._replace(layers=counted.layers - casts)
 
-    def period(self, trials: Sequence[TrialSpec], layers: Sequence[nn.Module]) -> int:
+    def period(self, trials: Sequence[TrialSpec], layers: nn.ModuleList) -> int:
         """After how many layers their shapes, windows and targets repeat."""
         targets = {
             linear
