@@ -108,8 +108,9 @@ def test_what_the_tables_leave_out_is_said(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_done_is_said_before_anything_is_computed(tmp_path: Path) -> None:
-    """Not even the adapter, which is not there, has been looked for."""
-    nowhere = tmp_path / "nowhere"
+    """Not even the adapter, whose folder is empty, has been read."""
+    nowhere = tmp_path / "empty"
+    nowhere.mkdir()
     outcome = rankscope("inspect", "pocket", nowhere, "--heads", "pocket_medd")
     assert outcome.code == 2
     assert "'pocket_medd' is not a named task; did you mean 'pocket_med'?" in outcome.told
