@@ -1,8 +1,8 @@
 """``inspect`` on what users bring: plain PEFT's adapters, full and quantized models, faults."""
 
 import json
-import re
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
