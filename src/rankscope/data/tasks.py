@@ -147,6 +147,7 @@ def read_task_items(
     contents = [content for file in parsed.values() for _, content in file.rows]
     if not contents:
         policy.check([row for file in parsed.values() for row in file.rejected], num_rows)
+        raise UserError(f"task {config.name!r}: {source}: found no rows")
     notes: list[str] = []
     are_numbers = False
     if spec is None:
