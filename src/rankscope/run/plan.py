@@ -34,6 +34,8 @@ class GroupPlan(Record):
     pass. The libraries' own 0.7 GB come on top."""
     fits: bool
     """Whether that is less than the machine has."""
+    states_fit: bool
+    """Whether base, trained weights, gradients and optimizer states do, without any pass."""
     limited_by: GroupLimit
     """What keeps the group from being larger."""
     stages: StageSeconds
@@ -131,15 +133,16 @@ def plan_group(model: CostModel, group: Group, costs: Mapping[str, TrialCost]) -
     """Count one group's steps and tokens and estimate its memory and time."""
     inputs, config = model.inputs, model.inputs.config
     rows = inputs.rows[group[0].task]
-    memory = inputs.grouping.memory(group, config.train).total_bytes
+    memory, available = inputs.grouping.memory(group, config.train), model.machine.memory * 1e9
     stages = summed([costs[trial.trial_id] for trial in group])
     return GroupPlan(
         task=group[0].task,
         labels=tuple(f"{trial.arm_label} seed={trial.seed}" for trial in group),
         steps=group_steps(group, len(rows.rows), rows.num_tokens, config.train),
         num_tokens=sum(map(model.tokens, group)),
-        memory_bytes=memory,
-        fits=memory <= model.machine.memory * 1e9,
+        memory_bytes=memory.total_bytes,
+        fits=memory.total_bytes <= available,
+        states_fit=memory.base_bytes + memory.state_bytes <= available,
         limited_by=what_limits(group, inputs.groups, config.max_group_size),
         stages=stages,
         seconds=stages.total,
