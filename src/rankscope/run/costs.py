@@ -18,7 +18,7 @@ from rankscope.analyze.spectra import compared_matrices
 from rankscope.evaluate.continuous_batching import CACHED_PER_BATCH_TOKEN
 from rankscope.models.methods import get_lora_method, get_method
 from rankscope.models.parameters import Architecture, TrainingCost, target_shapes
-from rankscope.records import TrialSpec
+from rankscope.records import Record, TrialSpec
 from rankscope.run.groups import Group, group_steps
 from rankscope.run.machines import Machine
 from rankscope.run.prepared import PreparedStudy
@@ -66,6 +66,19 @@ class TrialCost(NamedTuple):
     scoring: float
     spectra: float
     heads: float
+
+
+class StageSeconds(Record):
+    """Seconds by stage."""
+
+    training: float
+    scoring: float
+    spectra: float
+    heads: float
+
+    @property
+    def total(self) -> float:
+        return self.training + self.scoring + self.spectra + self.heads
 
 
 @dataclass(frozen=True)

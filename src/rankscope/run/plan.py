@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.records import Record, TrialSpec
-from rankscope.run.costs import CostModel, ItemTokens, TrialCost
+from rankscope.run.costs import CostModel, ItemTokens, StageSeconds, TrialCost
 from rankscope.run.groups import Group, GroupLimit, group_steps, what_limits
 from rankscope.run.machines import Machine, this_machine
 from rankscope.run.prepared import PreparedStudy
@@ -18,19 +18,6 @@ from rankscope.run.savings import Saving, largest_savings
 
 Items = Mapping[tuple[str, str], Sequence[ItemTokens]]
 """By task and split, what each item takes."""
-
-
-class StageSeconds(Record):
-    """Seconds by stage."""
-
-    training: float
-    scoring: float
-    spectra: float
-    heads: float
-
-    @property
-    def total(self) -> float:
-        return self.training + self.scoring + self.spectra + self.heads
 
 
 class GroupPlan(Record):
@@ -128,7 +115,7 @@ def make_plan(inputs: PreparedStudy, machine: Machine | None = None, gpus: int =
         gpus=gpus,
         wall_seconds=summed([base]).total + makespan([group.seconds for group in groups], gpus),
         basis=machine.basis(inputs.dtype, products / stages.training),
-        savings=largest_savings(inputs.config, inputs.trials, costs, stages.scoring, items),
+        savings=largest_savings(inputs.config, inputs.trials, costs, stages, items),
         notes=inputs.notes,
     )
 
