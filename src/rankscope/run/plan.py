@@ -107,7 +107,7 @@ def make_plan(inputs: PreparedStudy, machine: Machine | None = None, gpus: int =
             len(inputs.curve_steps(t)) * len(inputs.curve_tasks(t.task)) for t in inputs.trials
         ),
         train_tokens=sum(group.num_tokens for group in groups),
-        evaluation_tokens=sum(i.read + i.written for of in [base_items, *scored] for i in of),
+        evaluation_tokens=sum(i.total for of in [base_items, *scored] for i in of),
         disk_bytes=sum(
             model.cost(trial).weight_bytes * (1 + len(inputs.snapshot_steps(trial)))
             for trial in inputs.trials
@@ -198,10 +198,10 @@ def item_tokens(inputs: PreparedStudy) -> dict[tuple[str, str], list[ItemTokens]
         for item in task.validation if split == "validation" else task.test:
             prompt = len(encoder.prompt_ids(item))
             if get_scorer(scorers.get(item.item_id, task.spec.scorer)).generates:
-                answer = (
-                    len(encoder.answer_ids(item.completion, item)) + 1 if item.completion else most
-                )
-                of_split.append(ItemTokens(prompt, 1, min(answer, most)))
+                gold = len(encoder.answer_ids(item.completion or item.reference, item))
+                answer = gold + 1 if item.completion else most
+                written = min(answer, most)
+                of_split.append(ItemTokens(prompt, 1 + gold, written, prompt + gold))
             else:
                 texts = item.choices or (item.completion,)
                 answers = sum(len(encoder.answer_ids(text, item)) for text in texts)
