@@ -84,7 +84,9 @@ def lines_of(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
             warnings.simplefilter("ignore")
             assert module.main() == 0
         found = capfd.readouterr().out.splitlines()
-        return [json.loads(line) for line in found if line.startswith("{")]
+
+        # TRL prints dicts in Python's form.
+        return [json.loads(line) for line in found if line.startswith('{"')]
 
     return run
 

@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 from toy_training import trial
 
@@ -130,6 +131,52 @@ def test_time_left_of_the_study_follows_its_groups() -> None:
     assert study.seconds_left(0.5) == (70.0, False)
     assert study.left_text() == "70 s left of the study"  # what is trained stays trained
     assert study.shares_text() == "training 50%, scoring 50%"
+    clock.now += 20
+    study.begin_stage("evaluate b")
+    # 20 s of scoring b, and 40 s for c.
+    assert study.seconds_left() == (60.0, False)
+    clock.now += 5
+    assert study.seconds_left() == (55.0, False)
+    study.end_group()
+    study.begin_group(groups[2])
+    study.begin_stage("train c")
+    assert study.seconds_left(1.0) == (10.0, False)  # scored so far: 15 s for 60 units
+    clock.now += 20
+    study.begin_stage("evaluate c")
+    clock.now += 2
+    study.begin_stage("")
+    assert study.left_text() == "0 s left of the study"  # though scoring was faster than before
+
+
+def test_a_group_that_was_trained_before_says_nothing_of_the_rest() -> None:
+    clock = Clock()
+    study = StudyClock({"a": 50.0, "b": 10.0, "c": 10.0}, clock)
+    study.begin_group((trial("a"),))
+    study.begin_stage("evaluate a")
+    clock.now += 1
+    study.end_group()
+    study.begin_group((trial("b"),))
+    study.begin_stage("train b")
+    clock.now += 10
+    assert study.seconds_left(1.0) == (10.0, True)
+    study.end_group()
+    assert study.seconds_left() == (10.0, False)
+
+
+def test_steps_of_an_earlier_run_take_no_time_in_this_one() -> None:
+    clock = Clock()
+    study = StudyClock({"a": 10.0, "b": 10.0}, clock)
+    study.begin_group((trial("a"),))
+    study.begin_stage("train a")
+    meter = SpeedMeter(Lines(), 1, clock, study)
+    clock.now += 1
+    meter(501, 1000, 1, [1.0])
+    # 499 steps of a and 1,000 of b, a second each.
+    assert study.seconds_left() == (pytest.approx(1499), True)
+    clock.now += 499
+    meter(1000, 1000, 1, [1.0])
+    study.end_group()
+    assert study.seconds_left() == (pytest.approx(1000), False)
 
 
 def test_a_step_shows_the_time_left_of_the_study(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import rankscope
 from rankscope.cli import run_command_line
 from rankscope.config.loader import load_study_file
 from rankscope.data.pocket_world import pocket_rows
+from rankscope.models.model_folder import pocket_folder
 from rankscope.run.study import Study
 from rankscope.store import Ledger
 
@@ -27,7 +28,6 @@ PAGES = [
 ]
 
 TO_THE_POCKET_MODEL = (
-    "model=pocket",
     "arms=[{method: lora, rank: [2, 4], lr: 2e-3}, {method: full, lr: 5e-4}]",
     "seeds=[0]",
     "train.max_steps=3",
@@ -174,11 +174,11 @@ def test_the_public_names_come_without_torch() -> None:
 def test_the_own_data_walk_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The README's own lines, on a JSONL file where the file that ``init`` writes expects one."""
+    """The README's own lines, on a JSONL file and a model folder of those names."""
     monkeypatch.chdir(tmp_path)
     rows = pocket_rows("pocket_med", "train")[:80]
-    Path("data").mkdir()
-    Path("data/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    Path("my-model").symlink_to(pocket_folder())
     settings = [word for value in TO_THE_POCKET_MODEL for word in ("--set", value)]
     assert [words[1] for words in OWN_DATA] == ["init", "check", "plan", "run"]
     for _, verb, *arguments in OWN_DATA:
@@ -188,7 +188,7 @@ def test_the_own_data_walk_runs(
     # 80 rows: 8 are cut for the report, 8 for validation (docs/data.md), 64 are trained on.
     assert "64 training rows" in shown
     assert "3 trials in 2 groups" in shown
-    folder = Path("studies/my-study")
+    folder = Path("studies/rows")
     assert (folder / "report.html").stat().st_size > 700_000  # plotly.js is inside
     with Ledger.open(folder, write=False) as ledger:
         statuses = ledger.statuses()
@@ -196,8 +196,7 @@ def test_the_own_data_walk_runs(
     shutil.copytree(folder, "studies/another")
     for _, verb, place, *arguments in next(b for b in BLOCKS if b[0][1:2] == ["status"]):
         assert Path(place) == folder
-        words = [next(iter(statuses)) if word == "TRIAL" else word for word in arguments]
-        assert run_verb([verb, place, *words]) == 0, capsys.readouterr()
+        assert run_verb([verb, place, *arguments]) == 0, capsys.readouterr()
     assert (Path("my-adapter") / "README.md").read_text("utf-8").startswith("---\n")
 
 

@@ -169,6 +169,9 @@ class JsonlReporter:
 class TimeLeft(Protocol):
     """Estimates when a whole study ends; ``trained`` is the done share of the current training."""
 
+    def begin_training(self, trained_before: float) -> None:
+        """Training begins, from a checkpoint if a share of its steps was done before."""
+
     def seconds_left(self, trained: float = 0.0) -> tuple[float, bool] | None:
         """Seconds, and whether that is a lower bound; None if nothing is known yet."""
 
@@ -201,6 +204,8 @@ class SpeedMeter:
         self.recent = deque([(clock(), 0)], maxlen=self.WINDOW + 1)
 
     def __call__(self, step: int, num_steps: int, num_tokens: int, losses: list[float]) -> None:
+        if self.study and len(self.recent) == 1:
+            self.study.begin_training((step - 1) / num_steps)
         self.recent.append((self.clock() - self.paused_seconds, self.recent[-1][1] + num_tokens))
         (first, before), (last, after) = self.recent[0], self.recent[-1]
         seconds = max(1e-9, last - first)

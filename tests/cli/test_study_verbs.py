@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -282,6 +283,25 @@ def test_a_damaged_ledger_ends_in_4(copied: Path) -> None:
         outcome = command(verb, copied)
         assert outcome.code == 4, outcome
         assert "ledger.sqlite" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM study WHERE key = 'name'",
+        "UPDATE study SET body = replace(body, '.', 'x') WHERE key = 'seconds'",
+        "UPDATE study SET body = '[]' WHERE key = 'provenance'",
+        """UPDATE trials SET spec = replace(spec, '"seed":0', '"seed":1')""",
+    ],
+)
+def test_altered_rows_of_the_ledger_end_in_4(copied: Path, change: str) -> None:
+    with sqlite3.connect(copied / "ledger.sqlite") as db:
+        assert db.execute(change).rowcount > 0
+    db.close()
+    for verb in ("verify", "status", "report"):
+        outcome = command(verb, copied)
+        assert outcome.code == 4, outcome
+        assert "ledger.sqlite: " in outcome.err
 
 
 def flip_bit(file: Path) -> None:

@@ -4,14 +4,16 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from pocket_study import changed, small_study
+from pocket_study import changed, small_study, study_file
 
 from rankscope.errors import UserError
 from rankscope.records import TrialSpec
+from rankscope.run import savings
 from rankscope.run.costs import CostModel, ItemTokens
 from rankscope.run.machines import MACHINES, find_machine
 from rankscope.run.plan import Plan, make_plan, makespan
 from rankscope.run.prepared import PreparedStudy
+from rankscope.run.study import Study
 
 H100 = MACHINES["h100"]
 
@@ -98,6 +100,25 @@ def test_what_to_drop_saves_what_a_plan_without_it_saves(tmp_path: Path) -> None
     one_seed = make_plan(small_study(tmp_path, seeds=[0]).check(), H100)
     # Passes of smaller groups are counted whole.
     assert plan.seconds - one_seed.seconds == pytest.approx(saved["seeds=[0]"], rel=0.05)
+
+
+def test_an_arm_saves_its_own_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two arms with the same rates, and one that shares a trial with the first."""
+    monkeypatch.setattr(savings, "NUM_SAVINGS", 9)
+    monkeypatch.setattr(savings, "LEAST_SHARE", 0.0)
+    arms = [
+        {"method": "lora", "rank": 2, "lr": [1e-3, 2e-3]},
+        {"method": "lora", "rank": 8, "lr": [1e-3, 2e-3], "targets": ["q_proj"]},
+        {"method": "lora", "rank": 2, "lr": [2e-3, 4e-3]},
+    ]
+    file = study_file(tmp_path, arms=arms, seeds=[0], max_group_size=1)
+    plan = make_plan(Study.load(file).check(), H100)
+    saved = {s.change: s.seconds for s in plan.savings if "max_items" not in s.change}
+    rates = {f"arms.{index}.lr=0.002" for index in range(2)}  # the third arm's is the first's, too
+    assert saved.keys() == {"analyze.spectra.enabled=false", *rates}
+    for change, seconds in saved.items():
+        without = make_plan(Study.load(file, [change]).check(), H100)
+        assert plan.seconds - without.seconds == pytest.approx(seconds)
 
 
 def test_generation_waits_for_memory(inputs: PreparedStudy) -> None:

@@ -76,7 +76,22 @@ def test_a_trial_that_left_stays_out_after_resuming(tmp_path: Path) -> None:
     assert resumed.states[0].failure == train(trials).states[0].failure
 
 
+def test_a_state_with_a_flipped_bit_is_not_resumed(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(LORA, tmp_path, 4)
+    flip_bit(tmp_path / "step-000000004" / STATE)
+    assert GroupCheckpoint(tmp_path).load() is None
+    assert everything(train(LORA, tmp_path)) == everything(train(LORA))
+
+
 # --- the files ---
+
+
+def flip_bit(path: Path) -> None:
+    """Flip a low bit of the last byte, which is a number's and breaks no format."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
 
 
 def state(step: int) -> GroupState:
@@ -123,6 +138,32 @@ def test_a_state_that_cannot_be_read_falls_back_to_the_one_before(
     found = checkpoint.load()
     assert found is not None
     assert found.step == 5
+
+
+@pytest.mark.parametrize("name", [STATE, COUNTERS])
+def test_an_altered_state_falls_back_to_the_one_before(tmp_path: Path, name: str) -> None:
+    checkpoint = GroupCheckpoint(tmp_path)
+    checkpoint.save(state(5))
+    (tmp_path / "step-000000005").rename(tmp_path / "kept")
+    checkpoint.save(state(9))
+    (tmp_path / "kept").rename(tmp_path / "step-000000005")
+    path = tmp_path / "step-000000009" / name
+    if name == STATE:
+        flip_bit(path)
+    else:
+        path.write_text(path.read_text("utf-8").replace('"n": 9', '"n": 8'), "utf-8")
+    found = checkpoint.load()
+    assert found is not None
+    assert found.step == 5
+
+
+def test_counters_come_back_to_the_bit(tmp_path: Path) -> None:
+    losses = [0.1 + 0.2, 5e-324, 1e300, float("inf"), -0.0]
+    meta = {"a": {"losses": losses, "n": 2**70, "text": "\u00e9"}, "seconds": 1 / 3}
+    GroupCheckpoint(tmp_path).save(GroupState(1, {"a": torch.zeros(1)}, meta))
+    found = GroupCheckpoint(tmp_path).load()
+    assert found is not None
+    assert repr(found.meta) == repr(meta)
 
 
 def test_what_was_left_half_written_is_no_state(tmp_path: Path) -> None:

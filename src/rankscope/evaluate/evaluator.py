@@ -207,6 +207,8 @@ def evaluate_mixture(
     task: LoadedTask, split: Split, evaluate: Callable[[LoadedTask], dict[str | None, Evaluation]]
 ) -> dict[str | None, Evaluation]:
     items = split_items(task, split)
+    if not items:
+        raise UserError(f"task {task.spec.name!r}: no {split} items to score")
     kept = {item.item_id for item in items}
     parts = []
     for part in task.parts:

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from rankscope.config.study import StudyConfig
 from rankscope.records import Record, TrialSpec
-from rankscope.run.costs import ItemTokens, TrialCost
+from rankscope.run.costs import ItemTokens, StageSeconds, TrialCost
+from rankscope.run.trials import trials_of_arm
 
 SUGGESTED_ITEMS = 200
 """Items per split that are suggested; an accuracy of one half is then known within 7 points."""
@@ -28,17 +29,16 @@ def largest_savings(
     config: StudyConfig,
     trials: Sequence[TrialSpec],
     costs: Mapping[str, TrialCost],
-    scoring_seconds: float,
+    stages: StageSeconds,
     items: Mapping[tuple[str, str], Sequence[ItemTokens]],
 ) -> tuple[Saving, ...]:
     """The three largest savings, largest first.
 
     Args:
         costs: of every trial by its id.
-        scoring_seconds: of the base, too.
+        stages: of the whole study, the base included.
         items: by task and split.
     """
-    total = sum(map(sum, costs.values()))
 
     def of(chosen: Sequence[TrialSpec]) -> float:
         return sum(sum(costs[trial.trial_id]) for trial in chosen)
@@ -46,17 +46,17 @@ def largest_savings(
     found = [
         Saving(
             change="analyze.spectra.enabled=false",
-            seconds=sum(cost.spectra for cost in costs.values()),
+            seconds=stages.spectra,
             loses="size and direction of the updates",
         ),
         Saving(
             change="analyze.heads.enabled=false",
-            seconds=sum(cost.heads for cost in costs.values()),
+            seconds=stages.heads,
             loses="which attention heads change",
         ),
         Saving(
             change=f"evaluate.max_items={SUGGESTED_ITEMS}",
-            seconds=scoring_seconds * (1 - share_of_first(items)),
+            seconds=stages.scoring * (1 - share_of_first(items)),
             loses="precision: intervals grow with the root of the items left out",
         ),
     ]
@@ -71,8 +71,10 @@ def largest_savings(
             )
         )
     for index, arm in enumerate(config.arms):
-        names = {method.name for method in arm.methods}
-        own = [trial for trial in trials if trial.method in names and trial.lr in arm.lr]
+        others = [a for a in config.arms if a is not arm]
+        shared = {t.trial_id for a in others for t in trials_of_arm(trials, a, config.train)}
+        own = trials_of_arm(trials, arm, config.train)
+        own = [trial for trial in own if trial.trial_id not in shared]
         if len(arm.lr) > 1:
             kept_rate = sorted(arm.lr)[len(arm.lr) // 2]
             found.append(
@@ -91,19 +93,18 @@ def largest_savings(
                 )
             )
     if config.train.epochs > 1 and config.train.max_steps is None and config.train.tokens is None:
-        training = sum(cost.training for cost in costs.values())
         found.append(
             Saving(
                 change="train.epochs=1",
-                seconds=training * (1 - 1 / config.train.epochs),
+                seconds=stages.training * (1 - 1 / config.train.epochs),
                 loses="what further passes over the rows add",
             )
         )
-    worth = [saving for saving in found if saving.seconds > LEAST_SHARE * total]
+    worth = [saving for saving in found if saving.seconds > LEAST_SHARE * stages.total]
     return tuple(sorted(worth, key=lambda saving: -saving.seconds)[:NUM_SAVINGS])
 
 
 def share_of_first(items: Mapping[tuple[str, str], Sequence[ItemTokens]]) -> float:
     """Tokens of the first items of every split over those of all."""
-    few = sum(i.read + i.written for of_split in items.values() for i in of_split[:SUGGESTED_ITEMS])
-    return few / max(1, sum(i.read + i.written for split in items.values() for i in split))
+    few = sum(i.total for of_split in items.values() for i in of_split[:SUGGESTED_ITEMS])
+    return few / max(1, sum(i.total for split in items.values() for i in split))

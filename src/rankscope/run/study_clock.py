@@ -1,7 +1,7 @@
 """Time left of a whole study, from what its groups and stages took so far in this run."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rankscope.formatting import rough_duration
@@ -10,27 +10,35 @@ from rankscope.run.groups import Group
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.step_schedule import trial_steps
 
-STAGES_OF = {"train": "training", "evaluate": "scoring", "variants": "scoring"}
-"""How time is shared out; other stages go by their own names."""
+SHOWN_STAGES = {"train": "training", "evaluate": "scoring", "variants": "scoring"}
+"""Stages by the name under which their time is shown; others go by their own."""
 
 
 @dataclass(slots=True)
 class StudyClock:
     """Follows the groups of a run.
 
-    Time left is proportional to the work of training, which the other stages of a group follow.
-    Until a group has gone through all stages, it counts training alone, a lower bound.
+    Time left of every stage is proportional to the work of training. The rates are those of the
+    groups that trained in this run and ended. Until there is one, only training is counted, a lower
+    bound.
     """
 
-    work: Mapping[str, float]
-    """By trial that is not done, its work in training."""
+    work: dict[str, float]
+    """By trial of the groups that have not ended, its work in training."""
     clock: Callable[[], float] = time.monotonic
     seconds: dict[str, float] = field(default_factory=dict)
     """By stage, so far."""
     done_work: float = 0.0
-    """Of the groups that are done."""
+    """Of the groups that trained in this run and ended."""
+    trained_work: float = 0.0
+    """As much of it as this run trained; a resumed group had done the rest before."""
+    _done_seconds: dict[str, float] = field(default_factory=dict)
+    """By stage, what those groups took."""
     _group: Group = ()
+    _group_seconds: dict[str, float] = field(default_factory=dict)
+    """By stage of the current group that ended."""
     _trained: float = 0.0
+    _trained_before: float = 0.0
     _stage: str = ""
     _since: float = 0.0
 
@@ -41,19 +49,31 @@ class StudyClock:
         return cls({trial.trial_id: training_work(study, trial) for trial in trials})
 
     def begin_group(self, group: Group) -> None:
-        self._group, self._trained = group, 0.0
+        self._group, self._group_seconds = group, {}
+        self._trained = self._trained_before = 0.0
+
+    def begin_training(self, trained_before: float) -> None:
+        """The group trains, from a checkpoint if a share of its steps was done before."""
+        if not self._trained:  # otherwise a part of the group is trained again in this run
+            self._trained_before = trained_before
 
     def begin_stage(self, stage: str) -> None:
         """A stage of the group begins; the one before ends."""
         now = self.clock()
         if self._stage:
-            self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + now - self._since
-        first = stage.split()[0] if stage else ""
-        self._stage, self._since = STAGES_OF.get(first, first), now
+            for seconds in (self.seconds, self._group_seconds):
+                seconds[self._stage] = seconds.get(self._stage, 0.0) + now - self._since
+        self._stage, self._since = stage.split()[0] if stage else "", now
 
     def end_group(self) -> None:
         self.begin_stage("")
-        self.done_work += self.group_work()
+        if self._trained > self._trained_before:
+            self.done_work += self.group_work()
+            self.trained_work += self.group_work() * (1 - self._trained_before)
+            for stage, seconds in self._group_seconds.items():
+                self._done_seconds[stage] = self._done_seconds.get(stage, 0.0) + seconds
+        for trial in self._group:
+            self.work.pop(trial.trial_id, None)
         self._group = ()
 
     def group_work(self) -> float:
@@ -65,17 +85,31 @@ class StudyClock:
         trained: share of the current group's training that is done, 0 to 1; the largest one counts.
         """
         trained = self._trained = max(trained, self._trained)
-        running = self.clock() - self._since if self._stage else 0.0
-        total, current = sum(self.work.values()), self.group_work()
-        training = self.seconds.get("training", 0.0)
-        if self.done_work:
-            before = sum(self.seconds.values())
-            share = training / before if before else 1.0
-            done = self.done_work + current * trained * share
-            return (total - done) * before / self.done_work, False
-        if self._stage == "training" and trained:
-            return (total / current - trained) * running / trained, True
+        if self._stage != "train" and self._group_seconds:
+            trained = 1.0  # a later stage has begun
+        work, current = sum(self.work.values()), self.group_work()
+        untrained = work - current * trained
+        if self.trained_work:
+            seconds = untrained * self._done_seconds["train"] / self.trained_work
+            for stage in self._done_seconds.keys() - {"train"}:
+                rate = self._done_seconds[stage] / self.done_work
+                seconds += rate * (work - current) + self._group_left(stage, rate * current)
+            return seconds, False
+        if self._stage == "train" and trained > self._trained_before:
+            newly_trained = current * (trained - self._trained_before)
+            return untrained * self._group_took("train") / newly_trained, True
         return None
+
+    def _group_took(self, stage: str) -> float:
+        """Seconds of a stage of the current group, so far."""
+        running = self.clock() - self._since if stage == self._stage else 0.0
+        return self._group_seconds.get(stage, 0.0) + running
+
+    def _group_left(self, stage: str, expected: float) -> float:
+        """Seconds left of a stage of the current group; none if it ended."""
+        if stage in self._group_seconds and stage != self._stage:
+            return 0.0
+        return max(0.0, expected - self._group_took(stage))
 
     def left_text(self, trained: float = 0.0) -> str:
         """``2.1 h left of the study``; empty if nothing is known."""
@@ -88,8 +122,11 @@ class StudyClock:
 
     def shares_text(self) -> str:
         """``training 45 %, scoring 43 %, spectra 12 %``; empty before the second stage."""
-        total = sum(self.seconds.values())
-        shares = sorted(self.seconds.items(), key=lambda item: -item[1])
+        total, shown = sum(self.seconds.values()), dict[str, float]()
+        for stage, seconds in self.seconds.items():
+            name = SHOWN_STAGES.get(stage, stage)
+            shown[name] = shown.get(name, 0.0) + seconds
+        shares = sorted(shown.items(), key=lambda item: -item[1])
         return (
             ", ".join(f"{stage} {s / total:.0%}" for stage, s in shares) if len(shares) > 1 else ""
         )

@@ -173,6 +173,16 @@ def arm_points(arm: ArmConfig, train: TrainConfig) -> Iterator[dict[str, Any]]:
             yield {name: v for name, v in (point | fields).items() if name not in aside}
 
 
+def trials_of_arm(
+    trials: Sequence[TrialSpec], arm: ArmConfig, train: TrainConfig
+) -> list[TrialSpec]:
+    """The trials that an arm asks for, of every task and seed."""
+    blank: dict[str, Any] = {"trial_id": "", "task": "", "seed": 0}
+    blank |= {name: None for name in TrialSpec.model_fields if name.endswith("_sha256")}
+    points = [TrialSpec.model_validate(blank | point) for point in arm_points(arm, train)]
+    return [trial for trial in trials if trial.model_copy(update=blank) in points]
+
+
 def mitigation_fields(point: Mapping[str, Any]) -> dict[str, Any]:
     """Regularizers of a grid point as fields of TrialSpec, None for weight 0."""
     replay, stop = point.get("replay"), point.get("early_stop")

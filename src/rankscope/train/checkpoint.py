@@ -1,9 +1,11 @@
 """The resumable state of a group in training: weights, optimizer, loss points, step.
 
 Row order and dropout follow from seed and step. One folder per checkpoint, staged and renamed, so
-it is always complete. Everything is safetensors and JSON; nothing is pickled.
+it is always complete, and hashed, so a damaged one is never resumed. Everything is safetensors and
+JSON; nothing is pickled.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from rankscope.errors import DiskFull
 from rankscope.filesystem import fsync, is_disk_full
+from rankscope.hashing import sha256_file
 
 STATE = "state.safetensors"
 COUNTERS = "meta.json"
@@ -42,9 +45,9 @@ class GroupCheckpoint:
         try:
             aside.mkdir(parents=True)
             save_file(dict(state.tensors), aside / STATE)
-            (aside / COUNTERS).write_text(
-                json.dumps({"step": state.step, "trials": state.meta}), encoding="utf-8"
-            )
+            digest = _sha256(aside / STATE, state.step, state.meta)
+            counters = {"step": state.step, "trials": state.meta, "sha256": digest}
+            (aside / COUNTERS).write_text(json.dumps(counters), encoding="utf-8")
             for path in (aside / STATE, aside / COUNTERS, aside):
                 fsync(path)
             shutil.rmtree(target, ignore_errors=True)
@@ -68,9 +71,10 @@ class GroupCheckpoint:
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
             try:
                 meta = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
-                return GroupState(meta["step"], load_file(folder / STATE), meta["trials"])
+                if _sha256(folder / STATE, meta["step"], meta["trials"]) == meta["sha256"]:
+                    return GroupState(meta["step"], load_file(folder / STATE), meta["trials"])
             except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-                continue  # training starts from an earlier state, or anew
+                pass  # training starts from an earlier state, or anew
         return None
 
     def extract(self, trial_ids: Collection[str], into: "GroupCheckpoint") -> None:
@@ -87,3 +91,9 @@ class GroupCheckpoint:
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _sha256(state_file: Path, step: int, meta: Mapping[str, Any]) -> str:
+    """Of the tensors' file and the counters' JSON text, which is the same after a round trip."""
+    text = json.dumps([sha256_file(state_file), step, meta])
+    return hashlib.sha256(text.encode()).hexdigest()

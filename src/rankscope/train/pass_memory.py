@@ -47,9 +47,6 @@ class PassMemory:
 
         Adapters of one kind get equal shares of the tokens, so one of their mean rank represents
         them.
-
-        Args:
-            device: on which the pass will run.
         """
         kinds: dict[tuple[object, ...], list[TrialSpec]] = {}
         for trial in group:

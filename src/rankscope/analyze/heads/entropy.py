@@ -52,9 +52,8 @@ def attention_entropy(
     num_positions = 0
     with model.base.multi_lora.dropout_off(), torch.inference_mode():
         sizes = [row.size for row in rows]
-        for members in cut_batches(
-            sizes, model.batch_tokens, vocab_size=1
-        ):  # logits are not needed
+        batches = cut_batches(sizes, model.batch_tokens, vocab_size=1)  # no logits to limit
+        for members in batches:
             trees_here = [rows[i] for i in members]
             batch = TokenTreeBatch.of(trees_here, model.base.device).rows.without_logits()
             lengths = list(batch.lengths)
