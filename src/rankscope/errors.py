@@ -76,6 +76,11 @@ class Interrupted(RankscopeError):
     exit_code = INTERRUPTED
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; the name of its type if it has no text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """``; did you mean 'rank'?`` if a known word is similar, else empty."""
     close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.55)

@@ -30,6 +30,8 @@ def test_signs_and_limits_of_the_data() -> None:
     assert "one learning rate" in texts(advice, "caveat")
     at_chance = advise(Truth(base_other=0.25, forgetting=lambda rank, lr: 0.0))
     assert "above chance on general" in texts(at_chance, "caveat")
+    # The log-probability of the right answers still measures forgetting.
+    assert "Use a retention task that the base knows" not in texts(at_chance, "caveat")
     assert "no retention task" in texts(advise(Truth(retention=())), "caveat")
 
 
@@ -169,6 +171,16 @@ def test_few_steps_with_a_falling_loss_decide_nothing() -> None:
     assert falling.next_steps[0].text.startswith("Train at least 20 steps")
     level = advice_on(with_losses(study, *[2.0, 2.1, 1.9] * 2))
     assert (level.decision, level.confidence) == ("use", "firm")
+
+
+def test_fewer_steps_than_a_loss_trend_needs_decide_nothing() -> None:
+    study = synthetic_study(Truth(ranks=(8,), full_lrs=()))
+    advice = advice_on(with_losses(study, 2.0, 2.1, 1.9, 2.0, 2.0))
+    assert advice.verdict == "Cannot tell yet: only 5 steps."
+    assert "too few to see whether its loss has levelled off" in advice.explanation
+    (check,) = (c for c in advice.checks if c.name == "loss")
+    assert (check.status, check.value) == ("bad", "only 5 steps")
+    assert advice.next_steps[0].text.startswith("Train at least 20 steps")
 
 
 def test_a_loss_that_falls_after_enough_steps_is_named_and_weakens_no_claim() -> None:

@@ -8,6 +8,9 @@ import pytest
 from advice import advice_on, texts
 from synthetic_study import Truth, synthetic_study, with_objective
 
+from rankscope.advise.arms import summarize_arms
+from rankscope.advise.select import choose
+from rankscope.advise.task_results import TaskResults
 from rankscope.records import BASE, Estimate, StudyRecords, TaskAdvice
 
 
@@ -139,6 +142,21 @@ def test_nats_count_against_points_relative_to_the_bases_cross_entropy(fall: flo
     assert arm.weighed_forgetting.value == pytest.approx(arm.forgetting.value / entropy)
     assert (advice.decision == "use") == (fall < 0.3)
     assert ("Over-forgetting" in texts(advice, "diagnostic")) == (fall > 0.1)
+
+
+def test_forgetting_in_nats_is_compared_with_a_margin_in_points_after_scaling() -> None:
+    """0.03 nats of about 3 are 1 point, within the margin of 2."""
+    study = with_text_retention(synthetic_study(Truth(ranks=(8,), full_lrs=())), 0.0)
+    (arm,) = summarize_arms(study)["med"]
+    objective = study.config.objective
+    results = TaskResults(study, "med", (arm,), choose((arm,), 0.3, objective), objective)
+    shown = arm.summary.forgetting
+    assert shown is not None
+    for nats, is_settled in ((0.03, True), (0.09, False)):
+        wide = shown.model_copy(update={"value": 0.0, "low": -nats, "high": nats})
+        weighed = wide.model_copy(update={"low": -nats / 3, "high": nats / 3})
+        summary = arm.summary.model_copy(update={"forgetting": wide, "weighed_forgetting": weighed})
+        assert results.is_settled(summary) == is_settled
 
 
 def test_where_forgetting_alone_has_a_weight_its_nats_are_not_points() -> None:

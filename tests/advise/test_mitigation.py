@@ -229,3 +229,25 @@ def test_studies_without_scales_retention_or_finished_trials_have_nothing_to_com
     assert compare_mitigations(replace(study, tasks=study.tasks[:1])) == ()
     unfinished = tuple(replace(t, status="failed") for t in study.trials)
     assert compare_mitigations(replace(study, trials=unfinished)) == ()
+
+
+def test_a_strength_without_weighed_scores_is_on_no_curve() -> None:
+    """A gain in nats is weighed by gold log-probabilities, which one strength lacks."""
+    quarter = Variant("scale", 0.25)
+    models = {BASE: 0.3, A: 0.7, HALF.of(A): 0.5, quarter.of(A): 0.4}
+    study = study_of({model: (score, 0.8) for model, score in models.items()}, {A: {}})
+    tasks = tuple(
+        t.model_copy(update={"score_unit": "log_probability"}) if t.name == "med" else t
+        for t in study.tasks
+    )
+
+    def known(*models: str) -> StudyRecords:
+        items = {
+            key: replace(found, gold_logprobs=np.zeros(ITEMS)) if key[0] in models else found
+            for key, found in study.items.items()
+        }
+        return replace(study, items=items, tasks=tasks)
+
+    (found,) = compare_mitigations(known(BASE, A, HALF.of(A)))
+    assert [point.strength for point in found.curves[0].points] == [0.0, 0.5, 1.0]
+    assert compare_mitigations(known(BASE)) == ()

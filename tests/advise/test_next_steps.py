@@ -11,7 +11,7 @@ from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.arms import Arm, summarize_arms
 from rankscope.advise.decide import Verdict
-from rankscope.advise.next_steps import next_steps
+from rankscope.advise.next_steps import _more_data, next_steps
 from rankscope.advise.recommend import recommend
 from rankscope.advise.select import choose
 from rankscope.advise.statistics.power import data_needed
@@ -19,6 +19,7 @@ from rankscope.advise.task_results import TaskResults
 from rankscope.formatting import POINTS, difference
 from rankscope.records import (
     BASE,
+    AdviceMessage,
     Status,
     TaskAdvice,
 )
@@ -127,6 +128,25 @@ def test_what_items_alone_cannot_show_is_put_down_to_what_hides_it() -> None:
 
     assert "because 2 seeds do not show well enough how much seeds vary" in step_text(0.037)
     assert "because the seeds differ too much" in step_text(0.115)  # 2.802 x .115 > .308
+
+
+def test_a_difference_that_needs_many_times_the_items_is_called_too_small() -> None:
+    truth = Truth(ranks=(8,), full_lrs=(), accuracy=lambda r, lr: 0.6)
+    study = synthetic_study(truth)
+    (arm,) = summarize_arms(study)["med"]
+    assert arm.summary.gain is not None
+
+    def step(**errors: float | None) -> AdviceMessage:
+        assert arm.summary.gain is not None
+        return _more_data(arm.summary.gain.model_copy(update=errors), 0.01, "a gain of 1 point")
+
+    # (2.802 x .03 / .01)^2 = 71 times the items; at .02 they are 31 times as many.
+    few, many = (step(item_error=error, seed_error=0.0) for error in (0.02, 0.03))
+    assert few.values["items"] == pytest.approx(31.4 * 400, rel=0.01)
+    assert many.text == (
+        "The difference is too small to settle with more items: showing a gain of 1 point would "
+        "take more than 50 times as many."
+    )
 
 
 def test_a_rate_at_the_end_of_its_list_names_the_next() -> None:

@@ -120,3 +120,19 @@ def test_at_chance_the_log_probability_of_right_answers_carries_the_verdict() ->
     lost, text = advice_with(0.3)
     assert "\N{MINUS SIGN}0.3" in text
     assert (kept, lost) == ("firm", "tentative")
+
+
+def test_forgetting_that_decides_but_was_not_scored_is_lacking() -> None:
+    """The gain in nats is weighed by log-probabilities; accuracy alone is not enough."""
+    study = chat_study()
+    items = {
+        key: found
+        if key[0] == BASE or key[1] != "general"
+        else replace(found, gold_logprobs=np.full(400, np.nan))
+        for key, found in study.items.items()
+    }
+    advice = advice_on(replace(study, items=items))
+    assert advice.arms[0].forgetting is not None
+    assert advice.arms[0].weighed_forgetting is None
+    assert (advice.decision, advice.confidence) == ("use", "tentative")
+    assert any("Score the base and this arm" in step.text for step in advice.next_steps)

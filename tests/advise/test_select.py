@@ -98,6 +98,21 @@ def test_diverging_seeds_count_against_their_arm() -> None:
     assert {a.rank: a.failed for a in advice.arms} == {8: 0, 32: 2}
 
 
+def test_a_rate_that_only_diverged_was_tried() -> None:
+    truth = Truth(
+        ranks=(8,),
+        lrs=(1e-4, 3e-4, 1e-3),
+        full_lrs=(),
+        accuracy=lambda rank, lr: 0.8 if lr == 3e-4 else 0.6,
+        failed={(8, 1e-3, seed): "diverged" for seed in (0, 1, 2)},
+    )
+    advice = advise(truth)
+    assert (advice.chosen or pytest.fail("no arm")).lr == 3e-4
+    (check,) = (c for c in advice.checks if c.name == "learning_rate")
+    assert (check.status, check.value) == ("fine", "3 learning rates tried")
+    assert not [step for step in advice.next_steps if step.kind == "learning_rate"]
+
+
 def test_choosing_does_not_look_at_the_test_split() -> None:
     study = synthetic_study(Truth(num_items=200))
     turned = {

@@ -87,6 +87,12 @@ def test_usage_errors(words: tuple[str, ...]) -> None:
     assert "Traceback" not in outcome.err
 
 
+def test_fetch_without_a_name_lists_the_models() -> None:
+    outcome = command("fetch")
+    assert outcome.code == 2
+    assert "fetch: no model given; expected one of smollm2-135m" in outcome.err
+
+
 def test_version() -> None:
     outcome = command("--version")
     assert (outcome.code, outcome.out) == (0, f"rankscope {version('rankscope')}\n")

@@ -1,6 +1,8 @@
 """``init`` and ``check`` as a user meets them: what they recognize, what they say is missing."""
 
+import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from command_line import rankscope as command
 from rankscope.cli import setup_verbs
 from rankscope.config.loader import load_study_file, published_schema
 from rankscope.config.presets import PRESETS
+from rankscope.models.model_folder import pocket_folder
 
 CHAT = [{"from": "human", "value": "ba"}, {"from": "gpt", "value": "do"}]
 
@@ -116,7 +119,9 @@ def test_init_recognizes_rows_and_check_takes_what_it_wrote(
     assert checked.code == 0, checked.told
     assert checked.err.startswith("Reading s.yaml ...\nReading the rows of ")
     assert "No retention task: forgetting will not be measured" in checked.told
-    assert checked.out.endswith("next: rankscope plan s.yaml\n")
+    assert checked.out.endswith(
+        "next: rankscope plan s.yaml --set seeds=0 --set 'evaluate.retention=[]'\n"
+    )
 
 
 def test_init_says_what_keeps_the_file_from_running(place: Path) -> None:
@@ -125,7 +130,7 @@ def test_init_says_what_keeps_the_file_from_running(place: Path) -> None:
     assert "next:" not in outcome.out
     assert f"model folder {place / 'my-model'}: no such folder" in outcome.told
     assert f"{place / 'data' / 'train.jsonl'}: expected a file of rows" in outcome.told
-    assert outcome.out.endswith("mend that, then: rankscope check s.yaml\n")
+    assert outcome.out.endswith("fix these, then run: rankscope check s.yaml\n")
     # Bad rows are found by init already, all of them.
     rows = command("init", "t.yaml", "--model", "pocket", "--data", "choices.jsonl")
     assert "task 'choices': 2 of 40 rows cannot be used:" in rows.told
@@ -168,7 +173,9 @@ def answered(monkeypatch: pytest.MonkeyPatch, *answers: str) -> Outcome:
     """``init`` on a terminal on which these answers are typed."""
     left = list(answers)
     monkeypatch.setattr(setup_verbs, "on_a_terminal", lambda: True)
-    monkeypatch.setattr(typer, "prompt", lambda text, default=None: left.pop(0) or default)
+    monkeypatch.setattr(
+        typer, "prompt", lambda text, default=None, err=False: left.pop(0) or default
+    )
     outcome = command("init", "s.yaml", "--force")
     assert left == []
     return outcome
@@ -182,6 +189,45 @@ def test_init_asks_on_a_terminal(place: Path, monkeypatch: pytest.MonkeyPatch) -
     assert config.model.pocket
     assert config.tasks[0].train == str(place / "chats.json")
     assert [task.name for task in config.evaluate.retention] == ["common_facts"]
+
+
+def test_questions_go_to_standard_error(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup_verbs, "on_a_terminal", lambda: True)
+    monkeypatch.setattr("sys.stdin", io.StringIO("pocket\nchats.json\ncommon_facts\n"))
+    outcome = command("init", "s.yaml", "--json")
+    assert outcome.code == 0, outcome.told
+    assert json.loads(outcome.out)["task"] == {"name": "chats", "train": "./chats.json"}
+    assert "Base model" in outcome.err
+
+
+def test_a_question_that_is_interrupted_ends_in_130(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup_verbs, "on_a_terminal", lambda: True)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    outcome = command("init", "s.yaml")
+    assert outcome.code == 130
+    assert "error: interrupted at a question" in outcome.err
+
+
+def test_an_unknown_preset_is_refused_before_any_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup_verbs, "on_a_terminal", lambda: True)
+    monkeypatch.setattr(typer, "prompt", lambda *_, **__: pytest.fail("asked"))
+    assert "did you mean 'default'?" in command("init", "--preset", "defualt").err
+
+
+def test_paths_with_the_name_of_the_example_task_are_kept(place: Path) -> None:
+    folder = place / "my_task data"
+    folder.mkdir()
+    (place / "chats.json").rename(folder / "chats.json")
+    shutil.copytree(pocket_folder(), place / "my_task")
+    file = place / "s t.yaml"
+    outcome = command("init", file, "--model", "my_task", "--data", folder / "chats.json")
+    assert outcome.out.endswith(f"next: rankscope check '{file}'\n")
+    config = load_study_file(file)
+    assert config.tasks[0].name == "chats"
+    assert config.tasks[0].train == str(folder / "chats.json")
+    assert config.model.path == str(place / "my_task")
 
 
 def test_init_needs_no_heavy_library(place: Path) -> None:

@@ -4,7 +4,9 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -184,6 +186,43 @@ def test_stop_interrupts_the_process_that_runs_the_study(copied: Path) -> None:
     assert command("status", copied, "--watch").code == 0  # nothing runs: it ends at once
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(), "belongs to another user"),
+        (ProcessLookupError(), "has already ended"),
+    ],
+)
+def test_a_process_that_cannot_be_stopped(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, message: str
+) -> None:
+    def kill(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("os.kill", kill)
+    with Ledger.open(copied, write=True):
+        outcome = command("stop", copied)
+    assert outcome.code == 2
+    assert message in outcome.err
+
+
+def test_commands_that_are_printed_can_be_pasted(walk: Walk, tmp_path: Path) -> None:
+    place = tmp_path / "a b"
+    shutil.copytree(walk.out, place)
+    assert f"next: rankscope report '{place}'" in command("status", place).told
+    with Ledger.open(place, write=True) as ledger:
+        ledger.fail_trials([TrialFailure(ledger.trials()[1].trial_id, "oom", "no room")])
+    step = json.loads(command("status", place, "--json").out)["next"]
+    words = [place / "study.resolved.yaml", "--out", place, "--retry", "oom"]
+    assert shlex.split(step) == ["rankscope", "run", *map(str, words)]
+
+
+def test_a_format_without_figures_is_refused(walk: Walk) -> None:
+    outcome = command("report", walk.out, "--format", "png")
+    assert outcome.code == 2
+    assert "--format does nothing without --figures" in outcome.err
+
+
 def test_failed_trials_are_shown_and_end_a_run_with_3(walk: Walk, copied: Path) -> None:
     with Ledger.open(copied, write=True) as ledger:
         failed = ledger.trials()[1].trial_id
@@ -244,6 +283,25 @@ def test_a_damaged_ledger_ends_in_4(copied: Path) -> None:
         outcome = command(verb, copied)
         assert outcome.code == 4, outcome
         assert "ledger.sqlite" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM study WHERE key = 'name'",
+        "UPDATE study SET body = replace(body, '.', 'x') WHERE key = 'seconds'",
+        "UPDATE study SET body = '[]' WHERE key = 'provenance'",
+        """UPDATE trials SET spec = replace(spec, '"seed":0', '"seed":1')""",
+    ],
+)
+def test_altered_rows_of_the_ledger_end_in_4(copied: Path, change: str) -> None:
+    with sqlite3.connect(copied / "ledger.sqlite") as db:
+        assert db.execute(change).rowcount > 0
+    db.close()
+    for verb in ("verify", "status", "report"):
+        outcome = command(verb, copied)
+        assert outcome.code == 4, outcome
+        assert "ledger.sqlite: " in outcome.err
 
 
 def flip_bit(file: Path) -> None:

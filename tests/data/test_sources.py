@@ -265,6 +265,25 @@ def test_the_hub_route_reads_a_local_copy(tmp_path: Path, monkeypatch: pytest.Mo
         read_hub(HubSource(str(folder), train=None, validation="dev", test=None))
 
 
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        ("Dataset scripts are no longer supported, but found x.py", "would run its own code"),
+        ("the description of the data set is damaged", "cannot be loaded"),
+        (" \n", r"cannot be loaded \(RuntimeError\)"),
+    ],
+)
+def test_why_a_data_set_cannot_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, message: str
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError(reason)
+
+    monkeypatch.setattr("datasets.load_dataset", fails)
+    with pytest.raises(UserError, match=message):
+        read_hub(HubSource(str(tmp_path)))
+
+
 def test_the_commit_that_was_read_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

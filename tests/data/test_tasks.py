@@ -289,6 +289,15 @@ def test_mmlus_training_rows_are_read_where_it_is_trained_on(
     assert scored.sha256 != trained.sha256
 
 
+def test_a_hub_data_set_without_rows_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_rows = {split: [] for split in ("train", "test")}
+    monkeypatch.setattr("rankscope.data.task_source.read_hub", lambda _: (no_rows, "hub a/b"))
+    with pytest.raises(UserError, match="task 'mine': hub a/b: found no rows"):
+        load_task(TaskConfig(name="mine", hub="a/b"), None, 0)
+
+
 def test_a_megabyte_in_one_cell_is_a_row_like_any_other(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [
         {
@@ -399,8 +408,9 @@ def test_dropped_rows_are_counted_and_change_the_data(tmp_path: Path) -> None:
     again = load_task(TaskConfig(name="mine", train=path, on_bad_rows="drop"), None, 0)
     assert (again.dropped, again.sha256 == task.sha256) == (7, False)
     Path(path).write_text("{\n{", encoding="utf-8")
-    with pytest.raises(UserError, match="2 of 2 rows cannot be used"):
+    with pytest.raises(UserError, match="2 of 2 rows cannot be used") as refusal:
         load_task(TaskConfig(name="mine", train=path, on_bad_rows="drop"), None, 0)
+    assert str(refusal.value).endswith("No row is left. Correct them.")
 
 
 @pytest.mark.parametrize(("missing", "refused"), [(1, False), (2, True)])

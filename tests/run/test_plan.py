@@ -1,6 +1,7 @@
 """What a plan says of groups and memory, against the study's own numbers."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,14 @@ from large_shapes import LLAMA_8B
 from pocket_study import NUM_LORA, small_study
 from rich.console import Console
 
-from rankscope.cli.render.plan import plan_table
+from rankscope.cli.render.plan import plan_table, totals
+from rankscope.data import tasks
 from rankscope.errors import UserError
 from rankscope.models.model_folder import pocket_folder
 from rankscope.models.parameters import architecture
 from rankscope.run.groups import Group
-from rankscope.run.plan import Plan
+from rankscope.run.machines import MACHINES
+from rankscope.run.plan import Plan, make_plan
 from rankscope.run.study import Study
 from rankscope.tools.new_study import study_template
 
@@ -52,6 +55,28 @@ def test_groups_keep_to_the_memory_limit(tmp_path: Path) -> None:
     least = min(group.memory_bytes for group in two[:2])
     tight = small_study(tmp_path, max_group_size=None, memory_limit=least - 1).plan()
     assert [len(p.labels) for p in tight.groups] == [1] * 6
+
+
+def test_recomputation_is_suggested_only_if_the_states_fit(tmp_path: Path) -> None:
+    inputs = small_study(tmp_path).check()
+    full = inputs.grouping.memory(inputs.groups[-1], inputs.config.train)
+    states = full.base_bytes + full.state_bytes
+
+    def printed(memory_bytes: float) -> str:
+        machine = replace(MACHINES["h100"], memory=memory_bytes / 1e9)
+        return " ".join(totals(make_plan(inputs, machine)))
+
+    assert "DOES NOT FIT" not in printed(10 * full.total_bytes)
+    assert "gradient_checkpointing" in printed(states + 1)
+    assert "states of group 3, 4 alone" not in printed(states + 1)
+    assert "states of group 3, 4 alone" in printed(states - 1)
+
+
+def test_a_plan_compares_no_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[object] = []
+    monkeypatch.setattr(tasks, "find_contamination", lambda *rows: found.append(rows))
+    small_study(tmp_path).plan()
+    assert not found
 
 
 def test_a_group_takes_the_base_once(tmp_path: Path) -> None:

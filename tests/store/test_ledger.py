@@ -4,6 +4,8 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from rankscope.records import (
     write_items,
 )
 from rankscope.store import CHECKPOINTS, Ledger, TrialFailure, adapter_path, items_path
+from rankscope.store.artifacts import Artifact, ArtifactStore
 
 FIXTURES = os.pathsep.join(
     [str(Path(__file__).parent), str(Path(__file__).parents[1] / "fixtures")]
@@ -473,9 +476,7 @@ def test_tables_that_contradict_each_other_are_found(
     tmp_path: Path, change: str, place: str
 ) -> None:
     run_everything(tmp_path)
-    with sqlite3.connect(tmp_path / "ledger.sqlite") as db:
-        db.execute(change)
-    db.close()
+    change_rows(tmp_path, change)
     with Ledger.open(tmp_path, write=False) as ledger:
         problems = ledger.verify(quick=True)
     assert problems
@@ -484,13 +485,104 @@ def test_tables_that_contradict_each_other_are_found(
 
 def test_an_altered_record_is_found(tmp_path: Path) -> None:
     run_everything(tmp_path)
-    with sqlite3.connect(tmp_path / "ledger.sqlite") as db:
-        db.execute("UPDATE records SET body = replace(body, '0.5', '0.9') WHERE kind = 'eval'")
-    db.close()
+    change_rows(
+        tmp_path, "UPDATE records SET body = replace(body, '0.5', '0.9') WHERE kind = 'eval'"
+    )
     with Ledger.open(tmp_path, write=False) as ledger:
         assert len(ledger.verify()) == 4
         with pytest.raises(IntegrityError, match="altered since it was written"):
             ledger.load()
+
+
+def change_rows(out: Path, change: str) -> None:
+    with sqlite3.connect(out / "ledger.sqlite") as db:
+        db.execute(change)
+    db.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        (
+            """UPDATE trials SET spec = replace(spec, '"rank":2,', '"rank":4,')""",
+            f"ledger.sqlite: trial {IDS[0]}",
+        ),
+        *(
+            (
+                f"UPDATE study SET body = replace(body, '{old}', '{new}') WHERE key = '{key}'",
+                f"ledger.sqlite: study entry {key}",
+            )
+            for key, old, new in [
+                ("name", "test", "text"),
+                ("config", "0.0001", "0.0002"),
+                ("model", "tiny", "tidy"),
+                ("tasks", '"accuracy"', '"accurate"'),
+                ("known_tasks", '"accuracy"', '"accurate"'),
+                ("seconds", "1.5", "1.4"),
+                ("seconds", ".", "x"),
+                ("notes", "rows", "cows"),
+                ("provenance", "2.13.0", "2.14.0"),
+            ]
+        ),
+        (
+            "UPDATE study SET body = '[]' WHERE key = 'provenance'",
+            "ledger.sqlite: study entry provenance",
+        ),
+    ],
+)
+def test_an_altered_trial_or_study_entry_is_found(tmp_path: Path, change: str, place: str) -> None:
+    run_everything(tmp_path)
+    with Ledger.open(tmp_path, write=True) as ledger:
+        ledger.add_seconds(1.5)
+        ledger.put_notes(["2 rows dropped"])
+        assert ledger.verify() == []
+    change_rows(tmp_path, change)
+    with Ledger.open(tmp_path, write=True) as ledger:
+        assert [problem.path for problem in ledger.verify(quick=True)] == [place]
+        with pytest.raises(IntegrityError, match=f"{place}: altered since it was written"):
+            # Known tasks are read only when a run begins.
+            begin(ledger) if "known_tasks" in place else ledger.load()
+
+
+@pytest.mark.parametrize("key", ["name", "config", "model", "tasks", "known_tasks", "provenance"])
+def test_a_study_without_an_entry_is_no_study_that_never_ran(tmp_path: Path, key: str) -> None:
+    run_everything(tmp_path)
+    change_rows(tmp_path, f"DELETE FROM study WHERE key = '{key}'")
+    with Ledger.open(tmp_path, write=True) as ledger:
+        (problem,) = ledger.verify()
+        assert f"found no '{key}' in the table study" in problem.found
+        for use in (ledger.load, lambda: begin(ledger)):
+            with pytest.raises(IntegrityError, match=f"found no '{key}' in the table study"):
+                use()
+
+
+def test_records_without_any_study_are_found(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path, write=True) as ledger:
+        assert ledger.verify() == []  # no run yet
+    run_everything(tmp_path)
+    change_rows(tmp_path, "DELETE FROM study")
+    with Ledger.open(tmp_path, write=False) as ledger:
+        assert len(ledger.verify()) == 1
+        with pytest.raises(IntegrityError, match="found no 'name' in the table study"):
+            ledger.load()
+
+
+def test_the_time_to_compare_tables_grows_with_their_size_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """10,000 evaluations, of which one has no items; over all pairs of paths it took 7 s."""
+    run_everything(tmp_path)
+    with Ledger.open(tmp_path, write=True) as ledger:
+        keys = [(f"{number:016x}", "med", "test") for number in range(100, 10_100)]
+        named = [Artifact(items_path(*key), "0" * 64, 0) for key in keys[1:]]
+        study = replace(ledger.load(), trials=(), evals={key: eval_record(key[0]) for key in keys})
+        monkeypatch.setattr("rankscope.store.verify.load_study", lambda *_: study)
+        monkeypatch.setattr(ArtifactStore, "check", lambda *_, **__: None)
+        ledger.commit(artifacts=named)
+        begun = time.process_time()
+        problems = ledger.verify()
+        assert time.process_time() - begun < 3
+    assert [problem.path for problem in problems] == [items_path(*keys[0])]
 
 
 def test_what_no_row_names_is_removed_and_nothing_else(tmp_path: Path) -> None:
@@ -644,13 +736,15 @@ def test_a_damaged_data_base_is_told_of(tmp_path: Path) -> None:
         ledger.load()
 
 
-def test_a_later_ledger_is_refused(tmp_path: Path) -> None:
+def test_a_ledger_of_another_version_is_refused(tmp_path: Path) -> None:
     run_everything(tmp_path)
-    with sqlite3.connect(tmp_path / "ledger.sqlite") as db:
-        db.execute("PRAGMA user_version = 99")
-    db.close()
-    with pytest.raises(UserError, match="ledger version 99, expected 1"):
+    change_rows(tmp_path, "PRAGMA user_version = 99")
+    with pytest.raises(UserError, match="ledger version 99, expected 2"):
         Ledger.open(tmp_path, write=True)
+    change_rows(tmp_path, "PRAGMA user_version = 1")
+    for write in (False, True):
+        with pytest.raises(UserError, match="ledger version 1, expected 2"):
+            Ledger.open(tmp_path, write=write)
 
 
 # Fills a small file system, or where none can be mounted lowers the largest file size, and shows

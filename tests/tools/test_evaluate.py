@@ -19,6 +19,9 @@ from rankscope.errors import UserError
 from rankscope.models.adapters.folder import BASE_HASH
 from rankscope.models.adapters.settings import WEIGHTS
 from rankscope.models.model_folder import pocket_folder
+from rankscope.records import BASE
+from rankscope.tools.evaluate.lm_eval_layout import check_harness_names, results_folder_name
+from rankscope.tools.evaluate.request import EvalRequest
 from rankscope.tools.evaluate.run import Scoring
 from rankscope.tools.evaluate.tasks import task_config
 
@@ -422,3 +425,11 @@ def test_the_harness_reads_its_own_layout(adapters: Path, tmp_path: Path) -> Non
         outcome = ask("--tasks", TASKS, *wrong)
         assert outcome.code == 2
         assert message in outcome.told
+
+
+def test_names_fit_the_harness_layout() -> None:
+    with pytest.raises(UserError, match="'arc_easy' and 'lm_eval:arc_easy' are both 'arc_easy'"):
+        check_harness_names(["arc_easy", "lm_eval:arc_easy"])
+    check_harness_names(["arc_easy", "lm_eval:arc_challenge"])
+    for model, name in (("..", "model"), (".", "model"), ("../a", "..__a"), ("a/b.c", "a__b.c")):
+        assert results_folder_name(BASE, EvalRequest(model=model, tasks=("x",))) == name

@@ -1,12 +1,16 @@
 """Exported weights do what their card says, for whoever has the folder and not the study."""
 
+import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 import yaml
@@ -232,11 +236,11 @@ def test_scores_on_hub_data_sets_are_written_as_the_hub_reads_them(tmp_path: Pat
     assert "60 test items, 2-shot, rows from a local copy" in str(found["mmlu"].notes)
 
 
-def test_a_push_shows_what_it_would_send_and_needs_a_token(
+def test_a_push_without_a_connection_shows_what_it_would_send(
     finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", no_connection)
     words = ("export", finished.out, "r=2", "--merge", "--push", "me/thing")
     outcome = rankscope(*words, "--yes", "--out", tmp_path / "a")
     assert outcome.code == 2
@@ -244,32 +248,69 @@ def test_a_push_shows_what_it_would_send_and_needs_a_token(
     for part in (
         f"{size:.1f} MB model.safetensors",
         "to https://huggingface.co/me/thing (private)",
-        "no token for the hub; log in with 'hf auth login' or set HF_TOKEN",
+        f"the upload failed (no route); check the connection and the token's rights. "
+        f"The export is in {tmp_path / 'a'}",
     ):
         assert part in outcome.told
     assert '"me/thing"' in (tmp_path / "a" / "README.md").read_text("utf-8")
+    terminal = io.StringIO("n\n")
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", terminal)
     outcome = rankscope(*words, "--public", "--out", tmp_path / "b")
     assert outcome.code == 2
     assert "(public: everybody can read it)" in outcome.told
-    assert "nobody to ask whether to send this; confirm with --yes" in outcome.told
+    assert f"nothing was sent. The export is in {tmp_path / 'b'}" in outcome.told
+
+
+def no_connection(*_: object, **__: object) -> None:
+    raise httpx.ConnectError("no route")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("r=2", "--push", "a/b/c"), "expected OWNER/NAME"),
+        (("r=2", "--push", "me/x"), "nobody to ask whether to send this; confirm with --yes"),
         (("r=2", "--push", "me/x", "--yes"), "the base is a local folder, which nobody else can"),
         (("r=2", "--yes"), "--public and --yes do nothing without --push"),
         (("r=2", "--best"), "expected one of LABEL, --best and --best-lora"),
     ],
 )
 def test_a_push_is_refused_before_anything_is_written(
-    finished: Any, words: tuple[str, ...], message: str, tmp_path: Path
+    finished: Any,
+    words: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
     outcome = rankscope("export", finished.out, *words, "--out", tmp_path / "x")
     assert outcome.code == 2
     assert message in outcome.told
     assert files_below(tmp_path) == set()
+
+
+def test_without_a_token_nothing_is_exported(
+    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    words = ("export", finished.out, "r=2", "--push", "me/thing", "--yes", "--out", tmp_path / "x")
+    outcome = rankscope(*words)
+    assert outcome.code == 2
+    assert "no token for the hub; log in with 'hf auth login' or set HF_TOKEN" in outcome.told
+    assert files_below(tmp_path) == set()
+
+
+def test_a_label_is_looked_up_before_torch_is_imported(finished: Any) -> None:
+    """In a process of its own."""
+    words = ["export", str(finished.out), "nonsense", "--out", "x"]
+    code = (
+        "import sys\nfrom rankscope.cli import run_command_line\n"
+        f"assert run_command_line({words!r}) == 2\nassert 'torch' not in sys.modules\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "there is no trial 'nonsense'" in ended.stderr
 
 
 def test_arms_are_found_by_what_the_view_lists() -> None:

@@ -1,16 +1,25 @@
 """Figures of the report as files: vector graphics with the plot's own marks and texts."""
 
+import errno
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from report_studies import ordinary_study
 
-from rankscope.errors import UserError
+from rankscope.errors import DiskFull, UserError
 from rankscope.report.charts.figure import Figure
 from rankscope.report.study_page import study_sections
 from rankscope.report.study_view import StudyView
-from rankscope.tools.figure_files import check_figures, draw_files, line_names, static_plot
+from rankscope.tools import figure_files
+from rankscope.tools.figure_files import (
+    check_figures,
+    draw_files,
+    line_names,
+    list_entry,
+    static_plot,
+)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +76,20 @@ def test_without_a_browser_the_error_says_what_to_do(
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "none"))
     with pytest.raises(UserError, match="no Chrome or Chromium could be started"):
         draw_files([figures(view)[0]], tmp_path, "svg", {})
+
+
+def test_a_full_disk_is_named_and_titles_are_escaped(
+    view: StudyView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = replace(figures(view)[0], title="a*b*")
+    assert list_entry(figure, Path("a.pdf")).startswith("## a\\*b\\*\n\n`a.pdf`\n\n")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(figure_files, "draw_files", full)
+    with pytest.raises(DiskFull, match="the disk is full"):
+        figure_files.write_study_figures(*ordinary_study(), tmp_path / "out", "svg")
 
 
 def test_what_cannot_be_written_is_refused_first(

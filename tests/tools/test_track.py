@@ -135,6 +135,26 @@ def test_each_trial_is_one_run_however_often_it_is_sent(
 
 
 @ignore_library_warnings
+def test_an_interrupted_trackio_run_is_written_again(
+    finished: Any, tracker_stores: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import trackio
+
+    def interrupted(run: Any) -> None:
+        finish(run)
+        raise KeyboardInterrupt
+
+    finish = trackio.Run.finish
+    with monkeypatch.context() as patch:
+        patch.setattr(trackio.Run, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            track(finished.out, "trackio", "interrupted")
+    runs = len(finished.records.trials) + 1
+    assert len(track(finished.out, "trackio", "interrupted").written) == runs
+    assert track(finished.out, "trackio", "interrupted").unchanged == runs
+
+
+@ignore_library_warnings
 def test_a_tracker_that_fails_is_an_error_of_its_own(
     finished: Any, tracker_stores: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

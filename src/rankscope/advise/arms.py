@@ -41,6 +41,9 @@ STILL_FALLING = 0.05
 """Fall of the training loss between the thirds of the steps that counts, as a share of the loss in
 the first third: a loss near zero may fall by a few per cent of itself forever."""
 
+FEWEST_LOSSES = 6
+"""Fewest recorded steps of a loss trend: two in each third."""
+
 
 @dataclass(frozen=True, slots=True)
 class LossTrend:
@@ -77,11 +80,11 @@ class Arm:
 
     @property
     def loss_trend(self) -> LossTrend | None:
-        """Of its finished trials together; None with fewer than six recorded steps."""
+        """Of its finished trials together; None with fewer than ``FEWEST_LOSSES``."""
         curves = [[p.loss for p in t.train.losses] for t in self.finished if t.train is not None]
-        thirds = [len(losses) // 3 for losses in curves]
-        if not curves or min(thirds) < 2:
+        if min(map(len, curves), default=0) < FEWEST_LOSSES:
             return None
+        thirds = [len(losses) // 3 for losses in curves]
         first, middle, last = (
             np.concatenate([c[len(c) - k * n : len(c) - (k - 1) * n] for c, n in pairs])
             for k in (3, 2, 1)

@@ -38,6 +38,11 @@ OUTCOMES = {
         "{arm} was trained for {steps} and its loss still falls, from {loss_before:.3g} to "
         "{loss_after:.3g}, so the order of the arms can change: {changes}.",
     ),
+    "very_few_steps": (
+        "only {steps}",
+        "{arm} was trained for {steps}, too few to see whether its loss has levelled off, so the "
+        "order of the arms can change: {changes}.",
+    ),
     "equal_changes": (
         "every test item changed alike",
         "Of {task}, all {items} changed by the same {gain:change}, so the spread over other items "
@@ -108,6 +113,7 @@ CLAUSES = {
         " The log-probability of the right answers decides: it changes by {in_nats:reverse} "
         "({in_nats:reverse_evidence})."
     ),
+    "not_carried": " Use a retention task that the base knows.",
     "unclear": ", not clear of zero",
 }
 """Parts of explanations and of longer messages."""
@@ -169,7 +175,7 @@ CHECKS = {
     ),
     "retention.chance": (
         "The base is not shown to be above chance on {named}, so accuracy cannot show forgetting "
-        "there.{carried} Use a retention task that the base knows."
+        "there.{carried}"
     ),
     "retention.none": "The study has no retention task.{limit}",
     "retention.unscored": "The retention tasks have no scores yet.{limit}",
@@ -184,6 +190,10 @@ CHECKS = {
     ),
     "learning_rate.one": "Only one rate was tried for it, so another one may do better.",
     "loss.fine": "The training loss has levelled off by the end of {steps}.",
+    "loss.unknown": (
+        "Too few to see whether the training loss has levelled off: longer training may change "
+        "the order of arms."
+    ),
     "loss.falling": (
         "The training loss still falls at the end of {steps}, from {loss_before:.3g} to "
         "{loss_after:.3g} over the last two thirds: longer training may change the order of arms."
@@ -350,7 +360,10 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
             "About {items} would show {claim} for this one trained model; one seed does not show "
             "how much seeds vary."
         ),
-        "items_too_many": "No practical number of test items would show {claim}.",
+        "too_small": (
+            "The difference is too small to settle with more items: showing {claim} would take "
+            "more than {most_times} times as many."
+        ),
         "items_and_seeds": (
             "About {items} and {seeds} together would show {claim}; neither alone would."
         ),

@@ -96,10 +96,10 @@ def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
             "bad" if len(at_chance) == len(tasks) else "weak",
             f"{len(at_chance)} of {len(tasks)} at chance",
             named="; ".join(named),
-            carried="" if in_nats is None else clause("carried", in_nats=in_nats),
+            carried=clause("not_carried" if in_nats is None else "carried", in_nats=in_nats or ""),
             **numbers,
         )
-    if forgetting is not None and not results.is_settled(forgetting):
+    if subject is not None and forgetting is not None and not results.is_settled(subject.summary):
         return trust_check("retention.wide", "weak", f"{forgetting:range}", forgetting=forgetting)
     value = count(len(tasks), "retention task")
     has_chance = any(task.chance is not None for task in tasks)
@@ -148,10 +148,14 @@ def _learning_rate(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
 
 def _loss(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
     trend, steps = subject.loss_trend, Counted(subject.steps, "step")
+    is_barely_trained = results.is_barely_trained(subject)
+    if is_barely_trained and (trend is None or not trend.is_falling):
+        yield trust_check("loss.unknown", "bad", f"only {steps}", steps=steps)
+        return
     if trend is None:
         return
     fields: dict[str, Field] = {"loss_before": trend.before, "loss_after": trend.after}
-    if results.is_barely_trained(subject):
+    if is_barely_trained:
         value = f"still falling after {steps}"
         yield trust_check("loss.falling", "bad", value, steps=steps, **fields)
     elif trend.is_falling:

@@ -8,8 +8,8 @@ cost, by the study's weights.
 - *chosen* is the smallest LoRA rank whose utility is within the margin of the best, and above 0 if
   the best's is. Without such a rank, chosen is the best arm, which may be full fine-tuning.
 
-Arms over the limit on forgetting on the validation split are excluded first. The rest is
-decided on the test split, except where a step names the validation split:
+Arms over the limit on forgetting on the validation split are excluded first. The steps below use
+the test split unless they name the validation split:
 
 1. Are there enough test items to decide anything?
 2. Does the chosen arm beat the base significantly? If not, does the best arm? The first
@@ -18,7 +18,6 @@ decided on the test split, except where a step names the validation split:
 4. If the winner is full fine-tuning: is LoRA missing, clearly worse, not shown to beat the base,
    or without a utility above 0 on the validation split? If none of these, LoRA is recommended.
 5. Is the recommended arm's gain worth its forgetting, and is the limit kept?
-
 6. Are the items and seeds, or the training steps, too few to say anything yet?
 
 A decision is ``firm`` if its intervals are clear, it rests on three complete seeds or more, no
@@ -87,10 +86,11 @@ def decide(results: TaskResults) -> Verdict:
     if items < FEW_ITEMS and seeds < FEWEST_SEEDS:
         counted = {"items": Counted(items, "test item"), "seeds": Counted(seeds, "seed")}
         return _not_decided(results, subject, outcome="few_data", **counted)
-    trend = subject.loss_trend
-    if trend is not None and results.is_barely_trained(subject):
+    if results.is_barely_trained(subject):
+        steps, trend = Counted(subject.steps, "step"), subject.loss_trend
+        if trend is None or not trend.is_falling:
+            return _not_decided(results, subject, outcome="very_few_steps", steps=steps)
         losses = {"loss_before": trend.before, "loss_after": trend.after}
-        steps = Counted(subject.steps, "step")
         return _not_decided(results, subject, outcome="few_steps", steps=steps, **losses)
     return verdict
 
@@ -150,9 +150,8 @@ def _changes(results: TaskResults, arm: ArmSummary) -> str:
     parts = []
     if arm.gain is not None:
         parts.append(clause("gain", gain=results.score(arm.gain)))
-    forgetting = results.shown_forgetting(arm)
-    if forgetting is not None:
-        parts.append(_retention(results, forgetting))
+    if results.shown_forgetting(arm) is not None:
+        parts.append(_retention(results, arm))
     return " and ".join(parts) or "not scored on the test split"
 
 
@@ -160,14 +159,15 @@ def _result(results: TaskResults, arm: ArmSummary) -> str:
     if arm.score is None or arm.gain is None:
         return "its test score is missing"
     text = clause("score", score=results.score(arm.score), gain=results.score(arm.gain))
-    forgetting = results.shown_forgetting(arm)
-    if forgetting is None:
+    if results.shown_forgetting(arm) is None:
         return text + clause("retention_unknown")
-    return f"{text}, and {_retention(results, forgetting)}"
+    return f"{text}, and {_retention(results, arm)}"
 
 
-def _retention(results: TaskResults, forgetting: Measured) -> str:
-    name = "retention" if results.is_settled(forgetting) else "retention_unsettled"
+def _retention(results: TaskResults, arm: ArmSummary) -> str:
+    forgetting = results.shown_forgetting(arm)
+    assert forgetting is not None
+    name = "retention" if results.is_settled(arm) else "retention_unsettled"
     return clause(name, forgetting=forgetting)
 
 

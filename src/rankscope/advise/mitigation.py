@@ -161,11 +161,11 @@ def _curves(variants: ScoredVariants, arm: Sequence[TrialRecords]) -> list[Scali
     for kind in get_args(VariantKind):
         test = [c for t in arm if (c := variants.curve(t, kind, "test"))]
         validation = [c for t in arm if (c := variants.curve(t, kind, "validation"))]
-        if not test or len(test) != len(validation):
-            continue
-        shared = sorted(set.intersection(*(set(c) for c in (*test, *validation))))
-        points, utility = [], {}
         weighed = [c for t in arm if (c := variants.curve(t, kind, "validation", weighed=True))]
+        if not test or not len(test) == len(validation) == len(weighed):
+            continue
+        shared = sorted(set.intersection(*(set(c) for c in (*test, *validation, *weighed))))
+        points, utility = [], {}
         for strength in shared:
             gain, forgetting = np.mean([curve[strength] for curve in weighed], axis=0)
             utility[strength] = objective.in_domain * gain - objective.retention * forgetting

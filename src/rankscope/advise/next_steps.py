@@ -21,8 +21,8 @@ from rankscope.records import (
 
 NEXT_RATE = 10**0.5
 """Factor to the next learning rate beyond the end of a list: half a power of ten."""
-MOST_ITEMS = 1_000_000
-"""Most test items that are suggested."""
+MOST_TIMES = 50
+"""More than this many times the test items at hand are not suggested."""
 TYPICAL_DISCORDANCE = 0.1
 """Assumed share of right-or-wrong items on which two models differ, if too few were measured."""
 
@@ -176,22 +176,27 @@ def _more_data(estimate: Estimate, size: float, claim: str, **values: float) -> 
         return message("items_unknown", **fields)
     if (items and items <= estimate.n) or (seeds and seeds <= estimate.seeds):
         return message("enough_data", **fields)
+    most_items = MOST_TIMES * estimate.n
     if items is None and seeds is None:
         if needed.both is None:
             return message("never", **fields)
         items, seeds = needed.both
         name = "items_and_seeds"
-    elif items is None:
+    elif seeds is not None and (items is None or items > most_items):
         name = "seeds"
         fields |= {"seeds_measured": estimate.seeds, "why": "the seeds differ too much"}
-        if not hidden_by_seeds(estimate, size):
+        if items is not None:
+            fields["why"] = f"it would take more than {MOST_TIMES} times as many"
+            items = None
+        elif not hidden_by_seeds(estimate, size):
             measured = count(estimate.seeds, "seed")
             fields["why"] = f"{measured} do not show well enough how much seeds vary"
     elif seeds is not None:
         name = "items_or_seeds"
     else:
         name = "items_one_model" if estimate.seeds == 1 else "items"
-        name = "items_too_many" if items > MOST_ITEMS else name
+    if items is not None and items > most_items:
+        return message("too_small", most_times=MOST_TIMES, **fields)
     if items is not None:
         fields["items"] = Counted(items, "test item")
     if seeds is not None:

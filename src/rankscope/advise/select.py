@@ -24,7 +24,7 @@ class Candidate:
     arm: Arm
     utility: float
     lrs: tuple[float, ...]
-    """Learning rates that were compared for it, ascending."""
+    """Learning rates tried for it, ascending, with those that failed or forgot too much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,9 @@ def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveCo
         scale = max(objective.in_domain, objective.retention) or 1.0
         return (share_finished * net - objective.cost * cost) / scale
 
+    rates: dict[tuple[object, ...], set[float]] = {}
+    for arm in arms:
+        rates.setdefault(arm.trials[0].spec.arm_without_lr, set()).add(arm.summary.lr)
     groups: dict[tuple[object, ...], list[Candidate]] = {}
     for arm in scored:
         if arm not in excluded:
@@ -79,10 +82,9 @@ def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveCo
             candidate = Candidate(arm, utility(arm, finished), ())
             groups.setdefault(arm.trials[0].spec.arm_without_lr, []).append(candidate)
     candidates = []
-    for group in groups.values():
+    for settings, group in groups.items():
         top = max(group, key=lambda c: (c.utility, -c.arm.summary.lr))
-        lrs = tuple(sorted({c.arm.summary.lr for c in group}))
-        candidates.append(Candidate(top.arm, top.utility, lrs))
+        candidates.append(Candidate(top.arm, top.utility, tuple(sorted(rates[settings]))))
     lora = [c for c in candidates if c.arm.summary.is_lora]
     best, best_lora = _highest(candidates), _highest(lora)
     passed_over = [

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from rankscope.advise.arms import Arm
+from rankscope.advise.arms import FEWEST_LOSSES, Arm
 from rankscope.advise.comparisons import net_difference
 from rankscope.advise.messages import Measured
 from rankscope.advise.retention import RetentionScale, retention_scale, retention_tasks
@@ -118,7 +118,7 @@ class TaskResults:
 
         None if forgetting has no weight or was not measured: the gain alone counts then.
         """
-        if not self.objective.weights[1] or arm.summary.forgetting is None:
+        if not self.objective.weights[1] or arm.summary.weighed_forgetting is None:
             return None
         return net_difference(self.study, arm, None, self.objective.weights)
 
@@ -131,22 +131,35 @@ class TaskResults:
         return arm.logprob_forgetting is not None and (arm.logprob_forgetting.low or 0.0) > 0
 
     def lacks_retention_scores(self, arm: ArmSummary) -> bool:
-        """Whether forgetting counts in this study, but the arm's was not scored."""
-        counts = self.objective.retention > 0 or self.objective.max_forgetting is not None
-        return counts and arm.forgetting is None and bool(retention_tasks(self.study, self.task))
+        """Whether forgetting counts in this study, but the arm's was not scored.
 
-    def is_settled(self, forgetting: Measured) -> bool:
-        """Whether forgetting is shown, or shown to be within the margin of none."""
-        estimate, margin = forgetting.number, self.objective.margin
-        assert isinstance(estimate, Estimate)
-        low, high = estimate.low, estimate.high
-        if low is None or high is None:
+        The limit holds for the shown forgetting; the weighed one may need other scores.
+        """
+        if not retention_tasks(self.study, self.task):
             return False
-        return estimate.is_clear_of_zero or (-margin <= low and high <= margin)
+        if self.objective.retention > 0 and arm.weighed_forgetting is None:
+            return True
+        return self.objective.max_forgetting is not None and arm.forgetting is None
+
+    def is_settled(self, arm: ArmSummary) -> bool:
+        """Whether forgetting is shown, or shown to be within the margin of none.
+
+        The margin has the unit of the gain, as the weighed forgetting has.
+        """
+        weighed, margin = arm.weighed_forgetting, self.objective.margin
+        shown = weighed if self.scale.name == "gold_logprob" else arm.forgetting
+        if shown is not None and shown.is_clear_of_zero:
+            return True
+        if weighed is None or weighed.low is None or weighed.high is None:
+            return False
+        return -margin <= weighed.low and weighed.high <= margin
 
     def is_barely_trained(self, arm: Arm) -> bool:
+        """Too few steps for a loss trend, or few steps and a loss that still falls."""
+        if arm.steps < FEWEST_LOSSES:
+            return arm.steps > 0
         trend = arm.loss_trend
-        return 0 < arm.steps < FEWEST_STEPS and trend is not None and trend.is_falling
+        return arm.steps < FEWEST_STEPS and trend is not None and trend.is_falling
 
     @property
     def retention_at_chance(self) -> dict[str, tuple[float, int, float]]:

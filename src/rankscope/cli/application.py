@@ -140,6 +140,8 @@ def run_command_line(words: Sequence[str]) -> int:
             error.show()
             return BAD_INPUT
         known: RankscopeError = usage_error(error)
+    except typer.Abort:
+        known = Interrupted("interrupted at a question")
     except Exception as error:
         if (recognized := known_error(error)) is None:
             if as_json:

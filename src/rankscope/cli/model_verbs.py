@@ -95,6 +95,7 @@ def eval_command(
         device=device,
         dtype=dtype,
         prompt_format=prompt_format,
+        lm_eval_layout=file_format is not None,
         force=force,
         trust_task_code=trust_task_code,
         settings={

@@ -51,11 +51,17 @@ def export_command(
     if push is None and (public or yes):
         raise UserError("export: --public and --yes do nothing without --push ID")
     check_study(folder)
-    from rankscope.tools.export import ExportRequest, export_trial
-    from rankscope.tools.push import Upload, check_repository
+    if label is not None:
+        check_label(folder, label, task)
+    from rankscope.tools.push import Upload, check_repository, check_token
 
     if push is not None:
         check_repository(push)
+        if not yes and not sys.stdin.isatty():
+            raise UserError("export: nobody to ask whether to send this; confirm with --yes")
+        check_token(push)
+    from rankscope.tools.export import ExportRequest, export_trial
+
     request = ExportRequest(
         label=label,
         best_lora=best_lora,
@@ -73,8 +79,8 @@ def export_command(
         upload = Upload(out, push, private=not public)
         for line in upload.lines():
             print_message(line)
-        if not yes:
-            _ask(f"Send these files to {push}?")
+        if not yes and not typer.confirm(f"Send these files to {push}?", err=True):
+            raise UserError(f"export: not confirmed; nothing was sent. The export is in {out}")
         address = upload.send()
         print_message(f"sent to {address}")
 
@@ -125,9 +131,12 @@ def track_command(
     return Reply(data, lambda: print_line(line))
 
 
-def _ask(question: str) -> None:
-    """Go on if the user agrees on the terminal; raise UserError otherwise."""
-    if not sys.stdin.isatty():
-        raise UserError("export: nobody to ask whether to send this; confirm with --yes")
-    if not typer.confirm(question, err=True):
-        raise UserError("export: not confirmed; nothing was sent")
+def check_label(folder: Path, label: str, task: str | None) -> None:
+    """Refuse a label that names no trial before anything heavy is imported."""
+    from rankscope.store import Ledger
+    from rankscope.tools.trial_choice import check_training_task, trials_with_label
+
+    with Ledger.open(folder, write=False) as ledger:
+        study = ledger.load()
+    check_training_task(dict.fromkeys(trial.spec.task for trial in study.trials), folder, task)
+    trials_with_label(study, folder, label, task)

@@ -1,5 +1,6 @@
 """Verbs to begin with: the built-in study, a study file of your own, and its check."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -89,7 +90,7 @@ def init_command(
     if rows and rows.problem:
         missing.append(rows.problem)
     hub = [] if missing else new_study.hub_pieces(config)
-    step = f"rankscope check {file}"
+    step = shlex.join(["rankscope", "check", str(file)])
     return Reply(
         {
             "file": file,
@@ -98,7 +99,7 @@ def init_command(
             "from_hub": hub,
             "next": step,
         },
-        lambda: show_written(file, rows, missing, hub),
+        lambda: show_written(file, rows, missing, hub, step),
     )
 
 
@@ -129,11 +130,15 @@ def ask_what_is_missing(
 
     if model is None:
         model = typer.prompt(
-            "Base model (folder, hub id, fetched model, or pocket)", default=default_model()
+            "Base model (folder, hub id, fetched model, or pocket)",
+            default=default_model(),
+            err=True,
         )
     while data is None:
         answer = Path(
-            typer.prompt(f"Training rows (file or folder: {', '.join(READERS)})", default_rows())
+            typer.prompt(
+                f"Training rows (file or folder: {', '.join(READERS)})", default_rows(), err=True
+            )
         ).expanduser()
         try:
             split_files(answer)
@@ -141,7 +146,7 @@ def ask_what_is_missing(
         except UserError as error:
             print_message(f"{error}", "red")
     while not retention:
-        answers = typer.prompt("What must not be lost (tasks, by comma)", "common_facts")
+        answers = typer.prompt("What must not be lost (tasks, by comma)", "common_facts", err=True)
         retention = [name.strip() for name in answers.split(",") if name.strip()]
         if unknown := [name for name in retention if name not in NAMED_TASKS]:
             known = ", ".join(NAMED_TASKS)
@@ -150,19 +155,21 @@ def ask_what_is_missing(
     return model, data, retention
 
 
-def show_written(file: Path, rows: "OwnRows | None", missing: list[str], hub: list[str]) -> None:
+def show_written(
+    file: Path, rows: "OwnRows | None", missing: list[str], hub: list[str], step: str
+) -> None:
     print_line(f"wrote {file}")
     if rows is not None and not rows.problem:
         print_line(rows.summary)
     if hub:
         print_line(f"from the hub, which needs a connection: {', '.join(hub)}")
     if not missing:
-        print_line(f"next: rankscope check {file}")
+        print_line(f"next: {step}")
         return
     print_line("it cannot run yet:")
     for problem in missing:
         print_line(f"  {problem}")
-    print_line(f"mend that, then: rankscope check {file}")
+    print_line(f"fix these, then run: {step}")
 
 
 @verb("check", "Reading {file} ...")
@@ -193,9 +200,13 @@ def check_command(
         "notes": prepared.notes,
     }
 
+    plan = ["rankscope", "plan", str(file)]
+    plan += [word for value in overrides or [] for word in ("--set", value)]
+    plan += ["--trust-task-code"] if trust_task_code else []
+
     def show() -> None:
         from rankscope.cli.render.check import check_result
 
-        print_result(check_result(prepared, rows, f"rankscope plan {file}"))
+        print_result(check_result(prepared, rows, shlex.join(plan)))
 
     return Reply(data, show)

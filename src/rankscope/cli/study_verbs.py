@@ -1,6 +1,7 @@
-"""Verbs for a study, from writing its file to exporting weights."""
+"""Verbs for a study: its plan, run, status, report, hashes and comparison."""
 
 import os
+import shlex
 import signal
 import socket
 import time
@@ -197,8 +198,16 @@ def stop_command(folder: StudyFolder) -> Reply:
     if process is None or host != socket.gethostname():
         found = "no process that runs it" if process is None else f"process {process}"
         raise UserError(f"{folder}: found {found}, expected a process of this machine that does")
-    os.kill(int(number), signal.SIGINT)
-    text = f"asked process {number} to stop: 'rankscope status {folder}' shows when it has"
+    try:
+        os.kill(int(number), signal.SIGINT)
+    except ProcessLookupError as error:
+        raise UserError(f"{folder}: process {number} has already ended") from error
+    except PermissionError as error:
+        raise UserError(
+            f"{folder}: process {number} belongs to another user, who has to stop it"
+        ) from error
+    status = shlex.join(["rankscope", "status", str(folder)])
+    text = f"asked process {number} to stop; to see when it has: {status}"
     return Reply({"process": int(number)}, lambda: print_line(text))
 
 
@@ -220,8 +229,8 @@ def report_command(
         Path | None, Option(metavar="FOLDER", help="Also write each figure as a file.")
     ] = None,
     file_format: Annotated[
-        str, Option("--format", help="With --figures: pdf, svg or png.")
-    ] = "pdf",
+        str | None, Option("--format", help="With --figures: pdf (the default), svg or png.")
+    ] = None,
 ) -> Reply:
     """Write the report again from the records.
 
@@ -229,6 +238,8 @@ def report_command(
 
     Example: rankscope report studies/pocket --tables tables --figures figures
     """
+    if file_format is not None and figures is None:
+        raise UserError("report: --format does nothing without --figures FOLDER")
     records = _load_records(folder)
     from rankscope.run.outputs import write_outputs
     from rankscope.tools.study_tables import check_outside_study, write_study_tables
@@ -238,7 +249,7 @@ def report_command(
     if figures is not None:
         from rankscope.tools.figure_files import check_figures, write_study_figures
 
-        figure_format = check_figures(folder, figures, file_format)
+        figure_format = check_figures(folder, figures, file_format or "pdf")
     _, recommendation = write_outputs(folder, records)
     files = write_study_tables(folder, records, recommendation, tables) if tables else []
     drawn = []

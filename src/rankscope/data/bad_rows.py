@@ -64,6 +64,12 @@ class RowPolicy:
         is_one_reason = len({row.reason for row in rejected}) == 1
         shown = [f"  {row}" for row in rejected[: 1 if is_one_reason else MAX_SHOWN]]
         more = len(rejected) - len(shown)
+        remedy = (
+            "No row is left. Correct them."
+            if self.policy == "drop"
+            else "Correct them, or leave them out with 'on_bad_rows: drop' in the task; dropped "
+            "rows are counted in every record."
+        )
         same = " for the same reason" if is_one_reason else ""
         raise UserError(
             "\n".join(
@@ -72,8 +78,7 @@ class RowPolicy:
                     "used:",
                     *shown,
                     *([f"  ... and {more:,} more{same}"] if more > 0 else []),
-                    "Correct them, or leave them out with 'on_bad_rows: drop' in the task; dropped "
-                    "rows are counted in every record.",
+                    remedy,
                 ]
             )
         )

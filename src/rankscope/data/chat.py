@@ -10,7 +10,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Literal
 
 from rankscope.data.items import Message
-from rankscope.errors import UserError
+from rankscope.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,11 +78,10 @@ class ChatTemplate:
                 date_string=TEMPLATE_DATE.strftime("%d %b %Y"),
             )
         except Exception as error:  # a template may raise any exception
-            reason = (str(error) or type(error).__name__).splitlines()[0]
             roles = ", ".join(turn.role for turn in turns)
             raise UserError(
-                f"{location}: the chat template refuses the turns {roles} ({reason}); change the "
-                "row's roles, or use prompt_format: plain"
+                f"{location}: the chat template refuses the turns {roles} ({first_line(error)}); "
+                "change the row's roles, or use prompt_format: plain"
             ) from error
         return str(text)
 

@@ -27,8 +27,9 @@ Words = tuple[str, ...]
 class Contamination:
     """Ids of the test items also found in train; no id is in both tuples."""
 
-    exact: tuple[str, ...]  # Question and gold answer are equal after normalization
-    ngram13: tuple[str, ...]  # Not exact, but one training row shares an uncommon run of 13 words
+    exact: tuple[str, ...] = ()  # Question and gold answer are equal after normalization
+    ngram13: tuple[str, ...] = ()
+    """Not exact, but one training row shares an uncommon run of 13 words."""
 
     @property
     def counts(self) -> dict[str, int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rankscope.data.sources import DEV, RawRow, SplitRows, numbered
-from rankscope.errors import UserError
+from rankscope.errors import UserError, first_line
 
 ANSWER_SECONDS = 5
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -60,8 +60,8 @@ def read_hub(source: HubSource) -> tuple[SplitRows, str]:
         with offline_if_unreachable(source.id) as reached:
             loaded = datasets.load_dataset(source.id, source.config, revision=source.revision)
     except Exception as error:  # the library raises some ten unrelated types here
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        if "script" in reason or "trust_remote_code" in reason:
+        reason = first_line(error)
+        if "Dataset scripts" in reason or "trust_remote_code" in reason:
             raise UserError(
                 f"{source.label}: loading this data set would run its own code, which is refused "
                 f"({reason}); use the hub's Parquet copy (revision: refs/convert/parquet), or put "

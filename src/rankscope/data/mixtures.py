@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import chain, zip_longest
 
 from rankscope.config.task import TaskConfig
-from rankscope.data.contamination import find_contamination
+from rankscope.data.contamination import Contamination, find_contamination
 from rankscope.data.items import Item
 from rankscope.data.splits import first_of_order
 from rankscope.data.tasks import LoadedTask
@@ -13,7 +13,9 @@ from rankscope.errors import UserError
 from rankscope.hashing import sha256_json
 
 
-def mix_tasks(config: TaskConfig, parts: Sequence[LoadedTask], data_seed: int) -> LoadedTask:
+def mix_tasks(
+    config: TaskConfig, parts: Sequence[LoadedTask], data_seed: int, compare: bool = True
+) -> LoadedTask:
     """One training task with all rows of its parts, scored by the mean over all their items.
 
     Items alternate between the parts, so that a limit on items covers all parts.
@@ -32,7 +34,7 @@ def mix_tasks(config: TaskConfig, parts: Sequence[LoadedTask], data_seed: int) -
     train = tuple(chain.from_iterable(part.train for part in parts))
     train = first_of_order(train, config.max_train_rows, data_seed, config.name, "train")
     test = interleave([part.test for part in parts])
-    contamination = find_contamination(train, test)
+    contamination = find_contamination(train, test) if compare else Contamination()
     names = ", ".join(part.spec.name for part in parts)
     chances = [(part.spec.chance, len(part.test)) for part in parts]
     known = [chance * items for chance, items in chances if chance is not None]

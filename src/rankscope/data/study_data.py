@@ -26,13 +26,16 @@ class StudyData:
 
 
 def prepare_data(config: StudyConfig, encoder: Encoder, whole: bool = True) -> StudyData:
-    """Read, check, split and encode the rows of a study; ``whole`` False encodes stand-ins."""
-    tasks = load_tasks(config)
+    """Read, check, split and encode the rows of a study; ``whole`` False encodes stand-ins and does
+    not search for contamination."""
+    tasks = load_tasks(config, compare=whole)
     for name in (task.name for task in config.tasks if not tasks[task.name].train):
         raise UserError(no_training_rows(name, tasks[name].source))
-    replayed = load_replayed_tasks(config, tasks)
-    tasks, contamination_notes = mark_contamination(config, tasks, replayed)
-    if not whole:
+    replayed = load_replayed_tasks(config, tasks, compare=whole)
+    contamination_notes: list[str] = []
+    if whole:
+        tasks, contamination_notes = mark_contamination(config, tasks, replayed)
+    else:
         tasks = {name: stand_ins(task) for name, task in tasks.items()}
         replayed = {name: stand_ins(task) for name, task in replayed.items()}
     labels = config.train.labels
@@ -52,36 +55,39 @@ def prepare_data(config: StudyConfig, encoder: Encoder, whole: bool = True) -> S
 # --- reading ------------------------------------------------------------------------------------
 
 
-def load_tasks(config: StudyConfig) -> dict[str, LoadedTask]:
-    """Every task that is trained on or evaluated, by name."""
+def load_tasks(config: StudyConfig, compare: bool) -> dict[str, LoadedTask]:
+    """Every task that is trained on or evaluated, by name; ``compare`` as of ``load_task``."""
     described = config.evaluation_tasks()
     tasks = {}
     for task in described.values():
         if task.mixture:
             parts = [described.get(name, TaskConfig(name=name)) for name in task.mixture]
-            loaded = [load_plain_task(config, part) for part in parts]
-            tasks[task.name] = mix_tasks(task, loaded, config.data_seed)
+            loaded = [load_plain_task(config, part, compare) for part in parts]
+            tasks[task.name] = mix_tasks(task, loaded, config.data_seed, compare)
         else:
-            tasks[task.name] = load_plain_task(config, task)
+            tasks[task.name] = load_plain_task(config, task, compare)
     return tasks
 
 
-def load_plain_task(config: StudyConfig, task: TaskConfig) -> LoadedTask:
+def load_plain_task(config: StudyConfig, task: TaskConfig, compare: bool) -> LoadedTask:
     return load_task(
         task,
         Path(config.data_dir) if config.data_dir is not None else None,
         config.data_seed,
         config.evaluate.max_items,
         trained_on=trained_names(config),
+        compare=compare,
     )
 
 
 def load_replayed_tasks(
-    config: StudyConfig, tasks: Mapping[str, LoadedTask]
+    config: StudyConfig, tasks: Mapping[str, LoadedTask], compare: bool
 ) -> dict[str, LoadedTask]:
     """The tasks whose rows some arm replays, by name."""
     replayed = {
-        name: tasks[name] if name in tasks else load_plain_task(config, TaskConfig(name=name))
+        name: tasks[name]
+        if name in tasks
+        else load_plain_task(config, TaskConfig(name=name), compare)
         for name in replayed_names(config)
     }
     for name, task in replayed.items():

@@ -8,7 +8,7 @@ from typing import Any
 from rankscope.config.section import short_repr
 from rankscope.config.task import TaskConfig
 from rankscope.data.bad_rows import RejectedRow, RowPolicy
-from rankscope.data.contamination import find_contamination
+from rankscope.data.contamination import Contamination, find_contamination
 from rankscope.data.fewshot import ExamplePool, example_pool, remove_pool_rows, with_fewshot
 from rankscope.data.formats import ParsedFile, parse_rows
 from rankscope.data.items import Item, Message
@@ -61,6 +61,7 @@ def load_task(
     *,
     keep_test_whole: bool = False,
     trained_on: Collection[str] = (),
+    compare: bool = True,
 ) -> LoadedTask:
     """Read, check, render and split one task.
 
@@ -73,6 +74,7 @@ def load_task(
         trained_on: names of the tasks that the study trains on. Without this task among them,
             training rows that are a separate collection are not read; subjects that other tasks
             among them also contain are left out.
+        compare: test rows with training rows, to find contamination.
     """
     read = read_task_items(config, data_dir, trained_on)
     spec, name = read.spec, read.spec.name
@@ -96,7 +98,7 @@ def load_task(
         validation = with_fewshot(spec, pool, validation, data_seed)
         test = with_fewshot(spec, pool, test, data_seed)
         notes += fewshot_notes
-    contamination = find_contamination(train, test)
+    contamination = find_contamination(train, test) if compare else Contamination()
     return LoadedTask(
         spec=replace(spec, chance=chance_score(spec, test)),
         train=train,
@@ -147,6 +149,7 @@ def read_task_items(
     contents = [content for file in parsed.values() for _, content in file.rows]
     if not contents:
         policy.check([row for file in parsed.values() for row in file.rejected], num_rows)
+        raise UserError(f"task {config.name!r}: {source}: found no rows")
     notes: list[str] = []
     are_numbers = False
     if spec is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from rankscope.config.study import ModelConfig
-from rankscope.errors import UserError
+from rankscope.errors import UserError, first_line
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -47,7 +47,7 @@ def hub_folder(hub: str, revision: str | None, weights: bool = True) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"model {hub!r}: download from the hub failed ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); check the id and revision, or give a local folder if "
+            f"{first_line(error)}); check the id and revision, or give a local folder if "
             "there is no network: model: {path: ./folder}"
         ) from error
     return checked_folder(Path(folder), weights)

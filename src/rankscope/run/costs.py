@@ -51,6 +51,12 @@ class ItemTokens(NamedTuple):
     """Positions whose logits are computed."""
     written: int = 0
     """Tokens generated, an estimate."""
+    gold: int = 0
+    """Tokens of prompt and gold answer, read once more for the log-probability of the latter."""
+
+    @property
+    def total(self) -> int:
+        return self.read + self.written + self.gold
 
 
 class TrialCost(NamedTuple):
@@ -211,9 +217,12 @@ class CostModel:
         """Seconds in which one model is scored on items, if prompts share no beginning."""
         if not items:
             return 0.0
-        read, predicted, written = (sum(column) for column in zip(*items, strict=True))
-        tokens, budget = read + written, self.inputs.config.evaluate.batch_tokens
-        keys = sum((item.read + item.written) ** 2 for item in items) / (2 * tokens)
+        read, predicted, written, gold = (sum(column) for column in zip(*items, strict=True))
+        tokens, budget = read + written + gold, self.inputs.config.evaluate.batch_tokens
+        squares = sum((item.read + item.written) ** 2 + item.gold**2 for item in items)
+        keys = squares / (2 * tokens)
+        cached = read + written
+        read += gold
         linears = len(self.shapes.linear_shapes) * LINEAR_SECONDS / 3
         touches = TOUCHES / 3  # forward alone
         reading = self.with_host(
@@ -223,7 +232,7 @@ class CostModel:
         if not written:
             return reading
         # A step of decoding reads all weights, for as many sequences as the cache holds.
-        together = min(len(items), CACHED_PER_BATCH_TOKEN * budget * len(items) / tokens)
+        together = min(len(items), CACHED_PER_BATCH_TOKEN * budget * len(items) / cached)
         steps = written / max(1.0, together)
         weights = self.shapes.num_parameters * self.inputs.dtype.itemsize
         reads = steps * weights / (self.machine.bandwidth * 1e9)

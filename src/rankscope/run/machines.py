@@ -81,7 +81,7 @@ MACHINES: Mapping[str, Machine] = {
     "m3": Machine(
         "Apple M3",
         torch.device("mps"),
-        {"float32": 3.5},
+        {"float32": 3.6},
         100,
         24,
         "10 cores x 128 units x 2 x 1.4 GHz; Apple publishes bandwidth and memory only",

@@ -34,6 +34,8 @@ class GroupPlan(Record):
     pass. The libraries' own 0.7 GB come on top."""
     fits: bool
     """Whether that is less than the machine has."""
+    states_fit: bool
+    """Whether base, trained weights, gradients and optimizer states do, without any pass."""
     limited_by: GroupLimit
     """What keeps the group from being larger."""
     stages: StageSeconds
@@ -105,7 +107,7 @@ def make_plan(inputs: PreparedStudy, machine: Machine | None = None, gpus: int =
             len(inputs.curve_steps(t)) * len(inputs.curve_tasks(t.task)) for t in inputs.trials
         ),
         train_tokens=sum(group.num_tokens for group in groups),
-        evaluation_tokens=sum(i.read + i.written for of in [base_items, *scored] for i in of),
+        evaluation_tokens=sum(i.total for of in [base_items, *scored] for i in of),
         disk_bytes=sum(
             model.cost(trial).weight_bytes * (1 + len(inputs.snapshot_steps(trial)))
             for trial in inputs.trials
@@ -131,15 +133,16 @@ def plan_group(model: CostModel, group: Group, costs: Mapping[str, TrialCost]) -
     """Count one group's steps and tokens and estimate its memory and time."""
     inputs, config = model.inputs, model.inputs.config
     rows = inputs.rows[group[0].task]
-    memory = inputs.grouping.memory(group, config.train).total_bytes
+    memory, available = inputs.grouping.memory(group, config.train), model.machine.memory * 1e9
     stages = summed([costs[trial.trial_id] for trial in group])
     return GroupPlan(
         task=group[0].task,
         labels=tuple(f"{trial.arm_label} seed={trial.seed}" for trial in group),
         steps=group_steps(group, len(rows.rows), rows.num_tokens, config.train),
         num_tokens=sum(map(model.tokens, group)),
-        memory_bytes=memory,
-        fits=memory <= model.machine.memory * 1e9,
+        memory_bytes=memory.total_bytes,
+        fits=memory.total_bytes <= available,
+        states_fit=memory.base_bytes + memory.state_bytes <= available,
         limited_by=what_limits(group, inputs.groups, config.max_group_size),
         stages=stages,
         seconds=stages.total,
@@ -195,10 +198,10 @@ def item_tokens(inputs: PreparedStudy) -> dict[tuple[str, str], list[ItemTokens]
         for item in task.validation if split == "validation" else task.test:
             prompt = len(encoder.prompt_ids(item))
             if get_scorer(scorers.get(item.item_id, task.spec.scorer)).generates:
-                answer = (
-                    len(encoder.answer_ids(item.completion, item)) + 1 if item.completion else most
-                )
-                of_split.append(ItemTokens(prompt, 1, min(answer, most)))
+                gold = len(encoder.answer_ids(item.completion or item.reference, item))
+                answer = gold + 1 if item.completion else most
+                written = min(answer, most)
+                of_split.append(ItemTokens(prompt, 1 + gold, written, prompt + gold))
             else:
                 texts = item.choices or (item.completion,)
                 answers = sum(len(encoder.answer_ids(text, item)) for text in texts)

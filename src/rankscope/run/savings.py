@@ -106,5 +106,5 @@ def largest_savings(
 
 def share_of_first(items: Mapping[tuple[str, str], Sequence[ItemTokens]]) -> float:
     """Tokens of the first items of every split over those of all."""
-    few = sum(i.read + i.written for of_split in items.values() for i in of_split[:SUGGESTED_ITEMS])
-    return few / max(1, sum(i.read + i.written for split in items.values() for i in split))
+    few = sum(i.total for of_split in items.values() for i in of_split[:SUGGESTED_ITEMS])
+    return few / max(1, sum(i.total for split in items.values() for i in split))

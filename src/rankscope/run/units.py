@@ -22,6 +22,7 @@ from rankscope.config.study import StudyConfig
 from rankscope.errors import IntegrityError, StudyLocked, UserError
 from rankscope.filesystem import replace_text
 from rankscope.hashing import sha256_file, sha256_json
+from rankscope.provenance import provenance
 from rankscope.records import Record
 from rankscope.run.context import RunContext
 from rankscope.run.group_ledger import known_groups, store_groups
@@ -77,10 +78,13 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     with Ledger.open(folder, write=True) as unit:
-        unit.put_trials(context.study.trials)
+        study, base = context.study, context.base.record
+        values = study_values(study.config)
+        unit.put_study(study.config.name, values, base, study.task_records, provenance())
+        unit.put_trials(study.trials)
         transfer(context.ledger, unit, ids, verified=False)
         limit = context.groups.batch_tokens(group)
-        store_groups(unit, context.study, [group], dict.fromkeys(ids, limit))
+        store_groups(unit, study, [group], dict.fromkeys(ids, limit))
     statuses = context.ledger.statuses()
     untrained = [trial for trial in group if statuses[trial.trial_id] == "planned"]
     move_checkpoint(context.ledger.out, folder, group_id(untrained))

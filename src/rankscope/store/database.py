@@ -7,35 +7,41 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from rankscope.errors import IntegrityError, UserError
-from rankscope.records import Record
+from rankscope.records import Record, Status, TrialSpec
 from rankscope.store.artifacts import ARTIFACTS, CHECKPOINTS, STAGING, UNITS, reporting_disk_full
 
-LEDGER_VERSION = 1
+LEDGER_VERSION = 2
 SCHEMA = """
-CREATE TABLE study (key TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE study (
+    key TEXT PRIMARY KEY,
+    body TEXT NOT NULL,  -- JSON
+    sha256 TEXT NOT NULL  -- of key and body
+) WITHOUT ROWID;
 CREATE TABLE trials (
     trial_id TEXT PRIMARY KEY,
     position INTEGER,  -- place in the study as it is now; NULL for a trial it no longer has
     spec TEXT NOT NULL,
     status TEXT NOT NULL,
-    failure TEXT
+    failure TEXT,
+    sha256 TEXT NOT NULL  -- of trial_id and spec; the status changes
 ) WITHOUT ROWID;
 CREATE TABLE records (
     trial_id TEXT NOT NULL,
     kind TEXT NOT NULL,  -- train, curve, eval, spectra or heads
     key TEXT NOT NULL,   -- task/step of a curve's point, task/split of an eval, else empty
     body TEXT NOT NULL,
-    sha256 TEXT NOT NULL,
+    sha256 TEXT NOT NULL,  -- of body and settings
     settings TEXT NOT NULL,  -- what the record depends on besides its trial, canonical JSON
     PRIMARY KEY (trial_id, kind, key)
 );
 CREATE TABLE artifacts (path TEXT PRIMARY KEY, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL);
 """
+STUDY_KEYS = ("name", "config", "model", "tasks", "known_tasks", "provenance")  # Stored together
 SMALL_WRITE = "some ten thousand"  # Bytes of a transaction, which SQLite does not report
 
 R = TypeVar("R", bound=BaseModel)
@@ -97,8 +103,16 @@ def damaged(out: Path, error: BaseException) -> IntegrityError:
     )
 
 
-def body_sha256(body: str, settings: str) -> str:
-    return hashlib.sha256(f"{body}\n{settings}".encode()).hexdigest()
+def row_sha256(*texts: str) -> str:
+    return hashlib.sha256("\n".join(map(str, texts)).encode()).hexdigest()
+
+
+def check_row(place: str, digest: str, *texts: str) -> None:
+    if row_sha256(*texts) != digest:
+        raise IntegrityError(
+            f"{place}: altered since it was written (its sha256 differs). Restore it from a copy, "
+            "or run the study again in another folder."
+        )
 
 
 def parse_record(model: type[R], body: str, place: str) -> R:
@@ -122,18 +136,56 @@ def transaction(db: sqlite3.Connection, out: Path) -> Iterator[None]:
             raise
 
 
+def has_study(db: sqlite3.Connection) -> bool:
+    """Whether a run has stored a study. Raises IntegrityError if a part of it is gone."""
+    stored = {key for (key,) in db.execute("SELECT key FROM study")}
+    missing = [key for key in STUDY_KEYS if key not in stored]
+    if not missing:
+        return True
+    count = "SELECT (SELECT COUNT(*) FROM trials) + (SELECT COUNT(*) FROM records)"
+    if not stored and db.execute(count).fetchone() == (0,):
+        return False
+    raise IntegrityError(
+        f"ledger.sqlite: found no {missing[0]!r} in the table study, expected one. Restore it from "
+        "a copy, or run the study again in another folder."
+    )
+
+
 def study_body(db: sqlite3.Connection, key: str) -> str | None:
-    """One entry of the ``study`` table, JSON text."""
-    row = db.execute("SELECT body FROM study WHERE key = ?", (key,)).fetchone()
-    return None if row is None else str(row[0])
+    """One entry of the ``study`` table, JSON text; checks its hash."""
+    row = db.execute("SELECT body, sha256 FROM study WHERE key = ?", (key,)).fetchone()
+    if row is None:
+        return None
+    body, digest = row
+    check_row(f"ledger.sqlite: study entry {key}", digest, key, body)
+    return str(body)
+
+
+def stored_json(db: sqlite3.Connection, key: str, default: Any = None) -> Any:
+    body = study_body(db, key)
+    if body is None:
+        return default
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        raise IntegrityError(f"study: {key}: not JSON ({error}).") from error
 
 
 def stored_list(db: sqlite3.Connection, key: str, model: type[R]) -> list[R]:
-    try:
-        entries = json.loads(study_body(db, key) or "[]")
-    except ValueError as error:
-        raise IntegrityError(f"study: {key}: not JSON ({error}).") from error
+    entries = stored_json(db, key, [])
     return [parse_record(model, json.dumps(entry), f"study: {key}") for entry in entries]
+
+
+def stored_trials(db: sqlite3.Connection) -> Iterator[tuple[TrialSpec, Status, str | None]]:
+    """(trial, status, failure) of every trial of the study as it is now, in order; checks hashes"""
+    rows = db.execute(
+        "SELECT trial_id, spec, status, failure, sha256 FROM trials WHERE position IS NOT NULL "
+        "ORDER BY position"
+    )
+    for trial_id, spec, status, failure, digest in rows:
+        place = f"ledger.sqlite: trial {trial_id}"
+        check_row(place, digest, trial_id, spec)
+        yield parse_record(TrialSpec, spec, place), status, failure
 
 
 def stored_records(db: sqlite3.Connection, kind: str, model: type[R]) -> Iterator[tuple[str, R]]:
@@ -144,11 +196,7 @@ def stored_records(db: sqlite3.Connection, kind: str, model: type[R]) -> Iterato
     )
     for trial_id, key, body, digest, settings in rows:
         place = f"ledger.sqlite: {kind} record {trial_id} {key}".rstrip()
-        if body_sha256(body, settings) != digest:
-            raise IntegrityError(
-                f"{place}: altered since it was written (its sha256 differs). Restore it from a "
-                "copy, or run the study again in another folder."
-            )
+        check_row(place, digest, body, settings)
         yield trial_id, parse_record(model, body, place)
 
 

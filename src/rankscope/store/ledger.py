@@ -35,11 +35,15 @@ from rankscope.store.database import (
     SMALL_WRITE,
     connect,
     damaged,
+    has_study,
     is_damaged,
     json_list,
     parse_record,
+    row_sha256,
+    stored_json,
     stored_list,
     stored_records,
+    stored_trials,
     study_body,
     transaction,
 )
@@ -139,9 +143,9 @@ class Ledger:
         Raises UserError if stored results would not be comparable any more: another base model,
         dtype or prompt format, or other rows or another metric under a task's name.
         """
-        stored_model = study_body(self._db, "model")
-        if stored_model is not None:
-            check_same_model(self.out, parse_record(ModelRecord, stored_model, "study"), model)
+        if has_study(self._db):
+            stored = parse_record(ModelRecord, study_body(self._db, "model") or "", "study: model")
+            check_same_model(self.out, stored, model)
         known = {task.name: task for task in stored_list(self._db, "known_tasks", TaskRecord)}
         check_same_tasks(self.out, known, tasks)
         known.update((task.name, task) for task in tasks)
@@ -168,9 +172,13 @@ class Ledger:
             before = int(self._db.execute(count).fetchone()[0])
             self._db.execute("UPDATE trials SET position = NULL")
             self._db.executemany(
-                "INSERT INTO trials VALUES (?, ?, ?, 'planned', NULL) "
+                "INSERT INTO trials VALUES (?, ?, ?, 'planned', NULL, ?) "
                 "ON CONFLICT (trial_id) DO UPDATE SET position = excluded.position",
-                [(spec.trial_id, i, spec.model_dump_json()) for i, spec in enumerate(specs)],
+                [
+                    (spec.trial_id, position, body, row_sha256(spec.trial_id, body))
+                    for position, spec in enumerate(specs)
+                    for body in [spec.model_dump_json()]
+                ],
             )
             return int(self._db.execute(count).fetchone()[0]) - before
 
@@ -182,11 +190,14 @@ class Ledger:
         return None if body is None else parse_record(StoredGroups, body, "study: groups")
 
     def add_seconds(self, seconds: float) -> None:
-        self._put(seconds=repr(float(study_body(self._db, "seconds") or 0.0) + seconds))
+        self._put(seconds=repr(stored_json(self._db, "seconds", 0.0) + seconds))
 
     def _put(self, **bodies: str) -> None:
         with transaction(self._db, self.out):
-            self._db.executemany("INSERT OR REPLACE INTO study VALUES (?, ?)", bodies.items())
+            self._db.executemany(
+                "INSERT OR REPLACE INTO study VALUES (?, ?, ?)",
+                [(key, body, row_sha256(key, body)) for key, body in bodies.items()],
+            )
 
     # --- results
 
@@ -260,10 +271,7 @@ class Ledger:
     # --- what is missing
 
     def trials(self) -> list[TrialSpec]:
-        rows = self._db.execute(
-            "SELECT spec FROM trials WHERE position IS NOT NULL ORDER BY position"
-        )
-        return [parse_record(TrialSpec, body, "trials") for (body,) in rows]
+        return [spec for spec, _, _ in stored_trials(self._db)]
 
     def statuses(self) -> dict[str, Status]:
         return {trial_id: status for trial_id, status, _ in self.trial_rows()}

@@ -1,6 +1,5 @@
 """Load all records of a study from its ledger."""
 
-import json
 import sqlite3
 from collections.abc import Container, Iterator, Sequence
 
@@ -18,11 +17,18 @@ from rankscope.records import (
     TaskRecord,
     TrainRecord,
     TrialRecords,
-    TrialSpec,
     trial_of,
 )
 from rankscope.store.artifacts import Artifact, ArtifactStore
-from rankscope.store.database import parse_record, stored_list, stored_records, study_body
+from rankscope.store.database import (
+    has_study,
+    parse_record,
+    stored_json,
+    stored_list,
+    stored_records,
+    stored_trials,
+    study_body,
+)
 from rankscope.store.history import mixed_versions_notes
 from rankscope.store.items import ItemTables, StoredItems, StoredResults
 
@@ -30,8 +36,7 @@ from rankscope.store.items import ItemTables, StoredItems, StoredResults
 def load_study(
     db: sqlite3.Connection, store: ArtifactStore, artifacts: Sequence[Artifact]
 ) -> StudyRecords:
-    model, name = study_body(db, "model"), study_body(db, "name")
-    if model is None or name is None:
+    if not has_study(db):
         raise UserError(f"{store.out}: no run has stored a study yet; run it first.")
     tasks = tuple(stored_list(db, "tasks", TaskRecord))
     task_names = {task.name for task in tasks}
@@ -45,18 +50,18 @@ def load_study(
     history = stored_list(db, "provenance", Provenance)
     tables = ItemTables(store, artifacts)
     return StudyRecords(
-        name=json.loads(name),
-        config=parse_record(StudyConfig, study_body(db, "config") or "{}", "study"),
-        model=parse_record(ModelRecord, model, "study"),
+        name=stored_json(db, "name"),
+        config=parse_record(StudyConfig, study_body(db, "config") or "", "study: config"),
+        model=parse_record(ModelRecord, study_body(db, "model") or "", "study: model"),
         tasks=tasks,
         trials=trials,
         evals=evals,
         items=StoredItems(evals, tables),
         results=StoredResults(evals, tables),
         provenance=history[-1],
-        total_seconds=float(study_body(db, "seconds") or 0.0),
+        total_seconds=stored_json(db, "seconds", 0.0),
         notes=(
-            *json.loads(study_body(db, "notes") or "[]"),
+            *stored_json(db, "notes", []),
             *_earlier_trials_notes(db),
             *mixed_versions_notes(history),
         ),
@@ -68,11 +73,7 @@ def _trial_records(db: sqlite3.Connection, tasks: Container[str]) -> Iterator[Tr
     spectra = dict(stored_records(db, "spectra", SpectraRecord))
     heads = dict(stored_records(db, "heads", HeadsRecord))
     curves = _curves(db, tasks)
-    rows = db.execute(
-        "SELECT spec, status, failure FROM trials WHERE position IS NOT NULL ORDER BY position"
-    )
-    for body, status, failure in rows:
-        spec = parse_record(TrialSpec, body, "trials")
+    for spec, status, failure in stored_trials(db):
         yield TrialRecords(
             spec,
             status,

@@ -17,7 +17,7 @@ from rankscope.records import (
     Status,
     TrainRecord,
 )
-from rankscope.store.database import body_sha256
+from rankscope.store.database import row_sha256
 
 PointKey = tuple[str, str, int]  # Of a learning curve: (trial id, task, optimizer steps done)
 RecordKind = Literal["train", "curve", "eval", "spectra", "heads"]
@@ -73,7 +73,7 @@ def record_row(record: StoredRecord, settings: str) -> tuple[str, ...]:
             f"{kind} record of {trial_id} {key}: holds NaN or an infinity. Expected finite "
             "numbers; mark the trial as 'diverged' instead."
         ) from error
-    return trial_id, kind, key, body, body_sha256(body, settings), settings
+    return trial_id, kind, key, body, row_sha256(body, settings), settings
 
 
 def set_status(

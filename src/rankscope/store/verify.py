@@ -1,16 +1,21 @@
 """Compare everything that a study stored with its hashes, and the ledger with itself."""
 
-import json
 import sqlite3
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 
-from rankscope.errors import IntegrityError, UserError
+from rankscope.errors import IntegrityError
 from rankscope.records import StudyRecords
 from rankscope.store.artifacts import Artifact, ArtifactStore, Problem
-from rankscope.store.database import body_sha256, is_damaged
+from rankscope.store.database import has_study, is_damaged, row_sha256
 from rankscope.store.items import items_path, weights_path
 from rankscope.store.loading import load_study
 
+HASHED_ROWS = """
+SELECT kind || ' record ' || trial_id || ' ' || key, sha256, body, settings FROM records
+UNION ALL SELECT 'trial ' || trial_id, sha256, trial_id, spec FROM trials
+UNION ALL SELECT 'study entry ' || key, sha256, key, body FROM study
+"""
 SOUND = "a sound data base"
 
 
@@ -32,16 +37,16 @@ def _each_problem(db: sqlite3.Connection, store: ArtifactStore, quick: bool) -> 
         if message != "ok":
             yield Problem("ledger.sqlite", SOUND, message)
     altered = False
-    for trial_id, kind, key, body, digest, settings in db.execute("SELECT * FROM records"):
-        now = body_sha256(body, settings)
+    for row, digest, *texts in db.execute(HASHED_ROWS):
+        now = row_sha256(*texts)
         if now != digest:
             altered = True
-            place = f"ledger.sqlite: {kind} record {trial_id} {key}".rstrip()
+            place = f"ledger.sqlite: {row}".rstrip()
             yield Problem(place, f"sha256 {digest}", f"sha256 {now}")
     rows = db.execute("SELECT path, sha256, bytes FROM artifacts ORDER BY path")
     artifacts = tuple(Artifact(*row) for row in rows)
     yield from filter(None, (store.check(artifact, quick=quick) for artifact in artifacts))
-    if not altered:  # else the altered records cannot be read
+    if not altered:  # else the altered rows cannot be read
         yield from _contradictions(db, store, artifacts)
 
 
@@ -50,15 +55,16 @@ def _contradictions(
 ) -> Iterator[Problem]:
     """What the tables of a ledger must agree on: a result has its record and its files."""
     try:
+        if not has_study(db):
+            return
         study = load_study(db, store, artifacts)
-    except UserError:  # no run has stored a study yet
-        return
-    except (IntegrityError, json.JSONDecodeError) as error:
+    except IntegrityError as error:
         yield Problem("ledger.sqlite", "readable records", str(error))
         return
-    named = {artifact.path for artifact in artifacts}
+    paths = [PurePosixPath(artifact.path) for artifact in artifacts]
+    named = {str(place) for path in paths for place in (path, *path.parents)}
     for path in _expected_files(study):
-        if not any(name == path or name.startswith(f"{path}/") for name in named):
+        if path not in named:
             yield Problem(path, "an artifact that the ledger names", "none")
     for trial in study.trials:
         if trial.status in ("trained", "done") and trial.train is None:

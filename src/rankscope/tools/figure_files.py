@@ -6,7 +6,9 @@ from typing import Literal, cast, get_args
 
 import plotly.graph_objects as go
 
-from rankscope.errors import UserError
+from rankscope.errors import DiskFull, UserError, first_line
+from rankscope.filesystem import is_disk_full, replace_text
+from rankscope.formatting import markdown_text
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.charts.figure import Figure
 from rankscope.report.study_page import study_sections
@@ -36,18 +38,28 @@ def write_study_figures(
 
     Raises:
         UserError: no browser could be started.
+        DiskFull: no space for a figure.
     """
     view = StudyView(study, recommendation)
     drawn = [figure for section in study_sections(view) for figure in section.figures]
     figures = [figure for figure in drawn if figure.plot is not None]
-    out.mkdir(parents=True, exist_ok=True)
-    paths = draw_files(figures, out, file_format, line_names(view))
-    entries = [
-        f"## {figure.title}\n\n`{path.name}`\n\n{figure.finding} {figure.caption}\n"
-        for figure, path in zip(figures, paths, strict=True)
-    ]
-    (out / "figures.md").write_text("\n".join(entries), encoding="utf-8")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        paths = draw_files(figures, out, file_format, line_names(view))
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise DiskFull(f"{out}: the disk is full; make room.") from error
+    entries = [list_entry(figure, path) for figure, path in zip(figures, paths, strict=True)]
+    replace_text(out / "figures.md", "\n".join(entries))
     return paths
+
+
+def list_entry(figure: Figure, path: Path) -> str:
+    """The part of ``figures.md`` on one figure."""
+    title = markdown_text(figure.title)
+    text = markdown_text(f"{figure.finding} {figure.caption}")
+    return f"## {title}\n\n`{path.name}`\n\n{text}\n"
 
 
 def check_figures(folder: Path, out: Path, file_format: str) -> FigureFormat:
@@ -94,7 +106,7 @@ def draw_files(
     except (ChromeNotFoundError, BrowserFailedError) as error:
         raise UserError(
             "--figures: no Chrome or Chromium could be started "
-            f"({str(error).strip().splitlines()[0]}); install one, or set BROWSER_PATH to it"
+            f"({first_line(error)}); install one, or set BROWSER_PATH to it"
         ) from error
     return paths
 

@@ -31,7 +31,12 @@ def merge_adapter(study: StudyRecords, adapter: Path, out: Path) -> None:
             "was scored; restore them"
         )
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        folder,
+        dtype=torch.float32,
+        local_files_only=True,
+        use_safetensors=True,
+        attn_implementation="eager",
+        trust_remote_code=False,
     )
     tuned = PeftModel.from_pretrained(model, str(adapter))
     if not hasattr(tuned.base_model, "merge_and_unload"):

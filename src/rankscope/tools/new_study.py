@@ -79,10 +79,10 @@ def study_template(
     text = (folder / f"{preset}.yaml").read_text(encoding="utf-8")
     if is_pocket and task is not None and not retention:
         retention = ["pocket_general"]  # other tasks use words that the pocket model does not know
-    if model is not None:
-        text = replace_line(text, "model: ", f"model: {dump_text(model)}")
     if task is not None:
         text = with_own_task(text, preset, task)
+    if model is not None:
+        text = replace_line(text, "model: ", f"model: {dump_text(model)}")
     if retention:
         names = ", ".join(map(dump_text, retention))
         text = replace_line(text, "  retention: [", f"  retention: [{names}]")
@@ -96,7 +96,7 @@ def study_template(
 
 def takes_own_rows(preset: str) -> bool:
     folder = resources.files("rankscope.config.presets")
-    return preset not in PRESETS or f"name: {OWN_TASK}\n" in (folder / f"{preset}.yaml").read_text()
+    return preset in PRESETS and f"name: {OWN_TASK}\n" in (folder / f"{preset}.yaml").read_text()
 
 
 def with_own_task(text: str, preset: str, task: Mapping[str, str]) -> str:
@@ -106,12 +106,12 @@ def with_own_task(text: str, preset: str, task: Mapping[str, str]) -> str:
             f"preset {preset!r} trains on named tasks, not on your own rows: leave --data out, or "
             "choose the preset 'default'"
         )
+    text = re.sub(rf"\b{OWN_TASK}\b", task["name"], text)
     keys = [f"    {key}: {dump_text(value)}" for key, value in task.items() if key != "name"]
     for split in SPLIT_FILES[1:]:
         text = replace_line(text, f"    # {split}: ", None)
     text = replace_line(text, "    train: ", "\n".join(keys))
-    text = replace_line(text, "name: my-study", f"name: {task['name']}")
-    return re.sub(rf"\b{OWN_TASK}\b", task["name"], text)
+    return replace_line(text, "name: my-study", f"name: {task['name']}")
 
 
 def replace_line(text: str, start: str, line: str | None) -> str:

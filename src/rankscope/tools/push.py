@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rankscope.errors import UserError
+from rankscope.errors import UserError, first_line
 from rankscope.formatting import byte_size, count
 
 
@@ -38,16 +38,10 @@ class Upload:
         An existing repository keeps its visibility.
 
         Raises:
-            UserError: no token, no connection, or the hub refused.
+            UserError: no connection, or the hub refused.
         """
-        from huggingface_hub import HfApi, get_token
-        from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub import HfApi
 
-        if get_token() is None:
-            raise UserError(
-                f"--push {self.repository}: there is no token for the hub; log in with "
-                f"'hf auth login' or set HF_TOKEN. Nothing was sent; the export is in {self.folder}"
-            )
         api = HfApi()
         try:
             api.create_repo(self.repository, private=self.private, exist_ok=True)
@@ -56,10 +50,9 @@ class Upload:
                 folder_path=self.folder,
                 commit_message="Upload from Rankscope",
             )
-        except (HfHubHTTPError, OSError) as error:
-            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        except Exception as error:  # whatever the HTTP library raises without a connection
             raise UserError(
-                f"--push {self.repository}: the hub did not take it ({reason}); check the "
+                f"--push {self.repository}: the upload failed ({first_line(error)}); check the "
                 f"connection and the token's rights. The export is in {self.folder}"
             ) from error
         return str(commit.repo_url)
@@ -74,3 +67,14 @@ def check_repository(repository: str) -> None:
         validate_repo_id(repository)
     except HFValidationError as error:
         raise UserError(f"--push {repository!r}: expected OWNER/NAME ({error})") from error
+
+
+def check_token(repository: str) -> None:
+    """Raise UserError if this machine has no token for the hub."""
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise UserError(
+            f"--push {repository}: there is no token for the hub; log in with 'hf auth login' or "
+            "set HF_TOKEN"
+        )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rankscope.errors import RankscopeError, UserError
+from rankscope.errors import RankscopeError, UserError, first_line
 from rankscope.hashing import sha256_json
 from rankscope.records import BASE, StudyRecords, TrialRecords
 from rankscope.store import Ledger
@@ -70,13 +70,12 @@ def track(
                 f"--to {to}: {error.name} is not installed; install it with "
                 "pip install 'rankscope[track]'"
             ) from error
-        except (RankscopeError, KeyboardInterrupt):
+        except RankscopeError:
             raise
         except Exception as error:  # whatever a tracker raises; the study is untouched
-            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
             raise UserError(
-                f"--to {to}: {reason}; {len(written)} runs were written, and the same command "
-                "continues"
+                f"--to {to}: {first_line(error)}; {len(written)} runs were written, and the same "
+                "command continues"
             ) from error
     return TrackingResult(tracker.project, tracker.place, tuple(written), len(runs) - len(written))
 

@@ -52,13 +52,17 @@ class Tracker(Protocol):
 
 
 class Trackio:
-    """Runs in trackio's local data base, which ``trackio show`` displays."""
+    """Runs in trackio's local database, which ``trackio show`` displays.
+
+    A run is complete if a file named by its identity and its key exists.
+    """
 
     def __init__(self, project: str) -> None:
         import trackio
         from trackio.utils import TRACKIO_DIR
 
         self.trackio, self.project, self.place = trackio, project, str(TRACKIO_DIR)
+        self.complete = TRACKIO_DIR / "rankscope-complete"
 
     def runs(self) -> list[tuple[Any, dict[str, Any]]]:
         """Every run with its configuration."""
@@ -69,11 +73,19 @@ class Trackio:
 
     def stored(self) -> dict[str, str]:
         configs = [config for _, config in self.runs() if RUN in config]
-        return {config[RUN]: config.get(KEY, "") for config in configs}
+        keys = {config[RUN]: config.get(KEY, "") for config in configs}
+        return {
+            identity: key if self.mark(identity, key).is_file() else ""
+            for identity, key in keys.items()
+        }
+
+    def mark(self, identity: str, key: str) -> Path:
+        return self.complete / f"{identity}-{key}"
 
     def remove(self, identity: str) -> None:
         for run, config in self.runs():
             if config.get(RUN) == identity:
+                self.mark(identity, config.get(KEY, "")).unlink(missing_ok=True)
                 run.delete()
 
     def write(self, run: TrackedRun) -> None:
@@ -92,6 +104,8 @@ class Trackio:
         failed = {"failed": 1.0} if run.failure else {}
         started.log({**run.results, **failed}, step=last)
         started.finish()  # type: ignore[no-untyped-call]
+        self.complete.mkdir(parents=True, exist_ok=True)
+        self.mark(run.identity, run.key).touch()
 
 
 class Wandb:
@@ -160,6 +174,7 @@ class Mlflow:
     """Most metrics of one request."""
 
     def __init__(self, project: str) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)

@@ -1,11 +1,15 @@
 """Which trial of a study a user means: the recommended one, an id, or a label from the report."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rankscope.errors import UserError
-from rankscope.records import TaskAdvice, TrialSpec
-from rankscope.report.study_view import StudyView
+from rankscope.records import StudyRecords, TaskAdvice, TrialSpec
+
+if TYPE_CHECKING:
+    from rankscope.report.study_view import StudyView
 
 MOST_LISTED = 12
 """Trials named in a message about an ambiguous label."""
@@ -20,7 +24,7 @@ class ChosenTrial:
 
 
 def choose_trial(
-    view: StudyView, folder: Path, label: str | None, task: str | None, *, best_lora: bool
+    view: "StudyView", folder: Path, label: str | None, task: str | None, *, best_lora: bool
 ) -> ChosenTrial:
     """The trial that a label names; without one, of the recommended arm or the best LoRA arm.
 
@@ -31,13 +35,9 @@ def choose_trial(
     Raises:
         UserError: no such trial or recommendation, or several; the message lists them.
     """
-    if task is not None and task not in view.training_tasks:
-        raise UserError(
-            f"{folder}: --task {task!r} is not a training task; expected one of "
-            f"{', '.join(view.training_tasks)}"
-        )
+    check_training_task(view.training_tasks, folder, task)
     if label is not None:
-        trials = _trials_with_label(view, folder, label, task)
+        trials = trials_with_label(view.study, folder, label, task)
     else:
         trials = _trials_of_answer(view, folder, task, best_lora=best_lora)
     if len(trials) == 1:
@@ -49,10 +49,22 @@ def choose_trial(
     return ChosenTrial(best, f"the seed with the highest validation score of {len(trials)}")
 
 
-def _trials_with_label(
-    view: StudyView, folder: Path, label: str, task: str | None
+def check_training_task(tasks: Collection[str], folder: Path, task: str | None) -> None:
+    if task is not None and task not in tasks:
+        raise UserError(
+            f"{folder}: --task {task!r} is not a training task; expected one of {', '.join(tasks)}"
+        )
+
+
+def trials_with_label(
+    study: StudyRecords, folder: Path, label: str, task: str | None
 ) -> list[TrialSpec]:
-    trials = [t.spec for t in view.study.trials if task in (None, t.spec.task)]
+    """The seeds of the arm, or the trial, that a label names.
+
+    Raises:
+        UserError: no such trial, or several arms.
+    """
+    trials = [t.spec for t in study.trials if task in (None, t.spec.task)]
     words = set(label.split())
     by_id = [spec for spec in trials if label and spec.trial_id.startswith(label)]
     exact = [spec for spec in trials if label in (spec.label, spec.arm_label)]
@@ -65,7 +77,7 @@ def _trials_with_label(
             f"trials, listed by 'rankscope status {folder}'"
         )
     if len(matches) == 1 or (not by_id and len({spec.arm for spec in matches}) == 1):
-        done = {t.spec.trial_id for t in view.study.trials if t.status == "done"}
+        done = {t.spec.trial_id for t in study.trials if t.status == "done"}
         return [spec for spec in matches if spec.trial_id in done] or matches[:1]
     arms = dict.fromkeys(f"{spec.task} {spec.arm_label}" for spec in matches)
     names = [f"{s.trial_id}  {s.label}" for s in matches] if by_id else list(arms)
@@ -80,7 +92,7 @@ def _trials_with_label(
 
 
 def _trials_of_answer(
-    view: StudyView, folder: Path, task: str | None, *, best_lora: bool
+    view: "StudyView", folder: Path, task: str | None, *, best_lora: bool
 ) -> list[TrialSpec]:
     advice = _one_task(view, folder, task)
     arm = view.best_lora(advice.task) if best_lora else advice.chosen
@@ -97,7 +109,7 @@ def _trials_of_answer(
     return [t.spec for t in view.trials(arm) if t.status == "done"]
 
 
-def _one_task(view: StudyView, folder: Path, task: str | None) -> TaskAdvice:
+def _one_task(view: "StudyView", folder: Path, task: str | None) -> TaskAdvice:
     """The advice for ``task``, or for the only training task."""
     tasks = view.training_tasks if task is None else (task,)
     if len(tasks) != 1 or (advice := view.advice(tasks[0])) is None:

@@ -66,9 +66,27 @@ def test_bytes_are_those_of_the_text_that_was_scored() -> None:
     assert whole is not None
     assert cut is not None
     assert cut.truncated
-    assert scorer.num_bytes(coder, talk, [whole]) == len("émat".encode())
+    assert scorer.num_bytes(coder, talk, [whole], is_cut=False) == len("émat".encode())
     kept = coder.tokenizer.decode([t for t, k in zip(*cut_parts(cut), strict=True) if k])
-    assert scorer.num_bytes(coder, long, [cut]) == len(kept.encode()) < len(long.completion)
+    num_bytes = scorer.num_bytes(coder, long, [cut], is_cut=True)
+    assert num_bytes == len(kept.encode()) < len(long.completion)
+
+
+def test_bytes_of_an_answer_cut_at_its_beginning_are_those_of_its_rest() -> None:
+    item = Item("toy/test/1", "a", "1 2 3 " * 100)
+    engine, coder = base(), encoder(max_length=None)
+    settings = SETTINGS.model_copy(update={"too_long": "truncate_left"})
+    task = loaded((item,), "loss")
+    record, (result,) = evaluate_task(engine, coder, task, "test", {None: BASE}, settings)[None]
+    assert record.truncated == 1
+    row = coder.training_row(item, "completion")
+    assert row is not None
+    assert result.gold_tokens is not None
+    rest = coder.tokenizer.decode(row.input_ids[-result.gold_tokens :], skip_special_tokens=True)
+    assert len(rest) < len(item.completion)
+    assert result.gold_logprob is not None
+    bits = -result.gold_logprob / math.log(2)
+    assert record.metrics["bits_per_byte"] == pytest.approx(bits / len(rest.encode()))
 
 
 def cut_parts(row: EncodedRow) -> tuple[tuple[int, ...], tuple[bool, ...]]:

@@ -37,6 +37,14 @@ def test_regex_compares_the_last_match_letter_for_letter() -> None:
         get_scorer("regex").check_task(spec)
 
 
+@pytest.mark.parametrize("scorer", ["regex", "exact_match"])
+def test_an_optional_group_that_takes_no_part_is_no_answer(scorer: str) -> None:
+    scores = judged(scorer, "so A: no number", ["A: none", "none", "A: 7"], extract=r"A:(?: (\d))?")
+    assert [item.score for item in scores.items] == [0.0, 0.0, 0.0]
+    assert scores.metrics["answered"] == pytest.approx(1 / 3)
+    assert [item.prediction for item in scores.items] == ["", "", "7"]
+
+
 def test_contains_looks_for_whole_words() -> None:
     texts = ["It is the  New York, of course", "newyork", "new yorkers", "NEW\nYORK.", ""]
     scores = judged("contains", "New York.", texts)
@@ -163,6 +171,16 @@ def test_what_the_function_returns_is_the_score(
         judge("beyond", "a")
     with pytest.raises(UserError, match="has no function 'missing'"):
         judge("missing", "a")
+
+
+def test_an_edited_function_is_read_again(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANKSCOPE_TRUST_TASK_CODE", "1")
+    path, item = study.parent / "grader.py", Item("x/1", "what 1 ?", "metal 1")
+    spec, scorer = loaded((item,), "exact_match").spec, get_scorer(f"python:{path}:grade")
+    for score in (0.5, 0.125):
+        path.write_text(GRADER.replace("0.5", str(score)))
+        scorer.check_task(spec)
+        assert scorer.judge_answer(item, "a", None).score == score
 
 
 def test_the_content_of_the_file_is_part_of_the_tasks_identity(study: Path) -> None:

@@ -38,7 +38,7 @@ def plan_table(plan: Plan) -> RenderableType:
     ]
     title = f"{plan.study} on {plan.model} ({plan.machine}, {plan.dtype})"
     table = terminal_table(rows, title, right=("memory", "time"))
-    parts = [table, _stages(plan), *map(Text, _totals(plan))]
+    parts = [table, _stages(plan), *map(Text, totals(plan))]
     if plan.savings:
         parts.append(_savings(plan))
     return Group(*parts, *note_lines(plan.notes))
@@ -54,7 +54,7 @@ def _stages(plan: Plan) -> RenderableType:
     return terminal_table(rows, "time by stage", right=("time", "share"))
 
 
-def _totals(plan: Plan) -> Iterator[str]:
+def totals(plan: Plan) -> Iterator[str]:
     curve = f" and {plan.curve_evaluations:,} while training" if plan.curve_evaluations else ""
     yield (
         f"{count(plan.trials, 'trial')} in {count(len(plan.groups), 'group')}, "
@@ -71,8 +71,13 @@ def _totals(plan: Plan) -> Iterator[str]:
         f"Memory: up to {byte_size(most)} of {byte_size(plan.memory_bytes)} while training; the "
         "libraries' own 0.7 GB come on top."
     )
-    too_large = [str(number) for number, group in enumerate(plan.groups, 1) if not group.fits]
-    if too_large:
+    numbered = [(str(number), group) for number, group in enumerate(plan.groups, 1)]
+    if hopeless := [number for number, group in numbered if not group.states_fit]:
+        yield (
+            f"DOES NOT FIT: the base and the optimizer states of group {', '.join(hopeless)} alone "
+            "exceed this machine's memory. Leave the arm out, or use a machine with more memory."
+        )
+    if too_large := [number for number, group in numbered if group.states_fit and not group.fits]:
         yield (
             f"DOES NOT FIT: group {', '.join(too_large)} needs more memory than this machine has. "
             "Lower train.batch_tokens, set train.gradient_checkpointing=true, or leave the arm out."

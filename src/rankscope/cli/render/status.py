@@ -1,6 +1,7 @@
 """What ``status`` prints: a row per trial, what failed and why, and the next command."""
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -65,13 +66,14 @@ def _state(study: StudyRecords, folder: Path) -> str:
 
 def _next_command(study: StudyRecords, folder: Path) -> str:
     failed = sorted({trial.status for trial in study.trials} & FAILED)
-    run = f"rankscope run {folder / 'study.resolved.yaml'} --out {folder}"
+    place = shlex.quote(str(folder))
+    run = f"rankscope run {shlex.quote(str(folder / 'study.resolved.yaml'))} --out {place}"
     commands = {
-        "running": f"rankscope status {folder}",
+        "running": f"rankscope status {place}",
         "unfinished": run,
         "failed": f"{run} --retry {','.join(failed)}",
     }
-    return commands.get(_state(study, folder), f"rankscope report {folder}")
+    return commands.get(_state(study, folder), f"rankscope report {place}")
 
 
 def _trial_data(study: StudyRecords, trial: TrialRecords) -> dict[str, Any]:

@@ -68,7 +68,8 @@ class GenerationScorer(Scorer[list[int]]):
         return window.last_tokens(encoded, room, where)
 
     def run(self, job: "ScoringJob") -> dict[str | None, ModelScores]:
-        """A model's seconds are its share, by tokens, of the batch that all models run in."""
+        """A model's seconds are its share, by tokens, of the batch that all models run in, and
+        those of its own pass over the gold answers."""
         from rankscope.evaluate.context_window import context_length
         from rankscope.evaluate.continuous_batching import GenerationLimits, generate
 
@@ -96,11 +97,13 @@ class GenerationScorer(Scorer[list[int]]):
             scores[name] = ModelScores(
                 [
                     replace(result, gold_logprob=logprob, gold_tokens=length)
-                    for result, (logprob, length) in zip(judged.items, gold[name], strict=True)
+                    for result, (logprob, length) in zip(
+                        judged.items, gold[name].answers, strict=True
+                    )
                 ],
                 judged.metrics,
-                seconds * tokens[name] / total,
-                tokens[name],
+                seconds * tokens[name] / total + gold[name].seconds,
+                tokens[name] + gold[name].num_tokens,
             )
         return scores
 
@@ -154,15 +157,20 @@ class EqualAnswerScorer(GenerationScorer):
         """What :meth:`comparable` must equal; ``pattern`` is the task's ``extract``."""
 
 
-def gold_logprobs(
-    job: "ScoringJob", context: int
-) -> dict[str | None, list[tuple[float | None, int | None]]]:
-    """Log p of every item's written gold answer and its tokens, by model.
+@dataclass(slots=True)
+class GoldLogprobs:
+    """One model's log p of the written gold answers."""
 
-    None for an answer that does not fit the context after its prompt, or is not finite. One
-    forward pass: little beside the answers that are written, and forgetting shows in it before an
-    answer changes.
-    """
+    answers: list[tuple[float | None, int | None]]
+    """Log p and tokens of every item's answer; None for an answer that does not fit the context
+    after its prompt, or is not finite."""
+    seconds: float = 0.0
+    num_tokens: int = 0
+    """Tokens computed."""
+
+
+def gold_logprobs(job: "ScoringJob", context: int) -> dict[str | None, GoldLogprobs]:
+    """One forward pass by model: forgetting shows in it before an answer changes."""
     from rankscope.evaluate.likelihood import Question, continuation_logprobs
 
     answers = [
@@ -174,7 +182,7 @@ def gold_logprobs(
         if answer and len(prompt) + len(answer) <= context
     ]
     unknown: tuple[float | None, int | None] = (None, None)
-    found = {name: [unknown] * len(answers) for name in job.adapter_names}
+    found = {name: GoldLogprobs([unknown] * len(answers)) for name in job.adapter_names}
     if not fitting:
         return found
     questions = [Question(job.split.encoded[i], [answers[i]]) for i in fitting]
@@ -182,16 +190,21 @@ def gold_logprobs(
         job.base, questions, job.adapter_names, job.settings.batch_tokens
     )
     for name, logprobs in by_model.items():
+        found[name].seconds, found[name].num_tokens = logprobs.seconds, logprobs.num_tokens
         for i, total in zip(fitting, logprobs.totals.tolist(), strict=True):
             if math.isfinite(total):
-                found[name][i] = (total, len(answers[i]))
+                found[name].answers[i] = (total, len(answers[i]))
     return found
 
 
 def first_match(pattern: re.Pattern[str], text: str) -> str | None:
-    """The first match of a pattern in a text: its group, or all of it if it has no group."""
+    """The first match of a pattern in a text: its group, or all of it if it has no group.
+
+    None without a match, or if an optional group took no part in it.
+    """
     match = pattern.search(text)
-    return None if match is None else str(match.group(pattern.groups))
+    part: str | None = None if match is None else match.group(pattern.groups)
+    return part
 
 
 def stop_strings(

@@ -86,9 +86,10 @@ class LossScorer(Scorer["list[EncodedRow]"]):
         rows = [row for of_item in encoded for row in of_item]
         owners = np.repeat(np.arange(len(items)), [len(of_item) for of_item in encoded])
         counts = [sum(sum(row.is_label) for row in of_item) for of_item in encoded]
+        cut = job.split.cut_at_start | job.split.cut_at_end
         num_bytes: int = sum(
-            self.num_bytes(job.encoder, item, list(of_item))
-            for item, of_item in zip(items, encoded, strict=True)
+            self.num_bytes(job.encoder, item, list(of_item), is_cut=index in cut)
+            for index, (item, of_item) in enumerate(zip(items, encoded, strict=True))
         )
         scores = {}
         by_model = row_logprobs(job.base, rows, job.adapter_names, job.settings.batch_tokens)
@@ -116,9 +117,11 @@ class LossScorer(Scorer["list[EncodedRow]"]):
         """The scored text, as the results hold it."""
         return item.completion
 
-    def num_bytes(self, encoder: "Encoder", item: "Item", encoded: "list[EncodedRow]") -> int:
-        """UTF-8 bytes of the scored text; the end token has none."""
-        if self.is_cut_at_end(encoded):
+    def num_bytes(
+        self, encoder: "Encoder", item: "Item", encoded: "list[EncodedRow]", *, is_cut: bool
+    ) -> int:
+        """UTF-8 bytes of the scored text, of a cut item what is left; the end token has none."""
+        if is_cut:
             (row,) = encoded
             labels = zip(row.input_ids, row.is_label, strict=True)
             ids = [token for token, is_label in labels if is_label]

@@ -43,6 +43,8 @@ class PythonScorer(GenerationScorer):
                 f"task {spec.name!r}: scorer {self.name!r} runs Python code. Read {self.path} "
                 f"first; then allow it with --trust-task-code, or {ALLOWED}=1 in the environment"
             )
+        # The file may have changed since it was read; its new content gives the task a new hash.
+        self.__dict__.pop("function", None)
         _ = self.function
 
     def encoder_settings(self, encoder: "Encoder") -> dict[str, Any]:

@@ -43,5 +43,6 @@ class RegexScorer(EqualAnswerScorer):
 
     def last_match(self, pattern: re.Pattern[str] | None, text: str) -> str | None:
         assert pattern is not None  # check_task
-        found = [match.group(pattern.groups) or "" for match in pattern.finditer(text)]
-        return self.comparable(found[-1]) if found else None
+        found = [match.group(pattern.groups) for match in pattern.finditer(text)]
+        parts = [part for part in found if part is not None]  # None: an optional group left out
+        return self.comparable(parts[-1]) if parts else None

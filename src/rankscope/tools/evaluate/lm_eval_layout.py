@@ -8,12 +8,13 @@ The layout is that of the harness's ``EvaluationTracker`` 0.4; the package itsel
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rankscope.config.task import LM_EVAL_PREFIX
+from rankscope.errors import UserError
 from rankscope.filesystem import replace_text
 from rankscope.hashing import sha256_json
 from rankscope.provenance import provenance
@@ -44,9 +45,11 @@ def write_lm_eval_layout(
     written = []
     for model in dict.fromkeys(score.model for score in scores):
         of_model = [score for score in scores if score.model == model]
-        folder = out / UNFIT_FOR_FOLDERS.sub("__", model_name(model, request))
+        folder = out / results_folder_name(model, request)
         folder.mkdir(parents=True, exist_ok=True)
-        samples = {harness_name(s): _samples(s, items[s.key], prompts) for s in of_model}
+        samples = {
+            harness_name(s.record.task): _samples(s, items[s.key], prompts) for s in of_model
+        }
         summary = _summary(model, of_model, samples, request, now)
         path = folder / f"results_{date}.json"
         replace_text(path, json.dumps(summary, indent=2, ensure_ascii=False))
@@ -62,9 +65,27 @@ def model_name(model: str, request: EvalRequest) -> str:
     return request.model if model == BASE else model
 
 
-def harness_name(score: Score) -> str:
+def results_folder_name(model: str, request: EvalRequest) -> str:
+    """A model's name as a folder of ``out``, which ``.`` and ``..`` are not."""
+    name = UNFIT_FOR_FOLDERS.sub("__", model_name(model, request))
+    return name if name.strip(".") else "model"
+
+
+def harness_name(task: str) -> str:
     """The harness's own name of one of its tasks; other names as they are."""
-    return re.sub(r"[^\w.+-]", "_", score.record.task.removeprefix(LM_EVAL_PREFIX))
+    return re.sub(r"[^\w.+-]", "_", task.removeprefix(LM_EVAL_PREFIX))
+
+
+def check_harness_names(tasks: Iterable[str]) -> None:
+    """Raise UserError if two tasks have the same name in this layout."""
+    by_name: dict[str, str] = {}
+    for task in tasks:
+        other = by_name.setdefault(harness_name(task), task)
+        if other != task:
+            raise UserError(
+                f"--format lm-eval: tasks {other!r} and {task!r} are both {harness_name(task)!r} "
+                "in that layout; score them in two commands"
+            )
 
 
 def _summary(
@@ -75,7 +96,7 @@ def _summary(
     now: datetime,
 ) -> dict[str, Any]:
     versions = provenance()
-    tasks = {harness_name(score): score for score in scores}
+    tasks = {harness_name(score.record.task): score for score in scores}
     seconds = sum(score.record.seconds for score in scores)
     arguments = {"pretrained": request.model, "dtype": scores[0].dtype}
     if model != BASE:
@@ -114,7 +135,7 @@ def _summary(
         },
         "model_source": "rankscope",
         "model_name": model_name(model, request),
-        "model_name_sanitized": UNFIT_FOR_FOLDERS.sub("__", model_name(model, request)),
+        "model_name_sanitized": results_folder_name(model, request),
         "system_instruction": None,
         "fewshot_as_multiturn": None,
         "chat_template": scores[0].prompt_format if scores[0].prompt_format == "chat" else None,
@@ -134,11 +155,14 @@ def _metrics(name: str, score: Score) -> dict[str, Any]:
 
 
 def _task_config(name: str, score: Score) -> dict[str, Any]:
+    metric: dict[str, Any] = {"metric": score.record.metric}
+    if not score.record.task.startswith(LM_EVAL_PREFIX):
+        metric["higher_is_better"] = score.record.metric not in LOWER_IS_BETTER
     return {
         "task": name,
         "output_type": score.scorer,
         "num_fewshot": score.num_fewshot,
-        "metric_list": [{"metric": score.record.metric, "higher_is_better": True}],
+        "metric_list": [metric],
         "metadata": {"source": score.source, "sha256": score.task_sha256},
     }
 

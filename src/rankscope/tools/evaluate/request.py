@@ -31,6 +31,8 @@ class EvalRequest(ConfigSection):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     prompt_format: Literal["auto", "chat", "plain"] = "auto"
     data_seed: int = 0
+    lm_eval_layout: bool = False
+    """The results are also written as lm-evaluation-harness does."""
     force: bool = False
     """Accept adapters that record another base."""
     trust_task_code: bool = False

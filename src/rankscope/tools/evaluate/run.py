@@ -29,6 +29,7 @@ from rankscope.models.parameters import architecture, read_model_config
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.records import BASE, Estimate, EvalRecord
 from rankscope.tools.evaluate.adapters import AdapterFolder, read_adapters
+from rankscope.tools.evaluate.lm_eval_layout import check_harness_names
 from rankscope.tools.evaluate.request import EvalRequest
 from rankscope.tools.evaluate.results_folder import ResultsFolder, Score, TaskInfo
 from rankscope.tools.evaluate.tasks import EvalTask, Models, read_tasks
@@ -93,6 +94,8 @@ def score(
         request.adapters, architecture(config), base_sha256, force=request.force
     )
     tasks = read_tasks(request, encoder, tokenizer_sha256(folder), context_length(config))
+    if request.lm_eval_layout:
+        check_harness_names(name for task in tasks for name in task.infos)
     notes = [*encoder.notes]
     notes += [note for adapter in adapters for note in adapter.notes]
     notes += [note for task in tasks for note in task.notes]
