@@ -4,8 +4,6 @@ import os
 import sqlite3
 import subprocess
 import sys
-import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +27,6 @@ from rankscope.records import (
     write_items,
 )
 from rankscope.store import CHECKPOINTS, Ledger, TrialFailure, adapter_path, items_path
-from rankscope.store.artifacts import Artifact, ArtifactStore
 
 FIXTURES = os.pathsep.join(
     [str(Path(__file__).parent), str(Path(__file__).parents[1] / "fixtures")]
@@ -565,24 +562,6 @@ def test_records_without_any_study_are_found(tmp_path: Path) -> None:
         assert len(ledger.verify()) == 1
         with pytest.raises(IntegrityError, match="found no 'name' in the table study"):
             ledger.load()
-
-
-def test_the_time_to_compare_tables_grows_with_their_size_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """10,000 evaluations, of which one has no items; over all pairs of paths it took 7 s."""
-    run_everything(tmp_path)
-    with Ledger.open(tmp_path, write=True) as ledger:
-        keys = [(f"{number:016x}", "med", "test") for number in range(100, 10_100)]
-        named = [Artifact(items_path(*key), "0" * 64, 0) for key in keys[1:]]
-        study = replace(ledger.load(), trials=(), evals={key: eval_record(key[0]) for key in keys})
-        monkeypatch.setattr("rankscope.store.verify.load_study", lambda *_: study)
-        monkeypatch.setattr(ArtifactStore, "check", lambda *_, **__: None)
-        ledger.commit(artifacts=named)
-        begun = time.process_time()
-        problems = ledger.verify()
-        assert time.process_time() - begun < 3
-    assert [problem.path for problem in problems] == [items_path(*keys[0])]
 
 
 def test_what_no_row_names_is_removed_and_nothing_else(tmp_path: Path) -> None:
