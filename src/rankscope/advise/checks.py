@@ -175,7 +175,7 @@ def _trials(results: TaskResults) -> Iterator[TrustCheck]:
         value = f"{results.waiting} of {trials} to run"
         yield trust_check("trials.waiting", "bad", value, waiting=results.waiting, trials=trials)
     if results.trials and not results.failed and not results.waiting:
-        yield trust_check("trials.fine", "fine", f"{trials}", trials=trials)
+        yield trust_check("trials.fine", "fine", f"all {trials} finished", trials=trials)
 
 
 def first_names(names: Sequence[str]) -> dict[str, Field]:

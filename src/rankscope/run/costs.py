@@ -28,8 +28,7 @@ from rankscope.train.step_schedule import planned_steps, trial_protocol
 TOUCHES = 30
 """How often a pass forward and backward reads or writes each input and output of a linear layer,
 and on a processor each attention weight. Fitted to training SmolLM2-135M and the pocket model on
-two cores; with the data sheet of an H100 it gives 12,400 tokens/s for LoRA on Llama-3.1-8B, and
-12,473 are published."""
+two cores; not measured on a GPU."""
 LINEAR_SECONDS = 3e-4
 """To start one linear layer with what surrounds it, forward and backward."""
 SLICE_SECONDS = 2e-4

@@ -62,7 +62,7 @@ class Trackio:
         from trackio.utils import TRACKIO_DIR
 
         self.trackio, self.project, self.place = trackio, project, str(TRACKIO_DIR)
-        self.complete = TRACKIO_DIR / "rankscope-complete"
+        self.complete = Path(TRACKIO_DIR) / "rankscope-complete"
 
     def runs(self) -> list[tuple[Any, dict[str, Any]]]:
         """Every run with its configuration."""
@@ -103,7 +103,7 @@ class Trackio:
         last = run.history[-1][0] if run.history else 0
         failed = {"failed": 1.0} if run.failure else {}
         started.log({**run.results, **failed}, step=last)
-        started.finish()  # type: ignore[no-untyped-call]
+        started.finish()
         self.complete.mkdir(parents=True, exist_ok=True)
         self.mark(run.identity, run.key).touch()
 
