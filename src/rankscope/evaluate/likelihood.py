@@ -127,15 +127,12 @@ def prefix_groups(
         if length:
             row = Row(questions[members[0]].prompt[:length], [])
             prefix = RowBatch.of([row], base.device)
-        sizes = []
-        for i in members:
-            branched = sum(len(ids) - 1 for ids in set(map(tuple, questions[i].continuations)))
-            sizes.append((len(questions[i].prompt) - length + branched, 1 + branched))
+        asked = [questions[i] for i in members]
+        trees = [TokenTree.of_question(q.prompt[length:], q.continuations) for q in asked]
+        sizes = [tree.size for tree in trees]
         batches = []
         for part in cut_batches(sizes, batch_tokens, base.record.vocab_size):
-            asked = [questions[members[i]] for i in part]
-            trees = [TokenTree.of_question(q.prompt[length:], q.continuations) for q in asked]
-            batch = TokenTreeBatch.of(trees, base.device, length)
+            batch = TokenTreeBatch.of([trees[i] for i in part], base.device, length)
             batches.append(([members[i] for i in part], batch))
         yield PrefixGroup(prefix, batches)
 

@@ -103,7 +103,7 @@ def find_machine(name: str) -> Machine | None:
 
 
 def this_machine(device: torch.device, dtype: torch.dtype, shape: tuple[int, int]) -> Machine:
-    """The machine at hand, measured for about a second.
+    """The machine that this process runs on, measured for about a second.
 
     Args:
         shape: (out, in) of a weight of the model: products of small matrices are slower.

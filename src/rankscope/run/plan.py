@@ -7,6 +7,7 @@ tokens into time on one of the machines of ``machines.py``.
 
 import heapq
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.records import Record, TrialSpec
@@ -79,9 +80,10 @@ def make_plan(inputs: PreparedStudy, machine: Machine | None = None, gpus: int =
     """Count and estimate; without ``machine`` a short product is measured here."""
     machine = machine or this_machine(inputs.device, inputs.dtype, widest(inputs))
     model, items = CostModel(inputs, machine), item_tokens(inputs)
+    scored = scoring_by_trial(model, items)
     costs: dict[str, TrialCost] = {}
     for group in inputs.groups:
-        costs |= trial_costs(model, items, group)
+        costs |= trial_costs(model, items, scored, group)
     groups = tuple(plan_group(model, group, costs) for group in inputs.groups)
     base_items = [item for _, task, split in inputs.base_evals() for item in items[task, split]]
     base = TrialCost(0, model.scoring(base_items), model.base_spectra(), base_heads(model, items))
@@ -89,7 +91,6 @@ def make_plan(inputs: PreparedStudy, machine: Machine | None = None, gpus: int =
     products = sum(
         model.products(model.training_operations(t, model.tokens(t))) for t in inputs.trials
     )
-    scored = [evaluated_items(inputs, items, trial) for trial in inputs.trials]
     evaluations = len(inputs.base_evals()) + sum(
         len(inputs.wanted_evals(t.trial_id, t.task)) + len(inputs.wanted_variants(t))
         for t in inputs.trials
@@ -107,7 +108,8 @@ def make_plan(inputs: PreparedStudy, machine: Machine | None = None, gpus: int =
             len(inputs.curve_steps(t)) * len(inputs.curve_tasks(t.task)) for t in inputs.trials
         ),
         train_tokens=sum(group.num_tokens for group in groups),
-        evaluation_tokens=sum(i.total for of in [base_items, *scored] for i in of),
+        evaluation_tokens=sum(item.total for item in base_items)
+        + sum(work.tokens for work in scored.values()),
         disk_bytes=sum(
             model.cost(trial).weight_bytes * (1 + len(inputs.snapshot_steps(trial)))
             for trial in inputs.trials
@@ -149,14 +151,39 @@ def plan_group(model: CostModel, group: Group, costs: Mapping[str, TrialCost]) -
     )
 
 
-def trial_costs(model: CostModel, items: Items, group: Group) -> dict[str, TrialCost]:
+class ScoringWork(NamedTuple):
+    """What scoring one trial takes."""
+
+    tokens: int
+    seconds: float
+
+
+def scoring_by_trial(model: CostModel, items: Items) -> dict[str, ScoringWork]:
+    """By trial id; trials that are scored on the same items are counted once."""
+    inputs = model.inputs
+    counted: dict[tuple[object, ...], ScoringWork] = {}
+    by_trial = {}
+    for trial in inputs.trials:
+        num_points = len(inputs.curve_steps(trial))
+        kind = (trial.task, num_points, len(inputs.variants(trial)))
+        if kind not in counted:
+            evaluated = evaluated_items(inputs, items, trial)
+            tokens = sum(item.total for item in evaluated)
+            counted[kind] = ScoringWork(tokens, model.scoring(evaluated))
+        by_trial[trial.trial_id] = counted[kind]
+    return by_trial
+
+
+def trial_costs(
+    model: CostModel, items: Items, scored: Mapping[str, ScoringWork], group: Group
+) -> dict[str, TrialCost]:
     """Seconds of each trial of a group, by id."""
     inputs, training = model.inputs, model.training(group)
     heads_task = inputs.config.analyze.heads.task
     return {
         trial.trial_id: TrialCost(
             training[trial.trial_id],
-            model.scoring(evaluated_items(inputs, items, trial)),
+            scored[trial.trial_id].seconds,
             model.spectra(trial),
             model.heads(items[heads_task or trial.task, "test"]),
         )

@@ -160,7 +160,7 @@ def base_reference(model: ModelConfig, request: ExportRequest) -> dict[str, str 
 
 
 def copy_tokenizer(model: ModelConfig, out: Path) -> list[str]:
-    """Write the base's tokenizer with its chat template; a note if the base is not at hand."""
+    """Write the base's tokenizer with its chat template; a note if its folder is missing."""
     try:
         load_tokenizer(model_folder(model, weights=False)).save_pretrained(out)
     except UserError as error:

@@ -249,6 +249,6 @@ def default_model() -> str | None:
 
 
 def default_rows() -> str | None:
-    """The only file of training rows at hand."""
+    """The first ``train`` file in ``data`` or in the current folder; None without one."""
     places = (Path(folder) / f"train{suffix}" for folder in ("data", ".") for suffix in READERS)
     return next((str(path) for path in places if path.is_file()), None)
