@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,15 @@ class FullMethod(Method):
     ) -> tuple[Base, nn.Module]:
         copied = base.trainable_copy()
         return copied, copied.model
+
+    def relative_update(self, trained: Any, base: Base) -> float:
+        frozen = dict(base.model.named_parameters())
+        updates, weights = [], []
+        for name, parameter in trained.named_parameters():
+            before = frozen[name].detach().float()
+            updates.append(float((parameter.detach() - before).norm()))
+            weights.append(float(before.norm()))
+        return math.hypot(*updates) / math.hypot(*weights)
 
     def save(self, trained: Any, trial: TrialSpec, record: ModelRecord, folder: Path) -> None:
         trained.model.save_pretrained(folder)
