@@ -190,6 +190,8 @@ def limit_busy_waiting() -> None:
 def main() -> NoReturn:
     """Entry point of the ``rankscope`` command."""
     limit_busy_waiting()
+    # transformers would load compiled code from the hub for some architectures.
+    os.environ.setdefault("USE_HUB_KERNELS", "NO")
     # PEFT imports bitsandbytes if it is installed, which then warns on every command about a
     # kernel that no CPU run needs.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

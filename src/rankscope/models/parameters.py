@@ -78,8 +78,10 @@ def read_model_config(path: Path) -> PretrainedConfig:
 def model_on_meta(config: PretrainedConfig) -> PreTrainedModel:
     try:
         with torch.device("meta"):
+            # Never the implementation that a stranger's configuration names: transformers would
+            # download and load a kernel of the hub.
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=False
+                config, attn_implementation="eager", trust_remote_code=False
             )
     # On the meta device a RuntimeError means a bad shape, such as a negative one.
     except (*UNUSABLE, RuntimeError) as error:

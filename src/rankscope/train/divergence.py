@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 LARGEST_UPDATE = 10.0
-"""|W - W0| / |W0| above which the base makes up less than 1 % of the tuned weights' squared norm."""
+"""|W - W0| / |W0| above which less than 1 % of the tuned weights' squared norm is the base's."""
 LOSS_INCREASE = 3.0
 """Nats above the first step's loss: the right token is then 20 times less likely than at the start.
 """

@@ -17,6 +17,7 @@ from rankscope.formatting import (
 )
 from rankscope.records import ArmSummary, Recommendation, StudyRecords
 from rankscope.report.answer import NEXT_STEPS_TITLE
+from rankscope.report.page_limit import limited, not_shown
 from rankscope.report.study_view import StudyView
 
 CHOSEN = "\N{BLACK RIGHT-POINTING SMALL TRIANGLE}"
@@ -28,11 +29,12 @@ def summary_table(study: StudyRecords, recommendation: Recommendation) -> Table:
     Scores are of the test split, in per cent or nats per token; differences in points; ``±`` is
     half the 95 % interval, ``±?`` an unknown one; seeds ``2/3``: one of three trials failed.
     """
-    view = StudyView(study, recommendation)
+    whole = StudyView(study, recommendation)
+    view = limited(whole)
     table = Table(
         title=escape(safe_text(study.name, MAX_NAME)),
         title_justify="left",
-        caption=_caption(view),
+        caption="\n".join([_caption(view), *not_shown(whole, view)]),
         caption_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
