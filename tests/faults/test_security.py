@@ -1,9 +1,11 @@
 """What strangers' files cannot do (docs/security.md): each test plants the real thing."""
 
 import json
+import os
 import pickle
 import shutil
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,7 +89,7 @@ def test_code_that_comes_with_a_model_is_not_run(model: Path, mark: Path, model_
 
 
 def test_a_kernel_that_a_configuration_names_is_not_loaded(model: Path) -> None:
-    """transformers would look for it on the hub, and fail here without its package ``kernels``."""
+    """transformers would look for it on the hub, or fail without its package ``kernels``."""
     for key in ("attn_implementation", "_attn_implementation"):
         change(model / "config.json", **{key: "owner/kernel"})
     plain = rankscope("params", "pocket")
@@ -97,6 +99,25 @@ def test_a_kernel_that_a_configuration_names_is_not_loaded(model: Path) -> None:
     for words in (("plan", "study.yaml"), ("run", "study.yaml")):
         outcome = rankscope(*words)
         assert outcome.code == 0, outcome.err
+
+
+def test_libraries_see_no_package_that_downloads_kernels(place: Path, mark: Path) -> None:
+    """transformers and bitsandbytes import it if it is installed."""
+    (place / "kernels").mkdir()
+    (place / "kernels" / "__init__.py").write_text(MARKS.format(str(mark)))
+    (place / "kernels-0.18.2.dist-info").mkdir()
+    (place / "kernels-0.18.2.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: kernels\nVersion: 0.18.2\n"
+    )
+    path = os.pathsep.join([str(place), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path}
+    environment.pop("USE_HUB_KERNELS", None)
+    command = [sys.executable, "-c", "from rankscope.cli import main; main()", "params", "pocket"]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert not mark.exists()
+    subprocess.run([sys.executable, "-c", "import kernels"], env=environment, check=True)
+    assert mark.exists()
 
 
 @pytest.mark.parametrize(
@@ -149,7 +170,7 @@ def test_nothing_is_unpickled(model: Path, place: Path, mark: Path) -> None:
         (place / "rows.pkl").write_bytes(payload)
         edit(place, "model: ./model", "model: pocket")
         edit(place, "train: rows.jsonl", "train: rows.pkl")
-        refused(rankscope("check", "study.yaml"), where="rows.pkl", found=".pkl", expected=".jsonl")
+        refused(rankscope("check", "study.yaml"), where="rows.pkl", found=".pkl", do="convert")
     assert unpickled == []
     assert not mark.exists()
     pickle.loads(payload)
@@ -251,9 +272,8 @@ def test_names_in_a_ledger_cannot_leave_the_study(copied: Path, tmp_path: Path) 
         path = db.execute("SELECT path FROM artifacts WHERE path LIKE '%adapter%'").fetchone()[0]
         db.execute("UPDATE artifacts SET path = '../../secret' WHERE path = ?", (path,))
     before = secret.read_bytes()
-    for words in (("verify", copied), ("run", copied.parent / "study.yaml", "--out", copied)):
-        outcome = rankscope(*words)
-        assert outcome.code in (2, 4), outcome
-        assert "Traceback" not in outcome.err
-        assert "../../secret" in outcome.told
+    outcome = rankscope("verify", copied)
+    assert outcome.code in (2, 4), outcome
+    assert "../../secret" in outcome.told
+    assert "Traceback" not in outcome.err
     assert secret.read_bytes() == before

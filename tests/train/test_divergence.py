@@ -18,11 +18,13 @@ from rankscope.train.loop import train_group
 from rankscope.train.trial_state import TrialState
 
 ROWS = toy_rows()
+pytestmark = pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")
 
 
-def test_an_update_is_excessive_above_ten_times_the_base() -> None:
-    assert excessive_update(10.0) is None
-    assert "10.1 times as large as the base's weights (limit 10)" in str(excessive_update(10.1))
+def test_an_update_is_excessive_if_bfloat16_loses_the_base_beside_it() -> None:
+    assert [float(torch.tensor(n).bfloat16()) for n in (256.99, 257.01)] == [256.0, 258.0]
+    assert excessive_update(256.0) is None
+    assert "257 times as large as the base's weights (limit 256)" in str(excessive_update(257.0))
     for broken in (math.inf, math.nan):
         assert excessive_update(broken) is not None
 

@@ -72,16 +72,18 @@ def read_model_config(path: Path) -> PretrainedConfig:
         raise UserError(f"{folder / 'config.json'}: not a usable configuration: {error}") from error
     if not isinstance(config, PretrainedConfig):
         raise UserError(f"{folder / 'config.json'}: expected the configuration of one model.")
+    # What a stranger's file names here would win over the implementation that is asked for, and
+    # ``owner/kernel`` would be downloaded from the hub and run.
+    config._attn_implementation = None
+    config._experts_implementation = None
     return config
 
 
 def model_on_meta(config: PretrainedConfig) -> PreTrainedModel:
     try:
         with torch.device("meta"):
-            # Never the implementation that a stranger's configuration names: transformers would
-            # download and load a kernel of the hub.
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, attn_implementation="eager", trust_remote_code=False
+                config, trust_remote_code=False
             )
     # On the meta device a RuntimeError means a bad shape, such as a negative one.
     except (*UNUSABLE, RuntimeError) as error:

@@ -5,19 +5,19 @@ from dataclasses import replace
 from rankscope.records import BASE, TaskAdvice, TaskMitigation, trial_of
 from rankscope.report.study_view import StudyView
 
-MAX_ARMS = 300
+MAX_PAGE_ARMS = 300
 """Most arms of all training tasks together; each takes some 30 kB of a page."""
 MAX_FAILED = 100
 """Most failed trials whose reasons a page lists."""
 
 
 def limited(view: StudyView) -> StudyView:
-    """The view with at most ``MAX_ARMS`` arms: those that the answer names, then those with the
+    """The view with at most ``MAX_PAGE_ARMS`` arms: those that the answer names, then those with the
     highest gain on the validation split, in the order of the study."""
     study, recommendation = view.study, view.recommendation
-    if sum(len(advice.arms) for advice in recommendation.advice) <= MAX_ARMS:
+    if sum(len(advice.arms) for advice in recommendation.advice) <= MAX_PAGE_ARMS:
         return view
-    most = MAX_ARMS // len(recommendation.advice)
+    most = MAX_PAGE_ARMS // len(recommendation.advice)
     advice = tuple(limited_advice(advice, most) for advice in recommendation.advice)
     labels = {a.task: {arm.label for arm in a.arms} for a in advice}
     trials = tuple(t for t in study.trials if t.spec.arm_label in labels.get(t.spec.task, ()))

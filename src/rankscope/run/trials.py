@@ -172,7 +172,7 @@ def arm_points(arm: ArmConfig, train: TrainConfig) -> Iterator[dict[str, Any]]:
             yield {name: v for name, v in (point | fields).items() if name not in aside}
 
 
-BLANK: dict[str, Any] = {"trial_id": "", "task": "", "seed": 0} | {
+NO_TRIAL: dict[str, Any] = {"trial_id": "", "task": "", "seed": 0} | {
     name: None for name in TrialSpec.model_fields if name.endswith("_sha256")
 }
 """What a trial has besides its point of the grid."""
@@ -180,7 +180,7 @@ BLANK: dict[str, Any] = {"trial_id": "", "task": "", "seed": 0} | {
 
 def arm_specs(arm: ArmConfig, train: TrainConfig) -> list[TrialSpec]:
     """An arm's grid points as specs of no task and no seed, repeated ones included."""
-    return [TrialSpec.model_validate(BLANK | point) for point in arm_points(arm, train)]
+    return [TrialSpec.model_validate(NO_TRIAL | point) for point in arm_points(arm, train)]
 
 
 def trials_of_one_arm(
@@ -193,7 +193,7 @@ def trials_of_one_arm(
             owners[point].add(index)
     own: list[list[TrialSpec]] = [[] for _ in arms]
     for trial in trials:
-        index, *others = owners[trial.model_copy(update=BLANK)]
+        index, *others = owners[trial.model_copy(update=NO_TRIAL)]
         if not others:
             own[index].append(trial)
     return own

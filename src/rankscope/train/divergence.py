@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-LARGEST_UPDATE = 10.0
-"""|W - W0| / |W0| above which less than 1 % of the tuned weights' squared norm is the base's."""
+LARGEST_UPDATE = 2.0**8
+"""|W - W0| / |W0| above which the base is lost in the 8 significant bits of bfloat16."""
 LOSS_INCREASE = 3.0
 """Nats above the first step's loss: the right token is then 20 times less likely than at the start.
 """
-FEWEST_STEPS = 10
+SHORTEST_STRETCH = 10
 
 
 def is_update_checked(steps_done: int, num_steps: int) -> bool:
@@ -33,7 +33,7 @@ def excessive_loss(losses: Sequence[float], num_steps: int) -> str | None:
     and a tenth of all steps, every loss is more than twice that and more than 3 nats above it:
     spikes, warm-up and the noise of small steps are shorter or lower.
     """
-    stretch = max(FEWEST_STEPS, -(-num_steps // 10))
+    stretch = max(SHORTEST_STRETCH, -(-num_steps // 10))
     if len(losses) <= stretch:
         return None
     first, lowest = losses[0], min(losses[-stretch:])

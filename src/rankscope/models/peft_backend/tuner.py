@@ -240,8 +240,12 @@ class PeftTuner:
         for parameter, values in self.snapshot.values.items():
             if parameter.requires_grad:
                 yield parameter.data, values
-        for name in self.mergeable():
-            yield self.merged_weight(name), self.base_weight(name)
+        for name in self.layers():
+            try:
+                merged = self.merged_weight(name)
+            except PEFT_FAILURES:
+                continue
+            yield merged, self.base_weight(name)
 
     def save(self, base: ModelRecord, folder: Path) -> None:
         """Write the method in PEFT's format: equal methods give equal bytes."""
