@@ -134,8 +134,9 @@ def _note(view: StudyView, task: str, has_net_gain: bool) -> str:
         objective = view.study.config.objective
         cost = f" Cost counts too, with weight {objective.cost:g}." if objective.cost else ""
         note = (
-            f"Net gain: {objective.net_formula}. The arm was chosen by it on validation items; "
-            f"all numbers here are of test items.{cost} {note}"
+            f"Net gain: {objective.net_formula} (gain: the score minus the base's; forgetting: "
+            "the fall in retention). Arms are compared by it: on validation items to choose one, "
+            f"here on test items.{cost} {note}"
         )
     is_plain = advice.forgetting_scale.name in ("points", "unmeasured")
     return note if is_plain else f"{note} {advice.forgetting_scale.text}"

@@ -72,7 +72,8 @@ def _caption(view: StudyView, gain: str) -> str:
     }
     columns = [f"{name} in {' or '.join(sorted(found))}" for name, found in units.items() if found]
     if gain == "net gain":
-        columns.append(f"arms are compared by it: {view.study.config.objective.net_formula}")
+        formula = view.study.config.objective.net_formula
+        columns[-1] += f": {formula}, by which arms are compared"
     return "; ".join([*columns, "± half the 95 % interval; time per trial"])
 
 
