@@ -16,6 +16,7 @@ from typer import Argument, Option
 
 from rankscope.cli.terminal import Reply, print_json, print_message
 from rankscope.errors import BAD_INPUT, BUG, INTERRUPTED, Interrupted, RankscopeError, UserError
+from rankscope.formatting import join_names
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -77,7 +78,8 @@ def verb(name: str, first_line: str = "") -> Callable[[Callable[..., Reply]], An
         @functools.wraps(function)
         def command(*, as_json: bool, **options: Any) -> None:
             if first_line:
-                print_message(first_line.format_map(options))
+                names = {n: join_names(map(str, v)) for n, v in options.items() if type(v) is list}
+                print_message(first_line.format_map(options | names))
             answer = function(**options)
             if as_json:
                 print_json(answer.data)

@@ -200,7 +200,7 @@ def inspect_command(
     return Reply(result, lambda: print_result(inspection_tables(result)))
 
 
-@verb("shrink")
+@verb("shrink", "Reading {adapter} ...")
 def shrink_command(
     ctx: typer.Context,
     adapter: Annotated[Path, Argument(metavar="ADAPTER", help="Folder of a PEFT adapter.")],
@@ -269,7 +269,7 @@ def shrink_command(
     return Reply(changes, lambda: print_result(changes_tables(changes)))
 
 
-@verb("params")
+@verb("params", "Reading {model} ...")
 def params_command(
     model: Annotated[
         str, Argument(metavar="MODEL", help="Folder with config.json, hub id or 'pocket'.")
