@@ -22,7 +22,7 @@ from typing import IO, Any, NamedTuple
 
 from safetensors import SafetensorError
 
-from rankscope.errors import DiskFull, UserError, did_you_mean, first_line
+from rankscope.errors import UserError, did_you_mean, first_line
 from rankscope.filesystem import fsync
 from rankscope.formatting import byte_size
 from rankscope.shortage import shortage_behind
