@@ -12,8 +12,8 @@ MAX_FAILED = 100
 
 
 def limited(view: StudyView) -> StudyView:
-    """The view with at most ``MAX_PAGE_ARMS`` arms: those that the answer names, then those with the
-    highest gain on the validation split, in the order of the study."""
+    """The view with at most ``MAX_PAGE_ARMS`` arms, in the study's order: those that the answer
+    names, then those with the highest gain on the validation split."""
     study, recommendation = view.study, view.recommendation
     if sum(len(advice.arms) for advice in recommendation.advice) <= MAX_PAGE_ARMS:
         return view

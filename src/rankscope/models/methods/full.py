@@ -39,10 +39,10 @@ class FullMethod(Method):
         return copied, copied.model
 
     def relative_update(self, trained: Any, base: Base) -> float:
-        frozen = dict(base.model.named_parameters())
         updates, weights = [], []
-        for name, parameter in trained.named_parameters():
-            before = frozen[name].detach().float()
+        # In the same order; names differ if the base has layers that carry adapters.
+        for parameter, frozen in zip(trained.parameters(), base.model.parameters(), strict=True):
+            before = frozen.detach().float()
             updates.append(float((parameter.detach() - before).norm()))
             weights.append(float(before.norm()))
         return math.hypot(*updates) / math.hypot(*weights)
