@@ -21,7 +21,7 @@ def excessive_update(relative: float) -> str | None:
     if relative <= LARGEST_UPDATE:  # not so for NaN
         return None
     return (
-        f"the update of the weights is {relative:.3g} times as large as the base's weights "
+        f"the update of the weights is {relative:.3g} times as large as the weights of the base "
         f"(limit {LARGEST_UPDATE:g})"
     )
 
