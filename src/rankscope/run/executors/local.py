@@ -1,5 +1,6 @@
 """Worker processes on this machine, one per unit."""
 
+import math
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ class LocalExecutor:
         # Workers of a study on a device of its own choice, such as cuda:1, share it.
         gpus = visible_gpus() if options.device in ("auto", "cuda") else []
         num_workers = options.num_workers or max(1, len(gpus))
+        self.num_local = math.ceil(num_workers / max(1, len(gpus)))
         self.threads = options.threads(num_workers)
         self.pool = ThreadPoolExecutor(num_workers)
         self.environments: SimpleQueue[dict[str, str]] = SimpleQueue()

@@ -99,6 +99,7 @@ class RayExecutor:
         # A trial on a GPU is Python's own work besides: one CPU.
         needs = {"num_gpus": 1} if has_gpus and options.device != "cpu" else {}
         cpus = 1 if needs else self.threads
+        self.num_local = 1 if needs else max(1, most_cpus // self.threads)
         remote = self.ray.remote(max_retries=MAX_ATTEMPTS - 1, num_cpus=cpus, **needs)
         self.task = remote(run_on_node)
         self.flag = self.ray.remote(num_cpus=0)(StopFlag).remote()

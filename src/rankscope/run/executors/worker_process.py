@@ -1,6 +1,7 @@
 """``rankscope work OUT UNIT`` as a child process, started again if it is killed."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -89,16 +90,21 @@ def check_worker(code: int, folder: Path) -> None:
     """
     if code == OK:
         return
+    message = last_line(folder)
     if code < 0:
-        raise WorkerFailed(
-            f"its worker was killed by signal {-code}, {MAX_ATTEMPTS} times: "
-            f"{last_line(folder) or 'no message'}"
-        )
-    for kind in (errors.UserError, errors.IntegrityError, errors.DiskFull, errors.Interrupted):
+        reason = f"its worker was killed by signal {-code}, {MAX_ATTEMPTS} times"
+        # Native code aborts when memory runs out, after a line about it.
+        if re.search("memory allocation|bad_alloc|out of memory|allocate memory", message):
+            raise WorkerFailed(f"out of memory: {reason}: {message}", "oom")
+        if code == -signal.SIGKILL:
+            reason += "; the system does that if memory runs out ('dmesg' says so)"
+        raise WorkerFailed(f"{reason}: {message or 'no message'}")
+    unfinished = errors.OutOfMemory if "out of memory" in message else errors.DiskFull
+    for kind in (errors.UserError, errors.IntegrityError, unfinished, errors.Interrupted):
         if code == kind.exit_code:
-            raise kind(last_line(folder).removeprefix("error: ") or f"worker of {folder} stopped")
+            raise kind(message.removeprefix("error: ") or f"worker of {folder} stopped")
     raise RankscopeError(
-        f"a worker ended with exit code {code}: {last_line(folder) or 'no message'}. Its output is "
+        f"a worker ended with exit code {code}: {message or 'no message'}. Its output is "
         f"in {folder / MESSAGES}; finished results are kept, and the same command continues"
     )
 
