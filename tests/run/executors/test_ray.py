@@ -36,14 +36,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture
 def ray_cluster() -> Iterator[Any]:
-    """A head without CPUs and one node with one, all on this machine."""
+    """A head without CPUs and two nodes with one each, all on this machine."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 0, "include_dashboard": False},
     )
-    cluster.add_node(num_cpus=1)
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
     yield cluster
     cluster.shutdown()
 
@@ -52,16 +53,15 @@ def ray_cluster() -> Iterator[Any]:
 def test_a_lost_node_costs_nothing(
     ray_cluster: Any, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The node is removed while it trains; another one joins and Ray runs the unit again."""
+    """A node is removed while it trains; Ray runs its unit again on the other one."""
     lost: list[str] = []
 
     def lose_node() -> None:
         while not any(" train " in read(log) for log in tmp_path.glob("out/units/*/log.jsonl")):
             time.sleep(0.05)
-        (node,) = ray_cluster.worker_nodes
-        ray_cluster.remove_node(node, allow_graceful=False)
+        node = min(ray_cluster.worker_nodes, key=lambda node: node.unique_id)
         lost.append(node.unique_id)
-        ray_cluster.add_node(num_cpus=1)
+        ray_cluster.remove_node(node, allow_graceful=False)
 
     thread = threading.Thread(target=lose_node, daemon=True)
     thread.start()
