@@ -85,7 +85,7 @@ class RayExecutor:
     """
 
     def __init__(self, options: ExecutorOptions) -> None:
-        self.ray = connect(options.ray_address)
+        self.ray = connect_ray(options.ray_address)
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         # A task that asks for more than any node has would wait for ever.
         most_cpus = int(max(node.get("CPU", 0) for node in nodes))
@@ -141,7 +141,7 @@ class RayExecutor:
             self.ray.shutdown()
 
 
-def connect(address: str | None) -> Any:
+def connect_ray(address: str | None) -> Any:
     """Ray, connected to the cluster at ``address``, or started on this machine.
 
     Raises:

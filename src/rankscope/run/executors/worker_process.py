@@ -10,13 +10,12 @@ from pathlib import Path
 
 from rankscope import errors
 from rankscope.errors import OK, Interrupted, RankscopeError
-from rankscope.run.executors import WorkerFailed
+from rankscope.run.executors import POLL_SECONDS, WorkerFailed
 from rankscope.run.units import DRIVER, SEAL
 
 MAX_ATTEMPTS = 5
 """A unit whose worker was killed that often is given up."""
 MESSAGES = "worker.log"
-POLL_SECONDS = 0.2
 
 
 def run_worker(
