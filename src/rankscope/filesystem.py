@@ -1,6 +1,7 @@
 """Full disks, output folders, and writes that are durable and take effect at once."""
 
 import errno
+import json
 import os
 import shutil
 import sqlite3
@@ -8,10 +9,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
-from rankscope.errors import DiskFull, UserError
+from rankscope.errors import DiskFull, RankscopeError, UserError, reading
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """No space, no quota, or a file above the limit for one file."""
@@ -139,3 +141,16 @@ def replace_bytes(path: Path, content: bytes) -> bool:
             "room, then give the same command again."
         ) from error
     return True
+
+
+def read_json_object(path: Path, refuse: type[RankscopeError] = UserError) -> dict[str, Any]:
+    """The object in a JSON file that somebody else may have written.
+
+    Raises:
+        UserError: no such file, or no JSON object in it; or another error, ``refuse``.
+    """
+    with reading(path, "a JSON object", refuse):
+        value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise refuse(f"{path}: found a {type(value).__name__}, expected a JSON object")
+    return value
