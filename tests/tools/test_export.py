@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
 import yaml
@@ -263,7 +262,7 @@ def test_a_push_without_a_connection_shows_what_it_would_send(
 
 
 def no_connection(*_: object, **__: object) -> None:
-    raise httpx.ConnectError("no route")
+    raise ConnectionError("no route")
 
 
 @pytest.mark.parametrize(
