@@ -167,7 +167,7 @@ def bombs() -> list[bytes]:
 
     return [
         parquet_bytes(pa.table({"text": repeated(values, count)}), compression="zstd")
-        for values, count in ((column, 5_000_000), (short, 5_000_000), (long, 100_000), (long, 400))
+        for values, count in ((column, 1_000_000), (short, 1_000_000), (long, 100_000), (long, 400))
     ]
 
 

@@ -22,8 +22,8 @@ def test_matches_are_those_of_re(pattern: str) -> None:
 @pytest.mark.parametrize(
     ("pattern", "reason"),
     [
-        ("(", "not a regular expression: missing \\)"),
-        ("(" * 1000 + ")" * 1000, "not a regular expression: nested too deeply"),
+        ("(", "is not a regular expression: missing \\)"),
+        ("(" * 1000 + ")" * 1000, "is not a regular expression: nested too deeply"),
         ("a" * 3000, "3,000 characters: expected at most 2,000"),
     ],
 )

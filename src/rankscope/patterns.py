@@ -16,13 +16,13 @@ MATCH_SECONDS = 1.0
 
 
 def compile_pattern(text: str) -> "regex.Pattern[str]":
-    """A regular expression. Raises ValueError for a text that is none."""
+    """A regular expression. Raises ValueError, which says what the text is, if it is none."""
     if len(text) > MAX_PATTERN:
-        raise ValueError(f"{len(text):,} characters: expected at most {MAX_PATTERN:,}")
+        raise ValueError(f"has {len(text):,} characters: expected at most {MAX_PATTERN:,}")
     try:
         return regex.compile(text)
     except Exception as error:  # also RecursionError, OverflowError and MemoryError
-        raise ValueError(f"not a regular expression: {reason_of(error)}") from error
+        raise ValueError(f"is not a regular expression: {reason_of(error)}") from error
 
 
 def matched_parts(pattern: "regex.Pattern[str]", text: str) -> Iterator[str | None]:

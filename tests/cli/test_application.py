@@ -172,7 +172,7 @@ def test_what_libraries_write_cannot_steer_the_terminal_either() -> None:
 
 def test_a_long_cell_is_cut_in_every_message(tmp_path: Path) -> None:
     """Its beginning and end stay, so that the end of the message does, too."""
-    (tmp_path / "study.yaml").write_text(f"model: pocket\n{'x' * 900_000}: 1\n")
+    (tmp_path / "study.yaml").write_text(f"model: pocket\n{'x' * 400_000}: 1\n")
     plain = command("check", tmp_path / "study.yaml")
     assert plain.code == 2
     assert "expected" in plain.err or "unknown key" in plain.err

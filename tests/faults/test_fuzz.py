@@ -13,7 +13,7 @@ from fuzz import make_input, tally, verdict
 from fuzz_kinds import KINDS, Kind
 
 CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
-FRESH = 150  # Inputs of each kind
+FRESH = 100  # Inputs of each kind
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # libraries warn of such inputs
 

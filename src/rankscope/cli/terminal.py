@@ -73,21 +73,20 @@ class HarmlessStream:
     moves = re.compile(r"(\r|\x1b\[A)")
 
     def __init__(self, inner: TextIO) -> None:
-        self.inner = inner
+        self.rich_proxied_file = inner  # what rich's consoles write to, with colours
 
     def write(self, text: str) -> int:
         parts = self.moves.split(text)
         parts[::2] = [safe_text(part, len(part)) for part in parts[::2]]
-        self.inner.write("".join(parts))
+        self.rich_proxied_file.write("".join(parts))
         return len(text)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
+        return getattr(self.rich_proxied_file, name)
 
 
 def protect_terminal() -> None:
     """Let everything that this process prints from now on pass through one of the two ways."""
-    out_console.file, err_console.file = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast(TextIO, HarmlessStream(f)) for f in (sys.stdout, sys.stderr))
 
 

@@ -28,9 +28,9 @@ def check_pattern(text: str) -> str:
     try:
         groups = compile_pattern(text).groups
         if groups > 1:
-            raise ValueError(f"{groups} groups: expected at most one, the part to compare")
+            raise ValueError(f"has {groups} groups: expected at most one, the part to compare")
     except ValueError as error:
-        raise ValueError(f"{short_repr(text)}: {error}") from error
+        raise ValueError(f"{short_repr(text)} {error}") from error
     return text
 
 
