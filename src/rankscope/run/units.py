@@ -14,6 +14,7 @@ checkpoints and finished results in its folder, so running the unit again contin
 import dataclasses
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ def adopt_units(context: RunContext, *, keep_unsealed: bool) -> None:
     ``keep_unsealed``: leave unfinished units to the workers of this run.
     """
     for folder in sorted((context.ledger.out / UNITS).glob("*")):
-        wait_for_worker(context, folder)
+        wait_for_worker(folder, context.check_stop)
         is_ready = (folder / UNIT).is_file()
         if not is_ready or read_unit(folder).study_sha256 != prepared_sha256(context.study):
             shutil.rmtree(folder, ignore_errors=True)
@@ -191,12 +192,16 @@ def adopt_units(context: RunContext, *, keep_unsealed: bool) -> None:
             rescue_unit(context, folder)
 
 
-def wait_for_worker(context: RunContext, folder: Path) -> None:
-    """Return once no worker of a driver that died holds a unit; such workers stop by themselves."""
+def wait_for_worker(folder: Path, check_stop: Callable[[], object]) -> None:
+    """Return once no worker of a driver that died holds a unit; such workers stop by themselves.
+
+    Raises:
+        Interrupted: by ``check_stop``, which is called while it waits.
+    """
     while (folder / "ledger.sqlite").is_file() and not is_sealed(folder):
         try:
             Ledger.open(folder, write=True).close()
             return
         except StudyLocked:
-            context.check_stop()
+            check_stop()
             time.sleep(0.2)
