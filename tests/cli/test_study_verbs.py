@@ -252,14 +252,6 @@ def test_report_is_written_again(copied: Path) -> None:
     Recommendation.model_validate_json((copied / "recommendation.json").read_text("utf-8"))
 
 
-@pytest.mark.parametrize("verb", ["status", "report", "verify"])
-def test_a_folder_without_a_study(tmp_path: Path, verb: str) -> None:
-    outcome = command(verb, tmp_path)
-    assert outcome.code == 2
-    assert f"{tmp_path}: there is no study here" in outcome.err
-    assert files_below(tmp_path) == set()
-
-
 def test_verify_finds_one_flipped_bit(copied: Path) -> None:
     sound = command("verify", copied)
     assert sound.code == 0

@@ -15,7 +15,7 @@ from rankscope.config.study import ModelConfig
 from rankscope.data.registry import NAMED_TASKS
 from rankscope.errors import UserError
 from rankscope.filesystem import check_taken, folder_in_one_step
-from rankscope.models.adapters.settings import CONFIG
+from rankscope.models.adapters.settings import CONFIG, read_config_file
 from rankscope.models.fetch import KNOWN_MODELS
 from rankscope.models.load import load_tokenizer
 from rankscope.models.model_folder import model_folder
@@ -124,6 +124,7 @@ def _write(
         settings = json.loads((out / CONFIG).read_text("utf-8"))
         settings |= base_reference(study.config.model, request)
         (out / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True), "utf-8")
+    check_shapes(study.config.model, out)
     final = None if trial.train is None else trial.train.best_step or trial.train.steps
     step = None if request.step == final else request.step
     known_bases = {
@@ -166,6 +167,26 @@ def copy_tokenizer(model: ModelConfig, out: Path) -> list[str]:
     except UserError as error:
         return [f"no tokenizer was written, use the base's ({error})"]
     return []
+
+
+def check_shapes(base: ModelConfig, out: Path) -> None:
+    """Check written weights against the configuration that they will be loaded by: their own, or of
+    a LoRA adapter that of its base, if that is still there.
+
+    Raises UserError or IntegrityError.
+    """
+    from rankscope.models.adapters.warm_start import load_adapter_for
+    from rankscope.models.checkpoint_reader import check_stored_shapes
+    from rankscope.models.parameters import architecture, read_model_config
+
+    if not (out / CONFIG).is_file():
+        check_stored_shapes(out)
+    elif read_config_file(out).get("peft_type") == "LORA":
+        try:
+            shapes = architecture(read_model_config(model_folder(base, weights=False)))
+        except UserError:
+            return
+        load_adapter_for(shapes, out)
 
 
 # --- scores in the hub's format -------------------------------------------------------------------
