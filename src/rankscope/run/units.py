@@ -22,11 +22,12 @@ from rankscope.config.study import StudyConfig
 from rankscope.errors import IntegrityError, StudyLocked, UserError
 from rankscope.filesystem import replace_text
 from rankscope.hashing import sha256_file, sha256_json
+from rankscope.progress import LOG, logged_notes
 from rankscope.provenance import provenance
 from rankscope.records import Record
 from rankscope.run.context import RunContext
 from rankscope.run.group_ledger import known_groups, store_groups
-from rankscope.run.groups import Group, group_id
+from rankscope.run.groups import Group, group_id, group_label
 from rankscope.run.prepared import PreparedStudy
 from rankscope.store import CHECKPOINTS, UNITS, Ledger, StoredGroups, transfer
 
@@ -141,7 +142,7 @@ def adopt_unit(context: RunContext, folder: Path) -> None:
         stored = unit.groups()
         assert stored is not None
         context.groups.replace(order.trial_ids, stored)
-    remove_unit(folder)
+    remove_unit(context, folder, order)
 
 
 def rescue_unit(context: RunContext, folder: Path) -> None:
@@ -154,7 +155,7 @@ def rescue_unit(context: RunContext, folder: Path) -> None:
     context.groups.replace(order.trial_ids, stored)
     for checkpoint in (folder / CHECKPOINTS).glob("*"):
         move_checkpoint(folder, context.ledger.out, checkpoint.name)
-    remove_unit(folder)
+    remove_unit(context, folder, order)
 
 
 def move_checkpoint(source: Path, target: Path, name: str) -> None:
@@ -165,8 +166,13 @@ def move_checkpoint(source: Path, target: Path, name: str) -> None:
         (source / CHECKPOINTS / name).rename(place)
 
 
-def remove_unit(folder: Path) -> None:
-    """Remove a unit's folder, the order first: what is left after a crash is garbage."""
+def remove_unit(context: RunContext, folder: Path, order: UnitOrder) -> None:
+    """Remove a unit's folder, the order first: what is left after a crash is garbage. The notes of
+    its workers go to the study's log."""
+    group = tuple(trial for trial in context.study.trials if trial.trial_id in order.trial_ids)
+    for note in dict.fromkeys(logged_notes(folder / LOG)):
+        if note not in context.study.notes:
+            context.reporter.note(f"{group[0].task} {group_label(group)}: {note}")
     (folder / UNIT).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -10,7 +10,7 @@ import pytest
 from pocket_study import SETTINGS, leftovers, results, small_study
 
 from rankscope.errors import IntegrityError, Interrupted, UserError
-from rankscope.progress import NullReporter
+from rankscope.progress import NullReporter, logged_notes
 from rankscope.run.executors import WorkerFailed
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.worker import work
@@ -129,12 +129,17 @@ def test_a_unit_that_is_given_up_leaves_its_results(
 def test_a_new_driver_adopts_what_was_sealed(undisturbed: dict[str, Any], tmp_path: Path) -> None:
     out = abandoned(tmp_path, finish=True)
     assert len(list(out.glob("units/*/sealed.json"))) >= 1
-    sealed = len(list(out.glob("units/*/sealed.json")))
+    sealed = list(out.glob("units/*/sealed.json"))
+    with sealed[0].with_name("log.jsonl").open("a") as file:
+        file.write('{"event": "note", "text": "of a worker"}\n{"event": "no')
     stages = Stages()
     small_study(tmp_path, **STUDY).run(out, stages)
-    assert len([name for name in stages.names if " train " in name]) == 2 - sealed
+    assert len([name for name in stages.names if " train " in name]) == 2 - len(sealed)
     assert results(out) == undisturbed
     assert not (out / "units").exists()
+    # Notes of the study itself, which workers log as well, are in its log already.
+    (note,) = [note for note in logged_notes(out / "log.jsonl") if note.startswith("pocket_med 2")]
+    assert note.endswith(": of a worker")
 
 
 def test_a_sealed_result_that_was_altered_is_refused(tmp_path: Path) -> None:
