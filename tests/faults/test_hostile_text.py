@@ -30,7 +30,8 @@ HOSTILE = (
     *(IMAGE, SCRIPT, REVERSED, ESCAPE, FORMULA, "@SUM(1)", "{{ 7 * 7 }}"),
     *("'; DROP TABLE trials; --", "\u2028\u200b\u0085", "[red]x[/red]"),
 )
-FILE_NAME = f"{IMAGE}{ESCAPE}\u05d0.jsonl"
+FILE_NAME = f"{IMAGE}\u05d0=.jsonl"
+"""Study files accept only paths that can be printed; the folder's own name is free."""
 FOLDER_NAME = f"=1+{REVERSED}{ESCAPE}<b>"
 
 pytestmark = pytest.mark.pitfall(25)
@@ -81,12 +82,14 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "export": rankscope("export", out, "r=2", "--out", folder / "export"),
     }
     adapter = folder / "export"
-    rows_file = folder / FILE_NAME
+    rows_file = shutil.copyfile(folder / FILE_NAME, folder.parent / FILE_NAME)
     said |= {
         "inspect": rankscope("inspect", folder / "model", adapter, "--out", folder / "inspection"),
         "eval": rankscope("eval", folder / "model", "--tasks", rows_file, "--adapter", adapter),
         "shrink": rankscope("shrink", adapter, "--rank", 1, "--out", folder / "small"),
-        "init": rankscope("init", folder / "new.yaml", "--data", rows_file, "--model", "pocket"),
+        "init": rankscope(
+            "init", folder.parent / "new.yaml", "--data", rows_file, "--model", "pocket"
+        ),
         "params": rankscope("params", folder / "model"),
     }
     shutil.copytree(out, folder / "out2")
@@ -126,6 +129,7 @@ def test_no_verb_steers_the_terminal(study: dict[str, Any]) -> None:
         ("status", "{folder}/{name}"),
         ("eval", "pocket", "--tasks", "pocket_med", "--adapter", "{folder}/{name}"),
         ("eval", "pocket", "--tasks", "{folder}/{name}.jsonl"),
+        ("init", "{folder}/new.yaml", "--data", "{folder}", "--model", "pocket"),
         ("inspect", "pocket", "{folder}/{name}"),
         ("shrink", "{folder}/{name}", "--rank", "2", "--out", "{folder}/x"),
         ("check", "study.yaml", "--{name}"),

@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    ValidationError,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -43,6 +44,12 @@ def dotted(location: Location) -> str:
     """A location as written on the command line, safe to print."""
     parts = map(str, location)
     return ".".join(p if p.isprintable() and len(p) <= 40 else short_repr(p, 40) for p in parts)
+
+
+def first_reason(error: ValidationError) -> str:
+    """Why the first of the wrong values cannot be used."""
+    details = error.errors(include_url=False)[0]
+    return str(details.get("ctx", {}).get("error", details["msg"]))
 
 
 def matches(pattern: str, rule: str) -> Callable[[str], str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from rankscope.config.presets import ON_POCKET, PRESETS
-from rankscope.config.section import short_repr
+from rankscope.config.section import first_reason, short_repr
 from rankscope.config.study import ModelConfig, StudyConfig
 from rankscope.config.task import TaskConfig
 from rankscope.config.yaml_lines import dump_text
@@ -125,9 +125,7 @@ def parse_model(model: str) -> ModelConfig:
     try:
         return ModelConfig.model_validate(model)
     except ValidationError as error:
-        details = error.errors(include_url=False)[0]
-        reason = details["ctx"]["error"] if details["type"] == "value_error" else details["msg"]
-        raise UserError(f"model: {reason}") from error
+        raise UserError(f"model: {first_reason(error)}") from error
 
 
 # --- paths --------------------------------------------------------------------------------------
@@ -169,7 +167,11 @@ def own_rows(data: Path, study_file: Path) -> OwnRows:
         summary = f"{name}: rows not read yet ({', '.join(paths)}), 'check' does"
         return OwnRows({"name": name, **task}, summary)
     try:
-        read = read_task_items(TaskConfig.model_validate({"name": name, **files}), None, ())
+        config = TaskConfig.model_validate({"name": name, **files})
+    except ValidationError as error:
+        raise UserError(f"{data}: {first_reason(error)}") from error
+    try:
+        read = read_task_items(config, None, ())
     except UserError as error:
         return OwnRows({"name": name, **task}, f"{name}: {data}", str(error))
     scorer = read.spec.scorer
