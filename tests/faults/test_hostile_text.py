@@ -8,16 +8,17 @@ import csv
 import json
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
 from browser import opened
-from command_line import Outcome, rankscope, settings, write_rows
+from command_line import Outcome, files_below, rankscope, settings, write_rows
 from playwright.sync_api import Browser
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from faults import STUDY, controls
+from faults import STUDY, VERBS, controls, refused, write_study
 from rankscope.models.model_folder import pocket_folder
 from rankscope.store import Ledger
 
@@ -31,8 +32,8 @@ HOSTILE = (
     *("'; DROP TABLE trials; --", "\u2028\u200b\u0085", "[red]x[/red]"),
 )
 FILE_NAME = f"{IMAGE}\u05d0=.jsonl"
-"""Study files accept only paths that can be printed; the folder's own name is free."""
-FOLDER_NAME = f"=1+{REVERSED}{ESCAPE}<b>"
+"""Study files accept only paths that can be printed."""
+FOLDER_NAME = "=1+\u05d0\u05d1<b>"
 
 pytestmark = pytest.mark.pitfall(25)
 
@@ -73,7 +74,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     file, out = folder / "study.yaml", folder / "out"
     asked = (file, *settings("arms.0.rank=[2,129]"))
     said = {
-        "check": rankscope("check", *asked, "--rows", "12"),
+        "check": rankscope("check", *asked, "--rows", "48"),
         "plan": rankscope("plan", *asked),
         "run": rankscope("run", *asked, "--out", out),
         "status": rankscope("status", out),
@@ -82,10 +83,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "export": rankscope("export", out, "r=2", "--out", folder / "export"),
     }
     adapter = folder / "export"
-    rows_file = shutil.copyfile(folder / FILE_NAME, folder.parent / FILE_NAME)
+    task = folder / "task.yaml"
+    task.write_text(f"name: mine\ntest: {json.dumps(FILE_NAME)}\n", "utf-8")
+    rows_file, new = folder / FILE_NAME, folder / "new.yaml"
     said |= {
         "inspect": rankscope("inspect", folder / "model", adapter, "--out", folder / "inspection"),
-        "eval": rankscope("eval", folder / "model", "--tasks", rows_file, "--adapter", adapter),
+        "eval": rankscope("eval", folder / "model", "--tasks", task, "--adapter", adapter),
         "shrink": rankscope("shrink", adapter, "--rank", 1, "--out", folder / "small"),
         "init": rankscope(
             "init", folder.parent / "new.yaml", "--data", rows_file, "--model", "pocket"
@@ -115,7 +118,7 @@ def test_no_verb_steers_the_terminal(study: dict[str, Any]) -> None:
     said: dict[str, Outcome] = study["said"]
     for verb, outcome in said.items():
         assert controls(outcome) == set(), verb
-        assert len(outcome.out + outcome.err) < 40_000, verb
+        assert len(outcome.out + outcome.err) < 80_000, verb
     shown = said["check"].told
     for text in ("\\u202e\\u05d0\\u05d1", "\\u001b[2J\\u0007", SCRIPT, "{{ 7 * 7 }}", FORMULA):
         assert text in shown
@@ -146,6 +149,24 @@ def test_no_refusal_steers_the_terminal(study: dict[str, Any], words: tuple[str,
     assert outcome.code == 2, outcome
     assert controls(outcome) == set()
     assert "error: " in outcome.err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_study_is_not_stored_with_a_path_that_cannot_be_printed(
+    tmp_path: Path, verb: str
+) -> None:
+    """It would be read again by every later verb."""
+    folder = tmp_path / f"a{ESCAPE}"
+    write_study(folder)
+    before = files_below(folder)
+    refused(
+        rankscope(verb, folder / "study.yaml"),
+        where="study.yaml:5: tasks.0.train",
+        found="contains characters that cannot be printed",
+        expected="expected a folder without them",
+        do="rename it",
+    )
+    assert files_below(folder) == before
 
 
 class Tags(HTMLParser):

@@ -145,32 +145,6 @@ class CheckpointReader:
         return dense
 
 
-def check_stored_shapes(folder: Path) -> None:
-    """Check that a model folder holds every tensor that its configuration asks for, in its shape.
-
-    Only headers are read. Names that the architecture does not have, which transformers may convert
-    on loading, are not compared.
-
-    Raises IntegrityError.
-    """
-    reader = CheckpointReader.open(folder)
-    expected = {name: tuple(value.shape) for name, value in reader.shapes.state_dict().items()}
-    for key, path in reader.shards.items():
-        with safe_open(path, framework="pt") as file:
-            shape = tuple(file.get_slice(key).get_shape())
-        if shape != expected.get(key, shape):
-            raise IntegrityError(
-                f"{path}: {key!r}: found shape {shape}, expected {expected[key]} as in config.json"
-            )
-    tied = getattr(reader.shapes, "_tied_weights_keys", None) or {}
-    shares_head = getattr(reader.shapes.config, "tie_word_embeddings", False)
-    missing = expected.keys() - reader.shards.keys() - (set(tied) if shares_head else set())
-    if missing and reader.shards.keys() <= expected.keys():
-        raise IntegrityError(
-            f"{folder}: found no {min(missing)!r}, expected every tensor that config.json asks for"
-        )
-
-
 def layers_of(model: nn.Module) -> dict[str, Layer]:
     """Every linear layer of a model on the meta device, by module path, in model order."""
     tied = getattr(model, "_tied_weights_keys", None)

@@ -122,11 +122,11 @@ def _write(
     if merged or spec.is_full:
         check_stored_weights(out)
     else:
+        check_fits_base(study.config.model, out)
         notes += copy_tokenizer(study.config.model, out)
         settings = json.loads((out / CONFIG).read_text("utf-8"))
         settings |= base_reference(study.config.model, request)
         (out / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True), "utf-8")
-    check_shapes(study.config.model, out)
     final = None if trial.train is None else trial.train.best_step or trial.train.steps
     step = None if request.step == final else request.step
     known_bases = {
@@ -171,24 +171,21 @@ def copy_tokenizer(model: ModelConfig, out: Path) -> list[str]:
     return []
 
 
-def check_shapes(base: ModelConfig, out: Path) -> None:
-    """Check written weights against the configuration that they will be loaded by: their own, or of
-    a LoRA adapter that of its base, if that is still there.
+def check_fits_base(base: ModelConfig, adapter: Path) -> None:
+    """Check a LoRA adapter against the configuration of its base, if that is still there.
 
-    Raises UserError or IntegrityError.
+    Raises UserError or IntegrityError if its tensors cannot be loaded on the base.
     """
     from rankscope.models.adapters.warm_start import load_adapter_for
-    from rankscope.models.checkpoint_reader import check_stored_shapes
     from rankscope.models.parameters import architecture, read_model_config
 
-    if not (out / CONFIG).is_file():
-        check_stored_shapes(out)
-    elif read_config_file(out).get("peft_type") == "LORA":
-        try:
-            shapes = architecture(read_model_config(model_folder(base, weights=False)))
-        except UserError:
-            return
-        load_adapter_for(shapes, out)
+    if read_config_file(adapter).get("peft_type") != "LORA":
+        return
+    try:
+        shapes = architecture(read_model_config(model_folder(base, weights=False)))
+    except UserError:
+        return
+    load_adapter_for(shapes, adapter)
 
 
 # --- scores in the hub's format -------------------------------------------------------------------
