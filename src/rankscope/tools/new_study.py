@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from rankscope.config.presets import ON_POCKET, PRESETS
-from rankscope.config.section import first_reason, short_repr
+from rankscope.config.section import short_repr
 from rankscope.config.study import ModelConfig, StudyConfig
 from rankscope.config.task import TaskConfig
 from rankscope.config.yaml_lines import dump_text
@@ -21,7 +21,7 @@ from rankscope.data.registry import NAMED_TASKS
 from rankscope.data.sources import DEV, READERS, SPLIT_FILES, check_file
 from rankscope.data.task_source import hub_tasks, missing_rows
 from rankscope.data.tasks import read_task_items
-from rankscope.errors import UserError, did_you_mean
+from rankscope.errors import UserError, did_you_mean, reason_of
 from rankscope.models.fetch import KNOWN_MODELS, is_cached
 from rankscope.models.model_folder import model_folder
 
@@ -125,7 +125,7 @@ def parse_model(model: str) -> ModelConfig:
     try:
         return ModelConfig.model_validate(model)
     except ValidationError as error:
-        raise UserError(f"model: {first_reason(error)}") from error
+        raise UserError(f"model: {reason_of(error)}") from error
 
 
 # --- paths --------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def own_rows(data: Path, study_file: Path) -> OwnRows:
     try:
         config = TaskConfig.model_validate({"name": name, **files})
     except ValidationError as error:
-        raise UserError(f"{data}: {first_reason(error)}") from error
+        raise UserError(f"{data}: {reason_of(error)}") from error
     try:
         read = read_task_items(config, None, ())
     except UserError as error:

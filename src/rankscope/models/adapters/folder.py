@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from rankscope.errors import IntegrityError, UserError
+from rankscope.errors import IntegrityError, UserError, reading
 from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.formatting import count
 from rankscope.hashing import sha256_file, sha256_json
@@ -205,14 +205,12 @@ def check_complete(
 
 @contextmanager
 def opened_weights(path: Path) -> Iterator[Any]:
-    """A safetensors file, opened; IntegrityError for whatever is none."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise IntegrityError(
-            f"{path}: not a readable safetensors file: {error}; expected tensors; {AGAIN}"
-        ) from error
+    """An opened safetensors file; IntegrityError for whatever safetensors cannot read."""
+    with (
+        reading(path, "a readable safetensors file", IntegrityError, AGAIN),
+        safe_open(path, "pt") as file,
+    ):
+        yield file
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -5,15 +5,15 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
-import regex
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from rankscope.errors import UserError
+from rankscope.errors import UserError, reading, reason_of
 from rankscope.models.methods import all_methods, get_lora_method
 from rankscope.models.methods.dora import DoraMethod
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.methods.pissa import PissaMethod
 from rankscope.models.methods.rslora import RsLoraMethod
+from rankscope.patterns import compile_pattern
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -115,19 +115,17 @@ def match_pattern(folder: Path, pattern: str, module: str) -> Any:
     Raises UserError for an expression that is none, or that is slow by construction: the file may
     come from anybody.
     """
-    where = f"adapter {folder}: {CONFIG}: found"
+    where = f"adapter {folder}: {CONFIG}: {pattern!r}"
     try:
-        return regex.fullmatch(pattern, module, timeout=MATCH_SECONDS)
+        return compile_pattern(pattern).fullmatch(module, timeout=MATCH_SECONDS)
     except TimeoutError:
         raise UserError(
-            f"{where} the regular expression {pattern!r}, which takes longer than "
-            f"{MATCH_SECONDS} s on {module!r}, expected names of modules or a simpler one; "
-            "write the names out"
+            f"{where} takes longer than {MATCH_SECONDS} s on {module!r}, expected names of modules "
+            "or a simpler regular expression; write the names out"
         ) from None
-    except (regex.error, RecursionError) as error:
+    except ValueError as error:
         raise UserError(
-            f"{where} {pattern!r}, expected a module's name or a regular expression ({error}); "
-            "correct it"
+            f"{where} {error}, expected a module's name or a regular expression; correct it"
         ) from None
 
 
@@ -171,8 +169,7 @@ def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -
     try:
         settings = AdapterSettings.model_validate(config)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise UserError(f"adapter {folder}: {CONFIG} cannot be used: {faults}") from error
+        raise UserError(f"adapter {folder}: {CONFIG} cannot be used: {reason_of(error)}") from error
     settings._folder = folder
     init = config.get("init_lora_weights", True)
     if init not in inits:
@@ -196,11 +193,8 @@ def read_config_file(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, or holds no JSON object.
     """
-    try:
+    with reading(f"adapter {folder}: {CONFIG}", "a JSON object"):
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = "too many nested brackets" if isinstance(error, RecursionError) else error
-        raise UserError(f"adapter {folder}: {CONFIG} cannot be used: {reason}") from error
     if not isinstance(config, dict):
         raise UserError(
             f"adapter {folder}: {CONFIG} cannot be used: found a JSON {type(config).__name__}, "

@@ -10,11 +10,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from rankscope.config.loader import load_task_file
-from rankscope.config.section import first_reason
 from rankscope.config.task import LM_EVAL_PREFIX, TaskConfig, is_task_file
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask, load_task
-from rankscope.errors import UserError
+from rankscope.errors import UserError, reason_of
 from rankscope.evaluate.evaluator import (
     NOT_FINITE,
     Evaluation,
@@ -152,7 +151,7 @@ def task_config(text: str, num_fewshot: int | None) -> TaskConfig:
         name = path.resolve().name if path.is_dir() else path.stem
         return TaskConfig.model_validate({"name": name, key: str(path), **changes})
     except ValidationError as error:
-        raise UserError(f"task {text!r}: {first_reason(error)}") from error
+        raise UserError(f"task {text!r}: {reason_of(error)}") from error
 
 
 def own_task(
