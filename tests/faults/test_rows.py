@@ -73,7 +73,7 @@ def test_bytes_that_are_not_utf_8(place: Path) -> None:
     [
         ('{"question": "a", ', "not valid JSON"),
         ("question: a", "not valid JSON"),
-        ("[" * 100_000, "too many nested brackets"),
+        ("[" * 100_000, "nested too deeply"),
         ('{"question": ' + "9" * 5000 + "}", "not valid JSON"),
         ('{"question": "\\ud800"}', "a lone surrogate"),
         ('["a"]', "a JSON list"),
