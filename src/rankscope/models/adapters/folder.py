@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 BASE_HASH = "rankscope_base_sha256"
 MODULE_PREFIX = "base_model.model."
-COPY_AGAIN = "copy the adapter again from where it was trained"
+RECOPY = "copy the adapter again from where it was trained"
 MAGNITUDE = ".lora_magnitude_vector"  # Ends the name of DoRA's m
 COPY = ".base_layer.weight"  # Ends the name of a base weight that PEFT wrote into the adapter
 
@@ -199,7 +199,7 @@ def check_complete(
         what = "missing" if odd[0] in named else "not among them"
         raise IntegrityError(
             f"adapter {folder}: found lora_A and lora_B for {count(len(modules), 'module')}, "
-            f"expected them for the {len(named)} that {CONFIG} names: {odd[0]!r} is {what}; {COPY_AGAIN}"
+            f"expected them for the {len(named)} that {CONFIG} names: {odd[0]!r} is {what}; {RECOPY}"
         )
 
 
@@ -207,7 +207,7 @@ def check_complete(
 def opened_weights(path: Path) -> Iterator[Any]:
     """An opened safetensors file; IntegrityError for whatever safetensors cannot read."""
     with (
-        reading(path, "a readable safetensors file", IntegrityError, COPY_AGAIN),
+        reading(path, "a readable safetensors file", IntegrityError, RECOPY),
         safe_open(path, "pt") as file,
     ):
         yield file
@@ -221,7 +221,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor.float()).all():
             raise IntegrityError(
-                f"{path}: found values that are not finite in {key!r}, expected numbers; {COPY_AGAIN}"
+                f"{path}: found values that are not finite in {key!r}, expected numbers; {RECOPY}"
             )
     return tensors, metadata
 
@@ -290,7 +290,7 @@ def module_and_part(key: str, path: Path) -> tuple[str, str]:
     if ".lora_embedding_" in key or key.endswith(".base_layer.weight"):
         raise UserError(f"{path}: {key!r} adapts an embedding; expected linear layers")
     raise IntegrityError(
-        f"{path}: found an unexpected tensor {key!r}, expected lora_A and lora_B weights; {COPY_AGAIN}"
+        f"{path}: found an unexpected tensor {key!r}, expected lora_A and lora_B weights; {RECOPY}"
     )
 
 
@@ -301,19 +301,19 @@ def check_pairs(
         single = [f"one without the other for {name!r}" for name in sorted(set(a) ^ set(b))]
         raise IntegrityError(
             f"{path}: found {single[0] if single else 'no lora_A and lora_B'}, expected lora_A and "
-            f"lora_B of every module; {COPY_AGAIN}"
+            f"lora_B of every module; {RECOPY}"
         )
     for name in a:
         if a[name].ndim != 2 or b[name].ndim != 2:
             raise IntegrityError(
                 f"{path}: {name!r}: found lora_A of shape {tuple(a[name].shape)} and lora_B of "
-                f"shape {tuple(b[name].shape)}, expected matrices; {COPY_AGAIN}"
+                f"shape {tuple(b[name].shape)}, expected matrices; {RECOPY}"
             )
         ranks, expected = (a[name].shape[0], b[name].shape[1]), settings.rank_of(name)
         if ranks != (expected, expected):
             raise IntegrityError(
                 f"{path}: {name!r}: found rank {ranks[0]} and {ranks[1]}, expected {expected} as "
-                f"in {CONFIG}; {COPY_AGAIN}"
+                f"in {CONFIG}; {RECOPY}"
             )
 
 
@@ -330,13 +330,13 @@ def check_magnitudes(
         raise IntegrityError(
             f"{path}: found magnitudes that do not fit use_dora: "
             f"{str(settings.use_dora).lower()}, expected one of every module with it, none without "
-            f"({odd[0]}); {COPY_AGAIN}"
+            f"({odd[0]}); {RECOPY}"
         )
     for name, m in magnitude.items():
         if m.shape != b[name].shape[:1]:
             raise IntegrityError(
                 f"{path}: the magnitude of {name!r}: found shape {tuple(m.shape)}, expected "
-                f"{tuple(b[name].shape[:1])}; {COPY_AGAIN}"
+                f"{tuple(b[name].shape[:1])}; {RECOPY}"
             )
 
 

@@ -21,7 +21,7 @@ CONFIG = "adapter_config.json"
 PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")
 """Initializations that leave the base as it is; PiSSA, OLoRA, CorDA and LoftQ change it."""
 READABLE_INITS = (*PLAIN_INITS, "pissa")  # PiSSA's W - W0 is a function of the base
-PATH_MATCH_SECONDS = 0.1
+PATH_SECONDS = 0.1
 """Processor time of one match of a regular expression, which takes microseconds unless it is slow
 by construction."""
 
@@ -117,10 +117,10 @@ def match_pattern(folder: Path, pattern: str, module: str) -> Any:
     """
     where = f"adapter {folder}: {CONFIG}: {pattern!r}"
     try:
-        return compile_pattern(pattern).fullmatch(module, timeout=PATH_MATCH_SECONDS)
+        return compile_pattern(pattern).fullmatch(module, timeout=PATH_SECONDS)
     except TimeoutError:
         raise UserError(
-            f"{where} takes longer than {PATH_MATCH_SECONDS} s on {module!r}, expected names of modules "
+            f"{where} takes longer than {PATH_SECONDS} s on {module!r}, expected names of modules "
             "or a simpler regular expression; write the names out"
         ) from None
     except ValueError as error:
