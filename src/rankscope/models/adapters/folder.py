@@ -196,10 +196,10 @@ def check_complete(
         return
     named = {name for name in {*layers, *modules} if settings.is_target(name)}
     if odd := sorted(named ^ set(modules)):
-        what = "missing" if odd[0] in named else "not among them"
+        odd_one = f"{odd[0]!r} is {'missing' if odd[0] in named else 'not among them'}"
         raise IntegrityError(
             f"adapter {folder}: found lora_A and lora_B for {count(len(modules), 'module')}, "
-            f"expected them for the {len(named)} that {CONFIG} names: {odd[0]!r} is {what}; {RECOPY}"
+            f"expected them for the {len(named)} that {CONFIG} names: {odd_one}; {RECOPY}"
         )
 
 
