@@ -12,6 +12,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from rankscope.config.study import ModelConfig
 from rankscope.errors import IntegrityError, UserError
@@ -105,6 +106,7 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMo
     rest.
     """
     varlen.register_attention()
+    disable_progress_bar()  # transformers' own
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
