@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from pocket_study import Launcher, changed, last_stage, leftovers, results, study_file
+from launcher import Launcher
+from pocket_study import changed, last_stage, leftovers, results, study_file
 
 from rankscope.cli import main
 from rankscope.store import Ledger

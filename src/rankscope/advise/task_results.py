@@ -130,8 +130,9 @@ class TaskResults:
         return [name for name, applies in found.items() if applies]
 
     def forgets_below_chance(self, arm: ArmSummary) -> bool:
-        """Whether the base is at chance on every retention task that is weighed by accuracy, so
-        that accuracy shows nothing, and the right answers clearly lost log-probability."""
+        """Whether the base is not shown to be above chance on any retention task that is weighed by
+        accuracy, so that accuracy shows nothing, and the right answers clearly lost
+        log-probability."""
         weighed = self.scale.tasks if self.scale.measure == "score" else ()
         if not weighed or len(self.retention_at_chance) < len(weighed):
             return False

@@ -15,14 +15,13 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from rankscope.config.study import ModelConfig
-from rankscope.errors import IntegrityError, UserError
+from rankscope.errors import IntegrityError, UserError, reading, reason_of
 from rankscope.hashing import weights_sha256
 from rankscope.models.attention import varlen
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.model_folder import model_folder
 from rankscope.models.multi_lora import MultiLora
 from rankscope.models.output_layer import block_output_layer
-from rankscope.models.parameters import UNUSABLE
 from rankscope.models.quantize import check_quantize, quantization
 from rankscope.records import ModelRecord
 
@@ -31,12 +30,10 @@ LAYER = re.compile(r"model\.layers\.\d+\.(?!.*inv_freq$)")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    try:
+    with reading(f"model folder {folder}", "a folder with a usable tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except UNUSABLE as error:
-        raise UserError(f"model folder {folder}: tokenizer cannot be loaded: {error}") from error
     return tokenizer
 
 
@@ -102,9 +99,23 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMo
     """The weights of a folder in a model with varlen attention; ``options`` are transformers'.
 
     Raises UserError for an architecture that cannot be used, and IntegrityError for weights that
-    are missing, left over or not finite: transformers would fill in random numbers, or drop the
-    rest.
+    are missing, left over, of another shape or not finite: transformers would fill in random
+    numbers, or drop the rest.
     """
+    model = _filled_model(folder, dtype, options)
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise IntegrityError(f"model folder {folder}: weight {name!r} is not finite")
+    return model
+
+
+def check_stored_weights(folder: Path) -> None:
+    """Check that a folder's weights fit its ``config.json``, in names and shapes; values are not
+    kept. Raises as :func:`load_model`."""
+    _filled_model(folder, torch.float32, {"device_map": "meta"})
+
+
+def _filled_model(folder: Path, dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
     varlen.register_attention()
     disable_progress_bar()  # transformers' own
     try:
@@ -116,12 +127,13 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMo
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # to say below which one it is
             **options,
         )
-    except UNUSABLE as error:
-        raise UserError(f"model folder {folder}: cannot be loaded: {error}") from error
     except (RuntimeError, SafetensorError) as error:
         raise IntegrityError(f"model folder {folder}: weights cannot be read: {error}") from error
+    except Exception as error:
+        raise UserError(f"model folder {folder}: cannot be loaded: {reason_of(error)}") from error
     model: PreTrainedModel = loaded[0]
     absent = sorted(loaded[1]["missing_keys"])
     if absent:
@@ -134,9 +146,11 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMo
             f"model folder {folder}: {len(stray)} weights have no place in the model that "
             f"config.json describes, such as {stray[0]!r}"
         )
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise IntegrityError(f"model folder {folder}: weight {name!r} is not finite")
+    for name, found, expected in sorted(loaded[1]["mismatched_keys"]):
+        raise IntegrityError(
+            f"model folder {folder}: {name!r} has shape {tuple(found)}, config.json says "
+            f"{tuple(expected)}"
+        )
     return model
 
 

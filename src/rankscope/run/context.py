@@ -33,6 +33,10 @@ class RunContext:
     """Time left of the whole study; only the process that runs all groups knows it."""
     did_work: bool = False
     """Whether anything was missing in the ledger."""
+    memory_before_groups: int = 0
+    """What this process held before its first group, bytes."""
+    groups_worked_on: int = 0
+    """Groups that this process has begun to work on."""
 
     def use_stored_groups(self) -> None:
         """Continue with the groups of the study's first run; store them if this is the first."""

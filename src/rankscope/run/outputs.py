@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from rankscope.advise.recommend import recommend
-from rankscope.errors import DiskFull
-from rankscope.filesystem import is_disk_full, replace_text
+from rankscope.filesystem import replace_text
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.study_page import write_study_page
+from rankscope.shortage import reporting_shortages
 from rankscope.store import Ledger
 
 
@@ -20,20 +20,14 @@ def write_outputs(
     Raises:
         UserError: no study there.
         IntegrityError: a stored record or table was altered.
+        DiskFull, DiskFailed, OutOfMemory: the earlier report stays.
     """
     if study is None:
         with Ledger.open(out, write=False) as ledger:
             study = ledger.load()
-    recommendation = recommend(study)
-    replace_text(out / "recommendation.json", recommendation.model_dump_json(indent=2) + "\n")
-    made = out / "report.html.new"
-    try:
-        write_study_page(study, recommendation, made)
-        replace_text(out / "report.html", made.read_bytes().decode())
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise DiskFull(f"{out}: the disk is full; no report was written. Make room.") from error
-    finally:
-        made.unlink(missing_ok=True)
+    with reporting_shortages(out, do="every trial is stored: free some memory"):
+        recommendation = recommend(study)
+        text = recommendation.model_dump_json(indent=2) + "\n"
+        replace_text(out / "recommendation.json", text)
+        write_study_page(study, recommendation, out / "report.html")
     return study, recommendation

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
-from rankscope.progress import JsonlReporter, NullReporter
+from rankscope.progress import LOG, JsonlReporter, NullReporter
 from rankscope.run.begin import begin_run, interruptible, prepare_process
 from rankscope.run.conductor import Conductor
 from rankscope.run.prepare import prepare_study
@@ -47,6 +47,6 @@ def work(out: Path, unit: str) -> None:
         stored = ledger.groups()
         assert stored is not None
         study = unit_study(order, study, stored)
-        reporter = JsonlReporter(NullReporter(), folder / "log.jsonl")
+        reporter = JsonlReporter(NullReporter(), folder / LOG)
         Conductor(begin_run(study, ledger, reporter, should_stop)).run_groups()
     seal_unit(folder)

@@ -23,19 +23,20 @@ from rankscope.records import (
     TrialSpec,
     trial_of,
 )
+from rankscope.shortage import reporting_shortages, shortage_behind
 from rankscope.store.artifacts import (
     ARTIFACTS,
     Artifact,
     ArtifactStore,
     Problem,
     link_or_copy,
-    reporting_disk_full,
 )
 from rankscope.store.database import (
     SMALL_WRITE,
     connect,
     damaged,
     has_study,
+    holds_bytes,
     is_damaged,
     json_list,
     parse_record,
@@ -91,20 +92,22 @@ class Ledger:
         """
         path = out / "ledger.sqlite"
         if not write:
-            if not path.is_file():
+            if not holds_bytes(path):
                 raise UserError(
                     f"{out}: there is no study here (no ledger.sqlite). Expected a folder that "
                     "'rankscope run' or 'rankscope quickstart' wrote to."
                 )
-            return cls(out, connect(path, write=False), None)
-        with reporting_disk_full(out.parent, lambda: SMALL_WRITE):
+            with reporting_shortages(path):
+                return cls(out, connect(path, write=False), None)
+        with reporting_shortages(out.parent, lambda: SMALL_WRITE):
             try:
                 out.mkdir(parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError, PermissionError) as error:
                 raise UserError(f"{out}: cannot be used as a study folder ({error}).") from error
-        lock = StudyLock(out / "ledger.lock").acquire()
+        with reporting_shortages(out / "ledger.lock", lambda: "one line"):
+            lock = StudyLock(out / "ledger.lock").acquire()
         try:
-            with reporting_disk_full(out, lambda: SMALL_WRITE):
+            with reporting_shortages(path, lambda: SMALL_WRITE):
                 ledger = cls(out, connect(path, write=True), lock)
             ledger._store.remove_unnamed({artifact.path for artifact in ledger.artifacts()})
         except BaseException as error:
@@ -124,8 +127,12 @@ class Ledger:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close()
-        if error is not None and is_damaged(error):
+        if error is None:
+            return
+        if is_damaged(error):
             raise damaged(self.out, error) from error
+        if isinstance(error, sqlite3.Error) and (known := shortage_behind(error, self.out)):
+            raise known from error
 
     # --- the study
 
@@ -201,8 +208,8 @@ class Ledger:
 
     # --- results
 
-    def stage(self, expected_bytes: int | None = None) -> AbstractContextManager[Path]:
-        return self._store.stage(expected_bytes)
+    def stage(self) -> AbstractContextManager[Path]:
+        return self._store.stage()
 
     def publish(self, staged: Path, relative: str) -> tuple[Artifact, ...]:
         """Move a staged file or folder to ``relative``; pass the result to a ``commit``. If the
@@ -371,8 +378,10 @@ def transfer(
         for artifact in source.artifacts(f"{ARTIFACTS}/{trial_id}")
         if artifact.path not in known
     ]
-    for artifact in artifacts:
-        link_or_copy(source.out / artifact.path, target.out / artifact.path)
+    num_bytes = sum(artifact.num_bytes for artifact in artifacts)
+    with reporting_shortages(target.out, lambda: f"{num_bytes:,} bytes"):
+        for artifact in artifacts:
+            link_or_copy(source.out / artifact.path, target.out / artifact.path)
     with transaction(target._db, target.out):
         target._insert(rows, artifacts)
         for trial_id, status, reason in source.trial_rows():

@@ -4,6 +4,7 @@ import fcntl
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -31,16 +32,21 @@ class StudyLock:
                 f"{self.path.parent}: process {holder} is running this study. Wait for it or stop "
                 "it, then give the same command again."
             )
-        os.ftruncate(fd, 0)
-        os.write(fd, f"{os.getpid()} on {socket.gethostname()}\n".encode())
         self._fd = fd
+        try:
+            os.ftruncate(fd, 0)
+            os.write(fd, f"{os.getpid()} on {socket.gethostname()}\n".encode())
+        except OSError:
+            self.release()
+            raise
         return self
 
     def release(self) -> None:
         if self._fd is not None:
             # The file stays: if it were removed, a third process could lock a new file of that name
             # while a second one waits for this one.
-            os.ftruncate(self._fd, 0)
+            with suppress(OSError):  # the lock counts, not the name in it
+                os.ftruncate(self._fd, 0)
             os.close(self._fd)
             self._fd = None
 

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rankscope.errors import DiskFull
-from rankscope.filesystem import fsync, is_disk_full
+from rankscope.filesystem import check_in_place, fsync
 from rankscope.hashing import sha256_file
+from rankscope.shortage import is_memory_fault, reporting_shortages
 
 STATE = "state.safetensors"
 COUNTERS = "meta.json"
@@ -39,30 +39,25 @@ class GroupCheckpoint:
 
     def save(self, state: GroupState) -> None:
         """Replace the stored state; a crash or a full disk leaves the old one."""
+        check_in_place(self.folder.parents[1])
         aside = self.folder / "aside"
         shutil.rmtree(aside, ignore_errors=True)
         target = self.folder / f"step-{state.step:09d}"
+        size = sum(t.numel() * t.element_size() for t in state.tensors.values())
         try:
-            aside.mkdir(parents=True)
-            save_file(dict(state.tensors), aside / STATE)
-            digest = _sha256(aside / STATE, state.step, state.meta)
-            counters = {"step": state.step, "trials": state.meta, "sha256": digest}
-            (aside / COUNTERS).write_text(json.dumps(counters), encoding="utf-8")
-            for path in (aside / STATE, aside / COUNTERS, aside):
-                fsync(path)
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(aside, target)
-            fsync(self.folder)
-        except (OSError, SafetensorError) as error:
+            with reporting_shortages(self.folder, lambda: f"{size:,} bytes"):
+                aside.mkdir(parents=True)
+                save_file(dict(state.tensors), aside / STATE)
+                digest = _sha256(aside / STATE, state.step, state.meta)
+                counters = {"step": state.step, "trials": state.meta, "sha256": digest}
+                (aside / COUNTERS).write_text(json.dumps(counters), encoding="utf-8")
+                for path in (aside / STATE, aside / COUNTERS, aside):
+                    fsync(path)
+                shutil.rmtree(target, ignore_errors=True)
+                os.replace(aside, target)
+                fsync(self.folder)
+        finally:
             shutil.rmtree(aside, ignore_errors=True)
-            if not is_disk_full(error):
-                raise
-            size = sum(t.numel() * t.element_size() for t in state.tensors.values())
-            raise DiskFull(
-                f"checkpoint {self.folder}: the disk is full; {size:,} bytes could not be written "
-                f"({error}); the previous state is kept; free some space and run the same command "
-                "again"
-            ) from error
         for old in self.folder.glob("step-*"):
             if old != target:
                 shutil.rmtree(old, ignore_errors=True)
@@ -73,8 +68,10 @@ class GroupCheckpoint:
                 meta = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
                 if _sha256(folder / STATE, meta["step"], meta["trials"]) == meta["sha256"]:
                     return GroupState(meta["step"], load_file(folder / STATE), meta["trials"])
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-                pass  # training starts from an earlier state, or anew
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                if is_memory_fault(error):
+                    raise
+                # training starts from an earlier state, or anew
         return None
 
     def extract(self, trial_ids: Collection[str], into: "GroupCheckpoint") -> None:
