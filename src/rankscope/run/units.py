@@ -20,7 +20,7 @@ from typing import Any
 
 from rankscope.config.loader import study_values
 from rankscope.config.study import StudyConfig
-from rankscope.errors import IntegrityError, StudyLocked, UserError
+from rankscope.errors import IntegrityError, StudyLocked, UserError, reading
 from rankscope.filesystem import replace_text
 from rankscope.hashing import sha256_file, sha256_json
 from rankscope.progress import LOG, logged_notes
@@ -96,13 +96,9 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
 
 def read_unit(folder: Path) -> UnitOrder:
     """What the worker of a unit is to do."""
-    try:
+    remedy = "units are made by 'rankscope run --workers N'"
+    with reading(folder, "a unit of work", do=remedy):
         return UnitOrder.model_validate_json((folder / UNIT).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder}: there is no unit of work here ({error}); units are made by 'rankscope run "
-            "--workers N'"
-        ) from error
 
 
 def unit_study(order: UnitOrder, study: PreparedStudy, stored: StoredGroups) -> PreparedStudy:

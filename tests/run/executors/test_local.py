@@ -149,7 +149,7 @@ def test_a_sealed_result_that_was_altered_is_refused(tmp_path: Path) -> None:
 
 def test_a_worker_refuses_what_is_no_unit_or_another_study(tmp_path: Path) -> None:
     out = abandoned(tmp_path, finish=False)
-    with pytest.raises(UserError, match="no unit of work here"):
+    with pytest.raises(UserError, match="not a unit of work"):
         work(out, "0123456789abcdef")
     unit = next(out.glob("units/*/unit.json"))
     unit.write_text(unit.read_text().replace('"max_items":8', '"max_items":7'))
