@@ -64,7 +64,7 @@ class EncodedRows:
         """Input tokens of one epoch."""
         return sum(len(row.input_ids) for row in self.rows)
 
-    @property
+    @cached_property
     def num_label_tokens(self) -> int:
         """Tokens of one epoch that carry loss."""
         return sum(sum(row.is_label) for row in self.rows)
