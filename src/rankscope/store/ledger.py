@@ -48,7 +48,12 @@ from rankscope.store.database import (
     study_body,
     transaction,
 )
-from rankscope.store.history import check_same_model, check_same_tasks, same_machine
+from rankscope.store.history import (
+    check_same_model,
+    check_same_name,
+    check_same_tasks,
+    same_machine,
+)
 from rankscope.store.items import items_path
 from rankscope.store.loading import load_study
 from rankscope.store.lock import StudyLock
@@ -147,10 +152,12 @@ class Ledger:
         """Store what the study is made of now: it may gain or lose arms, seeds and tasks between
         runs.
 
-        Raises UserError if stored results would not be comparable any more: another base model,
-        dtype or prompt format, or other rows or another metric under a task's name.
+        Raises UserError for the folder of a study with another name, and if stored results would
+        not be comparable any more: another base model, dtype or prompt format, or other rows or
+        another metric under a task's name.
         """
         if has_study(self._db):
+            check_same_name(self.out, stored_json(self._db, "name", name), name)
             stored = parse_record(ModelRecord, study_body(self._db, "model") or "", "study: model")
             check_same_model(self.out, stored, model)
         known = {task.name: task for task in stored_list(self._db, "known_tasks", TaskRecord)}
