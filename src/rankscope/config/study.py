@@ -223,7 +223,9 @@ class SlurmConfig(ConfigSection):
     """What ``--executor slurm`` asks of SLURM for each unit; no result depends on it."""
 
     partition: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
+    """By default the site's; as are the others."""
     account: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
+    """Whom the time is charged to."""
     time: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
     """Limit such as ``4:00:00``; a unit that needs longer continues in another turn."""
     gres: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
