@@ -6,6 +6,7 @@ a bug in Rankscope. docs/exit-codes.md says what a script can do about each code
 
 import difflib
 import re
+import signal
 from collections.abc import Iterable
 
 from rankscope.formatting import shortened_lines
@@ -17,6 +18,8 @@ UNFINISHED = 3
 INTEGRITY = 4
 INTERRUPTED = 130
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Ctrl-C, and what a scheduler or a closed terminal sends: the command ends with INTERRUPTED."""
 
 PARTS = {
     "where": re.compile(r"((?:(?!\. )[^\n])+?): "),

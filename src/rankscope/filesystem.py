@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -17,6 +18,14 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """No space, no quota, or a file above the limit for one file."""
 
 
+MOUNTS = Path("/proc/self/mountinfo")
+NETWORK_FILE_SYSTEMS = frozenset(
+    "nfs nfs4 cifs smb3 smbfs sshfs afs ceph lustre gpfs beegfs glusterfs orangefs pvfs2".split()
+    + "ocfs2 gfs2 juicefs s3fs gcsfuse rclone davfs".split()
+)
+"""Types of mounts on which locks and SQLite's write-ahead log do not hold between machines."""
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error of the system, SQLite or safetensors means a full disk."""
     if isinstance(error, OSError):
@@ -27,6 +36,23 @@ def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, SafetensorError) and any(
         f"os error {number})" in str(error) for number in FULL
     )
+
+
+def network_file_system(path: Path) -> str | None:
+    """Such as ``nfs4 at /home`` if a path is on a network file system; None if not, or unknown."""
+    try:
+        lines = MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        return None
+    mounts = {}
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        place = re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), left.split(" ")[4])
+        mounts[Path(place)] = right.split(" ")[0]  # of several at one place, the last is on top
+    whole = path.resolve()
+    place = next((place for place in (whole, *whole.parents) if place in mounts), None)
+    kind = mounts.get(place, "") if place else ""
+    return f"{kind} at {place}" if kind.removeprefix("fuse.") in NETWORK_FILE_SYSTEMS else None
 
 
 def check_taken(out: Path) -> None:

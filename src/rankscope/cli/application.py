@@ -5,6 +5,7 @@ import functools
 import inspect
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -15,7 +16,15 @@ import typer
 from typer import Argument, Option
 
 from rankscope.cli.terminal import Reply, print_json, print_message
-from rankscope.errors import BAD_INPUT, BUG, INTERRUPTED, Interrupted, RankscopeError, UserError
+from rankscope.errors import (
+    BAD_INPUT,
+    BUG,
+    INTERRUPTED,
+    STOP_SIGNALS,
+    Interrupted,
+    RankscopeError,
+    UserError,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -187,8 +196,16 @@ def limit_busy_waiting() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", str(WAITING_LOOPS))
 
 
+def stop_like_interrupt() -> None:
+    """Let ``STOP_SIGNALS`` end any command like Ctrl-C, unless the process ignores them."""
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+
+
 def main() -> NoReturn:
     """Entry point of the ``rankscope`` command."""
+    stop_like_interrupt()
     limit_busy_waiting()
     # PEFT imports bitsandbytes if it is installed, which then warns on every command about a
     # kernel that no CPU run needs.

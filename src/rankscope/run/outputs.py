@@ -1,13 +1,16 @@
 """What a study writes for its reader: the recommendation and the report."""
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from rankscope.advise.recommend import recommend
-from rankscope.errors import DiskFull
-from rankscope.filesystem import is_disk_full, replace_text
+from rankscope.errors import DiskFull, UserError
+from rankscope.filesystem import is_disk_full, replace_bytes, replace_text
+from rankscope.hashing import SUMS, sums_text
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.study_page import write_study_page
-from rankscope.store import Ledger
+from rankscope.store import OUTPUT_FILES, Ledger
 
 
 def write_outputs(
@@ -25,15 +28,34 @@ def write_outputs(
         with Ledger.open(out, write=False) as ledger:
             study = ledger.load()
     recommendation = recommend(study)
-    replace_text(out / "recommendation.json", recommendation.model_dump_json(indent=2) + "\n")
     made = out / "report.html.new"
     try:
         write_study_page(study, recommendation, made)
-        replace_text(out / "report.html", made.read_bytes().decode())
+        answer = recommendation.model_dump_json(indent=2) + "\n"
+        replace_outputs(out, (answer.encode(), made.read_bytes()))
     except OSError as error:
+        if not out.is_dir():
+            raise UserError(
+                f"{out}: found no such folder any more, expected the study; it was moved or "
+                "removed meanwhile: rankscope report where it is now"
+            ) from error
         if not is_disk_full(error):
             raise
         raise DiskFull(f"{out}: the disk is full; no report was written. Make room.") from error
     finally:
         made.unlink(missing_ok=True)
     return study, recommendation
+
+
+def replace_outputs(out: Path, contents: Sequence[bytes]) -> None:
+    """Replace ``OUTPUT_FILES``; after a crash at any moment, each has one of its listed hashes."""
+    before = sums_text(out, OUTPUT_FILES)
+    after = "".join(
+        f"{hashlib.sha256(content).hexdigest()}  {name}\n"
+        for name, content in zip(OUTPUT_FILES, contents, strict=True)
+    )
+    if before != after:
+        replace_text(out / SUMS, before + after)
+    for name, content in zip(OUTPUT_FILES, contents, strict=True):
+        replace_bytes(out / name, content)
+    replace_text(out / SUMS, after)

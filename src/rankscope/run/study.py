@@ -14,7 +14,7 @@ from rankscope.config.study import StudyConfig
 from rankscope.data.task_source import check_sources
 from rankscope.models.model_folder import model_folder
 from rankscope.progress import JsonlReporter, NullReporter, ProgressReporter
-from rankscope.records import Status, StudyRecords
+from rankscope.records import StudyRecords
 from rankscope.store import UNITS, Ledger
 
 if TYPE_CHECKING:
@@ -81,7 +81,10 @@ class Study:
         out: str | Path,
         reporter: ProgressReporter | None = None,
         executor: "Executor | None" = None,
-        retry: Collection[Status] = (),
+        retry: Collection[str] = (),
+        *,
+        allow_mixed: bool = False,
+        take_over: bool = False,
     ) -> StudyRecords:
         """Run the study into ``out``, or continue it there; always safe to repeat.
 
@@ -92,13 +95,22 @@ class Study:
             out: the study's folder, created if needed.
             reporter: of progress; silent by default.
             executor: where groups run, see ``run/executors``; by default in this process.
-            retry: run trials of these statuses again, such as ``oom``.
+            retry: run trials of these statuses again, such as ``oom``; of trials named by id, and
+                of ``base``, all results are removed and computed again.
+            allow_mixed: add results to those of other versions of libraries or code.
+            take_over: run in a folder on a network file system, or that a run on another machine
+                did not close.
 
         Raises:
             UserError, StudyLocked, IntegrityError, DiskFull, Interrupted.
         """
         from rankscope.device import release_freed_memory
-        from rankscope.run.begin import begin_run, interruptible, prepare_process
+        from rankscope.run.begin import (
+            begin_run,
+            interruptible,
+            plan_again,
+            prepare_process,
+        )
         from rankscope.run.conductor import Conductor
         from rankscope.run.executors import run_units
         from rankscope.run.prepare import prepare_study
@@ -110,11 +122,19 @@ class Study:
         reporter = reporter or NullReporter()
         # Before the folder: a refused study leaves nothing.
         study = prepare_study(self.config, reporter=reporter)
-        with Ledger.open(out, write=True) as ledger, interruptible() as should_stop:
-            again = [trial for trial, status in ledger.statuses().items() if status in retry]
-            ledger.retry_trials(again)
+        with (
+            Ledger.open(out, write=True, take_over=take_over) as ledger,
+            interruptible() as is_stop_requested,
+        ):
+
+            def should_stop() -> bool:
+                ledger.check_in_place()
+                return is_stop_requested()
+
+            plan_again(ledger, retry)
             reporter = JsonlReporter(reporter, out / "log.jsonl")
             context = begin_run(study, ledger, reporter, should_stop)
+            context.allow_mixed = allow_mixed
             context.use_stored_groups()
             conductor = Conductor(context)
             try:

@@ -31,11 +31,13 @@ from rankscope.store.database import (
 )
 from rankscope.store.history import mixed_versions_notes
 from rankscope.store.items import ItemTables, StoredItems, StoredResults
+from rankscope.store.verify import check_tables
 
 
 def load_study(
     db: sqlite3.Connection, store: ArtifactStore, artifacts: Sequence[Artifact]
 ) -> StudyRecords:
+    check_tables(db, whole=False)
     if not has_study(db):
         raise UserError(f"{store.out}: no run has stored a study yet; run it first.")
     tasks = tuple(stored_list(db, "tasks", TaskRecord))
@@ -51,8 +53,8 @@ def load_study(
     tables = ItemTables(store, artifacts)
     return StudyRecords(
         name=stored_json(db, "name"),
-        config=parse_record(StudyConfig, study_body(db, "config") or "", "study: config"),
-        model=parse_record(ModelRecord, study_body(db, "model") or "", "study: model"),
+        config=parse_record(StudyConfig, study_body(db, "config") or "", "study config"),
+        model=parse_record(ModelRecord, study_body(db, "model") or "", "study model"),
         tasks=tasks,
         trials=trials,
         evals=evals,

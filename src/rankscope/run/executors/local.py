@@ -86,7 +86,7 @@ class LocalExecutor:
         with self.lock:
             self.stopped = True
             for process in self.running:
-                process.send_signal(signal.SIGINT)
+                process.send_signal(signal.SIGTERM)  # unlike SIGINT never ignored from birth
 
     def close(self) -> None:
         """Wait for all workers; a second Ctrl-C kills them, which costs no finished result."""
