@@ -73,6 +73,18 @@ class DiskFull(RankscopeError):
     exit_code = UNFINISHED
 
 
+class DiskFailed(RankscopeError):
+    """The disk reports an error; the previous state is kept (exit code 3)."""
+
+    exit_code = UNFINISHED
+
+
+class OutOfMemory(RankscopeError):
+    """Memory ran out where no smaller piece of work can be tried (exit code 3)."""
+
+    exit_code = UNFINISHED
+
+
 class Interrupted(RankscopeError):
     """A stop was requested; the same command continues (exit code 130)."""
 

@@ -1,22 +1,15 @@
-"""Full disks, output folders, and writes that are durable and take effect at once."""
+"""Output folders, and writes that are durable and take effect at once."""
 
-import errno
 import os
 import re
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from safetensors import SafetensorError
-
-from rankscope.errors import DiskFull, UserError
-
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""No space, no quota, or a file above the limit for one file."""
-
+from rankscope.errors import UserError
+from rankscope.shortage import reporting_shortages
 
 MOUNTS = Path("/proc/self/mountinfo")
 NETWORK_FILE_SYSTEMS = frozenset(
@@ -24,18 +17,6 @@ NETWORK_FILE_SYSTEMS = frozenset(
     + "ocfs2 gfs2 juicefs s3fs gcsfuse rclone davfs".split()
 )
 """Types of mounts on which locks and SQLite's write-ahead log do not hold between machines."""
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error of the system, SQLite or safetensors means a full disk."""
-    if isinstance(error, OSError):
-        return error.errno in FULL
-    if isinstance(error, sqlite3.Error):
-        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-    # safetensors reports the operating system's error as text only.
-    return isinstance(error, SafetensorError) and any(
-        f"os error {number})" in str(error) for number in FULL
-    )
 
 
 def network_file_system(path: Path) -> str | None:
@@ -76,6 +57,15 @@ def check_taken(out: Path) -> None:
         )
 
 
+def check_in_place(out: Path) -> None:
+    """Refuse to make the folder of a running study anew: its ledger is elsewhere then."""
+    if not out.is_dir():
+        raise UserError(
+            f"{out}: found no folder, expected the running study's: it was moved or removed; give "
+            "the command again with its new place as --out"
+        )
+
+
 @contextmanager
 def output_folder(out: Path | None) -> Iterator[None]:
     """Create ``out`` before minutes of work whose result goes there; None is no folder.
@@ -111,18 +101,15 @@ def folder_in_one_step(out: Path) -> Iterator[Path]:
     """A new folder beside ``out`` that takes its place at the end, unless something fails.
 
     Raises:
-        DiskFull: ``out`` is left as it was.
+        DiskFull, DiskFailed: ``out`` is left as it was.
     """
     out = out.resolve()  # "x/.." has no name to put a copy beside
     partial = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        os.replace(partial, out)
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise DiskFull(f"{out}: the disk is full; nothing was written. Make room.") from error
+        with reporting_shortages(out):
+            partial.mkdir(parents=True)
+            yield partial
+            os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -147,21 +134,18 @@ def replace_bytes(path: Path, content: bytes) -> bool:
     A reader, or a run after a crash, finds the old content or the new one, never a part.
 
     Raises:
-        DiskFull: no space; the old content stays.
+        DiskFull, DiskFailed: the old content stays.
     """
     if path.is_file() and path.read_bytes() == content:
         return False
     partial = path.with_name(path.name + ".part")
     try:
-        partial.write_bytes(content)
-        fsync(partial)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        if not is_disk_full(error):
-            raise
-        raise DiskFull(
-            f"{path}: the disk is full; {len(content):,} bytes could not be written. Make "
-            "room, then give the same command again."
-        ) from error
+        with reporting_shortages(path, lambda: f"{len(content):,} bytes"):
+            partial.write_bytes(content)
+            fsync(partial)
+            os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
     return True

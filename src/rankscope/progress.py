@@ -116,7 +116,22 @@ class ConsoleReporter:
 
     def line(self, text: str, detail: str = "", style: str | None = None) -> None:
         shown = safe_text(shortened_lines(f"{text}  {detail}".rstrip()))
-        self.console.print(shown, markup=False, highlight=False, soft_wrap=True, style=style)
+        with contextlib.suppress(OSError):  # such as a full disk under a redirected output
+            self.console.print(shown, markup=False, highlight=False, soft_wrap=True, style=style)
+
+
+LOG = "log.jsonl"
+"""Where a run writes its events, in its folder."""
+
+
+def logged_notes(path: Path) -> Iterator[str]:
+    """The notes in a log, oldest first; a line cut short by a crash is left out."""
+    with contextlib.suppress(OSError):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                event = json.loads(line)
+                if event["event"] == "note":
+                    yield str(event["text"])
 
 
 class JsonlReporter:

@@ -10,6 +10,8 @@ from rankscope.run.worker import work
 class SerialExecutor:
     """Runs each unit as soon as it is submitted."""
 
+    num_local = 1
+
     def __init__(self, num_workers: int) -> None:
         self.submitted: list[str] = []
 

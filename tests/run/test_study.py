@@ -23,7 +23,6 @@ from pocket_study import (
 from safetensors.torch import load_file, save_file
 
 from rankscope.cli import main
-from rankscope.device import is_out_of_memory
 from rankscope.errors import NotFiniteError
 from rankscope.models import load
 from rankscope.models.model_folder import pocket_folder
@@ -357,19 +356,6 @@ def test_training_that_never_leaves_rate_zero_is_refused(
     warm = changed("train", max_steps=1, warmup_fraction=0.0)
     study = small_study(tmp_path, arms=[LORA], seeds=[0], **warm).run(tmp_path / "warm")
     assert study.trials[0].status == "done"
-
-
-def more_than_there_is() -> None:
-    """A real failure of the allocator."""
-    torch.empty(2**55, dtype=torch.float32)
-
-
-def test_the_allocators_failure_is_known_for_what_it_is() -> None:
-    with pytest.raises(RuntimeError) as failure:
-        more_than_there_is()
-    assert is_out_of_memory(failure.value)
-    assert is_out_of_memory(MemoryError())
-    assert not is_out_of_memory(RuntimeError("size mismatch"))
 
 
 def test_states_of_groups_that_are_no_more_are_removed(copy: Path, tmp_path: Path) -> None:

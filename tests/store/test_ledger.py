@@ -605,7 +605,7 @@ def refused(act, *expected):
     try:
         act()
     except DiskFull as error:
-        assert all(text in str(error) for text in (str(out), "is full", *expected)), error
+        assert all(text in str(error) for text in (str(out), "bytes free", *expected)), error
         assert error.exit_code == 3
     else:
         raise AssertionError("was not refused")
@@ -618,13 +618,9 @@ with Ledger.open(out, write=True) as ledger:
     def with_bytes():
         with ledger.stage() as folder:
             (folder / "a").write_bytes(bytes(6_000_000))
-    def told_beforehand():
-        with ledger.stage(expected_bytes=10**15):
-            raise AssertionError("the disk is not that large")
-    refused(with_bytes, "needs more than")
-    refused(told_beforehand, "needs 1,000,000,000,000,000 bytes")
+    refused(with_bytes, "room for more than")
     if mounted:
-        refused(with_safetensors, "needs more than")
+        refused(with_safetensors, "room for more than")
         ballast = out / "ballast"
         with open(ballast, "wb", buffering=0) as file:
             try:
@@ -632,7 +628,7 @@ with Ledger.open(out, write=True) as ledger:
                     pass
             except OSError:
                 pass
-        refused(lambda: ledger.put_notes(["x" * 100_000]), "needs some ten thousand bytes")
+        refused(lambda: ledger.put_notes(["x" * 100_000]), "room for some ten thousand bytes")
         ballast.unlink()
     else:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)

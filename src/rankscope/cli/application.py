@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -25,6 +26,7 @@ from rankscope.errors import (
     RankscopeError,
     UserError,
 )
+from rankscope.shortage import shortage_behind
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -144,6 +146,7 @@ def run_command_line(words: Sequence[str]) -> int:
     as_json = "--json" in words
     try:
         code = app(list(words), prog_name="rankscope", standalone_mode=False)
+        sys.stdout.flush()
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
@@ -162,9 +165,10 @@ def run_command_line(words: Sequence[str]) -> int:
         if code != INTERRUPTED:
             return code or 0
         known = Interrupted("interrupted; give the same command again to continue")
-    if as_json:
-        print_json({"error": known.description()})
-    print_message(f"error: {known}", "red")
+    with suppress(OSError):  # such as a full disk under a redirected output
+        if as_json:
+            print_json({"error": known.description()})
+        print_message(f"error: {known}", "red")
     return known.exit_code
 
 
@@ -178,6 +182,8 @@ def usage_error(error: Any) -> UserError:
 
 def known_error(error: Exception) -> RankscopeError | None:
     """The error that the user can act on; None for a bug."""
+    if shortage := shortage_behind(error):
+        return shortage
     if isinstance(error, RankscopeError):
         return error
     if isinstance(error, OSError) and error.errno in UNUSABLE_PATH and error.filename is not None:
@@ -210,4 +216,10 @@ def main() -> NoReturn:
     # PEFT imports bitsandbytes if it is installed, which then warns on every command about a
     # kernel that no CPU run needs.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    sys.exit(run_command_line(sys.argv[1:]))
+    code = run_command_line(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # Python would try again at its end, and replace the code
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)

@@ -37,6 +37,10 @@ class RunContext:
     allow_mixed: bool = False
     """Whether to add results to those of other versions of libraries or code."""
     versions_checked: bool = False
+    memory_before_groups: int = 0
+    """What this process held before its first group, bytes."""
+    groups_worked_on: int = 0
+    """Groups that this process has begun to work on."""
 
     def use_stored_groups(self) -> None:
         """Continue with the groups of the study's first run; store them if this is the first."""

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rankscope.advise.recommend import recommend
-from rankscope.errors import DiskFull, UserError
-from rankscope.filesystem import is_disk_full, replace_bytes, replace_text
+from rankscope.filesystem import check_in_place, replace_bytes, replace_text
 from rankscope.hashing import SUMS, sums_text
 from rankscope.records import Recommendation, StudyRecords
-from rankscope.report.study_page import write_study_page
+from rankscope.report.study_page import render_study
+from rankscope.report.study_view import StudyView
+from rankscope.shortage import reporting_shortages
 from rankscope.store import OUTPUT_FILES, Ledger
 
 
@@ -23,27 +24,17 @@ def write_outputs(
     Raises:
         UserError: no study there.
         IntegrityError: a stored record or table was altered.
+        DiskFull, DiskFailed, OutOfMemory: the earlier report stays.
     """
     if study is None:
         with Ledger.open(out, write=False) as ledger:
             study = ledger.load()
-    recommendation = recommend(study)
-    made = out / "report.html.new"
-    try:
-        write_study_page(study, recommendation, made)
+    with reporting_shortages(out, do="every trial is stored: free some memory"):
+        recommendation = recommend(study)
         answer = recommendation.model_dump_json(indent=2) + "\n"
-        replace_outputs(out, (answer.encode(), made.read_bytes()))
-    except OSError as error:
-        if not out.is_dir():
-            raise UserError(
-                f"{out}: found no such folder any more, expected the study; it was moved or "
-                "removed meanwhile: rankscope report where it is now"
-            ) from error
-        if not is_disk_full(error):
-            raise
-        raise DiskFull(f"{out}: the disk is full; no report was written. Make room.") from error
-    finally:
-        made.unlink(missing_ok=True)
+        page = render_study(StudyView(study, recommendation), str(out))
+        check_in_place(out)
+        replace_outputs(out, (answer.encode(), page.encode()))
     return study, recommendation
 
 

@@ -41,6 +41,7 @@ def prepare_study(
     weights: bool = True,
     reporter: ProgressReporter | None = None,
     machine: Machine | None = None,
+    num_processes: int = 1,
 ) -> PreparedStudy:
     """Fetch the model, encode the data, check it all and plan the groups; weights are only hashed.
 
@@ -49,6 +50,7 @@ def prepare_study(
     trials' ids are then not those of a run. If an arm has ``init_from`` and the weights are there,
     they are hashed all the same.
     machine: plan for it in place of this one.
+    num_processes: train that many groups at a time, which share the free memory.
     """
     reporter = reporter or NullReporter()
     reporter.stage("preparing", 3)
@@ -109,7 +111,7 @@ def prepare_study(
     grouping = Grouping(
         MemoryModel(model_config, dtype, device),
         {n: RowCounts.of(rows.rows) for n, rows in {**data.replay_rows, **data.rows}.items()},
-        config.memory_limit or round(USABLE_SHARE * free_bytes),
+        config.memory_limit or round(USABLE_SHARE * free_bytes / num_processes),
     )
     groups = tuple(grouping.groups(trials, config))
     reporter.finish()

@@ -13,11 +13,13 @@ from rankscope.config.loader import load_study_file
 from rankscope.config.study import StudyConfig
 from rankscope.data.task_source import check_sources
 from rankscope.models.model_folder import model_folder
-from rankscope.progress import JsonlReporter, NullReporter, ProgressReporter
+from rankscope.progress import LOG, JsonlReporter, NullReporter, ProgressReporter
 from rankscope.records import StudyRecords
+from rankscope.shortage import reporting_shortages
 from rankscope.store import UNITS, Ledger
 
 if TYPE_CHECKING:
+    from rankscope.run.context import RunContext
     from rankscope.run.executors import Executor
     from rankscope.run.plan import Plan
     from rankscope.run.prepared import PreparedStudy
@@ -102,55 +104,56 @@ class Study:
                 did not close.
 
         Raises:
-            UserError, StudyLocked, IntegrityError, DiskFull, Interrupted.
+            UserError, StudyLocked, IntegrityError, DiskFull, DiskFailed, OutOfMemory, Interrupted.
         """
-        from rankscope.device import release_freed_memory
-        from rankscope.run.begin import (
-            begin_run,
-            interruptible,
-            plan_again,
-            prepare_process,
-        )
-        from rankscope.run.conductor import Conductor
-        from rankscope.run.executors import run_units
+        from rankscope.run.begin import begin_run, interruptible, plan_again, prepare_process
         from rankscope.run.prepare import prepare_study
-        from rankscope.run.units import adopt_units
 
         prepare_process()
         out = Path(out)
         begun = time.monotonic()
         reporter = reporter or NullReporter()
-        # Before the folder: a refused study leaves nothing.
-        study = prepare_study(self.config, reporter=reporter)
-        with (
-            Ledger.open(out, write=True, take_over=take_over) as ledger,
-            interruptible() as is_stop_requested,
-        ):
+        with reporting_shortages(out):
+            # Before the folder: a refused study leaves nothing.
+            num_processes = 1 if executor is None else executor.num_local
+            study = prepare_study(self.config, reporter=reporter, num_processes=num_processes)
+            with (
+                Ledger.open(out, write=True, take_over=take_over) as ledger,
+                interruptible() as is_stop_requested,
+            ):
 
-            def should_stop() -> bool:
-                ledger.check_in_place()
-                return is_stop_requested()
+                def should_stop() -> bool:
+                    ledger.check_in_place()
+                    return is_stop_requested()
 
-            plan_again(ledger, retry)
-            reporter = JsonlReporter(reporter, out / "log.jsonl")
-            context = begin_run(study, ledger, reporter, should_stop)
-            context.allow_mixed = allow_mixed
-            context.use_stored_groups()
-            conductor = Conductor(context)
-            try:
-                conductor.run_base()
-                adopt_units(context, keep_unsealed=executor is not None)
-                if executor is None:
-                    conductor.run_groups()
-                else:
-                    groups = conductor.unfinished_groups()
-                    # Workers load the base themselves.
-                    context.base.model.to("meta")  # type: ignore[arg-type]
-                    release_freed_memory()
-                    run_units(context, self.config, groups, executor)
-                    conductor.remove_orphans()
-                shutil.rmtree(out / UNITS, ignore_errors=True)
-            finally:
-                if context.did_work:  # a run that finds nothing to do costs the study nothing
-                    ledger.add_seconds(time.monotonic() - begun)
-            return ledger.load()
+                plan_again(ledger, retry)
+                reporter = JsonlReporter(reporter, out / LOG)
+                context = begin_run(study, ledger, reporter, should_stop)
+                context.allow_mixed = allow_mixed
+                context.use_stored_groups()
+                try:
+                    self._run_all(context, executor)
+                    shutil.rmtree(out / UNITS, ignore_errors=True)
+                finally:
+                    if context.did_work:  # a run that finds nothing to do costs the study nothing
+                        ledger.add_seconds(time.monotonic() - begun)
+                return ledger.load()
+
+    def _run_all(self, context: "RunContext", executor: "Executor | None") -> None:
+        """Score the base, then bring every group to its end, here or by the executor."""
+        from rankscope.device import release_freed_memory
+        from rankscope.run.conductor import Conductor
+        from rankscope.run.executors import run_units
+        from rankscope.run.units import adopt_units
+
+        conductor = Conductor(context)
+        conductor.run_base()
+        adopt_units(context, keep_unsealed=executor is not None)
+        if executor is None:
+            conductor.run_groups()
+            return
+        groups = conductor.unfinished_groups()
+        context.base.model.to("meta")  # type: ignore[arg-type]  # workers load the base themselves
+        release_freed_memory()
+        run_units(context, self.config, groups, executor)
+        conductor.remove_orphans()

@@ -22,11 +22,12 @@ from rankscope.config.study import StudyConfig
 from rankscope.errors import IntegrityError, UserError, first_line
 from rankscope.filesystem import replace_text
 from rankscope.hashing import sha256_json, sums_text
+from rankscope.progress import LOG, logged_notes
 from rankscope.provenance import provenance
 from rankscope.records import Record
 from rankscope.run.context import RunContext
 from rankscope.run.group_ledger import known_groups, store_groups
-from rankscope.run.groups import Group, group_id
+from rankscope.run.groups import Group, group_id, group_label
 from rankscope.run.prepared import PreparedStudy
 from rankscope.store import (
     CHECKPOINTS,
@@ -78,7 +79,7 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
     file, text = folder / UNIT_ORDER, order.model_dump_json()
     if file.is_file() and file.read_bytes() == text.encode():
         return folder
-    remove_unit(folder)
+    discard_unit(folder)
     with Ledger.open(folder, write=True, take_over=True) as unit:
         study, base = context.study, context.base.record
         values = study_values(study.config)
@@ -140,11 +141,18 @@ def adopt_unit(context: RunContext, folder: Path) -> None:
             f"{folder}: found a ledger that was changed after it was sealed, expected the sha256 "
             f"in {SEAL}; remove this folder to run the unit again"
         )
-    take_results(context, folder)
-    remove_unit(folder)
+    adopt_results(context, folder)
 
 
-def take_results(context: RunContext, folder: Path) -> None:
+def rescue_unit(context: RunContext, folder: Path) -> None:
+    """Copy what an unsealed unit of this study has finished, its checkpoints too; remove it."""
+    for checkpoint in (folder / CHECKPOINTS).glob("*"):
+        move_checkpoint(folder, context.ledger.out, checkpoint.name)
+    adopt_results(context, folder)
+
+
+def adopt_results(context: RunContext, folder: Path) -> None:
+    """Copy results, groups and the workers' notes of a unit; remove its folder."""
     order = read_unit(folder)
     try:
         with Ledger.open(folder, write=False) as unit:
@@ -154,14 +162,11 @@ def take_results(context: RunContext, folder: Path) -> None:
         raise IntegrityError(f"{error}. To run this unit again, remove {folder}") from error
     assert stored is not None
     context.groups.replace(order.trial_ids, stored)
-
-
-def rescue_unit(context: RunContext, folder: Path) -> None:
-    """Copy what an unsealed unit of this study has finished, its checkpoints too; remove it."""
-    take_results(context, folder)
-    for checkpoint in (folder / CHECKPOINTS).glob("*"):
-        move_checkpoint(folder, context.ledger.out, checkpoint.name)
-    remove_unit(folder)
+    group = tuple(trial for trial in context.study.trials if trial.trial_id in order.trial_ids)
+    for note in dict.fromkeys(logged_notes(folder / LOG)):
+        if note not in context.study.notes:
+            context.reporter.note(f"{group[0].task} {group_label(group)}: {note}")
+    discard_unit(folder)
 
 
 def move_checkpoint(source: Path, target: Path, name: str) -> None:
@@ -172,7 +177,7 @@ def move_checkpoint(source: Path, target: Path, name: str) -> None:
         (source / CHECKPOINTS / name).rename(place)
 
 
-def remove_unit(folder: Path) -> None:
+def discard_unit(folder: Path) -> None:
     """Remove a unit's folder, the order first: what is left after a crash is garbage."""
     (folder / UNIT_ORDER).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -187,7 +192,7 @@ def adopt_units(context: RunContext, *, keep_unsealed: bool) -> None:
         wait_for_worker(context, folder)
         is_ready = (folder / UNIT_ORDER).is_file()
         if not is_ready or read_unit(folder).study_sha256 != prepared_sha256(context.study):
-            remove_unit(folder)
+            discard_unit(folder)
         elif is_sealed(folder):
             context.did_work = True
             adopt_unit(context, folder)

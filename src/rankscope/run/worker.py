@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from rankscope.config.study import StudyConfig
 from rankscope.errors import Interrupted, StudyLocked, UserError
-from rankscope.progress import JsonlReporter, NullReporter
+from rankscope.progress import LOG, JsonlReporter, NullReporter
 from rankscope.run.begin import begin_run, interruptible, prepare_process
 from rankscope.run.conductor import Conductor
 from rankscope.run.prepare import prepare_study
@@ -50,7 +50,7 @@ def work(out: Path, unit: str) -> None:
             stored = ledger.groups()
             assert stored is not None
             study = unit_study(order, study, stored)
-            reporter = JsonlReporter(NullReporter(), folder / "log.jsonl")
+            reporter = JsonlReporter(NullReporter(), folder / LOG)
             context = begin_run(study, ledger, reporter, should_stop)
             context.allow_mixed = True  # the driver has decided that
             Conductor(context).run_groups()

@@ -4,15 +4,17 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from rankscope.errors import IntegrityError, UserError
+from rankscope.filesystem import fsync
 from rankscope.records import Record, Status, TrialSpec
-from rankscope.store.artifacts import ARTIFACTS, CHECKPOINTS, STAGING, UNITS, reporting_disk_full
+from rankscope.shortage import reporting_shortages
+from rankscope.store.artifacts import ARTIFACTS, CHECKPOINTS, STAGING, UNITS
 from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, Database, check_row
 
 LEDGER_VERSION = 3
@@ -48,7 +50,7 @@ CREATE TABLE totals (
     sha256 TEXT NOT NULL  -- sum of its rows' sha256 modulo 2^256
 ) WITHOUT ROWID;
 """
-SMALL_WRITE = "some ten thousand"  # Bytes of a transaction, which SQLite does not report
+SMALL_WRITE = "some ten thousand bytes"  # Of a transaction, which SQLite does not report
 
 NO_DAMAGE = frozenset(
     {
@@ -68,9 +70,11 @@ def connect(path: Path, *, write: bool) -> Database:
     Raises:
         IntegrityError: the file is damaged.
     """
+    if write and not holds_bytes(path):
+        _create(path)
     # SQLite can read a WAL database only in a writable folder; on a read-only disk it needs
     # "immutable".
-    mode = "rwc" if write else ("ro" if os.access(path.parent, os.W_OK) else "ro&immutable=1")
+    mode = "rw" if write else ("ro" if os.access(path.parent, os.W_OK) else "ro&immutable=1")
     uri = f"{path.resolve().as_uri()}?mode={mode}"
     db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30.0, factory=Database)
     try:
@@ -78,12 +82,7 @@ def connect(path: Path, *, write: bool) -> Database:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
         version = int(db.execute("PRAGMA user_version").fetchone()[0])
-        if version == 0 and write:
-            _check_foreign_folders(path.parent)
-            db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {LEDGER_VERSION}; COMMIT;")
-        elif version == 0:
-            raise UserError(f"{path.parent}: no run has stored a study yet; run it first.")
-        elif version != LEDGER_VERSION:
+        if version != LEDGER_VERSION:
             raise UserError(
                 f"{path}: ledger version {version}, expected {LEDGER_VERSION}. Use the Rankscope "
                 "that wrote it, or another --out folder."
@@ -96,6 +95,31 @@ def connect(path: Path, *, write: bool) -> Database:
             raise damaged(path.parent, error) from error
         raise
     return db
+
+
+def holds_bytes(path: Path) -> bool:
+    """Whether there is a ledger. Raises UserError for a folder of that name."""
+    if path.is_dir():
+        raise UserError(f"{path}: found a folder, expected a file; move it away")
+    return path.is_file() and path.stat().st_size > 0
+
+
+def _create(path: Path) -> None:
+    """Make an empty ledger and give it its name last: a full disk leaves none or a whole one."""
+    _check_foreign_folders(path.parent)
+    aside = path.with_name(path.name + ".new")
+    try:
+        aside.unlink(missing_ok=True)
+        with closing(sqlite3.connect(aside, isolation_level=None)) as db:
+            db.execute("PRAGMA journal_mode = OFF")
+            db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {LEDGER_VERSION}; COMMIT;")
+        fsync(aside)
+        os.replace(aside, path)
+        fsync(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
 
 
 def _check_foreign_folders(out: Path) -> None:
@@ -137,7 +161,7 @@ def parse_record(model: type[R], body: str, place: str) -> R:
 @contextmanager
 def transaction(db: Database, out: Path) -> Iterator[None]:
     """All statements inside take effect together, durably, or none does. Raises DiskFull."""
-    with reporting_disk_full(out, lambda: SMALL_WRITE):
+    with reporting_shortages(out / LEDGER, lambda: SMALL_WRITE):
         db.begin()
         try:
             yield

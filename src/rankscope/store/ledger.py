@@ -1,6 +1,7 @@
 """The ledger: what a study asks for, what is done, what came out. SQLite and hashed artifacts."""
 
 import json
+import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,12 +22,12 @@ from rankscope.records import (
     TrialSpec,
     trial_of,
 )
+from rankscope.shortage import reporting_shortages, shortage_behind
 from rankscope.store.artifacts import (
     ARTIFACTS,
     Artifact,
     ArtifactStore,
     Problem,
-    reporting_disk_full,
 )
 from rankscope.store.database import (
     SMALL_WRITE,
@@ -97,20 +98,21 @@ class Ledger:
     def open(cls, out: Path, *, write: bool, take_over: bool = False) -> Self:
         """Open the study in ``out``; with ``write``, create it if there is none.
 
-        A writer holds the study's lock and first removes what a killed writer left behind.
-        ``take_over``: also on a network file system, or if another machine's run did not end.
-        Raises StudyLocked, UserError for a folder without a study or in other use, IntegrityError
-        for an altered ledger, and DiskFull.
+        A writer holds the study's lock and first removes what a killed writer left behind, with
+        ``take_over`` also one of another machine. Raises StudyLocked, UserError for a folder
+        without a study or in other use, IntegrityError for an altered ledger, and DiskFull.
         """
         if not write:
             path = ledger_file(out)
             check_closed(out)
-            return cls(out, connect(path, write=False), None)
+            with reporting_shortages(path):
+                return cls(out, connect(path, write=False), None)
         make_study_folder(out, take_over)
-        lock = StudyLock(out / "ledger.lock").acquire(take_over=take_over)
+        with reporting_shortages(out / "ledger.lock", lambda: "one line"):
+            lock = StudyLock(out / "ledger.lock").acquire(take_over=take_over)
         try:
             was_closed = check_closed(out)
-            with reporting_disk_full(out, lambda: SMALL_WRITE):
+            with reporting_shortages(out / LEDGER, lambda: SMALL_WRITE):
                 ledger = cls(out, connect(out / LEDGER, write=True), lock)
                 check_tables(ledger._db, whole=not was_closed)
                 mark_open(out)
@@ -141,8 +143,12 @@ class Ledger:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close()
-        if error is not None and is_damaged(error):
+        if error is None:
+            return
+        if is_damaged(error):
             raise damaged(self.out, error) from error
+        if isinstance(error, sqlite3.Error) and (known := shortage_behind(error, self.out)):
+            raise known from error
 
     # --- the study
 
@@ -235,14 +241,12 @@ class Ledger:
 
     # --- results
 
-    def stage(self, expected_bytes: int | None = None) -> AbstractContextManager[Path]:
-        self.check_in_place()
-        return self._store.stage(expected_bytes)
+    def stage(self) -> AbstractContextManager[Path]:
+        return self._store.stage()
 
     def publish(self, staged: Path, relative: str) -> tuple[Artifact, ...]:
         """Move a staged file or folder to ``relative``; pass the result to a ``commit``. If the
         ledger names that place already, what is stored stays and its rows are returned."""
-        self.check_in_place()
         self._store.resolve(relative)
         return self.artifacts(relative) or self._store.publish(staged, relative)
 
@@ -281,11 +285,11 @@ class Ledger:
 
     def retry_trials(self, trial_ids: Sequence[str]) -> None:
         """Plan failed trials again; a trial that was trained becomes ``trained`` again."""
+        trained = {trial_id for kind, trial_id, _ in self._record_keys() if kind == "train"}
         with transaction(self._db, self.out):
-            for trial_id in trial_ids:
-                is_trained = ("train", trial_id, "") in self._record_keys()
-                status: Status = "trained" if is_trained else "planned"
-                set_status(self._db, trial_id, status, expected=tuple(FAILED))
+            for i in trial_ids:
+                status: Status = "trained" if i in trained else "planned"
+                set_status(self._db, i, status, expected=tuple(FAILED))
 
     def repeat_trials(self, trial_ids: Collection[str]) -> None:
         """Remove all results of some trials, or of the base, to have them computed again."""

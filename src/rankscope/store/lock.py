@@ -4,15 +4,15 @@ import fcntl
 import os
 import socket
 import time
+from contextlib import suppress
 from os.path import samestat
 from pathlib import Path
 from typing import Self
 
 from rankscope.errors import StudyLocked, UserError
 from rankscope.filesystem import network_file_system
-from rankscope.store.artifacts import reporting_disk_full
+from rankscope.shortage import reporting_shortages
 from rankscope.store.database import SMALL_WRITE
-from rankscope.store.row_hashes import LEDGER
 
 
 class StudyLock:
@@ -49,17 +49,21 @@ class StudyLock:
                 f"{out}: process {holder} began to run this study and did not end it, expected one "
                 f"of this machine ({here}); if it does not run any more, add --take-over"
             )
-        os.ftruncate(fd, 0)
-        os.write(fd, f"{os.getpid()} on {here}\n".encode())
         self._fd = fd
+        try:
+            os.ftruncate(fd, 0)
+            os.write(fd, f"{os.getpid()} on {here}\n".encode())
+        except OSError:
+            self.release()
+            raise
         return self
 
     def check_in_place(self) -> None:
         """Raise UserError if the study's folder is not where it was when the lock was taken."""
         if not self.is_in_place():
             raise UserError(
-                f"{self.path.parent}: found another folder or none, expected the one that this run "
-                "began in; all it finished is where that was moved to: run again with --out there"
+                f"{self.path.parent}: found no folder or another one, expected the running "
+                "study's: it was moved or removed; give the command again with its new place as --out"
             )
 
     def is_in_place(self) -> bool:
@@ -72,23 +76,19 @@ class StudyLock:
         if self._fd is not None:
             # The file stays: if it were removed, a third process could lock a new file of that name
             # while a second one waits for this one.
-            os.ftruncate(self._fd, 0)
+            with suppress(OSError):  # the lock counts, not the name in it
+                os.ftruncate(self._fd, 0)
             os.close(self._fd)
             self._fd = None
 
 
 def make_study_folder(out: Path, take_over: bool) -> None:
     """Create the folder of a study on a disk where SQLite and locks can be relied on."""
-    with reporting_disk_full(out.parent, lambda: SMALL_WRITE):
+    with reporting_shortages(out.parent, lambda: SMALL_WRITE):
         try:
             out.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
             raise UserError(f"{out}: cannot be used as a study folder ({error}).") from error
-    if (out / LEDGER).is_dir():
-        raise UserError(
-            f"{out / LEDGER}: found a folder, expected the file of a study or nothing; give "
-            "another --out folder"
-        )
     network = None if take_over else network_file_system(out)
     if network is not None:
         raise UserError(

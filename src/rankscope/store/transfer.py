@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 from rankscope.errors import IntegrityError
 from rankscope.records import trial_of
+from rankscope.shortage import reporting_shortages
 from rankscope.store.artifacts import ARTIFACTS, link_or_copy
 from rankscope.store.database import transaction
 from rankscope.store.ledger import Ledger
@@ -37,8 +38,10 @@ def transfer(
         for artifact in source.artifacts(f"{ARTIFACTS}/{trial_id}")
         if artifact.path not in known
     ]
-    for artifact in artifacts:
-        link_or_copy(source.out / artifact.path, target.out / artifact.path)
+    num_bytes = sum(artifact.num_bytes for artifact in artifacts)
+    with reporting_shortages(target.out, lambda: f"{num_bytes:,} bytes"):
+        for artifact in artifacts:
+            link_or_copy(source.out / artifact.path, target.out / artifact.path)
     with transaction(target._db, target.out):
         target._insert(rows, artifacts)
         for trial_id, status, reason in source.trial_rows():

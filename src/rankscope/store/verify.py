@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
-from rankscope.errors import DiskFull, IntegrityError, UserError
+from rankscope.errors import DiskFailed, DiskFull, IntegrityError, UserError
 from rankscope.filesystem import fsync, replace_text
 from rankscope.hashing import SUMS, matches_sums, sha256_file, sums_text
 from rankscope.store.artifacts import (
@@ -16,7 +16,7 @@ from rankscope.store.artifacts import (
     ArtifactStore,
     Problem,
 )
-from rankscope.store.database import connect, is_damaged
+from rankscope.store.database import connect, holds_bytes, is_damaged
 from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, changed_rows, changed_tables
 
 CLOSED = "ledger.sha256"
@@ -29,7 +29,7 @@ OUTPUT_FILES = ("recommendation.json", "report.html")
 
 def ledger_file(out: Path) -> Path:
     """The ledger of the study in ``out``. Raises UserError if there is none."""
-    if not (out / LEDGER).is_file():
+    if not holds_bytes(out / LEDGER):
         raise UserError(
             f"{out}: there is no study here (no {LEDGER}). Expected a folder that 'rankscope run' "
             "or 'rankscope quickstart' wrote to."
@@ -174,7 +174,7 @@ def mark_open(out: Path) -> None:
 
 def mark_closed(out: Path) -> None:
     """Store the hashes of a closed ledger; a disk without room for them leaves it without."""
-    with suppress(OSError, DiskFull):
+    with suppress(OSError, DiskFailed, DiskFull):
         replace_text(out / CLOSED, sums_text(out, CLOSED_FILES))
 
 

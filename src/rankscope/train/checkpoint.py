@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rankscope.errors import DiskFull, IntegrityError
-from rankscope.filesystem import fsync, is_disk_full
+from rankscope.errors import IntegrityError
+from rankscope.filesystem import check_in_place, fsync
 from rankscope.hashing import SUMS, matches_sums, sums_text
+from rankscope.shortage import reporting_shortages
 
 STATE = "state.safetensors"
 COUNTERS = "meta.json"
@@ -38,30 +38,25 @@ class GroupCheckpoint:
 
     def save(self, state: GroupState) -> None:
         """Replace the stored state; a crash or a full disk leaves the old one."""
+        check_in_place(self.folder.parents[1])
         aside = self.folder / "aside"
         shutil.rmtree(aside, ignore_errors=True)
         target = self.folder / f"step-{state.step:09d}"
+        size = sum(t.numel() * t.element_size() for t in state.tensors.values())
         try:
-            aside.mkdir(parents=True)
-            save_file(dict(state.tensors), aside / STATE)
-            counters = {"step": state.step, "trials": state.meta}
-            (aside / COUNTERS).write_text(json.dumps(counters), encoding="utf-8")
-            (aside / SUMS).write_text(sums_text(aside, sorted((STATE, COUNTERS))), "utf-8")
-            for path in (*aside.iterdir(), aside):
-                fsync(path)
-            _remove_state(target)
-            os.replace(aside, target)
-            fsync(self.folder)
-        except (OSError, SafetensorError) as error:
+            with reporting_shortages(self.folder, lambda: f"{size:,} bytes"):
+                aside.mkdir(parents=True)
+                save_file(dict(state.tensors), aside / STATE)
+                counters = {"step": state.step, "trials": state.meta}
+                (aside / COUNTERS).write_text(json.dumps(counters), encoding="utf-8")
+                (aside / SUMS).write_text(sums_text(aside, sorted((STATE, COUNTERS))), "utf-8")
+                for path in (*aside.iterdir(), aside):
+                    fsync(path)
+                _remove_state(target)
+                os.replace(aside, target)
+                fsync(self.folder)
+        finally:
             shutil.rmtree(aside, ignore_errors=True)
-            if not is_disk_full(error):
-                raise
-            size = sum(t.numel() * t.element_size() for t in state.tensors.values())
-            raise DiskFull(
-                f"checkpoint {self.folder}: the disk is full; {size:,} bytes could not be written "
-                f"({error}); the previous state is kept; free some space and run the same command "
-                "again"
-            ) from error
         for old in self.folder.glob("step-*"):
             if old != target:
                 _remove_state(old)

@@ -10,7 +10,7 @@ import pytest
 from pocket_study import SETTINGS, leftovers, results, small_study
 
 from rankscope.errors import IntegrityError, Interrupted, UserError
-from rankscope.progress import NullReporter
+from rankscope.progress import NullReporter, logged_notes
 from rankscope.run.executors import WorkerFailed
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.worker import work
@@ -135,6 +135,20 @@ def test_a_new_driver_adopts_what_was_sealed(undisturbed: dict[str, Any], tmp_pa
     assert len([name for name in stages.names if " train " in name]) == 2 - sealed
     assert results(out) == undisturbed
     assert not (out / "units").exists()
+
+
+def test_notes_of_workers_reach_the_log_of_the_study(tmp_path: Path) -> None:
+    """A note of the study itself is in it already."""
+    out = abandoned(tmp_path, finish=True)
+    unit = next(out.glob("units/*/sealed.json")).parent
+    with (unit / "log.jsonl").open("a") as file:
+        file.write('{"event": "note", "text": "of a worker"}\n{"event": "no')
+    small_study(tmp_path, **STUDY).run(out)
+    notes = list(logged_notes(out / "log.jsonl"))
+    assert [note for note in notes if "of a worker" in note] == [
+        "pocket_med 2 adapters r 2-2: of a worker"
+    ]
+    assert len([note for note in notes if note.startswith("pocket_med ")]) == 1
 
 
 def test_a_sealed_result_that_was_altered_is_refused(tmp_path: Path) -> None:

@@ -75,11 +75,11 @@ def totals(plan: Plan) -> Iterator[str]:
     if hopeless := [number for number, group in numbered if not group.states_fit]:
         yield (
             f"DOES NOT FIT: the base and the optimizer states of group {', '.join(hopeless)} alone "
-            "exceed this machine's memory. Leave the arm out, or use a machine with more memory."
+            "exceed that. Leave the arm out, or use a machine with more memory."
         )
     if too_large := [number for number, group in numbered if group.states_fit and not group.fits]:
         yield (
-            f"DOES NOT FIT: group {', '.join(too_large)} needs more memory than this machine has. "
+            f"DOES NOT FIT: group {', '.join(too_large)} needs more memory than that. "
             "Lower train.batch_tokens, set train.gradient_checkpointing=true, or leave the arm out."
         )
 

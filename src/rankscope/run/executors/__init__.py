@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
@@ -26,11 +26,19 @@ POLL_SECONDS = 0.2
 
 
 class WorkerFailed(Exception):
-    """A unit did not come to its end however often it was tried."""
+    """A unit did not come to its end however often it was tried; ``status`` is that of its trials
+    that are not trained."""
+
+    def __init__(self, reason: str, status: Literal["oom", "failed"] = "failed") -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 class Executor(Protocol):
     """Runs units."""
+
+    num_local: int
+    """Units that run at a time on this machine and share its memory, at least 1."""
 
     def submit(self, folder: Path) -> Future[None]:
         """Run the unit in ``folder``; the future ends once the folder is sealed.
@@ -118,7 +126,7 @@ def finish_unit(context: RunContext, future: Future[None], folder: Path, group: 
         rescue_unit(context, folder)
         statuses = context.ledger.statuses()
         untrained = [t.trial_id for t in group if statuses[t.trial_id] == "planned"]
-        context.ledger.fail_trials([TrialFailure(i, "failed", str(error)) for i in untrained])
+        context.ledger.fail_trials([TrialFailure(i, error.status, str(error)) for i in untrained])
         context.reporter.note(f"{group[0].task} {group_label(group)}: {error}")
     else:
         adopt_unit(context, folder)

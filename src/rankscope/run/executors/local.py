@@ -1,6 +1,7 @@
 """Worker processes on this machine, one per unit."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ class LocalExecutor:
     """
 
     def __init__(self, num_workers: int) -> None:
+        self.num_local = num_workers
         self.threads = max(1, torch.get_num_threads() // num_workers)
         self.pool = ThreadPoolExecutor(num_workers)
         self.lock = threading.Lock()
@@ -51,10 +53,14 @@ class LocalExecutor:
                 return
             if code >= 0:
                 raise error_of(code, folder)
-        raise WorkerFailed(
-            f"its worker was killed by signal {-code}, {MAX_ATTEMPTS} times: "
-            f"{last_line(folder) or 'no message'}"
-        )
+        message = last_line(folder)
+        reason = f"its worker was killed by signal {-code}, {MAX_ATTEMPTS} times"
+        # Native code aborts when memory runs out, after a line about it.
+        if re.search("memory allocation|bad_alloc|out of memory|allocate memory", message):
+            raise WorkerFailed(f"out of memory: {reason}: {message}", "oom")
+        if code == -signal.SIGKILL:
+            reason += "; the system does that if memory runs out ('dmesg' says so)"
+        raise WorkerFailed(f"{reason}: {message or 'no message'}")
 
     def start(self, folder: Path) -> subprocess.Popen[bytes]:
         """Start one worker process.
@@ -101,9 +107,11 @@ class LocalExecutor:
 
 def error_of(code: int, folder: Path) -> RankscopeError:
     """The error behind a worker's exit code; another attempt would meet it again."""
-    for kind in (errors.UserError, errors.IntegrityError, errors.DiskFull, errors.Interrupted):
+    message = last_line(folder).removeprefix("error: ") or f"worker of {folder} stopped"
+    unfinished = errors.OutOfMemory if "out of memory" in message else errors.DiskFull
+    for kind in (errors.UserError, errors.IntegrityError, unfinished, errors.Interrupted):
         if code == kind.exit_code:
-            return kind(last_line(folder).removeprefix("error: ") or f"worker of {folder} stopped")
+            return kind(message)
     return RankscopeError(
         f"a worker ended with exit code {code}: {last_line(folder) or 'no message'}. Its output is "
         f"in {folder / MESSAGES}; finished results are kept, and the same command continues"
