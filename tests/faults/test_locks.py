@@ -158,6 +158,7 @@ def test_another_studys_folder_is_refused(copied: Path) -> None:
 
 def test_a_folder_in_the_ledgers_place(tmp_path: Path, place: Path) -> None:
     (tmp_path / "out" / "ledger.sqlite").mkdir(parents=True)
-    outcome = rankscope("run", "study.yaml", "--out", tmp_path / "out")
-    for outcome in (outcome, *(rankscope(verb, tmp_path / "out") for verb in READERS)):
+    run = ("run", "study.yaml", "--out", tmp_path / "out")
+    for words in (run, *((verb, tmp_path / "out") for verb in READERS)):
+        outcome = rankscope(*words)
         refused(outcome, where="ledger.sqlite", found="a folder", expected="a file", do="move it")

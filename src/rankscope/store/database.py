@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from rankscope.errors import IntegrityError, UserError
+from rankscope.errors import IntegrityError, RankscopeError, UserError
 from rankscope.filesystem import fsync
 from rankscope.records import Record, Status, TrialSpec
-from rankscope.shortage import reporting_shortages
+from rankscope.shortage import reporting_shortages, shortage_behind
 from rankscope.store.artifacts import ARTIFACTS, CHECKPOINTS, STAGING, UNITS
 from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, Database, check_row
 
@@ -91,8 +91,8 @@ def connect(path: Path, *, write: bool) -> Database:
             db.count_changes()
     except BaseException as error:
         db.close()
-        if is_damaged(error):
-            raise damaged(path.parent, error) from error
+        if isinstance(error, sqlite3.Error) and (known := ledger_error(path.parent, error)):
+            raise known from error
         raise
     return db
 
@@ -142,10 +142,13 @@ def is_damaged(error: BaseException | None) -> bool:
     return code & 0xFF not in NO_DAMAGE
 
 
-def damaged(out: Path, what: object) -> IntegrityError:
+def ledger_error(out: Path, error: sqlite3.Error) -> RankscopeError | None:
+    """What an error of SQLite means for the user; None for a bug."""
+    if not is_damaged(error):
+        return shortage_behind(error, out / LEDGER)
     return IntegrityError(
-        f"{out / LEDGER}: damaged since it was written ({what}); {LEDGER_REMEDY}. "
-        f"'rankscope verify' shows what was changed."
+        f"{out / LEDGER}: found damage ({error}), expected what was written; {LEDGER_REMEDY}. "
+        "'rankscope verify' shows what was changed."
     )
 
 

@@ -22,7 +22,7 @@ from rankscope.records import (
     TrialSpec,
     trial_of,
 )
-from rankscope.shortage import reporting_shortages, shortage_behind
+from rankscope.shortage import reporting_shortages
 from rankscope.store.artifacts import (
     ARTIFACTS,
     Artifact,
@@ -32,11 +32,10 @@ from rankscope.store.artifacts import (
 from rankscope.store.database import (
     SMALL_WRITE,
     connect,
-    damaged,
     has_study,
-    is_damaged,
     is_whole_file,
     json_list,
+    ledger_error,
     parse_record,
     snapshot,
     stored_json,
@@ -119,8 +118,8 @@ class Ledger:
             ledger._store.remove_unnamed({artifact.path for artifact in ledger.artifacts()})
         except BaseException as error:
             lock.release()
-            if is_damaged(error):
-                raise damaged(out, error) from error
+            if isinstance(error, sqlite3.Error) and (known := ledger_error(out, error)):
+                raise known from error
             raise
         return ledger
 
@@ -143,12 +142,9 @@ class Ledger:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close()
-        if error is None:
-            return
-        if is_damaged(error):
-            raise damaged(self.out, error) from error
-        if isinstance(error, sqlite3.Error) and (known := shortage_behind(error, self.out)):
-            raise known from error
+        if isinstance(error, sqlite3.Error):
+            if known := ledger_error(self.out, error):
+                raise known from error
 
     # --- the study
 

@@ -63,7 +63,8 @@ class StudyLock:
         if not self.is_in_place():
             raise UserError(
                 f"{self.path.parent}: found no folder or another one, expected the running "
-                "study's: it was moved or removed; give the command again with its new place as --out"
+                "study's: it was moved or removed; give the command again with its new place as "
+                "--out"
             )
 
     def is_in_place(self) -> bool:
