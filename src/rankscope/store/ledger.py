@@ -142,9 +142,8 @@ class Ledger:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close()
-        if isinstance(error, sqlite3.Error):
-            if known := ledger_error(self.out, error):
-                raise known from error
+        if isinstance(error, sqlite3.Error) and (known := ledger_error(self.out, error)):
+            raise known from error
 
     # --- the study
 
