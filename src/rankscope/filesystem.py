@@ -30,10 +30,11 @@ def network_file_system(path: Path) -> str | None:
         left, _, right = line.partition(" - ")
         place = re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), left.split(" ")[4])
         mounts[Path(place)] = right.split(" ")[0]  # of several at one place, the last is on top
-    whole = path.resolve()
-    place = next((place for place in (whole, *whole.parents) if place in mounts), None)
-    kind = mounts.get(place, "") if place else ""
-    return f"{kind} at {place}" if kind.removeprefix("fuse.") in NETWORK_FILE_SYSTEMS else None
+    for folder in (path.resolve(), *path.resolve().parents):
+        if kind := mounts.get(folder):
+            is_network = kind.removeprefix("fuse.") in NETWORK_FILE_SYSTEMS
+            return f"{kind} at {folder}" if is_network else None
+    return None
 
 
 def check_taken(out: Path) -> None:

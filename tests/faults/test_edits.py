@@ -31,7 +31,8 @@ def test_one_flipped_bit_of_any_file_is_found(copied: Path) -> None:
         content = flip_bit(path, bits.randrange(path.stat().st_size), bits.randrange(8))
         (problem, *_) = find_problems(copied)
         name = path.relative_to(copied).as_posix()
-        assert problem.path in (name, "ledger.sqlite", *LISTED.get(name, ())), problem
+        # A bit of the lists of hashes, too, is a difference of the file that it is the hash of.
+        assert problem.path.split(":")[0] in LISTED.get(name, (name,)), problem
         assert problem.do
         path.write_bytes(content)
     assert find_problems(copied) == []
@@ -39,9 +40,8 @@ def test_one_flipped_bit_of_any_file_is_found(copied: Path) -> None:
 
 LISTED = {
     "SHA256SUMS": ("recommendation.json", "report.html"),
-    CLOSED: ("log.jsonl", "study.resolved.yaml"),
+    CLOSED: ("ledger.sqlite", "log.jsonl", "study.resolved.yaml"),
 }
-"""Files that another one's hash is in: which of the two was altered cannot be known."""
 
 
 @pytest.mark.pitfall(36)
@@ -222,14 +222,13 @@ def test_results_of_other_versions_are_mixed_only_on_request(copied: Path) -> No
         ledger.add_provenance(older, allow_mixed=True)
     assert run_again(copied).code == 0  # nothing is missing: nothing is mixed
     edit(copied.parent, "rank: [2, 4]", "rank: [2, 4, 8]")
-    for _ in range(2):
-        refused(
-            run_again(copied),
-            where=str(copied),
-            found="",
-            expected="torch was 2.12.0, is " + here.libraries["torch"],
-            do="--allow-mixed",
-        )
+    refused(
+        run_again(copied),
+        where=str(copied),
+        found="",
+        expected="torch was 2.12.0, is " + here.libraries["torch"],
+        do="--allow-mixed",
+    )
     mixed = run_again(copied, "--allow-mixed")
     assert mixed.code == 0, mixed
     with Ledger.open(copied, write=False) as ledger:

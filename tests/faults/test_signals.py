@@ -23,10 +23,11 @@ def test_every_signal_that_asks_to_stop_saves_the_state(
 ) -> None:
     """One study is stopped in its first group by each of them in turn: it trains on in between."""
     out = tmp_path / "out"
-    steps = [0]
+    steps = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        before = last_stage(out)
         launcher.start("run", long_file, "--out", out)
-        wait_for(launcher, lambda: "train" in str(last_stage(out).get("name")))
+        wait_for(launcher, lambda before=before: trains(out) and last_stage(out) != before)
         launcher.send(number)
         outcome = launcher.outcome()
         assert outcome.code == 130, outcome
@@ -34,9 +35,26 @@ def test_every_signal_that_asks_to_stop_saves_the_state(
         states = list(out.glob("checkpoints/*/step-*"))
         steps += [int(state.name.removeprefix("step-")) for state in states]
         assert rankscope("verify", out).code == 0
-    assert len(steps) > 1
+    assert steps == sorted(steps)
+    assert len(steps) == 4
     assert launcher.run("run", long_file, "--out", out).code == 0
     undisturbed.assert_equal(out)
+
+
+def trains(out: Path) -> bool:
+    return "train" in str(last_stage(out).get("name"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_training_ends_with_130(
+    launcher: Launcher, long_file: Path, tmp_path: Path, number: int
+) -> None:
+    launcher.start("run", long_file, "--out", tmp_path / "out")
+    wait_for(launcher, lambda: "Reading" in launcher.said())
+    launcher.send(number)
+    outcome = launcher.outcome()
+    assert outcome.code == 130, outcome
+    assert "Traceback" not in outcome.err
 
 
 @pytest.mark.pitfall(19)

@@ -550,7 +550,7 @@ def test_places_that_hold_no_study_are_named(tmp_path: Path) -> None:
         Ledger.open(tmp_path / "file", write=True)
     (tmp_path / "ledger.sqlite").write_text("this is no data base, however long it is" * 50)
     for write in (False, True):
-        with pytest.raises(IntegrityError, match="not a ledger"):
+        with pytest.raises(IntegrityError, match="found damage"):
             Ledger.open(tmp_path, write=write)
 
 

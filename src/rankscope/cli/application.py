@@ -66,6 +66,8 @@ UsageError: Any = typer.BadParameter.__base__
 WAITING_LOOPS = 1_000
 """How often a waiting thread polls before it sleeps; LOG.md has the cost of other values."""
 
+INTERRUPTED_EARLY = "interrupted; give the same command again to continue"
+
 UNUSABLE_PATH = frozenset(
     {
         *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP),
@@ -164,7 +166,7 @@ def run_command_line(words: Sequence[str]) -> int:
     else:
         if code != INTERRUPTED:
             return code or 0
-        known = Interrupted("interrupted; give the same command again to continue")
+        known = Interrupted(INTERRUPTED_EARLY)
     with suppress(OSError):  # such as a full disk under a redirected output
         if as_json:
             print_json({"error": known.description()})
@@ -211,12 +213,16 @@ def stop_like_interrupt() -> None:
 
 def main() -> NoReturn:
     """Entry point of the ``rankscope`` command."""
-    stop_like_interrupt()
-    limit_busy_waiting()
-    # PEFT imports bitsandbytes if it is installed, which then warns on every command about a
-    # kernel that no CPU run needs.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    code = run_command_line(sys.argv[1:])
+    try:
+        stop_like_interrupt()
+        limit_busy_waiting()
+        # PEFT imports bitsandbytes if it is installed, which then warns on every command about a
+        # kernel that no CPU run needs.
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+        code = run_command_line(sys.argv[1:])
+    except KeyboardInterrupt:  # before the verb began, or after it ended
+        print_message(f"error: {INTERRUPTED_EARLY}", "red")
+        code = INTERRUPTED
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -15,7 +15,7 @@ from rankscope.filesystem import fsync
 from rankscope.records import Record, Status, TrialSpec
 from rankscope.shortage import reporting_shortages, shortage_behind
 from rankscope.store.artifacts import ARTIFACTS, CHECKPOINTS, STAGING, UNITS
-from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, Database, check_row
+from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, Database
 
 LEDGER_VERSION = 3
 SCHEMA = """
@@ -200,13 +200,9 @@ def has_study(db: sqlite3.Connection) -> bool:
 
 
 def study_body(db: sqlite3.Connection, key: str) -> str | None:
-    """One entry of the ``study`` table, JSON text; checks its hash."""
-    row = db.execute("SELECT body, sha256 FROM study WHERE key = ?", (key,)).fetchone()
-    if row is None:
-        return None
-    body, digest = row
-    check_row(f"study {key}", digest, key, body)
-    return str(body)
+    """One entry of the ``study`` table, JSON text."""
+    row = db.execute("SELECT body FROM study WHERE key = ?", (key,)).fetchone()
+    return None if row is None else str(row[0])
 
 
 def stored_json(db: sqlite3.Connection, key: str, default: Any = None) -> Any:
@@ -227,27 +223,22 @@ def stored_list(db: sqlite3.Connection, key: str, model: type[R]) -> list[R]:
 
 
 def stored_trials(db: sqlite3.Connection) -> Iterator[tuple[TrialSpec, Status, str | None]]:
-    """(trial, status, failure) of every trial of the study as it is now, in order; checks hashes"""
+    """(trial, status, failure) of every trial of the study as it is now, in order."""
     rows = db.execute(
-        "SELECT trial_id, position, spec, status, failure, sha256 FROM trials "
-        "WHERE position IS NOT NULL ORDER BY position"
+        "SELECT trial_id, spec, status, failure FROM trials WHERE position IS NOT NULL "
+        "ORDER BY position"
     )
-    for trial_id, position, spec, status, failure, digest in rows:
-        place = f"trials {trial_id}"
-        check_row(place, digest, trial_id, position, spec, status, failure)
-        yield parse_record(TrialSpec, spec, place), status, failure
+    for trial_id, spec, status, failure in rows:
+        yield parse_record(TrialSpec, spec, f"trials {trial_id}"), status, failure
 
 
 def stored_records(db: sqlite3.Connection, kind: str, model: type[R]) -> Iterator[tuple[str, R]]:
-    """Every record of one kind with its trial id, as stored; checks its hash."""
+    """Every record of one kind with its trial id, as stored."""
     rows = db.execute(
-        "SELECT trial_id, key, body, sha256, settings FROM records WHERE kind = ? ORDER BY rowid",
-        (kind,),
+        "SELECT trial_id, key, body FROM records WHERE kind = ? ORDER BY rowid", (kind,)
     )
-    for trial_id, key, body, digest, settings in rows:
-        place = f"records {trial_id} {kind} {key}".rstrip()
-        check_row(place, digest, trial_id, kind, key, settings, body)
-        yield trial_id, parse_record(model, body, place)
+    for trial_id, key, body in rows:
+        yield trial_id, parse_record(model, body, f"records {trial_id} {kind} {key}".rstrip())
 
 
 def json_list(records: Iterable[Record]) -> str:

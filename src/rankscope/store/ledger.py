@@ -31,7 +31,6 @@ from rankscope.store.artifacts import (
 )
 from rankscope.store.database import (
     SMALL_WRITE,
-    connect,
     has_study,
     is_whole_file,
     json_list,
@@ -64,14 +63,13 @@ from rankscope.store.results import (
     record_row,
     set_status,
 )
-from rankscope.store.row_hashes import LEDGER, Database, check_row
+from rankscope.store.row_hashes import LEDGER, Database
 from rankscope.store.verify import (
-    check_closed,
-    check_tables,
     find_problems,
     ledger_file,
     mark_closed,
     mark_open,
+    open_checked,
 )
 
 BELOW = "WHERE path = ?1 OR (path > ?1 || '/' AND path < ?1 || '0')"
@@ -102,18 +100,14 @@ class Ledger:
         without a study or in other use, IntegrityError for an altered ledger, and DiskFull.
         """
         if not write:
-            path = ledger_file(out)
-            check_closed(out)
-            with reporting_shortages(path):
-                return cls(out, connect(path, write=False), None)
+            with reporting_shortages(ledger_file(out)):
+                return cls(out, open_checked(out, write=False), None)
         make_study_folder(out, take_over)
         with reporting_shortages(out / "ledger.lock", lambda: "one line"):
             lock = StudyLock(out / "ledger.lock").acquire(take_over=take_over)
         try:
-            was_closed = check_closed(out)
             with reporting_shortages(out / LEDGER, lambda: SMALL_WRITE):
-                ledger = cls(out, connect(out / LEDGER, write=True), lock)
-                check_tables(ledger._db, whole=not was_closed)
+                ledger = cls(out, open_checked(out, write=True), lock)
                 mark_open(out)
             ledger._store.remove_unnamed({artifact.path for artifact in ledger.artifacts()})
         except BaseException as error:
@@ -372,16 +366,12 @@ class Ledger:
 
     def artifacts(self, below: str | None = None) -> tuple[Artifact, ...]:
         """What the ledger names: all, or the file ``below`` and the files under it."""
-        query = "SELECT sha256, path, file_sha256, bytes FROM artifacts"
+        query = "SELECT path, file_sha256, bytes FROM artifacts"
         if below is None:
             rows = self._db.execute(f"{query} ORDER BY path")
         else:
             rows = self._db.execute(f"{query} {BELOW} ORDER BY path", (below,))
-        artifacts = []
-        for digest, *values in rows:
-            check_row(f"artifacts {values[0]}", digest, *values)
-            artifacts.append(Artifact(*values))
-        return tuple(artifacts)
+        return tuple(Artifact(*row) for row in rows)
 
     def checked_path(self, relative: str) -> Path:
         """The place of a stored file or folder, after comparing every hash in it."""

@@ -31,13 +31,11 @@ from rankscope.store.database import (
 )
 from rankscope.store.history import mixed_versions_notes
 from rankscope.store.items import ItemTables, StoredItems, StoredResults
-from rankscope.store.verify import check_tables
 
 
 def load_study(
     db: sqlite3.Connection, store: ArtifactStore, artifacts: Sequence[Artifact]
 ) -> StudyRecords:
-    check_tables(db, whole=False)
     if not has_study(db):
         raise UserError(f"{store.out}: no run has stored a study yet; run it first.")
     tasks = tuple(stored_list(db, "tasks", TaskRecord))

@@ -8,8 +8,6 @@ import hashlib
 import sqlite3
 from collections.abc import Iterator
 
-from rankscope.errors import IntegrityError
-
 HASHED_COLUMNS = {
     "study": "key, body",
     "trials": "trial_id, position, spec, status, failure",
@@ -23,7 +21,7 @@ LEDGER = "ledger.sqlite"
 LEDGER_REMEDY = "restore it from a copy, or run the study again in another folder"
 MODULUS = 2**256
 
-Value = str | int | None
+RowValue = str | int | None
 
 
 class Database(sqlite3.Connection):
@@ -68,17 +66,10 @@ class Database(sqlite3.Connection):
         self.execute("COMMIT")
 
 
-def row_sha256(*values: Value) -> str:
+def row_sha256(*values: RowValue) -> str:
     """Of a row's values, in order; NULL differs from every text."""
     texts = ("\1" if value is None else str(value) for value in values)
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
-
-
-def check_row(place: str, digest: str, *values: Value) -> None:
-    if row_sha256(*values) != digest:
-        raise IntegrityError(
-            f"{LEDGER}: {place}: altered since it was written (its sha256 differs); {LEDGER_REMEDY}"
-        )
 
 
 def changed_rows(db: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:

@@ -16,8 +16,14 @@ from rankscope.store.artifacts import (
     ArtifactStore,
     Problem,
 )
-from rankscope.store.database import connect, holds_bytes, is_damaged
-from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, changed_rows, changed_tables
+from rankscope.store.database import connect, holds_bytes, is_damaged, ledger_error, snapshot
+from rankscope.store.row_hashes import (
+    LEDGER,
+    LEDGER_REMEDY,
+    Database,
+    changed_rows,
+    changed_tables,
+)
 
 CLOSED = "ledger.sha256"
 """Hashes of the files that a run alone writes, as they were when it closed the ledger. A run
@@ -47,7 +53,10 @@ def find_problems(out: Path, *, quick: bool = False) -> list[Problem]:
     """
     ledger, store = ledger_file(out), ArtifactStore(out)
     problems: list[Problem] = []
-    closed = {name: rest for name, *rest in changed_files(out, CLOSED, CLOSED_FILES)}
+    closed = {
+        name: (expected, found)
+        for name, expected, found in changed_files(out, CLOSED, CLOSED_FILES)
+    }
     is_known = (out / CLOSED).is_file() and LEDGER not in closed
     try:
         with closing(connect(ledger, write=False)) as db:
@@ -67,8 +76,9 @@ def find_problems(out: Path, *, quick: bool = False) -> list[Problem]:
     for name in CLOSED_FILES[1:]:
         if name in closed:
             problems.append(Problem(name, *closed[name], "no result depends on it; run again"))
-    for name, *rest in changed_files(out, SUMS, OUTPUT_FILES):
-        problems.append(Problem(name, *rest, f"write it again: rankscope report {store.shown}"))
+    for name, expected, found in changed_files(out, SUMS, OUTPUT_FILES):
+        remedy = f"write it again: rankscope report {store.shown}"
+        problems.append(Problem(name, expected, found, remedy))
     if not quick:
         problems += _checkpoint_problems(out)
     for order in sorted((out / UNITS).glob(f"*/{UNIT_ORDER}")):
@@ -152,18 +162,35 @@ def _content(path: Path) -> bytes | None:
         return None
 
 
-def check_closed(out: Path) -> bool:
-    """Whether a run closed the ledger, and it has not been changed since.
+def open_checked(out: Path, *, write: bool) -> Database:
+    """Connect to the ledger of a study, a writer's new one if there is none, after checking it.
+
+    A ledger that a run closed is compared with its hash, another one row by row.
 
     Raises:
-        IntegrityError: it was changed.
+        IntegrityError: something in it was not written by a run.
     """
     for _, expected, found in changed_files(out, CLOSED, (LEDGER,)):
         raise IntegrityError(
             f"{out / LEDGER}: found {found}, expected {expected}, which it had when it was closed; "
             f"'rankscope verify {out}' shows what was changed and what to do"
         )
-    return (out / CLOSED).is_file()
+    is_known = (out / CLOSED).is_file()
+    db = connect(out / LEDGER, write=write)
+    try:
+        if not is_known:
+            with snapshot(db):
+                for place, expected, found in table_problems(db):
+                    where = out / place
+                    raise IntegrityError(
+                        f"{where}: found {found}, expected {expected}; {LEDGER_REMEDY}"
+                    )
+    except BaseException as error:
+        db.close()
+        if isinstance(error, sqlite3.Error) and (known := ledger_error(out, error)):
+            raise known from error
+        raise
+    return db
 
 
 def mark_open(out: Path) -> None:
@@ -176,10 +203,3 @@ def mark_closed(out: Path) -> None:
     """Store the hashes of a closed ledger; a disk without room for them leaves it without."""
     with suppress(OSError, DiskFailed, DiskFull):
         replace_text(out / CLOSED, sums_text(out, CLOSED_FILES))
-
-
-def check_tables(db: sqlite3.Connection, *, whole: bool) -> None:
-    """Raise IntegrityError for tables that no run wrote; ``whole`` reads every row."""
-    changes = table_problems(db) if whole else changed_tables(db)
-    for place, expected, found in changes:
-        raise IntegrityError(f"{place}: found {found}, expected {expected}; {LEDGER_REMEDY}")
