@@ -1,11 +1,13 @@
 """The wheel holds everything that the package needs, and works where nothing else of it is."""
 
+import re
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -54,6 +56,22 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     files = (path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc")
     assert names == {path.relative_to(PACKAGE.parent).as_posix() for path in files}
+
+
+def test_the_source_archive_holds_what_its_pages_link_to(tmp_path: Path) -> None:
+    run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path,
+        folder=REPOSITORY)  # fmt: skip
+    (archive,) = tmp_path.iterdir()
+    with tarfile.open(archive) as files:
+        names = {PurePosixPath(*PurePosixPath(name).parts[1:]) for name in files.getnames()}
+    held = names.union(*(name.parents for name in names))
+    linked = [
+        PurePosixPath(link)
+        for page in ("README.md", "CONTRIBUTING.md", "llms.txt")
+        for link in re.findall(r"\]\(((?!https?:)[^)#]+)", (REPOSITORY / page).read_text("utf-8"))
+    ]
+    assert len(linked) > 20
+    assert [link for link in linked if link not in held] == []
 
 
 def test_the_installed_wheel_runs_a_study(bin_folder: Path, tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ FULL_OR_FAILING = ("a disk that is full or fails", "make room there, or check th
 SQLITE_FAILING = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
 """What SQLite says of a file that it could not write, for whatever reason but a full disk."""
 
+SQLITE_NO_MEMORY = (sqlite3.SQLITE_IOERR_NOMEM, sqlite3.SQLITE_IOERR_SHMMAP)
+
 RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)|\bOs \{ code: (\d+)")
 """safetensors and tokenizers report the operating system's error as text only."""
 
@@ -86,7 +88,7 @@ def is_memory_fault(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or os_error_number(error) == errno.ENOMEM:
         return True
     if isinstance(error, sqlite3.Error):
-        return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_NOMEM
+        return getattr(error, "sqlite_errorcode", 0) in SQLITE_NO_MEMORY
     if not isinstance(error, RuntimeError | ImportError):
         return False
     text = str(error).lower()

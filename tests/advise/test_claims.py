@@ -31,7 +31,7 @@ def test_an_equal_rival_leaves_the_choice_tentative_and_the_gain_firm() -> None:
     advice = advise(flat)
     assert advice.better_than_base.confidence == "firm"
     assert (advice.best_choice.confidence, advice.confidence) == ("tentative", "tentative")
-    assert "may be better by more than 2.0 points" in advice.best_choice.text
+    assert "may have a net gain more than 2.0 points higher" in advice.best_choice.text
     assert any("whether LoRA r=" in step.text for step in advice.next_steps)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from advice import advice_on, texts
+from advice import advice_on, scored_in_nats, texts
 from synthetic_study import Truth, synthetic_study, with_objective
 
 from rankscope.advise.arms import summarize_arms
@@ -37,9 +37,9 @@ def test_what_forgets_as_much_as_it_gains_is_never_firmly_recommended_for_nothin
         if (advice.decision, advice.better_than_base.confidence) == ("use", "firm"):
             assert ends(net_gain(advice))[0] > 0
         elif advice.decision == "use":
-            assert "likely but not certain" in advice.better_than_base.text
+            assert "being certain: the interval reaches zero." in advice.better_than_base.text
         if advice.better_than_base.confidence != "firm" and ends(net_gain(advice))[1] > 0:
-            steps = [need for need in advice.next_steps if "by the study's weights" in need.text]
+            steps = [need for need in advice.next_steps if "a net gain of" in need.text]
             assert steps
             # As noisy as these 800 items and 3 seeds, the effect is further off than they reach.
             assert all(n.values.get("items", 801) > 800 for n in steps)
@@ -118,13 +118,7 @@ def with_text_retention(study: StudyRecords, fall: float) -> StudyRecords:
             shifted = shared - (0 if key[0] == BASE else fall)
             found = replace(found, scores=shifted + noise.normal(0, 0.02, len(shared)))
         items[key] = found
-    tasks = tuple(
-        t.model_copy(update={"score_unit": "log_probability", "chance": None})
-        if t.name == "general"
-        else t
-        for t in study.tasks
-    )
-    return replace(study, items=items, tasks=tasks)
+    return scored_in_nats(study, "general", items)
 
 
 @pytest.mark.parametrize("fall", [0.06, 0.15, 0.45])

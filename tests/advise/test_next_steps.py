@@ -248,9 +248,7 @@ def test_what_is_asked_for_is_of_the_difference_that_was_found() -> None:
             assert need.values.get("items", 401) > 400
             assert need.values.get("seeds", 4) > 3
             if "net" in need.values:
-                assert (
-                    f"{difference(need.values['net'], POINTS)} by the study's weights" in need.text
-                )
+                assert f"a net gain of {difference(need.values['net'], POINTS)}" in need.text
     assert seen > 5
 
 

@@ -5,7 +5,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from advice import advice_on
+from advice import advice_on, scored_in_nats
 from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.arms import summarize_arms
@@ -32,13 +32,7 @@ def chat_study(gold_fall: float = 0.0, accuracy_fall: float = 0.0) -> StudyRecor
         if key[1] == "general":
             gold = level[key[2]] - (0.0 if is_base else gold_fall) + noise
             items[key] = replace(found, gold_logprobs=gold)
-    tasks = tuple(
-        t.model_copy(update={"score_unit": "log_probability", "chance": None})
-        if t.name == "med"
-        else t
-        for t in study.tasks
-    )
-    return replace(study, items=items, tasks=tasks)
+    return scored_in_nats(study, "med", items)
 
 
 def test_every_pair_of_units_has_a_scale() -> None:

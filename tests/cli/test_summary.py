@@ -38,11 +38,12 @@ def test_summary_has_the_base_first_every_arm_and_one_mark_per_task() -> None:
 def test_summary_writes_points_and_half_widths() -> None:
     study, advice = ordinary_study()
     arm = next(a for a in advice.advice[0].arms if a.seeds == 3)
-    assert arm.gain is not None
-    assert arm.gain.low is not None
-    assert arm.gain.high is not None
+    net = arm.net_gain
+    assert net is not None
+    assert net.low is not None
+    assert net.high is not None
     row = next(line for line in printed(summary_table(study, advice)) if arm.label in line)
-    assert f"{100 * arm.gain.value:+.1f} ±{50 * (arm.gain.high - arm.gain.low):.1f}" in row
+    assert f"{100 * net.value:+.1f} ±{50 * (net.high - net.low):.1f}" in row
     assert f"{arm.trainable_parameters:,}" in row
 
 
@@ -56,7 +57,7 @@ def test_summary_fits_eighty_columns_with_whole_arm_names() -> None:
             assert arm.label in text
     assert "…" not in text
     heading = next(line for line in lines if "arm" in line)
-    assert heading.split() == ["arm", *"seeds in-domain gain retention params time".split()]
+    assert heading.split() == ["arm", *"seeds in-domain retention net gain params time".split()]
     rows = [line for line in lines if "lr=" in line]
     assert all(re.search(r"\d:\d\d\s*$", line) for line in rows)
 

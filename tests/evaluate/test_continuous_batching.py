@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from architectures import WINDOW, WINDOWED, stock
 from evaluation_worlds import (
     adapter,
     base,
@@ -111,6 +112,25 @@ def test_prompts_that_begin_alike_write_the_same(
         shared = generate(engine, rows, adapter_names, limits(batch_tokens))
         for adapter_name in adapter_names:
             assert [g.ids for g in shared[adapter_name]] == [g.ids for g in alone[adapter_name]]
+
+
+@pytest.mark.parametrize("architecture", WINDOWED)
+@torch.inference_mode()
+def test_beginnings_prompts_and_answers_longer_than_the_window(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As transformers writes each prompt alone; beginnings of 30 and 50 tokens are shared."""
+    heads = [[(7 * i) % 290 + 3 for i in range(50)], [(11 * i) % 290 + 3 for i in range(30)]]
+    rows = [[*heads[i % 2], *prompt] for i, prompt in enumerate(prompts())] + prompts()[:4]
+    assert min(NEW_TOKENS, *map(len, heads)) > WINDOW
+    stops = frozenset({2})
+    expected = [stock_generation(stock(architecture), row, stops) for row in rows]
+    assert len({tuple(ids) for ids in expected}) > 10
+    monkeypatch.setattr(prefixes, "PASS_TOKENS", 10)
+    engine = base_of(stock(architecture), tokenizer())
+    for batch_tokens in (4096, 24):
+        found = generate(engine, rows, [None], limits(batch_tokens))[None]
+        assert [g.ids for g in found] == expected
 
 
 @torch.inference_mode()

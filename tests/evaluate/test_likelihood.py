@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from architectures import WINDOWED, stock
 from evaluation_worlds import (
     adapter,
     base,
@@ -10,6 +11,7 @@ from evaluation_worlds import (
     one_at_a_time,
     plain_model,
 )
+from tiny_models import base_of
 
 from rankscope.evaluate import prefix_sharing as prefixes
 from rankscope.evaluate import token_trees
@@ -94,6 +96,22 @@ def test_shared_prefixes_change_no_score(
     # Of seven questions the first 40 tokens are computed once, of seven the first 69.
     alone = sum(len(q.prompt) + sum(len(i) - 1 for i in q.continuations) for q in questions)
     assert found[None].num_tokens == alone - 6 * 40 - 6 * 69
+
+
+@pytest.mark.parametrize("architecture", WINDOWED)
+def test_shared_prefixes_longer_than_the_window_change_no_score(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefixes, "PASS_TOKENS", 10)
+    questions, model = few_shot_questions(), stock(architecture)
+    with torch.inference_mode():
+        engine = base_of(stock(architecture))
+        found = continuation_logprobs(engine, questions, [None], 64)[None]
+    for question, values in zip(questions, found.values, strict=True):
+        expected = [
+            one_at_a_time(model, list(question.prompt), list(ids)) for ids in question.continuations
+        ]
+        assert values == pytest.approx(expected, rel=1e-5)
 
 
 def test_an_adapter_that_changes_nothing_gives_the_bases_scores_bit_for_bit() -> None:

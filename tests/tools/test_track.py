@@ -123,6 +123,10 @@ def test_each_trial_is_one_run_however_often_it_is_sent(
     db.close()
     before = study_files(finished.out)
     assert len(track(early, to).written) == len(trials) + 1
+    if to == "mlflow":
+        from mlflow.telemetry.utils import is_telemetry_disabled
+
+        assert is_telemetry_disabled()
     changed = track(finished.out, to)
     assert changed.written == (trials[0].spec.label,)
     again = track(finished.out, to)

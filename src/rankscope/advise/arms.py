@@ -12,6 +12,7 @@ import numpy as np
 from rankscope.advise.retention import (
     RetentionScale,
     has_gold_logprobs,
+    net_gain,
     retention_by_unit,
     retention_scale,
     retention_tasks,
@@ -182,6 +183,9 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
     in_nats = tuple(t for t in (*accuracy, *text) if has_gold_logprobs(study, t.name))
     forgetting = _fall(study, done, RetentionScale("points", own))
     is_own = scale.tasks == own and scale.measure == "score" and scale.factors is None
+    weighed_forgetting = forgetting if is_own else _fall(study, done, scale)
+    weights = study.config.objective.weights
+    counts = weights[1] and weighed_forgetting is not None
     return ArmSummary(
         label=spec.arm_label,
         task=spec.task,
@@ -199,7 +203,8 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
         score=mean_estimate(stored_scores(study, done, spec.task, "test")),
         gain=_change(study, done, spec.task),
         forgetting=forgetting,
-        weighed_forgetting=forgetting if is_own else _fall(study, done, scale),
+        weighed_forgetting=weighed_forgetting,
+        net_gain=net_gain(study, spec.task, done, None, weights) if counts else None,
         logprob_forgetting=_fall(study, done, RetentionScale("nats", in_nats, "gold_logprob")),
         transfer=dict(zip(transfer, family, strict=True)),
         retention={

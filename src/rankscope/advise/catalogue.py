@@ -77,7 +77,7 @@ OUTCOMES = {
     ),
     "worth_unclear": (
         "the gain may not outweigh the forgetting",
-        "{arm}: {changes}; by the study's weights that is {net:change} in all.",
+        "{arm}: {changes}.",
     ),
 }
 """How one training task ends: the verdict's reason in a few words, and the explanation."""
@@ -85,7 +85,7 @@ OUTCOMES = {
 CLAUSES = {
     "one_tested": "the arm chosen on the validation split, {arm}, is not shown to beat the base",
     "two_tested": (
-        "the arm chosen on the validation split, {arm}, and the arm with the highest utility "
+        "the arm chosen on the validation split, {arm}, and the arm with the highest net gain "
         "there, {best}, are not shown to beat the base"
     ),
     "gain_ruled_out": "gains of {margin:amount} are ruled out for {arms}",
@@ -109,6 +109,17 @@ CLAUSES = {
     "retention": "retention changes by {forgetting:reverse}",
     "retention_unsettled": "retention may change by {forgetting:range}",
     "retention_unknown": "; forgetting was not measured",
+    "net": ": net gain {net:change}",
+    "few_seeds": "it rests on {seeds}",
+    "failed_seeds": "{failed} of its trials failed",
+    "waiting_trials": "not every trial has run",
+    "contaminated": "more than 1 % of the test rows are also in the training rows",
+    "net_reaches_zero": "the interval reaches zero",
+    "over_limit_possible": "it may forget more than the study allows",
+    "forgetting_unscored": "its forgetting was not scored",
+    "forgetting_below_chance": (
+        "the right answers became less likely on retention tasks where the base is at chance"
+    ),
     "carried": (
         " The log-probability of the right answers decides: it changes by {in_nats:reverse} "
         "({in_nats:reverse_evidence})."
@@ -119,35 +130,35 @@ CLAUSES = {
 """Parts of explanations and of longer messages."""
 
 CLAIMS = {
-    "better": "{arm} is better than the base{net}: {difference:change} ({difference:evidence}).",
+    "better": "{arm} is better than the base: {net} {difference:change} ({difference:evidence}).",
     "better_unclear": (
-        "That {arm} is better than the base{net} is likely but not certain: {difference:change} "
-        "({difference:evidence})."
+        "{arm} is probably better than the base: {net} {difference:change} "
+        "({difference:evidence}). What keeps this from being certain: {doubts}."
     ),
     "no_arm_better": "No arm is shown to be better than the base.",
-    "measured": "Measured so far, {arm} differs from the base{net} by {difference:change} "
+    "measured": "Measured so far, {arm} has a {net} of {difference:change} "
     "({difference:evidence}).",
     "not_better": (
-        "That {arm} is better than the base{net} is not shown: {difference:change} "
+        "{arm} is not shown to be better than the base: {net} {difference:change} "
         "({difference:evidence})."
     ),
     "not_compared": "The arms cannot be compared yet.",
     "only_arm": "No other arm was tried.",
     "best": (
-        "No tried arm is better by more than {margin:amount}: the closest rival, {rival}, leads "
+        "No tried arm has a {net} more than {margin:amount} higher: the closest, {rival}, leads "
         "by at most {difference:highest}."
     ),
     "best_clearly": (
-        "No tried arm is better: the closest rival, {rival}, trails by at least "
+        "No tried arm has a higher {net}: the closest, {rival}, trails by at least "
         "{difference:highest}."
     ),
     "best_unclear": (
-        "{rival} may be better by more than {margin:amount}: it differs by {difference:change} "
-        "({difference:evidence})."
+        "{rival} may have a {net} more than {margin:amount} higher: the difference is "
+        "{difference:change} ({difference:evidence})."
     ),
     "best_unknown": "{unknown} has no score, so it may be better.",
     "best_contradicted": (
-        "{rival} scores {difference:amount} better by the study's weights on the test split "
+        "On the test split the {net} of {rival} is {difference:amount} higher "
         "({difference:evidence}). The test split does not choose, so train more seeds of both."
     ),
     "base_best": "No tried arm is better than the base by {margin:amount}.",
@@ -214,7 +225,7 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
             "({gain:evidence})."
         ),
         "best_gain": (
-            "{arm}, which has the highest utility on the validation split, scores {gain:change} "
+            "{arm}, which has the highest net gain on the validation split, scores {gain:change} "
             "against the base ({gain:evidence})."
         ),
         "largest_gain": (
@@ -248,13 +259,13 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
     },
     "choice": {
         "best_is_chosen": (
-            "On the validation split {best} has the highest utility ({formula}), "
-            "{best_utility:.3f}; no {smaller}."
+            "On the validation split {best} has the highest net gain ({formula}), "
+            "{best_net:change}; no {smaller}."
         ),
         "smaller_is_chosen": (
-            "On the validation split {best} has the highest utility ({formula}), "
-            "{best_utility:.3f}; {chosen} has {chosen_utility:.3f} and is the smallest "
-            "rank{counted} within {margin:g} of it."
+            "On the validation split {best} has the highest net gain ({formula}), "
+            "{best_net:change}; {chosen} has {chosen_net:change} and is the smallest "
+            "rank{counted} within {margin:amount} of it."
         ),
     },
     # Failure patterns, each with the next step to try.
@@ -320,7 +331,7 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
     # Limits of the evidence.
     "caveat": {
         "passed_over": (
-            "Without its failed trials {arm} would have a higher utility than the LoRA arms it is "
+            "Without its failed trials {arm} would have a higher net gain than the LoRA arms it is "
             "compared with. It may be worth another try."
         ),
         "one_rate": (

@@ -94,7 +94,7 @@ def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
         return trust_check(
             "retention.chance",
             "bad" if len(at_chance) == len(tasks) else "weak",
-            f"{len(at_chance)} of {len(tasks)} at chance",
+            f"{len(at_chance)} of {len(tasks)} not above chance",
             named="; ".join(named),
             carried=clause("not_carried" if in_nats is None else "carried", in_nats=in_nats or ""),
             **numbers,

@@ -11,9 +11,17 @@ from math import inf
 from rankscope.advise.arms import Arm
 from rankscope.advise.catalogue import CLAIMS
 from rankscope.advise.comparisons import net_difference
-from rankscope.advise.decide import Verdict, is_confirmed
-from rankscope.advise.messages import Field, Measured, arm_name, capitalized, verdict_name
+from rankscope.advise.decide import Verdict, unconfirmed
+from rankscope.advise.messages import (
+    Counted,
+    Field,
+    arm_name,
+    capitalized,
+    clause,
+    verdict_name,
+)
 from rankscope.advise.task_results import TaskResults
+from rankscope.formatting import join_names
 from rankscope.records import AnswerRow, Claim, Confidence, Estimate, RowRole
 
 
@@ -43,22 +51,24 @@ def _claim(
 
 def _better(results: TaskResults, verdict: Verdict) -> Claim:
     subject = verdict.subject
-    net = None if subject is None else results.net_gain(subject)
-    difference = net or (None if subject is None else subject.summary.gain)
-    if subject is None or difference is None:
+    arm = None if subject is None else subject.summary
+    difference = None if arm is None else arm.net_gain or arm.gain
+    if arm is None or difference is None:
         return _claim("none", "no_arm_better")
     confidence: Confidence = "none"
     name = "measured" if (difference.low or 0.0) > 0 else "not_better"
+    doubts = [*results.weaknesses(arm), *unconfirmed(results, arm)]
     if verdict.recommends_subject:
-        is_firm = results.is_firm(subject.summary) and is_confirmed(results, subject)
-        confidence, name = ("firm", "better") if is_firm else ("tentative", "better_unclear")
+        confidence, name = ("tentative", "better_unclear") if doubts else ("firm", "better")
+    counted: dict[str, Field] = {"seeds": Counted(arm.seeds, "seed"), "failed": arm.failed}
     return _claim(
         confidence,
         name,
         difference,
-        arm=arm_name(subject.summary),
-        net="" if net is None else " net of forgetting",
-        difference=Measured(difference, results.unit if net is None else results.net_unit),
+        arm=arm_name(arm),
+        net="gain" if arm.net_gain is None else "net gain",
+        difference=results.score(difference) if arm.net_gain is None else results.net(difference),
+        doubts=join_names(clause(doubt, **counted) for doubt in doubts),
     )
 
 
@@ -75,11 +85,11 @@ def _best(results: TaskResults, subject: Arm) -> Claim:
     names = {arm.summary.label: arm_name(arm.summary) for arm in rivals}
 
     def about(confidence: Confidence, name: str, label: str) -> Claim:
-        lead = Measured(leads[label], results.net_unit)
         fields: dict[str, Field] = {
             "rival": names[label],
-            "difference": lead,
-            "margin": Measured(margin, results.net_unit),
+            "net": results.net_name,
+            "difference": results.net(leads[label]),
+            "margin": results.net(margin),
         }
         claim = _claim(confidence, name, leads[label], **fields)
         return claim.model_copy(update={"rival": label})
@@ -108,7 +118,8 @@ def _is_out(results: TaskResults, arm: Arm) -> bool:
 
 
 def answer_rows(results: TaskResults, verdict: Verdict) -> tuple[AnswerRow, ...]:
-    """The recommended arm, the cheapest within the margin, the best full one, and a LoRA arm."""
+    """The recommended arm, the cheapest of those as good as the best, the best full one, and a
+    LoRA arm."""
     roles: dict[str, list[RowRole]] = {}
     cheapest, full = results.choice.cheapest, results.choice.best_full
     named: list[tuple[RowRole, Arm | None]] = [

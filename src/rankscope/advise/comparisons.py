@@ -1,75 +1,32 @@
 """Compare two arms, or an arm and the base, on the test split."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 from rankscope.advise.arms import Arm, adjusted_within_family
-from rankscope.advise.retention import retention_scale
+from rankscope.advise.retention import net_gain
 from rankscope.advise.select import ArmChoice
-from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
-from rankscope.advise.statistics.matching import (
-    ScoreKind,
-    align_scores,
-    paired_scores,
-    stored_scores,
-    trials_with_all_scores,
-)
-from rankscope.records import BASE, ArmComparison, Estimate, StudyRecords, TrialRecords
-
-_Trials = Sequence[TrialRecords]
+from rankscope.advise.statistics.estimates import weighted_estimate
+from rankscope.advise.statistics.matching import compared_scores
+from rankscope.records import ArmComparison, Estimate, StudyRecords
 
 
 def arm_difference(
     study: StudyRecords, first: Arm, second: Arm | None, task: str
 ) -> Estimate | None:
     """First arm minus second arm, or minus the base; None if either has no scores."""
-    pair = _pair(study, first.finished, None if second is None else second.finished, task)
+    others = None if second is None else second.finished
+    pair = compared_scores(study, first.finished, others, task)
     return None if pair is None else weighted_estimate([pair])
-
-
-def _pair(
-    study: StudyRecords,
-    first: _Trials,
-    second: _Trials | None,
-    task: str,
-    measure: ScoreKind = "score",
-) -> Comparison | None:
-    if second is None:
-        return paired_scores(study, first, task, "test", measure)
-    rows, others = (
-        stored_scores(study, trials, task, "test", measure) for trials in (first, second)
-    )
-    return align_scores(rows, others, trained=True)
 
 
 def net_difference(
     study: StudyRecords, first: Arm, second: Arm | None, weights: tuple[float, float]
 ) -> Estimate | None:
-    """Weighted gain minus weighted forgetting: first arm minus second arm, or minus the base.
-
-    Forgetting has the scale of the training task (``retention.py``). Only trials scored on the task
-    and on every retention task count, so that a row is the same trained model on all of them. If
-    nothing measures forgetting, the gain alone counts. None if the score is missing, or if no trial
-    has all scores.
-
-    Args:
-        weights: of gain and of forgetting.
-    """
-    scale = retention_scale(study, first.task)
-    retention = [t.name for t in scale.tasks if (BASE, t.name, "test") in study.items]
-    measures: dict[str, ScoreKind] = {first.task: "score"}
-    shares = [weights[0]]
-    if weights[1] and retention:
-        measures |= dict.fromkeys(retention, scale.measure)
-        shares += [weights[1] / len(retention) * scale.factor(name) for name in retention]
-    complete, others = (
-        None if arm is None else trials_with_all_scores(study, arm.finished, list(measures))
-        for arm in (first, second)
-    )
-    pairs = [_pair(study, complete or (), others, *named) for named in measures.items()]
-    known = [pair for pair in pairs if pair is not None]
-    return weighted_estimate(known, shares) if len(known) == len(measures) else None
+    """Net gain of the first arm minus that of the second; see :func:`net_gain`."""
+    others = None if second is None else second.finished
+    return net_gain(study, first.task, first.finished, others, weights)
 
 
 def compare_candidates(

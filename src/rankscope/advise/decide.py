@@ -36,7 +36,6 @@ from rankscope.advise.comparisons import arm_difference, net_difference
 from rankscope.advise.messages import (
     Counted,
     Field,
-    Measured,
     arm_name,
     capitalized,
     clause,
@@ -152,7 +151,7 @@ def _changes(results: TaskResults, arm: ArmSummary) -> str:
         parts.append(clause("gain", gain=results.score(arm.gain)))
     if results.shown_forgetting(arm) is not None:
         parts.append(_retention(results, arm))
-    return " and ".join(parts) or "not scored on the test split"
+    return (" and ".join(parts) + _net(results, arm)) or "not scored on the test split"
 
 
 def _result(results: TaskResults, arm: ArmSummary) -> str:
@@ -161,7 +160,11 @@ def _result(results: TaskResults, arm: ArmSummary) -> str:
     text = clause("score", score=results.score(arm.score), gain=results.score(arm.gain))
     if results.shown_forgetting(arm) is None:
         return text + clause("retention_unknown")
-    return f"{text}, and {_retention(results, arm)}"
+    return f"{text}, and {_retention(results, arm)}{_net(results, arm)}"
+
+
+def _net(results: TaskResults, arm: ArmSummary) -> str:
+    return "" if arm.net_gain is None else clause("net", net=results.net(arm.net_gain))
 
 
 def _retention(results: TaskResults, arm: ArmSummary) -> str:
@@ -249,7 +252,7 @@ def _no_gain_shown(results: TaskResults, chosen: Candidate, best: Candidate) -> 
 
 def _not_worth_it(results: TaskResults, arm: Arm) -> Verdict:
     """The winner gains, but forgetting and cost outweigh its gain on the validation split."""
-    net = results.net_gain(arm)
+    net = arm.summary.net_gain
     is_clear = net is not None and net.high is not None and net.high < 0
     confidence = _firm_if(is_clear and results.is_firm(arm.summary))
     return _conclude(results, "do_not_fine_tune", confidence, arm, outcome="not_worth_it")
@@ -338,7 +341,7 @@ def _confirm_on_test(results: TaskResults, verdict: Verdict) -> Verdict:
     subject = verdict.subject
     if subject is None:
         return verdict
-    arm, net = subject.summary, results.net_gain(subject)
+    arm, net = subject.summary, subject.summary.net_gain
     limit, forgetting = results.objective.max_forgetting, arm.forgetting
     if limit is not None and forgetting is not None and forgetting.value > limit:
         fields = {"forgetting": results.retained(forgetting), "limit": results.retained(limit)}
@@ -347,19 +350,20 @@ def _confirm_on_test(results: TaskResults, verdict: Verdict) -> Verdict:
         if net.high is not None and net.high < 0:
             outcome = "not_worth_it_on_test"
             return _conclude(results, "do_not_fine_tune", "tentative", subject, outcome=outcome)
-        net_text = Measured(net, results.net_unit)
-        return _not_decided(results, subject, outcome="worth_unclear", net=net_text)
-    if is_confirmed(results, subject):
+        return _not_decided(results, subject, outcome="worth_unclear")
+    if not unconfirmed(results, arm):
         return verdict
     return replace(verdict, confidence="tentative")
 
 
-def is_confirmed(results: TaskResults, subject: Arm) -> bool:
-    """Whether the test split shows that the limit is kept and the gain is worth its forgetting."""
-    arm, net = subject.summary, results.net_gain(subject)
-    limit, forgetting = results.objective.max_forgetting, arm.forgetting
-    high = None if forgetting is None else forgetting.high
-    keeps_limit = limit is None or (high is not None and high <= limit)
-    is_worth_it = net is None or (net.low or 0.0) > 0
-    is_counted = not (results.lacks_retention_scores(arm) or results.forgets_below_chance(arm))
-    return keeps_limit and is_worth_it and is_counted
+def unconfirmed(results: TaskResults, arm: ArmSummary) -> list[str]:
+    """What the test split leaves open about an arm's forgetting, as names of clauses."""
+    limit, net = results.objective.max_forgetting, arm.net_gain
+    high = None if arm.forgetting is None else arm.forgetting.high
+    found = {
+        "net_reaches_zero": net is not None and (net.low or 0.0) <= 0,
+        "over_limit_possible": limit is not None and (high is None or high > limit),
+        "forgetting_unscored": results.lacks_retention_scores(arm),
+        "forgetting_below_chance": results.forgets_below_chance(arm),
+    }
+    return [name for name, applies in found.items() if applies]

@@ -9,7 +9,7 @@ from rankscope.advise.retention import retention_tasks
 from rankscope.advise.statistics.power import data_needed, hidden_by_seeds, items_needed
 from rankscope.advise.statistics.significance import FEWEST_ITEMS
 from rankscope.advise.task_results import FEWEST_STEPS, TaskResults
-from rankscope.formatting import POINTS, amount, count, difference
+from rankscope.formatting import POINTS, amount, count
 from rankscope.records import (
     FEWEST_SEEDS,
     AdviceMessage,
@@ -141,10 +141,9 @@ def _for_few_items(results: TaskResults) -> AdviceMessage:
 def _for_forgetting(results: TaskResults, subject: Arm) -> list[AdviceMessage]:
     """Data that would show that a gain is worth its forgetting, and that a limit is kept."""
     steps = []
-    net = results.net_gain(subject)
+    net = subject.summary.net_gain
     if net is not None and not net.is_clear_of_zero:
-        worth = difference(net.value, results.net_unit)
-        claim = f"that it is worth {worth} by the study's weights"
+        claim = f"a net gain of {results.net(net):change}"
         steps.append(_more_data(net, abs(net.value), claim, net=net.value))
     limit, forgetting = results.objective.max_forgetting, subject.summary.forgetting
     if limit is None or forgetting is None or forgetting.low is None or forgetting.high is None:

@@ -150,17 +150,16 @@ def _choice(results: TaskResults) -> Iterator[AdviceMessage]:
     best, chosen = results.choice.best, results.choice.chosen
     if best is None or chosen is None:
         return
-    margin = results.objective.margin
     # Arms with negative utility or over the limit on forgetting do not count as close.
-    conditions = [" with more utility than the base"] if best.utility > 0 else []
+    conditions = [" with a net gain above zero"] if best.utility > 0 else []
     conditions += [" within the forgetting limit"] if results.choice.excluded else []
     counted = " and".join(conditions)
     names = {"best": arm_name(best.arm.summary), "chosen": arm_name(chosen.arm.summary)}
     fields: dict[str, Field] = {
         "formula": results.objective.formula,
-        "best_utility": best.utility,
-        "chosen_utility": chosen.utility,
-        "margin": margin,
+        "best_net": results.net(best.utility),
+        "chosen_net": results.net(chosen.utility),
+        "margin": results.net(results.objective.margin),
         **names,
     }
     if chosen is best:
@@ -178,4 +177,4 @@ def _smaller_arms(results: TaskResults, best: ArmSummary, counted: str) -> str:
         name, rivals = "smaller rank", [a for a in rivals if (a.rank or 0) < (best.rank or 0)]
     if not rivals:
         return f"{name} was tried"
-    return f"{name}{counted} comes within {results.objective.margin:g} of it"
+    return f"{name}{counted} comes within {results.net(results.objective.margin):amount} of it"

@@ -82,17 +82,17 @@ def method_text(objective: ObjectiveConfig, forgetting_rules: Mapping[str, str])
         for rule in rules
     )
     return (
-        "The validation split gives every arm a utility against the base, "
+        "The validation split gives every arm a net gain over the base, "
         f"{objective.formula}. {weighed} Failed trials count as no gain, and cost is the logarithm "
         "of the trainable parameters, from 0 for the fewest to 1 for the most. The learning rate "
-        "is chosen for each rank first, then the smallest LoRA rank whose utility is within "
+        "is chosen for each rank first, then the smallest LoRA rank whose net gain is within "
         f"{objective.margin:g} of the best arm's.{limit} All numbers quoted are from the "
         "test split: paired differences on the same items with 95 % intervals, from a bootstrap "
         "over items (over whole subjects or passages if there are ten or more) and Student's t "
         "over seeds. One seed is tested by an exact McNemar test; several seeds by the interval "
         "and by sign flips of item means, whichever is less significant. An arm is recommended "
         f"only if its gain over the base has p < {ALPHA:g}. If the smallest rank fails, the arm "
-        "with the highest utility is tried too (Holm's correction covers both, on all training "
+        "with the highest net gain is tried too (Holm's correction covers both, on all training "
         "tasks). A recommendation is withdrawn if, on the test split, forgetting outweighs the "
         "gain or breaks the limit. It is firm only if, besides, no tried arm can be better by more "
         "than the margin."

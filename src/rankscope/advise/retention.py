@@ -16,14 +16,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankscope.advise.statistics.matching import ScoreKind
+from rankscope.advise.statistics.estimates import weighted_estimate
+from rankscope.advise.statistics.matching import (
+    ScoreKind,
+    compared_scores,
+    trials_with_all_scores,
+)
 from rankscope.config.objective import ObjectiveConfig
 from rankscope.records import (
     BASE,
+    Estimate,
     ForgettingScale,
     ScaleName,
     StudyRecords,
     TaskRecord,
+    TrialRecords,
     trained_parts,
 )
 
@@ -123,6 +130,42 @@ def retention_scale(study: StudyRecords, trained: str) -> RetentionScale:
         factors = {t.name: 1 / cross_entropy(study, t.name) for t in own}
         return RetentionScale(name, own, factors=factors)
     return RetentionScale(name, own)
+
+
+def net_gain(
+    study: StudyRecords,
+    task: str,
+    trials: Sequence[TrialRecords],
+    others: Sequence[TrialRecords] | None,
+    weights: tuple[float, float],
+) -> Estimate | None:
+    """Weighted gain minus weighted forgetting of trials on a training task, test split.
+
+    Against the base, or against the net gain of other trials. Forgetting has the scale of the
+    training task. Only trials scored on the task and on every retention task count, so that a row
+    is the same trained model on all of them. If nothing measures forgetting, the gain alone counts.
+    None if the score is missing, or if no trial has all scores.
+
+    Args:
+        weights: of gain and of forgetting.
+    """
+    scale = retention_scale(study, task)
+    retention = [t.name for t in scale.tasks if (BASE, t.name, "test") in study.items]
+    measures: dict[str, ScoreKind] = {task: "score"}
+    shares = [weights[0]]
+    if weights[1] and retention:
+        measures |= dict.fromkeys(retention, scale.measure)
+        shares += [weights[1] / len(retention) * scale.factor(name) for name in retention]
+    complete, complete_others = (
+        None if models is None else trials_with_all_scores(study, models, list(measures))
+        for models in (trials, others)
+    )
+    pairs = [
+        compared_scores(study, complete or (), complete_others, *named)
+        for named in measures.items()
+    ]
+    known = [pair for pair in pairs if pair is not None]
+    return weighted_estimate(known, shares) if len(known) == len(measures) else None
 
 
 def has_gold_logprobs(study: StudyRecords, task: str) -> bool:

@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 
 from rankscope.advise.arms import FEWEST_LOSSES, Arm
-from rankscope.advise.comparisons import net_difference
 from rankscope.advise.messages import Measured
 from rankscope.advise.retention import RetentionScale, retention_scale, retention_tasks
 from rankscope.advise.select import ArmChoice
@@ -81,6 +80,15 @@ class TaskResults:
             )
         return None if arm.forgetting is None else self.retained(arm.forgetting)
 
+    @property
+    def net_name(self) -> str:
+        """What arms are compared by; the gain alone if forgetting has no weight."""
+        return "net gain" if self.objective.retention and self.scale.tasks else "gain"
+
+    def net(self, number: float | Estimate) -> Measured:
+        """A net gain, or a difference of two, with its unit."""
+        return Measured(number, self.net_unit)
+
     def score(self, number: float | Estimate) -> Measured:
         """A score of the training task, or a difference of scores, with its unit."""
         return Measured(number, self.unit)
@@ -109,22 +117,22 @@ class TaskResults:
 
     def is_firm(self, arm: ArmSummary) -> bool:
         """Three seeds, none failed, no trial to run, and few test rows seen in training."""
-        contaminated = self.record is not None and self.record.is_contaminated
-        enough = arm.seeds >= FEWEST_SEEDS and arm.failed == 0
-        return enough and not contaminated and not self.waiting
+        return not self.weaknesses(arm)
 
-    def net_gain(self, arm: Arm) -> Estimate | None:
-        """Gain minus forgetting by the study's weights, on the test split.
-
-        None if forgetting has no weight or was not measured: the gain alone counts then.
-        """
-        if not self.objective.weights[1] or arm.summary.weighed_forgetting is None:
-            return None
-        return net_difference(self.study, arm, None, self.objective.weights)
+    def weaknesses(self, arm: ArmSummary) -> list[str]:
+        """What keeps an arm from being firm, as names of clauses."""
+        found = {
+            "few_seeds": arm.seeds < FEWEST_SEEDS,
+            "failed_seeds": arm.failed > 0,
+            "waiting_trials": self.waiting > 0,
+            "contaminated": self.record is not None and self.record.is_contaminated,
+        }
+        return [name for name, applies in found.items() if applies]
 
     def forgets_below_chance(self, arm: ArmSummary) -> bool:
-        """Whether the base is at chance on every retention task that is weighed by accuracy, so
-        that accuracy shows nothing, and the right answers clearly lost log-probability."""
+        """Whether the base is not shown to be above chance on any retention task that is weighed by
+        accuracy, so that accuracy shows nothing, and the right answers clearly lost
+        log-probability."""
         weighed = self.scale.tasks if self.scale.measure == "score" else ()
         if not weighed or len(self.retention_at_chance) < len(weighed):
             return False

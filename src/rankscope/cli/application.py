@@ -26,6 +26,7 @@ from rankscope.errors import (
     RankscopeError,
     UserError,
 )
+from rankscope.formatting import join_names
 from rankscope.shortage import shortage_behind
 
 app = typer.Typer(
@@ -90,7 +91,8 @@ def verb(name: str, first_line: str = "") -> Callable[[Callable[..., Reply]], An
         @functools.wraps(function)
         def command(*, as_json: bool, **options: Any) -> None:
             if first_line:
-                print_message(first_line.format_map(options))
+                names = {n: join_names(map(str, v)) for n, v in options.items() if type(v) is list}
+                print_message(first_line.format_map(options | names))
             answer = function(**options)
             if as_json:
                 print_json(answer.data)

@@ -1,6 +1,7 @@
 """Verbs for models and adapters, without a study."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -199,7 +200,7 @@ def inspect_command(
     return Reply(result, lambda: print_result(inspection_tables(result)))
 
 
-@verb("shrink")
+@verb("shrink", "Reading {adapter} ...")
 def shrink_command(
     ctx: typer.Context,
     adapter: Annotated[Path, Argument(metavar="ADAPTER", help="Folder of a PEFT adapter.")],
@@ -268,7 +269,7 @@ def shrink_command(
     return Reply(changes, lambda: print_result(changes_tables(changes)))
 
 
-@verb("params")
+@verb("params", "Reading {model} ...")
 def params_command(
     model: Annotated[
         str, Argument(metavar="MODEL", help="Folder with config.json, hub id or 'pocket'.")
@@ -304,22 +305,53 @@ def params_command(
 @verb("fetch")
 def fetch_command(
     name: Annotated[
-        str | None, Argument(metavar="NAME", help="A model such as smollm2-135m.")
+        str | None,
+        Argument(metavar="NAME", help="A model such as smollm2-135m, or a hub id, owner/name."),
     ] = None,
-    list_models: Annotated[bool, Option("--list", help="List the models instead.")] = False,
+    list_models: Annotated[
+        bool, Option("--list", help="List the models and their licences instead.")
+    ] = False,
 ) -> Reply:
-    """Download a small real model into the cache.
+    """Download a small real model into the cache, or one from the hub.
 
     Prints the path of a plain Hugging Face folder.
 
     Example: rankscope fetch smollm2-135m
     """
     from rankscope.models.fetch import KNOWN_MODELS, fetch_model
+    from rankscope.models.model_folder import hub_folder
 
     if list_models:
-        cards = {known: model.card for known, model in KNOWN_MODELS.items()}
-        return Reply(cards, lambda: print_line("\n".join(map(": ".join, cards.items()))))
+        return known_models()
     if name is None:
-        raise UserError(f"fetch: no model given; expected one of {', '.join(KNOWN_MODELS)}")
-    folder = fetch_model(name, report=print_message)
+        names = ", ".join(KNOWN_MODELS)
+        raise UserError(f"fetch: no model given; expected one of {names}, or a hub id, owner/name")
+    folder = hub_folder(name, None) if "/" in name else fetch_model(name, report=print_message)
     return Reply({"model": name, "folder": folder}, lambda: print_line(str(folder)))
+
+
+def known_models() -> Reply:
+    """The models that ``fetch`` knows by name."""
+    from rankscope.cli.render.table import terminal_table
+    from rankscope.formatting import byte_size
+    from rankscope.models.fetch import KNOWN_MODELS, is_cached
+
+    rows = [
+        {
+            "name": name,
+            "download": byte_size(model.gguf_bytes),
+            "on disk": byte_size(model.folder_bytes),
+            "fetched": "yes" if is_cached(name) else "no",
+            "licence": model.licence,
+            "above chance on": model.measures,
+        }
+        for name, model in KNOWN_MODELS.items()
+    ]
+    cards = [f"{name}: {model.card}" for name, model in KNOWN_MODELS.items()]
+    table = terminal_table(rows, "models that 'rankscope fetch NAME' downloads")
+
+    def show() -> None:
+        print_result(table)
+        print_line("\n".join(cards))
+
+    return Reply({name: asdict(model) for name, model in KNOWN_MODELS.items()}, show)

@@ -272,7 +272,7 @@ def report_command(
     return Reply(recommendation, show)
 
 
-@verb("verify")
+@verb("verify", "Reading {folder} ...")
 def verify_command(
     folder: StudyFolder,
     quick: Annotated[
@@ -306,7 +306,7 @@ def verify_command(
     return Reply(data, show, INTEGRITY if problems else OK)
 
 
-@verb("compare")
+@verb("compare", "Reading {folders} ...")
 def compare_command(
     folders: Annotated[
         list[Path], Argument(metavar="DIR DIR...", help="Folders of finished studies.")
@@ -339,7 +339,7 @@ def compare_command(
     return Reply(comparison, lambda: print_result(comparison_tables(comparison)))
 
 
-@verb("predict")
+@verb("predict", "Reading {places} ...")
 def predict_command(
     places: Annotated[
         list[Path],

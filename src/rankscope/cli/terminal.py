@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
@@ -83,8 +84,10 @@ def print_line(text: str, style: str | None = None) -> None:
 
 
 def print_message(text: str, style: str | None = None) -> None:
-    """Print text that is not a result, to standard error."""
-    _print(err_console, text, style)
+    """Print text that is not a result, to standard error, if that takes any: it may be a file on a
+    full disk."""
+    with suppress(OSError):
+        _print(err_console, text, style)
 
 
 def _print(where: Console, text: str, style: str | None) -> None:

@@ -22,6 +22,16 @@ def parse_score_difference(value: Any) -> Any:
     return number if match[2].startswith("nat") else round(number / 100, 12)
 
 
+def _weighted_sum(weights: dict[str, float]) -> str:
+    """Terms of weight 0 are left out, and a weight of 1 too."""
+    terms = [
+        f"{'-' if weight < 0 else '+'} {'' if abs(weight) == 1 else f'{abs(weight):g} x '}{name}"
+        for name, weight in weights.items()
+        if weight
+    ]
+    return " ".join(terms).removeprefix("+ ")
+
+
 class ObjectiveConfig(ConfigSection):
     """What the recommendation trades off; weights are relative."""
 
@@ -53,9 +63,16 @@ class ObjectiveConfig(ConfigSection):
         return self.in_domain / largest, self.retention / largest
 
     @property
+    def net_formula(self) -> str:
+        """What a net gain is, such as ``gain - 0.5 x forgetting``."""
+        return _weighted_sum({"gain": self.in_domain, "forgetting": -self.retention})
+
+    @property
     def formula(self) -> str:
-        """The utility, such as ``1 x gain - 1 x forgetting - 0 x cost``."""
-        return f"{self.in_domain:g} x gain - {self.retention:g} x forgetting - {self.cost:g} x cost"
+        """What arms are chosen by: the net gain minus the weighed cost."""
+        return _weighted_sum(
+            {"gain": self.in_domain, "forgetting": -self.retention, "cost": -self.cost}
+        )
 
     @model_validator(mode="after")
     def check_weights(self) -> Self:

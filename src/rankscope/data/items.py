@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # Names of the options of a multiple-choice item, in order
 NOT_A_WORD = re.compile(r"[\W_]+")
@@ -15,7 +16,7 @@ class Message:
     content: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Item:
     """One row, whatever its shape in the file."""
 
@@ -45,7 +46,7 @@ class Item:
         """Where to find the row, for error messages: its file and row, or else the item id."""
         return self.source_row or self.item_id
 
-    @property
+    @cached_property
     def content(self) -> tuple[str, str]:
         """Normalized question and gold answer: two items with equal content are duplicates."""
         gold = self.choices[self.answer] if self.answer is not None else self.completion

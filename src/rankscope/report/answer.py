@@ -4,7 +4,6 @@ The page of a study opens with it; a notebook shows it by ``answer_html``.
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rankscope.formatting import (
@@ -21,7 +20,14 @@ from rankscope.formatting import (
     safe_text,
     signed,
 )
-from rankscope.records import BASE, FEWEST_SEEDS, ArmSummary, Estimate, TaskAdvice
+from rankscope.records import (
+    BASE,
+    FEWEST_SEEDS,
+    AnswerRow,
+    ArmSummary,
+    Estimate,
+    TaskAdvice,
+)
 from rankscope.report.page import render_fragment
 from rankscope.report.study_view import StudyView, retention_change
 
@@ -35,7 +41,7 @@ MEANINGS = {
 ROW_ROLES = {
     "recommended": "Recommended",
     "closest": "Best so far",
-    "cheapest": "Cheapest within the margin",
+    "cheapest": "Cheapest within {margin} of the best",
     "full": "Best full fine-tuning",
     "lora": "Best LoRA",
 }
@@ -80,7 +86,7 @@ class AnswerCard:
     advice: TaskAdvice | None
     """None if there is no advice for the task."""
     note: str = ""
-    """What the retention change is measured on, and how it is weighed."""
+    """What the net gain and the retention change are."""
 
     @property
     def confidence(self) -> str:
@@ -102,35 +108,48 @@ class AnswerCard:
 def answer_card(view: StudyView, task: str) -> AnswerCard:
     """The card of one training task."""
     advice, base, unit = view.advice(task), view.base(task), view.unit(task)
+    rows = advice.rows if advice else ()
+    has_net_gain = any(row.arm.net_gain for row in rows)
     columns = (
+        *([f"Net gain, {view.net_unit(task).difference}"] if has_net_gain else []),
         f"Score, {unit.score}"
         + (f" (base {number(base.score * unit.scale, unit.digits)})" if base else ""),
         f"Retention change, {view.forgetting_unit(task).difference}",
         "Size",
         "Training time",
     )
-    rows = [
-        CardRow(_role_text(row.roles), row.arm.label, _cells(view, row.arm))
-        for row in (advice.rows if advice else ())
-    ]
-    return AnswerCard(task, columns, tuple(rows), advice, _retention_note(view, task))
+    shown = tuple(
+        CardRow(_role_text(view, row), row.arm.label, _cells(view, row.arm, has_net_gain))
+        for row in rows
+    )
+    return AnswerCard(task, columns, shown, advice, _note(view, task, has_net_gain))
 
 
-def _retention_note(view: StudyView, task: str) -> str:
+def _note(view: StudyView, task: str, has_net_gain: bool) -> str:
     advice, names = view.advice(task), view.retained(task)
     if advice is None or not names:
         return ""
     note = f"Retention change: the mean over {join_names(names)}; below zero was forgotten."
+    if has_net_gain:
+        objective = view.study.config.objective
+        cost = f" Cost counts too, with weight {objective.cost:g}." if objective.cost else ""
+        note = (
+            f"Net gain: {objective.net_formula} (gain: the score minus the base's; forgetting: "
+            "the fall in retention). Arms are compared by it: on validation items to choose one, "
+            f"here on test items.{cost} {note}"
+        )
     is_plain = advice.forgetting_scale.name in ("points", "unmeasured")
     return note if is_plain else f"{note} {advice.forgetting_scale.text}"
 
 
-def _role_text(roles: Sequence[str]) -> str:
-    first, *others = (ROW_ROLES[role] for role in roles)
+def _role_text(view: StudyView, row: AnswerRow) -> str:
+    unit = view.net_unit(row.arm.task)
+    margin = f"{number(view.study.config.objective.margin * unit.scale)} {unit.difference}"
+    first, *others = (ROW_ROLES[role].format(margin=margin) for role in row.roles)
     return ", ".join([first, *(f"{name[0].lower()}{name[1:]}" for name in others)])
 
 
-def _cells(view: StudyView, arm: ArmSummary) -> tuple[CardCell, ...]:
+def _cells(view: StudyView, arm: ArmSummary, has_net_gain: bool) -> tuple[CardCell, ...]:
     size, advice = arm.trainable_parameters, view.advice(arm.task)
     share = number(100 * size / view.study.model.num_parameters)
     retained = _cell(retention_change(arm), view.forgetting_unit(arm.task), sign=True)
@@ -138,7 +157,9 @@ def _cells(view: StudyView, arm: ArmSummary) -> tuple[CardCell, ...]:
     if advice and advice.forgetting_scale.name == "gold_logprob" and in_nats:
         # The weighed number, beside the shown one.
         retained = replace(retained, note=f"{retained.note}; {difference(-in_nats.value, NATS)}")
+    net = [_cell(arm.net_gain, view.net_unit(arm.task), sign=True)] if has_net_gain else []
     return (
+        *net,
         _cell(arm.score, view.unit(arm.task)),
         retained,
         CardCell(

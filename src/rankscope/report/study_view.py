@@ -161,6 +161,11 @@ class StudyView:
         units = {self.unit(name) for name in self.retained(task)}
         return NATS if units == {NATS} else POINTS
 
+    def net_unit(self, task: str) -> Unit:
+        """Unit of a net gain."""
+        weighs_gain = self.study.config.objective.in_domain > 0
+        return self.unit(task) if weighs_gain else self.forgetting_unit(task)
+
     def base(self, task: str) -> EvalRecord | None:
         """The base model on the test split of ``task``."""
         return self.study.evals.get((BASE, task, "test"))

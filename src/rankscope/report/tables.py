@@ -76,7 +76,7 @@ def arms_table(view: StudyView) -> pd.DataFrame:
 
     Accuracies in per cent, differences in points; log probabilities in nats per token.
     """
-    digits = _digits(view, "score", "gain", "retention change")
+    digits = _digits(view, "score", "gain", "retention change", "net gain")
     rows = [_arm_row(view, arm) for task in view.training_tasks for arm in view.arms(task)]
     return table_from_rows(rows, digits | {"seconds a trial": 1, "peak memory, MB": 0})
 
@@ -99,6 +99,7 @@ def _arm_row(view: StudyView, arm: ArmSummary) -> dict[str, Cell]:
         "p": arm.gain.p if arm.gain else None,
         "p, Holm": arm.gain.p_holm if arm.gain else None,
         **interval_cells("retention change", retention_change(arm), kept),
+        **interval_cells("net gain", arm.net_gain, view.net_unit(arm.task)),
         "unit": unit.score,
         "unit of retention": kept.difference,
         "trainable parameters": arm.trainable_parameters or None,

@@ -6,6 +6,7 @@ To add one, add a line to ``MACHINES``. Rates are dense ones, without sparsity.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -112,8 +113,14 @@ def this_machine(device: torch.device, dtype: torch.dtype, shape: tuple[int, int
     def product(dtype: torch.dtype) -> float:
         x = torch.randn(PROBE_ROWS, shape[1], device=device).to(dtype)
         weight = torch.randn(shape[1], shape[0], device=device).to(dtype)
-        seconds = fastest(lambda: x @ weight, device)
-        return 2 * PROBE_ROWS * shape[0] * shape[1] / seconds / 1e12
+        rows = 1
+        # A processor without bfloat16 products takes a thousand times as long: begin with one row.
+        while rows < PROBE_ROWS:
+            if seconds_of(partial(torch.matmul, x[:rows], weight), device) > PROBE_SECONDS / 4:
+                break
+            rows *= 4
+        seconds = fastest(partial(torch.matmul, x[:rows], weight), device)
+        return 2 * rows * shape[0] * shape[1] / seconds / 1e12
 
     values = torch.zeros(COPIED_BYTES // 4, device=device)
     rates = {dtype_name(d): product(d) for d in {dtype, torch.float32}}
@@ -131,14 +138,19 @@ def this_machine(device: torch.device, dtype: torch.dtype, shape: tuple[int, int
 
 def fastest(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of the fastest of a few calls: other work on the machine only adds to the others."""
-    best, ends = float("inf"), time.perf_counter() + PROBE_SECONDS
     call()
-    while best == float("inf") or time.perf_counter() < ends:
-        begun = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        elif device.type == "mps":
-            torch.mps.synchronize()
-        best = min(best, time.perf_counter() - begun)
+    best, ends = seconds_of(call, device), time.perf_counter() + PROBE_SECONDS
+    while time.perf_counter() < ends:
+        best = min(best, seconds_of(call, device))
     return best
+
+
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, its kernels included."""
+    begun = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter() - begun

@@ -17,7 +17,7 @@ from rankscope.errors import UserError
 from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.models.adapters.settings import CONFIG
 from rankscope.models.fetch import KNOWN_MODELS
-from rankscope.models.load import load_tokenizer
+from rankscope.models.load import check_stored_weights, load_tokenizer
 from rankscope.models.model_folder import model_folder
 from rankscope.records import StudyRecords, TaskRecord, TrialRecords, TrialSpec
 from rankscope.report.model_card import ExportedWeights, study_card
@@ -65,7 +65,7 @@ def export_trial(folder: Path, out: Path, request: ExportRequest) -> Export:
 
     Raises:
         UserError: the study, the trial or its weights are not there, or ``out`` cannot be used.
-        IntegrityError: the stored weights were altered.
+        IntegrityError: the stored weights were altered, or do not fit their configuration.
         DiskFull: ``out`` stays as it was.
     """
     if out.resolve().is_relative_to(folder.resolve()):
@@ -119,7 +119,9 @@ def _write(
         shutil.copytree(source, out, dirs_exist_ok=True, copy_function=shutil.copyfile)
     if request.merge and spec.is_full:
         notes.append("full fine-tuning gives a whole model; there is nothing to merge")
-    if not merged and not spec.is_full:
+    if merged or spec.is_full:
+        check_stored_weights(out)
+    else:
         notes += copy_tokenizer(study.config.model, out)
         settings = json.loads((out / CONFIG).read_text("utf-8"))
         settings |= base_reference(study.config.model, request)

@@ -81,7 +81,10 @@ class StudyFrames:
 
     @cached_property
     def items(self) -> pd.DataFrame:
-        """One row per model and item: score, answers and log probabilities."""
+        """One row per model and item: score, answers and log probabilities.
+
+        ``item`` is ``TASK/FILE/ROW``, such as ``arc_easy/test/17``; rows count from 1.
+        """
         prompts = {
             (task, split, item.item_id): item.prompt
             for (model_id, task, split) in self.records.results

@@ -22,7 +22,7 @@ from rankscope.data.sources import DEV, READERS, SPLIT_FILES, check_file
 from rankscope.data.task_source import hub_tasks, missing_rows
 from rankscope.data.tasks import read_task_items
 from rankscope.errors import UserError, did_you_mean
-from rankscope.models.fetch import KNOWN_MODELS, cached_model_folder
+from rankscope.models.fetch import KNOWN_MODELS, is_cached
 from rankscope.models.model_folder import model_folder
 
 OWN_TASK = "my_task"
@@ -239,13 +239,7 @@ def hub_pieces(config: StudyConfig) -> list[str]:
 
 def default_model() -> str | None:
     """A model that was fetched before."""
-    for name in KNOWN_MODELS:
-        try:
-            cached_model_folder(name)
-        except UserError:
-            continue
-        return name
-    return None
+    return next(filter(is_cached, KNOWN_MODELS), None)
 
 
 def default_rows() -> str | None:

@@ -1,22 +1,18 @@
 """Concatenated rows give each row the logits and gradients of transformers' stock attention."""
 
-import copy
 import random
 
 import pytest
 import torch
+from architectures import ARCHITECTURES, SHAPE, alone, stock
 from tiny_models import VOCABULARY, base_of, tiny_llama
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     FalconH1Config,
     Gemma2Config,
-    Gemma3TextConfig,
     Lfm2Config,
-    MistralConfig,
     PreTrainedConfig,
-    PreTrainedModel,
-    Qwen2Config,
 )
 
 from rankscope.errors import UserError
@@ -25,59 +21,10 @@ from rankscope.models.attention.varlen import AttentionPlan, KVCache
 from rankscope.models.base import Row, RowBatch
 from rankscope.models.load import check_rows_apart
 
-WINDOW = 5
-SHAPE = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-CONFIGS: dict[str, PreTrainedConfig] = {
-    "mistral, window 5": MistralConfig(**SHAPE, sliding_window=WINDOW),
-    "qwen2, window 5 in its second layer": Qwen2Config(
-        **SHAPE,
-        use_sliding_window=True,
-        sliding_window=WINDOW,
-        layer_types=["full_attention", "sliding_attention"],
-    ),
-    "gemma3, window 5 in its first layer": Gemma3TextConfig(
-        **SHAPE,
-        sliding_window=WINDOW,
-        layer_types=["sliding_attention", "full_attention"],
-        query_pre_attn_scalar=32,  # not the head dim: the scale must be passed on
-    ),
-}
-ARCHITECTURES = ["llama", *CONFIGS]
-
-
-def stock(architecture: str) -> PreTrainedModel:
-    """A tiny model with transformers' sdpa attention, float32."""
-    if architecture == "llama":
-        return tiny_llama()
-    torch.manual_seed(0)
-    config = copy.deepcopy(CONFIGS[architecture])
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
-    assert isinstance(model, PreTrainedModel)
-    return model
-
 
 def token_rows(lengths: list[int], seed: int = 0) -> list[list[int]]:
     rng = random.Random(seed)
     return [[rng.randrange(3, VOCABULARY) for _ in range(length)] for length in lengths]
-
-
-def alone(model: PreTrainedModel, ids: list[int]) -> Tensor:
-    """(T, vocabulary): one row by itself, without mask or padding."""
-    with torch.inference_mode():
-        logits: Tensor = model(input_ids=torch.tensor([ids])).logits[0]
-    return logits
 
 
 def assert_close(found: Tensor, expected: Tensor, relative: float = 1e-5) -> None:

@@ -34,6 +34,22 @@ def paired_scores(
     return align_scores(stored_scores(study, trials, task, split, measure), base, trained=False)
 
 
+def compared_scores(
+    study: StudyRecords,
+    first: Sequence[TrialRecords],
+    second: Sequence[TrialRecords] | None,
+    task: str,
+    measure: ScoreKind = "score",
+) -> Comparison | None:
+    """Test scores of two sets of trials, or of trials and the base, on their common items."""
+    if second is None:
+        return paired_scores(study, first, task, "test", measure)
+    rows, others = (
+        stored_scores(study, trials, task, "test", measure) for trials in (first, second)
+    )
+    return align_scores(rows, others, trained=True)
+
+
 @lru_cache(maxsize=256)
 def cluster_labels(subjects: tuple[str | None, ...]) -> npt.NDArray[np.intp] | None:
     """Cluster label of every item, (N,); None if items are independent.

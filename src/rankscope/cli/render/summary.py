@@ -7,7 +7,6 @@ from rich.table import Table
 from rankscope.cli.terminal import print_line
 from rankscope.formatting import (
     MAX_NAME,
-    NATS,
     UNKNOWN,
     clock,
     compact,
@@ -26,13 +25,16 @@ def summary_table(study: StudyRecords, recommendation: Recommendation) -> Table:
     """One row per arm, the base first, the recommended arm marked.
 
     Scores are of the test split, in per cent or nats per token; differences in points; ``±`` is
-    half the 95 % interval, ``±?`` an unknown one; seeds ``2/3``: one of three trials failed.
+    half the 95 % interval, ``±?`` an unknown one; seeds ``2/3``: one of three trials failed. The
+    gain is that by which arms are compared: net of forgetting, if forgetting counts.
     """
     view = StudyView(study, recommendation)
+    all_arms = [arm for task in view.training_tasks for arm in view.arms(task)]
+    gain = "net gain" if any(arm.net_gain for arm in all_arms) else "gain"
     table = Table(
         title=escape(safe_text(study.name, MAX_NAME)),
         title_justify="left",
-        caption=_caption(view),
+        caption=_caption(view, gain),
         caption_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -41,7 +43,7 @@ def summary_table(study: StudyRecords, recommendation: Recommendation) -> Table:
     table.add_column("", no_wrap=True)
     # In eighty columns, an arm's name is the last thing to be cut.
     table.add_column("arm", overflow="fold", min_width=15)
-    for heading in ("seeds", "in-domain", "gain", "retention", "params", "time"):
+    for heading in ("seeds", "in-domain", "retention", gain, "params", "time"):
         table.add_column(heading, justify="right")
     for position, task in enumerate(view.training_tasks):
         if position:
@@ -53,22 +55,26 @@ def summary_table(study: StudyRecords, recommendation: Recommendation) -> Table:
         chosen = advice.chosen.label if advice and advice.chosen else None
         for arm in view.arms(task):
             style = "bold green" if arm.label == chosen else ""
-            table.add_row(*_arm_row(view, arm, arm.label == chosen), style=style)
+            row = _arm_row(view, arm, arm.label == chosen, shows_net_gain=gain == "net gain")
+            table.add_row(*row, style=style)
         if not view.arms(task):
             table.add_row("", "no arm has finished")
     return table
 
 
-def _caption(view: StudyView) -> str:
+def _caption(view: StudyView, gain: str) -> str:
     """Units of the columns; tasks of a study may differ."""
-    units = {view.unit(task) for task in view.training_tasks}
-    changes = {view.forgetting_unit(task).difference for task in view.training_tasks}
-    gain = "in-domain in %, gain in points"
-    if NATS in units:
-        in_nats = "in-domain and gain in nats per token"
-        gain = in_nats if units == {NATS} else f"{gain}, or both in nats per token"
-    retained = f"change of retention in {' or '.join(sorted(changes))}" if changes else ""
-    return "; ".join([gain, *filter(None, [retained]), "± half the 95 % interval; time per trial"])
+    tasks = view.training_tasks
+    units = {
+        "in-domain": {view.unit(task).score for task in tasks},
+        "change of retention": {view.forgetting_unit(task).difference for task in tasks},
+        gain: {view.net_unit(task).difference for task in tasks},
+    }
+    columns = [f"{name} in {' or '.join(sorted(found))}" for name, found in units.items() if found]
+    if gain == "net gain":
+        formula = view.study.config.objective.net_formula
+        columns[-1] += f": {formula}, by which arms are compared"
+    return "; ".join([*columns, "± half the 95 % interval; time per trial"])
 
 
 def _base_row(view: StudyView, task: str) -> list[str]:
@@ -77,17 +83,18 @@ def _base_row(view: StudyView, task: str) -> list[str]:
     return ["", "base", "", score, "", "", "", ""]
 
 
-def _arm_row(view: StudyView, arm: ArmSummary, chosen: bool) -> list[str]:
+def _arm_row(view: StudyView, arm: ArmSummary, chosen: bool, *, shows_net_gain: bool) -> list[str]:
     unit = view.unit(arm.task)
     retention = None if arm.forgetting is None else -arm.forgetting
+    gain = arm.net_gain if shows_net_gain else arm.gain
     seeds = f"[red]{arm.seeds}/{arm.seeds + arm.failed}[/red]" if arm.failed else str(arm.seeds)
     return [
         CHOSEN if chosen else "",
         escape(safe_text(arm.label, MAX_NAME)),
         seeds,
         plus_minus(arm.score, unit),
-        plus_minus(arm.gain, unit, sign=True),
         plus_minus(retention, view.forgetting_unit(arm.task), sign=True),
+        plus_minus(gain, view.net_unit(arm.task), sign=True),
         compact(arm.trainable_parameters) if arm.trainable_parameters else UNKNOWN,
         clock(arm.seconds),
     ]

@@ -1,0 +1,249 @@
+"""What docs/models.md says of each architecture, cell by cell, against transformers and PEFT."""
+
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, WINDOWED, alone, stock
+from evaluation_worlds import adapter as random_adapter
+from evaluation_worlds import tokenizer
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft_adapters import saved_adapter
+from recipe import minimal
+from tiny_models import VOCABULARY, base_of
+from torch import Tensor, nn
+from toy_training import full_trial, toy_rows, training_tolerance, trial
+from transformers import AutoModelForCausalLM
+
+from rankscope import inspect
+from rankscope.analyze.heads.ablation import Ablation, ablate, zeroed
+from rankscope.analyze.heads.layout import HeadLayout, HeadModel
+from rankscope.config.study import SpectraConfig, TrainConfig
+from rankscope.data.sampler import RowSampler
+from rankscope.errors import UserError
+from rankscope.evaluate.likelihood import Question, continuation_logprobs
+from rankscope.evaluate.token_trees import TokenTree
+from rankscope.models.adapters.folder import save_adapter
+from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.load import check_stored_weights
+from rankscope.models.methods import get_method
+from rankscope.models.methods.init_context import new_adapter
+from rankscope.records import TrialSpec
+from rankscope.train.loop import GroupResult, train_group
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+STEPS = 3
+PROTOCOL = TrainConfig(max_steps=STEPS, batch_size=2, gradient_accumulation=3)
+ROWS = toy_rows(30)
+"""Rows of 3 to 24 tokens; windows are of 5."""
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+TARGETS = {
+    "Phi-3": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+    "GPT-2": ("c_attn", "c_proj", "c_fc"),
+    "Mixtral": ATTENTION,
+}
+"""Every linear layer of a decoder layer; the seven of Llama if not given."""
+
+
+def table() -> dict[str, dict[str, str]]:
+    """By architecture and column, the cells of the page's table of architectures."""
+    lines = PAGE.read_text("utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| architecture "))
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in lines[start : lines.index("", start)]
+    ]
+    return {row[0]: dict(zip(rows[0][1:], row[1:], strict=True)) for row in rows[2:]}
+
+
+def assert_close(found: Tensor, expected: Tensor, relative: float = 2e-5) -> None:
+    assert found.shape == expected.shape
+    assert float((found - expected).norm()) <= relative * float(expected.norm())
+
+
+def base_logits(base: Base, name: str | None = None) -> Tensor:
+    """Logits of all tokens of four rows, concatenated in one pass."""
+    rows = [Row(ids, range(len(ids)), name) for ids in token_rows()]
+    with torch.inference_mode():
+        return base.logits(RowBatch.of(rows, base.device))
+
+
+def stock_logits(model: Any) -> Tensor:
+    return torch.cat([alone(model.eval(), ids) for ids in token_rows()])
+
+
+def token_rows() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        torch.randint(3, VOCABULARY, (n,), generator=generator).tolist() for n in (9, 2, 17, 12)
+    ]
+
+
+def targets_of(architecture: str) -> tuple[str, ...]:
+    return TARGETS.get(architecture, (*ATTENTION, *MLP))
+
+
+def trials_of(architecture: str) -> list[TrialSpec]:
+    targets = targets_of(architecture)
+    return [
+        trial("low", rank=2, lr=1e-3, targets=targets),
+        trial("high", rank=8, lr=3e-3, seed=1, targets=targets),
+    ]
+
+
+def base_with(architecture: str) -> Base:
+    return base_of(stock(architecture), tokenizer())
+
+
+@cache
+def trained(architecture: str, is_full: bool) -> GroupResult:
+    trials = [full_trial()] if is_full else trials_of(architecture)
+    return train_group(base_with(architecture), trials, ROWS, PROTOCOL)
+
+
+def trained_plainly(model: nn.Module, spec: TrialSpec, parameters: list[nn.Parameter]) -> Any:
+    """Losses of the plain loop on padded rows with transformers' attention."""
+    order = RowSampler(len(ROWS), 2, 3, spec.seed)
+    steps = [
+        [[(list(ROWS[i].input_ids), list(ROWS[i].is_label)) for i in m] for m in order.step(step)]
+        for step in range(STEPS)
+    ]
+    return minimal().train(model, dict.fromkeys(parameters, spec.lr), steps)
+
+
+# --- one check per column ---
+
+
+def check_rows(architecture: str, folder: Path) -> None:
+    assert_close(base_logits(base_with(architecture)), stock_logits(stock(architecture)))
+
+
+def check_lora(architecture: str, folder: Path) -> None:
+    """Two adapters trained together, against PEFT one by one."""
+    tolerance = training_tolerance(STEPS)
+    for state in trained(architecture, is_full=False).states:
+        spec, model = state.spec, stock(architecture)
+        start = new_adapter(base_with(architecture).model, spec)
+        config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=list(spec.targets))
+        tuned = get_peft_model(model, config).train()
+        modules = dict(tuned.named_modules())
+        pairs = {}
+        for name in start.a:
+            layer: Any = modules[f"base_model.model.{name}"]
+            pairs[name] = (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+            for parameter, value in zip(pairs[name], (start.a[name], start.b[name]), strict=True):
+                parameter.data.copy_(value)
+        losses = trained_plainly(tuned, spec, [p for pair in pairs.values() for p in pair])
+        assert [p.loss for p in state.losses] == pytest.approx(losses, rel=tolerance)
+        assert state.adapter is not None
+        assert len(pairs) == 2 * len(spec.targets)
+        for name, expected in pairs.items():
+            for found, value in zip(state.adapter.module_parameters(name), expected, strict=True):
+                assert_close(found.detach(), value.detach(), 10 * tolerance)
+
+
+def check_full(architecture: str, folder: Path) -> None:
+    result, spec = trained(architecture, is_full=True), full_trial()
+    model = stock(architecture).train()
+    losses = trained_plainly(model, spec, list(model.parameters()))
+    found = dict(result.tuned.model.named_parameters())
+    tolerance = training_tolerance(STEPS)
+    assert [p.loss for p in result.states[0].losses] == pytest.approx(losses, rel=tolerance)
+    for name, parameter in model.named_parameters():
+        assert_close(found[name].detach(), parameter.detach(), 10 * tolerance)
+
+
+def check_export(architecture: str, folder: Path) -> None:
+    """Of a fully fine-tuned model; and of a random adapter, if there can be one."""
+    result = trained(architecture, is_full=True)
+    get_method("full").save(result.tuned, full_trial(), result.tuned.record, folder / "full")
+    check_stored_weights(folder / "full")
+    loaded = AutoModelForCausalLM.from_pretrained(folder / "full")
+    assert loaded.config.tie_word_embeddings == stock(architecture).config.tie_word_embeddings
+    assert_close(base_logits(result.tuned), stock_logits(loaded))
+    if table()[architecture]["LoRA"] == "no":
+        return
+    engine = base_with(architecture)
+    member = random_adapter(engine, 4, seed=0, targets=targets_of(architecture))
+    engine.multi_lora.attach(member)
+    spec = trial(rank=4, alpha=8.0, targets=targets_of(architecture))
+    save_adapter(member, spec, engine.record, folder / "adapter")
+    tuned = PeftModel.from_pretrained(stock(architecture), str(folder / "adapter"))
+    assert_close(base_logits(engine, member.name), stock_logits(tuned))
+
+
+def check_spectra(architecture: str, folder: Path) -> None:
+    """``inspect`` of an adapter that PEFT wrote, against the weights that PEFT merges."""
+    model = stock(architecture)
+    model.save_pretrained(folder / "base")
+    settings: dict[str, Any] = {"target_modules": list(targets_of(architecture))}
+    if architecture == "GPT-2":
+        settings["fan_in_fan_out"] = True
+    saved_adapter(folder / "adapter", model, **settings)
+    whole: Any = PeftModel.from_pretrained(stock(architecture), str(folder / "adapter"))
+    count = sum(name.endswith("lora_B.default.weight") for name in whole.state_dict())
+    merged, before = whole.merge_and_unload().state_dict(), stock(architecture).state_dict()
+    spectra = SpectraConfig(intruder_k=4)
+    (tuned,) = inspect(folder / "base", folder / "adapter", spectra, device="cpu").tuned
+    assert len(tuned.spectra.matrices) == count
+    for matrix in tuned.spectra.matrices:
+        delta = (merged[f"{matrix.name}.weight"] - before[f"{matrix.name}.weight"]).double()
+        assert matrix.frobenius == pytest.approx(float(delta.norm()), rel=1e-4)
+
+
+def check_heads(architecture: str, folder: Path) -> None:
+    """An ablation continued from the middle, against scoring again with a head set to zero."""
+    base = base_with(architecture)
+    model = HeadModel(base, HeadLayout.of(base.model))
+    questions = [Question(ids, [[5], [6, 7, 8]]) for ids in token_rows()]
+    trees = [TokenTree.of_question(q.prompt, q.continuations) for q in questions]
+    for heads in (((0, 1),), ((1, 2),), ((0, 3), (1, 0))):
+        with zeroed(model, heads), torch.inference_mode():
+            expected = continuation_logprobs(base, questions, [None], 4096)[None].values
+        (found,) = ablate(model, trees, [Ablation(heads)]).ablated
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+CHECKS: dict[str, Callable[[str, Path], None]] = {
+    "ragged rows": check_rows,
+    "LoRA": check_lora,
+    "full fine-tuning": check_full,
+    "export": check_export,
+    "spectra": check_spectra,
+    "heads": check_heads,
+}
+REFUSALS = {
+    ("GPT-2", "LoRA"): "'c_attn' matches no linear layer of this model",
+    ("GPT-2", "heads"): "c_attn' is one matrix for queries, keys and values",
+    ("Phi-3", "heads"): "qkv_proj' is one matrix for queries, keys and values",
+}
+
+
+def test_the_table_lists_what_is_tried() -> None:
+    cells = table()
+    assert tuple(cells) == ARCHITECTURES
+    assert {column for row in cells.values() for column in row} == {*CHECKS, "window"}
+    assert {name for name, row in cells.items() if row["window"] == "yes"} == {*WINDOWED}
+    refused = {(name, c) for name, row in cells.items() for c in CHECKS if row[c] == "no"}
+    assert refused == set(REFUSALS)
+
+
+@pytest.mark.parametrize("column", CHECKS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_each_cell(architecture: str, column: str, tmp_path: Path) -> None:
+    cell, check = table()[architecture][column], CHECKS[column]
+    if cell == "no":
+        with pytest.raises(UserError, match=re.escape(REFUSALS[architecture, column])):
+            check(architecture, tmp_path)
+        return
+    assert cell in ("yes", "attention")
+    check(architecture, tmp_path)
+    for target in MLP if cell == "attention" else ():
+        with pytest.raises(UserError, match=f"{target!r} matches no linear layer.*: k_proj, "):
+            new_adapter(base_with(architecture).model, trial(targets=(target,)))
