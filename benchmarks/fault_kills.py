@@ -27,8 +27,8 @@ VICTIMS = ("the driver", "a worker", "all")
 def points(options: Options) -> Iterator[Point]:
     """Both series; ``options.points`` is their total."""
     moments = random.Random(options.seed)
-    train = changed("train", evaluate_every=3, evaluate_items=4, checkpoint_every=5)
-    file = tiny_study(options.folder, arms=SETTINGS["arms"], max_group_size=1, **train)
+    train = changed("train", max_steps=4, evaluate_every=2, evaluate_items=4, checkpoint_every=3)
+    file = tiny_study(options.folder, arms=SETTINGS["arms"][1:], **train)
     with Launcher(options.folder) as launcher:
         reference = Undisturbed.of(launcher, file)
         folders = new_folders(options.folder)
