@@ -159,7 +159,7 @@ def adopt_results(context: RunContext, folder: Path) -> None:
             transfer(unit, context.ledger, order.trial_ids)
             stored = unit.groups()
     except IntegrityError as error:
-        raise IntegrityError(f"{error}. To run this unit again, remove {folder}") from error
+        raise IntegrityError(f"{error}; to run this unit again, remove {folder}") from error
     assert stored is not None
     context.groups.replace(order.trial_ids, stored)
     group = tuple(trial for trial in context.study.trials if trial.trial_id in order.trial_ids)

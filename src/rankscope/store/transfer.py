@@ -21,8 +21,9 @@ def transfer(
     All of it takes effect in one transaction. Raises IntegrityError for a result that is altered in
     ``source`` (if ``verified``, everything is hashed), or that differs from ``target``'s.
     """
-    if verified and (problems := source.verify()):
-        raise IntegrityError(f"{source.out}: {problems[0].difference}")
+    for problem in source.verify() if verified else ():
+        place = source.out / problem.path
+        raise IntegrityError(f"{place}: found {problem.found}, expected {problem.expected}")
     rows = [row for row in source._db.execute(ROWS) if trial_of(row[0]) in trial_ids]
     stored = {row[:3]: row for row in target._db.execute(ROWS)}
     for row in rows:
