@@ -130,6 +130,22 @@ def test_a_whole_study_has_the_losses_and_scores_of_the_scripts(
     assert {"rankscope", "trl", "harness"} == set(result["seconds"])  # type: ignore[call-overload]
 
 
+def test_gpu_runs_to_its_end_on_a_processor(lines_of: LinesOf, tmp_path: Path) -> None:
+    options = ["--tiny", "--device", "cpu", "--results", str(tmp_path)]
+    (result,) = lines_of("gpu", *options)
+    assert result["benchmark"] == "gpu"
+    assert 0 < result["gradient_errors"]["grouped_mm"] < 2**-5  # some dozen roundings to 2^-9
+    assert len(result["cases"]) == 4
+    for line in result["cases"].values():
+        assert 0 < line["tokens_per_second"] < math.inf
+        assert line["planned_bytes"] > 0
+    (page,) = tmp_path.iterdir()
+    text = page.read_text()
+    assert all(f"| {name} | " in text for name in result["cases"])
+    (late,) = lines_of("gpu", *options, "--seconds", "0")
+    assert all(line == {"skipped": "no time left"} for line in late["cases"].values())
+
+
 def test_train_pocket_prints_its_line(lines_of: LinesOf) -> None:
     (result,) = lines_of("train_pocket", "--steps", "4", "--batch-size", "4")
     assert result["benchmark"] == "train_pocket"
