@@ -150,9 +150,7 @@ def test_a_sealed_result_that_was_altered_is_refused(tmp_path: Path) -> None:
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(
-        IntegrityError, match="adapter_model.safetensors: found sha256"
-    ):
+    with pytest.raises(IntegrityError, match=r"adapter_model\.safetensors: found sha256"):
         small_study(tmp_path, **STUDY).run(out)
 
 
