@@ -176,7 +176,7 @@ def test_an_edited_row_is_found_and_every_reader_refuses(copied: Path, change: s
     for _ in range(2):
         verified = rankscope("verify", copied)
         assert verified.code == 4, verified
-        assert verified.err.startswith("ledger.sqlite: "), verified
+        assert "\nledger.sqlite: " in verified.err, verified
         assert "restore it from a copy" in verified.told
         assert rankscope("status", copied).code == 4
         (copied / CLOSED).unlink(missing_ok=True)
@@ -204,7 +204,7 @@ def test_an_edited_answer_is_found_and_written_again(copied: Path) -> None:
         verified = rankscope("verify", copied, *quick)
         assert verified.code == 4
         assert f"write it again: rankscope report {copied}" in verified.told
-        assert verified.err.startswith("recommendation.json: found sha256 ")
+        assert "\nrecommendation.json: found sha256 " in verified.err
     assert rankscope("report", copied).code == 0
     assert rankscope("verify", copied).code == 0
 
