@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer import Argument, Option
 
-from rankscope.cli.terminal import Reply, print_json, print_message
+from rankscope.cli.terminal import Reply, print_json, print_message, protect_terminal
 from rankscope.errors import (
     BAD_INPUT,
     BUG,
@@ -218,6 +218,7 @@ def main() -> NoReturn:
     try:
         stop_like_interrupt()
         limit_busy_waiting()
+        protect_terminal()
         # PEFT imports bitsandbytes if it is installed, which then warns on every command about a
         # kernel that no CPU run needs.
         logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

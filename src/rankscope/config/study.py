@@ -208,7 +208,7 @@ def parse_memory(value: Any) -> Any:
     """Bytes, or a number with a unit: ``12GiB`` is 12 x 2^30, ``12 GB`` is 12 x 10^9."""
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]i?B)", value.strip())
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]+)?) ?([KMGT]i?B)", value.strip())
     if match is None:
         raise ValueError(
             f"memory_limit {short_repr(value)}: expected bytes, or a text such as '12GiB'"

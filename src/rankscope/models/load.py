@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from rankscope.config.study import ModelConfig
-from rankscope.errors import IntegrityError, UserError
+from rankscope.errors import IntegrityError, UserError, reading
 from rankscope.hashing import weights_sha256
 from rankscope.models.attention import varlen
 from rankscope.models.base import Base, Row, RowBatch
@@ -30,12 +30,10 @@ LAYER = re.compile(r"model\.layers\.\d+\.(?!.*inv_freq$)")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    try:
+    with reading(f"model folder {folder}", "a folder with a usable tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except UNUSABLE as error:
-        raise UserError(f"model folder {folder}: tokenizer cannot be loaded: {error}") from error
     return tokenizer
 
 
