@@ -80,6 +80,7 @@ RANKS = (8, 16, 32, 64, 128)
 """Of several adapters, in turn; a single one has 16, as in published figures."""
 IMPLEMENTATIONS = ("loop", "grouped_mm")
 WARMUP_STEPS, TIMED_STEPS = 2, 3
+LAUNCH_TOKENS = 16  # Of each row in the pass whose launches are counted
 PARITY_TOLERANCE = 1.5
 """Error of grouped products over the loop's: of some twenty roundings in a layer they add one."""
 SEED = 0
@@ -293,8 +294,9 @@ def count_launches(
 ) -> int:
     """Kernels of one forward and backward pass with a row of each adapter; on a processor
     operators, those inside of others too."""
-    # Launches do not depend on the rows' lengths, but memory does.
-    row = min(rows, key=lambda row: len(row.input_ids))
+    # Launches do not depend on a row's length, but memory does.
+    ids = rows[0].input_ids[:LAUNCH_TOKENS]
+    row = EncodedRow(ids, tuple(i > 0 for i in range(len(ids))), truncated=False)
     train = train.model_copy(update={"batch_size": 1, "batch_tokens": 10**9})
     model, states = start_trials(base, group, [row] * len(rows), train, {})
     is_cuda = base.device.type == "cuda"
@@ -320,7 +322,7 @@ def peak_rate_of(device: torch.device) -> tuple[float, str]:
     side = SQUARE.get(device.type, SQUARE["cpu"])
     name = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else ""
     for key, machine in MACHINES.items():
-        if key in name:
+        if re.search(rf"\b{key}\b", name):
             return machine.operations_per_second(DTYPE), machine.source
     x = torch.randn(side, side, device=device).to(DTYPE)
     return 2 * side**3 / best_seconds(x, x), f"a product of side {side}, measured"

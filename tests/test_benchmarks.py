@@ -17,6 +17,7 @@ from tiny_models import VOCABULARY, tiny_llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+import gpu
 import race
 from agreement import choice_agreement, text_agreement
 from evaluate_agreement import passes
@@ -142,8 +143,9 @@ def test_gpu_runs_to_its_end_on_a_processor(lines_of: LinesOf, tmp_path: Path) -
     (page,) = tmp_path.iterdir()
     text = page.read_text()
     assert all(f"| {name} | " in text for name in result["cases"])
-    (late,) = lines_of("gpu", *options, "--seconds", "0")
-    assert all(line == {"skipped": "no time left"} for line in late["cases"].values())
+    late = gpu.cases(gpu.TINY, torch.device("cpu"), rate=1.0, ends=0.0)
+    assert late == {key: {"skipped": "no time left"} for key in result["cases"]}
+    assert gpu.page({**result, "cases": late}).count("skipped: no time left") == 4
 
 
 def test_train_pocket_prints_its_line(lines_of: LinesOf) -> None:

@@ -248,6 +248,7 @@ GROUP = (
     trial("rslora", method="rslora", rank=16, lr=1e-3, seed=3, gradient_accumulation=1),
     trial("lora+", method="lora+", rank=4, lr=3e-4, lr_ratio=8.0, seed=4),
     trial("dora", method="dora", rank=8, lr=2e-3, seed=5, weight_decay=0.1),
+    trial("kl", rank=8, lr=1e-3, seed=10, kl_to_base=0.5),
     trial("eva", method="eva", rank=4, lr=1e-3, seed=7, targets=("q_proj", *MLP)),
 )
 """Of 50 rows, half an epoch is 2 steps for ``wide``, 13 for ``rslora``, 5 for others; ``wild``

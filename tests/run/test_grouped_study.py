@@ -14,7 +14,6 @@ from rankscope.store import adapter_path
 
 ARMS = [
     {"method": "lora", "rank": [2, 8], "lr": 2e-3},
-    {"method": "lora", "rank": 8, "lr": 2e-3, "dropout": 0.1},
     {"method": "pissa", "rank": 4, "lr": 1e-3},
 ]
 
@@ -24,8 +23,8 @@ def finished(folder: Path, implementation: str) -> tuple[StudyRecords, dict[str,
         "arms": ARMS,
         "max_group_size": 16,
         "analyze": {"spectra": {"enabled": False}},
-        **changed("train", lora_implementation=implementation, max_steps=12, evaluate_every=6),
-        **changed("evaluate", max_items=32, cross_domain=[]),
+        **changed("train", lora_implementation=implementation, max_steps=8, evaluate_every=4),
+        **changed("evaluate", max_items=24, cross_domain=[]),
     }
     small_study(folder, **changes).run(folder / "out")
     study, advice = write_outputs(folder / "out")

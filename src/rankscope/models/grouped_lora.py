@@ -1,9 +1,9 @@
 """The adapters of a group in few products: ``torch.nn.functional.grouped_mm``.
 
-The loop of ``multi_lora.py`` needs six products per adapter and layer, which a GPU computes faster
-than they can be launched. Here, adapters of a layer whose ranks round up to the same multiple of 8
-form a bucket, and six products serve all its adapters: two forward, two for the gradient of x, two
-for those of A and B. Both compute the same, up to rounding.
+The loop of ``multi_lora.py`` launches six small products per adapter and layer. Here, adapters of a
+layer whose ranks round up to the same multiple of 8 form a bucket, and six products serve all its
+adapters: two forward, two for the gradient of x, two for those of A and B. Both compute the same,
+up to rounding.
 
     G  adapters in a bucket     R  its padded rank; PiSSA needs twice the rank
     n  tokens of a run          s  an adapter's scaling

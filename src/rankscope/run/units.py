@@ -14,12 +14,13 @@ checkpoints and finished results in its folder, so running the unit again contin
 import dataclasses
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rankscope.config.loader import study_values
 from rankscope.config.study import StudyConfig
-from rankscope.errors import IntegrityError, UserError, first_line
+from rankscope.errors import IntegrityError, UserError, reading
 from rankscope.filesystem import replace_text
 from rankscope.hashing import sha256_json, sums_text
 from rankscope.progress import LOG, logged_notes
@@ -97,18 +98,14 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
 
 def read_unit(folder: Path) -> UnitOrder:
     """What the worker of a unit is to do."""
-    try:
-        return UnitOrder.model_validate_json((folder / UNIT_ORDER).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        if (folder / UNIT_ORDER).is_file():
-            raise IntegrityError(
-                f"{folder / UNIT_ORDER}: found {first_line(error)}, expected what a run wrote; to "
-                f"run this unit again, remove {folder}"
-            ) from error
+    file, remedy = folder / UNIT_ORDER, f"to run this unit again, remove {folder}"
+    if not file.is_file():
         raise UserError(
-            f"{folder}: there is no unit of work here ({error}); units are made by 'rankscope run "
+            f"{folder}: found no unit of work, expected one; units are made by 'rankscope run "
             "--workers N'"
-        ) from error
+        )
+    with reading(file, "what a run wrote", IntegrityError, remedy):
+        return UnitOrder.model_validate_json(file.read_text(encoding="utf-8"))
 
 
 def unit_study(order: UnitOrder, study: PreparedStudy, stored: StoredGroups) -> PreparedStudy:
@@ -189,7 +186,7 @@ def adopt_units(context: RunContext, *, keep_unsealed: bool) -> None:
     ``keep_unsealed``: leave unfinished units to the workers of this run.
     """
     for folder in sorted((context.ledger.out / UNITS).glob("*")):
-        wait_for_worker(context, folder)
+        wait_for_worker(folder, context.check_stop, context.reporter.note)
         is_ready = (folder / UNIT_ORDER).is_file()
         if not is_ready or read_unit(folder).study_sha256 != prepared_sha256(context.study):
             discard_unit(folder)
@@ -201,15 +198,23 @@ def adopt_units(context: RunContext, *, keep_unsealed: bool) -> None:
             rescue_unit(context, folder)
 
 
-def wait_for_worker(context: RunContext, folder: Path) -> None:
-    """Return once no worker of a driver that died holds a unit; such workers stop by themselves."""
+def wait_for_worker(
+    folder: Path, check_stop: Callable[[], object], note: Callable[[str], None] = lambda _: None
+) -> None:
+    """Return once no worker of a driver that died holds a unit; such workers stop by themselves.
+
+    ``note`` gets one text if it has to wait.
+
+    Raises:
+        Interrupted: by ``check_stop``, which is called while it waits.
+    """
     is_noted = False
     while (folder / "ledger.sqlite").is_file() and not is_sealed(folder):
         process = running_process(folder)
         if process is None:
             return
         if not is_noted:
-            context.reporter.note(f"waiting for worker {process} of an earlier run to end")
+            note(f"waiting for worker {process} of an earlier run to end")
             is_noted = True
-        context.check_stop()
+        check_stop()
         time.sleep(0.2)
