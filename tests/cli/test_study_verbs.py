@@ -174,6 +174,7 @@ def test_a_format_without_figures_is_refused(walk: Walk) -> None:
     assert "--format does nothing without --figures" in outcome.err
 
 
+@pytest.mark.pitfall(28)
 def test_failed_trials_are_shown_and_end_a_run_with_3(walk: Walk, copied: Path) -> None:
     with Ledger.open(copied, write=True) as ledger:
         failed = ledger.trials()[1].trial_id

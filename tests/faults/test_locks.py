@@ -148,8 +148,8 @@ def test_another_studys_folder_is_refused(copied: Path) -> None:
     refused(
         run_again(copied),
         where=str(copied),
-        found="the study 'own' with 2 other trials",
-        expected="'other'",
+        found="results of the study 'own'",
+        expected="those of 'other'",
         do="its own --out folder",
     )
     with Ledger.open(copied, write=False) as ledger:

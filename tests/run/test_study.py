@@ -245,6 +245,7 @@ def test_an_edit_that_would_mix_results_is_refused(
     assert written(copy) == written_before
 
 
+@pytest.mark.pitfall(22)
 def test_a_trial_that_diverges_leaves_its_neighbours_alone(
     tmp_path: Path,
     rankscope_command: Callable[..., int],

@@ -12,6 +12,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from rankscope.config.study import ModelConfig
 from rankscope.errors import IntegrityError, UserError, reading, reason_of
@@ -116,6 +117,7 @@ def check_stored_weights(folder: Path) -> None:
 
 def _filled_model(folder: Path, dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
     varlen.register_attention()
+    disable_progress_bar()  # transformers' own
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,

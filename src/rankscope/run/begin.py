@@ -49,7 +49,6 @@ def begin_run(
     """
     check_record_settings(ledger, study)
     config, before = study.config, ledger.statuses()
-    check_same_study(ledger, study)
     base = load_base(config.model, study.device, study.dtype, quantize=config.quantize)
     release_freed_memory()
     values = study_values(config)
@@ -67,22 +66,6 @@ def begin_run(
         reporter.note(note)
     groups = GroupLedger(ledger, study)
     return RunContext(study, ledger, base, reporter, should_stop, groups)
-
-
-def check_same_study(ledger: Ledger, study: PreparedStudy) -> None:
-    """A study may change its name or its trials between two runs, but not all of both.
-
-    Raises:
-        UserError: the folder belongs to another study.
-    """
-    name, stored = ledger.name(), ledger.statuses()
-    if name in (None, study.config.name) or not stored:
-        return
-    if not any(trial.trial_id in stored for trial in study.trials):
-        raise UserError(
-            f"{ledger.out}: found the study {name!r} with {len(stored)} other trials, expected "
-            f"{study.config.name!r}; give this study its own --out folder"
-        )
 
 
 def plan_again(ledger: Ledger, retry: Collection[str]) -> None:

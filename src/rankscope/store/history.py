@@ -7,6 +7,15 @@ from rankscope.errors import UserError
 from rankscope.records import ModelRecord, Provenance, TaskRecord
 
 
+def check_same_name(out: Path, stored: str, name: str) -> None:
+    """Refuse the folder of another study: its results would stay behind, unseen."""
+    if stored != name:
+        raise UserError(
+            f"{out}: found results of the study {stored!r}, expected those of {name!r}; give this "
+            f"study its own --out folder, or continue that one with 'name: {stored}'"
+        )
+
+
 def check_same_model(out: Path, stored: ModelRecord, model: ModelRecord) -> None:
     """Refuse another base model, dtype, quantization or prompt format than the stored results'."""
     if stored.sha256 != model.sha256:

@@ -46,6 +46,7 @@ from rankscope.store.database import (
 )
 from rankscope.store.history import (
     check_same_model,
+    check_same_name,
     check_same_tasks,
     check_same_versions,
     same_machine,
@@ -152,10 +153,12 @@ class Ledger:
         """Store what the study is made of now: it may gain or lose arms, seeds and tasks between
         runs. ``provenance`` is that of a first run; see :meth:`add_provenance`.
 
-        Raises UserError if stored results would not be comparable any more: another base model,
-        dtype or prompt format, or other rows or another metric under a task's name.
+        Raises UserError for the folder of a study with another name, and if stored results would
+        not be comparable any more: another base model, dtype or prompt format, or other rows or
+        another metric under a task's name.
         """
         if has_study(self._db):
+            check_same_name(self.out, stored_json(self._db, "name", name), name)
             stored = parse_record(ModelRecord, study_body(self._db, "model") or "", "study model")
             check_same_model(self.out, stored, model)
         known = {task.name: task for task in stored_list(self._db, "known_tasks", TaskRecord)}
@@ -207,11 +210,6 @@ class Ledger:
 
     def put_groups(self, groups: StoredGroups) -> None:
         self._put(groups=groups.model_dump_json())
-
-    def name(self) -> str | None:
-        """Of the study; None before its first run."""
-        name: str | None = stored_json(self._db, "name")
-        return name
 
     def groups(self) -> StoredGroups | None:
         body = study_body(self._db, "groups")

@@ -22,7 +22,7 @@ from rankscope.models.adapters.folder import (
     read_weights,
     write_adapter_files,
 )
-from rankscope.models.adapters.settings import WEIGHTS
+from rankscope.models.adapters.settings import WEIGHTS, match_pattern
 from rankscope.models.base import Base
 from rankscope.models.load import check_rows_apart
 from rankscope.models.lora import derive_seed
@@ -75,7 +75,10 @@ class PeftTuner:
 
     @classmethod
     def load(cls, base: PreTrainedModel, folder: Path, record: ModelRecord) -> "PeftTuner":
-        """Inject a stored method into a frozen base, for scoring."""
+        """Inject a stored method into a frozen base, for scoring.
+
+        Raises UserError if it is another base's, IntegrityError if it is damaged.
+        """
         _, metadata = read_weights(folder / WEIGHTS)
         check_same_base(folder, metadata.get(BASE_HASH), record.sha256)
         tuner = cls(base)
@@ -85,10 +88,19 @@ class PeftTuner:
                 warnings.filterwarnings("ignore", "The following rank_pattern keys")
                 warnings.filterwarnings("error", "Found missing adapter keys")
                 config = PeftConfig.from_pretrained(str(folder))
-                tuner.inject(config, lambda: PeftModel.from_pretrained(base, str(folder)))
+                write_out_patterns(config, folder, [name for name, _ in base.named_modules()])
+                tuner.inject(
+                    config, lambda: PeftModel.from_pretrained(base, str(folder), config=config)
+                )
         except (*PEFT_FAILURES, UserWarning) as error:
             tuner.snapshot.restore()
-            raise IntegrityError(f"adapter {folder}: {one_line(error)}") from error
+            if "size mismatch" in str(error):
+                raise UserError(
+                    f"adapter {folder}: {one_line(error)}; expected an adapter of this model"
+                ) from error
+            raise IntegrityError(
+                f"adapter {folder}: {one_line(error)}; copy it again from where it was trained"
+            ) from error
         tuner.model.eval()
         return tuner
 
@@ -249,6 +261,15 @@ def new_tuner(base: Base, trial: TrialSpec, num_steps: int) -> PeftTuner:
         base.multi_lora.clear()
         raise
     return tuner
+
+
+def write_out_patterns(config: Any, folder: Path, names: list[str]) -> None:
+    """Replace regular expressions by the modules that they match: PEFT has no limit of time."""
+    for key in ("target_modules", "exclude_modules", "feedforward_modules"):
+        pattern = getattr(config, key, None)
+        if isinstance(pattern, str) and pattern != "all-linear":
+            matched = [name for name in names if match_pattern(folder, pattern, name)]
+            setattr(config, key, matched)
 
 
 def load_tuner(base: Base, folder: Path) -> PeftTuner:

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankscope import __version__
 from rankscope.errors import BAD_INPUT, Interrupted, UserError, first_line
+from rankscope.provenance import provenance
 from rankscope.run.executors import ExecutorOptions, WorkerFailed, register_executor
 from rankscope.run.executors.worker_process import (
     MAX_ATTEMPTS,
@@ -115,7 +115,7 @@ class RayExecutor:
         if self.stopped.is_set():
             raise Interrupted("stopped before the unit began")
         order = (folder / UNIT_ORDER).read_text(encoding="utf-8")
-        task = UnitTask(folder, order, packed(folder), self.threads, __version__)
+        task = UnitTask(folder, order, packed(folder), self.threads, provenance().rankscope)
         try:
             outcome: UnitOutcome = self.ray.get(self.task.remote(task, self.flag))
         except self.ray.exceptions.TaskCancelledError as error:
@@ -218,8 +218,8 @@ def run_unit(task: UnitTask, should_stop: Callable[[], bool]) -> UnitOutcome:
         folder = task.folder if copy is None else Path(copy) / UNITS / task.folder.name
         if copy is not None:
             unpack(task.files, folder)
-        if task.version != __version__:
-            message = f"error: found Rankscope {__version__} on {socket.gethostname()}, expected "
+        if task.version != (version := provenance().rankscope):
+            message = f"error: found Rankscope {version} on {socket.gethostname()}, expected "
             (folder / MESSAGES).write_text(f"{message}the driver's {task.version}", "utf-8")
             code = BAD_INPUT
         else:
