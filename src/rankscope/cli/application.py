@@ -213,11 +213,22 @@ def stop_like_interrupt() -> None:
             signal.signal(number, signal.default_int_handler)
 
 
+def hide_hub_kernels() -> None:
+    """Let libraries see no package ``kernels``, unless ``USE_HUB_KERNELS`` is set.
+
+    With it transformers, for some models, and bitsandbytes, on import, download compiled code from
+    the hub and run it.
+    """
+    if "USE_HUB_KERNELS" not in os.environ:
+        sys.modules["kernels"] = None  # type: ignore[assignment]  # as if it were not installed
+
+
 def main() -> NoReturn:
     """Entry point of the ``rankscope`` command."""
     try:
         stop_like_interrupt()
         limit_busy_waiting()
+        hide_hub_kernels()
         protect_terminal()
         # PEFT imports bitsandbytes if it is installed, which then warns on every command about a
         # kernel that no CPU run needs.

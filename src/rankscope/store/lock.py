@@ -14,6 +14,8 @@ from rankscope.filesystem import network_file_system
 from rankscope.shortage import reporting_shortages
 from rankscope.store.database import SMALL_WRITE
 
+MOST_TRIES = 100  # For five seconds
+
 
 class StudyLock:
     """Exclusive ``flock`` on ``OUT/ledger.lock``; the file names the process that holds it.
@@ -121,9 +123,26 @@ def _locked(fd: int, kind: int) -> bool:
 
 
 def _locked_later(fd: int) -> bool:
-    """Try again after what ``running_process`` takes."""
-    time.sleep(0.05)
-    return _locked(fd, fcntl.LOCK_EX)
+    """Try again: ``running_process`` takes the lock for a moment, and many may look at once."""
+    for _ in range(MOST_TRIES):
+        time.sleep(0.05)
+        if _locked(fd, fcntl.LOCK_EX):
+            return True
+        if _is_alive(_holder(fd)):
+            return False
+    return False
+
+
+def _is_alive(holder: str) -> bool:
+    """Whether a process such as ``4711 on host`` of this machine exists."""
+    pid, _, host = holder.partition(" on ")
+    if host != socket.gethostname() or not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return True
 
 
 def _holder(fd: int) -> str:

@@ -3,8 +3,9 @@
 import contextlib
 import copy
 import json
+import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,28 @@ class PeftTuner:
         single.float()
         single.merge(safe_merge=True)
         return dense_weight(single.get_base_layer())
+
+    @torch.no_grad()
+    def relative_update(self) -> float:
+        """|W - W0|_F / |W0|_F over the layers that can be merged and the base's own parameters that
+        it trains; 0 without either."""
+        updates, weights = [], []
+        for now, before in self.changed_weights():
+            updates.append(float((now.float() - before.float()).norm()))
+            weights.append(float(before.float().norm()))
+        return math.hypot(*updates) / math.hypot(*weights) if weights else 0.0
+
+    def changed_weights(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(W, W0), one at a time."""
+        for parameter, values in self.snapshot.values.items():
+            if parameter.requires_grad:
+                yield parameter.data, values
+        for name in self.layers():
+            try:
+                merged = self.merged_weight(name)
+            except PEFT_FAILURES:
+                continue
+            yield merged, self.base_weight(name)
 
     def save(self, base: ModelRecord, folder: Path) -> None:
         """Write the method in PEFT's format: equal methods give equal bytes."""
