@@ -3,6 +3,7 @@
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -60,6 +61,8 @@ NO_DAMAGE = frozenset(
     }
 )
 """Primary codes of SQLite that are about the machine or a bug, not about the file's content."""
+
+MOST_TRIES = 100  # Five seconds, for readers of an earlier state and of the lock
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -187,11 +190,15 @@ def snapshot(db: Database) -> Iterator[None]:
 
 def is_whole_file(db: Database) -> bool:
     """Move the write-ahead log into the file; False if a reader or the disk prevents it."""
-    try:
-        is_busy, *_ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    except sqlite3.Error:
-        return False
-    return not is_busy
+    for _ in range(MOST_TRIES):
+        try:
+            _, num_pages, num_moved = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.Error:
+            return False
+        if num_moved == num_pages:
+            return True
+        time.sleep(0.05)  # a reader still sees an earlier state
+    return False
 
 
 def has_study(db: sqlite3.Connection) -> bool:

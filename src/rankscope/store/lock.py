@@ -12,9 +12,7 @@ from typing import Self
 from rankscope.errors import StudyLocked, UserError
 from rankscope.filesystem import network_file_system
 from rankscope.shortage import reporting_shortages
-from rankscope.store.database import SMALL_WRITE
-
-MOST_TRIES = 100  # For five seconds
+from rankscope.store.database import MOST_TRIES, SMALL_WRITE
 
 
 class StudyLock:
