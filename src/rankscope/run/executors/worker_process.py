@@ -76,7 +76,7 @@ def end_of(
             if should_kill():
                 process.kill()
             elif should_stop() and not is_asked:
-                process.send_signal(signal.SIGINT)
+                process.send_signal(signal.SIGTERM)  # unlike SIGINT never ignored from birth
                 is_asked = True
 
 
