@@ -348,18 +348,6 @@ def test_a_task_file_of_a_mixture_is_an_error(tmp_path: Path) -> None:
         task_config(str(path), None)
 
 
-def test_a_data_set_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
-    from rankscope.data.hub import HubSource, read_hub
-    from rankscope.errors import UserError
-
-    folder = tmp_path / "scripted"
-    folder.mkdir()
-    (folder / "scripted.py").write_text("raise SystemExit('ran')\n")
-    with pytest.raises(UserError, match="would run its own code") as error:
-        read_hub(HubSource(str(folder)))
-    assert "refs/convert/parquet" in str(error.value)
-
-
 def test_the_harness_reads_its_own_layout(adapters: Path, tmp_path: Path) -> None:
     """Its readers find the files, and its table shows the scores; keys are those it writes."""
     from lm_eval.loggers.evaluation_tracker import EvaluationTracker
