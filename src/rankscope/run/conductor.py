@@ -4,6 +4,7 @@ import re
 import shutil
 from typing import Any
 
+from rankscope.device import release_freed_memory
 from rankscope.records import TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group, group_id
@@ -94,6 +95,7 @@ class Conductor:
 
     def train(self, group: Group) -> None:
         run_stage(self.context, self.train_stage, self.context.base, [group])
+        release_freed_memory()  # scoring a fully fine-tuned model loads it again
 
     def score(self, group: Group) -> None:
         model = model_with_weights(self.context, group)
