@@ -1,57 +1,19 @@
-"""A full disk is told from other errors; texts are replaced whole; no empty folder is left."""
+"""Texts are replaced whole, or not at all; no empty folder is left."""
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from full_disks import files_of_at_most
 
 from rankscope.errors import DiskFull, UserError
-from rankscope.filesystem import fsync, is_disk_full, output_folder, replace_text
+from rankscope.filesystem import output_folder, replace_text
 from rankscope.train.checkpoint import GroupCheckpoint, GroupState
-
-
-@contextmanager
-def files_of_at_most(num_bytes: int) -> Iterator[None]:
-    """The system refuses to let a file grow beyond ``num_bytes``, as a quota would."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def state(step: int, size: int = 4) -> GroupState:
     return GroupState(step, {"t/parameter/0": torch.full((size,), float(step))}, {"seconds": 0.0})
-
-
-def test_a_device_without_space_is_a_full_disk() -> None:
-    with (
-        pytest.raises(OSError, match="No space") as failure,
-        open("/dev/full", "wb", buffering=0) as file,
-    ):
-        file.write(b"x")
-    assert is_disk_full(failure.value)
-
-
-def test_safetensors_says_so_in_its_own_words(tmp_path: Path) -> None:
-    with files_of_at_most(1000), pytest.raises((SafetensorError, OSError)) as failure:
-        save_file({"x": torch.zeros(10_000)}, tmp_path / "x.safetensors")
-    assert is_disk_full(failure.value)
-
-
-def test_other_errors_are_not_a_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError) as failure:
-        fsync(tmp_path / "nowhere")
-    assert not is_disk_full(failure.value)
-    with pytest.raises((SafetensorError, OSError)) as refused:
-        save_file({"x": torch.zeros(1)}, tmp_path / "nowhere" / "x.safetensors")
-    assert not is_disk_full(refused.value)
 
 
 def test_a_text_that_does_not_fit_leaves_the_old_one(tmp_path: Path) -> None:

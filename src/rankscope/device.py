@@ -1,16 +1,18 @@
 """The machine that a study runs on: allocator, device, dtype, memory and determinism."""
 
 import ctypes
+import gc
 import os
 import random
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 
 from rankscope.errors import UserError
+from rankscope.shortage import free_memory_bytes
 
 # Parameters of mallopt(3), from glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -28,14 +30,6 @@ WITHOUT_BFLOAT16 = frozenset(
     {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
 )
 """Values of ONEDNN_MAX_CPU_ISA that keep oneDNN from using those instructions."""
-
-CPU_OUT_OF_MEMORY = (
-    "not enough memory: you tried to allocate",
-    "can't allocate memory",
-    "Cannot allocate memory",
-)
-"""Messages of torch's plain RuntimeError: from its CPU allocator on Windows and elsewhere, and from
-mapping a file of weights."""
 
 
 def keep_freed_memory() -> bool:
@@ -107,6 +101,14 @@ def choose_device(text: str = "auto") -> torch.device:
     return device
 
 
+def visible_gpus() -> list[str]:
+    """The CUDA devices of this process, as CUDA_VISIBLE_DEVICES names them."""
+    number = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [name.strip() for name in named.split(",") if name.strip()]
+    return names[:number] if names else [str(i) for i in range(number)]
+
+
 def choose_dtype(text: str, device: torch.device) -> torch.dtype:
     """The base's dtype; ``auto`` is bfloat16 if ``device`` computes in it natively, else float32.
 
@@ -161,16 +163,32 @@ def peak_memory_bytes(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
+    if peak := _status_bytes("VmHWM"):
+        return peak
     import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def live_memory_bytes(device: torch.device) -> int:
+    """Memory in use after all that can be freed was freed, bytes; 0 if this system does not say.
+
+    On CUDA of torch's allocator on ``device``; otherwise of this process, without mapped files.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    release_freed_memory()
+    return _status_bytes("RssAnon", "VmSwap")
+
+
+def _status_bytes(*names: str) -> int:
+    """Sum of fields of ``/proc/self/status``; 0 on systems without it."""
+    with suppress(OSError):
+        lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines()]
+        return sum(int(words[1]) * 1024 for words in lines if words and words[0][:-1] in names)
+    return 0
 
 
 def reset_peak_memory(device: torch.device) -> bool:
@@ -186,28 +204,10 @@ def reset_peak_memory(device: torch.device) -> bool:
 
 
 def available_memory_bytes(device: torch.device) -> int:
-    """Free memory of ``device``, bytes, within the limit of a container."""
+    """Free memory of ``device``, bytes, within the limits of a container and of the process."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    available = int(psutil.virtual_memory().available)
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):  # no such limit: the file is absent, or says "max"
-        return available
-    return max(0, min(available, limit - used))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out; torch's CPU allocator has no type for it."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(p in str(error) for p in CPU_OUT_OF_MEMORY)
-
-
-def out_of_memory_message(error: BaseException) -> str:
-    """``out of memory: `` and the error's first line."""
-    return f"out of memory: {(str(error).splitlines() or ['no details'])[0]}"
+    return free_memory_bytes()
 
 
 def use_deterministic(seed: int) -> None:

@@ -1,32 +1,42 @@
-"""Full disks, output folders, and writes that are durable and take effect at once."""
+"""Output folders, and writes that are durable and take effect at once."""
 
-import errno
+import json
 import os
+import re
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
+from rankscope.errors import RankscopeError, UserError, reading
+from rankscope.shortage import reporting_shortages
 
-from rankscope.errors import DiskFull, UserError
+MOUNTS = Path("/proc/self/mountinfo")
+NETWORK_FILE_SYSTEMS = frozenset(
+    "nfs nfs4 cifs smb3 smbfs sshfs afs ceph lustre gpfs beegfs glusterfs orangefs pvfs2".split()
+    + "ocfs2 gfs2 juicefs s3fs gcsfuse rclone davfs".split()
+)
+"""Types of mounts on which locks and SQLite's write-ahead log do not hold between machines."""
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""No space, no quota, or a file above the limit for one file."""
 
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error of the system, SQLite or safetensors means a full disk."""
-    if isinstance(error, OSError):
-        return error.errno in FULL
-    if isinstance(error, sqlite3.Error):
-        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-    # safetensors reports the operating system's error as text only.
-    return isinstance(error, SafetensorError) and any(
-        f"os error {number})" in str(error) for number in FULL
-    )
+def network_file_system(path: Path) -> str | None:
+    """Such as ``nfs4 at /home`` if a path is on a network file system; None if not, or unknown."""
+    try:
+        lines = MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        return None
+    mounts = {}
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        place = re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), left.split(" ")[4])
+        mounts[Path(place)] = right.split(" ")[0]  # of several at one place, the last is on top
+    for folder in (path.resolve(), *path.resolve().parents):
+        if kind := mounts.get(folder):
+            is_network = kind.removeprefix("fuse.") in NETWORK_FILE_SYSTEMS
+            return f"{kind} at {folder}" if is_network else None
+    return None
 
 
 def check_taken(out: Path) -> None:
@@ -47,6 +57,15 @@ def check_taken(out: Path) -> None:
         content = "a folder with files in it" if place.is_dir() else "a file"
         raise UserError(
             f"{out}: found {content}, expected nothing or an empty folder; give another"
+        )
+
+
+def check_in_place(out: Path) -> None:
+    """Refuse to make the folder of a running study anew: its ledger is elsewhere then."""
+    if not out.is_dir():
+        raise UserError(
+            f"{out}: found no folder, expected the running study's: it was moved or removed; give "
+            "the command again with its new place as --out"
         )
 
 
@@ -85,18 +104,15 @@ def folder_in_one_step(out: Path) -> Iterator[Path]:
     """A new folder beside ``out`` that takes its place at the end, unless something fails.
 
     Raises:
-        DiskFull: ``out`` is left as it was.
+        DiskFull, DiskFailed: ``out`` is left as it was.
     """
     out = out.resolve()  # "x/.." has no name to put a copy beside
     partial = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        os.replace(partial, out)
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise DiskFull(f"{out}: the disk is full; nothing was written. Make room.") from error
+        with reporting_shortages(out):
+            partial.mkdir(parents=True)
+            yield partial
+            os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -121,21 +137,31 @@ def replace_bytes(path: Path, content: bytes) -> bool:
     A reader, or a run after a crash, finds the old content or the new one, never a part.
 
     Raises:
-        DiskFull: no space; the old content stays.
+        DiskFull, DiskFailed: the old content stays.
     """
     if path.is_file() and path.read_bytes() == content:
         return False
     partial = path.with_name(path.name + ".part")
     try:
-        partial.write_bytes(content)
-        fsync(partial)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        if not is_disk_full(error):
-            raise
-        raise DiskFull(
-            f"{path}: the disk is full; {len(content):,} bytes could not be written. Make "
-            "room, then give the same command again."
-        ) from error
+        with reporting_shortages(path, lambda: f"{len(content):,} bytes"):
+            partial.write_bytes(content)
+            fsync(partial)
+            os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
     return True
+
+
+def read_json_object(path: Path, refuse: type[RankscopeError] = UserError) -> dict[str, Any]:
+    """The object in a JSON file that somebody else may have written.
+
+    Raises:
+        UserError: no such file, or no JSON object in it; or another error, ``refuse``.
+    """
+    with reading(path, "a JSON object", refuse):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"found a JSON {type(value).__name__}")
+    return value

@@ -116,7 +116,22 @@ class ConsoleReporter:
 
     def line(self, text: str, detail: str = "", style: str | None = None) -> None:
         shown = safe_text(shortened_lines(f"{text}  {detail}".rstrip()))
-        self.console.print(shown, markup=False, highlight=False, soft_wrap=True, style=style)
+        with contextlib.suppress(OSError):  # such as a full disk under a redirected output
+            self.console.print(shown, markup=False, highlight=False, soft_wrap=True, style=style)
+
+
+LOG = "log.jsonl"
+"""Where a run writes its events, in its folder."""
+
+
+def logged_notes(path: Path) -> Iterator[str]:
+    """The notes in a log, oldest first; a line cut short by a crash is left out."""
+    with contextlib.suppress(OSError):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                event = json.loads(line)
+                if event["event"] == "note":
+                    yield str(event["text"])
 
 
 class JsonlReporter:
@@ -139,7 +154,8 @@ class JsonlReporter:
     def write(self, event: str, **values: object) -> None:
         """Append one event with its time; a log that cannot be written does not stop a study."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": now, "event": event, **values}, ensure_ascii=False)
+        # Characters beyond ASCII are escaped, for those who look at the log in a terminal.
+        line = json.dumps({"time": now, "event": event, **values})
         with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
@@ -162,7 +178,7 @@ class JsonlReporter:
         self.inner.finish(detail)
 
     def note(self, text: str) -> None:
-        self.write("note", text=text)
+        self.write("note", text=shortened_lines(text))
         self.inner.note(text)
 
 

@@ -3,14 +3,16 @@
 from concurrent.futures import Future
 from pathlib import Path
 
-from rankscope.run.executors import register_executor
+from rankscope.run.executors import ExecutorOptions, register_executor
 from rankscope.run.worker import work
 
 
 class SerialExecutor:
     """Runs each unit as soon as it is submitted."""
 
-    def __init__(self, num_workers: int) -> None:
+    num_local = 1
+
+    def __init__(self, options: ExecutorOptions) -> None:
         self.submitted: list[str] = []
 
     def submit(self, folder: Path) -> Future[None]:

@@ -8,7 +8,8 @@ from typing import Literal
 
 import pytest
 import torch
-from pocket_study import ROUNDING, SETTINGS, Launcher, leftovers, small_study, study_file
+from launcher import Launcher
+from pocket_study import ROUNDING, SETTINGS, leftovers, small_study, study_file
 from safetensors.torch import load_file
 
 from rankscope.errors import Interrupted

@@ -88,7 +88,7 @@ def test_a_full_disk_is_named_and_titles_are_escaped(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(figure_files, "draw_files", full)
-    with pytest.raises(DiskFull, match="the disk is full"):
+    with pytest.raises(DiskFull, match="found the disk full"):
         figure_files.write_study_figures(*ordinary_study(), tmp_path / "out", "svg")
 
 

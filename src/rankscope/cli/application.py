@@ -5,8 +5,10 @@ import functools
 import inspect
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -14,9 +16,18 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer import Argument, Option
 
-from rankscope.cli.terminal import Reply, print_json, print_message
-from rankscope.errors import BAD_INPUT, BUG, INTERRUPTED, Interrupted, RankscopeError, UserError
+from rankscope.cli.terminal import Reply, print_json, print_message, protect_terminal
+from rankscope.errors import (
+    BAD_INPUT,
+    BUG,
+    INTERRUPTED,
+    STOP_SIGNALS,
+    Interrupted,
+    RankscopeError,
+    UserError,
+)
 from rankscope.formatting import join_names
+from rankscope.shortage import shortage_behind
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,6 +66,8 @@ UsageError: Any = typer.BadParameter.__base__
 
 WAITING_LOOPS = 1_000
 """How often a waiting thread polls before it sleeps; LOG.md has the cost of other values."""
+
+INTERRUPTED_EARLY = "interrupted; give the same command again to continue"
 
 UNUSABLE_PATH = frozenset(
     {
@@ -137,6 +150,7 @@ def run_command_line(words: Sequence[str]) -> int:
     as_json = "--json" in words
     try:
         code = app(list(words), prog_name="rankscope", standalone_mode=False)
+        sys.stdout.flush()
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
@@ -154,10 +168,11 @@ def run_command_line(words: Sequence[str]) -> int:
     else:
         if code != INTERRUPTED:
             return code or 0
-        known = Interrupted("interrupted; give the same command again to continue")
-    if as_json:
-        print_json({"error": known.description()})
-    print_message(f"error: {known}", "red")
+        known = Interrupted(INTERRUPTED_EARLY)
+    with suppress(OSError):  # such as a full disk under a redirected output
+        if as_json:
+            print_json({"error": known.description()})
+        print_message(f"error: {known}", "red")
     return known.exit_code
 
 
@@ -171,6 +186,8 @@ def usage_error(error: Any) -> UserError:
 
 def known_error(error: Exception) -> RankscopeError | None:
     """The error that the user can act on; None for a bug."""
+    if shortage := shortage_behind(error):
+        return shortage
     if isinstance(error, RankscopeError):
         return error
     if isinstance(error, OSError) and error.errno in UNUSABLE_PATH and error.filename is not None:
@@ -189,10 +206,40 @@ def limit_busy_waiting() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", str(WAITING_LOOPS))
 
 
+def stop_like_interrupt() -> None:
+    """Let ``STOP_SIGNALS`` end any command like Ctrl-C, unless the process ignores them."""
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+
+
+def hide_hub_kernels() -> None:
+    """Let libraries see no package ``kernels``, unless ``USE_HUB_KERNELS`` is set.
+
+    With it transformers, for some models, and bitsandbytes, on import, download compiled code from
+    the hub and run it.
+    """
+    if "USE_HUB_KERNELS" not in os.environ:
+        sys.modules["kernels"] = None  # type: ignore[assignment]  # as if it were not installed
+
+
 def main() -> NoReturn:
     """Entry point of the ``rankscope`` command."""
-    limit_busy_waiting()
-    # PEFT imports bitsandbytes if it is installed, which then warns on every command about a
-    # kernel that no CPU run needs.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    sys.exit(run_command_line(sys.argv[1:]))
+    try:
+        stop_like_interrupt()
+        limit_busy_waiting()
+        hide_hub_kernels()
+        protect_terminal()
+        # PEFT imports bitsandbytes if it is installed, which then warns on every command about a
+        # kernel that no CPU run needs.
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+        code = run_command_line(sys.argv[1:])
+    except KeyboardInterrupt:  # before the verb began, or after it ended
+        print_message(f"error: {INTERRUPTED_EARLY}", "red")
+        code = INTERRUPTED
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # Python would try again at its end, and replace the code
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)

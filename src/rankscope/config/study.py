@@ -35,6 +35,8 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Scale = Annotated[float, Field(gt=0, lt=1)]
 IntruderScale = Annotated[float, Field(ge=0, lt=1)]
 
+SLURM_WORD = r"^[A-Za-z0-9][A-Za-z0-9_.:,=/-]*$"
+
 
 class ModelConfig(ConfigSection):
     """The base model: exactly one of ``pocket``, ``path``, ``hub`` and ``cached``."""
@@ -124,6 +126,10 @@ class TrainConfig(ConfigSection):
     use AdamW."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same numbers."""
+    lora_implementation: Literal["auto", "loop", "grouped_mm"] = "auto"
+    """How the adapters' products are computed: one adapter after another, or all of similar rank in
+    one ``grouped_mm``, which ``auto`` takes on CUDA from compute capability 9.0 on in bfloat16.
+    Changes results by rounding alone."""
     evaluate_every: Interval = None
     """Evaluate each trial every so many optimizer steps, or every ``epoch``."""
     evaluate_items: int = Field(100, ge=1)
@@ -204,13 +210,28 @@ def parse_memory(value: Any) -> Any:
     """Bytes, or a number with a unit: ``12GiB`` is 12 x 2^30, ``12 GB`` is 12 x 10^9."""
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]i?B)", value.strip())
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]+)?) ?([KMGT]i?B)", value.strip())
     if match is None:
         raise ValueError(
             f"memory_limit {short_repr(value)}: expected bytes, or a text such as '12GiB'"
         )
     power = 1 + "KMGT".index(match[2][0])
     return round(float(match[1]) * (1024 if "i" in match[2] else 1000) ** power)
+
+
+class SlurmConfig(ConfigSection):
+    """What ``--executor slurm`` asks of SLURM for each unit; no result depends on it."""
+
+    partition: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
+    """By default the site's; as are the others."""
+    account: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
+    """Whom the time is charged to."""
+    time: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
+    """Limit such as ``4:00:00``; a unit that needs longer continues in another turn."""
+    gres: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
+    """Such as ``gpu:1``."""
+    options: list[Annotated[str, Field(pattern=r"^--[ -~]+$")]] = []
+    """Further lines after ``#SBATCH``, such as ``--mem=32G``."""
 
 
 class StudyConfig(ConfigSection):
@@ -254,6 +275,8 @@ class StudyConfig(ConfigSection):
     """Memory available to a group, bytes or a text such as ``12GiB``; default: the device's."""
     data_seed: Seed = 0
     """Seed of the splits and of ``max_items``; not a trial axis."""
+    slurm: SlurmConfig = SlurmConfig()
+    """For ``--executor slurm``."""
 
     @model_validator(mode="after")
     def check_task_names(self) -> Self:

@@ -22,7 +22,7 @@ from rankscope.config.section import (
 from rankscope.config.yaml_lines import Document, Mark, compose
 from rankscope.errors import UserError, did_you_mean
 
-MAX_BYTES = 2**20
+MAX_BYTES = 2**19
 MAX_FAULTS_SHOWN = 20
 
 AnySection = TypeVar("AnySection", bound=ConfigSection)
@@ -203,7 +203,14 @@ def with_absolute_paths(
         if path is not None and isinstance(value, str) and value.startswith(path.prefix):
             from_override = document.mark_at(place).source.startswith(OVERRIDE)
             text = value.removeprefix(path.prefix)
-            return path.prefix + absolute_path(text, Path.cwd() if from_override else folder)
+            whole = absolute_path(text, Path.cwd() if from_override else folder)
+            if not whole.isprintable():  # the study is stored with it, and read again
+                problem = (
+                    f"{dotted(place)}: {short_repr(whole)} contains characters that cannot be "
+                    "printed; expected a folder without them: rename it"
+                )
+                raise UserError(fault_at(document.mark_at(place), problem).message)
+            return path.prefix + whole
         return value
 
     changes = {}

@@ -22,9 +22,10 @@ from typing import IO, Any, NamedTuple
 
 from safetensors import SafetensorError
 
-from rankscope.errors import DiskFull, UserError, did_you_mean, first_line
-from rankscope.filesystem import fsync, is_disk_full
+from rankscope.errors import UserError, did_you_mean, first_line
+from rankscope.filesystem import fsync
 from rankscope.formatting import byte_size
+from rankscope.shortage import shortage_behind
 
 CACHE_VARIABLE = "RANKSCOPE_CACHE"
 CHUNK_BYTES = 2**22
@@ -152,10 +153,8 @@ def _scratch_folder(name: str, folder: Path) -> Iterator[Path]:
     except Timeout as error:
         raise UserError(f"model {name!r}: another process is fetching it; wait for it") from error
     except (OSError, SafetensorError) as error:
-        if is_disk_full(error):
-            raise DiskFull(
-                f"{folder}: the disk is full; nothing was written. Make room."
-            ) from error
+        if shortage := shortage_behind(error, folder):
+            raise shortage from error
         raise UserError(
             f"{folder}: cannot be written ({first_line(error)}); expected a writable folder; set "
             f"{CACHE_VARIABLE} to another one"

@@ -1,14 +1,13 @@
 """Bring every trial of a study to its end, group by group: train, evaluate, analyze."""
 
 import re
-import shutil
 from typing import Any
 
-from rankscope.device import release_freed_memory
+from rankscope.device import live_memory_bytes, release_freed_memory
 from rankscope.records import TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group, group_id
-from rankscope.run.oom import with_oom_backoff
+from rankscope.run.oom import Backoff, with_oom_backoff
 from rankscope.run.stages import Stage, run_stage
 from rankscope.run.stages.evaluate import EvaluateStage
 from rankscope.run.stages.heads import HeadsStage
@@ -19,6 +18,7 @@ from rankscope.run.study_clock import StudyClock
 from rankscope.run.trial_weights import model_with_weights
 from rankscope.run.trials import ID_LENGTH
 from rankscope.store import CHECKPOINTS, TrialFailure
+from rankscope.train.checkpoint import GroupCheckpoint
 
 GROUP_ID = re.compile(f"[0-9a-f]{{{ID_LENGTH}}}")
 """Only folders with such a name are ours to remove."""
@@ -49,6 +49,7 @@ class Conductor:
         context, groups = self.context, self.context.study.groups
         statuses = context.ledger.statuses()
         ended = frozenset(i for i, s in statuses.items() if s not in ("planned", "trained"))
+        context.memory_before_groups = live_memory_bytes(context.base.device)
         clock = context.study_clock = StudyClock.of(context.study, ended)
         for index, group in enumerate(groups, start=1):
             clock.begin_group(group)
@@ -68,32 +69,33 @@ class Conductor:
         """
         context, ledger = self.context, self.context.ledger
         context.label = label
+        untrained = self.train_stage.untrained(group)
+        context.groups_worked_on += bool(untrained or self.unfinished(group))
         # Every attempt of with_oom_backoff ends with a base without adapters.
-        shortages = with_oom_backoff(
-            context,
-            self.train_stage.untrained(group),
-            self.train,
-            "train",
-            context.groups.shrink,
-            self.train_stage.split,
-        )
-        ledger.fail_trials([TrialFailure(i, "oom", why) for i, why in shortages.items()])
-        for trial in group:
-            if trial.trial_id in shortages:
-                self.train_stage.checkpoint((trial,)).remove()
-        shortages = with_oom_backoff(context, self.unfinished(group), self.score, "score")
-        ledger.fail_trials(
-            [TrialFailure(i, "oom", f"scoring ran {why}") for i, why in shortages.items()]
-        )
+        backoff = Backoff("train", self.give_up, context.groups.shrink, self.train_stage.split)
+        with_oom_backoff(context, untrained, self.train, backoff)
+        backoff = Backoff("score", self.give_up_scoring)
+        with_oom_backoff(context, self.unfinished(group), self.score, backoff)
         scored = self.unfinished(group)  # without those that failed
         analyzable = tuple(trial for trial in scored if self.lacks_analysis(trial))
-        shortages = with_oom_backoff(context, analyzable, self.analyze, "analyze")
-        for trial in analyzable:
-            if why := shortages.get(trial.trial_id):
-                context.reporter.note(f"{trial.label}: analyzing it ran {why}; its scores are kept")
+        with_oom_backoff(
+            context, analyzable, self.analyze, Backoff("analyze", self.give_up_analysis)
+        )
         ledger.finish_trials([trial.trial_id for trial in scored])
 
+    def give_up(self, trial: TrialSpec, why: str) -> None:
+        """Store at once that a trial does not fit: the rest of its group may take hours."""
+        self.context.ledger.fail_trials([TrialFailure(trial.trial_id, "oom", why)])
+        self.train_stage.checkpoint((trial,)).remove()
+
+    def give_up_scoring(self, trial: TrialSpec, why: str) -> None:
+        self.give_up(trial, f"scoring ran {why}")
+
+    def give_up_analysis(self, trial: TrialSpec, why: str) -> None:
+        self.context.reporter.note(f"{trial.label}: analyzing it ran {why}; its scores are kept")
+
     def train(self, group: Group) -> None:
+        self.context.groups.check_limit(group)
         run_stage(self.context, self.train_stage, self.context.base, [group])
         release_freed_memory()  # scoring a fully fine-tuned model loads it again
 
@@ -132,4 +134,4 @@ class Conductor:
         current = {group_id(self.train_stage.untrained(g)) for g in self.context.study.groups}
         for folder in (self.context.ledger.out / CHECKPOINTS).glob("*"):
             if GROUP_ID.fullmatch(folder.name) and folder.name not in current:
-                shutil.rmtree(folder, ignore_errors=True)
+                GroupCheckpoint(folder).remove()

@@ -7,9 +7,11 @@ rounded. So the first run's groups are stored, and a run that continues trains t
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rankscope.formatting import byte_size
 from rankscope.run.groups import Group, halves_of
 from rankscope.run.prepared import PreparedStudy
 from rankscope.store import Ledger, StoredGroups
+from rankscope.train.memory import GroupMemory
 
 
 def resolve_groups(ledger: Ledger, study: PreparedStudy) -> tuple[Group, ...]:
@@ -71,15 +73,29 @@ class GroupLedger:
         reduced, limit = self.stored().batch_tokens, self.study.config.train.batch_tokens
         return min(limit, *(reduced.get(trial.trial_id, limit) for trial in group))
 
+    def memory(self, group: Group) -> GroupMemory:
+        """Estimate of training a group in passes of the size that it has now."""
+        limit = self.batch_tokens(group)
+        train = self.study.config.train.model_copy(update={"batch_tokens": limit})
+        return self.study.grouping.memory(group, train)
+
+    def check_limit(self, group: Group) -> None:
+        """Raise MemoryError if a group needs more than the ``memory_limit`` of the study file.
+
+        Free memory, the limit of other studies, is only known roughly: there a trial is tried.
+        """
+        limit = self.study.config.memory_limit
+        if limit is not None and (needed := self.memory(group).total_bytes) > limit:
+            raise MemoryError(
+                f"training needs about {byte_size(needed)}, memory_limit is {byte_size(limit)}"
+            )
+
     def shrink(self, group: Group) -> bool:
         """Halve the passes of a group, if they take most of its memory; False if not.
 
         The gradient is the same sum however it is cut, so this comes before a group is split.
         """
-        limit = self.batch_tokens(group)
-        train = self.study.config.train.model_copy(update={"batch_tokens": limit})
-        counts = self.study.grouping.counts_of(group)
-        memory = self.study.grouping.memory(group, train)
+        counts, memory = self.study.grouping.counts_of(group), self.memory(group)
         tokens = memory.pass_tokens
         if tokens <= counts.longest or (len(group) > 1 and memory.pass_bytes < memory.state_bytes):
             return False

@@ -1,55 +1,74 @@
 """The one way in which a study backs off from a shortage of memory."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
-from rankscope.device import is_out_of_memory, out_of_memory_message
+from rankscope.device import live_memory_bytes
+from rankscope.errors import OutOfMemory
+from rankscope.formatting import byte_size
+from rankscope.records import TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group, halves_of
+from rankscope.shortage import AGAIN, is_out_of_memory, out_of_memory_message
+
+LEAK_BYTES = 256 * 2**20
+LEAK_SHARE = 0.1
+"""Memory that earlier groups did not return is to blame from the larger of these on: bytes, and
+share of what groups are planned with. Libraries loaded late and a torn heap stay below."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """What to do about a shortage of memory in one stage."""
+
+    purpose: str
+    """For the note to the user, such as ``train``."""
+    give_up: Callable[[TrialSpec, str], None]
+    """Takes a trial that does not fit even alone, and why."""
+    shrink: Callable[[Group], bool] = lambda group: False
+    """Makes the group's passes smaller; False if they cannot be."""
+    split: Callable[[Group], tuple[Group, Group]] = halves_of
+    """Cuts a group of at least two trials in two."""
 
 
 def with_oom_backoff(
-    context: RunContext,
-    group: Group,
-    work: Callable[[Group], None],
-    purpose: str,
-    shrink: Callable[[Group], bool] = lambda group: False,
-    split: Callable[[Group], tuple[Group, Group]] = halves_of,
-) -> dict[str, str]:
+    context: RunContext, group: Group, work: Callable[[Group], None], backoff: Backoff
+) -> None:
     """Run ``work`` on a group. If memory runs out, try again in smaller passes, then in halves.
 
     Args:
         context: the run; afterwards no adapter is attached to its base.
         group: trials to work on together.
         work: may raise an out-of-memory error.
-        purpose: for the note to the user, such as ``train``.
-        shrink: make the group's passes smaller; False if they cannot be.
-        split: cut a group of at least two trials in two.
+        backoff: what to do then.
 
-    Returns:
-        Trial id -> error message, for each trial that does not fit even alone.
+    Raises:
+        OutOfMemory: earlier groups of this process did not return theirs.
     """
     if not group:
-        return {}
+        return
     shortage = attempt(context, group, work)
     if not shortage:
-        return {}
+        return
     context.reporter.finish(shortage)
+    context.svd_cache.clear()
     if context.base.device.type == "cuda":
         torch.cuda.empty_cache()
-    if shrink(group):
+    check_returned(context)
+    if backoff.shrink(group):
         context.reporter.note("not enough memory: forward passes get fewer tokens")
-        return with_oom_backoff(context, group, work, purpose, shrink, split)
-    if len(group) == 1:
-        return {group[0].trial_id: shortage}
-    context.reporter.note(
-        f"not enough memory to {purpose} {len(group)} trials together: the group is split in two"
-    )
-    first, second = split(group)
-    return with_oom_backoff(context, first, work, purpose, shrink, split) | with_oom_backoff(
-        context, second, work, purpose, shrink, split
-    )
+        with_oom_backoff(context, group, work, backoff)
+    elif len(group) == 1:
+        backoff.give_up(group[0], shortage)
+    else:
+        context.reporter.note(
+            f"not enough memory to {backoff.purpose} {len(group)} trials together: the group is "
+            "split in two"
+        )
+        for half in backoff.split(group):
+            with_oom_backoff(context, half, work, backoff)
 
 
 def attempt(context: RunContext, group: Group, work: Callable[[Group], None]) -> str:
@@ -59,10 +78,24 @@ def attempt(context: RunContext, group: Group, work: Callable[[Group], None]) ->
     """
     try:
         work(group)
-    except (MemoryError, RuntimeError) as error:
+    except Exception as error:
         if not is_out_of_memory(error):
             raise
         return out_of_memory_message(error)
     finally:
         context.base.multi_lora.clear()
     return ""
+
+
+def check_returned(context: RunContext) -> None:
+    """Blame no trial for memory that earlier groups of this process kept: a new process decides.
+
+    It has kept nothing yet, so the same command gets at least one group further.
+    """
+    kept = live_memory_bytes(context.base.device) - context.memory_before_groups
+    limit = max(LEAK_BYTES, LEAK_SHARE * context.study.grouping.room_bytes)
+    if context.groups_worked_on > 1 and kept > limit:
+        raise OutOfMemory(
+            f"{context.ledger.out}: out of memory: found {byte_size(kept)} that earlier groups did "
+            f"not return, expected less than {byte_size(limit)}; end this process, {AGAIN}"
+        )

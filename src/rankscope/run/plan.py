@@ -34,7 +34,7 @@ class GroupPlan(Record):
     """Peak while it trains, estimated: base, adapters with their states, one forward and backward
     pass. The libraries' own 0.7 GB come on top."""
     fits: bool
-    """Whether that is less than the machine has."""
+    """Whether that is less than ``memory_bytes`` of the plan."""
     states_fit: bool
     """Whether base, trained weights, gradients and optimizer states do, without any pass."""
     limited_by: GroupLimit
@@ -51,7 +51,7 @@ class Plan(Record):
     model: str
     machine: str
     memory_bytes: int
-    """Of the machine."""
+    """Of the machine, or ``memory_limit`` if that is less."""
     dtype: str
     trials: int
     groups: tuple[GroupPlan, ...]
@@ -99,7 +99,7 @@ def make_plan(inputs: PreparedStudy, machine: Machine | None = None, gpus: int =
         study=inputs.config.name,
         model=inputs.config.model.label,
         machine=machine.label,
-        memory_bytes=round(machine.memory * 1e9),
+        memory_bytes=available_bytes(inputs, machine),
         dtype=str(inputs.dtype).removeprefix("torch."),
         trials=len(inputs.trials),
         groups=groups,
@@ -124,6 +124,12 @@ def make_plan(inputs: PreparedStudy, machine: Machine | None = None, gpus: int =
     )
 
 
+def available_bytes(inputs: PreparedStudy, machine: Machine) -> int:
+    """Memory of the machine, or ``memory_limit`` if that is less."""
+    has = round(machine.memory * 1e9)
+    return min(has, inputs.config.memory_limit or has)
+
+
 def widest(inputs: PreparedStudy) -> tuple[int, int]:
     """The shape of the largest weight but the output layer's."""
     shapes = inputs.shapes
@@ -135,7 +141,8 @@ def plan_group(model: CostModel, group: Group, costs: Mapping[str, TrialCost]) -
     """Count one group's steps and tokens and estimate its memory and time."""
     inputs, config = model.inputs, model.inputs.config
     rows = inputs.rows[group[0].task]
-    memory, available = inputs.grouping.memory(group, config.train), model.machine.memory * 1e9
+    memory = inputs.grouping.memory(group, config.train)
+    available = available_bytes(inputs, model.machine)
     stages = summed([costs[trial.trial_id] for trial in group])
     return GroupPlan(
         task=group[0].task,

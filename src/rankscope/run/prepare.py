@@ -19,6 +19,7 @@ from rankscope.hashing import tokenizer_sha256, weights_sha256
 from rankscope.models.adapters.folder import check_same_base
 from rankscope.models.adapters.warm_start import resolve_warm_starts, warm_start_notes
 from rankscope.models.load import load_tokenizer
+from rankscope.models.lora_implementation import lora_implementation_notes
 from rankscope.models.methods import get_method
 from rankscope.models.methods.method import TrialFacts
 from rankscope.models.model_folder import model_folder
@@ -41,6 +42,7 @@ def prepare_study(
     weights: bool = True,
     reporter: ProgressReporter | None = None,
     machine: Machine | None = None,
+    num_processes: int = 1,
 ) -> PreparedStudy:
     """Fetch the model, encode the data, check it all and plan the groups; weights are only hashed.
 
@@ -49,6 +51,7 @@ def prepare_study(
     trials' ids are then not those of a run. If an arm has ``init_from`` and the weights are there,
     they are hashed all the same.
     machine: plan for it in place of this one.
+    num_processes: train that many groups at a time, which share the free memory.
     """
     reporter = reporter or NullReporter()
     reporter.stage("preparing", 3)
@@ -62,6 +65,8 @@ def prepare_study(
     device = machine.device if machine else choose_device(config.device)
     dtype = machine.dtype(config.dtype) if machine else choose_dtype(config.dtype, device)
     free_bytes = machine.memory * 1e9 if machine else available_memory_bytes(device)
+    implementation = config.train.lora_implementation
+    notes = [] if machine else lora_implementation_notes(implementation, device, dtype)
     missing_weights = [] if weights else missing_weights_notes(folder)
     is_hashed = weights or (bool(warm_starts) and not missing_weights)
     base_sha256 = weights_sha256(folder) if is_hashed else "not read"
@@ -109,7 +114,7 @@ def prepare_study(
     grouping = Grouping(
         MemoryModel(model_config, dtype, device),
         {n: RowCounts.of(rows.rows) for n, rows in {**data.replay_rows, **data.rows}.items()},
-        config.memory_limit or round(USABLE_SHARE * free_bytes),
+        config.memory_limit or round(USABLE_SHARE * free_bytes / num_processes),
     )
     groups = tuple(grouping.groups(trials, config))
     reporter.finish()
@@ -132,6 +137,7 @@ def prepare_study(
         notes=(
             *missing_weights,
             *dtype_notes(dtype, device),
+            *notes,
             *encoder.notes,
             *rank_notes(config, shapes),
             *truncated,

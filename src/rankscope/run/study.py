@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from rankscope.config.loader import load_study_file
-from rankscope.config.study import StudyConfig
+from rankscope.config.study import SlurmConfig, StudyConfig
 from rankscope.data.task_source import check_sources
 from rankscope.models.model_folder import model_folder
-from rankscope.progress import JsonlReporter, NullReporter, ProgressReporter
-from rankscope.records import Status, StudyRecords
+from rankscope.progress import LOG, JsonlReporter, NullReporter, ProgressReporter
+from rankscope.records import StudyRecords
+from rankscope.shortage import reporting_shortages
 from rankscope.store import UNITS, Ledger
 
 if TYPE_CHECKING:
+    from rankscope.run.context import RunContext
     from rankscope.run.executors import Executor
     from rankscope.run.plan import Plan
     from rankscope.run.prepared import PreparedStudy
@@ -81,7 +83,10 @@ class Study:
         out: str | Path,
         reporter: ProgressReporter | None = None,
         executor: "Executor | None" = None,
-        retry: Collection[Status] = (),
+        retry: Collection[str] = (),
+        *,
+        allow_mixed: bool = False,
+        take_over: bool = False,
     ) -> StudyRecords:
         """Run the study into ``out``, or continue it there; always safe to repeat.
 
@@ -92,45 +97,65 @@ class Study:
             out: the study's folder, created if needed.
             reporter: of progress; silent by default.
             executor: where groups run, see ``run/executors``; by default in this process.
-            retry: run trials of these statuses again, such as ``oom``.
+            retry: run trials of these statuses again, such as ``oom``; of trials named by id, and
+                of ``base``, all results are removed and computed again.
+            allow_mixed: add results to those of other versions of libraries or code.
+            take_over: run in a folder on a network file system, or that a run on another machine
+                did not close.
 
         Raises:
-            UserError, StudyLocked, IntegrityError, DiskFull, Interrupted.
+            UserError, StudyLocked, IntegrityError, DiskFull, DiskFailed, OutOfMemory, Interrupted.
         """
-        from rankscope.device import release_freed_memory
-        from rankscope.run.begin import begin_run, interruptible, prepare_process
-        from rankscope.run.conductor import Conductor
-        from rankscope.run.executors import run_units
+        from rankscope.run.begin import begin_run, interruptible, plan_again, prepare_process
         from rankscope.run.prepare import prepare_study
-        from rankscope.run.units import adopt_units
 
         prepare_process()
         out = Path(out)
         begun = time.monotonic()
         reporter = reporter or NullReporter()
-        # Before the folder: a refused study leaves nothing.
-        study = prepare_study(self.config, reporter=reporter)
-        with Ledger.open(out, write=True) as ledger, interruptible() as should_stop:
-            again = [trial for trial, status in ledger.statuses().items() if status in retry]
-            ledger.retry_trials(again)
-            reporter = JsonlReporter(reporter, out / "log.jsonl")
-            context = begin_run(study, ledger, reporter, should_stop)
-            context.use_stored_groups()
-            conductor = Conductor(context)
-            try:
-                conductor.run_base()
-                adopt_units(context, keep_unsealed=executor is not None)
-                if executor is None:
-                    conductor.run_groups()
-                else:
-                    groups = conductor.unfinished_groups()
-                    # Workers load the base themselves.
-                    context.base.model.to("meta")  # type: ignore[arg-type]
-                    release_freed_memory()
-                    run_units(context, self.config, groups, executor)
-                    conductor.remove_orphans()
-                shutil.rmtree(out / UNITS, ignore_errors=True)
-            finally:
-                if context.did_work:  # a run that finds nothing to do costs the study nothing
-                    ledger.add_seconds(time.monotonic() - begun)
-            return ledger.load()
+        with reporting_shortages(out):
+            # Before the folder: a refused study leaves nothing.
+            num_processes = 1 if executor is None else executor.num_local
+            study = prepare_study(self.config, reporter=reporter, num_processes=num_processes)
+            with (
+                Ledger.open(out, write=True, take_over=take_over) as ledger,
+                interruptible() as is_stop_requested,
+            ):
+
+                def should_stop() -> bool:
+                    ledger.check_in_place()
+                    return is_stop_requested()
+
+                plan_again(ledger, retry)
+                reporter = JsonlReporter(reporter, out / LOG)
+                context = begin_run(study, ledger, reporter, should_stop)
+                context.allow_mixed = allow_mixed
+                context.use_stored_groups()
+                try:
+                    self._run_all(context, executor)
+                    shutil.rmtree(out / UNITS, ignore_errors=True)
+                finally:
+                    if context.did_work:  # a run that finds nothing to do costs the study nothing
+                        ledger.add_seconds(time.monotonic() - begun)
+                return ledger.load()
+
+    def _run_all(self, context: "RunContext", executor: "Executor | None") -> None:
+        """Score the base, then bring every group to its end, here or by the executor."""
+        from rankscope.device import release_freed_memory
+        from rankscope.run.conductor import Conductor
+        from rankscope.run.executors import run_units
+        from rankscope.run.units import adopt_units
+
+        conductor = Conductor(context)
+        conductor.run_base()
+        adopt_units(context, keep_unsealed=executor is not None)
+        if executor is None:
+            conductor.run_groups()
+            return
+        groups = conductor.unfinished_groups()
+        context.base.model.to("meta")  # type: ignore[arg-type]  # workers load the base themselves
+        release_freed_memory()
+        # Another time limit makes no other unit.
+        config = self.config.model_copy(update={"slurm": SlurmConfig()})
+        run_units(context, config, groups, executor)
+        conductor.remove_orphans()

@@ -5,24 +5,24 @@ without leaving anything that could be mistaken for a result.
 """
 
 import os
+import shlex
 import shutil
-import sqlite3
 import uuid
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from safetensors import SafetensorError
-
-from rankscope.errors import DiskFull, IntegrityError, UserError
-from rankscope.filesystem import fsync, is_disk_full
+from rankscope.errors import IntegrityError, UserError
+from rankscope.filesystem import check_in_place, fsync
 from rankscope.hashing import sha256_file
+from rankscope.shortage import reporting_shortages
 
 ARTIFACTS = "artifacts"
 STAGING = "tmp"
 CHECKPOINTS = "checkpoints"  # States of groups in training
 UNITS = "units"  # Folders of units that workers run
+UNIT_ORDER = "unit.json"  # In each; one without it is being made or removed
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,20 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
+    """Something that is not as it was written."""
+
     path: str
     expected: str
     found: str
+    do: str
+
+    @property
+    def difference(self) -> str:
+        """All but the place."""
+        return f"found {self.found}, expected {self.expected}; {self.do}"
 
     def __str__(self) -> str:
-        return f"{self.path}: expected {self.expected}, found {self.found}"
+        return f"{self.path}: {self.difference}"
 
 
 class ArtifactStore:
@@ -69,22 +77,18 @@ class ArtifactStore:
         return path
 
     @contextmanager
-    def stage(self, expected_bytes: int | None = None) -> Iterator[Path]:
-        """A fresh folder to write artifacts into, removed at the end. Raises DiskFull, before
-        anything is written if ``expected_bytes`` do not fit."""
+    def stage(self) -> Iterator[Path]:
+        """A fresh folder to write artifacts into, removed at the end. Raises DiskFull, DiskFailed,
+        and UserError if the study's folder is gone."""
+        check_in_place(self.out)
         folder = self.out / STAGING / uuid.uuid4().hex
-        if expected_bytes is not None:
-            free = shutil.disk_usage(self.out).free
-            if free < expected_bytes:
-                raise DiskFull(_disk_full_message(self.out, f"{expected_bytes:,}", free))
 
         def needed() -> str:
-            if expected_bytes is not None:
-                return f"{expected_bytes:,}"
-            return f"more than {sum(p.stat().st_size for p in folder.rglob('*') if p.is_file()):,}"
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            return f"more than {sum(path.stat().st_size for path in files):,} bytes"
 
         try:
-            with reporting_disk_full(self.out, needed):
+            with reporting_shortages(self.out, needed):
                 folder.mkdir(parents=True)
                 yield folder
         finally:
@@ -92,12 +96,13 @@ class ArtifactStore:
 
     def publish(self, staged: Path, relative: str) -> tuple[Artifact, ...]:
         """Move a staged file or folder to its place, durably; one Artifact per file. Anything at
-        ``relative`` is replaced, so the ledger must not name it yet. Raises DiskFull."""
+        ``relative`` is replaced, so the ledger must not name it yet. Raises DiskFull,
+        DiskFailed."""
         target = self.resolve(relative)
         files = _regular_files(staged)
         artifacts = []
         num_bytes = sum(path.stat().st_size for path in files)
-        with reporting_disk_full(self.out, lambda: f"{num_bytes:,}"):
+        with reporting_shortages(self.out, lambda: f"{num_bytes:,} bytes"):
             for path in files:
                 fsync(path)
                 inside = path.relative_to(staged).as_posix() if staged.is_dir() else ""
@@ -144,47 +149,40 @@ class ArtifactStore:
     def check(self, artifact: Artifact, *, quick: bool = False) -> Problem | None:
         """Compare one stored file with what was written; ``quick`` compares sizes only."""
         path = self.resolve(artifact.path)
-        if not path.is_file():
-            return Problem(artifact.path, f"{artifact.num_bytes:,} bytes", "no file")
-        num_bytes = path.stat().st_size
-        if num_bytes != artifact.num_bytes:
-            return Problem(artifact.path, f"{artifact.num_bytes:,} bytes", f"{num_bytes:,} bytes")
-        digest = artifact.sha256 if quick else sha256_file(path)
-        if digest != artifact.sha256:
-            return Problem(artifact.path, f"sha256 {artifact.sha256}", f"sha256 {digest}")
-        return None
+        expected, found = f"{artifact.num_bytes:,} bytes", "no file"
+        if path.is_file():
+            found = f"{path.stat().st_size:,} bytes"
+            if found == expected and not quick:
+                expected, found = f"sha256 {artifact.sha256}", f"sha256 {sha256_file(path)}"
+        if found == expected:
+            return None
+        return Problem(artifact.path, expected, found, self.remedy(artifact.path))
+
+    @property
+    def shown(self) -> str:
+        """The study's folder as a word of a shell."""
+        return shlex.quote(str(self.out))
+
+    def remedy(self, relative: str) -> str:
+        """What to do about a stored file that is missing or altered."""
+        study = shlex.quote(str(self.out / "study.resolved.yaml"))
+        owner = PurePosixPath(relative).parts[1]
+        return (
+            "restore it from a copy, or compute its results again: "
+            f"rankscope run {study} --out {self.shown} --retry {owner}"
+        )
 
     def checked_path(self, relative: str, artifacts: Sequence[Artifact]) -> Path:
         """The path of a stored file or folder; IntegrityError if it is altered."""
         path = self.resolve(relative)
         problems = [problem for problem in map(self.check, artifacts) if problem is not None]
         if not artifacts:
-            problems = [Problem(relative, "a stored artifact", "none of that name")]
+            problems = [
+                Problem(relative, "a stored artifact", "none of that name", self.remedy(relative))
+            ]
         if problems:
-            raise IntegrityError(
-                f"{self.out}: {problems[0]}. It was changed after it was written; restore it from "
-                "a copy, or run the study again in another folder."
-            )
+            raise IntegrityError(f"{self.out / problems[0].path}: {problems[0].difference}")
         return path
-
-
-@contextmanager
-def reporting_disk_full(out: Path, needed: Callable[[], str]) -> Iterator[None]:
-    """Raise DiskFull for every library's error that means a full disk."""
-    try:
-        yield
-    except (OSError, sqlite3.Error, SafetensorError) as error:
-        if not is_disk_full(error):
-            raise
-        free = shutil.disk_usage(out).free
-        raise DiskFull(_disk_full_message(out, needed(), free)) from error
-
-
-def _disk_full_message(out: Path, needed: str, free: int) -> str:
-    return (
-        f"{out}: the disk is full. Writing needs {needed} bytes, {free:,} are free. Finished "
-        "results are kept; free some space, then give the same command again."
-    )
 
 
 def _regular_files(staged: Path) -> list[Path]:

@@ -6,14 +6,16 @@ from typing import Literal, cast, get_args
 
 import plotly.graph_objects as go
 
-from rankscope.errors import DiskFull, UserError, first_line
-from rankscope.filesystem import is_disk_full, replace_text
+from rankscope.errors import UserError, first_line
+from rankscope.filesystem import replace_text
 from rankscope.formatting import markdown_text
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.charts.figure import Figure
+from rankscope.report.page_limit import limited
 from rankscope.report.study_page import study_sections
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import INK
+from rankscope.shortage import reporting_shortages
 from rankscope.tools.study_tables import check_outside_study
 
 FigureFormat = Literal["pdf", "svg", "png"]
@@ -40,16 +42,12 @@ def write_study_figures(
         UserError: no browser could be started.
         DiskFull: no space for a figure.
     """
-    view = StudyView(study, recommendation)
+    view = limited(StudyView(study, recommendation))
     drawn = [figure for section in study_sections(view) for figure in section.figures]
     figures = [figure for figure in drawn if figure.plot is not None]
-    try:
+    with reporting_shortages(out):
         out.mkdir(parents=True, exist_ok=True)
         paths = draw_files(figures, out, file_format, line_names(view))
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise DiskFull(f"{out}: the disk is full; make room.") from error
     entries = [list_entry(figure, path) for figure, path in zip(figures, paths, strict=True)]
     replace_text(out / "figures.md", "\n".join(entries))
     return paths

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from rankscope.errors import DiskFull, UserError
-from rankscope.filesystem import is_disk_full, replace_bytes
+from rankscope.errors import UserError
+from rankscope.filesystem import replace_bytes
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import FORMATS
 from rankscope.report.tables import study_tables
+from rankscope.shortage import reporting_shortages
 
 
 def write_study_tables(
@@ -23,7 +24,7 @@ def write_study_tables(
     """
     check_outside_study(folder, out, "--tables")
     written = []
-    try:
+    with reporting_shortages(out):
         out.mkdir(parents=True, exist_ok=True)
         for name, table in study_tables(StudyView(study, recommendation)).items():
             for ending, write in FORMATS.items():
@@ -33,10 +34,6 @@ def write_study_tables(
                     written.append(path)
                 else:
                     path.unlink(missing_ok=True)
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise DiskFull(f"{out}: the disk is full; make room.") from error
     return written
 
 

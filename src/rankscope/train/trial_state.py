@@ -1,8 +1,9 @@
 """One trial while it trains: its parameters, optimizer, order of rows and counters."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,11 +17,13 @@ from rankscope.errors import UserError
 from rankscope.models.base import Base
 from rankscope.models.gradient_checkpointing import enable_gradient_checkpointing
 from rankscope.models.lora import Adapter
+from rankscope.models.lora_implementation import choose_lora_implementation
 from rankscope.models.methods import get_method
 from rankscope.models.methods.init_context import InitContext
 from rankscope.models.peft_backend.tuner import PeftTuner
 from rankscope.records import LossPoint, PenaltyPoint, TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint, GroupState
+from rankscope.train.divergence import excessive_loss, excessive_update, is_update_checked
 from rankscope.train.optimizer import (
     clip_gradients,
     new_optimizer,
@@ -48,6 +51,7 @@ class TrialState:
     protocol: TrainConfig
     sampler: RowSampler
     num_steps: int
+    relative_update: Callable[[], float]  # |W - W0| / |W0| of what it changes
     adapter: Adapter | None = None  # None for full fine-tuning and for a method of the PEFT library
     tuner: PeftTuner | None = None  # A method of the PEFT library, injected into the base
     replay: Replay | None = None
@@ -133,6 +137,15 @@ class TrialState:
             what = "loss" if not is_loss_finite else "gradient norm"
             self.failure = f"{what} not finite at step {step + 1} of {self.num_steps}"
         self.optimizer.zero_grad(set_to_none=True)
+        if self.failure is None and (reason := self.why_diverged(step + 1)):
+            self.failure = f"after step {step + 1} of {self.num_steps} {reason}"
+
+    def why_diverged(self, steps_done: int) -> str | None:
+        if reason := excessive_loss([point.loss for point in self.losses], self.num_steps):
+            return reason
+        if not is_update_checked(steps_done, self.num_steps):
+            return None
+        return excessive_update(self.relative_update())
 
     def drop_cached_weights(self) -> None:
         if self.adapter is not None:
@@ -206,8 +219,11 @@ class TrialState:
                 parameter.copy_(tensor)
             elif tensor.dtype == torch.int64:  # AdamW8bit counts steps in Python
                 self.optimizer.state[parameter][key] = int(tensor)
-            else:  # the step too: AdamW is fused
-                self.optimizer.state[parameter][key] = tensor.to(parameter.device)
+            else:  # the step too: AdamW is fused, and wants moments in the order of the weights
+                moment = tensor.to(parameter.device)
+                if moment.shape == parameter.shape:
+                    moment = torch.empty_like(parameter).copy_(moment)
+                self.optimizer.state[parameter][key] = moment
         self.drop_cached_weights()
         for name in STORED_FIELDS:
             setattr(self, name, counters[name])
@@ -255,6 +271,7 @@ def start_trials(
             protocol,
             sampler,
             steps,
+            partial(get_method(trial.method).relative_update, trained, base),
             adapter=trained if isinstance(trained, Adapter) else None,
             tuner=trained if isinstance(trained, PeftTuner) else None,
             early_stop=None if trial.early_stop is None else EarlyStop(trial.early_stop),
@@ -266,6 +283,9 @@ def start_trials(
                 replay_rows, ReplaySampler(sampler, len(replay_rows), trial.replay_share)
             )
         states.append(state)
+    wanted, dtype = config.lora_implementation, base.model.dtype
+    if choose_lora_implementation(wanted, base.device, dtype) == "grouped_mm":
+        model.multi_lora.group(dtype)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(model.model, model.multi_lora)
     return model, states

@@ -9,13 +9,17 @@ To add one, write a module with a class like :class:`Executor` and register it::
     register_executor("mine", MyExecutor)
 """
 
+import os
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
-from rankscope.config.study import StudyConfig
+import torch
+
+from rankscope.config.study import SlurmConfig, StudyConfig
 from rankscope.errors import UserError
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group, group_label
@@ -26,11 +30,19 @@ POLL_SECONDS = 0.2
 
 
 class WorkerFailed(Exception):
-    """A unit did not come to its end however often it was tried."""
+    """A unit did not come to its end however often it was tried; ``status`` is that of its trials
+    that are not trained."""
+
+    def __init__(self, reason: str, status: Literal["oom", "failed"] = "failed") -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 class Executor(Protocol):
     """Runs units."""
+
+    num_local: int
+    """Units that run at a time on this machine and share its memory, at least 1."""
 
     def submit(self, folder: Path) -> Future[None]:
         """Run the unit in ``folder``; the future ends once the folder is sealed.
@@ -45,31 +57,56 @@ class Executor(Protocol):
         """Return once all workers ended."""
 
 
-_EXECUTORS: dict[str, Callable[[int], Executor]] = {}
+@dataclass(frozen=True, slots=True)
+class ExecutorOptions:
+    """What the command line and the study file ask of an executor.
+
+    Attributes:
+        num_workers: most units at a time; None lets the executor decide.
+        device: of the study file.
+        ray_address: of a running Ray cluster.
+        slurm: section of the study file.
+    """
+
+    num_workers: int | None = None
+    device: str = "auto"
+    ray_address: str | None = None
+    slurm: SlurmConfig | None = None
+
+    def threads(self, num_workers: int) -> int:
+        """Threads of each worker: OMP_NUM_THREADS, else a share of this machine's."""
+        stated = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+        return int(stated) if stated.isdecimal() else max(1, torch.get_num_threads() // num_workers)
 
 
-def register_executor(name: str, factory: Callable[[int], Executor]) -> None:
-    """Make an executor known; ``factory`` gets the number of workers."""
+_EXECUTORS: dict[str, Callable[[ExecutorOptions], Executor]] = {}
+
+
+def register_executor(name: str, factory: Callable[[ExecutorOptions], Executor]) -> None:
+    """Make an executor known."""
     _EXECUTORS[name] = factory
 
 
 def executor_names() -> list[str]:
     """Names of all executors."""
-    import_module("rankscope.run.executors.local")
+    for name in ("local", "ray", "slurm"):
+        import_module(f"rankscope.run.executors.{name}")
     return sorted(_EXECUTORS)
 
 
-def new_executor(name: str, num_workers: int) -> Executor:
+def new_executor(name: str, options: ExecutorOptions) -> Executor:
     """An executor by its name.
 
     Raises:
-        UserError: there is none of that name, or no worker.
+        UserError: there is none of that name, no worker, or it cannot start.
     """
     if name not in executor_names():
         raise UserError(f"executor {name!r}: expected one of {', '.join(executor_names())}")
-    if num_workers < 1:
-        raise UserError(f"--workers {num_workers}: expected at least 1")
-    return _EXECUTORS[name](num_workers)
+    if options.num_workers is not None and options.num_workers < 1:
+        raise UserError(f"--workers {options.num_workers}: expected at least 1")
+    if options.ray_address is not None and name != "ray":
+        raise UserError(f"--ray-address: found --executor {name}, expected --executor ray")
+    return _EXECUTORS[name](options)
 
 
 def run_units(
@@ -118,7 +155,7 @@ def finish_unit(context: RunContext, future: Future[None], folder: Path, group: 
         rescue_unit(context, folder)
         statuses = context.ledger.statuses()
         untrained = [t.trial_id for t in group if statuses[t.trial_id] == "planned"]
-        context.ledger.fail_trials([TrialFailure(i, "failed", str(error)) for i in untrained])
+        context.ledger.fail_trials([TrialFailure(i, error.status, str(error)) for i in untrained])
         context.reporter.note(f"{group[0].task} {group_label(group)}: {error}")
     else:
         adopt_unit(context, folder)

@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rankscope.device import is_out_of_memory, out_of_memory_message
-from rankscope.errors import NotFiniteError, UserError
+from rankscope.errors import NotFiniteError
 from rankscope.evaluate.evaluator import Evaluation, evaluate_task, evaluate_with_failures
 from rankscope.models.base import Base
 from rankscope.records import BASE, EvalKey, Split, trial_of, write_items
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
+from rankscope.shortage import reporting_shortages
 from rankscope.store import Artifact, TrialFailure, items_path
 
 
@@ -97,22 +97,16 @@ class EvaluateStage:
         """Score the untuned base. Failing to is an error: without it no gain can be measured."""
         study, where = self.context.study, f"{batch.task} {batch.split}"
         settings, task = study.config.evaluate, study.tasks[batch.task]
+        do = f"free memory, or lower evaluate.batch_tokens (now {settings.batch_tokens})"
         try:
-            evaluations = evaluate_task(
-                self.context.base, study.encoder, task, batch.split, batch.model_ids, settings
-            )
+            with reporting_shortages(f"{where}: scoring the base", do=do):
+                evaluations = evaluate_task(
+                    self.context.base, study.encoder, task, batch.split, batch.model_ids, settings
+                )
         except NotFiniteError as error:
             raise NotFiniteError(
                 f"{where}: the base cannot be scored: {error}; expected a model that runs in "
                 f"{study.config.dtype}: try 'dtype: float32', or another model"
-            ) from error
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UserError(
-                f"{where}: scoring the base ran {out_of_memory_message(error)}; lower "
-                f"evaluate.batch_tokens (now {settings.batch_tokens}) in a study with an --out "
-                "folder of its own"
             ) from error
         return EvalOutcome(evaluations)
 

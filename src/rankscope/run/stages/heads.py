@@ -5,13 +5,12 @@ from collections.abc import Iterator, Sequence
 from rankscope.analyze.heads.layout import HeadLayout, HeadModel
 from rankscope.analyze.heads.tasks import HeadTask, head_task, related_tasks
 from rankscope.analyze.heads.trial_heads import HeadAnalysis
-from rankscope.device import is_out_of_memory, out_of_memory_message
-from rankscope.errors import UserError
 from rankscope.evaluate.context_window import context_length
 from rankscope.models.base import Base
 from rankscope.records import HeadsRecord, TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
+from rankscope.shortage import reporting_shortages
 
 
 class HeadsStage:
@@ -53,7 +52,8 @@ class HeadsStage:
         for trained_on in tasks:
             task = self.head_task(self.settings.task or trained_on)
             context.begin_piece(task.name)
-            try:
+            do = "free some memory, lower evaluate.batch_tokens, or set analyze.heads.enabled=false"
+            with reporting_shortages("analyze.heads: measuring the base", do=do):
                 self.analyses[trained_on] = HeadAnalysis(
                     model,
                     task,
@@ -61,14 +61,6 @@ class HeadsStage:
                     self.settings.items,
                     related_tasks(study.tasks, trained_on),
                 )
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise UserError(
-                    "analyze.heads: measuring the heads of the base ran "
-                    f"{out_of_memory_message(error)}; lower evaluate.batch_tokens, or turn heads "
-                    "off ('enabled: false')"
-                ) from error
             context.pieces_done += 1
         context.finish_stage()
 

@@ -5,7 +5,6 @@ on, and the split; a result that the output folder already holds is not scored a
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ import numpy as np
 from rankscope.advise.statistics.estimates import paired_estimate
 from rankscope.config.task import LM_EVAL_PREFIX
 from rankscope.data.encode import Encoder
-from rankscope.device import choose_device, choose_dtype, is_out_of_memory, out_of_memory_message
-from rankscope.errors import UserError
+from rankscope.device import choose_device, choose_dtype
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.evaluator import Evaluation
 from rankscope.evaluate.lm_eval.bridge import is_mean
@@ -28,6 +26,7 @@ from rankscope.models.model_folder import model_folder
 from rankscope.models.parameters import architecture, read_model_config
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.records import BASE, Estimate, EvalRecord
+from rankscope.shortage import reporting_shortages
 from rankscope.tools.evaluate.adapters import AdapterFolder, read_adapters
 from rankscope.tools.evaluate.lm_eval_layout import check_harness_names
 from rankscope.tools.evaluate.request import EvalRequest
@@ -79,8 +78,8 @@ def score(
     as soon as they are complete.
 
     Raises:
-        UserError: a model, adapter, task, split or row cannot be used, memory ran out, or ``out``
-            cannot be written to.
+        UserError: a model, adapter, task, split or row cannot be used, or ``out`` cannot be
+            written to.
         IntegrityError: results in ``out`` were altered.
     """
     source = request.model_source
@@ -203,7 +202,9 @@ class Scoring:
             }
             if not needed:
                 continue
-            with self.out_of_memory_as_error(task.source):
+            batch_tokens = self.request.settings.batch_tokens
+            do = f"give fewer adapters, or a smaller --batch-tokens (now {batch_tokens})"
+            with reporting_shortages(f"scoring {task.source}", do=do):
                 evaluations, failures = task.evaluate(base, needed)
             self.failed += failures
             for model, evaluation in evaluations:
@@ -233,15 +234,3 @@ class Scoring:
                         record,
                         None if model == BASE else paired_change(evaluation, base),
                     )
-
-    @contextmanager
-    def out_of_memory_as_error(self, task: str) -> Iterator[None]:
-        try:
-            yield
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UserError(
-                f"{task}: scoring ran {out_of_memory_message(error)}; give fewer adapters at once, "
-                f"or a smaller --batch-tokens (now {self.request.settings.batch_tokens})"
-            ) from error

@@ -1,0 +1,150 @@
+"""Too little memory: commands whose address space is limited to ten sizes.
+
+Each command must end with 0, or with 3: one message that says out of memory, or trials that are
+``oom``. Without the limit the same command (``run --retry oom``) must then end as if nothing had
+happened. A first group that leaks must not make the second one ``oom``.
+"""
+
+import json
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+from command_line import Outcome
+from launcher import Launcher
+from pocket_study import SETTINGS
+
+from fault_points import (
+    Options,
+    Point,
+    Undisturbed,
+    last_lines,
+    message_fault,
+    new_folders,
+    tiny_study,
+)
+from rankscope.errors import OK, UNFINISHED
+from rankscope.progress import LOG, logged_notes
+from rankscope.records import FAILED
+from rankscope.store import Ledger, adapter_path
+
+ROOMS = (0, 1, 5, 10, 20, 40, 60, 100, 150, 250)
+"""MB of address space beyond what a process has that imported everything."""
+
+LEAKY = """
+import resource, sys
+import psutil
+from rankscope.cli import study_verbs
+from rankscope.progress import ConsoleReporter
+
+class Leaky(ConsoleReporter):
+    '''Keeps memory once the first group is trained; then there is none for another such group.'''
+    kept = []
+    def stage(self, name, total):
+        super().stage(name, total)
+        if name.startswith("group 1/") and name.endswith(" evaluate") and not self.kept:
+            self.kept.append(bytearray(b"x") * (400 * 2**20))
+            limit = psutil.Process().memory_info().vms + 60 * 10**6
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+study_verbs.ConsoleReporter = Leaky
+import rankscope.cli
+rankscope.cli.main()
+"""
+"""The command with a leak in its first group."""
+
+
+def leaky_study(folder: Path) -> Path:
+    """Two groups that need more than the leak leaves."""
+    arms = [{**SETTINGS["arms"][0], "rank": [2, 4096]}]
+    settings = {"arms": arms, "max_group_size": 1, "memory_limit": "1GB"}
+    return tiny_study(folder, **settings)
+
+
+def points(options: Options) -> Iterator[Point]:
+    """Every verb at every size, then the leak."""
+    folders = new_folders(options.folder)
+    with Launcher(options.folder) as launcher:
+        reference = Undisturbed.of(launcher, tiny_study(options.folder))
+        address_space = address_space_of(launcher.parent.pid)
+        for room in ROOMS:
+            limits = {"RLIMIT_AS": address_space + room * 10**6}
+            for workers in ((), ("--workers", 2)):
+                out = next(folders)
+                words = ("run", reference.file, "--out", out, *workers)
+                ran = launcher.run(*words, limits=limits)
+                problem = run_fault(ran, out)
+                problem = problem or resumed_fault(launcher, reference, out)
+                yield point(room, "run with workers" if workers else "run", ran, problem)
+            for words in other_verbs(reference, next(folders)):
+                ran = launcher.run(*words, limits=limits)
+                yield point(room, str(words[0]), ran, memory_fault(ran))
+        yield leak(launcher, options.folder / "leak")
+
+
+def address_space_of(process: int) -> int:
+    """Bytes."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[0])
+    return pages * resource.getpagesize()
+
+
+def other_verbs(reference: Undisturbed, out: Path) -> Iterator[tuple[object, ...]]:
+    """Words of verbs that read the finished study, or none."""
+    study = reference.file.with_name("undisturbed")
+    with Ledger.open(study, write=False) as ledger:
+        (trial, *_) = ledger.trials()
+    adapter = study / adapter_path(trial.trial_id)
+    yield from (("check", reference.file), ("plan", reference.file))
+    yield from (("status", study), ("report", study), ("verify", study))
+    yield ("export", study, trial.trial_id, "--out", out / "exported", "--merge")
+    yield ("eval", "pocket", "--adapter", adapter, "--tasks", "pocket_cloze", "--max-items", 8)
+    yield ("inspect", "pocket", adapter)
+
+
+def point(room: int, name: str, outcome: Outcome, problem: str) -> Point:
+    return Point(f"{name} with {room} MB of room", f"{name} exit {outcome.code}", problem)
+
+
+def memory_fault(outcome: Outcome) -> str:
+    """What is wrong with how a verb ended."""
+    if outcome.code == OK:
+        return ""
+    if outcome.code != UNFINISHED:
+        return f"exit {outcome.code}: {last_lines(outcome)}"
+    return message_fault(outcome, Path(), "out of memory")
+
+
+def run_fault(outcome: Outcome, out: Path) -> str:
+    """What is wrong with how a run ended: trials that do not fit are ``oom`` and nothing else."""
+    if outcome.code != UNFINISHED or "error: " in outcome.err:
+        return memory_fault(outcome)
+    with Ledger.open(out, write=False) as ledger:
+        failed = {status: why for _, status, why in ledger.trial_rows() if status in FAILED}
+    if set(failed) == {"oom"} and "out of memory" in str(failed["oom"]):
+        return ""
+    return f"exit 3 with failed trials {failed}"
+
+
+def resumed_fault(launcher: Launcher, reference: Undisturbed, out: Path) -> str:
+    """What is wrong once there is memory. Other passes or groups round otherwise."""
+    notes = list(logged_notes(out / LOG))
+    if not any("not enough memory" in note for note in notes):
+        return reference.resumed(launcher, out, "--retry", "oom")
+    ran = launcher.run("run", reference.file, "--out", out, "--retry", "oom")
+    return "" if ran.code == OK else f"then exit {ran.code}: {last_lines(ran)}"
+
+
+def leak(launcher: Launcher, folder: Path) -> Point:
+    """The first group keeps memory; the second is to be trained by the next process."""
+    file, out = leaky_study(folder), folder / "out"
+    launcher.start("run", file, "--out", out, code=LEAKY)
+    ran = launcher.outcome()
+    problem = memory_fault(ran) if ran.code else "the leak did not matter"
+    status = launcher.run("status", out, "--json")
+    counts = json.loads(status.out)["trials_by_status"]
+    if counts != {"done": 1, "planned": 1}:
+        problem = problem or f"trials are {counts}, expected one done and one planned"
+    again = launcher.run("run", file, "--out", out)
+    if again.code != OK:
+        problem = problem or f"then exit {again.code}: {last_lines(again)}"
+    return Point("a leak in the first of two groups", f"leak exit {ran.code}", problem)

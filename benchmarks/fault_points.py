@@ -1,0 +1,122 @@
+"""What all families of ``faults.py`` share: options, points, the study that faults happen to."""
+
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(1, str(Path(__file__).parents[1] / "tests" / "fixtures"))
+
+from command_line import Outcome
+from launcher import Launcher
+from pocket_study import SETTINGS, changed, leftovers, results, study_file
+
+from rankscope.errors import OK
+from rankscope.store import Ledger
+
+AGAIN = "then give the same command again"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of the campaign."""
+
+    points: int | None
+    """Most points of one series, spread over the whole of it; None: every one."""
+    seed: int
+    folder: Path
+    """To work in; removed at the end."""
+
+    def spread(self, total: int) -> list[int]:
+        """Numbers from 1 to ``total``: all, or ``points`` of them at even distances."""
+        if self.points is None or self.points >= total:
+            return list(range(1, total + 1))
+        return sorted({1 + i * total // self.points for i in range(self.points)})
+
+
+@dataclass(frozen=True)
+class Point:
+    """One fault and what came of it."""
+
+    what: str
+    """The fault, such as ``ENOSPC from change 17 on: fsync of /x/y``."""
+    outcome: str
+    """A word or two, by which points are counted, such as ``exit 3``."""
+    problem: str = ""
+    """What is not as it must be."""
+
+
+def tiny_study(folder: Path, **changes: Any) -> Path:
+    """The study file: an adapter and full fine-tuning, two steps each with a checkpoint."""
+    settings = {
+        "arms": [SETTINGS["arms"][0], SETTINGS["arms"][2]],
+        "seeds": [0],
+        **changed("train", max_steps=2),
+        **changed("evaluate", max_items=4, cross_domain=[]),
+    }
+    return study_file(folder, **{**settings, **changes})
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """Results of a run that nothing disturbed."""
+
+    file: Path
+    results: dict[str, Any]
+
+    @classmethod
+    def of(cls, launcher: Launcher, file: Path) -> "Undisturbed":
+        """Run the study of ``file`` beside it."""
+        out = file.with_name("undisturbed")
+        ran = launcher.run("run", file, "--out", out)
+        assert ran.code == OK, ran.err
+        return cls(file, results(out))
+
+    def differs(self, out: Path) -> str:
+        """How a finished study differs from it; '' if it does not."""
+        found = results(out)
+        parts = [name for name, value in self.results.items() if found[name] != value]
+        if parts:
+            return f"other results: {', '.join(parts)}"
+        if left := leftovers(out):
+            return f"left behind: {', '.join(left)}"
+        with Ledger.open(out, write=False) as ledger:
+            return "; ".join(map(str, ledger.verify()))
+
+    def resumed(self, launcher: Launcher, out: Path, *words: object) -> str:
+        """Give the command again; what is wrong with the result, or ''."""
+        ran = launcher.run("run", self.file, "--out", out, *words)
+        if ran.code != OK:
+            return f"the same command then ends in {ran.code}: {last_lines(ran)}"
+        return self.differs(out)
+
+
+def message_fault(outcome: Outcome, place: Path, *texts: str) -> str:
+    """What is wrong with the message of a command that failed, or ''.
+
+    There must be one, no traceback, and in it ``place`` and the ``texts``.
+    """
+    if "Traceback" in outcome.err:
+        return f"a traceback: {last_lines(outcome)}"
+    errors = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    if len(errors) != 1:
+        return f"{len(errors)} messages: {last_lines(outcome)}"
+    absent = [text for text in (str(place), *texts) if text not in errors[0]]
+    return f"no {absent[0]!r} in: {errors[0]}" if absent else ""
+
+
+def last_lines(outcome: Outcome) -> str:
+    """The end of what a command printed, in one line."""
+    return " | ".join((outcome.out + outcome.err).strip().splitlines()[-3:])[-600:]
+
+
+def new_folders(folder: Path) -> Iterator[Path]:
+    """Names of folders to write studies to; each is removed when the next one is asked for."""
+    number = 0
+    while True:
+        number += 1
+        place = folder / f"study-{number}"
+        yield place
+        shutil.rmtree(place, ignore_errors=True)

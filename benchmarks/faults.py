@@ -1,0 +1,91 @@
+"""Campaign of faults: what a maintainer runs before a release.
+
+    python benchmarks/faults.py                          # everything; takes hours
+    python benchmarks/faults.py --families disk --points 50
+
+Each family makes real faults happen to real commands and checks what comes of each one; it prints
+one summary line. The last line is one JSON object. The exit code is 1 if anything is not as it
+must be. docs/reliability.md says what must be, and holds the figures of the last campaign.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from fault_points import Options, Point
+
+FAMILIES = {
+    "bits": "fault_bits",
+    "disk": "fault_disk",
+    "kills": "fault_kills",
+    "memory": "fault_memory",
+}
+"""Name -> module, which has a function ``points(options)``."""
+SHOWN = 20
+"""Most problems that the JSON object of a family quotes."""
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--families", default=",".join(FAMILIES), help="by commas")
+    parser.add_argument("--points", type=int, help="most per series of a family; default: all")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(arguments)
+
+
+def run_family(name: str, points: Callable[[Options], Iterator[Point]], options: Options) -> Any:
+    """Run one family, print its summary line, and return its figures."""
+    begun = time.monotonic()
+    outcomes: Counter[str] = Counter()
+    problems: list[str] = []
+    for point in points(options):
+        outcomes[point.outcome] += 1
+        if point.problem:
+            problems.append(f"{point.what}: {point.problem}")
+            print(f"{name}: PROBLEM: {problems[-1]}", file=sys.stderr, flush=True)
+        if outcomes.total() % 25 == 0:
+            seconds = time.monotonic() - begun
+            print(f"{name}: {outcomes.total()} points, {seconds:.0f} s", file=sys.stderr)
+    seconds = round(time.monotonic() - begun)
+    counts = ", ".join(f"{outcome}: {count}" for outcome, count in sorted(outcomes.items()))
+    print(
+        f"{name}: {outcomes.total()} points, {len(problems)} not as they must be "
+        f"({counts}; {seconds} s)",
+        flush=True,
+    )
+    return {
+        "points": outcomes.total(),
+        "outcomes": dict(outcomes),
+        "num_problems": len(problems),
+        "problems": problems[:SHOWN],
+        "seconds": seconds,
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the families that are asked for."""
+    asked = parse(arguments)
+    families = {}
+    for name in asked.families.split(","):
+        folder = Path(tempfile.mkdtemp(prefix=f"faults-{name}-"))
+        try:
+            options = Options(asked.points, asked.seed, folder)
+            points = import_module(FAMILIES[name]).points
+            families[name] = run_family(name, points, options)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    print(json.dumps({"benchmark": "faults", "points": asked.points, "families": families}))
+    return int(any(family["num_problems"] for family in families.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""A full or failing disk: one message, nothing lost, and the same command ends the study.
+
+``benchmarks/faults.py`` lets every single change fail; these are a few of them.
+"""
+
+import errno
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from full_disks import files_of_at_most
+from launcher import COMMAND, Launcher
+
+from fault_points import Undisturbed, tiny_study
+from fault_shim import FaultShim, NoCompiler
+from faults import message_of, refused
+from rankscope.errors import DiskFailed, DiskFull, UserError
+from rankscope.store import Ledger, transfer
+
+SHORTAGE = (DiskFull, DiskFailed)
+"""SQLite does not always know which of the two it met."""
+
+
+class Starved(NamedTuple):
+    """Commands whose changes of files can be made to fail."""
+
+    launcher: Launcher
+    shim: FaultShim | None
+    """None on a machine without a C compiler: the size of files is limited instead."""
+    reference: Undisturbed
+    num_changes: int
+    """That the reference run made."""
+
+
+@pytest.fixture(scope="module")
+def starved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starved]:
+    folder = tmp_path_factory.mktemp("starved")
+    try:
+        shim = FaultShim(folder)
+    except NoCompiler:
+        shim = None
+    with Launcher(folder, shim.environment if shim else {}) as launcher:
+        if shim:
+            shim.arm(folder / "undisturbed")
+        reference = Undisturbed.of(launcher, tiny_study(folder))
+        yield Starved(launcher, shim, reference, shim.count if shim else 0)
+
+
+@pytest.mark.pitfall(20, 33)
+@pytest.mark.parametrize(
+    ("share", "number", "lasts", "file_size"),
+    [
+        (0.01, errno.ENOSPC, True, 4_000),
+        (0.4, errno.EIO, False, 20_000),
+        (0.99, errno.ENOSPC, True, 100_000),
+    ],
+)
+def test_a_disk_that_fails_anywhere_in_a_run(
+    starved: Starved, tmp_path: Path, share: float, number: int, lasts: bool, file_size: int
+) -> None:
+    """The change at that share of all changes fails, or every file that grows beyond a size."""
+    out, shim, limits = tmp_path / "out", starved.shim, {}
+    if shim is None:
+        limits, number = {"RLIMIT_FSIZE": file_size}, errno.EFBIG
+    else:
+        shim.arm(out, 1 + int(share * starved.num_changes), number, lasts=lasts)
+    ran = starved.launcher.run("run", starved.reference.file, "--out", out, limits=limits)
+    if shim is not None:
+        assert shim.failure
+        shim.disarm()
+    found = "found a disk that" if number == errno.EIO else "bytes free"
+    refused(ran, 3, where=str(out), found=found, do="then give the same command again")
+    status = starved.launcher.run("status", out)
+    assert status.code == 0 or "there is no study here" in message_of(status)
+    assert starved.reference.resumed(starved.launcher, out) == ""
+
+
+@pytest.mark.pitfall(20)
+def test_a_ledger_that_cannot_be_created_leaves_none(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for size in (0, 1, 4_000, 20_000):
+        with files_of_at_most(size), pytest.raises(SHORTAGE, match="expected room for"):
+            Ledger.open(out, write=True)
+        assert {path.name for path in out.iterdir()} <= {"ledger.lock"}
+        with pytest.raises(UserError, match="there is no study here"):
+            Ledger.open(out, write=False)
+    with Ledger.open(out, write=True) as ledger:
+        with files_of_at_most(20_000), pytest.raises(SHORTAGE, match=r"ledger\.sqlite: found"):
+            ledger.put_notes(["x" * 100_000])
+        ledger.put_notes(["after"])
+
+
+def test_a_ledger_that_is_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ledger.sqlite").mkdir()
+    for write in (True, False):
+        with pytest.raises(UserError, match="found a folder, expected a file"):
+            Ledger.open(tmp_path, write=write)
+
+
+@pytest.mark.pitfall(33)
+def test_a_report_on_a_full_disk_keeps_the_old_one(starved: Starved, tmp_path: Path) -> None:
+    out = shutil.copytree(starved.reference.file.with_name("undisturbed"), tmp_path / "out")
+    (out / "report.html").write_text("old")
+    before = sorted(path.name for path in out.iterdir())
+    ran = starved.launcher.run("report", out, limits={"RLIMIT_FSIZE": 50_000})
+    refused(ran, 3, where="report.html", found="bytes free", do="'ulimit -f'")
+    assert sorted(path.name for path in out.iterdir()) == before
+    assert (out / "report.html").read_text() == "old"
+
+
+def test_an_output_that_takes_no_more_stops_no_study(starved: Starved, tmp_path: Path) -> None:
+    """Progress into a file on a full disk is lost; a result that cannot be printed is code 3."""
+    onto_full = "import os; os.dup2(os.open('/dev/full', os.O_WRONLY), {}); " + COMMAND
+    launcher, file, out = starved.launcher, starved.reference.file, tmp_path / "out"
+    launcher.start("run", file, "--out", out, code=onto_full.format(2))
+    assert launcher.outcome().code == 0
+    assert starved.reference.differs(out) == ""
+    launcher.start("status", out, code=onto_full.format(1))
+    refused(launcher.outcome(), 3, where="writing", found="the disk full", do="make room")
+
+
+def test_results_of_a_worker_that_do_not_fit(starved: Starved, tmp_path: Path) -> None:
+    """The study is on another disk than the unit, so that files are copied; none is left half."""
+    source = starved.reference.file.with_name("undisturbed")
+    other = Path("/dev/shm") / f"rankscope-{tmp_path.parent.name}-{tmp_path.name}"
+    try:
+        with Ledger.open(source, write=False) as unit, Ledger.open(other, write=True) as ledger:
+            ledger.put_trials(unit.trials())
+            ids = [trial.trial_id for trial in unit.trials()]
+            with files_of_at_most(100_000), pytest.raises(DiskFull, match=r"for [\d,]{7,} bytes"):
+                transfer(unit, ledger, ids)
+            assert ledger.artifacts() == ()
+            transfer(unit, ledger, ids)
+            copied = ledger.artifacts()
+            assert set(copied) == {a for i in ids for a in unit.artifacts(f"artifacts/{i}")}
+            assert all(ledger.checked_path(artifact.path) for artifact in copied)
+    finally:
+        shutil.rmtree(other, ignore_errors=True)

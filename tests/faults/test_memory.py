@@ -1,0 +1,95 @@
+"""Too little memory: trials that do not fit are ``oom``, everything else is one clear message."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from command_line import rankscope, settings
+from launcher import Launcher
+from pocket_study import SETTINGS, small_study
+
+from fault_memory import LEAKY, address_space_of, leaky_study
+from fault_points import tiny_study
+from faults import message_of, refused
+from rankscope.run.oom import Backoff, with_oom_backoff
+from rankscope.run.prepare import prepare_study
+from rankscope.store import Ledger
+
+LORA = SETTINGS["arms"][0]
+
+
+@pytest.mark.pitfall(21)
+def test_a_trial_above_the_memory_limit_is_out_of_memory(tmp_path: Path) -> None:
+    """The pocket model alone takes more than 1 MB in float32."""
+    file, out = tiny_study(tmp_path, arms=[LORA], memory_limit="1MB"), tmp_path / "out"
+    ran = rankscope("run", file, "--out", out)
+    assert ran.code == 3
+    assert "error: " not in ran.err
+    status = json.loads(rankscope("status", out, "--json").out)
+    (trial,) = status["trials"]
+    assert trial["status"] == "oom"
+    assert trial["failure"].startswith("out of memory: training needs about ")
+    assert trial["failure"].endswith("memory_limit is 1.0 MB")
+    more = settings("memory_limit=1GB")
+    assert rankscope("run", file, "--out", out, "--retry", "oom", *more).code == 0
+
+
+@pytest.mark.pitfall(21, 33)
+def test_a_report_that_does_not_fit_is_out_of_memory(launcher: Launcher, finished: Path) -> None:
+    """All trials are done; with room for a few MB the page cannot be made."""
+    before = (finished / "report.html").read_bytes()
+    limits = {"RLIMIT_AS": address_space_of(launcher.parent.pid) + 2 * 10**6}
+    ran = launcher.run("report", finished, limits=limits)
+    refused(ran, 3, where=str(finished), found="out of memory", do="give the same command again")
+    assert (finished / "report.html").read_bytes() == before
+
+
+@pytest.mark.pitfall(29)
+def test_a_leak_of_one_group_is_not_blamed_on_the_next(launcher: Launcher, tmp_path: Path) -> None:
+    file, out = leaky_study(tmp_path), tmp_path / "out"
+    launcher.start("run", file, "--out", out, code=LEAKY)
+    ran = launcher.outcome()
+    assert ran.code == 3, ran.err
+    assert "that earlier groups did not return" in message_of(ran)
+    with Ledger.open(out, write=False) as ledger:
+        assert list(ledger.statuses().values()) == ["done", "planned"]
+        groups = ledger.groups()
+    assert groups is not None
+    assert groups.batch_tokens == {}  # nor does it make passes smaller for good
+    assert launcher.run("run", file, "--out", out).code == 0
+
+
+def test_workers_share_the_memory(tmp_path: Path) -> None:
+    study = small_study(tmp_path)
+    room = prepare_study(study.config).grouping.room_bytes
+    quarter = prepare_study(study.config, num_processes=4).grouping.room_bytes
+    assert quarter == pytest.approx(room / 4, rel=0.2)  # others use the machine, too
+    limited = small_study(tmp_path, memory_limit="1GB").config  # of one group, as documented
+    assert prepare_study(limited, num_processes=4).grouping.room_bytes == 10**9
+
+
+def test_a_trial_is_given_up_before_the_rest_of_its_group_is_tried() -> None:
+    """A run that is killed while the second half trains has not lost what it knows of the first."""
+    given_up: list[Any] = []
+
+    def work(group: Any) -> None:
+        if group == ("small",):
+            raise KeyboardInterrupt
+        raise MemoryError
+
+    context: Any = SimpleNamespace(
+        reporter=SimpleNamespace(finish=print, note=print),
+        svd_cache=SimpleNamespace(clear=list),
+        base=SimpleNamespace(
+            device=SimpleNamespace(type="cpu"), multi_lora=SimpleNamespace(clear=list)
+        ),
+        study=SimpleNamespace(grouping=SimpleNamespace(room_bytes=2**40)),
+        groups_worked_on=1,
+        memory_before_groups=0,
+    )
+    group: Any = ("large", "small")
+    with pytest.raises(KeyboardInterrupt):
+        with_oom_backoff(context, group, work, Backoff("train", lambda *why: given_up.append(why)))
+    assert given_up == [("large", "out of memory: no details")]
