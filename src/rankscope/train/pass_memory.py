@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -119,9 +120,9 @@ class PassMemory:
         """A trained model's gradients are float32 whatever the dtype of its products. Of those that
         wait to be added up, only the embedding's are large: at the end of the backward pass, and,
         if the output layer shares its weights, from the beginning on."""
-        itemsize = self.model.dtype.itemsize
-        embedding: nn.Parameter = self.model.get_input_embeddings().weight
-        head = self.model.get_output_embeddings()
+        model: Any = self.model
+        itemsize, embedding = model.dtype.itemsize, model.get_input_embeddings().weight
+        head = model.get_output_embeddings()
         is_tied = head is not None and head.weight is embedding
         waiting = embedding.numel() * (FLOAT32_BYTES - itemsize) if is_tied else 0
         return PassPeaks(counted.layers + waiting, counted.embedding * FLOAT32_BYTES // itemsize)
