@@ -1,7 +1,11 @@
 """Faults of rows: each is named by file and row, or counted, and none changes a figure unseen."""
 
+import csv
+import io
 import json
+import math
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +183,46 @@ def test_missing_cells_of_a_table_are_not_learned(place: Path) -> None:
     assert "mine: 1 of 200 rows were dropped: " in outcome.told
     assert "rows.parquet, row 8: no completion" in outcome.told
     assert "nan" not in outcome.out
+
+
+@pytest.mark.pitfall(31, 22)
+def test_what_is_no_number_is_no_figure(place: Path) -> None:
+    """A trial whose loss is not finite has no scores: it is shown as failed, and unknown figures are
+    empty in every file."""
+    asked = settings("tasks.0.scorer=exact_match", "arms.0.lr=[1e-3, 1e30]")
+    write_rows(place / "rows.jsonl", sums(40))
+    ran = rankscope("run", "study.yaml", *asked, "--out", "out")
+    assert ran.code == 3, ran.err
+    assert "1 of 2 trials" in ran.told or "diverged" in ran.told
+    tables = sorted((place / "out").rglob("items/*.parquet"))
+    assert len(tables) == 4  # validation and test split, of the base and of the trial that ended
+    for table in tables:
+        rows = pq.read_table(table).to_pylist()
+        assert all(math.isfinite(row["gold_logprob"]) for row in rows)
+        assert {row["score"] for row in rows} <= {0.0, 1.0}
+    assert rankscope("report", "out", "--tables", "tables").code == 0
+    with (place / "tables" / "failed.csv").open(encoding="utf-8", newline="") as file:
+        heading, failed = csv.reader(file)
+    assert "not finite" in " ".join(failed), heading
+    texts = [path.read_text("utf-8") for path in (place / "tables").glob("*.csv")]
+    cells = {cell for text in texts for line in csv.reader(io.StringIO(text)) for cell in line}
+    assert not {"nan", "NaN", "inf", "-inf", "None"} & cells
+    page = (place / "out" / "report.html").read_text("utf-8")
+    assert not re.search(r">\s*(nan|NaN|inf)\b", page.partition("<script")[0])
+
+
+@pytest.mark.pitfall(31)
+def test_a_score_that_is_no_number_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANKSCOPE_TRUST_TASK_CODE", "0")  # restored after the test
+    (place / "mine.py").write_text("def grade(answer, gold, prompt):\n    return float('nan')\n")
+    write_rows(place / "rows.jsonl", sums(40))
+    words = ("run", "study.yaml", *settings("tasks.0.scorer=python:mine.py:grade"))
+    refused(
+        rankscope(*words, "--trust-task-code"),
+        where="rows.jsonl, row ",
+        found="grade of",
+        expected="returned nan; expected a score from 0 to 1",
+    )
 
 
 @pytest.mark.pitfall(10)
