@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fault_points import Options, Point, Undisturbed, last_lines, new_folders, tiny_study
 from launcher import Launcher
 
+from fault_points import Options, Point, Undisturbed, last_lines, new_folders, tiny_study
 from rankscope.errors import OK
 
 COUNT = 200

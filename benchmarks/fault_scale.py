@@ -5,10 +5,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fault_points import Options, Point, last_lines
 from launcher import Launcher
 from synthetic_study import Truth, synthetic_study
 
+from fault_points import Options, Point, last_lines
 from large_report import store
 from rankscope.errors import BAD_INPUT, OK
 

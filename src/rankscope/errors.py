@@ -6,6 +6,7 @@ a bug in Rankscope. docs/exit-codes.md says what a script can do about each code
 
 import difflib
 import re
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,8 @@ UNFINISHED = 3
 INTEGRITY = 4
 INTERRUPTED = 130
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Ctrl-C, and what a scheduler or a closed terminal sends: the command ends with INTERRUPTED."""
 MAX_FAULTS = 5
 """Most faults of one record that a message lists."""
 
@@ -133,8 +136,9 @@ def reason_of(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text; the name of its type if it has no text."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of an error's text, and the next if it ends in a colon; its type if empty."""
+    first, *others = (str(error).strip() or type(error).__name__).splitlines()
+    return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:

@@ -87,6 +87,7 @@ def written(out: Path) -> dict[str, tuple[int, int]]:
     touched = (
         "log.jsonl",
         "ledger.lock",
+        "ledger.sha256",
         "ledger.sqlite",
         "ledger.sqlite-wal",
         "ledger.sqlite-shm",

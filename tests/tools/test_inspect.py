@@ -384,7 +384,7 @@ def test_what_an_adapters_settings_lack_is_one_line(
 ) -> None:
     refused(
         2,
-        "cannot be used: lora_alpha: Input should be greater than 0",
+        "cannot be used: lora_alpha: Input should be greater than or equal to",
         base,
         altered(plain, tmp_path / "x", {"lora_alpha": 0}),
     )

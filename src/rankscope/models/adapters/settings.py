@@ -26,6 +26,7 @@ PATH_SECONDS = 0.1
 by construction."""
 
 Rank = Annotated[int, Field(ge=1, lt=2**31)]
+StoredAlpha = Annotated[float, Field(ge=1e-9, le=1e9)]  # Over a rank neither 0 nor infinite
 
 
 class AdapterSettings(BaseModel):
@@ -34,7 +35,7 @@ class AdapterSettings(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     r: Rank
-    lora_alpha: float = Field(gt=0, allow_inf_nan=False)
+    lora_alpha: StoredAlpha
     use_rslora: bool = False
     use_dora: bool = False
     target_modules: list[str] | str | None = None
@@ -43,7 +44,7 @@ class AdapterSettings(BaseModel):
     layers_pattern: list[str] | str | None = None
     init_lora_weights: bool | str = True
     rank_pattern: dict[str, Rank] = {}  # Keys match as in PEFT
-    alpha_pattern: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+    alpha_pattern: dict[str, StoredAlpha] = {}
     _folder: Path = PrivateAttr(default=Path())
 
     def rank_scale(self, rank: int) -> float:
