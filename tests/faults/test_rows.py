@@ -341,13 +341,13 @@ def test_shuffled_rows_are_the_same_data(finished: Path, copied: Path, tmp_path:
 
 
 @pytest.mark.pitfall(32, 24)
-@pytest.mark.parametrize("change", ["one more", "a copy", "another answer"])
+@pytest.mark.parametrize("change", ["a copy", "another answer"])
 def test_other_rows_are_not_mixed_with_stored_results(copied: Path, change: str) -> None:
-    before, rows = results(copied), good_rows(41)
-    if change == "another answer":
-        rows = [{**row, "answer": (row["answer"] + 1) % 4} for row in rows[:40]]
-    elif change == "a copy":
-        rows[40] = rows[0]
+    before, rows = results(copied), good_rows(40)
+    if change == "a copy":
+        rows.append(rows[0])
+    else:
+        rows = [{**row, "answer": (row["answer"] + 1) % 4} for row in rows]
     write_rows(copied.parent / "rows.jsonl", rows)
     refused(
         rankscope("run", copied.parent / "study.yaml", "--out", copied),
