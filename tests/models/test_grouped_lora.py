@@ -27,6 +27,7 @@ from rankscope.models.lora_implementation import (
 from rankscope.models.multi_lora import AdapterSpan, MultiLora
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import GroupResult, train_group
+from rankscope.train.memory import grouped_bytes
 from rounding import rounding
 
 CPU = torch.device("cpu")
@@ -185,6 +186,21 @@ def test_exchanged_offsets_are_noticed(dtype: torch.dtype, monkeypatch: pytest.M
         worst += [world.worst(mistaken)] if changed else []
     assert len(worst) >= 5
     assert min(worst) > 2
+
+
+def test_the_estimate_counts_what_the_buckets_hold() -> None:
+    for seed in range(10):
+        world = World(seed, torch.bfloat16)
+        adapters = world.multi_lora.adapters.values()
+        own = sum(2 * p.nbytes for adapter in adapters for p in adapter.parameters())
+        world.multi_lora.group(torch.bfloat16)
+        assert world.multi_lora.grouped is not None
+        held = sum(
+            block.nbytes
+            for x in world.multi_lora.grouped.buckets
+            for block in (x.a, x.b, x.a_grad, x.b_grad, x.a_copy, x.b_copy)
+        )
+        assert held - own == sum(grouped_bytes(adapter, torch.bfloat16) for adapter in adapters)
 
 
 def test_runs_are_neighbours_in_the_pass_and_in_the_bucket() -> None:
