@@ -99,7 +99,7 @@ class Ledger:
                 )
             with reporting_shortages(path):
                 return cls(out, connect(path, write=False), None)
-        with reporting_shortages(out.parent, lambda: SMALL_WRITE):
+        with reporting_shortages(out, lambda: SMALL_WRITE):
             try:
                 out.mkdir(parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError, PermissionError) as error:
