@@ -39,7 +39,7 @@ def store(study: StudyRecords, out: Path) -> None:
             study.name, study_values(study.config), study.model, study.tasks, study.provenance
         )
         ledger.put_trials([trial.spec for trial in study.trials])
-        ledger.commit_training([trial.train for trial in study.trials if trial.train is not None])
+        ledger.commit([trial.train for trial in study.trials if trial.train is not None])
         ledger.commit([trial.spectra for trial in study.trials if trial.spectra is not None])
         ledger.commit([point for trial in study.trials for point in trial.curve])
         artifacts: list[Artifact] = []

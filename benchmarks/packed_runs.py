@@ -75,7 +75,12 @@ def contributions(rows: Rows) -> Times:
     # A run that is all warm-up would leave every weight as it was.
     short = replace(rows, setting=replace(rows.setting, steps=steps, warmup_steps=0))
     protocol = rows.setting.protocol().model_copy(
-        update={"max_steps": steps, "schedule": "constant", "warmup_fraction": 0.0}
+        update={
+            "max_steps": steps,
+            "schedule": "constant",
+            "warmup_fraction": 0.0,
+            "lora_implementation": "loop",  # ``by_autograd`` stands for its slices
+        }
     )
     base, specs = load(rows), rows.setting.specs()
 

@@ -17,6 +17,7 @@ from tiny_models import VOCABULARY, tiny_llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+import gpu
 import race
 from agreement import choice_agreement, text_agreement
 from evaluate_agreement import passes
@@ -128,6 +129,23 @@ def test_a_whole_study_has_the_losses_and_scores_of_the_scripts(
     assert result["models"] == 2
     assert result["items"] == 16
     assert {"rankscope", "trl", "harness"} == set(result["seconds"])  # type: ignore[call-overload]
+
+
+def test_gpu_runs_to_its_end_on_a_processor(lines_of: LinesOf, tmp_path: Path) -> None:
+    options = ["--tiny", "--device", "cpu", "--results", str(tmp_path)]
+    (result,) = lines_of("gpu", *options)
+    assert result["benchmark"] == "gpu"
+    assert 0 < result["gradient_errors"]["grouped_mm"] < 2**-5  # some dozen roundings to 2^-9
+    assert len(result["cases"]) == 4
+    for line in result["cases"].values():
+        assert 0 < line["tokens_per_second"] < math.inf
+        assert line["planned_bytes"] > 0
+    (page,) = tmp_path.iterdir()
+    text = page.read_text()
+    assert all(f"| {name} | " in text for name in result["cases"])
+    late = gpu.cases(gpu.TINY, torch.device("cpu"), rate=1.0, ends=0.0)
+    assert late == {key: {"skipped": "no time left"} for key in result["cases"]}
+    assert gpu.page({**result, "cases": late}).count("skipped: no time left") == 4
 
 
 def test_train_pocket_prints_its_line(lines_of: LinesOf) -> None:

@@ -1,8 +1,13 @@
 """Messages of errors, and their parts for --json."""
 
-import pytest
+import json
+from collections.abc import Callable
 
-from rankscope.errors import IntegrityError, UserError
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from rankscope.errors import IntegrityError, UserError, reading, reason_of
 
 
 def parts(message: str) -> tuple[object, ...]:
@@ -60,3 +65,40 @@ def test_long_lines_are_cut_in_their_middle() -> None:
     assert first.startswith("aaa")
     assert "(1,000,000 characters)" in first
     assert second == "b; shorten it"
+
+
+class Row(BaseModel):
+    size: int
+
+
+@pytest.mark.parametrize(
+    ("read", "reason"),
+    [
+        (lambda: json.loads("[" * 5000), "nested too deeply"),
+        (lambda: json.loads("9" * 5000), "an integer of more than 4,300 digits"),
+        (lambda: b"ab\xff".decode(), "byte 3 is not UTF-8 text"),
+        (
+            lambda: "\ud800".encode(),
+            "a lone surrogate (\\ud800 to \\udfff), which is not a character",
+        ),
+        (lambda: {}["weights"], "there is no 'weights'"),
+        (lambda: yaml.safe_load("a: [\n"), "while parsing a flow node"),
+        (lambda: Row.model_validate({}), "size: Field required"),
+        (lambda: Row.model_validate(1), "Input should be a valid dictionary or instance of Row"),
+    ],
+)
+def test_what_a_library_raises_becomes_one_message(read: Callable[[], object], reason: str) -> None:
+    with (
+        pytest.raises(IntegrityError) as refused,
+        reading("a/b", "a list", IntegrityError, "fix it"),
+    ):
+        read()
+    assert str(refused.value) == f"a/b: not a list: {reason}; fix it"
+    assert reason_of(refused.value.__cause__) == reason
+
+
+def test_own_errors_and_a_lack_of_memory_pass_through() -> None:
+    for error in (UserError("as it was"), MemoryError("no room")):
+        with pytest.raises(type(error)) as raised, reading("a/b", "a list", IntegrityError):
+            raise error
+        assert raised.value is error

@@ -1,5 +1,8 @@
 """Numbers, units, times, sizes and text as every room writes them."""
 
+import sys
+import unicodedata
+
 import pytest
 
 from rankscope.formatting import (
@@ -89,6 +92,17 @@ def test_safe_text_spells_out_controls_and_cuts_with_the_length() -> None:
     # Joiners that scripts and emoji need stay as they are.
     assert safe_text("क्\u200dष\n\tß") == "क्\u200dष\n\tß"
     assert safe_text("x" * 1_000_000, 10) == "x" * 10 + "… (1,000,000 characters)"
+
+
+def test_safe_text_replaces_controls_surrogates_and_direction_marks_alone() -> None:
+    reorders = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    for character in map(chr, range(sys.maxunicode + 1)):
+        is_unsafe = (
+            (unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t")
+            or unicodedata.bidirectional(character) in reorders
+            or character in "\u061c\u200e\u200f"
+        )
+        assert (safe_text(character) != character) == is_unsafe
 
 
 def test_terminal_text_shows_what_would_move_the_cursor_or_reorder_a_row() -> None:

@@ -28,7 +28,7 @@ WALK = (
 
 GROUND = frozenset(
     {"errors", "formatting", "records", "hashing", "provenance", "device", "filesystem", "progress"}
-    | {"shortage", "methods", "scorers"}
+    | {"patterns", "shortage", "methods", "scorers"}
 )
 """What every room may import. It imports only itself."""
 

@@ -75,13 +75,14 @@ def test_away_from_a_terminal_there_are_plain_lines_and_a_log(tmp_path: Path) ->
         reporter = JsonlReporter(screen, tmp_path / "log.jsonl")
         reporter.stage("group 1/2 train", 2)
         reporter.advance(1, "loss 1.0 to 2.0, 10 tokens/s, 3 s left", loss_low=1.0, trials=2)
-        reporter.note("[bold]is text\x1b[2J")
+        reporter.note("[bold]is text\x1b[2J\u202e")
         reporter.finish("4.0 s")
     said = file.getvalue().splitlines()
     assert said[0] == "group 1/2 train: 1 of 2 done  loss 1.0 to 2.0, 10 tokens/s, 3 s left"
-    assert said[1] == "note: [bold]is text[U+001B][2J"
+    assert said[1] == "note: [bold]is text[U+001B][2J[U+202E]"
     assert said[2].startswith("group 1/2 train: done in ")
     assert "\x1b" not in file.getvalue()
+    assert (tmp_path / "log.jsonl").read_text("utf-8").isascii()
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events] == ["stage", "advance", "note", "finish"]
     assert (events[1]["done"], events[1]["loss_low"], events[1]["trials"]) == (1, 1.0, 2)

@@ -100,6 +100,14 @@ def choose_device(text: str = "auto") -> torch.device:
     return device
 
 
+def visible_gpus() -> list[str]:
+    """The CUDA devices of this process, as CUDA_VISIBLE_DEVICES names them."""
+    number = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [name.strip() for name in named.split(",") if name.strip()]
+    return names[:number] if names else [str(i) for i in range(number)]
+
+
 def choose_dtype(text: str, device: torch.device) -> torch.dtype:
     """The base's dtype; ``auto`` is bfloat16 if ``device`` computes in it natively, else float32.
 

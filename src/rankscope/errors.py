@@ -6,7 +6,8 @@ a bug in Rankscope. docs/exit-codes.md says what a script can do about each code
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from rankscope.formatting import shortened_lines
 
@@ -17,6 +18,8 @@ UNFINISHED = 3
 INTEGRITY = 4
 INTERRUPTED = 130
 
+MAX_FAULTS = 5
+"""Most faults of one record that a message lists."""
 
 PARTS = {
     "where": re.compile(r"((?:(?!\. )[^\n])+?): "),
@@ -86,6 +89,47 @@ class Interrupted(RankscopeError):
     """A stop was requested; the same command continues (exit code 130)."""
 
     exit_code = INTERRUPTED
+
+
+@contextmanager
+def reading(
+    place: object, expected: str, refuse: type[RankscopeError] = UserError, do: str = ""
+) -> Iterator[None]:
+    """Raise one message for whatever a library raises on data from outside.
+
+    Wrap only the library's call: a bug of Rankscope inside would read as a fault of the data.
+    Rankscope's own errors and a lack of memory pass through.
+    """
+    try:
+        yield
+    except (RankscopeError, MemoryError):
+        raise
+    except Exception as error:
+        remedy = f"; {do}" if do else ""
+        raise refuse(f"{place}: not {expected}: {reason_of(error)}{remedy}") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """What is wrong with data, from what a library raised on it, in one line."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start + 1} is not UTF-8 text"
+    if isinstance(error, UnicodeEncodeError):
+        return "a lone surrogate (\\ud800 to \\udfff), which is not a character"
+    if isinstance(error, KeyError):
+        return f"there is no {first_line(error)}"
+    if isinstance(error, ValueError) and "integer string conversion" in str(error):
+        return "an integer of more than 4,300 digits"
+    faults = getattr(error, "errors", None)  # of Pydantic
+    if callable(faults):
+        shown = [
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}"
+            for fault in faults()
+        ]
+        more = ["..."] if len(shown) > MAX_FAULTS else []
+        return "; ".join([fault.removeprefix(": ") for fault in shown[:MAX_FAULTS]] + more)
+    return first_line(error)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,13 +1,15 @@
 """Output folders, and writes that are durable and take effect at once."""
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from rankscope.errors import UserError
+from rankscope.errors import RankscopeError, UserError, reading
 from rankscope.shortage import reporting_shortages
 
 
@@ -124,3 +126,16 @@ def replace_bytes(path: Path, content: bytes) -> bool:
             partial.unlink(missing_ok=True)
         raise
     return True
+
+
+def read_json_object(path: Path, refuse: type[RankscopeError] = UserError) -> dict[str, Any]:
+    """The object in a JSON file that somebody else may have written.
+
+    Raises:
+        UserError: no such file, or no JSON object in it; or another error, ``refuse``.
+    """
+    with reading(path, "a JSON object", refuse):
+        value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise refuse(f"{path}: found a {type(value).__name__}, expected a JSON object")
+    return value

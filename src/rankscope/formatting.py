@@ -174,8 +174,9 @@ def clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-_BIDIRECTIONAL = frozenset(
-    "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+# Control characters except line breaks and tabs, surrogates, and bidirectional marks and overrides.
+_UNSAFE = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
 )
 _MARKDOWN = re.compile(r"([\\`*\[\]<>|~$&])|(?<![^\W_])_|_(?![^\W_])")
 
@@ -197,9 +198,7 @@ def safe_text(text: object, limit: int = MAX_TEXT) -> str:
     code point; line breaks and tabs stay.
     """
     whole = str(text)
-    shown = "".join(
-        f"[U+{ord(c):04X}]" if c in _BIDIRECTIONAL or _is_control(c) else c for c in whole[:limit]
-    )
+    shown = _UNSAFE.sub(lambda match: f"[U+{ord(match[0]):04X}]", whole[:limit])
     if len(whole) <= limit:
         return shown
     return f"{shown}\N{HORIZONTAL ELLIPSIS} ({len(whole):,} characters)"
@@ -213,10 +212,6 @@ def shortened_lines(text: str, limit: int = MAX_LINE) -> str:
         else f"{line[: 2 * limit // 3]} ... ({len(line):,} characters) ... {line[-limit // 3 :]}"
         for line in text.split("\n")
     )
-
-
-def _is_control(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t"
 
 
 def terminal_text(text: str, limit: int = MAX_TEXT) -> str:

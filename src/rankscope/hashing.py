@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankscope.errors import UserError
+from rankscope.filesystem import read_json_object
 
 if TYPE_CHECKING:  # the ledger hashes files without torch
     import torch
@@ -82,12 +83,7 @@ def weights_sha256(folder: Path) -> str:
             f"{folder}: no config.json. Expected a Hugging Face model folder with "
             "config.json and safetensors weights."
         )
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError(f"found a {type(config).__name__}, expected an object")
-    except ValueError as error:
-        raise UserError(f"{config_path}: not a JSON object ({error}).") from error
+    config = read_json_object(config_path)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise UserError(_no_safetensors(folder))

@@ -154,7 +154,8 @@ class JsonlReporter:
     def write(self, event: str, **values: object) -> None:
         """Append one event with its time; a log that cannot be written does not stop a study."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": now, "event": event, **values}, ensure_ascii=False)
+        # Characters beyond ASCII are escaped, for those who look at the log in a terminal.
+        line = json.dumps({"time": now, "event": event, **values})
         with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
@@ -177,7 +178,7 @@ class JsonlReporter:
         self.inner.finish(detail)
 
     def note(self, text: str) -> None:
-        self.write("note", text=text)
+        self.write("note", text=shortened_lines(text))
         self.inner.note(text)
 
 

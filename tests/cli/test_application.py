@@ -1,6 +1,7 @@
 """The command itself: help with examples, usage errors, exit codes."""
 
 import errno
+import io
 import json
 import re
 import shlex
@@ -16,6 +17,7 @@ from command_line import rankscope as command
 import rankscope.cli
 from rankscope import errors
 from rankscope.cli import main
+from rankscope.cli.terminal import HarmlessStream
 from rankscope.tools import new_study
 
 VERBS = sorted(typer.main.get_command(rankscope.cli.app).commands)  # type: ignore[attr-defined]
@@ -160,9 +162,17 @@ def test_no_verb_lets_a_path_steer_the_terminal(tmp_path: Path) -> None:
     assert "\x1b" not in made.out
 
 
+def test_what_libraries_write_cannot_steer_the_terminal_either() -> None:
+    """Warnings, logs and tracebacks; their progress bars still move."""
+    inner = io.StringIO()
+    stream = HarmlessStream(inner)
+    print(f"{HOSTILE}\x9b2J\ud800 50 %\r\x1b[Aok", file=stream, flush=True)
+    assert inner.getvalue() == "a[U+001B][2J[U+202E]b[U+009B]2J[U+D800] 50 %\r\x1b[Aok\n"
+
+
 def test_a_long_cell_is_cut_in_every_message(tmp_path: Path) -> None:
     """Its beginning and end stay, so that the end of the message does, too."""
-    (tmp_path / "study.yaml").write_text(f"model: pocket\n{'x' * 900_000}: 1\n")
+    (tmp_path / "study.yaml").write_text(f"model: pocket\n{'x' * 400_000}: 1\n")
     plain = command("check", tmp_path / "study.yaml")
     assert plain.code == 2
     assert "expected" in plain.err or "unknown key" in plain.err

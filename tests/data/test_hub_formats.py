@@ -1,12 +1,15 @@
 """Rows of HellaSwag and WinoGrande in their published layout, and fields with other names."""
 
 import json
+import random
+import re
 from pathlib import Path
 
 import pytest
 
 from rankscope.config.task import TaskConfig
 from rankscope.data.formats import parse_rows
+from rankscope.data.hub_formats import remove_brackets
 from rankscope.data.sources import RawRow, read_file
 from rankscope.data.tasks import load_task
 from rankscope.errors import UserError
@@ -111,3 +114,11 @@ def test_a_text_file_is_its_paragraphs(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("\n one\ntwo\n\n\nthree\n", encoding="utf-8")
     found = [(row.number, row.fields) for row in read_file(tmp_path / "t.txt")]
     assert found == [(2, {"text": " one\ntwo"}), (6, {"text": "three"})]
+
+
+def test_brackets_are_removed_as_by_one_expression() -> None:
+    generator = random.Random(0)
+    for _ in range(3000):
+        text = "".join(generator.choice(["[", "]", "a", "  ", "\n", " [title]"]) for _ in range(12))
+        marked = text.strip().replace(" [title]", ". ")
+        assert remove_brackets(text) == re.sub(r"\[.*?\]", "", marked).replace("  ", " ")

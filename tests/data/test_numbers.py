@@ -1,8 +1,11 @@
 """The grammar of numbers in answers, against hand-made cases."""
 
+import random
+import re
+
 import pytest
 
-from rankscope.data.numbers import extract_number, gold_number
+from rankscope.data.numbers import extract_number, gold_number, last_character
 
 
 @pytest.mark.parametrize(
@@ -73,3 +76,15 @@ def test_extract_number(text: str, number: str | None) -> None:
 )
 def test_a_gold_is_one_number(text: str, number: str | None) -> None:
     assert gold_number(text) == number
+
+
+def test_signs_are_told_from_dashes_by_the_text_before() -> None:
+    """Against the whole text before each number, which a long text has no time for."""
+    generator = random.Random(0)
+    for _ in range(2000):
+        text = "".join(
+            generator.choice(["-", " ", "\t", "=", "1", "23", "a", "#### "]) for _ in range(12)
+        )
+        for match in re.finditer(r"\d+", text):
+            before = text[: match.start()].rstrip(" \t")
+            assert last_character(text, match.start()) == before[-1:]

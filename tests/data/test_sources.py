@@ -45,8 +45,11 @@ def test_windows_line_ends_and_line_separators_inside_texts(tmp_path: Path) -> N
         (b'{"prompt": "a"', "not valid JSON"),
         (b"[1, 2]", "found a JSON list, expected an object"),
         (b'{"prompt": "\\ud800", "completion": "b"}', "a lone surrogate"),
-        (b"[" * 100_000, "not valid JSON (too many nested brackets)"),
-        (b'{"prompt": ' + b"9" * 5000 + b"}", "not valid JSON (Exceeds the limit"),
+        (b"[" * 100_000, "not valid JSON (nested too deeply)"),
+        (
+            b'{"prompt": ' + b"9" * 5000 + b"}",
+            "JSON (an integer of more than 4,300 digits)",
+        ),
     ],
 )
 def test_broken_lines_are_rows_with_a_problem(tmp_path: Path, bad: bytes, message: str) -> None:
@@ -200,6 +203,30 @@ def test_cells_of_parquet_that_python_cannot_hold_are_bad_rows(tmp_path: Path) -
     pq.write_table(zone, tmp_path / "b.parquet")
     (row,) = read_file(tmp_path / "b.parquet")
     assert "unreadable cell" in row.problem
+
+
+def test_a_small_parquet_file_of_a_million_rows_is_refused(tmp_path: Path) -> None:
+    """Equal rows take no space on disk, and hundreds of megabytes as Python objects."""
+    path = tmp_path / "a.parquet"
+    one = pa.DictionaryArray.from_arrays(pa.array([0] * 1_200_000, pa.int32()), pa.array(["a"]))
+    pq.write_table(pa.table({"text": one}), path)
+    with pytest.raises(UserError, match="its rows take 600,000,000 bytes in memory"):
+        read_file(path)
+    long = pa.DictionaryArray.from_arrays(pa.array([0] * 600, pa.int32()), pa.array(["a" * 10**6]))
+    pq.write_table(pa.table({"text": long}), path, compression="zstd")
+    with pytest.raises(UserError, match=r"its rows take 5\d\d,.* bytes in memory"):
+        read_file(path)
+
+
+def test_a_parquet_file_has_its_own_columns_and_row_numbers(tmp_path: Path) -> None:
+    """No column from the folder's name, which Arrow takes for a part of a larger table."""
+    path = tmp_path / "split=train" / "a.parquet"
+    path.parent.mkdir()
+    pq.write_table(pa.table({"text": [str(n) for n in range(2000)]}), path, row_group_size=700)
+    rows = read_file(path)
+    assert [row.fields for row in rows] == [{"text": str(n)} for n in range(2000)]
+    assert [row.number for row in rows] == list(range(1, 2001))
+    assert rows[-1].location == f"{path}, row 2000"
 
 
 def test_parquet_holds_the_rows_of_json_lines(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from concurrent.futures import Future
 from pathlib import Path
 
-from rankscope.run.executors import register_executor
+from rankscope.run.executors import ExecutorOptions, register_executor
 from rankscope.run.worker import work
 
 
@@ -12,7 +12,7 @@ class SerialExecutor:
 
     num_local = 1
 
-    def __init__(self, num_workers: int) -> None:
+    def __init__(self, options: ExecutorOptions) -> None:
         self.submitted: list[str] = []
 
     def submit(self, folder: Path) -> Future[None]:

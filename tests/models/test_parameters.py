@@ -161,5 +161,5 @@ def test_unusable_configurations_are_named(tmp_path: Path, text: str | None, mes
 
 def test_a_model_that_writes_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    with pytest.raises(UserError, match=r"'vit': .*not describe a causal language model"):
+    with pytest.raises(UserError, match=r"'vit': not a causal language model that can be built"):
         architecture(read_model_config(tmp_path))

@@ -30,11 +30,15 @@ GROUPS = (
 )
 
 
-def passes(config: PretrainedConfig) -> PassMemory:
+def passes(
+    config: PretrainedConfig, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> PassMemory:
     varlen.register_attention()
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=varlen.NAME)
-    return PassMemory(model, torch.device("cpu"))
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation=varlen.NAME, dtype=dtype
+        )
+    return PassMemory(model, torch.device(device))
 
 
 def whole(counts: PassMemory, group: list[TrialSpec], shape: PassShape, recomputes: bool) -> int:
@@ -77,3 +81,12 @@ def test_a_layer_unlike_the_others_is_counted_with_all_of_them() -> None:
     found = counts.pass_bytes([only_last], SHAPES[0], False)
     assert found == whole(counts, [only_last], SHAPES[0], False)
     assert len(counts.model.model.layers) == 7  # the model is what it was
+
+
+def test_on_cuda_in_bfloat16_attention_holds_no_padding() -> None:
+    """Ten rows of 20 tokens beside one of 200 cost what two of 200 cost, to the layers' rounding:
+    padded they would be eleven of 200."""
+    counts = passes(LLAMA, torch.bfloat16, "cuda")
+    uneven, even = PassShape((200, *[20] * 10), 20), PassShape((200, 200), 20)
+    found, expected = (counts.pass_bytes(GROUPS[1], shape, False) for shape in (uneven, even))
+    assert found == pytest.approx(expected, rel=0.01)

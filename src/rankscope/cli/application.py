@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer import Argument, Option
 
-from rankscope.cli.terminal import Reply, print_json, print_message
+from rankscope.cli.terminal import Reply, print_json, print_message, protect_terminal
 from rankscope.errors import BAD_INPUT, BUG, INTERRUPTED, Interrupted, RankscopeError, UserError
 from rankscope.formatting import join_names
 from rankscope.shortage import address_space_shortage, shortage_behind
@@ -200,6 +200,7 @@ def limit_busy_waiting() -> None:
 def main() -> NoReturn:
     """Entry point of the ``rankscope`` command."""
     limit_busy_waiting()
+    protect_terminal()
     # PEFT imports bitsandbytes if it is installed, which then warns on every command about a
     # kernel that no CPU run needs.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -80,10 +80,18 @@ def run_command(
     ] = "",
     workers: Annotated[
         int | None,
-        Option(metavar="N", min=1, help="Run groups in N processes; by default in this one."),
+        Option(
+            metavar="N",
+            min=1,
+            help="Run groups in N processes; by default one per GPU, or in this one.",
+        ),
     ] = None,
     executor: Annotated[
-        str | None, Option(metavar="NAME", help="Where the processes run: local.")
+        str | None, Option(metavar="NAME", help="Where the processes run: local or ray.")
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        Option(metavar="HOST:PORT", help="Of a running Ray cluster; by default Ray starts here."),
     ] = None,
 ) -> Reply:
     """Run a study, or continue where it stopped.
@@ -96,13 +104,16 @@ def run_command(
 
     again = _statuses(retry)
     study = Study.load(file, overrides or [])
+    from rankscope.device import visible_gpus
     from rankscope.records import FAILED
-    from rankscope.run.executors import new_executor
+    from rankscope.run.executors import ExecutorOptions, new_executor
     from rankscope.run.outputs import write_outputs
 
     place = None  # in this process
-    if workers is not None or executor is not None:
-        place = new_executor(executor or "local", workers or 1)
+    has_gpus = study.config.device in ("auto", "cuda") and len(visible_gpus()) > 1
+    if has_gpus or any(option is not None for option in (workers, executor, ray_address)):
+        options = ExecutorOptions(workers, study.config.device, ray_address)
+        place = new_executor(executor or "local", options)
     folder = out or Path("studies") / study.config.name
     with ConsoleReporter(err_console) as reporter:
         records = study.run(folder, reporter, place, again)

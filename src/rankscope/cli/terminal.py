@@ -1,17 +1,19 @@
 """Print results to standard output, and everything else to standard error.
 
 Nothing that is printed can steer the terminal: control characters of paths, data and messages are
-replaced on their way out, whoever prints them.
+replaced on their way out, whoever prints them. Rankscope's own text passes through two consoles,
+what libraries print through :class:`HarmlessStream`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import (
     Console,
@@ -60,6 +62,32 @@ class HarmlessText(RenderHook):
 out_console, err_console = Console(), Console(stderr=True)
 out_console.push_render_hook(HarmlessText())
 err_console.push_render_hook(HarmlessText())
+
+
+class HarmlessStream:
+    """A text stream without control characters, for warnings, logs, questions and tracebacks.
+
+    Progress bars of libraries may still return to the beginning of a line and go up one line.
+    """
+
+    moves = re.compile(r"(\r|\x1b\[A)")
+
+    def __init__(self, inner: TextIO) -> None:
+        self.rich_proxied_file = inner  # what rich's consoles write to, with colours
+
+    def write(self, text: str) -> int:
+        parts = self.moves.split(text)
+        parts[::2] = [safe_text(part, len(part)) for part in parts[::2]]
+        self.rich_proxied_file.write("".join(parts))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rich_proxied_file, name)
+
+
+def protect_terminal() -> None:
+    """Let everything that this process prints from now on pass through one of the two ways."""
+    sys.stdout, sys.stderr = (cast(TextIO, HarmlessStream(f)) for f in (sys.stdout, sys.stderr))
 
 
 def print_json(value: object) -> None:

@@ -132,7 +132,7 @@ def parse_target_sets(value: Any) -> Any:
         raise ValueError(
             f"targets {short_repr(value)}: expected one of {groups}, or a list of names"
         )
-    is_set = [isinstance(entry, list) or entry in TARGET_GROUPS for entry in value]
+    is_set = [isinstance(e, list) or (isinstance(e, str) and e in TARGET_GROUPS) for e in value]
     if not any(is_set):
         value = [value]
     elif not all(is_set):

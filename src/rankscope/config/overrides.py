@@ -9,6 +9,7 @@ from rankscope.config.study import StudyConfig
 from rankscope.config.yaml_lines import Document, Mark, compose
 from rankscope.errors import UserError
 
+MAX_DEPTH = 20  # Parts of a key; study files have five
 OVERRIDE = "--set "
 """Start of the source of every value that came from an override."""
 
@@ -23,7 +24,7 @@ def apply_override(document: Document, override: str) -> None:
     source = OVERRIDE + (override if override.isprintable() else short_repr(override))
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
-    if not equals or not all(parts):
+    if not equals or not all(parts) or len(parts) > MAX_DEPTH:
         raise UserError(
             f"{source}: expected KEY=VALUE, such as train.epochs=1 or arms.0.rank=[2,8]"
         )
@@ -50,7 +51,7 @@ def entry_of(container: Any, part: str, location: Location, source: str) -> str 
     """The key or position of an entry, which a list must already have."""
     if isinstance(container, dict):
         return part
-    if not part.isdecimal() or int(part) >= len(container):
+    if not part.isdecimal() or len(part) > 9 or int(part) >= len(container):
         raise UserError(
             f"{source}: {dotted(location)} has no entry {short_repr(part)}: expected a number from "
             f"0 to {len(container) - 1}"

@@ -28,6 +28,8 @@ NAME_RULE = "1 to 64 letters, digits, '_', '-' or '.', starting with a letter or
 # A hub id must not read as a path: no '..', no leading '.' or '/', at most one '/'.
 HUB_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95})?$"
 MAX_TEXT_LENGTH = 4096
+MAX_FILE_NAME = 255
+"""Bytes, in all common file systems."""
 
 Location = tuple[str | int, ...]
 """Keys and list positions that lead to a value of a file, such as ``("arms", 0, "rank")``."""
@@ -66,11 +68,13 @@ def check_text(value: str) -> str:
     return value
 
 
-def check_home_folder(value: str) -> str:
+def check_path(value: str) -> str:
     try:
         Path(value).expanduser()
     except RuntimeError as error:
         raise ValueError(f"{short_repr(value)}: this home folder does not exist") from error
+    if any(len(part.encode()) > MAX_FILE_NAME for part in Path(value).parts):
+        raise ValueError(f"{short_repr(value)}: a file's name has at most {MAX_FILE_NAME} bytes")
     return value
 
 
@@ -145,7 +149,7 @@ HubId = Annotated[
     str, AfterValidator(matches(HUB_PATTERN, "a hub id such as 'owner/name', not a path"))
 ]
 PlainText = Annotated[str, AfterValidator(check_text)]
-PathText = Annotated[Annotated[PlainText, AfterValidator(check_home_folder)] | None, LocalPath()]
+PathText = Annotated[Annotated[PlainText, AfterValidator(check_path)] | None, LocalPath()]
 
 
 class ConfigSection(BaseModel):

@@ -124,6 +124,10 @@ class TrainConfig(ConfigSection):
     use AdamW."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same numbers."""
+    lora_implementation: Literal["auto", "loop", "grouped_mm"] = "auto"
+    """How the adapters' products are computed: one adapter after another, or all of similar rank in
+    one ``grouped_mm``, which ``auto`` takes on CUDA from compute capability 9.0 on in bfloat16.
+    Changes results by rounding alone."""
     evaluate_every: Interval = None
     """Evaluate each trial every so many optimizer steps, or every ``epoch``."""
     evaluate_items: int = Field(100, ge=1)
@@ -204,7 +208,7 @@ def parse_memory(value: Any) -> Any:
     """Bytes, or a number with a unit: ``12GiB`` is 12 x 2^30, ``12 GB`` is 12 x 10^9."""
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]i?B)", value.strip())
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]+)?) ?([KMGT]i?B)", value.strip())
     if match is None:
         raise ValueError(
             f"memory_limit {short_repr(value)}: expected bytes, or a text such as '12GiB'"

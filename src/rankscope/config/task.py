@@ -1,6 +1,5 @@
 """A task of the study file, or of a task file."""
 
-import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -17,6 +16,7 @@ from rankscope.config.section import (
 )
 from rankscope.evaluate.scorers import PYTHON_PATTERN, primary_metric_names, scorer_names
 from rankscope.evaluate.scorers.python_function import PYTHON_PREFIX
+from rankscope.patterns import compile_pattern
 
 MAX_FEWSHOT = 5
 TASK_FILE_SUFFIXES = (".yaml", ".yml")
@@ -26,13 +26,11 @@ LM_EVAL_PREFIX = "lm_eval:"
 
 def check_pattern(text: str) -> str:
     try:
-        groups = re.compile(text).groups
-    except re.error as error:
-        raise ValueError(f"{short_repr(text)} is not a regular expression: {error}") from error
-    if groups > 1:
-        raise ValueError(
-            f"{short_repr(text)} has {groups} groups: expected at most one, the part to compare"
-        )
+        groups = compile_pattern(text).groups
+        if groups > 1:
+            raise ValueError(f"has {groups} groups: expected at most one, the part to compare")
+    except ValueError as error:
+        raise ValueError(f"{short_repr(text)} {error}") from error
     return text
 
 

@@ -22,7 +22,7 @@ from rankscope.config.section import (
 from rankscope.config.yaml_lines import Document, Mark, compose
 from rankscope.errors import UserError, did_you_mean
 
-MAX_BYTES = 2**20
+MAX_BYTES = 2**19
 MAX_FAULTS_SHOWN = 20
 
 AnySection = TypeVar("AnySection", bound=ConfigSection)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from rankscope.config.section import Location, short_repr
+from rankscope.errors import reason_of
 
 TAG = "tag:yaml.org,2002:"
 SCALARS = {
@@ -57,8 +58,10 @@ def compose(text: str, name: str) -> yaml.Node | None:
         loader.name = name
         node: yaml.Node | None = loader.get_single_node()
         return node
-    except RecursionError as error:
-        raise yaml.YAMLError("values are nested too deeply") from error
+    except yaml.YAMLError:
+        raise
+    except Exception as error:  # ValueError for some escapes, RecursionError
+        raise yaml.YAMLError(reason_of(error)) from error
     finally:
         loader.dispose()
 
@@ -80,13 +83,17 @@ def read_scalar(node: yaml.Node) -> Any:
     text: str = node.value
     match node.tag.removeprefix(TAG):
         case "str":
+            text.encode()  # raises ValueError for a lone surrogate, which no tokenizer reads
             return text
         case "null":
             return None
         case "bool":
             return text.lower() == "true"
         case "int":
-            return int(text.replace("_", ""))
+            number = int(text.replace("_", ""))
+            if abs(number) >= 2**63:
+                raise ValueError(f"{short_repr(number)} has more than 64 bits")
+            return number
         case "float":
             lowered = text.lower()
             return float(lowered.replace(".inf", "inf").replace(".nan", "nan"))
@@ -127,7 +134,7 @@ class Document:
         try:
             return read_scalar(node)
         except ValueError as error:
-            self.problems.append((location, mark, str(error)))
+            self.problems.append((location, mark, reason_of(error)))
             return None
 
     def _read_mapping(self, node: yaml.MappingNode, location: Location) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from rankscope.data.rows import (
     text_field,
 )
 from rankscope.data.sources import RawRow
-from rankscope.errors import UserError, did_you_mean
+from rankscope.errors import UserError, did_you_mean, reason_of
 
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 
@@ -213,6 +213,8 @@ def parse_rows(
             rejected.append(RejectedRow.of(original, renamed))
         except BadRow as error:
             rejected.append(RejectedRow.of(original, error))
+        except RecursionError as error:  # raised where its value is compared or shown
+            rejected.append(RejectedRow.of(original, BadRow(reason_of(error))))
     return ParsedFile(tuple(parsed), tuple(rejected), expected.name if expected else "")
 
 

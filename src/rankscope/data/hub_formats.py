@@ -115,8 +115,12 @@ def remove_brackets(text: str) -> str:
 
     Two spaces become one, in a single pass: published scores of HellaSwag were measured on that.
     """
-    text = text.strip().replace(" [title]", ". ")
-    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+    lines = text.strip().replace(" [title]", ". ").split("\n")
+    for position, line in enumerate(lines):
+        # Up to the last bracket: without one, each "[" would search the rest of a long line.
+        whole, bracket, rest = line.rpartition("]")
+        lines[position] = re.sub(r"\[.*?\]", "", whole + bracket) + rest
+    return "\n".join(lines).replace("  ", " ")
 
 
 def read_winogrande(row: RawRow) -> RowContent:

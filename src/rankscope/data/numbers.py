@@ -53,11 +53,18 @@ def find_numbers(text: str, *, marked: bool) -> list[str]:
     for match in _NUMBER.finditer(text):
         if not (match["whole"] or match["fraction"]):
             continue
-        before = text[: match.start()].rstrip(" \t")
+        before = last_character(text, match.start())
         # A space separates a dash or bullet from its text; after '=' or '####' it is a sign.
-        is_sign = not match["gap"] or before.endswith("=") or (marked and not before)
+        is_sign = not match["gap"] or before == "=" or (marked and not before)
         whole = (match["whole"] or "0").replace(",", "").lstrip("0") or "0"
         fraction = (match["fraction"] or "").rstrip("0").rstrip(".")
         is_negative = match["sign"] and is_sign and (whole, fraction) != ("0", "")
         numbers.append(f"{'-' if is_negative else ''}{whole}{fraction}")
     return numbers
+
+
+def last_character(text: str, end: int) -> str:
+    """The last character before ``end`` that is no space or tab; empty if there is none."""
+    while end and text[end - 1] in " \t":
+        end -= 1
+    return text[end - 1 : end] if end else ""

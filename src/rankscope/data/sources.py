@@ -13,12 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rankscope.errors import UserError
+from rankscope.errors import UserError, reading, reason_of
 
 CAN_RUN_CODE = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".npy", ".npz", ".joblib", ".py")
 SPLIT_FILES = ("train", "validation", "test")
 DEV = "dev"  # An optional file of rows that serve as few-shot examples only
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MAX_UNPACKED = 100
+"""Most bytes of memory per byte of a Parquet file above ``FREE_UNPACKED``; more is a bomb."""
+FREE_UNPACKED = 64 * 2**20
+PARQUET_BATCH = 512  # Cells that are unpacked before their size is known
+ROW_BYTES, CELL_BYTES = 500, 60
+"""What a row and each of its cells take as Python objects, besides their values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +95,8 @@ def read_json(path: Path) -> list[RawRow]:
             # A second value after the first one: one object per line, whatever the suffix says.
             if is_array or not str(error).startswith("Extra data"):
                 raise UserError(
-                    f"{path}: not valid JSON ({error}); expected an array of objects, or one "
-                    "object per line"
+                    f"{path}: not valid JSON ({reason_of(error)}); expected an array of objects, "
+                    "or one object per line"
                 ) from None
     rows = []
     for number, line in enumerate(content.split(b"\n"), start=1):
@@ -130,16 +136,11 @@ def parse_json(text: str) -> Any:
     """
     try:
         value = json.loads(text)
-    except RecursionError:
-        raise ValueError("too many nested brackets") from None
-    # A lone surrogate (half of an escaped pair) is valid JSON, but not a character.
-    if "\\ud" in text.lower():
-        try:
+        # A lone surrogate (half of an escaped pair) is valid JSON, but not a character.
+        if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError:
-            raise ValueError(
-                "a lone surrogate (\\ud800 to \\udfff) is not a character; remove it"
-            ) from None
+    except RecursionError as error:
+        raise ValueError(reason_of(error)) from None
     return value
 
 
@@ -150,7 +151,7 @@ def parse_line(line: bytes) -> tuple[Mapping[str, Any], str]:
     except UnicodeDecodeError as error:
         return {}, f"byte {error.start + 1} of the line is not valid UTF-8; convert the file"
     except ValueError as error:
-        return {}, f"not valid JSON ({error}); expected one JSON object per line"
+        return {}, f"not valid JSON ({reason_of(error)}); expected one JSON object per line"
 
 
 def utf8_text(content: bytes, path: Path) -> str:
@@ -222,25 +223,59 @@ def read_paragraphs(path: Path) -> list[RawRow]:
 
 
 def read_parquet(path: Path) -> list[RawRow]:
-    import pyarrow as pa
+    """The rows of a Parquet file, a few at a time: a small file can unpack to any size."""
     import pyarrow.parquet as pq
 
+    limit = FREE_UNPACKED + MAX_UNPACKED * path.stat().st_size
+    rows: list[RawRow] = []
+    unpacked = 0
+    with reading(path, "a readable Parquet file"), pq.ParquetFile(path) as file:
+        check_unpacked(path, file.metadata.num_rows * ROW_BYTES, limit)
+        batch_size = max(1, PARQUET_BATCH // max(1, file.metadata.num_columns))
+        for packed in file.iter_batches(batch_size=batch_size):
+            batch = without_dictionaries(packed)
+            unpacked += batch.nbytes + batch.num_rows * (ROW_BYTES + batch.num_columns * CELL_BYTES)
+            check_unpacked(path, unpacked, limit)
+            rows += arrow_rows(batch, path, len(rows))
+    return rows
+
+
+def without_dictionaries(batch: Any) -> Any:
+    """An Arrow batch in which every cell has its value, and so its size."""
+    import pyarrow as pa
+
+    columns = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def check_unpacked(path: Path, num_bytes: int, limit: int) -> None:
+    if num_bytes > limit:
+        raise UserError(
+            f"{path}: its rows take {num_bytes:,} bytes in memory, expected at most {limit:,} "
+            f"from a file of {path.stat().st_size:,}; convert it to JSONL if you trust it"
+        )
+
+
+def arrow_rows(batch: Any, path: Path, before: int) -> list[RawRow]:
+    """The rows of an Arrow batch; one with an unreadable cell is a row with a problem."""
+    place = f"{path}, row "
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({error})") from None
-    unreadable = (pa.ArrowException, ValueError, OverflowError, KeyError)
+        parsed = [as_fields(row) for row in batch.to_pylist()]
+    except MemoryError:
+        raise
+    except Exception:  # text that is not UTF-8, a date out of range, an unknown time zone
+        parsed = [readable_fields(batch.slice(n, 1)) for n in range(batch.num_rows)]
+    return [RawRow(f"{place}{n}", n, *row) for n, row in enumerate(parsed, start=before + 1)]
+
+
+def readable_fields(row: Any) -> tuple[Mapping[str, Any], str]:
+    """The fields of an Arrow batch of one row, or why they cannot be read."""
     try:
-        return numbered(table.to_pylist(), str(path))
-    except unreadable:  # text that is not UTF-8, a date out of range, an unknown time zone
-        rows = []
-        for n in range(table.num_rows):
-            try:
-                fields, problem = table.slice(n, 1).to_pylist()[0], ""
-            except unreadable as error:
-                fields, problem = {}, f"unreadable cell ({error})"
-            rows.append(RawRow(f"{path}, row {n + 1}", n + 1, fields, problem))
-        return rows
+        return as_fields(row.to_pylist()[0])
+    except MemoryError:
+        raise
+    except Exception as error:
+        return {}, f"unreadable cell ({reason_of(error)})"
 
 
 READERS: dict[str, Callable[[Path], list[RawRow]]] = {

@@ -5,18 +5,18 @@ weights are read under their stored name, GPT-2's ``Conv1D`` layers are transpos
 bitsandbytes' 4 or 8 bits become numbers again.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rankscope.errors import IntegrityError, UserError
+from rankscope.filesystem import read_json_object
+from rankscope.models.adapters.folder import opened_weights
 from rankscope.models.model_folder import checked_folder
 from rankscope.models.parameters import model_on_meta, read_model_config
 from rankscope.models.quantize import require_bitsandbytes
@@ -112,11 +112,8 @@ class CheckpointReader:
 
     def tensor(self, key: str) -> Tensor:
         path = self.shards[key]
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensor: Tensor = file.get_tensor(key)
-        except (SafetensorError, OSError) as error:
-            raise IntegrityError(f"{path}: tensor {key!r} cannot be read: {error}") from error
+        with opened_weights(path) as file:
+            tensor: Tensor = file.get_tensor(key)
         return tensor
 
     def dequantized(self, key: str, packed: Tensor) -> Tensor:
@@ -169,11 +166,10 @@ def shards_of(folder: Path) -> dict[str, Path]:
     """Name of every stored tensor -> its safetensors file, which exists."""
     index = folder / INDEX
     if index.is_file():
-        try:
-            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            wanted = {key: folder / Path(str(shard)).name for key, shard in dict(names).items()}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise IntegrityError(f"{index}: not a readable index of shards: {error}") from error
+        names = read_json_object(index, IntegrityError).get("weight_map")
+        if not isinstance(names, dict):
+            raise IntegrityError(f"{index}: found no 'weight_map', expected an index of shards")
+        wanted = {key: folder / Path(str(shard)).name for key, shard in names.items()}
         absent = sorted({path.name for path in wanted.values() if not path.is_file()})
         if absent:
             raise IntegrityError(
@@ -183,11 +179,8 @@ def shards_of(folder: Path) -> dict[str, Path]:
         return wanted
     shards = {}
     for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                shards.update(dict.fromkeys(file.keys(), path))
-        except (SafetensorError, OSError) as error:
-            raise IntegrityError(f"{path}: not a readable safetensors file: {error}") from error
+        with opened_weights(path) as file:
+            shards.update(dict.fromkeys(file.keys(), path))
     return shards
 
 

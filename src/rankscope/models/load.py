@@ -14,14 +14,13 @@ from transformers import (
 )
 
 from rankscope.config.study import ModelConfig
-from rankscope.errors import IntegrityError, UserError
+from rankscope.errors import IntegrityError, UserError, reading, reason_of
 from rankscope.hashing import weights_sha256
 from rankscope.models.attention import varlen
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.model_folder import model_folder
 from rankscope.models.multi_lora import MultiLora
 from rankscope.models.output_layer import block_output_layer
-from rankscope.models.parameters import UNUSABLE
 from rankscope.models.quantize import check_quantize, quantization
 from rankscope.records import ModelRecord
 
@@ -30,12 +29,10 @@ LAYER = re.compile(r"model\.layers\.\d+\.(?!.*inv_freq$)")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    try:
+    with reading(f"model folder {folder}", "a folder with a usable tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except UNUSABLE as error:
-        raise UserError(f"model folder {folder}: tokenizer cannot be loaded: {error}") from error
     return tokenizer
 
 
@@ -131,10 +128,10 @@ def _filled_model(folder: Path, dtype: torch.dtype, options: dict[str, Any]) -> 
             ignore_mismatched_sizes=True,  # to say below which one it is
             **options,
         )
-    except UNUSABLE as error:
-        raise UserError(f"model folder {folder}: cannot be loaded: {error}") from error
     except (RuntimeError, SafetensorError) as error:
         raise IntegrityError(f"model folder {folder}: weights cannot be read: {error}") from error
+    except Exception as error:
+        raise UserError(f"model folder {folder}: cannot be loaded: {reason_of(error)}") from error
     model: PreTrainedModel = loaded[0]
     absent = sorted(loaded[1]["missing_keys"])
     if absent:

@@ -1,12 +1,12 @@
 """Where the files of a model are: pocket, cache, local folder or hub. Needs no torch."""
 
-import json
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from rankscope.config.study import ModelConfig
 from rankscope.errors import UserError, first_line
+from rankscope.filesystem import read_json_object
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -59,15 +59,7 @@ def checked_folder(folder: Path, weights: bool = True) -> Path:
         raise UserError(f"model folder {folder}: no such folder")
     if not (folder / "config.json").is_file():
         raise UserError(f"model folder {folder}: no config.json; expected a Hugging Face folder")
-    try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"model folder {folder}: config.json cannot be read: {error}") from error
-    if not isinstance(settings, dict):
-        raise UserError(
-            f"model folder {folder}: config.json holds a {type(settings).__name__}; expected a "
-            "Hugging Face model's configuration, an object"
-        )
+    read_json_object(folder / "config.json")
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
         if pickles:

@@ -5,7 +5,8 @@ adapters' ranks, and each adapter adds to its own slice in place. The backward p
 because autograd would keep a copy of x and of every product for each adapter: here x is kept once
 for all adapters, and A x, (tokens, r), once per adapter.
 
-Products run in the base's dtype; A, B and their gradients are float32.
+Products run in the base's dtype; A, B and their gradients are float32. On a GPU the adapters' own
+products can be grouped (``grouped_lora.py``); this loop is their reference.
 
     n  tokens of one adapter        r  its rank (twice that for PiSSA, see ``Adapter.factors``)
 """
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rankscope.errors import UserError
+from rankscope.models.grouped_lora import BucketSlice, GroupedLora
 from rankscope.models.lora import Adapter
 from rankscope.models.methods import get_lora_method
 from rankscope.models.methods.lora import LoraMethod
@@ -40,6 +42,8 @@ class AdapterSpan(NamedTuple):
 
 @dataclass(slots=True)
 class AdapterSlice:
+    """One adapter's part of a pass through one module."""
+
     adapter: Adapter
     method: LoraMethod
     module: str  # Path of the layer
@@ -48,6 +52,10 @@ class AdapterSlice:
     a: Tensor  # A', (r, in), in the base's dtype
     b: Tensor  # B', (out, r), likewise
     mask: Tensor | None = None  # Inputs that dropout keeps, (n, in) bool; None without dropout
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return self.adapter.module_parameters(self.module)
 
     def rows(self, x: Tensor) -> Tensor:
         """The adapter's tokens of (N, ...), a view."""
@@ -58,6 +66,36 @@ class AdapterSlice:
         if self.mask is None:
             return x
         return x * self.mask * (1 / (1 - self.adapter.dropout))
+
+    def forward(self, x: Tensor, y: Tensor, linear: nn.Linear) -> tuple[Tensor | None, ...]:
+        """Change the adapter's rows of y = W x + bias, (N, out), in place, for x, (N, in); what the
+        backward pass needs."""
+        inputs = self.dropped(self.rows(x))
+        saved = (self.mask, *self.method.forward(self, self.rows(y), inputs, linear))
+        self.mask = None  # autograd keeps it, and drops it where the layer is computed again
+        return saved
+
+    def backward(
+        self,
+        saved: Sequence[Any],
+        grad: Tensor,
+        x: Tensor,
+        grad_x: Tensor | None,
+        weight: Tensor | None,
+    ) -> list[Tensor]:
+        """Gradients of ``parameters``, from the gradient of y, (N, out). The adapter's share is
+        added in place to ``grad_x``, (N, in), which holds the base's; ``weight`` is W0."""
+        self.mask, *kept = saved
+        gradients = self.method.backward(
+            self,
+            tuple(kept),
+            self.rows(grad),
+            self.dropped(self.rows(x)),
+            None if grad_x is None else self.rows(grad_x),
+            weight,
+        )
+        self.mask = None
+        return gradients
 
     def factor_gradients(
         self, grad: Tensor, back: Tensor, inputs: Tensor, hidden: Tensor
@@ -79,15 +117,15 @@ class MultiLoraProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, linear: nn.Linear, slices: list[AdapterSlice], *parameters: Tensor
+        ctx: Any,
+        x: Tensor,
+        linear: nn.Linear,
+        slices: Sequence[AdapterSlice | BucketSlice],
+        *parameters: Tensor,
     ) -> Tensor:
         """(N, in) -> (N, out). ``parameters`` are those of ``slices``, in order, for autograd."""
         y: Tensor = linear(x)
-        saved: list[tuple[Tensor | None, ...]] = []
-        for part in slices:
-            inputs = part.dropped(part.rows(x))
-            saved.append((part.mask, *part.method.forward(part, part.rows(y), inputs, linear)))
-            part.mask = None  # autograd keeps it, and drops it where the layer is computed again
+        saved = [part.forward(x, y, linear) for part in slices]
         ctx.save_for_backward(x, *(tensor for tensors in saved for tensor in tensors))
         ctx.linear, ctx.slices, ctx.counts = linear, slices, [len(tensors) for tensors in saved]
         return y
@@ -97,18 +135,10 @@ class MultiLoraProduct(torch.autograd.Function):
         (grad,), (x, *saved) = grads, ctx.saved_tensors
         weight = dense_weight(ctx.linear) if ctx.needs_input_grad[0] else None
         grad_x = None if weight is None else grad @ weight
-        parameter_grads: list[Tensor] = []
+        parameter_grads: list[Tensor | None] = []
         for part, count in zip(ctx.slices, ctx.counts, strict=True):
-            (part.mask, *kept), saved = saved[:count], saved[count:]
-            parameter_grads += part.method.backward(
-                part,
-                tuple(kept),
-                part.rows(grad),
-                part.dropped(part.rows(x)),
-                None if grad_x is None else part.rows(grad_x),
-                weight,
-            )
-            part.mask = None
+            kept, saved = saved[:count], saved[count:]
+            parameter_grads += part.backward(kept, grad, x, grad_x, weight)
         return grad_x, None, None, *parameter_grads
 
 
@@ -128,7 +158,10 @@ class MultiLoraLinear(nn.Module):
         """(1, N, in) -> (1, N, out); M kept positions in place of N in the output layer."""
         multi_lora = self._multi_lora[0]
         spans = multi_lora.kept_segments if self.is_head else multi_lora.segments
-        slices: list[AdapterSlice] = []
+        slices: list[AdapterSlice | BucketSlice] = []
+        if multi_lora.training and multi_lora.grouped is not None:
+            grouped, spans = multi_lora.grouped.slices(self.name, spans, x.device)
+            slices += grouped
         for adapter_name, start, stop in spans:
             adapter = multi_lora.adapters[adapter_name] if adapter_name is not None else None
             if adapter is None or self.name not in adapter.a or start == stop:
@@ -144,7 +177,7 @@ class MultiLoraLinear(nn.Module):
         if not slices:
             y: Tensor = self.linear(x)
             return y
-        parameters = [p for part in slices for p in part.adapter.module_parameters(self.name)]
+        parameters = [p for part in slices for p in part.parameters]
         y = MultiLoraProduct.apply(x.squeeze(0), self.linear, slices, *parameters)  # type: ignore[no-untyped-call]
         return y[None]
 
@@ -160,6 +193,7 @@ class MultiLora:
         self.training = False  # Dropout is on
         self.recomputing = False  # Gradient checkpointing repeats a pass, with its masks
         self.injected_tuner: PeftTuner | None = None  # A PEFT method, in place of adapters
+        self.grouped: GroupedLora | None = None  # Computes the products in training; None: a loop
 
     def attach(self, adapter: Adapter) -> None:
         """Make an adapter available under its name. An error leaves everything as it was."""
@@ -187,6 +221,31 @@ class MultiLora:
     def detach(self, adapter_name: str) -> None:
         del self.adapters[adapter_name]
 
+    def group(self, dtype: torch.dtype) -> None:
+        """From now on training groups the adapters' products, in ``dtype``."""
+        adapters = tuple(self.adapters.values())
+        self.grouped = GroupedLora(adapters, linear_layers(self.model), dtype)
+
+    def ungroup(self) -> None:
+        if self.grouped is not None:
+            self.grouped.release()
+            self.grouped = None
+
+    def place(self, adapter_name: str | None) -> int:
+        """Where an adapter's rows belong among those of the others; 0 if it does not matter."""
+        if self.grouped is None or adapter_name is None:
+            return 0
+        return self.grouped.order[adapter_name]
+
+    @contextmanager
+    def optimizer_step(self) -> Iterator[None]:
+        """Around all passes of an optimizer step: afterwards parameters have their gradients."""
+        if self.grouped is not None:
+            self.grouped.begin_step()
+        yield
+        if self.grouped is not None:
+            self.grouped.end_step()
+
     @contextmanager
     def dropout_off(self) -> Iterator[None]:
         """While inside, adapters compute as in inference."""
@@ -198,6 +257,7 @@ class MultiLora:
 
     def clear(self) -> None:
         self.adapters.clear()
+        self.grouped = None
         if self.injected_tuner is not None:
             self.injected_tuner.remove()
             self.injected_tuner = None

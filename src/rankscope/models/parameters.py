@@ -9,23 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rankscope.config.study import StudyConfig
-from rankscope.errors import UserError
-
-UNUSABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    ImportError,
-    StrictDataclassError,
-)
-"""What transformers raises for a folder that it can read but not use."""
+from rankscope.errors import UserError, reading
 
 FLOAT32_BYTES = 4
 ADAMW_STATES = 2  # First and second moment, float32 each
@@ -66,27 +53,17 @@ def read_model_config(path: Path) -> PretrainedConfig:
     folder = path.parent if path.name == "config.json" else path
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: there is no config.json. Expected a Hugging Face model folder.")
-    try:
+    with reading(folder / "config.json", "a usable configuration"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except UNUSABLE as error:
-        raise UserError(f"{folder / 'config.json'}: not a usable configuration: {error}") from error
     if not isinstance(config, PretrainedConfig):
         raise UserError(f"{folder / 'config.json'}: expected the configuration of one model.")
     return config
 
 
 def model_on_meta(config: PretrainedConfig) -> PreTrainedModel:
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=False
-            )
-    # On the meta device a RuntimeError means a bad shape, such as a negative one.
-    except (*UNUSABLE, RuntimeError) as error:
-        raise UserError(
-            f"model type {config.model_type!r}: config.json does not describe a causal language "
-            f"model that can be built: {type(error).__name__}: {error}"
-        ) from error
+    place = f"model type {config.model_type!r}"
+    with reading(place, "a causal language model that can be built"), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return model
 
 

@@ -19,6 +19,7 @@ from rankscope.hashing import tokenizer_sha256, weights_sha256
 from rankscope.models.adapters.folder import check_same_base
 from rankscope.models.adapters.warm_start import resolve_warm_starts, warm_start_notes
 from rankscope.models.load import load_tokenizer
+from rankscope.models.lora_implementation import lora_implementation_notes
 from rankscope.models.methods import get_method
 from rankscope.models.methods.method import TrialFacts
 from rankscope.models.model_folder import model_folder
@@ -64,6 +65,8 @@ def prepare_study(
     device = machine.device if machine else choose_device(config.device)
     dtype = machine.dtype(config.dtype) if machine else choose_dtype(config.dtype, device)
     free_bytes = machine.memory * 1e9 if machine else available_memory_bytes(device)
+    implementation = config.train.lora_implementation
+    notes = [] if machine else lora_implementation_notes(implementation, device, dtype)
     missing_weights = [] if weights else missing_weights_notes(folder)
     is_hashed = weights or (bool(warm_starts) and not missing_weights)
     base_sha256 = weights_sha256(folder) if is_hashed else "not read"
@@ -134,6 +137,7 @@ def prepare_study(
         notes=(
             *missing_weights,
             *dtype_notes(dtype, device),
+            *notes,
             *encoder.notes,
             *rank_notes(config, shapes),
             *truncated,

@@ -33,6 +33,7 @@ NOT_TRAINING = frozenset(
         "evaluate_every",
         "evaluate_items",
         "gradient_checkpointing",
+        "lora_implementation",
     }
 )
 """Fields of ``train`` that change when and how something is computed, but no result."""

@@ -14,12 +14,13 @@ checkpoints and finished results in its folder, so running the unit again contin
 import dataclasses
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rankscope.config.loader import study_values
 from rankscope.config.study import StudyConfig
-from rankscope.errors import IntegrityError, StudyLocked, UserError
+from rankscope.errors import IntegrityError, StudyLocked, UserError, reading
 from rankscope.filesystem import replace_text
 from rankscope.hashing import sha256_file, sha256_json
 from rankscope.progress import LOG, logged_notes
@@ -95,13 +96,9 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
 
 def read_unit(folder: Path) -> UnitOrder:
     """What the worker of a unit is to do."""
-    try:
+    remedy = "units are made by 'rankscope run --workers N'"
+    with reading(folder, "a unit of work", do=remedy):
         return UnitOrder.model_validate_json((folder / UNIT).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder}: there is no unit of work here ({error}); units are made by 'rankscope run "
-            "--workers N'"
-        ) from error
 
 
 def unit_study(order: UnitOrder, study: PreparedStudy, stored: StoredGroups) -> PreparedStudy:
@@ -183,7 +180,7 @@ def adopt_units(context: RunContext, *, keep_unsealed: bool) -> None:
     ``keep_unsealed``: leave unfinished units to the workers of this run.
     """
     for folder in sorted((context.ledger.out / UNITS).glob("*")):
-        wait_for_worker(context, folder)
+        wait_for_worker(folder, context.check_stop)
         is_ready = (folder / UNIT).is_file()
         if not is_ready or read_unit(folder).study_sha256 != prepared_sha256(context.study):
             shutil.rmtree(folder, ignore_errors=True)
@@ -195,12 +192,16 @@ def adopt_units(context: RunContext, *, keep_unsealed: bool) -> None:
             rescue_unit(context, folder)
 
 
-def wait_for_worker(context: RunContext, folder: Path) -> None:
-    """Return once no worker of a driver that died holds a unit; such workers stop by themselves."""
+def wait_for_worker(folder: Path, check_stop: Callable[[], object]) -> None:
+    """Return once no worker of a driver that died holds a unit; such workers stop by themselves.
+
+    Raises:
+        Interrupted: by ``check_stop``, which is called while it waits.
+    """
     while (folder / "ledger.sqlite").is_file() and not is_sealed(folder):
         try:
             Ledger.open(folder, write=True).close()
             return
         except StudyLocked:
-            context.check_stop()
+            check_stop()
             time.sleep(0.2)

@@ -21,7 +21,7 @@ from rankscope.data.registry import NAMED_TASKS
 from rankscope.data.sources import DEV, READERS, SPLIT_FILES, check_file
 from rankscope.data.task_source import hub_tasks, missing_rows
 from rankscope.data.tasks import read_task_items
-from rankscope.errors import UserError, did_you_mean
+from rankscope.errors import UserError, did_you_mean, reason_of
 from rankscope.models.fetch import KNOWN_MODELS, is_cached
 from rankscope.models.model_folder import model_folder
 
@@ -125,9 +125,7 @@ def parse_model(model: str) -> ModelConfig:
     try:
         return ModelConfig.model_validate(model)
     except ValidationError as error:
-        details = error.errors(include_url=False)[0]
-        reason = details["ctx"]["error"] if details["type"] == "value_error" else details["msg"]
-        raise UserError(f"model: {reason}") from error
+        raise UserError(f"model: {reason_of(error)}") from error
 
 
 # --- paths --------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from rankscope.models.attention.kernel import KernelRows, has_varlen_kernel
 from rankscope.models.attention.products import RowLayout
 from rankscope.models.attention.varlen import AttentionPlan
 from rankscope.models.base import Row, RowBatch
@@ -175,6 +176,7 @@ def meta_plan(lengths: Sequence[int], device: torch.device) -> AttentionPlan:
         to_rows=plan.to_rows.to(META),
         to_tokens=plan.to_tokens.to(META),
         layout=RowLayout.of(lengths, META) if by_products else None,
+        kernel=KernelRows.of(plan.lengths, META) if has_varlen_kernel(device) else None,
     )
 
 

@@ -80,6 +80,7 @@ def train_group(
             callback_seconds += run_callbacks(callbacks, first_step, model, states)
         for step in range(first_step, num_steps):
             active = [state for state in states if state.is_active(step)]
+            active.sort(key=lambda state: model.multi_lora.place(state.adapter_name))
             if not active:
                 break
 
@@ -89,7 +90,8 @@ def train_group(
             terms = [term for own_terms in terms_of for term in own_terms]
             one_row_each = any(state.needs_row_passes for state in active)
             batch_tokens = 1 if one_row_each else config.batch_tokens  # a pass has at least one row
-            losses = compute_gradients(model, base, terms, batch_tokens)
+            with model.multi_lora.optimizer_step():
+                losses = compute_gradients(model, base, terms, batch_tokens)
 
             # Clip, check and update, each trial by itself.
             for state, own_terms in zip(active, terms_of, strict=True):
@@ -113,6 +115,7 @@ def train_group(
     finally:
         model.multi_lora.training = False
         disable_gradient_checkpointing(model.model)
+    model.multi_lora.ungroup()
     for state in states:
         state.finish()
     seconds = seconds_before + time.monotonic() - started - callback_seconds

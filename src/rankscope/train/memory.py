@@ -154,6 +154,8 @@ class MemoryModel:
             )
         group = [self.stand_in(trial) for trial in group]
         together = math.ceil(len(group) * len(shape.lengths) / sum(rows_each))
+        if self.device.type == "cuda":  # grouped products keep copies of all A and B
+            together = len(group)
         casts = sum(
             sorted(cast_bytes(self._adapter(trial), self.dtype) for trial in group)[-together:]
         )

@@ -16,6 +16,7 @@ from rankscope.errors import UserError
 from rankscope.models.base import Base
 from rankscope.models.gradient_checkpointing import enable_gradient_checkpointing
 from rankscope.models.lora import Adapter
+from rankscope.models.lora_implementation import choose_lora_implementation
 from rankscope.models.methods import get_method
 from rankscope.models.methods.init_context import InitContext
 from rankscope.models.peft_backend.tuner import PeftTuner
@@ -206,8 +207,11 @@ class TrialState:
                 parameter.copy_(tensor)
             elif tensor.dtype == torch.int64:  # AdamW8bit counts steps in Python
                 self.optimizer.state[parameter][key] = int(tensor)
-            else:  # the step too: AdamW is fused
-                self.optimizer.state[parameter][key] = tensor.to(parameter.device)
+            else:  # the step too: AdamW is fused, and wants moments in the order of the weights
+                moment = tensor.to(parameter.device)
+                if moment.shape == parameter.shape:
+                    moment = torch.empty_like(parameter).copy_(moment)
+                self.optimizer.state[parameter][key] = moment
         self.drop_cached_weights()
         for name in STORED_FIELDS:
             setattr(self, name, counters[name])
@@ -266,6 +270,9 @@ def start_trials(
                 replay_rows, ReplaySampler(sampler, len(replay_rows), trial.replay_share)
             )
         states.append(state)
+    wanted, dtype = config.lora_implementation, base.model.dtype
+    if choose_lora_implementation(wanted, base.device, dtype) == "grouped_mm":
+        model.multi_lora.group(dtype)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(model.model, model.multi_lora)
     return model, states

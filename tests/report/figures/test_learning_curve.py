@@ -6,6 +6,7 @@ import pytest
 from report_studies import CURVES, ORDINARY, ordinary_study, study_and_advice
 from synthetic_study import Truth
 
+from rankscope.records import TrialRecords
 from rankscope.report.figures import learning_curve
 from rankscope.report.learning_curves import curve_of
 from rankscope.report.study_view import StudyView
@@ -148,3 +149,16 @@ def test_a_trial_that_stopped_early_ends_at_the_weights_it_kept() -> None:
     gain = [p.gain for p in whole]
     expected = [gain[0], gain[1], (gain[1] + 2 * gain[2]) / 3, (gain[1] + 2 * gain[3]) / 3]
     assert [p.gain for p in found] == pytest.approx(expected)
+
+
+def test_curves_that_only_lose_are_drawn() -> None:
+    study, advice = study_and_advice(CURVES)
+
+    def lost(trial: TrialRecords) -> TrialRecords:
+        points = (p.model_copy(update={"score": p.score * 0.1}) for p in trial.curve)
+        return replace(trial, curve=tuple(points))
+
+    trials = tuple(map(lost, study.trials))
+    view = StudyView(replace(study, trials=trials), advice)
+    assert max(p.gain for arm in view.arms("med") for p in curve_of(view, arm)) < 0
+    assert learning_curve.draw_learning_curve(view, "med") is not None

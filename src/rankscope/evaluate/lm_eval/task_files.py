@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from rankscope.config.task import LM_EVAL_PREFIX
-from rankscope.errors import UserError
+from rankscope.errors import UserError, reading
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -85,10 +85,8 @@ def check_tags(
     """Read a YAML file and its includes as tagged nodes; construct nothing. The files read."""
     if path in seen:
         return []
-    try:
+    with reading(f"task file {path}", "a readable YAML file"):
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"task file {path}: cannot be read: {error}") from error
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"task file {path}: expected a mapping with 'task', 'dataset_path', ...")
     for node in walk(root):
@@ -105,7 +103,8 @@ def check_tags(
     for key, value in root.value:
         if key.value == "include":
             for name in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                included = (path.parent / name.value).resolve()
+                with reading(f"task file {path}", "a file with readable paths in 'include'"):
+                    included = (path.parent / name.value).resolve()
                 files += check_tags(included, allow_functions, seen | {path})
     return files
 

@@ -7,6 +7,8 @@ from rankscope.evaluate.scorers.exact_match import normalized_answer
 from rankscope.evaluate.scorers.generation import GenerationScorer, Judgement, first_match
 
 if TYPE_CHECKING:
+    from regex import Pattern
+
     from rankscope.data.items import Item
 
 
@@ -18,7 +20,7 @@ class ContainsScorer(GenerationScorer):
     summary = "greedy generation; the answer contains the gold answer as whole words"
     metrics = {"contains": "", "stopped": ""}
 
-    def judge_answer(self, item: "Item", text: str, pattern: re.Pattern[str] | None) -> Judgement:
+    def judge_answer(self, item: "Item", text: str, pattern: "Pattern[str] | None") -> Judgement:
         gold = normalized_answer(item.reference or item.completion)
         part = first_match(pattern, text) if pattern else text
         answer = None if part is None else normalized_answer(part)

@@ -1,7 +1,6 @@
 """Shared by the scorers that let models write answers: prompts, stop strings, judging."""
 
 import math
-import re
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -12,8 +11,11 @@ from rankscope.data.numbers import ANSWER_MARK
 from rankscope.errors import UserError
 from rankscope.evaluate.metrics import ModelScores, exact_mean
 from rankscope.evaluate.scorers.scorer import Scorer
+from rankscope.patterns import compile_pattern, matched_parts
 
 if TYPE_CHECKING:
+    from regex import Pattern
+
     from rankscope.data.encode import Encoder
     from rankscope.data.items import Item
     from rankscope.data.registry import TaskSpec
@@ -45,7 +47,7 @@ class GenerationScorer(Scorer[list[int]]):
     generates = True
 
     @abstractmethod
-    def judge_answer(self, item: "Item", text: str, pattern: re.Pattern[str] | None) -> Judgement:
+    def judge_answer(self, item: "Item", text: str, pattern: "Pattern[str] | None") -> Judgement:
         """Compare one answer with the item's gold answer; ``pattern`` is the task's ``extract``."""
 
     def encode(
@@ -114,7 +116,7 @@ class GenerationScorer(Scorer[list[int]]):
 
         from rankscope.records import ItemResult
 
-        pattern = None if spec.extract is None else re.compile(spec.extract)
+        pattern = None if spec.extract is None else compile_pattern(spec.extract)
         results: list[ItemResult] = []
         answered: list[float] = []
         for item, generation in zip(items, generations, strict=True):
@@ -142,7 +144,7 @@ class GenerationScorer(Scorer[list[int]]):
 class EqualAnswerScorer(GenerationScorer):
     """Right if what is compared of the answer equals what is compared of the gold answer."""
 
-    def judge_answer(self, item: "Item", text: str, pattern: re.Pattern[str] | None) -> Judgement:
+    def judge_answer(self, item: "Item", text: str, pattern: "Pattern[str] | None") -> Judgement:
         part = first_match(pattern, text) if pattern else text
         prediction = None if part is None else self.comparable(part)
         gold = self.gold(item, pattern)
@@ -153,7 +155,7 @@ class EqualAnswerScorer(GenerationScorer):
         """What is compared of an answer, equal for equal answers; None if there is nothing."""
 
     @abstractmethod
-    def gold(self, item: "Item", pattern: re.Pattern[str] | None) -> str:
+    def gold(self, item: "Item", pattern: "Pattern[str] | None") -> str:
         """What :meth:`comparable` must equal; ``pattern`` is the task's ``extract``."""
 
 
@@ -197,14 +199,9 @@ def gold_logprobs(job: "ScoringJob", context: int) -> dict[str | None, GoldLogpr
     return found
 
 
-def first_match(pattern: re.Pattern[str], text: str) -> str | None:
-    """The first match of a pattern in a text: its group, or all of it if it has no group.
-
-    None without a match, or if an optional group took no part in it.
-    """
-    match = pattern.search(text)
-    part: str | None = None if match is None else match.group(pattern.groups)
-    return part
+def first_match(pattern: "Pattern[str]", text: str) -> str | None:
+    """The first of :func:`matched_parts`; None without a match."""
+    return next(matched_parts(pattern, text), None)
 
 
 def stop_strings(

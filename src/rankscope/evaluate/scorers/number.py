@@ -1,6 +1,5 @@
 """Generated answers that end in a number."""
 
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,8 @@ from rankscope.errors import UserError
 from rankscope.evaluate.scorers.generation import EqualAnswerScorer
 
 if TYPE_CHECKING:
+    from regex import Pattern
+
     from rankscope.data.items import Item
     from rankscope.data.rows import RowContent
 
@@ -38,7 +39,7 @@ class NumberScorer(EqualAnswerScorer):
     def comparable(self, text: str) -> str | None:
         return extract_number(text)
 
-    def gold(self, item: "Item", pattern: re.Pattern[str] | None) -> str:
+    def gold(self, item: "Item", pattern: "Pattern[str] | None") -> str:
         answer = item.reference or item.completion
         number = extract_number(answer)
         if number is None:

@@ -5,7 +5,6 @@ The file is run only if the process was allowed to: a study file may come from s
 
 import importlib.util
 import os
-import re
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,8 @@ from rankscope.evaluate.scorers.generation import GenerationScorer, Judgement, f
 from rankscope.hashing import sha256_file
 
 if TYPE_CHECKING:
+    from regex import Pattern
+
     from rankscope.data.encode import Encoder
     from rankscope.data.items import Item
     from rankscope.data.registry import TaskSpec
@@ -70,7 +71,7 @@ class PythonScorer(GenerationScorer):
             )
         return function  # type: ignore[no-any-return]
 
-    def judge_answer(self, item: "Item", text: str, pattern: re.Pattern[str] | None) -> Judgement:
+    def judge_answer(self, item: "Item", text: str, pattern: "Pattern[str] | None") -> Judgement:
         gold = item.reference or item.completion
         part = first_match(pattern, text) if pattern else text
         if part is None:

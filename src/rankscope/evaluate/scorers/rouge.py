@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from rankscope.evaluate.scorers.generation import GenerationScorer, Judgement, first_match
 
 if TYPE_CHECKING:
+    from regex import Pattern
+
     from rankscope.data.items import Item
 
 
@@ -17,7 +19,7 @@ class RougeScorer(GenerationScorer):
     summary = "greedy generation; ROUGE-L, the F1 of the longest common subsequence of words"
     metrics = {"rouge_l": "", "stopped": ""}
 
-    def judge_answer(self, item: "Item", text: str, pattern: re.Pattern[str] | None) -> Judgement:
+    def judge_answer(self, item: "Item", text: str, pattern: "Pattern[str] | None") -> Judgement:
         gold = item.reference or item.completion
         part = first_match(pattern, text) if pattern else text
         return Judgement(rouge_l(part or "", gold), gold, part)

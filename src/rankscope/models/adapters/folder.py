@@ -8,16 +8,17 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from rankscope.errors import IntegrityError, UserError
+from rankscope.errors import IntegrityError, UserError, reading
 from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.hashing import sha256_file, sha256_json
 from rankscope.models.adapters.settings import (
@@ -178,14 +179,21 @@ def load_adapter(
     )
 
 
+@contextmanager
+def opened_weights(path: Path) -> Iterator[Any]:
+    """An opened safetensors file; IntegrityError for whatever safetensors cannot read."""
+    with (
+        reading(path, "a readable safetensors file", IntegrityError),
+        safe_open(path, "pt") as file,
+    ):
+        yield file
+
+
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file, all finite, and its metadata."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise IntegrityError(f"{path}: not a readable safetensors file: {error}") from error
+    with opened_weights(path) as file:
+        metadata = dict(file.metadata() or {})
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor.float()).all():
             raise IntegrityError(f"{path}: tensor {key!r} holds values that are not finite")
@@ -219,8 +227,8 @@ def check_same_base(folder: Path, recorded: str | None, base_sha256: str) -> Non
 
 
 def recorded_base(folder: Path) -> str | None:
-    """Recorded hash of a readable adapter's base; PEFT itself records none."""
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
+    """Recorded hash of an adapter's base; PEFT itself records none."""
+    with opened_weights(folder / WEIGHTS) as file:
         recorded: str | None = (file.metadata() or {}).get(BASE_HASH)
     return recorded
 

@@ -27,6 +27,7 @@ from transformers import AttentionInterface
 
 from rankscope.errors import UserError
 from rankscope.models.attention.decode import DecodeStep
+from rankscope.models.attention.kernel import KernelRows, has_varlen_kernel
 from rankscope.models.attention.products import MAX_LENGTH, RowLayout, causal_products
 from rankscope.models.attention.tree import MAX_SCORES, TreeMask, tree_attention
 
@@ -88,6 +89,7 @@ class AttentionPlan:
     cache: KVCache | None = None
     store: bool = False  # Append this pass's keys and values to ``cache``
     layout: RowLayout | None = None  # Layout for ``causal_products``, if that is the faster way
+    kernel: KernelRows | None = None  # Rows for torch's kernel, if the device has it
     step: DecodeStep | None = None  # Set if every row continues its cache by one token
     tree: TreeMask | None = None  # Set if rows branch or continue ``prefix``
     prefix: KVCache | None = None  # A cache of one row, which every row continues
@@ -120,6 +122,7 @@ class AttentionPlan:
         is_fresh = cache is None or not cache.lengths.any()
         is_step = width == 1 and store and cache is not None and bool(cache.lengths.all())
         by_products = device.type == "cpu" and is_fresh and width <= MAX_LENGTH
+        by_kernel = is_fresh and has_varlen_kernel(device)
         return cls(
             lengths=counts,
             to_rows=to_rows.reshape(-1).to(device),
@@ -128,6 +131,7 @@ class AttentionPlan:
             cache=cache,
             store=store,
             layout=RowLayout.of(lengths, device) if by_products else None,
+            kernel=KernelRows.of(counts, device) if by_kernel else None,
             step=DecodeStep.of(cache.lengths, device) if is_step and cache is not None else None,
         )
 
@@ -228,12 +232,17 @@ def varlen_attention(
     if plan.step is not None and cache is not None:
         cached = (cache.keys[layer], cache.values[layer])
         return plan.step.attend((query, key, value), cached, scale, window), None
-    if plan.layout is not None and not dropout and (window is None or window >= width):
+    kernel = plan.kernel if plan.kernel is not None and plan.kernel.fits(query) else None
+    layout = plan.layout if window is None or window >= width else None
+    if not dropout and (kernel is not None or layout is not None):
         if cache is not None and plan.store:
             cache.append(layer, plan.rows(key), plan.rows(value), plan.lengths)
         q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+        if kernel is not None:
+            return kernel.attend(q, k, v, scale, window)[None], None
+        assert layout is not None
         with no_autocast(query.device.type):  # the products keep their own precision
-            return causal_products(q, k, v, plan.layout, scale)[None], None
+            return causal_products(q, k, v, layout, scale)[None], None
     return padded_attention(layer, (query, key, value), plan, (scaling, window, dropout)), None
 
 

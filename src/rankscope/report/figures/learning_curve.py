@@ -69,7 +69,8 @@ def _finding(view: StudyView, curves: Sequence[tuple[ArmSummary, list[CurveStep]
     focus = view.focus(task)
     of_focus = (pair for pair in curves if focus is not None and pair[0].label == focus.label)
     arm, curve = next(of_focus, curves[0])
-    half = next(s for s in curve if s.gain >= max(t.gain for t in curve) / 2)
+    most = max(step.gain for step in curve)
+    half = next(step for step in curve if step.gain >= min(most, most / 2))  # it may be a loss
     parts = []
     for step in dict.fromkeys([half, curve[-1]]):
         text = f"after {count(step.step, 'step')} {difference(step.gain, view.unit(task))}"

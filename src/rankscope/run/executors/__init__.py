@@ -9,11 +9,15 @@ To add one, write a module with a class like :class:`Executor` and register it::
     register_executor("mine", MyExecutor)
 """
 
+import os
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Literal, Protocol
+
+import torch
 
 from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
@@ -53,31 +57,54 @@ class Executor(Protocol):
         """Return once all workers ended."""
 
 
-_EXECUTORS: dict[str, Callable[[int], Executor]] = {}
+@dataclass(frozen=True, slots=True)
+class ExecutorOptions:
+    """What the command line and the study file ask of an executor.
+
+    Attributes:
+        num_workers: most units at a time; None lets the executor decide.
+        device: of the study file.
+        ray_address: of a running Ray cluster.
+    """
+
+    num_workers: int | None = None
+    device: str = "auto"
+    ray_address: str | None = None
+
+    def threads(self, num_workers: int) -> int:
+        """Threads of each worker: OMP_NUM_THREADS, else a share of this machine's."""
+        stated = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+        return int(stated) if stated.isdecimal() else max(1, torch.get_num_threads() // num_workers)
 
 
-def register_executor(name: str, factory: Callable[[int], Executor]) -> None:
-    """Make an executor known; ``factory`` gets the number of workers."""
+_EXECUTORS: dict[str, Callable[[ExecutorOptions], Executor]] = {}
+
+
+def register_executor(name: str, factory: Callable[[ExecutorOptions], Executor]) -> None:
+    """Make an executor known."""
     _EXECUTORS[name] = factory
 
 
 def executor_names() -> list[str]:
     """Names of all executors."""
-    import_module("rankscope.run.executors.local")
+    for name in ("local", "ray"):
+        import_module(f"rankscope.run.executors.{name}")
     return sorted(_EXECUTORS)
 
 
-def new_executor(name: str, num_workers: int) -> Executor:
+def new_executor(name: str, options: ExecutorOptions) -> Executor:
     """An executor by its name.
 
     Raises:
-        UserError: there is none of that name, or no worker.
+        UserError: there is none of that name, no worker, or it cannot start.
     """
     if name not in executor_names():
         raise UserError(f"executor {name!r}: expected one of {', '.join(executor_names())}")
-    if num_workers < 1:
-        raise UserError(f"--workers {num_workers}: expected at least 1")
-    return _EXECUTORS[name](num_workers)
+    if options.num_workers is not None and options.num_workers < 1:
+        raise UserError(f"--workers {options.num_workers}: expected at least 1")
+    if options.ray_address is not None and name != "ray":
+        raise UserError(f"--ray-address: found --executor {name}, expected --executor ray")
+    return _EXECUTORS[name](options)
 
 
 def run_units(

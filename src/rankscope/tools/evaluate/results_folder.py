@@ -15,9 +15,8 @@ from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
-from rankscope.errors import IntegrityError
+from rankscope.errors import IntegrityError, reading
 from rankscope.evaluate.evaluator import Evaluation
 from rankscope.evaluate.scorers.scorer import ScoreUnit
 from rankscope.filesystem import replace_bytes, replace_text
@@ -88,12 +87,8 @@ class ResultsFolder:
         """
         if key in self._loaded or self.out is None or not (path := self._path(key)).is_file():
             return self._loaded.get(key)
-        try:
+        with reading(path, "what was written", IntegrityError, "remove it to score it again"):
             stored = StoredResult.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise IntegrityError(
-                f"{path}: is not what was written; remove it to score the result again"
-            ) from error
         table = self.out / stored.table
         if stored.key != key or not table.is_file() or sha256_file(table) != stored.table_sha256:
             raise IntegrityError(

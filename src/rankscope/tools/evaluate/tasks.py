@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
@@ -14,7 +13,7 @@ from rankscope.config.loader import load_task_file
 from rankscope.config.task import LM_EVAL_PREFIX, TaskConfig, is_task_file
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import LoadedTask, load_task
-from rankscope.errors import UserError
+from rankscope.errors import UserError, reason_of
 from rankscope.evaluate.evaluator import (
     NOT_FINITE,
     Evaluation,
@@ -152,9 +151,7 @@ def task_config(text: str, num_fewshot: int | None) -> TaskConfig:
         name = path.resolve().name if path.is_dir() else path.stem
         return TaskConfig.model_validate({"name": name, key: str(path), **changes})
     except ValidationError as error:
-        fault: Any = error.errors(include_url=False)[0]
-        reason = fault.get("ctx", {}).get("error", fault["msg"])
-        raise UserError(f"task {text!r}: {reason}") from error
+        raise UserError(f"task {text!r}: {reason_of(error)}") from error
 
 
 def own_task(

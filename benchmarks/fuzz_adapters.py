@@ -1,0 +1,165 @@
+"""Adapters that somebody made: their configuration and weights, and everything that reads them."""
+
+import json
+import random
+import struct
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fuzz_mutations import altered, as_bytes, damaged, json_text
+
+ADAPTER = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": "tiny",
+    "r": 2,
+    "lora_alpha": 4,
+    "lora_dropout": 0.0,
+    "bias": "none",
+    "use_dora": False,
+    "use_rslora": False,
+    "init_lora_weights": True,
+    "fan_in_fan_out": False,
+    "inference_mode": True,
+    "layers_to_transform": None,
+    "layers_pattern": None,
+    "modules_to_save": None,
+    "exclude_modules": None,
+    "rank_pattern": {},
+    "alpha_pattern": {"q_proj": 4},
+    "target_modules": ["q_proj", "v_proj"],
+}
+MODULES = [f"model.layers.{n}.self_attn.{p}_proj" for n in (0, 1) for p in "qv"]
+PATTERNS = (
+    "(",
+    "[",
+    "(a+)+$",
+    "(.*.*.*)*x",
+    "(?:.?){40}.{40}",
+    ".*",
+    "",
+    "q_proj",
+    "\\",
+    "(?i)Q_PROJ",
+    "^",
+)
+OTHER_TYPES = ("LOHA", "LOKR", "ADALORA", "VERA", "IA3", "OFT", "PROMPT_TUNING", "lora", "")
+
+
+@cache
+def tiny_base() -> Any:
+    """A Llama of two layers, 32 numbers wide."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@cache
+def tiny_shapes() -> Any:
+    from rankscope.models.parameters import architecture
+
+    return architecture(tiny_base().config)
+
+
+@cache
+def adapter_weights() -> bytes:
+    import torch
+    from safetensors.torch import save
+
+    tensors = {}
+    for name in MODULES:
+        rows = 32 if "q_proj" in name else 16
+        for part, shape in (("A", (2, 32)), ("B", (rows, 2))):
+            tensors[f"base_model.model.{name}.lora_{part}.weight"] = torch.ones(shape)
+    return save(tensors, metadata={"format": "pt"})
+
+
+def make_adapter(rng: random.Random) -> bytes:
+    config: dict[str, Any] = dict(ADAPTER)
+    if rng.random() < 0.4:
+        pattern = rng.choice(["rank_pattern", "alpha_pattern"])
+        config[pattern] = {rng.choice(PATTERNS): rng.choice([2, 0, -1, 1e308, 1e-320, 10**30])}
+    if rng.random() < 0.2:
+        key = rng.choice(["target_modules", "exclude_modules", "layers_pattern"])
+        config[key] = rng.choice(PATTERNS)
+    if rng.random() < 0.1:
+        config["peft_type"] = rng.choice(OTHER_TYPES)
+    if rng.random() < 0.2:
+        config["r"] = rng.choice([2**40, 10**400, 1, 3])
+    content = as_bytes(json_text(altered(config, rng) if rng.random() < 0.7 else config))
+    return damaged(content, rng) if rng.random() < 0.3 else content
+
+
+def read_adapter(content: bytes, folder: Path) -> None:
+    read_adapter_folder(content, adapter_weights(), folder)
+
+
+def read_adapter_folder(config: bytes, weights: bytes, folder: Path) -> None:
+    """Everything that reads an adapter's folder; the last error is raised."""
+    from rankscope.errors import RankscopeError
+    from rankscope.models.adapters.settings import CONFIG, WEIGHTS
+    from rankscope.models.adapters.warm_start import read_warm_start
+    from rankscope.tools.evaluate.adapters import read_adapters
+
+    (folder / CONFIG).write_bytes(config)
+    (folder / WEIGHTS).write_bytes(weights)
+    with suppress(RankscopeError):
+        read_warm_start(folder, tiny_shapes())
+    for adapter in read_adapters([str(folder)], tiny_shapes(), "0" * 64, force=False):
+        if not adapter.is_lora:
+            attach_other(folder)
+
+
+def attach_other(folder: Path) -> None:
+    """Put another PEFT method on the base, and take it off."""
+    from rankscope.models.peft_backend.tuner import PeftTuner
+    from rankscope.records import ModelRecord
+
+    record = ModelRecord.model_construct(label="tiny", sha256="0" * 64)
+    PeftTuner.load(tiny_base(), folder, record).remove()
+
+
+def make_safetensors(rng: random.Random) -> bytes:
+    content = adapter_weights()
+    length = int.from_bytes(content[:8], "little")
+    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    if rng.random() < 0.8:
+        header = altered(header, rng)
+    if isinstance(header, dict) and header and rng.random() < 0.3:
+        entry = header[rng.choice(list(header))]
+        if isinstance(entry, dict):
+            entry["dtype"] = rng.choice(
+                ["F16", "BF16", "F64", "I8", "BOOL", "U64", "F8_E4M3", "F4", "C64"]
+            )
+            entry["shape"] = rng.choice([[], [0, 2**40], [64], [2**62, 4], [2, 32, 1], [16, 4]])
+    text = as_bytes(json_text(header))
+    size = (
+        len(text)
+        if rng.random() < 0.9
+        else rng.choice([0, 2**63, 2**32, 100_000_000, len(text) - 1])
+    )
+    content = struct.pack("<Q", size) + text + data
+    return damaged(content, rng) if rng.random() < 0.3 else content
+
+
+def read_safetensors(content: bytes, folder: Path) -> None:
+    from rankscope.models.checkpoint_reader import opened_weights, shards_of
+
+    (folder / "adapter").mkdir()
+    (folder / "model.safetensors").write_bytes(content)
+    for name, path in shards_of(folder).items():
+        with opened_weights(path) as file:
+            file.get_tensor(name)
+    read_adapter_folder(json.dumps(ADAPTER).encode(), content, folder / "adapter")

@@ -1,0 +1,288 @@
+"""The adapters of a group in few products: ``torch.nn.functional.grouped_mm``.
+
+The loop of ``multi_lora.py`` launches six small products per adapter and layer. Here, adapters of a
+layer whose ranks round up to the same multiple of 8 form a bucket, and six products serve all its
+adapters: two forward, two for the gradient of x, two for those of A and B. Both compute the same,
+up to rounding.
+
+    G  adapters in a bucket     R  its padded rank; PiSSA needs twice the rank
+    n  tokens of a run          s  an adapter's scaling
+
+``grouped_mm`` wants rows of a multiple of 16 bytes and int32 offsets. An empty group gives wrong
+gradients (PyTorch's issues 172439 and 193633), and rows after the last offset are left undefined;
+here neither exists.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rankscope.models.lora import Adapter
+from rankscope.models.methods import get_lora_method
+from rankscope.models.methods.lora import LoraMethod
+from rankscope.models.quantize import is_quantized
+
+if TYPE_CHECKING:
+    from rankscope.models.multi_lora import AdapterSpan
+
+RANK_MULTIPLE = 8  # 16 bytes of bfloat16
+MAX_GROUPS = 1023  # The kernel takes fewer than 1,024
+
+
+def padded_rank(adapter: Adapter, module: str) -> int:
+    """R of an adapter in a module."""
+    rank = len(adapter.a[module])
+    if module in adapter.initial_factors:
+        rank *= 2
+    return -(-rank // RANK_MULTIPLE) * RANK_MULTIPLE
+
+
+def has_plain_product(adapter: Adapter) -> bool:
+    """Whether the adapter computes s B' A' x and nothing else: no DoRA, no dropout."""
+    method = type(get_lora_method(adapter.method))
+    is_loras = (method.forward, method.backward) == (LoraMethod.forward, LoraMethod.backward)
+    return is_loras and adapter.dropout == 0
+
+
+def can_be_grouped(adapter: Adapter, module: str, linear: nn.Linear) -> bool:
+    """``grouped_mm`` takes rows of whole 16 bytes, and a base in 4 bits has no such rows."""
+    shape = (linear.in_features, linear.out_features)
+    fits = all(size % RANK_MULTIPLE == 0 for size in shape) and not is_quantized(linear)
+    return fits and module in adapter.a and has_plain_product(adapter)
+
+
+def place_in_pass(adapter: Adapter) -> tuple[bool, int, tuple[str, ...]]:
+    """Sorts adapters so that neighbours share buckets."""
+    largest = max(padded_rank(adapter, module) for module in adapter.a)
+    return not has_plain_product(adapter), largest, adapter.targets
+
+
+class Run(NamedTuple):
+    """Tokens of adapters that are neighbours in the pass and in their bucket."""
+
+    rank: int  # R, which names the bucket
+    first: int  # Index of the first adapter in the bucket
+    start: int  # First token
+    counts: list[int]  # Tokens of each adapter, none of them 0
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.counts)
+
+    @property
+    def stop(self) -> int:
+        return self.start + sum(self.counts)
+
+    def goes_on_with(self, rank: int, index: int, start: int) -> bool:
+        is_next = (rank, index, start) == (self.rank, self.last, self.stop)
+        return is_next and len(self.counts) < MAX_GROUPS
+
+
+Places = dict[str, tuple[int, int]]
+"""Adapter name -> (R, index in that bucket), for one module."""
+
+
+def cut_into_runs(
+    places: Places, spans: "Sequence[AdapterSpan]"
+) -> "tuple[list[Run], tuple[AdapterSpan, ...]]":
+    """The runs of a pass through one module, and the spans that have no bucket there."""
+    runs: list[Run] = []
+    rest: list[AdapterSpan] = []
+    for span in spans:
+        name, start, stop = span
+        if name is None or name not in places:
+            rest.append(span)
+        elif start < stop:
+            if not runs or not runs[-1].goes_on_with(*places[name], start):
+                runs.append(Run(*places[name], start, []))
+            runs[-1].counts.append(stop - start)
+    return runs, tuple(rest)
+
+
+def offsets(run: Run, device: torch.device) -> Tensor:
+    """Where each adapter's tokens end, counted from the run's first token, (G,) int32."""
+    return torch.tensor(run.counts).cumsum(0).to(device, torch.int32)
+
+
+class Bucket:
+    """Adapters of one module with one padded rank, as blocks; the adapters' own parameters are
+    views of them, without the padding, which stays zero."""
+
+    def __init__(
+        self, module: str, rank: int, adapters: Sequence[Adapter], dtype: torch.dtype
+    ) -> None:
+        self.module = module
+        self.adapters = adapters
+        first = adapters[0].a[module]
+        out_features = len(adapters[0].b[module])
+        self.a = first.new_zeros(len(adapters), rank, first.shape[1])  # (G, R, in) float32
+        # B is transposed: a view of fewer than R columns then still has no gaps in memory, as the
+        # fused optimizer demands.
+        self.b = first.new_zeros(len(adapters), rank, out_features)  # (G, R, out) float32
+        self.a_grad, self.b_grad = torch.zeros_like(self.a), torch.zeros_like(self.b)
+        self.a_copy = torch.zeros_like(self.a, dtype=dtype)  # A', in the base's dtype
+        self.b_copy = torch.zeros_like(self.b, dtype=dtype)  # s B', likewise
+        scalings = torch.tensor([adapter.scaling for adapter in adapters], device=first.device)
+        self.scaling = scalings[:, None, None]
+        for i, adapter in enumerate(adapters):
+            a, b = adapter.a[module], adapter.b[module]
+            for parameter, view in ((a, self.a[i, : len(a)]), (b, self.b[i, : len(a)].T)):
+                view.copy_(parameter.data)
+                parameter.data = view
+
+    def begin_step(self) -> None:
+        """Copy the weights, with s multiplied in before B is rounded; no gradients yet."""
+        self.a_copy.copy_(self.a)
+        torch.mul(self.b, self.scaling, out=self.b_copy)
+        for i, adapter in enumerate(self.adapters):
+            if self.module in adapter.initial_factors:
+                a, b = adapter.factors(self.module)
+                self.a_copy[i, : len(a)] = a
+                self.b_copy[i, : len(a)] = adapter.scaling * b.T
+        self.a_grad.zero_()
+        self.b_grad.zero_()
+
+    def end_step(self) -> None:
+        """Give each parameter its gradient, a view of the block's."""
+        self.b_grad.mul_(self.scaling)
+        for i, adapter in enumerate(self.adapters):
+            a, b = adapter.a[self.module], adapter.b[self.module]
+            rank = len(a)
+            if self.module in adapter.initial_factors:  # A' = [A, A - A0]: A is in both halves
+                self.a_grad[i, :rank] += self.a_grad[i, rank : 2 * rank]
+            a.grad, b.grad = self.a_grad[i, :rank], self.b_grad[i, :rank].T
+
+    def release(self) -> None:
+        """Give each parameter memory of its own, as before."""
+        for adapter in self.adapters:
+            for parameter in (adapter.a[self.module], adapter.b[self.module]):
+                parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+
+
+@dataclass(frozen=True, slots=True)
+class BucketSlice:
+    """One run of a pass through one module; the counterpart of ``AdapterSlice``."""
+
+    bucket: Bucket
+    run: Run
+    offs: Tensor
+    anchor: nn.Parameter
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What makes autograd call the backward pass; it gets no gradient."""
+        return [self.anchor]
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The run's tokens of (N, ...), a view."""
+        return x[self.run.start : self.run.stop]
+
+    def block(self, x: Tensor) -> Tensor:
+        """The run's adapters of (G, ...), a view."""
+        return x[self.run.first : self.run.last]
+
+    def forward(self, x: Tensor, y: Tensor, linear: nn.Linear) -> tuple[Tensor | None, ...]:
+        """Add s B' A' x to the run's rows of y, (N, out), in place, for x, (N, in)."""
+        a, b = self.block(self.bucket.a_copy), self.block(self.bucket.b_copy)
+        hidden = F.grouped_mm(self.rows(x).contiguous(), a.mT, offs=self.offs)  # (n, R)
+        self.rows(y).add_(F.grouped_mm(hidden, b, offs=self.offs))
+        return (hidden,)
+
+    def backward(
+        self,
+        saved: Sequence[Any],
+        grad: Tensor,
+        x: Tensor,
+        grad_x: Tensor | None,
+        weight: Tensor | None,
+    ) -> list[Tensor | None]:
+        """Add to the block's gradients, and to ``grad_x``, from the gradient of y, (N, out)."""
+        (hidden,) = saved
+        a, b = self.block(self.bucket.a_copy), self.block(self.bucket.b_copy)
+        inputs, grad = self.rows(x).contiguous(), self.rows(grad).contiguous()
+        back = F.grouped_mm(grad, b.mT, offs=self.offs)  # (n, R), s included
+        if grad_x is not None:
+            self.rows(grad_x).add_(F.grouped_mm(back, a, offs=self.offs))
+        # Autograd would make gradients of the whole block, with zeros for all other adapters.
+        self.block(self.bucket.a_grad).add_(F.grouped_mm(back.T, inputs, offs=self.offs))
+        self.block(self.bucket.b_grad).add_(F.grouped_mm(hidden.T, grad, offs=self.offs))
+        return [None]
+
+
+@dataclass(slots=True)
+class ModuleBuckets:
+    buckets: dict[int, Bucket] = field(default_factory=dict)  # By R
+    places: Places = field(default_factory=dict)
+    layout: int = 0  # Modules with the same adapters in the same places share their runs
+
+
+class GroupedLora:
+    """The buckets of every module of a group, while it trains."""
+
+    def __init__(
+        self, adapters: Sequence[Adapter], linears: Mapping[str, nn.Linear], dtype: torch.dtype
+    ) -> None:
+        ordered = sorted(adapters, key=place_in_pass)
+        self.order = {adapter.name: i for i, adapter in enumerate(ordered)}  # In a pass
+        self.modules: dict[str, ModuleBuckets] = {}
+        self._anchor = nn.Parameter(torch.empty(0))
+        self._runs: dict[Any, Any] = {}
+        layouts: dict[tuple[tuple[str, tuple[int, int]], ...], int] = {}
+        for name, linear in linears.items():
+            members: dict[int, list[Adapter]] = defaultdict(list)
+            for adapter in ordered:
+                if can_be_grouped(adapter, name, linear):
+                    members[padded_rank(adapter, name)].append(adapter)
+            places = {
+                adapter.name: (rank, i)
+                for rank, inside in members.items()
+                for i, adapter in enumerate(inside)
+            }
+            self.modules[name] = ModuleBuckets(
+                {rank: Bucket(name, rank, inside, dtype) for rank, inside in members.items()},
+                places,
+                layouts.setdefault(tuple(places.items()), len(layouts)),
+            )
+
+    @property
+    def buckets(self) -> list[Bucket]:
+        return [bucket for module in self.modules.values() for bucket in module.buckets.values()]
+
+    @torch.no_grad()
+    def begin_step(self) -> None:
+        """Before the passes of an optimizer step."""
+        self._runs.clear()
+        for bucket in self.buckets:
+            bucket.begin_step()
+
+    @torch.no_grad()
+    def end_step(self) -> None:
+        """After them: parameters have their gradients."""
+        for bucket in self.buckets:
+            bucket.end_step()
+
+    def release(self) -> None:
+        """After the last step."""
+        for bucket in self.buckets:
+            bucket.release()
+
+    def slices(
+        self, name: str, spans: "tuple[AdapterSpan, ...]", device: torch.device
+    ) -> "tuple[list[BucketSlice], tuple[AdapterSpan, ...]]":
+        """The part of a pass through a module that its buckets compute, and the spans that are left
+        to the loop."""
+        module = self.modules[name]
+        key = (module.layout, spans)
+        if key not in self._runs:  # once per pass, not per layer
+            runs, rest = cut_into_runs(module.places, spans)
+            self._runs[key] = [(run, offsets(run, device)) for run in runs], rest
+        located, rest = self._runs[key]
+        slices = [
+            BucketSlice(module.buckets[run.rank], run, offs, self._anchor) for run, offs in located
+        ]
+        return slices, rest

@@ -1,0 +1,44 @@
+"""Regular expressions that somebody else wrote: compiled and matched within limits.
+
+Nested repetitions such as ``(a+)+`` can take longer than the age of the universe on a short text.
+The package ``regex`` reads the syntax of ``re`` and can stop.
+"""
+
+from collections.abc import Iterator
+
+import regex
+
+from rankscope.errors import UserError, reason_of
+
+MAX_PATTERN = 2_000  # Characters
+MATCH_SECONDS = 1.0
+"""Processor time for one text; an ordinary expression takes microseconds."""
+
+
+def compile_pattern(text: str) -> "regex.Pattern[str]":
+    """A regular expression. Raises ValueError, which says what the text is, if it is none."""
+    if len(text) > MAX_PATTERN:
+        raise ValueError(f"has {len(text):,} characters: expected at most {MAX_PATTERN:,}")
+    try:
+        return regex.compile(text)
+    except Exception as error:  # also RecursionError, OverflowError and MemoryError
+        raise ValueError(f"is not a regular expression: {reason_of(error)}") from error
+
+
+def matched_parts(pattern: "regex.Pattern[str]", text: str) -> Iterator[str | None]:
+    """Every match of a pattern with at most one group: the group, or all of it without one.
+
+    A part is None if an optional group took no part in the match.
+
+    Raises:
+        UserError: the matches take longer than ``MATCH_SECONDS``.
+    """
+    try:
+        for match in pattern.finditer(text, timeout=MATCH_SECONDS):
+            yield match.group(pattern.groups)
+    except TimeoutError as error:
+        raise UserError(
+            f"regular expression {pattern.pattern!r}: takes longer than {MATCH_SECONDS:g} s on a "
+            f"text of {len(text):,} characters; expected one without nested repetitions such as "
+            "(a+)+"
+        ) from error

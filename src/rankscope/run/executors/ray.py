@@ -1,0 +1,256 @@
+"""Units as tasks of a Ray cluster, or of a Ray that is started on this machine.
+
+A node that sees the unit's folder on the machine of the driver, or on a local disk that both mount,
+works in it. Any other node gets the folder through Ray's object store, works in a temporary copy
+and returns that copy, checkpoints included.
+"""
+
+import io
+import logging
+import os
+import socket
+import tarfile
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankscope.errors import BAD_INPUT, Interrupted, UserError, first_line
+from rankscope.provenance import provenance
+from rankscope.run.executors import ExecutorOptions, WorkerFailed, register_executor
+from rankscope.run.executors.worker_process import (
+    MAX_ATTEMPTS,
+    MESSAGES,
+    check_worker,
+    run_worker,
+)
+from rankscope.run.units import UNIT, wait_for_worker
+from rankscope.store import UNITS
+
+MAX_WORKERS = 256
+"""Most units that wait in Ray at a time, unless ``--workers`` sets a number."""
+ASK_SECONDS = 1.0
+"""How often a node asks whether to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitTask:
+    """What a node needs to run a unit.
+
+    Attributes:
+        folder: of the unit, on the driver's machine.
+        order: content of its ``unit.json``, by which a node knows the folder.
+        files: the folder as a tar archive.
+        threads: of the worker.
+        version: of the driver's Rankscope.
+    """
+
+    folder: Path
+    order: str
+    files: bytes
+    threads: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnitOutcome:
+    """What a node returns: the worker's exit code, and the folder unless the driver sees it."""
+
+    code: int
+    files: bytes | None
+
+
+class StopFlag:
+    """Lives in the cluster and is asked by every node whether the driver wants to stop."""
+
+    def __init__(self) -> None:
+        self.is_stopped = False
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+    def asked(self) -> bool:
+        return self.is_stopped
+
+
+class RayExecutor:
+    """Runs each unit as a Ray task with one GPU, or with as many CPUs as it has threads.
+
+    Ray places the tasks and runs those of lost nodes again.
+    """
+
+    def __init__(self, options: ExecutorOptions) -> None:
+        self.ray = connect_ray(options.ray_address)
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        # A task that asks for more than any node has would wait for ever.
+        most_cpus = int(max(node.get("CPU", 0) for node in nodes))
+        self.threads = max(1, min(options.threads(options.num_workers or 1), most_cpus))
+        has_gpus = any(node.get("GPU", 0) for node in nodes)
+        if options.device.startswith("cuda") and not has_gpus:
+            raise UserError(
+                f"device: found {options.device!r}, expected a device of the Ray cluster, which "
+                "has no GPU; start a node with one, or set device: cpu"
+            )
+        # A trial on a GPU is Python's own work besides: one CPU.
+        needs = {"num_gpus": 1} if has_gpus and options.device != "cpu" else {}
+        cpus = 1 if needs else self.threads
+        self.num_local = 1 if needs else max(1, most_cpus // self.threads)
+        remote = self.ray.remote(max_retries=MAX_ATTEMPTS - 1, num_cpus=cpus, **needs)
+        self.task = remote(run_on_node)
+        self.flag = self.ray.remote(num_cpus=0)(StopFlag).remote()
+        self.pool = ThreadPoolExecutor(options.num_workers or MAX_WORKERS)
+        self.stopped = threading.Event()
+
+    def submit(self, folder: Path) -> Future[None]:
+        """Hand a unit to Ray as soon as fewer than ``--workers`` others wait there."""
+        return self.pool.submit(self.run, folder)
+
+    def run(self, folder: Path) -> None:
+        """Run one unit and bring its folder home."""
+        if self.stopped.is_set():
+            raise Interrupted("stopped before the unit began")
+        order = (folder / UNIT).read_text(encoding="utf-8")
+        task = UnitTask(folder, order, packed(folder), self.threads, provenance().rankscope)
+        try:
+            outcome: UnitOutcome = self.ray.get(self.task.remote(task, self.flag))
+        except self.ray.exceptions.TaskCancelledError as error:
+            raise Interrupted("stopped before the unit began") from error
+        except self.ray.exceptions.RayTaskError as error:
+            raise error.as_instanceof_cause() from error
+        except self.ray.exceptions.RayError as error:
+            raise WorkerFailed(f"Ray gave it up: {first_line(error)}") from error
+        if outcome.files is not None:
+            unpack(outcome.files, folder)
+        check_worker(outcome.code, folder)
+
+    def stop(self) -> None:
+        """Ask all nodes to save their state and end."""
+        self.stopped.set()
+        self.flag.stop.remote()
+
+    def close(self) -> None:
+        """Return once all units ended; a second Ctrl-C leaves them to Ray, which ends them."""
+        try:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+        finally:
+            self.ray.shutdown()
+
+
+def connect_ray(address: str | None) -> Any:
+    """Ray, connected to the cluster at ``address``, or started on this machine.
+
+    Raises:
+        UserError: Ray is not installed, or no cluster answers.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError(
+            "--executor ray: the package ray is missing; pip install 'rankscope[ray]'"
+        ) from error
+    if address is not None:
+        check_address(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Rankscope reports nothing to anybody
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        place = "on this machine" if address is None else f"at --ray-address {address}"
+        raise UserError(f"no Ray {place}: {first_line(error)}") from error
+    return ray
+
+
+def check_address(address: str) -> None:
+    """Raise UserError unless something answers there: Ray itself would try for a minute."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address == "auto":
+        return
+    if not host or not port.isdecimal():
+        raise UserError(
+            f"--ray-address: found {address!r}, expected auto, HOST:PORT or ray://HOST:PORT"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"--ray-address {address}: no Ray cluster answers there ({first_line(error)}); start "
+            "one with 'ray start --head', or leave the option out to use this machine"
+        ) from error
+
+
+def run_on_node(task: UnitTask, flag: Any) -> UnitOutcome:
+    """Run one unit on the node that Ray chose.
+
+    Args:
+        task: the unit.
+        flag: handle of the cluster's StopFlag.
+    """
+    import ray
+
+    next_question = 0.0
+
+    def should_stop() -> bool:
+        nonlocal next_question
+        if time.monotonic() < next_question:
+            return False
+        next_question = time.monotonic() + ASK_SECONDS
+        try:
+            return bool(ray.get(flag.asked.remote()))
+        except ray.exceptions.RayError:
+            return True  # the flag ends with the driver
+
+    return run_unit(task, should_stop)
+
+
+def run_unit(task: UnitTask, should_stop: Callable[[], bool]) -> UnitOutcome:
+    """Run one unit in its folder if this machine sees it, else in a temporary copy."""
+
+    def check_stop() -> None:
+        if should_stop():
+            raise Interrupted("stopped before the unit began")
+
+    is_here = holds(task.folder / UNIT, task.order)
+    with nullcontext() if is_here else tempfile.TemporaryDirectory(prefix="rankscope-") as copy:
+        folder = task.folder if copy is None else Path(copy) / UNITS / task.folder.name
+        if copy is not None:
+            unpack(task.files, folder)
+        if task.version != (version := provenance().rankscope):
+            message = f"error: found Rankscope {version} on {socket.gethostname()}, expected "
+            (folder / MESSAGES).write_text(f"{message}the driver's {task.version}", "utf-8")
+            code = BAD_INPUT
+        else:
+            # A worker whose node was lost may hold the folder until it notices.
+            wait_for_worker(folder, check_stop)
+            code = run_worker(folder, {"OMP_NUM_THREADS": str(task.threads)}, should_stop)
+        return UnitOutcome(code, None if is_here else packed(folder))
+
+
+def holds(path: Path, text: str) -> bool:
+    """Whether a file has this content."""
+    try:
+        return path.read_text(encoding="utf-8") == text
+    except OSError:
+        return False
+
+
+def packed(folder: Path) -> bytes:
+    """All files of a folder as one tar archive."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        tar.add(folder, arcname=".")
+    return archive.getvalue()
+
+
+def unpack(files: bytes, folder: Path) -> None:
+    """Write an archive's files into a folder; the seal last, as it vouches for the others."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(fileobj=io.BytesIO(files)) as tar:
+        members = sorted(tar.getmembers(), key=lambda member: member.name.endswith("sealed.json"))
+        tar.extractall(folder, members, filter="data")
+
+
+register_executor("ray", RayExecutor)

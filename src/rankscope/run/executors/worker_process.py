@@ -1,0 +1,117 @@
+"""``rankscope work OUT UNIT`` as a child process, started again if it is killed."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from rankscope import errors
+from rankscope.errors import OK, Interrupted, RankscopeError
+from rankscope.run.executors import POLL_SECONDS, WorkerFailed
+from rankscope.run.units import DRIVER, SEAL
+
+MAX_ATTEMPTS = 5
+"""A unit whose worker was killed that often is given up."""
+MESSAGES = "worker.log"
+
+
+def run_worker(
+    folder: Path,
+    environment: Mapping[str, str],
+    should_stop: Callable[[], bool],
+    should_kill: Callable[[], bool] = lambda: False,
+) -> int:
+    """Run worker processes one after another until the unit in ``folder`` is sealed.
+
+    Args:
+        folder: of the unit.
+        environment: variables that the worker gets besides those of this process.
+        should_stop: whether the worker is to write a checkpoint and end.
+        should_kill: whether it is to end at once, which costs no finished result.
+
+    Returns:
+        0 once the unit is sealed; the exit code of a worker that met an error, which another
+        attempt would meet again; minus the signal that killed the last attempt.
+    """
+    code = Interrupted.exit_code
+    for _ in range(MAX_ATTEMPTS):
+        if should_stop():
+            return Interrupted.exit_code
+        code = end_of(start_worker(folder, environment), should_stop, should_kill)
+        if code > 0 or (code == OK and (folder / SEAL).is_file()):
+            break
+    return code
+
+
+def start_worker(folder: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start one worker process; it stops by itself if this process ends."""
+    # -P: a file in the current folder must not hide a module of the standard library.
+    command = [sys.executable, "-P", "-c", "from rankscope.cli import main; main()"]
+    with (folder / MESSAGES).open("wb") as messages:
+        return subprocess.Popen(
+            [*command, "work", str(folder.parents[1]), folder.name],
+            stdin=subprocess.DEVNULL,
+            stdout=messages,
+            stderr=messages,
+            env={**os.environ, **environment, DRIVER: str(os.getpid())},
+            # A session of its own: Ctrl-C in the terminal reaches it through should_stop alone.
+            start_new_session=True,
+        )
+
+
+def end_of(
+    process: subprocess.Popen[bytes],
+    should_stop: Callable[[], bool],
+    should_kill: Callable[[], bool],
+) -> int:
+    """Wait for a worker; pass on a request to stop, once, and to kill. Its exit code."""
+    is_asked = False
+    while True:
+        try:
+            return process.wait(POLL_SECONDS)
+        except subprocess.TimeoutExpired:
+            if should_kill():
+                process.kill()
+            elif should_stop() and not is_asked:
+                process.send_signal(signal.SIGINT)
+                is_asked = True
+
+
+def check_worker(code: int, folder: Path) -> None:
+    """Raise the error behind what :func:`run_worker` returned.
+
+    Raises:
+        WorkerFailed: every attempt was killed.
+        RankscopeError: what the worker met.
+    """
+    if code == OK:
+        return
+    message = last_line(folder)
+    if code < 0:
+        reason = f"its worker was killed by signal {-code}, {MAX_ATTEMPTS} times"
+        # Native code aborts when memory runs out, after a line about it.
+        if re.search("memory allocation|bad_alloc|out of memory|allocate memory", message):
+            raise WorkerFailed(f"out of memory: {reason}: {message}", "oom")
+        if code == -signal.SIGKILL:
+            reason += "; the system does that if memory runs out ('dmesg' says so)"
+        raise WorkerFailed(f"{reason}: {message or 'no message'}")
+    unfinished = errors.OutOfMemory if "out of memory" in message else errors.DiskFull
+    for kind in (errors.UserError, errors.IntegrityError, unfinished, errors.Interrupted):
+        if code == kind.exit_code:
+            raise kind(message.removeprefix("error: ") or f"worker of {folder} stopped")
+    raise RankscopeError(
+        f"a worker ended with exit code {code}: {message or 'no message'}. Its output is "
+        f"in {folder / MESSAGES}; finished results are kept, and the same command continues"
+    )
+
+
+def last_line(folder: Path) -> str:
+    """The last thing that a worker printed; empty if it never started."""
+    try:
+        text = (folder / MESSAGES).read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+    return " ".join(text[text.rfind("error: ") :].split()) if "error: " in text else text[-200:]

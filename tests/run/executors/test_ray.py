@@ -1,0 +1,121 @@
+"""Units on Ray: whichever process or node is lost, the study comes out the same."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import rankscope
+from pocket_study import SETTINGS, leftovers, results, small_study, study_file
+
+from rankscope import __version__
+from rankscope.errors import UserError
+from rankscope.run.executors import ExecutorOptions
+from rankscope.run.executors.local import LocalExecutor
+from rankscope.run.executors.ray import RayExecutor, UnitTask, packed, run_unit, unpack
+from rankscope.run.executors.worker_process import check_worker
+from rankscope.run.units import UNIT
+
+STUDY: dict[str, Any] = {
+    "arms": SETTINGS["arms"][:2],
+    "seeds": [0, 1],
+    "evaluate": {"max_items": 8, "retention": ["pocket_cloze"]},
+}
+"""Two groups of two adapters; those of the second have dropout."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Results of a run in one process."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    small_study(folder, **STUDY).run(folder / "out")
+    return results(folder / "out")
+
+
+@pytest.fixture
+def ray_cluster() -> Iterator[Any]:
+    """A head without CPUs and two nodes with one each, all on this machine."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "include_dashboard": False},
+    )
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.mark.timeout(900)
+def test_a_lost_node_costs_nothing(
+    ray_cluster: Any, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    """A node is removed while it trains; Ray runs its unit again on the other one."""
+    lost: list[str] = []
+
+    def lose_node() -> None:
+        while not any(" train " in read(log) for log in tmp_path.glob("out/units/*/log.jsonl")):
+            time.sleep(0.05)
+        node = min(ray_cluster.worker_nodes, key=lambda node: node.unique_id)
+        lost.append(node.unique_id)
+        ray_cluster.remove_node(node, allow_graceful=False)
+
+    thread = threading.Thread(target=lose_node, daemon=True)
+    thread.start()
+    executor = RayExecutor(ExecutorOptions(ray_address=ray_cluster.address))
+    small_study(tmp_path, **STUDY).run(tmp_path / "out", executor=executor)
+    thread.join()
+    assert len(lost) == 1
+    assert results(tmp_path / "out") == undisturbed
+    assert leftovers(tmp_path / "out") == []
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def test_a_node_that_does_not_see_the_folder_sends_it_back(
+    undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    """What a node does, without Ray around it: the driver's folder is somewhere else."""
+
+    class Elsewhere(LocalExecutor):
+        def run(self, folder: Path) -> None:
+            order, away = (folder / UNIT).read_text(encoding="utf-8"), tmp_path / "no" / folder.name
+            task = UnitTask(away, order, packed(folder), self.threads, __version__)
+            outcome = run_unit(task, lambda: False)
+            assert outcome.files is not None
+            unpack(outcome.files, folder)
+            check_worker(outcome.code, folder)
+
+    executor = Elsewhere(ExecutorOptions(num_workers=1))
+    small_study(tmp_path, **STUDY).run(tmp_path / "out", executor=executor)
+    assert results(tmp_path / "out") == undisturbed
+
+
+def test_a_node_with_another_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / UNIT).write_text("{}", encoding="utf-8")
+    outcome = run_unit(UnitTask(tmp_path, "{}", b"", 1, "0.0.1"), lambda: False)
+    with pytest.raises(UserError, match=f"found Rankscope {__version__} on .*the driver's 0.0.1"):
+        check_worker(outcome.code, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--ray-address", "localhost:1"), "found --executor local, expected --executor ray"),
+        (("--executor", "ray", "--ray-address", "here"), "expected auto, HOST:PORT"),
+        (("--executor", "ray", "--ray-address", "localhost:1"), "no Ray cluster answers there"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_refused_before_anything_runs(
+    options: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    file = study_file(tmp_path, **STUDY)
+    outcome = rankscope("run", file, "--out", tmp_path / "out", *options)
+    assert outcome.code == 2
+    assert message in outcome.told
+    assert not (tmp_path / "out").exists()

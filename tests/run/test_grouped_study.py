@@ -1,0 +1,60 @@
+"""A study with grouped products comes to what it comes to with the loop over adapters."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pocket_study import ROUNDING, changed, small_study
+from safetensors.torch import load_file
+
+from rankscope.records import StudyRecords
+from rankscope.run.outputs import write_outputs
+from rankscope.store import adapter_path
+
+ARMS = [
+    {"method": "lora", "rank": [2, 8], "lr": 2e-3},
+    {"method": "pissa", "rank": 4, "lr": 1e-3},
+]
+
+
+def finished(folder: Path, implementation: str) -> tuple[StudyRecords, dict[str, Any]]:
+    changes = {
+        "arms": ARMS,
+        "max_group_size": 16,
+        "analyze": {"spectra": {"enabled": False}},
+        **changed("train", lora_implementation=implementation, max_steps=8, evaluate_every=4),
+        **changed("evaluate", max_items=24, cross_domain=[]),
+    }
+    small_study(folder, **changes).run(folder / "out")
+    study, advice = write_outputs(folder / "out")
+    return study, advice.model_dump(mode="json")
+
+
+NUMBERS = ("text", "explanation", "detail", "values", "peak_memory_bytes")
+
+
+def decisions(value: object) -> object:
+    """The advice without its numbers, and without the texts that quote them."""
+    if isinstance(value, dict):
+        kept = {key: decisions(part) for key, part in value.items() if key not in NUMBERS}
+        return {key: part for key, part in kept.items() if not isinstance(part, float)}
+    return [decisions(part) for part in value] if isinstance(value, list) else value
+
+
+def test_a_study_decides_the_same(tmp_path: Path) -> None:
+    loop, by_loop = finished(tmp_path / "loop", "loop")
+    grouped, by_groups = finished(tmp_path / "grouped", "grouped_mm")
+    assert decisions(by_groups) == decisions(by_loop)
+    assert by_groups["advice"][0]["verdict"] == by_loop["advice"][0]["verdict"]
+    assert grouped.evals.keys() == loop.evals.keys()
+    for key, found in grouped.evals.items():
+        assert found.metrics == pytest.approx(loop.evals[key].metrics, rel=ROUNDING)
+    assert grouped.notes == loop.notes
+    for ours, theirs in zip(grouped.trials, loop.trials, strict=True):
+        assert ours.spec == theirs.spec  # the same id
+        assert ours.status == theirs.status == "done"
+        file = Path("out") / adapter_path(ours.spec.trial_id) / "adapter_model.safetensors"
+        other = load_file(tmp_path / "loop" / file)
+        for name, found in load_file(tmp_path / "grouped" / file).items():
+            torch.testing.assert_close(found, other[name], rtol=ROUNDING, atol=ROUNDING)
