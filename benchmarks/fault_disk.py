@@ -69,7 +69,7 @@ def points(options: Options) -> Iterator[Point]:
             *disk.study("run"),
             *disk.study("run with workers", WORKER_POINTS, "--workers", 2),
             *disk.command(
-                "report", lambda out: ("report", out / "study", "--tables", "tables"), study
+                "report", lambda out: ("report", out / "study", "--tables", out / "tables"), study
             ),
             *disk.command("export", lambda out: (*export, out / "exported")),
             *disk.command(

@@ -54,6 +54,7 @@ OUT_OF_MEMORY = (
     "failed to map segment",  # loading a library
     "std::bad_alloc",
     "can't start new thread",
+    "failed to launch worker thread",  # Arrow
 )
 """Parts of the messages of errors that have no type of their own."""
 
@@ -93,7 +94,8 @@ def is_memory_fault(error: BaseException) -> bool:
         return True
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", 0) in SQLITE_NO_MEMORY
-    if not isinstance(error, RuntimeError | ImportError):
+    is_of_arrow = type(error).__module__.startswith("pyarrow")
+    if not (is_of_arrow or isinstance(error, RuntimeError | ImportError)):
         return False
     text = str(error).lower()
     return any(part in text for part in OUT_OF_MEMORY)
