@@ -6,10 +6,12 @@ happened. A first group that leaks must not make the second one ``oom``.
 """
 
 import json
+import random
 import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from command_line import Outcome
@@ -70,28 +72,43 @@ def leaky_study(folder: Path) -> Path:
 
 
 def points(options: Options) -> Iterator[Point]:
-    """Every verb at every size, processes that have imported nothing, then the leak."""
+    """Every verb at every size, processes that have imported nothing, and the leak."""
     folders = new_folders(options.folder)
     with Launcher(options.folder) as launcher:
         reference = Undisturbed.of(launcher, tiny_study(options.folder, arms=[WIDE]))
         address_space = address_space_of(launcher.parent.pid)
-        for room in ROOMS:
+
+        def run(room: int, *workers: object) -> Point:
+            out, limits = next(folders), {"RLIMIT_AS": address_space + room * 10**6}
+            ran = launcher.run("run", reference.file, "--out", out, *workers, limits=limits)
+            problem = run_fault(ran, out) or resumed_fault(launcher, reference, out)
+            return point(room, "run with workers" if workers else "run", ran, problem)
+
+        def verb(room: int, words: tuple[object, ...]) -> Point:
             limits = {"RLIMIT_AS": address_space + room * 10**6}
-            for workers in [(), ("--workers", 2)][: 1 + (room in WITH_WORKERS)]:
-                out = next(folders)
-                ran = launcher.run("run", reference.file, "--out", out, *workers, limits=limits)
-                problem = run_fault(ran, out) or resumed_fault(launcher, reference, out)
-                yield point(room, "run with workers" if workers else "run", ran, problem)
-            for words in other_verbs(reference, next(folders)):
-                ran = launcher.run(*words, limits=limits)
-                yield point(room, str(words[0]), ran, memory_fault(ran))
-        yield leak(launcher, options.folder / "leak")
-        for space in FRESH:
+            out = ("--out", next(folders)) if words[0] == "export" else ()
+            ran = launcher.run(*words, *out, limits=limits)
+            return point(room, str(words[0]), ran, memory_fault(ran))
+
+        def new_process(space: int) -> Point:
             out = next(folders)
             ran = fresh(("run", reference.file, "--out", out), space * 10**6)
             problem = run_fault(ran, out) or resumed_fault(launcher, reference, out)
             name = f"run of a new process in {space} MB"
-            yield Point(name, f"new process exit {ran.code}", problem)
+            return Point(name, f"new process exit {ran.code}", problem)
+
+        verbs = other_verbs(reference)
+        jobs = [
+            partial(leak, launcher, options.folder / "leak"),
+            *(partial(run, room) for room in ROOMS),
+            *(partial(run, room, "--workers", 2) for room in WITH_WORKERS),
+            *(partial(verb, room, words) for room in ROOMS for words in verbs),
+            *(partial(new_process, space) for space in FRESH),
+        ]
+        # In any order, so that a campaign that ends early has tried something of everything.
+        random.Random(options.seed).shuffle(jobs)
+        for job in jobs:
+            yield job()
 
 
 def fresh(words: tuple[object, ...], address_space: int) -> Outcome:
@@ -111,17 +128,22 @@ def address_space_of(process: int) -> int:
     return pages * resource.getpagesize()
 
 
-def other_verbs(reference: Undisturbed, out: Path) -> Iterator[tuple[object, ...]]:
-    """Words of verbs that read the finished study, or none."""
+def other_verbs(reference: Undisturbed) -> list[tuple[object, ...]]:
+    """Words of verbs that read a study file, the finished study or its models."""
     study = reference.file.with_name("undisturbed")
     with Ledger.open(study, write=False) as ledger:
         (trial, *_) = ledger.trials()
     adapter = study / adapter_path(trial.trial_id)
-    yield from (("check", reference.file), ("plan", reference.file))
-    yield from (("status", study), ("report", study), ("verify", study))
-    yield ("export", study, trial.trial_id, "--out", out / "exported", "--merge")
-    yield ("eval", "pocket", "--adapter", adapter, "--tasks", "pocket_cloze", "--max-items", 8)
-    yield ("inspect", "pocket", adapter)
+    return [
+        ("check", reference.file),
+        ("plan", reference.file),
+        ("status", study),
+        ("report", study),
+        ("verify", study),
+        ("export", study, trial.trial_id, "--merge"),
+        ("eval", "pocket", "--adapter", adapter, "--tasks", "pocket_cloze", "--max-items", 8),
+        ("inspect", "pocket", adapter),
+    ]
 
 
 def point(room: int, name: str, outcome: Outcome, problem: str) -> Point:

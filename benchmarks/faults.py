@@ -22,7 +22,12 @@ from typing import Any
 
 from fault_points import Options, Point
 
-FAMILIES = {"disk": "fault_disk", "memory": "fault_memory"}
+FAMILIES = {
+    "bits": "fault_bits",
+    "disk": "fault_disk",
+    "kills": "fault_kills",
+    "memory": "fault_memory",
+}
 """Name -> module, which has a function ``points(options)``."""
 SHOWN = 20
 """Most problems that the JSON object of a family quotes."""

@@ -23,7 +23,7 @@ from rankscope.config.loader import study_values
 from rankscope.records import ItemResult, StudyRecords, write_items
 from rankscope.report.study_page import write_study_page
 from rankscope.run.outputs import write_outputs
-from rankscope.store import Artifact, Ledger, items_path
+from rankscope.store import Artifact, Ledger, items_path, weights_path
 
 RANKS = (2, 4, 8, 16, 32, 64, 128, 256)
 LRS = tuple(1e-5 * 2**i for i in range(8))
@@ -33,7 +33,7 @@ STEPS = (10, 20, 40)
 
 
 def store(study: StudyRecords, out: Path) -> None:
-    """The study as a finished run leaves it, weights apart."""
+    """The study as a finished run leaves it, with empty files for weights."""
     with Ledger.open(out, write=True) as ledger:
         ledger.put_study(
             study.name, study_values(study.config), study.model, study.tasks, study.provenance
@@ -43,6 +43,10 @@ def store(study: StudyRecords, out: Path) -> None:
         ledger.commit([trial.spectra for trial in study.trials if trial.spectra is not None])
         ledger.commit([point for trial in study.trials for point in trial.curve])
         artifacts: list[Artifact] = []
+        for spec in (trial.spec for trial in study.trials if trial.train is not None):
+            with ledger.stage() as folder:
+                (folder / "weights").touch()
+                artifacts += ledger.publish(folder, weights_path(spec))
         for key, scores in study.items.items():
             rows = zip(scores.item_ids, scores.subjects, scores.scores, strict=True)
             with ledger.stage() as folder:

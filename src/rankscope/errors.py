@@ -6,6 +6,7 @@ a bug in Rankscope. docs/exit-codes.md says what a script can do about each code
 
 import difflib
 import re
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,8 @@ UNFINISHED = 3
 INTEGRITY = 4
 INTERRUPTED = 130
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Ctrl-C, and what a scheduler or a closed terminal sends: the command ends with INTERRUPTED."""
 MAX_FAULTS = 5
 """Most faults of one record that a message lists."""
 

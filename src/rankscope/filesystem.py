@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,31 @@ from typing import Any
 
 from rankscope.errors import RankscopeError, UserError, reading
 from rankscope.shortage import reporting_shortages
+
+MOUNTS = Path("/proc/self/mountinfo")
+NETWORK_FILE_SYSTEMS = frozenset(
+    "nfs nfs4 cifs smb3 smbfs sshfs afs ceph lustre gpfs beegfs glusterfs orangefs pvfs2".split()
+    + "ocfs2 gfs2 juicefs s3fs gcsfuse rclone davfs".split()
+)
+"""Types of mounts on which locks and SQLite's write-ahead log do not hold between machines."""
+
+
+def network_file_system(path: Path) -> str | None:
+    """Such as ``nfs4 at /home`` if a path is on a network file system; None if not, or unknown."""
+    try:
+        lines = MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        return None
+    mounts = {}
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        place = re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), left.split(" ")[4])
+        mounts[Path(place)] = right.split(" ")[0]  # of several at one place, the last is on top
+    for folder in (path.resolve(), *path.resolve().parents):
+        if kind := mounts.get(folder):
+            is_network = kind.removeprefix("fuse.") in NETWORK_FILE_SYSTEMS
+            return f"{kind} at {folder}" if is_network else None
+    return None
 
 
 def check_taken(out: Path) -> None:

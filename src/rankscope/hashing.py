@@ -31,6 +31,9 @@ TOKENIZER_FILES = (
 )
 """What transformers builds a tokenizer and its chat templates from."""
 
+SUMS = "SHA256SUMS"
+"""File with the hashes of the files beside it, as ``sha256sum`` writes and checks them."""
+
 PICKLE_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -38,6 +41,19 @@ def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes. Raises OSError if it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sums_text(folder: Path, names: Iterable[str]) -> str:
+    """Lines as of ``sha256sum`` for files of ``folder``; a name without a file is left out."""
+    files = [(name, folder / name) for name in names]
+    return "".join(f"{sha256_file(path)}  {name}\n" for name, path in files if path.is_file())
+
+
+def matches_sums(folder: Path) -> bool:
+    """Whether ``SHA256SUMS`` in a folder lists all of its other files with their hashes."""
+    sums = folder / SUMS
+    names = sorted(path.name for path in folder.iterdir() if path != sums)
+    return sums.is_file() and sums.read_bytes() == sums_text(folder, names).encode()
 
 
 def sha256_json(value: object) -> str:

@@ -1,5 +1,7 @@
 """The machine and libraries that a study ran on."""
 
+import functools
+import hashlib
 import os
 import platform
 import re
@@ -7,6 +9,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from rankscope.hashing import sha256_file
 from rankscope.records import Provenance
 
 LIBRARIES = (
@@ -29,13 +32,22 @@ def provenance() -> Provenance:
 
     return Provenance(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        rankscope=_version("rankscope"),
+        rankscope=f"{_version('rankscope')}+{source_sha256()[:8]}",
         python=platform.python_version(),
         platform=platform.platform(),
         processor=_processor(),
         num_threads=torch.get_num_threads(),
         libraries={name: _version(name) for name in LIBRARIES},
     )
+
+
+@functools.cache
+def source_sha256() -> str:
+    """Hex sha256 of this package's source: code that was edited in place has the same version."""
+    digest, root = hashlib.sha256(), Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()} {sha256_file(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def _version(distribution: str) -> str:

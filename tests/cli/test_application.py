@@ -140,28 +140,6 @@ def test_errors_that_are_no_bugs_have_their_exit_code(
 HOSTILE = "a\x1b[2J\u202eb"
 
 
-def test_no_verb_lets_a_path_steer_the_terminal(tmp_path: Path) -> None:
-    """Paths of every kind, and words that are no command at all."""
-    place = tmp_path / HOSTILE
-    (tmp_path / "study.yaml").write_text("model: pocket\n")
-    for words in (
-        ("check", place),
-        ("status", place),
-        ("inspect", "pocket", place),
-        ("shrink", place, "--rank", 2, "--out", tmp_path / "x"),
-        ("eval", "pocket", "--tasks", "pocket_med", "--adapter", place),
-        ("check", tmp_path / "study.yaml", "--set", f"{HOSTILE}=1"),
-        (HOSTILE,),
-        ("check", "study.yaml", f"--{HOSTILE}"),
-    ):
-        outcome = command(*words)
-        assert outcome.code == 2
-        assert not set(outcome.out + outcome.err) & {"\x1b", "\u202e"}, words
-    made = command("init", tmp_path / f"{HOSTILE}.yaml", "--preset", "pocket")
-    assert made.code == 0
-    assert "\x1b" not in made.out
-
-
 def test_what_libraries_write_cannot_steer_the_terminal_either() -> None:
     """Warnings, logs and tracebacks; their progress bars still move."""
     inner = io.StringIO()

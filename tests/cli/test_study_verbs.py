@@ -6,9 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import sqlite3
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,52 +157,6 @@ def test_status_says_who_runs_the_study_and_what_to_do_next(walk: Walk, copied: 
     assert failed["next"].endswith(f"study.resolved.yaml --out {copied} --retry oom")
 
 
-RUNNER = """
-import signal, sys, time
-from pathlib import Path
-from rankscope.store import Ledger
-def stop(*arguments):
-    sys.exit(7)
-signal.signal(signal.SIGINT, stop)
-with Ledger.open(Path(sys.argv[1]), write=True):
-    print("runs", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_stop_interrupts_the_process_that_runs_the_study(copied: Path) -> None:
-    refused = command("stop", copied)
-    assert refused.code == 2
-    assert "found no process that runs it" in refused.err
-    words = [sys.executable, "-c", RUNNER, str(copied)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE) as runner:
-        assert runner.stdout is not None
-        assert runner.stdout.readline() == b"runs\n"
-        assert json.loads(command("stop", copied, "--json").out) == {"process": runner.pid}
-        assert runner.wait() == 7
-    assert command("status", copied, "--watch").code == 0  # nothing runs: it ends at once
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (PermissionError(), "belongs to another user"),
-        (ProcessLookupError(), "has already ended"),
-    ],
-)
-def test_a_process_that_cannot_be_stopped(
-    copied: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, message: str
-) -> None:
-    def kill(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr("os.kill", kill)
-    with Ledger.open(copied, write=True):
-        outcome = command("stop", copied)
-    assert outcome.code == 2
-    assert message in outcome.err
-
-
 def test_commands_that_are_printed_can_be_pasted(walk: Walk, tmp_path: Path) -> None:
     place = tmp_path / "a b"
     shutil.copytree(walk.out, place)
@@ -223,6 +174,7 @@ def test_a_format_without_figures_is_refused(walk: Walk) -> None:
     assert "--format does nothing without --figures" in outcome.err
 
 
+@pytest.mark.pitfall(28)
 def test_failed_trials_are_shown_and_end_a_run_with_3(walk: Walk, copied: Path) -> None:
     with Ledger.open(copied, write=True) as ledger:
         failed = ledger.trials()[1].trial_id
@@ -231,9 +183,6 @@ def test_failed_trials_are_shown_and_end_a_run_with_3(walk: Walk, copied: Path) 
     assert outcome.code == 0
     assert f"{failed}: diverged: loss is nan at step 3\\u001b[2J" in outcome.told
     assert "3 trials: 2 done, 1 diverged" in outcome.told
-    refused = command("run", walk.file, *CHANGES, "--out", copied, "--retry", "failed,done")
-    assert refused.code == 2
-    assert "--retry: found 'done', expected failed, oom or diverged" in refused.err
     again = command("run", walk.file, *CHANGES, "--out", copied, "--json")
     assert again.code == 3, again.err
     Recommendation.model_validate_json(again.out)
@@ -258,57 +207,6 @@ def test_a_folder_without_a_study(tmp_path: Path, verb: str) -> None:
     assert outcome.code == 2
     assert f"{tmp_path}: there is no study here" in outcome.err
     assert files_below(tmp_path) == set()
-
-
-def test_verify_finds_one_flipped_bit(copied: Path) -> None:
-    sound = command("verify", copied)
-    assert sound.code == 0
-    assert re.fullmatch(r"OK: \d+ artifacts verified\.\n", sound.out)
-    weights = next(copied.glob("artifacts/*/adapter/adapter_model.safetensors"))
-    flip_bit(weights)
-    assert command("verify", copied, "--quick").code == 0  # it compares sizes
-    altered = command("verify", copied)
-    assert altered.code == 4
-    assert altered.out == ""
-    assert weights.relative_to(copied).as_posix() in altered.err
-    weights.unlink()
-    assert command("verify", copied, "--quick").code == 4
-
-
-def test_a_damaged_ledger_ends_in_4(copied: Path) -> None:
-    file = copied / "ledger.sqlite"
-    content = file.read_bytes()
-    file.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
-    for verb in ("verify", "status", "report"):
-        outcome = command(verb, copied)
-        assert outcome.code == 4, outcome
-        assert "ledger.sqlite" in outcome.err
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        "DELETE FROM study WHERE key = 'name'",
-        "UPDATE study SET body = replace(body, '.', 'x') WHERE key = 'seconds'",
-        "UPDATE study SET body = '[]' WHERE key = 'provenance'",
-        """UPDATE trials SET spec = replace(spec, '"seed":0', '"seed":1')""",
-    ],
-)
-def test_altered_rows_of_the_ledger_end_in_4(copied: Path, change: str) -> None:
-    with sqlite3.connect(copied / "ledger.sqlite") as db:
-        assert db.execute(change).rowcount > 0
-    db.close()
-    for verb in ("verify", "status", "report"):
-        outcome = command(verb, copied)
-        assert outcome.code == 4, outcome
-        assert "ledger.sqlite: " in outcome.err
-
-
-def flip_bit(file: Path) -> None:
-    """Change the last byte's lowest bit."""
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
 
 
 # --- export -------------------------------------------------------------------------------------
@@ -411,15 +309,6 @@ def test_export_refuses(walk: Walk, tmp_path: Path) -> None:
         assert part in outcome.err
     assert files_below(tmp_path) == {"full", "full/mine.txt"}
     assert not (walk.out / "artifacts" / "new").exists()
-
-
-def test_export_compares_hashes_first(copied: Path, tmp_path: Path) -> None:
-    trial = trial_ids(copied)[2]
-    flip_bit(copied / "artifacts" / trial / "adapter" / "adapter_model.safetensors")
-    outcome = command("export", copied, trial, "--out", tmp_path / "x")
-    assert outcome.code == 4
-    assert "adapter_model.safetensors" in outcome.err
-    assert {path.name for path in tmp_path.iterdir()} == {"copy"}
 
 
 @pytest.mark.parametrize(

@@ -26,3 +26,9 @@ def test_a_terminal_table_blanks_repeated_names_and_keeps_numbers_whole() -> Non
         " b    [red]z 0.123",
         "",
     ]
+
+
+def test_of_many_rows_the_first_are_shown_and_the_others_counted() -> None:
+    table = terminal_table([{"n": i} for i in range(1201)], "many")
+    assert table.row_count == 200
+    assert str(table.caption) == "and 1,001 more; --json lists all"

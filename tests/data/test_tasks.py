@@ -229,8 +229,7 @@ def test_own_rows_are_scored_by_what_they_allow(
     }
     task = load_task(TaskConfig(name="mine", **paths), None, 0)
     assert task.spec.scorer == scorer
-    assert task.test[0].item_id == "mine/test/1"
-    assert task.test[0].prompt == prompt
+    assert prompt in {item.prompt for item in task.test}
     assert (len(task.train), len(task.validation), len(task.test)) == (7, 10, 13)
 
 
@@ -258,8 +257,7 @@ def test_a_prompt_template_takes_any_field_and_evaluates_nothing(tmp_path: Path)
     path = own_file(tmp_path / "d.jsonl", rows)
     config = TaskConfig(name="mine", train=path, prompt="{passage} | {question} {n}:\n{}")
     item = load_task(config, None, 0).train[0]
-    number = item.item_id.rsplit("/", 1)[1]
-    place = int(number) - 1
+    place = int(item.location.rsplit(" ", 1)[1]) - 1
     assert item.prompt == f"{{question.__class__}} | q{place} {place}:\n{{}}"
     with pytest.raises(UserError, match=r"names \{passsage\}.*fields: question, passage, answer"):
         load_task(config.model_copy(update={"prompt": "{passsage}"}), None, 0)

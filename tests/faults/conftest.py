@@ -1,12 +1,14 @@
 """What all tests of faults share: a study to spoil, a finished one, and a place for processes."""
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from command_line import rankscope
 from launcher import Launcher
+from pocket_study import Undisturbed, changed, results, study_file
 
 from faults import edit, write_study
 
@@ -43,3 +45,28 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
     """Starts commands in processes of their own."""
     with Launcher(tmp_path_factory.mktemp("launcher")) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def long_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of three groups, with what is stored while a group trains: points of curves, and
+    weights by step. It writes a checkpoint after every step."""
+    train = changed("train", evaluate_every=3, evaluate_items=8, checkpoint_every=5)
+    three_groups = {
+        "seeds": [0],
+        "max_group_size": 1,
+        **changed("evaluate", cross_domain=[], max_items=8),
+    }
+    return study_file(tmp_path_factory.mktemp("study"), **train, **three_groups)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    launcher: Launcher, long_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Undisturbed:
+    """What a run of ``long_file`` comes to that nobody disturbs."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    begun = time.monotonic()
+    ran = launcher.run("run", long_file, "--out", out)
+    assert ran.code == 0, ran.err
+    return Undisturbed(results(out), time.monotonic() - begun)

@@ -237,21 +237,6 @@ def test_a_configuration_that_does_not_fit_the_weights_is_refused(
         load(folder)
 
 
-def test_code_that_comes_with_a_model_is_not_run(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    config["model_type"] = "own"
-    config["auto_map"] = {
-        "AutoConfig": "own.OwnConfig",
-        "AutoModelForCausalLM": "own.OwnModel",
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    mark = folder / "ran"
-    (folder / "own.py").write_text(f"open({str(mark)!r}, 'w')\n")
-    with pytest.raises(UserError, match=str(folder)):
-        load(folder)
-    assert not mark.exists()
-
-
 def test_chat_is_refused_without_a_template_and_found_where_there_is_one(
     whole: Path, tmp_path: Path
 ) -> None:

@@ -76,6 +76,16 @@ def test_a_pack_on_a_quantized_layer_is_a_pack_on_its_numbers(method: str) -> No
         assert float((ours - expected).norm()) <= 1e-5 * float(expected.norm())
 
 
+def test_adapters_on_a_quantized_layer_stay_in_the_loop() -> None:
+    for linear, expected in ((quantized(nn.Linear(64, 48, bias=False)), 0), (nn.Linear(64, 48), 1)):
+        model = nn.ModuleDict({"q_proj": linear})
+        multi_lora = MultiLora(model)
+        multi_lora.attach(new_adapter(model, trial("a", targets=("q_proj",))))
+        multi_lora.group(torch.float32)
+        assert multi_lora.grouped is not None
+        assert len(multi_lora.grouped.buckets) == expected
+
+
 def test_on_a_processor_it_is_refused() -> None:
     with pytest.raises(UserError, match="needs a CUDA device, this study runs on 'cpu'"):
         load_base(ModelConfig(pocket=True), torch.device("cpu"), torch.float32, quantize="4bit")

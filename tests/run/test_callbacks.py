@@ -120,13 +120,13 @@ def test_a_copy_in_another_dtype_has_the_trained_weights() -> None:
 
 
 def test_a_trial_that_diverges_keeps_the_points_it_had(tmp_path: Path) -> None:
-    """Step 1 has rate 0 (warm-up), step 2 blows the weights up, step 3 sees it."""
+    """Step 1 has rate 0 (warm-up), step 2 blows the weights up."""
     wild = {"method": "lora", "rank": 2, "lr": 1e30}
     train = changed("train", evaluate_every=1, evaluate_items=4)
     study = small_study(tmp_path, arms=[wild, SETTINGS["arms"][0]], seeds=[0], **train)
     diverged, sound = study.run(tmp_path / "out").trials
     assert diverged.status == "diverged"
-    assert {1} <= {point.step for point in diverged.curve} <= {1, 2}
+    assert {point.step for point in diverged.curve} == {1}
     assert {point.step for point in sound.curve} == set(range(1, 9))
     assert {point.n for point in sound.curve} == {4}
 

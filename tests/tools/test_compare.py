@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from command_line import files_below
 from command_line import rankscope as command
+from ledger_rows import rewrite_rows
 from pocket_study import changed, small_study
 from synthetic_study import Truth, synthetic_study, with_own_trials
 
@@ -130,9 +130,7 @@ def test_which_p_values_are_adjusted_is_said() -> None:
 def test_what_cannot_be_compared_is_refused(studies: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     shutil.copytree(studies / "a", tmp_path / "begun")
-    with sqlite3.connect(tmp_path / "begun" / "ledger.sqlite") as db:
-        db.execute("UPDATE trials SET status = 'planned'")
-    db.close()
+    rewrite_rows(tmp_path / "begun", "UPDATE trials SET status = 'planned'")
     link = tmp_path / "link"
     link.symlink_to(studies / "a")
     for folders, part in (
@@ -151,9 +149,7 @@ def test_what_cannot_be_compared_is_refused(studies: Path, tmp_path: Path) -> No
 
 def test_a_study_that_is_not_finished_says_how_much_is_left(studies: Path, tmp_path: Path) -> None:
     shutil.copytree(studies / "a", tmp_path / "half")
-    with sqlite3.connect(tmp_path / "half" / "ledger.sqlite") as db:
-        db.execute("UPDATE trials SET status = 'planned' WHERE position = 0")
-    db.close()
+    rewrite_rows(tmp_path / "half", "UPDATE trials SET status = 'planned' WHERE position = 0")
     notes = compare([studies / "b", tmp_path / "half"]).pairs[0].notes
     assert notes == ("a: 1 of 2 trials have not run yet and are not counted.",)
     with pytest.raises(UserError, match="two or more"):

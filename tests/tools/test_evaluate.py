@@ -154,24 +154,8 @@ def test_another_method_of_other_shapes_is_refused_before_anything_is_scored(
     assert refused.code == 2
     assert "size mismatch for" in refused.told
     assert "[3, 1]" in refused.told
-    assert "expected an undamaged adapter of this model" in refused.told
+    assert "expected an adapter of this model" in refused.told
     assert not (tmp_path / "out").exists()
-
-
-def test_damaged_lora_weights_end_in_4(adapters: Path, tmp_path: Path) -> None:
-    """As for inspect and shrink: the file is not what was written, whatever the base."""
-    tensors = load_file(adapters / "lora" / WEIGHTS)
-    first = next(iter(tensors))
-    damages = {
-        "missing": {key: value for key, value in tensors.items() if key != first},
-        "nan": tensors | {first: torch.full_like(tensors[first], torch.nan)},
-    }
-    for name, damaged in damages.items():
-        shutil.copytree(adapters / "lora", tmp_path / name)
-        save_file(damaged, tmp_path / name / WEIGHTS, metadata={"format": "pt"})
-        refused = ask("--tasks", "pocket_med", "--adapter", tmp_path / name)
-        assert refused.code == 4, refused
-        assert first.partition(".lora_")[0].removeprefix("base_model.model.") in refused.told
 
 
 def test_a_place_that_cannot_be_written_is_an_error_before_anything_is_scored(
@@ -362,18 +346,6 @@ def test_a_task_file_of_a_mixture_is_an_error(tmp_path: Path) -> None:
     path.write_text("name: pocket_med\nmixture: [pocket_law, pocket_gsm]\n")
     with pytest.raises(UserError, match="give its tasks to --tasks: pocket_law, pocket_gs"):
         task_config(str(path), None)
-
-
-def test_a_data_set_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
-    from rankscope.data.hub import HubSource, read_hub
-    from rankscope.errors import UserError
-
-    folder = tmp_path / "scripted"
-    folder.mkdir()
-    (folder / "scripted.py").write_text("raise SystemExit('ran')\n")
-    with pytest.raises(UserError, match="would run its own code") as error:
-        read_hub(HubSource(str(folder)))
-    assert "refs/convert/parquet" in str(error.value)
 
 
 def test_the_harness_reads_its_own_layout(adapters: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from command_line import Outcome, files_below
+from command_line import Outcome
 from command_line import rankscope as command
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoModelForCausalLM
@@ -17,7 +17,7 @@ from rankscope.config.loader import load_study_file
 from rankscope.errors import UserError
 from rankscope.models.model_folder import pocket_folder
 
-from ..evaluate.lm_eval.test_bridge import CHOICE, FUNCTION, HELPER, ROWS, TEXT, task_file
+from ..evaluate.lm_eval.test_bridge import CHOICE, ROWS, TEXT, task_file
 
 
 @pytest.fixture(scope="module")
@@ -87,18 +87,6 @@ def test_a_score_that_is_no_mean_of_items_has_no_paired_change(
     rows = pq.read_table(next(out.rglob("*.parquet"))).to_pylist()
     assert [row["correct"] for row in rows] == [None] * 5
     assert "word_perplexity" in ask(*words).told
-
-
-def test_code_runs_only_with_permission(tmp_path: Path) -> None:
-    mark = tmp_path / "it ran"
-    (tmp_path / "helper.py").write_text(HELPER.format(str(mark)))
-    words = ("--tasks", f"lm_eval:{task_file(tmp_path, CHOICE, FUNCTION)}", "--json")
-    before = files_below(tmp_path)
-    refused = ask(*words, "--out", tmp_path / "out")
-    assert (refused.code, "--trust-task-code" in refused.told) == (2, True)
-    assert files_below(tmp_path) == before
-    assert json_of(ask(*words, "--trust-task-code"))["scored_now"] == 1
-    assert mark.exists()
 
 
 @pytest.mark.parametrize(

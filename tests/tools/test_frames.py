@@ -1,7 +1,6 @@
 """A study as DataFrames: one row per thing, the ledger's own numbers."""
 
 import shutil
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from ledger_rows import rewrite_rows
 
 import rankscope
 from rankscope.errors import IntegrityError, UserError
@@ -71,12 +71,11 @@ def test_items_of_another_version_are_no_missing_scores(finished: Any, tmp_path:
     place = items_path(BASE, "pocket_med", "test")
     older = pq.read_table(out / place).drop_columns(["gold_logprob"])
     pq.write_table(older, out / place)
-    with sqlite3.connect(out / "ledger.sqlite") as db:
-        db.execute(
-            "UPDATE artifacts SET sha256 = ?, bytes = ? WHERE path = ?",
-            (sha256_file(out / place), (out / place).stat().st_size, place),
-        )
-    db.close()
+    rewrite_rows(
+        out,
+        "UPDATE artifacts SET file_sha256 = ?, bytes = ? WHERE path = ?",
+        (sha256_file(out / place), (out / place).stat().st_size, place),
+    )
     with pytest.raises(IntegrityError, match="has no column 'gold_logprob'; another version"):
         _ = rankscope.load(out).recommendation
 

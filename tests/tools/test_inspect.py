@@ -389,7 +389,7 @@ def test_what_an_adapters_settings_lack_is_one_line(
         altered(plain, tmp_path / "x", {"lora_alpha": 0}),
     )
     (tmp_path / "x" / "adapter_config.json").write_text("[1]")
-    refused(2, "cannot be used: expected a JSON object", base, tmp_path / "x")
+    refused(2, "found a JSON list, expected a JSON object", base, tmp_path / "x")
 
 
 def test_an_adapted_embedding_is_named(base: Path, tmp_path: Path) -> None:
@@ -430,7 +430,7 @@ def test_numbers_that_are_none(base: Path, plain: Path, tmp_path: Path) -> None:
     tensors = load_file(adapter / "adapter_model.safetensors")
     next(iter(tensors.values()))[0, 0] = float("nan")
     save_file(tensors, adapter / "adapter_model.safetensors")
-    refused(4, "holds values that are not finite", base, adapter)
+    refused(4, "found values that are not finite", base, adapter)
     shutil.copytree(base, tmp_path / "model")
     tensors = load_file(base / "model.safetensors")
     tensors["model.layers.1.self_attn.q_proj.weight"][0, 0] = float("inf")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sqlite3
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 from command_line import rankscope
 from folder_contents import folder_contents
+from ledger_rows import rewrite_rows
 
 from rankscope.records import BASE, TrialRecords
 from rankscope.tools.track import track, tracked_runs
@@ -114,13 +114,8 @@ def test_each_trial_is_one_run_however_often_it_is_sent(
     # The same study before one trial was scored on one task.
     early = tmp_path / "early"
     shutil.copytree(finished.out, early)
-    with sqlite3.connect(early / "ledger.sqlite") as db:
-        rows = db.execute(
-            "DELETE FROM records WHERE kind = 'eval' AND trial_id = ? AND key = ?",
-            (first, "pocket_cloze/test"),
-        )
-        assert rows.rowcount == 1
-    db.close()
+    statement = "DELETE FROM records WHERE kind = 'eval' AND trial_id = ? AND key = ?"
+    assert rewrite_rows(early, statement, (first, "pocket_cloze/test")) == 1
     before = study_files(finished.out)
     assert len(track(early, to).written) == len(trials) + 1
     if to == "mlflow":

@@ -15,7 +15,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from recipe import minimal
-from tiny_models import VOCABULARY, base_of, tiny_llama
+from tiny_models import base_of, tiny_llama
 from torch import Tensor, nn
 from toy_training import ATTENTION, full_trial, toy_rows, training_tolerance, trial
 
@@ -272,15 +272,12 @@ def weights(state: TrialState) -> list[Tensor]:
 
 @pytest.mark.parametrize("lr", [1e6, 1e30])
 def test_a_neighbour_that_diverges_changes_nobody(lr: float) -> None:
-    """At 1e6 it guesses ever after, at 1e30 its weights are no numbers after a step."""
+    """At 1e6 its losses would stay finite, at 1e30 its weights are no numbers after a step."""
     wild = trial("wild", method="pissa", lr=lr, warmup_fraction=0.0)
     result = train_group(base_of(tiny_llama()), [*GROUP[:4], wild, *GROUP[4:]], ROWS, PROTOCOL)
     for state in result.states:
         if state.spec is wild:
-            if lr == 1e30:
-                assert state.failure is not None
-            else:
-                assert state.losses[-1].loss == pytest.approx(math.log(VOCABULARY), abs=0.01)
+            assert (state.failure_status, state.steps_done) == ("diverged", 1)
             continue
         alone = packed()[state.spec.trial_id]
         assert state.failure is None

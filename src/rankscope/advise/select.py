@@ -58,16 +58,17 @@ def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveCo
     """
     scored = [a for a in arms if a.summary.validation_score is not None]
     excluded = tuple(a for a in scored if _forgets_too_much(a, objective))
+    kept = [a for a in scored if not _forgets_too_much(a, objective)]
     sizes = [log(n) for a in arms if (n := a.summary.trainable_parameters) > 0]
+    smallest, largest = min(sizes, default=0.0), max(sizes, default=0.0)
 
     def utility(arm: Arm, share_finished: float) -> float:
         summary, cost = arm.summary, 0.0
         gain, forgetting = summary.validation_gain, summary.validation_weighed_forgetting or 0.0
         if gain is None:
             gain = (summary.validation_score or 0.0) - (base_score or 0.0)
-        if summary.trainable_parameters > 0 and max(sizes) > min(sizes):
-            size = log(summary.trainable_parameters)
-            cost = (size - min(sizes)) / (max(sizes) - min(sizes))
+        if summary.trainable_parameters > 0 and largest > smallest:
+            cost = (log(summary.trainable_parameters) - smallest) / (largest - smallest)
         net = objective.in_domain * gain - objective.retention * forgetting
         scale = max(objective.in_domain, objective.retention) or 1.0
         return (share_finished * net - objective.cost * cost) / scale
@@ -76,11 +77,10 @@ def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveCo
     for arm in arms:
         rates.setdefault(arm.trials[0].spec.arm_without_lr, set()).add(arm.summary.lr)
     groups: dict[tuple[object, ...], list[Candidate]] = {}
-    for arm in scored:
-        if arm not in excluded:
-            finished = arm.summary.seeds / max(1, arm.summary.seeds + arm.summary.failed)
-            candidate = Candidate(arm, utility(arm, finished), ())
-            groups.setdefault(arm.trials[0].spec.arm_without_lr, []).append(candidate)
+    for arm in kept:
+        finished = arm.summary.seeds / max(1, arm.summary.seeds + arm.summary.failed)
+        candidate = Candidate(arm, utility(arm, finished), ())
+        groups.setdefault(arm.trials[0].spec.arm_without_lr, []).append(candidate)
     candidates = []
     for settings, group in groups.items():
         top = max(group, key=lambda c: (c.utility, -c.arm.summary.lr))
@@ -89,10 +89,9 @@ def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveCo
     best, best_lora = _highest(candidates), _highest(lora)
     passed_over = [
         arm
-        for arm in scored
+        for arm in kept
         if arm.summary.is_lora
         and arm.summary.failed
-        and arm not in excluded
         and best_lora is not None
         and arm is not best_lora.arm
         and utility(arm, 1.0) > best_lora.utility

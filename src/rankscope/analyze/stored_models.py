@@ -14,6 +14,7 @@ from rankscope.errors import UserError
 from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.folder import (
     base_weight_copies,
+    check_complete,
     check_same_base,
     load_adapter,
     recorded_base,
@@ -132,6 +133,7 @@ def matrices_to_compare(
         for name in model.adapter.a:
             base.layer(name)  # raises UserError for a layer that the base does not have
             changed.setdefault(name, []).append(model)
+        check_complete(model.folder, model.adapter.a, base.layers, READABLE_INITS)
     names = list(changed) or list(base.layers)
     order = {name: place for place, name in enumerate(base.layers)}
     names.sort(key=lambda name: order.get(name, len(order)))

@@ -5,6 +5,7 @@ import functools
 import inspect
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,7 +17,15 @@ import typer
 from typer import Argument, Option
 
 from rankscope.cli.terminal import Reply, print_json, print_message, protect_terminal
-from rankscope.errors import BAD_INPUT, BUG, INTERRUPTED, Interrupted, RankscopeError, UserError
+from rankscope.errors import (
+    BAD_INPUT,
+    BUG,
+    INTERRUPTED,
+    STOP_SIGNALS,
+    Interrupted,
+    RankscopeError,
+    UserError,
+)
 from rankscope.formatting import join_names
 from rankscope.shortage import address_space_shortage, shortage_behind
 
@@ -57,6 +66,8 @@ UsageError: Any = typer.BadParameter.__base__
 
 WAITING_LOOPS = 1_000
 """How often a waiting thread polls before it sleeps; LOG.md has the cost of other values."""
+
+INTERRUPTED_EARLY = "interrupted; give the same command again to continue"
 
 UNUSABLE_PATH = frozenset(
     {
@@ -159,7 +170,7 @@ def run_command_line(words: Sequence[str]) -> int:
     else:
         if code != INTERRUPTED:
             return code or 0
-        known = Interrupted("interrupted; give the same command again to continue")
+        known = Interrupted(INTERRUPTED_EARLY)
     with suppress(OSError):  # such as a full disk under a redirected output
         if as_json:
             print_json({"error": known.description()})
@@ -197,14 +208,37 @@ def limit_busy_waiting() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", str(WAITING_LOOPS))
 
 
+def stop_like_interrupt() -> None:
+    """Let ``STOP_SIGNALS`` end any command like Ctrl-C, unless the process ignores them."""
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+
+
+def hide_hub_kernels() -> None:
+    """Let libraries see no package ``kernels``, unless ``USE_HUB_KERNELS`` is set.
+
+    With it transformers, for some models, and bitsandbytes, on import, download compiled code from
+    the hub and run it.
+    """
+    if "USE_HUB_KERNELS" not in os.environ:
+        sys.modules["kernels"] = None  # type: ignore[assignment]  # as if it were not installed
+
+
 def main() -> NoReturn:
     """Entry point of the ``rankscope`` command."""
-    limit_busy_waiting()
-    protect_terminal()
-    # PEFT imports bitsandbytes if it is installed, which then warns on every command about a
-    # kernel that no CPU run needs.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    code = run_command_line(sys.argv[1:])
+    try:
+        stop_like_interrupt()
+        limit_busy_waiting()
+        hide_hub_kernels()
+        protect_terminal()
+        # PEFT imports bitsandbytes if it is installed, which then warns on every command about a
+        # kernel that no CPU run needs.
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+        code = run_command_line(sys.argv[1:])
+    except KeyboardInterrupt:  # before the verb began, or after it ended
+        print_message(f"error: {INTERRUPTED_EARLY}", "red")
+        code = INTERRUPTED
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

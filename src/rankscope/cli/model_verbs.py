@@ -109,7 +109,7 @@ def eval_command(
     model_folder(request.model_source)
     for folder in request.adapters:
         check_tuned_folder(Path(folder).expanduser())
-    from rankscope.cli.render.scores import scores_table
+    from rankscope.cli.render.scores import scores_tables
     from rankscope.tools.evaluate.run import score
 
     with ConsoleReporter(err_console) as reporter:
@@ -122,7 +122,7 @@ def eval_command(
         print_message(f"note: {note}")
 
     def show() -> None:
-        print_result(scores_table(result.scores))
+        print_result(scores_tables(result.scores))
         if out is not None:
             print_line(result.summary(out))
         for failure in result.failed:
@@ -196,7 +196,7 @@ def inspect_command(
             result = inspect_heads.inspect_heads(result, head_settings, reporter=reporter)
     if out is not None:
         inspect.write_inspection_folder(result, out)
-        print_message(f"written to {out}")
+        print_message(f"written to {out}; the page is {out / 'inspection.html'}")
     return Reply(result, lambda: print_result(inspection_tables(result)))
 
 

@@ -30,7 +30,7 @@ from rankscope.errors import INTEGRITY, OK, UNFINISHED, UserError
 from rankscope.progress import ConsoleReporter
 
 if TYPE_CHECKING:
-    from rankscope.records import Recommendation, Status, StudyRecords
+    from rankscope.records import Recommendation, StudyRecords
 
 WATCH_SECONDS = 2.0
 MAX_PROBLEMS = 20
@@ -76,7 +76,11 @@ def run_command(
     overrides: Overrides = None,
     trust_task_code: TrustTaskCode = False,
     retry: Annotated[
-        str, Option(metavar="STATUS", help="Run such trials again: failed,oom,diverged.")
+        str,
+        Option(
+            metavar="WORDS",
+            help="Run such trials again: failed,oom,diverged, or a trial's id, or base.",
+        ),
     ] = "",
     workers: Annotated[
         int | None,
@@ -87,12 +91,23 @@ def run_command(
         ),
     ] = None,
     executor: Annotated[
-        str | None, Option(metavar="NAME", help="Where the processes run: local or ray.")
+        str | None, Option(metavar="NAME", help="Where the processes run: local, ray or slurm.")
     ] = None,
     ray_address: Annotated[
         str | None,
         Option(metavar="HOST:PORT", help="Of a running Ray cluster; by default Ray starts here."),
     ] = None,
+    allow_mixed: Annotated[
+        bool,
+        Option("--allow-mixed", help="Add to results of other versions of libraries or code."),
+    ] = False,
+    take_over: Annotated[
+        bool,
+        Option(
+            "--take-over",
+            help="Run on a network disk, or after a run on another machine that did not end well.",
+        ),
+    ] = False,
 ) -> Reply:
     """Run a study, or continue where it stopped.
 
@@ -102,7 +117,7 @@ def run_command(
     """
     from rankscope.run.study import Study
 
-    again = _statuses(retry)
+    again = [word.strip() for word in retry.split(",") if word.strip()]
     study = Study.load(file, overrides or [])
     from rankscope.device import visible_gpus
     from rankscope.records import FAILED
@@ -112,11 +127,13 @@ def run_command(
     place = None  # in this process
     has_gpus = study.config.device in ("auto", "cuda") and len(visible_gpus()) > 1
     if has_gpus or any(option is not None for option in (workers, executor, ray_address)):
-        options = ExecutorOptions(workers, study.config.device, ray_address)
+        options = ExecutorOptions(workers, study.config.device, ray_address, study.config.slurm)
         place = new_executor(executor or "local", options)
     folder = out or Path("studies") / study.config.name
     with ConsoleReporter(err_console) as reporter:
-        records = study.run(folder, reporter, place, again)
+        records = study.run(
+            folder, reporter, place, again, allow_mixed=allow_mixed, take_over=take_over
+        )
     _, recommendation = write_outputs(folder, records)
     has_failed = any(trial.status in FAILED for trial in records.trials)
     return Reply(
@@ -134,17 +151,6 @@ def _show_results(
     print_result(summary_table(records, recommendation))
     print_answer(recommendation, with_reasons=with_reasons)
     print_line(f"report: {folder / 'report.html'}")
-
-
-def _statuses(text: str) -> "tuple[Status, ...]":
-    """The statuses of ``--retry``."""
-    from rankscope.records import FAILED
-
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    for word in words:
-        if word not in FAILED:
-            raise UserError(f"--retry: found {word!r}, expected failed, oom or diverged, by commas")
-    return tuple(status for status in FAILED if status in words)
 
 
 @verb("work")
@@ -210,7 +216,7 @@ def stop_command(folder: StudyFolder) -> Reply:
         found = "no process that runs it" if process is None else f"process {process}"
         raise UserError(f"{folder}: found {found}, expected a process of this machine that does")
     try:
-        os.kill(int(number), signal.SIGINT)
+        os.kill(int(number), signal.SIGTERM)
     except ProcessLookupError as error:
         raise UserError(f"{folder}: process {number} has already ended") from error
     except PermissionError as error:
@@ -281,20 +287,22 @@ def report_command(
 def verify_command(
     folder: StudyFolder,
     quick: Annotated[
-        bool, Option("--quick", help="Check that files are there and have their size; no hashes.")
+        bool, Option("--quick", help="Of weights and items, compare sizes instead of hashes.")
     ] = False,
 ) -> Reply:
     """Hash everything a study stored and compare.
 
-    The exit code is 4 if a record or an artifact was altered.
+    Trials, records, weights, items, checkpoints, recommendation and report. For each difference it
+    says what to do; the exit code is then 4.
 
     Example: rankscope verify studies/pocket
     """
-    from rankscope.store import Ledger
+    from rankscope.store import Ledger, find_problems
 
-    with Ledger.open(folder, write=False) as ledger:
-        problems = ledger.verify(quick=quick)
-        count = 0 if problems else len(ledger.artifacts())
+    problems, count = find_problems(folder, quick=quick), 0
+    if not problems:
+        with Ledger.open(folder, write=False) as ledger:
+            count = len(ledger.artifacts())
 
     def show() -> None:
         for problem in problems[:MAX_PROBLEMS]:
@@ -326,6 +334,12 @@ def compare_command(
     Example: rankscope compare studies/pocket studies/mine --out compared.html
     """
     for folder in folders:
+        if (folder / "adapter_config.json").is_file():
+            raise UserError(
+                f"{folder}: found an adapter, expected the folder of a study; adapters are "
+                "compared by their scores: rankscope eval BASE --tasks TASK --adapter FIRST "
+                "--adapter SECOND"
+            )
         check_study(folder)
     from rankscope.cli.render.comparison import comparison_tables
     from rankscope.tools.compare import check_inside, compare

@@ -62,7 +62,10 @@ def check_text(value: str) -> str:
     if not value:
         raise ValueError("empty text: remove the key or give it a value")
     if not value.isprintable():
-        raise ValueError(f"{short_repr(value)} contains characters that cannot be printed")
+        raise ValueError(
+            f"{short_repr(value)} contains characters that cannot be printed; expected a name "
+            "without them"
+        )
     if len(value) > MAX_TEXT_LENGTH:
         raise ValueError(f"{len(value)} characters: expected at most {MAX_TEXT_LENGTH}")
     return value

@@ -203,7 +203,14 @@ def with_absolute_paths(
         if path is not None and isinstance(value, str) and value.startswith(path.prefix):
             from_override = document.mark_at(place).source.startswith(OVERRIDE)
             text = value.removeprefix(path.prefix)
-            return path.prefix + absolute_path(text, Path.cwd() if from_override else folder)
+            whole = absolute_path(text, Path.cwd() if from_override else folder)
+            if not whole.isprintable():  # the study is stored with it, and read again
+                problem = (
+                    f"{dotted(place)}: {short_repr(whole)} contains characters that cannot be "
+                    "printed; expected a folder without them: rename it"
+                )
+                raise UserError(fault_at(document.mark_at(place), problem).message)
+            return path.prefix + whole
         return value
 
     changes = {}

@@ -64,7 +64,7 @@ class EncodedRows:
         """Input tokens of one epoch."""
         return sum(len(row.input_ids) for row in self.rows)
 
-    @property
+    @cached_property
     def num_label_tokens(self) -> int:
         """Tokens of one epoch that carry loss."""
         return sum(sum(row.is_label) for row in self.rows)
@@ -292,8 +292,9 @@ def encode_rows(encoder: Encoder, items: Sequence[Item], labels: LabelMode) -> E
         else:
             rows.append(row)
     if len(dropped) > MAX_SHARE_DROPPED * len(items):
+        first = min((item.location for item in dropped), key=lambda place: (len(place), place))
         raise UserError(
-            f"{dropped[0].location}: the row has no token to learn, and so have {len(dropped)} of "
+            f"{first}: the row has no token to learn, and so have {len(dropped)} of "
             f"{len(items)} rows: their prompts fill max_length = {encoder.max_length} tokens, or "
             "they have no completion. Raise train.max_length or shorten the rows; up to 1 % may be "
             "dropped, and are counted"

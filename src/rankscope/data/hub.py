@@ -61,7 +61,7 @@ def read_hub(source: HubSource) -> tuple[SplitRows, str]:
             loaded = datasets.load_dataset(source.id, source.config, revision=source.revision)
     except Exception as error:  # the library raises some ten unrelated types here
         reason = first_line(error)
-        if "Dataset scripts" in reason or "trust_remote_code" in reason:
+        if "Dataset scripts" in reason:
             raise UserError(
                 f"{source.label}: loading this data set would run its own code, which is refused "
                 f"({reason}); use the hub's Parquet copy (revision: refs/convert/parquet), or put "

@@ -20,7 +20,9 @@ class Message:
 class Item:
     """One row, whatever its shape in the file."""
 
-    item_id: str  # Stable: ``<task>/<split file>/<row number>``, rows counted from 1
+    item_id: str
+    """``<task>/<split file>/<key>``; the key is the row's number, counted from 1, or of the user's
+    own rows a hash of their content."""
     prompt: str  # Rendered prompt; empty for a plain text row
     completion: str
     """Training target: the text or letter of the right option, a written answer, a reply."""

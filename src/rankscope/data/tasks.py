@@ -1,5 +1,6 @@
 """``load_task``: reads, checks, renders and splits one task."""
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from rankscope.data.numbers import is_number
 from rankscope.data.prompts import make_item
 from rankscope.data.registry import LETTERED_PROMPT, TaskSpec, overlapping_subjects
 from rankscope.data.rows import BadRow, RowContent, duplicate_choice
+from rankscope.data.sources import DEV, RawRow
 from rankscope.data.splits import first_of_order, split_rows
 from rankscope.data.task_source import common_settings, locate_rows
 from rankscope.errors import UserError
@@ -24,6 +26,9 @@ from rankscope.hashing import sha256_json
 
 NUMERIC_SHARE = 0.95
 """If as many answers of the user's own rows are numbers, ``scorer: number`` is recommended."""
+
+KEY_LENGTH = 12
+"""Hex digits in the id of an own row: 48 bits, and rows with equal digits are numbered."""
 
 # Purposes of the draws. They are part of the seed: another text would draw other items.
 VALIDATION_ITEMS_DRAW = "selection items"
@@ -185,16 +190,24 @@ def read_task_items(
 def make_items(
     spec: TaskSpec, parsed: Mapping[str, ParsedFile], excluded: Collection[str], policy: RowPolicy
 ) -> tuple[dict[str, list[Item]], list[RejectedRow]]:
-    """(items by file, all rows that cannot be used, in the order of the files)."""
+    """(items by file, all rows that cannot be used, in the order of the files).
+
+    The user's own rows get ids and an order of their content: a file whose rows are shuffled is the
+    same data. Published files do not change, so their items keep the row's number and place, and so
+    do rows of few-shot examples, whose order can be meant.
+    """
     items: dict[str, list[Item]] = {}
     rejected: list[RejectedRow] = []
     for file, content in parsed.items():
         items[file] = []
         unusable = list(content.rejected)
-        for row, row_content in content.rows:
+        by_content = policy.own_data and file != DEV
+        numbers = (str(row.number) for row, _ in content.rows)
+        keys = content_keys(content.rows) if by_content else numbers
+        for key, (row, row_content) in zip(keys, content.rows, strict=True):
             if row_content.subject in excluded:
                 continue
-            item_id = f"{spec.name}/{file}/{row.number}"
+            item_id = f"{spec.name}/{file}/{key}"
             try:
                 # The right answer is still unique, so a row of a wrong choice can also be kept.
                 if policy.refuses and (choice := duplicate_choice(row_content.choices)):
@@ -202,8 +215,27 @@ def make_items(
                 items[file].append(make_item(row_content, spec, item_id, row.location))
             except BadRow as error:
                 unusable.append(RejectedRow.of(row, error))
+        if by_content:
+            items[file].sort(key=lambda item: item.item_id)
         rejected += sorted(unusable, key=lambda row: row.number)
     return items, rejected
+
+
+def content_keys(rows: Sequence[tuple[RawRow, RowContent]]) -> list[str]:
+    """A hash of each row's content; copies of a row have it with ``.2``, ``.3``, ... after it."""
+    copies: dict[str, list[int]] = defaultdict(list)
+    for position, (_, content) in enumerate(rows):
+        turns = [[message.role, message.content] for message in content.messages]
+        parts = (content.question, content.completion, content.choices, content.answer)
+        others = (content.subject, turns, content.contexts, content.continuation)
+        copies[sha256_json([*parts, *others])[:KEY_LENGTH]].append(position)
+    keys = [""] * len(rows)
+    for key, positions in copies.items():
+        # Copies can differ in fields that only a prompt template shows.
+        positions.sort(key=lambda position: repr(sorted(rows[position][0].fields.items())))
+        for number, position in enumerate(positions, start=1):
+            keys[position] = key if number == 1 else f"{key}.{number}"
+    return keys
 
 
 # --- specs --------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import copy
 import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rankscope.models.attention import varlen
 from rankscope.models.attention.varlen import AttentionPlan, KVCache
 from rankscope.models.multi_lora import AdapterSpan, MultiLora, linear_layers, unwrap
+from rankscope.models.quantize import dense_weight
 from rankscope.records import ModelRecord
 
 
@@ -91,6 +92,7 @@ class Base:
     record: ModelRecord
     folder: Path  # Holds its weights
     multi_lora: MultiLora
+    weight_norms: dict[str, float] = field(default_factory=dict)  # By linear layer, once needed
 
     @property
     def device(self) -> torch.device:
@@ -142,6 +144,13 @@ class Base:
 
     def linears(self) -> dict[str, nn.Linear]:
         return linear_layers(self.model)
+
+    def weight_norm(self, name: str, linear: nn.Linear) -> float:
+        """|W0|_F of a linear layer of this base, computed once."""
+        if name not in self.weight_norms:
+            weight = dense_weight(linear)
+            self.weight_norms[name] = float(torch.linalg.vector_norm(weight, dtype=torch.float32))
+        return self.weight_norms[name]
 
     def trainable_copy(self) -> "Base":
         """A float32 copy whose every parameter trains, with products in the base's dtype."""

@@ -12,6 +12,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from rankscope.config.study import ModelConfig
 from rankscope.errors import IntegrityError, UserError, reading, reason_of
@@ -21,6 +22,7 @@ from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.model_folder import model_folder
 from rankscope.models.multi_lora import MultiLora
 from rankscope.models.output_layer import block_output_layer
+from rankscope.models.parameters import read_model_config
 from rankscope.models.quantize import check_quantize, quantization
 from rankscope.records import ModelRecord
 
@@ -116,9 +118,11 @@ def check_stored_weights(folder: Path) -> None:
 
 def _filled_model(folder: Path, dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
     varlen.register_attention()
+    disable_progress_bar()  # transformers' own
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=read_model_config(folder),
             dtype=dtype,
             attn_implementation=varlen.NAME,
             local_files_only=True,

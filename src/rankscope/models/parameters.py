@@ -57,6 +57,10 @@ def read_model_config(path: Path) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not isinstance(config, PretrainedConfig):
         raise UserError(f"{folder / 'config.json'}: expected the configuration of one model.")
+    # What a stranger's file names here would win over the implementation that is asked for, and
+    # ``owner/kernel`` would be downloaded from the hub and run.
+    config._attn_implementation = None
+    config._experts_implementation = None
     return config
 
 

@@ -19,6 +19,7 @@ from rankscope.report.before_after import (
 from rankscope.report.charts.figure import Figure
 from rankscope.report.figures import FOLDED, SECTIONS, draw_section
 from rankscope.report.page import PageSection, embedded, render_page, write_page
+from rankscope.report.page_limit import MAX_FAILED, limited, not_shown
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import DASHES
 from rankscope.report.tables import (
@@ -36,8 +37,9 @@ def write_study_page(study: StudyRecords, recommendation: Recommendation, path: 
     write_page(path, lambda: render_study(view, str(path.parent)))
 
 
-def render_study(view: StudyView, folder: str = "DIR") -> str:
+def render_study(whole: StudyView, folder: str = "DIR") -> str:
     """The page; ``folder`` is the study's, as commands on the page name it."""
+    view, failed = limited(whole), failed_trials_table(whole)
     sections, tasks = study_sections(view), view.training_tasks
     items = {task: compared_items(view, task, MAX_EMBEDDED // len(tasks)) for task in tasks}
     return render_page(
@@ -46,15 +48,16 @@ def render_study(view: StudyView, folder: str = "DIR") -> str:
         view.ranks,
         view.study.provenance,
         view=view,
-        study=view.study,
+        study=whole.study,
         **card_values(view),
-        missing=missing(view),
+        missing=[*missing(whole), *not_shown(whole, view)],
         items={task: compared for task, compared in items.items() if compared},
         items_json=embedded([_item_data(c) for compared in items.values() for c in compared]),
         outcomes=ITEM_OUTCOMES,
         steps={task: steps_for_task(view, task, folder) for task in tasks},
         sections=sections,
-        failed=failed_trials_table(view),
+        failed=failed.head(MAX_FAILED),
+        num_failed=len(failed),
         tasks=tasks_table(view),
         without_contamination=contamination_table(view),
         training=training_table(view),

@@ -3,7 +3,7 @@
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -16,12 +16,12 @@ from rankscope.device import (
     release_freed_memory,
     use_deterministic,
 )
-from rankscope.errors import Interrupted, UserError
+from rankscope.errors import STOP_SIGNALS, Interrupted, UserError
 from rankscope.filesystem import replace_text
 from rankscope.models.load import load_base
 from rankscope.progress import ProgressReporter
 from rankscope.provenance import provenance
-from rankscope.records import trial_of
+from rankscope.records import BASE, FAILED, trial_of
 from rankscope.run.context import RunContext
 from rankscope.run.group_ledger import GroupLedger
 from rankscope.run.prepared import PreparedStudy
@@ -48,18 +48,43 @@ def begin_run(
         UserError: stored results would not be comparable with new ones.
     """
     check_record_settings(ledger, study)
-    config = study.config
+    config, before = study.config, ledger.statuses()
     base = load_base(config.model, study.device, study.dtype, quantize=config.quantize)
     release_freed_memory()
     values = study_values(config)
     ledger.put_study(config.name, values, base.record, study.task_records, provenance())
     replace_text(ledger.out / "study.resolved.yaml", dump_study(config))
     ledger.put_notes(study.notes)
-    ledger.put_trials(study.trials)
+    num_new = ledger.put_trials(study.trials)
+    if before and num_new:
+        gone = len(before.keys() - ledger.statuses().keys())
+        reporter.note(
+            f"the study changed: {num_new} of its {len(study.trials)} trials are new in this "
+            f"folder; {gone} that it no longer has are kept there and not shown"
+        )
     for note in study.notes:
         reporter.note(note)
     groups = GroupLedger(ledger, study)
     return RunContext(study, ledger, base, reporter, should_stop, groups)
+
+
+def plan_again(ledger: Ledger, retry: Collection[str]) -> None:
+    """Plan trials again: those of a status such as ``oom``, and those named by their id.
+
+    Raises:
+        UserError: a word is neither.
+    """
+    statuses = ledger.statuses()
+    named = [word for word in retry if word not in FAILED]
+    for word in named:
+        if word not in statuses and word != BASE:
+            raise UserError(
+                f"{ledger.out}: --retry: found {word!r}, expected {', '.join(sorted(FAILED))}, "
+                f"{BASE} or the id of a trial; 'rankscope status {ledger.out}' lists them"
+            )
+    ledger.retry_trials([trial for trial, status in statuses.items() if status in retry])
+    if named:
+        ledger.repeat_trials(named)
 
 
 def check_record_settings(ledger: Ledger, study: PreparedStudy) -> None:
@@ -84,25 +109,28 @@ def check_record_settings(ledger: Ledger, study: PreparedStudy) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C or SIGTERM requests a stop at the next safe point; the second aborts.
+    """The first of ``STOP_SIGNALS`` requests a stop at the next safe point; a second Ctrl-C aborts.
 
-    Signals are left alone outside the main thread.
+    Signals that the process ignores stay ignored, such as SIGHUP under ``nohup``. Outside the main
+    thread all are left alone.
 
     Raises:
         Interrupted: the second Ctrl-C came.
     """
     asked = threading.Event()
 
-    def on_interrupt(signum: int, frame: FrameType | None) -> None:
-        if asked.is_set():
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        # A scheduler may send several signals; they must not cut the checkpoint short.
+        if asked.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.set()
 
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)  # the second is what a scheduler sends
-    before = [signal.signal(number, on_interrupt) for number in signals]
+        before = {}
+    before = {n: handler for n, handler in before.items() if handler is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, on_signal)
     try:
         yield asked.is_set
     except KeyboardInterrupt as abort:
@@ -110,5 +138,5 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             abort
         )
     finally:
-        for number, handler in zip(signals, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)

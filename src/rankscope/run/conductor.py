@@ -1,7 +1,6 @@
 """Bring every trial of a study to its end, group by group: train, evaluate, analyze."""
 
 import re
-import shutil
 from typing import Any
 
 from rankscope.device import live_memory_bytes
@@ -19,6 +18,7 @@ from rankscope.run.study_clock import StudyClock
 from rankscope.run.trial_weights import model_with_weights
 from rankscope.run.trials import ID_LENGTH
 from rankscope.store import CHECKPOINTS, TrialFailure
+from rankscope.train.checkpoint import GroupCheckpoint
 
 GROUP_ID = re.compile(f"[0-9a-f]{{{ID_LENGTH}}}")
 """Only folders with such a name are ours to remove."""
@@ -133,4 +133,4 @@ class Conductor:
         current = {group_id(self.train_stage.untrained(g)) for g in self.context.study.groups}
         for folder in (self.context.ledger.out / CHECKPOINTS).glob("*"):
             if GROUP_ID.fullmatch(folder.name) and folder.name not in current:
-                shutil.rmtree(folder, ignore_errors=True)
+                GroupCheckpoint(folder).remove()

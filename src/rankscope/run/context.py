@@ -7,6 +7,7 @@ from rankscope.analyze.svd_cache import SvdCache, svd_cache_folder
 from rankscope.errors import Interrupted
 from rankscope.models.base import Base
 from rankscope.progress import ProgressReporter
+from rankscope.provenance import provenance
 from rankscope.run.group_ledger import GroupLedger, resolve_groups
 from rankscope.run.prepared import PreparedStudy
 from rankscope.run.study_clock import StudyClock
@@ -33,6 +34,9 @@ class RunContext:
     """Time left of the whole study; only the process that runs all groups knows it."""
     did_work: bool = False
     """Whether anything was missing in the ledger."""
+    allow_mixed: bool = False
+    """Whether to add results to those of other versions of libraries or code."""
+    versions_checked: bool = False
     memory_before_groups: int = 0
     """What this process held before its first group, bytes."""
     groups_worked_on: int = 0
@@ -44,6 +48,14 @@ class RunContext:
         self.groups = GroupLedger(self.ledger, self.study)
 
     def begin_stage(self, name: str, num_steps: int) -> None:
+        """Report a stage that has something to do; the first one stores who does it.
+
+        Raises:
+            UserError: the stored results are of other versions, and mixing is not allowed.
+        """
+        if not self.versions_checked:
+            self.ledger.add_provenance(provenance(), allow_mixed=self.allow_mixed)
+            self.versions_checked = True
         self.did_work = True
         self.pieces_done = 0
         if self.study_clock is not None:

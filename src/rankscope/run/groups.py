@@ -10,7 +10,7 @@ from rankscope.config.study import StudyConfig, TrainConfig
 from rankscope.errors import UserError
 from rankscope.hashing import sha256_json
 from rankscope.records import TrialSpec
-from rankscope.run.trials import ID_LENGTH, unique
+from rankscope.run.trials import ID_LENGTH
 from rankscope.train.memory import GroupMemory, MemoryModel, RowCounts
 from rankscope.train.step_schedule import trial_steps
 
@@ -41,7 +41,7 @@ def make_groups(
     if limit < 1:
         raise UserError(f"max_group_size is {limit}: expected at least 1")
     groups: list[Group] = []
-    for task in unique([trial.task for trial in trials]):
+    for task in dict.fromkeys(trial.task for trial in trials):
         of_task = [trial for trial in trials if trial.task == task]
         groups += cut_to_fit([t for t in of_task if not t.trains_alone], limit, fits)
         groups += [(trial,) for trial in of_task if trial.trains_alone]

@@ -1,13 +1,17 @@
 """What a study writes for its reader: the recommendation and the report."""
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from rankscope.advise.recommend import recommend
-from rankscope.filesystem import replace_text
+from rankscope.filesystem import check_in_place, replace_bytes, replace_text
+from rankscope.hashing import SUMS, sums_text
 from rankscope.records import Recommendation, StudyRecords
-from rankscope.report.study_page import write_study_page
+from rankscope.report.study_page import render_study
+from rankscope.report.study_view import StudyView
 from rankscope.shortage import reporting_shortages
-from rankscope.store import Ledger
+from rankscope.store import OUTPUT_FILES, Ledger
 
 
 def write_outputs(
@@ -27,7 +31,22 @@ def write_outputs(
             study = ledger.load()
     with reporting_shortages(out, do="every trial is stored: free some memory"):
         recommendation = recommend(study)
-        text = recommendation.model_dump_json(indent=2) + "\n"
-        replace_text(out / "recommendation.json", text)
-        write_study_page(study, recommendation, out / "report.html")
+        answer = recommendation.model_dump_json(indent=2) + "\n"
+        page = render_study(StudyView(study, recommendation), str(out))
+        check_in_place(out)
+        replace_outputs(out, (answer.encode(), page.encode()))
     return study, recommendation
+
+
+def replace_outputs(out: Path, contents: Sequence[bytes]) -> None:
+    """Replace ``OUTPUT_FILES``; after a crash at any moment, each has one of its listed hashes."""
+    before = sums_text(out, OUTPUT_FILES)
+    after = "".join(
+        f"{hashlib.sha256(content).hexdigest()}  {name}\n"
+        for name, content in zip(OUTPUT_FILES, contents, strict=True)
+    )
+    if before != after:
+        replace_text(out / SUMS, before + after)
+    for name, content in zip(OUTPUT_FILES, contents, strict=True):
+        replace_bytes(out / name, content)
+    replace_text(out / SUMS, after)

@@ -1,7 +1,7 @@
 """A study file resolved on one machine: everything that can be known before weights are loaded."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -52,6 +52,10 @@ class PreparedStudy:
     grouping: Grouping
     notes: tuple[str, ...]
     """What a reader of the results must know."""
+    _by_id: dict[str, TrialSpec] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_id", {trial.trial_id: trial for trial in self.trials})
 
     @property
     def tasks(self) -> Mapping[str, LoadedTask]:
@@ -137,7 +141,7 @@ class PreparedStudy:
             "intruder_k": spectra.intruder_k,
             "intruder_epsilon": spectra.intruder_epsilon,
         }
-        trial = next(t for t in self.trials if t.trial_id == trial_of(model_id))
+        trial = self._by_id[trial_of(model_id)]
         if kind == "spectra":
             shapes = sorted(set(self.shapes.linear_shapes.values()))
             return intruders | {

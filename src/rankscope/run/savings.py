@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from rankscope.config.study import StudyConfig
 from rankscope.records import Record, TrialSpec
 from rankscope.run.costs import ItemTokens, StageSeconds, TrialCost
-from rankscope.run.trials import trials_of_arm
+from rankscope.run.trials import trials_of_one_arm
 
 SUGGESTED_ITEMS = 200
 """Items per split that are suggested; an accuracy of one half is then known within 7 points."""
@@ -70,11 +70,8 @@ def largest_savings(
                 loses="how much results vary from run to run",
             )
         )
-    for index, arm in enumerate(config.arms):
-        others = [a for a in config.arms if a is not arm]
-        shared = {t.trial_id for a in others for t in trials_of_arm(trials, a, config.train)}
-        own = trials_of_arm(trials, arm, config.train)
-        own = [trial for trial in own if trial.trial_id not in shared]
+    of_one_arm = trials_of_one_arm(trials, config.arms, config.train)
+    for index, (arm, own) in enumerate(zip(config.arms, of_one_arm, strict=True)):
         if len(arm.lr) > 1:
             kept_rate = sorted(arm.lr)[len(arm.lr) // 2]
             found.append(

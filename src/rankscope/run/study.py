@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from rankscope.config.loader import load_study_file
-from rankscope.config.study import StudyConfig
+from rankscope.config.study import SlurmConfig, StudyConfig
 from rankscope.data.task_source import check_sources
 from rankscope.models.model_folder import model_folder
 from rankscope.progress import LOG, JsonlReporter, NullReporter, ProgressReporter
-from rankscope.records import Status, StudyRecords
+from rankscope.records import StudyRecords
 from rankscope.shortage import reporting_shortages
 from rankscope.store import UNITS, Ledger
 
@@ -83,7 +83,10 @@ class Study:
         out: str | Path,
         reporter: ProgressReporter | None = None,
         executor: "Executor | None" = None,
-        retry: Collection[Status] = (),
+        retry: Collection[str] = (),
+        *,
+        allow_mixed: bool = False,
+        take_over: bool = False,
     ) -> StudyRecords:
         """Run the study into ``out``, or continue it there; always safe to repeat.
 
@@ -94,12 +97,16 @@ class Study:
             out: the study's folder, created if needed.
             reporter: of progress; silent by default.
             executor: where groups run, see ``run/executors``; by default in this process.
-            retry: run trials of these statuses again, such as ``oom``.
+            retry: run trials of these statuses again, such as ``oom``; of trials named by id, and
+                of ``base``, all results are removed and computed again.
+            allow_mixed: add results to those of other versions of libraries or code.
+            take_over: run in a folder on a network file system, or that a run on another machine
+                did not close.
 
         Raises:
             UserError, StudyLocked, IntegrityError, DiskFull, DiskFailed, OutOfMemory, Interrupted.
         """
-        from rankscope.run.begin import begin_run, interruptible, prepare_process
+        from rankscope.run.begin import begin_run, interruptible, plan_again, prepare_process
         from rankscope.run.prepare import prepare_study
 
         prepare_process()
@@ -110,11 +117,19 @@ class Study:
             # Before the folder: a refused study leaves nothing.
             num_processes = 1 if executor is None else executor.num_local
             study = prepare_study(self.config, reporter=reporter, num_processes=num_processes)
-            with Ledger.open(out, write=True) as ledger, interruptible() as should_stop:
-                again = [trial for trial, status in ledger.statuses().items() if status in retry]
-                ledger.retry_trials(again)
+            with (
+                Ledger.open(out, write=True, take_over=take_over) as ledger,
+                interruptible() as is_stop_requested,
+            ):
+
+                def should_stop() -> bool:
+                    ledger.check_in_place()
+                    return is_stop_requested()
+
+                plan_again(ledger, retry)
                 reporter = JsonlReporter(reporter, out / LOG)
                 context = begin_run(study, ledger, reporter, should_stop)
+                context.allow_mixed = allow_mixed
                 context.use_stored_groups()
                 try:
                     self._run_all(context, executor)
@@ -140,5 +155,7 @@ class Study:
         groups = conductor.unfinished_groups()
         context.base.model.to("meta")  # type: ignore[arg-type]  # workers load the base themselves
         release_freed_memory()
-        run_units(context, self.config, groups, executor)
+        # Another time limit makes no other unit.
+        config = self.config.model_copy(update={"slurm": SlurmConfig()})
+        run_units(context, config, groups, executor)
         conductor.remove_orphans()

@@ -7,8 +7,9 @@ stopped early has whole arms rather than many arms with one seed each.
 """
 
 import itertools
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from rankscope.config.arm import TRAIN_OVERRIDES, ArmConfig, resolved_alpha
 from rankscope.config.study import StudyConfig, TrainConfig
@@ -40,8 +41,6 @@ NOT_TRAINING = frozenset(
 
 STOPPING = frozenset({"evaluate_every", "evaluate_items"})
 """The exceptions for early stopping: these decide when such a trial ends."""
-
-Value = TypeVar("Value")
 
 
 def make_trials(
@@ -109,8 +108,8 @@ def duplicate_grid_points(config: StudyConfig) -> int:
     Counted per study file, not per task: ``rank: [8, 8]`` is one, whatever the seeds and tasks;
     a point that two arms share is one; ``seeds: [0, 0]`` is one.
     """
-    points = [point for arm in config.arms for point in arm_points(arm, config.train)]
-    return len(points) - len(unique(points)) + len(config.seeds) - len(unique(config.seeds))
+    points = [point for arm in config.arms for point in arm_specs(arm, config.train)]
+    return len(points) - len(set(points)) + len(config.seeds) - len(set(config.seeds))
 
 
 def duplicate_grid_notes(config: StudyConfig) -> list[str]:
@@ -174,14 +173,31 @@ def arm_points(arm: ArmConfig, train: TrainConfig) -> Iterator[dict[str, Any]]:
             yield {name: v for name, v in (point | fields).items() if name not in aside}
 
 
-def trials_of_arm(
-    trials: Sequence[TrialSpec], arm: ArmConfig, train: TrainConfig
-) -> list[TrialSpec]:
-    """The trials that an arm asks for, of every task and seed."""
-    blank: dict[str, Any] = {"trial_id": "", "task": "", "seed": 0}
-    blank |= {name: None for name in TrialSpec.model_fields if name.endswith("_sha256")}
-    points = [TrialSpec.model_validate(blank | point) for point in arm_points(arm, train)]
-    return [trial for trial in trials if trial.model_copy(update=blank) in points]
+NO_TRIAL: dict[str, Any] = {"trial_id": "", "task": "", "seed": 0} | {
+    name: None for name in TrialSpec.model_fields if name.endswith("_sha256")
+}
+"""What a trial has besides its point of the grid."""
+
+
+def arm_specs(arm: ArmConfig, train: TrainConfig) -> list[TrialSpec]:
+    """An arm's grid points as specs of no task and no seed, repeated ones included."""
+    return [TrialSpec.model_validate(NO_TRIAL | point) for point in arm_points(arm, train)]
+
+
+def trials_of_one_arm(
+    trials: Sequence[TrialSpec], arms: Sequence[ArmConfig], train: TrainConfig
+) -> list[list[TrialSpec]]:
+    """By arm, the trials that it asks for and no other arm does, of every task and seed."""
+    owners: dict[TrialSpec, set[int]] = defaultdict(set)
+    for index, arm in enumerate(arms):
+        for point in arm_specs(arm, train):
+            owners[point].add(index)
+    own: list[list[TrialSpec]] = [[] for _ in arms]
+    for trial in trials:
+        index, *others = owners[trial.model_copy(update=NO_TRIAL)]
+        if not others:
+            own[index].append(trial)
+    return own
 
 
 def mitigation_fields(point: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,12 +212,3 @@ def mitigation_fields(point: Mapping[str, Any]) -> dict[str, Any]:
     if stop is not None:
         fields["early_stop"] = stop.patience
     return fields
-
-
-def unique(values: Sequence[Value]) -> list[Value]:
-    """The values in their order, equal ones once."""
-    seen: list[Value] = []
-    for value in values:
-        if value not in seen:
-            seen.append(value)
-    return seen

@@ -3,7 +3,7 @@
     OUT/units/<group id>/
         unit.json      what to do; written last by the driver, once the folder is ready
         ledger.sqlite, artifacts/, checkpoints/    a ledger of the unit's own
-        sealed.json    sha256 of that ledger; written last by the worker
+        sealed.sha256  hash of that ledger; written last by the worker
 
 Only the driver, the process of ``rankscope run``, writes the ledger of the study. It copies what
 the study has of a group's trials into the unit; the worker continues from there and seals the
@@ -20,9 +20,9 @@ from typing import Any
 
 from rankscope.config.loader import study_values
 from rankscope.config.study import StudyConfig
-from rankscope.errors import IntegrityError, StudyLocked, UserError, reading
+from rankscope.errors import IntegrityError, UserError, reading
 from rankscope.filesystem import replace_text
-from rankscope.hashing import sha256_file, sha256_json
+from rankscope.hashing import sha256_json, sums_text
 from rankscope.progress import LOG, logged_notes
 from rankscope.provenance import provenance
 from rankscope.records import Record
@@ -30,10 +30,19 @@ from rankscope.run.context import RunContext
 from rankscope.run.group_ledger import known_groups, store_groups
 from rankscope.run.groups import Group, group_id, group_label
 from rankscope.run.prepared import PreparedStudy
-from rankscope.store import CHECKPOINTS, UNITS, Ledger, StoredGroups, transfer
+from rankscope.store import (
+    CHECKPOINTS,
+    UNIT_ORDER,
+    UNITS,
+    Ledger,
+    StoredGroups,
+    running_process,
+    transfer,
+)
 
-UNIT = "unit.json"
-SEAL = "sealed.json"
+SEAL = "sealed.sha256"
+"""Says that a unit came to its end; its closed ledger holds the hashes of all artifacts."""
+LEDGER_FILE = ("ledger.sqlite",)
 DRIVER = "RANKSCOPE_DRIVER"
 """Environment variable with the process id of a worker's driver, if both run on one machine."""
 
@@ -48,18 +57,13 @@ class UnitOrder(Record):
     trial_ids: tuple[str, ...]
 
 
-class Seal(Record):
-    """Says that a unit came to its end."""
-
-    ledger_sha256: str
-    """Of the closed ledger, which holds the hashes of all artifacts."""
-
-
 def prepared_sha256(study: PreparedStudy) -> str:
     """Hash of all that results depend on: trials, tasks and the settings of records."""
     ids = [trial.trial_id for trial in study.trials]
     tasks = [record.sha256 for record in study.task_records]
-    return sha256_json([ids, tasks, study.base_sha256, study.config.model_dump(mode="json")])
+    return sha256_json(
+        [ids, tasks, study.base_sha256, study.config.model_dump(mode="json", exclude={"slurm"})]
+    )
 
 
 def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
@@ -75,11 +79,11 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
     order = UnitOrder(
         config=study_values(config), study_sha256=prepared_sha256(context.study), trial_ids=ids
     )
-    text = order.model_dump_json()
-    if (folder / UNIT).is_file() and (folder / UNIT).read_text(encoding="utf-8") == text:
+    file, text = folder / UNIT_ORDER, order.model_dump_json()
+    if file.is_file() and file.read_bytes() == text.encode():
         return folder
-    shutil.rmtree(folder, ignore_errors=True)
-    with Ledger.open(folder, write=True) as unit:
+    discard_unit(folder)
+    with Ledger.open(folder, write=True, take_over=True) as unit:
         study, base = context.study, context.base.record
         values = study_values(study.config)
         unit.put_study(study.config.name, values, base, study.task_records, provenance())
@@ -90,15 +94,20 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
     statuses = context.ledger.statuses()
     untrained = [trial for trial in group if statuses[trial.trial_id] == "planned"]
     move_checkpoint(context.ledger.out, folder, group_id(untrained))
-    replace_text(folder / UNIT, text)
+    replace_text(file, text)
     return folder
 
 
 def read_unit(folder: Path) -> UnitOrder:
     """What the worker of a unit is to do."""
-    remedy = "units are made by 'rankscope run --workers N'"
-    with reading(folder, "a unit of work", do=remedy):
-        return UnitOrder.model_validate_json((folder / UNIT).read_text(encoding="utf-8"))
+    file, remedy = folder / UNIT_ORDER, f"to run this unit again, remove {folder}"
+    if not file.is_file():
+        raise UserError(
+            f"{folder}: found no unit of work, expected one; units are made by 'rankscope run "
+            "--workers N'"
+        )
+    with reading(file, "what a run wrote", IntegrityError, remedy):
+        return UnitOrder.model_validate_json(file.read_text(encoding="utf-8"))
 
 
 def unit_study(order: UnitOrder, study: PreparedStudy, stored: StoredGroups) -> PreparedStudy:
@@ -113,8 +122,7 @@ def unit_study(order: UnitOrder, study: PreparedStudy, stored: StoredGroups) -> 
 
 def seal_unit(folder: Path) -> None:
     """Mark the results of a unit, whose ledger is closed, as complete."""
-    seal = Seal(ledger_sha256=sha256_file(folder / "ledger.sqlite"))
-    replace_text(folder / SEAL, seal.model_dump_json())
+    replace_text(folder / SEAL, sums_text(folder, LEDGER_FILE))
 
 
 def is_sealed(folder: Path) -> bool:
@@ -127,32 +135,37 @@ def adopt_unit(context: RunContext, folder: Path) -> None:
     Raises:
         IntegrityError: they are not what the worker wrote.
     """
-    order = read_unit(folder)
-    seal = Seal.model_validate_json((folder / SEAL).read_text(encoding="utf-8"))
-    if sha256_file(folder / "ledger.sqlite") != seal.ledger_sha256:
+    if (folder / SEAL).read_bytes() != sums_text(folder, LEDGER_FILE).encode():
         raise IntegrityError(
-            f"{folder}: the ledger was changed after it was sealed; remove this folder to compute "
-            "the unit again"
+            f"{folder}: found a ledger that was changed after it was sealed, expected the sha256 "
+            f"in {SEAL}; remove this folder to run the unit again"
         )
-    with Ledger.open(folder, write=False) as unit:
-        transfer(unit, context.ledger, order.trial_ids)
-        stored = unit.groups()
-        assert stored is not None
-        context.groups.replace(order.trial_ids, stored)
-    remove_unit(context, folder, order)
+    adopt_results(context, folder)
 
 
 def rescue_unit(context: RunContext, folder: Path) -> None:
     """Copy what an unsealed unit of this study has finished, its checkpoints too; remove it."""
-    order = read_unit(folder)
-    with Ledger.open(folder, write=False) as unit:
-        transfer(unit, context.ledger, order.trial_ids)
-        stored = unit.groups()
-    assert stored is not None
-    context.groups.replace(order.trial_ids, stored)
     for checkpoint in (folder / CHECKPOINTS).glob("*"):
         move_checkpoint(folder, context.ledger.out, checkpoint.name)
-    remove_unit(context, folder, order)
+    adopt_results(context, folder)
+
+
+def adopt_results(context: RunContext, folder: Path) -> None:
+    """Copy results, groups and the workers' notes of a unit; remove its folder."""
+    order = read_unit(folder)
+    try:
+        with Ledger.open(folder, write=False) as unit:
+            transfer(unit, context.ledger, order.trial_ids)
+            stored = unit.groups()
+    except IntegrityError as error:
+        raise IntegrityError(f"{error}; to run this unit again, remove {folder}") from error
+    assert stored is not None
+    context.groups.replace(order.trial_ids, stored)
+    group = tuple(trial for trial in context.study.trials if trial.trial_id in order.trial_ids)
+    for note in dict.fromkeys(logged_notes(folder / LOG)):
+        if note not in context.study.notes:
+            context.reporter.note(f"{group[0].task} {group_label(group)}: {note}")
+    discard_unit(folder)
 
 
 def move_checkpoint(source: Path, target: Path, name: str) -> None:
@@ -163,14 +176,9 @@ def move_checkpoint(source: Path, target: Path, name: str) -> None:
         (source / CHECKPOINTS / name).rename(place)
 
 
-def remove_unit(context: RunContext, folder: Path, order: UnitOrder) -> None:
-    """Remove a unit's folder, the order first: what is left after a crash is garbage. The notes of
-    its workers go to the study's log."""
-    group = tuple(trial for trial in context.study.trials if trial.trial_id in order.trial_ids)
-    for note in dict.fromkeys(logged_notes(folder / LOG)):
-        if note not in context.study.notes:
-            context.reporter.note(f"{group[0].task} {group_label(group)}: {note}")
-    (folder / UNIT).unlink(missing_ok=True)
+def discard_unit(folder: Path) -> None:
+    """Remove a unit's folder, the order first: what is left after a crash is garbage."""
+    (folder / UNIT_ORDER).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -180,10 +188,10 @@ def adopt_units(context: RunContext, *, keep_unsealed: bool) -> None:
     ``keep_unsealed``: leave unfinished units to the workers of this run.
     """
     for folder in sorted((context.ledger.out / UNITS).glob("*")):
-        wait_for_worker(folder, context.check_stop)
-        is_ready = (folder / UNIT).is_file()
+        wait_for_worker(folder, context.check_stop, context.reporter.note)
+        is_ready = (folder / UNIT_ORDER).is_file()
         if not is_ready or read_unit(folder).study_sha256 != prepared_sha256(context.study):
-            shutil.rmtree(folder, ignore_errors=True)
+            discard_unit(folder)
         elif is_sealed(folder):
             context.did_work = True
             adopt_unit(context, folder)
@@ -192,16 +200,23 @@ def adopt_units(context: RunContext, *, keep_unsealed: bool) -> None:
             rescue_unit(context, folder)
 
 
-def wait_for_worker(folder: Path, check_stop: Callable[[], object]) -> None:
+def wait_for_worker(
+    folder: Path, check_stop: Callable[[], object], note: Callable[[str], None] = lambda _: None
+) -> None:
     """Return once no worker of a driver that died holds a unit; such workers stop by themselves.
+
+    ``note`` gets one text if it has to wait.
 
     Raises:
         Interrupted: by ``check_stop``, which is called while it waits.
     """
+    is_noted = False
     while (folder / "ledger.sqlite").is_file() and not is_sealed(folder):
-        try:
-            Ledger.open(folder, write=True).close()
+        process = running_process(folder)
+        if process is None:
             return
-        except StudyLocked:
-            check_stop()
-            time.sleep(0.2)
+        if not is_noted:
+            note(f"waiting for worker {process} of an earlier run to end")
+            is_noted = True
+        check_stop()
+        time.sleep(0.2)

@@ -1,12 +1,14 @@
 """What ``rankscope work OUT UNIT`` runs: one unit, from its folder to its seal."""
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from rankscope.config.study import StudyConfig
-from rankscope.errors import UserError
+from rankscope.errors import Interrupted, StudyLocked, UserError
 from rankscope.progress import LOG, JsonlReporter, NullReporter
 from rankscope.run.begin import begin_run, interruptible, prepare_process
 from rankscope.run.conductor import Conductor
@@ -37,16 +39,33 @@ def work(out: Path, unit: str) -> None:
         ) from error
     study = prepare_study(config)
     driver = os.environ.get(DRIVER)
-    with Ledger.open(folder, write=True) as ledger, interruptible() as is_stop_requested:
+    with interruptible() as is_stop_requested:
 
         def should_stop() -> bool:
             # Nobody waits for the results of a worker whose driver died; the next one continues.
             is_orphan = driver is not None and str(os.getppid()) != driver
             return is_stop_requested() or is_orphan
 
-        stored = ledger.groups()
-        assert stored is not None
-        study = unit_study(order, study, stored)
-        reporter = JsonlReporter(NullReporter(), folder / LOG)
-        Conductor(begin_run(study, ledger, reporter, should_stop)).run_groups()
+        with open_when_free(folder, should_stop) as ledger:
+            stored = ledger.groups()
+            assert stored is not None
+            study = unit_study(order, study, stored)
+            reporter = JsonlReporter(NullReporter(), folder / LOG)
+            context = begin_run(study, ledger, reporter, should_stop)
+            context.allow_mixed = True  # the driver has decided that
+            Conductor(context).run_groups()
     seal_unit(folder)
+
+
+def open_when_free(folder: Path, should_stop: Callable[[], bool]) -> Ledger:
+    """Open a unit's ledger once the worker of a driver that died has let go of it.
+
+    Raises:
+        Interrupted: a stop was requested meanwhile.
+    """
+    while not should_stop():
+        try:
+            return Ledger.open(folder, write=True, take_over=True)
+        except StudyLocked:
+            time.sleep(0.1)
+    raise Interrupted("stopped before the unit began; the same command continues")

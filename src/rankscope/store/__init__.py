@@ -1,14 +1,18 @@
 """The only memory of a study: SQLite state, hashed artifacts and a lock against two runners."""
 
-from rankscope.store.artifacts import CHECKPOINTS, UNITS, Artifact, Problem
+from rankscope.store.artifacts import CHECKPOINTS, UNIT_ORDER, UNITS, Artifact, Problem
 from rankscope.store.items import adapter_path, items_path, model_path, snapshot_path, weights_path
-from rankscope.store.ledger import Ledger, transfer
+from rankscope.store.ledger import Ledger
 from rankscope.store.lock import running_process
 from rankscope.store.results import PointKey, StoredGroups, TrialFailure
+from rankscope.store.transfer import transfer
+from rankscope.store.verify import OUTPUT_FILES, find_problems
 
 __all__ = [
     "CHECKPOINTS",
+    "OUTPUT_FILES",
     "UNITS",
+    "UNIT_ORDER",
     "Artifact",
     "Ledger",
     "PointKey",
@@ -16,6 +20,7 @@ __all__ = [
     "StoredGroups",
     "TrialFailure",
     "adapter_path",
+    "find_problems",
     "items_path",
     "model_path",
     "running_process",

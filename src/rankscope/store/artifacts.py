@@ -5,6 +5,7 @@ without leaving anything that could be mistaken for a result.
 """
 
 import os
+import shlex
 import shutil
 import uuid
 from collections.abc import Container, Iterator, Sequence
@@ -21,6 +22,7 @@ ARTIFACTS = "artifacts"
 STAGING = "tmp"
 CHECKPOINTS = "checkpoints"  # States of groups in training
 UNITS = "units"  # Folders of units that workers run
+UNIT_ORDER = "unit.json"  # In each; one without it is being made or removed
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +34,20 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
+    """Something that is not as it was written."""
+
     path: str
     expected: str
     found: str
+    do: str
+
+    @property
+    def difference(self) -> str:
+        """All but the place."""
+        return f"found {self.found}, expected {self.expected}; {self.do}"
 
     def __str__(self) -> str:
-        return f"{self.path}: expected {self.expected}, found {self.found}"
+        return f"{self.path}: {self.difference}"
 
 
 class ArtifactStore:
@@ -139,27 +149,39 @@ class ArtifactStore:
     def check(self, artifact: Artifact, *, quick: bool = False) -> Problem | None:
         """Compare one stored file with what was written; ``quick`` compares sizes only."""
         path = self.resolve(artifact.path)
-        if not path.is_file():
-            return Problem(artifact.path, f"{artifact.num_bytes:,} bytes", "no file")
-        num_bytes = path.stat().st_size
-        if num_bytes != artifact.num_bytes:
-            return Problem(artifact.path, f"{artifact.num_bytes:,} bytes", f"{num_bytes:,} bytes")
-        digest = artifact.sha256 if quick else sha256_file(path)
-        if digest != artifact.sha256:
-            return Problem(artifact.path, f"sha256 {artifact.sha256}", f"sha256 {digest}")
-        return None
+        expected, found = f"{artifact.num_bytes:,} bytes", "no file"
+        if path.is_file():
+            found = f"{path.stat().st_size:,} bytes"
+            if found == expected and not quick:
+                expected, found = f"sha256 {artifact.sha256}", f"sha256 {sha256_file(path)}"
+        if found == expected:
+            return None
+        return Problem(artifact.path, expected, found, self.remedy(artifact.path))
+
+    @property
+    def shown(self) -> str:
+        """The study's folder as a word of a shell."""
+        return shlex.quote(str(self.out))
+
+    def remedy(self, relative: str) -> str:
+        """What to do about a stored file that is missing or altered."""
+        study = shlex.quote(str(self.out / "study.resolved.yaml"))
+        owner = PurePosixPath(relative).parts[1]
+        return (
+            "restore it from a copy, or compute its results again: "
+            f"rankscope run {study} --out {self.shown} --retry {owner}"
+        )
 
     def checked_path(self, relative: str, artifacts: Sequence[Artifact]) -> Path:
         """The path of a stored file or folder; IntegrityError if it is altered."""
         path = self.resolve(relative)
         problems = [problem for problem in map(self.check, artifacts) if problem is not None]
         if not artifacts:
-            problems = [Problem(relative, "a stored artifact", "none of that name")]
+            problems = [
+                Problem(relative, "a stored artifact", "none of that name", self.remedy(relative))
+            ]
         if problems:
-            raise IntegrityError(
-                f"{self.out}: {problems[0]}. It was changed after it was written; restore it from "
-                "a copy, or run the study again in another folder."
-            )
+            raise IntegrityError(f"{self.out / problems[0].path}: {problems[0].difference}")
         return path
 
 

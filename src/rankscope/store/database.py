@@ -1,9 +1,9 @@
 """The ledger's SQLite file: its tables, transactions, and records as checked JSON."""
 
-import hashlib
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -11,18 +11,19 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from rankscope.errors import IntegrityError, UserError
+from rankscope.errors import IntegrityError, RankscopeError, UserError
 from rankscope.filesystem import fsync
 from rankscope.records import Record, Status, TrialSpec
-from rankscope.shortage import reporting_shortages
+from rankscope.shortage import reporting_shortages, shortage_behind
 from rankscope.store.artifacts import ARTIFACTS, CHECKPOINTS, STAGING, UNITS
+from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, Database
 
-LEDGER_VERSION = 2
+LEDGER_VERSION = 3
 SCHEMA = """
 CREATE TABLE study (
     key TEXT PRIMARY KEY,
-    body TEXT NOT NULL,  -- JSON
-    sha256 TEXT NOT NULL  -- of key and body
+    sha256 TEXT NOT NULL,  -- of all other columns, as in every table
+    body TEXT NOT NULL  -- JSON
 ) WITHOUT ROWID;
 CREATE TABLE trials (
     trial_id TEXT PRIMARY KEY,
@@ -30,34 +31,55 @@ CREATE TABLE trials (
     spec TEXT NOT NULL,
     status TEXT NOT NULL,
     failure TEXT,
-    sha256 TEXT NOT NULL  -- of trial_id and spec; the status changes
+    sha256 TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE records (
     trial_id TEXT NOT NULL,
     kind TEXT NOT NULL,  -- train, curve, eval, spectra or heads
     key TEXT NOT NULL,   -- task/step of a curve's point, task/split of an eval, else empty
-    body TEXT NOT NULL,
-    sha256 TEXT NOT NULL,  -- of body and settings
+    sha256 TEXT NOT NULL,
     settings TEXT NOT NULL,  -- what the record depends on besides its trial, canonical JSON
+    body TEXT NOT NULL,  -- last, so that reading the others does not read its pages
     PRIMARY KEY (trial_id, kind, key)
 );
-CREATE TABLE artifacts (path TEXT PRIMARY KEY, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL);
+CREATE TABLE artifacts (
+    path TEXT PRIMARY KEY, file_sha256 TEXT NOT NULL, bytes INTEGER NOT NULL, sha256 TEXT NOT NULL
+);
+CREATE TABLE totals (
+    name TEXT PRIMARY KEY,  -- of another table
+    num_rows INTEGER NOT NULL,
+    sha256 TEXT NOT NULL  -- sum of its rows' sha256 modulo 2^256
+) WITHOUT ROWID;
 """
-STUDY_KEYS = ("name", "config", "model", "tasks", "known_tasks", "provenance")  # Stored together
 SMALL_WRITE = "some ten thousand bytes"  # Of a transaction, which SQLite does not report
+
+NO_DAMAGE = frozenset(
+    {
+        *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR),
+        *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM),
+        *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_MISUSE),
+    }
+)
+"""Primary codes of SQLite that are about the machine or a bug, not about the file's content."""
+
+MOST_TRIES = 100  # Five seconds, for readers of an earlier state and of the lock
 
 R = TypeVar("R", bound=BaseModel)
 
 
-def connect(path: Path, *, write: bool) -> sqlite3.Connection:
-    """A connection in autocommit mode to a ledger of this version; a writer creates it."""
+def connect(path: Path, *, write: bool) -> Database:
+    """A connection to a ledger of this version; a writer creates it.
+
+    Raises:
+        IntegrityError: the file is damaged.
+    """
     if write and not holds_bytes(path):
         _create(path)
     # SQLite can read a WAL database only in a writable folder; on a read-only disk it needs
     # "immutable".
     mode = "rw" if write else ("ro" if os.access(path.parent, os.W_OK) else "ro&immutable=1")
     uri = f"{path.resolve().as_uri()}?mode={mode}"
-    db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30.0)
+    db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30.0, factory=Database)
     try:
         if write:
             db.execute("PRAGMA journal_mode = WAL")
@@ -68,13 +90,12 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
                 f"{path}: ledger version {version}, expected {LEDGER_VERSION}. Use the Rankscope "
                 "that wrote it, or another --out folder."
             )
-    except sqlite3.DatabaseError as error:
+        if write:
+            db.count_changes()
+    except BaseException as error:
         db.close()
-        if isinstance(error, sqlite3.OperationalError):
-            raise
-        raise IntegrityError(f"{path}: not a ledger ({error}).") from error
-    except BaseException:
-        db.close()
+        if isinstance(error, sqlite3.Error) and (known := ledger_error(path.parent, error)):
+            raise known from error
         raise
     return db
 
@@ -116,75 +137,79 @@ def _check_foreign_folders(out: Path) -> None:
 
 def is_damaged(error: BaseException | None) -> bool:
     """Whether SQLite read bytes that it cannot have written; a full or busy disk is no damage."""
-    # Subclasses mean wrong statements or a disk error, except for text that is not UTF-8.
-    return type(error) is sqlite3.DatabaseError or (
-        isinstance(error, sqlite3.OperationalError) and "Could not decode" in str(error)
-    )
+    if not isinstance(error, sqlite3.DatabaseError) or isinstance(error, sqlite3.ProgrammingError):
+        return False
+    code = getattr(error, "sqlite_errorcode", None)  # not set for text that is not UTF-8
+    if code is None or code == sqlite3.SQLITE_IOERR_SHORT_READ:
+        return True
+    return code & 0xFF not in NO_DAMAGE
 
 
-def damaged(out: Path, error: BaseException) -> IntegrityError:
+def ledger_error(out: Path, error: sqlite3.Error) -> RankscopeError | None:
+    """What an error of SQLite means for the user; None for a bug."""
+    if not is_damaged(error):
+        return shortage_behind(error, out / LEDGER)
     return IntegrityError(
-        f"{out / 'ledger.sqlite'}: damaged since it was written ({error}). Restore it from a copy, "
-        "or run the study again in another folder."
+        f"{out / LEDGER}: found damage ({error}), expected what was written; {LEDGER_REMEDY}. "
+        "'rankscope verify' shows what was changed."
     )
-
-
-def row_sha256(*texts: str) -> str:
-    return hashlib.sha256("\n".join(map(str, texts)).encode()).hexdigest()
-
-
-def check_row(place: str, digest: str, *texts: str) -> None:
-    if row_sha256(*texts) != digest:
-        raise IntegrityError(
-            f"{place}: altered since it was written (its sha256 differs). Restore it from a copy, "
-            "or run the study again in another folder."
-        )
 
 
 def parse_record(model: type[R], body: str, place: str) -> R:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise IntegrityError(f"{place}: not a {model.__name__} ({error}).") from error
+        raise IntegrityError(
+            f"{LEDGER}: {place}: not a {model.__name__} ({error}); {LEDGER_REMEDY}"
+        ) from error
 
 
 @contextmanager
-def transaction(db: sqlite3.Connection, out: Path) -> Iterator[None]:
+def transaction(db: Database, out: Path) -> Iterator[None]:
     """All statements inside take effect together, durably, or none does. Raises DiskFull."""
-    with reporting_shortages(out / "ledger.sqlite", lambda: SMALL_WRITE):
-        db.execute("BEGIN IMMEDIATE")
+    with reporting_shortages(out / LEDGER, lambda: SMALL_WRITE):
+        db.begin()
         try:
             yield
-            db.execute("COMMIT")
+            db.commit_with_totals()
         except BaseException:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
 
 
+@contextmanager
+def snapshot(db: Database) -> Iterator[None]:
+    """All reads inside see one state, also while a run writes."""
+    db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        db.execute("ROLLBACK")
+
+
+def is_whole_file(db: Database) -> bool:
+    """Move the write-ahead log into the file; False if a reader or the disk prevents it."""
+    for _ in range(MOST_TRIES):
+        try:
+            _, num_pages, num_moved = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.Error:
+            return False
+        if num_moved == num_pages:
+            return True
+        time.sleep(0.05)  # a reader still sees an earlier state
+    return False
+
+
 def has_study(db: sqlite3.Connection) -> bool:
-    """Whether a run has stored a study. Raises IntegrityError if a part of it is gone."""
-    stored = {key for (key,) in db.execute("SELECT key FROM study")}
-    missing = [key for key in STUDY_KEYS if key not in stored]
-    if not missing:
-        return True
-    count = "SELECT (SELECT COUNT(*) FROM trials) + (SELECT COUNT(*) FROM records)"
-    if not stored and db.execute(count).fetchone() == (0,):
-        return False
-    raise IntegrityError(
-        f"ledger.sqlite: found no {missing[0]!r} in the table study, expected one. Restore it from "
-        "a copy, or run the study again in another folder."
-    )
+    """Whether a run has stored a study."""
+    return study_body(db, "name") is not None
 
 
 def study_body(db: sqlite3.Connection, key: str) -> str | None:
-    """One entry of the ``study`` table, JSON text; checks its hash."""
-    row = db.execute("SELECT body, sha256 FROM study WHERE key = ?", (key,)).fetchone()
-    if row is None:
-        return None
-    body, digest = row
-    check_row(f"ledger.sqlite: study entry {key}", digest, key, body)
-    return str(body)
+    """One entry of the ``study`` table, JSON text."""
+    row = db.execute("SELECT body FROM study WHERE key = ?", (key,)).fetchone()
+    return None if row is None else str(row[0])
 
 
 def stored_json(db: sqlite3.Connection, key: str, default: Any = None) -> Any:
@@ -194,36 +219,33 @@ def stored_json(db: sqlite3.Connection, key: str, default: Any = None) -> Any:
     try:
         return json.loads(body)
     except ValueError as error:
-        raise IntegrityError(f"study: {key}: not JSON ({error}).") from error
+        raise IntegrityError(
+            f"{LEDGER}: study {key}: not JSON ({error}); {LEDGER_REMEDY}"
+        ) from error
 
 
 def stored_list(db: sqlite3.Connection, key: str, model: type[R]) -> list[R]:
     entries = stored_json(db, key, [])
-    return [parse_record(model, json.dumps(entry), f"study: {key}") for entry in entries]
+    return [parse_record(model, json.dumps(entry), f"study {key}") for entry in entries]
 
 
 def stored_trials(db: sqlite3.Connection) -> Iterator[tuple[TrialSpec, Status, str | None]]:
-    """(trial, status, failure) of every trial of the study as it is now, in order; checks hashes"""
+    """(trial, status, failure) of every trial of the study as it is now, in order."""
     rows = db.execute(
-        "SELECT trial_id, spec, status, failure, sha256 FROM trials WHERE position IS NOT NULL "
+        "SELECT trial_id, spec, status, failure FROM trials WHERE position IS NOT NULL "
         "ORDER BY position"
     )
-    for trial_id, spec, status, failure, digest in rows:
-        place = f"ledger.sqlite: trial {trial_id}"
-        check_row(place, digest, trial_id, spec)
-        yield parse_record(TrialSpec, spec, place), status, failure
+    for trial_id, spec, status, failure in rows:
+        yield parse_record(TrialSpec, spec, f"trials {trial_id}"), status, failure
 
 
 def stored_records(db: sqlite3.Connection, kind: str, model: type[R]) -> Iterator[tuple[str, R]]:
-    """Every record of one kind with its trial id, as stored; checks its hash."""
+    """Every record of one kind with its trial id, as stored."""
     rows = db.execute(
-        "SELECT trial_id, key, body, sha256, settings FROM records WHERE kind = ? ORDER BY rowid",
-        (kind,),
+        "SELECT trial_id, key, body FROM records WHERE kind = ? ORDER BY rowid", (kind,)
     )
-    for trial_id, key, body, digest, settings in rows:
-        place = f"ledger.sqlite: {kind} record {trial_id} {key}".rstrip()
-        check_row(place, digest, body, settings)
-        yield trial_id, parse_record(model, body, place)
+    for trial_id, key, body in rows:
+        yield trial_id, parse_record(model, body, f"records {trial_id} {kind} {key}".rstrip())
 
 
 def json_list(records: Iterable[Record]) -> str:

@@ -7,6 +7,15 @@ from rankscope.errors import UserError
 from rankscope.records import ModelRecord, Provenance, TaskRecord
 
 
+def check_same_name(out: Path, stored: str, name: str) -> None:
+    """Refuse the folder of another study: its results would stay behind, unseen."""
+    if stored != name:
+        raise UserError(
+            f"{out}: found results of the study {stored!r}, expected those of {name!r}; give this "
+            f"study its own --out folder, or continue that one with 'name: {stored}'"
+        )
+
+
 def check_same_model(out: Path, stored: ModelRecord, model: ModelRecord) -> None:
     """Refuse another base model, dtype, quantization or prompt format than the stored results'."""
     if stored.sha256 != model.sha256:
@@ -42,6 +51,26 @@ def check_same_tasks(
             )
 
 
+def check_same_versions(out: Path, stored: Provenance, now: Provenance) -> None:
+    """Refuse to add results of other versions of libraries or code to the stored ones."""
+    before, after = _versions(stored), _versions(now)
+    changed = [
+        f"{name} was {before.get(name)}, is {version}"
+        for name, version in after.items()
+        if before.get(name) != version
+    ]
+    if changed:
+        raise UserError(
+            f"{out}: contains results of other versions ({'; '.join(changed)}), and results are "
+            "missing. Use the versions of before, give the study its own --out folder, or add "
+            "--allow-mixed: the report then names the versions"
+        )
+
+
+def _versions(provenance: Provenance) -> dict[str, str]:
+    return {"rankscope": provenance.rankscope, **provenance.libraries}
+
+
 def same_machine(first: Provenance, second: Provenance) -> bool:
     return first.model_copy(update={"created": second.created}) == second
 
@@ -49,7 +78,7 @@ def same_machine(first: Provenance, second: Provenance) -> bool:
 def mixed_versions_notes(history: Sequence[Provenance]) -> Iterator[str]:
     versions: dict[str, list[str]] = {}
     for entry in history:
-        for library, version in {"rankscope": entry.rankscope, **entry.libraries}.items():
+        for library, version in _versions(entry).items():
             seen = versions.setdefault(library, [])
             if version not in seen:
                 seen.append(version)

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self
 
-from rankscope.errors import IntegrityError, UserError
 from rankscope.records import (
     BASE,
     FAILED,
@@ -23,24 +22,21 @@ from rankscope.records import (
     TrialSpec,
     trial_of,
 )
-from rankscope.shortage import reporting_shortages, shortage_behind
+from rankscope.shortage import reporting_shortages
 from rankscope.store.artifacts import (
     ARTIFACTS,
     Artifact,
     ArtifactStore,
     Problem,
-    link_or_copy,
 )
 from rankscope.store.database import (
     SMALL_WRITE,
-    connect,
-    damaged,
     has_study,
-    holds_bytes,
-    is_damaged,
+    is_whole_file,
     json_list,
+    ledger_error,
     parse_record,
-    row_sha256,
+    snapshot,
     stored_json,
     stored_list,
     stored_records,
@@ -48,10 +44,16 @@ from rankscope.store.database import (
     study_body,
     transaction,
 )
-from rankscope.store.history import check_same_model, check_same_tasks, same_machine
+from rankscope.store.history import (
+    check_same_model,
+    check_same_name,
+    check_same_tasks,
+    check_same_versions,
+    same_machine,
+)
 from rankscope.store.items import items_path
 from rankscope.store.loading import load_study
-from rankscope.store.lock import StudyLock
+from rankscope.store.lock import StudyLock, make_study_folder
 from rankscope.store.results import (
     UNTRAINED,
     PointKey,
@@ -62,9 +64,17 @@ from rankscope.store.results import (
     record_row,
     set_status,
 )
-from rankscope.store.verify import find_problems
+from rankscope.store.row_hashes import LEDGER, Database
+from rankscope.store.verify import (
+    find_problems,
+    ledger_file,
+    mark_closed,
+    mark_open,
+    open_checked,
+)
 
-ROWS = "SELECT * FROM records ORDER BY rowid"
+BELOW = "WHERE path = ?1 OR (path > ?1 || '/' AND path < ?1 || '0')"
+"""An artifact's path and all below it: '0' follows '/' in ASCII."""
 
 
 class Ledger:
@@ -75,7 +85,7 @@ class Ledger:
     base inside ``with`` raises IntegrityError.
     """
 
-    def __init__(self, out: Path, db: sqlite3.Connection, lock: StudyLock | None) -> None:
+    def __init__(self, out: Path, db: Database, lock: StudyLock | None) -> None:
         self.out = out
         self._db = db
         self._lock = lock
@@ -83,55 +93,51 @@ class Ledger:
         self._keys: set[tuple[str, str, str]] | None = None
 
     @classmethod
-    def open(cls, out: Path, *, write: bool) -> Self:
+    def open(cls, out: Path, *, write: bool, take_over: bool = False) -> Self:
         """Open the study in ``out``; with ``write``, create it if there is none.
 
-        A writer holds the study's lock and first removes what a killed writer left behind. Raises
-        StudyLocked, UserError for a folder without a study or in other use, IntegrityError and
-        DiskFull.
+        A writer holds the study's lock and first removes what a killed writer left behind, with
+        ``take_over`` also one of another machine. Raises StudyLocked, UserError for a folder
+        without a study or in other use, IntegrityError for an altered ledger, and DiskFull.
         """
-        path = out / "ledger.sqlite"
         if not write:
-            if not holds_bytes(path):
-                raise UserError(
-                    f"{out}: there is no study here (no ledger.sqlite). Expected a folder that "
-                    "'rankscope run' or 'rankscope quickstart' wrote to."
-                )
-            with reporting_shortages(path):
-                return cls(out, connect(path, write=False), None)
-        with reporting_shortages(out, lambda: SMALL_WRITE):
-            try:
-                out.mkdir(parents=True, exist_ok=True)
-            except (FileExistsError, NotADirectoryError, PermissionError) as error:
-                raise UserError(f"{out}: cannot be used as a study folder ({error}).") from error
+            with reporting_shortages(ledger_file(out)):
+                return cls(out, open_checked(out, write=False), None)
+        make_study_folder(out, take_over)
         with reporting_shortages(out / "ledger.lock", lambda: "one line"):
-            lock = StudyLock(out / "ledger.lock").acquire()
+            lock = StudyLock(out / "ledger.lock").acquire(take_over=take_over)
         try:
-            with reporting_shortages(path, lambda: SMALL_WRITE):
-                ledger = cls(out, connect(path, write=True), lock)
+            with reporting_shortages(out / LEDGER, lambda: SMALL_WRITE):
+                ledger = cls(out, open_checked(out, write=True), lock)
+                mark_open(out)
             ledger._store.remove_unnamed({artifact.path for artifact in ledger.artifacts()})
         except BaseException as error:
             lock.release()
-            if is_damaged(error):
-                raise damaged(out, error) from error
+            if isinstance(error, sqlite3.Error) and (known := ledger_error(out, error)):
+                raise known from error
             raise
         return ledger
 
     def close(self) -> None:
+        """Close the data base; a writer's last state is then known by its hash."""
+        is_whole = self._lock is not None and is_whole_file(self._db)
         self._db.close()
         if self._lock is not None:
+            if is_whole and self._lock.is_in_place():
+                mark_closed(self.out)
             self._lock.release()
+
+    def check_in_place(self) -> None:
+        """Raise UserError if the study's folder was moved or removed since a writer opened it."""
+        if self._lock is not None:
+            self._lock.check_in_place()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close()
-        if error is None:
-            return
-        if is_damaged(error):
-            raise damaged(self.out, error) from error
-        if isinstance(error, sqlite3.Error) and (known := shortage_behind(error, self.out)):
+        if isinstance(error, sqlite3.Error) and (known := ledger_error(self.out, error)):
             raise known from error
 
     # --- the study
@@ -145,20 +151,20 @@ class Ledger:
         provenance: Provenance,
     ) -> None:
         """Store what the study is made of now: it may gain or lose arms, seeds and tasks between
-        runs.
+        runs. ``provenance`` is that of a first run; see :meth:`add_provenance`.
 
-        Raises UserError if stored results would not be comparable any more: another base model,
-        dtype or prompt format, or other rows or another metric under a task's name.
+        Raises UserError for the folder of a study with another name, and if stored results would
+        not be comparable any more: another base model, dtype or prompt format, or other rows or
+        another metric under a task's name.
         """
         if has_study(self._db):
-            stored = parse_record(ModelRecord, study_body(self._db, "model") or "", "study: model")
+            check_same_name(self.out, stored_json(self._db, "name", name), name)
+            stored = parse_record(ModelRecord, study_body(self._db, "model") or "", "study model")
             check_same_model(self.out, stored, model)
         known = {task.name: task for task in stored_list(self._db, "known_tasks", TaskRecord)}
         check_same_tasks(self.out, known, tasks)
         known.update((task.name, task) for task in tasks)
-        history = stored_list(self._db, "provenance", Provenance)
-        if not history or not same_machine(history[-1], provenance):
-            history.append(provenance)
+        history = stored_list(self._db, "provenance", Provenance) or [provenance]
         self._put(
             name=json.dumps(name),
             config=json.dumps(config, allow_nan=False),
@@ -167,6 +173,18 @@ class Ledger:
             known_tasks=json_list(known.values()),
             provenance=json_list(history),
         )
+
+    def add_provenance(self, provenance: Provenance, *, allow_mixed: bool) -> None:
+        """Store that results are from now on computed with these versions on this machine.
+
+        Raises UserError for versions that the stored results were not computed with, unless
+        ``allow_mixed``.
+        """
+        history = stored_list(self._db, "provenance", Provenance)
+        if self._record_keys() and not allow_mixed:
+            check_same_versions(self.out, history[-1], provenance)
+        if not same_machine(history[-1], provenance):
+            self._put(provenance=json_list([*history, provenance]))
 
     def put_notes(self, notes: Sequence[str]) -> None:
         self._put(notes=json.dumps(list(notes)))
@@ -177,15 +195,16 @@ class Ledger:
         with transaction(self._db, self.out):
             count = "SELECT COUNT(*) FROM trials"
             before = int(self._db.execute(count).fetchone()[0])
-            self._db.execute("UPDATE trials SET position = NULL")
+            self._db.execute(
+                "UPDATE trials SET position = NULL, "
+                "sha256 = row_sha256(trial_id, NULL, spec, status, failure)"
+            )
             self._db.executemany(
-                "INSERT INTO trials VALUES (?, ?, ?, 'planned', NULL, ?) "
-                "ON CONFLICT (trial_id) DO UPDATE SET position = excluded.position",
-                [
-                    (spec.trial_id, position, body, row_sha256(spec.trial_id, body))
-                    for position, spec in enumerate(specs)
-                    for body in [spec.model_dump_json()]
-                ],
+                "INSERT INTO trials VALUES (?1, ?2, ?3, 'planned', NULL, "
+                "row_sha256(?1, ?2, ?3, 'planned', NULL)) "
+                "ON CONFLICT (trial_id) DO UPDATE SET position = excluded.position, "
+                "sha256 = row_sha256(trial_id, excluded.position, spec, status, failure)",
+                [(spec.trial_id, n, spec.model_dump_json()) for n, spec in enumerate(specs)],
             )
             return int(self._db.execute(count).fetchone()[0]) - before
 
@@ -194,7 +213,7 @@ class Ledger:
 
     def groups(self) -> StoredGroups | None:
         body = study_body(self._db, "groups")
-        return None if body is None else parse_record(StoredGroups, body, "study: groups")
+        return None if body is None else parse_record(StoredGroups, body, "study groups")
 
     def add_seconds(self, seconds: float) -> None:
         self._put(seconds=repr(stored_json(self._db, "seconds", 0.0) + seconds))
@@ -202,8 +221,9 @@ class Ledger:
     def _put(self, **bodies: str) -> None:
         with transaction(self._db, self.out):
             self._db.executemany(
-                "INSERT OR REPLACE INTO study VALUES (?, ?, ?)",
-                [(key, body, row_sha256(key, body)) for key, body in bodies.items()],
+                "INSERT INTO study VALUES (?1, row_sha256(?1, ?2), ?2) "
+                "ON CONFLICT (key) DO UPDATE SET body = excluded.body, sha256 = excluded.sha256",
+                list(bodies.items()),
             )
 
     # --- results
@@ -252,11 +272,26 @@ class Ledger:
 
     def retry_trials(self, trial_ids: Sequence[str]) -> None:
         """Plan failed trials again; a trial that was trained becomes ``trained`` again."""
+        trained = {trial_id for kind, trial_id, _ in self._record_keys() if kind == "train"}
+        with transaction(self._db, self.out):
+            for i in trial_ids:
+                status: Status = "trained" if i in trained else "planned"
+                set_status(self._db, i, status, expected=tuple(FAILED))
+
+    def repeat_trials(self, trial_ids: Collection[str]) -> None:
+        """Remove all results of some trials, or of the base, to have them computed again."""
         with transaction(self._db, self.out):
             for trial_id in trial_ids:
-                is_trained = ("train", trial_id, "") in self._record_keys()
-                status: Status = "trained" if is_trained else "planned"
-                set_status(self._db, trial_id, status, expected=tuple(FAILED))
+                self._db.execute(
+                    "DELETE FROM records WHERE trial_id = ?1 OR trial_id LIKE ?1 || '@%'",
+                    (trial_id,),
+                )
+                folder = f"{ARTIFACTS}/{trial_id}"
+                self._db.execute(f"DELETE FROM artifacts {BELOW}", (folder,))
+                if trial_id != BASE:
+                    set_status(self._db, trial_id, "planned")
+        self._keys = None
+        self._store.remove_unnamed({artifact.path for artifact in self.artifacts()})
 
     def finish_trials(self, trial_ids: Sequence[str]) -> None:
         with transaction(self._db, self.out):
@@ -271,7 +306,7 @@ class Ledger:
                 raise KeyError(f"trial {row[0]!r} is not in the ledger")
         self._db.executemany("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?, ?, ?)", rows)
         self._db.executemany(
-            "INSERT OR IGNORE INTO artifacts VALUES (?, ?, ?)",
+            "INSERT OR IGNORE INTO artifacts VALUES (?1, ?2, ?3, row_sha256(?1, ?2, ?3))",
             [(a.path, a.sha256, a.num_bytes) for a in artifacts],
         )
 
@@ -329,14 +364,11 @@ class Ledger:
 
     def artifacts(self, below: str | None = None) -> tuple[Artifact, ...]:
         """What the ledger names: all, or the file ``below`` and the files under it."""
+        query = "SELECT path, file_sha256, bytes FROM artifacts"
         if below is None:
-            rows = self._db.execute("SELECT path, sha256, bytes FROM artifacts ORDER BY path")
+            rows = self._db.execute(f"{query} ORDER BY path")
         else:
-            rows = self._db.execute(
-                "SELECT path, sha256, bytes FROM artifacts "
-                "WHERE path = ?1 OR (path > ?1 || '/' AND path < ?1 || '0') ORDER BY path",
-                (below,),  # '0' follows '/' in ASCII, so the range is everything below
-            )
+            rows = self._db.execute(f"{query} {BELOW} ORDER BY path", (below,))
         return tuple(Artifact(*row) for row in rows)
 
     def checked_path(self, relative: str) -> Path:
@@ -345,45 +377,9 @@ class Ledger:
 
     def load(self) -> StudyRecords:
         """All records of the study as it is now; per-item tables are read on demand."""
-        return load_study(self._db, self._store, self.artifacts("artifacts"))
+        with snapshot(self._db):
+            return load_study(self._db, self._store, self.artifacts())
 
     def verify(self, *, quick: bool = False) -> list[Problem]:
-        """Re-hash every record and artifact; an empty list means all is as it was written.
-        ``quick`` compares the sizes of artifacts instead of their hashes."""
-        return find_problems(self._db, self._store, quick=quick)
-
-
-def transfer(
-    source: Ledger, target: Ledger, trial_ids: Collection[str], *, verified: bool = True
-) -> None:
-    """Copy statuses, records and artifacts of some trials of ``source`` into ``target``.
-
-    All of it takes effect in one transaction. Raises IntegrityError for a result that is altered in
-    ``source`` (if ``verified``, everything is hashed), or that differs from ``target``'s.
-    """
-    if verified and (problems := source.verify()):
-        raise IntegrityError(f"{source.out}: {problems[0]}; remove this folder to compute it again")
-    rows = [row for row in source._db.execute(ROWS) if trial_of(row[0]) in trial_ids]
-    stored = {row[:3]: row for row in target._db.execute(ROWS)}
-    for row in rows:
-        if stored.get(row[:3], row) != row:
-            raise IntegrityError(
-                f"{source.out}: {row[1]} result of {row[0]} {row[2]} differs from the one in "
-                f"{target.out}; remove one of the two to continue"
-            )
-    known = {artifact.path for artifact in target.artifacts()}
-    artifacts = [
-        artifact
-        for trial_id in trial_ids
-        for artifact in source.artifacts(f"{ARTIFACTS}/{trial_id}")
-        if artifact.path not in known
-    ]
-    num_bytes = sum(artifact.num_bytes for artifact in artifacts)
-    with reporting_shortages(target.out, lambda: f"{num_bytes:,} bytes"):
-        for artifact in artifacts:
-            link_or_copy(source.out / artifact.path, target.out / artifact.path)
-    with transaction(target._db, target.out):
-        target._insert(rows, artifacts)
-        for trial_id, status, reason in source.trial_rows():
-            if trial_id in trial_ids:
-                set_status(target._db, trial_id, status, reason)
+        """See :func:`find_problems`."""
+        return find_problems(self.out, quick=quick)

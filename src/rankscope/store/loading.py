@@ -51,8 +51,8 @@ def load_study(
     tables = ItemTables(store, artifacts)
     return StudyRecords(
         name=stored_json(db, "name"),
-        config=parse_record(StudyConfig, study_body(db, "config") or "", "study: config"),
-        model=parse_record(ModelRecord, study_body(db, "model") or "", "study: model"),
+        config=parse_record(StudyConfig, study_body(db, "config") or "", "study config"),
+        model=parse_record(ModelRecord, study_body(db, "model") or "", "study model"),
         tasks=tasks,
         trials=trials,
         evals=evals,

@@ -17,7 +17,7 @@ from rankscope.records import (
     Status,
     TrainRecord,
 )
-from rankscope.store.database import row_sha256
+from rankscope.store.row_hashes import row_sha256
 
 PointKey = tuple[str, str, int]  # Of a learning curve: (trial id, task, optimizer steps done)
 RecordKind = Literal["train", "curve", "eval", "spectra", "heads"]
@@ -73,7 +73,8 @@ def record_row(record: StoredRecord, settings: str) -> tuple[str, ...]:
             f"{kind} record of {trial_id} {key}: holds NaN or an infinity. Expected finite "
             "numbers; mark the trial as 'diverged' instead."
         ) from error
-    return trial_id, kind, key, body, row_sha256(body, settings), settings
+    digest = row_sha256(trial_id, kind, key, settings, body)
+    return trial_id, kind, key, digest, settings, body
 
 
 def set_status(
@@ -89,6 +90,7 @@ def set_status(
         raise KeyError(f"trial {trial_id!r} is not in the ledger")
     if expected is None or row[0] in expected:
         db.execute(
-            "UPDATE trials SET status = ?, failure = ? WHERE trial_id = ?",
+            "UPDATE trials SET status = ?1, failure = ?2, "
+            "sha256 = row_sha256(trial_id, position, spec, ?1, ?2) WHERE trial_id = ?3",
             (status, reason, trial_id),
         )

@@ -1,77 +1,205 @@
-"""Compare everything that a study stored with its hashes, and the ledger with itself."""
+"""Compare everything that a study stored with its hashes."""
 
 import sqlite3
-from collections.abc import Iterator
-from pathlib import PurePosixPath
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
 
-from rankscope.errors import IntegrityError
-from rankscope.records import StudyRecords
-from rankscope.store.artifacts import Artifact, ArtifactStore, Problem
-from rankscope.store.database import has_study, is_damaged, row_sha256
-from rankscope.store.items import items_path, weights_path
-from rankscope.store.loading import load_study
+from rankscope.errors import DiskFailed, DiskFull, IntegrityError, UserError
+from rankscope.filesystem import fsync, replace_text
+from rankscope.hashing import SUMS, matches_sums, sha256_file, sums_text
+from rankscope.store.artifacts import (
+    CHECKPOINTS,
+    UNIT_ORDER,
+    UNITS,
+    Artifact,
+    ArtifactStore,
+    Problem,
+)
+from rankscope.store.database import connect, holds_bytes, is_damaged, ledger_error, snapshot
+from rankscope.store.row_hashes import (
+    LEDGER,
+    LEDGER_REMEDY,
+    Database,
+    changed_rows,
+    changed_tables,
+)
 
-HASHED_ROWS = """
-SELECT kind || ' record ' || trial_id || ' ' || key, sha256, body, settings FROM records
-UNION ALL SELECT 'trial ' || trial_id, sha256, trial_id, spec FROM trials
-UNION ALL SELECT 'study entry ' || key, sha256, key, body FROM study
-"""
-SOUND = "a sound data base"
+CLOSED = "ledger.sha256"
+"""Hashes of the files that a run alone writes, as they were when it closed the ledger. A run
+removes it first, so while one is open, or after one was killed, there is no such file."""
+CLOSED_FILES = (LEDGER, "log.jsonl", "study.resolved.yaml")
+OUTPUT_FILES = ("recommendation.json", "report.html")
+"""What ``run`` and ``report`` write for a reader; their hashes are in ``SHA256SUMS``."""
 
 
-def find_problems(db: sqlite3.Connection, store: ArtifactStore, *, quick: bool) -> list[Problem]:
-    """Differences from what was written; ``quick`` compares sizes of artifacts, not hashes."""
+def ledger_file(out: Path) -> Path:
+    """The ledger of the study in ``out``. Raises UserError if there is none."""
+    if not holds_bytes(out / LEDGER):
+        raise UserError(
+            f"{out}: there is no study here (no {LEDGER}). Expected a folder that 'rankscope run' "
+            "or 'rankscope quickstart' wrote to."
+        )
+    return out / LEDGER
+
+
+def find_problems(out: Path, *, quick: bool = False) -> list[Problem]:
+    """Differences of a study from what was written; an empty list means none.
+
+    ``quick`` compares the sizes of artifacts instead of their hashes, and leaves out checkpoints.
+
+    Raises:
+        UserError: another version wrote the ledger.
+    """
+    ledger, store = ledger_file(out), ArtifactStore(out)
     problems: list[Problem] = []
+    closed = {
+        name: (expected, found)
+        for name, expected, found in changed_files(out, CLOSED, CLOSED_FILES)
+    }
+    is_known = (out / CLOSED).is_file() and LEDGER not in closed
     try:
-        for problem in _each_problem(db, store, quick):
-            problems.append(problem)  # one by one: those found before a damaged page count
-    except sqlite3.DatabaseError as error:
-        if not is_damaged(error):
+        with closing(connect(ledger, write=False)) as db:
+            db.execute("BEGIN")  # one state, also while a run writes
+            # One by one: those found before a damaged page count.
+            for place, expected, found in () if quick and is_known else table_problems(db):
+                problems.append(Problem(place, expected, found, LEDGER_REMEDY))
+            if LEDGER in closed and not problems:
+                remedy = f"every row is as it was written: to accept the file, remove {CLOSED}"
+                problems.append(Problem(LEDGER, *closed[LEDGER], remedy))
+            problems += _artifact_problems(db, store, quick)
+    except (sqlite3.DatabaseError, IntegrityError, UserError) as error:
+        if not (is_damaged(error) or LEDGER in closed or isinstance(error, IntegrityError)):
             raise
-        problems.append(Problem("ledger.sqlite", SOUND, str(error)))
+        found = str(error.__cause__ or error)
+        problems.append(Problem(LEDGER, "a sound data base", found, LEDGER_REMEDY))
+    for name in CLOSED_FILES[1:]:
+        if name in closed:
+            problems.append(Problem(name, *closed[name], "no result depends on it; run again"))
+    for name, expected, found in changed_files(out, SUMS, OUTPUT_FILES):
+        remedy = f"write it again: rankscope report {store.shown}"
+        problems.append(Problem(name, expected, found, remedy))
+    if not quick:
+        problems += _checkpoint_problems(out)
+    for order in sorted((out / UNITS).glob(f"*/{UNIT_ORDER}")):
+        place = order.parent.relative_to(out).as_posix()
+        remedy = f"remove {place} to run it again"
+        if not (order.parent / LEDGER).is_file():
+            problems.append(Problem(f"{place}/{LEDGER}", "a ledger", "no file", remedy))
+            continue
+        problems += [
+            Problem(f"{place}/{problem.path}", problem.expected, problem.found, remedy)
+            for problem in find_problems(order.parent, quick=quick)
+        ]
     return problems
 
 
-def _each_problem(db: sqlite3.Connection, store: ArtifactStore, quick: bool) -> Iterator[Problem]:
+def table_problems(db: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
+    """(place, expected, found) of everything in the ledger's tables that no run wrote."""
     for (message,) in db.execute("PRAGMA integrity_check"):
         if message != "ok":
-            yield Problem("ledger.sqlite", SOUND, message)
-    altered = False
-    for row, digest, *texts in db.execute(HASHED_ROWS):
-        now = row_sha256(*texts)
-        if now != digest:
-            altered = True
-            place = f"ledger.sqlite: {row}".rstrip()
-            yield Problem(place, f"sha256 {digest}", f"sha256 {now}")
-    rows = db.execute("SELECT path, sha256, bytes FROM artifacts ORDER BY path")
-    artifacts = tuple(Artifact(*row) for row in rows)
-    yield from filter(None, (store.check(artifact, quick=quick) for artifact in artifacts))
-    if not altered:  # else the altered rows cannot be read
-        yield from _contradictions(db, store, artifacts)
+            yield LEDGER, "a sound data base", message
+    yield from changed_rows(db)
+    yield from changed_tables(db)
 
 
-def _contradictions(
-    db: sqlite3.Connection, store: ArtifactStore, artifacts: tuple[Artifact, ...]
+def _artifact_problems(
+    db: sqlite3.Connection, store: ArtifactStore, quick: bool
 ) -> Iterator[Problem]:
-    """What the tables of a ledger must agree on: a result has its record and its files."""
+    rows = db.execute("SELECT path, file_sha256, bytes FROM artifacts ORDER BY path")
+    for artifact in [Artifact(*row) for row in rows]:
+        with suppress(UserError):  # an altered name, which is a changed row
+            if problem := store.check(artifact, quick=quick):
+                yield problem
+
+
+def _checkpoint_problems(out: Path) -> Iterator[Problem]:
+    for folder in sorted((out / CHECKPOINTS).glob("*/step-*")):
+        try:
+            is_whole = matches_sums(folder)
+        except OSError:
+            is_whole = False
+        if not is_whole and (folder / SUMS).is_file():  # else a run has just replaced it
+            place = folder.relative_to(out).as_posix()
+            remedy = f"remove {Path(place).parent} to train the group from its beginning"
+            yield Problem(place, f"the hashes of its {SUMS}", "others", remedy)
+
+
+def changed_files(out: Path, sums: str, names: Sequence[str]) -> list[tuple[str, str, str]]:
+    """(name, expected, found) of each of the named files that differs from a list of hashes.
+
+    A missing file is not reported. A name can have two hashes while its file is replaced. A missing
+    list is one that names no file, except that ``CLOSED`` is missing while a run is open.
+    """
+    while True:
+        listed = _content(out / sums)
+        is_open = listed is None and sums == CLOSED
+        changed = [] if is_open else list(_changed(out, sums, listed or b"", names))
+        if _content(out / sums) == listed:  # else a run began or ended meanwhile
+            return changed
+
+
+def _changed(
+    out: Path, sums: str, listed: bytes, names: Sequence[str]
+) -> Iterator[tuple[str, str, str]]:
+    lines = listed.decode(errors="replace").splitlines(keepends=True)
+    for name in names:
+        if (out / name).is_file():
+            digest = sha256_file(out / name)
+            if f"{digest}  {name}\n" not in lines:
+                expected = [line[:64] for line in lines if line.endswith(f"  {name}\n")]
+                yield (
+                    name,
+                    f"sha256 {expected[-1] if expected else f'in {sums}'}",
+                    f"sha256 {digest}",
+                )
+
+
+def _content(path: Path) -> bytes | None:
     try:
-        if not has_study(db):
-            return
-        study = load_study(db, store, artifacts)
-    except IntegrityError as error:
-        yield Problem("ledger.sqlite", "readable records", str(error))
-        return
-    paths = [PurePosixPath(artifact.path) for artifact in artifacts]
-    named = {str(place) for path in paths for place in (path, *path.parents)}
-    for path in _expected_files(study):
-        if path not in named:
-            yield Problem(path, "an artifact that the ledger names", "none")
-    for trial in study.trials:
-        if trial.status in ("trained", "done") and trial.train is None:
-            place = f"ledger.sqlite: trial {trial.spec.trial_id}"
-            yield Problem(place, f"a training record, as it is {trial.status!r}", "none")
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
-def _expected_files(study: StudyRecords) -> Iterator[str]:
-    yield from (weights_path(trial.spec) for trial in study.trials if trial.train is not None)
-    yield from (items_path(*key) for key in study.evals)
+def open_checked(out: Path, *, write: bool) -> Database:
+    """Connect to the ledger of a study, a writer's new one if there is none, after checking it.
+
+    A ledger that a run closed is compared with its hash, another one row by row.
+
+    Raises:
+        IntegrityError: something in it was not written by a run.
+    """
+    for _, expected, found in changed_files(out, CLOSED, (LEDGER,)):
+        raise IntegrityError(
+            f"{out / LEDGER}: found {found}, expected {expected}, which it had when it was closed; "
+            f"'rankscope verify {out}' shows what was changed and what to do"
+        )
+    is_known = (out / CLOSED).is_file()
+    db = connect(out / LEDGER, write=write)
+    try:
+        if not is_known:
+            with snapshot(db):
+                for place, expected, found in table_problems(db):
+                    where = out / place
+                    raise IntegrityError(
+                        f"{where}: found {found}, expected {expected}; {LEDGER_REMEDY}"
+                    )
+    except BaseException as error:
+        db.close()
+        if isinstance(error, sqlite3.Error) and (known := ledger_error(out, error)):
+            raise known from error
+        raise
+    return db
+
+
+def mark_open(out: Path) -> None:
+    """Remove the hashes that a closed ledger has, before it changes."""
+    (out / CLOSED).unlink(missing_ok=True)
+    fsync(out)
+
+
+def mark_closed(out: Path) -> None:
+    """Store the hashes of a closed ledger; a disk without room for them leaves it without."""
+    with suppress(OSError, DiskFailed, DiskFull):
+        replace_text(out / CLOSED, sums_text(out, CLOSED_FILES))

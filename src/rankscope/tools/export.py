@@ -15,7 +15,7 @@ from rankscope.config.study import ModelConfig
 from rankscope.data.registry import NAMED_TASKS
 from rankscope.errors import UserError
 from rankscope.filesystem import check_taken, folder_in_one_step
-from rankscope.models.adapters.settings import CONFIG
+from rankscope.models.adapters.settings import CONFIG, read_config_file
 from rankscope.models.fetch import KNOWN_MODELS
 from rankscope.models.load import check_stored_weights, load_tokenizer
 from rankscope.models.model_folder import model_folder
@@ -122,6 +122,7 @@ def _write(
     if merged or spec.is_full:
         check_stored_weights(out)
     else:
+        check_fits_base(study.config.model, out)
         notes += copy_tokenizer(study.config.model, out)
         settings = json.loads((out / CONFIG).read_text("utf-8"))
         settings |= base_reference(study.config.model, request)
@@ -168,6 +169,23 @@ def copy_tokenizer(model: ModelConfig, out: Path) -> list[str]:
     except UserError as error:
         return [f"no tokenizer was written, use the base's ({error})"]
     return []
+
+
+def check_fits_base(base: ModelConfig, adapter: Path) -> None:
+    """Check a LoRA adapter against the configuration of its base, if that is still there.
+
+    Raises UserError or IntegrityError if its tensors cannot be loaded on the base.
+    """
+    from rankscope.models.adapters.warm_start import load_adapter_for
+    from rankscope.models.parameters import architecture, read_model_config
+
+    if read_config_file(adapter).get("peft_type") != "LORA":
+        return
+    try:
+        shapes = architecture(read_model_config(model_folder(base, weights=False)))
+    except UserError:
+        return
+    load_adapter_for(shapes, adapter)
 
 
 # --- scores in the hub's format -------------------------------------------------------------------

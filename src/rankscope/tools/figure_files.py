@@ -11,6 +11,7 @@ from rankscope.filesystem import replace_text
 from rankscope.formatting import markdown_text
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.charts.figure import Figure
+from rankscope.report.page_limit import limited
 from rankscope.report.study_page import study_sections
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import INK
@@ -41,7 +42,7 @@ def write_study_figures(
         UserError: no browser could be started.
         DiskFull: no space for a figure.
     """
-    view = StudyView(study, recommendation)
+    view = limited(StudyView(study, recommendation))
     drawn = [figure for section in study_sections(view) for figure in section.figures]
     figures = [figure for figure in drawn if figure.plot is not None]
     with reporting_shortages(out):

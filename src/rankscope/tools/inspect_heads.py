@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers.utils.logging import disable_progress_bar
 
 from rankscope.analyze.heads.layout import HeadLayout, HeadModel
 from rankscope.analyze.heads.tasks import HeadTask, head_task
@@ -69,7 +68,6 @@ def inspect_heads(
     reporter: ProgressReporter | None = None,
 ) -> Inspection:
     reporter = reporter or NullReporter()
-    disable_progress_bar()  # transformers' own, for reading weights
     analysis = analyze_base(inspection.base, settings, choose_device(device), reporter)
     tuned = []
     reporter.stage("heads", len(inspection.tuned))

@@ -6,6 +6,7 @@ from rankscope.errors import UserError
 from rankscope.hashing import weights_sha256
 from rankscope.models.load import load_tokenizer
 from rankscope.models.model_folder import model_folder
+from rankscope.models.parameters import read_model_config
 from rankscope.records import StudyRecords
 
 
@@ -32,6 +33,7 @@ def merge_adapter(study: StudyRecords, adapter: Path, out: Path) -> None:
         )
     model = AutoModelForCausalLM.from_pretrained(
         folder,
+        config=read_model_config(folder),
         dtype=torch.float32,
         local_files_only=True,
         use_safetensors=True,

@@ -167,7 +167,11 @@ def own_rows(data: Path, study_file: Path) -> OwnRows:
         summary = f"{name}: rows not read yet ({', '.join(paths)}), 'check' does"
         return OwnRows({"name": name, **task}, summary)
     try:
-        read = read_task_items(TaskConfig.model_validate({"name": name, **files}), None, ())
+        config = TaskConfig.model_validate({"name": name, **files})
+    except ValidationError as error:
+        raise UserError(f"{data}: {reason_of(error)}") from error
+    try:
+        read = read_task_items(config, None, ())
     except UserError as error:
         return OwnRows({"name": name, **task}, f"{name}: {data}", str(error))
     scorer = read.spec.scorer

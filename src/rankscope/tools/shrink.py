@@ -14,7 +14,7 @@ from rankscope.analyze.svd_cache import SvdCache, svd_cache_folder
 from rankscope.config.study import SpectraConfig
 from rankscope.errors import UserError
 from rankscope.filesystem import check_taken
-from rankscope.models.adapters.folder import base_weight_copies, rewrite
+from rankscope.models.adapters.folder import base_weight_copies, check_complete, rewrite
 from rankscope.models.adapters.settings import READABLE_INITS, read_adapter_config
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter
@@ -55,6 +55,8 @@ class SourceAdapter:
         reader = None if base is None else CheckpointReader.open(shapes_folder(str(base)))
         if reader is not None and not any_base:
             tuned.check_base(reader)
+        if reader is not None:
+            check_complete(folder, tuned.adapter.a, reader.layers, READABLE_INITS)
         return cls(folder, tuned, tuned.adapter, reader)
 
     def weight(self, name: str) -> Tensor:

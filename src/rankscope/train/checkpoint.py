@@ -5,7 +5,6 @@ it is always complete, and hashed, so a damaged one is never resumed. Everything
 JSON; nothing is pickled.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rankscope.errors import IntegrityError
 from rankscope.filesystem import check_in_place, fsync
-from rankscope.hashing import sha256_file
-from rankscope.shortage import is_memory_fault, reporting_shortages
+from rankscope.hashing import SUMS, matches_sums, sums_text
+from rankscope.shortage import reporting_shortages
 
 STATE = "state.safetensors"
 COUNTERS = "meta.json"
@@ -48,30 +47,36 @@ class GroupCheckpoint:
             with reporting_shortages(self.folder, lambda: f"{size:,} bytes"):
                 aside.mkdir(parents=True)
                 save_file(dict(state.tensors), aside / STATE)
-                digest = _sha256(aside / STATE, state.step, state.meta)
-                counters = {"step": state.step, "trials": state.meta, "sha256": digest}
+                counters = {"step": state.step, "trials": state.meta}
                 (aside / COUNTERS).write_text(json.dumps(counters), encoding="utf-8")
-                for path in (aside / STATE, aside / COUNTERS, aside):
+                (aside / SUMS).write_text(sums_text(aside, sorted((STATE, COUNTERS))), "utf-8")
+                for path in (*aside.iterdir(), aside):
                     fsync(path)
-                shutil.rmtree(target, ignore_errors=True)
+                _remove_state(target)
                 os.replace(aside, target)
                 fsync(self.folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         for old in self.folder.glob("step-*"):
             if old != target:
-                shutil.rmtree(old, ignore_errors=True)
+                _remove_state(old)
 
     def load(self) -> GroupState | None:
+        """The newest state; None if there is none.
+
+        Raises:
+            IntegrityError: it was altered since it was written.
+        """
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
-            try:
-                meta = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
-                if _sha256(folder / STATE, meta["step"], meta["trials"]) == meta["sha256"]:
-                    return GroupState(meta["step"], load_file(folder / STATE), meta["trials"])
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-                if is_memory_fault(error):
-                    raise
-                # training starts from an earlier state, or anew
+            if not (folder / SUMS).is_file():
+                continue  # its removal was interrupted
+            if not matches_sums(folder):
+                raise IntegrityError(
+                    f"{folder}: found altered files, expected the hashes in its {SUMS}; to train "
+                    f"this group from its beginning, remove {self.folder}"
+                )
+            meta = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
+            return GroupState(meta["step"], load_file(folder / STATE), meta["trials"])
         return None
 
     def extract(self, trial_ids: Collection[str], into: "GroupCheckpoint") -> None:
@@ -87,10 +92,12 @@ class GroupCheckpoint:
         into.save(GroupState(state.step, tensors, meta))
 
     def remove(self) -> None:
+        for state in self.folder.glob("step-*"):
+            _remove_state(state)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _sha256(state_file: Path, step: int, meta: Mapping[str, Any]) -> str:
-    """Of the tensors' file and the counters' JSON text, which is the same after a round trip."""
-    text = json.dumps([sha256_file(state_file), step, meta])
-    return hashlib.sha256(text.encode()).hexdigest()
+def _remove_state(folder: Path) -> None:
+    """The list of hashes goes first: a folder without one is no state."""
+    (folder / SUMS).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)

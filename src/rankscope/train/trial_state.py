@@ -1,8 +1,9 @@
 """One trial while it trains: its parameters, optimizer, order of rows and counters."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ from rankscope.models.methods.init_context import InitContext
 from rankscope.models.peft_backend.tuner import PeftTuner
 from rankscope.records import LossPoint, PenaltyPoint, TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint, GroupState
+from rankscope.train.divergence import excessive_loss, excessive_update, is_update_checked
 from rankscope.train.optimizer import (
     clip_gradients,
     new_optimizer,
@@ -49,6 +51,7 @@ class TrialState:
     protocol: TrainConfig
     sampler: RowSampler
     num_steps: int
+    relative_update: Callable[[], float]  # |W - W0| / |W0| of what it changes
     adapter: Adapter | None = None  # None for full fine-tuning and for a method of the PEFT library
     tuner: PeftTuner | None = None  # A method of the PEFT library, injected into the base
     replay: Replay | None = None
@@ -134,6 +137,15 @@ class TrialState:
             what = "loss" if not is_loss_finite else "gradient norm"
             self.failure = f"{what} not finite at step {step + 1} of {self.num_steps}"
         self.optimizer.zero_grad(set_to_none=True)
+        if self.failure is None and (reason := self.why_diverged(step + 1)):
+            self.failure = f"after step {step + 1} of {self.num_steps} {reason}"
+
+    def why_diverged(self, steps_done: int) -> str | None:
+        if reason := excessive_loss([point.loss for point in self.losses], self.num_steps):
+            return reason
+        if not is_update_checked(steps_done, self.num_steps):
+            return None
+        return excessive_update(self.relative_update())
 
     def drop_cached_weights(self) -> None:
         if self.adapter is not None:
@@ -259,6 +271,7 @@ def start_trials(
             protocol,
             sampler,
             steps,
+            partial(get_method(trial.method).relative_update, trained, base),
             adapter=trained if isinstance(trained, Adapter) else None,
             tuner=trained if isinstance(trained, PeftTuner) else None,
             early_stop=None if trial.early_stop is None else EarlyStop(trial.early_stop),

@@ -171,29 +171,6 @@ def test_global_generators_stay_where_they_were(
     assert [first, drawn()] == expected
 
 
-FUNCTION = "process_docs: !function helper.process\n"
-HELPER = "from pathlib import Path\nPath({!r}).touch()\ndef process(docs):\n    return docs\n"
-
-
-@pytest.mark.parametrize("is_included", [False, True])
-def test_functions_run_only_where_they_are_allowed(
-    tmp_path: Path, packed: tuple[Base, Adapter], is_included: bool
-) -> None:
-    mark = tmp_path / "it ran"
-    (tmp_path / "helper.py").write_text(HELPER.format(str(mark)))
-    if is_included:
-        (tmp_path / "shared.yaml").write_text(FUNCTION)
-        path = task_file(tmp_path, CHOICE, "include: shared.yaml\n")
-    else:
-        path = task_file(tmp_path, CHOICE, FUNCTION)
-    with pytest.raises(UserError, match=r"line \d+: !function helper.process would run Python"):
-        evaluate_lm_eval(packed[0], f"lm_eval:{path}", {None: BASE}, SETTINGS)
-    assert not mark.exists()
-    allowed = LmEvalSettings(context=256, allow_functions=True)
-    evaluate_lm_eval(packed[0], f"lm_eval:{path}", {None: BASE}, allowed)
-    assert mark.exists()
-
-
 @pytest.mark.parametrize(
     ("change", "extra", "message"),
     [

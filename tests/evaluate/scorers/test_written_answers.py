@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
-from command_line import rankscope, write_rows
+from command_line import write_rows
 from evaluation_worlds import base, encoder, loaded
 
 from rankscope.config.study import EvaluateConfig
@@ -137,18 +137,6 @@ def study(tmp_path: Path) -> Path:
         "tasks: [{name: mine, train: rows.jsonl, scorer: 'python:grader.py:grade'}]\n"
     )
     return path
-
-
-def test_code_of_a_study_file_runs_only_if_it_is_allowed(
-    study: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RANKSCOPE_TRUST_TASK_CODE", "0")  # restored after the test
-    refused = rankscope("check", study)
-    assert refused.code == 2
-    assert "runs Python code. Read" in refused.told
-    assert not (study.parent / "ran").exists()
-    assert rankscope("check", study, "--trust-task-code", "--rows", "0").code == 0
-    assert (study.parent / "ran").exists()
 
 
 def test_what_the_function_returns_is_the_score(

@@ -98,9 +98,9 @@ def test_what_an_unsealed_unit_finished_is_kept_without_workers(
     undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     out = abandoned(tmp_path, finish=True)
-    units = [path.parent for path in out.glob("units/*/sealed.json")]
+    units = [path.parent for path in out.glob("units/*/sealed.sha256")]
     for unit in units:
-        (unit / "sealed.json").unlink()
+        (unit / "sealed.sha256").unlink()
     stages = Stages()
     small_study(tmp_path, **STUDY).run(out, stages)
     assert len([name for name in stages.names if " train " in name]) == 2 - len(units)
@@ -127,8 +127,8 @@ def test_a_unit_that_is_given_up_leaves_its_results(
 
 def test_a_new_driver_adopts_what_was_sealed(undisturbed: dict[str, Any], tmp_path: Path) -> None:
     out = abandoned(tmp_path, finish=True)
-    assert len(list(out.glob("units/*/sealed.json"))) >= 1
-    sealed = len(list(out.glob("units/*/sealed.json")))
+    assert len(list(out.glob("units/*/sealed.sha256"))) >= 1
+    sealed = len(list(out.glob("units/*/sealed.sha256")))
     stages = Stages()
     small_study(tmp_path, **STUDY).run(out, stages)
     assert len([name for name in stages.names if " train " in name]) == 2 - sealed
@@ -138,18 +138,18 @@ def test_a_new_driver_adopts_what_was_sealed(undisturbed: dict[str, Any], tmp_pa
 
 def test_a_sealed_result_that_was_altered_is_refused(tmp_path: Path) -> None:
     out = abandoned(tmp_path, finish=True)
-    seal = next(out.glob("units/*/sealed.json"))
+    seal = next(out.glob("units/*/sealed.sha256"))
     weights = next(seal.parent.rglob("adapter_model.safetensors"))
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(IntegrityError, match=r"adapter_model.safetensors: expected sha256"):
+    with pytest.raises(IntegrityError, match=r"adapter_model\.safetensors: found sha256"):
         small_study(tmp_path, **STUDY).run(out)
 
 
 def test_a_worker_refuses_what_is_no_unit_or_another_study(tmp_path: Path) -> None:
     out = abandoned(tmp_path, finish=False)
-    with pytest.raises(UserError, match="not a unit of work"):
+    with pytest.raises(UserError, match="found no unit of work"):
         work(out, "0123456789abcdef")
     unit = next(out.glob("units/*/unit.json"))
     unit.write_text(unit.read_text().replace('"max_items":8', '"max_items":7'))

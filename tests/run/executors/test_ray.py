@@ -16,7 +16,7 @@ from rankscope.run.executors import ExecutorOptions
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.executors.ray import RayExecutor, UnitTask, packed, run_unit, unpack
 from rankscope.run.executors.worker_process import check_worker
-from rankscope.run.units import UNIT
+from rankscope.store import UNIT_ORDER
 
 STUDY: dict[str, Any] = {
     "arms": SETTINGS["arms"][:2],
@@ -84,7 +84,10 @@ def test_a_node_that_does_not_see_the_folder_sends_it_back(
 
     class Elsewhere(LocalExecutor):
         def run(self, folder: Path) -> None:
-            order, away = (folder / UNIT).read_text(encoding="utf-8"), tmp_path / "no" / folder.name
+            order, away = (
+                (folder / UNIT_ORDER).read_text(encoding="utf-8"),
+                tmp_path / "no" / folder.name,
+            )
             task = UnitTask(away, order, packed(folder), self.threads, __version__)
             outcome = run_unit(task, lambda: False)
             assert outcome.files is not None
@@ -97,7 +100,7 @@ def test_a_node_that_does_not_see_the_folder_sends_it_back(
 
 
 def test_a_node_with_another_version_is_refused(tmp_path: Path) -> None:
-    (tmp_path / UNIT).write_text("{}", encoding="utf-8")
+    (tmp_path / UNIT_ORDER).write_text("{}", encoding="utf-8")
     outcome = run_unit(UnitTask(tmp_path, "{}", b"", 1, "0.0.1"), lambda: False)
     with pytest.raises(UserError, match=f"found Rankscope {__version__} on .*the driver's 0.0.1"):
         check_worker(outcome.code, tmp_path)

@@ -16,7 +16,7 @@ from math import exp, hypot, log, sqrt
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, special
+from scipy import special
 
 from rankscope.advise.statistics.resampling import ScoreArray, quantiles, resampled_means
 from rankscope.advise.statistics.significance import mcnemar_exact, sign_flip
@@ -346,7 +346,10 @@ def _p_of_interval(shares: tuple[_Share, ...], value: float) -> float:
 
     if beyond(log(SMALLEST_P)) <= 0:
         return SMALLEST_P
-    return exp(float(optimize.brentq(beyond, log(SMALLEST_P), 0.0, xtol=1e-4)))
+    # Here, because every run and check imports this module and none of them needs a root.
+    from scipy.optimize import brentq
+
+    return exp(float(brentq(beyond, log(SMALLEST_P), 0.0, xtol=1e-4)))
 
 
 def _cluster_index(clusters: ClusterLabels, n: int) -> npt.NDArray[np.intp]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import exp, floor, log2
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from rankscope.advise.statistics.resampling import (
     CHUNK_CELLS,
@@ -26,7 +26,7 @@ def mcnemar_exact(b: int, c: int) -> float:
     """Two-sided exact p of b gains against c losses under a fair coin (McNemar 1947)."""
     if b == c:
         return 1.0
-    return min(1.0, 2 * float(stats.binom.cdf(min(b, c), b + c, 0.5)))
+    return min(1.0, 2 * float(special.bdtr(min(b, c), b + c, 0.5)))
 
 
 def sign_flip(parts: ScoreArray, seed: int = 0) -> float:

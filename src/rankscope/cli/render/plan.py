@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rankscope.run.plan import Plan
 
 STAGES = ("training", "scoring", "spectra", "heads")
+MAX_NAMED = 20
+"""Most groups that a sentence names."""
 
 
 def plan_table(plan: Plan) -> RenderableType:
@@ -71,17 +73,23 @@ def totals(plan: Plan) -> Iterator[str]:
         f"Memory: up to {byte_size(most)} of {byte_size(plan.memory_bytes)} while training; the "
         "libraries' own 0.7 GB come on top."
     )
-    numbered = [(str(number), group) for number, group in enumerate(plan.groups, 1)]
+    numbered = list(enumerate(plan.groups, 1))
     if hopeless := [number for number, group in numbered if not group.states_fit]:
         yield (
-            f"DOES NOT FIT: the base and the optimizer states of group {', '.join(hopeless)} alone "
+            f"DOES NOT FIT: the base and the optimizer states of group {_named(hopeless)} alone "
             "exceed that. Leave the arm out, or use a machine with more memory."
         )
     if too_large := [number for number, group in numbered if group.states_fit and not group.fits]:
         yield (
-            f"DOES NOT FIT: group {', '.join(too_large)} needs more memory than that. "
+            f"DOES NOT FIT: group {_named(too_large)} needs more memory than that. "
             "Lower train.batch_tokens, set train.gradient_checkpointing=true, or leave the arm out."
         )
+
+
+def _named(numbers: Sequence[int]) -> str:
+    shown = [str(number) for number in numbers[:MAX_NAMED]]
+    more = [f"and {len(numbers) - MAX_NAMED:,} more"] if len(numbers) > MAX_NAMED else []
+    return ", ".join(shown + more)
 
 
 def _savings(plan: Plan) -> RenderableType:

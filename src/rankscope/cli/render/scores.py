@@ -2,29 +2,43 @@
 
 from collections.abc import Sequence
 
-from rich.table import Table
+from rich.console import Group, RenderableType
 
 from rankscope.cli.render.table import terminal_table
-from rankscope.formatting import number, p_cell, unit_of, with_interval
+from rankscope.formatting import number, p_cell, score_text, unit_of, with_interval
 from rankscope.tools.evaluate.results_folder import Score
 
-NUMBERS = ("score", "n", "without contamination", "change", "p", "chance")
+NUMBERS = ("score", "n", "without contamination", "change", "p")
 
 
-def scores_table(scores: Sequence[Score]) -> Table:
-    """The base and its adapters by task.
+def scores_tables(scores: Sequence[Score]) -> RenderableType:
+    """A table per task: the base and its adapters.
 
     Accuracies in per cent, changes in points, likelihoods in nats per token; ``±`` is one standard
     error, brackets are a paired 95 % interval.
     """
-    with_clean = any(score.record.without_contamination for score in scores)
-    rows = [_score_row(score, with_clean) for score in scores]
-    return terminal_table(rows, "scores", right=NUMBERS, sections=("task", "metric"))
+    by_task: dict[str, list[Score]] = {}
+    for score in scores:
+        by_task.setdefault(_title(score), []).append(score)
+    tables = []
+    for title, of_task in by_task.items():
+        with_clean = any(score.record.without_contamination for score in of_task)
+        rows = [_score_row(score, with_clean) for score in of_task]
+        tables.append(terminal_table(rows, title, right=NUMBERS))
+    return Group(*tables)
+
+
+def _title(score: Score) -> str:
+    """Such as ``arc_easy: acc, guessing gives 25.0 %``."""
+    title = f"{score.record.task}: {score.record.metric}"
+    if score.chance is None:
+        return title
+    return f"{title}, guessing gives {score_text(score.chance, unit_of(score.score_unit))}"
 
 
 def _score_row(score: Score, with_clean: bool) -> dict[str, object]:
     record, unit = score.record, unit_of(score.score_unit)
-    clean, change, chance = record.without_contamination, score.change, score.chance
+    clean, change = record.without_contamination, score.change
 
     def with_error(value: float, error: float | None) -> str:
         half = "?" if error is None else number(unit.scale * error, unit.digits)
@@ -32,13 +46,10 @@ def _score_row(score: Score, with_clean: bool) -> dict[str, object]:
 
     clean_score = with_error(clean.score, clean.standard_error) if clean else ""
     return {
-        "task": record.task,
-        "metric": record.metric,
         "model": score.model + (" (forced)" if score.other_base_forced else ""),
         "score": with_error(record.score, record.standard_error),
         "n": record.n,
         **({"without contamination": clean_score} if with_clean else {}),
         "change": with_interval(change, unit) if change else "",
         "p": p_cell(change.p if change else None),
-        "chance": "" if chance is None else number(unit.scale * chance, unit.digits),
     }

@@ -15,10 +15,12 @@ from rankscope.formatting import clock, count, duration, number, rough_duration,
 from rankscope.records import FAILED, WAITING, StudyRecords, TrialRecords
 from rankscope.store import running_process
 
+MAX_FAILURES = 20
+"""Most reasons printed."""
+
 
 def status_data(study: StudyRecords, folder: Path) -> dict[str, object]:
     """The state of a study, then of each of its trials; what is not known is left out."""
-    trials = [_trial_data(study, trial) for trial in study.trials]
     return {
         "study": study.name,
         "folder": str(folder),
@@ -29,7 +31,7 @@ def status_data(study: StudyRecords, folder: Path) -> dict[str, object]:
         "seconds": study.total_seconds,
         "now": _last_event(folder) if running_process(folder) else None,
         "next": _next_command(study, folder),
-        "trials": trials,
+        "trials": _trials_data(study),
     }
 
 
@@ -76,12 +78,16 @@ def _next_command(study: StudyRecords, folder: Path) -> str:
     return commands.get(_state(study, folder), f"rankscope report {place}")
 
 
-def _trial_data(study: StudyRecords, trial: TrialRecords) -> dict[str, Any]:
+def _trials_data(study: StudyRecords) -> list[dict[str, Any]]:
+    evaluations = Counter(trial_id for trial_id, _, _ in study.evals)
+    return [_trial_data(trial, evaluations[trial.spec.trial_id]) for trial in study.trials]
+
+
+def _trial_data(trial: TrialRecords, evaluations: int) -> dict[str, Any]:
     """What is known of a trial: its own settings, without those it does not have."""
     data: dict[str, Any] = trial.spec.model_dump(mode="json", exclude_none=True)
     del data["schema_version"]
-    data |= {"arm": trial.spec.arm_label, "status": trial.status}
-    data["evaluations"] = sum(1 for key in study.evals if key[0] == trial.spec.trial_id)
+    data |= {"arm": trial.spec.arm_label, "status": trial.status, "evaluations": evaluations}
     if trial.train is not None:
         data |= {
             "steps": trial.train.steps,
@@ -98,7 +104,6 @@ def _trial_data(study: StudyRecords, trial: TrialRecords) -> dict[str, Any]:
 def status_table(study: StudyRecords, folder: Path) -> RenderableType:
     """A row per trial, then the reasons of those that failed, counts and the next command."""
     several = len({trial.spec.task for trial in study.trials}) > 1
-    data = [_trial_data(study, trial) for trial in study.trials]
     rows = [
         {
             "trial": trial["trial_id"],
@@ -110,7 +115,7 @@ def status_table(study: StudyRecords, folder: Path) -> RenderableType:
             "time": clock(trial.get("seconds")),
             "scores": str(trial["evaluations"]),
         }
-        for trial in data
+        for trial in _trials_data(study)
     ]
     styles = ["red" if trial.status in FAILED else "" for trial in study.trials]
     right = ("seed", "loss", "time", "scores")
@@ -124,10 +129,12 @@ def status_table(study: StudyRecords, folder: Path) -> RenderableType:
 
 
 def _failures(study: StudyRecords) -> Iterator[Text]:
-    for trial in study.trials:
-        if trial.failure:
-            text = f"{trial.spec.trial_id}: {trial.status}: {trial.failure}"
-            yield Text(terminal_text(text), style="red", overflow="fold")
+    failed = [trial for trial in study.trials if trial.failure]
+    for trial in failed[:MAX_FAILURES]:
+        text = f"{trial.spec.trial_id}: {trial.status}: {trial.failure}"
+        yield Text(terminal_text(text), style="red", overflow="fold")
+    if (more := len(failed) - MAX_FAILURES) > 0:
+        yield Text(f"and {more:,} more that failed; --json lists all", style="red")
 
 
 def _summary(study: StudyRecords, folder: Path) -> str:

@@ -16,6 +16,7 @@ from rankscope.formatting import (
 )
 from rankscope.records import ArmSummary, Recommendation, StudyRecords
 from rankscope.report.answer import NEXT_STEPS_TITLE
+from rankscope.report.page_limit import limited, not_shown
 from rankscope.report.study_view import StudyView
 
 CHOSEN = "\N{BLACK RIGHT-POINTING SMALL TRIANGLE}"
@@ -28,13 +29,14 @@ def summary_table(study: StudyRecords, recommendation: Recommendation) -> Table:
     half the 95 % interval, ``±?`` an unknown one; seeds ``2/3``: one of three trials failed. The
     gain is that by which arms are compared: net of forgetting, if forgetting counts.
     """
-    view = StudyView(study, recommendation)
+    whole = StudyView(study, recommendation)
+    view = limited(whole)
     all_arms = [arm for task in view.training_tasks for arm in view.arms(task)]
     gain = "net gain" if any(arm.net_gain for arm in all_arms) else "gain"
     table = Table(
         title=escape(safe_text(study.name, MAX_NAME)),
         title_justify="left",
-        caption=_caption(view, gain),
+        caption="\n".join([_caption(view, gain), *not_shown(whole, view)]),
         caption_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,

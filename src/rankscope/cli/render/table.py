@@ -11,6 +11,7 @@ from rankscope.formatting import number, terminal_text
 
 MAX_CELL = 300
 """Longest text of a cell, in characters."""
+MAX_ROWS = 200
 
 
 def terminal_table(
@@ -22,7 +23,8 @@ def terminal_table(
     sections: Sequence[str] = (),
     styles: Sequence[str] = (),
 ) -> Table:
-    """A table in which numbers never break and words fold; None is unknown.
+    """A table in which numbers never break and words fold; None is unknown. Of many rows it shows
+    the first ``MAX_ROWS``.
 
     ``digits`` has digits after the point by heading; ``right`` names further columns to treat like
     numbers; ``sections`` names leading columns whose repeated values are left blank; ``styles`` has
@@ -35,6 +37,10 @@ def terminal_table(
         pad_edge=False,
         padding=0,
     )
+    if (more := len(rows) - MAX_ROWS) > 0:
+        rows = rows[:MAX_ROWS]
+        table.caption = Text(f"and {more:,} more; --json lists all")
+        table.caption_justify = "left"
     headings = list(dict.fromkeys(heading for row in rows for heading in row))
     for heading in headings:
         known = [row[heading] for row in rows if row.get(heading) is not None]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rankscope.errors import IntegrityError, UserError, reading
 from rankscope.filesystem import check_taken, folder_in_one_step
+from rankscope.formatting import count
 from rankscope.hashing import sha256_file, sha256_json
 from rankscope.models.adapters.settings import (
     CONFIG,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 BASE_HASH = "rankscope_base_sha256"
 MODULE_PREFIX = "base_model.model."
+RECOPY = "copy the adapter again from where it was trained"
 MAGNITUDE = ".lora_magnitude_vector"  # Ends the name of DoRA's m
 COPY = ".base_layer.weight"  # Ends the name of a base weight that PEFT wrote into the adapter
 
@@ -150,8 +152,8 @@ def load_adapter(
     ``init_lora_weights``. ``has_copies`` skips PEFT's copy of an output head, which the caller
     compares with the base's.
 
-    Raises UserError for an adapter that cannot be used, IntegrityError for a damaged one. A module
-    that lacks both A and B is not noticed here; the ledger's hash of the file covers it.
+    Raises UserError for an adapter that cannot be used, IntegrityError for a damaged one. Only
+    :func:`check_complete`, which knows the base's layers, notices a module without both A and B.
     """
     settings = read_adapter_config(folder, inits)
     path = folder / WEIGHTS
@@ -179,11 +181,33 @@ def load_adapter(
     )
 
 
+def check_complete(
+    folder: Path, modules: Collection[str], layers: Collection[str], inits: Collection[object]
+) -> None:
+    """Check that an adapter changes the linear layers that its configuration names, and no other.
+
+    modules: those that it changes. layers: all of the base.
+
+    Raises IntegrityError otherwise: PEFT would leave a missing layer as in the base, and another
+    one out.
+    """
+    settings = read_adapter_config(folder, inits)
+    if settings.target_modules in (None, "all-linear"):
+        return
+    named = {name for name in {*layers, *modules} if settings.is_target(name)}
+    if odd := sorted(named ^ set(modules)):
+        odd_one = f"{odd[0]!r} is {'missing' if odd[0] in named else 'not among them'}"
+        raise IntegrityError(
+            f"adapter {folder}: found lora_A and lora_B for {count(len(modules), 'module')}, "
+            f"expected them for the {len(named)} that {CONFIG} names: {odd_one}; {RECOPY}"
+        )
+
+
 @contextmanager
 def opened_weights(path: Path) -> Iterator[Any]:
     """An opened safetensors file; IntegrityError for whatever safetensors cannot read."""
     with (
-        reading(path, "a readable safetensors file", IntegrityError),
+        reading(path, "a readable safetensors file", IntegrityError, RECOPY),
         safe_open(path, "pt") as file,
     ):
         yield file
@@ -196,7 +220,9 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor.float()).all():
-            raise IntegrityError(f"{path}: tensor {key!r} holds values that are not finite")
+            raise IntegrityError(
+                f"{path}: found values that are not finite in {key!r}, expected numbers; {RECOPY}"
+            )
     return tensors, metadata
 
 
@@ -222,7 +248,7 @@ def check_same_base(folder: Path, recorded: str | None, base_sha256: str) -> Non
     if recorded is not None and recorded != base_sha256:
         raise UserError(
             f"adapter {folder}: made for another base (weights {recorded[:12]}..., "
-            f"this one is {base_sha256[:12]}...)"
+            f"this one is {base_sha256[:12]}...); expected an adapter of this base"
         )
 
 
@@ -263,25 +289,31 @@ def module_and_part(key: str, path: Path) -> tuple[str, str]:
             return key[len(MODULE_PREFIX) : -len(ending)], part
     if ".lora_embedding_" in key or key.endswith(".base_layer.weight"):
         raise UserError(f"{path}: {key!r} adapts an embedding; expected linear layers")
-    raise IntegrityError(f"{path}: unexpected tensor {key!r}; expected lora_A and lora_B weights")
+    raise IntegrityError(
+        f"{path}: found an unexpected tensor {key!r}, expected lora_A and lora_B weights; {RECOPY}"
+    )
 
 
 def check_pairs(
     a: dict[str, nn.Parameter], b: dict[str, nn.Parameter], settings: AdapterSettings, path: Path
 ) -> None:
     if not a or set(a) != set(b):
-        single = sorted(set(a) ^ set(b))
-        raise IntegrityError(f"{path}: modules without both lora_A and lora_B: {single[:3]}")
+        single = [f"one without the other for {name!r}" for name in sorted(set(a) ^ set(b))]
+        raise IntegrityError(
+            f"{path}: found {single[0] if single else 'no lora_A and lora_B'}, expected lora_A and "
+            f"lora_B of every module; {RECOPY}"
+        )
     for name in a:
         if a[name].ndim != 2 or b[name].ndim != 2:
             raise IntegrityError(
-                f"{path}: {name!r} has lora_A of shape {tuple(a[name].shape)} and lora_B of shape "
-                f"{tuple(b[name].shape)}; expected matrices"
+                f"{path}: {name!r}: found lora_A of shape {tuple(a[name].shape)} and lora_B of "
+                f"shape {tuple(b[name].shape)}, expected matrices; {RECOPY}"
             )
         ranks, expected = (a[name].shape[0], b[name].shape[1]), settings.rank_of(name)
         if ranks != (expected, expected):
             raise IntegrityError(
-                f"{path}: {name!r} has rank {ranks}, adapter_config.json says {expected}"
+                f"{path}: {name!r}: found rank {ranks[0]} and {ranks[1]}, expected {expected} as "
+                f"in {CONFIG}; {RECOPY}"
             )
 
 
@@ -296,14 +328,15 @@ def check_magnitudes(
     if set(magnitude) != expected:
         odd = sorted(set(magnitude) ^ expected)
         raise IntegrityError(
-            f"{path}: use_dora is {str(settings.use_dora).lower()}, which does not fit the "
-            f"magnitudes of {odd[:3]}"
+            f"{path}: found magnitudes that do not fit use_dora: "
+            f"{str(settings.use_dora).lower()}, expected one of every module with it, none without "
+            f"({odd[0]}); {RECOPY}"
         )
     for name, m in magnitude.items():
         if m.shape != b[name].shape[:1]:
             raise IntegrityError(
-                f"{path}: the magnitude of {name!r} has shape {tuple(m.shape)}, expected "
-                f"{tuple(b[name].shape[:1])}"
+                f"{path}: the magnitude of {name!r}: found shape {tuple(m.shape)}, expected "
+                f"{tuple(b[name].shape[:1])}; {RECOPY}"
             )
 
 

@@ -3,16 +3,17 @@
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from rankscope.errors import UserError
+from rankscope.errors import UserError, reading, reason_of
 from rankscope.models.methods import all_methods, get_lora_method
 from rankscope.models.methods.dora import DoraMethod
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.methods.pissa import PissaMethod
 from rankscope.models.methods.rslora import RsLoraMethod
+from rankscope.patterns import compile_pattern
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -20,6 +21,11 @@ CONFIG = "adapter_config.json"
 PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")
 """Initializations that leave the base as it is; PiSSA, OLoRA, CorDA and LoftQ change it."""
 READABLE_INITS = (*PLAIN_INITS, "pissa")  # PiSSA's W - W0 is a function of the base
+PATH_SECONDS = 0.1
+"""Processor time of one match of a regular expression, which takes microseconds unless it is slow
+by construction."""
+
+Rank = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class AdapterSettings(BaseModel):
@@ -27,15 +33,18 @@ class AdapterSettings(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    r: int = Field(ge=1)
+    r: Rank
     lora_alpha: float = Field(gt=0, allow_inf_nan=False)
     use_rslora: bool = False
     use_dora: bool = False
     target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
     init_lora_weights: bool | str = True
-    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}  # Keys match as in PEFT
+    rank_pattern: dict[str, Rank] = {}  # Keys match as in PEFT
     alpha_pattern: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+    _folder: Path = PrivateAttr(default=Path())
 
     def rank_scale(self, rank: int) -> float:
         return get_lora_method(
@@ -61,23 +70,67 @@ class AdapterSettings(BaseModel):
             return self.methods[0].name
         return DoraMethod.name if self.use_dora else LoraMethod.name
 
-    def rank_of(self, name: str) -> int:
-        return self.rank_pattern.get(pattern_key(self.rank_pattern, name), self.r)
+    def rank_of(self, module: str) -> int:
+        return self.rank_pattern.get(self.pattern_key(self.rank_pattern, module), self.r)
 
-    def alpha_of(self, name: str) -> float:
-        return self.alpha_pattern.get(pattern_key(self.alpha_pattern, name), self.lora_alpha)
+    def alpha_of(self, module: str) -> float:
+        key = self.pattern_key(self.alpha_pattern, module)
+        return self.alpha_pattern.get(key, self.lora_alpha)
 
-    def scaling_of(self, name: str) -> float:
-        return self.alpha_of(name) / self.rank_scale(self.rank_of(name))
+    def scaling_of(self, module: str) -> float:
+        return self.alpha_of(module) / self.rank_scale(self.rank_of(module))
+
+    def pattern_key(self, patterns: Collection[str], module: str) -> str:
+        """The first key of a pattern that matches a module's path or its last parts, as in PEFT."""
+        return next((key for key in patterns if self.matches(rf"(.*\.)?({key})", module)), module)
+
+    def is_target(self, module: str) -> bool:
+        """Whether PEFT gives the linear layer with this path an A and a B."""
+        if self.names(self.exclude_modules, module) or not self.names(self.target_modules, module):
+            return False
+        layers, targets = self.layers_to_transform, self.target_modules
+        if layers is None or layers == [] or isinstance(targets, str) or module in (targets or ()):
+            return True
+        patterns = as_list(self.layers_pattern or r"[^.]*")
+        found = (self.match(rf"(?:.*?\.)?{p}\.(?P<layer>\d+)\..*", module) for p in patterns)
+        match = next(filter(None, found), None)
+        return match is not None and int(match["layer"]) in as_list(layers)
+
+    def names(self, modules: list[str] | str | None, module: str) -> bool:
+        """Whether a regular expression, or a list of paths and their last parts, names a module."""
+        if isinstance(modules, str):
+            return self.matches(modules, module)
+        return any(module == name or module.endswith(f".{name}") for name in modules or ())
+
+    def matches(self, pattern: str, module: str) -> bool:
+        return self.match(pattern, module) is not None
+
+    def match(self, pattern: str, module: str) -> Any:
+        return match_pattern(self._folder, pattern, module)
 
 
-def pattern_key(pattern: Collection[str], name: str) -> str:
-    """The key that PEFT matches a module with; importing PEFT takes seconds."""
-    if not pattern:
-        return name
-    from peft.utils.other import get_pattern_key
+def match_pattern(folder: Path, pattern: str, module: str) -> Any:
+    """Match a regular expression of an adapter's configuration with a module's whole path.
 
-    return str(get_pattern_key(list(pattern), name))
+    Raises UserError for an expression that is none, or that is slow by construction: the file may
+    come from anybody.
+    """
+    where = f"adapter {folder}: {CONFIG}: {pattern!r}"
+    try:
+        return compile_pattern(pattern).fullmatch(module, timeout=PATH_SECONDS)
+    except TimeoutError:
+        raise UserError(
+            f"{where} takes longer than {PATH_SECONDS} s on {module!r}, expected names of modules "
+            "or a simpler regular expression; write the names out"
+        ) from None
+    except ValueError as error:
+        raise UserError(
+            f"{where} {error}, expected a module's name or a regular expression; correct it"
+        ) from None
+
+
+def as_list(values: Any) -> list[Any]:
+    return values if isinstance(values, list) else [values]
 
 
 HARMLESS = frozenset(
@@ -110,19 +163,14 @@ def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -
                 "save_pretrained"
             )
         raise UserError(f"adapter {folder}: no {WEIGHTS}; expected a PEFT adapter folder")
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("expected a JSON object")
-    except (OSError, ValueError) as error:
-        raise UserError(f"adapter {folder}: {CONFIG} cannot be used: {error}") from error
+    config = read_config_file(folder)
     if config.get("peft_type") != "LORA":
         raise UserError(f"adapter {folder}: peft_type {config.get('peft_type')!r}; expected 'LORA'")
     try:
         settings = AdapterSettings.model_validate(config)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise UserError(f"adapter {folder}: {CONFIG} cannot be used: {faults}") from error
+        raise UserError(f"adapter {folder}: {CONFIG} cannot be used: {reason_of(error)}") from error
+    settings._folder = folder
     init = config.get("init_lora_weights", True)
     if init not in inits:
         raise UserError(
@@ -137,3 +185,19 @@ def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -
         if value and name not in known and (name not in defaults or value != defaults[name]):
             raise UserError(f"adapter {folder}: {name} = {value!r} is not supported")
     return settings
+
+
+def read_config_file(folder: Path) -> dict[str, Any]:
+    """``adapter_config.json`` as it is.
+
+    Raises:
+        UserError: it is missing, or holds no JSON object.
+    """
+    with reading(f"adapter {folder}: {CONFIG}", "a JSON object"):
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise UserError(
+            f"adapter {folder}: {CONFIG} cannot be used: found a JSON {type(config).__name__}, "
+            "expected a JSON object"
+        )
+    return config

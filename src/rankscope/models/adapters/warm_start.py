@@ -8,8 +8,13 @@ from pathlib import Path
 from rankscope.config.arm import ArmConfig, resolved_alpha
 from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
-from rankscope.models.adapters.folder import adapter_sha256, load_adapter, recorded_base
-from rankscope.models.adapters.settings import AdapterSettings, read_adapter_config
+from rankscope.models.adapters.folder import (
+    adapter_sha256,
+    check_complete,
+    load_adapter,
+    recorded_base,
+)
+from rankscope.models.adapters.settings import PLAIN_INITS, AdapterSettings, read_adapter_config
 from rankscope.models.lora import Adapter
 from rankscope.models.parameters import Architecture, target_shapes
 
@@ -82,7 +87,8 @@ def read_warm_start(folder: Path, shapes: Architecture) -> WarmStart:
 
 
 def load_adapter_for(shapes: Architecture, folder: Path) -> Adapter:
-    """A user's adapter, checked to change only modules of the model, in the same shapes."""
+    """A user's adapter, checked to change modules of the model, in the same shapes, and all that
+    its configuration names."""
     adapter = load_adapter(folder, "start")
     for name in adapter.a:
         shape = (len(adapter.b[name]), adapter.a[name].shape[1])
@@ -98,6 +104,7 @@ def load_adapter_for(shapes: Architecture, folder: Path) -> Adapter:
                 f"adapter {folder}: {name!r} has (out, in) = {shape}, in this model {expected}; "
                 "expected an adapter of this model"
             )
+    check_complete(folder, adapter.a, shapes.linear_shapes, PLAIN_INITS)
     return adapter
 
 

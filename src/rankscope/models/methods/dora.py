@@ -92,6 +92,11 @@ class DoraMethod(LoraMethod):
             grad_x += part.dropped(through)
         return gradients
 
+    def update_norm(self, adapter: Adapter, name: str, linear: nn.Linear) -> float:
+        from rankscope.models.quantize import dense_weight
+
+        return float(self.delta(adapter, name, dense_weight(linear).float()).norm())
+
     def delta(self, adapter: Adapter, name: str, weight: Tensor) -> Tensor:
         directed = weight + super().delta(adapter, name, weight)
         gain: Tensor = adapter.magnitude[name].detach().to(weight) / directed.norm(dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,15 @@ class FullMethod(Method):
     ) -> tuple[Base, nn.Module]:
         copied = base.trainable_copy()
         return copied, copied.model
+
+    def relative_update(self, trained: Any, base: Base) -> float:
+        updates, weights = [], []
+        # In the same order; names differ if the base has layers that carry adapters.
+        for parameter, frozen in zip(trained.parameters(), base.model.parameters(), strict=True):
+            before = frozen.detach().float()
+            updates.append(float((parameter.detach() - before).norm()))
+            weights.append(float(before.norm()))
+        return math.hypot(*updates) / math.hypot(*weights)
 
     def save(self, trained: Any, trial: TrialSpec, record: ModelRecord, folder: Path) -> None:
         trained.model.save_pretrained(folder)

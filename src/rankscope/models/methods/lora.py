@@ -139,6 +139,18 @@ class LoraMethod(Method):
         base.multi_lora.attach(adapter)
         return base, adapter
 
+    def relative_update(self, trained: Any, base: Base) -> float:
+        linears = {name: linear for name, linear in base.linears().items() if name in trained.a}
+        updates = [self.update_norm(trained, *layer) for layer in linears.items()]
+        weights = [base.weight_norm(*layer) for layer in linears.items()]
+        return math.hypot(*updates) / math.hypot(*weights)
+
+    def update_norm(self, adapter: Adapter, name: str, linear: nn.Linear) -> float:
+        """|W - W0|_F of one module."""
+        from rankscope.models.low_rank_update import LowRankUpdate
+
+        return LowRankUpdate.from_adapter(adapter, name).frobenius()
+
     def save(self, trained: Any, trial: TrialSpec, record: ModelRecord, folder: Path) -> None:
         from rankscope.models.adapters.folder import save_adapter
 

@@ -68,6 +68,13 @@ class Method:
         """Put the method on the base: the base to train on, and what has ``parameters()``."""
         raise NotImplementedError
 
+    def relative_update(self, trained: Adapter | PeftTuner | nn.Module, base: Base) -> float:
+        """|W - W0|_F / |W0|_F over the weights that the method changes; ``base`` holds W0.
+
+        0 if the method's effect on the weights cannot be computed.
+        """
+        raise NotImplementedError
+
     def save(
         self,
         trained: Adapter | PeftTuner | Base,

@@ -55,6 +55,10 @@ class PeftMethod(Method):
 
         return base, new_tuner(base, trial, num_steps)
 
+    def relative_update(self, trained: Any, base: Base) -> float:
+        update: float = trained.relative_update()
+        return update
+
     def save(self, trained: Any, trial: TrialSpec, record: ModelRecord, folder: Path) -> None:
         trained.save(record, folder)
 

@@ -3,8 +3,9 @@
 import contextlib
 import copy
 import json
+import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rankscope.models.adapters.folder import (
     read_weights,
     write_adapter_files,
 )
-from rankscope.models.adapters.settings import WEIGHTS
+from rankscope.models.adapters.settings import WEIGHTS, match_pattern
 from rankscope.models.base import Base
 from rankscope.models.load import check_rows_apart
 from rankscope.models.lora import derive_seed
@@ -75,7 +76,10 @@ class PeftTuner:
 
     @classmethod
     def load(cls, base: PreTrainedModel, folder: Path, record: ModelRecord) -> "PeftTuner":
-        """Inject a stored method into a frozen base, for scoring."""
+        """Inject a stored method into a frozen base, for scoring.
+
+        Raises UserError if it is another base's, IntegrityError if it is damaged.
+        """
         _, metadata = read_weights(folder / WEIGHTS)
         check_same_base(folder, metadata.get(BASE_HASH), record.sha256)
         tuner = cls(base)
@@ -85,10 +89,19 @@ class PeftTuner:
                 warnings.filterwarnings("ignore", "The following rank_pattern keys")
                 warnings.filterwarnings("error", "Found missing adapter keys")
                 config = PeftConfig.from_pretrained(str(folder))
-                tuner.inject(config, lambda: PeftModel.from_pretrained(base, str(folder)))
+                write_out_patterns(config, folder, [name for name, _ in base.named_modules()])
+                tuner.inject(
+                    config, lambda: PeftModel.from_pretrained(base, str(folder), config=config)
+                )
         except (*PEFT_FAILURES, UserWarning) as error:
             tuner.snapshot.restore()
-            raise IntegrityError(f"adapter {folder}: {one_line(error)}") from error
+            if "size mismatch" in str(error):
+                raise UserError(
+                    f"adapter {folder}: {one_line(error)}; expected an adapter of this model"
+                ) from error
+            raise IntegrityError(
+                f"adapter {folder}: {one_line(error)}; copy it again from where it was trained"
+            ) from error
         tuner.model.eval()
         return tuner
 
@@ -224,6 +237,28 @@ class PeftTuner:
         single.merge(safe_merge=True)
         return dense_weight(single.get_base_layer())
 
+    @torch.no_grad()
+    def relative_update(self) -> float:
+        """|W - W0|_F / |W0|_F over the layers that can be merged and the base's own parameters that
+        it trains; 0 without either."""
+        updates, weights = [], []
+        for now, before in self.changed_weights():
+            updates.append(float((now.float() - before.float()).norm()))
+            weights.append(float(before.float().norm()))
+        return math.hypot(*updates) / math.hypot(*weights) if weights else 0.0
+
+    def changed_weights(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(W, W0), one at a time."""
+        for parameter, values in self.snapshot.values.items():
+            if parameter.requires_grad:
+                yield parameter.data, values
+        for name in self.layers():
+            try:
+                merged = self.merged_weight(name)
+            except PEFT_FAILURES:
+                continue
+            yield merged, self.base_weight(name)
+
     def save(self, base: ModelRecord, folder: Path) -> None:
         """Write the method in PEFT's format: equal methods give equal bytes."""
         self.config.base_model_name_or_path = base.label
@@ -249,6 +284,15 @@ def new_tuner(base: Base, trial: TrialSpec, num_steps: int) -> PeftTuner:
         base.multi_lora.clear()
         raise
     return tuner
+
+
+def write_out_patterns(config: Any, folder: Path, names: list[str]) -> None:
+    """Replace regular expressions by the modules that they match: PEFT has no limit of time."""
+    for key in ("target_modules", "exclude_modules", "feedforward_modules"):
+        pattern = getattr(config, key, None)
+        if isinstance(pattern, str) and pattern != "all-linear":
+            matched = [name for name in names if match_pattern(folder, pattern, name)]
+            setattr(config, key, matched)
 
 
 def load_tuner(base: Base, folder: Path) -> PeftTuner:

@@ -29,8 +29,8 @@ from rankscope.run.executors.worker_process import (
     check_worker,
     run_worker,
 )
-from rankscope.run.units import UNIT, wait_for_worker
-from rankscope.store import UNITS
+from rankscope.run.units import SEAL, wait_for_worker
+from rankscope.store import UNIT_ORDER, UNITS
 
 MAX_WORKERS = 256
 """Most units that wait in Ray at a time, unless ``--workers`` sets a number."""
@@ -114,7 +114,7 @@ class RayExecutor:
         """Run one unit and bring its folder home."""
         if self.stopped.is_set():
             raise Interrupted("stopped before the unit began")
-        order = (folder / UNIT).read_text(encoding="utf-8")
+        order = (folder / UNIT_ORDER).read_text(encoding="utf-8")
         task = UnitTask(folder, order, packed(folder), self.threads, provenance().rankscope)
         try:
             outcome: UnitOutcome = self.ray.get(self.task.remote(task, self.flag))
@@ -213,7 +213,7 @@ def run_unit(task: UnitTask, should_stop: Callable[[], bool]) -> UnitOutcome:
         if should_stop():
             raise Interrupted("stopped before the unit began")
 
-    is_here = holds(task.folder / UNIT, task.order)
+    is_here = holds(task.folder / UNIT_ORDER, task.order)
     with nullcontext() if is_here else tempfile.TemporaryDirectory(prefix="rankscope-") as copy:
         folder = task.folder if copy is None else Path(copy) / UNITS / task.folder.name
         if copy is not None:
@@ -249,7 +249,7 @@ def unpack(files: bytes, folder: Path) -> None:
     """Write an archive's files into a folder; the seal last, as it vouches for the others."""
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(fileobj=io.BytesIO(files)) as tar:
-        members = sorted(tar.getmembers(), key=lambda member: member.name.endswith("sealed.json"))
+        members = sorted(tar.getmembers(), key=lambda member: member.name.endswith(SEAL))
         tar.extractall(folder, members, filter="data")
 
 

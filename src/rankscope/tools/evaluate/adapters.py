@@ -1,18 +1,22 @@
 """Adapter folders on the command line: checked before anything is loaded, then put on the base."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rankscope.errors import IntegrityError, UserError
+from rankscope.errors import UserError
 from rankscope.models.adapters.folder import (
     adapter_sha256,
     check_same_base,
     load_adapter,
     recorded_base,
 )
-from rankscope.models.adapters.settings import CONFIG, WEIGHTS, read_adapter_config
+from rankscope.models.adapters.settings import (
+    CONFIG,
+    WEIGHTS,
+    read_adapter_config,
+    read_config_file,
+)
 from rankscope.models.adapters.warm_start import load_adapter_for
 from rankscope.models.base import Base
 from rankscope.models.model_folder import check_tuned_folder
@@ -47,8 +51,7 @@ class AdapterFolder:
     def attach(self, base: Base) -> None:
         """Attach a LoRA adapter under its label, or inject another PEFT method into the base.
 
-        Raises:
-            UserError: it is damaged, or does not fit the model.
+        Raises UserError if it does not fit the model, IntegrityError if it is damaged.
         """
         if self.is_lora:
             base.multi_lora.attach(load_adapter(self.folder, self.label).to(base.device))
@@ -56,10 +59,7 @@ class AdapterFolder:
         record = base.record
         if self.is_forced and self.recorded_base is not None:
             record = record.model_copy(update={"sha256": self.recorded_base})
-        try:
-            base.multi_lora.injected_tuner = PeftTuner.load(base.model, self.folder, record)
-        except IntegrityError as error:
-            raise UserError(f"{error}; expected an undamaged adapter of this model") from error
+        base.multi_lora.injected_tuner = PeftTuner.load(base.model, self.folder, record)
 
 
 def read_adapters(
@@ -111,7 +111,8 @@ def adapter_labels(paths: Sequence[str]) -> list[str]:
 def peft_type(folder: Path) -> str:
     if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
         read_adapter_config(folder)  # raises, naming the missing file or the pickle
-    try:
-        return str(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["peft_type"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"adapter {folder}: {CONFIG} names no peft_type ({error})") from error
+    if "peft_type" not in (config := read_config_file(folder)):
+        raise UserError(
+            f"adapter {folder}: {CONFIG} names no peft_type; expected 'LORA' or another"
+        )
+    return str(config["peft_type"])

@@ -1,0 +1,75 @@
+"""SIGKILL at random moments of a run's life, and again while it continues.
+
+Half of the points are runs in one process, half with two workers. There, by turns, the driver is
+killed, one worker, or all of them. Every fourth run is killed again while it continues. Then the
+same command must end with the hashes of a run that nobody killed.
+"""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import psutil
+from launcher import Launcher
+from pocket_study import SETTINGS, changed
+
+from fault_points import Options, Point, Undisturbed, new_folders, tiny_study
+from rankscope.errors import OK
+
+POINTS = 200
+SERIES = {"one process": (), "two workers": ("--workers", 2)}
+VICTIMS = ("the driver", "a worker", "all")
+
+
+def points(options: Options) -> Iterator[Point]:
+    """Both series; ``options.points`` is their total."""
+    moments = random.Random(options.seed)
+    train = changed("train", max_steps=4, evaluate_every=2, evaluate_items=4, checkpoint_every=3)
+    file = tiny_study(options.folder, arms=SETTINGS["arms"][1:], **train)
+    with Launcher(options.folder) as launcher:
+        reference = Undisturbed.of(launcher, file)
+        folders = new_folders(options.folder)
+        for name, words in SERIES.items():
+            begun = time.monotonic()
+            undisturbed = reference.resumed(launcher, next(folders), *words)
+            life = time.monotonic() - begun
+            yield Point(f"{name}: not killed", f"{name}, not killed", undisturbed)
+            victims = VICTIMS if words else VICTIMS[:1]
+            for number in range((options.points or POINTS) // len(SERIES)):
+                out = next(folders)
+                kills = []
+                for _ in range(2 if number % 4 == 3 else 1):
+                    launcher.start("run", file, "--out", out, *words)
+                    moment = moments.uniform(0, life)
+                    kills.append(killed(launcher, victims[number % len(victims)], moment))
+                problem = reference.resumed(launcher, out, *words)
+                yield Point(f"{name}: {'; '.join(kills)}", f"{name}, {outcome_of(kills)}", problem)
+
+
+def killed(launcher: Launcher, victim: str, moment: float) -> str:
+    """Kill ``victim`` after ``moment`` seconds; what was killed, or how the command had ended."""
+    code = launcher.ended(moment)
+    if code is not None:
+        return f"ended with {code} before {moment:.2f} s"
+    driver = launcher.child
+    workers = [process.pid for process in psutil.Process(driver).children(recursive=True)]
+    if victim == "a worker" and workers:
+        chosen = workers[:1]
+    else:
+        chosen = [driver, *(workers if victim == "all" else ())]
+    for process in chosen:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    code = launcher.ended()
+    if code not in (OK, -signal.SIGKILL):
+        return f"{victim} at {moment:.2f} s, then exit {code}"
+    return f"{victim} at {moment:.2f} s"
+
+
+def outcome_of(kills: list[str]) -> str:
+    """By which points are counted."""
+    num_killed = sum(" at " in kill for kill in kills)
+    return {0: "ended before", 1: "killed once", 2: "killed twice"}[num_killed]

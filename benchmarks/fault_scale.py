@@ -1,0 +1,92 @@
+"""A study of ten thousand arms: every verb that reads it answers, or refuses with a limit."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from launcher import Launcher
+from synthetic_study import Truth, synthetic_study
+
+from fault_points import Options, Point, last_lines
+from large_report import store
+from rankscope.errors import BAD_INPUT, OK
+
+ARMS = 10_000
+SECONDS = 300
+"""Longest answer on two cores."""
+MEBIBYTES = 20
+"""Largest page."""
+HEAD = """\
+name: large
+model: pocket
+tasks: [pocket_med]
+evaluate: {retention: [common_facts], max_items: 20}
+train: {max_steps: 10}
+seeds: [0]
+arms:
+"""
+
+
+def study_files(folder: Path, count: int) -> dict[str, Path]:
+    """The same number of trials as that many arms, as one arm's grid, and one arm too many."""
+    arms = "".join(
+        f"- {{method: lora, rank: {1 + i % 64}, lr: {1e-5 * (1 + i // 64):.6g}}}\n"
+        for i in range(count)
+    )
+    rates = [round(1e-5 * (1 + i), 10) for i in range(count)]
+    grid = f"- {{method: lora, rank: 8, lr: {rates}}}\n"
+    files = {"arms": arms, "grid": grid, "too many": arms + "- {method: full, lr: [1e-5, 1e-4]}\n"}
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(HEAD + text)
+    return {name: folder / f"{name}.yaml" for name in files}
+
+
+def finished(out: Path, count: int) -> None:
+    """The folder of a study of ``count`` finished trials, written without waiting for the disk."""
+    side = round(count**0.5)
+    truth = Truth(
+        ranks=tuple(range(1, side + 1)),
+        lrs=tuple(1e-5 * (i + 1) for i in range(side)),
+        full_lrs=(),
+        seeds=(0,),
+        cross=(),
+        num_items=50,
+    )
+    wait, os.fsync = os.fsync, lambda fd: None
+    try:
+        store(synthetic_study(truth), out)
+    finally:
+        os.fsync = wait
+
+
+def points(options: Options) -> Iterator[Point]:
+    """Every verb on every study; ``options.points`` is the number of arms."""
+    count = options.points or ARMS
+    files = study_files(options.folder / "files", count)
+    out = options.folder / "out"
+    finished(out, count)
+    commands: list[tuple[int, tuple[object, ...]]] = [
+        (code, (verb, files[name]))
+        for name, code in (("arms", OK), ("grid", OK), ("too many", BAD_INPUT))
+        for verb in ("check", "plan")
+        if code == OK or count == ARMS
+    ]
+    commands += [(OK, (verb, out)) for verb in ("status", "report", "verify")]
+    commands += [(OK, ("status", out, "--json")), (OK, ("verify", out, "--quick"))]
+    with Launcher(options.folder) as launcher:
+        for code, words in commands:
+            begun = time.monotonic()
+            ran = launcher.run(*words)
+            seconds = time.monotonic() - begun
+            problem = ""
+            if ran.code != code:
+                problem = f"exit {ran.code}, expected {code}: {last_lines(ran)}"
+            elif seconds > SECONDS:
+                problem = f"{seconds:.0f} s, expected at most {SECONDS}"
+            what = " ".join(getattr(word, "name", str(word)) for word in words)
+            yield Point(what, f"{what}: {seconds:.0f} s", problem)
+    size = (out / "report.html").stat().st_size / 2**20
+    problem = "" if size <= MEBIBYTES else f"expected at most {MEBIBYTES} MiB"
+    yield Point("size of report.html", f"page: {size:.1f} MiB", problem)

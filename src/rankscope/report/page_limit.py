@@ -1,0 +1,71 @@
+"""What is shown of a study with thousands of arms, so that a page stays small and can be read."""
+
+from dataclasses import replace
+
+from rankscope.records import BASE, TaskAdvice, TaskMitigation, trial_of
+from rankscope.report.study_view import StudyView
+
+MAX_PAGE_ARMS = 300
+"""Most arms of all training tasks together; each takes some 30 kB of a page."""
+MAX_FAILED = 100
+"""Most failed trials whose reasons a page lists."""
+
+
+def limited(view: StudyView) -> StudyView:
+    """The view with at most ``MAX_PAGE_ARMS`` arms, in the study's order: those that the answer
+    names, then those with the highest gain on the validation split."""
+    study, recommendation = view.study, view.recommendation
+    if sum(len(advice.arms) for advice in recommendation.advice) <= MAX_PAGE_ARMS:
+        return view
+    most = MAX_PAGE_ARMS // len(recommendation.advice)
+    advice = tuple(limited_advice(advice, most) for advice in recommendation.advice)
+    labels = {a.task: {arm.label for arm in a.arms} for a in advice}
+    trials = tuple(t for t in study.trials if t.spec.arm_label in labels.get(t.spec.task, ()))
+    ids = {BASE, *(trial.spec.trial_id for trial in trials)}
+    evals = {key: record for key, record in study.evals.items() if trial_of(key[0]) in ids}
+    mitigation = tuple(limited_mitigation(m, labels[m.task]) for m in recommendation.mitigation)
+    return StudyView(
+        replace(study, trials=trials, evals=evals),
+        recommendation.model_copy(update={"advice": advice, "mitigation": mitigation}),
+    )
+
+
+def limited_advice(advice: TaskAdvice, most: int) -> TaskAdvice:
+    named = {advice.subject_label, advice.best_full_label, advice.best_lora_label}
+    named |= {row.arm.label for row in advice.rows}
+    gains = {a.label: -1.0 if a.validation_gain is None else a.validation_gain for a in advice.arms}
+    best = sorted(gains, key=lambda label: (label not in named, -gains[label]))
+    labels = set(best[:most])
+    return advice.model_copy(
+        update={
+            "arms": tuple(arm for arm in advice.arms if arm.label in labels),
+            "comparisons": tuple(
+                pair
+                for pair in advice.comparisons
+                if {pair.first_label, pair.second_label} <= labels
+            ),
+            "candidate_labels": tuple(n for n in advice.candidate_labels if n in labels),
+        }
+    )
+
+
+def limited_mitigation(mitigation: TaskMitigation, labels: set[str]) -> TaskMitigation:
+    return mitigation.model_copy(
+        update={
+            "curves": tuple(curve for curve in mitigation.curves if curve.label in labels),
+            "comparisons": tuple(c for c in mitigation.comparisons if c.plain in labels),
+        }
+    )
+
+
+def not_shown(whole: StudyView, shown: StudyView) -> list[str]:
+    """A sentence if ``shown`` is only a part of ``whole``."""
+    views = (whole, shown)
+    total, kept = (sum(len(a.arms) for a in view.recommendation.advice) for view in views)
+    if kept == total:
+        return []
+    return [
+        f"{kept:,} of {total:,} arms are shown: those that the answer names, then those with the "
+        "highest gain on the validation split. The answer rests on all of them; "
+        "'rankscope report DIR --tables FOLDER' writes them all."
+    ]

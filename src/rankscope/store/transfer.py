@@ -1,0 +1,50 @@
+"""Copy results between the ledger of a study and that of a unit of work."""
+
+from collections.abc import Collection
+
+from rankscope.errors import IntegrityError
+from rankscope.records import trial_of
+from rankscope.shortage import reporting_shortages
+from rankscope.store.artifacts import ARTIFACTS, link_or_copy
+from rankscope.store.database import transaction
+from rankscope.store.ledger import Ledger
+from rankscope.store.results import set_status
+
+ROWS = "SELECT * FROM records ORDER BY rowid"
+
+
+def transfer(
+    source: Ledger, target: Ledger, trial_ids: Collection[str], *, verified: bool = True
+) -> None:
+    """Copy statuses, records and artifacts of some trials of ``source`` into ``target``.
+
+    All of it takes effect in one transaction. Raises IntegrityError for a result that is altered in
+    ``source`` (if ``verified``, everything is hashed), or that differs from ``target``'s.
+    """
+    for problem in source.verify() if verified else ():
+        place = source.out / problem.path
+        raise IntegrityError(f"{place}: found {problem.found}, expected {problem.expected}")
+    rows = [row for row in source._db.execute(ROWS) if trial_of(row[0]) in trial_ids]
+    stored = {row[:3]: row for row in target._db.execute(ROWS)}
+    for row in rows:
+        if stored.get(row[:3], row) != row:
+            raise IntegrityError(
+                f"{source.out}: {row[1]} result of {row[0]} {row[2]} differs from the one in "
+                f"{target.out}; remove one of the two to continue"
+            )
+    known = {artifact.path for artifact in target.artifacts()}
+    artifacts = [
+        artifact
+        for trial_id in trial_ids
+        for artifact in source.artifacts(f"{ARTIFACTS}/{trial_id}")
+        if artifact.path not in known
+    ]
+    num_bytes = sum(artifact.num_bytes for artifact in artifacts)
+    with reporting_shortages(target.out, lambda: f"{num_bytes:,} bytes"):
+        for artifact in artifacts:
+            link_or_copy(source.out / artifact.path, target.out / artifact.path)
+    with transaction(target._db, target.out):
+        target._insert(rows, artifacts)
+        for trial_id, status, reason in source.trial_rows():
+            if trial_id in trial_ids:
+                set_status(target._db, trial_id, status, reason)

@@ -1,0 +1,301 @@
+"""Faults of adapters that somebody else made: refused with 2 or 4, and never scored as whole."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import Outcome, files_below, rankscope
+from peft import IA3Config, TaskType, get_peft_model
+from peft.tuners.tuners_utils import check_target_module_exists
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from faults import edit, message_of, refused
+from rankscope.models.adapters.folder import BASE_HASH
+from rankscope.models.adapters.settings import CONFIG, WEIGHTS, AdapterSettings
+from rankscope.models.model_folder import pocket_folder
+from rankscope.store import Ledger
+
+MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
+READERS = ("eval", "inspect", "run")
+"""Verbs that read an adapter: score it, compare it, continue its training."""
+
+
+@pytest.fixture
+def adapter(finished: Path, place: Path) -> Path:
+    """A copy of a trained adapter of rank 2 on the attention's matrices, in the study's folder."""
+    with Ledger.open(finished, write=False) as ledger:
+        trial = ledger.trials()[0].trial_id
+    shutil.copytree(finished / "artifacts" / trial / "adapter", place / "adapter")
+    edit(place, "  - method: lora\n    rank: [2]\n", "  - init_from: adapter\n")
+    return place / "adapter"
+
+
+def read(verb: str, adapter: Path, *more: object) -> Outcome:
+    if verb == "eval":
+        words: tuple[object, ...] = ("pocket", "--tasks", "pocket_med", "--max-items", 4)
+        return rankscope(verb, *words, "--adapter", adapter, *more)
+    if verb == "inspect":
+        return rankscope(verb, "pocket", adapter, *more)
+    return rankscope("check", "study.yaml", *more)
+
+
+def rewrite(
+    adapter: Path,
+    change: Callable[[dict[str, Tensor]], object],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Change the tensors; the recorded base stays unless ``metadata`` replaces it."""
+    with safe_open(adapter / WEIGHTS, framework="pt") as file:
+        kept = file.metadata()
+    tensors = load_file(adapter / WEIGHTS)
+    change(tensors)
+    save_file(tensors, adapter / WEIGHTS, metadata={**kept, **(metadata or {})})
+
+
+def configure(adapter: Path, **changes: object) -> None:
+    values = json.loads((adapter / CONFIG).read_text("utf-8"))
+    (adapter / CONFIG).write_text(json.dumps(values | changes), "utf-8")
+
+
+@pytest.mark.parametrize("verb", READERS)
+def test_the_adapter_as_it_stands_is_fine(adapter: Path, verb: str) -> None:
+    assert read(verb, adapter).code == 0
+
+
+@pytest.mark.pitfall(14)
+@pytest.mark.parametrize("verb", READERS)
+def test_an_adapter_of_another_base(adapter: Path, verb: str) -> None:
+    rewrite(adapter, lambda tensors: None, {BASE_HASH: "f" * 64})
+    found = "made for another base (weights ffffffffffff"
+    if verb == "run":
+        refused(
+            rankscope("run", "study.yaml"),
+            where="adapter",
+            found=found,
+            expected="expected an adapter of this base",
+        )
+        return
+    refused(read(verb, adapter), where=f"adapter {adapter}", found=found, do="--force")
+    forced = read(verb, adapter, "--force", "--json")
+    assert forced.code == 0
+    if verb == "eval":
+        scores = {s["model"]: s["other_base_forced"] for s in json.loads(forced.out)["scores"]}
+        assert scores == {"base": False, "adapter": True}
+        assert "records another base" in forced.told
+
+
+def drop(*ends: str) -> Callable[[dict[str, Tensor]], object]:
+    return lambda tensors: [tensors.pop(MODULE + end) for end in ends]
+
+
+def fill(value: float) -> Callable[[dict[str, Tensor]], object]:
+    return lambda tensors: tensors[f"{MODULE}.lora_B.weight"][0].fill_(value)
+
+
+def put(name: str, *shape: int) -> Callable[[dict[str, Tensor]], object]:
+    return lambda tensors: tensors.update({name: torch.zeros(shape)})
+
+
+A, B = f"{MODULE}.lora_A.weight", f"{MODULE}.lora_B.weight"
+DAMAGES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
+    "no B": (
+        drop(".lora_B.weight"),
+        "found one without the other for 'model.layers.0",
+    ),
+    "no A": (drop(".lora_A.weight"), "found one without the other for 'model.layers.0"),
+    "a module less": (
+        drop(".lora_A.weight", ".lora_B.weight"),
+        "'model.layers.0.self_attn.q_proj' is missing",
+    ),
+    "a module more": (
+        lambda tensors: tensors.update(
+            {
+                "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": torch.zeros(2, 128),
+                "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight": torch.zeros(192, 2),
+            }
+        ),
+        "'model.layers.0.mlp.up_proj' is not among them",
+    ),
+    "nothing": (lambda tensors: tensors.clear(), "found no lora_A and lora_B"),
+    "NaN": (fill(float("nan")), "found values that are not finite"),
+    "infinite": (fill(float("inf")), "found values that are not finite"),
+    "extra": (put("base_model.model.lm_head.weight", 2, 2), "unexpected tensor"),
+    "another rank": (put(A, 3, 128), "found rank 3 and 2"),
+    "no matrix": (put(B, 128), "expected matrices"),
+}
+
+
+@pytest.mark.pitfall(15)
+@pytest.mark.parametrize("verb", READERS)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_tensors_that_are_not_those_of_the_configuration(
+    adapter: Path, damage: str, verb: str
+) -> None:
+    change, found = DAMAGES[damage]
+    rewrite(adapter, change)
+    outcome = read(verb, adapter)
+    refused(
+        outcome, 4, where=str(adapter), found=found, expected="expected ", do="copy the adapter"
+    )
+
+
+@pytest.mark.pitfall(15)
+@pytest.mark.parametrize("verb", READERS)
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"junk" * 9, (2**62).to_bytes(8, "little") + b"{}", (2).to_bytes(8, "little") + b"{}"],
+    ids=["empty", "junk", "huge header", "no tensor"],
+)
+def test_files_that_are_no_safetensors(adapter: Path, content: bytes, verb: str) -> None:
+    (adapter / WEIGHTS).write_bytes(content)
+    outcome = read(verb, adapter)
+    assert outcome.code == 4, outcome
+    assert str(adapter.name) in message_of(outcome)
+
+
+@pytest.mark.pitfall(15)
+@pytest.mark.parametrize("damage", ["missing", "NaN", "junk", "another shape"])
+def test_another_method_of_peft_that_is_damaged(adapter: Path, damage: str) -> None:
+    """Adapters that are not LoRA's are loaded by PEFT, which is content with half of the keys."""
+    shutil.rmtree(adapter)
+    base = AutoModelForCausalLM.from_pretrained(pocket_folder(), dtype=torch.float32)
+    config = IA3Config(
+        target_modules=["q_proj"], feedforward_modules=[], task_type=TaskType.CAUSAL_LM
+    )
+    get_peft_model(base, config).save_pretrained(adapter)
+    assert read("eval", adapter).code == 0
+    name = next(iter(load_file(adapter / WEIGHTS)))
+    changes: dict[str, Callable[[dict[str, Tensor]], object]] = {
+        "missing": lambda tensors: tensors.pop(name),
+        "NaN": lambda tensors: tensors[name].fill_(float("nan")),
+        "another shape": put(name, 3, 1),
+    }
+    if damage == "junk":
+        (adapter / WEIGHTS).write_bytes(b"junk" * 9)
+    else:
+        rewrite(adapter, changes[damage])
+    outcome = read("eval", adapter)
+    assert outcome.code == (2 if damage == "another shape" else 4), outcome
+    assert "adapter" in message_of(outcome)
+
+
+SLOW = r"(?:(?:[a-z]|.)+)+(?<!j)"
+"""Tries every way to cut a path into parts before it gives up."""
+
+
+@pytest.mark.parametrize("verb", READERS)
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"rank_pattern": {"(": 2}}, "found '(.*"),
+        ({"alpha_pattern": {"[": 3}}, "["),
+        ({"target_modules": "(("}, "'(('"),
+        ({"rank_pattern": {SLOW: 2}}, "takes longer than"),
+        ({"exclude_modules": SLOW}, "takes longer than"),
+        ({"r": 10**400}, "r: Input should be less than"),
+        ({"lora_alpha": 10**400}, "lora_alpha: "),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4' changes the base"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save = ['lm_head'] is not supported"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_strangers_configuration(
+    adapter: Path, changes: dict[str, Any], found: str, verb: str
+) -> None:
+    configure(adapter, **changes)
+    outcome = read(verb, adapter)
+    assert outcome.code == 2, outcome
+    message = message_of(outcome)
+    assert "adapter" in message
+    assert found.removeprefix("found ").strip("'.*") in message
+
+
+@pytest.mark.parametrize("verb", READERS)
+@pytest.mark.parametrize("text", ["[" * 3000, "{", "[1]", "null", "\xff"], ids=lambda t: t[:8])
+def test_a_configuration_that_is_no_object(adapter: Path, text: str, verb: str) -> None:
+    (adapter / CONFIG).write_text(text, "latin-1")
+    outcome = read(verb, adapter)
+    assert outcome.code == 2, outcome
+    assert CONFIG in message_of(outcome)
+
+
+@pytest.mark.parametrize("key", ["target_modules", "exclude_modules"])
+def test_slow_expressions_reach_no_other_method(adapter: Path, key: str) -> None:
+    """PEFT would match them itself, without a limit, when it injects a method that is not LoRA."""
+    values = {
+        "peft_type": "IA3",
+        "target_modules": ["q_proj"],
+        "feedforward_modules": [],
+        key: SLOW,
+    }
+    (adapter / CONFIG).write_text(json.dumps(values), "utf-8")
+    outcome = read("eval", adapter)
+    assert outcome.code == 2, outcome
+    assert "takes longer than" in message_of(outcome)
+
+
+class Payload:
+    """Unpickling it makes a file."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("executed"),)
+
+
+@pytest.mark.pitfall(17)
+@pytest.mark.parametrize("verb", READERS)
+def test_an_adapter_that_is_a_pickle(adapter: Path, place: Path, verb: str) -> None:
+    (adapter / WEIGHTS).unlink()
+    (adapter / "adapter_model.bin").write_bytes(pickle.dumps(Payload()))
+    before = files_below(place)
+    refused(
+        read(verb, adapter),
+        where=adapter.name,
+        found="adapter_model.bin is a pickle, which can run code",
+        do="save it again with save_pretrained",
+    )
+    assert files_below(place) == before
+    pickle.loads((adapter / "adapter_model.bin").read_bytes())
+    assert (place / "executed").exists()  # it does what a pickle can do
+
+
+MODULES = (
+    "model.layers.0.self_attn.q_proj",
+    "model.layers.1.self_attn.q_proj",
+    "model.layers.11.mlp.experts.1.up_proj",
+    "model.layers.1.mlp.up_proj",
+    "lm_head",
+)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"target_modules": ["q_proj"]},
+        {"target_modules": ["model.layers.1.mlp.up_proj", "lm_head"]},
+        {"target_modules": ["proj"]},
+        {"target_modules": r".*\.(q|up)_proj"},
+        {"target_modules": r"q_proj"},
+        {"target_modules": None},
+        {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1]},
+        {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": 1},
+        {"target_modules": ["up_proj"], "layers_to_transform": [1], "layers_pattern": "experts"},
+        {"target_modules": ["up_proj"], "layers_to_transform": [1], "layers_pattern": ["layers"]},
+        {"target_modules": ["q_proj", "up_proj"], "exclude_modules": ["up_proj"]},
+        {"target_modules": ["q_proj", "up_proj"], "exclude_modules": r".*\.1\..*"},
+        {"target_modules": ["q_proj"], "layers_to_transform": []},
+    ],
+    ids=str,
+)
+def test_targets_are_those_of_peft(values: dict[str, Any]) -> None:
+    ours = AdapterSettings(r=2, lora_alpha=4, **values)
+    for module in MODULES:
+        with_peft = ours.model_copy(update={"target_parameters": []})
+        assert ours.is_target(module) == bool(check_target_module_exists(with_peft, module))

@@ -1,0 +1,323 @@
+"""Faults of study files, task files, names and folders: refused, and nothing is written."""
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import files_below, rankscope, settings
+from folder_contents import folder_contents
+from pocket_study import results
+
+from faults import OPENED, RANK_LINE, VERBS, edit, refused
+
+# --- the study file -----------------------------------------------------------------------------
+
+
+@pytest.mark.pitfall(1)
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_unknown_key(place: Path, verb: str) -> None:
+    edit(place, "rank: [2]", "lora_rnak: [2]")
+    before = files_below(place)
+    refused(
+        rankscope(verb, "study.yaml"),
+        where=f"study.yaml:{RANK_LINE}: ",
+        found="arms.0.lora_rnak: unknown key",
+        do="did you mean 'rank'?",
+    )
+    assert files_below(place) == before
+
+
+@pytest.mark.pitfall(2)
+@pytest.mark.parametrize("rank", [0, -1])
+def test_a_rank_below_one(place: Path, rank: int) -> None:
+    edit(place, "rank: [2]", f"rank: [2, {rank}]")
+    refused(
+        rankscope("check", "study.yaml"),
+        where=f"study.yaml:{RANK_LINE}: arms.0.rank.1",
+        found=f"found {rank}",
+        expected="expected greater than or equal to 1",
+    )
+    assert rankscope("params", "pocket", "--rank", rank).code == 2
+
+
+@pytest.mark.pitfall(2)
+def test_a_rank_above_the_smaller_dimension(place: Path) -> None:
+    """The pocket model's attention matrices are 128 x 128; the cap stands in the run's notes."""
+    asked = settings("arms.0.rank=[128,129]")
+    warning = "rank 129 is above 128, the smaller dimension of the smallest target matrix"
+    for verb in ("check", "plan"):
+        outcome = rankscope(verb, "study.yaml", *asked)
+        assert outcome.code == 0
+        assert outcome.told.count(f"note: {warning}") == 1
+        assert "rank 128 is above" not in outcome.told
+    planned = rankscope("plan", "study.yaml", *asked, "--json")
+    assert sum(warning in note for note in json.loads(planned.out)["notes"]) == 1
+
+
+@pytest.mark.pitfall(2)
+@pytest.mark.parametrize("key", ["top_k", "intruder_k"])
+def test_more_vectors_than_a_matrix_has(place: Path, key: str) -> None:
+    """All of them span what they always spanned: they would be alike whatever happened."""
+    for verb in ("check", "plan"):
+        refused(
+            rankscope(verb, "study.yaml", *settings(f"analyze.spectra.{key}=129")),
+            where=f"analyze.spectra.{key} 129: model.layers.0.self_attn.q_proj (128, 128)",
+            found="has 128",
+            expected="expected 1 to 128",
+        )
+    assert rankscope("check", "study.yaml", *settings(f"analyze.spectra.{key}=128")).code == 0
+    asked = settings("analyze.spectra={top_k: 129, enabled: false}")
+    assert rankscope("check", "study.yaml", *asked).code == 0
+
+
+@pytest.mark.pitfall(3)
+def test_repeated_grid_points(place: Path) -> None:
+    edit(place, "rank: [2]", "rank: [2, 4, 2, 2]")
+    outcome = rankscope("check", "study.yaml")
+    assert outcome.code == 0
+    assert "2 grid points are repeated in the study file and merged" in outcome.told
+    assert "2 trials in 1 group:" in outcome.told
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "found", "expected"),
+    [
+        (["arms.0.method=lroa"], "arms.0.method", "'lroa'", "did you mean 'lora'?"),
+        (
+            ["arms.0.method=[lora, full]"],
+            "arms.0",
+            "method 'full' trains every weight",
+            "give it an arm of its own",
+        ),
+        (["arms.0.lr=0"], "arms.0.lr", "found 0", "greater than 0"),
+        (["arms.0.lr=[1e-3, .nan]"], "arms.0.lr.1", "found nan", "finite number"),
+        (["arms.0.lr_ratio=8"], "arms.0", "method 'lora' has no lr_ratio", "use lora+"),
+        (["arms.0.schedule=[linear, cubic]"], "arms.0.schedule.1", "'cubic'", "'cosine'"),
+        (["arms.0.batch_size=0"], "arms.0.batch_size", "found 0", "greater than"),
+        (["train.tokens=1000"], "train", "'tokens' and 'max_steps'", "give one"),
+        (["memory_limit=12 apples"], "memory_limit", "'12 apples'", "'12GiB'"),
+        (
+            ["arms.0.method=pissa", "arms.0.rank=[8, 129]"],
+            "method pissa",
+            "rank 129 is above 128",
+            "smaller rank",
+        ),
+        (
+            ["arms.0.method=eva", "arms.0.rank=64", "tasks.0.max_train_rows=4"],
+            "method eva, rank 64",
+            "mine has",
+            "at least 128",
+        ),
+    ],
+    ids=lambda given: str(given)[:40],
+)
+def test_arms_that_cannot_be_trained(
+    place: Path, changes: list[str], where: str, found: str, expected: str
+) -> None:
+    before = files_below(place)
+    outcome = rankscope("run", "study.yaml", *settings(*changes))
+    refused(outcome, where=where, found=found, expected=expected)
+    assert files_below(place) == before
+
+
+# --- code in files ------------------------------------------------------------------------------
+
+PAYLOADS = (
+    "!!python/object/apply:os.system ['touch executed']",
+    "!!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path [executed]]",
+    "!!python/object/new:subprocess.Popen [['touch', 'executed']]",
+    "!!python/name:os.system",
+)
+
+
+@pytest.mark.pitfall(4)
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_python_in_yaml_is_not_executed(place: Path, payload: str) -> None:
+    edit(place, "name: own", f"name: {payload}")
+    for verb in VERBS:
+        refused(
+            rankscope(verb, "study.yaml"),
+            where="study.yaml:1:",
+            found="python/",
+            expected="plain values",
+        )
+    edit(place, f"name: {payload}", "name: own")
+    refused(
+        rankscope("check", "study.yaml", *settings(f"name={payload}")),
+        where="--set name=",
+        found="python/",
+        expected="plain values",
+    )
+    assert files_below(place) == {"study.yaml", "rows.jsonl"}
+
+
+HARNESS_TASK = """\
+task: planted
+dataset_path: json
+dataset_kwargs: {data_files: {test: rows.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: !function planted.prompt
+doc_to_choice: "{{choices}}"
+doc_to_target: answer
+metric_list: [{metric: acc}]
+"""
+HARNESS_CODE = """\
+from pathlib import Path
+Path("executed").touch()
+def prompt(row):
+    return row["question"]
+"""
+
+
+@pytest.mark.pitfall(5)
+def test_a_function_in_a_task_file_waits_for_consent(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lm-evaluation-harness would run the file as soon as it reads the task."""
+    monkeypatch.setenv("RANKSCOPE_TRUST_TASK_CODE", "0")  # restored after the test
+    folder = place / "tasks"
+    folder.mkdir()
+    (folder / "planted.yaml").write_text(HARNESS_TASK, "utf-8")
+    (folder / "planted.py").write_text(HARNESS_CODE, "utf-8")
+    words = ("eval", "pocket", "--tasks", f"lm_eval:{folder / 'planted.yaml'}", "--max-items", 4)
+    refused(
+        rankscope(*words),
+        where="planted",
+        found="!function",
+        do="--trust-task-code",
+    )
+    assert not (place / "executed").exists()
+    assert rankscope(*words, "--trust-task-code").code == 0
+    assert (place / "executed").exists()  # it does what such a file can do
+
+
+# --- names and places ---------------------------------------------------------------------------
+
+BAD_NAMES = ('"../../x"', '"/etc/x"', '"a\\0b"', f'"{"x" * 300}"', '".."', '"a/b"')
+
+
+@pytest.mark.pitfall(6)
+@pytest.mark.parametrize("name", BAD_NAMES)
+@pytest.mark.parametrize("key", ["name: own", "name: mine"])
+def test_names_that_are_no_names(place: Path, key: str, name: str) -> None:
+    edit(place, key, f"name: {name}")
+    before = files_below(place.parent)
+    line = 1 if key == "name: own" else 4
+    refused(
+        rankscope("run", "study.yaml"),
+        where=f"study.yaml:{line}:",
+        found="name",
+        expected="1 to 64 letters, digits, '_', '-'",
+    )
+    assert files_below(place.parent) == before
+
+
+@pytest.mark.pitfall(6)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "study.yaml", "--out", "x" * 300),
+        ("quickstart", "--out", "x" * 300),
+        ("quickstart", "--out", "rows.jsonl"),
+        ("run", "study.yaml", "--out", "rows.jsonl"),
+        ("run", "study.yaml", "--set", f"tasks.0.train={'x' * 300}.jsonl"),
+        ("check", "study.yaml", "--set", f"model=./{'x' * 300}"),
+        ("check", "x" * 300),
+        ("init", "x" * 300),
+        ("init", "rows.jsonl/study.yaml"),
+        ("params", "x" * 300),
+        ("status", "x" * 300),
+        ("verify", "rows.jsonl"),
+        ("export", "x" * 300, "0", "--out", "y"),
+    ],
+    ids=lambda words: " ".join(words)[:30],
+)
+def test_places_that_cannot_be_used(place: Path, words: tuple[str, ...]) -> None:
+    before = files_below(place)
+    outcome = rankscope(*words)
+    assert outcome.code == 2, outcome
+    assert "Traceback" not in outcome.err
+    assert ("rows.jsonl" if "rows.jsonl" in " ".join(words) else "x" * 8) in outcome.err
+    assert files_below(place) - before <= {"studies", "studies/own", *OPENED}
+
+
+@pytest.mark.pitfall(6)
+@pytest.mark.parametrize("verb", ["check", "run"])
+def test_nul_in_a_path(place: Path, verb: str) -> None:
+    refused(
+        rankscope(verb, "study.yaml", *settings('tasks.0.train="a\\0b.jsonl"')),
+        where="tasks.0.train",
+        found="'a\\x00b.jsonl' contains characters that cannot be printed",
+        expected="expected a name without them",
+    )
+
+
+@pytest.mark.pitfall(13)
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_target_that_matches_nothing(place: Path, verb: str) -> None:
+    """One misspelt among several is enough, and it is found before anything is trained."""
+    outcome = rankscope(verb, "study.yaml", *settings("arms.0.targets=[q_proj, v_porj]"))
+    candidates = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
+    where, found = "target module 'v_porj'", "matches no linear layer"
+    refused(outcome, where=where, found=found, expected=f"Expected some of: {candidates}")
+    assert files_below(place) <= {"study.yaml", "rows.jsonl", "studies", "studies/own", *OPENED}
+    outcome = rankscope("params", "pocket", "--targets", "q_proj,v_porj")
+    refused(outcome, where=where, found=found, expected=candidates)
+
+
+# --- folders of studies -------------------------------------------------------------------------
+
+
+@pytest.mark.pitfall(27)
+@pytest.mark.parametrize("verb", ["status", "report", "verify", "stop"])
+def test_a_folder_without_a_study(tmp_path: Path, verb: str) -> None:
+    refused(
+        rankscope(verb, tmp_path),
+        where=f"{tmp_path}: ",
+        found="there is no study here",
+        expected="Expected a folder that 'rankscope run' or 'rankscope quickstart' wrote to",
+    )
+    assert files_below(tmp_path) == set()
+
+
+@pytest.mark.pitfall(27)
+def test_a_folder_with_other_things_is_not_taken(place: Path) -> None:
+    (place / "out" / "artifacts").mkdir(parents=True)
+    (place / "out" / "artifacts" / "precious").write_text("kept")
+    before = folder_contents(place)
+    refused(
+        rankscope("run", "study.yaml", "--out", "out"),
+        where="out",
+        found="a folder 'artifacts' but no ledger",
+        do="another",
+    )
+    assert before.items() <= folder_contents(place).items()
+
+
+@pytest.mark.pitfall(27)
+@pytest.mark.parametrize("change", ["name=other", "dtype=bfloat16", "data_seed=5"])
+def test_another_studys_folder(copied: Path, change: str) -> None:
+    """It says what it found, and leaves all as it was; nothing starts anew in silence."""
+    before = results(copied)
+    file = copied.parent / "study.yaml"
+    outcome = rankscope("run", file, "--out", copied, *settings(change))
+    found = "found results of the study 'own'" if change == "name=other" else "contains results"
+    refused(outcome, where=f"{copied}: ", found=found, do="its own --out folder")
+    assert results(copied) == before
+
+
+@pytest.mark.pitfall(27)
+def test_a_moved_folder_continues(copied: Path) -> None:
+    """The study, its file and its rows are in another place than they were run in."""
+    before = results(copied)
+    moved = copied.with_name("elsewhere")
+    copied.rename(moved)
+    outcome = rankscope("run", copied.parent / "study.yaml", "--out", moved)
+    assert outcome.code == 0, outcome.err
+    assert "group 1/" not in outcome.err
+    after = results(moved)
+    assert after["files"] == before["files"]
+    assert after["trials"] == before["trials"]
+    assert rankscope("verify", moved).code == 0
+    assert rankscope("status", moved).code == 0

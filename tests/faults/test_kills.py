@@ -1,0 +1,108 @@
+"""Whatever kills a run, at any moment, the same command brings it to the same end."""
+
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from command_line import rankscope
+from launcher import Launcher
+from pocket_study import SETTINGS, Undisturbed, results, study_file
+
+from faults import flip_bit, refused, wait_for
+
+KILLS = 8
+
+
+@pytest.mark.timeout(900)  # some seven lives of the command, each long where others use the cores
+@pytest.mark.pitfall(18, 26, 33)
+def test_a_run_killed_at_any_moment_continues(
+    launcher: Launcher, long_file: Path, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """Eight SIGKILLs at moments spread over the whole life of the command; a study that came to its
+    end before its turn to be killed is checked, and the next one begins in a new folder."""
+    moments = random.Random(0)
+    kills, studies = 0, 1
+    while kills < KILLS:
+        out = tmp_path / str(studies)
+        launcher.start("run", long_file, "--out", out)
+        code = launcher.ended(moments.uniform(0, 0.8 * undisturbed.seconds))
+        if code is None:
+            launcher.send(signal.SIGKILL)
+            code = launcher.ended()
+        if code == -signal.SIGKILL:
+            kills += 1
+            continue
+        assert code == 0, launcher.said()
+        undisturbed.assert_equal(out)
+        studies += 1
+    ran = launcher.run("run", long_file, "--out", tmp_path / str(studies))
+    assert ran.code == 0, ran.err
+    undisturbed.assert_equal(tmp_path / str(studies))
+
+
+@pytest.mark.pitfall(36)
+def test_an_altered_checkpoint_is_refused_and_a_removed_one_costs_only_time(
+    launcher: Launcher, long_file: Path, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    launcher.start("run", long_file, "--out", out)
+    wait_for(launcher, lambda: bool(list(out.glob("checkpoints/*/step-*"))))
+    launcher.send(signal.SIGKILL)
+    launcher.ended()
+    (state,) = out.glob("checkpoints/*/step-*")
+    assert rankscope("verify", out).code == 0
+    for file in sorted(state.iterdir()):
+        content = flip_bit(file)
+        verified = rankscope("verify", out)
+        assert verified.code == 4, file
+        assert str(state.relative_to(out)) in verified.err
+        file.write_bytes(content)
+    flip_bit(state / "state.safetensors")
+    refused(
+        launcher.run("run", long_file, "--out", out),
+        4,
+        where=str(state),
+        found="altered files",
+        expected="the hashes in its SHA256SUMS",
+        do=f"remove {state.parent}",
+    )
+    shutil.rmtree(state.parent)
+    assert launcher.run("run", long_file, "--out", out).code == 0
+    undisturbed.assert_equal(out)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.pitfall(18)
+def test_killed_drivers_leave_workers_that_the_next_one_waits_for(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    """A stopped worker of a dead driver holds its unit: the next driver says that it waits, Ctrl-C
+    ends the wait, and once the worker is gone the study comes to the end of one without workers."""
+    changes = {"arms": SETTINGS["arms"][1:2], "evaluate": {"max_items": 8}}
+    file, out = study_file(tmp_path, **changes), tmp_path / "out"
+    words = ("run", file, "--out", out, "--workers", "2")
+    launcher.start(*words)
+    wait_for(launcher, lambda: " train " in worker_log(out))
+    (unit,) = out.glob("units/*")
+    worker = int((unit / "ledger.lock").read_text("utf-8").split()[0])
+    os.kill(worker, signal.SIGSTOP)
+    launcher.send(signal.SIGKILL)
+    launcher.ended()
+    launcher.start(*words)
+    wait_for(launcher, lambda: f"waiting for worker {worker} on " in launcher.said())
+    launcher.send(signal.SIGINT)
+    assert launcher.ended() == 130, launcher.said()
+    os.kill(worker, signal.SIGCONT)  # it sees that its driver died, and writes a checkpoint
+    ran = launcher.run(*words)
+    assert ran.code == 0, ran.err
+    alone = launcher.run("run", file, "--out", tmp_path / "alone")
+    assert alone.code == 0, alone.err
+    assert results(out) == results(tmp_path / "alone")
+    assert rankscope("verify", out).code == 0
+
+
+def worker_log(out: Path) -> str:
+    return "".join(path.read_text("utf-8") for path in out.glob("units/*/log.jsonl"))

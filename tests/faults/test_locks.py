@@ -1,0 +1,164 @@
+"""One writer per study, on one machine's disk, in one place."""
+
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import Outcome, rankscope
+from launcher import Launcher
+from pocket_study import Undisturbed, last_stage
+
+from faults import edit, refused, wait_for
+from rankscope.filesystem import network_file_system
+from rankscope.store import Ledger
+
+HOLD = """
+import sys
+from pathlib import Path
+from rankscope.store import Ledger
+Ledger.open(Path(sys.argv[1]), write=True)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+READERS = ("status", "verify", "report")
+
+
+def run_again(out: Path, *words: object) -> Outcome:
+    """``rankscope run`` with the study file beside a folder."""
+    return rankscope("run", out.parent / "study.yaml", "--out", out, *words)
+
+
+@pytest.mark.pitfall(23)
+def test_a_second_runner_is_refused_and_a_dead_ones_lock_is_none(copied: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(copied)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        name = f"process {holder.pid} on {socket.gethostname()}"
+        outcome = run_again(copied)
+        refused(outcome, where=str(copied), found=name, do="Wait for it or stop it")
+        assert rankscope("status", copied).code == 0
+        holder.kill()
+    # The killed holder's lock is gone, whatever its file says.
+    assert str(holder.pid) in (copied / "ledger.lock").read_text("utf-8")
+    assert run_again(copied).code == 0
+
+
+@pytest.mark.pitfall(30)
+def test_the_lock_of_another_machine_is_named_and_taken_over_only_on_request(copied: Path) -> None:
+    (copied / "ledger.lock").write_text("4711 on elsewhere\n", "utf-8")
+    for _ in range(2):
+        refused(
+            run_again(copied),
+            where=str(copied),
+            found="process 4711 on elsewhere",
+            expected=f"one of this machine ({socket.gethostname()})",
+            do="--take-over",
+        )
+    assert run_again(copied, "--take-over").code == 0
+    assert run_again(copied).code == 0
+
+
+@pytest.mark.pitfall(30)
+def test_a_network_disk_is_named_and_used_only_on_request(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = copied.parent / "mountinfo"
+    place = str(copied.parent).replace(" ", "\\040")
+    mounts.write_text(f"{MOUNTS}36 27 0:44 / {place} rw shared:7 - nfs4 server:/home rw\n", "utf-8")
+    monkeypatch.setattr("rankscope.filesystem.MOUNTS", mounts)
+    refused(
+        run_again(copied),
+        where=str(copied),
+        found=f"a network file system (nfs4 at {copied.parent})",
+        expected="a disk of this machine",
+        do="--take-over",
+    )
+    assert rankscope("verify", copied).code == 0
+    assert run_again(copied, "--take-over").code == 0
+
+
+MOUNTS = """\
+27 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+30 27 0:40 / /net\\040disk rw - fuse.sshfs host: rw
+31 30 0:41 / /net\\040disk/local rw - tmpfs tmpfs rw
+32 27 0:42 / /twice rw - nfs host:/a rw
+33 27 0:43 / /twice rw master:1 - xfs /dev/vdb rw
+"""
+"""Lines as of proc(5), with an escaped space, a mount below a mount, and one over another."""
+
+
+def test_the_file_system_below_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mountinfo").write_text(MOUNTS, "utf-8")
+    monkeypatch.setattr("rankscope.filesystem.MOUNTS", tmp_path / "mountinfo")
+    assert network_file_system(Path("/home/x")) is None
+    assert network_file_system(Path("/net disk/x/y")) == "fuse.sshfs at /net disk"
+    assert network_file_system(Path("/net disk/local/y")) is None
+    assert network_file_system(Path("/twice")) is None
+    monkeypatch.setattr("rankscope.filesystem.MOUNTS", tmp_path / "no such file")
+    assert network_file_system(Path("/twice")) is None
+
+
+@pytest.mark.pitfall(27)
+def test_a_folder_moved_between_runs_continues(copied: Path) -> None:
+    edit(copied.parent, "rank: [2, 4]", "rank: [2, 4, 8]")
+    moved = copied.rename(copied.with_name("elsewhere"))
+    outcome = run_again(moved)
+    assert outcome.code == 0, outcome
+    assert "1 of its 3 trials are new" in outcome.told
+    assert rankscope("verify", moved).code == 0
+    assert not copied.exists()
+
+
+@pytest.mark.pitfall(27)
+def test_a_folder_moved_while_it_runs_ends_the_run_and_continues_there(
+    launcher: Launcher, long_file: Path, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    out, moved = tmp_path / "out", tmp_path / "moved"
+    launcher.start("run", long_file, "--out", out)
+    wait_for(launcher, lambda: "train" in str(last_stage(out).get("name")))
+    launcher.send(signal.SIGSTOP)
+    out.rename(moved)
+    launcher.send(signal.SIGCONT)
+    refused(
+        launcher.outcome(),
+        where=str(out),
+        found="no folder or another one",
+        expected="the running study's",
+        do="give the command again with its new place",
+    )
+    assert not out.exists()
+    assert launcher.run("run", long_file, "--out", moved).code == 0
+    undisturbed.assert_equal(moved)
+
+
+@pytest.mark.pitfall(27)
+def test_another_studys_folder_is_refused(copied: Path) -> None:
+    edit(copied.parent, "rank: [2, 4]", "rank: [16]")
+    edit(copied.parent, "name: own", "name: other")
+    refused(
+        run_again(copied),
+        where=str(copied),
+        found="results of the study 'own'",
+        expected="those of 'other'",
+        do="its own --out folder",
+    )
+    with Ledger.open(copied, write=False) as ledger:
+        assert set(ledger.statuses().values()) == {"done"}
+
+
+def test_a_folder_in_the_ledgers_place(tmp_path: Path, place: Path) -> None:
+    (tmp_path / "out" / "ledger.sqlite").mkdir(parents=True)
+    run = ("run", "study.yaml", "--out", tmp_path / "out")
+    for words in (run, *((verb, tmp_path / "out") for verb in READERS)):
+        outcome = rankscope(*words)
+        refused(outcome, where="ledger.sqlite", found="a folder", expected="a file", do="move it")

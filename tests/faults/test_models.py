@@ -1,0 +1,203 @@
+"""Faults of models: tokenizers that could teach the wrong thing, pickles, and what is exported."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from command_line import files_below, rankscope, settings
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from faults import VERBS, edit, refused, write_study
+from rankscope.models.model_folder import pocket_folder
+
+# --- tokenizers ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(place: Path) -> Path:
+    """A copy of the pocket model that the study uses."""
+    shutil.copytree(pocket_folder(), place / "model")
+    edit(place, "model: pocket", "model: ./model")
+    return place / "model"
+
+
+@pytest.mark.pitfall(12)
+def test_a_tokenizer_whose_pad_is_its_end(place: Path, model: Path) -> None:
+    """The end token is labelled all the same: every training row ends with it, marked."""
+    settings_file = model / "tokenizer_config.json"
+    tokenizer = json.loads(settings_file.read_text("utf-8"))
+    assert "chat_template" not in tokenizer
+    tokenizer["pad_token"] = tokenizer["eos_token"]
+    settings_file.write_text(json.dumps(tokenizer), "utf-8")
+    outcome = rankscope("check", "study.yaml", "--rows", "32")
+    assert outcome.code == 0
+    assert outcome.told.count(" <eos>\N{MATHEMATICAL RIGHT WHITE SQUARE BRACKET}") == 32
+    assert "32 training rows (plain prompts)" in outcome.told
+    # An answer is one word here: it and the end token.
+    assert "; 64 carry loss" in outcome.told
+    assert "note: the pad token is the end token: labels go by position" in outcome.told
+    assert (
+        "note: no chat template in this tokenizer: prompts are formatted as plain text"
+        in outcome.told
+    )
+    refused(
+        rankscope("check", "study.yaml", *settings("model.prompt_format=chat")),
+        where="prompt_format 'chat'",
+        found="the tokenizer has no chat template",
+        do="use 'plain' or 'auto'",
+    )
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+
+class Payload:
+    """Unpickling it makes a file."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("executed"),)
+
+
+@pytest.mark.pitfall(17)
+@pytest.mark.parametrize("verb", VERBS)
+def test_weights_that_are_a_pickle(place: Path, model: Path, verb: str) -> None:
+    for weights in model.glob("*.safetensors"):
+        weights.unlink()
+    (model / "pytorch_model.bin").write_bytes(pickle.dumps(Payload()))
+    refused(
+        rankscope(verb, "study.yaml"),
+        where=str(model),
+        found="pytorch_model.bin is a pickle, which can run code",
+        do="convert it once on a machine that you trust",
+    )
+    assert not (place / "executed").exists()
+
+
+@pytest.mark.pitfall(34)
+@pytest.mark.parametrize("damage", ["NaN", "another shape", "a tensor less", "cut", "junk"])
+def test_weights_that_are_not_those_of_the_configuration(
+    place: Path, model: Path, damage: str
+) -> None:
+    file = model / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.1.mlp.up_proj.weight"
+    if damage == "NaN":
+        tensors[name][3, 5] = float("nan")
+    elif damage == "another shape":
+        tensors[name] = tensors[name][:-1].clone()
+    else:
+        del tensors[name]
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif damage == "junk":
+        file.write_bytes(b"junk" * 9)
+    else:
+        save_file(tensors, file, metadata={"format": "pt"})
+    outcome = rankscope("run", "study.yaml", "--out", "out")
+    assert outcome.code in (2, 4), outcome
+    assert "Traceback" not in outcome.err
+    assert str(model) in outcome.told
+    assert not (place / "out" / "report.html").exists()
+
+
+# --- export -------------------------------------------------------------------------------------
+
+ARMS = "arms=[{method: lora, rank: 2, lr: 5e-2}, {method: full, lr: 5e-3}]"
+"""Rates at which two steps change the scores of single items."""
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of LoRA and full fine-tuning on a model whose head is its embedding."""
+    folder = tmp_path_factory.mktemp("tied")
+    write_study(folder)
+    shutil.copytree(pocket_folder(), folder / "model")
+    assert json.loads((folder / "model" / "config.json").read_text())["tie_word_embeddings"]
+    edit(folder, "model: pocket", "model: ./model")
+    ran = rankscope("run", folder / "study.yaml", *settings(ARMS), "--out", folder / "out")
+    assert ran.code == 0, ran.err
+    return folder
+
+
+def log_probabilities(model: Path, out: Path, *adapter: object) -> dict[str, np.ndarray]:
+    """Of every option of eight test items, shape (8, 4), by model."""
+    words = ("--tasks", "pocket_med", "--max-items", 8, "--dtype", "float32", "--out", out)
+    outcome = rankscope("eval", model, *words, *adapter)
+    assert outcome.code == 0, outcome.err
+    tables = [pq.read_table(file).to_pylist() for file in (out / "items").rglob("*.parquet")]
+    return {
+        rows[0]["adapter"] or "base": np.array([row["option_logprobs"] for row in rows])
+        for rows in tables
+    }
+
+
+def export(study: Path, label: str, out: Path, *more: object) -> Path:
+    outcome = rankscope("export", study / "out", label, "--out", out, *more)
+    assert outcome.code == 0, outcome.err
+    return out
+
+
+@pytest.mark.pitfall(34)
+def test_exports_of_a_tied_model_score_as_the_trial_did(tied: Path, tmp_path: Path) -> None:
+    """Adapter, merged adapter and whole model, each by ``eval`` on rows that it was not trained on;
+    the head of a stored model is its embedding, stored once."""
+    adapter = export(tied, "r=2", tmp_path / "adapter")
+    merged = export(tied, "r=2", tmp_path / "merged", "--merge")
+    whole = export(tied, "full", tmp_path / "whole")
+    found = log_probabilities(tied / "model", tmp_path / "a", "--adapter", adapter)
+    by_merged = log_probabilities(merged, tmp_path / "m")["base"]
+    by_whole = log_probabilities(whole, tmp_path / "w")["base"]
+    assert np.abs(found["adapter"] - found["base"]).max() > 1e-2
+    assert np.abs(by_whole - found["base"]).max() > 1e-2
+    # Sums of up to 192 float32 products per layer, in another order.
+    np.testing.assert_allclose(by_merged, found["adapter"], atol=1e-3)
+    for folder in (merged, whole):
+        stored = load_file(folder / "model.safetensors")
+        assert "lm_head.weight" not in stored
+        loaded = AutoModelForCausalLM.from_pretrained(folder)
+        assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+
+
+@pytest.mark.pitfall(34)
+def test_nothing_is_exported_that_its_base_cannot_carry(tied: Path, tmp_path: Path) -> None:
+    """The base's folder holds another model by now."""
+    config = tied / "model" / "config.json"
+    before = config.read_text("utf-8")
+    config.write_text(before.replace('"hidden_size": 128', '"hidden_size": 64'), "utf-8")
+    try:
+        outcome = rankscope("export", tied / "out", "r=2", "--out", tmp_path / "adapter")
+    finally:
+        config.write_text(before, "utf-8")
+    refused(
+        outcome,
+        where="adapter",
+        found="(out, in) = (128, 128)",
+        expected="expected an adapter of this model",
+    )
+    assert files_below(tmp_path) == set()
+
+
+@pytest.mark.pitfall(34)
+def test_a_stored_model_of_other_shapes_is_not_exported(tied: Path, tmp_path: Path) -> None:
+    """Its configuration was edited after training: the hash in the ledger says so first."""
+    copy = tmp_path / "out"
+    shutil.copytree(tied / "out", copy)
+    config = next(copy.glob("artifacts/*/model/config.json"))
+    text = config.read_text("utf-8")
+    config.write_text(text.replace('"intermediate_size": 192', '"intermediate_size": 64'), "utf-8")
+    outcome = rankscope("export", copy, "full", "--out", tmp_path / "model")
+    refused(
+        outcome,
+        4,
+        where="model/config.json",
+        found="found 713 bytes",
+        expected="expected 714 bytes",
+        do="restore it from a copy",
+    )
+    assert not (tmp_path / "model").exists()

@@ -1,0 +1,323 @@
+"""Faults of rows: each is named by file and row, or counted, and none changes a figure unseen."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from command_line import Outcome, rankscope, settings, write_rows
+from pocket_study import results
+
+from faults import VERBS, edit, good_rows, refused
+from rankscope.store import Ledger
+
+NAN = float("nan")
+
+
+def check_rows(place: Path, rows: list[Any], *values: str, verb: str = "check") -> Outcome:
+    """``rankscope check`` on these rows."""
+    write_rows(place / "rows.jsonl", rows)
+    return rankscope(verb, "study.yaml", *settings(*values))
+
+
+def sums(count: int) -> list[dict[str, Any]]:
+    """Prompts with completions, all different."""
+    return [{"prompt": f"{i} +", "completion": str(i)} for i in range(count)]
+
+
+def test_the_study_as_it_stands_is_fine(place: Path) -> None:
+    """So that each refusal below is due to its own fault."""
+    assert rankscope("check", "study.yaml").code == 0
+
+
+@pytest.mark.pitfall(7)
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_empty_file(place: Path, verb: str) -> None:
+    refused(
+        check_rows(place, [], verb=verb),
+        where="rows.jsonl",
+        found="no rows",
+        expected="at least one",
+    )
+
+
+@pytest.mark.pitfall(7)
+def test_a_byte_order_mark_is_accepted(place: Path) -> None:
+    first, *others = good_rows(40)
+    plain = check_rows(place, [first, *others])
+    marked = check_rows(place, [b"\xef\xbb\xbf" + json.dumps(first).encode(), *others])
+    assert marked.code == 0
+    assert marked.out == plain.out
+    (place / "study.yaml").write_bytes(b"\xef\xbb\xbf" + (place / "study.yaml").read_bytes())
+    assert rankscope("check", "study.yaml").out == plain.out
+
+
+@pytest.mark.pitfall(7)
+def test_bytes_that_are_not_utf_8(place: Path) -> None:
+    rows: list[Any] = good_rows(40)
+    rows[6] = b'{"question": "caf\xe9"}'
+    refused(
+        check_rows(place, rows),
+        where="rows.jsonl, row 7",
+        found="byte 18 of the line is not valid UTF-8",
+        do="convert the file",
+    )
+
+
+@pytest.mark.pitfall(7)
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ('{"question": "a", ', "not valid JSON"),
+        ("question: a", "not valid JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"question": ' + "9" * 5000 + "}", "not valid JSON"),
+        ('{"question": "\\ud800"}', "a lone surrogate"),
+        ('["a"]', "a JSON list"),
+        ('"a"', "a JSON str"),
+        ("7", "a JSON int"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_a_line_that_is_no_object(place: Path, line: str, found: str) -> None:
+    rows: list[Any] = good_rows(40)
+    rows[11] = line
+    refused(
+        check_rows(place, rows),
+        where="rows.jsonl, row 12: ",
+        found=found,
+        expected="object",
+        do="Correct them, or leave them out with 'on_bad_rows: drop'",
+    )
+
+
+@pytest.mark.pitfall(7)
+def test_parquet_cells_that_are_no_values(place: Path) -> None:
+    """Text that is not UTF-8, and times that no calendar has."""
+    count = 40
+    words: list[Any] = [f"word {n}" for n in range(count)]
+    bad = pa.array([b"a\xff" if n == 3 else w.encode() for n, w in enumerate(words)], pa.binary())
+    times = pa.array([2**62 if n == 5 else n for n in range(count)], pa.int64())
+    table = pa.table(
+        {
+            "prompt": bad.view(pa.string()),
+            "completion": words,
+            "when": times.cast(pa.timestamp("ms")),
+        }
+    )
+    pq.write_table(table, place / "rows.parquet")
+    edit(place, "rows.jsonl", "rows.parquet")
+    outcome = rankscope("check", "study.yaml")
+    refused(
+        outcome,
+        where="rows.parquet, row 4: ",
+        found="unreadable cell",
+        do="Correct them, or leave them out",
+    )
+    assert "rows.parquet, row 6: unreadable cell" in outcome.told
+    (place / "rows.parquet").write_bytes(b"PAR1" + bytes(40))
+    refused(
+        rankscope("check", "study.yaml"),
+        where="rows.parquet",
+        found="not a readable",
+        expected="Parquet file",
+    )
+
+
+@pytest.mark.pitfall(8)
+def test_two_shapes_in_one_file(place: Path) -> None:
+    rows: list[Any] = good_rows(40)
+    rows[20] = {"prompt": "target ?", "completion": "croup"}
+    rows[30] = {"text": "croup"}
+    outcome = check_rows(place, rows)
+    refused(
+        outcome,
+        where="rows.jsonl, row 21",
+        found="found the shape 'prompt and completion'",
+        expected="expected 'multiple choice' as in",
+        do="Correct them",
+    )
+    assert "rows.jsonl, row 31: found the shape 'text'" in outcome.told
+
+
+@pytest.mark.pitfall(9, 31)
+@pytest.mark.parametrize("empty", ["", " ", None, NAN, float("inf")], ids=repr)
+def test_rows_without_completion(place: Path, empty: object) -> None:
+    """One in 200 is left out and counted; three in 200 are an error. NaN is pandas' empty cell."""
+    rows = sums(200)
+    rows[150]["completion"] = empty
+    outcome = check_rows(place, rows)
+    assert outcome.code == 0
+    assert "mine: 1 of 200 rows were dropped: " in outcome.told
+    for index in (152, 154):
+        rows[index]["completion"] = empty
+    refused(
+        check_rows(place, rows),
+        where="rows.jsonl, row 151",
+        found="no completion in field 'completion'",
+        do="Correct them, or leave them out with 'on_bad_rows: drop'",
+    )
+
+
+@pytest.mark.pitfall(31)
+def test_missing_cells_of_a_table_are_not_learned(place: Path) -> None:
+    """As pandas writes them to Parquet: no word ``nan`` is among the training targets."""
+    count = 200
+    table = pa.table(
+        {
+            "prompt": [f"{i} +" for i in range(count)],
+            "completion": pa.array([NAN if i == 7 else i / 2 for i in range(count)], pa.float64()),
+        }
+    )
+    pq.write_table(table, place / "rows.parquet")
+    edit(place, "rows.jsonl", "rows.parquet")
+    outcome = rankscope("check", "study.yaml", "--rows", "200")
+    assert outcome.code == 0, outcome.err
+    assert "mine: 1 of 200 rows were dropped: " in outcome.told
+    assert "rows.parquet, row 8: no completion" in outcome.told
+    assert "nan" not in outcome.out
+
+
+@pytest.mark.pitfall(10)
+def test_prompts_longer_than_the_row(place: Path) -> None:
+    """With files of their own for validation and report, all 200 rows are trained on."""
+    rows = [{"prompt": f"{i} + 1 =", "completion": str(i)} for i in range(200)]
+    held_out = [{"prompt": f"{i} + 2 =", "completion": str(i)} for i in range(9)]
+    chosen_by = [{"prompt": f"{i} + 3 =", "completion": str(i)} for i in range(9)]
+    write_rows(place / "report.jsonl", held_out)
+    write_rows(place / "validation.jsonl", chosen_by)
+    edit(
+        place, "rows.jsonl", "rows.jsonl\n    validation: validation.jsonl\n    test: report.jsonl"
+    )
+    rows[100]["prompt"] = "1 + " * 40
+    rows[50]["completion"] = "1 " * 40
+    outcome = check_rows(place, rows)
+    assert outcome.code == 0
+    counted = "mine: 1 training rows dropped, 1 completions cut at max_length = 32 tokens"
+    assert counted in outcome.told
+    assert "199 training rows" in outcome.told
+    assert "up to there" not in outcome.told
+    for row in held_out:
+        row["completion"] = "1 " * 40
+    write_rows(place / "report.jsonl", held_out)
+    scored = "test items are longer than max_length = 32 tokens and scored up to there"
+    assert scored in check_rows(place, rows).told
+    for index in (102, 104):
+        rows[index]["prompt"] = "1 + " * 40
+    refused(
+        check_rows(place, rows),
+        where="rows.jsonl, row 101",
+        found="the row has no token to learn, and so have 3 of 200 rows",
+        expected="up to 1 % may be dropped",
+        do="Raise train.max_length or shorten the rows",
+    )
+
+
+@pytest.mark.pitfall(10)
+def test_a_prompt_of_exactly_the_longest_length(place: Path) -> None:
+    """One token less leaves room for one label; its completion is then cut and counted."""
+    rows = [{"prompt": f"{i} + 1 =", "completion": str(i)} for i in range(200)]
+    for name in ("validation", "report"):
+        write_rows(place / f"{name}.jsonl", [{"prompt": f"{name} =", "completion": "1"}] * 3)
+    edit(
+        place, "rows.jsonl", "rows.jsonl\n    validation: validation.jsonl\n    test: report.jsonl"
+    )
+    longest = 32
+    for words, told in (
+        (longest - 1, "1 training rows dropped, 0 completions cut"),
+        (longest - 2, "0 training rows dropped, 1 completions cut"),
+    ):
+        rows[100]["prompt"] = "1 " * words  # and the begin token
+        assert told in check_rows(place, rows).told
+
+
+@pytest.mark.pitfall(11)
+@pytest.mark.parametrize("answer", [4, -1, 1.5, True, "E", "no such choice", 10**400])
+def test_an_answer_that_is_no_choice(place: Path, answer: object) -> None:
+    rows = good_rows(40)
+    rows[2]["answer"] = answer
+    refused(
+        check_rows(place, rows),
+        where="rows.jsonl, row 3: answer ",
+        found=repr(answer)[:20],
+        expected="expected an index from 0 to 3, a letter from A to D",
+        do="Correct them",
+    )
+
+
+@pytest.mark.pitfall(11)
+def test_a_choice_that_stands_twice(place: Path) -> None:
+    rows = good_rows(40)
+    rows[4]["choices"][0] = f" {rows[4]['choices'][3]} "
+    refused(
+        check_rows(place, rows),
+        where="rows.jsonl, row 5",
+        found=f"duplicate choice {rows[4]['choices'][3]!r}, a wrong one",
+        do="Correct them",
+    )
+
+
+@pytest.mark.pitfall(11)
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ({"question": "q", "choices": {"text": 3, "label": 4}, "answer": 1}, "choices"),
+        ({"question": "q", "choices": ["a", NAN], "answer": 0}, "1 usable choices out of 2"),
+        ({"question": "q", "choices": ["a"], "answer": 0}, "1 usable choices out of 1"),
+        ({"question": 7, "choices": ["a", "b"], "answer": 0}, "field 'question' holds int"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_choices_of_another_type(place: Path, row: dict[str, Any], found: str) -> None:
+    rows = good_rows(40)
+    rows[4] = row
+    refused(check_rows(place, rows), where="rows.jsonl, row 5", found=found, do="Correct them")
+
+
+# --- rows that change between two runs ----------------------------------------------------------
+
+
+def run_rows(place: Path, rows: list[Any], out: str) -> Outcome:
+    write_rows(place / "rows.jsonl", rows)
+    return rankscope("run", "study.yaml", "--out", out)
+
+
+@pytest.mark.pitfall(32)
+def test_shuffled_rows_are_the_same_data(place: Path) -> None:
+    """Whether they are shuffled before the first run or between two: equal ids, weights, scores."""
+    rows = good_rows(60)
+    rows += rows[:3]  # copies count as often as they are there
+    shuffled = random.Random(1).sample(rows, len(rows))
+    assert run_rows(place, rows, "one").code == 0
+    assert run_rows(place, shuffled, "other").code == 0
+    expected = results(place / "one")
+    assert results(place / "other") == expected
+    again = run_rows(place, shuffled, "one")
+    assert again.code == 0
+    assert "group 1/" not in again.err  # nothing was trained again
+    assert results(place / "one") == expected
+
+
+@pytest.mark.pitfall(32, 24)
+@pytest.mark.parametrize("change", ["one more", "a copy", "another answer"])
+def test_other_rows_are_not_mixed_with_stored_results(place: Path, change: str) -> None:
+    rows = good_rows(60)
+    assert run_rows(place, rows, "one").code == 0
+    expected = results(place / "one")
+    if change == "another answer":
+        for row in rows:
+            row["answer"] = (row["answer"] + 1) % 4
+    else:
+        rows.append(rows[0] if change == "a copy" else good_rows(61)[60])
+    refused(
+        run_rows(place, rows, "one"),
+        where="one: contains results on task 'mine'",
+        found="sha256 was",
+        do="Give the changed study its own --out folder",
+    )
+    assert results(place / "one") == expected
+    with Ledger.open(place / "one", write=False) as ledger:
+        assert ledger.verify() == []

@@ -1,0 +1,279 @@
+"""What strangers' files cannot do (docs/security.md): each test plants the real thing."""
+
+import json
+import os
+import pickle
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from command_line import rankscope, write_rows
+from transformers import AutoTokenizer
+
+from faults import edit, refused
+from rankscope.models.model_folder import pocket_folder
+
+TRUSTED = "RANKSCOPE_TRUST_TASK_CODE"
+MARKS = "from pathlib import Path\nPath({!r}).touch()\n"
+
+
+class Payload:
+    """Unpickling it makes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Path:
+    """The file that planted code makes if it runs."""
+    return tmp_path / "it ran"
+
+
+@pytest.fixture
+def model(place: Path) -> Path:
+    """A copy of the pocket model, which the study names."""
+    shutil.copytree(pocket_folder(), place / "model")
+    edit(place, "model: pocket", "model: ./model")
+    return place / "model"
+
+
+@pytest.fixture(autouse=True)
+def _untrusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--trust-task-code`` sets it in this process; restored after each test."""
+    monkeypatch.setenv(TRUSTED, "0")
+
+
+def change(path: Path, **settings: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | settings), "utf-8")
+
+
+# --- models
+
+
+@pytest.mark.parametrize("model_type", ["llama", "own"])
+def test_code_that_comes_with_a_model_is_not_run(model: Path, mark: Path, model_type: str) -> None:
+    """A known type is transformers' own class, whatever the folder brings; another is refused."""
+    code = MARKS.format(str(mark)) + (
+        "from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+        "class OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    (model / "own.py").write_text(code)
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    change(model / "config.json", auto_map=classes, model_type=model_type)
+    change(model / "tokenizer_config.json", auto_map={"AutoTokenizer": [None, "own.OwnTokenizer"]})
+    commands: list[tuple[object, ...]] = [
+        ("params", model),
+        ("check", "study.yaml"),
+        ("eval", model, "--tasks", "pocket_cloze", "--max-items", "2"),
+    ]
+    for words in commands:
+        outcome = rankscope(*words)
+        assert outcome.code == (0 if model_type == "llama" else 2), outcome.err
+        assert not mark.exists()
+    if model_type == "own":  # the plant is alive: a loader that trusts it runs it
+        AutoTokenizer.from_pretrained(model, trust_remote_code=True)
+        assert mark.exists()
+
+
+def test_a_kernel_that_a_configuration_names_is_not_loaded(model: Path) -> None:
+    """transformers would look for it on the hub, or fail without its package ``kernels``."""
+    for key in ("attn_implementation", "_attn_implementation"):
+        change(model / "config.json", **{key: "owner/kernel"})
+    plain = rankscope("params", "pocket")
+    named = rankscope("params", model)
+    assert (named.code, plain.code) == (0, 0), named.err
+    assert named.out.splitlines()[3:] == plain.out.splitlines()[3:]
+    for words in (("plan", "study.yaml"), ("run", "study.yaml")):
+        outcome = rankscope(*words)
+        assert outcome.code == 0, outcome.err
+
+
+def test_libraries_see_no_package_that_downloads_kernels(place: Path, mark: Path) -> None:
+    """transformers and bitsandbytes import it if it is installed."""
+    (place / "kernels").mkdir()
+    (place / "kernels" / "__init__.py").write_text(MARKS.format(str(mark)))
+    (place / "kernels-0.18.2.dist-info").mkdir()
+    (place / "kernels-0.18.2.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: kernels\nVersion: 0.18.2\n"
+    )
+    path = os.pathsep.join([str(place), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path}
+    environment.pop("USE_HUB_KERNELS", None)
+    command = [sys.executable, "-c", "from rankscope.cli import main; main()", "params", "pocket"]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert not mark.exists()
+    subprocess.run([sys.executable, "-c", "import kernels"], env=environment, check=True)
+    assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "{{ cycler.__init__.__globals__.os.system('touch MARK') }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ (messages | map(attribute='__class__') | list)[0].__base__.__subclasses__() }}",
+    ],
+)
+def test_a_chat_template_stays_in_its_sandbox(model: Path, mark: Path, attack: str) -> None:
+    (model / "chat_template.jinja").write_text(attack.replace("MARK", str(mark).replace(" ", "?")))
+    outcome = rankscope("check", "study.yaml")
+    refused(outcome, where="chat template", found="refuses the turns", do="prompt_format: plain")
+    assert not mark.exists()
+
+
+# --- pickles, connections
+
+
+@contextmanager
+def watched(*events: str) -> Iterator[list[tuple[str, object]]]:
+    """What this process does meanwhile, by the interpreter's own audit."""
+    seen: list[tuple[str, object]] = []
+    state = {"on": True}
+
+    def hook(event: str, values: tuple[object, ...]) -> None:
+        if state["on"] and event in events:
+            seen.append((event, values))
+
+    sys.addaudithook(hook)  # stays until the process ends
+    try:
+        yield seen
+    finally:
+        state["on"] = False
+
+
+def test_nothing_is_unpickled(model: Path, place: Path, mark: Path) -> None:
+    weights = [*model.glob("*.safetensors")]
+    payload = pickle.dumps(Payload(mark))
+    for name in ("pytorch_model.bin", "optimizer.pt", "training_args.bin", "vocab.pkl"):
+        (model / name).write_bytes(payload)
+    with watched("pickle.find_class") as unpickled:
+        assert rankscope("run", "study.yaml").code == 0  # safetensors beside them are read
+        for file in weights:
+            file.unlink()
+        outcome = rankscope("check", "study.yaml")
+        refused(outcome, where="model", found="is a pickle", do="save_pretrained")
+        (place / "rows.pkl").write_bytes(payload)
+        edit(place, "model: ./model", "model: pocket")
+        edit(place, "train: rows.jsonl", "train: rows.pkl")
+        refused(rankscope("check", "study.yaml"), where="rows.pkl", found=".pkl", do="convert")
+    assert unpickled == []
+    assert not mark.exists()
+    pickle.loads(payload)
+    assert mark.exists()
+
+
+def test_a_study_of_local_files_opens_no_connection(place: Path) -> None:
+    with watched("socket.connect", "socket.getaddrinfo", "socket.gethostbyname") as opened:
+        for words in (
+            ("check", "study.yaml"),
+            ("plan", "study.yaml"),
+            ("run", "study.yaml", "--out", "out"),
+            ("status", "out"),
+            ("report", "out"),
+            ("verify", "out"),
+            ("export", "out", "--best-lora", "--out", "adapter"),
+            ("inspect", "pocket", "adapter"),
+        ):
+            assert rankscope(*words).code == 0, words
+    assert opened == []
+
+
+# --- code that tasks name
+
+
+def test_a_scorer_in_python_runs_only_if_allowed(place: Path, mark: Path) -> None:
+    grader = MARKS.format(str(mark)) + "def grade(answer, gold, prompt):\n    return 0.5\n"
+    (place / "grader.py").write_text(grader)
+    write_rows(
+        place / "rows.jsonl",
+        [{"prompt": f"what {n} ?", "completion": f"metal {n}"} for n in range(60)],
+    )
+    edit(place, "train: rows.jsonl", "train: rows.jsonl\n    scorer: python:grader.py:grade")
+    outcome = rankscope("check", "study.yaml")
+    refused(outcome, where="mine", found="runs Python code", do="--trust-task-code")
+    assert not mark.exists()
+    assert rankscope("check", "study.yaml", "--trust-task-code", "--rows", "0").code == 0
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("is_included", [False, True])
+def test_functions_of_a_harness_task_run_only_if_allowed(
+    place: Path, mark: Path, is_included: bool
+) -> None:
+    code = MARKS.format(str(mark)) + "def process(docs):\n    return docs\n"
+    (place / "helper.py").write_text(code)
+    task = {
+        "task": "toy",
+        "dataset_path": "json",
+        "dataset_kwargs": {
+            "data_files": {"test": str(place / "rows.jsonl")},
+            "cache_dir": str(place / "cache"),
+        },
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
+        "metric_list": [{"metric": "acc"}],
+    }
+    function = "process_docs: !function helper.process\n"
+    (place / "shared.yaml").write_text(function)
+    end = "include: shared.yaml\n" if is_included else function
+    (place / "toy.yaml").write_text(yaml.safe_dump(task) + end)
+    words = ("eval", "pocket", "--tasks", f"lm_eval:{place / 'toy.yaml'}", "--max-items", "2")
+    refused(
+        rankscope(*words),
+        where="shared.yaml, line 1" if is_included else "toy.yaml, line",
+        found="!function helper.process would run Python",
+        do="--trust-task-code",
+    )
+    assert not mark.exists()
+    assert rankscope(*words, "--trust-task-code").code == 0
+    assert mark.exists()
+
+
+def test_a_data_set_with_a_loading_script_is_refused(place: Path, mark: Path) -> None:
+    folder = place / "owner" / "scripted"
+    folder.mkdir(parents=True)
+    (folder / "scripted.py").write_text(MARKS.format(str(mark)))
+    edit(place, "train: rows.jsonl", "hub: owner/scripted")
+    refused(
+        rankscope("check", "study.yaml"),
+        where="owner/scripted",
+        found="would run its own code",
+        do="refs/convert/parquet",
+    )
+    assert not mark.exists()
+
+
+# --- a study folder
+
+
+def test_names_in_a_ledger_cannot_leave_the_study(copied: Path, tmp_path: Path) -> None:
+    """Its artifacts are renamed, hashes included, to a file beside the study."""
+    secret = tmp_path / "secret"
+    secret.write_text("not yours")
+    with sqlite3.connect(copied / "ledger.sqlite") as db:
+        path = db.execute("SELECT path FROM artifacts WHERE path LIKE '%adapter%'").fetchone()[0]
+        db.execute("UPDATE artifacts SET path = '../../secret' WHERE path = ?", (path,))
+    before = secret.read_bytes()
+    outcome = rankscope("verify", copied)
+    assert outcome.code in (2, 4), outcome
+    assert "../../secret" in outcome.told
+    assert "Traceback" not in outcome.err
+    assert secret.read_bytes() == before

@@ -1,0 +1,149 @@
+"""Signals: the first saves the state and ends with 130, a second Ctrl-C aborts; both continue."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import rankscope
+from launcher import Launcher
+from pocket_study import Undisturbed, last_stage
+
+from faults import wait_for
+from rankscope.run.begin import interruptible
+from rankscope.store import Ledger
+
+
+@pytest.mark.pitfall(19, 35)
+def test_every_signal_that_asks_to_stop_saves_the_state(
+    launcher: Launcher, long_file: Path, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """One study is stopped in its first group by each of them in turn: it trains on in between."""
+    out = tmp_path / "out"
+    steps = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        before = last_stage(out)
+        launcher.start("run", long_file, "--out", out)
+        wait_for(launcher, lambda before=before: trains(out) and last_stage(out) != before)
+        launcher.send(number)
+        outcome = launcher.outcome()
+        assert outcome.code == 130, outcome
+        assert "the same command continues" in outcome.told
+        states = list(out.glob("checkpoints/*/step-*"))
+        steps += [int(state.name.removeprefix("step-")) for state in states]
+        assert rankscope("verify", out).code == 0
+    assert steps == sorted(steps)
+    assert len(steps) == 4
+    assert launcher.run("run", long_file, "--out", out).code == 0
+    undisturbed.assert_equal(out)
+
+
+def trains(out: Path) -> bool:
+    return "train" in str(last_stage(out).get("name"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_training_ends_with_130(
+    launcher: Launcher, long_file: Path, tmp_path: Path, number: int
+) -> None:
+    launcher.start("run", long_file, "--out", tmp_path / "out")
+    wait_for(launcher, lambda: "Reading" in launcher.said())
+    launcher.send(number)
+    outcome = launcher.outcome()
+    assert outcome.code == 130, outcome
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.pitfall(19)
+def test_the_second_interrupt_aborts_and_the_study_continues(
+    launcher: Launcher, long_file: Path, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """The second comes at once: it finds the run anywhere between the first and its safe point."""
+    out = tmp_path / "out"
+    for group in (1, 3):
+        launcher.start("run", long_file, "--out", out)
+        wait_for(
+            launcher, lambda group=group: f"group {group}/" in str(last_stage(out).get("name"))
+        )
+        launcher.send(signal.SIGINT)
+        launcher.send(signal.SIGINT)
+        outcome = launcher.outcome()
+        assert outcome.code == 130, outcome
+        assert "the same command continues" in outcome.told
+    assert launcher.run("run", long_file, "--out", out).code == 0
+    undisturbed.assert_equal(out)
+
+
+def test_repeated_signals_of_a_scheduler_do_not_cut_the_checkpoint_short() -> None:
+    with interruptible() as is_stop_requested:
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+            assert is_stop_requested()
+
+
+def test_a_signal_that_the_process_ignores_stays_ignored() -> None:
+    """``nohup`` starts a command with SIGHUP ignored, a shell's ``&`` in a script with SIGINT."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in IGNORED}
+    try:
+        with interruptible() as is_stop_requested:
+            for number in IGNORED:
+                os.kill(os.getpid(), number)
+            assert not is_stop_requested()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert is_stop_requested()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+IGNORED = (signal.SIGHUP, signal.SIGINT)
+
+# --- rankscope stop -----------------------------------------------------------------------------
+
+RUNNER = """
+import signal, sys, time
+from pathlib import Path
+from rankscope.store import Ledger
+def stop(*arguments):
+    sys.exit(7)
+signal.signal(signal.SIGTERM, stop)
+with Ledger.open(Path(sys.argv[1]), write=True):
+    print("runs", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_stop_interrupts_the_process_that_runs_the_study(copied: Path) -> None:
+    refused = rankscope("stop", copied)
+    assert refused.code == 2
+    assert "found no process that runs it" in refused.err
+    words = [sys.executable, "-c", RUNNER, str(copied)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as runner:
+        assert runner.stdout is not None
+        assert runner.stdout.readline() == b"runs\n"
+        assert json.loads(rankscope("stop", copied, "--json").out) == {"process": runner.pid}
+        assert runner.wait() == 7
+    assert rankscope("status", copied, "--watch").code == 0  # nothing runs: it ends at once
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(), "belongs to another user"),
+        (ProcessLookupError(), "has already ended"),
+    ],
+)
+def test_a_process_that_cannot_be_stopped(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, message: str
+) -> None:
+    def kill(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("os.kill", kill)
+    with Ledger.open(copied, write=True):
+        outcome = rankscope("stop", copied)
+    assert outcome.code == 2
+    assert message in outcome.err

@@ -1,0 +1,153 @@
+"""When finite numbers are divergence: hand numbers of the rule, and the norms that it asks for."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import base_of, tiny_llama
+from toy_training import full_trial, peft_trial, protocol, toy_rows, trial
+
+from rankscope.models.base import Base
+from rankscope.models.methods import get_method
+from rankscope.models.multi_lora import linear_layers
+from rankscope.records import TrialSpec
+from rankscope.train.divergence import excessive_loss, excessive_update, is_update_checked
+from rankscope.train.loop import train_group
+from rankscope.train.trial_state import TrialState
+
+ROWS = toy_rows()
+pytestmark = pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")
+
+
+def test_an_update_is_excessive_if_bfloat16_loses_the_base_beside_it() -> None:
+    assert [float(torch.tensor(n).bfloat16()) for n in (256.99, 257.01)] == [256.0, 258.0]
+    assert excessive_update(256.0) is None
+    reason = "257 times as large as the weights of the base (limit 256)"
+    assert reason in str(excessive_update(257.0))
+    for broken in (math.inf, math.nan):
+        assert excessive_update(broken) is not None
+
+
+def test_norms_are_checked_after_powers_of_two_and_at_the_end() -> None:
+    assert [n for n in range(1, 21) if is_update_checked(n, 20)] == [1, 2, 4, 8, 16, 20]
+
+
+@pytest.mark.parametrize(
+    ("losses", "num_steps", "is_excessive"),
+    [
+        ([2.0, *[5.1] * 10], 40, True),
+        # Not 3 nats above the first step, a shorter stretch, one good step, a spike.
+        ([2.0, *[5.0] * 10], 40, False),
+        ([2.0, *[5.1] * 9], 40, False),
+        ([2.0, *[5.1] * 9, 4.9], 40, False),
+        ([2.0, *[9.0] * 20], 1000, False),  # a tenth of the steps are 100
+        ([2.0, *[9.0] * 100], 1000, True),
+        # A base that starts at 4 nats: twice that.
+        ([4.0, *[8.0] * 10], 40, False),
+        ([4.0, *[8.1] * 10], 40, True),
+        # A small step of easy rows, and ordinary ones after it.
+        ([0.1, *[3.0] * 30], 40, False),
+        ([6.6, 6.2, 9.2, 5.4], 4, False),
+    ],
+)
+def test_a_loss_is_excessive_if_it_stays_far_above_its_start(
+    losses: list[float], num_steps: int, is_excessive: bool
+) -> None:
+    assert (excessive_loss(losses, num_steps) is not None) == is_excessive
+
+
+# --- the norms
+
+
+def trained(spec: TrialSpec, **changes: Any) -> tuple[Base, TrialState]:
+    base = base_of(tiny_llama())
+    result = train_group(base, [spec], ROWS, protocol(warmup_fraction=0, **changes))
+    return base, result.states[0]
+
+
+def merged_by_hand(base: Base, state: TrialState) -> dict[str, torch.Tensor]:
+    """W - W0 of every module that an adapter changes."""
+    adapter, linears = state.adapter, linear_layers(base.model)
+    assert adapter is not None
+    return {name: adapter.delta(name, linears[name].weight.detach()) for name in adapter.a}
+
+
+@pytest.mark.parametrize("method", ["lora", "rslora", "dora", "pissa"])
+def test_a_relative_update_is_the_dense_ones(method: str) -> None:
+    base, state = trained(trial(method=method), max_steps=3)
+    linears = linear_layers(base.model)
+    deltas = merged_by_hand(base, state)
+    changed = torch.cat([delta.flatten() for delta in deltas.values()]).norm()
+    weights = torch.cat([linears[name].weight.detach().flatten() for name in deltas]).norm()
+    assert 0 < changed < weights
+    assert state.relative_update() == pytest.approx(float(changed / weights), rel=1e-4)
+
+
+def test_a_relative_update_of_full_fine_tuning_is_over_all_parameters() -> None:
+    """Also on a base that carried adapters before."""
+    base, _ = trained(trial(), max_steps=1)
+    base.multi_lora.clear()
+    result = train_group(base, [full_trial()], ROWS, protocol(max_steps=3))
+    (state,) = result.states
+    before = torch.cat([p.detach().flatten() for p in base.model.parameters()])
+    after = torch.cat([p.detach().flatten() for p in state.parameters])
+    expected = float((after - before).norm() / before.norm())
+    assert state.relative_update() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_relative_update_of_pefts_lora_is_that_of_ours() -> None:
+    spec = peft_trial(peft_type="LORA", r=4, lora_alpha=8)
+    base, state = trained(spec, max_steps=3)
+    a, b = (
+        {n: p.detach() for n, p in base.model.named_parameters() if f".lora_{part}." in n}
+        for part in "AB"
+    )
+    tuner = state.tuner
+    assert tuner is not None
+    squared = weights = 0.0
+    for (name, factor_a), factor_b in zip(a.items(), b.values(), strict=True):
+        squared += float((2 * factor_b @ factor_a).norm()) ** 2
+        weights += float(tuner.base_weight(name.partition(".lora_A")[0]).norm()) ** 2
+    assert state.relative_update() == pytest.approx(math.sqrt(squared / weights), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"peft_type": "LN_TUNING"},
+        {"peft_type": "LORA", "r": 4, "init_lora_weights": "olora"},
+        {"peft_type": "IA3", "feedforward_modules": ["o_proj"]},
+        {"peft_type": "VERA", "r": 16},
+    ],
+)
+def test_a_method_that_did_nothing_yet_has_no_update(settings: dict[str, Any]) -> None:
+    base = base_of(tiny_llama())
+    spec = peft_trial(**settings)
+    method = get_method(spec.method)
+    _, tuner = method.prepare(base, spec, None, 8)  # type: ignore[arg-type]  # PEFT reads no rows
+    assert method.relative_update(tuner, base) == pytest.approx(0, abs=1e-6)
+
+
+# --- in the loop
+
+WILD: list[Callable[[float], TrialSpec]] = [
+    lambda lr: trial(lr=lr),
+    lambda lr: trial(lr=lr, method="dora"),
+    lambda lr: trial(lr=lr, method="pissa"),
+    lambda lr: full_trial(lr=lr),
+    lambda lr: peft_trial(lr=lr, peft_type="LORA", r=4),
+    lambda lr: peft_trial(lr=lr, peft_type="LN_TUNING"),
+]
+
+
+@pytest.mark.parametrize("of_rate", WILD)
+def test_a_finite_run_at_an_absurd_rate_diverges(of_rate: Callable[[float], TrialSpec]) -> None:
+    """Every loss is finite. It leaves at the first check, and a small rate is fine."""
+    _, wild = trained(of_rate(1e6), max_steps=4)
+    assert wild.failure_status == "diverged"
+    assert "after step 1 of 4 the update of the weights is" in str(wild.failure)
+    assert all(math.isfinite(point.loss) for point in wild.losses)
+    _, sound = trained(of_rate(1e-3), max_steps=4)
+    assert sound.failure is None
