@@ -118,7 +118,8 @@ CLAUSES = {
     "over_limit_possible": "it may forget more than the study allows",
     "forgetting_unscored": "its forgetting was not scored",
     "forgetting_below_chance": (
-        "the right answers became less likely on retention tasks where the base is at chance"
+        "the right answers became less likely on retention tasks on which the base is not shown to "
+        "be above chance"
     ),
     "carried": (
         " The log-probability of the right answers decides: it changes by {in_nats:reverse} "
