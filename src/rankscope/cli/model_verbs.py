@@ -342,7 +342,6 @@ def known_models() -> Reply:
             "download": byte_size(model.gguf_bytes),
             "on disk": byte_size(model.folder_bytes),
             "fetched": "yes" if is_cached(name) else "no",
-            "licence": model.licence,
             "above chance on": model.measures,
         }
         for name, model in KNOWN_MODELS.items()
