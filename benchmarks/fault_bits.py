@@ -1,6 +1,6 @@
 """One flipped bit in every file and in every page of the ledger of a study.
 
-First ``verify`` alone looks at 32 bits of each page and file of a finished study, one at a time. Then
+First ``verify`` alone looks at 32 bits of each page and file of a finished study, by turns. Then
 commands run after one flip of each: the study is a finished one, one that was killed while it
 trained (its ledger was not closed, and there is a checkpoint), or one whose workers were killed.
 ``verify`` must end with 4. ``run`` and ``report`` must end with 4, or come to what they come to
