@@ -3,14 +3,19 @@
 Each series makes the Nth change fail, for N over the whole life of the command, with ENOSPC (no
 space) and EIO (a failing disk): it alone, or it and all later ones. The command must end with 3 and
 one message, or with 0 if the change does not matter (a line of the log); the same command must then
-end as if nothing had happened.
+end as if nothing had happened. With ``--points N`` each fault gets one change each of N kinds,
+others in each turn; a kind is a call on files of one name or ending.
 """
 
 import errno
 import os
+import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from command_line import Outcome
 from launcher import Launcher
@@ -29,10 +34,22 @@ from fault_shim import FaultShim
 from rankscope.errors import BAD_INPUT, INTEGRITY, OK, UNFINISHED
 from rankscope.store import Ledger, adapter_path
 
-FAULTS = [(number, lasts) for number in (errno.ENOSPC, errno.EIO) for lasts in (True, False)]
-WORKER_POINTS = 12
+
+class Fault(NamedTuple):
+    """How a change fails."""
+
+    number: int
+    """errno."""
+    lasts: bool
+    """All later ones fail, too."""
+
+
+FAULTS = [Fault(number, lasts) for lasts in (True, False) for number in (errno.ENOSPC, errno.EIO)]
+OWN_NAME = re.compile(r"[0-9a-f]{8,}|\d+|^.*(?=\.parquet)|(?<=\.tmp)\w+")
+WORKER_POINTS = 1
 """Most points of a fault with worker processes, which import everything anew each time."""
 
+Job = Callable[[], Point]
 Command = Callable[[Path], tuple[object, ...]]
 """The words of a command by the folder that it writes to."""
 
@@ -43,19 +60,27 @@ def points(options: Options) -> Iterator[Point]:
     with Launcher(options.folder, shim.environment) as launcher:
         reference = Undisturbed.of(launcher, tiny_study(options.folder))
         disk = Disk(shim, launcher, reference, options)
-        yield from disk.study("run")
-        yield from disk.study("run with workers", WORKER_POINTS, "--workers", 2)
         study = reference.file.with_name("undisturbed")
-        tables = ("--tables", "tables")
-        yield from disk.command("report", lambda out: ("report", out / "study", *tables), study)
         with Ledger.open(study, write=False) as ledger:
             (trial, *_) = ledger.trials()
-        adapter = study / adapter_path(trial.trial_id)
-        yield from disk.command(
-            "export", lambda out: ("export", study, trial.trial_id, "--out", out / "exported")
-        )
-        words = ("eval", "pocket", "--adapter", adapter, "--tasks", "pocket_cloze", "--max-items")
-        yield from disk.command("eval", lambda out: (*words, 4, "--out", out / "scores"))
+        export = ("export", study, trial.trial_id, "--out")
+        score = ("eval", "pocket", "--adapter", study / adapter_path(trial.trial_id), "--tasks")
+        jobs = [
+            *disk.study("run"),
+            *disk.study("run with workers", WORKER_POINTS, "--workers", 2),
+            *disk.command(
+                "report", lambda out: ("report", out / "study", "--tables", out / "tables"), study
+            ),
+            *disk.command("export", lambda out: (*export, out / "exported")),
+            *disk.command(
+                "eval",
+                lambda out: (*score, "pocket_cloze", "--max-items", 4, "--out", out / "scores"),
+            ),
+        ]
+        # In any order, so that a campaign that ends early has tried something of everything.
+        random.Random(options.seed).shuffle(jobs)
+        for job in jobs:
+            yield job()
 
 
 class Disk:
@@ -68,23 +93,26 @@ class Disk:
         self.reference, self.options = reference, options
         self.folders = new_folders(options.folder)
 
-    def study(self, name: str, most: int | None = None, *words: object) -> Iterator[Point]:
+    def study(self, name: str, most: int | None = None, *words: object) -> Iterator[Job]:
         """Faults while a study runs."""
 
         def command(out: Path) -> tuple[object, ...]:
             return ("run", self.reference.file, "--out", out, *words)
 
-        total = self.changes(command)
-        for number, lasts in FAULTS:
-            for at in self.numbers(total, most):
-                out = next(self.folders)
-                outcome = self.faulty(command, out, at, number, lasts)
-                problem = fault_of(outcome, out, number)
-                problem = problem or status_fault(self.launcher.run("status", out))
-                problem = problem or self.reference.resumed(self.launcher, out, *words)
-                yield self.point(name, at, number, lasts, outcome, problem)
+        def point(at: int, fault: Fault) -> Point:
+            out = next(self.folders)
+            outcome = self.faulty(command, out, at, fault)
+            problem = fault_of(outcome, out, fault.number)
+            problem = problem or status_fault(self.launcher.run("status", out))
+            problem = problem or self.reference.resumed(self.launcher, out, *words)
+            return self.point(name, at, fault, outcome, problem)
 
-    def command(self, name: str, command: Command, study: Path | None = None) -> Iterator[Point]:
+        changes = self.changes(command)
+        for turn, fault in enumerate(FAULTS):
+            for at in self.numbers(changes, turn, most):
+                yield partial(point, at, fault)
+
+    def command(self, name: str, command: Command, study: Path | None = None) -> Iterator[Job]:
         """Faults in a command that writes something else; ``study`` is copied to ``out/study``."""
 
         def prepared() -> Path:
@@ -94,48 +122,57 @@ class Disk:
                 shutil.copytree(study, out / "study")
             return out
 
-        total = self.changes(command, prepared())
-        whole = prepared()
-        assert self.launcher.run(*command(whole), folder=whole).code == OK
-        expected = file_names(whole)
-        for number, lasts in FAULTS:
-            for at in self.numbers(total):
-                out = prepared()
-                outcome = self.faulty(command, out, at, number, lasts)
-                problem = fault_of(outcome, out, number)
-                again = self.launcher.run(*command(out), folder=out)
-                if again.code != OK:
-                    problem = problem or f"again: {again.code}: {last_lines(again)}"
-                elif extra := file_names(out) ^ expected:
-                    problem = problem or f"other files: {sorted(extra)}"
-                yield self.point(name, at, number, lasts, outcome, problem)
+        def point(at: int, fault: Fault) -> Point:
+            out = prepared()
+            outcome = self.faulty(command, out, at, fault)
+            problem = fault_of(outcome, out, fault.number)
+            again = self.launcher.run(*command(out), folder=out)
+            if again.code != OK:
+                problem = problem or f"again: {again.code}: {last_lines(again)}"
+            elif extra := file_names(out) ^ expected:
+                problem = problem or f"other files: {sorted(extra)}"
+            return self.point(name, at, fault, outcome, problem)
 
-    def changes(self, command: Command, out: Path | None = None) -> int:
-        """How many changes the command makes."""
+        whole = prepared()
+        changes = self.changes(command, whole)
+        expected = file_names(whole)
+        for turn, fault in enumerate(FAULTS):
+            for at in self.numbers(changes, turn):
+                yield partial(point, at, fault)
+
+    def changes(self, command: Command, out: Path | None = None) -> list[str]:
+        """The changes that the command makes."""
         out = out or next(self.folders)
         self.shim.arm(out)
         ran = self.launcher.run(*command(out), folder=out if out.is_dir() else None)
         self.shim.disarm()
         assert ran.code == OK, ran.err
-        return self.shim.count
+        return self.shim.changes
 
-    def numbers(self, total: int, most: int | None = None) -> list[int]:
-        """Which changes fail."""
-        spread = self.options.spread(total)
-        return spread[:: max(1, -(-len(spread) // most))] if most else spread
+    def numbers(self, changes: list[str], turn: int, most: int | None = None) -> list[int]:
+        """Which changes fail, from 1: all, or one of each kind, in each turn another one."""
+        points = self.options.points
+        if points is None and most is None:
+            return list(range(1, len(changes) + 1))
+        kinds: dict[str, list[int]] = {}
+        for at, change in enumerate(changes, 1):
+            kinds.setdefault(kind_of(change), []).append(at)
+        places, turns = list(kinds.values()), len(FAULTS)
+        count = min(len(places), *(number for number in (points, most) if number is not None))
+        shift = turn * len(places) // turns
+        chosen = [places[(i * len(places) + shift) // count] for i in range(count)]
+        return sorted({kind[turn * (len(kind) - 1) // (turns - 1)] for kind in chosen})
 
-    def faulty(self, command: Command, out: Path, at: int, number: int, lasts: bool) -> Outcome:
+    def faulty(self, command: Command, out: Path, at: int, fault: Fault) -> Outcome:
         """The command with one fault."""
-        self.shim.arm(out, at, number, lasts=lasts)
+        self.shim.arm(out, at, fault.number, lasts=fault.lasts)
         ran = self.launcher.run(*command(out), folder=out if out.is_dir() else None)
         self.shim.disarm()
         return ran
 
-    def point(
-        self, name: str, at: int, number: int, lasts: bool, outcome: Outcome, problem: str
-    ) -> Point:
-        mode = " and all later ones" if lasts else ""
-        code = errno.errorcode[number]
+    def point(self, name: str, at: int, fault: Fault, outcome: Outcome, problem: str) -> Point:
+        mode = " and all later ones" if fault.lasts else ""
+        code = errno.errorcode[fault.number]
         what = f"{name}: {code} at change {at}{mode}, {self.shim.failure or 'not reached'}"
         return Point(what, f"{name} {code} exit {outcome.code}", problem)
 
@@ -158,6 +195,12 @@ def status_fault(outcome: Outcome) -> str:
     if outcome.code == OK or none_yet:
         return ""
     return f"status then ends in {outcome.code}: {last_lines(outcome)}"
+
+
+def kind_of(change: str) -> str:
+    """A change without the names of trials, groups, tasks and steps."""
+    call, _, path = change.partition(" of ")
+    return f"{call} of {OWN_NAME.sub('', Path(path).name)}"
 
 
 def file_names(folder: Path) -> set[str]:

@@ -6,12 +6,16 @@ happened. A first group that leaks must not make the second one ``oom``.
 """
 
 import json
+import random
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from command_line import Outcome
-from launcher import Launcher
+from launcher import COMMAND, Launcher
 from pocket_study import SETTINGS
 
 from fault_points import (
@@ -28,8 +32,12 @@ from rankscope.progress import LOG, logged_notes
 from rankscope.records import FAILED
 from rankscope.store import Ledger, adapter_path
 
-ROOMS = (0, 1, 5, 10, 20, 40, 60, 100, 150, 250)
-"""MB of address space beyond what a process has that imported everything."""
+ROOMS = (0, 20, 100, 250, 300, 330, 360, 420, 500, 700)
+"""MB of address space beyond what a process has that imported everything. Commands refuse to begin
+with less than 300."""
+WITH_WORKERS = (20, 330, 700)
+FRESH = (350, 600, 1000, 1300, 1600)
+"""MB of address space of a process that has imported nothing."""
 
 LEAKY = """
 import resource, sys
@@ -54,32 +62,64 @@ rankscope.cli.main()
 """The command with a leak in its first group."""
 
 
+WIDE = {**SETTINGS["arms"][0], "rank": [2, 4096]}
+"""Rank 4096 takes 268 MB on the pocket model, rank 2 a hundred kB."""
+
+
 def leaky_study(folder: Path) -> Path:
     """Two groups that need more than the leak leaves."""
-    arms = [{**SETTINGS["arms"][0], "rank": [2, 4096]}]
-    settings = {"arms": arms, "max_group_size": 1, "memory_limit": "1GB"}
-    return tiny_study(folder, **settings)
+    return tiny_study(folder, arms=[WIDE], max_group_size=1, memory_limit="1GB")
 
 
 def points(options: Options) -> Iterator[Point]:
-    """Every verb at every size, then the leak."""
+    """Every verb at every size, processes that have imported nothing, and the leak."""
     folders = new_folders(options.folder)
     with Launcher(options.folder) as launcher:
-        reference = Undisturbed.of(launcher, tiny_study(options.folder))
+        reference = Undisturbed.of(launcher, tiny_study(options.folder, arms=[WIDE]))
         address_space = address_space_of(launcher.parent.pid)
-        for room in ROOMS:
+
+        def run(room: int, *workers: object) -> Point:
+            out, limits = next(folders), {"RLIMIT_AS": address_space + room * 10**6}
+            ran = launcher.run("run", reference.file, "--out", out, *workers, limits=limits)
+            problem = run_fault(ran, out) or resumed_fault(launcher, reference, out)
+            return point(room, "run with workers" if workers else "run", ran, problem)
+
+        def verb(room: int, words: tuple[object, ...]) -> Point:
             limits = {"RLIMIT_AS": address_space + room * 10**6}
-            for workers in ((), ("--workers", 2)):
-                out = next(folders)
-                words = ("run", reference.file, "--out", out, *workers)
-                ran = launcher.run(*words, limits=limits)
-                problem = run_fault(ran, out)
-                problem = problem or resumed_fault(launcher, reference, out)
-                yield point(room, "run with workers" if workers else "run", ran, problem)
-            for words in other_verbs(reference, next(folders)):
-                ran = launcher.run(*words, limits=limits)
-                yield point(room, str(words[0]), ran, memory_fault(ran))
-        yield leak(launcher, options.folder / "leak")
+            out = ("--out", next(folders)) if words[0] == "export" else ()
+            ran = launcher.run(*words, *out, limits=limits)
+            return point(room, str(words[0]), ran, memory_fault(ran))
+
+        def new_process(space: int) -> Point:
+            out = next(folders)
+            ran = fresh(("run", reference.file, "--out", out), space * 10**6)
+            problem = run_fault(ran, out) or resumed_fault(launcher, reference, out)
+            name = f"run of a new process in {space} MB"
+            return Point(name, f"new process exit {ran.code}", problem)
+
+        verbs = other_verbs(reference)
+        jobs = [
+            partial(leak, launcher, options.folder / "leak"),
+            *(partial(run, room) for room in ROOMS),
+            *(partial(run, room, "--workers", 2) for room in WITH_WORKERS),
+            *(partial(verb, room, words) for room in ROOMS for words in verbs),
+            *(partial(new_process, space) for space in FRESH),
+        ]
+        # In any order, so that a campaign that ends early has tried something of everything.
+        random.Random(options.seed).shuffle(jobs)
+        for job in jobs:
+            yield job()
+
+
+def fresh(words: tuple[object, ...], address_space: int) -> Outcome:
+    """One command in a process that has imported nothing."""
+    command = [sys.executable, "-c", COMMAND, *map(str, words)]
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
+
+    ran = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    return Outcome(ran.returncode, ran.stdout, ran.stderr)
 
 
 def address_space_of(process: int) -> int:
@@ -88,17 +128,22 @@ def address_space_of(process: int) -> int:
     return pages * resource.getpagesize()
 
 
-def other_verbs(reference: Undisturbed, out: Path) -> Iterator[tuple[object, ...]]:
-    """Words of verbs that read the finished study, or none."""
+def other_verbs(reference: Undisturbed) -> list[tuple[object, ...]]:
+    """Words of verbs that read a study file, the finished study or its models."""
     study = reference.file.with_name("undisturbed")
     with Ledger.open(study, write=False) as ledger:
         (trial, *_) = ledger.trials()
     adapter = study / adapter_path(trial.trial_id)
-    yield from (("check", reference.file), ("plan", reference.file))
-    yield from (("status", study), ("report", study), ("verify", study))
-    yield ("export", study, trial.trial_id, "--out", out / "exported", "--merge")
-    yield ("eval", "pocket", "--adapter", adapter, "--tasks", "pocket_cloze", "--max-items", 8)
-    yield ("inspect", "pocket", adapter)
+    return [
+        ("check", reference.file),
+        ("plan", reference.file),
+        ("status", study),
+        ("report", study),
+        ("verify", study),
+        ("export", study, trial.trial_id, "--merge"),
+        ("eval", "pocket", "--adapter", adapter, "--tasks", "pocket_cloze", "--max-items", 8),
+        ("inspect", "pocket", adapter),
+    ]
 
 
 def point(room: int, name: str, outcome: Outcome, problem: str) -> Point:
@@ -111,7 +156,7 @@ def memory_fault(outcome: Outcome) -> str:
         return ""
     if outcome.code != UNFINISHED:
         return f"exit {outcome.code}: {last_lines(outcome)}"
-    return message_fault(outcome, Path(), "out of memory")
+    return message_fault(outcome, "out of memory")
 
 
 def run_fault(outcome: Outcome, out: Path) -> str:

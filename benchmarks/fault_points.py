@@ -54,7 +54,8 @@ def tiny_study(folder: Path, **changes: Any) -> Path:
         "arms": [SETTINGS["arms"][0], SETTINGS["arms"][2]],
         "seeds": [0],
         **changed("train", max_steps=2),
-        **changed("evaluate", max_items=4, cross_domain=[]),
+        **changed("evaluate", max_items=4, cross_domain=[], retention=[]),
+        "analyze": {"spectra": {"enabled": False}},
     }
     return study_file(folder, **{**settings, **changes})
 
@@ -93,17 +94,17 @@ class Undisturbed:
         return self.differs(out)
 
 
-def message_fault(outcome: Outcome, place: Path, *texts: str) -> str:
+def message_fault(outcome: Outcome, *texts: object) -> str:
     """What is wrong with the message of a command that failed, or ''.
 
-    There must be one, no traceback, and in it ``place`` and the ``texts``.
+    There must be one, no traceback, and in it the ``texts``, such as a path.
     """
     if "Traceback" in outcome.err:
         return f"a traceback: {last_lines(outcome)}"
     errors = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
     if len(errors) != 1:
         return f"{len(errors)} messages: {last_lines(outcome)}"
-    absent = [text for text in (str(place), *texts) if text not in errors[0]]
+    absent = [text for text in map(str, texts) if text not in errors[0]]
     return f"no {absent[0]!r} in: {errors[0]}" if absent else ""
 
 

@@ -5,7 +5,8 @@
  * Preloaded (LD_PRELOAD), it counts the calls that change something below one folder: opening for
  * writing, write, pwrite, sendfile, copy_file_range, fsync, fdatasync, ftruncate, fallocate, rename,
  * link and mkdir. The count is in a file that several processes share. FAULT_STATE names that file,
- * which holds a struct fault; whoever starts the processes writes it, with `armed` last.
+ * which holds a struct fault; whoever starts the processes writes it, with `armed` last. FAULT_LOG
+ * names a file that gets a line per change.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -66,6 +67,21 @@ static int is_below(const struct fault *fault, const char *path)
            (path[length] == '/' || path[length] == '\0');
 }
 
+static void log_change(const char *call, const char *path)
+{
+    char line[PATH_MAX + 128];
+    const char *name = getenv("FAULT_LOG");
+    int length, fd;
+    if (!name)
+        return;
+    fd = (int)syscall(SYS_openat, AT_FDCWD, name, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
+    if (fd < 0)
+        return;
+    length = snprintf(line, sizeof line, "%s of %s\n", call, path);
+    syscall(SYS_write, fd, line, (size_t)length);
+    close(fd);
+}
+
 /* Whether this change is to fail; errno is set then. `path` is absolute. */
 static int fails(const char *call, const char *path)
 {
@@ -74,6 +90,7 @@ static int fails(const char *call, const char *path)
     if (!fault || !fault->armed || !is_below(fault, path))
         return 0;
     now = ++fault->count;
+    log_change(call, path);
     if (!fault->at || now < fault->at || (now > fault->at && !fault->lasts))
         return 0;
     if (++fault->failed == 1) {
@@ -177,6 +194,36 @@ int link(const char *from, const char *to)
     if (fails_at("link", AT_FDCWD, to))
         return -1;
     return real(from, to);
+}
+
+int renameat(int from_folder, const char *from, int folder, const char *to)
+{
+    static __typeof__(&renameat) real;
+    if (!real)
+        real = REAL(renameat);
+    if (fails_at("renameat", folder, to))
+        return -1;
+    return real(from_folder, from, folder, to);
+}
+
+int renameat2(int from_folder, const char *from, int folder, const char *to, unsigned flags)
+{
+    static __typeof__(&renameat2) real;
+    if (!real)
+        real = REAL(renameat2);
+    if (fails_at("renameat2", folder, to))
+        return -1;
+    return real(from_folder, from, folder, to, flags);
+}
+
+int linkat(int from_folder, const char *from, int folder, const char *to, int flags)
+{
+    static __typeof__(&linkat) real;
+    if (!real)
+        real = REAL(linkat);
+    if (fails_at("linkat", folder, to))
+        return -1;
+    return real(from_folder, from, folder, to, flags);
 }
 
 int mkdir(const char *path, mode_t mode)

@@ -36,7 +36,12 @@ class FaultShim:
         state.write_bytes(bytes(LAYOUT.size))
         with state.open("r+b") as file:
             self._state = mmap.mmap(file.fileno(), LAYOUT.size)
-        self.environment = {"LD_PRELOAD": str(library), "FAULT_STATE": str(state)}
+        self._log = folder / "fault_log"
+        self.environment = {
+            "LD_PRELOAD": str(library),
+            "FAULT_STATE": str(state),
+            "FAULT_LOG": str(self._log),
+        }
 
     def arm(self, folder: Path, at: int = 0, number: int = 0, *, lasts: bool = False) -> None:
         """Count changes below ``folder`` from now on, and let the one ``at`` (from 1) fail.
@@ -47,6 +52,7 @@ class FaultShim:
             number: ``errno`` of the failure.
             lasts: all later changes fail, too, until :meth:`disarm`.
         """
+        self._log.unlink(missing_ok=True)
         name = os.fsencode(folder.resolve())
         self._state[:] = LAYOUT.pack(0, 0, at, lasts, number, 0, name, b"", b"")
         self._state[:8] = (1).to_bytes(8, "little")
@@ -56,13 +62,13 @@ class FaultShim:
         self._state[:8] = bytes(8)
 
     @property
-    def count(self) -> int:
-        """Changes since :meth:`arm`."""
-        return int(LAYOUT.unpack(self._state[:])[1])
+    def changes(self) -> list[str]:
+        """Changes since :meth:`arm`, such as ``fsync of /x/y``."""
+        return self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
 
     @property
     def failure(self) -> str:
-        """The first call that failed, such as ``fsync of /x/y``; '' if none did."""
+        """The first change that failed; '' if none did."""
         *_, failed, _, call, path = LAYOUT.unpack(self._state[:])
         return f"{_text(call)} of {_text(path)}" if failed else ""
 

@@ -1,7 +1,7 @@
 """Campaign of faults: what a maintainer runs before a release.
 
     python benchmarks/faults.py                          # everything; takes hours
-    python benchmarks/faults.py --families disk --points 50
+    python benchmarks/faults.py --families disk --points 50 --minutes 60
 
 Each family makes real faults happen to real commands and checks what comes of each one; it prints
 one summary line. The last line is one JSON object. The exit code is 1 if anything is not as it
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ FAMILIES = {
     "disk": "fault_disk",
     "kills": "fault_kills",
     "memory": "fault_memory",
+    "readers": "fault_readers",
+    "scale": "fault_scale",
 }
 """Name -> module, which has a function ``points(options)``."""
 SHOWN = 20
@@ -38,16 +40,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--families", default=",".join(FAMILIES), help="by commas")
     parser.add_argument("--points", type=int, help="most per series of a family; default: all")
+    parser.add_argument("--minutes", type=float, help="most for a family; default: to its end")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
 
 
-def run_family(name: str, points: Callable[[Options], Iterator[Point]], options: Options) -> Any:
+def run_family(name: str, points: Iterator[Point], minutes: float | None) -> Any:
     """Run one family, print its summary line, and return its figures."""
     begun = time.monotonic()
     outcomes: Counter[str] = Counter()
     problems: list[str] = []
-    for point in points(options):
+    for point in points:
         outcomes[point.outcome] += 1
         if point.problem:
             problems.append(f"{point.what}: {point.problem}")
@@ -55,6 +58,9 @@ def run_family(name: str, points: Callable[[Options], Iterator[Point]], options:
         if outcomes.total() % 25 == 0:
             seconds = time.monotonic() - begun
             print(f"{name}: {outcomes.total()} points, {seconds:.0f} s", file=sys.stderr)
+        if minutes is not None and time.monotonic() - begun > 60 * minutes:
+            print(f"{name}: stopped after {minutes:g} minutes", file=sys.stderr)
+            break
     seconds = round(time.monotonic() - begun)
     counts = ", ".join(f"{outcome}: {count}" for outcome, count in sorted(outcomes.items()))
     print(
@@ -79,8 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
         folder = Path(tempfile.mkdtemp(prefix=f"faults-{name}-"))
         try:
             options = Options(asked.points, asked.seed, folder)
-            points = import_module(FAMILIES[name]).points
-            families[name] = run_family(name, points, options)
+            points = import_module(FAMILIES[name]).points(options)
+            families[name] = run_family(name, points, asked.minutes)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     print(json.dumps({"benchmark": "faults", "points": asked.points, "families": families}))

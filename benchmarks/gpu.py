@@ -10,7 +10,6 @@ pass, and peak memory against what ``plan`` estimates. ``--results`` also writes
 """
 
 import argparse
-import random
 import re
 import sys
 import time
@@ -24,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from race import ATTENTION, StepClock, announce
+from random_models import SEED, random_base, random_rows
 from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
 from rankscope.device import (
@@ -35,12 +34,10 @@ from rankscope.device import (
     peak_memory_bytes,
     reset_peak_memory,
 )
-from rankscope.models.attention import varlen
 from rankscope.models.base import Base
-from rankscope.models.load import frozen_base
 from rankscope.models.lora_implementation import choose_lora_implementation
 from rankscope.provenance import provenance
-from rankscope.records import ModelRecord, TrialSpec
+from rankscope.records import TrialSpec
 from rankscope.run.machines import MACHINES
 from rankscope.train.loop import train_group
 from rankscope.train.memory import MemoryModel, RowCounts
@@ -48,33 +45,6 @@ from rankscope.train.step import compute_gradients
 from rankscope.train.trial_state import TrialState, start_trials
 from useful_work import SQUARE, best_seconds
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "1b": {  # Llama 3.2 1B
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128_256,
-        "tie_word_embeddings": True,
-    },
-    "8b": {  # Llama 3.1 8B
-        "hidden_size": 4096,
-        "intermediate_size": 14_336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128_256,
-    },
-    "tiny": {
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 304,
-    },
-}
 DTYPE = torch.bfloat16
 RANKS = (8, 16, 32, 64, 128)
 """Of several adapters, in turn; a single one has 16, as in published figures."""
@@ -83,7 +53,6 @@ WARMUP_STEPS, TIMED_STEPS = 2, 3
 LAUNCH_TOKENS = 16  # Of each row in the pass whose launches are counted
 PARITY_TOLERANCE = 1.5
 """Error of grouped products over the loop's: of some twenty roundings in a layer they add one."""
-SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,45 +82,7 @@ FULL = Size(("8b", "1b"), "1b", (1, 8, 54), 4096, 220, (8192, 4096, 2048, 1024),
 TINY = Size(("tiny",), "tiny", (1, 8), 64, 24, (256, 128), 384)
 
 
-# --- a base, rows and trials
-
-
-def random_base(shape: str, device: torch.device, dtype: torch.dtype) -> Base:
-    """Random weights of a shape, made on the device."""
-    varlen.register_attention()
-    torch.manual_seed(SEED)
-    config = LlamaConfig(**SHAPES[shape], max_position_embeddings=8192)
-    with device:
-        model = AutoModelForCausalLM.from_config(
-            config, attn_implementation=varlen.NAME, dtype=dtype
-        )
-    record = ModelRecord(
-        label=f"random {shape}",
-        sha256="0" * 64,
-        architecture=type(model).__name__,
-        num_parameters=model.num_parameters(),
-        num_layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        vocab_size=config.vocab_size,
-        dtype=str(dtype).removeprefix("torch."),
-        device=str(device),
-        prompt_format="plain",
-    )
-    tokenizer: Any = None  # rows are random ids
-    return frozen_base(model, tokenizer, record, Path(shape))
-
-
-def random_rows(count: int, mean: int, is_full: bool, vocabulary: int) -> list[EncodedRow]:
-    """Rows of random ids: full ones with a label everywhere, or half to one and a half times as
-    long as the mean, with labels in their second half."""
-    rng = random.Random(SEED)
-    rows = []
-    for _ in range(count):
-        length = mean if is_full else rng.randint(mean // 2, 3 * mean // 2)
-        labels = length - 1 if is_full else length // 2
-        ids = tuple(rng.randrange(5, vocabulary) for _ in range(length))
-        rows.append(EncodedRow(ids, (False,) * (length - labels) + (True,) * labels, False))
-    return rows
+# --- trials
 
 
 def trials(count: int) -> list[TrialSpec]:
@@ -335,10 +266,13 @@ def cases(size: Size, device: torch.device, rate: float, ends: float) -> dict[st
         base = random_base(shape, device, DTYPE)
         for count in size.adapters:
             for name in IMPLEMENTATIONS:
-                late = time.perf_counter() > ends
-                line = (
-                    {"skipped": "no time left"} if late else measure(base, count, size, name, rate)
-                )
+                line: dict[str, Any] = {"skipped": "no time left"}
+                if time.perf_counter() <= ends:
+                    try:
+                        line = measure(base, count, size, name, rate)
+                    except RuntimeError as error:  # the other lines are worth having
+                        line = {"failed": str(error).partition("\n")[0]}
+                        base.multi_lora.clear()
                 lines[f"{shape} x {count} {name}"] = line
                 print(f"{shape} x {count} {name}: {line}", file=sys.stderr, flush=True)
         del base
@@ -364,8 +298,9 @@ def page(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name, line in result["cases"].items():
-        if "skipped" in line:
-            text.append(f"| {name} | skipped: {line['skipped']} | | | | | |")
+        if len(line) == 1:
+            ((what, reason),) = line.items()
+            text.append(f"| {name} | {what}: {reason} | | | | | |")
             continue
         text.append(
             f"| {name} | {line['tokens_per_second']:,.0f} | {line['utilization']:.3f} "
@@ -385,7 +320,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Compare, measure, print; 1 if the implementations do not agree."""
+    """Compare, measure, print; 1 if the implementations do not agree, or one fails."""
     options, begun = parse(), time.perf_counter()
     device, size = choose_device(options.device), TINY if options.tiny else FULL
     choose_lora_implementation("grouped_mm", device, DTYPE)  # refused before anything is made
@@ -410,7 +345,8 @@ def main() -> int:
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
         path = options.results / f"{result['date']}-{slug}-gpu.md"
         path.write_text(page(result), encoding="utf-8")
-    return announce(result)
+    failed = any("failed" in line for line in result["cases"].values())
+    return announce(result) or int(failed)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from heads import reliability
 from packed_runs import contributions, packed, parts
 from race import Rows, Setting, Times, announce, parity_of, tolerance
 from rankscope.data.encode import EncodedRow
+from rankscope.models.base import Base
 from rankscope.models.model_folder import pocket_folder
 from single_runs import (
     Loop,
@@ -146,6 +147,18 @@ def test_gpu_runs_to_its_end_on_a_processor(lines_of: LinesOf, tmp_path: Path) -
     late = gpu.cases(gpu.TINY, torch.device("cpu"), rate=1.0, ends=0.0)
     assert late == {key: {"skipped": "no time left"} for key in result["cases"]}
     assert gpu.page({**result, "cases": late}).count("skipped: no time left") == 4
+
+
+def test_gpu_measures_the_others_if_one_runs_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(base: Base, count: int, size: object, name: str, rate: float) -> dict[str, Any]:
+        if name == "loop":
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+        return {"tokens_per_second": 1.0}
+
+    monkeypatch.setattr(gpu, "measure", measure)
+    lines = gpu.cases(gpu.TINY, torch.device("cpu"), rate=1.0, ends=math.inf)
+    assert lines["tiny x 8 loop"] == {"failed": "CUDA out of memory."}
+    assert lines["tiny x 8 grouped_mm"] == {"tokens_per_second": 1.0}
 
 
 def test_train_pocket_prints_its_line(lines_of: LinesOf) -> None:

@@ -141,8 +141,11 @@ def test_time_left_of_the_study_follows_its_groups() -> None:
     study.end_group()
     study.begin_group(groups[2])
     study.begin_stage("train c")
-    assert study.seconds_left(1.0) == (10.0, False)  # scored so far: 15 s for 60 units
     clock.now += 20
+    # Half of c took 20 s, not the 10 s of a and b, so the other half will; scoring takes 10 s:
+    # 15 s for 60 units so far.
+    assert study.seconds_left(0.5) == (30.0, False)
+    assert study.seconds_left(1.0) == (10.0, False)
     study.begin_stage("evaluate c")
     clock.now += 2
     study.begin_stage("")

@@ -136,7 +136,11 @@ def test_weights_digest_names_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"pickle weights \(pytorch_model\.bin\).*convert"):
         weights_sha256(tmp_path)
     (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(UserError, match=r"config\.json: not a JSON object"):
+    with pytest.raises(UserError, match=r"config\.json: not a JSON object: found a JSON list"):
+        weights_sha256(tmp_path)
+    (tmp_path / "config.json").write_text('{"rope_theta": 1e999}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"config\.json: not a configuration with finite numbers"):
         weights_sha256(tmp_path)
 
 

@@ -1,7 +1,6 @@
 """The machine that a study runs on: allocator, device, dtype, memory and determinism."""
 
 import ctypes
-import gc
 import os
 import random
 import sys
@@ -172,11 +171,10 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def live_memory_bytes(device: torch.device) -> int:
-    """Memory in use after all that can be freed was freed, bytes; 0 if this system does not say.
+    """Memory in use, bytes, after what is free was returned; 0 if this system does not say.
 
     On CUDA of torch's allocator on ``device``; otherwise of this process, without mapped files.
     """
-    gc.collect()
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
     release_freed_memory()

@@ -136,8 +136,9 @@ def reason_of(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text; the name of its type if it has no text."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of an error's text, and the next if it ends in a colon; its type if empty."""
+    first, *others = (str(error).strip() or type(error).__name__).splitlines()
+    return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:

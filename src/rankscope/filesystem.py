@@ -162,6 +162,6 @@ def read_json_object(path: Path, refuse: type[RankscopeError] = UserError) -> di
     """
     with reading(path, "a JSON object", refuse):
         value = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(value, dict):
-        raise refuse(f"{path}: found a {type(value).__name__}, expected a JSON object")
+        if not isinstance(value, dict):
+            raise ValueError(f"found a JSON {type(value).__name__}")
     return value

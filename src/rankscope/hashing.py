@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankscope.errors import UserError
+from rankscope.errors import UserError, reading
 from rankscope.filesystem import read_json_object
 
 if TYPE_CHECKING:  # the ledger hashes files without torch
@@ -104,7 +104,8 @@ def weights_sha256(folder: Path) -> str:
     if not weights:
         raise UserError(_no_safetensors(folder))
     settings = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG_KEYS}
-    digest = hashlib.sha256(canonical_json(settings).encode())
+    with reading(config_path, "a configuration with finite numbers"):
+        digest = hashlib.sha256(canonical_json(settings).encode())
     digest.update(_sha256_named(folder, weights).encode())
     return digest.hexdigest()
 

@@ -5,6 +5,7 @@ out are intact. So the causes of an error are searched, not the error alone.
 """
 
 import errno
+import math
 import os
 import re
 import shutil
@@ -34,6 +35,9 @@ FULL = {
 FAILING = ("a disk that fails", "check the disk")
 FULL_OR_FAILING = ("a disk that is full or fails", "make room there, or check the disk")
 
+MIN_ADDRESS_SPACE = 300 * 10**6
+"""Bytes to begin with; the libraries of most commands take several times that."""
+
 SQLITE_FAILING = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
 """What SQLite says of a file that it could not write, for whatever reason but a full disk."""
 
@@ -50,6 +54,7 @@ OUT_OF_MEMORY = (
     "failed to map segment",  # loading a library
     "std::bad_alloc",
     "can't start new thread",
+    "failed to launch worker thread",  # Arrow
 )
 """Parts of the messages of errors that have no type of their own."""
 
@@ -89,7 +94,8 @@ def is_memory_fault(error: BaseException) -> bool:
         return True
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", 0) in SQLITE_NO_MEMORY
-    if not isinstance(error, RuntimeError | ImportError):
+    is_of_arrow = type(error).__module__.startswith("pyarrow")
+    if not (is_of_arrow or isinstance(error, RuntimeError | ImportError)):
         return False
     text = str(error).lower()
     return any(part in text for part in OUT_OF_MEMORY)
@@ -159,19 +165,43 @@ def free_disk_bytes(place: Path) -> int | None:
 
 def free_memory_bytes() -> int:
     """Memory of the host that this process may still take, within the limits that it has."""
-    import resource  # not on Windows
-
     import psutil  # most commands need none of it
 
     free = int(psutil.virtual_memory().available)
-    with suppress(OSError, ValueError):  # no limit: the file is absent, or says "max"
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        free = min(free, limit - used)
-    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if address_space != resource.RLIM_INFINITY:
-        free = min(free, address_space - int(psutil.Process().memory_info().vms))
-    return max(0, free)
+    with suppress(OSError, ValueError, KeyError):  # no limit: no such file, or it says "max"
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free = min(free, limit - used + int(cached["inactive_file"]))
+    return int(max(0, min(free, free_address_space())))
+
+
+def free_address_space() -> float:
+    """Bytes left of this process's address space ('ulimit -v'); infinite without a limit."""
+    import resource  # not on Windows
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return math.inf
+    import psutil
+
+    return limit - int(psutil.Process().memory_info().vms)
+
+
+def address_space_shortage(error: BaseException | None = None) -> OutOfMemory | None:
+    """An error if less is left than libraries need: they fail in any words then, or abort.
+
+    ``error`` is an unknown one that was met.
+    """
+    free = free_address_space()
+    if free >= MIN_ADDRESS_SPACE:
+        return None
+    reason = "" if error is None else f" ({type(error).__name__}: {first_line(error)})"
+    return OutOfMemory(
+        f"this command: out of memory{reason}: found {byte_size(max(0, free))} of address space "
+        f"left, expected at least {byte_size(MIN_ADDRESS_SPACE)}; raise the limit ('ulimit -v'), "
+        f"{AGAIN}"
+    )
 
 
 @contextmanager

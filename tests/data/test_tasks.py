@@ -233,6 +233,29 @@ def test_own_rows_are_scored_by_what_they_allow(
     assert (len(task.train), len(task.validation), len(task.test)) == (7, 10, 13)
 
 
+def test_own_rows_go_by_content_and_copies_by_number(tmp_path: Path) -> None:
+    """Copies that differ in a field of the prompt alone keep their own prompts."""
+    rows: list[dict[str, object]] = [
+        {"question": f"q{n % 9}", "answer": f"a{n % 9}", "hint": n} for n in range(12)
+    ]
+    others = {
+        split: own_file(
+            tmp_path / f"{split}.jsonl", [{"question": split, "answer": split, "hint": 0}]
+        )
+        for split in ("train", "validation")
+    }
+    found = []
+    for name, order in (("one", rows), ("other", rows[::-1])):
+        files = {"test": own_file(tmp_path / f"{name}.jsonl", order), **others}
+        task = load_task(TaskConfig(name="mine", prompt="{question} {hint}", **files), None, 0)
+        found.append([(item.item_id, item.prompt) for item in task.test])
+    assert found[0] == found[1]
+    ids = [item_id for item_id, _ in found[0]]
+    assert len(set(ids)) == 12
+    assert sum(item_id.endswith(".2") for item_id in ids) == 3
+    assert {prompt for _, prompt in found[0]} == {f"q{n % 9} {n}" for n in range(12)}
+
+
 def test_own_conversations_keep_their_turns(tmp_path: Path) -> None:
     turns = [
         {"role": "system", "content": "be kind"},

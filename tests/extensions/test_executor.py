@@ -29,8 +29,8 @@ def test_a_study_run_by_another_executor_is_the_same(tmp_path: Path) -> None:
 
 
 def test_an_unknown_executor_names_those_that_there_are() -> None:
-    assert executor_names() == ["local", "ray", "serial"]
-    with pytest.raises(UserError, match="'dask': expected one of local, ray, serial"):
+    assert executor_names() == ["local", "ray", "serial", "slurm"]
+    with pytest.raises(UserError, match="'dask': expected one of local, ray, serial, slurm"):
         new_executor("dask", ExecutorOptions())
     with pytest.raises(UserError, match="at least 1"):
         new_executor("local", ExecutorOptions(num_workers=0))

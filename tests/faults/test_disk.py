@@ -45,7 +45,7 @@ def starved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starved]:
         if shim:
             shim.arm(folder / "undisturbed")
         reference = Undisturbed.of(launcher, tiny_study(folder))
-        yield Starved(launcher, shim, reference, shim.count if shim else 0)
+        yield Starved(launcher, shim, reference, len(shim.changes) if shim else 0)
 
 
 @pytest.mark.pitfall(20, 33)

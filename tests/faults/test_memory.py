@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from command_line import rankscope, settings
-from launcher import Launcher
+from launcher import COMMAND, Launcher
 from pocket_study import SETTINGS, small_study
 
 from fault_memory import LEAKY, address_space_of, leaky_study
@@ -36,14 +36,39 @@ def test_a_trial_above_the_memory_limit_is_out_of_memory(tmp_path: Path) -> None
     assert rankscope("run", file, "--out", out, "--retry", "oom", *more).code == 0
 
 
+SHORT_REPORT = (
+    """
+import resource
+import psutil
+from rankscope.run import outputs
+
+def short_of_memory(*study):
+    limit = psutil.Process().memory_info().vms + 10**6
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    return recommend(*study)
+
+recommend, outputs.recommend = outputs.recommend, short_of_memory
+"""
+    + COMMAND
+)
+
+
 @pytest.mark.pitfall(21, 33)
-def test_a_report_that_does_not_fit_is_out_of_memory(launcher: Launcher, finished: Path) -> None:
-    """All trials are done; with room for a few MB the page cannot be made."""
-    before = (finished / "report.html").read_bytes()
-    limits = {"RLIMIT_AS": address_space_of(launcher.parent.pid) + 2 * 10**6}
-    ran = launcher.run("report", finished, limits=limits)
-    refused(ran, 3, where=str(finished), found="out of memory", do="give the same command again")
-    assert (finished / "report.html").read_bytes() == before
+def test_a_report_that_does_not_fit_is_out_of_memory(launcher: Launcher, copied: Path) -> None:
+    """All trials are done, and the page cannot be made."""
+    before = (copied / "report.html").read_bytes()
+    launcher.start("report", copied, code=SHORT_REPORT)
+    do = "every trial is stored: free some memory"
+    refused(launcher.outcome(), 3, where=str(copied), found="out of memory", do=do)
+    assert (copied / "report.html").read_bytes() == before
+
+
+def test_a_command_that_has_no_room_does_not_begin(launcher: Launcher, finished: Path) -> None:
+    """Threads of native libraries would abort the process."""
+    limits = {"RLIMIT_AS": address_space_of(launcher.parent.pid) + 50 * 10**6}
+    ran = launcher.run("check", finished.parent / "study.yaml", limits=limits)
+    found = "of address space left"
+    refused(ran, 3, where="out of memory", found=found, expected="at least 300.0 MB")
 
 
 @pytest.mark.pitfall(29)

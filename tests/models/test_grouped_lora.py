@@ -14,19 +14,16 @@ from tiny_models import base_of, tiny_llama
 from torch import Tensor, nn
 from toy_training import ATTENTION, protocol, toy_rows, training_tolerance, trial
 
-from rankscope.errors import Interrupted, UserError
+from rankscope.errors import Interrupted
 from rankscope.hashing import sha256_tensors
-from rankscope.models import grouped_lora, lora_implementation
+from rankscope.models import grouped_lora
 from rankscope.models.grouped_lora import cut_into_runs
 from rankscope.models.lora import Adapter
-from rankscope.models.lora_implementation import (
-    choose_lora_implementation,
-    computes_groups_right,
-    lora_implementation_notes,
-)
+from rankscope.models.lora_implementation import choose_lora_implementation
 from rankscope.models.multi_lora import AdapterSpan, MultiLora
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import GroupResult, train_group
+from rankscope.train.memory import grouped_bytes
 from rounding import rounding
 
 CPU = torch.device("cpu")
@@ -185,6 +182,21 @@ def test_exchanged_offsets_are_noticed(dtype: torch.dtype, monkeypatch: pytest.M
         worst += [world.worst(mistaken)] if changed else []
     assert len(worst) >= 5
     assert min(worst) > 2
+
+
+def test_the_estimate_counts_what_the_buckets_hold() -> None:
+    for seed in range(10):
+        world = World(seed, torch.bfloat16)
+        adapters = world.multi_lora.adapters.values()
+        own = sum(2 * p.nbytes for adapter in adapters for p in adapter.parameters())
+        world.multi_lora.group(torch.bfloat16)
+        assert world.multi_lora.grouped is not None
+        held = sum(
+            block.nbytes
+            for x in world.multi_lora.grouped.buckets
+            for block in (x.a, x.b, x.a_grad, x.b_grad, x.a_copy, x.b_copy)
+        )
+        assert held - own == sum(grouped_bytes(adapter, torch.bfloat16) for adapter in adapters)
 
 
 def test_runs_are_neighbours_in_the_pass_and_in_the_bucket() -> None:
@@ -348,62 +360,3 @@ def test_scoring_during_training_uses_the_loop(monkeypatch: pytest.MonkeyPatch) 
         world.model(world.x)
     with pytest.raises(AttributeError, match="grouped_mm"):
         world.model(world.x)
-
-
-# --- the choice
-
-CUDA = torch.device("cuda")
-
-
-def with_card(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], right: bool) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(lora_implementation, "computes_groups_right", lambda *_: right)
-
-
-def test_groups_are_chosen_on_hopper_in_bfloat16_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    choose = choose_lora_implementation
-    with_card(monkeypatch, (9, 0), right=True)
-    assert choose("auto", CUDA, torch.bfloat16) == "grouped_mm"
-    assert choose("loop", CUDA, torch.bfloat16) == "loop"
-    assert choose("auto", CUDA, torch.float32) == "loop"
-    assert choose("auto", CPU, torch.bfloat16) == "loop"
-    assert choose("grouped_mm", CPU, torch.float32) == "grouped_mm"
-    assert choose("auto", torch.device("mps"), torch.float32) == "loop"
-    assert lora_implementation_notes("auto", CUDA, torch.bfloat16) == []
-    for device in (CUDA, torch.device("mps")):
-        with pytest.raises(UserError, match=r"lora_implementation.*needs bfloat16 on CUDA"):
-            choose("grouped_mm", device, torch.float32)
-    with_card(monkeypatch, (8, 6), right=True)
-    assert choose("auto", CUDA, torch.bfloat16) == "loop"
-    assert lora_implementation_notes("auto", CUDA, torch.bfloat16) == []
-    with pytest.raises(UserError, match=r"capability 9\.0"):
-        choose("grouped_mm", CUDA, torch.bfloat16)
-
-
-def test_a_card_that_groups_wrong_trains_in_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_card(monkeypatch, (10, 0), right=False)
-    assert choose_lora_implementation("auto", CUDA, torch.bfloat16) == "loop"
-    (note,) = lora_implementation_notes("auto", CUDA, torch.bfloat16)
-    assert "fails or gives wrong numbers" in note
-    with pytest.raises(UserError, match="wrong numbers"):
-        lora_implementation_notes("grouped_mm", CUDA, torch.bfloat16)
-
-
-def test_a_wrong_kernel_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    check = computes_groups_right.__wrapped__
-    assert check(CPU, torch.float32)
-    assert check(CPU, torch.bfloat16)
-    right = F.grouped_mm
-
-    def shifted(a: Tensor, b: Tensor, *, offs: Tensor) -> Tensor:
-        return right(a, b, offs=(offs // 8 * 8).clamp(min=1))
-
-    def ragged_sums(a: Tensor, b: Tensor, *, offs: Tensor) -> Tensor:
-        return right(a, b, offs=offs) if b.ndim == 3 else shifted(a, b, offs=offs)
-
-    def unsupported(a: Tensor, b: Tensor, *, offs: Tensor) -> Tensor:
-        raise RuntimeError("no kernel for this device")
-
-    for wrong in (shifted, ragged_sums, unsupported):
-        monkeypatch.setattr(F, "grouped_mm", wrong)
-        assert not check(CPU, torch.bfloat16)

@@ -1,9 +1,14 @@
 """What a pass allocates: counted by hand, and shapes alone against a pass that really runs."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
+from architectures import CONFIGS
 from tiny_models import base_of, tiny_llama
 from toy_training import full_trial, protocol, toy_rows, trial
+from transformers import AutoModelForCausalLM
 
 from rankscope.records import TrialSpec
 from rankscope.train.allocations import AllocationCounter, spread
@@ -55,6 +60,23 @@ def test_a_step_of_full_fine_tuning_takes_what_it_is_said_to_take() -> None:
         train_group(base, [full_trial()], rows, train)
     found = model().of_group([full_trial()], RowCounts.of(rows), train)
     assert 0.85 < (found.state_bytes + found.pass_bytes) / counter.peak_bytes < 1.15
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_gradients_of_a_large_vocabulary_are_float32(dtype: torch.dtype, is_tied: bool) -> None:
+    """The embedding has nine tenths of the weights, and each row has one label."""
+    config = copy.deepcopy(CONFIGS["Gemma 3"])
+    config.vocab_size, config.hidden_size, config.tie_word_embeddings = 3000, 256, is_tied
+    labels = [(False,) * (len(row.input_ids) - 1) + (True,) for row in toy_rows(12)]
+    rows = [replace(row, is_label=own) for row, own in zip(toy_rows(12), labels, strict=True)]
+    train = protocol(max_steps=3, warmup_fraction=0.0, batch_tokens=64)
+    base = base_of(AutoModelForCausalLM.from_config(config).to(dtype).eval())
+    with AllocationCounter() as counter:
+        train_group(base, [full_trial()], rows, train)
+    memory = MemoryModel(config, dtype, CPU)
+    found = memory.of_group([full_trial()], RowCounts.of(rows), train)
+    assert 0.95 < (found.state_bytes + found.pass_bytes) / counter.peak_bytes < 1.15
 
 
 def test_the_base_counts_once_and_states_add_up() -> None:

@@ -118,7 +118,8 @@ CLAUSES = {
     "over_limit_possible": "it may forget more than the study allows",
     "forgetting_unscored": "its forgetting was not scored",
     "forgetting_below_chance": (
-        "the right answers became less likely on retention tasks where the base is at chance"
+        "the right answers became less likely on retention tasks on which the base is not shown to "
+        "be above chance"
     ),
     "carried": (
         " The log-probability of the right answers decides: it changes by {in_nats:reverse} "
@@ -145,8 +146,8 @@ CLAIMS = {
     "not_compared": "The arms cannot be compared yet.",
     "only_arm": "No other arm was tried.",
     "best": (
-        "No tried arm has a {net} more than {margin:amount} higher: the closest, {rival}, leads "
-        "by at most {difference:highest}."
+        "No tried arm has a {net} more than {margin:amount} higher: even at the upper end of its "
+        "interval the closest, {rival}, is only {difference:highest} higher."
     ),
     "best_clearly": (
         "No tried arm has a higher {net}: the closest, {rival}, trails by at least "

@@ -27,7 +27,7 @@ from rankscope.errors import (
     UserError,
 )
 from rankscope.formatting import join_names
-from rankscope.shortage import shortage_behind
+from rankscope.shortage import address_space_shortage, shortage_behind
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -93,6 +93,8 @@ def verb(name: str, first_line: str = "") -> Callable[[Callable[..., Reply]], An
             if first_line:
                 names = {n: join_names(map(str, v)) for n, v in options.items() if type(v) is list}
                 print_message(first_line.format_map(options | names))
+                if shortage := address_space_shortage():
+                    raise shortage
             answer = function(**options)
             if as_json:
                 print_json(answer.data)
@@ -192,7 +194,7 @@ def known_error(error: Exception) -> RankscopeError | None:
         return error
     if isinstance(error, OSError) and error.errno in UNUSABLE_PATH and error.filename is not None:
         return UserError(f"{error.filename}: {error.strerror}; give another path")
-    return None
+    return address_space_shortage(error)
 
 
 def limit_busy_waiting() -> None:

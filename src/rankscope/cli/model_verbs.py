@@ -312,7 +312,7 @@ def fetch_command(
         bool, Option("--list", help="List the models and their licences instead.")
     ] = False,
 ) -> Reply:
-    """Download a small real model into the cache, or one from the hub.
+    """Download a real model into the cache.
 
     Prints the path of a plain Hugging Face folder.
 
@@ -342,7 +342,6 @@ def known_models() -> Reply:
             "download": byte_size(model.gguf_bytes),
             "on disk": byte_size(model.folder_bytes),
             "fetched": "yes" if is_cached(name) else "no",
-            "licence": model.licence,
             "above chance on": model.measures,
         }
         for name, model in KNOWN_MODELS.items()

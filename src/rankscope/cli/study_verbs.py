@@ -91,7 +91,7 @@ def run_command(
         ),
     ] = None,
     executor: Annotated[
-        str | None, Option(metavar="NAME", help="Where the processes run: local or ray.")
+        str | None, Option(metavar="NAME", help="Where the processes run: local, ray or slurm.")
     ] = None,
     ray_address: Annotated[
         str | None,
@@ -127,7 +127,7 @@ def run_command(
     place = None  # in this process
     has_gpus = study.config.device in ("auto", "cuda") and len(visible_gpus()) > 1
     if has_gpus or any(option is not None for option in (workers, executor, ray_address)):
-        options = ExecutorOptions(workers, study.config.device, ray_address)
+        options = ExecutorOptions(workers, study.config.device, ray_address, study.config.slurm)
         place = new_executor(executor or "local", options)
     folder = out or Path("studies") / study.config.name
     with ConsoleReporter(err_console) as reporter:

@@ -35,6 +35,8 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Scale = Annotated[float, Field(gt=0, lt=1)]
 IntruderScale = Annotated[float, Field(ge=0, lt=1)]
 
+SLURM_WORD = r"^[A-Za-z0-9][A-Za-z0-9_.:,=/-]*$"
+
 
 class ModelConfig(ConfigSection):
     """The base model: exactly one of ``pocket``, ``path``, ``hub`` and ``cached``."""
@@ -217,6 +219,21 @@ def parse_memory(value: Any) -> Any:
     return round(float(match[1]) * (1024 if "i" in match[2] else 1000) ** power)
 
 
+class SlurmConfig(ConfigSection):
+    """What ``--executor slurm`` asks of SLURM for each unit; no result depends on it."""
+
+    partition: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
+    """By default the site's; as are the others."""
+    account: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
+    """Whom the time is charged to."""
+    time: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
+    """Limit such as ``4:00:00``; a unit that needs longer continues in another turn."""
+    gres: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
+    """Such as ``gpu:1``."""
+    options: list[Annotated[str, Field(pattern=r"^--[ -~]+$")]] = []
+    """Further lines after ``#SBATCH``, such as ``--mem=32G``."""
+
+
 class StudyConfig(ConfigSection):
     """One study file."""
 
@@ -258,6 +275,8 @@ class StudyConfig(ConfigSection):
     """Memory available to a group, bytes or a text such as ``12GiB``; default: the device's."""
     data_seed: Seed = 0
     """Seed of the splits and of ``max_items``; not a trial axis."""
+    slurm: SlurmConfig = SlurmConfig()
+    """For ``--executor slurm``."""
 
     @model_validator(mode="after")
     def check_task_names(self) -> Self:

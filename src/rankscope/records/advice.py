@@ -47,7 +47,7 @@ class ArmSummary(Record):
     logprob_forgetting: Estimate | None = None
     """Fall of the log-probability of the right answer, nats per token, mean over the retention
     tasks; positive = forgot. Weighed against a gain in nats, and all that is left if the base is
-    at chance."""
+    not shown to be above chance."""
     transfer: dict[str, Estimate]
     """By other task: tuned minus base."""
     retention: dict[str, Estimate]

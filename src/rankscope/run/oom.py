@@ -1,5 +1,6 @@
 """The one way in which a study backs off from a shortage of memory."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -92,6 +93,7 @@ def check_returned(context: RunContext) -> None:
 
     It has kept nothing yet, so the same command gets at least one group further.
     """
+    gc.collect()
     kept = live_memory_bytes(context.base.device) - context.memory_before_groups
     limit = max(LEAK_BYTES, LEAK_SHARE * context.study.grouping.room_bytes)
     if context.groups_worked_on > 1 and kept > limit:

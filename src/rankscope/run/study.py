@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from rankscope.config.loader import load_study_file
-from rankscope.config.study import StudyConfig
+from rankscope.config.study import SlurmConfig, StudyConfig
 from rankscope.data.task_source import check_sources
 from rankscope.models.model_folder import model_folder
 from rankscope.progress import LOG, JsonlReporter, NullReporter, ProgressReporter
@@ -155,5 +155,7 @@ class Study:
         groups = conductor.unfinished_groups()
         context.base.model.to("meta")  # type: ignore[arg-type]  # workers load the base themselves
         release_freed_memory()
-        run_units(context, self.config, groups, executor)
+        # Another time limit makes no other unit.
+        config = self.config.model_copy(update={"slurm": SlurmConfig()})
+        run_units(context, config, groups, executor)
         conductor.remove_orphans()

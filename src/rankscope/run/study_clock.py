@@ -89,16 +89,20 @@ class StudyClock:
             trained = 1.0  # a later stage has begun
         work, current = sum(self.work.values()), self.group_work()
         untrained = work - current * trained
+        own_pace = None
+        if self._stage == "train" and trained > self._trained_before:
+            newly_trained = current * (trained - self._trained_before)
+            own_pace = self._group_took("train") / newly_trained
         if self.trained_work:
-            seconds = untrained * self._done_seconds["train"] / self.trained_work
+            pace = self._done_seconds["train"] / self.trained_work
+            seconds = untrained * pace
+            if own_pace is not None:  # a slower group takes longer than the study's pace says
+                seconds += current * (1 - trained) * max(0.0, own_pace - pace)
             for stage in self._done_seconds.keys() - {"train"}:
                 rate = self._done_seconds[stage] / self.done_work
                 seconds += rate * (work - current) + self._group_left(stage, rate * current)
             return seconds, False
-        if self._stage == "train" and trained > self._trained_before:
-            newly_trained = current * (trained - self._trained_before)
-            return untrained * self._group_took("train") / newly_trained, True
-        return None
+        return None if own_pace is None else (untrained * own_pace, True)
 
     def _group_took(self, stage: str) -> float:
         """Seconds of a stage of the current group, so far."""

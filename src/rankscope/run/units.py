@@ -61,7 +61,9 @@ def prepared_sha256(study: PreparedStudy) -> str:
     """Hash of all that results depend on: trials, tasks and the settings of records."""
     ids = [trial.trial_id for trial in study.trials]
     tasks = [record.sha256 for record in study.task_records]
-    return sha256_json([ids, tasks, study.base_sha256, study.config.model_dump(mode="json")])
+    return sha256_json(
+        [ids, tasks, study.base_sha256, study.config.model_dump(mode="json", exclude={"slurm"})]
+    )
 
 
 def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:

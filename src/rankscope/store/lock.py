@@ -85,7 +85,7 @@ class StudyLock:
 
 def make_study_folder(out: Path, take_over: bool) -> None:
     """Create the folder of a study on a disk where SQLite and locks can be relied on."""
-    with reporting_shortages(out.parent, lambda: SMALL_WRITE):
+    with reporting_shortages(out, lambda: SMALL_WRITE):
         try:
             out.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError, PermissionError) as error:

@@ -14,8 +14,8 @@ from rankscope.advise.recommend import recommend
 from rankscope.config.study import ModelConfig
 from rankscope.data.registry import NAMED_TASKS
 from rankscope.errors import UserError
-from rankscope.filesystem import check_taken, folder_in_one_step
-from rankscope.models.adapters.settings import CONFIG, read_config_file
+from rankscope.filesystem import check_taken, folder_in_one_step, read_json_object
+from rankscope.models.adapters.settings import CONFIG
 from rankscope.models.fetch import KNOWN_MODELS
 from rankscope.models.load import check_stored_weights, load_tokenizer
 from rankscope.models.model_folder import model_folder
@@ -179,7 +179,7 @@ def check_fits_base(base: ModelConfig, adapter: Path) -> None:
     from rankscope.models.adapters.warm_start import load_adapter_for
     from rankscope.models.parameters import architecture, read_model_config
 
-    if read_config_file(adapter).get("peft_type") != "LORA":
+    if read_json_object(adapter / CONFIG).get("peft_type") != "LORA":
         return
     try:
         shapes = architecture(read_model_config(model_folder(base, weights=False)))

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
 from rankscope.models.attention import varlen
+from rankscope.models.grouped_lora import padded_rank
 from rankscope.models.lora import Adapter
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.multi_lora import linear_layers, target_linears
@@ -153,12 +154,12 @@ class MemoryModel:
                 self._held_bytes(0, shape),
             )
         group = [self.stand_in(trial) for trial in group]
-        together = math.ceil(len(group) * len(shape.lengths) / sum(rows_each))
-        if self.device.type == "cuda":  # grouped products keep copies of all A and B
-            together = len(group)
-        casts = sum(
-            sorted(cast_bytes(self._adapter(trial), self.dtype) for trial in group)[-together:]
-        )
+        adapters = [self._adapter(trial) for trial in group]
+        if self.device.type == "cuda":
+            casts = sum(grouped_bytes(adapter, self.dtype) for adapter in adapters)
+        else:
+            together = math.ceil(len(group) * len(shape.lengths) / sum(rows_each))
+            casts = sum(sorted(cast_bytes(adapter, self.dtype) for adapter in adapters)[-together:])
         state = sum(map(self.state_bytes, group))
         return GroupMemory(
             nbytes(self.base),
@@ -227,6 +228,16 @@ class MemoryModel:
 def copies(trial: TrialSpec) -> int:
     """Further copies of its weights that a trial keeps: those of its best point."""
     return 1 if trial.early_stop is not None else 0
+
+
+def grouped_bytes(adapter: Adapter, dtype: torch.dtype) -> int:
+    """What grouped products hold of an adapter besides its weights and gradients: their padding,
+    and copies in the base's dtype."""
+    padding = sum(
+        (padded_rank(adapter, module) - len(a)) * (a.shape[1] + len(adapter.b[module]))
+        for module, a in adapter.a.items()
+    )
+    return cast_bytes(adapter, dtype) + padding * (2 * FLOAT32_BYTES + dtype.itemsize)
 
 
 def nbytes(model: nn.Module) -> int:

@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ from rankscope.models.lora import Adapter
 from rankscope.models.methods import get_lora_method
 from rankscope.models.methods.init_context import empty_adapter
 from rankscope.models.multi_lora import MultiLora, target_linears, unwrap
+from rankscope.models.parameters import FLOAT32_BYTES
 from rankscope.records import TrialSpec
 from rankscope.train.allocations import PassPeaks, PassShape, counted_pass
 
@@ -109,8 +111,21 @@ class PassMemory:
         finally:
             disable_gradient_checkpointing(self.model)
             unwrap(self.model)
+        if not trials:
+            return self.with_float32_gradients(counted)
         casts = sum(cast_bytes(adapter, self.model.dtype) for adapter in adapters)
         return counted._replace(layers=counted.layers - casts)
+
+    def with_float32_gradients(self, counted: PassPeaks) -> PassPeaks:
+        """A trained model's gradients are float32 whatever the dtype of its products. Of those that
+        wait to be added up, only the embedding's are large: at the end of the backward pass, and,
+        if the output layer shares its weights, from the beginning on."""
+        model: Any = self.model
+        itemsize, embedding = model.dtype.itemsize, model.get_input_embeddings().weight
+        head = model.get_output_embeddings()
+        is_tied = head is not None and head.weight is embedding
+        waiting = embedding.numel() * (FLOAT32_BYTES - itemsize) if is_tied else 0
+        return PassPeaks(counted.layers + waiting, counted.embedding * FLOAT32_BYTES // itemsize)
 
     def period(self, trials: Sequence[TrialSpec], layers: nn.ModuleList) -> int:
         """After how many layers their shapes, windows and targets repeat."""

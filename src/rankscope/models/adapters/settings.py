@@ -1,13 +1,13 @@
 """What ``adapter_config.json`` says about A and B, and which adapters are readable."""
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from rankscope.errors import UserError, reading, reason_of
+from rankscope.errors import UserError, reason_of
+from rankscope.filesystem import read_json_object
 from rankscope.models.methods import all_methods, get_lora_method
 from rankscope.models.methods.dora import DoraMethod
 from rankscope.models.methods.lora import LoraMethod
@@ -26,6 +26,7 @@ PATH_SECONDS = 0.1
 by construction."""
 
 Rank = Annotated[int, Field(ge=1, lt=2**31)]
+StoredAlpha = Annotated[float, Field(ge=1e-9, le=1e9)]  # Over a rank neither 0 nor infinite
 
 
 class AdapterSettings(BaseModel):
@@ -34,7 +35,7 @@ class AdapterSettings(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     r: Rank
-    lora_alpha: float = Field(gt=0, allow_inf_nan=False)
+    lora_alpha: StoredAlpha
     use_rslora: bool = False
     use_dora: bool = False
     target_modules: list[str] | str | None = None
@@ -43,7 +44,7 @@ class AdapterSettings(BaseModel):
     layers_pattern: list[str] | str | None = None
     init_lora_weights: bool | str = True
     rank_pattern: dict[str, Rank] = {}  # Keys match as in PEFT
-    alpha_pattern: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+    alpha_pattern: dict[str, StoredAlpha] = {}
     _folder: Path = PrivateAttr(default=Path())
 
     def rank_scale(self, rank: int) -> float:
@@ -163,7 +164,7 @@ def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -
                 "save_pretrained"
             )
         raise UserError(f"adapter {folder}: no {WEIGHTS}; expected a PEFT adapter folder")
-    config = read_config_file(folder)
+    config = read_json_object(folder / CONFIG)
     if config.get("peft_type") != "LORA":
         raise UserError(f"adapter {folder}: peft_type {config.get('peft_type')!r}; expected 'LORA'")
     try:
@@ -185,19 +186,3 @@ def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -
         if value and name not in known and (name not in defaults or value != defaults[name]):
             raise UserError(f"adapter {folder}: {name} = {value!r} is not supported")
     return settings
-
-
-def read_config_file(folder: Path) -> dict[str, Any]:
-    """``adapter_config.json`` as it is.
-
-    Raises:
-        UserError: it is missing, or holds no JSON object.
-    """
-    with reading(f"adapter {folder}: {CONFIG}", "a JSON object"):
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    if not isinstance(config, dict):
-        raise UserError(
-            f"adapter {folder}: {CONFIG} cannot be used: found a JSON {type(config).__name__}, "
-            "expected a JSON object"
-        )
-    return config

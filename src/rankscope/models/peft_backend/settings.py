@@ -15,7 +15,7 @@ from peft import PeftConfig, PeftModel, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import PretrainedConfig
 
-from rankscope.errors import UserError, did_you_mean
+from rankscope.errors import UserError, did_you_mean, reading
 from rankscope.models.parameters import model_on_meta, read_model_config
 
 SET_BY_RANKSCOPE = {
@@ -56,18 +56,6 @@ INIT_FROM_DATA = ("corda", "eva", "lora_ga")  # ``init_lora_weights`` that need 
 
 INIT_IN_PLACE = ("olora",)  # ``init_lora_weights`` that change the base's own weights
 
-PEFT_FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What PEFT raises for settings that it cannot use."""
-
 
 def peft_config(
     settings: Mapping[str, Any], targets: Sequence[str], num_steps: int | None = None
@@ -84,10 +72,8 @@ def peft_config(
         fixed["target_modules"] = list(targets)
     if name == "ADALORA":
         fixed["total_step"] = checked_budget(given, num_steps)
-    try:
+    with reading(f"method peft, {name}", "settings that PEFT can use"):
         config: PeftConfig = config_type(**given, **fixed)
-    except PEFT_FAILURES as error:
-        raise UserError(f"method peft, {name}: {one_line(error)}") from error
     return config
 
 
@@ -155,15 +141,8 @@ def checked_budget(given: Mapping[str, Any], num_steps: int | None) -> int:
 
 
 def inject_peft(model: Any, config: PeftConfig) -> PeftModel:
-    try:
+    with reading(f"method peft, {type_name(type(config))}", "a method that fits this model"):
         return get_peft_model(model, config)
-    except PEFT_FAILURES as error:
-        raise misfit(config, error) from error
-
-
-def misfit(config: PeftConfig, error: BaseException) -> UserError:
-    name = type_name(type(config))
-    return UserError(f"method peft, {name}: does not fit this model: {one_line(error)}")
 
 
 def initializes_in_place(config: PeftConfig) -> bool:
@@ -177,14 +156,6 @@ def draws_in_training(config: PeftConfig) -> bool:
     return type_name(type(config)) == "PVERA" or any(rates)
 
 
-def one_line(error: BaseException) -> str:
-    """A PEFT error in one line: its first, and the next if the first ends in a colon."""
-    first, *others = str(error).strip().splitlines() or ["no details"]
-    if first.endswith(":") and others:
-        first = f"{first} {others[0].strip()}"
-    return f"{type(error).__name__}: {first}"
-
-
 def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
@@ -194,11 +165,11 @@ def count_parameters(model: PretrainedConfig, config: PeftConfig) -> int | None:
     shapes = model_on_meta(model)
     shapes.requires_grad_(False)
     try:
-        tuned = get_peft_model(shapes, config)
-    except RuntimeError:  # an operation that needs values
-        return None
-    except PEFT_FAILURES as error:
-        raise misfit(config, error) from error
+        tuned = inject_peft(shapes, config)
+    except UserError as error:
+        if isinstance(error.__cause__, RuntimeError):  # an operation that needs values
+            return None
+        raise
     # AdaLoRA's count of ranks is a parameter that PEFT freezes only where it has storage.
     trained = trainable_parameters(tuned).items()
     return sum(p.numel() for name, p in trained if ".ranknum." not in name)

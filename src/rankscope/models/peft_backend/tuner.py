@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,24 +17,22 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rankscope.errors import IntegrityError, UserError
+from rankscope.errors import IntegrityError, RankscopeError, UserError, reason_of
 from rankscope.models.adapters.folder import (
     BASE_HASH,
     check_same_base,
     read_weights,
     write_adapter_files,
 )
-from rankscope.models.adapters.settings import WEIGHTS, match_pattern
+from rankscope.models.adapters.settings import CONFIG, WEIGHTS, match_pattern
 from rankscope.models.base import Base
 from rankscope.models.load import check_rows_apart
 from rankscope.models.lora import derive_seed
 from rankscope.models.multi_lora import unwrap
 from rankscope.models.peft_backend.settings import (
-    PEFT_FAILURES,
     draws_in_training,
     initializes_in_place,
     inject_peft,
-    one_line,
     peft_config,
     trainable_parameters,
     type_name,
@@ -93,14 +92,16 @@ class PeftTuner:
                 tuner.inject(
                     config, lambda: PeftModel.from_pretrained(base, str(folder), config=config)
                 )
-        except (*PEFT_FAILURES, UserWarning) as error:
+        except RankscopeError:
+            raise
+        except Exception as error:  # whatever PEFT raises for settings and weights of strangers
             tuner.snapshot.restore()
             if "size mismatch" in str(error):
                 raise UserError(
-                    f"adapter {folder}: {one_line(error)}; expected an adapter of this model"
+                    f"adapter {folder}: {reason_of(error)}; expected an adapter of this model"
                 ) from error
             raise IntegrityError(
-                f"adapter {folder}: {one_line(error)}; copy it again from where it was trained"
+                f"adapter {folder}: {reason_of(error)}; copy it again from where it was trained"
             ) from error
         tuner.model.eval()
         return tuner
@@ -225,7 +226,7 @@ class PeftTuner:
         names = []
         for name, layer in self.layers().items():
             if isinstance(layer.get_base_layer(), nn.Linear):
-                with contextlib.suppress(*PEFT_FAILURES):
+                with contextlib.suppress(Exception):
                     self.merged_weight(name)
                     names.append(name)
         return names
@@ -255,7 +256,7 @@ class PeftTuner:
         for name in self.layers():
             try:
                 merged = self.merged_weight(name)
-            except PEFT_FAILURES:
+            except Exception:  # a kind of layer that PEFT cannot merge
                 continue
             yield merged, self.base_weight(name)
 
@@ -293,6 +294,15 @@ def write_out_patterns(config: Any, folder: Path, names: list[str]) -> None:
         if isinstance(pattern, str) and pattern != "all-linear":
             matched = [name for name in names if match_pattern(folder, pattern, name)]
             setattr(config, key, matched)
+    for key in ("rank_pattern", "alpha_pattern", "layers_pattern"):
+        patterns = getattr(config, key, None) or ()
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            if not re.fullmatch(r"[\w.]*", pattern):
+                raise UserError(
+                    f"adapter {folder}: {CONFIG}: {key}: found {pattern!r}, expected names of "
+                    "modules: for a method other than LoRA, PEFT matches expressions without a "
+                    "limit of time"
+                )
 
 
 def load_tuner(base: Base, folder: Path) -> PeftTuner:

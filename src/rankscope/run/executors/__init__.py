@@ -19,7 +19,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from rankscope.config.study import StudyConfig
+from rankscope.config.study import SlurmConfig, StudyConfig
 from rankscope.errors import UserError
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group, group_label
@@ -65,11 +65,13 @@ class ExecutorOptions:
         num_workers: most units at a time; None lets the executor decide.
         device: of the study file.
         ray_address: of a running Ray cluster.
+        slurm: section of the study file.
     """
 
     num_workers: int | None = None
     device: str = "auto"
     ray_address: str | None = None
+    slurm: SlurmConfig | None = None
 
     def threads(self, num_workers: int) -> int:
         """Threads of each worker: OMP_NUM_THREADS, else a share of this machine's."""
@@ -87,7 +89,7 @@ def register_executor(name: str, factory: Callable[[ExecutorOptions], Executor])
 
 def executor_names() -> list[str]:
     """Names of all executors."""
-    for name in ("local", "ray"):
+    for name in ("local", "ray", "slurm"):
         import_module(f"rankscope.run.executors.{name}")
     return sorted(_EXECUTORS)
 

@@ -16,6 +16,8 @@ from rankscope.run.units import DRIVER, SEAL
 MAX_ATTEMPTS = 5
 """A unit whose worker was killed that often is given up."""
 MESSAGES = "worker.log"
+WORKER = ("-P", "-c", "from rankscope.cli import main; main()")
+"""Python's arguments; -P: a file in the current folder must not hide a standard module."""
 
 
 def run_worker(
@@ -48,11 +50,9 @@ def run_worker(
 
 def start_worker(folder: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start one worker process; it stops by itself if this process ends."""
-    # -P: a file in the current folder must not hide a module of the standard library.
-    command = [sys.executable, "-P", "-c", "from rankscope.cli import main; main()"]
     with (folder / MESSAGES).open("wb") as messages:
         return subprocess.Popen(
-            [*command, "work", str(folder.parents[1]), folder.name],
+            [sys.executable, *WORKER, "work", str(folder.parents[1]), folder.name],
             stdin=subprocess.DEVNULL,
             stdout=messages,
             stderr=messages,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rankscope.errors import UserError
+from rankscope.filesystem import read_json_object
 from rankscope.models.adapters.folder import (
     adapter_sha256,
     check_same_base,
@@ -15,7 +16,6 @@ from rankscope.models.adapters.settings import (
     CONFIG,
     WEIGHTS,
     read_adapter_config,
-    read_config_file,
 )
 from rankscope.models.adapters.warm_start import load_adapter_for
 from rankscope.models.base import Base
@@ -111,7 +111,7 @@ def adapter_labels(paths: Sequence[str]) -> list[str]:
 def peft_type(folder: Path) -> str:
     if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
         read_adapter_config(folder)  # raises, naming the missing file or the pickle
-    if "peft_type" not in (config := read_config_file(folder)):
+    if "peft_type" not in (config := read_json_object(folder / CONFIG)):
         raise UserError(
             f"adapter {folder}: {CONFIG} names no peft_type; expected 'LORA' or another"
         )

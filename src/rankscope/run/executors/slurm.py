@@ -1,0 +1,226 @@
+"""Units as tasks of a SLURM array job, on nodes that share the study's folder with the driver.
+
+A task ends by itself before its time is up: the batch script passes SLURM's signal on to the
+worker, which writes a checkpoint, and requeues the task. A driver that was closed leaves its jobs
+in the queue; the next one finds them by the job that is named in each unit's folder.
+"""
+
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rankscope.config.study import SlurmConfig
+from rankscope.errors import Interrupted, UserError
+from rankscope.filesystem import replace_text
+from rankscope.run.executors import ExecutorOptions, WorkerFailed, register_executor
+from rankscope.run.executors.worker_process import MAX_ATTEMPTS, MESSAGES, WORKER, check_worker
+from rankscope.run.units import is_sealed
+
+JOB, EXIT_CODE, STOP = "slurm-job", "exit-code", "slurm-stop"
+QUEUE_SECONDS = 2.0
+"""How often the queue is asked."""
+
+SCRIPT = """#!/bin/bash
+{options}
+units=({units})
+unit=${{units[$SLURM_ARRAY_TASK_ID]}}
+cd {folder} || exit 2
+trap 'kill -INT "$worker" 2>/dev/null' USR1 TERM
+{worker} "$unit" > "$unit/{messages}" 2>&1 &
+worker=$!
+wait "$worker"; code=$?
+while kill -0 "$worker" 2>/dev/null; do wait "$worker"; code=$?; done
+if [ "$code" = {interrupted} ] && [ ! -e {stop} ]; then
+    exec scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
+fi
+echo "$code" > "$unit/{exit_code}.new" && mv "$unit/{exit_code}.new" "$unit/{exit_code}"
+"""
+
+
+@dataclass(slots=True)
+class QueuedUnit:
+    """A unit, its future, its task in the queue, such as ``17_3``, and how often that was lost."""
+
+    folder: Path
+    future: Future[None] = field(default_factory=Future)
+    job: str = ""
+    num_lost: int = 0
+
+
+class SlurmExecutor:
+    """Submits all units as one array job and waits for their seals."""
+
+    num_local = 1
+
+    def __init__(self, options: ExecutorOptions) -> None:
+        for command in ("sbatch", "squeue", "scancel"):
+            if shutil.which(command) is None:
+                raise UserError(
+                    f"--executor slurm: found no {command!r} on this machine, expected SLURM's "
+                    "commands; run this on a login node"
+                )
+        self.config = options.slurm or SlurmConfig()
+        self.max_running = options.num_workers
+        self.threads = options.threads(1)
+        self.units: list[QueuedUnit] = []
+        self.lock = threading.Lock()
+        self.stopped, self.closed = threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.thread.start()
+
+    def submit(self, folder: Path) -> Future[None]:
+        """Take a unit; those that come within a moment enter the queue as one array."""
+        unit = QueuedUnit(folder)
+        with self.lock:
+            self.units.append(unit)
+        return unit.future
+
+    def stop(self) -> None:
+        """Let running tasks write a checkpoint and end, and take the others off the queue."""
+        self.stopped.set()
+
+    def close(self) -> None:
+        """Return once all tasks ended."""
+        while any(not unit.future.done() for unit in self.units):
+            time.sleep(QUEUE_SECONDS / 4)
+        self.closed.set()
+        self.thread.join()
+
+    def watch(self) -> None:
+        """Submit what is new and end the futures of units that ended, until the executor closes."""
+        is_asked = False
+        while not self.closed.wait(QUEUE_SECONDS):
+            with self.lock:
+                pending = [unit for unit in self.units if not unit.future.done()]
+            try:
+                if self.stopped.is_set() and not is_asked:
+                    self.ask_to_stop(pending)
+                    is_asked = True
+                queued = queued_tasks() if pending else set()
+                for unit in pending:
+                    self.look_at(unit, queued)
+                self.enqueue([u for u in pending if not (u.job or u.future.done())])
+            except Exception as error:
+                for unit in pending:
+                    if not unit.future.done():
+                        unit.future.set_exception(error)
+
+    def look_at(self, unit: QueuedUnit, queued: set[str]) -> None:
+        """End the future of a unit that ended; forget the task of one that was lost."""
+        exit_code = unit.folder / EXIT_CODE
+        if not unit.job and (unit.folder / JOB).is_file():
+            unit.job = (unit.folder / JOB).read_text(encoding="utf-8")
+        if is_sealed(unit.folder):
+            unit.future.set_result(None)
+        elif exit_code.is_file():
+            code = int(exit_code.read_text(encoding="utf-8"))
+            exit_code.unlink()
+            if code > 128 and code != Interrupted.exit_code:
+                self.lose(unit, 128 - code)
+                return
+            try:
+                check_worker(code, unit.folder)
+            except Exception as error:
+                unit.future.set_exception(error)
+            else:
+                self.lose(unit, -1)
+        elif unit.job not in queued:
+            if self.stopped.is_set():
+                unit.future.set_exception(Interrupted("stopped before the unit began"))
+            elif unit.job:
+                self.lose(unit, -9)
+
+    def lose(self, unit: QueuedUnit, code: int) -> None:
+        """Queue a unit again whose task ended without a result, unless that happened too often."""
+        unit.job = ""
+        (unit.folder / JOB).unlink(missing_ok=True)
+        unit.num_lost += 1
+        if unit.num_lost == MAX_ATTEMPTS:
+            try:
+                check_worker(code, unit.folder)
+            except WorkerFailed as error:
+                unit.future.set_exception(error)
+
+    def enqueue(self, units: list[QueuedUnit]) -> None:
+        """Submit units as one array job."""
+        if not units or self.stopped.is_set():
+            return
+        folder = units[0].folder.parent
+        (folder / STOP).unlink(missing_ok=True)
+        script = batch_script(
+            self.config, [u.folder for u in units], self.threads, self.max_running
+        )
+        job = slurm("sbatch", "--parsable", stdin=script).partition(";")[0]
+        for i, unit in enumerate(units):
+            unit.job = f"{job}_{i}"
+            replace_text(unit.folder / JOB, unit.job)
+
+    def ask_to_stop(self, units: list[QueuedUnit]) -> None:
+        jobs = [unit.job for unit in units if unit.job]
+        if not jobs:
+            return
+        replace_text(units[0].folder.parent / STOP, "")
+        slurm("scancel", "--quiet", "--state=PENDING", *jobs)
+        slurm("scancel", "--quiet", "--batch", "--signal=USR1", *jobs)
+
+
+def batch_script(
+    config: SlurmConfig, folders: list[Path], threads: int, max_running: int | None
+) -> str:
+    """The script of an array job with one task per unit."""
+    place = folders[0].parent.absolute()
+    limit = "" if max_running is None else f"%{max_running}"
+    options = {
+        "job-name": "rankscope",
+        "array": f"0-{len(folders) - 1}{limit}",
+        "output": f"{place}/slurm-%A_%a.log",
+        "open-mode": "append",
+        "requeue": None,
+        "signal": "B:USR1@120",
+        "cpus-per-task": threads,
+        "partition": config.partition,
+        "account": config.account,
+        "time": config.time,
+        "gres": config.gres,
+    }
+    lines = [
+        f"#SBATCH --{name}" + ("" if value is None else f"={value}")
+        for name, value in options.items()
+        if value is not None or name == "requeue"
+    ]
+    worker = ["env", f"OMP_NUM_THREADS={threads}", sys.executable, *WORKER, "work"]
+    return SCRIPT.format(
+        options="\n".join([*lines, *(f"#SBATCH {line}" for line in config.options)]),
+        units=" ".join(folder.name for folder in folders),
+        folder=shlex.quote(str(place)),
+        worker=shlex.join([*worker, str(place.parent)]),
+        messages=MESSAGES,
+        interrupted=Interrupted.exit_code,
+        stop=STOP,
+        exit_code=EXIT_CODE,
+    )
+
+
+def queued_tasks() -> set[str]:
+    """The array tasks that wait or run, such as ``17_3``."""
+    text = slurm("squeue", "--noheader", "--array", "--me", "--format=%i")
+    return set(text.split())
+
+
+def slurm(*command: str, stdin: str = "") -> str:
+    """What one of SLURM's commands prints. UserError if it fails."""
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(
+            f"--executor slurm: {command[0]} failed: {done.stderr.strip() or done.returncode}"
+        )
+    return done.stdout.strip()
+
+
+register_executor("slurm", SlurmExecutor)

@@ -1,0 +1,115 @@
+"""Units in SLURM's queue: a signal before the time limit costs nothing, nor does a driver that
+goes away."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import rankscope
+from pocket_study import SETTINGS, leftovers, results, small_study, study_file
+from slurm_host import slurm_host
+
+from rankscope.config.study import SlurmConfig
+from rankscope.run.executors.slurm import batch_script
+from rankscope.run.executors.worker_process import WORKER
+
+STUDY: dict[str, Any] = {
+    "arms": SETTINGS["arms"][:2],
+    "seeds": [0, 1],
+    "evaluate": {"max_items": 8, "retention": ["pocket_cloze"]},
+    "slurm": {"partition": "main", "time": "1:00:00"},
+}
+"""Two groups of two adapters; those of the second have dropout."""
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """SLURM on this machine; every command started after this belongs to it."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    with slurm_host(folder) as configuration:
+        monkeypatch.setenv("SLURM_CONF", str(configuration))
+        yield folder
+
+
+def start_driver(file: Path, out: Path) -> subprocess.Popen[bytes]:
+    arguments = ["run", str(file), "--out", str(out), "--executor", "slurm"]
+    with (out.parent / "driver.log").open("ab") as log:
+        return subprocess.Popen([sys.executable, *WORKER, *arguments], stdout=log, stderr=log)
+
+
+def wait_for(condition: Callable[[], bool], driver: subprocess.Popen[bytes], log: Path) -> None:
+    while not condition():
+        assert driver.poll() is None, log.read_text(encoding="utf-8")
+        time.sleep(0.05)
+
+
+@pytest.mark.timeout(900)
+def test_a_preempted_unit_and_a_driver_that_goes_away_cost_nothing(
+    slurm: Path, tmp_path: Path
+) -> None:
+    """SLURM's warning comes while a unit trains, which requeues it; then the driver is killed."""
+    small_study(tmp_path, **STUDY).run(tmp_path / "undisturbed")
+    file, out, log = study_file(tmp_path, **STUDY), tmp_path / "out", tmp_path / "driver.log"
+    driver = start_driver(file, out)
+
+    def trains() -> bool:
+        logs = out.glob("units/*/log.jsonl")
+        return any(" train " in path.read_text(encoding="utf-8") for path in logs)
+
+    wait_for(trains, driver, log)
+    jobs = {path.read_text(encoding="utf-8") for path in out.glob("units/*/slurm-job")}
+    assert len(jobs) == 2
+    subprocess.run(["scancel", "--batch", "--signal=USR1", *sorted(jobs)], check=True)
+    wait_for(lambda: task_states() == ["PENDING", "PENDING"], driver, log)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    for job in jobs:  # SLURM lets a requeued task wait for two minutes
+        subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], check=True)
+    driver = start_driver(file, out)
+    assert driver.wait() == 0, log.read_text(encoding="utf-8")
+    assert results(out) == results(tmp_path / "undisturbed")
+    assert leftovers(out) == []
+    assert not (out / "units").exists()
+
+
+def task_states() -> list[str]:
+    command = ["squeue", "--noheader", "--array", "--format=%T"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_the_batch_script_asks_for_what_the_study_says(tmp_path: Path) -> None:
+    config = SlurmConfig(
+        partition="gpu", account="lab", time="4:00:00", gres="gpu:1", options=["--mem=32G"]
+    )
+    folders = [tmp_path / "units" / name for name in ("0123456789abcdef", "fedcba9876543210")]
+    script = batch_script(config, folders, threads=8, max_running=4).splitlines()
+    for line in (
+        "--array=0-1%4",
+        "--requeue",
+        "--signal=B:USR1@120",
+        "--cpus-per-task=8",
+        "--partition=gpu",
+        "--account=lab",
+        "--time=4:00:00",
+        "--gres=gpu:1",
+        "--mem=32G",
+    ):
+        assert f"#SBATCH {line}" in script
+    assert "units=(0123456789abcdef fedcba9876543210)" in script
+    check = subprocess.run(["bash", "-n"], input="\n".join(script), text=True, check=False)
+    assert check.returncode == 0
+
+
+def test_without_slurm_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    file = study_file(tmp_path, **STUDY)
+    outcome = rankscope("run", file, "--out", tmp_path / "out", "--executor", "slurm")
+    assert outcome.code == 2
+    assert "found no 'sbatch' on this machine" in outcome.told
+    assert list(tmp_path.iterdir()) == [file]
