@@ -71,14 +71,14 @@ class Series:
         self.name, self.study = name, study
         self.launcher, self.reference, self.options = launcher, reference, options
         self.bits = random.Random(options.seed)
-        self.folders = new_folders(options.folder / name)
+        self.folders = new_folders(options.folder / f"{name}-copies")
 
     def points(self) -> Iterator[Point]:
         flips = list(self.flips())
         for number in self.options.spread(len(flips)):
             path, place, bit = flips[number - 1]
             out = next(self.folders)
-            shutil.copytree(self.study, out, dirs_exist_ok=True)
+            shutil.copytree(self.study, out)
             flip(out / path, place, bit)
             kind = "ledger page" if path.name == LEDGER else "file"
             codes, problem = self.fault(out, path)
