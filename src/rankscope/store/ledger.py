@@ -300,10 +300,10 @@ class Ledger:
 
     def _insert(self, rows: Sequence[tuple[str, ...]], artifacts: Iterable[Artifact]) -> None:
         self._keys = None  # read again when asked for
-        known = {BASE, *(row[0] for row in self._db.execute("SELECT trial_id FROM trials"))}
-        for row in rows:
-            if trial_of(row[0]) not in known:
-                raise KeyError(f"trial {row[0]!r} is not in the ledger")
+        for trial_id in {trial_of(row[0]) for row in rows} - {BASE}:
+            known = self._db.execute("SELECT 1 FROM trials WHERE trial_id = ?", (trial_id,))
+            if known.fetchone() is None:
+                raise KeyError(f"trial {trial_id!r} is not in the ledger")
         self._db.executemany("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?, ?, ?)", rows)
         self._db.executemany(
             "INSERT OR IGNORE INTO artifacts VALUES (?1, ?2, ?3, row_sha256(?1, ?2, ?3))",
