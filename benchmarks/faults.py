@@ -27,6 +27,8 @@ FAMILIES = {
     "disk": "fault_disk",
     "kills": "fault_kills",
     "memory": "fault_memory",
+    "readers": "fault_readers",
+    "scale": "fault_scale",
 }
 """Name -> module, which has a function ``points(options)``."""
 SHOWN = 20

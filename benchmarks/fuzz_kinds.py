@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from fuzz_adapters import PATTERNS, make_adapter, make_safetensors, read_adapter, read_safetensors
+from fuzz_ledgers import make_ledger, read_ledger
 from fuzz_mutations import TEXTS, altered, as_bytes, damaged, hostile, json_text
 from fuzz_rows import make_jsonl, make_parquet, make_table, read_jsonl, read_parquet, read_table
 
@@ -158,5 +159,6 @@ KINDS = {
     "adapter": Kind(make_adapter, read_adapter),
     "safetensors": Kind(make_safetensors, read_safetensors),
     "task": Kind(make_task, read_task),
+    "ledger": Kind(make_ledger, read_ledger),
 }
 """By the name on the command line."""

@@ -211,9 +211,8 @@ def test_a_scorer_in_python_runs_only_if_allowed(place: Path, mark: Path) -> Non
     assert mark.exists()
 
 
-@pytest.mark.parametrize("is_included", [False, True])
-def test_functions_of_a_harness_task_run_only_if_allowed(
-    place: Path, mark: Path, is_included: bool
+def test_functions_that_a_harness_task_includes_run_only_if_allowed(
+    place: Path, mark: Path
 ) -> None:
     code = MARKS.format(str(mark)) + "def process(docs):\n    return docs\n"
     (place / "helper.py").write_text(code)
@@ -231,14 +230,12 @@ def test_functions_of_a_harness_task_run_only_if_allowed(
         "doc_to_target": "{{answer}}",
         "metric_list": [{"metric": "acc"}],
     }
-    function = "process_docs: !function helper.process\n"
-    (place / "shared.yaml").write_text(function)
-    end = "include: shared.yaml\n" if is_included else function
-    (place / "toy.yaml").write_text(yaml.safe_dump(task) + end)
+    (place / "shared.yaml").write_text("process_docs: !function helper.process\n")
+    (place / "toy.yaml").write_text(yaml.safe_dump(task) + "include: shared.yaml\n")
     words = ("eval", "pocket", "--tasks", f"lm_eval:{place / 'toy.yaml'}", "--max-items", "2")
     refused(
         rankscope(*words),
-        where="shared.yaml, line 1" if is_included else "toy.yaml, line",
+        where="shared.yaml, line 1",
         found="!function helper.process would run Python",
         do="--trust-task-code",
     )

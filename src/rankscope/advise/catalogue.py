@@ -146,8 +146,8 @@ CLAIMS = {
     "not_compared": "The arms cannot be compared yet.",
     "only_arm": "No other arm was tried.",
     "best": (
-        "No tried arm has a {net} more than {margin:amount} higher: the closest, {rival}, leads "
-        "by at most {difference:highest}."
+        "No tried arm has a {net} more than {margin:amount} higher: even at the upper end of its "
+        "interval the closest, {rival}, is only {difference:highest} higher."
     ),
     "best_clearly": (
         "No tried arm has a higher {net}: the closest, {rival}, trails by at least "

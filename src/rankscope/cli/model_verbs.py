@@ -312,7 +312,7 @@ def fetch_command(
         bool, Option("--list", help="List the models and their licences instead.")
     ] = False,
 ) -> Reply:
-    """Download a small real model into the cache, or one from the hub.
+    """Download a real model into the cache.
 
     Prints the path of a plain Hugging Face folder.
 

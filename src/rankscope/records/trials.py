@@ -4,6 +4,8 @@ import json
 from pathlib import PurePath
 from typing import Literal
 
+from pydantic import field_validator
+
 from rankscope.models.methods import get_lora_method, get_method
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.records.record import MethodName, Record
@@ -36,6 +38,13 @@ class TrialSpec(Record):
     kl_to_base: float | None = None  # Weight of KL(base || tuned), nats per label token
     early_stop: int | None = None  # Stops after so many points without a better score
     validation_sha256: str | None = None  # Of the items that decide when to stop
+
+    @field_validator("peft")
+    @classmethod
+    def check_peft(cls, peft: str | None) -> str | None:
+        if peft is not None:
+            peft_label(peft)
+        return peft
 
     @property
     def is_full(self) -> bool:

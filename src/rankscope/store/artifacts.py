@@ -17,6 +17,7 @@ from rankscope.errors import IntegrityError, UserError
 from rankscope.filesystem import check_in_place, fsync
 from rankscope.hashing import sha256_file
 from rankscope.shortage import reporting_shortages
+from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY
 
 ARTIFACTS = "artifacts"
 STAGING = "tmp"
@@ -30,6 +31,13 @@ class Artifact:
     path: str  # Relative to the study, such as ``artifacts/base/items/x.parquet``
     sha256: str
     num_bytes: int
+
+    def __post_init__(self) -> None:
+        if [type(part) for part in (self.path, self.sha256, self.num_bytes)] != [str, str, int]:
+            raise IntegrityError(
+                f"{LEDGER}: artifacts {self.path!r}: found no path with a sha256 and a number of "
+                f"bytes, expected one; {LEDGER_REMEDY}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

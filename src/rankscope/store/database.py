@@ -1,5 +1,6 @@
 """The ledger's SQLite file: its tables, transactions, and records as checked JSON."""
 
+import functools
 import json
 import os
 import sqlite3
@@ -7,13 +8,22 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter
 
-from rankscope.errors import IntegrityError, RankscopeError, UserError
+from rankscope.errors import IntegrityError, RankscopeError, UserError, reading
 from rankscope.filesystem import fsync
-from rankscope.records import Record, Status, TrialSpec
+from rankscope.records import (
+    CurvePoint,
+    EvalRecord,
+    HeadsRecord,
+    Record,
+    SpectraRecord,
+    Status,
+    TrainRecord,
+    TrialSpec,
+)
 from rankscope.shortage import reporting_shortages, shortage_behind
 from rankscope.store.artifacts import ARTIFACTS, CHECKPOINTS, STAGING, UNITS
 from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, Database
@@ -64,7 +74,8 @@ NO_DAMAGE = frozenset(
 
 MOST_TRIES = 100  # Five seconds, for readers of an earlier state and of the lock
 
-R = TypeVar("R", bound=BaseModel)
+R = TypeVar("R", TrainRecord, CurvePoint, EvalRecord, SpectraRecord, HeadsRecord)
+Stored = TypeVar("Stored")
 
 
 def connect(path: Path, *, write: bool) -> Database:
@@ -155,13 +166,17 @@ def ledger_error(out: Path, error: sqlite3.Error) -> RankscopeError | None:
     )
 
 
-def parse_record(model: type[R], body: str, place: str) -> R:
-    try:
-        return model.model_validate_json(body)
-    except ValidationError as error:
-        raise IntegrityError(
-            f"{LEDGER}: {place}: not a {model.__name__} ({error}); {LEDGER_REMEDY}"
-        ) from error
+@functools.cache
+def validator(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def parse_record(kind: type[Stored], body: Any, place: str) -> Stored:
+    """A stored JSON text as a value of a type that Pydantic checks."""
+    name = getattr(kind, "__name__", "number")
+    with reading(f"{LEDGER}: {place}", f"a {name}", IntegrityError, LEDGER_REMEDY):
+        value: Stored = validator(cast(Any, kind)).validate_json(body)
+    return value
 
 
 @contextmanager
@@ -203,39 +218,40 @@ def is_whole_file(db: Database) -> bool:
 
 def has_study(db: sqlite3.Connection) -> bool:
     """Whether a run has stored a study."""
-    return study_body(db, "name") is not None
+    return stored(db, "name", str) is not None
 
 
-def study_body(db: sqlite3.Connection, key: str) -> str | None:
-    """One entry of the ``study`` table, JSON text."""
+def stored(db: sqlite3.Connection, key: str, kind: type[Stored]) -> Stored | None:
+    """One entry of the ``study`` table; None if there is none."""
     row = db.execute("SELECT body FROM study WHERE key = ?", (key,)).fetchone()
-    return None if row is None else str(row[0])
+    return None if row is None else parse_record(kind, row[0], f"study {key}")
 
 
-def stored_json(db: sqlite3.Connection, key: str, default: Any = None) -> Any:
-    body = study_body(db, key)
-    if body is None:
-        return default
-    try:
-        return json.loads(body)
-    except ValueError as error:
-        raise IntegrityError(
-            f"{LEDGER}: study {key}: not JSON ({error}); {LEDGER_REMEDY}"
-        ) from error
+def required(db: sqlite3.Connection, key: str, kind: type[Stored]) -> Stored:
+    """An entry that every study has."""
+    entry = stored(db, key, kind)
+    if entry is None or entry == []:
+        raise IntegrityError(f"{LEDGER}: study {key}: found none, expected one; {LEDGER_REMEDY}")
+    return entry
 
 
-def stored_list(db: sqlite3.Connection, key: str, model: type[R]) -> list[R]:
-    entries = stored_json(db, key, [])
-    return [parse_record(model, json.dumps(entry), f"study {key}") for entry in entries]
-
-
-def stored_trials(db: sqlite3.Connection) -> Iterator[tuple[TrialSpec, Status, str | None]]:
-    """(trial, status, failure) of every trial of the study as it is now, in order."""
+def stored_statuses(db: sqlite3.Connection) -> Iterator[tuple[str, str, Status, str | None]]:
+    """(trial id, JSON text, status, failure) of every trial of the study as it is now, in order."""
     rows = db.execute(
         "SELECT trial_id, spec, status, failure FROM trials WHERE position IS NOT NULL "
         "ORDER BY position"
     )
-    for trial_id, spec, status, failure in rows:
+    columns = validator(tuple[str, str, Status, str | None])
+    for row in rows:
+        place = f"{LEDGER}: trials {row[0]}"
+        with reading(place, "a trial with its status", IntegrityError, LEDGER_REMEDY):
+            checked = columns.validate_python(row, strict=True)
+        yield checked
+
+
+def stored_trials(db: sqlite3.Connection) -> Iterator[tuple[TrialSpec, Status, str | None]]:
+    """(trial, status, failure) of every trial of the study as it is now, in order."""
+    for trial_id, spec, status, failure in stored_statuses(db):
         yield parse_record(TrialSpec, spec, f"trials {trial_id}"), status, failure
 
 
@@ -245,7 +261,14 @@ def stored_records(db: sqlite3.Connection, kind: str, model: type[R]) -> Iterato
         "SELECT trial_id, key, body FROM records WHERE kind = ? ORDER BY rowid", (kind,)
     )
     for trial_id, key, body in rows:
-        yield trial_id, parse_record(model, body, f"records {trial_id} {kind} {key}".rstrip())
+        place = f"records {trial_id} {kind} {key}".rstrip()
+        record = parse_record(model, body, place)
+        if trial_id != record.trial_id:
+            raise IntegrityError(
+                f"{LEDGER}: {place}: found a record of {record.trial_id}, expected one of its "
+                f"trial; {LEDGER_REMEDY}"
+            )
+        yield trial_id, record
 
 
 def json_list(records: Iterable[Record]) -> str:

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self
 
+from pydantic import FiniteFloat
+
 from rankscope.records import (
     BASE,
     FAILED,
@@ -35,13 +37,12 @@ from rankscope.store.database import (
     is_whole_file,
     json_list,
     ledger_error,
-    parse_record,
+    required,
     snapshot,
-    stored_json,
-    stored_list,
+    stored,
     stored_records,
+    stored_statuses,
     stored_trials,
-    study_body,
     transaction,
 )
 from rankscope.store.history import (
@@ -158,13 +159,13 @@ class Ledger:
         another metric under a task's name.
         """
         if has_study(self._db):
-            check_same_name(self.out, stored_json(self._db, "name", name), name)
-            stored = parse_record(ModelRecord, study_body(self._db, "model") or "", "study model")
-            check_same_model(self.out, stored, model)
-        known = {task.name: task for task in stored_list(self._db, "known_tasks", TaskRecord)}
+            check_same_name(self.out, required(self._db, "name", str), name)
+            check_same_model(self.out, required(self._db, "model", ModelRecord), model)
+        known_tasks = stored(self._db, "known_tasks", list[TaskRecord]) or []
+        known = {task.name: task for task in known_tasks}
         check_same_tasks(self.out, known, tasks)
         known.update((task.name, task) for task in tasks)
-        history = stored_list(self._db, "provenance", Provenance) or [provenance]
+        history = stored(self._db, "provenance", list[Provenance]) or [provenance]
         self._put(
             name=json.dumps(name),
             config=json.dumps(config, allow_nan=False),
@@ -180,7 +181,7 @@ class Ledger:
         Raises UserError for versions that the stored results were not computed with, unless
         ``allow_mixed``.
         """
-        history = stored_list(self._db, "provenance", Provenance)
+        history = required(self._db, "provenance", list[Provenance])
         if self._record_keys() and not allow_mixed:
             check_same_versions(self.out, history[-1], provenance)
         if not same_machine(history[-1], provenance):
@@ -212,11 +213,10 @@ class Ledger:
         self._put(groups=groups.model_dump_json())
 
     def groups(self) -> StoredGroups | None:
-        body = study_body(self._db, "groups")
-        return None if body is None else parse_record(StoredGroups, body, "study groups")
+        return stored(self._db, "groups", StoredGroups)
 
     def add_seconds(self, seconds: float) -> None:
-        self._put(seconds=repr(stored_json(self._db, "seconds", 0.0) + seconds))
+        self._put(seconds=repr((stored(self._db, "seconds", FiniteFloat) or 0.0) + seconds))
 
     def _put(self, **bodies: str) -> None:
         with transaction(self._db, self.out):
@@ -300,10 +300,10 @@ class Ledger:
 
     def _insert(self, rows: Sequence[tuple[str, ...]], artifacts: Iterable[Artifact]) -> None:
         self._keys = None  # read again when asked for
-        known = {BASE, *(row[0] for row in self._db.execute("SELECT trial_id FROM trials"))}
-        for row in rows:
-            if trial_of(row[0]) not in known:
-                raise KeyError(f"trial {row[0]!r} is not in the ledger")
+        for trial_id in {trial_of(row[0]) for row in rows} - {BASE}:
+            known = self._db.execute("SELECT 1 FROM trials WHERE trial_id = ?", (trial_id,))
+            if known.fetchone() is None:
+                raise KeyError(f"trial {trial_id!r} is not in the ledger")
         self._db.executemany("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?, ?, ?)", rows)
         self._db.executemany(
             "INSERT OR IGNORE INTO artifacts VALUES (?1, ?2, ?3, row_sha256(?1, ?2, ?3))",
@@ -349,10 +349,8 @@ class Ledger:
 
     def trial_rows(self) -> Iterator[tuple[str, Status, str | None]]:
         """(trial id, status, failure) of every trial of the study as it is now, in order."""
-        yield from self._db.execute(
-            "SELECT trial_id, status, failure FROM trials WHERE position IS NOT NULL "
-            "ORDER BY position"
-        )
+        for trial_id, _, status, failure in stored_statuses(self._db):
+            yield trial_id, status, failure
 
     def curve_points(self, trials: Sequence[TrialSpec]) -> dict[PointKey, CurvePoint]:
         ids = {trial.trial_id for trial in trials}

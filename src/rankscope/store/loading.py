@@ -3,6 +3,8 @@
 import sqlite3
 from collections.abc import Container, Iterator, Sequence
 
+from pydantic import FiniteFloat
+
 from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
 from rankscope.records import (
@@ -22,12 +24,10 @@ from rankscope.records import (
 from rankscope.store.artifacts import Artifact, ArtifactStore
 from rankscope.store.database import (
     has_study,
-    parse_record,
-    stored_json,
-    stored_list,
+    required,
+    stored,
     stored_records,
     stored_trials,
-    study_body,
 )
 from rankscope.store.history import mixed_versions_notes
 from rankscope.store.items import ItemTables, StoredItems, StoredResults
@@ -38,7 +38,7 @@ def load_study(
 ) -> StudyRecords:
     if not has_study(db):
         raise UserError(f"{store.out}: no run has stored a study yet; run it first.")
-    tasks = tuple(stored_list(db, "tasks", TaskRecord))
+    tasks = tuple(stored(db, "tasks", list[TaskRecord]) or ())
     task_names = {task.name for task in tasks}
     trials = tuple(_trial_records(db, task_names))
     shown = {BASE, *(trial.spec.trial_id for trial in trials)}
@@ -47,21 +47,21 @@ def load_study(
         for trial_id, record in stored_records(db, "eval", EvalRecord)
         if trial_of(trial_id) in shown and record.task in task_names
     }
-    history = stored_list(db, "provenance", Provenance)
+    history = required(db, "provenance", list[Provenance])
     tables = ItemTables(store, artifacts)
     return StudyRecords(
-        name=stored_json(db, "name"),
-        config=parse_record(StudyConfig, study_body(db, "config") or "", "study config"),
-        model=parse_record(ModelRecord, study_body(db, "model") or "", "study model"),
+        name=required(db, "name", str),
+        config=required(db, "config", StudyConfig),
+        model=required(db, "model", ModelRecord),
         tasks=tasks,
         trials=trials,
         evals=evals,
         items=StoredItems(evals, tables),
         results=StoredResults(evals, tables),
         provenance=history[-1],
-        total_seconds=stored_json(db, "seconds", 0.0),
+        total_seconds=stored(db, "seconds", FiniteFloat) or 0.0,
         notes=(
-            *stored_json(db, "notes", []),
+            *(stored(db, "notes", list[str]) or ()),
             *_earlier_trials_notes(db),
             *mixed_versions_notes(history),
         ),

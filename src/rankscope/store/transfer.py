@@ -25,19 +25,23 @@ def transfer(
         place = source.out / problem.path
         raise IntegrityError(f"{place}: found {problem.found}, expected {problem.expected}")
     rows = [row for row in source._db.execute(ROWS) if trial_of(row[0]) in trial_ids]
-    stored = {row[:3]: row for row in target._db.execute(ROWS)}
+    of_model = "SELECT * FROM records WHERE trial_id = ?"  # not all: there may be 10,000 trials
+    stored = {
+        row[:3]: row
+        for model_id in {row[0] for row in rows}
+        for row in target._db.execute(of_model, (model_id,))
+    }
     for row in rows:
         if stored.get(row[:3], row) != row:
             raise IntegrityError(
                 f"{source.out}: {row[1]} result of {row[0]} {row[2]} differs from the one in "
                 f"{target.out}; remove one of the two to continue"
             )
-    known = {artifact.path for artifact in target.artifacts()}
     artifacts = [
         artifact
         for trial_id in trial_ids
         for artifact in source.artifacts(f"{ARTIFACTS}/{trial_id}")
-        if artifact.path not in known
+        if not target.artifacts(artifact.path)
     ]
     num_bytes = sum(artifact.num_bytes for artifact in artifacts)
     with reporting_shortages(target.out, lambda: f"{num_bytes:,} bytes"):

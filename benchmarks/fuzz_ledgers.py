@@ -1,0 +1,112 @@
+"""Ledgers with rows that somebody changed together with their hashes, and what reads them."""
+
+import json
+import random
+import shutil
+import sqlite3
+import sys
+import tempfile
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fuzz_mutations import altered, hostile, json_text
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
+
+
+KEYS = {
+    "study": ("key",),
+    "trials": ("trial_id",),
+    "records": ("trial_id", "kind", "key"),
+    "artifacts": ("path",),
+}
+"""By table, the columns that name a row."""
+
+
+@cache
+def stored_study() -> Path:
+    """The ledger of a simulated study; without its files."""
+    from synthetic_study import Truth, synthetic_study
+
+    from large_report import store
+
+    truth = Truth(ranks=(2, 8), lrs=(1e-3,), seeds=(0, 1), num_items=5, curve_steps=(5, 10))
+    folder = Path(tempfile.mkdtemp())
+    store(synthetic_study(truth), folder / "out")
+    path = folder / "ledger.sqlite"
+    with sqlite3.connect(path) as copy:
+        sqlite3.connect(folder / "out" / "ledger.sqlite").backup(copy)
+    copy.close()
+    shutil.rmtree(folder / "out")
+    return path
+
+
+@cache
+def rows_of(table: str) -> list[dict[str, Any]]:
+    db = sqlite3.connect(stored_study())
+    cursor = db.execute(f"SELECT * FROM {table}")
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor]
+
+
+def make_ledger(rng: random.Random) -> bytes:
+    """Changes as JSON: table, number of the row, column, value."""
+    from rankscope.store.row_hashes import HASHED_COLUMNS
+
+    changes = []
+    for _ in range(rng.randint(1, 2)):
+        table = rng.choice(list(HASHED_COLUMNS))
+        number = rng.randrange(len(rows_of(table)))
+        row = rows_of(table)[number]
+        column = rng.choice([name for name in row if name != "sha256"])
+        value = row[column]
+        if isinstance(value, str) and value[:1] in ("{", "[") and rng.random() < 0.8:
+            value = json_text(altered(json.loads(value), rng))
+        else:
+            value = rng.choice(
+                [None, 0, -1, 1e300, "", "{}", "[]", "null", "x", "done", {"hex": "ff"}]
+            )
+            if rng.random() < 0.3:
+                value = json_text(hostile(rng))
+        changes.append([table, number, column, value])
+    return json.dumps(changes).encode()
+
+
+def read_ledger(content: bytes, folder: Path) -> None:
+    """Apply the changes, with hashes that fit; then verify, load and report the study."""
+    from rankscope.cli.render.status import status_data, status_table
+    from rankscope.store import Ledger
+    from rankscope.store.verify import find_problems
+
+    shutil.copyfile(stored_study(), folder / "ledger.sqlite")
+    apply_changes(json.loads(content), folder / "ledger.sqlite")
+    find_problems(folder, quick=True)
+    with Ledger.open(folder, write=False) as ledger:
+        ledger.statuses()
+        ledger.groups()
+        study = ledger.load()
+    status_data(study, folder)
+    status_table(study, folder)
+
+
+def apply_changes(changes: list[list[Any]], path: Path) -> None:
+    """Update cells, then the hash of every row and the total of every table."""
+    from rankscope.store.row_hashes import HASHED_COLUMNS, MODULUS, row_sha256
+
+    db = sqlite3.connect(path, isolation_level=None)
+    db.create_function("row_hash", -1, row_sha256)
+    for table, number, column, value in changes:
+        row = rows_of(table)[number]
+        key = " AND ".join(f"{name} IS ?" for name in KEYS[table])
+        new = bytes.fromhex(value["hex"]) if isinstance(value, dict) else value
+        with suppress(sqlite3.Error):  # NOT NULL, or a name that another row has
+            statement = f"UPDATE {table} SET {column} = ? WHERE {key}"
+            db.execute(statement, (new, *(row[name] for name in KEYS[table])))
+    for table, columns in HASHED_COLUMNS.items():
+        db.execute(f"UPDATE {table} SET sha256 = row_hash({columns})")
+        digests = [int(digest, 16) for (digest,) in db.execute(f"SELECT sha256 FROM {table}")]
+        total = f"{sum(digests) % MODULUS:064x}"
+        db.execute("UPDATE totals SET sha256 = ? WHERE name = ?", (total, table))
+    db.close()
