@@ -1,10 +1,11 @@
 """One flipped bit in every file and in every page of the ledger of a study.
 
-The study is a finished one, one that was killed while it trained (its ledger was not closed, and
-there is a checkpoint), or one whose workers were killed. ``verify`` must end with 4. ``run`` and
-``report`` must end with 4, or come to what they come to without the flip, as far as they do not
-read the bit. In the ledger of a killed run, unused space has no hash: there, too, nothing may
-change.
+First ``verify`` alone looks at 32 bits of each page and file of a finished study, by turns. Then
+commands run after one flip of each: the study is a finished one, one that was killed while it
+trained (its ledger was not closed, and there is a checkpoint), or one whose workers were killed.
+``verify`` must end with 4. ``run`` and ``report`` must end with 4, or come to what they come to
+without the flip, as far as they do not read the bit. In the ledger of a killed run, unused space
+has no hash: there, too, nothing may change.
 """
 
 import random
@@ -19,8 +20,11 @@ from pocket_study import results
 
 from fault_points import Options, Point, Undisturbed, last_lines, new_folders, tiny_study
 from rankscope.errors import INTEGRITY, OK
+from rankscope.store import find_problems
 
 LEDGER = "ledger.sqlite"
+BITS = 32
+"""Bits of each page and file that ``verify`` alone looks at."""
 IRRELEVANT = ("ledger.lock", "worker.log", "-shm")
 """Files that no command reads for what is in them: the lock counts, not the name in it; SQLite
 makes the last one anew."""
@@ -42,6 +46,7 @@ def points(options: Options) -> Iterator[Point]:
         for process in [*psutil.Process(launcher.child).children(), psutil.Process(launcher.child)]:
             process.send_signal(signal.SIGKILL)
         launcher.ended()
+        yield from Series("verify", finished, launcher, reference, options).verified(BITS)
         for name, study in (("finished", finished), ("killed", killed), ("workers", workers)):
             yield from Series(name, study, launcher, reference, options).points()
 
@@ -66,7 +71,7 @@ class Series:
         self.name, self.study = name, study
         self.launcher, self.reference, self.options = launcher, reference, options
         self.bits = random.Random(options.seed)
-        self.folders = new_folders(options.folder)
+        self.folders = new_folders(options.folder / f"{name}-copies")
 
     def points(self) -> Iterator[Point]:
         flips = list(self.flips())
@@ -79,6 +84,19 @@ class Series:
             codes, problem = self.fault(out, path)
             what = f"{self.name}: bit {bit} of byte {place} of {path}"
             yield Point(what, f"{self.name} {kind}: {codes}", problem)
+
+    def verified(self, num_bits: int) -> Iterator[Point]:
+        """``verify`` after each of ``num_bits`` flips of each page and file."""
+        for _ in range(num_bits):
+            for path, place, bit in self.flips():
+                file = self.study / path
+                flip(file, place, bit)
+                is_noticed = bool(find_problems(self.study))
+                flip(file, place, bit)
+                what = f"bit {bit} of byte {place} of {path}"
+                kind = "ledger page" if path.name == LEDGER else "file"
+                outcome = f"verify alone, {kind}: {'noticed' if is_noticed else 'missed'}"
+                yield Point(what, outcome, "" if is_noticed else "verify finds nothing")
 
     def flips(self) -> Iterator[tuple[Path, int, int]]:
         """(file, byte, bit): one per file, and one per page of 4,096 bytes of each ledger."""
@@ -107,8 +125,8 @@ class Series:
             and results(copy) != self.reference.results
         ):
             problem = problem or "report shows other results"
-        if run.code == OK:
-            problem = problem or self.reference.differs(out)
+        if run.code == OK and results(out) != self.reference.results:
+            problem = problem or "run ends with other results"
         for verb, outcome in (("report", reported), ("run", run)):
             if outcome.code not in (OK, INTEGRITY) or "Traceback" in outcome.err:
                 problem = problem or f"{verb} ends with {outcome.code}: {last_lines(outcome)}"

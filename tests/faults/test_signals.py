@@ -49,8 +49,9 @@ def trains(out: Path) -> bool:
 def test_a_signal_before_training_ends_with_130(
     launcher: Launcher, long_file: Path, tmp_path: Path, number: int
 ) -> None:
+    launcher.err.unlink(missing_ok=True)
     launcher.start("run", long_file, "--out", tmp_path / "out")
-    wait_for(launcher, lambda: "Reading" in launcher.said())
+    wait_for(launcher, lambda: launcher.err.is_file() and "Reading" in launcher.said())
     launcher.send(number)
     outcome = launcher.outcome()
     assert outcome.code == 130, outcome

@@ -37,7 +37,7 @@ def train(trials: list[TrialSpec], folder: Path | None = None, stop_at: int = 0)
         protocol(),
         checkpoint=GroupCheckpoint(folder) if folder is not None else None,
         progress=progress,
-        should_stop=lambda: done[0] == stop_at,
+        should_stop=lambda: bool(stop_at) and done[0] == stop_at,
     )
 
 
@@ -63,6 +63,26 @@ def test_stopped_after_every_step_it_ends_with_the_same_bits(tmp_path: Path) -> 
     for step in range(1, NUM_STEPS):
         with pytest.raises(Interrupted):
             train(LORA, tmp_path, step)
+    assert everything(train(LORA, tmp_path)) == everything(train(LORA))
+
+
+def test_a_stop_while_resuming_trains_no_further_step(tmp_path: Path) -> None:
+    """Callbacks return early then, so the next run must find this step to call them for it."""
+    with pytest.raises(Interrupted):
+        train(LORA, tmp_path, 4)
+    called = []
+    with pytest.raises(Interrupted, match=f"at step 4 of {NUM_STEPS}"):
+        train_group(
+            base_of(tiny_llama()),
+            LORA,
+            ROWS,
+            protocol(),
+            checkpoint=GroupCheckpoint(tmp_path),
+            callbacks=[lambda step, *_: called.append(step)],
+            should_stop=lambda: True,
+        )
+    assert called == [4]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000004"]
     assert everything(train(LORA, tmp_path)) == everything(train(LORA))
 
 

@@ -1,8 +1,8 @@
 """The base of every stored result, and the words they share."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 from rankscope.models.methods import get_method
 
@@ -23,3 +23,12 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     schema_version: int = SCHEMA_VERSION
+
+    @model_validator(mode="before")
+    @classmethod
+    def check_integers(cls, values: Any) -> Any:
+        """Refuse integers of more than 64 bits, which no arithmetic with floats can take."""
+        for value in values.values() if isinstance(values, dict) else ():
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise ValueError("an integer of more than 64 bits")
+        return values

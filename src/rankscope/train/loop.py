@@ -78,6 +78,11 @@ def train_group(
     try:
         if first_step:
             callback_seconds += run_callbacks(callbacks, first_step, model, states)
+            # A callback that a stop cut short again must find this step again.
+            if should_stop():
+                raise Interrupted(
+                    f"stopped at step {first_step} of {num_steps}; the same command continues"
+                )
         for step in range(first_step, num_steps):
             active = [state for state in states if state.is_active(step)]
             active.sort(key=lambda state: model.multi_lora.place(state.adapter_name))
