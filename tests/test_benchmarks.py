@@ -126,7 +126,7 @@ def test_a_whole_study_has_the_losses_and_scores_of_the_scripts(
 ) -> None:
     options = "--ranks 2 --rows 16 --items 4 --dtype float32".split()
     places = ["--model", str(pocket_folder()), "--data-dir", str(data_dir)]
-    _, result = lines_of("whole_study", *options, *places)  # it exits with 1 if they differ
+    (result,) = lines_of("whole_study", *options, *places)  # it exits with 1 if they differ
     assert result["models"] == 2
     assert result["items"] == 16
     assert {"rankscope", "trl", "harness"} == set(result["seconds"])  # type: ignore[call-overload]

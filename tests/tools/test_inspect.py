@@ -389,7 +389,7 @@ def test_what_an_adapters_settings_lack_is_one_line(
         altered(plain, tmp_path / "x", {"lora_alpha": 0}),
     )
     (tmp_path / "x" / "adapter_config.json").write_text("[1]")
-    refused(2, "found a list, expected a JSON object", base, tmp_path / "x")
+    refused(2, "not a JSON object: found a JSON list", base, tmp_path / "x")
 
 
 def test_an_adapted_embedding_is_named(base: Path, tmp_path: Path) -> None:

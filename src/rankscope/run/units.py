@@ -13,6 +13,7 @@ checkpoints and finished results in its folder, so running the unit again contin
 
 import dataclasses
 import shutil
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from rankscope.hashing import sha256_json, sums_text
 from rankscope.progress import LOG, logged_notes
 from rankscope.provenance import provenance
 from rankscope.records import Record
+from rankscope.run.begin import check_record_settings
 from rankscope.run.context import RunContext
 from rankscope.run.group_ledger import known_groups, store_groups
 from rankscope.run.groups import Group, group_id, group_label
@@ -55,6 +57,27 @@ class UnitOrder(Record):
     study_sha256: str
     """Of the study as the driver prepared it; a worker that prepares another one refuses."""
     trial_ids: tuple[str, ...]
+    versions: dict[str, str]
+    """Of Rankscope and its libraries, as the driver has them; a worker with others refuses."""
+
+
+def installed_versions() -> dict[str, str]:
+    here = provenance()
+    return {"rankscope": here.rankscope, **here.libraries}
+
+
+def check_versions(order: UnitOrder) -> None:
+    """Raise UserError if this machine would compute a unit with other versions."""
+    here = installed_versions()
+    names = sorted(here.keys() | order.versions.keys())
+    differing = [name for name in names if here.get(name) != order.versions.get(name)]
+    if differing:
+        found = ", ".join(f"{name} {here.get(name)}" for name in differing)
+        expected = ", ".join(f"{name} {order.versions.get(name)}" for name in differing)
+        raise UserError(
+            f"{socket.gethostname()}: found {found}, expected {expected} as on the driver's "
+            "machine; install the same versions"
+        )
 
 
 def prepared_sha256(study: PreparedStudy) -> str:
@@ -77,7 +100,10 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
     folder = context.ledger.out / UNITS / group_id(group)
     ids = tuple(trial.trial_id for trial in group)
     order = UnitOrder(
-        config=study_values(config), study_sha256=prepared_sha256(context.study), trial_ids=ids
+        config=study_values(config),
+        study_sha256=prepared_sha256(context.study),
+        trial_ids=ids,
+        versions=installed_versions(),
     )
     file, text = folder / UNIT_ORDER, order.model_dump_json()
     if file.is_file() and file.read_bytes() == text.encode():
@@ -187,17 +213,33 @@ def adopt_units(context: RunContext, *, keep_unsealed: bool) -> None:
 
     ``keep_unsealed``: leave unfinished units to the workers of this run.
     """
-    for folder in sorted((context.ledger.out / UNITS).glob("*")):
+    for folder in sorted((context.ledger.out / UNITS).glob("*/")):
         wait_for_worker(folder, context.check_stop, context.reporter.note)
-        is_ready = (folder / UNIT_ORDER).is_file()
-        if not is_ready or read_unit(folder).study_sha256 != prepared_sha256(context.study):
+        if not belongs_to(folder, context.study):
             discard_unit(folder)
         elif is_sealed(folder):
             context.did_work = True
             adopt_unit(context, folder)
-        elif not keep_unsealed:
+        elif not keep_unsealed or read_unit(folder).study_sha256 != prepared_sha256(context.study):
             context.did_work = True
             rescue_unit(context, folder)
+
+
+def belongs_to(folder: Path, study: PreparedStudy) -> bool:
+    """Whether a study can take over the results of a unit: it may have gained trials and tasks."""
+    if not (folder / UNIT_ORDER).is_file():
+        return False
+    order = read_unit(folder)
+    if order.study_sha256 == prepared_sha256(study):
+        return True
+    if not set(order.trial_ids) <= {trial.trial_id for trial in study.trials}:
+        return False
+    with Ledger.open(folder, write=False) as unit:
+        try:
+            check_record_settings(unit, study)
+        except UserError:
+            return False
+    return True
 
 
 def wait_for_worker(

@@ -13,7 +13,7 @@ from rankscope.progress import LOG, JsonlReporter, NullReporter
 from rankscope.run.begin import begin_run, interruptible, prepare_process
 from rankscope.run.conductor import Conductor
 from rankscope.run.prepare import prepare_study
-from rankscope.run.units import DRIVER, is_sealed, read_unit, seal_unit, unit_study
+from rankscope.run.units import DRIVER, check_versions, is_sealed, read_unit, seal_unit, unit_study
 from rankscope.store import UNITS, Ledger
 
 
@@ -28,6 +28,7 @@ def work(out: Path, unit: str) -> None:
     order = read_unit(folder)
     if is_sealed(folder):
         return
+    check_versions(order)
     prepare_process()
     try:
         config = StudyConfig.model_validate(order.config)

@@ -5,6 +5,7 @@ rows and the sum of their hashes modulo 2^256.
 """
 
 import hashlib
+import json
 import sqlite3
 from collections.abc import Iterator
 
@@ -67,9 +68,9 @@ class Database(sqlite3.Connection):
 
 
 def row_sha256(*values: RowValue) -> str:
-    """Of a row's values, in order; NULL differs from every text."""
-    texts = ("\1" if value is None else str(value) for value in values)
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    """Of a row's values, in order."""
+    texts = [None if value is None else str(value) for value in values]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
 def changed_rows(db: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:

@@ -26,14 +26,20 @@ def excessive_update(relative: float) -> str | None:
     )
 
 
+def judged_stretch(num_steps: int) -> int:
+    """Steps in a row whose losses :func:`excessive_loss` looks at, besides the first."""
+    return max(SHORTEST_STRETCH, -(-num_steps // 10))
+
+
 def excessive_loss(losses: Sequence[float], num_steps: int) -> str | None:
     """Why a trial with these losses, nats per label token, by step, cannot recover.
 
+    ``losses`` may leave out all but the first and the last :func:`judged_stretch` of them.
     The first step's loss is that of the start, before any update. For at least ten steps in a row,
     and a tenth of all steps, every loss is more than twice that and more than 3 nats above it:
     spikes, warm-up and the noise of small steps are shorter or lower.
     """
-    stretch = max(SHORTEST_STRETCH, -(-num_steps // 10))
+    stretch = judged_stretch(num_steps)
     if len(losses) <= stretch:
         return None
     first, lowest = losses[0], min(losses[-stretch:])

@@ -23,7 +23,12 @@ from rankscope.models.methods.init_context import InitContext
 from rankscope.models.peft_backend.tuner import PeftTuner
 from rankscope.records import LossPoint, PenaltyPoint, TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint, GroupState
-from rankscope.train.divergence import excessive_loss, excessive_update, is_update_checked
+from rankscope.train.divergence import (
+    excessive_loss,
+    excessive_update,
+    is_update_checked,
+    judged_stretch,
+)
 from rankscope.train.optimizer import (
     clip_gradients,
     new_optimizer,
@@ -141,7 +146,8 @@ class TrialState:
             self.failure = f"after step {step + 1} of {self.num_steps} {reason}"
 
     def why_diverged(self, steps_done: int) -> str | None:
-        if reason := excessive_loss([point.loss for point in self.losses], self.num_steps):
+        points = (*self.losses[:1], *self.losses[-judged_stretch(self.num_steps) :])
+        if reason := excessive_loss([point.loss for point in points], self.num_steps):
             return reason
         if not is_update_checked(steps_done, self.num_steps):
             return None
@@ -222,7 +228,7 @@ class TrialState:
             else:  # the step too: AdamW is fused, and wants moments in the order of the weights
                 moment = tensor.to(parameter.device)
                 if moment.shape == parameter.shape:
-                    moment = torch.empty_like(parameter).copy_(moment)
+                    moment = torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
                 self.optimizer.state[parameter][key] = moment
         self.drop_cached_weights()
         for name in STORED_FIELDS:

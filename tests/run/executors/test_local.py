@@ -1,5 +1,6 @@
 """Worker processes: whichever dies, whatever its driver does, the study comes out the same."""
 
+import re
 import threading
 import time
 from pathlib import Path
@@ -136,6 +137,14 @@ def test_a_new_driver_adopts_what_was_sealed(undisturbed: dict[str, Any], tmp_pa
     assert not (out / "units").exists()
 
 
+def test_a_study_that_gained_a_seed_adopts_what_was_sealed(tmp_path: Path) -> None:
+    out, stages = abandoned(tmp_path, finish=True), Stages()
+    sealed = len(list(out.glob("units/*/sealed.sha256")))
+    assert sealed >= 1
+    small_study(tmp_path, **STUDY | {"seeds": [0, 1, 2]}).run(out, stages)
+    assert len([name for name in stages.names if " train " in name]) == 2 - sealed + 1
+
+
 def test_a_sealed_result_that_was_altered_is_refused(tmp_path: Path) -> None:
     out = abandoned(tmp_path, finish=True)
     seal = next(out.glob("units/*/sealed.sha256"))
@@ -154,4 +163,9 @@ def test_a_worker_refuses_what_is_no_unit_or_another_study(tmp_path: Path) -> No
     unit = next(out.glob("units/*/unit.json"))
     unit.write_text(unit.read_text().replace('"max_items":8', '"max_items":7'))
     with pytest.raises(UserError, match="differs from the driver's"):
+        work(out, unit.parent.name)
+    torch = re.search('"torch":"([^"]+)"', unit.read_text())
+    assert torch is not None
+    unit.write_text(unit.read_text().replace(torch[0], '"torch":"2.0.0"'))
+    with pytest.raises(UserError, match=f"found torch {re.escape(torch[1])}, expected torch 2.0.0"):
         work(out, unit.parent.name)

@@ -10,8 +10,6 @@ import pytest
 from command_line import rankscope
 from pocket_study import SETTINGS, leftovers, results, small_study, study_file
 
-from rankscope import __version__
-from rankscope.errors import UserError
 from rankscope.run.executors import ExecutorOptions
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.executors.ray import RayExecutor, UnitTask, packed, run_unit, unpack
@@ -88,7 +86,7 @@ def test_a_node_that_does_not_see_the_folder_sends_it_back(
                 (folder / UNIT_ORDER).read_text(encoding="utf-8"),
                 tmp_path / "no" / folder.name,
             )
-            task = UnitTask(away, order, packed(folder), self.threads, __version__)
+            task = UnitTask(away, order, packed(folder), self.threads)
             outcome = run_unit(task, lambda: False)
             assert outcome.files is not None
             unpack(outcome.files, folder)
@@ -97,13 +95,6 @@ def test_a_node_that_does_not_see_the_folder_sends_it_back(
     executor = Elsewhere(ExecutorOptions(num_workers=1))
     small_study(tmp_path, **STUDY).run(tmp_path / "out", executor=executor)
     assert results(tmp_path / "out") == undisturbed
-
-
-def test_a_node_with_another_version_is_refused(tmp_path: Path) -> None:
-    (tmp_path / UNIT_ORDER).write_text("{}", encoding="utf-8")
-    outcome = run_unit(UnitTask(tmp_path, "{}", b"", 1, "0.0.1"), lambda: False)
-    with pytest.raises(UserError, match=f"found Rankscope {__version__} on .*the driver's 0.0.1"):
-        check_worker(outcome.code, tmp_path)
 
 
 @pytest.mark.parametrize(

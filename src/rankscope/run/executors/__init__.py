@@ -23,7 +23,7 @@ from rankscope.config.study import SlurmConfig, StudyConfig
 from rankscope.errors import UserError
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group, group_label
-from rankscope.run.units import adopt_unit, open_unit, rescue_unit
+from rankscope.run.units import adopt_unit, open_unit, rescue_unit, wait_for_worker
 from rankscope.store import TrialFailure
 
 POLL_SECONDS = 0.2
@@ -152,6 +152,8 @@ def finish_unit(context: RunContext, future: Future[None], folder: Path, group: 
     try:
         future.result()
     except WorkerFailed as error:
+        # What started the worker may have been killed without it.
+        wait_for_worker(folder, context.check_stop, context.reporter.note)
         rescue_unit(context, folder)
         statuses = context.ledger.statuses()
         untrained = [t.trial_id for t in group if statuses[t.trial_id] == "planned"]

@@ -1,13 +1,14 @@
 """Units as tasks of a Ray cluster, or of a Ray that is started on this machine.
 
-A node that sees the unit's folder on the machine of the driver, or on a local disk that both mount,
-works in it. Any other node gets the folder through Ray's object store, works in a temporary copy
-and returns that copy, checkpoints included.
+A node that finds the unit's order under the driver's path works there. Any other node gets the
+folder through Ray's object store, works in a temporary copy and returns that copy, checkpoints
+included.
 """
 
 import io
 import logging
 import os
+import re
 import socket
 import tarfile
 import tempfile
@@ -20,16 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankscope.errors import BAD_INPUT, Interrupted, UserError, first_line
-from rankscope.provenance import provenance
+from rankscope.errors import Interrupted, UserError, first_line
 from rankscope.run.executors import ExecutorOptions, WorkerFailed, register_executor
-from rankscope.run.executors.worker_process import (
-    MAX_ATTEMPTS,
-    MESSAGES,
-    check_worker,
-    run_worker,
-)
-from rankscope.run.units import SEAL, wait_for_worker
+from rankscope.run.executors.worker_process import MAX_ATTEMPTS, check_worker, run_worker
+from rankscope.run.units import SEAL
 from rankscope.store import UNIT_ORDER, UNITS
 
 MAX_WORKERS = 256
@@ -45,16 +40,14 @@ class UnitTask:
     Attributes:
         folder: of the unit, on the driver's machine.
         order: content of its ``unit.json``, by which a node knows the folder.
-        files: the folder as a tar archive.
+        files: the folder as a tar archive, for nodes that do not see it.
         threads: of the worker.
-        version: of the driver's Rankscope.
     """
 
     folder: Path
     order: str
     files: bytes
     threads: int
-    version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +78,17 @@ class RayExecutor:
     """
 
     def __init__(self, options: ExecutorOptions) -> None:
-        self.ray = connect_ray(options.ray_address)
+        if re.fullmatch(r"cuda:\d+", options.device):
+            raise UserError(
+                f"device: found {options.device!r}, expected auto, cuda or cpu: Ray chooses the GPU"
+            )
+        self.ray, self.is_here = connect_ray(options.ray_address), options.ray_address is None
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         # A task that asks for more than any node has would wait for ever.
         most_cpus = int(max(node.get("CPU", 0) for node in nodes))
         self.threads = max(1, min(options.threads(options.num_workers or 1), most_cpus))
         has_gpus = any(node.get("GPU", 0) for node in nodes)
-        if options.device.startswith("cuda") and not has_gpus:
+        if options.device == "cuda" and not has_gpus:
             raise UserError(
                 f"device: found {options.device!r}, expected a device of the Ray cluster, which "
                 "has no GPU; start a node with one, or set device: cpu"
@@ -115,11 +112,11 @@ class RayExecutor:
         if self.stopped.is_set():
             raise Interrupted("stopped before the unit began")
         order = (folder / UNIT_ORDER).read_text(encoding="utf-8")
-        task = UnitTask(folder, order, packed(folder), self.threads, provenance().rankscope)
+        # A Ray that was started here has no other node.
+        files = b"" if self.is_here else packed(folder)
+        task = UnitTask(folder, order, files, self.threads)
         try:
             outcome: UnitOutcome = self.ray.get(self.task.remote(task, self.flag))
-        except self.ray.exceptions.TaskCancelledError as error:
-            raise Interrupted("stopped before the unit began") from error
         except self.ray.exceptions.RayTaskError as error:
             raise error.as_instanceof_cause() from error
         except self.ray.exceptions.RayError as error:
@@ -157,7 +154,7 @@ def connect_ray(address: str | None) -> Any:
         check_address(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Rankscope reports nothing to anybody
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         place = "on this machine" if address is None else f"at --ray-address {address}"
         raise UserError(f"no Ray {place}: {first_line(error)}") from error
@@ -208,24 +205,12 @@ def run_on_node(task: UnitTask, flag: Any) -> UnitOutcome:
 
 def run_unit(task: UnitTask, should_stop: Callable[[], bool]) -> UnitOutcome:
     """Run one unit in its folder if this machine sees it, else in a temporary copy."""
-
-    def check_stop() -> None:
-        if should_stop():
-            raise Interrupted("stopped before the unit began")
-
     is_here = holds(task.folder / UNIT_ORDER, task.order)
     with nullcontext() if is_here else tempfile.TemporaryDirectory(prefix="rankscope-") as copy:
         folder = task.folder if copy is None else Path(copy) / UNITS / task.folder.name
         if copy is not None:
             unpack(task.files, folder)
-        if task.version != (version := provenance().rankscope):
-            message = f"error: found Rankscope {version} on {socket.gethostname()}, expected "
-            (folder / MESSAGES).write_text(f"{message}the driver's {task.version}", "utf-8")
-            code = BAD_INPUT
-        else:
-            # A worker whose node was lost may hold the folder until it notices.
-            wait_for_worker(folder, check_stop)
-            code = run_worker(folder, {"OMP_NUM_THREADS": str(task.threads)}, should_stop)
+        code = run_worker(folder, {"OMP_NUM_THREADS": str(task.threads)}, should_stop)
         return UnitOutcome(code, None if is_here else packed(folder))
 
 

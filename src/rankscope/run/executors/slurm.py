@@ -12,17 +12,26 @@ import sys
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rankscope.config.study import SlurmConfig
-from rankscope.errors import Interrupted, UserError
+from rankscope.errors import OK, Interrupted, UserError
 from rankscope.filesystem import replace_text
 from rankscope.run.executors import ExecutorOptions, WorkerFailed, register_executor
-from rankscope.run.executors.worker_process import MAX_ATTEMPTS, MESSAGES, WORKER, check_worker
+from rankscope.run.executors.worker_process import (
+    MAX_ATTEMPTS,
+    MESSAGES,
+    WORKER,
+    check_worker,
+    last_line,
+)
 from rankscope.run.units import is_sealed
 
 JOB, EXIT_CODE, STOP = "slurm-job", "exit-code", "slurm-stop"
+PATIENCE_SECONDS = 600.0
+"""How long the queue may be silent, such as while its controller restarts."""
 QUEUE_SECONDS = 2.0
 """How often the queue is asked."""
 
@@ -31,7 +40,7 @@ SCRIPT = """#!/bin/bash
 units=({units})
 unit=${{units[$SLURM_ARRAY_TASK_ID]}}
 cd {folder} || exit 2
-trap 'kill -INT "$worker" 2>/dev/null' USR1 TERM
+trap 'kill -TERM "$worker" 2>/dev/null' USR1 TERM
 {worker} "$unit" > "$unit/{messages}" 2>&1 &
 worker=$!
 wait "$worker"; code=$?
@@ -70,12 +79,14 @@ class SlurmExecutor:
         self.threads = options.threads(1)
         self.units: list[QueuedUnit] = []
         self.lock = threading.Lock()
+        self.is_asked = False  # the tasks, to stop
         self.stopped, self.closed = threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self.watch, daemon=True)
         self.thread.start()
 
     def submit(self, folder: Path) -> Future[None]:
         """Take a unit; those that come within a moment enter the queue as one array."""
+        (folder / EXIT_CODE).unlink(missing_ok=True)  # of a task that a driver stopped and left
         unit = QueuedUnit(folder)
         with self.lock:
             self.units.append(unit)
@@ -94,22 +105,35 @@ class SlurmExecutor:
 
     def watch(self) -> None:
         """Submit what is new and end the futures of units that ended, until the executor closes."""
-        is_asked = False
+        answered = time.monotonic()
         while not self.closed.wait(QUEUE_SECONDS):
             with self.lock:
                 pending = [unit for unit in self.units if not unit.future.done()]
             try:
-                if self.stopped.is_set() and not is_asked:
-                    self.ask_to_stop(pending)
-                    is_asked = True
-                queued = queued_tasks() if pending else set()
-                for unit in pending:
-                    self.look_at(unit, queued)
-                self.enqueue([u for u in pending if not (u.job or u.future.done())])
+                self.take_turn(pending)
+                answered = time.monotonic()
             except Exception as error:
-                for unit in pending:
-                    if not unit.future.done():
-                        unit.future.set_exception(error)
+                # The controller may be restarting. A first submission that it refuses is a mistake.
+                is_silent = isinstance(error, UserError) and any(unit.job for unit in pending)
+                if not is_silent or time.monotonic() > answered + PATIENCE_SECONDS:
+                    self.give_up(pending, error)
+
+    def take_turn(self, pending: list[QueuedUnit]) -> None:
+        """Look at all units that have not ended, and queue those that are not in the queue."""
+        if self.stopped.is_set() and not self.is_asked:
+            self.ask_to_stop(pending)
+        queued = queued_tasks() if pending else set()
+        for unit in pending:
+            self.look_at(unit, queued)
+        self.enqueue([unit for unit in pending if not (unit.job or unit.future.done())])
+
+    def give_up(self, units: list[QueuedUnit], error: Exception) -> None:
+        """End the futures of units with an error, after asking their tasks to end."""
+        with suppress(UserError):
+            self.ask_to_stop(units)
+        for unit in units:
+            if not unit.future.done():
+                unit.future.set_exception(error)
 
     def look_at(self, unit: QueuedUnit, queued: set[str]) -> None:
         """End the future of a unit that ended; forget the task of one that was lost."""
@@ -121,53 +145,52 @@ class SlurmExecutor:
         elif exit_code.is_file():
             code = int(exit_code.read_text(encoding="utf-8"))
             exit_code.unlink()
-            if code > 128 and code != Interrupted.exit_code:
-                self.lose(unit, 128 - code)
+            if code == OK or (code > 128 and code != Interrupted.exit_code):
+                self.lose(unit, f"its worker ended with code {code} and without a result")
                 return
             try:
                 check_worker(code, unit.folder)
             except Exception as error:
                 unit.future.set_exception(error)
-            else:
-                self.lose(unit, -1)
         elif unit.job not in queued:
             if self.stopped.is_set():
                 unit.future.set_exception(Interrupted("stopped before the unit began"))
             elif unit.job:
-                self.lose(unit, -9)
+                self.lose(unit, "its task left the queue without a result")
 
-    def lose(self, unit: QueuedUnit, code: int) -> None:
+    def lose(self, unit: QueuedUnit, why: str) -> None:
         """Queue a unit again whose task ended without a result, unless that happened too often."""
         unit.job = ""
         (unit.folder / JOB).unlink(missing_ok=True)
         unit.num_lost += 1
         if unit.num_lost == MAX_ATTEMPTS:
-            try:
-                check_worker(code, unit.folder)
-            except WorkerFailed as error:
-                unit.future.set_exception(error)
+            message = last_line(unit.folder) or "no message"
+            unit.future.set_exception(WorkerFailed(f"{why}, {MAX_ATTEMPTS} times: {message}"))
 
     def enqueue(self, units: list[QueuedUnit]) -> None:
         """Submit units as one array job."""
         if not units or self.stopped.is_set():
             return
-        folder = units[0].folder.parent
-        (folder / STOP).unlink(missing_ok=True)
-        script = batch_script(
-            self.config, [u.folder for u in units], self.threads, self.max_running
-        )
-        job = slurm("sbatch", "--parsable", stdin=script).partition(";")[0]
+        folders = [unit.folder for unit in units]
+        place = folders[0].parent.absolute()
+        (place / STOP).unlink(missing_ok=True)
+        script = batch_script(self.config, folders, self.threads, self.max_running)
+        # Not a line of the script, which could not quote it.
+        chdir = f"--chdir={place}"
+        job = slurm("sbatch", "--parsable", chdir, stdin=script).partition(";")[0]
         for i, unit in enumerate(units):
             unit.job = f"{job}_{i}"
             replace_text(unit.folder / JOB, unit.job)
 
     def ask_to_stop(self, units: list[QueuedUnit]) -> None:
+        """Take waiting tasks off the queue; let running ones write a checkpoint and end."""
         jobs = [unit.job for unit in units if unit.job]
         if not jobs:
             return
         replace_text(units[0].folder.parent / STOP, "")
         slurm("scancel", "--quiet", "--state=PENDING", *jobs)
         slurm("scancel", "--quiet", "--batch", "--signal=USR1", *jobs)
+        self.is_asked = True
 
 
 def batch_script(
@@ -179,7 +202,7 @@ def batch_script(
     options = {
         "job-name": "rankscope",
         "array": f"0-{len(folders) - 1}{limit}",
-        "output": f"{place}/slurm-%A_%a.log",
+        "output": "slurm-%A_%a.log",
         "open-mode": "append",
         "requeue": None,
         "signal": "B:USR1@120",

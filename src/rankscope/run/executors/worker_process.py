@@ -20,6 +20,17 @@ WORKER = ("-P", "-c", "from rankscope.cli import main; main()")
 """Python's arguments; -P: a file in the current folder must not hide a standard module."""
 
 
+KINDS: tuple[tuple[str, type[RankscopeError]], ...] = (
+    ("", errors.UserError),
+    ("", errors.IntegrityError),
+    ("", errors.Interrupted),
+    ("out of memory", errors.OutOfMemory),
+    ("a disk that", errors.DiskFailed),
+    ("", errors.DiskFull),
+)
+"""What is in a worker's message, and the error that it met; exit codes are shared."""
+
+
 def run_worker(
     folder: Path,
     environment: Mapping[str, str],
@@ -98,9 +109,8 @@ def check_worker(code: int, folder: Path) -> None:
         if code == -signal.SIGKILL:
             reason += "; the system does that if memory runs out ('dmesg' says so)"
         raise WorkerFailed(f"{reason}: {message or 'no message'}")
-    unfinished = errors.OutOfMemory if "out of memory" in message else errors.DiskFull
-    for kind in (errors.UserError, errors.IntegrityError, unfinished, errors.Interrupted):
-        if code == kind.exit_code:
+    for text, kind in KINDS:
+        if code == kind.exit_code and text in message:
             raise kind(message.removeprefix("error: ") or f"worker of {folder} stopped")
     raise RankscopeError(
         f"a worker ended with exit code {code}: {message or 'no message'}. Its output is "
