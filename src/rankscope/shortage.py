@@ -71,6 +71,9 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 def os_error_number(error: BaseException) -> int | None:
     """The operating system's number of an error, also of one that has it as text."""
+    if isinstance(error, shutil.Error):  # of a whole folder: errors as text
+        match = re.search(r"\[Errno (\d+)\]", str(error))
+        return int(match[1]) if match else None
     if isinstance(error, OSError):
         return error.errno
     match = None if isinstance(error, RankscopeError) else RUST_OS_ERROR.search(str(error))
