@@ -185,11 +185,8 @@ def main() -> int:
     options = parse()
     small = {name: min(size, getattr(options, name)) for name, size in SAMPLE.items()}
     is_exact = options.dtype == "float32"  # then the race itself shows parity
-    sample = raced(
-        options
-        if is_exact
-        else argparse.Namespace(**{**vars(options), **small, "dtype": "float32"})
-    )
+    checked = vars(options) if is_exact else {**vars(options), **small, "dtype": "float32"}
+    sample = raced(argparse.Namespace(**checked))
     if float(str(sample["parity_logprobs"])) > LOGPROB_TOLERANCE["float32"] or announce(sample):
         return 1
     if is_exact:
