@@ -2,7 +2,7 @@ OUT ?= studies/pocket
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint bench-train bench-eval clean
+.PHONY: quickstart test test-executors lint bench-train bench-eval clean
 
 quickstart: .venv/installed
 	$(BIN)/rankscope quickstart --out $(OUT)
@@ -11,6 +11,11 @@ quickstart: .venv/installed
 # Some of them, or other options of pytest: make test TESTS="tests/run -k kill".
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(TESTS)
+
+# Units on a local Ray cluster and in SLURM's queue; the second needs root and Debian's slurm-wlm.
+test-executors: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[dev,ray]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/run/executors --require ray --require slurm
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
