@@ -83,8 +83,8 @@ class StudyFrames:
     def items(self) -> pd.DataFrame:
         """One row per model and item: score, answers and log probabilities.
 
-        ``item`` is ``TASK/FILE/KEY``, such as ``arc_easy/test/17``. The key is the row's number,
-        counted from 1, or of your own rows a hash of their content.
+        ``item`` is ``TASK/FILE/ROW``, such as ``arc_easy/test/17`` (rows count from 1), or for
+        rows of your own ``TASK/FILE/HASH``, a hash of the content (``HASH.2`` for a second copy).
         """
         prompts = {
             (task, split, item.item_id): item.prompt
