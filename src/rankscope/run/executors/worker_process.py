@@ -20,7 +20,7 @@ WORKER = ("-P", "-c", "from rankscope.cli import main; main()")
 """Python's arguments; -P: a file in the current folder must not hide a standard module."""
 
 
-KINDS: tuple[tuple[str, type[RankscopeError]], ...] = (
+WORKER_ERRORS: tuple[tuple[str, type[RankscopeError]], ...] = (
     ("", errors.UserError),
     ("", errors.IntegrityError),
     ("", errors.Interrupted),
@@ -109,7 +109,7 @@ def check_worker(code: int, folder: Path) -> None:
         if code == -signal.SIGKILL:
             reason += "; the system does that if memory runs out ('dmesg' says so)"
         raise WorkerFailed(f"{reason}: {message or 'no message'}")
-    for text, kind in KINDS:
+    for text, kind in WORKER_ERRORS:
         if code == kind.exit_code and text in message:
             raise kind(message.removeprefix("error: ") or f"worker of {folder} stopped")
     raise RankscopeError(
