@@ -144,14 +144,14 @@ def connect_ray(address: str | None) -> Any:
     Raises:
         UserError: Ray is not installed, or no cluster answers.
     """
+    if address is not None:
+        check_address(address)
     try:
         import ray
     except ImportError as error:
         raise UserError(
             "--executor ray: the package ray is missing; pip install 'rankscope[ray]'"
         ) from error
-    if address is not None:
-        check_address(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Rankscope reports nothing to anybody
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
