@@ -8,28 +8,13 @@ from typing import Any
 
 import psutil
 import pytest
-from pocket_study import SETTINGS, leftovers, results, small_study
+from pocket_study import TWO_GROUPS, leftovers, results, small_study
 
 from rankscope.errors import IntegrityError, Interrupted, UserError
 from rankscope.progress import NullReporter
 from rankscope.run.executors import ExecutorOptions, WorkerFailed
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.worker import work
-
-STUDY: dict[str, Any] = {
-    "arms": SETTINGS["arms"][:2],
-    "seeds": [0, 1],
-    "evaluate": {"max_items": 8, "retention": ["pocket_cloze"]},
-}
-"""Two groups of two adapters; those of the second have dropout."""
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Results of a run in one process."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    small_study(folder, **STUDY).run(folder / "out")
-    return results(folder / "out")
 
 
 class Killer(LocalExecutor):
@@ -59,7 +44,7 @@ def read(path: Path) -> str:
 @pytest.mark.timeout(600)
 def test_a_killed_worker_is_started_again(tmp_path: Path) -> None:
     """One group, with dropout: to import everything takes each worker longer than training it."""
-    study, killer = small_study(tmp_path, **STUDY | {"arms": SETTINGS["arms"][1:2]}), Killer()
+    study, killer = small_study(tmp_path, **TWO_GROUPS | {"arms": TWO_GROUPS["arms"][1:]}), Killer()
     study.run(tmp_path / "out", executor=killer)
     assert killer.has_killed
     study.run(tmp_path / "undisturbed")
@@ -91,7 +76,7 @@ class Stages(NullReporter):
 def abandoned(folder: Path, *, finish: bool) -> Path:
     """A study whose driver went away when its first unit was sealed, or before."""
     with pytest.raises(Interrupted):
-        small_study(folder, **STUDY).run(folder / "out", executor=Recorder(finish=finish))
+        small_study(folder, **TWO_GROUPS).run(folder / "out", executor=Recorder(finish=finish))
     return folder / "out"
 
 
@@ -103,7 +88,7 @@ def test_what_an_unsealed_unit_finished_is_kept_without_workers(
     for unit in units:
         (unit / "sealed.sha256").unlink()
     stages = Stages()
-    small_study(tmp_path, **STUDY).run(out, stages)
+    small_study(tmp_path, **TWO_GROUPS).run(out, stages)
     assert len([name for name in stages.names if " train " in name]) == 2 - len(units)
     assert results(out) == undisturbed
     assert not (out / "units").exists()
@@ -120,7 +105,7 @@ class Doomed(LocalExecutor):
 def test_a_unit_that_is_given_up_leaves_its_results(
     undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    study = small_study(tmp_path, **STUDY)
+    study = small_study(tmp_path, **TWO_GROUPS)
     records = study.run(tmp_path / "out", executor=Doomed(ExecutorOptions()))
     assert {trial.status for trial in records.trials} == {"done"}
     assert results(tmp_path / "out") == undisturbed
@@ -131,7 +116,7 @@ def test_a_new_driver_adopts_what_was_sealed(undisturbed: dict[str, Any], tmp_pa
     assert len(list(out.glob("units/*/sealed.sha256"))) >= 1
     sealed = len(list(out.glob("units/*/sealed.sha256")))
     stages = Stages()
-    small_study(tmp_path, **STUDY).run(out, stages)
+    small_study(tmp_path, **TWO_GROUPS).run(out, stages)
     assert len([name for name in stages.names if " train " in name]) == 2 - sealed
     assert results(out) == undisturbed
     assert not (out / "units").exists()
@@ -141,7 +126,7 @@ def test_a_study_that_gained_a_seed_adopts_what_was_sealed(tmp_path: Path) -> No
     out, stages = abandoned(tmp_path, finish=True), Stages()
     sealed = len(list(out.glob("units/*/sealed.sha256")))
     assert sealed >= 1
-    small_study(tmp_path, **STUDY | {"seeds": [0, 1, 2]}).run(out, stages)
+    small_study(tmp_path, **TWO_GROUPS | {"seeds": [0, 1, 2]}).run(out, stages)
     assert len([name for name in stages.names if " train " in name]) == 2 - sealed + 1
 
 
@@ -153,7 +138,7 @@ def test_a_sealed_result_that_was_altered_is_refused(tmp_path: Path) -> None:
     content[-1] ^= 1
     weights.write_bytes(content)
     with pytest.raises(IntegrityError, match=r"adapter_model\.safetensors: found sha256"):
-        small_study(tmp_path, **STUDY).run(out)
+        small_study(tmp_path, **TWO_GROUPS).run(out)
 
 
 def test_a_worker_refuses_what_is_no_unit_or_another_study(tmp_path: Path) -> None:

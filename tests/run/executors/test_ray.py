@@ -8,28 +8,13 @@ from typing import Any
 
 import pytest
 from command_line import rankscope
-from pocket_study import SETTINGS, leftovers, results, small_study, study_file
+from pocket_study import TWO_GROUPS, leftovers, results, small_study, study_file
 
 from rankscope.run.executors import ExecutorOptions
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.executors.ray import RayExecutor, UnitTask, packed, run_unit, unpack
 from rankscope.run.executors.worker_process import check_worker
 from rankscope.store import UNIT_ORDER
-
-STUDY: dict[str, Any] = {
-    "arms": SETTINGS["arms"][:2],
-    "seeds": [0, 1],
-    "evaluate": {"max_items": 8, "retention": ["pocket_cloze"]},
-}
-"""Two groups of two adapters; those of the second have dropout."""
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Results of a run in one process."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    small_study(folder, **STUDY).run(folder / "out")
-    return results(folder / "out")
 
 
 @pytest.fixture
@@ -64,7 +49,7 @@ def test_a_lost_node_costs_nothing(
     thread = threading.Thread(target=lose_node, daemon=True)
     thread.start()
     executor = RayExecutor(ExecutorOptions(ray_address=ray_cluster.address))
-    small_study(tmp_path, **STUDY).run(tmp_path / "out", executor=executor)
+    small_study(tmp_path, **TWO_GROUPS).run(tmp_path / "out", executor=executor)
     thread.join()
     assert len(lost) == 1
     assert results(tmp_path / "out") == undisturbed
@@ -93,7 +78,7 @@ def test_a_node_that_does_not_see_the_folder_sends_it_back(
             check_worker(outcome.code, folder)
 
     executor = Elsewhere(ExecutorOptions(num_workers=1))
-    small_study(tmp_path, **STUDY).run(tmp_path / "out", executor=executor)
+    small_study(tmp_path, **TWO_GROUPS).run(tmp_path / "out", executor=executor)
     assert results(tmp_path / "out") == undisturbed
 
 
@@ -108,7 +93,7 @@ def test_a_node_that_does_not_see_the_folder_sends_it_back(
 def test_an_address_that_cannot_be_used_is_refused_before_anything_runs(
     options: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
-    file = study_file(tmp_path, **STUDY)
+    file = study_file(tmp_path, **TWO_GROUPS)
     outcome = rankscope("run", file, "--out", tmp_path / "out", *options)
     assert outcome.code == 2
     assert message in outcome.told

@@ -11,20 +11,14 @@ from typing import Any
 
 import pytest
 from command_line import rankscope
-from pocket_study import SETTINGS, leftovers, results, small_study, study_file
+from pocket_study import TWO_GROUPS, leftovers, results, small_study, study_file
 from slurm_host import slurm_host
 
 from rankscope.config.study import SlurmConfig
 from rankscope.run.executors.slurm import batch_script
 from rankscope.run.executors.worker_process import WORKER
 
-STUDY: dict[str, Any] = {
-    "arms": SETTINGS["arms"][:2],
-    "seeds": [0, 1],
-    "evaluate": {"max_items": 8, "retention": ["pocket_cloze"]},
-    "slurm": {"partition": "main", "time": "1:00:00"},
-}
-"""Two groups of two adapters; those of the second have dropout."""
+STUDY: dict[str, Any] = {**TWO_GROUPS, "slurm": {"partition": "main", "time": "1:00:00"}}
 
 
 @pytest.fixture
