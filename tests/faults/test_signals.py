@@ -33,7 +33,7 @@ def test_every_signal_that_asks_to_stop_saves_the_state(
         assert outcome.code == 130, outcome
         assert "the same command continues" in outcome.told
         states = list(out.glob("checkpoints/*/step-*"))
-        steps += [int(state.name.removeprefix("step-")) for state in states]
+        steps += [int(state.stem.removeprefix("step-")) for state in states]
         assert rankscope("verify", out).code == 0
     assert steps == sorted(steps)
     assert len(steps) == 4

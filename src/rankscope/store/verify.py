@@ -106,8 +106,9 @@ def table_problems(db: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
 def _artifact_problems(
     db: sqlite3.Connection, store: ArtifactStore, quick: bool
 ) -> Iterator[Problem]:
+    sizes = store.sizes() if quick else {}
     rows = db.execute("SELECT path, file_sha256, bytes FROM artifacts ORDER BY path")
-    for artifact in [Artifact(*row) for row in rows]:
+    for artifact in [Artifact(*row) for row in rows if sizes.get(row[0]) != row[2]]:
         with suppress(UserError):  # an altered name, which is a changed row
             if problem := store.check(artifact, quick=quick):
                 yield problem

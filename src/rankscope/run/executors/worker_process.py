@@ -6,16 +6,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from rankscope import errors
 from rankscope.errors import OK, Interrupted, RankscopeError
 from rankscope.run.executors import POLL_SECONDS, WorkerFailed
-from rankscope.run.units import DRIVER, SEAL
+from rankscope.run.units import DRIVER, KILLED_FOR_MEMORY, SEAL
 
 MAX_ATTEMPTS = 5
 """A unit whose worker was killed that often is given up."""
 MESSAGES = "worker.log"
+VMSTAT = Path("/proc/vmstat")
 WORKER = ("-P", "-c", "from rankscope.cli import main; main()")
 """Python's arguments; -P: a file in the current folder must not hide a standard module."""
 
@@ -49,14 +51,27 @@ def run_worker(
         0 once the unit is sealed; the exit code of a worker that met an error, which another
         attempt would meet again; minus the signal that killed the last attempt.
     """
-    code = Interrupted.exit_code
+    code, kills = Interrupted.exit_code, 0
     for _ in range(MAX_ATTEMPTS):
         if should_stop():
             return Interrupted.exit_code
+        before = memory_kills()
         code = end_of(start_worker(folder, environment), should_stop, should_kill)
         if code > 0 or (code == OK and (folder / SEAL).is_file()):
             break
+        kills += code == -signal.SIGKILL and memory_kills() > before
+        if kills >= 2:  # one could be due to the memory of another process
+            environment = {**environment, KILLED_FOR_MEMORY: str(kills)}
     return code
+
+
+def memory_kills() -> int:
+    """Processes that Linux has killed for lack of memory since it started."""
+    with suppress(OSError):
+        for line in VMSTAT.read_text(encoding="utf-8").splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
 
 
 def start_worker(folder: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
