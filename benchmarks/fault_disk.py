@@ -1,7 +1,7 @@
 """Full and failing disks: every change that a command makes to its folder fails once, by turns.
 
 Each series makes the Nth change fail, for N over the whole life of the command, with ENOSPC (no
-space) and EIO (a failing disk): it alone, or it and all later ones. The command must end with 3 and
+space) and EIO (a failing disk): by turns it alone, and it and all later ones. The command must end with 3 and
 one message, or with 0 if the change does not matter (a line of the log); the same command must then
 end as if nothing had happened. Many changes leave the same state behind, such as all those of a
 staged file: from each state the command is continued once. With ``--points N`` each fault gets one
@@ -162,10 +162,11 @@ class Disk:
         return self.shim.changes
 
     def numbers(self, changes: list[str], turn: int, most: int | None = None) -> list[int]:
-        """Which changes fail, from 1: all, or one of each kind, in each turn another one."""
+        """Which changes fail, from 1: each of them once with either error, half of those alone and
+        half with all later ones; or one of each kind, in each turn another one."""
         points = self.options.points
         if points is None and most is None:
-            return list(range(1, len(changes) + 1))
+            return [at for at in range(1, len(changes) + 1) if (at + turn + turn // 2) % 2 == 0]
         kinds: dict[str, list[int]] = {}
         for at, change in enumerate(changes, 1):
             kinds.setdefault(kind_of(change), []).append(at)

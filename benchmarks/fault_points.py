@@ -73,6 +73,7 @@ class Undisturbed:
     @classmethod
     def of(cls, launcher: Launcher, file: Path) -> "Undisturbed":
         """Run the study of ``file`` beside it."""
+        launcher.warm_up("run", file, "--out", file.with_name("warm-up"))
         out = file.with_name("undisturbed")
         ran = launcher.run("run", file, "--out", out)
         assert ran.code == OK, ran.err

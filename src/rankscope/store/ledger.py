@@ -377,9 +377,7 @@ class Ledger:
         """All records of the study as it is now, but spectra and heads, the largest, only
         ``with_analyses``; per-item tables are read on demand."""
         with snapshot(self._db):
-            return load_study(
-                self._db, self._store, self.artifacts(), with_analyses=with_analyses
-            )
+            return load_study(self._db, self._store, self.artifacts(), with_analyses=with_analyses)
 
     def verify(self, *, quick: bool = False) -> list[Problem]:
         """See :func:`find_problems`."""
