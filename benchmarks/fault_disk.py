@@ -1,11 +1,12 @@
 """Full and failing disks: every change that a command makes to its folder fails once, by turns.
 
 Each series makes the Nth change fail, for N over the whole life of the command, with ENOSPC (no
-space) and EIO (a failing disk): by turns it alone, and it and all later ones. The command must end with 3 and
-one message, or with 0 if the change does not matter (a line of the log); the same command must then
-end as if nothing had happened. Many changes leave the same state behind, such as all those of a
-staged file: from each state the command is continued once. With ``--points N`` each fault gets one
-change each of N kinds, others in each turn; a kind is a call on files of one name or ending.
+space) and EIO (a failing disk): by turns it alone, and it and all later ones. The command must end
+with 3 and one message, or with 0 if the change does not matter (a line of the log); the same
+command must then end as if nothing had happened. Many changes leave the same state behind, such as
+all those of a staged file: from each state the command is continued once. With ``--points N`` each
+fault gets one change each of N kinds, others in each turn; a kind is a call on files of one name or
+ending.
 """
 
 import errno

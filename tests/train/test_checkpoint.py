@@ -139,9 +139,10 @@ def test_a_crash_while_a_state_of_the_same_step_is_saved_leaves_one(
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("os.replace", crash)
+    monkeypatch.setattr("os.replace", crash)
+    with pytest.raises(KeyboardInterrupt):
         checkpoint.save(state(5))
+    monkeypatch.undo()
     assert checkpoint.load() is not None
     for _ in range(11):
         checkpoint.save(state(5))

@@ -109,9 +109,12 @@ def _artifact_problems(
     sizes = store.sizes() if quick else {}
     rows = db.execute("SELECT path, file_sha256, bytes FROM artifacts ORDER BY path")
     for artifact in [Artifact(*row) for row in rows if sizes.get(row[0]) != row[2]]:
-        with suppress(UserError):  # an altered name, which is a changed row
+        try:
             if problem := store.check(artifact, quick=quick):
                 yield problem
+        except UserError:
+            found, remedy = "a link that leads out of it", "put the file itself there"
+            yield Problem(artifact.path, "a file of the study", found, remedy)
 
 
 def _checkpoint_problems(out: Path) -> Iterator[Problem]:
