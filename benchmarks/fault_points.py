@@ -71,9 +71,10 @@ class Undisturbed:
     results: dict[str, Any]
 
     @classmethod
-    def of(cls, launcher: Launcher, file: Path) -> "Undisturbed":
-        """Run the study of ``file`` beside it."""
-        launcher.warm_up("run", file, "--out", file.with_name("warm-up"))
+    def of(cls, launcher: Launcher, file: Path, *, warm_up: bool = True) -> "Undisturbed":
+        """Run the study of ``file`` beside it; with ``warm_up`` first in the launcher itself."""
+        if warm_up:
+            launcher.warm_up("run", file, "--out", file.with_name("warm-up"))
         out = file.with_name("undisturbed")
         ran = launcher.run("run", file, "--out", out)
         assert ran.code == OK, ran.err
