@@ -13,6 +13,8 @@ from pocket_study import small_study, study_file
 from tiny_models import base_of, tiny_llama
 from toy_training import ATTENTION, toy_rows
 
+from rankscope.cli.render.prediction import backtest_tables, prediction_tables
+from rankscope.cli.terminal import print_result
 from rankscope.config.loader import load_study_file
 from rankscope.config.study import StudyConfig, TrainConfig
 from rankscope.errors import UserError
@@ -24,9 +26,17 @@ from rankscope.predict.features import (
     loss_and_gradients,
     token_batches,
 )
+from rankscope.predict.hit_table import past_record, score_predictors
 from rankscope.predict.predictions import open_base
 from rankscope.predict.screens import measured_curves, subset_study, truncated_adapter
-from rankscope.records import Backtest, BacktestTask, RankPrediction, Split, StudyRecords
+from rankscope.records import (
+    Backtest,
+    BacktestTask,
+    RankPrediction,
+    Split,
+    StudyRecords,
+    TaskPrediction,
+)
 from rankscope.run.prepare import prepare_study
 from rankscope.store import Ledger
 from rounding import rounding
@@ -45,8 +55,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def screened(finished: Path) -> tuple[Backtest, Path]:
-    """The study's backtest with its subset, and the subset's folder."""
-    return backtest([finished], finished.parent / "screens"), finished.parent / "screens" / "out"
+    """The backtest of the study and of one without ranks, and the folder of the study's subset."""
+    folder = finished.parent
+    small_study(folder, arms=[{"method": "full", "lr": 5e-4}], seeds=[0]).run(folder / "full")
+    return backtest([folder / "full", finished], folder / "screens"), folder / "screens" / "out"
 
 
 def load(out: Path) -> StudyRecords:
@@ -169,12 +181,10 @@ def test_the_screens_of_a_subset_join_the_backtest(
     assert subset.items[key].item_ids == load(finished).items[key].item_ids
 
 
-def test_a_study_that_has_no_ranks_is_left_out_by_name(finished: Path, tmp_path: Path) -> None:
-    full = [{"method": "full", "lr": 5e-4}]
-    small_study(tmp_path, arms=full, seeds=[0]).run(tmp_path / "out")
-    result = backtest([tmp_path / "out", finished])
-    assert result.skipped == (str(tmp_path / "out"),)
-    assert [task.task for task in result.tasks] == ["pocket_med"]
+def test_a_study_that_has_no_ranks_is_left_out_by_name(screened: tuple[Backtest, Path]) -> None:
+    (skipped,) = screened[0].skipped
+    assert skipped.endswith("full")
+    assert len(screened[0].tasks) == 1
 
 
 @pytest.mark.parametrize(
@@ -217,30 +227,45 @@ def test_a_truncated_adapter_is_the_nearest_of_its_rank() -> None:
     assert small.scaling == adapter.scaling
 
 
-def test_the_verb_says_hypotheses_and_backtests(
+def test_the_verb_predicts_beside_the_past_record(
     finished: Path,
     screened: tuple[Backtest, Path],
     rankscope_command: Callable[..., int],  # noqa: F811
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    screen = screened[1]
     file = study_file(finished.parent, arms=[LORA], seeds=[0, 1])
-    assert rankscope_command("predict", file) == 0
-    said = capsys.readouterr().out
-    assert "hypotheses" in said
-    assert "capacity" in said
-    assert "--screen" in said
-    assert rankscope_command("predict", file, "--json", "--screen", screened[1]) == 0
+    assert rankscope_command("predict", file, "--json", "--screen", screen) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed["tasks"][0]["ranks"] == [2, 8]
-    named = {p["predictor"]: p["why"] for p in printed["tasks"][0]["predictions"]}
+    (task,) = printed["tasks"]
+    assert task["ranks"] == [2, 8]
+    named = {p["predictor"]: p["why"] for p in task["predictions"]}
     assert named["subset_screen"].startswith("cannot tell")  # two steps teach nothing
     assert {row["predictor"] for row in printed["past_record"]} >= {"always_16", "subset_screen"}
+    # The same, and without a screen, as text.
+    whole = TaskPrediction.model_validate(task)
+    rules = whole.model_copy(update={"predictions": whole.predictions[:3]})
+    record = past_record()
+    print_result(prediction_tables([whole, rules], record, score_predictors(record)))
+    said = " ".join(capsys.readouterr().out.split())
+    for words in ("These are hypotheses", "capacity", "axolotl table", "cannot tell", "--screen"):
+        assert words in said
+
+
+def test_the_verb_backtests(
+    finished: Path,
+    screened: tuple[Backtest, Path],
+    rankscope_command: Callable[..., int],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert rankscope_command("predict", "--backtest", finished, "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert {row["tasks"] + row["silent"] for row in printed["scores"]} == {1}
     assert Backtest.model_validate(printed["backtest"]).tasks[0].family == "pocket"
-    assert rankscope_command("predict", "--backtest", finished) == 0
-    assert "axolotl table" in capsys.readouterr().out
+    print_result(backtest_tables(screened[0], score_predictors(screened[0].tasks)))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "small, pocket_med: best rank" in said
+    assert "Past record: 1 task in 1 family." in said
 
 
 def test_bad_input_of_the_verb(

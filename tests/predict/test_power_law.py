@@ -6,7 +6,7 @@ from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.statistics.estimates import Comparison
 from rankscope.predict.power_law import PowerLaw, fit_curve, fit_power_law
-from rankscope.predict.predictors import RankCurve
+from rankscope.predict.predictors import ScreenCurve
 from rankscope.predict.screens import PLAIN, validation_curve
 
 RANKS = (2, 8, 32, 128)
@@ -35,7 +35,7 @@ def test_each_curve_is_fitted_by_itself_and_by_its_errors() -> None:
     assert fitted.d == pytest.approx([0.6, 0.6], abs=0.02)
 
 
-def curve(truth: Truth) -> RankCurve:
+def curve(truth: Truth) -> ScreenCurve:
     return validation_curve(synthetic_study(truth), "med", PLAIN)
 
 

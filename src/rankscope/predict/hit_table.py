@@ -47,7 +47,7 @@ def score_predictors(tasks: Sequence[BacktestTask]) -> tuple[PredictorScore, ...
         score = _score(predictor.name, tasks)
         if score is None:
             continue
-        if predictor.name not in BASELINES and score.tasks:
+        if predictor.name not in BASELINES and predictor.needs != "trained" and score.tasks:
             answered = [t for t in tasks if _named(predictor.name, t) is not None]
             others = [s for name in BASELINES if (s := _score(name, answered))]
             beats = all(_is_better(score, other) for other in others)

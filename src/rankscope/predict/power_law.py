@@ -14,7 +14,7 @@ import numpy as np
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.resampling import ScoreArray, resampled_means
 
-FEWEST_RANKS = 3
+FEWEST_FITTED = 3
 EXPONENTS = np.linspace(-3, 1, 200)  # Zero, at which C is not defined, is not among them
 
 

@@ -8,7 +8,7 @@ from rankscope.errors import UserError
 from rankscope.models.base import Base
 from rankscope.models.load import load_base
 from rankscope.predict.features import features_of
-from rankscope.predict.predictors import Evidence, RankCurve, predict_ranks
+from rankscope.predict.predictors import Evidence, ScreenCurve, predict_ranks
 from rankscope.predict.screens import measured_curves, run_subset
 from rankscope.progress import ProgressReporter
 from rankscope.records import TaskPrediction
@@ -45,7 +45,7 @@ def predict_tasks(
     for task in inputs.config.tasks:
         trials = [t for t in inputs.trials if t.task == task.name and t.rank and t.alpha]
         ranks = tuple(sorted({t.rank for t in trials if t.rank is not None}))
-        curves: dict[str, RankCurve] = {}
+        curves: dict[str, ScreenCurve] = {}
         for folder in folders:
             curves |= measured_curves(inputs, base, folder, task.name)
         evidence = Evidence(

@@ -15,14 +15,14 @@ from typing import NamedTuple
 import numpy as np
 
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
-from rankscope.predict.power_law import FEWEST_RANKS, fit_curve
+from rankscope.predict.power_law import FEWEST_FITTED, fit_curve
 from rankscope.records import PredictorFeatures, RankPrediction
 
 VARIANCE = 0.9  # Share of the inputs' variance that a sufficient rank explains
 ROW_TABLE = ((1_000, 8), (10_000, 16), (100_000, 32))
 """(fewer rows than, rank), else 64: axolotl's documentation."""
 
-RankCurve = Mapping[int, Comparison]
+ScreenCurve = Mapping[int, Comparison]
 """Rank -> validation scores of its models, one row per seed, beside those of the base."""
 
 
@@ -35,7 +35,7 @@ class Evidence:
     """Ranks to choose from, ascending."""
     margin: float
     """Scores that differ by less count as equal."""
-    curves: Mapping[str, RankCurve] = field(default_factory=dict)
+    curves: Mapping[str, ScreenCurve] = field(default_factory=dict)
     """By name (``screens.measured_curves``)."""
 
 
@@ -158,8 +158,8 @@ def _power_law(name: str, needs: str) -> Predictor:
 
     def predict(evidence: Evidence) -> Answer:
         curve = evidence.curves[needs]
-        if len(curve) < FEWEST_RANKS:
-            return Answer(None, f"cannot tell: {len(curve)} ranks, expected {FEWEST_RANKS}")
+        if len(curve) < FEWEST_FITTED:
+            return Answer(None, f"cannot tell: {len(curve)} ranks, expected {FEWEST_FITTED}")
         if reason := _nothing_learned(curve, evidence.features.chance):
             return Answer(None, reason)
         fitted = fit_curve(curve)
@@ -171,7 +171,7 @@ def _power_law(name: str, needs: str) -> Predictor:
     return Predictor(name, needs, predict)
 
 
-def _nothing_learned(curve: RankCurve, chance: float | None) -> str:
+def _nothing_learned(curve: ScreenCurve, chance: float | None) -> str:
     """Why a curve cannot order its ranks: no rank is shown to score above the base and guessing."""
     best = max(curve.values(), key=lambda models: float(models.tuned.mean()))
     levels = [("the base", best.reference)]
@@ -201,7 +201,8 @@ PREDICTORS = (
     _always(16),
     _always(32),
 )
-"""Every predictor; the last three are the ``BASELINES``."""
+"""Every predictor; the last three are the ``BASELINES``. Those that need ``trained`` predict
+nothing: they show what is within reach."""
 BASELINES = tuple(predictor.name for predictor in PREDICTORS[-3:])
 NEEDS = {
     "": "rows and base",

@@ -18,7 +18,7 @@ from rankscope.models.low_rank_update import LowRankUpdate, to_float64
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.methods.rslora import RsLoraMethod
 from rankscope.models.scaling import frozen_parameter
-from rankscope.predict.predictors import RankCurve
+from rankscope.predict.predictors import ScreenCurve
 from rankscope.progress import ProgressReporter
 from rankscope.records import BASE, ItemScores, Split, StudyRecords, TrialRecords
 from rankscope.run.prepared import PreparedStudy
@@ -60,7 +60,7 @@ def subset_study(config: StudyConfig, rows: Mapping[str, int]) -> StudyConfig:
 
 def measured_curves(
     inputs: PreparedStudy, base: Base, folder: Path, task: str
-) -> dict[str, RankCurve]:
+) -> dict[str, ScreenCurve]:
     """Validation scores by rank: as trained, of the highest rank truncated, and of nested adapters.
 
     Names begin with ``subset`` if the study in ``folder`` was trained on fewer rows than ``inputs``
@@ -83,7 +83,7 @@ def measured_curves(
     return {name: curve for name, curve in curves.items() if len(curve) > 1}
 
 
-def validation_curve(study: StudyRecords, task: str, methods: frozenset[str]) -> RankCurve:
+def validation_curve(study: StudyRecords, task: str, methods: frozenset[str]) -> ScreenCurve:
     compared = {
         rank: paired_scores(study, trials, task, "validation")
         for rank, trials in chosen_by_rank(study, task, methods).items()
@@ -97,7 +97,7 @@ def truncated_curve(
     ledger: Ledger,
     trials: Sequence[TrialRecords],
     ranks: Sequence[int],
-) -> RankCurve:
+) -> ScreenCurve:
     """Validation scores of trained adapters, the seeds of one arm, truncated to each rank."""
     task = inputs.tasks[trials[0].spec.task]
     scores: dict[int, list[ItemScores]] = {rank: [] for rank in ranks}

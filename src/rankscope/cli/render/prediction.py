@@ -11,7 +11,7 @@ from rankscope.predict.predictors import BASELINES, NEEDS, PREDICTORS
 from rankscope.records import Backtest, BacktestTask, PredictorScore, TaskPrediction
 
 DIGITS = {"off by": 1, "lost": 3, "tau": 2}
-LEGEND = (
+COLUMNS_EXPLAINED = (
     "Off by: doublings between the named rank and the smallest within the margin of the best. "
     "Lost: score below the best rank. Tau: agreement with the order of the ranks, 1 if equal. "
     "Means over families of tasks."
@@ -26,7 +26,7 @@ def prediction_tables(
     """The rank that each predictor names, by training task, beside its past record."""
     return Group(
         *(_predictions(task, past) for task in tasks),
-        Text(f"These are hypotheses. {_studies(record)} {LEGEND} {verdict(past)}"),
+        Text(f"These are hypotheses. {_studies(record)} {COLUMNS_EXPLAINED} {verdict(past)}"),
     )
 
 
@@ -61,7 +61,7 @@ def backtest_tables(backtest: Backtest, scores: Sequence[PredictorScore]) -> Ren
     return Group(
         terminal_table(rows, "predictors", DIGITS, right=("right",)),
         *(_curve(task) for task in backtest.tasks),
-        Text(f"{_studies(backtest.tasks)} {LEGEND} {verdict(scores)}"),
+        Text(f"{_studies(backtest.tasks)} {COLUMNS_EXPLAINED} {verdict(scores)}"),
         *(Text(terminal_text(skipped.format(folder))) for folder in backtest.skipped),
     )
 
