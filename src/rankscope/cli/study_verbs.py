@@ -35,10 +35,6 @@ if TYPE_CHECKING:
 WATCH_SECONDS = 2.0
 MAX_PROBLEMS = 20
 """Most problems that ``verify`` prints."""
-HYPOTHESES = (
-    "These are hypotheses: no predictor of the best rank is established. "
-    "'rankscope predict --backtest DIR...' shows how often each was right on your own studies."
-)
 
 
 @verb("plan", "Reading {file} ...")
@@ -356,45 +352,3 @@ def compare_command(
         write_comparison_page(comparison, provenance(), out)
         print_message(f"written to {out}")
     return Reply(comparison, lambda: print_result(comparison_tables(comparison)))
-
-
-@verb("predict", "Reading {places} ...")
-def predict_command(
-    places: Annotated[
-        list[Path],
-        Argument(metavar="FILE.yaml | DIR...", help="A study file, or folders of studies."),
-    ],
-    backtest: Annotated[
-        bool, Option("--backtest", help="Compare with finished studies in DIR...")
-    ] = False,
-    overrides: Overrides = None,
-) -> Reply:
-    """Predict the best rank before training.
-
-    From the data and the base, as hypotheses. --backtest shows how often each was right on
-    finished studies.
-
-    Example: rankscope predict study.yaml --set data_dir=../data
-    """
-    from rankscope.cli.render.prediction import backtest_tables, prediction_tables
-    from rankscope.config.loader import load_study_file
-
-    if backtest:
-        if overrides:
-            raise UserError("predict --backtest: --set has no effect on finished studies")
-        for folder in places:
-            check_study(folder)
-        from rankscope.predict.backtest import backtest as run_backtest
-
-        result = run_backtest(places)
-        return Reply(result, lambda: print_result(backtest_tables(result)))
-    if len(places) != 1:
-        raise UserError(f"predict: found {len(places)} study files, expected one, or --backtest")
-    config = load_study_file(places[0], overrides or [])
-    from rankscope.predict.features import predict_study
-
-    tasks = predict_study(config)
-    return Reply(
-        {"note": HYPOTHESES, "tasks": tasks},
-        lambda: print_result(prediction_tables(tasks, HYPOTHESES)),
-    )
