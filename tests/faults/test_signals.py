@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from command_line import rankscope
-from fault_workers import COMMAND as FORKED_WORKERS
 from launcher import Launcher
 from pocket_study import Undisturbed, last_stage
 
+from fault_workers import COMMAND as FORKED_WORKERS
 from faults import wait_for
 from rankscope.run.begin import interruptible
 from rankscope.store import Ledger

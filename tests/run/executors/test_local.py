@@ -166,7 +166,7 @@ if asked:
 counter.write_text(f"pswpin 7\\noom_kill {{len((unit / 'asked').read_text().splitlines())}}\\n")
 os.kill(os.getpid(), signal.SIGKILL)
 """
-"""A worker that the system kills for memory, as Linux would count it, until it is asked for less."""
+"""A worker that the system kills for memory, and counts, until it is asked for less."""
 
 
 def test_the_third_attempt_knows_that_two_were_killed_for_memory(
