@@ -1,0 +1,333 @@
+"""Judge the claims by the kept records, and write the table of docs/findings/claims.md.
+
+    python scripts/claims_board.py
+
+Every number of the table comes from docs/findings/records; a test compares the two. The rules were
+written into the study files before the studies ran.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from claims_records import Arm, Grid, best_rate
+from rankscope.advise.statistics.estimates import non_inferior
+from rankscope.advise.statistics.power import detectable
+from rankscope.advise.statistics.resampling import ScoreArray
+from rankscope.records import Estimate
+
+ROOT = Path(__file__).parents[1]
+BOARD = ROOT / "docs" / "findings" / "claims.md"
+RECORDS = ROOT / "docs" / "findings" / "records"
+BEGIN, END = "<!-- numbers: scripts/claims_board.py -->", "<!-- end of numbers -->"
+
+MARGIN = 0.02
+"""Nats per token within which two arms count as equal: the product's default margin."""
+HOLDS, FAILS, OPEN = "holds here", "does not hold here", "cannot tell"
+RATIO = (5.0, 20.0)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judgement of one claim on one study."""
+
+    verdict: str
+    measured: str
+    detectable: str = ""
+    """The smallest effect that would have been seen in four studies of five."""
+
+
+def judged(holds: bool, fails: bool) -> str:
+    return HOLDS if holds else FAILS if fails else OPEN
+
+
+def interval(estimate: Estimate, digits: int = 3, sign: str = "+") -> str:
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:{sign}.{digits}f} [unknown]"
+    low, high = (f"{end:{sign}.{digits}f}" for end in (estimate.low, estimate.high))
+    return f"{estimate.value:{sign}.{digits}f} [{low}, {high}]"
+
+
+def ends(estimate: Estimate) -> tuple[float, float]:
+    """Both ends of an interval; an unknown one excludes nothing."""
+    low = -math.inf if estimate.low is None else estimate.low
+    return low, math.inf if estimate.high is None else estimate.high
+
+
+def smallest(estimate: Estimate) -> str:
+    effect = detectable(estimate)
+    return "unknown" if effect is None else f"{effect:.3f} nats"
+
+
+def label(arm: Arm) -> str:
+    rank, lr = arm
+    return f"{'full' if rank is None else f'r={rank}'} at {lr:g}"
+
+
+def harm(grid: Grid) -> Verdict:
+    full, lora = grid.tuned(None), grid.best_lora()
+    of_full, of_lora = grid.gain(full), grid.gain(lora)
+    return Verdict(
+        judged(
+            ends(of_full)[1] < 0 and ends(of_lora)[0] > 0,
+            ends(of_full)[0] > 0 or ends(of_lora)[1] < 0,
+        ),
+        f"tuned - base: {label(full)} {interval(of_full)}, {label(lora)} {interval(of_lora)} nats",
+        smallest(of_full),
+    )
+
+
+def rate_ratio(grid: Grid) -> Verdict:
+    def ratio(scores: Mapping[Arm, float]) -> float:
+        return math.log(
+            math.exp(np.mean([math.log(rate_of(scores, rank)) for rank in grid.ranks]))
+            / rate_of(scores, None)
+        )
+
+    def rate_of(scores: Mapping[Arm, float], rank: int | None) -> float:
+        return best_rate({lr: scores[rank, lr] for lr in grid.rates(rank)})
+
+    arms = [grid.tuned(rank) for rank in (*grid.ranks, None)]
+    at_end = [arm for arm in arms if arm[1] in (grid.rates(arm[0])[0], grid.rates(arm[0])[-1])]
+    places = [grid.rates(rank).index(lr) for rank, lr in arms if rank is not None]
+    agree = max(places) - min(places) <= 1
+    log_ratio = grid.crossed(ratio)
+    low, high = (math.exp(end) for end in ends(log_ratio))
+    value = math.exp(log_ratio.value)
+    best = ", ".join(label(arm) for arm in arms)
+    effect = detectable(log_ratio)
+    return Verdict(
+        judged(
+            agree and not at_end and RATIO[0] <= low and high <= RATIO[1],
+            not agree or (not at_end and (low > RATIO[1] or high < RATIO[0])),
+        ),
+        f"best by validation: {best}; ratio of the parabolas' tops {value:.1f} "
+        f"[{low:.1f}, {high:.1f}]"
+        + (f"; at an end of its list: {', '.join(map(label, at_end))}" if at_end else ""),
+        "unknown" if effect is None else f"a factor of {math.exp(effect):.1f}",
+    )
+
+
+def spread_by_rate(grid: Grid) -> Verdict:
+    rates = grid.rates(grid.ranks[0])
+
+    def spread(scores: Mapping[Arm, float], lr: float) -> float:
+        at_rate = [scores[rank, lr] for rank in grid.ranks]
+        return max(at_rate) - min(at_rate)
+
+    growth = grid.crossed(lambda scores: spread(scores, rates[-1]) - spread(scores, rates[0]))
+    each = [grid.crossed(lambda scores, lr=lr: spread(scores, lr)).value for lr in rates]  # type: ignore[misc]
+    listed = ", ".join(f"{value:.3f} at {lr:g}" for value, lr in zip(each, rates, strict=True))
+    return Verdict(
+        judged(ends(growth)[0] > 0, ends(growth)[1] < 0),
+        f"spread over ranks {listed} nats; highest less lowest rate {interval(growth)}",
+        smallest(growth),
+    )
+
+
+def less_and_less(grid: Grid, rank: int = 32) -> Verdict:
+    lora, full = grid.tuned(rank), grid.tuned(None)
+    learned, kept = grid.gain(lora, full), grid.retained(lora, full)
+    return Verdict(
+        judged(
+            ends(learned)[1] < 0 and ends(kept)[0] > 0,
+            ends(learned)[0] > 0 or ends(kept)[1] < 0,
+        ),
+        f"{label(lora)} less {label(full)}: task {interval(learned)}, retention {interval(kept)} "
+        "nats",
+        f"{smallest(learned)}; {smallest(kept)}",
+    )
+
+
+def full_forgets_less(grid: Grid, rank: int = 32) -> Verdict:
+    lora, full = grid.tuned(rank), grid.tuned(None)
+    kept = grid.retained(lora, full)
+    own = ", ".join(f"{label(arm)} {interval(grid.retained(arm))}" for arm in (lora, full))
+    return Verdict(
+        judged(ends(kept)[1] < 0, ends(kept)[0] > 0),
+        f"change of retention: {own} nats",
+        smallest(kept),
+    )
+
+
+def matches_full(grid: Grid, rank: int = 32) -> Verdict:
+    lora, full = grid.tuned(rank), grid.tuned(None)
+    difference = grid.gain(lora, full)
+    return Verdict(
+        judged(non_inferior(difference, MARGIN), ends(difference)[1] < -MARGIN),
+        f"{label(lora)} less {label(full)}: {interval(difference)} nats, margin {MARGIN}",
+        smallest(difference),
+    )
+
+
+def recall_and_reasoning(maths: Grid, recall: Grid) -> Verdict:
+    low, middle, high = maths.ranks[0], 32, maths.ranks[-1]
+    rise, over = (maths.gain(maths.tuned(middle), maths.tuned(r)) for r in (low, high))
+    flat = recall.gain(recall.tuned(high), recall.tuned(low))
+    is_flat = non_inferior(flat, MARGIN) and ends(flat)[1] < MARGIN
+    varies = ends(flat)[1] < -MARGIN or ends(flat)[0] > MARGIN
+    no_rise = ends(rise)[1] < MARGIN
+    return Verdict(
+        judged(is_flat and ends(rise)[0] > 0 and non_inferior(over, MARGIN), varies or no_rise),
+        f"maths: r={middle} less r={low} {interval(rise)}, less r={high} {interval(over)}; "
+        f"recall: r={high} less r={low} {interval(flat)} nats, each at its best rate",
+        f"{smallest(rise)}; {smallest(flat)}",
+    )
+
+
+def over_seeds(values: ScoreArray) -> Estimate:
+    """Mean of one number per seed, with Student's t."""
+    error = float(values.std(ddof=1)) / math.sqrt(len(values))
+    half, mean = float(stats.t.ppf(0.975, len(values) - 1)) * error, float(values.mean())
+    return Estimate(value=mean, low=mean - half, high=mean + half, n=len(values), seeds=len(values))
+
+
+def residuals(ranks: tuple[int, ...], norms: list[float]) -> tuple[float, float]:
+    """Root mean squared relative residual of a + b log r, and of a r^b."""
+    logs, values = np.log(ranks), np.array(norms)
+    line = np.polyval(np.polyfit(logs, values, 1), logs)
+    power = np.exp(np.polyval(np.polyfit(logs, np.log(values), 1), logs))
+    log_fit, power_fit = (float(np.sqrt(np.mean((fit / values - 1) ** 2))) for fit in (line, power))
+    return log_fit, power_fit
+
+
+def norm_and_similarity(norms: Grid, grid: Grid, rank: int = 32) -> Verdict:
+    sizes = [norms.norm((r, norms.rates(r)[0])) for r in norms.ranks]
+    log_fit, power_fit = residuals(norms.ranks, sizes)
+    lora, full = grid.tuned(rank), grid.tuned(None)
+    kept = over_seeds(grid.by_seed(lora, "similarity", "mean"))
+    kept_full = over_seeds(grid.by_seed(full, "similarity", "mean"))
+    better = ends(kept)[0] > ends(kept_full)[1]
+    worse = ends(kept)[1] < ends(kept_full)[0]
+    listed = ", ".join(f"{size:.2f}" for size in sizes)
+    return Verdict(
+        judged(log_fit < power_fit and better, power_fit < log_fit or worse),
+        f"norm at r = {', '.join(map(str, norms.ranks))}: {listed}; residual of the log fit "
+        f"{log_fit:.1%}, of the power law {power_fit:.1%}. Similarity of the leading subspaces: "
+        f"{label(lora)} {interval(kept, 4, '')}, {label(full)} {interval(kept_full, 4, '')}",
+    )
+
+
+def intruders(grid: Grid) -> Verdict:
+    arms = [grid.tuned(rank) for rank in (*grid.ranks, None)]
+    counts = [grid.by_seed(arm, "intruders") for arm in arms]
+    first, last, full = counts[0], counts[-2], counts[-1]
+    examined = 10 * grid.spectra["matrix"].nunique()
+    falls = bool((first > last).all())
+    listed = ", ".join(
+        f"{label(arm)} {'/'.join(f'{c:.0f}' for c in count)}"
+        for arm, count in zip(arms, counts, strict=True)
+    )
+    return Verdict(
+        judged(falls and full.mean() <= 0.01 * examined, bool((first <= last).all())),
+        f"intruders among {examined:,} vectors, by seed: {listed}",
+    )
+
+
+def capacity(grid: Grid) -> Verdict:
+    low, high = grid.tuned(grid.ranks[0]), grid.tuned(grid.ranks[-1])
+    behind = grid.gain(low, high)
+    trials = grid.trials[grid.trials["rank"] == grid.ranks[0]]
+    parameters = int(trials["trainable_parameters"].iloc[0])
+    tokens = int(trials["label_tokens"].iloc[0])
+    return Verdict(
+        judged(False, parameters > 2 * tokens and ends(behind)[1] < -MARGIN),
+        f"r={grid.ranks[0]} has {parameters:,} parameters for {tokens:,} completion tokens; "
+        f"{label(low)} less {label(high)}: {interval(behind)} nats",
+        smallest(behind),
+    )
+
+
+CLAIMS: dict[int, tuple[str, str]] = {
+    1: ("Full fine-tuning harms models under 300M (below zero-shot), LoRA does not", "2606.06920"),
+    2: (
+        "The best LoRA rate is about 10 times full fine-tuning's and hardly depends on the rank",
+        "LoRA Without Regret; Tinker",
+    ),
+    3: ("The rank matters at high rates only", "Tinker's sweeps"),
+    4: ("LoRA learns less and forgets less", "2405.09673"),
+    5: ("The opposite: full fine-tuning forgets less than r = 32", "PEFT's method comparison"),
+    6: ("r = 32 to 64 match full fine-tuning on reasoning", "2512.15634"),
+    7: ("Recall hardly depends on the rank, reasoning peaks at 32 to 64", "2512.15634"),
+    8: (
+        "The norm of the update grows like log r; LoRA keeps the leading singular vectors, full "
+        "fine-tuning does not",
+        "2512.15634",
+    ),
+    9: ("Intruder dimensions fall with the rank; about none in full fine-tuning", "2410.21228"),
+    10: ("Low ranks fall behind where parameters < completion tokens", "2605.30260"),
+    11: (
+        "100 rows sampled from the base cut forgetting more than 100 real ones",
+        "OpenReview AmQVxvyRJC",
+    ),
+    12: ("One nested run gives the curve of separately trained ranks", "2605.07850"),
+}
+"""Claim and source by number."""
+
+
+def verdicts(grids: Mapping[str, Grid]) -> dict[int, list[tuple[str, Verdict]]]:
+    """By claim, the studies that were asked and what they answer."""
+    judges: list[tuple[int, str, Callable[[Grid], Verdict]]] = [
+        (1, "maths-grid", harm),
+        (2, "maths-grid", rate_ratio),
+        (3, "maths-grid", spread_by_rate),
+        (4, "maths-grid", less_and_less),
+        (5, "maths-grid", full_forgets_less),
+        (6, "maths-grid", matches_full),
+        (9, "maths-grid", intruders),
+        (10, "maths-grid", capacity),
+    ]
+    found: dict[int, list[tuple[str, Verdict]]] = {}
+    for number, name, judge in judges:
+        if name in grids:
+            found.setdefault(number, []).append((name, judge(grids[name])))
+    return found
+
+
+def claims_table(grids: Mapping[str, Grid]) -> list[str]:
+    rows = ["| # | claim | verdict | measured | detectable | study |", "|---|---|---|---|---|---|"]
+    found = verdicts(grids)
+    for number, (claim, source) in CLAIMS.items():
+        for name, verdict in found.get(number, []):
+            rows.append(
+                f"| {number} | {claim} ({source}) | **{verdict.verdict}** | {verdict.measured} | "
+                f"{verdict.detectable} | [{name}](../../examples/claims/{name}.yaml) |"
+            )
+        if number not in found:
+            rows.append(f"| {number} | {claim} ({source}) | not measured yet | | | |")
+    return rows
+
+
+def studies_table(grids: Mapping[str, Grid]) -> list[str]:
+    rows = ["| study | model | trained on | trials | day | processor | time | commit |"]
+    rows.append("|---|---|---|---|---|---|---|---|")
+    for name, grid in grids.items():
+        about = grid.about
+        day = about["provenance"]["created"][:10]
+        rows.append(
+            f"| [{name}](../../examples/claims/{name}.yaml) | {about['model']['label']} | "
+            f"{grid.task} | {len(grid.trials)} of {len(about['trials'])} | {day} | "
+            f"{about['provenance']['processor']}, {about['provenance']['num_threads']} thread(s) | "
+            f"{about['seconds'] / 60:.0f} min | {about['commit']} |"
+        )
+    return rows
+
+
+def numbers(records: Path = RECORDS) -> str:
+    """The generated part of the board."""
+    grids = {folder.name: Grid(folder) for folder in sorted(records.iterdir()) if folder.is_dir()}
+    return "\n".join([*claims_table(grids), "", *studies_table(grids)])
+
+
+def with_numbers(board: str, text: str) -> str:
+    """The board with ``text`` between its two marks."""
+    before, rest = board.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}"
+
+
+if __name__ == "__main__":
+    BOARD.write_text(with_numbers(BOARD.read_text("utf-8"), numbers()), "utf-8")
