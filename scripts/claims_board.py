@@ -186,29 +186,33 @@ def over_seeds(values: ScoreArray) -> Estimate:
     return Estimate(value=mean, low=mean - half, high=mean + half, n=len(values), seeds=len(values))
 
 
-def residuals(ranks: tuple[int, ...], norms: list[float]) -> tuple[float, float]:
+def residuals(ranks: tuple[int, ...], norms: ScoreArray) -> tuple[float, float]:
     """Root mean squared relative residual of a + b log r, and of a r^b."""
-    logs, values = np.log(ranks), np.array(norms)
+    logs, values = np.log(ranks), norms
     line = np.polyval(np.polyfit(logs, values, 1), logs)
     power = np.exp(np.polyval(np.polyfit(logs, np.log(values), 1), logs))
     log_fit, power_fit = (float(np.sqrt(np.mean((fit / values - 1) ** 2))) for fit in (line, power))
     return log_fit, power_fit
 
 
-def norm_and_similarity(norms: Grid, grid: Grid, rank: int = 32) -> Verdict:
-    sizes = [norms.norm((r, norms.rates(r)[0])) for r in norms.ranks]
-    log_fit, power_fit = residuals(norms.ranks, sizes)
+def norm_and_similarity(grid: Grid, rank: int = 32) -> Verdict:
+    rates = grid.rates(rank)
+    middle = rates[len(rates) // 2]
+    by_rank = np.stack([grid.norms((r, middle)) for r in grid.ranks])  # (ranks, S)
+    fits = [residuals(grid.ranks, norms) for norms in by_rank.T]
+    log_better = [log_fit < power_fit for log_fit, power_fit in fits]
     lora, full = grid.tuned(rank), grid.tuned(None)
-    kept = over_seeds(grid.by_seed(lora, "similarity", "mean"))
-    kept_full = over_seeds(grid.by_seed(full, "similarity", "mean"))
-    better = ends(kept)[0] > ends(kept_full)[1]
-    worse = ends(kept)[1] < ends(kept_full)[0]
-    listed = ", ".join(f"{size:.2f}" for size in sizes)
+    kept, kept_full = (over_seeds(grid.by_seed(a, "similarity", "mean")) for a in (lora, full))
+    better, worse = ends(kept)[0] > ends(kept_full)[1], ends(kept)[1] < ends(kept_full)[0]
+    listed = ", ".join(
+        f"{size:.2f} at r={r}" for r, size in zip(grid.ranks, by_rank.mean(axis=1), strict=True)
+    )
+    log_fit, power_fit = np.mean(fits, axis=0)
     return Verdict(
-        judged(log_fit < power_fit and better, power_fit < log_fit or worse),
-        f"norm at r = {', '.join(map(str, norms.ranks))}: {listed}; residual of the log fit "
-        f"{log_fit:.1%}, of the power law {power_fit:.1%}. Similarity of the leading subspaces: "
-        f"{label(lora)} {interval(kept, 4, '')}, {label(full)} {interval(kept_full, 4, '')}",
+        judged(all(log_better) and better, not any(log_better) or worse),
+        f"norm at rate {middle:g}: {listed}; residual of a + b log r {log_fit:.1%}, of a power law "
+        f"{power_fit:.1%}. Subspaces of the leading {int(grid.spectra['top_k'].max())} vectors "
+        f"kept: {label(lora)} {interval(kept, 4, '')}, {label(full)} {interval(kept_full, 4, '')}",
     )
 
 
@@ -278,6 +282,7 @@ def verdicts(grids: Mapping[str, Grid]) -> dict[int, list[tuple[str, Verdict]]]:
         (4, "maths-grid", less_and_less),
         (5, "maths-grid", full_forgets_less),
         (6, "maths-grid", matches_full),
+        (8, "maths-grid", norm_and_similarity),
         (9, "maths-grid", intruders),
         (10, "maths-grid", capacity),
     ]

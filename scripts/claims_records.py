@@ -198,11 +198,10 @@ class Grid:
         by_trial = self.spectra.groupby("trial")[number].agg(how)
         return np.asarray(by_trial.loc[wanted].to_numpy(), dtype=np.float64)
 
-    def norm(self, arm: Arm) -> float:
-        """|dW|_F over all matrices together, mean over seeds."""
+    def norms(self, arm: Arm) -> ScoreArray:
+        """(S,) |dW|_F over all matrices together."""
         squares = (self.spectra["frobenius"].astype(float) ** 2).groupby(self.spectra["trial"])
-        norms = np.sqrt(squares.sum())
-        return float(norms.loc[self.trial_ids(arm)].mean())
+        return np.sqrt(squares.sum().loc[self.trial_ids(arm)].to_numpy())
 
     def crossed(self, statistic: Callable[[Mapping[Arm, float]], float]) -> Estimate:
         """A function of the arms' mean scores on the training task, with an interval.
