@@ -92,8 +92,8 @@ def rate_ratio(grid: Grid) -> Verdict:
         return best_rate({lr: scores[rank, lr] for lr in grid.rates(rank)})
 
     arms = [grid.tuned(rank) for rank in (*grid.ranks, None)]
-    at_end = [arm for arm in arms if arm[1] in (grid.rates(arm[0])[0], grid.rates(arm[0])[-1])]
-    places = [grid.rates(rank).index(lr) for rank, lr in arms if rank is not None]
+    at_end = [arm for arm in arms if arm[1] in np.array(grid.rates_tried(arm[0]))[[0, -1]]]
+    places = [grid.rates_tried(rank).index(lr) for rank, lr in arms if rank is not None]
     agree = max(places) - min(places) <= 1
     log_ratio = grid.crossed(ratio)
     low, high = (math.exp(end) for end in ends(log_ratio))
@@ -113,7 +113,7 @@ def rate_ratio(grid: Grid) -> Verdict:
 
 
 def spread_by_rate(grid: Grid) -> Verdict:
-    rates = grid.rates(grid.ranks[0])
+    rates = sorted(set.intersection(*(set(grid.rates(rank)) for rank in grid.ranks)))
 
     def spread(scores: Mapping[Arm, float], lr: float) -> float:
         at_rate = [scores[rank, lr] for rank in grid.ranks]
@@ -196,7 +196,7 @@ def residuals(ranks: tuple[int, ...], norms: ScoreArray) -> tuple[float, float]:
 
 
 def norm_and_similarity(grid: Grid, rank: int = 32) -> Verdict:
-    rates = grid.rates(rank)
+    rates = grid.rates_tried(rank)
     middle = rates[len(rates) // 2]
     by_rank = np.stack([grid.norms((r, middle)) for r in grid.ranks])  # (ranks, S)
     fits = [residuals(grid.ranks, norms) for norms in by_rank.T]
@@ -285,11 +285,19 @@ def verdicts(grids: Mapping[str, Grid]) -> dict[int, list[tuple[str, Verdict]]]:
         (8, "maths-grid", norm_and_similarity),
         (9, "maths-grid", intruders),
         (10, "maths-grid", capacity),
+        (2, "recall-grid", rate_ratio),
+        (3, "recall-grid", spread_by_rate),
+        (4, "recall-grid", less_and_less),
+        (5, "recall-grid", full_forgets_less),
+        (6, "recall-grid", matches_full),
     ]
     found: dict[int, list[tuple[str, Verdict]]] = {}
     for number, name, judge in judges:
         if name in grids:
             found.setdefault(number, []).append((name, judge(grids[name])))
+    if {"maths-grid", "recall-grid"} <= set(grids):
+        both = recall_and_reasoning(grids["maths-grid"], grids["recall-grid"])
+        found[7] = [("recall-grid", both)]
     return found
 
 
@@ -308,14 +316,15 @@ def claims_table(grids: Mapping[str, Grid]) -> list[str]:
 
 
 def studies_table(grids: Mapping[str, Grid]) -> list[str]:
-    rows = ["| study | model | trained on | trials | day | processor | time | commit |"]
-    rows.append("|---|---|---|---|---|---|---|---|")
+    rows = ["| study | model | trained on | trials | diverged | day | processor | time | commit |"]
+    rows.append("|---|---|---|---|---|---|---|---|---|")
     for name, grid in grids.items():
         about = grid.about
         day = about["provenance"]["created"][:10]
+        diverged = ", ".join(f"{count} of {label(arm)}" for arm, count in grid.diverged)
         rows.append(
             f"| [{name}](../../examples/claims/{name}.yaml) | {about['model']['label']} | "
-            f"{grid.task} | {len(grid.trials)} of {len(about['trials'])} | {day} | "
+            f"{grid.task} | {len(grid.trials)} | {diverged or 'none'} | {day} | "
             f"{about['provenance']['processor']}, {about['provenance']['num_threads']} thread(s) | "
             f"{about['seconds'] / 60:.0f} min | {about['commit']} |"
         )

@@ -102,9 +102,8 @@ class Grid:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """Trials that have scores, ordered by seed."""
-        frame = pd.DataFrame(self.about["trials"])
-        return frame[frame["status"] == "done"].sort_values("seed")
+        """Every trial, ordered by seed."""
+        return pd.DataFrame(self.about["trials"]).sort_values("seed")
 
     @cached_property
     def items(self) -> pd.DataFrame:
@@ -130,9 +129,22 @@ class Grid:
     def ranks(self) -> tuple[int, ...]:
         return tuple(sorted({int(rank) for rank in self.trials["rank"].dropna()}))
 
-    def rates(self, rank: int | None) -> tuple[float, ...]:
+    def rates_tried(self, rank: int | None) -> tuple[float, ...]:
         """Learning rates of a rank, ascending."""
         return tuple(sorted({float(lr) for lr in self._of_rank(rank)["lr"]}))
+
+    def rates(self, rank: int | None) -> tuple[float, ...]:
+        """The rates at which every seed finished, ascending; at the others some diverged."""
+        done = self._of_rank(rank).groupby("lr")["status"].agg(lambda s: (s == "done").all())
+        return tuple(sorted(float(lr) for lr in done[done].index))
+
+    @cached_property
+    def diverged(self) -> tuple[tuple[Arm, int], ...]:
+        """Arms with seeds that did not finish, and how many."""
+        arms = [(r, lr) for r in (*self.ranks, None) for lr in self.rates_tried(r)]
+        failed = set(self.trials[self.trials["status"] != "done"]["trial"])
+        counted = [(arm, len(failed.intersection(self.trial_ids(arm)))) for arm in arms]
+        return tuple((arm, count) for arm, count in counted if count)
 
     def _of_rank(self, rank: int | None) -> pd.DataFrame:
         ranks = self.trials["rank"]
@@ -249,9 +261,11 @@ def best_rate(scores: Mapping[float, float]) -> float:
     top = max(range(len(rates)), key=lambda i: scores[rates[i]])
     if top in (0, len(rates) - 1):
         return rates[top]
-    logs = [math.log(rate) for rate in rates[top - 1 : top + 2]]
-    square, slope, _ = np.polyfit(logs, [scores[r] for r in rates[top - 1 : top + 2]], 2)
-    return math.exp(-slope / (2 * square))
+    around = rates[top - 1 : top + 2]
+    (x0, x1, x2), (y0, y1, y2) = map(math.log, around), (scores[rate] for rate in around)
+    rise, fall = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
+    # Newton's form of the parabola; where its slope is zero.
+    return math.exp((x0 + x1) / 2 - rise * (x2 - x0) / (2 * (fall - rise)))
 
 
 if __name__ == "__main__":
