@@ -9,6 +9,7 @@ written into the study files before the studies ran.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,8 @@ MARGIN = 0.02
 """Nats per token within which two arms count as equal: the product's default margin."""
 HOLDS, FAILS, OPEN = "holds here", "does not hold here", "cannot tell"
 RATIO = (5.0, 20.0)
+STEP = 4.0
+"""Factor between neighbouring rates."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,8 @@ def rate_ratio(grid: Grid) -> Verdict:
 
     arms = [grid.tuned(rank) for rank in (*grid.ranks, None)]
     at_end = [arm for arm in arms if arm[1] in np.array(grid.rates_tried(arm[0]))[[0, -1]]]
-    places = [grid.rates_tried(rank).index(lr) for rank, lr in arms if rank is not None]
-    agree = max(places) - min(places) <= 1
+    best_rates = [lr for rank, lr in arms if rank is not None]
+    agree = max(best_rates) / min(best_rates) < STEP * 1.01
     log_ratio = grid.crossed(ratio)
     low, high = (math.exp(end) for end in ends(log_ratio))
     value = math.exp(log_ratio.value)
@@ -120,8 +123,9 @@ def spread_by_rate(grid: Grid) -> Verdict:
         return max(at_rate) - min(at_rate)
 
     growth = grid.crossed(lambda scores: spread(scores, rates[-1]) - spread(scores, rates[0]))
-    each = [grid.crossed(lambda scores, lr=lr: spread(scores, lr)).value for lr in rates]  # type: ignore[misc]
-    listed = ", ".join(f"{value:.3f} at {lr:g}" for value, lr in zip(each, rates, strict=True))
+    listed = ", ".join(
+        f"{interval(grid.crossed(partial(spread, lr=lr)), sign='')} at {lr:g}" for lr in rates
+    )
     return Verdict(
         judged(ends(growth)[0] > 0, ends(growth)[1] < 0),
         f"spread over ranks {listed} nats; highest less lowest rate {interval(growth)}",
@@ -137,7 +141,7 @@ def less_and_less(grid: Grid, rank: int = 32) -> Verdict:
             ends(learned)[1] < 0 and ends(kept)[0] > 0,
             ends(learned)[0] > 0 or ends(kept)[1] < 0,
         ),
-        f"{label(lora)} less {label(full)}: task {interval(learned)}, retention {interval(kept)} "
+        f"{label(lora)} less {label(full)}: task {interval(learned)}, held-out text {interval(kept)} "
         "nats",
         f"{smallest(learned)}; {smallest(kept)}",
     )
@@ -149,7 +153,7 @@ def full_forgets_less(grid: Grid, rank: int = 32) -> Verdict:
     own = ", ".join(f"{label(arm)} {interval(grid.retained(arm))}" for arm in (lora, full))
     return Verdict(
         judged(ends(kept)[1] < 0, ends(kept)[0] > 0),
-        f"change of retention: {own} nats",
+        f"change of held-out text: {own} nats",
         smallest(kept),
     )
 

@@ -19,11 +19,7 @@ import pandas as pd
 from scipy import stats
 
 import rankscope
-from rankscope.advise.statistics.estimates import (
-    Comparison,
-    paired_estimate,
-    weighted_estimate,
-)
+from rankscope.advise.statistics.estimates import paired_estimate
 from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.records import BASE, Estimate, Split
 from rankscope.tools.frames import trial_row
@@ -31,7 +27,8 @@ from rankscope.tools.frames import trial_row
 Arm = tuple[int | None, float]
 """Rank (None: full fine-tuning) and learning rate."""
 
-NUM_DRAWS = 400
+NUM_DRAWS = 200
+TEXT_METRIC = "logprob_per_token"
 MATRIX_NUMBERS = ("frobenius", "relative", "effective_rank", "stable_rank", "intruders")
 
 
@@ -125,6 +122,9 @@ class Grid:
         tasks = self.about["tasks"]
         return tuple(str(task["name"]) for task in tasks if "retention" in task["roles"])
 
+    def metric(self, name: str) -> str:
+        return str(next(task["metric"] for task in self.about["tasks"] if task["name"] == name))
+
     @cached_property
     def ranks(self) -> tuple[int, ...]:
         return tuple(sorted({int(rank) for rank in self.trials["rank"].dropna()}))
@@ -190,19 +190,12 @@ class Grid:
         against = self.base(self.task) if other is None else self.scores(other, self.task)
         return paired_estimate(self.scores(arm, self.task), against)
 
-    def retained(self, arm: Arm, other: Arm | None = None, measure: str = "logprob") -> Estimate:
-        """Mean change on the retention tasks; negative is forgotten."""
-        return weighted_estimate(
-            [
-                Comparison(
-                    self.scores(arm, task, measure=measure),
-                    self.base(task, measure=measure)
-                    if other is None
-                    else self.scores(other, task, measure=measure),
-                )
-                for task in self.retention
-            ]
-        )
+    def retained(self, arm: Arm, other: Arm | None = None) -> Estimate:
+        """Change of held-out text, nats per token: minus the base or ``other``; negative is
+        forgotten."""
+        (task,) = (name for name in self.retention if self.metric(name) == TEXT_METRIC)
+        against = self.base(task) if other is None else self.scores(other, task)
+        return paired_estimate(self.scores(arm, task), against)
 
     def by_seed(self, arm: Arm, number: str, how: str = "sum") -> ScoreArray:
         """(S,) a number of the spectra, over all matrices of each trial of an arm."""

@@ -52,7 +52,12 @@ def planted(
     about = {
         "tasks": [
             {"name": "maths", "trained_on": True, "roles": []},
-            {"name": "facts", "trained_on": False, "roles": ["retention"]},
+            {
+                "name": "facts",
+                "trained_on": False,
+                "roles": ["retention"],
+                "metric": "logprob_per_token",
+            },
         ],
         "trials": [trial | more for trial in trials],
     }
