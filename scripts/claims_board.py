@@ -141,8 +141,8 @@ def less_and_less(grid: Grid, rank: int = 32) -> Verdict:
             ends(learned)[1] < 0 and ends(kept)[0] > 0,
             ends(learned)[0] > 0 or ends(kept)[1] < 0,
         ),
-        f"{label(lora)} less {label(full)}: task {interval(learned)}, held-out text {interval(kept)} "
-        "nats",
+        f"{label(lora)} less {label(full)}: task {interval(learned)}, held-out text "
+        f"{interval(kept)} nats",
         f"{smallest(learned)}; {smallest(kept)}",
     )
 
