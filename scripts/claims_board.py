@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from claims_records import Arm, Grid, best_rate
-from rankscope.advise.statistics.estimates import non_inferior
+from rankscope.advise.statistics.estimates import non_inferior, paired_estimate
 from rankscope.advise.statistics.power import detectable
 from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.records import Estimate
@@ -183,6 +183,33 @@ def recall_and_reasoning(maths: Grid, recall: Grid) -> Verdict:
     )
 
 
+def nested_curve(separate: Grid, nested: Grid) -> Verdict:
+    task = nested.task
+    rates = sorted(set.intersection(*(set(nested.rates(rank)) for rank in nested.ranks)))
+
+    def validation(lr: float) -> float:
+        ranks = nested.ranks
+        return float(np.mean([nested.scores((r, lr), task, "validation") for r in ranks]))
+
+    lr = max(rates, key=validation)
+    gaps = {
+        rank: paired_estimate(
+            separate.scores(separate.tuned(rank), task), nested.scores((rank, lr), task)
+        )
+        for rank in nested.ranks
+    }
+    worst = max(gaps.values(), key=lambda gap: gap.value)
+    listed = ", ".join(f"r={rank} {interval(gap)}" for rank, gap in gaps.items())
+    return Verdict(
+        judged(
+            all(ends(gap)[1] < MARGIN for gap in gaps.values()),
+            any(ends(gap)[0] > MARGIN for gap in gaps.values()),
+        ),
+        f"trained at its rank less nested at {lr:g}: {listed} nats",
+        smallest(worst),
+    )
+
+
 def over_seeds(values: ScoreArray) -> Estimate:
     """Mean of one number per seed, with Student's t."""
     error = float(values.std(ddof=1)) / math.sqrt(len(values))
@@ -302,6 +329,9 @@ def verdicts(grids: Mapping[str, Grid]) -> dict[int, list[tuple[str, Verdict]]]:
     if {"maths-grid", "recall-grid"} <= set(grids):
         both = recall_and_reasoning(grids["maths-grid"], grids["recall-grid"])
         found[7] = [("recall-grid", both)]
+    if {"maths-grid", "maths-nested"} <= set(grids):
+        nested = nested_curve(grids["maths-grid"], grids["maths-nested"])
+        found[12] = [("maths-nested", nested)]
     return found
 
 
