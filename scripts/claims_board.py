@@ -321,6 +321,10 @@ def verdicts(grids: Mapping[str, Grid]) -> dict[int, list[tuple[str, Verdict]]]:
         (4, "recall-grid", less_and_less),
         (5, "recall-grid", full_forgets_less),
         (6, "recall-grid", matches_full),
+        (1, "maths-gemma", harm),
+        (4, "maths-gemma", less_and_less),
+        (5, "maths-gemma", full_forgets_less),
+        (6, "maths-gemma", matches_full),
     ]
     found: dict[int, list[tuple[str, Verdict]]] = {}
     for number, name, judge in judges:

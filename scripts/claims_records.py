@@ -83,7 +83,8 @@ def keep(study_folder: Path, out: Path, commit: str) -> None:
 
 
 def write(rows: list[dict[str, Any]], path: Path) -> None:
-    pd.DataFrame(rows).to_parquet(path, compression="zstd", index=False)
+    if rows:
+        pd.DataFrame(rows).to_parquet(path, compression="zstd", index=False)
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ class Grid:
     def norms(self, arm: Arm) -> ScoreArray:
         """(S,) |dW|_F over all matrices together."""
         squares = (self.spectra["frobenius"].astype(float) ** 2).groupby(self.spectra["trial"])
-        return np.sqrt(squares.sum().loc[self.trial_ids(arm)].to_numpy())
+        return np.asarray(np.sqrt(squares.sum().loc[self.trial_ids(arm)].to_numpy()), dtype=np.float64)
 
     def crossed(self, statistic: Callable[[Mapping[Arm, float]], float]) -> Estimate:
         """A function of the arms' mean scores on the training task, with an interval.
