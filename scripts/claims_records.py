@@ -191,6 +191,10 @@ class Grid:
         against = self.base(self.task) if other is None else self.scores(other, self.task)
         return paired_estimate(self.scores(arm, self.task), against)
 
+    def validation_gain(self, arm: Arm) -> float:
+        base = self.base(self.task, "validation")
+        return float((self.scores(arm, self.task, "validation") - base).mean())
+
     def retained(self, arm: Arm, other: Arm | None = None) -> Estimate:
         """Change of held-out text, nats per token: minus the base or ``other``; negative is
         forgotten."""
@@ -207,7 +211,8 @@ class Grid:
     def norms(self, arm: Arm) -> ScoreArray:
         """(S,) |dW|_F over all matrices together."""
         squares = (self.spectra["frobenius"].astype(float) ** 2).groupby(self.spectra["trial"])
-        return np.asarray(np.sqrt(squares.sum().loc[self.trial_ids(arm)].to_numpy()), dtype=np.float64)
+        sums = squares.sum().loc[self.trial_ids(arm)]
+        return np.asarray(np.sqrt(sums), dtype=np.float64)
 
     def crossed(self, statistic: Callable[[Mapping[Arm, float]], float]) -> Estimate:
         """A function of the arms' mean scores on the training task, with an interval.

@@ -11,8 +11,9 @@ import pytest
 from pocket_study import small_study
 
 import claims_board
+import claims_judges
 import rankscope
-from claims_board import FAILS, HOLDS, OPEN
+from claims_judges import FAILS, HOLDS, OPEN
 from claims_records import Arm, Grid, best_rate, keep
 
 RANKS, LORA_RATES, FULL_RATES = (4, 32, 128), (5e-4, 2e-3, 8e-3), (5e-5, 2e-4, 8e-4)
@@ -80,7 +81,7 @@ def test_the_top_of_a_parabola_is_found_between_rates() -> None:
 def test_a_law_leaves_no_residual_and_the_other_does() -> None:
     ranks = (4, 32, 128)
     for norms, own in ((2 + 3 * np.log(ranks), 0), (2 * np.array(ranks) ** 0.4, 1)):
-        residuals = claims_board.residuals(ranks, norms)
+        residuals = claims_judges.residuals(ranks, norms)
         assert residuals[own] == pytest.approx(0, abs=1e-12)
         assert residuals[1 - own] > 0.02
 
@@ -93,7 +94,7 @@ def test_a_ratio_of_ten_holds_and_one_of_forty_does_not(tmp_path: Path) -> None:
             tmp_path / name,
             lambda arm, best=best_full: around(best if arm[0] is None else 2.2e-3)(arm[1]),
         )
-        verdicts.append(claims_board.rate_ratio(grid))
+        verdicts.append(claims_judges.rate_ratio(grid))
     assert verdicts[0].verdict == HOLDS
     assert "tops 10.0 [" in verdicts[0].measured
     # The best rate of full fine-tuning is now the lowest that was tried: only a bound is known.
@@ -106,7 +107,7 @@ def test_a_rate_at_which_a_seed_diverged_is_not_chosen_and_bounds_nothing(tmp_pa
     assert grid.tuned(128) == (128, 2e-3)
     assert 8e-3 in grid.rates(32)
     # The middle rate, with a higher one that diverged, is at no end of its list.
-    assert "end of its list: r=128" not in claims_board.rate_ratio(grid).measured
+    assert "end of its list: r=128" not in claims_judges.rate_ratio(grid).measured
 
 
 def test_judges_find_what_was_planted(tmp_path: Path) -> None:
@@ -126,17 +127,17 @@ def test_judges_find_what_was_planted(tmp_path: Path) -> None:
     # r = 32 gains .3 and full .4: four items of noise .01 in three seeds move neither by .01.
     assert grid.gain((32, 2e-3)).value == pytest.approx(0.3, abs=0.01)
     expected = {
-        claims_board.harm: FAILS,
-        claims_board.spread_by_rate: HOLDS,
-        claims_board.less_and_less: HOLDS,
-        claims_board.full_forgets_less: FAILS,
-        claims_board.matches_full: FAILS,
-        claims_board.intruders: HOLDS,
-        claims_board.capacity: FAILS,
+        claims_judges.harm: FAILS,
+        claims_judges.spread_by_rate: HOLDS,
+        claims_judges.less_and_less: HOLDS,
+        claims_judges.full_forgets_less: FAILS,
+        claims_judges.matches_full: FAILS,
+        claims_judges.intruders: HOLDS,
+        claims_judges.capacity: FAILS,
     }
     assert {judge: judge(grid).verdict for judge in expected} == expected
     # log 4, log 32 and log 128 themselves: the log law has no residual.
-    assert "a + b log r 0.0%" in claims_board.norm_and_similarity(grid).measured
+    assert "a + b log r 0.0%" in claims_judges.norm_and_similarity(grid).measured
 
 
 def test_records_of_a_study_give_its_own_numbers(tmp_path: Path) -> None:
