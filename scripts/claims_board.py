@@ -121,7 +121,7 @@ def arms_table(grid: Grid) -> list[str]:
     columns = ["arm", "gain, validation", "gain, test"]
     columns += ["held-out text"] * bool(text) + ["norm of the update", "intruders"] * has_spectra
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for rank in (*grid.ranks, None):
+    for rank in grid.series:
         best = grid.tuned(rank)
         for lr in grid.rates_tried(rank):
             arm = (rank, lr)

@@ -130,6 +130,11 @@ class Grid:
     def ranks(self) -> tuple[int, ...]:
         return tuple(sorted({int(rank) for rank in self.trials["rank"].dropna()}))
 
+    @cached_property
+    def series(self) -> tuple[int | None, ...]:
+        """The ranks, and None if the study has full fine-tuning."""
+        return (*self.ranks, *([None] if self.rates_tried(None) else []))
+
     def rates_tried(self, rank: int | None) -> tuple[float, ...]:
         """Learning rates of a rank, ascending."""
         return tuple(sorted({float(lr) for lr in self._of_rank(rank)["lr"]}))
@@ -142,7 +147,7 @@ class Grid:
     @cached_property
     def diverged(self) -> tuple[tuple[Arm, int], ...]:
         """Arms with seeds that did not finish, and how many."""
-        arms = [(r, lr) for r in (*self.ranks, None) for lr in self.rates_tried(r)]
+        arms = [(r, lr) for r in self.series for lr in self.rates_tried(r)]
         failed = set(self.trials[self.trials["status"] != "done"]["trial"])
         counted = [(arm, len(failed.intersection(self.trial_ids(arm)))) for arm in arms]
         return tuple((arm, count) for arm, count in counted if count)
@@ -221,7 +226,7 @@ class Grid:
         ``rankscope.advise.statistics``, items and seeds have a share each, and half-widths add in
         squares: items by bootstrap, seeds by the statistic of each seed, with Student's t.
         """
-        arms = [(rank, lr) for rank in (*self.ranks, None) for lr in self.rates(rank)]
+        arms = [(rank, lr) for rank in self.series for lr in self.rates(rank)]
         splits: tuple[Split, ...] = ("validation", "test")
         tables = np.stack(
             [np.hstack([self.scores(arm, self.task, split) for split in splits]) for arm in arms]
