@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from claims_judges import (
+    OPEN,
     Verdict,
     capacity,
     full_forgets_less,
@@ -89,8 +90,10 @@ def claims_table(grids: Mapping[str, Grid]) -> list[str]:
     found = verdicts(grids)
     for number, (claim, source) in CLAIMS.items():
         for name, verdict in found.get(number, []):
+            settled = f": {verdict.would_settle}" if verdict.verdict == OPEN else ""
             rows.append(
-                f"| {number} | {claim} ({source}) | **{verdict.verdict}** | {verdict.measured} | "
+                f"| {number} | {claim} ({source}) | **{verdict.verdict}**{settled} | "
+                f"{verdict.measured} | "
                 f"{verdict.detectable} | [{name}](../../examples/claims/{name}.yaml) |"
             )
         if number not in found:

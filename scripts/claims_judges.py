@@ -15,7 +15,7 @@ from scipy import stats
 
 from claims_records import Arm, Grid, best_rate
 from rankscope.advise.statistics.estimates import non_inferior, paired_estimate
-from rankscope.advise.statistics.power import detectable
+from rankscope.advise.statistics.power import data_needed, detectable
 from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.records import Estimate
 
@@ -35,6 +35,8 @@ class Verdict:
     measured: str
     detectable: str = ""
     """The smallest effect that would have been seen in four studies of five."""
+    would_settle: str = ""
+    """What would decide an open claim."""
 
 
 def judged(holds: bool, fails: bool) -> str:
@@ -57,6 +59,16 @@ def ends(estimate: Estimate) -> tuple[float, float]:
 def smallest(estimate: Estimate) -> str:
     effect = detectable(estimate)
     return "unknown" if effect is None else f"{effect:.3f} nats"
+
+
+def settled_by(estimate: Estimate, effect: float) -> str:
+    """The items or seeds that would show ``effect`` with the noise of ``estimate``."""
+    needed = data_needed(estimate, effect)
+    if needed.items is not None:
+        return f"{needed.items:,} test items"
+    if needed.both is not None:
+        return f"{needed.both[0]:,} test items and {needed.both[1]} seeds"
+    return "more seeds and items than can be said"
 
 
 def label(arm: Arm) -> str:
@@ -95,6 +107,11 @@ def rate_ratio(grid: Grid) -> Verdict:
     low, high = (math.exp(end) for end in ends(log_ratio))
     value = math.exp(log_ratio.value)
     best = ", ".join(label(arm) for arm in arms)
+    low_rank, high_rank = grid.ranks[0], grid.ranks[-1]
+    apart = grid.crossed(
+        lambda scores: math.log(rate_of(scores, low_rank) / rate_of(scores, high_rank))
+    )
+    between = [math.exp(end) for end in (apart.value, *ends(apart))]
     effect = detectable(log_ratio)
     return Verdict(
         judged(
@@ -102,9 +119,11 @@ def rate_ratio(grid: Grid) -> Verdict:
             not agree or (not at_end and (low > RATIO[1] or high < RATIO[0])),
         ),
         f"best by validation: {best}; ratio of the parabolas' tops {value:.1f} "
-        f"[{low:.1f}, {high:.1f}]"
+        f"[{low:.1f}, {high:.1f}]; the top of r={low_rank} is {between[0]:.1f} "
+        f"[{between[1]:.1f}, {between[2]:.1f}] times that of r={high_rank}"
         + (f"; at an end of its list: {', '.join(map(label, at_end))}" if at_end else ""),
         "unknown" if effect is None else f"a factor of {math.exp(effect):.1f}",
+        "rates a factor of 2 apart around each best one",
     )
 
 
@@ -146,8 +165,9 @@ def full_forgets_less(grid: Grid, rank: int = 32) -> Verdict:
     own = ", ".join(f"{label(arm)} {interval(grid.retained(arm))}" for arm in (lora, full))
     return Verdict(
         judged(ends(kept)[1] < 0, ends(kept)[0] > 0),
-        f"change of held-out text: {own} nats",
+        f"change of held-out text: {own} nats; the former less the latter {interval(kept)}",
         smallest(kept),
+        f"{settled_by(kept, abs(kept.value))}, if the difference is the measured one",
     )
 
 
@@ -173,6 +193,7 @@ def recall_and_reasoning(maths: Grid, recall: Grid) -> Verdict:
         f"maths: r={middle} less r={low} {interval(rise)}, less r={high} {interval(over)}; "
         f"recall: r={high} less r={low} {interval(flat)} nats, each at its best rate",
         f"{smallest(rise)}; {smallest(flat)}",
+        f"on recall {settled_by(flat, MARGIN)}",
     )
 
 
@@ -267,4 +288,6 @@ def capacity(grid: Grid) -> Verdict:
         f"r={grid.ranks[0]} has {parameters:,} parameters for {tokens:,} completion tokens; "
         f"{label(low)} less {label(high)}: {interval(behind)} nats",
         smallest(behind),
+        f"{settled_by(behind, abs(behind.value + MARGIN))} for whether it is behind by more than "
+        f"{MARGIN}, which the rule excludes; for the knee, {parameters:,} completion tokens",
     )
