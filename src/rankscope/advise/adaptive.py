@@ -33,11 +33,15 @@ from rankscope.advise.statistics.estimates import (
 )
 from rankscope.advise.statistics.significance import ALPHA, FEWEST_ITEMS
 from rankscope.errors import UserError
-from rankscope.records import StudyRecords, TrialSpec
+from rankscope.records import StudyRecords, TrialSpec, finished_trials
 
 SEED_SPREAD = 0.5
 """Standard deviation between seeds that a stop allows for, in margins: with one seed of each arm it
 cannot be measured."""
+
+
+CONTENDING = 0.1
+"""Chance that an arm as good as the best one gets no further seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,35 +167,39 @@ def finalists(study: StudyRecords, task: str) -> tuple[Arm, ...]:
     """The arms that the answer rests on, most important first: those to score on the test split.
 
     The best arm by utility, the chosen one (the smallest rank within the margin), the best fully
-    fine-tuned one, and the next smaller rank than the chosen one, which must not be as good.
+    fine-tuned one, the next smaller rank than the chosen one, which must not be as good, and the
+    LoRA arms that would replace full fine-tuning.
     """
-    choice = choose_for(study, task, _arms(study, task))
-    named = (choice.best, choice.chosen, choice.best_full, _next_smaller(choice))
-    found = {c.arm.summary.label: c.arm for c in named if c is not None}
-    return tuple(found.values())
+    return _finalists(choose_for(study, task, _arms(study, task)))
 
 
 def next_trials(study: StudyRecords, task: str, rule: AdaptiveRule) -> list[TrialSpec]:
-    """The next seed of every finalist that is not shown to be worse than the best arm.
+    """The next seed of every finalist that may be within the margin of the best arm.
 
-    Empty once all of them have all their seeds. Call it again when these trials have ended: the
+    That is judged by an interval of level ``CONTENDING`` at this look alone: it is no claim. Empty
+    once all of them have all their seeds. Call it again when these trials have ended: the
     finalists may then be others.
 
     Args:
         study: its trials with their statuses; those that never began are ``planned``.
     """
-    arms = finalists(study, task)
-    if not arms:
+    arms = _arms(study, task)
+    named = _finalists(choose_for(study, task, arms))
+    if not named:
         return []
-    standing = _Standing.of(study, task, _arms(study, task), rule)
+    standing = _Standing.of(study, task, arms, replace(rule, alpha=CONTENDING))
+    standing = replace(standing, looks=1)
     margin = study.config.objective.margin
-    contending = [
-        arm
-        for arm in arms
-        if arm is arms[0] or standing.stop("worse", arm, arms[0]).gap.settles(margin) != "worse"
+    waiting: dict[tuple[object, ...], list[TrialSpec]] = {}
+    for trial in study.trials:
+        if trial.status == "planned":
+            waiting.setdefault(trial.spec.arm, []).append(trial.spec)
+    return [
+        waiting[arm.trials[0].spec.arm][0]
+        for arm in named
+        if arm.trials[0].spec.arm in waiting
+        and (arm is named[0] or standing.gap(arm, named[0]).settles(margin) != "worse")
     ]
-    waiting = ([t.spec for t in arm.trials if t.status == "planned"] for arm in contending)
-    return [specs[0] for specs in waiting if specs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +212,8 @@ class _Standing:
     ranked: tuple[Arm, ...]
     """Highest utility first, those over the limit on forgetting last."""
     utilities: dict[str, float]
-    comparisons: int
-    """Number of looks at intervals in the whole study of this task."""
+    looks: int
+    """Number of intervals in the whole study of this task."""
 
     @classmethod
     def of(
@@ -242,15 +250,30 @@ class _Standing:
         if found is None:
             return Gap(-inf, value, inf)
         spread = SEED_SPREAD * objective.margin
-        looked = sequential_interval(*found, self.comparisons, self.rule.alpha, spread)
+        looked = sequential_interval(*found, self.looks, self.rule.alpha, spread)
         # Costs and failed trials move the utility, and have no noise.
         shift = value - looked.value
         return Gap(looked.low + shift, value, looked.high + shift)
 
 
 def _arms(study: StudyRecords, task: str) -> tuple[Arm, ...]:
-    of_task = tuple(t for t in study.trials if t.spec.task == task)
-    return summarize_arms(replace(study, trials=of_task)).get(task, ())
+    """The arms of a task with a finished trial."""
+    of_task = [t for t in study.trials if t.spec.task == task]
+    finished = {t.spec.arm for t in finished_trials(of_task)}
+    begun = tuple(t for t in of_task if t.spec.arm in finished)
+    return summarize_arms(replace(study, trials=begun)).get(task, ())
+
+
+def _finalists(choice: ArmChoice) -> tuple[Arm, ...]:
+    named = (
+        choice.best,
+        choice.chosen,
+        choice.best_full,
+        _next_smaller(choice),
+        choice.best_lora,
+        choice.small_lora,
+    )
+    return tuple({c.arm.summary.label: c.arm for c in named if c is not None}.values())
 
 
 def _trial_id(arm: Arm) -> str:
