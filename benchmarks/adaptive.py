@@ -113,7 +113,8 @@ RANDOM = (
     World("random, 7 ranks", ranks=(2, 4, 8, 16, 32, 64, 128)),
     World("random, 5 rates", lrs=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2)),
 )
-WORLDS = {w.name: w for w in (*EXISTING, *RANDOM, *AS_THEY_ARE)}
+KINDS = {"random": RANDOM, "known": EXISTING, "one rate": AS_THEY_ARE}
+WORLDS = {w.name: w for worlds in KINDS.values() for w in worlds}
 
 
 @lru_cache(maxsize=8)
@@ -442,6 +443,8 @@ def compare(world: World, seed: int, rule: AdaptiveRule = RULE) -> dict[str, obj
     outranked = sum(s.reason == "outranked" for s in adaptive.stops.values())
     result = {"grid": judge(drawn, play_grid(drawn)), "adaptive": judge(drawn, adaptive)}
     grid, ours = result["grid"], result["adaptive"]
+    # A stop shows nothing of the end of training: the answer is tentative.
+    ours["firm"] = ours["firm"] and not adaptive.stops
     result["same"] = (grid["decision"], grid["label"]) == (ours["decision"], ours["label"])
     result["parity"] = result["same"] or ours["utility"] >= grid["utility"] - MARGIN
     result["ratio"] = ours["cost"] / grid["cost"]
@@ -485,24 +488,38 @@ def row(name: str, results: list[dict]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def print_table(results: list[dict]) -> None:
+    """One line a world, and one for all of each kind."""
+    print("| " + COLUMNS + " |\n" + "|---" * (COLUMNS.count("|") + 1) + "|")
+    for name in dict.fromkeys(r["world"] for r in results):
+        print(row(name, [r for r in results if r["world"] == name]), flush=True)
+    for kind, worlds in KINDS.items():
+        names = {w.name for w in worlds}
+        if of_kind := [r for r in results if r["world"] in names]:
+            print(row(f"all {kind}", of_kind), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--studies", type=int, default=500)
     parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--kind", choices=KINDS, default="random")
     parser.add_argument("--only", default="", help="part of a world's name")
-    parser.add_argument("--json", type=Path, help="append every study as one JSON line")
+    parser.add_argument("--json", type=Path, help="append every study to this file, a line each")
+    parser.add_argument("--table", type=Path, help="only print the table of such a file")
     args = parser.parse_args()
-    print("| " + COLUMNS + " |\n" + "|---" * 10 + "|")
-    everything: list[dict] = []
-    for world in [w for w in WORLDS.values() if args.only in w.name]:
-        found = [compare(world, s) for s in range(args.start, args.start + args.studies)]
-        everything += found
-        print(row(world.name, found), flush=True)
-        if args.json is not None:
-            with args.json.open("a") as file:
-                for seed, result in enumerate(found, args.start):
-                    file.write(json.dumps({"world": world.name, "seed": seed, **result}) + "\n")
-    print(row("all", everything))
+    if args.table is not None:
+        print_table([json.loads(line) for line in args.table.read_text().splitlines()])
+        return
+    results: list[dict] = []
+    worlds = [w for w in KINDS[args.kind] if args.only in w.name]
+    for seed in range(args.start, args.start + args.studies):
+        for world in worlds:
+            results.append({"world": world.name, "seed": seed, **compare(world, seed)})
+            if args.json is not None:
+                with args.json.open("a") as file:
+                    file.write(json.dumps(results[-1]) + "\n")
+    print_table(sorted(results, key=lambda r: worlds.index(WORLDS[r["world"]])))
 
 
 if __name__ == "__main__":

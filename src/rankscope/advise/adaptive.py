@@ -3,9 +3,8 @@
 Every arm begins with its first seed. After a few shares of their own steps (*rungs*) the arms of a
 task are scored on validation items, and those that lost stop. Later seeds are only trained for the
 arms that the answer rests on. Functions of the records alone: their results do not depend on
-the order of arms, on groups, or on the machine. Nothing here reads the test split, so its intervals
-stay those of a study that trains the whole grid. Rule and simulation: docs/science.md, "Adaptive
-studies".
+the order of arms, on groups, or on the machine. Nothing here reads the test split. Simulation and
+replay: docs/findings, adaptive studies.
 """
 
 from collections.abc import Iterable, Sequence
@@ -41,14 +40,16 @@ cannot be measured."""
 
 
 CONTENDING = 0.1
-"""Chance that an arm as good as the best one gets no further seed."""
+"""Chance that an arm as good as the best one does not go on, at each look."""
+
+StopReason = Literal["worse", "outranked"]
 
 
 @dataclass(frozen=True, slots=True)
 class AdaptiveRule:
     """When arms of an adaptive study stop."""
 
-    rungs: tuple[float, ...] = (0.125, 0.25, 0.5)
+    rungs: tuple[float, ...] = (0.2, 0.6)
     """Shares of a trial's own steps, ascending."""
     alpha: float = ALPHA
     """Chance that any arm within the margin of the best one is ever called worse."""
@@ -61,9 +62,15 @@ class AdaptiveRule:
             )
 
     def rates_kept(self, rung: int, declared: int) -> int:
-        """Most learning rates of one configuration that go on after a rung: half of those before,
-        rounded up, from the number in the study file."""
-        return ceil(declared * 0.5 ** (rung + 1))
+        """Most learning rates of one configuration that go on after a rung.
+
+        They thin out evenly, and the last rung leaves one: of three and two rungs two, then one.
+        """
+        last = len(self.rungs) - 1
+        return 1 if rung == last else ceil(declared * (last + 1 - rung) / (last + 2))
+
+    def is_last(self, rung: int) -> bool:
+        return rung == len(self.rungs) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +90,9 @@ class Gap:
 class Stop:
     """Why a trial stopped at a rung."""
 
-    reason: Literal["worse", "outranked"]
-    """``worse``: its interval lies below minus the margin. ``outranked``: other rates of the same
-    configuration were ahead; nothing is shown by that."""
+    reason: StopReason
+    """``worse``: its interval lies below minus the margin. ``outranked``: others were ahead, which
+    shows nothing."""
     against: str
     """Id of the trial it was compared with."""
     gap: Gap
@@ -135,31 +142,31 @@ def sequential_interval(
 def stops_at_rung(study: StudyRecords, task: str, rung: int, rule: AdaptiveRule) -> dict[str, Stop]:
     """Trials of a task that stop at the rung of that index, by trial id.
 
-    First each configuration keeps its best learning rates, then every arm is compared with the
-    *incumbent*, the highest utility among those that keep the limit on forgetting. The incumbent
+    Before the last rung an arm is compared with the best learning rate of its own configuration
+    only: ranks and methods learn at different speeds. At the last rung it is also compared with the
+    *incumbent*, the highest utility among the arms that keep the limit on forgetting, and stops if
+    it cannot be within the margin of it by an interval of level ``CONTENDING``. The incumbent
     itself never stops.
 
     Args:
         study: the study as if training had ended at the rung: its trials that reached it are
             ``done`` with one seed each and have the validation items scored there.
     """
-    arms = [a for a in _arms(study, task) if a.summary.validation_score is not None]
-    if not arms:
-        return {}
+    arms = _arms(study, task)
     standing = _Standing.of(study, task, arms, rule)
-    stops: dict[str, Stop] = {}
     rates: dict[tuple[object, ...], set[float]] = {}
     for spec in (t.spec for t in study.trials if t.spec.task == task):
         rates.setdefault(spec.arm_without_lr, set()).add(spec.lr)
+    stops: dict[str, Stop] = {}
     for setting, declared in rates.items():
         ranked = [a for a in standing.ranked if a.trials[0].spec.arm_without_lr == setting]
-        for arm in ranked[rule.rates_kept(rung, len(declared)) :]:
-            stops[_trial_id(arm)] = standing.stop("outranked", arm, ranked[0])
-    incumbent = standing.ranked[0]
-    for arm in standing.ranked[1:]:
-        stop = standing.stop("worse", arm, incumbent)
-        if stop.gap.settles(study.config.objective.margin) == "worse":
-            stops[_trial_id(arm)] = stop
+        kept = rule.rates_kept(rung, len(declared))
+        for position, arm in enumerate(ranked[1:], start=1):
+            stops |= standing.stop(arm, ranked[0], position >= kept)
+    if rule.is_last(rung) and standing.ranked:
+        incumbent, now = standing.ranked[0], standing.at_this_look()
+        for arm in standing.ranked[1:]:
+            stops |= standing.stop(arm, incumbent, now.is_worse(arm, incumbent))
     return stops
 
 
@@ -184,12 +191,13 @@ def next_trials(study: StudyRecords, task: str, rule: AdaptiveRule) -> list[Tria
         study: its trials with their statuses; those that never began are ``planned``.
     """
     arms = _arms(study, task)
-    named = _finalists(choose_for(study, task, arms))
-    if not named:
-        return []
-    standing = _Standing.of(study, task, arms, replace(rule, alpha=CONTENDING))
-    standing = replace(standing, looks=1)
-    margin = study.config.objective.margin
+    choice = choose_for(study, task, arms)
+    named = _finalists(choice)
+    if choice.best is None or choice.best_lora is None:
+        sure = named[:1]
+    else:  # LoRA may replace full fine-tuning only by a comparison that could show a difference
+        sure = (choice.best.arm, choice.best_lora.arm)
+    now = _Standing.of(study, task, arms, rule).at_this_look()
     waiting: dict[tuple[object, ...], list[TrialSpec]] = {}
     for trial in study.trials:
         if trial.status == "planned":
@@ -198,7 +206,7 @@ def next_trials(study: StudyRecords, task: str, rule: AdaptiveRule) -> list[Tria
         waiting[arm.trials[0].spec.arm][0]
         for arm in named
         if arm.trials[0].spec.arm in waiting
-        and (arm is named[0] or standing.gap(arm, named[0]).settles(margin) != "worse")
+        and (any(arm is other for other in sure) or not now.is_worse(arm, named[0]))
     ]
 
 
@@ -237,8 +245,22 @@ class _Standing:
         looks = max(1, arms_declared - 1) * (len(rule.rungs) + 1)
         return cls(study, task, rule, tuple(sorted(scored, key=order)), utilities, looks)
 
-    def stop(self, reason: Literal["worse", "outranked"], arm: Arm, other: Arm) -> Stop:
-        return Stop(reason, _trial_id(other), self.gap(arm, other))
+    def at_this_look(self) -> "_Standing":
+        """The same with intervals of level ``CONTENDING`` that hold at this look alone."""
+        return replace(self, rule=replace(self.rule, alpha=CONTENDING), looks=1)
+
+    def is_worse(self, arm: Arm, other: Arm) -> bool:
+        """Whether an arm is shown to be worse than another by more than the margin."""
+        return self.gap(arm, other).settles(self.study.config.objective.margin) == "worse"
+
+    def stop(self, arm: Arm, other: Arm, is_outranked: bool) -> dict[str, Stop]:
+        """The stop of an arm that is worse than another or outranked by it; empty otherwise."""
+        gap = self.gap(arm, other)
+        is_worse = gap.settles(self.study.config.objective.margin) == "worse"
+        if not is_worse and not is_outranked:
+            return {}
+        reason: StopReason = "worse" if is_worse else "outranked"
+        return {_trial_id(arm): Stop(reason, _trial_id(other), gap)}
 
     def gap(self, arm: Arm, other: Arm) -> Gap:
         """Utility of an arm minus that of another; endless where they share too few items."""
