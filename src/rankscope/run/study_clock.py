@@ -137,7 +137,10 @@ class StudyClock:
 
 
 def training_work(study: PreparedStudy, trial: TrialSpec) -> float:
-    """Rows that a trial trains on, times the passes of each: three if every weight trains."""
+    """Rows that a trial trains on, times the passes of each: three if every weight trains. A slice
+    of a nested run does not train."""
+    if trial.is_slice:
+        return 0.0
     rows, train = study.rows[trial.task], study.config.train
     steps = trial_steps(trial, len(rows.rows), rows.num_tokens, train)
     batch = trial.batch_size or train.batch_size

@@ -1,0 +1,29 @@
+"""Curves over rank that were made in different ways: trained, nested, truncated."""
+
+from typing import Literal
+
+from rankscope.records.estimate import Estimate
+from rankscope.records.record import Record
+
+CurveKind = Literal["trained", "nested", "truncated"]
+
+
+class RankCurvePoint(Record):
+    """One rank, or the area under the curve over log2 of the rank, divided by its width."""
+
+    rank: int | None  # None: the area
+    score: Estimate  # In-domain, test split
+    forgetting: Estimate | None  # Base minus tuned, mean over retention tasks
+    score_beyond_trained: Estimate | None = None  # On the same items; None for what was trained
+    forgetting_beyond_trained: Estimate | None = None
+
+
+class RankCurve(Record):
+    kind: CurveKind
+    rates: tuple[float, ...]  # Learning rates that were chosen
+    points: tuple[RankCurvePoint, ...]  # By rising rank, the area last
+
+
+class TaskRankCurves(Record):
+    task: str
+    curves: tuple[RankCurve, ...]  # Over the same ranks
