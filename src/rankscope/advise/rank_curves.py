@@ -41,66 +41,53 @@ def compare_rank_curves(study: StudyRecords) -> tuple[TaskRankCurves, ...]:
     for task in training_tasks(study):
         specs = [t.spec for t in finished_trials(study.trials) if t.spec.task == task]
         plain = [s for s in specs if s.method == LoraMethod.name]
-        if not plain:
-            continue
         line = [s for s in plain if s.arm_without_rank == plain[0].arm_without_rank]
-        curves: dict[CurveKind, Models] = {"trained": trained_curve(study, line)}
-        curves["truncated"] = truncated_curve(study, curves["trained"])
-        curves["nested"] = nested_curve(study, [s for s in specs if is_beside(s, line[0])])
-        found = {kind: models for kind, models in curves.items() if models}
-        ranks = sorted(set.intersection(*(set(models) for models in found.values())))
-        if len(found) > 1 and len(ranks) > 1:
-            common = {k: {r: models[r] for r in ranks} for k, models in found.items()}
-            compared.append(TaskRankCurves(task=task, curves=tuple(curves_of(study, task, common))))
+        nested = [s for s in specs if s.nested and line and is_beside(s, line[0])]
+        trained: dict[int, Mapping[int, str]] = {}
+        for rank in sorted({s.rank or 0 for s in line}):
+            trained |= best_models(study, [s for s in line if s.rank == rank])
+        curves: dict[CurveKind, Models] = {
+            "trained": trained,
+            "nested": best_models(study, nested),
+            "truncated": truncated_models(study, trained),
+        }
+        curves = {kind: models for kind, models in curves.items() if models}
+        ranks = sorted(set.intersection(*map(set, curves.values()))) if curves else []
+        if len(curves) > 1 and len(ranks) > 1:
+            common = {k: {r: models[r] for r in ranks} for k, models in curves.items()}
+            parts = tuple(rank_curve(study, task, kind, common) for kind in common)
+            compared.append(TaskRankCurves(task=task, curves=parts))
     return tuple(compared)
 
 
 def is_beside(spec: TrialSpec, plain: TrialSpec) -> bool:
-    """Whether a trial is a slice of a nested run that differs from ``plain`` in nothing else."""
     alike = spec.model_copy(update={"method": plain.method, "nested": None})
-    return spec.nested is not None and alike.arm_without_rank == plain.arm_without_rank
+    return alike.arm_without_rank == plain.arm_without_rank
 
 
-def best_models(study: StudyRecords, groups: Mapping[object, Models], task: str) -> Models:
-    """The models with the highest area under their validation scores; empty without any."""
+def best_models(study: StudyRecords, specs: Sequence[TrialSpec]) -> Models:
+    """The trials with one learning rate, and one alpha or list of nested ranks, whose validation
+    scores have the largest area."""
+    groups: dict[object, dict[int, dict[int, str]]] = {}
+    for s in sorted(specs, key=lambda s: s.rank or 0):
+        models = groups.setdefault((s.lr, s.nested or s.alpha), {})
+        models.setdefault(s.rank or 0, {})[s.seed] = s.trial_id
 
     def area(models: Models) -> float:
-        scores = []
-        for by_seed in models.values():
-            records = [study.evals.get((m, task, "validation")) for m in by_seed.values()]
-            scores.append(fmean(-np.inf if r is None else r.score for r in records))
-        return float(np.dot(area_weights(list(models)), scores))
+        evals = [[study.evals.get((i, specs[0].task, "validation")) for i in m.values()]
+                 for m in models.values()]  # fmt: skip
+        means = [fmean(-np.inf if e is None else e.score for e in of_rank) for of_rank in evals]
+        return float(np.dot(area_weights(list(models)), means))
 
     return max(groups.values(), key=area, default={})
 
 
-def by_setting(specs: Sequence[TrialSpec]) -> dict[object, Models]:
-    """Models by learning rate and alpha, those of nested runs also by the ranks of the run."""
-    groups: dict[object, dict[int, dict[int, str]]] = {}
-    for s in sorted(specs, key=lambda s: s.rank or 0):
-        key = (s.lr, s.nested or s.alpha)
-        groups.setdefault(key, {}).setdefault(s.rank or 0, {})[s.seed] = s.trial_id
-    return dict(groups)
-
-
-def trained_curve(study: StudyRecords, line: Sequence[TrialSpec]) -> Models:
-    curve: dict[int, Mapping[int, str]] = {}
-    for rank in sorted({spec.rank or 0 for spec in line}):
-        groups = by_setting([spec for spec in line if spec.rank == rank])
-        curve |= best_models(study, groups, line[0].task)
-    return curve
-
-
-def nested_curve(study: StudyRecords, specs: Sequence[TrialSpec]) -> Models:
-    return best_models(study, by_setting(specs), specs[0].task) if specs else {}
-
-
-def truncated_curve(study: StudyRecords, trained: Models) -> Models:
+def truncated_models(study: StudyRecords, trained: Models) -> Models:
     """The truncations of the largest trained rank, which is its own last point."""
-    whole = trained[max(trained)]
-    ids = {r: {s: Variant("truncated", r).of(i) for s, i in whole.items()} for r in trained}
+    whole = trained[max(trained)] if trained else {}
     scored = {model for model, _, _ in study.evals}
-    cut = {rank: models for rank, models in ids.items() if scored.issuperset(models.values())}
+    cut = {r: {s: Variant("truncated", r).of(i) for s, i in whole.items()} for r in trained}
+    cut = {rank: models for rank, models in cut.items() if scored.issuperset(models.values())}
     return {**cut, max(trained): whole} if cut else {}
 
 
@@ -108,81 +95,62 @@ def area_weights(ranks: Sequence[int]) -> list[float]:
     """Weights of the scores at rising ranks in their mean over log2 of the rank (trapezoids)."""
     if len(ranks) == 1:
         return [1.0]
-    at = np.log2(ranks)
-    halves = np.diff(at) / 2 / (at[-1] - at[0])
-    return [float(w) for w in np.append(halves, 0.0) + np.append(0.0, halves)]
+    halves = np.diff(np.log2(ranks)) / 2 / np.log2(ranks[-1] / ranks[0])
+    return [float(weight) for weight in np.append(halves, 0.0) + np.append(0.0, halves)]
 
 
-def curves_of(
-    study: StudyRecords, task: str, common: Mapping[CurveKind, Models]
-) -> list[RankCurve]:
-    retained = [t.name for t in retention_tasks(study, task)]
-    curves = []
-    for kind, models in common.items():
-        points = []
-        for rank in (*models, None):
-            own, trained = (
-                whole if rank is None else {rank: whole[rank]}
-                for whole in (models, common["trained"])
-            )
-            score = curve_estimate(study, own, [task])
-            if score is None:
-                continue
-            kept = curve_estimate(study, own, retained, against_base=True)
-            beyond = kept_beyond = None
-            if kind != "trained":
-                beyond = curve_estimate(study, own, [task], trained)
-                kept_beyond = curve_estimate(study, own, retained, trained)
+def rank_curve(
+    study: StudyRecords, task: str, kind: CurveKind, curves: Mapping[CurveKind, Models]
+) -> RankCurve:
+    retained, points = [t.name for t in retention_tasks(study, task)], []
+    for rank in (*curves[kind], None):
+        own, trained = (
+            models if rank is None else {rank: models[rank]}
+            for models in (curves[kind], curves["trained"])
+        )
+        kept = area_under(study, own, retained, BASE)
+        is_trained = kind == "trained"
+        more = None if is_trained else area_under(study, own, [task], trained)
+        more_kept = None if is_trained else area_under(study, own, retained, trained)
+        score = area_under(study, own, [task])
+        if score is not None:
             points.append(
                 RankCurvePoint(
                     rank=rank,
                     score=score,
-                    forgetting=None if kept is None else -kept,
-                    score_beyond_trained=beyond,
-                    forgetting_beyond_trained=None if kept_beyond is None else -kept_beyond,
+                    forgetting=kept and -kept,
+                    more_score=more,
+                    more_forgetting=more_kept and -more_kept,
                 )
             )
-        rates = rates_of(study, models)
-        curves.append(RankCurve(kind=kind, rates=rates, points=tuple(points)))
-    return curves
+    ids = {trial_of(model) for models in curves[kind].values() for model in models.values()}
+    rates = {t.spec.lr for t in study.trials if t.spec.trial_id in ids}
+    return RankCurve(kind=kind, rates=tuple(sorted(rates)), points=tuple(points))
 
 
-def rates_of(study: StudyRecords, curve: Models) -> tuple[float, ...]:
-    ids = {trial_of(model) for models in curve.values() for model in models.values()}
-    return tuple(sorted({t.spec.lr for t in study.trials if t.spec.trial_id in ids}))
-
-
-def curve_estimate(
-    study: StudyRecords,
-    curve: Models,
-    tasks: Sequence[str],
-    other: Models | None = None,
-    *,
-    against_base: bool = False,
+def area_under(
+    study: StudyRecords, curve: Models, tasks: Sequence[str], other: Models | str | None = None
 ) -> Estimate | None:
-    """Area under a curve's test scores over log2 of the rank, mean over tasks, per unit of log2.
-
-    Of a single rank, its score. With ``other``: minus its area on the same items; ``against_base``:
-    minus the base's score. None if a score is missing, or if ranks have no seed in common.
+    """Area under a curve's test scores over log2 of the rank, divided by its width, mean over
+    tasks; of a single rank, its score. Minus that of ``other`` on the same items: another curve, or
+    ``base``. None if a score is missing, or if the ranks have no seed in common.
     """
-    comparisons = []
+    weights, comparisons = area_weights(list(curve)), []
     for task in tasks:
-        rows, sizes = [], []
-        for models in (curve, *([] if other is None else [other])):
-            seeds = sorted(set.intersection(*(set(by_seed) for by_seed in models.values())))
-            rows += [study.items.get((m[s], task, "test")) for m in models.values() for s in seeds]
+        found, sizes = [], []
+        for models in (curve, other) if isinstance(other, Mapping) else (curve,):
+            seeds = sorted(set.intersection(*map(set, models.values())))
+            found += [study.items.get((m[s], task, "test")) for m in models.values() for s in seeds]
             sizes.append(len(seeds))
-        base = study.items.get((BASE, task, "test"))
-        known = [items for items in (*rows, base) if items is not None]
+        known = [items for items in (*found, study.items.get((BASE, task, "test"))) if items]
         aligned = align_scores(known[:-1], known[-1:], trained=False)
-        if len(known) <= len(rows) or aligned is None or not all(sizes):
+        if len(known) <= len(found) or aligned is None or not all(sizes):
             return None
-        weights = area_weights(list(curve))
-        parts = np.split(aligned.tuned, [len(weights) * sizes[0]])
+        rows = np.split(aligned.tuned, [len(weights) * sizes[0]])
         arms = [
             np.tensordot(weights, part.reshape(len(weights), size, -1), axes=1)
-            for part, size in zip(parts, sizes, strict=False)
+            for part, size in zip(rows, sizes, strict=False)
         ]
-        reference = arms[1] if other is not None else aligned.reference if against_base else None
+        reference = arms[1] if len(arms) > 1 else aligned.reference if other == BASE else None
         comparisons.append(Comparison(arms[0], reference, aligned.clusters))
     return weighted_estimate(comparisons, tested=False) if comparisons else None

@@ -9,13 +9,11 @@ CurveKind = Literal["trained", "nested", "truncated"]
 
 
 class RankCurvePoint(Record):
-    """One rank, or the area under the curve over log2 of the rank, divided by its width."""
-
-    rank: int | None  # None: the area
+    rank: int | None  # None: the area under the curve over log2 of the rank, by its width
     score: Estimate  # In-domain, test split
     forgetting: Estimate | None  # Base minus tuned, mean over retention tasks
-    score_beyond_trained: Estimate | None = None  # On the same items; None for what was trained
-    forgetting_beyond_trained: Estimate | None = None
+    more_score: Estimate | None = None  # Than what was trained, on the same items
+    more_forgetting: Estimate | None = None
 
 
 class RankCurve(Record):
@@ -26,4 +24,4 @@ class RankCurve(Record):
 
 class TaskRankCurves(Record):
     task: str
-    curves: tuple[RankCurve, ...]  # Over the same ranks
+    curves: tuple[RankCurve, ...]  # Over the same ranks; what was trained first

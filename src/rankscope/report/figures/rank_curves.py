@@ -1,12 +1,12 @@
 """Ranks trained one by one, cut from a nested run, and truncated: three curves over rank."""
 
-from rankscope.formatting import Unit, plus_minus, with_interval
-from rankscope.records import RankCurve, TaskRankCurves
+from rankscope.formatting import plus_minus, with_interval
+from rankscope.records import Estimate
 from rankscope.report.charts.figure import Figure, interval_cells, interval_digits
 from rankscope.report.charts.rank_lines import Panel, RankAxis, RankLine, RankPoint, rank_plot
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView
-from rankscope.report.table_formats import Cell, table_from_rows
+from rankscope.report.table_formats import table_from_rows
 
 KINDS = {
     "trained": ("trained at each rank", "solid", "circle"),
@@ -27,63 +27,45 @@ def draw_rank_curves(view: StudyView, task: str) -> Figure | None:
         return None
     unit, lost = view.unit(task), view.forgetting_unit(task)
     score, kept = f"score, {unit.score}", f"retention change, {lost.difference}"
-    beyond = {"score beyond trained": unit, "retention beyond trained": lost}
-    rows = [row for curve in curves.curves for row in _rows(curve, score, kept, beyond)]
-    digits = interval_digits(score, unit.digits + 1) | interval_digits(kept, lost.digits + 1)
-    for title, of in beyond.items():
-        digits |= interval_digits(title, of.digits + 1)
-    frame = table_from_rows(rows, digits)
-    lines = []
+    more, more_kept = "score beyond trained", "retention beyond trained"
+    rows, lines, areas = [], [], []
     for curve in curves.curves:
         name, dash, symbol = KINDS[curve.kind]
-        ranks = [p.rank for p in curve.points if p.rank is not None]
+        for p in curve.points:
+            rows.append(
+                {
+                    "arm": f"{name} " + (f"r={p.rank}" if p.rank else "area"),
+                    "learning rate": ", ".join(f"{rate:g}" for rate in curve.rates),
+                    **interval_cells(score, p.score, unit),
+                    **interval_cells(kept, _turned(p.forgetting), lost),
+                    **interval_cells(more, p.more_score, unit),
+                    **interval_cells(more_kept, _turned(p.more_forgetting), lost),
+                }
+            )
+        ranks = [p.rank for p in curve.points if p.rank]
         points = tuple(RankPoint(f"{name} r={r}", r, view.colors[r]) for r in ranks)
         lines.append(RankLine(name, dash, symbol, points))
-    panels = [Panel(title, frame, title) for title in (score, kept)]
+        area = curve.points[-1]
+        if area.more_score is None:
+            areas.append(f"{name} {plus_minus(area.score, unit)} {unit.score}")
+        else:
+            turned = _turned(area.more_forgetting)
+            retained = "" if turned is None else f", retention {with_interval(turned, lost)}"
+            areas.append(f"{name} {with_interval(area.more_score, unit)}{retained}")
+    digits = interval_digits(score, unit.digits + 1) | interval_digits(more, unit.digits + 1)
+    for title in (kept, more_kept):
+        digits |= interval_digits(title, lost.digits + 1)
+    frame = table_from_rows(rows, digits)
     return Figure(
         key=view.key("rank-curves", task),
         title=f"One run, or one per rank, {task}",
-        finding=_finding(curves, unit, lost),
+        finding=f"Area under the score over log2 of the rank: {areas[0]}. Beyond that, with 95 % "
+        f"intervals: {'; '.join(areas[1:])}.",
         data=frame,
-        plot=rank_plot(RankAxis(tuple(lines)), panels),
+        plot=rank_plot(RankAxis(tuple(lines)), [Panel(t, frame, t) for t in (score, kept)]),
         caption=_CAPTION,
     )
 
 
-def _rows(
-    curve: RankCurve, score: str, kept: str, beyond: dict[str, Unit]
-) -> list[dict[str, Cell]]:
-    name, (of_score, of_kept) = KINDS[curve.kind][0], beyond
-    return [
-        {
-            "arm": f"{name} " + ("area" if point.rank is None else f"r={point.rank}"),
-            "rank": point.rank,
-            "learning rate": ", ".join(f"{rate:g}" for rate in curve.rates),
-            **interval_cells(score, point.score, beyond[of_score]),
-            **interval_cells(kept, point.forgetting and -point.forgetting, beyond[of_kept]),
-            **interval_cells(of_score, point.score_beyond_trained, beyond[of_score]),
-            **interval_cells(
-                of_kept,
-                point.forgetting_beyond_trained and -point.forgetting_beyond_trained,
-                beyond[of_kept],
-            ),
-        }
-        for point in curve.points
-    ]
-
-
-def _finding(curves: TaskRankCurves, unit: Unit, lost: Unit) -> str:
-    parts = []
-    for curve in curves.curves:
-        area, name = curve.points[-1], KINDS[curve.kind][0]
-        if area.score_beyond_trained is None:
-            parts.append(f"{name} {plus_minus(area.score, unit)} {unit.score}")
-            continue
-        text = f"{name} {with_interval(area.score_beyond_trained, unit)}"
-        if area.forgetting_beyond_trained is not None:
-            text += f", retention {with_interval(-area.forgetting_beyond_trained, lost)}"
-        parts.append(text)
-    return (
-        f"Area under the score over log2 of the rank: {parts[0]}. Beyond that: "
-        f"{'; '.join(parts[1:])}."
-    )
+def _turned(forgetting: Estimate | None) -> Estimate | None:
+    return None if forgetting is None else -forgetting
