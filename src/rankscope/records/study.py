@@ -10,7 +10,7 @@ from rankscope.records.items import ItemResult
 from rankscope.records.record import Record, Role, Status
 from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores
 from rankscope.records.spectra import SpectraRecord
-from rankscope.records.trials import TrainRecord, TrialSpec
+from rankscope.records.trials import StopRecord, TrainRecord, TrialSpec
 
 CONTAMINATION_LIMIT = 0.01
 """Share of test rows that training may have seen: it moves an accuracy by at most 1 point, half the
@@ -77,6 +77,7 @@ class TrialRecords:
     spectra: SpectraRecord | None = None
     heads: HeadsRecord | None = None
     curve: tuple[CurvePoint, ...] = ()  # By step; empty if the study asks for none
+    stop: StopRecord | None = None  # Of a stopped trial
 
 
 def finished_trials(trials: Iterable[TrialRecords]) -> list[TrialRecords]:

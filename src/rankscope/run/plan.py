@@ -89,7 +89,8 @@ def make_plan(inputs: PreparedStudy, machine: Machine | None = None, gpus: int =
     base = TrialCost(0, model.scoring(base_items), model.base_spectra(), base_heads(model, items))
     stages = summed([base, *costs.values()])
     products = sum(
-        model.products(model.training_operations(t, model.tokens(t))) for t in inputs.trials
+        model.products(model.training_operations(t, inputs.training_tokens(t)))
+        for t in inputs.trials
     )
     evaluations = len(inputs.base_evals()) + sum(
         len(inputs.wanted_evals(t.trial_id, t.task)) + len(inputs.wanted_variants(t))
@@ -105,7 +106,7 @@ def make_plan(inputs: PreparedStudy, machine: Machine | None = None, gpus: int =
         groups=groups,
         evaluations=evaluations,
         curve_evaluations=sum(
-            len(inputs.curve_steps(t)) * len(inputs.curve_tasks(t.task)) for t in inputs.trials
+            len(inputs.scored_steps(t)) * len(inputs.curve_tasks(t.task)) for t in inputs.trials
         ),
         train_tokens=sum(group.num_tokens for group in groups),
         evaluation_tokens=sum(item.total for item in base_items)
@@ -148,7 +149,7 @@ def plan_group(model: CostModel, group: Group, costs: Mapping[str, TrialCost]) -
         task=group[0].task,
         labels=tuple(f"{trial.arm_label} seed={trial.seed}" for trial in group),
         steps=group_steps(group, len(rows.rows), rows.num_tokens, config.train),
-        num_tokens=sum(map(model.tokens, group)),
+        num_tokens=sum(map(inputs.training_tokens, group)),
         memory_bytes=memory.total_bytes,
         fits=memory.total_bytes <= available,
         states_fit=memory.base_bytes + memory.state_bytes <= available,
@@ -171,7 +172,7 @@ def scoring_by_trial(model: CostModel, items: Items) -> dict[str, ScoringWork]:
     counted: dict[tuple[object, ...], ScoringWork] = {}
     by_trial = {}
     for trial in inputs.trials:
-        num_points = len(inputs.curve_steps(trial))
+        num_points = len(inputs.scored_steps(trial))
         kind = (trial.task, num_points, len(inputs.variants(trial)))
         if kind not in counted:
             evaluated = evaluated_items(inputs, items, trial)
@@ -209,7 +210,7 @@ def evaluated_items(inputs: PreparedStudy, items: Items, trial: TrialSpec) -> li
     few = inputs.config.train.evaluate_items
     after = inputs.wanted_evals(trial.trial_id, trial.task) + inputs.wanted_variants(trial)
     point = [i for task in inputs.curve_tasks(trial.task) for i in items[task, "validation"][:few]]
-    return point * len(inputs.curve_steps(trial)) + [
+    return point * len(inputs.scored_steps(trial)) + [
         item for _, task, split in after for item in items[task, split]
     ]
 

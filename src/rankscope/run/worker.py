@@ -54,6 +54,7 @@ def work(out: Path, unit: str) -> None:
             reporter = JsonlReporter(NullReporter(), folder / LOG)
             context = begin_run(study, ledger, reporter, should_stop)
             context.allow_mixed = True  # the driver has decided that
+            context.round = order.round
             Conductor(context).run_groups()
     seal_unit(folder)
 

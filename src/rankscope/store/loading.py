@@ -15,6 +15,7 @@ from rankscope.records import (
     ModelRecord,
     Provenance,
     SpectraRecord,
+    StopRecord,
     StudyRecords,
     TaskRecord,
     TrainRecord,
@@ -72,6 +73,7 @@ def _trial_records(db: sqlite3.Connection, tasks: Container[str]) -> Iterator[Tr
     train = dict(stored_records(db, "train", TrainRecord))
     spectra = dict(stored_records(db, "spectra", SpectraRecord))
     heads = dict(stored_records(db, "heads", HeadsRecord))
+    stops = dict(stored_records(db, "stop", StopRecord))
     curves = _curves(db, tasks)
     for spec, status, failure in stored_trials(db):
         yield TrialRecords(
@@ -82,6 +84,7 @@ def _trial_records(db: sqlite3.Connection, tasks: Container[str]) -> Iterator[Tr
             spectra=spectra.get(spec.trial_id),
             heads=heads.get(spec.trial_id),
             curve=tuple(curves.get(spec.trial_id, ())),
+            stop=stops.get(spec.trial_id) if status == "stopped" else None,
         )
 
 
