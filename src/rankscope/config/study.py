@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from rankscope.config.arm import ArmConfig, ScheduleName
-from rankscope.config.budget import BudgetConfig
+from rankscope.config.budget import Budget
 from rankscope.config.objective import ObjectiveConfig
 from rankscope.config.section import (
     ConfigSection,
@@ -255,7 +255,7 @@ class StudyConfig(ConfigSection):
     validation items, and trains further seeds and scores test items only of the best arms."""
     rungs: OneOrMore[Annotated[float, Field(gt=0, lt=1)]] = Field([0.125, 0.25, 0.5])
     """Shares of its own steps after which ``adaptive`` may stop a trial, rising, each below 1."""
-    budget: BudgetConfig | None = None
+    budget: Budget = None
     """The most that ``adaptive`` spends: ``24 trials``, ``5e6 tokens`` or ``12 hours``."""
     train: TrainConfig = TrainConfig()
     """The training protocol."""

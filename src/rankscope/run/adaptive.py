@@ -5,8 +5,8 @@
     further seeds of the best arms, round by round, until these have all of theirs
     test items and analyses of the finalists
 
-Groups within a round are independent, and every decision is a function of stored records. So a study
-ends alike in one process, with workers, and after a kill.
+Groups within a round are independent, and every decision is a function of stored records. So a
+study ends alike in one process, with workers, and after a kill.
 """
 
 import time
@@ -213,7 +213,8 @@ def check_adaptive(study: PreparedStudy) -> None:
             )
     for trial in study.trials:
         steps, num_steps = study.rung_steps(trial), study.num_steps(trial)
-        if steps and not 0 < steps[0] <= steps[-1] < num_steps or len(set(steps)) < len(steps):
+        inside = all(0 < step < num_steps for step in steps)
+        if not inside or len(set(steps)) < len(steps):
             raise UserError(
                 f"rungs: found {', '.join(map(str, steps))} as the steps of {trial.label}, which "
                 f"trains {num_steps}; expected different steps before the last: give fewer rungs, "

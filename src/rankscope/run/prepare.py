@@ -26,6 +26,7 @@ from rankscope.models.model_folder import model_folder
 from rankscope.models.parameters import architecture, check_targets, rank_notes, read_model_config
 from rankscope.models.quantize import check_bitsandbytes
 from rankscope.progress import NullReporter, ProgressReporter
+from rankscope.run.adaptive import check_adaptive
 from rankscope.run.groups import Grouping
 from rankscope.run.machines import Machine
 from rankscope.run.prepared import PreparedStudy
@@ -121,7 +122,7 @@ def prepare_study(
     records = tuple(
         task_record(config, encoder, task, tokenizer_hash) for task in data.tasks.values()
     )
-    return PreparedStudy(
+    prepared = PreparedStudy(
         config=config,
         folder=folder,
         shapes=shapes,
@@ -147,6 +148,9 @@ def prepare_study(
             *duplicate_grid_notes(config),
         ),
     )
+    if config.strategy == "adaptive":
+        check_adaptive(prepared)
+    return prepared
 
 
 def missing_weights_notes(folder: Path) -> list[str]:

@@ -173,7 +173,7 @@ def adopt_unit(context: RunContext, folder: Path) -> None:
 
 
 def adopt_results(context: RunContext, folder: Path) -> None:
-    """Copy what a unit of this study has finished, checkpoints and workers' notes too; remove it."""
+    """Copy what a unit of this study has finished, checkpoints and notes too; remove it."""
     order = read_unit(folder)
     for checkpoint in (folder / CHECKPOINTS).glob("*"):
         move_checkpoint(folder, context.ledger.out, checkpoint.name)
