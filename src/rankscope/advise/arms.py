@@ -75,6 +75,11 @@ class Arm:
         return finished_trials(self.trials)
 
     @property
+    def is_shown_worse(self) -> bool:
+        """Whether an adaptive study stopped it because it was clearly worse than another arm."""
+        return any(t.stop is not None and t.stop.reason == "worse" for t in self.trials)
+
+    @property
     def steps(self) -> int:
         """Fewest optimizer steps of its trained trials; 0 without any."""
         return min((t.train.steps for t in self.trials if t.train is not None), default=0)
@@ -196,6 +201,8 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
         special_settings=spec.special_settings,
         seeds=len(done),
         failed=sum(t.status in FAILED for t in trials),
+        stopped=sum(t.status == "stopped" for t in trials),
+        skipped=sum(t.status == "skipped" for t in trials),
         validation_score=_validation_score(study, done, spec.task),
         validation_gain=_validation_change(study, done, spec.task),
         validation_forgetting=_validation_fall(study, done, RetentionScale("points", own)),

@@ -72,12 +72,17 @@ class Provenance(Record):
 class TrialRecords:
     spec: TrialSpec
     status: Status
-    failure: str | None = None  # Why it did not finish, in one sentence
+    failure: str | None = None  # Why it did not finish, in a few words
     train: TrainRecord | None = None
     spectra: SpectraRecord | None = None
     heads: HeadsRecord | None = None
     curve: tuple[CurvePoint, ...] = ()  # By step; empty if the study asks for none
     stop: StopRecord | None = None  # Of a stopped trial
+
+    @property
+    def training(self) -> TrainRecord | None:
+        """Its training, of a stopped trial as far as it went."""
+        return self.train if self.stop is None else self.stop.train
 
 
 def finished_trials(trials: Iterable[TrialRecords]) -> list[TrialRecords]:
