@@ -16,14 +16,15 @@ from rankscope.train.memory import GroupMemory
 
 
 def resolve_groups(
-    ledger: Ledger, study: PreparedStudy, trials: Sequence[TrialSpec]
+    ledger: Ledger, study: PreparedStudy, trials: Sequence[TrialSpec] | None = None
 ) -> tuple[Group, ...]:
-    """The groups of some trials of a study; stored if they had none.
+    """The groups of some trials of a study, by default of all; stored if they had none.
 
     Trials that have none are grouped among themselves. A changed ``max_group_size`` or
     ``memory_limit`` cuts all groups anew; trained trials stay as they are.
     """
     config, stored = study.config, ledger.groups()
+    trials = study.trials if trials is None else trials
     groups: list[Group] = []
     budgets: dict[str, int] = {}
     limits = (config.max_group_size, config.memory_limit)
