@@ -1,4 +1,4 @@
-"""Adaptive studies on the pocket model: what they stop, and that nothing else differs from a grid."""
+"""Adaptive studies on the pocket model: what they stop; nothing else differs from a grid."""
 
 import shutil
 from concurrent.futures import Future
@@ -29,7 +29,7 @@ from rankscope.store import find_problems
 
 GRID: dict[str, Any] = {
     "arms": [
-        {"method": "lora", "rank": [2, 8], "lr": [1e-5, 2e-3]},
+        {"method": "lora", "rank": 2, "lr": [1e-5, 2e-3]},
         {"method": "full", "lr": 5e-4},
     ],
     "seeds": [0, 1, 2],
@@ -37,8 +37,8 @@ GRID: dict[str, Any] = {
     **changed("train", max_steps=8, evaluate_items=24),
     **changed("evaluate", max_items=24, cross_domain=[]),
 }
-ADAPTIVE = GRID | {"strategy": "adaptive", "rungs": [0.25, 0.5], "budget": "8 trials"}
-FIRST, DECLARED = 5, 15
+ADAPTIVE = GRID | {"strategy": "adaptive", "rungs": [0.5], "budget": "5 trials"}
+FIRST, DECLARED = 3, 9
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +80,12 @@ def test_a_stopped_trial_has_no_result_and_is_no_failure(adaptive: Path) -> None
     (advice,) = recommendation.advice
     stopped, done, skipped = (of_status(study, s) for s in ("stopped", "done", "skipped"))
     assert len(stopped) + len(done) + len(skipped) == DECLARED
-    assert len(stopped) >= 2
-    assert FIRST < len(stopped) + len(done) <= 8
+    assert len(stopped) >= 1
+    assert FIRST < len(stopped) + len(done) <= 5
     scored = {key[0] for key in study.evals}
     for trial in stopped:
         assert trial.stop is not None
-        assert (trial.stop.train.steps, trial.stop.num_steps) in [(2, 8), (4, 8)]
+        assert (trial.stop.train.steps, trial.stop.num_steps) == (4, 8)
         assert trial.stop.rival != trial.spec.arm_label
         assert trial.train is None
         assert trial.spec.trial_id not in scored
@@ -96,7 +96,7 @@ def test_a_stopped_trial_has_no_result_and_is_no_failure(adaptive: Path) -> None
     assert sum(arm.failed for arm in advice.arms) == 0
     assert sum(arm.stopped for arm in advice.arms) == len(stopped)
     (check,) = [c for c in advice.checks if c.name == "trials"]
-    assert check.value == f"{len(stopped) + len(skipped)} of 15 trials saved"
+    assert check.value == f"{len(stopped) + len(skipped)} of 9 trials saved"
     # Every trial has eight steps of as many rows, up to the length of its seed's.
     steps = sum(t.training.steps for t in study.trials if t.training is not None)
     assert check.values["share"] == pytest.approx(steps / (8 * DECLARED), rel=0.02)
@@ -128,14 +128,14 @@ def test_trials_train_as_in_the_grid(adaptive: Path, grid: StudyRecords) -> None
 
 
 def test_interrupted_over_and_over_it_stops_the_same_trials(adaptive: Path, tmp_path: Path) -> None:
-    study, interrupter = small_study(tmp_path, **ADAPTIVE), Counter(every=9)
+    study, interrupter = small_study(tmp_path, **ADAPTIVE), Counter(every=12)
     for _ in range(100):
         try:
             study.run(tmp_path / "out", interrupter)
         except Interrupted:
             continue
         break
-    assert interrupter.stops > 5
+    assert interrupter.stops > 3
     assert results(tmp_path / "out") == results(adaptive)
     assert leftovers(tmp_path / "out") == []
 
@@ -143,7 +143,7 @@ def test_interrupted_over_and_over_it_stops_the_same_trials(adaptive: Path, tmp_
 def test_units_of_an_executor_stop_the_same_trials(adaptive: Path, tmp_path: Path) -> None:
     executor = InThisProcess()
     small_study(tmp_path, **ADAPTIVE).run(tmp_path / "out", executor=executor)
-    assert executor.units > 3 * 3  # three groups in three rounds, and later seeds
+    assert executor.units > 2 * 2  # two groups in two rounds, and later seeds
     assert results(tmp_path / "out") == results(adaptive)
     assert leftovers(tmp_path / "out") == []
     assert find_problems(tmp_path / "out") == []

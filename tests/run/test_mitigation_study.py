@@ -1,7 +1,6 @@
 """Studies with replay, KL, early stops, joined tasks and scales: run, continued, identified."""
 
 import json
-
 from pathlib import Path
 from typing import Any
 

@@ -212,9 +212,9 @@ CHECKS = {
     ),
     "trials.fine": "Every trial finished.",
     "trials.left_out": (
-        "The study was adaptive: {stopped} stopped at a rung and {skipped} never began, as the "
-        "answer does not rest on them by their validation scores, or the budget was spent. Training "
-        "took {percent} of the grid's tokens."
+        "The study was adaptive: {stopped} stopped at a rung and {skipped} never began, because "
+        "other arms had better validation scores or the budget was spent. Training took {percent} "
+        "of the grid's tokens."
     ),
     "trials.failed": (
         "{failed} of {trials} failed ({named}). Each counts as no gain when arms are compared."
