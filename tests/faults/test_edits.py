@@ -26,6 +26,8 @@ def run_again(out: Path, *words: object) -> Outcome:
 def test_one_flipped_bit_of_any_file_is_found(copied: Path) -> None:
     bits = random.Random(0)
     files = [path for path in sorted(copied.rglob("*")) if path.is_file() and path.stat().st_size]
+    # A reader may leave the index that SQLite keeps of its write-ahead log, and builds anew.
+    files = [path for path in files if path.suffix != ".sqlite-shm"]
     assert len(files) > 15
     for path in files:
         content = flip_bit(path, bits.randrange(path.stat().st_size), bits.randrange(8))

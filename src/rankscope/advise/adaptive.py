@@ -26,7 +26,11 @@ from rankscope.advise.select import (
     forgets_too_much,
     utility_function,
 )
-from rankscope.advise.statistics.estimates import Comparison, clustered_standard_error
+from rankscope.advise.statistics.estimates import (
+    Comparison,
+    cluster_index,
+    clustered_standard_error,
+)
 from rankscope.advise.statistics.significance import ALPHA, FEWEST_ITEMS
 from rankscope.errors import UserError
 from rankscope.records import StudyRecords, TrialSpec
@@ -55,11 +59,11 @@ class AdaptiveRule:
     def rates_kept(self, rung: int, declared: int) -> int:
         """Most learning rates of one configuration that go on after a rung: half of those before,
         rounded up, from the number in the study file."""
-        return ceil(declared / 2 ** (rung + 1))
+        return ceil(declared * 0.5 ** (rung + 1))
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
+class Gap:
     """A difference with an interval that holds at every look at once, each end by itself."""
 
     low: float
@@ -80,7 +84,7 @@ class Stop:
     configuration were ahead; nothing is shown by that."""
     against: str
     """Id of the trial it was compared with."""
-    gap: Interval
+    gap: Gap
     """Its utility minus the other's."""
 
 
@@ -90,7 +94,7 @@ def sequential_interval(
     looks: int,
     alpha: float = ALPHA,
     spread: float = 0.0,
-) -> Interval:
+) -> Gap:
     """Interval of a weighted sum of paired differences that is looked at ``looks`` times.
 
     Each end is missed at any look with a chance of at most ``alpha`` (Bonferroni; at a rung the
@@ -105,21 +109,23 @@ def sequential_interval(
     value = variance = 0.0
     units = inf
     for comparison, weight in zip(comparisons, weights, strict=True):
-        differences, clusters = comparison.item_means, comparison.clusters
+        differences = comparison.item_means
+        n = len(differences)
+        labels = np.arange(n)
+        if comparison.clusters is not None:
+            labels = cluster_index(comparison.clusters, n)
         value += weight * float(differences.mean())
-        units = min(units, len(differences) if clusters is None else len(np.unique(clusters)))
+        units = min(units, int(labels.max()) + 1)
         if comparison.is_right_or_wrong:
             differences = np.append(differences, (1.0, -1.0))
-            if clusters is not None:
-                labels = np.unique(clusters, return_inverse=True)[1]
-                clusters = np.append(labels, labels.max() + np.array([1, 2]))
-        error = clustered_standard_error(differences, clusters)
+            labels = np.append(labels, labels.max() + np.array([1, 2]))
+        error = clustered_standard_error(differences, labels)
         variance += (weight * (error or 0.0)) ** 2
     variance += spread**2 * sum(1 / len(rows) for rows in comparisons[0].arms)
     if units < FEWEST_ITEMS:
-        return Interval(-inf, value, inf)
+        return Gap(-inf, value, inf)
     half = -float(special.stdtrit(units - 1, alpha / looks)) * sqrt(variance)
-    return Interval(value - half, value, value + half)
+    return Gap(value - half, value, value + half)
 
 
 def stops_at_rung(study: StudyRecords, task: str, rung: int, rule: AdaptiveRule) -> dict[str, Stop]:
@@ -226,7 +232,7 @@ class _Standing:
     def stop(self, reason: Literal["worse", "outranked"], arm: Arm, other: Arm) -> Stop:
         return Stop(reason, _trial_id(other), self.gap(arm, other))
 
-    def gap(self, arm: Arm, other: Arm) -> Interval:
+    def gap(self, arm: Arm, other: Arm) -> Gap:
         """Utility of an arm minus that of another; endless where they share too few items."""
         objective = self.study.config.objective
         value = self.utilities[arm.summary.label] - self.utilities[other.summary.label]
@@ -234,12 +240,12 @@ class _Standing:
             self.study, self.task, arm.finished, other.finished, objective.weights, "validation"
         )
         if found is None:
-            return Interval(-inf, value, inf)
+            return Gap(-inf, value, inf)
         spread = SEED_SPREAD * objective.margin
         looked = sequential_interval(*found, self.comparisons, self.rule.alpha, spread)
         # Costs and failed trials move the utility, and have no noise.
         shift = value - looked.value
-        return Interval(looked.low + shift, value, looked.high + shift)
+        return Gap(looked.low + shift, value, looked.high + shift)
 
 
 def _arms(study: StudyRecords, task: str) -> tuple[Arm, ...]:
