@@ -9,7 +9,6 @@ import pytest
 from command_line import rankscope
 from pocket_study import (
     ROUNDING,
-    SETTINGS,
     Counter,
     changed,
     leftovers,
@@ -18,8 +17,6 @@ from pocket_study import (
     study_file,
 )
 
-from rankscope.advise.adaptive import AdaptiveRule
-from rankscope.config.study import StudyConfig
 from rankscope.errors import Interrupted
 from rankscope.records import BASE, StudyRecords, TrialRecords
 from rankscope.run.adaptive import first_trials
@@ -165,10 +162,10 @@ def test_a_grid_takes_up_what_was_left_out(adaptive: Path, tmp_path: Path) -> No
         ({"strategy": "grid"}, ["'budget' limits an adaptive study"]),
         ({"budget": "much"}, ["budget: found 'much'", "'24 trials', '5e6 tokens' or '12 hours'"]),
         ({"budget": "0 trials"}, ["budget.trials", "greater than or equal to 1"]),
-        ({"budget": "10 tokens"}, ["budget: found", "expected enough for one trial"]),
+        ({"budget": "10 tokens"}, ["budget: found less than one trial"]),
         ({"rungs": [0.5, 0.25]}, ["rungs: found", "each larger than the one before"]),
         ({"rungs": [1.0]}, ["rungs", "less than 1"]),
-        ({"rungs": [0.2, 0.25]}, ["rungs: found 2, 2 as the steps", "trains 8"]),
+        ({"rungs": [0.2, 0.25]}, ["rungs: found 2, 2 as the steps", "trains for 8"]),
         ({"rungs": [0.01]}, ["rungs: found 0 as the steps"]),
         (changed("evaluate", max_items=4), ["found 4 validation items of task 'pocket_med'"]),
     ],
@@ -187,14 +184,10 @@ def test_a_budget_begins_whole_trials_in_the_order_of_the_file(tmp_path: Path) -
     prepared = small_study(tmp_path, **ADAPTIVE).check()
     first = [trial for trial in prepared.trials if trial.seed == 0]
     assert first_trials(prepared) == first
+    short = changed("train", max_steps=4)
+    by_default = small_study(tmp_path, **{**ADAPTIVE, "rungs": None, **short}).check()
+    assert by_default.rung_steps(first[0]) == (1, 2)  # an eighth is no whole step
     cost = prepared.training_tokens(first[0])
     for budget, kept in (("2 trials", 2), (f"{3 * cost - 1} tokens", 2)):
         few = small_study(tmp_path, **{**ADAPTIVE, "budget": budget}).check()
         assert first_trials(few) == first[:kept]
-
-
-def test_the_study_file_and_the_rule_have_the_same_rungs() -> None:
-    config = StudyConfig.model_validate(
-        {k: SETTINGS[k] for k in ("name", "model", "tasks", "arms")}
-    )
-    assert tuple(config.rungs) == AdaptiveRule().rungs

@@ -253,8 +253,9 @@ class StudyConfig(ConfigSection):
     strategy: Literal["grid", "adaptive"] = "grid"
     """``grid`` trains every trial to its end. ``adaptive`` stops arms that are shown to be worse on
     validation items, and trains further seeds and scores test items only of the best arms."""
-    rungs: OneOrMore[Annotated[float, Field(gt=0, lt=1)]] = Field([0.125, 0.25, 0.5])
-    """Shares of its own steps after which ``adaptive`` may stop a trial, rising, each below 1."""
+    rungs: OneOrMore[Annotated[float, Field(gt=0, lt=1)]] | None = None
+    """Shares of its own steps after which ``adaptive`` may stop a trial, rising, each below 1; by
+    default 1/8, 1/4 and 1/2, as far as they are steps of their own."""
     budget: Budget = None
     """The most that ``adaptive`` spends: ``24 trials``, ``5e6 tokens`` or ``12 hours``."""
     train: TrainConfig = TrainConfig()
@@ -309,7 +310,7 @@ class StudyConfig(ConfigSection):
     def check_strategy(self) -> Self:
         if self.budget is not None and self.strategy == "grid":
             raise ValueError("'budget' limits an adaptive study: set 'strategy: adaptive' too")
-        if self.rungs != sorted(set(self.rungs)):
+        if self.rungs is not None and self.rungs != sorted(set(self.rungs)):
             raise ValueError(
                 f"rungs: found {short_repr(self.rungs)}, expected shares of the steps, each larger "
                 "than the one before"

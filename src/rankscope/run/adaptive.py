@@ -10,7 +10,8 @@ study ends alike in one process, with workers, and after a kill.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import inf, isfinite, nan
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from rankscope.advise.adaptive import AdaptiveRule, Stop, finalists, next_trials, stops_at_rung
 from rankscope.advise.statistics.significance import FEWEST_ITEMS
+from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
 from rankscope.records import (
     BASE,
@@ -35,9 +37,13 @@ from rankscope.records import (
 from rankscope.run.context import Round, RunContext
 from rankscope.run.prepared import PreparedStudy
 from rankscope.run.stages.train import TrainStage
+from rankscope.train.step_schedule import rung_steps
 
 NOT_NEEDED = "not needed: its arm is not among the best"
 OVER_BUDGET = "the budget of the study was spent"
+TYPICAL_FINALISTS = 3
+"""Arms of a task that get all their seeds, as a plan counts them: the best, the next smaller rank and
+full fine-tuning."""
 
 
 def study_rounds(context: RunContext) -> Iterator[None]:
@@ -59,7 +65,7 @@ class AdaptiveStudy:
 
     def __init__(self, context: RunContext) -> None:
         self.context, self.ledger, self.study = context, context.ledger, context.study
-        self.rule = AdaptiveRule(rungs=tuple(self.study.config.rungs))
+        self.rule = AdaptiveRule(rungs=self.study.rungs)
         self.begun_at = time.monotonic()
         self.over_budget: set[str] = set()
 
@@ -200,8 +206,7 @@ def check_adaptive(study: PreparedStudy) -> None:
     """Check what a study file alone cannot show.
 
     Raises:
-        UserError: a budget too small for one trial, too few validation items, rungs that are no
-            steps of a trial.
+        UserError: a budget too small for one trial, or too few validation items.
     """
     for name in study.rows:
         items = len(study.tasks[name].validation)
@@ -211,20 +216,60 @@ def check_adaptive(study: PreparedStudy) -> None:
                 f"least {FEWEST_ITEMS}, by which arms are stopped; give more rows, or 'strategy: "
                 "grid'"
             )
-    for trial in study.trials:
-        steps, num_steps = study.rung_steps(trial), study.num_steps(trial)
-        inside = all(0 < step < num_steps for step in steps)
-        if not inside or len(set(steps)) < len(steps):
-            raise UserError(
-                f"rungs: found {', '.join(map(str, steps))} as the steps of {trial.label}, which "
-                f"trains {num_steps}; expected different steps before the last: give fewer rungs, "
-                "or train for longer"
-            )
     if not first_trials(study):
         tokens = study.training_tokens(study.trials[0])
-        raise UserError(
-            f"budget: found {study.config.budget}, expected enough for one trial, {tokens:,} tokens"
-        )
+        raise UserError(f"budget: found less than one trial, expected at least {tokens:,} tokens")
+
+
+def usable_rungs(config: StudyConfig, labels: Mapping[int, str]) -> tuple[float, ...]:
+    """The rungs that are different steps before the last, for every number of steps in the study.
+
+    Args:
+        labels: by number of steps, a trial that trains for as many.
+
+    Raises:
+        UserError: the study file names one that is not.
+    """
+    if config.strategy == "grid":
+        return ()
+    usable: list[float] = []
+    for rung in config.rungs or AdaptiveRule().rungs:
+        taken = [(0, *rung_steps(usable, num_steps), num_steps) for num_steps in labels]
+        if all(rung_steps([rung], steps[-1])[0] not in steps for steps in taken):
+            usable.append(rung)
+        elif config.rungs is not None:
+            num_steps = min(labels)
+            steps = ", ".join(map(str, rung_steps(config.rungs, num_steps)))
+            raise UserError(
+                f"rungs: found {steps} as the steps of {labels[num_steps]}, which trains for "
+                f"{num_steps}; expected different steps before the last: give fewer rungs, or more "
+                "steps"
+            )
+    return tuple(usable)
+
+
+def expected_shares(study: PreparedStudy) -> dict[str, float]:
+    """By trial, the share of its training that an adaptive study is expected to take.
+
+    Nothing is known yet, so no arm counts as worse than another: at each rung a rank keeps half of
+    its rates, and later seeds are trained of ``TYPICAL_FINALISTS`` arms of a task.
+    """
+    rule, seed = AdaptiveRule(rungs=study.rungs), study.config.seeds[0]
+    first = [trial for trial in study.trials if trial.seed == seed]
+    arms = Counter(trial.task for trial in first)
+    shares = {t.trial_id: min(1.0, TYPICAL_FINALISTS / arms[t.task]) for t in study.trials}
+    rates = defaultdict[Hashable, list[TrialSpec]](list)
+    for trial in first:
+        rates[trial.arm_without_lr].append(trial)
+    for of_rank in rates.values():
+        for place, trial in enumerate(of_rank):
+            stops = (
+                share
+                for rung, share in enumerate(rule.rungs)
+                if place >= rule.rates_kept(rung, len(of_rank))
+            )
+            shares[trial.trial_id] = next(stops, 1.0)
+    return shares
 
 
 def rung_view(

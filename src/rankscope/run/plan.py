@@ -7,10 +7,11 @@ tokens into time on one of the machines of ``machines.py``.
 
 import heapq
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.records import Record, TrialSpec
+from rankscope.run.adaptive import expected_shares
 from rankscope.run.costs import CostModel, ItemTokens, StageSeconds, TrialCost
 from rankscope.run.groups import Group, GroupLimit, group_steps, what_limits
 from rankscope.run.machines import Machine, this_machine
@@ -71,6 +72,11 @@ class Plan(Record):
     """On ``gpus`` devices: the base first, then the groups, see :func:`makespan`."""
     basis: str
     """What the estimate of time rests on."""
+    expected_tokens: int | None = None
+    """Training tokens that an adaptive study is expected to need; the rest of the plan is that of
+    the grid, the most that it can cost."""
+    expected_seconds: float | None = None
+    """The same for its time on one device."""
     savings: tuple[Saving, ...]
     """The largest savings, largest first."""
     notes: tuple[str, ...]
@@ -120,9 +126,22 @@ def make_plan(inputs: PreparedStudy, machine: Machine | None = None, gpus: int =
         gpus=gpus,
         wall_seconds=summed([base]).total + makespan([group.seconds for group in groups], gpus),
         basis=machine.basis(inputs.dtype, products / stages.training),
+        **expected_cost(inputs, costs, summed([base]).total),
         savings=largest_savings(inputs.config, inputs.trials, costs, stages, items),
         notes=inputs.notes,
     )
+
+
+def expected_cost(
+    inputs: PreparedStudy, costs: Mapping[str, TrialCost], base_seconds: float
+) -> dict[str, Any]:
+    """Fields of a plan that only an adaptive study has."""
+    if inputs.config.strategy == "grid":
+        return {}
+    shares = expected_shares(inputs)
+    tokens = sum(shares[t.trial_id] * inputs.training_tokens(t) for t in inputs.trials)
+    seconds = base_seconds + sum(share * sum(costs[i]) for i, share in shares.items())
+    return {"expected_tokens": round(tokens), "expected_seconds": seconds}
 
 
 def available_bytes(inputs: PreparedStudy, machine: Machine) -> int:

@@ -24,7 +24,13 @@ from rankscope.records import (
     variant_of,
 )
 from rankscope.run.groups import Group, Grouping
-from rankscope.train.step_schedule import due_steps, planned_steps, trial_protocol, trial_steps
+from rankscope.train.step_schedule import (
+    due_steps,
+    planned_steps,
+    rung_steps,
+    trial_protocol,
+    trial_steps,
+)
 
 SPLITS: tuple[Split, ...] = ("validation", "test")
 
@@ -52,6 +58,8 @@ class PreparedStudy:
     grouping: Grouping
     notes: tuple[str, ...]
     """What a reader of the results must know."""
+    rungs: tuple[float, ...] = ()
+    """Shares of a trial's steps after which an adaptive study may stop it."""
     _by_id: dict[str, TrialSpec] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -118,9 +126,9 @@ class PreparedStudy:
 
     def rung_steps(self, trial: TrialSpec) -> tuple[int, ...]:
         """Optimizer steps after which an adaptive study may stop a trial; none of later seeds."""
-        if self.config.strategy == "grid" or trial.seed != self.config.seeds[0]:
+        if trial.seed != self.config.seeds[0]:
             return ()
-        return tuple(round(rung * self.num_steps(trial)) for rung in self.config.rungs)
+        return rung_steps(self.rungs, self.num_steps(trial))
 
     def scored_steps(self, trial: TrialSpec) -> tuple[int, ...]:
         """Optimizer steps after which a trial is scored, during training, for either."""

@@ -67,6 +67,13 @@ def totals(plan: Plan) -> Iterator[str]:
     if plan.gpus > 1:
         total += f", {rough_duration(plan.wall_seconds)} on {plan.gpus}, longest groups first"
     yield f"{total}; {byte_size(plan.disk_bytes)} on disk."
+    if plan.expected_tokens is not None and plan.expected_seconds is not None:
+        yield (
+            "Adaptive: the grid above is the most it can cost. Expected are "
+            f"{plan.expected_tokens:,} tokens ({plan.expected_tokens / plan.train_tokens:.0%}) and "
+            f"{rough_duration(plan.expected_seconds)}, if each rung stops half of the learning "
+            "rates and three arms get all their seeds."
+        )
     yield f"Estimated from {plan.basis}."
     most = max(group.memory_bytes for group in plan.groups)
     yield (
