@@ -42,8 +42,8 @@ from rankscope.train.step_schedule import rung_steps
 NOT_NEEDED = "not needed: its arm is not among the best"
 OVER_BUDGET = "the budget of the study was spent"
 TYPICAL_FINALISTS = 3
-"""Arms of a task that get all their seeds, as a plan counts them: the best, the next smaller rank and
-full fine-tuning."""
+"""Arms of a task that get all their seeds, as a plan counts them: the best, the next smaller rank
+and full fine-tuning."""
 
 
 def study_rounds(context: RunContext) -> Iterator[None]:
@@ -166,13 +166,13 @@ class AdaptiveStudy:
         begun = [t for t in study.trials if t.status not in ("planned", "skipped")]
         num_trials, tokens = len(begun), float(sum(self.tokens(trial) for trial in begun))
         hours = (study.total_seconds + time.monotonic() - self.begun_at) / 3600
-        kept = []
-        for trial in trials:
+        kept = list[TrialSpec]()
+        for trial in trials if hours < (budget.hours or inf) else ():
             num_trials, tokens = num_trials + 1, tokens + self.study.training_tokens(trial)
-            if not budget.pays_for(num_trials, tokens) or hours >= (budget.hours or inf):
-                self.over_budget.add(trial.trial_id)
+            if not budget.pays_for(num_trials, tokens):
                 break
             kept.append(trial)
+        self.over_budget |= {trial.trial_id for trial in trials[len(kept) :]}
         return kept
 
     def tokens(self, trial: TrialRecords) -> int:

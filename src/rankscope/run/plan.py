@@ -117,10 +117,7 @@ def make_plan(inputs: PreparedStudy, machine: Machine | None = None, gpus: int =
         train_tokens=sum(group.num_tokens for group in groups),
         evaluation_tokens=sum(item.total for item in base_items)
         + sum(work.tokens for work in scored.values()),
-        disk_bytes=sum(
-            model.cost(trial).weight_bytes * (1 + len(inputs.snapshot_steps(trial)))
-            for trial in inputs.trials
-        ),
+        disk_bytes=disk_bytes(model),
         stages=stages,
         seconds=stages.total,
         gpus=gpus,
@@ -130,6 +127,15 @@ def make_plan(inputs: PreparedStudy, machine: Machine | None = None, gpus: int =
         savings=largest_savings(inputs.config, inputs.trials, costs, stages, items),
         notes=inputs.notes,
     )
+
+
+def disk_bytes(model: CostModel) -> int:
+    """Of all stored weights; or of the first seeds' checkpoints, with two moments each, that an
+    adaptive study has between two rungs, if that is more."""
+    inputs = model.inputs
+    weights = {trial: model.cost(trial).weight_bytes for trial in inputs.trials}
+    stored = sum(size * (1 + len(inputs.snapshot_steps(t))) for t, size in weights.items())
+    return max(stored, sum(3 * size for trial, size in weights.items() if inputs.rung_steps(trial)))
 
 
 def expected_cost(

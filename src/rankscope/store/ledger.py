@@ -293,7 +293,7 @@ class Ledger:
                 set_status(self._db, i, status, expected=tuple(FAILED | LEFT_OUT))
 
     def skip_trials(self, trial_ids: Sequence[str], reason: str) -> None:
-        """An adaptive study ends without these trials, none of which has begun."""
+        """An adaptive study ends without these trials; only those that never began."""
         with transaction(self._db, self.out):
             for trial_id in trial_ids:
                 set_status(self._db, trial_id, "skipped", reason, expected=("planned",))

@@ -92,7 +92,7 @@ def _trial_data(trial: TrialRecords, evaluations: int) -> dict[str, Any]:
         loss = train.losses[-1].loss
         data |= {"steps": train.steps, "seconds": train.seconds, "loss": loss}
     if trial.failure:
-        data["failure"] = trial.failure
+        data["failure" if trial.status in FAILED else "reason"] = trial.failure
     if trial.curve:
         data["curve"] = [point.model_dump(mode="json") for point in trial.curve]
     return data
