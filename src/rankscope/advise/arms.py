@@ -75,11 +75,6 @@ class Arm:
         return finished_trials(self.trials)
 
     @property
-    def is_shown_worse(self) -> bool:
-        """Whether an adaptive study stopped it because it was clearly worse than another arm."""
-        return any(t.stop is not None and t.stop.reason == "worse" for t in self.trials)
-
-    @property
     def steps(self) -> int:
         """Fewest optimizer steps of its trained trials; 0 without any."""
         return min((t.train.steps for t in self.trials if t.train is not None), default=0)

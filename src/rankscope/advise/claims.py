@@ -111,10 +111,8 @@ def _best(results: TaskResults, subject: Arm) -> Claim:
 
 
 def _is_out(results: TaskResults, arm: Arm) -> bool:
-    """Arms over the limit, shown to be worse at a rung, or that only diverged, are no rivals."""
+    """Arms over the limit, and arms that only diverged, are no rivals."""
     if any(arm is other for other in results.choice.excluded):
-        return True
-    if arm.is_shown_worse:
         return True
     began = [trial for trial in arm.trials if trial.status != "skipped"]
     return bool(began) and all(trial.status == "diverged" for trial in began)

@@ -229,7 +229,7 @@ def _no_gain_shown(results: TaskResults, chosen: Candidate, best: Candidate) -> 
         return _not_decided(results, chosen.arm, outcome="gain_unclear", tested=tested)
     upper_ends = [gain.high for gain in gains if gain.high is not None]
     highest = max(upper_ends) if len(upper_ends) == len(gains) else None
-    all_scored = all(a.summary.gain is not None or a.is_shown_worse for a in results.arms)
+    all_scored = len(scored) == len(results.arms)
     is_ruled_out = highest is not None and highest < margin
     if highest is None:
         possible = clause("gain_unknown")
