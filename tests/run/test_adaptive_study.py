@@ -186,7 +186,7 @@ def test_a_budget_begins_whole_trials_in_the_order_of_the_file(tmp_path: Path) -
     assert first_trials(prepared) == first
     short = changed("train", max_steps=4)
     by_default = small_study(tmp_path, **{**ADAPTIVE, "rungs": None, **short}).check()
-    assert by_default.rung_steps(first[0]) == (1, 2)  # an eighth is no whole step
+    assert by_default.rung_steps(first[0]) == (1, 2)
     cost = prepared.training_tokens(first[0])
     for budget, kept in (("2 trials", 2), (f"{3 * cost - 1} tokens", 2)):
         few = small_study(tmp_path, **{**ADAPTIVE, "budget": budget}).check()

@@ -221,4 +221,4 @@ class StopRecord(Record):
         place = f"after step {self.train.steps} of {self.num_steps}"
         if self.reason == "outranked":
             return f"{place} behind {self.rival}"
-        return f"{place} clearly worse than {self.rival}"
+        return f"{place} worse than {self.rival}"

@@ -251,8 +251,8 @@ def usable_rungs(config: StudyConfig, labels: Mapping[int, str]) -> tuple[float,
 def expected_shares(study: PreparedStudy) -> dict[str, float]:
     """By trial, the share of its training that an adaptive study is expected to take.
 
-    Nothing is known yet, so no arm counts as worse than another: at each rung a rank keeps half of
-    its rates, and later seeds are trained of ``TYPICAL_FINALISTS`` arms of a task.
+    Nothing is known yet, so no arm counts as worse than another: the rates of a rank thin out as
+    the rule says, and later seeds are trained of ``TYPICAL_FINALISTS`` arms of a task.
     """
     rule, seed = AdaptiveRule(rungs=study.rungs), study.config.seeds[0]
     first = [trial for trial in study.trials if trial.seed == seed]

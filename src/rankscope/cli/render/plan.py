@@ -75,8 +75,8 @@ def totals(plan: Plan) -> Iterator[str]:
         yield (
             "Adaptive: the grid above is the most it can cost. Expected are "
             f"{plan.expected_tokens:,} tokens ({plan.expected_tokens / plan.train_tokens:.0%}) and "
-            f"{rough_duration(plan.expected_seconds)}, if each rung stops half of the learning "
-            "rates and three arms get all their seeds."
+            f"{rough_duration(plan.expected_seconds)}, if the rungs leave one learning rate of "
+            "each rank and three arms get all their seeds."
         )
     yield f"Estimated from {plan.basis}."
     most = max(group.memory_bytes for group in plan.groups)
