@@ -54,6 +54,8 @@ class RunContext:
     """What this process held before its first group, bytes."""
     groups_worked_on: int = 0
     """Groups that this process has begun to work on."""
+    killed_for_memory: bool = False
+    """Earlier processes were killed at what comes first, so it is to be smaller."""
 
     def begin_round(self, trials: Sequence[TrialSpec], this_round: Round) -> None:
         """Work on some trials, in the groups of the study's first run if it formed them."""
