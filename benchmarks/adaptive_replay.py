@@ -29,6 +29,7 @@ from rankscope.advise.recommend import task_results
 from rankscope.advise.select import base_validation_score, utility_function
 from rankscope.records import (
     BASE,
+    WAITING,
     EvalKey,
     ItemScores,
     Split,
@@ -54,7 +55,7 @@ class Stored:
 
     @classmethod
     def of(cls, study: StudyRecords, task: str, first_seed: int) -> "Stored":
-        own = [t for t in study.trials if t.spec.task == task]
+        own = [t for t in study.trials if t.spec.task == task and t.status not in WAITING]
         own.sort(key=lambda t: t.spec.seed != first_seed)
         return cls(replace(study, trials=tuple(own)), task)
 
