@@ -58,18 +58,21 @@ def with_oom_backoff(
     if context.base.device.type == "cuda":
         torch.cuda.empty_cache()
     check_returned(context)
+    again: tuple[Group, ...] = (group,)
     if backoff.shrink(group):
         context.reporter.note("not enough memory: forward passes get fewer tokens")
-        with_oom_backoff(context, group, work, backoff)
     elif len(group) == 1:
         backoff.give_up(group[0], shortage)
+        again = ()
     else:
         context.reporter.note(
             f"not enough memory to {backoff.purpose} {len(group)} trials together: the group is "
             "split in two"
         )
-        for half in backoff.split(group):
-            with_oom_backoff(context, half, work, backoff)
+        again = backoff.split(group)
+    context.base.ranks.break_off(shortage)  # other ranks are in the middle of a pass
+    for part in again:
+        with_oom_backoff(context, part, work, backoff)
 
 
 def attempt(context: RunContext, group: Group, work: Callable[[Group], None]) -> str:
