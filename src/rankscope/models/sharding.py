@@ -158,8 +158,12 @@ def sharded_model(
 ) -> PreTrainedModel:
     """A frozen model whose weights rank 0 has in ``source``, on the CPU. Call it on all ranks."""
     model = empty_shards(config, dtype, ranks, None)
-    given = [None] * len(tensors_of(model)) if source is None else tensors_of(source)
-    for own, values in zip(tensors_of(model), given, strict=True):
+    given = (
+        [None] * len(parameters_and_buffers(model))
+        if source is None
+        else parameters_and_buffers(source)
+    )
+    for own, values in zip(parameters_and_buffers(model), given, strict=True):
         buffer = torch.empty(own.shape, dtype=own.dtype, device=ranks.device)
         if values is not None:
             buffer.copy_(values.detach())
@@ -176,12 +180,14 @@ def trainable_shards(frozen: PreTrainedModel, ranks: Ranks) -> PreTrainedModel:
     """
     model = empty_shards(frozen.config, torch.float32, ranks, frozen.dtype)
     with torch.no_grad():
-        for own, values in zip(tensors_of(model), tensors_of(frozen), strict=True):
+        for own, values in zip(
+            parameters_and_buffers(model), parameters_and_buffers(frozen), strict=True
+        ):
             local(own).copy_(local(values))
     return model
 
 
-def tensors_of(model: nn.Module) -> list[Tensor]:
+def parameters_and_buffers(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()]
 
 
