@@ -93,12 +93,18 @@ def plus_minus(estimate: Estimate | None, unit: Unit, *, sign: bool = False) -> 
     return f"{value} ±{half:.{unit.digits}f}"
 
 
+def interval_and_p(estimate: Estimate, unit: Unit) -> str:
+    """Interval and p value of a difference, to put in brackets."""
+    shown = interval(estimate, unit)
+    if estimate.p is None:
+        return shown
+    return f"{shown}, p {'< 0.001' if estimate.p < 0.001 else f'= {estimate.p:.3f}'}"
+
+
 def evidence(estimate: Estimate, unit: Unit) -> str:
     """Interval, p value, items and seeds behind a difference, to put in brackets."""
-    parts = [interval(estimate, unit)]
-    if estimate.p is not None:
-        parts.append("p < 0.001" if estimate.p < 0.001 else f"p = {estimate.p:.3f}")
-    return ", ".join([*parts, count(estimate.n, "item"), count(estimate.seeds, "seed")])
+    counts = (count(estimate.n, "item"), count(estimate.seeds, "seed"))
+    return ", ".join([interval_and_p(estimate, unit), *counts])
 
 
 def p_cell(p: float | None) -> str:

@@ -8,8 +8,8 @@ from advice import advise, texts
 from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.arms import summarize_arms
-from rankscope.advise.recommend import _choose, recommend
-from rankscope.advise.select import ArmChoice, choose
+from rankscope.advise.recommend import recommend
+from rankscope.advise.select import ArmChoice, choose, choose_for
 from rankscope.records import (
     BASE,
     EvalKey,
@@ -164,7 +164,7 @@ def test_an_arm_is_chosen_by_its_gain_on_items_that_the_base_has_too() -> None:
     tuned = [items[t.spec.trial_id, "med", "validation"].scores[kept].mean() for t in study.trials]
     (arm,) = summarize_arms(altered)["med"]
     assert arm.summary.validation_gain == pytest.approx(np.mean(tuned) - 1)
-    chosen = _choose(altered, "med", (arm,)).best
+    chosen = choose_for(altered, "med", (arm,)).best
     assert chosen is not None
     forgotten = arm.summary.validation_forgetting
     assert forgotten is not None

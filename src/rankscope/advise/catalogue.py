@@ -131,17 +131,17 @@ CLAUSES = {
 """Parts of explanations and of longer messages."""
 
 CLAIMS = {
-    "better": "{arm} is better than the base: {net} {difference:change} ({difference:evidence}).",
+    "better": "{arm} is better than the base: {net} {difference:change} ({difference:interval}).",
     "better_unclear": (
         "{arm} is probably better than the base: {net} {difference:change} "
-        "({difference:evidence}). What keeps this from being certain: {doubts}."
+        "({difference:interval}). What keeps this from being certain: {doubts}."
     ),
     "no_arm_better": "No arm is shown to be better than the base.",
     "measured": "Measured so far, {arm} has a {net} of {difference:change} "
-    "({difference:evidence}).",
+    "({difference:interval}).",
     "not_better": (
         "{arm} is not shown to be better than the base: {net} {difference:change} "
-        "({difference:evidence})."
+        "({difference:interval})."
     ),
     "not_compared": "The arms cannot be compared yet.",
     "only_arm": "No other arm was tried.",
@@ -155,12 +155,12 @@ CLAIMS = {
     ),
     "best_unclear": (
         "{rival} may have a {net} more than {margin:amount} higher: the difference is "
-        "{difference:change} ({difference:evidence})."
+        "{difference:change} ({difference:interval})."
     ),
     "best_unknown": "{unknown} has no score, so it may be better.",
     "best_contradicted": (
         "On the test split the {net} of {rival} is {difference:amount} higher "
-        "({difference:evidence}). The test split does not choose, so train more seeds of both."
+        "({difference:interval}). The test split does not choose, so train more seeds of both."
     ),
     "base_best": "No tried arm is better than the base by {margin:amount}.",
     "base_best_unclear": "A tried arm may still be better than the base by {margin:amount}.",

@@ -6,7 +6,8 @@ Formats of a ``Measured`` value in a template:
 ``change``            ``+3.2 points``
 ``amount``            ``3.2 points``, without the sign
 ``reverse``           the change with its sign turned round: forgetting as a change of retention
-``evidence``          interval, p value, items and seeds
+``interval``          interval and p value
+``evidence``          the same, with items and seeds
 ``reverse_evidence``  the same for the reversed change
 ``highest``           the upper end of the interval, without the sign
 ``range``             the interval of the reversed change: ``-3.1 to +0.4 points``
@@ -16,7 +17,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rankscope.advise.catalogue import CATALOGUE, CHECKS, CLAUSES
-from rankscope.formatting import Unit, amount, count, difference, evidence, score_text, signed
+from rankscope.formatting import (
+    Unit,
+    amount,
+    count,
+    difference,
+    evidence,
+    interval_and_p,
+    score_text,
+    signed,
+)
 from rankscope.models.methods import get_method
 from rankscope.records import AdviceMessage, ArmSummary, CheckStatus, Estimate, TrustCheck
 
@@ -48,6 +58,8 @@ class Measured:
             return amount(self.number.high or 0.0, self.unit)
         if style == "range":
             return interval_text(-self.number, self.unit)
+        if style == "interval":
+            return interval_and_p(self.number, self.unit)
         shown = -self.number if style == "reverse_evidence" else self.number
         return evidence(shown, self.unit)
 

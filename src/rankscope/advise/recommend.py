@@ -7,9 +7,7 @@ docs/science.md, "From scores to a decision".
 
 from collections.abc import Mapping
 
-import numpy as np
-
-from rankscope.advise.arms import Arm, base_estimates, summarize_arms
+from rankscope.advise.arms import base_estimates, summarize_arms
 from rankscope.advise.checks import trust_checks
 from rankscope.advise.claims import answer_rows, with_claims
 from rankscope.advise.comparisons import compare_candidates
@@ -17,13 +15,13 @@ from rankscope.advise.decide import decide
 from rankscope.advise.mitigation import compare_mitigations
 from rankscope.advise.next_steps import next_steps
 from rankscope.advise.reasons import reasons_for
-from rankscope.advise.select import ArmChoice, choose
+from rankscope.advise.select import ArmChoice, choose_for
 from rankscope.advise.statistics.significance import ALPHA, holm
 from rankscope.advise.subjects import subject_changes
 from rankscope.advise.task_results import TaskResults
 from rankscope.config.objective import ObjectiveConfig
 from rankscope.formatting import join_names
-from rankscope.records import BASE, Recommendation, StudyRecords, TaskAdvice
+from rankscope.records import Recommendation, StudyRecords, TaskAdvice
 
 
 def recommend(study: StudyRecords) -> Recommendation:
@@ -36,7 +34,7 @@ def recommend(study: StudyRecords) -> Recommendation:
     finished, too little data, intervals too wide, or a test split that contradicts the choice.
     """
     arms = summarize_arms(study)
-    choices = {task: _choose(study, task, arms[task]) for task in arms}
+    choices = {task: choose_for(study, task, arms[task]) for task in arms}
     comparisons = compare_candidates(study, choices)
     gain_p_by_label = _gain_p_by_label(choices)
     advice = tuple(
@@ -97,13 +95,6 @@ def method_text(objective: ObjectiveConfig, forgetting_rules: Mapping[str, str])
         "gain or breaks the limit. It is firm only if, besides, no tried arm can be better by more "
         "than the margin."
     )
-
-
-def _choose(study: StudyRecords, task: str, arms: tuple[Arm, ...]) -> ArmChoice:
-    base = study.items.get((BASE, task, "validation"))
-    scores = np.empty(0) if base is None else base.scores
-    finite = scores[np.isfinite(scores)]
-    return choose(arms, float(finite.mean()) if finite.size else None, study.config.objective)
 
 
 def _gain_p_by_label(choices: Mapping[str, ArmChoice]) -> dict[str, dict[str, float]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankscope.advise.statistics.estimates import weighted_estimate
+from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.matching import (
     ScoreKind,
     compared_scores,
@@ -28,6 +28,7 @@ from rankscope.records import (
     Estimate,
     ForgettingScale,
     ScaleName,
+    Split,
     StudyRecords,
     TaskRecord,
     TrialRecords,
@@ -141,31 +142,47 @@ def net_gain(
 ) -> Estimate | None:
     """Weighted gain minus weighted forgetting of trials on a training task, test split.
 
-    Against the base, or against the net gain of other trials. Forgetting has the scale of the
-    training task. Only trials scored on the task and on every retention task count, so that a row
-    is the same trained model on all of them. If nothing measures forgetting, the gain alone counts.
-    None if the score is missing, or if no trial has all scores.
+    Against the base, or against the net gain of other trials; None if ``net_comparisons`` is.
+    """
+    found = net_comparisons(study, task, trials, others, weights)
+    return None if found is None else weighted_estimate(*found)
+
+
+def net_comparisons(
+    study: StudyRecords,
+    task: str,
+    trials: Sequence[TrialRecords],
+    others: Sequence[TrialRecords] | None,
+    weights: tuple[float, float],
+    split: Split = "test",
+) -> tuple[list[Comparison], list[float]] | None:
+    """The comparisons whose weighted sum is a net gain, and their weights.
+
+    Against the base, or against other trials. Forgetting has the scale of the training task. Only
+    trials scored on the task and on every retention task count, so that a row is the same trained
+    model on all of them. If nothing measures forgetting, the gain alone counts. None if the score
+    is missing, or if no trial has all scores.
 
     Args:
         weights: of gain and of forgetting.
     """
     scale = retention_scale(study, task)
-    retention = [t.name for t in scale.tasks if (BASE, t.name, "test") in study.items]
+    retention = [t.name for t in scale.tasks if (BASE, t.name, split) in study.items]
     measures: dict[str, ScoreKind] = {task: "score"}
     shares = [weights[0]]
     if weights[1] and retention:
         measures |= dict.fromkeys(retention, scale.measure)
         shares += [weights[1] / len(retention) * scale.factor(name) for name in retention]
     complete, complete_others = (
-        None if models is None else trials_with_all_scores(study, models, list(measures))
+        None if models is None else trials_with_all_scores(study, models, list(measures), split)
         for models in (trials, others)
     )
     pairs = [
-        compared_scores(study, complete or (), complete_others, *named)
+        compared_scores(study, complete or (), complete_others, *named, split)
         for named in measures.items()
     ]
     known = [pair for pair in pairs if pair is not None]
-    return weighted_estimate(known, shares) if len(known) == len(measures) else None
+    return (known, shares) if len(known) == len(measures) else None
 
 
 def has_gold_logprobs(study: StudyRecords, task: str) -> bool:

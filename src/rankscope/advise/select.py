@@ -9,12 +9,15 @@ a failed trial counts as no gain. cost is the logarithm of the trainable paramet
 fewest and 1 for the most among the task's arms. The division keeps the margin in score units.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import log
 
+import numpy as np
+
 from rankscope.advise.arms import Arm
 from rankscope.config.objective import ObjectiveConfig
+from rankscope.records import BASE, StudyRecords
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +52,22 @@ class ArmChoice:
     """LoRA arms that would beat the utility of ``best_lora`` without their failed trials."""
 
 
-def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveConfig) -> ArmChoice:
-    """Choose an arm of one task; the learning rate is chosen first, per configuration.
+def choose_for(study: StudyRecords, task: str, arms: Sequence[Arm]) -> ArmChoice:
+    """``choose`` among the arms of one task of a study."""
+    return choose(arms, base_validation_score(study, task), study.config.objective)
 
-    Args:
-        base_score: the base's mean on the validation split, for arms that share no validation item
-            with it; None if it was not scored, and arms are then ranked by their score.
-    """
-    scored = [a for a in arms if a.summary.validation_score is not None]
-    excluded = tuple(a for a in scored if _forgets_too_much(a, objective))
-    kept = [a for a in scored if not _forgets_too_much(a, objective)]
+
+def base_validation_score(study: StudyRecords, task: str) -> float | None:
+    """The base's mean over its finite scores on the validation split; None without any."""
+    base = study.items.get((BASE, task, "validation"))
+    finite = np.empty(0) if base is None else base.scores[np.isfinite(base.scores)]
+    return float(finite.mean()) if finite.size else None
+
+
+def utility_function(
+    arms: Sequence[Arm], base_score: float | None, objective: ObjectiveConfig
+) -> Callable[[Arm, float], float]:
+    """Utility of an arm from its share of finished trials; ``arms`` give the range of the cost."""
     sizes = [log(n) for a in arms if (n := a.summary.trainable_parameters) > 0]
     smallest, largest = min(sizes, default=0.0), max(sizes, default=0.0)
 
@@ -73,6 +82,20 @@ def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveCo
         scale = max(objective.in_domain, objective.retention) or 1.0
         return (share_finished * net - objective.cost * cost) / scale
 
+    return utility
+
+
+def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveConfig) -> ArmChoice:
+    """Choose an arm of one task; the learning rate is chosen first, per configuration.
+
+    Args:
+        base_score: the base's mean on the validation split, for arms that share no validation item
+            with it; None if it was not scored, and arms are then ranked by their score.
+    """
+    scored = [a for a in arms if a.summary.validation_score is not None]
+    excluded = tuple(a for a in scored if forgets_too_much(a, objective))
+    kept = [a for a in scored if not forgets_too_much(a, objective)]
+    utility = utility_function(arms, base_score, objective)
     rates: dict[tuple[object, ...], set[float]] = {}
     for arm in arms:
         rates.setdefault(arm.trials[0].spec.arm_without_lr, set()).add(arm.summary.lr)
@@ -141,6 +164,6 @@ def _smallest_rank(
     )
 
 
-def _forgets_too_much(arm: Arm, objective: ObjectiveConfig) -> bool:
+def forgets_too_much(arm: Arm, objective: ObjectiveConfig) -> bool:
     forgetting, limit = arm.summary.validation_forgetting, objective.max_forgetting
     return limit is not None and forgetting is not None and forgetting > limit

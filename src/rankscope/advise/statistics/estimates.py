@@ -50,7 +50,7 @@ def clustered_standard_error(
     n = len(scores)
     if clusters is None:
         return float(scores.std(ddof=1)) / sqrt(n) if n >= 2 else None
-    sums, _ = _units(scores - scores.mean(), _cluster_index(clusters, n))
+    sums, _ = _units(scores - scores.mean(), cluster_index(clusters, n))
     return sqrt(_variance_of_mean(sums, n)) if len(sums) >= 2 else None
 
 
@@ -172,7 +172,7 @@ class _Weighed:
     @classmethod
     def of(cls, comparison: Comparison, weight: float) -> "_Weighed":
         means, clusters = comparison.item_means, comparison.clusters
-        labels = None if clusters is None else _cluster_index(clusters, len(means))
+        labels = None if clusters is None else cluster_index(clusters, len(means))
         sums, sizes = _units(means, labels)
         return cls(comparison, weight, float(means.mean()), labels, sums, sizes)
 
@@ -352,7 +352,7 @@ def _p_of_interval(shares: tuple[_Share, ...], value: float) -> float:
     return exp(float(brentq(beyond, log(SMALLEST_P), 0.0, xtol=1e-4)))
 
 
-def _cluster_index(clusters: ClusterLabels, n: int) -> npt.NDArray[np.intp]:
+def cluster_index(clusters: ClusterLabels, n: int) -> npt.NDArray[np.intp]:
     """Cluster labels as 0 .. C - 1, (N,)."""
     if len(clusters) != n:
         raise UserError(f"clusters: found {len(clusters)} labels for {n} items, expected one each")

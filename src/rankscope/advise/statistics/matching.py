@@ -40,12 +40,13 @@ def compared_scores(
     second: Sequence[TrialRecords] | None,
     task: str,
     measure: ScoreKind = "score",
+    split: Split = "test",
 ) -> Comparison | None:
-    """Test scores of two sets of trials, or of trials and the base, on their common items."""
+    """Scores of two sets of trials, or of trials and the base, on their common items."""
     if second is None:
-        return paired_scores(study, first, task, "test", measure)
+        return paired_scores(study, first, task, split, measure)
     rows, others = (
-        stored_scores(study, trials, task, "test", measure) for trials in (first, second)
+        stored_scores(study, trials, task, split, measure) for trials in (first, second)
     )
     return align_scores(rows, others, trained=True)
 
@@ -86,11 +87,14 @@ def stored_scores(
 
 
 def trials_with_all_scores(
-    study: StudyRecords, trials: Sequence[TrialRecords], tasks: Sequence[str]
+    study: StudyRecords,
+    trials: Sequence[TrialRecords],
+    tasks: Sequence[str],
+    split: Split = "test",
 ) -> list[TrialRecords]:
-    """The trials with a test score on every one of the tasks."""
+    """The trials with a score on that split of every one of the tasks."""
     return [
-        t for t in trials if all((t.spec.trial_id, name, "test") in study.items for name in tasks)
+        t for t in trials if all((t.spec.trial_id, name, split) in study.items for name in tasks)
     ]
 
 

@@ -1,0 +1,271 @@
+"""Which trials of an adaptive study go on, and which seeds it trains next.
+
+Every arm begins with its first seed. After a few shares of their own steps (*rungs*) the arms of a
+task are scored on validation items, and those that lost stop. Later seeds are only trained for the
+arms that the answer rests on. Functions of the records alone: their results do not depend on
+the order of arms, on groups, or on the machine. Nothing here reads the test split, so its intervals
+stay those of a study that trains the whole grid. Rule and simulation: docs/science.md, "Adaptive
+studies".
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import ceil, inf, sqrt
+from typing import Literal
+
+import numpy as np
+from scipy import special
+
+from rankscope.advise.arms import Arm, summarize_arms
+from rankscope.advise.retention import net_comparisons
+from rankscope.advise.select import (
+    ArmChoice,
+    Candidate,
+    base_validation_score,
+    choose_for,
+    forgets_too_much,
+    utility_function,
+)
+from rankscope.advise.statistics.estimates import (
+    Comparison,
+    cluster_index,
+    clustered_standard_error,
+)
+from rankscope.advise.statistics.significance import ALPHA, FEWEST_ITEMS
+from rankscope.errors import UserError
+from rankscope.records import StudyRecords, TrialSpec
+
+SEED_SPREAD = 0.5
+"""Standard deviation between seeds that a stop allows for, in margins: with one seed of each arm it
+cannot be measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptiveRule:
+    """When arms of an adaptive study stop."""
+
+    rungs: tuple[float, ...] = (0.125, 0.25, 0.5)
+    """Shares of a trial's own steps, ascending."""
+    alpha: float = ALPHA
+    """Chance that any arm within the margin of the best one is ever called worse."""
+
+    def __post_init__(self) -> None:
+        if list(self.rungs) != sorted(set(self.rungs)) or not all(0 < r < 1 for r in self.rungs):
+            raise UserError(
+                f"rungs: found {self.rungs}, expected shares of the steps between 0 and 1, each "
+                "larger than the one before"
+            )
+
+    def rates_kept(self, rung: int, declared: int) -> int:
+        """Most learning rates of one configuration that go on after a rung: half of those before,
+        rounded up, from the number in the study file."""
+        return ceil(declared * 0.5 ** (rung + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A difference with an interval that holds at every look at once, each end by itself."""
+
+    low: float
+    value: float
+    high: float
+
+    def settles(self, margin: float) -> Literal["worse", "not worse"] | None:
+        """Whether the first is shown to be worse by more than the margin, or not to be."""
+        return "worse" if self.high < -margin else "not worse" if self.low > -margin else None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Why a trial stopped at a rung."""
+
+    reason: Literal["worse", "outranked"]
+    """``worse``: its interval lies below minus the margin. ``outranked``: other rates of the same
+    configuration were ahead; nothing is shown by that."""
+    against: str
+    """Id of the trial it was compared with."""
+    gap: Gap
+    """Its utility minus the other's."""
+
+
+def sequential_interval(
+    comparisons: Sequence[Comparison],
+    weights: Sequence[float],
+    looks: int,
+    alpha: float = ALPHA,
+    spread: float = 0.0,
+) -> Gap:
+    """Interval of a weighted sum of paired differences that is looked at ``looks`` times.
+
+    Each end is missed at any look with a chance of at most ``alpha`` (Bonferroni; at a rung the
+    models are others than at the last, so no sequence of sums has known correlations). Student's t
+    with the units of the smallest task. Right-or-wrong items count two more, one for each side, so
+    that few items that agree are not taken for certainty (Agresti & Min 2005). Endless with
+    fewer than ``FEWEST_ITEMS`` units.
+
+    Args:
+        spread: standard deviation between the seeds of an arm.
+    """
+    value = variance = 0.0
+    units = inf
+    for comparison, weight in zip(comparisons, weights, strict=True):
+        differences = comparison.item_means
+        n = len(differences)
+        labels = np.arange(n)
+        if comparison.clusters is not None:
+            labels = cluster_index(comparison.clusters, n)
+        value += weight * float(differences.mean())
+        units = min(units, int(labels.max()) + 1)
+        if comparison.is_right_or_wrong:
+            differences = np.append(differences, (1.0, -1.0))
+            labels = np.append(labels, labels.max() + np.array([1, 2]))
+        error = clustered_standard_error(differences, labels)
+        variance += (weight * (error or 0.0)) ** 2
+    variance += spread**2 * sum(1 / len(rows) for rows in comparisons[0].arms)
+    if units < FEWEST_ITEMS:
+        return Gap(-inf, value, inf)
+    half = -float(special.stdtrit(units - 1, alpha / looks)) * sqrt(variance)
+    return Gap(value - half, value, value + half)
+
+
+def stops_at_rung(study: StudyRecords, task: str, rung: int, rule: AdaptiveRule) -> dict[str, Stop]:
+    """Trials of a task that stop at the rung of that index, by trial id.
+
+    First each configuration keeps its best learning rates, then every arm is compared with the
+    *incumbent*, the highest utility among those that keep the limit on forgetting. The incumbent
+    itself never stops.
+
+    Args:
+        study: the study as if training had ended at the rung: its trials that reached it are
+            ``done`` with one seed each and have the validation items scored there.
+    """
+    arms = [a for a in _arms(study, task) if a.summary.validation_score is not None]
+    if not arms:
+        return {}
+    standing = _Standing.of(study, task, arms, rule)
+    stops: dict[str, Stop] = {}
+    rates: dict[tuple[object, ...], set[float]] = {}
+    for spec in (t.spec for t in study.trials if t.spec.task == task):
+        rates.setdefault(spec.arm_without_lr, set()).add(spec.lr)
+    for setting, declared in rates.items():
+        ranked = [a for a in standing.ranked if a.trials[0].spec.arm_without_lr == setting]
+        for arm in ranked[rule.rates_kept(rung, len(declared)) :]:
+            stops[_trial_id(arm)] = standing.stop("outranked", arm, ranked[0])
+    incumbent = standing.ranked[0]
+    for arm in standing.ranked[1:]:
+        stop = standing.stop("worse", arm, incumbent)
+        if stop.gap.settles(study.config.objective.margin) == "worse":
+            stops[_trial_id(arm)] = stop
+    return stops
+
+
+def finalists(study: StudyRecords, task: str) -> tuple[Arm, ...]:
+    """The arms that the answer rests on, most important first: those to score on the test split.
+
+    The best arm by utility, the chosen one (the smallest rank within the margin), the best fully
+    fine-tuned one, and the next smaller rank than the chosen one, which must not be as good.
+    """
+    choice = choose_for(study, task, _arms(study, task))
+    named = (choice.best, choice.chosen, choice.best_full, _next_smaller(choice))
+    found = {c.arm.summary.label: c.arm for c in named if c is not None}
+    return tuple(found.values())
+
+
+def next_trials(study: StudyRecords, task: str, rule: AdaptiveRule) -> list[TrialSpec]:
+    """The next seed of every finalist that is not shown to be worse than the best arm.
+
+    Empty once all of them have all their seeds. Call it again when these trials have ended: the
+    finalists may then be others.
+
+    Args:
+        study: its trials with their statuses; those that never began are ``planned``.
+    """
+    arms = finalists(study, task)
+    if not arms:
+        return []
+    standing = _Standing.of(study, task, _arms(study, task), rule)
+    margin = study.config.objective.margin
+    contending = [
+        arm
+        for arm in arms
+        if arm is arms[0] or standing.stop("worse", arm, arms[0]).gap.settles(margin) != "worse"
+    ]
+    waiting = ([t.spec for t in arm.trials if t.status == "planned"] for arm in contending)
+    return [specs[0] for specs in waiting if specs]
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """Arms of one task with validation scores, in order of their utility."""
+
+    study: StudyRecords
+    task: str
+    rule: AdaptiveRule
+    ranked: tuple[Arm, ...]
+    """Highest utility first, those over the limit on forgetting last."""
+    utilities: dict[str, float]
+    comparisons: int
+    """Number of looks at intervals in the whole study of this task."""
+
+    @classmethod
+    def of(
+        cls, study: StudyRecords, task: str, arms: Iterable[Arm], rule: AdaptiveRule
+    ) -> "_Standing":
+        scored = [a for a in arms if a.summary.validation_score is not None]
+        objective = study.config.objective
+        utility = utility_function(scored, base_validation_score(study, task), objective)
+        utilities = {
+            a.summary.label: utility(a, a.summary.seeds / (a.summary.seeds + a.summary.failed))
+            for a in scored
+        }
+
+        def order(arm: Arm) -> tuple[object, ...]:
+            summary = arm.summary
+            over = forgets_too_much(arm, objective)
+            size = summary.trainable_parameters or (inf if summary.is_full else summary.rank or 0)
+            return over, -utilities[summary.label], size, summary.lr, summary.label
+
+        arms_declared = len({t.spec.arm for t in study.trials if t.spec.task == task})
+        looks = max(1, arms_declared - 1) * (len(rule.rungs) + 1)
+        return cls(study, task, rule, tuple(sorted(scored, key=order)), utilities, looks)
+
+    def stop(self, reason: Literal["worse", "outranked"], arm: Arm, other: Arm) -> Stop:
+        return Stop(reason, _trial_id(other), self.gap(arm, other))
+
+    def gap(self, arm: Arm, other: Arm) -> Gap:
+        """Utility of an arm minus that of another; endless where they share too few items."""
+        objective = self.study.config.objective
+        value = self.utilities[arm.summary.label] - self.utilities[other.summary.label]
+        found = net_comparisons(
+            self.study, self.task, arm.finished, other.finished, objective.weights, "validation"
+        )
+        if found is None:
+            return Gap(-inf, value, inf)
+        spread = SEED_SPREAD * objective.margin
+        looked = sequential_interval(*found, self.comparisons, self.rule.alpha, spread)
+        # Costs and failed trials move the utility, and have no noise.
+        shift = value - looked.value
+        return Gap(looked.low + shift, value, looked.high + shift)
+
+
+def _arms(study: StudyRecords, task: str) -> tuple[Arm, ...]:
+    of_task = tuple(t for t in study.trials if t.spec.task == task)
+    return summarize_arms(replace(study, trials=of_task)).get(task, ())
+
+
+def _trial_id(arm: Arm) -> str:
+    return arm.finished[0].spec.trial_id
+
+
+def _next_smaller(choice: ArmChoice) -> Candidate | None:
+    """The next smaller rank than the chosen arm's, of the same method and modules."""
+    chosen = choice.chosen
+    if chosen is None or chosen.arm.summary.rank is None:
+        return None
+    series, rank = chosen.arm.trials[0].spec.arm_without_rank, chosen.arm.summary.rank
+    smaller = [
+        c
+        for c in choice.candidates
+        if (c.arm.summary.rank or rank) < rank and c.arm.trials[0].spec.arm_without_rank == series
+    ]
+    return max(smaller, key=lambda c: (c.arm.summary.rank or 0, c.utility), default=None)

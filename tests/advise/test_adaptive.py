@@ -1,0 +1,220 @@
+"""Rules of adaptive studies: hand numbers, levels by simulation, and laws of stopping."""
+
+from dataclasses import replace
+from math import inf, sqrt
+
+import numpy as np
+import pytest
+from scipy import stats
+from synthetic_study import Truth, synthetic_study
+
+from rankscope.advise.adaptive import (
+    AdaptiveRule,
+    Gap,
+    Stop,
+    finalists,
+    next_trials,
+    sequential_interval,
+    stops_at_rung,
+)
+from rankscope.advise.statistics.estimates import Comparison
+from rankscope.errors import UserError
+from rankscope.records import BASE, StudyRecords, TrialRecords
+
+RULE = AdaptiveRule()
+FLAT = Truth(cross=(), accuracy=lambda rank, lr: 0.7, forgetting=lambda rank, lr: 0.0)
+RATES = Truth(
+    cross=(),
+    ranks=(4, 16),
+    lrs=(1e-4, 3e-4, 1e-3, 3e-3),
+    full_lrs=(),
+    agreement=0.95,
+    accuracy=lambda rank, lr: 0.5 + 0.1 * np.log10(lr / 1e-4),
+)
+
+
+def at_rung(study: StudyRecords, *, seed: int = 0) -> StudyRecords:
+    """A view of a study in which one seed of every arm has reached a rung."""
+    reached = {t.spec.trial_id for t in study.trials if t.spec.seed == seed}
+    return replace(
+        study,
+        trials=tuple(
+            t if t.spec.trial_id in reached else TrialRecords(t.spec, "planned")
+            for t in study.trials
+        ),
+        items={
+            key: scores
+            for key, scores in study.items.items()
+            if key[0] in (BASE, *reached) and key[2] == "validation"
+        },
+    )
+
+
+def right(*blocks: tuple[int, int]) -> np.ndarray:
+    """One model's answers, (1, N): (score, how many) after each other."""
+    return np.concatenate([np.full(n, float(score)) for score, n in blocks])[None]
+
+
+def stopped(study: StudyRecords, rung: int = 0) -> dict[str, str]:
+    """Label of a stopped arm -> the reason."""
+    labels = {t.spec.trial_id: t.spec.arm_label for t in study.trials}
+    return {labels[i]: stop.reason for i, stop in stops_at_rung(study, "med", rung, RULE).items()}
+
+
+class TestInterval:
+    def test_hand_numbers(self) -> None:
+        """Ten of 18 items lost: with one item more for each side the mean is -10/20, the variance
+        (12 - 20/4)/19, and t of 17 leaves 5 % beyond 1.7396."""
+        pair = Comparison(right((0, 10), (1, 8)), right((1, 18)))
+        found = sequential_interval([pair], [1.0], looks=1)
+        half = 1.7396 * sqrt(7 / 19 / 20)
+        assert found.value == pytest.approx(-10 / 18)
+        assert (found.low, found.high) == pytest.approx(
+            (-10 / 18 - half, -10 / 18 + half), abs=1e-4
+        )
+
+    def test_tasks_and_seeds_add_in_squares(self) -> None:
+        """Two tasks of weight 1 and 1/2; seeds apart by .03, two against one."""
+        rng = np.random.default_rng(0)
+        scores = rng.standard_normal((2, 30))
+        nats = Comparison(scores, rng.standard_normal((1, 30)))
+        found = sequential_interval([nats, nats], [1.0, 0.5], looks=3, spread=0.03)
+        error = nats.item_means.std(ddof=1) / sqrt(30)
+        half = stats.t.ppf(1 - 0.05 / 3, 29) * sqrt(error**2 * 1.25 + 0.03**2 * 1.5)
+        assert found.high - found.value == pytest.approx(half)
+
+    def test_few_items_settle_nothing(self) -> None:
+        pair = Comparison(right((0, 5)), right((1, 5)))
+        assert sequential_interval([pair], [1.0], looks=1) == Gap(-inf, -1.0, inf)
+
+    def test_subjects_are_counted_and_not_their_items(self) -> None:
+        labels = np.arange(60) % 4
+        pair = Comparison(right((0, 60)), right((1, 60)), labels)
+        assert sequential_interval([pair], [1.0], looks=1).low == -inf
+
+    def test_equal_answers_leave_room(self) -> None:
+        alike = Comparison(right((1, 20)), right((1, 20)))
+        found = sequential_interval([alike], [1.0], looks=1)
+        assert found.low < -0.05 < 0.05 < found.high
+
+    @pytest.mark.parametrize(
+        ("low", "high", "answer"),
+        [(-0.5, -0.03, "worse"), (-0.01, 0.3, "not worse"), (-0.03, 0.3, None)],
+    )
+    def test_what_an_interval_settles(self, low: float, high: float, answer: str | None) -> None:
+        assert Gap(low, 0.0, high).settles(0.02) == answer
+
+    @pytest.mark.parametrize("looks", [1, 4])
+    def test_level(self, looks: int) -> None:
+        """An arm worse by exactly the margin, looked at again and again with items of its own, is
+        called worse at some look in at most 5 %."""
+        rng = np.random.default_rng(looks)
+        studies, margin, called = 1500, 0.05, 0
+        for _ in range(studies):
+            for _ in range(looks):
+                luck = rng.uniform(size=100)
+                rows = np.where(rng.uniform(size=(2, 100)) < 0.6, luck, rng.uniform(size=(2, 100)))
+                scores = (rows < np.array([[0.55], [0.6]])).astype(float)
+                pair = Comparison(scores[:1], scores[1:])
+                if sequential_interval([pair], [1.0], looks).settles(margin) == "worse":
+                    called += 1
+                    break
+        assert called / studies <= 0.05 + 3 * sqrt(0.05 * 0.95 / studies)
+
+
+class TestStops:
+    def test_equal_arms_go_on(self) -> None:
+        """The best of equal arms is best by chance; at most 5 % of studies may stop another."""
+        assert sum(bool(stopped(at_rung(synthetic_study(FLAT, seed)))) for seed in range(12)) == 0
+
+    def test_an_arm_far_behind_stops(self) -> None:
+        truth = replace(FLAT, accuracy=lambda rank, lr: 0.4 if rank == 8 else 0.8)
+        assert stopped(at_rung(synthetic_study(truth))) == {"r=8 lr=0.001": "worse"}
+
+    def test_an_arm_that_forgets_all_stops(self) -> None:
+        """It gains as much as the others: the net gain is compared."""
+        truth = replace(FLAT, forgetting=lambda rank, lr: 0.5 if rank is None else 0.0)
+        assert stopped(at_rung(synthetic_study(truth))) == {"full lr=0.0005": "worse"}
+
+    def test_half_of_the_rates_of_a_rank_go_on(self) -> None:
+        study = at_rung(synthetic_study(RATES))
+        best = {"r=4 lr=0.001", "r=4 lr=0.003", "r=16 lr=0.001", "r=16 lr=0.003"}
+        everything = {t.spec.arm_label for t in study.trials}
+        assert set(stopped(study)) == everything - best
+        assert set(stopped(study, 1)) == everything - {"r=4 lr=0.003", "r=16 lr=0.003"}
+
+    def test_the_order_of_arms_does_not_matter(self) -> None:
+        study = at_rung(synthetic_study(RATES, 3))
+        turned = replace(study, trials=study.trials[::-1])
+        assert stops_at_rung(study, "med", 0, RULE) == stops_at_rung(turned, "med", 0, RULE)
+
+    def test_an_arm_over_the_limit_stops_none_that_keeps_it(self) -> None:
+        truth = replace(
+            FLAT,
+            full_lrs=(),
+            accuracy=lambda rank, lr: 0.9 if rank == 32 else 0.4,
+            forgetting=lambda rank, lr: 0.1 if rank == 32 else 0.0,
+            objective={"max_forgetting": 0.05},
+        )
+        assert stopped(at_rung(synthetic_study(truth))) == {}
+
+    def test_a_stop_says_against_what_and_by_how_much(self) -> None:
+        truth = replace(FLAT, accuracy=lambda rank, lr: 0.4 if rank == 8 else 0.8)
+        (stop,) = stops_at_rung(at_rung(synthetic_study(truth)), "med", 0, RULE).values()
+        assert isinstance(stop, Stop)
+        assert stop.gap.low < -0.4 < stop.gap.high < -0.02
+        assert stop.against.startswith("med-")
+        assert "-8-" not in stop.against
+
+    def test_nothing_reached_the_rung(self) -> None:
+        study = synthetic_study(FLAT)
+        waiting = tuple(TrialRecords(t.spec, "planned") for t in study.trials)
+        assert stops_at_rung(replace(study, trials=waiting), "med", 0, RULE) == {}
+        assert next_trials(replace(study, trials=waiting), "med", RULE) == []
+
+
+class TestSeeds:
+    def played(self, truth: Truth, seed: int = 0) -> tuple[list[list[str]], StudyRecords]:
+        """Rounds of next trials until there are none, and the study as it is then."""
+        whole = synthetic_study(truth, seed)
+        study, rounds = at_rung(whole), []
+        while specs := next_trials(study, "med", RULE):
+            ids = {s.trial_id for s in specs}
+            rounds.append([s.label for s in specs])
+            known = {k: v for k, v in whole.items.items() if k[0] in ids and k[2] == "validation"}
+            study = replace(
+                study,
+                trials=tuple(
+                    w if w.spec.trial_id in ids else t
+                    for w, t in zip(whole.trials, study.trials, strict=True)
+                ),
+                items={**study.items, **known},
+            )
+        return rounds, study
+
+    def test_seeds_go_to_the_arms_that_the_answer_rests_on(self) -> None:
+        """A clear best rank: the smaller one is shown to be worse with its first seed."""
+        truth = replace(FLAT, full_lrs=(), accuracy=lambda rank, lr: 0.9 if rank == 32 else 0.5)
+        rounds, study = self.played(truth)
+        assert rounds == [["med r=32 lr=0.001 seed=1"], ["med r=32 lr=0.001 seed=2"]]
+        assert [a.summary.label for a in finalists(study, "med")] == [
+            "r=32 lr=0.001",
+            "r=8 lr=0.001",
+        ]
+
+    def test_in_the_end_all_finalists_have_all_seeds_or_are_shown_to_be_worse(self) -> None:
+        for seed in range(3):
+            rounds, study = self.played(FLAT, seed)
+            arms = finalists(study, "med")
+            assert {len(a.finished) for a in arms} == {3}
+            assert len(rounds) <= 2 * len(arms)
+
+    def test_the_best_full_arm_gets_its_seeds(self) -> None:
+        rounds, _ = self.played(FLAT)
+        assert any("full" in label for label in rounds[0])
+
+
+@pytest.mark.parametrize("rungs", [(0.5, 0.25), (0.0, 0.5), (0.5, 1.0), (0.5, 0.5)])
+def test_rungs_that_cannot_be(rungs: tuple[float, ...]) -> None:
+    with pytest.raises(UserError, match="rungs"):
+        AdaptiveRule(rungs=rungs)
