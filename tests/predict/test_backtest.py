@@ -1,9 +1,10 @@
-"""Features of the base against a slow way, the truncation screen's ends, and the verb."""
+"""Features of the base against a slow way, the screens' ends, and the verb."""
 
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -12,17 +13,31 @@ from pocket_study import small_study, study_file
 from tiny_models import base_of, tiny_llama
 from toy_training import ATTENTION, toy_rows
 
+from rankscope.cli.render.prediction import backtest_tables, prediction_tables
+from rankscope.cli.terminal import print_result
+from rankscope.config.loader import load_study_file
+from rankscope.config.study import StudyConfig, TrainConfig
 from rankscope.errors import UserError
 from rankscope.models.multi_lora import target_linears
-from rankscope.predict.backtest import backtest, backtest_study, truncated_adapter
+from rankscope.predict.backtest import backtest, backtest_study
 from rankscope.predict.features import (
     features_of,
     input_variance,
     loss_and_gradients,
-    open_base,
     token_batches,
 )
-from rankscope.records import StudyRecords
+from rankscope.predict.hit_table import past_record, score_predictors
+from rankscope.predict.predictions import open_base
+from rankscope.predict.screens import measured_curves, subset_study, truncated_adapter
+from rankscope.records import (
+    Backtest,
+    BacktestTask,
+    RankPrediction,
+    Split,
+    StudyRecords,
+    TaskPrediction,
+)
+from rankscope.run.prepare import prepare_study
 from rankscope.store import Ledger
 from rounding import rounding
 
@@ -36,6 +51,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("predicted")
     small_study(folder, arms=[LORA], seeds=[0, 1]).run(folder / "out")
     return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def screened(finished: Path) -> tuple[Backtest, Path]:
+    """The backtest of the study and of one without ranks, and the folder of the study's subset."""
+    folder = finished.parent
+    small_study(folder, arms=[{"method": "full", "lr": 5e-4}], seeds=[0]).run(folder / "full")
+    return backtest([folder / "full", finished], folder / "screens"), folder / "screens" / "out"
 
 
 def load(out: Path) -> StudyRecords:
@@ -93,29 +116,75 @@ def test_features_are_counts_of_the_rows_and_scores_of_the_base(finished: Path) 
     assert 1 <= found.gradient_stable_rank <= found.gradient_effective_rank <= 128
 
 
+def answers(task: BacktestTask) -> dict[str, RankPrediction]:
+    return {p.predictor: p for p in task.prediction.predictions}
+
+
 def test_the_whole_adapter_is_the_end_of_the_truncation_screen(finished: Path) -> None:
-    """Cut to its own rank it scores what it scored; the curve beside it is the trained one."""
+    """Cut to its own rank it scores what it scored; the truth beside it is the trained curve."""
     (task,) = backtest_study(finished)
     study = load(finished)
-    whole = task.curve[-1]
-    assert (task.screened_rank, whole.rank) == (8, 8)
-    assert whole.truncated == pytest.approx(whole.trained)
-    assert whole.truncated_forgetting == pytest.approx(whole.trained_forgetting)
-    of_rank = [
-        study.evals[t.spec.trial_id, "pocket_med", "test"].score
-        for t in study.trials
-        if t.spec.rank == 2
-    ]
-    assert task.curve[0].trained == pytest.approx(sum(of_rank) / 2)
-    assert {p.predictor for p in task.prediction.predictions} >= {"capacity", "truncation_screen"}
+
+    def score(rank: int, split: Split) -> float:
+        trials = [t.spec.trial_id for t in study.trials if t.spec.rank == rank]
+        return fmean(study.evals[i, "pocket_med", split].score for i in trials)
+
+    assert task.curve == pytest.approx({2: score(2, "test"), 8: score(8, "test")})
+    found = answers(task)
+    assert {"capacity", "always_16", "axolotl_table", "truncation", "full_study"} <= set(found)
+    assert not any(name.startswith("subset") for name in found)
+    # Sixteen items after eight steps: no screen can tell. Their scores are checked on the curves.
+    inputs = prepare_study(load_study_file(finished / "study.resolved.yaml"))
+    curves = measured_curves(inputs, open_base(inputs), finished, "pocket_med")
+    assert set(curves) == {"trained", "truncated"}
+    for curve in curves.values():
+        assert curve[8].tuned.mean() == pytest.approx(score(8, "validation"))
+        base = study.evals["base", "pocket_med", "validation"].score
+        assert curve[8].reference.mean() == pytest.approx(base)
+    assert curves["trained"][2].tuned.mean() == pytest.approx(score(2, "validation"))
 
 
-def test_a_study_that_has_no_ranks_is_left_out_by_name(finished: Path, tmp_path: Path) -> None:
-    full = [{"method": "full", "lr": 5e-4}]
-    small_study(tmp_path, arms=full, seeds=[0]).run(tmp_path / "out")
-    result = backtest([tmp_path / "out", finished])
-    assert result.skipped == (str(tmp_path / "out"),)
-    assert [task.task for task in result.tasks] == ["pocket_med"]
+def test_a_subset_is_the_same_study_on_a_tenth_of_rows_and_steps() -> None:
+    full = {"method": "full", "lr": 1e-4}
+    config = StudyConfig.model_validate(
+        {
+            "name": "s",
+            "model": "pocket",
+            "tasks": ["pocket_med", {"name": "pocket_law", "max_train_rows": 40}],
+            "arms": [LORA, full],
+            "seeds": [3, 4],
+            "train": {"tokens": 4000, "checkpoint_every": 5},
+            "evaluate": {"retention": ["pocket_cloze"], "scales": [0.5], "max_items": 20},
+        }
+    )
+    subset = subset_study(config, {"pocket_med": 512, "pocket_law": 40})
+    assert [task.max_train_rows for task in subset.tasks] == [51, 4]
+    assert (subset.train.tokens, subset.train.max_steps) == (400, None)
+    assert subset.arms == config.arms[:1]
+    assert (subset.seeds, subset.evaluate.max_items) == ([3, 4], 20)
+    assert subset.evaluate.retention == subset.evaluate.scales == []
+    assert subset.train.checkpoint_every is None
+    by_steps = config.model_copy(update={"train": TrainConfig(max_steps=3, epochs=2)})
+    assert subset_study(by_steps, {"pocket_med": 5, "pocket_law": 4}).train.max_steps == 2
+
+
+def test_the_screens_of_a_subset_join_the_backtest(
+    finished: Path, screened: tuple[Backtest, Path]
+) -> None:
+    """Their arms are scored on the full study's items."""
+    result, screen = screened
+    (task,) = result.tasks
+    assert {"subset_screen", "subset_power_law", "subset_truncation"} <= set(answers(task))
+    subset = load(screen)
+    assert {(t.train.rows, t.train.steps) for t in subset.trials if t.train} == {(51, 2)}
+    key = ("base", "pocket_med", "validation")
+    assert subset.items[key].item_ids == load(finished).items[key].item_ids
+
+
+def test_a_study_that_has_no_ranks_is_left_out_by_name(screened: tuple[Backtest, Path]) -> None:
+    (skipped,) = screened[0].skipped
+    assert skipped.endswith("full")
+    assert len(screened[0].tasks) == 1
 
 
 @pytest.mark.parametrize(
@@ -158,24 +227,45 @@ def test_a_truncated_adapter_is_the_nearest_of_its_rank() -> None:
     assert small.scaling == adapter.scaling
 
 
-def test_the_verb_says_hypotheses_and_backtests(
+def test_the_verb_predicts_beside_the_past_record(
     finished: Path,
+    screened: tuple[Backtest, Path],
     rankscope_command: Callable[..., int],  # noqa: F811
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    file = study_file(finished.parent, arms=[LORA], seeds=[0])
-    assert rankscope_command("predict", file) == 0
-    said = capsys.readouterr().out
-    assert "hypotheses" in said
-    assert "capacity" in said
-    assert rankscope_command("predict", file, "--json") == 0
+    screen = screened[1]
+    file = study_file(finished.parent, arms=[LORA], seeds=[0, 1])
+    assert rankscope_command("predict", file, "--json", "--screen", screen) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed["tasks"][0]["ranks"] == [2, 8]
+    (task,) = printed["tasks"]
+    assert task["ranks"] == [2, 8]
+    named = {p["predictor"]: p["why"] for p in task["predictions"]}
+    assert named["subset_screen"].startswith("cannot tell")  # two steps teach nothing
+    assert {row["predictor"] for row in printed["past_record"]} >= {"always_16", "subset_screen"}
+    # The same, and without a screen, as text.
+    whole = TaskPrediction.model_validate(task)
+    rules = whole.model_copy(update={"predictions": whole.predictions[:3]})
+    record = past_record()
+    print_result(prediction_tables([whole, rules], record, score_predictors(record)))
+    said = " ".join(capsys.readouterr().out.split())
+    for words in ("These are hypotheses", "capacity", "axolotl table", "cannot tell", "--screen"):
+        assert words in said
+
+
+def test_the_verb_backtests(
+    finished: Path,
+    screened: tuple[Backtest, Path],
+    rankscope_command: Callable[..., int],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert rankscope_command("predict", "--backtest", finished, "--json") == 0
     printed = json.loads(capsys.readouterr().out)
-    assert {row["tasks"] for row in printed["scores"]} == {1}
-    assert rankscope_command("predict", "--backtest", finished) == 0
-    assert "truncated" in capsys.readouterr().out
+    assert {row["tasks"] + row["silent"] for row in printed["scores"]} == {1}
+    assert Backtest.model_validate(printed["backtest"]).tasks[0].family == "pocket"
+    print_result(backtest_tables(screened[0], score_predictors(screened[0].tasks)))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "small, pocket_med: best rank" in said
+    assert "Past record: 1 task in 1 family." in said
 
 
 def test_bad_input_of_the_verb(
@@ -188,6 +278,7 @@ def test_bad_input_of_the_verb(
         ((file,), "no arm of the study has a rank"),
         ((file, file), "expected one"),
         (("--backtest", tmp_path), "no study here"),
+        ((file, "--screen", tmp_path / "screen"), "no arm of the study has a rank"),
         (("--backtest", tmp_path, "--set", "seeds=0"), "--set has no effect"),
         ((tmp_path / "none.yaml",), "no such file"),
     ):

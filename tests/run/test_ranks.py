@@ -103,7 +103,7 @@ def train_together(
     def progress(step: int, *_: Any) -> None:
         done[0] = step
 
-    ranks.announce("train", trials, ROWS, train, {}, folder)
+    ranks.announce("train", trials, ROWS, train, folder, {})
     with ranks.in_step():
         return train_group(
             base,

@@ -1,6 +1,12 @@
 """The command line: parse, call, print. Verbs appear in ``--help`` in the order of import."""
 
-from rankscope.cli import setup_verbs, study_verbs, output_verbs, model_verbs  # noqa: F401, I001
+from rankscope.cli import (  # noqa: I001
+    setup_verbs,  # noqa: F401
+    study_verbs,  # noqa: F401
+    prediction_verb,  # noqa: F401
+    output_verbs,  # noqa: F401
+    model_verbs,  # noqa: F401
+)
 from rankscope.cli.application import app, main, run_command_line
 
 __all__ = ["app", "main", "run_command_line"]

@@ -35,10 +35,6 @@ if TYPE_CHECKING:
 WATCH_SECONDS = 2.0
 MAX_PROBLEMS = 20
 """Most problems that ``verify`` prints."""
-HYPOTHESES = (
-    "These are hypotheses: no predictor of the best rank is established. "
-    "'rankscope predict --backtest DIR...' shows how often each was right on your own studies."
-)
 
 
 @verb("plan", "Reading {file} ...")
@@ -49,6 +45,9 @@ def plan_command(
         str, Option(metavar="NAME", help="here, h100, h200, a100, l40s, l4, 4090 or m3.")
     ] = "here",
     gpus: Annotated[int, Option(min=1, help="Devices that groups are spread over.")] = 1,
+    executor: Annotated[
+        str | None, Option(metavar="NAME", help="Groups in processes: local, ray or slurm.")
+    ] = None,
     trust_task_code: TrustTaskCode = False,
 ) -> Reply:
     """Estimate what a study will take, on this machine or another.
@@ -56,14 +55,14 @@ def plan_command(
     Trials, groups, steps, tokens, memory, disk, time by stage and what to drop, before anything
     runs.
 
-    Example: rankscope plan study.yaml --device h100 --gpus 8
+    Example: rankscope plan study.yaml --device h100 --gpus 8 --executor ray
     """
     from rankscope.cli.render.plan import plan_table
     from rankscope.run.study import Study
 
     study = Study.load(file, overrides or [])
     with ConsoleReporter(err_console) as reporter:
-        plan = study.plan(reporter, device, gpus)
+        plan = study.plan(reporter, device, gpus, executor)
     return Reply(plan, lambda: print_result(plan_table(plan)))
 
 
@@ -120,7 +119,6 @@ def run_command(
     again = [word.strip() for word in retry.split(",") if word.strip()]
     study = Study.load(file, overrides or [])
     from rankscope.device import visible_gpus
-    from rankscope.records import FAILED
     from rankscope.run.executors import ExecutorOptions, new_executor
     from rankscope.run.outputs import write_outputs
 
@@ -135,11 +133,11 @@ def run_command(
             folder, reporter, place, again, allow_mixed=allow_mixed, take_over=take_over
         )
     _, recommendation = write_outputs(folder, records)
-    has_failed = any(trial.status in FAILED for trial in records.trials)
+    is_done = all(trial.status == "done" for trial in records.trials)
     return Reply(
         recommendation,
         lambda: _show_results(folder, records, recommendation, with_reasons=True),
-        UNFINISHED if has_failed else OK,
+        OK if is_done else UNFINISHED,
     )
 
 
@@ -354,45 +352,3 @@ def compare_command(
         write_comparison_page(comparison, provenance(), out)
         print_message(f"written to {out}")
     return Reply(comparison, lambda: print_result(comparison_tables(comparison)))
-
-
-@verb("predict", "Reading {places} ...")
-def predict_command(
-    places: Annotated[
-        list[Path],
-        Argument(metavar="FILE.yaml | DIR...", help="A study file, or folders of studies."),
-    ],
-    backtest: Annotated[
-        bool, Option("--backtest", help="Compare with finished studies in DIR...")
-    ] = False,
-    overrides: Overrides = None,
-) -> Reply:
-    """Predict the best rank before training.
-
-    From the data and the base, as hypotheses. --backtest shows how often each was right on
-    finished studies.
-
-    Example: rankscope predict study.yaml --set data_dir=../data
-    """
-    from rankscope.cli.render.prediction import backtest_tables, prediction_tables
-    from rankscope.config.loader import load_study_file
-
-    if backtest:
-        if overrides:
-            raise UserError("predict --backtest: --set has no effect on finished studies")
-        for folder in places:
-            check_study(folder)
-        from rankscope.predict.backtest import backtest as run_backtest
-
-        result = run_backtest(places)
-        return Reply(result, lambda: print_result(backtest_tables(result)))
-    if len(places) != 1:
-        raise UserError(f"predict: found {len(places)} study files, expected one, or --backtest")
-    config = load_study_file(places[0], overrides or [])
-    from rankscope.predict.features import predict_study
-
-    tasks = predict_study(config)
-    return Reply(
-        {"note": HYPOTHESES, "tasks": tasks},
-        lambda: print_result(prediction_tables(tasks, HYPOTHESES)),
-    )

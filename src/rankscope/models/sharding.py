@@ -247,7 +247,7 @@ def attach_gathering(base: "Base") -> None:
 # --- what cannot be sharded
 
 
-def check_devices(config: StudyConfig, trials: Iterable[TrialSpec], device: torch.device) -> None:
+def check_devices(config: StudyConfig, trials: Sequence[TrialSpec], device: torch.device) -> None:
     """Raise UserError if ``train.devices`` asks for what this machine or the code cannot do."""
     wanted = config.train.devices
     if wanted == 1:
@@ -261,22 +261,24 @@ def check_devices(config: StudyConfig, trials: Iterable[TrialSpec], device: torc
             f"{place}: found {found} GPUs, expected at least {wanted}; use fewer, or "
             "'device: cpu' to try it in as many processes"
         )
-    scales = config.evaluate.scales or config.evaluate.layer_scales
-    scales = scales or config.evaluate.intruder_scales
-    refused = {"quantize": config.quantize != "none"}
-    refused["analyze.heads.enabled"] = config.analyze.heads.enabled
-    for trial in trials:
-        is_full = trial.is_full
-        refused["optimizer: adamw8bit"] = is_full and config.train.optimizer == "adamw8bit"
-        refused["scales of full fine-tuning"] = is_full and bool(scales)
-        refused["dropout"] = trial.dropout > 0
-        refused["kl_to_base"] = trial.kl_to_base is not None
-        refused["early_stop"] = trial.early_stop is not None
-        refused[f"method {trial.method}"] = not get_method(trial.method).can_be_sharded
-        for what, is_refused in refused.items():
-            if is_refused:
-                names = ", ".join(sorted(m.name for m in all_methods() if m.can_be_sharded))
-                raise UserError(
-                    f"{place}: found {what}, which works on one device only; expected one of the "
-                    f"methods {names} without it; remove it, or 'devices'"
-                )
+    is_full = any(trial.is_full for trial in trials)
+    evaluate = config.evaluate
+    is_scaled = evaluate.scales or evaluate.layer_scales or evaluate.intruder_scales
+    refused = {
+        "quantize": config.quantize != "none",
+        "analyze.heads.enabled": config.analyze.heads.enabled,
+        "optimizer: adamw8bit": is_full and config.train.optimizer == "adamw8bit",
+        "scales of full fine-tuning": is_full and bool(is_scaled),
+        "dropout": any(trial.dropout for trial in trials),
+        "kl_to_base": any(trial.kl_to_base for trial in trials),
+        "early_stop": any(trial.early_stop for trial in trials),
+    }
+    methods = {trial.method for trial in trials}
+    refused |= {f"method {m}": not get_method(m).can_be_sharded for m in sorted(methods)}
+    what = next((what for what, is_refused in refused.items() if is_refused), None)
+    if what is not None:
+        names = ", ".join(sorted(m.name for m in all_methods() if m.can_be_sharded))
+        raise UserError(
+            f"{place}: found {what}, which works on one device only; expected one of the methods "
+            f"{names} without it; remove it, or 'devices'"
+        )

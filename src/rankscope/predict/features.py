@@ -7,13 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from rankscope.config.study import StudyConfig
 from rankscope.data.encode import EncodedRow
 from rankscope.data.sampler import RowSampler
-from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import evaluate_task
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.load import load_base
 from rankscope.models.methods.eva_directions import (
     InputDirections,
     shared_inputs,
@@ -21,44 +18,13 @@ from rankscope.models.methods.eva_directions import (
 )
 from rankscope.models.multi_lora import target_linears
 from rankscope.models.parameters import lora_parameters
-from rankscope.predict.predictors import predict_ranks
-from rankscope.records import BASE, PredictorFeatures, TaskPrediction, TrialSpec
-from rankscope.run.prepare import prepare_study
+from rankscope.records import BASE, PredictorFeatures, TrialSpec
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.loss import mean_losses
 
 PROBE_TOKENS = 2048  # Tokens per batch, or twice the number of directions if that is more
 PROBE_BATCHES = 8
 PROBE_ITEMS = 200
-
-
-def predict_study(config: StudyConfig) -> tuple[TaskPrediction, ...]:
-    inputs = prepare_study(config)
-    return predictions(inputs, open_base(inputs))
-
-
-def open_base(inputs: PreparedStudy) -> Base:
-    config = inputs.config
-    return load_base(config.model, inputs.device, inputs.dtype, quantize=config.quantize)
-
-
-def predictions(inputs: PreparedStudy, base: Base) -> tuple[TaskPrediction, ...]:
-    predicted = []
-    for task in inputs.config.tasks:
-        trials = [t for t in inputs.trials if t.task == task.name and t.rank and t.alpha]
-        if not trials:
-            raise UserError("predict: no arm of the study has a rank to predict")
-        ranks = tuple(sorted({t.rank for t in trials if t.rank is not None}))
-        features = features_of(inputs, base, trials[0], ranks)
-        predicted.append(
-            TaskPrediction(
-                task=task.name,
-                ranks=ranks,
-                features=features,
-                predictions=predict_ranks(features, ranks),
-            )
-        )
-    return tuple(predicted)
 
 
 def features_of(

@@ -1,161 +1,215 @@
-"""Rules that predict the best rank before training.
+"""Predictors of the best rank: rules on the rows and the base, and screens that train a little.
 
-They are hypotheses: no predictor of the best rank is established. ``backtest`` counts how often
-each is right, next to the constant r = 32."""
+They are hypotheses: no predictor of the best rank is established. ``hit_table`` counts how often
+each was right, next to three rules that look at nothing, or at the number of rows alone.
+
+A predictor is one ``Predictor`` in ``PREDICTORS``: its name, what it needs, and a function of the
+``Evidence``.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from rankscope.models.methods.lora import LoraMethod
-from rankscope.models.methods.rslora import RsLoraMethod
-from rankscope.records import (
-    BacktestTask,
-    Predictor,
-    PredictorFeatures,
-    PredictorScore,
-    RankPrediction,
-    Split,
-    StudyRecords,
-    TrialRecords,
-)
+from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
+from rankscope.predict.power_law import FEWEST_FITTED, fit_curve
+from rankscope.records import PredictorFeatures, RankPrediction
 
 VARIANCE = 0.9  # Share of the inputs' variance that a sufficient rank explains
-USUAL_RANK = 32
+ROW_TABLE = ((1_000, 8), (10_000, 16), (100_000, 32))
+"""(fewer rows than, rank), else 64: axolotl's documentation."""
+
+ScreenCurve = Mapping[int, Comparison]
+"""Rank -> validation scores of its models, one row per seed, beside those of the base."""
 
 
-def predict_ranks(features: PredictorFeatures, ranks: Sequence[int]) -> tuple[RankPrediction, ...]:
-    """Every predictor's rank among ``ranks``, without predictors whose features are missing."""
-    ranks = sorted(set(ranks))
-    ranked = [_capacity(features, ranks)]
-    for kind, value in (
-        ("gradient_effective_rank", features.gradient_effective_rank),
-        ("gradient_stable_rank", features.gradient_stable_rank),
-    ):
-        if value is not None:
-            name = kind.replace("_", " ")
-            why = f"the mean {name} of the target matrices is {value:.1f}"
-            ranked.append(_named(kind, at_least(ranks, value), why))  # type: ignore[arg-type]
-    ranked += [_input_variance(features, ranks), _base_score(features, ranks)]
-    usual = min(ranks, key=lambda rank: abs(math.log2(rank / USUAL_RANK)))
-    ranked.append(_named("always_32", usual, f"the rank closest to {USUAL_RANK}"))
-    return tuple(ranked)
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known of one training task."""
+
+    features: PredictorFeatures
+    ranks: tuple[int, ...]
+    """Ranks to choose from, ascending."""
+    margin: float
+    """Scores that differ by less count as equal."""
+    curves: Mapping[str, ScreenCurve] = field(default_factory=dict)
+    """By name (``screens.measured_curves``)."""
+
+
+class Answer(NamedTuple):
+    rank: int | None
+    """None: it cannot tell."""
+    why: str
+    scores: Mapping[int, float] = {}
+    """Rank -> expected score, if it orders the ranks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Predictor:
+    name: str
+    needs: str
+    """Name of a curve in ``Evidence.curves``; empty if rows and base are enough."""
+    predict: Callable[[Evidence], Answer | None]
+    """None if a feature is missing."""
+
+
+def predict_ranks(evidence: Evidence) -> tuple[RankPrediction, ...]:
+    """What every predictor says whose needs are met."""
+    answers = [
+        (predictor.name, predictor.predict(evidence))
+        for predictor in PREDICTORS
+        if not predictor.needs or predictor.needs in evidence.curves
+    ]
+    return tuple(
+        RankPrediction(predictor=name, rank=a.rank, why=a.why, scores=dict(a.scores))
+        for name, a in answers
+        if a is not None
+    )
+
+
+def best_rank(curve: Mapping[int, float], margin: float) -> int:
+    """The smallest rank within ``margin`` of the best."""
+    best = max(curve.values())
+    return min(rank for rank, score in curve.items() if score >= best - margin)
 
 
 def at_least(ranks: Sequence[int], wanted: float) -> int:
     return min((rank for rank in ranks if rank >= wanted), default=max(ranks))
 
 
-def _named(predictor: Predictor, rank: int, why: str) -> RankPrediction:
-    return RankPrediction(predictor=predictor, rank=rank, why=why)
+def nearest(ranks: Sequence[int], wanted: float) -> int:
+    return min(ranks, key=lambda rank: abs(math.log2(rank / wanted)))
 
 
-def _capacity(features: PredictorFeatures, ranks: Sequence[int]) -> RankPrediction:
+def _capacity(evidence: Evidence) -> Answer:
     """The smallest rank with a parameter for each completion token."""
-    tokens, sizes = features.num_label_tokens, features.lora_parameters
-    rank = min((r for r in ranks if sizes[r] >= tokens), default=max(ranks))
-    return _named(
-        "capacity", rank, f"{tokens:,} completion tokens, {sizes[rank]:,} parameters at r = {rank}"
-    )
+    tokens, sizes = evidence.features.num_label_tokens, evidence.features.lora_parameters
+    rank = min((r for r in evidence.ranks if sizes[r] >= tokens), default=max(evidence.ranks))
+    return Answer(rank, f"{tokens:,} completion tokens, {sizes[rank]:,} parameters at r = {rank}")
 
 
-def _input_variance(features: PredictorFeatures, ranks: Sequence[int]) -> RankPrediction:
-    share = features.input_variance
-    rank = min((r for r in ranks if share[r] >= VARIANCE), default=max(ranks))
+def _effective_rank(evidence: Evidence) -> Answer | None:
+    return _gradient(evidence, "effective", evidence.features.gradient_effective_rank)
+
+
+def _stable_rank(evidence: Evidence) -> Answer | None:
+    return _gradient(evidence, "stable", evidence.features.gradient_stable_rank)
+
+
+def _gradient(evidence: Evidence, kind: str, value: float | None) -> Answer | None:
+    if value is None:
+        return None
+    why = f"the gradient's mean {kind} rank over the target matrices is {value:.1f}"
+    return Answer(at_least(evidence.ranks, value), why)
+
+
+def _input_variance(evidence: Evidence) -> Answer:
+    share = evidence.features.input_variance
+    rank = min((r for r in evidence.ranks if share[r] >= VARIANCE), default=max(evidence.ranks))
     why = f"{rank} directions explain {share[rank]:.0%} of the inputs' variance"
-    return _named("input_variance", rank, f"{why}; {VARIANCE:.0%} counts as enough")
+    return Answer(rank, f"{why}; {VARIANCE:.0%} counts as enough")
 
 
-def _base_score(features: PredictorFeatures, ranks: Sequence[int]) -> RankPrediction:
-    """The lower the base's score, the higher the rank, log-linear over ``ranks``."""
-    chance = features.chance or 0.0
-    known = (features.base_score - chance) / (1 - chance) if chance < 1 else 0.0
-    missing = 1 - min(1.0, max(0.0, known)) if features.base_score >= 0 else 1.0
-    wanted = min(ranks) * (max(ranks) / min(ranks)) ** missing
-    rank = min(ranks, key=lambda r: abs(math.log2(r / wanted)))
-    score = f"the base scores {features.base_score:.3f}, {features.base_loss:.2f} nats per token"
-    return _named("base_score", rank, f"{score}: {missing:.0%} is left to learn")
+def _base_score(evidence: Evidence) -> Answer:
+    """The lower the base's score, the higher the rank, log-linear over the ranks."""
+    base, ranks = evidence.features, evidence.ranks
+    chance = base.chance or 0.0
+    known = (base.base_score - chance) / (1 - chance) if chance < 1 else 0.0
+    missing = 1 - min(1.0, max(0.0, known)) if base.base_score >= 0 else 1.0
+    rank = nearest(ranks, min(ranks) * (max(ranks) / min(ranks)) ** missing)
+    score = f"the base scores {base.base_score:.3f}, {base.base_loss:.2f} nats per token"
+    return Answer(rank, f"{score}: {missing:.0%} is left to learn")
 
 
-def screened(curve: Mapping[int, float], margin: float, whole: int) -> RankPrediction:
-    """The smallest rank to which an adapter can be truncated at a loss below ``margin``. ``curve``:
-    rank -> validation score of the adapter of rank ``whole`` truncated to it."""
-    rank = best_rank(curve, margin)
-    why = f"r = {whole} scores {curve[whole]:.3f}, truncated to {rank} {curve[rank]:.3f}"
-    return _named("truncation_screen", rank, why)
+def _row_table(evidence: Evidence) -> Answer:
+    rows = evidence.features.num_rows
+    wanted = next((rank for fewer, rank in ROW_TABLE if rows < fewer), 64)
+    return Answer(nearest(evidence.ranks, wanted), f"{rows:,} rows: r = {wanted}, or the closest")
 
 
-def best_rank(curve: Mapping[int, float], margin: float) -> int:
-    best = max(curve.values())
-    return min(rank for rank, score in curve.items() if score >= best - margin)
-
-
-def chosen_by_rank(study: StudyRecords, task: str) -> dict[int, list[TrialRecords]]:
-    """By rank of plain LoRA, the trials at the learning rate with the best validation score.
-
-    Arms that differ from the study's first one in more than rank and learning rate are left out, so
-    that the curve over ranks shows only the rank.
-    """
-    trials = [
-        t
-        for t in study.trials
-        if t.spec.task == task
-        and t.status == "done"
-        and t.spec.method in (LoraMethod.name, RsLoraMethod.name)
-        and not t.spec.mitigations
-    ]
-    if not trials:
-        return {}
-    alike = [t for t in trials if _curve_settings(t) == _curve_settings(trials[0])]
-    groups: dict[tuple[int, float], list[TrialRecords]] = {}
-    for trial in alike:
-        assert trial.spec.rank is not None
-        groups.setdefault((trial.spec.rank, trial.spec.lr), []).append(trial)
-    chosen: dict[int, tuple[float, list[TrialRecords]]] = {}
-    for (rank, _), group in groups.items():
-        score = mean_score(study, group, task, "validation")
-        if score is not None and (rank not in chosen or score > chosen[rank][0]):
-            chosen[rank] = (score, group)
-    return {rank: chosen[rank][1] for rank in sorted(chosen)}
-
-
-def _curve_settings(trial: TrialRecords) -> tuple[object, ...]:
-    spec = trial.spec
-    ratio = None if not (spec.alpha and spec.rank) else spec.alpha / spec.rank
-    return spec.method, ratio, spec.targets, spec.dropout, *spec.overrides.items()
-
-
-def mean_score(
-    study: StudyRecords, trials: Sequence[TrialRecords], task: str, split: Split
-) -> float | None:
-    records = [study.evals.get((t.spec.trial_id, task, split)) for t in trials]
-    scores = [record.score for record in records if record is not None]
-    return float(np.mean(scores)) if scores and len(scores) == len(trials) else None
-
-
-def score_predictors(tasks: Sequence[BacktestTask]) -> tuple[PredictorScore, ...]:
-    outcomes: dict[Predictor, list[tuple[bool, float, float]]] = {}
-    for task in tasks:
-        trained = {p.rank: p.trained for p in task.curve if p.trained is not None}
-        best = trained[task.best_rank]
-        for named in task.prediction.predictions:
-            if named.rank not in trained:
-                continue
-            outcomes.setdefault(named.predictor, []).append(
-                (
-                    named.rank == task.best_rank,
-                    abs(math.log2(named.rank / task.best_rank)),
-                    max(0.0, best - trained[named.rank]),
-                )
-            )
-    return tuple(
-        PredictorScore(
-            predictor=predictor,
-            tasks=len(rows),
-            right=sum(right for right, _, _ in rows),
-            doublings=float(np.mean([off for _, off, _ in rows])),
-            regret=float(np.mean([cost for _, _, cost in rows])),
-        )
-        for predictor, rows in outcomes.items()
+def _always(wanted: int) -> Predictor:
+    return Predictor(
+        f"always_{wanted}",
+        "",
+        lambda evidence: Answer(nearest(evidence.ranks, wanted), f"the rank closest to {wanted}"),
     )
+
+
+def _screen(name: str, needs: str) -> Predictor:
+    """The smallest rank within the margin of the best on a measured curve."""
+
+    def predict(evidence: Evidence) -> Answer:
+        curve = evidence.curves[needs]
+        if reason := _nothing_learned(curve, evidence.features.chance):
+            return Answer(None, reason)
+        scores = {rank: float(models.tuned.mean()) for rank, models in curve.items()}
+        rank, best = best_rank(scores, evidence.margin), max(scores, key=scores.__getitem__)
+        why = f"r = {rank} scores {scores[rank]:.3f}"
+        return Answer(rank, why + (f", r = {best} {scores[best]:.3f}" * (best != rank)), scores)
+
+    return Predictor(name, needs, predict)
+
+
+def _power_law(name: str, needs: str) -> Predictor:
+    """The same on a fitted power law, with the sentence on doublings."""
+
+    def predict(evidence: Evidence) -> Answer:
+        curve = evidence.curves[needs]
+        if len(curve) < FEWEST_FITTED:
+            return Answer(None, f"cannot tell: {len(curve)} ranks, expected {FEWEST_FITTED}")
+        if reason := _nothing_learned(curve, evidence.features.chance):
+            return Answer(None, reason)
+        fitted = fit_curve(curve)
+        gains = {rank: float(fitted.law.gain(rank)[0]) for rank in fitted.ranks}
+        return Answer(
+            best_rank(gains, evidence.margin), fitted.doubling_sentence(evidence.margin), gains
+        )
+
+    return Predictor(name, needs, predict)
+
+
+def _nothing_learned(curve: ScreenCurve, chance: float | None) -> str:
+    """Why a curve cannot order its ranks: no rank is shown to score above the base and guessing."""
+    best = max(curve.values(), key=lambda models: float(models.tuned.mean()))
+    levels = [("the base", best.reference)]
+    if chance is not None:
+        levels.append(("guessing", np.full(best.tuned.shape[1], chance)))
+    for name, level in levels:
+        estimate = weighted_estimate([Comparison(best.tuned, level, best.clusters)], tested=False)
+        if estimate.low is None or estimate.low <= 0:
+            return f"cannot tell: no rank is shown to score above {name}"
+    return ""
+
+
+PREDICTORS = (
+    Predictor("capacity", "", _capacity),
+    Predictor("gradient_effective_rank", "", _effective_rank),
+    Predictor("gradient_stable_rank", "", _stable_rank),
+    Predictor("input_variance", "", _input_variance),
+    Predictor("base_score", "", _base_score),
+    _screen("subset_screen", "subset"),
+    _power_law("subset_power_law", "subset"),
+    _screen("subset_truncation", "subset_truncated"),
+    _screen("truncation", "truncated"),
+    _screen("nested", "nested"),
+    _power_law("power_law", "trained"),
+    _screen("full_study", "trained"),
+    Predictor("axolotl_table", "", _row_table),
+    _always(16),
+    _always(32),
+)
+"""Every predictor; the last three are the ``BASELINES``. Those that need ``trained`` predict
+nothing: they show what is within reach."""
+BASELINES = tuple(predictor.name for predictor in PREDICTORS[-3:])
+NEEDS = {
+    "": "rows and base",
+    "subset": "--screen: the grid on a tenth of the rows",
+    "subset_truncated": "--screen: its adapters of the highest rank, truncated",
+    "truncated": "adapters of the highest rank, trained on all rows",
+    "nested": "a nested arm, trained on all rows",
+    "trained": "the whole study",
+}
+"""What a predictor needs, in words."""

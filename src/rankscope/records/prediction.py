@@ -1,18 +1,6 @@
-"""Ranks predicted from the data and the base before training, and how often they were right."""
-
-from typing import Literal
+"""Predicted ranks, and how they compare with the ranks that finished studies found best."""
 
 from rankscope.records.record import Record
-
-Predictor = Literal[
-    "capacity",
-    "gradient_effective_rank",
-    "gradient_stable_rank",
-    "input_variance",
-    "base_score",
-    "truncation_screen",
-    "always_32",
-]
 
 
 class PredictorFeatures(Record):
@@ -31,9 +19,10 @@ class PredictorFeatures(Record):
 
 
 class RankPrediction(Record):
-    predictor: Predictor
-    rank: int
+    predictor: str  # Of ``predict.predictors.PREDICTORS``
+    rank: int | None  # None: it cannot tell
     why: str  # One sentence
+    scores: dict[int, float] = {}  # Rank -> expected validation score, if it orders the ranks
 
 
 class TaskPrediction(Record):
@@ -43,33 +32,40 @@ class TaskPrediction(Record):
     predictions: tuple[RankPrediction, ...]
 
 
-class RankScore(Record):
-    rank: int
-    trained: float | None  # In-domain test score, mean over seeds, at the chosen learning rate
-    truncated: float | None = None  # Of the highest rank's adapter cut to this rank, same seeds
-    truncated_validation: float | None = None  # The same on the validation split
-    truncated_forgetting: float | None = None  # Mean over retention tasks, test split
-    trained_forgetting: float | None = None
-
-
 class BacktestTask(Record):
+    """One training task of a finished study, and what each predictor said of it."""
+
     study: str
-    task: str
+    family: str  # Tasks of one family count as one: all of the pocket model, repeats of one task
+    model: str
+    model_sha256: str
+    created: str  # When the study began, ISO 8601, UTC
+    rankscope: str  # Version that trained it
+    seeds: int  # Fewest trials of a rank
+    items: int  # Of the test split
+    margin: float
     prediction: TaskPrediction
-    curve: tuple[RankScore, ...]
-    best_rank: int  # The smallest rank whose trained score is within the study's margin of the best
-    screened_rank: int | None = None  # The highest, whose adapter the truncation screen cuts
+    curve: dict[int, float]  # Rank -> test score at its chosen learning rate, mean over seeds
+    best_rank: int  # The smallest whose test score is within the margin of the highest
+    arms_tau: float | None = None
+    """Kendall's tau between all arms' validation scores on a subset of the rows, and test scores
+    on all rows."""
 
 
 class PredictorScore(Record):
-    predictor: Predictor
-    tasks: int
+    """Means over families of the means over their tasks."""
+
+    predictor: str
+    tasks: int  # On which it named a rank
+    silent: int  # On which it could not tell
     right: int  # Tasks on which it named the best rank
-    doublings: float  # Mean |log2(named / best)|
-    regret: float  # Mean loss in score against the best rank, at least 0, shares of 1 or nats
+    doublings: float | None  # Mean |log2(named / best)|
+    lost: float | None  # Highest test score minus that of the named rank, shares of 1 or nats
+    tau: float | None  # Kendall's tau-b between its order of the ranks and their test scores
+    beats_baselines: bool = False
+    """Off by less, and less lost, than every baseline on the tasks on which it named a rank."""
 
 
 class Backtest(Record):
     tasks: tuple[BacktestTask, ...]
-    scores: tuple[PredictorScore, ...]
     skipped: tuple[str, ...] = ()  # Studies without LoRA trials at two ranks of one task

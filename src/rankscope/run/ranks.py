@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -165,14 +166,14 @@ def train(
     trials: Sequence[TrialSpec],
     rows: Sequence[EncodedRow],
     config: TrainConfig,
-    replay: Mapping[str, Sequence[EncodedRow]],
     folder: Path,
+    options: Mapping[str, Any],
 ) -> None:
-    """This rank's part in the training of a group."""
+    """This rank's part in the training of a group; ``options`` are further ones of the loop."""
     base = ranks.models["base"]
     checkpoint = GroupCheckpoint(folder).of_ranks(ranks, is_sharded=trials[0].is_full)
     try:
-        train_group(base, trials, rows, config, replay=replay, checkpoint=checkpoint)
+        train_group(base, trials, rows, config, checkpoint=checkpoint, **options)
     except RankscopeError:
         pass  # rank 0 meets the same
     finally:

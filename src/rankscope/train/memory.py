@@ -33,6 +33,9 @@ Optimizer moments take the place of the first passes' tensors, and later passes 
 Fitted to 16 adapters on SmolLM2-135M, see LOG.md; a GPU's allocator is not known to do this.
 """
 
+LIBRARY_BYTES = 700_000_000
+"""Of Python, torch and the rows in a process, about; CUDA's own libraries come on top."""
+
 DEVIATIONS = 3.0
 """Standard deviations of the fullest of some thousand steps above the mean."""
 
@@ -106,10 +109,18 @@ class GroupMemory:
     """Tokens of that pass."""
     held_bytes: int = 0
     """What the heap holds beyond that."""
+    devices: int = 1
+    """Each of so many needs as much."""
 
     @property
     def total_bytes(self) -> int:
         return self.base_bytes + self.state_bytes + self.pass_bytes + self.held_bytes
+
+    def host_bytes(self, device: torch.device) -> int:
+        """What processes that train the group take of the machine's own memory; beside a GPU
+        they hold the base while they load it."""
+        on_host = self.base_bytes if device.type == "cuda" else self.total_bytes
+        return (on_host + LIBRARY_BYTES) * self.devices
 
 
 class MemoryModel:
@@ -156,6 +167,7 @@ class MemoryModel:
                 self._pass_bytes((), shape, recomputes) + casts + self._kl_bytes(group, shape),
                 sum(shape.lengths),
                 self._held_bytes(0, shape),
+                train.devices,
             )
         group = [self.stand_in(trial) for trial in group]
         adapters = [self._adapter(trial) for trial in group]
@@ -171,6 +183,7 @@ class MemoryModel:
             self._pass_bytes(group, shape, recomputes) + casts + self._kl_bytes(group, shape),
             sum(shape.lengths),
             self._held_bytes(state, shape),
+            train.devices,
         )
 
     def _base_bytes(self, devices: int, *, trains: bool = False) -> int:

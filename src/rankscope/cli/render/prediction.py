@@ -6,46 +6,98 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from rankscope.cli.render.table import terminal_table
-from rankscope.formatting import terminal_text
-from rankscope.records import Backtest, BacktestTask, TaskPrediction
+from rankscope.formatting import count, join_names, terminal_text
+from rankscope.predict.predictors import BASELINES, NEEDS, PREDICTORS
+from rankscope.records import Backtest, BacktestTask, PredictorScore, TaskPrediction
+
+DIGITS = {"off by": 1, "lost": 3, "tau": 2}
+COLUMNS_EXPLAINED = (
+    "Off by: doublings between the named rank and the smallest within the margin of the best. "
+    "Lost: score below the best rank. Tau: agreement with the order of the ranks, 1 if equal. "
+    "Means over families of tasks."
+)
 
 
-def prediction_tables(tasks: Sequence[TaskPrediction], note: str) -> RenderableType:
-    """The rank that each predictor names, by training task, and a note below."""
-    return Group(*(_predictions(task) for task in tasks), Text(note))
+def prediction_tables(
+    tasks: Sequence[TaskPrediction],
+    record: Sequence[BacktestTask],
+    past: Sequence[PredictorScore],
+) -> RenderableType:
+    """The rank that each predictor names, by training task, beside its past record."""
+    return Group(
+        *(_predictions(task, past) for task in tasks),
+        Text(f"These are hypotheses. {_studies(record)} {COLUMNS_EXPLAINED} {verdict(past)}"),
+    )
 
 
-def _predictions(task: TaskPrediction) -> RenderableType:
-    rows = [
-        {"predictor": p.predictor.replace("_", " "), "rank": p.rank, "because": p.why}
-        for p in task.predictions
-    ]
-    return terminal_table(rows, f"{task.task}: ranks {', '.join(map(str, task.ranks))}")
+def _predictions(task: TaskPrediction, past: Sequence[PredictorScore]) -> RenderableType:
+    answers = {p.predictor: p for p in task.predictions}
+    scores = {score.predictor: score for score in past}
+    rows = []
+    for predictor in PREDICTORS:
+        answer = answers.get(predictor.name)
+        if answer is None and predictor.needs in ("trained", "nested"):
+            continue  # what a finished study has
+        why = answer.why if answer else f"needs {NEEDS[predictor.needs]}"
+        rank = None if answer is None else answer.rank
+        row = {"predictor": _label(predictor.name), "rank": rank, "because": why}
+        rows.append(row | _record(scores.get(predictor.name)))
+    title = f"{task.task}: ranks {', '.join(map(str, task.ranks))}; past record on the right"
+    return terminal_table(rows, title, DIGITS)
 
 
-def backtest_tables(backtest: Backtest) -> RenderableType:
-    """How often each predictor was right, then trained scores beside truncated adapters."""
+def backtest_tables(backtest: Backtest, scores: Sequence[PredictorScore]) -> RenderableType:
+    """How each predictor did, then what the screens expected of each rank beside the truth."""
     rows = [
         {
-            "predictor": score.predictor.replace("_", " "),
+            "predictor": _label(score.predictor),
             "right": f"{score.right} of {score.tasks}",
-            "off by, doublings": score.doublings,
-            "score lost": score.regret,
+            "cannot tell": score.silent,
         }
-        for score in backtest.scores
+        | _record(score)
+        for score in scores
     ]
-    digits = {"off by, doublings": 2, "score lost": 3}
     skipped = "{}: skipped, it has no task with finished LoRA trials at two ranks"
     return Group(
-        terminal_table(rows, "predictors", digits, right=("right",)),
+        terminal_table(rows, "predictors", DIGITS, right=("right",)),
         *(_curve(task) for task in backtest.tasks),
-        Text("Right: it named the smallest rank within the study's margin of the best."),
+        Text(f"{_studies(backtest.tasks)} {COLUMNS_EXPLAINED} {verdict(scores)}"),
         *(Text(terminal_text(skipped.format(folder))) for folder in backtest.skipped),
     )
 
 
+def verdict(scores: Sequence[PredictorScore]) -> str:
+    """Which predictors do better than rules that look at nothing, in a sentence."""
+    better = [_label(s.predictor) for s in scores if s.beats_baselines]
+    others = join_names(map(_label, BASELINES))
+    who = join_names(better) if better else "No predictor"
+    return f"{who}: off by less, and less lost, than each of {others}, on the tasks it answered."
+
+
+def _studies(tasks: Sequence[BacktestTask]) -> str:
+    families = len({task.family for task in tasks})
+    noun = "family" if families == 1 else "families"
+    return f"Past record: {count(len(tasks), 'task')} in {families} {noun}."
+
+
+def _label(predictor: str) -> str:
+    return predictor.replace("_", " ")
+
+
+def _record(score: PredictorScore | None) -> dict[str, object]:
+    return {
+        "off by": score and score.doublings,
+        "lost": score and score.lost,
+        "tau": score and score.tau,
+    }
+
+
 def _curve(task: BacktestTask) -> RenderableType:
-    cut = f"r = {task.screened_rank} truncated to it"
-    rows = [{"rank": p.rank, "trained": p.trained, cut: p.truncated} for p in task.curve]
-    title = f"{task.study}, {task.task}: best rank {task.best_rank}"
-    return terminal_table(rows, title, {"trained": 3, cut: 3})
+    ordered = {p.predictor: p.scores for p in task.prediction.predictions if p.scores}
+    rows: list[dict[str, object]] = [
+        {"rank": rank, "test": score}
+        | {_label(name): scores.get(rank) for name, scores in ordered.items()}
+        for rank, score in sorted(task.curve.items())
+    ]
+    title = f"{task.study}, {task.prediction.task}: best rank {task.best_rank}"
+    return terminal_table(rows, title, dict.fromkeys(rows[0], 3) | {"rank": 0})

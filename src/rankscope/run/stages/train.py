@@ -1,6 +1,7 @@
 """Train a group of trials and store weights, records and failures in one transaction."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from rankscope.device import peak_memory_bytes, reset_peak_memory
 from rankscope.models.base import Base
@@ -58,6 +59,7 @@ class TrainStage:
             meter = SpeedMeter(context.reporter, len(group), study=context.study_clock)
             points = context.ledger.curve_points(group)
             replay = {name: encoded.rows for name, encoded in study.replay_rows.items()}
+            on_all_ranks: dict[str, Any] = {"replay": replay}
             checkpoint, ranks = self.checkpoint(group), model.ranks
             callbacks = (
                 WeightSnapshot(study, context.ledger, context.base.record),
@@ -67,14 +69,14 @@ class TrainStage:
                 EarlyStopping(points),
             )
             reset_peak_memory(context.base.device)
-            ranks.announce("train", group, rows.rows, train, replay, checkpoint.folder)
+            ranks.announce("train", group, rows.rows, train, checkpoint.folder, on_all_ranks)
             with ranks.in_step():
                 trained = train_group(
                     model,
                     group,
                     rows.rows,
                     train,
-                    replay=replay,
+                    **on_all_ranks,
                     checkpoint=checkpoint.of_ranks(ranks, is_sharded=group[0].is_full),
                     progress=meter,
                     callbacks=[ranks.alone(callback) for callback in callbacks],
