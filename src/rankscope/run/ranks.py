@@ -5,6 +5,7 @@ unit is lost work, which its executor starts again, and continues from its check
 """
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -126,7 +127,8 @@ def join(rank: int, size: int, device: torch.device, store: str) -> Ranks:
 def follow() -> None:
     """The life of a rank other than 0."""
     rank, size, device, store = sys.argv[1:]
-    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    parent = os.getppid()
+    threading.Thread(target=end_with, args=(parent, Path(store)), daemon=True).start()
     prepare_process()
     ranks = join(int(rank), int(size), torch.device(device), store)
     ranks.handlers = {
@@ -145,10 +147,11 @@ def follow() -> None:
         os._exit(OutOfMemory.exit_code)
 
 
-def end_with(parent: int) -> None:
-    """End this process when rank 0 is gone."""
+def end_with(parent: int, store: Path) -> None:
+    """End this process when rank 0 is gone, and remove what that can no longer remove."""
     while os.getppid() == parent:
         time.sleep(POLL_RANKS_SECONDS)
+    shutil.rmtree(store.parent, ignore_errors=True)
     os._exit(1)
 
 
