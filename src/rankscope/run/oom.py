@@ -50,6 +50,7 @@ def with_oom_backoff(
     """
     if not group:
         return
+    has_tried = not context.killed_for_memory
     shortage = attempt(context, group, work)
     if not shortage:
         return
@@ -70,7 +71,8 @@ def with_oom_backoff(
             "split in two"
         )
         again = backoff.split(group)
-    context.base.ranks.break_off(shortage)  # other ranks are in the middle of a pass
+    if has_tried:  # other ranks are in the middle of a pass
+        context.base.ranks.break_off(shortage)
     for part in again:
         with_oom_backoff(context, part, work, backoff)
 
@@ -80,6 +82,9 @@ def attempt(context: RunContext, group: Group, work: Callable[[Group], None]) ->
 
     Once this returns, the error's traceback and with it the tensors of its frames are gone.
     """
+    if context.killed_for_memory:
+        context.killed_for_memory = False
+        return "out of memory: the system killed the processes that tried it"
     try:
         work(group)
     except Exception as error:

@@ -54,7 +54,6 @@ class GroupCheckpoint:
         aside = self.folder / "aside"
         if self.ranks.rank == 0:
             shutil.rmtree(aside, ignore_errors=True)
-        target = self.folder / f"step-{state.step:09d}"
         size = sum(t.numel() * t.element_size() for t in state.tensors.values())
         try:
             with reporting_shortages(self.folder, lambda: f"{size:,} bytes"):
@@ -69,17 +68,21 @@ class GroupCheckpoint:
                     sums += sums_text(aside, [self.file])
                 sums = "".join(self.ranks.collect(sums))
                 if self.ranks.rank == 0:
-                    self._publish(aside, target, sums)
+                    self._publish(aside, state.step, sums)
         finally:
             if self.ranks.rank == 0:
                 shutil.rmtree(aside, ignore_errors=True)
 
-    def _publish(self, aside: Path, target: Path, sums: str) -> None:
+    def _publish(self, aside: Path, step: int, sums: str) -> None:
         """Put a complete state in the place of the old one."""
         (aside / SUMS).write_text(sums, "utf-8")
         for path in (*aside.iterdir(), aside):
             fsync(path)
-        _remove_state(target)
+        # A state of the same step stays until the new one has its name, which sorts after it.
+        name = f"step-{step:09d}"
+        if same := sorted(self.folder.glob(f"{name}*")):
+            name += f".{int(same[-1].suffix[1:] or 0) + 1:03d}"
+        target = self.folder / name
         os.replace(aside, target)
         fsync(self.folder)
         for old in self.folder.glob("step-*"):
