@@ -119,6 +119,7 @@ def run_command(
     again = [word.strip() for word in retry.split(",") if word.strip()]
     study = Study.load(file, overrides or [])
     from rankscope.device import visible_gpus
+    from rankscope.records import LEFT_OUT
     from rankscope.run.executors import ExecutorOptions, new_executor
     from rankscope.run.outputs import write_outputs
 
@@ -133,7 +134,7 @@ def run_command(
             folder, reporter, place, again, allow_mixed=allow_mixed, take_over=take_over
         )
     _, recommendation = write_outputs(folder, records)
-    is_done = all(trial.status == "done" for trial in records.trials)
+    is_done = all(trial.status in {"done", *LEFT_OUT} for trial in records.trials)
     return Reply(
         recommendation,
         lambda: _show_results(folder, records, recommendation, with_reasons=True),

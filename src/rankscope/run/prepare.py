@@ -27,6 +27,7 @@ from rankscope.models.parameters import architecture, check_targets, rank_notes,
 from rankscope.models.quantize import check_bitsandbytes
 from rankscope.models.sharding import check_devices
 from rankscope.progress import NullReporter, ProgressReporter
+from rankscope.run.adaptive import check_adaptive, usable_rungs
 from rankscope.run.groups import Grouping
 from rankscope.run.machines import Machine
 from rankscope.run.prepared import PreparedStudy
@@ -100,9 +101,11 @@ def prepare_study(
             for name, task in data.tasks.items()
         },
     )
+    labels: dict[int, str] = {}
     for trial in trials:
         rows = data.rows[trial.task]
         num_steps = trial_steps(trial, len(rows.rows), rows.num_tokens, config.train)
+        labels.setdefault(num_steps, trial.label)
         check_learning_rates(trial, num_steps, config.train)
         facts = TrialFacts(shapes, folder, rows.num_tokens, num_steps)
         get_method(trial.method).check_trial(trial, facts)
@@ -125,7 +128,7 @@ def prepare_study(
     records = tuple(
         task_record(config, encoder, task, tokenizer_hash) for task in data.tasks.values()
     )
-    return PreparedStudy(
+    prepared = PreparedStudy(
         config=config,
         folder=folder,
         shapes=shapes,
@@ -138,6 +141,7 @@ def prepare_study(
         trials=tuple(trials),
         groups=groups,
         grouping=grouping,
+        rungs=usable_rungs(config, labels),
         notes=(
             *missing_weights,
             *dtype_notes(dtype, device),
@@ -151,6 +155,9 @@ def prepare_study(
             *duplicate_grid_notes(config),
         ),
     )
+    if config.strategy == "adaptive":
+        check_adaptive(prepared)
+    return prepared
 
 
 def missing_weights_notes(folder: Path) -> list[str]:

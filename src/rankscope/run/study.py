@@ -156,7 +156,6 @@ class Study:
                 ranks = stack.enter_context(started_ranks(devices, study.device))
                 context = begin_run(study, ledger, reporter, should_stop, ranks)
                 context.allow_mixed = allow_mixed
-                context.use_stored_groups()
                 if retry:  # units have statuses and results of their own
                     adopt_units(context, keep_unsealed=False)
                     plan_again(ledger, retry)
@@ -174,6 +173,7 @@ class Study:
         """Score the base, end the ``ranks`` that held it together, then bring every group to its
         end, here or by the executor."""
         from rankscope.device import release_freed_memory
+        from rankscope.run.adaptive import study_rounds
         from rankscope.run.conductor import Conductor
         from rankscope.run.executors import run_units
         from rankscope.run.executors.slurm import SlurmExecutor, cancel_tasks
@@ -186,12 +186,13 @@ class Study:
             cancel_tasks(context.ledger.out / UNITS)
         adopt_units(context, keep_unsealed=executor is not None)
         if executor is None:
-            conductor.run_groups()
+            for _ in study_rounds(context):
+                conductor.run_groups()
             return
-        groups = conductor.unfinished_groups()
         context.base = context.base.without_weights()  # workers load it themselves
         release_freed_memory()
         # Another time limit makes no other unit.
         config = self.config.model_copy(update={"slurm": SlurmConfig()})
-        run_units(context, config, groups, executor)
-        conductor.remove_orphans()
+        for _ in study_rounds(context):
+            run_units(context, config, conductor.unfinished_groups(), executor)
+            conductor.remove_orphans()

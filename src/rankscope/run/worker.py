@@ -66,6 +66,7 @@ def work(out: Path, unit: str) -> None:
             reporter = JsonlReporter(NullReporter(), folder / LOG)
             context = begin_run(study, ledger, reporter, should_stop, ranks, ledger.trials())
             context.allow_mixed = True  # the driver has decided that
+            context.round = order.round
             context.killed_for_memory = KILLED_FOR_MEMORY in os.environ
             Conductor(context).run_groups()
     seal_unit(folder)
