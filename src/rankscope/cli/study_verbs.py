@@ -187,13 +187,13 @@ def status_command(
     from rankscope.cli.render.status import status_data, status_table
     from rankscope.store import running_process
 
-    records = _load_records(folder)
+    records = _load_records(folder, with_analyses=False)
     if watch:
         with Live(console=err_console, transient=True, auto_refresh=False) as live:
             while running_process(folder):
                 live.update(status_table(records, folder), refresh=True)
                 time.sleep(WATCH_SECONDS)
-                records = _load_records(folder)
+                records = _load_records(folder, with_analyses=False)
     return Reply(status_data(records, folder), lambda: print_result(status_table(records, folder)))
 
 
@@ -226,11 +226,11 @@ def stop_command(folder: StudyFolder) -> Reply:
     return Reply({"process": int(number)}, lambda: print_line(text))
 
 
-def _load_records(folder: Path) -> "StudyRecords":
+def _load_records(folder: Path, *, with_analyses: bool = True) -> "StudyRecords":
     from rankscope.store import Ledger
 
     with Ledger.open(folder, write=False) as ledger:
-        return ledger.load()
+        return ledger.load(with_analyses=with_analyses)
 
 
 @verb("report", "Reading {folder} ...")

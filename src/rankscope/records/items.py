@@ -46,7 +46,9 @@ class ItemResult:
 
 def write_items(path: Path, items: list[ItemResult]) -> None:
     columns = {name: [getattr(item, name) for item in items] for name in ITEM_SCHEMA.names}
-    pq.write_table(pa.table(columns, schema=ITEM_SCHEMA), path)
+    content = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns, schema=ITEM_SCHEMA), content)
+    path.write_bytes(content.getvalue())  # at once: Arrow itself writes some fifty pieces
 
 
 def read_items(path: Path) -> list[ItemResult]:

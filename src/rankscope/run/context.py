@@ -41,6 +41,8 @@ class RunContext:
     """What this process held before its first group, bytes."""
     groups_worked_on: int = 0
     """Groups that this process has begun to work on."""
+    killed_for_memory: bool = False
+    """Earlier processes were killed at what comes first, so it is to be smaller."""
 
     def use_stored_groups(self) -> None:
         """Continue with the groups of the study's first run; store them if this is the first."""

@@ -165,10 +165,13 @@ class Study:
         from rankscope.device import release_freed_memory
         from rankscope.run.conductor import Conductor
         from rankscope.run.executors import run_units
+        from rankscope.run.executors.slurm import SlurmExecutor, cancel_tasks
         from rankscope.run.units import adopt_units
 
         conductor = Conductor(context)
         conductor.run_base()
+        if not isinstance(executor, SlurmExecutor):
+            cancel_tasks(context.ledger.out / UNITS)
         adopt_units(context, keep_unsealed=executor is not None)
         if executor is None:
             conductor.run_groups()

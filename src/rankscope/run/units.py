@@ -47,6 +47,8 @@ SEAL = "sealed.sha256"
 LEDGER_FILE = ("ledger.sqlite",)
 DRIVER = "RANKSCOPE_DRIVER"
 """Environment variable with the process id of a worker's driver, if both run on one machine."""
+KILLED_FOR_MEMORY = "RANKSCOPE_KILLED_FOR_MEMORY"
+"""Environment variable of a worker whose predecessors the system killed for lack of memory."""
 
 
 class UnitOrder(Record):

@@ -377,10 +377,11 @@ class Ledger:
         """The place of a stored file or folder, after comparing every hash in it."""
         return self._store.checked_path(relative, self.artifacts(relative))
 
-    def load(self) -> StudyRecords:
-        """All records of the study as it is now; per-item tables are read on demand."""
+    def load(self, *, with_analyses: bool = True) -> StudyRecords:
+        """All records of the study as it is now, but spectra and heads, the largest, only
+        ``with_analyses``; per-item tables are read on demand."""
         with snapshot(self._db):
-            return load_study(self._db, self._store, self.artifacts())
+            return load_study(self._db, self._store, self.artifacts(), with_analyses=with_analyses)
 
     def verify(self, *, quick: bool = False) -> list[Problem]:
         """See :func:`find_problems`."""

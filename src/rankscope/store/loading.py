@@ -34,13 +34,17 @@ from rankscope.store.items import ItemTables, StoredItems, StoredResults
 
 
 def load_study(
-    db: sqlite3.Connection, store: ArtifactStore, artifacts: Sequence[Artifact]
+    db: sqlite3.Connection,
+    store: ArtifactStore,
+    artifacts: Sequence[Artifact],
+    *,
+    with_analyses: bool,
 ) -> StudyRecords:
     if not has_study(db):
         raise UserError(f"{store.out}: no run has stored a study yet; run it first.")
     tasks = tuple(stored(db, "tasks", list[TaskRecord]) or ())
     task_names = {task.name for task in tasks}
-    trials = tuple(_trial_records(db, task_names))
+    trials = tuple(_trial_records(db, task_names, with_analyses))
     shown = {BASE, *(trial.spec.trial_id for trial in trials)}
     evals = {
         (trial_id, record.task, record.split): record
@@ -68,10 +72,12 @@ def load_study(
     )
 
 
-def _trial_records(db: sqlite3.Connection, tasks: Container[str]) -> Iterator[TrialRecords]:
+def _trial_records(
+    db: sqlite3.Connection, tasks: Container[str], with_analyses: bool
+) -> Iterator[TrialRecords]:
     train = dict(stored_records(db, "train", TrainRecord))
-    spectra = dict(stored_records(db, "spectra", SpectraRecord))
-    heads = dict(stored_records(db, "heads", HeadsRecord))
+    spectra = dict(stored_records(db, "spectra", SpectraRecord) if with_analyses else ())
+    heads = dict(stored_records(db, "heads", HeadsRecord) if with_analyses else ())
     curves = _curves(db, tasks)
     for spec, status, failure in stored_trials(db):
         yield TrialRecords(
