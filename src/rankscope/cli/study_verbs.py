@@ -119,13 +119,14 @@ def run_command(
     again = [word.strip() for word in retry.split(",") if word.strip()]
     study = Study.load(file, overrides or [])
     from rankscope.device import visible_gpus
+    from rankscope.records import LEFT_OUT
     from rankscope.run.executors import ExecutorOptions, new_executor
     from rankscope.run.outputs import write_outputs
 
     place = None  # in this process
     has_gpus = study.config.device in ("auto", "cuda") and len(visible_gpus()) > 1
     if has_gpus or any(option is not None for option in (workers, executor, ray_address)):
-        options = ExecutorOptions(workers, study.config.device, ray_address, study.config.slurm)
+        options = ExecutorOptions.of(study.config, workers, ray_address)
         place = new_executor(executor or "local", options)
     folder = out or Path("studies") / study.config.name
     with ConsoleReporter(err_console) as reporter:
@@ -133,7 +134,7 @@ def run_command(
             folder, reporter, place, again, allow_mixed=allow_mixed, take_over=take_over
         )
     _, recommendation = write_outputs(folder, records)
-    is_done = all(trial.status == "done" for trial in records.trials)
+    is_done = all(trial.status in {"done", *LEFT_OUT} for trial in records.trials)
     return Reply(
         recommendation,
         lambda: _show_results(folder, records, recommendation, with_reasons=True),

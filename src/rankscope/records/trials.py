@@ -25,6 +25,8 @@ class TrialSpec(Record):
     targets: tuple[str, ...]
     dropout: float
     seed: int
+    nested: tuple[tuple[int, float], ...] | None = None
+    """Only for ``nested``: rank and alpha of every slice of the training run, by rising rank."""
     init_from: str | None = None  # Folder of the adapter that training continues
     init_sha256: str | None = None  # Hash of that adapter's configuration and weights
     batch_size: int | None = None  # The arm's own, like the next four; None: the study's
@@ -53,6 +55,18 @@ class TrialSpec(Record):
     @property
     def trains_alone(self) -> bool:
         return get_method(self.method).trains_alone
+
+    @property
+    def run(self) -> tuple[object, ...]:
+        """Its training run: trials with equal values are slices of one nested adapter."""
+        if self.nested is None:
+            return (self.trial_id,)
+        return (*self.arm_without_rank, self.nested, self.lr, self.seed)
+
+    @property
+    def is_slice(self) -> bool:
+        """Whether it does not train: its weights are cut from those of its run's largest rank."""
+        return self.nested is not None and self.rank != self.nested[-1][0]
 
     @property
     def scaling(self) -> float:
@@ -85,7 +99,7 @@ class TrialSpec(Record):
     @property
     def arm_without_lr(self) -> tuple[object, ...]:
         """Every setting except the seed and the learning rate, which is chosen per arm."""
-        return (*self.arm_without_rank, self.rank, self.alpha)
+        return (*self.arm_without_rank, self.rank, self.alpha, self.nested)
 
     @property
     def arm_without_rank(self) -> tuple[object, ...]:
@@ -95,6 +109,7 @@ class TrialSpec(Record):
             self.method,
             self.peft,
             self.lr_ratio,
+            self.nested and tuple(rank for rank, _ in self.nested),
             self.targets,
             self.dropout,
             self.init_sha256,
@@ -120,6 +135,10 @@ class TrialSpec(Record):
     def special_settings(self) -> tuple[str, ...]:
         """Further settings that are not the default, such as ``dropout=0.1``."""
         parts = []
+        if self.nested is not None:
+            is_plain = all(alpha == 2 * r for r, alpha in self.nested)
+            slices = (f"{r}" if is_plain else f"{r}:{alpha:.12g}" for r, alpha in self.nested)
+            parts.append(f"ranks={','.join(slices)}")
         if self.lr_ratio is not None:
             parts.append(f"ratio={self.lr_ratio:.12g}")
         if self.dropout:
@@ -192,3 +211,33 @@ class TrainRecord(Record):
     penalties: tuple[PenaltyPoint, ...] = ()  # By step, for a trial with replay or KL to the base
     num_replay_tokens: int = 0  # The part of ``num_tokens`` in replayed rows
     best_step: int | None = None  # Only with early stopping: the step whose weights were kept
+
+
+class RungRecord(Record):
+    """A trial of an adaptive study that trained as far as a rung."""
+
+    trial_id: str
+    rung: int  # From 0
+    train: TrainRecord  # As far as it went; no weights are stored
+
+
+class StopRecord(Record):
+    """Why an adaptive study ended a trial at a rung."""
+
+    trial_id: str
+    num_steps: int  # Of the whole training
+    reason: Literal["worse", "outranked"]
+    """``worse``: shown by the interval; ``outranked``: other rates of its rank were ahead."""
+    rival: str  # Arm that it was compared with
+    difference: float  # Its utility minus the rival's, on the validation items of the rung
+    low: float | None  # Ends of the sequential interval of that; None if it is endless
+    high: float | None
+    train: TrainRecord  # As far as it went; no weights are stored
+
+    @property
+    def text(self) -> str:
+        """Where and why, in one sentence."""
+        place = f"after step {self.train.steps} of {self.num_steps}"
+        if self.reason == "outranked":
+            return f"{place} behind {self.rival}"
+        return f"{place} worse than {self.rival}"

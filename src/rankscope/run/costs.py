@@ -9,6 +9,7 @@ takes some time to start, and the optimizer reads and writes its states.
 """
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,12 +38,12 @@ OPTIMIZER_BYTES = 32
 """Read and written per trained parameter and step: clipping, weight, gradient and two moments."""
 DECOMPOSITION = 30
 """Operations of a singular value decomposition of (m, n), times m n min(m, n)."""
-START_SECONDS = 8.0
-"""Of a worker process: its imports and what a small study takes to prepare."""
+START_SECONDS = 6.5
+"""Of a worker process of a small study: imports, above all. Measured, 6.4 s of processor time."""
 ENCODED_TOKENS = 4e5
-"""Tokens of rows and items that a worker prepares per second."""
+"""Tokens of rows and items that a worker prepares per second; assumed."""
 LOADED_BYTES = 0.5e9
-"""Of the base's weights that a worker reads, hashes and loads per second."""
+"""Of the base's weights that a worker reads, hashes and loads per second; assumed."""
 UPDATED_VECTORS = 0.25
 """Of that, to update 500 leading vectors of 4096 by a low-rank change; see LOG.md, "spectra"."""
 
@@ -148,28 +149,28 @@ class CostModel:
         """On a processor starting layers comes on top; beside a GPU it runs at the same time."""
         return computing + host if self.machine.device.type == "cpu" else max(computing, host)
 
-    def start(self, tokens: int) -> float:
-        """Seconds until a new worker trains, if rows and items have so many tokens."""
+    def start(self, item_tokens: int) -> float:
+        """Seconds until a new worker trains: its imports, rows and items as tokens, and the base
+        hashed and loaded."""
+        tokens = item_tokens + sum(rows.num_tokens for rows in self.inputs.rows.values())
         weights = self.shapes.num_parameters * self.inputs.dtype.itemsize
         return START_SECONDS + tokens / ENCODED_TOKENS + weights / LOADED_BYTES
 
     # --- training -------------------------------------------------------------------------------
 
     def training(self, group: Group) -> dict[str, float]:
-        """Seconds of training each trial of a group, by trial id."""
+        """Seconds of training each trial of a group, by trial id, if ``train.devices`` share the
+        work evenly; what they send each other is not counted. Slices of a nested run share its."""
         config, rows = self.inputs.config.train, self.inputs.rows[group[0].task]
-        tokens = {t.trial_id: self.tokens(t) for t in group}
+        tokens = {t: self.inputs.training_tokens(t) for t in self.inputs.runs(group)}
         steps = group_steps(group, len(rows.rows), rows.num_tokens, config)
         num_passes = max(steps, sum(tokens.values()) / config.batch_tokens)
-        linears = len(self.shapes.linear_shapes)
-        return {
-            trial.trial_id: self.trial_training(
-                trial,
-                tokens[trial.trial_id],
-                num_passes * linears * tokens[trial.trial_id] / sum(tokens.values()),
-            )
-            for trial in group
+        linears = num_passes * len(self.shapes.linear_shapes) / sum(tokens.values())
+        by_run = {
+            t.run: self.trial_training(t, count, linears * count) for t, count in tokens.items()
         }
+        sizes = Counter(trial.run for trial in group)
+        return {t.trial_id: by_run[t.run] / sizes[t.run] / config.devices for t in group}
 
     def trial_training(self, trial: TrialSpec, tokens: int, linears: float) -> float:
         """Seconds of one trial; ``linears`` is its share of the group's linear layers, each
@@ -189,7 +190,7 @@ class CostModel:
     def training_operations(self, trial: TrialSpec, tokens: int) -> float:
         """Operations of a trial that trains on ``tokens`` tokens, replayed ones included."""
         config, rows = self.inputs.config.train, self.inputs.rows[trial.task]
-        own, keys = self.own_tokens(trial), self.mean_keys(trial.task)
+        own, keys = self.inputs.own_tokens(trial), self.mean_keys(trial.task)
         labels = tokens * rows.num_label_tokens / rows.num_tokens
         passes = (3 if trial.is_full else 2) + config.gradient_checkpointing
         operations = passes * self.forward(tokens, labels, keys)
@@ -200,26 +201,6 @@ class CostModel:
             replayed = tokens - own if trial.replay else own
             operations += self.forward(replayed, labels * replayed / tokens, keys)
         return operations
-
-    def own_tokens(self, trial: TrialSpec) -> int:
-        """Tokens of its own task that a trial trains on, if every row has the mean length."""
-        rows, protocol = (
-            self.inputs.rows[trial.task],
-            trial_protocol(trial, self.inputs.config.train),
-        )
-        steps = planned_steps(len(rows.rows), rows.num_tokens, protocol)
-        rows_per_step = min(len(rows.rows), protocol.batch_size * protocol.gradient_accumulation)
-        return round(steps * rows_per_step * rows.num_tokens / len(rows.rows))
-
-    def tokens(self, trial: TrialSpec) -> int:
-        """Tokens that a trial trains on, replayed ones included."""
-        own_tokens = self.own_tokens(trial)
-        if trial.replay is None or not trial.replay_share:
-            return own_tokens
-        own, general = self.inputs.rows[trial.task], self.inputs.replay_rows[trial.replay]
-        num_rows = own_tokens * len(own.rows) / own.num_tokens
-        beside = num_rows * trial.replay_share / (1 - trial.replay_share)
-        return own_tokens + round(beside * general.num_tokens / len(general.rows))
 
     def mean_keys(self, task: str) -> float:
         counts: RowCounts = self.inputs.grouping.counts[task]

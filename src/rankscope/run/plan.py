@@ -7,10 +7,11 @@ tokens into time on one of the machines of ``machines.py``.
 
 import heapq
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.records import Record, TrialSpec
+from rankscope.run.adaptive import expected_shares
 from rankscope.run.costs import CostModel, ItemTokens, StageSeconds, TrialCost
 from rankscope.run.groups import Group, GroupLimit, group_steps, what_limits
 from rankscope.run.machines import Machine, this_machine
@@ -73,6 +74,8 @@ class Plan(Record):
     """What starts a process for each group, which is then a unit; None: one process per device."""
     start_seconds: float
     """Until such a process trains; 0 without an executor."""
+    devices: int
+    """That each group takes, ``train.devices``."""
     device_seconds: float
     """What the study takes of all devices together."""
     critical_seconds: float
@@ -81,6 +84,11 @@ class Plan(Record):
     """On ``gpus`` devices: the base first, then the groups, see :func:`makespan`."""
     basis: str
     """What the estimate of time rests on."""
+    expected_tokens: int | None = None
+    """Training tokens that an adaptive study is expected to need; the rest of the plan is that of
+    the grid, the most that it can cost."""
+    expected_seconds: float | None = None
+    """The same for its time on one device."""
     savings: tuple[Saving, ...]
     """The largest savings, largest first."""
     notes: tuple[str, ...]
@@ -104,12 +112,13 @@ def make_plan(
     base_items = [item for _, task, split in inputs.base_evals() for item in items[task, split]]
     base = TrialCost(0, model.scoring(base_items), model.base_spectra(), base_heads(model, items))
     stages, of_base = summed([base, *costs.values()]), summed([base]).total
-    evaluation_tokens = sum(item.total for item in base_items)
-    num_tokens = evaluation_tokens + sum(rows.num_tokens for rows in inputs.rows.values())
-    start = model.start(num_tokens) if executor else 0.0
+    base_tokens = sum(item.total for item in base_items)
+    start = model.start(base_tokens) if executor else 0.0
     unit_seconds = [start + group.seconds for group in groups]
+    devices = inputs.config.train.devices
     products = sum(
-        model.products(model.training_operations(t, model.tokens(t))) for t in inputs.trials
+        model.products(model.training_operations(t, inputs.training_tokens(t)))
+        for t in inputs.runs(inputs.trials)
     )
     evaluations = len(inputs.base_evals()) + sum(
         len(inputs.wanted_evals(t.trial_id, t.task)) + len(inputs.wanted_variants(t))
@@ -125,26 +134,46 @@ def make_plan(
         groups=groups,
         evaluations=evaluations,
         curve_evaluations=sum(
-            len(inputs.curve_steps(t)) * len(inputs.curve_tasks(t.task)) for t in inputs.trials
+            len(inputs.scored_steps(t)) * len(inputs.curve_tasks(t.task)) for t in inputs.trials
         ),
         train_tokens=sum(group.num_tokens for group in groups),
-        evaluation_tokens=evaluation_tokens + sum(work.tokens for work in scored.values()),
-        disk_bytes=sum(
-            model.cost(trial).weight_bytes * (1 + len(inputs.snapshot_steps(trial)))
-            for trial in inputs.trials
-        ),
+        evaluation_tokens=base_tokens + sum(work.tokens for work in scored.values()),
+        disk_bytes=disk_bytes(model),
         stages=stages,
         seconds=stages.total,
-        gpus=gpus,
+        gpus=max(gpus, devices),
         executor=executor,
         start_seconds=start,
-        device_seconds=of_base + sum(unit_seconds),
+        devices=devices,
+        device_seconds=devices * (of_base + sum(unit_seconds)),
         critical_seconds=of_base + max(unit_seconds),
-        wall_seconds=of_base + makespan(unit_seconds, gpus),
-        basis=machine.basis(inputs.dtype, products / stages.training),
+        wall_seconds=of_base + makespan(unit_seconds, max(1, gpus // devices)),
+        basis=machine.basis(inputs.dtype, products / (stages.training * devices)),
+        **expected_cost(inputs, costs, of_base),
         savings=largest_savings(inputs.config, inputs.trials, costs, stages, items),
         notes=inputs.notes,
     )
+
+
+def disk_bytes(model: CostModel) -> int:
+    """Of all stored weights; or of the first seeds' checkpoints, with two moments each, that an
+    adaptive study has between two rungs, if that is more."""
+    inputs = model.inputs
+    weights = {trial: model.cost(trial).weight_bytes for trial in inputs.trials}
+    stored = sum(size * (1 + len(inputs.snapshot_steps(t))) for t, size in weights.items())
+    return max(stored, sum(3 * size for trial, size in weights.items() if inputs.rung_steps(trial)))
+
+
+def expected_cost(
+    inputs: PreparedStudy, costs: Mapping[str, TrialCost], base_seconds: float
+) -> dict[str, Any]:
+    """Fields of a plan that only an adaptive study has."""
+    if inputs.config.strategy == "grid":
+        return {}
+    shares = expected_shares(inputs)
+    tokens = sum(shares[t.trial_id] * inputs.training_tokens(t) for t in inputs.trials)
+    seconds = base_seconds + sum(share * sum(costs[i]) for i, share in shares.items())
+    return {"expected_tokens": round(tokens), "expected_seconds": seconds}
 
 
 def available_bytes(inputs: PreparedStudy, machine: Machine) -> int:
@@ -164,14 +193,14 @@ def plan_group(model: CostModel, group: Group, costs: Mapping[str, TrialCost]) -
     """Count one group's steps and tokens and estimate its memory and time."""
     inputs, config = model.inputs, model.inputs.config
     rows = inputs.rows[group[0].task]
-    memory = inputs.grouping.memory(group, config.train)
+    memory = inputs.grouping.memory(inputs.runs(group), config.train)
     available = available_bytes(inputs, model.machine)
     stages = summed([costs[trial.trial_id] for trial in group])
     return GroupPlan(
         task=group[0].task,
         labels=tuple(f"{trial.arm_label} seed={trial.seed}" for trial in group),
         steps=group_steps(group, len(rows.rows), rows.num_tokens, config.train),
-        num_tokens=sum(map(model.tokens, group)),
+        num_tokens=sum(map(inputs.training_tokens, inputs.runs(group))),
         memory_bytes=memory.total_bytes,
         host_bytes=memory.host_bytes(inputs.device),
         fits=memory.total_bytes <= available,
@@ -195,7 +224,7 @@ def scoring_by_trial(model: CostModel, items: Items) -> dict[str, ScoringWork]:
     counted: dict[tuple[object, ...], ScoringWork] = {}
     by_trial = {}
     for trial in inputs.trials:
-        num_points = len(inputs.curve_steps(trial))
+        num_points = len(inputs.scored_steps(trial))
         kind = (trial.task, num_points, len(inputs.variants(trial)))
         if kind not in counted:
             evaluated = evaluated_items(inputs, items, trial)
@@ -233,7 +262,7 @@ def evaluated_items(inputs: PreparedStudy, items: Items, trial: TrialSpec) -> li
     few = inputs.config.train.evaluate_items
     after = inputs.wanted_evals(trial.trial_id, trial.task) + inputs.wanted_variants(trial)
     point = [i for task in inputs.curve_tasks(trial.task) for i in items[task, "validation"][:few]]
-    return point * len(inputs.curve_steps(trial)) + [
+    return point * len(inputs.scored_steps(trial)) + [
         item for _, task, split in after for item in items[task, split]
     ]
 

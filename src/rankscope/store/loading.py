@@ -15,6 +15,7 @@ from rankscope.records import (
     ModelRecord,
     Provenance,
     SpectraRecord,
+    StopRecord,
     StudyRecords,
     TaskRecord,
     TrainRecord,
@@ -78,6 +79,7 @@ def _trial_records(
     train = dict(stored_records(db, "train", TrainRecord))
     spectra = dict(stored_records(db, "spectra", SpectraRecord) if with_analyses else ())
     heads = dict(stored_records(db, "heads", HeadsRecord) if with_analyses else ())
+    stops = dict(stored_records(db, "stop", StopRecord))
     curves = _curves(db, tasks)
     for spec, status, failure in stored_trials(db):
         yield TrialRecords(
@@ -88,6 +90,7 @@ def _trial_records(
             spectra=spectra.get(spec.trial_id),
             heads=heads.get(spec.trial_id),
             curve=tuple(curves.get(spec.trial_id, ())),
+            stop=stops.get(spec.trial_id) if status == "stopped" else None,
         )
 
 

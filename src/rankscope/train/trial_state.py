@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from rankscope.models.lora import Adapter
 from rankscope.models.lora_implementation import choose_lora_implementation
 from rankscope.models.methods import get_method
 from rankscope.models.methods.init_context import InitContext
-from rankscope.models.peft_backend.tuner import PeftTuner
+from rankscope.models.sharding import all_finite, local
 from rankscope.records import LossPoint, PenaltyPoint, TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint, GroupState
 from rankscope.train.divergence import (
@@ -44,6 +44,9 @@ from rankscope.train.step_schedule import (
     trial_steps,
 )
 
+if TYPE_CHECKING:  # importing peft takes a second, and few studies need it
+    from rankscope.models.peft_backend.tuner import PeftTuner
+
 TUNER = "tuner/"  # Prefix of the names of a PEFT method's own tensors in a checkpoint
 BEST = "best/"  # Prefix of the names of the weights that early stopping would keep
 STORED_FIELDS = ("num_tokens", "num_label_tokens", "num_replay_tokens", "failure")
@@ -58,7 +61,7 @@ class TrialState:
     num_steps: int
     relative_update: Callable[[], float]  # |W - W0| / |W0| of what it changes
     adapter: Adapter | None = None  # None for full fine-tuning and for a method of the PEFT library
-    tuner: PeftTuner | None = None  # A method of the PEFT library, injected into the base
+    tuner: "PeftTuner | None" = None  # A method of the PEFT library, injected into the base
     replay: Replay | None = None
     early_stop: EarlyStop | None = None
     optimizer: torch.optim.Optimizer = field(init=False)
@@ -174,7 +177,7 @@ class TrialState:
             self.early_stop.restore_best(self.parameters)
             self.drop_cached_weights()
         # Each step checks the loss and gradient before its update; nothing checks the last update.
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters):
+        if not all_finite(self.parameters):
             self.failure = "weights not finite after the last step"
         elif reason := self.why_nothing_trained():
             self.failure_status = "failed"
@@ -193,7 +196,8 @@ class TrialState:
     # --- checkpoint
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that a resumed run needs, by name, contiguous on the CPU."""
+        """The tensors that a resumed run needs, by name, contiguous on the CPU; a rank's own shards
+        of sharded ones."""
         tensors = {f"parameter/{i}": p.detach() for i, p in enumerate(self.parameters)}
         for i, parameter in enumerate(self.parameters):
             for key, value in self.optimizer.state.get(parameter, {}).items():
@@ -202,7 +206,7 @@ class TrialState:
             tensors |= {f"{BEST}{i}": best for i, best in enumerate(self.early_stop.weights)}
         if self.tuner is not None:
             tensors |= {f"{TUNER}{name}": tensor for name, tensor in self.tuner.tensors().items()}
-        return {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+        return {n: local(t.detach()).cpu().clone().contiguous() for n, t in tensors.items()}
 
     def counters(self) -> dict[str, object]:
         """What else a resumed run needs, JSON-compatible; dropout follows from seed and step."""
@@ -222,13 +226,14 @@ class TrialState:
             key, _, index = name.rpartition("/")
             parameter = self.parameters[int(index)]
             if key == "parameter":
-                parameter.copy_(tensor)
+                local(parameter).copy_(tensor)
             elif tensor.dtype == torch.int64:  # AdamW8bit counts steps in Python
                 self.optimizer.state[parameter][key] = int(tensor)
             else:  # the step too: AdamW is fused, and wants moments in the order of the weights
                 moment = tensor.to(parameter.device)
-                if moment.shape == parameter.shape:
-                    moment = torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
+                if moment.shape == local(parameter).shape:
+                    values, moment = moment, torch.empty_like(parameter, dtype=moment.dtype)
+                    local(moment).copy_(values)
                 self.optimizer.state[parameter][key] = moment
         self.drop_cached_weights()
         for name in STORED_FIELDS:
@@ -279,7 +284,7 @@ def start_trials(
             steps,
             partial(get_method(trial.method).relative_update, trained, base),
             adapter=trained if isinstance(trained, Adapter) else None,
-            tuner=trained if isinstance(trained, PeftTuner) else None,
+            tuner=cast("PeftTuner", trained) if trial.peft is not None else None,
             early_stop=None if trial.early_stop is None else EarlyStop(trial.early_stop),
         )
         check_combination(state)
