@@ -89,7 +89,8 @@ def make_plan(inputs: PreparedStudy, machine: Machine | None = None, gpus: int =
     base = TrialCost(0, model.scoring(base_items), model.base_spectra(), base_heads(model, items))
     stages = summed([base, *costs.values()])
     products = sum(
-        model.products(model.training_operations(t, model.tokens(t))) for t in inputs.trials
+        model.products(model.training_operations(t, model.tokens(t)))
+        for t in inputs.runs(inputs.trials)
     )
     evaluations = len(inputs.base_evals()) + sum(
         len(inputs.wanted_evals(t.trial_id, t.task)) + len(inputs.wanted_variants(t))
@@ -141,14 +142,14 @@ def plan_group(model: CostModel, group: Group, costs: Mapping[str, TrialCost]) -
     """Count one group's steps and tokens and estimate its memory and time."""
     inputs, config = model.inputs, model.inputs.config
     rows = inputs.rows[group[0].task]
-    memory = inputs.grouping.memory(group, config.train)
+    memory = inputs.grouping.memory(inputs.runs(group), config.train)
     available = available_bytes(inputs, model.machine)
     stages = summed([costs[trial.trial_id] for trial in group])
     return GroupPlan(
         task=group[0].task,
         labels=tuple(f"{trial.arm_label} seed={trial.seed}" for trial in group),
         steps=group_steps(group, len(rows.rows), rows.num_tokens, config.train),
-        num_tokens=sum(map(model.tokens, group)),
+        num_tokens=sum(map(model.tokens, inputs.runs(group))),
         memory_bytes=memory.total_bytes,
         fits=memory.total_bytes <= available,
         states_fit=memory.base_bytes + memory.state_bytes <= available,

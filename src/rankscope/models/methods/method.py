@@ -47,6 +47,7 @@ class Method:
     delta_needs_base: ClassVar[bool] = False  # W - W0 depends on W0, not on A and B alone
     delta_is_low_rank: ClassVar[bool] = True  # W - W0 is s (B A - B0 A0): it has factors
     init_is_part_of_base: ClassVar[bool] = False  # The adapter subtracts A0 and B0
+    nests_ranks: ClassVar[bool] = False  # One run trains all ranks of an arm as slices
 
     @property
     def trains_alone(self) -> bool:

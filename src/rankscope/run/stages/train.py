@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from rankscope.device import peak_memory_bytes, reset_peak_memory
 from rankscope.models.base import Base
 from rankscope.progress import SpeedMeter
-from rankscope.records import TrainRecord
+from rankscope.records import TrainRecord, TrialSpec
 from rankscope.run.callbacks import EarlyStopping, LearningCurve, WeightSnapshot
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group, group_id, group_label, group_steps
@@ -17,7 +17,8 @@ from rankscope.train.trial_state import TrialState
 
 
 class TrainStage:
-    """Training of the trials that are still planned."""
+    """Training of the trials that are still planned. Of a nested run the trial of the largest rank
+    trains, and the weights of all are cut from it."""
 
     name = "train"
 
@@ -41,7 +42,8 @@ class TrainStage:
         """Split a group for good, and its checkpoint with it."""
         halves = self.context.groups.split(group)
         for half in halves:
-            self.checkpoint(group).extract([t.trial_id for t in half], self.checkpoint(half))
+            trained = [t.trial_id for t in self.context.study.runs(half)]
+            self.checkpoint(group).extract(trained, self.checkpoint(half))
         self.checkpoint(group).remove()
         return halves
 
@@ -52,17 +54,17 @@ class TrainStage:
             train = study.config.train
             limit = context.groups.batch_tokens(group)
             train = train.model_copy(update={"batch_tokens": limit})
-            rows = study.rows[group[0].task]
-            num_steps = group_steps(group, len(rows.rows), rows.num_tokens, train)
+            rows, trials = study.rows[group[0].task], study.runs(group)
+            num_steps = group_steps(trials, len(rows.rows), rows.num_tokens, train)
             context.begin_stage(f"{self.name} {group_label(group)}", num_steps)
-            meter = SpeedMeter(context.reporter, len(group), study=context.study_clock)
-            points = context.ledger.curve_points(group)
+            meter = SpeedMeter(context.reporter, len(trials), study=context.study_clock)
+            points = context.ledger.curve_points(trials)
             reset_peak_memory(context.base.device)
             yield (
                 group,
                 train_group(
                     model,
-                    group,
+                    trials,
                     rows.rows,
                     train,
                     replay={name: encoded.rows for name, encoded in study.replay_rows.items()},
@@ -92,15 +94,18 @@ class TrainStage:
         artifacts: list[Artifact] = []
         records, failures = [], []
         for state in trained.states:
+            trials = [trial for trial in group if trial.run == state.spec.run]
             if state.failure is not None:
-                status = state.failure_status
-                failures.append(TrialFailure(state.spec.trial_id, status, state.failure))
+                status, why = state.failure_status, state.failure
+                failures += [TrialFailure(trial.trial_id, status, why) for trial in trials]
                 continue
-            with context.ledger.stage() as folder:
-                sha256 = write_weights(state, trained.tuned, context.base.record, folder)
-                artifacts += context.ledger.publish(folder, weights_path(state.spec))
-            seconds = trained.seconds * state.num_tokens / total_tokens
-            records.append(self.record(state, group, seconds, peak, sha256))
+            seconds = trained.seconds * state.num_tokens / total_tokens / len(trials)
+            for trial in trials:
+                with context.ledger.stage() as folder:
+                    sha256 = write_weights(state, trial, trained.tuned, context.base.record, folder)
+                    artifacts += context.ledger.publish(folder, weights_path(trial))
+                record = self.record(state, group, seconds, peak, sha256)
+                records.append(record_of(trial, record, state.spec))
         context.ledger.commit(records, artifacts, failures=failures)
         self.checkpoint(group).remove()
 
@@ -127,3 +132,13 @@ class TrainStage:
             num_replay_tokens=state.num_replay_tokens,
             best_step=state.early_stop.best_step or None if state.early_stop else None,
         )
+
+
+def record_of(trial: TrialSpec, record: TrainRecord, trained: TrialSpec) -> TrainRecord:
+    """The record of ``trained``, as that of a slice of it."""
+    if trial == trained:
+        return record
+    parameters = record.trainable_parameters * (trial.rank or 0) // (trained.rank or 1)
+    return record.model_copy(
+        update={"trial_id": trial.trial_id, "trainable_parameters": parameters}
+    )
