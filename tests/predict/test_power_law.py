@@ -7,7 +7,7 @@ from synthetic_study import Truth, synthetic_study
 from rankscope.advise.statistics.estimates import Comparison
 from rankscope.predict.power_law import PowerLaw, fit_curve, fit_power_law
 from rankscope.predict.predictors import ScreenCurve
-from rankscope.predict.screens import PLAIN, validation_curve
+from rankscope.predict.screens import measured_curves
 
 RANKS = (2, 8, 32, 128)
 
@@ -36,7 +36,7 @@ def test_each_curve_is_fitted_by_itself_and_by_its_errors() -> None:
 
 
 def curve(truth: Truth) -> ScreenCurve:
-    return validation_curve(synthetic_study(truth), "med", PLAIN)
+    return measured_curves(synthetic_study(truth), "med")["trained"]
 
 
 def law(rank: int | None, lr: float) -> float:

@@ -36,8 +36,8 @@ def _predictions(task: TaskPrediction, past: Sequence[PredictorScore]) -> Render
     rows = []
     for predictor in PREDICTORS:
         answer = answers.get(predictor.name)
-        if answer is None and predictor.needs in ("trained", "nested"):
-            continue  # what a finished study has
+        if answer is None and predictor.needs in ("trained", "subset_nested"):
+            continue
         why = answer.why if answer else f"needs {NEEDS[predictor.needs]}"
         rank = None if answer is None else answer.rank
         row = {"predictor": _label(predictor.name), "rank": rank, "because": why}
