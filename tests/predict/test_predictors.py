@@ -60,6 +60,7 @@ def test_every_rule_by_hand() -> None:
         "axolotl_table": 8,
         "always_16": 8,  # of 8 and 32, which are equally close, the first
         "always_32": 32,
+        "always_highest": 128,
     }
 
 
@@ -183,8 +184,8 @@ def test_a_hit_table_by_hand() -> None:
     # is the reverse, from 32 the same.
     assert capacity.tau == pytest.approx((0 - 1) / 2 / 2 + 1 / 2)
     assert baseline.doublings == pytest.approx(2)
-    # Off by 1.5 doublings against 2, and .08 lost against .155.
     assert baseline.lost == pytest.approx(0 / 2 + 0.31 / 2)
+    # Off by 1.5 doublings against 2, and .08 lost against .155.
     assert capacity.beats_baselines
     assert not baseline.beats_baselines
 
