@@ -44,21 +44,25 @@ def points(options: Options) -> Iterator[Point]:
                 for _ in range(2 if number % 4 == 3 else 1):
                     launcher.start("run", file, "--out", out, *words)
                     moment = moments.uniform(0, life)
-                    kills.append(killed(launcher, victims[number % len(victims)], moment))
+                    kills.append(killed(launcher, victims[number % len(victims)], moment, moments))
                 problem = reference.resumed(launcher, out, *words)
                 yield Point(f"{name}: {'; '.join(kills)}", f"{name}, {outcome_of(kills)}", problem)
 
 
-def killed(launcher: Launcher, victim: str, moment: float) -> str:
-    """Kill ``victim`` after ``moment`` seconds; what was killed, or how the command had ended."""
+def killed(launcher: Launcher, victim: str, moment: float, chance: random.Random) -> str:
+    """Kill ``victim`` after ``moment`` seconds; what was killed, or how the command had ended.
+
+    As long as there are no workers the driver is killed in a worker's place.
+    """
     code = launcher.ended(moment)
     if code is not None:
         return f"ended with {code} before {moment:.2f} s"
     driver = launcher.child
     workers = [process.pid for process in psutil.Process(driver).children(recursive=True)]
     if victim == "a worker" and workers:
-        chosen = workers[:1]
+        chosen = [chance.choice(workers)]
     else:
+        victim = "all" if victim == "all" else "the driver"
         chosen = [driver, *(workers if victim == "all" else ())]
     for process in chosen:
         with suppress(ProcessLookupError):
@@ -70,6 +74,6 @@ def killed(launcher: Launcher, victim: str, moment: float) -> str:
 
 
 def outcome_of(kills: list[str]) -> str:
-    """By which points are counted."""
-    num_killed = sum(" at " in kill for kill in kills)
-    return {0: "ended before", 1: "killed once", 2: "killed twice"}[num_killed]
+    """By which points are counted: who was killed, in turn."""
+    victims = [kill.partition(" at ")[0] for kill in kills if " at " in kill]
+    return f"{', '.join(victims)} killed" if victims else "ended before"

@@ -50,6 +50,7 @@ def source_sha256() -> str:
     return digest.hexdigest()
 
 
+@functools.cache
 def _version(distribution: str) -> str:
     try:
         return metadata.version(distribution)

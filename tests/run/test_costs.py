@@ -4,16 +4,18 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 from pocket_study import changed, small_study, study_file
 
 from rankscope.errors import UserError
 from rankscope.records import TrialSpec
 from rankscope.run import savings
-from rankscope.run.costs import CostModel, ItemTokens
+from rankscope.run.costs import START_SECONDS, CostModel, ItemTokens
 from rankscope.run.machines import MACHINES, find_machine
 from rankscope.run.plan import Plan, make_plan, makespan
 from rankscope.run.prepared import PreparedStudy
 from rankscope.run.study import Study
+from rankscope.train.memory import LIBRARY_BYTES
 
 H100 = MACHINES["h100"]
 
@@ -88,6 +90,41 @@ def test_stages_and_groups_add_up(inputs: PreparedStudy) -> None:
     assert all(group.fits for group in plan.groups)
     tiny = make_plan(inputs, dataclasses.replace(H100, memory=1e-3))
     assert not any(group.fits for group in tiny.groups)
+
+
+def test_units_take_their_starts_and_wait_for_the_longest(inputs: PreparedStudy) -> None:
+    alone, units = make_plan(inputs, H100, 4), make_plan(inputs, H100, 4, executor="ray")
+    assert (alone.executor, alone.start_seconds, units.executor) == (None, 0, "ray")
+    tokens = sum(rows.num_tokens for rows in inputs.rows.values())
+    assert units.start_seconds > CostModel(inputs, H100).start(tokens) > START_SECONDS
+    count, start = len(units.groups), units.start_seconds
+    assert alone.device_seconds == pytest.approx(alone.seconds)
+    assert units.device_seconds == pytest.approx(units.seconds + count * start)
+    base = units.seconds - sum(group.seconds for group in units.groups)
+    longest = max(group.seconds for group in units.groups)
+    assert units.critical_seconds == pytest.approx(base + start + longest)
+    # As many devices as groups: the longest one is what everything waits for.
+    many = make_plan(inputs, H100, count, executor="ray")
+    assert many.wall_seconds == pytest.approx(units.critical_seconds)
+
+
+def test_a_unit_takes_its_memory_where_it_computes(inputs: PreparedStudy) -> None:
+    """On a processor all of it; beside a GPU the base, which is loaded there first."""
+    plan = make_plan(inputs, H100)  # of a study that was prepared on a processor
+    assert all(g.host_bytes == g.memory_bytes + LIBRARY_BYTES for g in plan.groups)
+    memory = inputs.grouping.memory(inputs.groups[0], inputs.config.train)
+    assert memory.host_bytes(torch.device("cuda")) == memory.base_bytes + LIBRARY_BYTES
+
+
+def test_no_pass_uses_more_of_the_rate_than_is_published(inputs: PreparedStudy) -> None:
+    """On a machine with endless bandwidth only products take time."""
+    endless = dataclasses.replace(H100, bandwidth=1e12)
+    costs, measured = (
+        CostModel(inputs, dataclasses.replace(endless, utilization=share)) for share in (0.41, 1.0)
+    )
+    alone = 1e15 / (67e12)
+    assert measured.passes(1e15, 1, 1) == pytest.approx(alone)
+    assert costs.passes(1e15, 1, 1) == pytest.approx(alone / 0.41)
 
 
 def test_what_to_drop_saves_what_a_plan_without_it_saves(tmp_path: Path) -> None:

@@ -45,6 +45,9 @@ def plan_command(
         str, Option(metavar="NAME", help="here, h100, h200, a100, l40s, l4, 4090 or m3.")
     ] = "here",
     gpus: Annotated[int, Option(min=1, help="Devices that groups are spread over.")] = 1,
+    executor: Annotated[
+        str | None, Option(metavar="NAME", help="Groups in processes: local, ray or slurm.")
+    ] = None,
     trust_task_code: TrustTaskCode = False,
 ) -> Reply:
     """Estimate what a study will take, on this machine or another.
@@ -52,14 +55,14 @@ def plan_command(
     Trials, groups, steps, tokens, memory, disk, time by stage and what to drop, before anything
     runs.
 
-    Example: rankscope plan study.yaml --device h100 --gpus 8
+    Example: rankscope plan study.yaml --device h100 --gpus 8 --executor ray
     """
     from rankscope.cli.render.plan import plan_table
     from rankscope.run.study import Study
 
     study = Study.load(file, overrides or [])
     with ConsoleReporter(err_console) as reporter:
-        plan = study.plan(reporter, device, gpus)
+        plan = study.plan(reporter, device, gpus, executor)
     return Reply(plan, lambda: print_result(plan_table(plan)))
 
 
@@ -116,7 +119,6 @@ def run_command(
     again = [word.strip() for word in retry.split(",") if word.strip()]
     study = Study.load(file, overrides or [])
     from rankscope.device import visible_gpus
-    from rankscope.records import FAILED
     from rankscope.run.executors import ExecutorOptions, new_executor
     from rankscope.run.outputs import write_outputs
 
@@ -131,11 +133,11 @@ def run_command(
             folder, reporter, place, again, allow_mixed=allow_mixed, take_over=take_over
         )
     _, recommendation = write_outputs(folder, records)
-    has_failed = any(trial.status in FAILED for trial in records.trials)
+    is_done = all(trial.status == "done" for trial in records.trials)
     return Reply(
         recommendation,
         lambda: _show_results(folder, records, recommendation, with_reasons=True),
-        UNFINISHED if has_failed else OK,
+        OK if is_done else UNFINISHED,
     )
 
 

@@ -68,8 +68,9 @@ class LowRankUpdate:
         return self.gain[:, None] * (self.weight + self.B @ self.A) - self.weight
 
     def frobenius(self) -> float:
-        """|dW|_F. Without a gain dW is not formed: |B A|_F^2 = tr[(B^T B)(A A^T)]."""
-        if self.gain is not None:
+        """|dW|_F. Of low rank and without a gain dW is not formed:
+        |B A|_F^2 = tr[(B^T B)(A A^T)]."""
+        if self.gain is not None or self.rank > max(len(self.B), self.A.shape[1]):
             return float(torch.linalg.matrix_norm(self.dense()))
         # The trace of a product of symmetric matrices is the sum of their elementwise product.
         squared = float(((self.B.mT @ self.B) * (self.A @ self.A.mT)).sum())

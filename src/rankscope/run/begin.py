@@ -3,7 +3,7 @@
 import json
 import signal
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -21,7 +21,7 @@ from rankscope.filesystem import replace_text
 from rankscope.models.load import load_base
 from rankscope.progress import ProgressReporter
 from rankscope.provenance import provenance
-from rankscope.records import BASE, FAILED, trial_of
+from rankscope.records import BASE, FAILED, TrialSpec, trial_of
 from rankscope.run.context import RunContext
 from rankscope.run.group_ledger import GroupLedger
 from rankscope.run.prepared import PreparedStudy
@@ -41,8 +41,11 @@ def begin_run(
     ledger: Ledger,
     reporter: ProgressReporter,
     should_stop: Callable[[], bool],
+    trials: Sequence[TrialSpec] | None = None,
 ) -> RunContext:
     """Load the base and store what the study is made of, without its groups.
+
+    ``trials`` are those of a unit, whose ledger has no others; by default all of the study.
 
     Raises:
         UserError: stored results would not be comparable with new ones.
@@ -55,7 +58,7 @@ def begin_run(
     ledger.put_study(config.name, values, base.record, study.task_records, provenance())
     replace_text(ledger.out / "study.resolved.yaml", dump_study(config))
     ledger.put_notes(study.notes)
-    num_new = ledger.put_trials(study.trials)
+    num_new = ledger.put_trials(study.trials if trials is None else trials)
     if before and num_new:
         gone = len(before.keys() - ledger.statuses().keys())
         reporter.note(

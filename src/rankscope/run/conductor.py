@@ -14,7 +14,7 @@ from rankscope.run.stages.heads import HeadsStage
 from rankscope.run.stages.spectra import SpectraStage
 from rankscope.run.stages.train import TrainStage
 from rankscope.run.stages.variants import VariantsStage
-from rankscope.run.study_clock import StudyClock
+from rankscope.run.study_clock import StudyClock, training_work
 from rankscope.run.trial_weights import model_with_weights
 from rankscope.run.trials import ID_LENGTH
 from rankscope.store import CHECKPOINTS, TrialFailure
@@ -57,9 +57,11 @@ class Conductor:
             clock.end_group()
 
     def unfinished_groups(self) -> list[Group]:
-        """The groups with something left to do."""
-        groups = self.context.study.groups
-        return [g for g in groups if self.train_stage.untrained(g) or self.unfinished(g)]
+        """The groups with something left to do, longest training first: of units, one that begins
+        last would keep the others' devices waiting."""
+        study = self.context.study
+        groups = [g for g in study.groups if self.train_stage.untrained(g) or self.unfinished(g)]
+        return sorted(groups, key=lambda g: -sum(training_work(study, trial) for trial in g))
 
     def run_group(self, group: Group, label: str) -> None:
         """Train, evaluate and analyze one group, as far as that is not done.

@@ -38,6 +38,12 @@ OPTIMIZER_BYTES = 32
 """Read and written per trained parameter and step: clipping, weight, gradient and two moments."""
 DECOMPOSITION = 30
 """Operations of a singular value decomposition of (m, n), times m n min(m, n)."""
+START_SECONDS = 8.0
+"""Of a worker process: its imports and what a small study takes to prepare."""
+ENCODED_TOKENS = 4e5
+"""Tokens of rows and items that a worker prepares per second."""
+LOADED_BYTES = 0.5e9
+"""Of the base's weights that a worker reads, hashes and loads per second."""
 UPDATED_VECTORS = 0.25
 """Of that, to update 500 leading vectors of 4096 by a low-rank change; see LOG.md, "spectra"."""
 
@@ -121,6 +127,16 @@ class CostModel:
         """Seconds of matrix products."""
         return operations / self.machine.operations_per_second(self.inputs.dtype)
 
+    def passes(
+        self, operations: float, tokens: float, keys: float, touches: float = TOUCHES
+    ) -> float:
+        """Seconds of passes: products and the traffic between them, or as long as the machine's
+        utilization lets the products take."""
+        products = self.products(operations)
+        return max(
+            products + self.traffic(tokens, keys, touches), products / self.machine.utilization
+        )
+
     def traffic(self, tokens: float, keys: float, touches: float = TOUCHES) -> float:
         """Seconds of reading and writing activations."""
         values = float(self.shapes.activation_values_per_token)
@@ -132,6 +148,11 @@ class CostModel:
     def with_host(self, computing: float, host: float) -> float:
         """On a processor starting layers comes on top; beside a GPU it runs at the same time."""
         return computing + host if self.machine.device.type == "cpu" else max(computing, host)
+
+    def start(self, tokens: int) -> float:
+        """Seconds until a new worker trains, if rows and items have so many tokens."""
+        weights = self.shapes.num_parameters * self.inputs.dtype.itemsize
+        return START_SECONDS + tokens / ENCODED_TOKENS + weights / LOADED_BYTES
 
     # --- training -------------------------------------------------------------------------------
 
@@ -157,8 +178,8 @@ class CostModel:
         if trial.targets and trial.peft is None:
             num_passes = max(steps, tokens / config.batch_tokens)
             slices = num_passes * len(target_shapes(self.shapes, trial.targets))
-        computing = self.products(self.training_operations(trial, tokens))
-        computing += self.traffic(tokens, self.mean_keys(trial.task))
+        operations = self.training_operations(trial, tokens)
+        computing = self.passes(operations, tokens, self.mean_keys(trial.task))
         host = linears * LINEAR_SECONDS + slices * SLICE_SECONDS
         moved = steps * self.cost(trial).trainable_parameters * OPTIMIZER_BYTES
         return self.with_host(computing, host) + moved / (self.machine.bandwidth * 1e9)
@@ -223,7 +244,7 @@ class CostModel:
         linears = len(self.shapes.linear_shapes) * LINEAR_SECONDS / 3
         touches = TOUCHES / 3  # forward alone
         reading = self.with_host(
-            self.products(self.forward(read, predicted, keys)) + self.traffic(read, keys, touches),
+            self.passes(self.forward(read, predicted, keys), read, keys, touches),
             linears * read / budget,
         )
         if not written:

@@ -17,6 +17,11 @@ PROBE_ROWS = 1024
 PROBE_SECONDS = 0.3
 COPIED_BYTES = 2**26
 
+PUBLISHED_UTILIZATION = 0.41
+"""Most of the product rate that training is planned to use on a machine that was not measured.
+Published for LoRA on an 8B and a 7B model, one H100, full rows of 4,096 tokens: 402 and 423 of 989
+TFLOP/s (NVIDIA NeMo AutoModel, performance summary)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -35,6 +40,8 @@ class Machine:
     """Of the float32 rate, in singular value decompositions; on an H100 one of 4096 x 4096 then
     takes 3 s. Not measured."""
     measured: bool = False
+    utilization: float = 1.0
+    """Most of the product rate that a pass can use; the time model itself may give less."""
 
     def dtype(self, wanted: str) -> torch.dtype:
         """The base's dtype; ``auto`` is bfloat16 if the device computes in it."""
@@ -58,7 +65,10 @@ class Machine:
         figures = f"{shown} ({dtype_name(dtype)}) and {self.bandwidth:,.0f} GB/s"
         if self.measured:
             return f"{figures} measured here; training is estimated to use {share:.0%} of the rate"
-        return f"{figures} ({self.source}), assumed to be used to {share:.0%}; not measured"
+        return (
+            f"{figures} ({self.source}), assumed to be used to {share:.0%}, at most "
+            f"{self.utilization:.0%} as published for LoRA on an H100; not measured"
+        )
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -69,7 +79,10 @@ def _card(
     label: str, source: str, bfloat16: float, float32: float, bandwidth: float, memory: float
 ) -> Machine:
     rates = {"bfloat16": bfloat16, "float32": float32}
-    return Machine(label, torch.device("cuda"), rates, bandwidth, memory, source)
+    device = torch.device("cuda")
+    return Machine(
+        label, device, rates, bandwidth, memory, source, utilization=PUBLISHED_UTILIZATION
+    )
 
 
 MACHINES: Mapping[str, Machine] = {
@@ -86,6 +99,7 @@ MACHINES: Mapping[str, Machine] = {
         100,
         24,
         "10 cores x 128 units x 2 x 1.4 GHz; Apple publishes bandwidth and memory only",
+        utilization=PUBLISHED_UTILIZATION,
     ),
 }
 """By the name that ``rankscope plan --device`` takes."""

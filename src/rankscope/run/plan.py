@@ -33,6 +33,8 @@ class GroupPlan(Record):
     memory_bytes: int
     """Peak while it trains, estimated: base, adapters with their states, one forward and backward
     pass. The libraries' own 0.7 GB come on top."""
+    host_bytes: int
+    """Memory of the machine that its worker process takes; beside a GPU, to load the base."""
     fits: bool
     """Whether that is less than ``memory_bytes`` of the plan."""
     states_fit: bool
@@ -67,6 +69,14 @@ class Plan(Record):
     seconds: float
     """Their sum."""
     gpus: int
+    executor: str | None
+    """What starts a process for each group, which is then a unit; None: one process per device."""
+    start_seconds: float
+    """Until such a process trains; 0 without an executor."""
+    device_seconds: float
+    """What the study takes of all devices together."""
+    critical_seconds: float
+    """The base, then the longest group: no number of devices ends sooner."""
     wall_seconds: float
     """On ``gpus`` devices: the base first, then the groups, see :func:`makespan`."""
     basis: str
@@ -76,8 +86,14 @@ class Plan(Record):
     notes: tuple[str, ...]
 
 
-def make_plan(inputs: PreparedStudy, machine: Machine | None = None, gpus: int = 1) -> Plan:
-    """Count and estimate; without ``machine`` a short product is measured here."""
+def make_plan(
+    inputs: PreparedStudy,
+    machine: Machine | None = None,
+    gpus: int = 1,
+    executor: str | None = None,
+) -> Plan:
+    """Count and estimate, for ``gpus`` devices of a machine; without one a short product is
+    measured here. An ``executor`` starts a process for each group."""
     machine = machine or this_machine(inputs.device, inputs.dtype, widest(inputs))
     model, items = CostModel(inputs, machine), item_tokens(inputs)
     scored = scoring_by_trial(model, items)
@@ -87,7 +103,11 @@ def make_plan(inputs: PreparedStudy, machine: Machine | None = None, gpus: int =
     groups = tuple(plan_group(model, group, costs) for group in inputs.groups)
     base_items = [item for _, task, split in inputs.base_evals() for item in items[task, split]]
     base = TrialCost(0, model.scoring(base_items), model.base_spectra(), base_heads(model, items))
-    stages = summed([base, *costs.values()])
+    stages, of_base = summed([base, *costs.values()]), summed([base]).total
+    evaluation_tokens = sum(item.total for item in base_items)
+    num_tokens = evaluation_tokens + sum(rows.num_tokens for rows in inputs.rows.values())
+    start = model.start(num_tokens) if executor else 0.0
+    unit_seconds = [start + group.seconds for group in groups]
     products = sum(
         model.products(model.training_operations(t, model.tokens(t)))
         for t in inputs.runs(inputs.trials)
@@ -109,8 +129,7 @@ def make_plan(inputs: PreparedStudy, machine: Machine | None = None, gpus: int =
             len(inputs.curve_steps(t)) * len(inputs.curve_tasks(t.task)) for t in inputs.trials
         ),
         train_tokens=sum(group.num_tokens for group in groups),
-        evaluation_tokens=sum(item.total for item in base_items)
-        + sum(work.tokens for work in scored.values()),
+        evaluation_tokens=evaluation_tokens + sum(work.tokens for work in scored.values()),
         disk_bytes=sum(
             model.cost(trial).weight_bytes * (1 + len(inputs.snapshot_steps(trial)))
             for trial in inputs.trials
@@ -118,7 +137,11 @@ def make_plan(inputs: PreparedStudy, machine: Machine | None = None, gpus: int =
         stages=stages,
         seconds=stages.total,
         gpus=gpus,
-        wall_seconds=summed([base]).total + makespan([group.seconds for group in groups], gpus),
+        executor=executor,
+        start_seconds=start,
+        device_seconds=of_base + sum(unit_seconds),
+        critical_seconds=of_base + max(unit_seconds),
+        wall_seconds=of_base + makespan(unit_seconds, gpus),
         basis=machine.basis(inputs.dtype, products / stages.training),
         savings=largest_savings(inputs.config, inputs.trials, costs, stages, items),
         notes=inputs.notes,
@@ -151,6 +174,7 @@ def plan_group(model: CostModel, group: Group, costs: Mapping[str, TrialCost]) -
         steps=group_steps(group, len(rows.rows), rows.num_tokens, config.train),
         num_tokens=sum(map(model.tokens, inputs.runs(group))),
         memory_bytes=memory.total_bytes,
+        host_bytes=memory.host_bytes(inputs.device),
         fits=memory.total_bytes <= available,
         states_fit=memory.base_bytes + memory.state_bytes <= available,
         limited_by=what_limits(group, inputs.groups, config.max_group_size),

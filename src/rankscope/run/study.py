@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 from rankscope.config.loader import load_study_file
 from rankscope.config.study import SlurmConfig, StudyConfig
 from rankscope.data.task_source import check_sources
+from rankscope.errors import UserError
 from rankscope.models.model_folder import model_folder
 from rankscope.progress import LOG, JsonlReporter, NullReporter, ProgressReporter
 from rankscope.records import StudyRecords
@@ -60,7 +61,11 @@ class Study:
         return prepare_study(self.config, reporter=reporter)
 
     def plan(
-        self, reporter: ProgressReporter | None = None, device: str = "here", gpus: int = 1
+        self,
+        reporter: ProgressReporter | None = None,
+        device: str = "here",
+        gpus: int = 1,
+        executor: str | None = None,
     ) -> "Plan":
         """Trials, groups, steps, tokens, memory, disk and time, before anything runs.
 
@@ -70,14 +75,26 @@ class Study:
             reporter: of progress; silent by default.
             device: ``here``, or a machine of ``run/machines.py``.
             gpus: that many of them, each with its own groups.
+            executor: ``local``, ``ray`` or ``slurm``, which start a process for each group.
+
+        Raises:
+            UserError: the study, the device or the executor cannot be planned.
         """
+        from rankscope.run.executors import check_executor
         from rankscope.run.machines import find_machine
         from rankscope.run.plan import make_plan
         from rankscope.run.prepare import prepare_study
 
         machine = find_machine(device)
+        if executor is not None:
+            check_executor(executor)
         prepared = prepare_study(self.config, False, reporter, machine)
-        return make_plan(prepared, machine, gpus)
+        if executor == "local" and gpus > 1 and prepared.device.type == "cpu":
+            raise UserError(
+                f"plan: found --gpus {gpus} on a machine without a GPU, expected 1: its workers "
+                "share one processor; --executor ray plans several machines"
+            )
+        return make_plan(prepared, machine, gpus, executor)
 
     def run(
         self,

@@ -59,6 +59,8 @@ class UnitOrder(Record):
     trial_ids: tuple[str, ...]
     versions: dict[str, str]
     """Of Rankscope and its libraries, as the driver has them; a worker with others refuses."""
+    host_bytes: int
+    """Planned memory of the worker on its machine, for executors that reserve it."""
 
 
 def installed_versions() -> dict[str, str]:
@@ -104,6 +106,7 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
         study_sha256=prepared_sha256(context.study),
         trial_ids=ids,
         versions=installed_versions(),
+        host_bytes=context.groups.memory(group).host_bytes(context.study.device),
     )
     file, text = folder / UNIT_ORDER, order.model_dump_json()
     if file.is_file() and file.read_bytes() == text.encode():
@@ -113,11 +116,11 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
         study, base = context.study, context.base.record
         values = study_values(study.config)
         unit.put_study(study.config.name, values, base, study.task_records, provenance())
-        unit.put_trials(study.trials)
+        unit.put_trials(group)
         transfer(context.ledger, unit, ids, verified=False)
         limit = context.groups.batch_tokens(group)
         store_groups(unit, study, [group], dict.fromkeys(ids, limit))
-    statuses = context.ledger.statuses()
+    statuses = context.ledger.statuses(ids)
     untrained = [trial for trial in group if statuses[trial.trial_id] == "planned"]
     move_checkpoint(context.ledger.out, folder, group_id(untrained))
     replace_text(file, text)

@@ -52,7 +52,7 @@ def work(out: Path, unit: str) -> None:
             assert stored is not None
             study = unit_study(order, study, stored)
             reporter = JsonlReporter(NullReporter(), folder / LOG)
-            context = begin_run(study, ledger, reporter, should_stop)
+            context = begin_run(study, ledger, reporter, should_stop, ledger.trials())
             context.allow_mixed = True  # the driver has decided that
             Conductor(context).run_groups()
     seal_unit(folder)

@@ -5,7 +5,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -235,11 +235,16 @@ def required(db: sqlite3.Connection, key: str, kind: type[Stored]) -> Stored:
     return entry
 
 
-def stored_statuses(db: sqlite3.Connection) -> Iterator[tuple[str, str, Status, str | None]]:
-    """(trial id, JSON text, status, failure) of every trial of the study as it is now, in order."""
+def stored_statuses(
+    db: sqlite3.Connection, trial_ids: Collection[str] | None = None
+) -> Iterator[tuple[str, str, Status, str | None]]:
+    """(trial id, JSON text, status, failure) of the trials of the study as it is now, in order:
+    all, or those named."""
+    chosen = "" if trial_ids is None else "AND trial_id IN (SELECT value FROM json_each(?)) "
     rows = db.execute(
         "SELECT trial_id, spec, status, failure FROM trials WHERE position IS NOT NULL "
-        "ORDER BY position"
+        f"{chosen}ORDER BY position",
+        () if trial_ids is None else (json.dumps(list(trial_ids)),),
     )
     columns = validator(tuple[str, str, Status, str | None])
     for row in rows:

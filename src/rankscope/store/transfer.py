@@ -49,6 +49,5 @@ def transfer(
             link_or_copy(source.out / artifact.path, target.out / artifact.path)
     with transaction(target._db, target.out):
         target._insert(rows, artifacts)
-        for trial_id, status, reason in source.trial_rows():
-            if trial_id in trial_ids:
-                set_status(target._db, trial_id, status, reason)
+        for trial_id, status, reason in source.trial_rows(trial_ids):
+            set_status(target._db, trial_id, status, reason)

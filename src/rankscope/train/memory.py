@@ -33,6 +33,9 @@ Optimizer moments take the place of the first passes' tensors, and later passes 
 Fitted to 16 adapters on SmolLM2-135M, see LOG.md; a GPU's allocator is not known to do this.
 """
 
+LIBRARY_BYTES = 700_000_000
+"""Of Python, torch and the rows in a process, about; CUDA's own libraries come on top."""
+
 DEVIATIONS = 3.0
 """Standard deviations of the fullest of some thousand steps above the mean."""
 
@@ -110,6 +113,12 @@ class GroupMemory:
     @property
     def total_bytes(self) -> int:
         return self.base_bytes + self.state_bytes + self.pass_bytes + self.held_bytes
+
+    def host_bytes(self, device: torch.device) -> int:
+        """What a process that trains the group takes of the machine's own memory; beside a GPU it
+        holds the base while it loads it."""
+        on_host = self.base_bytes if device.type == "cuda" else self.total_bytes
+        return on_host + LIBRARY_BYTES
 
 
 class MemoryModel:

@@ -8,12 +8,15 @@ from typing import Any
 
 import psutil
 import pytest
-from pocket_study import TWO_GROUPS, leftovers, results, small_study
+from command_line import rankscope
+from pocket_study import TWO_GROUPS, leftovers, results, small_study, study_file
 
 from rankscope.errors import IntegrityError, Interrupted, UserError
 from rankscope.progress import NullReporter
 from rankscope.run.executors import ExecutorOptions, WorkerFailed
 from rankscope.run.executors.local import LocalExecutor
+from rankscope.run.executors.worker_process import check_worker, run_worker
+from rankscope.run.study import Study
 from rankscope.run.worker import work
 
 
@@ -109,6 +112,34 @@ def test_a_unit_that_is_given_up_leaves_its_results(
     records = study.run(tmp_path / "out", executor=Doomed(ExecutorOptions()))
     assert {trial.status for trial in records.trials} == {"done"}
     assert results(tmp_path / "out") == undisturbed
+
+
+class Broken(LocalExecutor):
+    """A worker of the first unit cannot even start Python, as on a node with a broken disk."""
+
+    def __init__(self) -> None:
+        super().__init__(ExecutorOptions())
+        self.first: Path | None = None
+
+    def run(self, folder: Path) -> None:
+        self.first = self.first or folder
+        if folder != self.first:
+            work(folder.parents[1], folder.name)
+            return
+        code = run_worker(folder, {"PYTHONHOME": str(folder)}, self.stopped.is_set)
+        check_worker(code, folder)
+
+
+def test_a_unit_that_fails_three_times_is_failed_and_the_others_go_on(tmp_path: Path) -> None:
+    file, out = study_file(tmp_path, **TWO_GROUPS), tmp_path / "out"
+    records = Study.load(file).run(out, executor=Broken())
+    failures = {trial.status: trial.failure for trial in records.trials}
+    assert sorted(trial.status for trial in records.trials) == ["done"] * 2 + ["failed"] * 2
+    failure = str(failures["failed"])
+    assert failure.startswith("its worker ended with exit code 1 and no result, 3 times: ")
+    assert "encodings" in failure  # the last lines that Python printed
+    assert rankscope("run", file, "--out", out).code == 3
+    assert leftovers(out) == []
 
 
 def test_a_new_driver_adopts_what_was_sealed(undisturbed: dict[str, Any], tmp_path: Path) -> None:

@@ -15,11 +15,13 @@ from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.executors.ray import RayExecutor, UnitTask, packed, run_unit, unpack
 from rankscope.run.executors.worker_process import check_worker
 from rankscope.store import UNIT_ORDER
+from rankscope.train.memory import LIBRARY_BYTES
 
 
 @pytest.fixture
 def ray_cluster() -> Iterator[Any]:
-    """A head without CPUs and two nodes with one each, all on this machine."""
+    """A head without CPUs and two nodes with one each, all on this machine. A unit is planned to
+    take more memory than they have, which must not keep it from running there."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(
@@ -27,7 +29,7 @@ def ray_cluster() -> Iterator[Any]:
         head_node_args={"num_cpus": 0, "include_dashboard": False},
     )
     for _ in range(2):
-        cluster.add_node(num_cpus=1)
+        cluster.add_node(num_cpus=1, memory=LIBRARY_BYTES)
     yield cluster
     cluster.shutdown()
 

@@ -57,21 +57,25 @@ def _stages(plan: Plan) -> RenderableType:
 
 
 def totals(plan: Plan) -> Iterator[str]:
+    from rankscope.train.memory import LIBRARY_BYTES
+
     curve = f" and {plan.curve_evaluations:,} while training" if plan.curve_evaluations else ""
     yield (
         f"{count(plan.trials, 'trial')} in {count(len(plan.groups), 'group')}, "
         f"{plan.evaluations:,} evaluations{curve}: {plan.train_tokens:,} tokens to train on, "
         f"{plan.evaluation_tokens:,} to score."
     )
-    total = f"About {rough_duration(plan.seconds)} on one device"
+    total = f"About {rough_duration(plan.device_seconds)} on one device"
     if plan.gpus > 1:
         total += f", {rough_duration(plan.wall_seconds)} on {plan.gpus}, longest groups first"
     yield f"{total}; {byte_size(plan.disk_bytes)} on disk."
+    if plan.executor is not None:
+        yield from _units(plan)
     yield f"Estimated from {plan.basis}."
     most = max(group.memory_bytes for group in plan.groups)
     yield (
-        f"Memory: up to {byte_size(most)} of {byte_size(plan.memory_bytes)} while training; the "
-        "libraries' own 0.7 GB come on top."
+        f"Memory: up to {byte_size(most)} of {byte_size(plan.memory_bytes)} while training; "
+        f"the libraries' own {byte_size(LIBRARY_BYTES)} come on top."
     )
     numbered = list(enumerate(plan.groups, 1))
     if hopeless := [number for number, group in numbered if not group.states_fit]:
@@ -84,6 +88,25 @@ def totals(plan: Plan) -> Iterator[str]:
             f"DOES NOT FIT: group {_named(too_large)} needs more memory than that. "
             "Lower train.batch_tokens, set train.gradient_checkpointing=true, or leave the arm out."
         )
+
+
+def _units(plan: Plan) -> Iterator[str]:
+    """What an executor makes of the groups."""
+    number, longest = max(enumerate(plan.groups, 1), key=lambda numbered: numbered[1].seconds)
+    unit_seconds = plan.start_seconds + longest.seconds
+    yield (
+        f"With --executor {plan.executor}: {count(len(plan.groups), 'unit')}, each a process that "
+        f"starts in {rough_duration(plan.start_seconds)}; "
+        f"{plan.device_seconds / 3600:,.1f} device-hours in all."
+    )
+    yield (
+        f"Critical path: the base {rough_duration(plan.critical_seconds - unit_seconds)}, then "
+        f"group {number} {rough_duration(unit_seconds)}; no number of devices ends before "
+        f"{rough_duration(plan.critical_seconds)}."
+    )
+    host = byte_size(max(group.host_bytes for group in plan.groups))
+    asked = ", which Ray reserves" if plan.executor == "ray" else ""
+    yield f"A unit takes up to {host} of its machine's own memory{asked}."
 
 
 def _named(numbers: Sequence[int]) -> str:

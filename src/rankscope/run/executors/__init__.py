@@ -94,14 +94,19 @@ def executor_names() -> list[str]:
     return sorted(_EXECUTORS)
 
 
+def check_executor(name: str) -> None:
+    """Raise UserError if there is no executor of that name."""
+    if name not in executor_names():
+        raise UserError(f"executor {name!r}: expected one of {', '.join(executor_names())}")
+
+
 def new_executor(name: str, options: ExecutorOptions) -> Executor:
     """An executor by its name.
 
     Raises:
         UserError: there is none of that name, no worker, or it cannot start.
     """
-    if name not in executor_names():
-        raise UserError(f"executor {name!r}: expected one of {', '.join(executor_names())}")
+    check_executor(name)
     if options.num_workers is not None and options.num_workers < 1:
         raise UserError(f"--workers {options.num_workers}: expected at least 1")
     if options.ray_address is not None and name != "ray":

@@ -23,12 +23,14 @@ from typing import Any
 
 from rankscope.errors import Interrupted, UserError, first_line
 from rankscope.run.executors import ExecutorOptions, WorkerFailed, register_executor
-from rankscope.run.executors.worker_process import MAX_ATTEMPTS, check_worker, run_worker
-from rankscope.run.units import SEAL
+from rankscope.run.executors.worker_process import check_worker, run_worker
+from rankscope.run.units import SEAL, read_unit
 from rankscope.store import UNIT_ORDER, UNITS
 
 MAX_WORKERS = 256
 """Most units that wait in Ray at a time, unless ``--workers`` sets a number."""
+MAX_PLACEMENTS = 5
+"""Nodes that may be lost under a unit: a preempted one is no fault of the unit."""
 ASK_SECONDS = 1.0
 """How often a node asks whether to stop."""
 
@@ -72,7 +74,8 @@ class StopFlag:
 
 
 class RayExecutor:
-    """Runs each unit as a Ray task with one GPU, or with as many CPUs as it has threads.
+    """Runs each unit as a Ray task with one GPU, or with as many CPUs as it has threads, and with
+    the memory that it is planned to take.
 
     Ray places the tasks and runs those of lost nodes again.
     """
@@ -84,7 +87,7 @@ class RayExecutor:
             )
         self.ray, self.is_here = connect_ray(options.ray_address), options.ray_address is None
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        # A task that asks for more than any node has would wait for ever.
+        # A task that asks for more than any node has, of memory too, would wait for ever.
         most_cpus = int(max(node.get("CPU", 0) for node in nodes))
         self.threads = max(1, min(options.threads(options.num_workers or 1), most_cpus))
         has_gpus = any(node.get("GPU", 0) for node in nodes)
@@ -96,8 +99,10 @@ class RayExecutor:
         # A trial on a GPU is Python's own work besides: one CPU.
         needs = {"num_gpus": 1} if has_gpus and options.device != "cpu" else {}
         cpus = 1 if needs else self.threads
+        usable = [n for n in nodes if n.get("GPU" if needs else "CPU", 0) >= (1 if needs else cpus)]
+        self.most_memory = int(max(node.get("memory", 0) for node in usable))
         self.num_local = 1 if needs else max(1, most_cpus // self.threads)
-        remote = self.ray.remote(max_retries=MAX_ATTEMPTS - 1, num_cpus=cpus, **needs)
+        remote = self.ray.remote(max_retries=MAX_PLACEMENTS - 1, num_cpus=cpus, **needs)
         self.task = remote(run_on_node)
         self.flag = self.ray.remote(num_cpus=0)(StopFlag).remote()
         self.pool = ThreadPoolExecutor(options.num_workers or MAX_WORKERS)
@@ -115,8 +120,10 @@ class RayExecutor:
         # A Ray that was started here has no other node.
         files = b"" if self.is_here else packed(folder)
         task = UnitTask(folder, order, files, self.threads)
+        memory = min(read_unit(folder).host_bytes, self.most_memory)
+        placed = self.task.options(memory=memory)
         try:
-            outcome: UnitOutcome = self.ray.get(self.task.remote(task, self.flag))
+            outcome: UnitOutcome = self.ray.get(placed.remote(task, self.flag))
         except self.ray.exceptions.RayTaskError as error:
             raise error.as_instanceof_cause() from error
         except self.ray.exceptions.RayError as error:

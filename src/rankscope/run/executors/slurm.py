@@ -17,15 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rankscope.config.study import SlurmConfig
-from rankscope.errors import OK, Interrupted, UserError
+from rankscope.errors import Interrupted, UserError
 from rankscope.filesystem import replace_text
 from rankscope.run.executors import ExecutorOptions, WorkerFailed, register_executor
 from rankscope.run.executors.worker_process import (
     MAX_ATTEMPTS,
     MESSAGES,
+    STUDY_CODES,
     WORKER,
     check_worker,
-    last_line,
+    last_lines,
 )
 from rankscope.run.units import is_sealed
 
@@ -145,8 +146,8 @@ class SlurmExecutor:
         elif exit_code.is_file():
             code = int(exit_code.read_text(encoding="utf-8"))
             exit_code.unlink()
-            if code == OK or (code > 128 and code != Interrupted.exit_code):
-                self.lose(unit, f"its worker ended with code {code} and without a result")
+            if code not in STUDY_CODES:
+                self.lose(unit, f"its worker ended with exit code {code} and no result")
                 return
             try:
                 check_worker(code, unit.folder)
@@ -164,7 +165,7 @@ class SlurmExecutor:
         (unit.folder / JOB).unlink(missing_ok=True)
         unit.num_lost += 1
         if unit.num_lost == MAX_ATTEMPTS:
-            message = last_line(unit.folder) or "no message"
+            message = last_lines(unit.folder) or "no message"
             unit.future.set_exception(WorkerFailed(f"{why}, {MAX_ATTEMPTS} times: {message}"))
 
     def enqueue(self, units: list[QueuedUnit]) -> None:

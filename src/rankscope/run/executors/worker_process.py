@@ -13,9 +13,11 @@ from rankscope.errors import OK, Interrupted, RankscopeError
 from rankscope.run.executors import POLL_SECONDS, WorkerFailed
 from rankscope.run.units import DRIVER, SEAL
 
-MAX_ATTEMPTS = 5
-"""A unit whose worker was killed that often is given up."""
+MAX_ATTEMPTS = 3
+"""A unit is given up whose worker was killed, or ended with an error of its own, that often."""
 MESSAGES = "worker.log"
+LAST_LINES = 4
+"""Of a worker that ended without a message, such as those of a traceback."""
 WORKER = ("-P", "-c", "from rankscope.cli import main; main()")
 """Python's arguments; -P: a file in the current folder must not hide a standard module."""
 
@@ -28,7 +30,9 @@ WORKER_ERRORS: tuple[tuple[str, type[RankscopeError]], ...] = (
     ("a disk that", errors.DiskFailed),
     ("", errors.DiskFull),
 )
-"""What is in a worker's message, and the error that it met; exit codes are shared."""
+"""What is in a worker's message, and the error that it met; exit codes are shared. Such an error
+concerns the whole study; with any other code a unit alone failed."""
+STUDY_CODES = frozenset(kind.exit_code for _, kind in WORKER_ERRORS)
 
 
 def run_worker(
@@ -46,15 +50,16 @@ def run_worker(
         should_kill: whether it is to end at once, which costs no finished result.
 
     Returns:
-        0 once the unit is sealed; the exit code of a worker that met an error, which another
-        attempt would meet again; minus the signal that killed the last attempt.
+        0 once the unit is sealed; the exit code of a worker that met an error of the whole study,
+        which another attempt would meet again, or of the last attempt; minus the signal that
+        killed that.
     """
     code = Interrupted.exit_code
     for _ in range(MAX_ATTEMPTS):
         if should_stop():
             return Interrupted.exit_code
         code = end_of(start_worker(folder, environment), should_stop, should_kill)
-        if code > 0 or (code == OK and (folder / SEAL).is_file()):
+        if code in STUDY_CODES or (code == OK and (folder / SEAL).is_file()):
             break
     return code
 
@@ -95,12 +100,12 @@ def check_worker(code: int, folder: Path) -> None:
     """Raise the error behind what :func:`run_worker` returned.
 
     Raises:
-        WorkerFailed: every attempt was killed.
-        RankscopeError: what the worker met.
+        WorkerFailed: every attempt was killed or failed.
+        RankscopeError: what the worker met, if it concerns the whole study.
     """
-    if code == OK:
+    if code == OK and (folder / SEAL).is_file():
         return
-    message = last_line(folder)
+    message = last_lines(folder)
     if code < 0:
         reason = f"its worker was killed by signal {-code}, {MAX_ATTEMPTS} times"
         # Native code aborts when memory runs out, after a line about it.
@@ -112,16 +117,16 @@ def check_worker(code: int, folder: Path) -> None:
     for text, kind in WORKER_ERRORS:
         if code == kind.exit_code and text in message:
             raise kind(message.removeprefix("error: ") or f"worker of {folder} stopped")
-    raise RankscopeError(
-        f"a worker ended with exit code {code}: {message or 'no message'}. Its output is "
-        f"in {folder / MESSAGES}; finished results are kept, and the same command continues"
-    )
+    reason = f"its worker ended with exit code {code} and no result, {MAX_ATTEMPTS} times"
+    raise WorkerFailed(f"{reason}: {message or 'no message'}")
 
 
-def last_line(folder: Path) -> str:
-    """The last thing that a worker printed; empty if it never started."""
+def last_lines(folder: Path) -> str:
+    """The last message that a worker printed, or its last lines; empty if it never started."""
     try:
         text = (folder / MESSAGES).read_text(encoding="utf-8", errors="replace").strip()
     except FileNotFoundError:
         return ""
-    return " ".join(text[text.rfind("error: ") :].split()) if "error: " in text else text[-200:]
+    if (start := text.rfind("\nerror: ")) >= 0 or text.startswith("error: "):
+        return " ".join(text[start + 1 :].split())
+    return " | ".join(line.strip() for line in text.splitlines()[-LAST_LINES:])
