@@ -9,7 +9,7 @@ from rankscope.errors import UserError
 from rankscope.predict.features import open_base, predict_tasks
 from rankscope.predict.hit_table import kendall_tau
 from rankscope.predict.predictors import best_rank
-from rankscope.predict.screens import run_subset, scores_by_arm, rank_scores
+from rankscope.predict.screens import rank_scores, run_subset, scores_by_arm
 from rankscope.progress import ProgressReporter
 from rankscope.records import BASE, Backtest, BacktestTask, StudyRecords, TaskPrediction
 from rankscope.run.prepare import prepare_study
