@@ -32,7 +32,7 @@ from rankscope.records import (
 )
 
 PLAIN = (LoraMethod.name, RsLoraMethod.name)
-Models = Mapping[int, Mapping[int, str]]
+CurveModels = Mapping[int, Mapping[int, str]]
 """Rank -> seed -> id of a trial or variant."""
 
 
@@ -50,7 +50,7 @@ def compare_rank_curves(study: StudyRecords) -> tuple[TaskRankCurves, ...]:
     return tuple(compared)
 
 
-def curve_models(study: StudyRecords, task: str) -> dict[CurveKind, Models]:
+def curve_models(study: StudyRecords, task: str) -> dict[CurveKind, CurveModels]:
     """The models of a training task's curves: of its first line of plain LoRA, and of nested runs
     and truncations that differ from it in nothing else."""
     specs = [t.spec for t in finished_trials(study.trials) if t.spec.task == task]
@@ -60,7 +60,7 @@ def curve_models(study: StudyRecords, task: str) -> dict[CurveKind, Models]:
     trained: dict[int, Mapping[int, str]] = {}
     for rank in sorted({s.rank or 0 for s in line}):
         trained |= best_models(study, [s for s in line if s.rank == rank])
-    curves: dict[CurveKind, Models] = {
+    curves: dict[CurveKind, CurveModels] = {
         "trained": trained,
         "nested": best_models(study, nested),
         "truncated": truncated_models(study, trained),
@@ -73,7 +73,7 @@ def is_beside(spec: TrialSpec, plain: TrialSpec) -> bool:
     return alike.arm_without_rank == plain.arm_without_rank
 
 
-def best_models(study: StudyRecords, specs: Sequence[TrialSpec]) -> Models:
+def best_models(study: StudyRecords, specs: Sequence[TrialSpec]) -> CurveModels:
     """The trials with one learning rate, and one alpha or list of nested ranks, whose validation
     scores have the largest area."""
     groups: dict[object, dict[int, dict[int, str]]] = {}
@@ -81,7 +81,7 @@ def best_models(study: StudyRecords, specs: Sequence[TrialSpec]) -> Models:
         models = groups.setdefault((s.lr, s.nested or s.alpha), {})
         models.setdefault(s.rank or 0, {})[s.seed] = s.trial_id
 
-    def area(models: Models) -> float:
+    def area(models: CurveModels) -> float:
         evals = [[study.evals.get((i, specs[0].task, "validation")) for i in m.values()]
                  for m in models.values()]  # fmt: skip
         means = [fmean(-np.inf if e is None else e.score for e in of_rank) for of_rank in evals]
@@ -90,7 +90,7 @@ def best_models(study: StudyRecords, specs: Sequence[TrialSpec]) -> Models:
     return max(groups.values(), key=area, default={})
 
 
-def truncated_models(study: StudyRecords, trained: Models) -> Models:
+def truncated_models(study: StudyRecords, trained: CurveModels) -> CurveModels:
     """The truncations of the largest trained rank, which is its own last point."""
     whole = trained[max(trained)] if trained else {}
     scored = {model for model, _, _ in study.evals}
@@ -108,7 +108,7 @@ def area_weights(ranks: Sequence[int]) -> list[float]:
 
 
 def rank_curve(
-    study: StudyRecords, task: str, kind: CurveKind, curves: Mapping[CurveKind, Models]
+    study: StudyRecords, task: str, kind: CurveKind, curves: Mapping[CurveKind, CurveModels]
 ) -> RankCurve:
     retained, points = [t.name for t in retention_tasks(study, task)], []
     for rank in (*curves[kind], None):
@@ -137,7 +137,10 @@ def rank_curve(
 
 
 def area_under(
-    study: StudyRecords, curve: Models, tasks: Sequence[str], other: Models | str | None = None
+    study: StudyRecords,
+    curve: CurveModels,
+    tasks: Sequence[str],
+    other: CurveModels | str | None = None,
 ) -> Estimate | None:
     """Area under a curve's test scores over log2 of the rank, divided by its width, mean over
     tasks; of a single rank, its score. Minus that of ``other`` on the same items: another curve, or

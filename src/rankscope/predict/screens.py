@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from statistics import fmean
 
-from rankscope.advise.rank_curves import Models, curve_models
+from rankscope.advise.rank_curves import CurveModels, curve_models
 from rankscope.advise.statistics.matching import align_scores
 from rankscope.config.loader import study_values
 from rankscope.config.study import StudyConfig
@@ -61,7 +61,7 @@ def measured_curves(study: StudyRecords, task: str) -> dict[str, ScreenCurve]:
     }
 
 
-def validation_curve(study: StudyRecords, task: str, models: Models) -> ScreenCurve:
+def validation_curve(study: StudyRecords, task: str, models: CurveModels) -> ScreenCurve:
     base = study.items.get((BASE, task, "validation"))
     curve = {}
     for rank, by_seed in models.items():

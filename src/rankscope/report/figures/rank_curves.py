@@ -8,7 +8,7 @@ from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import table_from_rows
 
-KINDS = {
+CURVES = {
     "trained": ("trained at each rank", "solid", "circle"),
     "nested": ("slices of a nested run", "dash", "diamond"),
     "truncated": ("truncations of the largest", "dot", "square"),
@@ -30,7 +30,7 @@ def draw_rank_curves(view: StudyView, task: str) -> Figure | None:
     more, more_kept = "score beyond trained", "retention beyond trained"
     rows, lines, areas = [], [], []
     for curve in curves.curves:
-        name, dash, symbol = KINDS[curve.kind]
+        name, dash, symbol = CURVES[curve.kind]
         for p in curve.points:
             rows.append(
                 {
