@@ -5,17 +5,20 @@
 Every draw of a *world* is a study whose truth is known: final scores of every arm, how they got
 there (learning curves at the rungs), spread between seeds, items. The grid trains every arm and
 seed; the adaptive study asks ``advise.adaptive`` what to stop and what to train next. Both are
-judged by ``recommend``. Prints the tables of docs/findings/2026-11-26-adaptive-studies.md. One
-thread, NumPy alone; seeds are fixed.
+judged by the product's own decision. Prints the tables of
+docs/findings/2026-11-26-adaptive-studies.md. One thread, NumPy alone; seeds are fixed.
 """
 
 import argparse
+import itertools
 import json
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -24,8 +27,18 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
 from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.adaptive import AdaptiveRule, Stop, finalists, next_trials, stops_at_rung
-from rankscope.advise.recommend import recommend
-from rankscope.records import BASE, EvalKey, StudyRecords, TrialRecords, TrialSpec
+from rankscope.advise.claims import with_claims
+from rankscope.advise.decide import decide
+from rankscope.advise.recommend import task_results
+from rankscope.records import (
+    BASE,
+    EvalKey,
+    ItemScores,
+    Split,
+    StudyRecords,
+    TrialRecords,
+    TrialSpec,
+)
 from simulate_studies import TRUTHS
 
 Array = np.ndarray
@@ -52,7 +65,9 @@ class World:
     two_parameters: bool = False
     """Items have a difficulty and a discrimination each (2PL)."""
     crossing: float = 1.0
-    """How much arms differ in speed: high rates lead late, low ranks lead early."""
+    """How much arms differ in speed; 0: their curves are parallel."""
+    late_rates: tuple[float, float] | None = None
+    """Slopes of the speed over ranks and over rates; None: drawn for each study."""
     truth: str = ""
     """Final scores as in this truth of ``simulate_studies.py`` at the best rate; else random."""
     only_rates: bool = True
@@ -91,20 +106,27 @@ RANDOM = (
     ),
     World("random, parallel curves", crossing=0.0),
     World("random, curves cross twice as much", crossing=2.0),
+    World("random, high rates lead late and low ranks early", crossing=1.5, late_rates=(-1, -1)),
     World("random, 150 items", items=150),
     World("random, 1,500 items", items=1500),
     World("random, forgets as much as it gains", trade_off=1.0),
     World("random, 7 ranks", ranks=(2, 4, 8, 16, 32, 64, 128)),
     World("random, 5 rates", lrs=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2)),
 )
-WORLDS = {w.name: w for w in (*EXISTING, *RANDOM, *AS_THEY_ARE)}
+KINDS = {"random": RANDOM, "known": EXISTING, "one rate": AS_THEY_ARE}
+WORLDS = {w.name: w for worlds in KINDS.values() for w in worlds}
 
 
 @lru_cache(maxsize=8)
 def frame_of(world: World) -> StudyRecords:
     """Trials, settings and item ids; every score is replaced."""
     frame = synthetic_study(world.grid)
-    return replace(frame, trials=tuple(replace(t, spectra=None) for t in frame.trials))
+    unknown = np.full(world.items, np.nan)
+    return replace(
+        frame,
+        trials=tuple(replace(t, spectra=None) for t in frame.trials),
+        items={k: replace(v, gold_logprobs=unknown) for k, v in frame.items.items()},
+    )
 
 
 @dataclass
@@ -113,6 +135,7 @@ class Drawn:
 
     world: World
     seed: int
+    task: str = TASK
     frame: StudyRecords = field(init=False)
     gain: dict[str, float] = field(default_factory=dict)
     """Label of an arm -> its true gain."""
@@ -120,7 +143,8 @@ class Drawn:
     """Label -> its true forgetting."""
 
     def __post_init__(self) -> None:
-        world, rng = self.world, np.random.default_rng([self.seed, 5])
+        world = self.world
+        rng = np.random.default_rng([self.seed, zlib.crc32(world.name.encode())])
         self.frame = frame_of(world)
         self.trials = {t.spec.trial_id: t for t in self.frame.trials}
         specs = [t.spec for t in self.frame.trials]
@@ -130,7 +154,7 @@ class Drawn:
         for label in arms:
             self.gain[label] = final[TASK][label] - base[TASK]
             self.loss[label] = base[RETAINED] - final[RETAINED][label]
-        speeds = {label: _speed(world, arms, spec, rng) for label, spec in arms.items()}
+        speeds = speeds_of(world, list(arms.values()), rng)
         size = len(specs)
         noise = _deviations(world, rng, (2, 2, size)) * world.spread
         self.rows = {s.trial_id: i for i, s in enumerate(specs)}
@@ -139,8 +163,9 @@ class Drawn:
             RETAINED: np.array([-self.loss[s.arm_label] for s in specs]),
         }
         self._noise = dict(zip((TASK, RETAINED), noise, strict=True))
-        self._speed = np.array([speeds[s.arm_label][0] for s in specs])
-        self._dip = np.array([speeds[s.arm_label][1] for s in specs])
+        self._speed = {
+            task: np.array([speeds[task][s.arm_label] for s in specs]) for task in (TASK, RETAINED)
+        }
         self._answers = {
             (task, split): _Items(world, rng, size)
             for task in (TASK, RETAINED)
@@ -149,18 +174,18 @@ class Drawn:
 
     def true_scores(self, task: str, share: float) -> Array:
         """Of every trial, (M,), after that share of its steps."""
-        k = self._speed
-        reached = (1 - np.exp(-k * share)) / (1 - np.exp(-k)) - 4 * self._dip * share * (1 - share)
+        speed = self._speed[task]
+        reached = (1 - np.exp(-speed * share)) / (1 - np.exp(-speed))
         late, early = self._noise[task]
         # Half of what a seed is off by at the start of training stays to its end.
         seed = late * share + early * (1 - share)
         return np.clip(self.base[task] + self._change[task] * reached + seed, 0.01, 0.99)
 
-    def items(self, ids: Iterable[str], split: str, share: float = 1.0) -> dict[EvalKey, object]:
-        """Item scores of the base and of trials."""
+    def items(
+        self, ids: Iterable[str], split: Split, share: float = 1.0
+    ) -> dict[EvalKey, ItemScores]:
         found = {}
-        rows = [self.rows[i] for i in ids]
-        names = [s for s, r in self.rows.items() if r in set(rows)]
+        names = list(ids)
         for task in (TASK, RETAINED):
             model = self.frame.items[BASE, task, split]
             answers = self._answers[task, split]
@@ -269,66 +294,97 @@ def final_scores(
     return base, final
 
 
-def _speed(
-    world: World, arms: Mapping[str, TrialSpec], spec: TrialSpec, rng: np.random.Generator
-) -> tuple[float, float]:
-    """How fast an arm learns, and how far it lies behind its course in the middle of training."""
-    rank, rate = _places(arms.values(), spec)
-    c = world.crossing
-    speed = 4 + c * (1.0 - 2 * rank) + c * (1.0 - 2 * rate) + 0.5 * c * rng.standard_normal()
-    return float(np.clip(speed, 0.8, 9)), float(max(0, c * 0.04 * rate * rng.uniform()))
+def speeds_of(
+    world: World, arms: list[TrialSpec], rng: np.random.Generator
+) -> dict[str, dict[str, float]]:
+    """How fast every arm learns and forgets: task, label -> rate of an exponential approach.
+
+    6: most of it in the first third; 0: a straight line; below 0: most of it late.
+    """
+    by_rank, by_rate = rng.uniform(-1, 1, 2) if world.late_rates is None else world.late_rates
+    ahead = rng.uniform(-0.5, 1.0)
+    found: dict[str, dict[str, float]] = {TASK: {}, RETAINED: {}}
+    for spec in arms:
+        rank, rate = _places(arms, spec)
+        slope = by_rank * (2 * rank - 1) + by_rate * (2 * rate - 1) + 0.3 * rng.standard_normal()
+        speed = 2.5 + 2 * world.crossing * np.array([slope, slope + ahead])
+        for task, value in zip(found, np.clip(speed, -3, 9), strict=True):
+            found[task][spec.arm_label] = float(value) or 1e-6
+    return found
+
+
+class Oracle(Protocol):
+    """A study all of whose scores are known, whatever is trained of it."""
+
+    frame: StudyRecords
+    trials: Mapping[str, TrialRecords]
+    task: str
+
+    def items(
+        self, ids: Iterable[str], split: Split, share: float = 1.0
+    ) -> dict[EvalKey, ItemScores]:
+        """Item scores of the base and of trials after that share of their steps."""
 
 
 @dataclass
-class Adaptive:
-    """An adaptive study: its records and what it cost."""
+class Played:
+    """A study as it was trained: its records and what that cost."""
 
     records: StudyRecords
     trainings: float
     """Training tokens, in those of one whole trial; every trial of a study has the same."""
-    items_scored: int
-    stops: dict[str, Stop]
+    scored: int
+    """Answers of trained models."""
+    stops: dict[str, Stop] = field(default_factory=dict)
 
 
-def run_adaptive(drawn: Drawn, rule: AdaptiveRule = RULE) -> Adaptive:
+def play_adaptive(study: Oracle, rule: AdaptiveRule = RULE) -> Played:
     """Train a study as the rules of ``advise.adaptive`` say."""
-    frame, trials = drawn.frame, drawn.trials
-    arms: dict[tuple[object, ...], list[str]] = {}
+    frame, trials, task = study.frame, study.trials, study.task
+    first: dict[tuple[object, ...], str] = {}
     for name, trial in trials.items():
-        arms.setdefault(trial.spec.arm, []).append(name)
-    running = [names[0] for names in arms.values() if trials[names[0]].status == "done"]
-    begun = {names[0] for names in arms.values()}
-    ended: dict[str, TrialRecords] = {i: trials[i] for i in begun if trials[i].status != "done"}
-    cost, stops, items = 0.0, {}, 0
-    per_model = 2 * drawn.world.items
-    for rung, share in enumerate(rule.rungs):
-        cost += len(running) * (share - ([0.0, *rule.rungs])[rung])
-        items += len(running) * per_model
+        first.setdefault(trial.spec.arm, name)
+    ended = {i: trials[i] for i in first.values() if trials[i].status != "done"}
+    running = [i for i in first.values() if i not in ended]
+    cost, scored, stops = 0.0, 0, {}
+    for rung, (before, share) in enumerate(itertools.pairwise([0.0, *rule.rungs])):
+        cost += len(running) * (share - before)
         view = _view(frame, {i: trials[i] for i in running}, ended)
-        view = replace(view, items=drawn.items(running, "validation", share))
-        found = stops_at_rung(view, TASK, rung, rule)
+        view = replace(view, items=study.items(running, "validation", share))
+        scored += _answers(view.items)
+        found = stops_at_rung(view, task, rung, rule)
         stops |= found
         running = [i for i in running if i not in found]
-    cost += len(running) * (1 - rule.rungs[-1] if rule.rungs else 1.0)
+    cost += len(running) * (1 - max(rule.rungs, default=0.0))
     finished = {i: trials[i] for i in running}
     while True:
         view = _view(frame, finished, ended)
-        view = replace(view, items=drawn.items(finished, "validation"))
-        specs = next_trials(view, TASK, rule)
+        view = replace(view, items=study.items(finished, "validation"))
+        specs = next_trials(view, task, rule)
         if not specs:
             break
         for spec in specs:
             trial = trials[spec.trial_id]
             (finished if trial.status == "done" else ended)[spec.trial_id] = trial
             cost += trial.status == "done"
-    tested = [t.spec.trial_id for arm in finalists(view, TASK) for t in arm.finished]
-    items += len(finished) * per_model + len(tested) * per_model
+    tested = [t.spec.trial_id for arm in finalists(view, task) for t in arm.finished]
     records = replace(
         frame,
         trials=tuple(t for i, t in trials.items() if i in finished or i in ended),
-        items=drawn.items(finished, "validation") | drawn.items(tested, "test"),
+        items=study.items(finished, "validation") | study.items(tested, "test"),
     )
-    return Adaptive(records, cost, items, stops)
+    return Played(records, cost, scored + _answers(records.items), stops)
+
+
+def play_grid(study: Oracle) -> Played:
+    """Train every trial of a study."""
+    done = [i for i, t in study.trials.items() if t.status == "done"]
+    items = study.items(done, "validation") | study.items(done, "test")
+    return Played(replace(study.frame, items=items), len(done), _answers(items))
+
+
+def _answers(items: Mapping[EvalKey, ItemScores]) -> int:
+    return sum(len(s.scores) for (model, _, _), s in items.items() if model != BASE)
 
 
 def _view(
@@ -346,24 +402,18 @@ def _view(
     )
 
 
-def run_grid(drawn: Drawn) -> Adaptive:
-    done = [i for i, t in drawn.trials.items() if t.status == "done"]
-    items = drawn.items(done, "validation") | drawn.items(done, "test")
-    return Adaptive(
-        replace(drawn.frame, items=items), len(done), len(done) * 4 * drawn.world.items, {}
-    )
-
-
-def judge(drawn: Drawn, run: Adaptive) -> dict[str, object]:
+def judge(drawn: Drawn, run: Played) -> dict[str, object]:
     """What a study said, and how that compares with the truth."""
-    (advice,) = recommend(run.records).advice
-    chosen, net = advice.chosen, 0.0
+    (results,) = task_results(run.records)
+    verdict = with_claims(results, decide(results))[0]
+    chosen = verdict.subject.summary if verdict.subject and verdict.recommends_subject else None
+    net = 0.0
     found: dict[str, object] = {
-        "decision": advice.decision,
-        "firm": advice.confidence == "firm",
+        "decision": verdict.decision,
+        "firm": verdict.confidence == "firm",
         "label": None if chosen is None else chosen.label,
         "cost": run.trainings,
-        "items": run.items_scored,
+        "items": run.scored,
     }
     if chosen is not None:
         net = drawn.net(chosen.label)
@@ -375,7 +425,7 @@ def judge(drawn: Drawn, run: Adaptive) -> dict[str, object]:
     found["utility"] = net
     found["lost"] = drawn.best - net
     wrong = bool(found.get("over_limit")) or drawn.best - net > MARGIN
-    if advice.decision == "not_decided":
+    if verdict.decision == "not_decided":
         wrong = False
     found["wrong"] = wrong or (chosen is not None and net <= 0)
     return found
@@ -389,10 +439,12 @@ def _holds(estimate: object, truth: float) -> bool | None:
 def compare(world: World, seed: int, rule: AdaptiveRule = RULE) -> dict[str, object]:
     """One study, both ways."""
     drawn = Drawn(world, seed)
-    adaptive = run_adaptive(drawn, rule)
+    adaptive = play_adaptive(drawn, rule)
     outranked = sum(s.reason == "outranked" for s in adaptive.stops.values())
-    result = {"grid": judge(drawn, run_grid(drawn)), "adaptive": judge(drawn, adaptive)}
+    result = {"grid": judge(drawn, play_grid(drawn)), "adaptive": judge(drawn, adaptive)}
     grid, ours = result["grid"], result["adaptive"]
+    # A stop shows nothing of the end of training: the answer is tentative.
+    ours["firm"] = ours["firm"] and not adaptive.stops
     result["same"] = (grid["decision"], grid["label"]) == (ours["decision"], ours["label"])
     result["parity"] = result["same"] or ours["utility"] >= grid["utility"] - MARGIN
     result["ratio"] = ours["cost"] / grid["cost"]
@@ -436,24 +488,38 @@ def row(name: str, results: list[dict]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def print_table(results: list[dict]) -> None:
+    """One line a world, and one for all of each kind."""
+    print("| " + COLUMNS + " |\n" + "|---" * (COLUMNS.count("|") + 1) + "|")
+    for name in dict.fromkeys(r["world"] for r in results):
+        print(row(name, [r for r in results if r["world"] == name]), flush=True)
+    for kind, worlds in KINDS.items():
+        names = {w.name for w in worlds}
+        if of_kind := [r for r in results if r["world"] in names]:
+            print(row(f"all {kind}", of_kind), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--studies", type=int, default=500)
     parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--kind", choices=KINDS, default="random")
     parser.add_argument("--only", default="", help="part of a world's name")
-    parser.add_argument("--json", type=Path, help="append every study as one JSON line")
+    parser.add_argument("--json", type=Path, help="append every study to this file, a line each")
+    parser.add_argument("--table", type=Path, help="only print the table of such a file")
     args = parser.parse_args()
-    print("| " + COLUMNS + " |\n" + "|---" * 10 + "|")
-    everything: list[dict] = []
-    for world in [w for w in WORLDS.values() if args.only in w.name]:
-        found = [compare(world, s) for s in range(args.start, args.start + args.studies)]
-        everything += found
-        print(row(world.name, found), flush=True)
-        if args.json is not None:
-            with args.json.open("a") as file:
-                for seed, result in enumerate(found, args.start):
-                    file.write(json.dumps({"world": world.name, "seed": seed, **result}) + "\n")
-    print(row("all", everything))
+    if args.table is not None:
+        print_table([json.loads(line) for line in args.table.read_text().splitlines()])
+        return
+    results: list[dict] = []
+    worlds = [w for w in KINDS[args.kind] if args.only in w.name]
+    for seed in range(args.start, args.start + args.studies):
+        for world in worlds:
+            results.append({"world": world.name, "seed": seed, **compare(world, seed)})
+            if args.json is not None:
+                with args.json.open("a") as file:
+                    file.write(json.dumps(results[-1]) + "\n")
+    print_table(sorted(results, key=lambda r: worlds.index(WORLDS[r["world"]])))
 
 
 if __name__ == "__main__":

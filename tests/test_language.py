@@ -20,7 +20,7 @@ TEXTS = [
     *PAGES,
     *sorted((SOURCE / "report" / "templates").iterdir()),
     *sorted((SOURCE / "config" / "presets").rglob("*.yaml")),
-    *sorted((REPOSITORY / "examples").glob("*.yaml")),
+    *sorted((REPOSITORY / "examples").rglob("*.yaml")),
     *sorted((REPOSITORY / "recipes").glob("*.py")),
 ]
 

@@ -23,7 +23,7 @@ from rankscope.tools.new_study import (
 )
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
 
 
 def load_text(text: str, folder: Path) -> StudyConfig:

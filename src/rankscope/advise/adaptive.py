@@ -3,9 +3,8 @@
 Every arm begins with its first seed. After a few shares of their own steps (*rungs*) the arms of a
 task are scored on validation items, and those that lost stop. Later seeds are only trained for the
 arms that the answer rests on. Functions of the records alone: their results do not depend on
-the order of arms, on groups, or on the machine. Nothing here reads the test split, so its intervals
-stay those of a study that trains the whole grid. Rule and simulation: docs/science.md, "Adaptive
-studies".
+the order of arms, on groups, or on the machine. Nothing here reads the test split. Simulation and
+replay: docs/findings, adaptive studies.
 """
 
 from collections.abc import Iterable, Sequence
@@ -33,18 +32,24 @@ from rankscope.advise.statistics.estimates import (
 )
 from rankscope.advise.statistics.significance import ALPHA, FEWEST_ITEMS
 from rankscope.errors import UserError
-from rankscope.records import StudyRecords, TrialSpec
+from rankscope.records import StudyRecords, TrialSpec, finished_trials
 
 SEED_SPREAD = 0.5
 """Standard deviation between seeds that a stop allows for, in margins: with one seed of each arm it
 cannot be measured."""
 
 
+CONTENDING = 0.1
+"""Chance that an arm as good as the best one does not go on, at each look."""
+
+StopReason = Literal["worse", "outranked"]
+
+
 @dataclass(frozen=True, slots=True)
 class AdaptiveRule:
     """When arms of an adaptive study stop."""
 
-    rungs: tuple[float, ...] = (0.125, 0.25, 0.5)
+    rungs: tuple[float, ...] = (0.2, 0.6)
     """Shares of a trial's own steps, ascending."""
     alpha: float = ALPHA
     """Chance that any arm within the margin of the best one is ever called worse."""
@@ -57,9 +62,15 @@ class AdaptiveRule:
             )
 
     def rates_kept(self, rung: int, declared: int) -> int:
-        """Most learning rates of one configuration that go on after a rung: half of those before,
-        rounded up, from the number in the study file."""
-        return ceil(declared * 0.5 ** (rung + 1))
+        """Most learning rates of one configuration that go on after a rung.
+
+        They thin out evenly, and the last rung leaves one: of three and two rungs two, then one.
+        """
+        last = len(self.rungs) - 1
+        return 1 if rung == last else ceil(declared * (last + 1 - rung) / (last + 2))
+
+    def is_last(self, rung: int) -> bool:
+        return rung == len(self.rungs) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +90,9 @@ class Gap:
 class Stop:
     """Why a trial stopped at a rung."""
 
-    reason: Literal["worse", "outranked"]
-    """``worse``: its interval lies below minus the margin. ``outranked``: other rates of the same
-    configuration were ahead; nothing is shown by that."""
+    reason: StopReason
+    """``worse``: its interval lies below minus the margin. ``outranked``: others were ahead, which
+    shows nothing."""
     against: str
     """Id of the trial it was compared with."""
     gap: Gap
@@ -131,31 +142,31 @@ def sequential_interval(
 def stops_at_rung(study: StudyRecords, task: str, rung: int, rule: AdaptiveRule) -> dict[str, Stop]:
     """Trials of a task that stop at the rung of that index, by trial id.
 
-    First each configuration keeps its best learning rates, then every arm is compared with the
-    *incumbent*, the highest utility among those that keep the limit on forgetting. The incumbent
+    Before the last rung an arm is compared with the best learning rate of its own configuration
+    only: ranks and methods learn at different speeds. At the last rung it is also compared with the
+    *incumbent*, the highest utility among the arms that keep the limit on forgetting, and stops if
+    it cannot be within the margin of it by an interval of level ``CONTENDING``. The incumbent
     itself never stops.
 
     Args:
         study: the study as if training had ended at the rung: its trials that reached it are
             ``done`` with one seed each and have the validation items scored there.
     """
-    arms = [a for a in _arms(study, task) if a.summary.validation_score is not None]
-    if not arms:
-        return {}
+    arms = _arms(study, task)
     standing = _Standing.of(study, task, arms, rule)
-    stops: dict[str, Stop] = {}
     rates: dict[tuple[object, ...], set[float]] = {}
     for spec in (t.spec for t in study.trials if t.spec.task == task):
         rates.setdefault(spec.arm_without_lr, set()).add(spec.lr)
+    stops: dict[str, Stop] = {}
     for setting, declared in rates.items():
         ranked = [a for a in standing.ranked if a.trials[0].spec.arm_without_lr == setting]
-        for arm in ranked[rule.rates_kept(rung, len(declared)) :]:
-            stops[_trial_id(arm)] = standing.stop("outranked", arm, ranked[0])
-    incumbent = standing.ranked[0]
-    for arm in standing.ranked[1:]:
-        stop = standing.stop("worse", arm, incumbent)
-        if stop.gap.settles(study.config.objective.margin) == "worse":
-            stops[_trial_id(arm)] = stop
+        kept = rule.rates_kept(rung, len(declared))
+        for position, arm in enumerate(ranked[1:], start=1):
+            stops |= standing.stop(arm, ranked[0], position >= kept)
+    if rule.is_last(rung) and standing.ranked:
+        incumbent, now = standing.ranked[0], standing.at_this_look()
+        for arm in standing.ranked[1:]:
+            stops |= standing.stop(arm, incumbent, now.is_worse(arm, incumbent))
     return stops
 
 
@@ -163,35 +174,40 @@ def finalists(study: StudyRecords, task: str) -> tuple[Arm, ...]:
     """The arms that the answer rests on, most important first: those to score on the test split.
 
     The best arm by utility, the chosen one (the smallest rank within the margin), the best fully
-    fine-tuned one, and the next smaller rank than the chosen one, which must not be as good.
+    fine-tuned one, the next smaller rank than the chosen one, which must not be as good, and the
+    LoRA arms that would replace full fine-tuning.
     """
-    choice = choose_for(study, task, _arms(study, task))
-    named = (choice.best, choice.chosen, choice.best_full, _next_smaller(choice))
-    found = {c.arm.summary.label: c.arm for c in named if c is not None}
-    return tuple(found.values())
+    return _finalists(choose_for(study, task, _arms(study, task)))
 
 
 def next_trials(study: StudyRecords, task: str, rule: AdaptiveRule) -> list[TrialSpec]:
-    """The next seed of every finalist that is not shown to be worse than the best arm.
+    """The next seed of every finalist that may be within the margin of the best arm.
 
-    Empty once all of them have all their seeds. Call it again when these trials have ended: the
+    That is judged by an interval of level ``CONTENDING`` at this look alone: it is no claim. Empty
+    once all of them have all their seeds. Call it again when these trials have ended: the
     finalists may then be others.
 
     Args:
         study: its trials with their statuses; those that never began are ``planned``.
     """
-    arms = finalists(study, task)
-    if not arms:
-        return []
-    standing = _Standing.of(study, task, _arms(study, task), rule)
-    margin = study.config.objective.margin
-    contending = [
-        arm
-        for arm in arms
-        if arm is arms[0] or standing.stop("worse", arm, arms[0]).gap.settles(margin) != "worse"
+    arms = _arms(study, task)
+    choice = choose_for(study, task, arms)
+    named = _finalists(choice)
+    if choice.best is None or choice.best_lora is None:
+        sure = named[:1]
+    else:  # LoRA may replace full fine-tuning only by a comparison that could show a difference
+        sure = (choice.best.arm, choice.best_lora.arm)
+    now = _Standing.of(study, task, arms, rule).at_this_look()
+    waiting: dict[tuple[object, ...], list[TrialSpec]] = {}
+    for trial in study.trials:
+        if trial.status == "planned":
+            waiting.setdefault(trial.spec.arm, []).append(trial.spec)
+    return [
+        waiting[arm.trials[0].spec.arm][0]
+        for arm in named
+        if arm.trials[0].spec.arm in waiting
+        and (any(arm is other for other in sure) or not now.is_worse(arm, named[0]))
     ]
-    waiting = ([t.spec for t in arm.trials if t.status == "planned"] for arm in contending)
-    return [specs[0] for specs in waiting if specs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +220,8 @@ class _Standing:
     ranked: tuple[Arm, ...]
     """Highest utility first, those over the limit on forgetting last."""
     utilities: dict[str, float]
-    comparisons: int
-    """Number of looks at intervals in the whole study of this task."""
+    looks: int
+    """Number of intervals in the whole study of this task."""
 
     @classmethod
     def of(
@@ -229,8 +245,22 @@ class _Standing:
         looks = max(1, arms_declared - 1) * (len(rule.rungs) + 1)
         return cls(study, task, rule, tuple(sorted(scored, key=order)), utilities, looks)
 
-    def stop(self, reason: Literal["worse", "outranked"], arm: Arm, other: Arm) -> Stop:
-        return Stop(reason, _trial_id(other), self.gap(arm, other))
+    def at_this_look(self) -> "_Standing":
+        """The same with intervals of level ``CONTENDING`` that hold at this look alone."""
+        return replace(self, rule=replace(self.rule, alpha=CONTENDING), looks=1)
+
+    def is_worse(self, arm: Arm, other: Arm) -> bool:
+        """Whether an arm is shown to be worse than another by more than the margin."""
+        return self.gap(arm, other).settles(self.study.config.objective.margin) == "worse"
+
+    def stop(self, arm: Arm, other: Arm, is_outranked: bool) -> dict[str, Stop]:
+        """The stop of an arm that is worse than another or outranked by it; empty otherwise."""
+        gap = self.gap(arm, other)
+        is_worse = gap.settles(self.study.config.objective.margin) == "worse"
+        if not is_worse and not is_outranked:
+            return {}
+        reason: StopReason = "worse" if is_worse else "outranked"
+        return {_trial_id(arm): Stop(reason, _trial_id(other), gap)}
 
     def gap(self, arm: Arm, other: Arm) -> Gap:
         """Utility of an arm minus that of another; endless where they share too few items."""
@@ -242,15 +272,30 @@ class _Standing:
         if found is None:
             return Gap(-inf, value, inf)
         spread = SEED_SPREAD * objective.margin
-        looked = sequential_interval(*found, self.comparisons, self.rule.alpha, spread)
+        looked = sequential_interval(*found, self.looks, self.rule.alpha, spread)
         # Costs and failed trials move the utility, and have no noise.
         shift = value - looked.value
         return Gap(looked.low + shift, value, looked.high + shift)
 
 
 def _arms(study: StudyRecords, task: str) -> tuple[Arm, ...]:
-    of_task = tuple(t for t in study.trials if t.spec.task == task)
-    return summarize_arms(replace(study, trials=of_task)).get(task, ())
+    """The arms of a task with a finished trial."""
+    of_task = [t for t in study.trials if t.spec.task == task]
+    finished = {t.spec.arm for t in finished_trials(of_task)}
+    begun = tuple(t for t in of_task if t.spec.arm in finished)
+    return summarize_arms(replace(study, trials=begun)).get(task, ())
+
+
+def _finalists(choice: ArmChoice) -> tuple[Arm, ...]:
+    named = (
+        choice.best,
+        choice.chosen,
+        choice.best_full,
+        _next_smaller(choice),
+        choice.best_lora,
+        choice.small_lora,
+    )
+    return tuple({c.arm.summary.label: c.arm for c in named if c is not None}.values())
 
 
 def _trial_id(arm: Arm) -> str:

@@ -6,6 +6,7 @@ docs/science.md, "From scores to a decision".
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from rankscope.advise.arms import base_estimates, summarize_arms
 from rankscope.advise.checks import trust_checks
@@ -34,25 +35,9 @@ def recommend(study: StudyRecords) -> Recommendation:
     the study's weights; or every arm exceeds the limit on forgetting. ``not_decided``: nothing
     finished, too little data, intervals too wide, or a test split that contradicts the choice.
     """
-    arms = summarize_arms(study)
-    choices = {task: choose_for(study, task, arms[task]) for task in arms}
-    comparisons = compare_candidates(study, choices)
-    gain_p_by_label = _gain_p_by_label(choices)
-    advice = tuple(
-        _advise(
-            TaskResults(
-                study=study,
-                task=task,
-                arms=arms[task],
-                choice=choices[task],
-                objective=study.config.objective,
-                comparisons=comparisons[task],
-                gain_p_by_label=gain_p_by_label[task],
-                num_tasks=len(arms),
-            )
-        )
-        for task in arms
-    )
+    results = task_results(study)
+    comparisons = compare_candidates(study, {r.task: r.choice for r in results})
+    advice = tuple(_advise(replace(r, comparisons=comparisons[r.task])) for r in results)
     return Recommendation(
         study=study.name,
         advice=advice,
@@ -63,6 +48,25 @@ def recommend(study: StudyRecords) -> Recommendation:
         mitigation=compare_mitigations(study),
         rank_curves=compare_rank_curves(study),
         subjects=subject_changes(study, advice),
+    )
+
+
+def task_results(study: StudyRecords) -> tuple[TaskResults, ...]:
+    """The arms of every training task and the choice among them, without comparisons of arms."""
+    arms = summarize_arms(study)
+    choices = {task: choose_for(study, task, arms[task]) for task in arms}
+    gain_p_by_label = _gain_p_by_label(choices)
+    return tuple(
+        TaskResults(
+            study=study,
+            task=task,
+            arms=arms[task],
+            choice=choices[task],
+            objective=study.config.objective,
+            gain_p_by_label=gain_p_by_label[task],
+            num_tasks=len(arms),
+        )
+        for task in arms
     )
 
 

@@ -1,0 +1,161 @@
+"""Judge the claims by the kept records, and write the tables of docs/findings/claims.md.
+
+    python scripts/claims_board.py
+
+Every number of the tables comes from docs/findings/records; a test compares the two.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from claims_judges import (
+    OPEN,
+    Verdict,
+    capacity,
+    full_forgets_less,
+    harm,
+    interval,
+    intruders,
+    label,
+    less_and_less,
+    matches_full,
+    nested_curve,
+    norm_and_similarity,
+    rate_ratio,
+    recall_and_reasoning,
+    spread_by_rate,
+)
+from claims_records import TEXT_METRIC, Grid
+
+ROOT = Path(__file__).parents[1]
+BOARD = ROOT / "docs" / "findings" / "claims.md"
+RECORDS = ROOT / "docs" / "findings" / "records"
+BEGIN, END = "<!-- numbers: scripts/claims_board.py -->", "<!-- end of numbers -->"
+
+CLAIMS: dict[int, tuple[str, str]] = {
+    1: ("Full fine-tuning harms models under 300M (below zero-shot), LoRA does not", "2606.06920"),
+    2: (
+        "The best LoRA rate is about 10 times full fine-tuning's and hardly depends on the rank",
+        "LoRA Without Regret; Tinker",
+    ),
+    3: ("The rank matters at high rates only", "Tinker's sweeps"),
+    4: ("LoRA learns less and forgets less", "2405.09673"),
+    5: ("The opposite: full fine-tuning forgets less than r = 32", "PEFT's method comparison"),
+    6: ("r = 32 to 64 match full fine-tuning on reasoning", "2512.15634"),
+    7: ("Recall hardly depends on the rank, reasoning peaks at 32 to 64", "2512.15634"),
+    8: (
+        "The norm of the update grows like log r; LoRA keeps the leading singular vectors, full "
+        "fine-tuning does not",
+        "2512.15634",
+    ),
+    9: ("Intruder dimensions fall with the rank; about none in full fine-tuning", "2410.21228"),
+    10: ("Low ranks fall behind where parameters < completion tokens", "2605.30260"),
+    11: (
+        "100 rows sampled from the base cut forgetting more than 100 real ones",
+        "OpenReview AmQVxvyRJC",
+    ),
+    12: ("One nested run gives the curve of separately trained ranks", "2605.07850"),
+}
+"""Claim and source by number."""
+
+
+def verdicts(grids: Mapping[str, Grid]) -> dict[int, list[tuple[str, Verdict]]]:
+    """By claim, the studies that were asked and what they answer."""
+    judges: list[tuple[int, str, Callable[[Grid], Verdict]]] = [
+        (1, "maths-grid", harm),
+        (2, "maths-grid", rate_ratio),
+        (3, "maths-grid", spread_by_rate),
+        (4, "maths-grid", less_and_less),
+        (5, "maths-grid", full_forgets_less),
+        (6, "maths-grid", matches_full),
+        (8, "maths-grid", norm_and_similarity),
+        (9, "maths-grid", intruders),
+        (10, "maths-grid", capacity),
+    ]
+    found: dict[int, list[tuple[str, Verdict]]] = {}
+    for number, name, judge in judges:
+        if name in grids:
+            found.setdefault(number, []).append((name, judge(grids[name])))
+    if {"maths-grid", "recall-grid"} <= set(grids):
+        both = recall_and_reasoning(grids["maths-grid"], grids["recall-grid"])
+        found[7] = [("recall-grid", both)]
+    if {"maths-grid", "maths-nested"} <= set(grids):
+        nested = nested_curve(grids["maths-grid"], grids["maths-nested"])
+        found[12] = [("maths-nested", nested)]
+    return found
+
+
+def claims_table(grids: Mapping[str, Grid]) -> list[str]:
+    rows = ["| # | claim | verdict | measured | detectable | study |", "|---|---|---|---|---|---|"]
+    found = verdicts(grids)
+    for number, (claim, source) in CLAIMS.items():
+        for name, verdict in found.get(number, []):
+            settled = f": {verdict.would_settle}" if verdict.verdict == OPEN else ""
+            rows.append(
+                f"| {number} | {claim} ({source}) | **{verdict.verdict}**{settled} | "
+                f"{verdict.measured} | "
+                f"{verdict.detectable} | [{name}](../../examples/claims/{name}.yaml) |"
+            )
+        if number not in found:
+            rows.append(f"| {number} | {claim} ({source}) | not measured yet | | | |")
+    return rows
+
+
+def studies_table(grids: Mapping[str, Grid]) -> list[str]:
+    rows = ["| study | model | trained on | trials | diverged | day | processor | time | commit |"]
+    rows.append("|---|---|---|---|---|---|---|---|---|")
+    for name, grid in grids.items():
+        about = grid.about
+        day = about["provenance"]["created"][:10]
+        diverged = ", ".join(f"{count} of {label(arm)}" for arm, count in grid.diverged)
+        rows.append(
+            f"| [{name}](../../examples/claims/{name}.yaml) | {about['model']['label']} | "
+            f"{grid.task} | {len(grid.trials)} | {diverged or 'none'} | {day} | "
+            f"{about['provenance']['processor']}, {about['provenance']['num_threads']} thread(s) | "
+            f"{about['seconds'] / 60:.0f} min | {about['commit']} |"
+        )
+    return rows
+
+
+def arms_table(grid: Grid) -> list[str]:
+    """Test scores of every arm against the base, and what it did to the weights."""
+    text = [name for name in grid.retention if grid.metric(name) == TEXT_METRIC]
+    has_spectra = (grid.folder / "spectra.parquet").exists()
+    columns = ["arm", "gain, validation", "gain, test"]
+    columns += ["held-out text"] * bool(text) + ["norm of the update", "intruders"] * has_spectra
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for rank in grid.series:
+        best = grid.tuned(rank)
+        for lr in grid.rates_tried(rank):
+            arm = (rank, lr)
+            name = f"**{label(arm)}**" if arm == best else label(arm)
+            if lr not in grid.rates(rank):
+                cells = [name, *["diverged"] * (len(columns) - 1)]
+                rows.append(f"| {' | '.join(cells)} |")
+                continue
+            cells = [name, f"{grid.validation_gain(arm):+.3f}", interval(grid.gain(arm))]
+            cells += [interval(grid.retained(arm)) for _ in text]
+            if has_spectra:
+                count = grid.by_seed(arm, "intruders").mean()
+                cells += [f"{grid.norms(arm).mean():.2f}", f"{count:.1f}"]
+            rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def numbers(records: Path = RECORDS) -> str:
+    """The generated part of the board."""
+    grids = {folder.name: Grid(folder) for folder in sorted(records.iterdir()) if folder.is_dir()}
+    lines = [*claims_table(grids), "", "### Studies", "", *studies_table(grids)]
+    for name, grid in grids.items():
+        lines += ["", f"### Arms of {name}", "", *arms_table(grid)]
+    return "\n".join(lines)
+
+
+def with_numbers(board: str, text: str) -> str:
+    """The board with ``text`` between its two marks."""
+    before, rest = board.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}"
+
+
+if __name__ == "__main__":
+    BOARD.write_text(with_numbers(BOARD.read_text("utf-8"), numbers()), "utf-8")

@@ -1,0 +1,293 @@
+"""Judges of the claims: what the kept records of a study say of each.
+
+The rules were written into the study files before the studies ran. Every judge takes the records of
+a study and returns its verdict, the numbers behind it, and the smallest effect that could have been
+seen.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from scipy import stats
+
+from claims_records import Arm, Grid, best_rate
+from rankscope.advise.statistics.estimates import non_inferior, paired_estimate
+from rankscope.advise.statistics.power import data_needed, detectable
+from rankscope.advise.statistics.resampling import ScoreArray
+from rankscope.records import Estimate
+
+MARGIN = 0.02
+"""Nats per token within which two arms count as equal: the product's default margin."""
+HOLDS, FAILS, OPEN = "holds here", "does not hold here", "cannot tell"
+RATIO = (5.0, 20.0)
+STEP = 4.0
+"""Factor between neighbouring rates."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judgement of one claim on one study."""
+
+    verdict: str
+    measured: str
+    detectable: str = ""
+    """The smallest effect that would have been seen in four studies of five."""
+    would_settle: str = ""
+    """What would decide an open claim."""
+
+
+def judged(holds: bool, fails: bool) -> str:
+    return HOLDS if holds else FAILS if fails else OPEN
+
+
+def interval(estimate: Estimate, digits: int = 3, sign: str = "+") -> str:
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:{sign}.{digits}f} [unknown]"
+    low, high = (f"{end:{sign}.{digits}f}" for end in (estimate.low, estimate.high))
+    return f"{estimate.value:{sign}.{digits}f} [{low}, {high}]"
+
+
+def ends(estimate: Estimate) -> tuple[float, float]:
+    """Both ends of an interval; an unknown one excludes nothing."""
+    low = -math.inf if estimate.low is None else estimate.low
+    return low, math.inf if estimate.high is None else estimate.high
+
+
+def smallest(estimate: Estimate) -> str:
+    effect = detectable(estimate)
+    return "unknown" if effect is None else f"{effect:.3f} nats"
+
+
+def settled_by(estimate: Estimate, effect: float) -> str:
+    """The items or seeds that would show ``effect`` with the noise of ``estimate``."""
+    needed = data_needed(estimate, effect)
+    if needed.items is not None:
+        return f"{needed.items:,} test items"
+    if needed.both is not None:
+        return f"{needed.both[0]:,} test items and {needed.both[1]} seeds"
+    return "more seeds and items than can be said"
+
+
+def label(arm: Arm) -> str:
+    rank, lr = arm
+    return f"{'full' if rank is None else f'r={rank}'} at {lr:g}"
+
+
+def harm(grid: Grid) -> Verdict:
+    full, lora = grid.tuned(None), grid.best_lora()
+    of_full, of_lora = grid.gain(full), grid.gain(lora)
+    return Verdict(
+        judged(
+            ends(of_full)[1] < 0 and ends(of_lora)[0] > 0,
+            ends(of_full)[0] > 0 or ends(of_lora)[1] < 0,
+        ),
+        f"tuned - base: {label(full)} {interval(of_full)}, {label(lora)} {interval(of_lora)} nats",
+        smallest(of_full),
+    )
+
+
+def rate_ratio(grid: Grid) -> Verdict:
+    def ratio(scores: Mapping[Arm, float]) -> float:
+        return math.log(
+            math.exp(np.mean([math.log(rate_of(scores, rank)) for rank in grid.ranks]))
+            / rate_of(scores, None)
+        )
+
+    def rate_of(scores: Mapping[Arm, float], rank: int | None) -> float:
+        return best_rate({lr: scores[rank, lr] for lr in grid.rates(rank)})
+
+    arms = [grid.tuned(rank) for rank in (*grid.ranks, None)]
+    at_end = [arm for arm in arms if arm[1] in np.array(grid.rates_tried(arm[0]))[[0, -1]]]
+    best_rates = [lr for rank, lr in arms if rank is not None]
+    agree = max(best_rates) / min(best_rates) < STEP * 1.01
+    log_ratio = grid.crossed(ratio)
+    low, high = (math.exp(end) for end in ends(log_ratio))
+    value = math.exp(log_ratio.value)
+    best = ", ".join(label(arm) for arm in arms)
+    low_rank, high_rank = grid.ranks[0], grid.ranks[-1]
+    apart = grid.crossed(
+        lambda scores: math.log(rate_of(scores, low_rank) / rate_of(scores, high_rank))
+    )
+    between = [math.exp(end) for end in (apart.value, *ends(apart))]
+    effect = detectable(log_ratio)
+    return Verdict(
+        judged(
+            agree and not at_end and RATIO[0] <= low and high <= RATIO[1],
+            not agree or (not at_end and (low > RATIO[1] or high < RATIO[0])),
+        ),
+        f"best by validation: {best}; ratio of the parabolas' tops {value:.1f} "
+        f"[{low:.1f}, {high:.1f}]; the top of r={low_rank} is {between[0]:.1f} "
+        f"[{between[1]:.1f}, {between[2]:.1f}] times that of r={high_rank}"
+        + (f"; at an end of its list: {', '.join(map(label, at_end))}" if at_end else ""),
+        "unknown" if effect is None else f"a factor of {math.exp(effect):.1f}",
+        "rates a factor of 2 apart around each best one",
+    )
+
+
+def spread_by_rate(grid: Grid) -> Verdict:
+    rates = sorted(set.intersection(*(set(grid.rates(rank)) for rank in grid.ranks)))
+
+    def spread(scores: Mapping[Arm, float], lr: float) -> float:
+        at_rate = [scores[rank, lr] for rank in grid.ranks]
+        return max(at_rate) - min(at_rate)
+
+    growth = grid.crossed(lambda scores: spread(scores, rates[-1]) - spread(scores, rates[0]))
+    listed = ", ".join(
+        f"{interval(grid.crossed(partial(spread, lr=lr)), sign='')} at {lr:g}" for lr in rates
+    )
+    return Verdict(
+        judged(ends(growth)[0] > 0, ends(growth)[1] < 0),
+        f"spread over ranks {listed} nats; highest less lowest rate {interval(growth)}",
+        smallest(growth),
+    )
+
+
+def less_and_less(grid: Grid, rank: int = 32) -> Verdict:
+    lora, full = grid.tuned(rank), grid.tuned(None)
+    learned, kept = grid.gain(lora, full), grid.retained(lora, full)
+    return Verdict(
+        judged(
+            ends(learned)[1] < 0 and ends(kept)[0] > 0,
+            ends(learned)[0] > 0 or ends(kept)[1] < 0,
+        ),
+        f"{label(lora)} less {label(full)}: task {interval(learned)}, held-out text "
+        f"{interval(kept)} nats",
+        f"{smallest(learned)}; {smallest(kept)}",
+    )
+
+
+def full_forgets_less(grid: Grid, rank: int = 32) -> Verdict:
+    lora, full = grid.tuned(rank), grid.tuned(None)
+    kept = grid.retained(lora, full)
+    own = ", ".join(f"{label(arm)} {interval(grid.retained(arm))}" for arm in (lora, full))
+    return Verdict(
+        judged(ends(kept)[1] < 0, ends(kept)[0] > 0),
+        f"change of held-out text: {own} nats; the former less the latter {interval(kept)}",
+        smallest(kept),
+        f"{settled_by(kept, abs(kept.value))}, if the difference is the measured one",
+    )
+
+
+def matches_full(grid: Grid, rank: int = 32) -> Verdict:
+    lora, full = grid.tuned(rank), grid.tuned(None)
+    difference = grid.gain(lora, full)
+    return Verdict(
+        judged(non_inferior(difference, MARGIN), ends(difference)[1] < -MARGIN),
+        f"{label(lora)} less {label(full)}: {interval(difference)} nats, margin {MARGIN}",
+        smallest(difference),
+    )
+
+
+def recall_and_reasoning(maths: Grid, recall: Grid) -> Verdict:
+    low, middle, high = maths.ranks[0], 32, maths.ranks[-1]
+    rise, over = (maths.gain(maths.tuned(middle), maths.tuned(r)) for r in (low, high))
+    flat = recall.gain(recall.tuned(high), recall.tuned(low))
+    is_flat = non_inferior(flat, MARGIN) and ends(flat)[1] < MARGIN
+    varies = ends(flat)[1] < -MARGIN or ends(flat)[0] > MARGIN
+    no_rise = ends(rise)[1] < MARGIN
+    return Verdict(
+        judged(is_flat and ends(rise)[0] > 0 and non_inferior(over, MARGIN), varies or no_rise),
+        f"maths: r={middle} less r={low} {interval(rise)}, less r={high} {interval(over)}; "
+        f"recall: r={high} less r={low} {interval(flat)} nats, each at its best rate",
+        f"{smallest(rise)}; {smallest(flat)}",
+        f"on recall {settled_by(flat, MARGIN)}",
+    )
+
+
+def nested_curve(separate: Grid, nested: Grid) -> Verdict:
+    task = nested.task
+    rates = sorted(set.intersection(*(set(nested.rates(rank)) for rank in nested.ranks)))
+
+    def validation(lr: float) -> float:
+        ranks = nested.ranks
+        return float(np.mean([nested.scores((r, lr), task, "validation") for r in ranks]))
+
+    lr = max(rates, key=validation)
+    gaps = {
+        rank: paired_estimate(
+            separate.scores(separate.tuned(rank), task), nested.scores((rank, lr), task)
+        )
+        for rank in nested.ranks
+    }
+    worst = max(gaps.values(), key=lambda gap: gap.value)
+    listed = ", ".join(f"r={rank} {interval(gap)}" for rank, gap in gaps.items())
+    return Verdict(
+        judged(
+            all(ends(gap)[1] < MARGIN for gap in gaps.values()),
+            any(ends(gap)[0] > MARGIN for gap in gaps.values()),
+        ),
+        f"trained at its rank less nested at {lr:g}: {listed} nats",
+        smallest(worst),
+    )
+
+
+def over_seeds(values: ScoreArray) -> Estimate:
+    """Mean of one number per seed, with Student's t."""
+    error = float(values.std(ddof=1)) / math.sqrt(len(values))
+    half, mean = float(stats.t.ppf(0.975, len(values) - 1)) * error, float(values.mean())
+    return Estimate(value=mean, low=mean - half, high=mean + half, n=len(values), seeds=len(values))
+
+
+def residuals(ranks: tuple[int, ...], norms: ScoreArray) -> tuple[float, float]:
+    """Root mean squared relative residual of a + b log r, and of a r^b."""
+    logs, values = np.log(ranks), norms
+    line = np.polyval(np.polyfit(logs, values, 1), logs)
+    power = np.exp(np.polyval(np.polyfit(logs, np.log(values), 1), logs))
+    log_fit, power_fit = (float(np.sqrt(np.mean((fit / values - 1) ** 2))) for fit in (line, power))
+    return log_fit, power_fit
+
+
+def norm_and_similarity(grid: Grid, rank: int = 32) -> Verdict:
+    rates = grid.rates_tried(rank)
+    middle = rates[len(rates) // 2]
+    by_rank = np.stack([grid.norms((r, middle)) for r in grid.ranks])  # (ranks, S)
+    fits = [residuals(grid.ranks, norms) for norms in by_rank.T]
+    log_better = [log_fit < power_fit for log_fit, power_fit in fits]
+    lora, full = grid.tuned(rank), grid.tuned(None)
+    kept, kept_full = (over_seeds(grid.by_seed(a, "similarity", "mean")) for a in (lora, full))
+    better, worse = ends(kept)[0] > ends(kept_full)[1], ends(kept)[1] < ends(kept_full)[0]
+    listed = ", ".join(
+        f"{size:.2f} at r={r}" for r, size in zip(grid.ranks, by_rank.mean(axis=1), strict=True)
+    )
+    log_fit, power_fit = np.mean(fits, axis=0)
+    return Verdict(
+        judged(all(log_better) and better, not any(log_better) or worse),
+        f"norm at rate {middle:g}: {listed}; residual of a + b log r {log_fit:.1%}, of a power law "
+        f"{power_fit:.1%}. Subspaces of the leading {int(grid.spectra['top_k'].max())} vectors "
+        f"kept: {label(lora)} {interval(kept, 4, '')}, {label(full)} {interval(kept_full, 4, '')}",
+    )
+
+
+def intruders(grid: Grid) -> Verdict:
+    arms = [grid.tuned(rank) for rank in (*grid.ranks, None)]
+    counts = [grid.by_seed(arm, "intruders") for arm in arms]
+    first, last, full = counts[0], counts[-2], counts[-1]
+    examined = 10 * grid.spectra["matrix"].nunique()
+    falls = bool((first > last).all())
+    listed = ", ".join(
+        f"{label(arm)} {'/'.join(f'{c:.0f}' for c in count)}"
+        for arm, count in zip(arms, counts, strict=True)
+    )
+    return Verdict(
+        judged(falls and full.mean() <= 0.01 * examined, bool((first <= last).all())),
+        f"intruders among {examined:,} vectors, by seed: {listed}",
+    )
+
+
+def capacity(grid: Grid) -> Verdict:
+    low, high = grid.tuned(grid.ranks[0]), grid.tuned(grid.ranks[-1])
+    behind = grid.gain(low, high)
+    trials = grid.trials[grid.trials["rank"] == grid.ranks[0]]
+    parameters = int(trials["trainable_parameters"].iloc[0])
+    tokens = int(trials["label_tokens"].iloc[0])
+    return Verdict(
+        judged(False, parameters > 2 * tokens and ends(behind)[1] < -MARGIN),
+        f"r={grid.ranks[0]} has {parameters:,} parameters for {tokens:,} completion tokens; "
+        f"{label(low)} less {label(high)}: {interval(behind)} nats",
+        smallest(behind),
+        f"{settled_by(behind, abs(behind.value + MARGIN))} for whether it is behind by more than "
+        f"{MARGIN}, which the rule excludes; for the knee, {parameters:,} completion tokens",
+    )

@@ -1,0 +1,276 @@
+"""The records of a finished study as small files, and the numbers that claims are judged by.
+
+    python scripts/claims_records.py STUDY_FOLDER docs/findings/records/NAME COMMIT
+
+keeps scores by item, spectra by matrix, learning curves and settings; no weights and no pages.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+import rankscope
+from rankscope.advise.statistics.estimates import paired_estimate
+from rankscope.advise.statistics.resampling import ScoreArray
+from rankscope.records import BASE, Estimate, Split
+from rankscope.tools.frames import trial_row
+
+Arm = tuple[int | None, float]
+"""Rank (None: full fine-tuning) and learning rate."""
+
+NUM_DRAWS = 200
+TEXT_METRIC = "logprob_per_token"
+MATRIX_NUMBERS = ("frobenius", "relative", "effective_rank", "stable_rank", "intruders")
+
+
+def keep(study_folder: Path, out: Path, commit: str) -> None:
+    """Write the records of the study in ``study_folder`` to ``out``."""
+    study = rankscope.load(study_folder)
+    records = study.records
+    out.mkdir(parents=True, exist_ok=True)
+    items = [
+        {
+            "model": model_id,
+            "task": task,
+            "split": split,
+            "item": item.item_id,
+            "score": np.float32(item.score),
+            "gold_logprob": np.float32(item.gold_logprob),
+            "gold_tokens": item.gold_tokens,
+        }
+        for (model_id, task, split) in records.results
+        for item in records.results[model_id, task, split]
+    ]
+    write(items, out / "items.parquet")
+    matrices = [
+        {"trial": trial.spec.trial_id, "matrix": matrix.name, "top_k": matrix.top_k}
+        | {name: np.float32(getattr(matrix, name)) for name in MATRIX_NUMBERS}
+        | {"similarity": np.float32(np.mean(matrix.similarity_subspace))}
+        | {"chance": np.float32(np.mean(matrix.chance_subspace))}
+        for trial in records.trials
+        if trial.spectra is not None
+        for matrix in trial.spectra.matrices
+    ]
+    write(matrices, out / "spectra.parquet")
+    points = [
+        {"trial": p.trial_id, "task": p.task, "step": p.step, "score": p.score, "items": p.n}
+        for trial in records.trials
+        for p in trial.curve
+    ]
+    write(points, out / "curves.parquet")
+    about = {
+        "name": records.name,
+        "commit": commit,
+        "model": records.model.model_dump(mode="json"),
+        "provenance": records.provenance.model_dump(mode="json"),
+        "seconds": records.total_seconds,
+        "tasks": [task.model_dump(mode="json") for task in records.tasks],
+        "trials": [
+            trial_row(trial) | {"label_tokens": getattr(trial.train, "num_label_tokens", None)}
+            for trial in records.trials
+        ],
+    }
+    (out / "study.json").write_text(json.dumps(about, indent=1, default=str) + "\n", "utf-8")
+
+
+def write(rows: list[dict[str, Any]], path: Path) -> None:
+    if rows:
+        pd.DataFrame(rows).to_parquet(path, compression="zstd", index=False)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The kept records of one study: arms (rank and rate) x seeds x items."""
+
+    folder: Path
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        about: dict[str, Any] = json.loads((self.folder / "study.json").read_text("utf-8"))
+        return about
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """Every trial, ordered by seed."""
+        return pd.DataFrame(self.about["trials"]).sort_values("seed")
+
+    @cached_property
+    def items(self) -> pd.DataFrame:
+        """Scores by item; ``logprob`` is of the right answer, nats per token."""
+        frame = pd.read_parquet(self.folder / "items.parquet")
+        return frame.assign(logprob=frame["gold_logprob"].astype(float) / frame["gold_tokens"])
+
+    @cached_property
+    def spectra(self) -> pd.DataFrame:
+        return pd.read_parquet(self.folder / "spectra.parquet")
+
+    @cached_property
+    def task(self) -> str:
+        """The training task."""
+        return str(next(task["name"] for task in self.about["tasks"] if task["trained_on"]))
+
+    @cached_property
+    def retention(self) -> tuple[str, ...]:
+        tasks = self.about["tasks"]
+        return tuple(str(task["name"]) for task in tasks if "retention" in task["roles"])
+
+    def metric(self, name: str) -> str:
+        return str(next(task["metric"] for task in self.about["tasks"] if task["name"] == name))
+
+    @cached_property
+    def ranks(self) -> tuple[int, ...]:
+        return tuple(sorted({int(rank) for rank in self.trials["rank"].dropna()}))
+
+    @cached_property
+    def series(self) -> tuple[int | None, ...]:
+        """The ranks, and None if the study has full fine-tuning."""
+        return (*self.ranks, *([None] if self.rates_tried(None) else []))
+
+    def rates_tried(self, rank: int | None) -> tuple[float, ...]:
+        """Learning rates of a rank, ascending."""
+        return tuple(sorted({float(lr) for lr in self._of_rank(rank)["lr"]}))
+
+    def rates(self, rank: int | None) -> tuple[float, ...]:
+        """The rates at which every seed finished, ascending; at the others some diverged."""
+        done = self._of_rank(rank).groupby("lr")["status"].agg(lambda s: (s == "done").all())
+        return tuple(sorted(float(lr) for lr in done[done].index))
+
+    @cached_property
+    def diverged(self) -> tuple[tuple[Arm, int], ...]:
+        """Arms with seeds that did not finish, and how many."""
+        arms = [(r, lr) for r in self.series for lr in self.rates_tried(r)]
+        failed = set(self.trials[self.trials["status"] != "done"]["trial"])
+        counted = [(arm, len(failed.intersection(self.trial_ids(arm)))) for arm in arms]
+        return tuple((arm, count) for arm, count in counted if count)
+
+    def _of_rank(self, rank: int | None) -> pd.DataFrame:
+        ranks = self.trials["rank"]
+        return self.trials[ranks.isna() if rank is None else ranks == rank]
+
+    def trial_ids(self, arm: Arm) -> list[str]:
+        of_rank = self._of_rank(arm[0])
+        return [str(trial) for trial in of_rank[np.isclose(of_rank["lr"], arm[1])]["trial"]]
+
+    @cached_property
+    def _tables(self) -> dict[tuple[str, str, str], pd.DataFrame]:
+        """By task, split and measure: one row per model, one column per item."""
+        return {
+            (str(task), str(split), measure): part.pivot(
+                index="model", columns="item", values=measure
+            ).astype(float)
+            for (task, split), part in self.items.groupby(["task", "split"])
+            for measure in ("score", "logprob")
+        }
+
+    def scores(
+        self, arm: Arm, task: str, split: Split = "test", measure: str = "logprob"
+    ) -> ScoreArray:
+        """(S, N) scores of an arm."""
+        return np.asarray(self._tables[task, split, measure].loc[self.trial_ids(arm)].to_numpy())
+
+    def base(self, task: str, split: Split = "test", measure: str = "logprob") -> ScoreArray:
+        """(N,) scores of the untuned model."""
+        return np.asarray(self._tables[task, split, measure].loc[BASE].to_numpy())
+
+    def tuned(self, rank: int | None) -> Arm:
+        """The rank with its best rate by the training task's validation items."""
+        arms = [(rank, lr) for lr in self.rates(rank)]
+        return max(arms, key=lambda arm: self.scores(arm, self.task, "validation").mean())
+
+    def best_lora(self) -> Arm:
+        """The best arm over ranks and rates, by validation items."""
+        arms = [self.tuned(rank) for rank in self.ranks]
+        return max(arms, key=lambda arm: self.scores(arm, self.task, "validation").mean())
+
+    def gain(self, arm: Arm, other: Arm | None = None) -> Estimate:
+        """Training task: ``arm`` minus the base or minus ``other``, nats per token."""
+        against = self.base(self.task) if other is None else self.scores(other, self.task)
+        return paired_estimate(self.scores(arm, self.task), against)
+
+    def validation_gain(self, arm: Arm) -> float:
+        base = self.base(self.task, "validation")
+        return float((self.scores(arm, self.task, "validation") - base).mean())
+
+    def retained(self, arm: Arm, other: Arm | None = None) -> Estimate:
+        """Change of held-out text, nats per token: minus the base or ``other``; negative is
+        forgotten."""
+        (task,) = (name for name in self.retention if self.metric(name) == TEXT_METRIC)
+        against = self.base(task) if other is None else self.scores(other, task)
+        return paired_estimate(self.scores(arm, task), against)
+
+    def by_seed(self, arm: Arm, number: str, how: str = "sum") -> ScoreArray:
+        """(S,) a number of the spectra, over all matrices of each trial of an arm."""
+        wanted = self.trial_ids(arm)
+        by_trial = self.spectra.groupby("trial")[number].agg(how)
+        return np.asarray(by_trial.loc[wanted].to_numpy(), dtype=np.float64)
+
+    def norms(self, arm: Arm) -> ScoreArray:
+        """(S,) |dW|_F over all matrices together."""
+        squares = (self.spectra["frobenius"].astype(float) ** 2).groupby(self.spectra["trial"])
+        sums = squares.sum().loc[self.trial_ids(arm)]
+        return np.asarray(np.sqrt(sums), dtype=np.float64)
+
+    def crossed(self, statistic: Callable[[Mapping[Arm, float]], float]) -> Estimate:
+        """A function of the arms' mean scores on the training task, with an interval.
+
+        All validation and test items count: nothing is chosen by it. As in
+        ``rankscope.advise.statistics``, items and seeds have a share each, and half-widths add in
+        squares: items by bootstrap, seeds by the statistic of each seed, with Student's t.
+        """
+        arms = [(rank, lr) for rank in self.series for lr in self.rates(rank)]
+        splits: tuple[Split, ...] = ("validation", "test")
+        tables = np.stack(
+            [np.hstack([self.scores(arm, self.task, split) for split in splits]) for arm in arms]
+        )  # (arms, S, N)
+
+        def of(means: ScoreArray) -> float:
+            return statistic(dict(zip(arms, means.tolist(), strict=True)))
+
+        _, num_seeds, num_items = tables.shape
+        by_item = tables.mean(axis=1)
+        draws = np.random.default_rng(0).integers(num_items, size=(NUM_DRAWS, num_items))
+        item_error = float(np.std([of(by_item[:, draw].mean(axis=1)) for draw in draws]))
+        seeds = [of(tables[:, seed].mean(axis=1)) for seed in range(num_seeds)]
+        seed_error = float(np.std(seeds, ddof=1)) / math.sqrt(num_seeds)
+        value = of(by_item.mean(axis=1))
+        half = math.hypot(
+            stats.norm.ppf(0.975) * item_error, stats.t.ppf(0.975, num_seeds - 1) * seed_error
+        )
+        return Estimate(
+            value=value,
+            low=value - half,
+            high=value + half,
+            n=num_items,
+            seeds=num_seeds,
+            item_error=item_error,
+            seed_error=seed_error,
+        )
+
+
+def best_rate(scores: Mapping[float, float]) -> float:
+    """The rate at the top of the parabola through the best rate and its neighbours, in log rate.
+
+    The best rate itself if it is at an end of the list.
+    """
+    rates = sorted(scores)
+    top = max(range(len(rates)), key=lambda i: scores[rates[i]])
+    if top in (0, len(rates) - 1):
+        return rates[top]
+    around = rates[top - 1 : top + 2]
+    (x0, x1, x2), (y0, y1, y2) = map(math.log, around), (scores[rate] for rate in around)
+    rise, fall = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
+    # Newton's form of the parabola; where its slope is zero.
+    return math.exp((x0 + x1) / 2 - rise * (x2 - x0) / (2 * (fall - rise)))
+
+
+if __name__ == "__main__":
+    keep(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

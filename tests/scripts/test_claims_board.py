@@ -1,0 +1,164 @@
+"""The claims board: its numbers are those of the records, and its judges find planted truths."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from pocket_study import small_study
+
+import claims_board
+import claims_judges
+import rankscope
+from claims_judges import FAILS, HOLDS, OPEN
+from claims_records import Arm, Grid, best_rate, keep
+
+RANKS, LORA_RATES, FULL_RATES = (4, 32, 128), (5e-4, 2e-3, 8e-3), (5e-5, 2e-4, 8e-4)
+ARMS: list[Arm] = [(r, lr) for r in RANKS for lr in LORA_RATES] + [(None, lr) for lr in FULL_RATES]
+NUM_ITEMS = 30
+
+
+def planted(
+    folder: Path,
+    gain: Callable[[Arm], float],
+    kept: Callable[[Arm], float] = lambda _: 0.0,
+    count: Callable[[Arm], int] = lambda _: 0,
+    diverged: tuple[tuple[int, float, int], ...] = (),
+) -> Grid:
+    """Records of 3 seeds: what an arm gains and keeps, plus noise of .01 nats by item and seed."""
+    noise, items, matrices, trials = np.random.default_rng(3), [], [], []
+    for number, arm in enumerate([None, *ARMS]):
+        for seed in range(3 if arm else 1):
+            name = f"t{number}-{seed}" if arm else "base"
+            for task, change in (("maths", gain), ("facts", kept)):
+                for split in ("validation", "test"):
+                    means = np.linspace(-2, -1, NUM_ITEMS) + (change(arm) if arm else 0)
+                    for i, score in enumerate(means + 0.01 * noise.normal(size=NUM_ITEMS)):
+                        row = {"model": name, "task": task, "split": split, "item": f"{i:02}"}
+                        items.append(
+                            row | {"score": score, "gold_logprob": 5 * score, "gold_tokens": 5}
+                        )
+            if arm:
+                rank, lr = arm
+                trials.append({"trial": name, "rank": rank, "lr": lr, "seed": seed})
+                trials[-1]["status"] = "diverged" if (*arm, seed) in diverged else "done"
+                size = {"frobenius": 2 * math.log(rank or 2), "similarity": 0.9, "top_k": 8}
+                matrices.append({"trial": name, "matrix": "q", "intruders": count(arm), **size})
+    pd.DataFrame(items).to_parquet(folder / "items.parquet")
+    pd.DataFrame(matrices).to_parquet(folder / "spectra.parquet")
+    more = {"trainable_parameters": 500, "label_tokens": 100}
+    about = {
+        "tasks": [
+            {"name": "maths", "trained_on": True, "roles": []},
+            {
+                "name": "facts",
+                "trained_on": False,
+                "roles": ["retention"],
+                "metric": "logprob_per_token",
+            },
+        ],
+        "trials": [trial | more for trial in trials],
+    }
+    (folder / "study.json").write_text(json.dumps(about), "utf-8")
+    return Grid(folder)
+
+
+def around(best: float, top: float = 0.3) -> Callable[[float], float]:
+    """A parabola over the logarithm of the rate."""
+    return lambda lr: top - 0.05 * math.log(lr / best) ** 2
+
+
+def test_the_top_of_a_parabola_is_found_between_rates() -> None:
+    assert best_rate({lr: around(3e-3)(lr) for lr in LORA_RATES}) == pytest.approx(3e-3)
+    assert best_rate({lr: lr for lr in LORA_RATES}) == 8e-3
+    # Where the neighbour diverged there is no parabola.
+    assert best_rate({5e-4: 1.0, 2e-3: 2.0}) == 2e-3
+
+
+def test_a_law_leaves_no_residual_and_the_other_does() -> None:
+    ranks = (4, 32, 128)
+    for norms, own in ((2 + 3 * np.log(ranks), 0), (2 * np.array(ranks) ** 0.4, 1)):
+        residuals = claims_judges.residuals(ranks, norms)
+        assert residuals[own] == pytest.approx(0, abs=1e-12)
+        assert residuals[1 - own] > 0.02
+
+
+def test_a_ratio_of_ten_holds_and_one_of_forty_does_not(tmp_path: Path) -> None:
+    verdicts = []
+    for name, best_full in (("ten", 2.2e-4), ("forty", 2.2e-4 / 4)):
+        (tmp_path / name).mkdir()
+        grid = planted(
+            tmp_path / name,
+            lambda arm, best=best_full: around(best if arm[0] is None else 2.2e-3)(arm[1]),
+        )
+        verdicts.append(claims_judges.rate_ratio(grid))
+    assert verdicts[0].verdict == HOLDS
+    assert "tops 10.0 [" in verdicts[0].measured
+    # The best rate of full fine-tuning is now the lowest that was tried: only a bound is known.
+    assert verdicts[1].verdict == OPEN
+
+
+def test_a_rate_at_which_a_seed_diverged_is_not_chosen_and_bounds_nothing(tmp_path: Path) -> None:
+    grid = planted(tmp_path, lambda arm: around(4e-3)(arm[1]), diverged=((128, 8e-3, 2),))
+    assert grid.diverged == (((128, 8e-3), 1),)
+    assert grid.tuned(128) == (128, 2e-3)
+    assert 8e-3 in grid.rates(32)
+    # The middle rate, with a higher one that diverged, is at no end of its list.
+    assert "end of its list: r=128" not in claims_judges.rate_ratio(grid).measured
+
+
+def test_judges_find_what_was_planted(tmp_path: Path) -> None:
+    def gain(arm: Arm) -> float:
+        rank, lr = arm
+        by_rank = 0 if rank is None else 0.05 * math.log(rank / 32) * (lr > 1e-3)
+        return around(2e-4 if rank is None else 2e-3)(lr) + by_rank + (0.1 if rank is None else 0)
+
+    grid = planted(
+        tmp_path,
+        gain,
+        kept=lambda arm: -0.4 if arm[0] is None else -0.1,
+        count=lambda arm: 0 if arm[0] is None else 128 // arm[0],
+    )
+    assert grid.tuned(32) == (32, 2e-3)
+    assert grid.best_lora() == (128, 2e-3)
+    # r = 32 gains .3 and full .4: four items of noise .01 in three seeds move neither by .01.
+    assert grid.gain((32, 2e-3)).value == pytest.approx(0.3, abs=0.01)
+    expected = {
+        claims_judges.harm: FAILS,
+        claims_judges.spread_by_rate: HOLDS,
+        claims_judges.less_and_less: HOLDS,
+        claims_judges.full_forgets_less: FAILS,
+        claims_judges.matches_full: FAILS,
+        claims_judges.intruders: HOLDS,
+        claims_judges.capacity: FAILS,
+    }
+    assert {judge: judge(grid).verdict for judge in expected} == expected
+    # log 4, log 32 and log 128 themselves: the log law has no residual.
+    assert "a + b log r 0.0%" in claims_judges.norm_and_similarity(grid).measured
+
+
+def test_records_of_a_study_give_its_own_numbers(tmp_path: Path) -> None:
+    arms = [{"method": "lora", "rank": [2, 4], "lr": 2e-3}]
+    folder = tmp_path / "study"
+    evaluate = {"max_items": 8, "retention": ["pocket_cloze"]}
+    small_study(tmp_path, arms=arms, seeds=[0], evaluate=evaluate).run(folder)
+    keep(folder, tmp_path / "kept", "0123456")
+    grid, study = Grid(tmp_path / "kept"), rankscope.load(folder)
+    scores = study.scores.query("task == @grid.task and split == 'test'").set_index("trial")
+    for rank in grid.ranks:
+        (trial,) = grid.trial_ids((rank, 2e-3))
+        kept = grid.scores((rank, 2e-3), grid.task, measure="score").mean()
+        assert kept == pytest.approx(scores.loc[trial, "score"], abs=1e-6)
+        sizes = study.spectra.query("trial == @trial")["frobenius"]
+        norm = math.sqrt((sizes**2).sum())
+        assert grid.norms((rank, 2e-3))[0] == pytest.approx(norm, rel=1e-6)
+
+
+def test_every_number_of_the_board_follows_from_the_records() -> None:
+    board = claims_board.BOARD.read_text("utf-8")
+    assert claims_board.with_numbers(board, claims_board.numbers()) == board, (
+        "docs/findings/claims.md is not what the records say; run python scripts/claims_board.py"
+    )
