@@ -8,6 +8,7 @@ from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.rank_curves import area_weights, compare_rank_curves
 from rankscope.advise.recommend import recommend
+from rankscope.formatting import POINTS, with_interval
 from rankscope.records import BASE, StudyRecords, TrialRecords, Variant
 from rankscope.report.figures.rank_curves import draw_rank_curves
 from rankscope.report.study_view import StudyView
@@ -78,7 +79,9 @@ def test_points_and_areas_are_means_of_the_scores() -> None:
     figure = draw_rank_curves(view, "med")
     assert figure is not None
     assert len(figure.data) == 8
-    assert "slices of a nested run +10." in figure.finding
+    area = nested.points[-1].more_score
+    assert area is not None
+    assert f"slices of a nested run {with_interval(area, POINTS)}" in figure.finding
 
 
 def test_without_nested_runs_and_truncations_there_is_nothing_to_compare() -> None:
