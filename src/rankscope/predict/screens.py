@@ -44,6 +44,8 @@ def subset_study(config: StudyConfig, rows: Mapping[str, int]) -> StudyConfig:
         # A single step would be the first of the warm-up, at rate 0.
         values["train"][length] = max(2, round(SHARE * values["train"][length]))
     values["train"].pop("checkpoint_every", None)
+    for key in ("strategy", "rungs", "budget"):  # every rank is compared, so none stops early
+        values.pop(key, None)
     kept = {"max_items", "batch_tokens", "max_new_tokens", "too_long"} & set(values["evaluate"])
     values["evaluate"] = {key: values["evaluate"][key] for key in kept}
     ranks = {rank for arm in config.arms for rank in arm.rank}
