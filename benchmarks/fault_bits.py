@@ -19,6 +19,7 @@ from launcher import Launcher
 from pocket_study import results
 
 from fault_points import Options, Point, Undisturbed, last_lines, new_folders, tiny_study
+from fault_workers import COMMAND
 from rankscope.errors import INTEGRITY, OK
 from rankscope.store import find_problems
 
@@ -32,7 +33,7 @@ makes the last one anew."""
 
 def points(options: Options) -> Iterator[Point]:
     """All series."""
-    with Launcher(options.folder) as launcher:
+    with Launcher(options.folder, code=COMMAND) as launcher:
         reference = Undisturbed.of(launcher, tiny_study(options.folder))
         finished = reference.file.with_name("undisturbed")
         killed = options.folder / "killed"

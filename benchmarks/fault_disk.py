@@ -1,10 +1,12 @@
 """Full and failing disks: every change that a command makes to its folder fails once, by turns.
 
 Each series makes the Nth change fail, for N over the whole life of the command, with ENOSPC (no
-space) and EIO (a failing disk): it alone, or it and all later ones. The command must end with 3 and
-one message, or with 0 if the change does not matter (a line of the log); the same command must then
-end as if nothing had happened. With ``--points N`` each fault gets one change each of N kinds,
-others in each turn; a kind is a call on files of one name or ending.
+space) and EIO (a failing disk): by turns it alone, and it and all later ones. The command must end
+with 3 and one message, or with 0 if the change does not matter (a line of the log); the same
+command must then end as if nothing had happened. Many changes leave the same state behind, such as
+all those of a staged file: from each state the command is continued once. With ``--points N`` each
+fault gets one change each of N kinds, others in each turn; a kind is a call on files of one name or
+ending.
 """
 
 import errno
@@ -13,6 +15,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -28,9 +31,11 @@ from fault_points import (
     last_lines,
     message_fault,
     new_folders,
+    state_of,
     tiny_study,
 )
 from fault_shim import FaultShim
+from fault_workers import COMMAND
 from rankscope.errors import BAD_INPUT, INTEGRITY, OK, UNFINISHED
 from rankscope.store import Ledger, adapter_path
 
@@ -46,8 +51,8 @@ class Fault(NamedTuple):
 
 FAULTS = [Fault(number, lasts) for lasts in (True, False) for number in (errno.ENOSPC, errno.EIO)]
 OWN_NAME = re.compile(r"[0-9a-f]{8,}|\d+|^.*(?=\.parquet)|(?<=\.tmp)\w+")
-WORKER_POINTS = 1
-"""Most points of a fault with worker processes, which import everything anew each time."""
+WORKER_POINTS = 25
+"""Most points of a fault with worker processes."""
 
 Job = Callable[[], Point]
 Command = Callable[[Path], tuple[object, ...]]
@@ -57,7 +62,7 @@ Command = Callable[[Path], tuple[object, ...]]
 def points(options: Options) -> Iterator[Point]:
     """All series, one after another."""
     shim = FaultShim(options.folder)
-    with Launcher(options.folder, shim.environment) as launcher:
+    with Launcher(options.folder, shim.environment, COMMAND) as launcher:
         reference = Undisturbed.of(launcher, tiny_study(options.folder))
         disk = Disk(shim, launcher, reference, options)
         study = reference.file.with_name("undisturbed")
@@ -92,6 +97,8 @@ class Disk:
         self.shim, self.launcher = shim, launcher
         self.reference, self.options = reference, options
         self.folders = new_folders(options.folder)
+        self.continued: dict[str, str] = {}
+        """What was wrong once the command continued, by the state that it found; '' is nothing."""
 
     def study(self, name: str, most: int | None = None, *words: object) -> Iterator[Job]:
         """Faults while a study runs."""
@@ -103,9 +110,13 @@ class Disk:
             out = next(self.folders)
             outcome = self.faulty(command, out, at, fault)
             problem = fault_of(outcome, out, fault.number)
-            problem = problem or status_fault(self.launcher.run("status", out))
-            problem = problem or self.reference.resumed(self.launcher, out, *words)
-            return self.point(name, at, fault, outcome, problem)
+            state = "" if words else state_of(out)
+            if is_new := state not in self.continued or not state:
+                self.continued[state] = status_fault(
+                    self.launcher.run("status", out)
+                ) or self.reference.resumed(self.launcher, out, *words)
+            point = self.point(name, at, fault, outcome, problem or self.continued[state])
+            return replace(point, outcome=point.outcome + " and continued" * is_new)
 
         changes = self.changes(command)
         for turn, fault in enumerate(FAULTS):
@@ -126,7 +137,9 @@ class Disk:
             out = prepared()
             outcome = self.faulty(command, out, at, fault)
             problem = fault_of(outcome, out, fault.number)
-            again = self.launcher.run(*command(out), folder=out)
+            again = outcome
+            if outcome.code != OK:
+                again = self.launcher.run(*command(out), folder=out)
             if again.code != OK:
                 problem = problem or f"again: {again.code}: {last_lines(again)}"
             elif extra := file_names(out) ^ expected:
@@ -150,10 +163,11 @@ class Disk:
         return self.shim.changes
 
     def numbers(self, changes: list[str], turn: int, most: int | None = None) -> list[int]:
-        """Which changes fail, from 1: all, or one of each kind, in each turn another one."""
+        """Which changes fail, from 1: each of them once with either error, half of those alone and
+        half with all later ones; or one of each kind, in each turn another one."""
         points = self.options.points
         if points is None and most is None:
-            return list(range(1, len(changes) + 1))
+            return [at for at in range(1, len(changes) + 1) if (at + turn + turn // 2) % 2 == 0]
         kinds: dict[str, list[int]] = {}
         for at, change in enumerate(changes, 1):
             kinds.setdefault(kind_of(change), []).append(at)

@@ -17,6 +17,7 @@ from launcher import Launcher
 from pocket_study import SETTINGS, changed
 
 from fault_points import Options, Point, Undisturbed, new_folders, tiny_study
+from fault_workers import COMMAND
 from rankscope.errors import OK
 
 POINTS = 200
@@ -29,7 +30,7 @@ def points(options: Options) -> Iterator[Point]:
     moments = random.Random(options.seed)
     train = changed("train", max_steps=4, evaluate_every=2, evaluate_items=4, checkpoint_every=3)
     file = tiny_study(options.folder, arms=SETTINGS["arms"][1:], **train)
-    with Launcher(options.folder) as launcher:
+    with Launcher(options.folder, code=COMMAND) as launcher:
         reference = Undisturbed.of(launcher, file)
         folders = new_folders(options.folder)
         for name, words in SERIES.items():
@@ -58,7 +59,8 @@ def killed(launcher: Launcher, victim: str, moment: float, chance: random.Random
     if code is not None:
         return f"ended with {code} before {moment:.2f} s"
     driver = launcher.child
-    workers = [process.pid for process in psutil.Process(driver).children(recursive=True)]
+    children = [process.pid for process in psutil.Process(driver).children()]
+    workers = [child for child in children if os.getsid(child) == child]
     if victim == "a worker" and workers:
         chosen = [chance.choice(workers)]
     else:

@@ -75,7 +75,9 @@ def points(options: Options) -> Iterator[Point]:
     """Every verb at every size, processes that have imported nothing, and the leak."""
     folders = new_folders(options.folder)
     with Launcher(options.folder) as launcher:
-        reference = Undisturbed.of(launcher, tiny_study(options.folder, arms=[WIDE]))
+        file = tiny_study(options.folder, arms=[WIDE])
+        # What a process that has run a study has freed would do for the next command.
+        reference = Undisturbed.of(launcher, file, warm_up=False)
         address_space = address_space_of(launcher.parent.pid)
 
         def run(room: int, *workers: object) -> Point:

@@ -1,5 +1,7 @@
 """What all families of ``faults.py`` share: options, points, the study that faults happen to."""
 
+import hashlib
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -13,7 +15,8 @@ from command_line import Outcome
 from launcher import Launcher
 from pocket_study import SETTINGS, changed, leftovers, results, study_file
 
-from rankscope.errors import OK
+from rankscope.errors import OK, RankscopeError
+from rankscope.hashing import SUMS, sha256_file
 from rankscope.store import Ledger
 
 AGAIN = "then give the same command again"
@@ -68,8 +71,10 @@ class Undisturbed:
     results: dict[str, Any]
 
     @classmethod
-    def of(cls, launcher: Launcher, file: Path) -> "Undisturbed":
-        """Run the study of ``file`` beside it."""
+    def of(cls, launcher: Launcher, file: Path, *, warm_up: bool = True) -> "Undisturbed":
+        """Run the study of ``file`` beside it; with ``warm_up`` first in the launcher itself."""
+        if warm_up:
+            launcher.warm_up("run", file, "--out", file.with_name("warm-up"))
         out = file.with_name("undisturbed")
         ran = launcher.run("run", file, "--out", out)
         assert ran.code == OK, ran.err
@@ -92,6 +97,33 @@ class Undisturbed:
         if ran.code != OK:
             return f"the same command then ends in {ran.code}: {last_lines(ran)}"
         return self.differs(out)
+
+
+TIMED = {"log.jsonl", "worker.log", "ledger.lock", "ledger.sha256", "ledger.sqlite", SUMS}
+TIMED |= {"ledger.sqlite-shm", "ledger.sqlite-wal", "recommendation.json", "report.html"}
+"""Files whose bytes differ between two runs that come to the same."""
+
+
+def state_of(out: Path) -> str:
+    """Hash of all that a command finds which continues a study, but for times."""
+    files: list[tuple[str, str]] = []
+    rows: list[Any]
+    for path in sorted(out.rglob("*")):
+        name = path.relative_to(out).as_posix()
+        if path.name == "meta.json":
+            counters = json.loads(path.read_bytes())
+            counters["trials"].pop("seconds")
+            files.append((name, json.dumps(counters)))
+        elif path.is_file():
+            files.append((name, "" if path.name in TIMED else sha256_file(path)))
+    try:
+        with Ledger.open(out, write=False) as ledger:
+            groups = ledger.groups()
+            rows = [*ledger.trial_rows(), groups and groups.groups, *ledger.record_settings()]
+        rows += results(out).items()
+    except RankscopeError as error:
+        rows = [str(error).replace(str(out), "")]
+    return hashlib.sha256(repr((files, rows)).encode()).hexdigest()
 
 
 def message_fault(outcome: Outcome, *texts: object) -> str:

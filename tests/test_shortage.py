@@ -1,5 +1,6 @@
 """What libraries raise when disk or memory runs out is known for what it is, and nothing else."""
 
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -69,6 +70,15 @@ def test_sqlite_names_a_full_disk_and_others_with_the_free_space(tmp_path: Path)
     assert isinstance(known, DiskFull | DiskFailed)
     assert "bytes free" in str(known)
     assert shortage_behind(wrong.value) is None
+
+
+def test_a_folder_that_cannot_be_copied_names_the_cause_once(tmp_path: Path) -> None:
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "x").write_bytes(bytes(20_000))
+    with files_of_at_most(1000), pytest.raises(shutil.Error) as failure:
+        shutil.copytree(tmp_path / "from", tmp_path / "to", copy_function=shutil.copyfile)
+    text = str(shortage_behind(failure.value, tmp_path / "to"))
+    assert " bytes free (File too large), expected room for more; " in text
 
 
 def test_a_failing_disk_has_its_own_message() -> None:

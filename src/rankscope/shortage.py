@@ -154,7 +154,8 @@ def _disk_message(
     free = free_disk_bytes(place) if isinstance(place, Path) else None
     found += "" if free is None else f", with {free:,} bytes free"
     expected = f"expected room for {needed or 'more'}"
-    reason = getattr(error, "strerror", None) or first_line(error)
+    number = os_error_number(error)
+    reason = first_line(error) if number is None else os.strerror(number)
     return f"{place or 'writing'}: found {found} ({reason}), {expected}; {do}, {AGAIN}"
 
 

@@ -27,6 +27,7 @@ from rankscope.store import Ledger, TrialFailure
 CHANGES = settings(
     "arms=[{method: lora, rank: [2, 4], lr: 2e-3}, {method: full, lr: 5e-4}]",
     "seeds=[0]",
+    "strategy=grid",
     "train.max_steps=2",
     "train.max_length=64",
     "evaluate.retention=[pocket_cloze]",

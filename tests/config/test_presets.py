@@ -161,7 +161,12 @@ def test_the_pocket_study_has_rank_rate_and_seed_as_axes(tmp_path: Path) -> None
 
 
 def test_there_are_examples() -> None:
-    assert {path.stem for path in EXAMPLES} >= {"nested-ranks", "own-data", "paper-llama", "smollm2-arc"}
+    assert {path.stem for path in EXAMPLES} >= {
+        "nested-ranks",
+        "own-data",
+        "paper-llama",
+        "smollm2-arc",
+    }
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -207,9 +212,9 @@ def every_schema(node: Any) -> list[dict[str, Any]]:
 
 def test_the_schema_explains_every_key_and_forbids_others() -> None:
     sections = every_schema(study_json_schema())
-    # Study, model, task, arm, replay, early stop, train, evaluate, analyze, spectra, heads,
-    # objective.
-    assert len(sections) == 13
+    # Study, model, task, arm, replay, early stop, budget, train, evaluate, analyze, spectra, heads,
+    # objective, slurm.
+    assert len(sections) == 14
     for section in sections:
         assert section["additionalProperties"] is False
         unexplained = [k for k, v in section["properties"].items() if "description" not in v]

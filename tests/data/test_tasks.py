@@ -345,6 +345,14 @@ def test_golds_that_are_not_one_number_are_refused(tmp_path: Path, gold: str) ->
         load_task(config, None, 0)
 
 
+@pytest.mark.parametrize("place", [0, 39])
+def test_one_odd_row_does_not_choose_the_scorer(tmp_path: Path, place: int) -> None:
+    rows = [{"question": f"q{n}", "answer": f"so {n}"} for n in range(200)]
+    rows[place]["answer"] = "so #### 3"
+    path = own_file(tmp_path / "d.jsonl", rows)
+    assert load_task(TaskConfig(name="mine", train=path), None, 0).spec.scorer == "loss"
+
+
 def test_published_golds_that_are_not_one_number_are_left_out_and_counted(tmp_path: Path) -> None:
     folder = tmp_path / "gsm8k"
     folder.mkdir()

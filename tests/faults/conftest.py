@@ -66,6 +66,7 @@ def undisturbed(
 ) -> Undisturbed:
     """What a run of ``long_file`` comes to that nobody disturbs."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
+    launcher.warm_up("run", long_file, "--out", out.with_name("warm-up"))
     begun = time.monotonic()
     ran = launcher.run("run", long_file, "--out", out)
     assert ran.code == 0, ran.err

@@ -90,6 +90,9 @@ def test_an_adapter_of_another_base(adapter: Path, verb: str) -> None:
         scores = {s["model"]: s["other_base_forced"] for s in json.loads(forced.out)["scores"]}
         assert scores == {"base": False, "adapter": True}
         assert "records another base" in forced.told
+    else:
+        (tuned,) = json.loads(forced.out)["tuned"]
+        assert tuned["other_base_forced"] is True
 
 
 def drop(*ends: str) -> Callable[[dict[str, Tensor]], object]:

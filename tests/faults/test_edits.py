@@ -106,6 +106,11 @@ def test_an_altered_trial_can_be_computed_again(copied: Path, tmp_path: Path) ->
     exported = rankscope("export", copied, trial, "--out", tmp_path / "x")
     refused(exported, 4, where=str(weights), found="sha256", expected="sha256", do="--retry")
     assert not (tmp_path / "x").exists()
+    weights.symlink_to(weights.rename(tmp_path / "elsewhere"))
+    for quick in ((), ("--quick",)):
+        linked = rankscope("verify", copied, *quick)
+        assert linked.code == 4
+        assert "found a link that leads out of it" in linked.told
     weights.unlink()
     assert rankscope("verify", copied, "--quick").code == 4
     before = scores(copied)

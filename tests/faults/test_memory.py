@@ -1,6 +1,7 @@
 """Too little memory: trials that do not fit are ``oom``, everything else is one clear message."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,13 @@ from rankscope.run.prepare import prepare_study
 from rankscope.store import Ledger
 
 LORA = SETTINGS["arms"][0]
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """One that has run no study: what such a process has freed would do for the next command."""
+    with Launcher(tmp_path_factory.mktemp("launcher")) as started:
+        yield started
 
 
 @pytest.mark.pitfall(21)
@@ -112,6 +120,7 @@ def test_a_trial_is_given_up_before_the_rest_of_its_group_is_tried() -> None:
         ),
         study=SimpleNamespace(grouping=SimpleNamespace(room_bytes=2**40)),
         groups_worked_on=1,
+        killed_for_memory=False,
         memory_before_groups=0,
     )
     group: Any = ("large", "small")

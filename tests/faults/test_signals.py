@@ -12,6 +12,7 @@ from command_line import rankscope
 from launcher import Launcher
 from pocket_study import Undisturbed, last_stage
 
+from fault_workers import COMMAND as FORKED_WORKERS
 from faults import wait_for
 from rankscope.run.begin import interruptible
 from rankscope.store import Ledger
@@ -33,11 +34,35 @@ def test_every_signal_that_asks_to_stop_saves_the_state(
         assert outcome.code == 130, outcome
         assert "the same command continues" in outcome.told
         states = list(out.glob("checkpoints/*/step-*"))
-        steps += [int(state.name.removeprefix("step-")) for state in states]
+        steps += [int(state.stem.removeprefix("step-")) for state in states]
         assert rankscope("verify", out).code == 0
     assert steps == sorted(steps)
     assert len(steps) == 4
     assert launcher.run("run", long_file, "--out", out).code == 0
+    undisturbed.assert_equal(out)
+
+
+@pytest.mark.pitfall(35)
+def test_a_scheduler_stops_workers_with_their_driver(
+    launcher: Launcher, long_file: Path, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ("run", long_file, "--out", out, "--workers", 2)
+
+    def begun() -> int:
+        return sum(log.read_text("utf-8").count(" train ") for log in out.glob("units/*/log.jsonl"))
+
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        before = begun()
+        launcher.start(*words, code=FORKED_WORKERS)
+        wait_for(launcher, lambda before=before: begun() > before)
+        launcher.send(number)
+        outcome = launcher.outcome()
+        assert outcome.code == 130, outcome
+        assert "the same command continues" in outcome.told
+        assert rankscope("verify", out).code == 0
+    launcher.start(*words, code=FORKED_WORKERS)
+    assert launcher.outcome().code == 0, launcher.said()
     undisturbed.assert_equal(out)
 
 

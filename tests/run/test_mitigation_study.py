@@ -1,18 +1,24 @@
 """Studies with replay, KL, early stops, joined tasks and scales: run, continued, identified."""
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from folder_contents import folder_contents
-from pocket_study import SETTINGS, changed, leftovers, results, small_study, study_file
+from pocket_study import (
+    SETTINGS,
+    Counter,
+    changed,
+    leftovers,
+    results,
+    small_study,
+    study_file,
+)
 
 from rankscope.config.loader import load_study_file
 from rankscope.data.study_data import replay_notes
 from rankscope.errors import Interrupted, UserError
-from rankscope.progress import NullReporter
 from rankscope.records import BASE, StudyRecords, TrialRecords, trial_of, variant_of
 from rankscope.run.begin import check_record_settings
 from rankscope.run.outputs import write_outputs
@@ -37,27 +43,6 @@ CHANGES = {
     **changed("train", evaluate_every=2, evaluate_items=8, checkpoint_every=3),
     **changed("evaluate", scales=[0.5], layer_scales=[0.5], intruder_scales=[0], cross_domain=[]),
 }
-
-
-class Counter(NullReporter):
-    """Counts optimizer steps, and scores while a group trains; presses Ctrl-C if asked to."""
-
-    def __init__(self, every: int = 0) -> None:
-        self.every = every
-        self.events = self.steps = self.scored = self.stops = 0
-        self.training = False
-
-    def stage(self, name: str, total: int) -> None:
-        self.training = " train " in name
-
-    def advance(self, done: int, detail: str = "", **values: float | None) -> None:
-        self.events += 1
-        scoring = detail.startswith("scoring")
-        self.scored += scoring
-        self.steps += self.training and not scoring
-        if self.every and self.events % self.every == 0:
-            self.stops += 1
-            signal.raise_signal(signal.SIGINT)
 
 
 UNDISTURBED = Counter()

@@ -138,3 +138,6 @@ def test_ranks_that_cannot_be_nested_are_refused(tmp_path: Path) -> None:
     arms = [{"method": "nested", "rank": [8, 256], "lr": 1e-3}]
     with pytest.raises(UserError, match="rank 256 is above 128, the smaller dimension"):
         small_study(tmp_path, arms=arms).check()
+    arms[0]["rank"] = [2, 8]
+    with pytest.raises(UserError, match="trains all its ranks in one run, so that none can be"):
+        small_study(tmp_path, arms=arms, strategy="adaptive", evaluate={}).check()

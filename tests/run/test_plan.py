@@ -11,6 +11,7 @@ from pocket_study import NUM_LORA, small_study
 from rich.console import Console
 
 from rankscope.cli.render.plan import plan_table, totals
+from rankscope.config.loader import load_study_file
 from rankscope.data import tasks
 from rankscope.errors import UserError
 from rankscope.models.model_folder import pocket_folder
@@ -20,6 +21,8 @@ from rankscope.run.machines import MACHINES
 from rankscope.run.plan import Plan, make_plan
 from rankscope.run.study import Study
 from rankscope.tools.new_study import study_template
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def printed_limits(plan: Plan) -> list[str]:
@@ -90,6 +93,13 @@ def test_a_group_takes_the_base_once(tmp_path: Path) -> None:
 
     group = inputs.groups[0]
     assert memory(group) == sum(memory((trial,)) for trial in group)
+
+
+def test_every_example_is_a_valid_study() -> None:
+    examples = {path.stem: load_study_file(path) for path in EXAMPLES.glob("*.yaml")}
+    grid = examples["paper-grid"]  # per model; docs/cluster.md counts with it
+    points = sum(len(arm.rank or [None]) * len(arm.lr) for arm in grid.arms)
+    assert len(grid.tasks) * points * len(grid.seeds) == 255
 
 
 def test_the_paper_preset_plans_as_it_is_written(

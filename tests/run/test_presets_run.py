@@ -21,7 +21,7 @@ SHORT = [
 ]
 ENDS = ["arms.0.lr=1e-3", "arms.1.lr=5e-4"]
 FEWER = {
-    "default": ["arms.0.rank=[2,128]", *ENDS],
+    "default": ["arms.0.rank=[2,128]", "evaluate.max_items=10", *ENDS],
     "pocket": ["arms.0.rank=[2,128]", *ENDS],
     "paper": ["arms.0.rank=8", *ENDS],
     "rank-sanity": ["arms.0.lr=1e-3"],

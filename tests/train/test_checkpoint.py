@@ -129,6 +129,27 @@ def test_a_crash_between_writing_and_removing_leaves_the_newer(tmp_path: Path) -
     assert found.step == 9
 
 
+def test_a_crash_while_a_state_of_the_same_step_is_saved_leaves_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that resumes may be stopped before its next step, and saves that step again."""
+    checkpoint = GroupCheckpoint(tmp_path)
+    checkpoint.save(state(5))
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(state(5))
+    monkeypatch.undo()
+    assert checkpoint.load() is not None
+    for _ in range(11):
+        checkpoint.save(state(5))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000005.011"]
+    assert checkpoint.load() is not None
+
+
 @pytest.mark.parametrize("name", [STATE, COUNTERS, SUMS])
 @pytest.mark.parametrize("change", ["a flipped bit", "cut", "empty"])
 def test_an_altered_state_is_refused(tmp_path: Path, name: str, change: str) -> None:

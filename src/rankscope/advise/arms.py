@@ -196,6 +196,8 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
         special_settings=spec.special_settings,
         seeds=len(done),
         failed=sum(t.status in FAILED for t in trials),
+        stopped=sum(t.status == "stopped" for t in trials),
+        skipped=sum(t.status == "skipped" for t in trials),
         validation_score=_validation_score(study, done, spec.task),
         validation_gain=_validation_change(study, done, spec.task),
         validation_forgetting=_validation_fall(study, done, RetentionScale("points", own)),

@@ -157,7 +157,7 @@ CLAIMS = {
         "{rival} may have a {net} more than {margin:amount} higher: the difference is "
         "{difference:change} ({difference:interval})."
     ),
-    "best_unknown": "{unknown} has no score, so it may be better.",
+    "best_unknown": "{unknown} has no test score, so it may be better.",
     "best_contradicted": (
         "On the test split the {net} of {rival} is {difference:amount} higher "
         "({difference:interval}). The test split does not choose, so train more seeds of both."
@@ -211,6 +211,11 @@ CHECKS = {
         "{loss_after:.3g} over the last two thirds: longer training may change the order of arms."
     ),
     "trials.fine": "Every trial finished.",
+    "trials.left_out": (
+        "The study was adaptive: {stopped} stopped at a rung and {skipped} never began, because "
+        "other arms had better validation scores or the budget was spent. Training took {percent} "
+        "of the grid's tokens."
+    ),
     "trials.failed": (
         "{failed} of {trials} failed ({named}). Each counts as no gain when arms are compared."
     ),

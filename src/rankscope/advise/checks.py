@@ -9,7 +9,7 @@ from rankscope.advise.retention import retention_tasks
 from rankscope.advise.statistics.power import detectable
 from rankscope.advise.task_results import FEW_ITEMS, TaskResults
 from rankscope.formatting import NATS, POINTS, count, score_text
-from rankscope.records import FEWEST_SEEDS, CheckStatus, TrustCheck
+from rankscope.records import FAILED, FEWEST_SEEDS, CheckStatus, TrialRecords, TrustCheck
 
 MOST_NAMED = 4
 """Arms or trials that one sentence names."""
@@ -174,8 +174,38 @@ def _trials(results: TaskResults) -> Iterator[TrustCheck]:
     if results.waiting:
         value = f"{results.waiting} of {trials} to run"
         yield trust_check("trials.waiting", "bad", value, waiting=results.waiting, trials=trials)
-    if results.trials and not results.failed and not results.waiting:
+    stopped = [t for t in results.trials if t.status == "stopped"]
+    skipped = sum(t.status == "skipped" for t in results.trials)
+    if stopped or skipped:
+        saved, share = len(stopped) + skipped, training_share(results.trials)
+        yield trust_check(
+            "trials.left_out",
+            "fine",
+            f"{saved} of {trials} saved",
+            stopped=len(stopped),
+            skipped=skipped,
+            share=share,
+            percent=f"{share:.0%}",
+        )
+    elif results.trials and not results.failed and not results.waiting:
         yield trust_check("trials.fine", "fine", f"all {trials} finished", trials=trials)
+
+
+def training_share(trials: Sequence[TrialRecords]) -> float:
+    """Training tokens of an adaptive study over those of its grid; failed trials count in neither.
+
+    A trial that never began counts as much as its arm's others, or as the mean of all.
+    """
+    whole: dict[tuple[object, ...], float] = {}
+    spent = 0
+    for trial in trials:
+        if (train := trial.training) is not None:
+            steps = train.steps if trial.stop is None else trial.stop.num_steps
+            whole[trial.spec.arm] = train.num_tokens * steps / train.steps
+            spent += train.num_tokens
+    mean = sum(whole.values()) / max(1, len(whole))
+    planned = sum(whole.get(t.spec.arm, mean) for t in trials if t.status not in FAILED)
+    return spent / planned if planned else 1.0
 
 
 def first_names(names: Sequence[str]) -> dict[str, Field]:

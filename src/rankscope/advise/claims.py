@@ -114,7 +114,8 @@ def _is_out(results: TaskResults, arm: Arm) -> bool:
     """Arms over the limit, and arms that only diverged, are no rivals."""
     if any(arm is other for other in results.choice.excluded):
         return True
-    return not arm.finished and all(t.status == "diverged" for t in arm.trials)
+    began = [trial for trial in arm.trials if trial.status != "skipped"]
+    return bool(began) and all(trial.status == "diverged" for trial in began)
 
 
 def answer_rows(results: TaskResults, verdict: Verdict) -> tuple[AnswerRow, ...]:

@@ -61,10 +61,13 @@ class StoredTunedModel:
     def has_one_rank(self) -> bool:
         return self.adapter is not None and len({len(a) for a in self.adapter.a.values()}) == 1
 
-    def check_base(self, base: CheckpointReader) -> None:
-        """Check that an adapter was trained on ``base``, as far as its folder records that."""
+    def is_of_other_base(self, base: CheckpointReader, *, any_base: bool) -> bool:
+        """Whether an adapter's folder records another base than ``base``.
+
+        Raises UserError if it does, unless ``any_base``.
+        """
         if self.adapter is None:
-            return
+            return False
         recorded = recorded_base(self.folder)
         try:
             if recorded is not None:
@@ -76,10 +79,13 @@ class StoredTunedModel:
                         "belongs to another base or was trained itself"
                     )
         except UserError as error:
+            if any_base:
+                return True
             raise UserError(
                 f"{error}; give the base that it was trained on, or --force to compare it with "
                 "this one"
             ) from error
+        return False
 
     def subtract_initial_factors(self, name: str, weight: Tensor | None) -> None:
         """Give an adapter that was initialized as a part of W0 (PiSSA) the part to subtract."""

@@ -119,6 +119,7 @@ def run_command(
     again = [word.strip() for word in retry.split(",") if word.strip()]
     study = Study.load(file, overrides or [])
     from rankscope.device import visible_gpus
+    from rankscope.records import LEFT_OUT
     from rankscope.run.executors import ExecutorOptions, new_executor
     from rankscope.run.outputs import write_outputs
 
@@ -133,7 +134,7 @@ def run_command(
             folder, reporter, place, again, allow_mixed=allow_mixed, take_over=take_over
         )
     _, recommendation = write_outputs(folder, records)
-    is_done = all(trial.status == "done" for trial in records.trials)
+    is_done = all(trial.status in {"done", *LEFT_OUT} for trial in records.trials)
     return Reply(
         recommendation,
         lambda: _show_results(folder, records, recommendation, with_reasons=True),
@@ -187,13 +188,13 @@ def status_command(
     from rankscope.cli.render.status import status_data, status_table
     from rankscope.store import running_process
 
-    records = _load_records(folder)
+    records = _load_records(folder, with_analyses=False)
     if watch:
         with Live(console=err_console, transient=True, auto_refresh=False) as live:
             while running_process(folder):
                 live.update(status_table(records, folder), refresh=True)
                 time.sleep(WATCH_SECONDS)
-                records = _load_records(folder)
+                records = _load_records(folder, with_analyses=False)
     return Reply(status_data(records, folder), lambda: print_result(status_table(records, folder)))
 
 
@@ -226,11 +227,11 @@ def stop_command(folder: StudyFolder) -> Reply:
     return Reply({"process": int(number)}, lambda: print_line(text))
 
 
-def _load_records(folder: Path) -> "StudyRecords":
+def _load_records(folder: Path, *, with_analyses: bool = True) -> "StudyRecords":
     from rankscope.store import Ledger
 
     with Ledger.open(folder, write=False) as ledger:
-        return ledger.load()
+        return ledger.load(with_analyses=with_analyses)
 
 
 @verb("report", "Reading {folder} ...")

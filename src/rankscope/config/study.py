@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from rankscope.config.arm import ArmConfig, ScheduleName
+from rankscope.config.budget import Budget
 from rankscope.config.objective import ObjectiveConfig
 from rankscope.config.section import (
     ConfigSection,
@@ -252,6 +253,14 @@ class StudyConfig(ConfigSection):
     """Methods with their grids; a point that two arms share is one trial."""
     seeds: OneOrMore[Seed] = [0, 1, 2]
     """One trial per seed: row order and adapter initialization."""
+    strategy: Literal["grid", "adaptive"] = "grid"
+    """``grid`` trains every trial to its end. ``adaptive`` stops arms that are shown to be worse on
+    validation items, and trains further seeds and scores test items only of the best arms."""
+    rungs: OneOrMore[Annotated[float, Field(gt=0, lt=1)]] | None = None
+    """Shares of its own steps after which ``adaptive`` may stop a trial, rising, each below 1; by
+    default 1/5 and 3/5, as far as they are steps of their own."""
+    budget: Budget = None
+    """The most that ``adaptive`` spends: ``24 trials``, ``5e6 tokens`` or ``12 hours``."""
     train: TrainConfig = TrainConfig()
     """The training protocol."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -298,6 +307,17 @@ class StudyConfig(ConfigSection):
                     f"task {task.name!r} has two different descriptions: describe it once, at its "
                     "first mention, and only name it after that, or choose another name"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def check_strategy(self) -> Self:
+        if self.budget is not None and self.strategy == "grid":
+            raise ValueError("'budget' limits an adaptive study: set 'strategy: adaptive' too")
+        if self.rungs is not None and self.rungs != sorted(set(self.rungs)):
+            raise ValueError(
+                f"rungs: found {short_repr(self.rungs)}, expected shares of the steps, each larger "
+                "than the one before"
+            )
         return self
 
     @model_validator(mode="after")

@@ -158,7 +158,7 @@ def read_task_items(
     notes: list[str] = []
     are_numbers = False
     if spec is None:
-        spec = own_spec(config, contents[0])
+        spec = own_spec(config, contents)
         numbers = sum(is_number(content.reference) for content in contents)
         are_numbers = spec.scorer == "loss" and numbers >= NUMERIC_SHARE * len(contents)
         if are_numbers and config.scorer is None:
@@ -241,8 +241,11 @@ def content_keys(rows: Sequence[tuple[RawRow, RowContent]]) -> list[str]:
 # --- specs --------------------------------------------------------------------------------------
 
 
-def own_spec(config: TaskConfig, first: RowContent) -> TaskSpec:
-    """The spec of the user's own data; the first row decides what the study file leaves open."""
+def own_spec(config: TaskConfig, contents: Sequence[RowContent]) -> TaskSpec:
+    """The spec of the user's own data. What the study file leaves open follows from the shape,
+    which all rows share, and from what most answers look like."""
+    first = contents[0]
+    marked = sum(c.reference not in ("", c.completion.strip()) for c in contents)
     if config.prompt is not None and first.messages:
         raise UserError(
             f"task {config.name!r}: 'prompt' does not apply to rows of messages, which the chat "
@@ -251,7 +254,7 @@ def own_spec(config: TaskConfig, first: RowContent) -> TaskSpec:
     default = "loss"
     if first.choices:
         default = "option_text"
-    elif first.reference and first.reference != first.completion.strip():
+    elif 2 * marked > len(contents):
         default = "number"
     elif config.name == "perplexity" and first.completion and not first.question:
         default = "perplexity"

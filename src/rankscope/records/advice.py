@@ -25,7 +25,11 @@ class ArmSummary(Record):
     """Further settings that are not the default; the end of the label."""
     seeds: int
     failed: int
-    """Number of trials that did not finish."""
+    """Number of trials that ended without a result."""
+    stopped: int = 0
+    """Trials that an adaptive study ended at a rung."""
+    skipped: int = 0
+    """Trials that an adaptive study never began."""
     validation_score: float | None
     """In-domain score on the validation split."""
     validation_gain: float | None = None

@@ -55,6 +55,7 @@ class TunedModel(Record):
     scaling: float | None  # s in W0 + s B A; None for a full checkpoint
     spectra: SpectraRecord
     heads: HeadsRecord | None = None  # Only if heads were requested
+    other_base_forced: bool = False  # It records another base than this inspection's
 
 
 class Inspection(Record):

@@ -1,6 +1,7 @@
 """Per-item results and their Parquet table."""
 
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,18 @@ class ItemResult:
     prompt: str | None = field(default=None, compare=False)
     """What the model was asked; stored with the base's items only, which every model shares."""
 
+    @property
+    def gold_logprob_per_token(self) -> float | None:
+        if self.gold_logprob is None or not self.gold_tokens or not isfinite(self.gold_logprob):
+            return None
+        return self.gold_logprob / self.gold_tokens
+
 
 def write_items(path: Path, items: list[ItemResult]) -> None:
     columns = {name: [getattr(item, name) for item in items] for name in ITEM_SCHEMA.names}
-    pq.write_table(pa.table(columns, schema=ITEM_SCHEMA), path)
+    content = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns, schema=ITEM_SCHEMA), content)
+    path.write_bytes(content.getvalue())  # at once: Arrow itself writes some fifty pieces
 
 
 def read_items(path: Path) -> list[ItemResult]:

@@ -12,9 +12,11 @@ BASE = "base"  # Used in place of a trial id for the untuned base model
 Split = Literal["validation", "test"]
 Role = Literal["in_domain", "cross_domain", "retention"]
 MethodName = Annotated[str, AfterValidator(lambda name: get_method(name).name)]
-Status = Literal["planned", "trained", "done", "diverged", "oom", "failed"]
+Status = Literal["planned", "trained", "done", "diverged", "oom", "failed", "stopped", "skipped"]
 WAITING: frozenset[Status] = frozenset({"planned", "trained"})
 FAILED: frozenset[Status] = frozenset({"diverged", "oom", "failed"})
+LEFT_OUT: frozenset[Status] = frozenset({"stopped", "skipped"})
+"""By an adaptive study: ended at a rung, and never begun."""
 
 
 class Record(BaseModel):

@@ -10,7 +10,7 @@ from rankscope.records.items import ItemResult
 from rankscope.records.record import Record, Role, Status
 from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores
 from rankscope.records.spectra import SpectraRecord
-from rankscope.records.trials import TrainRecord, TrialSpec
+from rankscope.records.trials import StopRecord, TrainRecord, TrialSpec
 
 CONTAMINATION_LIMIT = 0.01
 """Share of test rows that training may have seen: it moves an accuracy by at most 1 point, half the
@@ -72,11 +72,17 @@ class Provenance(Record):
 class TrialRecords:
     spec: TrialSpec
     status: Status
-    failure: str | None = None  # Why it did not finish, in one sentence
+    failure: str | None = None  # Why it did not finish, in a few words
     train: TrainRecord | None = None
     spectra: SpectraRecord | None = None
     heads: HeadsRecord | None = None
     curve: tuple[CurvePoint, ...] = ()  # By step; empty if the study asks for none
+    stop: StopRecord | None = None  # Of a stopped trial
+
+    @property
+    def training(self) -> TrainRecord | None:
+        """Its training, of a stopped trial as far as it went."""
+        return self.train if self.stop is None else self.stop.train
 
 
 def finished_trials(trials: Iterable[TrialRecords]) -> list[TrialRecords]:

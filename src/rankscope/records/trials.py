@@ -136,7 +136,8 @@ class TrialSpec(Record):
         """Further settings that are not the default, such as ``dropout=0.1``."""
         parts = []
         if self.nested is not None:
-            slices = (f"{r}" if alpha == 2 * r else f"{r}:{alpha:.12g}" for r, alpha in self.nested)
+            is_plain = all(alpha == 2 * r for r, alpha in self.nested)
+            slices = (f"{r}" if is_plain else f"{r}:{alpha:.12g}" for r, alpha in self.nested)
             parts.append(f"ranks={','.join(slices)}")
         if self.lr_ratio is not None:
             parts.append(f"ratio={self.lr_ratio:.12g}")
@@ -210,3 +211,33 @@ class TrainRecord(Record):
     penalties: tuple[PenaltyPoint, ...] = ()  # By step, for a trial with replay or KL to the base
     num_replay_tokens: int = 0  # The part of ``num_tokens`` in replayed rows
     best_step: int | None = None  # Only with early stopping: the step whose weights were kept
+
+
+class RungRecord(Record):
+    """A trial of an adaptive study that trained as far as a rung."""
+
+    trial_id: str
+    rung: int  # From 0
+    train: TrainRecord  # As far as it went; no weights are stored
+
+
+class StopRecord(Record):
+    """Why an adaptive study ended a trial at a rung."""
+
+    trial_id: str
+    num_steps: int  # Of the whole training
+    reason: Literal["worse", "outranked"]
+    """``worse``: shown by the interval; ``outranked``: other rates of its rank were ahead."""
+    rival: str  # Arm that it was compared with
+    difference: float  # Its utility minus the rival's, on the validation items of the rung
+    low: float | None  # Ends of the sequential interval of that; None if it is endless
+    high: float | None
+    train: TrainRecord  # As far as it went; no weights are stored
+
+    @property
+    def text(self) -> str:
+        """Where and why, in one sentence."""
+        place = f"after step {self.train.steps} of {self.num_steps}"
+        if self.reason == "outranked":
+            return f"{place} behind {self.rival}"
+        return f"{place} worse than {self.rival}"

@@ -25,6 +25,7 @@ from rankscope.report.style import DASHES
 from rankscope.report.tables import (
     contamination_table,
     failed_trials_table,
+    stopped_trials_table,
     tasks_table,
     training_table,
 )
@@ -58,6 +59,8 @@ def render_study(whole: StudyView, folder: str = "DIR") -> str:
         sections=sections,
         failed=failed.head(MAX_FAILED),
         num_failed=len(failed),
+        stopped=stopped_trials_table(whole),
+        num_skipped=sum(trial.status == "skipped" for trial in whole.study.trials),
         tasks=tasks_table(view),
         without_contamination=contamination_table(view),
         training=training_table(view),

@@ -180,6 +180,31 @@ def failed_trials_table(view: StudyView) -> pd.DataFrame:
     )
 
 
+def stopped_trials_table(view: StudyView) -> pd.DataFrame:
+    """Trials that an adaptive study ended at a rung: where, and behind which arm.
+
+    The difference is that of the utilities on the rung's validation items, with the interval that
+    holds over all arms and rungs at once.
+    """
+    return table_from_rows(
+        [
+            {
+                "trial": trial.spec.label,
+                "after step": stop.train.steps,
+                "of": stop.num_steps,
+                "reason": stop.reason,
+                "compared with": stop.rival,
+                "difference": stop.difference,
+                "low": stop.low,
+                "high": stop.high,
+            }
+            for trial in view.study.trials
+            if (stop := trial.stop) is not None
+        ],
+        dict.fromkeys(("difference", "low", "high"), 4),
+    )
+
+
 def tasks_table(view: StudyView) -> pd.DataFrame:
     """The source of each task, its rows per split, and the rows dropped or contaminated."""
     return table_from_rows(

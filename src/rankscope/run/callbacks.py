@@ -1,6 +1,7 @@
 """What happens between two optimizer steps: scores, early stopping and weight snapshots.
 
-A curve point is a trial's score on the first items of a validation split. Scoring draws no random
+A curve point is a trial's score on the first items of a validation split; an adaptive study keeps
+the items of those at its rungs. Scoring draws no random
 number and leaves gradients, masks and modes as they were, so a trial trains the same with and
 without it.
 """
@@ -12,11 +13,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from rankscope.evaluate.evaluator import evaluate_with_failures
+from rankscope.evaluate.evaluator import Evaluation, evaluate_with_failures
 from rankscope.models.base import Base
 from rankscope.models.multi_lora import MultiLora, unwrap
 from rankscope.progress import SpeedMeter
-from rankscope.records import CurvePoint, EvalRecord, ModelRecord
+from rankscope.records import CurvePoint, EvalRecord, ItemResult, ModelRecord
 from rankscope.run.prepared import PreparedStudy
 from rankscope.run.trial_weights import write_weights
 from rankscope.store import Artifact, Ledger, PointKey, snapshot_path
@@ -83,7 +84,11 @@ class LearningCurve:
                 if self.should_stop():
                     break
                 self.meter.reporter.advance(step, f"scoring {task}")
-                new = [curve_point(record, step) for record in self.score(scored, models, task)]
+                at_rung = {s.spec.trial_id for s in due if step in self.study.rung_steps(s.spec)}
+                new = [
+                    curve_point(record, step, items if record.trial_id in at_rung else ())
+                    for record, items in self.score(scored, models, task)
+                ]
                 self.sink(new)
                 self.points.update(((p.trial_id, p.task, p.step), p) for p in new)
 
@@ -91,19 +96,19 @@ class LearningCurve:
         """Steps after which a trial is scored."""
         spec = state.spec
         if spec.trial_id not in self._steps:
-            self._steps[spec.trial_id] = frozenset(self.study.curve_steps(spec))
+            self._steps[spec.trial_id] = frozenset(self.study.scored_steps(spec))
         return self._steps[spec.trial_id]
 
     def score(
         self, model: Base, models: Mapping[str | None, str], task_name: str
-    ) -> Iterator[EvalRecord]:
+    ) -> Iterator[Evaluation]:
         """Score models on the first validation items of one task."""
         config, task = self.study.config, self.study.tasks[task_name]
         first = replace(task, validation=task.validation[: config.train.evaluate_items])
         evaluations, _ = evaluate_with_failures(
             model, self.study.encoder, first, "validation", models, config.evaluate
         )
-        return (record for record, _ in evaluations.values())
+        yield from evaluations.values()
 
 
 @dataclass(slots=True)
@@ -111,15 +116,19 @@ class EarlyStopping:
     """Passes trials' in-domain scores to their early stop.
 
     If a stop request kept :class:`LearningCurve` from scoring a point, the trial observes it when
-    the run continues.
+    the run continues. A rung between the steps of ``train.evaluate_every`` does not count.
     """
 
+    study: PreparedStudy
     points: Mapping[PointKey, CurvePoint]
 
     def __call__(self, step: int, model: Base, states: Sequence[TrialState]) -> None:
         for state in states:
-            point = self.points.get((state.spec.trial_id, state.spec.task, step))
-            if state.early_stop is not None and point is not None and can_score(state, step):
+            spec = state.spec
+            point = self.points.get((spec.trial_id, spec.task, step))
+            if state.early_stop is None or point is None or not can_score(state, step):
+                continue
+            if step in self.study.curve_steps(spec):
                 state.observe_score(step, point.score)
 
 
@@ -161,7 +170,12 @@ def in_dtype_of(base: Base, model: Base) -> Base:
     return Base(copied, model.tokenizer, model.record, model.folder, MultiLora(copied))
 
 
-def curve_point(record: EvalRecord, step: int) -> CurvePoint:
-    """The part of an evaluation that a curve keeps."""
+def curve_point(record: EvalRecord, step: int, items: Sequence[ItemResult] = ()) -> CurvePoint:
+    """The part of an evaluation that a curve keeps; with ``items``, their scores too."""
     fields = {"trial_id", "task", "metric", "score", "standard_error", "n", "seconds", "num_tokens"}
-    return CurvePoint(step=step, **record.model_dump(include=fields))
+    return CurvePoint(
+        step=step,
+        item_scores=tuple(item.score for item in items),
+        gold_logprobs=tuple(item.gold_logprob_per_token for item in items),
+        **record.model_dump(include=fields),
+    )

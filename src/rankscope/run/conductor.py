@@ -50,17 +50,20 @@ class Conductor:
         statuses = context.ledger.statuses()
         ended = frozenset(i for i, s in statuses.items() if s not in ("planned", "trained"))
         context.memory_before_groups = live_memory_bytes(context.base.device)
-        clock = context.study_clock = StudyClock.of(context.study, ended)
+        clock = StudyClock.of(context.study, ended)
+        if context.study.config.strategy == "grid":  # else nobody knows how much is left
+            context.study_clock = clock
         for index, group in enumerate(groups, start=1):
             clock.begin_group(group)
-            self.run_group(group, f"group {index}/{len(groups)} {group[0].task}")
+            place = f"{context.round.label} group {index}/{len(groups)} {group[0].task}"
+            self.run_group(group, place.strip())
             clock.end_group()
 
     def unfinished_groups(self) -> list[Group]:
-        """The groups with something left to do, longest training first: of units, one that begins
-        last would keep the others' devices waiting."""
+        """The groups with something left to do in this round, longest training first: of units, one
+        that begins last would keep the others' devices waiting."""
         study = self.context.study
-        groups = [g for g in study.groups if self.train_stage.untrained(g) or self.unfinished(g)]
+        groups = [g for g in study.groups if self.train_stage.missing(g) or self.unfinished(g)]
         return sorted(groups, key=lambda g: -sum(training_work(study, trial) for trial in g))
 
     def run_group(self, group: Group, label: str) -> None:
@@ -71,13 +74,16 @@ class Conductor:
         """
         context, ledger = self.context, self.context.ledger
         context.label = label
-        untrained = self.train_stage.untrained(group)
+        untrained = self.train_stage.missing(group)
         context.groups_worked_on += bool(untrained or self.unfinished(group))
         # Every attempt of with_oom_backoff ends with a base without adapters.
         backoff = Backoff("train", self.give_up, context.groups.shrink, self.train_stage.split)
-        with_oom_backoff(context, untrained, self.train, backoff)
+        for trials in untrained:
+            with_oom_backoff(context, trials, self.train, backoff)
         backoff = Backoff("score", self.give_up_scoring)
         with_oom_backoff(context, self.unfinished(group), self.score, backoff)
+        if not context.round.is_last:
+            return
         scored = self.unfinished(group)  # without those that failed
         analyzable = tuple(trial for trial in scored if self.lacks_analysis(trial))
         with_oom_backoff(
@@ -115,15 +121,19 @@ class Conductor:
 
     def unfinished(self, group: Group) -> Group:
         """Trials that were trained but not marked ``done``, and done trials that lack a score or an
-        analysis: the study file now asks for more, or an analysis ran out of memory."""
-        statuses = self.context.ledger.statuses()
+        analysis: the study file now asks for more, or an analysis ran out of memory. In a round
+        before the last, trained trials that lack a validation score."""
+        statuses, is_last = self.context.ledger.statuses(), self.context.round.is_last
         return tuple(
             trial
             for trial in group
-            if statuses[trial.trial_id] == "trained"
+            if (is_last and statuses[trial.trial_id] == "trained")
             or (
-                statuses[trial.trial_id] == "done"
-                and (self.evaluate_stage.missing((trial,)) or self.lacks_analysis(trial))
+                statuses[trial.trial_id] in ("trained", "done")
+                and (
+                    self.evaluate_stage.missing((trial,))
+                    or (is_last and self.lacks_analysis(trial))
+                )
             )
         )
 

@@ -1,6 +1,6 @@
 """What every stage of one run works with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from rankscope.analyze.svd_cache import SvdCache, svd_cache_folder
@@ -8,10 +8,22 @@ from rankscope.errors import Interrupted
 from rankscope.models.base import Base
 from rankscope.progress import ProgressReporter
 from rankscope.provenance import provenance
+from rankscope.records import Record, TrialSpec
 from rankscope.run.group_ledger import GroupLedger, resolve_groups
+from rankscope.run.groups import cut_by
 from rankscope.run.prepared import PreparedStudy
 from rankscope.run.study_clock import StudyClock
 from rankscope.store import Ledger
+
+
+class Round(Record):
+    """How far the groups of a round go: to their end, unless an adaptive study decides first."""
+
+    rung: int | None = None
+    """Pause training at this rung."""
+    is_last: bool = True
+    """Score test items and analyze too."""
+    label: str = ""
 
 
 @dataclass(slots=True)
@@ -25,6 +37,7 @@ class RunContext:
     reporter: ProgressReporter
     should_stop: Callable[[], bool]
     groups: GroupLedger
+    round: Round = field(default_factory=Round)
     svd_cache: SvdCache = field(default_factory=lambda: SvdCache(folder=svd_cache_folder()))
     label: str = ""
     """What the current stages work on, such as ``group 1/3 gsm8k``."""
@@ -41,10 +54,15 @@ class RunContext:
     """What this process held before its first group, bytes."""
     groups_worked_on: int = 0
     """Groups that this process has begun to work on."""
+    killed_for_memory: bool = False
+    """Earlier processes were killed at what comes first, so it is to be smaller."""
 
-    def use_stored_groups(self) -> None:
-        """Continue with the groups of the study's first run; store them if this is the first."""
-        self.study = replace(self.study, groups=resolve_groups(self.ledger, self.study))
+    def begin_round(self, trials: Sequence[TrialSpec], this_round: Round) -> None:
+        """Work on some trials, in the groups of the study's first run if it formed them."""
+        groups = resolve_groups(self.ledger, self.study, trials)
+        if self.study.config.strategy == "adaptive":  # a rung is one step of a group
+            groups = cut_by(groups, self.study.num_steps)
+        self.study, self.round = replace(self.study, groups=groups), this_round
         self.groups = GroupLedger(self.ledger, self.study)
 
     def begin_stage(self, name: str, num_steps: int) -> None:

@@ -159,7 +159,7 @@ class CostModel:
     def training(self, group: Group) -> dict[str, float]:
         """Seconds of training each trial of a group, by id; slices of a nested run share its."""
         config, rows = self.inputs.config.train, self.inputs.rows[group[0].task]
-        tokens = {t: self.tokens(t) for t in self.inputs.runs(group)}
+        tokens = {t: self.inputs.training_tokens(t) for t in self.inputs.runs(group)}
         steps = group_steps(group, len(rows.rows), rows.num_tokens, config)
         num_passes = max(steps, sum(tokens.values()) / config.batch_tokens)
         linears = num_passes * len(self.shapes.linear_shapes) / sum(tokens.values())
@@ -187,7 +187,7 @@ class CostModel:
     def training_operations(self, trial: TrialSpec, tokens: int) -> float:
         """Operations of a trial that trains on ``tokens`` tokens, replayed ones included."""
         config, rows = self.inputs.config.train, self.inputs.rows[trial.task]
-        own, keys = self.own_tokens(trial), self.mean_keys(trial.task)
+        own, keys = self.inputs.own_tokens(trial), self.mean_keys(trial.task)
         labels = tokens * rows.num_label_tokens / rows.num_tokens
         passes = (3 if trial.is_full else 2) + config.gradient_checkpointing
         operations = passes * self.forward(tokens, labels, keys)
@@ -198,26 +198,6 @@ class CostModel:
             replayed = tokens - own if trial.replay else own
             operations += self.forward(replayed, labels * replayed / tokens, keys)
         return operations
-
-    def own_tokens(self, trial: TrialSpec) -> int:
-        """Tokens of its own task that a trial trains on, if every row has the mean length."""
-        rows, protocol = (
-            self.inputs.rows[trial.task],
-            trial_protocol(trial, self.inputs.config.train),
-        )
-        steps = planned_steps(len(rows.rows), rows.num_tokens, protocol)
-        rows_per_step = min(len(rows.rows), protocol.batch_size * protocol.gradient_accumulation)
-        return round(steps * rows_per_step * rows.num_tokens / len(rows.rows))
-
-    def tokens(self, trial: TrialSpec) -> int:
-        """Tokens that a trial trains on, replayed ones included."""
-        own_tokens = self.own_tokens(trial)
-        if trial.replay is None or not trial.replay_share:
-            return own_tokens
-        own, general = self.inputs.rows[trial.task], self.inputs.replay_rows[trial.replay]
-        num_rows = own_tokens * len(own.rows) / own.num_tokens
-        beside = num_rows * trial.replay_share / (1 - trial.replay_share)
-        return own_tokens + round(beside * general.num_tokens / len(general.rows))
 
     def mean_keys(self, task: str) -> float:
         counts: RowCounts = self.inputs.grouping.counts[task]

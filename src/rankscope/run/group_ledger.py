@@ -8,30 +8,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rankscope.formatting import byte_size
+from rankscope.records import TrialSpec
 from rankscope.run.groups import Group, halves_of
 from rankscope.run.prepared import PreparedStudy
 from rankscope.store import Ledger, StoredGroups
 from rankscope.train.memory import GroupMemory
 
 
-def resolve_groups(ledger: Ledger, study: PreparedStudy) -> tuple[Group, ...]:
-    """The groups that the study has; stored if it had none.
+def resolve_groups(
+    ledger: Ledger, study: PreparedStudy, trials: Sequence[TrialSpec] | None = None
+) -> tuple[Group, ...]:
+    """The groups of some trials of a study, by default of all; stored if they had none.
 
-    Trials that the study gained are grouped among themselves. A changed ``max_group_size`` or
+    Trials that have none are grouped among themselves. A changed ``max_group_size`` or
     ``memory_limit`` cuts all groups anew; trained trials stay as they are.
     """
     config, stored = study.config, ledger.groups()
-    groups: Sequence[Group] = study.groups
+    trials = study.trials if trials is None else trials
+    groups: list[Group] = []
     budgets: dict[str, int] = {}
     limits = (config.max_group_size, config.memory_limit)
     if stored is not None and (stored.max_group_size, stored.memory_limit) == limits:
         groups = known_groups(stored, study)
-        grouped = {trial.trial_id for group in groups for trial in group}
-        new = [trial for trial in study.trials if trial.trial_id not in grouped]
-        groups = [*groups, *study.grouping.groups(new, config)]
         budgets = stored.batch_tokens
+    grouped = {trial.trial_id for group in groups for trial in group}
+    new = [trial for trial in trials if trial.trial_id not in grouped]
+    is_first = not grouped and len(new) == len(study.trials)
+    groups += study.groups if is_first else study.grouping.groups(new, config)
     store_groups(ledger, study, groups, budgets)
-    return tuple(groups)
+    wanted = {trial.trial_id for trial in trials}
+    of_trials = (tuple(t for t in group if t.trial_id in wanted) for group in groups)
+    return tuple(group for group in of_trials if group)
 
 
 def known_groups(stored: StoredGroups, study: PreparedStudy) -> list[Group]:
@@ -121,7 +128,9 @@ class GroupLedger:
         stored, gone = self.stored(), set(trial_ids)
         groups: list[tuple[str, ...]] = []
         for ids in stored.groups:
-            groups += list(unit.groups) if gone & set(ids) else [ids]
+            rest = tuple(i for i in ids if i not in gone)
+            groups += list(unit.groups) if gone & set(ids) else []
+            groups += [rest] if rest else []
         changes = {
             "groups": tuple(dict.fromkeys(groups)),
             "batch_tokens": stored.batch_tokens | unit.batch_tokens,

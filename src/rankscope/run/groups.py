@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -126,6 +126,15 @@ def cut_into(trials: Sequence[TrialSpec], count: int) -> list[Group]:
     """``count`` groups whose sizes differ by at most one."""
     cuts = [len(trials) * i // count for i in range(count + 1)]
     return [tuple(trials[start:end]) for start, end in itertools.pairwise(cuts)]
+
+
+def cut_by(groups: Iterable[Group], key: Callable[[TrialSpec], object]) -> tuple[Group, ...]:
+    """Cut groups so that all trials of one have an equal ``key``; the order stays."""
+    return tuple(
+        tuple(trial for trial in group if key(trial) == value)
+        for group in groups
+        for value in dict.fromkeys(map(key, group))
+    )
 
 
 def what_limits(

@@ -77,6 +77,9 @@ def attempt(context: RunContext, group: Group, work: Callable[[Group], None]) ->
 
     Once this returns, the error's traceback and with it the tensors of its frames are gone.
     """
+    if context.killed_for_memory:
+        context.killed_for_memory = False
+        return "out of memory: the system killed the processes that tried it"
     try:
         work(group)
     except Exception as error:

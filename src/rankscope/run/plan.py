@@ -7,10 +7,11 @@ tokens into time on one of the machines of ``machines.py``.
 
 import heapq
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.records import Record, TrialSpec
+from rankscope.run.adaptive import expected_shares
 from rankscope.run.costs import CostModel, ItemTokens, StageSeconds, TrialCost
 from rankscope.run.groups import Group, GroupLimit, group_steps, what_limits
 from rankscope.run.machines import Machine, this_machine
@@ -81,6 +82,11 @@ class Plan(Record):
     """On ``gpus`` devices: the base first, then the groups, see :func:`makespan`."""
     basis: str
     """What the estimate of time rests on."""
+    expected_tokens: int | None = None
+    """Training tokens that an adaptive study is expected to need; the rest of the plan is that of
+    the grid, the most that it can cost."""
+    expected_seconds: float | None = None
+    """The same for its time on one device."""
     savings: tuple[Saving, ...]
     """The largest savings, largest first."""
     notes: tuple[str, ...]
@@ -109,7 +115,7 @@ def make_plan(
     start = model.start(num_tokens) if executor else 0.0
     unit_seconds = [start + group.seconds for group in groups]
     products = sum(
-        model.products(model.training_operations(t, model.tokens(t)))
+        model.products(model.training_operations(t, inputs.training_tokens(t)))
         for t in inputs.runs(inputs.trials)
     )
     evaluations = len(inputs.base_evals()) + sum(
@@ -126,14 +132,11 @@ def make_plan(
         groups=groups,
         evaluations=evaluations,
         curve_evaluations=sum(
-            len(inputs.curve_steps(t)) * len(inputs.curve_tasks(t.task)) for t in inputs.trials
+            len(inputs.scored_steps(t)) * len(inputs.curve_tasks(t.task)) for t in inputs.trials
         ),
         train_tokens=sum(group.num_tokens for group in groups),
         evaluation_tokens=evaluation_tokens + sum(work.tokens for work in scored.values()),
-        disk_bytes=sum(
-            model.cost(trial).weight_bytes * (1 + len(inputs.snapshot_steps(trial)))
-            for trial in inputs.trials
-        ),
+        disk_bytes=disk_bytes(model),
         stages=stages,
         seconds=stages.total,
         gpus=gpus,
@@ -143,9 +146,31 @@ def make_plan(
         critical_seconds=of_base + max(unit_seconds),
         wall_seconds=of_base + makespan(unit_seconds, gpus),
         basis=machine.basis(inputs.dtype, products / stages.training),
+        **expected_cost(inputs, costs, of_base),
         savings=largest_savings(inputs.config, inputs.trials, costs, stages, items),
         notes=inputs.notes,
     )
+
+
+def disk_bytes(model: CostModel) -> int:
+    """Of all stored weights; or of the first seeds' checkpoints, with two moments each, that an
+    adaptive study has between two rungs, if that is more."""
+    inputs = model.inputs
+    weights = {trial: model.cost(trial).weight_bytes for trial in inputs.trials}
+    stored = sum(size * (1 + len(inputs.snapshot_steps(t))) for t, size in weights.items())
+    return max(stored, sum(3 * size for trial, size in weights.items() if inputs.rung_steps(trial)))
+
+
+def expected_cost(
+    inputs: PreparedStudy, costs: Mapping[str, TrialCost], base_seconds: float
+) -> dict[str, Any]:
+    """Fields of a plan that only an adaptive study has."""
+    if inputs.config.strategy == "grid":
+        return {}
+    shares = expected_shares(inputs)
+    tokens = sum(shares[t.trial_id] * inputs.training_tokens(t) for t in inputs.trials)
+    seconds = base_seconds + sum(share * sum(costs[i]) for i, share in shares.items())
+    return {"expected_tokens": round(tokens), "expected_seconds": seconds}
 
 
 def available_bytes(inputs: PreparedStudy, machine: Machine) -> int:
@@ -172,7 +197,7 @@ def plan_group(model: CostModel, group: Group, costs: Mapping[str, TrialCost]) -
         task=group[0].task,
         labels=tuple(f"{trial.arm_label} seed={trial.seed}" for trial in group),
         steps=group_steps(group, len(rows.rows), rows.num_tokens, config.train),
-        num_tokens=sum(map(model.tokens, inputs.runs(group))),
+        num_tokens=sum(map(inputs.training_tokens, inputs.runs(group))),
         memory_bytes=memory.total_bytes,
         host_bytes=memory.host_bytes(inputs.device),
         fits=memory.total_bytes <= available,
@@ -196,7 +221,7 @@ def scoring_by_trial(model: CostModel, items: Items) -> dict[str, ScoringWork]:
     counted: dict[tuple[object, ...], ScoringWork] = {}
     by_trial = {}
     for trial in inputs.trials:
-        num_points = len(inputs.curve_steps(trial))
+        num_points = len(inputs.scored_steps(trial))
         kind = (trial.task, num_points, len(inputs.variants(trial)))
         if kind not in counted:
             evaluated = evaluated_items(inputs, items, trial)
@@ -234,7 +259,7 @@ def evaluated_items(inputs: PreparedStudy, items: Items, trial: TrialSpec) -> li
     few = inputs.config.train.evaluate_items
     after = inputs.wanted_evals(trial.trial_id, trial.task) + inputs.wanted_variants(trial)
     point = [i for task in inputs.curve_tasks(trial.task) for i in items[task, "validation"][:few]]
-    return point * len(inputs.curve_steps(trial)) + [
+    return point * len(inputs.scored_steps(trial)) + [
         item for _, task, split in after for item in items[task, split]
     ]
 

@@ -26,6 +26,7 @@ from rankscope.models.model_folder import model_folder
 from rankscope.models.parameters import architecture, check_targets, rank_notes, read_model_config
 from rankscope.models.quantize import check_bitsandbytes
 from rankscope.progress import NullReporter, ProgressReporter
+from rankscope.run.adaptive import check_adaptive, usable_rungs
 from rankscope.run.groups import Grouping
 from rankscope.run.machines import Machine
 from rankscope.run.prepared import PreparedStudy
@@ -99,9 +100,11 @@ def prepare_study(
             for name, task in data.tasks.items()
         },
     )
+    labels: dict[int, str] = {}
     for trial in trials:
         rows = data.rows[trial.task]
         num_steps = trial_steps(trial, len(rows.rows), rows.num_tokens, config.train)
+        labels.setdefault(num_steps, trial.label)
         check_learning_rates(trial, num_steps, config.train)
         facts = TrialFacts(shapes, folder, rows.num_tokens, num_steps)
         get_method(trial.method).check_trial(trial, facts)
@@ -121,7 +124,7 @@ def prepare_study(
     records = tuple(
         task_record(config, encoder, task, tokenizer_hash) for task in data.tasks.values()
     )
-    return PreparedStudy(
+    prepared = PreparedStudy(
         config=config,
         folder=folder,
         shapes=shapes,
@@ -134,6 +137,7 @@ def prepare_study(
         trials=tuple(trials),
         groups=groups,
         grouping=grouping,
+        rungs=usable_rungs(config, labels),
         notes=(
             *missing_weights,
             *dtype_notes(dtype, device),
@@ -147,6 +151,9 @@ def prepare_study(
             *duplicate_grid_notes(config),
         ),
     )
+    if config.strategy == "adaptive":
+        check_adaptive(prepared)
+    return prepared
 
 
 def missing_weights_notes(folder: Path) -> list[str]:

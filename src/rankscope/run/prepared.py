@@ -24,7 +24,13 @@ from rankscope.records import (
     variant_of,
 )
 from rankscope.run.groups import Group, Grouping
-from rankscope.train.step_schedule import due_steps, trial_protocol
+from rankscope.train.step_schedule import (
+    due_steps,
+    planned_steps,
+    rung_steps,
+    trial_protocol,
+    trial_steps,
+)
 
 SPLITS: tuple[Split, ...] = ("validation", "test")
 
@@ -52,6 +58,8 @@ class PreparedStudy:
     grouping: Grouping
     notes: tuple[str, ...]
     """What a reader of the results must know."""
+    rungs: tuple[float, ...] = ()
+    """Shares of a trial's steps after which an adaptive study may stop it."""
     _by_id: dict[str, TrialSpec] = field(init=False, repr=False)
     _trained: dict[tuple[object, ...], TrialSpec] = field(init=False, repr=False)
 
@@ -121,9 +129,41 @@ class PreparedStudy:
             for split in SPLITS
         ]
 
+    def num_steps(self, trial: TrialSpec) -> int:
+        """Optimizer steps of its whole training."""
+        rows = self.rows[trial.task]
+        return trial_steps(trial, len(rows.rows), rows.num_tokens, self.config.train)
+
     def curve_steps(self, trial: TrialSpec) -> tuple[int, ...]:
-        """Optimizer steps after which a trial is scored during training; none for a slice."""
+        """Optimizer steps after which a trial is scored for its learning curve; none for a slice."""
         return () if trial.is_slice else self.due_steps(trial, self.config.train.evaluate_every)
+
+    def rung_steps(self, trial: TrialSpec) -> tuple[int, ...]:
+        """Optimizer steps after which an adaptive study may stop a trial; none of later seeds."""
+        if trial.seed != self.config.seeds[0]:
+            return ()
+        return rung_steps(self.rungs, self.num_steps(trial))
+
+    def scored_steps(self, trial: TrialSpec) -> tuple[int, ...]:
+        """Optimizer steps after which a trial is scored, during training, for either."""
+        return tuple(sorted({*self.curve_steps(trial), *self.rung_steps(trial)}))
+
+    def own_tokens(self, trial: TrialSpec) -> int:
+        """Tokens of its own task that a trial trains on, if every row has the mean length."""
+        rows, protocol = self.rows[trial.task], trial_protocol(trial, self.config.train)
+        steps = planned_steps(len(rows.rows), rows.num_tokens, protocol)
+        rows_per_step = min(len(rows.rows), protocol.batch_size * protocol.gradient_accumulation)
+        return round(steps * rows_per_step * rows.num_tokens / len(rows.rows))
+
+    def training_tokens(self, trial: TrialSpec) -> int:
+        """Tokens that a trial trains on, replayed ones included."""
+        own_tokens = self.own_tokens(trial)
+        if trial.replay is None or not trial.replay_share:
+            return own_tokens
+        own, general = self.rows[trial.task], self.replay_rows[trial.replay]
+        num_rows = own_tokens * len(own.rows) / own.num_tokens
+        beside = num_rows * trial.replay_share / (1 - trial.replay_share)
+        return own_tokens + round(beside * general.num_tokens / len(general.rows))
 
     def snapshot_steps(self, trial: TrialSpec) -> tuple[int, ...]:
         """Optimizer steps after which its weights are stored, besides the last step."""

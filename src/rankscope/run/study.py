@@ -148,7 +148,6 @@ class Study:
                 reporter = JsonlReporter(reporter, out / LOG)
                 context = begin_run(study, ledger, reporter, should_stop)
                 context.allow_mixed = allow_mixed
-                context.use_stored_groups()
                 if retry:  # units have statuses and results of their own
                     adopt_units(context, keep_unsealed=False)
                     plan_again(ledger, retry)
@@ -163,20 +162,25 @@ class Study:
     def _run_all(self, context: "RunContext", executor: "Executor | None") -> None:
         """Score the base, then bring every group to its end, here or by the executor."""
         from rankscope.device import release_freed_memory
+        from rankscope.run.adaptive import study_rounds
         from rankscope.run.conductor import Conductor
         from rankscope.run.executors import run_units
+        from rankscope.run.executors.slurm import SlurmExecutor, cancel_tasks
         from rankscope.run.units import adopt_units
 
         conductor = Conductor(context)
         conductor.run_base()
+        if not isinstance(executor, SlurmExecutor):
+            cancel_tasks(context.ledger.out / UNITS)
         adopt_units(context, keep_unsealed=executor is not None)
         if executor is None:
-            conductor.run_groups()
+            for _ in study_rounds(context):
+                conductor.run_groups()
             return
-        groups = conductor.unfinished_groups()
         context.base.model.to("meta")  # type: ignore[arg-type]  # workers load the base themselves
         release_freed_memory()
         # Another time limit makes no other unit.
         config = self.config.model_copy(update={"slurm": SlurmConfig()})
-        run_units(context, config, groups, executor)
-        conductor.remove_orphans()
+        for _ in study_rounds(context):
+            run_units(context, config, conductor.unfinished_groups(), executor)
+            conductor.remove_orphans()

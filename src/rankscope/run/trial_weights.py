@@ -7,7 +7,6 @@ from rankscope.hashing import sha256_file, sha256_json
 from rankscope.models.base import Base
 from rankscope.models.methods import get_method
 from rankscope.records import ModelRecord, TrialSpec
-from rankscope.report.model_card import adapter_card
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
 from rankscope.store import TrialFailure, weights_path
@@ -24,6 +23,8 @@ def write_weights(
     trained = state.adapter or state.tuner or model
     get_method(trial.method).save(trained, trial, base_record, folder)
     if not trial.is_full:
+        from rankscope.report.model_card import adapter_card  # pandas, which takes long
+
         card = adapter_card(trial, base_record)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return sha256_json([sha256_file(path) for path in sorted(folder.glob("*.safetensors"))])

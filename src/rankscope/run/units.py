@@ -28,7 +28,7 @@ from rankscope.progress import LOG, logged_notes
 from rankscope.provenance import provenance
 from rankscope.records import Record
 from rankscope.run.begin import check_record_settings
-from rankscope.run.context import RunContext
+from rankscope.run.context import Round, RunContext
 from rankscope.run.group_ledger import known_groups, store_groups
 from rankscope.run.groups import Group, group_id, group_label
 from rankscope.run.prepared import PreparedStudy
@@ -47,6 +47,8 @@ SEAL = "sealed.sha256"
 LEDGER_FILE = ("ledger.sqlite",)
 DRIVER = "RANKSCOPE_DRIVER"
 """Environment variable with the process id of a worker's driver, if both run on one machine."""
+KILLED_FOR_MEMORY = "RANKSCOPE_KILLED_FOR_MEMORY"
+"""Environment variable of a worker whose predecessors the system killed for lack of memory."""
 
 
 class UnitOrder(Record):
@@ -57,6 +59,8 @@ class UnitOrder(Record):
     study_sha256: str
     """Of the study as the driver prepared it; a worker that prepares another one refuses."""
     trial_ids: tuple[str, ...]
+    round: Round
+    """How far to go."""
     versions: dict[str, str]
     """Of Rankscope and its libraries, as the driver has them; a worker with others refuses."""
     host_bytes: int
@@ -105,6 +109,7 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
         config=study_values(config),
         study_sha256=prepared_sha256(context.study),
         trial_ids=ids,
+        round=context.round,
         versions=installed_versions(),
         host_bytes=context.groups.memory(group).host_bytes(context.study.device),
     )
@@ -172,16 +177,11 @@ def adopt_unit(context: RunContext, folder: Path) -> None:
     adopt_results(context, folder)
 
 
-def rescue_unit(context: RunContext, folder: Path) -> None:
-    """Copy what an unsealed unit of this study has finished, its checkpoints too; remove it."""
+def adopt_results(context: RunContext, folder: Path) -> None:
+    """Copy what a unit of this study has finished, checkpoints and notes too; remove it."""
+    order = read_unit(folder)
     for checkpoint in (folder / CHECKPOINTS).glob("*"):
         move_checkpoint(folder, context.ledger.out, checkpoint.name)
-    adopt_results(context, folder)
-
-
-def adopt_results(context: RunContext, folder: Path) -> None:
-    """Copy results, groups and the workers' notes of a unit; remove its folder."""
-    order = read_unit(folder)
     try:
         with Ledger.open(folder, write=False) as unit:
             transfer(unit, context.ledger, order.trial_ids)
@@ -225,7 +225,7 @@ def adopt_units(context: RunContext, *, keep_unsealed: bool) -> None:
             adopt_unit(context, folder)
         elif not keep_unsealed or read_unit(folder).study_sha256 != prepared_sha256(context.study):
             context.did_work = True
-            rescue_unit(context, folder)
+            adopt_results(context, folder)
 
 
 def belongs_to(folder: Path, study: PreparedStudy) -> bool:

@@ -13,7 +13,15 @@ from rankscope.progress import LOG, JsonlReporter, NullReporter
 from rankscope.run.begin import begin_run, interruptible, prepare_process
 from rankscope.run.conductor import Conductor
 from rankscope.run.prepare import prepare_study
-from rankscope.run.units import DRIVER, check_versions, is_sealed, read_unit, seal_unit, unit_study
+from rankscope.run.units import (
+    DRIVER,
+    KILLED_FOR_MEMORY,
+    check_versions,
+    is_sealed,
+    read_unit,
+    seal_unit,
+    unit_study,
+)
 from rankscope.store import UNITS, Ledger
 
 
@@ -54,6 +62,8 @@ def work(out: Path, unit: str) -> None:
             reporter = JsonlReporter(NullReporter(), folder / LOG)
             context = begin_run(study, ledger, reporter, should_stop, ledger.trials())
             context.allow_mixed = True  # the driver has decided that
+            context.round = order.round
+            context.killed_for_memory = KILLED_FOR_MEMORY in os.environ
             Conductor(context).run_groups()
     seal_unit(folder)
 

@@ -19,8 +19,10 @@ from rankscope.records import (
     EvalRecord,
     HeadsRecord,
     Record,
+    RungRecord,
     SpectraRecord,
     Status,
+    StopRecord,
     TrainRecord,
     TrialSpec,
 )
@@ -45,8 +47,8 @@ CREATE TABLE trials (
 ) WITHOUT ROWID;
 CREATE TABLE records (
     trial_id TEXT NOT NULL,
-    kind TEXT NOT NULL,  -- train, curve, eval, spectra or heads
-    key TEXT NOT NULL,   -- task/step of a curve's point, task/split of an eval, else empty
+    kind TEXT NOT NULL,  -- of RecordKind
+    key TEXT NOT NULL,   -- task/step of a curve's point, task/split of an eval, a rung, else empty
     sha256 TEXT NOT NULL,
     settings TEXT NOT NULL,  -- what the record depends on besides its trial, canonical JSON
     body TEXT NOT NULL,  -- last, so that reading the others does not read its pages
@@ -74,7 +76,9 @@ NO_DAMAGE = frozenset(
 
 MOST_TRIES = 100  # Five seconds, for readers of an earlier state and of the lock
 
-R = TypeVar("R", TrainRecord, CurvePoint, EvalRecord, SpectraRecord, HeadsRecord)
+R = TypeVar(
+    "R", TrainRecord, CurvePoint, EvalRecord, SpectraRecord, HeadsRecord, RungRecord, StopRecord
+)
 Stored = TypeVar("Stored")
 
 

@@ -12,12 +12,15 @@ from pydantic import FiniteFloat
 from rankscope.records import (
     BASE,
     FAILED,
+    LEFT_OUT,
     CurvePoint,
     EvalKey,
     EvalRecord,
     ModelRecord,
     Provenance,
+    RungRecord,
     Status,
+    StopRecord,
     StudyRecords,
     TaskRecord,
     TrainRecord,
@@ -215,6 +218,14 @@ class Ledger:
     def groups(self) -> StoredGroups | None:
         return stored(self._db, "groups", StoredGroups)
 
+    def put_round(self, trial_ids: Sequence[str]) -> None:
+        """Store what an adaptive study has decided to train next."""
+        self._put(round=json.dumps(list(trial_ids)))
+
+    def round_trials(self) -> list[str]:
+        """The trials of the last :meth:`put_round`."""
+        return stored(self._db, "round", list[str]) or []
+
     def add_seconds(self, seconds: float) -> None:
         self._put(seconds=repr((stored(self._db, "seconds", FiniteFloat) or 0.0) + seconds))
 
@@ -258,6 +269,8 @@ class Ledger:
             for record in records:
                 if isinstance(record, TrainRecord):
                     set_status(self._db, record.trial_id, "trained", expected=UNTRAINED)
+                elif isinstance(record, StopRecord):
+                    set_status(self._db, record.trial_id, "stopped", record.text)
                 elif isinstance(record, EvalRecord):
                     place = items_path(record.trial_id, record.task, record.split)
                     if not self.artifacts(place):
@@ -271,12 +284,19 @@ class Ledger:
                 set_status(self._db, failure.trial_id, failure.status, failure.reason)
 
     def retry_trials(self, trial_ids: Sequence[str]) -> None:
-        """Plan failed trials again; a trial that was trained becomes ``trained`` again."""
+        """Plan trials again that failed or were left out; one that was trained becomes ``trained``
+        again."""
         trained = {trial_id for kind, trial_id, _ in self._record_keys() if kind == "train"}
         with transaction(self._db, self.out):
             for i in trial_ids:
                 status: Status = "trained" if i in trained else "planned"
-                set_status(self._db, i, status, expected=tuple(FAILED))
+                set_status(self._db, i, status, expected=tuple(FAILED | LEFT_OUT))
+
+    def skip_trials(self, trial_ids: Sequence[str], reason: str) -> None:
+        """An adaptive study ends without these trials; only those that never began."""
+        with transaction(self._db, self.out):
+            for trial_id in trial_ids:
+                set_status(self._db, trial_id, "skipped", reason, expected=("planned",))
 
     def repeat_trials(self, trial_ids: Collection[str]) -> None:
         """Remove all results of some trials, or of the base, to have them computed again."""
@@ -334,6 +354,16 @@ class Ledger:
             and statuses[trial.trial_id] in ("trained", "done")
         ]
 
+    def has_reached(self, trials: Sequence[TrialSpec], rung: int) -> bool:
+        """Whether all of some trials of an adaptive study trained as far as a rung."""
+        keys = self._record_keys()
+        return all(("rung", trial.trial_id, str(rung)) in keys for trial in trials)
+
+    def rung_trains(self, rung: int) -> dict[str, TrainRecord]:
+        """By trial that reached a rung, its training as far as it went."""
+        records = stored_records(self._db, "rung", RungRecord)
+        return {trial_id: r.train for trial_id, r in records if r.rung == rung}
+
     def _record_keys(self) -> set[tuple[str, str, str]]:
         """(kind, trial id, key) of every record."""
         if self._keys is None:
@@ -377,10 +407,11 @@ class Ledger:
         """The place of a stored file or folder, after comparing every hash in it."""
         return self._store.checked_path(relative, self.artifacts(relative))
 
-    def load(self) -> StudyRecords:
-        """All records of the study as it is now; per-item tables are read on demand."""
+    def load(self, *, with_analyses: bool = True) -> StudyRecords:
+        """All records of the study as it is now, but spectra and heads, the largest, only
+        ``with_analyses``; per-item tables are read on demand."""
         with snapshot(self._db):
-            return load_study(self._db, self._store, self.artifacts())
+            return load_study(self._db, self._store, self.artifacts(), with_analyses=with_analyses)
 
     def verify(self, *, quick: bool = False) -> list[Problem]:
         """See :func:`find_problems`."""

@@ -15,6 +15,7 @@ from rankscope.records import (
     ModelRecord,
     Provenance,
     SpectraRecord,
+    StopRecord,
     StudyRecords,
     TaskRecord,
     TrainRecord,
@@ -34,13 +35,17 @@ from rankscope.store.items import ItemTables, StoredItems, StoredResults
 
 
 def load_study(
-    db: sqlite3.Connection, store: ArtifactStore, artifacts: Sequence[Artifact]
+    db: sqlite3.Connection,
+    store: ArtifactStore,
+    artifacts: Sequence[Artifact],
+    *,
+    with_analyses: bool,
 ) -> StudyRecords:
     if not has_study(db):
         raise UserError(f"{store.out}: no run has stored a study yet; run it first.")
     tasks = tuple(stored(db, "tasks", list[TaskRecord]) or ())
     task_names = {task.name for task in tasks}
-    trials = tuple(_trial_records(db, task_names))
+    trials = tuple(_trial_records(db, task_names, with_analyses))
     shown = {BASE, *(trial.spec.trial_id for trial in trials)}
     evals = {
         (trial_id, record.task, record.split): record
@@ -68,10 +73,13 @@ def load_study(
     )
 
 
-def _trial_records(db: sqlite3.Connection, tasks: Container[str]) -> Iterator[TrialRecords]:
+def _trial_records(
+    db: sqlite3.Connection, tasks: Container[str], with_analyses: bool
+) -> Iterator[TrialRecords]:
     train = dict(stored_records(db, "train", TrainRecord))
-    spectra = dict(stored_records(db, "spectra", SpectraRecord))
-    heads = dict(stored_records(db, "heads", HeadsRecord))
+    spectra = dict(stored_records(db, "spectra", SpectraRecord) if with_analyses else ())
+    heads = dict(stored_records(db, "heads", HeadsRecord) if with_analyses else ())
+    stops = dict(stored_records(db, "stop", StopRecord))
     curves = _curves(db, tasks)
     for spec, status, failure in stored_trials(db):
         yield TrialRecords(
@@ -82,6 +90,7 @@ def _trial_records(db: sqlite3.Connection, tasks: Container[str]) -> Iterator[Tr
             spectra=spectra.get(spec.trial_id),
             heads=heads.get(spec.trial_id),
             curve=tuple(curves.get(spec.trial_id, ())),
+            stop=stops.get(spec.trial_id) if status == "stopped" else None,
         )
 
 

@@ -13,15 +13,19 @@ from rankscope.records import (
     EvalRecord,
     HeadsRecord,
     Record,
+    RungRecord,
     SpectraRecord,
     Status,
+    StopRecord,
     TrainRecord,
 )
 from rankscope.store.row_hashes import row_sha256
 
 PointKey = tuple[str, str, int]  # Of a learning curve: (trial id, task, optimizer steps done)
-RecordKind = Literal["train", "curve", "eval", "spectra", "heads"]
-StoredRecord = TrainRecord | CurvePoint | EvalRecord | SpectraRecord | HeadsRecord
+RecordKind = Literal["train", "curve", "eval", "spectra", "heads", "rung", "stop"]
+StoredRecord = (
+    TrainRecord | CurvePoint | EvalRecord | SpectraRecord | HeadsRecord | RungRecord | StopRecord
+)
 
 UNTRAINED: tuple[Status, ...] = ("planned", *sorted(FAILED))  # From which training can end
 
@@ -49,6 +53,8 @@ def kind_of(record: StoredRecord) -> RecordKind:
         EvalRecord: "eval",
         SpectraRecord: "spectra",
         HeadsRecord: "heads",
+        RungRecord: "rung",
+        StopRecord: "stop",
     }
     return kinds[type(record)]
 
@@ -60,6 +66,8 @@ def key_of(record: StoredRecord) -> str:
             return f"{record.task}/{record.split}"
         case CurvePoint():
             return f"{record.task}/{record.step}"
+        case RungRecord():
+            return str(record.rung)
     return ""
 
 

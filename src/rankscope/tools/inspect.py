@@ -56,9 +56,7 @@ def inspect(
     stored_base = CheckpointReader.open(shapes_folder(str(base)))
     pairs = zip(folders, short_names(folders), strict=True)
     models = [StoredTunedModel.open(folder, name) for folder, name in pairs]
-    if not any_base:
-        for model in models:
-            model.check_base(stored_base)
+    forced = {m.name for m in models if m.is_of_other_base(stored_base, any_base=any_base)}
     spectra = inspect_spectra(stored_base, models, settings, choose_device(device), reporter)
     tuned_models = tuple(
         TunedModel(
@@ -68,6 +66,7 @@ def inspect(
             rank=None if model.adapter is None else model.adapter.rank,
             scaling=None if model.adapter is None else model.adapter.scaling,
             spectra=spectra[model.name],
+            other_base_forced=model.name in forced,
         )
         for model in models
     )

@@ -53,9 +53,8 @@ class SourceAdapter:
                 "base's: give --base"
             )
         reader = None if base is None else CheckpointReader.open(shapes_folder(str(base)))
-        if reader is not None and not any_base:
-            tuned.check_base(reader)
         if reader is not None:
+            tuned.is_of_other_base(reader, any_base=any_base)
             check_complete(folder, tuned.adapter.a, reader.layers, READABLE_INITS)
         return cls(folder, tuned, tuned.adapter, reader)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rankscope.errors import RankscopeError, UserError, first_line
 from rankscope.hashing import sha256_json
-from rankscope.records import BASE, StudyRecords, TrialRecords
+from rankscope.records import BASE, FAILED, StudyRecords, TrialRecords
 from rankscope.store import Ledger
 from rankscope.tools.frames import TRAINING_COLUMNS, trial_row
 from rankscope.tools.trackers import TRACKERS, Scalar, TrackedRun
@@ -85,7 +85,7 @@ def tracked_runs(study: StudyRecords) -> Iterator[TrackedRun]:
     common = _common_settings(study)
     yield _run(study, BASE, f"{study.model.label} (base)", "", common, {}, None)
     for trial in study.trials:
-        if trial.train is None and trial.failure is None:
+        if trial.training is None and trial.status not in FAILED:
             continue
         row = trial_row(trial)
         costs = {n: float(row[n]) for n in TRAINING_COLUMNS if row[n] is not None}  # type: ignore[arg-type]
@@ -109,7 +109,7 @@ def _run(
     config = {"trial": trial_id, **config}
     history = () if trial is None else tuple(sorted(_history(trial).items()))
     results = results | _scores(study, trial_id)
-    failure = None if trial is None else trial.failure
+    failure = trial.failure if trial is not None and trial.status in FAILED else None
     content = [name, config, [list(point) for point in history], results, failure]
     return TrackedRun(
         # Studies that share a project may share trials, scored on other tasks.
@@ -155,7 +155,7 @@ def _scalars(values: dict[str, object]) -> dict[str, Scalar]:
 def _history(trial: TrialRecords) -> dict[int, dict[str, float]]:
     """Loss, rate and gradient norm of each optimizer step, and scores during training."""
     history: dict[int, dict[str, float]] = {}
-    for point in () if trial.train is None else trial.train.losses:
+    for point in () if trial.training is None else trial.training.losses:
         values = {"loss": point.loss, "lr": point.lr, "grad_norm": point.grad_norm}
         history.setdefault(point.step, {}).update(values)
     for score in trial.curve:

@@ -41,7 +41,11 @@ class GroupCheckpoint:
         check_in_place(self.folder.parents[1])
         aside = self.folder / "aside"
         shutil.rmtree(aside, ignore_errors=True)
-        target = self.folder / f"step-{state.step:09d}"
+        # A state of the same step stays until the new one has its name, which sorts after it.
+        name = f"step-{state.step:09d}"
+        if same := sorted(self.folder.glob(f"{name}*")):
+            name += f".{int(same[-1].suffix[1:] or 0) + 1:03d}"
+        target = self.folder / name
         size = sum(t.numel() * t.element_size() for t in state.tensors.values())
         try:
             with reporting_shortages(self.folder, lambda: f"{size:,} bytes"):
@@ -52,7 +56,6 @@ class GroupCheckpoint:
                 (aside / SUMS).write_text(sums_text(aside, sorted((STATE, COUNTERS))), "utf-8")
                 for path in (*aside.iterdir(), aside):
                     fsync(path)
-                _remove_state(target)
                 os.replace(aside, target)
                 fsync(self.folder)
         finally:

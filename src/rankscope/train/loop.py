@@ -43,6 +43,7 @@ class GroupResult:
     states: tuple[TrialState, ...]  # In the order of the trials
     tuned: Base  # The base with the adapters attached; in full fine-tuning the trained copy
     seconds: float  # Training time of this and earlier runs, without callbacks
+    is_paused: bool = False  # Whether steps are left: ``pause_at`` came first
 
 
 def train_group(
@@ -56,6 +57,7 @@ def train_group(
     progress: StepProgress = lambda *_: None,
     callbacks: Sequence[StepCallback] = (),
     should_stop: Callable[[], bool] = lambda: False,
+    pause_at: int | None = None,
 ) -> GroupResult:
     """Train one group to its end, from its checkpoint if there is one.
 
@@ -63,7 +65,8 @@ def train_group(
     trains alone. Each sees ``rows`` in its own seed's order, and by task the rows of ``replay``. A
     trial may override parts of ``config``. ``checkpoint`` stores the state at most every
     ``checkpoint_seconds``, and when ``should_stop``, asked after every step, raises Interrupted.
-    ``callbacks`` are not counted as training time.
+    ``callbacks`` are not counted as training time. After ``pause_at`` steps the state is stored and
+    the group returned as it is.
 
     Adapters stay attached to ``base``, also after an error; the caller detaches them.
     """
@@ -71,7 +74,8 @@ def train_group(
         raise UserError("no training rows are left after encoding: there is nothing to train on")
     model, states = start_trials(base, trials, rows, config, replay or {})
     first_step, seconds_before = restore_states(checkpoint, states) if checkpoint else (0, 0.0)
-    num_steps = max(state.num_steps for state in states)
+    all_steps = max(state.num_steps for state in states)
+    num_steps = max(first_step, min(all_steps, pause_at or all_steps))
     started = last_saved = time.monotonic()
     callback_seconds = 0.0
     model.multi_lora.training = True
@@ -121,9 +125,12 @@ def train_group(
         model.multi_lora.training = False
         disable_gradient_checkpointing(model.model)
     model.multi_lora.ungroup()
+    seconds = seconds_before + time.monotonic() - started - callback_seconds
+    if checkpoint and num_steps < all_steps:
+        save_states(checkpoint, states, num_steps, seconds)
+        return GroupResult(tuple(states), model, seconds, is_paused=True)
     for state in states:
         state.finish()
-    seconds = seconds_before + time.monotonic() - started - callback_seconds
     return GroupResult(tuple(states), model, seconds)
 
 

@@ -35,6 +35,9 @@ RANKS = (8, 16)
 FEWEST_LAYERS = 2
 """A model of one layer has its peak elsewhere if layers are computed again."""
 
+_COUNTED: dict[tuple[object, ...], list[int]] = {}
+"""Of this process. Shapes alone decide a count, so further studies of a model need none."""
+
 
 class PassMemory:
     """Counts training passes of one model on the meta device."""
@@ -42,7 +45,9 @@ class PassMemory:
     def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
         self.model = model
         self.device = device
-        self._counted: dict[tuple[object, ...], list[int]] = {}
+        parts = [(name, p.shape, p.dtype) for name, p in model.named_parameters()]
+        attention = model.config._attn_implementation
+        self._model_key = (model.config.to_json_string(), attention, *parts, str(device))
 
     def pass_bytes(self, group: Sequence[TrialSpec], shape: PassShape, recomputes: bool) -> int:
         """Bytes of a pass without copies of A and B; without trials the whole model trains.
@@ -55,13 +60,13 @@ class PassMemory:
             kinds.setdefault((trial.method, trial.targets), []).append(trial)
         shares = [len(trials) for trials in kinds.values()]
         shares = [count // math.gcd(*shares) for count in shares]
-        key = (*kinds, *shares, shape, recomputes)
-        if key not in self._counted:
+        key = (*self._model_key, *kinds, *shares, shape, recomputes)
+        if key not in _COUNTED:
             firsts = [trials[0] for trials in kinds.values()]
             points = [
                 [RANKS[i == raised] for i in range(len(kinds))] for raised in range(-1, len(kinds))
             ]
-            self._counted[key] = [
+            _COUNTED[key] = [
                 self.counted(
                     [t.model_copy(update={"rank": r}) for t, r in zip(firsts, ranks, strict=True)],
                     shares,
@@ -70,7 +75,7 @@ class PassMemory:
                 )
                 for ranks in points
             ]
-        lowest, *raised = self._counted[key]
+        lowest, *raised = _COUNTED[key]
         total = float(lowest)
         for trials, higher in zip(kinds.values(), raised, strict=True):
             mean_rank = statistics.fmean(trial.rank or 1 for trial in trials)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from rankscope.models.lora import Adapter
 from rankscope.models.lora_implementation import choose_lora_implementation
 from rankscope.models.methods import get_method
 from rankscope.models.methods.init_context import InitContext
-from rankscope.models.peft_backend.tuner import PeftTuner
 from rankscope.records import LossPoint, PenaltyPoint, TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint, GroupState
 from rankscope.train.divergence import (
@@ -44,6 +43,9 @@ from rankscope.train.step_schedule import (
     trial_steps,
 )
 
+if TYPE_CHECKING:  # importing peft takes a second, and few studies need it
+    from rankscope.models.peft_backend.tuner import PeftTuner
+
 TUNER = "tuner/"  # Prefix of the names of a PEFT method's own tensors in a checkpoint
 BEST = "best/"  # Prefix of the names of the weights that early stopping would keep
 STORED_FIELDS = ("num_tokens", "num_label_tokens", "num_replay_tokens", "failure")
@@ -58,7 +60,7 @@ class TrialState:
     num_steps: int
     relative_update: Callable[[], float]  # |W - W0| / |W0| of what it changes
     adapter: Adapter | None = None  # None for full fine-tuning and for a method of the PEFT library
-    tuner: PeftTuner | None = None  # A method of the PEFT library, injected into the base
+    tuner: "PeftTuner | None" = None  # A method of the PEFT library, injected into the base
     replay: Replay | None = None
     early_stop: EarlyStop | None = None
     optimizer: torch.optim.Optimizer = field(init=False)
@@ -279,7 +281,7 @@ def start_trials(
             steps,
             partial(get_method(trial.method).relative_update, trained, base),
             adapter=trained if isinstance(trained, Adapter) else None,
-            tuner=trained if isinstance(trained, PeftTuner) else None,
+            tuner=cast("PeftTuner", trained) if trial.peft is not None else None,
             early_stop=None if trial.early_stop is None else EarlyStop(trial.early_stop),
         )
         check_combination(state)

@@ -86,6 +86,8 @@ def test_longest_common_subsequence_against_the_recursion() -> None:
     for _ in range(50):
         a, b = ("".join(rng.choices("abc", k=rng.randrange(8))) for _ in range(2))
         assert longest_common_subsequence(a, b) == slow(a, b)
+    # A table of its 1.2e9 cells would take minutes.
+    assert longest_common_subsequence("ab" * 20_000, "b" * 30_000) == 20_000
 
 
 def test_written_gold_answers_have_the_log_probability_that_choice_scoring_gives() -> None:

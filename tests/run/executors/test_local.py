@@ -13,11 +13,13 @@ from pocket_study import TWO_GROUPS, leftovers, results, small_study, study_file
 
 from rankscope.errors import IntegrityError, Interrupted, UserError
 from rankscope.progress import NullReporter
-from rankscope.run.executors import ExecutorOptions, WorkerFailed
+from rankscope.run.executors import ExecutorOptions, WorkerFailed, worker_process
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.executors.worker_process import check_worker, run_worker
 from rankscope.run.study import Study
+from rankscope.run.units import KILLED_FOR_MEMORY
 from rankscope.run.worker import work
+from rankscope.store import Ledger
 
 
 class Killer(LocalExecutor):
@@ -151,6 +153,46 @@ def test_a_new_driver_adopts_what_was_sealed(undisturbed: dict[str, Any], tmp_pa
     assert len([name for name in stages.names if " train " in name]) == 2 - sealed
     assert results(out) == undisturbed
     assert not (out / "units").exists()
+
+
+DOOMED = """
+import os, pathlib, signal, sys
+unit, counter = pathlib.Path(sys.argv[-2], "units", sys.argv[-1]), pathlib.Path({counter!r})
+asked = os.environ.get("RANKSCOPE_KILLED_FOR_MEMORY")
+with (unit / "asked").open("a") as file:
+    print(asked, file=file)
+if asked:
+    sys.exit((unit / "sealed.sha256").touch())
+counter.write_text(f"pswpin 7\\noom_kill {{len((unit / 'asked').read_text().splitlines())}}\\n")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+"""A worker that the system kills for memory, and counts, until it is asked for less."""
+
+
+def test_the_third_attempt_knows_that_two_were_killed_for_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = tmp_path / "units" / "0"
+    unit.mkdir(parents=True)
+    counter = tmp_path / "vmstat"
+    monkeypatch.setattr(worker_process, "VMSTAT", counter)
+    monkeypatch.setattr(worker_process, "WORKER", ("-c", DOOMED.format(counter=str(counter))))
+    assert run_worker(unit, {}, lambda: False) == 0
+    assert (unit / "asked").read_text().split() == ["None", "None", "2"]
+
+
+def test_a_unit_that_killed_workers_for_memory_is_made_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = next(abandoned(tmp_path, finish=False).glob("units/*"))
+    monkeypatch.setenv(KILLED_FOR_MEMORY, "2")
+    work(unit.parents[1], unit.name)
+    assert "not enough memory" in read(unit / "log.jsonl")
+    with Ledger.open(unit, write=False) as ledger:
+        stored, statuses = ledger.groups(), ledger.statuses()
+    assert stored is not None
+    assert stored.batch_tokens or len(stored.groups) == 2
+    assert list(statuses.values()).count("done") == 2
 
 
 def test_a_study_that_gained_a_seed_adopts_what_was_sealed(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pocket_study import TWO_GROUPS, leftovers, results, small_study, study_file
 from slurm_host import slurm_host
 
 from rankscope.config.study import SlurmConfig
-from rankscope.run.executors.slurm import batch_script
+from rankscope.run.executors.slurm import JOB, batch_script, cancel_tasks
 from rankscope.run.executors.worker_process import WORKER
 
 STUDY: dict[str, Any] = {**TWO_GROUPS, "slurm": {"partition": "main", "time": "1:00:00"}}
@@ -70,6 +70,17 @@ def test_a_preempted_unit_and_a_driver_that_goes_away_cost_nothing(
     assert results(out) == results(tmp_path / "undisturbed")
     assert leftovers(out) == []
     assert not (out / "units").exists()
+
+
+def test_another_executor_takes_waiting_tasks_off_the_queue(slurm: Path, tmp_path: Path) -> None:
+    held = ["sbatch", "--parsable", "--hold", "--array=0-1", f"--chdir={slurm}", "--wrap=true"]
+    job = subprocess.run(held, capture_output=True, text=True, check=True).stdout.strip()
+    for task in (0, 1):
+        (tmp_path / str(task)).mkdir()
+        (tmp_path / str(task) / JOB).write_text(f"{job}_{task}")
+    cancel_tasks(tmp_path)
+    assert task_states() == []
+    assert list(tmp_path.glob(f"*/{JOB}")) == []
 
 
 def task_states() -> list[str]:

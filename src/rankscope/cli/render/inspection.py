@@ -32,6 +32,9 @@ def inspection_tables(inspection: Inspection) -> RenderableType:
 
 def _notes(inspection: Inspection) -> Iterator[str]:
     """What stands out, how to read the tables, growth with rank, uncertain vectors, disk."""
+    for model in inspection.tuned:
+        if model.other_base_forced:
+            yield f"{model.name}: records another base; compared with this one because of --force"
     yield from (_largest_update(model) for model in inspection.tuned if model.spectra.matrices)
     yield (
         "subspace: share of the span of the leading singular vectors that was kept (1 is all, "

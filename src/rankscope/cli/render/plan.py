@@ -71,6 +71,13 @@ def totals(plan: Plan) -> Iterator[str]:
     yield f"{total}; {byte_size(plan.disk_bytes)} on disk."
     if plan.executor is not None:
         yield from _units(plan)
+    if plan.expected_tokens is not None and plan.expected_seconds is not None:
+        yield (
+            "Adaptive: the grid above is the most it can cost. Expected are "
+            f"{plan.expected_tokens:,} tokens ({plan.expected_tokens / plan.train_tokens:.0%}) and "
+            f"{rough_duration(plan.expected_seconds)}, if the rungs leave one learning rate of "
+            "each rank and three arms get all their seeds."
+        )
     yield f"Estimated from {plan.basis}."
     most = max(group.memory_bytes for group in plan.groups)
     yield (

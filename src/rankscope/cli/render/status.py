@@ -88,14 +88,11 @@ def _trial_data(trial: TrialRecords, evaluations: int) -> dict[str, Any]:
     data: dict[str, Any] = trial.spec.model_dump(mode="json", exclude_none=True)
     del data["schema_version"]
     data |= {"arm": trial.spec.arm_label, "status": trial.status, "evaluations": evaluations}
-    if trial.train is not None:
-        data |= {
-            "steps": trial.train.steps,
-            "seconds": trial.train.seconds,
-            "loss": trial.train.losses[-1].loss,
-        }
+    if (train := trial.training) is not None:
+        loss = train.losses[-1].loss
+        data |= {"steps": train.steps, "seconds": train.seconds, "loss": loss}
     if trial.failure:
-        data["failure"] = trial.failure
+        data["failure" if trial.status in FAILED else "reason"] = trial.failure
     if trial.curve:
         data["curve"] = [point.model_dump(mode="json") for point in trial.curve]
     return data
@@ -129,7 +126,7 @@ def status_table(study: StudyRecords, folder: Path) -> RenderableType:
 
 
 def _failures(study: StudyRecords) -> Iterator[Text]:
-    failed = [trial for trial in study.trials if trial.failure]
+    failed = [trial for trial in study.trials if trial.status in FAILED and trial.failure]
     for trial in failed[:MAX_FAILURES]:
         text = f"{trial.spec.trial_id}: {trial.status}: {trial.failure}"
         yield Text(terminal_text(text), style="red", overflow="fold")

@@ -1,7 +1,9 @@
 """Generated answers by their longest common subsequence of words with the gold answer."""
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from rankscope.evaluate.scorers.generation import GenerationScorer, Judgement, first_match
@@ -34,11 +36,21 @@ def rouge_l(answer: str, gold: str) -> float:
 
 
 def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-    row = [0] * (len(second) + 1)
+    """Its length, by operations on numbers with a bit per word of ``second`` (Hyyro 2004)."""
+    places = defaultdict(list)
+    for place, word in enumerate(second):
+        places[word].append(place)
+
+    @lru_cache(1000)
+    def bits(word: str) -> int:
+        mask = bytearray(len(second) // 8 + 1)
+        for place in places[word]:
+            mask[place // 8] |= 1 << place % 8
+        return int.from_bytes(mask, "little")
+
+    row = every = (1 << len(second)) - 1  # a bit is 0 where the length grows
     for word in first:
-        diagonal = 0
-        for j, other in enumerate(second, 1):
-            above = row[j]
-            row[j] = diagonal + 1 if word == other else max(above, row[j - 1])
-            diagonal = above
-    return row[-1]
+        if word in places:
+            grown = row & bits(word)
+            row = (row + grown | row - grown) & every
+    return len(second) - row.bit_count()

@@ -23,7 +23,7 @@ from rankscope.config.study import SlurmConfig, StudyConfig
 from rankscope.errors import UserError
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group, group_label
-from rankscope.run.units import adopt_unit, open_unit, rescue_unit, wait_for_worker
+from rankscope.run.units import adopt_results, adopt_unit, open_unit, wait_for_worker
 from rankscope.store import TrialFailure
 
 POLL_SECONDS = 0.2
@@ -131,7 +131,7 @@ def run_units(
     """
     if not groups:
         return
-    context.label = "all groups"
+    context.label = f"{context.round.label} all groups".strip()
     context.begin_stage("units", len(groups))
     pending: dict[Future[None], tuple[Path, Group]] = {}
     try:
@@ -145,9 +145,8 @@ def run_units(
                 finish_unit(context, future, folder, group)
     except BaseException:
         executor.stop()
-        raise
-    finally:
         executor.close()
+        raise
     context.reporter.finish()
 
 
@@ -159,7 +158,7 @@ def finish_unit(context: RunContext, future: Future[None], folder: Path, group: 
     except WorkerFailed as error:
         # What started the worker may have been killed without it.
         wait_for_worker(folder, context.check_stop, context.reporter.note)
-        rescue_unit(context, folder)
+        adopt_results(context, folder)
         statuses = context.ledger.statuses()
         untrained = [t.trial_id for t in group if statuses[t.trial_id] == "planned"]
         context.ledger.fail_trials([TrialFailure(i, error.status, str(error)) for i in untrained])

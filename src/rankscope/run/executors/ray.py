@@ -104,7 +104,11 @@ class RayExecutor:
         self.num_local = 1 if needs else max(1, most_cpus // self.threads)
         remote = self.ray.remote(max_retries=MAX_PLACEMENTS - 1, num_cpus=cpus, **needs)
         self.task = remote(run_on_node)
-        self.flag = self.ray.remote(num_cpus=0)(StopFlag).remote()
+        # Beside the driver: with another node it would be lost, and all units would stop.
+        node_id = self.ray.get_runtime_context().get_node_id()
+        beside = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node_id, False)
+        flag = self.ray.remote(num_cpus=0, scheduling_strategy=beside)(StopFlag)
+        self.flag = flag.remote()
         self.pool = ThreadPoolExecutor(options.num_workers or MAX_WORKERS)
         self.stopped = threading.Event()
 
@@ -204,6 +208,8 @@ def run_on_node(task: UnitTask, flag: Any) -> UnitOutcome:
         next_question = time.monotonic() + ASK_SECONDS
         try:
             return bool(ray.get(flag.asked.remote()))
+        except ray.exceptions.ActorUnavailableError:
+            return False  # the network may come back
         except ray.exceptions.RayError:
             return True  # the flag ends with the driver
 

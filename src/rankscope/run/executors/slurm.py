@@ -231,6 +231,16 @@ def batch_script(
     )
 
 
+def cancel_tasks(units: Path) -> None:
+    """Take the waiting tasks of an earlier driver off the queue, as another executor runs them."""
+    files = list(units.glob(f"*/{JOB}"))
+    if files and shutil.which("scancel"):
+        jobs = [file.read_text(encoding="utf-8") for file in files]
+        slurm("scancel", "--quiet", "--state=PENDING", *jobs)
+        for file in files:
+            file.unlink()
+
+
 def queued_tasks() -> set[str]:
     """The array tasks that wait or run, such as ``17_3``."""
     text = slurm("squeue", "--noheader", "--array", "--me", "--format=%i")

@@ -6,16 +6,21 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from rankscope import errors
 from rankscope.errors import OK, Interrupted, RankscopeError
 from rankscope.run.executors import POLL_SECONDS, WorkerFailed
-from rankscope.run.units import DRIVER, SEAL
+from rankscope.run.units import DRIVER, KILLED_FOR_MEMORY, SEAL
 
 MAX_ATTEMPTS = 3
 """A unit is given up whose worker was killed, or ended with an error of its own, that often."""
+MAX_MEMORY_KILLS = 10
+"""A unit is given up whose worker the system killed that often for lack of memory; from the second
+time on the next one makes its passes or its group smaller."""
 MESSAGES = "worker.log"
+VMSTAT = Path("/proc/vmstat")
 LAST_LINES = 4
 """Of a worker that ended without a message, such as those of a traceback."""
 WORKER = ("-P", "-c", "from rankscope.cli import main; main()")
@@ -54,14 +59,30 @@ def run_worker(
         which another attempt would meet again, or of the last attempt; minus the signal that
         killed that.
     """
-    code = Interrupted.exit_code
-    for _ in range(MAX_ATTEMPTS):
+    code, failures, kills = Interrupted.exit_code, 0, 0
+    while failures < MAX_ATTEMPTS and kills < MAX_MEMORY_KILLS:
         if should_stop():
             return Interrupted.exit_code
+        before = memory_kills()
         code = end_of(start_worker(folder, environment), should_stop, should_kill)
         if code in STUDY_CODES or (code == OK and (folder / SEAL).is_file()):
             break
+        if code == -signal.SIGKILL and memory_kills() > before:
+            kills += 1
+        else:
+            failures += 1
+        if kills > 1:  # one could be due to the memory of another process
+            environment = {**environment, KILLED_FOR_MEMORY: str(kills)}
     return code
+
+
+def memory_kills() -> int:
+    """Processes that Linux has killed for lack of memory since it started."""
+    with suppress(OSError):
+        for line in VMSTAT.read_text(encoding="utf-8").splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
 
 
 def start_worker(folder: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -107,7 +128,7 @@ def check_worker(code: int, folder: Path) -> None:
         return
     message = last_lines(folder)
     if code < 0:
-        reason = f"its worker was killed by signal {-code}, {MAX_ATTEMPTS} times"
+        reason = f"its worker was killed by signal {-code}, at least {MAX_ATTEMPTS} times"
         # Native code aborts when memory runs out, after a line about it.
         if re.search("memory allocation|bad_alloc|out of memory|allocate memory", message):
             raise WorkerFailed(f"out of memory: {reason}: {message}", "oom")

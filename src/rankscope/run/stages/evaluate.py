@@ -42,8 +42,13 @@ class EvaluateStage:
         self.context = context
 
     def missing(self, group: Group) -> list[EvalBatch]:
-        study = self.context.study
-        wanted = [key for t in group for key in study.wanted_evals(t.trial_id, t.task)]
+        study, with_tests = self.context.study, self.context.round.is_last
+        wanted = [
+            key
+            for trial in group
+            for key in study.wanted_evals(trial.trial_id, trial.task)
+            if with_tests or key[2] == "validation"
+        ]
         model_ids = {(None if t.trains_alone else t.trial_id): t.trial_id for t in group}
         return self.missing_batches(model_ids, wanted)
 

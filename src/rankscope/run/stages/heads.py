@@ -34,7 +34,7 @@ class HeadsStage:
         Call it while no adapter is attached.
         """
         context, study = self.context, self.context.study
-        if not self.settings.enabled:
+        if not self.settings.enabled or not context.round.is_last:
             return
         layout = HeadLayout.of(context.base.model)
         statuses = context.ledger.statuses()

@@ -1,11 +1,11 @@
 """Train a group of trials and store weights, records and failures in one transaction."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from rankscope.device import peak_memory_bytes, reset_peak_memory
 from rankscope.models.base import Base
 from rankscope.progress import SpeedMeter
-from rankscope.records import TrainRecord, TrialSpec
+from rankscope.records import RungRecord, TrainRecord, TrialSpec
 from rankscope.run.callbacks import EarlyStopping, LearningCurve, WeightSnapshot
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group, group_id, group_label, group_steps
@@ -26,7 +26,11 @@ class TrainStage:
         self.context = context
 
     def missing(self, group: Group) -> list[Group]:
-        return [untrained] if (untrained := self.untrained(group)) else []
+        """The untrained trials together, unless this round wants them no further than they are."""
+        untrained, rung = self.untrained(group), self.context.round.rung
+        if rung is not None and self.context.ledger.has_reached(untrained, rung):
+            return []
+        return [untrained] if untrained else []
 
     def untrained(self, group: Group) -> Group:
         """The planned trials of a group. These are only some if the study file gained trials,
@@ -56,7 +60,9 @@ class TrainStage:
             train = train.model_copy(update={"batch_tokens": limit})
             rows, trials = study.rows[group[0].task], study.runs(group)
             num_steps = group_steps(trials, len(rows.rows), rows.num_tokens, train)
-            context.begin_stage(f"{self.name} {group_label(group)}", num_steps)
+            rung = context.round.rung
+            pause_at = None if rung is None else study.rung_steps(group[0])[rung]
+            context.begin_stage(f"{self.name} {group_label(group)}", pause_at or num_steps)
             meter = SpeedMeter(context.reporter, len(trials), study=context.study_clock)
             points = context.ledger.curve_points(trials)
             reset_peak_memory(context.base.device)
@@ -80,19 +86,24 @@ class TrainStage:
                             points,
                             context.ledger.commit,
                         ),
-                        EarlyStopping(points),
+                        EarlyStopping(study, points),
                     ),
                     should_stop=context.should_stop,
+                    pause_at=pause_at,
                 ),
             )
 
     def commit(self, result: tuple[Group, GroupResult]) -> None:
-        """Store weights of every trial that ended well, all records and failures."""
-        context, (group, trained) = self.context, result
+        """Store weights of every trial that ended well, all records and failures.
+
+        At a rung, the checkpoint of the trials that go on is kept in place of weights.
+        """
+        context, (group, trained), rung = self.context, result, self.context.round.rung
         peak = peak_memory_bytes(context.base.device)
         total_tokens = max(1, sum(state.num_tokens for state in trained.states))
         artifacts: list[Artifact] = []
-        records, failures = [], []
+        records: list[TrainRecord | RungRecord] = []
+        failures = []
         for state in trained.states:
             trials = [trial for trial in group if trial.run == state.spec.run]
             if state.failure is not None:
@@ -100,14 +111,30 @@ class TrainStage:
                 failures += [TrialFailure(trial.trial_id, status, why) for trial in trials]
                 continue
             seconds = trained.seconds * state.num_tokens / total_tokens / len(trials)
+            if trained.is_paused and rung is not None:
+                so_far = self.record(state, group, seconds, peak, "")
+                records.append(RungRecord(trial_id=state.spec.trial_id, rung=rung, train=so_far))
+                continue
             for trial in trials:
                 with context.ledger.stage() as folder:
                     sha256 = write_weights(state, trial, trained.tuned, context.base.record, folder)
                     artifacts += context.ledger.publish(folder, weights_path(trial))
                 record = self.record(state, group, seconds, peak, sha256)
                 records.append(record_of(trial, record, state.spec))
+        going_on = {record.trial_id for record in records} if trained.is_paused else set()
+        before = self.keep_checkpoint(group, going_on)
         context.ledger.commit(records, artifacts, failures=failures)
-        self.checkpoint(group).remove()
+        before.remove()
+
+    def keep_checkpoint(self, group: Group, trial_ids: Collection[str]) -> GroupCheckpoint:
+        """Copy the state of some trials of a group to where they look for it without the others;
+        what can be removed once the ledger knows that the others are out."""
+        rest = tuple(trial for trial in group if trial.trial_id in trial_ids)
+        if len(rest) == len(group):
+            return self.checkpoint(())
+        if rest:
+            self.checkpoint(group).extract(trial_ids, self.checkpoint(rest))
+        return self.checkpoint(group)
 
     def record(
         self, state: TrialState, group: Group, seconds: float, peak: int, sha256: str

@@ -1,0 +1,324 @@
+"""The rounds of an adaptive study: which trials train how far, decided between rounds.
+
+    the first seed of every arm, from rung to rung; ``advise/adaptive.py`` says which trials stop
+    the survivors to their end, scored on validation items
+    further seeds of the best arms, round by round, until these have all of theirs
+    test items and analyses of the finalists
+
+Groups within a round are independent, and every decision is a function of stored records. So a
+study ends alike in one process, with workers, and after a kill.
+"""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import inf, isfinite, nan
+
+import numpy as np
+
+from rankscope.advise.adaptive import AdaptiveRule, Stop, finalists, next_trials, stops_at_rung
+from rankscope.advise.statistics.significance import FEWEST_ITEMS
+from rankscope.config.study import StudyConfig
+from rankscope.errors import UserError
+from rankscope.records import (
+    BASE,
+    FAILED,
+    LEFT_OUT,
+    CurvePoint,
+    EvalKey,
+    ItemScores,
+    StopRecord,
+    StudyRecords,
+    TrainRecord,
+    TrialRecords,
+    TrialSpec,
+)
+from rankscope.run.context import Round, RunContext
+from rankscope.run.prepared import PreparedStudy
+from rankscope.run.stages.train import TrainStage
+from rankscope.train.step_schedule import rung_steps
+
+NOT_NEEDED = "not needed: its arm is not among the best"
+OVER_BUDGET = "the budget of the study was spent"
+TYPICAL_FINALISTS = 3
+"""Arms of a task that get all their seeds, as a plan counts them: the best, the next smaller rank
+and full fine-tuning."""
+
+
+def study_rounds(context: RunContext) -> Iterator[None]:
+    """Prepare ``context`` for one round after another; the caller runs the groups of each.
+
+    A grid is one round. It takes up what an adaptive study of the same file left out.
+    """
+    study, ledger = context.study, context.ledger
+    if study.config.strategy == "adaptive":
+        yield from AdaptiveStudy(context).rounds()
+        return
+    ledger.retry_trials([i for i, status in ledger.statuses().items() if status in LEFT_OUT])
+    context.begin_round(study.trials, Round())
+    yield
+
+
+class AdaptiveStudy:
+    """Decides on the rounds of one run."""
+
+    def __init__(self, context: RunContext) -> None:
+        self.context, self.ledger, self.study = context, context.ledger, context.study
+        self.rule = AdaptiveRule(rungs=self.study.rungs)
+        self.begun_at = time.monotonic()
+        self.over_budget: set[str] = set()
+
+    def rounds(self) -> Iterator[None]:
+        first = first_trials(self.study)
+        begun = {trial.trial_id for trial in first}
+        seed = self.study.config.seeds[0]
+        self.over_budget = {t.trial_id for t in self.study.trials if t.seed == seed} - begun
+        for rung in range(len(self.rule.rungs)):
+            label = f"rung {rung + 1} of {len(self.rule.rungs)},"
+            yield from self.round(first, Round(rung=rung, is_last=False, label=label))
+            self.stop_trials(rung)
+        yield from self.round(first, Round(is_last=False, label="first seed,"))
+        # A round that was killed is finished before anything is decided anew.
+        further = self.ledger.round_trials()
+        while True:
+            waiting = [t for t in self.study.trials if t.trial_id in further]
+            yield from self.round(waiting, Round(is_last=False, label="further seeds,"))
+            new = self.affordable(self.next_trials())
+            if not new:
+                break
+            further = [trial.trial_id for trial in new]
+            self.ledger.put_round(further)
+        last = [trial for arm in self.finalists() for trial in arm]
+        yield from self.round(last, Round(label="finalists,"))
+        self.end()
+
+    def round(self, trials: Sequence[TrialSpec], this_round: Round) -> Iterator[None]:
+        statuses, ended = self.ledger.statuses(), FAILED | {"stopped"}
+        left = [trial for trial in trials if statuses[trial.trial_id] not in ended]
+        if left:
+            skipped = [t.trial_id for t in left if statuses[t.trial_id] == "skipped"]
+            self.ledger.retry_trials(skipped)
+            self.context.begin_round(left, this_round)
+            yield
+
+    # --- decisions
+
+    def stop_trials(self, rung: int) -> None:
+        """Stop the trials that lost at a rung. Trials that it stopped before are judged again with
+        the others, so a run that continues decides the same."""
+        trains, study = self.ledger.rung_trains(rung), self.ledger.load()
+        view = rung_view(study, trains, self.study.config.seeds[0])
+        stops: dict[str, Stop] = {}
+        for task in self.study.rows:
+            stops |= stops_at_rung(view, task, rung, self.rule)
+        by_id = {trial.trial_id: trial for trial in self.study.trials}
+        statuses = self.ledger.statuses()
+        records = [
+            stop_record(i, stop, by_id[stop.against], trains[i], self.study.num_steps(by_id[i]))
+            for i, stop in stops.items()
+            if statuses[i] == "planned"
+        ]
+        if not records:
+            return
+        for record in records:
+            self.context.reporter.note(f"{by_id[record.trial_id].label} stopped {record.text}")
+        stage, gone = TrainStage(self.context), {record.trial_id for record in records}
+        before = [
+            stage.keep_checkpoint(group, {t.trial_id for t in group} - gone)
+            for group in map(stage.untrained, self.context.study.groups)
+            if group
+        ]
+        self.ledger.commit(records)
+        for checkpoint in before:
+            checkpoint.remove()
+
+    def next_trials(self) -> list[TrialSpec]:
+        view = self.validated()
+        by_task = [next_trials(view, task, self.rule) for task in self.study.rows]
+        return [trial for of_task in by_task for trial in of_task]
+
+    def finalists(self) -> list[list[TrialSpec]]:
+        """By finalist, its trials that were trained."""
+        view = self.validated()
+        arms = [arm for task in self.study.rows for arm in finalists(view, task)]
+        return [[trial.spec for trial in arm.finished] for arm in arms]
+
+    def validated(self) -> StudyRecords:
+        """The records, with trials that were scored on validation items as finished ones, and those
+        that were left out before as planned ones."""
+        study = self.ledger.load()
+
+        def seen(trial: TrialRecords) -> TrialRecords:
+            if trial.status == "trained":
+                return replace(trial, status="done")
+            return replace(trial, status="planned") if trial.status == "skipped" else trial
+
+        return replace(study, trials=tuple(map(seen, study.trials)))
+
+    # --- budget
+
+    def affordable(self, trials: Sequence[TrialSpec]) -> list[TrialSpec]:
+        """The first of ``trials`` that the rest of the budget pays for."""
+        budget, study = self.study.config.budget, self.ledger.load()
+        if budget is None:
+            return list(trials)
+        begun = [t for t in study.trials if t.status not in ("planned", "skipped")]
+        num_trials, tokens = len(begun), float(sum(self.tokens(trial) for trial in begun))
+        hours = (study.total_seconds + time.monotonic() - self.begun_at) / 3600
+        kept = list[TrialSpec]()
+        for trial in trials if hours < (budget.hours or inf) else ():
+            num_trials, tokens = num_trials + 1, tokens + self.study.training_tokens(trial)
+            if not budget.pays_for(num_trials, tokens):
+                break
+            kept.append(trial)
+        self.over_budget |= {trial.trial_id for trial in trials[len(kept) :]}
+        return kept
+
+    def tokens(self, trial: TrialRecords) -> int:
+        """What a trial that began has cost; in full if it failed."""
+        if trial.stop is not None:
+            return trial.stop.train.num_tokens
+        return self.study.training_tokens(trial.spec)
+
+    def end(self) -> None:
+        """Give every trial that is left its last status."""
+        statuses = self.ledger.statuses()
+        self.ledger.finish_trials([i for i, status in statuses.items() if status == "trained"])
+        left = [i for i, status in statuses.items() if status == "planned"]
+        if left:
+            self.ledger.skip_trials([i for i in left if i in self.over_budget], OVER_BUDGET)
+            self.ledger.skip_trials([i for i in left if i not in self.over_budget], NOT_NEEDED)
+
+
+def first_trials(study: PreparedStudy) -> list[TrialSpec]:
+    """The first seed of every arm, as many as the budget pays for if none of them is stopped."""
+    budget, kept, tokens = study.config.budget, list[TrialSpec](), 0
+    for trial in (t for t in study.trials if t.seed == study.config.seeds[0]):
+        tokens += study.training_tokens(trial)
+        if budget is not None and not budget.pays_for(len(kept) + 1, tokens):
+            break
+        kept.append(trial)
+    return kept
+
+
+def check_adaptive(study: PreparedStudy) -> None:
+    """Check what a study file alone cannot show.
+
+    Raises:
+        UserError: a budget too small for one trial, too few validation items, or nested ranks.
+    """
+    if any(trial.nested for trial in study.trials):
+        raise UserError(
+            "strategy: adaptive: found method 'nested', which trains all its ranks in one run, so "
+            "that none can be stopped by itself; expected 'strategy: grid'"
+        )
+    for name in study.rows:
+        items = len(study.tasks[name].validation)
+        if items < FEWEST_ITEMS:
+            raise UserError(
+                f"strategy: adaptive: found {items} validation items of task {name!r}, expected at "
+                f"least {FEWEST_ITEMS}, by which arms are stopped; give more rows, or 'strategy: "
+                "grid'"
+            )
+    if not first_trials(study):
+        tokens = study.training_tokens(study.trials[0])
+        raise UserError(f"budget: found less than one trial, expected at least {tokens:,} tokens")
+
+
+def usable_rungs(config: StudyConfig, labels: Mapping[int, str]) -> tuple[float, ...]:
+    """The rungs that are different steps before the last, for every number of steps in the study.
+
+    Args:
+        labels: by number of steps, a trial that trains for as many.
+
+    Raises:
+        UserError: the study file names one that is not.
+    """
+    if config.strategy == "grid":
+        return ()
+    usable: list[float] = []
+    for rung in config.rungs or AdaptiveRule().rungs:
+        taken = [(0, *rung_steps(usable, num_steps), num_steps) for num_steps in labels]
+        if all(rung_steps([rung], steps[-1])[0] not in steps for steps in taken):
+            usable.append(rung)
+        elif config.rungs is not None:
+            num_steps = min(labels)
+            steps = ", ".join(map(str, rung_steps(config.rungs, num_steps)))
+            raise UserError(
+                f"rungs: found {steps} as the steps of {labels[num_steps]}, which trains for "
+                f"{num_steps}; expected different steps before the last: give fewer rungs, or more "
+                "steps"
+            )
+    return tuple(usable)
+
+
+def expected_shares(study: PreparedStudy) -> dict[str, float]:
+    """By trial, the share of its training that an adaptive study is expected to take.
+
+    Nothing is known yet, so no arm counts as worse than another: the rates of a rank thin out as
+    the rule says, and later seeds are trained of ``TYPICAL_FINALISTS`` arms of a task.
+    """
+    rule, seed = AdaptiveRule(rungs=study.rungs), study.config.seeds[0]
+    first = [trial for trial in study.trials if trial.seed == seed]
+    arms = Counter(trial.task for trial in first)
+    shares = {t.trial_id: min(1.0, TYPICAL_FINALISTS / arms[t.task]) for t in study.trials}
+    rates = defaultdict[Hashable, list[TrialSpec]](list)
+    for trial in first:
+        rates[trial.arm_without_lr].append(trial)
+    for of_rank in rates.values():
+        for place, trial in enumerate(of_rank):
+            stops = (
+                share
+                for rung, share in enumerate(rule.rungs)
+                if place >= rule.rates_kept(rung, len(of_rank))
+            )
+            shares[trial.trial_id] = next(stops, 1.0)
+    return shares
+
+
+def rung_view(
+    study: StudyRecords, trains: Mapping[str, TrainRecord], first_seed: int
+) -> StudyRecords:
+    """The records as if training had ended at a rung, for trials that reached it: ``trains``."""
+    items: dict[EvalKey, ItemScores] = {k: study.items[k] for k in study.items if k[0] == BASE}
+    trials = []
+    for trial in study.trials:
+        trial_id, train = trial.spec.trial_id, trains.get(trial.spec.trial_id)
+        if train is None:
+            has_failed = trial.spec.seed == first_seed and trial.status in FAILED
+            trials.append(trial if has_failed else replace(trial, status="planned", stop=None))
+            continue
+        trials.append(replace(trial, status="done", train=train, stop=None))
+        for point in trial.curve:
+            if point.step == train.steps and point.item_scores:
+                base = items[BASE, point.task, "validation"]
+                items[trial_id, point.task, "validation"] = rung_items(point, base)
+    return replace(study, trials=tuple(trials), items=items)
+
+
+def rung_items(point: CurvePoint, base: ItemScores) -> ItemScores:
+    """The items of a point, named as the base's: both follow the order of the split."""
+    gold = [nan if logprob is None else logprob for logprob in point.gold_logprobs]
+    return ItemScores(
+        item_ids=base.item_ids[: point.n],
+        scores=np.array(point.item_scores),
+        gold_logprobs=np.array(gold),
+        subjects=base.subjects[: point.n],
+    )
+
+
+def stop_record(
+    trial_id: str, stop: Stop, rival: TrialSpec, train: TrainRecord, num_steps: int
+) -> StopRecord:
+    low, high = (end if isfinite(end) else None for end in (stop.gap.low, stop.gap.high))
+    return StopRecord(
+        trial_id=trial_id,
+        num_steps=num_steps,
+        reason=stop.reason,
+        rival=rival.arm_label,
+        difference=stop.gap.value,
+        low=low,
+        high=high,
+        train=train,
+    )

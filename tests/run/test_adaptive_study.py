@@ -1,0 +1,193 @@
+"""Adaptive studies on the pocket model: what they stop; nothing else differs from a grid."""
+
+import shutil
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import rankscope
+from pocket_study import (
+    ROUNDING,
+    Counter,
+    changed,
+    leftovers,
+    results,
+    small_study,
+    study_file,
+)
+
+from rankscope.errors import Interrupted
+from rankscope.records import BASE, StudyRecords, TrialRecords
+from rankscope.run.adaptive import first_trials
+from rankscope.run.outputs import write_outputs
+from rankscope.run.worker import work
+from rankscope.store import find_problems
+
+GRID: dict[str, Any] = {
+    "arms": [
+        {"method": "lora", "rank": 2, "lr": [1e-5, 2e-3]},
+        {"method": "full", "lr": 5e-4},
+    ],
+    "seeds": [0, 1],
+    "analyze": {"spectra": {"enabled": False}},
+    **changed("train", max_steps=8, evaluate_items=24),
+    **changed("evaluate", max_items=24, cross_domain=[]),
+}
+ADAPTIVE = GRID | {"strategy": "adaptive", "rungs": [0.5], "budget": "4 trials"}
+FIRST, DECLARED = 3, 6
+
+
+@pytest.fixture(scope="module")
+def adaptive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adaptive")
+    small_study(folder, **ADAPTIVE).run(folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> StudyRecords:
+    folder = tmp_path_factory.mktemp("grid")
+    return small_study(folder, **GRID).run(folder / "out")
+
+
+class InThisProcess:
+    """Runs each unit as soon as it is submitted."""
+
+    num_local, units = 1, 0
+
+    def submit(self, folder: Path) -> Future[None]:
+        future: Future[None] = Future()
+        self.units += 1
+        work(folder.parents[1], folder.name)
+        future.set_result(None)
+        return future
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def of_status(study: StudyRecords, status: str) -> list[TrialRecords]:
+    return [trial for trial in study.trials if trial.status == status]
+
+
+def test_a_stopped_trial_has_no_result_and_is_no_failure(adaptive: Path) -> None:
+    study, recommendation = write_outputs(adaptive)
+    (advice,) = recommendation.advice
+    stopped, done, skipped = (of_status(study, s) for s in ("stopped", "done", "skipped"))
+    assert len(stopped) + len(done) + len(skipped) == DECLARED
+    assert len(stopped) >= 1
+    assert FIRST < len(stopped) + len(done) <= 4
+    scored = {key[0] for key in study.evals}
+    for trial in stopped:
+        assert trial.stop is not None
+        assert (trial.stop.train.steps, trial.stop.num_steps) == (4, 8)
+        assert trial.stop.rival != trial.spec.arm_label
+        assert trial.train is None
+        assert trial.spec.trial_id not in scored
+    tested = {key[0] for key in study.evals if key[2] == "test"} - {BASE}
+    assert {arm.label for arm in advice.arms if arm.score is not None} == {
+        trial.spec.arm_label for trial in done if trial.spec.trial_id in tested
+    }
+    assert sum(arm.failed for arm in advice.arms) == 0
+    assert sum(arm.stopped for arm in advice.arms) == len(stopped)
+    (check,) = [c for c in advice.checks if c.name == "trials"]
+    assert check.value == f"{len(stopped) + len(skipped)} of 6 trials saved"
+    # Every trial has eight steps of as many rows, up to the length of its seed's.
+    steps = sum(t.training.steps for t in study.trials if t.training is not None)
+    assert check.values["share"] == pytest.approx(steps / (8 * DECLARED), rel=0.02)
+    page = (adaptive / "report.html").read_text(encoding="utf-8")
+    assert all(trial.spec.label in page for trial in stopped)
+
+
+def test_a_study_that_only_stopped_trials_ends_well(adaptive: Path, tmp_path: Path) -> None:
+    shutil.copytree(adaptive, tmp_path / "out")
+    outcome = rankscope("run", study_file(tmp_path, **ADAPTIVE), "--out", tmp_path / "out")
+    assert outcome.code == 0, outcome
+    assert results(tmp_path / "out") == results(adaptive)  # nothing was left to do
+    status = rankscope("status", adaptive)
+    assert " stopped" in status.told
+    assert "next: rankscope report" in status.told
+
+
+def test_trials_train_as_in_the_grid(adaptive: Path, grid: StudyRecords) -> None:
+    """A stopped one as far as it went, the others to their last score."""
+    study, _ = write_outputs(adaptive)
+    whole = {trial.spec: trial for trial in grid.trials}
+    for trial in study.trials:
+        if trial.training is not None:
+            train, other = trial.training, whole[trial.spec].train
+            assert other is not None
+            found = [point.loss for point in train.losses]
+            expected = [point.loss for point in other.losses[: len(found)]]
+            assert found == pytest.approx(expected, rel=ROUNDING)
+    for key, record in study.evals.items():
+        assert record.metrics == pytest.approx(grid.evals[key].metrics, rel=ROUNDING)
+
+
+def test_interrupted_over_and_over_it_stops_the_same_trials(adaptive: Path, tmp_path: Path) -> None:
+    study, interrupter = small_study(tmp_path, **ADAPTIVE), Counter(every=12)
+    for _ in range(100):
+        try:
+            study.run(tmp_path / "out", interrupter)
+        except Interrupted:
+            continue
+        break
+    assert interrupter.stops > 3
+    assert results(tmp_path / "out") == results(adaptive)
+    assert leftovers(tmp_path / "out") == []
+
+
+def test_units_of_an_executor_stop_the_same_trials(adaptive: Path, tmp_path: Path) -> None:
+    executor = InThisProcess()
+    small_study(tmp_path, **ADAPTIVE).run(tmp_path / "out", executor=executor)
+    assert executor.units > 2 * 2  # two groups in two rounds, and later seeds
+    assert results(tmp_path / "out") == results(adaptive)
+    assert leftovers(tmp_path / "out") == []
+    assert find_problems(tmp_path / "out") == []
+
+
+def test_a_grid_takes_up_what_was_left_out(adaptive: Path, tmp_path: Path) -> None:
+    shutil.copytree(adaptive, tmp_path / "out")
+    one_seed = GRID | {"seeds": [0]}
+    study = small_study(tmp_path, **one_seed).run(tmp_path / "out")
+    assert [(trial.status, trial.stop) for trial in study.trials] == [("done", None)] * FIRST
+    assert {trial.spec.trial_id for trial in study.trials} <= {k[0] for k in study.evals}
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"strategy": "grid"}, ["'budget' limits an adaptive study"]),
+        ({"budget": "much"}, ["budget: found 'much'", "'24 trials', '5e6 tokens' or '12 hours'"]),
+        ({"budget": "0 trials"}, ["budget.trials", "greater than or equal to 1"]),
+        ({"budget": "10 tokens"}, ["budget: found less than one trial"]),
+        ({"rungs": [0.5, 0.25]}, ["rungs: found", "each larger than the one before"]),
+        ({"rungs": [1.0]}, ["rungs", "less than 1"]),
+        ({"rungs": [0.2, 0.25]}, ["rungs: found 2, 2 as the steps", "trains for 8"]),
+        ({"rungs": [0.01]}, ["rungs: found 0 as the steps"]),
+        (changed("evaluate", max_items=4), ["found 4 validation items of task 'pocket_med'"]),
+    ],
+    ids=str,
+)
+def test_what_cannot_run_is_refused(
+    tmp_path: Path, changes: dict[str, Any], parts: list[str]
+) -> None:
+    outcome = rankscope("check", study_file(tmp_path, **{**ADAPTIVE, **changes}))
+    assert outcome.code == 2, outcome
+    for part in parts:
+        assert part in outcome.told, outcome.told
+
+
+def test_a_budget_begins_whole_trials_in_the_order_of_the_file(tmp_path: Path) -> None:
+    prepared = small_study(tmp_path, **ADAPTIVE).check()
+    first = [trial for trial in prepared.trials if trial.seed == 0]
+    assert first_trials(prepared) == first
+    short = changed("train", max_steps=4)
+    by_default = small_study(tmp_path, **{**ADAPTIVE, "rungs": None, **short}).check()
+    assert by_default.rung_steps(first[0]) == (1, 2)
+    cost = prepared.training_tokens(first[0])
+    for budget, kept in (("2 trials", 2), (f"{3 * cost - 1} tokens", 2)):
+        few = small_study(tmp_path, **{**ADAPTIVE, "budget": budget}).check()
+        assert first_trials(few) == first[:kept]
