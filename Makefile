@@ -12,10 +12,11 @@ quickstart: .venv/installed
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(TESTS)
 
-# Units on a local Ray cluster and in SLURM's queue; the second needs root and Debian's slurm-wlm.
+# Units on a local Ray cluster, in SLURM's queue (as root, with Debian's slurm-wlm), on two devices.
 test-executors: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --editable '.[dev,ray]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/run/executors --require ray --require slurm
+	OMP_NUM_THREADS=1 RANKSCOPE_RANKS=1 $(BIN)/python -m pytest tests/run/executors \
+		--require ray --require slurm --require ranks
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -286,6 +286,7 @@ def test_every_field_of_the_protocol_but_checkpoints_enters_the_id() -> None:
         "evaluate_every",
         "evaluate_items",
         "gradient_checkpointing",
+        "devices",
         "lora_implementation",
         "batch_size",
         "gradient_accumulation",

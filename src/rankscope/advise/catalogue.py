@@ -157,7 +157,10 @@ CLAIMS = {
         "{rival} may have a {net} more than {margin:amount} higher: the difference is "
         "{difference:change} ({difference:interval})."
     ),
-    "best_unknown": "{unknown} has no test score, so it may be better.",
+    "best_unknown": "{unknown} has no score, so it may be better.",
+    "best_left_out": (
+        "{unscored} without test scores, behind on the validation split, may still be better."
+    ),
     "best_contradicted": (
         "On the test split the {net} of {rival} is {difference:amount} higher "
         "({difference:interval}). The test split does not choose, so train more seeds of both."

@@ -101,9 +101,11 @@ def _best(results: TaskResults, subject: Arm) -> Claim:
     top = max(highs, key=highs.__getitem__, default=None)
     if top is not None and highs[top] > margin:
         return about("tentative", "best_unclear", top)
-    for arm in rivals:
-        if arm.summary.label not in leads:
-            return _claim("tentative", "best_unknown", unknown=verdict_name(arm.summary))
+    unscored = [arm.summary for arm in rivals if arm.summary.label not in leads]
+    if unscored and results.study.config.strategy == "adaptive":
+        return _claim("tentative", "best_left_out", unscored=Counted(len(unscored), "arm"))
+    for arm in unscored:
+        return _claim("tentative", "best_unknown", unknown=verdict_name(arm))
     assert top is not None
     is_firm = not results.choice.passed_over and not results.waiting
     name = "best" if highs[top] > 0 else "best_clearly"

@@ -126,7 +126,7 @@ def run_command(
     place = None  # in this process
     has_gpus = study.config.device in ("auto", "cuda") and len(visible_gpus()) > 1
     if has_gpus or any(option is not None for option in (workers, executor, ray_address)):
-        options = ExecutorOptions(workers, study.config.device, ray_address, study.config.slurm)
+        options = ExecutorOptions.of(study.config, workers, ray_address)
         place = new_executor(executor or "local", options)
     folder = out or Path("studies") / study.config.name
     with ConsoleReporter(err_console) as reporter:

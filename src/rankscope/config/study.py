@@ -127,6 +127,9 @@ class TrainConfig(ConfigSection):
     use AdamW."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same numbers."""
+    devices: int = Field(1, ge=1)
+    """GPUs of one machine that train a group together, each with a shard of the model (FSDP2): for
+    full fine-tuning, or a base, that one GPU cannot hold. With ``device: cpu``, processes."""
     lora_implementation: Literal["auto", "loop", "grouped_mm"] = "auto"
     """How the adapters' products are computed: one adapter after another, or all of similar rank in
     one ``grouped_mm``, which ``auto`` takes on CUDA from compute capability 9.0 on in bfloat16.

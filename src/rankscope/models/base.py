@@ -15,7 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rankscope.models.attention import varlen
 from rankscope.models.attention.varlen import AttentionPlan, KVCache
 from rankscope.models.multi_lora import AdapterSpan, MultiLora, linear_layers, unwrap
+from rankscope.models.parameters import model_on_meta
 from rankscope.models.quantize import dense_weight
+from rankscope.models.sharding import Ranks, trainable_shards
 from rankscope.records import ModelRecord
 
 
@@ -88,10 +90,12 @@ class Base:
     """A causal language model with its tokenizer, ready for groups of adapters."""
 
     model: PreTrainedModel  # Uses the varlen attention; frozen unless :meth:`trainable_copy`'s
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | Any  # None on ranks other than 0
     record: ModelRecord
     folder: Path  # Holds its weights
     multi_lora: MultiLora
+    ranks: Ranks = field(default_factory=Ranks)  # That hold the model together
+    name: str = "base"  # Among the models of the ranks
     weight_norms: dict[str, float] = field(default_factory=dict)  # By linear layer, once needed
 
     @property
@@ -129,6 +133,7 @@ class Base:
             plan = AttentionPlan.of(batch.lengths, self.device, cache, store)
             if batch.branches or prefix is not None:
                 plan = plan.with_branches(batch.branches, prefix, self.device)
+        self.ranks.announce("forward", self.name)
         self.multi_lora.segments = batch.segments
         self.multi_lora.kept_segments = batch.kept_segments()
         out: Tensor = self.model(
@@ -156,6 +161,8 @@ class Base:
         """A float32 copy whose every parameter trains, with products in the base's dtype."""
         if self.multi_lora.adapters:
             raise ValueError("detach all adapters before copying the base")
+        if self.ranks.size > 1:
+            return self.sharded_copy()
         model = copy.deepcopy(self.model).float()
         unwrap(model)
         model.requires_grad_(True)
@@ -164,6 +171,22 @@ class Base:
             forward: Any = torch.autocast(model.device.type, dtype)(model.forward)
             model.forward = forward
         return Base(model, self.tokenizer, self.record, self.folder, MultiLora(model))
+
+    def without_weights(self) -> "Base":
+        """The base on the meta device. What is left of a sharded one would keep its shards."""
+        self.ranks.models.clear()
+        model = model_on_meta(self.model.config)
+        return Base(model, self.tokenizer, self.record, self.folder, MultiLora(model))
+
+    def sharded_copy(self) -> "Base":
+        name = "trained"
+        self.ranks.models.pop(name, None)  # before there is another one
+        model = trainable_shards(self.model, self.ranks)
+        made = Base(
+            model, self.tokenizer, self.record, self.folder, MultiLora(model), self.ranks, name
+        )
+        self.ranks.models[name] = made
+        return made
 
 
 def batches_of(rows: Iterable[Row], batch_tokens: int) -> Iterable[list[Row]]:

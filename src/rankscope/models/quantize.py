@@ -65,6 +65,10 @@ def is_quantized(layer: nn.Module) -> bool:
 
 def dense_weight(linear: nn.Linear) -> Tensor:
     """The weight of a frozen linear layer as numbers, (out, in), detached, unpacked."""
+    if hasattr(linear.weight, "full_tensor"):  # sharded, and not amid the layer's own products
+        gather: Any = linear.gather_weight
+        gathered: Tensor = gather()
+        return gathered
     if not is_quantized(linear):
         return linear.weight.detach()
     from bitsandbytes.functional import dequantize_4bit

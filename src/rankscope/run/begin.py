@@ -19,6 +19,7 @@ from rankscope.device import (
 from rankscope.errors import STOP_SIGNALS, Interrupted, UserError
 from rankscope.filesystem import replace_text
 from rankscope.models.load import load_base
+from rankscope.models.sharding import Ranks
 from rankscope.progress import ProgressReporter
 from rankscope.provenance import provenance
 from rankscope.records import BASE, FAILED, TrialSpec, trial_of
@@ -41,6 +42,7 @@ def begin_run(
     ledger: Ledger,
     reporter: ProgressReporter,
     should_stop: Callable[[], bool],
+    ranks: Ranks | None = None,
     trials: Sequence[TrialSpec] | None = None,
 ) -> RunContext:
     """Load the base and store what the study is made of, without its groups.
@@ -52,7 +54,8 @@ def begin_run(
     """
     check_record_settings(ledger, study)
     config, before = study.config, ledger.statuses()
-    base = load_base(config.model, study.device, study.dtype, quantize=config.quantize)
+    quantize = config.quantize
+    base = load_base(config.model, study.device, study.dtype, quantize=quantize, ranks=ranks)
     release_freed_memory()
     values = study_values(config)
     ledger.put_study(config.name, values, base.record, study.task_records, provenance())

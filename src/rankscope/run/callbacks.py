@@ -16,6 +16,7 @@ import torch
 from rankscope.evaluate.evaluator import Evaluation, evaluate_with_failures
 from rankscope.models.base import Base
 from rankscope.models.multi_lora import MultiLora, unwrap
+from rankscope.models.sharding import local
 from rankscope.progress import SpeedMeter
 from rankscope.records import CurvePoint, EvalRecord, ItemResult, ModelRecord
 from rankscope.run.prepared import PreparedStudy
@@ -135,7 +136,7 @@ class EarlyStopping:
 def can_score(state: TrialState, step: int) -> bool:
     """Whether a trial made the last of ``step`` optimizer steps and has finite weights."""
     return state.is_active(step - 1) and all(
-        bool(torch.isfinite(parameter).all()) for parameter in state.parameters
+        bool(torch.isfinite(local(parameter)).all()) for parameter in state.parameters
     )
 
 
@@ -157,9 +158,10 @@ def evaluation_mode(model: Base, states: Sequence[TrialState]) -> Iterator[None]
 def in_dtype_of(base: Base, model: Base) -> Base:
     """A model in the dtype of the study, in which it is also scored after training.
 
-    Full fine-tuning trains in float32; in another dtype the result is a copy.
+    Full fine-tuning trains in float32; in another dtype the result is a copy, unless several ranks
+    hold it: then its products already have the study's dtype.
     """
-    if model.model.dtype == base.model.dtype:
+    if model.model.dtype == base.model.dtype or model.ranks.size > 1:
         return model
     copied = copy.deepcopy(base.model)
     unwrap(copied)

@@ -50,6 +50,7 @@ def with_oom_backoff(
     """
     if not group:
         return
+    has_tried = not context.killed_for_memory
     shortage = attempt(context, group, work)
     if not shortage:
         return
@@ -58,18 +59,22 @@ def with_oom_backoff(
     if context.base.device.type == "cuda":
         torch.cuda.empty_cache()
     check_returned(context)
+    again: tuple[Group, ...] = (group,)
     if backoff.shrink(group):
         context.reporter.note("not enough memory: forward passes get fewer tokens")
-        with_oom_backoff(context, group, work, backoff)
     elif len(group) == 1:
         backoff.give_up(group[0], shortage)
+        again = ()
     else:
         context.reporter.note(
             f"not enough memory to {backoff.purpose} {len(group)} trials together: the group is "
             "split in two"
         )
-        for half in backoff.split(group):
-            with_oom_backoff(context, half, work, backoff)
+        again = backoff.split(group)
+    if has_tried:  # other ranks are in the middle of a pass
+        context.base.ranks.break_off(shortage)
+    for part in again:
+        with_oom_backoff(context, part, work, backoff)
 
 
 def attempt(context: RunContext, group: Group, work: Callable[[Group], None]) -> str:

@@ -25,6 +25,7 @@ from rankscope.models.methods.method import TrialFacts
 from rankscope.models.model_folder import model_folder
 from rankscope.models.parameters import architecture, check_targets, rank_notes, read_model_config
 from rankscope.models.quantize import check_bitsandbytes
+from rankscope.models.sharding import check_devices
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.run.adaptive import check_adaptive, usable_rungs
 from rankscope.run.groups import Grouping
@@ -110,10 +111,13 @@ def prepare_study(
         get_method(trial.method).check_trial(trial, facts)
     if machine is None:
         check_bitsandbytes(config, trials, device)
+        check_devices(config, trials, device)
     if config.analyze.spectra.enabled:
         check_spectra_settings(config.analyze.spectra, compared_matrices(shapes, trials))
 
     # The groups
+    if device.type == "cpu":
+        num_processes *= config.train.devices
     grouping = Grouping(
         MemoryModel(model_config, dtype, device),
         {n: RowCounts.of(rows.rows) for n, rows in {**data.replay_rows, **data.rows}.items()},

@@ -135,7 +135,7 @@ class PreparedStudy:
         return trial_steps(trial, len(rows.rows), rows.num_tokens, self.config.train)
 
     def curve_steps(self, trial: TrialSpec) -> tuple[int, ...]:
-        """Optimizer steps after which a trial is scored for its learning curve; none for a slice."""
+        """Optimizer steps after which its learning curve has a point; none for a slice."""
         return () if trial.is_slice else self.due_steps(trial, self.config.train.evaluate_every)
 
     def rung_steps(self, trial: TrialSpec) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ Reading a study file needs no torch; what checks, plans and runs it is imported 
 import shutil
 import time
 from collections.abc import Collection, Sequence
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -114,7 +114,8 @@ class Study:
         Args:
             out: the study's folder, created if needed.
             reporter: of progress; silent by default.
-            executor: where groups run, see ``run/executors``; by default in this process.
+            executor: where groups run, see ``run/executors``; by default in this process, or, if
+                they take several devices each, in worker processes of this machine.
             retry: run trials of these statuses again, such as ``oom``; of trials named by id, and
                 of ``base``, all results are removed and computed again.
             allow_mixed: add results to those of other versions of libraries or code.
@@ -125,13 +126,18 @@ class Study:
             UserError, StudyLocked, IntegrityError, DiskFull, DiskFailed, OutOfMemory, Interrupted.
         """
         from rankscope.run.begin import begin_run, interruptible, plan_again, prepare_process
+        from rankscope.run.executors import ExecutorOptions, new_executor
         from rankscope.run.prepare import prepare_study
+        from rankscope.run.ranks import started_ranks
         from rankscope.run.units import adopt_units
 
         prepare_process()
         out = Path(out)
         begun = time.monotonic()
         reporter = reporter or NullReporter()
+        devices = self.config.train.devices
+        if executor is None and devices > 1:
+            executor = new_executor("local", ExecutorOptions.of(self.config))
         with reporting_shortages(out), closing(executor) if executor else nullcontext():
             # Before the folder: a refused study leaves nothing.
             num_processes = 1 if executor is None else executor.num_local
@@ -139,6 +145,7 @@ class Study:
             with (
                 Ledger.open(out, write=True, take_over=take_over) as ledger,
                 interruptible() as is_stop_requested,
+                ExitStack() as stack,
             ):
 
                 def should_stop() -> bool:
@@ -146,21 +153,25 @@ class Study:
                     return is_stop_requested()
 
                 reporter = JsonlReporter(reporter, out / LOG)
-                context = begin_run(study, ledger, reporter, should_stop)
+                ranks = stack.enter_context(started_ranks(devices, study.device))
+                context = begin_run(study, ledger, reporter, should_stop, ranks)
                 context.allow_mixed = allow_mixed
                 if retry:  # units have statuses and results of their own
                     adopt_units(context, keep_unsealed=False)
                     plan_again(ledger, retry)
                 try:
-                    self._run_all(context, executor)
+                    self._run_all(context, executor, stack)
                     shutil.rmtree(out / UNITS, ignore_errors=True)
                 finally:
                     if context.did_work:  # a run that finds nothing to do costs the study nothing
                         ledger.add_seconds(time.monotonic() - begun)
                 return ledger.load()
 
-    def _run_all(self, context: "RunContext", executor: "Executor | None") -> None:
-        """Score the base, then bring every group to its end, here or by the executor."""
+    def _run_all(
+        self, context: "RunContext", executor: "Executor | None", ranks: ExitStack
+    ) -> None:
+        """Score the base, end the ``ranks`` that held it together, then bring every group to its
+        end, here or by the executor."""
         from rankscope.device import release_freed_memory
         from rankscope.run.adaptive import study_rounds
         from rankscope.run.conductor import Conductor
@@ -170,6 +181,7 @@ class Study:
 
         conductor = Conductor(context)
         conductor.run_base()
+        ranks.close()
         if not isinstance(executor, SlurmExecutor):
             cancel_tasks(context.ledger.out / UNITS)
         adopt_units(context, keep_unsealed=executor is not None)
@@ -177,7 +189,7 @@ class Study:
             for _ in study_rounds(context):
                 conductor.run_groups()
             return
-        context.base.model.to("meta")  # type: ignore[arg-type]  # workers load the base themselves
+        context.base = context.base.without_weights()  # workers load it themselves
         release_freed_memory()
         # Another time limit makes no other unit.
         config = self.config.model_copy(update={"slurm": SlurmConfig()})

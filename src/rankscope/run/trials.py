@@ -32,6 +32,7 @@ NOT_TRAINING = frozenset(
         "batch_tokens",
         "checkpoint_every",
         "checkpoint_seconds",
+        "devices",
         "evaluate_every",
         "evaluate_items",
         "gradient_checkpointing",
@@ -150,6 +151,8 @@ def own_identity(trial: TrialSpec, train: TrainConfig) -> dict[str, object]:
         del protocol["epochs"]  # these win, so epochs change nothing
     if not trial.is_full:
         del protocol["optimizer"]  # of full fine-tuning alone
+    elif train.devices > 1:  # bfloat16 activations too, see trainable_shards
+        protocol["is_sharded"] = True
     return {**settings, "train": protocol}
 
 

@@ -13,6 +13,7 @@ from rankscope.progress import LOG, JsonlReporter, NullReporter
 from rankscope.run.begin import begin_run, interruptible, prepare_process
 from rankscope.run.conductor import Conductor
 from rankscope.run.prepare import prepare_study
+from rankscope.run.ranks import started_ranks
 from rankscope.run.units import (
     DRIVER,
     KILLED_FOR_MEMORY,
@@ -55,12 +56,15 @@ def work(out: Path, unit: str) -> None:
             is_orphan = driver is not None and str(os.getppid()) != driver
             return is_stop_requested() or is_orphan
 
-        with open_when_free(folder, should_stop) as ledger:
+        with (
+            open_when_free(folder, should_stop) as ledger,
+            started_ranks(config.train.devices, study.device) as ranks,
+        ):
             stored = ledger.groups()
             assert stored is not None
             study = unit_study(order, study, stored)
             reporter = JsonlReporter(NullReporter(), folder / LOG)
-            context = begin_run(study, ledger, reporter, should_stop, ledger.trials())
+            context = begin_run(study, ledger, reporter, should_stop, ranks, ledger.trials())
             context.allow_mixed = True  # the driver has decided that
             context.round = order.round
             context.killed_for_memory = KILLED_FOR_MEMORY in os.environ

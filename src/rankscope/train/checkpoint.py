@@ -16,9 +16,10 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rankscope.errors import IntegrityError
+from rankscope.errors import IntegrityError, UserError
 from rankscope.filesystem import check_in_place, fsync
 from rankscope.hashing import SUMS, matches_sums, sums_text
+from rankscope.models.sharding import Ranks
 from rankscope.shortage import reporting_shortages
 
 STATE = "state.safetensors"
@@ -35,31 +36,55 @@ class GroupState:
 class GroupCheckpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.ranks = Ranks()
+        self.file, self.is_writer = STATE, True
+
+    def of_ranks(self, ranks: Ranks, *, is_sharded: bool) -> "GroupCheckpoint":
+        """The same for ranks that save and load in step: each its own shards, or, of a state that
+        all of them have, rank 0 alone."""
+        checkpoint = GroupCheckpoint(self.folder)
+        checkpoint.ranks, checkpoint.is_writer = ranks, is_sharded or ranks.rank == 0
+        if is_sharded and ranks.size > 1:
+            checkpoint.file = f"state-{ranks.rank:03}-of-{ranks.size:03}.safetensors"
+        return checkpoint
 
     def save(self, state: GroupState) -> None:
         """Replace the stored state; a crash or a full disk leaves the old one."""
         check_in_place(self.folder.parents[1])
         aside = self.folder / "aside"
-        shutil.rmtree(aside, ignore_errors=True)
-        # A state of the same step stays until the new one has its name, which sorts after it.
-        name = f"step-{state.step:09d}"
-        if same := sorted(self.folder.glob(f"{name}*")):
-            name += f".{int(same[-1].suffix[1:] or 0) + 1:03d}"
-        target = self.folder / name
+        if self.ranks.rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)
         size = sum(t.numel() * t.element_size() for t in state.tensors.values())
         try:
             with reporting_shortages(self.folder, lambda: f"{size:,} bytes"):
-                aside.mkdir(parents=True)
-                save_file(dict(state.tensors), aside / STATE)
-                counters = {"step": state.step, "trials": state.meta}
-                (aside / COUNTERS).write_text(json.dumps(counters), encoding="utf-8")
-                (aside / SUMS).write_text(sums_text(aside, sorted((STATE, COUNTERS))), "utf-8")
-                for path in (*aside.iterdir(), aside):
-                    fsync(path)
-                os.replace(aside, target)
-                fsync(self.folder)
+                if self.ranks.rank == 0:
+                    aside.mkdir(parents=True)
+                    counters = {"step": state.step, "trials": state.meta}
+                    (aside / COUNTERS).write_text(json.dumps(counters), encoding="utf-8")
+                self.ranks.barrier()
+                sums = sums_text(aside, [COUNTERS]) if self.ranks.rank == 0 else ""
+                if self.is_writer:
+                    save_file(dict(state.tensors), aside / self.file)
+                    sums += sums_text(aside, [self.file])
+                sums = "".join(self.ranks.collect(sums))
+                if self.ranks.rank == 0:
+                    self._publish(aside, state.step, sums)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            if self.ranks.rank == 0:
+                shutil.rmtree(aside, ignore_errors=True)
+
+    def _publish(self, aside: Path, step: int, sums: str) -> None:
+        """Put a complete state in the place of the old one."""
+        (aside / SUMS).write_text(sums, "utf-8")
+        for path in (*aside.iterdir(), aside):
+            fsync(path)
+        # A state of the same step stays until the new one has its name, which sorts after it.
+        name = f"step-{step:09d}"
+        if same := sorted(self.folder.glob(f"{name}*")):
+            name += f".{int(same[-1].suffix[1:] or 0) + 1:03d}"
+        target = self.folder / name
+        os.replace(aside, target)
+        fsync(self.folder)
         for old in self.folder.glob("step-*"):
             if old != target:
                 _remove_state(old)
@@ -69,17 +94,25 @@ class GroupCheckpoint:
 
         Raises:
             IntegrityError: it was altered since it was written.
+            UserError: another number of ranks wrote it.
         """
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
             if not (folder / SUMS).is_file():
                 continue  # its removal was interrupted
-            if not matches_sums(folder):
+            if self.ranks.rank == 0 and not matches_sums(folder):
                 raise IntegrityError(
                     f"{folder}: found altered files, expected the hashes in its {SUMS}; to train "
                     f"this group from its beginning, remove {self.folder}"
                 )
+            if not (folder / self.file).is_file():
+                found = ", ".join(sorted(path.name for path in folder.glob("state*")))
+                raise UserError(
+                    f"{folder}: found {found}, expected {self.file}: 'train.devices' was another "
+                    f"number; set it back, or remove {self.folder} to train from the beginning"
+                )
+            self.ranks.barrier()  # rank 0 has found nothing altered
             meta = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
-            return GroupState(meta["step"], load_file(folder / STATE), meta["trials"])
+            return GroupState(meta["step"], load_file(folder / self.file), meta["trials"])
         return None
 
     def extract(self, trial_ids: Collection[str], into: "GroupCheckpoint") -> None:

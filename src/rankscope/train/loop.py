@@ -68,6 +68,9 @@ def train_group(
     ``callbacks`` are not counted as training time. After ``pause_at`` steps the state is stored and
     the group returned as it is.
 
+    If several ranks hold the base, each calls this, the others without ``progress`` and
+    ``callbacks``, and with rank 0's decisions when to stop and to save.
+
     Adapters stay attached to ``base``, also after an error; the caller detaches them.
     """
     if not rows:
@@ -83,7 +86,7 @@ def train_group(
         if first_step:
             callback_seconds += run_callbacks(callbacks, first_step, model, states)
             # A callback that a stop cut short again must find this step again.
-            if should_stop():
+            if model.ranks.agree(should_stop())[0]:
                 raise Interrupted(
                     f"stopped at step {first_step} of {num_steps}; the same command continues"
                 )
@@ -101,6 +104,7 @@ def train_group(
             batch_tokens = 1 if one_row_each else config.batch_tokens  # a pass has at least one row
             with model.multi_lora.optimizer_step():
                 losses = compute_gradients(model, base, terms, batch_tokens)
+            model.ranks.add_up_gradients(p for state in active for p in state.parameters)
 
             # Clip, check and update, each trial by itself.
             for state, own_terms in zip(active, terms_of, strict=True):
@@ -113,7 +117,9 @@ def train_group(
             callback_seconds += run_callbacks(callbacks, step + 1, model, states)
 
             now, stop = time.monotonic(), should_stop()
-            if checkpoint and (stop or now - last_saved >= config.checkpoint_seconds):
+            is_due = now - last_saved >= config.checkpoint_seconds
+            stop, is_due = model.ranks.agree(stop, stop or is_due)
+            if checkpoint and is_due:
                 seconds = seconds_before + now - started - callback_seconds
                 save_states(checkpoint, states, step + 1, seconds)
                 last_saved = now

@@ -23,7 +23,7 @@ from rankscope.models.multi_lora import linear_layers, target_linears
 from rankscope.models.parameters import ADAMW_STATES, FLOAT32_BYTES
 from rankscope.records import TrialSpec
 from rankscope.train.allocations import META, PassShape, spread
-from rankscope.train.pass_memory import PassMemory, cast_bytes, shaped_adapter
+from rankscope.train.pass_memory import PassMemory, cast_bytes, decoder_layers, shaped_adapter
 from rankscope.train.step_schedule import trial_protocol
 
 HELD_SHARE = 0.5
@@ -109,16 +109,18 @@ class GroupMemory:
     """Tokens of that pass."""
     held_bytes: int = 0
     """What the heap holds beyond that."""
+    devices: int = 1
+    """Each of so many needs as much."""
 
     @property
     def total_bytes(self) -> int:
         return self.base_bytes + self.state_bytes + self.pass_bytes + self.held_bytes
 
     def host_bytes(self, device: torch.device) -> int:
-        """What a process that trains the group takes of the machine's own memory; beside a GPU it
-        holds the base while it loads it."""
+        """What processes that train the group take of the machine's own memory; beside a GPU
+        they hold the base while they load it."""
         on_host = self.base_bytes if device.type == "cuda" else self.total_bytes
-        return on_host + LIBRARY_BYTES
+        return (on_host + LIBRARY_BYTES) * self.devices
 
 
 class MemoryModel:
@@ -140,7 +142,10 @@ class MemoryModel:
     def of_group(
         self, group: Sequence[TrialSpec], counts: RowCounts, train: TrainConfig
     ) -> GroupMemory:
-        """Peak memory of training a group: LoRA trials of one task, or a single other trial."""
+        """Peak memory of training a group: LoRA trials of one task, or a single other trial.
+
+        With ``train.devices``, of each device.
+        """
         own = [trial_protocol(trial, train) for trial in group]
         rows_each = [
             math.ceil(
@@ -154,13 +159,15 @@ class MemoryModel:
         if group[0].is_full:
             values = sum(parameter.numel() for parameter in self.base.parameters())
             state = values * (2 + ADAMW_STATES + copies(group[0])) * FLOAT32_BYTES
-            casts = values * self.dtype.itemsize if self.dtype != torch.float32 else 0
+            is_cast = self.dtype != torch.float32 and train.devices == 1
+            casts = values * self.dtype.itemsize if is_cast else 0
             return GroupMemory(
-                nbytes(self.base),
-                state,
+                self._base_bytes(train.devices, trains=True),
+                math.ceil(state / train.devices),
                 self._pass_bytes((), shape, recomputes) + casts + self._kl_bytes(group, shape),
                 sum(shape.lengths),
                 self._held_bytes(0, shape),
+                train.devices,
             )
         group = [self.stand_in(trial) for trial in group]
         adapters = [self._adapter(trial) for trial in group]
@@ -171,12 +178,26 @@ class MemoryModel:
             casts = sum(sorted(cast_bytes(adapter, self.dtype) for adapter in adapters)[-together:])
         state = sum(map(self.state_bytes, group))
         return GroupMemory(
-            nbytes(self.base),
+            self._base_bytes(train.devices),
             state,
             self._pass_bytes(group, shape, recomputes) + casts + self._kl_bytes(group, shape),
             sum(shape.lengths),
             self._held_bytes(state, shape),
+            train.devices,
         )
+
+    def _base_bytes(self, devices: int, *, trains: bool = False) -> int:
+        """The frozen base on one device. If several share it: a shard, two gathered layers (one
+        computes while the next one comes), and what is not in a layer; if it trains, also the
+        gradients of these, and the float32 copies that are added up over the devices."""
+        total = nbytes(self.base)
+        if devices == 1:
+            return total
+        layers = [nbytes(layer) for layer in decoder_layers(self.base)]
+        gathered = 2 * max(layers, default=0) + total - sum(layers)
+        if trains:
+            gathered += gathered + gathered * FLOAT32_BYTES // self.dtype.itemsize
+        return math.ceil(total / devices) + gathered
 
     def _held_bytes(self, state: int, shape: PassShape) -> int:
         """Holes of a processor's heap that later tensors do not fit into: among the states, and one

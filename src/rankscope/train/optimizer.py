@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim.optimizer import ParamsT
 
 from rankscope.models.quantize import require_bitsandbytes
+from rankscope.models.sharding import whole
 
 Kind = Literal["adamw", "adamw8bit"]
 
@@ -50,4 +51,4 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
     """Scale gradients down to ``max_norm`` (2-norm over all parameters); the norm before."""
-    return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+    return float(whole(torch.nn.utils.clip_grad_norm_(parameters, max_norm)))

@@ -1,7 +1,7 @@
 """Forward and backward of one optimizer step, for all active trials of a group."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,9 +35,10 @@ def compute_gradients(
     ``model`` is the base with the trials' adapters, or the copy that full fine-tuning trains;
     ``base`` is the untuned one, which KL compares with. Terms of one trial follow one another.
     """
-    num_labels = [term.num_labels for term in terms]
+    ranks, num_labels = model.ranks, [term.num_labels for term in terms]
     totals = torch.zeros(2, len(terms), device=model.device)  # weighted losses; KL
-    for parts in forward_passes([term.rows for term in terms], batch_tokens):
+    passes = forward_passes([term.rows for term in terms], batch_tokens, ranks.size)
+    for parts, weight in passes_of_rank(passes, ranks.rank, ranks.size):
         members = [part.term for part in parts]
         with_kl = [i for i in members if terms[i].kl_weight]
         base_logits = (
@@ -56,7 +57,7 @@ def compute_gradients(
             counts,
             [num_labels[i] / terms[i].weight for i in members],
         )
-        total = losses.sum()
+        total = losses.sum() * weight
         if with_kl:
             logits_of = dict(zip(members, logits.split(counts), strict=True))
             for i, reference in zip(with_kl, base_logits, strict=True):
@@ -64,7 +65,8 @@ def compute_gradients(
                 total = total + terms[i].kl_weight * kl
                 totals[1, i] += kl.detach()
         total.backward()
-        totals[0, members] += losses.detach()
+        totals[0, members] += losses.detach() * weight
+    ranks.add_up(totals)
     return [
         TermLoss(loss / term.weight, kl)
         for term, loss, kl in zip(terms, *totals.tolist(), strict=True)
@@ -76,15 +78,17 @@ def label_ids(parts: Sequence[PassPart]) -> list[int]:
 
 
 def forward_passes(
-    rows_of: Sequence[Sequence[EncodedRow]], batch_tokens: int
+    rows_of: Sequence[Sequence[EncodedRow]], batch_tokens: int, num_ranks: int = 1
 ) -> list[list[PassPart]]:
     """Cut the rows of one optimizer step, by term, into few forward passes of similar size.
 
     A pass has at most ``batch_tokens`` tokens, or one row, whatever the trials' batch sizes and
-    accumulation: the gradient is a sum over the step's rows, however they are cut.
+    accumulation: the gradient is a sum over the step's rows, however they are cut. With several
+    ranks their number is about a multiple of ``num_ranks``.
     """
     total = sum(len(row.input_ids) for rows in rows_of for row in rows)
-    share = total / max(1, math.ceil(total / batch_tokens))
+    rounds = max(1, math.ceil(total / (batch_tokens * num_ranks)))
+    share = total / (rounds * num_ranks)
     passes: list[list[PassPart]] = [[]]
     size = seen = 0
     for i, rows in enumerate(rows_of):
@@ -100,3 +104,15 @@ def forward_passes(
             size += length
             seen += length
     return passes
+
+
+def passes_of_rank(
+    passes: Sequence[list[PassPart]], rank: int, num_ranks: int
+) -> Iterator[tuple[list[PassPart], float]]:
+    """The passes of one rank, weight 1. Layers are gathered by all ranks together, so a rank that
+    has one pass fewer than others repeats a row, weight 0."""
+    for parts in passes[rank::num_ranks]:
+        yield parts, 1.0
+    if 0 < len(passes) % num_ranks <= rank:
+        term, rows = passes[0][0]
+        yield [PassPart(term, rows[:1])], 0.0

@@ -20,6 +20,7 @@ from rankscope.models.lora import Adapter
 from rankscope.models.lora_implementation import choose_lora_implementation
 from rankscope.models.methods import get_method
 from rankscope.models.methods.init_context import InitContext
+from rankscope.models.sharding import all_finite, local
 from rankscope.records import LossPoint, PenaltyPoint, TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint, GroupState
 from rankscope.train.divergence import (
@@ -176,7 +177,7 @@ class TrialState:
             self.early_stop.restore_best(self.parameters)
             self.drop_cached_weights()
         # Each step checks the loss and gradient before its update; nothing checks the last update.
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters):
+        if not all_finite(self.parameters):
             self.failure = "weights not finite after the last step"
         elif reason := self.why_nothing_trained():
             self.failure_status = "failed"
@@ -195,7 +196,8 @@ class TrialState:
     # --- checkpoint
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that a resumed run needs, by name, contiguous on the CPU."""
+        """The tensors that a resumed run needs, by name, contiguous on the CPU; a rank's own shards
+        of sharded ones."""
         tensors = {f"parameter/{i}": p.detach() for i, p in enumerate(self.parameters)}
         for i, parameter in enumerate(self.parameters):
             for key, value in self.optimizer.state.get(parameter, {}).items():
@@ -204,7 +206,7 @@ class TrialState:
             tensors |= {f"{BEST}{i}": best for i, best in enumerate(self.early_stop.weights)}
         if self.tuner is not None:
             tensors |= {f"{TUNER}{name}": tensor for name, tensor in self.tuner.tensors().items()}
-        return {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+        return {n: local(t.detach()).cpu().clone().contiguous() for n, t in tensors.items()}
 
     def counters(self) -> dict[str, object]:
         """What else a resumed run needs, JSON-compatible; dropout follows from seed and step."""
@@ -224,13 +226,14 @@ class TrialState:
             key, _, index = name.rpartition("/")
             parameter = self.parameters[int(index)]
             if key == "parameter":
-                parameter.copy_(tensor)
+                local(parameter).copy_(tensor)
             elif tensor.dtype == torch.int64:  # AdamW8bit counts steps in Python
                 self.optimizer.state[parameter][key] = int(tensor)
             else:  # the step too: AdamW is fused, and wants moments in the order of the weights
                 moment = tensor.to(parameter.device)
-                if moment.shape == parameter.shape:
-                    moment = torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
+                if moment.shape == local(parameter).shape:
+                    values, moment = moment, torch.empty_like(parameter, dtype=moment.dtype)
+                    local(moment).copy_(values)
                 self.optimizer.state[parameter][key] = moment
         self.drop_cached_weights()
         for name in STORED_FIELDS:

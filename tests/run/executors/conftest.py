@@ -12,3 +12,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("undisturbed")
     small_study(folder, **TWO_GROUPS).run(folder / "out")
     return results(folder / "out")
+
+
+@pytest.fixture
+def rank_processes() -> None:
+    """Marks a test whose units start processes of their own, which takes long."""

@@ -25,6 +25,7 @@ class DoraMethod(LoraMethod):
     summary = "`lora` with a trained length of each row of W (2402.09353)."
     peft_fields = {"use_dora": True}
     delta_needs_base = True
+    can_be_sharded = False
     delta_is_low_rank = False
 
     def init_module(

@@ -28,6 +28,7 @@ class EvaMethod(LoraMethod):
     )
     accepts_warm_start = False
     fills_targets = False
+    can_be_sharded = False
 
     def check_trial(self, trial: TrialSpec, facts: TrialFacts) -> None:
         from rankscope.models.parameters import target_shapes

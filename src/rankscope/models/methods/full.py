@@ -23,6 +23,7 @@ class FullMethod(Method):
     label = "full fine-tuning"
     summary = "Every weight trains; no `rank`, `alpha`, `targets` or `dropout`."
     trains_base = True
+    can_be_sharded = True
     arm_note = "trains every weight"
 
     def cost(
@@ -39,17 +40,25 @@ class FullMethod(Method):
         return copied, copied.model
 
     def relative_update(self, trained: Any, base: Base) -> float:
+        from rankscope.models.sharding import whole
+
         updates, weights = [], []
         # In the same order; names differ if the base has layers that carry adapters.
         for parameter, frozen in zip(trained.parameters(), base.model.parameters(), strict=True):
             before = frozen.detach().float()
-            updates.append(float((parameter.detach() - before).norm()))
-            weights.append(float(before.norm()))
+            updates.append(float(whole((parameter.detach() - before).norm())))
+            weights.append(float(whole(before.norm())))
         return math.hypot(*updates) / math.hypot(*weights)
 
     def save(self, trained: Any, trial: TrialSpec, record: ModelRecord, folder: Path) -> None:
-        trained.model.save_pretrained(folder)
+        from rankscope.models.load import check_stored_weights, gathered_model
+
+        is_sharded = trained.ranks.size > 1
+        model = gathered_model(trained) if is_sharded else trained.model
+        model.save_pretrained(folder)
         trained.tokenizer.save_pretrained(folder)
+        if is_sharded:
+            check_stored_weights(folder)
 
     def load(self, base: Base, trial: TrialSpec, folder: Path) -> Base:
         from rankscope.models.load import load_trained_model

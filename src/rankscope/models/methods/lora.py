@@ -33,6 +33,7 @@ class LoraMethod(Method):
     arm_fields: ClassVar[tuple[str, ...]] = ("rank", "alpha", "targets", "dropout")
     has_rank = True
     accepts_warm_start = True
+    can_be_sharded = True
     peft_fields: ClassVar[Mapping[str, Any]] = {}  # They mark it in PEFT's ``LoraConfig``
     fills_targets: ClassVar[bool] = True  # Every target gets an adapter
 

@@ -29,6 +29,7 @@ class PissaMethod(LoraMethod):
     )
     accepts_warm_start = False
     delta_needs_base = True
+    can_be_sharded = False
     init_is_part_of_base = True
 
     def check_trial(self, trial: TrialSpec, facts: TrialFacts) -> None:

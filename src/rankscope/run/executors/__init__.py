@@ -66,17 +66,32 @@ class ExecutorOptions:
         device: of the study file.
         ray_address: of a running Ray cluster.
         slurm: section of the study file.
+        devices: of each unit.
     """
 
     num_workers: int | None = None
     device: str = "auto"
     ray_address: str | None = None
     slurm: SlurmConfig | None = None
+    devices: int = 1
+
+    @classmethod
+    def of(
+        cls, config: StudyConfig, num_workers: int | None = None, ray_address: str | None = None
+    ) -> "ExecutorOptions":
+        """What a study file asks for, and the command line."""
+        devices = config.train.devices
+        return cls(num_workers, config.device, ray_address, config.slurm, devices)
 
     def threads(self, num_workers: int) -> int:
-        """Threads of each worker: OMP_NUM_THREADS, else a share of this machine's."""
+        """Threads of each worker, and of each of its ranks: OMP_NUM_THREADS, else a share of this
+        machine's."""
         stated = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-        return int(stated) if stated.isdecimal() else max(1, torch.get_num_threads() // num_workers)
+        return (
+            int(stated)
+            if stated.isdecimal()
+            else max(1, torch.get_num_threads() // (num_workers * self.devices))
+        )
 
 
 _EXECUTORS: dict[str, Callable[[ExecutorOptions], Executor]] = {}

@@ -14,21 +14,25 @@ from rankscope.run.executors.worker_process import check_worker, run_worker
 class LocalExecutor:
     """Up to ``num_workers`` processes at a time; by default one per visible GPU, else one.
 
-    On a machine with several GPUs each process sees one of them. A process that ended has returned
-    all its memory, so no unit takes the blame for an earlier one.
+    On a machine with several GPUs each process sees ``train.devices`` of them. A process that
+    ended has returned all its memory, so no unit takes the blame for an earlier one.
     """
 
     def __init__(self, options: ExecutorOptions) -> None:
         # Workers of a study on a device of its own choice, such as cuda:1, share it.
         gpus = visible_gpus() if options.device in ("auto", "cuda") else []
-        num_workers = options.num_workers or max(1, len(gpus))
-        self.num_local = math.ceil(num_workers / max(1, len(gpus)))
+        width, count = options.devices, len(gpus) // options.devices
+        num_workers = options.num_workers or max(1, count)
+        self.num_local = math.ceil(num_workers / max(1, count))
         self.threads = options.threads(num_workers)
         self.pool = ThreadPoolExecutor(num_workers)
         self.environments: SimpleQueue[dict[str, str]] = SimpleQueue()
         for i in range(num_workers):
-            gpu = {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}
-            self.environments.put({"OMP_NUM_THREADS": str(self.threads), **gpu})
+            environment = {"OMP_NUM_THREADS": str(self.threads)}
+            if count:
+                first = i % count * width
+                environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first : first + width])
+            self.environments.put(environment)
         self.stopped, self.killed = threading.Event(), threading.Event()
 
     def submit(self, folder: Path) -> Future[None]:

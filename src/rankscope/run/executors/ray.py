@@ -74,8 +74,8 @@ class StopFlag:
 
 
 class RayExecutor:
-    """Runs each unit as a Ray task with one GPU, or with as many CPUs as it has threads, and with
-    the memory that it is planned to take.
+    """Runs each unit as a Ray task with ``train.devices`` GPUs, or CPUs for all of its threads, and
+    with the memory that it is planned to take.
 
     Ray places the tasks and runs those of lost nodes again.
     """
@@ -90,18 +90,21 @@ class RayExecutor:
         # A task that asks for more than any node has, of memory too, would wait for ever.
         most_cpus = int(max(node.get("CPU", 0) for node in nodes))
         self.threads = max(1, min(options.threads(options.num_workers or 1), most_cpus))
-        has_gpus = any(node.get("GPU", 0) for node in nodes)
-        if options.device == "cuda" and not has_gpus:
+        width, most_gpus = options.devices, int(max(node.get("GPU", 0) for node in nodes))
+        uses_gpus = options.device == "cuda" or (most_gpus > 0 and options.device != "cpu")
+        if uses_gpus and most_gpus < width:
             raise UserError(
-                f"device: found {options.device!r}, expected a device of the Ray cluster, which "
-                "has no GPU; start a node with one, or set device: cpu"
+                f"device: found {options.device!r}, expected a device of the Ray cluster, whose "
+                f"nodes have up to {most_gpus} GPUs for units of {width}; start a node with more, "
+                "or set device: cpu"
             )
         # A trial on a GPU is Python's own work besides: one CPU.
-        needs = {"num_gpus": 1} if has_gpus and options.device != "cpu" else {}
-        cpus = 1 if needs else self.threads
-        usable = [n for n in nodes if n.get("GPU" if needs else "CPU", 0) >= (1 if needs else cpus)]
+        cpus = width if uses_gpus else min(most_cpus, width * self.threads)
+        needs = {"num_gpus": width} if uses_gpus else {}
+        kind, least = ("GPU", width) if uses_gpus else ("CPU", cpus)
+        usable = [node for node in nodes if node.get(kind, 0) >= least]
         self.most_memory = int(max(node.get("memory", 0) for node in usable))
-        self.num_local = 1 if needs else max(1, most_cpus // self.threads)
+        self.num_local = 1 if needs else max(1, most_cpus // cpus)
         remote = self.ray.remote(max_retries=MAX_PLACEMENTS - 1, num_cpus=cpus, **needs)
         self.task = remote(run_on_node)
         # Beside the driver: with another node it would be lost, and all units would stop.

@@ -77,7 +77,7 @@ class SlurmExecutor:
                 )
         self.config = options.slurm or SlurmConfig()
         self.max_running = options.num_workers
-        self.threads = options.threads(1)
+        self.threads, self.devices = options.threads(1), options.devices
         self.units: list[QueuedUnit] = []
         self.lock = threading.Lock()
         self.is_asked = False  # the tasks, to stop
@@ -175,7 +175,7 @@ class SlurmExecutor:
         folders = [unit.folder for unit in units]
         place = folders[0].parent.absolute()
         (place / STOP).unlink(missing_ok=True)
-        script = batch_script(self.config, folders, self.threads, self.max_running)
+        script = batch_script(self.config, folders, self.threads, self.max_running, self.devices)
         # Not a line of the script, which could not quote it.
         chdir = f"--chdir={place}"
         job = slurm("sbatch", "--parsable", chdir, stdin=script).partition(";")[0]
@@ -195,7 +195,11 @@ class SlurmExecutor:
 
 
 def batch_script(
-    config: SlurmConfig, folders: list[Path], threads: int, max_running: int | None
+    config: SlurmConfig,
+    folders: list[Path],
+    threads: int,
+    max_running: int | None,
+    devices: int = 1,
 ) -> str:
     """The script of an array job with one task per unit."""
     place = folders[0].parent.absolute()
@@ -207,7 +211,7 @@ def batch_script(
         "open-mode": "append",
         "requeue": None,
         "signal": "B:USR1@120",
-        "cpus-per-task": threads,
+        "cpus-per-task": threads * devices,
         "partition": config.partition,
         "account": config.account,
         "time": config.time,

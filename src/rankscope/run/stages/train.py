@@ -1,6 +1,7 @@
 """Train a group of trials and store weights, records and failures in one transaction."""
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 from rankscope.device import peak_memory_bytes, reset_peak_memory
 from rankscope.models.base import Base
@@ -65,33 +66,31 @@ class TrainStage:
             context.begin_stage(f"{self.name} {group_label(group)}", pause_at or num_steps)
             meter = SpeedMeter(context.reporter, len(trials), study=context.study_clock)
             points = context.ledger.curve_points(trials)
+            replay = {name: encoded.rows for name, encoded in study.replay_rows.items()}
+            on_all_ranks: dict[str, Any] = {"replay": replay, "pause_at": pause_at}
+            checkpoint, ranks = self.checkpoint(group), model.ranks
+            callbacks = (
+                WeightSnapshot(study, context.ledger, context.base.record),
+                LearningCurve(
+                    study, context.base, meter, context.should_stop, points, context.ledger.commit
+                ),
+                EarlyStopping(study, points),
+            )
             reset_peak_memory(context.base.device)
-            yield (
-                group,
-                train_group(
+            ranks.announce("train", trials, rows.rows, train, checkpoint.folder, on_all_ranks)
+            with ranks.in_step():
+                trained = train_group(
                     model,
                     trials,
                     rows.rows,
                     train,
-                    replay={name: encoded.rows for name, encoded in study.replay_rows.items()},
-                    checkpoint=self.checkpoint(group),
+                    **on_all_ranks,
+                    checkpoint=checkpoint.of_ranks(ranks, is_sharded=group[0].is_full),
                     progress=meter,
-                    callbacks=(
-                        WeightSnapshot(study, context.ledger, context.base.record),
-                        LearningCurve(
-                            study,
-                            context.base,
-                            meter,
-                            context.should_stop,
-                            points,
-                            context.ledger.commit,
-                        ),
-                        EarlyStopping(study, points),
-                    ),
+                    callbacks=[ranks.alone(callback) for callback in callbacks],
                     should_stop=context.should_stop,
-                    pause_at=pause_at,
-                ),
-            )
+                )
+            yield group, trained
 
     def commit(self, result: tuple[Group, GroupResult]) -> None:
         """Store weights of every trial that ended well, all records and failures.

@@ -1,0 +1,284 @@
+"""One model on several devices: every rank holds a shard of each weight (torch's FSDP2).
+
+A *rank* is a process with a device of its own. Training runs on all ranks in step, each on its own
+rows. Everything else runs on rank 0 alone: it announces what the others have to take part in, a
+forward pass or the gathering of a weight, because each needs all shards.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rankscope.config.study import StudyConfig
+from rankscope.errors import UserError
+from rankscope.models.attention import varlen
+from rankscope.models.methods import all_methods, get_method
+from rankscope.records import TrialSpec
+
+if TYPE_CHECKING:
+    from rankscope.models.base import Base
+
+P = ParamSpec("P")
+
+
+@dataclass(slots=True)
+class Ranks:
+    """The ranks that hold models together, as one of them sees them; by default there is one."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    orders: Any = None  # Process group of what rank 0 announces
+    handlers: dict[str, Callable[..., object]] = field(default_factory=dict)  # Of the other ranks
+    models: "dict[str, Base]" = field(default_factory=dict)  # By name, the same on all ranks
+    is_in_step: bool = False  # All ranks run the same code: rank 0 announces nothing
+    break_off: Callable[[str], None] = lambda reason: None
+    """Ends all ranks at once, to begin again from what is stored; nothing if there is one."""
+
+    @contextmanager
+    def in_step(self, value: bool = True) -> Iterator[None]:
+        """While inside, all ranks run the same code; with False, rank 0 alone."""
+        before, self.is_in_step = self.is_in_step, value
+        try:
+            yield
+        finally:
+            self.is_in_step = before
+
+    def alone(self, function: Callable[P, None]) -> Callable[P, None]:
+        """The function for rank 0 alone, to be called amid what all ranks run in step."""
+
+        def call(*args: P.args, **kwargs: P.kwargs) -> None:
+            with self.in_step(False):
+                function(*args, **kwargs)
+
+        return call
+
+    def announce(self, name: str, *args: object) -> None:
+        """On rank 0: the others call their handler ``name`` with these arguments."""
+        if self.size > 1 and self.rank == 0 and not self.is_in_step:
+            dist.broadcast_object_list([(name, args)], src=0, group=self.orders)
+
+    def serve(self, until: str) -> Any:
+        """On the others: call handlers until rank 0 announces ``until``; its arguments."""
+        while True:
+            announced: list[Any] = [None]
+            dist.broadcast_object_list(announced, src=0, group=self.orders)
+            name, args = announced[0]
+            if name == until:
+                return args
+            self.handlers[name](*args)
+
+    def agree(self, *values: bool) -> tuple[bool, ...]:
+        """The values of rank 0, on all ranks."""
+        if self.rank:
+            agreed: tuple[bool, ...] = self.serve("agree")
+            return agreed
+        self.alone(self.announce)("agree", *values)
+        return values
+
+    def gather(self, name: str, index: int) -> Tensor:
+        """The whole of a model's parameter, in the order of ``parameters()``."""
+        self.announce("gather", name, index)
+        return whole([*self.models[name].model.parameters()][index].detach())
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier(group=self.orders)
+
+    def collect(self, text: str) -> list[str]:
+        """The texts of all ranks, in their order."""
+        texts = [text] * self.size
+        if self.size > 1:
+            dist.all_gather_object(texts, text, group=self.orders)
+        return texts
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over all ranks."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+
+    def add_up_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """The same for the gradients of parameters that every rank holds whole."""
+        replicated = [p for p in parameters if not is_sharded(p)]
+        if self.size == 1 or not replicated:
+            return
+        for parameter in replicated:
+            if parameter.grad is None:  # none of this rank's rows were the adapter's
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in replicated if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        self.add_up(flat)
+        for gradient, part in zip(
+            gradients, flat.split([g.numel() for g in gradients]), strict=True
+        ):
+            gradient.copy_(part.view(gradient.shape))
+
+
+# --- sharded tensors (DTensor, dimension 0), or plain ones on a single device
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    return hasattr(tensor, "to_local")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's shard."""
+    shard: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return shard
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole tensor; all ranks have to call this."""
+    full: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return full
+
+
+def all_finite(parameters: Sequence[Tensor]) -> bool:
+    """Whether all values are finite; all ranks have to call this if they are sharded."""
+    return all(
+        bool(torch.isfinite(whole(p.detach().norm()) if is_sharded(p) else p).all())
+        for p in parameters
+    )
+
+
+# --- sharded models
+
+
+def sharded_model(
+    config: PretrainedConfig, dtype: torch.dtype, ranks: Ranks, source: PreTrainedModel | None
+) -> PreTrainedModel:
+    """A frozen model whose weights rank 0 has in ``source``, on the CPU. Call it on all ranks."""
+    model = empty_shards(config, dtype, ranks, None)
+    given = (
+        [None] * len(parameters_and_buffers(model))
+        if source is None
+        else parameters_and_buffers(source)
+    )
+    for own, values in zip(parameters_and_buffers(model), given, strict=True):
+        buffer = torch.empty(own.shape, dtype=own.dtype, device=ranks.device)
+        if values is not None:
+            buffer.copy_(values.detach())
+        dist.broadcast(buffer, src=0)
+        local(own).copy_(shard_of(buffer, own))
+    return model
+
+
+def trainable_shards(frozen: PreTrainedModel, ranks: Ranks) -> PreTrainedModel:
+    """A float32 copy of a sharded model whose every parameter trains, with products in its dtype.
+
+    Activations have that dtype as well, so in bfloat16 this rounds more than the autocast of a
+    model on one device, which would keep a copy of all weights on each.
+    """
+    model = empty_shards(frozen.config, torch.float32, ranks, frozen.dtype)
+    with torch.no_grad():
+        for own, values in zip(
+            parameters_and_buffers(model), parameters_and_buffers(frozen), strict=True
+        ):
+            local(own).copy_(local(values))
+    return model
+
+
+def parameters_and_buffers(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def shard_of(values: Tensor, like: Tensor) -> Tensor:
+    """The part of a whole tensor that this rank holds of the sharded tensor ``like``."""
+    if not is_sharded(like):
+        return values
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    return local(distribute_tensor(values, mesh, placements, src_data_rank=None))
+
+
+def empty_shards(
+    config: PretrainedConfig, dtype: torch.dtype, ranks: Ranks, trained_in: torch.dtype | None
+) -> PreTrainedModel:
+    """A model sharded by decoder layer, without values. ``trained_in``: dtype of the products of
+    a model that trains; gradients are added up over ranks in float32."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    varlen.register_attention()
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, attn_implementation=varlen.NAME, dtype=dtype
+        )
+    model.eval()
+    model.requires_grad_(trained_in is not None)
+    # Inputs are token ids and what layers return; a plan of the attention must stay as it is.
+    policy = MixedPrecisionPolicy(trained_in, torch.float32, cast_forward_inputs=False)
+    mesh = init_device_mesh(ranks.device.type, (ranks.size,))
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    for module in (*layers, model):
+        sharded = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        # Losses are divided by the label tokens of all ranks: their gradients are added up.
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)
+    places = defaultdict(list)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            places[id(parameter)].append((module, name))
+    model.to_empty(device=ranks.device)
+    for (first, name), *others in places.values():  # which unties shared weights
+        for module, other in others:
+            setattr(module, other, getattr(first, name))
+    return model
+
+
+def attach_gathering(base: "Base") -> None:
+    """Let :func:`~rankscope.models.quantize.dense_weight` read the layers of a sharded model."""
+    index_of = {id(p): i for i, p in enumerate(base.model.parameters())}
+    for linear in base.linears().values():
+        index = index_of[id(linear.weight)]
+        linear.gather_weight = partial(base.ranks.gather, base.name, index)  # type: ignore[assignment]
+
+
+# --- what cannot be sharded
+
+
+def check_devices(config: StudyConfig, trials: Sequence[TrialSpec], device: torch.device) -> None:
+    """Raise UserError if ``train.devices`` asks for what this machine or the code cannot do."""
+    wanted = config.train.devices
+    if wanted == 1:
+        return
+    place = f"train.devices: {wanted}"
+    found = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.index is not None:
+        raise UserError(f"{place}: found 'device: {device}', expected auto, cuda or cpu")
+    if found < wanted and config.device != "cpu":
+        raise UserError(
+            f"{place}: found {found} GPUs, expected at least {wanted}; use fewer, or "
+            "'device: cpu' to try it in as many processes"
+        )
+    is_full = any(trial.is_full for trial in trials)
+    evaluate = config.evaluate
+    is_scaled = evaluate.scales or evaluate.layer_scales or evaluate.intruder_scales
+    refused = {
+        "quantize": config.quantize != "none",
+        "analyze.heads.enabled": config.analyze.heads.enabled,
+        "optimizer: adamw8bit": is_full and config.train.optimizer == "adamw8bit",
+        "scales of full fine-tuning": is_full and bool(is_scaled),
+        "dropout": any(trial.dropout for trial in trials),
+        "kl_to_base": any(trial.kl_to_base for trial in trials),
+        "early_stop": any(trial.early_stop for trial in trials),
+    }
+    methods = {trial.method for trial in trials}
+    refused |= {f"method {m}": not get_method(m).can_be_sharded for m in sorted(methods)}
+    what = next((what for what, is_refused in refused.items() if is_refused), None)
+    if what is not None:
+        names = ", ".join(sorted(m.name for m in all_methods() if m.can_be_sharded))
+        raise UserError(
+            f"{place}: found {what}, which works on one device only; expected one of the methods "
+            f"{names} without it; remove it, or 'devices'"
+        )

@@ -1,0 +1,183 @@
+"""The ranks of a unit on several devices: processes that rank 0 starts, watches and ends.
+
+Rank 0 is the worker itself. If another rank dies, rank 0 ends as if it had been killed, too: the
+unit is lost work, which its executor starts again, and continues from its checkpoint.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rankscope.config.study import TrainConfig
+from rankscope.data.encode import EncodedRow
+from rankscope.errors import OutOfMemory, RankscopeError
+from rankscope.models.load import pass_one_token, sharded_base
+from rankscope.models.sharding import Ranks
+from rankscope.records import TrialSpec
+from rankscope.run.begin import prepare_process
+from rankscope.shortage import is_out_of_memory, out_of_memory_message
+from rankscope.train.checkpoint import GroupCheckpoint
+from rankscope.train.loop import train_group
+
+POLL_RANKS_SECONDS = 0.2
+END_SECONDS = 30.0
+"""How long ranks may take to end."""
+FOREVER = timedelta(days=365)
+"""A rank waits while rank 0 scores; that rank 0 lives is watched, not timed."""
+FOLLOW = ("-P", "-c", "from rankscope.run.ranks import follow; follow()")
+
+
+@contextmanager
+def started_ranks(size: int, device: torch.device) -> Iterator[Ranks | None]:
+    """Rank 0 of ``size`` ranks on this machine, the others started; None if there is only one."""
+    if size == 1:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="rankscope-") as folder:
+        store, closing = str(Path(folder) / "store"), threading.Event()
+        others = [
+            subprocess.Popen(
+                [sys.executable, *FOLLOW, str(rank), str(size), device.type, store],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C in the terminal reaches rank 0 alone
+            )
+            for rank in range(1, size)
+        ]
+        threading.Thread(target=watch, args=(others, closing), daemon=True).start()
+        try:
+            ranks = join(0, size, device, store)
+            ranks.break_off = break_off
+            yield ranks
+            closing.set()
+            ranks.announce("end")
+            dist.destroy_process_group()
+        except Exception as error:
+            # If a rank that died is the cause, the watching thread says so and ends this process.
+            if not isinstance(error, RankscopeError):
+                time.sleep(5 * POLL_RANKS_SECONDS)
+            raise
+        finally:
+            end(others, closing)
+
+
+def watch(others: Sequence["subprocess.Popen[bytes]"], closing: threading.Event) -> None:
+    """End this process if another rank ends before its time: the others would wait for it."""
+    while not closing.wait(POLL_RANKS_SECONDS):
+        for rank, process in enumerate(others, 1):
+            if (code := process.poll()) is not None and not closing.is_set():
+                how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+                shortage = "out of memory: " if code == OutOfMemory.exit_code else ""
+                break_off(f"{shortage}rank {rank} of {len(others) + 1} {how}")
+
+
+def break_off(reason: str) -> None:
+    """End this process as if it were killed, which its executor takes for lost work."""
+    print(f"error: {reason}; the same command continues", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def end(others: Sequence["subprocess.Popen[bytes]"], closing: threading.Event) -> None:
+    """Wait for ranks that were asked to end; kill them otherwise, as they store nothing."""
+    patience = END_SECONDS if closing.is_set() else 0.0
+    closing.set()
+    for process in others:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+        process.kill()
+        process.wait()
+
+
+def join(rank: int, size: int, device: torch.device, store: str) -> Ranks:
+    """Meet the other ranks through the file ``store``, which nobody else can open."""
+    if device.type == "cuda":
+        device = torch.device("cuda", rank)
+        torch.cuda.set_device(device)
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    if loopback is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=dist.FileStore(store, size),  # type: ignore[attr-defined]
+        rank=rank,
+        world_size=size,
+        timeout=FOREVER,
+    )
+    # Announcements have a group of their own: none is taken for a part of the products.
+    return Ranks(rank, size, device, orders=dist.new_group(backend="gloo", timeout=FOREVER))
+
+
+# --- the other ranks
+
+
+def follow() -> None:
+    """The life of a rank other than 0."""
+    rank, size, device, store = sys.argv[1:]
+    parent = os.getppid()
+    threading.Thread(target=end_with, args=(parent, Path(store)), daemon=True).start()
+    prepare_process()
+    ranks = join(int(rank), int(size), torch.device(device), store)
+    ranks.handlers = {
+        "shard": partial(sharded_base, ranks),
+        "forward": partial(forward, ranks),
+        "gather": partial(gather, ranks),
+        "train": partial(train, ranks),
+    }
+    try:
+        ranks.serve(until="end")
+        dist.destroy_process_group()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"error: {out_of_memory_message(error)}", file=sys.stderr, flush=True)
+        os._exit(OutOfMemory.exit_code)
+
+
+def end_with(parent: int, store: Path) -> None:
+    """End this process when rank 0 is gone, and remove what that can no longer remove."""
+    while os.getppid() == parent:
+        time.sleep(POLL_RANKS_SECONDS)
+    shutil.rmtree(store.parent, ignore_errors=True)
+    os._exit(1)
+
+
+@torch.no_grad()
+def forward(ranks: Ranks, name: str) -> None:
+    pass_one_token(ranks.models[name])
+
+
+def gather(ranks: Ranks, name: str, index: int) -> None:
+    ranks.gather(name, index)
+
+
+def train(
+    ranks: Ranks,
+    trials: Sequence[TrialSpec],
+    rows: Sequence[EncodedRow],
+    config: TrainConfig,
+    folder: Path,
+    options: Mapping[str, Any],
+) -> None:
+    """This rank's part in the training of a group; ``options`` are further ones of the loop."""
+    base = ranks.models["base"]
+    checkpoint = GroupCheckpoint(folder).of_ranks(ranks, is_sharded=trials[0].is_full)
+    try:
+        train_group(base, trials, rows, config, checkpoint=checkpoint, **options)
+    except RankscopeError:
+        pass  # rank 0 meets the same
+    finally:
+        base.multi_lora.clear()

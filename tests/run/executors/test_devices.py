@@ -1,0 +1,73 @@
+"""Units on two devices: a rank that dies costs no more than the steps since the last checkpoint."""
+
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from pocket_study import ROUNDING, SETTINGS, leftovers, small_study
+from safetensors.torch import load_file
+
+from rankscope.run.executors import ExecutorOptions
+from rankscope.run.executors.local import LocalExecutor
+from rankscope.store import snapshot_path, weights_path
+
+STUDY: dict[str, Any] = {
+    "arms": SETTINGS["arms"][2:],
+    "seeds": [0],
+    "evaluate": {"max_items": 8, "retention": ["pocket_cloze"]},
+    "device": "cpu",
+}
+
+
+class RankKiller(LocalExecutor):
+    """Kills rank 1 of its unit once there is a checkpoint."""
+
+    has_killed = False
+
+    def submit(self, folder: Path) -> Any:
+        threading.Thread(target=self.kill, args=(folder,), daemon=True).start()
+        return super().submit(folder)
+
+    def kill(self, folder: Path) -> None:
+        while not list(folder.glob("checkpoints/*/step-*/SHA256SUMS")):
+            time.sleep(0.02)
+        for process in psutil.Process().children(recursive=True):
+            if any("follow()" in word for word in process.cmdline()):
+                process.kill()
+                self.has_killed = True
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("rank_processes")
+def test_a_unit_whose_rank_was_killed_continues_from_its_checkpoint(tmp_path: Path) -> None:
+    train = {**SETTINGS["train"], "evaluate_every": 3, "evaluate_items": 4, "checkpoint_every": 6}
+    two = small_study(tmp_path, **STUDY, train={**train, "devices": 2})
+    killer = RankKiller(ExecutorOptions.of(two.config))
+    found = two.run(tmp_path / "out", executor=killer)
+    assert killer.has_killed
+    expected = small_study(tmp_path, **STUDY, train=train).run(tmp_path / "alone")
+    assert [trial.status for trial in found.trials] == ["done"]
+    ours, theirs = (run.trials[0].train for run in (found, expected))
+    assert ours is not None
+    assert theirs is not None
+    assert ours.steps == theirs.steps == 8
+    for a, b in zip(ours.losses, theirs.losses, strict=True):
+        assert a.loss == pytest.approx(b.loss, rel=ROUNDING)
+    for place in (weights_path, partial(snapshot_path, step=6)):
+        a = stored(tmp_path / "out" / place(found.trials[0].spec))
+        b = stored(tmp_path / "alone" / place(expected.trials[0].spec))
+        assert float((a - b).norm() / b.norm()) < ROUNDING
+    assert [p.step for p in found.trials[0].curve] == [p.step for p in expected.trials[0].curve]
+    assert found.trials[0].spectra is not None
+    assert leftovers(tmp_path / "out") == []
+
+
+def stored(folder: Path) -> torch.Tensor:
+    """The weights of a model, in one row."""
+    tensors = load_file(folder / "model.safetensors")
+    return torch.cat([tensors[name].flatten() for name in sorted(tensors)])

@@ -1,0 +1,258 @@
+"""Two processes hold a model together: they train, score and store what one process would."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import VOCABULARY, base_of
+from torch import Tensor
+from toy_training import full_trial, protocol, toy_rows, trial
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
+
+from rankscope.config.study import StudyConfig, TrainConfig
+from rankscope.errors import Interrupted, UserError
+from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.load import gathered_model, load_model, sharded_base
+from rankscope.models.methods import get_method
+from rankscope.models.quantize import dense_weight
+from rankscope.models.sharding import Ranks, check_devices
+from rankscope.records import TrialSpec
+from rankscope.run.ranks import started_ranks
+from rankscope.run.trials import make_trials
+from rankscope.train.checkpoint import GroupCheckpoint, GroupState
+from rankscope.train.loop import GroupResult, train_group
+from rankscope.train.step import forward_passes, passes_of_rank
+
+SHAPE: dict[str, Any] = {
+    # Odd, so that ranks hold shards of different sizes.
+    "vocab_size": VOCABULARY + 1,
+    "hidden_size": 36,
+    "intermediate_size": 51,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.1,
+    "tie_word_embeddings": True,
+}
+CONFIGS: dict[str, PretrainedConfig] = {
+    "SmolLM2": LlamaConfig(**SHAPE),
+    "Qwen2": Qwen2Config(**SHAPE),
+}
+ROWS = toy_rows()
+TRAIN = protocol(max_steps=20, batch_tokens=64, checkpoint_seconds=1e9)
+ADAPTERS = [
+    trial("a", lr=3e-3),
+    trial("b", method="rslora", rank=8, lr=1e-3, seed=1, targets=("down_proj", "q_proj")),
+    trial("c", method="lora+", lr_ratio=4.0, lr=1e-3, seed=2),
+]
+FULL = [full_trial(lr=1e-3)]
+SHORT = {"max_steps": 3, "warmup_fraction": 0.0}
+SAME = 1e-5
+"""Largest relative difference after 20 steps in float32."""
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    """This process as rank 0 of two."""
+    with started_ranks(2, torch.device("cpu")) as ranks:
+        assert ranks is not None
+        yield ranks
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with tied weights."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    AutoModelForCausalLM.from_config(CONFIGS[request.param]).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def sharded(ranks: Ranks, folder: Path) -> Base:
+    return on_ranks(ranks, folder, torch.float32)
+
+
+def on_ranks(ranks: Ranks, folder: Path, dtype: torch.dtype) -> Base:
+    plain = base_of(load_model(folder, dtype))
+    record = plain.record.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
+    return sharded_base(ranks, "base", record, folder, plain.model, NoTokenizer())
+
+
+class NoTokenizer:
+    def save_pretrained(self, folder: Path) -> None: ...
+
+
+def train_together(
+    base: Base,
+    trials: list[TrialSpec],
+    folder: Path,
+    train: TrainConfig = TRAIN,
+    stop_at: int = 0,
+) -> GroupResult:
+    """Train on both ranks; ``stop_at`` asks for a stop after so many steps."""
+    ranks, done = base.ranks, [0]
+
+    def progress(step: int, *_: Any) -> None:
+        done[0] = step
+
+    ranks.announce("train", trials, ROWS, train, folder, {})
+    with ranks.in_step():
+        return train_group(
+            base,
+            trials,
+            ROWS,
+            train,
+            checkpoint=GroupCheckpoint(folder).of_ranks(ranks, is_sharded=trials[0].is_full),
+            progress=progress,
+            should_stop=lambda: 0 < stop_at == done[0],
+        )
+
+
+def weights(result: GroupResult) -> dict[str, Tensor]:
+    """What was trained, whole, by trial."""
+    if result.states[0].spec.is_full:
+        tuned = result.tuned
+        model = gathered_model(tuned) if tuned.ranks.size > 1 else tuned.model
+        return {"full": torch.cat([p.detach().flatten() for p in model.parameters()])}
+    return {
+        state.spec.trial_id: torch.cat([p.detach().flatten() for p in state.parameters])
+        for state in result.states
+    }
+
+
+@pytest.mark.parametrize("trials", [ADAPTERS, FULL], ids=["adapters", "full"])
+def test_two_ranks_train_what_one_process_trains(
+    sharded: Base, folder: Path, tmp_path: Path, trials: list[TrialSpec]
+) -> None:
+    """They are stopped after 7 steps, and continue from their checkpoint."""
+    alone = train_group(base_of(load_model(folder, torch.float32)), trials, ROWS, TRAIN)
+    with pytest.raises(Interrupted, match="after step 7 of 20"):
+        train_together(sharded, trials, tmp_path, stop_at=7)
+    sharded.multi_lora.clear()
+    together = train_together(sharded, trials, tmp_path)
+    for ours, theirs in zip(together.states, alone.states, strict=True):
+        assert len(ours.losses) == 20
+        assert ours.num_tokens == theirs.num_tokens
+        for a, b in zip(ours.losses, theirs.losses, strict=True):
+            assert a.loss == pytest.approx(b.loss, rel=SAME)
+            assert a.grad_norm == pytest.approx(b.grad_norm, rel=SAME)
+    expected = weights(alone)
+    for name, found in weights(together).items():
+        assert float((found - expected[name]).norm() / expected[name].norm()) < SAME
+    sharded.multi_lora.clear()
+
+
+def test_a_trained_model_is_stored_as_an_ordinary_one(
+    sharded: Base, folder: Path, tmp_path: Path
+) -> None:
+    """Tied weights are stored once, and transformers computes what the ranks compute."""
+    tuned = train_together(sharded, FULL, tmp_path / "state", TRAIN.model_copy(update=SHORT)).tuned
+    stored = tmp_path / "stored"
+    stored.mkdir()
+    get_method("full").save(tuned, FULL[0], sharded.record, stored)
+    names = {path.name for path in stored.iterdir()}
+    assert names == {path.name for path in folder.iterdir()}
+    assert "lm_head.weight" not in load_file(stored / "model.safetensors")
+    plain = AutoModelForCausalLM.from_pretrained(stored)
+    ids = list(range(3, 40))
+    with torch.no_grad():
+        expected = plain(input_ids=torch.tensor([ids])).logits[0]
+        found = tuned.logits(RowBatch.of([Row(ids, range(len(ids)))], tuned.device))
+    start = load_file(folder / "model.safetensors")
+    moved = plain.get_input_embeddings().weight - start["model.embed_tokens.weight"]
+    assert float(moved.detach().norm()) > 0.01
+    assert float((found - expected).norm() / expected.norm()) < SAME
+
+
+def test_rank_0_scores_and_analyzes_alone(sharded: Base, folder: Path) -> None:
+    """Also in inference mode, before the first training pass and after it."""
+    plain = base_of(load_model(folder, torch.float32))
+    rows = RowBatch.of([Row(row.input_ids, row.label_positions) for row in ROWS], plain.device)
+    with torch.inference_mode():
+        expected, found = plain.logits(rows), sharded.logits(rows)
+    assert float((found - expected).norm() / expected.norm()) < SAME
+    linears = sharded.linears()
+    for name, linear in plain.linears().items():
+        assert torch.equal(dense_weight(linears[name]), linear.weight)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 8])
+@pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
+def test_ranks_share_the_passes_of_a_step(num_ranks: int, batch_tokens: int) -> None:
+    """Each counts once, and all ranks run equally many."""
+    passes = forward_passes([ROWS[:7], ROWS[7:]], batch_tokens, num_ranks)
+    of_ranks = [list(passes_of_rank(passes, rank, num_ranks)) for rank in range(num_ranks)]
+    assert len({len(own) for own in of_ranks}) == 1
+    counted = [parts for own in of_ranks for parts, weight in own if weight]
+    assert sorted(map(str, counted)) == sorted(map(str, passes))
+    assert {weight for own in of_ranks for _, weight in own} <= {0.0, 1.0}
+
+
+def test_a_checkpoint_of_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
+    two = GroupCheckpoint(tmp_path / "group").of_ranks(Ranks(size=2), is_sharded=True)
+    GroupCheckpoint(tmp_path / "group").save(GroupState(1, {"a": torch.zeros(1)}, {}))
+    with pytest.raises(UserError, match=r"found state\.safetensors, expected state-000-of-002"):
+        two.load()
+
+
+def study(train: dict[str, Any] | None = None, **changes: Any) -> StudyConfig:
+    values: dict[str, Any] = {
+        "name": "s",
+        "model": "pocket",
+        "tasks": ["med"],
+        "arms": [{"method": "lora", "rank": 2, "lr": 1e-3}, {"method": "full", "lr": 1e-3}],
+        "device": "cpu",
+        "train": {"devices": 2, **(train or {})},
+    }
+    return StudyConfig.model_validate({**values, **changes})
+
+
+def lora(**changes: Any) -> dict[str, Any]:
+    return {"arms": [{"method": "lora", "rank": 2, "lr": 1e-3, **changes}]}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (study(device="auto"), "found 0 GPUs, expected at least 2"),
+        (study(device="cuda"), "found 0 GPUs, expected at least 2"),
+        (study(quantize="4bit"), "found quantize"),
+        (
+            study(**lora(method="dora")),
+            "found method dora.*one of the methods full, lora, lora\\+, rs",
+        ),
+        (study(**lora(method="pissa")), "found method pissa"),
+        (study(**lora(dropout=0.1)), "found dropout"),
+        (study(**lora(kl_to_base=0.1)), "found kl_to_base"),
+        (study({"evaluate_every": 4}, **lora(early_stop={"patience": 2})), "found early_stop"),
+        (study({"optimizer": "adamw8bit"}), "found optimizer: adamw8bit"),
+        (study(evaluate={"scales": [0.5]}), "found scales of full fine-tuning"),
+        (study(analyze={"heads": {"enabled": True}}), "found analyze.heads.enabled"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(config: StudyConfig, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_devices(config, trials_of(config), torch.device("cpu"))
+
+
+def trials_of(config: StudyConfig) -> list[TrialSpec]:
+    seen = {"med": "2" * 64}
+    return make_trials(config, "b" * 64, seen, validation_sha256=seen)
+
+
+def test_an_adapter_is_the_same_trial_on_any_number_of_devices() -> None:
+    """Not so a fully fine-tuned model, whose activations may be rounded otherwise."""
+    one, two, four = (trials_of(study({"devices": n})) for n in (1, 2, 4))
+    assert [a.trial_id == b.trial_id for a, b in zip(one, two, strict=True)] == [True] * 3 + [
+        False
+    ] * 3
+    assert [t.trial_id for t in two] == [t.trial_id for t in four]
+    check_devices(study({"devices": 1}, quantize="4bit"), one, torch.device("cpu"))
