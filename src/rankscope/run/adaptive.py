@@ -206,8 +206,13 @@ def check_adaptive(study: PreparedStudy) -> None:
     """Check what a study file alone cannot show.
 
     Raises:
-        UserError: a budget too small for one trial, or too few validation items.
+        UserError: a budget too small for one trial, too few validation items, or nested ranks.
     """
+    if any(trial.nested for trial in study.trials):
+        raise UserError(
+            "strategy: adaptive: found method 'nested', which trains all its ranks in one run, so "
+            "that none can be stopped by itself; expected 'strategy: grid'"
+        )
     for name in study.rows:
         items = len(study.tasks[name].validation)
         if items < FEWEST_ITEMS:
