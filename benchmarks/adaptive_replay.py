@@ -2,9 +2,10 @@
 
     python benchmarks/adaptive_replay.py OUT [OUT ...]
 
-For every training task and every seed as the first one: the decision of the whole grid, that of
-the adaptive study, the points lost by the grid's own test split, and the cost. Then how many pairs
-of ranks, and of learning rates of one rank, stood in another order at a rung than at the end.
+For every training task, and every seed whose trials have curves as the first one: the decision of
+the whole grid, that of the adaptive study, the points lost by the grid's own test split, and the
+cost. Then how many pairs of ranks, and of learning rates of one rank, stood in another order at a
+rung than at the end.
 
 A curve keeps the score of a rung and not its items, so these are made from the items of the trial's
 end: as few answers as give the curve's score are changed, those first that fewest models get right
@@ -28,6 +29,7 @@ from rankscope.advise.recommend import task_results
 from rankscope.advise.select import base_validation_score, utility_function
 from rankscope.records import (
     BASE,
+    WAITING,
     EvalKey,
     ItemScores,
     Split,
@@ -53,7 +55,7 @@ class Stored:
 
     @classmethod
     def of(cls, study: StudyRecords, task: str, first_seed: int) -> "Stored":
-        own = [t for t in study.trials if t.spec.task == task]
+        own = [t for t in study.trials if t.spec.task == task and t.status not in WAITING]
         own.sort(key=lambda t: t.spec.seed != first_seed)
         return cls(replace(study, trials=tuple(own)), task)
 
@@ -133,7 +135,7 @@ def reversals(study: Stored, share: float) -> dict[str, tuple[int, int]]:
     """Pairs apart by more than the margin in the end, and how many stood the other way round."""
     margin = study.frame.config.objective.margin
     found = {"rates": [0, 0], "ranks": [0, 0]}
-    for seed in sorted({t.spec.seed for t in study.trials.values()}):
+    for seed in seeds_with_curves(study.frame, study.task):
         end, now = utilities(study, 1.0, seed), utilities(study, share, seed)
         best = {s: max((k for k in end if k[0] == s), key=end.__getitem__) for s, _ in end}
         pairs = {
@@ -148,10 +150,15 @@ def reversals(study: Stored, share: float) -> dict[str, tuple[int, int]]:
     return {kind: (pairs, turned) for kind, (pairs, turned) in found.items()}
 
 
+def seeds_with_curves(study: StudyRecords, task: str) -> list[int]:
+    """Seeds all of whose finished trials have a curve."""
+    done = [t for t in finished_trials(study.trials) if t.spec.task == task]
+    return sorted({t.spec.seed for t in done} - {t.spec.seed for t in done if not t.curve})
+
+
 def replay(study: StudyRecords, task: str) -> None:
     """Print what the rules make of one task."""
-    seeds = sorted({t.spec.seed for t in study.trials if t.spec.task == task})
-    for seed in seeds:
+    for seed in seeds_with_curves(study, task):
         stored = Stored.of(study, task, seed)
         grid, ours = play_grid(stored), play_adaptive(stored)
         nets = true_nets(stored)

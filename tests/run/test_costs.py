@@ -95,8 +95,7 @@ def test_stages_and_groups_add_up(inputs: PreparedStudy) -> None:
 def test_units_take_their_starts_and_wait_for_the_longest(inputs: PreparedStudy) -> None:
     alone, units = make_plan(inputs, H100, 4), make_plan(inputs, H100, 4, executor="ray")
     assert (alone.executor, alone.start_seconds, units.executor) == (None, 0, "ray")
-    tokens = sum(rows.num_tokens for rows in inputs.rows.values())
-    assert units.start_seconds > CostModel(inputs, H100).start(tokens) > START_SECONDS
+    assert units.start_seconds > CostModel(inputs, H100).start(0) > START_SECONDS
     count, start = len(units.groups), units.start_seconds
     assert alone.device_seconds == pytest.approx(alone.seconds)
     assert units.device_seconds == pytest.approx(units.seconds + count * start)
@@ -106,6 +105,23 @@ def test_units_take_their_starts_and_wait_for_the_longest(inputs: PreparedStudy)
     # As many devices as groups: the longest one is what everything waits for.
     many = make_plan(inputs, H100, count, executor="ray")
     assert many.wall_seconds == pytest.approx(units.critical_seconds)
+
+
+def test_units_on_several_devices_train_faster_and_cost_as_many(inputs: PreparedStudy) -> None:
+    """Training is shared; scores and spectra take as long as on one device."""
+    train = inputs.config.train.model_copy(update={"devices": 2})
+    config = inputs.config.model_copy(update={"train": train})
+    one, two = (
+        make_plan(dataclasses.replace(inputs, config=c), H100, 4) for c in (inputs.config, config)
+    )
+    assert (one.devices, two.devices) == (1, 2)
+    assert two.stages.training == pytest.approx(one.stages.training / 2)
+    assert two.stages.scoring == pytest.approx(one.stages.scoring)
+    assert two.device_seconds == pytest.approx(2 * two.seconds)
+    base = two.seconds - sum(group.seconds for group in two.groups)
+    halves = makespan([group.seconds for group in two.groups], 2)
+    assert two.wall_seconds == pytest.approx(base + halves)
+    assert two.basis == one.basis
 
 
 def test_a_unit_takes_its_memory_where_it_computes(inputs: PreparedStudy) -> None:

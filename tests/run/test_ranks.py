@@ -227,7 +227,7 @@ def lora(**changes: Any) -> dict[str, Any]:
         (study(quantize="4bit"), "found quantize"),
         (
             study(**lora(method="dora")),
-            "found method dora.*one of the methods full, lora, lora\\+, rs",
+            "found method dora.*one of the methods full, lora, lora\\+",
         ),
         (study(**lora(method="pissa")), "found method pissa"),
         (study(**lora(dropout=0.1)), "found dropout"),

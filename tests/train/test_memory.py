@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from architectures import CONFIGS
+from large_shapes import LLAMA_8B
 from tiny_models import base_of, tiny_llama
 from toy_training import full_trial, protocol, toy_rows, trial
 from transformers import AutoModelForCausalLM
@@ -92,6 +93,30 @@ def test_the_base_counts_once_and_states_add_up() -> None:
     assert model().state_bytes(trial(rank=4, method="dora")) == one.state_bytes + 2 * 192 * 16
     assert model().state_bytes(trial(rank=4, method="pissa")) == 5 * 4 * 896 * 4
     assert model().state_bytes(trial(rank=4, early_stop=1)) == 5 * 4 * 896 * 4
+
+
+def test_devices_share_the_base_and_the_states_of_full_fine_tuning() -> None:
+    """Llama 3.1 8B in bfloat16 on four: 8,030,261,248 weights, 218,112,000 of them in each of 32
+    layers, 1,050,677,248 in embedding, output layer and last norm."""
+    memory = MemoryModel(LLAMA_8B, torch.bfloat16, torch.device("cuda"))
+    counts = RowCounts.of(toy_rows())
+    alone, shared = (
+        [
+            memory.of_group(group, counts, protocol(devices=n))
+            for group in ([full_trial()], [trial()])
+        ]
+        for n in (1, 4)
+    )
+    rotary = 2 * 64 * 4  # frequencies, float32, twice
+    weights, total = 8_030_261_248, 2 * 8_030_261_248 + rotary
+    gathered = 2 * (2 * 218_112_000 + 1_050_677_248) + rotary
+    assert [m.base_bytes for m in alone] == [total, total]
+    assert shared[0].state_bytes == alone[0].state_bytes / 4 == 4 * weights
+    assert shared[1].state_bytes == alone[1].state_bytes  # adapters are whole on each
+    assert shared[1].base_bytes == total // 4 + gathered
+    # Gradients of what is gathered: in bfloat16, and in float32 to be added up.
+    assert shared[0].base_bytes == total // 4 + 4 * gathered
+    assert shared[0].total_bytes < 80e9 < alone[0].total_bytes
 
 
 def test_the_best_weights_of_an_early_stop_are_one_more_copy() -> None:

@@ -37,12 +37,12 @@ OPTIMIZER_BYTES = 32
 """Read and written per trained parameter and step: clipping, weight, gradient and two moments."""
 DECOMPOSITION = 30
 """Operations of a singular value decomposition of (m, n), times m n min(m, n)."""
-START_SECONDS = 8.0
-"""Of a worker process: its imports and what a small study takes to prepare."""
+START_SECONDS = 6.5
+"""Of a worker process of a small study: imports, above all. Measured, 6.4 s of processor time."""
 ENCODED_TOKENS = 4e5
-"""Tokens of rows and items that a worker prepares per second."""
+"""Tokens of rows and items that a worker prepares per second; assumed."""
 LOADED_BYTES = 0.5e9
-"""Of the base's weights that a worker reads, hashes and loads per second."""
+"""Of the base's weights that a worker reads, hashes and loads per second; assumed."""
 UPDATED_VECTORS = 0.25
 """Of that, to update 500 leading vectors of 4096 by a low-rank change; see LOG.md, "spectra"."""
 
@@ -148,15 +148,18 @@ class CostModel:
         """On a processor starting layers comes on top; beside a GPU it runs at the same time."""
         return computing + host if self.machine.device.type == "cpu" else max(computing, host)
 
-    def start(self, tokens: int) -> float:
-        """Seconds until a new worker trains, if rows and items have so many tokens."""
+    def start(self, item_tokens: int) -> float:
+        """Seconds until a new worker trains: its imports, rows and items as tokens, and the base
+        hashed and loaded."""
+        tokens = item_tokens + sum(rows.num_tokens for rows in self.inputs.rows.values())
         weights = self.shapes.num_parameters * self.inputs.dtype.itemsize
         return START_SECONDS + tokens / ENCODED_TOKENS + weights / LOADED_BYTES
 
     # --- training -------------------------------------------------------------------------------
 
     def training(self, group: Group) -> dict[str, float]:
-        """Seconds of training each trial of a group, by trial id."""
+        """Seconds of training each trial of a group, by trial id, if ``train.devices`` share the
+        work evenly; what they send each other is not counted."""
         config, rows = self.inputs.config.train, self.inputs.rows[group[0].task]
         tokens = {t.trial_id: self.inputs.training_tokens(t) for t in group}
         steps = group_steps(group, len(rows.rows), rows.num_tokens, config)
@@ -168,6 +171,7 @@ class CostModel:
                 tokens[trial.trial_id],
                 num_passes * linears * tokens[trial.trial_id] / sum(tokens.values()),
             )
+            / config.devices
             for trial in group
         }
 

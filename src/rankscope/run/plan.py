@@ -74,6 +74,8 @@ class Plan(Record):
     """What starts a process for each group, which is then a unit; None: one process per device."""
     start_seconds: float
     """Until such a process trains; 0 without an executor."""
+    devices: int
+    """That each group takes, ``train.devices``."""
     device_seconds: float
     """What the study takes of all devices together."""
     critical_seconds: float
@@ -110,10 +112,10 @@ def make_plan(
     base_items = [item for _, task, split in inputs.base_evals() for item in items[task, split]]
     base = TrialCost(0, model.scoring(base_items), model.base_spectra(), base_heads(model, items))
     stages, of_base = summed([base, *costs.values()]), summed([base]).total
-    evaluation_tokens = sum(item.total for item in base_items)
-    num_tokens = evaluation_tokens + sum(rows.num_tokens for rows in inputs.rows.values())
-    start = model.start(num_tokens) if executor else 0.0
+    base_tokens = sum(item.total for item in base_items)
+    start = model.start(base_tokens) if executor else 0.0
     unit_seconds = [start + group.seconds for group in groups]
+    devices = inputs.config.train.devices
     products = sum(
         model.products(model.training_operations(t, inputs.training_tokens(t)))
         for t in inputs.trials
@@ -135,17 +137,18 @@ def make_plan(
             len(inputs.scored_steps(t)) * len(inputs.curve_tasks(t.task)) for t in inputs.trials
         ),
         train_tokens=sum(group.num_tokens for group in groups),
-        evaluation_tokens=evaluation_tokens + sum(work.tokens for work in scored.values()),
+        evaluation_tokens=base_tokens + sum(work.tokens for work in scored.values()),
         disk_bytes=disk_bytes(model),
         stages=stages,
         seconds=stages.total,
-        gpus=gpus,
+        gpus=max(gpus, devices),
         executor=executor,
         start_seconds=start,
-        device_seconds=of_base + sum(unit_seconds),
+        devices=devices,
+        device_seconds=devices * (of_base + sum(unit_seconds)),
         critical_seconds=of_base + max(unit_seconds),
-        wall_seconds=of_base + makespan(unit_seconds, gpus),
-        basis=machine.basis(inputs.dtype, products / stages.training),
+        wall_seconds=of_base + makespan(unit_seconds, max(1, gpus // devices)),
+        basis=machine.basis(inputs.dtype, products / (stages.training * devices)),
         **expected_cost(inputs, costs, of_base),
         savings=largest_savings(inputs.config, inputs.trials, costs, stages, items),
         notes=inputs.notes,

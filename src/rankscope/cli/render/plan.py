@@ -65,8 +65,9 @@ def totals(plan: Plan) -> Iterator[str]:
         f"{plan.evaluations:,} evaluations{curve}: {plan.train_tokens:,} tokens to train on, "
         f"{plan.evaluation_tokens:,} to score."
     )
-    total = f"About {rough_duration(plan.device_seconds)} on one device"
-    if plan.gpus > 1:
+    total = f"About {rough_duration(plan.device_seconds / plan.devices)} on "
+    total += "one device" if plan.devices == 1 else f"{plan.devices} devices"
+    if plan.gpus > plan.devices:
         total += f", {rough_duration(plan.wall_seconds)} on {plan.gpus}, longest groups first"
     yield f"{total}; {byte_size(plan.disk_bytes)} on disk."
     if plan.executor is not None:
@@ -88,7 +89,7 @@ def totals(plan: Plan) -> Iterator[str]:
     if hopeless := [number for number, group in numbered if not group.states_fit]:
         yield (
             f"DOES NOT FIT: the base and the optimizer states of group {_named(hopeless)} alone "
-            "exceed that. Leave the arm out, or use a machine with more memory."
+            "exceed that. Raise train.devices, leave the arm out, or take a larger machine."
         )
     if too_large := [number for number, group in numbered if group.states_fit and not group.fits]:
         yield (
