@@ -16,6 +16,7 @@ from rankscope.advise.retention import retention_tasks
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.matching import align_scores
 from rankscope.models.methods.lora import LoraMethod
+from rankscope.models.methods.rslora import RsLoraMethod
 from rankscope.records import (
     BASE,
     CurveKind,
@@ -30,34 +31,41 @@ from rankscope.records import (
     trial_of,
 )
 
+PLAIN = (LoraMethod.name, RsLoraMethod.name)
 CurveModels = Mapping[int, Mapping[int, str]]
 """Rank -> seed -> id of a trial or variant."""
 
 
 def compare_rank_curves(study: StudyRecords) -> tuple[TaskRankCurves, ...]:
-    """By training task, the curves of its first line of plain LoRA, and of nested runs and
-    truncations that differ from it in nothing else; tasks without either are left out."""
+    """By training task, its curves at the ranks that all of them have; tasks with a single curve
+    are left out."""
     compared = []
     for task in training_tasks(study):
-        specs = [t.spec for t in finished_trials(study.trials) if t.spec.task == task]
-        plain = [s for s in specs if s.method == LoraMethod.name]
-        line = [s for s in plain if s.arm_without_rank == plain[0].arm_without_rank]
-        nested = [s for s in specs if s.nested and line and is_beside(s, line[0])]
-        trained: dict[int, Mapping[int, str]] = {}
-        for rank in sorted({s.rank or 0 for s in line}):
-            trained |= best_models(study, [s for s in line if s.rank == rank])
-        curves: dict[CurveKind, CurveModels] = {
-            "trained": trained,
-            "nested": best_models(study, nested),
-            "truncated": truncated_models(study, trained),
-        }
-        curves = {kind: models for kind, models in curves.items() if models}
+        curves = curve_models(study, task)
         ranks = sorted(set.intersection(*map(set, curves.values()))) if curves else []
         if len(curves) > 1 and len(ranks) > 1:
             common = {k: {r: models[r] for r in ranks} for k, models in curves.items()}
             parts = tuple(rank_curve(study, task, kind, common) for kind in common)
             compared.append(TaskRankCurves(task=task, curves=parts))
     return tuple(compared)
+
+
+def curve_models(study: StudyRecords, task: str) -> dict[CurveKind, CurveModels]:
+    """The models of a training task's curves: of its first line of plain LoRA, and of nested runs
+    and truncations that differ from it in nothing else."""
+    specs = [t.spec for t in finished_trials(study.trials) if t.spec.task == task]
+    plain = [s for s in specs if s.method in PLAIN]
+    line = [s for s in plain if s.arm_without_rank == plain[0].arm_without_rank]
+    nested = [s for s in specs if s.nested and line and is_beside(s, line[0])]
+    trained: dict[int, Mapping[int, str]] = {}
+    for rank in sorted({s.rank or 0 for s in line}):
+        trained |= best_models(study, [s for s in line if s.rank == rank])
+    curves: dict[CurveKind, CurveModels] = {
+        "trained": trained,
+        "nested": best_models(study, nested),
+        "truncated": truncated_models(study, trained),
+    }
+    return {kind: models for kind, models in curves.items() if models}
 
 
 def is_beside(spec: TrialSpec, plain: TrialSpec) -> bool:

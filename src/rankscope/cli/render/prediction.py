@@ -36,8 +36,8 @@ def _predictions(task: TaskPrediction, past: Sequence[PredictorScore]) -> Render
     rows = []
     for predictor in PREDICTORS:
         answer = answers.get(predictor.name)
-        if answer is None and predictor.needs in ("trained", "nested"):
-            continue  # what a finished study has
+        if answer is None and predictor.needs in ("trained", "subset_nested"):
+            continue
         why = answer.why if answer else f"needs {NEEDS[predictor.needs]}"
         rank = None if answer is None else answer.rank
         row = {"predictor": _label(predictor.name), "rank": rank, "because": why}
@@ -67,11 +67,14 @@ def backtest_tables(backtest: Backtest, scores: Sequence[PredictorScore]) -> Ren
 
 
 def verdict(scores: Sequence[PredictorScore]) -> str:
-    """Which predictors do better than rules that look at nothing, in a sentence."""
+    """Which predictors do better than every baseline, in a sentence."""
     better = [_label(s.predictor) for s in scores if s.beats_baselines]
     others = join_names(map(_label, BASELINES))
     who = join_names(better) if better else "No predictor"
-    return f"{who}: off by less, and less lost, than each of {others}, on the tasks it answered."
+    return (
+        f"{who}: at least as good in 'off by' and 'lost' as each of {others}, and better in one, "
+        "on the tasks answered."
+    )
 
 
 def _studies(tasks: Sequence[BacktestTask]) -> str:
