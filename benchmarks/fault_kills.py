@@ -1,6 +1,6 @@
 """SIGKILL at random moments of a run's life, and again while it continues.
 
-Half of the points are runs in one process, half with two workers. There, by turns, the driver is
+By turns the points are runs in one process and with two workers. There, by turns, the driver is
 killed, one worker, or all of them. Every fourth run is killed again while it continues. Then the
 same command must end with the hashes of a run that nobody killed.
 """
@@ -33,19 +33,21 @@ def points(options: Options) -> Iterator[Point]:
     with Launcher(options.folder, code=COMMAND) as launcher:
         reference = Undisturbed.of(launcher, file)
         folders = new_folders(options.folder)
+        lives = {}
         for name, words in SERIES.items():
             begun = time.monotonic()
             undisturbed = reference.resumed(launcher, next(folders), *words)
-            life = time.monotonic() - begun
+            lives[name] = time.monotonic() - begun
             yield Point(f"{name}: not killed", f"{name}, not killed", undisturbed)
-            victims = VICTIMS if words else VICTIMS[:1]
-            for number in range((options.points or POINTS) // len(SERIES)):
+        for number in range((options.points or POINTS) // len(SERIES)):
+            for name, words in SERIES.items():
+                victim = VICTIMS[number % len(VICTIMS) if words else 0]
                 out = next(folders)
                 kills = []
                 for _ in range(2 if number % 4 == 3 else 1):
                     launcher.start("run", file, "--out", out, *words)
-                    moment = moments.uniform(0, life)
-                    kills.append(killed(launcher, victims[number % len(victims)], moment, moments))
+                    moment = moments.uniform(0, lives[name])
+                    kills.append(killed(launcher, victim, moment, moments))
                 problem = reference.resumed(launcher, out, *words)
                 yield Point(f"{name}: {'; '.join(kills)}", f"{name}, {outcome_of(kills)}", problem)
 

@@ -36,7 +36,7 @@ ADDRESS_SPACE = 12 * 2**30  # Of one process; a bomb then ends in a MemoryError
 
 
 class GaveUp(BaseException):
-    """An input that is still being read after ``GIVE_UP_SECONDS``."""
+    """An input that is still being read after ``GIVE_UP_SECONDS`` of processor time."""
 
 
 @dataclass(slots=True)
@@ -116,18 +116,18 @@ def peak_memory() -> int:
 
 @contextmanager
 def giving_up() -> Iterator[None]:
-    """Raise GaveUp in what takes far too long, as soon as it returns to Python."""
+    """Raise GaveUp in what takes far too much processor time, as soon as it returns to Python."""
 
     def give_up(*_: object) -> None:
         raise GaveUp
 
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(GIVE_UP_SECONDS)
+    before = signal.signal(signal.SIGPROF, give_up)
+    signal.setitimer(signal.ITIMER_PROF, GIVE_UP_SECONDS)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def campaign(options: argparse.Namespace) -> Tally:

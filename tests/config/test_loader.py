@@ -407,7 +407,7 @@ def test_full_fine_tuning_has_no_adapter_settings(write: Write) -> None:
         (
             "{method: dorra, rank: 8, lr: 1e-3}",
             "arms.0.method: method 'dorra': expected one of lora, rslora, lora+, dora, pissa, eva, "
-            "full, or another PEFT method as {peft: {peft_type: ADALORA, ...}}; "
+            "nested, full, or another PEFT method as {peft: {peft_type: ADALORA, ...}}; "
             "did you mean 'dora'?",
         ),
         (

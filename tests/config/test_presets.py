@@ -161,7 +161,12 @@ def test_the_pocket_study_has_rank_rate_and_seed_as_axes(tmp_path: Path) -> None
 
 
 def test_there_are_examples() -> None:
-    assert {path.stem for path in EXAMPLES} >= {"own-data", "paper-llama", "smollm2-arc"}
+    assert {path.stem for path in EXAMPLES} >= {
+        "nested-ranks",
+        "own-data",
+        "paper-llama",
+        "smollm2-arc",
+    }
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

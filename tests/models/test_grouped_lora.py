@@ -63,6 +63,7 @@ class World:
                     a={"0": nn.Parameter(draw(rank, IN))},
                     b={"0": nn.Parameter(draw(OUT, rank))},
                     initial_factors={"0": (draw(rank, IN), draw(OUT, rank))} if starts else {},
+                    diagonal=draw(rank) if not starts and rng.random() < 0.25 else None,
                 )
             )
         names = [*self.multi_lora.adapters]
@@ -110,7 +111,7 @@ class World:
             self.multi_lora.ungroup()
 
     def by_formula(self, change: object = lambda x: x) -> dict[str, Tensor]:
-        """y = W x + s B' A' x and its gradients in float64, every number put through ``change``."""
+        """y = W x + s B' D A' x and its gradients in float64, numbers put through ``change``."""
         put = change if callable(change) else None
         assert put is not None
         x = put(self.x[0].double()).requires_grad_()
@@ -121,8 +122,11 @@ class World:
         for name, start, stop in self.spans:
             y = x[start:stop] @ weight.T + bias
             if name is not None:
-                a, b = factors[name]
-                y = y + self.multi_lora.adapters[name].scaling * (x[start:stop] @ a.T @ b.T)
+                (a, b), adapter = factors[name], self.multi_lora.adapters[name]
+                hidden = x[start:stop] @ a.T
+                if adapter.diagonal is not None:
+                    hidden = hidden * put(adapter.diagonal.double())
+                y = y + adapter.scaling * (hidden @ b.T)
             parts.append(y)
         torch.cat(parts).backward(put(self.grad[0].double()))
         assert x.grad is not None

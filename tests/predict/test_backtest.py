@@ -9,13 +9,12 @@ from statistics import fmean
 import pytest
 import torch
 import torch.nn.functional as F
-from pocket_study import small_study, study_file
+from pocket_study import changed, small_study, study_file
 from tiny_models import base_of, tiny_llama
 from toy_training import ATTENTION, toy_rows
 
 from rankscope.cli.render.prediction import backtest_tables, prediction_tables
 from rankscope.cli.terminal import print_result
-from rankscope.config.loader import load_study_file
 from rankscope.config.study import StudyConfig, TrainConfig
 from rankscope.errors import UserError
 from rankscope.models.multi_lora import target_linears
@@ -24,11 +23,11 @@ from rankscope.predict.features import (
     features_of,
     input_variance,
     loss_and_gradients,
+    open_base,
     token_batches,
 )
 from rankscope.predict.hit_table import past_record, score_predictors
-from rankscope.predict.predictions import open_base
-from rankscope.predict.screens import measured_curves, subset_study, truncated_adapter
+from rankscope.predict.screens import measured_curves, subset_study
 from rankscope.records import (
     Backtest,
     BacktestTask,
@@ -37,19 +36,18 @@ from rankscope.records import (
     StudyRecords,
     TaskPrediction,
 )
-from rankscope.run.prepare import prepare_study
 from rankscope.store import Ledger
-from rounding import rounding
 
 from ..run.test_study import rankscope_command  # noqa: F401  a fixture
 
+TRUNCATED = changed("evaluate", truncated_ranks=[2], cross_domain=[])
 LORA = {"method": "lora", "rank": [2, 8], "lr": 2e-3}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("predicted")
-    small_study(folder, arms=[LORA], seeds=[0, 1]).run(folder / "out")
+    small_study(folder, arms=[LORA], seeds=[0, 1], **TRUNCATED).run(folder / "out")
     return folder / "out"
 
 
@@ -102,7 +100,7 @@ def test_all_directions_together_hold_all_of_the_inputs_variance() -> None:
 
 
 def test_features_are_counts_of_the_rows_and_scores_of_the_base(finished: Path) -> None:
-    inputs = small_study(finished.parent, arms=[LORA], seeds=[0, 1]).check()
+    inputs = small_study(finished.parent, arms=[LORA], seeds=[0, 1], **TRUNCATED).check()
     found = features_of(inputs, open_base(inputs), inputs.trials[0], (2, 8))
     rows = inputs.rows["pocket_med"].rows
     assert found.num_rows == len(rows) == 512
@@ -134,8 +132,7 @@ def test_the_whole_adapter_is_the_end_of_the_truncation_screen(finished: Path) -
     assert {"capacity", "always_16", "axolotl_table", "truncation", "full_study"} <= set(found)
     assert not any(name.startswith("subset") for name in found)
     # Sixteen items after eight steps: no screen can tell. Their scores are checked on the curves.
-    inputs = prepare_study(load_study_file(finished / "study.resolved.yaml"))
-    curves = measured_curves(inputs, open_base(inputs), finished, "pocket_med")
+    curves = measured_curves(study, "pocket_med")
     assert set(curves) == {"trained", "truncated"}
     for curve in curves.values():
         assert curve[8].tuned.mean() == pytest.approx(score(8, "validation"))
@@ -163,6 +160,7 @@ def test_a_subset_is_the_same_study_on_a_tenth_of_rows_and_steps() -> None:
     assert subset.arms == config.arms[:1]
     assert (subset.seeds, subset.evaluate.max_items) == ([3, 4], 20)
     assert subset.evaluate.retention == subset.evaluate.scales == []
+    assert subset.evaluate.truncated_ranks == [2]
     assert subset.train.checkpoint_every is None
     by_steps = config.model_copy(update={"train": TrainConfig(max_steps=3, epochs=2)})
     assert subset_study(by_steps, {"pocket_med": 5, "pocket_law": 4}).train.max_steps == 2
@@ -204,29 +202,6 @@ def test_a_study_that_is_no_longer_the_same_is_refused(
         backtest_study(copy)
 
 
-def test_a_truncated_adapter_is_the_nearest_of_its_rank() -> None:
-    from toy_training import trial
-
-    from rankscope.models.methods.init_context import new_adapter
-
-    adapter = new_adapter(tiny_llama(), trial("a", rank=6))
-    generator = torch.Generator().manual_seed(0)
-    for b in adapter.b.values():
-        b.data = torch.randn(b.shape, generator=generator)
-    small = truncated_adapter(adapter, 2, "s")
-    for name, a in adapter.a.items():
-        dense = (adapter.b[name] @ a).detach()
-        u, s, vh = torch.linalg.svd(dense, full_matrices=False)
-        nearest = (u[:, :2] * s[:2]) @ vh[:2]
-        found = small.b[name] @ small.a[name]
-        assert found.shape == dense.shape
-        # Sums over the rank and of two orthogonal factors, twice.
-        assert float((found - nearest).norm()) <= rounding(4 * min(dense.shape)) * float(
-            dense.norm()
-        )
-    assert small.scaling == adapter.scaling
-
-
 def test_the_verb_predicts_beside_the_past_record(
     finished: Path,
     screened: tuple[Backtest, Path],
@@ -234,7 +209,7 @@ def test_the_verb_predicts_beside_the_past_record(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     screen = screened[1]
-    file = study_file(finished.parent, arms=[LORA], seeds=[0, 1])
+    file = study_file(finished.parent, arms=[LORA], seeds=[0, 1], **TRUNCATED)
     assert rankscope_command("predict", file, "--json", "--screen", screen) == 0
     printed = json.loads(capsys.readouterr().out)
     (task,) = printed["tasks"]

@@ -7,7 +7,7 @@ from synthetic_study import Truth, synthetic_study
 from rankscope.advise.statistics.estimates import Comparison
 from rankscope.predict.power_law import PowerLaw, fit_curve, fit_power_law
 from rankscope.predict.predictors import ScreenCurve
-from rankscope.predict.screens import PLAIN, validation_curve
+from rankscope.predict.screens import measured_curves
 
 RANKS = (2, 8, 32, 128)
 
@@ -36,7 +36,7 @@ def test_each_curve_is_fitted_by_itself_and_by_its_errors() -> None:
 
 
 def curve(truth: Truth) -> ScreenCurve:
-    return validation_curve(synthetic_study(truth), "med", PLAIN)
+    return measured_curves(synthetic_study(truth), "med")["trained"]
 
 
 def law(rank: int | None, lr: float) -> float:
@@ -66,3 +66,15 @@ def test_equal_answers_and_a_single_seed_have_a_fit() -> None:
     half = np.arange(50)[None] % 2.0
     found = fit_curve({r: Comparison(s, wrong[0]) for r, s in ((2, half), (8, right), (32, right))})
     assert [found.law.gain(r)[0] for r in (2, 8, 32)] == pytest.approx([0.5, 1, 1], abs=0.01)
+
+
+def test_a_doubling_gains_no_more_than_every_answer_right() -> None:
+    """.5, .7 and .9 rise for ever on paper, but only .1 is left above the last."""
+    items = np.arange(2000)[None] / 2000
+    points = ((2, 0.5), (8, 0.7), (32, 0.9))
+    found = fit_curve({r: Comparison((items < p) * 1.0, np.zeros(2000)) for r, p in points})
+    assert found.ceiling == 1
+    assert found.law.gain(64)[0] - found.law.gain(32)[0] == pytest.approx(0.1, abs=0.01)
+    assert "still gains more than the margin" in found.doubling_sentence(0.05)
+    right = fit_curve({r: Comparison((items < p + 0.09) * 1.0, np.zeros(2000)) for r, p in points})
+    assert "from r = 32 on" in right.doubling_sentence(0.05)  # .01 is left above .99

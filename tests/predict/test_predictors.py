@@ -16,7 +16,7 @@ from rankscope.predict.predictors import (
     best_rank,
     predict_ranks,
 )
-from rankscope.predict.screens import chosen_by_rank
+from rankscope.predict.screens import measured_curves, rank_scores
 from rankscope.records import BacktestTask, PredictorFeatures, RankPrediction, TaskPrediction
 
 RANKS = (2, 8, 32, 128)
@@ -60,6 +60,7 @@ def test_every_rule_by_hand() -> None:
         "axolotl_table": 8,
         "always_16": 8,  # of 8 and 32, which are equally close, the first
         "always_32": 32,
+        "always_highest": 128,
     }
 
 
@@ -109,7 +110,7 @@ def curve_of(scores: dict[int, float], base: float = 0.25, items: int = 200) -> 
 
 
 def screen_answers(curve: ScreenCurve) -> dict[str, RankPrediction]:
-    found = replace(evidence(), curves={"subset": curve, "nested": curve})
+    found = replace(evidence(), curves={"subset_trained": curve, "nested": curve})
     return {p.predictor: p for p in predict_ranks(found) if p.scores or p.rank is None}
 
 
@@ -183,8 +184,8 @@ def test_a_hit_table_by_hand() -> None:
     # is the reverse, from 32 the same.
     assert capacity.tau == pytest.approx((0 - 1) / 2 / 2 + 1 / 2)
     assert baseline.doublings == pytest.approx(2)
-    # Off by 1.5 doublings against 2, and .08 lost against .155.
     assert baseline.lost == pytest.approx(0 / 2 + 0.31 / 2)
+    # Off by 1.5 doublings against 2, and .08 lost against .155.
     assert capacity.beats_baselines
     assert not baseline.beats_baselines
 
@@ -210,7 +211,7 @@ def test_one_that_cannot_tell_is_counted_apart() -> None:
 def test_the_shipped_record_is_a_record_of_backtests() -> None:
     """The table is computed from it, and follows it: change a test score, and the table changes."""
     record = past_record()
-    assert len({task.study for task in record}) >= 4
+    assert len({task.study for task in record}) >= 8
     scores = {s.predictor: s for s in score_predictors(record)}
     assert set(scores) >= {*BASELINES, "subset_screen", "subset_power_law", "truncation"}
     for task in record:
@@ -226,10 +227,16 @@ def test_the_shipped_record_is_a_record_of_backtests() -> None:
 
 def test_the_trained_curve_takes_each_ranks_rate_from_the_validation_split() -> None:
     study = synthetic_study(Truth(ranks=(2, 8), lrs=(1e-3, 2e-3), seeds=(0, 1)))
-    chosen = chosen_by_rank(study, "med")
-    assert sorted(chosen) == [2, 8]
-    for rank, trials in chosen.items():
-        assert {t.spec.rank for t in trials} == {rank}
-        assert len({t.spec.lr for t in trials}) == 1
-        assert len(trials) == 2
-    assert chosen_by_rank(synthetic_study(Truth(ranks=())), "med") == {}
+    curve, tested = measured_curves(study, "med")["trained"], rank_scores(study, "med")
+    for rank in (2, 8):
+        by_rate = {
+            lr: [
+                (study.evals[i, "med", "validation"].score, study.evals[i, "med", "test"].score)
+                for i in (f"med-{rank}-{lr:g}-{seed}" for seed in (0, 1))
+            ]
+            for lr in (1e-3, 2e-3)
+        }
+        validation, test = max(np.mean(scores, axis=0).tolist() for scores in by_rate.values())
+        assert curve[rank].tuned.mean() == pytest.approx(validation)
+        assert tested[rank] == pytest.approx(test)
+    assert measured_curves(synthetic_study(Truth(ranks=())), "med") == {}

@@ -127,7 +127,7 @@ class ScoredVariants:
         strengths: dict[tuple[str, VariantKind], set[float]] = {}
         for model, _, _ in study.evals:
             variant = variant_of(model)
-            if variant is not None:
+            if variant is not None and variant.kind != "truncated":
                 strengths.setdefault((trial_of(model), variant.kind), set()).add(variant.strength)
         return cls(study, {key: tuple(sorted(values)) for key, values in strengths.items()})
 

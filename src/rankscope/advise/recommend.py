@@ -15,6 +15,7 @@ from rankscope.advise.comparisons import compare_candidates
 from rankscope.advise.decide import decide
 from rankscope.advise.mitigation import compare_mitigations
 from rankscope.advise.next_steps import next_steps
+from rankscope.advise.rank_curves import compare_rank_curves
 from rankscope.advise.reasons import reasons_for
 from rankscope.advise.select import ArmChoice, choose_for
 from rankscope.advise.statistics.significance import ALPHA, holm
@@ -45,6 +46,7 @@ def recommend(study: StudyRecords) -> Recommendation:
         ),
         base=base_estimates(study),
         mitigation=compare_mitigations(study),
+        rank_curves=compare_rank_curves(study),
         subjects=subject_changes(study, advice),
     )
 

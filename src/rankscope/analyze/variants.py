@@ -23,7 +23,8 @@ def adapter_variant(
     svds: SvdCache,
 ) -> Adapter:
     """The variant of an adapter, under another name: a factor for the whole update or per layer,
-    scaled intruder dimensions, or the update of each matrix scaled to the same Frobenius norm."""
+    scaled intruder dimensions, the update of each matrix scaled to the same Frobenius norm, or
+    truncated."""
     linears, device = base.linears(), decomposition_device(base.device)
     if variant.kind in ("scale", "layers"):
         factor_of = variant_factors(variant, base.record.num_layers)
@@ -32,6 +33,8 @@ def adapter_variant(
     def update_of(module: str) -> LowRankUpdate:
         weight = dense_weight(linears[module]).to(device)
         update = LowRankUpdate.from_adapter(adapter, module, weight)
+        if variant.kind == "truncated":
+            return update.truncated(round(variant.strength))
         svd = svds.of(module, weight)
         change = scale_intruders(weight, update.dense(), svd, variant.strength, settings)
         if variant.kind == "control":

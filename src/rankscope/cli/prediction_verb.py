@@ -57,8 +57,8 @@ def predict_command(
     if len(places) != 1:
         raise UserError(f"predict: found {len(places)} study files, expected one, or --backtest")
     config = load_study_file(places[0], overrides or [])
+    from rankscope.predict.features import predict_study
     from rankscope.predict.hit_table import past_record, score_predictors
-    from rankscope.predict.predictions import predict_study
 
     with ConsoleReporter(err_console) as reporter:
         tasks = predict_study(config, screen, reporter)

@@ -195,7 +195,7 @@ class ArmConfig(ConfigSection):
     method: OneOrMore[MethodChoice] = []
     """By name, or ``{peft: {peft_type: ADALORA, ...}}`` for any other PEFT method."""
     rank: ZeroOrMore[PositiveInt] = []
-    """LoRA rank r, one or more."""
+    """LoRA rank r, one or more; ``nested`` trains all of them in one run."""
     alpha: OneOrMore[Alpha] = ["2r"]
     """LoRA alpha: a number, or a multiple of the rank such as ``2r``."""
     lr: OneOrMore[PositiveFloat]
@@ -273,6 +273,11 @@ class ArmConfig(ConfigSection):
             )
         if not self.rank and self.init_from is None and "rank" in fields:
             raise ValueError(f"method {methods[0].name!r} needs 'rank'")
+        if any(method.nests_ranks for method in methods) and len(set(self.rank)) < 2:
+            raise ValueError(
+                f"method 'nested' trains several ranks in one run: found rank {self.rank}, "
+                "expected two or more, such as [2, 8, 32]"
+            )
 
     @property
     def methods(self) -> list[Method]:

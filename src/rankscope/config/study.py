@@ -167,6 +167,9 @@ class EvaluateConfig(ConfigSection):
     intruder_scales: ZeroOrMore[IntruderScale] = []
     """The same with only the intruder dimensions scaled by each (0 removes them), and a control:
     the whole update of every matrix scaled to the same norm."""
+    truncated_ranks: ZeroOrMore[Annotated[int, Field(ge=1)]] = []
+    """Evaluate the adapters of the largest rank again (of those that differ in rank, learning rate
+    and alpha alone), every matrix truncated to each of these ranks by its singular values."""
     batch_tokens: int = Field(4096, ge=64)
     """Tokens per forward pass; recorded, because it can change the last digits."""
     max_new_tokens: int = Field(256, ge=1)

@@ -291,12 +291,12 @@ def encode_rows(encoder: Encoder, items: Sequence[Item], labels: LabelMode) -> E
             dropped.append(item)
         else:
             rows.append(row)
-    if len(dropped) > MAX_SHARE_DROPPED * len(items):
+    if len(dropped) > max(1, MAX_SHARE_DROPPED * len(items)):
         first = min((item.location for item in dropped), key=lambda place: (len(place), place))
         raise UserError(
             f"{first}: the row has no token to learn, and so have {len(dropped)} of "
             f"{len(items)} rows: their prompts fill max_length = {encoder.max_length} tokens, or "
-            "they have no completion. Raise train.max_length or shorten the rows; up to 1 % may be "
-            "dropped, and are counted"
+            "they have no completion. Raise train.max_length or shorten the rows; one row or up to "
+            "1 % may be dropped, and is counted"
         )
     return EncodedRows(tuple(rows), len(dropped), sum(row.truncated for row in rows))

@@ -50,8 +50,9 @@ class AdapterSlice:
     start: int
     stop: int
     a: Tensor  # A', (r, in), in the base's dtype
-    b: Tensor  # B', (out, r), likewise
+    b: Tensor  # B', (out, r), likewise; with a diagonal, its columns times that
     mask: Tensor | None = None  # Inputs that dropout keeps, (n, in) bool; None without dropout
+    diagonal: Tensor | None = None  # Of a nested adapter that trains, (r,)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -109,7 +110,10 @@ class AdapterSlice:
             first, second = back.chunk(2, dim=1)
             back, hidden = first + second, hidden.chunk(2, dim=1)[0]
         scaling = self.adapter.scaling
-        return [(back.T @ inputs).float().mul_(scaling), (grad.T @ hidden).float().mul_(scaling)]
+        of_b = (grad.T @ hidden).float().mul_(scaling)
+        if self.diagonal is not None:
+            of_b *= self.diagonal
+        return [(back.T @ inputs).float().mul_(scaling), of_b]
 
 
 class MultiLoraProduct(torch.autograd.Function):
@@ -166,9 +170,15 @@ class MultiLoraLinear(nn.Module):
             adapter = multi_lora.adapters[adapter_name] if adapter_name is not None else None
             if adapter is None or self.name not in adapter.a or start == stop:
                 continue
-            a, b = (factor.to(x.dtype) for factor in adapter.factors(self.name))
+            a, b = adapter.factors(self.name)
+            diagonal = adapter.diagonal if multi_lora.training else None
+            if diagonal is not None:
+                b = b * diagonal
             method = get_lora_method(adapter.method)
-            part = AdapterSlice(adapter, method, self.name, start, stop, a, b)
+            part = AdapterSlice(
+                adapter, method, self.name, start, stop, a.to(x.dtype), b.to(x.dtype)
+            )
+            part.diagonal = diagonal
             if multi_lora.training and adapter.dropout > 0:
                 shape = torch.Size((stop - start, x.shape[-1]))
                 again = multi_lora.recomputing
@@ -190,7 +200,7 @@ class MultiLora:
         self.adapters: dict[str, Adapter] = {}
         self.segments: tuple[AdapterSpan, ...] = ()  # Whose tokens are whose in the next pass
         self.kept_segments: tuple[AdapterSpan, ...] = ()  # The same among the kept positions
-        self.training = False  # Dropout is on
+        self.training = False  # Dropout is on, and the diagonal of nested adapters
         self.recomputing = False  # Gradient checkpointing repeats a pass, with its masks
         self.injected_tuner: PeftTuner | None = None  # A PEFT method, in place of adapters
         self.grouped: GroupedLora | None = None  # Computes the products in training; None: a loop

@@ -1,16 +1,20 @@
-"""What the base and the rows say about the rank before anything is trained."""
+"""What the base and the rows say about the rank, and from there to what predictors say."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from rankscope.config.study import StudyConfig
 from rankscope.data.encode import EncodedRow
 from rankscope.data.sampler import RowSampler
+from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import evaluate_task
 from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.load import load_base
 from rankscope.models.methods.eva_directions import (
     InputDirections,
     shared_inputs,
@@ -18,13 +22,61 @@ from rankscope.models.methods.eva_directions import (
 )
 from rankscope.models.multi_lora import target_linears
 from rankscope.models.parameters import lora_parameters
-from rankscope.records import BASE, PredictorFeatures, TrialSpec
+from rankscope.predict.predictors import Evidence, predict_ranks
+from rankscope.predict.screens import measured_curves, run_subset
+from rankscope.progress import ProgressReporter
+from rankscope.records import BASE, PredictorFeatures, StudyRecords, TaskPrediction, TrialSpec
+from rankscope.run.prepare import prepare_study
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.loss import mean_losses
 
 PROBE_TOKENS = 2048  # Tokens per batch, or twice the number of directions if that is more
 PROBE_BATCHES = 8
 PROBE_ITEMS = 200
+
+
+def predict_study(
+    config: StudyConfig, screen: Path | None = None, reporter: ProgressReporter | None = None
+) -> tuple[TaskPrediction, ...]:
+    """screen: folder of the subset study, which is run or continued; by default none is."""
+    inputs = prepare_study(config)
+    if not any(trial.rank and trial.alpha for trial in inputs.trials):
+        raise UserError("predict: no arm of the study has a rank to predict")
+    subset = None if screen is None else run_subset(inputs, screen, reporter)
+    return predict_tasks(inputs, open_base(inputs), subset)
+
+
+def open_base(inputs: PreparedStudy) -> Base:
+    config = inputs.config
+    return load_base(config.model, inputs.device, inputs.dtype, quantize=config.quantize)
+
+
+def predict_tasks(
+    inputs: PreparedStudy,
+    base: Base,
+    subset: StudyRecords | None = None,
+    study: StudyRecords | None = None,
+) -> tuple[TaskPrediction, ...]:
+    """subset: the study on a tenth of its rows. study: the finished study itself."""
+    predicted = []
+    for task in inputs.config.tasks:
+        trials = [t for t in inputs.trials if t.task == task.name and t.rank and t.alpha]
+        ranks = tuple(sorted({t.rank for t in trials if t.rank is not None}))
+        curves = {} if study is None else measured_curves(study, task.name)
+        if subset is not None:
+            of_subset = measured_curves(subset, task.name)
+            curves |= {f"subset_{kind}": curve for kind, curve in of_subset.items()}
+        features = features_of(inputs, base, trials[0], ranks)
+        evidence = Evidence(features, ranks, inputs.config.objective.margin, curves)
+        predicted.append(
+            TaskPrediction(
+                task=task.name,
+                ranks=ranks,
+                features=features,
+                predictions=predict_ranks(evidence),
+            )
+        )
+    return tuple(predicted)
 
 
 def features_of(

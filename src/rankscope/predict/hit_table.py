@@ -57,8 +57,9 @@ def score_predictors(tasks: Sequence[BacktestTask]) -> tuple[PredictorScore, ...
 
 
 def _is_better(score: PredictorScore, other: PredictorScore) -> bool:
-    pairs = ((score.doublings, other.doublings), (score.lost, other.lost))
-    return all(mine is not None and its is not None and mine < its for mine, its in pairs)
+    mine, its = (score.doublings, score.lost), (other.doublings, other.lost)
+    pairs = [(a, b) for a, b in zip(mine, its, strict=True) if a is not None and b is not None]
+    return mine != its and all(a <= b for a, b in pairs)
 
 
 def _prediction(name: str, task: BacktestTask) -> RankPrediction | None:

@@ -50,11 +50,15 @@ class FittedLaw(NamedTuple):
     ranks: tuple[int, ...]
     law: PowerLaw  # Of the measured gains, D = 1
     draws: PowerLaw  # Of gains drawn anew
+    ceiling: float  # The gain with every answer right; infinite for log probabilities
 
     def doubling_sentence(self, margin: float) -> str:
         """From which tried rank on doubling it gains less than ``margin``."""
-        gains = np.stack([self.draws.gain(2 * r) - self.draws.gain(r) for r in self.ranks])
-        low, high = np.quantile(gains, (0.025, 0.975), axis=1)
+        once, twice = (
+            np.minimum([self.draws.gain(times * r) for r in self.ranks], self.ceiling)
+            for times in (1, 2)
+        )
+        low, high = np.quantile(twice - once, (0.025, 0.975), axis=1)
         for i, rank in enumerate(self.ranks):
             if (high[i:] < margin).all():
                 return (
@@ -84,9 +88,11 @@ def fit_curve(curve: Mapping[int, Comparison], seed: int = 0) -> FittedLaw:
     # Equal items, such as all right, have no spread, yet others may differ.
     floor = [0.5 / curve[r].tuned.shape[1] for r in ranks]
     errors = np.maximum(draws.std(axis=0), floor)
-    return FittedLaw(
-        ranks, fit_power_law(ranks, gains[None], errors), fit_power_law(ranks, draws, errors)
-    )
+    base, ceiling = curve[ranks[0]].reference, np.inf
+    if base is not None and curve[ranks[0]].is_right_or_wrong:
+        ceiling = 1 - float(base.mean())
+    law, drawn = (fit_power_law(ranks, g, errors) for g in (gains[None], draws))
+    return FittedLaw(ranks, law, drawn, ceiling)
 
 
 def _item_draws(scores: Comparison, seed: int) -> ScoreArray:

@@ -1,7 +1,7 @@
 """Predictors of the best rank: rules on the rows and the base, and screens that train a little.
 
 They are hypotheses: no predictor of the best rank is established. ``hit_table`` counts how often
-each was right, next to three rules that look at nothing, or at the number of rows alone.
+each was right, next to rules that look at nothing, or at the number of rows alone.
 
 A predictor is one ``Predictor`` in ``PREDICTORS``: its name, what it needs, and a function of the
 ``Evidence``.
@@ -190,9 +190,10 @@ PREDICTORS = (
     Predictor("gradient_stable_rank", "", _stable_rank),
     Predictor("input_variance", "", _input_variance),
     Predictor("base_score", "", _base_score),
-    _screen("subset_screen", "subset"),
-    _power_law("subset_power_law", "subset"),
+    _screen("subset_screen", "subset_trained"),
+    _power_law("subset_power_law", "subset_trained"),
     _screen("subset_truncation", "subset_truncated"),
+    _screen("subset_nested", "subset_nested"),
     _screen("truncation", "truncated"),
     _screen("nested", "nested"),
     _power_law("power_law", "trained"),
@@ -200,16 +201,18 @@ PREDICTORS = (
     Predictor("axolotl_table", "", _row_table),
     _always(16),
     _always(32),
+    Predictor("always_highest", "", lambda evidence: Answer(max(evidence.ranks), "the highest")),
 )
-"""Every predictor; the last three are the ``BASELINES``. Those that need ``trained`` predict
+"""Every predictor; the last four are the ``BASELINES``. Those that need ``trained`` predict
 nothing: they show what is within reach."""
-BASELINES = tuple(predictor.name for predictor in PREDICTORS[-3:])
+BASELINES = tuple(predictor.name for predictor in PREDICTORS[-4:])
 NEEDS = {
     "": "rows and base",
-    "subset": "--screen: the grid on a tenth of the rows",
+    "subset_trained": "--screen: the grid on a tenth of the rows",
     "subset_truncated": "--screen: its adapters of the highest rank, truncated",
-    "truncated": "adapters of the highest rank, trained on all rows",
-    "nested": "a nested arm, trained on all rows",
-    "trained": "the whole study",
+    "subset_nested": "--screen, and a nested arm in the study",
+    "truncated": "a finished study with evaluate.truncated_ranks",
+    "nested": "a finished study with a nested arm",
+    "trained": "a finished study",
 }
 """What a predictor needs, in words."""

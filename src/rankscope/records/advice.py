@@ -5,6 +5,7 @@ from typing import Literal
 from rankscope.models.methods import get_method
 from rankscope.records.estimate import Estimate
 from rankscope.records.mitigation import TaskMitigation
+from rankscope.records.rank_curves import TaskRankCurves
 from rankscope.records.record import Record
 
 FEWEST_SEEDS = 3
@@ -246,5 +247,7 @@ class Recommendation(Record):
     """The base's score on every task, test split."""
     mitigation: tuple[TaskMitigation, ...] = ()
     """Trials scaled down at inference compared with mitigations, if the study has any."""
+    rank_curves: tuple[TaskRankCurves, ...] = ()
+    """Trained, nested and truncated ranks compared, by training task; if the study has any."""
     subjects: tuple[SubjectChange, ...] = ()
     """Retention by subject for the arms that the advice compares."""

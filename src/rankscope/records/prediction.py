@@ -63,7 +63,8 @@ class PredictorScore(Record):
     lost: float | None  # Highest test score minus that of the named rank, shares of 1 or nats
     tau: float | None  # Kendall's tau-b between its order of the ranks and their test scores
     beats_baselines: bool = False
-    """Off by less, and less lost, than every baseline on the tasks on which it named a rank."""
+    """In ``doublings`` and ``lost`` at least as good as every baseline, and better in one of them,
+    on the tasks on which it named a rank."""
 
 
 class Backtest(Record):

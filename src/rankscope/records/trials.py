@@ -25,6 +25,8 @@ class TrialSpec(Record):
     targets: tuple[str, ...]
     dropout: float
     seed: int
+    nested: tuple[tuple[int, float], ...] | None = None
+    """Only for ``nested``: rank and alpha of every slice of the training run, by rising rank."""
     init_from: str | None = None  # Folder of the adapter that training continues
     init_sha256: str | None = None  # Hash of that adapter's configuration and weights
     batch_size: int | None = None  # The arm's own, like the next four; None: the study's
@@ -53,6 +55,18 @@ class TrialSpec(Record):
     @property
     def trains_alone(self) -> bool:
         return get_method(self.method).trains_alone
+
+    @property
+    def run(self) -> tuple[object, ...]:
+        """Its training run: trials with equal values are slices of one nested adapter."""
+        if self.nested is None:
+            return (self.trial_id,)
+        return (*self.arm_without_rank, self.nested, self.lr, self.seed)
+
+    @property
+    def is_slice(self) -> bool:
+        """Whether it does not train: its weights are cut from those of its run's largest rank."""
+        return self.nested is not None and self.rank != self.nested[-1][0]
 
     @property
     def scaling(self) -> float:
@@ -85,7 +99,7 @@ class TrialSpec(Record):
     @property
     def arm_without_lr(self) -> tuple[object, ...]:
         """Every setting except the seed and the learning rate, which is chosen per arm."""
-        return (*self.arm_without_rank, self.rank, self.alpha)
+        return (*self.arm_without_rank, self.rank, self.alpha, self.nested)
 
     @property
     def arm_without_rank(self) -> tuple[object, ...]:
@@ -95,6 +109,7 @@ class TrialSpec(Record):
             self.method,
             self.peft,
             self.lr_ratio,
+            self.nested and tuple(rank for rank, _ in self.nested),
             self.targets,
             self.dropout,
             self.init_sha256,
@@ -120,6 +135,10 @@ class TrialSpec(Record):
     def special_settings(self) -> tuple[str, ...]:
         """Further settings that are not the default, such as ``dropout=0.1``."""
         parts = []
+        if self.nested is not None:
+            is_plain = all(alpha == 2 * r for r, alpha in self.nested)
+            slices = (f"{r}" if is_plain else f"{r}:{alpha:.12g}" for r, alpha in self.nested)
+            parts.append(f"ranks={','.join(slices)}")
         if self.lr_ratio is not None:
             parts.append(f"ratio={self.lr_ratio:.12g}")
         if self.dropout:

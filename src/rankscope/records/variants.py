@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-VariantKind = Literal["scale", "layers", "intruders", "control"]
+VariantKind = Literal["scale", "layers", "intruders", "control", "truncated"]
 
 MARK = "@"
 
@@ -16,6 +16,7 @@ class Variant:
     with depth, from ``strength`` in the first layer to 1 in the last (LiNeS, arXiv 2410.17146).
     ``intruders``: the intruder dimensions of every matrix times ``strength`` (arXiv 2410.21228).
     ``control``: the whole update of every matrix scaled to the norm it has under ``intruders``.
+    ``truncated``: every matrix cut to the rank ``strength`` with the least error.
     """
 
     kind: VariantKind

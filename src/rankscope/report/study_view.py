@@ -16,6 +16,7 @@ from rankscope.records import (
     StudyRecords,
     TaskAdvice,
     TaskMitigation,
+    TaskRankCurves,
     TrialRecords,
     trained_parts,
 )
@@ -145,6 +146,9 @@ class StudyView:
 
     def mitigation(self, task: str) -> TaskMitigation | None:
         return next((m for m in self.recommendation.mitigation if m.task == task), None)
+
+    def rank_curves(self, task: str) -> TaskRankCurves | None:
+        return next((c for c in self.recommendation.rank_curves if c.task == task), None)
 
     @cached_property
     def retention_tasks(self) -> tuple[str, ...]:

@@ -203,7 +203,12 @@ def first_trials(study: PreparedStudy) -> list[TrialSpec]:
 
 
 def check_adaptive(study: PreparedStudy) -> None:
-    """Raise UserError for a budget that is too small for one trial."""
+    """Raise UserError for nested ranks, and for a budget that is too small for one trial."""
+    if any(trial.nested for trial in study.trials):
+        raise UserError(
+            "strategy: adaptive: found method 'nested', which trains all its ranks in one run, so "
+            "that none can be stopped by itself; expected 'strategy: grid'"
+        )
     if not first_trials(study):
         tokens = study.training_tokens(study.trials[0])
         raise UserError(f"budget: found less than one trial, expected at least {tokens:,} tokens")

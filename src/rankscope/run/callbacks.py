@@ -37,12 +37,14 @@ class WeightSnapshot:
         """Store the snapshots due after ``step`` that are not stored yet, in one transaction."""
         artifacts: list[Artifact] = []
         for state in states:
-            place = snapshot_path(state.spec, step)
-            is_due = step in self.study.snapshot_steps(state.spec) and can_score(state, step)
-            if is_due and not self.ledger.artifacts(place):
-                with self.ledger.stage() as folder:
-                    write_weights(state, model, self.base_record, folder)
-                    artifacts += self.ledger.publish(folder, place)
+            if step not in self.study.snapshot_steps(state.spec) or not can_score(state, step):
+                continue
+            for trial in self.study.trials:
+                place = snapshot_path(trial, step)
+                if trial.run == state.spec.run and not self.ledger.artifacts(place):
+                    with self.ledger.stage() as folder:
+                        write_weights(state, trial, model, self.base_record, folder)
+                        artifacts += self.ledger.publish(folder, place)
         if artifacts:
             self.ledger.commit(artifacts=artifacts)
 

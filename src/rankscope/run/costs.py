@@ -9,6 +9,7 @@ takes some time to start, and the optimizer reads and writes its states.
 """
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -159,21 +160,17 @@ class CostModel:
 
     def training(self, group: Group) -> dict[str, float]:
         """Seconds of training each trial of a group, by trial id, if ``train.devices`` share the
-        work evenly; what they send each other is not counted."""
+        work evenly; what they send each other is not counted. Slices of a nested run share its."""
         config, rows = self.inputs.config.train, self.inputs.rows[group[0].task]
-        tokens = {t.trial_id: self.inputs.training_tokens(t) for t in group}
+        tokens = {t: self.inputs.training_tokens(t) for t in self.inputs.runs(group)}
         steps = group_steps(group, len(rows.rows), rows.num_tokens, config)
         num_passes = max(steps, sum(tokens.values()) / config.batch_tokens)
-        linears = len(self.shapes.linear_shapes)
-        return {
-            trial.trial_id: self.trial_training(
-                trial,
-                tokens[trial.trial_id],
-                num_passes * linears * tokens[trial.trial_id] / sum(tokens.values()),
-            )
-            / config.devices
-            for trial in group
+        linears = num_passes * len(self.shapes.linear_shapes) / sum(tokens.values())
+        by_run = {
+            t.run: self.trial_training(t, count, linears * count) for t, count in tokens.items()
         }
+        sizes = Counter(trial.run for trial in group)
+        return {t.trial_id: by_run[t.run] / sizes[t.run] / config.devices for t in group}
 
     def trial_training(self, trial: TrialSpec, tokens: int, linears: float) -> float:
         """Seconds of one trial; ``linears`` is its share of the group's linear layers, each

@@ -33,7 +33,8 @@ def make_groups(
 
     The LoRA trials of a task are cut, in trial order, into as few groups as ``max_group_size`` (by
     default ``DEFAULT_MAX_GROUP_SIZE``) and the memory (``fits``) allow; a trial that does not fit
-    alone is still a group. Sizes differ by at most one if only ``max_group_size`` limits. Pass all
+    alone is still a group. Sizes differ by at most one if only ``max_group_size`` limits. Slices of
+    a nested run are in the group of the trial that they are cut from, and do not count. Pass all
     trials of a study, done or not: groups, and with them the arithmetic, then do not depend on
     where a run was stopped.
     """
@@ -43,9 +44,19 @@ def make_groups(
     groups: list[Group] = []
     for task in dict.fromkeys(trial.task for trial in trials):
         of_task = [trial for trial in trials if trial.task == task]
-        groups += cut_to_fit([t for t in of_task if not t.trains_alone], limit, fits)
+        adapters = [t for t in of_task if not t.trains_alone and not t.is_slice]
+        groups += [with_slices(group, of_task) for group in cut_to_fit(adapters, limit, fits)]
         groups += [(trial,) for trial in of_task if trial.trains_alone]
     return groups
+
+
+def with_slices(group: Group, trials: Sequence[TrialSpec]) -> Group:
+    """A group with the slices among ``trials`` that are cut from its trials."""
+    slices: dict[tuple[object, ...], list[TrialSpec]] = {}
+    for trial in trials:
+        if trial.is_slice:
+            slices.setdefault(trial.run, []).append(trial)
+    return tuple(t for trial in group for t in (*slices.get(trial.run, ()), trial))
 
 
 def group_id(group: Sequence[TrialSpec]) -> str:
@@ -62,9 +73,13 @@ def group_label(group: Group) -> str:
 
 
 def halves_of(group: Group) -> tuple[Group, Group]:
-    """A group of at least two trials cut in two; the first half is never the smaller one."""
+    """A group of at least two trials cut in two; if it cannot be even, the first half is larger.
+
+    Slices stay with the trial that they are cut from, unless there is nothing else to cut."""
     middle = (len(group) + 1) // 2
-    return group[:middle], group[middle:]
+    cuts = [i for i in range(1, len(group)) if group[i - 1].run != group[i].run] or [middle]
+    cut = min(cuts, key=lambda i: (abs(2 * i - len(group)), -i))
+    return group[:cut], group[cut:]
 
 
 def group_steps(group: Group, num_rows: int, num_tokens: int, train: TrainConfig) -> int:
@@ -131,7 +146,8 @@ def what_limits(
     alike = [p for p in groups if p[0].task == group[0].task and not p[0].trains_alone]
     if len(alike) == 1:
         return "all trials of the task"
-    fewest = math.ceil(sum(map(len, alike)) / (max_group_size or DEFAULT_MAX_GROUP_SIZE))
+    count = sum(not trial.is_slice for group in alike for trial in group)
+    fewest = math.ceil(count / (max_group_size or DEFAULT_MAX_GROUP_SIZE))
     return "size limit" if len(alike) <= fewest else "memory"
 
 

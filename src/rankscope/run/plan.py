@@ -118,7 +118,7 @@ def make_plan(
     devices = inputs.config.train.devices
     products = sum(
         model.products(model.training_operations(t, inputs.training_tokens(t)))
-        for t in inputs.trials
+        for t in inputs.runs(inputs.trials)
     )
     evaluations = len(inputs.base_evals()) + sum(
         len(inputs.wanted_evals(t.trial_id, t.task)) + len(inputs.wanted_variants(t))
@@ -193,14 +193,14 @@ def plan_group(model: CostModel, group: Group, costs: Mapping[str, TrialCost]) -
     """Count one group's steps and tokens and estimate its memory and time."""
     inputs, config = model.inputs, model.inputs.config
     rows = inputs.rows[group[0].task]
-    memory = inputs.grouping.memory(group, config.train)
+    memory = inputs.grouping.memory(inputs.runs(group), config.train)
     available = available_bytes(inputs, model.machine)
     stages = summed([costs[trial.trial_id] for trial in group])
     return GroupPlan(
         task=group[0].task,
         labels=tuple(f"{trial.arm_label} seed={trial.seed}" for trial in group),
         steps=group_steps(group, len(rows.rows), rows.num_tokens, config.train),
-        num_tokens=sum(map(inputs.training_tokens, group)),
+        num_tokens=sum(map(inputs.training_tokens, inputs.runs(group))),
         memory_bytes=memory.total_bytes,
         host_bytes=memory.host_bytes(inputs.device),
         fits=memory.total_bytes <= available,

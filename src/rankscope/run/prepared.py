@@ -61,9 +61,12 @@ class PreparedStudy:
     rungs: tuple[float, ...] = ()
     """Shares of a trial's steps after which an adaptive study may stop it."""
     _by_id: dict[str, TrialSpec] = field(init=False, repr=False)
+    _trained: dict[tuple[object, ...], TrialSpec] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_by_id", {trial.trial_id: trial for trial in self.trials})
+        trained = {trial.run: trial for trial in self.trials if not trial.is_slice}
+        object.__setattr__(self, "_trained", trained)
 
     @property
     def tasks(self) -> Mapping[str, LoadedTask]:
@@ -79,6 +82,11 @@ class PreparedStudy:
     def replay_rows(self) -> Mapping[str, EncodedRows]:
         """The encoded rows that arms replay, by task."""
         return self.data.replay_rows
+
+    def runs(self, group: Group) -> Group:
+        """What trains for a group: each trial, and of a nested run only that of its largest rank,
+        in the group or not."""
+        return tuple(dict.fromkeys(self._trained[trial.run] for trial in group))
 
     def wanted_evals(self, trial_id: str, trained_on: str | None) -> list[EvalKey]:
         """What one model is scored on, in order.
@@ -97,12 +105,18 @@ class PreparedStudy:
         return keys
 
     def variants(self, trial: TrialSpec) -> list[Variant]:
-        """The scaled variants of a trial to score; none for a method of the PEFT library."""
+        """The variants of a trial to score; none for a method of the PEFT library."""
         settings = self.config.evaluate
         variants = [Variant("scale", strength) for strength in settings.scales]
         variants += [Variant("layers", strength) for strength in settings.layer_scales]
         for strength in settings.intruder_scales:
             variants += [Variant("intruders", strength), Variant("control", strength)]
+        if settings.truncated_ranks and trial.nested is None:
+            line = [
+                t.rank or 0 for t in self.trials if t.arm_without_rank == trial.arm_without_rank
+            ]
+            ranks = [r for r in settings.truncated_ranks if r < (trial.rank or 0) == max(line)]
+            variants += [Variant("truncated", rank) for rank in ranks]
         return list(dict.fromkeys(variants)) if trial.peft is None else []
 
     def wanted_variants(self, trial: TrialSpec) -> list[EvalKey]:
@@ -121,8 +135,8 @@ class PreparedStudy:
         return trial_steps(trial, len(rows.rows), rows.num_tokens, self.config.train)
 
     def curve_steps(self, trial: TrialSpec) -> tuple[int, ...]:
-        """Optimizer steps after which a trial is scored for its learning curve."""
-        return self.due_steps(trial, self.config.train.evaluate_every)
+        """Optimizer steps after which its learning curve has a point; none for a slice."""
+        return () if trial.is_slice else self.due_steps(trial, self.config.train.evaluate_every)
 
     def rung_steps(self, trial: TrialSpec) -> tuple[int, ...]:
         """Optimizer steps after which an adaptive study may stop a trial; none of later seeds."""

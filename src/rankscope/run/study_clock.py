@@ -137,10 +137,12 @@ class StudyClock:
 
 
 def training_work(study: PreparedStudy, trial: TrialSpec) -> float:
-    """Rows that a trial trains on, times the passes of each: three if every weight trains."""
+    """Rows that a trial trains on, times the passes of each: three if every weight trains. The
+    trials of a nested run share its work."""
     rows, train = study.rows[trial.task], study.config.train
     steps = trial_steps(trial, len(rows.rows), rows.num_tokens, train)
     batch = trial.batch_size or train.batch_size
     accumulation = trial.gradient_accumulation or train.gradient_accumulation
     mean_tokens = rows.num_tokens / len(rows.rows)
-    return steps * batch * accumulation * mean_tokens * (3 if trial.is_full else 2)
+    slices = len(trial.nested or (trial,))
+    return steps * batch * accumulation * mean_tokens * (3 if trial.is_full else 2) / slices

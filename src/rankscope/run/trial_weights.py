@@ -6,24 +6,26 @@ from rankscope.errors import UserError
 from rankscope.hashing import sha256_file, sha256_json
 from rankscope.models.base import Base
 from rankscope.models.methods import get_method
-from rankscope.records import ModelRecord
+from rankscope.records import ModelRecord, TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
 from rankscope.store import TrialFailure, weights_path
 from rankscope.train.trial_state import TrialState
 
 
-def write_weights(state: TrialState, model: Base, base_record: ModelRecord, folder: Path) -> str:
+def write_weights(
+    state: TrialState, trial: TrialSpec, model: Base, base_record: ModelRecord, folder: Path
+) -> str:
     """Write a PEFT adapter with its card, or a whole model, into ``folder``; sha256 of its weights.
 
-    ``model`` holds the weights of full fine-tuning.
+    ``trial`` is the trained one or a slice of it. ``model`` holds the weights of full fine-tuning.
     """
     trained = state.adapter or state.tuner or model
-    get_method(state.spec.method).save(trained, state.spec, base_record, folder)
-    if not state.spec.is_full:
+    get_method(trial.method).save(trained, trial, base_record, folder)
+    if not trial.is_full:
         from rankscope.report.model_card import adapter_card  # pandas, which takes long
 
-        card = adapter_card(state.spec, base_record)
+        card = adapter_card(trial, base_record)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return sha256_json([sha256_file(path) for path in sorted(folder.glob("*.safetensors"))])
 

@@ -15,6 +15,7 @@ from rankscope.config.arm import TRAIN_OVERRIDES, ArmConfig, resolved_alpha
 from rankscope.config.study import StudyConfig, TrainConfig
 from rankscope.errors import UserError
 from rankscope.hashing import canonical_json, sha256_json
+from rankscope.models.methods import get_method
 from rankscope.records import TrialSpec
 from rankscope.train.step_schedule import trial_protocol
 
@@ -142,6 +143,7 @@ def own_identity(trial: TrialSpec, train: TrainConfig) -> dict[str, object]:
     one from ``train`` into the arms, or back, does not change the id.
     """
     nowhere = {"trial_id", "schema_version", "init_from", "replay", *TRAIN_OVERRIDES}
+    nowhere |= {"nested"} if trial.nested is None else set()
     settings = trial.model_dump(mode="json", exclude=nowhere)
     aside = NOT_TRAINING if trial.early_stop is None else NOT_TRAINING - STOPPING
     protocol = trial_protocol(trial, train).model_dump(exclude=set(aside))
@@ -169,7 +171,11 @@ def arm_points(arm: ArmConfig, train: TrainConfig) -> Iterator[dict[str, Any]]:
                 point["rank"] = rank if isinstance(rank, int) else None
                 point |= {"method": "peft", "peft": canonical_json(settings)}
             elif point["rank"] is not None:
-                point["alpha"] = resolved_alpha(point["alpha"], point["rank"])
+                alpha = point["alpha"]
+                if get_method(point["method"]).nests_ranks:
+                    ranks = sorted(set(arm.rank))
+                    point["nested"] = tuple((r, resolved_alpha(alpha, r)) for r in ranks)
+                point["alpha"] = resolved_alpha(alpha, point["rank"])
             aside = {name for name in TRAIN_OVERRIDES if point.get(name) == getattr(train, name)}
             fields = mitigation_fields(point)
             aside |= {name for name, value in fields.items() if value is None}

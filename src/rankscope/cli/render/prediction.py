@@ -36,8 +36,8 @@ def _predictions(task: TaskPrediction, past: Sequence[PredictorScore]) -> Render
     rows = []
     for predictor in PREDICTORS:
         answer = answers.get(predictor.name)
-        if answer is None and predictor.needs in ("trained", "nested"):
-            continue  # what a finished study has
+        if answer is None and predictor.needs in ("trained", "subset_nested"):
+            continue
         why = answer.why if answer else f"needs {NEEDS[predictor.needs]}"
         rank = None if answer is None else answer.rank
         row = {"predictor": _label(predictor.name), "rank": rank, "because": why}
@@ -67,11 +67,12 @@ def backtest_tables(backtest: Backtest, scores: Sequence[PredictorScore]) -> Ren
 
 
 def verdict(scores: Sequence[PredictorScore]) -> str:
-    """Which predictors do better than rules that look at nothing, in a sentence."""
-    better = [_label(s.predictor) for s in scores if s.beats_baselines]
-    others = join_names(map(_label, BASELINES))
-    who = join_names(better) if better else "No predictor"
-    return f"{who}: off by less, and less lost, than each of {others}, on the tasks it answered."
+    """Which predictors do better than every baseline, in a sentence."""
+    better = join_names(_label(s.predictor) for s in scores if s.beats_baselines) or "none"
+    return (
+        f"Better than each of {join_names(map(_label, BASELINES))} in 'off by' or 'lost', and "
+        f"worse in neither, on the tasks answered: {better}."
+    )
 
 
 def _studies(tasks: Sequence[BacktestTask]) -> str:

@@ -11,6 +11,7 @@ from rankscope.models.methods.full import FullMethod
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.methods.lora_plus import LoraPlusMethod
 from rankscope.models.methods.method import Method
+from rankscope.models.methods.nested import NestedMethod
 from rankscope.models.methods.peft import PeftMethod
 from rankscope.models.methods.pissa import PissaMethod
 from rankscope.models.methods.rslora import RsLoraMethod
@@ -49,6 +50,7 @@ for _method in (
     DoraMethod(),
     PissaMethod(),
     EvaMethod(),
+    NestedMethod(),
     FullMethod(),
     PeftMethod(),
 ):

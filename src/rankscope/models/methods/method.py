@@ -48,6 +48,7 @@ class Method:
     delta_is_low_rank: ClassVar[bool] = True  # W - W0 is s (B A - B0 A0): it has factors
     can_be_sharded: ClassVar[bool] = False  # Trains on several devices, see ``train.devices``
     init_is_part_of_base: ClassVar[bool] = False  # The adapter subtracts A0 and B0
+    nests_ranks: ClassVar[bool] = False  # One run trains all ranks of an arm as slices
 
     @property
     def trains_alone(self) -> bool:

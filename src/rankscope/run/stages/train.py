@@ -6,7 +6,7 @@ from typing import Any
 from rankscope.device import peak_memory_bytes, reset_peak_memory
 from rankscope.models.base import Base
 from rankscope.progress import SpeedMeter
-from rankscope.records import RungRecord, TrainRecord
+from rankscope.records import RungRecord, TrainRecord, TrialSpec
 from rankscope.run.callbacks import EarlyStopping, LearningCurve, WeightSnapshot
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group, group_id, group_label, group_steps
@@ -18,7 +18,8 @@ from rankscope.train.trial_state import TrialState
 
 
 class TrainStage:
-    """Training of the trials that are still planned."""
+    """Training of the trials that are still planned. Of a nested run the trial of the largest rank
+    trains, and the weights of all are cut from it."""
 
     name = "train"
 
@@ -46,7 +47,8 @@ class TrainStage:
         """Split a group for good, and its checkpoint with it."""
         halves = self.context.groups.split(group)
         for half in halves:
-            self.checkpoint(group).extract([t.trial_id for t in half], self.checkpoint(half))
+            trained = [t.trial_id for t in self.context.study.runs(half)]
+            self.checkpoint(group).extract(trained, self.checkpoint(half))
         self.checkpoint(group).remove()
         return halves
 
@@ -57,13 +59,13 @@ class TrainStage:
             train = study.config.train
             limit = context.groups.batch_tokens(group)
             train = train.model_copy(update={"batch_tokens": limit})
-            rows = study.rows[group[0].task]
-            num_steps = group_steps(group, len(rows.rows), rows.num_tokens, train)
+            rows, trials = study.rows[group[0].task], study.runs(group)
+            num_steps = group_steps(trials, len(rows.rows), rows.num_tokens, train)
             rung = context.round.rung
             pause_at = None if rung is None else study.rung_steps(group[0])[rung]
             context.begin_stage(f"{self.name} {group_label(group)}", pause_at or num_steps)
-            meter = SpeedMeter(context.reporter, len(group), study=context.study_clock)
-            points = context.ledger.curve_points(group)
+            meter = SpeedMeter(context.reporter, len(trials), study=context.study_clock)
+            points = context.ledger.curve_points(trials)
             replay = {name: encoded.rows for name, encoded in study.replay_rows.items()}
             on_all_ranks: dict[str, Any] = {"replay": replay, "pause_at": pause_at}
             checkpoint, ranks = self.checkpoint(group), model.ranks
@@ -75,11 +77,11 @@ class TrainStage:
                 EarlyStopping(study, points),
             )
             reset_peak_memory(context.base.device)
-            ranks.announce("train", group, rows.rows, train, checkpoint.folder, on_all_ranks)
+            ranks.announce("train", trials, rows.rows, train, checkpoint.folder, on_all_ranks)
             with ranks.in_step():
                 trained = train_group(
                     model,
-                    group,
+                    trials,
                     rows.rows,
                     train,
                     **on_all_ranks,
@@ -102,19 +104,22 @@ class TrainStage:
         records: list[TrainRecord | RungRecord] = []
         failures = []
         for state in trained.states:
-            trial = state.spec
+            trials = [trial for trial in group if trial.run == state.spec.run]
             if state.failure is not None:
-                failures.append(TrialFailure(trial.trial_id, state.failure_status, state.failure))
+                status, why = state.failure_status, state.failure
+                failures += [TrialFailure(trial.trial_id, status, why) for trial in trials]
                 continue
-            seconds = trained.seconds * state.num_tokens / total_tokens
+            seconds = trained.seconds * state.num_tokens / total_tokens / len(trials)
             if trained.is_paused and rung is not None:
                 so_far = self.record(state, group, seconds, peak, "")
-                records.append(RungRecord(trial_id=trial.trial_id, rung=rung, train=so_far))
+                records.append(RungRecord(trial_id=state.spec.trial_id, rung=rung, train=so_far))
                 continue
-            with context.ledger.stage() as folder:
-                sha256 = write_weights(state, trained.tuned, context.base.record, folder)
-                artifacts += context.ledger.publish(folder, weights_path(trial))
-            records.append(self.record(state, group, seconds, peak, sha256))
+            for trial in trials:
+                with context.ledger.stage() as folder:
+                    sha256 = write_weights(state, trial, trained.tuned, context.base.record, folder)
+                    artifacts += context.ledger.publish(folder, weights_path(trial))
+                record = self.record(state, group, seconds, peak, sha256)
+                records.append(record_of(trial, record, state.spec))
         going_on = {record.trial_id for record in records} if trained.is_paused else set()
         before = self.keep_checkpoint(group, going_on)
         context.ledger.commit(records, artifacts, failures=failures)
@@ -153,3 +158,13 @@ class TrainStage:
             num_replay_tokens=state.num_replay_tokens,
             best_step=state.early_stop.best_step or None if state.early_stop else None,
         )
+
+
+def record_of(trial: TrialSpec, record: TrainRecord, trained: TrialSpec) -> TrainRecord:
+    """The record of ``trained``, as that of a slice of it."""
+    if trial == trained:
+        return record
+    parameters = record.trainable_parameters * (trial.rank or 0) // (trained.rank or 1)
+    return record.model_copy(
+        update={"trial_id": trial.trial_id, "trainable_parameters": parameters}
+    )

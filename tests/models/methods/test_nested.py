@@ -1,0 +1,171 @@
+"""Nested LoRA: P by hand numbers, training against plain PyTorch, slices in plain PEFT."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from recipe import minimal
+from tiny_models import base_of, tiny_llama
+from torch import Tensor, nn
+from toy_training import ATTENTION, protocol, toy_rows, training_tolerance, trial
+
+from rankscope.data.sampler import RowSampler
+from rankscope.errors import UserError
+from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.lora import Adapter
+from rankscope.models.methods import get_method
+from rankscope.models.methods.init_context import new_adapter
+from rankscope.models.methods.method import TrialFacts
+from rankscope.models.methods.nested import NestedMethod
+from rankscope.models.parameters import architecture
+from rankscope.records import TrialSpec
+from rankscope.train.loop import train_group
+from rankscope.train.memory import MemoryModel, RowCounts
+
+STEPS = 12
+PROTOCOL = protocol(max_steps=STEPS)
+ROWS = toy_rows()
+RELATIVE = training_tolerance(STEPS)
+RANKS = ((2, 8.0), (3, 3.0), (8, 16.0))
+"""Scalings 4, 1 and 2."""
+
+
+def slice_of_run(rank: int, **changes: object) -> TrialSpec:
+    alpha = dict(RANKS)[rank]
+    name = f"n{rank}"
+    return trial(name, method="nested", rank=rank, alpha=alpha, nested=RANKS, **changes)
+
+
+NEIGHBOURS = (trial("l", rank=4), trial("d", method="dora", rank=8, dropout=0.1, seed=1))
+
+
+@cache
+def trained(lora_implementation: str = "loop") -> tuple[Base, dict[str, Adapter], list[float]]:
+    """The run's largest trial between two neighbours: base, adapters, losses."""
+    base = base_of(tiny_llama())
+    specs = [NEIGHBOURS[0], slice_of_run(8, targets=(*ATTENTION, "down_proj")), NEIGHBOURS[1]]
+    changes = {"lora_implementation": lora_implementation}
+    result = train_group(base, specs, ROWS, PROTOCOL.model_copy(update=changes))
+    assert all(state.failure is None for state in result.states)
+    adapters = {s.spec.trial_id: s.adapter for s in result.states if s.adapter is not None}
+    return base, adapters, [point.loss for point in result.states[1].losses]
+
+
+def assert_same(found: Tensor, expected: Tensor) -> None:
+    found, expected = found.detach(), expected.detach()
+    assert float((found - expected).norm()) <= RELATIVE * float(expected.norm())
+
+
+def logits(base: Base, adapter_name: str) -> Tensor:
+    ids = [5, 9, 31, 7, 250, 3, 77, 12]
+    with base.multi_lora.dropout_off(), torch.inference_mode():
+        return base.logits(RowBatch.of([Row(ids, range(len(ids)), adapter_name)], base.device))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "p"),
+    [
+        (((1, 2.0), (2, 4.0), (4, 8.0)), [6, 4, 2, 2]),  # s = 2 at each rank
+        (((1, 4.0), (2, 4.0), (4, 4.0)), [7, 3, 1, 1]),  # s = 4, 2, 1
+        (((4, 8.0),), [2, 2, 2, 2]),  # one rank: plain LoRA
+    ],
+)
+def test_p_adds_the_scalings_of_the_slices_that_have_a_component(
+    ranks: tuple[tuple[int, float], ...], p: list[float]
+) -> None:
+    spec = trial(method="nested", rank=4, alpha=ranks[-1][1], nested=ranks)
+    assert NestedMethod().diagonal(spec).tolist() == p
+
+
+class SlowNested(nn.Module):
+    """W x + the update of every slice, each computed by itself from the same A and B."""
+
+    def __init__(self, linear: nn.Linear, a: Tensor, b: Tensor) -> None:
+        super().__init__()
+        self.linear, self.a, self.b = linear, nn.Parameter(a.clone()), nn.Parameter(b.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(x)
+        for rank, alpha in RANKS:
+            y = y + alpha / rank * (x @ self.a[:rank].T @ self.b[:, :rank].T)
+        return y
+
+
+def test_training_equals_plain_pytorch_and_leaves_neighbours_alone() -> None:
+    _, adapters, losses = trained()
+    spec = slice_of_run(8, targets=(*ATTENTION, "down_proj"))
+    model = tiny_llama().requires_grad_(False)
+    start = new_adapter(model, spec)
+    modules = dict(model.named_modules())
+    layers = {n: SlowNested(modules[n], start.a[n].data, start.b[n].data) for n in start.a}
+    for name, layer in layers.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(modules[parent], leaf, layer)
+    order = RowSampler(len(ROWS), PROTOCOL.batch_size, PROTOCOL.gradient_accumulation, spec.seed)
+    steps = [
+        [[(list(ROWS[i].input_ids), list(ROWS[i].is_label)) for i in m] for m in order.step(step)]
+        for step in range(STEPS)
+    ]
+    rates = {p: spec.lr for layer in layers.values() for p in (layer.a, layer.b)}
+    slow = minimal().train(
+        model, rates, steps, PROTOCOL.schedule, PROTOCOL.warmup_fraction, PROTOCOL.weight_decay
+    )
+    assert losses == pytest.approx(slow, rel=RELATIVE)
+    for name, layer in layers.items():
+        assert_same(adapters["n8"].a[name], layer.a)
+        assert_same(adapters["n8"].b[name], layer.b)
+    alone = train_group(base_of(tiny_llama()), NEIGHBOURS, ROWS, PROTOCOL)
+    for state in alone.states:
+        assert state.adapter is not None
+        for name in state.adapter.a:
+            assert_same(adapters[state.spec.trial_id].b[name], state.adapter.b[name])
+
+
+def test_grouped_products_train_the_same() -> None:
+    (_, loop, losses), (_, grouped, by_groups) = trained(), trained("grouped_mm")
+    assert by_groups == pytest.approx(losses, rel=RELATIVE)
+    for name, b in loop["n8"].b.items():
+        assert_same(grouped["n8"].a[name], loop["n8"].a[name])
+        assert_same(grouped["n8"].b[name], b)
+
+
+@pytest.mark.parametrize("rank", [2, 3, 8])
+def test_a_slice_is_an_ordinary_adapter(rank: int, tmp_path: Path) -> None:
+    base, adapters, _ = trained()
+    spec, whole = slice_of_run(rank), adapters["n8"]
+    get_method("nested").save(whole, spec, base.record, tmp_path)
+    fresh = base_of(tiny_llama())
+    get_method("nested").load(fresh, spec, tmp_path)
+    stored = fresh.multi_lora.adapters[f"n{rank}"]
+    assert (stored.rank, stored.scaling, stored.method) == (rank, spec.scaling, "lora")
+    for name in whole.a:
+        assert torch.equal(stored.a[name], whole.a[name][:rank])
+        assert torch.equal(stored.b[name], whole.b[name][:, :rank])
+    ours = logits(fresh, f"n{rank}")
+    theirs = PeftModel.from_pretrained(tiny_llama(), str(tmp_path)).eval()
+    with torch.inference_mode():
+        expected = theirs(input_ids=torch.tensor([[5, 9, 31, 7, 250, 3, 77, 12]])).logits[0]
+    assert float((expected - ours).norm()) < 1e-5 * float(expected.norm())
+    if rank == 8:  # what learning curves score while it trains: without P
+        assert float((logits(base, "n8") - ours).norm()) < 1e-5 * float(ours.norm())
+
+
+def test_a_rank_above_a_target_is_refused(tmp_path: Path) -> None:
+    shapes = architecture(tiny_llama().config)
+    smallest = min(min(s) for n, s in shapes.linear_shapes.items() if n.endswith("k_proj"))
+    facts = TrialFacts(shapes, tmp_path, num_tokens=1000, num_steps=4)
+    ranks = ((2, 4.0), (smallest + 1, 4.0))
+    high = trial(method="nested", rank=smallest + 1, alpha=4.0, nested=ranks, targets=("k_proj",))
+    with pytest.raises(UserError, match=f"rank {smallest + 1} is above {smallest}, the smaller"):
+        get_method("nested").check_trial(high, facts)
+    get_method("nested").check_trial(trial(method="nested", rank=smallest, nested=ranks), facts)
+
+
+def test_a_run_takes_the_memory_of_one_adapter_of_its_largest_rank() -> None:
+    model = MemoryModel(tiny_llama().config, torch.float32, torch.device("cpu"))
+    counts = RowCounts.of(ROWS)
+    needed = model.of_group([slice_of_run(8)], counts, PROTOCOL).total_bytes
+    plain = model.of_group([trial(rank=8, alpha=16.0)], counts, PROTOCOL).total_bytes
+    assert needed == plain
