@@ -203,27 +203,37 @@ def first_trials(study: PreparedStudy) -> list[TrialSpec]:
 
 
 def check_adaptive(study: PreparedStudy) -> None:
-    """Check what a study file alone cannot show.
-
-    Raises:
-        UserError: a budget too small for one trial, too few validation items, or nested ranks.
-    """
+    """Raise UserError for nested ranks, and for a budget that is too small for one trial."""
     if any(trial.nested for trial in study.trials):
         raise UserError(
             "strategy: adaptive: found method 'nested', which trains all its ranks in one run, so "
             "that none can be stopped by itself; expected 'strategy: grid'"
         )
-    for name in study.rows:
-        items = len(study.tasks[name].validation)
-        if items < FEWEST_ITEMS:
-            raise UserError(
-                f"strategy: adaptive: found {items} validation items of task {name!r}, expected at "
-                f"least {FEWEST_ITEMS}, by which arms are stopped; give more rows, or 'strategy: "
-                "grid'"
-            )
     if not first_trials(study):
         tokens = study.training_tokens(study.trials[0])
         raise UserError(f"budget: found less than one trial, expected at least {tokens:,} tokens")
+
+
+def few_items_notes(config: StudyConfig, num_items: Mapping[str, int]) -> list[str]:
+    """A note on training tasks with too few validation items to stop arms by.
+
+    Args:
+        num_items: validation items by training task.
+
+    Raises:
+        UserError: the study file names rungs.
+    """
+    small = {name: n for name, n in num_items.items() if n < FEWEST_ITEMS}
+    few = [f"{n} validation items of task {name!r}" for name, n in small.items()]
+    if config.strategy == "grid" or not few:
+        return []
+    found = f"strategy: adaptive: found {', '.join(few)}"
+    if config.rungs is not None:
+        raise UserError(
+            f"{found}, expected at least {FEWEST_ITEMS} to stop arms by; give more rows, or leave "
+            "out 'rungs'"
+        )
+    return [f"{found}, too few to stop arms by: the first seed of every arm trains to its end"]
 
 
 def usable_rungs(config: StudyConfig, labels: Mapping[int, str]) -> tuple[float, ...]:

@@ -27,7 +27,7 @@ from rankscope.models.parameters import architecture, check_targets, rank_notes,
 from rankscope.models.quantize import check_bitsandbytes
 from rankscope.models.sharding import check_devices
 from rankscope.progress import NullReporter, ProgressReporter
-from rankscope.run.adaptive import check_adaptive, usable_rungs
+from rankscope.run.adaptive import check_adaptive, few_items_notes, usable_rungs
 from rankscope.run.groups import Grouping
 from rankscope.run.machines import Machine
 from rankscope.run.prepared import PreparedStudy
@@ -128,6 +128,8 @@ def prepare_study(
     records = tuple(
         task_record(config, encoder, task, tokenizer_hash) for task in data.tasks.values()
     )
+    num_items = {name: len(data.tasks[name].validation) for name in data.rows}
+    few_items = few_items_notes(config, num_items)
     prepared = PreparedStudy(
         config=config,
         folder=folder,
@@ -141,7 +143,7 @@ def prepare_study(
         trials=tuple(trials),
         groups=groups,
         grouping=grouping,
-        rungs=usable_rungs(config, labels),
+        rungs=() if few_items else usable_rungs(config, labels),
         notes=(
             *missing_weights,
             *dtype_notes(dtype, device),
@@ -153,6 +155,7 @@ def prepare_study(
             *data.notes,
             *scale_notes(records, config.objective),
             *duplicate_grid_notes(config),
+            *few_items,
         ),
     )
     if config.strategy == "adaptive":

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -50,6 +50,7 @@ def started_ranks(size: int, device: torch.device) -> Iterator[Ranks | None]:
         return
     with tempfile.TemporaryDirectory(prefix="rankscope-") as folder:
         store, closing = str(Path(folder) / "store"), threading.Event()
+        give_up = partial(break_off, folder)
         others = [
             subprocess.Popen(
                 [sys.executable, *FOLLOW, str(rank), str(size), device.type, store],
@@ -58,10 +59,10 @@ def started_ranks(size: int, device: torch.device) -> Iterator[Ranks | None]:
             )
             for rank in range(1, size)
         ]
-        threading.Thread(target=watch, args=(others, closing), daemon=True).start()
+        threading.Thread(target=watch, args=(others, closing, give_up), daemon=True).start()
         try:
             ranks = join(0, size, device, store)
-            ranks.break_off = break_off
+            ranks.break_off = give_up
             yield ranks
             closing.set()
             ranks.announce("end")
@@ -75,19 +76,25 @@ def started_ranks(size: int, device: torch.device) -> Iterator[Ranks | None]:
             end(others, closing)
 
 
-def watch(others: Sequence["subprocess.Popen[bytes]"], closing: threading.Event) -> None:
+def watch(
+    others: Sequence["subprocess.Popen[bytes]"],
+    closing: threading.Event,
+    give_up: Callable[[str], None],
+) -> None:
     """End this process if another rank ends before its time: the others would wait for it."""
     while not closing.wait(POLL_RANKS_SECONDS):
         for rank, process in enumerate(others, 1):
             if (code := process.poll()) is not None and not closing.is_set():
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
                 shortage = "out of memory: " if code == OutOfMemory.exit_code else ""
-                break_off(f"{shortage}rank {rank} of {len(others) + 1} {how}")
+                give_up(f"{shortage}rank {rank} of {len(others) + 1} {how}")
 
 
-def break_off(reason: str) -> None:
-    """End this process as if it were killed, which its executor takes for lost work."""
+def break_off(folder: str, reason: str) -> None:
+    """End this process as if it were killed, which its executor takes for lost work; ``folder`` is
+    where ranks meet."""
     print(f"error: {reason}; the same command continues", file=sys.stderr, flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -68,12 +68,10 @@ def backtest_tables(backtest: Backtest, scores: Sequence[PredictorScore]) -> Ren
 
 def verdict(scores: Sequence[PredictorScore]) -> str:
     """Which predictors do better than every baseline, in a sentence."""
-    better = [_label(s.predictor) for s in scores if s.beats_baselines]
-    others = join_names(map(_label, BASELINES))
-    who = join_names(better) if better else "No predictor"
+    better = join_names(_label(s.predictor) for s in scores if s.beats_baselines) or "none"
     return (
-        f"{who}: at least as good in 'off by' and 'lost' as each of {others}, and better in one, "
-        "on the tasks answered."
+        f"Better than each of {join_names(map(_label, BASELINES))} in 'off by' or 'lost', and "
+        f"worse in neither, on the tasks answered: {better}."
     )
 
 
