@@ -33,6 +33,7 @@ class NestedMethod(LoraMethod):
         "adapter of each listed rank k: one run, an arm per rank (2605.07850)."
     )
     accepts_warm_start = False
+    can_be_sharded = False
     nests_ranks = True
 
     def check_trial(self, trial: TrialSpec, facts: TrialFacts) -> None:
