@@ -1,6 +1,7 @@
 """Adaptive studies on the pocket model: what they stop; nothing else differs from a grid."""
 
 import shutil
+import signal
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pocket_study import (
 )
 
 from rankscope.errors import Interrupted
+from rankscope.progress import LOG, NullReporter, logged_notes
 from rankscope.records import BASE, StudyRecords, TrialRecords
 from rankscope.run.adaptive import first_trials
 from rankscope.run.outputs import write_outputs
@@ -66,6 +68,31 @@ class InThisProcess:
     def stop(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+class Steps(NullReporter):
+    """Optimizer steps of groups whose stage has a name. Presses Ctrl-C after one of them; runs out
+    of memory until a group is split."""
+
+    def __init__(self, name: str, stop_at: int = 0, splits: bool = False) -> None:
+        self.name, self.stop_at, self.splits = name, stop_at, splits
+        self.training = self.counts = False
+        self.steps: list[int] = []
+
+    def stage(self, name: str, total: int) -> None:
+        self.training = " train " in name
+        self.counts = self.training and self.name in name
+
+    def advance(self, done: int, detail: str = "", **values: float | None) -> None:
+        if self.training and self.splits:
+            raise MemoryError
+        if self.counts and not detail.startswith("scoring"):
+            self.steps.append(done)
+            if done == self.stop_at:
+                signal.raise_signal(signal.SIGINT)
+
+    def note(self, text: str) -> None:
+        self.splits = self.splits and "split in two" not in text
 
 
 def of_status(study: StudyRecords, status: str) -> list[TrialRecords]:
@@ -156,6 +183,40 @@ def test_a_grid_takes_up_what_was_left_out(adaptive: Path, tmp_path: Path) -> No
     assert {trial.spec.trial_id for trial in study.trials} <= {k[0] for k in study.evals}
 
 
+def test_a_grid_that_was_killed_goes_on_as_adaptive(adaptive: Path, tmp_path: Path) -> None:
+    """Its points have no items, and its checkpoint is past the rung: both are made again."""
+    curves = changed("train", max_steps=8, evaluate_items=24, evaluate_every=4)
+    one_seed = GRID | curves | {"seeds": [0]}
+    with pytest.raises(Interrupted, match="after step 6 of 8"):
+        small_study(tmp_path, **one_seed).run(tmp_path / "out", Steps("group 1", stop_at=6))
+    changes = {"strategy": "adaptive", "rungs": [0.5]}
+    study = small_study(tmp_path, **one_seed, **changes).run(tmp_path / "out")
+    whole, _ = write_outputs(adaptive)
+    found = {t.spec: t.stop and t.stop.text for t in study.trials}
+    assert found == {t.spec: t.stop and t.stop.text for t in whole.trials if t.spec.seed == 0}
+    (note,) = [note for note in logged_notes(tmp_path / "out" / LOG) if "past the rung" in note]
+    assert "found a checkpoint of step 6, past the rung at step 4" in note
+
+
+def test_a_kill_while_further_seeds_train_keeps_their_checkpoints(tmp_path: Path) -> None:
+    study, resumed = small_study(tmp_path, **ADAPTIVE), Steps("further seeds")
+    with pytest.raises(Interrupted, match="after step 6 of 8"):
+        study.run(tmp_path / "out", Steps("further seeds", stop_at=6))
+    study.run(tmp_path / "out", resumed)
+    assert resumed.steps == [7, 8]
+
+
+def test_survivors_of_a_group_that_was_split_go_on_from_the_rung(tmp_path: Path) -> None:
+    """One rate of four is left, so neither half goes on as it is."""
+    arms = [{"method": "lora", "rank": 2, "lr": [1e-5, 5e-4, 1e-3, 2e-3]}]
+    reporter = Steps("first seed", splits=True)
+    small_study(tmp_path, **ADAPTIVE | {"arms": arms, "seeds": [0], "max_group_size": 4}).run(
+        tmp_path / "out", reporter
+    )
+    assert not reporter.splits
+    assert reporter.steps == [5, 6, 7, 8]
+
+
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
@@ -167,6 +228,10 @@ def test_a_grid_takes_up_what_was_left_out(adaptive: Path, tmp_path: Path) -> No
         ({"rungs": [1.0]}, ["rungs", "less than 1"]),
         ({"rungs": [0.2, 0.25]}, ["rungs: found 2, 2 as the steps", "trains for 8"]),
         ({"rungs": [0.01]}, ["rungs: found 0 as the steps"]),
+        (
+            changed("train", max_steps=8, evaluate_items=4),
+            ["found 4 validation items of task 'pocket_med'", "raise 'train.evaluate_items'"],
+        ),
         (changed("evaluate", max_items=4), ["found 4 validation items of task 'pocket_med'"]),
     ],
     ids=str,

@@ -74,6 +74,7 @@ class AdaptiveStudy:
         begun = {trial.trial_id for trial in first}
         seed = self.study.config.seeds[0]
         self.over_budget = {t.trial_id for t in self.study.trials if t.seed == seed} - begun
+        self.remove_points_without_items(first)
         for rung in range(len(self.rule.rungs)):
             label = f"rung {rung + 1} of {len(self.rule.rungs)},"
             yield from self.round(first, Round(rung=rung, is_last=False, label=label))
@@ -101,6 +102,20 @@ class AdaptiveStudy:
             self.ledger.retry_trials(skipped)
             self.context.begin_round(left, this_round)
             yield
+            # A shortage of memory may have split groups, which changes the ledger alone.
+            self.context.begin_round(left, this_round)
+
+    def remove_points_without_items(self, trials: Sequence[TrialSpec]) -> None:
+        """Remove the points at rungs that a grid stored: they lack the items by which trials are
+        compared. Trials that it trained to their end keep theirs, for no rung judges them."""
+        statuses = self.ledger.statuses()
+        left = {t.trial_id: t for t in trials if statuses[t.trial_id] == "planned"}
+        points = self.ledger.curve_points(list(left.values()))
+        self.ledger.remove_points(
+            key
+            for key, point in points.items()
+            if point.step in self.study.rung_steps(left[point.trial_id]) and not point.item_scores
+        )
 
     # --- decisions
 
@@ -218,7 +233,7 @@ def few_items_notes(config: StudyConfig, num_items: Mapping[str, int]) -> list[s
     """A note on training tasks with too few validation items to stop arms by.
 
     Args:
-        num_items: validation items by training task.
+        num_items: by training task, the validation items that a rung scores.
 
     Raises:
         UserError: the study file names rungs.
@@ -230,8 +245,8 @@ def few_items_notes(config: StudyConfig, num_items: Mapping[str, int]) -> list[s
     found = f"strategy: adaptive: found {', '.join(few)}"
     if config.rungs is not None:
         raise UserError(
-            f"{found}, expected at least {FEWEST_ITEMS} to stop arms by; give more rows, or leave "
-            "out 'rungs'"
+            f"{found}, expected at least {FEWEST_ITEMS} to stop arms by; give more rows, raise "
+            "'train.evaluate_items', or leave out 'rungs'"
         )
     return [f"{found}, too few to stop arms by: the first seed of every arm trains to its end"]
 

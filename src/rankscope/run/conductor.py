@@ -142,7 +142,10 @@ class Conductor:
         return any(stage.missing((trial,)) for stage in self.analysis_stages)
 
     def remove_orphans(self) -> None:
-        """Remove checkpoints that no remaining training would read."""
+        """In the last round, remove checkpoints that no remaining training would read. A run that
+        continues goes through the earlier rounds again, and needs those of later ones."""
+        if not self.context.round.is_last:
+            return
         current = {group_id(self.train_stage.untrained(g)) for g in self.context.study.groups}
         for folder in (self.context.ledger.out / CHECKPOINTS).glob("*"):
             if GROUP_ID.fullmatch(folder.name) and folder.name not in current:

@@ -128,7 +128,8 @@ def prepare_study(
     records = tuple(
         task_record(config, encoder, task, tokenizer_hash) for task in data.tasks.values()
     )
-    num_items = {name: len(data.tasks[name].validation) for name in data.rows}
+    of_rung = config.train.evaluate_items
+    num_items = {name: min(of_rung, len(data.tasks[name].validation)) for name in data.rows}
     few_items = few_items_notes(config, num_items)
     prepared = PreparedStudy(
         config=config,

@@ -313,6 +313,15 @@ class Ledger:
         self._keys = None
         self._store.remove_unnamed({artifact.path for artifact in self.artifacts()})
 
+    def remove_points(self, points: Iterable[PointKey]) -> None:
+        """Remove points of learning curves, to have them computed again."""
+        with transaction(self._db, self.out):
+            self._db.executemany(
+                "DELETE FROM records WHERE trial_id = ? AND kind = 'curve' AND key = ?",
+                [(trial_id, f"{task}/{step}") for trial_id, task, step in points],
+            )
+        self._keys = None
+
     def finish_trials(self, trial_ids: Sequence[str]) -> None:
         with transaction(self._db, self.out):
             for trial_id in trial_ids:

@@ -89,6 +89,11 @@ class GroupCheckpoint:
             if old != target:
                 _remove_state(old)
 
+    def step(self) -> int:
+        """Optimizer steps done in the newest state; 0 if there is none."""
+        names = (sums.parent.name for sums in self.folder.glob(f"step-*/{SUMS}"))
+        return max((int(name.removeprefix("step-").split(".")[0]) for name in names), default=0)
+
     def load(self) -> GroupState | None:
         """The newest state; None if there is none.
 

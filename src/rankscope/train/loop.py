@@ -132,8 +132,9 @@ def train_group(
         disable_gradient_checkpointing(model.model)
     model.multi_lora.ungroup()
     seconds = seconds_before + time.monotonic() - started - callback_seconds
-    if checkpoint and num_steps < all_steps:
-        save_states(checkpoint, states, num_steps, seconds)
+    if num_steps < all_steps:
+        if checkpoint:
+            save_states(checkpoint, states, num_steps, seconds)
         return GroupResult(tuple(states), model, seconds, is_paused=True)
     for state in states:
         state.finish()

@@ -69,6 +69,12 @@ class TrainStage:
             replay = {name: encoded.rows for name, encoded in study.replay_rows.items()}
             on_all_ranks: dict[str, Any] = {"replay": replay, "pause_at": pause_at}
             checkpoint, ranks = self.checkpoint(group), model.ranks
+            if pause_at is not None and (done := checkpoint.step()) > pause_at:
+                context.reporter.note(
+                    f"{group[0].task} {group_label(group)}: found a checkpoint of step {done}, "
+                    f"past the rung at step {pause_at}: training begins anew"
+                )
+                checkpoint.remove()
             callbacks = (
                 WeightSnapshot(study, context.ledger, context.base.record),
                 LearningCurve(
