@@ -73,7 +73,11 @@ def keep(study_folder: Path, out: Path, commit: str) -> None:
         "model": records.model.model_dump(mode="json"),
         "provenance": records.provenance.model_dump(mode="json"),
         "seconds": records.total_seconds,
-        "tasks": [task.model_dump(mode="json") for task in records.tasks],
+        "tasks": [
+            # A folder of this machine is nobody else's business.
+            task.model_dump(mode="json") | {"source": task.source.rpartition("/")[2]}
+            for task in records.tasks
+        ],
         "trials": [
             trial_row(trial) | {"label_tokens": getattr(trial.train, "num_label_tokens", None)}
             for trial in records.trials

@@ -3,8 +3,9 @@
 Every arm begins with its first seed. After a few shares of their own steps (*rungs*) the arms of a
 task are scored on validation items, and those that lost stop. Later seeds are only trained for the
 arms that the answer rests on. Functions of the records alone: their results do not depend on
-the order of arms, on groups, or on the machine. Nothing here reads the test split. Simulation and
-replay: docs/findings, adaptive studies.
+the order of arms, on groups, or on the machine. No trial's test items are read; as in a grid, the
+base's give the scale on which forgetting is weighed. Simulation and replay: docs/findings, adaptive
+studies.
 """
 
 from collections.abc import Iterable, Sequence
@@ -166,7 +167,9 @@ def stops_at_rung(study: StudyRecords, task: str, rung: int, rule: AdaptiveRule)
     if rule.is_last(rung) and standing.ranked:
         incumbent, now = standing.ranked[0], standing.at_this_look()
         for arm in standing.ranked[1:]:
-            stops |= standing.stop(arm, incumbent, now.is_worse(arm, incumbent))
+            stop = standing.stop(arm, incumbent, now.is_worse(arm, incumbent))
+            # What an interval shows counts for more than an order.
+            stops |= {i: s for i, s in stop.items() if i not in stops or s.reason == "worse"}
     return stops
 
 

@@ -29,14 +29,13 @@ def predict_command(
     ] = None,
     overrides: Overrides = None,
 ) -> Reply:
-    """Predict the best rank, as hypotheses, beside their past record.
+    """Predict the best rank: hypotheses, and their past record.
 
     From the rows and the base alone, and with --screen from a small study. --backtest compares
     every predictor with finished studies.
 
     Example: rankscope predict study.yaml --screen screens/mine
     """
-    from rankscope.cli.render.prediction import backtest_tables, prediction_tables
     from rankscope.config.loader import load_study_file
 
     if backtest:
@@ -44,6 +43,7 @@ def predict_command(
             raise UserError("predict --backtest: --set has no effect on finished studies")
         for folder in places:
             check_study(folder)
+        from rankscope.cli.render.prediction import backtest_tables
         from rankscope.predict.backtest import backtest as run_backtest
         from rankscope.predict.hit_table import score_predictors
 
@@ -57,6 +57,7 @@ def predict_command(
     if len(places) != 1:
         raise UserError(f"predict: found {len(places)} study files, expected one, or --backtest")
     config = load_study_file(places[0], overrides or [])
+    from rankscope.cli.render.prediction import prediction_tables
     from rankscope.predict.features import predict_study
     from rankscope.predict.hit_table import past_record, score_predictors
 
