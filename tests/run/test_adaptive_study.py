@@ -21,7 +21,7 @@ from pocket_study import (
 from rankscope.errors import Interrupted
 from rankscope.progress import LOG, NullReporter, logged_notes
 from rankscope.records import BASE, StudyRecords, TrialRecords
-from rankscope.run.adaptive import first_trials
+from rankscope.run.adaptive import expected_shares, first_trials
 from rankscope.run.outputs import write_outputs
 from rankscope.run.worker import work
 from rankscope.store import find_problems
@@ -256,3 +256,15 @@ def test_a_budget_begins_whole_trials_in_the_order_of_the_file(tmp_path: Path) -
     for budget, kept in (("2 trials", 2), (f"{3 * cost - 1} tokens", 2)):
         few = small_study(tmp_path, **{**ADAPTIVE, "budget": budget}).check()
         assert first_trials(few) == first[:kept]
+
+
+def test_a_plan_expects_no_more_than_the_budget_pays_for(tmp_path: Path) -> None:
+    """One rate of two goes on after half of its steps. With its three arms' second seeds, all six
+    trials without a budget; of four trials, one of these; of two, none and no third arm."""
+    shares = []
+    for budget in (None, "4 trials", "2 trials"):
+        study = small_study(tmp_path, **{**ADAPTIVE, "budget": budget})
+        shares.append(list(expected_shares(study.check()).values()))
+    assert [sum(of_budget) for of_budget in shares] == pytest.approx([2.5 + 3, 2.5 + 1, 1.5])
+    told = rankscope("plan", study_file(tmp_path, **ADAPTIVE)).told
+    assert "Budget: 4 trials." in told

@@ -16,7 +16,8 @@ class BudgetConfig(ConfigSection):
     tokens: float | None = Field(None, gt=0)
     """Training tokens of all trials; one begins only if the whole of it fits."""
     hours: float | None = Field(None, gt=0)
-    """Wall time. When it is over, no further trial begins; those that have begun are finished."""
+    """Wall time. When it is over, no seed after an arm's first begins. First seeds are trained to
+    their end, unless a rung stops them, and trials that have begun are finished."""
 
     @model_validator(mode="after")
     def check_not_empty(self) -> Self:
@@ -25,6 +26,12 @@ class BudgetConfig(ConfigSection):
                 "expected 'trials', 'tokens' or 'hours', or a text such as '24 trials'"
             )
         return self
+
+    @property
+    def text(self) -> str:
+        """All limits, such as ``24 trials, 12 hours``."""
+        limits = {"trials": self.trials, "tokens": self.tokens, "hours": self.hours}
+        return ", ".join(f"{n:,.12g} {name}" for name, n in limits.items() if n is not None)
 
     def pays_for(self, trials: int, tokens: float) -> bool:
         """Whether that many trials of that many tokens together are within the budget."""

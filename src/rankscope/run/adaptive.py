@@ -282,7 +282,8 @@ def expected_shares(study: PreparedStudy) -> dict[str, float]:
     """By trial, the share of its training that an adaptive study is expected to take.
 
     Nothing is known yet, so no arm counts as worse than another: the rates of a rank thin out as
-    the rule says, and later seeds are trained of ``TYPICAL_FINALISTS`` arms of a task.
+    the rule says, and later seeds are trained of ``TYPICAL_FINALISTS`` arms of a task. Trials and
+    tokens of the budget limit both; its hours do not, for they depend on the machine.
     """
     rule, seed = AdaptiveRule(rungs=study.rungs), study.config.seeds[0]
     first = [trial for trial in study.trials if trial.seed == seed]
@@ -299,7 +300,23 @@ def expected_shares(study: PreparedStudy) -> dict[str, float]:
                 if place >= rule.rates_kept(rung, len(of_rank))
             )
             shares[trial.trial_id] = next(stops, 1.0)
-    return shares
+    return within_budget(study, shares)
+
+
+def within_budget(study: PreparedStudy, shares: Mapping[str, float]) -> dict[str, float]:
+    """Shares cut to the trials and tokens of the budget, which pays for first seeds first."""
+    budget = study.config.budget
+    if budget is None:
+        return dict(shares)
+    seed, begun = study.config.seeds[0], {trial.trial_id for trial in first_trials(study)}
+    kept = {trial_id: share for trial_id, share in shares.items() if trial_id in begun}
+    later = {t.trial_id: shares[t.trial_id] for t in study.trials if t.seed != seed}
+    whole = {trial.trial_id: study.training_tokens(trial) for trial in study.trials}
+    tokens = (budget.tokens or inf) - sum(share * whole[i] for i, share in kept.items())
+    wanted = sum(share * whole[i] for i, share in later.items())
+    trials = (budget.trials or inf) - len(begun)
+    part = min(1.0, trials / max(1.0, sum(later.values())), tokens / max(1.0, wanted))
+    return dict.fromkeys(shares, 0.0) | kept | {i: part * share for i, share in later.items()}
 
 
 def rung_view(

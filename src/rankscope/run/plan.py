@@ -89,6 +89,8 @@ class Plan(Record):
     the grid, the most that it can cost."""
     expected_seconds: float | None = None
     """The same for its time on one device."""
+    budget: str | None = None
+    """Its limits, such as ``24 trials``; time is not limited by ``hours`` here."""
     savings: tuple[Saving, ...]
     """The largest savings, largest first."""
     notes: tuple[str, ...]
@@ -173,7 +175,8 @@ def expected_cost(
     shares = expected_shares(inputs)
     tokens = sum(shares[t.trial_id] * inputs.training_tokens(t) for t in inputs.trials)
     seconds = base_seconds + sum(share * sum(costs[i]) for i, share in shares.items())
-    return {"expected_tokens": round(tokens), "expected_seconds": seconds}
+    budget = inputs.config.budget and inputs.config.budget.text
+    return {"expected_tokens": round(tokens), "expected_seconds": seconds, "budget": budget}
 
 
 def available_bytes(inputs: PreparedStudy, machine: Machine) -> int:

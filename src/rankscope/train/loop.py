@@ -65,8 +65,8 @@ def train_group(
     trains alone. Each sees ``rows`` in its own seed's order, and by task the rows of ``replay``. A
     trial may override parts of ``config``. ``checkpoint`` stores the state at most every
     ``checkpoint_seconds``, and when ``should_stop``, asked after every step, raises Interrupted.
-    ``callbacks`` are not counted as training time. After ``pause_at`` steps the state is stored and
-    the group returned as it is.
+    ``callbacks`` are not counted as training time. After ``pause_at`` steps the state is stored, if
+    there is a checkpoint, and the group returned as it is.
 
     If several ranks hold the base, each calls this, the others without ``progress`` and
     ``callbacks``, and with rank 0's decisions when to stop and to save.

@@ -79,6 +79,8 @@ def totals(plan: Plan) -> Iterator[str]:
             f"{rough_duration(plan.expected_seconds)}, if the rungs leave one learning rate of "
             "each rank and three arms get all their seeds."
         )
+    if plan.budget is not None:
+        yield f"Budget: {plan.budget}."
     yield f"Estimated from {plan.basis}."
     most = max(group.memory_bytes for group in plan.groups)
     yield (
