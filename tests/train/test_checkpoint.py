@@ -66,6 +66,12 @@ def test_stopped_after_every_step_it_ends_with_the_same_bits(tmp_path: Path) -> 
     assert everything(train(LORA, tmp_path)) == everything(train(LORA))
 
 
+def test_a_pause_without_a_checkpoint_is_no_end() -> None:
+    result = train_group(base_of(tiny_llama()), LORA, ROWS, protocol(), pause_at=3)
+    assert result.is_paused
+    assert [state.steps_done for state in result.states] == [3, 3]
+
+
 def test_a_stop_while_resuming_trains_no_further_step(tmp_path: Path) -> None:
     """Callbacks return early then, so the next run must find this step to call them for it."""
     with pytest.raises(Interrupted):
