@@ -50,8 +50,11 @@ def keep_freed_memory() -> bool:
 def release_freed_memory() -> bool:
     """Return free memory to the kernel, such as what loading a model needed for a moment.
 
-    Returns False if the C library is not glibc.
+    On CUDA also the blocks that torch's allocator keeps: another process may need them. Returns
+    False if the C library is not glibc.
     """
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     return _is_glibc() and ctypes.CDLL(None).malloc_trim(0) in (0, 1)
 
 

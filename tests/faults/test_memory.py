@@ -14,6 +14,7 @@ from pocket_study import SETTINGS, small_study
 from fault_memory import LEAKY, address_space_of, leaky_study
 from fault_points import tiny_study
 from faults import message_of, refused
+from rankscope.models.sharding import Ranks
 from rankscope.run.oom import Backoff, with_oom_backoff
 from rankscope.run.prepare import prepare_study
 from rankscope.store import Ledger
@@ -108,7 +109,7 @@ def test_a_trial_is_given_up_before_the_rest_of_its_group_is_tried() -> None:
     given_up: list[Any] = []
 
     def work(group: Any) -> None:
-        if group == ("small",):
+        if group == (small,):
             raise KeyboardInterrupt
         raise MemoryError
 
@@ -116,14 +117,17 @@ def test_a_trial_is_given_up_before_the_rest_of_its_group_is_tried() -> None:
         reporter=SimpleNamespace(finish=print, note=print),
         svd_cache=SimpleNamespace(clear=list),
         base=SimpleNamespace(
-            device=SimpleNamespace(type="cpu"), multi_lora=SimpleNamespace(clear=list)
+            device=SimpleNamespace(type="cpu"),
+            multi_lora=SimpleNamespace(clear=list),
+            ranks=Ranks(),
         ),
         study=SimpleNamespace(grouping=SimpleNamespace(room_bytes=2**40)),
         groups_worked_on=1,
         killed_for_memory=False,
         memory_before_groups=0,
     )
-    group: Any = ("large", "small")
+    large, small = (SimpleNamespace(run=name) for name in ("large", "small"))
+    group: Any = (large, small)
     with pytest.raises(KeyboardInterrupt):
         with_oom_backoff(context, group, work, Backoff("train", lambda *why: given_up.append(why)))
-    assert given_up == [("large", "out of memory: no details")]
+    assert given_up == [(large, "out of memory: no details")]

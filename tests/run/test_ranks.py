@@ -1,5 +1,7 @@
 """Two processes hold a model together: they train, score and store what one process would."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from rankscope.models.methods import get_method
 from rankscope.models.quantize import dense_weight
 from rankscope.models.sharding import Ranks, check_devices
 from rankscope.records import TrialSpec
-from rankscope.run.ranks import started_ranks
+from rankscope.run.ranks import FOLLOW, started_ranks
 from rankscope.run.trials import make_trials
 from rankscope.train.checkpoint import GroupCheckpoint, GroupState
 from rankscope.train.loop import GroupResult, train_group
@@ -182,6 +184,16 @@ def test_rank_0_scores_and_analyzes_alone(sharded: Base, folder: Path) -> None:
     linears = sharded.linears()
     for name, linear in plain.linears().items():
         assert torch.equal(dense_weight(linears[name]), linear.weight)
+
+
+def test_a_rank_ends_whose_rank_0_was_gone_before_it_could_look(tmp_path: Path) -> None:
+    place = tmp_path / "meeting"
+    place.mkdir()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    rank = [sys.executable, *FOLLOW, "1", "2", "cpu", str(place / "store"), str(gone.pid)]
+    assert subprocess.run(rank, timeout=60, check=False).returncode == 1
+    assert not place.exists()
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 8])

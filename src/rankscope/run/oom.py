@@ -12,6 +12,7 @@ from rankscope.formatting import byte_size
 from rankscope.records import TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group, halves_of
+from rankscope.run.units import IS_SMALLER
 from rankscope.shortage import AGAIN, is_out_of_memory, out_of_memory_message
 
 LEAK_BYTES = 256 * 2**20
@@ -59,6 +60,8 @@ def with_oom_backoff(
     if context.base.device.type == "cuda":
         torch.cuda.empty_cache()
     check_returned(context)
+    ranks = context.base.ranks
+    before = plan_of(context) if ranks.size > 1 else None
     again: tuple[Group, ...] = (group,)
     if backoff.shrink(group):
         context.reporter.note("not enough memory: forward passes get fewer tokens")
@@ -71,10 +74,16 @@ def with_oom_backoff(
             "split in two"
         )
         again = backoff.split(group)
-    if has_tried:  # other ranks are in the middle of a pass
-        context.base.ranks.break_off(shortage)
+    if has_tried and ranks.size > 1:  # the others are in the middle of a pass
+        is_smaller = plan_of(context) != before
+        ranks.break_off(f"{shortage}; {IS_SMALLER}" if is_smaller else shortage)
     for part in again:
         with_oom_backoff(context, part, work, backoff)
+
+
+def plan_of(context: RunContext) -> object:
+    """What the next process would find."""
+    return context.ledger.groups(), context.ledger.statuses()
 
 
 def attempt(context: RunContext, group: Group, work: Callable[[Group], None]) -> str:

@@ -50,10 +50,11 @@ def started_ranks(size: int, device: torch.device) -> Iterator[Ranks | None]:
         return
     with tempfile.TemporaryDirectory(prefix="rankscope-") as folder:
         store, closing = str(Path(folder) / "store"), threading.Event()
+        own_id = str(os.getpid())
         give_up = partial(break_off, folder)
         others = [
             subprocess.Popen(
-                [sys.executable, *FOLLOW, str(rank), str(size), device.type, store],
+                [sys.executable, *FOLLOW, str(rank), str(size), device.type, store, own_id],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C in the terminal reaches rank 0 alone
             )
@@ -133,9 +134,8 @@ def join(rank: int, size: int, device: torch.device, store: str) -> Ranks:
 
 def follow() -> None:
     """The life of a rank other than 0."""
-    rank, size, device, store = sys.argv[1:]
-    parent = os.getppid()
-    threading.Thread(target=end_with, args=(parent, Path(store)), daemon=True).start()
+    rank, size, device, store, parent = sys.argv[1:]
+    threading.Thread(target=end_with, args=(int(parent), Path(store)), daemon=True).start()
     prepare_process()
     ranks = join(int(rank), int(size), torch.device(device), store)
     ranks.handlers = {

@@ -49,6 +49,8 @@ DRIVER = "RANKSCOPE_DRIVER"
 """Environment variable with the process id of a worker's driver, if both run on one machine."""
 KILLED_FOR_MEMORY = "RANKSCOPE_KILLED_FOR_MEMORY"
 """Environment variable of a worker whose predecessors the system killed for lack of memory."""
+IS_SMALLER = "the next attempt is smaller"
+"""In the last message of a worker that ran out of memory and has stored how to need less."""
 
 
 class UnitOrder(Record):

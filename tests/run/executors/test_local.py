@@ -181,6 +181,33 @@ def test_the_third_attempt_knows_that_two_were_killed_for_memory(
     assert (unit / "asked").read_text().split() == ["None", "None", "2"]
 
 
+SHORT = """
+import os, pathlib, signal, sys
+unit = pathlib.Path(sys.argv[-2], "units", sys.argv[-1])
+asked = os.environ.get("RANKSCOPE_KILLED_FOR_MEMORY")
+with (unit / "asked").open("a") as file:
+    print(asked, file=file)
+if asked:
+    sys.exit((unit / "sealed.sha256").touch())
+number = len((unit / "asked").read_text().splitlines())
+why = "the next attempt is smaller" if number < 5 else "rank 1 of 2 ended with code 3"
+print("error: out of memory:", why, file=sys.stderr, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+"""A worker whose rank 0 runs out of memory four times, and then another rank."""
+
+
+def test_a_rank_that_ran_out_of_memory_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 stores how to need less; in place of another rank the next worker has to."""
+    unit = tmp_path / "units" / "0"
+    unit.mkdir(parents=True)
+    monkeypatch.setattr(worker_process, "WORKER", ("-c", SHORT))
+    assert run_worker(unit, {}, lambda: False) == 0
+    assert (unit / "asked").read_text().split() == ["None"] * 5 + ["1"]
+
+
 def test_a_unit_that_killed_workers_for_memory_is_made_smaller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 from rankscope import errors
 from rankscope.errors import OK, Interrupted, RankscopeError
 from rankscope.run.executors import POLL_SECONDS, WorkerFailed
-from rankscope.run.units import DRIVER, KILLED_FOR_MEMORY, SEAL
+from rankscope.run.units import DRIVER, IS_SMALLER, KILLED_FOR_MEMORY, SEAL
 
 MAX_ATTEMPTS = 3
 """A unit is given up whose worker was killed, or ended with an error of its own, that often."""
 MAX_MEMORY_KILLS = 10
-"""A unit is given up whose worker the system killed that often for lack of memory; from the second
-time on the next one makes its passes or its group smaller."""
+"""A unit is given up whose worker that often ended for lack of memory, killed by the system or with
+a rank that ran out of it; unless it is smaller already, the next one makes its passes or its group
+smaller, for the system's kills from the second on."""
 MESSAGES = "worker.log"
 VMSTAT = Path("/proc/vmstat")
 LAST_LINES = 4
@@ -60,19 +61,27 @@ def run_worker(
         killed that.
     """
     code, failures, kills = Interrupted.exit_code, 0, 0
+    extra: dict[str, str] = {}
     while failures < MAX_ATTEMPTS and kills < MAX_MEMORY_KILLS:
         if should_stop():
             return Interrupted.exit_code
         before = memory_kills()
-        code = end_of(start_worker(folder, environment), should_stop, should_kill)
+        code = end_of(start_worker(folder, {**environment, **extra}), should_stop, should_kill)
         if code in STUDY_CODES or (code == OK and (folder / SEAL).is_file()):
             break
-        if code == -signal.SIGKILL and memory_kills() > before:
+        is_killed = code == -signal.SIGKILL
+        message = last_lines(folder) if is_killed else ""
+        is_short = message.startswith("error: out of memory")
+        if is_short and IS_SMALLER in message:
+            extra = {}
+            continue
+        if is_short or (is_killed and memory_kills() > before):
             kills += 1
         else:
             failures += 1
-        if kills > 1:  # one could be due to the memory of another process
-            environment = {**environment, KILLED_FOR_MEMORY: str(kills)}
+        # One kill by the system could be due to the memory of another process.
+        if is_short or kills > 1:
+            extra = {KILLED_FOR_MEMORY: str(kills)}
     return code
 
 
@@ -128,7 +137,7 @@ def check_worker(code: int, folder: Path) -> None:
         return
     message = last_lines(folder)
     if code < 0:
-        reason = f"its worker was killed by signal {-code}, at least {MAX_ATTEMPTS} times"
+        reason = f"each of its workers failed, the last was killed by signal {-code}"
         # Native code aborts when memory runs out, after a line about it.
         if re.search("memory allocation|bad_alloc|out of memory|allocate memory", message):
             raise WorkerFailed(f"out of memory: {reason}: {message}", "oom")
