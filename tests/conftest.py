@@ -4,6 +4,7 @@ Tests that request ``data_dir``, ``model_folder`` or ``browser`` are deselected 
 has none; see ``fixtures/external_resources.py``.
 """
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ from rankscope.models.fetch import cached_model_folder
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+# As in a terminal: tests that are started in the background would ignore Ctrl-C, and so their runs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Without it training steps cost many times more on virtual machines; see docs/footguns.md.
 keep_freed_memory()
 # Models in tests are tiny: a second thread would only wait, long where other work shares the cores.
