@@ -102,11 +102,10 @@ class TestInterval:
         assert found.low < -0.05 < 0.05 < found.high
 
     @pytest.mark.parametrize(
-        ("low", "high", "answer"),
-        [(-0.5, -0.03, "worse"), (-0.01, 0.3, "not worse"), (-0.03, 0.3, None)],
+        ("low", "high", "answer"), [(-0.5, -0.03, True), (-0.5, -0.01, False), (-0.03, 0.3, False)]
     )
-    def test_what_an_interval_settles(self, low: float, high: float, answer: str | None) -> None:
-        assert Gap(low, 0.0, high).settles(0.02) == answer
+    def test_what_an_interval_shows(self, low: float, high: float, answer: bool) -> None:
+        assert Gap(low, 0.0, high).is_worse(0.02) == answer
 
     @pytest.mark.parametrize("looks", [1, 4])
     def test_level(self, looks: int) -> None:
@@ -120,7 +119,7 @@ class TestInterval:
                 rows = np.where(rng.uniform(size=(2, 100)) < 0.6, luck, rng.uniform(size=(2, 100)))
                 scores = (rows < np.array([[0.55], [0.6]])).astype(float)
                 pair = Comparison(scores[:1], scores[1:])
-                if sequential_interval([pair], [1.0], looks).settles(margin) == "worse":
+                if sequential_interval([pair], [1.0], looks).is_worse(margin):
                     called += 1
                     break
         assert called / studies <= 0.05 + 3 * sqrt(0.05 * 0.95 / studies)

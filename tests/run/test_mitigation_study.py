@@ -12,13 +12,14 @@ from pocket_study import (
     changed,
     leftovers,
     results,
+    run_interrupted,
     small_study,
     study_file,
 )
 
 from rankscope.config.loader import load_study_file
 from rankscope.data.study_data import replay_notes
-from rankscope.errors import Interrupted, UserError
+from rankscope.errors import UserError
 from rankscope.records import BASE, StudyRecords, TrialRecords, trial_of, variant_of
 from rankscope.run.begin import check_record_settings
 from rankscope.run.outputs import write_outputs
@@ -120,15 +121,9 @@ def test_every_trial_has_milder_forms_on_the_line_from_the_base(finished: Path) 
 def test_interrupted_over_and_over_it_comes_to_the_same_end(finished: Path, tmp_path: Path) -> None:
     """Between steps, points of curves, scores and spectra alike, bit for bit: adapters with and
     without dropout, an early stop, full fine-tuning, and the weights kept by step."""
-    study, interrupter = small_study(tmp_path, **CHANGES), Counter(every=7)
-    for _ in range(100):
-        try:
-            study.run(tmp_path / "out", interrupter)
-        except Interrupted:
-            continue
-        break
-    assert interrupter.stops > 5
-    assert (interrupter.steps, interrupter.scored) == (UNDISTURBED.steps, UNDISTURBED.scored)
+    user = run_interrupted(small_study(tmp_path, **CHANGES), tmp_path / "out", every=7)
+    assert user.stops > 5
+    assert (user.steps, user.scored) == (UNDISTURBED.steps, UNDISTURBED.scored)
     assert results(tmp_path / "out") == results(finished)
     assert leftovers(tmp_path / "out") == []
 

@@ -1,17 +1,15 @@
 """Nested runs in a study: one training, a trial per rank, whatever stops the run in between."""
 
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pocket_study import changed, leftovers, results, small_study
+from pocket_study import changed, leftovers, results, run_interrupted, small_study
 from safetensors.torch import load_file
 
-from rankscope.errors import Interrupted, UserError
-from rankscope.progress import NullReporter
+from rankscope.errors import UserError
 from rankscope.records import StudyRecords
 from rankscope.run.groups import halves_of
 from rankscope.run.prepare import prepare_study
@@ -26,18 +24,6 @@ CHANGES: dict[str, Any] = {
     **changed("evaluate", max_items=8, cross_domain=[], truncated_ranks=[2]),
 }
 """Four adapters of LoRA, and two nested runs of two slices: six trainings, two groups of three."""
-
-
-class CtrlC(NullReporter):
-    """A user who stops the run at every ninth sign of life."""
-
-    def __init__(self) -> None:
-        self.events = 0
-
-    def advance(self, done: int, detail: str = "", **values: float | None) -> None:
-        self.events += 1
-        if self.events % 9 == 0:
-            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.fixture(scope="module")
@@ -106,14 +92,8 @@ def test_groups_count_trainings_and_keep_slices_together(tmp_path: Path) -> None
 
 
 def test_a_study_stopped_over_and_over_comes_to_the_same(out: Path, tmp_path: Path) -> None:
-    study, user = small_study(tmp_path, **CHANGES), CtrlC()
-    for _ in range(50):
-        try:
-            study.run(tmp_path / "out", user)
-        except Interrupted:
-            continue
-        break
-    assert user.events > 10
+    user = run_interrupted(small_study(tmp_path, **CHANGES), tmp_path / "out", every=9)
+    assert user.stops > 3
     assert results(tmp_path / "out") == results(out)
     assert leftovers(tmp_path / "out") == []
 

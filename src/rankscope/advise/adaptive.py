@@ -82,9 +82,9 @@ class Gap:
     value: float
     high: float
 
-    def settles(self, margin: float) -> Literal["worse", "not worse"] | None:
-        """Whether the first is shown to be worse by more than the margin, or not to be."""
-        return "worse" if self.high < -margin else "not worse" if self.low > -margin else None
+    def is_worse(self, margin: float) -> bool:
+        """Whether the first is shown to be worse than the second by more than the margin."""
+        return self.high < -margin
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,12 +254,12 @@ class _Standing:
 
     def is_worse(self, arm: Arm, other: Arm) -> bool:
         """Whether an arm is shown to be worse than another by more than the margin."""
-        return self.gap(arm, other).settles(self.study.config.objective.margin) == "worse"
+        return self.gap(arm, other).is_worse(self.study.config.objective.margin)
 
     def stop(self, arm: Arm, other: Arm, is_outranked: bool) -> dict[str, Stop]:
         """The stop of an arm that is worse than another or outranked by it; empty otherwise."""
         gap = self.gap(arm, other)
-        is_worse = gap.settles(self.study.config.objective.margin) == "worse"
+        is_worse = gap.is_worse(self.study.config.objective.margin)
         if not is_worse and not is_outranked:
             return {}
         reason: StopReason = "worse" if is_worse else "outranked"

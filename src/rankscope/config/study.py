@@ -24,6 +24,7 @@ from rankscope.config.section import (
     matches,
     short_repr,
 )
+from rankscope.config.slurm import SlurmConfig
 from rankscope.config.task import TaskConfig
 
 DEVICE_PATTERN = r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$"
@@ -35,8 +36,6 @@ MAX_TRIALS = 10_000
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Scale = Annotated[float, Field(gt=0, lt=1)]
 IntruderScale = Annotated[float, Field(ge=0, lt=1)]
-
-SLURM_WORD = r"^[A-Za-z0-9][A-Za-z0-9_.:,=/-]*$"
 
 
 class ModelConfig(ConfigSection):
@@ -224,21 +223,6 @@ def parse_memory(value: Any) -> Any:
         )
     power = 1 + "KMGT".index(match[2][0])
     return round(float(match[1]) * (1024 if "i" in match[2] else 1000) ** power)
-
-
-class SlurmConfig(ConfigSection):
-    """What ``--executor slurm`` asks of SLURM for each unit; no result depends on it."""
-
-    partition: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
-    """By default the site's; as are the others."""
-    account: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
-    """Whom the time is charged to."""
-    time: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
-    """Limit such as ``4:00:00``; a unit that needs longer continues in another turn."""
-    gres: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
-    """Such as ``gpu:1``."""
-    options: list[Annotated[str, Field(pattern=r"^--[ -~]+$")]] = []
-    """Further lines after ``#SBATCH``, such as ``--mem=32G``."""
 
 
 class StudyConfig(ConfigSection):

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from rankscope.config.loader import load_study_file
-from rankscope.config.study import SlurmConfig, StudyConfig
+from rankscope.config.slurm import SlurmConfig
+from rankscope.config.study import StudyConfig
 from rankscope.data.task_source import check_sources
 from rankscope.errors import UserError
 from rankscope.models.model_folder import model_folder

@@ -14,7 +14,7 @@ from command_line import rankscope
 from pocket_study import TWO_GROUPS, leftovers, results, small_study, study_file
 from slurm_host import slurm_host
 
-from rankscope.config.study import SlurmConfig
+from rankscope.config.slurm import SlurmConfig
 from rankscope.run.executors.slurm import JOB, batch_script, cancel_tasks
 from rankscope.run.executors.worker_process import WORKER
 

@@ -19,7 +19,8 @@ from typing import Literal, Protocol
 
 import torch
 
-from rankscope.config.study import SlurmConfig, StudyConfig
+from rankscope.config.slurm import SlurmConfig
+from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group, group_label

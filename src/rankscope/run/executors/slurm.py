@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rankscope.config.study import SlurmConfig
+from rankscope.config.slurm import SlurmConfig
 from rankscope.errors import Interrupted, UserError
 from rankscope.filesystem import replace_text
 from rankscope.run.executors import ExecutorOptions, WorkerFailed, register_executor
