@@ -1,5 +1,6 @@
 """Two processes hold a model together: they train, score and store what one process would."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -192,7 +193,7 @@ def test_a_rank_ends_whose_rank_0_was_gone_before_it_could_look(tmp_path: Path) 
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     rank = [sys.executable, *FOLLOW, "1", "2", "cpu", str(place / "store"), str(gone.pid)]
-    assert subprocess.run(rank, timeout=60, check=False).returncode == 1
+    assert subprocess.run(rank, timeout=60, check=False).returncode in (1, -signal.SIGALRM)
     assert not place.exists()
 
 

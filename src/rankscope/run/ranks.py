@@ -37,6 +37,8 @@ from rankscope.train.loop import train_group
 POLL_RANKS_SECONDS = 0.2
 END_SECONDS = 30.0
 """How long ranks may take to end."""
+END_ALARM_SECONDS = 2
+"""How long a rank whose rank 0 is gone may take to remove where they met."""
 FOREVER = timedelta(days=365)
 """A rank waits while rank 0 scores; that rank 0 lives is watched, not timed."""
 FOLLOW = ("-P", "-c", "from rankscope.run.ranks import follow; follow()")
@@ -158,6 +160,9 @@ def end_with(parent: int, store: Path) -> None:
     """End this process when rank 0 is gone, and remove what that can no longer remove."""
     while os.getppid() == parent:
         time.sleep(POLL_RANKS_SECONDS)
+    # The main thread may be about to open the store. If its folder is gone then, PyTorch waits for
+    # it without letting another thread run; the alarm's signal ends the process all the same.
+    signal.alarm(END_ALARM_SECONDS)
     shutil.rmtree(store.parent, ignore_errors=True)
     os._exit(1)
 

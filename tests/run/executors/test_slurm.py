@@ -11,14 +11,18 @@ from typing import Any
 
 import pytest
 from command_line import rankscope
-from pocket_study import TWO_GROUPS, leftovers, results, small_study, study_file
+from pocket_study import TWO_GROUPS, changed, leftovers, results, small_study, study_file
 from slurm_host import slurm_host
 
 from rankscope.config.slurm import SlurmConfig
 from rankscope.run.executors.slurm import JOB, batch_script, cancel_tasks
 from rankscope.run.executors.worker_process import WORKER
 
-STUDY: dict[str, Any] = {**TWO_GROUPS, "slurm": {"partition": "main", "time": "1:00:00"}}
+STUDY: dict[str, Any] = {
+    **TWO_GROUPS,
+    **changed("train", max_steps=100),  # long enough for a signal to come meanwhile
+    "slurm": {"partition": "main", "time": "1:00:00"},
+}
 
 
 @pytest.fixture
@@ -47,24 +51,24 @@ def wait_for(condition: Callable[[], bool], driver: subprocess.Popen[bytes], log
 def test_a_preempted_unit_and_a_driver_that_goes_away_cost_nothing(
     slurm: Path, tmp_path: Path
 ) -> None:
-    """SLURM's warning comes while a unit trains, which requeues it; then the driver is killed."""
+    """SLURM's warning comes while a unit trains, which requeues it; then the driver is killed.
+    Another unit waits, trains or has ended meanwhile."""
     small_study(tmp_path, **STUDY).run(tmp_path / "undisturbed")
     file, out, log = study_file(tmp_path, **STUDY), tmp_path / "out", tmp_path / "driver.log"
     driver = start_driver(file, out)
 
-    def trains() -> bool:
+    def training() -> list[Path]:
         logs = out.glob("units/*/log.jsonl")
-        return any(" train " in path.read_text(encoding="utf-8") for path in logs)
+        return [path.parent for path in logs if " train " in path.read_text(encoding="utf-8")]
 
-    wait_for(trains, driver, log)
-    jobs = {path.read_text(encoding="utf-8") for path in out.glob("units/*/slurm-job")}
-    assert len(jobs) == 2
-    subprocess.run(["scancel", "--batch", "--signal=USR1", *sorted(jobs)], check=True)
-    wait_for(lambda: task_states() == ["PENDING", "PENDING"], driver, log)
+    wait_for(lambda: bool(training()), driver, log)
+    job = (training()[0] / JOB).read_text(encoding="utf-8")
+    subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
+    wait_for(lambda: task_states(job) == ["PENDING"], driver, log)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    for job in jobs:  # SLURM lets a requeued task wait for two minutes
-        subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], check=True)
+    # SLURM lets a requeued task wait for two minutes.
+    subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], check=True)
     driver = start_driver(file, out)
     assert driver.wait() == 0, log.read_text(encoding="utf-8")
     assert results(out) == results(tmp_path / "undisturbed")
@@ -79,12 +83,13 @@ def test_another_executor_takes_waiting_tasks_off_the_queue(slurm: Path, tmp_pat
         (tmp_path / str(task)).mkdir()
         (tmp_path / str(task) / JOB).write_text(f"{job}_{task}")
     cancel_tasks(tmp_path)
-    assert task_states() == []
+    assert task_states(job) == []
     assert list(tmp_path.glob(f"*/{JOB}")) == []
 
 
-def task_states() -> list[str]:
-    command = ["squeue", "--noheader", "--array", "--format=%T"]
+def task_states(job: str) -> list[str]:
+    """Of the tasks of ``job`` that wait or run."""
+    command = ["squeue", "--noheader", "--array", "--format=%T", f"--jobs={job}"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
