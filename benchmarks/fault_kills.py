@@ -55,19 +55,18 @@ def points(options: Options) -> Iterator[Point]:
 def killed(launcher: Launcher, victim: str, moment: float, chance: random.Random) -> str:
     """Kill ``victim`` after ``moment`` seconds; what was killed, or how the command had ended.
 
-    As long as there are no workers the driver is killed in a worker's place.
+    A worker may be the starter of all. As long as there are none the driver is killed in its place.
     """
     code = launcher.ended(moment)
     if code is not None:
         return f"ended with {code} before {moment:.2f} s"
     driver = launcher.child
-    children = [process.pid for process in psutil.Process(driver).children()]
-    workers = [child for child in children if os.getsid(child) == child]
-    if victim == "a worker" and workers:
-        chosen = [chance.choice(workers)]
+    children = [process.pid for process in psutil.Process(driver).children(recursive=True)]
+    if victim == "a worker" and len(children) > 1:
+        chosen = [chance.choice(children)]
     else:
         victim = "all" if victim == "all" else "the driver"
-        chosen = [driver, *(workers if victim == "all" else ())]
+        chosen = [driver, *(children if victim == "all" else ())]
     for process in chosen:
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)

@@ -1,6 +1,8 @@
 """Worker processes: whichever dies, whatever its driver does, the study comes out the same."""
 
+import os
 import re
+import signal
 import threading
 import time
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 from command_line import rankscope
-from pocket_study import TWO_GROUPS, leftovers, results, small_study, study_file
+from pocket_study import SETTINGS, TWO_GROUPS, leftovers, results, small_study, study_file
 
 from rankscope.errors import IntegrityError, Interrupted, UserError
 from rankscope.progress import NullReporter
@@ -36,10 +38,13 @@ class Killer(LocalExecutor):
     def kill(self, folder: Path) -> None:
         while " train " not in read(folder / "log.jsonl"):
             time.sleep(0.02)
-        for process in psutil.Process().children():
-            if folder.name in process.cmdline():
-                process.kill()
-                self.has_killed = True
+        os.kill(holder(folder), signal.SIGKILL)
+        self.has_killed = True
+
+
+def holder(unit: Path) -> int:
+    """The process that works on a unit."""
+    return int(read(unit / "ledger.lock").split()[0])
 
 
 def read(path: Path) -> str:
@@ -52,6 +57,37 @@ def test_a_killed_worker_is_started_again(tmp_path: Path) -> None:
     study, killer = small_study(tmp_path, **TWO_GROUPS | {"arms": TWO_GROUPS["arms"][1:]}), Killer()
     study.run(tmp_path / "out", executor=killer)
     assert killer.has_killed
+    study.run(tmp_path / "undisturbed")
+    assert results(tmp_path / "out") == results(tmp_path / "undisturbed")
+    assert leftovers(tmp_path / "out") == []
+
+
+class Disturber(LocalExecutor):
+    """Kills the starter once its unit trains, as the system may when memory runs out."""
+
+    def submit(self, folder: Path) -> Any:
+        threading.Thread(target=self.disturb, args=(folder,), daemon=True).start()
+        return super().submit(folder)
+
+    def disturb(self, folder: Path) -> None:
+        while " train " not in read(folder / "log.jsonl"):
+            time.sleep(0.02)
+        assert self.starter.process is not None
+        self.first, worker = self.starter.process, holder(folder)
+        self.was_child = psutil.Process(worker).ppid() == self.first.pid
+        self.first.kill()
+
+
+def test_a_killed_starter_is_lost_work(tmp_path: Path) -> None:
+    """Its worker writes a checkpoint and ends, the next starter's continues from there, and no
+    process is left."""
+    changes = {"arms": SETTINGS["arms"][1:2], "evaluate": {"max_items": 8}}
+    study, disturber = small_study(tmp_path, **changes), Disturber(ExecutorOptions())
+    study.run(tmp_path / "out", executor=disturber)
+    assert disturber.was_child
+    assert disturber.first.returncode == -signal.SIGKILL
+    assert disturber.starter.process is not disturber.first
+    assert psutil.Process().children() == []
     study.run(tmp_path / "undisturbed")
     assert results(tmp_path / "out") == results(tmp_path / "undisturbed")
     assert leftovers(tmp_path / "out") == []
