@@ -28,7 +28,7 @@ from rankscope.errors import STOP_SIGNALS
 STARTER = ("-P", "-c", "from rankscope.cli import main; main(is_starter=True)")
 """Python's arguments; -P: a file in the current folder must not hide a standard module."""
 ORDER_BYTES, ANSWER_BYTES = 2**16, 16
-END_SECONDS = 0.05
+LOOK_SECONDS = 0.05
 """How often a starter looks for workers that ended."""
 
 
@@ -130,7 +130,7 @@ def become_worker() -> list[str]:
     gc.freeze()  # what is here stays here: a worker's collector would copy it page by page
     parent, running = os.getpid(), dict[socket.socket, int]()
     while True:
-        ready, _, _ = select.select([orders, *running], [], [], END_SECONDS if running else None)
+        ready, _, _ = select.select([orders, *running], [], [], LOOK_SECONDS if running else None)
         if orders in ready:
             order, files, _, _ = socket.recv_fds(orders, ORDER_BYTES, 2)
             if not order:

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 from command_line import rankscope
-from pocket_study import SETTINGS, TWO_GROUPS, leftovers, results, small_study, study_file
+from pocket_study import TWO_GROUPS, leftovers, results, small_study, study_file
 
 from rankscope.errors import IntegrityError, Interrupted, UserError
 from rankscope.progress import NullReporter
@@ -25,11 +25,12 @@ from rankscope.store import Ledger
 
 
 class Killer(LocalExecutor):
-    """Kills the worker of the first unit once it trains."""
+    """Kills the worker of a unit once it trains, and the starter of all once the next one begins,
+    as the system may when memory runs out."""
 
     def __init__(self) -> None:
         super().__init__(ExecutorOptions(num_workers=2))
-        self.has_killed = False
+        self.killed_starter: Any = None
 
     def submit(self, folder: Path) -> Any:
         threading.Thread(target=self.kill, args=(folder,), daemon=True).start()
@@ -38,13 +39,19 @@ class Killer(LocalExecutor):
     def kill(self, folder: Path) -> None:
         while " train " not in read(folder / "log.jsonl"):
             time.sleep(0.02)
-        os.kill(holder(folder), signal.SIGKILL)
-        self.has_killed = True
+        worker = holder(folder)
+        assert worker
+        os.kill(int(worker), signal.SIGKILL)
+        while holder(folder) in ("", worker):
+            time.sleep(0.02)
+        assert self.starter.process is not None
+        self.starter.process.kill()
+        self.killed_starter = self.starter.process
 
 
-def holder(unit: Path) -> int:
-    """The process that works on a unit."""
-    return int(read(unit / "ledger.lock").split()[0])
+def holder(unit: Path) -> str:
+    """The process that works on a unit; empty while there is none."""
+    return (read(unit / "ledger.lock").split() or [""])[0]
 
 
 def read(path: Path) -> str:
@@ -52,41 +59,12 @@ def read(path: Path) -> str:
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_worker_is_started_again(tmp_path: Path) -> None:
+def test_a_killed_worker_and_a_killed_starter_are_started_again(tmp_path: Path) -> None:
     """One group, with dropout: to import everything takes each worker longer than training it."""
     study, killer = small_study(tmp_path, **TWO_GROUPS | {"arms": TWO_GROUPS["arms"][1:]}), Killer()
     study.run(tmp_path / "out", executor=killer)
-    assert killer.has_killed
-    study.run(tmp_path / "undisturbed")
-    assert results(tmp_path / "out") == results(tmp_path / "undisturbed")
-    assert leftovers(tmp_path / "out") == []
-
-
-class Disturber(LocalExecutor):
-    """Kills the starter once its unit trains, as the system may when memory runs out."""
-
-    def submit(self, folder: Path) -> Any:
-        threading.Thread(target=self.disturb, args=(folder,), daemon=True).start()
-        return super().submit(folder)
-
-    def disturb(self, folder: Path) -> None:
-        while " train " not in read(folder / "log.jsonl"):
-            time.sleep(0.02)
-        assert self.starter.process is not None
-        self.first, worker = self.starter.process, holder(folder)
-        self.was_child = psutil.Process(worker).ppid() == self.first.pid
-        self.first.kill()
-
-
-def test_a_killed_starter_is_lost_work(tmp_path: Path) -> None:
-    """Its worker writes a checkpoint and ends, the next starter's continues from there, and no
-    process is left."""
-    changes = {"arms": SETTINGS["arms"][1:2], "evaluate": {"max_items": 8}}
-    study, disturber = small_study(tmp_path, **changes), Disturber(ExecutorOptions())
-    study.run(tmp_path / "out", executor=disturber)
-    assert disturber.was_child
-    assert disturber.first.returncode == -signal.SIGKILL
-    assert disturber.starter.process is not disturber.first
+    assert killer.killed_starter.returncode == -signal.SIGKILL
+    assert killer.starter.process is not killer.killed_starter
     assert psutil.Process().children() == []
     study.run(tmp_path / "undisturbed")
     assert results(tmp_path / "out") == results(tmp_path / "undisturbed")
