@@ -11,6 +11,7 @@ from pathlib import Path
 from claims_judges import (
     OPEN,
     Verdict,
+    base_rows,
     capacity,
     full_forgets_less,
     harm,
@@ -71,6 +72,7 @@ def verdicts(grids: Mapping[str, Grid]) -> dict[int, list[tuple[str, Verdict]]]:
         (8, "maths-grid", norm_and_similarity),
         (9, "maths-grid", intruders),
         (10, "maths-grid", capacity),
+        (11, "self-replay", base_rows),
     ]
     found: dict[int, list[tuple[str, Verdict]]] = {}
     for number, name, judge in judges:
@@ -110,7 +112,7 @@ def studies_table(grids: Mapping[str, Grid]) -> list[str]:
         diverged = ", ".join(f"{count} of {label(arm)}" for arm, count in grid.diverged)
         rows.append(
             f"| [{name}](../../examples/claims/{name}.yaml) | {about['model']['label']} | "
-            f"{grid.task} | {len(grid.trials)} | {diverged or 'none'} | {day} | "
+            f"{grid.task} | {len(grid.about['trials'])} | {diverged or 'none'} | {day} | "
             f"{about['provenance']['processor']}, {about['provenance']['num_threads']} thread(s) | "
             f"{about['seconds'] / 60:.0f} min | {about['commit']} |"
         )
@@ -124,20 +126,21 @@ def arms_table(grid: Grid) -> list[str]:
     columns = ["arm", "gain, validation", "gain, test"]
     columns += ["held-out text"] * bool(text) + ["norm of the update", "intruders"] * has_spectra
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for rank in grid.series:
-        best = grid.tuned(rank)
-        for lr in grid.rates_tried(rank):
+    for part, rank in ((part, rank) for part in grid.parts for rank in part.series):
+        best = part.tuned(rank)
+        for lr in part.rates_tried(rank):
             arm = (rank, lr)
-            name = f"**{label(arm)}**" if arm == best else label(arm)
-            if lr not in grid.rates(rank):
+            name = f"{label(arm)} {part.replay}".rstrip()
+            name = f"**{name}**" if arm == best else name
+            if lr not in part.rates(rank):
                 cells = [name, *["diverged"] * (len(columns) - 1)]
                 rows.append(f"| {' | '.join(cells)} |")
                 continue
-            cells = [name, f"{grid.validation_gain(arm):+.3f}", interval(grid.gain(arm))]
-            cells += [interval(grid.retained(arm)) for _ in text]
+            cells = [name, f"{part.validation_gain(arm):+.3f}", interval(part.gain(arm))]
+            cells += [interval(part.retained(arm)) for _ in text]
             if has_spectra:
-                count = grid.by_seed(arm, "intruders").mean()
-                cells += [f"{grid.norms(arm).mean():.2f}", f"{count:.1f}"]
+                count = part.by_seed(arm, "intruders").mean()
+                cells += [f"{part.norms(arm).mean():.2f}", f"{count:.1f}"]
             rows.append(f"| {' | '.join(cells)} |")
     return rows
 
