@@ -126,7 +126,7 @@ def arms_table(grid: Grid) -> list[str]:
     columns = ["arm", "gain, validation", "gain, test"]
     columns += ["held-out text"] * bool(text) + ["norm of the update", "intruders"] * has_spectra
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for part, rank in ((part, rank) for part in grid.parts for rank in part.series):
+    for part, rank in ((p, rank) for p in grid.parts for rank in p.series):
         best = part.tuned(rank)
         for lr in part.rates_tried(rank):
             arm = (rank, lr)

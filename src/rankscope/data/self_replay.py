@@ -13,9 +13,6 @@ from rankscope.data.encode import EncodedRow, EncodedRows, Encoder
 from rankscope.errors import UserError
 from rankscope.hashing import sha256_json
 
-CHAT_TURNS = 2
-"""A row in the chat format ends with the second turn, which is the first answer."""
-
 
 @dataclass(frozen=True)
 class RowsToSample(EncodedRows):
@@ -23,7 +20,7 @@ class RowsToSample(EncodedRows):
 
     prompt: tuple[int, ...]
     stop_ids: frozenset[int]
-    num_turns: int
+    num_ends: int
     """So many end tokens end a row."""
     seed: int
 
@@ -37,8 +34,7 @@ class RowsToSample(EncodedRows):
                 "to sample; raise it, or use prompt_format: plain"
             )
         row = sampled_row(prompt, [0] * (max_length - len(prompt)))
-        turns = CHAT_TURNS if encoder.prompt_format == "chat" else 1
-        return cls((row,) * num_rows, 0, 0, prompt, encoder.stop_ids, turns, seed)
+        return cls((row,) * num_rows, 0, 0, prompt, encoder.stop_ids, encoder.num_ends, seed)
 
     @property
     def max_length(self) -> int:
@@ -47,11 +43,21 @@ class RowsToSample(EncodedRows):
     @property
     def sha256(self) -> str:
         """Hash of how they are sampled; with the base it determines them."""
-        size = [len(self.rows), self.max_length, self.num_turns, self.seed]
+        size = [len(self.rows), self.max_length, self.num_ends, self.seed]
         return sha256_json([self.prompt, sorted(self.stop_ids), size])
 
     def sampled(self, written: Sequence[Sequence[int]]) -> EncodedRows:
-        """The rows that the base wrote, without their prompts."""
+        """The rows, of which the base wrote the tokens ``written``.
+
+        Raises:
+            UserError: it wrote nothing but end tokens.
+        """
+        if all(self.stop_ids.issuperset(ids) for ids in written):
+            raise UserError(
+                f"self_replay: found end tokens alone in all {len(written)} rows that the base "
+                "wrote, expected text; this base cannot begin a text by itself: use 'replay', or "
+                "another model.prompt_format"
+            )
         return EncodedRows(tuple(sampled_row(self.prompt, ids) for ids in written), 0, 0)
 
 

@@ -21,16 +21,16 @@ from rankscope.models.base import Base
 
 @dataclass(slots=True)
 class SampledRow(Generation):
-    """A row whose tokens are drawn; its ``ids`` keep the end tokens of its turns."""
+    """A row whose tokens are drawn; its ``ids`` keep its end tokens."""
 
-    turns_left: int = 1
+    ends_left: int = 1
     draws: random.Random = field(default_factory=random.Random)
     """Uniform numbers of its own: what is drawn does not depend on the rows beside it."""
 
     def accept(self, token: int, stops: StopStrings) -> None:
         self.ids.append(token)
-        self.turns_left -= token in stops.limits.stop_ids
-        self.stopped = self.turns_left == 0
+        self.ends_left -= token in stops.limits.stop_ids
+        self.stopped = self.ends_left == 0
 
 
 def sample_rows(base: Base, rows: RowsToSample, batch_tokens: int) -> list[list[int]]:
@@ -47,7 +47,7 @@ def sample_rows(base: Base, rows: RowsToSample, batch_tokens: int) -> list[list[
             None,
             rows.prompt,
             most,
-            turns_left=rows.num_turns,
+            ends_left=rows.num_ends,
             draws=random.Random(f"self_replay/{rows.seed}/{index}"),
         )
         for index in range(len(rows.rows))

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from rankscope.data.encode import EncodedRows
 from rankscope.data.self_replay import RowsToSample
-from rankscope.errors import UserError
 from rankscope.evaluate.sampling import sample_rows
 from rankscope.models.base import Base
 from rankscope.run.context import RunContext
@@ -38,12 +37,7 @@ class SelfReplayStage:
 
     def commit(self, result: tuple[RowsToSample, list[list[int]]]) -> None:
         rows, written = result
-        if all(rows.stop_ids.issuperset(ids) for ids in written):
-            raise UserError(
-                f"self_replay: found end tokens alone in all {len(written)} rows that the base "
-                "wrote, expected text; this base cannot begin a text by itself: use 'replay', or "
-                "another model.prompt_format"
-            )
+        rows.sampled(written)  # refuses rows without text before they are stored
         tokenizer, ledger = self.context.base.tokenizer, self.context.ledger
         lines = [json.dumps({"text": tokenizer.decode(ids), "ids": ids}) for ids in written]
         with ledger.stage() as folder:
