@@ -47,7 +47,7 @@ class RowsToSample(EncodedRows):
         return sha256_json([self.prompt, sorted(self.stop_ids), size])
 
     def sampled(self, written: Sequence[Sequence[int]]) -> EncodedRows:
-        """The rows, of which the base wrote the tokens ``written``.
+        """The rows that the base wrote: ``written`` are the tokens after the prompt.
 
         Raises:
             UserError: it wrote nothing but end tokens.
