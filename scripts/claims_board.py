@@ -74,6 +74,7 @@ def verdicts(grids: Mapping[str, Grid]) -> dict[int, list[tuple[str, Verdict]]]:
         (9, "maths-grid", intruders),
         (10, "maths-grid", capacity),
         (5, "maths-forgetting", partial(full_forgets_less, excluded=MARGIN)),
+        (5, "forgetting-seeds", partial(full_forgets_less, excluded=MARGIN)),
         (10, "maths-capacity", capacity),
     ]
     found: dict[int, list[tuple[str, Verdict]]] = {}
@@ -103,8 +104,8 @@ def claims_table(grids: Mapping[str, Grid]) -> list[str]:
             )
         if number not in found:
             rows.append(f"| {number} | {claim} ({source}) | not measured yet | | | |")
-    settled = sum(any(v.verdict != OPEN for _, v in answers) for answers in found.values())
-    return [f"Settled: {settled} of {len(CLAIMS)} claims.", "", *rows]
+    number_settled = sum(any(v.verdict != OPEN for _, v in answers) for answers in found.values())
+    return [f"Settled: {number_settled} of {len(CLAIMS)} claims.", "", *rows]
 
 
 def studies_table(grids: Mapping[str, Grid]) -> list[str]:
