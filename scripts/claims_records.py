@@ -106,7 +106,7 @@ def bodies(records: StudyRecords) -> list[dict[str, Any]]:
 
 
 def rounded(value: Any) -> Any:
-    """JSON with five significant digits; of the lists of numbers, pairs stay and others are empty."""
+    """JSON with five significant digits; lists of numbers that are no pairs are emptied."""
     match value:
         case dict():
             return {name: rounded(inner) for name, inner in value.items()}

@@ -3,8 +3,8 @@
     python scripts/restore_study.py docs/findings/records/maths-grid studies/maths-grid
     rankscope report studies/maths-grid
 
-The study can be reported, compared and read from Python. It has no weights, so it cannot be exported
-or continued, no texts of rows or answers, and no singular values.
+The study can be reported, compared and read from Python. It has no weights, so it cannot be
+exported or continued, no texts of rows or answers, and no singular values.
 """
 
 import json
