@@ -15,6 +15,9 @@ import claims_judges
 import rankscope
 from claims_judges import FAILS, HOLDS, OPEN
 from claims_records import Arm, Grid, best_rate, keep
+from rankscope.run.outputs import write_outputs
+from rankscope.store import find_problems
+from restore_study import restore
 
 RANKS, LORA_RATES, FULL_RATES = (4, 32, 128), (5e-4, 2e-3, 8e-3), (5e-5, 2e-4, 8e-4)
 ARMS: list[Arm] = [(r, lr) for r in RANKS for lr in LORA_RATES] + [(None, lr) for lr in FULL_RATES]
@@ -190,6 +193,23 @@ def test_records_of_a_study_give_its_own_numbers(tmp_path: Path) -> None:
         sizes = study.spectra.query("trial == @trial")["frobenius"]
         norm = math.sqrt((sizes**2).sum())
         assert grid.norms((rank, 2e-3))[0] == pytest.approx(norm, rel=1e-6)
+    restore(tmp_path / "kept", tmp_path / "again")
+    again = rankscope.load(tmp_path / "again")
+    assert again.answer.__repr__() == study.answer.__repr__()
+    pd.testing.assert_frame_equal(again.arms, study.arms, rtol=1e-6)
+    assert str(tmp_path) not in (tmp_path / "kept" / "study.json").read_text("utf-8")
+
+
+def test_the_pictured_answer_follows_from_the_records(tmp_path: Path) -> None:
+    restore(claims_board.RECORDS / "maths-grid", tmp_path / "study")
+    study, recommendation = write_outputs(tmp_path / "study")
+    (advice,) = recommendation.advice
+    assert (advice.verdict, advice.confidence) == ("Use LoRA r=32.", "firm")
+    assert advice.chosen is not None
+    assert advice.chosen.net_gain is not None
+    assert advice.chosen.net_gain.value == pytest.approx(0.516, abs=5e-4)
+    assert [trial.status for trial in study.trials].count("diverged") == 3
+    assert find_problems(tmp_path / "study") == []
 
 
 def test_every_number_of_the_board_follows_from_the_records() -> None:
