@@ -146,6 +146,33 @@ def test_judges_find_what_was_planted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("lost", "saved", "cost", "verdict"),
+    [(0.3, 0.2, 0.0, HOLDS), (0.3, -0.1, 0.0, FAILS), (0.3, 0.2, 0.1, OPEN), (-0.1, 0.2, 0, OPEN)],
+)
+def test_rows_of_the_base_are_compared_with_real_ones(
+    lost: float, saved: float, cost: float, verdict: str, tmp_path: Path
+) -> None:
+    """Planted as rates of full fine-tuning: no replay, real rows, rows sampled from the base."""
+    plain, real, sampled = FULL_RATES
+    kept = {plain: -lost, real: -0.25, sampled: -0.25 + saved}
+    grid = planted(
+        tmp_path,
+        lambda arm: 0.3 - cost * (arm[1] == sampled),
+        lambda arm: kept.get(arm[1], 0) if arm[0] is None else 0,
+    )
+    about = grid.about
+    about["trials"] = [trial for trial in about["trials"] if trial["rank"] is None]
+    for trial in about["trials"]:
+        trial["replay"] = "0.5xtext" if trial["lr"] == real else None
+        trial["self_replay"] = "0.5x100" if trial["lr"] == sampled else None
+        trial["lr"] = plain
+    (tmp_path / "study.json").write_text(json.dumps(about), "utf-8")
+    judged = claims_judges.base_rows(Grid(tmp_path))
+    assert judged.verdict == verdict
+    assert judged.measured.startswith(f"full at {plain:g}; change of held-out text by replay")
+
+
+@pytest.mark.parametrize(
     ("lowest", "middle", "verdict"),
     [(0.1, 0.3, HOLDS), (0.3, 0.3, FAILS), (0.1, 0.1, FAILS), (0.1, 0.28, OPEN)],
 )
