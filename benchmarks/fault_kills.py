@@ -2,7 +2,8 @@
 
 By turns the points are runs in one process and with two workers. There, by turns, the driver is
 killed, one worker, or all of them. Every fourth run is killed again while it continues. Then the
-same command must end with the hashes of a run that nobody killed.
+same command must end with the hashes of a run that nobody killed. At the end one of two workers is
+killed in each of some runs, which must come to those hashes by themselves.
 """
 
 import os
@@ -23,6 +24,11 @@ from rankscope.errors import OK
 POINTS = 200
 SERIES = {"one process": (), "two workers": ("--workers", 2)}
 VICTIMS = ("the driver", "a worker", "all")
+REMEASURED = 20
+"""Points of both series after which a run that is not killed is timed again: what else a machine
+does changes how long one takes."""
+LOST_WORKERS = 4
+"""One run per so many points loses a worker only."""
 
 
 def points(options: Options) -> Iterator[Point]:
@@ -33,14 +39,15 @@ def points(options: Options) -> Iterator[Point]:
     with Launcher(options.folder, code=COMMAND) as launcher:
         reference = Undisturbed.of(launcher, file)
         folders = new_folders(options.folder)
-        lives = {}
-        for name, words in SERIES.items():
-            begun = time.monotonic()
-            undisturbed = reference.resumed(launcher, next(folders), *words)
-            lives[name] = time.monotonic() - begun
-            yield Point(f"{name}: not killed", f"{name}, not killed", undisturbed)
-        for number in range((options.points or POINTS) // len(SERIES)):
+        lives: dict[str, float] = {}
+        total = options.points or POINTS
+        for number in range(total // len(SERIES)):
             for name, words in SERIES.items():
+                if number % (REMEASURED // len(SERIES)) == 0:
+                    begun = time.monotonic()
+                    undisturbed = reference.resumed(launcher, next(folders), *words)
+                    lives[name] = time.monotonic() - begun
+                    yield Point(f"{name}: not killed", f"{name}, not killed", undisturbed)
                 victim = VICTIMS[number % len(VICTIMS) if words else 0]
                 out = next(folders)
                 kills = []
@@ -50,6 +57,19 @@ def points(options: Options) -> Iterator[Point]:
                     kills.append(killed(launcher, victim, moment, moments))
                 problem = reference.resumed(launcher, out, *words)
                 yield Point(f"{name}: {'; '.join(kills)}", f"{name}, {outcome_of(kills)}", problem)
+        lost = 0
+        while lost < total // LOST_WORKERS:
+            out, words = next(folders), SERIES["two workers"]
+            launcher.start("run", file, "--out", out, *words)
+            code = launcher.ended(moments.uniform(0, lives["two workers"]))
+            workers = () if code is not None else workers_of(launcher.child)
+            if workers:
+                kill(moments.choice(workers))
+                lost += 1
+            code = launcher.ended() if code is None else code
+            problem = reference.differs(out) if code == OK else f"exit {code}: {launcher.said()}"
+            outcome = "a worker lost" if workers else "no worker at that moment"
+            yield Point(f"two workers: {outcome}", f"two workers, {outcome}", problem)
 
 
 def killed(launcher: Launcher, victim: str, moment: float, chance: random.Random) -> str:
@@ -61,20 +81,29 @@ def killed(launcher: Launcher, victim: str, moment: float, chance: random.Random
     if code is not None:
         return f"ended with {code} before {moment:.2f} s"
     driver = launcher.child
-    children = [process.pid for process in psutil.Process(driver).children()]
-    workers = [child for child in children if os.getsid(child) == child]
+    workers = workers_of(driver)
     if victim == "a worker" and workers:
         chosen = [chance.choice(workers)]
     else:
         victim = "all" if victim == "all" else "the driver"
         chosen = [driver, *(workers if victim == "all" else ())]
     for process in chosen:
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
+        kill(process)
     code = launcher.ended()
     if code not in (OK, -signal.SIGKILL):
         return f"{victim} at {moment:.2f} s, then exit {code}"
     return f"{victim} at {moment:.2f} s"
+
+
+def workers_of(driver: int) -> list[int]:
+    """Processes of a driver's workers."""
+    children = [process.pid for process in psutil.Process(driver).children()]
+    return [child for child in children if os.getsid(child) == child]
+
+
+def kill(process: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
 
 
 def outcome_of(kills: list[str]) -> str:

@@ -92,7 +92,7 @@ def read_ledger(content: bytes, folder: Path) -> None:
 
 
 def apply_changes(changes: list[list[Any]], path: Path) -> None:
-    """Update cells, then the hash of every row and the total of every table."""
+    """Update cells, then the hash of their rows and the total of every table."""
     from rankscope.store.row_hashes import HASHED_COLUMNS, MODULUS, row_sha256
 
     db = sqlite3.connect(path, isolation_level=None)
@@ -105,7 +105,12 @@ def apply_changes(changes: list[list[Any]], path: Path) -> None:
             statement = f"UPDATE {table} SET {column} = ? WHERE {key}"
             db.execute(statement, (new, *(row[name] for name in KEYS[table])))
     for table, columns in HASHED_COLUMNS.items():
-        db.execute(f"UPDATE {table} SET sha256 = row_hash({columns})")
+        for sha256 in {
+            rows_of(table)[number]["sha256"] for of, number, *_ in changes if of == table
+        }:
+            db.execute(
+                f"UPDATE {table} SET sha256 = row_hash({columns}) WHERE sha256 = ?", (sha256,)
+            )
         digests = [int(digest, 16) for (digest,) in db.execute(f"SELECT sha256 FROM {table}")]
         total = f"{sum(digests) % MODULUS:064x}"
         db.execute("UPDATE totals SET sha256 = ? WHERE name = ?", (total, table))

@@ -200,6 +200,19 @@ def test_a_kill_while_further_seeds_train_keeps_their_checkpoints(tmp_path: Path
     assert resumed.steps == [7, 8]
 
 
+def test_other_rungs_in_a_folder_judge_at_their_own_steps(adaptive: Path, tmp_path: Path) -> None:
+    """A run that was killed at an earlier rung had stored how one group fared there."""
+    with pytest.raises(Interrupted, match="after step 1 of 2"):
+        small_study(tmp_path, **ADAPTIVE | {"rungs": [0.25]}).run(
+            tmp_path / "out", Steps("group 2", stop_at=1)
+        )
+    small_study(tmp_path, **ADAPTIVE).run(tmp_path / "out")
+    found, expected = results(tmp_path / "out"), results(adaptive)
+    assert found.pop("curves") != expected.pop("curves")  # the point at the earlier rung stays
+    assert found == expected
+    assert leftovers(tmp_path / "out") == []
+
+
 def test_survivors_of_a_group_that_was_split_go_on_from_the_rung(tmp_path: Path) -> None:
     """One rate of four is left, so neither half goes on as it is."""
     arms = [{"method": "lora", "rank": 2, "lr": [1e-5, 5e-4, 1e-3, 2e-3]}]

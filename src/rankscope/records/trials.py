@@ -217,7 +217,7 @@ class RungRecord(Record):
     """A trial of an adaptive study that trained as far as a rung."""
 
     trial_id: str
-    rung: int  # From 0
+    step: int  # Of the rung
     train: TrainRecord  # As far as it went; no weights are stored
 
 

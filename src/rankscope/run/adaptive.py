@@ -122,7 +122,9 @@ class AdaptiveStudy:
     def stop_trials(self, rung: int) -> None:
         """Stop the trials that lost at a rung. Trials that it stopped before are judged again with
         the others, so a run that continues decides the same."""
-        trains, study = self.ledger.rung_trains(rung), self.ledger.load()
+        of_first = {t.trial_id: self.study.rung_steps(t) for t in self.study.trials}
+        trains = self.ledger.rung_trains({i: steps[rung] for i, steps in of_first.items() if steps})
+        study = self.ledger.load()
         view = rung_view(study, trains, self.study.config.seeds[0])
         stops: dict[str, Stop] = {}
         for task in self.study.rows:
