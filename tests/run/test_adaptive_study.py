@@ -23,6 +23,7 @@ from rankscope.progress import LOG, NullReporter, logged_notes
 from rankscope.records import BASE, StudyRecords, TrialRecords
 from rankscope.run.adaptive import expected_shares, first_trials
 from rankscope.run.outputs import write_outputs
+from rankscope.run.trials import ID_LENGTH
 from rankscope.run.worker import work
 from rankscope.store import find_problems
 
@@ -222,6 +223,15 @@ def test_survivors_of_a_group_that_was_split_go_on_from_the_rung(tmp_path: Path)
     )
     assert not reporter.splits
     assert reporter.steps == [5, 6, 7, 8]
+
+
+def test_what_a_crash_left_is_removed_if_no_trial_reaches_the_end(tmp_path: Path) -> None:
+    arms = [{"method": "lora", "rank": 2, "lr": 1e6}]
+    study = small_study(tmp_path, **ADAPTIVE | {"arms": arms, "seeds": [0]})
+    study.run(tmp_path / "out")
+    (tmp_path / "out" / "checkpoints" / ("0" * ID_LENGTH)).mkdir(parents=True)
+    assert [trial.status for trial in study.run(tmp_path / "out").trials] == ["diverged"]
+    assert leftovers(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize(

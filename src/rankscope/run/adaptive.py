@@ -97,7 +97,8 @@ class AdaptiveStudy:
     def round(self, trials: Sequence[TrialSpec], this_round: Round) -> Iterator[None]:
         statuses, ended = self.ledger.statuses(), FAILED | {"stopped"}
         left = [trial for trial in trials if statuses[trial.trial_id] not in ended]
-        if left:
+        # The last round also removes what a crash left; it is to come even for no trial.
+        if left or this_round.is_last:
             skipped = [t.trial_id for t in left if statuses[t.trial_id] == "skipped"]
             self.ledger.retry_trials(skipped)
             self.context.begin_round(left, this_round)

@@ -48,7 +48,7 @@ CREATE TABLE trials (
 CREATE TABLE records (
     trial_id TEXT NOT NULL,
     kind TEXT NOT NULL,  -- of RecordKind
-    key TEXT NOT NULL,   -- task/step of a curve's point, task/split of an eval, rung step, else empty
+    key TEXT NOT NULL,  -- task/step of a curve's point, task/split of an eval, a rung's step, or ''
     sha256 TEXT NOT NULL,
     settings TEXT NOT NULL,  -- what the record depends on besides its trial, canonical JSON
     body TEXT NOT NULL,  -- last, so that reading the others does not read its pages
