@@ -2,8 +2,7 @@
 
 By turns the points are runs in one process and with two workers. There, by turns, the driver is
 killed, one worker, or all of them. Every fourth run is killed again while it continues. Then the
-same command must end with the hashes of a run that nobody killed. At the end one of two workers is
-killed in each of some runs, which must come to those hashes by themselves.
+same command must end with the hashes of a run that nobody killed.
 """
 
 import os
@@ -12,6 +11,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 from launcher import Launcher
@@ -27,21 +27,17 @@ VICTIMS = ("the driver", "a worker", "all")
 REMEASURED = 20
 """Points of both series after which a run that is not killed is timed again: what else a machine
 does changes how long one takes."""
-LOST_WORKERS = 4
-"""One run per so many points loses a worker only."""
 
 
 def points(options: Options) -> Iterator[Point]:
     """Both series; ``options.points`` is their total."""
     moments = random.Random(options.seed)
-    train = changed("train", max_steps=4, evaluate_every=2, evaluate_items=4, checkpoint_every=3)
-    file = tiny_study(options.folder, arms=SETTINGS["arms"][1:], **train)
+    file = small_steps(options.folder)
     with Launcher(options.folder, code=COMMAND) as launcher:
         reference = Undisturbed.of(launcher, file)
         folders = new_folders(options.folder)
         lives: dict[str, float] = {}
-        total = options.points or POINTS
-        for number in range(total // len(SERIES)):
+        for number in range((options.points or POINTS) // len(SERIES)):
             for name, words in SERIES.items():
                 if number % (REMEASURED // len(SERIES)) == 0:
                     begun = time.monotonic()
@@ -57,19 +53,12 @@ def points(options: Options) -> Iterator[Point]:
                     kills.append(killed(launcher, victim, moment, moments))
                 problem = reference.resumed(launcher, out, *words)
                 yield Point(f"{name}: {'; '.join(kills)}", f"{name}, {outcome_of(kills)}", problem)
-        lost = 0
-        while lost < total // LOST_WORKERS:
-            out, words = next(folders), SERIES["two workers"]
-            launcher.start("run", file, "--out", out, *words)
-            code = launcher.ended(moments.uniform(0, lives["two workers"]))
-            workers = () if code is not None else workers_of(launcher.child)
-            if workers:
-                kill(moments.choice(workers))
-                lost += 1
-            code = launcher.ended() if code is None else code
-            problem = reference.differs(out) if code == OK else f"exit {code}: {launcher.said()}"
-            outcome = "a worker lost" if workers else "no worker at that moment"
-            yield Point(f"two workers: {outcome}", f"two workers, {outcome}", problem)
+
+
+def small_steps(folder: Path) -> Path:
+    """The study file: two groups, each with a score, a snapshot and a checkpoint on the way."""
+    train = changed("train", max_steps=4, evaluate_every=2, evaluate_items=4, checkpoint_every=3)
+    return tiny_study(folder, arms=SETTINGS["arms"][1:], **train)
 
 
 def killed(launcher: Launcher, victim: str, moment: float, chance: random.Random) -> str:
@@ -96,9 +85,11 @@ def killed(launcher: Launcher, victim: str, moment: float, chance: random.Random
 
 
 def workers_of(driver: int) -> list[int]:
-    """Processes of a driver's workers."""
-    children = [process.pid for process in psutil.Process(driver).children()]
-    return [child for child in children if os.getsid(child) == child]
+    """Processes of a driver's workers; none if it has just ended."""
+    with suppress(psutil.NoSuchProcess, ProcessLookupError):
+        children = [process.pid for process in psutil.Process(driver).children()]
+        return [child for child in children if os.getsid(child) == child]
+    return []
 
 
 def kill(process: int) -> None:
