@@ -141,11 +141,11 @@ class Grid:
 
     def rates_tried(self, rank: int | None) -> tuple[float, ...]:
         """Learning rates of a rank, ascending."""
-        return tuple(sorted({float(lr) for lr in self._of_rank(rank)["lr"]}))
+        return tuple(sorted({float(lr) for lr in self.of_rank(rank)["lr"]}))
 
     def rates(self, rank: int | None) -> tuple[float, ...]:
         """The rates at which every seed finished, ascending; at the others some diverged."""
-        done = self._of_rank(rank).groupby("lr")["status"].agg(lambda s: (s == "done").all())
+        done = self.of_rank(rank).groupby("lr")["status"].agg(lambda s: (s == "done").all())
         return tuple(sorted(float(lr) for lr in done[done].index))
 
     @cached_property
@@ -156,12 +156,12 @@ class Grid:
         counted = [(arm, len(failed.intersection(self.trial_ids(arm)))) for arm in arms]
         return tuple((arm, count) for arm, count in counted if count)
 
-    def _of_rank(self, rank: int | None) -> pd.DataFrame:
+    def of_rank(self, rank: int | None) -> pd.DataFrame:
         ranks = self.trials["rank"]
         return self.trials[ranks.isna() if rank is None else ranks == rank]
 
     def trial_ids(self, arm: Arm) -> list[str]:
-        of_rank = self._of_rank(arm[0])
+        of_rank = self.of_rank(arm[0])
         return [str(trial) for trial in of_rank[np.isclose(of_rank["lr"], arm[1])]["trial"]]
 
     @cached_property

@@ -27,6 +27,7 @@ def planted(
     kept: Callable[[Arm], float] = lambda _: 0.0,
     count: Callable[[Arm], int] = lambda _: 0,
     diverged: tuple[tuple[int, float, int], ...] = (),
+    parameters: Callable[[Arm], int] = lambda _: 500,
 ) -> Grid:
     """Records of 3 seeds: what an arm gains and keeps, plus noise of .01 nats by item and seed."""
     noise, items, matrices, trials = np.random.default_rng(3), [], [], []
@@ -44,12 +45,13 @@ def planted(
             if arm:
                 rank, lr = arm
                 trials.append({"trial": name, "rank": rank, "lr": lr, "seed": seed})
+                trials[-1]["trainable_parameters"] = parameters(arm)
                 trials[-1]["status"] = "diverged" if (*arm, seed) in diverged else "done"
                 size = {"frobenius": 2 * math.log(rank or 2), "similarity": 0.9, "top_k": 8}
                 matrices.append({"trial": name, "matrix": "q", "intruders": count(arm), **size})
     pd.DataFrame(items).to_parquet(folder / "items.parquet")
     pd.DataFrame(matrices).to_parquet(folder / "spectra.parquet")
-    more = {"trainable_parameters": 500, "label_tokens": 100}
+    more = {"label_tokens": 100}
     about = {
         "tasks": [
             {"name": "maths", "trained_on": True, "roles": []},
@@ -138,6 +140,39 @@ def test_judges_find_what_was_planted(tmp_path: Path) -> None:
     assert {judge: judge(grid).verdict for judge in expected} == expected
     # log 4, log 32 and log 128 themselves: the log law has no residual.
     assert "a + b log r 0.0%" in claims_judges.norm_and_similarity(grid).measured
+
+
+@pytest.mark.parametrize(
+    ("lowest", "middle", "verdict"),
+    [(0.1, 0.3, HOLDS), (0.3, 0.3, FAILS), (0.1, 0.1, FAILS), (0.1, 0.28, OPEN)],
+)
+def test_the_knee_is_looked_for_on_both_sides_of_the_line(
+    tmp_path: Path, lowest: float, middle: float, verdict: str
+) -> None:
+    # r = 4 has 40 parameters for 100 completion tokens, r = 32 has 320.
+    gains = {4: lowest, 32: middle, 128: 0.3}
+    grid = planted(
+        tmp_path,
+        lambda arm: gains.get(arm[0] or 0, 0.0) - 0.1 * (arm[1] != 2e-3),
+        parameters=lambda arm: 10 * (arm[0] or 1000),
+    )
+    assert claims_judges.capacity(grid).verdict == verdict
+
+
+def test_a_margin_may_be_a_share_of_the_gain_or_a_published_difference(tmp_path: Path) -> None:
+    grid = planted(
+        tmp_path,
+        lambda arm: around(2e-3, {4: 1.0, 32: 1.1, 128: 1.03}.get(arm[0] or 0, 1.0))(arm[1]),
+        kept=lambda arm: -0.01 if arm[0] == 32 else 0.0,
+    )
+    # On "recall" r = 128 is 0.03 above r = 4: more than 0.02, less than 5 % of 1.03.
+    both = claims_judges.recall_and_reasoning
+    assert [both(grid, grid, share).verdict for share in (None, 0.05)] == [FAILS, HOLDS]
+    # r = 32 loses 0.01 more than full fine-tuning: that is less, and so the claim holds.
+    assert claims_judges.full_forgets_less(grid, excluded=0.02).verdict == HOLDS
+    # r = 128 loses as much: no sign is clear, and a difference of 0.02 is excluded.
+    of_128 = [claims_judges.full_forgets_less(grid, 128, nats).verdict for nats in (0.0, 0.02)]
+    assert of_128 == [OPEN, FAILS]
 
 
 def test_records_of_a_study_give_its_own_numbers(tmp_path: Path) -> None:
