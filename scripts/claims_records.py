@@ -2,7 +2,8 @@
 
     python scripts/claims_records.py STUDY_FOLDER docs/findings/records/NAME COMMIT
 
-keeps scores by item, spectra by matrix, learning curves and settings; no weights and no pages.
+keeps scores by item, spectra by matrix, learning curves and settings; no weights, pages or texts.
+``scripts/restore_study.py`` makes a study of them again, for ``rankscope report``.
 """
 
 import json
@@ -21,13 +22,15 @@ from scipy import stats
 import rankscope
 from rankscope.advise.statistics.estimates import paired_estimate
 from rankscope.advise.statistics.resampling import ScoreArray
-from rankscope.records import BASE, Estimate, Split
+from rankscope.config.loader import study_values
+from rankscope.records import BASE, Estimate, Record, Split, StudyRecords
 from rankscope.tools.frames import trial_row
 
 Arm = tuple[int | None, float]
 """Rank (None: full fine-tuning) and learning rate."""
 
 NUM_DRAWS = 200
+REPLAYS = ("replay", "self_replay")
 TEXT_METRIC = "logprob_per_token"
 MATRIX_NUMBERS = ("frobenius", "relative", "effective_rank", "stable_rank", "intruders")
 
@@ -43,6 +46,7 @@ def keep(study_folder: Path, out: Path, commit: str) -> None:
             "task": task,
             "split": split,
             "item": item.item_id,
+            "subject": item.subject,
             "score": np.float32(item.score),
             "gold_logprob": np.float32(item.gold_logprob),
             "gold_tokens": item.gold_tokens,
@@ -67,23 +71,64 @@ def keep(study_folder: Path, out: Path, commit: str) -> None:
         for p in trial.curve
     ]
     write(points, out / "curves.parquet")
+    write(bodies(records), out / "records.parquet")
     about = {
         "name": records.name,
+        "config": study_values(records.config),
+        "notes": records.notes,
         "commit": commit,
         "model": records.model.model_dump(mode="json"),
         "provenance": records.provenance.model_dump(mode="json"),
         "seconds": records.total_seconds,
-        "tasks": [
-            # A folder of this machine is nobody else's business.
-            task.model_dump(mode="json") | {"source": task.source.rpartition("/")[2]}
-            for task in records.tasks
-        ],
+        "tasks": [task.model_dump(mode="json") for task in records.tasks],
         "trials": [
             trial_row(trial) | {"label_tokens": getattr(trial.train, "num_label_tokens", None)}
             for trial in records.trials
         ],
     }
-    (out / "study.json").write_text(json.dumps(about, indent=1, default=str) + "\n", "utf-8")
+    shown = without_folders(json.loads(json.dumps(about, default=str)))
+    (out / "study.json").write_text(json.dumps(shown, indent=1) + "\n", "utf-8")
+
+
+def bodies(records: StudyRecords) -> list[dict[str, Any]]:
+    """All records by kind, as JSON; vectors of a spectrum are left out, its numbers rounded."""
+    found: list[tuple[str, Record | None]] = []
+    for trial in records.trials:
+        found += [("trial", trial.spec), ("train", trial.train), ("stop", trial.stop)]
+        found += [("curve", point) for point in trial.curve]
+        found += [("heads", trial.heads), ("spectra", trial.spectra)]
+    found += [("eval", record) for record in records.evals.values()]
+    return [
+        {"kind": kind, "body": json.dumps(rounded(body) if kind == "spectra" else body)}
+        for kind, record in found
+        if record is not None
+        for body in [without_folders(record.model_dump(mode="json"))]
+    ]
+
+
+def rounded(value: Any) -> Any:
+    """JSON with five significant digits; lists of numbers that are no pairs are emptied."""
+    match value:
+        case dict():
+            return {name: rounded(inner) for name, inner in value.items()}
+        case list():
+            is_vector = len(value) != 2 and not any(isinstance(v, dict) for v in value)
+            return [] if is_vector else [rounded(inner) for inner in value]
+        case float():
+            return float(f"{value:.5g}")
+    return value
+
+
+def without_folders(value: Any) -> Any:
+    """JSON with the names alone of paths: a folder of this machine is nobody else's business."""
+    match value:
+        case dict():
+            return {name: without_folders(inner) for name, inner in value.items()}
+        case list():
+            return [without_folders(inner) for inner in value]
+        case str() if value.startswith("/"):
+            return value.rpartition("/")[2]
+    return value
 
 
 def write(rows: list[dict[str, Any]], path: Path) -> None:
@@ -96,6 +141,8 @@ class Grid:
     """The kept records of one study: arms (rank and rate) x seeds x items."""
 
     folder: Path
+    replay: str = ""
+    """The kind of rows replayed in these trials: one of ``REPLAYS``."""
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -104,8 +151,18 @@ class Grid:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """Every trial, ordered by seed."""
-        return pd.DataFrame(self.about["trials"]).sort_values("seed")
+        """Its trials, ordered by seed."""
+        frame = pd.DataFrame(self.about["trials"]).sort_values("seed")
+        for kind in REPLAYS:
+            if kind in frame:
+                frame = frame[frame[kind].notna() == (kind == self.replay)]
+        return frame
+
+    @cached_property
+    def parts(self) -> tuple["Grid", ...]:
+        """The trials without replay, then those of each kind that the study has."""
+        replayed = {kind for trial in self.about["trials"] for kind in REPLAYS if trial.get(kind)}
+        return (self, *(Grid(self.folder, kind) for kind in REPLAYS if kind in replayed))
 
     @cached_property
     def items(self) -> pd.DataFrame:
@@ -207,9 +264,14 @@ class Grid:
     def retained(self, arm: Arm, other: Arm | None = None) -> Estimate:
         """Change of held-out text, nats per token: minus the base or ``other``; negative is
         forgotten."""
+        against = self.base(self.text) if other is None else self.scores(other, self.text)
+        return paired_estimate(self.scores(arm, self.text), against)
+
+    @cached_property
+    def text(self) -> str:
+        """The task of held-out text."""
         (task,) = (name for name in self.retention if self.metric(name) == TEXT_METRIC)
-        against = self.base(task) if other is None else self.scores(other, task)
-        return paired_estimate(self.scores(arm, task), against)
+        return task
 
     def by_seed(self, arm: Arm, number: str, how: str = "sum") -> ScoreArray:
         """(S,) a number of the spectra, over all matrices of each trial of an arm."""

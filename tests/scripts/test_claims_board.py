@@ -15,6 +15,9 @@ import claims_judges
 import rankscope
 from claims_judges import FAILS, HOLDS, OPEN
 from claims_records import Arm, Grid, best_rate, keep
+from rankscope.run.outputs import write_outputs
+from rankscope.store import find_problems
+from restore_study import restore
 
 RANKS, LORA_RATES, FULL_RATES = (4, 32, 128), (5e-4, 2e-3, 8e-3), (5e-5, 2e-4, 8e-4)
 ARMS: list[Arm] = [(r, lr) for r in RANKS for lr in LORA_RATES] + [(None, lr) for lr in FULL_RATES]
@@ -143,6 +146,33 @@ def test_judges_find_what_was_planted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("lost", "saved", "cost", "verdict"),
+    [(0.3, 0.2, 0.0, HOLDS), (0.3, -0.1, 0.0, FAILS), (0.3, 0.2, 0.1, OPEN), (-0.1, 0.2, 0, OPEN)],
+)
+def test_rows_of_the_base_are_compared_with_real_ones(
+    lost: float, saved: float, cost: float, verdict: str, tmp_path: Path
+) -> None:
+    """Planted as rates of full fine-tuning: no replay, real rows, rows sampled from the base."""
+    plain, real, sampled = FULL_RATES
+    kept = {plain: -lost, real: -0.25, sampled: -0.25 + saved}
+    grid = planted(
+        tmp_path,
+        lambda arm: 0.3 - cost * (arm[1] == sampled),
+        lambda arm: kept.get(arm[1], 0) if arm[0] is None else 0,
+    )
+    about = grid.about
+    about["trials"] = [trial for trial in about["trials"] if trial["rank"] is None]
+    for trial in about["trials"]:
+        trial["replay"] = "0.5xtext" if trial["lr"] == real else None
+        trial["self_replay"] = "0.5x100" if trial["lr"] == sampled else None
+        trial["lr"] = plain
+    (tmp_path / "study.json").write_text(json.dumps(about), "utf-8")
+    judged = claims_judges.base_rows(Grid(tmp_path))
+    assert judged.verdict == verdict
+    assert judged.measured.startswith(f"full at {plain:g}; change of held-out text by replay")
+
+
+@pytest.mark.parametrize(
     ("lowest", "middle", "verdict"),
     [(0.1, 0.3, HOLDS), (0.3, 0.3, FAILS), (0.1, 0.1, FAILS), (0.1, 0.28, OPEN)],
 )
@@ -190,6 +220,23 @@ def test_records_of_a_study_give_its_own_numbers(tmp_path: Path) -> None:
         sizes = study.spectra.query("trial == @trial")["frobenius"]
         norm = math.sqrt((sizes**2).sum())
         assert grid.norms((rank, 2e-3))[0] == pytest.approx(norm, rel=1e-6)
+    restore(tmp_path / "kept", tmp_path / "again")
+    again = rankscope.load(tmp_path / "again")
+    assert again.answer.__repr__() == study.answer.__repr__()
+    pd.testing.assert_frame_equal(again.arms, study.arms, rtol=1e-6)
+    assert str(tmp_path) not in (tmp_path / "kept" / "study.json").read_text("utf-8")
+
+
+def test_the_pictured_answer_follows_from_the_records(tmp_path: Path) -> None:
+    restore(claims_board.RECORDS / "maths-grid", tmp_path / "study")
+    study, recommendation = write_outputs(tmp_path / "study")
+    (advice,) = recommendation.advice
+    assert (advice.verdict, advice.confidence) == ("Use LoRA r=32.", "firm")
+    assert advice.chosen is not None
+    assert advice.chosen.net_gain is not None
+    assert advice.chosen.net_gain.value == pytest.approx(0.516, abs=5e-4)
+    assert [trial.status for trial in study.trials].count("diverged") == 3
+    assert find_problems(tmp_path / "study") == []
 
 
 def test_every_number_of_the_board_follows_from_the_records() -> None:

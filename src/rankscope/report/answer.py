@@ -32,7 +32,7 @@ from rankscope.report.study_view import StudyView
 NEXT_STEPS_TITLE = "How to get a firmer answer"
 CONFIDENCES = {"firm": "High confidence", "tentative": "Tentative", "none": "Cannot tell yet"}
 MEANINGS = {
-    "firm": "the 95 % intervals leave no other answer among the arms tried",
+    "firm": "the 95 % intervals leave no other answer",
     "tentative": "the data lean this way",
     "none": "the data do not decide it",
 }
