@@ -8,6 +8,7 @@ keeps scores by item, spectra by matrix, learning curves and settings; no weight
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -126,8 +127,8 @@ def without_folders(value: Any) -> Any:
             return {name: without_folders(inner) for name, inner in value.items()}
         case list():
             return [without_folders(inner) for inner in value]
-        case str() if value.startswith("/"):
-            return value.rpartition("/")[2]
+        case str():
+            return re.sub(r"(?<![\w./])/(?:[^/\s]+/)+", "", value)
     return value
 
 

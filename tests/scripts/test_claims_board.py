@@ -14,7 +14,7 @@ import claims_board
 import claims_judges
 import rankscope
 from claims_judges import FAILS, HOLDS, OPEN
-from claims_records import Arm, Grid, best_rate, keep
+from claims_records import Arm, Grid, best_rate, keep, without_folders
 from rankscope.run.outputs import write_outputs
 from rankscope.store import find_problems
 from restore_study import restore
@@ -225,6 +225,17 @@ def test_records_of_a_study_give_its_own_numbers(tmp_path: Path) -> None:
     assert again.answer.__repr__() == study.answer.__repr__()
     pd.testing.assert_frame_equal(again.arms, study.arms, rtol=1e-6)
     assert str(tmp_path) not in (tmp_path / "kept" / "study.json").read_text("utf-8")
+
+
+def test_records_name_no_folder_of_the_machine() -> None:
+    notes = [
+        "4 rows dropped: /home/me/med/train.jsonl, row 2; /tmp/b.jsonl",
+        "/data/mmlu",
+        "1/3 at b/c",
+    ]
+    assert without_folders({"notes": notes}) == {
+        "notes": ["4 rows dropped: train.jsonl, row 2; b.jsonl", "mmlu", "1/3 at b/c"]
+    }
 
 
 def test_the_pictured_answer_follows_from_the_records(tmp_path: Path) -> None:

@@ -247,4 +247,6 @@ def main(*, is_starter: bool = False) -> NoReturn:
             stream.flush()
         except OSError:  # Python would try again at its end, and replace the code
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if is_starter:  # in a worker: to take the imports apart would copy the starter's memory
+        os._exit(code)
     sys.exit(code)

@@ -97,7 +97,8 @@ class AdaptiveStudy:
     def round(self, trials: Sequence[TrialSpec], this_round: Round) -> Iterator[None]:
         statuses, ended = self.ledger.statuses(), FAILED | {"stopped"}
         left = [trial for trial in trials if statuses[trial.trial_id] not in ended]
-        if left:
+        # The last round also removes what a crash left; it is to come even for no trial.
+        if left or this_round.is_last:
             skipped = [t.trial_id for t in left if statuses[t.trial_id] == "skipped"]
             self.ledger.retry_trials(skipped)
             self.context.begin_round(left, this_round)
@@ -122,7 +123,9 @@ class AdaptiveStudy:
     def stop_trials(self, rung: int) -> None:
         """Stop the trials that lost at a rung. Trials that it stopped before are judged again with
         the others, so a run that continues decides the same."""
-        trains, study = self.ledger.rung_trains(rung), self.ledger.load()
+        of_first = {t.trial_id: self.study.rung_steps(t) for t in self.study.trials}
+        trains = self.ledger.rung_trains({i: steps[rung] for i, steps in of_first.items() if steps})
+        study = self.ledger.load()
         view = rung_view(study, trains, self.study.config.seeds[0])
         stops: dict[str, Stop] = {}
         for task in self.study.rows:
