@@ -123,10 +123,12 @@ class AdaptiveStudy:
         """Stop the trials that lost at a rung. Trials that it stopped before are judged again with
         the others, so a run that continues decides the same."""
         trains, study = self.ledger.rung_trains(rung), self.ledger.load()
-        view = rung_view(study, trains, self.study.config.seeds[0])
+        seed = self.study.config.seeds[0]
+        view = rung_view(study, trains, seed)
+        before = rung_view(study, self.ledger.rung_trains(rung - 1), seed) if rung else None
         stops: dict[str, Stop] = {}
         for task in self.study.rows:
-            stops |= stops_at_rung(view, task, rung, self.rule)
+            stops |= stops_at_rung(view, task, rung, self.rule, before)
         by_id = {trial.trial_id: trial for trial in self.study.trials}
         statuses = self.ledger.statuses()
         records = [
