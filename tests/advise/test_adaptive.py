@@ -188,7 +188,7 @@ class TestStops:
         )
         (stop,) = stops_at_rung(now, "med", 1, RULE, earlier).values()
         assert stop.against == "med-4-0.003-0"
-        assert stop.gap.value == pytest.approx(0.1, abs=0.03)
+        assert stop.gap.value == pytest.approx(0.1, abs=0.06)
         assert stop.reason == "outranked"
         (stop,) = stops_at_rung(now, "med", 1, RULE).values()
         assert (stop.against, stop.reason) == ("med-4-0.001-0", "worse")
