@@ -6,9 +6,11 @@ Every number of the tables comes from docs/findings/records; a test compares the
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from claims_judges import (
+    MARGIN,
     OPEN,
     Verdict,
     capacity,
@@ -71,14 +73,18 @@ def verdicts(grids: Mapping[str, Grid]) -> dict[int, list[tuple[str, Verdict]]]:
         (8, "maths-grid", norm_and_similarity),
         (9, "maths-grid", intruders),
         (10, "maths-grid", capacity),
+        (5, "maths-forgetting", partial(full_forgets_less, excluded=MARGIN)),
+        (5, "forgetting-seeds", partial(full_forgets_less, excluded=MARGIN)),
+        (10, "maths-capacity", capacity),
     ]
     found: dict[int, list[tuple[str, Verdict]]] = {}
     for number, name, judge in judges:
         if name in grids:
             found.setdefault(number, []).append((name, judge(grids[name])))
-    if {"maths-grid", "recall-grid"} <= set(grids):
-        both = recall_and_reasoning(grids["maths-grid"], grids["recall-grid"])
-        found[7] = [("recall-grid", both)]
+    for name, share in (("recall-grid", None), ("recall-seeds", 0.05)):
+        if {"maths-grid", name} <= set(grids):
+            both = recall_and_reasoning(grids["maths-grid"], grids[name], share)
+            found.setdefault(7, []).append((name, both))
     if {"maths-grid", "maths-nested"} <= set(grids):
         nested = nested_curve(grids["maths-grid"], grids["maths-nested"])
         found[12] = [("maths-nested", nested)]
@@ -98,7 +104,8 @@ def claims_table(grids: Mapping[str, Grid]) -> list[str]:
             )
         if number not in found:
             rows.append(f"| {number} | {claim} ({source}) | not measured yet | | | |")
-    return rows
+    number_settled = sum(any(v.verdict != OPEN for _, v in answers) for answers in found.values())
+    return [f"Settled: {number_settled} of {len(CLAIMS)} claims.", "", *rows]
 
 
 def studies_table(grids: Mapping[str, Grid]) -> list[str]:

@@ -159,12 +159,13 @@ def less_and_less(grid: Grid, rank: int = 32) -> Verdict:
     )
 
 
-def full_forgets_less(grid: Grid, rank: int = 32) -> Verdict:
+def full_forgets_less(grid: Grid, rank: int = 32, excluded: float = 0.0) -> Verdict:
+    """``excluded``: nats that the claim says r = ``rank`` loses more; 0: its sign alone."""
     lora, full = grid.tuned(rank), grid.tuned(None)
     kept = grid.retained(lora, full)
     own = ", ".join(f"{label(arm)} {interval(grid.retained(arm))}" for arm in (lora, full))
     return Verdict(
-        judged(ends(kept)[1] < 0, ends(kept)[0] > 0),
+        judged(ends(kept)[1] < 0, ends(kept)[0] > -excluded),
         f"change of held-out text: {own} nats; the former less the latter {interval(kept)}",
         smallest(kept),
         f"{settled_by(kept, abs(kept.value))}, if the difference is the measured one",
@@ -181,19 +182,23 @@ def matches_full(grid: Grid, rank: int = 32) -> Verdict:
     )
 
 
-def recall_and_reasoning(maths: Grid, recall: Grid) -> Verdict:
+def recall_and_reasoning(maths: Grid, recall: Grid, share: float | None = None) -> Verdict:
+    """``share``: the margin on recall as a share of the highest rank's gain; else ``MARGIN``."""
     low, middle, high = maths.ranks[0], 32, maths.ranks[-1]
     rise, over = (maths.gain(maths.tuned(middle), maths.tuned(r)) for r in (low, high))
     flat = recall.gain(recall.tuned(high), recall.tuned(low))
-    is_flat = non_inferior(flat, MARGIN) and ends(flat)[1] < MARGIN
-    varies = ends(flat)[1] < -MARGIN or ends(flat)[0] > MARGIN
+    gained = recall.gain(recall.tuned(high)).value
+    margin = MARGIN if share is None else share * gained
+    is_flat = non_inferior(flat, margin) and ends(flat)[1] < margin
+    varies = ends(flat)[1] < -margin or ends(flat)[0] > margin
     no_rise = ends(rise)[1] < MARGIN
     return Verdict(
         judged(is_flat and ends(rise)[0] > 0 and non_inferior(over, MARGIN), varies or no_rise),
         f"maths: r={middle} less r={low} {interval(rise)}, less r={high} {interval(over)}; "
-        f"recall: r={high} less r={low} {interval(flat)} nats, each at its best rate",
+        f"recall: r={high} less r={low} {interval(flat)} nats, each at its best rate, margin "
+        f"{margin:.2f}; r={high} gains {gained:.2f}",
         f"{smallest(rise)}; {smallest(flat)}",
-        f"on recall {settled_by(flat, MARGIN)}",
+        f"on recall {settled_by(flat, margin)}",
     )
 
 
@@ -278,16 +283,33 @@ def intruders(grid: Grid) -> Verdict:
 
 
 def capacity(grid: Grid) -> Verdict:
-    low, high = grid.tuned(grid.ranks[0]), grid.tuned(grid.ranks[-1])
-    behind = grid.gain(low, high)
-    trials = grid.trials[grid.trials["rank"] == grid.ranks[0]]
-    parameters = int(trials["trainable_parameters"].iloc[0])
-    tokens = int(trials["label_tokens"].iloc[0])
+    """Ranks against the largest, each at its best rate, and on which side of the line they are."""
+    top = grid.tuned(grid.ranks[-1])
+    tokens = int(grid.trials["label_tokens"].dropna().max())
+    told, sides = [], set()
+    clear = []  # (as the rule says, the opposite) of ranks a factor of 2 from the line
+    for rank in grid.ranks[:-1]:
+        behind = grid.gain(grid.tuned(rank), top)
+        parameters = int(grid.of_rank(rank)["trainable_parameters"].iloc[0])
+        told.append((rank, parameters, behind))
+        if not tokens / 2 < parameters < 2 * tokens:
+            answers = ends(behind)[1] < -MARGIN, non_inferior(behind, MARGIN)
+            sides.add(parameters < tokens)
+            clear.append(answers if parameters < tokens else answers[::-1])
+    first_rank, first_parameters, first = told[0]
     return Verdict(
-        judged(False, parameters > 2 * tokens and ends(behind)[1] < -MARGIN),
-        f"r={grid.ranks[0]} has {parameters:,} parameters for {tokens:,} completion tokens; "
-        f"{label(low)} less {label(high)}: {interval(behind)} nats",
-        smallest(behind),
-        f"{settled_by(behind, abs(behind.value + MARGIN))} for whether it is behind by more than "
-        f"{MARGIN}, which the rule excludes; for the knee, {parameters:,} completion tokens",
+        judged(
+            len(sides) == 2 and all(as_ruled for as_ruled, _ in clear),
+            any(otherwise for _, otherwise in clear),
+        ),
+        f"{tokens:,} completion tokens; less {label(top)}: "
+        + ", ".join(
+            f"{label(grid.tuned(rank))} with {count:,} parameters {interval(behind)}"
+            for rank, count, behind in told
+        )
+        + " nats",
+        smallest(first),
+        f"{settled_by(first, abs(first.value + MARGIN))} for whether r={first_rank} is behind by "
+        f"more than {MARGIN}"
+        + ("" if len(sides) == 2 else f"; for the knee, {first_parameters:,} completion tokens"),
     )

@@ -2,7 +2,8 @@
 
     python scripts/claims_records.py STUDY_FOLDER docs/findings/records/NAME COMMIT
 
-keeps scores by item, spectra by matrix, learning curves and settings; no weights and no pages.
+keeps scores by item, spectra by matrix, learning curves and settings; no weights, pages or texts.
+``scripts/restore_study.py`` makes a study of them again, for ``rankscope report``.
 """
 
 import json
@@ -21,7 +22,8 @@ from scipy import stats
 import rankscope
 from rankscope.advise.statistics.estimates import paired_estimate
 from rankscope.advise.statistics.resampling import ScoreArray
-from rankscope.records import BASE, Estimate, Split
+from rankscope.config.loader import study_values
+from rankscope.records import BASE, Estimate, Record, Split, StudyRecords
 from rankscope.tools.frames import trial_row
 
 Arm = tuple[int | None, float]
@@ -43,6 +45,7 @@ def keep(study_folder: Path, out: Path, commit: str) -> None:
             "task": task,
             "split": split,
             "item": item.item_id,
+            "subject": item.subject,
             "score": np.float32(item.score),
             "gold_logprob": np.float32(item.gold_logprob),
             "gold_tokens": item.gold_tokens,
@@ -67,23 +70,64 @@ def keep(study_folder: Path, out: Path, commit: str) -> None:
         for p in trial.curve
     ]
     write(points, out / "curves.parquet")
+    write(bodies(records), out / "records.parquet")
     about = {
         "name": records.name,
+        "config": study_values(records.config),
+        "notes": records.notes,
         "commit": commit,
         "model": records.model.model_dump(mode="json"),
         "provenance": records.provenance.model_dump(mode="json"),
         "seconds": records.total_seconds,
-        "tasks": [
-            # A folder of this machine is nobody else's business.
-            task.model_dump(mode="json") | {"source": task.source.rpartition("/")[2]}
-            for task in records.tasks
-        ],
+        "tasks": [task.model_dump(mode="json") for task in records.tasks],
         "trials": [
             trial_row(trial) | {"label_tokens": getattr(trial.train, "num_label_tokens", None)}
             for trial in records.trials
         ],
     }
-    (out / "study.json").write_text(json.dumps(about, indent=1, default=str) + "\n", "utf-8")
+    shown = without_folders(json.loads(json.dumps(about, default=str)))
+    (out / "study.json").write_text(json.dumps(shown, indent=1) + "\n", "utf-8")
+
+
+def bodies(records: StudyRecords) -> list[dict[str, Any]]:
+    """All records by kind, as JSON; vectors of a spectrum are left out, its numbers rounded."""
+    found: list[tuple[str, Record | None]] = []
+    for trial in records.trials:
+        found += [("trial", trial.spec), ("train", trial.train), ("stop", trial.stop)]
+        found += [("curve", point) for point in trial.curve]
+        found += [("heads", trial.heads), ("spectra", trial.spectra)]
+    found += [("eval", record) for record in records.evals.values()]
+    return [
+        {"kind": kind, "body": json.dumps(rounded(body) if kind == "spectra" else body)}
+        for kind, record in found
+        if record is not None
+        for body in [without_folders(record.model_dump(mode="json"))]
+    ]
+
+
+def rounded(value: Any) -> Any:
+    """JSON with five significant digits; lists of numbers that are no pairs are emptied."""
+    match value:
+        case dict():
+            return {name: rounded(inner) for name, inner in value.items()}
+        case list():
+            is_vector = len(value) != 2 and not any(isinstance(v, dict) for v in value)
+            return [] if is_vector else [rounded(inner) for inner in value]
+        case float():
+            return float(f"{value:.5g}")
+    return value
+
+
+def without_folders(value: Any) -> Any:
+    """JSON with the names alone of paths: a folder of this machine is nobody else's business."""
+    match value:
+        case dict():
+            return {name: without_folders(inner) for name, inner in value.items()}
+        case list():
+            return [without_folders(inner) for inner in value]
+        case str() if value.startswith("/"):
+            return value.rpartition("/")[2]
+    return value
 
 
 def write(rows: list[dict[str, Any]], path: Path) -> None:
@@ -141,11 +185,11 @@ class Grid:
 
     def rates_tried(self, rank: int | None) -> tuple[float, ...]:
         """Learning rates of a rank, ascending."""
-        return tuple(sorted({float(lr) for lr in self._of_rank(rank)["lr"]}))
+        return tuple(sorted({float(lr) for lr in self.of_rank(rank)["lr"]}))
 
     def rates(self, rank: int | None) -> tuple[float, ...]:
         """The rates at which every seed finished, ascending; at the others some diverged."""
-        done = self._of_rank(rank).groupby("lr")["status"].agg(lambda s: (s == "done").all())
+        done = self.of_rank(rank).groupby("lr")["status"].agg(lambda s: (s == "done").all())
         return tuple(sorted(float(lr) for lr in done[done].index))
 
     @cached_property
@@ -156,12 +200,12 @@ class Grid:
         counted = [(arm, len(failed.intersection(self.trial_ids(arm)))) for arm in arms]
         return tuple((arm, count) for arm, count in counted if count)
 
-    def _of_rank(self, rank: int | None) -> pd.DataFrame:
+    def of_rank(self, rank: int | None) -> pd.DataFrame:
         ranks = self.trials["rank"]
         return self.trials[ranks.isna() if rank is None else ranks == rank]
 
     def trial_ids(self, arm: Arm) -> list[str]:
-        of_rank = self._of_rank(arm[0])
+        of_rank = self.of_rank(arm[0])
         return [str(trial) for trial in of_rank[np.isclose(of_rank["lr"], arm[1])]["trial"]]
 
     @cached_property

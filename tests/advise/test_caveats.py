@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from advice import advice_on, advise, texts
 from synthetic_study import Truth, synthetic_study
 
@@ -141,7 +142,7 @@ def test_a_retention_task_without_a_right_answer_cannot_show_forgetting() -> Non
     )
     advice = advise(replace(truth, seed_spread=0.0))
     (check,) = (c for c in advice.checks if c.name == "retention")
-    assert check.status == "bad"
+    assert check.status == "weak"
     assert "0.0 % on 30 items; guessing gives 0.0 %" in check.text
     said = " ".join((advice.verdict, advice.explanation, *(r.text for r in advice.reasons)))
     assert "no forgetting" not in said
@@ -194,7 +195,7 @@ def test_a_loss_that_falls_after_enough_steps_is_named_and_weakens_no_claim() ->
     assert loss_check(*(4.0 * 0.95**i for i in range(40))) == ("firm", "weak", "still falling")
     # A loss near zero falls by half of itself, and by nothing of what it was.
     near_zero = (4.0 * 0.7**i for i in range(40))
-    assert loss_check(*near_zero) == ("firm", "fine", "flat")
+    assert loss_check(*near_zero) == ("firm", "fine", "has settled")
 
 
 def test_ten_items_and_one_seed_decide_nothing() -> None:
@@ -205,3 +206,24 @@ def test_ten_items_and_one_seed_decide_nothing() -> None:
         replace(truth, seeds=(0, 1, 2), base_accuracy=-1.0, accuracy=lambda rank, lr: 1.0)
     )
     assert three.decision == "use"
+
+
+@pytest.mark.parametrize(
+    ("truth", "confidence"),
+    [
+        (Truth(), "firm"),
+        (Truth(retention=()), "firm"),
+        (Truth(base_other=0.25, forgetting=lambda rank, lr: 0.0), "firm"),
+        (Truth(failed={(2, 1e-3, seed): "diverged" for seed in range(3)}), "firm"),
+        (Truth(failed={(8, 1e-3, 0): "diverged"}), "tentative"),
+        (Truth(seeds=(0, 1)), "tentative"),
+        (Truth(contamination=10), "tentative"),
+    ],
+)
+def test_a_cross_is_what_keeps_the_confidence_from_being_high(
+    truth: Truth, confidence: str
+) -> None:
+    """An answer of high confidence has none, whatever else weakens it."""
+    advice = advise(replace(truth, ranks=(2, 8), full_lrs=()))
+    crosses = {check.name for check in advice.checks if check.status == "bad"}
+    assert (advice.confidence, bool(crosses)) == (confidence, confidence == "tentative")

@@ -5,34 +5,14 @@ from itertools import product
 
 import numpy as np
 import pytest
-from advice import advice_on, scored_in_nats
+from advice import advice_on, chat_study
 from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.arms import summarize_arms
 from rankscope.advise.comparisons import net_difference
 from rankscope.advise.recommend import recommend
 from rankscope.advise.retention import retention_scale, scale_name
-from rankscope.records import BASE, StudyRecords
-
-
-def chat_study(gold_fall: float = 0.0, accuracy_fall: float = 0.0) -> StudyRecords:
-    """Trained on chat rows scored in nats: gain 0.3. Retention on right or wrong answers, whose
-    gold log-probability falls by ``gold_fall``."""
-    truth = Truth(ranks=(8,), full_lrs=(), forgetting=lambda rank, lr: accuracy_fall)
-    study = synthetic_study(truth)
-    rng = np.random.default_rng(1)
-    level = {s: rng.normal(-2, 0.5, 400) for s in ("validation", "test")}
-    items = dict(study.items)
-    for key, found in study.items.items():
-        is_base = key[0] == BASE
-        noise = rng.normal(0, 0.05, 400)
-        if key[1] == "med":
-            scores = level[key[2]] + (0.0 if is_base else 0.3) + noise
-            items[key] = replace(found, scores=scores, gold_logprobs=scores)
-        if key[1] == "general":
-            gold = level[key[2]] - (0.0 if is_base else gold_fall) + noise
-            items[key] = replace(found, gold_logprobs=gold)
-    return scored_in_nats(study, "med", items)
+from rankscope.records import BASE
 
 
 def test_every_pair_of_units_has_a_scale() -> None:
@@ -93,7 +73,7 @@ def test_at_chance_the_log_probability_of_right_answers_carries_the_verdict() ->
         Truth(ranks=(8,), full_lrs=(), base_other=0.25, forgetting=lambda rank, lr: 0.0)
     )
 
-    def advice_with(fall: float) -> tuple[str, str]:
+    def advice_with(fall: float) -> tuple[str, str, str]:
         rng = np.random.default_rng(0)
         level = rng.normal(-2, 0.5, 400)
         items = {
@@ -106,14 +86,14 @@ def test_at_chance_the_log_probability_of_right_answers_carries_the_verdict() ->
         }
         advice = advice_on(replace(study, items=items))
         (check,) = (c for c in advice.checks if c.name == "retention")
-        assert check.status == "bad"
-        return advice.better_than_base.confidence, check.text
+        assert check.value == "general not above chance"
+        return advice.better_than_base.confidence, check.status, check.text
 
-    kept, text = advice_with(0.0)
+    *kept, text = advice_with(0.0)
     assert "The log-probability of the right answers decides" in text
-    lost, text = advice_with(0.3)
+    *lost, text = advice_with(0.3)
     assert "\N{MINUS SIGN}0.3" in text
-    assert (kept, lost) == ("firm", "tentative")
+    assert (kept, lost) == (["firm", "weak"], ["tentative", "bad"])
 
 
 def test_forgetting_that_decides_but_was_not_scored_is_lacking() -> None:

@@ -69,7 +69,7 @@ def test_the_figures_are_those_of_the_one_trained_model() -> None:
         "| rank | 8 |",
         "| alpha | 16.0 |",
         "| learning rate | 0.001 |",
-        "Forgetting, the mean drop on general: ",
+        "Retention change, the mean over general: ",
         "torch 2.13.0",
         "## License",
     ):

@@ -3,11 +3,15 @@
 from dataclasses import replace
 
 import pytest
+from advice import chat_study
 from report_studies import study_and_advice
 from synthetic_study import Truth
 
 from rankscope.advise.recommend import recommend
+from rankscope.cli.render.summary import summary_table
+from rankscope.formatting import NATS
 from rankscope.report.answer import answer_card
+from rankscope.report.figures.plane import draw_plane
 from rankscope.report.study_view import StudyView
 
 
@@ -59,3 +63,23 @@ def test_the_view_looks_at_the_arms_that_the_advice_speaks_of() -> None:
     assert gain.values["gain"] == focus.gain.value
     (first, *_) = answer_card(view, "med").rows
     assert (first.label, first.role.split(",")[0]) == (focus.label, "Best so far")
+
+
+def test_retention_has_the_unit_in_which_it_is_weighed_everywhere() -> None:
+    """The gain is in nats and the right answers lose .1 nats; their accuracy stays."""
+    study = chat_study(gold_fall=0.1)
+    view = StudyView(study, recommend(study))
+    (arm,) = view.arms("med")
+    change = view.retention_change(arm)
+    assert change is not None
+    assert change.value == pytest.approx(-0.1, abs=0.02)
+    assert view.retention_unit("med") == NATS
+    card = answer_card(view, "med")
+    net, score, retained = card.rows[0].cells[:3]
+    assert card.columns[2] == "Retention change, nats per token"
+    assert retained.value == f"{change.value:+.3f}".replace("-", "\N{MINUS SIGN}")
+    assert "points" not in net.note + score.note + retained.note
+    assert draw_plane(view, "med").data["retention change, nats per token"][0] == change.value
+    table = summary_table(study, view.recommendation)
+    (shown,) = (c for c in table.columns if c.header == "retention")
+    assert list(shown.cells)[1].startswith(retained.value)

@@ -15,6 +15,9 @@ import claims_judges
 import rankscope
 from claims_judges import FAILS, HOLDS, OPEN
 from claims_records import Arm, Grid, best_rate, keep
+from rankscope.run.outputs import write_outputs
+from rankscope.store import find_problems
+from restore_study import restore
 
 RANKS, LORA_RATES, FULL_RATES = (4, 32, 128), (5e-4, 2e-3, 8e-3), (5e-5, 2e-4, 8e-4)
 ARMS: list[Arm] = [(r, lr) for r in RANKS for lr in LORA_RATES] + [(None, lr) for lr in FULL_RATES]
@@ -27,6 +30,7 @@ def planted(
     kept: Callable[[Arm], float] = lambda _: 0.0,
     count: Callable[[Arm], int] = lambda _: 0,
     diverged: tuple[tuple[int, float, int], ...] = (),
+    parameters: Callable[[Arm], int] = lambda _: 500,
 ) -> Grid:
     """Records of 3 seeds: what an arm gains and keeps, plus noise of .01 nats by item and seed."""
     noise, items, matrices, trials = np.random.default_rng(3), [], [], []
@@ -44,12 +48,13 @@ def planted(
             if arm:
                 rank, lr = arm
                 trials.append({"trial": name, "rank": rank, "lr": lr, "seed": seed})
+                trials[-1]["trainable_parameters"] = parameters(arm)
                 trials[-1]["status"] = "diverged" if (*arm, seed) in diverged else "done"
                 size = {"frobenius": 2 * math.log(rank or 2), "similarity": 0.9, "top_k": 8}
                 matrices.append({"trial": name, "matrix": "q", "intruders": count(arm), **size})
     pd.DataFrame(items).to_parquet(folder / "items.parquet")
     pd.DataFrame(matrices).to_parquet(folder / "spectra.parquet")
-    more = {"trainable_parameters": 500, "label_tokens": 100}
+    more = {"label_tokens": 100}
     about = {
         "tasks": [
             {"name": "maths", "trained_on": True, "roles": []},
@@ -140,6 +145,39 @@ def test_judges_find_what_was_planted(tmp_path: Path) -> None:
     assert "a + b log r 0.0%" in claims_judges.norm_and_similarity(grid).measured
 
 
+@pytest.mark.parametrize(
+    ("lowest", "middle", "verdict"),
+    [(0.1, 0.3, HOLDS), (0.3, 0.3, FAILS), (0.1, 0.1, FAILS), (0.1, 0.28, OPEN)],
+)
+def test_the_knee_is_looked_for_on_both_sides_of_the_line(
+    tmp_path: Path, lowest: float, middle: float, verdict: str
+) -> None:
+    # r = 4 has 40 parameters for 100 completion tokens, r = 32 has 320.
+    gains = {4: lowest, 32: middle, 128: 0.3}
+    grid = planted(
+        tmp_path,
+        lambda arm: gains.get(arm[0] or 0, 0.0) - 0.1 * (arm[1] != 2e-3),
+        parameters=lambda arm: 10 * (arm[0] or 1000),
+    )
+    assert claims_judges.capacity(grid).verdict == verdict
+
+
+def test_a_margin_may_be_a_share_of_the_gain_or_a_published_difference(tmp_path: Path) -> None:
+    grid = planted(
+        tmp_path,
+        lambda arm: around(2e-3, {4: 1.0, 32: 1.1, 128: 1.03}.get(arm[0] or 0, 1.0))(arm[1]),
+        kept=lambda arm: -0.01 if arm[0] == 32 else 0.0,
+    )
+    # On "recall" r = 128 is 0.03 above r = 4: more than 0.02, less than 5 % of 1.03.
+    both = claims_judges.recall_and_reasoning
+    assert [both(grid, grid, share).verdict for share in (None, 0.05)] == [FAILS, HOLDS]
+    # r = 32 loses 0.01 more than full fine-tuning: that is less, and so the claim holds.
+    assert claims_judges.full_forgets_less(grid, excluded=0.02).verdict == HOLDS
+    # r = 128 loses as much: no sign is clear, and a difference of 0.02 is excluded.
+    of_128 = [claims_judges.full_forgets_less(grid, 128, nats).verdict for nats in (0.0, 0.02)]
+    assert of_128 == [OPEN, FAILS]
+
+
 def test_records_of_a_study_give_its_own_numbers(tmp_path: Path) -> None:
     arms = [{"method": "lora", "rank": [2, 4], "lr": 2e-3}]
     folder = tmp_path / "study"
@@ -155,6 +193,23 @@ def test_records_of_a_study_give_its_own_numbers(tmp_path: Path) -> None:
         sizes = study.spectra.query("trial == @trial")["frobenius"]
         norm = math.sqrt((sizes**2).sum())
         assert grid.norms((rank, 2e-3))[0] == pytest.approx(norm, rel=1e-6)
+    restore(tmp_path / "kept", tmp_path / "again")
+    again = rankscope.load(tmp_path / "again")
+    assert again.answer.__repr__() == study.answer.__repr__()
+    pd.testing.assert_frame_equal(again.arms, study.arms, rtol=1e-6)
+    assert str(tmp_path) not in (tmp_path / "kept" / "study.json").read_text("utf-8")
+
+
+def test_the_pictured_answer_follows_from_the_records(tmp_path: Path) -> None:
+    restore(claims_board.RECORDS / "maths-grid", tmp_path / "study")
+    study, recommendation = write_outputs(tmp_path / "study")
+    (advice,) = recommendation.advice
+    assert (advice.verdict, advice.confidence) == ("Use LoRA r=32.", "firm")
+    assert advice.chosen is not None
+    assert advice.chosen.net_gain is not None
+    assert advice.chosen.net_gain.value == pytest.approx(0.516, abs=5e-4)
+    assert [trial.status for trial in study.trials].count("diverged") == 3
+    assert find_problems(tmp_path / "study") == []
 
 
 def test_every_number_of_the_board_follows_from_the_records() -> None:

@@ -280,11 +280,12 @@ def pareto_front(arms: Sequence[ArmSummary]) -> list[bool]:
 
     Forgetting counts only if every scored arm has it.
     """
-    measured = all(a.forgetting is not None for a in arms if a.score is not None)
+    falls = [None if a.weighed_forgetting is None else a.weighed_forgetting.value for a in arms]
+    measured = all(fall is not None for a, fall in zip(arms, falls, strict=True) if a.score)
     points = np.full((len(arms), 3), np.inf)  # an arm without a score beats no other
-    for point, arm in zip(points, arms, strict=True):
+    for point, arm, fall in zip(points, arms, falls, strict=True):
         if arm.score is not None:
-            forgetting = arm.forgetting.value if measured and arm.forgetting is not None else 0.0
-            point[:] = -arm.score.value, forgetting, arm.trainable_parameters
+            fall = fall if measured and fall is not None else 0.0
+            point[:] = -arm.score.value, fall, arm.trainable_parameters
     beaten = [bool(((points <= p).all(axis=1) & (points < p).any(axis=1)).any()) for p in points]
     return [arm.score is not None and not b for arm, b in zip(arms, beaten, strict=True)]

@@ -172,7 +172,7 @@ CLAIMS = {
 
 CHECKS = {
     "seeds.fine": "Enough to see how much training itself varies.",
-    "seeds.weak": (
+    "seeds.bad": (
         "Fewer than {fewest_seeds} do not show how much training itself varies, so no answer can "
         "be firm."
     ),
@@ -181,8 +181,9 @@ CHECKS = {
         "times out of five; a smaller one may go unseen."
     ),
     "items.unknown": "How large a difference would be seen is unknown.",
-    "items.bad": "Too few to tell a difference from chance.",
+    "items.few": "Too few to tell a difference from chance.",
     "retention.fine": "The base is above chance on the retention tasks.",
+    "retention.logprob": "The right answers' log-probability shows it, above chance or not.",
     "retention.text": "Forgetting is measured by the likelihood of text.",
     "retention.wide": (
         "Retention is only known to change by {forgetting:range}, so a zero change tells you "

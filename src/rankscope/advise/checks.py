@@ -1,4 +1,7 @@
-"""Can this answer be trusted? One line per fact, with a status: fine, weak or bad."""
+"""Can this answer be trusted? One line per fact, with a status: fine, weak or bad.
+
+*Bad* is what keeps the confidence from being high; *weak* could change the answer nevertheless.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,8 +10,9 @@ from rankscope.advise.comparisons import arm_difference
 from rankscope.advise.messages import Counted, Field, Measured, arm_name, clause, trust_check
 from rankscope.advise.retention import retention_tasks
 from rankscope.advise.statistics.power import detectable
+from rankscope.advise.statistics.significance import FEWEST_ITEMS
 from rankscope.advise.task_results import FEW_ITEMS, TaskResults
-from rankscope.formatting import NATS, POINTS, count, score_text
+from rankscope.formatting import NATS, POINTS, count, join_names, score_text
 from rankscope.records import FAILED, FEWEST_SEEDS, CheckStatus, TrialRecords, TrustCheck
 
 MOST_NAMED = 4
@@ -24,15 +28,14 @@ def trust_checks(results: TaskResults, subject: Arm | None) -> tuple[TrustCheck,
     checks += [_retention(results, subject), *_contamination(results)]
     if subject is not None:
         checks += [*_learning_rate(results, subject), *_loss(results, subject)]
-    return (*checks, *_trials(results))
+    return (*checks, *_trials(results, subject))
 
 
 def _seeds(subject: Arm) -> TrustCheck:
     seeds = subject.summary.seeds
-    status: CheckStatus = "fine" if seeds >= FEWEST_SEEDS else "weak" if seeds == 2 else "bad"
-    meaning = "seeds.fine" if status == "fine" else "seeds.weak"
+    status: CheckStatus = "fine" if seeds >= FEWEST_SEEDS else "bad"
     return trust_check(
-        meaning, status, count(seeds, "seed"), seeds=seeds, fewest_seeds=FEWEST_SEEDS
+        f"seeds.{status}", status, count(seeds, "seed"), seeds=seeds, fewest_seeds=FEWEST_SEEDS
     )
 
 
@@ -44,7 +47,8 @@ def _items(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
     gap = arm_difference(results.study, subject, rival, results.task)
     effect = None if gap is None else detectable(gap)
     if gain.n < FEW_ITEMS:
-        yield trust_check("items.bad", "bad", value, n=gain.n)
+        decides = gain.n >= FEWEST_ITEMS and subject.summary.seeds >= FEWEST_SEEDS
+        yield trust_check("items.few", "weak" if decides else "bad", value, n=gain.n)
     elif effect is None:
         yield trust_check("items.unknown", "weak", value, n=gain.n)
     else:
@@ -72,13 +76,16 @@ def _rival(results: TaskResults, subject: Arm) -> Arm | None:
 def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
     tasks = retention_tasks(results.study, results.task)
     forgetting = None if subject is None else results.shown_forgetting(subject.summary)
+    has_limit = results.objective.max_forgetting is not None
     if not tasks or (subject is not None and forgetting is None):
-        has_limit = results.objective.max_forgetting is not None
         limit = " The limit on forgetting could not be applied." if has_limit else ""
+        lacks = subject is not None and results.lacks_retention_scores(subject.summary)
         meaning = "retention.unscored" if tasks else "retention.none"
-        return trust_check(meaning, "bad", "forgetting unknown", limit=limit)
+        return trust_check(meaning, "bad" if lacks else "weak", "forgetting unknown", limit=limit)
     at_chance = results.retention_at_chance
-    if at_chance:
+    not_above = f"{join_names(at_chance)} not above chance"
+    by_logprob = results.scale.name == "gold_logprob" and not has_limit
+    if at_chance and not by_logprob:
         named = [
             f"{name} ({score_text(base, POINTS)} on {count(n, 'item')}; guessing gives "
             f"{score_text(chance, POINTS)})"
@@ -91,16 +98,20 @@ def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
         in_nats = None if carrier is None else Measured(carrier, NATS)
         if in_nats is not None:
             numbers["in_nats"] = in_nats
+        lowers = subject is not None and results.forgets_below_chance(subject.summary)
         return trust_check(
             "retention.chance",
-            "bad" if len(at_chance) == len(tasks) else "weak",
-            f"{len(at_chance)} of {len(tasks)} not above chance",
+            "bad" if lowers else "weak",
+            not_above,
             named="; ".join(named),
             carried=clause("not_carried" if in_nats is None else "carried", in_nats=in_nats or ""),
             **numbers,
         )
     if subject is not None and forgetting is not None and not results.is_settled(subject.summary):
         return trust_check("retention.wide", "weak", f"{forgetting:range}", forgetting=forgetting)
+    if by_logprob:
+        value = f"by log-probability{f'; accuracy on {not_above}' if at_chance else ''}"
+        return trust_check("retention.logprob", "fine", value)
     value = count(len(tasks), "retention task")
     has_chance = any(task.chance is not None for task in tasks)
     return trust_check("retention.fine" if has_chance else "retention.text", "fine", value)
@@ -161,16 +172,17 @@ def _loss(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
     elif trend.is_falling:
         yield trust_check("loss.falling", "weak", "still falling", steps=steps, **fields)
     else:
-        yield trust_check("loss.fine", "fine", "flat", steps=steps)
+        yield trust_check("loss.fine", "fine", "has settled", steps=steps)
 
 
-def _trials(results: TaskResults) -> Iterator[TrustCheck]:
+def _trials(results: TaskResults, subject: Arm | None) -> Iterator[TrustCheck]:
     trials = Counted(len(results.trials), "trial")
     if results.failed:
         names = [f"{t.spec.arm_label} seed={t.spec.seed}: {t.status}" for t in results.failed]
         value = f"{len(names)} of {trials} failed"
         fields = {"failed": len(names), "trials": trials, **first_names(names)}
-        yield trust_check("trials.failed", "weak", value, **fields)
+        lowers = results.choice.passed_over or (subject is not None and subject.summary.failed)
+        yield trust_check("trials.failed", "bad" if lowers else "weak", value, **fields)
     if results.waiting:
         value = f"{results.waiting} of {trials} to run"
         yield trust_check("trials.waiting", "bad", value, waiting=results.waiting, trials=trials)

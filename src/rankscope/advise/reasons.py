@@ -81,15 +81,21 @@ def _full_or_lora(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]
         verdict = f"a match within {amount(margin, results.unit)} is not shown"
     fields: dict[str, Field] = {"rival": arm_name(rival.arm.summary), "verdict": verdict}
     fields |= {"margin": margin, "gap": results.score(gap)}
-    forgetting, rivals = subject.summary.forgetting, rival.arm.summary.forgetting
+    forgetting = results.shown_forgetting(subject.summary)
+    rivals = results.shown_forgetting(rival.arm.summary)
     if forgetting is None or rivals is None:
         yield message("full", **fields)
     else:
-        forgetting_gap = results.retained(forgetting.value - rivals.value)
+        forgetting_gap = Measured(forgetting.value - rivals.value, forgetting.unit)
         yield message("full_retention", forgetting_gap=forgetting_gap, **fields)
 
 
 def _forgetting(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage]:
+    weighed = arm.weighed_forgetting
+    if results.scale.name == "gold_logprob" and weighed is not None:
+        yield message(
+            "gold_logprob", logprob_forgetting=Measured(weighed, NATS), unclear=unclear(weighed)
+        )
     if arm.forgetting is None:
         return
     yield message(
@@ -99,11 +105,6 @@ def _forgetting(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage
         tasks=", ".join(_change(results, name, e) for name, e in sorted(arm.retention.items())),
         **{f"retention.{name}": change.value for name, change in arm.retention.items()},
     )
-    weighed = arm.weighed_forgetting
-    if results.scale.name == "gold_logprob" and weighed is not None:
-        yield message(
-            "gold_logprob", logprob_forgetting=Measured(weighed, NATS), unclear=unclear(weighed)
-        )
 
 
 def unclear(change: Estimate) -> str:

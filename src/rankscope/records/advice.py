@@ -65,7 +65,7 @@ class ArmSummary(Record):
     peak_memory_bytes: int | None = None
     """Largest peak of its trials' groups; adapters trained together share it."""
     on_pareto_front: bool = False
-    """No other arm is better in score, ``forgetting`` and trainable parameters together."""
+    """No other arm is better in score, ``weighed_forgetting`` and trainable parameters together."""
 
     @property
     def is_full(self) -> bool:

@@ -4,16 +4,14 @@ The page of a study opens with it; a notebook shows it by ``answer_html``.
 """
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rankscope.formatting import (
-    NATS,
     UNKNOWN,
     Unit,
     byte_size,
     compact,
     count,
-    difference,
     duration,
     join_names,
     number,
@@ -29,12 +27,12 @@ from rankscope.records import (
     TaskAdvice,
 )
 from rankscope.report.page import render_fragment
-from rankscope.report.study_view import StudyView, retention_change
+from rankscope.report.study_view import StudyView
 
 NEXT_STEPS_TITLE = "How to get a firmer answer"
 CONFIDENCES = {"firm": "High confidence", "tentative": "Tentative", "none": "Cannot tell yet"}
 MEANINGS = {
-    "firm": "the confidence intervals agree",
+    "firm": "the 95 % intervals leave no other answer",
     "tentative": "the data lean this way",
     "none": "the data do not decide it",
 }
@@ -114,7 +112,7 @@ def answer_card(view: StudyView, task: str) -> AnswerCard:
         *([f"Net gain, {view.net_unit(task).difference}"] if has_net_gain else []),
         f"Score, {unit.score}"
         + (f" (base {number(base.score * unit.scale, unit.digits)})" if base else ""),
-        f"Retention change, {view.forgetting_unit(task).difference}",
+        f"Retention change, {view.retention_unit(task).difference}",
         "Size",
         "Training time",
     )
@@ -150,21 +148,16 @@ def _role_text(view: StudyView, row: AnswerRow) -> str:
 
 
 def _cells(view: StudyView, arm: ArmSummary, has_net_gain: bool) -> tuple[CardCell, ...]:
-    size, advice = arm.trainable_parameters, view.advice(arm.task)
+    size = arm.trainable_parameters
     share = number(100 * size / view.study.model.num_parameters)
-    retained = _cell(retention_change(arm), view.forgetting_unit(arm.task), sign=True)
-    in_nats = arm.logprob_forgetting
-    if advice and advice.forgetting_scale.name == "gold_logprob" and in_nats:
-        # The weighed number, beside the shown one.
-        retained = replace(retained, note=f"{retained.note}; {difference(-in_nats.value, NATS)}")
     net = [_cell(arm.net_gain, view.net_unit(arm.task), sign=True)] if has_net_gain else []
     return (
         *net,
         _cell(arm.score, view.unit(arm.task)),
-        retained,
+        _cell(view.retention_change(arm), view.retention_unit(arm.task), sign=True),
         CardCell(
             byte_size(BYTES_PER_PARAMETER * size),
-            f"{compact(size)} parameters ({share} %), float32",
+            f"{compact(size)} parameters, {share} % of the model; float32",
         ),
         CardCell(duration(arm.seconds), "per trial"),
     )

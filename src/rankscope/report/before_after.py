@@ -61,7 +61,8 @@ def compared_items(view: StudyView, task: str, budget: int) -> list[ComparedItem
         keys: list[EvalKey] = [(BASE, name, "test"), (trial.spec.trial_id, name, "test")]
         if all(key in view.study.results for key in keys):
             before, after = (view.study.results[key] for key in keys)
-            if [i.item_id for i in before] == [i.item_id for i in after]:
+            has_texts = any(item.prompt for item in before)
+            if has_texts and [i.item_id for i in before] == [i.item_id for i in after]:
                 found.append((name, item_pairs(before, after, view.unit(name))))
     who = f"{arm.label}, seed {trial.spec.seed}"
     each = budget // max(1, len(found))

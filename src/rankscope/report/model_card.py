@@ -82,7 +82,7 @@ def study_card(
     study, advice, spec = view.study, view.advice(trial.spec.task), trial.spec
     arm = next((a for a in view.arms(summary.task) if a.label == summary.label), None)
     versions = {"Rankscope": study.provenance.rankscope, "Python": study.provenance.python}
-    forgetting, reasons = summary.forgetting, advice.reasons if advice else ()
+    change, reasons = view.retention_change(summary), advice.reasons if advice else ()
     return _render(
         spec,
         _study_settings(study, trial, weights),
@@ -100,7 +100,7 @@ def study_card(
         ),
         scores=[row for task in study.tasks if (row := _score_row(view, trial, summary, task))],
         retained=view.retained(summary.task),
-        forgetting=_text(forgetting, view.forgetting_unit(summary.task)) if forgetting else "",
+        retention=_text(change, view.retention_unit(summary.task)) if change else "",
         arm=arm,
         arm_changes=_arm_changes(view, arm) if arm else [],
         advice=advice,
@@ -208,10 +208,10 @@ def _score_row(
 
 
 def _arm_changes(view: StudyView, arm: ArmSummary) -> list[str]:
-    """Gain and forgetting over all seeds, if measured."""
+    """Gain and retention change over all seeds, if measured."""
     changes = {
         "gain over the base": (arm.gain, view.unit(arm.task)),
-        "forgetting": (arm.forgetting, view.forgetting_unit(arm.task)),
+        "retention change": (view.retention_change(arm), view.retention_unit(arm.task)),
     }
     return [f"{name} {_text(e, unit)}" for name, (e, unit) in changes.items() if e is not None]
 

@@ -106,16 +106,16 @@ class StudyView:
     def unit(self, task: str) -> Unit:
         return NATS if self.study.task(task).score_unit == "log_probability" else POINTS
 
-    def plane_titles(self, task: str) -> tuple[str, str]:
-        """Column titles of gain and retention change, with their units."""
-        kept = self.forgetting_unit(task).difference
-        return f"gain over base, {self.unit(task).difference}", f"retention change, {kept}"
+    def plane_titles(self, task: str, kept: Unit) -> tuple[str, str]:
+        """Column titles of gain and retention change; ``kept`` is the unit of the latter."""
+        gain = f"gain over base, {self.unit(task).difference}"
+        return gain, f"retention change, {kept.difference}"
 
-    def plane_digits(self, task: str) -> dict[str, int]:
+    def plane_digits(self, task: str, kept: Unit) -> dict[str, int]:
         """Digits of the columns of ``plane_titles`` and of their intervals."""
-        units = (self.unit(task), self.forgetting_unit(task))
+        units = (self.unit(task), kept)
         ends = ("", ", low", ", high")
-        pairs = zip(self.plane_titles(task), units, strict=True)
+        pairs = zip(self.plane_titles(task, kept), units, strict=True)
         return {f"{title}{end}": unit.digits + 1 for title, unit in pairs for end in ends}
 
     def point_names(self, task: str) -> dict[str, str]:
@@ -132,13 +132,13 @@ class StudyView:
         ``ArmSummary.on_pareto_front`` counts parameters too; a plane shows two quantities only.
         """
         points = [
-            (a.gain.value, a.forgetting.value, a.label)
+            (-a.gain.value, -change.value, a.label)
             for a in self.arms(task)
-            if a.gain and a.forgetting
+            if a.gain and (change := self.retention_change(a))
         ]
         front: list[str] = []
         least = float("inf")
-        for _, forgotten, label in sorted(points, key=lambda point: (-point[0], point[1])):
+        for _, forgotten, label in sorted(points):
             if forgotten < least:
                 least = forgotten
                 front.append(label)
@@ -165,10 +165,28 @@ class StudyView:
         units = {self.unit(name) for name in self.retained(task)}
         return NATS if units == {NATS} else POINTS
 
+    def _weighs_logprobs(self, task: str) -> bool:
+        advice = self.advice(task)
+        return advice is not None and advice.forgetting_scale.name == "gold_logprob"
+
+    def retention_unit(self, task: str) -> Unit:
+        """Unit of ``retention_change``."""
+        return NATS if self._weighs_logprobs(task) else self.forgetting_unit(task)
+
+    def retention_change(self, arm: ArmSummary) -> Estimate | None:
+        """Forgetting with its sign turned: below zero is lost. Pages show retention this way only.
+
+        In nats if the right answers' log-probability is weighed against the gain, else in the
+        retention tasks' own unit.
+        """
+        weighs_logprobs = self._weighs_logprobs(arm.task)
+        forgetting = arm.weighed_forgetting if weighs_logprobs else arm.forgetting
+        return None if forgetting is None else -forgetting
+
     def net_unit(self, task: str) -> Unit:
         """Unit of a net gain."""
         weighs_gain = self.study.config.objective.in_domain > 0
-        return self.unit(task) if weighs_gain else self.forgetting_unit(task)
+        return self.unit(task) if weighs_gain else self.retention_unit(task)
 
     def base(self, task: str) -> EvalRecord | None:
         """The base model on the test split of ``task``."""
@@ -268,11 +286,6 @@ class StudyView:
         full, focus = self.best_full(task), self.focus_line(task)
         focus = None if focus is None else safe_text(focus, MAX_NAME)
         return RankAxis(tuple(lines), focus, full.label if full else None)
-
-
-def retention_change(arm: ArmSummary) -> Estimate | None:
-    """Forgetting with its sign turned: below zero is lost. Pages show retention this way only."""
-    return None if arm.forgetting is None else -arm.forgetting
 
 
 def retention_text(change: float, unit: Unit) -> str:

@@ -7,7 +7,7 @@ import pandas as pd
 from rankscope.formatting import NATS
 from rankscope.records import ArmSummary, StudyRecords
 from rankscope.report.charts.figure import interval_cells, interval_digits
-from rankscope.report.study_view import StudyView, change_on, retention_change
+from rankscope.report.study_view import StudyView, change_on
 from rankscope.report.table_formats import Cell, table_from_rows
 
 
@@ -62,10 +62,10 @@ def paper_table(view: StudyView) -> pd.DataFrame:
             row = rows.setdefault(name, {"arm": name})
             row |= interval_cells(title, arm.score, unit)
             if len(titles) == 1:
-                lost = view.forgetting_unit(task)
+                lost = view.retention_unit(task)
                 kept = f"retention change, {lost.difference}"
                 digits[kept] = lost.digits
-                row |= interval_cells(kept, retention_change(arm), lost)
+                row |= interval_cells(kept, view.retention_change(arm), lost)
                 row["parameters"] = arm.trainable_parameters or None
     ends = {name: n for t, d in digits.items() for name, n in interval_digits(t, d).items()}
     return table_from_rows(list(rows.values()) if len(rows) > 1 else [], ends, tuple(digits))
@@ -82,7 +82,7 @@ def arms_table(view: StudyView) -> pd.DataFrame:
 
 
 def _arm_row(view: StudyView, arm: ArmSummary) -> dict[str, Cell]:
-    unit, kept = view.unit(arm.task), view.forgetting_unit(arm.task)
+    unit, kept = view.unit(arm.task), view.retention_unit(arm.task)
     advice = view.advice(arm.task)
     recommended = advice.chosen.label if advice and advice.chosen else None
     return {
@@ -98,7 +98,7 @@ def _arm_row(view: StudyView, arm: ArmSummary) -> dict[str, Cell]:
         **interval_cells("gain", arm.gain, unit),
         "p": arm.gain.p if arm.gain else None,
         "p, Holm": arm.gain.p_holm if arm.gain else None,
-        **interval_cells("retention change", retention_change(arm), kept),
+        **interval_cells("retention change", view.retention_change(arm), kept),
         **interval_cells("net gain", arm.net_gain, view.net_unit(arm.task)),
         "unit": unit.score,
         "unit of retention": kept.difference,

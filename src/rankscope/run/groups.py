@@ -65,11 +65,13 @@ def group_id(group: Sequence[TrialSpec]) -> str:
 
 
 def group_label(group: Group) -> str:
-    """A short name, such as ``12 adapters r 2-128`` or ``full lr=0.0005``."""
-    if len(group) == 1:
-        return group[0].arm_label
+    """A short name, such as ``12 adapters r 2-128`` or ``full lr=0.0005``; slices are no adapters
+    of their own."""
+    adapters = [trial for trial in group if not trial.is_slice] or group
+    if len(adapters) == 1:
+        return adapters[0].arm_label
     ranks = [trial.rank for trial in group if trial.rank is not None]
-    return f"{len(group)} adapters r {min(ranks)}-{max(ranks)}"
+    return f"{len(adapters)} adapters r {min(ranks)}-{max(ranks)}"
 
 
 def halves_of(group: Group) -> tuple[Group, Group]:

@@ -95,6 +95,15 @@ def test_the_frame_is_drawn_in_the_recommended_arms_variant_alone() -> None:
     assert sum(of_chosen) == 3
 
 
+def test_a_cell_without_a_result_says_how_its_arm_ended() -> None:
+    failed = {(8, 4e-3, seed): "diverged" for seed in range(3)}
+    study, advice = study_and_advice(Truth(num_items=20, lrs=(2e-3, 4e-3), failed=failed))
+    grid = rate_map.draw_rate_map(StudyView(study, advice), "med").plot.data[0]
+    row, column = tuple(grid.y).index("r=8"), tuple(grid.x).index("0.004")
+    assert grid.z[row][column] is None
+    assert grid.text[row][column] == grid.hovertext[row][column] == "diverged"
+
+
 def test_ranks_at_one_rate_each_are_not_called_unscored() -> None:
     view = StudyView(*study_and_advice(Truth(num_items=20, ranks=(2, 8), lrs=(1e-3, 2e-3))))
     apart = [a for a in view.arms("med") if (a.rank, a.lr) in {(2, 1e-3), (8, 2e-3)}]

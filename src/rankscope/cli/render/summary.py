@@ -69,7 +69,7 @@ def _caption(view: StudyView, gain: str) -> str:
     tasks = view.training_tasks
     units = {
         "in-domain": {view.unit(task).score for task in tasks},
-        "change of retention": {view.forgetting_unit(task).difference for task in tasks},
+        "change of retention": {view.retention_unit(task).difference for task in tasks},
         gain: {view.net_unit(task).difference for task in tasks},
     }
     columns = [f"{name} in {' or '.join(sorted(found))}" for name, found in units.items() if found]
@@ -87,7 +87,6 @@ def _base_row(view: StudyView, task: str) -> list[str]:
 
 def _arm_row(view: StudyView, arm: ArmSummary, chosen: bool, *, shows_net_gain: bool) -> list[str]:
     unit = view.unit(arm.task)
-    retention = None if arm.forgetting is None else -arm.forgetting
     gain = arm.net_gain if shows_net_gain else arm.gain
     seeds = f"[red]{arm.seeds}/{arm.seeds + arm.failed}[/red]" if arm.failed else str(arm.seeds)
     return [
@@ -95,7 +94,7 @@ def _arm_row(view: StudyView, arm: ArmSummary, chosen: bool, *, shows_net_gain: 
         escape(safe_text(arm.label, MAX_NAME)),
         seeds,
         plus_minus(arm.score, unit),
-        plus_minus(retention, view.forgetting_unit(arm.task), sign=True),
+        plus_minus(view.retention_change(arm), view.retention_unit(arm.task), sign=True),
         plus_minus(gain, view.net_unit(arm.task), sign=True),
         compact(arm.trainable_parameters) if arm.trainable_parameters else UNKNOWN,
         clock(arm.seconds),

@@ -94,14 +94,15 @@ def change_grid(
     order: tuple[Sequence[str], Sequence[str]],
     *,
     absent: Callable[[str, str], str] = lambda row, column: "not scored",
+    marks: Mapping[tuple[str, str], str] | None = None,
     reach: float = 0.0,
     framed: Sequence[tuple[str, str]] = (),
 ) -> Grid:
     """Changes against the base: in brackets if the interval includes zero or is unknown.
 
     ``frame`` has one row per cell, with the columns ``arm``, ``axes`` and those of the change;
-    ``absent`` gives the hover text of an empty cell; ``reach`` is
-    the largest value of other grids that share the color scale.
+    ``absent`` gives the hover text of an empty cell, ``marks`` what is written in some of them;
+    ``reach`` is the largest value of other grids that share the color scale.
     """
     words = {title: title for title in axes if title not in ("arm", "row", "column")}
     texts = []
@@ -117,6 +118,8 @@ def change_grid(
         hover.iloc[row, column] = absent(order[0][row], order[1][column])
     end = max(reach, Grid(values).largest, 1.0 if unit.scale == 100 else 0.01)
     shown = pivot(cells, axes, "text", order).fillna("")
+    for place, mark in (marks or {}).items():
+        shown.loc[place] = hover.loc[place] = mark
     return Grid(values, True, end, shown, hover, framed)
 
 

@@ -30,7 +30,7 @@ def draw_learning_curve(view: StudyView, task: str) -> Figure | None:
     if not curves:
         return None
     unit, kept = view.unit(task), view.forgetting_unit(task)
-    gain, retained = view.plane_titles(task)
+    gain, retained = view.plane_titles(task, kept)
     rows = [
         {
             "arm": arm.label,
@@ -43,7 +43,7 @@ def draw_learning_curve(view: StudyView, task: str) -> Figure | None:
         for arm, curve in curves
         for step in curve
     ]
-    frame = table_from_rows(rows, view.plane_digits(task))
+    frame = table_from_rows(rows, view.plane_digits(task, kept))
     is_plane = bool(frame[retained].notna().all())
     words = {"step": STEP, "gain": gain, "retention": retained, "seeds": "seeds", "items": "items"}
     paths, names = {}, view.point_names(task)

@@ -23,7 +23,7 @@ def draw_mitigation(view: StudyView, task: str) -> Figure | None:
     if mitigation is None or not mitigation.comparisons:
         return None
     lost, scale = view.forgetting_unit(task), view.forgetting_unit(task).scale
-    gain, retained = view.plane_titles(task)
+    gain, retained = view.plane_titles(task, lost)
     comparisons = sorted(mitigation.comparisons, key=lambda c: c.difference.value)
     rows = [
         {

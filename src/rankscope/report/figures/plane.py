@@ -4,7 +4,7 @@ from rankscope.formatting import count, difference
 from rankscope.report.charts.figure import Figure, interval_cells
 from rankscope.report.charts.scatter import Path, plane_plot
 from rankscope.report.figures import register
-from rankscope.report.study_view import StudyView, retention_change, retention_text
+from rankscope.report.study_view import StudyView, retention_text
 from rankscope.report.style import FULL_COLOR, MUTED
 from rankscope.report.table_formats import table_from_rows
 
@@ -18,13 +18,14 @@ retained more. The ring marks the recommended arm. The table also has the cost o
 
 @register("planes", 10)
 def draw_plane(view: StudyView, task: str) -> Figure:
-    axes, front = view.plane_titles(task), view.front(task)
+    kept, front = view.retention_unit(task), view.front(task)
+    axes = view.plane_titles(task, kept)
     rows = [
         {
             "arm": arm.label,
             "seeds": arm.seeds,
             **interval_cells(axes[0], arm.gain, view.unit(task)),
-            **interval_cells(axes[1], retention_change(arm), view.forgetting_unit(task)),
+            **interval_cells(axes[1], view.retention_change(arm), kept),
             "on the front": "yes" if arm.label in front else "no",
             "on the front with parameters counted": "yes" if arm.on_pareto_front else "no",
             "trainable parameters": arm.trainable_parameters,
@@ -34,7 +35,7 @@ def draw_plane(view: StudyView, task: str) -> Figure:
         }
         for arm in view.arms(task)
     ]
-    frame = table_from_rows(rows, view.plane_digits(task))
+    frame = table_from_rows(rows, view.plane_digits(task, kept))
     key, title = view.key("plane", task), f"Learning and retention, {task}"
     if not front:
         text = "No arm has both a gain and a retention score yet."
@@ -68,11 +69,13 @@ def draw_plane(view: StudyView, task: str) -> Figure:
 
 def _finding(view: StudyView, task: str) -> str:
     scored = [
-        (a, a.gain.value, r.value) for a in view.arms(task) if a.gain and (r := retention_change(a))
+        (a, a.gain.value, change.value)
+        for a in view.arms(task)
+        if a.gain and (change := view.retention_change(a))
     ]
     most, gain, kept = max(scored, key=lambda arm: arm[1])
     least, _, best = max(scored, key=lambda arm: arm[2])
-    lost, front = view.forgetting_unit(task), view.front(task)
+    lost, front = view.retention_unit(task), view.front(task)
     return (
         f"The largest gain is {difference(gain, view.unit(task))} ({most.label}), with "
         f"{retention_text(kept, lost)}; {least.label} retained most "

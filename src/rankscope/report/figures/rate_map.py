@@ -5,16 +5,16 @@ from collections.abc import Mapping, Sequence
 
 from rankscope.formatting import join_names
 from rankscope.records import ArmSummary
-from rankscope.report.charts.figure import Figure, interval_cells
+from rankscope.report.charts.figure import Figure, interval_cells, records
 from rankscope.report.charts.heat_map import change_grid, heat_map
 from rankscope.report.figures import register
-from rankscope.report.study_view import StudyView, retention_change
+from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import table_from_rows
 
 _CAPTION = """Each cell is one arm, the mean over its seeds. Blue is better than the base, orange \
-worse; an empty cell was not trained. Brackets: the 95 % interval includes zero or is unknown. \
-The frame marks the recommended arm. If the best rate of a rank is at the edge of its grid, a \
-better one may be beyond it."""
+worse; an empty cell was not trained, and an arm without a result says how it ended. Brackets: the \
+95 % interval includes zero or is unknown. The frame marks the recommended arm. If the best rate \
+of a rank is at the edge of its grid, a better one may be beyond it."""
 
 
 @register("ranks", 30)
@@ -26,8 +26,8 @@ def draw_rate_map(view: StudyView, task: str) -> Figure:
     rates = sorted({arm.lr for arm in of_lora})
     if len(rates) < 2:
         return Figure(key, title, _one_rate(rates), table_from_rows([]))
-    gain, retained = view.plane_titles(task)
-    unit, kept = view.unit(task), view.forgetting_unit(task)
+    unit, kept = view.unit(task), view.retention_unit(task)
+    gain, retained = view.plane_titles(task, kept)
     validation = f"gain on the validation split, {unit.difference}"
     arms = of_lora + view.full(task)
     rows = [
@@ -37,17 +37,17 @@ def draw_rate_map(view: StudyView, task: str) -> Figure:
             "learning rate": arm.lr,
             **interval_cells(gain, arm.gain, unit),
             validation: arm.validation_gain and arm.validation_gain * unit.scale,
-            **(
-                interval_cells(retained, retention_change(arm), kept) if view.retained(task) else {}
-            ),
+            **(interval_cells(retained, change, kept) if view.retained(task) else {}),
         }
         for arm in arms
+        for change in [view.retention_change(arm)]
     ]
-    frame = table_from_rows(rows, view.plane_digits(task) | {validation: unit.digits + 1})
+    frame = table_from_rows(rows, view.plane_digits(task, kept) | {validation: unit.digits + 1})
     ranks = [f"r={rank}" for rank in sorted({arm.rank for arm in of_lora if arm.rank})]
     places = frame.assign(
         row=["full" if arm.is_full else f"r={arm.rank}" for arm in arms],
         column=[f"{arm.lr:g}" for arm in arms],
+        ended=[" ".join(sorted({t.status for t in view.trials(arm)})) for arm in arms],
     )
     order = (
         [*ranks, *(["full"] if view.full(task) else [])],
@@ -67,7 +67,11 @@ def draw_rate_map(view: StudyView, task: str) -> Figure:
                     name,
                     of_name,
                     order,
-                    absent=lambda *_: "not trained, or not finished",
+                    absent=lambda *_: "not trained",
+                    marks={
+                        (cell["row"], cell["column"]): cell["ended"]
+                        for cell in records(cells[cells[name].isna()])
+                    },
                     framed=list(zip(framed["row"], framed["column"], strict=True)),
                 )
     drawn = heat_map(grids, row_height=38, x_title="learning rate")

@@ -28,7 +28,7 @@ def draw_scaled_variants(view: StudyView, task: str) -> Figure | None:
     if mitigation is None:
         return None
     unit, kept = view.unit(task), view.forgetting_unit(task)
-    gain, retained = view.plane_titles(task)
+    gain, retained = view.plane_titles(task, kept)
     rows = [
         {
             "arm": curve.label,
@@ -43,7 +43,7 @@ def draw_scaled_variants(view: StudyView, task: str) -> Figure | None:
         for curve in mitigation.curves
         for point in curve.points
     ]
-    digits = view.plane_digits(task)
+    digits = view.plane_digits(task, kept)
     digits |= {f"validation split: {title}": places for title, places in digits.items()}
     frame = table_from_rows(rows, digits)
     words = {"scaled:": "scaled", "strength": "strength", "gain": gain, "retention": retained}
