@@ -13,6 +13,7 @@ from claims_judges import (
     MARGIN,
     OPEN,
     Verdict,
+    base_rows,
     capacity,
     full_forgets_less,
     harm,
@@ -73,6 +74,7 @@ def verdicts(grids: Mapping[str, Grid]) -> dict[int, list[tuple[str, Verdict]]]:
         (8, "maths-grid", norm_and_similarity),
         (9, "maths-grid", intruders),
         (10, "maths-grid", capacity),
+        (11, "self-replay", base_rows),
         (5, "maths-forgetting", partial(full_forgets_less, excluded=MARGIN)),
         (5, "forgetting-seeds", partial(full_forgets_less, excluded=MARGIN)),
         (10, "maths-capacity", capacity),
@@ -117,7 +119,7 @@ def studies_table(grids: Mapping[str, Grid]) -> list[str]:
         diverged = ", ".join(f"{count} of {label(arm)}" for arm, count in grid.diverged)
         rows.append(
             f"| [{name}](../../examples/claims/{name}.yaml) | {about['model']['label']} | "
-            f"{grid.task} | {len(grid.trials)} | {diverged or 'none'} | {day} | "
+            f"{grid.task} | {len(grid.about['trials'])} | {diverged or 'none'} | {day} | "
             f"{about['provenance']['processor']}, {about['provenance']['num_threads']} thread(s) | "
             f"{about['seconds'] / 60:.0f} min | {about['commit']} |"
         )
@@ -131,20 +133,21 @@ def arms_table(grid: Grid) -> list[str]:
     columns = ["arm", "gain, validation", "gain, test"]
     columns += ["held-out text"] * bool(text) + ["norm of the update", "intruders"] * has_spectra
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for rank in grid.series:
-        best = grid.tuned(rank)
-        for lr in grid.rates_tried(rank):
+    for part, rank in ((p, rank) for p in grid.parts for rank in p.series):
+        best = part.tuned(rank)
+        for lr in part.rates_tried(rank):
             arm = (rank, lr)
-            name = f"**{label(arm)}**" if arm == best else label(arm)
-            if lr not in grid.rates(rank):
+            name = f"{label(arm)} {part.replay}".rstrip()
+            name = f"**{name}**" if arm == best else name
+            if lr not in part.rates(rank):
                 cells = [name, *["diverged"] * (len(columns) - 1)]
                 rows.append(f"| {' | '.join(cells)} |")
                 continue
-            cells = [name, f"{grid.validation_gain(arm):+.3f}", interval(grid.gain(arm))]
-            cells += [interval(grid.retained(arm)) for _ in text]
+            cells = [name, f"{part.validation_gain(arm):+.3f}", interval(part.gain(arm))]
+            cells += [interval(part.retained(arm)) for _ in text]
             if has_spectra:
-                count = grid.by_seed(arm, "intruders").mean()
-                cells += [f"{grid.norms(arm).mean():.2f}", f"{count:.1f}"]
+                count = part.by_seed(arm, "intruders").mean()
+                cells += [f"{part.norms(arm).mean():.2f}", f"{count:.1f}"]
             rows.append(f"| {' | '.join(cells)} |")
     return rows
 

@@ -8,6 +8,7 @@ keeps scores by item, spectra by matrix, learning curves and settings; no weight
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ Arm = tuple[int | None, float]
 """Rank (None: full fine-tuning) and learning rate."""
 
 NUM_DRAWS = 200
+REPLAYS = ("replay", "self_replay")
 TEXT_METRIC = "logprob_per_token"
 MATRIX_NUMBERS = ("frobenius", "relative", "effective_rank", "stable_rank", "intruders")
 
@@ -125,8 +127,8 @@ def without_folders(value: Any) -> Any:
             return {name: without_folders(inner) for name, inner in value.items()}
         case list():
             return [without_folders(inner) for inner in value]
-        case str() if value.startswith("/"):
-            return value.rpartition("/")[2]
+        case str():
+            return re.sub(r"(?<![\w./])/(?:[^/\s]+/)+", "", value)
     return value
 
 
@@ -140,6 +142,8 @@ class Grid:
     """The kept records of one study: arms (rank and rate) x seeds x items."""
 
     folder: Path
+    replay: str = ""
+    """The kind of rows replayed in these trials: one of ``REPLAYS``."""
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -148,8 +152,18 @@ class Grid:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """Every trial, ordered by seed."""
-        return pd.DataFrame(self.about["trials"]).sort_values("seed")
+        """Its trials, ordered by seed."""
+        frame = pd.DataFrame(self.about["trials"]).sort_values("seed")
+        for kind in REPLAYS:
+            if kind in frame:
+                frame = frame[frame[kind].notna() == (kind == self.replay)]
+        return frame
+
+    @cached_property
+    def parts(self) -> tuple["Grid", ...]:
+        """The trials without replay, then those of each kind that the study has."""
+        replayed = {kind for trial in self.about["trials"] for kind in REPLAYS if trial.get(kind)}
+        return (self, *(Grid(self.folder, kind) for kind in REPLAYS if kind in replayed))
 
     @cached_property
     def items(self) -> pd.DataFrame:
@@ -251,9 +265,14 @@ class Grid:
     def retained(self, arm: Arm, other: Arm | None = None) -> Estimate:
         """Change of held-out text, nats per token: minus the base or ``other``; negative is
         forgotten."""
+        against = self.base(self.text) if other is None else self.scores(other, self.text)
+        return paired_estimate(self.scores(arm, self.text), against)
+
+    @cached_property
+    def text(self) -> str:
+        """The task of held-out text."""
         (task,) = (name for name in self.retention if self.metric(name) == TEXT_METRIC)
-        against = self.base(task) if other is None else self.scores(other, task)
-        return paired_estimate(self.scores(arm, task), against)
+        return task
 
     def by_seed(self, arm: Arm, number: str, how: str = "sum") -> ScoreArray:
         """(S,) a number of the spectra, over all matrices of each trial of an arm."""

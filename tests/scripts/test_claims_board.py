@@ -14,7 +14,7 @@ import claims_board
 import claims_judges
 import rankscope
 from claims_judges import FAILS, HOLDS, OPEN
-from claims_records import Arm, Grid, best_rate, keep
+from claims_records import Arm, Grid, best_rate, keep, without_folders
 from rankscope.run.outputs import write_outputs
 from rankscope.store import find_problems
 from restore_study import restore
@@ -146,6 +146,33 @@ def test_judges_find_what_was_planted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("lost", "saved", "cost", "verdict"),
+    [(0.3, 0.2, 0.0, HOLDS), (0.3, -0.1, 0.0, FAILS), (0.3, 0.2, 0.1, OPEN), (-0.1, 0.2, 0, OPEN)],
+)
+def test_rows_of_the_base_are_compared_with_real_ones(
+    lost: float, saved: float, cost: float, verdict: str, tmp_path: Path
+) -> None:
+    """Planted as rates of full fine-tuning: no replay, real rows, rows sampled from the base."""
+    plain, real, sampled = FULL_RATES
+    kept = {plain: -lost, real: -0.25, sampled: -0.25 + saved}
+    grid = planted(
+        tmp_path,
+        lambda arm: 0.3 - cost * (arm[1] == sampled),
+        lambda arm: kept.get(arm[1], 0) if arm[0] is None else 0,
+    )
+    about = grid.about
+    about["trials"] = [trial for trial in about["trials"] if trial["rank"] is None]
+    for trial in about["trials"]:
+        trial["replay"] = "0.5xtext" if trial["lr"] == real else None
+        trial["self_replay"] = "0.5x100" if trial["lr"] == sampled else None
+        trial["lr"] = plain
+    (tmp_path / "study.json").write_text(json.dumps(about), "utf-8")
+    judged = claims_judges.base_rows(Grid(tmp_path))
+    assert judged.verdict == verdict
+    assert judged.measured.startswith(f"full at {plain:g}; change of held-out text by replay")
+
+
+@pytest.mark.parametrize(
     ("lowest", "middle", "verdict"),
     [(0.1, 0.3, HOLDS), (0.3, 0.3, FAILS), (0.1, 0.1, FAILS), (0.1, 0.28, OPEN)],
 )
@@ -198,6 +225,17 @@ def test_records_of_a_study_give_its_own_numbers(tmp_path: Path) -> None:
     assert again.answer.__repr__() == study.answer.__repr__()
     pd.testing.assert_frame_equal(again.arms, study.arms, rtol=1e-6)
     assert str(tmp_path) not in (tmp_path / "kept" / "study.json").read_text("utf-8")
+
+
+def test_records_name_no_folder_of_the_machine() -> None:
+    notes = [
+        "4 rows dropped: /home/me/med/train.jsonl, row 2; /tmp/b.jsonl",
+        "/data/mmlu",
+        "1/3 at b/c",
+    ]
+    assert without_folders({"notes": notes}) == {
+        "notes": ["4 rows dropped: train.jsonl, row 2; b.jsonl", "mmlu", "1/3 at b/c"]
+    }
 
 
 def test_the_pictured_answer_follows_from_the_records(tmp_path: Path) -> None:

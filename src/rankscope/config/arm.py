@@ -35,7 +35,7 @@ TRAIN_OVERRIDES = (
     "weight_decay",
 )
 """Fields of ``train`` that an arm may override."""
-MITIGATIONS = ("replay", "kl_to_base", "early_stop")
+MITIGATIONS = ("replay", "self_replay", "kl_to_base", "early_stop")
 """Fields of an arm that are axes of its grid but not fields of ``train``."""
 ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")
 MLP = ("down_proj", "gate_proj", "up_proj")
@@ -45,6 +45,9 @@ TARGET_GROUPS: dict[str, tuple[str, ...]] = {
     "all-linear": tuple(sorted(ATTENTION + MLP)),
 }
 TargetSet = Literal["attention", "mlp", "all-linear"] | list[str]
+MAX_SAMPLED_ROWS = 100_000
+SELF_REPLAY = "self:"
+"""Before a number of rows sampled from the base, in place of a replayed task's name."""
 MODULE_PATTERN = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -178,6 +181,20 @@ class ReplayConfig(ConfigSection):
     """Share of the replayed rows in all rows seen, and in the loss; 0 is no replay."""
 
 
+class SelfReplayConfig(ConfigSection):
+    """Replay of rows that the base itself writes: sampled once per study, before any training."""
+
+    rows: int = Field(ge=1, le=MAX_SAMPLED_ROWS)
+    """Rows to sample, each of at most ``train.max_length`` tokens."""
+    share: float = Field(ge=0, lt=1)
+    """Share of these rows in all rows seen, and in the loss; 0 is no replay."""
+
+    @property
+    def task(self) -> str:
+        """What trials name in place of a task."""
+        return f"{SELF_REPLAY}{self.rows}"
+
+
 class EarlyStopConfig(ConfigSection):
     """Stop a trial that no longer improves, and keep the weights of its best score."""
 
@@ -223,9 +240,11 @@ class ArmConfig(ConfigSection):
     """Overrides ``train.weight_decay``."""
     replay: OneOrMore[ReplayConfig] | None = None
     """General rows mixed in: ``{task: NAME, share: 0.1}``."""
+    self_replay: OneOrMore[SelfReplayConfig] | None = None
+    """Rows sampled from the base mixed in as ``replay`` does: ``{rows: 100, share: 0.1}``."""
     kl_to_base: OneOrMore[NonNegativeFloat] | None = None
     """Weight in the loss of KL(base || tuned), nats per label token: over the replayed rows if the
-    arm has ``replay``, otherwise over the task's own."""
+    arm replays any, otherwise over the task's own."""
     early_stop: OneOrMore[EarlyStopConfig] | None = None
     """``{patience: N}``: stop after N evaluations (``train.evaluate_every``) without a better
     in-domain validation score, and keep the best weights."""
@@ -248,6 +267,11 @@ class ArmConfig(ConfigSection):
                     f"method {method.name!r} {method.arm_note}: give it an arm of its own"
                 )
         self._check_fields(methods)
+        if self.replay and self.self_replay:
+            raise ValueError(
+                "'replay' and 'self_replay' are both set: give each an arm of its own, as a trial "
+                "replays rows of one kind"
+            )
         if any(self.kl_to_base or ()) and any(m.occupies_base for m in methods):
             raise ValueError(
                 "'kl_to_base' needs the bare base beside the trained model, which method 'peft' "

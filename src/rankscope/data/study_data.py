@@ -9,6 +9,7 @@ from rankscope.config.task import TaskConfig
 from rankscope.data.contamination import find_contamination_between_tasks
 from rankscope.data.encode import EncodedRows, Encoder, encode_rows
 from rankscope.data.mixtures import mix_tasks
+from rankscope.data.self_replay import rows_to_sample
 from rankscope.data.stand_ins import stand_ins
 from rankscope.data.task_source import no_training_rows
 from rankscope.data.tasks import LoadedTask, load_task
@@ -21,7 +22,7 @@ class StudyData:
 
     tasks: Mapping[str, LoadedTask]  # By name, every task that is trained on or evaluated
     rows: Mapping[str, EncodedRows]  # By training task
-    replay_rows: Mapping[str, EncodedRows]  # By task whose rows some arm replays
+    replay_rows: Mapping[str, EncodedRows]  # By task whose rows some arm replays, or base's rows
     notes: tuple[str, ...]  # What readers of the results should know, one sentence each
 
 
@@ -42,7 +43,7 @@ def prepare_data(config: StudyConfig, encoder: Encoder, whole: bool = True) -> S
     rows = {t.name: encode_rows(encoder, tasks[t.name].train, labels) for t in config.tasks}
     replay_rows = {
         name: encode_rows(encoder, task.train, labels) for name, task in replayed.items()
-    }
+    } | rows_to_sample(config, encoder)
     notes = [
         *(note for task in tasks.values() for note in task.notes),
         *replay_notes(config),

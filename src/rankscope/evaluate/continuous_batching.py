@@ -1,4 +1,4 @@
-"""Greedy generation by continuous batching: many prompts, many models, one token each per step.
+"""Generation by continuous batching: many prompts, many models, one token each per step.
 
 Sequences of all models wait in one queue; as many as the cache may hold run together. Finished
 sequences leave, and waiting ones take their room. The keys and values are in a :class:`KVCache`
@@ -8,8 +8,9 @@ prompts have in common at their beginning is computed once per model, see ``pref
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -153,6 +154,11 @@ def generate(
 CachePart = tuple[KVCache, Sequence[Generation], Tensor]  # Tensor: last token by row
 
 
+def likeliest(logits: Tensor, sequences: Sequence[Generation]) -> Tensor:
+    """The next token of each sequence, (R,), from (R, V) logits."""
+    return logits.argmax(dim=-1)
+
+
 class RunningBatch:
     """The running sequences, with their cache and their last tokens.
 
@@ -160,9 +166,15 @@ class RunningBatch:
     the cache is rebuilt: that copies the cache, which costs about as much as a step.
     """
 
-    def __init__(self, base: Base, limits: GenerationLimits) -> None:
+    def __init__(
+        self,
+        base: Base,
+        limits: GenerationLimits,
+        choose: Callable[[Tensor, Sequence[Any]], Tensor] = likeliest,
+    ) -> None:
         self.base = base
         self.limits = limits
+        self.choose = choose
         self.stops = StopStrings(limits, base.tokenizer)
         self.sequences: list[Generation] = []
         self.cache = KVCache(0, 0)
@@ -218,7 +230,7 @@ class RunningBatch:
                 cache = prefix.select(torch.zeros(len(batch), dtype=torch.int64), capacity)
             row_batch = RowBatch.of(batch, self.base.device)
             logits = self.base.logits(row_batch, cache, store=True, prefix=prefix)
-            yield cache, sequences, self.accept_likeliest(logits, sequences)
+            yield cache, sequences, self.accept_next(logits, sequences)
 
     def compute_prefix(self, sequence: Generation) -> KVCache | None:
         """Keys and values of the prefix that a prompt shares with others; None if it has none."""
@@ -232,9 +244,9 @@ class RunningBatch:
             self.last_prefix = (sequence.prefix_key, cache)
         return self.last_prefix[1]
 
-    def accept_likeliest(self, logits: Tensor, sequences: Sequence[Generation]) -> Tensor:
-        """Append the likeliest token to each sequence; the tokens, (R,) on the CPU."""
-        tokens = logits.argmax(dim=-1).cpu()
+    def accept_next(self, logits: Tensor, sequences: Sequence[Generation]) -> Tensor:
+        """Append the chosen token to each sequence; the tokens, (R,) on the CPU."""
+        tokens = self.choose(logits, sequences).cpu()
         for sequence, token in zip(sequences, tokens.tolist(), strict=True):
             if not sequence.is_finished:
                 sequence.accept(token, self.stops)
@@ -276,7 +288,7 @@ class RunningBatch:
             keep=torch.arange(num_rows, device=device),
         )
         logits = self.base.logits(batch, self.cache, store=True)
-        self.tokens = self.accept_likeliest(logits, self.sequences)
+        self.tokens = self.accept_next(logits, self.sequences)
 
 
 def concatenate_caches(parts: Sequence[tuple[KVCache, Tensor]], capacity: int) -> KVCache:

@@ -11,6 +11,7 @@ from rankscope.run.oom import Backoff, with_oom_backoff
 from rankscope.run.stages import Stage, run_stage
 from rankscope.run.stages.evaluate import EvaluateStage
 from rankscope.run.stages.heads import HeadsStage
+from rankscope.run.stages.self_replay import use_sampled_rows
 from rankscope.run.stages.spectra import SpectraStage
 from rankscope.run.stages.train import TrainStage
 from rankscope.run.stages.variants import VariantsStage
@@ -42,6 +43,7 @@ class Conductor:
         self.context.label = "base"
         work = self.evaluate_stage.missing_of_base()
         run_stage(self.context, self.evaluate_stage, self.context.base, work)
+        use_sampled_rows(self.context)
 
     def run_groups(self) -> None:
         self.remove_orphans()

@@ -112,9 +112,11 @@ def make_plan(
         costs |= trial_costs(model, items, scored, group)
     groups = tuple(plan_group(model, group, costs) for group in inputs.groups)
     base_items = [item for _, task, split in inputs.base_evals() for item in items[task, split]]
-    base = TrialCost(0, model.scoring(base_items), model.base_spectra(), base_heads(model, items))
+    sampled = sampled_row_tokens(inputs)
+    scoring = model.scoring(base_items) + model.scoring(sampled)
+    base = TrialCost(0, scoring, model.base_spectra(), base_heads(model, items))
     stages, of_base = summed([base, *costs.values()]), summed([base]).total
-    base_tokens = sum(item.total for item in base_items)
+    base_tokens = sum(item.total for item in (*base_items, *sampled))
     start = model.start(base_tokens) if executor else 0.0
     unit_seconds = [start + group.seconds for group in groups]
     devices = inputs.config.train.devices
@@ -297,6 +299,15 @@ def item_tokens(inputs: PreparedStudy) -> dict[tuple[str, str], list[ItemTokens]
                 answers = sum(len(encoder.answer_ids(text, item)) for text in texts)
                 of_split.append(ItemTokens(prompt + answers, answers))
     return counts
+
+
+def sampled_row_tokens(inputs: PreparedStudy) -> list[ItemTokens]:
+    """What the base reads and writes for each row that is sampled from it, at most."""
+    return [
+        ItemTokens(len(rows.prompt), 1, rows.max_length - len(rows.prompt))
+        for rows in inputs.rows_to_sample.values()
+        for _ in rows.rows
+    ]
 
 
 def summed(costs: Sequence[TrialCost]) -> StageSeconds:

@@ -9,6 +9,7 @@ import torch
 from rankscope.analyze.spectra import num_compared_vectors
 from rankscope.config.study import Interval, StudyConfig
 from rankscope.data.encode import EncodedRows, Encoder
+from rankscope.data.self_replay import RowsToSample
 from rankscope.data.study_data import StudyData
 from rankscope.data.tasks import LoadedTask
 from rankscope.hashing import canonical_json
@@ -82,6 +83,11 @@ class PreparedStudy:
     def replay_rows(self) -> Mapping[str, EncodedRows]:
         """The encoded rows that arms replay, by task."""
         return self.data.replay_rows
+
+    @property
+    def rows_to_sample(self) -> Mapping[str, RowsToSample]:
+        """The stand-ins among ``replay_rows``, until the base has written them."""
+        return {n: rows for n, rows in self.replay_rows.items() if isinstance(rows, RowsToSample)}
 
     def runs(self, group: Group) -> Group:
         """What trains for a group: each trial, and of a nested run only that of its largest rank,

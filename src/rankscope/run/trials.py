@@ -61,7 +61,8 @@ def make_trials(
     scorer, row limits and ``data_seed`` act through it; validation and test items must not, or a
     change of evaluation would train again.
     adapter_sha256: by folder, hash of each adapter of a warm start (``init_from``).
-    replay_sha256: by task, hash of the encoded rows that an arm replays.
+    replay_sha256: by task, hash of the encoded rows that an arm replays; rows sampled from the base
+    count by how they are sampled.
     validation_sha256: by training task, hash of what early stopping scores.
 
     Raises UserError where a training task, such a folder or such rows have no hash.
@@ -178,7 +179,7 @@ def arm_points(arm: ArmConfig, train: TrainConfig) -> Iterator[dict[str, Any]]:
                 point["alpha"] = resolved_alpha(alpha, point["rank"])
             aside = {name for name in TRAIN_OVERRIDES if point.get(name) == getattr(train, name)}
             fields = mitigation_fields(point)
-            aside |= {name for name, value in fields.items() if value is None}
+            aside |= {"self_replay", *(name for name, value in fields.items() if value is None)}
             yield {name: v for name, v in (point | fields).items() if name not in aside}
 
 
@@ -211,7 +212,8 @@ def trials_of_one_arm(
 
 def mitigation_fields(point: Mapping[str, Any]) -> dict[str, Any]:
     """Regularizers of a grid point as fields of TrialSpec, None for weight 0."""
-    replay, stop = point.get("replay"), point.get("early_stop")
+    replay = point.get("replay") or point.get("self_replay")
+    stop = point.get("early_stop")
     fields: dict[str, Any] = {}
     if replay is not None:
         fields["replay"] = replay.task if replay.share else None

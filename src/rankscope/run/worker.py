@@ -14,6 +14,7 @@ from rankscope.run.begin import begin_run, interruptible, prepare_process
 from rankscope.run.conductor import Conductor
 from rankscope.run.prepare import prepare_study
 from rankscope.run.ranks import started_ranks
+from rankscope.run.stages.self_replay import use_sampled_rows
 from rankscope.run.units import (
     DRIVER,
     KILLED_FOR_MEMORY,
@@ -68,6 +69,7 @@ def work(out: Path, unit: str) -> None:
             context.allow_mixed = True  # the driver has decided that
             context.round = order.round
             context.killed_for_memory = KILLED_FOR_MEMORY in os.environ
+            use_sampled_rows(context)
             Conductor(context).run_groups()
     seal_unit(folder)
 

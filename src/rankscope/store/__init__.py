@@ -1,7 +1,14 @@
 """The only memory of a study: SQLite state, hashed artifacts and a lock against two runners."""
 
 from rankscope.store.artifacts import CHECKPOINTS, UNIT_ORDER, UNITS, Artifact, Problem
-from rankscope.store.items import adapter_path, items_path, model_path, snapshot_path, weights_path
+from rankscope.store.items import (
+    adapter_path,
+    items_path,
+    model_path,
+    sampled_rows_path,
+    snapshot_path,
+    weights_path,
+)
 from rankscope.store.ledger import Ledger
 from rankscope.store.lock import running_process
 from rankscope.store.results import PointKey, StoredGroups, TrialFailure
@@ -24,6 +31,7 @@ __all__ = [
     "items_path",
     "model_path",
     "running_process",
+    "sampled_rows_path",
     "snapshot_path",
     "transfer",
     "weights_path",

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from rankscope.errors import IntegrityError
 from rankscope.records import (
+    BASE,
     ITEM_SCHEMA,
     EvalKey,
     ItemResult,
@@ -16,8 +17,9 @@ from rankscope.records import (
     TrialSpec,
     results_of,
 )
-from rankscope.store.artifacts import Artifact, ArtifactStore
+from rankscope.store.artifacts import ARTIFACTS, Artifact, ArtifactStore
 
+SAMPLED_ROWS = f"{ARTIFACTS}/{BASE}/self_replay"
 COLUMNS = ["item_id", "subject", "score", "gold_logprob", "gold_tokens"]
 
 
@@ -36,6 +38,11 @@ def weights_path(spec: TrialSpec) -> str:
 def snapshot_path(spec: TrialSpec, step: int) -> str:
     kind = "model" if spec.is_full else "adapter"
     return f"artifacts/{spec.trial_id}/steps/{step}/{kind}"
+
+
+def sampled_rows_path(sha256: str) -> str:
+    """Of rows that the base wrote; ``sha256`` says how they are sampled."""
+    return f"{SAMPLED_ROWS}/{sha256[:16]}.jsonl"
 
 
 def items_path(trial_id: str, task: str, split: str) -> str:

@@ -7,6 +7,7 @@ from rankscope.records import trial_of
 from rankscope.shortage import reporting_shortages
 from rankscope.store.artifacts import ARTIFACTS, link_or_copy
 from rankscope.store.database import transaction
+from rankscope.store.items import SAMPLED_ROWS
 from rankscope.store.ledger import Ledger
 from rankscope.store.results import set_status
 
@@ -16,7 +17,8 @@ ROWS = "SELECT * FROM records ORDER BY rowid"
 def transfer(
     source: Ledger, target: Ledger, trial_ids: Collection[str], *, verified: bool = True
 ) -> None:
-    """Copy statuses, records and artifacts of some trials of ``source`` into ``target``.
+    """Copy statuses, records and artifacts of some trials of ``source`` into ``target``, and the
+    rows that they replay of the base's own.
 
     All of it takes effect in one transaction. Raises IntegrityError for a result that is altered in
     ``source`` (if ``verified``, everything is hashed), or that differs from ``target``'s.
@@ -37,10 +39,11 @@ def transfer(
                 f"{source.out}: {row[1]} result of {row[0]} {row[2]} differs from the one in "
                 f"{target.out}; remove one of the two to continue"
             )
+    places = [SAMPLED_ROWS, *(f"{ARTIFACTS}/{trial_id}" for trial_id in trial_ids)]
     artifacts = [
         artifact
-        for trial_id in trial_ids
-        for artifact in source.artifacts(f"{ARTIFACTS}/{trial_id}")
+        for place in places
+        for artifact in source.artifacts(place)
         if not target.artifacts(artifact.path)
     ]
     num_bytes = sum(artifact.num_bytes for artifact in artifacts)

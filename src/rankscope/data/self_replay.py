@@ -1,0 +1,74 @@
+"""Rows that the base writes itself, to be replayed: how they are sampled, and their stand-ins.
+
+A row starts as any text does and goes on at temperature 1, so rows are draws from the distribution
+that training is to keep (context-free generation, arXiv 2505.13811): the expected loss on them is
+KL(base || tuned) over such texts up to a constant.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rankscope.config.study import StudyConfig
+from rankscope.data.encode import EncodedRow, EncodedRows, Encoder
+from rankscope.errors import UserError
+from rankscope.hashing import sha256_json
+
+
+@dataclass(frozen=True)
+class RowsToSample(EncodedRows):
+    """Stands for rows until they are sampled from the base, each as long as it can become."""
+
+    prompt: tuple[int, ...]
+    stop_ids: frozenset[int]
+    num_ends: int
+    """So many end tokens end a row."""
+    seed: int
+
+    @classmethod
+    def of(cls, num_rows: int, encoder: Encoder, max_length: int, seed: int) -> "RowsToSample":
+        prompt = tuple(encoder.opening_ids)
+        if len(prompt) >= max_length:
+            raise UserError(
+                f"self_replay: rows begin with {len(prompt)} tokens, those of the chat template "
+                f"before the first text, and train.max_length = {max_length} leaves room for none "
+                "to sample; raise it, or use prompt_format: plain"
+            )
+        row = sampled_row(prompt, [0] * (max_length - len(prompt)))
+        return cls((row,) * num_rows, 0, 0, prompt, encoder.stop_ids, encoder.num_ends, seed)
+
+    @property
+    def max_length(self) -> int:
+        return len(self.rows[0].input_ids)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of how they are sampled; with the base it determines them."""
+        size = [len(self.rows), self.max_length, self.num_ends, self.seed]
+        return sha256_json([self.prompt, sorted(self.stop_ids), size])
+
+    def sampled(self, written: Sequence[Sequence[int]]) -> EncodedRows:
+        """The rows that the base wrote: ``written`` are the tokens after the prompt.
+
+        Raises:
+            UserError: it wrote nothing but end tokens.
+        """
+        if all(self.stop_ids.issuperset(ids) for ids in written):
+            raise UserError(
+                f"self_replay: found end tokens alone in all {len(written)} rows that the base "
+                "wrote, expected text; this base cannot begin a text by itself: use 'replay', or "
+                "another model.prompt_format"
+            )
+        return EncodedRows(tuple(sampled_row(self.prompt, ids) for ids in written), 0, 0)
+
+
+def sampled_row(prompt: tuple[int, ...], written: Sequence[int]) -> EncodedRow:
+    """A row with loss on everything that the base wrote, its end token too."""
+    marks = (False,) * len(prompt) + (True,) * len(written)
+    return EncodedRow((*prompt, *written), marks, truncated=False)
+
+
+def rows_to_sample(config: StudyConfig, encoder: Encoder) -> dict[str, RowsToSample]:
+    """What arms replay of the base's own rows, by the name that trials have for it."""
+    settings = [s for arm in config.arms for s in arm.self_replay or () if s.share]
+    size = config.train.max_length, config.data_seed
+    return {s.task: RowsToSample.of(s.rows, encoder, *size) for s in settings}
