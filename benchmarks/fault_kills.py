@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 from launcher import Launcher
@@ -23,24 +24,26 @@ from rankscope.errors import OK
 POINTS = 200
 SERIES = {"one process": (), "two workers": ("--workers", 2)}
 VICTIMS = ("the driver", "a worker", "all")
+REMEASURED = 20
+"""Points of both series after which a run that is not killed is timed again: what else a machine
+does changes how long one takes."""
 
 
 def points(options: Options) -> Iterator[Point]:
     """Both series; ``options.points`` is their total."""
     moments = random.Random(options.seed)
-    train = changed("train", max_steps=4, evaluate_every=2, evaluate_items=4, checkpoint_every=3)
-    file = tiny_study(options.folder, arms=SETTINGS["arms"][1:], **train)
+    file = small_steps(options.folder)
     with Launcher(options.folder, code=COMMAND) as launcher:
         reference = Undisturbed.of(launcher, file)
         folders = new_folders(options.folder)
-        lives = {}
-        for name, words in SERIES.items():
-            begun = time.monotonic()
-            undisturbed = reference.resumed(launcher, next(folders), *words)
-            lives[name] = time.monotonic() - begun
-            yield Point(f"{name}: not killed", f"{name}, not killed", undisturbed)
+        lives: dict[str, float] = {}
         for number in range((options.points or POINTS) // len(SERIES)):
             for name, words in SERIES.items():
+                if number % (REMEASURED // len(SERIES)) == 0:
+                    begun = time.monotonic()
+                    undisturbed = reference.resumed(launcher, next(folders), *words)
+                    lives[name] = time.monotonic() - begun
+                    yield Point(f"{name}: not killed", f"{name}, not killed", undisturbed)
                 victim = VICTIMS[number % len(VICTIMS) if words else 0]
                 out = next(folders)
                 kills = []
@@ -52,6 +55,12 @@ def points(options: Options) -> Iterator[Point]:
                 yield Point(f"{name}: {'; '.join(kills)}", f"{name}, {outcome_of(kills)}", problem)
 
 
+def small_steps(folder: Path) -> Path:
+    """The study file: two groups, each with a score, a snapshot and a checkpoint on the way."""
+    train = changed("train", max_steps=4, evaluate_every=2, evaluate_items=4, checkpoint_every=3)
+    return tiny_study(folder, arms=SETTINGS["arms"][1:], **train)
+
+
 def killed(launcher: Launcher, victim: str, moment: float, chance: random.Random) -> str:
     """Kill ``victim`` after ``moment`` seconds; what was killed, or how the command had ended.
 
@@ -61,20 +70,31 @@ def killed(launcher: Launcher, victim: str, moment: float, chance: random.Random
     if code is not None:
         return f"ended with {code} before {moment:.2f} s"
     driver = launcher.child
-    children = [process.pid for process in psutil.Process(driver).children()]
-    workers = [child for child in children if os.getsid(child) == child]
+    workers = workers_of(driver)
     if victim == "a worker" and workers:
         chosen = [chance.choice(workers)]
     else:
         victim = "all" if victim == "all" else "the driver"
         chosen = [driver, *(workers if victim == "all" else ())]
     for process in chosen:
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
+        kill(process)
     code = launcher.ended()
     if code not in (OK, -signal.SIGKILL):
         return f"{victim} at {moment:.2f} s, then exit {code}"
     return f"{victim} at {moment:.2f} s"
+
+
+def workers_of(driver: int) -> list[int]:
+    """Processes of a driver's workers; none if it has just ended."""
+    with suppress(psutil.NoSuchProcess, ProcessLookupError):
+        children = [process.pid for process in psutil.Process(driver).children()]
+        return [child for child in children if os.getsid(child) == child]
+    return []
+
+
+def kill(process: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
 
 
 def outcome_of(kills: list[str]) -> str:

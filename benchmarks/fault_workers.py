@@ -15,7 +15,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+
+from ended import ends
 
 from rankscope.run.executors import worker_process
 from rankscope.run.units import DRIVER
@@ -75,7 +78,7 @@ def serve(orders: socket.socket) -> None:
         process = fork_sibling()
         if process == 0:
             orders.close()
-            work(json.loads(order), files[0])
+            ends(partial(work, json.loads(order), files[0]))
         os.close(files[0])
         orders.send(str(process).encode())
 
@@ -91,7 +94,7 @@ def fork_sibling() -> int:
 
 
 def work(order: Mapping[str, object], messages: int) -> None:
-    """Run one unit and end this process."""
+    """Run one unit."""
     os.setsid()
     os.dup2(messages, 1)
     os.dup2(messages, 2)
@@ -101,4 +104,3 @@ def work(order: Mapping[str, object], messages: int) -> None:
     from rankscope.cli import main
 
     main()
-    sys.exit(0)

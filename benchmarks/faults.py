@@ -30,6 +30,7 @@ FAMILIES = {
     "memory": "fault_memory",
     "readers": "fault_readers",
     "scale": "fault_scale",
+    "workers": "fault_lost_workers",
 }
 """Name -> module, which has a function ``points(options)``."""
 SHOWN = 20

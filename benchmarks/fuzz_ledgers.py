@@ -1,5 +1,6 @@
 """Ledgers with rows that somebody changed together with their hashes, and what reads them."""
 
+import atexit
 import json
 import random
 import shutil
@@ -27,19 +28,20 @@ KEYS = {
 
 @cache
 def stored_study() -> Path:
-    """The ledger of a simulated study; without its files."""
+    """The ledger of a simulated study; its files are in ``out`` beside it."""
     from synthetic_study import Truth, synthetic_study
 
     from large_report import store
 
     truth = Truth(ranks=(2, 8), lrs=(1e-3,), seeds=(0, 1), num_items=5, curve_steps=(5, 10))
     folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     store(synthetic_study(truth), folder / "out")
     path = folder / "ledger.sqlite"
     with sqlite3.connect(path) as copy:
         sqlite3.connect(folder / "out" / "ledger.sqlite").backup(copy)
     copy.close()
-    shutil.rmtree(folder / "out")
+    (folder / "out" / "ledger.sha256").unlink()
     return path
 
 
@@ -74,25 +76,28 @@ def make_ledger(rng: random.Random) -> bytes:
     return json.dumps(changes).encode()
 
 
-def read_ledger(content: bytes, folder: Path) -> None:
+def read_ledger(content: bytes, _: Path) -> None:
     """Apply the changes, with hashes that fit; then verify, load and report the study."""
     from rankscope.cli.render.status import status_data, status_table
     from rankscope.store import Ledger
     from rankscope.store.verify import find_problems
 
-    shutil.copyfile(stored_study(), folder / "ledger.sqlite")
-    apply_changes(json.loads(content), folder / "ledger.sqlite")
-    find_problems(folder, quick=True)
-    with Ledger.open(folder, write=False) as ledger:
+    out = stored_study().parent / "out"
+    for file in out.glob("ledger.sqlite*"):
+        file.unlink()
+    shutil.copyfile(stored_study(), out / "ledger.sqlite")
+    apply_changes(json.loads(content), out / "ledger.sqlite")
+    find_problems(out, quick=True)
+    with Ledger.open(out, write=False) as ledger:
         ledger.statuses()
         ledger.groups()
         study = ledger.load()
-    status_data(study, folder)
-    status_table(study, folder)
+    status_data(study, out)
+    status_table(study, out)
 
 
 def apply_changes(changes: list[list[Any]], path: Path) -> None:
-    """Update cells, then the hash of every row and the total of every table."""
+    """Update cells, then the hash of their rows and the total of every table."""
     from rankscope.store.row_hashes import HASHED_COLUMNS, MODULUS, row_sha256
 
     db = sqlite3.connect(path, isolation_level=None)
@@ -105,7 +110,12 @@ def apply_changes(changes: list[list[Any]], path: Path) -> None:
             statement = f"UPDATE {table} SET {column} = ? WHERE {key}"
             db.execute(statement, (new, *(row[name] for name in KEYS[table])))
     for table, columns in HASHED_COLUMNS.items():
-        db.execute(f"UPDATE {table} SET sha256 = row_hash({columns})")
+        for sha256 in {
+            rows_of(table)[number]["sha256"] for of, number, *_ in changes if of == table
+        }:
+            db.execute(
+                f"UPDATE {table} SET sha256 = row_hash({columns}) WHERE sha256 = ?", (sha256,)
+            )
         digests = [int(digest, 16) for (digest,) in db.execute(f"SELECT sha256 FROM {table}")]
         total = f"{sum(digests) % MODULUS:064x}"
         db.execute("UPDATE totals SET sha256 = ? WHERE name = ?", (total, table))

@@ -155,6 +155,8 @@ def test_aliases_are_refused_so_nothing_can_grow(write: Write) -> None:
 
 def test_deep_nesting_is_refused(write: Write) -> None:
     (fault,) = faults(write("seeds: " + "[" * 20_000))
+    assert fault == "study.yaml:1: not valid YAML: nested too deeply, in more than 100 brackets"
+    (fault,) = faults(write("seeds:\n" + "- " * 20_000))
     assert fault == "study.yaml: not valid YAML: nested too deeply"
 
 

@@ -92,6 +92,15 @@ def test_a_ledger_that_cannot_be_created_leaves_none(tmp_path: Path) -> None:
         ledger.put_notes(["after"])
 
 
+def test_a_new_ledger_needs_no_rollback_journal(tmp_path: Path) -> None:
+    """A disk that failed would leave one behind, and readers cannot roll back."""
+    with Ledger.open(tmp_path / "out", write=True):
+        pass
+    header = (tmp_path / "out" / "ledger.sqlite").read_bytes()
+    assert header[18:20] == bytes([2, 2])  # "file format write version" and "read version": WAL
+    assert not list((tmp_path / "out").glob("*.new*"))
+
+
 def test_a_ledger_that_is_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ledger.sqlite").mkdir()
     for write in (True, False):

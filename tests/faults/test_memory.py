@@ -15,6 +15,7 @@ from fault_memory import LEAKY, address_space_of, leaky_study
 from fault_points import tiny_study
 from faults import message_of, refused
 from rankscope.models.sharding import Ranks
+from rankscope.run.groups import halves_of
 from rankscope.run.oom import Backoff, with_oom_backoff
 from rankscope.run.prepare import prepare_study
 from rankscope.store import Ledger
@@ -128,6 +129,7 @@ def test_a_trial_is_given_up_before_the_rest_of_its_group_is_tried() -> None:
     )
     large, small = (SimpleNamespace(run=name) for name in ("large", "small"))
     group: Any = (large, small)
+    backoff = Backoff("train", lambda *why: given_up.append(why), halves_of)
     with pytest.raises(KeyboardInterrupt):
-        with_oom_backoff(context, group, work, Backoff("train", lambda *why: given_up.append(why)))
+        with_oom_backoff(context, group, work, backoff)
     assert given_up == [(large, "out of memory: no details")]

@@ -23,6 +23,7 @@ from rankscope.progress import LOG, NullReporter, logged_notes
 from rankscope.records import BASE, StudyRecords, TrialRecords
 from rankscope.run.adaptive import expected_shares, first_trials
 from rankscope.run.outputs import write_outputs
+from rankscope.run.trials import ID_LENGTH
 from rankscope.run.worker import work
 from rankscope.store import find_problems
 
@@ -200,6 +201,19 @@ def test_a_kill_while_further_seeds_train_keeps_their_checkpoints(tmp_path: Path
     assert resumed.steps == [7, 8]
 
 
+def test_other_rungs_in_a_folder_judge_at_their_own_steps(adaptive: Path, tmp_path: Path) -> None:
+    """A run that was killed at an earlier rung had stored how one group fared there."""
+    with pytest.raises(Interrupted, match="after step 1 of 2"):
+        small_study(tmp_path, **ADAPTIVE | {"rungs": [0.25]}).run(
+            tmp_path / "out", Steps("group 2", stop_at=1)
+        )
+    small_study(tmp_path, **ADAPTIVE).run(tmp_path / "out")
+    found, expected = results(tmp_path / "out"), results(adaptive)
+    assert found.pop("curves") != expected.pop("curves")  # the point at the earlier rung stays
+    assert found == expected
+    assert leftovers(tmp_path / "out") == []
+
+
 def test_survivors_of_a_group_that_was_split_go_on_from_the_rung(tmp_path: Path) -> None:
     """One rate of four is left, so neither half goes on as it is."""
     arms = [{"method": "lora", "rank": 2, "lr": [1e-5, 5e-4, 1e-3, 2e-3]}]
@@ -209,6 +223,15 @@ def test_survivors_of_a_group_that_was_split_go_on_from_the_rung(tmp_path: Path)
     )
     assert not reporter.splits
     assert reporter.steps == [5, 6, 7, 8]
+
+
+def test_what_a_crash_left_is_removed_if_no_trial_reaches_the_end(tmp_path: Path) -> None:
+    arms = [{"method": "lora", "rank": 2, "lr": 1e6}]
+    study = small_study(tmp_path, **ADAPTIVE | {"arms": arms, "seeds": [0]})
+    study.run(tmp_path / "out")
+    (tmp_path / "out" / "checkpoints" / ("0" * ID_LENGTH)).mkdir(parents=True)
+    assert [trial.status for trial in study.run(tmp_path / "out").trials] == ["diverged"]
+    assert leftovers(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize(

@@ -261,8 +261,11 @@ def test_a_trial_whose_scoring_does_not_fit_is_out_of_memory_and_the_others_end(
     assert statuses == ["done", "oom"]
     assert any("not enough memory to score 2 trials" in note for note in notes)
     with Ledger.open(tmp_path / "out", write=False) as ledger:
-        records = ledger.load()
+        records, stored = ledger.load(), ledger.groups()
     small, wide = records.trials
+    assert stored is not None
+    # A process that the system kills instead is not followed by one that scores both together.
+    assert stored.groups == ((small.spec.trial_id,), (wide.spec.trial_id,))
     assert str(wide.failure).startswith("scoring ran out of memory: ")
     scored = {key[1:] for key in records.evals if key[0] == small.spec.trial_id}
     assert len(scored) == 4

@@ -13,6 +13,7 @@ import yaml
 from rankscope.config.section import Location, short_repr
 from rankscope.errors import reason_of
 
+MAX_BRACKETS = 100
 TAG = "tag:yaml.org,2002:"
 SCALARS = {
     "null": r"(?:~|null|Null|NULL|)",
@@ -27,7 +28,19 @@ RESOLVERS = {
 }
 
 
-class StudyLoader(yaml.SafeLoader):
+class ShallowLoader(yaml.SafeLoader):
+    """Refuses texts of brackets, for which PyYAML takes time that grows with the square of them."""
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        """Begin a list or mapping in brackets."""
+        if self.flow_level == MAX_BRACKETS:
+            message = f"nested too deeply, in more than {MAX_BRACKETS} brackets"
+            mark = self.get_mark()
+            raise yaml.scanner.ScannerError(None, None, message, mark)
+        super().fetch_flow_collection_start(token)
+
+
+class StudyLoader(ShallowLoader):
     """Composes nodes and never constructs objects."""
 
     yaml_implicit_resolvers = RESOLVERS

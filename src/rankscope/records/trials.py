@@ -4,7 +4,7 @@ import json
 from pathlib import PurePath
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import ValidationInfo, field_validator
 
 from rankscope.config.arm import SELF_REPLAY
 from rankscope.models.methods import get_lora_method, get_method
@@ -51,6 +51,13 @@ class TrialSpec(Record):
         if peft is not None:
             peft_label(peft)
         return peft
+
+    @field_validator("alpha")
+    @classmethod
+    def check_alpha(cls, alpha: float | None, known: ValidationInfo) -> float | None:
+        if alpha is None and known.data.get("rank") is not None and not known.data.get("peft"):
+            raise ValueError("expected a number, as the trial has a rank")
+        return alpha
 
     @property
     def is_full(self) -> bool:
@@ -229,7 +236,7 @@ class RungRecord(Record):
     """A trial of an adaptive study that trained as far as a rung."""
 
     trial_id: str
-    rung: int  # From 0
+    step: int  # Of the rung
     train: TrainRecord  # As far as it went; no weights are stored
 
 

@@ -97,7 +97,8 @@ class AdaptiveStudy:
     def round(self, trials: Sequence[TrialSpec], this_round: Round) -> Iterator[None]:
         statuses, ended = self.ledger.statuses(), FAILED | {"stopped"}
         left = [trial for trial in trials if statuses[trial.trial_id] not in ended]
-        if left:
+        # The last round also removes what a crash left; it is to come even for no trial.
+        if left or this_round.is_last:
             skipped = [t.trial_id for t in left if statuses[t.trial_id] == "skipped"]
             self.ledger.retry_trials(skipped)
             self.context.begin_round(left, this_round)
@@ -122,10 +123,10 @@ class AdaptiveStudy:
     def stop_trials(self, rung: int) -> None:
         """Stop the trials that lost at a rung. Trials that it stopped before are judged again with
         the others, so a run that continues decides the same."""
-        trains, study = self.ledger.rung_trains(rung), self.ledger.load()
+        study, trains = self.ledger.load(), self.rung_trains(rung)
         seed = self.study.config.seeds[0]
         view = rung_view(study, trains, seed)
-        before = rung_view(study, self.ledger.rung_trains(rung - 1), seed) if rung else None
+        before = rung_view(study, self.rung_trains(rung - 1), seed) if rung else None
         stops: dict[str, Stop] = {}
         for task in self.study.rows:
             stops |= stops_at_rung(view, task, rung, self.rule, before)
@@ -149,6 +150,11 @@ class AdaptiveStudy:
         self.ledger.commit(records)
         for checkpoint in before:
             checkpoint.remove()
+
+    def rung_trains(self, rung: int) -> dict[str, TrainRecord]:
+        """By trial that reached a rung, its training as far as it went."""
+        steps = {t.trial_id: self.study.rung_steps(t) for t in self.study.trials}
+        return self.ledger.rung_trains({i: found[rung] for i, found in steps.items() if found})
 
     def next_trials(self) -> list[TrialSpec]:
         view = self.validated()

@@ -79,18 +79,18 @@ class Conductor:
         untrained = self.train_stage.missing(group)
         context.groups_worked_on += bool(untrained or self.unfinished(group))
         # Every attempt of with_oom_backoff ends with a base without adapters.
-        backoff = Backoff("train", self.give_up, context.groups.shrink, self.train_stage.split)
+        backoff = Backoff("train", self.give_up, self.train_stage.split, context.groups.shrink)
         for trials in untrained:
             with_oom_backoff(context, trials, self.train, backoff)
-        backoff = Backoff("score", self.give_up_scoring)
+        split = context.groups.split
+        backoff = Backoff("score", self.give_up_scoring, split)
         with_oom_backoff(context, self.unfinished(group), self.score, backoff)
         if not context.round.is_last:
             return
         scored = self.unfinished(group)  # without those that failed
         analyzable = tuple(trial for trial in scored if self.lacks_analysis(trial))
-        with_oom_backoff(
-            context, analyzable, self.analyze, Backoff("analyze", self.give_up_analysis)
-        )
+        backoff = Backoff("analyze", self.give_up_analysis, split)
+        with_oom_backoff(context, analyzable, self.analyze, backoff)
         ledger.finish_trials([trial.trial_id for trial in scored])
 
     def give_up(self, trial: TrialSpec, why: str) -> None:

@@ -11,7 +11,7 @@ from rankscope.errors import OutOfMemory
 from rankscope.formatting import byte_size
 from rankscope.records import TrialSpec
 from rankscope.run.context import RunContext
-from rankscope.run.groups import Group, halves_of
+from rankscope.run.groups import Group
 from rankscope.run.units import IS_SMALLER
 from rankscope.shortage import AGAIN, is_out_of_memory, out_of_memory_message
 
@@ -29,10 +29,11 @@ class Backoff:
     """For the note to the user, such as ``train``."""
     give_up: Callable[[TrialSpec, str], None]
     """Takes a trial that does not fit even alone, and why."""
+    split: Callable[[Group], tuple[Group, Group]]
+    """Cuts a group of at least two trials in two, for good: the process may not live to finish a
+    half, and the next one is not to begin with the whole."""
     shrink: Callable[[Group], bool] = lambda group: False
     """Makes the group's passes smaller; False if they cannot be."""
-    split: Callable[[Group], tuple[Group, Group]] = halves_of
-    """Cuts a group of at least two trials in two."""
 
 
 def with_oom_backoff(

@@ -64,6 +64,7 @@ class ArtifactStore:
 
     def __init__(self, out: Path) -> None:
         self.out = out
+        self._root = out.resolve() / ARTIFACTS
 
     def resolve(self, relative: str) -> Path:
         """The absolute path of an artifact; UserError for a name outside ``artifacts/``."""
@@ -78,7 +79,7 @@ class ArtifactStore:
         )
         path = self.out.joinpath(*parts) if not unsafe else self.out
         # A symbolic link inside the study could still lead out of it.
-        if unsafe or not path.resolve().is_relative_to(self.out.resolve() / ARTIFACTS):
+        if unsafe or not path.resolve().is_relative_to(self._root):
             shown = relative if len(relative) <= 80 else relative[:77] + "..."
             raise UserError(
                 f"artifact name {shown!r}: expected a path inside the study, below '{ARTIFACTS}/'."

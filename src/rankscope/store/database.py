@@ -48,7 +48,7 @@ CREATE TABLE trials (
 CREATE TABLE records (
     trial_id TEXT NOT NULL,
     kind TEXT NOT NULL,  -- of RecordKind
-    key TEXT NOT NULL,   -- task/step of a curve's point, task/split of an eval, a rung, else empty
+    key TEXT NOT NULL,  -- task/step of a curve's point, task/split of an eval, a rung's step, or ''
     sha256 TEXT NOT NULL,
     settings TEXT NOT NULL,  -- what the record depends on besides its trial, canonical JSON
     body TEXT NOT NULL,  -- last, so that reading the others does not read its pages
@@ -97,7 +97,6 @@ def connect(path: Path, *, write: bool) -> Database:
     db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30.0, factory=Database)
     try:
         if write:
-            db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
         version = int(db.execute("PRAGMA user_version").fetchone()[0])
         if version != LEDGER_VERSION:
@@ -123,21 +122,30 @@ def holds_bytes(path: Path) -> bool:
 
 
 def _create(path: Path) -> None:
-    """Make an empty ledger and give it its name last: a full disk leaves none or a whole one."""
+    """Make an empty ledger and give it its name last: a full disk leaves none or a whole one.
+
+    It has its journal mode by then: changing that leaves a rollback journal on a disk that fails,
+    and with one nobody can read the ledger before a run has written to it.
+    """
     _check_foreign_folders(path.parent)
     aside = path.with_name(path.name + ".new")
+
+    def remove_new() -> None:
+        for file in path.parent.glob(aside.name + "*"):  # and SQLite's own beside it
+            file.unlink()
+
     try:
-        aside.unlink(missing_ok=True)
+        remove_new()
         with closing(sqlite3.connect(aside, isolation_level=None)) as db:
             db.execute("PRAGMA journal_mode = OFF")
             db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {LEDGER_VERSION}; COMMIT;")
+            db.execute("PRAGMA journal_mode = WAL")
         fsync(aside)
         os.replace(aside, path)
         fsync(path.parent)
-    except BaseException:
+    finally:
         with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise
+            remove_new()
 
 
 def _check_foreign_folders(out: Path) -> None:

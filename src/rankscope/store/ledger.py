@@ -363,15 +363,15 @@ class Ledger:
             and statuses[trial.trial_id] in ("trained", "done")
         ]
 
-    def has_reached(self, trials: Sequence[TrialSpec], rung: int) -> bool:
-        """Whether all of some trials of an adaptive study trained as far as a rung."""
+    def has_reached(self, trials: Sequence[TrialSpec], step: int) -> bool:
+        """Whether all of some trials of an adaptive study trained as far as a rung at a step."""
         keys = self._record_keys()
-        return all(("rung", trial.trial_id, str(rung)) in keys for trial in trials)
+        return all(("rung", trial.trial_id, str(step)) in keys for trial in trials)
 
-    def rung_trains(self, rung: int) -> dict[str, TrainRecord]:
-        """By trial that reached a rung, its training as far as it went."""
+    def rung_trains(self, steps: Mapping[str, int]) -> dict[str, TrainRecord]:
+        """By trial that reached the rung at its step of ``steps``, its training as far as that."""
         records = stored_records(self._db, "rung", RungRecord)
-        return {trial_id: r.train for trial_id, r in records if r.rung == rung}
+        return {trial_id: r.train for trial_id, r in records if r.step == steps.get(trial_id)}
 
     def _record_keys(self) -> set[tuple[str, str, str]]:
         """(kind, trial id, key) of every record."""

@@ -67,7 +67,7 @@ def key_of(record: StoredRecord) -> str:
         case CurvePoint():
             return f"{record.task}/{record.step}"
         case RungRecord():
-            return str(record.rung)
+            return str(record.step)
     return ""
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from rankscope.config.task import LM_EVAL_PREFIX
+from rankscope.config.yaml_lines import ShallowLoader
 from rankscope.errors import UserError, reading
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def check_tags(
     if path in seen:
         return []
     with reading(f"task file {path}", "a readable YAML file"):
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=ShallowLoader)
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"task file {path}: expected a mapping with 'task', 'dataset_path', ...")
     for node in walk(root):

@@ -28,10 +28,15 @@ class TrainStage:
 
     def missing(self, group: Group) -> list[Group]:
         """The untrained trials together, unless this round wants them no further than they are."""
-        untrained, rung = self.untrained(group), self.context.round.rung
-        if rung is not None and self.context.ledger.has_reached(untrained, rung):
+        untrained, pause_at = self.untrained(group), self.pause_at(group)
+        if pause_at is not None and self.context.ledger.has_reached(untrained, pause_at):
             return []
         return [untrained] if untrained else []
+
+    def pause_at(self, group: Group) -> int | None:
+        """The step of this round's rung, the same for a whole group; None: train to the end."""
+        rung = self.context.round.rung
+        return None if rung is None else self.context.study.rung_steps(group[0])[rung]
 
     def untrained(self, group: Group) -> Group:
         """The planned trials of a group. These are only some if the study file gained trials,
@@ -61,8 +66,7 @@ class TrainStage:
             train = train.model_copy(update={"batch_tokens": limit})
             rows, trials = study.rows[group[0].task], study.runs(group)
             num_steps = group_steps(trials, len(rows.rows), rows.num_tokens, train)
-            rung = context.round.rung
-            pause_at = None if rung is None else study.rung_steps(group[0])[rung]
+            pause_at = self.pause_at(group)
             context.begin_stage(f"{self.name} {group_label(group)}", pause_at or num_steps)
             meter = SpeedMeter(context.reporter, len(trials), study=context.study_clock)
             points = context.ledger.curve_points(trials)
@@ -103,7 +107,8 @@ class TrainStage:
 
         At a rung, the checkpoint of the trials that go on is kept in place of weights.
         """
-        context, (group, trained), rung = self.context, result, self.context.round.rung
+        context, (group, trained) = self.context, result
+        pause_at = self.pause_at(group)
         peak = peak_memory_bytes(context.base.device)
         total_tokens = max(1, sum(state.num_tokens for state in trained.states))
         artifacts: list[Artifact] = []
@@ -116,9 +121,9 @@ class TrainStage:
                 failures += [TrialFailure(trial.trial_id, status, why) for trial in trials]
                 continue
             seconds = trained.seconds * state.num_tokens / total_tokens / len(trials)
-            if trained.is_paused and rung is not None:
-                so_far = self.record(state, group, seconds, peak, "")
-                records.append(RungRecord(trial_id=state.spec.trial_id, rung=rung, train=so_far))
+            if trained.is_paused and pause_at is not None:
+                train, trial_id = self.record(state, group, seconds, peak, ""), state.spec.trial_id
+                records.append(RungRecord(trial_id=trial_id, step=pause_at, train=train))
                 continue
             for trial in trials:
                 with context.ledger.stage() as folder:
