@@ -126,10 +126,10 @@ class AdaptiveStudy:
         study, trains = self.ledger.load(), self.rung_trains(rung)
         seed = self.study.config.seeds[0]
         view = rung_view(study, trains, seed)
-        before = rung_view(study, self.rung_trains(rung - 1), seed) if rung else None
+        earlier = rung_view(study, self.rung_trains(rung - 1), seed) if rung else None
         stops: dict[str, Stop] = {}
         for task in self.study.rows:
-            stops |= stops_at_rung(view, task, rung, self.rule, before)
+            stops |= stops_at_rung(view, task, rung, self.rule, earlier)
         by_id = {trial.trial_id: trial for trial in self.study.trials}
         statuses = self.ledger.statuses()
         records = [
