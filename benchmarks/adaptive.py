@@ -16,7 +16,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -117,7 +117,7 @@ KINDS = {"random": RANDOM, "known": EXISTING, "one rate": AS_THEY_ARE}
 WORLDS = {w.name: w for worlds in KINDS.values() for w in worlds}
 
 
-@lru_cache(maxsize=None)
+@cache
 def frame_of(world: World) -> StudyRecords:
     """Trials, settings and item ids; every score is replaced."""
     frame = synthetic_study(world.grid)
