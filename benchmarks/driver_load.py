@@ -5,8 +5,8 @@
 No race. The driver is the real one: it opens units, starts worker processes, verifies what they
 seal and commits it. The workers are simulated, since ten real ones would need ten cores: each is a
 process that sleeps and then seals results which one real unit had computed before. Fewer seconds a
-unit are more work for the driver; a real worker takes about eight to start. Prints, last, one line
-of JSON; the exit code is 1 if a trial has not ended with those results.
+unit are more work for the driver; a real worker takes about two before it trains. Prints, last, one
+line of JSON; the exit code is 1 if a trial has not ended with those results.
 """
 
 import argparse
@@ -62,7 +62,8 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, ob
     from pocket_study import SETTINGS, changed, small_study
 
     from rankscope.progress import NullReporter
-    from rankscope.run.executors import ExecutorOptions, new_executor, worker_process
+    from rankscope.run import starter
+    from rankscope.run.executors import ExecutorOptions, new_executor
 
     class Meter(NullReporter):
         """Marks when units begin and end, in seconds and in processor seconds of the driver."""
@@ -87,7 +88,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, ob
     }
     finished = small_study(folder / "one", **settings, seeds=[0]).run(folder / "finished")
     os.environ |= {SECONDS: str(options.seconds), FINISHED: str(folder / "finished")}
-    worker_process.WORKER = ("-P", str(Path(__file__).resolve()))  # type: ignore[assignment]
+    starter.STARTER = ("-P", str(Path(__file__).resolve()), "start")  # type: ignore[assignment]
     meter = Meter()
     executor = new_executor("local", ExecutorOptions(options.workers, "cpu"))
     study = small_study(folder / "many", **settings, seeds=list(range(options.units)))
@@ -126,7 +127,10 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["work"]:
-        simulated_worker(Path(sys.argv[2]), sys.argv[3])
+    if sys.argv[1:2] == ["start"]:
+        from rankscope.run.starter import become_worker
+
+        _, out, unit = become_worker()
+        simulated_worker(Path(out), unit)
     else:
         sys.exit(main())

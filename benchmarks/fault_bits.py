@@ -44,7 +44,8 @@ def points(options: Options) -> Iterator[Point]:
         workers = options.folder / "workers"
         launcher.start("run", reference.file, "--out", workers, "--workers", 1)
         wait_for(launcher, lambda: bool(list(workers.glob("units/*/checkpoints/*/step-*"))))
-        for process in [*psutil.Process(launcher.child).children(), psutil.Process(launcher.child)]:
+        driver = psutil.Process(launcher.child)
+        for process in [*driver.children(recursive=True), driver]:
             process.send_signal(signal.SIGKILL)
         launcher.ended()
         yield from Series("verify", finished, launcher, reference, options).verified(BITS)

@@ -85,10 +85,11 @@ def killed(launcher: Launcher, victim: str, moment: float, chance: random.Random
 
 
 def workers_of(driver: int) -> list[int]:
-    """Processes of a driver's workers; none if it has just ended."""
+    """Processes of a driver's workers, children of its starter; none if it has just ended."""
     with suppress(psutil.NoSuchProcess, ProcessLookupError):
-        children = [process.pid for process in psutil.Process(driver).children()]
-        return [child for child in children if os.getsid(child) == child]
+        children = psutil.Process(driver).children(recursive=True)
+        found = [child.pid for child in children if child.ppid() != driver]
+        return [process for process in found if os.getsid(process) == process]
     return []
 
 

@@ -10,7 +10,7 @@ from pocket_study import changed, small_study, study_file
 from rankscope.errors import UserError
 from rankscope.records import TrialSpec
 from rankscope.run import savings
-from rankscope.run.costs import START_SECONDS, CostModel, ItemTokens
+from rankscope.run.costs import FORKED_SECONDS, START_SECONDS, CostModel, ItemTokens
 from rankscope.run.machines import MACHINES, find_machine
 from rankscope.run.plan import Plan, make_plan, makespan
 from rankscope.run.prepared import PreparedStudy
@@ -96,6 +96,8 @@ def test_units_take_their_starts_and_wait_for_the_longest(inputs: PreparedStudy)
     alone, units = make_plan(inputs, H100, 4), make_plan(inputs, H100, 4, executor="ray")
     assert (alone.executor, alone.start_seconds, units.executor) == (None, 0, "ray")
     assert units.start_seconds > CostModel(inputs, H100).start(0) > START_SECONDS
+    forked = make_plan(inputs, H100, 4, executor="local").start_seconds
+    assert units.start_seconds - forked == pytest.approx(START_SECONDS - FORKED_SECONDS)
     count, start = len(units.groups), units.start_seconds
     assert alone.device_seconds == pytest.approx(alone.seconds)
     assert units.device_seconds == pytest.approx(units.seconds + count * start)

@@ -27,6 +27,7 @@ from rankscope.errors import (
     UserError,
 )
 from rankscope.formatting import join_names
+from rankscope.run.starter import become_worker
 from rankscope.shortage import address_space_shortage, shortage_behind
 
 app = typer.Typer(
@@ -143,14 +144,16 @@ def rankscope(
     """
 
 
-def run_command_line(words: Sequence[str]) -> int:
-    """Run ``rankscope WORDS`` and return its exit code.
+def run_command_line(words: Sequence[str] | Callable[[], Sequence[str]]) -> int:
+    """Run ``rankscope WORDS`` and return its exit code; a function of words may fail as a verb.
 
     Errors that the user can fix print one message. Any other exception is a bug and passes
     through, which ends the process with code 1. With ``--json`` an error is also a JSON document.
     """
-    as_json = "--json" in words
+    as_json = False
     try:
+        words = words() if callable(words) else words
+        as_json = "--json" in words
         code = app(list(words), prog_name="rankscope", standalone_mode=False)
         sys.stdout.flush()
     except UsageError as error:
@@ -225,8 +228,8 @@ def hide_hub_kernels() -> None:
         sys.modules["kernels"] = None  # type: ignore[assignment]  # as if it were not installed
 
 
-def main() -> NoReturn:
-    """Entry point of the ``rankscope`` command."""
+def main(*, is_starter: bool = False) -> NoReturn:
+    """Entry point of the ``rankscope`` command, and of the process that forks workers."""
     try:
         stop_like_interrupt()
         limit_busy_waiting()
@@ -235,7 +238,7 @@ def main() -> NoReturn:
         # PEFT imports bitsandbytes if it is installed, which then warns on every command about a
         # kernel that no CPU run needs.
         logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-        code = run_command_line(sys.argv[1:])
+        code = run_command_line(become_worker if is_starter else sys.argv[1:])
     except KeyboardInterrupt:  # before the verb began, or after it ended
         print_message(f"error: {INTERRUPTED_EARLY}", "red")
         code = INTERRUPTED
@@ -244,4 +247,6 @@ def main() -> NoReturn:
             stream.flush()
         except OSError:  # Python would try again at its end, and replace the code
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if is_starter:  # in a worker: to take the imports apart would copy the starter's memory
+        os._exit(code)
     sys.exit(code)

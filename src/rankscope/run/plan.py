@@ -117,7 +117,7 @@ def make_plan(
     base = TrialCost(0, scoring, model.base_spectra(), base_heads(model, items))
     stages, of_base = summed([base, *costs.values()]), summed([base]).total
     base_tokens = sum(item.total for item in (*base_items, *sampled))
-    start = model.start(base_tokens) if executor else 0.0
+    start = model.start(base_tokens, forked=executor == "local") if executor else 0.0
     unit_seconds = [start + group.seconds for group in groups]
     devices = inputs.config.train.devices
     products = sum(

@@ -45,6 +45,7 @@ def prepare_study(
     reporter: ProgressReporter | None = None,
     machine: Machine | None = None,
     num_processes: int = 1,
+    grouped: bool = True,
 ) -> PreparedStudy:
     """Fetch the model, encode the data, check it all and plan the groups; weights are only hashed.
 
@@ -54,6 +55,7 @@ def prepare_study(
     they are hashed all the same.
     machine: plan for it in place of this one.
     num_processes: train that many groups at a time, which share the free memory.
+    grouped: form the groups, which runs passes on shapes; False leaves them out.
     """
     reporter = reporter or NullReporter()
     reporter.stage("preparing", 3)
@@ -123,7 +125,7 @@ def prepare_study(
         {n: RowCounts.of(rows.rows) for n, rows in {**data.replay_rows, **data.rows}.items()},
         config.memory_limit or round(USABLE_SHARE * free_bytes / num_processes),
     )
-    groups = tuple(grouping.groups(trials, config))
+    groups = tuple(grouping.groups(trials, config)) if grouped else ()
     reporter.finish()
     records = tuple(
         task_record(config, encoder, task, tokenizer_hash) for task in data.tasks.values()

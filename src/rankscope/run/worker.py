@@ -48,7 +48,7 @@ def work(out: Path, unit: str) -> None:
             "Methods, scorers and tasks registered only in the driver's process are unknown to "
             "workers: run without --workers"
         ) from error
-    study = prepare_study(config)
+    study = prepare_study(config, grouped=False)  # the unit's order has its group
     driver = os.environ.get(DRIVER)
     with interruptible() as is_stop_requested:
 

@@ -1,6 +1,8 @@
 """Worker processes: whichever dies, whatever its driver does, the study comes out the same."""
 
+import os
 import re
+import signal
 import threading
 import time
 from pathlib import Path
@@ -23,11 +25,12 @@ from rankscope.store import Ledger
 
 
 class Killer(LocalExecutor):
-    """Kills the worker of the first unit once it trains."""
+    """Kills the worker of a unit once it trains, and the starter of all once the next one begins,
+    as the system may when memory runs out."""
 
     def __init__(self) -> None:
         super().__init__(ExecutorOptions(num_workers=2))
-        self.has_killed = False
+        self.killed_starter: Any = None
 
     def submit(self, folder: Path) -> Any:
         threading.Thread(target=self.kill, args=(folder,), daemon=True).start()
@@ -36,10 +39,19 @@ class Killer(LocalExecutor):
     def kill(self, folder: Path) -> None:
         while " train " not in read(folder / "log.jsonl"):
             time.sleep(0.02)
-        for process in psutil.Process().children():
-            if folder.name in process.cmdline():
-                process.kill()
-                self.has_killed = True
+        worker = holder(folder)
+        assert worker
+        os.kill(int(worker), signal.SIGKILL)
+        while holder(folder) in ("", worker):
+            time.sleep(0.02)
+        assert self.starter.process is not None
+        self.starter.process.kill()
+        self.killed_starter = self.starter.process
+
+
+def holder(unit: Path) -> str:
+    """The process that works on a unit; empty while there is none."""
+    return (read(unit / "ledger.lock").split() or [""])[0]
 
 
 def read(path: Path) -> str:
@@ -47,11 +59,13 @@ def read(path: Path) -> str:
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_worker_is_started_again(tmp_path: Path) -> None:
+def test_a_killed_worker_and_a_killed_starter_are_started_again(tmp_path: Path) -> None:
     """One group, with dropout: to import everything takes each worker longer than training it."""
     study, killer = small_study(tmp_path, **TWO_GROUPS | {"arms": TWO_GROUPS["arms"][1:]}), Killer()
     study.run(tmp_path / "out", executor=killer)
-    assert killer.has_killed
+    assert killer.killed_starter.returncode == -signal.SIGKILL
+    assert killer.starter.process is not killer.killed_starter
+    assert psutil.Process().children() == []
     study.run(tmp_path / "undisturbed")
     assert results(tmp_path / "out") == results(tmp_path / "undisturbed")
     assert leftovers(tmp_path / "out") == []

@@ -1,14 +1,22 @@
 """Worker processes on this machine, one per unit."""
 
 import math
+import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
 from rankscope.device import visible_gpus
 from rankscope.run.executors import ExecutorOptions, register_executor
-from rankscope.run.executors.worker_process import check_worker, run_worker
+from rankscope.run.executors.worker_process import (
+    check_worker,
+    fork_worker,
+    run_worker,
+    start_worker,
+)
+from rankscope.run.starter import Starter
 
 
 class LocalExecutor:
@@ -26,6 +34,10 @@ class LocalExecutor:
         self.num_local = math.ceil(num_workers / max(1, count))
         self.threads = options.threads(num_workers)
         self.pool = ThreadPoolExecutor(num_workers)
+        self.starter = Starter({"OMP_NUM_THREADS": str(self.threads)})
+        # Elsewhere a process whose libraries were loaded may not be forked.
+        is_safe = sys.platform == "linux"
+        self.start = partial(fork_worker, self.starter) if is_safe else start_worker
         self.environments: SimpleQueue[dict[str, str]] = SimpleQueue()
         for i in range(num_workers):
             environment = {"OMP_NUM_THREADS": str(self.threads)}
@@ -43,7 +55,9 @@ class LocalExecutor:
         """Run one unit in the place of a worker that is free."""
         environment = self.environments.get()
         try:
-            code = run_worker(folder, environment, self.stopped.is_set, self.killed.is_set)
+            code = run_worker(
+                folder, environment, self.stopped.is_set, self.killed.is_set, self.start
+            )
         finally:
             self.environments.put(environment)
         check_worker(code, folder)
@@ -59,6 +73,7 @@ class LocalExecutor:
         except KeyboardInterrupt:
             self.killed.set()
             raise
+        self.starter.close()
 
 
 register_executor("local", LocalExecutor)

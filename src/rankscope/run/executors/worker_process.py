@@ -12,6 +12,7 @@ from pathlib import Path
 from rankscope import errors
 from rankscope.errors import OK, Interrupted, RankscopeError
 from rankscope.run.executors import POLL_SECONDS, WorkerFailed
+from rankscope.run.starter import ForkedWorker, Starter
 from rankscope.run.units import DRIVER, IS_SMALLER, KILLED_FOR_MEMORY, SEAL
 
 MAX_ATTEMPTS = 3
@@ -27,7 +28,6 @@ LAST_LINES = 4
 WORKER = ("-P", "-c", "from rankscope.cli import main; main()")
 """Python's arguments; -P: a file in the current folder must not hide a standard module."""
 
-
 WORKER_ERRORS: tuple[tuple[str, type[RankscopeError]], ...] = (
     ("", errors.UserError),
     ("", errors.IntegrityError),
@@ -39,6 +39,7 @@ WORKER_ERRORS: tuple[tuple[str, type[RankscopeError]], ...] = (
 """What is in a worker's message, and the error that it met; exit codes are shared. Such an error
 concerns the whole study; with any other code a unit alone failed."""
 STUDY_CODES = frozenset(kind.exit_code for _, kind in WORKER_ERRORS)
+Worker = subprocess.Popen[bytes] | ForkedWorker
 
 
 def run_worker(
@@ -46,6 +47,7 @@ def run_worker(
     environment: Mapping[str, str],
     should_stop: Callable[[], bool],
     should_kill: Callable[[], bool] = lambda: False,
+    start: Callable[[Path, Mapping[str, str]], Worker] | None = None,
 ) -> int:
     """Run worker processes one after another until the unit in ``folder`` is sealed.
 
@@ -54,6 +56,7 @@ def run_worker(
         environment: variables that the worker gets besides those of this process.
         should_stop: whether the worker is to write a checkpoint and end.
         should_kill: whether it is to end at once, which costs no finished result.
+        start: starts one in ``folder`` with these variables; by default a new process of Python.
 
     Returns:
         0 once the unit is sealed; the exit code of a worker that met an error of the whole study,
@@ -66,7 +69,8 @@ def run_worker(
         if should_stop():
             return Interrupted.exit_code
         before = memory_kills()
-        code = end_of(start_worker(folder, {**environment, **extra}), should_stop, should_kill)
+        worker = (start or start_worker)(folder, {**environment, **extra})
+        code = end_of(worker, should_stop, should_kill)
         if code in STUDY_CODES or (code == OK and (folder / SEAL).is_file()):
             break
         is_killed = code == -signal.SIGKILL
@@ -94,6 +98,12 @@ def memory_kills() -> int:
     return 0
 
 
+def fork_worker(starter: Starter, folder: Path, environment: Mapping[str, str]) -> ForkedWorker:
+    """Start one worker process as a child of ``starter``; it stops by itself if that ends."""
+    with (folder / MESSAGES).open("wb") as messages:
+        return starter.start(["work", str(folder.parents[1]), folder.name], environment, messages)
+
+
 def start_worker(folder: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start one worker process; it stops by itself if this process ends."""
     with (folder / MESSAGES).open("wb") as messages:
@@ -109,7 +119,7 @@ def start_worker(folder: Path, environment: Mapping[str, str]) -> subprocess.Pop
 
 
 def end_of(
-    process: subprocess.Popen[bytes],
+    worker: Worker,
     should_stop: Callable[[], bool],
     should_kill: Callable[[], bool],
 ) -> int:
@@ -117,12 +127,12 @@ def end_of(
     is_asked = False
     while True:
         try:
-            return process.wait(POLL_SECONDS)
+            return worker.wait(POLL_SECONDS)
         except subprocess.TimeoutExpired:
             if should_kill():
-                process.kill()
+                worker.send_signal(signal.SIGKILL)
             elif should_stop() and not is_asked:
-                process.send_signal(signal.SIGTERM)  # unlike SIGINT never ignored from birth
+                worker.send_signal(signal.SIGTERM)  # unlike SIGINT never ignored from birth
                 is_asked = True
 
 

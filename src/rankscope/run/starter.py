@@ -1,0 +1,175 @@
+"""Worker processes of this machine, forked from one that has imported everything already.
+
+To import torch and transformers takes longer than to train a small unit. So a driver begins one
+*starter*, which imports them and then forks a worker for each order that it gets. It computes
+nothing and never touches a GPU, so its children may do both. A worker runs what ``rankscope work``
+runs, and a process that ended has returned all its memory.
+
+The starter ends when its driver closes the socket, by dying, too. Its workers then see that they
+have another parent, write a checkpoint and end.
+"""
+
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib import import_module
+from typing import BinaryIO
+
+from rankscope.errors import STOP_SIGNALS
+
+STARTER = ("-P", "-c", "from rankscope.cli import main; main(is_starter=True)")
+"""Python's arguments; -P: a file in the current folder must not hide a standard module."""
+ORDER_BYTES, ANSWER_BYTES = 2**16, 16
+LOOK_SECONDS = 0.05
+"""How often a starter looks for workers that ended."""
+
+
+class Starter:
+    """The driver's side: begins the starter when the first worker is due, and again if it died."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        """``environment``: variables that all workers get besides those of this process."""
+        self.environment, self.lock = dict(environment), threading.Lock()
+        self.process: subprocess.Popen[bytes] | None = None
+        self.orders: socket.socket | None = None
+
+    def begin(self, messages: BinaryIO) -> tuple["subprocess.Popen[bytes]", socket.socket]:
+        """A new starter, which prints to ``messages`` if it fails, and the socket for orders."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, *STARTER],
+                stdin=theirs.fileno(),
+                stdout=messages,
+                stderr=messages,
+                env={**os.environ, **self.environment},
+                start_new_session=True,  # Ctrl-C in the terminal reaches the driver alone
+            )
+        return process, ours
+
+    def start(
+        self, words: Sequence[str], environment: Mapping[str, str], messages: BinaryIO
+    ) -> "ForkedWorker":
+        """Start ``rankscope WORDS`` in a session of its own.
+
+        Args:
+            words: of the command line.
+            environment: variables of this worker besides those of all.
+            messages: an open file for what it prints.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        order = json.dumps([list(words), dict(environment)]).encode()
+        with self.lock, theirs:
+            if self.process is None or self.orders is None or self.process.poll() is not None:
+                self.close()
+                self.process, self.orders = self.begin(messages)
+            with suppress(OSError):  # it has just died, and the worker with it
+                socket.send_fds(self.orders, [order], [theirs.fileno(), messages.fileno()])
+            return ForkedWorker(ours, self.process)
+
+    def close(self) -> None:
+        """End the starter; call it when its workers have ended."""
+        if self.orders is not None:
+            self.orders.close()
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+class ForkedWorker:
+    """A worker as its driver sees it: the child of a child, behind a line of its own."""
+
+    def __init__(self, line: socket.socket, starter: "subprocess.Popen[bytes]") -> None:
+        self.line, self.starter = line, starter
+
+    def wait(self, seconds: float) -> int:
+        """Its exit code, minus the signal that killed it, or that of a starter that died first.
+
+        Raises:
+            TimeoutExpired: it still runs after ``seconds``, as of ``subprocess.Popen.wait``.
+        """
+        self.line.settimeout(seconds)
+        while True:
+            try:
+                answer = self.line.recv(ANSWER_BYTES)
+            except TimeoutError as error:
+                raise subprocess.TimeoutExpired("a worker", seconds) from error
+            except ConnectionResetError:  # a signal came too late; the answer is still there
+                continue
+            self.line.close()
+            # Without an answer the starter died, and the worker, which holds the line too, ended.
+            return int(answer) if answer else self.starter.wait()
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal through the starter, which alone knows that the process is still there."""
+        with suppress(OSError):
+            self.line.send(str(number).encode())
+
+
+# --- the starter's side
+
+
+def become_worker() -> list[str]:
+    """Fork a process for each order from standard input, and answer with its exit code.
+
+    Returns in those processes alone: the words of the command line that each is to run.
+    """
+    # Before a library starts a thread: only signals that no thread takes wait for the worker.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    import_module("rankscope.run.worker")
+    orders = socket.socket(fileno=os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    gc.freeze()  # what is here stays here: a worker's collector would copy it page by page
+    parent, running = os.getpid(), dict[socket.socket, int]()
+    while True:
+        ready, _, _ = select.select([orders, *running], [], [], LOOK_SECONDS if running else None)
+        if orders in ready:
+            order, files, _, _ = socket.recv_fds(orders, ORDER_BYTES, 2)
+            if not order:
+                os._exit(0)
+            line, messages = socket.socket(fileno=files[0]), files[1]
+            os.dup2(messages, 1)
+            os.dup2(messages, 2)
+            os.close(messages)
+            process = os.fork()
+            if process == 0:
+                for other in (orders, *running):
+                    other.close()
+                line.detach()  # stays open: the driver waits for the end of both processes
+                words, environment = json.loads(order)
+                begin_worker(environment, parent)
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                return list(words)
+            running[line] = process
+        for line in running.keys() & set(ready):
+            if number := line.recv(ANSWER_BYTES):
+                os.kill(running[line], int(number))
+        answer_ended(running)
+
+
+def begin_worker(environment: Mapping[str, str], parent: int) -> None:
+    """Give the process of a worker its session and its variables."""
+    from rankscope.run.units import DRIVER
+
+    os.setsid()
+    os.environ.update(environment)
+    os.environ[DRIVER] = str(parent)
+
+
+def answer_ended(running: dict[socket.socket, int]) -> None:
+    """Tell the driver the exit codes of workers that ended, and forget them."""
+    for line, process in list(running.items()):
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
+            with suppress(OSError):  # the driver died
+                line.send(str(os.waitstatus_to_exitcode(status)).encode())
+            line.close()
+            del running[line]
