@@ -16,7 +16,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -117,7 +117,7 @@ KINDS = {"random": RANDOM, "known": EXISTING, "one rate": AS_THEY_ARE}
 WORLDS = {w.name: w for worlds in KINDS.values() for w in worlds}
 
 
-@lru_cache(maxsize=8)
+@cache
 def frame_of(world: World) -> StudyRecords:
     """Trials, settings and item ids; every score is replaced."""
     frame = synthetic_study(world.grid)
@@ -347,12 +347,14 @@ def play_adaptive(study: Oracle, rule: AdaptiveRule = RULE) -> Played:
     ended = {i: trials[i] for i in first.values() if trials[i].status != "done"}
     running = [i for i in first.values() if i not in ended]
     cost, scored, stops = 0.0, 0, {}
+    earlier: StudyRecords | None = None
     for rung, (before, share) in enumerate(itertools.pairwise([0.0, *rule.rungs])):
         cost += len(running) * (share - before)
         view = _view(frame, {i: trials[i] for i in running}, ended)
         view = replace(view, items=study.items(running, "validation", share))
         scored += _answers(view.items)
-        found = stops_at_rung(view, task, rung, rule)
+        found = stops_at_rung(view, task, rung, rule, earlier)
+        earlier = view
         stops |= found
         running = [i for i in running if i not in found]
     cost += len(running) * (1 - max(rule.rungs, default=0.0))

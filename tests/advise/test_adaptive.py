@@ -25,6 +25,7 @@ from rankscope.records import BASE, StudyRecords, TrialRecords
 
 RULE = AdaptiveRule()
 FLAT = Truth(cross=(), accuracy=lambda rank, lr: 0.7, forgetting=lambda rank, lr: 0.0)
+APART = replace(FLAT, objective={"margin": 0.1})
 RATES = Truth(
     cross=(),
     ranks=(4, 16),
@@ -133,7 +134,7 @@ class TestStops:
 
     def test_an_arm_that_forgets_all_stops(self) -> None:
         """It gains as much as the others: the net gain is compared."""
-        truth = replace(FLAT, forgetting=lambda rank, lr: 0.5 if rank is None else 0.0)
+        truth = replace(APART, forgetting=lambda rank, lr: 0.5 if rank is None else 0.0)
         assert stopped(at_rung(synthetic_study(truth))) == {"full lr=0.0005": "worse"}
 
     def test_the_rates_of_a_rank_thin_out_to_one(self) -> None:
@@ -146,14 +147,14 @@ class TestStops:
         assert set(stopped(study, 1)) == everything - highest
 
     def test_ranks_compete_at_the_last_rung_only(self) -> None:
-        truth = replace(FLAT, accuracy=lambda rank, lr: 0.4 if rank == 8 else 0.8)
+        truth = replace(APART, accuracy=lambda rank, lr: 0.4 if rank == 8 else 0.8)
         study = at_rung(synthetic_study(truth))
         assert stopped(study, 0) == {}
         assert stopped(study, 1) == {"r=8 lr=0.001": "worse"}
 
     @pytest.mark.parametrize(
         ("rungs", "declared", "kept"),
-        [((0.2, 0.6), 2, [2, 1]), ((0.2, 0.6), 3, [2, 1]), ((0.5,), 5, [1])],
+        [((0.2, 0.5), 2, [2, 1]), ((0.2, 0.5), 3, [2, 1]), ((0.5,), 5, [1])],
     )
     def test_how_many_rates_go_on(
         self, rungs: tuple[float, ...], declared: int, kept: list[int]
@@ -176,8 +177,24 @@ class TestStops:
         )
         assert stopped(at_rung(synthetic_study(truth))) == {}
 
+    def test_an_arm_that_rises_late_passes_the_one_ahead(self) -> None:
+        """Rungs at .2 and .5: each goes on by 5/3 of its last change. From .55 to .65 and on to
+        .82; from .3 to .55 and on to .97."""
+        rising = replace(FLAT, ranks=(4,), lrs=(1e-3, 3e-3), full_lrs=(), seed_spread=0.0)
+        rising = replace(rising, base_accuracy=0.2, num_items=2000)
+        earlier, now = (
+            at_rung(synthetic_study(replace(rising, accuracy=lambda rank, lr, p=p: p[lr])))
+            for p in ({1e-3: 0.55, 3e-3: 0.3}, {1e-3: 0.65, 3e-3: 0.55})
+        )
+        (stop,) = stops_at_rung(now, "med", 1, RULE, earlier).values()
+        assert stop.against == "med-4-0.003-0"
+        assert stop.gap.value == pytest.approx(0.1, abs=0.06)
+        assert stop.reason == "outranked"
+        (stop,) = stops_at_rung(now, "med", 1, RULE).values()
+        assert (stop.against, stop.reason) == ("med-4-0.001-0", "worse")
+
     def test_a_stop_says_against_what_and_by_how_much(self) -> None:
-        truth = replace(FLAT, accuracy=lambda rank, lr: 0.4 if rank == 8 else 0.8)
+        truth = replace(APART, accuracy=lambda rank, lr: 0.4 if rank == 8 else 0.8)
         (stop,) = stops_at_rung(at_rung(synthetic_study(truth)), "med", 1, RULE).values()
         assert isinstance(stop, Stop)
         assert stop.gap.low < -0.4 < stop.gap.high < -0.02

@@ -39,9 +39,9 @@ SEED_SPREAD = 0.5
 """Standard deviation between seeds that a stop allows for, in margins: with one seed of each arm it
 cannot be measured."""
 
-
-CONTENDING = 0.1
-"""Chance that an arm as good as the best one does not go on, at each look."""
+CONTENDING = 0.25
+"""Chance that an arm as good as the best one does not go on, at each look: more is cheaper, and
+errs more often (docs/findings, adaptive studies)."""
 
 StopReason = Literal["worse", "outranked"]
 
@@ -50,7 +50,7 @@ StopReason = Literal["worse", "outranked"]
 class AdaptiveRule:
     """When arms of an adaptive study stop."""
 
-    rungs: tuple[float, ...] = (0.2, 0.6)
+    rungs: tuple[float, ...] = (0.2, 0.5)
     """Shares of a trial's own steps, ascending."""
     alpha: float = ALPHA
     """Chance that any arm within the margin of the best one is ever called worse."""
@@ -140,36 +140,46 @@ def sequential_interval(
     return Gap(value - half, value, value + half)
 
 
-def stops_at_rung(study: StudyRecords, task: str, rung: int, rule: AdaptiveRule) -> dict[str, Stop]:
+def stops_at_rung(
+    study: StudyRecords,
+    task: str,
+    rung: int,
+    rule: AdaptiveRule,
+    before: StudyRecords | None = None,
+) -> dict[str, Stop]:
     """Trials of a task that stop at the rung of that index, by trial id.
 
-    Before the last rung an arm is compared with the best learning rate of its own configuration
-    only: ranks and methods learn at different speeds. At the last rung it is also compared with the
-    *incumbent*, the highest utility among the arms that keep the limit on forgetting, and stops if
-    it cannot be within the margin of it by an interval of level ``CONTENDING``. The incumbent
-    itself never stops.
+    Arms are ordered by where they are heading: curves cross, and what has risen since the rung
+    before goes on to rise. Before the last rung an arm is compared with the best
+    learning rate of its own configuration only: ranks and methods learn at different speeds. At the
+    last rung it is also compared with the *incumbent*, the highest such utility among the arms that
+    keep the limit on forgetting, and stops if it cannot come within the margin of it by an interval
+    of level ``CONTENDING``. The incumbent itself never stops. The gap that a stop states is that of
+    the scores at the rung.
 
     Args:
         study: the study as if training had ended at the rung: its trials that reached it are
             ``done`` with one seed each and have the validation items scored there.
+        before: the same at the rung before; None at the first.
     """
-    arms = _arms(study, task)
-    standing = _Standing.of(study, task, arms, rule)
+    standing = _Standing.of(study, task, _arms(study, task), rule)
+    heading = standing if before is None else standing.continued(before, rung)
     rates: dict[tuple[object, ...], set[float]] = {}
     for spec in (t.spec for t in study.trials if t.spec.task == task):
         rates.setdefault(spec.arm_without_lr, set()).add(spec.lr)
     stops: dict[str, Stop] = {}
     for setting, declared in rates.items():
-        ranked = [a for a in standing.ranked if a.trials[0].spec.arm_without_lr == setting]
+        ranked = [a for a in heading.ranked if a.trials[0].spec.arm_without_lr == setting]
         kept = rule.rates_kept(rung, len(declared))
         for position, arm in enumerate(ranked[1:], start=1):
             stops |= standing.stop(arm, ranked[0], position >= kept)
-    if rule.is_last(rung) and standing.ranked:
-        incumbent, now = standing.ranked[0], standing.at_this_look()
-        for arm in standing.ranked[1:]:
-            stop = standing.stop(arm, incumbent, now.is_worse(arm, incumbent))
-            # What an interval shows counts for more than an order.
-            stops |= {i: s for i, s in stop.items() if i not in stops or s.reason == "worse"}
+    if rule.is_last(rung) and heading.ranked:
+        incumbent, look = heading.ranked[0], heading.at_this_look()
+        for arm in heading.ranked[1:]:
+            if look.is_worse(arm, incumbent):
+                stop = standing.stop(arm, incumbent, is_outranked=True)
+                # What an interval shows counts for more than an order.
+                stops |= {i: s for i, s in stop.items() if i not in stops or s.reason == "worse"}
     return stops
 
 
@@ -230,23 +240,44 @@ class _Standing:
     def of(
         cls, study: StudyRecords, task: str, arms: Iterable[Arm], rule: AdaptiveRule
     ) -> "_Standing":
-        scored = [a for a in arms if a.summary.validation_score is not None]
+        scored = tuple(a for a in arms if a.summary.validation_score is not None)
         objective = study.config.objective
         utility = utility_function(scored, base_validation_score(study, task), objective)
         utilities = {
             a.summary.label: utility(a, a.summary.seeds / (a.summary.seeds + a.summary.failed))
             for a in scored
         }
+        arms_declared = len({t.spec.arm for t in study.trials if t.spec.task == task})
+        looks = max(1, arms_declared - 1) * (len(rule.rungs) + 1)
+        return cls(study, task, rule, scored, {}, looks).ordered_by(utilities)
+
+    def ordered_by(self, utilities: dict[str, float]) -> "_Standing":
+        """The same arms with these utilities."""
 
         def order(arm: Arm) -> tuple[object, ...]:
             summary = arm.summary
-            over = forgets_too_much(arm, objective)
+            over = forgets_too_much(arm, self.study.config.objective)
             size = summary.trainable_parameters or (inf if summary.is_full else summary.rank or 0)
             return over, -utilities[summary.label], size, summary.lr, summary.label
 
-        arms_declared = len({t.spec.arm for t in study.trials if t.spec.task == task})
-        looks = max(1, arms_declared - 1) * (len(rule.rungs) + 1)
-        return cls(study, task, rule, tuple(sorted(scored, key=order)), utilities, looks)
+        return replace(self, ranked=tuple(sorted(self.ranked, key=order)), utilities=utilities)
+
+    def continued(self, before: StudyRecords, rung: int) -> "_Standing":
+        """The same with utilities at the end of training if they go on as since the rung before.
+
+        Args:
+            before: as for ``stops_at_rung``.
+        """
+        present = [a for a in _arms(before, self.task) if a.summary.label in self.utilities]
+        earlier = _Standing.of(before, self.task, present, self.rule).utilities
+        start, now = self.rule.rungs[rung - 1 : rung + 1]
+        share = (1 - now) / (now - start)
+        return self.ordered_by(
+            {
+                label: utility + share * (utility - earlier.get(label, utility))
+                for label, utility in self.utilities.items()
+            }
+        )
 
     def at_this_look(self) -> "_Standing":
         """The same with intervals of level ``CONTENDING`` that hold at this look alone."""

@@ -123,13 +123,13 @@ class AdaptiveStudy:
     def stop_trials(self, rung: int) -> None:
         """Stop the trials that lost at a rung. Trials that it stopped before are judged again with
         the others, so a run that continues decides the same."""
-        of_first = {t.trial_id: self.study.rung_steps(t) for t in self.study.trials}
-        trains = self.ledger.rung_trains({i: steps[rung] for i, steps in of_first.items() if steps})
-        study = self.ledger.load()
-        view = rung_view(study, trains, self.study.config.seeds[0])
+        study, trains = self.ledger.load(), self.rung_trains(rung)
+        seed = self.study.config.seeds[0]
+        view = rung_view(study, trains, seed)
+        earlier = rung_view(study, self.rung_trains(rung - 1), seed) if rung else None
         stops: dict[str, Stop] = {}
         for task in self.study.rows:
-            stops |= stops_at_rung(view, task, rung, self.rule)
+            stops |= stops_at_rung(view, task, rung, self.rule, earlier)
         by_id = {trial.trial_id: trial for trial in self.study.trials}
         statuses = self.ledger.statuses()
         records = [
@@ -150,6 +150,11 @@ class AdaptiveStudy:
         self.ledger.commit(records)
         for checkpoint in before:
             checkpoint.remove()
+
+    def rung_trains(self, rung: int) -> dict[str, TrainRecord]:
+        """By trial that reached a rung, its training as far as it went."""
+        steps = {t.trial_id: self.study.rung_steps(t) for t in self.study.trials}
+        return self.ledger.rung_trains({i: found[rung] for i, found in steps.items() if found})
 
     def next_trials(self) -> list[TrialSpec]:
         view = self.validated()
