@@ -40,8 +40,9 @@ SEED_SPREAD = 0.5
 cannot be measured."""
 
 CONTENDING = 0.25
-"""Chance that an arm as good as the best one does not go on, at each look: more is cheaper, and
-errs more often (docs/findings, adaptive studies)."""
+"""Level of the interval by which an arm goes on at each look. It holds for scores at a rung; where
+arms are heading varies more, so this is no chance of an error. Higher is cheaper and errs more
+often; chosen by simulation (docs/findings, adaptive studies)."""
 
 StopReason = Literal["worse", "outranked"]
 
@@ -307,7 +308,7 @@ class _Standing:
             return Gap(-inf, value, inf)
         spread = SEED_SPREAD * objective.margin
         looked = sequential_interval(*found, self.looks, self.rule.alpha, spread)
-        # Costs and failed trials move the utility, and have no noise.
+        # Costs, failed trials and a heading move the utility; their noise is not counted.
         shift = value - looked.value
         return Gap(looked.low + shift, value, looked.high + shift)
 

@@ -72,8 +72,10 @@ class LocalExecutor:
             self.pool.shutdown(wait=True, cancel_futures=True)
         except KeyboardInterrupt:
             self.killed.set()
+            self.pool.shutdown(wait=True)
             raise
-        self.starter.close()
+        finally:
+            self.starter.close()
 
 
 register_executor("local", LocalExecutor)
