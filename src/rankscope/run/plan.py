@@ -17,6 +17,7 @@ from rankscope.run.groups import Group, GroupLimit, group_steps, what_limits
 from rankscope.run.machines import Machine, this_machine
 from rankscope.run.prepared import PreparedStudy
 from rankscope.run.savings import Saving, largest_savings
+from rankscope.run.starter import CAN_FORK
 
 Items = Mapping[tuple[str, str], Sequence[ItemTokens]]
 """By task and split, what each item takes."""
@@ -117,7 +118,7 @@ def make_plan(
     base = TrialCost(0, scoring, model.base_spectra(), base_heads(model, items))
     stages, of_base = summed([base, *costs.values()]), summed([base]).total
     base_tokens = sum(item.total for item in (*base_items, *sampled))
-    start = model.start(base_tokens, forked=executor == "local") if executor else 0.0
+    start = model.start(base_tokens, forked=CAN_FORK and executor == "local") if executor else 0.0
     unit_seconds = [start + group.seconds for group in groups]
     devices = inputs.config.train.devices
     products = sum(

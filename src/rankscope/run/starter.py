@@ -27,6 +27,8 @@ from rankscope.errors import STOP_SIGNALS
 
 STARTER = ("-P", "-c", "from rankscope.cli import main; main(is_starter=True)")
 """Python's arguments; -P: a file in the current folder must not hide a standard module."""
+CAN_FORK = sys.platform == "linux"
+"""Elsewhere a process whose libraries were loaded may not be forked."""
 ORDER_BYTES, ANSWER_BYTES = 2**16, 16
 LOOK_SECONDS = 0.05
 """How often a starter looks for workers that ended."""
@@ -150,8 +152,8 @@ def become_worker() -> list[str]:
                 return list(words)
             running[line] = process
         for line in running.keys() & set(ready):
-            if number := line.recv(ANSWER_BYTES):
-                os.kill(running[line], int(number))
+            # Without a number the driver has given this worker up.
+            os.kill(running[line], int(line.recv(ANSWER_BYTES) or signal.SIGTERM))
         answer_ended(running)
 
 

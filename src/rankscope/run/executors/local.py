@@ -1,7 +1,6 @@
 """Worker processes on this machine, one per unit."""
 
 import math
-import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -16,7 +15,7 @@ from rankscope.run.executors.worker_process import (
     run_worker,
     start_worker,
 )
-from rankscope.run.starter import Starter
+from rankscope.run.starter import CAN_FORK, Starter
 
 
 class LocalExecutor:
@@ -35,9 +34,7 @@ class LocalExecutor:
         self.threads = options.threads(num_workers)
         self.pool = ThreadPoolExecutor(num_workers)
         self.starter = Starter({"OMP_NUM_THREADS": str(self.threads)})
-        # Elsewhere a process whose libraries were loaded may not be forked.
-        is_safe = sys.platform == "linux"
-        self.start = partial(fork_worker, self.starter) if is_safe else start_worker
+        self.start = partial(fork_worker, self.starter) if CAN_FORK else start_worker
         self.environments: SimpleQueue[dict[str, str]] = SimpleQueue()
         for i in range(num_workers):
             environment = {"OMP_NUM_THREADS": str(self.threads)}
