@@ -67,6 +67,7 @@ def verdicts(grids: Mapping[str, Grid]) -> dict[int, list[tuple[str, Verdict]]]:
     judges: list[tuple[int, str, Callable[[Grid], Verdict]]] = [
         (1, "maths-grid", harm),
         (2, "maths-grid", rate_ratio),
+        (2, "maths-rates", rate_ratio),
         (3, "maths-grid", spread_by_rate),
         (4, "maths-grid", less_and_less),
         (5, "maths-grid", full_forgets_less),

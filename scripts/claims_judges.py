@@ -123,8 +123,19 @@ def rate_ratio(grid: Grid) -> Verdict:
         f"[{between[1]:.1f}, {between[2]:.1f}] times that of r={high_rank}"
         + (f"; at an end of its list: {', '.join(map(label, at_end))}" if at_end else ""),
         "unknown" if effect is None else f"a factor of {math.exp(effect):.1f}",
-        "rates a factor of 2 apart around each best one",
+        rates_needed(grid, log_ratio, bool(at_end)),
     )
+
+
+def rates_needed(grid: Grid, log_ratio: Estimate, at_end: bool) -> str:
+    """What would tell the ratio from the ends of ``RATIO``: rates first, then items and seeds."""
+    if at_end:
+        return "rates beyond the ends of the lists"
+    lists = [np.array(grid.rates_tried(rank)) for rank in grid.series]
+    if max((rates[1:] / rates[:-1]).max() for rates in lists) > STEP / 2 * 1.01:
+        return "rates a factor of 2 apart around each best one"
+    distance = min(abs(log_ratio.value - math.log(end)) for end in RATIO)
+    return f"{settled_by(log_ratio, distance)}, if the ratio is the measured one"
 
 
 def spread_by_rate(grid: Grid) -> Verdict:
