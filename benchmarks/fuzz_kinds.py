@@ -126,12 +126,12 @@ def make_task(rng: random.Random) -> bytes:
 def read_task(content: bytes, folder: Path) -> None:
     """Load a task file, judge answers by it, and read it as a file of the harness."""
     from rankscope.config.loader import load_task_file
+    from rankscope.config.patterns import compile_pattern
     from rankscope.data.tasks import load_task
     from rankscope.errors import RankscopeError
     from rankscope.evaluate.lm_eval.task_files import check_tags
     from rankscope.evaluate.scorers import get_scorer
     from rankscope.evaluate.scorers.generation import GenerationScorer
-    from rankscope.patterns import compile_pattern
 
     path = folder / "task.yaml"
     path.write_bytes(content)

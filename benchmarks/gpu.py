@@ -32,11 +32,11 @@ from rankscope.device import (
     available_memory_bytes,
     choose_device,
     peak_memory_bytes,
+    provenance,
     reset_peak_memory,
 )
 from rankscope.models.base import Base
 from rankscope.models.lora_implementation import choose_lora_implementation
-from rankscope.provenance import provenance
 from rankscope.records import TrialSpec
 from rankscope.run.machines import MACHINES
 from rankscope.train.loop import train_group

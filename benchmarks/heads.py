@@ -34,7 +34,13 @@ from rankscope.config.study import EvaluateConfig, ModelConfig
 from rankscope.config.task import TaskConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import load_task
-from rankscope.device import choose_device, choose_dtype, keep_freed_memory, use_deterministic
+from rankscope.device import (
+    choose_device,
+    choose_dtype,
+    keep_freed_memory,
+    provenance,
+    use_deterministic,
+)
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.evaluator import encode_split
 from rankscope.evaluate.likelihood import Question, continuation_logprobs
@@ -42,7 +48,6 @@ from rankscope.evaluate.scorers import get_scorer
 from rankscope.evaluate.token_trees import Floats, TokenTree
 from rankscope.models.base import Row, RowBatch, batches_of
 from rankscope.models.load import load_base
-from rankscope.provenance import provenance
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 """Largest difference of a sum of log-probabilities between two sides, nats, by the base's dtype."""

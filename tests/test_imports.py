@@ -27,8 +27,8 @@ WALK = (
 """The rooms in the order in which data passes through them; each imports those before it."""
 
 GROUND = frozenset(
-    {"errors", "formatting", "records", "hashing", "provenance", "device", "filesystem", "progress"}
-    | {"patterns", "shortage", "methods", "scorers"}
+    {"errors", "formatting", "records", "hashing", "device", "filesystem", "progress"}
+    | {"methods", "scorers"}
 )
 """What every room may import. It imports only itself."""
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from rankscope.device import LIBRARIES, provenance
 from rankscope.errors import UserError
 from rankscope.hashing import (
     sha256_file,
@@ -19,7 +20,6 @@ from rankscope.hashing import (
     tokenizer_sha256,
     weights_sha256,
 )
-from rankscope.provenance import LIBRARIES, provenance
 
 # FIPS 180-2, appendix B.1: the digest of the message "abc".
 SHA256_ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

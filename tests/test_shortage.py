@@ -20,9 +20,11 @@ from rankscope.errors import (
     Interrupted,
     OutOfMemory,
     UserError,
+    is_out_of_memory,
+    reporting_shortages,
+    shortage_behind,
 )
 from rankscope.filesystem import fsync
-from rankscope.shortage import is_out_of_memory, reporting_shortages, shortage_behind
 
 
 def test_a_device_without_space_is_a_full_disk() -> None:

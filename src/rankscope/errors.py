@@ -5,12 +5,18 @@ a bug in Rankscope. docs/exit-codes.md says what a script can do about each code
 """
 
 import difflib
+import errno
+import math
+import os
 import re
+import shutil
 import signal
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
-from rankscope.formatting import shortened_lines
+from rankscope.formatting import byte_size, shortened_lines
 
 OK = 0
 BUG = 1
@@ -145,3 +151,208 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     """``; did you mean 'rank'?`` if a known word is similar, else empty."""
     close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.55)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+# --- out of disk and out of memory: how libraries report it, and the one message for each ---------
+# Libraries wrap such errors in others of their own: weights that cannot be read because memory ran
+# out are intact. So the causes of an error are searched, not the error alone.
+
+AGAIN = "then give the same command again: what was finished is kept"
+
+FULL = {
+    errno.ENOSPC: ("the disk full", "make room there"),
+    errno.EDQUOT: ("the disk quota used up", "make room there"),
+    errno.EFBIG: ("the limit for one file reached", "raise the limit ('ulimit -f')"),
+}
+"""Error number -> what was found, and what to do."""
+FAILING = ("a disk that fails", "check the disk")
+FULL_OR_FAILING = ("a disk that is full or fails", "make room there, or check the disk")
+
+MIN_ADDRESS_SPACE = 300 * 10**6
+"""Bytes to begin with; the libraries of most commands take several times that."""
+
+SQLITE_FAILING = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+"""What SQLite says of a file that it could not write, for whatever reason but a full disk."""
+
+SQLITE_NO_MEMORY = (sqlite3.SQLITE_IOERR_NOMEM, sqlite3.SQLITE_IOERR_SHMMAP)
+
+RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)|\bOs \{ code: (\d+)")
+"""safetensors and tokenizers report the operating system's error as text only."""
+
+OUT_OF_MEMORY = (
+    "out of memory",  # CUDA, cuBLAS, MPS
+    "not enough memory",  # torch's CPU allocator on Windows
+    "can't allocate memory",  # and elsewhere
+    "cannot allocate memory",  # mapping a file of weights
+    "failed to map segment",  # loading a library
+    "std::bad_alloc",
+    "can't start new thread",
+    "failed to launch worker thread",  # Arrow
+)
+"""Parts of the messages of errors that have no type of their own."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, what it was raised from, and so on."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        yield cause
+        seen.add(id(cause))
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+
+
+def os_error_number(error: BaseException) -> int | None:
+    """The operating system's number of an error, also of one that has it as text."""
+    if isinstance(error, shutil.Error):  # of a whole folder: errors as text
+        match = re.search(r"\[Errno (\d+)\]", str(error))
+        return int(match[1]) if match else None
+    if isinstance(error, OSError):
+        return error.errno
+    match = None if isinstance(error, RankscopeError) else RUST_OS_ERROR.search(str(error))
+    return int(match[1] or match[2]) if match else None
+
+
+def disk_fault(error: BaseException) -> tuple[str, str] | None:
+    """What was found and what to do, if the disk did not take what was written."""
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extended part
+        if code == sqlite3.SQLITE_FULL:
+            return FULL[errno.ENOSPC]
+        return FULL_OR_FAILING if code in SQLITE_FAILING else None
+    number = os_error_number(error)
+    return FAILING if number == errno.EIO else FULL.get(number or 0)
+
+
+def is_memory_fault(error: BaseException) -> bool:
+    """Whether this error itself, whatever caused it, means that memory ran out."""
+    if isinstance(error, MemoryError) or os_error_number(error) == errno.ENOMEM:
+        return True
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", 0) in SQLITE_NO_MEMORY
+    is_of_arrow = type(error).__module__.startswith("pyarrow")
+    if not (is_of_arrow or isinstance(error, RuntimeError | ImportError)):
+        return False
+    text = str(error).lower()
+    return any(part in text for part in OUT_OF_MEMORY)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or what caused it, means that memory ran out."""
+    return any(isinstance(e, OutOfMemory) or is_memory_fault(e) for e in causes(error))
+
+
+def out_of_memory_message(error: BaseException) -> str:
+    """``out of memory: `` and the first line of the error behind it."""
+    faults = [cause for cause in causes(error) if is_memory_fault(cause)]
+    text = first_line(faults[0] if faults else error)
+    return f"out of memory: {'no details' if text == 'MemoryError' else text}"
+
+
+def shortage_behind(
+    error: BaseException, where: Path | str | None = None, needed: str = "", do: str = ""
+) -> RankscopeError | None:
+    """The error to raise in place of one that means out of disk or out of memory, else None.
+
+    Args:
+        error: any error; a shortage is looked for among its causes, too.
+        where: what ran short. A file elsewhere that the error names takes its place.
+        needed: bytes that were to be written, as text.
+        do: what to do about too little memory, instead of the general advice.
+    """
+    if isinstance(error, Interrupted):
+        return None
+    for cause in causes(error):
+        if isinstance(cause, DiskFull | DiskFailed | OutOfMemory):
+            return cause
+        if is_memory_fault(cause):
+            return OutOfMemory(
+                f"{where or 'this command'}: {out_of_memory_message(cause)}: found "
+                f"{byte_size(free_memory_bytes())} free, expected more; "
+                f"{do or 'close other programs or raise the limit'}, {AGAIN}"
+            )
+        if fault := disk_fault(cause):
+            kind = DiskFull if fault in FULL.values() else DiskFailed
+            return kind(_disk_message(cause, fault, where, needed))
+    return None
+
+
+def _disk_message(
+    error: BaseException, fault: tuple[str, str], where: Path | str | None, needed: str
+) -> str:
+    found, do = fault
+    named = getattr(error, "filename", None)
+    name = os.fsdecode(named) if isinstance(named, str | bytes) else ""
+    place = Path(name) if name and not (where and name.startswith(str(where))) else where
+    free = free_disk_bytes(place) if isinstance(place, Path) else None
+    found += "" if free is None else f", with {free:,} bytes free"
+    expected = f"expected room for {needed or 'more'}"
+    number = os_error_number(error)
+    reason = first_line(error) if number is None else os.strerror(number)
+    return f"{place or 'writing'}: found {found} ({reason}), {expected}; {do}, {AGAIN}"
+
+
+def free_disk_bytes(place: Path) -> int | None:
+    """Free space of the disk that a file or folder, or its place to be, is on."""
+    for folder in (place, *place.absolute().parents):
+        with suppress(OSError, ValueError):
+            return shutil.disk_usage(folder).free
+    return None
+
+
+def free_memory_bytes() -> int:
+    """Memory of the host that this process may still take, within the limits that it has."""
+    import psutil  # most commands need none of it
+
+    free = int(psutil.virtual_memory().available)
+    with suppress(OSError, ValueError, KeyError):  # no limit: no such file, or it says "max"
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free = min(free, limit - used + int(cached["inactive_file"]))
+    return int(max(0, min(free, free_address_space())))
+
+
+def free_address_space() -> float:
+    """Bytes left of this process's address space ('ulimit -v'); infinite without a limit."""
+    import resource  # not on Windows
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return math.inf
+    import psutil
+
+    return limit - int(psutil.Process().memory_info().vms)
+
+
+def address_space_shortage(error: BaseException | None = None) -> OutOfMemory | None:
+    """An error if less is left than libraries need: they fail in any words then, or abort.
+
+    ``error`` is an unknown one that was met.
+    """
+    free = free_address_space()
+    if free >= MIN_ADDRESS_SPACE:
+        return None
+    reason = "" if error is None else f" ({type(error).__name__}: {first_line(error)})"
+    return OutOfMemory(
+        f"this command: out of memory{reason}: found {byte_size(max(0, free))} of address space "
+        f"left, expected at least {byte_size(MIN_ADDRESS_SPACE)}; raise the limit ('ulimit -v'), "
+        f"{AGAIN}"
+    )
+
+
+@contextmanager
+def reporting_shortages(
+    where: Path | str, needed: Callable[[], str] = lambda: "", do: str = ""
+) -> Iterator[None]:
+    """Raise DiskFull, DiskFailed or OutOfMemory for every library's error that means it.
+
+    Arguments as of :func:`shortage_behind`; ``needed`` is called after the fault.
+    """
+    try:
+        yield
+    except Exception as error:
+        known = shortage_behind(error, where, needed(), do)
+        if known is None or known is error:
+            raise
+        raise known from error

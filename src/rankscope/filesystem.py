@@ -10,8 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rankscope.errors import RankscopeError, UserError, reading
-from rankscope.shortage import reporting_shortages
+from rankscope.errors import RankscopeError, UserError, reading, reporting_shortages
 
 MOUNTS = Path("/proc/self/mountinfo")
 NETWORK_FILE_SYSTEMS = frozenset(

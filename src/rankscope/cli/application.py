@@ -25,10 +25,11 @@ from rankscope.errors import (
     Interrupted,
     RankscopeError,
     UserError,
+    address_space_shortage,
+    shortage_behind,
 )
 from rankscope.formatting import join_names
 from rankscope.run.starter import become_worker
-from rankscope.shortage import address_space_shortage, shortage_behind
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -347,7 +347,7 @@ def compare_command(
         check_inside(out, folders)
     comparison = compare(folders)
     if out is not None:
-        from rankscope.provenance import provenance
+        from rankscope.device import provenance
         from rankscope.report.comparison_page import write_comparison_page
 
         write_comparison_page(comparison, provenance(), out)

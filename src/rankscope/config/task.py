@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from rankscope.config.patterns import compile_pattern
 from rankscope.config.section import (
     ConfigSection,
     HubId,
@@ -16,7 +17,6 @@ from rankscope.config.section import (
 )
 from rankscope.evaluate.scorers import PYTHON_PATTERN, primary_metric_names, scorer_names
 from rankscope.evaluate.scorers.python_function import PYTHON_PREFIX
-from rankscope.patterns import compile_pattern
 
 MAX_FEWSHOT = 5
 TASK_FILE_SUFFIXES = (".yaml", ".yml")

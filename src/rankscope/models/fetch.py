@@ -23,10 +23,9 @@ from typing import IO, Any, NamedTuple
 
 from safetensors import SafetensorError
 
-from rankscope.errors import UserError, did_you_mean, first_line
+from rankscope.errors import UserError, did_you_mean, first_line, shortage_behind
 from rankscope.filesystem import fsync
 from rankscope.formatting import byte_size
-from rankscope.shortage import shortage_behind
 
 CACHE_VARIABLE = "RANKSCOPE_CACHE"
 CHUNK_BYTES = 2**22

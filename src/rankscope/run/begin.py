@@ -13,6 +13,7 @@ from rankscope.config.loader import dump_study, study_values
 from rankscope.device import (
     keep_freed_memory,
     limit_kernel_cache,
+    provenance,
     release_freed_memory,
     use_deterministic,
 )
@@ -21,7 +22,6 @@ from rankscope.filesystem import replace_text
 from rankscope.models.load import load_base
 from rankscope.models.sharding import Ranks
 from rankscope.progress import ProgressReporter
-from rankscope.provenance import provenance
 from rankscope.records import BASE, FAILED, TrialSpec, trial_of
 from rankscope.run.context import RunContext
 from rankscope.run.group_ledger import GroupLedger

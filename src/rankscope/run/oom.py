@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from rankscope.device import live_memory_bytes
-from rankscope.errors import OutOfMemory
+from rankscope.errors import AGAIN, OutOfMemory, is_out_of_memory, out_of_memory_message
 from rankscope.formatting import byte_size
 from rankscope.records import TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
 from rankscope.run.units import IS_SMALLER
-from rankscope.shortage import AGAIN, is_out_of_memory, out_of_memory_message
 
 LEAK_BYTES = 256 * 2**20
 LEAK_SHARE = 0.1

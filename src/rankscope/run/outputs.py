@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rankscope.advise.recommend import recommend
+from rankscope.errors import reporting_shortages
 from rankscope.filesystem import check_in_place, replace_bytes, replace_text
 from rankscope.hashing import SUMS, sums_text
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.study_page import render_study
 from rankscope.report.study_view import StudyView
-from rankscope.shortage import reporting_shortages
 from rankscope.store import OUTPUT_FILES, Ledger
 
 

@@ -25,12 +25,11 @@ import torch.distributed as dist
 
 from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
-from rankscope.errors import OutOfMemory, RankscopeError
+from rankscope.errors import OutOfMemory, RankscopeError, is_out_of_memory, out_of_memory_message
 from rankscope.models.load import pass_one_token, sharded_base
 from rankscope.models.sharding import Ranks
 from rankscope.records import TrialSpec
 from rankscope.run.begin import prepare_process
-from rankscope.shortage import is_out_of_memory, out_of_memory_message
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import train_group
 

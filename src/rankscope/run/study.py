@@ -14,11 +14,10 @@ from rankscope.config.loader import load_study_file
 from rankscope.config.slurm import SlurmConfig
 from rankscope.config.study import StudyConfig
 from rankscope.data.task_source import check_sources
-from rankscope.errors import UserError
+from rankscope.errors import UserError, reporting_shortages
 from rankscope.models.model_folder import model_folder
 from rankscope.progress import LOG, JsonlReporter, NullReporter, ProgressReporter
 from rankscope.records import StudyRecords
-from rankscope.shortage import reporting_shortages
 from rankscope.store import UNITS, Ledger
 
 if TYPE_CHECKING:

@@ -21,11 +21,11 @@ from typing import Any
 
 from rankscope.config.loader import study_values
 from rankscope.config.study import StudyConfig
+from rankscope.device import provenance
 from rankscope.errors import IntegrityError, UserError, reading
 from rankscope.filesystem import replace_text
 from rankscope.hashing import sha256_json, sums_text
 from rankscope.progress import LOG, logged_notes
-from rankscope.provenance import provenance
 from rankscope.records import Record
 from rankscope.run.begin import check_record_settings
 from rankscope.run.context import Round, RunContext

@@ -14,10 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from rankscope.errors import IntegrityError, UserError
+from rankscope.errors import IntegrityError, UserError, reporting_shortages
 from rankscope.filesystem import check_in_place, fsync
 from rankscope.hashing import sha256_file
-from rankscope.shortage import reporting_shortages
 from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY
 
 ARTIFACTS = "artifacts"

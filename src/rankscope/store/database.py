@@ -12,7 +12,14 @@ from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter
 
-from rankscope.errors import IntegrityError, RankscopeError, UserError, reading
+from rankscope.errors import (
+    IntegrityError,
+    RankscopeError,
+    UserError,
+    reading,
+    reporting_shortages,
+    shortage_behind,
+)
 from rankscope.filesystem import fsync
 from rankscope.records import (
     CurvePoint,
@@ -26,7 +33,6 @@ from rankscope.records import (
     TrainRecord,
     TrialSpec,
 )
-from rankscope.shortage import reporting_shortages, shortage_behind
 from rankscope.store.artifacts import ARTIFACTS, CHECKPOINTS, STAGING, UNITS
 from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, Database
 

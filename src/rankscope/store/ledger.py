@@ -9,6 +9,7 @@ from typing import Self
 
 from pydantic import FiniteFloat
 
+from rankscope.errors import reporting_shortages
 from rankscope.records import (
     BASE,
     FAILED,
@@ -27,7 +28,6 @@ from rankscope.records import (
     TrialSpec,
     trial_of,
 )
-from rankscope.shortage import reporting_shortages
 from rankscope.store.artifacts import (
     ARTIFACTS,
     Artifact,

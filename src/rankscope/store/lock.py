@@ -9,9 +9,8 @@ from os.path import samestat
 from pathlib import Path
 from typing import Self
 
-from rankscope.errors import StudyLocked, UserError
+from rankscope.errors import StudyLocked, UserError, reporting_shortages
 from rankscope.filesystem import network_file_system
-from rankscope.shortage import reporting_shortages
 from rankscope.store.database import MOST_TRIES, SMALL_WRITE
 
 

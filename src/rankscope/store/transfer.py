@@ -2,9 +2,8 @@
 
 from collections.abc import Collection
 
-from rankscope.errors import IntegrityError
+from rankscope.errors import IntegrityError, reporting_shortages
 from rankscope.records import trial_of
-from rankscope.shortage import reporting_shortages
 from rankscope.store.artifacts import ARTIFACTS, link_or_copy
 from rankscope.store.database import transaction
 from rankscope.store.items import SAMPLED_ROWS

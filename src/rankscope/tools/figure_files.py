@@ -6,7 +6,7 @@ from typing import Literal, cast, get_args
 
 import plotly.graph_objects as go
 
-from rankscope.errors import UserError, first_line
+from rankscope.errors import UserError, first_line, reporting_shortages
 from rankscope.filesystem import replace_text
 from rankscope.formatting import markdown_text
 from rankscope.records import Recommendation, StudyRecords
@@ -15,7 +15,6 @@ from rankscope.report.page_limit import limited
 from rankscope.report.study_page import study_sections
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import INK
-from rankscope.shortage import reporting_shortages
 from rankscope.tools.study_tables import check_outside_study
 
 FigureFormat = Literal["pdf", "svg", "png"]

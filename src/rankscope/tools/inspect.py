@@ -15,14 +15,13 @@ from rankscope.analyze.svd_cache import (
     svd_cache_folder,
 )
 from rankscope.config.study import SpectraConfig
-from rankscope.device import choose_device, keep_freed_memory
+from rankscope.device import choose_device, keep_freed_memory, provenance
 from rankscope.errors import UserError
 from rankscope.filesystem import replace_text
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.methods import get_lora_method
 from rankscope.models.model_folder import shapes_folder
 from rankscope.progress import NullReporter, ProgressReporter
-from rankscope.provenance import provenance
 from rankscope.records import Inspection, MatrixSpectrum, NormGrowth, SpectraRecord, TunedModel
 from rankscope.report.inspection_page import write_inspection_page
 from rankscope.tools.inspection_tables import write_tables

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from rankscope.errors import UserError
+from rankscope.errors import UserError, reporting_shortages
 from rankscope.filesystem import replace_bytes
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import FORMATS
 from rankscope.report.tables import study_tables
-from rankscope.shortage import reporting_shortages
 
 
 def write_study_tables(

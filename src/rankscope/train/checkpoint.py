@@ -16,11 +16,10 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rankscope.errors import IntegrityError, UserError
+from rankscope.errors import IntegrityError, UserError, reporting_shortages
 from rankscope.filesystem import check_in_place, fsync
 from rankscope.hashing import SUMS, matches_sums, sums_text
 from rankscope.models.sharding import Ranks
-from rankscope.shortage import reporting_shortages
 
 STATE = "state.safetensors"
 COUNTERS = "meta.json"

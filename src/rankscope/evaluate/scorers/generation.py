@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from rankscope.config.patterns import compile_pattern, matched_parts
 from rankscope.data.numbers import ANSWER_MARK
 from rankscope.errors import UserError
 from rankscope.evaluate.metrics import ModelScores, exact_mean
 from rankscope.evaluate.scorers.scorer import Scorer
-from rankscope.patterns import compile_pattern, matched_parts
 
 if TYPE_CHECKING:
     from regex import Pattern

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from rankscope.config.patterns import matched_parts
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers.generation import EqualAnswerScorer, Judgement
-from rankscope.patterns import matched_parts
 
 if TYPE_CHECKING:
     from regex import Pattern

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
+from rankscope.config.patterns import compile_pattern
 from rankscope.errors import UserError, reason_of
 from rankscope.filesystem import read_json_object
 from rankscope.models.methods import all_methods, get_lora_method
@@ -13,7 +14,6 @@ from rankscope.models.methods.dora import DoraMethod
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.methods.pissa import PissaMethod
 from rankscope.models.methods.rslora import RsLoraMethod
-from rankscope.patterns import compile_pattern
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"

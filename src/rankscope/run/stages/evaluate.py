@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rankscope.errors import NotFiniteError
+from rankscope.errors import NotFiniteError, reporting_shortages
 from rankscope.evaluate.evaluator import Evaluation, evaluate_task, evaluate_with_failures
 from rankscope.models.base import Base
 from rankscope.records import BASE, EvalKey, Split, trial_of, write_items
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
-from rankscope.shortage import reporting_shortages
 from rankscope.store import Artifact, TrialFailure, items_path
 
 

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from rankscope.analyze.heads.layout import HeadLayout, HeadModel
 from rankscope.analyze.heads.tasks import HeadTask, head_task, related_tasks
 from rankscope.analyze.heads.trial_heads import HeadAnalysis
+from rankscope.errors import reporting_shortages
 from rankscope.evaluate.context_window import context_length
 from rankscope.models.base import Base
 from rankscope.records import HeadsRecord, TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
-from rankscope.shortage import reporting_shortages
 
 
 class HeadsStage:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from rankscope.config.task import LM_EVAL_PREFIX
+from rankscope.device import provenance
 from rankscope.errors import UserError
 from rankscope.filesystem import replace_text
 from rankscope.hashing import sha256_json
-from rankscope.provenance import provenance
 from rankscope.records import BASE, ItemResult
 from rankscope.tools.evaluate.adapters import adapter_labels
 from rankscope.tools.evaluate.request import EvalRequest

@@ -15,6 +15,7 @@ from rankscope.advise.statistics.estimates import paired_estimate
 from rankscope.config.task import LM_EVAL_PREFIX
 from rankscope.data.encode import Encoder
 from rankscope.device import choose_device, choose_dtype
+from rankscope.errors import reporting_shortages
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.evaluator import Evaluation
 from rankscope.evaluate.lm_eval.bridge import is_mean
@@ -26,7 +27,6 @@ from rankscope.models.model_folder import model_folder
 from rankscope.models.parameters import architecture, read_model_config
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.records import BASE, Estimate, EvalRecord
-from rankscope.shortage import reporting_shortages
 from rankscope.tools.evaluate.adapters import AdapterFolder, read_adapters
 from rankscope.tools.evaluate.lm_eval_layout import check_harness_names
 from rankscope.tools.evaluate.request import EvalRequest

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from rankscope.config.patterns import compile_pattern, matched_parts
 from rankscope.errors import UserError
-from rankscope.patterns import compile_pattern, matched_parts
 
 
 @pytest.mark.parametrize(
