@@ -27,8 +27,7 @@ INTERRUPTED = 130
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Ctrl-C, and what a scheduler or a closed terminal sends: the command ends with INTERRUPTED."""
-MAX_FAULTS = 5
-"""Most faults of one record that a message lists."""
+MAX_FAULTS = 5  # Most faults of one record that a message lists
 
 PARTS = {
     "where": re.compile(r"((?:(?!\. )[^\n])+?): "),

@@ -13,29 +13,23 @@ if TYPE_CHECKING:  # records bring pydantic and numpy; this module has to stay l
 
 MINUS = "\N{MINUS SIGN}"
 UNKNOWN = "\N{EN DASH}"
-MAX_TEXT = 4000
-"""Longest text shown for one value, in characters."""
-MAX_LINE = 1000
-"""Longest line of a message, in characters: messages quote rows and paths."""
-MAX_NAME = 60
-"""Longest name shown in a figure or a table, in characters."""
+MAX_TEXT = 4000  # Longest text shown for one value, in characters
+MAX_LINE = 1000  # Longest line of a message, in characters: messages quote rows and paths
+MAX_NAME = 60  # Longest name shown in a figure or a table, in characters
 
 
 class Unit(NamedTuple):
     """How to write a task's scores and their differences."""
 
     scale: float
-    score: str
-    """Unit of a score."""
-    difference: str
-    """Unit of a difference between two scores."""
+    score: str  # Unit of a score
+    difference: str  # Unit of a difference between two scores
     digits: int
 
 
 POINTS = Unit(100.0, "%", "points", 1)
 """Accuracy: fractions shown in per cent, differences in percentage points."""
-NATS = Unit(1.0, "nats per token", "nats per token", 3)
-"""Mean log probability."""
+NATS = Unit(1.0, "nats per token", "nats per token", 3)  # Mean log probability
 
 
 def unit_of(score_unit: Literal["accuracy", "log_probability"] | None) -> Unit:

@@ -120,8 +120,7 @@ class ConsoleReporter:
             self.console.print(shown, markup=False, highlight=False, soft_wrap=True, style=style)
 
 
-LOG = "log.jsonl"
-"""Where a run writes its events, in its folder."""
+LOG = "log.jsonl"  # Where a run writes its events, in its folder
 
 
 def logged_notes(path: Path) -> Iterator[str]:

@@ -42,8 +42,7 @@ STILL_FALLING = 0.05
 """Fall of the training loss between the thirds of the steps that counts, as a share of the loss in
 the first third: a loss near zero may fall by a few per cent of itself forever."""
 
-FEWEST_LOSSES = 6
-"""Fewest recorded steps of a loss trend: two in each third."""
+FEWEST_LOSSES = 6  # Fewest recorded steps of a loss trend: two in each third
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +52,7 @@ class LossTrend:
     start: float
     before: float
     after: float
-    error: float
-    """Standard error of the difference between the last two."""
+    error: float  # Standard error of the difference between the last two
 
     @property
     def is_falling(self) -> bool:

@@ -75,10 +75,7 @@ OUTCOMES = {
         "By this study's weights ({formula}) {arm}, chosen on the validation split, is not worth "
         "it on {task}: {changes}.",
     ),
-    "worth_unclear": (
-        "the gain may not outweigh the forgetting",
-        "{arm}: {changes}.",
-    ),
+    "worth_unclear": ("the gain may not outweigh the forgetting", "{arm}: {changes}."),
 }
 """How one training task ends: the verdict's reason in a few words, and the explanation."""
 
@@ -261,12 +258,8 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
             "is weighed against the gain."
         ),
     },
-    "transfer": {
-        "transfer": "On other tasks it changes the score by: {tasks}.",
-    },
-    "cost": {
-        "cost": "It trains {trainable_parameters}{details}.",
-    },
+    "transfer": {"transfer": "On other tasks it changes the score by: {tasks}."},
+    "cost": {"cost": "It trains {trainable_parameters}{details}."},
     "choice": {
         "best_is_chosen": (
             "On the validation split {best} has the highest net gain ({formula}), "
@@ -400,9 +393,7 @@ _BY_KIND: dict[AdviceKind, dict[str, str]] = {
             "changes vary."
         ),
     },
-    "steps": {
-        "more_steps": "Train at least {fewest_steps} steps, until the loss no longer falls.",
-    },
+    "steps": {"more_steps": "Train at least {fewest_steps} steps, until the loss no longer falls."},
     "seeds": {
         "more_seeds": "Train {missing}.",
         "seeds": (

@@ -15,8 +15,7 @@ from rankscope.advise.task_results import FEW_ITEMS, TaskResults
 from rankscope.formatting import NATS, POINTS, count, join_names, score_text
 from rankscope.records import FAILED, FEWEST_SEEDS, CheckStatus, TrialRecords, TrustCheck
 
-MOST_NAMED = 4
-"""Arms or trials that one sentence names."""
+MOST_NAMED = 4  # Arms or trials that one sentence names
 OVERLAP_KINDS = {"exact": "exact match", "ngram13": "13-gram match"}
 
 

@@ -12,14 +12,7 @@ from rankscope.advise.arms import Arm
 from rankscope.advise.catalogue import CLAIMS
 from rankscope.advise.comparisons import net_difference
 from rankscope.advise.decide import Verdict, unconfirmed
-from rankscope.advise.messages import (
-    Counted,
-    Field,
-    arm_name,
-    capitalized,
-    clause,
-    verdict_name,
-)
+from rankscope.advise.messages import Counted, Field, arm_name, capitalized, clause, verdict_name
 from rankscope.advise.task_results import TaskResults
 from rankscope.formatting import join_names
 from rankscope.records import AnswerRow, Claim, Confidence, Estimate, RowRole

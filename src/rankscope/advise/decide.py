@@ -33,14 +33,7 @@ from typing import Literal
 from rankscope.advise.arms import Arm
 from rankscope.advise.catalogue import OUTCOMES
 from rankscope.advise.comparisons import arm_difference, net_difference
-from rankscope.advise.messages import (
-    Counted,
-    Field,
-    arm_name,
-    capitalized,
-    clause,
-    verdict_name,
-)
+from rankscope.advise.messages import Counted, Field, arm_name, capitalized, clause, verdict_name
 from rankscope.advise.select import Candidate
 from rankscope.advise.statistics.significance import ALPHA, FEWEST_ITEMS, holm
 from rankscope.advise.task_results import FEW_ITEMS, TaskResults
@@ -53,8 +46,7 @@ class Verdict:
 
     decision: Decision
     confidence: Confidence
-    because: str
-    """Why nothing is recommended, in a few words."""
+    because: str  # Why nothing is recommended, in a few words
     explanation: str
     subject: Arm | None
     """The arm that the reasons describe: the recommended one, or the closest to it."""

@@ -14,17 +14,14 @@ from rankscope.advise.task_results import TaskResults
 from rankscope.formatting import POINTS
 from rankscope.records import AdviceMessage, ArmComparison, ArmSummary, Estimate, TrainRecord
 
-SATURATED = 0.95
-"""Base accuracy from which little is left to gain."""
+SATURATED = 0.95  # Base accuracy from which little is left to gain
 NEGATIVE_TRANSFER = 0.10
 """Relative fall on another task that counts as negative transfer (arXiv 2512.15634)."""
-OVER_FORGETTING = 0.5
-"""Forgetting as a share of the gain from which it is reported."""
+OVER_FORGETTING = 0.5  # Forgetting as a share of the gain from which it is reported
 MORE_CAPACITY = 100
 """Trainable parameters per training token above which an adapter could memorize the tokens; the
 capacity rule asks for one."""
-ORDERED = 0.5
-"""|Spearman correlation| of score and rank below which they have no order."""
+ORDERED = 0.5  # |Spearman correlation| of score and rank below which they have no order
 
 
 def diagnostics(results: TaskResults, subject: Arm | None) -> Iterator[AdviceMessage]:

@@ -43,8 +43,7 @@ from rankscope.records import (
     variant_of,
 )
 
-GainAndForgetting = tuple[float, float]
-"""(gain, forgetting) of one trained trial at one strength."""
+GainAndForgetting = tuple[float, float]  # (gain, forgetting) of one trained trial at one strength
 
 
 def compare_mitigations(study: StudyRecords) -> tuple[TaskMitigation, ...]:
@@ -250,8 +249,7 @@ class Crossing:
     first: int
     second: int
     share: float
-    slope: float
-    """Forgetting per gain there; 0 at the ends of the curve."""
+    slope: float  # Forgetting per gain there; 0 at the ends of the curve
     forgetting: float
 
 
@@ -278,8 +276,7 @@ class _Match:
     first: str
     second: str
     crossing: Crossing
-    difference: float
-    """Forgetting of the model minus that of the mixture."""
+    difference: float  # Forgetting of the model minus that of the mixture
 
 
 def _comparison(

@@ -21,8 +21,7 @@ from rankscope.records import (
 
 NEXT_RATE = 10**0.5
 """Factor to the next learning rate beyond the end of a list: half a power of ten."""
-MOST_TIMES = 50
-"""More test items than this many times those of the study are not suggested."""
+MOST_TIMES = 50  # More test items than this many times those of the study are not suggested
 TYPICAL_DISCORDANCE = 0.1
 """Assumed share of right-or-wrong items on which two models differ, if too few were measured."""
 

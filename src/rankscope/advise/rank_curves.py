@@ -32,8 +32,7 @@ from rankscope.records import (
 )
 
 PLAIN = (LoraMethod.name, RsLoraMethod.name)
-CurveModels = Mapping[int, Mapping[int, str]]
-"""Rank -> seed -> id of a trial or variant."""
+CurveModels = Mapping[int, Mapping[int, str]]  # Rank -> seed -> id of a trial or variant
 
 
 def compare_rank_curves(study: StudyRecords) -> tuple[TaskRankCurves, ...]:

@@ -17,11 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
-from rankscope.advise.statistics.matching import (
-    ScoreKind,
-    compared_scores,
-    trials_with_all_scores,
-)
+from rankscope.advise.statistics.matching import ScoreKind, compared_scores, trials_with_all_scores
 from rankscope.config.objective import ObjectiveConfig
 from rankscope.records import (
     BASE,

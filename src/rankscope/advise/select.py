@@ -36,18 +36,15 @@ class ArmChoice:
 
     candidates: tuple[Candidate, ...]
     """One per configuration without its learning rate, in grid order."""
-    best: Candidate | None
-    """Highest utility."""
+    best: Candidate | None  # Highest utility
     chosen: Candidate | None
     """The smallest LoRA rank within the margin of the best; if there is none, the best."""
     best_lora: Candidate | None
-    small_lora: Candidate | None
-    """The smallest LoRA rank within the margin of the best LoRA arm."""
+    small_lora: Candidate | None  # The smallest LoRA rank within the margin of the best LoRA arm
     best_full: Candidate | None
     cheapest: Candidate | None
     """Fewest trainable parameters within the margin of the best, whatever the method."""
-    excluded: tuple[Arm, ...]
-    """Arms over the limit on forgetting."""
+    excluded: tuple[Arm, ...]  # Arms over the limit on forgetting
     passed_over: tuple[Arm, ...] = ()
     """LoRA arms that would beat the utility of ``best_lora`` without their failed trials."""
 

@@ -18,8 +18,7 @@ from rankscope.records import (
     finished_trials,
 )
 
-MOST_ARMS = 16
-"""Largest number of arms per training task, to keep the figure readable."""
+MOST_ARMS = 16  # Largest number of arms per training task, to keep the figure readable
 
 
 def subject_changes(

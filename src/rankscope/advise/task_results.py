@@ -26,10 +26,8 @@ from rankscope.records import (
     TrialRecords,
 )
 
-FEW_ITEMS = 20
-"""With fewer test items, an answer needs ``FEWEST_SEEDS`` seeds at least."""
-FEWEST_STEPS = 20
-"""With fewer optimizer steps and a loss that still falls, arms cannot be compared."""
+FEW_ITEMS = 20  # With fewer test items, an answer needs ``FEWEST_SEEDS`` seeds at least
+FEWEST_STEPS = 20  # With fewer optimizer steps and a loss that still falls, arms cannot be compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +42,7 @@ class TaskResults:
     comparisons: tuple[ArmComparison, ...] = ()
     gain_p_by_label: Mapping[str, float] = field(default_factory=dict)
     """Label of an arm that may be recommended -> p of its gain, after Holm's correction."""
-    num_tasks: int = 1
-    """Training tasks of the study."""
+    num_tasks: int = 1  # Training tasks of the study
 
     @property
     def record(self) -> TaskRecord | None:

@@ -19,13 +19,7 @@ from rankscope.cli.application import (
     check_study,
     verb,
 )
-from rankscope.cli.terminal import (
-    Reply,
-    err_console,
-    print_line,
-    print_message,
-    print_result,
-)
+from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
 from rankscope.errors import INTEGRITY, OK, UNFINISHED, UserError
 from rankscope.progress import ConsoleReporter
 
@@ -33,8 +27,7 @@ if TYPE_CHECKING:
     from rankscope.records import Recommendation, StudyRecords
 
 WATCH_SECONDS = 2.0
-MAX_PROBLEMS = 20
-"""Most problems that ``verify`` prints."""
+MAX_PROBLEMS = 20  # Most problems that ``verify`` prints
 
 
 @verb("plan", "Reading {file} ...")
@@ -97,8 +90,7 @@ def run_command(
         Option(metavar="HOST:PORT", help="Of a running Ray cluster; by default Ray starts here."),
     ] = None,
     allow_mixed: Annotated[
-        bool,
-        Option("--allow-mixed", help="Add to results of other versions of libraries or code."),
+        bool, Option("--allow-mixed", help="Add to results of other versions of libraries or code.")
     ] = False,
     take_over: Annotated[
         bool,

@@ -33,10 +33,8 @@ from rankscope.formatting import safe_text, shortened_lines, terminal_text
 class Reply:
     """What a verb found out."""
 
-    data: Any
-    """For ``--json``: records, paths and plain values."""
-    show: Callable[[], object]
-    """Prints the same for people."""
+    data: Any  # For ``--json``: records, paths and plain values
+    show: Callable[[], object]  # Prints the same for people
     exit_code: int = 0
 
 

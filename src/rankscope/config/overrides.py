@@ -10,8 +10,7 @@ from rankscope.config.yaml_lines import Document, Mark, compose
 from rankscope.errors import UserError
 
 MAX_DEPTH = 20  # Parts of a key; study files have five
-OVERRIDE = "--set "
-"""Start of the source of every value that came from an override."""
+OVERRIDE = "--set "  # Start of the source of every value that came from an override
 
 
 def apply_override(document: Document, override: str) -> None:

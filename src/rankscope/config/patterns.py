@@ -11,8 +11,7 @@ import regex
 from rankscope.errors import UserError, reason_of
 
 MAX_PATTERN = 2_000  # Characters
-MATCH_SECONDS = 1.0
-"""Processor time for one text; an ordinary expression takes microseconds."""
+MATCH_SECONDS = 1.0  # Processor time for one text; an ordinary expression takes microseconds
 
 
 def compile_pattern(text: str) -> "regex.Pattern[str]":

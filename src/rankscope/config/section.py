@@ -28,8 +28,7 @@ NAME_RULE = "1 to 64 letters, digits, '_', '-' or '.', starting with a letter or
 # A hub id must not read as a path: no '..', no leading '.' or '/', at most one '/'.
 HUB_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95})?$"
 MAX_TEXT_LENGTH = 4096
-MAX_FILE_NAME = 255
-"""Bytes, in all common file systems."""
+MAX_FILE_NAME = 255  # Bytes, in all common file systems
 
 Location = tuple[str | int, ...]
 """Keys and list positions that lead to a value of a file, such as ``("arms", 0, "rank")``."""
@@ -159,11 +158,7 @@ class ConfigSection(BaseModel):
     """Base class of every section: unknown keys are errors, values are immutable."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
     @classmethod

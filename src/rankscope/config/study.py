@@ -28,8 +28,7 @@ from rankscope.config.slurm import SlurmConfig
 from rankscope.config.task import TaskConfig
 
 DEVICE_PATTERN = r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$"
-MAX_SEED = 2**32 - 1
-"""Largest seed that both NumPy's and PyTorch's generators accept."""
+MAX_SEED = 2**32 - 1  # Largest seed that both NumPy's and PyTorch's generators accept
 MAX_TRIALS = 10_000
 """A larger grid is a mistake, and would fill memory before ``plan`` could report it."""
 

@@ -32,8 +32,7 @@ class Fault(NamedTuple):
     """One fault; faults sort by place, those of the file before those of ``--set``."""
 
     from_override: bool
-    line: int
-    """Counted from 0."""
+    line: int  # Counted from 0
     message: str
 
 
@@ -43,8 +42,7 @@ class FileKind:
 
     name: str
     example_keys: str
-    how_to_write_one: str
-    """``{path}`` is replaced by the path of the missing file."""
+    how_to_write_one: str  # ``{path}`` is replaced by the path of the missing file
 
 
 def read_yaml(path: Path, kind: FileKind) -> Document:

@@ -3,8 +3,7 @@
 import re
 import unicodedata
 
-ANSWER_MARK = "####"
-"""GSM8K's mark before the final number (Cobbe et al., 2110.14168)."""
+ANSWER_MARK = "####"  # GSM8K's mark before the final number (Cobbe et al., 2110.14168)
 
 # A minus between two operands, as in 16-3, is not a sign. Thousands are grouped by commas in
 # threes, or not at all.

@@ -76,14 +76,8 @@ ATTRIBUTES: dict[str, dict[str, tuple[str, ...]]] = {
 # fmt: on
 
 # Two ways to state a fact and three to ask for it; the value completes each.
-STATEMENTS = (
-    "the {attribute} of {kind} {name} is",
-    "{kind} {name} has the {attribute}",
-)
-TRAINED_QUESTIONS = (
-    "{attribute} of {kind} {name} ?",
-    "{kind} {name} : {attribute} ?",
-)
+STATEMENTS = ("the {attribute} of {kind} {name} is", "{kind} {name} has the {attribute}")
+TRAINED_QUESTIONS = ("{attribute} of {kind} {name} ?", "{kind} {name} : {attribute} ?")
 EVALUATED_QUESTION = "which {attribute} has {kind} {name} ?"
 
 _FRAME_WORDS = tuple(

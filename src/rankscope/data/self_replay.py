@@ -20,8 +20,7 @@ class RowsToSample(EncodedRows):
 
     prompt: tuple[int, ...]
     stop_ids: frozenset[int]
-    num_ends: int
-    """So many end tokens end a row."""
+    num_ends: int  # So many end tokens end a row
     seed: int
 
     @classmethod

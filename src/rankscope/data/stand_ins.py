@@ -16,8 +16,7 @@ from rankscope.data.tasks import LoadedTask
 
 Tokenized = TypeVar("Tokenized")
 
-SPANS = 512
-"""Most rows of one split that are tokenized."""
+SPANS = 512  # Most rows of one split that are tokenized
 
 
 class CachingEncoder(Encoder):

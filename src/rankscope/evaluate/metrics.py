@@ -18,8 +18,7 @@ class ModelScores:
     items: "list[ItemResult]"
     metrics: dict[str, float]
     seconds: float = 0.0
-    num_tokens: int = 0
-    """Tokens computed, padding not counted."""
+    num_tokens: int = 0  # Tokens computed, padding not counted
 
 
 def first_best(values: Sequence[float]) -> int | None:

@@ -37,10 +37,8 @@ unrelated matrices by more than 100 %."""
 class Part(NamedTuple):
     """A piece of a GGUF file."""
 
-    wheel: str
-    """The package, for pip."""
-    file: str
-    """Inside its wheel."""
+    wheel: str  # The package, for pip
+    file: str  # Inside its wheel
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,8 +83,7 @@ class Run(NamedTuple):
         return is_next and len(self.counts) < MAX_GROUPS
 
 
-Places = dict[str, tuple[int, int]]
-"""Adapter name -> (R, index in that bucket), for one module."""
+Places = dict[str, tuple[int, int]]  # Adapter name -> (R, index in that bucket), for one module
 
 
 def cut_into_runs(

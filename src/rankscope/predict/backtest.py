@@ -18,9 +18,7 @@ from rankscope.store.history import check_same_model, check_same_tasks
 
 
 def backtest(
-    folders: Sequence[Path],
-    screens: Path | None = None,
-    reporter: ProgressReporter | None = None,
+    folders: Sequence[Path], screens: Path | None = None, reporter: ProgressReporter | None = None
 ) -> Backtest:
     """What predictors say of finished studies.
 

@@ -70,10 +70,7 @@ def predict_tasks(
         evidence = Evidence(features, ranks, inputs.config.objective.margin, curves)
         predicted.append(
             TaskPrediction(
-                task=task.name,
-                ranks=ranks,
-                features=features,
-                predictions=predict_ranks(evidence),
+                task=task.name, ranks=ranks, features=features, predictions=predict_ranks(evidence)
             )
         )
     return tuple(predicted)

@@ -94,8 +94,7 @@ def _score(name: str, tasks: Sequence[BacktestTask]) -> PredictorScore | None:
 
 
 def family_mean(
-    answered: Sequence[tuple[BacktestTask, int]],
-    value: Callable[[BacktestTask, int], float | None],
+    answered: Sequence[tuple[BacktestTask, int]], value: Callable[[BacktestTask, int], float | None]
 ) -> float | None:
     """Mean over families of the means over their tasks, without those that have no value."""
     by_family: dict[str, list[float]] = defaultdict(list)

@@ -31,29 +31,23 @@ class Evidence:
     """What is known of one training task."""
 
     features: PredictorFeatures
-    ranks: tuple[int, ...]
-    """Ranks to choose from, ascending."""
-    margin: float
-    """Scores that differ by less count as equal."""
+    ranks: tuple[int, ...]  # Ranks to choose from, ascending
+    margin: float  # Scores that differ by less count as equal
     curves: Mapping[str, ScreenCurve] = field(default_factory=dict)
     """By name (``screens.measured_curves``)."""
 
 
 class Answer(NamedTuple):
-    rank: int | None
-    """None: it cannot tell."""
+    rank: int | None  # None: it cannot tell
     why: str
-    scores: Mapping[int, float] = {}
-    """Rank -> expected score, if it orders the ranks."""
+    scores: Mapping[int, float] = {}  # Rank -> expected score, if it orders the ranks
 
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
     name: str
-    needs: str
-    """Name of a curve in ``Evidence.curves``; empty if rows and base are enough."""
-    predict: Callable[[Evidence], Answer | None]
-    """None if a feature is missing."""
+    needs: str  # Name of a curve in ``Evidence.curves``; empty if rows and base are enough
+    predict: Callable[[Evidence], Answer | None]  # None if a feature is missing
 
 
 def predict_ranks(evidence: Evidence) -> tuple[RankPrediction, ...]:

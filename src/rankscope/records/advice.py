@@ -8,8 +8,7 @@ from rankscope.records.mitigation import TaskMitigation
 from rankscope.records.rank_curves import TaskRankCurves
 from rankscope.records.record import Record
 
-FEWEST_SEEDS = 3
-"""With fewer, the spread between seeds is too uncertain for a firm answer."""
+FEWEST_SEEDS = 3  # With fewer, the spread between seeds is too uncertain for a firm answer
 
 
 class ArmSummary(Record):
@@ -24,26 +23,19 @@ class ArmSummary(Record):
     special_settings: tuple[str, ...] = ()
     """Further settings that are not the default; the end of the label."""
     seeds: int
-    failed: int
-    """Number of trials that ended without a result."""
-    stopped: int = 0
-    """Trials that an adaptive study ended at a rung."""
-    skipped: int = 0
-    """Trials that an adaptive study never began."""
-    validation_score: float | None
-    """In-domain score on the validation split."""
+    failed: int  # Number of trials that ended without a result
+    stopped: int = 0  # Trials that an adaptive study ended at a rung
+    skipped: int = 0  # Trials that an adaptive study never began
+    validation_score: float | None  # In-domain score on the validation split
     validation_gain: float | None = None
     """The same minus the base's on their common items; arms are chosen by it."""
     validation_forgetting: float | None
     """Mean loss over retention tasks on the validation split; positive = forgot."""
     validation_weighed_forgetting: float | None = None
     """The same on the scale on which it is weighed against the gain; arms are chosen by it."""
-    score: Estimate | None
-    """In-domain score."""
-    gain: Estimate | None
-    """In-domain score minus the base's."""
-    forgetting: Estimate | None
-    """Base minus tuned, mean over retention tasks; positive = forgot."""
+    score: Estimate | None  # In-domain score
+    gain: Estimate | None  # In-domain score minus the base's
+    forgetting: Estimate | None  # Base minus tuned, mean over retention tasks; positive = forgot
     weighed_forgetting: Estimate | None = None
     """``forgetting`` on the scale on which it is weighed against the gain."""
     net_gain: Estimate | None = None
@@ -53,15 +45,12 @@ class ArmSummary(Record):
     """Fall of the log-probability of the right answer, nats per token, mean over the retention
     tasks; positive = forgot. Weighed against a gain in nats, and all that is left if the base is
     not shown to be above chance."""
-    transfer: dict[str, Estimate]
-    """By other task: tuned minus base."""
-    retention: dict[str, Estimate]
-    """By retention task: tuned minus base."""
+    transfer: dict[str, Estimate]  # By other task: tuned minus base
+    retention: dict[str, Estimate]  # By retention task: tuned minus base
     logprob_retention: dict[str, Estimate] = {}
     """By retention task: the same for the log-probability of the right answer, nats per token."""
     trainable_parameters: int
-    seconds: float | None
-    """Mean training time of one trial."""
+    seconds: float | None  # Mean training time of one trial
     peak_memory_bytes: int | None = None
     """Largest peak of its trials' groups; adapters trained together share it."""
     on_pareto_front: bool = False
@@ -112,29 +101,24 @@ class AdviceMessage(Record):
 class ArmComparison(Record):
     """Two arms of one training task on the same test items."""
 
-    kind: Literal["full", "ranks"]
-    """LoRA against full fine-tuning, or a rank against a smaller one."""
+    kind: Literal["full", "ranks"]  # LoRA against full fine-tuning, or a rank against a smaller one
     first_label: str
     second_label: str
-    difference: Estimate
-    """Score of the first minus score of the second."""
+    difference: Estimate  # Score of the first minus score of the second
 
 
 Decision = Literal["use", "do_not_fine_tune", "use_full", "not_decided"]
-Confidence = Literal["firm", "tentative", "none"]
-"""``none``: not shown, or not decided."""
+Confidence = Literal["firm", "tentative", "none"]  # ``none``: not shown, or not decided
 
 
 class Claim(Record):
     """One of the two things that a recommendation says, with the evidence for it."""
 
     confidence: Confidence
-    text: str
-    """One sentence."""
+    text: str  # One sentence
     estimate: Estimate | None = None
     """The difference that it rests on, test split; None if nothing was measured."""
-    rival: str | None = None
-    """Label of the arm that is compared; None for the base."""
+    rival: str | None = None  # Label of the arm that is compared; None for the base
 
 
 RowRole = Literal["recommended", "closest", "cheapest", "full", "lora"]
@@ -146,8 +130,7 @@ full fine-tuning arm. ``lora``: the best LoRA arm, if none of the others is one.
 class AnswerRow(Record):
     """One arm of the short table under the verdict."""
 
-    roles: tuple[RowRole, ...]
-    """All that apply: the recommended arm is often the cheapest too."""
+    roles: tuple[RowRole, ...]  # All that apply: the recommended arm is often the cheapest too
     arm: ArmSummary
 
 
@@ -163,12 +146,9 @@ class TrustCheck(Record):
 
     name: CheckName
     status: CheckStatus
-    value: str
-    """The fact in a few words, such as ``3 seeds``."""
-    text: str
-    """What it means, one short sentence."""
-    values: dict[str, float] = {}
-    """The numbers of the text."""
+    value: str  # The fact in a few words, such as ``3 seeds``
+    text: str  # What it means, one short sentence
+    values: dict[str, float] = {}  # The numbers of the text
 
 
 ScaleName = Literal["unmeasured", "points", "nats", "gold_logprob", "relative"]
@@ -180,8 +160,7 @@ class ForgettingScale(Record):
     name: ScaleName
     """``points`` and ``nats``: as it is shown; ``gold_logprob``: by the right answers'
     log-probability; ``relative``: relative to the base's cross-entropy."""
-    text: str
-    """The rule that was used, one sentence."""
+    text: str  # The rule that was used, one sentence
 
 
 class TaskAdvice(Record):
@@ -191,15 +170,11 @@ class TaskAdvice(Record):
     decision: Decision
     confidence: Confidence
     """Of the decision. A recommendation is firm only if both of its claims are."""
-    verdict: str
-    """The answer in at most twelve words; its verb follows the confidence."""
-    explanation: str
-    """What the verdict rests on, in one or two sentences with numbers."""
+    verdict: str  # The answer in at most twelve words; its verb follows the confidence
+    explanation: str  # What the verdict rests on, in one or two sentences with numbers
     forgetting_scale: ForgettingScale
-    better_than_base: Claim
-    """The recommended arm is better than the base, net of forgetting."""
-    best_choice: Claim
-    """No tried arm is better by more than the margin."""
+    better_than_base: Claim  # The recommended arm is better than the base, net of forgetting
+    best_choice: Claim  # No tried arm is better by more than the margin
     rows: tuple[AnswerRow, ...] = ()
     """Recommended arm, cheapest arm, best full fine-tuning; the best LoRA arm if none is one."""
     checks: tuple[TrustCheck, ...] = ()
@@ -208,10 +183,8 @@ class TaskAdvice(Record):
     reasons: tuple[AdviceMessage, ...]
     """Reasons, then diagnostics and the caveats that no check states."""
     arms: tuple[ArmSummary, ...]
-    comparisons: tuple[ArmComparison, ...] = ()
-    """Each arm at the learning rate chosen for it."""
-    next_steps: tuple[AdviceMessage, ...] = ()
-    """What would decide it, or make it firm."""
+    comparisons: tuple[ArmComparison, ...] = ()  # Each arm at the learning rate chosen for it
+    next_steps: tuple[AdviceMessage, ...] = ()  # What would decide it, or make it firm
     subject_label: str | None = None
     """Of the arm that explanation and reasons describe; None if they describe none."""
     best_full_label: str | None = None
@@ -225,10 +198,8 @@ class TaskAdvice(Record):
 class SubjectChange(Record):
     """What one arm forgot of one subject of a retention task."""
 
-    task: str
-    """Training task of the arm."""
-    label: str
-    """Of the arm."""
+    task: str  # Training task of the arm
+    label: str  # Of the arm
     tested_on: str
     subject: str
     change: Estimate
@@ -241,10 +212,8 @@ class Recommendation(Record):
 
     study: str
     advice: tuple[TaskAdvice, ...]
-    method: str
-    """How the choice was made, one paragraph."""
-    base: dict[str, Estimate] = {}
-    """The base's score on every task, test split."""
+    method: str  # How the choice was made, one paragraph
+    base: dict[str, Estimate] = {}  # The base's score on every task, test split
     mitigation: tuple[TaskMitigation, ...] = ()
     """Trials scaled down at inference compared with mitigations, if the study has any."""
     rank_curves: tuple[TaskRankCurves, ...] = ()

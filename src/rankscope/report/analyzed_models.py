@@ -56,10 +56,8 @@ class AnalyzedModel:
     label: str
     kind: str
     rank: int | None
-    spectra: tuple[SpectraRecord, ...]
-    """One per seed."""
-    heads: HeadsRecord | None
-    """The mean over seeds."""
+    spectra: tuple[SpectraRecord, ...]  # One per seed
+    heads: HeadsRecord | None  # The mean over seeds
 
     def mean(self, measure: Measure) -> float | None:
         values = [v for spectra in self.spectra if (v := measure(spectra)) is not None]
@@ -72,14 +70,10 @@ class AnalyzedModels:
 
     models: tuple[AnalyzedModel, ...]
     rank_axis: RankAxis
-    growth: NormGrowth | None
-    """The fit of the norm over ranks, for the models on the focus line."""
-    focus: tuple[str, ...]
-    """Labels of the models that figures of single models show."""
-    task: str = ""
-    """The training task of a study."""
-    place: int | None = None
-    """Its place in the study."""
+    growth: NormGrowth | None  # The fit of the norm over ranks, for the models on the focus line
+    focus: tuple[str, ...]  # Labels of the models that figures of single models show
+    task: str = ""  # The training task of a study
+    place: int | None = None  # Its place in the study
 
     def names(self, key: str, title: str) -> Names:
         """Key and title of a figure."""

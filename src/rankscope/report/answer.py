@@ -18,14 +18,7 @@ from rankscope.formatting import (
     safe_text,
     signed,
 )
-from rankscope.records import (
-    BASE,
-    FEWEST_SEEDS,
-    AnswerRow,
-    ArmSummary,
-    Estimate,
-    TaskAdvice,
-)
+from rankscope.records import BASE, FEWEST_SEEDS, AnswerRow, ArmSummary, Estimate, TaskAdvice
 from rankscope.report.page import render_fragment
 from rankscope.report.study_view import StudyView
 
@@ -70,8 +63,7 @@ class CardRow:
 
     role: str
     label: str
-    cells: tuple[CardCell, ...]
-    """One for each of the columns of the card."""
+    cells: tuple[CardCell, ...]  # One for each of the columns of the card
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +73,8 @@ class AnswerCard:
     task: str
     columns: tuple[str, ...]
     rows: tuple[CardRow, ...]
-    advice: TaskAdvice | None
-    """None if there is no advice for the task."""
-    note: str = ""
-    """What the net gain and the retention change are."""
+    advice: TaskAdvice | None  # None if there is no advice for the task
+    note: str = ""  # What the net gain and the retention change are
 
     @property
     def confidence(self) -> str:

@@ -8,12 +8,9 @@ from rankscope.formatting import NATS, Unit, count, join_names, number, safe_tex
 from rankscope.records import BASE, EvalKey, ItemResult
 from rankscope.report.study_view import StudyView
 
-SHOWN = 10
-"""Items shown before any search."""
-MAX_EMBEDDED = 400_000
-"""Most characters of items on one page, over all tasks."""
-MAX_PROMPT, MAX_ANSWER = 600, 240
-"""Longest prompt and answer on the page, in characters."""
+SHOWN = 10  # Items shown before any search
+MAX_EMBEDDED = 400_000  # Most characters of items on one page, over all tasks
+MAX_PROMPT, MAX_ANSWER = 600, 240  # Longest prompt and answer on the page, in characters
 
 Outcome = Literal["gained", "lost", "kept", "missed"]
 ITEM_OUTCOMES: dict[Outcome, tuple[str, str]] = {
@@ -41,11 +38,9 @@ class ComparedItems:
     """The items of one test split before and after."""
 
     tested_on: str
-    note: str
-    """What is shown, how it was chosen, and what was left out."""
+    note: str  # What is shown, how it was chosen, and what was left out
     pairs: tuple[ItemPair, ...]
-    shown: tuple[int, ...]
-    """Places in ``pairs`` of the items that are shown first."""
+    shown: tuple[int, ...]  # Places in ``pairs`` of the items that are shown first
     unit: Unit
 
 

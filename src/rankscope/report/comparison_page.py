@@ -12,8 +12,7 @@ from rankscope.report.page import render_page, write_page
 from rankscope.report.style import FULL_COLOR, MUTED, Color, rank_colors
 from rankscope.report.table_formats import table_from_rows
 
-MAX_ARMS = 80
-"""Arms drawn; all of them are in the table."""
+MAX_ARMS = 80  # Arms drawn; all of them are in the table
 _DIGITS = {
     **interval_digits("first", 2),
     **interval_digits("second", 2),

@@ -9,8 +9,7 @@ import numpy as np
 from rankscope.records import BASE, ArmSummary, CurvePoint, TrialRecords
 from rankscope.report.study_view import StudyView
 
-MAX_POINTS = 80
-"""Bins of a loss curve."""
+MAX_POINTS = 80  # Bins of a loss curve
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +17,10 @@ class CurveStep:
     """An arm after some steps, the mean over its seeds; shares of 1 or nats."""
 
     step: int
-    gain: float
-    """In-domain: tuned minus base, on the same items."""
-    retention: float | None
-    """Tuned minus base, mean over retention tasks; None without one."""
+    gain: float  # In-domain: tuned minus base, on the same items
+    retention: float | None  # Tuned minus base, mean over retention tasks; None without one
     seeds: int
-    items: int
-    """Of the in-domain task."""
+    items: int  # Of the in-domain task
 
 
 def curve_of(view: StudyView, arm: ArmSummary) -> list[CurveStep]:

@@ -5,10 +5,8 @@ from dataclasses import replace
 from rankscope.records import BASE, TaskAdvice, TaskMitigation, trial_of
 from rankscope.report.study_view import StudyView
 
-MAX_PAGE_ARMS = 300
-"""Most arms of all training tasks together; each takes some 30 kB of a page."""
-MAX_FAILED = 100
-"""Most failed trials whose reasons a page lists."""
+MAX_PAGE_ARMS = 300  # Most arms of all training tasks together; each takes some 30 kB of a page
+MAX_FAILED = 100  # Most failed trials whose reasons a page lists
 
 
 def limited(view: StudyView) -> StudyView:

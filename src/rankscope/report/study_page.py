@@ -10,12 +10,7 @@ from rankscope.formatting import safe_text
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.analyzed_models import arms_analyzed
 from rankscope.report.answer import card_values, missing
-from rankscope.report.before_after import (
-    ITEM_OUTCOMES,
-    MAX_EMBEDDED,
-    ComparedItems,
-    compared_items,
-)
+from rankscope.report.before_after import ITEM_OUTCOMES, MAX_EMBEDDED, ComparedItems, compared_items
 from rankscope.report.charts.figure import Figure
 from rankscope.report.figures import FOLDED, SECTIONS, draw_section
 from rankscope.report.page import PageSection, embedded, render_page, write_page

@@ -13,20 +13,11 @@ from types import MappingProxyType
 import pandas as pd
 from markupsafe import Markup, escape
 
-from rankscope.formatting import (
-    MAX_TEXT,
-    MINUS,
-    UNKNOWN,
-    markdown_text,
-    number,
-    p_cell,
-    safe_text,
-)
+from rankscope.formatting import MAX_TEXT, MINUS, UNKNOWN, markdown_text, number, p_cell, safe_text
 
 Cell = str | float | int | None
 
-MAX_PAGE_CELL = 300
-"""Longest text of a cell on a page, in characters; files hold longer ones."""
+MAX_PAGE_CELL = 300  # Longest text of a cell on a page, in characters; files hold longer ones
 P_TITLES = frozenset({"p", "p, Holm"})
 
 

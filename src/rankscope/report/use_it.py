@@ -16,8 +16,7 @@ from rankscope.models.methods import get_lora_method
 from rankscope.records import ArmSummary, StudyRecords, TrialSpec
 from rankscope.report.study_view import StudyView
 
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Values of vLLM's ``--max-lora-rank`` from 8 on."""
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # Values of vLLM's ``--max-lora-rank`` from 8 on
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 """What the hub accepts as ``base_model``."""
 
@@ -29,8 +28,7 @@ class UseStep:
     title: str
     code: str
     language: Literal["sh", "python"] = "sh"
-    note: str = ""
-    """Sentences to show below the code."""
+    note: str = ""  # Sentences to show below the code
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +38,11 @@ class BaseSource:
     text: str
     python: str | None
     """Arguments of ``from_pretrained``; None: the folder in ``adapter_config.json``."""
-    shell: str
-    """For a command line."""
-    dtype: str
-    """In which the study scored its models."""
+    shell: str  # For a command line
+    dtype: str  # In which the study scored its models
     hub_name: str | None = None
     imports: str = ""
-    note: str = ""
-    """What to do before the base can be loaded."""
+    note: str = ""  # What to do before the base can be loaded
 
 
 def base_source(study: StudyRecords, known_bases: Mapping[str, str], name: str = "") -> BaseSource:
@@ -140,9 +135,7 @@ def use_steps(
     if settings is None:
         return [
             UseStep(
-                "Load it with transformers",
-                _load(base, place, adapter=False, chat=chat),
-                "python",
+                "Load it with transformers", _load(base, place, adapter=False, chat=chat), "python"
             ),
             UseStep("Serve it with vLLM", f"vllm serve {quoted}"),
             UseStep("Convert it to GGUF", f"python llama.cpp/convert_hf_to_gguf.py {quoted}"),

@@ -28,12 +28,7 @@ from rankscope.records import (
     TrialSpec,
     trial_of,
 )
-from rankscope.store.artifacts import (
-    ARTIFACTS,
-    Artifact,
-    ArtifactStore,
-    Problem,
-)
+from rankscope.store.artifacts import ARTIFACTS, Artifact, ArtifactStore, Problem
 from rankscope.store.database import (
     SMALL_WRITE,
     has_study,
@@ -69,13 +64,7 @@ from rankscope.store.results import (
     set_status,
 )
 from rankscope.store.row_hashes import LEDGER, Database
-from rankscope.store.verify import (
-    find_problems,
-    ledger_file,
-    mark_closed,
-    mark_open,
-    open_checked,
-)
+from rankscope.store.verify import find_problems, ledger_file, mark_closed, mark_open, open_checked
 
 BELOW = "WHERE path = ?1 OR (path > ?1 || '/' AND path < ?1 || '0')"
 """An artifact's path and all below it: '0' follows '/' in ASCII."""

@@ -23,13 +23,7 @@ from rankscope.records import (
     trial_of,
 )
 from rankscope.store.artifacts import Artifact, ArtifactStore
-from rankscope.store.database import (
-    has_study,
-    required,
-    stored,
-    stored_records,
-    stored_trials,
-)
+from rankscope.store.database import has_study, required, stored, stored_records, stored_trials
 from rankscope.store.history import mixed_versions_notes
 from rankscope.store.items import ItemTables, StoredItems, StoredResults
 

@@ -17,13 +17,7 @@ from rankscope.store.artifacts import (
     Problem,
 )
 from rankscope.store.database import connect, holds_bytes, is_damaged, ledger_error, snapshot
-from rankscope.store.row_hashes import (
-    LEDGER,
-    LEDGER_REMEDY,
-    Database,
-    changed_rows,
-    changed_tables,
-)
+from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, Database, changed_rows, changed_tables
 
 CLOSED = "ledger.sha256"
 """Hashes of the files that a run alone writes, as they were when it closed the ledger. A run

@@ -32,20 +32,13 @@ from rankscope.tools.trial_choice import ChosenTrial, choose_trial
 class ExportRequest:
     """What to export; by default the recommended arm."""
 
-    label: str | None = None
-    """Id of a trial, its beginning, or an arm's label from the report."""
-    best_lora: bool = False
-    """The best LoRA arm, even if another one or none is recommended."""
-    task: str | None = None
-    """Training task, for a study with several."""
-    step: int | None = None
-    """Weights kept during training, instead of the final ones."""
-    merge: bool = False
-    """Write a full model with the adapter merged into the base."""
-    base_name: str | None = None
-    """Hub id of a base that the study read from a local folder."""
-    repository: str | None = None
-    """Hub repository that the export goes to."""
+    label: str | None = None  # Id of a trial, its beginning, or an arm's label from the report
+    best_lora: bool = False  # The best LoRA arm, even if another one or none is recommended
+    task: str | None = None  # Training task, for a study with several
+    step: int | None = None  # Weights kept during training, instead of the final ones
+    merge: bool = False  # Write a full model with the adapter merged into the base
+    base_name: str | None = None  # Hub id of a base that the study read from a local folder
+    repository: str | None = None  # Hub repository that the export goes to
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +46,7 @@ class Export:
     """What was exported."""
 
     spec: TrialSpec
-    kind: str
-    """``adapter``, ``model`` or ``merged model``."""
+    kind: str  # ``adapter``, ``model`` or ``merged model``
     notes: tuple[str, ...]
 
 

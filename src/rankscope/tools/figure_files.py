@@ -18,19 +18,13 @@ from rankscope.report.style import INK
 from rankscope.tools.study_tables import check_outside_study
 
 FigureFormat = Literal["pdf", "svg", "png"]
-WIDTH = 720
-"""Pixels; a figure that scrolls on the page is as wide as it needs."""
-PRINT_SCALE = 3
-"""Pixels of a PNG per pixel of the page."""
-LEGEND = 30
-"""Height of a legend, pixels."""
+WIDTH = 720  # Pixels; a figure that scrolls on the page is as wide as it needs
+PRINT_SCALE = 3  # Pixels of a PNG per pixel of the page
+LEGEND = 30  # Height of a legend, pixels
 
 
 def write_study_figures(
-    study: StudyRecords,
-    recommendation: Recommendation,
-    out: Path,
-    file_format: FigureFormat,
+    study: StudyRecords, recommendation: Recommendation, out: Path, file_format: FigureFormat
 ) -> list[Path]:
     """Write every figure of the report as ``KEY.pdf`` (or svg, png), and ``figures.md``.
 

@@ -25,24 +25,20 @@ from rankscope.errors import UserError, did_you_mean, reason_of
 from rankscope.models.fetch import KNOWN_MODELS, is_cached
 from rankscope.models.model_folder import model_folder
 
-OWN_TASK = "my_task"
-"""Name of the task in presets that train on the user's rows."""
+OWN_TASK = "my_task"  # Name of the task in presets that train on the user's rows
 DEFAULT_RETENTION = "common_facts"
 OTHER_NAMES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test", "eval")}
 """Split -> names of its file in a folder of rows, the usual one first."""
-MAX_BYTES_READ = 20 * 2**20
-"""A larger file is not read by ``init``, which answers at once."""
+MAX_BYTES_READ = 20 * 2**20  # A larger file is not read by ``init``, which answers at once
 
 
 @dataclass(frozen=True, slots=True)
 class OwnRows:
     """The user's rows as a task of the study file, and what was recognized."""
 
-    task: dict[str, str]
-    """Keys of the task: name, train, validation, test, scorer."""
+    task: dict[str, str]  # Keys of the task: name, train, validation, test, scorer
     summary: str
-    problem: str = ""
-    """Why a study of these rows cannot run as it is."""
+    problem: str = ""  # Why a study of these rows cannot run as it is
 
 
 def study_template(

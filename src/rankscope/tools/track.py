@@ -26,8 +26,7 @@ class TrackingResult:
 
     project: str
     place: str
-    written: tuple[str, ...]
-    """Labels of new or changed trials."""
+    written: tuple[str, ...]  # Labels of new or changed trials
     unchanged: int
 
 

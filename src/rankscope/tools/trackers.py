@@ -10,36 +10,29 @@ from pathlib import Path
 from typing import Any, Protocol
 
 Scalar = str | int | float | bool
-RUN, KEY = "rankscope_run", "rankscope_key"
-"""Names in a run's configuration or tags."""
+RUN, KEY = "rankscope_run", "rankscope_key"  # Names in a run's configuration or tags
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedRun:
     """One trial as a run."""
 
-    identity: str
-    """Of the trial within its study."""
-    key: str
-    """Hash of everything below: a changed trial has another one."""
+    identity: str  # Of the trial within its study
+    key: str  # Hash of everything below: a changed trial has another one
     name: str
-    group: str
-    """The training task."""
+    group: str  # The training task
     config: dict[str, Scalar]
-    history: tuple[tuple[int, dict[str, float]], ...]
-    """(optimizer step, values)."""
+    history: tuple[tuple[int, dict[str, float]], ...]  # (optimizer step, values)
     results: dict[str, float]
     failure: str | None
-    created: str
-    """ISO 8601, UTC."""
+    created: str  # ISO 8601, UTC
 
 
 class Tracker(Protocol):
     """A project of a tracker. ``write`` marks a run with its key last: a cut one is redone."""
 
     project: str
-    place: str
-    """Where its runs are, for people."""
+    place: str  # Where its runs are, for people
 
     def stored(self) -> dict[str, str]:
         """Key of every run that came from a study, by identity."""
@@ -114,8 +107,7 @@ class Wandb:
     A run's id holds its identity and its key, so one that is there is found by its id.
     """
 
-    WHOLE = "rankscope-complete"
-    """A file in the folder of an offline run that was written whole."""
+    WHOLE = "rankscope-complete"  # A file in the folder of an offline run that was written whole
 
     def __init__(self, project: str) -> None:
         import wandb
@@ -170,8 +162,7 @@ class Wandb:
 class Mlflow:
     """Runs of an MLflow experiment, in the store of MLFLOW_TRACKING_URI or MLflow's default."""
 
-    BATCH = 1000
-    """Most metrics of one request."""
+    BATCH = 1000  # Most metrics of one request
 
     def __init__(self, project: str) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -11,8 +11,7 @@ from rankscope.records import StudyRecords, TaskAdvice, TrialSpec
 if TYPE_CHECKING:
     from rankscope.report.study_view import StudyView
 
-MOST_LISTED = 12
-"""Trials named in a message about an ambiguous label."""
+MOST_LISTED = 12  # Trials named in a message about an ambiguous label
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,12 +29,7 @@ from rankscope.train.divergence import (
     is_update_checked,
     judged_stretch,
 )
-from rankscope.train.optimizer import (
-    clip_gradients,
-    new_optimizer,
-    rate_groups,
-    set_rate,
-)
+from rankscope.train.optimizer import clip_gradients, new_optimizer, rate_groups, set_rate
 from rankscope.train.regularizers import EarlyStop, LossTerm, Replay, loss_terms
 from rankscope.train.step import TermLoss
 from rankscope.train.step_schedule import (

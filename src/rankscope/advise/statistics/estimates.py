@@ -34,8 +34,7 @@ If all of it were subtracted, two seeds that are close by chance would count as 
 their interval would cover the truth in only two of three studies. Subtracting less would cover
 better if seeds differ, but widen intervals by half if they do not (docs/findings, simulated
 studies)."""
-SMALLEST_P = 1e-20
-"""Smallest p value that is computed from an interval."""
+SMALLEST_P = 1e-20  # Smallest p value that is computed from an interval
 
 
 def clustered_standard_error(
@@ -160,14 +159,11 @@ class _Weighed:
 
     comparison: Comparison
     weight: float
-    mean: float
-    """Mean difference over items."""
+    mean: float  # Mean difference over items
     labels: npt.NDArray[np.intp] | None
     """Cluster of every item, 0 .. C - 1; None if items are independent."""
-    sums: ScoreArray
-    """Differences summed per item or cluster, (C,)."""
-    sizes: ScoreArray
-    """Items per unit, (C,)."""
+    sums: ScoreArray  # Differences summed per item or cluster, (C,)
+    sizes: ScoreArray  # Items per unit, (C,)
 
     @classmethod
     def of(cls, comparison: Comparison, weight: float) -> "_Weighed":

@@ -87,10 +87,7 @@ def stored_scores(
 
 
 def trials_with_all_scores(
-    study: StudyRecords,
-    trials: Sequence[TrialRecords],
-    tasks: Sequence[str],
-    split: Split = "test",
+    study: StudyRecords, trials: Sequence[TrialRecords], tasks: Sequence[str], split: Split = "test"
 ) -> list[TrialRecords]:
     """The trials with a score on that split of every one of the tasks."""
     return [

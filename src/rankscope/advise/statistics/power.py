@@ -15,8 +15,7 @@ from rankscope.advise.statistics.significance import ALPHA
 from rankscope.records import Estimate
 
 POWER = 0.8
-MOST_SEEDS = 200
-"""More seeds than this are never recommended."""
+MOST_SEEDS = 200  # More seeds than this are never recommended
 
 
 def minimum_detectable_effect(n: int, discordance: float) -> float | None:
@@ -56,12 +55,9 @@ def items_needed(effect: float, discordance: float) -> int | None:
 class DataNeeded:
     """The data needed to detect an effect; None if no amount of it is enough, or if unknown."""
 
-    items: int | None
-    """Test items, with the present seeds."""
-    seeds: int | None
-    """Seeds, with the present items."""
-    both: tuple[int, int] | None
-    """Items and seeds together, each with half of the allowed variance."""
+    items: int | None  # Test items, with the present seeds
+    seeds: int | None  # Seeds, with the present items
+    both: tuple[int, int] | None  # Items and seeds together, each with half of the allowed variance
 
 
 def data_needed(estimate: Estimate, effect: float) -> DataNeeded:

@@ -12,10 +12,8 @@ import numpy.typing as npt
 ScoreArray = npt.NDArray[np.float64]
 
 NUM_DRAWS = 2000
-CHUNK_CELLS = 4_000_000
-"""Weights in memory at once; 32 MB."""
-MOST_KEPT = 2000
-"""Up to this many units, the table of resampling weights is kept for the next call."""
+CHUNK_CELLS = 4_000_000  # Weights in memory at once; 32 MB
+MOST_KEPT = 2000  # Up to this many units, the table of resampling weights is kept for the next call
 
 
 def resampled_means(sums: ScoreArray, sizes: ScoreArray, seed: int) -> ScoreArray:

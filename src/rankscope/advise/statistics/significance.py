@@ -14,8 +14,7 @@ from rankscope.advise.statistics.resampling import (
     kept_signs,
 )
 
-ALPHA = 0.05
-"""Level of every test behind a decision."""
+ALPHA = 0.05  # Level of every test behind a decision
 FEWEST_ITEMS = 1 + floor(log2(2 / ALPHA))
 """With fewer items no test reaches the level, even if all agree (2 x 0.5^n)."""
 MOST_ENUMERATED = 12

@@ -19,8 +19,7 @@ from rankscope.formatting import (
 )
 from rankscope.records import ComparedCell, Estimate, StudyComparison, StudyPair
 
-MAX_ARMS_NAMED = 8
-"""Arms of one study alone that are named; the others are counted."""
+MAX_ARMS_NAMED = 8  # Arms of one study alone that are named; the others are counted
 
 
 def comparison_tables(comparison: StudyComparison) -> RenderableType:

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from rankscope.run.plan import Plan
 
 STAGES = ("training", "scoring", "spectra", "heads")
-MAX_NAMED = 20
-"""Most groups that a sentence names."""
+MAX_NAMED = 20  # Most groups that a sentence names
 
 
 def plan_table(plan: Plan) -> RenderableType:

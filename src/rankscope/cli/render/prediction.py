@@ -19,9 +19,7 @@ COLUMNS_EXPLAINED = (
 
 
 def prediction_tables(
-    tasks: Sequence[TaskPrediction],
-    record: Sequence[BacktestTask],
-    past: Sequence[PredictorScore],
+    tasks: Sequence[TaskPrediction], record: Sequence[BacktestTask], past: Sequence[PredictorScore]
 ) -> RenderableType:
     """The rank that each predictor names, by training task, beside its past record."""
     return Group(

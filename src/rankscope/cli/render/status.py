@@ -15,8 +15,7 @@ from rankscope.formatting import clock, count, duration, number, rough_duration,
 from rankscope.records import FAILED, WAITING, StudyRecords, TrialRecords
 from rankscope.store import running_process
 
-MAX_FAILURES = 20
-"""Most reasons printed."""
+MAX_FAILURES = 20  # Most reasons printed
 
 
 def status_data(study: StudyRecords, folder: Path) -> dict[str, object]:

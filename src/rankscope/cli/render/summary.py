@@ -5,15 +5,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rankscope.cli.terminal import print_line
-from rankscope.formatting import (
-    MAX_NAME,
-    UNKNOWN,
-    clock,
-    compact,
-    number,
-    plus_minus,
-    safe_text,
-)
+from rankscope.formatting import MAX_NAME, UNKNOWN, clock, compact, number, plus_minus, safe_text
 from rankscope.records import ArmSummary, Recommendation, StudyRecords
 from rankscope.report.answer import NEXT_STEPS_TITLE
 from rankscope.report.page_limit import limited, not_shown

@@ -9,8 +9,7 @@ from rich.text import Text
 
 from rankscope.formatting import number, terminal_text
 
-MAX_CELL = 300
-"""Longest text of a cell, in characters."""
+MAX_CELL = 300  # Longest text of a cell, in characters
 MAX_ROWS = 200
 
 

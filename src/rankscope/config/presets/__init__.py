@@ -21,5 +21,4 @@ PRESETS: dict[str, str] = {
 }
 """Purpose of each preset, by name."""
 
-ON_POCKET = "on_pocket"
-"""Folder of the presets' variants for the pocket model."""
+ON_POCKET = "on_pocket"  # Folder of the presets' variants for the pocket model

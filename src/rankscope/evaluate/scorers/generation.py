@@ -167,8 +167,7 @@ class GoldLogprobs:
     """Log p and tokens of every item's answer; None for an answer that does not fit the context
     after its prompt, or is not finite."""
     seconds: float = 0.0
-    num_tokens: int = 0
-    """Tokens computed."""
+    num_tokens: int = 0  # Tokens computed
 
 
 def gold_logprobs(job: "ScoringJob", context: int) -> dict[str | None, GoldLogprobs]:

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from rankscope.data.items import Item
     from rankscope.data.registry import TaskSpec
 
-WINDOW = 1024
-"""Most tokens of a window if the encoder's rows have no limit."""
+WINDOW = 1024  # Most tokens of a window if the encoder's rows have no limit
 
 
 class PerplexityScorer(LossScorer):

@@ -19,21 +19,18 @@ if TYPE_CHECKING:
     from rankscope.models.base import Base
 
 ScoreUnit = Literal["accuracy", "log_probability"]
-Encoded = TypeVar("Encoded")
-"""One item as token ids."""
+Encoded = TypeVar("Encoded")  # One item as token ids
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringJob:
     """One split of one task, encoded, and the models to score on it."""
 
-    base: "Base"
-    """With the adapters attached."""
+    base: "Base"  # With the adapters attached
     encoder: "Encoder"
     spec: "TaskSpec"
     split: "EncodedSplit"
-    adapter_names: Sequence[str | None]
-    """None is the bare base."""
+    adapter_names: Sequence[str | None]  # None is the bare base
     settings: "EvaluateConfig"
 
 
@@ -44,25 +41,19 @@ class Scorer(ABC, Generic[Encoded]):
     torch and transformers inside methods only, since the configuration imports every scorer.
     """
 
-    name: str
-    """Value of a task's ``scorer``."""
-    summary: str
-    """What is computed, for the documentation."""
+    name: str  # Value of a task's ``scorer``
+    summary: str  # What is computed, for the documentation
     metrics: Mapping[str, str]
     """Metric -> what it measures ("" if the name says it); the first is the default primary
     metric."""
-    unit: ScoreUnit = "accuracy"
-    """Of the primary metric: a share of 1, or nats per token."""
+    unit: ScoreUnit = "accuracy"  # Of the primary metric: a share of 1, or nats per token
     version: int = 1
     """Version of user tasks with this scorer; raise it when a change of the code moves scores."""
     generates: bool = False
     """Models write answers, so ``stop``, ``extract`` and ``max_new_tokens`` apply."""
-    needs_choices: bool = False
-    """Rows must have choices and the index of the right one."""
-    needs_listed_options: bool = False
-    """The prompt must show the lettered options."""
-    metric_choices: tuple[str, ...] = ()
-    """Metrics that a task may name as its primary metric."""
+    needs_choices: bool = False  # Rows must have choices and the index of the right one
+    needs_listed_options: bool = False  # The prompt must show the lettered options
+    metric_choices: tuple[str, ...] = ()  # Metrics that a task may name as its primary metric
     scores_one_row: bool = False
     """Every item is one row with fixed target tokens, which the analysis of heads needs."""
 

@@ -47,21 +47,16 @@ class Drawn(TypedDict, total=False):
 class Figure:
     """One figure of a page."""
 
-    key: str
-    """Unique within the page; letters, digits and hyphens."""
+    key: str  # Unique within the page; letters, digits and hyphens
     title: str
-    finding: str
-    """What to see, computed from the data; without a plot, what is missing."""
+    finding: str  # What to see, computed from the data; without a plot, what is missing
     data: pd.DataFrame
     """From ``table_from_rows``. The plot, its hover texts, the table and the CSV file show it."""
     plot: go.Figure | None = None
-    caption: str = ""
-    """How to read the plot."""
+    caption: str = ""  # How to read the plot
     choices: Sequence[Choice] = ()
-    choice_name: str = "Arm"
-    """What the drop-down selects."""
-    min_width: int = 0
-    """Pixels below which the plot scrolls sideways instead of shrinking."""
+    choice_name: str = "Arm"  # What the drop-down selects
+    min_width: int = 0  # Pixels below which the plot scrolls sideways instead of shrinking
 
 
 def interval_cells(title: str, estimate: Estimate | None, unit: Unit) -> dict[str, float | None]:

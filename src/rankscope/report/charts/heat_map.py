@@ -23,24 +23,18 @@ from rankscope.report.charts.figure import (
 )
 from rankscope.report.style import BETTER, INK, MANY, NEUTRAL, NONE_YET, WORSE
 
-CELL = 16
-"""Size of a cell of a panel, pixels."""
-NARROWEST = 110
-"""Least width of a panel, pixels."""
+CELL = 16  # Size of a cell of a panel, pixels
+NARROWEST = 110  # Least width of a panel, pixels
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
     """One heat map: frames of equal shape, rows and columns in the order they are drawn."""
 
-    values: pd.DataFrame
-    """Unknown cells are NaN and stay empty."""
-    signed: bool = False
-    """Orange below zero, blue above; else pale to violet from zero."""
-    reach: float | None = None
-    """The end of the color scale; the largest value of this grid if None."""
-    texts: pd.DataFrame | None = None
-    """Written in the cells."""
+    values: pd.DataFrame  # Unknown cells are NaN and stay empty
+    signed: bool = False  # Orange below zero, blue above; else pale to violet from zero
+    reach: float | None = None  # The end of the color scale; the largest value of this grid if None
+    texts: pd.DataFrame | None = None  # Written in the cells
     hover: pd.DataFrame | None = None
     framed: Sequence[tuple[str, str]] = ()
     """(row, column) of the cells with a frame; only for plots of one panel."""
@@ -189,8 +183,7 @@ class MapPanel:
     """By entry of the drop-down; an entry is absent if there is nothing to show."""
     scale: str = ""
     """Panels with the same name share the end of the color scale; by default each has its own."""
-    scaled_by_entry: bool = False
-    """Each entry of the drop-down has its own end of the color scale."""
+    scaled_by_entry: bool = False  # Each entry of the drop-down has its own end of the color scale
 
     def scale_of(self, entry: str) -> tuple[str, str]:
         """Maps with equal results share the end of the color scale."""

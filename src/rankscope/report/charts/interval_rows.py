@@ -18,8 +18,7 @@ from rankscope.report.charts.figure import (
     records,
 )
 
-ROW = 26
-"""Height of a row, pixels."""
+ROW = 26  # Height of a row, pixels
 
 
 def interval_rows(

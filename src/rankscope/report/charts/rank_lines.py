@@ -26,10 +26,8 @@ from rankscope.report.charts.figure import (
 )
 from rankscope.report.style import BASE_COLOR, FULL_COLOR, INK, MUTED, Color, faded
 
-MAX_BANDS = 3
-"""With more lines than this, only the focus line keeps its band."""
-MAX_NAMES = 40
-"""Most arms whose names fit side by side below an axis."""
+MAX_BANDS = 3  # With more lines than this, only the focus line keeps its band
+MAX_NAMES = 40  # Most arms whose names fit side by side below an axis
 
 
 class RankPoint(NamedTuple):
@@ -63,14 +61,12 @@ class Reference(NamedTuple):
 class Panel(NamedTuple):
     """One quantity: a column of a frame with one row per arm, named in its column ``arm``."""
 
-    title: str
-    """With its unit."""
+    title: str  # With its unit
     frame: pd.DataFrame
     column: str
     references: Sequence[Reference] = ()
     log: bool = False
-    from_zero: bool = False
-    """Show zero on the axis, for quantities whose ratio matters."""
+    from_zero: bool = False  # Show zero on the axis, for quantities whose ratio matters
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +74,8 @@ class RankAxis:
     """What the figures of a task have on their horizontal axis."""
 
     lines: tuple[RankLine, ...]
-    focus: str | None = None
-    """Label of the line that the texts describe."""
-    full: str | None = None
-    """Label of the full fine-tuning arm that is drawn as a reference."""
+    focus: str | None = None  # Label of the line that the texts describe
+    full: str | None = None  # Label of the full fine-tuning arm that is drawn as a reference
 
     @property
     def focus_points(self) -> tuple[RankPoint, ...]:

@@ -11,28 +11,20 @@ from rankscope.report.charts.figure import Choice, Drawn, axis, hover_texts, lay
 from rankscope.report.charts.labels import PointLabel, add_labels, place_labels
 from rankscope.report.style import BASE_COLOR, INK, MUTED, SURFACE, faded
 
-ORIGIN = (0.0, 0.0)
-"""The base."""
+ORIGIN = (0.0, 0.0)  # The base
 
 
 @dataclass(frozen=True, slots=True)
 class Path:
     """Points of a frame in order, joined by a line."""
 
-    frame: pd.DataFrame
-    """One row per point, with the columns of the two axes and ``arm``."""
-    words: Mapping[str, str]
-    """Values of the hover text: column by word."""
-    colors: Sequence[str]
-    """Of the markers: one for each point, or a single one."""
-    style: tuple[str, str] = ("solid", "circle")
-    """Dash and symbol."""
-    line_color: str = ""
-    """The color of the markers if empty."""
-    sizes: Sequence[float] = (11.0,)
-    """Of the markers: one for each point, or a single one."""
-    end_name: str = ""
-    """Written beside the last point if there is room."""
+    frame: pd.DataFrame  # One row per point, with the columns of the two axes and ``arm``
+    words: Mapping[str, str]  # Values of the hover text: column by word
+    colors: Sequence[str]  # Of the markers: one for each point, or a single one
+    style: tuple[str, str] = ("solid", "circle")  # Dash and symbol
+    line_color: str = ""  # The color of the markers if empty
+    sizes: Sequence[float] = (11.0,)  # Of the markers: one for each point, or a single one
+    end_name: str = ""  # Written beside the last point if there is room
 
 
 def plane_plot(

@@ -15,8 +15,7 @@ from rankscope.report.learning_curves import CurveStep, curve_of
 from rankscope.report.study_view import StudyView, retention_text
 from rankscope.report.table_formats import table_from_rows
 
-SMALLEST, LARGEST = 5.0, 11.0
-"""Size of the first and the last marker of a line, pixels."""
+SMALLEST, LARGEST = 5.0, 11.0  # Size of the first and the last marker of a line, pixels
 STEP = "optimizer step"
 _CAPTION = """One line per arm, the mean over its seeds, from the untuned base on. Each marker is \
 a moment of training, larger the later it is. {} Scores are of the first items of the validation \

@@ -8,8 +8,7 @@ from rankscope.report.study_view import StudyView, retention_text
 from rankscope.report.style import FULL_COLOR, MUTED
 from rankscope.report.table_formats import table_from_rows
 
-MAX_CROSSES = 60
-"""With more arms than this, only those on the front have crosses."""
+MAX_CROSSES = 60  # With more arms than this, only those on the front have crosses
 _CAPTION = """Each point is one arm, the mean over its seeds. Right is learned more, up is \
 retained more, so the good corner is top right. Crosses are 95 % intervals. Lines join the ranks \
 of one learning rate. The broad grey line is the Pareto front: no other arm learned more and \

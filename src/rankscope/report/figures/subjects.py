@@ -8,8 +8,7 @@ from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import table_from_rows
 
-MAX_SUBJECTS = 60
-"""Subjects drawn, those that fell most; all of them are in the table."""
+MAX_SUBJECTS = 60  # Subjects drawn, those that fell most; all of them are in the table
 TITLE = "change against base"
 _CAPTION = """Tuned minus base on the test items of each subject; orange was forgotten. Brackets: \
 the 95 % interval includes zero or is unknown; with few items per subject, intervals are wide. \

@@ -13,10 +13,7 @@ from rankscope.report.figures import register
 from rankscope.report.style import MUTED
 
 NORM, RELATIVE = "|dW|_F over all matrices", "mean of |dW|_F / |W0|_F"
-_MEASURES: dict[str, Measure] = {
-    NORM: total_norm,
-    RELATIVE: mean_over_matrices("|dW|_F / |W0|_F"),
-}
+_MEASURES: dict[str, Measure] = {NORM: total_norm, RELATIVE: mean_over_matrices("|dW|_F / |W0|_F")}
 
 
 @register("weights", 10, per="models")

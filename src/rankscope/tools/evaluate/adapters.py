@@ -12,11 +12,7 @@ from rankscope.models.adapters.folder import (
     load_adapter,
     recorded_base,
 )
-from rankscope.models.adapters.settings import (
-    CONFIG,
-    WEIGHTS,
-    read_adapter_config,
-)
+from rankscope.models.adapters.settings import CONFIG, WEIGHTS, read_adapter_config
 from rankscope.models.adapters.warm_start import load_adapter_for
 from rankscope.models.base import Base
 from rankscope.models.model_folder import check_tuned_folder
@@ -35,8 +31,7 @@ class AdapterFolder:
     is_lora: bool
     """Scored together with the base and other LoRA adapters; other PEFT methods run one by one."""
     recorded_base: str | None
-    is_forced: bool
-    """It records another base, and is scored all the same."""
+    is_forced: bool  # It records another base, and is scored all the same
 
     @property
     def notes(self) -> list[str]:

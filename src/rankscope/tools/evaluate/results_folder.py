@@ -27,33 +27,25 @@ from rankscope.records import ITEM_SCHEMA, Estimate, EvalRecord, ItemResult, Rec
 class TaskInfo(Record):
     """What a score records of its task."""
 
-    task_sha256: str
-    """Of everything that scores depend on, the model excepted."""
-    chance: float | None
-    """Score of guessing, if it is known."""
-    score_unit: ScoreUnit | None
-    """None for a metric in another unit."""
+    task_sha256: str  # Of everything that scores depend on, the model excepted
+    chance: float | None  # Score of guessing, if it is known
+    score_unit: ScoreUnit | None  # None for a metric in another unit
     num_fewshot: int
     scorer: str
-    source: str
-    """Where the rows came from, for people."""
+    source: str  # Where the rows came from, for people
 
 
 class Score(TaskInfo):
     """One model on one task, compared with the base on the same items."""
 
-    key: str
-    """Of weights, dtype, task and split."""
-    model: str
-    """``base``, or the adapter's label."""
+    key: str  # Of weights, dtype, task and split
+    model: str  # ``base``, or the adapter's label
     record: EvalRecord
-    change: Estimate | None
-    """Adapter minus base, paired, with a 95 % interval; None for the base."""
+    change: Estimate | None  # Adapter minus base, paired, with a 95 % interval; None for the base
     weights_sha256: str
     dtype: str
     prompt_format: Literal["chat", "plain"]
-    other_base_forced: bool = False
-    """The adapter records another base."""
+    other_base_forced: bool = False  # The adapter records another base
 
 
 class AllScores(Record):
@@ -66,8 +58,7 @@ class StoredResult(Record):
     """What ``results/<key>.json`` holds."""
 
     key: str
-    table: str
-    """Path of the items, relative to the folder."""
+    table: str  # Path of the items, relative to the folder
     table_sha256: str
     record: EvalRecord
 

@@ -43,13 +43,10 @@ class EvalResult:
 
     scores: tuple[Score, ...]
     """Task by task, the base first, then adapters in the order of the request."""
-    failed: tuple[str, ...]
-    """One sentence per model and task without finite likelihoods."""
-    num_new: int
-    """Scores computed now; the output folder held the others."""
+    failed: tuple[str, ...]  # One sentence per model and task without finite likelihoods
+    num_new: int  # Scores computed now; the output folder held the others
     notes: tuple[str, ...]
-    results: ResultsFolder
-    """The items of every score, by its key."""
+    results: ResultsFolder  # The items of every score, by its key
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -148,8 +145,7 @@ class Scoring:
 
     tasks: Sequence[EvalTask]
     results: ResultsFolder
-    keys: Mapping[tuple[str, str], str]
-    """(model, task) -> key."""
+    keys: Mapping[tuple[str, str], str]  # (model, task) -> key
     reporter: ProgressReporter
     request: EvalRequest
     failed: list[str] = field(default_factory=list)

@@ -32,23 +32,19 @@ from rankscope.models.base import Base
 from rankscope.tools.evaluate.request import EvalRequest
 from rankscope.tools.evaluate.results_folder import TaskInfo
 
-DEFAULT_CONTEXT = 2048
-"""Most tokens of lm_eval tasks if the model's configuration gives no limit."""
+DEFAULT_CONTEXT = 2048  # Most tokens of lm_eval tasks if the model's configuration gives no limit
 
 Models = Mapping[str | None, str]
 """Adapter name -> label of the model; the name None is the base itself."""
-Results = list[tuple[str, Evaluation]]
-"""Label of the model, and its evaluation."""
+Results = list[tuple[str, Evaluation]]  # Label of the model, and its evaluation
 
 
 @dataclass(frozen=True, slots=True)
 class EvalTask:
     """One entry of ``--tasks``: a task, or a group of lm-evaluation-harness."""
 
-    source: str
-    """As messages name it."""
-    infos: Mapping[str, TaskInfo]
-    """By name of the task."""
+    source: str  # As messages name it
+    infos: Mapping[str, TaskInfo]  # By name of the task
     notes: Sequence[str]
     evaluate: Callable[[Base, Models], tuple[Results, list[str]]]
     """Results, and one sentence per model and task without finite likelihoods."""
