@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankscope.errors import UserError, reading
+from rankscope.errors import reading
 from rankscope.filesystem import read_json_object
 
 if TYPE_CHECKING:  # the ledger hashes files without torch
@@ -33,8 +33,6 @@ TOKENIZER_FILES = (
 
 SUMS = "SHA256SUMS"
 """File with the hashes of the files beside it, as ``sha256sum`` writes and checks them."""
-
-PICKLE_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def sha256_file(path: Path) -> str:
@@ -90,23 +88,13 @@ def sha256_tensors(tensors: Mapping[str, "torch.Tensor"]) -> str:
 def weights_sha256(folder: Path) -> str:
     """Hex sha256 of a model folder: ``config.json`` and every safetensors file.
 
-    Keys of the configuration that change on saving are left out. Raises UserError if there is no
-    configuration or no safetensors file.
+    Keys of the configuration that change on saving are left out.
     """
-    config_path = folder / "config.json"
-    if not config_path.is_file():
-        raise UserError(
-            f"{folder}: no config.json. Expected a Hugging Face model folder with "
-            "config.json and safetensors weights."
-        )
-    config = read_json_object(config_path)
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise UserError(_no_safetensors(folder))
-    settings = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG_KEYS}
-    with reading(config_path, "a configuration with finite numbers"):
+    path = folder / "config.json"
+    settings = {k: v for k, v in read_json_object(path).items() if k not in VOLATILE_CONFIG_KEYS}
+    with reading(path, "a configuration with finite numbers"):
         digest = hashlib.sha256(canonical_json(settings).encode())
-    digest.update(_sha256_named(folder, weights).encode())
+    digest.update(_sha256_named(folder, folder.glob("*.safetensors")).encode())
     return digest.hexdigest()
 
 
@@ -124,14 +112,3 @@ def _sha256_named(folder: Path, paths: Iterable[Path]) -> str:
         # the hash.
         digest.update(canonical_json([name, sha256_file(path)]).encode())
     return digest.hexdigest()
-
-
-def _no_safetensors(folder: Path) -> str:
-    pickles = sorted(path.name for pattern in PICKLE_WEIGHTS for path in folder.glob(pattern))
-    if pickles:
-        return (
-            f"{folder}: found pickle weights ({pickles[0]}), expected *.safetensors. Pickle files "
-            "can run code on loading and are not read; convert them once, if you trust them, with "
-            "model.save_pretrained(folder)."
-        )
-    return f"{folder}: no *.safetensors file found. Expected the weights of a model there."

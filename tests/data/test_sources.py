@@ -13,7 +13,7 @@ import pytest
 from rankscope.data.formats import parse_rows
 from rankscope.data.hub import HubSource, legal_from_mmlu, read_hub
 from rankscope.data.registry import read_pocket
-from rankscope.data.sources import read_file, read_folder
+from rankscope.data.sources import read_file, split_paths
 from rankscope.errors import UserError
 
 ROW = {"prompt": "a", "completion": "b"}
@@ -244,14 +244,14 @@ def test_parquet_holds_the_rows_of_json_lines(tmp_path: Path) -> None:
 def test_a_folder_gives_its_split_files(tmp_path: Path) -> None:
     (tmp_path / "task").mkdir()
     with pytest.raises(UserError, match="expected train, validation or test"):
-        read_folder(tmp_path / "task")
+        split_paths(tmp_path / "task")
     written(tmp_path / "task" / "test.jsonl", json.dumps(ROW))
-    assert list(read_folder(tmp_path / "task")) == ["test"]
+    assert list(split_paths(tmp_path / "task")) == ["test"]
     pq.write_table(pa.Table.from_pylist([ROW]), tmp_path / "task" / "test.parquet")
     with pytest.raises(UserError, match="both files of test"):
-        read_folder(tmp_path / "task")
+        split_paths(tmp_path / "task")
     with pytest.raises(UserError, match=r"no such folder; .* has task\b.*data_dir"):
-        read_folder(tmp_path / "tusk")
+        split_paths(tmp_path / "tusk")
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,8 +343,11 @@ def test_an_unreachable_hub_is_reported_with_the_way_out(monkeypatch: pytest.Mon
 
 
 def test_legal_mcq_from_mmlu_is_the_folder_form(data_dir: Path) -> None:
-    derived = legal_from_mmlu(read_folder(data_dir / "mmlu"))
-    stored = read_folder(data_dir / "legal_mcq")
+    mmlu, stored = (
+        {split: read_file(path) for split, path in split_paths(data_dir / name).items()}
+        for name in ("mmlu", "legal_mcq")
+    )
+    derived = legal_from_mmlu(mmlu)
     for split in ("train", "test"):
         assert [r.fields for r in derived[split]] == [r.fields for r in stored[split]]
 

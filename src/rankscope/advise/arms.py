@@ -212,11 +212,6 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
             for t in study.tasks
             if t.name in retained and (e := _change(study, done, t.name)) is not None
         },
-        logprob_retention={
-            t.name: e
-            for t in in_nats
-            if (e := _change(study, done, t.name, "gold_logprob")) is not None
-        },
         trainable_parameters=trained[0].trainable_parameters if trained else 0,
         seconds=float(np.mean([t.seconds for t in trained])) if trained else None,
         peak_memory_bytes=max((t.peak_memory_bytes for t in trained), default=None),

@@ -314,8 +314,3 @@ def split_paths(folder: Path) -> dict[str, Path]:
             f"{', '.join(READERS)}"
         )
     return paths
-
-
-def read_folder(folder: Path) -> SplitRows:
-    """The rows of the split files of one task's folder."""
-    return {split: read_file(path) for split, path in split_paths(folder).items()}

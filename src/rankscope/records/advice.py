@@ -47,8 +47,6 @@ class ArmSummary(Record):
     not shown to be above chance."""
     transfer: dict[str, Estimate]  # By other task: tuned minus base
     retention: dict[str, Estimate]  # By retention task: tuned minus base
-    logprob_retention: dict[str, Estimate] = {}
-    """By retention task: the same for the log-probability of the right answer, nats per token."""
     trainable_parameters: int
     seconds: float | None  # Mean training time of one trial
     peak_memory_bytes: int | None = None

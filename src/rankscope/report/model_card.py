@@ -46,7 +46,6 @@ class ExportedWeights:
     settings: Mapping[str, Any] | None  # Of ``adapter_config.json``; None for a full model
     place: str = "."  # Where readers find it: a hub id, or the folder of the card
     step: int | None = None  # For weights kept during training, which were not scored
-    seed_note: str = ""  # Why this seed was exported
 
 
 # --- the three cards ------------------------------------------------------------------------------
