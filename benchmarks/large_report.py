@@ -20,8 +20,10 @@ from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.recommend import recommend
 from rankscope.config.loader import study_values
+from rankscope.filesystem import replace_text
 from rankscope.records import ItemResult, StudyRecords, write_items
-from rankscope.report.study_page import write_study_page
+from rankscope.report.study_page import render_study
+from rankscope.report.study_view import StudyView
 from rankscope.run.outputs import write_outputs
 from rankscope.store import Artifact, Ledger, items_path, weights_path
 
@@ -86,7 +88,7 @@ def from_memory(study: StudyRecords, folder: Path) -> dict[str, float]:
     begun = time.perf_counter()
     made = recommend(study)
     decided = time.perf_counter()
-    write_study_page(study, made, folder / "report.html")
+    replace_text(folder / "report.html", render_study(StudyView(study, made)))
     return {
         "decide_seconds": decided - begun,
         "write_seconds": time.perf_counter() - decided,

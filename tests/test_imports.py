@@ -133,7 +133,7 @@ def test_breaches_are_found(file: str, text: str) -> None:
         ("run/trials.py", "from rankscope.config.study import StudyConfig"),
         ("data/x.py", "from . import sources\nfrom rankscope.errors import UserError"),
         ("report/x.py", "from rankscope.records import StudyRecords\nimport plotly"),
-        ("run/study.py", "from rankscope.report.study_page import write_study_page"),
+        ("run/study.py", "from rankscope.report.study_page import render_study"),
     ],
 )
 def test_what_the_law_allows_is_let_pass(file: str, text: str) -> None:

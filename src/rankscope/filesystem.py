@@ -59,6 +59,13 @@ def check_taken(out: Path) -> None:
         )
 
 
+def check_outside(out: Path, study: Path, option: str) -> None:
+    """Refuse a place inside a study, whose folder the ledger accounts for."""
+    places = (out.parent.resolve() / out.name, out.resolve())  # of a link and of its target
+    if any(place.is_relative_to(study.resolve()) for place in places):
+        raise UserError(f"{out}: is inside the study {study}; give {option} another place")
+
+
 def check_in_place(out: Path) -> None:
     """Refuse to make the folder of a running study anew: its ledger is elsewhere then."""
     if not out.is_dir():

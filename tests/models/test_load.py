@@ -240,7 +240,7 @@ def test_a_configuration_that_does_not_fit_the_weights_is_refused(
 def test_chat_is_refused_without_a_template_and_found_where_there_is_one(
     whole: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="prompt_format is 'chat' but its tokenizer has no chat"):
+    with pytest.raises(UserError, match="'chat': the tokenizer has no chat template"):
         load(whole, prompt_format="chat")
     LlamaForCausalLM.from_pretrained(whole).save_pretrained(tmp_path)
     byte_tokenizer(CHATML).save_pretrained(tmp_path)

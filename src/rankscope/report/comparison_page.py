@@ -1,6 +1,6 @@
 """The page of a comparison of studies: one HTML file that opens offline."""
 
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 import pandas as pd
 
@@ -8,7 +8,7 @@ from rankscope.formatting import count, difference, safe_text, unit_of
 from rankscope.records import ComparedCell, Provenance, StudyComparison, StudyPair
 from rankscope.report.charts.figure import Drawn, Figure, interval_cells, interval_digits
 from rankscope.report.charts.interval_rows import interval_rows
-from rankscope.report.page import render_page, write_page
+from rankscope.report.page import render_page
 from rankscope.report.style import FULL_COLOR, MUTED, Color, rank_colors
 from rankscope.report.table_formats import table_from_rows
 
@@ -22,11 +22,6 @@ _DIGITS = {
 }
 _CAPTION = """Right of zero, the second study scored higher. Lines are 95 % intervals. A hollow \
 mark is unpaired: the studies did not score the same items in the same way."""
-
-
-def write_comparison_page(comparison: StudyComparison, provenance: Provenance, path: Path) -> None:
-    """Write a comparison as one offline HTML page, replacing ``path`` in one step."""
-    write_page(path, lambda: render_comparison(comparison, provenance))
 
 
 def render_comparison(comparison: StudyComparison, provenance: Provenance) -> str:

@@ -1,17 +1,10 @@
 """The page of an inspection: one HTML file that opens offline."""
 
-from pathlib import Path
-
 from rankscope.records import Inspection
 from rankscope.report.analyzed_models import models_inspected
 from rankscope.report.figures import SECTIONS, draw_section
 from rankscope.report.head_values import precision_note
-from rankscope.report.page import PageSection, render_page, write_page
-
-
-def write_inspection_page(inspection: Inspection, path: Path) -> None:
-    """Write an inspection as one offline HTML page, replacing ``path`` in one step."""
-    write_page(path, lambda: render_inspection(inspection))
+from rankscope.report.page import PageSection, render_page
 
 
 def render_inspection(inspection: Inspection) -> str:

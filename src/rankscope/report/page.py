@@ -6,14 +6,11 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from rankscope.errors import UserError
-from rankscope.filesystem import replace_text
 from rankscope.formatting import duration, number, safe_text
 from rankscope.records import Provenance, Record
 from rankscope.report.charts.figure import Figure
@@ -33,21 +30,6 @@ class PageSection:
     lead: str
     figures: tuple[Figure, ...]
     folded: bool = False
-
-
-def write_page(path: Path, render: Callable[[], str]) -> None:
-    """Write one page, replacing ``path`` in one step.
-
-    Raises:
-        UserError: ``path`` exists and is no file (a folder, a pipe, a device), or its folder does
-            not exist.
-        DiskFull: no space left; the old file stays.
-    """
-    if (path.exists() and not path.is_file()) or not path.parent.is_dir():
-        raise UserError(
-            f"{path}: cannot write the report here; expected a file in an existing folder"
-        )
-    replace_text(path, render())
 
 
 def render_page(

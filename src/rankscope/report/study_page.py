@@ -1,19 +1,17 @@
 """The page of a study: one HTML file that opens offline, answer first."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import yaml
 
 from rankscope.config.loader import study_values
 from rankscope.formatting import safe_text
-from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.analyzed_models import arms_analyzed
 from rankscope.report.answer import card_values, missing
 from rankscope.report.before_after import ITEM_OUTCOMES, MAX_EMBEDDED, ComparedItems, compared_items
 from rankscope.report.charts.figure import Figure
 from rankscope.report.figures import FOLDED, SECTIONS, draw_section
-from rankscope.report.page import PageSection, embedded, render_page, write_page
+from rankscope.report.page import PageSection, embedded, render_page
 from rankscope.report.page_limit import MAX_FAILED, limited, not_shown
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import DASHES
@@ -25,12 +23,6 @@ from rankscope.report.tables import (
     training_table,
 )
 from rankscope.report.use_it import steps_for_task
-
-
-def write_study_page(study: StudyRecords, recommendation: Recommendation, path: Path) -> None:
-    """Write the study as one offline HTML page, replacing ``path`` in one step."""
-    view = StudyView(study, recommendation)
-    write_page(path, lambda: render_study(view, str(path.parent)))
 
 
 def render_study(whole: StudyView, folder: str = "DIR") -> str:

@@ -7,6 +7,7 @@ from rankscope.advise.arms import trials_by_arm
 from rankscope.advise.cross_study import compare_cells, incomparable, paired_in
 from rankscope.advise.recommend import recommend
 from rankscope.errors import UserError
+from rankscope.filesystem import check_outside
 from rankscope.records import (
     FAILED,
     WAITING,
@@ -51,13 +52,13 @@ def check_folders(folders: Sequence[Path]) -> None:
             )
 
 
-def check_inside(out: Path, folders: Sequence[Path]) -> None:
-    """Refuse a page inside a study, whose folder the ledger accounts for."""
-    # Both the link and its target count.
-    places = (out.parent.resolve() / out.name, out.resolve())
+def check_page(out: Path, folders: Sequence[Path]) -> None:
     for folder in folders:
-        if any(place.is_relative_to(folder.resolve()) for place in places):
-            raise UserError(f"{out}: is inside the study {folder}; give --out another place")
+        check_outside(out, folder, "--out")
+    if (out.exists() and not out.is_file()) or not out.parent.is_dir():
+        raise UserError(
+            f"{out}: cannot write the report here; expected a file in an existing folder"
+        )
 
 
 def load_finished_study(folder: Path) -> StudyRecords:

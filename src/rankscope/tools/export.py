@@ -14,7 +14,7 @@ from rankscope.advise.recommend import recommend
 from rankscope.config.study import ModelConfig
 from rankscope.data.registry import NAMED_TASKS
 from rankscope.errors import UserError
-from rankscope.filesystem import check_taken, folder_in_one_step, read_json_object
+from rankscope.filesystem import check_outside, check_taken, folder_in_one_step, read_json_object
 from rankscope.models.adapters.settings import CONFIG
 from rankscope.models.fetch import KNOWN_MODELS
 from rankscope.models.load import check_stored_weights, load_tokenizer
@@ -60,8 +60,7 @@ def export_trial(folder: Path, out: Path, request: ExportRequest) -> Export:
         IntegrityError: the stored weights were altered, or do not fit their configuration.
         DiskFull: ``out`` stays as it was.
     """
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{out}: is inside the study {folder}; choose another --out")
+    check_outside(out, folder, "--out")
     check_taken(out)
     with Ledger.open(folder, write=False) as ledger:
         study = ledger.load()

@@ -15,7 +15,7 @@ from rankscope.report.page_limit import limited
 from rankscope.report.study_page import study_sections
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import INK
-from rankscope.tools.study_tables import check_outside_study
+from rankscope.tools.study_tables import check_folder
 
 FigureFormat = Literal["pdf", "svg", "png"]
 WIDTH = 720  # Pixels; a figure that scrolls on the page is as wide as it needs
@@ -55,7 +55,7 @@ def list_entry(figure: Figure, path: Path) -> str:
 
 def check_figures(folder: Path, out: Path, file_format: str) -> FigureFormat:
     """The format; raises UserError for a place or a format that cannot be used."""
-    check_outside_study(folder, out, "--figures")
+    check_folder(folder, out, "--figures")
     found = next((name for name in get_args(FigureFormat) if name == file_format), None)
     if found is None:
         raise UserError(f"--format {file_format!r}: expected pdf, svg or png")

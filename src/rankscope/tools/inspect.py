@@ -23,7 +23,7 @@ from rankscope.models.methods import get_lora_method
 from rankscope.models.model_folder import shapes_folder
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.records import Inspection, MatrixSpectrum, NormGrowth, SpectraRecord, TunedModel
-from rankscope.report.inspection_page import write_inspection_page
+from rankscope.report.inspection_page import render_inspection
 from rankscope.tools.inspection_tables import write_tables
 
 
@@ -138,4 +138,4 @@ def write_inspection_folder(inspection: Inspection, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     replace_text(out / "inspection.json", inspection.model_dump_json(indent=2) + "\n")
     write_tables(inspection, out)
-    write_inspection_page(inspection, out / "inspection.html")
+    replace_text(out / "inspection.html", render_inspection(inspection))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rankscope.errors import UserError, reporting_shortages
-from rankscope.filesystem import replace_bytes
+from rankscope.filesystem import check_outside, replace_bytes
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import FORMATS
@@ -11,17 +11,15 @@ from rankscope.report.tables import study_tables
 
 
 def write_study_tables(
-    folder: Path, study: StudyRecords, recommendation: Recommendation, out: Path
+    study: StudyRecords, recommendation: Recommendation, out: Path
 ) -> list[Path]:
     """Write the main tables as ``arms.md``, ``arms.csv``, ``arms.tex``, ``arms.parquet`` and so on.
 
     A table without rows is not written, and its files of an earlier call are removed.
 
     Raises:
-        UserError: ``out`` is inside the study, or not a folder.
         DiskFull: no file is cut short.
     """
-    check_outside_study(folder, out, "--tables")
     written = []
     with reporting_shortages(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -36,9 +34,8 @@ def write_study_tables(
     return written
 
 
-def check_outside_study(folder: Path, out: Path, option: str) -> None:
+def check_folder(study: Path, out: Path, option: str) -> None:
     """Raise UserError unless ``out`` is a folder, new or not, outside the study."""
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{out}: is inside the study {folder}; choose another {option}")
+    check_outside(out, study, option)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: found a file, expected a folder; choose another {option}")

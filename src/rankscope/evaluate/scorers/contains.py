@@ -4,7 +4,7 @@ import re
 from typing import TYPE_CHECKING
 
 from rankscope.evaluate.scorers.exact_match import normalized_answer
-from rankscope.evaluate.scorers.generation import GenerationScorer, Judgement, first_match
+from rankscope.evaluate.scorers.generation import GenerationScorer, Judgement
 
 if TYPE_CHECKING:
     from regex import Pattern
@@ -22,7 +22,7 @@ class ContainsScorer(GenerationScorer):
 
     def judge_answer(self, item: "Item", text: str, pattern: "Pattern[str] | None") -> Judgement:
         gold = normalized_answer(item.reference or item.completion)
-        part = first_match(pattern, text) if pattern else text
+        part = self.part(pattern, text)
         answer = None if part is None else normalized_answer(part)
         whole_words = rf"(?<!\w){re.escape(gold)}(?!\w)"
         is_right = bool(gold) and answer is not None and re.search(whole_words, answer) is not None

@@ -1,13 +1,6 @@
 """Generated answers whose text is compared."""
 
-from typing import TYPE_CHECKING
-
-from rankscope.evaluate.scorers.generation import EqualAnswerScorer, first_match
-
-if TYPE_CHECKING:
-    from regex import Pattern
-
-    from rankscope.data.items import Item
+from rankscope.evaluate.scorers.generation import EqualAnswerScorer
 
 
 def normalized_answer(text: str) -> str:
@@ -24,7 +17,3 @@ class ExactMatchScorer(EqualAnswerScorer):
 
     def comparable(self, text: str) -> str:
         return normalized_answer(text)
-
-    def gold(self, item: "Item", pattern: "Pattern[str] | None") -> str:
-        part = first_match(pattern, item.completion) if pattern else None
-        return normalized_answer(item.reference or item.completion if part is None else part)

@@ -50,6 +50,10 @@ class GenerationScorer(Scorer[list[int]]):
     def judge_answer(self, item: "Item", text: str, pattern: "Pattern[str] | None") -> Judgement:
         """Compare one answer with the item's gold answer; ``pattern`` is the task's ``extract``."""
 
+    def part(self, pattern: "Pattern[str] | None", text: str) -> str | None:
+        """What is compared of a text: all, or the first match of ``extract``; None without one."""
+        return next(matched_parts(pattern, text), None) if pattern else text
+
     def encode(
         self, encoder: "Encoder", items: "Sequence[Item]", spec: "TaskSpec", context: int | None
     ) -> list[list[int]]:
@@ -145,7 +149,7 @@ class EqualAnswerScorer(GenerationScorer):
     """Right if what is compared of the answer equals what is compared of the gold answer."""
 
     def judge_answer(self, item: "Item", text: str, pattern: "Pattern[str] | None") -> Judgement:
-        part = first_match(pattern, text) if pattern else text
+        part = self.part(pattern, text)
         prediction = None if part is None else self.comparable(part)
         gold = self.gold(item, pattern)
         return Judgement(float(prediction == gold), gold, prediction)
@@ -154,9 +158,12 @@ class EqualAnswerScorer(GenerationScorer):
     def comparable(self, text: str) -> str | None:
         """What is compared of an answer, equal for equal answers; None if there is nothing."""
 
-    @abstractmethod
     def gold(self, item: "Item", pattern: "Pattern[str] | None") -> str:
-        """What :meth:`comparable` must equal; ``pattern`` is the task's ``extract``."""
+        """What an answer must equal: the same part of the gold answer, or all without a match."""
+        part = self.part(pattern, item.completion) if pattern else None
+        return (
+            self.comparable(part if part is not None else item.reference or item.completion) or ""
+        )
 
 
 @dataclass(slots=True)
@@ -196,11 +203,6 @@ def gold_logprobs(job: "ScoringJob", context: int) -> dict[str | None, GoldLogpr
             if math.isfinite(total):
                 found[name].answers[i] = (total, len(answers[i]))
     return found
-
-
-def first_match(pattern: "Pattern[str]", text: str) -> str | None:
-    """The first of :func:`matched_parts`; None without a match."""
-    return next(matched_parts(pattern, text), None)
 
 
 def stop_strings(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rankscope.errors import UserError
-from rankscope.evaluate.scorers.generation import GenerationScorer, Judgement, first_match
+from rankscope.evaluate.scorers.generation import GenerationScorer, Judgement
 from rankscope.hashing import sha256_file
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class PythonScorer(GenerationScorer):
 
     def judge_answer(self, item: "Item", text: str, pattern: "Pattern[str] | None") -> Judgement:
         gold = item.reference or item.completion
-        part = first_match(pattern, text) if pattern else text
+        part = self.part(pattern, text)
         if part is None:
             return Judgement(0.0, gold, None)
         try:

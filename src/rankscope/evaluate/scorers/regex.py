@@ -4,12 +4,11 @@ from typing import TYPE_CHECKING
 
 from rankscope.config.patterns import matched_parts
 from rankscope.errors import UserError
-from rankscope.evaluate.scorers.generation import EqualAnswerScorer, Judgement
+from rankscope.evaluate.scorers.generation import EqualAnswerScorer
 
 if TYPE_CHECKING:
     from regex import Pattern
 
-    from rankscope.data.items import Item
     from rankscope.data.registry import TaskSpec
 
 
@@ -32,18 +31,10 @@ class RegexScorer(EqualAnswerScorer):
                 'the part to compare, such as extract: "answer is (\\\\w+)"'
             )
 
-    def judge_answer(self, item: "Item", text: str, pattern: "Pattern[str] | None") -> Judgement:
-        prediction, gold = self.last_match(pattern, text), self.gold(item, pattern)
-        return Judgement(float(prediction == gold), gold, prediction)
+    def part(self, pattern: "Pattern[str] | None", text: str) -> str | None:
+        assert pattern is not None  # check_task
+        parts = [part for part in matched_parts(pattern, text) if part is not None]
+        return parts[-1] if parts else None
 
     def comparable(self, text: str) -> str:
         return text.strip()
-
-    def gold(self, item: "Item", pattern: "Pattern[str] | None") -> str:
-        part = self.last_match(pattern, item.completion)
-        return self.comparable(item.reference or item.completion) if part is None else part
-
-    def last_match(self, pattern: "Pattern[str] | None", text: str) -> str | None:
-        assert pattern is not None  # check_task
-        parts = [part for part in matched_parts(pattern, text) if part is not None]
-        return self.comparable(parts[-1]) if parts else None

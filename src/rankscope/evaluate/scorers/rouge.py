@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from rankscope.evaluate.scorers.generation import GenerationScorer, Judgement, first_match
+from rankscope.evaluate.scorers.generation import GenerationScorer, Judgement
 
 if TYPE_CHECKING:
     from regex import Pattern
@@ -23,7 +23,7 @@ class RougeScorer(GenerationScorer):
 
     def judge_answer(self, item: "Item", text: str, pattern: "Pattern[str] | None") -> Judgement:
         gold = item.reference or item.completion
-        part = first_match(pattern, text) if pattern else text
+        part = self.part(pattern, text)
         return Judgement(rouge_l(part or "", gold), gold, part)
 
 
