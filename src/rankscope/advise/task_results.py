@@ -51,7 +51,6 @@ class TaskResults:
 
     @property
     def unit(self) -> Unit:
-        """Unit of the training task's score."""
         return POINTS if self.record is None else unit_of(self.record.score_unit)
 
     @property
@@ -104,7 +103,6 @@ class TaskResults:
 
     @property
     def waiting(self) -> int:
-        """Number of trials still to run."""
         return sum(t.status in ("planned", "trained") for t in self.trials)
 
     def is_shown_to_gain(self, arm: ArmSummary) -> bool:

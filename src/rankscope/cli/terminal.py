@@ -100,7 +100,6 @@ def _plain(value: Any) -> object:
 
 
 def print_result(result: RenderableType) -> None:
-    """Print a table or another rich renderable."""
     out_console.print(result)
 
 

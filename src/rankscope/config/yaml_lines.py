@@ -92,7 +92,6 @@ def dump_text(value: str) -> str:
 
 
 def read_scalar(node: yaml.Node) -> Any:
-    """The plain value of a scalar."""
     text: str = node.value
     match node.tag.removeprefix(TAG):
         case "str":

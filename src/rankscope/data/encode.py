@@ -52,8 +52,6 @@ class EncodedRow:
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """The training rows of one task."""
-
     rows: tuple[EncodedRow, ...]
     dropped: int
     """Rows with nothing to learn: no completion, or a prompt of ``max_length`` tokens or more."""

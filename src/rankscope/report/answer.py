@@ -94,7 +94,6 @@ class AnswerCard:
 
 
 def answer_card(view: StudyView, task: str) -> AnswerCard:
-    """The card of one training task."""
     advice, base, unit = view.advice(task), view.base(task), view.unit(task)
     rows = advice.rows if advice else ()
     has_net_gain = any(row.arm.net_gain for row in rows)
@@ -166,7 +165,6 @@ def _cell(estimate: Estimate | None, unit: Unit, *, sign: bool = False) -> CardC
 
 
 def card_values(view: StudyView) -> dict[str, object]:
-    """What the template of the card needs."""
     return {
         "cards": [answer_card(view, task) for task in view.training_tasks],
         "confidences": CONFIDENCES,

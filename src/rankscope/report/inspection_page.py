@@ -20,7 +20,6 @@ def render_inspection(inspection: Inspection) -> str:
 
 
 def inspection_sections(inspection: Inspection) -> list[PageSection]:
-    """The figures by section in reading order."""
     models = models_inspected(inspection)
     sections = []
     for key, (title, lead) in SECTIONS.items():

@@ -58,7 +58,6 @@ def render_study(whole: StudyView, folder: str = "DIR") -> str:
 
 
 def study_sections(view: StudyView) -> list[PageSection]:
-    """All figures by section in reading order."""
     tasks = view.training_tasks
     units = dict.fromkeys(view.unit(task.name) for task in view.study.tasks)
     models = [arms_analyzed(view, task) for task in tasks]

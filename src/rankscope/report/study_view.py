@@ -184,7 +184,6 @@ class StudyView:
         return None if forgetting is None else -forgetting
 
     def net_unit(self, task: str) -> Unit:
-        """Unit of a net gain."""
         weighs_gain = self.study.config.objective.in_domain > 0
         return self.unit(task) if weighs_gain else self.retention_unit(task)
 

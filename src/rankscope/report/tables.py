@@ -30,7 +30,6 @@ def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
 
 
 def answers_table(view: StudyView) -> pd.DataFrame:
-    """The decision for every training task."""
     return table_from_rows(
         [
             {

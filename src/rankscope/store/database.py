@@ -235,7 +235,6 @@ def is_whole_file(db: Database) -> bool:
 
 
 def has_study(db: sqlite3.Connection) -> bool:
-    """Whether a run has stored a study."""
     return stored(db, "name", str) is not None
 
 

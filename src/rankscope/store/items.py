@@ -1,6 +1,7 @@
 """Paths of artifacts, and per-item scores read on demand: a thousand trials open in seconds."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from rankscope.records import (
 from rankscope.store.artifacts import ARTIFACTS, Artifact, ArtifactStore
 
 SAMPLED_ROWS = f"{ARTIFACTS}/{BASE}/self_replay"
+Value = TypeVar("Value")
 COLUMNS = ["item_id", "subject", "score", "gold_logprob", "gold_tokens"]
 
 
@@ -56,6 +58,7 @@ class ItemTables:
     def __init__(self, store: ArtifactStore, artifacts: Iterable[Artifact]) -> None:
         self._store = store
         self._artifacts = {artifact.path: artifact for artifact in artifacts}
+        self._names: dict[tuple[str, str], _Names] = {}
 
     def read(self, key: EvalKey, columns: Sequence[str]) -> pa.Table:
         """Columns of the table of one evaluation. Raises IntegrityError for an altered file."""
@@ -74,39 +77,9 @@ class ItemTables:
             )
         return table
 
-
-class StoredItems(Mapping[EvalKey, ItemScores]):
-    """Per-item scores of a study by evaluation; a table is read on first use and kept.
-
-    Models scored on the same items share one tuple of names, which saves most of the memory. The
-    ledger itself may be closed.
-    """
-
-    def __init__(self, keys: Iterable[EvalKey], tables: ItemTables) -> None:
-        self._keys = dict.fromkeys(keys)
-        self._tables = tables
-        self._loaded: dict[EvalKey, ItemScores] = {}
-        self._names: dict[tuple[str, str], _Names] = {}
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __iter__(self) -> Iterator[EvalKey]:
-        return iter(self._keys)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._keys
-
-    def __getitem__(self, key: EvalKey) -> ItemScores:
-        """Scores of one evaluation. Raises KeyError, or IntegrityError for an altered file."""
-        if key not in self._keys:
-            raise KeyError(key)
-        if key not in self._loaded:
-            self._loaded[key] = self._read(key)
-        return self._loaded[key]
-
-    def _read(self, key: EvalKey) -> ItemScores:
-        table = self._tables.read(key, COLUMNS)
+    def scores(self, key: EvalKey) -> ItemScores:
+        """Models scored on the same items share one tuple of names, which saves most memory."""
+        table = self.read(key, COLUMNS)
         names = self._names.get(key[1:])
         if names is None or not names.same_as(table):
             names = _Names(table)
@@ -119,13 +92,16 @@ class StoredItems(Mapping[EvalKey, ItemScores]):
             subjects=names.subjects,
         )
 
+    def results(self, key: EvalKey) -> list[ItemResult]:
+        return results_of(self.read(key, ITEM_SCHEMA.names))
 
-class StoredResults(Mapping[EvalKey, list[ItemResult]]):
-    """Whole per-item results by evaluation, read anew each time: texts take much memory."""
 
-    def __init__(self, keys: Iterable[EvalKey], tables: ItemTables) -> None:
+class ByEvaluation(Mapping[EvalKey, Value]):
+    """What is read of every evaluation, when it is asked for; the ledger itself may be closed."""
+
+    def __init__(self, keys: Iterable[EvalKey], read: Callable[[EvalKey], Value]) -> None:
         self._keys = dict.fromkeys(keys)
-        self._tables = tables
+        self._read = read
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -133,11 +109,14 @@ class StoredResults(Mapping[EvalKey, list[ItemResult]]):
     def __iter__(self) -> Iterator[EvalKey]:
         return iter(self._keys)
 
-    def __getitem__(self, key: EvalKey) -> list[ItemResult]:
-        """Results of one evaluation. Raises KeyError, or IntegrityError for an altered file."""
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys
+
+    def __getitem__(self, key: EvalKey) -> Value:
+        """Raises KeyError, or IntegrityError for an altered file."""
         if key not in self._keys:
             raise KeyError(key)
-        return results_of(self._tables.read(key, ITEM_SCHEMA.names))
+        return self._read(key)
 
 
 class _Names:

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Container, Iterator, Sequence
+from functools import cache
 
 from pydantic import FiniteFloat
 
@@ -25,7 +26,7 @@ from rankscope.records import (
 from rankscope.store.artifacts import Artifact, ArtifactStore
 from rankscope.store.database import has_study, required, stored, stored_records, stored_trials
 from rankscope.store.history import mixed_versions_notes
-from rankscope.store.items import ItemTables, StoredItems, StoredResults
+from rankscope.store.items import ByEvaluation, ItemTables
 
 
 def load_study(
@@ -55,8 +56,8 @@ def load_study(
         tasks=tasks,
         trials=trials,
         evals=evals,
-        items=StoredItems(evals, tables),
-        results=StoredResults(evals, tables),
+        items=ByEvaluation(evals, cache(tables.scores)),
+        results=ByEvaluation(evals, tables.results),
         provenance=history[-1],
         total_seconds=stored(db, "seconds", FiniteFloat) or 0.0,
         notes=(

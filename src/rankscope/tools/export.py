@@ -43,8 +43,6 @@ class ExportRequest:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What was exported."""
-
     spec: TrialSpec
     kind: str  # ``adapter``, ``model`` or ``merged model``
     notes: tuple[str, ...]

@@ -117,7 +117,6 @@ def replace_line(text: str, start: str, line: str | None) -> str:
 
 
 def parse_model(model: str) -> ModelConfig:
-    """The model of a short form."""
     try:
         return ModelConfig.model_validate(model)
     except ValidationError as error:

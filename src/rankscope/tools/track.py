@@ -22,8 +22,6 @@ ResultsOf = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class TrackingResult:
-    """What a tracker received."""
-
     project: str
     place: str
     written: tuple[str, ...]  # Labels of new or changed trials

@@ -174,7 +174,6 @@ class _Weighed:
 
     @property
     def n(self) -> int:
-        """Number of items."""
         return int(self.comparison.tuned.shape[1])
 
     @property

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
 
 class OptionLetterScorer(ChoiceScorer):
-    """The likeliest letter is the answer."""
-
     name = "option_letter"
     summary = "log p of every letter"
     metrics = {"letter": ""}

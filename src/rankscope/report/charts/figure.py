@@ -45,8 +45,6 @@ class Drawn(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One figure of a page."""
-
     key: str  # Unique within the page; letters, digits and hyphens
     title: str
     finding: str  # What to see, computed from the data; without a plot, what is missing

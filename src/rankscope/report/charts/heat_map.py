@@ -45,7 +45,6 @@ class Grid:
         return float(np.nan_to_num(np.abs(self.values.to_numpy(dtype=float))).max(initial=0.0))
 
     def trace(self, gap: int, reach: float | None = None) -> dict[str, Any]:
-        """Settings of the trace."""
         end = (self.reach or self.largest if reach is None else reach) or 1.0
         middle = [[0.5, NEUTRAL.light]] if self.signed else []
         low, high = (WORSE, BETTER) if self.signed else (NONE_YET, MANY)

@@ -144,8 +144,6 @@ def rank_plot(rank_axis: RankAxis, panels: Sequence[Panel]) -> go.Figure | None:
 
 
 class _PanelDrawing:
-    """One panel."""
-
     def __init__(self, rank_axis: RankAxis, panel: Panel) -> None:
         self.axis, self.panel = rank_axis, panel
         self.places = rank_axis.places()

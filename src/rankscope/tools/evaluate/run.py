@@ -39,8 +39,6 @@ ACCURACIES = frozenset({"acc", "acc_norm", "acc_bytes", "exact_match"})
 
 @dataclass(frozen=True, slots=True)
 class EvalResult:
-    """The scores of a request."""
-
     scores: tuple[Score, ...]
     """Task by task, the base first, then adapters in the order of the request."""
     failed: tuple[str, ...]  # One sentence per model and task without finite likelihoods
