@@ -1,15 +1,12 @@
 """Generated answers that must contain the gold answer."""
 
 import re
-from typing import TYPE_CHECKING
 
+from regex import Pattern
+
+from rankscope.data.items import Item
 from rankscope.evaluate.scorers.exact_match import normalized_answer
 from rankscope.evaluate.scorers.generation import GenerationScorer, Judgement
-
-if TYPE_CHECKING:
-    from regex import Pattern
-
-    from rankscope.data.items import Item
 
 
 class ContainsScorer(GenerationScorer):
@@ -20,7 +17,7 @@ class ContainsScorer(GenerationScorer):
     summary = "greedy generation; the answer contains the gold answer as whole words"
     metrics = {"contains": "", "stopped": ""}
 
-    def judge_answer(self, item: "Item", text: str, pattern: "Pattern[str] | None") -> Judgement:
+    def judge_answer(self, item: Item, text: str, pattern: Pattern[str] | None) -> Judgement:
         gold = normalized_answer(item.reference or item.completion)
         part = self.part(pattern, text)
         answer = None if part is None else normalized_answer(part)

@@ -1,18 +1,14 @@
 """Generated answers that end in a number."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from regex import Pattern
+
+from rankscope.data.items import Item
 from rankscope.data.numbers import ANSWER_MARK, extract_number, gold_number
-from rankscope.data.rows import BadRow
+from rankscope.data.rows import BadRow, RowContent
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers.generation import EqualAnswerScorer
-
-if TYPE_CHECKING:
-    from regex import Pattern
-
-    from rankscope.data.items import Item
-    from rankscope.data.rows import RowContent
 
 
 class NumberScorer(EqualAnswerScorer):
@@ -22,7 +18,7 @@ class NumberScorer(EqualAnswerScorer):
     summary = "greedy generation; its final number equals the gold's"
     metrics = {"exact_match": "", "answered": "", "stopped": ""}
 
-    def adapt_row(self, content: "RowContent") -> "RowContent":
+    def adapt_row(self, content: RowContent) -> RowContent:
         content = super().adapt_row(content)
         written = content.completion if ANSWER_MARK in content.completion else content.reference
         gold = gold_number(written)
@@ -39,7 +35,7 @@ class NumberScorer(EqualAnswerScorer):
     def comparable(self, text: str) -> str | None:
         return extract_number(text)
 
-    def gold(self, item: "Item", pattern: "Pattern[str] | None") -> str:
+    def gold(self, item: Item, pattern: Pattern[str] | None) -> str:
         answer = item.reference or item.completion
         number = extract_number(answer)
         if number is None:

@@ -1,13 +1,10 @@
 """Multiple choice by the letters of the options."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from rankscope.data.items import LETTERS
+from rankscope.data.rows import RowContent
 from rankscope.evaluate.scorers.choice import ChoiceScorer
-
-if TYPE_CHECKING:
-    from rankscope.data.rows import RowContent
 
 
 class OptionLetterScorer(ChoiceScorer):
@@ -18,7 +15,7 @@ class OptionLetterScorer(ChoiceScorer):
     needs_listed_options = True
     scores_texts = False
 
-    def adapt_row(self, content: "RowContent") -> "RowContent":
+    def adapt_row(self, content: RowContent) -> RowContent:
         content = super().adapt_row(content)
         assert content.answer is not None
         return replace(content, completion=LETTERS[content.answer])

@@ -4,14 +4,11 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
+from regex import Pattern
+
+from rankscope.data.items import Item
 from rankscope.evaluate.scorers.generation import GenerationScorer, Judgement
-
-if TYPE_CHECKING:
-    from regex import Pattern
-
-    from rankscope.data.items import Item
 
 
 class RougeScorer(GenerationScorer):
@@ -21,7 +18,7 @@ class RougeScorer(GenerationScorer):
     summary = "greedy generation; ROUGE-L, the F1 of the longest common subsequence of words"
     metrics = {"rouge_l": "", "stopped": ""}
 
-    def judge_answer(self, item: "Item", text: str, pattern: "Pattern[str] | None") -> Judgement:
+    def judge_answer(self, item: Item, text: str, pattern: Pattern[str] | None) -> Judgement:
         gold = item.reference or item.completion
         part = self.part(pattern, text)
         return Judgement(rouge_l(part or "", gold), gold, part)
