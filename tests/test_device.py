@@ -4,6 +4,7 @@ import mmap
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import numpy as np
 import psutil
@@ -12,6 +13,7 @@ import torch
 
 from rankscope.cli.application import WAITING_LOOPS, limit_busy_waiting
 from rankscope.device import (
+    LIBRARIES,
     available_memory_bytes,
     choose_device,
     choose_dtype,
@@ -20,6 +22,7 @@ from rankscope.device import (
     limit_kernel_cache,
     peak_memory_bytes,
     processor_flags,
+    provenance,
     release_freed_memory,
     reset_peak_memory,
     use_deterministic,
@@ -171,3 +174,14 @@ def test_the_command_lets_threads_limit_busy_waiting_unless_told(
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     limit_busy_waiting()
     assert "GOMP_SPINCOUNT" not in os.environ
+
+
+def test_provenance_describes_this_process() -> None:
+    found = provenance()
+    assert found.libraries["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert set(found.libraries) == set(LIBRARIES)
+    assert "not installed" not in found.libraries.values()
+    assert found.num_threads == torch.get_num_threads()
+    assert found.processor
+    age = datetime.now(UTC) - datetime.fromisoformat(found.created)
+    assert 0 <= age.total_seconds() < 3600

@@ -1,13 +1,36 @@
-"""Messages of errors, and their parts for --json."""
+"""Messages of errors and their parts for --json; a library's error is known as a full or failing
+disk or as a lack of memory, and nothing else is."""
 
 import json
+import shutil
+import sqlite3
+import threading
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from full_disks import files_of_at_most
 from pydantic import BaseModel
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
-from rankscope.errors import IntegrityError, UserError, reading, reason_of
+from rankscope.errors import (
+    DiskFailed,
+    DiskFull,
+    IntegrityError,
+    Interrupted,
+    OutOfMemory,
+    UserError,
+    is_out_of_memory,
+    reading,
+    reason_of,
+    reporting_shortages,
+    shortage_behind,
+)
+from rankscope.filesystem import fsync
 
 
 def parts(message: str) -> tuple[object, ...]:
@@ -102,3 +125,117 @@ def test_own_errors_and_a_lack_of_memory_pass_through() -> None:
         with pytest.raises(type(error)) as raised, reading("a/b", "a list", IntegrityError):
             raise error
         assert raised.value is error
+
+
+# --- shortages
+
+
+def test_a_device_without_space_is_a_full_disk() -> None:
+    with (
+        pytest.raises(OSError, match="No space") as failure,
+        open("/dev/full", "wb", buffering=0) as file,
+    ):
+        file.write(b"x")
+    assert isinstance(shortage_behind(failure.value), DiskFull)
+
+
+def test_safetensors_says_so_in_its_own_words(tmp_path: Path) -> None:
+    with files_of_at_most(1000), pytest.raises((SafetensorError, OSError)) as failure:
+        save_file({"x": torch.zeros(10_000)}, tmp_path / "x.safetensors")
+    assert isinstance(shortage_behind(failure.value), DiskFull)
+
+
+def test_other_errors_are_not_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as failure:
+        fsync(tmp_path / "nowhere")
+    assert shortage_behind(failure.value) is None
+    with pytest.raises((SafetensorError, OSError)) as refused:
+        save_file({"x": torch.zeros(1)}, tmp_path / "nowhere" / "x.safetensors")
+    assert shortage_behind(refused.value) is None
+
+
+def test_arrow_says_so_too(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"x": list(range(100_000))})
+    with files_of_at_most(1000), pytest.raises(OSError, match="File too large") as failure:
+        pq.write_table(table, tmp_path / "x.parquet")
+    assert isinstance(shortage_behind(failure.value), DiskFull)
+
+
+def test_sqlite_names_a_full_disk_and_others_with_the_free_space(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "x.sqlite", isolation_level=None)) as db:
+        db.execute("CREATE TABLE t (x)")
+        with files_of_at_most(10_000), pytest.raises(sqlite3.OperationalError) as failure:
+            db.execute("INSERT INTO t VALUES (?)", ("x" * 20_000_000,))
+        with pytest.raises(sqlite3.OperationalError) as wrong:
+            db.execute("SELECT nothing")
+    known = shortage_behind(failure.value, tmp_path / "x.sqlite")
+    assert isinstance(known, DiskFull | DiskFailed)
+    assert "bytes free" in str(known)
+    assert shortage_behind(wrong.value) is None
+
+
+def test_a_folder_that_cannot_be_copied_names_the_cause_once(tmp_path: Path) -> None:
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "x").write_bytes(bytes(20_000))
+    with files_of_at_most(1000), pytest.raises(shutil.Error) as failure:
+        shutil.copytree(tmp_path / "from", tmp_path / "to", copy_function=shutil.copyfile)
+    text = str(shortage_behind(failure.value, tmp_path / "to"))
+    assert " bytes free (File too large), expected room for more; " in text
+
+
+def test_a_failing_disk_has_its_own_message() -> None:
+    error = shortage_behind(OSError(5, "Input/output error", "/x/y"))
+    assert isinstance(error, DiskFailed)
+    parts = error.description()
+    assert parts["where"] == "/x/y"
+    assert str(parts["found"]).startswith("a disk that fails, with ")
+    assert parts["expected"] == "room for more"
+    assert str(parts["do"]).startswith("check the disk, then give the same command again")
+    assert parts["exit_code"] == 3
+
+
+def allocator_failure() -> None:
+    torch.empty(2**55, dtype=torch.float32)
+
+
+def python_failure() -> None:
+    bytearray(2**62)
+
+
+def thread_failure() -> None:
+    """A stack of more than there is; the size is put back."""
+    before = threading.stack_size(2**46)
+    try:
+        threading.Thread(target=print).start()
+    finally:
+        threading.stack_size(before)
+
+
+@pytest.mark.parametrize("act", [allocator_failure, python_failure, thread_failure])
+def test_out_of_memory_is_known_behind_other_errors(act: Callable[[], None]) -> None:
+    """Whatever its words, and if the error that it caused says something else."""
+
+    def read_weights() -> None:
+        try:
+            act()
+        except Exception as error:
+            raise IntegrityError("weights cannot be read") from error
+
+    with (
+        pytest.raises(OutOfMemory, match=r"^here: out of memory: ") as known,
+        reporting_shortages("here"),
+    ):
+        read_weights()
+    assert known.value.exit_code == 3
+
+
+def test_other_errors_are_no_shortage() -> None:
+    for error in (RuntimeError("size mismatch"), UserError("memory_limit 1"), KeyError("x")):
+        assert not is_out_of_memory(error)
+        assert shortage_behind(error) is None
+    stopped = Interrupted("stopped")
+    stopped.__cause__ = MemoryError()
+    assert shortage_behind(stopped) is None
