@@ -243,8 +243,8 @@ class StudyConfig(ConfigSection):
     """``grid`` trains every trial to its end. ``adaptive`` stops arms that are shown to be worse on
     validation items, and trains further seeds and scores test items only of the best arms."""
     rungs: OneOrMore[Annotated[float, Field(gt=0, lt=1)]] | None = None
-    """Shares of its own steps after which ``adaptive`` may stop a trial, rising, each below 1; by
-    default 1/5 and 1/2, as far as they are steps of their own."""
+    """Shares of its own steps after which ``adaptive`` may stop a trial, rising, each below 1. By
+    default 1/5 and 1/2; one that falls on the step of another or on the last step is left out."""
     budget: Budget = None
     """The most that ``adaptive`` spends: ``24 trials``, ``5e6 tokens`` or ``12 hours``."""
     train: TrainConfig = TrainConfig()
