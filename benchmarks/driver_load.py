@@ -32,21 +32,24 @@ def simulated_worker(out: Path, unit: str) -> None:
     from rankscope.store import Ledger
 
     folder, finished = out / "units" / unit, Path(os.environ[FINISHED])
-    (trial_id,) = json.loads((folder / "unit.json").read_text("utf-8"))["trial_ids"]
+    trial_id = "".join(json.loads((folder / "unit.json").read_text("utf-8"))["trial_ids"]) or "base"
     with Ledger.open(finished, write=False) as ledger:
         study = ledger.load()
     (known,) = study.trials
     assert known.train is not None
-    own = {"trial_id": trial_id}
-    evals = [e.model_copy(update=own) for key, e in study.evals.items() if key[0] != "base"]
+    own, copied_id = {"trial_id": trial_id}, known.spec.trial_id if trial_id != "base" else "base"
+    records = [e.model_copy(update=own) for key, e in study.evals.items() if key[0] == copied_id]
     time.sleep(max(0.0, float(os.environ[SECONDS]) - (time.monotonic() - begun)))
     with Ledger.open(folder, write=True, take_over=True) as ledger:
         with ledger.stage() as staged:
-            source = finished / "artifacts" / known.spec.trial_id
+            source = finished / "artifacts" / copied_id
             copied = shutil.copytree(source, staged / trial_id)
             artifacts = ledger.publish(copied, f"artifacts/{trial_id}")
-        ledger.commit([known.train.model_copy(update=own), *evals], artifacts)
-        ledger.finish_trials([trial_id])
+        if trial_id == "base":
+            ledger.commit(records, artifacts)
+        else:
+            ledger.commit([known.train.model_copy(update=own), *records], artifacts)
+            ledger.finish_trials([trial_id])
     replace_text(folder / "sealed.sha256", sums_text(folder, ("ledger.sqlite",)))
 
 

@@ -93,6 +93,12 @@ class OutOfMemory(RankscopeError):
     exit_code = UNFINISHED
 
 
+class BaseFailed(RankscopeError):
+    """The workers that were to score the base kept failing (exit code 3)."""
+
+    exit_code = UNFINISHED
+
+
 class Interrupted(RankscopeError):
     """A stop was requested; the same command continues (exit code 130)."""
 

@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,8 @@ def test_an_altered_checkpoint_is_refused_and_a_removed_one_costs_only_time(
 def test_killed_drivers_leave_workers_that_the_next_one_waits_for(
     launcher: Launcher, tmp_path: Path
 ) -> None:
-    """A stopped worker of a dead driver holds its unit: the next driver says that it waits, Ctrl-C
+    """While a worker is stopped, its driver lives and a second one is refused. A stopped worker of
+    a dead driver holds its unit: the next driver says that it waits, Ctrl-C
     ends the wait, and once the worker is gone the study comes to the end of one without workers.
     All of them replay the rows that the first driver had the base write."""
     arm = {**SETTINGS["arms"][1], "self_replay": {"rows": 8, "share": 0.5}}
@@ -91,6 +93,8 @@ def test_killed_drivers_leave_workers_that_the_next_one_waits_for(
     (unit,) = out.glob("units/*")
     worker = int((unit / "ledger.lock").read_text("utf-8").split()[0])
     os.kill(worker, signal.SIGSTOP)
+    name = f"process {launcher.child} on {socket.gethostname()}"
+    refused(rankscope(*words), where=str(out), found=name, do="Wait for it or stop it")
     launcher.send(signal.SIGKILL)
     launcher.ended()
     launcher.start(*words)

@@ -10,7 +10,7 @@ from pocket_study import changed, small_study, study_file
 from rankscope.errors import UserError
 from rankscope.records import TrialSpec
 from rankscope.run import savings
-from rankscope.run.costs import FORKED_SECONDS, START_SECONDS, CostModel, ItemTokens
+from rankscope.run.costs import IMPORT_SECONDS, CostModel, ItemTokens
 from rankscope.run.machines import MACHINES, find_machine
 from rankscope.run.plan import Plan, make_plan, makespan
 from rankscope.run.prepared import PreparedStudy
@@ -95,16 +95,19 @@ def test_stages_and_groups_add_up(inputs: PreparedStudy) -> None:
 def test_units_take_their_starts_and_wait_for_the_longest(inputs: PreparedStudy) -> None:
     alone, units = make_plan(inputs, H100, 4), make_plan(inputs, H100, 4, executor="ray")
     assert (alone.executor, alone.start_seconds, units.executor) == (None, 0, "ray")
-    assert units.start_seconds > CostModel(inputs, H100).start(0) > START_SECONDS
-    forked = make_plan(inputs, H100, 4, executor="local").start_seconds
-    assert units.start_seconds - forked == pytest.approx(START_SECONDS - FORKED_SECONDS)
-    count, start = len(units.groups), units.start_seconds
+    assert units.start_seconds > CostModel(inputs, H100).start(0) > IMPORT_SECONDS
+    forked = make_plan(inputs, H100, 4, executor="local")
+    assert units.start_seconds - forked.start_seconds == pytest.approx(IMPORT_SECONDS)
+    count, start = len(units.groups) + 1, units.start_seconds  # one scores the base
     assert alone.device_seconds == pytest.approx(alone.seconds)
     assert units.device_seconds == pytest.approx(units.seconds + count * start)
-    base = units.seconds - sum(group.seconds for group in units.groups)
-    longest = max(group.seconds for group in units.groups)
-    assert units.critical_seconds == pytest.approx(base + start + longest)
-    # As many devices as groups: the longest one is what everything waits for.
+    imports = (count - 1) * IMPORT_SECONDS  # one process imports for all
+    assert units.device_seconds - forked.device_seconds == pytest.approx(imports)
+    scores = units.seconds - sum(group.seconds for group in units.groups) - units.shared_seconds
+    assert 0 < scores < alone.shared_seconds == pytest.approx(units.shared_seconds + scores)
+    longest = max(scores, *(group.seconds for group in units.groups))
+    assert units.critical_seconds == pytest.approx(units.shared_seconds + start + longest)
+    # As many devices as units: the longest one is what everything waits for.
     many = make_plan(inputs, H100, count, executor="ray")
     assert many.wall_seconds == pytest.approx(units.critical_seconds)
 

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rankscope.models.attention import varlen
 from rankscope.models.attention.varlen import AttentionPlan, KVCache
 from rankscope.models.multi_lora import AdapterSpan, MultiLora, linear_layers, unwrap
-from rankscope.models.parameters import model_on_meta
 from rankscope.models.quantize import dense_weight
 from rankscope.models.sharding import Ranks, trainable_shards
 from rankscope.records import ModelRecord
@@ -170,12 +169,6 @@ class Base:
             # Mixed precision (1710.03740): autocast keeps norms, softmax and sums in float32.
             forward: Any = torch.autocast(model.device.type, dtype)(model.forward)
             model.forward = forward
-        return Base(model, self.tokenizer, self.record, self.folder, MultiLora(model))
-
-    def without_weights(self) -> "Base":
-        """The base on the meta device. What is left of a sharded one would keep its shards."""
-        self.ranks.models.clear()
-        model = model_on_meta(self.model.config)
         return Base(model, self.tokenizer, self.record, self.folder, MultiLora(model))
 
     def sharded_copy(self) -> "Base":

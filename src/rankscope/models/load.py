@@ -23,7 +23,7 @@ from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.model_folder import model_folder
 from rankscope.models.multi_lora import MultiLora
 from rankscope.models.output_layer import block_output_layer
-from rankscope.models.parameters import read_model_config
+from rankscope.models.parameters import model_on_meta, read_model_config
 from rankscope.models.quantize import check_quantize, quantization
 from rankscope.models.sharding import Ranks, attach_gathering, sharded_model
 from rankscope.records import ModelRecord
@@ -66,8 +66,36 @@ def load_base(
         model = load_model(source, dtype)
         if ranks is None:
             model.to(device)  # type: ignore[arg-type]  # a wrapper without its own types
+    record = model_record(config, device, dtype, quantize, model, tokenizer, source)
+    if ranks is not None:
+        return sharded_base(ranks, "base", record, source, model, tokenizer)
+    return frozen_base(model, tokenizer, record, source)
+
+
+def base_without_weights(
+    config: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: Literal["none", "4bit"] = "none",
+) -> Base:
+    """The base on shapes, for a process that leaves every pass to others."""
+    source = model_folder(config)
+    tokenizer, model = load_tokenizer(source), model_on_meta(read_model_config(source))
+    record = model_record(config, device, dtype, quantize, model, tokenizer, source)
+    return Base(model, tokenizer, record, source, MultiLora(model))
+
+
+def model_record(
+    config: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: Literal["none", "4bit"],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    source: Path,
+) -> ModelRecord:
     shape = model.config.get_text_config()
-    record = ModelRecord(
+    return ModelRecord(
         label=config.label,
         sha256=weights_sha256(source),
         architecture=type(model).__name__,
@@ -80,9 +108,6 @@ def load_base(
         device=str(device),
         prompt_format=resolved_format(config.prompt_format, tokenizer),
     )
-    if ranks is not None:
-        return sharded_base(ranks, "base", record, source, model, tokenizer)
-    return frozen_base(model, tokenizer, record, source)
 
 
 def load_trained_model(base: Base, folder: Path) -> Base:

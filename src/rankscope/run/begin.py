@@ -19,8 +19,7 @@ from rankscope.device import (
 )
 from rankscope.errors import STOP_SIGNALS, Interrupted, UserError
 from rankscope.filesystem import replace_text
-from rankscope.models.load import load_base
-from rankscope.models.sharding import Ranks
+from rankscope.models.base import Base
 from rankscope.progress import ProgressReporter
 from rankscope.records import BASE, FAILED, TrialSpec, trial_of
 from rankscope.run.context import RunContext
@@ -42,20 +41,20 @@ def begin_run(
     ledger: Ledger,
     reporter: ProgressReporter,
     should_stop: Callable[[], bool],
-    ranks: Ranks | None = None,
+    load: Callable[..., Base],
     trials: Sequence[TrialSpec] | None = None,
 ) -> RunContext:
     """Load the base and store what the study is made of, without its groups.
 
-    ``trials`` are those of a unit, whose ledger has no others; by default all of the study.
+    ``load`` is ``load_base`` or ``base_without_weights``. ``trials`` are those of a unit, whose
+    ledger has no others; by default all of the study.
 
     Raises:
         UserError: stored results would not be comparable with new ones.
     """
     check_record_settings(ledger, study)
     config, before = study.config, ledger.statuses()
-    quantize = config.quantize
-    base = load_base(config.model, study.device, study.dtype, quantize=quantize, ranks=ranks)
+    base = load(config.model, study.device, study.dtype, quantize=config.quantize)
     release_freed_memory()
     values = study_values(config)
     ledger.put_study(config.name, values, base.record, study.task_records, provenance())

@@ -6,7 +6,7 @@ from typing import Any
 from rankscope.device import live_memory_bytes, release_freed_memory
 from rankscope.records import TrialSpec
 from rankscope.run.context import RunContext
-from rankscope.run.groups import Group, group_id
+from rankscope.run.groups import BASE_GROUP, Group, group_id
 from rankscope.run.oom import Backoff, with_oom_backoff
 from rankscope.run.stages import Stage, run_stage
 from rankscope.run.stages.evaluate import EvaluateStage
@@ -62,11 +62,13 @@ class Conductor:
             clock.end_group()
 
     def unfinished_groups(self) -> list[Group]:
-        """The groups with something left to do in this round, longest training first: of units, one
-        that begins last would keep the others' devices waiting."""
+        """The base if it lacks a score, and the groups with something left to do in this round,
+        longest training first: of units, one that begins last would keep the others' devices
+        waiting."""
         study = self.context.study
         groups = [g for g in study.groups if self.train_stage.missing(g) or self.unfinished(g)]
-        return sorted(groups, key=lambda g: -sum(training_work(study, trial) for trial in g))
+        groups.sort(key=lambda g: -sum(training_work(study, trial) for trial in g))
+        return [BASE_GROUP, *groups] if self.evaluate_stage.missing_of_base() else groups
 
     def run_group(self, group: Group, label: str) -> None:
         """Train, evaluate and analyze one group, as far as that is not done.

@@ -38,12 +38,10 @@ OPTIMIZER_BYTES = 32
 """Read and written per trained parameter and step: clipping, weight, gradient and two moments."""
 DECOMPOSITION = 30
 """Operations of a singular value decomposition of (m, n), times m n min(m, n)."""
-START_SECONDS = 4.5
-"""Until a worker of a small study trains: imports, above all. Measured on two cores: 4.2 to 5.1 s,
-3.6 to 3.8 s of them processor time."""
-FORKED_SECONDS = 1.0
-"""The same for a worker forked from a process that has imported all. Measured for the pocket study:
-0.8 s of processor time."""
+IMPORT_SECONDS = 3.5
+"""To import torch and transformers; measured on two cores, 3 to 4 s of processor time."""
+READY_SECONDS = 1.0
+"""From there until a worker of a small study trains: 0.8 s for the pocket study."""
 ENCODED_TOKENS = 4e5
 """Tokens of rows and items that a worker prepares per second; assumed."""
 LOADED_BYTES = 0.5e9
@@ -155,11 +153,11 @@ class CostModel:
 
     def start(self, item_tokens: int, *, forked: bool = False) -> float:
         """Seconds until a new worker trains: its imports, rows and items as tokens, and the base
-        hashed and loaded. ``forked``: with the imports done, as workers of one machine are."""
+        hashed and loaded. ``forked``: from a process that has imported everything."""
         tokens = item_tokens + sum(rows.num_tokens for rows in self.inputs.rows.values())
         weights = self.shapes.num_parameters * self.inputs.dtype.itemsize
-        imports = FORKED_SECONDS if forked else START_SECONDS
-        return imports + tokens / ENCODED_TOKENS + weights / LOADED_BYTES
+        ready = READY_SECONDS + (0 if forked else IMPORT_SECONDS)
+        return ready + tokens / ENCODED_TOKENS + weights / LOADED_BYTES
 
     # --- training -------------------------------------------------------------------------------
 

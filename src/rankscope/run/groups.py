@@ -19,6 +19,8 @@ DEFAULT_MAX_GROUP_SIZE = 16
 
 
 Group = tuple[TrialSpec, ...]
+BASE_GROUP: Group = ()
+"""In place of a group: the base, which is scored and writes rows for ``self_replay``."""
 
 
 GroupLimit = Literal["all trials of the task", "size limit", "memory", "method"]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.records import Record, TrialSpec
 from rankscope.run.adaptive import expected_shares
-from rankscope.run.costs import CostModel, ItemTokens, StageSeconds, TrialCost
+from rankscope.run.costs import IMPORT_SECONDS, CostModel, ItemTokens, StageSeconds, TrialCost
 from rankscope.run.groups import Group, GroupLimit, group_steps, what_limits
 from rankscope.run.machines import Machine, this_machine
 from rankscope.run.prepared import PreparedStudy
@@ -79,10 +79,13 @@ class Plan(Record):
     """That each group takes, ``train.devices``."""
     device_seconds: float
     """What the study takes of all devices together."""
+    shared_seconds: float
+    """What comes before all groups: without an executor the base; with one the imports of the
+    process that workers are forked from, and of the base what is not a unit of its own."""
     critical_seconds: float
-    """The base, then the longest group: no number of devices ends sooner."""
+    """That, then the longest group or unit: no number of devices ends sooner."""
     wall_seconds: float
-    """On ``gpus`` devices: the base first, then the groups, see :func:`makespan`."""
+    """On ``gpus`` devices: that first, then the groups, see :func:`makespan`."""
     basis: str
     """What the estimate of time rests on."""
     expected_tokens: int | None = None
@@ -118,8 +121,16 @@ def make_plan(
     base = TrialCost(0, scoring, model.base_spectra(), base_heads(model, items))
     stages, of_base = summed([base, *costs.values()]), summed([base]).total
     base_tokens = sum(item.total for item in (*base_items, *sampled))
-    start = model.start(base_tokens, forked=CAN_FORK and executor == "local") if executor else 0.0
-    unit_seconds = [start + group.seconds for group in groups]
+    shared, start, base_unit = of_base, 0.0, list[float]()
+    if executor is not None:
+        forked = CAN_FORK and executor == "local"
+        start = model.start(base_tokens, forked=forked)
+        shared += IMPORT_SECONDS if forked else 0
+        if sampled:  # rows that other units wait for
+            shared += start
+        else:
+            shared, base_unit = shared - scoring, [start + scoring]
+    unit_seconds = base_unit + [start + group.seconds for group in groups]
     devices = inputs.config.train.devices
     products = sum(
         model.products(model.training_operations(t, inputs.training_tokens(t)))
@@ -150,9 +161,10 @@ def make_plan(
         executor=executor,
         start_seconds=start,
         devices=devices,
-        device_seconds=devices * (of_base + sum(unit_seconds)),
-        critical_seconds=of_base + max(unit_seconds),
-        wall_seconds=of_base + makespan(unit_seconds, max(1, gpus // devices)),
+        device_seconds=devices * (shared + sum(unit_seconds)),
+        shared_seconds=shared,
+        critical_seconds=shared + max(unit_seconds),
+        wall_seconds=shared + makespan(unit_seconds, max(1, gpus // devices)),
         basis=machine.basis(inputs.dtype, products / (stages.training * devices)),
         **expected_cost(inputs, costs, of_base),
         savings=largest_savings(inputs.config, inputs.trials, costs, stages, items),

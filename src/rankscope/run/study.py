@@ -6,7 +6,7 @@ Reading a study file needs no torch; what checks, plans and runs it is imported 
 import shutil
 import time
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -125,18 +125,17 @@ class Study:
         Raises:
             UserError, StudyLocked, IntegrityError, DiskFull, DiskFailed, OutOfMemory, Interrupted.
         """
+        from rankscope.models.load import base_without_weights, load_base
         from rankscope.run.begin import begin_run, interruptible, plan_again, prepare_process
         from rankscope.run.executors import ExecutorOptions, new_executor
         from rankscope.run.prepare import prepare_study
-        from rankscope.run.ranks import started_ranks
         from rankscope.run.units import adopt_units
 
         prepare_process()
         out = Path(out)
         begun = time.monotonic()
         reporter = reporter or NullReporter()
-        devices = self.config.train.devices
-        if executor is None and devices > 1:
+        if executor is None and self.config.train.devices > 1:
             executor = new_executor("local", ExecutorOptions.of(self.config))
         with reporting_shortages(out), closing(executor) if executor else nullcontext():
             # Before the folder: a refused study leaves nothing.
@@ -145,7 +144,6 @@ class Study:
             with (
                 Ledger.open(out, write=True, take_over=take_over) as ledger,
                 interruptible() as is_stop_requested,
-                ExitStack() as stack,
             ):
 
                 def should_stop() -> bool:
@@ -153,46 +151,44 @@ class Study:
                     return is_stop_requested()
 
                 reporter = JsonlReporter(reporter, out / LOG)
-                ranks = stack.enter_context(started_ranks(devices, study.device))
-                context = begin_run(study, ledger, reporter, should_stop, ranks)
+                load = load_base if executor is None else base_without_weights
+                context = begin_run(study, ledger, reporter, should_stop, load)
                 context.allow_mixed = allow_mixed
                 if retry:  # units have statuses and results of their own
                     adopt_units(context, keep_unsealed=False)
                     plan_again(ledger, retry)
                 try:
-                    self._run_all(context, executor, stack)
+                    self._run_all(context, executor)
                     shutil.rmtree(out / UNITS, ignore_errors=True)
                 finally:
                     if context.did_work:  # a run that finds nothing to do costs the study nothing
                         ledger.add_seconds(time.monotonic() - begun)
                 return ledger.load()
 
-    def _run_all(
-        self, context: "RunContext", executor: "Executor | None", ranks: ExitStack
-    ) -> None:
-        """Score the base, end the ``ranks`` that held it together, then bring every group to its
-        end, here or by the executor."""
-        from rankscope.device import release_freed_memory
+    def _run_all(self, context: "RunContext", executor: "Executor | None") -> None:
+        """Score the base and bring every group to its end, here or by the executor."""
         from rankscope.run.adaptive import study_rounds
         from rankscope.run.conductor import Conductor
         from rankscope.run.executors import run_units
         from rankscope.run.executors.slurm import SlurmExecutor, cancel_tasks
+        from rankscope.run.groups import BASE_GROUP
+        from rankscope.run.stages.self_replay import SelfReplayStage, use_sampled_rows
         from rankscope.run.units import adopt_units
 
         conductor = Conductor(context)
-        conductor.run_base()
-        ranks.close()
         if not isinstance(executor, SlurmExecutor):
             cancel_tasks(context.ledger.out / UNITS)
         adopt_units(context, keep_unsealed=executor is not None)
         if executor is None:
+            conductor.run_base()
             for _ in study_rounds(context):
                 conductor.run_groups()
             return
-        context.base = context.base.without_weights()  # workers load it themselves
-        release_freed_memory()
         # Another time limit makes no other unit.
         config = self.config.model_copy(update={"slurm": SlurmConfig()})
+        if SelfReplayStage(context).missing():  # rows that other units train on
+            run_units(context, config, [BASE_GROUP], executor)
+        use_sampled_rows(context)
         for _ in study_rounds(context):
             run_units(context, config, conductor.unfinished_groups(), executor)
             conductor.remove_orphans()

@@ -1,6 +1,7 @@
-"""Units of work: groups that worker processes bring to their end, each in a folder of its own.
+"""Units of work: groups that worker processes bring to their end, each in a folder of its own, and
+the base, which one of them scores.
 
-    OUT/units/<group id>/
+    OUT/units/<group id or "base">/
         unit.json      what to do; written last by the driver, once the folder is ready
         ledger.sqlite, artifacts/, checkpoints/    a ledger of the unit's own
         sealed.sha256  hash of that ledger; written last by the worker
@@ -26,7 +27,7 @@ from rankscope.errors import IntegrityError, UserError, reading
 from rankscope.filesystem import replace_text
 from rankscope.hashing import sha256_json, sums_text
 from rankscope.progress import LOG, logged_notes
-from rankscope.records import Record
+from rankscope.records import BASE, Record
 from rankscope.run.begin import check_record_settings
 from rankscope.run.context import Round, RunContext
 from rankscope.run.group_ledger import known_groups, store_groups
@@ -61,6 +62,7 @@ class UnitOrder(Record):
     study_sha256: str
     """Of the study as the driver prepared it; a worker that prepares another one refuses."""
     trial_ids: tuple[str, ...]
+    """None: score the base."""
     round: Round
     """How far to go."""
     versions: dict[str, str]
@@ -103,30 +105,34 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
     Args:
         context: of the driver.
         config: the study file as read, before ``auto`` was resolved.
-        group: trials of the unit.
+        group: trials of the unit, or ``BASE_GROUP``.
     """
-    folder = context.ledger.out / UNITS / group_id(group)
+    study = context.study
+    folder = context.ledger.out / UNITS / (group_id(group) if group else BASE)
     ids = tuple(trial.trial_id for trial in group)
+    if group:
+        memory = context.groups.memory(group)
+    else:  # to score the base takes less than to train a trial
+        memory = study.grouping.memory(study.runs(study.trials[:1]), study.config.train)
     order = UnitOrder(
         config=study_values(config),
-        study_sha256=prepared_sha256(context.study),
+        study_sha256=prepared_sha256(study),
         trial_ids=ids,
-        round=context.round,
+        round=context.round if group else Round(),
         versions=installed_versions(),
-        host_bytes=context.groups.memory(group).host_bytes(context.study.device),
+        host_bytes=memory.host_bytes(study.device),
     )
     file, text = folder / UNIT_ORDER, order.model_dump_json()
     if file.is_file() and file.read_bytes() == text.encode():
         return folder
     discard_unit(folder)
     with Ledger.open(folder, write=True, take_over=True) as unit:
-        study, base = context.study, context.base.record
-        values = study_values(study.config)
+        values, base = study_values(study.config), context.base.record
         unit.put_study(study.config.name, values, base, study.task_records, provenance())
         unit.put_trials(group)
-        transfer(context.ledger, unit, ids, verified=False)
-        limit = context.groups.batch_tokens(group)
-        store_groups(unit, study, [group], dict.fromkeys(ids, limit))
+        transfer(context.ledger, unit, ids or (BASE,), verified=False)
+        budgets = dict.fromkeys(ids, context.groups.batch_tokens(group)) if group else {}
+        store_groups(unit, study, [group] if group else [], budgets)
     statuses = context.ledger.statuses(ids)
     untrained = [trial for trial in group if statuses[trial.trial_id] == "planned"]
     move_checkpoint(context.ledger.out, folder, group_id(untrained))
@@ -186,17 +192,22 @@ def adopt_results(context: RunContext, folder: Path) -> None:
         move_checkpoint(folder, context.ledger.out, checkpoint.name)
     try:
         with Ledger.open(folder, write=False) as unit:
-            transfer(unit, context.ledger, order.trial_ids)
+            transfer(unit, context.ledger, order.trial_ids or (BASE,))
             stored = unit.groups()
     except IntegrityError as error:
         raise IntegrityError(f"{error}; to run this unit again, remove {folder}") from error
     assert stored is not None
-    context.groups.replace(order.trial_ids, stored)
+    if order.trial_ids:
+        context.groups.replace(order.trial_ids, stored)
     group = tuple(trial for trial in context.study.trials if trial.trial_id in order.trial_ids)
     for note in dict.fromkeys(logged_notes(folder / LOG)):
         if note not in context.study.notes:
-            context.reporter.note(f"{group[0].task} {group_label(group)}: {note}")
+            context.reporter.note(f"{unit_label(group)}: {note}")
     discard_unit(folder)
+
+
+def unit_label(group: Group) -> str:
+    return f"{group[0].task} {group_label(group)}" if group else BASE
 
 
 def move_checkpoint(source: Path, target: Path, name: str) -> None:

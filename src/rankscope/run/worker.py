@@ -3,12 +3,14 @@
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from rankscope.config.study import StudyConfig
 from rankscope.errors import Interrupted, StudyLocked, UserError
+from rankscope.models.load import load_base
 from rankscope.progress import LOG, JsonlReporter, NullReporter
 from rankscope.run.begin import begin_run, interruptible, prepare_process
 from rankscope.run.conductor import Conductor
@@ -65,12 +67,17 @@ def work(out: Path, unit: str) -> None:
             assert stored is not None
             study = unit_study(order, study, stored)
             reporter = JsonlReporter(NullReporter(), folder / LOG)
-            context = begin_run(study, ledger, reporter, should_stop, ranks, ledger.trials())
+            load = partial(load_base, ranks=ranks)
+            context = begin_run(study, ledger, reporter, should_stop, load, ledger.trials())
             context.allow_mixed = True  # the driver has decided that
             context.round = order.round
             context.killed_for_memory = KILLED_FOR_MEMORY in os.environ
-            use_sampled_rows(context)
-            Conductor(context).run_groups()
+            conductor = Conductor(context)
+            if order.trial_ids:
+                use_sampled_rows(context)
+                conductor.run_groups()
+            else:
+                conductor.run_base()
     seal_unit(folder)
 
 

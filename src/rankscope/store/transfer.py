@@ -16,8 +16,8 @@ ROWS = "SELECT * FROM records ORDER BY rowid"
 def transfer(
     source: Ledger, target: Ledger, trial_ids: Collection[str], *, verified: bool = True
 ) -> None:
-    """Copy statuses, records and artifacts of some trials of ``source`` into ``target``, and the
-    rows that they replay of the base's own.
+    """Copy statuses, records and artifacts of some trials, or of ``base``, of ``source`` into
+    ``target``, and the rows that they replay of the base's own.
 
     All of it takes effect in one transaction. Raises IntegrityError for a result that is altered in
     ``source`` (if ``verified``, everything is hashed), or that differs from ``target``'s.
@@ -32,19 +32,19 @@ def transfer(
         for model_id in {row[0] for row in rows}
         for row in target._db.execute(of_model, (model_id,))
     }
-    for row in rows:
-        if stored.get(row[:3], row) != row:
-            raise IntegrityError(
-                f"{source.out}: {row[1]} result of {row[0]} {row[2]} differs from the one in "
-                f"{target.out}; remove one of the two to continue"
-            )
-    places = [SAMPLED_ROWS, *(f"{ARTIFACTS}/{trial_id}" for trial_id in trial_ids)]
-    artifacts = [
-        artifact
-        for place in places
-        for artifact in source.artifacts(place)
-        if not target.artifacts(artifact.path)
+    places = {SAMPLED_ROWS, *(f"{ARTIFACTS}/{trial_id}" for trial_id in trial_ids)}
+    found = {artifact for place in places for artifact in source.artifacts(place)}
+    known = {artifact for place in places for artifact in target.artifacts(place)}
+    differing = [
+        f"{row[1]} result of {row[0]} {row[2]}" for row in rows if stored.get(row[:3], row) != row
     ]
+    differing += sorted({a.path for a in found - known} & {a.path for a in known})
+    for what in differing:
+        raise IntegrityError(
+            f"{source.out}: {what} differs from the one in {target.out}; remove one of the two to "
+            "continue"
+        )
+    artifacts = sorted(found - known, key=lambda artifact: artifact.path)
     num_bytes = sum(artifact.num_bytes for artifact in artifacts)
     with reporting_shortages(target.out, lambda: f"{num_bytes:,} bytes"):
         for artifact in artifacts:

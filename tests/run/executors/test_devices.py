@@ -9,9 +9,11 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from pocket_study import ROUNDING, SETTINGS, leftovers, small_study
+from command_line import rankscope
+from pocket_study import ROUNDING, SETTINGS, leftovers, small_study, study_file
 from safetensors.torch import load_file
 
+from rankscope.records import BASE
 from rankscope.run.executors import ExecutorOptions
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.store import snapshot_path, weights_path
@@ -30,7 +32,8 @@ class RankKiller(LocalExecutor):
     has_killed = False
 
     def submit(self, folder: Path) -> Any:
-        threading.Thread(target=self.kill, args=(folder,), daemon=True).start()
+        if folder.name != BASE:
+            threading.Thread(target=self.kill, args=(folder,), daemon=True).start()
         return super().submit(folder)
 
     def kill(self, folder: Path) -> None:
@@ -65,6 +68,23 @@ def test_a_unit_whose_rank_was_killed_continues_from_its_checkpoint(tmp_path: Pa
     assert [p.step for p in found.trials[0].curve] == [p.step for p in expected.trials[0].curve]
     assert found.trials[0].spectra is not None
     assert leftovers(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"device": "auto"}, "train.devices: 2: found 0 GPUs, expected at least 2"),
+        ({"arms": [{"method": "dora", "rank": 2, "lr": 1e-3}]}, "found method dora"),
+    ],
+)
+def test_what_several_devices_cannot_train_is_refused_before_anything_runs(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    file = study_file(tmp_path, **STUDY | changes, train={**SETTINGS["train"], "devices": 2})
+    outcome = rankscope("run", file, "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert message in outcome.told
+    assert not (tmp_path / "out").exists()
 
 
 def stored(folder: Path) -> torch.Tensor:

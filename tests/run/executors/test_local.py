@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -11,15 +12,18 @@ from typing import Any
 import psutil
 import pytest
 from command_line import rankscope
+from ledger_rows import rewrite_rows
 from pocket_study import TWO_GROUPS, leftovers, results, small_study, study_file
 
-from rankscope.errors import IntegrityError, Interrupted, UserError
+from rankscope.errors import BaseFailed, IntegrityError, Interrupted, UserError
 from rankscope.progress import NullReporter
+from rankscope.records import BASE
+from rankscope.run import starter as starter_module
 from rankscope.run.executors import ExecutorOptions, WorkerFailed, worker_process
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.executors.worker_process import check_worker, run_worker
 from rankscope.run.study import Study
-from rankscope.run.units import KILLED_FOR_MEMORY
+from rankscope.run.units import KILLED_FOR_MEMORY, seal_unit
 from rankscope.run.worker import work
 from rankscope.store import Ledger
 
@@ -33,7 +37,8 @@ class Killer(LocalExecutor):
         self.killed_starter: Any = None
 
     def submit(self, folder: Path) -> Any:
-        threading.Thread(target=self.kill, args=(folder,), daemon=True).start()
+        if folder.name != BASE:
+            threading.Thread(target=self.kill, args=(folder,), daemon=True).start()
         return super().submit(folder)
 
     def kill(self, folder: Path) -> None:
@@ -47,6 +52,38 @@ class Killer(LocalExecutor):
         assert self.starter.process is not None
         self.starter.process.kill()
         self.killed_starter = self.starter.process
+
+
+def fork_workers_that(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    """Have workers forked from a process that has run ``change`` on the module ``worker``."""
+    code = f"""
+import os, signal
+from rankscope.run import worker
+{change}
+from rankscope.cli import main
+main(is_starter=True)
+"""
+    monkeypatch.setattr(starter_module, "STARTER", ("-P", "-c", code))
+
+
+DIE_WHEN_SEALED = """
+def seal_and_die(folder):
+    seal_unit(folder)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+seal_unit, worker.seal_unit = worker.seal_unit, seal_and_die
+"""
+
+
+@pytest.mark.timeout(600)
+def test_workers_that_die_between_their_seal_and_their_end_cost_nothing(
+    undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork_workers_that(monkeypatch, DIE_WHEN_SEALED)
+    stages, executor = Stages(), LocalExecutor(ExecutorOptions(num_workers=2))
+    small_study(tmp_path, **TWO_GROUPS).run(tmp_path / "out", stages, executor)
+    assert results(tmp_path / "out") == undisturbed
+    assert leftovers(tmp_path / "out") == []
 
 
 def holder(unit: Path) -> str:
@@ -72,16 +109,19 @@ def test_a_killed_worker_and_a_killed_starter_are_started_again(tmp_path: Path) 
 
 
 class Recorder(LocalExecutor):
-    """Runs units in this process, or leaves them unfinished."""
+    """Scores the base in this process, then runs one group there or leaves all unfinished."""
 
     def __init__(self, *, finish: bool) -> None:
         super().__init__(ExecutorOptions())
         self.finish = finish
 
     def run(self, folder: Path) -> None:
-        if self.finish:
+        if self.finish or folder.name == BASE:
             work(folder.parents[1], folder.name)
-        raise Interrupted("the driver goes away")
+        if folder.name != BASE:
+            while (folder.parent / BASE).exists():  # until the driver has adopted it
+                time.sleep(0.01)
+            raise Interrupted("the driver goes away")
 
 
 class Stages(NullReporter):
@@ -93,7 +133,7 @@ class Stages(NullReporter):
 
 
 def abandoned(folder: Path, *, finish: bool) -> Path:
-    """A study whose driver went away when its first unit was sealed, or before."""
+    """A study whose driver went away when its first group was sealed, or before."""
     with pytest.raises(Interrupted):
         small_study(folder, **TWO_GROUPS).run(folder / "out", executor=Recorder(finish=finish))
     return folder / "out"
@@ -118,7 +158,8 @@ class Doomed(LocalExecutor):
 
     def run(self, folder: Path) -> None:
         work(folder.parents[1], folder.name)
-        raise WorkerFailed("killed")
+        if folder.name != BASE:
+            raise WorkerFailed("killed")
 
 
 def test_a_unit_that_is_given_up_leaves_its_results(
@@ -130,32 +171,59 @@ def test_a_unit_that_is_given_up_leaves_its_results(
     assert results(tmp_path / "out") == undisturbed
 
 
-class Broken(LocalExecutor):
-    """A worker of the first unit cannot even start Python, as on a node with a broken disk."""
+FAIL_WITH_DROPOUT = """
+class Failing(worker.Conductor):
+    def train(self, group):
+        if group[0].dropout:
+            raise AssertionError("a bug of the second group")
+        super().train(group)
 
-    def __init__(self) -> None:
-        super().__init__(ExecutorOptions())
-        self.first: Path | None = None
-
-    def run(self, folder: Path) -> None:
-        self.first = self.first or folder
-        if folder != self.first:
-            work(folder.parents[1], folder.name)
-            return
-        code = run_worker(folder, {"PYTHONHOME": str(folder)}, self.stopped.is_set)
-        check_worker(code, folder)
+worker.Conductor = Failing
+"""
 
 
-def test_a_unit_that_fails_three_times_is_failed_and_the_others_go_on(tmp_path: Path) -> None:
+@pytest.mark.timeout(600)
+def test_a_unit_that_fails_three_times_is_failed_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork_workers_that(monkeypatch, FAIL_WITH_DROPOUT)
     file, out = study_file(tmp_path, **TWO_GROUPS), tmp_path / "out"
-    records = Study.load(file).run(out, executor=Broken())
+    ran = rankscope("run", file, "--out", out, "--workers", "2")
+    assert ran.code == 3
+    records = Study.load(file).run(out)
     failures = {trial.status: trial.failure for trial in records.trials}
     assert sorted(trial.status for trial in records.trials) == ["done"] * 2 + ["failed"] * 2
     failure = str(failures["failed"])
     assert failure.startswith("its worker ended with exit code 1 and no result, 3 times: ")
-    assert "encodings" in failure  # the last lines that Python printed
-    assert rankscope("run", file, "--out", out).code == 3
+    assert "a bug of the second group" in failure  # the last lines that the worker printed
     assert leftovers(out) == []
+
+
+class BaseKiller(LocalExecutor):
+    """Its workers score the base and then die, however often they are started."""
+
+    def run(self, folder: Path) -> None:
+        work(folder.parents[1], folder.name)
+        raise WorkerFailed("killed")
+
+
+def test_a_study_without_its_base_ends(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    study, out = small_study(tmp_path, **TWO_GROUPS), tmp_path / "out"
+    with pytest.raises(BaseFailed, match="scoring the base: killed"):
+        study.run(out, executor=BaseKiller(ExecutorOptions()))
+    with Ledger.open(out, write=False) as ledger:
+        assert "failed" not in ledger.statuses().values()
+    study.run(out)
+    assert results(out) == undisturbed
+
+
+def test_a_worker_that_cannot_start_python_is_no_puzzle(tmp_path: Path) -> None:
+    """As on a node with a broken disk."""
+    unit = tmp_path / "units" / "0"
+    unit.mkdir(parents=True)
+    code = run_worker(unit, {"PYTHONHOME": str(unit)}, lambda: False)
+    with pytest.raises(WorkerFailed, match=r"exit code 1 and no result.*encodings"):
+        check_worker(code, unit)
 
 
 def test_a_new_driver_adopts_what_was_sealed(undisturbed: dict[str, Any], tmp_path: Path) -> None:
@@ -234,6 +302,29 @@ def test_a_unit_that_killed_workers_for_memory_is_made_smaller(
     assert stored is not None
     assert stored.batch_tokens or len(stored.groups) == 2
     assert list(statuses.values()).count("done") == 2
+
+
+def test_results_that_arrive_twice_are_dropped_if_equal_and_refused_if_not(
+    tmp_path: Path,
+) -> None:
+    out = abandoned(tmp_path, finish=True)
+    unit = next(out.glob("units/*/sealed.sha256")).parent
+    kept = shutil.copytree(unit, tmp_path / unit.name)
+    study = small_study(tmp_path, **TWO_GROUPS)
+    study.run(out)
+    before = results(out)
+    shutil.copytree(kept, unit)
+    study.run(out)
+    assert results(out) == before
+    assert not (out / "units").exists()
+    shutil.copytree(kept, unit)
+    rewrite_rows(
+        unit, "UPDATE records SET body = json_set(body, '$.seconds', 7.5) WHERE kind = 'train'"
+    )
+    seal_unit(unit)
+    with pytest.raises(IntegrityError, match=r"train result of .* differs from the one in"):
+        study.run(out)
+    assert results(out) == before
 
 
 def test_a_study_that_gained_a_seed_adopts_what_was_sealed(tmp_path: Path) -> None:

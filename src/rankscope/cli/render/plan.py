@@ -101,16 +101,19 @@ def totals(plan: Plan) -> Iterator[str]:
 
 def _units(plan: Plan) -> Iterator[str]:
     """What an executor makes of the groups."""
-    number, longest = max(enumerate(plan.groups, 1), key=lambda numbered: numbered[1].seconds)
-    unit_seconds = plan.start_seconds + longest.seconds
+    seconds = [plan.start_seconds + group.seconds for group in plan.groups]
+    unit_seconds = plan.critical_seconds - plan.shared_seconds
+    is_group = max(seconds) >= unit_seconds * (1 - 1e-9)
+    longest = f"group {seconds.index(max(seconds)) + 1}" if is_group else "the base's scores"
     yield (
-        f"With --executor {plan.executor}: {count(len(plan.groups), 'unit')}, each a process that "
-        f"starts in {rough_duration(plan.start_seconds)}; "
+        f"With --executor {plan.executor}: {count(len(plan.groups), 'group')} and the base, each a "
+        f"unit, a process that starts in {rough_duration(plan.start_seconds)}; "
         f"{plan.device_seconds / 3600:,.1f} device-hours in all."
     )
+    shared = f"{rough_duration(plan.shared_seconds)} for all units together, then "
     yield (
-        f"Critical path: the base {rough_duration(plan.critical_seconds - unit_seconds)}, then "
-        f"group {number} {rough_duration(unit_seconds)}; no number of devices ends before "
+        f"Critical path: {shared if plan.shared_seconds else ''}"
+        f"{longest} {rough_duration(unit_seconds)}; no number of devices ends before "
         f"{rough_duration(plan.critical_seconds)}."
     )
     host = byte_size(max(group.host_bytes for group in plan.groups))

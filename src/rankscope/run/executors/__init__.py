@@ -21,10 +21,16 @@ import torch
 
 from rankscope.config.slurm import SlurmConfig
 from rankscope.config.study import StudyConfig
-from rankscope.errors import UserError
+from rankscope.errors import BaseFailed, UserError
 from rankscope.run.context import RunContext
-from rankscope.run.groups import Group, group_label
-from rankscope.run.units import adopt_results, adopt_unit, open_unit, wait_for_worker
+from rankscope.run.groups import Group
+from rankscope.run.units import (
+    adopt_results,
+    adopt_unit,
+    open_unit,
+    unit_label,
+    wait_for_worker,
+)
 from rankscope.store import TrialFailure
 
 POLL_SECONDS = 0.2
@@ -138,7 +144,7 @@ def run_units(
     Args:
         context: of the driver.
         config: the study file as read.
-        groups: those with something left to do.
+        groups: those with something left to do, and ``BASE_GROUP``.
         executor: where they run.
 
     Raises:
@@ -168,18 +174,20 @@ def run_units(
 
 def finish_unit(context: RunContext, future: Future[None], folder: Path, group: Group) -> None:
     """Commit the results of a unit. If its workers kept dying, commit what they finished and mark
-    the trials without weights as failed."""
+    the trials without weights as failed; without the base's scores there is no study."""
     try:
         future.result()
     except WorkerFailed as error:
         # What started the worker may have been killed without it.
         wait_for_worker(folder, context.check_stop, context.reporter.note)
         adopt_results(context, folder)
+        if not group:
+            raise BaseFailed(f"scoring the base: {error}") from error
         statuses = context.ledger.statuses()
         untrained = [t.trial_id for t in group if statuses[t.trial_id] == "planned"]
         context.ledger.fail_trials([TrialFailure(i, error.status, str(error)) for i in untrained])
-        context.reporter.note(f"{group[0].task} {group_label(group)}: {error}")
+        context.reporter.note(f"{unit_label(group)}: {error}")
     else:
         adopt_unit(context, folder)
     context.pieces_done += 1
-    context.reporter.advance(context.pieces_done, f"{group[0].task} {group_label(group)}")
+    context.reporter.advance(context.pieces_done, unit_label(group))
