@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rankscope.data.self_replay import RowsToSample
@@ -17,6 +18,9 @@ from rankscope.evaluate.continuous_batching import (
     StopStrings,
 )
 from rankscope.models.base import Base
+
+BLOCK = 256
+"""Tokens whose probabilities are added up on the device."""
 
 
 @dataclass(slots=True)
@@ -59,8 +63,26 @@ def sample_rows(base: Base, rows: RowsToSample, batch_tokens: int) -> list[list[
 
 def draw(logits: Tensor, sequences: Sequence[SampledRow]) -> Tensor:
     """A token for each row, (R,): the first whose cumulative probability exceeds the row's next
-    uniform number. (R, V) logits."""
+    uniform number. (R, V) logits.
+
+    Only the sums of blocks of tokens leave the device, and the block that a token is in. They are
+    added up in float64, which not every device has.
+    """
     uniform = torch.tensor([[row.draws.random()] for row in sequences], dtype=torch.float64)
-    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1).cpu()
-    tokens = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
-    return tokens.squeeze(1).clamp(max=logits.shape[-1] - 1)
+    probabilities = F.pad(logits.float().softmax(dim=-1), (0, -logits.shape[-1] % BLOCK))
+    blocks = probabilities.unflatten(-1, (-1, BLOCK))  # (R, V / BLOCK, BLOCK)
+    sums = blocks.sum(dim=-1).cpu().double()
+    block, rest = first_beyond(sums, uniform * sums.sum(dim=-1, keepdim=True))
+    rows = torch.arange(len(blocks), device=blocks.device)
+    token, _ = first_beyond(blocks[rows, block.squeeze(1).to(blocks.device)].cpu().double(), rest)
+    return (block * BLOCK + token).squeeze(1)
+
+
+def first_beyond(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The first weight of each row up to which they add up to more than the target, and how far the
+    target is beyond those before it. (R, N) and (R, 1) float64."""
+    cumulative = weights.cumsum(dim=-1)
+    below_all = cumulative[:, -1:] * (1 - torch.finfo(torch.float64).eps)
+    target = torch.minimum(target, below_all)
+    index = torch.searchsorted(cumulative, target, right=True)
+    return index, target - (cumulative - weights).gather(1, index)
