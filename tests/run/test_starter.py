@@ -16,11 +16,15 @@ from rankscope.run.starter import ForkedWorker, Starter
 
 CHILD = """
 import os, sys, time, types
+from contextlib import suppress
 sys.modules["rankscope.run.worker"] = types.ModuleType("worker")  # imports torch
 units = sys.modules["rankscope.run.units"] = types.ModuleType("units")
 units.DRIVER = "RANKSCOPE_DRIVER"
 from rankscope.run.starter import become_worker
 code, seconds = become_worker()
+for fd in range(3, 64):  # what a program that this one starts would get
+    with suppress(OSError):
+        assert not os.get_inheritable(fd)
 print(os.environ["RANKSCOPE_DRIVER"], os.environ["PLACE"], os.environ["COMMON"], flush=True)
 end = time.monotonic() + float(seconds)
 while time.monotonic() < end and os.environ["RANKSCOPE_DRIVER"] == str(os.getppid()):

@@ -137,6 +137,8 @@ def become_worker() -> list[str]:
             order, files, _, _ = socket.recv_fds(orders, ORDER_BYTES, 2)
             if not order:
                 os._exit(0)
+            for file in files:  # Python 3.11's recv_fds ignores the flag that would do it
+                os.set_inheritable(file, False)
             line, messages = socket.socket(fileno=files[0]), files[1]
             os.dup2(messages, 1)
             os.dup2(messages, 2)
