@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from grouped_products import hostile_grouped_mm
 from pocket_study import ROUNDING, changed, small_study
 from safetensors.torch import load_file
 
@@ -18,10 +20,13 @@ ARMS = [
 ]
 
 
-def finished(folder: Path, implementation: str) -> tuple[StudyRecords, dict[str, Any]]:
+def finished(
+    folder: Path, implementation: str, dtype: str = "float32"
+) -> tuple[StudyRecords, dict[str, Any]]:
     changes = {
         "arms": ARMS,
         "max_group_size": 16,
+        "dtype": dtype,
         "analyze": {"spectra": {"enabled": False}},
         **changed("train", lora_implementation=implementation, max_steps=8, evaluate_every=4),
         **changed("evaluate", max_items=24, cross_domain=[]),
@@ -40,6 +45,23 @@ def decisions(value: object) -> object:
         kept = {key: decisions(part) for key, part in value.items() if key not in NUMBERS}
         return {key: part for key, part in kept.items() if not isinstance(part, float)}
     return [decisions(part) for part in value] if isinstance(value, list) else value
+
+
+def test_a_study_decides_the_same_on_a_strict_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that takes what a GPU's does and nothing else, and leaves NaN where nobody may read."""
+    loop, by_loop = finished(tmp_path / "loop", "loop", "bfloat16")
+    monkeypatch.setattr(F, "grouped_mm", hostile_grouped_mm)
+    grouped, by_groups = finished(tmp_path / "grouped", "grouped_mm", "bfloat16")
+    assert by_groups["advice"][0]["verdict"] == by_loop["advice"][0]["verdict"]
+    for ours, theirs in zip(grouped.trials, loop.trials, strict=True):
+        assert ours.spec == theirs.spec
+        assert ours.status == theirs.status == "done"
+        assert ours.train is not None
+        assert theirs.train is not None
+        for a, b in zip(ours.train.losses, theirs.train.losses, strict=True):
+            assert a.loss == pytest.approx(b.loss, rel=2**-5)  # some dozen roundings to 2^-9
 
 
 def test_a_study_decides_the_same(tmp_path: Path) -> None:
