@@ -405,7 +405,8 @@ def _view(
 
 
 def judge(drawn: Drawn, run: Played) -> dict[str, object]:
-    """What a study said, and how that compares with the truth."""
+    """What a study said, and how that compares with the truth. An arm over the limit on forgetting
+    is worth no more than the base."""
     (results,) = task_results(run.records)
     verdict = with_claims(results, decide(results))[0]
     chosen = verdict.subject.summary if verdict.subject and verdict.recommends_subject else None
@@ -424,6 +425,8 @@ def judge(drawn: Drawn, run: Played) -> dict[str, object]:
         limit = drawn.frame.config.objective.max_forgetting
         if limit is not None and drawn.loss[chosen.label] > limit:
             found["over_limit"] = True
+        if found.get("over_limit"):
+            net = 0.0
     found["utility"] = net
     found["lost"] = drawn.best - net
     wrong = bool(found.get("over_limit")) or drawn.best - net > MARGIN
@@ -448,7 +451,9 @@ def compare(world: World, seed: int, rule: AdaptiveRule = RULE) -> dict[str, obj
     # A stop shows nothing of the end of training: the answer is tentative.
     ours["firm"] = ours["firm"] and not adaptive.stops
     result["same"] = (grid["decision"], grid["label"]) == (ours["decision"], ours["label"])
-    result["parity"] = result["same"] or ours["utility"] >= grid["utility"] - MARGIN
+    breaks_limit = ours.get("over_limit", False) and not grid.get("over_limit", False)
+    is_near = ours["utility"] >= grid["utility"] - MARGIN and not breaks_limit
+    result["parity"] = result["same"] or is_near
     result["ratio"] = ours["cost"] / grid["cost"]
     result["item_ratio"] = ours["items"] / grid["items"]
     result["outranked"] = outranked

@@ -29,7 +29,7 @@ from rankscope.store import find_problems
 
 GRID: dict[str, Any] = {
     "arms": [
-        {"method": "lora", "rank": 2, "lr": [1e-5, 2e-3]},
+        {"method": "lora", "rank": 2, "lr": [5e-2, 2e-3]},
         {"method": "full", "lr": 5e-4},
     ],
     "seeds": [0, 1],
@@ -154,6 +154,36 @@ def test_trials_train_as_in_the_grid(adaptive: Path, grid: StudyRecords) -> None
         assert record.metrics == pytest.approx(grid.evals[key].metrics, rel=ROUNDING)
 
 
+def test_two_rungs_judge_by_where_trials_are_heading(tmp_path: Path) -> None:
+    """Computed again from the points of both rungs, forgetting without a weight: after step 2 of 8
+    the last of three rates stops; after step 4 none of those that go on but the first can, and by
+    then each goes on by twice of what it gained since step 2."""
+    rates = [1e-5, 5e-4, 2e-3]
+    study = small_study(
+        tmp_path,
+        **ADAPTIVE
+        | {"arms": [{"method": "lora", "rank": 2, "lr": rates}], "seeds": [0]}
+        | {"rungs": [0.25, 0.5], "budget": None, "objective": {"retention": 0}},
+    ).run(tmp_path / "out")
+    base = study.items[BASE, "pocket_med", "validation"].scores.mean()
+    gains = {
+        (trial.spec.lr, point.step): point.score - base
+        for trial in study.trials
+        for point in trial.curve
+        if point.task == "pocket_med"
+    }
+    stops = {trial.spec.lr: trial.stop for trial in study.trials if trial.stop}
+    *going, last = sorted(rates, key=lambda lr: (-gains[lr, 2], lr))
+    assert stops[last].train.steps == 2
+    heading = {lr: 3 * gains[lr, 4] - 2 * gains[lr, 2] for lr in going}
+    best, other = sorted(going, key=lambda lr: (-heading[lr], lr))
+    assert best not in stops
+    if other in stops:
+        assert stops[other].train.steps == 4
+        assert stops[other].rival.endswith(f"lr={best:.12g}")
+        assert stops[other].difference == pytest.approx(gains[other, 4] - gains[best, 4])
+
+
 def test_interrupted_over_and_over_it_stops_the_same_trials(adaptive: Path, tmp_path: Path) -> None:
     user = run_interrupted(small_study(tmp_path, **ADAPTIVE), tmp_path / "out", every=12)
     assert user.stops > 3
@@ -216,7 +246,7 @@ def test_other_rungs_in_a_folder_judge_at_their_own_steps(adaptive: Path, tmp_pa
 
 def test_survivors_of_a_group_that_was_split_go_on_from_the_rung(tmp_path: Path) -> None:
     """One rate of four is left, so neither half goes on as it is."""
-    arms = [{"method": "lora", "rank": 2, "lr": [1e-5, 5e-4, 1e-3, 2e-3]}]
+    arms = [{"method": "lora", "rank": 2, "lr": [5e-2, 0.1, 0.2, 2e-3]}]
     reporter = Steps("first seed", splits=True)
     small_study(tmp_path, **ADAPTIVE | {"arms": arms, "seeds": [0], "max_group_size": 4}).run(
         tmp_path / "out", reporter

@@ -39,7 +39,7 @@ SEED_SPREAD = 0.5
 """Standard deviation between seeds that a stop allows for, in margins: with one seed of each arm it
 cannot be measured."""
 
-CONTENDING = 0.25
+CONTENDING = 0.3
 """Level of the interval by which an arm goes on at each look. It holds for scores at a rung; where
 arms are heading varies more, so this is no chance of an error. Higher is cheaper and errs more
 often; chosen by simulation (docs/findings, adaptive studies)."""
@@ -64,12 +64,12 @@ class AdaptiveRule:
             )
 
     def rates_kept(self, rung: int, declared: int) -> int:
-        """Most learning rates of one configuration that go on after a rung.
+        """Most learning rates of one configuration that go on after a rung before the last.
 
-        They thin out evenly, and the last rung leaves one: of three and two rungs two, then one.
+        They thin out evenly, as if the last one left one: of three and two rungs two.
         """
-        last = len(self.rungs) - 1
-        return 1 if rung == last else ceil(declared * (last + 1 - rung) / (last + 2))
+        num_rungs = len(self.rungs)
+        return ceil(declared * (num_rungs - rung) / (num_rungs + 1))
 
     def is_last(self, rung: int) -> bool:
         return rung == len(self.rungs) - 1
@@ -151,12 +151,13 @@ def stops_at_rung(
     """Trials of a task that stop at the rung of that index, by trial id.
 
     Arms are ordered by where they are heading: curves cross, and what has risen since the rung
-    before goes on to rise. Before the last rung an arm is compared with the best
-    learning rate of its own configuration only: ranks and methods learn at different speeds. At the
-    last rung it is also compared with the *incumbent*, the highest such utility among the arms that
-    keep the limit on forgetting, and stops if it cannot come within the margin of it by an interval
-    of level ``CONTENDING``. The incumbent itself never stops. The gap that a stop states is that of
-    the scores at the rung.
+    before goes on to rise. Before the last rung the learning rates of a configuration thin out in
+    that order; ranks and methods learn at different speeds. At the last rung they compete: the best
+    rate of every configuration with the *incumbent*, the highest heading among the arms that keep
+    the limit on forgetting, and the other rates with the best one. What cannot come within
+    the margin of its rival by an interval of level ``CONTENDING`` stops, a configuration with all
+    its rates. The best LoRA arm and the best fully fine-tuned one always go on. The gap that a stop
+    states is that of the scores at the rung.
 
     Args:
         study: the study as if training had ended at the rung: its trials that reached it are
@@ -165,19 +166,20 @@ def stops_at_rung(
     """
     standing = _Standing.of(study, task, _arms(study, task), rule)
     heading = standing if before is None else standing.continued(before, rung)
+    is_last, look, spared = rule.is_last(rung), heading.at_this_look(), heading.best_of_kinds()
     rates: dict[tuple[object, ...], set[float]] = {}
     for spec in (t.spec for t in study.trials if t.spec.task == task):
         rates.setdefault(spec.arm_without_lr, set()).add(spec.lr)
     stops: dict[str, Stop] = {}
-    for setting, declared in rates.items():
-        ranked = [a for a in heading.ranked if a.trials[0].spec.arm_without_lr == setting]
+    for configuration, declared in rates.items():
+        ranked = [a for a in heading.ranked if a.trials[0].spec.arm_without_lr == configuration]
         kept = rule.rates_kept(rung, len(declared))
         for position, arm in enumerate(ranked[1:], start=1):
-            stops |= standing.stop(arm, ranked[0], position >= kept)
-    if rule.is_last(rung) and heading.ranked:
-        incumbent, look = heading.ranked[0], heading.at_this_look()
-        for arm in heading.ranked[1:]:
-            if look.is_worse(arm, incumbent):
+            is_outranked = look.is_worse(arm, ranked[0]) if is_last else position >= kept
+            stops |= standing.stop(arm, ranked[0], is_outranked)
+        is_compared = is_last and ranked and ranked[0].summary.label not in spared
+        if is_compared and look.is_worse(ranked[0], incumbent := heading.ranked[0]):
+            for arm in ranked:
                 stop = standing.stop(arm, incumbent, is_outranked=True)
                 # What an interval shows counts for more than an order.
                 stops |= {i: s for i, s in stop.items() if i not in stops or s.reason == "worse"}
@@ -279,6 +281,12 @@ class _Standing:
                 for label, utility in self.utilities.items()
             }
         )
+
+    def best_of_kinds(self) -> set[str]:
+        """Labels of the best arm, the best LoRA arm and the best fully fine-tuned one."""
+        lora = [a for a in self.ranked if a.summary.is_lora]
+        full = [a for a in self.ranked if a.summary.is_full]
+        return {kind[0].summary.label for kind in (self.ranked, lora, full) if kind}
 
     def at_this_look(self) -> "_Standing":
         """The same with intervals of level ``CONTENDING`` that hold at this look alone."""
