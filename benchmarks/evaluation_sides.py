@@ -120,7 +120,7 @@ def harness_choice(given: Given) -> dict[str, Any]:
     """lm-evaluation-harness's HFLM, one model after another; loading and tokenizing untimed."""
     from lm_eval.models.huggingface import HFLM
 
-    logprobs, tokens, seconds, batch_size = [], [], 0.0, None
+    logprobs, tokens, seconds, batch_size = [], [], [], None
     for folder in given["adapters"]:
         lm = HFLM(
             pretrained=given["model"],
@@ -132,8 +132,8 @@ def harness_choice(given: Given) -> dict[str, Any]:
         requests = []
         for question in given["questions"]:
             for answer in question["answers"]:
-                pair = (question["prompt"], answer)
-                requests.append((pair, *lm._encode_pair(*pair)))
+                longest = question.get("max_length")
+                requests.append(request_of(lm, question["prompt"], answer, longest))
         counts = [len(question["answers"]) for question in given["questions"]]
         if batch_size is None:
             # From all over: the first ones may be shorter than the rest.
@@ -146,16 +146,30 @@ def harness_choice(given: Given) -> dict[str, Any]:
             ]
             batch_size = best_of(given["batch_sizes"], partial(seconds_of_scoring, lm, chosen))
         found, took = timed(score, lm, requests, batch_size)
-        seconds += took
+        seconds.append(took)
         logprobs.append([[value for value, _ in part] for part in parts(found, counts)])
         if not tokens:
             tokens = [[part[0][1], [r[2] for r in part]] for part in parts(requests, counts)]
     return {
         "logprobs": logprobs,
         "tokens": tokens,
-        "seconds": seconds,
+        "seconds": sum(seconds),
+        "seconds_by_model": seconds,
         "batch_size": batch_size,
     }
+
+
+def request_of(
+    lm: Any, prompt: str, answer: str, max_length: int | None
+) -> tuple[tuple[str, str], list[int], list[int]]:
+    """What the harness makes of a prompt and an answer, or of a text without a prompt."""
+    if prompt:
+        context, continuation = lm._encode_pair(prompt, answer)
+    else:
+        context, continuation = [lm.prefix_token_id], lm.tok_encode(answer)
+    if max_length is not None:
+        continuation = continuation[: max_length - len(context)]
+    return (prompt, answer), context, continuation
 
 
 def seconds_of_scoring(lm: Any, requests: Sequence[Any], batch_size: int) -> float:

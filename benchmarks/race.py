@@ -49,6 +49,7 @@ class Setting:
         task: named task whose training rows are used, in the plain prompt format.
         data_dir: folder of the named tasks' files; None for the pocket model's own tasks.
         trials: (rank, learning rate, seed) of each trial; alpha is twice the rank, on attention.
+            Rank None is full fine-tuning.
         batch_size: rows per micro-batch.
         gradient_accumulation: micro-batches per optimizer step.
         max_length: tokens; longer rows are left out on every side.
@@ -59,7 +60,7 @@ class Setting:
     model: str
     task: str
     data_dir: str | None
-    trials: tuple[tuple[int, float, int], ...]
+    trials: tuple[tuple[int | None, float, int], ...]
     batch_size: int
     gradient_accumulation: int
     max_length: int
@@ -80,13 +81,13 @@ class Setting:
         """The trials, with ids that are also labels, such as ``r=8 lr=0.0002 seed=0``."""
         return [
             TrialSpec(
-                trial_id=f"r={rank} lr={lr:g} seed={seed}",
+                trial_id=f"{'full' if rank is None else f'r={rank}'} lr={lr:g} seed={seed}",
                 task=self.task,
-                method="lora",
+                method="full" if rank is None else "lora",
                 rank=rank,
-                alpha=2.0 * rank,
+                alpha=None if rank is None else 2.0 * rank,
                 lr=lr,
-                targets=ATTENTION,
+                targets=() if rank is None else ATTENTION,
                 dropout=0.0,
                 seed=seed,
             )
@@ -123,7 +124,8 @@ class Rows:
     def read(cls, setting: Setting, max_train_rows: int | None = None) -> "Rows":
         """The first rows of the task that fit, as many as the steps need or there are.
 
-        max_train_rows: as in a study file, which draws that many.
+        max_train_rows: as in a study file, which draws that many. All of them are read, and those
+            that are too long are cut, as in a study.
         """
         data_dir = None if setting.data_dir is None else Path(setting.data_dir)
         encoder = Encoder(load_tokenizer(Path(setting.model)), "plain", setting.max_length)
@@ -132,11 +134,11 @@ class Rows:
         wanted = setting.steps * setting.batch_size * setting.gradient_accumulation
         for item in load_task(task, data_dir, data_seed=0).train:
             row = encoder.training_row(item, "completion")
-            if row is not None and not row.truncated:
+            if row is not None and not (row.truncated and max_train_rows is None):
                 rows.prompts.append(item.prompt)
                 rows.completions.append(with_leading_space(item.prompt, item.completion))
                 rows.encoded.append(row)
-            if len(rows.encoded) == wanted:
+            if max_train_rows is None and len(rows.encoded) == wanted:
                 break
         return rows
 

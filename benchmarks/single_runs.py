@@ -305,7 +305,7 @@ def trl(rows: Rows) -> Times:
     """TRL's SFTTrainer as its documentation shows it, one run per trial."""
     model, times = load(rows.setting), Times()
     for spec in rows.setting.specs():
-        trl_run(new_adapter(model, spec), spec, rows, {}, times)
+        trl_run(None if spec.is_full else new_adapter(model, spec), spec, rows, {}, times)
     return times
 
 
@@ -318,9 +318,11 @@ def trl_without_recomputation(rows: Rows) -> Times:
 
 
 def trl_run(
-    start: Adapter, spec: TrialSpec, rows: Rows, changes: Mapping[str, Any], times: Times
+    start: Adapter | None, spec: TrialSpec, rows: Rows, changes: Mapping[str, Any], times: Times
 ) -> None:
     """One SFTTrainer on the rows in the trial's order; prompt and completion are text columns.
+
+    ``start`` is None for full fine-tuning.
 
     But for ``changes`` everything stands at TRL's default that the race does not fix:
     completion-only loss, no packing, padding to the longest row of the micro-batch, gradient
@@ -358,10 +360,11 @@ def trl_run(
                 **changes,
             ),
             train_dataset=Dataset.from_dict(columns),
-            peft_config=peft_config(spec),
+            peft_config=None if start is None else peft_config(spec),
         )
         check_rows(trainer.train_dataset, [rows.encoded[i] for i in order])
-        copy_start(trainer.model, start)
+        if start is not None:
+            copy_start(trainer.model, start)
         step_losses = watch_losses(trainer, setting.gradient_accumulation)
         clock = TrainerClock(setting.torch_device())
         trainer.add_callback(clock)

@@ -124,12 +124,17 @@ def test_train_sweep_prints_its_line(lines_of: LinesOf, data_dir: Path) -> None:
 def test_a_whole_study_has_the_losses_and_scores_of_the_scripts(
     lines_of: LinesOf, data_dir: Path
 ) -> None:
-    options = "--ranks 2 --rows 16 --items 4 --dtype float32".split()
+    """It exits with 1 if they differ. The parts of what is saved add up to all of it."""
+    sizes = "--ranks 2 --rates 1e-3,3e-3 --full-rates 5e-4 --seeds 2 --rows 12 --max-length 100"
+    steps = "--steps 6 --items 8 --rung-items 8 --sample-steps 2 --dtype float32"
     places = ["--model", str(pocket_folder()), "--data-dir", str(data_dir)]
-    (result,) = lines_of("whole_study", *options, *places)  # it exits with 1 if they differ
-    assert result["models"] == 2
-    assert result["items"] == 16
-    assert {"rankscope", "trl", "harness"} == set(result["seconds"])  # type: ignore[call-overload]
+    (result,) = lines_of("whole_study", *sizes.split(), *steps.split(), *places)
+    ours, scripts = result["seconds"]["rankscope"], result["seconds_of_scripts"]["all"]
+    assert result["ratio"] == pytest.approx(scripts / ours, rel=1e-3)
+    assert sum(result["shares"].values()) == pytest.approx(1, abs=5e-3)
+    assert sum(result["trials"].values()) == 2 * 3
+    assert result["trained_tokens"]["rankscope"] <= result["trained_tokens"]["scripts"]
+    assert result["scored_tokens"]["rankscope"] <= result["scored_tokens"]["scripts"]
 
 
 def test_gpu_runs_to_its_end_on_a_processor(lines_of: LinesOf, tmp_path: Path) -> None:
