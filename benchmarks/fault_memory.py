@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from command_line import Outcome
 from launcher import COMMAND, Launcher
@@ -173,12 +174,41 @@ def run_fault(outcome: Outcome, out: Path) -> str:
 
 
 def resumed_fault(launcher: Launcher, reference: Undisturbed, out: Path) -> str:
-    """What is wrong once there is memory. Other passes or groups round otherwise."""
-    notes = list(logged_notes(out / LOG))
-    if not any("not enough memory" in note for note in notes):
-        return reference.resumed(launcher, out, "--retry", "oom")
+    """What is wrong once there is memory.
+
+    Less memory may have cut other groups, whose trials come to the same results; smaller passes
+    round otherwise.
+    """
     ran = launcher.run("run", reference.file, "--out", out, "--retry", "oom")
-    return "" if ran.code == OK else f"then exit {ran.code}: {last_lines(ran)}"
+    if ran.code != OK:
+        return f"then exit {ran.code}: {last_lines(ran)}"
+    is_rounded = any("not enough memory" in note for note in logged_notes(out / LOG))
+    return reference.differs(out, unrounded if is_rounded else without_groups)
+
+
+def without_groups(results: dict[str, Any]) -> dict[str, Any]:
+    """Results of a study, but for which trials trained together."""
+    groups = ("group_id", "group_size")
+
+    def kept(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: field for name, field in value.items() if name not in groups}
+
+    trials = {label: tuple(map(kept, fields)) for label, fields in results["trials"].items()}
+    return {**results, "trials": trials}
+
+
+def unrounded(results: dict[str, Any]) -> dict[str, Any]:
+    """Results of a study that no order of summation changes."""
+    exact = {name: results[name] for name in ("config", "model", "tasks")}
+    trials = {label: fields[:3] for label, fields in results["trials"].items()}
+    return {
+        **exact,
+        "trials": trials,
+        "evals": set(results["evals"]),
+        "files": set(results["files"]),
+    }
 
 
 def leak(launcher: Launcher, folder: Path) -> Point:

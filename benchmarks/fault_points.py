@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,10 +80,12 @@ class Undisturbed:
         assert ran.code == OK, ran.err
         return cls(file, results(out))
 
-    def differs(self, out: Path) -> str:
-        """How a finished study differs from it; '' if it does not."""
-        found = results(out)
-        parts = [name for name, value in self.results.items() if found[name] != value]
+    def differs(
+        self, out: Path, compared: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    ) -> str:
+        """How a finished study differs from it, in what is ``compared``; '' if it does not."""
+        expected, found = compared(self.results), compared(results(out))
+        parts = [name for name, value in expected.items() if found[name] != value]
         if parts:
             return f"other results: {', '.join(parts)}"
         if left := leftovers(out):
