@@ -11,12 +11,13 @@ from synthetic_study import Truth, synthetic_study
 from fault_points import Options, Point, last_lines
 from large_report import store
 from rankscope.errors import BAD_INPUT, OK
+from rankscope.store import OUTPUT_FILES
 
 ARMS = 10_000
 SECONDS = 300
 """Longest answer on two cores."""
-MEBIBYTES = 20
-"""Largest page."""
+MEBIBYTES = 4
+"""Largest page, and largest file of the recommendation."""
 HEAD = """\
 name: large
 model: pocket
@@ -87,6 +88,7 @@ def points(options: Options) -> Iterator[Point]:
                 problem = f"{seconds:.0f} s, expected at most {SECONDS}"
             what = " ".join(getattr(word, "name", str(word)) for word in words)
             yield Point(what, f"{what}: {seconds:.0f} s", problem)
-    size = (out / "report.html").stat().st_size / 2**20
-    problem = "" if size <= MEBIBYTES else f"expected at most {MEBIBYTES} MiB"
-    yield Point("size of report.html", f"page: {size:.1f} MiB", problem)
+    for name in OUTPUT_FILES:
+        size = (out / name).stat().st_size / 2**20
+        problem = "" if size <= MEBIBYTES else f"expected at most {MEBIBYTES} MiB"
+        yield Point(f"size of {name}", f"{name}: {size:.1f} MiB", problem)

@@ -1,16 +1,19 @@
 """A page of many arms: which are shown, that it says so, and that its size does not grow."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from synthetic_study import Truth, synthetic_study
 
+from large_report import store
 from rankscope.advise.recommend import recommend
-from rankscope.records import FAILED, StudyRecords
+from rankscope.records import FAILED, Recommendation, StudyRecords
 from rankscope.report import page_limit
 from rankscope.report.page_limit import limited
 from rankscope.report.study_page import render_study
 from rankscope.report.study_view import StudyView
+from rankscope.run.outputs import write_outputs
 
 
 def many(ranks: int) -> StudyRecords:
@@ -40,6 +43,7 @@ def test_arms_that_the_answer_names_stay_and_then_the_best(view: StudyView) -> N
     for whole, advice in zip(view.recommendation.advice, shown.recommendation.advice, strict=True):
         labels = [arm.label for arm in advice.arms]
         assert len(labels) == 6
+        assert advice.arms_left_out == len(whole.arms) - 6
         in_order = [arm.label for arm in whole.arms if arm.label in labels]
         assert labels == in_order
         named = {row.arm.label for row in whole.rows} | {whole.subject_label}
@@ -64,6 +68,15 @@ def test_a_page_says_what_it_leaves_out_and_counts_all(view: StudyView) -> None:
     assert "The first 1 are listed." in page
     whole = replace(view.study, trials=view.study.trials[:0])
     assert "arms are shown" not in render_study(StudyView(whole, recommend(whole)))
+
+
+def test_the_stored_answer_holds_the_arms_of_the_page(view: StudyView, tmp_path: Path) -> None:
+    store(view.study, tmp_path)
+    study, recommendation = write_outputs(tmp_path)
+    assert sum(len(advice.arms) for advice in recommendation.advice) == 42
+    stored = (tmp_path / "recommendation.json").read_text("utf-8")
+    shown = limited(StudyView(study, recommendation)).recommendation
+    assert Recommendation.model_validate_json(stored) == shown
 
 
 def test_twice_the_arms_make_no_larger_page(view: StudyView) -> None:

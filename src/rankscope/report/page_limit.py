@@ -1,4 +1,4 @@
-"""What is shown of a study with thousands of arms, so that a page stays small and can be read."""
+"""What is written of a study with thousands of arms: its files stay small and can be read."""
 
 from dataclasses import replace
 
@@ -37,6 +37,7 @@ def limited_advice(advice: TaskAdvice, most: int) -> TaskAdvice:
     return advice.model_copy(
         update={
             "arms": tuple(arm for arm in advice.arms if arm.label in labels),
+            "arms_left_out": len(advice.arms) - len(labels),
             "comparisons": tuple(
                 pair
                 for pair in advice.comparisons

@@ -9,6 +9,7 @@ from rankscope.errors import reporting_shortages
 from rankscope.filesystem import check_in_place, replace_bytes, replace_text
 from rankscope.hashing import SUMS, sums_text
 from rankscope.records import Recommendation, StudyRecords
+from rankscope.report.page_limit import limited
 from rankscope.report.study_page import render_study
 from rankscope.report.study_view import StudyView
 from rankscope.store import OUTPUT_FILES, Ledger
@@ -19,7 +20,8 @@ def write_outputs(
 ) -> tuple[StudyRecords, Recommendation]:
     """Write ``recommendation.json`` and ``report.html`` from the stored records of a study.
 
-    ``study`` are its records, if they are loaded already. An unchanged file is not written again.
+    Both hold at most ``MAX_PAGE_ARMS`` arms; what is returned holds all. ``study`` are its records,
+    if they are loaded already. An unchanged file is not written again.
 
     Raises:
         UserError: no study there.
@@ -31,8 +33,9 @@ def write_outputs(
             study = ledger.load()
     with reporting_shortages(out, do="every trial is stored: free some memory"):
         recommendation = recommend(study)
-        answer = recommendation.model_dump_json(indent=2) + "\n"
-        page = render_study(StudyView(study, recommendation), str(out))
+        view = StudyView(study, recommendation)
+        answer = limited(view).recommendation.model_dump_json(indent=2) + "\n"
+        page = render_study(view, str(out))
         check_in_place(out)
         replace_outputs(out, (answer.encode(), page.encode()))
     return study, recommendation
