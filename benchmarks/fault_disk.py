@@ -204,7 +204,7 @@ def fault_of(outcome: Outcome, out: Path, number: int) -> str:
 def status_fault(outcome: Outcome) -> str:
     """What is wrong with what ``status`` says of the study then."""
     none_yet = outcome.code == BAD_INPUT and (
-        "there is no study here" in outcome.err or "no run has stored a study" in outcome.err
+        "found no study here" in outcome.err or "no run has stored a study" in outcome.err
     )
     if outcome.code == OK or none_yet:
         return ""

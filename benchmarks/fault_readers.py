@@ -15,7 +15,7 @@ from fault_points import Options, Point, Undisturbed, last_lines, new_folders, t
 from rankscope.errors import OK
 
 COUNT = 200
-NOT_YET = ("there is no study here", "no run has stored a study yet")
+NOT_YET = ("found no study here", "no run has stored a study yet")
 """What a reader may be told before the run has written anything."""
 READERS = """
 import contextlib, io, json, os, sys

@@ -59,8 +59,17 @@ def test_the_description_has_every_part() -> None:
             ("x.jsno", "suffix '.jsno'", ".jsonl, .parquet", "convert the file"),
         ),
         (
-            "study.yaml:12: arms.0.rnak: unknown key; did you mean 'rank'?",
-            ("study.yaml:12", None, None, "did you mean 'rank'?"),
+            "study.yaml:12: arms.0.rnak: found an unknown key; did you mean 'rank'?",
+            ("study.yaml:12", "an unknown key", None, "did you mean 'rank'?"),
+        ),
+        (
+            "a/b: not a JSON object: nested too deeply; copy it again",
+            ("a/b", "nested too deeply", "a JSON object", "copy it again"),
+        ),
+        (
+            "task 'a': 2 of 9 rows cannot be used:\n  a, row 3: found 5, expected 6\n"
+            "  a, row 7: found 8, expected 9\nCorrect them.",
+            ("a, row 3", "5", "6", "Correct them"),
         ),
         ("--rank 0: expected at least 1", ("--rank 0", None, "at least 1", None)),
         (

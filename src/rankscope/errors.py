@@ -31,11 +31,12 @@ MAX_FAULTS = 5  # Most faults of one record that a message lists
 
 PARTS = {
     "where": re.compile(r"((?:(?!\. )[^\n])+?): "),
-    "found": re.compile(r".*?\bfound (.+?)(?:,? expected\b|; |\. |\.?$)"),
-    "expected": re.compile(r".*?\b[Ee]xpected (.+?)(?:; |\. |\.?$)"),
+    "found": re.compile(r".*?(?:\bfound |: not [^:;]+: )(.+?)(?:,? expected\b|; |\. |\.?$)"),
+    "expected": re.compile(r".*?(?:\b[Ee]xpected (.+?)(?:; |\. |\.?$)|: not ([^:;]+): )"),
     "do": re.compile(r".*?; (?!expected)(.+?)\.?$"),
 }
-"""The form of messages: ``where: found X, expected Y; do Z``; any part may be missing."""
+"""The forms of messages: ``where: found X, expected Y; do Z`` and ``where: not Y: X; do Z``. Any
+part may be missing."""
 
 
 class RankscopeError(Exception):
@@ -47,10 +48,17 @@ class RankscopeError(Exception):
         super().__init__(shortened_lines(message))
 
     def description(self) -> dict[str, object]:
-        """The error for ``--json``; a part that its first line does not show is None."""
-        first_line = re.sub(r" \([^()]*\)", "", str(self).partition("\n")[0])
-        matches = {name: form.match(first_line) for name, form in PARTS.items()}
-        parts = {name: match[1] if match else None for name, match in matches.items()}
+        """The error for ``--json``; a part that its first line does not show is None.
+
+        A first line that ends in a colon is followed by faults, and by what to do about all of them;
+        the parts are those of the first fault.
+        """
+        line, *others = str(self).splitlines()
+        if line.endswith(":") and len(others) > 1:
+            line = f"{others[0].strip()}; {others[-1]}"
+        line = re.sub(r" \([^()]*\)", "", line)
+        matches = {name: form.match(line) for name, form in PARTS.items()}
+        parts = {name: match and match[match.lastindex or 0] for name, match in matches.items()}
         kind = type(self).__name__
         return {"kind": kind, "message": str(self), **parts, "exit_code": self.exit_code}
 

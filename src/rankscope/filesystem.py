@@ -166,7 +166,7 @@ def read_json_object(path: Path, refuse: type[RankscopeError] = UserError) -> di
     Raises:
         UserError: no such file, or no JSON object in it; or another error, ``refuse``.
     """
-    with reading(path, "a JSON object", refuse):
+    with reading(path, "a JSON object", refuse, "restore it from where it came from"):
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
             raise ValueError(f"found a JSON {type(value).__name__}")

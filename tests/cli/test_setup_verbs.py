@@ -134,8 +134,8 @@ def test_init_says_what_keeps_the_file_from_running(place: Path) -> None:
     # Bad rows are found by init already, all of them.
     rows = command("init", "t.yaml", "--model", "pocket", "--data", "choices.jsonl")
     assert "task 'choices': 2 of 40 rows cannot be used:" in rows.told
-    assert "row 7: duplicate choice 'b', a wrong one" in rows.told
-    assert "row 10: answer 3 is not one of the 3 choices" in rows.told
+    assert "row 7: found the duplicate choice 'b', a wrong one" in rows.told
+    assert "row 10: found answer 3, which is none of the 3 choices" in rows.told
     assert "next:" not in rows.out
     # Named tasks: a folder without training rows, and what the hub would have to give.
     (place / "tasks" / "mmlu").mkdir(parents=True)

@@ -206,7 +206,7 @@ def test_report_is_written_again(copied: Path) -> None:
 def test_a_folder_without_a_study(tmp_path: Path, verb: str) -> None:
     outcome = command(verb, tmp_path)
     assert outcome.code == 2
-    assert f"{tmp_path}: there is no study here" in outcome.err
+    assert f"{tmp_path}: found no study here" in outcome.err
     assert files_below(tmp_path) == set()
 
 

@@ -41,11 +41,17 @@ def test_a_study_holds_what_the_file_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("name: mine\nscorr: loss\n", r"bad.yaml:2: scorr: unknown key; did you mean 'scorer'"),
+        (
+            "name: mine\nscorr: loss\n",
+            r"bad.yaml:2: scorr: found an unknown key, expected a known one; did you mean 'scorer'",
+        ),
         ("name: mine\nnum_fewshot: 6\n", r"bad.yaml:2: num_fewshot: found 6"),
         ("name: mine\nextract: '('\n", r"bad.yaml:2: extract: '\(' is not a regular expression"),
         ("name: mine\nextract: '(a)(b)'\n", r"bad.yaml:2: extract: .* has 2 groups"),
-        ("name: mine\nprompt: !!python/object:os.system x\n", r"bad.yaml:2: tag .* is refused"),
+        (
+            "name: mine\nprompt: !!python/object:os.system x\n",
+            r"bad.yaml:2: found the tag .*, expected plain values",
+        ),
         ("name: mine\npath: x\ntrain: y\n", r"bad.yaml:1: task: 'path' and 'train' both name"),
         ("name: mine\nstop: ['']\n", r"bad.yaml:2: stop.0: empty text would end"),
         ("path: other.yaml\nname: x\n", r"bad.yaml:1: path: a task file cannot name another"),

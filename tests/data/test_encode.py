@@ -310,7 +310,7 @@ def test_what_the_tokenizer_lacks_is_noted_or_refused() -> None:
     assert any("fixed to 2024-07-26" in n for n in encoder_of("llama3").notes)
     assert any("eos is appended" in n for n in encoder_of("unended").notes)
     assert Encoder(byte_tokenizer(CHATML), "plain", 64).prompt_format == "plain"
-    with pytest.raises(UserError, match="no chat template"):
+    with pytest.raises(UserError, match="a tokenizer without chat template"):
         Encoder(byte_tokenizer(), "chat", 64)
     endless = byte_tokenizer()
     endless.eos_token = None

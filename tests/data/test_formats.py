@@ -139,23 +139,23 @@ def test_a_conversation_ends_with_its_last_answer() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (MCQ | {"answer": 3}, r"row 1: answer 3 is not one of the 3 choices.*0 to 2"),
-        (MCQ | {"answer": -1}, r"row 1: answer -1"),
-        (MCQ | {"answer": True}, r"row 1: answer True"),
-        (MCQ | {"answer": "D"}, r"row 1: answer 'D'"),
-        (MCQ | {"answer": 1.0}, r"row 1: answer 1\.0"),
+        (MCQ | {"answer": 3}, r"row 1: found answer 3, which is none of the 3 choices.*0 to 2"),
+        (MCQ | {"answer": -1}, r"row 1: found answer -1"),
+        (MCQ | {"answer": True}, r"row 1: found answer True"),
+        (MCQ | {"answer": "D"}, r"row 1: found answer 'D'"),
+        (MCQ | {"answer": 1.0}, r"row 1: found answer 1\.0"),
         (
             MCQ | {"choices": ["a", "b", "a "], "answer": 0},
-            r"row 1: duplicate choice 'a', which is",
+            r"row 1: found the duplicate choice 'a', which is",
         ),
         (MCQ | {"choices": ["a", float("nan")]}, r"row 1: found 1 usable choices out of 2"),
-        (MCQ | {"answer": "x" * 10**6}, r"answer 'x+\.\.\. is not one of the 3 choices"),
+        (MCQ | {"answer": "x" * 10**6}, r"answer 'x+\.\.\., which is none of the 3 choices"),
         (MCQ | {"choices": {"text": 3, "label": 4}}, "row 1: choices must have 'text' and 'label'"),
         ({"goal": "g", "sol1": "x", "sol2": "y", "label": "9" * 5000}, "expected an index from 0"),
         (MCQ | {"choices": ["a"], "answer": 0}, r"row 1: found 1 usable choices"),
         (MCQ | {"choices": ["a", None]}, r"row 1: found 1 usable choices out of 2"),
         (MCQ | {"choices": "ab"}, r"row 1: choices must be a list"),
-        (MCQ | {"question": 5}, r"row 1: field 'question' holds int"),
+        (MCQ | {"question": 5}, r"row 1: found int in field 'question'"),
         ({"messages": "hi"}, r"row 1: field 'messages' must be a list"),
         (
             {"messages": [{"role": "narrator", "content": "x"}]},
@@ -223,13 +223,16 @@ NAN, INFINITE = float("nan"), float("inf")
 def test_every_shape_can_lack_its_completion(row: dict[str, object], field: str) -> None:
     (rejected,) = parse_rows(raw(row)).rejected
     assert rejected.lacks_completion
-    assert str(rejected) == f"rows.jsonl, row 1: no completion in field {field!r}"
+    reason = f"found no completion in field {field!r}, expected a text"
+    assert str(rejected) == f"rows.jsonl, row 1: {reason}"
 
 
 def test_a_missing_answer_is_reported_by_the_rows_own_name_for_it() -> None:
     rows = [{"question": "q", "choices": ["a", "b"], "key": key} for key in (0, None)]
     names: FieldNames = {"question": "question", "choices": "choices", "answer": "key"}
-    assert reasons(raw(*rows), names) == ["rows.jsonl, row 2: no completion in field 'key'"]
+    assert reasons(raw(*rows), names) == [
+        "rows.jsonl, row 2: found no completion in field 'key', expected a text"
+    ]
 
 
 def test_a_multiple_choice_row_is_not_taken_for_a_written_answer() -> None:

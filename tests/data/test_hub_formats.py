@@ -82,7 +82,7 @@ def test_winogrande_is_asked_by_what_follows_either_option(tmp_path: Path) -> No
         (WINOGRANDE | {"answer": "3"}, "expected '1' or '2'"),
         (WINOGRANDE | {"sentence": "no blank"}, "no '_' with text after it"),
         (HELLASWAG | {"label": "four"}, "expected an index from 0"),
-        (HELLASWAG | {"label": "4"}, "is not one of the 4 choices"),
+        (HELLASWAG | {"label": "4"}, "none of the 4 choices"),
         (HELLASWAG | {"endings": "x"}, "endings must be a list"),
     ],
 )

@@ -41,7 +41,7 @@ def test_windows_line_ends_and_line_separators_inside_texts(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (b'{"prompt": "\xff"}', "byte 13 of the line is not valid UTF-8"),
+        (b'{"prompt": "\xff"}', "byte 13 of the line, which is not valid UTF-8"),
         (b'{"prompt": "a"', "not valid JSON"),
         (b"[1, 2]", "found a JSON list, expected an object"),
         (b'{"prompt": "\\ud800", "completion": "b"}', "a lone surrogate"),
@@ -68,13 +68,13 @@ def test_a_whole_surrogate_pair_is_a_character(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\n\n"])
 def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(UserError, match="has no rows"):
+    with pytest.raises(UserError, match="found no rows"):
         read_file(written(tmp_path / "a.jsonl", content))
 
 
 @pytest.mark.parametrize("suffix", [".pkl", ".pickle", ".pt", ".bin", ".npz"])
 def test_files_that_can_run_code_are_refused_unopened(tmp_path: Path, suffix: str) -> None:
-    with pytest.raises(UserError, match="refused because loading one can run code"):
+    with pytest.raises(UserError, match="file, which can run code when loaded"):
         read_file(written(tmp_path / f"a{suffix}", b"\x80\x04"))
 
 
@@ -117,7 +117,7 @@ def test_json_in_every_arrangement(tmp_path: Path, name: str, text: str) -> None
         ('{"a": [{"q": 1}], "b": [{"q": 2}]}', "an object with the lists a, b; expected"),
         ("7", "found one int without a list of rows"),
         ('{"q": {"0": "x"}}', r"pandas: to_json\(orient='records'\)"),
-        ("[]", "has no rows"),
+        ("[]", "found no rows"),
     ],
 )
 def test_other_json_documents_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -173,7 +173,7 @@ def test_lines_of_a_table_with_other_cells_are_bad_rows(tmp_path: Path) -> None:
         (b"question\nca\xe9", r"line 2: byte 12 of the file is not valid UTF-8; convert"),
         (b'a,b\n"x"y,2', "line 2: not a table with the delimiter ','"),
         (b'a,b\n"x,2\n3,4', "not a table with the delimiter ','"),
-        (b"question,answer\n", "has no rows"),
+        (b"question,answer\n", "found no rows"),
         (b"What is 1 + 1?,2\nand 2?,3", "fit no known shape; .* a table needs a header"),
     ],
 )
@@ -197,8 +197,8 @@ def test_cells_of_parquet_that_python_cannot_hold_are_bad_rows(tmp_path: Path) -
     pq.write_table(bad_parquet(), tmp_path / "a.parquet")
     first, second, third = read_file(tmp_path / "a.parquet")
     assert second.fields["text"] == "fine"
-    assert first.problem.startswith("unreadable cell")
-    assert third.problem.startswith("unreadable cell")
+    assert first.problem.startswith("found an unreadable cell")
+    assert third.problem.startswith("found an unreadable cell")
     zone = pa.table({"text": ["a"], "day": pa.array([0]).view(pa.timestamp("s", "Mars/Base"))})
     pq.write_table(zone, tmp_path / "b.parquet")
     (row,) = read_file(tmp_path / "b.parquet")

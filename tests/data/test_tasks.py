@@ -405,12 +405,12 @@ def test_all_bad_rows_are_listed_at_once(tmp_path: Path) -> None:
         zip(
             rows,
             [
-                "answer 7 is not one of the 3 choices",
-                "no completion in field 'answer'",
-                "duplicate choice 'b', which is the answer",
-                "duplicate choice 'b', a wrong one",
+                "found answer 7, which is none of the 3 choices",
+                "found no completion in field 'answer'",
+                "found the duplicate choice 'b', which is the answer",
+                "found the duplicate choice 'b', a wrong one",
                 "found 1 usable choices out of 1",
-                "not valid JSON",
+                "found what is not valid JSON",
                 "found the shape 'text', expected 'multiple choice'",
             ],
             strict=True,

@@ -73,7 +73,7 @@ def test_a_disk_that_fails_anywhere_in_a_run(
     found = "found a disk that" if number == errno.EIO else "bytes free"
     refused(ran, 3, where=str(out), found=found, do="then give the same command again")
     status = starved.launcher.run("status", out)
-    assert status.code == 0 or "there is no study here" in message_of(status)
+    assert status.code == 0 or "found no study here" in message_of(status)
     assert starved.reference.resumed(starved.launcher, out) == ""
 
 
@@ -84,7 +84,7 @@ def test_a_ledger_that_cannot_be_created_leaves_none(tmp_path: Path) -> None:
         with files_of_at_most(size), pytest.raises(SHORTAGE, match="expected room for"):
             Ledger.open(out, write=True)
         assert {path.name for path in out.iterdir()} <= {"ledger.lock"}
-        with pytest.raises(UserError, match="there is no study here"):
+        with pytest.raises(UserError, match="found no study here"):
             Ledger.open(out, write=False)
     with Ledger.open(out, write=True) as ledger:
         with files_of_at_most(20_000), pytest.raises(SHORTAGE, match=r"ledger\.sqlite: found"):
@@ -134,6 +134,8 @@ def test_results_of_a_worker_that_do_not_fit(starved: Starved, tmp_path: Path) -
     """The study is on another disk than the unit, so that files are copied; none is left half."""
     source = starved.reference.file.with_name("undisturbed")
     other = Path("/dev/shm") / f"rankscope-{tmp_path.parent.name}-{tmp_path.name}"
+    if tmp_path.stat().st_dev == other.parent.stat().st_dev:
+        pytest.skip("/dev/shm is the disk of temporary files here, so that files are linked")
     try:
         with Ledger.open(source, write=False) as unit, Ledger.open(other, write=True) as ledger:
             ledger.put_trials(unit.trials())

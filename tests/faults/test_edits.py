@@ -256,6 +256,6 @@ def test_other_rows_are_never_mixed(copied: Path) -> None:
         run_again(copied),
         where=str(copied),
         found="sha256 was",
-        do="Give the changed study its own --out folder",
+        do="give the changed study its own --out folder",
     )
     assert scores(copied) == before

@@ -162,7 +162,7 @@ def test_a_study_is_not_stored_with_a_path_that_cannot_be_printed(
     refused(
         rankscope(verb, folder / "study.yaml"),
         where="study.yaml:5: tasks.0.train",
-        found="contains characters that cannot be printed",
+        found="with characters that cannot be printed",
         expected="expected a folder without them",
         do="rename it",
     )

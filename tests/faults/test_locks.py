@@ -45,7 +45,7 @@ def test_a_second_runner_is_refused_and_a_dead_ones_lock_is_none(copied: Path) -
         assert holder.stdout.readline() == "held\n"
         name = f"process {holder.pid} on {socket.gethostname()}"
         outcome = run_again(copied)
-        refused(outcome, where=str(copied), found=name, do="Wait for it or stop it")
+        refused(outcome, where=str(copied), found=name, do="wait for it or stop it")
         assert rankscope("status", copied).code == 0
         holder.kill()
     # The killed holder's lock is gone, whatever its file says.

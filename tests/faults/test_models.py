@@ -49,7 +49,7 @@ def test_a_tokenizer_whose_pad_is_its_end(place: Path, model: Path) -> None:
     refused(
         rankscope("check", "study.yaml", *settings("model.prompt_format=chat")),
         where="prompt_format 'chat'",
-        found="the tokenizer has no chat template",
+        found="a tokenizer without chat template",
         do="use 'plain' or 'auto'",
     )
 
@@ -73,7 +73,7 @@ def test_weights_that_are_a_pickle(place: Path, model: Path, verb: str) -> None:
     refused(
         rankscope(verb, "study.yaml"),
         where=str(model),
-        found="pytorch_model.bin is a pickle, which can run code",
+        found="pytorch_model.bin, a pickle, which can run code",
         do="convert it once on a machine that you trust",
     )
     assert not (place / "executed").exists()
@@ -178,7 +178,7 @@ def test_nothing_is_exported_that_its_base_cannot_carry(tied: Path, tmp_path: Pa
         outcome,
         where="adapter",
         found="(out, in) = (128, 128)",
-        expected="expected an adapter of this model",
+        expected="expected (128, 64) as in this model",
     )
     assert files_below(tmp_path) == set()
 

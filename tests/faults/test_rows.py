@@ -65,7 +65,7 @@ def test_bytes_that_are_not_utf_8(place: Path) -> None:
     refused(
         check_rows(place, rows),
         where="rows.jsonl, row 7",
-        found="byte 18 of the line is not valid UTF-8",
+        found="byte 18 of the line, which is not valid UTF-8",
         do="convert the file",
     )
 
@@ -74,10 +74,10 @@ def test_bytes_that_are_not_utf_8(place: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ('{"question": "a", ', "not valid JSON"),
-        ("question: a", "not valid JSON"),
+        ('{"question": "a", ', "what is not valid JSON"),
+        ("question: a", "what is not valid JSON"),
         ("[" * 100_000, "nested too deeply"),
-        ('{"question": ' + "9" * 5000 + "}", "not valid JSON"),
+        ('{"question": ' + "9" * 5000 + "}", "what is not valid JSON"),
         ('{"question": "\\ud800"}', "a lone surrogate"),
         ('["a"]', "a JSON list"),
         ('"a"', "a JSON str"),
@@ -120,7 +120,7 @@ def test_parquet_cells_that_are_no_values(place: Path) -> None:
         found="unreadable cell",
         do="Correct them, or leave them out",
     )
-    assert "rows.parquet, row 6: unreadable cell" in outcome.told
+    assert "rows.parquet, row 6: found an unreadable cell" in outcome.told
     (place / "rows.parquet").write_bytes(b"PAR1" + bytes(40))
     refused(
         rankscope("check", "study.yaml"),
@@ -160,7 +160,7 @@ def test_rows_without_completion(place: Path, empty: object) -> None:
     refused(
         check_rows(place, rows),
         where="rows.jsonl, row 151",
-        found="no completion in field 'completion'",
+        found="found no completion in field 'completion'",
         do="Correct them, or leave them out with 'on_bad_rows: drop'",
     )
 
@@ -180,7 +180,8 @@ def test_missing_cells_of_a_table_are_not_learned(place: Path) -> None:
     outcome = rankscope("check", "study.yaml", "--rows", "200")
     assert outcome.code == 0, outcome.err
     assert "mine: 1 of 200 rows were dropped: " in outcome.told
-    assert "rows.parquet,row8:nocompletion" in "".join(outcome.told.split())  # paths are folded
+    told = "".join(outcome.told.split())  # paths are folded
+    assert "rows.parquet,row8:foundnocompletion" in told
     assert "nan" not in outcome.out
 
 
@@ -219,8 +220,8 @@ def test_a_score_that_is_no_number_is_refused(place: Path, monkeypatch: pytest.M
     refused(
         rankscope(*words, "--trust-task-code"),
         where="rows.jsonl, row ",
-        found="grade of",
-        expected="returned nan; expected a score from 0 to 1",
+        found="found nan, which grade of",
+        expected="expected a score from 0 to 1",
     )
 
 
@@ -253,9 +254,9 @@ def test_prompts_longer_than_the_row(place: Path) -> None:
     refused(
         check_rows(place, rows),
         where="rows.jsonl, row 101",
-        found="the row has no token to learn, and so have 3 of 200 rows",
-        expected="up to 1 % may be dropped",
-        do="Raise train.max_length or shorten the rows",
+        found="no token to learn, as in 3 of 200 rows",
+        expected="or up to 1 %",
+        do="raise train.max_length or shorten the rows",
     )
 
 
@@ -284,7 +285,7 @@ def test_an_answer_that_is_no_choice(place: Path, answer: object) -> None:
     rows[2]["answer"] = answer
     refused(
         check_rows(place, rows),
-        where="rows.jsonl, row 3: answer ",
+        where="rows.jsonl, row 3: ",
         found=repr(answer)[:20],
         expected="expected an index from 0 to 3, a letter from A to D",
         do="Correct them",
@@ -298,7 +299,7 @@ def test_a_choice_that_stands_twice(place: Path) -> None:
     refused(
         check_rows(place, rows),
         where="rows.jsonl, row 5",
-        found=f"duplicate choice {rows[4]['choices'][3]!r}, a wrong one",
+        found=f"the duplicate choice {rows[4]['choices'][3]!r}, a wrong one",
         do="Correct them",
     )
 
@@ -310,7 +311,7 @@ def test_a_choice_that_stands_twice(place: Path) -> None:
         ({"question": "q", "choices": {"text": 3, "label": 4}, "answer": 1}, "choices"),
         ({"question": "q", "choices": ["a", NAN], "answer": 0}, "1 usable choices out of 2"),
         ({"question": "q", "choices": ["a"], "answer": 0}, "1 usable choices out of 1"),
-        ({"question": 7, "choices": ["a", "b"], "answer": 0}, "field 'question' holds int"),
+        ({"question": 7, "choices": ["a", "b"], "answer": 0}, "found int in field 'question'"),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -351,8 +352,8 @@ def test_other_rows_are_not_mixed_with_stored_results(copied: Path, change: str)
     write_rows(copied.parent / "rows.jsonl", rows)
     refused(
         rankscope("run", copied.parent / "study.yaml", "--out", copied),
-        where=f"{copied}: contains results on task 'mine'",
+        where=f"{copied}: found results on task 'mine'",
         found="sha256 was",
-        do="Give the changed study its own --out folder",
+        do="give the changed study its own --out folder",
     )
     assert results(copied) == before

@@ -132,7 +132,7 @@ def test_libraries_see_no_package_that_downloads_kernels(place: Path, mark: Path
 def test_a_chat_template_stays_in_its_sandbox(model: Path, mark: Path, attack: str) -> None:
     (model / "chat_template.jinja").write_text(attack.replace("MARK", str(mark).replace(" ", "?")))
     outcome = rankscope("check", "study.yaml")
-    refused(outcome, where="chat template", found="refuses the turns", do="prompt_format: plain")
+    refused(outcome, where="chat template", found="template refuses", do="prompt_format: plain")
     assert not mark.exists()
 
 
@@ -166,7 +166,7 @@ def test_nothing_is_unpickled(model: Path, place: Path, mark: Path) -> None:
         for file in weights:
             file.unlink()
         outcome = rankscope("check", "study.yaml")
-        refused(outcome, where="model", found="is a pickle", do="save_pretrained")
+        refused(outcome, where="model", found=", a pickle", do="save_pretrained")
         (place / "rows.pkl").write_bytes(payload)
         edit(place, "model: ./model", "model: pocket")
         edit(place, "train: rows.jsonl", "train: rows.pkl")
@@ -205,7 +205,7 @@ def test_a_scorer_in_python_runs_only_if_allowed(place: Path, mark: Path) -> Non
     )
     edit(place, "train: rows.jsonl", "train: rows.jsonl\n    scorer: python:grader.py:grade")
     outcome = rankscope("check", "study.yaml")
-    refused(outcome, where="mine", found="runs Python code", do="--trust-task-code")
+    refused(outcome, where="mine", found="which runs Python code", do="--trust-task-code")
     assert not mark.exists()
     assert rankscope("check", "study.yaml", "--trust-task-code", "--rows", "0").code == 0
     assert mark.exists()
@@ -236,7 +236,7 @@ def test_functions_that_a_harness_task_includes_run_only_if_allowed(
     refused(
         rankscope(*words),
         where="shared.yaml, line 1",
-        found="!function helper.process would run Python",
+        found="!function helper.process, which would run Python",
         do="--trust-task-code",
     )
     assert not mark.exists()

@@ -219,7 +219,7 @@ CHECKS: dict[str, Callable[[str, Path], None]] = {
     "heads": check_heads,
 }
 REFUSALS = {
-    ("GPT-2", "LoRA"): "'c_attn' matches no linear layer of this model",
+    ("GPT-2", "LoRA"): "'c_attn': found no linear layer of this model",
     ("GPT-2", "heads"): "c_attn' is one matrix for queries, keys and values",
     ("Phi-3", "heads"): "qkv_proj' is one matrix for queries, keys and values",
 }
@@ -245,5 +245,5 @@ def test_each_cell(architecture: str, column: str, tmp_path: Path) -> None:
     assert cell in ("yes", "attention")
     check(architecture, tmp_path)
     for target in MLP if cell == "attention" else ():
-        with pytest.raises(UserError, match=f"{target!r} matches no linear layer.*: k_proj, "):
+        with pytest.raises(UserError, match=f"{target!r}: found no linear layer.*: k_proj, "):
             new_adapter(base_with(architecture).model, trial(targets=(target,)))

@@ -184,7 +184,7 @@ def test_stored_rotary_frequencies_are_no_stray_weights(folder: Path) -> None:
 def test_a_pickle_alone_is_refused_and_not_opened(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"not even a pickle")
-    with pytest.raises(UserError, match=r"pytorch_model\.bin is a pickle"):
+    with pytest.raises(UserError, match=r"pytorch_model\.bin, a pickle"):
         load(folder)
 
 
@@ -240,7 +240,7 @@ def test_a_configuration_that_does_not_fit_the_weights_is_refused(
 def test_chat_is_refused_without_a_template_and_found_where_there_is_one(
     whole: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="'chat': the tokenizer has no chat template"):
+    with pytest.raises(UserError, match="'chat': found a tokenizer without chat template"):
         load(whole, prompt_format="chat")
     LlamaForCausalLM.from_pretrained(whole).save_pretrained(tmp_path)
     byte_tokenizer(CHATML).save_pretrained(tmp_path)

@@ -144,7 +144,7 @@ def test_a_target_is_a_last_part_or_a_dotted_name() -> None:
 
 @pytest.mark.parametrize("target", ["proj", "query", "v_pro", "embed_tokens", "mlp"])
 def test_a_target_that_matches_nothing_is_refused_with_the_candidates(target: str) -> None:
-    with pytest.raises(UserError, match=f"'{target}' matches no linear layer.*q_proj.*up_proj"):
+    with pytest.raises(UserError, match=f"'{target}': found no linear layer.*q_proj.*up_proj"):
         target_linears(tiny_llama(), ["q_proj", target])
 
 

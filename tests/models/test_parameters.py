@@ -122,10 +122,10 @@ def test_the_activation_estimate_is_within_a_factor_of_two() -> None:
 
 
 def test_targets_that_match_nothing_are_named_with_candidates() -> None:
-    with pytest.raises(UserError, match=r"'q_porj' matches no linear layer.*q_proj.*up_proj") as e:
+    with pytest.raises(UserError, match=r"'q_porj': found no linear layer.*q_proj.*up_proj") as e:
         lora_parameters(TINY, 8, ["v_proj", "q_porj"])
     assert "lm_head" not in str(e.value)
-    with pytest.raises(UserError, match=r"'1\.q_proj' matches no linear layer"):
+    with pytest.raises(UserError, match=r"'1\.q_proj': found no linear layer"):
         lora_parameters(TINY, 8, ["1.q_proj"])
     with pytest.raises(UserError, match="rank 0: expected"):
         lora_parameters(TINY, 0, ATTENTION)

@@ -91,7 +91,7 @@ def test_a_folder_that_is_not_there(place: Path, verb: str) -> None:
 @pytest.mark.parametrize(
     ("adapter", "parts"),
     [
-        ({"module": "model.layers.99.self_attn.q_proj"}, ["layers.99", "no such linear layer"]),
+        ({"module": "model.layers.99.self_attn.q_proj"}, ["layers.99", "this model does not have"]),
         ({"module": "transformer.h.0.attn"}, ["'transformer.h.0.attn'", "q_proj"]),
         ({"width": 64}, ["(out, in) = (64, 64)", "(128, 128)"]),
     ],

@@ -494,7 +494,7 @@ def test_a_changed_base_or_task_is_not_mixed_in(tmp_path: Path) -> None:
     with Ledger.open(tmp_path, write=True) as ledger:
         with pytest.raises(UserError, match=r"base model tiny .*its own --out"):
             ledger.put_study("test", study_values(CONFIG), other_model, [TASK], PROVENANCE)
-        with pytest.raises(UserError, match="Set 'dtype: float32' to continue"):
+        with pytest.raises(UserError, match="set 'dtype: float32' to continue"):
             ledger.put_study("test", study_values(CONFIG), other_dtype, [TASK], PROVENANCE)
         with pytest.raises(UserError, match="task 'med' as it was before"):
             ledger.put_study("test", study_values(CONFIG), MODEL, [other_task], PROVENANCE)

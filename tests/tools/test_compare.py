@@ -137,8 +137,8 @@ def test_what_cannot_be_compared_is_refused(studies: Path, tmp_path: Path) -> No
         (("a",), "found 1 study folder, expected two or more"),
         (("a", "a"), "are the same folder"),
         (("a", link), "are the same folder"),
-        (("a", tmp_path / "empty"), "there is no study here"),
-        (("a", tmp_path / "absent"), "there is no study here"),
+        (("a", tmp_path / "empty"), "found no study here"),
+        (("a", tmp_path / "absent"), "found no study here"),
         (("a", tmp_path / "begun"), "none of its 2 trials has finished"),
     ):
         refused = command("compare", *(studies / folder for folder in folders))

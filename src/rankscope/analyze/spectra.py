@@ -232,8 +232,8 @@ def check_spectra_settings(
                     f"--{field.replace('_', '-')}" if is_command else f"analyze.spectra.{field}"
                 )
                 raise UserError(
-                    f"{option} {k}: {name} {shape} has {min(shape)} singular vectors; expected 1 "
-                    f"to {min(shape)}"
+                    f"{option}: found {k}, expected 1 to {min(shape)}, the number of singular "
+                    f"vectors of {name} {shape}; correct it"
                 )
 
 

@@ -75,16 +75,13 @@ class StoredTunedModel:
             for name, copy in base_weight_copies(self.folder).items():
                 if not torch.equal(copy, base.weight(name).to(copy.dtype)):
                     raise UserError(
-                        f"adapter {self.folder}: its copy of {name} differs from the base's: it "
-                        "belongs to another base or was trained itself"
+                        f"adapter {self.folder}: found a copy of {name} of another base, or one "
+                        "that was trained, expected this base's; give the base that it was made for"
                     )
         except UserError as error:
             if any_base:
                 return True
-            raise UserError(
-                f"{error}; give the base that it was trained on, or --force to compare it with "
-                "this one"
-            ) from error
+            raise UserError(f"{error}, or --force to compare it with this one") from error
         return False
 
     def subtract_initial_factors(self, name: str, weight: Tensor | None) -> None:

@@ -75,8 +75,8 @@ def parse_method(value: Any) -> Any:
     names = named_methods()
     if value not in names:
         raise ValueError(
-            f"method {short_repr(value)}: expected one of {', '.join(names)}, or another PEFT "
-            f"method as {{peft: {{peft_type: ADALORA, ...}}}}{did_you_mean(value, names)}"
+            f"found method {short_repr(value)}, expected one of {', '.join(names)}, or another "
+            f"PEFT method as {{peft: {{peft_type: ADALORA, ...}}}}{did_you_mean(value, names)}"
         )
     return value
 
@@ -264,7 +264,8 @@ class ArmConfig(ConfigSection):
                 )
             if method.trains_alone and any(other.name != method.name for other in methods):
                 raise ValueError(
-                    f"method {method.name!r} {method.arm_note}: give it an arm of its own"
+                    f"found method {method.name!r} among others, which {method.arm_note}, expected "
+                    "it alone; give it an arm of its own"
                 )
         self._check_fields(methods)
         if self.replay and self.self_replay:
@@ -291,9 +292,10 @@ class ArmConfig(ConfigSection):
             note = methods[0].arm_note if methods else ""
             owners = [m.name for m in all_methods() if fields < set(m.arm_fields)]
             raise ValueError(
-                f"method {name} {note}: remove {misplaced}"
+                f"found {misplaced}, expected none: method {name} {note}; remove {misplaced}"
                 if note
-                else f"method {name} has no {misplaced}: remove it, or use {' or '.join(owners)}"
+                else f"found {misplaced}, expected none with method {name}; remove it, or use "
+                f"{' or '.join(owners)}"
             )
         if not self.rank and self.init_from is None and "rank" in fields:
             raise ValueError(f"method {methods[0].name!r} needs 'rank'")

@@ -43,7 +43,8 @@ def load_study_file(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
 
     Raises:
         UserError: every fault of the file and the overrides, one per line, such as
-            ``study.yaml:12: arms.0.lora_rnak: unknown key; did you mean 'rank'?``.
+            ``study.yaml:12: arms.0.rank.0: found 0, expected greater than or equal to 1; correct
+            it``.
     """
     document = read_yaml(path, STUDY_FILE)
     faults: list[Fault] = []

@@ -51,7 +51,7 @@ def matches(pattern: str, rule: str) -> Callable[[str], str]:
 
     def check(value: str) -> str:
         if ".." in value or not re.fullmatch(pattern, value):
-            raise ValueError(f"{short_repr(value)} cannot be used: expected {rule}")
+            raise ValueError(f"found {short_repr(value)}, expected {rule}")
         return value
 
     return check
@@ -62,8 +62,8 @@ def check_text(value: str) -> str:
         raise ValueError("empty text: remove the key or give it a value")
     if not value.isprintable():
         raise ValueError(
-            f"{short_repr(value)} contains characters that cannot be printed; expected a name "
-            "without them"
+            f"found {short_repr(value)}, with characters that cannot be printed, expected a name "
+            "without them; rename it"
         )
     if len(value) > MAX_TEXT_LENGTH:
         raise ValueError(f"{len(value)} characters: expected at most {MAX_TEXT_LENGTH}")

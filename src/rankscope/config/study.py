@@ -144,7 +144,9 @@ class TrainConfig(ConfigSection):
     @model_validator(mode="after")
     def check_one_length(self) -> Self:
         if self.tokens is not None and self.max_steps is not None:
-            raise ValueError("'tokens' and 'max_steps' both set the training length: give one")
+            raise ValueError(
+                "found 'tokens' and 'max_steps', expected one training length; remove one"
+            )
         return self
 
 
@@ -217,9 +219,7 @@ def parse_memory(value: Any) -> Any:
         return value
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]+)?) ?([KMGT]i?B)", value.strip())
     if match is None:
-        raise ValueError(
-            f"memory_limit {short_repr(value)}: expected bytes, or a text such as '12GiB'"
-        )
+        raise ValueError(f"found {short_repr(value)}, expected bytes, or a text such as '12GiB'")
     power = 1 + "KMGT".index(match[2][0])
     return round(float(match[1]) * (1024 if "i" in match[2] else 1000) ** power)
 

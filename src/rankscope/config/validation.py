@@ -119,6 +119,9 @@ def validate(document: Document, model: type[AnySection]) -> tuple[AnySection | 
 
 
 def fault_at(mark: Mark, problem: str) -> Fault:
+    """A fault of a value, which is to be corrected if its problem does not say what to do."""
+    if "expected" in problem and "; " not in problem:
+        problem += "; correct it"
     if mark.source.startswith(OVERRIDE):
         return Fault(True, mark.line, f"{mark.source}: {problem}")
     return Fault(False, mark.line, f"{mark.source}:{mark.line + 1}: {problem}")
@@ -138,12 +141,12 @@ def describe_error(document: Document, details: ErrorDetails, model: type[Config
     location, error_type = details["loc"], details["type"]
     place = written_place(document, location) or model.__name__.removesuffix("Config").lower()
     if error_type == "extra_forbidden":
-        return f"{place}: unknown key{suggest_key(location, model)}"
+        return f"{place}: found an unknown key, expected {suggest_key(location, model)}"
     if error_type == "missing":
         section = section_at(location[:-1], model)
         field = section.model_fields.get(str(location[-1])) if section else None
         meaning = f" ({field.description})" if field is not None and field.description else ""
-        return f"{place}: missing: this key is required{meaning}"
+        return f"{place}: found nothing, expected a value{meaning}; add this key"
     if error_type == "value_error":
         return f"{place}: {details['ctx']['error']}"
     expected = details["msg"].removeprefix("Input should be ")
@@ -166,10 +169,11 @@ def written_place(document: Document, location: Location) -> str:
 
 
 def suggest_key(location: Location, model: type[ConfigSection]) -> str:
-    """``; did you mean 'rank'?``, or the keys of the section."""
+    """``a known one; did you mean 'rank'?``, or the keys of the section."""
     section = section_at(location[:-1], model)
     known = list(section.model_fields) if section is not None else []
-    return did_you_mean(location[-1], known) or f"; expected one of {', '.join(known)}"
+    hint = did_you_mean(location[-1], known)
+    return f"a known one{hint}" if hint else f"one of {', '.join(known)}"
 
 
 def in_yaml_words(value: Any) -> str:
@@ -204,8 +208,8 @@ def with_absolute_paths(
             whole = absolute_path(text, Path.cwd() if from_override else folder)
             if not whole.isprintable():  # the study is stored with it, and read again
                 problem = (
-                    f"{dotted(place)}: {short_repr(whole)} contains characters that cannot be "
-                    "printed; expected a folder without them: rename it"
+                    f"{dotted(place)}: found {short_repr(whole)}, with characters that cannot be "
+                    "printed, expected a folder without them; rename it"
                 )
                 raise UserError(fault_at(document.mark_at(place), problem).message)
             return path.prefix + whole

@@ -110,9 +110,7 @@ def read_scalar(node: yaml.Node) -> Any:
             lowered = text.lower()
             return float(lowered.replace(".inf", "inf").replace(".nan", "nan"))
     tag = short_repr(node.tag.replace(TAG, "!!"))
-    raise ValueError(
-        f"tag {tag} is refused: a study file contains plain values only, remove the tag"
-    )
+    raise ValueError(f"found the tag {tag}, expected plain values; remove the tag")
 
 
 class Mark(NamedTuple):

@@ -80,8 +80,9 @@ class ChatTemplate:
         except Exception as error:  # a template may raise any exception
             roles = ", ".join(turn.role for turn in turns)
             raise UserError(
-                f"{location}: the chat template refuses the turns {roles} ({first_line(error)}); "
-                "change the row's roles, or use prompt_format: plain"
+                f"{location}: found the turns {roles}, which the chat template refuses "
+                f"({first_line(error)}), expected turns that it renders; change the row's roles, "
+                "or use prompt_format: plain"
             ) from error
         return str(text)
 

@@ -80,7 +80,8 @@ def resolved_format(
     has_template = bool(tokenizer.chat_template)
     if requested == "chat" and not has_template:
         raise UserError(
-            "prompt_format 'chat': the tokenizer has no chat template; use 'plain' or 'auto'"
+            "prompt_format 'chat': found a tokenizer without chat template, expected one that has "
+            "it; use 'plain' or 'auto'"
         )
     return "chat" if has_template and requested != "plain" else "plain"
 
@@ -313,9 +314,9 @@ def encode_rows(encoder: Encoder, items: Sequence[Item], labels: LabelMode) -> E
     if len(dropped) > max(1, MAX_SHARE_DROPPED * len(items)):
         first = min((item.location for item in dropped), key=lambda place: (len(place), place))
         raise UserError(
-            f"{first}: the row has no token to learn, and so have {len(dropped)} of "
-            f"{len(items)} rows: their prompts fill max_length = {encoder.max_length} tokens, or "
-            "they have no completion. Raise train.max_length or shorten the rows; one row or up to "
-            "1 % may be dropped, and is counted"
+            f"{first}: found no token to learn, as in {len(dropped)} of {len(items)} rows, whose "
+            f"prompts fill max_length = {encoder.max_length} tokens or which have no completion, "
+            "expected one such row, or up to 1 %, which would be dropped and counted; raise "
+            "train.max_length or shorten the rows"
         )
     return EncodedRows(tuple(rows), len(dropped), sum(row.truncated for row in rows))

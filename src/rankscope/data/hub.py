@@ -63,9 +63,9 @@ def read_hub(source: HubSource) -> tuple[SplitRows, str]:
         reason = first_line(error)
         if "Dataset scripts" in reason:
             raise UserError(
-                f"{source.label}: loading this data set would run its own code, which is refused "
-                f"({reason}); use the hub's Parquet copy (revision: refs/convert/parquet), or put "
-                "the rows into JSONL or Parquet files"
+                f"{source.label}: found a data set that would run its own code when loaded "
+                f"({reason}), expected files of rows; use the hub's Parquet copy (revision: "
+                "refs/convert/parquet), or put the rows into JSONL or Parquet files"
             ) from error
         if not reached:
             reason = "the hub does not answer, and its cache does not hold the data set"

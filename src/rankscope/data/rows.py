@@ -28,7 +28,7 @@ class NoCompletion(BadRow):
     """The row has nothing to learn or to score."""
 
     def __init__(self, field: str) -> None:
-        super().__init__(f"no completion in field {field!r}")
+        super().__init__(f"found no completion in field {field!r}, expected a text")
         self.field = field
         """The empty field."""
 
@@ -56,7 +56,7 @@ def text_field(row: RawRow, name: str) -> str:
     value = row.fields.get(name)
     if not isinstance(value, str):
         found = "nothing" if value is None else type(value).__name__
-        raise BadRow(f"field {name!r} holds {found}, expected text")
+        raise BadRow(f"found {found} in field {name!r}, expected text")
     return value
 
 
@@ -140,7 +140,7 @@ def choice_texts(values: object) -> tuple[str, ...]:
     )
     if len(texts) != len(values) or not 2 <= len(texts) <= len(LETTERS):
         raise BadRow(
-            f"found {len(texts)} usable choices out of {len(values)}; expected 2 to "
+            f"found {len(texts)} usable choices out of {len(values)}, expected 2 to "
             f"{len(LETTERS)} texts"
         )
     return texts
@@ -161,9 +161,9 @@ def answer_index(answer: object, choices: Sequence[str]) -> int:
         if len(letter) == 1 and letter in LETTERS[: len(choices)]:
             return LETTERS.index(letter)
     raise BadRow(
-        f"answer {short_repr(answer)} is not one of the {len(choices)} choices; expected an index "
-        f"from 0 to {len(choices) - 1}, a letter from A to {LETTERS[len(choices) - 1]} or the text "
-        "of a choice"
+        f"found answer {short_repr(answer)}, which is none of the {len(choices)} choices, expected "
+        f"an index from 0 to {len(choices) - 1}, a letter from A to {LETTERS[len(choices) - 1]} or "
+        "the text of a choice"
     )
 
 
@@ -180,7 +180,9 @@ def multiple_choice(
     index = answer_index(answer, choices)
     right = choices[index].strip()
     if [choice.strip() for choice in choices].count(right) > 1:
-        raise BadRow(f"duplicate choice {short_repr(right)}, which is the answer")
+        raise BadRow(
+            f"found the duplicate choice {short_repr(right)}, which is the answer, expected others"
+        )
     return RowContent(
         question=question,
         completion=choices[index],

@@ -64,8 +64,8 @@ def check_file(path: Path) -> None:
         raise UserError(f"{path}: expected a file of rows ({', '.join(READERS)}), found {found}")
     if suffix in CAN_RUN_CODE:
         raise UserError(
-            f"{path}: {suffix} files are refused because loading one can run code; "
-            "convert it to JSONL or Parquet"
+            f"{path}: found a {suffix} file, which can run code when loaded, expected "
+            f"{', '.join(READERS)}; convert it"
         )
     if suffix not in READERS:
         raise UserError(
@@ -79,7 +79,7 @@ def read_file(path: Path) -> list[RawRow]:
     check_file(path)
     rows = READERS[path.suffix.lower()](path)
     if not rows:
-        raise UserError(f"{path}: the file has no rows; expected at least one")
+        raise UserError(f"{path}: found no rows, expected at least one; give a file with rows")
     return rows
 
 
@@ -149,9 +149,14 @@ def parse_line(line: bytes) -> tuple[Mapping[str, Any], str]:
     try:
         return as_fields(parse_json(line.decode("utf-8")))
     except UnicodeDecodeError as error:
-        return {}, f"byte {error.start + 1} of the line is not valid UTF-8; convert the file"
+        return {}, (
+            f"found byte {error.start + 1} of the line, which is not valid UTF-8, expected UTF-8; "
+            "convert the file"
+        )
     except ValueError as error:
-        return {}, f"not valid JSON ({reason_of(error)}); expected one JSON object per line"
+        return {}, (
+            f"found what is not valid JSON ({reason_of(error)}), expected one JSON object per line"
+        )
 
 
 def utf8_text(content: bytes, path: Path) -> str:
@@ -229,7 +234,10 @@ def read_parquet(path: Path) -> list[RawRow]:
     limit = FREE_UNPACKED + MAX_UNPACKED * path.stat().st_size
     rows: list[RawRow] = []
     unpacked = 0
-    with reading(path, "a readable Parquet file"), pq.ParquetFile(path) as file:
+    with (
+        reading(path, "a readable Parquet file", do="write it again"),
+        pq.ParquetFile(path) as file,
+    ):
         check_unpacked(path, file.metadata.num_rows * ROW_BYTES, limit)
         batch_size = max(1, PARQUET_BATCH // max(1, file.metadata.num_columns))
         for packed in file.iter_batches(batch_size=batch_size):
@@ -275,7 +283,7 @@ def readable_fields(row: Any) -> tuple[Mapping[str, Any], str]:
     except MemoryError:
         raise
     except Exception as error:
-        return {}, f"unreadable cell ({reason_of(error)})"
+        return {}, f"found an unreadable cell ({reason_of(error)}), expected a value"
 
 
 READERS: dict[str, Callable[[Path], list[RawRow]]] = {

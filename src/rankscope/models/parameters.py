@@ -102,8 +102,8 @@ def matching_names(
         if not matched:
             known = sorted({path.rsplit(".", 1)[-1] for path in candidates})
             raise UserError(
-                f"target module {target!r} matches no linear layer of this model. "
-                f"Expected some of: {', '.join(known)}."
+                f"target module {target!r}: found no linear layer of this model that it matches, "
+                f"expected some of: {', '.join(known)}; correct it"
             )
         wanted |= matched
     return wanted

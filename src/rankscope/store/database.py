@@ -159,8 +159,8 @@ def _check_foreign_folders(out: Path) -> None:
     for name in (ARTIFACTS, STAGING, CHECKPOINTS, UNITS):
         if (out / name).exists():
             raise UserError(
-                f"{out}: contains a folder {name!r} but no ledger. Expected an empty or new "
-                "folder, or a study: give another --out folder, or move it away."
+                f"{out}: found a folder {name!r} but no ledger, expected an empty or new folder, "
+                "or a study; give another --out folder, or move it away"
             )
 
 

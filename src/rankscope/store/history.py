@@ -20,16 +20,17 @@ def check_same_model(out: Path, stored: ModelRecord, model: ModelRecord) -> None
     """Refuse another base model, dtype, quantization or prompt format than the stored results'."""
     if stored.sha256 != model.sha256:
         raise UserError(
-            f"{out}: contains results of the base model {stored.label} "
-            f"(sha256 {stored.sha256[:12]}), but the study now names {model.label} "
-            f"(sha256 {model.sha256[:12]}). Give the new study its own --out folder."
+            f"{out}: found results of the base model {stored.label} (sha256 {stored.sha256[:12]}), "
+            f"expected those of {model.label} (sha256 {model.sha256[:12]}), which the study names "
+            "now; give the new study its own --out folder"
         )
     for field in ("dtype", "quantize", "prompt_format"):
         before, now = getattr(stored, field), getattr(model, field)
         if before != now:
             raise UserError(
-                f"{out}: contains results with {field} {before!r}, but the study now uses {now!r}. "
-                f"Set '{field}: {before}' to continue, or give the new study its own --out folder."
+                f"{out}: found results with {field} {before!r}, expected {now!r}, which the study "
+                f"uses now; set '{field}: {before}' to continue, or give the new study its own "
+                "--out folder"
             )
 
 
@@ -46,8 +47,8 @@ def check_same_tasks(
         ]
         if changed:
             raise UserError(
-                f"{out}: contains results on task {task.name!r} as it was before "
-                f"({'; '.join(changed)}). Give the changed study its own --out folder."
+                f"{out}: found results on task {task.name!r} as it was before, expected the task "
+                f"as it is now ({'; '.join(changed)}); give the changed study its own --out folder"
             )
 
 
@@ -61,9 +62,9 @@ def check_same_versions(out: Path, stored: Provenance, now: Provenance) -> None:
     ]
     if changed:
         raise UserError(
-            f"{out}: contains results of other versions ({'; '.join(changed)}), and results are "
-            "missing. Use the versions of before, give the study its own --out folder, or add "
-            "--allow-mixed: the report then names the versions"
+            f"{out}: found results of other versions ({'; '.join(changed)}) and results missing, "
+            "expected one set of versions; use those of before, give the study its own --out "
+            "folder, or add --allow-mixed: the report then names the versions"
         )
 
 

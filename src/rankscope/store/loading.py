@@ -37,7 +37,10 @@ def load_study(
     with_analyses: bool,
 ) -> StudyRecords:
     if not has_study(db):
-        raise UserError(f"{store.out}: no run has stored a study yet; run it first.")
+        raise UserError(
+            f"{store.out}: found a ledger in which no run has stored a study yet, expected "
+            "one; run it first"
+        )
     tasks = tuple(stored(db, "tasks", list[TaskRecord]) or ())
     task_names = {task.name for task in tasks}
     trials = tuple(_trial_records(db, task_names, with_analyses))

@@ -38,15 +38,16 @@ class StudyLock:
         if not is_free:
             os.close(fd)
             raise StudyLocked(
-                f"{out}: process {holder} is running this study. Wait for it or stop it, then give "
-                "the same command again."
+                f"{out}: found process {holder}, which is running this study, expected none; wait "
+                "for it or stop it, then give the same command again"
             )
         here, (_, _, host) = socket.gethostname(), holder.partition(" on ")
         if host not in ("", here) and not take_over:
             os.close(fd)
             raise StudyLocked(
-                f"{out}: process {holder} began to run this study and did not end it, expected one "
-                f"of this machine ({here}); if it does not run any more, add --take-over"
+                f"{out}: found process {holder}, which began to run this study and did not end "
+                f"it, expected one of this machine ({here}); if it does not run any more, add "
+                "--take-over"
             )
         self._fd = fd
         try:

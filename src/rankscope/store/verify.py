@@ -31,8 +31,8 @@ def ledger_file(out: Path) -> Path:
     """The ledger of the study in ``out``. Raises UserError if there is none."""
     if not holds_bytes(out / LEDGER):
         raise UserError(
-            f"{out}: there is no study here (no {LEDGER}). Expected a folder that 'rankscope run' "
-            "or 'rankscope quickstart' wrote to."
+            f"{out}: found no study here (no {LEDGER}), expected a folder that 'rankscope run' or "
+            "'rankscope quickstart' wrote to; give its path"
         )
     return out / LEDGER
 

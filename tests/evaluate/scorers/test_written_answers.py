@@ -157,7 +157,7 @@ def test_what_the_function_returns_is_the_score(
     assert judge("grade", "a").metrics == {"score": 0.5, "stopped": 1.0}
     with pytest.raises(UserError, match=r"x/1: broken of .*grader.py fails: KeyError: 'a'"):
         judge("broken", "a")
-    with pytest.raises(UserError, match="returned 2; expected a score from 0 to 1"):
+    with pytest.raises(UserError, match=r"found 2, which .* returned, expected a score from 0"):
         judge("beyond", "a")
     with pytest.raises(UserError, match="has no function 'missing'"):
         judge("missing", "a")

@@ -235,7 +235,7 @@ def test_a_module_of_another_shape(tmp_path: Path, shapes: Architecture) -> None
     tensors = load_file(tmp_path / WEIGHTS)
     wider = {k: torch.cat([v, v], 1) if "lora_A" in k else v for k, v in tensors.items()}
     save_file(wider, tmp_path / WEIGHTS)
-    with pytest.raises(UserError, match=r"q_proj' has \(out, in\) = \(64, 128\), .* \(64, 64\)"):
+    with pytest.raises(UserError, match=r"q_proj' with \(out, in\) = \(64, 128\), .* \(64, 64\)"):
         read_warm_start(tmp_path, shapes)
 
 

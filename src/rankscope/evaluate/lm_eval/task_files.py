@@ -95,8 +95,9 @@ def check_tags(
         if node.tag == FUNCTION:
             if not allow_functions:
                 raise UserError(
-                    f"{where}: {FUNCTION} {node.value} would run Python from this file's folder. "
-                    "Read that code first; then allow it with --trust-task-code"
+                    f"{where}: found {FUNCTION} {node.value}, which would run Python from this "
+                    "file's folder, expected plain YAML; read that code, then allow it with "
+                    "--trust-task-code"
                 )
         elif node.tag.removeprefix(PLAIN_TAG) not in PLAIN_TYPES:
             raise UserError(f"{where}: tag {node.tag!r}; expected plain YAML")

@@ -41,8 +41,9 @@ class PythonScorer(GenerationScorer):
         super().check_task(spec)
         if os.environ.get(ALLOWED) != "1":
             raise UserError(
-                f"task {spec.name!r}: scorer {self.name!r} runs Python code. Read {self.path} "
-                f"first; then allow it with --trust-task-code, or {ALLOWED}=1 in the environment"
+                f"task {spec.name!r}: found scorer {self.name!r}, which runs Python code, expected "
+                f"--trust-task-code with it; read {self.path} first, then add that option, or "
+                f"{ALLOWED}=1 in the environment"
             )
         # The file may have changed since it was read; its new content gives the task a new hash.
         self.__dict__.pop("function", None)
@@ -85,7 +86,7 @@ class PythonScorer(GenerationScorer):
             ) from error
         if not 0 <= score <= 1:
             raise UserError(
-                f"{item.location}: {self.function_name} of {self.path} returned {score:g}; "
-                "expected a score from 0 to 1"
+                f"{item.location}: found {score:g}, which {self.function_name} of {self.path} "
+                "returned, expected a score from 0 to 1; correct the function"
             )
         return Judgement(score, gold, part)

@@ -247,8 +247,9 @@ def parts_of(
 def check_same_base(folder: Path, recorded: str | None, base_sha256: str) -> None:
     if recorded is not None and recorded != base_sha256:
         raise UserError(
-            f"adapter {folder}: made for another base (weights {recorded[:12]}..., "
-            f"this one is {base_sha256[:12]}...); expected an adapter of this base"
+            f"adapter {folder}: found one that was made for another base (weights "
+            f"{recorded[:12]}..., this one is {base_sha256[:12]}...), expected an adapter of this "
+            "base; give the base that it was made for"
         )
 
 

@@ -96,13 +96,14 @@ def load_adapter_for(shapes: Architecture, folder: Path) -> Adapter:
         if expected is None:
             leaves = {other.rsplit(".", 1)[-1] for other in shapes.linear_shapes}
             raise UserError(
-                f"adapter {folder}: it changes {name!r}, but this model has no such linear layer; "
-                f"expected an adapter of this model, on some of: {', '.join(sorted(leaves))}"
+                f"adapter {folder}: found that it changes {name!r}, which this model does not "
+                f"have, expected some of: {', '.join(sorted(leaves))}; give an adapter of this "
+                "model"
             )
         if shape != expected:
             raise UserError(
-                f"adapter {folder}: {name!r} has (out, in) = {shape}, in this model {expected}; "
-                "expected an adapter of this model"
+                f"adapter {folder}: found {name!r} with (out, in) = {shape}, expected {expected} "
+                "as in this model; give an adapter of this model"
             )
     check_complete(folder, adapter.a, shapes.linear_shapes, PLAIN_INITS)
     return adapter

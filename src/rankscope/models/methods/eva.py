@@ -38,8 +38,8 @@ class EvaMethod(LoraMethod):
         needed = max(min(round(RHO * trial.rank), inputs) for _, inputs in targets)
         if facts.num_tokens < needed:
             raise UserError(
-                f"method eva, rank {trial.rank}: {trial.task} has {facts.num_tokens} training "
-                f"tokens, expected at least {needed} to find as many directions in; choose a "
+                f"method eva, rank {trial.rank}: found {facts.num_tokens} training tokens of "
+                f"{trial.task}, expected at least {needed} to find as many directions in; choose a "
                 "smaller rank"
             )
 

@@ -41,9 +41,8 @@ class PissaMethod(LoraMethod):
     def check_rank(self, rank: int, name: str, shape: tuple[int, int]) -> None:
         if rank > min(shape):
             raise UserError(
-                f"method pissa: rank {rank} is above {min(shape)}, the smaller dimension of "
-                f"{name!r} {shape}, which has {min(shape)} singular vectors to start from; choose "
-                "a smaller rank"
+                f"method pissa: found rank {rank}, expected at most {min(shape)}, the number of "
+                f"singular vectors to start from in {name!r} {shape}; choose a smaller rank"
             )
 
     def init_module(

@@ -98,10 +98,12 @@ class PeftTuner:
             tuner.snapshot.restore()
             if "size mismatch" in str(error):
                 raise UserError(
-                    f"adapter {folder}: {reason_of(error)}; expected an adapter of this model"
+                    f"adapter {folder}: not an adapter of this model: {reason_of(error)}; give the "
+                    "model that it was made for"
                 ) from error
             raise IntegrityError(
-                f"adapter {folder}: {reason_of(error)}; copy it again from where it was trained"
+                f"adapter {folder}: not a whole adapter: {reason_of(error)}; copy it again from "
+                "where it was trained"
             ) from error
         tuner.model.eval()
         return tuner

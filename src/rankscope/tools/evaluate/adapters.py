@@ -80,8 +80,7 @@ def read_adapters(
                 check_same_base(folder, recorded, base_sha256)
             except UserError as error:
                 raise UserError(
-                    f"{error}; give the base that it was made for, or --force to score it on this "
-                    "one and record that in the result"
+                    f"{error}, or --force to score it on this one and record that in the result"
                 ) from error
         is_forced = recorded is not None and recorded != base_sha256
         sha256 = adapter_sha256(folder)
