@@ -67,7 +67,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=160, help="tokens of a row")
     parser.add_argument("--steps", type=int, default=24, help="of 4 rows")
     parser.add_argument("--items", type=int, default=40, help="of each task and split")
-    parser.add_argument("--rung-items", type=int, default=40, help="validation items at a rung")
+    parser.add_argument("--rung-items", type=int, default=20, help="validation items at a rung")
     parser.add_argument("--sample-steps", type=int, default=8, help="TRL's, the first untimed")
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
     parser.add_argument("--out", type=Path, help="keep the study in this new folder")
