@@ -94,7 +94,7 @@ def test_killed_drivers_leave_workers_that_the_next_one_waits_for(
     worker = int((unit / "ledger.lock").read_text("utf-8").split()[0])
     os.kill(worker, signal.SIGSTOP)
     name = f"process {launcher.child} on {socket.gethostname()}"
-    refused(rankscope(*words), where=str(out), found=name, do="Wait for it or stop it")
+    refused(rankscope(*words), where=str(out), found=name, do="wait for it or stop it")
     launcher.send(signal.SIGKILL)
     launcher.ended()
     launcher.start(*words)
