@@ -1,12 +1,16 @@
 """What a study asks of SLURM."""
 
+from math import inf
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rankscope.config.section import ConfigSection
 
 SLURM_WORD = r"^[A-Za-z0-9][A-Za-z0-9_.:,=/-]*$"
+WARNING_MINUTES = 2
+"""How long before its limit a task is asked to write a checkpoint and end; SLURM may ask up to a
+minute earlier."""
 
 
 class SlurmConfig(ConfigSection):
@@ -22,3 +26,28 @@ class SlurmConfig(ConfigSection):
     """Such as ``gpu:1``."""
     options: list[Annotated[str, Field(pattern=r"^--[ -~]+$")]] = []
     """Further lines after ``#SBATCH``, such as ``--mem=32G``."""
+
+    @field_validator("time")
+    @classmethod
+    def _is_longer_than_the_warning(cls, time: str | None) -> str | None:
+        least = WARNING_MINUTES + 1
+        if time is not None and time_limit_minutes(time) <= least:
+            raise ValueError(
+                f"found {time!r}, expected more than {least} minutes: up to so long before the "
+                "limit a unit is interrupted, and it would never come to train"
+            )
+        return time
+
+
+def time_limit_minutes(time: str) -> float:
+    """Of SLURM's forms M, M:S, H:M:S, D-H, D-H:M and D-H:M:S; infinity for a word, and for 0."""
+    days, _, rest = time.rpartition("-")
+    parts = rest.split(":")
+    if not all(part.isdecimal() for part in (days or "0", *parts)) or len(parts) > 3:
+        return inf
+    numbers = [int(part) for part in parts]
+    if days or len(numbers) == 3:
+        hours, minutes, seconds = [*numbers, 0, 0][:3]
+    else:
+        hours, (minutes, seconds) = 0, [*numbers, 0][:2]
+    return (int(days or 0) * 24 + hours) * 60 + minutes + seconds / 60 or inf

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from command_line import rankscope
 from pocket_study import TWO_GROUPS, leftovers, results, small_study, study_file
@@ -19,9 +20,11 @@ from rankscope.train.memory import LIBRARY_BYTES
 
 
 @pytest.fixture
-def ray_cluster() -> Iterator[Any]:
+def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head without CPUs and two nodes with one each, all on this machine. A unit is planned to
-    take more memory than they have, which must not keep it from running there."""
+    take more memory than they have, which must not keep it from running there. Each would end its
+    tasks if other work filled the memory of the machine."""
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(
@@ -35,22 +38,25 @@ def ray_cluster() -> Iterator[Any]:
 
 
 @pytest.mark.timeout(900)
-def test_a_lost_node_costs_nothing(
+def test_lost_nodes_and_killed_workers_cost_nothing(
     ray_cluster: Any, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    """A node is removed while it trains; Ray runs its unit again on the other one."""
-    lost: list[str] = []
+    """While a unit trains, Ray's worker that runs it is killed, so is the actor that says when to
+    stop, and a node is removed; Ray runs both units again on the other one."""
+    executor, lost = RayExecutor(ExecutorOptions(ray_address=ray_cluster.address)), list[str]()
 
-    def lose_node() -> None:
+    def lose() -> None:
         while not any(" train " in read(log) for log in tmp_path.glob("out/units/*/log.jsonl")):
             time.sleep(0.05)
+        tasks = [p for p in psutil.process_iter() if p.name().startswith("ray::run_on")]
+        tasks[0].kill()
+        executor.ray.kill(executor.flag, no_restart=False)
         node = min(ray_cluster.worker_nodes, key=lambda node: node.unique_id)
-        lost.append(node.unique_id)
         ray_cluster.remove_node(node, allow_graceful=False)
+        lost.append(node.unique_id)
 
-    thread = threading.Thread(target=lose_node, daemon=True)
+    thread = threading.Thread(target=lose, daemon=True)
     thread.start()
-    executor = RayExecutor(ExecutorOptions(ray_address=ray_cluster.address))
     small_study(tmp_path, **TWO_GROUPS).run(tmp_path / "out", executor=executor)
     thread.join()
     assert len(lost) == 1
@@ -62,10 +68,13 @@ def read(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
+@pytest.mark.timeout(600)
 def test_a_node_that_does_not_see_the_folder_sends_it_back(
     undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    """What a node does, without Ray around it: the driver's folder is somewhere else."""
+    """What a node does, without Ray around it: the driver's folder is somewhere else. What it sends
+    is lost once on the way."""
+    lost: list[object] = []
 
     class Elsewhere(LocalExecutor):
         def run(self, folder: Path) -> None:
@@ -74,6 +83,8 @@ def test_a_node_that_does_not_see_the_folder_sends_it_back(
                 tmp_path / "no" / folder.name,
             )
             task = UnitTask(away, order, packed(folder), self.threads)
+            if not lost:
+                lost.append(run_unit(task, lambda: False))
             outcome = run_unit(task, lambda: False)
             assert outcome.files is not None
             unpack(outcome.files, folder)

@@ -1,7 +1,11 @@
 """Units in SLURM's queue: a signal before the time limit costs nothing, nor does a driver that
 goes away."""
 
+import math
+import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,9 +18,10 @@ from command_line import rankscope
 from pocket_study import TWO_GROUPS, changed, leftovers, results, small_study, study_file
 from slurm_host import slurm_host
 
-from rankscope.config.slurm import SlurmConfig
+from rankscope.config.slurm import WARNING_MINUTES, SlurmConfig
 from rankscope.run.executors.slurm import JOB, batch_script, cancel_tasks
 from rankscope.run.executors.worker_process import WORKER
+from rankscope.store import running_process
 
 STUDY: dict[str, Any] = {
     **TWO_GROUPS,
@@ -47,6 +52,12 @@ def wait_for(condition: Callable[[], bool], driver: subprocess.Popen[bytes], log
         time.sleep(0.05)
 
 
+def training_units(out: Path) -> list[Path]:
+    """The folders of units that have begun to train."""
+    logs = out.glob("units/*/log.jsonl")
+    return [path.parent for path in logs if " train " in path.read_text(encoding="utf-8")]
+
+
 @pytest.mark.timeout(900)
 def test_a_preempted_unit_and_a_driver_that_goes_away_cost_nothing(
     slurm: Path, tmp_path: Path
@@ -56,24 +67,73 @@ def test_a_preempted_unit_and_a_driver_that_goes_away_cost_nothing(
     small_study(tmp_path, **STUDY).run(tmp_path / "undisturbed")
     file, out, log = study_file(tmp_path, **STUDY), tmp_path / "out", tmp_path / "driver.log"
     driver = start_driver(file, out)
-
-    def training() -> list[Path]:
-        logs = out.glob("units/*/log.jsonl")
-        return [path.parent for path in logs if " train " in path.read_text(encoding="utf-8")]
-
-    wait_for(lambda: bool(training()), driver, log)
-    job = (training()[0] / JOB).read_text(encoding="utf-8")
+    wait_for(lambda: bool(training_units(out)), driver, log)
+    job = (training_units(out)[0] / JOB).read_text(encoding="utf-8")
     subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
     wait_for(lambda: task_states(job) == ["PENDING"], driver, log)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    # SLURM lets a requeued task wait for two minutes.
-    subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], check=True)
+    update(f"jobid={job}", "starttime=now")  # SLURM lets a requeued task wait for two minutes
     driver = start_driver(file, out)
     assert driver.wait() == 0, log.read_text(encoding="utf-8")
     assert results(out) == results(tmp_path / "undisturbed")
     assert leftovers(out) == []
     assert not (out / "units").exists()
+
+
+@pytest.mark.timeout(900)
+def test_a_time_limit_and_nodes_that_are_drained_and_lost_cost_nothing(
+    slurm: Path, tmp_path: Path
+) -> None:
+    """A worker is stopped while it trains until SLURM itself warns it of a limit that is near; the
+    node is drained meanwhile, so its task waits. Later the node goes down under a worker."""
+    small_study(tmp_path, **STUDY).run(tmp_path / "undisturbed")
+    file, out, log = study_file(tmp_path, **STUDY), tmp_path / "out", tmp_path / "driver.log"
+    node, begun = f"nodename={socket.gethostname()}", time.monotonic()
+    driver = start_driver(file, out)
+
+    def stopped_worker() -> tuple[int, str]:
+        """A worker that trains, stopped; its process and its task."""
+        wait_for(lambda: any(map(holder, training_units(out))), driver, log)
+        unit = next(filter(holder, training_units(out)))
+        process = int(holder(unit))
+        os.kill(process, signal.SIGSTOP)
+        return process, (unit / JOB).read_text(encoding="utf-8")
+
+    process, job = stopped_worker()
+    minutes = (time.monotonic() - begun) / 60 + WARNING_MINUTES + 1
+    update(f"jobid={job}", f"timelimit={math.ceil(minutes)}")
+    update(node, "state=drain", "reason=test")
+    wait_for(lambda: is_pending(process, signal.SIGTERM), driver, log)
+    os.kill(process, signal.SIGCONT)
+    wait_for(lambda: task_states(job) == ["PENDING"], driver, log)
+    update(node, "state=resume")
+    update(f"jobid={job}", "timelimit=60", "starttime=now")
+    process, job = stopped_worker()
+    update(node, "state=down", "reason=test")
+    wait_for(lambda: task_states(job) == ["PENDING"], driver, log)
+    update(node, "state=resume")
+    update(f"jobid={job}", "starttime=now")
+    assert driver.wait() == 0, log.read_text(encoding="utf-8")
+    assert results(out) == results(tmp_path / "undisturbed")
+    assert leftovers(out) == []
+
+
+def holder(unit: Path) -> str:
+    """The process that works on a unit; empty if it has ended."""
+    process = running_process(unit)
+    return process.split()[0] if process else ""
+
+
+def is_pending(process: int, number: int) -> bool:
+    """Whether a stopped process will get a signal when it goes on."""
+    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    masks = re.findall(r"^(?:Sig|Shd)Pnd:\s*(\w+)", status, re.MULTILINE)
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
+
+
+def update(*words: str) -> None:
+    subprocess.run(["scontrol", "update", *words], check=True)
 
 
 def test_another_executor_takes_waiting_tasks_off_the_queue(slurm: Path, tmp_path: Path) -> None:
@@ -114,6 +174,19 @@ def test_the_batch_script_asks_for_what_the_study_says(tmp_path: Path) -> None:
     assert "units=(0123456789abcdef fedcba9876543210)" in script
     check = subprocess.run(["bash", "-n"], input="\n".join(script), text=True, check=False)
     assert check.returncode == 0
+
+
+@pytest.mark.parametrize("time", ["1", "3", "3:00", "0:03:00", "0-0:03"])
+def test_a_limit_that_leaves_no_time_to_train_is_refused(time: str, tmp_path: Path) -> None:
+    file = study_file(tmp_path, **{**STUDY, "slurm": {"time": time}})
+    outcome = rankscope("check", file)
+    assert outcome.code == 2
+    assert f"found '{time}', expected more than 3 minutes" in outcome.told
+
+
+@pytest.mark.parametrize("time", ["4", "3:01", "1:00:00", "1-0", "0-1:00", "0", "UNLIMITED"])
+def test_limits_that_slurm_takes(time: str) -> None:
+    assert SlurmConfig(time=time).time == time
 
 
 def test_without_slurm_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,8 @@ class RayExecutor:
         # Beside the driver: with another node it would be lost, and all units would stop.
         node_id = self.ray.get_runtime_context().get_node_id()
         beside = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node_id, False)
-        flag = self.ray.remote(num_cpus=0, scheduling_strategy=beside)(StopFlag)
+        remote = self.ray.remote(num_cpus=0, scheduling_strategy=beside, max_restarts=-1)
+        flag = remote(StopFlag)
         self.flag = flag.remote()
         self.pool = ThreadPoolExecutor(options.num_workers or MAX_WORKERS)
         self.stopped = threading.Event()

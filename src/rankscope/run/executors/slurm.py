@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rankscope.config.slurm import SlurmConfig
+from rankscope.config.slurm import WARNING_MINUTES, SlurmConfig
 from rankscope.errors import Interrupted, UserError
 from rankscope.filesystem import replace_text
 from rankscope.run.executors import ExecutorOptions, WorkerFailed, register_executor
@@ -210,7 +210,7 @@ def batch_script(
         "output": "slurm-%A_%a.log",
         "open-mode": "append",
         "requeue": None,
-        "signal": "B:USR1@120",
+        "signal": f"B:USR1@{60 * WARNING_MINUTES}",
         "cpus-per-task": threads * devices,
         "partition": config.partition,
         "account": config.account,
