@@ -274,9 +274,9 @@ class TestSeeds:
         ]
 
     def test_the_best_full_arm_gets_its_seeds(self) -> None:
-        """If it is near the best: here all arms are equal, and it is as the draw has it."""
-        firsts = [self.played(FLAT, seed)[0][0] for seed in range(3)]
-        assert any("full" in label for labels in firsts for label in labels)
+        """Within a margin of .1 of the best, all arms being equal."""
+        rounds, _ = self.played(APART)
+        assert any("full" in label for label in rounds[0])
 
 
 @pytest.mark.parametrize("rungs", [(0.5, 0.25), (0.0, 0.5), (0.5, 1.0), (0.5, 0.5)])

@@ -40,9 +40,9 @@ SEED_SPREAD = 0.5
 cannot be measured."""
 
 CONTENDING = 0.3
-"""Level of the interval by which an arm goes on at each look. It holds for scores at a rung; where
-arms are heading varies more, so this is no chance of an error. Higher is cheaper and errs more
-often; chosen by simulation (docs/findings, adaptive studies)."""
+"""Level of the interval by which an arm goes on at the last rung. It holds for scores at a rung;
+where arms are heading varies more, so this is no chance of an error. Higher is cheaper and errs
+more often; chosen by simulation (docs/findings, adaptive studies)."""
 
 StopReason = Literal["worse", "outranked"]
 
@@ -197,10 +197,9 @@ def finalists(study: StudyRecords, task: str) -> tuple[Arm, ...]:
 
 
 def next_trials(study: StudyRecords, task: str, rule: AdaptiveRule) -> list[TrialSpec]:
-    """The next seed of every finalist that may be within the margin of the best arm.
+    """The next seed of every finalist within the margin of the best arm.
 
-    That is judged by an interval of level ``CONTENDING`` at this look alone: it is no claim. Empty
-    once all of them have all their seeds. Call it again when these trials have ended: the
+    Empty once all of them have all their seeds. Call it again when these trials have ended: the
     finalists may then be others.
 
     Args:
@@ -213,7 +212,7 @@ def next_trials(study: StudyRecords, task: str, rule: AdaptiveRule) -> list[Tria
         sure = named[:1]
     else:  # LoRA may replace full fine-tuning only by a comparison that could show a difference
         sure = (choice.best.arm, choice.best_lora.arm)
-    now = _Standing.of(study, task, arms, rule).at_this_look()
+    utilities = _Standing.of(study, task, arms, rule).utilities
     waiting: dict[tuple[object, ...], list[TrialSpec]] = {}
     for trial in study.trials:
         if trial.status == "planned":
@@ -222,7 +221,11 @@ def next_trials(study: StudyRecords, task: str, rule: AdaptiveRule) -> list[Tria
         waiting[arm.trials[0].spec.arm][0]
         for arm in named
         if arm.trials[0].spec.arm in waiting
-        and (any(arm is other for other in sure) or not now.is_worse(arm, named[0]))
+        and (
+            any(arm is other for other in sure)
+            or utilities[arm.summary.label]
+            >= utilities[named[0].summary.label] - study.config.objective.margin
+        )
     ]
 
 
