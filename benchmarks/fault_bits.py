@@ -136,13 +136,15 @@ class Series:
 
     def may_be_unused(self, path: Path) -> bool:
         """Whether a bit of a file may be of no use, and then has no hash: in a ledger that was not
-        closed, its write-ahead log, and the log of a run."""
+        closed, its write-ahead log, and the log of a run. The driver compares a worker's order with
+        its own, and makes the unit anew if they differ."""
         is_closed = self.name == "finished"
         return not is_closed and path.name in (
             LEDGER,
             f"{LEDGER}-wal",
             "log.jsonl",
             "study.resolved.yaml",
+            "unit.json",
         )
 
 

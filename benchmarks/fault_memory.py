@@ -114,9 +114,9 @@ def points(options: Options) -> Iterator[Point]:
             yield job()
 
 
-def fresh(words: tuple[object, ...], address_space: int) -> Outcome:
+def fresh(words: tuple[object, ...], address_space: int, code: str = COMMAND) -> Outcome:
     """One command in a process that has imported nothing."""
-    command = [sys.executable, "-c", COMMAND, *map(str, words)]
+    command = [sys.executable, "-c", code, *map(str, words)]
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))

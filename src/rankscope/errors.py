@@ -50,8 +50,8 @@ class RankscopeError(Exception):
     def description(self) -> dict[str, object]:
         """The error for ``--json``; a part that its first line does not show is None.
 
-        A first line that ends in a colon is followed by faults, and by what to do about all of them;
-        the parts are those of the first fault.
+        A first line that ends in a colon is followed by faults, and by what to do about all of
+        them; the parts are those of the first fault.
         """
         line, *others = str(self).splitlines()
         if line.endswith(":") and len(others) > 1:
@@ -352,6 +352,16 @@ def address_space_shortage(error: BaseException | None = None) -> OutOfMemory | 
         f"left, expected at least {byte_size(MIN_ADDRESS_SPACE)}; raise the limit ('ulimit -v'), "
         f"{AGAIN}"
     )
+
+
+def take_blas_memory() -> None:
+    """Have NumPy's OpenBLAS take its 32 MB now if address space is limited: it takes them at its
+    first product, and ends the process with code 1 if there are none."""
+    if math.isfinite(free_address_space()):
+        import numpy as np
+
+        size = 512  # all of its threads get a part
+        _ = np.ones((size, size)) @ np.ones((size, size))
 
 
 @contextmanager

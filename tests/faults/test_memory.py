@@ -11,7 +11,7 @@ from command_line import rankscope, settings
 from launcher import COMMAND, Launcher
 from pocket_study import SETTINGS, small_study
 
-from fault_memory import LEAKY, address_space_of, leaky_study
+from fault_memory import LEAKY, address_space_of, fresh, leaky_study
 from fault_points import tiny_study
 from faults import message_of, refused
 from rankscope.models.sharding import Ranks
@@ -71,6 +71,35 @@ def test_a_report_that_does_not_fit_is_out_of_memory(launcher: Launcher, copied:
     do = "every trial is stored: free some memory"
     refused(launcher.outcome(), 3, where=str(copied), found="out of memory", do=do)
     assert (copied / "report.html").read_bytes() == before
+
+
+FIRST_PRODUCT = (
+    """
+import resource
+import numpy as np
+import psutil
+from rankscope.store import Ledger
+
+factor = np.ones((600, 600))
+product = np.empty_like(factor)
+
+def opened_after_a_product(*arguments, **options):
+    limit = psutil.Process().memory_info().vms + 10**6
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    np.matmul(factor, factor, out=product)
+    return opened(*arguments, **options)
+
+opened, Ledger.open = Ledger.open, opened_after_a_product
+"""
+    + COMMAND
+)
+
+
+def test_a_first_product_without_memory_does_not_end_the_process(copied: Path) -> None:
+    """OpenBLAS takes its memory then, and calls ``exit(1)`` if it gets none."""
+    outcome = fresh(("status", copied), 4 * 10**9, FIRST_PRODUCT)
+    assert outcome.code in (0, 3), outcome
+    assert "OpenBLAS" not in outcome.err
 
 
 def test_a_command_that_has_no_room_does_not_begin(launcher: Launcher, finished: Path) -> None:

@@ -27,6 +27,7 @@ from rankscope.errors import (
     UserError,
     address_space_shortage,
     shortage_behind,
+    take_blas_memory,
 )
 from rankscope.formatting import join_names
 from rankscope.run.starter import become_worker
@@ -97,6 +98,7 @@ def verb(name: str, first_line: str = "") -> Callable[[Callable[..., Reply]], An
                 print_message(first_line.format_map(options | names))
                 if shortage := address_space_shortage():
                     raise shortage
+            take_blas_memory()
             answer = function(**options)
             if as_json:
                 print_json(answer.data)

@@ -70,9 +70,12 @@ class GroupLedger:
     study: PreparedStudy
 
     def stored(self) -> StoredGroups:
-        """What the ledger has."""
+        """What the ledger has. If it lost its last transactions with the machine's power, units of
+        workers may be there before any groups: it gets the study's."""
+        if self.ledger.groups() is None:
+            resolve_groups(self.ledger, self.study)
         stored = self.ledger.groups()
-        assert stored is not None, "resolve_groups was not called"
+        assert stored is not None
         return stored
 
     def batch_tokens(self, group: Group) -> int:

@@ -1,0 +1,51 @@
+"""A machine that lost power: the ledger lost its last transactions, and files are ahead of it."""
+
+import shutil
+import signal
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from launcher import Launcher
+
+from fault_points import Undisturbed, tiny_study
+from fault_workers import COMMAND
+from faults import wait_for
+
+WAL = "ledger.sqlite-wal"
+HEADER, FRAME_HEADER = 32, 24
+"""Bytes; https://www.sqlite.org/fileformat.html#walformat"""
+
+
+def commits(log: Path) -> Iterator[int]:
+    """Sizes that a write-ahead log had after each of its transactions, and before the first."""
+    content = log.read_bytes()
+    (page,) = struct.unpack_from(">I", content, 8)
+    yield HEADER
+    for start in range(HEADER, len(content), FRAME_HEADER + page):
+        (pages_after_commit,) = struct.unpack_from(">I", content, start + 4)
+        if pages_after_commit:
+            yield start + FRAME_HEADER + page
+
+
+@pytest.mark.pitfall(18)
+def test_a_ledger_that_lost_its_last_transactions_continues(tmp_path: Path) -> None:
+    """SQLite does not wait for the disk at each of them. Units of workers are there already."""
+    with Launcher(tmp_path, code=COMMAND) as launcher:
+        reference = Undisturbed.of(launcher, tiny_study(tmp_path))
+        killed = tmp_path / "killed"
+        launcher.start("run", reference.file, "--out", killed, "--workers", 1)
+        wait_for(launcher, lambda: bool(list(killed.glob("units/*/checkpoints/*/step-*"))))
+        driver = psutil.Process(launcher.child)
+        for process in [*driver.children(recursive=True), driver]:
+            process.send_signal(signal.SIGKILL)
+        launcher.ended()
+        sizes = list(commits(killed / WAL))
+        assert len(sizes) > 3
+        for size in sizes[:: len(sizes) // 3]:
+            out = shutil.copytree(killed, tmp_path / str(size))
+            with (out / WAL).open("r+b") as log:
+                log.truncate(size)
+            assert reference.resumed(launcher, out) == "", size
