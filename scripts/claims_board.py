@@ -33,7 +33,7 @@ from claims_records import TEXT_METRIC, Grid
 ROOT = Path(__file__).parents[1]
 BOARD = ROOT / "docs" / "findings" / "claims.md"
 RECORDS = ROOT / "docs" / "findings" / "records"
-BEGIN, END = "<!-- numbers: scripts/claims_board.py -->", "<!-- end of numbers -->"
+BEGIN, END = "<!-- numbers: scripts/{} -->", "<!-- end of numbers -->"
 
 CLAIMS: dict[int, tuple[str, str]] = {
     1: ("Full fine-tuning harms models under 300M (below zero-shot), LoRA does not", "2606.06920"),
@@ -155,17 +155,19 @@ def arms_table(grid: Grid) -> list[str]:
 
 def numbers(records: Path = RECORDS) -> str:
     """The generated part of the board."""
-    grids = {folder.name: Grid(folder) for folder in sorted(records.iterdir()) if folder.is_dir()}
+    names = sorted(file.stem for file in (ROOT / "examples" / "claims").glob("*.yaml"))
+    grids = {name: Grid(records / name) for name in names if (records / name).is_dir()}
     lines = [*claims_table(grids), "", "### Studies", "", *studies_table(grids)]
     for name, grid in grids.items():
         lines += ["", f"### Arms of {name}", "", *arms_table(grid)]
     return "\n".join(lines)
 
 
-def with_numbers(board: str, text: str) -> str:
+def with_numbers(board: str, text: str, script: str = Path(__file__).name) -> str:
     """The board with ``text`` between its two marks."""
-    before, rest = board.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}"
+    begin = BEGIN.format(script)
+    before, rest = board.split(begin)
+    return f"{before}{begin}\n\n{text}\n\n{END}{rest.split(END)[1]}"
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import rankscope
 from rankscope.advise.statistics.estimates import paired_estimate
 from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.config.loader import study_values
-from rankscope.records import BASE, Estimate, Record, Split, StudyRecords
+from rankscope.records import BASE, Estimate, ItemResult, Record, Split, StudyRecords
 from rankscope.tools.frames import trial_row
 
 Arm = tuple[int | None, float]
@@ -51,6 +51,7 @@ def keep(study_folder: Path, out: Path, commit: str) -> None:
             "score": np.float32(item.score),
             "gold_logprob": np.float32(item.gold_logprob),
             "gold_tokens": item.gold_tokens,
+            "among": among(item),
         }
         for (model_id, task, split) in records.results
         for item in records.results[model_id, task, split]
@@ -89,6 +90,14 @@ def keep(study_folder: Path, out: Path, commit: str) -> None:
     }
     shown = without_folders(json.loads(json.dumps(about, default=str)))
     (out / "study.json").write_text(json.dumps(shown, indent=1) + "\n", "utf-8")
+
+
+def among(item: ItemResult) -> float | None:
+    """log p of the right answer if one of those offered must be given, nats."""
+    offered = item.letter_logprobs or item.option_logprobs
+    if offered is None or item.gold_logprob is None:
+        return None
+    return float(np.float32(item.gold_logprob - np.logaddexp.reduce(offered)))
 
 
 def bodies(records: StudyRecords) -> list[dict[str, Any]]:
@@ -144,6 +153,8 @@ class Grid:
     folder: Path
     replay: str = ""
     """The kind of rows replayed in these trials: one of ``REPLAYS``."""
+    trained_on: str = ""
+    """The task whose trials these are, in a study of several."""
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -154,6 +165,8 @@ class Grid:
     def trials(self) -> pd.DataFrame:
         """Its trials, ordered by seed."""
         frame = pd.DataFrame(self.about["trials"]).sort_values("seed")
+        if self.trained_on:
+            frame = frame[frame["task"] == self.trained_on]
         for kind in REPLAYS:
             if kind in frame:
                 frame = frame[frame[kind].notna() == (kind == self.replay)]
@@ -178,7 +191,12 @@ class Grid:
     @cached_property
     def task(self) -> str:
         """The training task."""
-        return str(next(task["name"] for task in self.about["tasks"] if task["trained_on"]))
+        return self.trained_on or self.tasks[0]
+
+    @cached_property
+    def tasks(self) -> tuple[str, ...]:
+        """All training tasks."""
+        return tuple(str(task["name"]) for task in self.about["tasks"] if task["trained_on"])
 
     @cached_property
     def retention(self) -> tuple[str, ...]:
@@ -230,18 +248,24 @@ class Grid:
                 index="model", columns="item", values=measure
             ).astype(float)
             for (task, split), part in self.items.groupby(["task", "split"])
-            for measure in ("score", "logprob")
+            for measure in ("score", "logprob", "among")
+            if measure in part
         }
 
-    def scores(
-        self, arm: Arm, task: str, split: Split = "test", measure: str = "logprob"
-    ) -> ScoreArray:
-        """(S, N) scores of an arm."""
-        return np.asarray(self._tables[task, split, measure].loc[self.trial_ids(arm)].to_numpy())
+    def measure(self, task: str) -> str:
+        """``among`` for answers out of several offered, if the records have it."""
+        offered = self._tables.get((task, "test", "among"))
+        return "logprob" if offered is None or offered.isna().all(axis=None) else "among"
 
-    def base(self, task: str, split: Split = "test", measure: str = "logprob") -> ScoreArray:
+    def scores(self, arm: Arm, task: str, split: Split = "test", measure: str = "") -> ScoreArray:
+        """(S, N) scores of an arm, by default as ``measure`` says."""
+        table = self._tables[task, split, measure or self.measure(task)]
+        return np.asarray(table.loc[self.trial_ids(arm)].to_numpy())
+
+    def base(self, task: str, split: Split = "test", measure: str = "") -> ScoreArray:
         """(N,) scores of the untuned model."""
-        return np.asarray(self._tables[task, split, measure].loc[BASE].to_numpy())
+        table = self._tables[task, split, measure or self.measure(task)]
+        return np.asarray(table.loc[BASE].to_numpy())
 
     def tuned(self, rank: int | None) -> Arm:
         """The rank with its best rate by the training task's validation items."""

@@ -1,0 +1,464 @@
+"""Judge the paper in small by the kept records, and write the tables of its page.
+
+    python scripts/paper_in_small.py
+
+Every number of the tables in docs/findings/paper-in-small.md comes from docs/findings/records; a
+test compares the two. The rules are in examples/paper-in-small.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from claims_board import RECORDS, with_numbers
+from claims_judges import OPEN, Verdict, ends, interval, judged, label, residuals, settled_by
+from claims_judges import smallest as detectable_nats
+from claims_records import Arm, Grid
+from rankscope.advise.statistics.estimates import (
+    Comparison,
+    non_inferior,
+    paired_estimate,
+    weighted_estimate,
+)
+from rankscope.advise.statistics.resampling import ScoreArray
+from rankscope.records import Estimate
+
+PAGE = RECORDS.parent / "paper-in-small.md"
+MAIN = {"paper-in-small-gemma": "Gemma 3 270M", "paper-in-small-qwen": "Qwen2.5-Coder-0.5B"}
+NOT_TRAINED = Verdict(OPEN, "full fine-tuning was not trained", "", "full fine-tuning")
+MARGIN = {"logprob": 0.02, "among": 0.05}
+"""Nats within which two scores are equal, by measure."""
+RECALL, RETENTION = ("medmcqa", "mmlu"), ("mmlu", "arc_easy")
+
+
+class Study:
+    """The kept records of a study of several training tasks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name = folder.name
+        self.whole = Grid(folder)
+        grids = {task: Grid(folder, trained_on=task) for task in self.whole.tasks}
+        self.grids = {task: grid for task, grid in grids.items() if self._is_whole(grid)}
+        first = next(iter(self.grids.values()))
+        names = [str(task["name"]) for task in self.whole.about["tasks"]]
+        self.scored = tuple(n for n in names if (n, "test", "logprob") in first._tables)
+        self.letters = tuple(n for n in self.scored if first.measure(n) == "among")
+        self.has_full = all(grid.rates(None) for grid in self.grids.values())
+        self.series = (*first.ranks, None)[: len(first.ranks) + self.has_full]
+        self.has_spectra = (folder / "spectra.parquet").exists()
+
+    @staticmethod
+    def _is_whole(grid: Grid) -> bool:
+        return bool((grid.trials["status"] == "done").any())
+
+    @property
+    def common_rate(self) -> float:
+        """The lowest learning rate that all ranks have."""
+        first = next(iter(self.grids.values()))
+        return min(set.intersection(*(set(first.rates_tried(rank)) for rank in first.ranks)))
+
+    def gain(self, task: str, rank: int | None, other: int | None) -> Estimate:
+        """On the training task: ``rank`` less ``other``, both at their best rates."""
+        grid = self.grids[task]
+        return grid.gain(grid.tuned(rank), grid.tuned(other))
+
+    def margin(self, task: str) -> float:
+        return MARGIN[self.grids[task].measure(task)]
+
+    def elsewhere(
+        self,
+        test: str,
+        rank: int | None,
+        other: int | str | None,
+        measure: str = "",
+    ) -> tuple[ScoreArray, ScoreArray] | None:
+        """(N,) scores on ``test``, means over the models trained on other tasks, each at its best
+        rate: of ``rank``, and of ``other`` or the base."""
+        grids = [grid for task, grid in self.grids.items() if task != test]
+
+        def mean(of: int | None) -> ScoreArray:
+            return np.mean([g.scores(g.tuned(of), test, measure=measure)[0] for g in grids], axis=0)
+
+        base = grids[0].base(test, measure=measure)
+        return mean(rank), base if other == "base" else mean(other)  # type: ignore[arg-type]
+
+    def over_tests(
+        self, tests: Sequence[str], rank: int | None, other: int | str | None, measure: str = ""
+    ) -> Estimate:
+        """The mean over ``tests`` of what ``elsewhere`` gives, ``rank`` less ``other``."""
+        pairs = [self.elsewhere(test, rank, other, measure) for test in tests]
+        return weighted_estimate([Comparison(a[None, :], b) for a, b in pairs])
+
+
+def name_of(rank: int | None) -> str:
+    return "full" if rank is None else f"r={rank}"
+
+
+def reasoning(study: Study) -> Verdict:
+    """1: r = 32 or 64 match full fine-tuning on gsm8k and mathqa."""
+    if not study.has_full:
+        return NOT_TRAINED
+    told, matches, behind, found = [], [], [], []
+    for task in ("gsm8k", "mathqa"):
+        grid, margin = study.grids[task], study.margin(task)
+        ranks = [rank for rank in (32, 64) if rank in grid.ranks]
+        arm = max(
+            (grid.tuned(rank) for rank in ranks),
+            key=lambda a, g=grid: g.scores(a, g.task, "validation").mean(),
+        )
+        full = grid.tuned(None)
+        difference = grid.gain(arm, full)
+        found.append(difference)
+        told.append(f"{task} {label(arm)} less {label(full)} {interval(difference)}")
+        matches.append(non_inferior(difference, margin))
+        behind.append(ends(difference)[1] < -margin)
+    return Verdict(
+        judged(all(matches), any(behind)),
+        "; ".join(told) + " nats",
+        "; ".join(map(detectable_nats, found)),
+        f"on mathqa {settled_by(found[1], MARGIN['among'])}",
+    )
+
+
+def recall(study: Study) -> Verdict:
+    """2: recall hardly depends on the rank, gsm8k does."""
+    tasks = [task for task in RECALL if task in study.grids]
+    low, high = next(iter(study.grids.values())).ranks[0], 128
+    pairs = []
+    for task in tasks:
+        grid = study.grids[task]
+        of_high, of_low = (grid.scores(grid.tuned(rank), task) for rank in (high, low))
+        pairs.append(Comparison(of_high, of_low))
+    flat, rise, margin = weighted_estimate(pairs), study.gain("gsm8k", 32, low), MARGIN["among"]
+    is_flat = non_inferior(flat, margin) and ends(flat)[1] < margin
+    outside = ends(flat)[1] < -margin or ends(flat)[0] > margin
+    return Verdict(
+        judged(is_flat and ends(rise)[0] > 0, outside or ends(rise)[1] < MARGIN["logprob"]),
+        f"{' and '.join(tasks)}: r={high} less r={low} {interval(flat)}; gsm8k: r=32 less r={low} "
+        f"{interval(rise)} nats",
+        f"{detectable_nats(flat)}; {detectable_nats(rise)}",
+        f"{settled_by(flat, margin)} of recall",
+    )
+
+
+def keeps_more(study: Study, tests: Sequence[str]) -> Verdict:
+    """3 and 4: what r = 32 and full fine-tuning do to tasks that were not trained."""
+    own = {rank: study.over_tests(tests, rank, "base") for rank in (32, None)[: 1 + study.has_full]}
+    listed = "; ".join(f"{name_of(rank)} less base {interval(e)}" for rank, e in own.items())
+    if not study.has_full:
+        return Verdict(OPEN, f"{listed} nats", detectable_nats(own[32]), "full fine-tuning")
+    difference = study.over_tests(tests, 32, None)
+    return Verdict(
+        judged(ends(difference)[0] > 0, ends(difference)[1] < 0),
+        f"{listed}; r=32 less full {interval(difference)} nats",
+        detectable_nats(difference),
+        f"{settled_by(difference, abs(difference.value))}, if the difference is the measured one",
+    )
+
+
+def norm_law(study: Study) -> Verdict:
+    """5: the norm grows like log r."""
+    rate, told, better = study.common_rate, [], []
+    for task, grid in study.grids.items():
+        norms = np.array([grid.norms((rank, rate))[0] for rank in grid.ranks])
+        log_fit, power_fit = residuals(grid.ranks, norms)
+        better.append(log_fit < power_fit)
+        told.append(f"{task} {log_fit:.1%} and {power_fit:.1%}")
+    return Verdict(
+        judged(all(better), not any(better)),
+        f"residuals of a + b log r and of a r^b at {rate:g}: {', '.join(told)}",
+    )
+
+
+def similarity(study: Study) -> Verdict:
+    """6: r = 32 keeps more of the leading subspaces than full fine-tuning."""
+    if not study.has_full:
+        return NOT_TRAINED
+    told, better = [], []
+    for task, grid in study.grids.items():
+        arms = grid.tuned(32), grid.tuned(None)
+        lora, full = (grid.by_seed(arm, "similarity", "mean")[0] for arm in arms)
+        better.append(lora > full)
+        told.append(f"{task} {lora:.4f} and {full:.4f}")
+    return Verdict(
+        judged(all(better), not any(better)), f"kept by r=32 and by full: {', '.join(told)}"
+    )
+
+
+def intruders(study: Study) -> Verdict:
+    """7: intruder dimensions fall with the rank."""
+    rate, told, falls = study.common_rate, [], []
+    for task, grid in study.grids.items():
+        ends_of = grid.ranks[0], grid.ranks[-1]
+        low, high = (grid.by_seed((rank, rate), "intruders")[0] for rank in ends_of)
+        falls.append(low > high)
+        told.append(f"{task} {low:.0f} and {high:.0f}")
+    return Verdict(
+        judged(all(falls), not any(falls)),
+        f"of r={ends_of[0]} and r={ends_of[1]} at {rate:g}: {', '.join(told)}",
+    )
+
+
+POINTS: list[tuple[str, Callable[[Study], Verdict], bool]] = [
+    ("r = 32 to 64 match or beat full fine-tuning on reasoning", reasoning, False),
+    ("Recall hardly depends on the rank, reasoning does", recall, False),
+    (
+        "LoRA keeps more on other domains than full fine-tuning",
+        lambda study: keeps_more(study, [t for t in study.letters if t != "arc_easy"]),
+        False,
+    ),
+    (
+        "LoRA keeps more of held-out MMLU and ARC-easy than full fine-tuning",
+        lambda study: keeps_more(study, RETENTION),
+        False,
+    ),
+    ("The norm of the update grows like log r", norm_law, True),
+    ("LoRA keeps the leading singular vectors, full fine-tuning does not", similarity, True),
+    ("Intruder dimensions fall with the rank", intruders, True),
+]
+"""What the paper reports, the judge, and whether the judge reads spectra."""
+
+
+def verdicts_table(studies: Sequence[Study], more: Sequence[tuple[str, Verdict]] = ()) -> list[str]:
+    rows = ["| # | reported by the paper, or asked | model | verdict | measured | detectable |"]
+    rows.append("|---|---|---|---|---|---|")
+    answers = [
+        (number, point, MAIN[study.name], judge(study))
+        for number, (point, judge, reads_spectra) in enumerate(POINTS, 1)
+        for study in studies
+        if study.has_spectra or not reads_spectra
+    ]
+    gemma = next(iter(MAIN.values()))
+    answers += [(n, point, gemma, verdict) for n, (point, verdict) in enumerate(more, 8)]
+    for number, point, model, verdict in answers:
+        would_settle = f": {verdict.would_settle}" if verdict.would_settle else ""
+        settled = would_settle if verdict.verdict == OPEN else ""
+        rows.append(
+            f"| {number} | {point} | {model} | **{verdict.verdict}**{settled} | "
+            f"{verdict.measured} | {verdict.detectable} |"
+        )
+    return rows
+
+
+def base_table(study: Study) -> list[str]:
+    rows = ["| task | accuracy | nats | items |", "|---|---|---|---|"]
+    grid = next(iter(study.grids.values()))
+    for test in study.scored:
+        nats = grid.base(test)
+        right = grid.base(test, measure="score")
+        accuracy = f"{100 * right.mean():.0f} %" if test in study.letters else "-"
+        rows.append(f"| {test} | {accuracy} | {nats.mean():.3f} | {len(nats)} |")
+    return rows
+
+
+def scores_table(study: Study) -> list[str]:
+    """Gain of every arm on the task that it was trained on."""
+    grids = study.grids
+    rows = [f"| arm | {' | '.join(grids)} |", "|---" * (len(grids) + 1) + "|"]
+    first = next(iter(grids.values()))
+    for arm in ((rank, lr) for rank in study.series for lr in first.rates_tried(rank)):
+        cells = []
+        for task, grid in grids.items():
+            if arm[1] not in grid.rates(arm[0]):
+                cells.append("diverged")
+                continue
+            nats = interval(grid.gain(arm))
+            cell = f"**{nats}**" if arm == grid.tuned(arm[0]) else nats
+            if task in study.letters:
+                points = accuracy_gain(grid, arm, task)
+                cell += f"; {points}"
+            cells.append(cell)
+        rows.append(f"| {label(arm)} | {' | '.join(cells)} |")
+    return rows
+
+
+def accuracy_gain(grid: Grid, arm: Arm, task: str) -> str:
+    gained = paired_estimate(
+        grid.scores(arm, task, measure="score"), grid.base(task, measure="score")
+    )
+    low, high = ends(gained)
+    return f"{100 * gained.value:+.0f} [{100 * low:+.0f}, {100 * high:+.0f}] points"
+
+
+def matrix_table(study: Study, rank: int | None) -> list[str]:
+    """Trained (rows) by tested (columns): change against the base, tuned arms."""
+    rows = [f"| {name_of(rank)}, trained on | {' | '.join(study.scored)} |"]
+    rows.append("|---" * (len(study.scored) + 1) + "|")
+    for task, grid in study.grids.items():
+        arm, cells = grid.tuned(rank), []
+        for test in study.scored:
+            change = interval(paired_estimate(grid.scores(arm, test), grid.base(test)), 2)
+            cells.append(f"**{change}**" if test == task else change)
+        rows.append(f"| {task}, {arm[1]:g} | {' | '.join(cells)} |")
+    return rows
+
+
+def retention_table(study: Study) -> list[str]:
+    """Change of the retention tasks, means over the models trained on other tasks."""
+    columns = [f"{test}, {unit}" for test in RETENTION for unit in ("nats", "points")]
+    rows = [f"| tuned arm | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for rank in study.series:
+        cells = []
+        for test in RETENTION:
+            cells.append(interval(study.over_tests([test], rank, "base")))
+            points = study.over_tests([test], rank, "base", "score")
+            low, high = ends(points)
+            cells.append(f"{100 * points.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
+        rows.append(f"| {name_of(rank)} | {' | '.join(cells)} |")
+    return rows
+
+
+def spectra_table(study: Study) -> list[str]:
+    """Means over the training tasks, by arm."""
+    rows = [
+        "| arm | norm of the update | leading subspaces kept | intruders |",
+        "|---|---|---|---|",
+    ]
+    first = next(iter(study.grids.values()))
+    for arm in ((rank, lr) for rank in study.series for lr in first.rates_tried(rank)):
+        grids = [grid for grid in study.grids.values() if arm[1] in grid.rates(arm[0])]
+        if not grids:
+            continue
+        norm = np.mean([grid.norms(arm)[0] for grid in grids])
+        kept = np.mean([grid.by_seed(arm, "similarity", "mean")[0] for grid in grids])
+        count = np.mean([grid.by_seed(arm, "intruders")[0] for grid in grids])
+        rows.append(f"| {label(arm)} | {norm:.2f} | {kept:.4f} | {count:.1f} |")
+    return rows
+
+
+def high_ranks(study: Study, more: Study) -> tuple[Verdict, list[str]]:
+    """8: ranks 256 and 512 add nothing to r = 128. Also a table of gains."""
+    ranks = (*study.grids["gsm8k"].ranks, *more.grids["gsm8k"].ranks)
+    rows = [f"| | {' | '.join(map(name_of, ranks))} |", "|---" * (len(ranks) + 1) + "|"]
+    told, above, not_above, found = [], [], [], []
+    for task, grid in more.grids.items():
+        main, margin = study.grids[task], more.margin(task)
+        of_128 = main.scores(main.tuned(128), task)
+        cells = []
+        for rank in ranks:
+            owner = main if rank in main.ranks else grid
+            arm = owner.tuned(rank)
+            cells.append(f"{interval(owner.gain(arm))} at {arm[1]:g}")
+            if owner is grid:
+                difference = paired_estimate(grid.scores(arm, task), of_128)
+                found.append(difference)
+                told.append(f"{task}, {label(arm)} {interval(difference)}")
+                above.append(ends(difference)[0] > margin)
+                not_above.append(ends(difference)[1] < margin)
+        rows.append(f"| {task} | {' | '.join(cells)} |")
+    verdict = Verdict(
+        judged(all(not_above), any(above)),
+        f"less r=128: {'; '.join(told)} nats",
+        "; ".join(map(detectable_nats, found)),
+        f"on medmcqa {settled_by(found[-1], MARGIN['among'])}",
+    )
+    return verdict, rows
+
+
+def alpha_table(grid: Grid) -> list[str]:
+    """Rank and alpha in all combinations, at one learning rate."""
+    rows = ["| r | alpha | gain | norm of the update | leading subspaces kept | intruders |"]
+    rows.append("|---" * 6 + "|")
+    table = grid._tables[grid.task, "test", grid.measure(grid.task)]
+    spectra = grid.spectra.groupby("trial")
+    for trial in grid.trials.sort_values(["rank", "alpha"]).itertuples():
+        gain = paired_estimate(table.loc[[trial.trial]].to_numpy(), grid.base(grid.task))
+        of_trial = spectra.get_group(trial.trial)
+        norm = np.sqrt((of_trial["frobenius"].astype(float) ** 2).sum())
+        rows.append(
+            f"| {trial.rank:.0f} | {trial.alpha:g} | {interval(gain)} | {norm:.2f} | "
+            f"{of_trial['similarity'].mean():.4f} | {of_trial['intruders'].sum():.0f} |"
+        )
+    return rows
+
+
+def heads(folder: Path) -> tuple[Verdict, list[str]]:
+    """9: removing a head costs on mathqa what it costs on medmcqa. Also a table of costs."""
+    grid, rows = Grid(folder), pd.read_parquet(folder / "records.parquet")
+    names = dict(zip(grid.trials["trial"], grid.trials["arm"], strict=True))
+    bodies = [json.loads(body) for body in rows.loc[rows["kind"] == "heads", "body"]]
+    lines = ["| model | task | all heads of a layer, mean cost | layer of the highest cost | "]
+    lines[0] += "head of the highest cost | correlation of the tasks over heads |"
+    lines.append("|---" * 6 + "|")
+    correlations = {}
+    models = [("base", bodies[0], "base")] + [(names[b["trial_id"]], b, "tuned") for b in bodies]
+    for model, body, which in models:
+        by_task = {a["task"]: -np.array(a[f"{which}_gold_change"]) for a in body["ablations"]}
+        layers = {a["task"]: -np.array(a[f"{which}_layer_gold_change"]) for a in body["ablations"]}
+        first, second = by_task.values()
+        same = float(stats.spearmanr(first.ravel(), second.ravel()).statistic)
+        correlations[model] = same
+        for task, costs in by_task.items():
+            layer, head = np.unravel_index(costs.argmax(), costs.shape)
+            lines.append(
+                f"| {model} | {task} | {layers[task].mean():+.3f} | {layers[task].argmax()}: "
+                f"{layers[task].max():+.3f} | {layer}.{head}: {costs.max():+.3f} | {same:.2f} |"
+            )
+    tuned = [value for model, value in correlations.items() if model != "base"]
+    listed = ", ".join(f"{model} {value:.2f}" for model, value in correlations.items())
+    verdict = judged(min(tuned) > 0.5, max(tuned) < 0.5)
+    return Verdict(verdict, f"Spearman's correlation: {listed}", "", "more items"), lines
+
+
+def extras(records: Path, study: Study) -> tuple[list[tuple[str, Verdict]], list[str]]:
+    """Verdicts and tables of the small studies beside the one of Gemma."""
+    verdicts, lines = [], []
+    if (folder := records / f"{study.name}-high-rank").exists():
+        verdict, rows = high_ranks(study, Study(folder))
+        verdicts.append(("Ranks of 256 and 512 add nothing", verdict))
+        lines += ["", "#### High ranks", "", *rows]
+    if (folder := records / f"{study.name}-heads").exists():
+        verdict, rows = heads(folder)
+        verdicts.append(("A head removed costs alike on the trained task and on another", verdict))
+        lines += ["", "#### Heads, after training on medmcqa", "", *rows]
+    if (folder := records / f"{study.name}-alpha").exists():
+        lines += ["", "#### Alpha apart from the rank, medmcqa", "", *alpha_table(Grid(folder))]
+    return verdicts, lines
+
+
+def cost(study: Study) -> str:
+    about, file = study.whole.about, study.name.removeprefix("paper-in-small-")
+    trials, machine = about["trials"], about["provenance"]
+    done = sum(trial["status"] == "done" for trial in trials)
+    return (
+        f"[{file}.yaml](../../examples/paper-in-small/{file}.yaml): {done} of {len(trials)} "
+        f"trials, {about['seconds'] / 60:.0f} minutes of a busy core ({machine['processor']}), "
+        f"commit {about['commit']}."
+    )
+
+
+def numbers(records: Path = RECORDS) -> str:
+    """The generated part of the page."""
+    studies = [Study(records / name) for name in MAIN if (records / name).exists()]
+    more, tables = extras(records, studies[0])
+    lines = verdicts_table(studies, more)
+    for study in studies:
+        lines += ["", f"### {MAIN[study.name]}", ""]
+        lines += [cost(study)]
+        for title, table in (
+            ("The base", base_table(study)),
+            ("Gain on the task that was trained", scores_table(study)),
+            ("Retention", retention_table(study)),
+            *([("Weights", spectra_table(study))] if study.has_spectra else []),
+        ):
+            lines += ["", f"#### {title}", "", *table]
+        lines += ["", "#### Trained by tested", ""]
+        for rank in (32, None)[: 1 + study.has_full]:
+            lines += [*matrix_table(study, rank), ""]
+        lines.pop()
+        if study is studies[0]:
+            lines += tables
+    return "\n".join(lines)
+
+
+def with_tables(page: str) -> str:
+    """The page with its tables as the records give them."""
+    return with_numbers(page, numbers(), Path(__file__).name)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_tables(PAGE.read_text("utf-8")), "utf-8")
