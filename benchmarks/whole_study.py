@@ -71,7 +71,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sample-steps", type=int, default=8, help="TRL's, the first untimed")
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
     parser.add_argument("--out", type=Path, help="keep the study in this new folder")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.out is not None and options.out.exists():
+        parser.error(f"--out: {options.out} exists; a study that is there would not be timed")
+    return options
 
 
 def numbers(kind: type) -> Any:

@@ -33,7 +33,7 @@ GROUND = frozenset(
 """What every room may import. It imports only itself."""
 
 REGISTRIES = {"rankscope.models.methods": "methods", "rankscope.evaluate.scorers": "scorers"}
-"""Registries are ground, too; each of their entries imports its own room inside functions."""
+"""Registries are ground, too; of their entries, what is heavy is imported inside functions."""
 
 LAW: dict[str, frozenset[str]] = {
     **{room: GROUND | frozenset(WALK[: i + 1]) | {"store"} for i, room in enumerate(WALK)},

@@ -53,8 +53,8 @@ class RankscopeError(Exception):
         A first line that ends in a colon is followed by faults, and by what to do about all of
         them; the parts are those of the first fault.
         """
-        line, *others = str(self).splitlines()
-        if line.endswith(":") and len(others) > 1:
+        line, *others = str(self).splitlines() or [""]
+        if line.endswith(":") and len(others) > 1 and not others[-1].startswith(" "):
             line = f"{others[0].strip()}; {others[-1]}"
         line = re.sub(r" \([^()]*\)", "", line)
         matches = {name: form.match(line) for name, form in PARTS.items()}
@@ -355,9 +355,9 @@ def address_space_shortage(error: BaseException | None = None) -> OutOfMemory | 
 
 
 def take_blas_memory() -> None:
-    """Have NumPy's OpenBLAS take its 32 MB now if address space is limited: it takes them at its
-    first product, and ends the process with code 1 if there are none."""
-    if math.isfinite(free_address_space()):
+    """Have NumPy's OpenBLAS allocate its 32 MB now if address space is limited: it does so at its
+    first product, and calls ``exit(1)`` if it cannot."""
+    if MIN_ADDRESS_SPACE <= free_address_space() < math.inf:
         import numpy as np
 
         size = 512  # all of its threads get a part

@@ -254,8 +254,8 @@ def test_prompts_longer_than_the_row(place: Path) -> None:
     refused(
         check_rows(place, rows),
         where="rows.jsonl, row 101",
-        found="no token to learn, as in 3 of 200 rows",
-        expected="or up to 1 %",
+        found="no token to learn here and in 3 of 200 rows in all (the prompt fills max_length",
+        expected="one such row, or 1 %, at most",
         do="raise train.max_length or shorten the rows",
     )
 

@@ -314,9 +314,9 @@ def encode_rows(encoder: Encoder, items: Sequence[Item], labels: LabelMode) -> E
     if len(dropped) > max(1, MAX_SHARE_DROPPED * len(items)):
         first = min((item.location for item in dropped), key=lambda place: (len(place), place))
         raise UserError(
-            f"{first}: found no token to learn, as in {len(dropped)} of {len(items)} rows, whose "
-            f"prompts fill max_length = {encoder.max_length} tokens or which have no completion, "
-            "expected one such row, or up to 1 %, which would be dropped and counted; raise "
-            "train.max_length or shorten the rows"
+            f"{first}: found no token to learn here and in {len(dropped)} of {len(items)} rows "
+            f"in all (the prompt fills max_length = {encoder.max_length} tokens, or there is no "
+            "completion), expected one such row, or 1 %, at most; raise train.max_length or "
+            "shorten the rows"
         )
     return EncodedRows(tuple(rows), len(dropped), sum(row.truncated for row in rows))

@@ -181,7 +181,8 @@ def multiple_choice(
     right = choices[index].strip()
     if [choice.strip() for choice in choices].count(right) > 1:
         raise BadRow(
-            f"found the duplicate choice {short_repr(right)}, which is the answer, expected others"
+            f"found the duplicate choice {short_repr(right)}, which is the answer, expected "
+            "distinct choices"
         )
     return RowContent(
         question=question,

@@ -212,7 +212,7 @@ def make_items(
                 # The right answer is still unique, so a row of a wrong choice can also be kept.
                 if policy.refuses and (choice := duplicate_choice(row_content.choices)):
                     repeated = f"found the duplicate choice {short_repr(choice)}, a wrong one"
-                    raise BadRow(f"{repeated}, expected others")
+                    raise BadRow(f"{repeated}, expected distinct choices")
                 items[file].append(make_item(row_content, spec, item_id, row.location))
             except BadRow as error:
                 unusable.append(RejectedRow.of(row, error))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rankscope.data.self_replay import RowsToSample
+from rankscope.errors import NotFiniteError
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.continuous_batching import (
     Generation,
@@ -65,13 +66,18 @@ def draw(logits: Tensor, sequences: Sequence[SampledRow]) -> Tensor:
     """A token for each row, (R,): the first whose cumulative probability exceeds the row's next
     uniform number. (R, V) logits.
 
-    Only the sums of blocks of tokens leave the device, and the block that a token is in. They are
-    added up in float64, which not every device has.
+    Only the sums of blocks of tokens, and the block that holds the token, leave the device: they
+    are added up in float64, which not every device has.
     """
     uniform = torch.tensor([[row.draws.random()] for row in sequences], dtype=torch.float64)
     probabilities = F.pad(logits.float().softmax(dim=-1), (0, -logits.shape[-1] % BLOCK))
     blocks = probabilities.unflatten(-1, (-1, BLOCK))  # (R, V / BLOCK, BLOCK)
     sums = blocks.sum(dim=-1).cpu().double()
+    if not sums.isfinite().all():
+        raise NotFiniteError(
+            "self_replay: found probabilities of the base that are not finite, expected finite "
+            "ones; set dtype: float32 or use another model"
+        )
     block, rest = first_beyond(sums, uniform * sums.sum(dim=-1, keepdim=True))
     rows = torch.arange(len(blocks), device=blocks.device)
     token, _ = first_beyond(blocks[rows, block.squeeze(1).to(blocks.device)].cpu().double(), rest)
@@ -79,8 +85,8 @@ def draw(logits: Tensor, sequences: Sequence[SampledRow]) -> Tensor:
 
 
 def first_beyond(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The first weight of each row up to which they add up to more than the target, and how far the
-    target is beyond those before it. (R, N) and (R, 1) float64."""
+    """Of each row, the index of the first weight with which the sum exceeds the target, and how far
+    the target exceeds the sum of the weights before it. (R, N) and (R, 1) float64."""
     cumulative = weights.cumsum(dim=-1)
     below_all = cumulative[:, -1:] * (1 - torch.finfo(torch.float64).eps)
     target = torch.minimum(target, below_all)

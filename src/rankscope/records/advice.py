@@ -181,7 +181,7 @@ class TaskAdvice(Record):
     reasons: tuple[AdviceMessage, ...]
     """Reasons, then diagnostics and the caveats that no check states."""
     arms: tuple[ArmSummary, ...]
-    arms_left_out: int = 0  # Of a large study, by ``recommendation.json`` and the page
+    arms_left_out: int = 0  # Arms that ``recommendation.json`` and the page leave out
     comparisons: tuple[ArmComparison, ...] = ()  # Each arm at the learning rate chosen for it
     next_steps: tuple[AdviceMessage, ...] = ()  # What would decide it, or make it firm
     subject_label: str | None = None

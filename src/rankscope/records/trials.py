@@ -246,9 +246,9 @@ class StopRecord(Record):
     trial_id: str
     num_steps: int  # Of the whole training
     reason: Literal["worse", "outranked"]
-    """``worse``: shown by the interval; ``outranked``: other rates of its rank were ahead or, at
-    the last rung, the best one or the best arm; from the second rung on by where they were
-    heading."""
+    """``worse``: shown by the interval. ``outranked``: others led, before the last rung other
+    rates of its rank, at the last rung the best rate of its rank or the best arm. From the
+    second rung on, ahead means heading further."""
     rival: str  # Arm that it was compared with
     difference: float  # Its utility minus the rival's, on the validation items of the rung
     low: float | None  # Ends of the sequential interval of that; None if it is endless

@@ -97,7 +97,7 @@ class ItemTables:
 
 
 class ByEvaluation(Mapping[EvalKey, Value]):
-    """What is read of every evaluation, when it is asked for; the ledger itself may be closed."""
+    """Values by evaluation, each read when it is asked for; the ledger itself may be closed."""
 
     def __init__(self, keys: Iterable[EvalKey], read: Callable[[EvalKey], Value]) -> None:
         self._keys = dict.fromkeys(keys)

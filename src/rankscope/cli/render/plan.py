@@ -107,7 +107,7 @@ def _units(plan: Plan) -> Iterator[str]:
     longest = f"group {seconds.index(max(seconds)) + 1}" if is_group else "the base's scores"
     yield (
         f"With --executor {plan.executor}: {count(len(plan.groups), 'group')} and the base, each a "
-        f"unit, a process that starts in {rough_duration(plan.start_seconds)}; "
+        f"process that takes {rough_duration(plan.start_seconds)} to start; "
         f"{plan.device_seconds / 3600:,.1f} device-hours in all."
     )
     shared = f"{rough_duration(plan.shared_seconds)} for all units together, then "

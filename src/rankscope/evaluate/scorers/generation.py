@@ -51,7 +51,7 @@ class GenerationScorer(Scorer[list[int]]):
         """Compare one answer with the item's gold answer; ``pattern`` is the task's ``extract``."""
 
     def part(self, pattern: "Pattern[str] | None", text: str) -> str | None:
-        """What is compared of a text: all, or the first match of ``extract``; None without one."""
+        """What is compared of a text: all, or the first match of ``extract``, None if none."""
         return next(matched_parts(pattern, text), None) if pattern else text
 
     def encode(

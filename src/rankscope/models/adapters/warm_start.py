@@ -96,7 +96,7 @@ def load_adapter_for(shapes: Architecture, folder: Path) -> Adapter:
         if expected is None:
             leaves = {other.rsplit(".", 1)[-1] for other in shapes.linear_shapes}
             raise UserError(
-                f"adapter {folder}: found that it changes {name!r}, which this model does not "
+                f"adapter {folder}: found factors for {name!r}, which this model does not "
                 f"have, expected some of: {', '.join(sorted(leaves))}; give an adapter of this "
                 "model"
             )
