@@ -66,7 +66,8 @@ class AdaptiveRule:
     def rates_kept(self, rung: int, declared: int) -> int:
         """Most learning rates of one configuration that go on after a rung before the last.
 
-        They thin out evenly, as if the last one left one: of three and two rungs two.
+        Rates thin out evenly, as if the last rung kept one: with two rungs, two of three rates
+        pass the first.
         """
         num_rungs = len(self.rungs)
         return ceil(declared * (num_rungs - rung) / (num_rungs + 1))
@@ -152,12 +153,12 @@ def stops_at_rung(
 
     Arms are ordered by where they are heading: curves cross, and what has risen since the rung
     before goes on to rise. Before the last rung the learning rates of a configuration thin out in
-    that order; ranks and methods learn at different speeds. At the last rung they compete: the best
-    rate of every configuration with the *incumbent*, the highest heading among the arms that keep
-    the limit on forgetting, and the other rates with the best one. What cannot come within
-    the margin of its rival by an interval of level ``CONTENDING`` stops, a configuration with all
-    its rates. The best LoRA arm and the best fully fine-tuned one always go on. The gap that a stop
-    states is that of the scores at the rung.
+    that order; ranks and methods learn at different speeds. At the last rung the rates of a
+    configuration are compared with its best rate, and that rate with the *incumbent*, the arm that
+    heads furthest and keeps the limit on forgetting. An arm stops if it cannot come within the
+    margin of its rival, by an interval of level ``CONTENDING``; if the best rate stops, so does the
+    whole configuration. The best LoRA arm and the best fully fine-tuned one never stop here. The
+    gap that a stop states is that of the scores at the rung.
 
     Args:
         study: the study as if training had ended at the rung: its trials that reached it are
