@@ -123,7 +123,8 @@ class Study:
                 did not close.
 
         Raises:
-            UserError, StudyLocked, IntegrityError, DiskFull, DiskFailed, OutOfMemory, Interrupted.
+            UserError, StudyLocked, IntegrityError, DiskFull, DiskFailed, OutOfMemory, BaseFailed,
+            Interrupted.
         """
         from rankscope.models.load import base_without_weights, load_base
         from rankscope.run.begin import begin_run, interruptible, plan_again, prepare_process

@@ -62,7 +62,7 @@ class UnitOrder(Record):
     study_sha256: str
     """Of the study as the driver prepared it; a worker that prepares another one refuses."""
     trial_ids: tuple[str, ...]
-    """None: score the base."""
+    """Empty: score the base."""
     round: Round
     """How far to go."""
     versions: dict[str, str]
@@ -112,8 +112,11 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
     ids = tuple(trial.trial_id for trial in group)
     if group:
         memory = context.groups.memory(group)
-    else:  # to score the base takes less than to train a trial
-        memory = study.grouping.memory(study.runs(study.trials[:1]), study.config.train)
+    else:  # to score the base takes less than to train a trial in passes as large
+        train = study.config.train
+        largest = max(train.batch_tokens, study.config.evaluate.batch_tokens)
+        train = train.model_copy(update={"batch_tokens": largest})
+        memory = study.grouping.memory(study.runs(study.trials[:1]), train)
     order = UnitOrder(
         config=study_values(config),
         study_sha256=prepared_sha256(study),

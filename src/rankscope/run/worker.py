@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from rankscope.config.study import StudyConfig
-from rankscope.errors import Interrupted, StudyLocked, UserError
+from rankscope.errors import AGAIN, Interrupted, OutOfMemory, StudyLocked, UserError
 from rankscope.models.load import load_base
 from rankscope.progress import LOG, JsonlReporter, NullReporter
 from rankscope.run.begin import begin_run, interruptible, prepare_process
@@ -34,6 +34,7 @@ def work(out: Path, unit: str) -> None:
 
     Raises:
         UserError: no such unit, or this machine prepares another study than the driver.
+        OutOfMemory: scoring the base took more than there is, or earlier groups kept memory.
         Interrupted: a stop was requested, or the driver is gone.
     """
     folder = out / UNITS / unit
@@ -76,6 +77,11 @@ def work(out: Path, unit: str) -> None:
             if order.trial_ids:
                 use_sampled_rows(context)
                 conductor.run_groups()
+            elif context.killed_for_memory:
+                raise OutOfMemory(
+                    "scoring the base: out of memory: it ended the earlier workers; "
+                    f"free memory, use fewer workers or lower evaluate.batch_tokens, {AGAIN}"
+                )
             else:
                 conductor.run_base()
     seal_unit(folder)

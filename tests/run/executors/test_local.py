@@ -209,11 +209,37 @@ class BaseKiller(LocalExecutor):
 
 def test_a_study_without_its_base_ends(undisturbed: dict[str, Any], tmp_path: Path) -> None:
     study, out = small_study(tmp_path, **TWO_GROUPS), tmp_path / "out"
-    with pytest.raises(BaseFailed, match="scoring the base: killed"):
+    with pytest.raises(BaseFailed, match=r"scoring the base: killed; see .*base/worker\.log"):
         study.run(out, executor=BaseKiller(ExecutorOptions()))
     with Ledger.open(out, write=False) as ledger:
         assert "failed" not in ledger.statuses().values()
     study.run(out)
+    assert results(out) == undisturbed
+
+
+class CrowdedExecutor(LocalExecutor):
+    """The first workers of the base were killed for memory; those after them find enough."""
+
+    def __init__(self, options: ExecutorOptions) -> None:
+        super().__init__(options)
+        self.units: list[str] = []
+
+    def run(self, folder: Path) -> None:
+        self.units.append(folder.name)
+        with pytest.MonkeyPatch.context() as patch:
+            if self.units == [BASE]:
+                patch.setenv(KILLED_FOR_MEMORY, "2")
+            work(folder.parents[1], folder.name)
+
+
+def test_a_base_short_of_memory_is_scored_again_alone(
+    undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    """Nothing makes it smaller, so its worker ends at once instead of being killed once more."""
+    out, executor = tmp_path / "out", CrowdedExecutor(ExecutorOptions(num_workers=1))
+    small_study(tmp_path, **TWO_GROUPS).run(out, executor=executor)
+    assert executor.units[0] == executor.units[-1] == BASE
+    assert executor.units.count(BASE) == 2
     assert results(out) == undisturbed
 
 

@@ -21,9 +21,9 @@ import torch
 
 from rankscope.config.slurm import SlurmConfig
 from rankscope.config.study import StudyConfig
-from rankscope.errors import BaseFailed, UserError
+from rankscope.errors import AGAIN, BaseFailed, OutOfMemory, UserError
 from rankscope.run.context import RunContext
-from rankscope.run.groups import Group
+from rankscope.run.groups import BASE_GROUP, Group
 from rankscope.run.units import (
     adopt_results,
     adopt_unit,
@@ -156,6 +156,8 @@ def run_units(
     context.label = f"{context.round.label} all groups".strip()
     context.begin_stage("units", len(groups))
     pending: dict[Future[None], tuple[Path, Group]] = {}
+    short: Path | None = None
+    may_be_short = len(groups) > 1
     try:
         for group in groups:
             folder = open_unit(context, config, group)
@@ -164,12 +166,23 @@ def run_units(
             context.check_stop()
             for future in wait(pending, POLL_SECONDS, FIRST_COMPLETED).done:
                 folder, group = pending.pop(future)
-                finish_unit(context, future, folder, group)
+                if may_be_short and not group and is_short(future):
+                    short = folder
+                else:
+                    finish_unit(context, future, folder, group)
+            if short and not pending:  # other units may have taken the base's memory
+                pending[executor.submit(short)] = (short, BASE_GROUP)
+                short, may_be_short = None, False
     except BaseException:
         executor.stop()
         executor.close()
         raise
     context.reporter.finish()
+
+
+def is_short(future: Future[None]) -> bool:
+    """Whether memory ran out for a unit that ended."""
+    return isinstance(future.exception(), OutOfMemory)
 
 
 def finish_unit(context: RunContext, future: Future[None], folder: Path, group: Group) -> None:
@@ -180,9 +193,11 @@ def finish_unit(context: RunContext, future: Future[None], folder: Path, group: 
     except WorkerFailed as error:
         # What started the worker may have been killed without it.
         wait_for_worker(folder, context.check_stop, context.reporter.note)
+        if not group:  # the folder stays, for its worker's messages
+            raise BaseFailed(
+                f"scoring the base: {error}; see {folder / 'worker.log'}, {AGAIN}"
+            ) from error
         adopt_results(context, folder)
-        if not group:
-            raise BaseFailed(f"scoring the base: {error}") from error
         statuses = context.ledger.statuses()
         untrained = [t.trial_id for t in group if statuses[t.trial_id] == "planned"]
         context.ledger.fail_trials([TrialFailure(i, error.status, str(error)) for i in untrained])

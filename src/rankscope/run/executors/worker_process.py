@@ -20,7 +20,8 @@ MAX_ATTEMPTS = 3
 MAX_MEMORY_KILLS = 10
 """A unit is given up whose worker that often ended for lack of memory, killed by the system or with
 a rank that ran out of it; unless it is smaller already, the next one makes its passes or its group
-smaller, for the system's kills from the second on."""
+smaller, for the system's kills from the second on. Nothing makes the base smaller: its next worker
+ends with OutOfMemory."""
 MESSAGES = "worker.log"
 VMSTAT = Path("/proc/vmstat")
 LAST_LINES = 4
