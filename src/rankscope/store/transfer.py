@@ -39,10 +39,10 @@ def transfer(
         f"{row[1]} result of {row[0]} {row[2]}" for row in rows if stored.get(row[:3], row) != row
     ]
     differing += sorted({a.path for a in found - known} & {a.path for a in known})
-    for what in differing:
+    if differing:
         raise IntegrityError(
-            f"{source.out}: {what} differs from the one in {target.out}; remove one of the two to "
-            "continue"
+            f"{source.out}: {differing[0]} differs from the one in {target.out}; remove one of "
+            "the two to continue"
         )
     artifacts = sorted(found - known, key=lambda artifact: artifact.path)
     num_bytes = sum(artifact.num_bytes for artifact in artifacts)

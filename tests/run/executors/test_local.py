@@ -16,6 +16,7 @@ from ledger_rows import rewrite_rows
 from pocket_study import TWO_GROUPS, leftovers, results, small_study, study_file
 
 from rankscope.errors import BaseFailed, IntegrityError, Interrupted, UserError
+from rankscope.hashing import sha256_file
 from rankscope.progress import NullReporter
 from rankscope.records import BASE
 from rankscope.run import starter as starter_module
@@ -343,6 +344,17 @@ def test_results_that_arrive_twice_are_dropped_if_equal_and_refused_if_not(
     study.run(out)
     assert results(out) == before
     assert not (out / "units").exists()
+    shutil.copytree(kept, unit)
+    items = next(unit.rglob("*.parquet"))
+    items.write_bytes(items.read_bytes() + b"!")
+    changed = (sha256_file(items), items.stat().st_size, items.relative_to(unit).as_posix())
+    assert rewrite_rows(
+        unit, "UPDATE artifacts SET file_sha256 = ?, bytes = ? WHERE path = ?", changed
+    )
+    seal_unit(unit)
+    with pytest.raises(IntegrityError, match=rf"{changed[2]} differs from the one in"):
+        study.run(out)
+    shutil.rmtree(unit)
     shutil.copytree(kept, unit)
     rewrite_rows(
         unit, "UPDATE records SET body = json_set(body, '$.seconds', 7.5) WHERE kind = 'train'"
