@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -52,8 +53,10 @@ def test_a_study_decides_the_same_on_a_strict_kernel(
 ) -> None:
     """One that takes what a GPU's does and nothing else, and leaves NaN where nobody may read."""
     loop, by_loop = finished(tmp_path / "loop", "loop", "bfloat16")
-    monkeypatch.setattr(F, "grouped_mm", hostile_grouped_mm)
+    kernel = Mock(wraps=hostile_grouped_mm)
+    monkeypatch.setattr(F, "grouped_mm", kernel)
     grouped, by_groups = finished(tmp_path / "grouped", "grouped_mm", "bfloat16")
+    assert kernel.call_count > 0
     assert by_groups["advice"][0]["verdict"] == by_loop["advice"][0]["verdict"]
     for ours, theirs in zip(grouped.trials, loop.trials, strict=True):
         assert ours.spec == theirs.spec

@@ -33,8 +33,8 @@ class SlurmConfig(ConfigSection):
         least = WARNING_MINUTES + 1
         if time is not None and time_limit_minutes(time) <= least:
             raise ValueError(
-                f"found {time!r}, expected more than {least} minutes: up to so long before the "
-                "limit a unit is interrupted, and it would never come to train"
+                f"found {time!r}, expected more than {least} minutes: a unit is interrupted up "
+                f"to {least} minutes before the limit, and would never come to train"
             )
         return time
 

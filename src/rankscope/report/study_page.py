@@ -25,9 +25,10 @@ from rankscope.report.tables import (
 from rankscope.report.use_it import steps_for_task
 
 
-def render_study(whole: StudyView, folder: str = "DIR") -> str:
-    """The page; ``folder`` is the study's, as commands on the page name it."""
-    view, failed = limited(whole), failed_trials_table(whole)
+def render_study(whole: StudyView, folder: str = "DIR", view: StudyView | None = None) -> str:
+    """The page; ``folder`` is the study's, as commands on the page name it, and ``view`` what
+    ``limited`` leaves of the whole, if that is known."""
+    view, failed = view or limited(whole), failed_trials_table(whole)
     sections, tasks = study_sections(view), view.training_tasks
     items = {task: compared_items(view, task, MAX_EMBEDDED // len(tasks)) for task in tasks}
     return render_page(

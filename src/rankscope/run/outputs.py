@@ -34,8 +34,9 @@ def write_outputs(
     with reporting_shortages(out, do="every trial is stored: free some memory"):
         recommendation = recommend(study)
         view = StudyView(study, recommendation)
-        answer = limited(view).recommendation.model_dump_json(indent=2) + "\n"
-        page = render_study(view, str(out))
+        shown = limited(view)
+        answer = shown.recommendation.model_dump_json(indent=2) + "\n"
+        page = render_study(view, str(out), shown)
         check_in_place(out)
         replace_outputs(out, (answer.encode(), page.encode()))
     return study, recommendation

@@ -81,7 +81,8 @@ class Plan(Record):
     """What the study takes of all devices together."""
     shared_seconds: float
     """What comes before all groups: without an executor the base; with one the imports of the
-    process that workers are forked from, and of the base what is not a unit of its own."""
+    process that workers are forked from, and of the base its spectra and heads, and its scores if
+    units train on rows that it samples."""
     critical_seconds: float
     """That, then the longest group or unit: no number of devices ends sooner."""
     wall_seconds: float
