@@ -13,6 +13,7 @@ from launcher import Launcher
 from fault_points import Undisturbed, tiny_study
 from fault_workers import COMMAND
 from faults import wait_for
+from rankscope.store import Ledger
 
 WAL = "ledger.sqlite-wal"
 HEADER, FRAME_HEADER = 32, 24
@@ -30,9 +31,23 @@ def commits(log: Path) -> Iterator[int]:
             yield start + FRAME_HEADER + page
 
 
+def shortened(killed: Path, out: Path, size: int) -> Path:
+    """A copy of a study whose log has lost what came after ``size``."""
+    shutil.copytree(killed, out)
+    with (out / WAL).open("r+b") as log:
+        log.truncate(size)
+    return out
+
+
+def has_groups(out: Path) -> bool:
+    with Ledger.open(out, write=False) as ledger:
+        return ledger.groups() is not None
+
+
 @pytest.mark.pitfall(18)
 def test_a_ledger_that_lost_its_last_transactions_continues(tmp_path: Path) -> None:
-    """SQLite does not wait for the disk at each of them. Units of workers are there already."""
+    """SQLite does not wait for the disk at each of them. Units of workers are there already, also
+    if the study's groups are lost."""
     with Launcher(tmp_path, code=COMMAND) as launcher:
         reference = Undisturbed.of(launcher, tiny_study(tmp_path))
         killed = tmp_path / "killed"
@@ -44,8 +59,7 @@ def test_a_ledger_that_lost_its_last_transactions_continues(tmp_path: Path) -> N
         launcher.ended()
         sizes = list(commits(killed / WAL))
         assert len(sizes) > 3
-        for size in sizes[:: len(sizes) // 3]:
-            out = shutil.copytree(killed, tmp_path / str(size))
-            with (out / WAL).open("r+b") as log:
-                log.truncate(size)
-            assert reference.resumed(launcher, out) == "", size
+        copies = {size: shortened(killed, tmp_path / str(size), size) for size in sizes}
+        before_groups = max(size for size, out in copies.items() if not has_groups(out))
+        for size in sorted({before_groups, *sizes[:: len(sizes) // 3]}):
+            assert reference.resumed(launcher, copies[size]) == "", size

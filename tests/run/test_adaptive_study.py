@@ -21,8 +21,9 @@ from pocket_study import (
 from rankscope.errors import Interrupted
 from rankscope.progress import LOG, NullReporter, logged_notes
 from rankscope.records import BASE, StudyRecords, TrialRecords
-from rankscope.run.adaptive import expected_shares, first_trials
+from rankscope.run.adaptive import expected_shares
 from rankscope.run.outputs import write_outputs
+from rankscope.run.prepared import first_trials
 from rankscope.run.trials import ID_LENGTH
 from rankscope.run.worker import work
 from rankscope.store import find_problems

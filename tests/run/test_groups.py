@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from rankscope.errors import Interrupted
 from rankscope.progress import NullReporter
 from rankscope.run.group_ledger import GroupLedger, resolve_groups
-from rankscope.run.prepared import PreparedStudy
+from rankscope.run.prepared import PreparedStudy, first_trials
 from rankscope.store import Ledger, adapter_path
 from rankscope.train.checkpoint import GroupCheckpoint, GroupState
 
@@ -59,6 +59,22 @@ def test_new_trials_are_packed_among_themselves_and_changed_settings_cut_anew(
         assert [len(g) for g in resolve_groups(ledger, before)] == [2]  # seeds taken away again
         other = inputs_with(tmp_path, 2**40, max_group_size=1)
         assert [len(group) for group in resolve_groups(ledger, other)] == [1] * 4
+
+
+def test_an_adaptive_study_that_lost_its_groups_forms_them_as_it_had(tmp_path: Path) -> None:
+    """Four arms in groups of two: a grid's would be of two seeds of an arm."""
+    arms = [{**LORA, "rank": [2, 3, 4, 5]}]
+    changes = {"arms": arms, "seeds": [0, 1], "max_group_size": 2, "strategy": "adaptive"}
+    inputs = inputs_with(tmp_path, 2**40, **changes)
+    first = first_trials(inputs)
+    with Ledger.open(tmp_path / "before", write=True) as ledger:
+        before = resolve_groups(ledger, inputs, first)
+        known = GroupLedger(ledger, inputs).stored()
+    unit = known.model_copy(update={"groups": known.groups[:1]})
+    with Ledger.open(tmp_path / "lost", write=True) as ledger:
+        GroupLedger(ledger, inputs).replace(unit.groups[0], unit)
+        assert resolve_groups(ledger, inputs, first) == before
+    assert {len(group) for group in before} == {2}
 
 
 def test_halves_take_the_place_of_a_group_and_its_state(tmp_path: Path) -> None:

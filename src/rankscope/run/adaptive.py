@@ -35,7 +35,8 @@ from rankscope.records import (
     TrialSpec,
 )
 from rankscope.run.context import Round, RunContext
-from rankscope.run.prepared import PreparedStudy
+from rankscope.run.prepared import PreparedStudy, first_trials
+from rankscope.run.stages.evaluate import EvaluateStage
 from rankscope.run.stages.train import TrainStage
 from rankscope.train.step_schedule import rung_steps
 
@@ -97,8 +98,9 @@ class AdaptiveStudy:
     def round(self, trials: Sequence[TrialSpec], this_round: Round) -> Iterator[None]:
         statuses, ended = self.ledger.statuses(), FAILED | {"stopped"}
         left = [trial for trial in trials if statuses[trial.trial_id] not in ended]
-        # The last round also removes what a crash left; it is to come even for no trial.
-        if left or this_round.is_last:
+        # The last round also removes what a crash left; it is to come even for no trial. So is one
+        # whose decision compares with a base that a worker has not scored yet.
+        if left or this_round.is_last or EvaluateStage(self.context).missing_of_base():
             skipped = [t.trial_id for t in left if statuses[t.trial_id] == "skipped"]
             self.ledger.retry_trials(skipped)
             self.context.begin_round(left, this_round)
@@ -212,17 +214,6 @@ class AdaptiveStudy:
         if left:
             self.ledger.skip_trials([i for i in left if i in self.over_budget], OVER_BUDGET)
             self.ledger.skip_trials([i for i in left if i not in self.over_budget], NOT_NEEDED)
-
-
-def first_trials(study: PreparedStudy) -> list[TrialSpec]:
-    """The first seed of every arm, as many as the budget pays for if none of them is stopped."""
-    budget, kept, tokens = study.config.budget, list[TrialSpec](), 0
-    for trial in (t for t in study.trials if t.seed == study.config.seeds[0]):
-        tokens += study.training_tokens(trial)
-        if budget is not None and not budget.pays_for(len(kept) + 1, tokens):
-            break
-        kept.append(trial)
-    return kept
 
 
 def check_adaptive(study: PreparedStudy) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rankscope.formatting import byte_size
 from rankscope.records import TrialSpec
 from rankscope.run.groups import Group, halves_of
-from rankscope.run.prepared import PreparedStudy
+from rankscope.run.prepared import PreparedStudy, first_trials
 from rankscope.store import Ledger, StoredGroups
 from rankscope.train.memory import GroupMemory
 
@@ -70,10 +70,7 @@ class GroupLedger:
     study: PreparedStudy
 
     def stored(self) -> StoredGroups:
-        """What the ledger has. If it lost its last transactions with the machine's power, units of
-        workers may be there before any groups: it gets the study's."""
-        if self.ledger.groups() is None:
-            resolve_groups(self.ledger, self.study)
+        """What the ledger has."""
         stored = self.ledger.groups()
         assert stored is not None
         return stored
@@ -127,7 +124,15 @@ class GroupLedger:
         return halves
 
     def replace(self, trial_ids: Sequence[str], unit: StoredGroups) -> None:
-        """Take over the groups and budgets that a unit ended with."""
+        """Take over the groups and budgets that a unit ended with.
+
+        If the ledger lost its last transactions with the machine's power, there may be units but no
+        groups: it gets those of the first round, as it had them.
+        """
+        if self.ledger.groups() is None:
+            is_adaptive = self.study.config.strategy == "adaptive"
+            first = first_trials(self.study) if is_adaptive else self.study.trials
+            resolve_groups(self.ledger, self.study, first)
         stored, gone = self.stored(), set(trial_ids)
         groups: list[tuple[str, ...]] = []
         for ids in stored.groups:

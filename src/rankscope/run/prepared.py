@@ -226,3 +226,14 @@ class PreparedStudy:
     def base_evals(self) -> list[EvalKey]:
         """What the untuned base is scored on."""
         return self.wanted_evals(BASE, None)
+
+
+def first_trials(study: PreparedStudy) -> list[TrialSpec]:
+    """The first seed of every arm, as many as the budget pays for if none of them is stopped."""
+    budget, kept, tokens = study.config.budget, list[TrialSpec](), 0
+    for trial in (t for t in study.trials if t.seed == study.config.seeds[0]):
+        tokens += study.training_tokens(trial)
+        if budget is not None and not budget.pays_for(len(kept) + 1, tokens):
+            break
+        kept.append(trial)
+    return kept
