@@ -46,7 +46,7 @@ def test_a_study_file_may_name_it() -> None:
     arm = ArmConfig.model_validate({"method": ["lora", "olora"], "rank": 4, "lr": 1e-3})
     assert [grid["method"] for grid in arm.grids()] == [["lora"], ["olora"]]
     assert '"olora"' in str(study_json_schema()).replace("'", '"')
-    with pytest.raises(ValueError, match=r"'olorra': expected one of .*olora.* mean 'olora'"):
+    with pytest.raises(ValueError, match=r"'olorra', expected one of .*olora.* mean 'olora'"):
         ArmConfig.model_validate({"method": "olorra", "rank": 4, "lr": 1e-3})
     with pytest.raises(ValueError, match="'init_from' continues a LoRA or DoRA adapter"):
         ArmConfig.model_validate({"method": "olora", "lr": 1e-3, "init_from": "x"})
