@@ -10,7 +10,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -272,9 +272,9 @@ class Grid:
         arms = [(rank, lr) for lr in self.rates(rank)]
         return max(arms, key=lambda arm: self.scores(arm, self.task, "validation").mean())
 
-    def best_lora(self) -> Arm:
-        """The best arm over ranks and rates, by validation items."""
-        arms = [self.tuned(rank) for rank in self.ranks]
+    def best_lora(self, ranks: Sequence[int] = ()) -> Arm:
+        """The best arm over ``ranks``, or all, and their rates, by validation items."""
+        arms = [self.tuned(rank) for rank in ranks or self.ranks]
         return max(arms, key=lambda arm: self.scores(arm, self.task, "validation").mean())
 
     def gain(self, arm: Arm, other: Arm | None = None) -> Estimate:

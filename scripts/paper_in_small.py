@@ -75,13 +75,14 @@ class Study:
         rank: int | None,
         other: int | str | None,
         measure: str = "",
-    ) -> tuple[ScoreArray, ScoreArray] | None:
+    ) -> tuple[ScoreArray, ScoreArray]:
         """(N,) scores on ``test``, means over the models trained on other tasks, each at its best
         rate: of ``rank``, and of ``other`` or the base."""
         grids = [grid for task, grid in self.grids.items() if task != test]
 
         def mean(of: int | None) -> ScoreArray:
-            return np.mean([g.scores(g.tuned(of), test, measure=measure)[0] for g in grids], axis=0)
+            scores = [g.scores(g.tuned(of), test, measure=measure)[0] for g in grids]
+            return np.asarray(np.mean(scores, axis=0))
 
         base = grids[0].base(test, measure=measure)
         return mean(rank), base if other == "base" else mean(other)  # type: ignore[arg-type]
@@ -106,10 +107,7 @@ def reasoning(study: Study) -> Verdict:
     for task in ("gsm8k", "mathqa"):
         grid, margin = study.grids[task], study.margin(task)
         ranks = [rank for rank in (32, 64) if rank in grid.ranks]
-        arm = max(
-            (grid.tuned(rank) for rank in ranks),
-            key=lambda a, g=grid: g.scores(a, g.task, "validation").mean(),
-        )
+        arm = grid.best_lora(ranks)
         full = grid.tuned(None)
         difference = grid.gain(arm, full)
         found.append(difference)
