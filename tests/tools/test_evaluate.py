@@ -190,7 +190,7 @@ MCQ = {"question": "q", "choices": ["a", "b"], "answer": 1}
         ),
         ({"choices": ["a", "b"], "answer": 1}, "rows.jsonl, row 7: found the fields"),
         (MCQ | {"choices": "ab"}, "rows.jsonl, row 7: choices must be a list"),
-        ("{", "rows.jsonl, row 7: not valid JSON"),
+        ("{", "rows.jsonl, row 7: found what is not valid JSON"),
         (MCQ | {"choices": ["a", ""]}, "rows.jsonl, row 7: found 1 usable choices out of 2"),
         (MCQ | {"question": "word " * 900}, "rows.jsonl, row 7, needs"),
     ],

@@ -97,7 +97,7 @@ def test_what_cannot_be_written_is_refused_first(
 ) -> None:
     with pytest.raises(UserError, match="expected pdf, svg or png"):
         check_figures(tmp_path / "s", tmp_path / "out", "gif")
-    with pytest.raises(UserError, match="choose another --figures"):
+    with pytest.raises(UserError, match="give --figures another place"):
         check_figures(tmp_path / "s", tmp_path / "s" / "figures", "pdf")
     monkeypatch.setitem(__import__("sys").modules, "kaleido", None)
     with pytest.raises(UserError, match=r"pip install 'rankscope\[figures\]'"):

@@ -253,8 +253,8 @@ def test_a_mitigation_further_from_the_base_is_reported(base: Path, tmp_path: Pa
         (("--rank", 2, "--intruder-k", -5), "--intruder-k does nothing without --mitigate"),
         ((*MITIGATE, "--epsilon", 5), "--epsilon 5.0: expected a number between 0 and 1"),
         ((*MITIGATE, "--epsilon", "nan"), "expected a number between 0 and 1"),
-        ((*MITIGATE, "--intruder-k", 0), "--intruder-k 0: model.layers"),
-        ((*MITIGATE, "--intruder-k", -1), "--intruder-k -1: model.layers"),
+        ((*MITIGATE, "--intruder-k", 0), "--intruder-k: found 0, expected 1 to"),
+        ((*MITIGATE, "--intruder-k", -1), "--intruder-k: found -1, expected 1 to"),
     ],
 )
 def test_options_that_make_no_sense(

@@ -113,7 +113,7 @@ def test_pissa_starts_as_the_leading_part_of_the_weight(rank: int, alpha: float)
 
 def test_pissa_above_the_smaller_dimension_is_refused() -> None:
     """k_proj and v_proj of the tiny model are 32 x 64."""
-    with pytest.raises(UserError, match=r"rank 33 is above 32.*k_proj' \(32, 64\)"):
+    with pytest.raises(UserError, match=r"found rank 33, expected at most 32.*k_proj' \(32, 64\)"):
         new_adapter(tiny_llama(), trial("a", method="pissa", rank=33))
 
 
@@ -206,7 +206,7 @@ def test_modules_that_see_the_same_are_looked_at_once() -> None:
 def test_eva_needs_rows_with_enough_tokens() -> None:
     base = base_of(tiny_llama())
     facts = TrialFacts(architecture(base.model.config), base.folder, num_tokens=9, num_steps=1)
-    with pytest.raises(UserError, match=r"rank 32: .* has 9 training tokens, expected at least 64"):
+    with pytest.raises(UserError, match=r"found 9 training tokens of .*, expected at least 64"):
         get_method("eva").check_trial(trial("a", method="eva", rank=32), facts)
     with pytest.raises(ValueError, match="EVA needs training rows"):
         new_adapter(base.model, trial("a", method="eva"))
