@@ -16,4 +16,4 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture
 def rank_processes() -> None:
-    """Marks a test whose units start processes of their own, which takes long."""
+    """Marks a test of ranks or of SLURM's time limits, which take long."""

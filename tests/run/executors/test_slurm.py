@@ -81,6 +81,7 @@ def test_a_preempted_unit_and_a_driver_that_goes_away_cost_nothing(
     assert not (out / "units").exists()
 
 
+@pytest.mark.usefixtures("rank_processes")
 @pytest.mark.timeout(900)
 def test_a_time_limit_and_nodes_that_are_drained_and_lost_cost_nothing(
     slurm: Path, tmp_path: Path
