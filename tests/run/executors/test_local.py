@@ -100,10 +100,12 @@ def read(path: Path) -> str:
 def test_a_killed_worker_and_a_killed_starter_are_started_again(tmp_path: Path) -> None:
     """One group, with dropout: to import everything takes each worker longer than training it."""
     study, killer = small_study(tmp_path, **TWO_GROUPS | {"arms": TWO_GROUPS["arms"][1:]}), Killer()
+    # Other tests of this process may have left children, such as a tracker's service.
+    before = psutil.Process().children()
     study.run(tmp_path / "out", executor=killer)
     assert killer.killed_starter.returncode == -signal.SIGKILL
     assert killer.starter.process is not killer.killed_starter
-    assert psutil.Process().children() == []
+    assert set(psutil.Process().children()) <= set(before)
     study.run(tmp_path / "undisturbed")
     assert results(tmp_path / "out") == results(tmp_path / "undisturbed")
     assert leftovers(tmp_path / "out") == []
