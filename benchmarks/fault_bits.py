@@ -42,15 +42,20 @@ def points(options: Options) -> Iterator[Point]:
         launcher.send(signal.SIGKILL)
         launcher.ended()
         workers = options.folder / "workers"
-        launcher.start("run", reference.file, "--out", workers, "--workers", 1)
-        wait_for(launcher, lambda: bool(list(workers.glob("units/*/checkpoints/*/step-*"))))
-        driver = psutil.Process(launcher.child)
-        for process in [*driver.children(recursive=True), driver]:
-            process.send_signal(signal.SIGKILL)
-        launcher.ended()
+        kill_with_workers(launcher, reference.file, workers)
         yield from Series("verify", finished, launcher, reference, options).verified(BITS)
         for name, study in (("finished", finished), ("killed", killed), ("workers", workers)):
             yield from Series(name, study, launcher, reference, options).points()
+
+
+def kill_with_workers(launcher: Launcher, file: Path, out: Path) -> None:
+    """Kill a run and its worker while a unit trains."""
+    launcher.start("run", file, "--out", out, "--workers", 1)
+    wait_for(launcher, lambda: bool(list(out.glob("units/*/checkpoints/*/step-*"))))
+    driver = psutil.Process(launcher.child)
+    for process in [*driver.children(recursive=True), driver]:
+        process.send_signal(signal.SIGKILL)
+    launcher.ended()
 
 
 def wait_for(launcher: Launcher, what: Callable[[], bool]) -> None:

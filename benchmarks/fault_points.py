@@ -17,7 +17,7 @@ from pocket_study import SETTINGS, changed, leftovers, results, study_file
 
 from rankscope.errors import OK, RankscopeError
 from rankscope.hashing import SUMS, sha256_file
-from rankscope.store import Ledger
+from rankscope.store import Ledger, find_problems
 
 AGAIN = "then give the same command again"
 
@@ -91,7 +91,7 @@ class Undisturbed:
         if left := leftovers(out):
             return f"left behind: {', '.join(left)}"
         with Ledger.open(out, write=False) as ledger:
-            return "; ".join(map(str, ledger.verify()))
+            return "; ".join(map(str, find_problems(ledger.out)))
 
     def resumed(self, launcher: Launcher, out: Path, *words: object) -> str:
         """Give the command again; what is wrong with the result, or ''."""

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from faults import STUDY, VERBS, controls, refused, write_study
 from rankscope.models.model_folder import pocket_folder
-from rankscope.store import Ledger
+from rankscope.store import Ledger, find_problems
 
 IMAGE = "<img src=x onerror=alert(1)>"
 SCRIPT = "</script><script>alert(2)</script>"
@@ -109,7 +109,7 @@ def test_every_verb_reaches_its_end(study: dict[str, Any]) -> None:
     with Ledger.open(study["folder"] / "out", write=False) as ledger:
         notes = ledger.load().notes
         assert set(ledger.statuses().values()) == {"done"}
-        assert not ledger.verify()
+        assert not find_problems(ledger.out)
     # The cap of a rank reaches the stored notes too.
     assert sum("rank 129 is above 128" in note for note in notes) == 1
 

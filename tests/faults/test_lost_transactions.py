@@ -1,18 +1,16 @@
 """A machine that lost power: the ledger lost its last transactions, and files are ahead of it."""
 
 import shutil
-import signal
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from launcher import Launcher
 
+from fault_bits import kill_with_workers
 from fault_points import Undisturbed, tiny_study
 from fault_workers import COMMAND
-from faults import wait_for
 from rankscope.store import Ledger
 
 WAL = "ledger.sqlite-wal"
@@ -51,12 +49,7 @@ def test_a_ledger_that_lost_its_last_transactions_continues(tmp_path: Path) -> N
     with Launcher(tmp_path, code=COMMAND) as launcher:
         reference = Undisturbed.of(launcher, tiny_study(tmp_path))
         killed = tmp_path / "killed"
-        launcher.start("run", reference.file, "--out", killed, "--workers", 1)
-        wait_for(launcher, lambda: bool(list(killed.glob("units/*/checkpoints/*/step-*"))))
-        driver = psutil.Process(launcher.child)
-        for process in [*driver.children(recursive=True), driver]:
-            process.send_signal(signal.SIGKILL)
-        launcher.ended()
+        kill_with_workers(launcher, reference.file, killed)
         sizes = list(commits(killed / WAL))
         assert len(sizes) > 3
         copies = {size: shortened(killed, tmp_path / str(size), size) for size in sizes}

@@ -12,7 +12,7 @@ from pocket_study import small_study, study_file
 
 from rankscope.analyze.heads.tasks import related_tasks
 from rankscope.records import HeadsRecord, StudyRecords
-from rankscope.store import Ledger
+from rankscope.store import Ledger, find_problems
 
 HEADS = {"enabled": True, "items": 8, "ablate": ["pocket_cloze", "pocket_med"]}
 ARMS: list[dict[str, Any]] = [
@@ -91,7 +91,7 @@ def test_heads_added_later_are_all_that_is_done(tmp_path: Path) -> None:
     assert cloze.base_score == after.evals["base", "pocket_cloze", "test"].score
     with Ledger.open(out, write=False) as ledger:
         assert ledger.without_record("heads", ledger.trials()) == []
-        assert ledger.verify() == []
+        assert find_problems(ledger.out) == []
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from rankscope.errors import UserError
 from rankscope.records import StudyRecords
 from rankscope.run.plan import make_plan
 from rankscope.run.study import Study
-from rankscope.store import Ledger, snapshot_path, weights_path
+from rankscope.store import Ledger, find_problems, snapshot_path, weights_path
 from rankscope.tools.export import ExportRequest, export_trial
 
 KEPT = (3, 6)
@@ -53,7 +53,7 @@ def test_they_are_the_weights_of_a_training_of_so_many_steps(
 def test_each_is_stored_once_and_verified(kept: tuple[Path, StudyRecords]) -> None:
     out, study = kept
     with Ledger.open(out, write=False) as ledger:
-        assert ledger.verify() == []
+        assert find_problems(ledger.out) == []
         for trial in study.trials:
             steps = {
                 int(Path(a.path).parts[3])

@@ -26,7 +26,14 @@ from rankscope.records import (
     TrialSpec,
     write_items,
 )
-from rankscope.store import CHECKPOINTS, Ledger, TrialFailure, adapter_path, items_path
+from rankscope.store import (
+    CHECKPOINTS,
+    Ledger,
+    TrialFailure,
+    adapter_path,
+    find_problems,
+    items_path,
+)
 
 FIXTURES = os.pathsep.join(
     [str(Path(__file__).parent), str(Path(__file__).parents[1] / "fixtures")]
@@ -212,7 +219,7 @@ def files_on_disk(out: Path) -> set[str]:
 def state(out: Path) -> tuple[object, ...]:
     """All a ledger says, and that the disk says the same."""
     with Ledger.open(out, write=False) as ledger:
-        assert ledger.verify() == []
+        assert find_problems(ledger.out) == []
         artifacts = ledger.artifacts()
         assert files_on_disk(out) == {artifact.path for artifact in artifacts}
         records = ledger.load()
@@ -371,7 +378,7 @@ while True:
         if out.is_dir():
             test_ledger.Ledger.open(out, write=True).close()
             with test_ledger.Ledger.open(out, write=False) as ledger:
-                assert ledger.verify() == [], step
+                assert test_ledger.find_problems(ledger.out) == [], step
                 named = {artifact.path for artifact in ledger.artifacts()}
             assert test_ledger.files_on_disk(out) == named, step
         test_ledger.run_everything(out)
@@ -409,7 +416,7 @@ def test_one_flipped_bit_is_found(tmp_path: Path, place: str) -> None:
     data[len(data) // 2] ^= 4
     path.write_bytes(data)
     with Ledger.open(tmp_path, write=False) as ledger:
-        problems = ledger.verify()
+        problems = find_problems(ledger.out)
         assert [problem.path for problem in problems] == [path.relative_to(tmp_path).as_posix()]
         with pytest.raises(IntegrityError, match="expected sha256"):
             ledger.checked_path(place)
@@ -427,7 +434,7 @@ def test_missing_and_shortened_files_are_found(tmp_path: Path) -> None:
     with (folder / "adapter_model.safetensors").open("ab") as file:
         file.truncate(7)
     with Ledger.open(tmp_path, write=False) as ledger:
-        assert [problem.found for problem in ledger.verify()] == ["no file", "7 bytes"]
+        assert [problem.found for problem in find_problems(ledger.out)] == ["no file", "7 bytes"]
 
 
 def change_rows(out: Path, change: str) -> None:
@@ -590,7 +597,7 @@ import torch
 from safetensors.torch import save_file
 import test_ledger
 from rankscope.errors import DiskFull
-from rankscope.store import Ledger
+from rankscope.store import Ledger, find_problems
 
 out, mounted = Path(sys.argv[1]), sys.argv[3] == "mounted"
 if mounted:
@@ -635,7 +642,7 @@ with Ledger.open(out, write=True) as ledger:
     with ledger.stage() as folder:
         (folder / "a").write_bytes(bytes(800_000))
         ledger.commit([], ledger.publish(folder / "a", "artifacts/a"))
-    assert ledger.verify() == []
+    assert find_problems(ledger.out) == []
 print("shown")
 """
 

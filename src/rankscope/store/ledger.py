@@ -28,7 +28,7 @@ from rankscope.records import (
     TrialSpec,
     trial_of,
 )
-from rankscope.store.artifacts import ARTIFACTS, Artifact, ArtifactStore, Problem
+from rankscope.store.artifacts import ARTIFACTS, Artifact, ArtifactStore
 from rankscope.store.database import (
     SMALL_WRITE,
     has_study,
@@ -64,7 +64,7 @@ from rankscope.store.results import (
     set_status,
 )
 from rankscope.store.row_hashes import LEDGER, Database
-from rankscope.store.verify import find_problems, ledger_file, mark_closed, mark_open, open_checked
+from rankscope.store.verify import ledger_file, mark_closed, mark_open, open_checked
 
 BELOW = "WHERE path = ?1 OR (path > ?1 || '/' AND path < ?1 || '0')"
 """An artifact's path and all below it: '0' follows '/' in ASCII."""
@@ -410,7 +410,3 @@ class Ledger:
         ``with_analyses``; per-item tables are read on demand."""
         with snapshot(self._db):
             return load_study(self._db, self._store, self.artifacts(), with_analyses=with_analyses)
-
-    def verify(self, *, quick: bool = False) -> list[Problem]:
-        """See :func:`find_problems`."""
-        return find_problems(self.out, quick=quick)

@@ -9,6 +9,7 @@ from rankscope.store.database import transaction
 from rankscope.store.items import SAMPLED_ROWS
 from rankscope.store.ledger import Ledger
 from rankscope.store.results import set_status
+from rankscope.store.verify import find_problems
 
 ROWS = "SELECT * FROM records ORDER BY rowid"
 
@@ -22,7 +23,7 @@ def transfer(
     All of it takes effect in one transaction. Raises IntegrityError for a result that is altered in
     ``source`` (if ``verified``, everything is hashed), or that differs from ``target``'s.
     """
-    for problem in source.verify() if verified else ():
+    for problem in find_problems(source.out) if verified else ():
         place = source.out / problem.path
         raise IntegrityError(f"{place}: found {problem.found}, expected {problem.expected}")
     rows = [row for row in source._db.execute(ROWS) if trial_of(row[0]) in trial_ids]
