@@ -193,6 +193,9 @@ class Drawn:
             found[BASE, task, split] = replace(model, scores=answers.of_base(self.base[task]))
             for name in names:
                 found[name, task, split] = replace(model, scores=scores[self.rows[name]])
+        if share < 1:  # at a rung
+            first = self.frame.config.train.evaluate_items
+            found = {key: _first_items(items, first) for key, items in found.items()}
         return found
 
     def net(self, label: str) -> float:
@@ -205,6 +208,12 @@ class Drawn:
         limit = self.frame.config.objective.max_forgetting
         kept = [x for x in self.gain if limit is None or self.loss[x] <= limit]
         return max([0.0, *map(self.net, kept)])
+
+
+def _first_items(items: ItemScores, n: int) -> ItemScores:
+    return ItemScores(
+        items.item_ids[:n], items.scores[:n], items.gold_logprobs[:n], items.subjects[:n]
+    )
 
 
 class _Items:

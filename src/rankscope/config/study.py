@@ -134,7 +134,7 @@ class TrainConfig(ConfigSection):
     Changes results by rounding alone."""
     evaluate_every: Interval = None
     """Evaluate each trial every so many optimizer steps, or every ``epoch``."""
-    evaluate_items: int = Field(100, ge=1)
+    evaluate_items: int = Field(400, ge=1)
     """Items of a task's validation split used for that, the first of the seeded order."""
     checkpoint_every: Interval = None
     """Keep each trial's weights every so many optimizer steps, or every ``epoch``."""
