@@ -28,9 +28,10 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rankscope.data.pocket_world import (
+    ATTRIBUTES,
     EVALUATED_QUESTION,
+    NAME_WORDS,
     POCKET_TASKS,
-    SPECIAL_TOKENS,
     STATEMENTS,
     TRAINED_QUESTIONS,
     Fact,
@@ -41,10 +42,10 @@ from rankscope.data.pocket_world import (
     pocket_world,
     rng_of,
     running_total,
-    vocabulary,
 )
 from rankscope.device import keep_freed_memory
 
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 PAD, BOS, EOS, UNK = range(len(SPECIAL_TOKENS))
 MAX_TOKENS_PER_ROW = 128
 EASY_STEPS = (1, 2, 3)
@@ -77,7 +78,29 @@ class Pretraining:
     num_threads: int = 2
 
 
-# --- corpus -------------------------------------------------------------------------------------
+# --- words and corpus ---------------------------------------------------------------------------
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Every token of the world, special tokens first; the index is the token id."""
+    templates = (*STATEMENTS, *TRAINED_QUESTIONS, EVALUATED_QUESTION)
+    words = itertools.chain(
+        SPECIAL_TOKENS,
+        "0123456789",
+        "? : , + - ####".split(),
+        ATTRIBUTES,
+        *ATTRIBUTES.values(),
+        *(values for kind in ATTRIBUTES.values() for values in kind.values()),
+        NAME_WORDS,
+        (word for template in templates for word in template.split() if word.isalpha()),
+        ("gains", "loses", "total", "what"),
+    )
+    return tuple(dict.fromkeys(words))
+
+
+def stated_cases() -> tuple[tuple[Fact, ...], ...]:
+    """Every second case, so that each split of `pocket_law` has both kinds."""
+    return pocket_world().cases[::2]
 
 
 def easy_sums(count: int, seed: int) -> list[PocketRow]:
@@ -96,7 +119,7 @@ def pretraining_corpus(seed: int, num_documents: int) -> Iterator[str]:
     rng = rng_of("corpus", seed)
     persons = list(itertools.chain.from_iterable(world.persons))
     old_drugs = list(itertools.chain.from_iterable(world.drugs_old))
-    known_cases = list(itertools.chain.from_iterable(world.cases_stated_in_pretraining))
+    known_cases = list(itertools.chain.from_iterable(stated_cases()))
     questions = (*TRAINED_QUESTIONS, EVALUATED_QUESTION)
     facts: dict[str, tuple[list[Fact], tuple[str, ...]]] = {
         "person stated": (persons, STATEMENTS),

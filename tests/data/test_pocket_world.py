@@ -11,7 +11,7 @@ from itertools import combinations
 
 import pytest
 
-from pretrain_pocket import EASY_STEPS, pretraining_corpus
+from pretrain_pocket import EASY_STEPS, pretraining_corpus, stated_cases, vocabulary
 from rankscope.data import pocket_world as world
 from rankscope.data.pocket_world import POCKET_SPLITS, POCKET_TASKS, pocket_rows
 
@@ -108,7 +108,7 @@ def test_pretraining_never_names_a_new_drug_nor_asks_about_a_case_nor_shows_a_ha
     documents = list(pretraining_corpus(0, 20_000))
     facts = world.pocket_world()
     new_drugs = {entity[0].name for entity in facts.drugs_new + facts.drugs_untaught}
-    stated = {entity[0].name for entity in world.pocket_world().cases_stated_in_pretraining}
+    stated = {entity[0].name for entity in stated_cases()}
     cases = {entity[0].name for entity in world.pocket_world().cases}
     assert 0 < len(stated) < len(cases)
     for document in documents:
@@ -133,7 +133,7 @@ def test_untaught_drugs_are_in_no_split() -> None:
 
 
 def test_half_of_each_evaluated_law_split_is_stated_in_pretraining() -> None:
-    stated = {entity[0].name for entity in world.pocket_world().cases_stated_in_pretraining}
+    stated = {entity[0].name for entity in stated_cases()}
     for split in ("validation", "test"):
         rows = pocket_rows("pocket_law", split)
         assert sum(_name(row) in stated for row in rows) == len(rows) / 2
@@ -157,8 +157,8 @@ def test_sums_add_up(split: str) -> None:
 
 
 def test_every_word_is_in_the_vocabulary() -> None:
-    known = set(world.vocabulary())
-    assert len(known) == len(world.vocabulary())
+    known = set(vocabulary())
+    assert len(known) == len(vocabulary())
     texts = list(pretraining_corpus(1, 5_000))
     for task in POCKET_TASKS:
         for split in POCKET_SPLITS:

@@ -12,12 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 import pretrain_pocket as pocket
-from rankscope.data.pocket_world import (
-    POCKET_SPLITS,
-    POCKET_TASKS,
-    pocket_rows,
-    vocabulary,
-)
+from rankscope.data.pocket_world import POCKET_SPLITS, POCKET_TASKS, pocket_rows
 from rankscope.models.model_folder import pocket_folder
 
 
@@ -75,7 +70,7 @@ def test_pad_bos_eos_and_unk_are_four_different_tokens(tokenizer: Tokenizer) -> 
         tokenizer.unk_token_id,
     ]
     assert ids == [pocket.PAD, pocket.BOS, pocket.EOS, pocket.UNK]
-    assert len(tokenizer) == len(vocabulary())
+    assert len(tokenizer) == len(pocket.vocabulary())
 
 
 def test_one_bos_when_asked_and_none_otherwise(tokenizer: Tokenizer) -> None:

@@ -1,8 +1,9 @@
 """The pocket world: a small, seeded universe of facts and sums for the pocket model.
 
 Every row that the embedded study trains on or evaluates comes from here, and so do the facts and
-sums of the pocket model's pretraining. Nothing is stored: the world is regenerated, identically,
-from one seed in a fraction of a second, with the standard library alone.
+sums of the pocket model's pretraining (`scripts/pretrain_pocket.py`). Nothing is stored: the world
+is regenerated, identically, from one seed in a fraction of a second, with the standard library
+alone.
 
 Three kinds of entities have facts. A *person* has four attributes, all known from pretraining (the
 retention set). A *drug* has two: the drugs of `pocket_med` are new to the model, but a few other
@@ -36,10 +37,6 @@ POCKET_TASKS = words("pocket_general pocket_cloze pocket_med pocket_law pocket_g
 POCKET_SPLITS = ("train", "validation", "test")
 SPLIT_SEEDS = {"train": "train", "validation": "selection", "test": "report"}
 """Part of the seed of a split's rows: another text would draw other rows."""
-
-SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
-_DIGITS = tuple("0123456789")
-PUNCTUATION = words("? : , + - ####")
 
 # A name is two of these 64 words, so one word does not identify its bearer: a fact belongs to the
 # pair, and new names consist of words that the model knows from other names.
@@ -79,16 +76,6 @@ ATTRIBUTES: dict[str, dict[str, tuple[str, ...]]] = {
 STATEMENTS = ("the {attribute} of {kind} {name} is", "{kind} {name} has the {attribute}")
 TRAINED_QUESTIONS = ("{attribute} of {kind} {name} ?", "{kind} {name} : {attribute} ?")
 EVALUATED_QUESTION = "which {attribute} has {kind} {name} ?"
-
-_FRAME_WORDS = tuple(
-    dict.fromkeys(
-        word
-        for template in (*STATEMENTS, *TRAINED_QUESTIONS, EVALUATED_QUESTION)
-        for word in template.split()
-        if word.isalpha()
-    )
-)
-_SUM_WORDS = ("gains", "loses", "total", "what")
 
 NUM_PERSONS = 200
 NUM_DRUGS_NEW = 128
@@ -130,11 +117,6 @@ class World:
     drugs_old: tuple[tuple[Fact, ...], ...]
     cases: tuple[tuple[Fact, ...], ...]
 
-    @property
-    def cases_stated_in_pretraining(self) -> tuple[tuple[Fact, ...], ...]:
-        """Every second case, so that each split of `pocket_law` has both kinds."""
-        return self.cases[::2]
-
 
 def rng_of(*purpose: object) -> Random:
     """An independent generator per purpose: an additional draw never changes the others."""
@@ -164,22 +146,6 @@ def pocket_world() -> World:
         drugs_old=entities("drug", NUM_DRUGS_OLD),
         cases=entities("case", NUM_CASES),
     )
-
-
-def vocabulary() -> tuple[str, ...]:
-    """Every token of the world, special tokens first; the index is the token id."""
-    words = itertools.chain(
-        SPECIAL_TOKENS,
-        _DIGITS,
-        PUNCTUATION,
-        ATTRIBUTES,
-        *ATTRIBUTES.values(),
-        *(values for kind in ATTRIBUTES.values() for values in kind.values()),
-        NAME_WORDS,
-        _FRAME_WORDS,
-        _SUM_WORDS,
-    )
-    return tuple(dict.fromkeys(words))
 
 
 # --- facts as rows ------------------------------------------------------------------------------
