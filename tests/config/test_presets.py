@@ -36,7 +36,7 @@ def planned(config: StudyConfig) -> int:
     """Trials of a study; its groups must hold them all."""
     hashes = dict.fromkeys(config.evaluation_tasks(), "data")
     hashes |= {r.task: "rows" for arm in config.arms for r in arm.replay or arm.self_replay or ()}
-    trials = make_trials(config, "base", hashes, None, hashes, hashes)
+    trials = make_trials(config, "base", hashes, {}, hashes, hashes)
     assert sum(len(group) for group in make_groups(trials, config.max_group_size)) == len(trials)
     return len(trials)
 

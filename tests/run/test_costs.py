@@ -32,7 +32,7 @@ def trial_of(inputs: PreparedStudy, method: str) -> TrialSpec:
 def test_operations_by_hand(inputs: PreparedStudy) -> None:
     """Of the pocket model: 4 layers of width 96, ..., and an output layer for labels alone."""
     costs = CostModel(inputs, H100)
-    linears = inputs.shapes.linear_shapes
+    linears = inputs.base.shapes.linear_shapes
     out, width = linears["lm_head"]
     body = sum(m * n for name, (m, n) in linears.items() if name != "lm_head")
     attention = sum(n for name, (_, n) in linears.items() if name.endswith("o_proj"))
@@ -41,7 +41,7 @@ def test_operations_by_hand(inputs: PreparedStudy) -> None:
     # A label costs one row of the output layer; tokens without one cost nothing there, and an
     # embedding, which is no linear layer, costs nothing at all.
     assert costs.forward(100, 8, 20) - costs.forward(100, 7, 20) == 2 * out * width
-    assert inputs.shapes.num_parameters > body
+    assert inputs.base.shapes.num_parameters > body
 
 
 def test_full_fine_tuning_takes_half_as_much_again(inputs: PreparedStudy) -> None:
@@ -183,7 +183,7 @@ def test_generation_waits_for_memory(inputs: PreparedStudy) -> None:
     """Each step of decoding reads all weights, whatever the machine computes."""
     slow = dataclasses.replace(H100, bandwidth=1e-3)
     items = [ItemTokens(read=10, predicted=1, written=50)]
-    weights = inputs.shapes.num_parameters * inputs.dtype.itemsize
+    weights = inputs.base.shapes.num_parameters * inputs.dtype.itemsize
     assert CostModel(inputs, slow).scoring(items) > 50 * weights / 1e6
 
 

@@ -87,7 +87,7 @@ def test_a_group_takes_the_base_once(tmp_path: Path) -> None:
 
     def memory(group: Group) -> int:
         found = inputs.grouping.memory(group, inputs.config.train)
-        weights = inputs.shapes.num_parameters * 4
+        weights = inputs.base.shapes.num_parameters * 4
         assert weights <= found.base_bytes < weights + 1000  # rotary frequencies
         return found.state_bytes
 

@@ -99,7 +99,7 @@ def features_of(
         task=trial.task,
         num_rows=len(rows),
         num_label_tokens=sum(sum(row.is_label) for row in rows),
-        lora_parameters={r: lora_parameters(inputs.shapes, r, trial.targets) for r in ranks},
+        lora_parameters={r: lora_parameters(inputs.base.shapes, r, trial.targets) for r in ranks},
         rows_seen=sum(map(len, batches)),
         base_loss=loss,
         base_score=records[None][0].score,

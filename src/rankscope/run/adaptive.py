@@ -20,6 +20,7 @@ import numpy as np
 from rankscope.advise.adaptive import AdaptiveRule, Stop, finalists, next_trials, stops_at_rung
 from rankscope.advise.statistics.significance import FEWEST_ITEMS
 from rankscope.config.study import StudyConfig
+from rankscope.data.study_data import StudyData
 from rankscope.errors import UserError
 from rankscope.records import (
     BASE,
@@ -217,7 +218,10 @@ class AdaptiveStudy:
 
 
 def check_adaptive(study: PreparedStudy) -> None:
-    """Raise UserError for nested ranks, and for a budget that is too small for one trial."""
+    """Raise UserError for an adaptive study of nested ranks, or whose budget is too small for one
+    trial."""
+    if study.config.strategy == "grid":
+        return
     if any(trial.nested for trial in study.trials):
         raise UserError(
             "strategy: adaptive: found method 'nested', which trains all its ranks in one run, so "
@@ -226,6 +230,17 @@ def check_adaptive(study: PreparedStudy) -> None:
     if not first_trials(study):
         tokens = study.training_tokens(study.trials[0])
         raise UserError(f"budget: found less than one trial, expected at least {tokens:,} tokens")
+
+
+def resolve_rungs(
+    config: StudyConfig, data: StudyData, labels: Mapping[int, str]
+) -> tuple[tuple[float, ...], list[str]]:
+    """The usable rungs, by ``labels`` as of :func:`usable_rungs`; none if a task has too few items
+    to stop arms by, and a note on that."""
+    of_rung = config.train.evaluate_items
+    num_items = {name: min(of_rung, len(data.tasks[name].validation)) for name in data.rows}
+    notes = few_items_notes(config, num_items)
+    return () if notes else usable_rungs(config, labels), notes
 
 
 def few_items_notes(config: StudyConfig, num_items: Mapping[str, int]) -> list[str]:

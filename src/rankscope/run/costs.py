@@ -20,11 +20,10 @@ from rankscope.evaluate.continuous_batching import CACHED_PER_BATCH_TOKEN
 from rankscope.models.methods import get_lora_method, get_method
 from rankscope.models.parameters import Architecture, TrainingCost, target_shapes
 from rankscope.records import Record, TrialSpec
-from rankscope.run.groups import Group, group_steps
+from rankscope.run.groups import Group
 from rankscope.run.machines import Machine
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.memory import RowCounts
-from rankscope.train.step_schedule import planned_steps, trial_protocol
 
 TOUCHES = 30
 """How often a pass forward and backward reads or writes each input and output of a linear layer,
@@ -98,7 +97,7 @@ class CostModel:
 
     @property
     def shapes(self) -> Architecture:
-        return self.inputs.shapes
+        return self.inputs.base.shapes
 
     @cached_property
     def body(self) -> int:
@@ -164,9 +163,9 @@ class CostModel:
     def training(self, group: Group) -> dict[str, float]:
         """Seconds of training each trial of a group, by trial id, if ``train.devices`` share the
         work evenly; what they send each other is not counted. Slices of a nested run share its."""
-        config, rows = self.inputs.config.train, self.inputs.rows[group[0].task]
+        config = self.inputs.config.train
         tokens = {t: self.inputs.training_tokens(t) for t in self.inputs.runs(group)}
-        steps = group_steps(group, len(rows.rows), rows.num_tokens, config)
+        steps = max(map(self.inputs.num_steps, group))
         num_passes = max(steps, sum(tokens.values()) / config.batch_tokens)
         linears = num_passes * len(self.shapes.linear_shapes) / sum(tokens.values())
         by_run = {
@@ -178,8 +177,7 @@ class CostModel:
     def trial_training(self, trial: TrialSpec, tokens: int, linears: float) -> float:
         """Seconds of one trial; ``linears`` is its share of the group's linear layers, each
         counted in each pass."""
-        config, rows = self.inputs.config.train, self.inputs.rows[trial.task]
-        steps = planned_steps(len(rows.rows), rows.num_tokens, trial_protocol(trial, config))
+        config, steps = self.inputs.config.train, self.inputs.num_steps(trial)
         slices = 0.0
         if trial.targets and trial.peft is None:
             num_passes = max(steps, tokens / config.batch_tokens)
@@ -213,7 +211,7 @@ class CostModel:
     def cost(self, trial: TrialSpec) -> TrainingCost:
         """Trainable parameters of a trial and the memory they need besides the base."""
         method = get_method(trial.method)
-        return method.cost(trial, self.shapes, self.inputs.folder, self.inputs.dtype)
+        return method.cost(trial, self.shapes, self.inputs.base.folder, self.inputs.dtype)
 
     # --- scoring and analysis -------------------------------------------------------------------
 

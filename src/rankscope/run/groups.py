@@ -6,17 +6,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from transformers import PretrainedConfig
+
 from rankscope.config.study import StudyConfig, TrainConfig
+from rankscope.data.study_data import StudyData
 from rankscope.errors import UserError
 from rankscope.hashing import sha256_json
 from rankscope.records import TrialSpec
 from rankscope.run.trials import ID_LENGTH
 from rankscope.train.memory import GroupMemory, MemoryModel, RowCounts
-from rankscope.train.step_schedule import trial_steps
 
 DEFAULT_MAX_GROUP_SIZE = 16
 """Most adapters in a group, unless the study file sets ``max_group_size``."""
 
+
+USABLE_SHARE = 0.9
+"""Plan groups to use 90 % of the free memory; estimates are off by less than the other 10 %."""
 
 Group = tuple[TrialSpec, ...]
 BASE_GROUP: Group = ()
@@ -84,11 +90,6 @@ def halves_of(group: Group) -> tuple[Group, Group]:
     cuts = [i for i in range(1, len(group)) if group[i - 1].run != group[i].run] or [middle]
     cut = min(cuts, key=lambda i: (abs(2 * i - len(group)), -i))
     return group[:cut], group[cut:]
-
-
-def group_steps(group: Group, num_rows: int, num_tokens: int, train: TrainConfig) -> int:
-    """Optimizer steps of the group's longest trial; arguments as of ``planned_steps``."""
-    return max(trial_steps(trial, num_rows, num_tokens, train) for trial in group)
 
 
 def cut_to_fit(
@@ -163,6 +164,26 @@ class Grouping:
     counts: Mapping[str, RowCounts]
     """By training task, and by replayed task."""
     room_bytes: int
+
+    @classmethod
+    def of(
+        cls,
+        config: StudyConfig,
+        base: PretrainedConfig,
+        data: StudyData,
+        place: tuple[torch.dtype, torch.device],
+        free_bytes: float,
+        num_processes: int,
+    ) -> "Grouping":
+        """For groups of a study, ``num_processes`` of which share the free memory."""
+        if place[1].type == "cpu":
+            num_processes *= config.train.devices
+        rows = {**data.replay_rows, **data.rows}
+        return cls(
+            MemoryModel(base, *place),
+            {name: RowCounts.of(encoded.rows) for name, encoded in rows.items()},
+            config.memory_limit or round(USABLE_SHARE * free_bytes / num_processes),
+        )
 
     def counts_of(self, group: Group) -> RowCounts:
         """Of a group's rows; with replay, the larger counts of both kinds."""

@@ -13,7 +13,7 @@ from rankscope.evaluate.scorers import get_scorer
 from rankscope.records import Record, TrialSpec
 from rankscope.run.adaptive import expected_shares
 from rankscope.run.costs import IMPORT_SECONDS, CostModel, ItemTokens, StageSeconds, TrialCost
-from rankscope.run.groups import Group, GroupLimit, group_steps, what_limits
+from rankscope.run.groups import Group, GroupLimit, what_limits
 from rankscope.run.machines import Machine, this_machine
 from rankscope.run.prepared import PreparedStudy
 from rankscope.run.savings import Saving, largest_savings
@@ -203,7 +203,7 @@ def available_bytes(inputs: PreparedStudy, machine: Machine) -> int:
 
 def widest(inputs: PreparedStudy) -> tuple[int, int]:
     """The shape of the largest weight but the output layer's."""
-    shapes = inputs.shapes
+    shapes = inputs.base.shapes
     layers = [s for name, s in shapes.linear_shapes.items() if name != shapes.output_layer]
     return max(layers, key=lambda shape: shape[0] * shape[1])
 
@@ -211,14 +211,13 @@ def widest(inputs: PreparedStudy) -> tuple[int, int]:
 def plan_group(model: CostModel, group: Group, costs: Mapping[str, TrialCost]) -> GroupPlan:
     """Count one group's steps and tokens and estimate its memory and time."""
     inputs, config = model.inputs, model.inputs.config
-    rows = inputs.rows[group[0].task]
     memory = inputs.grouping.memory(inputs.runs(group), config.train)
     available = available_bytes(inputs, model.machine)
     stages = summed([costs[trial.trial_id] for trial in group])
     return GroupPlan(
         task=group[0].task,
         labels=tuple(f"{trial.arm_label} seed={trial.seed}" for trial in group),
-        steps=group_steps(group, len(rows.rows), rows.num_tokens, config.train),
+        steps=max(map(inputs.num_steps, group)),
         num_tokens=sum(map(inputs.training_tokens, inputs.runs(group))),
         memory_bytes=memory.total_bytes,
         host_bytes=memory.host_bytes(inputs.device),

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
@@ -13,7 +12,7 @@ from rankscope.data.self_replay import RowsToSample
 from rankscope.data.study_data import StudyData
 from rankscope.data.tasks import LoadedTask
 from rankscope.hashing import canonical_json
-from rankscope.models.parameters import Architecture
+from rankscope.models.study_base import StudyBase
 from rankscope.records import (
     BASE,
     EvalKey,
@@ -25,13 +24,7 @@ from rankscope.records import (
     variant_of,
 )
 from rankscope.run.groups import Group, Grouping
-from rankscope.train.step_schedule import (
-    due_steps,
-    planned_steps,
-    rung_steps,
-    trial_protocol,
-    trial_steps,
-)
+from rankscope.train.step_schedule import due_steps, rung_steps, trial_protocol, trial_steps
 
 SPLITS: tuple[Split, ...] = ("validation", "test")
 
@@ -42,11 +35,7 @@ class PreparedStudy:
 
     config: StudyConfig
     """The study file with ``auto`` resolved."""
-    folder: Path
-    """Of the base model."""
-    shapes: Architecture
-    base_sha256: str
-    """Hash of the base's weights, if they were read."""
+    base: StudyBase
     device: torch.device
     dtype: torch.dtype
     encoder: Encoder
@@ -157,9 +146,8 @@ class PreparedStudy:
     def own_tokens(self, trial: TrialSpec) -> int:
         """Tokens of its own task that a trial trains on, if every row has the mean length."""
         rows, protocol = self.rows[trial.task], trial_protocol(trial, self.config.train)
-        steps = planned_steps(len(rows.rows), rows.num_tokens, protocol)
         rows_per_step = min(len(rows.rows), protocol.batch_size * protocol.gradient_accumulation)
-        return round(steps * rows_per_step * rows.num_tokens / len(rows.rows))
+        return round(self.num_steps(trial) * rows_per_step * rows.num_tokens / len(rows.rows))
 
     def training_tokens(self, trial: TrialSpec) -> int:
         """Tokens that a trial trains on, replayed ones included."""
@@ -203,7 +191,7 @@ class PreparedStudy:
         }
         trial = self._by_id[trial_of(model_id)]
         if kind == "spectra":
-            shapes = sorted(set(self.shapes.linear_shapes.values()))
+            shapes = sorted(set(self.base.shapes.linear_shapes.values()))
             return intruders | {
                 f"top_k of {m} x {n} matrices": num_compared_vectors((m, n), spectra)
                 for m, n in shapes

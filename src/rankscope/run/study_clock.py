@@ -8,7 +8,7 @@ from rankscope.formatting import rough_duration
 from rankscope.records import TrialSpec
 from rankscope.run.groups import Group
 from rankscope.run.prepared import PreparedStudy
-from rankscope.train.step_schedule import trial_steps
+from rankscope.train.step_schedule import trial_protocol
 
 SHOWN_STAGES = {"train": "training", "evaluate": "scoring", "variants": "scoring"}
 """Stages by the name under which their time is shown; others go by their own."""
@@ -139,10 +139,7 @@ class StudyClock:
 def training_work(study: PreparedStudy, trial: TrialSpec) -> float:
     """Rows that a trial trains on, times the passes of each: three if every weight trains. The
     trials of a nested run share its work."""
-    rows, train = study.rows[trial.task], study.config.train
-    steps = trial_steps(trial, len(rows.rows), rows.num_tokens, train)
-    batch = trial.batch_size or train.batch_size
-    accumulation = trial.gradient_accumulation or train.gradient_accumulation
-    mean_tokens = rows.num_tokens / len(rows.rows)
-    slices = len(trial.nested or (trial,))
-    return steps * batch * accumulation * mean_tokens * (3 if trial.is_full else 2) / slices
+    rows, train = study.rows[trial.task], trial_protocol(trial, study.config.train)
+    rows_per_step = train.batch_size * train.gradient_accumulation
+    tokens = study.num_steps(trial) * rows_per_step * rows.num_tokens / len(rows.rows)
+    return tokens * (3 if trial.is_full else 2) / len(trial.nested or (trial,))

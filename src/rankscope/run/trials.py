@@ -13,11 +13,13 @@ from typing import Any
 
 from rankscope.config.arm import TRAIN_OVERRIDES, ArmConfig, resolved_alpha
 from rankscope.config.study import StudyConfig, TrainConfig
-from rankscope.errors import UserError
+from rankscope.data.encode import EncodedRows
 from rankscope.hashing import canonical_json, sha256_json
 from rankscope.models.methods import get_method
+from rankscope.models.methods.method import TrialFacts
+from rankscope.models.study_base import StudyBase
 from rankscope.records import TrialSpec
-from rankscope.train.step_schedule import trial_protocol
+from rankscope.train.step_schedule import check_learning_rates, trial_protocol, trial_steps
 
 RESULTS_VERSION = 2
 """Part of every trial id: raise it when a change of the code changes training results."""
@@ -49,9 +51,9 @@ def make_trials(
     config: StudyConfig,
     base_sha256: str,
     data_sha256: Mapping[str, str],
-    adapter_sha256: Mapping[str, str] | None = None,
-    replay_sha256: Mapping[str, str] | None = None,
-    validation_sha256: Mapping[str, str] | None = None,
+    adapter_sha256: Mapping[str, str] = {},
+    replay_sha256: Mapping[str, str] = {},
+    validation_sha256: Mapping[str, str] = {},
 ) -> list[TrialSpec]:
     """Every trial of the study, equal ones once, in the order this module documents.
 
@@ -64,45 +66,41 @@ def make_trials(
     replay_sha256: by task, hash of the encoded rows that an arm replays; rows sampled from the base
     count by how they are sampled.
     validation_sha256: by training task, hash of what early stopping scores.
-
-    Raises UserError where a training task, such a folder or such rows have no hash.
     """
-    known = adapter_sha256 or {}
-    looked_at = {"replay_sha256": replay_sha256 or {}, "validation_sha256": validation_sha256 or {}}
     trials: dict[str, TrialSpec] = {}
     for task in config.tasks:
-        if task.name not in data_sha256:
-            raise UserError(f"task {task.name!r}: no data was loaded for it")
         shared = shared_identity(config, base_sha256, data_sha256[task.name])
         for arm in config.arms:
-            if arm.init_from is not None and arm.init_from not in known:
-                raise UserError(f"init_from {arm.init_from!r}: no adapter was read there")
-            start = {} if arm.init_from is None else {"init_sha256": known[arm.init_from]}
             for point, seed in itertools.product(arm_points(arm, config.train), config.seeds):
-                seen = other_data_hashes(point, task.name, looked_at)
-                spec = TrialSpec.model_validate(
-                    {"trial_id": "", "task": task.name, **point, **start, **seen, "seed": seed}
-                )
+                values = {"trial_id": "", "task": task.name, "seed": seed, **point}
+                if arm.init_from is not None:
+                    values["init_sha256"] = adapter_sha256[arm.init_from]
+                if point.get("replay") is not None:
+                    values["replay_sha256"] = replay_sha256[point["replay"]]
+                if point.get("early_stop") is not None:
+                    values["validation_sha256"] = validation_sha256[task.name]
+                spec = TrialSpec.model_validate(values)
                 trial_id = sha256_json({**shared, **own_identity(spec, config.train)})[:ID_LENGTH]
                 trials.setdefault(trial_id, spec.model_copy(update={"trial_id": trial_id}))
     return list(trials.values())
 
 
-def other_data_hashes(
-    point: Mapping[str, Any], task: str, hashes: Mapping[str, Mapping[str, str]]
-) -> dict[str, str]:
-    """Hashes of other data that a trial depends on: replayed rows, items of early stopping."""
-    wanted = {
-        "replay_sha256": point.get("replay"),
-        "validation_sha256": task if point.get("early_stop") is not None else None,
-    }
-    other = {}
-    for field, name in wanted.items():
-        if name is not None:
-            if name not in hashes[field]:
-                raise UserError(f"task {name!r}: no data was loaded for it")
-            other[field] = hashes[field][name]
-    return other
+def check_trials(
+    config: StudyConfig,
+    trials: Sequence[TrialSpec],
+    base: StudyBase,
+    rows: Mapping[str, EncodedRows],
+) -> dict[int, str]:
+    """Check that every trial can train on its rows; the label of one trial by number of steps."""
+    labels: dict[int, str] = {}
+    for trial in trials:
+        own = rows[trial.task]
+        num_steps = trial_steps(trial, len(own.rows), own.num_tokens, config.train)
+        labels.setdefault(num_steps, trial.label)
+        check_learning_rates(trial, num_steps, config.train)
+        facts = TrialFacts(base.shapes, base.folder, own.num_tokens, num_steps)
+        get_method(trial.method).check_trial(trial, facts)
+    return labels
 
 
 def duplicate_grid_points(config: StudyConfig) -> int:
@@ -116,7 +114,6 @@ def duplicate_grid_points(config: StudyConfig) -> int:
 
 
 def duplicate_grid_notes(config: StudyConfig) -> list[str]:
-    """A note if grid points or seeds are repeated."""
     repeated = duplicate_grid_points(config)
     if not repeated:
         return []

@@ -95,7 +95,7 @@ def prepared_sha256(study: PreparedStudy) -> str:
     ids = [trial.trial_id for trial in study.trials]
     tasks = [record.sha256 for record in study.task_records]
     return sha256_json(
-        [ids, tasks, study.base_sha256, study.config.model_dump(mode="json", exclude={"slurm"})]
+        [ids, tasks, study.base.sha256, study.config.model_dump(mode="json", exclude={"slurm"})]
     )
 
 

@@ -36,7 +36,7 @@ class SpectraStage:
                 trial,
                 context.base,
                 model,
-                compared_matrices(study.shapes, study.trials),
+                compared_matrices(study.base.shapes, study.trials),
                 study.config.analyze.spectra,
                 context.svd_cache,
             )

@@ -9,7 +9,7 @@ from rankscope.progress import SpeedMeter
 from rankscope.records import RungRecord, TrainRecord, TrialSpec
 from rankscope.run.callbacks import EarlyStopping, LearningCurve, WeightSnapshot
 from rankscope.run.context import RunContext
-from rankscope.run.groups import Group, group_id, group_label, group_steps
+from rankscope.run.groups import Group, group_id, group_label
 from rankscope.run.trial_weights import write_weights
 from rankscope.store import CHECKPOINTS, Artifact, TrialFailure, weights_path
 from rankscope.train.checkpoint import GroupCheckpoint
@@ -65,7 +65,7 @@ class TrainStage:
             limit = context.groups.batch_tokens(group)
             train = train.model_copy(update={"batch_tokens": limit})
             rows, trials = study.rows[group[0].task], study.runs(group)
-            num_steps = group_steps(trials, len(rows.rows), rows.num_tokens, train)
+            num_steps = max(map(study.num_steps, trials))
             pause_at = self.pause_at(group)
             context.begin_stage(f"{self.name} {group_label(group)}", pause_at or num_steps)
             meter = SpeedMeter(context.reporter, len(trials), study=context.study_clock)

@@ -65,6 +65,6 @@ class VariantsStage:
         """A variant of a fully fine-tuned model."""
         study, base, variant = self.context.study, self.context.base, variant_of(model_id)
         assert variant is not None
-        matrices = list(compared_matrices(study.shapes, study.trials))
+        matrices = list(compared_matrices(study.base.shapes, study.trials))
         settings = study.config.analyze.spectra
         return full_model_variant(base, model, variant, matrices, settings, self.context.svd_cache)
