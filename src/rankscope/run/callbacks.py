@@ -1,15 +1,14 @@
 """What happens between two optimizer steps: scores, early stopping and weight snapshots.
 
 A curve point is a trial's score on the first items of a validation split; an adaptive study keeps
-the items of those at its rungs. Scoring draws no random
-number and leaves gradients, masks and modes as they were, so a trial trains the same with and
-without it.
+the items of those at its rungs. Scoring draws no random number and leaves gradients, masks and
+modes as they were, so a trial trains the same with and without it.
 """
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -66,12 +65,11 @@ class LearningCurve:
     """The points known so far."""
     sink: Callable[[Sequence[CurvePoint]], None]
     """Stores new points."""
-    _steps: dict[str, frozenset[int]] = field(default_factory=dict)
 
     def __call__(self, step: int, model: Base, states: Sequence[TrialState]) -> None:
         """Score the trials due after ``step``. Return early, between tasks, if a stop was
         requested."""
-        due = [s for s in states if step in self.steps(s) and can_score(s, step)]
+        due = [s for s in states if step in self.study.scored_steps(s.spec) and can_score(s, step)]
         models_of: dict[str, dict[str | None, str]] = {}
         for state in due:
             for task in self.study.curve_tasks(state.spec.task):
@@ -92,13 +90,6 @@ class LearningCurve:
                 ]
                 self.sink(new)
                 self.points.update(((p.trial_id, p.task, p.step), p) for p in new)
-
-    def steps(self, state: TrialState) -> frozenset[int]:
-        """Steps after which a trial is scored."""
-        spec = state.spec
-        if spec.trial_id not in self._steps:
-            self._steps[spec.trial_id] = frozenset(self.study.scored_steps(spec))
-        return self._steps[spec.trial_id]
 
     def score(
         self, model: Base, models: Mapping[str | None, str], task_name: str

@@ -66,15 +66,6 @@ class ItemTokens(NamedTuple):
         return self.read + self.written + self.gold
 
 
-class TrialCost(NamedTuple):
-    """Seconds of one trial, by stage."""
-
-    training: float
-    scoring: float
-    spectra: float
-    heads: float
-
-
 class StageSeconds(Record):
     """Seconds by stage."""
 

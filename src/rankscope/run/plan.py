@@ -7,12 +7,12 @@ tokens into time on one of the machines of ``machines.py``.
 
 import heapq
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.records import Record, TrialSpec
 from rankscope.run.adaptive import expected_shares
-from rankscope.run.costs import IMPORT_SECONDS, CostModel, ItemTokens, StageSeconds, TrialCost
+from rankscope.run.costs import IMPORT_SECONDS, CostModel, ItemTokens, StageSeconds
 from rankscope.run.groups import Group, GroupLimit, what_limits
 from rankscope.run.machines import Machine, this_machine
 from rankscope.run.prepared import PreparedStudy
@@ -112,15 +112,16 @@ def make_plan(
     machine = machine or this_machine(inputs.device, inputs.dtype, widest(inputs))
     model, items = CostModel(inputs, machine), item_tokens(inputs)
     scored = scoring_by_trial(model, items)
-    costs: dict[str, TrialCost] = {}
+    costs: dict[str, StageSeconds] = {}
     for group in inputs.groups:
         costs |= trial_costs(model, items, scored, group)
     groups = tuple(plan_group(model, group, costs) for group in inputs.groups)
     base_items = [item for _, task, split in inputs.base_evals() for item in items[task, split]]
     sampled = sampled_row_tokens(inputs)
     scoring = model.scoring(base_items) + model.scoring(sampled)
-    base = TrialCost(0, scoring, model.base_spectra(), base_heads(model, items))
-    stages, of_base = summed([base, *costs.values()]), summed([base]).total
+    spectra, heads = model.base_spectra(), base_heads(model, items)
+    base = StageSeconds(training=0.0, scoring=scoring, spectra=spectra, heads=heads)
+    stages, of_base = summed([base, *costs.values()]), base.total
     base_tokens = sum(item.total for item in (*base_items, *sampled))
     shared, start, base_unit = of_base, 0.0, list[float]()
     if executor is not None:
@@ -154,7 +155,7 @@ def make_plan(
             len(inputs.scored_steps(t)) * len(inputs.curve_tasks(t.task)) for t in inputs.trials
         ),
         train_tokens=sum(group.num_tokens for group in groups),
-        evaluation_tokens=base_tokens + sum(work.tokens for work in scored.values()),
+        evaluation_tokens=base_tokens + sum(tokens for tokens, _ in scored.values()),
         disk_bytes=disk_bytes(model),
         stages=stages,
         seconds=stages.total,
@@ -183,14 +184,14 @@ def disk_bytes(model: CostModel) -> int:
 
 
 def expected_cost(
-    inputs: PreparedStudy, costs: Mapping[str, TrialCost], base_seconds: float
+    inputs: PreparedStudy, costs: Mapping[str, StageSeconds], base_seconds: float
 ) -> dict[str, Any]:
     """Fields of a plan that only an adaptive study has."""
     if inputs.config.strategy == "grid":
         return {}
     shares = expected_shares(inputs)
     tokens = sum(shares[t.trial_id] * inputs.training_tokens(t) for t in inputs.trials)
-    seconds = base_seconds + sum(share * sum(costs[i]) for i, share in shares.items())
+    seconds = base_seconds + sum(share * costs[i].total for i, share in shares.items())
     budget = inputs.config.budget and inputs.config.budget.text
     return {"expected_tokens": round(tokens), "expected_seconds": seconds, "budget": budget}
 
@@ -208,7 +209,7 @@ def widest(inputs: PreparedStudy) -> tuple[int, int]:
     return max(layers, key=lambda shape: shape[0] * shape[1])
 
 
-def plan_group(model: CostModel, group: Group, costs: Mapping[str, TrialCost]) -> GroupPlan:
+def plan_group(model: CostModel, group: Group, costs: Mapping[str, StageSeconds]) -> GroupPlan:
     """Count one group's steps and tokens and estimate its memory and time."""
     inputs, config = model.inputs, model.inputs.config
     memory = inputs.grouping.memory(inputs.runs(group), config.train)
@@ -229,17 +230,10 @@ def plan_group(model: CostModel, group: Group, costs: Mapping[str, TrialCost]) -
     )
 
 
-class ScoringWork(NamedTuple):
-    """What scoring one trial takes."""
-
-    tokens: int
-    seconds: float
-
-
-def scoring_by_trial(model: CostModel, items: Items) -> dict[str, ScoringWork]:
-    """By trial id; trials that are scored on the same items are counted once."""
+def scoring_by_trial(model: CostModel, items: Items) -> dict[str, tuple[int, float]]:
+    """By trial id, tokens and seconds; trials scored on the same items are counted once."""
     inputs = model.inputs
-    counted: dict[tuple[object, ...], ScoringWork] = {}
+    counted: dict[tuple[object, ...], tuple[int, float]] = {}
     by_trial = {}
     for trial in inputs.trials:
         num_points = len(inputs.scored_steps(trial))
@@ -247,23 +241,23 @@ def scoring_by_trial(model: CostModel, items: Items) -> dict[str, ScoringWork]:
         if kind not in counted:
             evaluated = evaluated_items(inputs, items, trial)
             tokens = sum(item.total for item in evaluated)
-            counted[kind] = ScoringWork(tokens, model.scoring(evaluated))
+            counted[kind] = tokens, model.scoring(evaluated)
         by_trial[trial.trial_id] = counted[kind]
     return by_trial
 
 
 def trial_costs(
-    model: CostModel, items: Items, scored: Mapping[str, ScoringWork], group: Group
-) -> dict[str, TrialCost]:
+    model: CostModel, items: Items, scored: Mapping[str, tuple[int, float]], group: Group
+) -> dict[str, StageSeconds]:
     """Seconds of each trial of a group, by id."""
     inputs, training = model.inputs, model.training(group)
     heads_task = inputs.config.analyze.heads.task
     return {
-        trial.trial_id: TrialCost(
-            training[trial.trial_id],
-            scored[trial.trial_id].seconds,
-            model.spectra(trial),
-            model.heads(items[heads_task or trial.task, "test"]),
+        trial.trial_id: StageSeconds(
+            training=training[trial.trial_id],
+            scoring=scored[trial.trial_id][1],
+            spectra=model.spectra(trial),
+            heads=model.heads(items[heads_task or trial.task, "test"]),
         )
         for trial in group
     }
@@ -323,10 +317,9 @@ def sampled_row_tokens(inputs: PreparedStudy) -> list[ItemTokens]:
     ]
 
 
-def summed(costs: Sequence[TrialCost]) -> StageSeconds:
-    """Several trials together."""
-    columns = zip(TrialCost._fields, zip(*costs, strict=True), strict=True)
-    return StageSeconds(**{stage: sum(seconds) for stage, seconds in columns})
+def summed(costs: Sequence[StageSeconds]) -> StageSeconds:
+    stages = ("training", "scoring", "spectra", "heads")
+    return StageSeconds(**{stage: sum(getattr(c, stage) for c in costs) for stage in stages})
 
 
 def makespan(seconds: Sequence[float], devices: int) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from rankscope.config.study import StudyConfig
 from rankscope.records import Record, TrialSpec
-from rankscope.run.costs import ItemTokens, StageSeconds, TrialCost
+from rankscope.run.costs import ItemTokens, StageSeconds
 from rankscope.run.trials import trials_of_one_arm
 
 SUGGESTED_ITEMS = 200
@@ -28,7 +28,7 @@ class Saving(Record):
 def largest_savings(
     config: StudyConfig,
     trials: Sequence[TrialSpec],
-    costs: Mapping[str, TrialCost],
+    costs: Mapping[str, StageSeconds],
     stages: StageSeconds,
     items: Mapping[tuple[str, str], Sequence[ItemTokens]],
 ) -> tuple[Saving, ...]:
@@ -41,7 +41,7 @@ def largest_savings(
     """
 
     def of(chosen: Sequence[TrialSpec]) -> float:
-        return sum(sum(costs[trial.trial_id]) for trial in chosen)
+        return sum(costs[trial.trial_id].total for trial in chosen)
 
     found = [
         Saving(

@@ -58,17 +58,17 @@ class Starter:
         return process, ours
 
     def start(
-        self, words: Sequence[str], environment: Mapping[str, str], messages: BinaryIO
+        self, arguments: Sequence[str], environment: Mapping[str, str], messages: BinaryIO
     ) -> "ForkedWorker":
-        """Start ``rankscope WORDS`` in a session of its own.
+        """Start ``rankscope ARGUMENTS`` in a session of its own.
 
         Args:
-            words: of the command line.
+            arguments: of the command line.
             environment: variables of this worker besides those of all.
             messages: an open file for what it prints.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        order = json.dumps([list(words), dict(environment)]).encode()
+        order = json.dumps([list(arguments), dict(environment)]).encode()
         with self.lock, theirs:
             if self.process is None or self.orders is None or self.process.poll() is not None:
                 self.close()
@@ -87,10 +87,10 @@ class Starter:
 
 
 class ForkedWorker:
-    """A worker as its driver sees it: the child of a child, behind a line of its own."""
+    """A worker as its driver sees it: the child of a child, behind a connection of its own."""
 
-    def __init__(self, line: socket.socket, starter: "subprocess.Popen[bytes]") -> None:
-        self.line, self.starter = line, starter
+    def __init__(self, connection: socket.socket, starter: "subprocess.Popen[bytes]") -> None:
+        self.connection, self.starter = connection, starter
 
     def wait(self, seconds: float) -> int:
         """Its exit code, minus the signal that killed it, or that of a starter that died first.
@@ -98,22 +98,22 @@ class ForkedWorker:
         Raises:
             TimeoutExpired: it still runs after ``seconds``, as of ``subprocess.Popen.wait``.
         """
-        self.line.settimeout(seconds)
+        self.connection.settimeout(seconds)
         while True:
             try:
-                answer = self.line.recv(ANSWER_BYTES)
+                answer = self.connection.recv(ANSWER_BYTES)
             except TimeoutError as error:
                 raise subprocess.TimeoutExpired("a worker", seconds) from error
             except ConnectionResetError:  # a signal came too late; the answer is still there
                 continue
-            self.line.close()
-            # Without an answer the starter died, and the worker, which holds the line too, ended.
+            self.connection.close()
+            # Without an answer the starter died, and the worker, which holds the connection too, ended.
             return int(answer) if answer else self.starter.wait()
 
     def send_signal(self, number: int) -> None:
         """Send a signal through the starter, which alone knows that the process is still there."""
         with suppress(OSError):
-            self.line.send(str(number).encode())
+            self.connection.send(str(number).encode())
 
 
 # --- the starter's side
@@ -122,7 +122,7 @@ class ForkedWorker:
 def become_worker() -> list[str]:
     """Fork a process for each order from standard input, and answer with its exit code.
 
-    Returns in those processes alone: the words of the command line that each is to run.
+    Returns in those processes alone: the arguments of the command line that each is to run.
     """
     # Before a library starts a thread: only signals that no thread takes wait for the worker.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -139,7 +139,7 @@ def become_worker() -> list[str]:
                 os._exit(0)
             for file in files:  # Python 3.11's recv_fds ignores the flag that would do it
                 os.set_inheritable(file, False)
-            line, messages = socket.socket(fileno=files[0]), files[1]
+            connection, messages = socket.socket(fileno=files[0]), files[1]
             os.dup2(messages, 1)
             os.dup2(messages, 2)
             os.close(messages)
@@ -147,15 +147,15 @@ def become_worker() -> list[str]:
             if process == 0:
                 for other in (orders, *running):
                     other.close()
-                line.detach()  # stays open: the driver waits for the end of both processes
-                words, environment = json.loads(order)
+                connection.detach()  # stays open: the driver waits for the end of both processes
+                arguments, environment = json.loads(order)
                 begin_worker(environment, parent)
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-                return list(words)
-            running[line] = process
-        for line in running.keys() & set(ready):
+                return list(arguments)
+            running[connection] = process
+        for connection in running.keys() & set(ready):
             # Without a number the driver has given this worker up.
-            os.kill(running[line], int(line.recv(ANSWER_BYTES) or signal.SIGTERM))
+            os.kill(running[connection], int(connection.recv(ANSWER_BYTES) or signal.SIGTERM))
         answer_ended(running)
 
 
@@ -170,10 +170,10 @@ def begin_worker(environment: Mapping[str, str], parent: int) -> None:
 
 def answer_ended(running: dict[socket.socket, int]) -> None:
     """Tell the driver the exit codes of workers that ended, and forget them."""
-    for line, process in list(running.items()):
+    for connection, process in list(running.items()):
         ended, status = os.waitpid(process, os.WNOHANG)
         if ended:
             with suppress(OSError):  # the driver died
-                line.send(str(os.waitstatus_to_exitcode(status)).encode())
-            line.close()
-            del running[line]
+                connection.send(str(os.waitstatus_to_exitcode(status)).encode())
+            connection.close()
+            del running[connection]

@@ -61,7 +61,7 @@ from rankscope.store.results import (
     StoredRecord,
     TrialFailure,
     record_row,
-    set_status,
+    set_statuses,
 )
 from rankscope.store.row_hashes import LEDGER, Database
 from rankscope.store.verify import ledger_file, mark_closed, mark_open, open_checked
@@ -212,7 +212,6 @@ class Ledger:
         self._put(round=json.dumps(list(trial_ids)))
 
     def round_trials(self) -> list[str]:
-        """The trials of the last :meth:`put_round`."""
         return stored(self._db, "round", list[str]) or []
 
     def add_seconds(self, seconds: float) -> None:
@@ -257,48 +256,43 @@ class Ledger:
             self._insert(rows, artifacts)
             for record in records:
                 if isinstance(record, TrainRecord):
-                    set_status(self._db, record.trial_id, "trained", expected=UNTRAINED)
+                    set_statuses(self._db, [record.trial_id], "trained", expected=UNTRAINED)
                 elif isinstance(record, StopRecord):
-                    set_status(self._db, record.trial_id, "stopped", record.text)
+                    set_statuses(self._db, [record.trial_id], "stopped", record.text)
                 elif isinstance(record, EvalRecord):
                     place = items_path(record.trial_id, record.task, record.split)
                     if not self.artifacts(place):
                         raise KeyError(f"{place}: an evaluation is stored together with its items")
             for failure in failures:
-                set_status(self._db, failure.trial_id, failure.status, failure.reason, UNTRAINED)
+                set_statuses(self._db, [failure.trial_id], *failure[1:], expected=UNTRAINED)
 
     def fail_trials(self, failures: Sequence[TrialFailure]) -> None:
         with transaction(self._db, self.out):
             for failure in failures:
-                set_status(self._db, failure.trial_id, failure.status, failure.reason)
+                set_statuses(self._db, [failure.trial_id], *failure[1:])
 
     def retry_trials(self, trial_ids: Sequence[str]) -> None:
         """Plan trials again that failed or were left out; one that was trained becomes ``trained``
         again."""
         trained = {trial_id for kind, trial_id, _ in self._record_keys() if kind == "train"}
+        named, left = set(trial_ids), FAILED | LEFT_OUT
         with transaction(self._db, self.out):
-            for i in trial_ids:
-                status: Status = "trained" if i in trained else "planned"
-                set_status(self._db, i, status, expected=tuple(FAILED | LEFT_OUT))
+            set_statuses(self._db, named & trained, "trained", expected=left)
+            set_statuses(self._db, named - trained, "planned", expected=left)
 
     def skip_trials(self, trial_ids: Sequence[str], reason: str) -> None:
         """An adaptive study ends without these trials; only those that never began."""
         with transaction(self._db, self.out):
-            for trial_id in trial_ids:
-                set_status(self._db, trial_id, "skipped", reason, expected=("planned",))
+            set_statuses(self._db, trial_ids, "skipped", reason, expected=("planned",))
 
     def repeat_trials(self, trial_ids: Collection[str]) -> None:
         """Remove all results of some trials, or of the base, to have them computed again."""
         with transaction(self._db, self.out):
-            for trial_id in trial_ids:
-                self._db.execute(
-                    "DELETE FROM records WHERE trial_id = ?1 OR trial_id LIKE ?1 || '@%'",
-                    (trial_id,),
-                )
-                folder = f"{ARTIFACTS}/{trial_id}"
-                self._db.execute(f"DELETE FROM artifacts {BELOW}", (folder,))
-                if trial_id != BASE:
-                    set_status(self._db, trial_id, "planned")
+            for i in trial_ids:
+                of_trial = "trial_id = ?1 OR trial_id LIKE ?1 || '@%'"
+                self._db.execute(f"DELETE FROM records WHERE {of_trial}", (i,))
+                self._db.execute(f"DELETE FROM artifacts {BELOW}", (f"{ARTIFACTS}/{i}",))
+            set_statuses(self._db, [i for i in trial_ids if i != BASE], "planned")
         self._keys = None
         self._store.remove_unnamed({artifact.path for artifact in self.artifacts()})
 
@@ -313,8 +307,7 @@ class Ledger:
 
     def finish_trials(self, trial_ids: Sequence[str]) -> None:
         with transaction(self._db, self.out):
-            for trial_id in trial_ids:
-                set_status(self._db, trial_id, "done", expected=("trained",))
+            set_statuses(self._db, trial_ids, "done", expected=("trained",))
 
     def _insert(self, rows: Sequence[tuple[str, ...]], artifacts: Iterable[Artifact]) -> None:
         self._keys = None  # read again when asked for
@@ -345,12 +338,8 @@ class Ledger:
     def without_record(self, kind: RecordKind, trials: Sequence[TrialSpec]) -> list[TrialSpec]:
         """The trained ones of ``trials`` that have no record of a kind, in order."""
         keys, statuses = self._record_keys(), self.statuses()
-        return [
-            trial
-            for trial in trials
-            if (kind, trial.trial_id, "") not in keys
-            and statuses[trial.trial_id] in ("trained", "done")
-        ]
+        trained = [t for t in trials if statuses[t.trial_id] in ("trained", "done")]
+        return [trial for trial in trained if (kind, trial.trial_id, "") not in keys]
 
     def has_reached(self, trials: Sequence[TrialSpec], step: int) -> bool:
         """Whether all of some trials of an adaptive study trained as far as a rung at a step."""
@@ -394,12 +383,9 @@ class Ledger:
 
     def artifacts(self, below: str | None = None) -> tuple[Artifact, ...]:
         """What the ledger names: all, or the file ``below`` and the files under it."""
-        query = "SELECT path, file_sha256, bytes FROM artifacts"
-        if below is None:
-            rows = self._db.execute(f"{query} ORDER BY path")
-        else:
-            rows = self._db.execute(f"{query} {BELOW} ORDER BY path", (below,))
-        return tuple(Artifact(*row) for row in rows)
+        where, values = ("", ()) if below is None else (BELOW, (below,))
+        query = f"SELECT path, file_sha256, bytes FROM artifacts {where} ORDER BY path"
+        return tuple(Artifact(*row) for row in self._db.execute(query, values))
 
     def checked_path(self, relative: str) -> Path:
         """The place of a stored file or folder, after comparing every hash in it."""

@@ -2,9 +2,8 @@
 
 import json
 import sqlite3
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Collection, Iterable
+from typing import Literal, NamedTuple
 
 from rankscope.errors import IntegrityError
 from rankscope.records import (
@@ -30,8 +29,7 @@ StoredRecord = (
 UNTRAINED: tuple[Status, ...] = ("planned", *sorted(FAILED))  # From which training can end
 
 
-@dataclass(frozen=True, slots=True)
-class TrialFailure:
+class TrialFailure(NamedTuple):
     trial_id: str
     status: Literal["diverged", "oom", "failed"]
     reason: str  # One sentence
@@ -46,17 +44,15 @@ class StoredGroups(Record):
     batch_tokens: dict[str, int] = {}  # By trial id, if the study's were too many
 
 
-def kind_of(record: StoredRecord) -> RecordKind:
-    kinds: dict[type[Record], RecordKind] = {
-        TrainRecord: "train",
-        CurvePoint: "curve",
-        EvalRecord: "eval",
-        SpectraRecord: "spectra",
-        HeadsRecord: "heads",
-        RungRecord: "rung",
-        StopRecord: "stop",
-    }
-    return kinds[type(record)]
+KINDS: dict[type[Record], RecordKind] = {
+    TrainRecord: "train",
+    CurvePoint: "curve",
+    EvalRecord: "eval",
+    SpectraRecord: "spectra",
+    HeadsRecord: "heads",
+    RungRecord: "rung",
+    StopRecord: "stop",
+}
 
 
 def key_of(record: StoredRecord) -> str:
@@ -73,7 +69,7 @@ def key_of(record: StoredRecord) -> str:
 
 def record_row(record: StoredRecord, settings: str) -> tuple[str, ...]:
     """A row of ``records``. Raises IntegrityError for numbers that JSON does not have."""
-    trial_id, kind, key = record.trial_id, kind_of(record), key_of(record)
+    trial_id, kind, key = record.trial_id, KINDS[type(record)], key_of(record)
     try:
         body = json.dumps(record.model_dump(), separators=(",", ":"), allow_nan=False)
     except ValueError as error:
@@ -85,20 +81,21 @@ def record_row(record: StoredRecord, settings: str) -> tuple[str, ...]:
     return trial_id, kind, key, digest, settings, body
 
 
-def set_status(
+def set_statuses(
     db: sqlite3.Connection,
-    trial_id: str,
+    trial_ids: Iterable[str],
     status: Status,
     reason: str | None = None,
-    expected: Sequence[Status] | None = None,
+    expected: Collection[Status] | None = None,
 ) -> None:
-    """Change the status of a trial, if it is one of ``expected``; within a transaction."""
-    row = db.execute("SELECT status FROM trials WHERE trial_id = ?", (trial_id,)).fetchone()
-    if row is None:
-        raise KeyError(f"trial {trial_id!r} is not in the ledger")
-    if expected is None or row[0] in expected:
-        db.execute(
-            "UPDATE trials SET status = ?1, failure = ?2, "
-            "sha256 = row_sha256(trial_id, position, spec, ?1, ?2) WHERE trial_id = ?3",
-            (status, reason, trial_id),
-        )
+    """Change the status of trials, of each if it is one of ``expected``; within a transaction."""
+    for trial_id in trial_ids:
+        row = db.execute("SELECT status FROM trials WHERE trial_id = ?", (trial_id,)).fetchone()
+        if row is None:
+            raise KeyError(f"trial {trial_id!r} is not in the ledger")
+        if expected is None or row[0] in expected:
+            db.execute(
+                "UPDATE trials SET status = ?1, failure = ?2, "
+                "sha256 = row_sha256(trial_id, position, spec, ?1, ?2) WHERE trial_id = ?3",
+                (status, reason, trial_id),
+            )

@@ -8,7 +8,7 @@ from rankscope.store.artifacts import ARTIFACTS, link_or_copy
 from rankscope.store.database import transaction
 from rankscope.store.items import SAMPLED_ROWS
 from rankscope.store.ledger import Ledger
-from rankscope.store.results import set_status
+from rankscope.store.results import set_statuses
 from rankscope.store.verify import find_problems
 
 ROWS = "SELECT * FROM records ORDER BY rowid"
@@ -53,4 +53,4 @@ def transfer(
     with transaction(target._db, target.out):
         target._insert(rows, artifacts)
         for trial_id, status, reason in source.trial_rows(trial_ids):
-            set_status(target._db, trial_id, status, reason)
+            set_statuses(target._db, [trial_id], status, reason)

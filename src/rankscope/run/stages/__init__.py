@@ -1,12 +1,13 @@
-"""The stages that a group of trials passes through, all behind one protocol.
+"""The stages that a group of trials passes through, all of one form.
 
 A stage reads from the ledger what is missing, computes it piece by piece, and commits each piece
 before the next. A run that is killed at any moment repeats at most the piece it was in, and the
 base's heads, which are not stored.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from rankscope.models.base import Base
 from rankscope.run.context import RunContext
@@ -16,14 +17,19 @@ Work = TypeVar("Work")
 Result = TypeVar("Result")
 
 
-class Stage(Protocol[Work, Result]):
+class Stage(ABC, Generic[Work, Result]):
     """One stage of a study."""
 
     name: str
 
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+
+    @abstractmethod
     def missing(self, group: Group) -> Sequence[Work]:
         """The work on ``group`` whose results the ledger lacks."""
 
+    @abstractmethod
     def run(self, model: Base, work: Sequence[Work]) -> Iterator[Result]:
         """Compute and yield the results one by one.
 
@@ -31,6 +37,7 @@ class Stage(Protocol[Work, Result]):
         training and for scores of the base, the bare base.
         """
 
+    @abstractmethod
     def commit(self, result: Result) -> None:
         """Store one result."""
 

@@ -7,8 +7,8 @@ from rankscope.errors import NotFiniteError, reporting_shortages
 from rankscope.evaluate.evaluator import Evaluation, evaluate_task, evaluate_with_failures
 from rankscope.models.base import Base
 from rankscope.records import BASE, EvalKey, Split, trial_of, write_items
-from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
+from rankscope.run.stages import Stage
 from rankscope.store import Artifact, TrialFailure, items_path
 
 
@@ -32,13 +32,10 @@ class EvalOutcome:
     """Trials whose likelihoods, or a scaled variant's, are not finite."""
 
 
-class EvaluateStage:
+class EvaluateStage(Stage[EvalBatch, EvalOutcome]):
     """Scores of the trials themselves, and of the base."""
 
     name = "evaluate"
-
-    def __init__(self, context: RunContext) -> None:
-        self.context = context
 
     def missing(self, group: Group) -> list[EvalBatch]:
         study, with_tests = self.context.study, self.context.round.is_last

@@ -11,15 +11,16 @@ from rankscope.models.base import Base
 from rankscope.records import HeadsRecord, TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
+from rankscope.run.stages import Stage
 
 
-class HeadsStage:
+class HeadsStage(Stage[TrialSpec, HeadsRecord]):
     """Importance, entropy, change and ablation of the attention heads of trained trials."""
 
     name = "heads"
 
     def __init__(self, context: RunContext) -> None:
-        self.context = context
+        super().__init__(context)
         self.settings = context.study.config.analyze.heads
         self.analyses: dict[str, HeadAnalysis] = {}
         """By training task, what its trials are compared with; filled by :meth:`measure_base`."""

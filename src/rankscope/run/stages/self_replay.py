@@ -10,17 +10,14 @@ from rankscope.evaluate.sampling import sample_rows
 from rankscope.models.base import Base
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
-from rankscope.run.stages import run_stage
+from rankscope.run.stages import Stage, run_stage
 from rankscope.store import Ledger, sampled_rows_path
 
 
-class SelfReplayStage:
+class SelfReplayStage(Stage[RowsToSample, "tuple[RowsToSample, list[list[int]]]"]):
     """Rows written by the bare base, stored before any trial trains."""
 
     name = "sample self_replay"
-
-    def __init__(self, context: RunContext) -> None:
-        self.context = context
 
     def missing(self, group: Group = ()) -> list[RowsToSample]:
         """Those not stored yet; no group has rows of its own."""

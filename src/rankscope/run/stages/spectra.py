@@ -9,17 +9,14 @@ from collections.abc import Iterator, Sequence
 from rankscope.analyze.spectra import analyze_trial, compared_matrices
 from rankscope.models.base import Base
 from rankscope.records import SpectraRecord, TrialSpec
-from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
+from rankscope.run.stages import Stage
 
 
-class SpectraStage:
+class SpectraStage(Stage[TrialSpec, SpectraRecord]):
     """Spectra of trained trials."""
 
     name = "spectra"
-
-    def __init__(self, context: RunContext) -> None:
-        self.context = context
 
     def missing(self, group: Group) -> list[TrialSpec]:
         """The group's trials without spectra; none if the study does not analyze them."""

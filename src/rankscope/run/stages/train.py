@@ -8,8 +8,8 @@ from rankscope.models.base import Base
 from rankscope.progress import SpeedMeter
 from rankscope.records import RungRecord, TrainRecord, TrialSpec
 from rankscope.run.callbacks import EarlyStopping, LearningCurve, WeightSnapshot
-from rankscope.run.context import RunContext
 from rankscope.run.groups import Group, group_id, group_label
+from rankscope.run.stages import Stage
 from rankscope.run.trial_weights import write_weights
 from rankscope.store import CHECKPOINTS, Artifact, TrialFailure, weights_path
 from rankscope.train.checkpoint import GroupCheckpoint
@@ -17,14 +17,11 @@ from rankscope.train.loop import GroupResult, train_group
 from rankscope.train.trial_state import TrialState
 
 
-class TrainStage:
+class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
     """Training of the trials that are still planned. Of a nested run the trial of the largest rank
     trains, and the weights of all are cut from it."""
 
     name = "train"
-
-    def __init__(self, context: RunContext) -> None:
-        self.context = context
 
     def missing(self, group: Group) -> list[Group]:
         """The untrained trials together, unless this round wants them no further than they are."""

@@ -9,16 +9,17 @@ from rankscope.models.base import Base
 from rankscope.records import trial_of, variant_of
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
+from rankscope.run.stages import Stage
 from rankscope.run.stages.evaluate import EvalBatch, EvalOutcome, EvaluateStage
 
 
-class VariantsStage:
+class VariantsStage(Stage[EvalBatch, EvalOutcome]):
     """Trials with all, or some, of their weight update scaled down."""
 
     name = "variants"
 
     def __init__(self, context: RunContext) -> None:
-        self.context = context
+        super().__init__(context)
         self.evaluate = EvaluateStage(context)
 
     def missing(self, group: Group) -> list[EvalBatch]:
