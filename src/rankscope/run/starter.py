@@ -107,7 +107,7 @@ class ForkedWorker:
             except ConnectionResetError:  # a signal came too late; the answer is still there
                 continue
             self.connection.close()
-            # Without an answer the starter died, and the worker, which holds the connection too, ended.
+            # Without an answer the starter died, and the worker, which has the other end, ended.
             return int(answer) if answer else self.starter.wait()
 
     def send_signal(self, number: int) -> None:
