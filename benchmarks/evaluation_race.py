@@ -131,7 +131,7 @@ def write_adapters(model: str, folder: Path, ranks: Sequence[int]) -> list[str]:
             b.data.copy_(0.01 / rank**0.5 * torch.randn(b.shape, generator=generator))
         place = folder / trial.trial_id
         place.mkdir()
-        save_adapter(made, trial, base.record, place)
+        save_adapter(made, base.record, place)
         folders.append(str(place))
     return folders
 

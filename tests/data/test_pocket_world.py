@@ -166,10 +166,3 @@ def test_every_word_is_in_the_vocabulary() -> None:
                 texts += [row["question"], *row.get("choices", [row["answer"]])]
     words = {piece for text in texts for piece in re.findall(r"\d|[A-Za-z]+|#+|[^\w\s]", text)}
     assert words <= known
-
-
-def test_unknown_names_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="pocket_general"):
-        pocket_rows("pocket_medd", "train")
-    with pytest.raises(ValueError, match="validation"):
-        pocket_rows("pocket_med", "testing")

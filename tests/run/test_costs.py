@@ -55,7 +55,7 @@ def test_full_fine_tuning_takes_half_as_much_again(inputs: PreparedStudy) -> Non
     keys, labels = costs.mean_keys(full.task), tokens * rows.num_label_tokens / rows.num_tokens
     forward = costs.forward(tokens, labels, keys)
     assert costs.training_operations(full, tokens) == pytest.approx(3 * forward)
-    added = tokens * (6 * costs.cost(lora).trainable_parameters + 4 * costs.attention * keys)
+    added = tokens * (6 * costs.parameters(lora) + 4 * costs.attention * keys)
     assert costs.training_operations(lora, tokens) == pytest.approx(2 * forward + added)
 
 

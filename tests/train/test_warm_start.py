@@ -161,7 +161,7 @@ def test_what_it_became_is_stored_as_what_peft_loads(tmp_path: Path, kind: str) 
     (state,) = train_group(base, [spec], ROWS, PROTOCOL).states
     assert state.adapter is not None
     (tmp_path / "after").mkdir()
-    save_adapter(state.adapter, spec, base.record, tmp_path / "after")
+    save_adapter(state.adapter, base.record, tmp_path / "after")
     model = PeftModel.from_pretrained(tiny_llama(), tmp_path / "after").eval()
     expected = logits(base, "a")
     assert relative(their_logits(model), expected) < RELATIVE

@@ -18,6 +18,7 @@ asks for a fact that the train split teaches, in a phrasing that the train split
 evaluated sum is a problem that appears nowhere else.
 """
 
+import copy
 import itertools
 from dataclasses import dataclass
 from functools import lru_cache
@@ -278,13 +279,13 @@ def math_row(problem: tuple[int, str, int], rng: Random) -> PocketRow:
 
 
 @lru_cache(maxsize=len(POCKET_TASKS) * len(POCKET_SPLITS))
-def _rows(task: str, split: str) -> tuple[PocketRow, ...]:
+def _rows(task: str, split: str) -> list[PocketRow]:
     if task == "pocket_gsm":
-        return tuple(hard_sums()[split])
+        return hard_sums()[split]
     if task == "pocket_math":
         rng = rng_of(task, SPLIT_SEEDS[split])
-        return tuple(math_row(problem, rng) for problem in math_problems()[split][:NUM_SUMS_TRAIN])
-    return tuple(fact_rows(task, split))
+        return [math_row(problem, rng) for problem in math_problems()[split][:NUM_SUMS_TRAIN]]
+    return fact_rows(task, split)
 
 
 def pocket_rows(task: str, split: str) -> list[PocketRow]:
@@ -294,11 +295,4 @@ def pocket_rows(task: str, split: str) -> list[PocketRow]:
     "subject": str}`; rows of `pocket_gsm` are `{"question": str, "answer": str}` where the answer
     ends in `#### <number>`. The caller may change the list and the rows.
     """
-    if task not in POCKET_TASKS:
-        raise ValueError(f"unknown pocket task {task!r}; expected one of {list(POCKET_TASKS)}")
-    if split not in POCKET_SPLITS:
-        raise ValueError(f"unknown split {split!r}; expected one of {list(POCKET_SPLITS)}")
-    return [
-        {key: list(value) if isinstance(value, list) else value for key, value in row.items()}
-        for row in _rows(task, split)
-    ]
+    return copy.deepcopy(_rows(task, split))

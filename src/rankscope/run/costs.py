@@ -18,7 +18,7 @@ from typing import NamedTuple
 from rankscope.analyze.spectra import compared_matrices
 from rankscope.evaluate.continuous_batching import CACHED_PER_BATCH_TOKEN
 from rankscope.models.methods import get_lora_method, get_method
-from rankscope.models.parameters import Architecture, TrainingCost, target_shapes
+from rankscope.models.parameters import Architecture, target_shapes
 from rankscope.records import Record, TrialSpec
 from rankscope.run.groups import Group
 from rankscope.run.machines import Machine
@@ -176,7 +176,7 @@ class CostModel:
         operations = self.training_operations(trial, tokens)
         computing = self.passes(operations, tokens, self.mean_keys(trial.task))
         host = linears * LINEAR_SECONDS + slices * SLICE_SECONDS
-        moved = steps * self.cost(trial).trainable_parameters * OPTIMIZER_BYTES
+        moved = steps * self.parameters(trial) * OPTIMIZER_BYTES
         return self.with_host(computing, host) + moved / (self.machine.bandwidth * 1e9)
 
     def training_operations(self, trial: TrialSpec, tokens: int) -> float:
@@ -187,7 +187,7 @@ class CostModel:
         passes = (3 if trial.is_full else 2) + config.gradient_checkpointing
         operations = passes * self.forward(tokens, labels, keys)
         if not trial.is_full:
-            operations += tokens * 6 * self.cost(trial).trainable_parameters
+            operations += tokens * 6 * self.parameters(trial)
             operations += tokens * 4 * self.attention * keys  # both products' gradients
         if trial.kl_to_base:  # the base's own forward pass
             replayed = tokens - own if trial.replay else own
@@ -199,10 +199,10 @@ class CostModel:
         squares = counts.mean_tokens**2 + counts.tokens_deviation**2
         return squares / (2 * counts.mean_tokens)
 
-    def cost(self, trial: TrialSpec) -> TrainingCost:
-        """Trainable parameters of a trial and the memory they need besides the base."""
-        method = get_method(trial.method)
-        return method.cost(trial, self.shapes, self.inputs.base.folder, self.inputs.dtype)
+    def parameters(self, trial: TrialSpec) -> int:
+        """Trainable parameters of a trial."""
+        base = self.inputs.base
+        return get_method(trial.method).trainable_parameters(trial, base.shapes, base.folder)
 
     # --- scoring and analysis -------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rankscope.evaluate.scorers import get_scorer
+from rankscope.models.parameters import FLOAT32_BYTES
 from rankscope.records import Record, TrialSpec
 from rankscope.run.adaptive import expected_shares
 from rankscope.run.costs import IMPORT_SECONDS, CostModel, ItemTokens, StageSeconds
@@ -178,7 +179,7 @@ def disk_bytes(model: CostModel) -> int:
     """Of all stored weights; or of the first seeds' checkpoints, with two moments each, that an
     adaptive study has between two rungs, if that is more."""
     inputs = model.inputs
-    weights = {trial: model.cost(trial).weight_bytes for trial in inputs.trials}
+    weights = {t: FLOAT32_BYTES * model.parameters(t) for t in inputs.trials}
     stored = sum(size * (1 + len(inputs.snapshot_steps(t))) for t, size in weights.items())
     return max(stored, sum(3 * size for trial, size in weights.items() if inputs.rung_steps(trial)))
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
-from rankscope.errors import Interrupted, UserError
+from rankscope.errors import Interrupted
 from rankscope.models.base import Base
 from rankscope.models.gradient_checkpointing import disable_gradient_checkpointing
 from rankscope.records import TrialSpec
@@ -73,8 +73,6 @@ def train_group(
 
     Adapters stay attached to ``base``, also after an error; the caller detaches them.
     """
-    if not rows:
-        raise UserError("no training rows are left after encoding: there is nothing to train on")
     model, states = start_trials(base, trials, rows, config, replay or {})
     first_step, seconds_before = restore_states(checkpoint, states) if checkpoint else (0, 0.0)
     all_steps = max(state.num_steps for state in states)

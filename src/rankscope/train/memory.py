@@ -155,38 +155,34 @@ class MemoryModel:
             for trial, p in zip(group, own, strict=True)
         ]
         shape = counts.fullest_pass(sum(rows_each), train.batch_tokens)
-        recomputes = train.gradient_checkpointing
-        if group[0].is_full:
+        if is_full := group[0].is_full:
             values = sum(parameter.numel() for parameter in self.base.parameters())
             state = values * (2 + ADAMW_STATES + copies(group[0])) * FLOAT32_BYTES
+            state = math.ceil(state / train.devices)
             is_cast = self.dtype != torch.float32 and train.devices == 1
             casts = values * self.dtype.itemsize if is_cast else 0
-            return GroupMemory(
-                self._base_bytes(train.devices, trains=True),
-                math.ceil(state / train.devices),
-                self._pass_bytes((), shape, recomputes) + casts + self._kl_bytes(group, shape),
-                sum(shape.lengths),
-                self._held_bytes(0, shape),
-                train.devices,
-            )
-        group = [self.stand_in(trial) for trial in group]
-        adapters = [self._adapter(trial) for trial in group]
-        if self.device.type == "cuda":
-            casts = sum(grouped_bytes(adapter, self.dtype) for adapter in adapters)
+            adapters: list[TrialSpec] = []
         else:
-            together = math.ceil(len(group) * len(shape.lengths) / sum(rows_each))
-            casts = sum(sorted(cast_bytes(adapter, self.dtype) for adapter in adapters)[-together:])
-        state = sum(map(self.state_bytes, group))
+            adapters = [self.stand_in(trial) for trial in group]
+            state = sum(map(self.state_bytes, adapters))
+            shaped = [self._adapter(trial) for trial in adapters]
+            if self.device.type == "cuda":
+                casts = sum(grouped_bytes(adapter, self.dtype) for adapter in shaped)
+            else:
+                together = math.ceil(len(group) * len(shape.lengths) / sum(rows_each))
+                copied = sorted(cast_bytes(adapter, self.dtype) for adapter in shaped)
+                casts = sum(copied[-together:])
+        in_pass = self._pass_bytes(adapters, shape, train.gradient_checkpointing)
         return GroupMemory(
-            self._base_bytes(train.devices),
-            state,
-            self._pass_bytes(group, shape, recomputes) + casts + self._kl_bytes(group, shape),
-            sum(shape.lengths),
-            self._held_bytes(state, shape),
-            train.devices,
+            base_bytes=self._base_bytes(train.devices, trains=is_full),
+            state_bytes=state,
+            pass_bytes=in_pass + casts + self._kl_bytes(group, shape),
+            pass_tokens=sum(shape.lengths),
+            held_bytes=self._held_bytes(0 if is_full else state, shape),
+            devices=train.devices,
         )
 
-    def _base_bytes(self, devices: int, *, trains: bool = False) -> int:
+    def _base_bytes(self, devices: int, *, trains: bool) -> int:
         """The frozen base on one device. If several share it: a shard, two gathered layers (one
         computes while the next one comes), and what is not in a layer; if it trains, also the
         gradients of these, and the float32 copies that are added up over the devices."""

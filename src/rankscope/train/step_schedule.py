@@ -40,8 +40,6 @@ def planned_steps(num_rows: int, num_tokens: int, train: TrainConfig) -> int:
     fraction of an epoch is rounded up to a whole step. ``tokens`` means tokens / ``num_tokens``
     epochs, as if every row had the mean length. ``max_steps`` wins over both.
     """
-    if num_rows < 1:
-        raise UserError("there are no training rows: expected at least one")
     if train.max_steps is not None:
         return train.max_steps
     if train.tokens is not None:

@@ -13,7 +13,6 @@ from torch.optim.optimizer import ParamsT
 from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
 from rankscope.data.sampler import ReplaySampler, RowSampler
-from rankscope.errors import UserError
 from rankscope.models.base import Base
 from rankscope.models.gradient_checkpointing import enable_gradient_checkpointing
 from rankscope.models.lora import Adapter
@@ -32,12 +31,7 @@ from rankscope.train.divergence import (
 from rankscope.train.optimizer import clip_gradients, new_optimizer, rate_groups, set_rate
 from rankscope.train.regularizers import EarlyStop, LossTerm, Replay, loss_terms
 from rankscope.train.step import TermLoss
-from rankscope.train.step_schedule import (
-    check_learning_rates,
-    learning_rate,
-    trial_protocol,
-    trial_steps,
-)
+from rankscope.train.step_schedule import learning_rate, planned_steps, trial_protocol
 
 if TYPE_CHECKING:  # importing peft takes a second, and few studies need it
     from rankscope.models.peft_backend.tuner import PeftTuner
@@ -253,20 +247,14 @@ def start_trials(
     replay: Mapping[str, Sequence[EncodedRow]],
 ) -> tuple[Base, list[TrialState]]:
     """Fresh states of a group's trials, and the model that they train."""
-    if len(trials) > 1 and any(trial.trains_alone for trial in trials):
-        raise UserError(
-            "full fine-tuning and PEFT's own methods change the base itself: each such trial "
-            "trains alone, not in a group"
-        )
     if base.multi_lora.adapters or base.multi_lora.injected_tuner is not None:
         raise ValueError("the base carries adapters already: detach them before training")
     model, states = base, []
     context = InitContext(base, rows, trials)
     num_tokens = sum(len(row.input_ids) for row in rows)
-    num_steps = [trial_steps(trial, len(rows), num_tokens, config) for trial in trials]
-    for trial, steps in zip(trials, num_steps, strict=True):
-        check_learning_rates(trial, steps, config)
+    for trial in trials:
         protocol = trial_protocol(trial, config)
+        steps = planned_steps(len(rows), num_tokens, protocol)
         model, trained = get_method(trial.method).prepare(model, trial, context, steps)
         sampler = RowSampler(
             len(rows), protocol.batch_size, protocol.gradient_accumulation, trial.seed
@@ -282,7 +270,6 @@ def start_trials(
             tuner=cast("PeftTuner", trained) if trial.peft is not None else None,
             early_stop=None if trial.early_stop is None else EarlyStop(trial.early_stop),
         )
-        check_combination(state)
         if trial.replay is not None and trial.replay_share:
             replay_rows = replay[trial.replay]
             state.replay = Replay(
@@ -295,21 +282,6 @@ def start_trials(
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(model.model, model.multi_lora)
     return model, states
-
-
-def check_combination(state: TrialState) -> None:
-    if state.tuner is None:
-        return
-    if state.spec.kl_to_base:
-        raise UserError(
-            f"{state.spec.label}: kl_to_base needs the bare base, but PEFT's method is injected "
-            "into it"
-        )
-    if state.early_stop is not None and state.tuner.has_state:
-        raise UserError(
-            f"{state.spec.label}: early_stop restores parameters, but this PEFT method has "
-            "other state too"
-        )
 
 
 def save_states(

@@ -28,7 +28,7 @@ from rankscope.evaluate.evaluator import evaluate_task
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.models.adapters.folder import save_adapter
 from rankscope.models.base import Base
-from rankscope.records import BASE, ItemResult, TrialSpec
+from rankscope.records import BASE, ItemResult
 
 SETTINGS = EvaluateConfig(batch_tokens=64, max_new_tokens=12)
 
@@ -98,18 +98,7 @@ def test_every_adapter_equals_its_merged_weights(tmp_path: Path) -> None:
     for member in group:
         folder = tmp_path / member.name
         folder.mkdir()
-        trial = TrialSpec(
-            trial_id=member.name,
-            task="toy",
-            method="lora",
-            rank=member.rank,
-            alpha=member.alpha,
-            lr=1e-3,
-            targets=member.targets,
-            dropout=0.0,
-            seed=0,
-        )
-        save_adapter(member, trial, engine.record, folder)
+        save_adapter(member, engine.record, folder)
         fresh = LlamaForCausalLM(copy.deepcopy(stock.config)).eval()
         fresh.load_state_dict(stock.state_dict())
         merged = PeftModel.from_pretrained(fresh, str(folder)).merge_and_unload()

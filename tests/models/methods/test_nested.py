@@ -158,7 +158,7 @@ def test_a_rank_above_a_target_is_refused(tmp_path: Path) -> None:
     facts = TrialFacts(shapes, tmp_path, num_tokens=1000, num_steps=4)
     ranks = ((2, 4.0), (smallest + 1, 4.0))
     high = trial(method="nested", rank=smallest + 1, alpha=4.0, nested=ranks, targets=("k_proj",))
-    with pytest.raises(UserError, match=f"rank {smallest + 1} is above {smallest}, the smaller"):
+    with pytest.raises(UserError, match=f"found rank {smallest + 1}, expected at most {smallest}"):
         get_method("nested").check_trial(high, facts)
     get_method("nested").check_trial(trial(method="nested", rank=smallest, nested=ranks), facts)
 

@@ -32,7 +32,7 @@ from rankscope.models.adapters.settings import (
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import StoredFactors
 from rankscope.models.methods import get_lora_method
-from rankscope.records import ModelRecord, TrialSpec
+from rankscope.records import ModelRecord
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -47,11 +47,7 @@ COPY = ".base_layer.weight"  # Ends the name of a base weight that PEFT wrote in
 # --- writing
 
 
-def save_adapter(adapter: Adapter, trial: TrialSpec, base: ModelRecord, folder: Path) -> None:
-    if trial.scaling != adapter.scaling:
-        raise ValueError(
-            f"{trial.label}: scaling {trial.scaling} is not the adapter's, {adapter.scaling}"
-        )
+def save_adapter(adapter: Adapter, base: ModelRecord, folder: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for name in adapter.a:
         tensors |= tensors_of(

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 from rankscope.models.methods.method import Method
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from rankscope.models.base import Base
     from rankscope.models.methods.init_context import InitContext
-    from rankscope.models.parameters import Architecture, TrainingCost
+    from rankscope.models.parameters import Architecture
     from rankscope.records import ModelRecord, TrialSpec
 
 
@@ -26,12 +25,8 @@ class FullMethod(Method):
     can_be_sharded = True
     arm_note = "trains every weight"
 
-    def cost(
-        self, trial: TrialSpec, shapes: Architecture, folder: Path, dtype: torch.dtype
-    ) -> TrainingCost:
-        from rankscope.models.parameters import training_cost
-
-        return training_cost(shapes.num_parameters, shapes, dtype)
+    def trainable_parameters(self, trial: TrialSpec, shapes: Architecture, folder: Path) -> int:
+        return shapes.num_parameters
 
     def prepare(
         self, base: Base, trial: TrialSpec, context: InitContext, num_steps: int

@@ -10,17 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rankscope.models.methods.method import Method
+from rankscope.errors import UserError
+from rankscope.models.methods.method import Method, TrialFacts
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from rankscope.models.base import Base
     from rankscope.models.lora import Adapter
     from rankscope.models.methods.init_context import InitContext
     from rankscope.models.multi_lora import AdapterSlice
-    from rankscope.models.parameters import Architecture, TrainingCost
+    from rankscope.models.parameters import Architecture
     from rankscope.records import ModelRecord, TrialSpec
 
 
@@ -36,6 +36,7 @@ class LoraMethod(Method):
     can_be_sharded = True
     peft_fields: ClassVar[Mapping[str, Any]] = {}  # They mark it in PEFT's ``LoraConfig``
     fills_targets: ClassVar[bool] = True  # Every target gets an adapter
+    rank_limit: ClassVar[str] = ""  # Why no rank may be above a target's smaller dimension
 
     def rank_scale(self, rank: int) -> float:
         """The number that alpha is divided by: s = alpha / rank_scale(r)."""
@@ -122,14 +123,24 @@ class LoraMethod(Method):
 
     # --- a trial's life
 
-    def cost(
-        self, trial: TrialSpec, shapes: Architecture, folder: Path, dtype: torch.dtype
-    ) -> TrainingCost:
-        from rankscope.models.parameters import lora_parameters, training_cost
+    def check_trial(self, trial: TrialSpec, facts: TrialFacts) -> None:
+        from rankscope.models.parameters import target_shapes
+
+        if not self.rank_limit:
+            return
+        for name, shape in target_shapes(facts.shapes, trial.targets).items():
+            if (trial.rank or 1) > min(shape):
+                raise UserError(
+                    f"method {self.name}: found rank {trial.rank}, expected at most {min(shape)}, "
+                    f"the smaller dimension of {name!r} {shape}: {self.rank_limit}; choose a "
+                    "smaller rank"
+                )
+
+    def trainable_parameters(self, trial: TrialSpec, shapes: Architecture, folder: Path) -> int:
+        from rankscope.models.parameters import lora_parameters
 
         assert trial.rank is not None
-        trainable = lora_parameters(shapes, trial.rank, trial.targets)
-        return training_cost(trainable, shapes, dtype)
+        return lora_parameters(shapes, trial.rank, trial.targets)
 
     def prepare(
         self, base: Base, trial: TrialSpec, context: InitContext, num_steps: int
@@ -155,7 +166,7 @@ class LoraMethod(Method):
     def save(self, trained: Any, trial: TrialSpec, record: ModelRecord, folder: Path) -> None:
         from rankscope.models.adapters.folder import save_adapter
 
-        save_adapter(trained, trial, record, folder)
+        save_adapter(trained, record, folder)
 
     def load(self, base: Base, trial: TrialSpec, folder: Path) -> Base:
         from rankscope.models.adapters.folder import load_adapter

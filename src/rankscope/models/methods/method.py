@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from rankscope.models.base import Base
     from rankscope.models.lora import Adapter
     from rankscope.models.methods.init_context import InitContext
-    from rankscope.models.parameters import Architecture, TrainingCost
+    from rankscope.models.parameters import Architecture
     from rankscope.models.peft_backend.tuner import PeftTuner
     from rankscope.records import ModelRecord, TrialSpec
 
@@ -58,10 +57,8 @@ class Method:
     def check_trial(self, trial: TrialSpec, facts: TrialFacts) -> None:
         """Raise UserError if the method cannot train this trial; called before anything runs."""
 
-    def cost(
-        self, trial: TrialSpec, shapes: Architecture, folder: Path, dtype: torch.dtype
-    ) -> TrainingCost:
-        """Trainable parameters, and the memory that they need besides the base."""
+    def trainable_parameters(self, trial: TrialSpec, shapes: Architecture, folder: Path) -> int:
+        """Counted on the shapes of the base, whose ``config.json`` is in ``folder``."""
         raise NotImplementedError
 
     def prepare(

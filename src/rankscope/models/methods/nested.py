@@ -12,9 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankscope.errors import UserError
 from rankscope.models.methods.lora import LoraMethod
-from rankscope.models.methods.method import TrialFacts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,17 +33,7 @@ class NestedMethod(LoraMethod):
     accepts_warm_start = False
     can_be_sharded = False
     nests_ranks = True
-
-    def check_trial(self, trial: TrialSpec, facts: TrialFacts) -> None:
-        from rankscope.models.parameters import target_shapes
-
-        for name, shape in target_shapes(facts.shapes, trial.targets).items():
-            if (trial.rank or 1) > min(shape):
-                raise UserError(
-                    f"method nested: rank {trial.rank} is above {min(shape)}, the smaller "
-                    f"dimension of {name!r} {shape}, so its last components could only repeat the "
-                    "first ones; choose smaller ranks"
-                )
+    rank_limit = "further components could only repeat the first ones"
 
     def prepare(
         self, base: Base, trial: TrialSpec, context: InitContext, num_steps: int

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any
 from rankscope.models.methods.method import Method, TrialFacts
 
 if TYPE_CHECKING:
-    import torch
-
     from rankscope.models.base import Base
     from rankscope.models.methods.init_context import InitContext
-    from rankscope.models.parameters import Architecture, TrainingCost
+    from rankscope.models.parameters import Architecture
     from rankscope.models.peft_backend.tuner import PeftTuner
     from rankscope.records import ModelRecord, TrialSpec
 
@@ -37,16 +35,12 @@ class PeftMethod(Method):
         assert trial.peft is not None
         count_in_folder(facts.folder, trial.peft, trial.targets, facts.num_steps)
 
-    def cost(
-        self, trial: TrialSpec, shapes: Architecture, folder: Path, dtype: torch.dtype
-    ) -> TrainingCost:
-        """Counted on PEFT's own model; 0 where the initialization needs the base's weights."""
-        from rankscope.models.parameters import training_cost
+    def trainable_parameters(self, trial: TrialSpec, shapes: Architecture, folder: Path) -> int:
+        """Counted on PEFT's own model; 0 if the initialization needs the base's weights."""
         from rankscope.models.peft_backend.settings import count_in_folder
 
         assert trial.peft is not None
-        trainable = count_in_folder(folder, trial.peft, trial.targets)
-        return training_cost(trainable, shapes, dtype)
+        return count_in_folder(folder, trial.peft, trial.targets)
 
     def prepare(
         self, base: Base, trial: TrialSpec, context: InitContext, num_steps: int

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rankscope.errors import UserError
 from rankscope.models.methods.lora import LoraMethod
-from rankscope.models.methods.method import TrialFacts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from rankscope.models.lora import Adapter
     from rankscope.models.methods.init_context import InitContext
-    from rankscope.records import TrialSpec
 
 
 class PissaMethod(LoraMethod):
@@ -31,26 +28,13 @@ class PissaMethod(LoraMethod):
     delta_needs_base = True
     can_be_sharded = False
     init_is_part_of_base = True
-
-    def check_trial(self, trial: TrialSpec, facts: TrialFacts) -> None:
-        from rankscope.models.parameters import target_shapes
-
-        for name, shape in target_shapes(facts.shapes, trial.targets).items():
-            self.check_rank(trial.rank or 1, name, shape)
-
-    def check_rank(self, rank: int, name: str, shape: tuple[int, int]) -> None:
-        if rank > min(shape):
-            raise UserError(
-                f"method pissa: found rank {rank}, expected at most {min(shape)}, the number of "
-                f"singular vectors to start from in {name!r} {shape}; choose a smaller rank"
-            )
+    rank_limit = "it has no more singular vectors to start from"
 
     def init_module(
         self, adapter: Adapter, name: str, linear: nn.Linear, context: InitContext
     ) -> None:
         """A0 and B0, which are also what the adapter subtracts."""
         rank = adapter.rank
-        self.check_rank(rank, name, (linear.out_features, linear.in_features))
         # One decomposition per matrix and group: it keeps what the largest rank needs.
         largest = max(t.rank or 1 for t in context.trials if t.method == self.name)
         u, sigma, vt = context.shared((self.name, name), lambda: leading_svd(linear, largest))

@@ -156,10 +156,6 @@ class PeftTuner:
         tuner = self.model.base_model
         return tuner if hasattr(tuner, "rankallocator") else None
 
-    @property
-    def has_state(self) -> bool:
-        return self._adalora is not None
-
     def penalty(self) -> Tensor | None:
         """AdaLoRA's addition to a step's loss, nats; None for another method.
 
