@@ -110,7 +110,7 @@ def test_dropout_is_off_and_training_state_returns() -> None:
 
 
 def test_an_unknown_adapter_name_is_an_error_instead_of_the_base() -> None:
-    with pytest.raises(ValueError, match="no adapter is attached under the name 'gone'"):
+    with pytest.raises(KeyError, match="no adapter is attached under the name 'gone'"):
         evaluate_task(base(), encoder(), TASKS["loss"], "test", {"gone": "x"}, SETTINGS)
 
 

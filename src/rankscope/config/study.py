@@ -380,9 +380,22 @@ class StudyConfig(ConfigSection):
         """Tasks x arm points x seeds, repeated points counted each time."""
         return len(self.tasks) * sum(arm.num_points() for arm in self.arms) * len(self.seeds)
 
+    def described_tasks(self) -> list[TaskConfig]:
+        """Training tasks first, then the others; one that is only named again is listed again."""
+        return [*self.tasks, *self.evaluate.cross_domain, *self.evaluate.retention]
+
     def evaluation_tasks(self) -> dict[str, TaskConfig]:
-        """Every task that is evaluated, by name: training tasks first, then the others."""
+        """Every task that is evaluated, by name, in the same order."""
         tasks: dict[str, TaskConfig] = {}
-        for task in [*self.tasks, *self.evaluate.cross_domain, *self.evaluate.retention]:
+        for task in self.described_tasks():
             tasks.setdefault(task.name, task)
         return tasks
+
+    def trained_tasks(self) -> list[str]:
+        """Names of the training tasks, of a mixture those of its parts."""
+        return [name for task in self.tasks for name in task.mixture or [task.name]]
+
+    def replayed_tasks(self) -> list[str]:
+        """Names of the tasks whose rows some arm replays, without duplicates."""
+        replayed = (r.task for arm in self.arms for r in arm.replay or () if r.share)
+        return list(dict.fromkeys(replayed))

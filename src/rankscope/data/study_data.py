@@ -76,7 +76,7 @@ def load_plain_task(config: StudyConfig, task: TaskConfig, compare: bool) -> Loa
         Path(config.data_dir) if config.data_dir is not None else None,
         config.data_seed,
         config.evaluate.max_items,
-        trained_on=trained_names(config),
+        trained_on=[*config.trained_tasks(), *config.replayed_tasks()],
         compare=compare,
     )
 
@@ -89,7 +89,7 @@ def load_replayed_tasks(
         name: tasks[name]
         if name in tasks
         else load_plain_task(config, TaskConfig(name=name), compare)
-        for name in replayed_names(config)
+        for name in config.replayed_tasks()
     }
     for name, task in replayed.items():
         if not task.train:
@@ -98,18 +98,6 @@ def load_replayed_tasks(
                 "replay another task, or give this one a file of training rows ('train:')"
             )
     return replayed
-
-
-def trained_names(config: StudyConfig) -> list[str]:
-    """Names of the tasks whose rows are trained on: parts of mixtures, and replayed tasks too."""
-    names = [name for task in config.tasks for name in (task.mixture or [task.name])]
-    return [*names, *replayed_names(config)]
-
-
-def replayed_names(config: StudyConfig) -> list[str]:
-    """Names of the tasks whose rows some arm replays, without duplicates."""
-    names = [r.task for arm in config.arms for r in arm.replay or () if r.share]
-    return list(dict.fromkeys(names))
 
 
 # --- checks -------------------------------------------------------------------------------------
@@ -141,7 +129,7 @@ def replay_notes(config: StudyConfig) -> Iterator[str]:
     """Replayed tasks that are also evaluated: scores on them do not measure what they seem to."""
     retention = {task.name for task in config.evaluate.retention}
     cross_domain = {task.name for task in config.evaluate.cross_domain}
-    for name in replayed_names(config):
+    for name in config.replayed_tasks():
         replayed = f"{name}: some arms replay training rows of this task, so their"
         if name in retention:
             yield f"{replayed} forgetting on it does not show that of a task never trained on"

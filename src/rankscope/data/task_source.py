@@ -98,16 +98,15 @@ def in_files(paths: dict[str, Path], label: str, spec: TaskSpec | None = None) -
 def needed_tasks(config: StudyConfig) -> list[TaskConfig]:
     """Every task whose rows a study reads, parts of mixtures and replayed tasks included."""
     described = config.evaluation_tasks()
-    names = [name for task in config.tasks for name in task.mixture]
-    names += [replay.task for arm in config.arms for replay in arm.replay or () if replay.share]
+    names = dict.fromkeys([*config.trained_tasks(), *config.replayed_tasks()])
     plain = [task for task in described.values() if not task.mixture]
-    others = [TaskConfig(name=name) for name in dict.fromkeys(names) if name not in described]
+    others = [TaskConfig(name=name) for name in names if name not in described]
     return [*plain, *others]
 
 
 def missing_rows(config: StudyConfig) -> Iterator[str]:
     """What is wrong with the places of a study's rows, one sentence per task."""
-    trained = {name for task in config.tasks for name in (task.mixture or [task.name])}
+    trained = config.trained_tasks()
     for task in needed_tasks(config):
         try:
             files = locate_rows(task, config.data_dir, trained=True).files

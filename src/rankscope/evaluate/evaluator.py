@@ -47,9 +47,6 @@ def evaluate_task(
     Raises UserError for items that cannot be scored, NotFiniteError for a model that gives no item
     a finite likelihood (with the scorers loss and perplexity, misses one).
     """
-    missing = [name for name in models if name is not None and name not in base.multi_lora.adapters]
-    if missing:
-        raise ValueError(f"no adapter is attached under the name {missing[0]!r}")
     if task.parts:
         return evaluate_mixture(
             task, split, lambda part: evaluate_task(base, encoder, part, split, models, settings)
@@ -210,16 +207,11 @@ def evaluate_mixture(
     if not items:
         raise UserError(f"task {task.spec.name!r}: no {split} items to score")
     kept = {item.item_id for item in items}
-    parts = []
-    for part in task.parts:
-        of_part = tuple(item for item in split_items(part, split) if item.item_id in kept)
-        if of_part:
-            is_test = split == "test"
-            parts.append(
-                evaluate(
-                    replace(part, test=of_part) if is_test else replace(part, validation=of_part)
-                )
-            )
+    parts = [
+        evaluate(replace(part, **{split: of_part}))
+        for part in task.parts
+        if (of_part := tuple(i for i in split_items(part, split) if i.item_id in kept))
+    ]
     return {
         name: merged_evaluation(task, split, [part[name] for part in parts]) for name in parts[0]
     }

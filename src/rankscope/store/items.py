@@ -1,7 +1,7 @@
 """Paths of artifacts, and per-item scores read on demand: a thousand trials open in seconds."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,17 +29,12 @@ def adapter_path(trial_id: str) -> str:
     return f"artifacts/{trial_id}/adapter"
 
 
-def model_path(trial_id: str) -> str:
-    return f"artifacts/{trial_id}/model"
-
-
-def weights_path(spec: TrialSpec) -> str:
-    return model_path(spec.trial_id) if spec.is_full else adapter_path(spec.trial_id)
+def weights_path(spec: TrialSpec, below: str = "") -> str:
+    return f"artifacts/{spec.trial_id}/{below}{'model' if spec.is_full else 'adapter'}"
 
 
 def snapshot_path(spec: TrialSpec, step: int) -> str:
-    kind = "model" if spec.is_full else "adapter"
-    return f"artifacts/{spec.trial_id}/steps/{step}/{kind}"
+    return weights_path(spec, f"steps/{step}/")
 
 
 def sampled_rows_path(sha256: str) -> str:
@@ -58,7 +53,8 @@ class ItemTables:
     def __init__(self, store: ArtifactStore, artifacts: Iterable[Artifact]) -> None:
         self._store = store
         self._artifacts = {artifact.path: artifact for artifact in artifacts}
-        self._names: dict[tuple[str, str], _Names] = {}
+        self._names: dict[tuple[str, str], tuple[Any, ...]] = {}
+        """By task and split, the names of its items: as a table to compare, and as tuples."""
 
     def read(self, key: EvalKey, columns: Sequence[str]) -> pa.Table:
         """Columns of the table of one evaluation. Raises IntegrityError for an altered file."""
@@ -80,16 +76,18 @@ class ItemTables:
     def scores(self, key: EvalKey) -> ItemScores:
         """Models scored on the same items share one tuple of names, which saves most memory."""
         table = self.read(key, COLUMNS)
-        names = self._names.get(key[1:])
-        if names is None or not names.same_as(table):
-            names = _Names(table)
-            self._names.setdefault(key[1:], names)
+        names = table.select(COLUMNS[:2])
+        known = self._names.get(key[1:])
+        if known is None or not known[0].equals(names):
+            known = names, *(tuple(names[column].to_pylist()) for column in COLUMNS[:2])
+            self._names.setdefault(key[1:], known)
+        _, item_ids, subjects = known
         gold = pc.fill_null(pc.divide(table["gold_logprob"], table["gold_tokens"]), float("nan"))
         return ItemScores(
-            item_ids=names.item_ids,
+            item_ids=item_ids,
             scores=np.asarray(table["score"].to_numpy(), dtype=np.float64),
             gold_logprobs=np.asarray(gold.to_numpy(), dtype=np.float64),
-            subjects=names.subjects,
+            subjects=subjects,
         )
 
     def results(self, key: EvalKey) -> list[ItemResult]:
@@ -117,17 +115,3 @@ class ByEvaluation(Mapping[EvalKey, Value]):
         if key not in self._keys:
             raise KeyError(key)
         return self._read(key)
-
-
-class _Names:
-    """The names of one split's items, as Arrow columns to compare and as tuples to share."""
-
-    def __init__(self, table: pa.Table) -> None:
-        self.columns = (table["item_id"], table["subject"])
-        self.item_ids: tuple[str, ...] = tuple(table["item_id"].to_pylist())
-        self.subjects: tuple[str | None, ...] = tuple(table["subject"].to_pylist())
-
-    def same_as(self, table: pa.Table) -> bool:
-        return bool(
-            self.columns[0].equals(table["item_id"]) and self.columns[1].equals(table["subject"])
-        )

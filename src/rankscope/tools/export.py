@@ -215,9 +215,7 @@ def _hub_scores(study: StudyRecords, trial: TrialRecords, task: TaskRecord) -> I
 
 def _hub_data_set(study: StudyRecords, task: TaskRecord) -> tuple[str, str | None] | None:
     """Id and configuration of the hub data set of a task; None for other rows."""
-    evaluate = study.config.evaluate
-    settings = [*study.config.tasks, *evaluate.cross_domain, *evaluate.retention]
-    given = next((t for t in settings if t.name == task.name), None)
+    given = study.config.evaluation_tasks().get(task.name)
     if given is not None and given.hub is not None:
         return given.hub, None
     spec = NAMED_TASKS.get(task.name)

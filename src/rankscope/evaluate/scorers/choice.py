@@ -6,18 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rankscope.data.items import LETTERS
+from rankscope.data.encode import Encoder
+from rankscope.data.items import LETTERS, Item
 from rankscope.errors import UserError
 from rankscope.evaluate.metrics import ModelScores, choice_predictions, exact_mean, first_best
-from rankscope.evaluate.scorers.scorer import Scorer
+from rankscope.evaluate.scorers.scorer import Scorer, ScoringJob
 
 if TYPE_CHECKING:
-    from rankscope.data.encode import Encoder
-    from rankscope.data.items import Item
     from rankscope.data.registry import TaskSpec
     from rankscope.evaluate.context_window import ContextWindow, EncodedSplit
     from rankscope.evaluate.likelihood import Question
-    from rankscope.evaluate.scorers.scorer import ScoringJob
     from rankscope.evaluate.token_trees import Floats
 
 
@@ -43,7 +41,7 @@ class ChoiceScorer(Scorer["list[Question]"]):
         )
 
     def encode(
-        self, encoder: "Encoder", items: "Sequence[Item]", spec: "TaskSpec", context: int | None
+        self, encoder: Encoder, items: Sequence[Item], spec: "TaskSpec", context: int | None
     ) -> "list[list[Question]]":
         for item in items:
             if len(item.choices) < 2 or item.answer is None:
@@ -53,7 +51,7 @@ class ChoiceScorer(Scorer["list[Question]"]):
                 )
         return [self.questions(encoder, item, spec) for item in items]
 
-    def questions(self, encoder: "Encoder", item: "Item", spec: "TaskSpec") -> "list[Question]":
+    def questions(self, encoder: Encoder, item: Item, spec: "TaskSpec") -> "list[Question]":
         """One prompt with the option texts and letters, in this order, as continuations."""
         from rankscope.evaluate.likelihood import Question
 
@@ -90,7 +88,7 @@ class ChoiceScorer(Scorer["list[Question]"]):
             cut.append(Question(prompt, question.continuations))
         return cut
 
-    def run(self, job: "ScoringJob") -> dict[str | None, ModelScores]:
+    def run(self, job: ScoringJob) -> dict[str | None, ModelScores]:
         from rankscope.evaluate.likelihood import continuation_logprobs
 
         split = job.split
@@ -115,7 +113,6 @@ class ChoiceScorer(Scorer["list[Question]"]):
         self, split: "EncodedSplit", spec: "TaskSpec", values: "Sequence[Floats]"
     ) -> ModelScores:
         """Scores of one model from every item's log-probabilities, (texts and letters,)."""
-
         from rankscope.records import ItemResult
 
         primary = spec.primary_metric or self.default_metric

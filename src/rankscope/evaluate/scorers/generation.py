@@ -8,20 +8,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rankscope.config.patterns import compile_pattern, matched_parts
+from rankscope.data.encode import Encoder
+from rankscope.data.items import Item
 from rankscope.data.numbers import ANSWER_MARK
 from rankscope.errors import UserError
 from rankscope.evaluate.metrics import ModelScores, exact_mean
-from rankscope.evaluate.scorers.scorer import Scorer
+from rankscope.evaluate.scorers.scorer import Scorer, ScoringJob
 
 if TYPE_CHECKING:
     from regex import Pattern
 
-    from rankscope.data.encode import Encoder
-    from rankscope.data.items import Item
     from rankscope.data.registry import TaskSpec
     from rankscope.evaluate.context_window import ContextWindow
     from rankscope.evaluate.continuous_batching import Generation
-    from rankscope.evaluate.scorers.scorer import ScoringJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ class GenerationScorer(Scorer[list[int]]):
     generates = True
 
     @abstractmethod
-    def judge_answer(self, item: "Item", text: str, pattern: "Pattern[str] | None") -> Judgement:
+    def judge_answer(self, item: Item, text: str, pattern: "Pattern[str] | None") -> Judgement:
         """Compare one answer with the item's gold answer; ``pattern`` is the task's ``extract``."""
 
     def part(self, pattern: "Pattern[str] | None", text: str) -> str | None:
@@ -55,7 +54,7 @@ class GenerationScorer(Scorer[list[int]]):
         return next(matched_parts(pattern, text), None) if pattern else text
 
     def encode(
-        self, encoder: "Encoder", items: "Sequence[Item]", spec: "TaskSpec", context: int | None
+        self, encoder: Encoder, items: Sequence[Item], spec: "TaskSpec", context: int | None
     ) -> list[list[int]]:
         prompts = [encoder.prompt_ids(item) for item in items]
         for item, prompt in zip(items, prompts, strict=True):
@@ -73,7 +72,7 @@ class GenerationScorer(Scorer[list[int]]):
         room = max(window.length // 2, window.length - window.max_new_tokens)
         return window.last_tokens(encoded, room, where)
 
-    def run(self, job: "ScoringJob") -> dict[str | None, ModelScores]:
+    def run(self, job: ScoringJob) -> dict[str | None, ModelScores]:
         """A model's seconds are its share, by tokens, of the batch that all models run in, and
         those of its own pass over the gold answers."""
         from rankscope.evaluate.context_window import context_length
@@ -114,10 +113,9 @@ class GenerationScorer(Scorer[list[int]]):
         return scores
 
     def judge(
-        self, items: "Sequence[Item]", generations: "Sequence[Generation]", spec: "TaskSpec"
+        self, items: Sequence[Item], generations: "Sequence[Generation]", spec: "TaskSpec"
     ) -> ModelScores:
         """Scores of one model from its answers, in item order."""
-
         from rankscope.records import ItemResult
 
         pattern = None if spec.extract is None else compile_pattern(spec.extract)
@@ -148,7 +146,7 @@ class GenerationScorer(Scorer[list[int]]):
 class EqualAnswerScorer(GenerationScorer):
     """Right if what is compared of the answer equals what is compared of the gold answer."""
 
-    def judge_answer(self, item: "Item", text: str, pattern: "Pattern[str] | None") -> Judgement:
+    def judge_answer(self, item: Item, text: str, pattern: "Pattern[str] | None") -> Judgement:
         part = self.part(pattern, text)
         prediction = None if part is None else self.comparable(part)
         gold = self.gold(item, pattern)
@@ -158,7 +156,7 @@ class EqualAnswerScorer(GenerationScorer):
     def comparable(self, text: str) -> str | None:
         """What is compared of an answer, equal for equal answers; None if there is nothing."""
 
-    def gold(self, item: "Item", pattern: "Pattern[str] | None") -> str:
+    def gold(self, item: Item, pattern: "Pattern[str] | None") -> str:
         """What an answer must equal: the same part of the gold answer, or all without a match."""
         part = self.part(pattern, item.completion) if pattern else None
         return (
@@ -177,7 +175,7 @@ class GoldLogprobs:
     num_tokens: int = 0  # Tokens computed
 
 
-def gold_logprobs(job: "ScoringJob", context: int) -> dict[str | None, GoldLogprobs]:
+def gold_logprobs(job: ScoringJob, context: int) -> dict[str | None, GoldLogprobs]:
     """One forward pass by model: forgetting shows in it before an answer changes."""
     from rankscope.evaluate.likelihood import Question, continuation_logprobs
 
@@ -205,9 +203,7 @@ def gold_logprobs(job: "ScoringJob", context: int) -> dict[str | None, GoldLogpr
     return found
 
 
-def stop_strings(
-    encoder: "Encoder", spec: "TaskSpec", items: "Sequence[Item]" = ()
-) -> tuple[str, ...]:
+def stop_strings(encoder: Encoder, spec: "TaskSpec", items: Sequence[Item] = ()) -> tuple[str, ...]:
     """Text that begins a next question and so ends an answer in plain format.
 
     A model that was not tuned to stop continues with ``\\nQuestion: ...`` or, in a conversation,

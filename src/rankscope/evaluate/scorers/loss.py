@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rankscope.data.encode import EncodedRow, Encoder
+from rankscope.data.items import Item
 from rankscope.errors import UserError
 from rankscope.evaluate.metrics import ModelScores, exact_mean
-from rankscope.evaluate.scorers.scorer import Scorer
+from rankscope.evaluate.scorers.scorer import Scorer, ScoringJob
 
 if TYPE_CHECKING:
-    from rankscope.data.encode import EncodedRow, Encoder
-    from rankscope.data.items import Item
     from rankscope.data.registry import TaskSpec
     from rankscope.evaluate.context_window import ContextWindow
-    from rankscope.evaluate.scorers.scorer import ScoringJob
 
 
-class LossScorer(Scorer["list[EncodedRow]"]):
+class LossScorer(Scorer[list[EncodedRow]]):
     """Log p of the labelled tokens of every item, nats; an item is a list of one row.
 
     ``logprob_per_token`` is the mean over items of each item's mean; the pooled metrics are over
@@ -42,8 +41,8 @@ class LossScorer(Scorer["list[EncodedRow]"]):
     scores_one_row = True
 
     def encode(
-        self, encoder: "Encoder", items: "Sequence[Item]", spec: "TaskSpec", context: int | None
-    ) -> "list[list[EncodedRow]]":
+        self, encoder: Encoder, items: Sequence[Item], spec: "TaskSpec", context: int | None
+    ) -> list[list[EncodedRow]]:
         rows = [encoder.training_row(item, "completion") for item in items]
         empty = [item.location for item, row in zip(items, rows, strict=True) if row is None]
         if empty:
@@ -55,15 +54,13 @@ class LossScorer(Scorer["list[EncodedRow]"]):
             )
         return [[row] for row in rows if row is not None]
 
-    def num_tokens(self, encoded: "list[EncodedRow]") -> int:
+    def num_tokens(self, encoded: list[EncodedRow]) -> int:
         return max(len(row.input_ids) for row in encoded)
 
     def truncate_left(
-        self, encoded: "list[EncodedRow]", window: "ContextWindow", where: str
-    ) -> "list[EncodedRow]":
+        self, encoded: list[EncodedRow], window: "ContextWindow", where: str
+    ) -> list[EncodedRow]:
         """The last tokens with their labels; the first token of all is no label."""
-        from rankscope.data.encode import EncodedRow
-
         (row,) = encoded
         ids = window.last_tokens(row.input_ids, window.length, where)
         num_bos = len(window.bos_ids) if window.begins_with_bos(ids) else 0
@@ -71,13 +68,13 @@ class LossScorer(Scorer["list[EncodedRow]"]):
         labels[0] = False
         return [EncodedRow(tuple(ids), tuple(labels), row.truncated)]
 
-    def is_cut_at_end(self, encoded: "list[EncodedRow]") -> bool:
+    def is_cut_at_end(self, encoded: list[EncodedRow]) -> bool:
         return any(row.truncated for row in encoded)
 
-    def encoder_settings(self, encoder: "Encoder") -> dict[str, Any]:
+    def encoder_settings(self, encoder: Encoder) -> dict[str, Any]:
         return {"max_length": encoder.max_length}
 
-    def run(self, job: "ScoringJob") -> dict[str | None, ModelScores]:
+    def run(self, job: ScoringJob) -> dict[str | None, ModelScores]:
         from rankscope.evaluate.likelihood import check_finite_logprobs, row_logprobs
         from rankscope.records import ItemResult
 
@@ -113,12 +110,12 @@ class LossScorer(Scorer["list[EncodedRow]"]):
             scores[name] = ModelScores(results, metrics, logprobs.seconds, logprobs.num_tokens)
         return scores
 
-    def gold(self, item: "Item") -> str:
+    def gold(self, item: Item) -> str:
         """The scored text, as the results hold it."""
         return item.completion
 
     def num_bytes(
-        self, encoder: "Encoder", item: "Item", encoded: "list[EncodedRow]", *, is_cut: bool
+        self, encoder: Encoder, item: Item, encoded: list[EncodedRow], *, is_cut: bool
     ) -> int:
         """UTF-8 bytes of the scored text, of a cut item what is left; the end token has none."""
         if is_cut:

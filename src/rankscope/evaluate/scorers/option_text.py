@@ -3,14 +3,14 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from rankscope.data.encode import Encoder
+from rankscope.data.items import Item
+from rankscope.data.rows import RowContent
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers.choice import ChoiceScorer
 
 if TYPE_CHECKING:
-    from rankscope.data.encode import Encoder
-    from rankscope.data.items import Item
     from rankscope.data.registry import TaskSpec
-    from rankscope.data.rows import RowContent
     from rankscope.evaluate.likelihood import Question
 
 
@@ -34,13 +34,13 @@ class OptionTextScorer(ChoiceScorer):
     metric_choices = tuple(metrics)
     scores_texts = True
 
-    def adapt_row(self, content: "RowContent") -> "RowContent":
+    def adapt_row(self, content: RowContent) -> RowContent:
         adapted = super().adapt_row(content)
         if not content.contexts:
             return adapted
         return replace(content, completion=content.continuation)
 
-    def questions(self, encoder: "Encoder", item: "Item", spec: "TaskSpec") -> "list[Question]":
+    def questions(self, encoder: Encoder, item: Item, spec: "TaskSpec") -> "list[Question]":
         from rankscope.evaluate.likelihood import Question
 
         if not item.contexts:

@@ -9,12 +9,12 @@ token if it has none, as in lm-evaluation-harness's rolling log-likelihood.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rankscope.data.encode import EncodedRow, Encoder
+from rankscope.data.items import Item
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers.loss import LossScorer
 
 if TYPE_CHECKING:
-    from rankscope.data.encode import EncodedRow, Encoder
-    from rankscope.data.items import Item
     from rankscope.data.registry import TaskSpec
 
 WINDOW = 1024  # Most tokens of a window if the encoder's rows have no limit
@@ -28,10 +28,8 @@ class PerplexityScorer(LossScorer):
     scores_one_row = False
 
     def encode(
-        self, encoder: "Encoder", items: "Sequence[Item]", spec: "TaskSpec", context: int | None
-    ) -> "list[list[EncodedRow]]":
-        from rankscope.data.encode import EncodedRow
-
+        self, encoder: Encoder, items: Sequence[Item], spec: "TaskSpec", context: int | None
+    ) -> list[list[EncodedRow]]:
         longest = encoder.max_length or WINDOW
         width = min(longest, context or longest)
         texts = []
@@ -54,13 +52,13 @@ class PerplexityScorer(LossScorer):
             )
         return texts
 
-    def encoder_settings(self, encoder: "Encoder") -> dict[str, Any]:
+    def encoder_settings(self, encoder: Encoder) -> dict[str, Any]:
         return {"max_length": encoder.max_length or WINDOW}
 
-    def gold(self, item: "Item") -> str:
+    def gold(self, item: Item) -> str:
         return ""
 
     def num_bytes(
-        self, encoder: "Encoder", item: "Item", encoded: "list[EncodedRow]", *, is_cut: bool
+        self, encoder: Encoder, item: Item, encoded: list[EncodedRow], *, is_cut: bool
     ) -> int:
         return len(item.completion.encode())

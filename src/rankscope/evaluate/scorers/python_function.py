@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rankscope.data.encode import Encoder
+from rankscope.data.items import Item
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers.generation import GenerationScorer, Judgement
 from rankscope.hashing import sha256_file
@@ -17,8 +19,6 @@ from rankscope.hashing import sha256_file
 if TYPE_CHECKING:
     from regex import Pattern
 
-    from rankscope.data.encode import Encoder
-    from rankscope.data.items import Item
     from rankscope.data.registry import TaskSpec
 
 PYTHON_PREFIX = "python:"
@@ -49,7 +49,7 @@ class PythonScorer(GenerationScorer):
         self.__dict__.pop("function", None)
         _ = self.function
 
-    def encoder_settings(self, encoder: "Encoder") -> dict[str, Any]:
+    def encoder_settings(self, encoder: Encoder) -> dict[str, Any]:
         """The file's content is part of the task's identity, not its place."""
         place = f"{PYTHON_PREFIX}{self.path.name}:{self.function_name}"
         return {"scorer": place, "source_sha256": sha256_file(self.path)}
@@ -72,7 +72,7 @@ class PythonScorer(GenerationScorer):
             )
         return function  # type: ignore[no-any-return]
 
-    def judge_answer(self, item: "Item", text: str, pattern: "Pattern[str] | None") -> Judgement:
+    def judge_answer(self, item: Item, text: str, pattern: "Pattern[str] | None") -> Judgement:
         gold = item.reference or item.completion
         part = self.part(pattern, text)
         if part is None:

@@ -5,16 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from rankscope.data.rows import BadRow
+from rankscope.data.encode import Encoder
+from rankscope.data.items import Item
+from rankscope.data.rows import BadRow, RowContent
 from rankscope.errors import UserError
 from rankscope.evaluate.metrics import ModelScores
 
 if TYPE_CHECKING:
     from rankscope.config.study import EvaluateConfig
-    from rankscope.data.encode import Encoder
-    from rankscope.data.items import Item
     from rankscope.data.registry import TaskSpec
-    from rankscope.data.rows import RowContent
     from rankscope.evaluate.context_window import ContextWindow, EncodedSplit
     from rankscope.models.base import Base
 
@@ -27,7 +26,7 @@ class ScoringJob:
     """One split of one task, encoded, and the models to score on it."""
 
     base: "Base"  # With the adapters attached
-    encoder: "Encoder"
+    encoder: Encoder
     spec: "TaskSpec"
     split: "EncodedSplit"
     adapter_names: Sequence[str | None]  # None is the bare base
@@ -89,7 +88,7 @@ class Scorer(ABC, Generic[Encoded]):
         if spec.num_fewshot and self.unit == "log_probability":
             raise UserError(f"{where}: 'num_fewshot' applies to questions with answers; remove it")
 
-    def adapt_row(self, content: "RowContent") -> "RowContent":
+    def adapt_row(self, content: RowContent) -> RowContent:
         """A row with the completion and gold answer that this scorer compares.
 
         Raises:
@@ -101,7 +100,7 @@ class Scorer(ABC, Generic[Encoded]):
 
     @abstractmethod
     def encode(
-        self, encoder: "Encoder", items: "Sequence[Item]", spec: "TaskSpec", context: int | None
+        self, encoder: Encoder, items: Sequence[Item], spec: "TaskSpec", context: int | None
     ) -> list[Encoded]:
         """Every item as token ids. ``context``: most tokens of the model; None is no bound.
 
@@ -121,10 +120,10 @@ class Scorer(ABC, Generic[Encoded]):
         """Only the first tokens of the item are scored."""
         return False
 
-    def encoder_settings(self, encoder: "Encoder") -> dict[str, Any]:
+    def encoder_settings(self, encoder: Encoder) -> dict[str, Any]:
         """Settings of the encoder that scores depend on; part of the task's hash."""
         return {}
 
     @abstractmethod
-    def run(self, job: "ScoringJob") -> dict[str | None, ModelScores]:
+    def run(self, job: ScoringJob) -> dict[str | None, ModelScores]:
         """Scores of every model of the job, items in order."""
