@@ -137,5 +137,4 @@ def study_json_schema() -> dict[str, Any]:
 
 
 def published_schema() -> str:
-    """The text of docs/study.schema.json."""
     return json.dumps(study_json_schema(), indent=2, ensure_ascii=False) + "\n"

@@ -69,7 +69,6 @@ class ObjectiveConfig(ConfigSection):
 
     @property
     def formula(self) -> str:
-        """What arms are chosen by: the net gain minus the weighed cost."""
         return _weighted_sum(
             {"gain": self.in_domain, "forgetting": -self.retention, "cost": -self.cost}
         )

@@ -73,7 +73,6 @@ class ModelConfig(ConfigSection):
 
     @property
     def label(self) -> str:
-        """Name of the model in reports."""
         return "pocket" if self.pocket else (self.hub or self.cached or str(self.path))
 
 

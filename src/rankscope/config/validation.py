@@ -46,7 +46,6 @@ class FileKind:
 
 
 def read_yaml(path: Path, kind: FileKind) -> Document:
-    """The values of a file."""
     text = read_text(path, kind)
     try:
         root = compose(text, str(path))
@@ -79,7 +78,6 @@ def read_yaml(path: Path, kind: FileKind) -> Document:
 
 
 def read_text(path: Path, kind: FileKind) -> str:
-    """The text of a file, without its byte order mark."""
     try:
         if path.is_dir():
             raise UserError(f"{path}: found a folder, expected a {kind.name} (YAML)")

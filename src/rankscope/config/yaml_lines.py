@@ -114,8 +114,6 @@ def read_scalar(node: yaml.Node) -> Any:
 
 
 class Mark(NamedTuple):
-    """The place of a value, for error messages."""
-
     source: str  # Path of the file, or the text of an override
     line: int  # Counted from 0
 

@@ -22,8 +22,6 @@ Policy = Literal["refuse", "drop"]
 
 @dataclass(frozen=True, slots=True)
 class RejectedRow:
-    """A row that cannot be used, and why."""
-
     location: str
     number: int
     reason: str
@@ -40,8 +38,6 @@ class RejectedRow:
 
 @dataclass(frozen=True, slots=True)
 class RowPolicy:
-    """What to do with the bad rows of a task."""
-
     task: str
     policy: Policy | None
     """``on_bad_rows`` of the study file; None refuses own rows, and drops published ones."""
@@ -84,7 +80,6 @@ class RowPolicy:
         )
 
     def note(self, rejected: Sequence[RejectedRow], num_rows: int) -> str:
-        """One sentence on the rows that were dropped."""
         shown = "; ".join(map(str, rejected[:MAX_SHOWN_IN_NOTE]))
         more = len(rejected) - MAX_SHOWN_IN_NOTE
         return (

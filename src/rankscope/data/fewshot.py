@@ -23,8 +23,6 @@ EXAMPLE_DRAW = "shots"
 
 @dataclass(frozen=True, slots=True)
 class ExamplePool:
-    """Rows that few-shot examples are drawn from."""
-
     rows: tuple[Item, ...] = ()
     source: str = ""  # Description of the rows, for people
     file: str = ""  # Split file that the pool takes as a whole; empty for training rows
@@ -84,7 +82,6 @@ def remove_pool_rows(
 def with_fewshot(
     spec: TaskSpec, pool: ExamplePool, items: Sequence[Item], data_seed: int
 ) -> tuple[Item, ...]:
-    """The items with their few-shot examples."""
     by_subject: dict[str | None, tuple[Example, ...]] = {}
     prepared = []
     for item in items:

@@ -10,16 +10,12 @@ NOT_A_WORD = re.compile(r"[\W_]+")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
-
     role: str
     content: str
 
 
 @dataclass(frozen=True)
 class Item:
-    """One row, whatever its shape in the file."""
-
     item_id: str
     """``<task>/<split file>/<key>``; the key is the row's number, counted from 1, or of the user's
     own rows a hash of their content."""

@@ -101,7 +101,6 @@ class Fact:
     value: str
 
     def render(self, template: str) -> str:
-        """The text before the value, from a template."""
         return template.format(kind=self.kind, name=self.name, attribute=self.attribute)
 
 
@@ -262,7 +261,6 @@ def math_problems() -> dict[str, list[tuple[int, str, int]]]:
 
 
 def math_row(problem: tuple[int, str, int], rng: Random) -> PocketRow:
-    """The problem as multiple choice."""
     a, sign, b = problem
     right = a + b if sign == "+" else a - b
     # Near misses: a digit off by one or two, and the forgotten carry.

@@ -29,8 +29,6 @@ LETTERED_PROMPT = "Question: {question}\n{options}\nAnswer:"
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
-    """The source of a task's rows, its prompt and its scorer."""
-
     name: str
     description: str  # One sentence for people
     scorer: str  # Name of the scorer that computes the primary metric

@@ -35,8 +35,6 @@ class NoCompletion(BadRow):
 
 @dataclass(frozen=True, slots=True)
 class RowContent:
-    """The content of a row, whatever its shape."""
-
     question: str  # The question, prompt or instruction; empty for plain text
     completion: str  # The written answer; for multiple choice the text of the right option
     choices: tuple[str, ...] = ()

@@ -29,8 +29,6 @@ ROW_BYTES, CELL_BYTES = 500, 60
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """One row as read."""
-
     location: str  # For messages, such as ``data/train.jsonl, row 3``
     number: int  # Row number from 1; the line number in a JSONL file
     fields: Mapping[str, Any] = field(default_factory=dict)

@@ -28,8 +28,6 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """The rows of one task by use."""
-
     train: tuple[Item, ...]
     validation: tuple[Item, ...]
     test: tuple[Item, ...]

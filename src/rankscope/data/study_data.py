@@ -18,8 +18,6 @@ from rankscope.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class StudyData:
-    """Every task of a study and its training rows."""
-
     tasks: Mapping[str, LoadedTask]  # By name, every task that is trained on or evaluated
     rows: Mapping[str, EncodedRows]  # By training task
     replay_rows: Mapping[str, EncodedRows]  # By task whose rows some arm replays, or base's rows
@@ -84,7 +82,6 @@ def load_plain_task(config: StudyConfig, task: TaskConfig, compare: bool) -> Loa
 def load_replayed_tasks(
     config: StudyConfig, tasks: Mapping[str, LoadedTask], compare: bool
 ) -> dict[str, LoadedTask]:
-    """The tasks whose rows some arm replays, by name."""
     replayed = {
         name: tasks[name]
         if name in tasks

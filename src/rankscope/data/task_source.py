@@ -18,8 +18,6 @@ from rankscope.evaluate.scorers import get_scorer
 
 @dataclass(frozen=True, slots=True)
 class RowSource:
-    """The place of a task's rows."""
-
     read: Callable[[], tuple[SplitRows, str]]
     """Returns the rows by file, and a label of their source."""
     spec: TaskSpec | None = None  # Of a named task; None for the user's own data
@@ -168,7 +166,6 @@ def named_spec(config: TaskConfig) -> TaskSpec:
 
 
 def common_settings(config: TaskConfig) -> dict[str, Any]:
-    """Settings that every task takes from the study file."""
     return {
         "num_fewshot": config.num_fewshot,
         "primary_metric": config.primary_metric,

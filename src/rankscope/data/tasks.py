@@ -37,8 +37,6 @@ TEST_ITEMS_DRAW = "report items"
 
 @dataclass(frozen=True, slots=True)
 class LoadedTask:
-    """A task's items, split, with everything that its record states."""
-
     spec: TaskSpec
     train: tuple[Item, ...]
     validation: tuple[Item, ...]
@@ -142,7 +140,6 @@ class TaskItems:
 def read_task_items(
     config: TaskConfig, data_dir: Path | None, trained_on: Collection[str]
 ) -> TaskItems:
-    """Read, parse and render the rows of a task."""
     located = locate_rows(config, data_dir, trained=config.name in trained_on)
     files, source = located.read()
     spec, own_data = located.spec, located.spec is None
@@ -313,7 +310,6 @@ def items_sha256(*splits: Sequence[Item]) -> str:
 
 
 def as_json(value: object) -> object:
-    """A field of an item as JSON values."""
     if isinstance(value, tuple):
         return [[m.role, m.content] if isinstance(m, Message) else m for m in value]
     return value

@@ -34,8 +34,6 @@ class Layer:
 
 @dataclass(slots=True)
 class CheckpointReader:
-    """A model folder whose weights are read on demand."""
-
     folder: Path
     architecture: str
     layers: dict[str, Layer]  # Every linear layer but the output head, in model order

@@ -58,7 +58,6 @@ class KnownModel:
 
     @property
     def card(self) -> str:
-        """What the model is, and its licence."""
         return f"{self.about} ({self.licence}, {self.terms})"
 
 
@@ -77,7 +76,6 @@ def cache_folder() -> Path:
 
 
 def is_cached(name: str) -> bool:
-    """Whether a known model was fetched before."""
     files = ("config.json", "model.safetensors", "tokenizer.json")
     return all((_model_folder(name) / file).is_file() for file in files)
 

@@ -35,7 +35,6 @@ MAX_GROUPS = 1023  # The kernel takes fewer than 1,024
 
 
 def padded_rank(adapter: Adapter, module: str) -> int:
-    """R of an adapter in a module."""
     rank = len(adapter.a[module])
     if module in adapter.initial_factors:
         rank *= 2
@@ -223,8 +222,6 @@ class ModuleBuckets:
 
 
 class GroupedLora:
-    """The buckets of every module of a group, while it trains."""
-
     def __init__(
         self, adapters: Sequence[Adapter], linears: Mapping[str, nn.Linear], dtype: torch.dtype
     ) -> None:
@@ -268,7 +265,6 @@ class GroupedLora:
             bucket.end_step()
 
     def release(self) -> None:
-        """After the last step."""
         for bucket in self.buckets:
             bucket.release()
 

@@ -15,7 +15,6 @@ PAST_RECORD = "past_record.json"
 
 
 def past_record() -> tuple[BacktestTask, ...]:
-    """The finished studies that this package was backtested on."""
     text = (resources.files("rankscope.predict") / PAST_RECORD).read_text("utf-8")
     return Backtest.model_validate(json.loads(text)["backtest"]).tasks
 

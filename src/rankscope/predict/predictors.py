@@ -28,8 +28,6 @@ ScreenCurve = Mapping[int, Comparison]
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is known of one training task."""
-
     features: PredictorFeatures
     ranks: tuple[int, ...]  # Ranks to choose from, ascending
     margin: float  # Scores that differ by less count as equal

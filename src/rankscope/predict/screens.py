@@ -83,7 +83,6 @@ def rank_scores(study: StudyRecords, task: str) -> dict[int, float]:
 
 
 def scores_by_arm(study: StudyRecords, task: str, split: Split) -> dict[str, float]:
-    """Mean score over seeds of every arm with a rank."""
     arms: dict[str, list[str]] = {}
     for trial in finished_trials(study.trials):
         if trial.spec.task == task and trial.spec.rank:

@@ -63,8 +63,6 @@ def study_rounds(context: RunContext) -> Iterator[None]:
 
 
 class AdaptiveStudy:
-    """Decides on the rounds of one run."""
-
     def __init__(self, context: RunContext) -> None:
         self.context, self.ledger, self.study = context, context.ledger, context.study
         self.rule = AdaptiveRule(rungs=self.study.rungs)

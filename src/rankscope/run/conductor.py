@@ -142,7 +142,6 @@ class Conductor:
         )
 
     def lacks_analysis(self, trial: TrialSpec) -> bool:
-        """Whether variants, spectra or heads are missing."""
         return any(stage.missing((trial,)) for stage in self.analysis_stages)
 
     def remove_orphans(self) -> None:

@@ -67,8 +67,6 @@ class ItemTokens(NamedTuple):
 
 
 class StageSeconds(Record):
-    """Seconds by stage."""
-
     training: float
     scoring: float
     spectra: float
@@ -111,12 +109,10 @@ class CostModel:
 
     @cached_property
     def num_heads(self) -> int:
-        """Query heads of all layers."""
         shape = self.inputs.grouping.model.base.config.get_text_config()
         return int(shape.num_hidden_layers) * int(shape.num_attention_heads)
 
     def products(self, operations: float) -> float:
-        """Seconds of matrix products."""
         return operations / self.machine.operations_per_second(self.inputs.dtype)
 
     def passes(
@@ -200,7 +196,6 @@ class CostModel:
         return squares / (2 * counts.mean_tokens)
 
     def parameters(self, trial: TrialSpec) -> int:
-        """Trainable parameters of a trial."""
         base = self.inputs.base
         return get_method(trial.method).trainable_parameters(trial, base.shapes, base.folder)
 

@@ -51,7 +51,6 @@ def known_groups(stored: StoredGroups, study: PreparedStudy) -> list[Group]:
 def store_groups(
     ledger: Ledger, study: PreparedStudy, groups: Sequence[Group], batch_tokens: dict[str, int]
 ) -> None:
-    """Store groups and reduced budgets."""
     ledger.put_groups(
         StoredGroups(
             max_group_size=study.config.max_group_size,
@@ -70,7 +69,6 @@ class GroupLedger:
     study: PreparedStudy
 
     def stored(self) -> StoredGroups:
-        """What the ledger has."""
         stored = self.ledger.groups()
         assert stored is not None
         return stored

@@ -25,8 +25,6 @@ TFLOP/s (NVIDIA NeMo AutoModel, performance summary)."""
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """One device."""
-
     label: str
     device: torch.device
     rates: Mapping[str, float]

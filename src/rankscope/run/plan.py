@@ -25,8 +25,6 @@ Items = Mapping[tuple[str, str], Sequence[ItemTokens]]
 
 
 class GroupPlan(Record):
-    """One group, planned."""
-
     task: str
     labels: tuple[str, ...]
     """Its trials."""
@@ -50,8 +48,6 @@ class GroupPlan(Record):
 
 
 class Plan(Record):
-    """A study, planned."""
-
     study: str
     model: str
     machine: str
@@ -211,7 +207,6 @@ def widest(inputs: PreparedStudy) -> tuple[int, int]:
 
 
 def plan_group(model: CostModel, group: Group, costs: Mapping[str, StageSeconds]) -> GroupPlan:
-    """Count one group's steps and tokens and estimate its memory and time."""
     inputs, config = model.inputs, model.inputs.config
     memory = inputs.grouping.memory(inputs.runs(group), config.train)
     available = available_bytes(inputs, model.machine)
@@ -250,7 +245,6 @@ def scoring_by_trial(model: CostModel, items: Items) -> dict[str, tuple[int, flo
 def trial_costs(
     model: CostModel, items: Items, scored: Mapping[str, tuple[int, float]], group: Group
 ) -> dict[str, StageSeconds]:
-    """Seconds of each trial of a group, by id."""
     inputs, training = model.inputs, model.training(group)
     heads_task = inputs.config.analyze.heads.task
     return {

@@ -31,8 +31,6 @@ SPLITS: tuple[Split, ...] = ("validation", "test")
 
 @dataclass(frozen=True, slots=True)
 class PreparedStudy:
-    """A study file resolved on this machine."""
-
     config: StudyConfig
     """The study file with ``auto`` resolved."""
     base: StudyBase
@@ -60,12 +58,10 @@ class PreparedStudy:
 
     @property
     def tasks(self) -> Mapping[str, LoadedTask]:
-        """Every task that is trained on or scored, by name."""
         return self.data.tasks
 
     @property
     def rows(self) -> Mapping[str, EncodedRows]:
-        """The encoded training rows of each training task."""
         return self.data.rows
 
     @property
@@ -125,7 +121,6 @@ class PreparedStudy:
         ]
 
     def num_steps(self, trial: TrialSpec) -> int:
-        """Optimizer steps of its whole training."""
         rows = self.rows[trial.task]
         return trial_steps(trial, len(rows.rows), rows.num_tokens, self.config.train)
 
@@ -212,7 +207,6 @@ class PreparedStudy:
         return {i: canonical_json(values) if values else "" for i, values in settings.items()}
 
     def base_evals(self) -> list[EvalKey]:
-        """What the untuned base is scored on."""
         return self.wanted_evals(BASE, None)
 
 

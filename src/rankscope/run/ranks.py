@@ -134,7 +134,6 @@ def join(rank: int, size: int, device: torch.device, store: str) -> Ranks:
 
 
 def follow() -> None:
-    """The life of a rank other than 0."""
     rank, size, device, store, parent = sys.argv[1:]
     threading.Thread(target=end_with, args=(int(parent), Path(store)), daemon=True).start()
     prepare_process()

@@ -15,8 +15,6 @@ LEAST_SHARE = 0.02
 
 
 class Saving(Record):
-    """One change of a study."""
-
     change: str
     """As a setting, ``analyze.spectra.enabled=false``."""
     seconds: float

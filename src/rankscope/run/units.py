@@ -55,8 +55,6 @@ IS_SMALLER = "the next attempt is smaller"
 
 
 class UnitOrder(Record):
-    """What a worker is to do."""
-
     config: dict[str, Any]
     """The study file."""
     study_sha256: str

@@ -42,8 +42,6 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is not as it was written."""
-
     path: str
     expected: str
     found: str

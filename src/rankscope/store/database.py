@@ -155,7 +155,6 @@ def _create(path: Path) -> None:
 
 
 def _check_foreign_folders(out: Path) -> None:
-    """Refuse folders that a run would clear, since a new ledger names none of their files."""
     for name in (ARTIFACTS, STAGING, CHECKPOINTS, UNITS):
         if (out / name).exists():
             raise UserError(
@@ -278,7 +277,6 @@ def stored_trials(db: sqlite3.Connection) -> Iterator[tuple[TrialSpec, Status, s
 
 
 def stored_records(db: sqlite3.Connection, kind: str, model: type[R]) -> Iterator[tuple[str, R]]:
-    """Every record of one kind with its trial id, as stored."""
     rows = db.execute(
         "SELECT trial_id, key, body FROM records WHERE kind = ? ORDER BY rowid", (kind,)
     )

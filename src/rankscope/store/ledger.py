@@ -327,7 +327,6 @@ class Ledger:
         return [spec for spec, _, _ in stored_trials(self._db)]
 
     def statuses(self, trial_ids: Collection[str] | None = None) -> dict[str, Status]:
-        """Status by trial id, of all trials or those named."""
         return {trial_id: status for trial_id, status, _ in self.trial_rows(trial_ids)}
 
     def missing_evals(self, wanted: Iterable[EvalKey]) -> list[EvalKey]:
@@ -352,7 +351,6 @@ class Ledger:
         return {trial_id: r.train for trial_id, r in records if r.step == steps.get(trial_id)}
 
     def _record_keys(self) -> set[tuple[str, str, str]]:
-        """(kind, trial id, key) of every record."""
         if self._keys is None:
             self._keys = set(self._db.execute("SELECT kind, trial_id, key FROM records"))
         return self._keys

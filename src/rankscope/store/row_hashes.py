@@ -68,7 +68,6 @@ class Database(sqlite3.Connection):
 
 
 def row_sha256(*values: RowValue) -> str:
-    """Of a row's values, in order."""
     texts = [None if value is None else str(value) for value in values]
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 

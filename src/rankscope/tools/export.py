@@ -30,8 +30,6 @@ from rankscope.tools.trial_choice import ChosenTrial, choose_trial
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportRequest:
-    """What to export; by default the recommended arm."""
-
     label: str | None = None  # Id of a trial, its beginning, or an arm's label from the report
     best_lora: bool = False  # The best LoRA arm, even if another one or none is recommended
     task: str | None = None  # Training task, for a study with several

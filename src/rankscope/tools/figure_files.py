@@ -47,7 +47,6 @@ def write_study_figures(
 
 
 def list_entry(figure: Figure, path: Path) -> str:
-    """The part of ``figures.md`` on one figure."""
     title = markdown_text(figure.title)
     text = markdown_text(f"{figure.finding} {figure.caption}")
     return f"## {title}\n\n`{path.name}`\n\n{text}\n"

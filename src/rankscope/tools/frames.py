@@ -153,8 +153,6 @@ class StudyFrames:
 
 @dataclass(frozen=True)
 class AnswerText:
-    """The answer of every training task."""
-
     view: StudyView = field(repr=False)
 
     def __repr__(self) -> str:

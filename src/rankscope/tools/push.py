@@ -9,8 +9,6 @@ from rankscope.formatting import byte_size, count
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A folder and the repository that it goes to."""
-
     folder: Path
     repository: str
     private: bool

@@ -15,8 +15,6 @@ RUN, KEY = "rankscope_run", "rankscope_key"  # Names in a run's configuration or
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedRun:
-    """One trial as a run."""
-
     identity: str  # Of the trial within its study
     key: str  # Hash of everything below: a changed trial has another one
     name: str

@@ -45,8 +45,6 @@ STAND_IN_RANK = 8
 
 @dataclass(frozen=True, slots=True)
 class RowCounts:
-    """Tokens and labels of a task's training rows."""
-
     num_rows: int
     mean_tokens: float
     tokens_deviation: float
@@ -57,7 +55,6 @@ class RowCounts:
 
     @classmethod
     def of(cls, rows: Sequence[EncodedRow]) -> "RowCounts":
-        """Count rows; at least one."""
         tokens = [len(row.input_ids) for row in rows]
         labels = [sum(row.is_label) for row in rows]
         return cls(
@@ -203,7 +200,6 @@ class MemoryModel:
         return round(HELD_SHARE * state) + shape.num_labels * self._bytes_per_label()
 
     def _bytes_per_label(self) -> int:
-        """Logits of one position."""
         return int(self.base.config.get_text_config().vocab_size) * self.dtype.itemsize
 
     def _kl_bytes(self, group: Sequence[TrialSpec], shape: PassShape) -> int:

@@ -40,8 +40,6 @@ _COUNTED: dict[tuple[object, ...], list[int]] = {}
 
 
 class PassMemory:
-    """Counts training passes of one model on the meta device."""
-
     def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
         self.model = model
         self.device = device

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What one written answer is worth."""
-
     score: float
     gold: str  # What it was compared with
     prediction: str | None  # What was compared of it; None if nothing was found
@@ -166,8 +164,6 @@ class EqualAnswerScorer(GenerationScorer):
 
 @dataclass(slots=True)
 class GoldLogprobs:
-    """One model's log p of the written gold answers."""
-
     answers: list[tuple[float | None, int | None]]
     """Log p and tokens of every item's answer; None for an answer that does not fit the context
     after its prompt, or is not finite."""

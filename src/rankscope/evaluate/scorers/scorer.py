@@ -58,7 +58,6 @@ class Scorer(ABC, Generic[Encoded]):
 
     @property
     def default_metric(self) -> str:
-        """The primary metric of tasks that name no other."""
         return next(iter(self.metrics))
 
     def primary_metrics(self, spec: "TaskSpec") -> tuple[str, ...]:

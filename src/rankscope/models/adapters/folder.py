@@ -74,7 +74,6 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping
 
 
 def tensors_of(module: str, factors: StoredFactors) -> dict[str, Tensor]:
-    """The tensors of one module under PEFT's names."""
     ends = (".lora_A.weight", ".lora_B.weight", MAGNITUDE)
     named = zip(ends, factors, strict=True)
     return {f"{MODULE_PREFIX}{module}{end}": part for end, part in named if part is not None}

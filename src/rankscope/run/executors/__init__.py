@@ -46,8 +46,6 @@ class WorkerFailed(Exception):
 
 
 class Executor(Protocol):
-    """Runs units."""
-
     num_local: int
     """Units that run at a time on this machine and share its memory, at least 1."""
 
@@ -86,7 +84,6 @@ class ExecutorOptions:
     def of(
         cls, config: StudyConfig, num_workers: int | None = None, ray_address: str | None = None
     ) -> "ExecutorOptions":
-        """What a study file asks for, and the command line."""
         devices = config.train.devices
         return cls(num_workers, config.device, ray_address, config.slurm, devices)
 
@@ -105,19 +102,16 @@ _EXECUTORS: dict[str, Callable[[ExecutorOptions], Executor]] = {}
 
 
 def register_executor(name: str, factory: Callable[[ExecutorOptions], Executor]) -> None:
-    """Make an executor known."""
     _EXECUTORS[name] = factory
 
 
 def executor_names() -> list[str]:
-    """Names of all executors."""
     for name in ("local", "ray", "slurm"):
         import_module(f"rankscope.run.executors.{name}")
     return sorted(_EXECUTORS)
 
 
 def check_executor(name: str) -> None:
-    """Raise UserError if there is no executor of that name."""
     if name not in executor_names():
         raise UserError(f"executor {name!r}: expected one of {', '.join(executor_names())}")
 

@@ -45,11 +45,9 @@ class LocalExecutor:
         self.stopped, self.killed = threading.Event(), threading.Event()
 
     def submit(self, folder: Path) -> Future[None]:
-        """Run a unit as soon as a worker is free."""
         return self.pool.submit(self.run, folder)
 
     def run(self, folder: Path) -> None:
-        """Run one unit in the place of a worker that is free."""
         environment = self.environments.get()
         try:
             code = run_worker(
@@ -60,7 +58,6 @@ class LocalExecutor:
         check_worker(code, folder)
 
     def stop(self) -> None:
-        """Interrupt all workers: they write a checkpoint and end."""
         self.stopped.set()
 
     def close(self) -> None:

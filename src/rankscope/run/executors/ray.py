@@ -121,7 +121,6 @@ class RayExecutor:
         return self.pool.submit(self.run, folder)
 
     def run(self, folder: Path) -> None:
-        """Run one unit and bring its folder home."""
         if self.stopped.is_set():
             raise Interrupted("stopped before the unit began")
         order = (folder / UNIT_ORDER).read_text(encoding="utf-8")
@@ -141,7 +140,6 @@ class RayExecutor:
         check_worker(outcome.code, folder)
 
     def stop(self) -> None:
-        """Ask all nodes to save their state and end."""
         self.stopped.set()
         self.flag.stop.remote()
 
@@ -232,7 +230,6 @@ def run_unit(task: UnitTask, should_stop: Callable[[], bool]) -> UnitOutcome:
 
 
 def holds(path: Path, text: str) -> bool:
-    """Whether a file has this content."""
     try:
         return path.read_text(encoding="utf-8") == text
     except OSError:
@@ -240,7 +237,6 @@ def holds(path: Path, text: str) -> bool:
 
 
 def packed(folder: Path) -> bytes:
-    """All files of a folder as one tar archive."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         tar.add(folder, arcname=".")

@@ -98,7 +98,6 @@ class SlurmExecutor:
         self.stopped.set()
 
     def close(self) -> None:
-        """Return once all tasks ended."""
         while any(not unit.future.done() for unit in self.units):
             time.sleep(QUEUE_SECONDS / 4)
         self.closed.set()
@@ -169,7 +168,6 @@ class SlurmExecutor:
             unit.future.set_exception(WorkerFailed(f"{why}, {MAX_ATTEMPTS} times: {message}"))
 
     def enqueue(self, units: list[QueuedUnit]) -> None:
-        """Submit units as one array job."""
         if not units or self.stopped.is_set():
             return
         folders = [unit.folder for unit in units]
@@ -201,7 +199,6 @@ def batch_script(
     max_running: int | None,
     devices: int = 1,
 ) -> str:
-    """The script of an array job with one task per unit."""
     place = folders[0].parent.absolute()
     limit = "" if max_running is None else f"%{max_running}"
     options = {

@@ -18,8 +18,6 @@ Result = TypeVar("Result")
 
 
 class Stage(ABC, Generic[Work, Result]):
-    """One stage of a study."""
-
     name: str
 
     def __init__(self, context: RunContext) -> None:

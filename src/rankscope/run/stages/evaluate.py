@@ -14,8 +14,6 @@ from rankscope.store import Artifact, TrialFailure, items_path
 
 @dataclass(frozen=True, slots=True)
 class EvalBatch:
-    """Models to score on one split of one task."""
-
     task: str
     split: Split
     model_ids: Mapping[str | None, str]
@@ -24,8 +22,6 @@ class EvalBatch:
 
 @dataclass(frozen=True, slots=True)
 class EvalOutcome:
-    """Scores of one batch."""
-
     evaluations: Mapping[str | None, Evaluation]
     """By adapter name."""
     failures: Sequence[TrialFailure] = ()
@@ -82,7 +78,6 @@ class EvaluateStage(Stage[EvalBatch, EvalOutcome]):
             yield outcome
 
     def score_trials(self, model: Base, batch: EvalBatch) -> EvalOutcome:
-        """Score one batch of trials or variants."""
         study, where = self.context.study, f"{batch.task} {batch.split}"
         settings, task = study.config.evaluate, study.tasks[batch.task]
         evaluations, reasons = evaluate_with_failures(
@@ -112,7 +107,6 @@ class EvaluateStage(Stage[EvalBatch, EvalOutcome]):
         return EvalOutcome(evaluations)
 
     def commit(self, result: EvalOutcome) -> None:
-        """Store records with their item tables, and failures."""
         ledger = self.context.ledger
         artifacts: list[Artifact] = []
         with ledger.stage() as folder:

@@ -66,7 +66,6 @@ class HeadsStage(Stage[TrialSpec, HeadsRecord]):
         context.finish_stage()
 
     def head_task(self, name: str) -> HeadTask:
-        """The items of one task that heads are measured on."""
         study = self.context.study
         return head_task(
             context_length(self.context.base.model.config),

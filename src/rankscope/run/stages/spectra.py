@@ -14,8 +14,6 @@ from rankscope.run.stages import Stage
 
 
 class SpectraStage(Stage[TrialSpec, SpectraRecord]):
-    """Spectra of trained trials."""
-
     name = "spectra"
 
     def missing(self, group: Group) -> list[TrialSpec]:

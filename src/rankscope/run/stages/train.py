@@ -42,7 +42,6 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
         return tuple(trial for trial in group if statuses[trial.trial_id] == "planned")
 
     def checkpoint(self, group: Group) -> GroupCheckpoint:
-        """Where a group's resumable state goes."""
         return GroupCheckpoint(self.context.ledger.out / CHECKPOINTS / group_id(group))
 
     def split(self, group: Group) -> tuple[Group, Group]:

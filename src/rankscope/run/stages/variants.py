@@ -63,7 +63,6 @@ class VariantsStage(Stage[EvalBatch, EvalOutcome]):
             )
 
     def scaled_model(self, model: Base, model_id: str) -> Base:
-        """A variant of a fully fine-tuned model."""
         study, base, variant = self.context.study, self.context.base, variant_of(model_id)
         assert variant is not None
         matrices = list(compared_matrices(study.base.shapes, study.trials))

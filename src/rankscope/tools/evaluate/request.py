@@ -12,8 +12,6 @@ from rankscope.records import Split
 
 
 class EvalRequest(ConfigSection):
-    """What to score, and how."""
-
     model: str
     """A folder, a hub id, a fetched model's name or ``pocket``."""
     adapters: tuple[str, ...] = ()

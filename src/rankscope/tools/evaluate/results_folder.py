@@ -25,8 +25,6 @@ from rankscope.records import ITEM_SCHEMA, Estimate, EvalRecord, ItemResult, Rec
 
 
 class TaskInfo(Record):
-    """What a score records of its task."""
-
     task_sha256: str  # Of everything that scores depend on, the model excepted
     chance: float | None  # Score of guessing, if it is known
     score_unit: ScoreUnit | None  # None for a metric in another unit
@@ -49,14 +47,10 @@ class Score(TaskInfo):
 
 
 class AllScores(Record):
-    """What ``scores.json`` holds."""
-
     scores: tuple[Score, ...]
 
 
 class StoredResult(Record):
-    """What ``results/<key>.json`` holds."""
-
     key: str
     table: str  # Path of the items, relative to the folder
     table_sha256: str
@@ -114,7 +108,6 @@ class ResultsFolder:
         replace_text(self._path(key), stored.model_dump_json(indent=2) + "\n")
 
     def write_scores(self, scores: Sequence[Score]) -> None:
-        """Write ``scores.json``, in one step."""
         if self.out is not None and scores:
             text = AllScores(scores=tuple(scores)).model_dump_json(indent=2)
             replace_text(self.out / "scores.json", text + "\n")

@@ -139,8 +139,6 @@ def paired_change(evaluation: Evaluation, base: Evaluation | None) -> Estimate |
 
 @dataclass(slots=True)
 class Scoring:
-    """Computes the results that are missing."""
-
     tasks: Sequence[EvalTask]
     results: ResultsFolder
     keys: Mapping[tuple[str, str], str]  # (model, task) -> key
