@@ -480,11 +480,6 @@ def test_the_plan_counts_the_steps_that_training_takes(
     assert planned_steps(rows, 10 * rows, train) == math.ceil(epochs * order.steps_per_epoch)
 
 
-def test_no_rows_cannot_be_planned() -> None:
-    with pytest.raises(UserError, match="no training rows"):
-        planned_steps(0, 0, TrainConfig())
-
-
 def test_specs_are_records() -> None:
     (trial,) = make_trials(study(arms=arm(), tasks=["med"], seeds=0), "b", DATA)
     assert TrialSpec.model_validate_json(trial.model_dump_json()) == trial
