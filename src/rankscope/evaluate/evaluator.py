@@ -208,7 +208,9 @@ def evaluate_mixture(
         raise UserError(f"task {task.spec.name!r}: no {split} items to score")
     kept = {item.item_id for item in items}
     parts = [
-        evaluate(replace(part, **{split: of_part}))
+        evaluate(
+            replace(part, test=of_part) if split == "test" else replace(part, validation=of_part)
+        )
         for part in task.parts
         if (of_part := tuple(i for i in split_items(part, split) if i.item_id in kept))
     ]

@@ -283,7 +283,7 @@ class Ledger:
     def skip_trials(self, trial_ids: Sequence[str], reason: str) -> None:
         """An adaptive study ends without these trials; only those that never began."""
         with transaction(self._db, self.out):
-            set_statuses(self._db, trial_ids, "skipped", reason, expected=("planned",))
+            set_statuses(self._db, trial_ids, "skipped", reason, expected={"planned"})
 
     def repeat_trials(self, trial_ids: Collection[str]) -> None:
         """Remove all results of some trials, or of the base, to have them computed again."""
@@ -307,7 +307,7 @@ class Ledger:
 
     def finish_trials(self, trial_ids: Sequence[str]) -> None:
         with transaction(self._db, self.out):
-            set_statuses(self._db, trial_ids, "done", expected=("trained",))
+            set_statuses(self._db, trial_ids, "done", expected={"trained"})
 
     def _insert(self, rows: Sequence[tuple[str, ...]], artifacts: Iterable[Artifact]) -> None:
         self._keys = None  # read again when asked for
