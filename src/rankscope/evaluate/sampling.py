@@ -20,8 +20,7 @@ from rankscope.evaluate.continuous_batching import (
 )
 from rankscope.models.base import Base
 
-BLOCK = 256
-"""Tokens whose probabilities are added up on the device."""
+BLOCK = 256  # Tokens whose probabilities are added up on the device
 
 
 @dataclass(slots=True)

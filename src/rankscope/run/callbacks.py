@@ -57,14 +57,11 @@ class LearningCurve:
     """
 
     study: PreparedStudy
-    base: Base
-    """The untuned base; every model is scored in its dtype."""
+    base: Base  # The untuned base; every model is scored in its dtype
     meter: SpeedMeter
     should_stop: Callable[[], bool]
-    points: dict[PointKey, CurvePoint]
-    """The points known so far."""
-    sink: Callable[[Sequence[CurvePoint]], None]
-    """Stores new points."""
+    points: dict[PointKey, CurvePoint]  # The points known so far
+    sink: Callable[[Sequence[CurvePoint]], None]  # Stores new points
 
     def __call__(self, step: int, model: Base, states: Sequence[TrialState]) -> None:
         """Score the trials due after ``step``. Return early, between tasks, if a stop was

@@ -19,10 +19,8 @@ from rankscope.store import Ledger
 class Round(Record):
     """How far the groups of a round go: to their end, unless an adaptive study decides first."""
 
-    rung: int | None = None
-    """Pause training at this rung."""
-    is_last: bool = True
-    """Score test items and analyze too."""
+    rung: int | None = None  # Pause training at this rung
+    is_last: bool = True  # Score test items and analyze too
     label: str = ""
 
 
@@ -32,28 +30,23 @@ class RunContext:
 
     study: PreparedStudy
     ledger: Ledger
-    base: Base
-    """The frozen base; the adapters of one group at a time are attached to it."""
+    base: Base  # The frozen base; the adapters of one group at a time are attached to it
     reporter: ProgressReporter
     should_stop: Callable[[], bool]
     groups: GroupLedger
     round: Round = field(default_factory=Round)
     svd_cache: SvdCache = field(default_factory=lambda: SvdCache(folder=svd_cache_folder()))
-    label: str = ""
-    """What the current stages work on, such as ``group 1/3 gsm8k``."""
+    label: str = ""  # What the current stages work on, such as ``group 1/3 gsm8k``
     pieces_done: int = 0
     """Pieces of work done in the current stage; training reports optimizer steps instead."""
     study_clock: StudyClock | None = None
     """Time left of the whole study; only the process that runs all groups knows it."""
-    did_work: bool = False
-    """Whether anything was missing in the ledger."""
+    did_work: bool = False  # Whether anything was missing in the ledger
     allow_mixed: bool = False
     """Whether to add results to those of other versions of libraries or code."""
     versions_checked: bool = False
-    memory_before_groups: int = 0
-    """What this process held before its first group, bytes."""
-    groups_worked_on: int = 0
-    """Groups that this process has begun to work on."""
+    memory_before_groups: int = 0  # What this process held before its first group, bytes
+    groups_worked_on: int = 0  # Groups that this process has begun to work on
     killed_for_memory: bool = False
     """Earlier processes were killed at what comes first, so it is to be smaller."""
 

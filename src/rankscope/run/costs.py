@@ -29,20 +29,15 @@ TOUCHES = 30
 """How often a pass forward and backward reads or writes each input and output of a linear layer,
 and on a processor each attention weight. Fitted to training SmolLM2-135M and the pocket model on
 two cores; not measured on a GPU."""
-LINEAR_SECONDS = 3e-4
-"""To start one linear layer with what surrounds it, forward and backward."""
-SLICE_SECONDS = 2e-4
-"""To start one adapter in one linear layer."""
+LINEAR_SECONDS = 3e-4  # To start one linear layer with what surrounds it, forward and backward
+SLICE_SECONDS = 2e-4  # To start one adapter in one linear layer
 OPTIMIZER_BYTES = 32
 """Read and written per trained parameter and step: clipping, weight, gradient and two moments."""
-DECOMPOSITION = 30
-"""Operations of a singular value decomposition of (m, n), times m n min(m, n)."""
+DECOMPOSITION = 30  # Operations of a singular value decomposition of (m, n), times m n min(m, n)
 IMPORT_SECONDS = 3.5
 """To import torch and transformers; measured on two cores, 3 to 4 s of processor time."""
-READY_SECONDS = 1.0
-"""From there until a worker of a small study trains: 0.8 s for the pocket study."""
-ENCODED_TOKENS = 4e5
-"""Tokens of rows and items that a worker prepares per second; assumed."""
+READY_SECONDS = 1.0  # From there until a worker of a small study trains: 0.8 s for the pocket study
+ENCODED_TOKENS = 4e5  # Tokens of rows and items that a worker prepares per second; assumed
 LOADED_BYTES = 0.5e9
 """Of the base's weights that a worker reads, hashes and loads per second; assumed."""
 UPDATED_VECTORS = 0.25
@@ -52,12 +47,9 @@ UPDATED_VECTORS = 0.25
 class ItemTokens(NamedTuple):
     """What one model does for one item."""
 
-    read: int
-    """Tokens of prompt and answers."""
-    predicted: int
-    """Positions whose logits are computed."""
-    written: int = 0
-    """Tokens generated, an estimate."""
+    read: int  # Tokens of prompt and answers
+    predicted: int  # Positions whose logits are computed
+    written: int = 0  # Tokens generated, an estimate
     gold: int = 0
     """Tokens of prompt and gold answer, read once more for the log-probability of the latter."""
 

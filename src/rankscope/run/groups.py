@@ -161,8 +161,7 @@ class Grouping:
     """Cuts trials into groups that fit into ``room_bytes``."""
 
     model: MemoryModel
-    counts: Mapping[str, RowCounts]
-    """By training task, and by replayed task."""
+    counts: Mapping[str, RowCounts]  # By training task, and by replayed task
     room_bytes: int
 
     @classmethod

@@ -27,12 +27,9 @@ TFLOP/s (NVIDIA NeMo AutoModel, performance summary)."""
 class Machine:
     label: str
     device: torch.device
-    rates: Mapping[str, float]
-    """By dtype, 10^12 operations per second of a matrix product."""
-    bandwidth: float
-    """Of its memory, 10^9 bytes per second."""
-    memory: float
-    """10^9 bytes."""
+    rates: Mapping[str, float]  # By dtype, 10^12 operations per second of a matrix product
+    bandwidth: float  # Of its memory, 10^9 bytes per second
+    memory: float  # 10^9 bytes
     source: str
     decomposition_share: float = 0.01
     """Of the float32 rate, in singular value decompositions; on an H100 one of 4096 x 4096 then

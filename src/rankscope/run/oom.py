@@ -24,10 +24,8 @@ share of what groups are planned with. Libraries loaded late and a torn heap sta
 class Backoff:
     """What to do about a shortage of memory in one stage."""
 
-    purpose: str
-    """For the note to the user, such as ``train``."""
-    give_up: Callable[[TrialSpec, str], None]
-    """Takes a trial that does not fit even alone, and why."""
+    purpose: str  # For the note to the user, such as ``train``
+    give_up: Callable[[TrialSpec, str], None]  # Takes a trial that does not fit even alone, and why
     split: Callable[[Group], tuple[Group, Group]]
     """Cuts a group of at least two trials in two, for good: the process may not live to finish a
     half, and the next one is not to begin with the whole."""

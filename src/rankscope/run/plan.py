@@ -20,81 +20,64 @@ from rankscope.run.prepared import PreparedStudy
 from rankscope.run.savings import Saving, largest_savings
 from rankscope.run.starter import CAN_FORK
 
-Items = Mapping[tuple[str, str], Sequence[ItemTokens]]
-"""By task and split, what each item takes."""
+Items = Mapping[tuple[str, str], Sequence[ItemTokens]]  # By task and split, what each item takes
 
 
 class GroupPlan(Record):
     task: str
-    labels: tuple[str, ...]
-    """Its trials."""
+    labels: tuple[str, ...]  # Its trials
     steps: int
-    num_tokens: int
-    """Training tokens of all its trials together."""
+    num_tokens: int  # Training tokens of all its trials together
     memory_bytes: int
     """Peak while it trains, estimated: base, adapters with their states, one forward and backward
     pass. The libraries' own 0.7 GB come on top."""
     host_bytes: int
     """Memory of the machine that its worker process takes; beside a GPU, to load the base."""
-    fits: bool
-    """Whether that is less than ``memory_bytes`` of the plan."""
+    fits: bool  # Whether that is less than ``memory_bytes`` of the plan
     states_fit: bool
     """Whether base, trained weights, gradients and optimizer states do, without any pass."""
-    limited_by: GroupLimit
-    """What keeps the group from being larger."""
+    limited_by: GroupLimit  # What keeps the group from being larger
     stages: StageSeconds
-    seconds: float
-    """Of all stages."""
+    seconds: float  # Of all stages
 
 
 class Plan(Record):
     study: str
     model: str
     machine: str
-    memory_bytes: int
-    """Of the machine, or ``memory_limit`` if that is less."""
+    memory_bytes: int  # Of the machine, or ``memory_limit`` if that is less
     dtype: str
     trials: int
     groups: tuple[GroupPlan, ...]
-    evaluations: int
-    """Models x tasks x splits."""
+    evaluations: int  # Models x tasks x splits
     curve_evaluations: int
     """Trials x tasks x points while they train, on at most ``evaluate_items`` items each."""
     train_tokens: int
     evaluation_tokens: int
     disk_bytes: int
-    stages: StageSeconds
-    """Of the whole study on one device."""
-    seconds: float
-    """Their sum."""
+    stages: StageSeconds  # Of the whole study on one device
+    seconds: float  # Their sum
     gpus: int
     executor: str | None
     """What starts a process for each group, which is then a unit; None: one process per device."""
-    start_seconds: float
-    """Until such a process trains; 0 without an executor."""
-    devices: int
-    """That each group takes, ``train.devices``."""
-    device_seconds: float
-    """What the study takes of all devices together."""
+    start_seconds: float  # Until such a process trains; 0 without an executor
+    devices: int  # That each group takes, ``train.devices``
+    device_seconds: float  # What the study takes of all devices together
     shared_seconds: float
     """What comes before all groups: without an executor the base; with one the imports of the
     process that workers are forked from, and of the base its spectra and heads, and its scores if
     units train on rows that it samples."""
     critical_seconds: float
     """That, then the longest group or unit: no number of devices ends sooner."""
-    wall_seconds: float
-    """On ``gpus`` devices: that first, then the groups, see :func:`makespan`."""
-    basis: str
-    """What the estimate of time rests on."""
+    wall_seconds: float  # On ``gpus`` devices: that first, then the groups, see :func:`makespan`
+    basis: str  # What the estimate of time rests on
     expected_tokens: int | None = None
     """Training tokens that an adaptive study is expected to need; the rest of the plan is that of
     the grid, the most that it can cost."""
-    expected_seconds: float | None = None
-    """The same for its time on one device."""
+    expected_seconds: float | None = None  # The same for its time on one device
     budget: str | None = None
     """Its limits, such as ``24 trials``; time is not limited by ``hours`` here."""
-    savings: tuple[Saving, ...]
-    """The largest savings, largest first."""
+    savings: tuple[Saving, ...]  # The largest savings, largest first
     notes: tuple[str, ...]
 
 

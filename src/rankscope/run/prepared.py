@@ -31,21 +31,17 @@ SPLITS: tuple[Split, ...] = ("validation", "test")
 
 @dataclass(frozen=True, slots=True)
 class PreparedStudy:
-    config: StudyConfig
-    """The study file with ``auto`` resolved."""
+    config: StudyConfig  # The study file with ``auto`` resolved
     base: StudyBase
     device: torch.device
     dtype: torch.dtype
     encoder: Encoder
     data: StudyData
-    task_records: tuple[TaskRecord, ...]
-    """One per task, as stored."""
+    task_records: tuple[TaskRecord, ...]  # One per task, as stored
     trials: tuple[TrialSpec, ...]
-    groups: tuple[Group, ...]
-    """Trials that train together, in the order in which they run."""
+    groups: tuple[Group, ...]  # Trials that train together, in the order in which they run
     grouping: Grouping
-    notes: tuple[str, ...]
-    """What a reader of the results must know."""
+    notes: tuple[str, ...]  # What a reader of the results must know
     rungs: tuple[float, ...] = ()
     """Shares of a trial's steps after which an adaptive study may stop it."""
     _by_id: dict[str, TrialSpec] = field(init=False, repr=False)

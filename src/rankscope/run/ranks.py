@@ -34,10 +34,8 @@ from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import train_group
 
 POLL_RANKS_SECONDS = 0.2
-END_SECONDS = 30.0
-"""How long ranks may take to end."""
-END_ALARM_SECONDS = 2
-"""How long a rank whose rank 0 is gone may take to remove where they met."""
+END_SECONDS = 30.0  # How long ranks may take to end
+END_ALARM_SECONDS = 2  # How long a rank whose rank 0 is gone may take to remove where they met
 FOREVER = timedelta(days=365)
 """A rank waits while rank 0 scores; that rank 0 lives is watched, not timed."""
 FOLLOW = ("-P", "-c", "from rankscope.run.ranks import follow; follow()")

@@ -10,17 +10,13 @@ from rankscope.run.trials import trials_of_one_arm
 SUGGESTED_ITEMS = 200
 """Items per split that are suggested; an accuracy of one half is then known within 7 points."""
 NUM_SAVINGS = 3
-LEAST_SHARE = 0.02
-"""Smaller savings are not worth a line."""
+LEAST_SHARE = 0.02  # Smaller savings are not worth a line
 
 
 class Saving(Record):
-    change: str
-    """As a setting, ``analyze.spectra.enabled=false``."""
-    seconds: float
-    """Saved, if nothing else is changed."""
-    loses: str
-    """What the study then does not say."""
+    change: str  # As a setting, ``analyze.spectra.enabled=false``
+    seconds: float  # Saved, if nothing else is changed
+    loses: str  # What the study then does not say
 
 
 def largest_savings(

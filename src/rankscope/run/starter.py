@@ -30,8 +30,7 @@ STARTER = ("-P", "-c", "from rankscope.cli import main; main(is_starter=True)")
 CAN_FORK = sys.platform == "linux"
 """Elsewhere a process whose libraries were loaded may not be forked."""
 ORDER_BYTES, ANSWER_BYTES = 2**16, 16
-LOOK_SECONDS = 0.05
-"""How often a starter looks for workers that ended."""
+LOOK_SECONDS = 0.05  # How often a starter looks for workers that ended
 
 
 class Starter:

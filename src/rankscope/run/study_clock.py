@@ -23,13 +23,10 @@ class StudyClock:
     bound.
     """
 
-    work: dict[str, float]
-    """By trial of the groups that have not ended, its work in training."""
+    work: dict[str, float]  # By trial of the groups that have not ended, its work in training
     clock: Callable[[], float] = time.monotonic
-    seconds: dict[str, float] = field(default_factory=dict)
-    """By stage, so far."""
-    done_work: float = 0.0
-    """Of the groups that trained in this run and ended."""
+    seconds: dict[str, float] = field(default_factory=dict)  # By stage, so far
+    done_work: float = 0.0  # Of the groups that trained in this run and ended
     trained_work: float = 0.0
     """As much of it as this run trained; a resumed group had done the rest before."""
     _done_seconds: dict[str, float] = field(default_factory=dict)

@@ -55,18 +55,14 @@ IS_SMALLER = "the next attempt is smaller"
 
 
 class UnitOrder(Record):
-    config: dict[str, Any]
-    """The study file."""
+    config: dict[str, Any]  # The study file
     study_sha256: str
     """Of the study as the driver prepared it; a worker that prepares another one refuses."""
-    trial_ids: tuple[str, ...]
-    """Empty: score the base."""
-    round: Round
-    """How far to go."""
+    trial_ids: tuple[str, ...]  # Empty: score the base
+    round: Round  # How far to go
     versions: dict[str, str]
     """Of Rankscope and its libraries, as the driver has them; a worker with others refuses."""
-    host_bytes: int
-    """Planned memory of the worker on its machine, for executors that reserve it."""
+    host_bytes: int  # Planned memory of the worker on its machine, for executors that reserve it
 
 
 def installed_versions() -> dict[str, str]:

@@ -36,11 +36,9 @@ Fitted to 16 adapters on SmolLM2-135M, see LOG.md; a GPU's allocator is not know
 LIBRARY_BYTES = 700_000_000
 """Of Python, torch and the rows in a process, about; CUDA's own libraries come on top."""
 
-DEVIATIONS = 3.0
-"""Standard deviations of the fullest of some thousand steps above the mean."""
+DEVIATIONS = 3.0  # Standard deviations of the fullest of some thousand steps above the mean
 
-STAND_IN_RANK = 8
-"""For a method of the PEFT library without a rank."""
+STAND_IN_RANK = 8  # For a method of the PEFT library without a rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,18 +94,13 @@ class RowCounts:
 class GroupMemory:
     """Peak memory of training one group, bytes, without the process's own libraries."""
 
-    base_bytes: int
-    """The frozen base."""
+    base_bytes: int  # The frozen base
     state_bytes: int
     """Trained weights and copies of them, gradients and optimizer state of all trials."""
-    pass_bytes: int
-    """What one forward and backward pass allocates."""
-    pass_tokens: int
-    """Tokens of that pass."""
-    held_bytes: int = 0
-    """What the heap holds beyond that."""
-    devices: int = 1
-    """Each of so many needs as much."""
+    pass_bytes: int  # What one forward and backward pass allocates
+    pass_tokens: int  # Tokens of that pass
+    held_bytes: int = 0  # What the heap holds beyond that
+    devices: int = 1  # Each of so many needs as much
 
     @property
     def total_bytes(self) -> int:

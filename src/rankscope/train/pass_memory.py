@@ -29,11 +29,9 @@ from rankscope.models.parameters import FLOAT32_BYTES
 from rankscope.records import TrialSpec
 from rankscope.train.allocations import PassPeaks, PassShape, counted_pass
 
-RANKS = (8, 16)
-"""Ranks that are counted; the bytes of others lie on the line through them."""
+RANKS = (8, 16)  # Ranks that are counted; the bytes of others lie on the line through them
 
-FEWEST_LAYERS = 2
-"""A model of one layer has its peak elsewhere if layers are computed again."""
+FEWEST_LAYERS = 2  # A model of one layer has its peak elsewhere if layers are computed again
 
 _COUNTED: dict[tuple[object, ...], list[int]] = {}
 """Of this process. Shapes alone decide a count, so further studies of a model need none."""

@@ -46,8 +46,7 @@ class WorkerFailed(Exception):
 
 
 class Executor(Protocol):
-    num_local: int
-    """Units that run at a time on this machine and share its memory, at least 1."""
+    num_local: int  # Units that run at a time on this machine and share its memory, at least 1
 
     def submit(self, folder: Path) -> Future[None]:
         """Run the unit in ``folder``; the future ends once the folder is sealed.

@@ -27,12 +27,9 @@ from rankscope.run.executors.worker_process import check_worker, run_worker
 from rankscope.run.units import SEAL, read_unit
 from rankscope.store import UNIT_ORDER, UNITS
 
-MAX_WORKERS = 256
-"""Most units that wait in Ray at a time, unless ``--workers`` sets a number."""
-MAX_PLACEMENTS = 5
-"""Nodes that may be lost under a unit: a preempted one is no fault of the unit."""
-ASK_SECONDS = 1.0
-"""How often a node asks whether to stop."""
+MAX_WORKERS = 256  # Most units that wait in Ray at a time, unless ``--workers`` sets a number
+MAX_PLACEMENTS = 5  # Nodes that may be lost under a unit: a preempted one is no fault of the unit
+ASK_SECONDS = 1.0  # How often a node asks whether to stop
 
 
 @dataclass(frozen=True, slots=True)

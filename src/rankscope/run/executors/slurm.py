@@ -31,10 +31,8 @@ from rankscope.run.executors.worker_process import (
 from rankscope.run.units import is_sealed
 
 JOB, EXIT_CODE, STOP = "slurm-job", "exit-code", "slurm-stop"
-PATIENCE_SECONDS = 600.0
-"""How long the queue may be silent, such as while its controller restarts."""
-QUEUE_SECONDS = 2.0
-"""How often the queue is asked."""
+PATIENCE_SECONDS = 600.0  # How long the queue may be silent, such as while its controller restarts
+QUEUE_SECONDS = 2.0  # How often the queue is asked
 
 SCRIPT = """#!/bin/bash
 {options}

@@ -24,8 +24,7 @@ smaller, for the system's kills from the second on. Nothing makes the base small
 ends with OutOfMemory."""
 MESSAGES = "worker.log"
 VMSTAT = Path("/proc/vmstat")
-LAST_LINES = 4
-"""Of a worker that ended without a message, such as those of a traceback."""
+LAST_LINES = 4  # Of a worker that ended without a message, such as those of a traceback
 WORKER = ("-P", "-c", "from rankscope.cli import main; main()")
 """Python's arguments; -P: a file in the current folder must not hide a standard module."""
 

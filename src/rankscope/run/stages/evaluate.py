@@ -22,8 +22,7 @@ class EvalBatch:
 
 @dataclass(frozen=True, slots=True)
 class EvalOutcome:
-    evaluations: Mapping[str | None, Evaluation]
-    """By adapter name."""
+    evaluations: Mapping[str | None, Evaluation]  # By adapter name
     failures: Sequence[TrialFailure] = ()
     """Trials whose likelihoods, or a scaled variant's, are not finite."""
 
