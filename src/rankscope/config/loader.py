@@ -99,15 +99,12 @@ def insert_task_files(document: Document, folder: Path) -> list[Fault]:
 
 def task_lists(raw: Any) -> Iterator[tuple[list[Any], Location]]:
     """The lists of a study's plain values that contain tasks, with their locations."""
-    study = raw if isinstance(raw, dict) else {}
-    evaluate = study.get("evaluate")
-    evaluate = evaluate if isinstance(evaluate, dict) else {}
-    lists: list[tuple[Any, Location]] = [
-        (study.get("tasks"), ("tasks",)),
-        (evaluate.get("cross_domain"), ("evaluate", "cross_domain")),
-        (evaluate.get("retention"), ("evaluate", "retention")),
-    ]
-    yield from ((tasks, location) for tasks, location in lists if isinstance(tasks, list))
+    for location in (("tasks",), ("evaluate", "cross_domain"), ("evaluate", "retention")):
+        value = raw
+        for key in location:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, list):
+            yield value, location
 
 
 def dump_study(config: StudyConfig) -> str:

@@ -162,13 +162,19 @@ class Base:
             raise ValueError("detach all adapters before copying the base")
         if self.ranks.size > 1:
             return self.sharded_copy()
-        model = copy.deepcopy(self.model).float()
-        unwrap(model)
+        copied = self.copied()
+        model = copied.model.float()
         model.requires_grad_(True)
         if (dtype := self.model.dtype) != model.dtype:
             # Mixed precision (1710.03740): autocast keeps norms, softmax and sums in float32.
             forward: Any = torch.autocast(model.device.type, dtype)(model.forward)
             model.forward = forward
+        return copied
+
+    def copied(self) -> "Base":
+        """A model of its own with the same weights, without adapters."""
+        model = copy.deepcopy(self.model)
+        unwrap(model)
         return Base(model, self.tokenizer, self.record, self.folder, MultiLora(model))
 
     def sharded_copy(self) -> "Base":

@@ -1,6 +1,5 @@
 """Scaled copies of a tuned model, W0 + f (W - W0), with one factor f or one per layer."""
 
-import copy
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate
-from rankscope.models.multi_lora import MultiLora, unwrap
 from rankscope.models.quantize import dense_weight
 from rankscope.records import Variant
 
@@ -91,10 +89,8 @@ def frozen_parameter(values: Tensor, device: torch.device) -> nn.Parameter:
 def scaled_model(frozen: Base, tuned: Base, factor_of: FactorOf) -> Base:
     """A copy of a fully fine-tuned model with every parameter at W0 + f (W - W0), computed in
     float32 and rounded to the base's dtype once."""
-    model = copy.deepcopy(frozen.model)
-    unwrap(model)
-    trained = dict(tuned.model.named_parameters())
-    for name, parameter in model.named_parameters():
+    copied, trained = frozen.copied(), dict(tuned.model.named_parameters())
+    for name, parameter in copied.model.named_parameters():
         before = parameter.float()
         parameter.copy_(before + factor_of(name) * (trained[name].float() - before))
-    return Base(model, frozen.tokenizer, frozen.record, frozen.folder, MultiLora(model))
+    return copied

@@ -68,10 +68,6 @@ def best_rank(curve: Mapping[int, float], margin: float) -> int:
     return min(rank for rank, score in curve.items() if score >= best - margin)
 
 
-def at_least(ranks: Sequence[int], wanted: float) -> int:
-    return min((rank for rank in ranks if rank >= wanted), default=max(ranks))
-
-
 def nearest(ranks: Sequence[int], wanted: float) -> int:
     return min(ranks, key=lambda rank: abs(math.log2(rank / wanted)))
 
@@ -83,19 +79,18 @@ def _capacity(evidence: Evidence) -> Answer:
     return Answer(rank, f"{tokens:,} completion tokens, {sizes[rank]:,} parameters at r = {rank}")
 
 
-def _effective_rank(evidence: Evidence) -> Answer | None:
-    return _gradient(evidence, "effective", evidence.features.gradient_effective_rank)
+def _gradient(kind: str) -> Predictor:
+    name = f"gradient_{kind}_rank"
 
+    def predict(evidence: Evidence) -> Answer | None:
+        value: float | None = getattr(evidence.features, name)
+        if value is None:
+            return None
+        why = f"the gradient's mean {kind} rank over the target matrices is {value:.1f}"
+        ranks = evidence.ranks
+        return Answer(min((r for r in ranks if r >= value), default=max(ranks)), why)
 
-def _stable_rank(evidence: Evidence) -> Answer | None:
-    return _gradient(evidence, "stable", evidence.features.gradient_stable_rank)
-
-
-def _gradient(evidence: Evidence, kind: str, value: float | None) -> Answer | None:
-    if value is None:
-        return None
-    why = f"the gradient's mean {kind} rank over the target matrices is {value:.1f}"
-    return Answer(at_least(evidence.ranks, value), why)
+    return Predictor(name, "", predict)
 
 
 def _input_variance(evidence: Evidence) -> Answer:
@@ -178,8 +173,8 @@ def _nothing_learned(curve: ScreenCurve, chance: float | None) -> str:
 
 PREDICTORS = (
     Predictor("capacity", "", _capacity),
-    Predictor("gradient_effective_rank", "", _effective_rank),
-    Predictor("gradient_stable_rank", "", _stable_rank),
+    _gradient("effective"),
+    _gradient("stable"),
     Predictor("input_variance", "", _input_variance),
     Predictor("base_score", "", _base_score),
     _screen("subset_screen", "subset_trained"),

@@ -5,7 +5,6 @@ the items of those at its rungs. Scoring draws no random number and leaves gradi
 modes as they were, so a trial trains the same with and without it.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +13,6 @@ import torch
 
 from rankscope.evaluate.evaluator import Evaluation, evaluate_with_failures
 from rankscope.models.base import Base
-from rankscope.models.multi_lora import MultiLora, unwrap
 from rankscope.models.sharding import local
 from rankscope.progress import SpeedMeter
 from rankscope.records import CurvePoint, EvalRecord, ItemResult, ModelRecord
@@ -151,13 +149,11 @@ def in_dtype_of(base: Base, model: Base) -> Base:
     """
     if model.model.dtype == base.model.dtype or model.ranks.size > 1:
         return model
-    copied = copy.deepcopy(base.model)
-    unwrap(copied)
-    trained = dict(model.model.named_parameters())
+    copied, trained = base.copied(), dict(model.model.named_parameters())
     with torch.no_grad():
-        for name, parameter in copied.named_parameters():
+        for name, parameter in copied.model.named_parameters():
             parameter.copy_(trained[name])
-    return Base(copied, model.tokenizer, model.record, model.folder, MultiLora(copied))
+    return copied
 
 
 def curve_point(record: EvalRecord, step: int, items: Sequence[ItemResult] = ()) -> CurvePoint:

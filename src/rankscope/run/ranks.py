@@ -139,7 +139,7 @@ def follow() -> None:
     ranks.handlers = {
         "shard": partial(sharded_base, ranks),
         "forward": partial(forward, ranks),
-        "gather": partial(gather, ranks),
+        "gather": ranks.gather,
         "train": partial(train, ranks),
     }
     try:
@@ -166,10 +166,6 @@ def end_with(parent: int, store: Path) -> None:
 @torch.no_grad()
 def forward(ranks: Ranks, name: str) -> None:
     pass_one_token(ranks.models[name])
-
-
-def gather(ranks: Ranks, name: str, index: int) -> None:
-    ranks.gather(name, index)
 
 
 def train(

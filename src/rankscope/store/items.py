@@ -1,6 +1,7 @@
 """Paths of artifacts, and per-item scores read on demand: a thousand trials open in seconds."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import UserDict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -94,24 +95,15 @@ class ItemTables:
         return results_of(self.read(key, ITEM_SCHEMA.names))
 
 
-class ByEvaluation(Mapping[EvalKey, Value]):
+class ByEvaluation(UserDict[EvalKey, Value]):
     """Values by evaluation, each read when it is asked for; the ledger itself may be closed."""
 
     def __init__(self, keys: Iterable[EvalKey], read: Callable[[EvalKey], Value]) -> None:
-        self._keys = dict.fromkeys(keys)
-        self._read = read
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __iter__(self) -> Iterator[EvalKey]:
-        return iter(self._keys)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._keys
+        self.data = dict.fromkeys(keys)  # type: ignore[assignment]
+        self.read = read
 
     def __getitem__(self, key: EvalKey) -> Value:
         """Raises KeyError, or IntegrityError for an altered file."""
-        if key not in self._keys:
+        if key not in self.data:
             raise KeyError(key)
-        return self._read(key)
+        return self.read(key)

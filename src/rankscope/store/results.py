@@ -44,7 +44,7 @@ class StoredGroups(Record):
     batch_tokens: dict[str, int] = {}  # By trial id, if the study's were too many
 
 
-KINDS: dict[type[Record], RecordKind] = {
+KIND_OF: dict[type[Record], RecordKind] = {
     TrainRecord: "train",
     CurvePoint: "curve",
     EvalRecord: "eval",
@@ -69,7 +69,7 @@ def key_of(record: StoredRecord) -> str:
 
 def record_row(record: StoredRecord, settings: str) -> tuple[str, ...]:
     """A row of ``records``. Raises IntegrityError for numbers that JSON does not have."""
-    trial_id, kind, key = record.trial_id, KINDS[type(record)], key_of(record)
+    trial_id, kind, key = record.trial_id, KIND_OF[type(record)], key_of(record)
     try:
         body = json.dumps(record.model_dump(), separators=(",", ":"), allow_nan=False)
     except ValueError as error:

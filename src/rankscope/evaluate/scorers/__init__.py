@@ -21,7 +21,20 @@ from rankscope.evaluate.scorers.rouge import RougeScorer
 from rankscope.evaluate.scorers.scorer import Scorer
 
 PYTHON_PATTERN = rf"{PYTHON_PREFIX}[^:]+\.py:[A-Za-z_]\w*"
-_SCORERS: dict[str, Scorer[Any]] = {}
+_SCORERS: dict[str, Scorer[Any]] = {
+    scorer.name: scorer
+    for scorer in (
+        OptionTextScorer(),
+        OptionLetterScorer(),
+        NumberScorer(),
+        ExactMatchScorer(),
+        RegexScorer(),
+        ContainsScorer(),
+        RougeScorer(),
+        LossScorer(),
+        PerplexityScorer(),
+    )
+}
 
 
 def register_scorer(scorer: Scorer[Any]) -> None:
@@ -51,17 +64,3 @@ def primary_metric_names() -> tuple[str, ...]:
     """Metrics that tasks may name as their primary metric, whatever their scorer."""
     choices = (scorer.metric_choices for scorer in _SCORERS.values())
     return tuple(dict.fromkeys(name for names in choices for name in names))
-
-
-for _scorer in (
-    OptionTextScorer(),
-    OptionLetterScorer(),
-    NumberScorer(),
-    ExactMatchScorer(),
-    RegexScorer(),
-    ContainsScorer(),
-    RougeScorer(),
-    LossScorer(),
-    PerplexityScorer(),
-):
-    register_scorer(_scorer)

@@ -16,7 +16,20 @@ from rankscope.models.methods.peft import PeftMethod
 from rankscope.models.methods.pissa import PissaMethod
 from rankscope.models.methods.rslora import RsLoraMethod
 
-_METHODS: dict[str, Method] = {}
+_METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        LoraMethod(),
+        RsLoraMethod(),
+        LoraPlusMethod(),
+        DoraMethod(),
+        PissaMethod(),
+        EvaMethod(),
+        NestedMethod(),
+        FullMethod(),
+        PeftMethod(),
+    )
+}
 
 
 def register_method(method: Method) -> None:
@@ -41,17 +54,3 @@ def get_lora_method(name: str) -> LoraMethod:
 
 def all_methods() -> tuple[Method, ...]:
     return tuple(_METHODS.values())
-
-
-for _method in (
-    LoraMethod(),
-    RsLoraMethod(),
-    LoraPlusMethod(),
-    DoraMethod(),
-    PissaMethod(),
-    EvaMethod(),
-    NestedMethod(),
-    FullMethod(),
-    PeftMethod(),
-):
-    register_method(_method)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from peft import PeftConfig, PeftModel, PeftType, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import PretrainedConfig
 
@@ -54,15 +54,13 @@ FIXED_TARGETS = ("LN_TUNING", "TRAINABLE_TOKENS")  # They change norms or the em
 
 INIT_FROM_DATA = ("corda", "eva", "lora_ga")  # ``init_lora_weights`` that need a pass over data
 
-INIT_IN_PLACE = ("olora",)  # ``init_lora_weights`` that change the base's own weights
-
 
 def peft_config(
     settings: Mapping[str, Any], targets: Sequence[str], num_steps: int | None = None
 ) -> PeftConfig:
     """PEFT's configuration from an arm's settings; AdaLoRA's budget needs the number of steps."""
-    config_type = config_class(settings.get("peft_type"))
-    name = type_name(config_type)
+    name = str(settings.get("peft_type")).upper()
+    config_type = config_class(name)
     fields = {field.name for field in dataclasses.fields(config_type) if field.init}
     given = {key: value for key, value in settings.items() if key != "peft_type"}
     for key, value in given.items():
@@ -77,15 +75,15 @@ def peft_config(
     return config
 
 
-def config_class(peft_type: object) -> Any:
+def config_class(name: str) -> Any:
     classes = {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     reasons = dict(UNUSABLE_TYPES)
     reasons |= {k: PROMPT_LEARNING for k, config in classes.items() if is_prompt_learning(config)}
     kinds = sorted(classes.keys() - reasons.keys())
-    usable, name = ", ".join(kinds), str(peft_type).upper()
+    usable = ", ".join(kinds)
     if name not in classes:
         hint = did_you_mean(name, kinds) or f"; expected one of {usable}"
-        raise UserError(f"method peft: PEFT has no peft_type {peft_type!r}{hint}")
+        raise UserError(f"method peft: PEFT has no peft_type {name!r}{hint}")
     if name in reasons:
         raise UserError(
             f"method peft: {name} {reasons[name]}: it cannot be used; expected one of {usable}"
@@ -97,12 +95,6 @@ def is_prompt_learning(config_type: Any) -> bool:
     return any(field.name == "num_virtual_tokens" for field in dataclasses.fields(config_type)) or (
         getattr(config_type, "is_prompt_learning", False) is True
     )
-
-
-def type_name(config_type: Any) -> str:
-    """``VERA`` of ``VeraConfig``."""
-    types = PEFT_TYPE_TO_CONFIG_MAPPING.items()
-    return next(str(kind.value) for kind, config in types if config is config_type)
 
 
 def check_field(name: str, key: str, value: Any, fields: set[str]) -> None:
@@ -141,19 +133,12 @@ def checked_budget(given: Mapping[str, Any], num_steps: int | None) -> int:
 
 
 def inject_peft(model: Any, config: PeftConfig) -> PeftModel:
-    with reading(f"method peft, {type_name(type(config))}", "a method that fits this model"):
+    with reading(f"method peft, {type_name(config)}", "a method that fits this model"):
         return get_peft_model(model, config)
 
 
-def initializes_in_place(config: PeftConfig) -> bool:
-    """Whether injecting the method changes the base's own weights."""
-    return str(getattr(config, "init_lora_weights", None)).lower() in INIT_IN_PLACE
-
-
-def draws_in_training(config: PeftConfig) -> bool:
-    """Whether forward passes in training draw random numbers: dropout, or PVeRA's samples."""
-    rates = [value for name, value in vars(config).items() if name.endswith("dropout")]
-    return type_name(type(config)) == "PVERA" or any(rates)
+def type_name(config: PeftConfig) -> str:
+    return str(PeftType(config.peft_type).value)
 
 
 def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

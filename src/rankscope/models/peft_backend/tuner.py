@@ -30,8 +30,6 @@ from rankscope.models.load import check_rows_apart
 from rankscope.models.lora import derive_seed
 from rankscope.models.multi_lora import unwrap
 from rankscope.models.peft_backend.settings import (
-    draws_in_training,
-    initializes_in_place,
     inject_peft,
     peft_config,
     trainable_parameters,
@@ -40,6 +38,7 @@ from rankscope.models.peft_backend.settings import (
 from rankscope.models.quantize import dense_weight
 from rankscope.records import ModelRecord, TrialSpec
 
+INIT_IN_PLACE = ("olora",)  # ``init_lora_weights`` that change the base's own weights
 ADAPTER = "default"  # PEFT's name for the only adapter of a model
 
 
@@ -63,7 +62,7 @@ class PeftTuner:
             trained = trainable_parameters(tuner.model)
             if not trained:
                 raise UserError(
-                    f"method peft, {type_name(type(config))}: trains no parameter of this model; "
+                    f"method peft, {type_name(config)}: trains no parameter of this model; "
                     "check its settings and the arm's targets"
                 )
             tuner.snapshot.copy_for_training(trained)
@@ -110,7 +109,7 @@ class PeftTuner:
 
     def inject(self, config: PeftConfig, make: Callable[[], PeftModel]) -> None:
         """Set :attr:`model`; the base keeps its values even if the initialization changes them."""
-        if initializes_in_place(config):
+        if str(getattr(config, "init_lora_weights", None)).lower() in INIT_IN_PLACE:
             self.snapshot.copy_for_training(dict(self.snapshot.model.named_parameters()))
         self.model = make()
         self.snapshot.drop_unchanged_copies()
@@ -143,8 +142,10 @@ class PeftTuner:
 
     @property
     def draws(self) -> bool:
-        """Whether passes in training draw random numbers, whose count depends on the pass."""
-        return draws_in_training(self.config)
+        """Whether passes in training draw random numbers, whose count depends on the pass: for
+        dropout, or PVeRA's samples."""
+        rates = [value for name, value in vars(self.config).items() if name.endswith("dropout")]
+        return type_name(self.config) == "PVERA" or any(rates)
 
     def begin_step(self, step: int) -> None:
         """Switch dropout on; the step's random numbers depend on seed and step alone."""
@@ -303,8 +304,9 @@ def write_out_patterns(config: Any, folder: Path, names: list[str]) -> None:
                 )
 
 
-def load_tuner(base: Base, folder: Path) -> PeftTuner:
-    tuner = PeftTuner.load(base.model, folder, base.record)
+def load_tuner(base: Base, folder: Path, record: ModelRecord | None = None) -> PeftTuner:
+    """Put a stored method on the base; ``record`` stands in for that of the base."""
+    tuner = PeftTuner.load(base.model, folder, record or base.record)
     base.multi_lora.injected_tuner = tuner
     return tuner
 

@@ -12,7 +12,7 @@ To add one, write a module with a class like :class:`Executor` and register it::
 import os
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Literal, Protocol
@@ -63,21 +63,13 @@ class Executor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ExecutorOptions:
-    """What the command line and the study file ask of an executor.
+    """What the command line and the study file ask of an executor."""
 
-    Attributes:
-        num_workers: most units at a time; None lets the executor decide.
-        device: of the study file.
-        ray_address: of a running Ray cluster.
-        slurm: section of the study file.
-        devices: of each unit.
-    """
-
-    num_workers: int | None = None
+    num_workers: int | None = None  # Most units at a time; None lets the executor decide
     device: str = "auto"
-    ray_address: str | None = None
-    slurm: SlurmConfig | None = None
-    devices: int = 1
+    ray_address: str | None = None  # Of a running cluster
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    devices: int = 1  # Of each unit
 
     @classmethod
     def of(
@@ -159,7 +151,8 @@ def run_units(
             context.check_stop()
             for future in wait(pending, POLL_SECONDS, FIRST_COMPLETED).done:
                 folder, group = pending.pop(future)
-                if may_be_short and not group and is_short(future):
+                is_short = isinstance(future.exception(), OutOfMemory)
+                if may_be_short and not group and is_short:
                     short = folder
                 else:
                     finish_unit(context, future, folder, group)
@@ -171,11 +164,6 @@ def run_units(
         executor.close()
         raise
     context.reporter.finish()
-
-
-def is_short(future: Future[None]) -> bool:
-    """Whether memory ran out for a unit that ended."""
-    return isinstance(future.exception(), OutOfMemory)
 
 
 def finish_unit(context: RunContext, future: Future[None], folder: Path, group: Group) -> None:

@@ -34,27 +34,16 @@ ASK_SECONDS = 1.0  # How often a node asks whether to stop
 
 @dataclass(frozen=True, slots=True)
 class UnitTask:
-    """What a node needs to run a unit.
+    """What a node needs to run a unit."""
 
-    Attributes:
-        folder: of the unit, on the driver's machine.
-        order: content of its ``unit.json``, by which a node knows the folder.
-        files: the folder as a tar archive, for nodes that do not see it.
-        threads: of the worker.
-    """
-
-    folder: Path
-    order: str
-    files: bytes
-    threads: int
+    folder: Path  # Of the unit, on the driver's machine
+    order: str  # Content of its ``unit.json``, by which a node knows the folder
+    files: bytes  # The folder as a tar archive, for nodes that do not see it
+    threads: int  # Of the worker
 
 
-@dataclass(frozen=True, slots=True)
-class UnitOutcome:
-    """What a node returns: the worker's exit code, and the folder unless the driver sees it."""
-
-    code: int
-    files: bytes | None
+UnitOutcome = tuple[int, bytes | None]
+"""What a node returns: the worker's exit code, and the folder unless the driver sees it."""
 
 
 class StopFlag:
@@ -127,14 +116,14 @@ class RayExecutor:
         memory = min(read_unit(folder).host_bytes, self.most_memory)
         placed = self.task.options(memory=memory)
         try:
-            outcome: UnitOutcome = self.ray.get(placed.remote(task, self.flag))
+            code, files_after = self.ray.get(placed.remote(task, self.flag))
         except self.ray.exceptions.RayTaskError as error:
             raise error.as_instanceof_cause() from error
         except self.ray.exceptions.RayError as error:
             raise WorkerFailed(f"Ray gave it up: {first_line(error)}") from error
-        if outcome.files is not None:
-            unpack(outcome.files, folder)
-        check_worker(outcome.code, folder)
+        if files_after is not None:
+            unpack(files_after, folder)
+        check_worker(code, folder)
 
     def stop(self) -> None:
         self.stopped.set()
@@ -223,7 +212,7 @@ def run_unit(task: UnitTask, should_stop: Callable[[], bool]) -> UnitOutcome:
         if copy is not None:
             unpack(task.files, folder)
         code = run_worker(folder, {"OMP_NUM_THREADS": str(task.threads)}, should_stop)
-        return UnitOutcome(code, None if is_here else packed(folder))
+        return code, None if is_here else packed(folder)
 
 
 def holds(path: Path, text: str) -> bool:

@@ -73,7 +73,7 @@ class SlurmExecutor:
                     f"--executor slurm: found no {command!r} on this machine, expected SLURM's "
                     "commands; run this on a login node"
                 )
-        self.config = options.slurm or SlurmConfig()
+        self.config = options.slurm
         self.max_running = options.num_workers
         self.threads, self.devices = options.threads(1), options.devices
         self.units: list[QueuedUnit] = []

@@ -17,7 +17,7 @@ from rankscope.models.adapters.warm_start import load_adapter_for
 from rankscope.models.base import Base
 from rankscope.models.model_folder import check_tuned_folder
 from rankscope.models.parameters import Architecture
-from rankscope.models.peft_backend.tuner import PeftTuner
+from rankscope.models.peft_backend.tuner import load_tuner
 from rankscope.records import BASE
 
 
@@ -54,7 +54,7 @@ class AdapterFolder:
         record = base.record
         if self.is_forced and self.recorded_base is not None:
             record = record.model_copy(update={"sha256": self.recorded_base})
-        base.multi_lora.injected_tuner = PeftTuner.load(base.model, self.folder, record)
+        load_tuner(base, self.folder, record)
 
 
 def read_adapters(
