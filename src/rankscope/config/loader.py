@@ -38,13 +38,10 @@ TASK_FILE = FileKind(
 def load_study_file(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Read a study file and apply ``--set`` overrides such as ``train.epochs=1``, in order.
 
-    Relative paths of the file start at its folder, those of overrides at the working directory;
-    the result has absolute paths, and task files are replaced by their content.
-
-    Raises:
-        UserError: every fault of the file and the overrides, one per line, such as
-            ``study.yaml:12: arms.0.rank.0: found 0, expected greater than or equal to 1; correct
-            it``.
+    Relative paths of the file start at its folder, those of overrides at the working directory; the
+    result has absolute paths, and task files are replaced by their content. Raises UserError: every
+    fault of the file and the overrides, one per line, such as ``study.yaml:12: arms.0.rank.0: found
+    0, expected greater than or equal to 1; correct it``.
     """
     document = read_yaml(path, STUDY_FILE)
     faults: list[Fault] = []

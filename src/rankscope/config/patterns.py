@@ -27,10 +27,8 @@ def compile_pattern(text: str) -> "regex.Pattern[str]":
 def matched_parts(pattern: "regex.Pattern[str]", text: str) -> Iterator[str | None]:
     """Every match of a pattern with at most one group: the group, or all of it without one.
 
-    A part is None if an optional group took no part in the match.
-
-    Raises:
-        UserError: the matches take longer than ``MATCH_SECONDS``.
+    A part is None if an optional group took no part in the match. Raises UserError: the matches
+    take longer than ``MATCH_SECONDS``.
     """
     try:
         for match in pattern.finditer(text, timeout=MATCH_SECONDS):

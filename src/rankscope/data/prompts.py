@@ -30,12 +30,8 @@ def fill_template(template: str, content: RowContent, location: str) -> str:
 
 
 def make_item(content: RowContent, spec: TaskSpec, item_id: str, location: str) -> Item:
-    """One row as an item of its task.
-
-    Raises:
-        BadRow: the row does not fit the task's scorer.
-        UserError: it does not fit the task's prompt.
-    """
+    """One row as an item of its task. Raises BadRow: the row does not fit the task's scorer;
+    UserError: it does not fit the task's prompt."""
     content = get_scorer(spec.scorer).adapt_row(content)
     prompt = content.question
     if content.contexts:

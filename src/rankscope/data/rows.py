@@ -66,11 +66,8 @@ def is_missing(value: object) -> bool:
 
 
 def completion_field(row: RawRow, *names: str) -> str:
-    """A text or number, in the first of these fields that the row has.
-
-    Raises:
-        NoCompletion: it is missing, blank, or no finite number.
-    """
+    """A text or number, in the first of these fields that the row has. Raises NoCompletion: it is
+    missing, blank, or no finite number."""
     name = next((name for name in names if name in row.fields), names[0])
     value = row.fields.get(name)
     if is_missing(value):

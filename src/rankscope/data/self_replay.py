@@ -46,11 +46,8 @@ class RowsToSample(EncodedRows):
         return sha256_json([self.prompt, sorted(self.stop_ids), size])
 
     def sampled(self, written: Sequence[Sequence[int]]) -> EncodedRows:
-        """The rows that the base wrote: ``written`` are the tokens after the prompt.
-
-        Raises:
-            UserError: it wrote nothing but end tokens.
-        """
+        """The rows that the base wrote: ``written`` are the tokens after the prompt. Raises
+        UserError: it wrote nothing but end tokens."""
         if all(self.stop_ids.issuperset(ids) for ids in written):
             raise UserError(
                 f"self_replay: found end tokens alone in all {len(written)} rows that the base "

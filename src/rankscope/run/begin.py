@@ -47,10 +47,8 @@ def begin_run(
     """Load the base and store what the study is made of, without its groups.
 
     ``load`` is ``load_base`` or ``base_without_weights``. ``trials`` are those of a unit, whose
-    ledger has no others; by default all of the study.
-
-    Raises:
-        UserError: stored results would not be comparable with new ones.
+    ledger has no others; by default all of the study. Raises UserError: stored results would not be
+    comparable with new ones.
     """
     check_record_settings(ledger, study)
     config, before = study.config, ledger.statuses()
@@ -74,11 +72,8 @@ def begin_run(
 
 
 def plan_again(ledger: Ledger, retry: Collection[str]) -> None:
-    """Plan trials again: those of a status such as ``oom``, and those named by their id.
-
-    Raises:
-        UserError: a word is neither.
-    """
+    """Plan trials again: those of a status such as ``oom``, and those named by their id. Raises
+    UserError: a word is neither."""
     statuses = ledger.statuses()
     named = [word for word in retry if word not in FAILED]
     for word in named:
@@ -93,11 +88,8 @@ def plan_again(ledger: Ledger, retry: Collection[str]) -> None:
 
 
 def check_record_settings(ledger: Ledger, study: PreparedStudy) -> None:
-    """Stored records must have been made with the settings that the study file has now.
-
-    Raises:
-        UserError: results of two definitions would be compared.
-    """
+    """Stored records must have been made with the settings that the study file has now. Raises
+    UserError: results of two definitions would be compared."""
     trials = {trial.trial_id for trial in study.trials}
     for kind, model_id, stored in ledger.record_settings():
         if trial_of(model_id) not in trials:
@@ -117,10 +109,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     """The first of ``STOP_SIGNALS`` requests a stop at the next safe point; a second Ctrl-C aborts.
 
     Signals that the process ignores stay ignored, such as SIGHUP under ``nohup``. Outside the main
-    thread all are left alone.
-
-    Raises:
-        Interrupted: the second Ctrl-C came.
+    thread all are left alone. Raises Interrupted: the second Ctrl-C came.
     """
     asked = threading.Event()
 

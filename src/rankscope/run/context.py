@@ -59,11 +59,8 @@ class RunContext:
         self.groups = GroupLedger(self.ledger, self.study)
 
     def begin_stage(self, name: str, num_steps: int) -> None:
-        """Report a stage that has something to do; the first one stores who does it.
-
-        Raises:
-            UserError: the stored results are of other versions, and mixing is not allowed.
-        """
+        """Report a stage that has something to do; the first one stores who does it. Raises
+        UserError: the stored results are of other versions, and mixing is not allowed."""
         if not self.versions_checked:
             self.ledger.add_provenance(provenance(), allow_mixed=self.allow_mixed)
             self.versions_checked = True
@@ -83,11 +80,8 @@ class RunContext:
         self.reporter.finish("; ".join(part for part in parts if part))
 
     def begin_piece(self, detail: str) -> None:
-        """Report the next piece of the stage, unless the run should stop.
-
-        Raises:
-            Interrupted: the user asked to stop.
-        """
+        """Report the next piece of the stage, unless the run should stop. Raises Interrupted: the
+        user asked to stop."""
         self.check_stop()
         self.reporter.advance(self.pieces_done, detail)
 

@@ -21,12 +21,9 @@ def write_outputs(
     """Write ``recommendation.json`` and ``report.html`` from the stored records of a study.
 
     Both hold at most ``MAX_PAGE_ARMS`` arms; what is returned holds all. ``study`` are its records,
-    if they are loaded already. An unchanged file is not written again.
-
-    Raises:
-        UserError: no study there.
-        IntegrityError: a stored record or table was altered.
-        DiskFull, DiskFailed, OutOfMemory: the earlier report stays.
+    if they are loaded already. An unchanged file is not written again. Raises UserError: no study
+    there; IntegrityError: a stored record or table was altered; DiskFull, DiskFailed, OutOfMemory:
+    the earlier report stays.
     """
     if study is None:
         with Ledger.open(out, write=False) as ledger:

@@ -93,10 +93,7 @@ class ForkedWorker:
 
     def wait(self, seconds: float) -> int:
         """Its exit code, minus the signal that killed it, or that of a starter that died first.
-
-        Raises:
-            TimeoutExpired: it still runs after ``seconds``, as of ``subprocess.Popen.wait``.
-        """
+        Raises TimeoutExpired: it still runs after ``seconds``, as of ``subprocess.Popen.wait``."""
         self.connection.settimeout(seconds)
         while True:
             try:

@@ -34,10 +34,7 @@ def model_with_weights(context: RunContext, group: Group) -> Base | None:
     """The base with the trials' stored adapters attached, or a full trial's own model.
 
     None if training left a full model in a state in which it cannot run: the trial is then marked
-    ``failed``.
-
-    Raises:
-        IntegrityError: stored weights are not what was written.
+    ``failed``. Raises IntegrityError: stored weights are not what was written.
     """
     model = context.base
     for trial in group:

@@ -169,11 +169,8 @@ def is_sealed(folder: Path) -> bool:
 
 
 def adopt_unit(context: RunContext, folder: Path) -> None:
-    """Copy the results of a sealed unit into the study, and remove its folder.
-
-    Raises:
-        IntegrityError: they are not what the worker wrote.
-    """
+    """Copy the results of a sealed unit into the study, and remove its folder. Raises
+    IntegrityError: they are not what the worker wrote."""
     if (folder / SEAL).read_bytes() != sums_text(folder, LEDGER_FILE).encode():
         raise IntegrityError(
             f"{folder}: found a ledger that was changed after it was sealed, expected the sha256 "
@@ -260,10 +257,8 @@ def wait_for_worker(
 ) -> None:
     """Return once no worker of a driver that died holds a unit; such workers stop by themselves.
 
-    ``note`` gets one text if it has to wait.
-
-    Raises:
-        Interrupted: by ``check_stop``, which is called while it waits.
+    ``note`` gets one text if it has to wait. Raises Interrupted: by ``check_stop``, which is called
+    while it waits.
     """
     is_noted = False
     while (folder / "ledger.sqlite").is_file() and not is_sealed(folder):

@@ -30,13 +30,10 @@ from rankscope.store import UNITS, Ledger
 
 
 def work(out: Path, unit: str) -> None:
-    """Bring a unit to its end, from where an earlier worker stopped; always safe to repeat.
-
-    Raises:
-        UserError: no such unit, or this machine prepares another study than the driver.
-        OutOfMemory: scoring the base took more than there is, or earlier groups kept memory.
-        Interrupted: a stop was requested, or the driver is gone.
-    """
+    """Bring a unit to its end, from where an earlier worker stopped; always safe to repeat. Raises
+    UserError: no such unit, or this machine prepares another study than the driver; OutOfMemory:
+    scoring the base took more than there is, or earlier groups kept memory; Interrupted: a stop was
+    requested, or the driver is gone."""
     folder = out / UNITS / unit
     order = read_unit(folder)
     if is_sealed(folder):
@@ -88,11 +85,8 @@ def work(out: Path, unit: str) -> None:
 
 
 def open_when_free(folder: Path, should_stop: Callable[[], bool]) -> Ledger:
-    """Open a unit's ledger once the worker of a driver that died has let go of it.
-
-    Raises:
-        Interrupted: a stop was requested meanwhile.
-    """
+    """Open a unit's ledger once the worker of a driver that died has let go of it. Raises
+    Interrupted: a stop was requested meanwhile."""
     while not should_stop():
         try:
             return Ledger.open(folder, write=True, take_over=True)

@@ -89,11 +89,8 @@ Stored = TypeVar("Stored")
 
 
 def connect(path: Path, *, write: bool) -> Database:
-    """A connection to a ledger of this version; a writer creates it.
-
-    Raises:
-        IntegrityError: the file is damaged.
-    """
+    """A connection to a ledger of this version; a writer creates it. Raises IntegrityError: the
+    file is damaged."""
     if write and not holds_bytes(path):
         _create(path)
     # SQLite can read a WAL database only in a writable folder; on a read-only disk it needs

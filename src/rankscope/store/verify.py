@@ -41,9 +41,7 @@ def find_problems(out: Path, *, quick: bool = False) -> list[Problem]:
     """Differences of a study from what was written; an empty list means none.
 
     ``quick`` compares the sizes of artifacts instead of their hashes, and leaves out checkpoints.
-
-    Raises:
-        UserError: another version wrote the ledger.
+    Raises UserError: another version wrote the ledger.
     """
     ledger, store = ledger_file(out), ArtifactStore(out)
     problems: list[Problem] = []
@@ -163,10 +161,8 @@ def _content(path: Path) -> bytes | None:
 def open_checked(out: Path, *, write: bool) -> Database:
     """Connect to the ledger of a study, a writer's new one if there is none, after checking it.
 
-    A ledger that a run closed is compared with its hash, another one row by row.
-
-    Raises:
-        IntegrityError: something in it was not written by a run.
+    A ledger that a run closed is compared with its hash, another one row by row. Raises
+    IntegrityError: something in it was not written by a run.
     """
     for _, expected, found in changed_files(out, CLOSED, (LEDGER,)):
         raise IntegrityError(

@@ -49,12 +49,9 @@ class Export:
 def export_trial(folder: Path, out: Path, request: ExportRequest) -> Export:
     """Write one trial's weights to ``out``, a new or empty folder, ready to be loaded elsewhere.
 
-    All hashes are compared first, and ``out`` appears in one step.
-
-    Raises:
-        UserError: the study, the trial or its weights are not there, or ``out`` cannot be used.
-        IntegrityError: the stored weights were altered, or do not fit their configuration.
-        DiskFull: ``out`` stays as it was.
+    All hashes are compared first, and ``out`` appears in one step. Raises UserError: the study, the
+    trial or its weights are not there, or ``out`` cannot be used; IntegrityError: the stored
+    weights were altered, or do not fit their configuration; DiskFull: ``out`` stays as it was.
     """
     check_outside(out, folder, "--out")
     check_taken(out)
@@ -131,11 +128,8 @@ def _write(
 
 
 def base_reference(model: ModelConfig, request: ExportRequest) -> dict[str, str | None]:
-    """Where PEFT finds the base: a hub id, or the folder of this machine.
-
-    Raises:
-        UserError: the adapter goes to the hub, and its base is known by a local folder only.
-    """
+    """Where PEFT finds the base: a hub id, or the folder of this machine. Raises UserError: the
+    adapter goes to the hub, and its base is known by a local folder only."""
     if request.base_name or model.hub:
         revision = None if request.base_name else model.revision
         return {"base_model_name_or_path": request.base_name or model.hub, "revision": revision}

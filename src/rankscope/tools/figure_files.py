@@ -29,11 +29,7 @@ def write_study_figures(
     """Write every figure of the report as ``KEY.pdf`` (or svg, png), and ``figures.md``.
 
     A figure with a drop-down shows its first entry. ``figures.md`` lists title, finding and caption
-    of each file.
-
-    Raises:
-        UserError: no browser could be started.
-        DiskFull: no space for a figure.
+    of each file. Raises UserError: no browser could be started; DiskFull: no space for a figure.
     """
     view = limited(StudyView(study, recommendation))
     drawn = [figure for section in study_sections(view) for figure in section.figures]

@@ -179,12 +179,8 @@ def _answer_lines(advice: TaskAdvice) -> list[str]:
 
 
 def load(folder: str | Path) -> StudyFrames:
-    """Read the study in ``folder``.
-
-    Raises:
-        UserError: no study there.
-        IntegrityError: a stored record or table was altered.
-    """
+    """Read the study in ``folder``. Raises UserError: no study there; IntegrityError: a stored
+    record or table was altered."""
     with Ledger.open(Path(folder), write=False) as ledger:
         return StudyFrames(Path(folder), ledger.load())
 

@@ -14,9 +14,7 @@ def merge_adapter(study: StudyRecords, adapter: Path, out: Path) -> None:
     """Write the study's base with an adapter merged into it, and the tokenizer, to ``out``.
 
     The sum is computed in float32 and stored in the dtype in which the study scored the model.
-
-    Raises:
-        UserError: the base is not the study's any more, or the adapter cannot be merged.
+    Raises UserError: the base is not the study's any more, or the adapter cannot be merged.
     """
     import torch
     from peft import PeftModel

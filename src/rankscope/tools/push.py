@@ -33,10 +33,8 @@ class Upload:
     def send(self) -> str:
         """Create the repository if it does not exist, upload the folder, and return its address.
 
-        An existing repository keeps its visibility.
-
-        Raises:
-            UserError: no connection, or the hub refused.
+        An existing repository keeps its visibility. Raises UserError: no connection, or the hub
+        refused.
         """
         from huggingface_hub import HfApi
 

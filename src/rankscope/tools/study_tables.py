@@ -15,10 +15,8 @@ def write_study_tables(
 ) -> list[Path]:
     """Write the main tables as ``arms.md``, ``arms.csv``, ``arms.tex``, ``arms.parquet`` and so on.
 
-    A table without rows is not written, and its files of an earlier call are removed.
-
-    Raises:
-        DiskFull: no file is cut short.
+    A table without rows is not written, and its files of an earlier call are removed. Raises
+    DiskFull: no file is cut short.
     """
     written = []
     with reporting_shortages(out):

@@ -29,10 +29,8 @@ def choose_trial(
 
     A label is a trial's id or the beginning of one, or words of its name: ``r=8 lr=0.001`` as the
     report shows it, ``arc_easy r=8 lr=0.001 seed=1`` in full. Of an arm's seeds, the one with the
-    highest score on the validation split is taken.
-
-    Raises:
-        UserError: no such trial or recommendation, or several; the message lists them.
+    highest score on the validation split is taken. Raises UserError: no such trial or
+    recommendation, or several; the message lists them.
     """
     check_training_task(view.training_tasks, folder, task)
     if label is not None:
@@ -58,11 +56,8 @@ def check_training_task(tasks: Collection[str], folder: Path, task: str | None) 
 def trials_with_label(
     study: StudyRecords, folder: Path, label: str, task: str | None
 ) -> list[TrialSpec]:
-    """The seeds of the arm, or the trial, that a label names.
-
-    Raises:
-        UserError: no such trial, or several arms.
-    """
+    """The seeds of the arm, or the trial, that a label names. Raises UserError: no such trial, or
+    several arms."""
     trials = [t.spec for t in study.trials if task in (None, t.spec.task)]
     words = set(label.split())
     by_id = [spec for spec in trials if label and spec.trial_id.startswith(label)]

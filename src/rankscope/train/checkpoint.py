@@ -94,12 +94,8 @@ class GroupCheckpoint:
         return max((int(name.removeprefix("step-").split(".")[0]) for name in names), default=0)
 
     def load(self) -> GroupState | None:
-        """The newest state; None if there is none.
-
-        Raises:
-            IntegrityError: it was altered since it was written.
-            UserError: another number of ranks wrote it.
-        """
+        """The newest state; None if there is none. Raises IntegrityError: it was altered since it
+        was written; UserError: another number of ranks wrote it."""
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
             if not (folder / SUMS).is_file():
                 continue  # its removal was interrupted

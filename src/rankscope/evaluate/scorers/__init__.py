@@ -43,11 +43,8 @@ def register_scorer(scorer: Scorer[Any]) -> None:
 
 
 def get_scorer(name: str) -> Scorer[Any]:
-    """The scorer of a name; ``python:FILE:FUNCTION`` is a function of the user's own.
-
-    Raises:
-        ValueError: no scorer has this name.
-    """
+    """The scorer of a name; ``python:FILE:FUNCTION`` is a function of the user's own. Raises
+    ValueError: no scorer has this name."""
     if name not in _SCORERS and re.fullmatch(PYTHON_PATTERN, name):
         register_scorer(PythonScorer(name))
     if name in _SCORERS:

@@ -88,11 +88,8 @@ class Scorer(ABC, Generic[Encoded]):
             raise UserError(f"{where}: 'num_fewshot' applies to questions with answers; remove it")
 
     def adapt_row(self, content: RowContent) -> RowContent:
-        """A row with the completion and gold answer that this scorer compares.
-
-        Raises:
-            BadRow: the row cannot be scored.
-        """
+        """A row with the completion and gold answer that this scorer compares. Raises BadRow: the
+        row cannot be scored."""
         if self.needs_choices and content.answer is None:
             raise BadRow(f"scorer {self.name!r} needs rows with choices and an answer")
         return replace(content, contexts=())
@@ -101,11 +98,8 @@ class Scorer(ABC, Generic[Encoded]):
     def encode(
         self, encoder: Encoder, items: Sequence[Item], spec: "TaskSpec", context: int | None
     ) -> list[Encoded]:
-        """Every item as token ids. ``context``: most tokens of the model; None is no bound.
-
-        Raises:
-            UserError: an item that cannot be scored.
-        """
+        """Every item as token ids. ``context``: most tokens of the model; None is no bound. Raises
+        UserError: an item that cannot be scored."""
 
     def num_tokens(self, encoded: Encoded) -> int:
         """Tokens of context that an item needs; 0 if items fit by construction."""

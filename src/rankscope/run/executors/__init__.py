@@ -108,11 +108,8 @@ def check_executor(name: str) -> None:
 
 
 def new_executor(name: str, options: ExecutorOptions) -> Executor:
-    """An executor by its name.
-
-    Raises:
-        UserError: there is none of that name, no worker, or it cannot start.
-    """
+    """An executor by its name. Raises UserError: there is none of that name, no worker, or it
+    cannot start."""
     check_executor(name)
     if options.num_workers is not None and options.num_workers < 1:
         raise UserError(f"--workers {options.num_workers}: expected at least 1")

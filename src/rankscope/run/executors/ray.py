@@ -138,11 +138,8 @@ class RayExecutor:
 
 
 def connect_ray(address: str | None) -> Any:
-    """Ray, connected to the cluster at ``address``, or started on this machine.
-
-    Raises:
-        UserError: Ray is not installed, or no cluster answers.
-    """
+    """Ray, connected to the cluster at ``address``, or started on this machine. Raises UserError:
+    Ray is not installed, or no cluster answers."""
     if address is not None:
         check_address(address)
     try:

@@ -137,12 +137,8 @@ def end_of(
 
 
 def check_worker(code: int, folder: Path) -> None:
-    """Raise the error behind what :func:`run_worker` returned.
-
-    Raises:
-        WorkerFailed: every attempt was killed or failed.
-        RankscopeError: what the worker met, if it concerns the whole study.
-    """
+    """Raise the error behind what :func:`run_worker` returned. Raises WorkerFailed: every attempt
+    was killed or failed; RankscopeError: what the worker met, if it concerns the whole study."""
     if code == OK and (folder / SEAL).is_file():
         return
     message = last_lines(folder)

@@ -60,12 +60,8 @@ class AdapterFolder:
 def read_adapters(
     paths: Sequence[str], shapes: Architecture, base_sha256: str, *, force: bool
 ) -> list[AdapterFolder]:
-    """Check every adapter against the model, before any weights are loaded.
-
-    Raises:
-        UserError: an adapter is missing, damaged, of other shapes or, without ``force``, made for
-            another base.
-    """
+    """Check every adapter against the model, before any weights are loaded. Raises UserError: an
+    adapter is missing, damaged, of other shapes or, without ``force``, made for another base."""
     adapters = []
     for text, label in zip(paths, adapter_labels(paths), strict=True):
         folder = Path(text).expanduser()

@@ -39,11 +39,8 @@ class EvalRequest(ConfigSection):
 
     @property
     def model_source(self) -> ModelConfig:
-        """The model as in a study file.
-
-        Raises:
-            UserError: neither a folder nor the name of a model.
-        """
+        """The model as in a study file. Raises UserError: neither a folder nor the name of a
+        model."""
         folder = Path(self.model).expanduser()
         if folder.is_file():
             raise UserError(
@@ -60,11 +57,8 @@ class EvalRequest(ConfigSection):
 
 
 def checked_request(**options: Any) -> EvalRequest:
-    """The request of a command line.
-
-    Raises:
-        UserError: an option has a value that cannot be used.
-    """
+    """The request of a command line. Raises UserError: an option has a value that cannot be
+    used."""
     try:
         return EvalRequest.model_validate(options)
     except ValidationError as error:

@@ -65,11 +65,8 @@ class ResultsFolder:
         self._loaded: dict[str, Evaluation] = {}
 
     def get(self, key: str) -> Evaluation | None:
-        """A stored result, None if there is none.
-
-        Raises:
-            IntegrityError: it differs from what was written.
-        """
+        """A stored result, None if there is none. Raises IntegrityError: it differs from what was
+        written."""
         if key in self._loaded or self.out is None or not (path := self._path(key)).is_file():
             return self._loaded.get(key)
         with reading(path, "what was written", IntegrityError, "remove it to score it again"):
@@ -84,11 +81,8 @@ class ResultsFolder:
         return self._loaded[key]
 
     def put(self, key: str, model: str, evaluation: Evaluation) -> None:
-        """Store one result: its table, then its record.
-
-        Raises:
-            DiskFull: no space is left; nothing of this result is kept.
-        """
+        """Store one result: its table, then its record. Raises DiskFull: no space is left; nothing
+        of this result is kept."""
         self._loaded[key] = evaluation
         if self.out is None:
             return

@@ -70,12 +70,8 @@ def score(
     """Score a model and its adapters on tasks; skip what ``out`` already holds.
 
     Everything is read and checked before anything is written. Then every task's results are written
-    as soon as they are complete.
-
-    Raises:
-        UserError: a model, adapter, task, split or row cannot be used, or ``out`` cannot be
-            written to.
-        IntegrityError: results in ``out`` were altered.
+    as soon as they are complete. Raises UserError: a model, adapter, task, split or row cannot be
+    used, or ``out`` cannot be written to; IntegrityError: results in ``out`` were altered.
     """
     source = request.model_source
     folder = model_folder(source)
@@ -156,11 +152,8 @@ class Scoring:
         }
 
     def run(self, base: Base, adapters: Sequence[AdapterFolder]) -> None:
-        """Score the base and LoRA adapters together, and every other method by itself.
-
-        Raises:
-            UserError: an adapter is damaged or does not fit; checked before anything is scored.
-        """
+        """Score the base and LoRA adapters together, and every other method by itself. Raises
+        UserError: an adapter is damaged or does not fit; checked before anything is scored."""
         wanted = [adapter for adapter in adapters if self.missing([adapter.label])]
         others = [adapter for adapter in wanted if not adapter.is_lora]
         for adapter in others:

@@ -78,11 +78,8 @@ def evaluate_lm_eval(task: LmEvalTask, base: Base, models: Models) -> tuple[Resu
 def read_tasks(
     request: EvalRequest, encoder: Encoder, tokenizer_hash: str, context: int | None
 ) -> list[EvalTask]:
-    """Every task of a request, Rankscope's own first.
-
-    Raises:
-        UserError: no tasks, one that is given twice, rows or items that cannot be used.
-    """
+    """Every task of a request, Rankscope's own first. Raises UserError: no tasks, one that is given
+    twice, rows or items that cannot be used."""
     if not request.tasks:
         raise UserError("no tasks were given; expected names such as --tasks arc_easy,mmlu")
     own = [text for text in request.tasks if not text.startswith(LM_EVAL_PREFIX)]
@@ -120,10 +117,8 @@ def check_given_once(names: Sequence[str]) -> None:
 def task_config(text: str, num_fewshot: int | None) -> TaskConfig:
     """One of ``--tasks`` that is a named task, a task file, a file of rows, or a folder of them.
 
-    Named tasks contain neither a slash nor a dot, so any text with one is a path.
-
-    Raises:
-        UserError: there is no such file.
+    Named tasks contain neither a slash nor a dot, so any text with one is a path. Raises UserError:
+    there is no such file.
     """
     path = Path(text).expanduser()
     changes: dict[str, object] = {} if num_fewshot is None else {"num_fewshot": num_fewshot}
