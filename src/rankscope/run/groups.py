@@ -174,7 +174,7 @@ class Grouping:
         free_bytes: float,
         num_processes: int,
     ) -> "Grouping":
-        """For groups of a study, ``num_processes`` of which share the free memory."""
+        """For groups of a study; ``num_processes`` at a time share the free memory."""
         if place[1].type == "cpu":
             num_processes *= config.train.devices
         rows = {**data.replay_rows, **data.rows}
