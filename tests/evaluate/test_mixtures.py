@@ -15,7 +15,6 @@ from evaluation_worlds import (
 
 from rankscope.config.study import EvaluateConfig
 from rankscope.data.tasks import LoadedTask
-from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import evaluate_task
 from rankscope.evaluate.task_record import task_sha256
 from rankscope.records import BASE
@@ -50,12 +49,6 @@ def test_a_record_counts_what_is_contaminated_and_what_was_cut() -> None:
     task = dataclasses.replace(task, parts=tuple(parts))
     record, _ = evaluate_task(base(), encoder(), task, "test", {None: BASE}, settings)[None]
     assert (record.truncated, record.without_contamination) == (2, None)
-
-
-def test_a_mixture_without_items_is_refused() -> None:
-    task = dataclasses.replace(mixture(), validation=())
-    with pytest.raises(UserError, match=f"task '{task.spec.name}': no validation items to score"):
-        evaluate_task(base(), encoder(), task, "validation", {None: BASE}, SETTINGS)
 
 
 @pytest.mark.parametrize("place", [0, 1])

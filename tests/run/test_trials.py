@@ -9,7 +9,6 @@ import pytest
 
 from rankscope.config.study import StudyConfig, TrainConfig
 from rankscope.data.sampler import RowSampler
-from rankscope.errors import UserError
 from rankscope.records import TrialSpec
 from rankscope.run import trials as trials_module
 from rankscope.run.groups import Group, group_id, make_groups, what_limits
@@ -426,11 +425,6 @@ def test_memory_is_asked_for_a_few_times_a_pack() -> None:
 def test_by_default_sixteen_trials_are_packed() -> None:
     config = study(tasks=["med"], arms=arm(rank=list(range(1, 18))), seeds=0)
     assert [len(p) for p in make_groups(make_trials(config, "b", DATA))] == [8, 9]
-
-
-def test_a_group_size_below_one_is_refused() -> None:
-    with pytest.raises(UserError, match="max_group_size is 0"):
-        make_groups(make_trials(study(), "b", DATA), 0)
 
 
 def test_no_trials_no_packs() -> None:

@@ -192,18 +192,15 @@ class ConfigSection(BaseModel):
 
 def section_at(location: Location, model: type[ConfigSection]) -> type[ConfigSection] | None:
     """The section class at a location of a file of ``model``, such as ``("arms", 0)``."""
-    section: type[ConfigSection] | None = model
-    list_item: type[ConfigSection] | None = None
+    annotation: Any = model
     for part in location:
         if isinstance(part, int):
-            section, list_item = list_item, None
-            continue
-        field = section.model_fields.get(part) if section is not None else None
-        annotation = without_none(field.annotation) if field is not None else None
-        section = as_section(annotation)
-        is_list = get_origin(annotation) is list
-        list_item = as_section(get_args(annotation)[0]) if is_list else None
-    return section
+            annotation = get_args(annotation)[0] if get_origin(annotation) is list else None
+        else:
+            section = as_section(annotation)
+            field = section.model_fields.get(part) if section else None
+            annotation = without_none(field.annotation) if field else None
+    return as_section(annotation)
 
 
 def without_none(annotation: Any) -> Any:

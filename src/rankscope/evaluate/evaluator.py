@@ -203,10 +203,7 @@ def without_contamination(
 def evaluate_mixture(
     task: LoadedTask, split: Split, evaluate: Callable[[LoadedTask], dict[str | None, Evaluation]]
 ) -> dict[str | None, Evaluation]:
-    items = split_items(task, split)
-    if not items:
-        raise UserError(f"task {task.spec.name!r}: no {split} items to score")
-    kept = {item.item_id for item in items}
+    kept = {item.item_id for item in split_items(task, split)}
     parts = [
         evaluate(
             replace(part, test=of_part) if split == "test" else replace(part, validation=of_part)

@@ -11,7 +11,6 @@ from transformers import PretrainedConfig
 
 from rankscope.config.study import StudyConfig, TrainConfig
 from rankscope.data.study_data import StudyData
-from rankscope.errors import UserError
 from rankscope.hashing import sha256_json
 from rankscope.records import TrialSpec
 from rankscope.run.trials import ID_LENGTH
@@ -47,8 +46,6 @@ def make_groups(
     where a run was stopped.
     """
     limit = DEFAULT_MAX_GROUP_SIZE if max_group_size is None else max_group_size
-    if limit < 1:
-        raise UserError(f"max_group_size is {limit}: expected at least 1")
     groups: list[Group] = []
     for task in dict.fromkeys(trial.task for trial in trials):
         of_task = [trial for trial in trials if trial.task == task]

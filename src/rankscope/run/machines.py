@@ -40,9 +40,8 @@ class Machine:
 
     def dtype(self, wanted: str) -> torch.dtype:
         """The base's dtype; ``auto`` is bfloat16 if the device computes in it."""
-        name = wanted
-        if wanted == "auto":
-            name = "bfloat16" if "bfloat16" in self.rates else "float32"
+        fast = "bfloat16" if "bfloat16" in self.rates else "float32"
+        name = fast if wanted == "auto" else wanted
         if name not in self.rates:
             raise UserError(
                 f"plan: found dtype {name}, which {self.label} does not compute in; expected "

@@ -25,7 +25,7 @@ from rankscope.report.study_view import StudyView
 from rankscope.report.use_it import base_source
 from rankscope.store import Ledger, snapshot_path, weights_path
 from rankscope.tools.merge import merge_adapter
-from rankscope.tools.trial_choice import ChosenTrial, choose_trial
+from rankscope.tools.trial_choice import choose_trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,16 +61,20 @@ def export_trial(folder: Path, out: Path, request: ExportRequest) -> Export:
         chosen = choose_trial(
             view, folder, request.label, request.task, best_lora=request.best_lora
         )
-        source = ledger.checked_path(_weights(ledger, study, chosen.spec, request.step))
+        trial = next(t for t in study.trials if t.spec == chosen.spec)
+        source = ledger.checked_path(_weights(ledger, trial, request.step))
         with folder_in_one_step(out) as partial:
-            return _write(view, chosen, source, partial, request)
+            return _write(view, trial, chosen.reason, source, partial, request)
 
 
-def _weights(ledger: Ledger, study: StudyRecords, spec: TrialSpec, step: int | None) -> str:
+def _last_step(trial: TrialRecords) -> int | None:
+    """Step of the final weights: with early stopping, of the best ones."""
+    return None if trial.train is None else trial.train.best_step or trial.train.steps
+
+
+def _weights(ledger: Ledger, trial: TrialRecords, step: int | None) -> str:
     """Path of a trial's final weights, or of those kept at one step."""
-    trial = next(t for t in study.trials if t.spec == spec)
-    # With early stopping, the final weights are those of the best step.
-    last = None if trial.train is None else trial.train.best_step or trial.train.steps
+    spec, last = trial.spec, _last_step(trial)
     if step is None or step == last:
         if ledger.artifacts(path := weights_path(spec)):
             return path
@@ -90,11 +94,15 @@ def _weights(ledger: Ledger, study: StudyRecords, spec: TrialSpec, step: int | N
 
 
 def _write(
-    view: StudyView, chosen: ChosenTrial, source: Path, out: Path, request: ExportRequest
+    view: StudyView,
+    trial: TrialRecords,
+    reason: str,
+    source: Path,
+    out: Path,
+    request: ExportRequest,
 ) -> Export:
-    study, spec = view.study, chosen.spec
-    trial = next(t for t in study.trials if t.spec == spec)
-    notes = [f"{spec.label}: {chosen.reason}"] if chosen.reason else []
+    study, spec = view.study, trial.spec
+    notes = [f"{spec.label}: {reason}"] if reason else []
     merged = request.merge and not spec.is_full
     settings: dict[str, Any] | None = None
     if merged:
@@ -111,8 +119,7 @@ def _write(
         settings = json.loads((out / CONFIG).read_text("utf-8"))
         settings |= base_reference(study.config.model, request)
         (out / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True), "utf-8")
-    final = None if trial.train is None else trial.train.best_step or trial.train.steps
-    step = None if request.step == final else request.step
+    step = None if request.step == _last_step(trial) else request.step
     known_bases = {
         name: f"{known.card}; adapter_config.json names the original on the hub, {known.hub}"
         for name, known in KNOWN_MODELS.items()

@@ -128,30 +128,12 @@ def test_a_prefix_is_never_less_likely_than_what_it_begins() -> None:
     assert result.option_logprobs[0] > result.option_logprobs[1] > result.option_logprobs[2]
 
 
-@pytest.mark.parametrize(
-    ("choices", "answer", "message"),
-    [
-        (("a", ""), 0, "option '' has no tokens"),
-        (("a",), 0, "found 1 choices"),
-        (("a", "b"), None, "answer None"),
-    ],
-)
-def test_unscorable_items_are_refused(
-    choices: tuple[str, ...], answer: int | None, message: str
-) -> None:
+def test_an_option_without_tokens_is_refused() -> None:
     # The prompt ends in a space, so that the empty option is not even a space of its own.
-    item = Item("toy/test/7", "a ", "a", choices=choices, answer=answer)
-    with pytest.raises(UserError, match=f"toy/test/7: .*{message}"):
-        get_scorer("option_text").encode(
-            encoder(), [item], loaded((item,), "option_text").spec, None
-        )
-
-
-def test_more_choices_than_letters_are_refused() -> None:
-    item = choice_item(1, "pick", tuple(f"c{n}" for n in range(27)), 0)
-    spec = loaded((item,), "option_letter", "{question}\n{options}").spec
-    with pytest.raises(UserError, match="27 choices; letters name 26"):
-        get_scorer("option_letter").encode(encoder(), [item], spec, None)
+    item = Item("toy/test/7", "a ", "a", choices=("a", ""), answer=0)
+    spec = loaded((item,), "option_text").spec
+    with pytest.raises(UserError, match="toy/test/7: .*option '' has no tokens"):
+        get_scorer("option_text").encode(encoder(), [item], spec, None)
 
 
 def test_what_follows_is_scored_after_either_option() -> None:

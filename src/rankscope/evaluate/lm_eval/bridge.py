@@ -140,19 +140,16 @@ def import_harness(source: str) -> tuple[Any, "TaskManager"]:
 @contextmanager
 def harness_seeds() -> Iterator[None]:
     """Seed as the harness does, and restore every global generator afterwards."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    random.seed(SEEDS[0])
-    np.random.seed(SEEDS[1])
-    torch.manual_seed(SEEDS[1])
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if on_gpus:
-            torch.cuda.set_rng_state_all(on_gpus)
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        random.seed(SEEDS[0])
+        np.random.seed(SEEDS[1])
+        torch.manual_seed(SEEDS[1])
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 @contextmanager

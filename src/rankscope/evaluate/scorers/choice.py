@@ -43,12 +43,6 @@ class ChoiceScorer(Scorer["list[Question]"]):
     def encode(
         self, encoder: Encoder, items: Sequence[Item], spec: "TaskSpec", context: int | None
     ) -> "list[list[Question]]":
-        for item in items:
-            if len(item.choices) < 2 or item.answer is None:
-                raise UserError(
-                    f"{item.location}: scorer {self.name!r} needs at least two choices and an "
-                    f"answer; found {len(item.choices)} choices and answer {item.answer}"
-                )
         return [self.questions(encoder, item, spec) for item in items]
 
     def questions(self, encoder: Encoder, item: Item, spec: "TaskSpec") -> "list[Question]":
@@ -57,10 +51,6 @@ class ChoiceScorer(Scorer["list[Question]"]):
 
         answers = list(item.choices) if self.scores_texts else []
         if self.scores_letters(spec):
-            if len(item.choices) > len(LETTERS):
-                raise UserError(
-                    f"{item.location}: {len(item.choices)} choices; letters name {len(LETTERS)}"
-                )
             answers += LETTERS[: len(item.choices)]
         prompt = encoder.prompt_ids(item)
         continuations = [encoder.answer_ids(answer, item) for answer in answers]

@@ -273,8 +273,7 @@ class PeftTuner:
 
 
 def new_tuner(base: Base, trial: TrialSpec, num_steps: int) -> PeftTuner:
-    if trial.peft is None:
-        raise ValueError(f"{trial.label}: not a trial of a PEFT method")
+    assert trial.peft is not None
     config = peft_config(json.loads(trial.peft), trial.targets, num_steps)
     tuner = PeftTuner.new(base.model, config, trial.seed)
     base.multi_lora.injected_tuner = tuner
