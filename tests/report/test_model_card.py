@@ -75,14 +75,12 @@ def test_the_figures_are_those_of_the_one_trained_model() -> None:
     ):
         assert part in text
     advice = view.advice("med")
-    assert advice is not None
     assert advice.verdict.split(":")[0] in text.replace("\\", "")
 
 
 def test_whether_these_settings_are_the_recommended_ones_is_said() -> None:
     view = StudyView(*ordinary_study())
     advice = view.advice("med")
-    assert advice is not None
     assert advice.chosen is not None
     texts = {t.spec.arm_label: card_of(view, t) for t in view.study.trials if t.spec.task == "med"}
     told = [k for k, text in texts.items() if "The study recommends these settings." in text]

@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs_version
 from report_studies import HOSTILE, MEGABYTE, hostile_study, ordinary_study, study_and_advice
 from synthetic_study import Truth, synthetic_study
 
+from rankscope.advise.recommend import recommend
 from rankscope.records import BASE, Recommendation, StudyRecords
 from rankscope.report.answer import answer_card, answer_html
 from rankscope.report.page import packed_plotly
@@ -259,7 +260,7 @@ def nothing_finished() -> tuple[StudyRecords, Recommendation]:
     kept = {key: e for key, e in study.evals.items() if key[0] == BASE}
     items = {key: i for key, i in study.items.items() if key[0] == BASE}
     study = replace(study, trials=trials, evals=kept, items=items)
-    return study, Recommendation(study=study.name, advice=(), method="")
+    return study, recommend(study)
 
 
 def one_seed() -> tuple[StudyRecords, Recommendation]:
@@ -271,8 +272,9 @@ def no_retention() -> tuple[StudyRecords, Recommendation]:
 
 
 def nothing_but_the_base() -> tuple[StudyRecords, Recommendation]:
-    study, advice = nothing_finished()
-    return replace(study, trials=(), items={}), advice
+    study, _ = nothing_finished()
+    study = replace(study, trials=(), items={})
+    return study, recommend(study)
 
 
 def log_probabilities() -> tuple[StudyRecords, Recommendation]:
@@ -293,9 +295,9 @@ def no_spectra() -> tuple[StudyRecords, Recommendation]:
     [
         (
             nothing_finished,
-            ["None of the 4 trials has finished", "No recommendation for this task yet."],
+            ["None of the 4 trials has finished", "Cannot tell yet: no trial has finished."],
         ),
-        (nothing_but_the_base, ["The study has no trials", "No recommendation for this task yet."]),
+        (nothing_but_the_base, ["The study has no trials", "Cannot tell yet: no arm was trained."]),
         (one_seed, ["4 arms have fewer than 3 finished seeds"]),
         (
             no_retention,

@@ -50,7 +50,6 @@ def test_the_view_looks_at_the_arms_that_the_advice_speaks_of() -> None:
     )
     view = StudyView(*study_and_advice(truth))
     advice = view.advice("med")
-    assert advice is not None
     assert advice.chosen is None
     focus, full, lora = view.focus("med"), view.best_full("med"), view.best_lora("med")
     assert focus is not None

@@ -52,7 +52,7 @@ def test_the_steps_of_a_task_name_the_arm_of_its_answer() -> None:
     view = StudyView(*ordinary_study())
     for task in view.training_tasks:
         export, *others = steps_for_task(view, task, "my studies/one")
-        chosen = view.chosen(task)
+        chosen = view.advice(task).chosen
         option = "--best" if chosen else "--best-lora"
         assert export.code.startswith(f"rankscope export 'my studies/one' {option} --task {task} ")
         name = export.code.rpartition(" ")[2]

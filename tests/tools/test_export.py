@@ -148,7 +148,7 @@ def chosen_label(label: str | None = None, task: str | None = None, best_lora: b
 
 def test_the_recommended_arm_is_the_default_and_its_best_seed_is_taken() -> None:
     view = StudyView(*ordinary_study())
-    arm = view.chosen("med")
+    arm = view.advice("med").chosen
     assert arm is not None
     scores = {
         t.spec.label: view.study.evals[t.spec.trial_id, "med", "validation"].score

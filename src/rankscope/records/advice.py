@@ -193,6 +193,16 @@ class TaskAdvice(Record):
     candidate_labels: tuple[str, ...] = ()
     """Of every configuration at the learning rate chosen for it on the validation split."""
 
+    @property
+    def findings(self) -> list[AdviceMessage]:
+        """Diagnostics and caveats; a page gives them a section of their own."""
+        return [r for r in self.reasons if r.kind in ("diagnostic", "caveat")]
+
+    @property
+    def evidence(self) -> list[AdviceMessage]:
+        """The other reasons."""
+        return [r for r in self.reasons if r.kind not in ("diagnostic", "caveat")]
+
 
 class SubjectChange(Record):
     """What one arm forgot of one subject of a retention task."""

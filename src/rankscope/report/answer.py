@@ -70,33 +70,15 @@ class CardRow:
 class AnswerCard:
     """What the card of one training task shows."""
 
-    task: str
+    advice: TaskAdvice
     columns: tuple[str, ...]
     rows: tuple[CardRow, ...]
-    advice: TaskAdvice | None  # None if there is no advice for the task
-    note: str = ""  # What the net gain and the retention change are
-
-    @property
-    def confidence(self) -> str:
-        return self.advice.confidence if self.advice else "none"
-
-    @property
-    def evidence(self) -> list[str]:
-        """Reasons; diagnostics and caveats have a section of their own."""
-        reasons = self.advice.reasons if self.advice else ()
-        return [r.text for r in reasons if r.kind not in ("diagnostic", "caveat")]
-
-    @property
-    def findings(self) -> list[str]:
-        """Diagnostics and caveats."""
-        reasons = self.advice.reasons if self.advice else ()
-        return [r.text for r in reasons if r.kind in ("diagnostic", "caveat")]
+    note: str  # What the net gain and the retention change are
 
 
 def answer_card(view: StudyView, task: str) -> AnswerCard:
     advice, base, unit = view.advice(task), view.base(task), view.unit(task)
-    rows = advice.rows if advice else ()
-    has_net_gain = any(row.arm.net_gain for row in rows)
+    has_net_gain = any(row.arm.net_gain for row in advice.rows)
     columns = (
         *([f"Net gain, {view.net_unit(task).difference}"] if has_net_gain else []),
         f"Score, {unit.score}"
@@ -105,16 +87,16 @@ def answer_card(view: StudyView, task: str) -> AnswerCard:
         "Size",
         "Training time",
     )
-    shown = tuple(
+    rows = tuple(
         CardRow(_role_text(view, row), row.arm.label, _cells(view, row.arm, has_net_gain))
-        for row in rows
+        for row in advice.rows
     )
-    return AnswerCard(task, columns, shown, advice, _note(view, task, has_net_gain))
+    return AnswerCard(advice, columns, rows, _note(view, task, has_net_gain))
 
 
 def _note(view: StudyView, task: str, has_net_gain: bool) -> str:
-    advice, names = view.advice(task), view.retained(task)
-    if advice is None or not names:
+    names, scale = view.retained(task), view.advice(task).forgetting_scale
+    if not names:
         return ""
     note = f"Retention change: the mean over {join_names(names)}; below zero was forgotten."
     if has_net_gain:
@@ -125,8 +107,7 @@ def _note(view: StudyView, task: str, has_net_gain: bool) -> str:
             "the fall in retention). Arms are compared by it: on validation items to choose one, "
             f"here on test items.{cost} {note}"
         )
-    is_plain = advice.forgetting_scale.name in ("points", "unmeasured")
-    return note if is_plain else f"{note} {advice.forgetting_scale.text}"
+    return note if scale.name in ("points", "unmeasured") else f"{note} {scale.text}"
 
 
 def _role_text(view: StudyView, row: AnswerRow) -> str:

@@ -6,20 +6,14 @@ import pandas as pd
 
 from rankscope.formatting import count, difference, safe_text, unit_of
 from rankscope.records import ComparedCell, Provenance, StudyComparison, StudyPair
-from rankscope.report.charts.figure import Drawn, Figure, interval_cells, interval_digits
+from rankscope.report.charts.figure import Drawn, Figure, interval_cells
 from rankscope.report.charts.interval_rows import interval_rows
 from rankscope.report.page import render_page
 from rankscope.report.style import FULL_COLOR, MUTED, Color, rank_colors
 from rankscope.report.table_formats import table_from_rows
 
 MAX_ARMS = 80  # Arms drawn; all of them are in the table
-_DIGITS = {
-    **interval_digits("first", 2),
-    **interval_digits("second", 2),
-    **interval_digits("difference", 2),
-    "p": 4,
-    "p, Holm": 4,
-}
+_DIGITS = {"first": 2, "second": 2, "difference": 2, "p": 4, "p, Holm": 4}
 _CAPTION = """Right of zero, the second study scored higher. Lines are 95 % intervals. A hollow \
 mark is unpaired: the studies did not score the same items in the same way."""
 

@@ -75,9 +75,8 @@ def study_card(
 ) -> str:
     """The card of exported weights; ``summary`` holds the scores of this one trained model."""
     study, advice, spec = view.study, view.advice(trial.spec.task), trial.spec
-    arm = next((a for a in view.arms(summary.task) if a.label == summary.label), None)
+    arm, change = view.arm(summary.task, summary.label), view.retention_change(summary)
     versions = {"Rankscope": study.provenance.rankscope, "Python": study.provenance.python}
-    change, reasons = view.retention_change(summary), advice.reasons if advice else ()
     return _render(
         spec,
         _study_settings(study, trial, weights),
@@ -100,7 +99,6 @@ def study_card(
         arm_changes=_arm_changes(view, arm) if arm else [],
         advice=advice,
         recommendation=view.recommendation,
-        warnings=[r for r in reasons if r.kind in ("diagnostic", "caveat")],
         versions=versions | dict(study.provenance.libraries),
     )
 

@@ -47,15 +47,18 @@ def render_page(
     through one filter (``safe_text``, then the escaping of Jinja) or as JSON that cannot end its
     script element.
     """
-    environment = _environment()
-    return environment.get_template(template).render(
-        provenance=provenance,
-        plotly=Markup(packed_plotly()),
-        style=Markup(_source(environment, "answer.css") + _source(environment, "page.css")),
-        script=Markup(_source(environment, "page.js")),
-        figures_json=embedded({f.key: figure_data(f) for f in figures if f.plot is not None}),
-        dark_json=embedded(dark_colors(ranks)),
-        **values,
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            provenance=provenance,
+            plotly=Markup(packed_plotly()),
+            style=Markup(_source("answer.css") + _source("page.css")),
+            script=Markup(_source("page.js")),
+            figures_json=embedded({f.key: figure_data(f) for f in figures if f.plot is not None}),
+            dark_json=embedded(dark_colors(ranks)),
+            **values,
+        )
     )
 
 
@@ -67,9 +70,8 @@ def packed_plotly() -> str:
 
 def render_fragment(template: str, **values: object) -> str:
     """Render a part of a page for a notebook, with its styles; they reach nothing outside it."""
-    environment = _environment()
-    style = _source(environment, "answer.css").replace(":root", ".rankscope")
-    text = environment.get_template(template).render(**values)
+    style = _source("answer.css").replace(":root", ".rankscope")
+    text = _environment().get_template(template).render(**values)
     return f'<div class="rankscope"><style>\n{style}</style>\n{text}</div>\n'
 
 
@@ -135,10 +137,8 @@ def template_environment(
     return environment
 
 
-def _source(environment: Environment, name: str) -> str:
-    if environment.loader is None:
-        raise AssertionError("the environment has a loader")
-    return environment.loader.get_source(environment, name)[0]
+def _source(name: str) -> str:
+    return (files("rankscope.report") / "templates" / name).read_text("utf-8")
 
 
 def _facts(record: Record) -> list[tuple[str, str]]:

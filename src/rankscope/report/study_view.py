@@ -80,20 +80,15 @@ class StudyView:
     def key(self, name: str, task: str) -> str:
         return f"{name}-{self.training_tasks.index(task)}"
 
-    def advice(self, task: str) -> TaskAdvice | None:
-        return self._advice.get(task)
+    def advice(self, task: str) -> TaskAdvice:
+        return self._advice[task]
 
     def arms(self, task: str) -> tuple[ArmSummary, ...]:
         """Arms trained on ``task``."""
-        advice = self.advice(task)
-        return advice.arms if advice else ()
+        return self.advice(task).arms
 
     def arm(self, task: str, label: str | None) -> ArmSummary | None:
         return next((arm for arm in self.arms(task) if arm.label == label), None)
-
-    def chosen(self, task: str) -> ArmSummary | None:
-        advice = self.advice(task)
-        return advice.chosen if advice else None
 
     def trials(self, arm: ArmSummary) -> list[TrialRecords]:
         """The trials of an arm, one per seed."""
@@ -112,11 +107,8 @@ class StudyView:
         return gain, f"retention change, {kept.difference}"
 
     def plane_digits(self, task: str, kept: Unit) -> dict[str, int]:
-        """Digits of the columns of ``plane_titles`` and of their intervals."""
-        units = (self.unit(task), kept)
-        ends = ("", ", low", ", high")
-        pairs = zip(self.plane_titles(task, kept), units, strict=True)
-        return {f"{title}{end}": unit.digits + 1 for title, unit in pairs for end in ends}
+        gain, retained = self.plane_titles(task, kept)
+        return {gain: self.unit(task).digits + 1, retained: kept.digits + 1}
 
     def point_names(self, task: str) -> dict[str, str]:
         """By arm, the text at its point: ``r=8``; full fine-tuning at two rates shows them."""
@@ -166,8 +158,7 @@ class StudyView:
         return NATS if units == {NATS} else POINTS
 
     def _weighs_logprobs(self, task: str) -> bool:
-        advice = self.advice(task)
-        return advice is not None and advice.forgetting_scale.name == "gold_logprob"
+        return self.advice(task).forgetting_scale.name == "gold_logprob"
 
     def retention_unit(self, task: str) -> Unit:
         """Unit of ``retention_change``."""
@@ -193,8 +184,7 @@ class StudyView:
 
     def best_full(self, task: str) -> ArmSummary | None:
         """The full fine-tuning arm of the recommendation, chosen on the validation split."""
-        advice = self.advice(task)
-        return self.arm(task, advice.best_full_label) if advice else None
+        return self.arm(task, self.advice(task).best_full_label)
 
     def full(self, task: str) -> list[ArmSummary]:
         """Arms of full fine-tuning, by rising learning rate."""
@@ -202,14 +192,11 @@ class StudyView:
 
     def best_lora(self, task: str) -> ArmSummary | None:
         """The LoRA arm of the highest utility on the validation split."""
-        advice = self.advice(task)
-        return self.arm(task, advice.best_lora_label) if advice else None
+        return self.arm(task, self.advice(task).best_lora_label)
 
     def focus(self, task: str) -> ArmSummary | None:
         """The arm of the answer: the recommended one, its subject, or the best on validation."""
         advice = self.advice(task)
-        if advice is None:
-            return None
         scored = [arm for arm in advice.arms if arm.validation_score is not None]
         best = max(scored, key=lambda arm: arm.validation_score or 0.0, default=None)
         return advice.chosen or self.arm(task, advice.subject_label) or best

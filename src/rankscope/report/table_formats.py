@@ -29,7 +29,7 @@ def table_from_rows(
     """A DataFrame from rows, each a mapping of column title to cell; None is unknown.
 
     Args:
-        digits: digits after the point by column title.
+        digits: digits after the point by column title; an interval has those of its value.
         best: titles of columns whose highest value is marked.
     """
     frame = pd.DataFrame(list(rows), dtype=object)
@@ -38,7 +38,8 @@ def table_from_rows(
         is_whole = known and all(isinstance(cell, int) for cell in known)
         # Integers stay integers beside unknown cells.
         frame[title] = frame[title].astype("Int64") if is_whole else frame[title].infer_objects()
-    frame.attrs["digits"] = {title: digits[title] for title in frame.columns if title in digits}
+    values = {title: re.sub(", (low|high)$", "", title) for title in frame.columns}
+    frame.attrs["digits"] = {t: digits[value] for t, value in values.items() if value in digits}
     frame.attrs["best"] = [title for title in best if title in frame.columns]
     return frame
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from rankscope.formatting import NATS
 from rankscope.records import ArmSummary, StudyRecords
-from rankscope.report.charts.figure import interval_cells, interval_digits
+from rankscope.report.charts.figure import interval_cells
 from rankscope.report.study_view import StudyView, change_on
 from rankscope.report.table_formats import Cell, table_from_rows
 
@@ -53,10 +53,9 @@ def paper_table(view: StudyView) -> pd.DataFrame:
     rows: dict[str, dict[str, Cell]] = {"base": {"arm": "base"}}
     digits = {t: view.unit(task).digits for task, t in titles.items()}
     for task, title in titles.items():
-        unit, advice = view.unit(task), view.advice(task)
+        unit, candidates = view.unit(task), view.advice(task).candidate_labels
         rows["base"] |= interval_cells(title, view.recommendation.base.get(task), unit)
-        chosen = [a for a in view.arms(task) if advice and a.label in advice.candidate_labels]
-        for arm in chosen:
+        for arm in [a for a in view.arms(task) if a.label in candidates]:
             name = " ".join(word for word in arm.label.split() if not word.startswith("lr="))
             row = rows.setdefault(name, {"arm": name})
             row |= interval_cells(title, arm.score, unit)
@@ -66,8 +65,7 @@ def paper_table(view: StudyView) -> pd.DataFrame:
                 digits[kept] = lost.digits
                 row |= interval_cells(kept, view.retention_change(arm), lost)
                 row["parameters"] = arm.trainable_parameters or None
-    ends = {name: n for t, d in digits.items() for name, n in interval_digits(t, d).items()}
-    return table_from_rows(list(rows.values()) if len(rows) > 1 else [], ends, tuple(digits))
+    return table_from_rows(list(rows.values()) if len(rows) > 1 else [], digits, tuple(digits))
 
 
 def arms_table(view: StudyView) -> pd.DataFrame:
@@ -82,8 +80,6 @@ def arms_table(view: StudyView) -> pd.DataFrame:
 
 def _arm_row(view: StudyView, arm: ArmSummary) -> dict[str, Cell]:
     unit, kept = view.unit(arm.task), view.retention_unit(arm.task)
-    advice = view.advice(arm.task)
-    recommended = advice.chosen.label if advice and advice.chosen else None
     return {
         "task": arm.task,
         "arm": arm.label,
@@ -104,7 +100,7 @@ def _arm_row(view: StudyView, arm: ArmSummary) -> dict[str, Cell]:
         "trainable parameters": arm.trainable_parameters or None,
         "seconds a trial": arm.seconds,
         "peak memory, MB": None if arm.peak_memory_bytes is None else arm.peak_memory_bytes / 1e6,
-        "recommended": "yes" if arm.label == recommended else "no",
+        "recommended": "yes" if arm == view.advice(arm.task).chosen else "no",
     }
 
 
@@ -156,9 +152,9 @@ def comparisons_table(view: StudyView) -> pd.DataFrame:
 
 
 def _digits(view: StudyView, *titles: str) -> dict[str, int]:
-    """Digits of estimates with their ends; more if the study has nats."""
-    digits = 4 if any(view.unit(task.name) == NATS for task in view.study.tasks) else 2
-    return {name: n for t in titles for name, n in interval_digits(t, digits).items()}
+    """Digits of estimates; more if the study has nats."""
+    has_nats = any(view.unit(task.name) == NATS for task in view.study.tasks)
+    return dict.fromkeys(titles, 4 if has_nats else 2)
 
 
 # --- data and trials ------------------------------------------------------------------------------

@@ -237,7 +237,7 @@ def steps_for_task(view: StudyView, task: str, folder: str) -> tuple[UseStep, ..
 def _selection(view: StudyView, arm: ArmSummary) -> str:
     """The option or label by which ``export`` finds an arm."""
     several = f" --task {shlex.quote(arm.task)}" if len(view.training_tasks) > 1 else ""
-    if arm == view.chosen(arm.task):
+    if arm == view.advice(arm.task).chosen:
         return f"--best{several}"
     if arm == view.best_lora(arm.task):
         return f"--best-lora{several}"

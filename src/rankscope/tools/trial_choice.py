@@ -106,9 +106,9 @@ def _trials_of_answer(
 def _one_task(view: "StudyView", folder: Path, task: str | None) -> TaskAdvice:
     """The advice for ``task``, or for the only training task."""
     tasks = view.training_tasks if task is None else (task,)
-    if len(tasks) != 1 or (advice := view.advice(tasks[0])) is None:
+    if len(tasks) != 1:
         raise UserError(
             f"{folder}: the study has {len(tasks)} training tasks, each with an answer of its own; "
             f"give one with --task: {', '.join(tasks)}"
         )
-    return advice
+    return view.advice(tasks[0])

@@ -45,11 +45,10 @@ def summary_table(study: StudyRecords, recommendation: Recommendation) -> Table:
         if len(view.training_tasks) > 1:
             table.add_row("", f"[bold]{escape(safe_text(task, MAX_NAME))}[/bold]")
         table.add_row(*_base_row(view, task))
-        advice = view.advice(task)
-        chosen = advice.chosen.label if advice and advice.chosen else None
+        chosen = view.advice(task).chosen
         for arm in view.arms(task):
-            style = "bold green" if arm.label == chosen else ""
-            row = _arm_row(view, arm, arm.label == chosen, shows_net_gain=gain == "net gain")
+            style = "bold green" if arm == chosen else ""
+            row = _arm_row(view, arm, arm == chosen, shows_net_gain=gain == "net gain")
             table.add_row(*row, style=style)
         if not view.arms(task):
             table.add_row("", "no arm has finished")

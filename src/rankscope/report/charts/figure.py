@@ -72,11 +72,6 @@ def range_cells(title: str, values: Iterable[float | None]) -> dict[str, float |
     return {title: mean, f"{title}, low": ends[0], f"{title}, high": ends[1]}
 
 
-def interval_digits(title: str, digits: int) -> dict[str, int]:
-    """Digits of the three cells of a value with its interval."""
-    return {title: digits, f"{title}, low": digits, f"{title}, high": digits}
-
-
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows of a frame as dictionaries; unknown is None."""
     return [dict(zip(frame.columns, row, strict=True)) for row in frame_rows(frame)]

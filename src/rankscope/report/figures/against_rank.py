@@ -1,7 +1,7 @@
 """Score and retention against rank, a panel each."""
 
 from rankscope.formatting import MAX_NAME, difference, safe_text, score_text
-from rankscope.report.charts.figure import Figure, interval_cells, interval_digits
+from rankscope.report.charts.figure import Figure, interval_cells
 from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView
@@ -35,10 +35,8 @@ def draw_against_rank(view: StudyView, task: str) -> Figure:
         low, high = (cells[f"{score}, {end}"] for end in ("low", "high"))
         references = [Reference("base", base.value * unit.scale, low, high)]
         rows.append(dict.fromkeys(rows[0]) | {"arm": "base"} | cells)
-    digits = interval_digits(score, unit.digits + 1)
-    for name, title in changes.items():
-        digits |= interval_digits(title, view.unit(name).digits + 1)
-    frame = table_from_rows(rows, digits)
+    digits = {title: view.unit(name).digits + 1 for name, title in changes.items()}
+    frame = table_from_rows(rows, digits | {score: unit.digits + 1})
     panels = [Panel(score, frame, score, references)] + [
         Panel(title, frame, title, [Reference("base", 0.0)])
         for title in list(changes.values())[:MAX_RETAINED]

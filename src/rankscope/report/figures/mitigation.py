@@ -39,7 +39,7 @@ def draw_mitigation(view: StudyView, task: str) -> Figure | None:
         }
         for c in comparisons
     ]
-    titles = [title for title in rows[0] if "retention" in title or "difference" in title]
+    titles = [title for title in rows[0] if "retention" in title or title == "difference"]
     digits = dict.fromkeys(titles, lost.digits + 1) | {gain: view.unit(task).digits + 1}
     frame = table_from_rows(rows, digits | {"p, Holm": 3})
     return Figure(

@@ -50,7 +50,7 @@ def draw_plane(view: StudyView, task: str) -> Figure:
             words = dict(zip(("gain", "retention"), axes, strict=True))
             points = placed.loc[[arm.label for arm in drawn]]
             paths.append(Path(points, words, colors, view.arm_style(drawn[0]), color.light))
-    chosen, names = view.chosen(task), view.point_names(task)
+    chosen, names = view.advice(task).chosen, view.point_names(task)
     ring = chosen.label if chosen and chosen.label in arms else None
     full = [arm.label for arm in view.full(task) if arm.label in arms]
     crossed = front if len(arms) > MAX_CROSSES else arms

@@ -2,7 +2,7 @@
 
 from rankscope.formatting import plus_minus, with_interval
 from rankscope.records import Estimate
-from rankscope.report.charts.figure import Figure, interval_cells, interval_digits
+from rankscope.report.charts.figure import Figure, interval_cells
 from rankscope.report.charts.rank_lines import Panel, RankAxis, RankLine, RankPoint, rank_plot
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView
@@ -52,10 +52,8 @@ def draw_rank_curves(view: StudyView, task: str) -> Figure | None:
             turned = _turned(area.more_forgetting)
             retained = "" if turned is None else f", retention {with_interval(turned, lost)}"
             areas.append(f"{name} {with_interval(area.more_score, unit)}{retained}")
-    digits = interval_digits(score, unit.digits + 1) | interval_digits(more, unit.digits + 1)
-    for title in (kept, more_kept):
-        digits |= interval_digits(title, lost.digits + 1)
-    frame = table_from_rows(rows, digits)
+    digits = dict.fromkeys((score, more), unit.digits + 1)
+    frame = table_from_rows(rows, digits | dict.fromkeys((kept, more_kept), lost.digits + 1))
     return Figure(
         key=view.key("rank-curves", task),
         title=f"One run, or one per rank, {task}",

@@ -21,7 +21,7 @@ of a rank is at the edge of its grid, a better one may be beyond it."""
 def draw_rate_map(view: StudyView, task: str) -> Figure:
     """A map for each variant (method, targets, alpha) and quantity."""
     key, title = view.key("rates", task), f"Learning rate and rank, {task}"
-    variants, chosen = view.variants(task), view.chosen(task)
+    variants, chosen = view.variants(task), view.advice(task).chosen
     of_lora = [arm for group in variants.values() for arm in group]
     rates = sorted({arm.lr for arm in of_lora})
     if len(rates) < 2:

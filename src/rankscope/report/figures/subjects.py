@@ -2,7 +2,7 @@
 
 from rankscope.formatting import count, difference
 from rankscope.records import SubjectChange
-from rankscope.report.charts.figure import Figure, interval_cells, interval_digits
+from rankscope.report.charts.figure import Figure, interval_cells
 from rankscope.report.charts.heat_map import change_grid, heat_map
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView
@@ -34,7 +34,7 @@ def draw_subjects(view: StudyView, task: str) -> Figure | None:
         }
         for c in changes
     ]
-    frame = table_from_rows(rows, interval_digits(TITLE, 2) | {"p, Holm": 4})
+    frame = table_from_rows(rows, {TITLE: 2, "p, Holm": 4})
     arms = list(dict.fromkeys(frame["arm"]))
     grids = {}
     for test in dict.fromkeys(frame["retention task"]):

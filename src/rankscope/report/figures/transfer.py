@@ -2,7 +2,7 @@
 
 from rankscope.formatting import Unit, difference
 from rankscope.records import trained_parts
-from rankscope.report.charts.figure import Drawn, Figure, interval_cells, interval_digits
+from rankscope.report.charts.figure import Drawn, Figure, interval_cells
 from rankscope.report.charts.heat_map import change_grid, heat_map
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView, change_on
@@ -31,7 +31,7 @@ def draw_transfer(view: StudyView, unit: Unit) -> Figure | None:
         for test in tests
         if (change := change_on(arm, test))
     ]
-    frame = table_from_rows(rows, interval_digits(title, unit.digits + 1))
+    frame = table_from_rows(rows, {title: unit.digits + 1})
     arms = {a.label: (a.is_full, a.lr, a.rank or 0) for train in trains for a in view.arms(train)}
     labels = sorted(arms, key=arms.__getitem__)[:MAX_CHOICES]
     best = {train: arm.label for train in trains if (arm := view.focus(train))}
