@@ -123,7 +123,7 @@ def _conclude(
         arm = subject.summary
         fields |= {"arm": arm_name(arm), "changes": _changes(results, arm)}
         fields["result"] = _result(results, arm)
-    because, explanation = (text.format_map(fields) for text in OUTCOMES[outcome])
+    because, explanation = (text.format_map(fields) for text in OUTCOMES[outcome].values())
     return Verdict(decision, confidence, because, capitalized(explanation), subject)
 
 

@@ -94,12 +94,13 @@ def message(name: str, /, **fields: Field) -> AdviceMessage:
 
 
 def trust_check(meaning: str, status: CheckStatus, value: str, /, **fields: Field) -> TrustCheck:
-    """One line of "can I trust this?"; ``meaning`` is a key of the catalogue's checks."""
+    """One line of "can I trust this?"; ``meaning`` names it and what was found: ``seeds.fine``."""
+    name, _, found = meaning.partition(".")
     return TrustCheck(
-        name=meaning.partition(".")[0],  # type: ignore[arg-type]
+        name=name,  # type: ignore[arg-type]
         status=status,
         value=value,
-        text=CHECKS[meaning].format_map(fields),
+        text=CHECKS[name][found].format_map(fields),
         values=_values(fields),
     )
 
