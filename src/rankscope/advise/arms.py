@@ -6,6 +6,7 @@ task's estimate only."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from rankscope.advise.statistics.matching import (
     align_scores,
     mean_estimate,
     paired_scores,
+    score_difference,
     stored_scores,
     trials_with_all_scores,
 )
@@ -31,12 +33,15 @@ from rankscope.records import (
     FAILED,
     ArmSummary,
     Estimate,
+    Record,
     StudyRecords,
     TaskRecord,
     TrialRecords,
     finished_trials,
     trained_parts,
 )
+
+_R = TypeVar("_R", bound=Record)
 
 STILL_FALLING = 0.05
 """Fall of the training loss between the thirds of the steps that counts, as a share of the loss in
@@ -113,13 +118,12 @@ def summarize_arms(study: StudyRecords) -> dict[str, tuple[Arm, ...]]:
     for trials in trials_by_arm(study.trials).values():
         arm = Arm(trials[0].spec.task, tuple(trials), _summary(study, trials))
         by_task[arm.task].append(arm)
-    gains = [
-        a.summary.gain for arms in by_task.values() for a in arms if a.summary.gain is not None
-    ]
+    gains = [gain for arms in by_task.values() for a in arms if (gain := a.summary.gain)]
     adjusted = iter(adjusted_within_family(gains))
     return {
-        task: _with_fronts(
-            [a if a.summary.gain is None else a.updated(gain=next(adjusted)) for a in arms]
+        task: tuple(
+            arm.updated(gain=arm.summary.gain and next(adjusted), on_pareto_front=on_front)
+            for arm, on_front in zip(arms, pareto_front([a.summary for a in arms]), strict=True)
         )
         for task, arms in by_task.items()
     }
@@ -155,6 +159,12 @@ def adjusted_within_family(family: Sequence[Estimate]) -> list[Estimate]:
     ]
 
 
+def adjusted_records(records: Sequence[_R], field: str) -> list[_R]:
+    """The records, whose estimates ``field`` are one family, with ``p_holm``."""
+    adjusted = adjusted_within_family([getattr(record, field) for record in records])
+    return [r.model_copy(update={field: e}) for r, e in zip(records, adjusted, strict=True)]
+
+
 def trials_by_arm(trials: Iterable[TrialRecords]) -> dict[tuple[object, ...], list[TrialRecords]]:
     """Trials by arm (every setting except the seed), in their order."""
     groups: dict[tuple[object, ...], list[TrialRecords]] = {}
@@ -163,24 +173,25 @@ def trials_by_arm(trials: Iterable[TrialRecords]) -> dict[tuple[object, ...], li
     return groups
 
 
-def _with_fronts(arms: Sequence[Arm]) -> tuple[Arm, ...]:
-    on_front = pareto_front([arm.summary for arm in arms])
-    return tuple(a.updated(on_pareto_front=on) for a, on in zip(arms, on_front, strict=True))
-
-
 def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
     spec = trials[0].spec
     done = finished_trials(trials)
     trained = [t.train for t in trials if t.train is not None]
-    scale, own = retention_scale(study, spec.task), retention_tasks(study, spec.task)
-    others = [t.name for t in transfer_tasks(study, spec.task)]
-    transfer = {n: e for n in others if (e := _change(study, done, n)) is not None}
+    scale = retention_scale(study, spec.task)
+    own = RetentionScale("points", retention_tasks(study, spec.task))
+    retained = [t for of_unit in retention_by_unit(study.tasks, spec.task) for t in of_unit]
+    names, others = {t.name for t in retained}, {t.name for t in transfer_tasks(study, spec.task)}
+    changes = {
+        name: change
+        for name in dict.fromkeys([spec.task, *(t.name for t in study.tasks)])
+        if name in {spec.task, *names, *others}
+        and (change := score_difference(study, done, None, name)) is not None
+    }
+    transfer = {name: change for name, change in changes.items() if name in others}
     family = adjusted_within_family(list(transfer.values()))
-    accuracy, text = retention_by_unit(study.tasks, spec.task)
-    retained = {t.name for t in (*accuracy, *text)}
-    in_nats = tuple(t for t in (*accuracy, *text) if has_gold_logprobs(study, t.name))
-    forgetting = _fall(study, done, RetentionScale("points", own))
-    is_own = scale.tasks == own and scale.measure == "score" and scale.factors is None
+    in_nats = tuple(t for t in retained if has_gold_logprobs(study, t.name))
+    forgetting = _fall(study, done, own)
+    is_own = scale.tasks == own.tasks and scale.measure == "score" and scale.factors is None
     weighed_forgetting = forgetting if is_own else _fall(study, done, scale)
     weights = study.config.objective.weights
     counts = weights[1] and weighed_forgetting is not None
@@ -198,31 +209,20 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
         skipped=sum(t.status == "skipped" for t in trials),
         validation_score=_validation_score(study, done, spec.task),
         validation_gain=_validation_change(study, done, spec.task),
-        validation_forgetting=_validation_fall(study, done, RetentionScale("points", own)),
+        validation_forgetting=_validation_fall(study, done, own),
         validation_weighed_forgetting=_validation_fall(study, done, scale),
         score=mean_estimate(stored_scores(study, done, spec.task, "test")),
-        gain=_change(study, done, spec.task),
+        gain=changes.get(spec.task),
         forgetting=forgetting,
         weighed_forgetting=weighed_forgetting,
         net_gain=net_gain(study, spec.task, done, None, weights) if counts else None,
         logprob_forgetting=_fall(study, done, RetentionScale("nats", in_nats, "gold_logprob")),
         transfer=dict(zip(transfer, family, strict=True)),
-        retention={
-            t.name: e
-            for t in study.tasks
-            if t.name in retained and (e := _change(study, done, t.name)) is not None
-        },
+        retention={name: change for name, change in changes.items() if name in names},
         trainable_parameters=trained[0].trainable_parameters if trained else 0,
         seconds=float(np.mean([t.seconds for t in trained])) if trained else None,
         peak_memory_bytes=max((t.peak_memory_bytes for t in trained), default=None),
     )
-
-
-def _change(
-    study: StudyRecords, done: list[TrialRecords], task: str, measure: ScoreKind = "score"
-) -> Estimate | None:
-    pair = paired_scores(study, done, task, "test", measure)
-    return None if pair is None else weighted_estimate([pair])
 
 
 def _fall(study: StudyRecords, done: list[TrialRecords], scale: RetentionScale) -> Estimate | None:

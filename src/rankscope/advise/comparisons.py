@@ -1,14 +1,13 @@
 """Compare two arms, or an arm and the base, on the test split."""
 
-import itertools
 from collections.abc import Mapping
+from itertools import islice, pairwise
 from typing import Literal
 
-from rankscope.advise.arms import Arm, adjusted_within_family
+from rankscope.advise.arms import Arm, adjusted_records
 from rankscope.advise.retention import net_gain
 from rankscope.advise.select import ArmChoice
-from rankscope.advise.statistics.estimates import weighted_estimate
-from rankscope.advise.statistics.matching import compared_scores
+from rankscope.advise.statistics.matching import score_difference
 from rankscope.records import ArmComparison, Estimate, StudyRecords
 
 
@@ -17,8 +16,7 @@ def arm_difference(
 ) -> Estimate | None:
     """First arm minus second arm, or minus the base; None if either has no scores."""
     others = None if second is None else second.finished
-    pair = compared_scores(study, first.finished, others, task)
-    return None if pair is None else weighted_estimate([pair])
+    return score_difference(study, first.finished, others, task)
 
 
 def net_difference(
@@ -38,12 +36,9 @@ def compare_candidates(
     for Holm's correction.
     """
     by_task = {task: _compare_task(study, task, choice) for task, choice in choices.items()}
-    family = [c.difference for of_task in by_task.values() for c in of_task]
-    adjusted = iter(adjusted_within_family(family))
-    return {
-        task: tuple(c.model_copy(update={"difference": next(adjusted)}) for c in of_task)
-        for task, of_task in by_task.items()
-    }
+    family = [comparison for of_task in by_task.values() for comparison in of_task]
+    adjusted = iter(adjusted_records(family, "difference"))
+    return {task: tuple(islice(adjusted, len(of_task))) for task, of_task in by_task.items()}
 
 
 def _compare_task(study: StudyRecords, task: str, choice: ArmChoice) -> list[ArmComparison]:
@@ -60,7 +55,7 @@ def _compare_task(study: StudyRecords, task: str, choice: ArmChoice) -> list[Arm
     for of_rank in series.values():
         # Neighboring ranks, then the largest and the smallest one.
         ranked = [of_rank[rank] for rank in sorted(of_rank)]
-        pairs += [("ranks", large, small) for small, large in itertools.pairwise(ranked)]
+        pairs += [("ranks", large, small) for small, large in pairwise(ranked)]
         if len(ranked) > 2:
             pairs.append(("ranks", ranked[-1], ranked[0]))
     return [

@@ -12,7 +12,7 @@ from rankscope.advise.select import Candidate
 from rankscope.advise.statistics.significance import ALPHA
 from rankscope.advise.task_results import TaskResults
 from rankscope.formatting import POINTS
-from rankscope.records import AdviceMessage, ArmComparison, ArmSummary, Estimate, TrainRecord
+from rankscope.records import AdviceMessage, Estimate, TrainRecord
 
 SATURATED = 0.95  # Base accuracy from which little is left to gain
 NEGATIVE_TRANSFER = 0.10
@@ -162,35 +162,31 @@ def _order_of_ranks(results: TaskResults) -> Iterator[AdviceMessage]:
 
 
 def _underfitting(results: TaskResults) -> Iterator[AdviceMessage]:
-    arms = {a.summary.label: a for a in results.arms}
-    pairs = [c for c in results.comparisons if c.kind == "ranks"]
+    arms = {a.summary.label: a.trials[0].spec for a in results.arms}
+    pairs = [
+        (large.rank or 0, small.rank or 0, large.arm_without_rank, c.difference)
+        for c in results.comparisons
+        if c.kind == "ranks"
+        for large, small in [(arms[c.first_label], arms[c.second_label])]
+    ]
     if not pairs:
         return
 
-    def ends(pair: ArmComparison) -> tuple[ArmSummary, ArmSummary]:
-        return arms[pair.first_label].summary, arms[pair.second_label].summary
+    def is_rise(change: Estimate) -> bool:
+        return change.value >= results.objective.margin and _is_significant(change)
 
-    def series(pair: ArmComparison) -> tuple[object, ...]:
-        return arms[pair.first_label].trials[0].spec.arm_without_rank
-
-    def is_rise(pair: ArmComparison) -> bool:
-        rise = pair.difference
-        return rise.value >= results.objective.margin and _is_significant(rise)
-
-    widest = max(pairs, key=lambda c: (ends(c)[0].rank or 0) - (ends(c)[1].rank or 0))
-    if not is_rise(widest):
+    rank, small_rank, series, rise = max(pairs, key=lambda p: p[0] - p[1])
+    if not is_rise(rise):
         return
-    large, small = ends(widest)
-    same_series = [c for c in pairs if series(c) == series(widest)]
-    last = max(same_series, key=lambda c: (ends(c)[0].rank or 0, ends(c)[1].rank or 0))
+    *_, last = max((p for p in pairs if p[2] == series), key=lambda p: p[:2])
     fields: dict[str, Field] = {
-        "rank": large.rank or 0,
-        "small_rank": small.rank or 0,
-        "underfit": results.score(widest.difference),
+        "rank": rank,
+        "small_rank": small_rank,
+        "underfit": results.score(rise),
         "still_rising": is_rise(last),
     }
     if is_rise(last):
-        yield message("underfitting_rising", next_rank=2 * (large.rank or 1), **fields)
+        yield message("underfitting_rising", next_rank=2 * rank, **fields)
     else:
         yield message("underfitting", **fields)
 

@@ -21,10 +21,10 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 
-from rankscope.advise.arms import adjusted_within_family, trials_by_arm
+from rankscope.advise.arms import adjusted_records, trials_by_arm
 from rankscope.advise.retention import RetentionScale, retention_scale, retention_tasks
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
-from rankscope.advise.statistics.matching import ScoreKind, align_scores
+from rankscope.advise.statistics.matching import ScoreKind, align_scores, scores_of_models
 from rankscope.records import (
     BASE,
     FEWEST_SEEDS,
@@ -59,18 +59,8 @@ def compare_mitigations(study: StudyRecords) -> tuple[TaskMitigation, ...]:
         trials = [t for t in finished_trials(study.trials) if t.spec.task == task]
         curves = [c for arm in trials_by_arm(trials).values() for c in _curves(variants, arm)]
         if curves:
-            comparisons = _comparisons(variants, trials)
-            adjusted = adjusted_within_family([c.difference for c in comparisons])
-            tasks.append(
-                TaskMitigation(
-                    task=task,
-                    curves=tuple(curves),
-                    comparisons=tuple(
-                        c.model_copy(update={"difference": difference})
-                        for c, difference in zip(comparisons, adjusted, strict=True)
-                    ),
-                )
-            )
+            compared = tuple(adjusted_records(_comparisons(variants, trials), "difference"))
+            tasks.append(TaskMitigation(task=task, curves=tuple(curves), comparisons=compared))
     return tuple(tasks)
 
 
@@ -99,18 +89,9 @@ def _change(
     study: StudyRecords, model: str, task: str, split: Split, measure: ScoreKind = "score"
 ) -> float | None:
     """Mean score minus the base's on their common items; None without any."""
-    base, tuned = (study.items.get((m, task, split)) for m in (BASE, model))
-    if base is None or tuned is None:
-        return None
-    before, after = (s.scores if measure == "score" else s.gold_logprobs for s in (base, tuned))
-    if base.item_ids == tuned.item_ids:
-        differences = after - before
-    else:
-        scores = dict(zip(base.item_ids, before.tolist(), strict=True))
-        pairs = zip(tuned.item_ids, after.tolist(), strict=True)
-        differences = np.array([score - scores[i] for i, score in pairs if i in scores])
-    differences = differences[np.isfinite(differences)]
-    return float(differences.mean()) if differences.size else None
+    base, tuned = (scores_of_models(study, [m], task, split, measure) for m in (BASE, model))
+    pair = align_scores(tuned, base, trained=False)
+    return None if pair is None else float(pair.item_means.mean())
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,9 +178,7 @@ def _comparisons(
     variants: ScoredVariants, trials: Sequence[TrialRecords]
 ) -> list[MitigationComparison]:
     """Mitigated arms against their plain arms, and other kinds of scaling against plain scaling."""
-    plain = {
-        (_settings_without_mitigation(t), t.spec.seed): t for t in trials if not _is_mitigated(t)
-    }
+    plain = {(_plain_arm(t), t.spec.seed): t for t in trials if not _is_mitigated(t)}
     kinds: tuple[VariantKind, ...] = ("layers", "intruders", "control")
     by_label: list[tuple[str, list[tuple[str, TrialRecords]]]] = []
     for arm in trials_by_arm(trials).values():
@@ -208,7 +187,7 @@ def _comparisons(
             pairs = [
                 (t.spec.trial_id, partner)
                 for t in arm
-                if (partner := plain.get((_settings_without_mitigation(t), t.spec.seed)))
+                if (partner := plain.get((_plain_arm(t), t.spec.seed)))
             ]
             by_label.append((label, pairs))
             continue
@@ -226,20 +205,10 @@ def _is_mitigated(trial: TrialRecords) -> bool:
     return bool(spec.mitigations or spec.dropout or spec.weight_decay)
 
 
-def _settings_without_mitigation(trial: TrialRecords) -> tuple[object, ...]:
-    spec = trial.spec
-    overrides = {name: v for name, v in spec.overrides.items() if name != "weight_decay"}
-    return (
-        spec.method,
-        spec.peft,
-        spec.rank,
-        spec.alpha,
-        spec.lr,
-        spec.lr_ratio,
-        spec.targets,
-        spec.init_sha256,
-        *overrides.items(),
-    )
+def _plain_arm(trial: TrialRecords) -> tuple[object, ...]:
+    """The arm of a trial without its mitigations."""
+    settings = ("weight_decay", "replay", "replay_share", "kl_to_base", "early_stop")
+    return trial.spec.model_copy(update={"dropout": 0.0, **dict.fromkeys(settings)}).arm
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,12 +99,10 @@ def choose(arms: Sequence[Arm], base_score: float | None, objective: ObjectiveCo
     groups: dict[tuple[object, ...], list[Candidate]] = {}
     for arm in kept:
         finished = arm.summary.seeds / max(1, arm.summary.seeds + arm.summary.failed)
-        candidate = Candidate(arm, utility(arm, finished), ())
-        groups.setdefault(arm.trials[0].spec.arm_without_lr, []).append(candidate)
-    candidates = []
-    for settings, group in groups.items():
-        top = max(group, key=lambda c: (c.utility, -c.arm.summary.lr))
-        candidates.append(Candidate(top.arm, top.utility, tuple(sorted(rates[settings]))))
+        settings = arm.trials[0].spec.arm_without_lr
+        candidate = Candidate(arm, utility(arm, finished), tuple(sorted(rates[settings])))
+        groups.setdefault(settings, []).append(candidate)
+    candidates = [max(g, key=lambda c: (c.utility, -c.arm.summary.lr)) for g in groups.values()]
     lora = [c for c in candidates if c.arm.summary.is_lora]
     best, best_lora = _highest(candidates), _highest(lora)
     passed_over = [

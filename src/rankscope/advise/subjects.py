@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rankscope.advise.arms import adjusted_within_family, trials_by_arm
+from rankscope.advise.arms import adjusted_records, trials_by_arm
 from rankscope.advise.retention import retention_by_unit
 from rankscope.advise.statistics.estimates import weighted_estimate
 from rankscope.advise.statistics.matching import align_scores, stored_scores
@@ -53,7 +53,8 @@ def compared_arm_labels(advice: TaskAdvice) -> set[str]:
 
 def _changes_of_arm(study: StudyRecords, arm: Sequence[TrialRecords]) -> list[SubjectChange]:
     """The changes of one arm; they form one Holm family."""
-    spec, changes = arm[0].spec, []
+    spec = arm[0].spec
+    changes: list[SubjectChange] = []
     finished = finished_trials(arm)
     for task in [t for of_unit in retention_by_unit(study.tasks, spec.task) for t in of_unit]:
         base = study.items.get((BASE, task.name, "test"))
@@ -68,14 +69,16 @@ def _changes_of_arm(study: StudyRecords, arm: Sequence[TrialRecords]) -> list[Su
                 continue
             pair = align_scores(tuned, [base_parts[subject]], trained=False)
             if pair is not None:
-                changes.append((task.name, subject, weighted_estimate([pair])))
-    adjusted = adjusted_within_family([estimate for _, _, estimate in changes])
-    return [
-        SubjectChange(
-            task=spec.task, label=spec.arm_label, tested_on=name, subject=subject, change=estimate
-        )
-        for (name, subject, _), estimate in zip(changes, adjusted, strict=True)
-    ]
+                changes.append(
+                    SubjectChange(
+                        task=spec.task,
+                        label=spec.arm_label,
+                        tested_on=task.name,
+                        subject=subject,
+                        change=weighted_estimate([pair]),
+                    )
+                )
+    return adjusted_records(changes, "change")
 
 
 def _by_subject(scores: ItemScores) -> dict[str, ItemScores]:

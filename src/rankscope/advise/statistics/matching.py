@@ -34,6 +34,17 @@ def paired_scores(
     return align_scores(stored_scores(study, trials, task, split, measure), base, trained=False)
 
 
+def score_difference(
+    study: StudyRecords,
+    first: Sequence[TrialRecords],
+    second: Sequence[TrialRecords] | None,
+    task: str,
+) -> Estimate | None:
+    """Test score of trials minus that of others, or of the base; None without common items."""
+    pair = compared_scores(study, first, second, task)
+    return None if pair is None else weighted_estimate([pair])
+
+
 def compared_scores(
     study: StudyRecords,
     first: Sequence[TrialRecords],
@@ -79,8 +90,15 @@ def stored_scores(
     measure: ScoreKind = "score",
 ) -> list[ItemScores]:
     """Item scores of the trials that have them; of the base if ``trials`` is None."""
-    names = [BASE] if trials is None else [t.spec.trial_id for t in trials]
-    found = [s for name in names if (s := study.items.get((name, task, split)))]
+    models = [BASE] if trials is None else [t.spec.trial_id for t in trials]
+    return scores_of_models(study, models, task, split, measure)
+
+
+def scores_of_models(
+    study: StudyRecords, models: Sequence[str], task: str, split: Split, measure: ScoreKind
+) -> list[ItemScores]:
+    """Item scores of the models that have them; a model is the base, a trial or a variant."""
+    found = [s for model in models if (s := study.items.get((model, task, split)))]
     if measure == "score":
         return found
     return [replace(s, scores=s.gold_logprobs) for s in found]
