@@ -17,6 +17,10 @@ CLAUSES = _one_line(_TEXTS["clauses"])
 """Parts of explanations and of longer messages."""
 CLAIMS = _one_line(_TEXTS["claims"])
 """The two claims of an answer."""
+METHOD = " ".join(_TEXTS["method"].split())
+"""How an arm is chosen, one paragraph."""
+SCALES = _one_line(_TEXTS["scales"])
+"""How forgetting is weighed against the gain, one sentence, by the name of the scale."""
 CHECKS = {name: _one_line(texts) for name, texts in _TEXTS["checks"].items()}
 """What a trust check means, by its name, then by what was found."""
 CATALOGUE = {

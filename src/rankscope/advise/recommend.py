@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from rankscope.advise.arms import base_estimates, summarize_arms
+from rankscope.advise.catalogue import METHOD
 from rankscope.advise.checks import trust_checks
 from rankscope.advise.claims import answer_rows, with_claims
 from rankscope.advise.comparisons import compare_candidates
@@ -85,21 +86,12 @@ def method_text(objective: ObjectiveConfig, forgetting_rules: Mapping[str, str])
         else f"Of {join_names(t for t, r in forgetting_rules.items() if r == rule)}: {rule}"
         for rule in rules
     )
-    return (
-        "The validation split gives every arm a net gain over the base, "
-        f"{objective.formula}. {weighed} Failed trials count as no gain, and cost is the logarithm "
-        "of the trainable parameters, from 0 for the fewest to 1 for the most. The learning rate "
-        "is chosen for each rank first, then the smallest LoRA rank whose net gain is within "
-        f"{objective.margin:g} of the best arm's.{limit} All numbers quoted are from the "
-        "test split: paired differences on the same items with 95 % intervals, from a bootstrap "
-        "over items (over whole subjects or passages if there are ten or more) and Student's t "
-        "over seeds. One seed is tested by an exact McNemar test; several seeds by the interval "
-        "and by sign flips of item means, whichever is less significant. An arm is recommended "
-        f"only if its gain over the base has p < {ALPHA:g}. If the smallest rank fails, the arm "
-        "with the highest net gain is tried too (Holm's correction covers both, on all training "
-        "tasks). A recommendation is withdrawn if, on the test split, forgetting outweighs the "
-        "gain or breaks the limit. It is firm only if, besides, no tried arm can be better by more "
-        "than the margin."
+    return METHOD.format(
+        formula=objective.formula,
+        weighed=weighed,
+        margin=objective.margin,
+        limit=limit,
+        alpha=ALPHA,
     )
 
 

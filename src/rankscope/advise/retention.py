@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rankscope.advise.catalogue import SCALES
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.matching import ScoreKind, compared_scores, trials_with_all_scores
 from rankscope.config.objective import ObjectiveConfig
@@ -30,21 +31,6 @@ from rankscope.records import (
     TrialRecords,
     trained_parts,
 )
-
-RULES: dict[ScaleName, str] = {
-    "unmeasured": "No retention task measures forgetting, so the gain alone counts.",
-    "points": "Forgetting is the mean fall over the retention tasks, in points like the gain.",
-    "nats": "Forgetting is the mean fall over the retention tasks, in nats per token.",
-    "gold_logprob": (
-        "The gain is in nats per token, so forgetting is weighed in the same unit: the mean fall "
-        "of the right answer's log-probability per token over the retention tasks."
-    ),
-    "relative": (
-        "Gain and forgetting have different units, so nats are weighed relative to the base's "
-        "cross-entropy: 1 % of it counts as 1 point."
-    ),
-}
-"""The rule in one sentence, as ``check``, the report and the model card give it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +48,7 @@ class RetentionScale:
 
     @property
     def record(self) -> ForgettingScale:
-        return ForgettingScale(name=self.name, text=RULES[self.name])
+        return ForgettingScale(name=self.name, text=SCALES[self.name])
 
 
 def scale_name(gain_unit: str, retention_units: Sequence[str], weighs_gain: bool) -> ScaleName:
@@ -96,7 +82,7 @@ def scale_notes(tasks: Sequence[TaskRecord], objective: ObjectiveConfig) -> list
         retained = [t.score_unit for part in retention_by_unit(tasks, task.name) for t in part]
         name = scale_name(task.score_unit, retained, objective.in_domain > 0)
         if objective.retention and name in ("gold_logprob", "relative"):
-            notes.append(f"{task.name}: {RULES[name][0].lower()}{RULES[name][1:-1]}")
+            notes.append(f"{task.name}: {SCALES[name][0].lower()}{SCALES[name][1:-1]}")
     return notes
 
 

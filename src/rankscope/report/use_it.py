@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from rankscope.models.methods import get_lora_method
 from rankscope.records import ArmSummary, StudyRecords, TrialSpec
+from rankscope.report.page import template_environment
 from rankscope.report.study_view import StudyView
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # Values of vLLM's ``--max-lora-rank`` from 8 on
@@ -131,12 +132,12 @@ def use_steps(
         place: folder or hub id of what was exported.
         chat: it was trained with the tokenizer's chat template.
     """
-    quoted = shlex.quote(place)
+    quoted, template = shlex.quote(place), template_environment(str, {}).get_template("load.py.j2")
+    is_adapter, folder = settings is not None, json.dumps(place)
+    load = template.render(base=base, is_adapter=is_adapter, folder=folder, chat=chat)
     if settings is None:
         return [
-            UseStep(
-                "Load it with transformers", _load(base, place, adapter=False, chat=chat), "python"
-            ),
+            UseStep("Load it with transformers", load, "python"),
             UseStep("Serve it with vLLM", f"vllm serve {quoted}"),
             UseStep("Convert it to GGUF", f"python llama.cpp/convert_hf_to_gguf.py {quoted}"),
         ]
@@ -144,48 +145,11 @@ def use_steps(
         "merged = model.merge_and_unload()\n"
         'merged.save_pretrained("merged")\ntokenizer.save_pretrained("merged")'
     )
-    code = _load(base, place, adapter=True, chat=chat)
     return [
-        UseStep("Load it with PEFT", code, "python", base.note),
+        UseStep("Load it with PEFT", load, "python", base.note),
         UseStep("Merge it into the base", merge, "python", "This continues the code above."),
         _serve(base, settings, name, quoted),
         _convert(settings, place),
-    ]
-
-
-def _load(base: BaseSource, place: str, *, adapter: bool, chat: bool) -> str:
-    """Python that loads an adapter or a model and generates one answer."""
-    dtype, folder = f'dtype="{base.dtype}"', json.dumps(place)
-    imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
-    lines = [f"model = AutoModelForCausalLM.from_pretrained({folder}, {dtype})"]
-    if adapter and base.python is None:
-        imports = [
-            "from peft import AutoPeftModelForCausalLM",
-            "from transformers import AutoTokenizer",
-        ]
-        lines = [f"model = AutoPeftModelForCausalLM.from_pretrained({folder}, {dtype})"]
-    elif adapter:
-        imports = ["from peft import PeftModel", *filter(None, [base.imports]), *imports]
-        lines = [
-            f"base = AutoModelForCausalLM.from_pretrained({base.python}, {dtype})",
-            f"model = PeftModel.from_pretrained(base, {folder})",
-        ]
-    return "\n".join([*imports, "", *lines, *_generate(place, chat)])
-
-
-def _generate(place: str, chat: bool) -> list[str]:
-    prompt = 'inputs = tokenizer("Your prompt", return_tensors="pt")'
-    if chat:
-        prompt = (
-            'messages = [{"role": "user", "content": "Your question"}]\n'
-            "inputs = tokenizer.apply_chat_template(\n    messages, add_generation_prompt=True, "
-            'return_tensors="pt", return_dict=True\n)'
-        )
-    return [
-        f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(place)})\n",
-        prompt,
-        "output = model.generate(**inputs, max_new_tokens=64)",
-        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:]))',
     ]
 
 
