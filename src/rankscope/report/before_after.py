@@ -90,14 +90,14 @@ def outcome_of(before: float, after: float, unit: Unit) -> Outcome:
     return "kept" if right[1] else "missed"
 
 
-def fair_choice(outcomes: Sequence[Outcome], most: int = SHOWN) -> list[int]:
-    """Places of at most ``most`` items: every outcome in proportion, at least once; in order.
+def fair_choice(outcomes: Sequence[Outcome]) -> list[int]:
+    """Places of at most ``SHOWN`` items: every outcome in proportion, at least once; in order.
 
     Within an outcome they are at even steps through the test set, so none is picked by hand.
     """
     places = {o: [i for i, found in enumerate(outcomes) if found == o] for o in ITEM_OUTCOMES}
     places = {outcome: found for outcome, found in places.items() if found}
-    total, most = len(outcomes), min(most, len(outcomes))
+    total, most = len(outcomes), min(SHOWN, len(outcomes))
     exact = {outcome: most * len(found) / total for outcome, found in places.items()}
     shares = {outcome: max(1, int(share)) for outcome, share in exact.items()}
     while sum(shares.values()) > most:

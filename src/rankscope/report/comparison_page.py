@@ -76,7 +76,6 @@ def draw_pair(
     drawn = interval_rows(
         frame[is_drawn],
         "arm",
-        "difference",
         colors=[(FULL_COLOR if c.full else colors.get(c.rank or 0, MUTED)).light for c in marks],
         hollow=[not cell.paired for cell in marks],
         words=["tested on", "paired", "same models"],

@@ -54,13 +54,13 @@ def rank_colors(ranks: Iterable[int]) -> dict[int, Color]:
     return {rank: Color(*pair) for rank, pair in zip(ordered, pairs, strict=True)}
 
 
-def faded(color: str, opacity: float = 0.14) -> str:
+def faded(color: str) -> str:
     """The same colour, translucent: for bands. Takes ``#rrggbb`` or ``rgb(r, g, b)``."""
     if color.startswith("#"):
         channels = ", ".join(str(int(color[i : i + 2], 16)) for i in (1, 3, 5))
     else:
         channels = color[color.index("(") + 1 : color.index(")")]
-    return f"rgba({channels}, {opacity})"
+    return f"rgba({channels}, 0.14)"
 
 
 def dark_colors(ranks: Iterable[int]) -> dict[str, str]:

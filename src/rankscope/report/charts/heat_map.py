@@ -181,12 +181,11 @@ class MapPanel:
     grids: Mapping[str, Grid]
     """By entry of the drop-down; an entry is absent if there is nothing to show."""
     scale: str = ""
-    """Panels with the same name share the end of the color scale; by default each has its own."""
-    scaled_by_entry: bool = False  # Each entry of the drop-down has its own end of the color scale
+    """Within an entry, panels with the same name share the end of the color scale; by default each
+    has its own."""
 
     def scale_of(self, entry: str) -> tuple[str, str]:
-        """Maps with equal results share the end of the color scale."""
-        return self.scale or self.title, entry if self.scaled_by_entry else ""
+        return self.scale or self.title, entry
 
     @property
     def width(self) -> int:

@@ -24,7 +24,6 @@ ROW = 26  # Height of a row, pixels
 def interval_rows(
     frame: pd.DataFrame,
     name: str,
-    value: str,
     *,
     colors: Sequence[str],
     hollow: Sequence[bool],
@@ -33,7 +32,7 @@ def interval_rows(
     layer: str | None = None,
     min_width: int = 0,
 ) -> Drawn:
-    """A mark with its interval for each row of a frame, from top to bottom.
+    """A mark at the ``difference`` of each row of a frame with its interval, from top to bottom.
 
     ``words`` are further columns of the hover texts; the values of the column ``layer`` are the
     entries of the drop-down.
@@ -41,12 +40,13 @@ def interval_rows(
     names = list(dict.fromkeys(map(plot_text, frame[name])))
     height = 110 + ROW * len(names)
     figure = go.Figure(layout=layout(height, margin={"l": 56, "r": 20, "t": 16, "b": 52}))
-    hover = hover_texts(frame, name, {word: word for word in (value, *words)})
+    hover = hover_texts(frame, name, {word: word for word in ("difference", *words)})
     rows = list(zip(records(frame), colors, hollow, hover, strict=True))
     entries = [""] if layer is None else list(dict.fromkeys(frame[layer]))
     for place, entry in enumerate(entries):
         shown = [row for row in rows if layer is None or row[0][layer] == entry]
-        values = [[row[f"{value}{end}"] for end in ("", ", low", ", high")] for row, *_ in shown]
+        ends = [f"difference{end}" for end in ("", ", low", ", high")]
+        values = [[row[end] for end in ends] for row, *_ in shown]
         figure.add_scatter(
             x=[middle for middle, *_ in values],
             y=[plot_text(row[name]) for row, *_ in shown],

@@ -61,12 +61,9 @@ class Reference(NamedTuple):
 class Panel(NamedTuple):
     """One quantity: a column of a frame with one row per arm, named in its column ``arm``."""
 
-    title: str  # With its unit
     frame: pd.DataFrame
-    column: str
+    column: str  # Its title is the panel's heading, with the unit
     references: Sequence[Reference] = ()
-    log: bool = False
-    from_zero: bool = False  # Show zero on the axis, for quantities whose ratio matters
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +163,7 @@ class _PanelDrawing:
 
     def add_to(self, figure: go.Figure, row: int) -> None:
         at, by_arm = {"row": row, "col": 1}, self.axis.is_by_arm
-        span = self._span()
-        for reference, side in zip(self.references, self._sides(span), strict=True):
+        for reference, side in zip(self.references, self._sides(), strict=True):
             self._add_reference(figure, at, reference, side)
         for line in self.axis.lines:
             drawn = [point for point in line.points if point.arm in self.values]
@@ -176,14 +172,9 @@ class _PanelDrawing:
                 self._add_band(figure, at, drawn)
             if drawn:
                 self._add_line(figure, at, line, drawn)
-        y_axis = axis(
-            type="log" if self.panel.log else "linear",
-            rangemode="tozero" if self.panel.from_zero else "normal",
-            dtick=_log_ticks(span) if self.panel.log else None,
-        )
-        figure.update_yaxes(y_axis, **at)
+        figure.update_yaxes(axis(), **at)
         top = figure.layout["yaxis" if row == 1 else f"yaxis{row}"].domain[1]
-        figure.add_annotation(panel_heading(self.panel.title, 0, top) | {"xshift": -4})
+        figure.add_annotation(panel_heading(self.panel.column, 0, top) | {"xshift": -4})
 
     def _add_band(self, figure: go.Figure, at: dict[str, int], drawn: Sequence[RankPoint]) -> None:
         ends = [(self.places[p.arm], *self.values[p.arm][1:3]) for p in drawn]
@@ -233,25 +224,17 @@ class _PanelDrawing:
             **at,
         )
 
-    def _height(self, value: float) -> float:
-        """A value in the units of the axis."""
-        return math.log10(value) if self.panel.log and value > 0 else value
-
-    def _span(self) -> float:
-        """Height of everything drawn, ends of intervals included."""
+    def _sides(self) -> list[str]:
+        """Names stand above their line, or below if another line is close above."""
         drawn = [v for arm, (*ends, _) in self.values.items() if arm in self.places for v in ends]
         drawn += [v for reference in self.references for v in reference[1:4]]
-        known = [v for v in drawn if v is not None and (v > 0 or not self.panel.log)]
-        heights = [self._height(value) for value in known] + [0.0] * self.panel.from_zero
-        return max(heights) - min(heights) if heights else 0.0
-
-    def _sides(self, span: float) -> list[str]:
-        """Names stand above their line, or below if another line is close above."""
-        heights = [self._height(reference.value) for reference in self.references]
+        known = [value for value in drawn if value is not None]
+        close = 0.12 * (max(known) - min(known)) if known else 0.0
+        heights = [reference.value for reference in self.references]
 
         def has_line_above(place: int, height: float) -> bool:
             return any(
-                0 <= other - height < 0.12 * span and (other > height or place < j)
+                0 <= other - height < close and (other > height or place < j)
                 for j, other in enumerate(heights)
                 if j != place
             )
@@ -267,10 +250,3 @@ def _add_area(
 ) -> None:
     style = {"fill": "toself", "fillcolor": faded(color.light), "line": {"width": 0}}
     figure.add_scatter(x=x, y=y, mode="lines", hoverinfo="skip", **style, **at)
-
-
-def _log_ticks(decades: float) -> int | str | None:
-    """Ticks of a logarithmic axis: at powers of ten, at 1, 2 and 5, or chosen by Plotly."""
-    if decades > 1.5:
-        return 1
-    return "D2" if decades > 0.6 else None

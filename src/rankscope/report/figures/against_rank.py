@@ -37,8 +37,8 @@ def draw_against_rank(view: StudyView, task: str) -> Figure:
         rows.append(dict.fromkeys(rows[0]) | {"arm": "base"} | cells)
     digits = {title: view.unit(name).digits + 1 for name, title in changes.items()}
     frame = table_from_rows(rows, digits | {score: unit.digits + 1})
-    panels = [Panel(score, frame, score, references)] + [
-        Panel(title, frame, title, [Reference("base", 0.0)])
+    panels = [Panel(frame, score, references)] + [
+        Panel(frame, title, [Reference("base", 0.0)])
         for title in list(changes.values())[:MAX_RETAINED]
     ]
     return Figure(

@@ -28,6 +28,6 @@ def draw_effective_rank(models: AnalyzedModels) -> Figure | None:
         finding=f"Effective rank at {models.rank_axis.focus}: {values}."
         + (f" Full fine-tuning: {number(full)}." if full else ""),
         data=frame,
-        plot=rank_plot(models.rank_axis, [Panel(title, frame, title)]),
+        plot=rank_plot(models.rank_axis, [Panel(frame, title)]),
         caption=_CAPTION,
     )

@@ -38,9 +38,9 @@ def draw_heads_ablated(models: AnalyzedModels) -> Figure | None:
     after = {entry: costs(a.tuned_gold_change) for entry, (_, a) in ablations.items()}
     change = {entry: cost_increase(a) for entry, (_, a) in ablations.items()}
     panels = [
-        MapPanel("before", grids(before, True), "cost", scaled_by_entry=True),
-        MapPanel("after", grids(after, True), "cost", scaled_by_entry=True),
-        MapPanel("difference", grids(change, True), scaled_by_entry=True),
+        MapPanel("before", grids(before, True), "cost"),
+        MapPanel("after", grids(after, True), "cost"),
+        MapPanel("difference", grids(change, True)),
     ]
     parts = [f"{entry} {head_text(v)}, {most(v)} nats" for entry, v in after.items()]
     changed = [f"{entry} {beyond_noise(a)}" for entry, (_, a) in ablations.items()]

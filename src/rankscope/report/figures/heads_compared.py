@@ -40,7 +40,7 @@ def draw_heads_compared(models: AnalyzedModels) -> Figure | None:
     for label, values in by_model.items():
         maps = grids({e: v for e, v in values.items() if e not in signed})
         maps |= grids({e: v for e, v in values.items() if e in signed}, signed=True)
-        panels.append(MapPanel(label, maps, scale="all", scaled_by_entry=True))
+        panels.append(MapPanel(label, maps, scale="all"))
     rows = [
         {"arm": label, "quantity": entry, "layer": layer, "head": head, "value": float(value)}
         for entry in entries

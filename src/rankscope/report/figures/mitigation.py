@@ -51,7 +51,6 @@ def draw_mitigation(view: StudyView, task: str) -> Figure | None:
         **interval_rows(
             frame,
             "mitigation",
-            "difference",
             colors=[view.color(view.arm(task, c.plain)).light for c in comparisons],
             hollow=[c.difference.low is None for c in comparisons],
             words=["seeds"],

@@ -60,7 +60,7 @@ def draw_rank_curves(view: StudyView, task: str) -> Figure | None:
         finding=f"Area under the score over log2 of the rank: {areas[0]}. Beyond that, with 95 % "
         f"intervals: {'; '.join(areas[1:])}.",
         data=frame,
-        plot=rank_plot(RankAxis(tuple(lines)), [Panel(t, frame, t) for t in (score, kept)]),
+        plot=rank_plot(RankAxis(tuple(lines)), [Panel(frame, t) for t in (score, kept)]),
         caption=_CAPTION,
     )
 

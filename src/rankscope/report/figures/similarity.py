@@ -32,7 +32,7 @@ def draw_similarity(models: AnalyzedModels) -> Figure | None:
         return None
     frame = models.over_seeds(measures)
     chance = float(frame[f"unrelated vectors, {title}"].mean())
-    panel = Panel(title, frame, title, [Reference("unrelated", chance, color=MUTED)])
+    panel = Panel(frame, title, [Reference("unrelated", chance, color=MUTED)])
     return Figure(
         **models.names("similarity", "Singular vectors before and after"),
         finding=f"Subspace similarity at {models.rank_axis.focus}: {values}"

@@ -22,7 +22,7 @@ def draw_update_norm(models: AnalyzedModels) -> Figure | None:
     frame, rank_axis = models.over_seeds(_MEASURES), models.rank_axis
     if not rank_axis.lines and len(frame):
         return None
-    plot = rank_plot(rank_axis, [Panel(NORM, frame, NORM)])
+    plot = rank_plot(rank_axis, [Panel(frame, NORM)])
     if models.growth is not None and plot is not None:
         add_fit(plot, models.growth)
     return Figure(
