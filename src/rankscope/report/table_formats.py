@@ -46,11 +46,8 @@ def table_from_rows(
 
 def frame_rows(frame: pd.DataFrame) -> list[tuple[Cell, ...]]:
     """The rows as Python values; unknown cells are None."""
-    columns = [
-        [None if unknown else cell for cell, unknown in zip(column.tolist(), mask, strict=True)]
-        for (_, column), (_, mask) in zip(frame.items(), frame.isna().items(), strict=True)
-    ]
-    return list(zip(*columns, strict=True))
+    cells = frame.astype(object).where(frame.notna(), None)
+    return list(cells.itertuples(index=False, name=None))
 
 
 def shown_cell(
