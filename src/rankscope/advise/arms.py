@@ -98,7 +98,6 @@ class Arm:
         return LossTrend(float(first.mean()), float(middle.mean()), float(last.mean()), error)
 
     def updated(self, **fields: object) -> "Arm":
-        """A copy with fields of the summary replaced."""
         return Arm(self.task, self.trials, self.summary.model_copy(update=fields))
 
 

@@ -206,7 +206,6 @@ def _is_mitigated(trial: TrialRecords) -> bool:
 
 
 def _plain_arm(trial: TrialRecords) -> tuple[object, ...]:
-    """The arm of a trial without its mitigations."""
     settings = ("weight_decay", "replay", "replay_share", "kl_to_base", "early_stop")
     return trial.spec.model_copy(update={"dropout": 0.0, **dict.fromkeys(settings)}).arm
 

@@ -52,7 +52,6 @@ def compared_arm_labels(advice: TaskAdvice) -> set[str]:
 
 
 def _changes_of_arm(study: StudyRecords, arm: Sequence[TrialRecords]) -> list[SubjectChange]:
-    """The changes of one arm; they form one Holm family."""
     spec = arm[0].spec
     changes: list[SubjectChange] = []
     finished = finished_trials(arm)

@@ -90,7 +90,6 @@ class TaskResults:
         return Measured(number, self.unit)
 
     def retained(self, number: float | Estimate) -> Measured:
-        """Forgetting, with its unit."""
         return Measured(number, self.retention_unit)
 
     @property

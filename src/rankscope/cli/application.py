@@ -185,7 +185,6 @@ def run_command_line(words: Sequence[str] | Callable[[], Sequence[str]]) -> int:
 
 
 def usage_error(error: Any) -> UserError:
-    """What is wrong with the words of the command line, and how it is used."""
     if error.ctx is None:
         return UserError(f"{error.format_message()} See 'rankscope --help'.")
     path, usage = error.ctx.command_path, error.ctx.get_usage()

@@ -27,7 +27,6 @@ def check_no_effect(ctx: typer.Context, names: Sequence[str], required: str) -> 
 
 
 def the_one_action(options: Mapping[str, object]) -> str:
-    """The name of the only option that is given."""
     given = [name for name, value in options.items() if value is not None]
     if len(given) != 1:
         names = " and ".join(given) or "none"
@@ -331,7 +330,6 @@ def fetch_command(
 
 
 def known_models() -> Reply:
-    """The models that ``fetch`` knows by name."""
     from rankscope.cli.render.table import terminal_table
     from rankscope.formatting import byte_size
     from rankscope.models.fetch import KNOWN_MODELS, is_cached

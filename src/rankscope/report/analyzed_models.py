@@ -39,7 +39,6 @@ MATRIX_COLUMNS: Mapping[str, Callable[[MatrixSpectrum], float]] = {
 
 
 def total_norm(spectra: SpectraRecord) -> float | None:
-    """|dW|_F over all matrices."""
     return spectra.frobenius if spectra.matrices else None
 
 
@@ -76,7 +75,6 @@ class AnalyzedModels:
     place: int | None = None  # Its place in the study
 
     def names(self, key: str, title: str) -> Names:
-        """Key and title of a figure."""
         if self.place is None:
             return Names(key=key, title=title)
         return Names(key=f"{key}-{self.place}", title=f"{title}, {self.task}")
@@ -90,7 +88,6 @@ class AnalyzedModels:
 
     @cached_property
     def with_heads(self) -> list[tuple[str, HeadsRecord]]:
-        """Label and record of the models whose heads were analyzed."""
         return [(model.label, model.heads) for model in self.models if model.heads is not None]
 
     def over_seeds(self, measures: Mapping[str, Measure]) -> pd.DataFrame:
@@ -112,7 +109,6 @@ class AnalyzedModels:
         return ", ".join(f"{number(v, digits)} {preposition} r={rank}" for rank, v in known[:8])
 
     def full(self, measure: Measure) -> float | None:
-        """The mean over seeds for full fine-tuning."""
         model = next((m for m in self.models if m.label == self.rank_axis.full), None)
         return model.mean(measure) if model else None
 

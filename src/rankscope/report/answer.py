@@ -59,8 +59,6 @@ class CardCell:
 
 @dataclass(frozen=True, slots=True)
 class CardRow:
-    """One arm of the card."""
-
     role: str
     label: str
     cells: tuple[CardCell, ...]  # One for each of the columns of the card
@@ -68,8 +66,6 @@ class CardRow:
 
 @dataclass(frozen=True, slots=True)
 class AnswerCard:
-    """What the card of one training task shows."""
-
     advice: TaskAdvice
     columns: tuple[str, ...]
     rows: tuple[CardRow, ...]

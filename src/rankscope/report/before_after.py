@@ -35,8 +35,6 @@ class ItemPair:
 
 @dataclass(frozen=True, slots=True)
 class ComparedItems:
-    """The items of one test split before and after."""
-
     tested_on: str
     note: str  # What is shown, how it was chosen, and what was left out
     pairs: tuple[ItemPair, ...]

@@ -43,7 +43,6 @@ def compared_ranks(comparison: StudyComparison) -> tuple[int, ...]:
 
 
 def facets_table(pair: StudyPair) -> pd.DataFrame:
-    """What the studies were made of."""
     return table_from_rows(
         [
             {"what": f.what, "same": "yes" if f.same else "no", "details": f.text}

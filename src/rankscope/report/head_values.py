@@ -34,7 +34,6 @@ def stacked(by_layer: Mapping[int, Sequence[float | None]]) -> HeadValues:
 
 
 def of_layers(layers: Sequence[LayerHeads], value: OfLayer) -> HeadValues:
-    """One value of every head of a model."""
     return stacked({layer.layer: value(layer) for layer in layers})
 
 
@@ -44,7 +43,6 @@ def moved(record: HeadsRecord, module: str) -> HeadValues:
 
 
 def costs(change: Sequence[Sequence[float]]) -> HeadValues:
-    """The cost of removing each head: minus the change."""
     return stacked({layer: [-v for v in row] for layer, row in enumerate(change)})
 
 
@@ -65,7 +63,6 @@ def head_text(values: HeadValues) -> str:
 
 
 def most(values: HeadValues) -> str:
-    """The largest known value."""
     return number(float(np.nanmax(values)))
 
 

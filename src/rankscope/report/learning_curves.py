@@ -51,7 +51,6 @@ def _mean_over_seeds(step: int, seeds: list[CurveStep]) -> CurveStep:
 
 
 def _kept_step(trial: TrialRecords) -> int | None:
-    """The step whose weights a trial with early stopping kept."""
     return None if trial.train is None else trial.train.best_step
 
 

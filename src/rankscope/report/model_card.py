@@ -40,8 +40,6 @@ from rankscope.report.use_it import BaseSource, folder_name, use_steps
 
 @dataclass(frozen=True, slots=True)
 class ExportedWeights:
-    """What an exported folder holds."""
-
     base: BaseSource
     settings: Mapping[str, Any] | None  # Of ``adapter_config.json``; None for a full model
     place: str = "."  # Where readers find it: a hub id, or the folder of the card
@@ -203,7 +201,6 @@ def _score_row(
 
 
 def _arm_changes(view: StudyView, arm: ArmSummary) -> list[str]:
-    """Gain and retention change over all seeds, if measured."""
     changes = {
         "gain over the base": (arm.gain, view.unit(arm.task)),
         "retention change": (view.retention_change(arm), view.retention_unit(arm.task)),

@@ -23,8 +23,6 @@ _FOREIGN_TAG = re.compile(r"<(?!/?(?:b|br|extra)>)")
 
 @dataclass(frozen=True, slots=True)
 class PageSection:
-    """One part of a page with its figures."""
-
     key: str
     title: str
     lead: str
@@ -76,7 +74,6 @@ def render_fragment(template: str, **values: object) -> str:
 
 
 def figure_data(figure: Figure) -> dict[str, object]:
-    """What the script of the page needs to draw one figure."""
     plot = figure.plot.to_plotly_json() if figure.plot is not None else {"data": [], "layout": {}}
     # Plotly's template has colors without a dark partner, and every figure would repeat it.
     layout = {key: value for key, value in plot["layout"].items() if key != "template"}

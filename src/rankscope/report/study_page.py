@@ -78,7 +78,6 @@ def study_sections(view: StudyView) -> list[PageSection]:
 
 
 def _item_data(compared: ComparedItems) -> dict[str, object]:
-    """The items of one test split, as the search of the page reads them."""
     rows = [(p.outcome, p.prompt, p.gold, p.before, p.after) for p in compared.pairs]
     return {"rows": rows, "shown": list(compared.shown)}
 

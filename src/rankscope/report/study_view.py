@@ -54,7 +54,6 @@ class StudyView:
 
     @cached_property
     def training_tasks(self) -> tuple[str, ...]:
-        """Names of the training tasks, in the order of the study."""
         return tuple(task.name for task in self.study.tasks if task.trained_on)
 
     @cached_property
@@ -63,7 +62,6 @@ class StudyView:
 
     @cached_property
     def ranks(self) -> tuple[int, ...]:
-        """Every rank of the study, rising."""
         return tuple(sorted({t.spec.rank for t in self.study.trials if t.spec.rank is not None}))
 
     @cached_property
@@ -84,18 +82,15 @@ class StudyView:
         return self._advice[task]
 
     def arms(self, task: str) -> tuple[ArmSummary, ...]:
-        """Arms trained on ``task``."""
         return self.advice(task).arms
 
     def arm(self, task: str, label: str | None) -> ArmSummary | None:
         return next((arm for arm in self.arms(task) if arm.label == label), None)
 
     def trials(self, arm: ArmSummary) -> list[TrialRecords]:
-        """The trials of an arm, one per seed."""
         return self._trials.get((arm.task, arm.label), [])
 
     def failed(self) -> list[TrialRecords]:
-        """Trials that ended without a result."""
         return [trial for trial in self.study.trials if trial.status in FAILED]
 
     def unit(self, task: str) -> Unit:
@@ -202,7 +197,6 @@ class StudyView:
         return advice.chosen or self.arm(task, advice.subject_label) or best
 
     def color(self, arm: ArmSummary | None) -> Color:
-        """The color of an arm, the same in every figure."""
         if arm is not None and arm.is_full:
             return FULL_COLOR
         return self.colors.get((arm and arm.rank) or 0, MUTED)
@@ -241,7 +235,6 @@ class StudyView:
         return dict(groups)
 
     def line_style(self, label: str) -> tuple[str, str]:
-        """Dash and symbol of a line, the same in every figure."""
         place = list(dict.fromkeys(self._variants.values())).index(label)
         return DASHES[place % len(DASHES)], SYMBOLS[place % len(SYMBOLS)]
 

@@ -152,7 +152,6 @@ def comparisons_table(view: StudyView) -> pd.DataFrame:
 
 
 def _digits(view: StudyView, *titles: str) -> dict[str, int]:
-    """Digits of estimates; more if the study has nats."""
     has_nats = any(view.unit(task.name) == NATS for task in view.study.tasks)
     return dict.fromkeys(titles, 4 if has_nats else 2)
 
@@ -161,7 +160,6 @@ def _digits(view: StudyView, *titles: str) -> dict[str, int]:
 
 
 def failed_trials_table(view: StudyView) -> pd.DataFrame:
-    """Trials that ended without a result, each with its reason."""
     return table_from_rows(
         [
             {

@@ -24,8 +24,6 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?
 
 @dataclass(frozen=True, slots=True)
 class UseStep:
-    """One thing to do with a trained model."""
-
     title: str
     code: str
     language: Literal["sh", "python"] = "sh"

@@ -178,7 +178,6 @@ class _Weighed:
 
     @property
     def item_variance(self) -> float:
-        """Weighted variance due to the choice of items."""
         return self.weight**2 * _variance_of_mean(self.sums - self.sizes * self.mean, self.n)
 
     def answer_noise(self, rows: ScoreArray, by_seed: ScoreArray) -> float:

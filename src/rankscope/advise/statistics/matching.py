@@ -107,7 +107,6 @@ def scores_of_models(
 def trials_with_all_scores(
     study: StudyRecords, trials: Sequence[TrialRecords], tasks: Sequence[str], split: Split = "test"
 ) -> list[TrialRecords]:
-    """The trials with a score on that split of every one of the tasks."""
     return [
         t for t in trials if all((t.spec.trial_id, name, split) in study.items for name in tasks)
     ]

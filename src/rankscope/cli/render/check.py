@@ -87,7 +87,6 @@ def _sources(records: Sequence[TaskRecord]) -> Iterator[RenderableType]:
 def _rows_as_tokens(
     prepared: PreparedStudy, name: str, rows_shown: int
 ) -> Iterator[RenderableType]:
-    """Counts of a task's training rows, and the first rows as coloured tokens."""
     rows, encoder = prepared.rows[name], prepared.encoder
     yield Text(
         f"\n{name}: {len(rows.rows):,} training rows ({encoder.prompt_format} prompts), "

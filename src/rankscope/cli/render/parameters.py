@@ -19,7 +19,6 @@ from rankscope.models.parameters import (
 def parameters_table(
     shapes: Architecture, ranks: Sequence[int], targets: Sequence[str]
 ) -> RenderableType:
-    """Trainable parameters and their memory, by rank and for full fine-tuning."""
     dtype = choose_dtype("auto", choose_device("auto"))
     counts = {str(rank): lora_parameters(shapes, rank, targets) for rank in ranks}
     counts["full"] = shapes.num_parameters

@@ -20,7 +20,6 @@ MAX_NAMED = 20  # Most groups that a sentence names
 
 
 def plan_table(plan: Plan) -> RenderableType:
-    """A row per group of trials, time by stage, totals, and what to leave out."""
     several = len({group.task for group in plan.groups}) > 1
     rows = [
         {
@@ -100,7 +99,6 @@ def totals(plan: Plan) -> Iterator[str]:
 
 
 def _units(plan: Plan) -> Iterator[str]:
-    """What an executor makes of the groups."""
     seconds = [plan.start_seconds + group.seconds for group in plan.groups]
     unit_seconds = plan.critical_seconds - plan.shared_seconds
     is_group = max(seconds) >= unit_seconds * (1 - 1e-9)

@@ -35,7 +35,6 @@ def status_data(study: StudyRecords, folder: Path) -> dict[str, object]:
 
 
 def _last_event(folder: Path) -> dict[str, Any] | None:
-    """The newest event of a run's log, with its numbers."""
     try:
         *_, last = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
         event: dict[str, Any] = json.loads(last)
@@ -83,7 +82,6 @@ def _trials_data(study: StudyRecords) -> list[dict[str, Any]]:
 
 
 def _trial_data(trial: TrialRecords, evaluations: int) -> dict[str, Any]:
-    """What is known of a trial: its own settings, without those it does not have."""
     data: dict[str, Any] = trial.spec.model_dump(mode="json", exclude_none=True)
     del data["schema_version"]
     data |= {"arm": trial.spec.arm_label, "status": trial.status, "evaluations": evaluations}

@@ -175,8 +175,6 @@ def _add_frames(figure: go.Figure, grid: Grid, visible: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class MapPanel:
-    """One of several maps side by side."""
-
     title: str
     grids: Mapping[str, Grid]
     """By entry of the drop-down; an entry is absent if there is nothing to show."""

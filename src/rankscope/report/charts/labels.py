@@ -31,7 +31,6 @@ class Box(NamedTuple):
 
     @classmethod
     def around(cls, x: float, y: float, width: float, height: float) -> "Box":
-        """The rectangle with its center at (x, y)."""
         return cls(x - width / 2, x + width / 2, y - height / 2, y + height / 2)
 
     def overlaps(self, other: "Box") -> bool:
@@ -82,7 +81,6 @@ def place_labels(
 
 
 def add_labels(figure: go.Figure, placed: Sequence[tuple[PointLabel, str]]) -> None:
-    """Draw placed labels as one text trace."""
     figure.add_scatter(
         x=[label.x for label, _ in placed],
         y=[label.y for label, _ in placed],

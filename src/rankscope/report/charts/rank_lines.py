@@ -31,8 +31,6 @@ MAX_NAMES = 40  # Most arms whose names fit side by side below an axis
 
 
 class RankPoint(NamedTuple):
-    """One arm on a line."""
-
     arm: str
     rank: int
     color: Color
@@ -48,8 +46,6 @@ class RankLine(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """A horizontal line."""
-
     label: str
     value: float
     low: float | None = None
@@ -87,7 +83,6 @@ class RankAxis:
 
     @property
     def against(self) -> str:
-        """For titles."""
         return "by arm" if self.is_by_arm else "against rank"
 
     def bands_note(self, shown: str = "95 % intervals") -> str:
@@ -98,7 +93,6 @@ class RankAxis:
         return note
 
     def places(self) -> dict[str, float]:
-        """Place of each arm on the axis."""
         points = [point for line in self.lines for point in line.points]
         if self.is_by_arm:
             return {point.arm: float(place) for place, point in enumerate(points)}

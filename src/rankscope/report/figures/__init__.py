@@ -42,8 +42,6 @@ Draw = Callable[..., Figure | None]
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A figure of the pages."""
-
     section: str
     place: float
     per: Scope

@@ -67,7 +67,6 @@ def draw_transfer(view: StudyView, unit: Unit) -> Figure | None:
 
 
 def absent(view: StudyView, train: str, test: str) -> str:
-    """Why a cell is empty."""
     shares = train != test and test in trained_parts(view.study.tasks, train)
     return "shares its training rows" if shares else "not scored"
 
