@@ -11,9 +11,7 @@ from rankscope.records.estimate import *
 from rankscope.records.heads import *
 from rankscope.records.inspection import *
 from rankscope.records.items import *
-from rankscope.records.mitigation import *
 from rankscope.records.prediction import *
-from rankscope.records.rank_curves import *
 from rankscope.records.record import *
 from rankscope.records.scores import *
 from rankscope.records.spectra import *
