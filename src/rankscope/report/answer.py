@@ -23,12 +23,6 @@ from rankscope.report.page import render_fragment
 from rankscope.report.study_view import StudyView
 
 NEXT_STEPS_TITLE = "How to get a firmer answer"
-CONFIDENCES = {"firm": "High confidence", "tentative": "Tentative", "none": "Cannot tell yet"}
-MEANINGS = {
-    "firm": "the 95 % intervals leave no other answer",
-    "tentative": "the data lean this way",
-    "none": "the data do not decide it",
-}
 ROW_ROLES = {
     "recommended": "Recommended",
     "closest": "Best so far",
@@ -36,16 +30,6 @@ ROW_ROLES = {
     "full": "Best full fine-tuning",
     "lora": "Best LoRA",
 }
-CHECK_TITLES = {
-    "seeds": "Seeds",
-    "items": "Test items",
-    "retention": "Retention",
-    "contamination": "Contamination",
-    "learning_rate": "Learning rate",
-    "loss": "Training loss",
-    "trials": "Trials",
-}
-MARKS = {"fine": "\N{CHECK MARK}", "weak": "!", "bad": "\N{BALLOT X}"}
 BYTES_PER_PARAMETER = 4
 
 
@@ -70,6 +54,10 @@ class AnswerCard:
     columns: tuple[str, ...]
     rows: tuple[CardRow, ...]
     note: str  # What the net gain and the retention change are
+
+
+def answer_cards(view: StudyView) -> list[AnswerCard]:
+    return [answer_card(view, task) for task in view.training_tasks]
 
 
 def answer_card(view: StudyView, task: str) -> AnswerCard:
@@ -141,20 +129,9 @@ def _cell(estimate: Estimate | None, unit: Unit, *, sign: bool = False) -> CardC
     return CardCell(shown(estimate.value), f"{shown(estimate.low)} to {shown(estimate.high)}")
 
 
-def card_values(view: StudyView) -> dict[str, object]:
-    return {
-        "cards": [answer_card(view, task) for task in view.training_tasks],
-        "confidences": CONFIDENCES,
-        "meanings": MEANINGS,
-        "checks": CHECK_TITLES,
-        "marks": MARKS,
-        "next_steps_title": NEXT_STEPS_TITLE,
-    }
-
-
 def answer_html(view: StudyView) -> str:
     """The cards of all training tasks as one piece of HTML with its styles, for a notebook."""
-    return render_fragment("answer.html.j2", **card_values(view))
+    return render_fragment("answer.html.j2", cards=answer_cards(view))
 
 
 def missing(view: StudyView) -> list[str]:

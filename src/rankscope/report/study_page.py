@@ -7,7 +7,7 @@ import yaml
 from rankscope.config.loader import study_values
 from rankscope.formatting import safe_text
 from rankscope.report.analyzed_models import arms_analyzed
-from rankscope.report.answer import card_values, missing
+from rankscope.report.answer import NEXT_STEPS_TITLE, answer_cards, missing
 from rankscope.report.before_after import ITEM_OUTCOMES, MAX_EMBEDDED, ComparedItems, compared_items
 from rankscope.report.charts.figure import Figure
 from rankscope.report.figures import FOLDED, SECTIONS, draw_section
@@ -38,7 +38,8 @@ def render_study(whole: StudyView, folder: str = "DIR", view: StudyView | None =
         view.study.provenance,
         view=view,
         study=whole.study,
-        **card_values(view),
+        cards=answer_cards(view),
+        next_steps_title=NEXT_STEPS_TITLE,
         missing=[*missing(whole), *not_shown(whole, view)],
         items={task: compared for task, compared in items.items() if compared},
         items_json=embedded([_item_data(c) for compared in items.values() for c in compared]),
