@@ -64,11 +64,9 @@ def _items(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
 
 def _rival(results: TaskResults, subject: Arm) -> Arm | None:
     """LoRA's rival is full fine-tuning and the reverse; otherwise the next best arm."""
-    choice = results.choice
-    other = choice.best_lora if subject.summary.is_full else choice.best_full
-    if other is not None:
+    if other := results.rival_kind(subject):
         return other.arm
-    rest = [c for c in choice.candidates if c.arm is not subject]
+    rest = [c for c in results.choice.candidates if c.arm is not subject]
     return max(rest, key=lambda c: c.utility).arm if rest else None
 
 
@@ -139,10 +137,9 @@ def _contamination(results: TaskResults) -> Iterator[TrustCheck]:
 
 
 def _learning_rate(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
-    candidate = next((c for c in results.choice.candidates if c.arm is subject), None)
-    if candidate is None:
+    lr, lrs = subject.summary.lr, results.rates_of(subject)
+    if not lrs:
         return
-    lr, lrs = subject.summary.lr, candidate.lrs
     fields: dict[str, Field] = {"lr": lr, "rates_tried": len(lrs)}
     if len(lrs) == 1:
         yield trust_check("learning_rate.one", "weak", "one learning rate tried", **fields)

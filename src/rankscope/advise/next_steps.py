@@ -208,12 +208,9 @@ def _retention(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
 
 
 def _learning_rates(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
-    candidate = next((c for c in results.choice.candidates if c.arm is subject), None)
-    if candidate is None:
-        return
-    lr, lrs = subject.summary.lr, candidate.lrs
+    lr, lrs = subject.summary.lr, results.rates_of(subject)
     if len(lrs) == 1:
         yield message("add_rates", lr=lr, lower=lr / NEXT_RATE, higher=lr * NEXT_RATE)
-    elif lr in (lrs[0], lrs[-1]):
+    elif lrs and lr in (lrs[0], lrs[-1]):
         further = lr / NEXT_RATE if lr == lrs[0] else lr * NEXT_RATE
         yield message("extend_rates", lr=lr, next=further)

@@ -63,8 +63,7 @@ def _other_gains(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
 
 
 def _full_or_lora(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
-    choice = results.choice
-    rival = choice.best_lora if subject.summary.is_full else choice.best_full
+    rival = results.rival_kind(subject)
     if rival is None:
         return
     gap = arm_difference(results.study, subject, rival.arm, results.task)

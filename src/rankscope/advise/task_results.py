@@ -9,7 +9,7 @@ import numpy.typing as npt
 from rankscope.advise.arms import FEWEST_LOSSES, Arm
 from rankscope.advise.messages import Measured
 from rankscope.advise.retention import RetentionScale, retention_scale, retention_tasks
-from rankscope.advise.select import ArmChoice
+from rankscope.advise.select import ArmChoice, Candidate
 from rankscope.advise.statistics.estimates import clustered_standard_error
 from rankscope.advise.statistics.significance import ALPHA
 from rankscope.config.objective import ObjectiveConfig
@@ -103,6 +103,14 @@ class TaskResults:
     @property
     def waiting(self) -> int:
         return sum(t.status in ("planned", "trained") for t in self.trials)
+
+    def rates_of(self, arm: Arm) -> tuple[float, ...]:
+        """Learning rates tried for an arm, ascending; empty unless its own was chosen."""
+        return next((c.lrs for c in self.choice.candidates if c.arm is arm), ())
+
+    def rival_kind(self, arm: Arm) -> Candidate | None:
+        """The best LoRA arm for full fine-tuning, and the reverse."""
+        return self.choice.best_lora if arm.summary.is_full else self.choice.best_full
 
     def is_shown_to_gain(self, arm: ArmSummary) -> bool:
         """Whether an arm that may be recommended beats the base significantly."""

@@ -23,19 +23,13 @@ def export_command(
     best: Annotated[bool, Option("--best", help="The recommended arm; the default.")] = False,
     best_lora: Annotated[bool, Option("--best-lora", help="The best LoRA arm.")] = False,
     task: Annotated[str | None, Option(help="Training task, if the study has several.")] = None,
-    merge: Annotated[
-        bool, Option("--merge", help="Write a full model with the adapter merged in.")
-    ] = False,
-    step: Annotated[
-        int | None, Option(help="Weights kept at this step instead of the final ones.")
-    ] = None,
+    merge: Annotated[bool, Option("--merge", help="Merge the adapter into a full model.")] = False,
+    step: Annotated[int | None, Option(help="Export the weights kept at this step.")] = None,
     base_name: Annotated[
         str | None,
         Option(metavar="ID", help="Hub id of the base, if the study read it from a folder."),
     ] = None,
-    push: Annotated[
-        str | None, Option(metavar="ID", help="Then send it to this repository on the hub.")
-    ] = None,
+    push: Annotated[str | None, Option(metavar="ID", help="Send it to a hub repository.")] = None,
     public: Annotated[bool, Option("--public", help="With --push: a public one.")] = False,
     yes: Annotated[bool, Option("--yes", help="With --push: do not ask.")] = False,
 ) -> Reply:
@@ -118,17 +112,11 @@ def track_command(
     from rankscope.tools.track import track
 
     result = track(folder, to, project, print_message)
-    data = {
-        "project": result.project,
-        "place": result.place,
-        "written": list(result.written),
-        "unchanged": result.unchanged,
-    }
     line = (
         f"{to}: {len(result.written)} runs written, {result.unchanged} unchanged, in project "
         f"{result.project!r} ({result.place})"
     )
-    return Reply(data, lambda: print_line(line))
+    return Reply(result, lambda: print_line(line))
 
 
 def check_label(folder: Path, label: str, task: str | None) -> None:
