@@ -102,10 +102,7 @@ class Arm:
 
 
 def training_tasks(study: StudyRecords) -> tuple[str, ...]:
-    """Training tasks, in the order of the study file, then of the trials."""
-    names = [task.name for task in study.tasks if task.trained_on]
-    names += [trial.spec.task for trial in study.trials]
-    return tuple(dict.fromkeys(names))
+    return tuple(task.name for task in study.tasks if task.trained_on)
 
 
 def summarize_arms(study: StudyRecords) -> dict[str, tuple[Arm, ...]]:
@@ -115,8 +112,9 @@ def summarize_arms(study: StudyRecords) -> dict[str, tuple[Arm, ...]]:
     """
     by_task: dict[str, list[Arm]] = {task: [] for task in training_tasks(study)}
     for trials in trials_by_arm(study.trials).values():
-        arm = Arm(trials[0].spec.task, tuple(trials), _summary(study, trials))
-        by_task[arm.task].append(arm)
+        task = trials[0].spec.task
+        if task in by_task:  # a run that ended as it began may leave trials of an earlier task
+            by_task[task].append(Arm(task, tuple(trials), _summary(study, trials)))
     gains = [gain for arms in by_task.values() for a in arms if (gain := a.summary.gain)]
     adjusted = iter(adjusted_within_family(gains))
     return {
@@ -182,7 +180,7 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
     names, others = {t.name for t in retained}, {t.name for t in transfer_tasks(study, spec.task)}
     changes = {
         name: change
-        for name in dict.fromkeys([spec.task, *(t.name for t in study.tasks)])
+        for name in [t.name for t in study.tasks]
         if name in {spec.task, *names, *others}
         and (change := score_difference(study, done, None, name)) is not None
     }

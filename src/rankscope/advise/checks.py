@@ -116,8 +116,6 @@ def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
 
 def _contamination(results: TaskResults) -> Iterator[TrustCheck]:
     record = results.record
-    if record is None:
-        return
     kinds = {kind: rows for kind, rows in sorted(record.contamination.items()) if rows}
     test_rows, overlapping = record.rows.get("test", 0), sum(kinds.values())
     if not kinds:

@@ -21,7 +21,7 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 
-from rankscope.advise.arms import adjusted_records, trials_by_arm
+from rankscope.advise.arms import adjusted_records, training_tasks, trials_by_arm
 from rankscope.advise.retention import RetentionScale, retention_scale, retention_tasks
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.matching import ScoreKind, align_scores, scores_of_models
@@ -55,7 +55,7 @@ def compare_mitigations(study: StudyRecords) -> tuple[TaskMitigation, ...]:
     if not variants.strengths:
         return ()
     tasks = []
-    for task in dict.fromkeys(trial.spec.task for trial in study.trials):
+    for task in training_tasks(study):
         trials = [t for t in finished_trials(study.trials) if t.spec.task == task]
         curves = [c for arm in trials_by_arm(trials).values() for c in _curves(variants, arm)]
         if curves:

@@ -126,13 +126,11 @@ def _change(results: TaskResults, task: str, change: Estimate) -> str:
 
 
 def _cost(results: TaskResults, arm: ArmSummary) -> AdviceMessage:
-    details, values = "", dict[str, float]()
     total, full = results.study.model.num_parameters, results.choice.best_full
-    if total:
-        share = arm.trainable_parameters / total
-        percent = f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
-        details += f", {percent} of the model's {total:,}"
-        values |= {"share_of_model": share, "model_parameters": float(total)}
+    share = arm.trainable_parameters / total
+    percent = f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
+    details = f", {percent} of the model's {total:,}"
+    values = {"share_of_model": share, "model_parameters": float(total)}
     if arm.seconds is not None:
         details += f", in {duration(arm.seconds)} per trial"
         values["seconds"] = arm.seconds

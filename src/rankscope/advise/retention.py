@@ -99,8 +99,7 @@ def retention_scale(study: StudyRecords, trained: str) -> RetentionScale:
     """How the forgetting of an arm trained on ``trained`` is weighed."""
     accuracy, text = retention_by_unit(study.tasks, trained)
     own = accuracy or text
-    record = next((t for t in study.tasks if t.name == trained), None)
-    gain_unit = "accuracy" if record is None else record.score_unit
+    gain_unit = study.task(trained).score_unit
     units = [t.score_unit for t in (*accuracy, *text)]
     name = scale_name(gain_unit, units, study.config.objective.in_domain > 0)
     if name == "gold_logprob":

@@ -45,13 +45,12 @@ class TaskResults:
     num_tasks: int = 1  # Training tasks of the study
 
     @property
-    def record(self) -> TaskRecord | None:
-        """The task as it was read; None if the study no longer has it."""
-        return next((t for t in self.study.tasks if t.name == self.task), None)
+    def record(self) -> TaskRecord:
+        return self.study.task(self.task)
 
     @property
     def unit(self) -> Unit:
-        return POINTS if self.record is None else unit_of(self.record.score_unit)
+        return unit_of(self.record.score_unit)
 
     @property
     def retention_unit(self) -> Unit:
@@ -127,7 +126,7 @@ class TaskResults:
             "few_seeds": arm.seeds < FEWEST_SEEDS,
             "failed_seeds": arm.failed > 0,
             "waiting_trials": self.waiting > 0,
-            "contaminated": self.record is not None and self.record.is_contaminated,
+            "contaminated": self.record.is_contaminated,
         }
         return [name for name, applies in found.items() if applies]
 

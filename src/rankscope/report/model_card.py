@@ -157,15 +157,15 @@ def _study_settings(
     study: StudyRecords, trial: TrialRecords, weights: ExportedWeights
 ) -> dict[str, object]:
     spec, train, model, step = trial.spec, trial.train, study.model, weights.step
-    task = next((t for t in study.tasks if t.name == spec.task), None)
+    task = study.task(spec.task)
     settings: dict[str, object] = {
         "base": f"{weights.base.text} ({model.architecture})",
         "base weights, sha256": model.sha256,
         "base computed in": model.dtype + (", 4 bit" if model.quantize != "none" else ""),
         "prompts": "chat template" if model.prompt_format == "chat" else "plain text",
         "training task": spec.task,
-        "data": None if task is None else _data_source(study, task),
-        "data as read and formatted, sha256": None if task is None else task.sha256,
+        "data": _data_source(study, task),
+        "data as read and formatted, sha256": task.sha256,
         **_trial_settings(spec),
     }
     if train is not None:

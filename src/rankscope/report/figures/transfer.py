@@ -12,11 +12,9 @@ MAX_CHOICES = 60
 
 
 @register("transfer", 10, per="unit")
-def draw_transfer(view: StudyView, unit: Unit) -> Figure | None:
+def draw_transfer(view: StudyView, unit: Unit) -> Figure:
     """The map over the tasks measured in ``unit``; the drop-down selects an arm."""
     trains = view.training_tasks
-    if not trains:
-        return None
     tests = [task.name for task in view.study.tasks if view.unit(task.name) == unit]
     title = f"change, {unit.difference}"
     rows = [
