@@ -63,3 +63,7 @@ class StudyPair(Record):
 class StudyComparison(Record):
     studies: tuple[ComparedStudy, ...]
     pairs: tuple[StudyPair, ...]
+
+    @property
+    def training_tasks(self) -> list[str]:
+        return list(dict.fromkeys(a.task for study in self.studies for a in study.answers))

@@ -32,7 +32,6 @@ def render_comparison(comparison: StudyComparison, provenance: Provenance) -> st
         comparison=comparison,
         # The full paths of the studies stay private: a page is passed on.
         folders=[(s.label, PurePath(s.folder).name or s.label) for s in comparison.studies],
-        tasks=list(dict.fromkeys(a.task for s in comparison.studies for a in s.answers)),
         parts=parts,
     )
 

@@ -32,13 +32,9 @@ def comparison_tables(comparison: StudyComparison) -> RenderableType:
     )
 
 
-def _training_tasks(comparison: StudyComparison) -> list[str]:
-    return list(dict.fromkeys(a.task for study in comparison.studies for a in study.answers))
-
-
 def _answers(comparison: StudyComparison) -> Table:
     rows = []
-    for task in _training_tasks(comparison):
+    for task in comparison.training_tasks:
         for study in comparison.studies:
             answer = next((a for a in study.answers if a.task == task), None)
             rows.append(
@@ -57,7 +53,7 @@ def _answers(comparison: StudyComparison) -> Table:
 
 def _verdicts(comparison: StudyComparison) -> Iterator[RenderableType]:
     """The answers in words; studies with the same answer share a line."""
-    for task in _training_tasks(comparison):
+    for task in comparison.training_tasks:
         labels: dict[str, list[str]] = {}
         for study in comparison.studies:
             for answer in study.answers:
