@@ -215,9 +215,7 @@ def shrink_command(
     factor: Annotated[
         float | None, Option("--lambda", help="1 changes nothing, 0 removes intruders.")
     ] = None,
-    base: Annotated[
-        str | None, Option(help="The base model; for --mitigate, DoRA and PiSSA.")
-    ] = None,
+    base: Annotated[str | None, Option(help="The base; for --mitigate, DoRA and PiSSA.")] = None,
     intruder_k: IntruderK = 10,
     epsilon: Epsilon = 0.5,
     force: AnyBase = False,
@@ -307,9 +305,7 @@ def fetch_command(
         str | None,
         Argument(metavar="NAME", help="A model such as smollm2-135m, or a hub id, owner/name."),
     ] = None,
-    list_models: Annotated[
-        bool, Option("--list", help="List the models and their licences instead.")
-    ] = False,
+    list_models: Annotated[bool, Option("--list", help="List the models and licences.")] = False,
 ) -> Reply:
     """Download a real model into the cache.
 

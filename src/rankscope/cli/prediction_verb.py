@@ -17,9 +17,7 @@ def predict_command(
         list[Path],
         Argument(metavar="FILE.yaml | DIR...", help="A study file, or folders of studies."),
     ],
-    backtest: Annotated[
-        bool, Option("--backtest", help="Compare with finished studies in DIR...")
-    ] = False,
+    backtest: Annotated[bool, Option("--backtest", help="Compare with finished studies.")] = False,
     screen: Annotated[
         Path | None,
         Option(

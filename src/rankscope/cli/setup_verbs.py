@@ -58,9 +58,7 @@ def init_command(
     ] = None,
     force: Annotated[bool, Option("--force", help="Overwrite an existing file.")] = False,
     list_presets: Annotated[bool, Option("--list", help="List the ready-made studies.")] = False,
-    schema: Annotated[
-        bool, Option("--schema", help="Print the study file's JSON schema instead.")
-    ] = False,
+    schema: Annotated[bool, Option("--schema", help="Print the file's JSON schema.")] = False,
 ) -> Reply:
     if list_presets:
         return Reply(PRESETS, lambda: print_line(PRESET_LINES))

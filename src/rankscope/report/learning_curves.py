@@ -29,14 +29,15 @@ def curve_of(view: StudyView, arm: ArmSummary) -> list[CurveStep]:
     A trial that stopped early counts up to the step whose weights were kept. At later steps, for as
     long as other seeds trained, its last score up to there is used.
     """
-    trials = [(_trial_curve(view, arm, trial), _kept_step(trial)) for trial in view.trials(arm)]
-    by_step: dict[int, list[CurveStep]] = defaultdict(list)
+    trials = [(_trial_curve(view, trial), trial.train) for trial in view.trials(arm)]
+    steps = []
     for step in sorted({step for curve, _ in trials for step in curve}):
-        for curve, kept in trials:
-            at = step if kept is None or step <= kept else max(curve, default=None)
-            if at is not None and at in curve:
-                by_step[step].append(curve[at])
-    return [_mean_over_seeds(step, seeds) for step, seeds in by_step.items()]
+        seeds = []
+        for curve, train in trials:
+            has_ended = train is not None and train.best_step is not None and step > train.best_step
+            seeds.append(curve.get(max(curve, default=step) if has_ended else step))
+        steps.append(_mean_over_seeds(step, [seed for seed in seeds if seed is not None]))
+    return steps
 
 
 def _mean_over_seeds(step: int, seeds: list[CurveStep]) -> CurveStep:
@@ -50,22 +51,17 @@ def _mean_over_seeds(step: int, seeds: list[CurveStep]) -> CurveStep:
     )
 
 
-def _kept_step(trial: TrialRecords) -> int | None:
-    return None if trial.train is None else trial.train.best_step
-
-
-def _trial_curve(view: StudyView, arm: ArmSummary, trial: TrialRecords) -> dict[int, CurveStep]:
+def _trial_curve(view: StudyView, trial: TrialRecords) -> dict[int, CurveStep]:
     """One trial by step, up to the weights that were kept."""
     by_step: dict[int, dict[str, CurvePoint]] = defaultdict(dict)
     for point in trial.curve:
         by_step[point.step][point.task] = point
-    kept = _kept_step(trial)
-    curve = {}
+    kept, task, curve = trial.train and trial.train.best_step, trial.spec.task, {}
     for step, points in by_step.items():
-        learned = points.get(arm.task)
+        learned = points.get(task)
         if learned is None or (kept is not None and step > kept):
             continue
-        gain, changes = _change(view, learned), _retention(view, arm.task, points)
+        gain, changes = _change(view, learned), _retention(view, task, points)
         if gain is not None and changes is not None:
             mean = fmean(changes) if changes else None
             curve[step] = CurveStep(step, gain, mean, 1, learned.n)
