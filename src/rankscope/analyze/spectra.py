@@ -21,7 +21,7 @@ from rankscope.analyze.leading_vectors import (
 )
 from rankscope.analyze.svd_cache import SVD, SvdCache, at_least_float32, decomposition_device
 from rankscope.config.study import SpectraConfig
-from rankscope.errors import IntegrityError, UserError
+from rankscope.errors import UserError
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter
@@ -110,7 +110,6 @@ def adapter_spectrum(
     name: str, weight: Tensor, adapter: Adapter, settings: SpectraConfig, svds: SvdCache
 ) -> MatrixSpectrum:
     """Spectra of one matrix of an adapter; ``weight`` is W0 (m, n)."""
-    check_finite_tensor(name, weight)
     check_factors(name, weight, adapter)
     if not get_lora_method(adapter.method).delta_is_low_rank:
         delta = adapter.delta(name, to_float64(weight))
@@ -133,8 +132,6 @@ def full_spectrum(
             f"{name}: tuned weight is {tuple(tuned.shape)}, the base's {tuple(weight.shape)}: "
             "these are not the same architecture"
         )
-    check_finite_tensor(name, weight)
-    check_finite_tensor(name, tuned)
     delta = to_float64(tuned) - to_float64(weight)
     return dense_spectrum(name, weight, delta, settings, svds)
 
@@ -246,16 +243,6 @@ def check_factors(name: str, weight: Tensor, adapter: Adapter) -> None:
             f"{name}: adapter has A {tuple(A.shape)} and B {tuple(B.shape)}, expected A (r, {n}) "
             f"and B ({m}, r) for this base weight: it was made for another model"
         )
-    check_finite_tensor(f"{name}: A", A)
-    check_finite_tensor(f"{name}: B", B)
-    if name in adapter.magnitude:
-        check_finite_tensor(f"{name}: magnitude", adapter.magnitude[name])
-
-
-def check_finite_tensor(name: str, tensor: Tensor) -> None:
-    if not bool(torch.isfinite(tensor).all()):
-        count = int((~torch.isfinite(tensor)).sum())
-        raise IntegrityError(f"{name}: {count} of {tensor.numel()} numbers are NaN or infinite")
 
 
 def compared_matrices(
