@@ -22,8 +22,8 @@ from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.matching import (
     ScoreKind,
     align_scores,
+    compared_scores,
     mean_estimate,
-    paired_scores,
     score_difference,
     stored_scores,
     trials_with_all_scores,
@@ -230,7 +230,7 @@ def _fall(study: StudyRecords, done: list[TrialRecords], scale: RetentionScale) 
 
     def pairs_of(trials: list[TrialRecords]) -> dict[str, Comparison]:
         compared = {
-            t.name: paired_scores(study, trials, t.name, "test", scale.measure) for t in scale.tasks
+            t.name: compared_scores(study, trials, None, t.name, scale.measure) for t in scale.tasks
         }
         return {name: pair for name, pair in compared.items() if pair is not None}
 
@@ -261,7 +261,7 @@ def _validation_score(study: StudyRecords, done: list[TrialRecords], task: str) 
 def _validation_change(
     study: StudyRecords, done: list[TrialRecords], task: str, measure: ScoreKind = "score"
 ) -> float | None:
-    pair = paired_scores(study, done, task, "validation", measure)
+    pair = compared_scores(study, done, None, task, measure, "validation")
     return None if pair is None else float(pair.item_means.mean())
 
 

@@ -18,22 +18,6 @@ FEWEST_CLUSTERS = 10
 """With fewer subjects or passages, they are the task itself rather than a sample."""
 
 
-def paired_scores(
-    study: StudyRecords,
-    trials: Sequence[TrialRecords],
-    task: str,
-    split: Split,
-    measure: ScoreKind = "score",
-) -> Comparison | None:
-    """Scores of trials (S, N) and of the base (N,) on the items that all of them answered.
-
-    None if the base, all trials, or all common items are missing. Items with a non-finite score of
-    any model are dropped.
-    """
-    base = stored_scores(study, None, task, split, measure)
-    return align_scores(stored_scores(study, trials, task, split, measure), base, trained=False)
-
-
 def score_difference(
     study: StudyRecords,
     first: Sequence[TrialRecords],
@@ -53,13 +37,16 @@ def compared_scores(
     measure: ScoreKind = "score",
     split: Split = "test",
 ) -> Comparison | None:
-    """Scores of two sets of trials, or of trials and the base, on their common items."""
-    if second is None:
-        return paired_scores(study, first, task, split, measure)
+    """Scores of trials (S, N) and of others (T, N), or of the base (N,), on the items that all of
+    them answered.
+
+    None if one side or all common items are missing. Items with a non-finite score of any model are
+    dropped.
+    """
     rows, others = (
         stored_scores(study, trials, task, split, measure) for trials in (first, second)
     )
-    return align_scores(rows, others, trained=True)
+    return align_scores(rows, others, trained=second is not None)
 
 
 @lru_cache(maxsize=256)
