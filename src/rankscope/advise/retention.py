@@ -18,7 +18,12 @@ import numpy as np
 
 from rankscope.advise.catalogue import SCALES
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
-from rankscope.advise.statistics.matching import ScoreKind, compared_scores, trials_with_all_scores
+from rankscope.advise.statistics.matching import (
+    ScoreKind,
+    base_scores,
+    compared_scores,
+    trials_with_all_scores,
+)
 from rankscope.config.objective import ObjectiveConfig
 from rankscope.records import (
     BASE,
@@ -174,6 +179,5 @@ def has_gold_logprobs(study: StudyRecords, task: str) -> bool:
 
 def cross_entropy(study: StudyRecords, task: str) -> float:
     """The base's mean cross-entropy on the test split, nats per token; 1 if it is not known."""
-    base = study.items.get((BASE, task, "test"))
-    scores = np.empty(0) if base is None else base.scores[np.isfinite(base.scores)]
+    scores = base_scores(study, task)
     return abs(float(scores.mean())) or 1.0 if scores.size else 1.0

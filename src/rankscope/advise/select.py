@@ -13,11 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import log
 
-import numpy as np
-
 from rankscope.advise.arms import Arm
+from rankscope.advise.statistics.matching import base_scores
 from rankscope.config.objective import ObjectiveConfig
-from rankscope.records import BASE, StudyRecords
+from rankscope.records import StudyRecords
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +55,8 @@ def choose_for(study: StudyRecords, task: str, arms: Sequence[Arm]) -> ArmChoice
 
 def base_validation_score(study: StudyRecords, task: str) -> float | None:
     """The base's mean over its finite scores on the validation split; None without any."""
-    base = study.items.get((BASE, task, "validation"))
-    finite = np.empty(0) if base is None else base.scores[np.isfinite(base.scores)]
-    return float(finite.mean()) if finite.size else None
+    scores = base_scores(study, task, "validation")
+    return float(scores.mean()) if scores.size else None
 
 
 def utility_function(

@@ -3,19 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
 from rankscope.advise.arms import FEWEST_LOSSES, Arm
 from rankscope.advise.messages import Measured
 from rankscope.advise.retention import RetentionScale, retention_scale, retention_tasks
 from rankscope.advise.select import ArmChoice, Candidate
 from rankscope.advise.statistics.estimates import clustered_standard_error
+from rankscope.advise.statistics.matching import base_scores
 from rankscope.advise.statistics.significance import ALPHA
 from rankscope.config.objective import ObjectiveConfig
 from rankscope.formatting import NATS, POINTS, Unit, unit_of
 from rankscope.records import (
-    BASE,
     FAILED,
     FEWEST_SEEDS,
     ArmComparison,
@@ -176,7 +173,7 @@ class TaskResults:
         of items, and the score of guessing."""
         found = {}
         for task in retention_tasks(self.study, self.task):
-            scores = self.base_scores(task.name)
+            scores = base_scores(self.study, task.name)
             error = clustered_standard_error(scores) if scores.size else None
             if task.score_unit == "accuracy" and error is not None:
                 # Written answers are never right by guessing.
@@ -185,11 +182,6 @@ class TaskResults:
                     found[task.name] = (base, scores.size, chance)
         return found
 
-    def base_scores(self, task: str) -> npt.NDArray[np.float64]:
-        """The base's finite scores on the test split of ``task``, (N,); empty if not scored."""
-        base = self.study.items.get((BASE, task, "test"))
-        return np.empty(0) if base is None else base.scores[np.isfinite(base.scores)]
-
     def base_score(self, task: str) -> float | None:
-        scores = self.base_scores(task)
+        scores = base_scores(self.study, task)
         return float(scores.mean()) if scores.size else None

@@ -91,6 +91,12 @@ def scores_of_models(
     return [replace(s, scores=s.gold_logprobs) for s in found]
 
 
+def base_scores(study: StudyRecords, task: str, split: Split = "test") -> ScoreArray:
+    """The base's finite scores on a split, (N,); empty if it was not scored."""
+    base = study.items.get((BASE, task, split))
+    return np.empty(0) if base is None else base.scores[np.isfinite(base.scores)]
+
+
 def trials_with_all_scores(
     study: StudyRecords, trials: Sequence[TrialRecords], tasks: Sequence[str], split: Split = "test"
 ) -> list[TrialRecords]:
