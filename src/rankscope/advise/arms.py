@@ -14,7 +14,7 @@ from rankscope.advise.retention import (
     RetentionScale,
     has_gold_logprobs,
     net_gain,
-    retention_by_unit,
+    retained_tasks,
     retention_scale,
     retention_tasks,
 )
@@ -148,8 +148,8 @@ def base_estimates(study: StudyRecords) -> dict[str, Estimate]:
 
 
 def adjusted_within_family(family: Sequence[Estimate]) -> list[Estimate]:
-    """The estimates with ``p_holm``; an estimate without p counts as p = 1."""
-    adjusted = holm([1.0 if e.p is None else e.p for e in family])
+    """The estimates with ``p_holm``."""
+    adjusted = holm([e.p for e in family])
     return [
         e if e.p is None else e.model_copy(update={"p_holm": p})
         for e, p in zip(family, adjusted, strict=True)
@@ -176,7 +176,7 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
     trained = [t.train for t in trials if t.train is not None]
     scale = retention_scale(study, spec.task)
     own = RetentionScale("points", retention_tasks(study, spec.task))
-    retained = [t for of_unit in retention_by_unit(study.tasks, spec.task) for t in of_unit]
+    retained = retained_tasks(study.tasks, spec.task)
     names, others = {t.name for t in retained}, {t.name for t in transfer_tasks(study, spec.task)}
     changes = {
         name: change

@@ -98,7 +98,7 @@ def method_text(objective: ObjectiveConfig, forgetting_rules: Mapping[str, str])
 def _gain_p_by_label(choices: Mapping[str, ArmChoice]) -> dict[str, dict[str, float]]:
     """p of the gain of every arm that may be recommended, by task and label.
 
-    They are one family over all tasks for Holm's correction; an untested gain counts as p = 1.
+    They are one family over all tasks for Holm's correction.
     """
     candidates = {
         (task, candidate.arm.summary.label): candidate.arm.summary.gain
@@ -106,8 +106,7 @@ def _gain_p_by_label(choices: Mapping[str, ArmChoice]) -> dict[str, dict[str, fl
         for candidate in (choice.chosen, choice.best)
         if candidate is not None
     }
-    gains = candidates.values()
-    adjusted = holm([1.0 if gain is None or gain.p is None else gain.p for gain in gains])
+    adjusted = holm([gain and gain.p for gain in candidates.values()])
     by_task: dict[str, dict[str, float]] = {task: {} for task in choices}
     for (task, label), p in zip(candidates, adjusted, strict=True):
         by_task[task][label] = p

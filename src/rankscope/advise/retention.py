@@ -69,22 +69,18 @@ def scale_name(gain_unit: str, retention_units: Sequence[str], weighs_gain: bool
     return "gold_logprob" if in_accuracy else "relative"
 
 
-def retention_by_unit(
-    tasks: Sequence[TaskRecord], trained: str
-) -> tuple[tuple[TaskRecord, ...], tuple[TaskRecord, ...]]:
-    """Retention tasks of an arm trained on ``trained``: those scored by accuracy, those by log
-    probability."""
+def retained_tasks(tasks: Sequence[TaskRecord], trained: str) -> list[TaskRecord]:
+    """Retention tasks of an arm trained on ``trained``, those scored by accuracy first."""
     trained_names = trained_parts(tasks, trained)
     retained = [t for t in tasks if "retention" in t.roles and t.name not in trained_names]
-    accuracy = tuple(t for t in retained if t.score_unit == "accuracy")
-    return accuracy, tuple(t for t in retained if t.score_unit != "accuracy")
+    return sorted(retained, key=lambda t: t.score_unit != "accuracy")
 
 
 def scale_notes(tasks: Sequence[TaskRecord], objective: ObjectiveConfig) -> list[str]:
     """What ``check`` and ``plan`` say of forgetting that is not in the gain's unit."""
     notes = []
     for task in [t for t in tasks if t.trained_on]:
-        retained = [t.score_unit for part in retention_by_unit(tasks, task.name) for t in part]
+        retained = [t.score_unit for t in retained_tasks(tasks, task.name)]
         name = scale_name(task.score_unit, retained, objective.in_domain > 0)
         if objective.retention and name in ("gold_logprob", "relative"):
             notes.append(f"{task.name}: {SCALES[name][0].lower()}{SCALES[name][1:-1]}")
@@ -96,21 +92,21 @@ def retention_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]
 
     They share one unit: accuracy if any retention task has it, otherwise log probability.
     """
-    accuracy, text = retention_by_unit(study.tasks, trained)
-    return accuracy or text
+    retained = retained_tasks(study.tasks, trained)
+    return tuple(t for t in retained if t.score_unit == retained[0].score_unit)
 
 
 def retention_scale(study: StudyRecords, trained: str) -> RetentionScale:
     """How the forgetting of an arm trained on ``trained`` is weighed."""
-    accuracy, text = retention_by_unit(study.tasks, trained)
-    own = accuracy or text
-    gain_unit = study.task(trained).score_unit
-    units = [t.score_unit for t in (*accuracy, *text)]
+    retained, own = retained_tasks(study.tasks, trained), retention_tasks(study, trained)
+    gain_unit, units = study.task(trained).score_unit, [t.score_unit for t in retained]
     name = scale_name(gain_unit, units, study.config.objective.in_domain > 0)
     if name == "gold_logprob":
-        known = tuple(t for t in accuracy if has_gold_logprobs(study, t.name))
-        if known or text:
-            return RetentionScale(name, (*known, *text), "gold_logprob")
+        known = [
+            t for t in retained if t.score_unit != "accuracy" or has_gold_logprobs(study, t.name)
+        ]
+        if known:
+            return RetentionScale(name, tuple(known), "gold_logprob")
         entropy = cross_entropy(study, trained)
         return RetentionScale("relative", own, factors={t.name: entropy for t in own})
     if name == "relative":

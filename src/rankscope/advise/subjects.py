@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rankscope.advise.arms import adjusted_records, trials_by_arm
-from rankscope.advise.retention import retention_by_unit
+from rankscope.advise.retention import retained_tasks
 from rankscope.advise.statistics.estimates import weighted_estimate
 from rankscope.advise.statistics.matching import align_scores, stored_scores
 from rankscope.records import (
@@ -55,7 +55,7 @@ def _changes_of_arm(study: StudyRecords, arm: Sequence[TrialRecords]) -> list[Su
     spec = arm[0].spec
     changes: list[SubjectChange] = []
     finished = finished_trials(arm)
-    for task in [t for of_unit in retention_by_unit(study.tasks, spec.task) for t in of_unit]:
+    for task in retained_tasks(study.tasks, spec.task):
         base = study.items.get((BASE, task.name, "test"))
         subjects = set() if base is None else {s for s in base.subjects if s is not None}
         if base is None or len(subjects) < 2:

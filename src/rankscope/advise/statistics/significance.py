@@ -72,11 +72,12 @@ def _further_of_many(sizes: ScoreArray, observed: float, seed: int) -> int:
     return further
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Family-wise adjusted p values in the given order (Holm 1979)."""
-    adjusted = [1.0] * len(p_values)
+def holm(p_values: Sequence[float | None]) -> list[float]:
+    """Family-wise adjusted p values in the given order (Holm 1979); an unknown p counts as 1."""
+    known = [1.0 if p is None else p for p in p_values]
+    adjusted = [1.0] * len(known)
     largest = 0.0
-    for i, position in enumerate(sorted(range(len(p_values)), key=lambda j: p_values[j])):
-        largest = max(largest, min(1.0, (len(p_values) - i) * p_values[position]))
+    for i, position in enumerate(sorted(range(len(known)), key=known.__getitem__)):
+        largest = max(largest, min(1.0, (len(known) - i) * known[position]))
         adjusted[position] = largest
     return adjusted
