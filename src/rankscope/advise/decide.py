@@ -316,7 +316,7 @@ def _lora_shown_to_gain(
     """
     pair = [small] if small is lora else [small, lora]
     gains = [c.arm.summary.gain for c in pair]
-    adjusted = holm([g and g.p for g in gains])
+    adjusted = holm([None if g is None else g.p for g in gains])
     for candidate, gain, p in zip(pair, gains, adjusted, strict=True):
         if gain is not None and gain.value > 0 and p * results.num_tasks < ALPHA:
             return candidate

@@ -106,7 +106,7 @@ def _gain_p_by_label(choices: Mapping[str, ArmChoice]) -> dict[str, dict[str, fl
         for candidate in (choice.chosen, choice.best)
         if candidate is not None
     }
-    adjusted = holm([gain and gain.p for gain in candidates.values()])
+    adjusted = holm([None if gain is None else gain.p for gain in candidates.values()])
     by_task: dict[str, dict[str, float]] = {task: {} for task in choices}
     for (task, label), p in zip(candidates, adjusted, strict=True):
         by_task[task][label] = p

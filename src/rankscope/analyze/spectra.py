@@ -7,7 +7,7 @@ Shapes: m = out, n = in, d = min(m, n), r = rank, k = leading vectors compared.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -115,12 +115,12 @@ def adapter_spectrum(
         delta = adapter.delta(name, to_float64(weight))
         return dense_spectrum(name, weight, delta, settings, svds)
     update = LowRankUpdate.from_adapter(adapter, name, weight)
-    norm, sigma = update.frobenius(), update.singular_values()
-    base, k = svds.of(name, weight), num_examined_vectors(weight, settings)
-    vectors = LeadingVectors.unchanged(base, k)
-    if norm:
-        vectors = low_rank_leading_vectors(base, update, k)
-    return matrix_spectrum(name, weight, (norm, sigma), (base, vectors), settings)
+
+    def leading_vectors(base: SVD, k: int) -> LeadingVectors:
+        return low_rank_leading_vectors(base, update, k)
+
+    delta_svd = update.frobenius(), update.singular_values()
+    return matrix_spectrum(name, weight, delta_svd, leading_vectors, settings, svds)
 
 
 def full_spectrum(
@@ -140,13 +140,13 @@ def dense_spectrum(
     name: str, weight: Tensor, delta: Tensor, settings: SpectraConfig, svds: SvdCache
 ) -> MatrixSpectrum:
     """Spectra of one matrix whose update ``delta``, (m, n) float64, has full rank."""
-    norm, sigma = float(torch.linalg.matrix_norm(delta)), dense_singular_values(delta)
-    base, k = svds.of(name, weight), num_examined_vectors(weight, settings)
-    vectors = LeadingVectors.unchanged(base, k)
-    if norm:
+
+    def leading_vectors(base: SVD, k: int) -> LeadingVectors:
         before = at_least_float32(weight)
-        vectors = dense_leading_vectors(base, before + delta.to(before), k)
-    return matrix_spectrum(name, weight, (norm, sigma), (base, vectors), settings)
+        return dense_leading_vectors(base, before + delta.to(before), k)
+
+    delta_svd = float(torch.linalg.matrix_norm(delta)), dense_singular_values(delta)
+    return matrix_spectrum(name, weight, delta_svd, leading_vectors, settings, svds)
 
 
 def dense_singular_values(delta: Tensor) -> Tensor:
@@ -160,23 +160,21 @@ def dense_singular_values(delta: Tensor) -> Tensor:
     return values
 
 
-def num_examined_vectors(weight: Tensor, settings: SpectraConfig) -> int:
-    m, n = weight.shape
-    return min(max(num_compared_vectors((m, n), settings), settings.intruder_k), m, n)
-
-
 def matrix_spectrum(
     name: str,
     weight: Tensor,
     delta: tuple[float, Tensor],
-    vectors: tuple[SVD, LeadingVectors],
+    leading_vectors: Callable[[SVD, int], LeadingVectors],
     settings: SpectraConfig,
+    svds: SvdCache,
 ) -> MatrixSpectrum:
-    """All measures of one matrix, from |dW|_F, singular values of dW, and vectors."""
-    norm, sigma = delta
-    base, tuned = vectors
+    """All measures of one matrix, from |dW|_F, the singular values of dW, and so many leading
+    vectors of W as are compared or examined."""
+    (norm, sigma), base = delta, svds.of(name, weight)
     shape = (int(weight.shape[0]), int(weight.shape[1]))
     k, examined = num_compared_vectors(shape, settings), min(settings.intruder_k, *shape)
+    vectors = leading_vectors if norm else LeadingVectors.unchanged
+    tuned = vectors(base, max(k, examined))
     alike = similarity_from_cosines(tuned.left[:k, :k], tuned.right[:k, :k], shape)
     intruders = intruders_among(
         tuned.left[:, :examined], tuned.S[:examined], settings.intruder_epsilon

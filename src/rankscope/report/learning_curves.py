@@ -56,7 +56,8 @@ def _trial_curve(view: StudyView, trial: TrialRecords) -> dict[int, CurveStep]:
     by_step: dict[int, dict[str, CurvePoint]] = defaultdict(dict)
     for point in trial.curve:
         by_step[point.step][point.task] = point
-    kept, task, curve = trial.train and trial.train.best_step, trial.spec.task, {}
+    kept = None if trial.train is None else trial.train.best_step
+    task, curve = trial.spec.task, {}
     for step, points in by_step.items():
         learned = points.get(task)
         if learned is None or (kept is not None and step > kept):
