@@ -49,7 +49,7 @@ def _better(results: TaskResults, verdict: Verdict) -> Claim:
     if arm is None or difference is None:
         return _claim("none", "no_arm_better")
     confidence: Confidence = "none"
-    name = "measured" if (difference.low or 0.0) > 0 else "not_better"
+    name = "measured" if difference.is_above(0) else "not_better"
     doubts = [*results.weaknesses(arm), *unconfirmed(results, arm)]
     if verdict.recommends_subject:
         confidence, name = ("tentative", "better_unclear") if doubts else ("firm", "better")
@@ -88,7 +88,7 @@ def _best(results: TaskResults, subject: Arm) -> Claim:
         return claim.model_copy(update={"rival": label})
 
     ahead = max(leads, key=lambda label: leads[label].value, default=None)
-    if ahead is not None and leads[ahead].value > margin and (leads[ahead].low or 0.0) > 0:
+    if ahead is not None and leads[ahead].value > margin and leads[ahead].is_above(0):
         return about("none", "best_contradicted", ahead)
     highs = {label: inf if e.high is None else e.high for label, e in leads.items()}
     top = max(highs, key=highs.__getitem__, default=None)

@@ -187,7 +187,7 @@ def _all_over_limit(results: TaskResults) -> Verdict:
     is_clear = len(excluded) == len(results.arms) and all(
         results.is_firm(arm.summary)
         and arm.summary.forgetting is not None
-        and (arm.summary.forgetting.low or 0.0) > limit
+        and arm.summary.forgetting.is_above(limit)
         for arm in results.arms
     )
     return _conclude(
@@ -245,7 +245,7 @@ def _no_gain_shown(results: TaskResults, chosen: Candidate, best: Candidate) -> 
 def _not_worth_it(results: TaskResults, arm: Arm) -> Verdict:
     """The winner gains, but forgetting and cost outweigh its gain on the validation split."""
     net = arm.summary.net_gain
-    is_clear = net is not None and net.high is not None and net.high < 0
+    is_clear = net is not None and net.is_below(0)
     confidence = _firm_if(is_clear and results.is_firm(arm.summary))
     return _conclude(results, "do_not_fine_tune", confidence, arm, outcome="not_worth_it")
 
@@ -301,10 +301,10 @@ def _shortfall(
     net = net_difference(results.study, lora.arm, full.arm, results.objective.weights)
     if net is None or net.value >= -results.objective.margin:
         return None
-    if net.high is not None and net.high < 0:
+    if net.is_below(0):
         return "net"
     gap = arm_difference(results.study, lora.arm, full.arm, results.task)
-    return "score" if gap is not None and gap.high is not None and gap.high < 0 else None
+    return "score" if gap is not None and gap.is_below(0) else None
 
 
 def _lora_shown_to_gain(
@@ -339,7 +339,7 @@ def _confirm_on_test(results: TaskResults, verdict: Verdict) -> Verdict:
         fields = {"forgetting": results.retained(forgetting), "limit": results.retained(limit)}
         return _not_decided(results, subject, outcome="over_limit_on_test", **fields)
     if net is not None and net.value <= 0:
-        if net.high is not None and net.high < 0:
+        if net.is_below(0):
             outcome = "not_worth_it_on_test"
             return _conclude(results, "do_not_fine_tune", "tentative", subject, outcome=outcome)
         return _not_decided(results, subject, outcome="worth_unclear")
@@ -353,7 +353,7 @@ def unconfirmed(results: TaskResults, arm: ArmSummary) -> list[str]:
     limit, net = results.objective.max_forgetting, arm.net_gain
     high = None if arm.forgetting is None else arm.forgetting.high
     found = {
-        "net_reaches_zero": net is not None and (net.low or 0.0) <= 0,
+        "net_reaches_zero": net is not None and not net.is_above(0),
         "over_limit_possible": limit is not None and (high is None or high > limit),
         "forgetting_unscored": results.lacks_retention_scores(arm),
         "forgetting_below_chance": results.forgets_below_chance(arm),

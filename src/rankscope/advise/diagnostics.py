@@ -82,7 +82,7 @@ def _negative_transfer(results: TaskResults, subject: Arm) -> Iterator[AdviceMes
 def _over_forgetting(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
     arm = subject.summary
     forgetting = arm.forgetting
-    if forgetting is None or forgetting.low is None or forgetting.low <= 0 or arm.gain is None:
+    if forgetting is None or not forgetting.is_above(0) or arm.gain is None:
         return
     tasks = retention_tasks(results.study, results.task)
     scores = [b for t in tasks if (b := results.base_score(t.name))]

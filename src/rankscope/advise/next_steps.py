@@ -107,11 +107,11 @@ def _for_gain(results: TaskResults, subject: Arm, is_open: bool) -> list[AdviceM
     gain, margin = subject.summary.gain, results.objective.margin
     if gain is None or gain.n < FEWEST_ITEMS:
         return [_for_few_items(results)]
-    if gain.high is not None and gain.high < 0:
+    if gain.is_below(0):
         return []
     if gain.item_error is None or not (gain.item_error or gain.seed_error):
         # The items all changed alike, so their spread is unknown.
-        if gain.high is not None and gain.high < margin:
+        if gain.is_below(margin):
             return []
         claim = f"a gain of {amount(margin, results.unit)}"
         return [message("items_unknown", claim=claim, effect=margin)]

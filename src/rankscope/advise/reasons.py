@@ -70,11 +70,11 @@ def _full_or_lora(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]
     if gap is None:
         return
     margin = results.objective.margin
-    if gap.low is not None and gap.low > 0:
+    if gap.is_above(0):
         verdict = "it is better"
     elif non_inferior(gap, margin):
         verdict = f"it matches within {amount(margin, results.unit)}"
-    elif gap.high is not None and gap.high < 0:
+    elif gap.is_below(0):
         verdict = "it is worse"
     else:
         verdict = f"a match within {amount(margin, results.unit)} is not shown"

@@ -134,7 +134,7 @@ class TaskResults:
         weighed = self.scale.tasks if self.scale.measure == "score" else ()
         if not weighed or len(self.retention_at_chance) < len(weighed):
             return False
-        return arm.logprob_forgetting is not None and (arm.logprob_forgetting.low or 0.0) > 0
+        return arm.logprob_forgetting is not None and arm.logprob_forgetting.is_above(0)
 
     def lacks_retention_scores(self, arm: ArmSummary) -> bool:
         """Whether forgetting counts in this study, but the arm's was not scored.

@@ -35,4 +35,11 @@ class Estimate(Record):
     @property
     def is_clear_of_zero(self) -> bool:
         """Whether the 95 % interval is known and excludes zero."""
-        return (self.low is not None and self.low > 0) or (self.high is not None and self.high < 0)
+        return self.is_above(0) or self.is_below(0)
+
+    def is_above(self, value: float) -> bool:
+        """Whether the 95 % interval is known and above ``value``."""
+        return self.low is not None and self.low > value
+
+    def is_below(self, value: float) -> bool:
+        return self.high is not None and self.high < value

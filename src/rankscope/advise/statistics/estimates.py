@@ -55,7 +55,7 @@ def clustered_standard_error(
 
 def non_inferior(difference: Estimate, margin: float) -> bool:
     """Whether the arm is shown to be at most ``margin`` worse: its interval is above -margin."""
-    return difference.low is not None and difference.low > -margin
+    return difference.is_above(-margin)
 
 
 def paired_estimate(

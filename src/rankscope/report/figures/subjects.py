@@ -60,7 +60,7 @@ def _finding(view: StudyView, changes: list[SubjectChange]) -> str:
     of_arm = [c for c in changes if c.label == label]
     worst = min(of_arm, key=lambda c: c.change.value)
     fall = difference(worst.change.value, view.unit(worst.tested_on))
-    fell = sum(c.change.high is not None and c.change.high < 0 for c in of_arm)
+    fell = sum(c.change.is_below(0) for c in of_arm)
     return (
         f"{label}: the lowest change is {fall} on {worst.subject} ({worst.tested_on}); {fell} of "
         f"{count(len(of_arm), 'subject')} fell with an interval below zero."
