@@ -58,7 +58,7 @@ class HeadsRecord(Record):
     task: str  # Task whose items give importance and entropy
     items: int
     items_asked: int  # Limit on the items of each task
-    dtype: str | None = None
+    dtype: str
     """Dtype of the models, such as ``float32``; in ``bfloat16``, rounding alone moves a head's cost
     by hundredths of a nat."""
     changes: tuple[HeadChange, ...]  # One entry per attention matrix that training changed

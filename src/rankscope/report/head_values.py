@@ -150,9 +150,7 @@ def noise_text(ablations: Sequence[HeadAblation]) -> str:
     return f"Noise alone would give {number(200 * float(student.sf(2, min(items) - 1)), 1)} %."
 
 
-def precision_note(dtype: str | None) -> str:
-    """The precision of the models, and its effect on small values; empty if unknown."""
-    if dtype is None:
-        return ""
+def precision_note(dtype: str) -> str:
+    """The precision of the models, and its effect on small values."""
     effect = ", whose rounding alone moves costs by hundredths of a nat"
     return f"The models ran in {dtype}{'' if dtype == 'float32' else effect}."

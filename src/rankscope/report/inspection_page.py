@@ -25,7 +25,7 @@ def inspection_sections(inspection: Inspection) -> list[PageSection]:
     for key, (title, lead) in SECTIONS.items():
         figures = tuple(draw_section(key, "models", models))
         if key == "heads" and models.with_heads:
-            lead = f"{lead} {precision_note(models.with_heads[0][1].dtype)}".rstrip()
+            lead = f"{lead} {precision_note(models.with_heads[0][1].dtype)}"
         if figures:
             sections.append(PageSection(key, title, lead, figures))
     return sections

@@ -127,7 +127,7 @@ def _heads(name: str, heads: HeadsRecord) -> Table:
         ("importance", "importance after", "entropy", "entropy after", "skill", "lost"), 3
     )
     title = f"{name}, heads that moved most (layer.head); {heads.items} items of {heads.task}"
-    title += f", {heads.dtype}" if heads.dtype else ""
+    title += f", {heads.dtype}"
     return terminal_table(rows, title, digits, right=("head",))
 
 
@@ -140,11 +140,8 @@ def _ablations(name: str, heads: HeadsRecord) -> Table:
             for layer, changes in enumerate(ablation.tuned_gold_change)
             for head, change in enumerate(changes)
         ]
-        layer_costs = [
-            (-change, str(layer)) for layer, change in enumerate(ablation.tuned_layer_gold_change)
-        ]
-        head_cost, head = max(head_costs)
-        layer_cost, layer = max(layer_costs, default=(None, "-"))
+        layer_costs = [(-c, layer) for layer, c in enumerate(ablation.tuned_layer_gold_change)]
+        (head_cost, head), (layer_cost, layer) = max(head_costs), max(layer_costs)
         rows.append(
             {
                 "task": ablation.task,

@@ -52,6 +52,6 @@ def draw_heads_ablated(models: AnalyzedModels) -> Figure | None:
         + noise_text([a for _, a in ablations.values()]),
         data=table_from_rows(rows),
         **map_panels(panels, list(ablations)),
-        caption=_CAPTION.format(precision_note(models.with_heads[0][1].dtype)).rstrip(),
+        caption=_CAPTION.format(precision_note(models.with_heads[0][1].dtype)),
         choice_name="Model and task",
     )

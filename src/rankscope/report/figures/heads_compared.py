@@ -55,7 +55,7 @@ def draw_heads_compared(models: AnalyzedModels) -> Figure | None:
         finding=_finding(by_model, entries[0]),
         data=table_from_rows(rows),
         **map_panels(panels, entries),
-        caption=_CAPTION.format(*of_items).rstrip(),
+        caption=_CAPTION.format(*of_items),
         choice_name="Shown",
     )
 
