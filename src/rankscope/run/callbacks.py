@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from rankscope.device import held_memory_bytes, release_freed_memory
 from rankscope.evaluate.evaluator import Evaluation, evaluate_with_failures
 from rankscope.models.base import Base
 from rankscope.models.sharding import local
@@ -117,6 +118,29 @@ class EarlyStopping:
                 continue
             if step in self.study.curve_steps(spec):
                 state.observe_score(step, point.score)
+
+
+GROWTH = 1.2
+"""What a step may leave behind may grow by that factor before it is returned again."""
+
+
+@dataclass(slots=True)
+class ReturnFreedMemory:
+    """Returns freed memory to the kernel after a step that left more than was planned.
+
+    The allocator keeps freed blocks for the next step. Rows have other lengths there, so blocks
+    that fit nothing add up: fully fine-tuning Gemma 3 270M came to 14 GB where 9 were planned.
+    """
+
+    limit: int
+    """Bytes that this process may hold."""
+    has_returned: bool = False
+
+    def __call__(self, step: int, model: Base, states: Sequence[TrialState]) -> None:
+        held = held_memory_bytes()
+        if self.has_returned:  # so this is what one step needs, whatever was planned
+            self.limit = max(self.limit, round(GROWTH * held))
+        self.has_returned = held > self.limit and release_freed_memory()
 
 
 def can_score(state: TrialState, step: int) -> bool:
