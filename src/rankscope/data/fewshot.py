@@ -27,10 +27,6 @@ class ExamplePool:
     source: str = ""  # Description of the rows, for people
     file: str = ""  # Split file that the pool takes as a whole; empty for training rows
 
-    def remaining_files(self, items: Mapping[str, Sequence[Item]]) -> dict[str, Sequence[Item]]:
-        """The files to split: those that are not the pool's."""
-        return {file: rows for file, rows in items.items() if file not in (self.file, DEV)}
-
     def or_train(self, train: Sequence[Item], scored: Sequence[Item]) -> "ExamplePool":
         """This pool, or if it has no file the training rows that no scored split repeats."""
         if self.file:

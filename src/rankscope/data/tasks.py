@@ -84,7 +84,7 @@ def load_task(
     pool = example_pool(spec, read.items) if spec.num_fewshot else ExamplePool()
     splits = split_rows(
         name,
-        pool.remaining_files(read.items),
+        {file: rows for file, rows in read.items.items() if file not in (pool.file, DEV)},
         data_seed,
         own_data=read.own_data,
         keep_test_whole=keep_test_whole,

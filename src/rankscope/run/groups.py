@@ -100,7 +100,9 @@ def cut_to_fit(
     """
     if not trials:
         return []
-    groups = cut_into(trials, math.ceil(len(trials) / limit))
+    count = math.ceil(len(trials) / limit)
+    cuts = [len(trials) * i // count for i in range(count + 1)]
+    groups = [tuple(trials[start:end]) for start, end in itertools.pairwise(cuts)]
     if all(map(fits, groups)):
         return groups
     groups, rest = [], tuple(trials)
@@ -122,12 +124,6 @@ def most_that_fit(trials: Group, fits: Callable[[Group], bool]) -> int:
             most = size - 1
         size = (fewest + most + 1) // 2
     return fewest
-
-
-def cut_into(trials: Sequence[TrialSpec], count: int) -> list[Group]:
-    """``count`` groups whose sizes differ by at most one."""
-    cuts = [len(trials) * i // count for i in range(count + 1)]
-    return [tuple(trials[start:end]) for start, end in itertools.pairwise(cuts)]
 
 
 def cut_by(groups: Iterable[Group], key: Callable[[TrialSpec], object]) -> tuple[Group, ...]:

@@ -99,7 +99,9 @@ def make_plan(
     base_items = [item for _, task, split in inputs.base_evals() for item in items[task, split]]
     sampled = sampled_row_tokens(inputs)
     scoring = model.scoring(base_items) + model.scoring(sampled)
-    spectra, heads = model.base_spectra(), base_heads(model, items)
+    heads_tasks = {inputs.config.analyze.heads.task or trial.task for trial in inputs.trials}
+    heads = sum(model.heads(items[task, "test"]) for task in heads_tasks)
+    spectra = model.base_spectra()
     base = StageSeconds(training=0.0, scoring=scoring, spectra=spectra, heads=heads)
     stages, of_base = summed([base, *costs.values()]), base.total
     base_tokens = sum(item.total for item in (*base_items, *sampled))
@@ -239,12 +241,6 @@ def trial_costs(
         )
         for trial in group
     }
-
-
-def base_heads(model: CostModel, items: Items) -> float:
-    """Seconds of measuring the base's heads, once for each training task."""
-    tasks = {model.inputs.config.analyze.heads.task or t.task for t in model.inputs.trials}
-    return sum(model.heads(items[task, "test"]) for task in tasks)
 
 
 def evaluated_items(inputs: PreparedStudy, items: Items, trial: TrialSpec) -> list[ItemTokens]:

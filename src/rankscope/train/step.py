@@ -50,10 +50,13 @@ def compute_gradients(
             for row in rows
         ]
         counts = [sum(sum(row.is_label) for row in rows) for _, rows in parts]
+        labels = [
+            row.input_ids[t + 1] for _, rows in parts for row in rows for t in row.label_positions
+        ]
         logits = model.logits(RowBatch.of(batch, model.device))
         losses = mean_losses(
             logits,
-            torch.tensor(label_ids(parts), dtype=torch.int64, device=model.device),
+            torch.tensor(labels, dtype=torch.int64, device=model.device),
             counts,
             [num_labels[i] / terms[i].weight for i in members],
         )
@@ -71,10 +74,6 @@ def compute_gradients(
         TermLoss(loss / term.weight, kl)
         for term, loss, kl in zip(terms, *totals.tolist(), strict=True)
     ]
-
-
-def label_ids(parts: Sequence[PassPart]) -> list[int]:
-    return [row.input_ids[t + 1] for _, rows in parts for row in rows for t in row.label_positions]
 
 
 def forward_passes(

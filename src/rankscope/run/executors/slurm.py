@@ -120,7 +120,8 @@ class SlurmExecutor:
         """Look at all units that have not ended, and queue those that are not in the queue."""
         if self.stopped.is_set() and not self.is_asked:
             self.ask_to_stop(pending)
-        queued = queued_tasks() if pending else set()
+        asked = ("squeue", "--noheader", "--array", "--me", "--format=%i")
+        queued = set(slurm(*asked).split()) if pending else set()  # Tasks such as ``17_3``
         for unit in pending:
             self.look_at(unit, queued)
         self.enqueue([unit for unit in pending if not (unit.job or unit.future.done())])
@@ -238,12 +239,6 @@ def cancel_tasks(units: Path) -> None:
         slurm("scancel", "--quiet", "--state=PENDING", *jobs)
         for file in files:
             file.unlink()
-
-
-def queued_tasks() -> set[str]:
-    """The array tasks that wait or run, such as ``17_3``."""
-    text = slurm("squeue", "--noheader", "--array", "--me", "--format=%i")
-    return set(text.split())
 
 
 def slurm(*command: str, stdin: str = "") -> str:
