@@ -133,6 +133,10 @@ def choose_dtype(text: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if computes_bfloat16(device) else torch.float32
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def computes_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for products in bfloat16, and may use them."""
     if device.type == "cuda":

@@ -161,7 +161,7 @@ def describe_error(document: Document, details: ErrorDetails, model: type[Config
 
 def written_place(document: Document, location: Location) -> str:
     """``arms.0.rank`` for a single value, although it is validated as a list of one."""
-    if location and isinstance(location[-1], int) and not document.is_list_at(location[:-1]):
+    if location and isinstance(location[-1], int) and location not in document.marks:
         location = location[:-1]
     return dotted(location)
 

@@ -168,15 +168,6 @@ class Document:
             marks[location[:n]] for n in range(len(location), -1, -1) if location[:n] in marks
         )
 
-    def is_list_at(self, location: Location) -> bool:
-        value = self.values
-        for part in location:
-            try:
-                value = value[part]
-            except (KeyError, IndexError, TypeError):
-                return False
-        return isinstance(value, list)
-
     def forget(self, location: Location) -> None:
         """Remove the marks and problems at and below ``location``, whose value is replaced."""
         depth = len(location)

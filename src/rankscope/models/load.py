@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rankscope.config.study import ModelConfig
 from rankscope.data.encode import resolved_format
+from rankscope.device import dtype_name
 from rankscope.errors import IntegrityError, UserError, reading, reason_of
 from rankscope.hashing import weights_sha256
 from rankscope.models.attention import varlen
@@ -103,7 +104,7 @@ def model_record(
         num_layers=int(shape.num_hidden_layers),
         hidden_size=int(shape.hidden_size),
         vocab_size=int(shape.vocab_size),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype_name(dtype),
         quantize=quantize,
         device=str(device),
         prompt_format=resolved_format(config.prompt_format, tokenizer),

@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from rankscope.analyze.spectra import compared_matrices
+from rankscope.device import dtype_name
 from rankscope.evaluate.continuous_batching import CACHED_PER_BATCH_TOKEN
 from rankscope.models.methods import get_lora_method, get_method
 from rankscope.models.parameters import Architecture, target_shapes
@@ -105,7 +106,7 @@ class CostModel:
         return int(shape.num_hidden_layers) * int(shape.num_attention_heads)
 
     def products(self, operations: float) -> float:
-        return operations / self.machine.operations_per_second(self.inputs.dtype)
+        return operations / (self.machine.rates[dtype_name(self.inputs.dtype)] * 1e12)
 
     def passes(
         self, operations: float, tokens: float, keys: float, touches: float = TOUCHES

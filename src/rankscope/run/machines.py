@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from rankscope.device import available_memory_bytes
+from rankscope.device import available_memory_bytes, dtype_name
 from rankscope.errors import UserError, did_you_mean
 
 PROBE_ROWS = 1024
@@ -49,9 +49,6 @@ class Machine:
             )
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
-    def operations_per_second(self, dtype: torch.dtype) -> float:
-        return self.rates[dtype_name(dtype)] * 1e12
-
     def basis(self, dtype: torch.dtype, share: float) -> str:
         """What estimates of time rest on, as a sentence; ``share`` of the rate is reached."""
         rate = self.rates[dtype_name(dtype)]
@@ -63,10 +60,6 @@ class Machine:
             f"{figures} ({self.source}), assumed to be used to {share:.0%}, at most "
             f"{self.utilization:.0%} as published for LoRA on an H100; not measured"
         )
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _card(

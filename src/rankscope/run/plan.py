@@ -9,6 +9,7 @@ import heapq
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rankscope.device import dtype_name
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.models.parameters import FLOAT32_BYTES
 from rankscope.records import Record, TrialSpec
@@ -129,7 +130,7 @@ def make_plan(
         model=inputs.config.model.label,
         machine=machine.label,
         memory_bytes=available_bytes(inputs, machine),
-        dtype=str(inputs.dtype).removeprefix("torch."),
+        dtype=dtype_name(inputs.dtype),
         trials=len(inputs.trials),
         groups=groups,
         evaluations=evaluations,

@@ -9,7 +9,13 @@ from rankscope.data.encode import Encoder
 from rankscope.data.stand_ins import CachingEncoder
 from rankscope.data.study_data import prepare_data
 from rankscope.data.tasks import items_sha256
-from rankscope.device import available_memory_bytes, choose_device, choose_dtype, dtype_notes
+from rankscope.device import (
+    available_memory_bytes,
+    choose_device,
+    choose_dtype,
+    dtype_name,
+    dtype_notes,
+)
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.evaluator import study_truncation_notes
 from rankscope.evaluate.task_record import task_record, task_sha256
@@ -118,5 +124,4 @@ def prepare_study(
 def resolve_auto(config: StudyConfig, encoder: Encoder, dtype: torch.dtype) -> StudyConfig:
     """Resolve ``auto`` of prompt format and dtype, so that trial ids name what was done."""
     model = config.model.model_copy(update={"prompt_format": encoder.prompt_format})
-    name = str(dtype).removeprefix("torch.")
-    return config.model_copy(update={"model": model, "dtype": name})
+    return config.model_copy(update={"model": model, "dtype": dtype_name(dtype)})

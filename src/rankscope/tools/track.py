@@ -15,6 +15,7 @@ from rankscope.hashing import sha256_json
 from rankscope.records import BASE, FAILED, StudyRecords, TrialRecords
 from rankscope.store import Ledger
 from rankscope.tools.frames import TRAINING_COLUMNS, trial_row
+from rankscope.tools.inspection_tables import TableRow
 from rankscope.tools.trackers import TRACKERS, Scalar, TrackedRun
 
 ResultsOf = dict[str, float]
@@ -80,32 +81,25 @@ def track(
 def tracked_runs(study: StudyRecords) -> Iterator[TrackedRun]:
     """The base, then every trial that was trained or failed."""
     common = _common_settings(study)
-    yield _run(study, BASE, f"{study.model.label} (base)", "", common, {}, None)
+    yield _run(study, None, common)
     for trial in study.trials:
-        if trial.training is None and trial.status not in FAILED:
-            continue
+        if trial.training is not None or trial.status in FAILED:
+            yield _run(study, trial, common)
+
+
+def _run(study: StudyRecords, trial: TrialRecords | None, common: dict[str, Scalar]) -> TrackedRun:
+    """The run of a trial, or of the base."""
+    trial_id, name, group = BASE, f"{study.model.label} (base)", ""
+    row: TableRow = {}
+    if trial is not None:
+        trial_id, name, group = trial.spec.trial_id, trial.spec.label, trial.spec.task
         row = trial_row(trial)
-        costs = {n: float(row[n]) for n in TRAINING_COLUMNS if row[n] is not None}  # type: ignore[arg-type]
-        hidden = {"trial", "arm", "failure", "final_loss", "status", *TRAINING_COLUMNS}
-        own = {name: value for name, value in row.items() if name not in hidden}
-        config = common | _scalars(own)
-        yield _run(
-            study, trial.spec.trial_id, trial.spec.label, trial.spec.task, config, costs, trial
-        )
-
-
-def _run(
-    study: StudyRecords,
-    trial_id: str,
-    name: str,
-    group: str,
-    config: dict[str, Scalar],
-    results: ResultsOf,
-    trial: TrialRecords | None,
-) -> TrackedRun:
-    config = {"trial": trial_id, **config}
+    hidden = {"trial", "arm", "failure", "final_loss", "status", *TRAINING_COLUMNS}
+    own = {key: value for key, value in row.items() if key not in hidden}
+    config = {"trial": trial_id, **common, **_scalars(own)}
+    costs = {n: float(row[n]) for n in TRAINING_COLUMNS if row.get(n) is not None}  # type: ignore[arg-type]
+    results = costs | _scores(study, trial_id)
     history = () if trial is None else tuple(sorted(_history(trial).items()))
-    results = results | _scores(study, trial_id)
     failure = trial.failure if trial is not None and trial.status in FAILED else None
     content = [name, config, [list(point) for point in history], results, failure]
     return TrackedRun(

@@ -7,20 +7,14 @@ from rankscope.analyze.spectra import compared_matrices
 from rankscope.analyze.variants import adapter_variant, full_model_variant
 from rankscope.models.base import Base
 from rankscope.records import trial_of, variant_of
-from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
-from rankscope.run.stages import Stage
 from rankscope.run.stages.evaluate import EvalBatch, EvalOutcome, EvaluateStage
 
 
-class VariantsStage(Stage[EvalBatch, EvalOutcome]):
+class VariantsStage(EvaluateStage):
     """Trials with all, or some, of their weight update scaled down."""
 
     name = "variants"
-
-    def __init__(self, context: RunContext) -> None:
-        super().__init__(context)
-        self.evaluate = EvaluateStage(context)
 
     def missing(self, group: Group) -> list[EvalBatch]:
         """Adapter variants are scored together. A variant of a full model is a copy of the whole
@@ -29,9 +23,9 @@ class VariantsStage(Stage[EvalBatch, EvalOutcome]):
         wanted = [key for trial in group for key in study.wanted_variants(trial)]
         ids = list(dict.fromkeys(model_id for model_id, _, _ in wanted))
         if not any(trial.is_full for trial in group):
-            return self.evaluate.missing_batches({i: i for i in ids}, wanted)
+            return self.missing_batches({i: i for i in ids}, wanted)
         for model_id in ids:
-            batches += self.evaluate.missing_batches({None: model_id}, wanted)
+            batches += self.missing_batches({None: model_id}, wanted)
         return batches
 
     def run(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[EvalOutcome]:
@@ -39,17 +33,14 @@ class VariantsStage(Stage[EvalBatch, EvalOutcome]):
         names = list(dict.fromkeys(name for batch in work for name in batch.model_ids if name))
         if names:
             self.attach(model, names)
-            yield from self.evaluate.score_batches(model, work)
+            yield from self.score_batches(model, work)
             for name in names:
                 model.multi_lora.detach(name)
             return
         for model_id, batches in itertools.groupby(work, lambda batch: batch.model_ids[None]):
             scaled = self.scaled_model(model, model_id)
-            yield from self.evaluate.score_batches(scaled, list(batches))
+            yield from self.score_batches(scaled, list(batches))
             del scaled  # before the next copy is made
-
-    def commit(self, result: EvalOutcome) -> None:
-        self.evaluate.commit(result)
 
     def attach(self, model: Base, names: Sequence[str]) -> None:
         """Attach the variants called ``names`` next to the adapters that they scale."""

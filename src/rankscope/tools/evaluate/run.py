@@ -14,7 +14,7 @@ import numpy as np
 from rankscope.advise.statistics.estimates import paired_estimate
 from rankscope.config.task import LM_EVAL_PREFIX
 from rankscope.data.encode import Encoder
-from rankscope.device import choose_device, choose_dtype
+from rankscope.device import choose_device, choose_dtype, dtype_name
 from rankscope.errors import reporting_shortages
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.evaluator import Evaluation
@@ -91,9 +91,9 @@ def score(
     notes += [note for task in tasks for note in task.notes]
     weights = {BASE: base_sha256}
     weights |= {a.label: sha256_json([base_sha256, a.sha256]) for a in adapters}
-    dtype_name = str(dtype).removeprefix("torch.")
+    runs_in = dtype_name(dtype)
     keys = {
-        (model, name): sha256_json([sha256, dtype_name, info.task_sha256, request.split])[:16]
+        (model, name): sha256_json([sha256, runs_in, info.task_sha256, request.split])[:16]
         for model, sha256 in weights.items()
         for task in tasks
         for name, info in task.infos.items()
@@ -112,7 +112,7 @@ def score(
             record=record,
             change=change,
             weights_sha256=weights[model],
-            dtype=dtype_name,
+            dtype=runs_in,
             prompt_format=encoder.prompt_format,
             other_base_forced=model in forced,
         )
