@@ -123,6 +123,11 @@ def generate(
     Prompts are token ids, at least one and fewer than ``limits.context``. The adapters of
     ``adapter_names``, distinct, are attached to ``base``; None is the bare base.
     """
+    for prompt in prompts:
+        if not 0 < len(prompt) < limits.context:
+            raise ValueError(
+                f"a prompt of {len(prompt)} tokens; expected 1 to {limits.context - 1}"
+            )
     groups = find_shared_prefixes(prompts)
     shared = {i: group for group in groups if group.length for i in group.members}
     order = [i for group in groups for i in sorted(group.members, key=lambda i: -len(prompts[i]))]
