@@ -37,62 +37,33 @@ def largest_savings(
     def of(chosen: Sequence[TrialSpec]) -> float:
         return sum(costs[trial.trial_id].total for trial in chosen)
 
+    scoring = stages.scoring * (1 - share_of_first(items))
+    precision = "precision: intervals grow with the root of the items left out"
     found = [
-        Saving(
-            change="analyze.spectra.enabled=false",
-            seconds=stages.spectra,
-            loses="size and direction of the updates",
-        ),
-        Saving(
-            change="analyze.heads.enabled=false",
-            seconds=stages.heads,
-            loses="which attention heads change",
-        ),
-        Saving(
-            change=f"evaluate.max_items={SUGGESTED_ITEMS}",
-            seconds=stages.scoring * (1 - share_of_first(items)),
-            loses="precision: intervals grow with the root of the items left out",
-        ),
+        ("analyze.spectra.enabled=false", stages.spectra, "size and direction of the updates"),
+        ("analyze.heads.enabled=false", stages.heads, "which attention heads change"),
+        (f"evaluate.max_items={SUGGESTED_ITEMS}", scoring, precision),
     ]
-    seeds = len(config.seeds)
-    if seeds > 1:
+    if len(config.seeds) > 1:
         kept = config.seeds[0]
-        found.append(
-            Saving(
-                change=f"seeds=[{kept}]",
-                seconds=of([trial for trial in trials if trial.seed != kept]),
-                loses="how much results vary from run to run",
-            )
-        )
+        others = of([trial for trial in trials if trial.seed != kept])
+        found.append((f"seeds=[{kept}]", others, "how much results vary from run to run"))
     of_one_arm = trials_of_one_arm(trials, config.arms, config.train)
     for index, (arm, own) in enumerate(zip(config.arms, of_one_arm, strict=True)):
         if len(arm.lr) > 1:
             kept_rate = sorted(arm.lr)[len(arm.lr) // 2]
-            found.append(
-                Saving(
-                    change=f"arms.{index}.lr={kept_rate:g}",
-                    seconds=of([trial for trial in own if trial.lr != kept_rate]),
-                    loses="whether each rank has its best learning rate",
-                )
-            )
+            others = of([trial for trial in own if trial.lr != kept_rate])
+            loses = "whether each rank has its best learning rate"
+            found.append((f"arms.{index}.lr={kept_rate:g}", others, loses))
         if len(config.arms) > 1 and all(trial.is_full for trial in own):
-            found.append(
-                Saving(
-                    change=f"leave out arms.{index} (full fine-tuning)",
-                    seconds=of(own),
-                    loses="the comparison with full fine-tuning",
-                )
-            )
+            change = f"leave out arms.{index} (full fine-tuning)"
+            found.append((change, of(own), "the comparison with full fine-tuning"))
     if config.train.epochs > 1 and config.train.max_steps is None and config.train.tokens is None:
-        found.append(
-            Saving(
-                change="train.epochs=1",
-                seconds=stages.training * (1 - 1 / config.train.epochs),
-                loses="what further passes over the rows add",
-            )
-        )
-    worth = [saving for saving in found if saving.seconds > LEAST_SHARE * stages.total]
-    return tuple(sorted(worth, key=lambda saving: -saving.seconds)[:NUM_SAVINGS])
+        further = stages.training * (1 - 1 / config.train.epochs)
+        found.append(("train.epochs=1", further, "what further passes over the rows add"))
+    worth = [saving for saving in found if saving[1] > LEAST_SHARE * stages.total]
+    largest = sorted(worth, key=lambda saving: -saving[1])[:NUM_SAVINGS]
+    return tuple(Saving(change=c, seconds=s, loses=loses) for c, s, loses in largest)
 
 
 def share_of_first(items: Mapping[tuple[str, str], Sequence[ItemTokens]]) -> float:
