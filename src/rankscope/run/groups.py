@@ -19,14 +19,12 @@ from rankscope.train.memory import GroupMemory, MemoryModel, RowCounts
 DEFAULT_MAX_GROUP_SIZE = 16
 """Most adapters in a group, unless the study file sets ``max_group_size``."""
 
-
 USABLE_SHARE = 0.9
 """Plan groups to use 90 % of the free memory; estimates are off by less than the other 10 %."""
 
 Group = tuple[TrialSpec, ...]
 BASE_GROUP: Group = ()
 """In place of a group: the base, which is scored and writes rows for ``self_replay``."""
-
 
 GroupLimit = Literal["all trials of the task", "size limit", "memory", "method"]
 

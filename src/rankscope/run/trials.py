@@ -24,10 +24,8 @@ from rankscope.train.step_schedule import check_learning_rates, trial_protocol, 
 RESULTS_VERSION = 2
 """Part of every trial id: raise it when a change of the code changes training results."""
 
-
 ID_LENGTH = 16
 """Hex digits of a trial or group id: 64 bits, so 10,000 trials collide with probability 3e-12."""
-
 
 NOT_TRAINING = frozenset(
     {
