@@ -286,7 +286,7 @@ class ArmConfig(ConfigSection):
         return self
 
     def _check_fields(self, methods: Sequence[Method]) -> None:
-        fields = {name for m in methods or [LoraMethod()] for name in m.arm_fields}
+        fields = self.own_fields()
         if misplaced := ", ".join(sorted((adapter_fields() & self.model_fields_set) - fields)):
             name = repr(methods[0].name) if methods else "of the adapter"
             note = methods[0].arm_note if methods else ""
@@ -314,10 +314,9 @@ class ArmConfig(ConfigSection):
     def is_full(self) -> bool:
         return any(method.trains_base for method in self.methods)
 
-    def unused_fields(self) -> frozenset[str]:
-        """Adapter settings that the arm's methods do not have."""
-        used = {name for method in self.methods or [LoraMethod()] for name in method.arm_fields}
-        return adapter_fields() - used
+    def own_fields(self) -> set[str]:
+        """Adapter settings that the arm's methods have."""
+        return {name for method in self.methods or [LoraMethod()] for name in method.arm_fields}
 
     def peft_types(self) -> set[str]:
         """The PEFT types of the arm's ``peft`` methods, in capitals."""

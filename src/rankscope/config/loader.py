@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rankscope.config.arm import adapter_fields
 from rankscope.config.overrides import OVERRIDE, apply_override
 from rankscope.config.section import Location
 from rankscope.config.study import StudyConfig
@@ -113,7 +114,7 @@ def study_values(config: StudyConfig) -> dict[str, Any]:
     """The same as JSON-compatible values, which validate to an equal ``StudyConfig``."""
     values = config.model_dump(mode="json", exclude_none=True)
     for arm, written in zip(config.arms, values["arms"], strict=True):
-        for key in arm.unused_fields():
+        for key in adapter_fields() - arm.own_fields():
             written.pop(key, None)
         if arm.init_from is not None:  # keys that the arm leaves out are the adapter's, no defaults
             for key in {"method", "rank", "alpha", "targets"} - arm.model_fields_set:
