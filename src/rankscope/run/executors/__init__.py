@@ -24,13 +24,7 @@ from rankscope.config.study import StudyConfig
 from rankscope.errors import AGAIN, BaseFailed, OutOfMemory, UserError
 from rankscope.run.context import RunContext
 from rankscope.run.groups import BASE_GROUP, Group
-from rankscope.run.units import (
-    adopt_results,
-    adopt_unit,
-    open_unit,
-    unit_label,
-    wait_for_worker,
-)
+from rankscope.run.units import adopt_results, adopt_unit, open_unit, unit_label, wait_for_worker
 from rankscope.store import TrialFailure
 
 POLL_SECONDS = 0.2
