@@ -16,7 +16,6 @@ import dataclasses
 import shutil
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +223,7 @@ def adopt_units(context: RunContext, *, keep_unsealed: bool) -> None:
     ``keep_unsealed``: leave unfinished units to the workers of this run.
     """
     for folder in sorted((context.ledger.out / UNITS).glob("*/")):
-        wait_for_worker(folder, context.check_stop, context.reporter.note)
+        wait_for_worker(context, folder)
         if not belongs_to(folder, context.study):
             discard_unit(folder)
         elif is_sealed(folder):
@@ -252,21 +251,16 @@ def belongs_to(folder: Path, study: PreparedStudy) -> bool:
     return True
 
 
-def wait_for_worker(
-    folder: Path, check_stop: Callable[[], object], note: Callable[[str], None] = lambda _: None
-) -> None:
+def wait_for_worker(context: RunContext, folder: Path) -> None:
     """Return once no worker of a driver that died holds a unit; such workers stop by themselves.
-
-    ``note`` gets one text if it has to wait. Raises Interrupted: by ``check_stop``, which is called
-    while it waits.
-    """
+    Raises Interrupted: the user asked to stop."""
     is_noted = False
     while (folder / "ledger.sqlite").is_file() and not is_sealed(folder):
         process = running_process(folder)
         if process is None:
             return
         if not is_noted:
-            note(f"waiting for worker {process} of an earlier run to end")
+            context.reporter.note(f"waiting for worker {process} of an earlier run to end")
             is_noted = True
-        check_stop()
+        context.check_stop()
         time.sleep(0.2)

@@ -164,7 +164,7 @@ def finish_unit(context: RunContext, future: Future[None], folder: Path, group: 
         future.result()
     except WorkerFailed as error:
         # What started the worker may have been killed without it.
-        wait_for_worker(folder, context.check_stop, context.reporter.note)
+        wait_for_worker(context, folder)
         if not group:  # the folder stays, for its worker's messages
             raise BaseFailed(
                 f"scoring the base: {error}; see {folder / 'worker.log'}, {AGAIN}"
