@@ -133,25 +133,20 @@ class ArtifactStore:
             path.mkdir()
             fsync(path.parent)
 
-    def remove_unnamed(self, named: Container[str]) -> int:
-        """Remove staged files and every artifact not in ``named``; the number of artifacts."""
+    def remove_unnamed(self, named: Container[str]) -> None:
+        """Remove staged files and every artifact not in ``named``."""
         shutil.rmtree(self.out / STAGING, ignore_errors=True)
-        removed = 0
-        root = self.out / ARTIFACTS
-        for folder, subfolders, files in os.walk(root, topdown=False):
+        for folder, subfolders, files in os.walk(self.out / ARTIFACTS, topdown=False):
             for name in files:
                 path = Path(folder, name)
                 if path.relative_to(self.out).as_posix() not in named:
                     path.unlink()
-                    removed += 1
             for name in subfolders:
                 path = Path(folder, name)
                 if path.is_symlink():
                     path.unlink()
-                    removed += 1
                 elif not any(path.iterdir()):
                     path.rmdir()
-        return removed
 
     def sizes(self) -> dict[str, int]:
         """Bytes of files below ``artifacts/`` by their names, without what links lead to. Asking

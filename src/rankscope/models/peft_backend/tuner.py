@@ -303,11 +303,9 @@ def write_out_patterns(config: Any, folder: Path, names: list[str]) -> None:
                 )
 
 
-def load_tuner(base: Base, folder: Path, record: ModelRecord | None = None) -> PeftTuner:
+def load_tuner(base: Base, folder: Path, record: ModelRecord | None = None) -> None:
     """Put a stored method on the base; ``record`` is used in place of the base's."""
-    tuner = PeftTuner.load(base.model, folder, record or base.record)
-    base.multi_lora.injected_tuner = tuner
-    return tuner
+    base.multi_lora.injected_tuner = PeftTuner.load(base.model, folder, record or base.record)
 
 
 class BaseSnapshot:

@@ -30,7 +30,7 @@ LOWER_IS_BETTER = frozenset({"bits_per_byte", "perplexity", "not_finite"})
 
 def write_lm_eval_layout(
     scores: Sequence[Score], results: ResultsFolder, request: EvalRequest, out: Path
-) -> list[Path]:
+) -> None:
     """Write the scores and items of every model; the files of earlier calls stay."""
     now = datetime.now(UTC)
     date = now.replace(tzinfo=None).isoformat().replace(":", "-")
@@ -42,7 +42,6 @@ def write_lm_eval_layout(
         if s.model == BASE
         for item in items[s.key]
     }
-    written = []
     for model in dict.fromkeys(score.model for score in scores):
         of_model = [score for score in scores if score.model == model]
         folder = out / results_folder_name(model, request)
@@ -51,14 +50,11 @@ def write_lm_eval_layout(
             harness_name(s.record.task): _samples(s, items[s.key], prompts) for s in of_model
         }
         summary = _summary(model, of_model, samples, request, now)
-        path = folder / f"results_{date}.json"
-        replace_text(path, json.dumps(summary, indent=2, ensure_ascii=False))
-        written.append(path)
+        text = json.dumps(summary, indent=2, ensure_ascii=False)
+        replace_text(folder / f"results_{date}.json", text)
         for task, rows in samples.items():
-            path = folder / f"samples_{task}_{date}.jsonl"
-            replace_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
-            written.append(path)
-    return written
+            text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+            replace_text(folder / f"samples_{task}_{date}.jsonl", text)
 
 
 def model_name(model: str, request: EvalRequest) -> str:
