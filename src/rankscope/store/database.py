@@ -21,19 +21,9 @@ from rankscope.errors import (
     shortage_behind,
 )
 from rankscope.filesystem import fsync
-from rankscope.records import (
-    CurvePoint,
-    EvalRecord,
-    HeadsRecord,
-    Record,
-    RungRecord,
-    SpectraRecord,
-    Status,
-    StopRecord,
-    TrainRecord,
-    TrialSpec,
-)
+from rankscope.records import Record, Status, TrialSpec
 from rankscope.store.artifacts import ARTIFACTS, CHECKPOINTS, STAGING, UNITS
+from rankscope.store.results import KIND_OF, StoredRecord
 from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, Database
 
 LEDGER_VERSION = 3
@@ -82,9 +72,7 @@ NO_DAMAGE = frozenset(
 
 MOST_TRIES = 100  # Five seconds, for readers of an earlier state and of the lock
 
-R = TypeVar(
-    "R", TrainRecord, CurvePoint, EvalRecord, SpectraRecord, HeadsRecord, RungRecord, StopRecord
-)
+R = TypeVar("R", bound=StoredRecord)
 Stored = TypeVar("Stored")
 
 
@@ -273,10 +261,10 @@ def stored_trials(db: sqlite3.Connection) -> Iterator[tuple[TrialSpec, Status, s
         yield parse_record(TrialSpec, spec, f"trials {trial_id}"), status, failure
 
 
-def stored_records(db: sqlite3.Connection, kind: str, model: type[R]) -> Iterator[tuple[str, R]]:
-    rows = db.execute(
-        "SELECT trial_id, key, body FROM records WHERE kind = ? ORDER BY rowid", (kind,)
-    )
+def stored_records(db: sqlite3.Connection, model: type[R]) -> Iterator[tuple[str, R]]:
+    """(trial id, record) of every record of one kind, in the order in which they came."""
+    kind, columns = KIND_OF[model], "trial_id, key, body"
+    rows = db.execute(f"SELECT {columns} FROM records WHERE kind = ? ORDER BY rowid", (kind,))
     for trial_id, key, body in rows:
         place = f"records {trial_id} {kind} {key}".rstrip()
         record = parse_record(model, body, place)

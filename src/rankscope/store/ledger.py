@@ -347,7 +347,7 @@ class Ledger:
 
     def rung_trains(self, steps: Mapping[str, int]) -> dict[str, TrainRecord]:
         """By trial that reached the rung at its step of ``steps``, its training as far as that."""
-        records = stored_records(self._db, "rung", RungRecord)
+        records = stored_records(self._db, RungRecord)
         return {trial_id: r.train for trial_id, r in records if r.step == steps.get(trial_id)}
 
     def _record_keys(self) -> set[tuple[str, str, str]]:
@@ -375,7 +375,7 @@ class Ledger:
         ids = {trial.trial_id for trial in trials}
         return {
             (point.trial_id, point.task, point.step): point
-            for trial_id, point in stored_records(self._db, "curve", CurvePoint)
+            for trial_id, point in stored_records(self._db, CurvePoint)
             if trial_id in ids
         }
 

@@ -47,7 +47,7 @@ def load_study(
     shown = {BASE, *(trial.spec.trial_id for trial in trials)}
     evals = {
         (trial_id, record.task, record.split): record
-        for trial_id, record in stored_records(db, "eval", EvalRecord)
+        for trial_id, record in stored_records(db, EvalRecord)
         if trial_of(trial_id) in shown and record.task in task_names
     }
     history = required(db, "provenance", list[Provenance])
@@ -74,10 +74,10 @@ def load_study(
 def _trial_records(
     db: sqlite3.Connection, tasks: Container[str], with_analyses: bool
 ) -> Iterator[TrialRecords]:
-    train = dict(stored_records(db, "train", TrainRecord))
-    spectra = dict(stored_records(db, "spectra", SpectraRecord) if with_analyses else ())
-    heads = dict(stored_records(db, "heads", HeadsRecord) if with_analyses else ())
-    stops = dict(stored_records(db, "stop", StopRecord))
+    train = dict(stored_records(db, TrainRecord))
+    spectra = dict(stored_records(db, SpectraRecord) if with_analyses else ())
+    heads = dict(stored_records(db, HeadsRecord) if with_analyses else ())
+    stops = dict(stored_records(db, StopRecord))
     curves = _curves(db, tasks)
     for spec, status, failure in stored_trials(db):
         yield TrialRecords(
@@ -95,7 +95,7 @@ def _trial_records(
 def _curves(db: sqlite3.Connection, tasks: Container[str]) -> dict[str, list[CurvePoint]]:
     """By trial, its learning curve on the study's tasks, in order of steps."""
     curves: dict[str, list[CurvePoint]] = {}
-    for trial_id, point in stored_records(db, "curve", CurvePoint):
+    for trial_id, point in stored_records(db, CurvePoint):
         if point.task in tasks:
             curves.setdefault(trial_id, []).append(point)
     return {trial_id: sorted(curve, key=lambda p: p.step) for trial_id, curve in curves.items()}
