@@ -30,8 +30,8 @@ class StepProgress(Protocol):
 class StepCallback(Protocol):
     """Called between two optimizer steps; must not change weights or draw random numbers.
 
-    When a run resumes, it is called again for the last stored step: a stop may have cut its
-        first call short.
+    When a run resumes, it is called again for the last stored step: a stop may have cut its first
+    call short.
     """
 
     def __call__(self, step: int, model: Base, states: Sequence[TrialState], /) -> None:
