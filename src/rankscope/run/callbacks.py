@@ -120,7 +120,7 @@ class EarlyStopping:
                 state.observe_score(step, point.score)
 
 
-GROWTH = 1.2
+ALLOWED_GROWTH = 1.2
 """What a step may leave behind may grow by that factor before it is returned again."""
 
 
@@ -139,7 +139,7 @@ class ReturnFreedMemory:
     def __call__(self, step: int, model: Base, states: Sequence[TrialState]) -> None:
         held = held_memory_bytes()
         if self.has_returned:  # so this is what one step needs, whatever was planned
-            self.limit = max(self.limit, round(GROWTH * held))
+            self.limit = max(self.limit, round(ALLOWED_GROWTH * held))
         self.has_returned = held > self.limit and release_freed_memory()
 
 
