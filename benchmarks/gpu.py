@@ -31,6 +31,7 @@ from rankscope.data.encode import EncodedRow
 from rankscope.device import (
     available_memory_bytes,
     choose_device,
+    dtype_name,
     peak_memory_bytes,
     provenance,
     reset_peak_memory,
@@ -254,7 +255,7 @@ def peak_rate_of(device: torch.device) -> tuple[float, str]:
     name = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else ""
     for key, machine in MACHINES.items():
         if re.search(rf"\b{key}\b", name):
-            return machine.operations_per_second(DTYPE), machine.source
+            return machine.rates[dtype_name(DTYPE)] * 1e12, machine.source
     x = torch.randn(side, side, device=device).to(DTYPE)
     return 2 * side**3 / best_seconds(x, x), f"a product of side {side}, measured"
 

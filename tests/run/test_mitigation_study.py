@@ -165,7 +165,7 @@ def test_a_joined_task_has_the_rows_and_items_of_its_parts(tmp_path: Path) -> No
 def ids(tmp_path: Path, arm: dict[str, Any], **changes: Any) -> str:
     config = load_study_file(study_file(tmp_path, arms=[arm], seeds=[0], **changes))
     hashes = {"pocket_med": "1" * 64, "pocket_cloze": "2" * 64, "pocket_math": "3" * 64}
-    (trial,) = make_trials(config, "b" * 64, hashes, None, hashes, hashes)
+    (trial,) = make_trials(config, "b" * 64, hashes, {}, hashes, hashes)
     return trial.trial_id
 
 

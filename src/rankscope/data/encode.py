@@ -309,12 +309,12 @@ def encode_rows(encoder: Encoder, items: Sequence[Item], labels: LabelMode) -> E
             dropped.append(item)
         else:
             rows.append(row)
-    if len(dropped) > max(1, MAX_SHARE_DROPPED * len(items)):
+    if dropped and (not rows or len(dropped) > max(1, MAX_SHARE_DROPPED * len(items))):
         first = min((item.location for item in dropped), key=lambda place: (len(place), place))
         raise UserError(
             f"{first}: found no token to learn here and in {len(dropped)} of {len(items)} rows "
             f"in all (the prompt fills max_length = {encoder.max_length} tokens, or there is no "
-            "completion), expected one such row, or 1 %, at most; raise train.max_length or "
-            "shorten the rows"
+            "completion), expected one such row, or 1 %, at most, and one to learn from; raise "
+            "train.max_length or shorten the rows"
         )
     return EncodedRows(tuple(rows), len(dropped), sum(row.truncated for row in rows))

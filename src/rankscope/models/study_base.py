@@ -33,8 +33,8 @@ class StudyBase:
 def resolve_base(config: StudyConfig, weights: bool) -> tuple[StudyConfig, StudyBase]:
     """The study with the arms of ``init_from`` filled in, and its base, fetched and checked.
 
-    ``weights``: they must be there and are hashed. Without, they are hashed only for a warm start,
-    if they are there.
+    ``weights``: they must be there and are hashed. If False, they are hashed only
+    if an arm has ``init_from`` and the files exist.
     """
     folder = model_folder(config.model, weights)
     model_config = read_model_config(folder)

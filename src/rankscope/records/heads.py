@@ -38,8 +38,8 @@ class HeadAblation(Record):
     base_gold_change: tuple[tuple[float, ...], ...]  # Of the gold log-probability, nats
     tuned_gold_change: tuple[tuple[float, ...], ...]
     gold_difference_error: tuple[tuple[float | None, ...], ...]  # Of tuned minus base
-    base_layer_gold_change: tuple[float, ...] = ()  # By layer, all of its heads removed together
-    tuned_layer_gold_change: tuple[float, ...] = ()
+    base_layer_gold_change: tuple[float, ...]  # By layer, all of its heads removed together
+    tuned_layer_gold_change: tuple[float, ...]
 
 
 class HeadRole(Record):

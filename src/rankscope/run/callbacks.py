@@ -7,7 +7,7 @@ modes as they were, so a trial trains the same with and without it.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -16,7 +16,7 @@ from rankscope.evaluate.evaluator import Evaluation, evaluate_with_failures
 from rankscope.models.base import Base
 from rankscope.models.sharding import local
 from rankscope.progress import SpeedMeter
-from rankscope.records import CurvePoint, EvalRecord, ItemResult, ModelRecord
+from rankscope.records import CurvePoint, EvalRecord, ItemResult, ModelRecord, TrialSpec
 from rankscope.run.prepared import PreparedStudy
 from rankscope.run.trial_weights import write_weights
 from rankscope.store import Artifact, Ledger, PointKey, snapshot_path
@@ -61,11 +61,12 @@ class LearningCurve:
     should_stop: Callable[[], bool]
     points: dict[PointKey, CurvePoint]  # The points known so far
     sink: Callable[[Sequence[CurvePoint]], None]  # Stores new points
+    _steps: dict[str, frozenset[int]] = field(default_factory=dict)
 
     def __call__(self, step: int, model: Base, states: Sequence[TrialState]) -> None:
         """Score the trials due after ``step``. Return early, between tasks, if a stop was
         requested."""
-        due = [s for s in states if step in self.study.scored_steps(s.spec) and can_score(s, step)]
+        due = [s for s in states if step in self.steps(s.spec) and can_score(s, step)]
         models_of: dict[str, dict[str | None, str]] = {}
         for state in due:
             for task in self.study.curve_tasks(state.spec.task):
@@ -86,6 +87,12 @@ class LearningCurve:
                 ]
                 self.sink(new)
                 self.points.update(((p.trial_id, p.task, p.step), p) for p in new)
+
+    def steps(self, trial: TrialSpec) -> frozenset[int]:
+        """Steps after which a trial is scored: they are asked for after every step."""
+        if trial.trial_id not in self._steps:
+            self._steps[trial.trial_id] = frozenset(self.study.scored_steps(trial))
+        return self._steps[trial.trial_id]
 
     def score(
         self, model: Base, models: Mapping[str | None, str], task_name: str
@@ -121,7 +128,7 @@ class EarlyStopping:
 
 
 ALLOWED_GROWTH = 1.2
-"""What a step may leave behind may grow by that factor before it is returned again."""
+"""Freed memory is returned again once the process holds that many times what a step needed."""
 
 
 @dataclass(slots=True)
@@ -129,7 +136,7 @@ class ReturnFreedMemory:
     """Returns freed memory to the kernel after a step that left more than was planned.
 
     The allocator keeps freed blocks for the next step. Rows have other lengths there, so blocks
-    that fit nothing add up: fully fine-tuning Gemma 3 270M came to 14 GB where 9 were planned.
+    that fit nothing add up: fully fine-tuning Gemma 3 270M grew to 14 GB; 9 GB were planned.
     """
 
     limit: int

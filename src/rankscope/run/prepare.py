@@ -52,9 +52,10 @@ def prepare_study(
     """
     reporter = reporter or NullReporter()
     reporter.stage("preparing", 3)
-    config, base = resolve_base(config, weights)
     device = machine.device if machine else choose_device(config.device)
     dtype = machine.dtype(config.dtype) if machine else choose_dtype(config.dtype, device)
+    free = machine.memory * 1e9 if machine else available_memory_bytes(device)
+    config, base = resolve_base(config, weights)
     implementation = config.train.lora_implementation
     notes = [] if machine else lora_implementation_notes(implementation, device, dtype)
 
@@ -89,7 +90,6 @@ def prepare_study(
     records = tuple(task_record(config, encoder, t, tokenizer_hash) for t in data.tasks.values())
     rungs, rung_notes = resolve_rungs(config, data, labels)
 
-    free = machine.memory * 1e9 if machine else available_memory_bytes(device)
     grouping = Grouping.of(config, base.config, data, (dtype, device), free, num_processes)
     groups = tuple(grouping.groups(trials, config)) if grouped else ()
     reporter.finish()

@@ -1,7 +1,6 @@
 """Paths of artifacts, and per-item scores read on demand: a thousand trials open in seconds."""
 
-from collections import UserDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -95,15 +94,20 @@ class ItemTables:
         return results_of(self.read(key, ITEM_SCHEMA.names))
 
 
-class ByEvaluation(UserDict[EvalKey, Value]):
+class ByEvaluation(Mapping[EvalKey, Value]):
     """Values by evaluation, each read when it is asked for; the ledger itself may be closed."""
 
     def __init__(self, keys: Iterable[EvalKey], read: Callable[[EvalKey], Value]) -> None:
-        self.data = dict.fromkeys(keys)  # type: ignore[assignment]
-        self.read = read
+        self.known, self.read = dict.fromkeys(keys), read
 
     def __getitem__(self, key: EvalKey) -> Value:
         """Raises KeyError, or IntegrityError for an altered file."""
-        if key not in self.data:
+        if key not in self.known:
             raise KeyError(key)
         return self.read(key)
+
+    def __iter__(self) -> Iterator[EvalKey]:
+        return iter(self.known)
+
+    def __len__(self) -> int:
+        return len(self.known)

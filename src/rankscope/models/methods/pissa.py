@@ -28,7 +28,7 @@ class PissaMethod(LoraMethod):
     delta_needs_base = True
     can_be_sharded = False
     init_is_part_of_base = True
-    rank_limit = "it has no more singular vectors to start from"
+    rank_limit = "the matrix has no more singular vectors to start from"
 
     def init_module(
         self, adapter: Adapter, name: str, linear: nn.Linear, context: InitContext

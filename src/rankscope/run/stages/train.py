@@ -87,7 +87,7 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
                     study, context.base, meter, context.should_stop, points, context.ledger.commit
                 ),
                 EarlyStopping(study, points),
-                *self.returns_freed_memory(group, train),
+                *self.returns_freed_memory(trials, train),
             ]
             reset_peak_memory(context.base.device)
             ranks.announce("train", trials, rows.rows, train, checkpoint.folder, on_all_ranks)
@@ -105,12 +105,13 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
                 )
             yield group, trained
 
-    def returns_freed_memory(self, group: Group, train: TrainConfig) -> list[ReturnFreedMemory]:
+    def returns_freed_memory(self, trials: Group, train: TrainConfig) -> list[ReturnFreedMemory]:
         device = self.context.base.device
         if device.type != "cpu":
             return []
-        planned = self.context.study.grouping.memory(group, train).total_bytes
-        return [ReturnFreedMemory(live_memory_bytes(device) + planned)]
+        planned = self.context.study.grouping.memory(trials, train)
+        in_training = planned.total_bytes - planned.base_bytes  # the base is there already
+        return [ReturnFreedMemory(live_memory_bytes(device) + in_training)]
 
     def commit(self, result: tuple[Group, GroupResult]) -> None:
         """Store weights of every trial that ended well, all records and failures.
