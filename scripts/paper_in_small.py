@@ -399,7 +399,8 @@ def heads(folder: Path) -> tuple[Verdict, list[str]]:
     tuned = [value for model, value in correlations.items() if model != "base"]
     listed = ", ".join(f"{model} {value:.2f}" for model, value in correlations.items())
     verdict = judged(min(tuned) > 0.5, max(tuned) < 0.5)
-    return Verdict(verdict, f"Spearman's correlation: {listed}", "", "more items"), lines
+    told = f"Spearman's correlation: {listed}"
+    return Verdict(verdict, told, "", "one model above .5, one below"), lines
 
 
 def extras(records: Path, study: Study) -> tuple[list[tuple[str, Verdict]], list[str]]:

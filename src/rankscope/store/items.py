@@ -106,6 +106,9 @@ class ByEvaluation(Mapping[EvalKey, Value]):
             raise KeyError(key)
         return self.read(key)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self.known  # reads nothing
+
     def __iter__(self) -> Iterator[EvalKey]:
         return iter(self.known)
 
