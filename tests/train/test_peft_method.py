@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel, get_peft_model
 from recipe import minimal
 from tiny_models import base_of, tiny_llama
-from toy_training import ATTENTION, peft_trial, protocol, toy_rows, training_tolerance, trial
+from toy_training import ATTENTION, peft_trial, protocol, toy_rows, training_tolerance
 
 from rankscope.data.sampler import RowSampler
-from rankscope.errors import Interrupted, UserError
+from rankscope.errors import Interrupted
 from rankscope.hashing import sha256_tensors
 from rankscope.models.lora import derive_seed
 from rankscope.records import TrialSpec
@@ -45,12 +45,6 @@ def reference(spec: TrialSpec, settings: dict[str, Any], **more: Any) -> PeftMod
     torch.manual_seed(derive_seed("init", spec.seed, "peft"))
     config = kind(task_type="CAUSAL_LM", target_modules=list(ATTENTION), **settings, **more)
     return get_peft_model(model, config)
-
-
-def test_an_early_stop_of_what_is_more_than_its_parameters_is_refused() -> None:
-    spec = peft_trial(**ADALORA).model_copy(update={"early_stop": 1})
-    with pytest.raises(UserError, match="early_stop restores parameters"):
-        train_group(base_of(tiny_llama()), [spec], ROWS, PROTOCOL)
 
 
 def steps_of(spec: TrialSpec) -> list[list[list[tuple[list[int], list[bool]]]]]:
@@ -208,12 +202,6 @@ def test_what_it_draws_does_not_depend_on_the_size_of_a_pass(settings: dict[str,
     )
     assert small.states[0].losses == large.states[0].losses
     assert sha256_tensors(small.states[0].tensors()) == sha256_tensors(large.states[0].tensors())
-
-
-def test_a_method_of_pefts_is_in_no_pack() -> None:
-    group = [peft_trial(peft_type="VERA"), trial("b")]
-    with pytest.raises(UserError, match="trains alone"):
-        train_group(base_of(tiny_llama()), group, ROWS, PROTOCOL)
 
 
 def test_recomputed_layers_give_the_same_bits() -> None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny_models import VOCABULARY, base_of, tiny_llama
-from toy_training import full_trial, peft_trial, protocol, toy_rows, training_tolerance, trial
+from toy_training import full_trial, protocol, toy_rows, training_tolerance, trial
 
 from rankscope.data.encode import EncodedRow
 from rankscope.data.sampler import ReplaySampler, RowSampler
-from rankscope.errors import Interrupted, UserError
+from rankscope.errors import Interrupted
 from rankscope.models.base import Base
 from rankscope.models.lora import delta_weight
 from rankscope.records import TrialSpec
@@ -200,12 +200,6 @@ def test_kl_holds_the_model_at_the_base(kind: Callable[..., TrialSpec]) -> None:
     assert strong.penalties[-1].divergence is not None
     assert weak.penalties[-1].divergence is not None
     assert strong.penalties[-1].divergence < 0.5 * weak.penalties[-1].divergence
-
-
-def test_kl_beside_a_method_of_pefts_is_refused() -> None:
-    spec = peft_trial(peft_type="VERA", r=4)
-    with pytest.raises(UserError, match="bare base"):
-        trained([spec.model_copy(update={"kl_to_base": 0.1})])
 
 
 # --- neighbours ---

@@ -20,6 +20,8 @@ def ablation(task: str, base: Table, tuned: Table) -> HeadAblation:
         base_gold_change=base,
         tuned_gold_change=tuned,
         gold_difference_error=tuple((None,) * len(heads) for heads in base),
+        base_layer_gold_change=tuple(map(sum, base)),
+        tuned_layer_gold_change=tuple(map(sum, tuned)),
     )
 
 

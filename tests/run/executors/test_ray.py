@@ -85,10 +85,10 @@ def test_a_node_that_does_not_see_the_folder_sends_it_back(
             task = UnitTask(away, order, packed(folder), self.threads)
             if not lost:
                 lost.append(run_unit(task, lambda: False))
-            outcome = run_unit(task, lambda: False)
-            assert outcome.files is not None
-            unpack(outcome.files, folder)
-            check_worker(outcome.code, folder)
+            code, files = run_unit(task, lambda: False)
+            assert files is not None
+            unpack(files, folder)
+            check_worker(code, folder)
 
     executor = Elsewhere(ExecutorOptions(num_workers=1))
     small_study(tmp_path, **TWO_GROUPS).run(tmp_path / "out", executor=executor)
