@@ -192,12 +192,6 @@ def live_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
     release_freed_memory()
-    return held_memory_bytes()
-
-
-def held_memory_bytes() -> int:
-    """Memory that this process holds, bytes, what it freed and keeps included, without mapped
-    files; 0 if this system does not say."""
     return _status_bytes("RssAnon", "VmSwap")
 
 

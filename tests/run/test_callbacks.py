@@ -8,14 +8,12 @@ import torch
 from pocket_study import SETTINGS, changed, results, small_study
 from tiny_models import base_of, tiny_llama
 
-from rankscope.device import held_memory_bytes, keep_freed_memory, release_freed_memory
 from rankscope.records import StudyRecords, TrialRecords
-from rankscope.run.callbacks import ReturnFreedMemory, in_dtype_of
+from rankscope.run.callbacks import in_dtype_of
 from rankscope.run.outputs import write_outputs
 from rankscope.run.plan import item_tokens, make_plan
 from rankscope.store import Ledger
 
-MIB = 2**20
 TASKS = ("pocket_cloze", "pocket_med")
 STEPS = (3, 6, 8)
 """Of eight steps, every third and the last."""
@@ -181,27 +179,3 @@ def test_an_epoch_is_all_rows_once(tmp_path: Path) -> None:
     train = changed("train", max_steps=None, epochs=2.5, evaluate_every="epoch")
     inputs = small_study(tmp_path, tasks=[task], **train).check()
     assert {inputs.curve_steps(trial) for trial in inputs.trials} == {(2, 4, 5)}
-
-
-@pytest.mark.skipif(not held_memory_bytes() or not release_freed_memory(), reason="not glibc")
-def test_memory_is_returned_when_a_step_left_more_than_was_planned() -> None:
-    """Freed blocks between used ones stay with the process until it is over its limit; a step that
-    needs more than was planned raises the limit, so that not every step returns memory."""
-    keep_freed_memory()
-    model = base_of(tiny_llama())
-    release_freed_memory()
-    before = held_memory_bytes()
-    blocks = [bytearray(MIB) for _ in range(256)]
-    in_use = [bytearray(MIB)]  # above the others: only what is below is freed
-    generous, strict = (ReturnFreedMemory(before + n * MIB) for n in (512, 64))
-    strict(1, model, ())
-    assert strict.has_returned  # in vain: all of it is in use
-    strict(2, model, ())
-    assert not strict.has_returned
-    assert strict.limit > before + 256 * MIB
-    blocks.clear()
-    generous(3, model, ())
-    assert held_memory_bytes() > before + 192 * MIB
-    ReturnFreedMemory(before + 64 * MIB)(3, model, ())
-    assert held_memory_bytes() < before + 64 * MIB
-    assert in_use

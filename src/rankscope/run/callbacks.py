@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from rankscope.device import held_memory_bytes, release_freed_memory
 from rankscope.evaluate.evaluator import Evaluation, evaluate_with_failures
 from rankscope.models.base import Base
 from rankscope.models.sharding import local
@@ -125,29 +124,6 @@ class EarlyStopping:
                 continue
             if step in self.study.curve_steps(spec):
                 state.observe_score(step, point.score)
-
-
-ALLOWED_GROWTH = 1.2
-"""Freed memory is returned again once the process holds that many times what a step needed."""
-
-
-@dataclass(slots=True)
-class ReturnFreedMemory:
-    """Returns freed memory to the kernel after a step that left more than was planned.
-
-    The allocator keeps freed blocks for the next step. Rows have other lengths there, so blocks
-    that fit nothing add up: fully fine-tuning Gemma 3 270M grew to 14 GB; 9 GB were planned.
-    """
-
-    limit: int
-    """Bytes that this process may hold."""
-    has_returned: bool = False
-
-    def __call__(self, step: int, model: Base, states: Sequence[TrialState]) -> None:
-        held = held_memory_bytes()
-        if self.has_returned:  # so this is what one step needs, whatever was planned
-            self.limit = max(self.limit, round(ALLOWED_GROWTH * held))
-        self.has_returned = held > self.limit and release_freed_memory()
 
 
 def can_score(state: TrialState, step: int) -> bool:

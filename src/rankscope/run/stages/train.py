@@ -3,23 +3,17 @@
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from rankscope.config.study import TrainConfig
-from rankscope.device import live_memory_bytes, peak_memory_bytes, reset_peak_memory
+from rankscope.device import peak_memory_bytes, reset_peak_memory
 from rankscope.models.base import Base
 from rankscope.progress import SpeedMeter
 from rankscope.records import RungRecord, TrainRecord, TrialSpec
-from rankscope.run.callbacks import (
-    EarlyStopping,
-    LearningCurve,
-    ReturnFreedMemory,
-    WeightSnapshot,
-)
+from rankscope.run.callbacks import EarlyStopping, LearningCurve, WeightSnapshot
 from rankscope.run.groups import Group, group_id, group_label
 from rankscope.run.stages import Stage
 from rankscope.run.trial_weights import write_weights
 from rankscope.store import CHECKPOINTS, Artifact, TrialFailure, weights_path
 from rankscope.train.checkpoint import GroupCheckpoint
-from rankscope.train.loop import GroupResult, StepCallback, train_group
+from rankscope.train.loop import GroupResult, train_group
 from rankscope.train.trial_state import TrialState
 
 
@@ -81,14 +75,13 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
                     f"past the rung at step {pause_at}: training begins anew"
                 )
                 checkpoint.remove()
-            callbacks: list[StepCallback] = [
+            callbacks = (
                 WeightSnapshot(study, context.ledger, context.base.record),
                 LearningCurve(
                     study, context.base, meter, context.should_stop, points, context.ledger.commit
                 ),
                 EarlyStopping(study, points),
-                *self.returns_freed_memory(trials, train),
-            ]
+            )
             reset_peak_memory(context.base.device)
             ranks.announce("train", trials, rows.rows, train, checkpoint.folder, on_all_ranks)
             with ranks.in_step():
@@ -104,14 +97,6 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
                     should_stop=context.should_stop,
                 )
             yield group, trained
-
-    def returns_freed_memory(self, trials: Group, train: TrainConfig) -> list[ReturnFreedMemory]:
-        device = self.context.base.device
-        if device.type != "cpu":
-            return []
-        planned = self.context.study.grouping.memory(trials, train)
-        in_training = planned.total_bytes - planned.base_bytes  # the base is there already
-        return [ReturnFreedMemory(live_memory_bytes(device) + in_training)]
 
     def commit(self, result: tuple[Group, GroupResult]) -> None:
         """Store weights of every trial that ended well, all records and failures.
