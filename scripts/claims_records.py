@@ -10,7 +10,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ import rankscope
 from rankscope.advise.statistics.estimates import paired_estimate
 from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.config.loader import study_values
-from rankscope.records import BASE, Estimate, ItemResult, Record, Split, StudyRecords
+from rankscope.records import BASE, Estimate, EvalKey, Record, Split, StudyRecords
 from rankscope.tools.frames import trial_row
 
 Arm = tuple[int | None, float]
@@ -41,21 +41,7 @@ def keep(study_folder: Path, out: Path, commit: str) -> None:
     study = rankscope.load(study_folder)
     records = study.records
     out.mkdir(parents=True, exist_ok=True)
-    items = [
-        {
-            "model": model_id,
-            "task": task,
-            "split": split,
-            "item": item.item_id,
-            "subject": item.subject,
-            "score": np.float32(item.score),
-            "gold_logprob": np.float32(item.gold_logprob),
-            "gold_tokens": item.gold_tokens,
-            "among": among(item),
-        }
-        for (model_id, task, split) in records.results
-        for item in records.results[model_id, task, split]
-    ]
+    items = [row for key in records.results for row in item_rows(records, key)]
     write(items, out / "items.parquet")
     matrices = [
         {"trial": trial.spec.trial_id, "matrix": matrix.name, "top_k": matrix.top_k}
@@ -92,12 +78,24 @@ def keep(study_folder: Path, out: Path, commit: str) -> None:
     (out / "study.json").write_text(json.dumps(shown, indent=1) + "\n", "utf-8")
 
 
-def among(item: ItemResult) -> float | None:
-    """log p of the right answer if one of those offered must be given, nats."""
-    offered = item.letter_logprobs or item.option_logprobs
-    if offered is None or item.gold_logprob is None:
-        return None
-    return float(np.float32(item.gold_logprob - np.logaddexp.reduce(offered)))
+def item_rows(records: StudyRecords, key: EvalKey) -> Iterator[dict[str, Any]]:
+    """One row per item; ``among`` is log p of the right answer if one of those offered must be
+    given, nats."""
+    model_id, task, split = key
+    logprobs = records.items[key].gold_logprobs.tolist()  # Per token
+    for item, logprob in zip(records.results[key], logprobs, strict=True):
+        offers = item.letter_logprobs or item.option_logprobs
+        yield {
+            "model": model_id,
+            "task": task,
+            "split": split,
+            "item": item.item_id,
+            "subject": item.subject,
+            "score": np.float32(item.score),
+            "gold_logprob": np.float32(item.gold_logprob),
+            "gold_tokens": item.gold_tokens,
+            "among": float(np.float32(logprob * (item.gold_tokens or 0))) if offers else None,
+        }
 
 
 def bodies(records: StudyRecords) -> list[dict[str, Any]]:

@@ -4,14 +4,17 @@
     rankscope report studies/maths-grid
 
 The study can be reported, compared and read from Python. It has no weights, so it cannot be
-exported or continued, no texts of rows or answers, and no singular values.
+exported or continued, no texts of rows or answers, and no singular values. Of the answers offered
+it has log p of the right one, and of the others together. Older records lack the latter: the report
+then says that forgetting is weighed by the right answer alone.
 """
 
 import json
 import sys
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import pandas as pd
 
 from rankscope.records import (
@@ -43,7 +46,16 @@ def restore(records: Path, out: Path) -> None:
     def of(kind: str, record: type[R]) -> list[R]:
         return [record.model_validate_json(body) for body in rows.loc[rows["kind"] == kind, "body"]]
 
+    tasks = [TaskRecord(**task) for task in about["tasks"]]
     evals = of("eval", EvalRecord)
+    items = pd.read_parquet(records / "items.parquet")
+    notes = [*about["notes"], f"restored from the records of commit {about['commit']}"]
+    answered = [task.name for task in tasks if task.score_unit == "accuracy"]
+    if answered and "among" not in items:
+        notes.append(
+            f"{', '.join(answered)}: the records lack the other answers offered, so forgetting is "
+            "weighed by log p of the right answer, which also falls with the form of answers"
+        )
     status = {trial["trial"]: trial["status"] for trial in about["trials"]}
     why = {trial["trial"]: trial["failure"] or "" for trial in about["trials"]}
     with Ledger.open(out, write=True) as ledger:
@@ -51,12 +63,10 @@ def restore(records: Path, out: Path) -> None:
             about["name"],
             about["config"],
             ModelRecord(**about["model"]),
-            [TaskRecord(**task) for task in about["tasks"]],
+            tasks,
             Provenance(**about["provenance"]),
         )
-        ledger.put_notes(
-            [*about["notes"], f"restored from the records of commit {about['commit']}"]
-        )
+        ledger.put_notes(notes)
         ledger.add_seconds(about["seconds"])
         ledger.put_trials(of("trial", TrialSpec))
         ledger.commit(
@@ -69,16 +79,20 @@ def restore(records: Path, out: Path) -> None:
             ],
             failures=[TrialFailure(i, s, why[i]) for i, s in status.items() if s in FAILED],
         )
-        ledger.commit(evals, _published_items(ledger, records, evals))
+        ledger.commit(evals, _published_items(ledger, items, evals))
         ledger.finish_trials([trial for trial, state in status.items() if state == "done"])
         for trial in [trial for trial, state in status.items() if state == "skipped"]:
             ledger.skip_trials([trial], why[trial])
 
 
-def _published_items(ledger: Ledger, records: Path, evals: list[EvalRecord]) -> list[Artifact]:
+def _published_items(
+    ledger: Ledger, table: pd.DataFrame, evals: list[EvalRecord]
+) -> list[Artifact]:
     """The tables of items of all evaluations, in the study's folder."""
-    table = pd.read_parquet(records / "items.parquet").astype(object)
-    table = table.where(table.notna(), None)
+    among = table.get("among", pd.Series(np.nan, table.index)).astype(float)
+    with np.errstate(divide="ignore"):  # the others of an answer that is certain: log 0
+        table = table.assign(others=table["gold_logprob"] - among + np.log(-np.expm1(among)))
+    table = table.astype(object).where(table.notna(), None)
     groups = dict(list(table.groupby(["model", "task", "split"], sort=False)))
     artifacts: list[Artifact] = []
     with ledger.stage() as folder:
@@ -93,12 +107,20 @@ def _published_items(ledger: Ledger, records: Path, evals: list[EvalRecord]) -> 
                     prediction="",
                     gold_logprob=row.gold_logprob,
                     gold_tokens=row.gold_tokens,
+                    **_offered(row, record.metric),
                 )
                 for row in groups[key].itertuples()
             ]
             write_items(folder / "items.parquet", items)
             artifacts += ledger.publish(folder / "items.parquet", items_path(*key))
     return artifacts
+
+
+def _offered(row: Any, metric: str) -> dict[str, Any]:
+    if row.others is None:
+        return {}
+    name = "letter_logprobs" if metric == "letter" else "option_logprobs"
+    return {name: (row.gold_logprob, row.others)}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from rankscope.advise.arms import summarize_arms
 from rankscope.advise.comparisons import net_difference
 from rankscope.advise.recommend import recommend
 from rankscope.advise.retention import retention_scale, scale_name
-from rankscope.records import BASE
+from rankscope.records import BASE, ItemResult, gold_logprobs_per_token, items_table
 
 
 def test_every_pair_of_units_has_a_scale() -> None:
@@ -47,6 +47,45 @@ def test_a_gain_in_nats_is_weighed_against_the_right_answers_log_probability(
     # In points, as answers are: forgetting is shown so, and a limit applies to it.
     assert arm.summary.forgetting is not None
     assert arm.summary.forgetting.value == pytest.approx(0.0, abs=0.05)
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_model_that_merely_answers_in_another_form_has_not_forgotten(knows: bool) -> None:
+    """The letters lose 3 nats each; besides, the right one loses its lead, or does not."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(-3, 0.3, (400, 4))
+    logits[:, 0] += 1.5
+    study = chat_study()
+    items = dict(study.items)
+    for key in [key for key in items if key[1] == "general"]:
+        letters = logits + rng.normal(0, 0.05, logits.shape)
+        if key[0] != BASE:
+            letters -= [3, 3, 3, 3] if knows else [4.5, 3, 3, 3]
+        results = [
+            ItemResult(
+                item_id=item_id,
+                subject=None,
+                score=score,
+                gold="A",
+                prediction="A",
+                gold_logprob=row[0],
+                gold_tokens=1,
+                letter_logprobs=tuple(row),
+            )
+            for item_id, score, row in zip(
+                items[key].item_ids, items[key].scores.tolist(), letters.tolist(), strict=True
+            )
+        ]
+        items[key] = replace(
+            items[key], gold_logprobs=gold_logprobs_per_token(items_table(results))
+        )
+    study = replace(study, items=items)
+    assert advice_on(study).decision == ("use" if knows else "do_not_fine_tune")
+    (arm,) = summarize_arms(study)["med"]
+    weighed = arm.summary.weighed_forgetting
+    assert weighed is not None
+    assert weighed.is_above(0) != knows
+    assert abs(weighed.value) < 0.02 or not knows
 
 
 def test_answers_without_log_probability_count_by_the_bases_cross_entropy() -> None:
@@ -90,7 +129,7 @@ def test_at_chance_the_log_probability_of_right_answers_carries_the_verdict() ->
         return advice.better_than_base.confidence, check.status, check.text
 
     *kept, text = advice_with(0.0)
-    assert "The log-probability of the right answers decides" in text
+    assert "The log-probability of the right answers, among the answers offered" in text
     *lost, text = advice_with(0.3)
     assert "\N{MINUS SIGN}0.3" in text
     assert (kept, lost) == (["firm", "weak"], ["tentative", "bad"])

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from folder_contents import folder_contents
 from pocket_study import (
@@ -109,12 +110,12 @@ def test_every_trial_has_milder_forms_on_the_line_from_the_base(finished: Path) 
     assert {trial_of(model) for model, _, _ in milder} == {t.spec.trial_id for t in study.trials}
     between = 0
     for trial in study.trials:
-        keys = [(m, "pocket_med", "test") for m in (BASE, trial.spec.trial_id)]
-        base, tuned = (study.items[k].gold_logprobs.mean() for k in keys)  # type: ignore[index]
-        half = study.items[f"{trial.spec.trial_id}@scale=0.5", "pocket_med", "test"]
-        between += (
-            base < half.gold_logprobs.mean() < tuned or base > half.gold_logprobs.mean() > tuned
+        label = trial.spec.trial_id
+        base, half, tuned = (
+            np.mean([item.gold_logprob for item in study.results[model, "pocket_med", "test"]])
+            for model in (BASE, f"{label}@scale=0.5", label)
         )
+        between += base < half < tuned or base > half > tuned
     assert between >= 3
 
 

@@ -224,6 +224,9 @@ def test_records_of_a_study_give_its_own_numbers(tmp_path: Path) -> None:
     again = rankscope.load(tmp_path / "again")
     assert again.answer.__repr__() == study.answer.__repr__()
     pd.testing.assert_frame_equal(again.arms, study.arms, rtol=1e-6)
+    for key, found in study.records.items.items():
+        restored = again.records.items[key].gold_logprobs  # float32 in the records
+        assert restored == pytest.approx(found.gold_logprobs, rel=1e-5, abs=1e-5)
     assert str(tmp_path) not in (tmp_path / "kept" / "study.json").read_text("utf-8")
 
 
@@ -248,6 +251,21 @@ def test_the_pictured_answer_follows_from_the_records(tmp_path: Path) -> None:
     assert advice.chosen.net_gain.value == pytest.approx(0.516, abs=5e-4)
     assert [trial.status for trial in study.trials].count("diverged") == 3
     assert find_problems(tmp_path / "study") == []
+    # These records are older than log p of the other answers.
+    assert any("piqa: the records lack the other answers" in note for note in study.notes)
+
+
+def test_a_restored_study_weighs_the_answer_among_those_offered(tmp_path: Path) -> None:
+    """Letters of medmcqa, texts of ARC-easy."""
+    records = claims_board.RECORDS / "paper-in-small-gemma-alpha"
+    restore(records, tmp_path / "study")
+    study = rankscope.load(tmp_path / "study").records
+    kept = pd.read_parquet(records / "items.parquet").set_index(["model", "task", "split"])
+    for key, found in study.items.items():
+        rows = kept.loc[key]
+        wanted = (rows["among"] / rows["gold_tokens"]).to_numpy()
+        assert found.gold_logprobs == pytest.approx(wanted, abs=1e-5)
+    assert not any("the records lack" in note for note in study.notes)
 
 
 def test_every_number_of_the_board_follows_from_the_records() -> None:

@@ -5,7 +5,9 @@ held-out text. A sum with the gain needs one unit:
 
 - Gain and forgetting in the same unit are weighed as they are.
 - A gain in nats per token is weighed against the fall of the right answers' log-probability on the
-  retention items, nats per token. Held-out text is weighed by its own score, which is the same.
+  retention items, nats per token. If answers are offered, it is that of the right one among them
+  (``records.gold_logprobs_per_token``): a model that expects another form of answer has not
+  forgotten which one is right. Held-out text is weighed by its own score.
 - A gain in points is weighed against the rise of the text's cross-entropy relative to the base's:
   1 % more counts as 1 point. Right answers without a log-probability count likewise against a gain
   in nats: 1 point as 1 % of the base's cross-entropy on the training task.

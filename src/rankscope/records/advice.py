@@ -41,9 +41,9 @@ class ArmSummary(Record):
     """``gain`` minus ``weighed_forgetting`` by the study's weights; None if forgetting has no
     weight or was not measured."""
     logprob_forgetting: Estimate | None = None
-    """Fall of the log-probability of the right answer, nats per token, mean over the retention
-    tasks; positive = forgot. Weighed against a gain in nats, and all that is left if the base is
-    not shown to be above chance."""
+    """Fall of the log-probability of the right answer, among the answers offered if there are any,
+    nats per token, mean over the retention tasks; positive = forgot. Weighed against a gain in
+    nats, and all that is left if the base is not shown to be above chance."""
     transfer: dict[str, Estimate]  # By other task: tuned minus base
     retention: dict[str, Estimate]  # By retention task: tuned minus base
     trainable_parameters: int

@@ -1,11 +1,14 @@
 """Per-item results and their Parquet table."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 ITEM_SCHEMA = pa.schema(
@@ -44,17 +47,15 @@ class ItemResult:
     prompt: str | None = field(default=None, compare=False)
     """What the model was asked; stored with the base's items only, which every model shares."""
 
-    @property
-    def gold_logprob_per_token(self) -> float | None:
-        if self.gold_logprob is None or not self.gold_tokens or not isfinite(self.gold_logprob):
-            return None
-        return self.gold_logprob / self.gold_tokens
 
-
-def write_items(path: Path, items: list[ItemResult]) -> None:
+def items_table(items: Sequence[ItemResult]) -> pa.Table:
     columns = {name: [getattr(item, name) for item in items] for name in ITEM_SCHEMA.names}
+    return pa.table(columns, schema=ITEM_SCHEMA)
+
+
+def write_items(path: Path, items: Sequence[ItemResult]) -> None:
     content = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns, schema=ITEM_SCHEMA), content)
+    pq.write_table(items_table(items), content)
     path.write_bytes(content.getvalue())  # at once: Arrow itself writes some fifty pieces
 
 
@@ -71,3 +72,36 @@ def results_of(table: pa.Table) -> list[ItemResult]:
             if row[name] is not None:
                 row[name] = tuple(row[name])
     return [ItemResult(**row) for row in rows]
+
+
+GOLD_COLUMNS = ("gold_logprob", "gold_tokens", "option_logprobs", "letter_logprobs")
+"""What ``gold_logprobs_per_token`` reads."""
+
+
+def gold_logprobs_per_token(table: pa.Table) -> npt.NDArray[np.float64]:
+    """Log p of every item's right answer per token, nats, (items,); NaN where unknown.
+
+    If answers are offered, it is log p of the right one given that one of them is the answer. A
+    model that merely expects another form of answer gives all of them a lower log p, which cancels.
+    """
+    gold, tokens = (
+        pc.fill_null(pc.cast(table[name], pa.float64()), float("nan")).to_numpy()
+        for name in GOLD_COLUMNS[:2]
+    )
+    totals = np.zeros_like(gold)
+    for name in GOLD_COLUMNS[2:]:
+        offered = table[name].combine_chunks()
+        counts = pc.fill_null(pc.list_value_length(offered), 0).to_numpy()
+        rows = np.flatnonzero(counts)
+        if rows.size:
+            logprobs = offered.flatten().to_numpy(zero_copy_only=False)
+            starts = (np.cumsum(counts) - counts)[rows]
+            # Of the texts and the letters of the options, one list has the answer that was scored.
+            is_scored = np.logical_or.reduceat(logprobs == np.repeat(gold, counts), starts)
+            with np.errstate(invalid="ignore"):  # NaN of a broken model
+                sums = np.logaddexp.reduceat(logprobs, starts)
+            totals[rows] = np.where(is_scored, sums, totals[rows])
+    known = np.isfinite(gold) & np.isfinite(totals) & (tokens > 0)
+    per_token = np.full(len(gold), np.nan)
+    per_token[known] = (gold[known] - totals[known]) / tokens[known]
+    return per_token

@@ -51,7 +51,7 @@ class CurvePoint(Record):
     seconds: float
     num_tokens: int
     item_scores: tuple[float, ...] = ()  # By item; at the rungs of an adaptive study only
-    gold_logprobs: tuple[float | None, ...] = ()  # The same: log p of the right answer per token
+    gold_logprobs: tuple[float | None, ...] = ()  # The same, as of ``gold_logprobs_per_token``
 
 
 EvalKey = tuple[str, str, Split]  # (trial id or ``base``, task, split)
@@ -64,5 +64,6 @@ class ItemScores:
     item_ids: tuple[str, ...]
     scores: npt.NDArray[np.float64]  # Shape (items,)
     gold_logprobs: npt.NDArray[np.float64]
-    """Log p of the right answer per token, nats, shape (items,); NaN where unknown."""
+    """Log p of the right answer per token, nats, shape (items,); NaN where unknown. If answers are
+    offered, among these."""
     subjects: tuple[str | None, ...]

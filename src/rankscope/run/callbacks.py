@@ -8,6 +8,7 @@ modes as they were, so a trial trains the same with and without it.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import isnan
 
 import torch
 
@@ -15,7 +16,15 @@ from rankscope.evaluate.evaluator import Evaluation, evaluate_with_failures
 from rankscope.models.base import Base
 from rankscope.models.sharding import local
 from rankscope.progress import SpeedMeter
-from rankscope.records import CurvePoint, EvalRecord, ItemResult, ModelRecord, TrialSpec
+from rankscope.records import (
+    CurvePoint,
+    EvalRecord,
+    ItemResult,
+    ModelRecord,
+    TrialSpec,
+    gold_logprobs_per_token,
+    items_table,
+)
 from rankscope.run.prepared import PreparedStudy
 from rankscope.run.trial_weights import write_weights
 from rankscope.store import Artifact, Ledger, PointKey, snapshot_path
@@ -166,9 +175,10 @@ def in_dtype_of(base: Base, model: Base) -> Base:
 def curve_point(record: EvalRecord, step: int, items: Sequence[ItemResult] = ()) -> CurvePoint:
     """The part of an evaluation that a curve keeps; with ``items``, their scores too."""
     fields = {"trial_id", "task", "metric", "score", "standard_error", "n", "seconds", "num_tokens"}
+    gold = gold_logprobs_per_token(items_table(items)).tolist()
     return CurvePoint(
         step=step,
         item_scores=tuple(item.score for item in items),
-        gold_logprobs=tuple(item.gold_logprob_per_token for item in items),
+        gold_logprobs=tuple(None if isnan(logprob) else logprob for logprob in gold),
         **record.model_dump(include=fields),
     )

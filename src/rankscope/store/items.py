@@ -5,24 +5,25 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rankscope.errors import IntegrityError
 from rankscope.records import (
     BASE,
+    GOLD_COLUMNS,
     ITEM_SCHEMA,
     EvalKey,
     ItemResult,
     ItemScores,
     TrialSpec,
+    gold_logprobs_per_token,
     results_of,
 )
 from rankscope.store.artifacts import ARTIFACTS, Artifact, ArtifactStore
 
 SAMPLED_ROWS = f"{ARTIFACTS}/{BASE}/self_replay"
 Value = TypeVar("Value")
-COLUMNS = ["item_id", "subject", "score", "gold_logprob", "gold_tokens"]
+COLUMNS = ["item_id", "subject", "score", *GOLD_COLUMNS]
 
 
 def adapter_path(trial_id: str) -> str:
@@ -82,11 +83,10 @@ class ItemTables:
             known = names, *(tuple(names[column].to_pylist()) for column in COLUMNS[:2])
             self._names.setdefault(key[1:], known)
         _, item_ids, subjects = known
-        gold = pc.fill_null(pc.divide(table["gold_logprob"], table["gold_tokens"]), float("nan"))
         return ItemScores(
             item_ids=item_ids,
             scores=np.asarray(table["score"].to_numpy(), dtype=np.float64),
-            gold_logprobs=np.asarray(gold.to_numpy(), dtype=np.float64),
+            gold_logprobs=gold_logprobs_per_token(table),
             subjects=subjects,
         )
 

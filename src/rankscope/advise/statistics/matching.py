@@ -13,7 +13,8 @@ from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.records import BASE, Estimate, ItemScores, Split, StudyRecords, TrialRecords
 
 ScoreKind = Literal["score", "gold_logprob"]
-"""What is compared of an item: its primary score, or the right answer's log p per token."""
+"""What is compared of an item: its primary score, or the right answer's log p per token, as
+``records.gold_logprobs_per_token`` defines it."""
 FEWEST_CLUSTERS = 10
 """With fewer subjects or passages, they are the task itself rather than a sample."""
 
