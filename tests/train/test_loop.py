@@ -1,8 +1,12 @@
 """The loop: normalization, independence of neighbours, order of rows, what the loss depends on."""
 
 import dataclasses
+import gc
 import json
 import random
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -258,6 +262,32 @@ def test_two_runs_are_equal_bit_for_bit() -> None:
 
 
 # --- ends ---
+
+
+@contextmanager
+def without_collections() -> Iterator[None]:
+    """Objects in reference cycles stay while inside."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("spec", [full_trial(), trial()], ids=["full", "lora"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_what_a_group_trained_is_gone_with_its_result(spec: TrialSpec, dtype: torch.dtype) -> None:
+    """Weights in a reference cycle would stand beside those of the groups that follow."""
+    base = base_of(tiny_llama().to(dtype))
+    with without_collections():
+        result = train_group(base, [spec], ROWS, protocol())
+        (state,) = result.states
+        moments = [m for found in state.optimizer.state.values() for m in found.values()]
+        kept = [weakref.ref(tensor) for tensor in (*state.parameters, *moments)]
+        del result, state, moments
+        base.multi_lora.clear()
+        assert not [ref for ref in kept if ref() is not None]
 
 
 def test_overfitted_rows_are_given_back_and_end_with_the_end_token() -> None:

@@ -4,6 +4,7 @@ import copy
 import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,9 @@ class Base:
     ranks: Ranks = field(default_factory=Ranks)  # That hold the model together
     name: str = "base"  # Among the models of the ranks
     weight_norms: dict[str, float] = field(default_factory=dict)  # By linear layer, once needed
+    product_dtype: torch.dtype | None = None
+    """Of products if it is not that of the weights: mixed precision (1710.03740), in which norms,
+    softmax and sums stay in float32."""
 
     @property
     def device(self) -> torch.device:
@@ -135,16 +139,22 @@ class Base:
         self.ranks.announce("forward", self.name)
         self.multi_lora.segments = batch.segments
         self.multi_lora.kept_segments = batch.kept_segments()
-        out: Tensor = self.model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            use_cache=False,
-            logits_to_keep=batch.keep,
-            attention_plan=plan,
-        ).logits.squeeze(0)
+        with self.mixed_precision():
+            out: Tensor = self.model(
+                input_ids=batch.input_ids,
+                position_ids=batch.position_ids,
+                use_cache=False,
+                logits_to_keep=batch.keep,
+                attention_plan=plan,
+            ).logits.squeeze(0)
         if cache is not None and store:
             cache.advance(plan.lengths)
         return out
+
+    def mixed_precision(self) -> AbstractContextManager[object]:
+        if self.product_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.product_dtype)
 
     def linears(self) -> dict[str, nn.Linear]:
         return linear_layers(self.model)
@@ -165,10 +175,8 @@ class Base:
         copied = self.copied()
         model = copied.model.float()
         model.requires_grad_(True)
-        if (dtype := self.model.dtype) != model.dtype:
-            # Mixed precision (1710.03740): autocast keeps norms, softmax and sums in float32.
-            forward: Any = torch.autocast(model.device.type, dtype)(model.forward)
-            model.forward = forward
+        if self.model.dtype != model.dtype:
+            copied.product_dtype = self.model.dtype
         return copied
 
     def copied(self) -> "Base":
