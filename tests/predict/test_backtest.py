@@ -203,13 +203,16 @@ def test_a_study_that_is_no_longer_the_same_is_refused(
 
 
 def test_nothing_is_guessed_where_scores_are_nats(tmp_path: Path) -> None:
-    """Options have a chance to be guessed, their log p has none, which lies below every share."""
+    """Options have a chance to be guessed, their log p has none."""
     task = {"name": "pocket_med", "scorer": "loss"}
     inputs = small_study(tmp_path, tasks=[task], arms=[LORA]).check()
     found = features_of(inputs, open_base(inputs), inputs.trials[0], (2, 8))
-    assert inputs.tasks["pocket_med"].spec.chance == 0.25
     assert found.base_score < 0
     assert found.chance is None
+    (record,) = (record for record in inputs.task_records if record.name == "pocket_med")
+    assert record.chance is None
+    # Records may hold the chance of their options.
+    assert record.model_copy(update={"chance": 0.25}).chance_score is None
 
 
 def test_the_verb_predicts_beside_the_past_record(

@@ -286,7 +286,9 @@ def check_inline_options(
 
 
 def chance_score(spec: TaskSpec, test: Sequence[Item]) -> float | None:
-    """Expected score of guessing among each item's own options."""
+    """Expected score of guessing among each item's own options; a score in nats has none."""
+    if spec.score_unit != "accuracy":
+        return None
     if get_scorer(spec.scorer).needs_choices:
         return sum(1 / len(item.choices) for item in test) / len(test)
     return spec.chance

@@ -104,7 +104,7 @@ def features_of(
         base_loss=loss,
         base_score=records[None][0].score,
         base_items=records[None][0].n,
-        chance=task.spec.chance if task.spec.score_unit == "accuracy" else None,
+        chance=task.spec.chance,
         gradient_effective_rank=sum(effective) / len(effective) if effective else None,
         gradient_stable_rank=sum(stable) / len(stable) if stable else None,
         input_variance=input_variance(base, targets, batches, ranks),

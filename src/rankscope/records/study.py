@@ -39,6 +39,11 @@ class TaskRecord(Record):
     test_sha256: str = ""  # Of the test items and their prompts and scoring alone
 
     @property
+    def chance_score(self) -> float | None:
+        """Score of guessing; None if unknown, and for scores in nats, whatever the record says."""
+        return self.chance if self.score_unit == "accuracy" else None
+
+    @property
     def is_contaminated(self) -> bool:
         """So many test rows are in the training rows that a score cannot be trusted."""
         return sum(self.contamination.values()) > CONTAMINATION_LIMIT * self.rows.get("test", 0)
