@@ -62,5 +62,5 @@ def test_how_any_part_is_scored_is_in_the_hash(change: dict[str, Any], place: in
     spec = dataclasses.replace(parts[place].spec, **change)
     parts[place] = dataclasses.replace(parts[place], spec=spec)
     other = dataclasses.replace(task, parts=tuple(parts))
-    first, second = (task_sha256(t, encoder(), "t" * 64, SETTINGS) for t in (task, other))
+    first, second = (task_sha256(t, encoder(), "t" * 64, SETTINGS, t.sha256) for t in (task, other))
     assert first != second

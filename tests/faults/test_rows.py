@@ -357,3 +357,15 @@ def test_other_rows_are_not_mixed_with_stored_results(copied: Path, change: str)
         do="give the changed study its own --out folder",
     )
     assert results(copied) == before
+
+
+@pytest.mark.pitfall(32)
+def test_other_training_rows_are_other_trials_with_the_same_base(copied: Path) -> None:
+    before, file = results(copied), copied.parent / "study.yaml"
+    again = rankscope("run", file, "--out", copied, "--set", "tasks.0.max_train_rows=8")
+    assert again.code == 0, again.told
+    assert "that it no longer has are kept there and not shown" in again.told
+    after = results(copied)
+    ids = [{spec.trial_id for spec, *_ in r["trials"].values()} for r in (before, after)]
+    assert len(ids[0]) == len(ids[1]) == len(ids[0] ^ ids[1]) / 2
+    assert again.told.count("base evaluate") == 0

@@ -72,6 +72,7 @@ TASK = TaskRecord(
     contamination={},
     source="made for a test",
     sha256="b" * 64,
+    test_sha256="b" * 64,
 )
 PROVENANCE = Provenance(
     created="2026-01-01T00:00:00+00:00",
@@ -497,7 +498,7 @@ def test_a_changed_base_or_task_is_not_mixed_in(tmp_path: Path) -> None:
     run_everything(tmp_path)
     other_model = MODEL.model_copy(update={"sha256": "d" * 64})
     other_dtype = MODEL.model_copy(update={"dtype": "bfloat16"})
-    other_task = TASK.model_copy(update={"sha256": "e" * 64})
+    other_task = TASK.model_copy(update={"test_sha256": "e" * 64})
     with Ledger.open(tmp_path, write=True) as ledger:
         with pytest.raises(UserError, match=r"base model tiny .*its own --out"):
             ledger.put_study("test", study_values(CONFIG), other_model, [TASK], PROVENANCE)
@@ -510,7 +511,9 @@ def test_a_changed_base_or_task_is_not_mixed_in(tmp_path: Path) -> None:
         assert ledger.load().evals == {}
         with pytest.raises(UserError, match="task 'med' as it was before"):
             ledger.put_study("test", study_values(CONFIG), MODEL, [second, other_task], PROVENANCE)
-        ledger.put_study("test", study_values(CONFIG), MODEL, [TASK], PROVENANCE)
+        only_scored = {"roles": ("cross_domain",), "trained_on": False, "sha256": "f" * 64}
+        moved = TASK.model_copy(update=only_scored | {"rows": {**TASK.rows, "train": 0}})
+        ledger.put_study("test", study_values(CONFIG), MODEL, [moved], PROVENANCE)
         assert len(ledger.load().evals) == 4
 
 

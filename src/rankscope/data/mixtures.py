@@ -56,7 +56,6 @@ def mix_tasks(
         contamination=contamination.counts,
         notes=(f"{config.name}: {len(train)} training rows of {names} together",),
         contaminated_ids=contamination.item_ids,
-        test_sha256=sha256_json([[part.spec.name, part.test_sha256] for part in parts]),
         row_shape=", ".join(dict.fromkeys(part.row_shape for part in parts)),
         parts=tuple(parts),
     )

@@ -50,7 +50,6 @@ class LoadedTask:
     """Test items that are left out of the second score, without contamination."""
     fewshot_source: str = ""
     """Which rows serve as few-shot examples, for people; empty if there are none."""
-    test_sha256: str = ""  # Hash of the test items alone, prompts included
     row_shape: str = ""  # Name of the rows' shape, such as ``alpaca``
     parts: tuple["LoadedTask", ...] = ()
     """The tasks of a mixture, each with its own prompt and scorer."""
@@ -114,7 +113,6 @@ def load_task(
         notes=(*notes, *read.notes, *contamination.notes(name, len(test))),
         contaminated_ids=contamination.item_ids,
         fewshot_source=pool.source,
-        test_sha256=items_sha256(test),
         row_shape=read.row_shape,
     )
 

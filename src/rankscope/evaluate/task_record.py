@@ -1,11 +1,12 @@
 """The stored form of a task, with a hash of everything that its scores depend on."""
 
+from functools import partial
 from typing import Any
 
 from rankscope.config.study import EvaluateConfig, StudyConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.registry import TaskSpec
-from rankscope.data.tasks import LoadedTask
+from rankscope.data.tasks import LoadedTask, items_sha256
 from rankscope.evaluate.evaluator import primary_metric
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.hashing import sha256_json
@@ -18,6 +19,7 @@ def task_record(
     config: StudyConfig, encoder: Encoder, task: LoadedTask, tokenizer_hash: str
 ) -> TaskRecord:
     name = task.spec.name
+    hashed = partial(task_sha256, task, encoder, tokenizer_hash, config.evaluate)
     return TaskRecord(
         name=name,
         roles=task_roles(config, name),
@@ -34,8 +36,9 @@ def task_record(
         fewshot_source=task.fewshot_source,
         prompt_format=encoder.prompt_format,
         source=task.source,
-        sha256=task_sha256(task, encoder, tokenizer_hash, config.evaluate),
-        test_sha256=task_sha256(task, encoder, tokenizer_hash, config.evaluate, task.test_sha256),
+        sha256=hashed(task.sha256),
+        validation_sha256=hashed(items_sha256(task.validation)),
+        test_sha256=hashed(items_sha256(task.test)),
     )
 
 
@@ -44,13 +47,13 @@ def task_sha256(
     encoder: Encoder,
     tokenizer_hash: str,
     settings: EvaluateConfig,
-    items_sha256: str | None = None,
+    items: str,
 ) -> str:
-    """Hash of everything that the scores of a task, or of some of its items, depend on, the model
-    excepted. Items hold their prompts and examples."""
+    """Hash of everything that scores depend on, the model excepted. ``items`` is the hash of those
+    that are scored, which hold their prompts and examples."""
     return sha256_json(
         {
-            "items": task.sha256 if items_sha256 is None else items_sha256,
+            "items": items,
             "scoring": [
                 scoring_settings(part.spec, settings, encoder) for part in task.parts or (task,)
             ],

@@ -36,7 +36,8 @@ class TaskRecord(Record):
     prompt_format: Literal["chat", "plain", ""] = ""  # Whether prompts use the chat template
     source: str  # Where the rows come from, in words
     sha256: str  # Of the rows used
-    test_sha256: str = ""  # Of the test items and their prompts and scoring alone
+    validation_sha256: str = ""  # Of the validation items, their prompts and scoring alone
+    test_sha256: str = ""  # The same of the test items
 
     @property
     def chance_score(self) -> float | None:

@@ -8,7 +8,6 @@ from rankscope.config.study import StudyConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.stand_ins import CachingEncoder
 from rankscope.data.study_data import prepare_data
-from rankscope.data.tasks import items_sha256
 from rankscope.device import (
     available_memory_bytes,
     choose_device,
@@ -18,7 +17,7 @@ from rankscope.device import (
 )
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.evaluator import study_truncation_notes
-from rankscope.evaluate.task_record import task_record, task_sha256
+from rankscope.evaluate.task_record import task_record
 from rankscope.hashing import tokenizer_sha256
 from rankscope.models.load import load_tokenizer
 from rankscope.models.lora_implementation import lora_implementation_notes
@@ -67,7 +66,7 @@ def prepare_study(
     context, evaluate = context_length(base.config), config.evaluate
     truncated = study_truncation_notes(encoder, data.tasks.values(), context, evaluate)
     tokenizer_hash = tokenizer_sha256(base.folder)
-    scored_by = (encoder, tokenizer_hash, evaluate)
+    records = tuple(task_record(config, encoder, t, tokenizer_hash) for t in data.tasks.values())
 
     reporter.advance(2, "trials and groups")
     trials = make_trials(
@@ -76,10 +75,7 @@ def prepare_study(
         data_sha256={n: rows.sha256 if weights else "" for n, rows in data.rows.items()},
         adapter_sha256={name: start.sha256 for name, start in base.warm_starts.items()},
         replay_sha256={name: rows.sha256 for name, rows in data.replay_rows.items()},
-        validation_sha256={
-            name: task_sha256(task, *scored_by, items_sha256(task.validation))
-            for name, task in data.tasks.items()
-        },
+        validation_sha256={task.name: task.validation_sha256 for task in records},
     )
     labels = check_trials(config, trials, base, data.rows)
     if machine is None:
@@ -87,7 +83,6 @@ def prepare_study(
         check_devices(config, trials, device)
     if config.analyze.spectra.enabled:
         check_spectra_settings(config.analyze.spectra, compared_matrices(base.shapes, trials))
-    records = tuple(task_record(config, encoder, t, tokenizer_hash) for t in data.tasks.values())
     rungs, rung_notes = resolve_rungs(config, data, labels)
 
     grouping = Grouping.of(config, base.config, data, (dtype, device), free, num_processes)

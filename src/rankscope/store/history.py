@@ -37,18 +37,18 @@ def check_same_model(out: Path, stored: ModelRecord, model: ModelRecord) -> None
 def check_same_tasks(
     out: Path, stored: Mapping[str, TaskRecord], tasks: Sequence[TaskRecord]
 ) -> None:
-    """Refuse a task whose name now means other rows or another metric."""
+    """Refuse a task whose name now means other scores. Trials on other training rows are others."""
     for task in tasks:
         before = stored.get(task.name, task)
-        changed = [
-            f"{field} was {getattr(before, field)!r}, is {getattr(task, field)!r}"
-            for field in ("metric", "score_unit", "rows", "sha256")
+        changed = {
+            field: f"{field} was {getattr(before, field)!r}, is {getattr(task, field)!r}"
+            for field in ("metric", "score_unit", "rows", "validation_sha256", "test_sha256")
             if getattr(before, field) != getattr(task, field)
-        ]
-        if changed:
+        }
+        if changed.keys() - {"rows"}:
             raise UserError(
                 f"{out}: found results on task {task.name!r} as it was before, expected the task "
-                f"as it is now ({'; '.join(changed)}); give the changed study its own --out folder"
+                f"as it is now ({'; '.join(changed.values())}); give the changed study its own --out folder"
             )
 
 

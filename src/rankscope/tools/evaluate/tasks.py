@@ -168,7 +168,7 @@ def own_task(
     )
     spec = task.spec
     info = TaskInfo(
-        task_sha256=task_sha256(task, encoder, tokenizer_hash, request.settings),
+        task_sha256=task_sha256(task, encoder, tokenizer_hash, request.settings, task.sha256),
         chance=spec.chance,
         score_unit=spec.score_unit,
         num_fewshot=spec.num_fewshot,
