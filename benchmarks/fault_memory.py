@@ -79,7 +79,7 @@ def points(options: Options) -> Iterator[Point]:
         file = tiny_study(options.folder, arms=[WIDE])
         # What a process that has run a study has freed would do for the next command.
         reference = Undisturbed.of(launcher, file, warm_up=False)
-        address_space = address_space_of(launcher.parent.pid)
+        address_space = address_space_of(launcher.process)
 
         def run(room: int, *workers: object) -> Point:
             out, limits = next(folders), {"RLIMIT_AS": address_space + room * 10**6}

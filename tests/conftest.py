@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import external_resources
 import pytest
 import torch
+from launcher import Launcher
 
 from rankscope.device import keep_freed_memory
 from rankscope.models.fetch import cached_model_folder
@@ -48,6 +49,13 @@ def data_dir() -> Path:
 def model_folder() -> Path:
     """A real small model, fetched before."""
     return cached_model_folder(external_resources.MODEL)
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """Starts commands in processes of their own."""
+    with Launcher(tmp_path_factory.mktemp("launcher")) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from command_line import rankscope
 from launcher import Launcher
 from pocket_study import SETTINGS, Undisturbed, results, study_file
 
+from fault_workers import COMMAND as FORKED_WORKERS
 from faults import flip_bit, refused, wait_for
 
 KILLS = 3
@@ -88,7 +89,7 @@ def test_killed_drivers_leave_workers_that_the_next_one_waits_for(
     changes = {"arms": [arm], "evaluate": {"max_items": 8}}
     file, out = study_file(tmp_path, **changes), tmp_path / "out"
     words = ("run", file, "--out", out, "--workers", "2")
-    launcher.start(*words)
+    launcher.start(*words, code=FORKED_WORKERS)
     wait_for(launcher, lambda: " train " in worker_log(out))
     (unit,) = out.glob("units/*")
     worker = int((unit / "ledger.lock").read_text("utf-8").split()[0])
@@ -97,13 +98,13 @@ def test_killed_drivers_leave_workers_that_the_next_one_waits_for(
     refused(rankscope(*words), where=str(out), found=name, do="wait for it or stop it")
     launcher.send(signal.SIGKILL)
     launcher.ended()
-    launcher.start(*words)
+    launcher.start(*words, code=FORKED_WORKERS)
     wait_for(launcher, lambda: f"waiting for worker {worker} on " in launcher.said())
     launcher.send(signal.SIGINT)
     assert launcher.ended() == 130, launcher.said()
     os.kill(worker, signal.SIGCONT)  # it sees that its driver died, and writes a checkpoint
-    ran = launcher.run(*words)
-    assert ran.code == 0, ran.err
+    launcher.start(*words, code=FORKED_WORKERS)
+    assert launcher.outcome().code == 0, launcher.said()
     alone = launcher.run("run", file, "--out", tmp_path / "alone")
     assert alone.code == 0, alone.err
     assert results(out) == results(tmp_path / "alone")

@@ -104,7 +104,7 @@ def test_a_first_product_without_memory_does_not_end_the_process(copied: Path) -
 
 def test_a_command_that_has_no_room_does_not_begin(launcher: Launcher, finished: Path) -> None:
     """Threads of native libraries would abort the process."""
-    limits = {"RLIMIT_AS": address_space_of(launcher.parent.pid) + 50 * 10**6}
+    limits = {"RLIMIT_AS": address_space_of(launcher.process) + 50 * 10**6}
     ran = launcher.run("check", finished.parent / "study.yaml", limits=limits)
     found = "of address space left"
     refused(ran, 3, where="out of memory", found=found, expected="at least 300.0 MB")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -140,12 +139,6 @@ listener = Listener()
 study = Study.load(sys.argv[1]).run(sys.argv[2], listener)
 print(json.dumps([[t.status for t in study.trials], listener.notes]))
 """
-
-
-@pytest.fixture(scope="module")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    with Launcher(tmp_path_factory.mktemp("launcher")) as started:
-        yield started
 
 
 def limited_run(

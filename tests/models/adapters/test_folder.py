@@ -1,8 +1,6 @@
 """Adapters on disk: what we write PEFT reads, what PEFT writes we read, and faults are refused."""
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from folder_contents import folder_contents
+from launcher import Launcher
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_models import base_of, tiny_llama
@@ -232,17 +231,17 @@ def test_a_loaded_adapter_trains_on(tmp_path: Path) -> None:
     assert losses[-1] < losses[0] - 0.1
 
 
-def test_the_folders_bytes_do_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
+def test_the_folders_bytes_do_not_depend_on_the_hash_seed(
+    launcher: Launcher, tmp_path: Path
+) -> None:
     code = (
-        "import sys; from pathlib import Path; import test_folder as t; "
-        "t.written(Path(sys.argv[1]), t.trial(t.LINEAR))"
+        f"import sys; sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}; "
+        "from pathlib import Path; import test_folder as t; "
+        "t.written(Path(sys.argv[1]), t.trial(t.LINEAR)); print(hash('k_proj'))"
     )
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "there")],
-        env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": path},
-        check=True,
-    )
+    launcher.start(tmp_path / "there", code=code)
+    assert launcher.ended() == 0, launcher.said()
+    assert int(launcher.said()) != hash("k_proj")
     here = written(tmp_path / "here", trial(LINEAR))
     assert folder_contents(tmp_path / "there") == folder_contents(here)
 

@@ -11,19 +11,19 @@ from typing import Any
 
 import psutil
 import pytest
-from command_line import rankscope
+from command_line import Outcome
+from launcher import Launcher
 from ledger_rows import rewrite_rows
 from pocket_study import TWO_GROUPS, leftovers, results, small_study, study_file
 
+from fault_workers import COMMAND as FORKED_WORKERS
 from rankscope.errors import BaseFailed, IntegrityError, Interrupted, UserError
 from rankscope.hashing import sha256_file
 from rankscope.progress import NullReporter
 from rankscope.records import BASE
-from rankscope.run import starter as starter_module
 from rankscope.run.executors import ExecutorOptions, WorkerFailed, worker_process
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.executors.worker_process import check_worker, run_worker
-from rankscope.run.study import Study
 from rankscope.run.units import KILLED_FOR_MEMORY, seal_unit
 from rankscope.run.worker import work
 from rankscope.store import Ledger
@@ -55,16 +55,13 @@ class Killer(LocalExecutor):
         self.killed_starter = self.starter.process
 
 
-def fork_workers_that(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
-    """Have workers forked from a process that has run ``change`` on the module ``worker``."""
-    code = f"""
-import os, signal
-from rankscope.run import worker
-{change}
-from rankscope.cli import main
-main(is_starter=True)
-"""
-    monkeypatch.setattr(starter_module, "STARTER", ("-P", "-c", code))
+def run_with_workers_that(change: str, launcher: Launcher, folder: Path) -> tuple[Path, Outcome]:
+    """The study whose two workers are forked from a process that has run ``change`` on the module
+    ``worker``: its folder, and what the command came to."""
+    code = f"import os, signal\nfrom rankscope.run import worker\n{change}{FORKED_WORKERS}"
+    file, out = study_file(folder, **TWO_GROUPS), folder / "out"
+    launcher.start("run", file, "--out", out, "--workers", 2, code=code)
+    return out, launcher.outcome()
 
 
 DIE_WHEN_SEALED = """
@@ -78,13 +75,12 @@ seal_unit, worker.seal_unit = worker.seal_unit, seal_and_die
 
 @pytest.mark.timeout(600)
 def test_workers_that_die_between_their_seal_and_their_end_cost_nothing(
-    undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: dict[str, Any], launcher: Launcher, tmp_path: Path
 ) -> None:
-    fork_workers_that(monkeypatch, DIE_WHEN_SEALED)
-    stages, executor = Stages(), LocalExecutor(ExecutorOptions(num_workers=2))
-    small_study(tmp_path, **TWO_GROUPS).run(tmp_path / "out", stages, executor)
-    assert results(tmp_path / "out") == undisturbed
-    assert leftovers(tmp_path / "out") == []
+    out, ran = run_with_workers_that(DIE_WHEN_SEALED, launcher, tmp_path)
+    assert ran.code == 0, ran.err
+    assert results(out) == undisturbed
+    assert leftovers(out) == []
 
 
 def holder(unit: Path) -> str:
@@ -135,17 +131,42 @@ class Stages(NullReporter):
         self.names.append(name)
 
 
-def abandoned(folder: Path, *, finish: bool) -> Path:
+def run_abandoned(folder: Path, *, finish: bool) -> None:
     """A study whose driver went away when its first group was sealed, or before."""
     with pytest.raises(Interrupted):
         small_study(folder, **TWO_GROUPS).run(folder / "out", executor=Recorder(finish=finish))
-    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def with_a_seal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("with-a-seal")
+    run_abandoned(folder, finish=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def without_seals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("without-seals")
+    run_abandoned(folder, finish=False)
+    return folder
+
+
+@pytest.fixture
+def sealed(with_a_seal: Path, tmp_path: Path) -> Path:
+    """A copy of a study whose driver went away when its first group was sealed."""
+    return shutil.copytree(with_a_seal, tmp_path, dirs_exist_ok=True) / "out"
+
+
+@pytest.fixture
+def unsealed(without_seals: Path, tmp_path: Path) -> Path:
+    """A copy of a study whose driver went away before a group was done."""
+    return shutil.copytree(without_seals, tmp_path, dirs_exist_ok=True) / "out"
 
 
 def test_what_an_unsealed_unit_finished_is_kept_without_workers(
-    undisturbed: dict[str, Any], tmp_path: Path
+    undisturbed: dict[str, Any], sealed: Path, tmp_path: Path
 ) -> None:
-    out = abandoned(tmp_path, finish=True)
+    out = sealed
     units = [path.parent for path in out.glob("units/*/sealed.sha256")]
     for unit in units:
         (unit / "sealed.sha256").unlink()
@@ -187,13 +208,12 @@ worker.Conductor = Failing
 
 @pytest.mark.timeout(600)
 def test_a_unit_that_fails_three_times_is_failed_and_the_others_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    launcher: Launcher, tmp_path: Path
 ) -> None:
-    fork_workers_that(monkeypatch, FAIL_WITH_DROPOUT)
-    file, out = study_file(tmp_path, **TWO_GROUPS), tmp_path / "out"
-    ran = rankscope("run", file, "--out", out, "--workers", "2")
+    out, ran = run_with_workers_that(FAIL_WITH_DROPOUT, launcher, tmp_path)
     assert ran.code == 3
-    records = Study.load(file).run(out)
+    with Ledger.open(out, write=False) as ledger:
+        records = ledger.load()
     failures = {trial.status: trial.failure for trial in records.trials}
     assert sorted(trial.status for trial in records.trials) == ["done"] * 2 + ["failed"] * 2
     failure = str(failures["failed"])
@@ -255,13 +275,14 @@ def test_a_worker_that_cannot_start_python_is_no_puzzle(tmp_path: Path) -> None:
         check_worker(code, unit)
 
 
-def test_a_new_driver_adopts_what_was_sealed(undisturbed: dict[str, Any], tmp_path: Path) -> None:
-    out = abandoned(tmp_path, finish=True)
-    assert len(list(out.glob("units/*/sealed.sha256"))) >= 1
-    sealed = len(list(out.glob("units/*/sealed.sha256")))
-    stages = Stages()
+def test_a_new_driver_adopts_what_was_sealed(
+    undisturbed: dict[str, Any], sealed: Path, tmp_path: Path
+) -> None:
+    out, stages = sealed, Stages()
+    num_sealed = len(list(out.glob("units/*/sealed.sha256")))
+    assert num_sealed >= 1
     small_study(tmp_path, **TWO_GROUPS).run(out, stages)
-    assert len([name for name in stages.names if " train " in name]) == 2 - sealed
+    assert len([name for name in stages.names if " train " in name]) == 2 - num_sealed
     assert results(out) == undisturbed
     assert not (out / "units").exists()
 
@@ -320,9 +341,9 @@ def test_a_rank_that_ran_out_of_memory_is_no_failure(
 
 
 def test_a_unit_that_killed_workers_for_memory_is_made_smaller(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unsealed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unit = next(abandoned(tmp_path, finish=False).glob("units/*"))
+    unit = next(unsealed.glob("units/*"))
     monkeypatch.setenv(KILLED_FOR_MEMORY, "2")
     work(unit.parents[1], unit.name)
     assert "not enough memory" in read(unit / "log.jsonl")
@@ -334,9 +355,9 @@ def test_a_unit_that_killed_workers_for_memory_is_made_smaller(
 
 
 def test_results_that_arrive_twice_are_dropped_if_equal_and_refused_if_not(
-    tmp_path: Path,
+    sealed: Path, tmp_path: Path
 ) -> None:
-    out = abandoned(tmp_path, finish=True)
+    out = sealed
     unit = next(out.glob("units/*/sealed.sha256")).parent
     kept = shutil.copytree(unit, tmp_path / unit.name)
     study = small_study(tmp_path, **TWO_GROUPS)
@@ -367,27 +388,26 @@ def test_results_that_arrive_twice_are_dropped_if_equal_and_refused_if_not(
     assert results(out) == before
 
 
-def test_a_study_that_gained_a_seed_adopts_what_was_sealed(tmp_path: Path) -> None:
-    out, stages = abandoned(tmp_path, finish=True), Stages()
-    sealed = len(list(out.glob("units/*/sealed.sha256")))
-    assert sealed >= 1
+def test_a_study_that_gained_a_seed_adopts_what_was_sealed(sealed: Path, tmp_path: Path) -> None:
+    out, stages = sealed, Stages()
+    num_sealed = len(list(out.glob("units/*/sealed.sha256")))
+    assert num_sealed >= 1
     small_study(tmp_path, **TWO_GROUPS | {"seeds": [0, 1, 2]}).run(out, stages)
-    assert len([name for name in stages.names if " train " in name]) == 2 - sealed + 1
+    assert len([name for name in stages.names if " train " in name]) == 2 - num_sealed + 1
 
 
-def test_a_sealed_result_that_was_altered_is_refused(tmp_path: Path) -> None:
-    out = abandoned(tmp_path, finish=True)
-    seal = next(out.glob("units/*/sealed.sha256"))
+def test_a_sealed_result_that_was_altered_is_refused(sealed: Path, tmp_path: Path) -> None:
+    seal = next(sealed.glob("units/*/sealed.sha256"))
     weights = next(seal.parent.rglob("adapter_model.safetensors"))
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
     with pytest.raises(IntegrityError, match=r"adapter_model\.safetensors: found sha256"):
-        small_study(tmp_path, **TWO_GROUPS).run(out)
+        small_study(tmp_path, **TWO_GROUPS).run(sealed)
 
 
-def test_a_worker_refuses_what_is_no_unit_or_another_study(tmp_path: Path) -> None:
-    out = abandoned(tmp_path, finish=False)
+def test_a_worker_refuses_what_is_no_unit_or_another_study(unsealed: Path) -> None:
+    out = unsealed
     with pytest.raises(UserError, match="found no unit of work"):
         work(out, "0123456789abcdef")
     unit = next(out.glob("units/*/unit.json"))

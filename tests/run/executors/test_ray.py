@@ -1,20 +1,23 @@
 """Units on Ray: whichever process or node is lost, the study comes out the same."""
 
+import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from command_line import rankscope
+from launcher import Launcher
 from pocket_study import TWO_GROUPS, leftovers, results, small_study, study_file
 
-from rankscope.run.executors import ExecutorOptions
+from rankscope.run.executors import ExecutorOptions, worker_process
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.executors.ray import RayExecutor, UnitTask, packed, run_unit, unpack
 from rankscope.run.executors.worker_process import check_worker
+from rankscope.run.units import DRIVER
 from rankscope.store import UNIT_ORDER
 from rankscope.train.memory import LIBRARY_BYTES
 
@@ -68,13 +71,37 @@ def read(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
+class Forked:
+    """A worker of a launcher, whose imports are done."""
+
+    def __init__(self, launcher: Launcher, unit: Path, environment: Mapping[str, str]) -> None:
+        self.launcher = launcher
+        variables = {**environment, DRIVER: str(launcher.process)}
+        launcher.start("work", unit.parents[1], unit.name, environment=variables)
+
+    def wait(self, seconds: float) -> int:
+        code = self.launcher.ended(seconds)
+        if code is None:
+            raise subprocess.TimeoutExpired("work", seconds)
+        return code
+
+
 @pytest.mark.timeout(600)
 def test_a_node_that_does_not_see_the_folder_sends_it_back(
-    undisturbed: dict[str, Any], tmp_path: Path
+    undisturbed: dict[str, Any],
+    launcher: Launcher,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What a node does, without Ray around it: the driver's folder is somewhere else. What it sends
-    is lost once on the way."""
+    is lost once on the way. Only that first worker is a new process of Python."""
     lost: list[object] = []
+    start_worker = worker_process.start_worker
+    monkeypatch.setattr(
+        worker_process,
+        "start_worker",
+        lambda *unit: Forked(launcher, *unit) if lost else start_worker(*unit),
+    )
 
     class Elsewhere(LocalExecutor):
         def run(self, folder: Path) -> None:

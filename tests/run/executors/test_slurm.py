@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 from command_line import rankscope
+from launcher import Launcher
 from pocket_study import TWO_GROUPS, changed, leftovers, results, small_study, study_file
 from slurm_host import slurm_host
 
 from rankscope.config.slurm import WARNING_MINUTES, SlurmConfig
 from rankscope.run.executors.slurm import JOB, batch_script, cancel_tasks
-from rankscope.run.executors.worker_process import WORKER
 from rankscope.store import running_process
 
 STUDY: dict[str, Any] = {
@@ -40,16 +40,14 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield folder
 
 
-def start_driver(file: Path, out: Path) -> subprocess.Popen[bytes]:
-    arguments = ["run", str(file), "--out", str(out), "--executor", "slurm"]
-    with (out.parent / "driver.log").open("ab") as log:
-        return subprocess.Popen([sys.executable, *WORKER, *arguments], stdout=log, stderr=log)
+def start_driver(launcher: Launcher, file: Path, out: Path) -> None:
+    environment = {"SLURM_CONF": os.environ["SLURM_CONF"]}
+    launcher.start("run", file, "--out", out, "--executor", "slurm", environment=environment)
 
 
-def wait_for(condition: Callable[[], bool], driver: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for(condition: Callable[[], bool], launcher: Launcher) -> None:
     while not condition():
-        assert driver.poll() is None, log.read_text(encoding="utf-8")
-        time.sleep(0.05)
+        assert launcher.ended(0.1) is None, launcher.said()
 
 
 def training_units(out: Path) -> list[Path]:
@@ -60,22 +58,22 @@ def training_units(out: Path) -> list[Path]:
 
 @pytest.mark.timeout(900)
 def test_a_preempted_unit_and_a_driver_that_goes_away_cost_nothing(
-    slurm: Path, tmp_path: Path
+    slurm: Path, launcher: Launcher, tmp_path: Path
 ) -> None:
     """SLURM's warning comes while a unit trains, which requeues it; then the driver is killed.
     Another unit waits, trains or has ended meanwhile."""
     small_study(tmp_path, **STUDY).run(tmp_path / "undisturbed")
-    file, out, log = study_file(tmp_path, **STUDY), tmp_path / "out", tmp_path / "driver.log"
-    driver = start_driver(file, out)
-    wait_for(lambda: bool(training_units(out)), driver, log)
+    file, out = study_file(tmp_path, **STUDY), tmp_path / "out"
+    start_driver(launcher, file, out)
+    wait_for(lambda: bool(training_units(out)), launcher)
     job = (training_units(out)[0] / JOB).read_text(encoding="utf-8")
     subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
-    wait_for(lambda: task_states(job) == ["PENDING"], driver, log)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    wait_for(lambda: task_states(job) == ["PENDING"], launcher)
+    launcher.send(signal.SIGKILL)
+    launcher.ended()
     update(f"jobid={job}", "starttime=now")  # SLURM lets a requeued task wait for two minutes
-    driver = start_driver(file, out)
-    assert driver.wait() == 0, log.read_text(encoding="utf-8")
+    start_driver(launcher, file, out)
+    assert launcher.ended() == 0, launcher.said()
     assert results(out) == results(tmp_path / "undisturbed")
     assert leftovers(out) == []
     assert not (out / "units").exists()
@@ -84,18 +82,18 @@ def test_a_preempted_unit_and_a_driver_that_goes_away_cost_nothing(
 @pytest.mark.usefixtures("rank_processes")
 @pytest.mark.timeout(900)
 def test_a_time_limit_and_nodes_that_are_drained_and_lost_cost_nothing(
-    slurm: Path, tmp_path: Path
+    slurm: Path, launcher: Launcher, tmp_path: Path
 ) -> None:
     """A worker is stopped while it trains until SLURM itself warns it of a limit that is near; the
     node is drained meanwhile, so its task waits. Later the node goes down under a worker."""
     small_study(tmp_path, **STUDY).run(tmp_path / "undisturbed")
-    file, out, log = study_file(tmp_path, **STUDY), tmp_path / "out", tmp_path / "driver.log"
+    file, out = study_file(tmp_path, **STUDY), tmp_path / "out"
     node, begun = f"nodename={socket.gethostname()}", time.monotonic()
-    driver = start_driver(file, out)
+    start_driver(launcher, file, out)
 
     def stopped_worker() -> tuple[int, str]:
         """A worker that trains, stopped; its process and its task."""
-        wait_for(lambda: any(map(holder, training_units(out))), driver, log)
+        wait_for(lambda: any(map(holder, training_units(out))), launcher)
         unit = next(filter(holder, training_units(out)))
         process = int(holder(unit))
         os.kill(process, signal.SIGSTOP)
@@ -105,17 +103,17 @@ def test_a_time_limit_and_nodes_that_are_drained_and_lost_cost_nothing(
     minutes = (time.monotonic() - begun) / 60 + WARNING_MINUTES + 1
     update(f"jobid={job}", f"timelimit={math.ceil(minutes)}")
     update(node, "state=drain", "reason=test")
-    wait_for(lambda: is_pending(process, signal.SIGTERM), driver, log)
+    wait_for(lambda: is_pending(process, signal.SIGTERM), launcher)
     os.kill(process, signal.SIGCONT)
-    wait_for(lambda: task_states(job) == ["PENDING"], driver, log)
+    wait_for(lambda: task_states(job) == ["PENDING"], launcher)
     update(node, "state=resume")
     update(f"jobid={job}", "timelimit=60", "starttime=now")
     process, job = stopped_worker()
     update(node, "state=down", "reason=test")
-    wait_for(lambda: task_states(job) == ["PENDING"], driver, log)
+    wait_for(lambda: task_states(job) == ["PENDING"], launcher)
     update(node, "state=resume")
     update(f"jobid={job}", "starttime=now")
-    assert driver.wait() == 0, log.read_text(encoding="utf-8")
+    assert launcher.ended() == 0, launcher.said()
     assert results(out) == results(tmp_path / "undisturbed")
     assert leftovers(out) == []
 
