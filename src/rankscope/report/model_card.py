@@ -7,6 +7,7 @@ number comes from the study's records; a card says so if something was not measu
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -113,6 +114,7 @@ def _render(
     return template.render(values | {"tags": tags, "settings": known})
 
 
+@cache
 def _environment() -> Environment:
     filters = {
         # JSON strings are YAML as well.

@@ -5,6 +5,7 @@ import re
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -106,6 +107,7 @@ def embedded(value: object) -> Markup:
     return Markup(text)
 
 
+@cache
 def _environment() -> Environment:
     filters: dict[str, Callable[..., object]] = {
         "number": number,
