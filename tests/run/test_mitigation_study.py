@@ -21,7 +21,7 @@ from pocket_study import (
 from rankscope.config.loader import load_study_file
 from rankscope.data.study_data import replay_notes
 from rankscope.errors import UserError
-from rankscope.records import BASE, StudyRecords, TrialRecords, trial_of, variant_of
+from rankscope.records import BASE, Recommendation, StudyRecords, TrialRecords, trial_of, variant_of
 from rankscope.run.begin import check_record_settings
 from rankscope.run.outputs import write_outputs
 from rankscope.run.study import Study
@@ -57,13 +57,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+@pytest.fixture(scope="module")
+def answered(finished: Path) -> tuple[StudyRecords, Recommendation]:
+    """Its records and its answer, with the report written."""
+    return write_outputs(finished)
+
+
 def trial_with(study: StudyRecords, word: str) -> TrialRecords:
     (found,) = [t for t in study.trials if word in t.spec.arm_label]
     return found
 
 
-def test_every_arm_is_trained_as_asked_and_told_of(finished: Path) -> None:
-    study, advice = write_outputs(finished)
+def test_every_arm_is_trained_as_asked_and_told_of(
+    finished: Path, answered: tuple[StudyRecords, Recommendation]
+) -> None:
+    study, advice = answered
     assert [t.status for t in study.trials] == ["done"] * 5
     replaying = trial_with(study, "replay=0.25xpocket_cloze")
     assert replaying.train is not None
@@ -85,10 +93,10 @@ def test_every_arm_is_trained_as_asked_and_told_of(finished: Path) -> None:
 
 
 def test_the_weights_of_a_stopped_trial_are_those_of_its_best_step(
-    finished: Path, tmp_path: Path
+    finished: Path, answered: tuple[StudyRecords, Recommendation], tmp_path: Path
 ) -> None:
     """Not of the last it made, which were not kept."""
-    study, _ = write_outputs(finished)
+    study, _ = answered
     trial = trial_with(study, "patience=1")
     assert trial.train is not None
     best, last = trial.train.best_step, trial.train.steps
@@ -102,8 +110,10 @@ def test_the_weights_of_a_stopped_trial_are_those_of_its_best_step(
         export_trial(finished, tmp_path / "last", ExportRequest(label=label, step=last))
 
 
-def test_every_trial_has_milder_forms_on_the_line_from_the_base(finished: Path) -> None:
-    study, _ = write_outputs(finished)
+def test_every_trial_has_milder_forms_on_the_line_from_the_base(
+    answered: tuple[StudyRecords, Recommendation],
+) -> None:
+    study, _ = answered
     milder = {key for key in study.evals if variant_of(key[0])}
     # Five trials, four forms, in-domain and one retention task, two splits.
     assert len(milder) == 5 * 4 * 2 * 2

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,9 +123,11 @@ def test_interrupted_over_and_over_it_uses_the_same_rows(finished: Path, tmp_pat
     assert leftovers(tmp_path / "out") == []
 
 
-def test_altered_rows_are_refused_and_sampled_again_on_request(tmp_path: Path) -> None:
+def test_altered_rows_are_refused_and_sampled_again_on_request(
+    finished: Path, tmp_path: Path
+) -> None:
     study, out = small_study(tmp_path, **CHANGES), tmp_path / "out"
-    study.run(out)
+    shutil.copytree(finished, out)
     before = results(out)
     flip_bit(rows_file(out))
     with pytest.raises(IntegrityError, match=r"self_replay.*--retry base"):

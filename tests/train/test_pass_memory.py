@@ -12,10 +12,11 @@ from rankscope.train.pass_memory import PassMemory
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
 LLAMA = LlamaConfig(vocab_size=300, num_hidden_layers=7, num_key_value_heads=2, **SIZES)
-# Every sixth layer sees all tokens, the others a window of 32; a vocabulary that outweighs a layer.
+# Every third layer sees all tokens, the others a window of 32; a vocabulary that outweighs a layer.
 GEMMA = Gemma3TextConfig(
     vocab_size=3000,
-    num_hidden_layers=20,
+    num_hidden_layers=11,
+    layer_types=[["sliding_attention", "full_attention"][i % 3 == 2] for i in range(11)],
     num_key_value_heads=1,
     head_dim=16,
     sliding_window=32,
@@ -68,7 +69,7 @@ def test_layers_and_ranks_add_the_same_bytes_each(group: list[TrialSpec], shape:
 
 def test_a_pattern_of_layers_is_repeated_as_a_whole() -> None:
     counts = passes(GEMMA)
-    assert counts.period([], counts.model.model.layers) == 6
+    assert counts.period([], counts.model.model.layers) == 3
     adapters = [trial("a", rank=2)]
     found = counts.pass_bytes(adapters, SHAPES[1], False)
     assert found == whole(counts, adapters, SHAPES[1], False)
