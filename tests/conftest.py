@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING
 
 import external_resources
 import pytest
-import torch
 from launcher import Launcher
 
-from rankscope.device import keep_freed_memory
 from rankscope.models.fetch import cached_model_folder
 
 if TYPE_CHECKING:
@@ -22,10 +20,6 @@ if TYPE_CHECKING:
 
 # As in a terminal: tests that are started in the background would ignore Ctrl-C, and so their runs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Without it training steps cost many times more on virtual machines; see docs/footguns.md.
-keep_freed_memory()
-# Models in tests are tiny: a second thread would only wait, long where other work shares the cores.
-torch.set_num_threads(1)
 
 
 pytest_plugins = ["pytester"]
@@ -37,6 +31,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     external_resources.register(config)
+    if config.getoption("numprocesses", None):
+        return  # tests run in other processes than this one
+    import torch
+
+    from rankscope.device import keep_freed_memory
+
+    # Without it training steps cost many times more on virtual machines; see docs/footguns.md.
+    keep_freed_memory()
+    # Models in tests are tiny: a second thread would only wait, long where other work shares cores.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
