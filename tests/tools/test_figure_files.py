@@ -27,18 +27,21 @@ def view() -> StudyView:
     return StudyView(*ordinary_study())
 
 
+@pytest.fixture(scope="module")
 def figures(view: StudyView) -> list[Figure]:
     return [f for section in study_sections(view) for f in section.figures if f.plot is not None]
 
 
-def test_a_drop_down_shows_its_first_entry_and_lines_have_a_legend(view: StudyView) -> None:
+def test_a_drop_down_shows_its_first_entry_and_lines_have_a_legend(
+    view: StudyView, figures: list[Figure]
+) -> None:
     lines = line_names(view)
     assert sorted(lines.values()) == ["lr=0.001", "lr=0.003"]
-    with_choices = next(f for f in figures(view) if len(f.choices) > 1)
+    with_choices = next(f for f in figures if len(f.choices) > 1)
     shown = static_plot(with_choices, lines)
     assert len(shown.data) == len(with_choices.choices[0].traces)
     assert all(trace.visible for trace in shown.data)
-    plane = next(f for f in figures(view) if f.key == "plane-0")
+    plane = next(f for f in figures if f.key == "plane-0")
     named = [
         trace.name for trace in static_plot(plane, lines).data if trace.showlegend is not False
     ]
@@ -46,16 +49,16 @@ def test_a_drop_down_shows_its_first_entry_and_lines_have_a_legend(view: StudyVi
     assert len(plane.plot.data) == len(static_plot(plane, lines).data) - 2  # type: ignore[union-attr]
 
 
-def test_a_heat_map_gets_the_scale_of_its_colors(view: StudyView) -> None:
-    figure = next(f for f in figures(view) if f.key == "modules-0")
+def test_a_heat_map_gets_the_scale_of_its_colors(figures: list[Figure]) -> None:
+    figure = next(f for f in figures if f.key == "modules-0")
     scales = [trace.showscale for trace in static_plot(figure, {}).data if trace.type == "heatmap"]
     assert scales == [False] * (len(scales) - 1) + [True]
 
 
 def test_files_are_vector_graphics_with_text(
-    view: StudyView, tmp_path: Path, figure_writer: None
+    view: StudyView, figures: list[Figure], tmp_path: Path, figure_writer: None
 ) -> None:
-    plane = next(f for f in figures(view) if f.key == "plane-0")
+    plane = next(f for f in figures if f.key == "plane-0")
     (svg,) = draw_files([plane], tmp_path, "svg", line_names(view))
     text = svg.read_text("utf-8")
     assert "<image" not in text
@@ -71,17 +74,17 @@ def test_files_are_vector_graphics_with_text(
 
 
 def test_without_a_browser_the_error_says_what_to_do(
-    view: StudyView, tmp_path: Path, figure_writer: None, monkeypatch: pytest.MonkeyPatch
+    figures: list[Figure], tmp_path: Path, figure_writer: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "none"))
     with pytest.raises(UserError, match="no Chrome or Chromium could be started"):
-        draw_files([figures(view)[0]], tmp_path, "svg", {})
+        draw_files([figures[0]], tmp_path, "svg", {})
 
 
 def test_a_full_disk_is_named_and_titles_are_escaped(
-    view: StudyView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    figures: list[Figure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    figure = replace(figures(view)[0], title="a*b*")
+    figure = replace(figures[0], title="a*b*")
     assert list_entry(figure, Path("a.pdf")).startswith("## a\\*b\\*\n\n`a.pdf`\n\n")
 
     def full(*_: object) -> None:
