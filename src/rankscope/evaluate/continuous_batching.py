@@ -268,7 +268,7 @@ class RunningBatch:
             self.cache, self.tokens, self.spans = KVCache(0, 0), self.tokens[:0], ()
             return
         longest = max(int(cache.lengths[kept].max()) for cache, kept in kept_rows)
-        self.cache = concatenate_caches(kept_rows, longest + GROWTH)
+        self.cache = KVCache.of_rows(kept_rows, longest + GROWTH, empties=True)
         self.tokens = torch.cat(tokens)
         spans, stop = [], 0
         for name, run in itertools.groupby(sequence.adapter_name for sequence in sequences):
@@ -289,15 +289,3 @@ class RunningBatch:
         )
         logits = self.base.logits(batch, self.cache, store=True)
         self.tokens = self.accept_next(logits, self.sequences)
-
-
-def concatenate_caches(parts: Sequence[tuple[KVCache, Tensor]], capacity: int) -> KVCache:
-    selected = [cache.select(rows, capacity) for cache, rows in parts]
-    if len(selected) == 1:
-        return selected[0]
-    whole = KVCache(0, capacity)
-    whole.lengths = torch.cat([cache.lengths for cache in selected])
-    for layer in selected[0].keys:
-        whole.keys[layer] = torch.cat([cache.keys[layer] for cache in selected])
-        whole.values[layer] = torch.cat([cache.values[layer] for cache in selected])
-    return whole

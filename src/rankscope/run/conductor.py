@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from rankscope.device import live_memory_bytes, release_freed_memory
+from rankscope.device import live_memory_bytes
 from rankscope.records import TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import BASE_GROUP, Group, group_id
@@ -109,7 +109,6 @@ class Conductor:
     def train(self, group: Group) -> None:
         self.context.groups.check_limit(group)
         run_stage(self.context, self.train_stage, self.context.base, [group])
-        release_freed_memory()  # scoring a fully fine-tuned model loads it again
 
     def score(self, group: Group) -> None:
         model = model_with_weights(self.context, group)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rankscope.device import live_memory_bytes
+from rankscope.device import live_memory_bytes, release_freed_memory
 from rankscope.errors import AGAIN, OutOfMemory, is_out_of_memory, out_of_memory_message
 from rankscope.formatting import byte_size
 from rankscope.records import TrialSpec
@@ -100,6 +100,7 @@ def attempt(context: RunContext, group: Group, work: Callable[[Group], None]) ->
         return out_of_memory_message(error)
     finally:
         context.base.multi_lora.clear()
+        release_freed_memory()  # training, scoring and analysis need blocks of other sizes
     return ""
 
 

@@ -92,6 +92,24 @@ def test_cached_prefixes_selected_with_repeats_and_continued_twice(architecture:
     assert_close(found[1], torch.cat([w[cut:] for w, cut in zip(whole, cuts, strict=True)]))
 
 
+def test_rows_of_several_caches_stand_in_order_and_leave_the_parts_empty() -> None:
+    base = base_of(stock(ARCHITECTURES[0]))
+    parts = []
+    with torch.inference_mode():
+        for lengths, rows in (([8, 3, 14], [2, 0]), ([5, 9], [1, 0, 1])):
+            cache = KVCache(len(lengths), max(lengths))
+            batch = RowBatch.of([Row(p, []) for p in token_rows(lengths)], base.device)
+            base.logits(batch, cache, store=True)
+            parts.append((cache, torch.tensor(rows)))
+    alone = [cache.select(rows, 20) for cache, rows in parts]
+    whole = KVCache.of_rows(parts, 20, empties=True)
+    assert whole.lengths.tolist() == [14, 8, 9, 5, 9]
+    for layer in alone[0].keys:
+        assert torch.equal(whole.keys[layer], torch.cat([c.keys[layer] for c in alone]))
+        assert torch.equal(whole.values[layer], torch.cat([c.values[layer] for c in alone]))
+    assert not any(cache.keys or cache.values for cache, _ in parts)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("num_shared", [0, 1, 9])
 def test_branches_see_their_trunk_themselves_and_what_all_rows_share(

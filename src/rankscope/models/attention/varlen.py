@@ -48,17 +48,34 @@ class KVCache:
 
     def select(self, rows: Tensor, capacity: int) -> "KVCache":
         """A new cache of the given rows, (R',) int64, in that order; rows may repeat."""
-        chosen = KVCache(len(rows), capacity)
-        chosen.lengths = self.lengths[rows].clone()
-        width = int(chosen.lengths.max()) if len(rows) else 0
-        for layer, keys in self.keys.items():
-            index = rows.to(keys.device)
-            for source, target in ((keys, chosen.keys), (self.values[layer], chosen.values)):
-                shape = (len(rows), source.shape[1], capacity, source.shape[3])
-                grown = source.new_zeros(shape)
-                grown[:, :, :width] = source[index, :, :width]
-                target[layer] = grown
-        return chosen
+        return KVCache.of_rows([(self, rows)], capacity)
+
+    @classmethod
+    def of_rows(
+        cls, parts: Sequence[tuple["KVCache", Tensor]], capacity: int, *, empties: bool = False
+    ) -> "KVCache":
+        """A new cache of the given rows of several caches, in order.
+
+        Args:
+            empties: whether the parts lose each layer once it is copied, so that there is never
+                room taken for two whole caches.
+        """
+        whole = cls(0, capacity)
+        whole.lengths = torch.cat([cache.lengths[rows] for cache, rows in parts])
+        takes = dict.pop if empties else dict.__getitem__
+        for layer in tuple(parts[0][0].keys):
+            for side in ("keys", "values"):
+                sources = [takes(getattr(cache, side), layer) for cache, _ in parts]
+                _, heads, _, width = sources[0].shape
+                grown = sources[0].new_zeros((len(whole.lengths), heads, capacity, width))
+                start = 0
+                for source, (cache, rows) in zip(sources, parts, strict=True):
+                    longest = int(cache.lengths[rows].max()) if len(rows) else 0
+                    stop = start + len(rows)
+                    grown[start:stop, :, :longest] = source[rows.to(source.device), :, :longest]
+                    start = stop
+                getattr(whole, side)[layer] = grown
+        return whole
 
     def append(self, layer: int, keys: Tensor, values: Tensor, lengths: Tensor) -> None:
         """Store (R, K, T, D), ``lengths[i]`` tokens of row i, after the row's cached tokens. The
