@@ -150,14 +150,16 @@ def _curves(variants: ScoredVariants, arm: Sequence[TrialRecords]) -> list[Scali
             gain, forgetting = np.mean([curve[strength] for curve in weighed], axis=0)
             utility[strength] = objective.in_domain * gain - objective.retention * forgetting
             gain, forgetting = np.mean([curve[strength] for curve in test], axis=0)
-            validated = np.mean([curve[strength] for curve in validation], axis=0)
+            validated_gain, validated_forgetting = np.mean(
+                [curve[strength] for curve in validation], axis=0
+            )
             points.append(
                 ScaledPoint(
                     strength=strength,
                     gain=float(gain),
                     forgetting=float(forgetting),
-                    validation_gain=float(validated[0]),
-                    validation_forgetting=float(validated[1]),
+                    validation_gain=float(validated_gain),
+                    validation_forgetting=float(validated_forgetting),
                     seeds=len(test),
                 )
             )

@@ -5,7 +5,7 @@ A mixture of tasks is scored part by part, each part with its own prompts and sc
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,7 +26,14 @@ from rankscope.evaluate.scorers.scorer import Scorer, ScoringJob
 from rankscope.models.base import Base
 from rankscope.records import BASE, EvalRecord, ItemResult, Split, WithoutContamination
 
-Evaluation = tuple[EvalRecord, list[ItemResult]]  # One model on one split: record, items
+
+class Evaluation(NamedTuple):
+    """One model on one split."""
+
+    record: EvalRecord
+    items: list[ItemResult]
+
+
 NOT_FINITE = "the model gives no item a finite likelihood"
 
 
@@ -65,7 +72,7 @@ def evaluate_task(
         if models[name] == BASE:
             items = [replace(i, prompt=p) for i, p in zip(items, prompts, strict=True)]
         record = make_record(of_model, task, split, models[name], encoded.truncated)
-        evaluations[name] = record, items
+        evaluations[name] = Evaluation(record, items)
     return evaluations
 
 
@@ -230,4 +237,4 @@ def merged_evaluation(task: LoadedTask, split: Split, parts: Sequence[Evaluation
         num_tokens=sum(record.num_tokens for record in records),
     )
     truncated = sum(record.truncated for record in records)
-    return make_record(scores, task, split, records[0].trial_id, truncated), results
+    return Evaluation(make_record(scores, task, split, records[0].trial_id, truncated), results)

@@ -166,11 +166,12 @@ class Grouping:
         num_processes: int,
     ) -> "Grouping":
         """For groups of a study; ``num_processes`` at a time share the free memory."""
-        if place[1].type == "cpu":
+        dtype, device = place
+        if device.type == "cpu":
             num_processes *= config.train.devices
         rows = {**data.replay_rows, **data.rows}
         return cls(
-            MemoryModel(base, *place),
+            MemoryModel(base, dtype, device),
             {name: RowCounts.of(encoded.rows) for name, encoded in rows.items()},
             config.memory_limit or round(USABLE_SHARE * free_bytes / num_processes),
         )

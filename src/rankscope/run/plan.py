@@ -7,7 +7,7 @@ tokens into time on one of the machines of ``machines.py``.
 
 import heapq
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rankscope.device import dtype_name
 from rankscope.evaluate.scorers import get_scorer
@@ -22,6 +22,11 @@ from rankscope.run.savings import Saving, largest_savings
 from rankscope.run.starter import CAN_FORK
 
 Items = Mapping[tuple[str, str], Sequence[ItemTokens]]  # By task and split, what each item takes
+
+
+class ScoringCost(NamedTuple):
+    tokens: int
+    seconds: float
 
 
 class GroupPlan(Record):
@@ -138,7 +143,7 @@ def make_plan(
             len(inputs.scored_steps(t)) * len(inputs.curve_tasks(t.task)) for t in inputs.trials
         ),
         train_tokens=sum(group.num_tokens for group in groups),
-        evaluation_tokens=base_tokens + sum(tokens for tokens, _ in scored.values()),
+        evaluation_tokens=base_tokens + sum(cost.tokens for cost in scored.values()),
         disk_bytes=disk_bytes(model),
         stages=stages,
         seconds=stages.total,
@@ -212,10 +217,10 @@ def plan_group(model: CostModel, group: Group, costs: Mapping[str, StageSeconds]
     )
 
 
-def scoring_by_trial(model: CostModel, items: Items) -> dict[str, tuple[int, float]]:
-    """By trial id, tokens and seconds; trials scored on the same items are counted once."""
+def scoring_by_trial(model: CostModel, items: Items) -> dict[str, ScoringCost]:
+    """By trial id; trials scored on the same items are counted once."""
     inputs = model.inputs
-    counted: dict[tuple[object, ...], tuple[int, float]] = {}
+    counted: dict[tuple[object, ...], ScoringCost] = {}
     by_trial = {}
     for trial in inputs.trials:
         num_points = len(inputs.scored_steps(trial))
@@ -223,20 +228,20 @@ def scoring_by_trial(model: CostModel, items: Items) -> dict[str, tuple[int, flo
         if kind not in counted:
             evaluated = evaluated_items(inputs, items, trial)
             tokens = sum(item.total for item in evaluated)
-            counted[kind] = tokens, model.scoring(evaluated)
+            counted[kind] = ScoringCost(tokens, model.scoring(evaluated))
         by_trial[trial.trial_id] = counted[kind]
     return by_trial
 
 
 def trial_costs(
-    model: CostModel, items: Items, scored: Mapping[str, tuple[int, float]], group: Group
+    model: CostModel, items: Items, scored: Mapping[str, ScoringCost], group: Group
 ) -> dict[str, StageSeconds]:
     inputs, training = model.inputs, model.training(group)
     heads_task = inputs.config.analyze.heads.task
     return {
         trial.trial_id: StageSeconds(
             training=training[trial.trial_id],
-            scoring=scored[trial.trial_id][1],
+            scoring=scored[trial.trial_id].seconds,
             spectra=model.spectra(trial),
             heads=model.heads(items[heads_task or trial.task, "test"]),
         )

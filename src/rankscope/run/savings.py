@@ -39,31 +39,33 @@ def largest_savings(
 
     scoring = stages.scoring * (1 - share_of_first(items))
     precision = "precision: intervals grow with the root of the items left out"
-    found = [
-        ("analyze.spectra.enabled=false", stages.spectra, "size and direction of the updates"),
-        ("analyze.heads.enabled=false", stages.heads, "which attention heads change"),
-        (f"evaluate.max_items={SUGGESTED_ITEMS}", scoring, precision),
-    ]
+    found: list[Saving] = []
+
+    def add(change: str, seconds: float, loses: str) -> None:
+        if seconds > LEAST_SHARE * stages.total:
+            found.append(Saving(change=change, seconds=seconds, loses=loses))
+
+    add("analyze.spectra.enabled=false", stages.spectra, "size and direction of the updates")
+    add("analyze.heads.enabled=false", stages.heads, "which attention heads change")
+    add(f"evaluate.max_items={SUGGESTED_ITEMS}", scoring, precision)
     if len(config.seeds) > 1:
         kept = config.seeds[0]
         others = of([trial for trial in trials if trial.seed != kept])
-        found.append((f"seeds=[{kept}]", others, "how much results vary from run to run"))
+        add(f"seeds=[{kept}]", others, "how much results vary from run to run")
     of_one_arm = trials_of_one_arm(trials, config.arms, config.train)
     for index, (arm, own) in enumerate(zip(config.arms, of_one_arm, strict=True)):
         if len(arm.lr) > 1:
             kept_rate = sorted(arm.lr)[len(arm.lr) // 2]
             others = of([trial for trial in own if trial.lr != kept_rate])
             loses = "whether each rank has its best learning rate"
-            found.append((f"arms.{index}.lr={kept_rate:g}", others, loses))
+            add(f"arms.{index}.lr={kept_rate:g}", others, loses)
         if len(config.arms) > 1 and all(trial.is_full for trial in own):
             change = f"leave out arms.{index} (full fine-tuning)"
-            found.append((change, of(own), "the comparison with full fine-tuning"))
+            add(change, of(own), "the comparison with full fine-tuning")
     if config.train.epochs > 1 and config.train.max_steps is None and config.train.tokens is None:
         further = stages.training * (1 - 1 / config.train.epochs)
-        found.append(("train.epochs=1", further, "what further passes over the rows add"))
-    worth = [saving for saving in found if saving[1] > LEAST_SHARE * stages.total]
-    largest = sorted(worth, key=lambda saving: -saving[1])[:NUM_SAVINGS]
-    return tuple(Saving(change=c, seconds=s, loses=loses) for c, s, loses in largest)
+        add("train.epochs=1", further, "what further passes over the rows add")
+    return tuple(sorted(found, key=lambda saving: -saving.seconds)[:NUM_SAVINGS])
 
 
 def share_of_first(items: Mapping[tuple[str, str], Sequence[ItemTokens]]) -> float:

@@ -48,7 +48,8 @@ def check_same_tasks(
         if changed.keys() - {"rows"}:
             raise UserError(
                 f"{out}: found results on task {task.name!r} as it was before, expected the task "
-                f"as it is now ({'; '.join(changed.values())}); give the changed study its own --out folder"
+                f"as it is now ({'; '.join(changed.values())}); give the changed study its own "
+                "--out folder"
             )
 
 

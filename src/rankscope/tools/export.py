@@ -200,11 +200,12 @@ def _hub_scores(study: StudyRecords, trial: TrialRecords, task: TaskRecord) -> I
     place = _hub_data_set(study, task)
     if record is None or place is None or task.score_unit != "accuracy":
         return
+    data_set, configuration = place
     shots = f", {task.num_fewshot}-shot" if task.num_fewshot else ""
     local = "" if task.source.startswith("hub ") else ", rows from a local copy"
     yield EvalResultEntry(
-        dataset_id=place[0],
-        task_id=place[1] or "default",
+        dataset_id=data_set,
+        task_id=configuration or "default",
         value=round(100 * record.score, 2),
         date=study.provenance.created,
         notes=f"Rankscope {study.provenance.rankscope}: {record.metric} in %, "

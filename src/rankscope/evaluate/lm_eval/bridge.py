@@ -243,7 +243,7 @@ def evaluation_of(
         seconds=share * lm.seconds,
         num_tokens=round(share * lm.num_tokens),
     )
-    return record, items
+    return Evaluation(record, items)
 
 
 def is_mean(score: float, item_scores: Sequence[float] | np.ndarray[Any, Any]) -> bool:

@@ -75,8 +75,9 @@ def _finding(view: StudyView, task: str) -> str:
     most, gain, kept = max(scored, key=lambda arm: arm[1])
     least, _, best = max(scored, key=lambda arm: arm[2])
     lost, front = view.retention_unit(task), view.front(task)
+    highest = "The largest gain is" if gain > 0 else "No arm gained; the highest change is"
     return (
-        f"The largest gain is {difference(gain, view.unit(task))} ({most.label}), with "
+        f"{highest} {difference(gain, view.unit(task))} ({most.label}), with "
         f"{retention_text(kept, lost)}; {least.label} retained most "
         f"({retention_text(best, lost)}). {count(len(front), 'arm')} of {len(scored)} "
         f"{'is' if len(front) == 1 else 'are'} on the Pareto front."

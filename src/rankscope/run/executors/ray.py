@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rankscope.errors import Interrupted, UserError, first_line
 from rankscope.run.executors import ExecutorOptions, WorkerFailed, register_executor
@@ -42,8 +42,11 @@ class UnitTask:
     threads: int  # Of the worker
 
 
-UnitOutcome = tuple[int, bytes | None]
-"""What a node returns: the worker's exit code, and the folder unless the driver sees it."""
+class UnitOutcome(NamedTuple):
+    """What a node returns."""
+
+    exit_code: int  # Of the worker
+    folder: bytes | None  # As a tar archive; None if the driver sees the folder
 
 
 class StopFlag:
@@ -209,7 +212,7 @@ def run_unit(task: UnitTask, should_stop: Callable[[], bool]) -> UnitOutcome:
         if copy is not None:
             unpack(task.files, folder)
         code = run_worker(folder, {"OMP_NUM_THREADS": str(task.threads)}, should_stop)
-        return code, None if is_here else packed(folder)
+        return UnitOutcome(code, None if is_here else packed(folder))
 
 
 def holds(path: Path, text: str) -> bool:

@@ -34,7 +34,7 @@ def write_lm_eval_layout(
     """Write the scores and items of every model; the files of earlier calls stay."""
     now = datetime.now(UTC)
     date = now.replace(tzinfo=None).isoformat().replace(":", "-")
-    items = {s.key: (results.get(s.key) or (None, []))[1] for s in scores}
+    items = {s.key: of.items if (of := results.get(s.key)) else [] for s in scores}
     # Only the base's items hold the prompt, which is every model's.
     prompts = {
         (s.record.task, item.item_id): item.prompt or ""

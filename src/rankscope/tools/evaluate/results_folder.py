@@ -77,7 +77,7 @@ class ResultsFolder:
                 f"{table}: missing, or not what was written; remove {path} to score the result "
                 "again"
             )
-        self._loaded[key] = (stored.record, read_items(table))
+        self._loaded[key] = Evaluation(stored.record, read_items(table))
         return self._loaded[key]
 
     def put(self, key: str, model: str, evaluation: Evaluation) -> None:

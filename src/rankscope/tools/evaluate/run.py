@@ -130,7 +130,7 @@ def paired_change(evaluation: Evaluation, base: Evaluation | None) -> Estimate |
         record.task.startswith(LM_EVAL_PREFIX) and not is_mean(record.score, scores)
     ):
         return None
-    return paired_estimate(scores[None], np.array([item.score for item in base[1]]))
+    return paired_estimate(scores[None], np.array([item.score for item in base.items]))
 
 
 @dataclass(slots=True)
@@ -193,7 +193,7 @@ class Scoring:
                 evaluations, failures = task.evaluate(base, needed)
             self.failed += failures
             for model, evaluation in evaluations:
-                key = self.keys[model, evaluation[0].task]
+                key = self.keys[model, evaluation.record.task]
                 if self.results.get(key) is None:
                     self.results.put(key, model, evaluation)
                     self.num_new += 1
@@ -209,7 +209,7 @@ class Scoring:
             for model in models:
                 evaluation = self.results.get(self.keys[model, name])
                 if evaluation is not None:
-                    record = evaluation[0].model_copy(update={"trial_id": model})
+                    record = evaluation.record.model_copy(update={"trial_id": model})
                     unit = info.score_unit
                     if record.metric.partition(",")[0] in ACCURACIES:
                         unit = unit or "accuracy"

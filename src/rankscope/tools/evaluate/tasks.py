@@ -66,10 +66,11 @@ def evaluate_lm_eval(task: LmEvalTask, base: Base, models: Models) -> tuple[Resu
     results: Results = []
     failures = []
     for name, evaluations in score_lm_eval_task(base, task, models).items():
-        for record, items in evaluations:
+        for evaluation in evaluations:
+            record, items = evaluation
             logprobs = [value for item in items for value in item.option_logprobs or ()]
             if np.isfinite([record.score, *record.metrics.values(), *logprobs]).all():
-                results.append((models[name], (record, items)))
+                results.append((models[name], evaluation))
             else:
                 failures.append(f"{models[name]}: {record.task}: {NOT_FINITE}")
     return results, failures
