@@ -89,6 +89,22 @@ def test_banned_turns_are_found() -> None:
     assert banned_turns("Models that cannot be told apart; where the file is.") == []
 
 
+BRITISH = (
+    r"(?i)\w*(?:neighbour|colour|behaviour|favour|centre|licence|levelled|modelled)\w*"
+    r"|\w*(?:normal|optim|initial|summar|recogn|quant|token)is(?:e|es|ed|ing|ation)\b"
+    r"|\banalys(?:e|ed|ing)\b|\bgrey\b|\bspelt\b|\btowards\b|\bper cent\b"
+)
+
+
+def test_the_spelling_is_american() -> None:
+    tests = set((REPOSITORY / "tests").rglob("*.py")) - {Path(__file__)}
+    texts = {path: path.read_text("utf-8") for path in {*MODULES, *PAGES, *tests}}
+    assert {p: found for p, text in texts.items() if (found := re.findall(BRITISH, text))} == {}
+    assert re.findall(BRITISH, "Neighbours, analysed per cent; analyses, color, tokenized") == [
+        "Neighbours", "analysed", "per cent",
+    ]  # fmt: skip
+
+
 WORDS = set(
     re.findall(
         r"[A-Za-z_][A-Za-z0-9_]*",

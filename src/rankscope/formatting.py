@@ -28,7 +28,7 @@ class Unit(NamedTuple):
 
 
 POINTS = Unit(100.0, "%", "points", 1)
-"""Accuracy: fractions shown in per cent, differences in percentage points."""
+"""Accuracy: fractions shown in percent, differences in percentage points."""
 NATS = Unit(1.0, "nats per token", "nats per token", 3)  # Mean log probability
 
 

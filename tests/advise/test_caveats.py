@@ -178,7 +178,7 @@ def test_fewer_steps_than_a_loss_trend_needs_decide_nothing() -> None:
     study = synthetic_study(Truth(ranks=(8,), full_lrs=()))
     advice = advice_on(with_losses(study, 2.0, 2.1, 1.9, 2.0, 2.0))
     assert advice.verdict == "Cannot tell yet: only 5 steps."
-    assert "too few to see whether its loss has levelled off" in advice.explanation
+    assert "too few to see whether its loss has leveled off" in advice.explanation
     (check,) = (c for c in advice.checks if c.name == "loss")
     assert (check.status, check.value) == ("bad", "only 5 steps")
     assert advice.next_steps[0].text.startswith("Train at least 20 steps")

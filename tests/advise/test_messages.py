@@ -49,7 +49,7 @@ def test_what_was_gained_on_retention_has_the_interval_of_the_gain() -> None:
 def unexplained(
     study: StudyRecords, advice: TaskAdvice, advice_message: AdviceMessage | TrustCheck
 ) -> list[str]:
-    """Numbers of a sentence that none of its values rounds to, as they are or in per cent.
+    """Numbers of a sentence that none of its values rounds to, as they are or in percent.
 
     Names of arms and trials, formulas and the level of intervals are no results.
     """

@@ -169,12 +169,12 @@ def test_the_documented_table_is_true(load: Load) -> None:
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     for name in FILE_ROWS:
         (line,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
-        _, _, scorer, folder, hub, licence, rows, chance, _ = map(str.strip, line.split("|"))
+        _, _, scorer, folder, hub, license, rows, chance, _ = map(str.strip, line.split("|"))
         task = load(name)
         assert scorer == f"`{task.spec.scorer}`"
         assert folder == f"`{task.spec.folder}`"
         assert f"`{task.spec.hub.id}`" in hub
-        assert licence == task.spec.licence
+        assert license == task.spec.license
         assert rows == f"{len(task.train)} / {len(task.validation)} / {len(task.test)}"
         assert float(chance) == pytest.approx(task.spec.chance, abs=5e-5)
 

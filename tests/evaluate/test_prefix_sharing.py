@@ -19,7 +19,7 @@ def cost(prompts: list[list[int]], groups: list[tuple[int, tuple[int, ...]]]) ->
 
 
 def best_cost(prompts: list[list[int]]) -> int:
-    """Cheapest of all ways to put neighbours in sorted order together."""
+    """Cheapest of all ways to put neighbors in sorted order together."""
     ordered = sorted(prompts)
     best = cost(ordered, [(0, tuple(range(len(ordered))))])
     for marks in itertools.product([False, True], repeat=len(ordered) - 1):

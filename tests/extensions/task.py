@@ -39,6 +39,6 @@ KINDS_TASK = register_task(
         prompt="{question} ?",
         read=read_kinds,
         shapes=(Shape("word and kind", frozenset({"word", "kind"}), read_kind),),
-        licence="Apache-2.0",
+        license="Apache-2.0",
     )
 )

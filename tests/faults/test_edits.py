@@ -116,7 +116,7 @@ def test_an_altered_trial_can_be_computed_again(copied: Path, tmp_path: Path) ->
     before = scores(copied)
     assert run_again(copied, "--retry", trial).code == 0
     assert rankscope("verify", copied).code == 0
-    # It trains without its neighbour now, which moves its sums by rounding alone.
+    # It trains without its neighbor now, which moves its sums by rounding alone.
     assert scores(copied) == pytest.approx(before, abs=0.13)  # one item of eight
 
 

@@ -71,8 +71,8 @@ def test_another_models_switch_on_a_shared_config_is_noticed() -> None:
     batch = RowBatch.of([Row([3, 4, 5], [2]), Row([6, 7], [1])], base.device)
     with torch.inference_mode():
         base.logits(batch)
-        neighbour = type(base.model)(base.model.config)
-        neighbour.set_attn_implementation("sdpa")
+        neighbor = type(base.model)(base.model.config)
+        neighbor.set_attn_implementation("sdpa")
         with pytest.raises(RuntimeError, match=f"expected {varlen.NAME!r}"):
             base.logits(batch)
         base.model.set_attn_implementation(varlen.NAME)

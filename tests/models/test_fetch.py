@@ -161,7 +161,7 @@ def know(monkeypatch: pytest.MonkeyPatch, content: bytes, *wheels: str, **change
     fields: dict[str, Any] = {
         "hub": "somebody/tiny",
         "about": "a tiny model",
-        "licence": "MIT",
+        "license": "MIT",
         "terms": "https://example.org/mit",
         "measures": "nothing",
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -193,7 +193,7 @@ def test_a_fetched_model_is_the_model_that_was_packed(
     folder = cached_model_folder("tiny")
     assert (outcome.code, outcome.out) == (0, f"{folder}\n")
     assert visible(cache) == ["tiny"]
-    assert "licence MIT, https://example.org/mit" in outcome.err
+    assert "license MIT, https://example.org/mit" in outcome.err
     assert "two==1.0 (2 of 2)" in outcome.err
     assert "a tiny model (MIT, https://example.org/mit)" in (folder / "README.md").read_text()
 

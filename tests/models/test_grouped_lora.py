@@ -203,7 +203,7 @@ def test_the_estimate_counts_what_the_buckets_hold() -> None:
         assert held - own == sum(grouped_bytes(adapter, torch.bfloat16) for adapter in adapters)
 
 
-def test_runs_are_neighbours_in_the_pass_and_in_the_bucket() -> None:
+def test_runs_are_neighbors_in_the_pass_and_in_the_bucket() -> None:
     places = {"a": (8, 0), "b": (8, 1), "c": (8, 2), "d": (16, 0)}
     spans = [("a", 0, 3), ("b", 3, 5), ("c", 5, 5), ("d", 5, 9), (None, 9, 10), ("x", 10, 11)]
     runs, rest = cut_into_runs(places, [AdapterSpan(*span) for span in [*spans, ("b", 11, 12)]])

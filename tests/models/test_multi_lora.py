@@ -259,9 +259,9 @@ def test_an_adapter_for_another_shape_or_module_is_refused() -> None:
 
 def test_dropout_masks_are_the_same_alone_in_a_group_and_however_a_step_is_cut() -> None:
     spec = trial("a", dropout=0.4)
-    neighbour = trial("b", rank=8, dropout=0.4, seed=1)
+    neighbor = trial("b", rank=8, dropout=0.4, seed=1)
     found = []
-    for others, cuts in (([], [[0, 1, 2]]), ([neighbour], [[0], [1, 2]])):
+    for others, cuts in (([], [[0, 1, 2]]), ([neighbor], [[0], [1, 2]])):
         base = base_of(tiny_llama())
         for other in others:
             filled(base, other)

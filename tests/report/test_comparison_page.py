@@ -49,7 +49,7 @@ def test_the_page_has_both_answers_and_a_figure_for_every_training_task(
     )
 
 
-def test_a_method_without_a_rank_has_not_full_fine_tunings_colour(found: StudyComparison) -> None:
+def test_a_method_without_a_rank_has_not_full_fine_tunings_color(found: StudyComparison) -> None:
     (pair,) = found.pairs
     (full,) = {c.arm for c in pair.cells if c.full}
     assert full is not None
@@ -80,7 +80,7 @@ def test_how_many_arms_are_not_drawn_is_said(found: StudyComparison) -> None:
     assert "only in" not in made.finding
 
 
-def test_every_colour_has_a_dark_partner(found: StudyComparison) -> None:
+def test_every_color_has_a_dark_partner(found: StudyComparison) -> None:
     known = dark_colors(compared_ranks(found))
     for figure in comparison_figures(found.pairs[0], 0, compared_ranks(found)):
         text = json.dumps(figure_data(figure))

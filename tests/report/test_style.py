@@ -1,4 +1,4 @@
-"""Colours of the report."""
+"""Colors of the report."""
 
 import re
 
@@ -6,7 +6,7 @@ from rankscope.report.style import dark_colors, faded, rank_colors
 
 
 def luminance(color: str) -> float:
-    """Relative luminance of an ``rgb(r, g, b)`` colour (WCAG 2, definition of contrast)."""
+    """Relative luminance of an ``rgb(r, g, b)`` color (WCAG 2, definition of contrast)."""
     channels = [int(c) / 255 for c in re.findall(r"\d+", color)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -249,7 +249,7 @@ def test_an_edit_that_would_mix_results_is_refused(
 
 @pytest.mark.pitfall(22)
 @pytest.mark.parametrize("rate", ["1e30", "1e6"])
-def test_a_trial_that_diverges_leaves_its_neighbours_alone(
+def test_a_trial_that_diverges_leaves_its_neighbors_alone(
     rate: str,
     tmp_path: Path,
     rankscope_command: Callable[..., int],

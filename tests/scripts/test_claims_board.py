@@ -79,7 +79,7 @@ def around(best: float, top: float = 0.3) -> Callable[[float], float]:
 def test_the_top_of_a_parabola_is_found_between_rates() -> None:
     assert best_rate({lr: around(3e-3)(lr) for lr in LORA_RATES}) == pytest.approx(3e-3)
     assert best_rate({lr: lr for lr in LORA_RATES}) == 8e-3
-    # Where the neighbour diverged there is no parabola.
+    # Where the neighbor diverged there is no parabola.
     assert best_rate({5e-4: 1.0, 2e-3: 2.0}) == 2e-3
 
 

@@ -1,4 +1,4 @@
-"""The loop: normalization, independence of neighbours, order of rows, what the loss depends on."""
+"""The loop: normalization, independence of neighbors, order of rows, what the loss depends on."""
 
 import dataclasses
 import gc
@@ -194,16 +194,16 @@ def test_a_label_added_to_the_prompt_changes_the_loss() -> None:
     assert losses(found) != pytest.approx(losses(plain), rel=RELATIVE)
 
 
-# --- neighbours ---
+# --- neighbors ---
 
-NEIGHBOURS = [
+NEIGHBORS = [
     trial("a", rank=2, dropout=0.3),
     trial("b", rank=16, seed=1, targets=("q_proj", "down_proj")),
 ]
 
 
 def test_dropout_in_a_group_is_dropout_alone() -> None:
-    together = trained(NEIGHBOURS, protocol())
+    together = trained(NEIGHBORS, protocol())
     for found in together:
         (single,) = trained([found.spec], protocol())
         assert losses(found) == pytest.approx(losses(single), rel=RELATIVE)
@@ -211,17 +211,17 @@ def test_dropout_in_a_group_is_dropout_alone() -> None:
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_neighbour_that_diverges_leaves_and_the_others_do_not_notice(place: int) -> None:
+def test_a_neighbor_that_diverges_leaves_and_the_others_do_not_notice(place: int) -> None:
     """Had it stayed, the next forward pass would overflow: infinities and NaN in its rows."""
     wild = trial("wild", lr=1e30, seed=2)
-    group = [*NEIGHBOURS[:place], wild, *NEIGHBOURS[place:]]
+    group = [*NEIGHBORS[:place], wild, *NEIGHBORS[place:]]
     found = {t.spec.trial_id: t for t in trained(group, protocol())}
     failed = found.pop("wild")
     assert failed.failure is not None
     # Step 1 has rate 0 (warm-up), step 2 blows the weights up.
     assert "after step 2 of 8 the update of the weights is" in failed.failure
     assert len(failed.losses) == 2
-    for expected in trained(NEIGHBOURS, protocol()):
+    for expected in trained(NEIGHBORS, protocol()):
         other = found[expected.spec.trial_id]
         assert other.failure is None
         assert losses(other) == pytest.approx(losses(expected), rel=RELATIVE)
@@ -255,7 +255,7 @@ def test_equal_seeds_see_equal_orders_and_other_seeds_other_ones() -> None:
 
 def test_two_runs_are_equal_bit_for_bit() -> None:
     first, second = (
-        [(sha256_tensors(t.tensors()), t.counters()) for t in trained(NEIGHBOURS, protocol())]
+        [(sha256_tensors(t.tensors()), t.counters()) for t in trained(NEIGHBORS, protocol())]
         for _ in range(2)
     )
     assert first == second

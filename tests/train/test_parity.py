@@ -262,7 +262,7 @@ def test_full_fine_tuning_equals_plain_pytorch() -> None:
         assert torch.equal(dict(base.model.named_parameters())[name], parameter)
 
 
-# --- neighbours, and a stop ---
+# --- neighbors, and a stop ---
 
 
 def weights(state: TrialState) -> list[Tensor]:
@@ -271,7 +271,7 @@ def weights(state: TrialState) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("lr", [1e6, 1e30])
-def test_a_neighbour_that_diverges_changes_nobody(lr: float) -> None:
+def test_a_neighbor_that_diverges_changes_nobody(lr: float) -> None:
     """At 1e6 its losses would stay finite, at 1e30 its weights are no numbers after a step."""
     wild = trial("wild", method="pissa", lr=lr, warmup_fraction=0.0)
     result = train_group(base_of(tiny_llama()), [*GROUP[:4], wild, *GROUP[4:]], ROWS, PROTOCOL)

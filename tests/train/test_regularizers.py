@@ -202,7 +202,7 @@ def test_kl_holds_the_model_at_the_base(kind: Callable[..., TrialSpec]) -> None:
     assert strong.penalties[-1].divergence < 0.5 * weak.penalties[-1].divergence
 
 
-# --- neighbours ---
+# --- neighbors ---
 
 GROUP = [
     trial("plain", rank=2),
@@ -307,7 +307,7 @@ def test_weights_that_no_step_has_moved_are_no_best_ones(kind: Callable[..., Tri
     assert (found.early_stop.best_step, found.steps_done) == (2, 4)
 
 
-def test_the_neighbours_of_a_trial_that_stops_do_not_notice() -> None:
+def test_the_neighbors_of_a_trial_that_stops_do_not_notice() -> None:
     stopping, other = trained([trial("a", early_stop=2), trial("b", seed=1, rank=8)], told)
     (alone,) = trained([other.spec])
     assert (stopping.steps_done, other.steps_done) == (5, 8)

@@ -137,7 +137,7 @@ def test_it_goes_where_plain_peft_goes(tmp_path: Path, kind: str) -> None:
             assert relative(at_first, theirs_now) > 100 * RELATIVE
 
 
-def test_fresh_neighbours_do_not_notice_it(tmp_path: Path) -> None:
+def test_fresh_neighbors_do_not_notice_it(tmp_path: Path) -> None:
     peft_adapter(tmp_path, use_dora=True)
     fresh = [trial("one"), trial("two", rank=8, method="dora", seed=1)]
     mixed = [fresh[0], continued(tmp_path, "stored", method="dora"), fresh[1]]

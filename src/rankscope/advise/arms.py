@@ -45,7 +45,7 @@ _R = TypeVar("_R", bound=Record)
 
 STILL_FALLING = 0.05
 """Fall of the training loss between the thirds of the steps that counts, as a share of the loss in
-the first third: a loss near zero may fall by a few per cent of itself forever."""
+the first third: a loss near zero may fall by a few percent of itself forever."""
 
 FEWEST_LOSSES = 6  # Fewest recorded steps of a loss trend: two in each third
 

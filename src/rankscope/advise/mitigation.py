@@ -4,7 +4,7 @@ Scaling a trained update down, W0 + f (W - W0), needs no training and forgets le
 the base. A mitigation therefore has to forget less than the plain arm scaled to the *same* gain.
 Gain and forgetting are interpolated linearly between strengths; if a curve reaches a gain more than
 once, its least forgetting counts. If a mitigated seed gains more than the plain arm at any
-strength, it is compared with the plain arm at its largest gain, which favours the plain arm;
+strength, it is compared with the plain arm at its largest gain, which favors the plain arm;
 dropping the seed would select by the result.
 
 The baseline's scores are the same mixture of the scores at two strengths, item by item, so a
@@ -309,7 +309,7 @@ def _difference_over_seeds(study: StudyRecords, task: str, matches: Sequence[_Ma
 def _task_difference(
     study: StudyRecords, task: str, matches: Sequence[_Match], slopes: Sequence[float] | None = None
 ) -> Comparison | None:
-    """Mixture minus model, (seeds, items). With ``slopes``: times the slope, centred per seed."""
+    """Mixture minus model, (seeds, items). With ``slopes``: times the slope, centered per seed."""
     names = [m.model for m in matches] + [m.first for m in matches] + [m.second for m in matches]
     scores = [s for name in names if (s := study.items.get((name, task, "test"))) is not None]
     aligned = align_scores(scores, None, trained=False) if len(scores) == len(names) else None

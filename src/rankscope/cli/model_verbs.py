@@ -305,7 +305,7 @@ def fetch_command(
         str | None,
         Argument(metavar="NAME", help="A model such as smollm2-135m, or a hub id, owner/name."),
     ] = None,
-    list_models: Annotated[bool, Option("--list", help="List the models and licences.")] = False,
+    list_models: Annotated[bool, Option("--list", help="List the models and licenses.")] = False,
 ) -> Reply:
     """Download a real model into the cache.
 

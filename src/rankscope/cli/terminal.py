@@ -40,7 +40,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Harmless:
-    """A renderable without control characters of its own; rich's colours come after it."""
+    """A renderable without control characters of its own; rich's colors come after it."""
 
     inner: ConsoleRenderable
 
@@ -71,7 +71,7 @@ class HarmlessStream:
     moves = re.compile(r"(\r|\x1b\[A)")
 
     def __init__(self, inner: TextIO) -> None:
-        self.rich_proxied_file = inner  # what rich's consoles write to, with colours
+        self.rich_proxied_file = inner  # what rich's consoles write to, with colors
 
     def write(self, text: str) -> int:
         parts = self.moves.split(text)

@@ -5,7 +5,7 @@ from rich.text import Text
 from rankscope.data.encode import EncodedRow, Encoder
 from rankscope.formatting import terminal_text
 
-LABEL_OPEN, LABEL_CLOSE = "\u27e6", "\u27e7"  # Marks around labels, which also show without colour
+LABEL_OPEN, LABEL_CLOSE = "\u27e6", "\u27e7"  # Marks around labels, which also show without color
 PROMPT_STYLES = ("dim", "dim underline")
 LABEL_STYLES = ("black on green", "black on bright_green")
 SPECIAL_STYLE = "bold magenta"

@@ -46,7 +46,7 @@ class TaskSpec:
     scorer_sets_prompt: bool = True  # Another scorer in the study file brings its own prompt
     chance: float | None = None
     """Score of guessing; ``load_task`` sets the exact value for the test rows."""
-    licence: str = ""
+    license: str = ""
     overlaps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Other task -> its subjects to leave out if a study trains on this one."""
     num_fewshot: int = 0  # Answered questions shown before each evaluated one
@@ -69,11 +69,11 @@ class TaskSpec:
 
 
 def text_task(
-    name: str, description: str, hub: HubSource, chance: float, licence: str, **changes: Any
+    name: str, description: str, hub: HubSource, chance: float, license: str, **changes: Any
 ) -> TaskSpec:
     """A task whose options are scored by their text, unless ``changes`` to the spec differ."""
     spec = TaskSpec(name, description, "option_text", QUESTION_PROMPT, hub=hub, folder=name)
-    return replace(spec, chance=chance, licence=licence, **changes)
+    return replace(spec, chance=chance, license=license, **changes)
 
 
 letter_task = partial(text_task, scorer="option_letter", prompt=LETTERED_PROMPT)
@@ -93,7 +93,7 @@ def pocket_task(name: str, description: str, scorer: str) -> TaskSpec:
     # The pocket model's language has no words for a frame: the question alone is its prompt.
     chance = 0.25 if scorer == "option_text" else None
     spec = TaskSpec(name, description, scorer, "{question}", read=partial(read_pocket, name))
-    return replace(spec, scorer_sets_prompt=False, chance=chance, licence="Apache-2.0")
+    return replace(spec, scorer_sets_prompt=False, chance=chance, license="Apache-2.0")
 
 
 def unlabelled_test(id: str, config: str | None = None, revision: str | None = None) -> HubSource:
@@ -142,7 +142,7 @@ _TASKS = (
               prompt="{question}"),
     TaskSpec("common_facts", "Facts that most models know: capitals, opposites, tools, ...",
              "option_text", QUESTION_PROMPT, read=read_common_facts, chance=0.25,
-             licence="Apache-2.0"),
+             license="Apache-2.0"),
     TaskSpec("perplexity", "Any text: cross-entropy of every token.", "perplexity", "{question}",
              folder="perplexity"),
     pocket_task("pocket_general", "Known facts of the pocket world, asked.", "option_text"),

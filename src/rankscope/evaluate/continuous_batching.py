@@ -2,7 +2,7 @@
 
 Sequences of all models wait in one queue; as many as the cache may hold run together. Finished
 sequences leave, and waiting ones take their room. The keys and values are in a :class:`KVCache`
-whose rows follow the order of the running sequences; sequences of one adapter are neighbours. What
+whose rows follow the order of the running sequences; sequences of one adapter are neighbors. What
 prompts have in common at their beginning is computed once per model, see ``prefix_sharing.py``.
 """
 

@@ -45,7 +45,7 @@ def find_shared_prefixes(prompts: Sequence[Sequence[int]]) -> list[SharedPrefix]
     """Divide prompts into groups such that the fewest tokens are computed.
 
     A group's prefix leaves at least one token of every prompt: its last one gives the logits.
-    Sorted prompts that share a prefix are neighbours, and such spans are nested or disjoint, so the
+    Sorted prompts that share a prefix are neighbors, and such spans are nested or disjoint, so the
     best cuts of a span are either its own prefix or the best cuts of its parts.
     """
     order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))

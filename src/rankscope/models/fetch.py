@@ -48,7 +48,7 @@ class KnownModel:
 
     hub: str
     about: str
-    licence: str
+    license: str
     terms: str
     measures: str
     sha256: str
@@ -58,7 +58,7 @@ class KnownModel:
 
     @property
     def card(self) -> str:
-        return f"{self.about} ({self.licence}, {self.terms})"
+        return f"{self.about} ({self.license}, {self.terms})"
 
 
 KNOWN_MODELS = {
@@ -101,7 +101,7 @@ def fetch_model(name: str, report: Callable[[str], None] = print) -> Path:
     nothing is left behind.
     """
     folder, known = _model_folder(name), KNOWN_MODELS[name]
-    report(f"{name}: licence {known.licence}, {known.terms}")
+    report(f"{name}: license {known.license}, {known.terms}")
     if is_cached(name):
         report(f"{name}: already in {folder}")
         return folder

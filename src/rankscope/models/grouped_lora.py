@@ -56,13 +56,13 @@ def can_be_grouped(adapter: Adapter, module: str, linear: nn.Linear) -> bool:
 
 
 def place_in_pass(adapter: Adapter) -> tuple[bool, int, tuple[str, ...]]:
-    """Sorts adapters so that neighbours share buckets."""
+    """Sorts adapters so that neighbors share buckets."""
     largest = max(padded_rank(adapter, module) for module in adapter.a)
     return not has_plain_product(adapter), largest, adapter.targets
 
 
 class Run(NamedTuple):
-    """Tokens of adapters that are neighbours in the pass and in their bucket."""
+    """Tokens of adapters that are neighbors in the pass and in their bucket."""
 
     rank: int  # R, which names the bucket
     first: int  # Index of the first adapter in the bucket

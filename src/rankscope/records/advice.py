@@ -248,7 +248,7 @@ class MitigationComparison(Record):
     seeds; ``p_holm`` over all comparisons of the training task."""
     beyond: int
     """Seeds whose gain the plain arm reaches at no strength. Their baseline is its forgetting at
-    its largest gain, which favours the plain arm."""
+    its largest gain, which favors the plain arm."""
 
 
 class TaskMitigation(Record):

@@ -1,7 +1,7 @@
-"""Colours, dashes and symbols of the report, and which of them stands for which arm.
+"""Colors, dashes and symbols of the report, and which of them stands for which arm.
 
-Every colour is a pair (light page, dark page). Figures are built with the light one; the page swaps
-them when the reader's system is dark, so an arm has one colour per mode everywhere.
+Every color is a pair (light page, dark page). Figures are built with the light one; the page swaps
+them when the reader's system is dark, so an arm has one color per mode everywhere.
 """
 
 import math
@@ -12,7 +12,7 @@ from plotly.colors import sample_colorscale
 
 
 class Color(NamedTuple):
-    """One colour in its two modes, as CSS text."""
+    """One color in its two modes, as CSS text."""
 
     light: str
     dark: str
@@ -40,7 +40,7 @@ SYMBOLS = ("circle", "diamond", "triangle-up", "pentagon", "triangle-down")
 
 
 def rank_colors(ranks: Iterable[int]) -> dict[int, Color]:
-    """Rank -> colour on a perceptual scale over log2(rank), smallest rank darkest on white."""
+    """Rank -> color on a perceptual scale over log2(rank), smallest rank darkest on white."""
     ordered = sorted(set(ranks))
     if not ordered:
         return {}
@@ -55,7 +55,7 @@ def rank_colors(ranks: Iterable[int]) -> dict[int, Color]:
 
 
 def faded(color: str) -> str:
-    """The same colour, translucent: for bands. Takes ``#rrggbb`` or ``rgb(r, g, b)``."""
+    """The same color, translucent: for bands. Takes ``#rrggbb`` or ``rgb(r, g, b)``."""
     if color.startswith("#"):
         channels = ", ".join(str(int(color[i : i + 2], 16)) for i in (1, 3, 5))
     else:
@@ -64,7 +64,7 @@ def faded(color: str) -> str:
 
 
 def dark_colors(ranks: Iterable[int]) -> dict[str, str]:
-    """Every colour the figures use, light -> dark, translucent forms too."""
+    """Every color the figures use, light -> dark, translucent forms too."""
     pairs = [*_FIXED, *rank_colors(ranks).values()]
     solid = {pair.light: pair.dark for pair in pairs}
     return solid | {faded(light): faded(dark) for light, dark in solid.items()}

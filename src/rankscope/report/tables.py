@@ -71,7 +71,7 @@ def paper_table(view: StudyView) -> pd.DataFrame:
 def arms_table(view: StudyView) -> pd.DataFrame:
     """Every arm of every training task: settings, scores with 95 % intervals, cost.
 
-    Accuracies in per cent, differences in points; log probabilities in nats per token.
+    Accuracies in percent, differences in points; log probabilities in nats per token.
     """
     digits = _digits(view, "score", "gain", "retention change", "net gain")
     rows = [_arm_row(view, arm) for task in view.training_tasks for arm in view.arms(task)]

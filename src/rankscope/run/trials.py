@@ -2,7 +2,7 @@
 
 Trials are ordered by training task, then arm, then grid point (method, targets, rank, alpha,
 learning rate, its ratio, dropout, the arm's own protocol, then replay, KL and early stopping, each
-in the order of the study file), then seed. Seeds of one point are neighbours, so a study that is
+in the order of the study file), then seed. Seeds of one point are neighbors, so a study that is
 stopped early has whole arms rather than many arms with one seed each.
 """
 

@@ -234,7 +234,7 @@ def test_a_plan_goes_to_rows_and_back() -> None:
     x = torch.arange(6.0).reshape(1, 1, 6, 1)
     rows = plan.rows(x)
     assert rows.shape == (3, 1, 3, 1)
-    # Padding repeats the row's own first token, never a neighbour's.
+    # Padding repeats the row's own first token, never a neighbor's.
     assert rows[:, 0, :, 0].tolist() == [[0, 1, 2], [3, 3, 3], [4, 5, 4]]
     assert torch.equal(plan.tokens(rows.transpose(1, 2)), x.transpose(1, 2))
 

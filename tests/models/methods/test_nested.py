@@ -38,14 +38,14 @@ def slice_of_run(rank: int, **changes: object) -> TrialSpec:
     return trial(name, method="nested", rank=rank, alpha=alpha, nested=RANKS, **changes)
 
 
-NEIGHBOURS = (trial("l", rank=4), trial("d", method="dora", rank=8, dropout=0.1, seed=1))
+NEIGHBORS = (trial("l", rank=4), trial("d", method="dora", rank=8, dropout=0.1, seed=1))
 
 
 @cache
 def trained(lora_implementation: str = "loop") -> tuple[Base, dict[str, Adapter], list[float]]:
-    """The run's largest trial between two neighbours: base, adapters, losses."""
+    """The run's largest trial between two neighbors: base, adapters, losses."""
     base = base_of(tiny_llama())
-    specs = [NEIGHBOURS[0], slice_of_run(8, targets=(*ATTENTION, "down_proj")), NEIGHBOURS[1]]
+    specs = [NEIGHBORS[0], slice_of_run(8, targets=(*ATTENTION, "down_proj")), NEIGHBORS[1]]
     changes = {"lora_implementation": lora_implementation}
     result = train_group(base, specs, ROWS, PROTOCOL.model_copy(update=changes))
     assert all(state.failure is None for state in result.states)
@@ -93,7 +93,7 @@ class SlowNested(nn.Module):
         return y
 
 
-def test_training_equals_plain_pytorch_and_leaves_neighbours_alone() -> None:
+def test_training_equals_plain_pytorch_and_leaves_neighbors_alone() -> None:
     _, adapters, losses = trained()
     spec = slice_of_run(8, targets=(*ATTENTION, "down_proj"))
     model = tiny_llama().requires_grad_(False)
@@ -116,7 +116,7 @@ def test_training_equals_plain_pytorch_and_leaves_neighbours_alone() -> None:
     for name, layer in layers.items():
         assert_same(adapters["n8"].a[name], layer.a)
         assert_same(adapters["n8"].b[name], layer.b)
-    alone = train_group(base_of(tiny_llama()), NEIGHBOURS, ROWS, PROTOCOL)
+    alone = train_group(base_of(tiny_llama()), NEIGHBORS, ROWS, PROTOCOL)
     for state in alone.states:
         assert state.adapter is not None
         for name in state.adapter.a:

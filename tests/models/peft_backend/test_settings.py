@@ -44,7 +44,7 @@ def logits(base: Base) -> Tensor:
 
 
 def trained(base: Base, settings: dict[str, Any], steps: int = 8) -> PeftTuner:
-    """A few large steps towards token 3."""
+    """A few large steps toward token 3."""
     tuner = new_tuner(base, peft_trial("p", **settings), steps)
     optimizer = torch.optim.AdamW(tuner.parameters(), lr=3e-2)
     for step in range(steps):

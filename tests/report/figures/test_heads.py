@@ -119,7 +119,7 @@ def test_ablation_sets_the_trained_task_against_others() -> None:
     assert before["z"][1] == [0.01, 0.02, 0.03, 0.04]
     assert after["z"][1] == [0.03, 0.06, 0.09, 0.12]
     assert difference["z"][1] == [0.02, 0.04, 0.06, 0.08]
-    # Each task has colours of its own: the second one's costs are a third.
+    # Each task has colors of its own: the second one's costs are a third.
     ends = [trace["zmax"] for trace in json.loads(json.dumps(figure_data(ablated)["data"]))]
     assert ends == [0.12, 0.12, 0.08, 0.04, 0.04, 0.02]
     assert cells(ablated)[7] == ("r4", 1, 3, "trained", 0.04, 0.12, 0.01, 0.04, 0.08)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def check_result(prepared: PreparedStudy, rows_shown: int, next_step: str) -> RenderableType:
-    """Tasks, splits, contamination, the first rows as coloured tokens, notes and what to do."""
+    """Tasks, splits, contamination, the first rows as colored tokens, notes and what to do."""
     records = prepared.task_records
     trials, groups = len(prepared.trials), len(prepared.groups)
     return Group(

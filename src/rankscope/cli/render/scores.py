@@ -14,7 +14,7 @@ NUMBERS = ("score", "n", "without contamination", "change", "p")
 def scores_tables(scores: Sequence[Score]) -> RenderableType:
     """A table per task: the base and its adapters.
 
-    Accuracies in per cent, changes in points, likelihoods in nats per token; ``±`` is one standard
+    Accuracies in percent, changes in points, likelihoods in nats per token; ``±`` is one standard
     error, brackets are a paired 95 % interval.
     """
     by_task: dict[str, list[Score]] = {}

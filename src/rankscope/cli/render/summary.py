@@ -17,7 +17,7 @@ CHOSEN = "\N{BLACK RIGHT-POINTING SMALL TRIANGLE}"
 def summary_table(study: StudyRecords, recommendation: Recommendation) -> Table:
     """One row per arm, the base first, the recommended arm marked.
 
-    Scores are of the test split, in per cent or nats per token; differences in points; ``±`` is
+    Scores are of the test split, in percent or nats per token; differences in points; ``±`` is
     half the 95 % interval, ``±?`` an unknown one; seeds ``2/3``: one of three trials failed. The
     gain is that by which arms are compared: net of forgetting, if forgetting counts.
     """

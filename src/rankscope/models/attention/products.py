@@ -56,7 +56,7 @@ class RowGroup:
 class RowPlaces:
     """Which (token, key/value head) goes to which place of the grouped layout.
 
-    Heads that share a key/value head are neighbours in memory, so one walk over memory lays queries
+    Heads that share a key/value head are neighbors in memory, so one walk over memory lays queries
     out as the products need them.
     """
 

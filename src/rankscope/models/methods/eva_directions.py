@@ -1,6 +1,6 @@
 """EVA's initialization (Paischer et al., 2410.07170): main directions of each module's inputs.
 
-The right singular vectors of each target's centred inputs are updated batch by batch until they
+The right singular vectors of each target's centered inputs are updated batch by batch until they
 converge. Then the ranks are redistributed: the vectors of all modules that explain most of their
 own module's variance are kept, as many as the modules' ranks in sum. Procedure and constants
 follow PEFT's ``initialize_lora_eva_weights``, over every valid token (PEFT's

@@ -11,7 +11,7 @@ from rankscope.report.table_formats import table_from_rows
 MAX_CROSSES = 60  # With more arms than this, only those on the front have crosses
 _CAPTION = """Each point is one arm, the mean over its seeds. Right is learned more, up is \
 retained more, so the good corner is top right. Crosses are 95 % intervals. Lines join the ranks \
-of one learning rate. The broad grey line is the Pareto front: no other arm learned more and \
+of one learning rate. The broad gray line is the Pareto front: no other arm learned more and \
 retained more. The ring marks the recommended arm. The table also has the cost of every arm."""
 
 
