@@ -2,14 +2,13 @@
 
 import mmap
 import os
-import subprocess
-import sys
 from datetime import UTC, datetime
 
 import numpy as np
 import psutil
 import pytest
 import torch
+from launcher import Launcher
 
 from rankscope.cli.application import WAITING_LOOPS, limit_busy_waiting
 from rankscope.device import (
@@ -47,17 +46,16 @@ print(resident() - before)
 """
 
 
-def resident_growth_mib(mode: str) -> int:
-    done = subprocess.run(
-        [sys.executable, "-c", FREE_256_MIB, mode], capture_output=True, text=True, check=True
-    )
-    return int(done.stdout)
+def resident_growth_mib(launcher: Launcher, mode: str) -> int:
+    launcher.start(mode, code=FREE_256_MIB)
+    assert launcher.ended() == 0, launcher.said()
+    return int(launcher.said())
 
 
-def test_freed_memory_is_kept_only_where_asked() -> None:
-    assert resident_growth_mib("default") < 64
+def test_freed_memory_is_kept_only_where_asked(launcher: Launcher) -> None:
+    assert resident_growth_mib(launcher, "default") < 64
     # On a C library other than glibc the subprocess itself fails: the claim does not hold there.
-    assert resident_growth_mib("keep") > 192
+    assert resident_growth_mib(launcher, "keep") > 192
 
 
 def test_allocator_can_be_set_twice() -> None:

@@ -1,11 +1,9 @@
 """``inspect`` never holds a checkpoint whole: shards are read a matrix at a time."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
+from launcher import Launcher
 from transformers import LlamaConfig, LlamaForCausalLM
 
 MEGABYTE = 2**20
@@ -49,21 +47,17 @@ def saved(folder: Path, hidden: int, inner: int, seed: int, shard: str) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def test_a_checkpoint_in_shards_is_never_held_whole(tmp_path: Path) -> None:
+def test_a_checkpoint_in_shards_is_never_held_whole(launcher: Launcher, tmp_path: Path) -> None:
     """100 MB a side in shards of two matrices; a matrix has 4 MB, its difference in float64 8."""
     size = saved(tmp_path / "base", 64, 16384, 0, "9MB")
     saved(tmp_path / "tuned", 64, 16384, 1, "9MB")
     saved(tmp_path / "small", 64, 1024, 0, "1MB")
     assert size > 95 * MEGABYTE
     assert len(list((tmp_path / "tuned").glob("*.safetensors"))) > 10
-    folders = [str(tmp_path / name) for name in ("base", "tuned", "small")]
-    room = 80 * MEGABYTE
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, *folders, str(room)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "RANKSCOPE_CACHE": str(tmp_path / "cache")},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    folders = [tmp_path / name for name in ("base", "tuned", "small")]
+    cache = {"RANKSCOPE_CACHE": str(tmp_path / "cache")}
+    launcher.start(*folders, 80 * MEGABYTE, code=LIMITED, environment=cache)
+    done = launcher.outcome()
+    assert done.code == 0, done.err[-2000:]
     # Seven matrices in each of eight layers; and holding either side would break the limit.
-    assert done.stdout.split("\n")[:2] == ["56", "too large to hold"]
+    assert done.out.split("\n")[:2] == ["56", "too large to hold"]
