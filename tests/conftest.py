@@ -4,8 +4,9 @@ Tests that request ``data_dir``, ``model_folder`` or ``browser`` are deselected 
 has none; see ``fixtures/external_resources.py``.
 """
 
+import gc
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,18 @@ def pytest_configure(config: pytest.Config) -> None:
     keep_freed_memory()
     # Models in tests are tiny: a second thread would only wait, long where other work shares cores.
     torch.set_num_threads(1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported stays: Python's collector need not look through it while tests are found,
+    nor ever after."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")
