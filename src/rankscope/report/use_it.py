@@ -145,7 +145,9 @@ def use_steps(
     )
     return [
         UseStep("Load it with PEFT", load, "python", base.note),
-        UseStep("Merge it into the base", merge, "python", "This continues the code above."),
+        UseStep(
+            "Merge it into the base", merge, "python", "This continues the code that loads it."
+        ),
         _serve(base, settings, name, quoted),
         _convert(settings, place),
     ]

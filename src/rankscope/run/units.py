@@ -3,6 +3,7 @@ the base, which one of them scores.
 
     OUT/units/<group id or "base">/
         unit.json      what to do; written last by the driver, once the folder is ready
+        SHA256SUMS     its hash
         ledger.sqlite, artifacts/, checkpoints/    a ledger of the unit's own
         sealed.sha256  hash of that ledger; written last by the worker
 
@@ -13,6 +14,7 @@ checkpoints and finished results in its folder, so running the unit again contin
 """
 
 import dataclasses
+import hashlib
 import shutil
 import socket
 import time
@@ -24,7 +26,7 @@ from rankscope.config.study import StudyConfig
 from rankscope.device import provenance
 from rankscope.errors import IntegrityError, UserError, reading
 from rankscope.filesystem import replace_text
-from rankscope.hashing import sha256_json, sums_text
+from rankscope.hashing import SUMS, sha256_json, sums_text
 from rankscope.progress import LOG, logged_notes
 from rankscope.records import BASE, Record
 from rankscope.run.begin import check_record_settings
@@ -132,6 +134,8 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
     statuses = context.ledger.statuses(ids)
     untrained = [trial for trial in group if statuses[trial.trial_id] == "planned"]
     move_checkpoint(context.ledger.out, folder, group_id(untrained))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    replace_text(folder / SUMS, f"{digest}  {UNIT_ORDER}\n")
     replace_text(file, text)
     return folder
 

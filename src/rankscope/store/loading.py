@@ -8,6 +8,7 @@ from pydantic import FiniteFloat
 
 from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
+from rankscope.formatting import count
 from rankscope.records import (
     BASE,
     CurvePoint,
@@ -102,9 +103,9 @@ def _curves(db: sqlite3.Connection, tasks: Container[str]) -> dict[str, list[Cur
 
 
 def _earlier_trials_notes(db: sqlite3.Connection) -> Iterator[str]:
-    (count,) = db.execute("SELECT COUNT(*) FROM trials WHERE position IS NULL").fetchone()
-    if count:
+    (earlier,) = db.execute("SELECT COUNT(*) FROM trials WHERE position IS NULL").fetchone()
+    if earlier:
         yield (
-            f"{count} trial(s) of an earlier form of this study are kept in the ledger "
-            "and not shown here."
+            "Kept in the ledger and not shown here: "
+            f"{count(earlier, 'trial')} of an earlier form of this study."
         )

@@ -68,7 +68,7 @@ def find_problems(out: Path, *, quick: bool = False) -> list[Problem]:
     for name in CLOSED_FILES[1:]:
         if name in closed:
             problems.append(Problem(name, *closed[name], "no result depends on it; run again"))
-    for name, expected, found in changed_files(out, SUMS, OUTPUT_FILES):
+    for name, expected, found in changed_files(out, SUMS, (*OUTPUT_FILES, UNIT_ORDER)):
         remedy = f"write it again: rankscope report {store.shown}"
         problems.append(Problem(name, expected, found, remedy))
     if not quick:

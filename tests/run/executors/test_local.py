@@ -26,7 +26,7 @@ from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.executors.worker_process import check_worker, run_worker
 from rankscope.run.units import KILLED_FOR_MEMORY, seal_unit
 from rankscope.run.worker import work
-from rankscope.store import Ledger
+from rankscope.store import Ledger, find_problems
 
 
 class Killer(LocalExecutor):
@@ -411,7 +411,9 @@ def test_a_worker_refuses_what_is_no_unit_or_another_study(unsealed: Path) -> No
     with pytest.raises(UserError, match="found no unit of work"):
         work(out, "0123456789abcdef")
     unit = next(out.glob("units/*/unit.json"))
+    assert find_problems(out) == []
     unit.write_text(unit.read_text().replace('"max_items":8', '"max_items":7'))
+    assert [problem.path for problem in find_problems(out)] == [unit.relative_to(out).as_posix()]
     with pytest.raises(UserError, match="differs from the driver's"):
         work(out, unit.parent.name)
     torch = re.search('"torch":"([^"]+)"', unit.read_text())

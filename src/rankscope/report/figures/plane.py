@@ -78,7 +78,7 @@ def _finding(view: StudyView, task: str) -> str:
     highest = "The largest gain is" if gain > 0 else "No arm gained; the highest change is"
     return (
         f"{highest} {difference(gain, view.unit(task))} ({most.label}), with "
-        f"{retention_text(kept, lost)}; {least.label} retained most "
-        f"({retention_text(best, lost)}). {count(len(front), 'arm')} of {len(scored)} "
+        f"{retention_text(kept, lost)}; the highest change of retention is "
+        f"{difference(best, lost)} ({least.label}). {count(len(front), 'arm')} of {len(scored)} "
         f"{'is' if len(front) == 1 else 'are'} on the Pareto front."
     )
