@@ -7,6 +7,7 @@ has none; see ``fixtures/external_resources.py``.
 import gc
 import signal
 from collections.abc import Generator, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,18 @@ def pytest_collection() -> Generator[None, object, object]:
 def data_dir() -> Path:
     """Folder of the real data sets, ``<task>/{train,validation,test}.jsonl``."""
     return external_resources.data_folder()
+
+
+@pytest.fixture(scope="module")
+def beginnings(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first rows of every file of the real data sets."""
+    folder = tmp_path_factory.mktemp("data")
+    for path in data_dir.glob("*/*.jsonl"):
+        copy = folder / path.relative_to(data_dir)
+        copy.parent.mkdir(exist_ok=True)
+        with path.open("rb") as file:
+            copy.write_bytes(b"".join(islice(file, 60)))
+    return folder
 
 
 @pytest.fixture(scope="session")

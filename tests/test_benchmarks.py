@@ -8,17 +8,21 @@ from collections.abc import Callable
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from launcher import Launcher
 from tiny_models import VOCABULARY, tiny_llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+import evaluation_race
 import gpu
 import race
+import whole_study
 from agreement import choice_agreement, text_agreement
 from evaluate_agreement import passes
 from heads import reliability
@@ -122,12 +126,27 @@ def test_train_sweep_prints_its_line(lines_of: LinesOf, data_dir: Path) -> None:
 
 
 def test_a_whole_study_has_the_losses_and_scores_of_the_scripts(
-    lines_of: LinesOf, data_dir: Path
+    lines_of: LinesOf, launcher: Launcher, beginnings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It exits with 1 if they differ. The parts of what is saved add up to all of it."""
+    """It exits with 1 if they differ. The parts of what is saved add up to all of it. The studies
+    are commands of the launcher, the harness scores here; decompositions have their own process."""
+    in_its_process = evaluation_race.run_side
+
+    def run_side(module: str, function: str, given: Any) -> Any:
+        if module == "whole_study":
+            return in_its_process(module, function, given)
+        return getattr(import_module(module), function)(given)
+
+    def run(command: list[str], *, env: dict[str, str], **_: object) -> None:
+        cache = {"RANKSCOPE_CACHE": env["RANKSCOPE_CACHE"]}
+        ran = launcher.run(*command[1:], environment=cache)
+        assert ran.code == 0, ran.err
+
+    monkeypatch.setattr(evaluation_race, "run_side", run_side)
+    monkeypatch.setattr(whole_study, "subprocess", SimpleNamespace(run=run))
     sizes = "--ranks 2 --rates 1e-3,3e-3 --full-rates 5e-4 --seeds 2 --rows 12 --max-length 100"
     steps = "--steps 6 --items 8 --rung-items 8 --sample-steps 2 --dtype float32"
-    places = ["--model", str(pocket_folder()), "--data-dir", str(data_dir)]
+    places = ["--model", str(pocket_folder()), "--data-dir", str(beginnings)]
     (result,) = lines_of("whole_study", *sizes.split(), *steps.split(), *places)
     ours, scripts = result["seconds"]["rankscope"], result["seconds_of_scripts"]["all"]
     assert result["ratio"] == pytest.approx(scripts / ours, rel=1e-3)

@@ -1,6 +1,5 @@
 """The data of a study: tasks and rows, refusals with a way out, notes."""
 
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -13,18 +12,6 @@ from rankscope.models.load import load_tokenizer
 from rankscope.models.model_folder import model_folder
 from rankscope.run.study import Study
 from rankscope.tools.new_study import study_template
-
-
-@pytest.fixture(scope="module")
-def beginnings(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first rows of every file of the real data sets."""
-    folder = tmp_path_factory.mktemp("data")
-    for path in data_dir.glob("*/*.jsonl"):
-        copy = folder / path.relative_to(data_dir)
-        copy.parent.mkdir(exist_ok=True)
-        with path.open("rb") as file:
-            copy.write_bytes(b"".join(islice(file, 60)))
-    return folder
 
 
 def test_a_training_task_without_rows_is_refused_with_a_way_out(
