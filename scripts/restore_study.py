@@ -5,8 +5,7 @@
 
 The study can be reported, compared and read from Python. It has no weights, so it cannot be
 exported or continued, no texts of rows or answers, and no singular values. Of the answers offered
-it has log p of the right one, and of the others together. Older records lack the latter: the report
-then says that forgetting is weighed by the right answer alone.
+it has log p of the right one, and of the others together.
 """
 
 import json
@@ -46,16 +45,8 @@ def restore(records: Path, out: Path) -> None:
     def of(kind: str, record: type[R]) -> list[R]:
         return [record.model_validate_json(body) for body in rows.loc[rows["kind"] == kind, "body"]]
 
-    tasks = [TaskRecord(**task) for task in about["tasks"]]
     evals = of("eval", EvalRecord)
     items = pd.read_parquet(records / "items.parquet")
-    notes = [*about["notes"], f"restored from the records of commit {about['commit']}"]
-    answered = [task.name for task in tasks if task.score_unit == "accuracy"]
-    if answered and "among" not in items:
-        notes.append(
-            f"{', '.join(answered)}: the records lack the other answers offered, so forgetting is "
-            "weighed by log p of the right answer, which also falls with the form of answers"
-        )
     status = {trial["trial"]: trial["status"] for trial in about["trials"]}
     why = {trial["trial"]: trial["failure"] or "" for trial in about["trials"]}
     with Ledger.open(out, write=True) as ledger:
@@ -63,10 +54,12 @@ def restore(records: Path, out: Path) -> None:
             about["name"],
             about["config"],
             ModelRecord(**about["model"]),
-            tasks,
+            [TaskRecord(**task) for task in about["tasks"]],
             Provenance(**about["provenance"]),
         )
-        ledger.put_notes(notes)
+        ledger.put_notes(
+            [*about["notes"], f"restored from the records of commit {about['commit']}"]
+        )
         ledger.add_seconds(about["seconds"])
         ledger.put_trials(of("trial", TrialSpec))
         ledger.commit(
