@@ -98,8 +98,8 @@ class Base:
     name: str = "base"  # Among the models of the ranks
     weight_norms: dict[str, float] = field(default_factory=dict)  # By linear layer, once needed
     product_dtype: torch.dtype | None = None
-    """Of products if it is not that of the weights: mixed precision (1710.03740), in which norms,
-    softmax and sums stay in float32."""
+    """Dtype of matrix products if it differs from the weights': mixed precision (1710.03740).
+    Norms, softmax and sums stay in float32."""
 
     @property
     def device(self) -> torch.device:

@@ -83,6 +83,7 @@ def gold_logprobs_per_token(table: pa.Table) -> npt.NDArray[np.float64]:
 
     If answers are offered, it is log p of the right one given that one of them is the answer. A
     model that merely expects another form of answer gives all of them a lower log p, which cancels.
+    An item whose ``gold_logprob`` is in neither list of offered answers is taken as it is.
     """
     gold, tokens = (
         pc.fill_null(pc.cast(table[name], pa.float64()), float("nan")).to_numpy()

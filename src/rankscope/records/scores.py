@@ -51,7 +51,7 @@ class CurvePoint(Record):
     seconds: float
     num_tokens: int
     item_scores: tuple[float, ...] = ()  # By item; at the rungs of an adaptive study only
-    gold_logprobs: tuple[float | None, ...] = ()  # The same, as of ``gold_logprobs_per_token``
+    gold_logprobs: tuple[float | None, ...] = ()  # Likewise, by ``gold_logprobs_per_token``
 
 
 EvalKey = tuple[str, str, Split]  # (trial id or ``base``, task, split)

@@ -4,8 +4,6 @@ import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 from rankscope.device import live_memory_bytes, release_freed_memory
 from rankscope.errors import AGAIN, OutOfMemory, is_out_of_memory, out_of_memory_message
 from rankscope.formatting import byte_size
@@ -51,12 +49,12 @@ def with_oom_backoff(
         return
     has_tried = not context.killed_for_memory
     shortage = attempt(context, group, work)
+    if shortage:
+        context.reporter.finish(shortage)
+        context.svd_cache.clear()
+    release_freed_memory()  # training, scoring and analysis need blocks of other sizes
     if not shortage:
         return
-    context.reporter.finish(shortage)
-    context.svd_cache.clear()
-    if context.base.device.type == "cuda":
-        torch.cuda.empty_cache()
     check_returned(context)
     ranks = context.base.ranks
     before = plan_of(context) if ranks.size > 1 else None
@@ -100,7 +98,6 @@ def attempt(context: RunContext, group: Group, work: Callable[[Group], None]) ->
         return out_of_memory_message(error)
     finally:
         context.base.multi_lora.clear()
-        release_freed_memory()  # training, scoring and analysis need blocks of other sizes
     return ""
 
 

@@ -57,23 +57,24 @@ class KVCache:
         """A new cache of the given rows of several caches, in order.
 
         Args:
-            empties: whether the parts lose each layer once it is copied, so that there is never
-                room taken for two whole caches.
+            empties: whether each part gives up a layer once it is copied: two whole caches never
+                exist at once.
         """
         whole = cls(0, capacity)
-        whole.lengths = torch.cat([cache.lengths[rows] for cache, rows in parts])
-        takes = dict.pop if empties else dict.__getitem__
-        for layer in tuple(parts[0][0].keys):
-            for side in ("keys", "values"):
-                sources = [takes(getattr(cache, side), layer) for cache, _ in parts]
-                _, heads, _, width = sources[0].shape
-                grown = sources[0].new_zeros((len(whole.lengths), heads, capacity, width))
-                start = 0
-                for source, (cache, rows) in zip(sources, parts, strict=True):
-                    longest = int(cache.lengths[rows].max()) if len(rows) else 0
-                    stop = start + len(rows)
-                    grown[start:stop, :, :longest] = source[rows.to(source.device), :, :longest]
-                    start = stop
+        lengths = [cache.lengths[rows] for cache, rows in parts]
+        whole.lengths = torch.cat(lengths)
+        for side in ("keys", "values"):
+            stored = [getattr(cache, side) for cache, _ in parts]
+            for layer in tuple(stored[0]):
+                first = stored[0][layer]
+                _, num_heads, _, width = first.shape
+                grown = first.new_zeros((len(whole.lengths), num_heads, capacity, width))
+                places = grown.split([len(own) for own in lengths])
+                for place, own, (_, rows), kept in zip(places, lengths, parts, stored, strict=True):
+                    longest = int(own.max()) if len(own) else 0
+                    place[:, :, :longest] = kept[layer][rows.to(grown.device), :, :longest]
+                    if empties:
+                        del kept[layer]
                 getattr(whole, side)[layer] = grown
         return whole
 
