@@ -211,8 +211,6 @@ def test_nothing_is_guessed_where_scores_are_nats(tmp_path: Path) -> None:
     assert found.chance is None
     (record,) = (record for record in inputs.task_records if record.name == "pocket_med")
     assert record.chance is None
-    # Records may hold the chance of their options.
-    assert record.model_copy(update={"chance": 0.25}).chance_score is None
 
 
 def test_the_verb_predicts_beside_the_past_record(

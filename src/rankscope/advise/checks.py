@@ -110,7 +110,7 @@ def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
         value = f"by log-probability{f'; accuracy on {not_above}' if at_chance else ''}"
         return trust_check("retention.logprob", "fine", value)
     value = count(len(tasks), "retention task")
-    has_chance = any(task.chance_score is not None for task in tasks)
+    has_chance = any(task.chance is not None for task in tasks)
     return trust_check("retention.fine" if has_chance else "retention.text", "fine", value)
 
 

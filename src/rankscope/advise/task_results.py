@@ -177,7 +177,7 @@ class TaskResults:
             error = clustered_standard_error(scores) if scores.size else None
             if task.score_unit == "accuracy" and error is not None:
                 # Written answers are never right by guessing.
-                base, chance = float(scores.mean()), task.chance_score or 0.0
+                base, chance = float(scores.mean()), task.chance or 0.0
                 if base - 2 * error <= chance:
                     found[task.name] = (base, scores.size, chance)
         return found

@@ -26,7 +26,7 @@ class TaskRecord(Record):
     parts: tuple[str, ...] = ()  # Of a mixture: the tasks whose rows it is trained on
     metric: str  # Primary metric
     score_unit: Literal["accuracy", "log_probability"]  # Share of 1, or mean nats per token
-    chance: float | None  # Score of guessing; None if unknown
+    chance: float | None  # Score of guessing; None if unknown, and for scores in nats
     rows: dict[str, int]  # Rows per split: train, validation, test
     row_shape: str = ""  # Such as ``alpaca``
     dropped: int  # Rows dropped while reading
@@ -38,11 +38,6 @@ class TaskRecord(Record):
     sha256: str  # Of the rows used
     validation_sha256: str = ""  # Of the validation items, their prompts and scoring alone
     test_sha256: str = ""  # The same of the test items
-
-    @property
-    def chance_score(self) -> float | None:
-        """Score of guessing; None if unknown, and for scores in nats, whatever the record says."""
-        return self.chance if self.score_unit == "accuracy" else None
 
     @property
     def is_contaminated(self) -> bool:

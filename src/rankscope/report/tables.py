@@ -206,7 +206,7 @@ def tasks_table(view: StudyView) -> pd.DataFrame:
                 "task": task.name,
                 "role": ", ".join(role.replace("_", " ") for role in task.roles),
                 "metric": task.metric,
-                "chance score": task.chance_score,
+                "chance score": task.chance,
                 **{f"{split} rows": task.rows.get(split) for split in _SPLITS},
                 "dropped on reading": task.dropped,
                 "contamination, exact": task.contamination.get("exact"),
