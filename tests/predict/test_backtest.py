@@ -187,7 +187,15 @@ def test_a_study_that_has_no_ranks_is_left_out_by_name(screened: tuple[Backtest,
 
 @pytest.mark.parametrize(
     ("before", "after", "said"),
-    [("max_items: 16", "max_items: 12", "pocket_med"), ("float32", "bfloat16", "dtype")],
+    [
+        ("max_items: 16", "max_items: 12", "pocket_med"),
+        (
+            "- name: pocket_med\n",
+            "- name: pocket_med\n  max_train_rows: 9\n",
+            "4 trials .* rows, .* put",
+        ),
+        ("float32", "bfloat16", "4 trials .*, expected the base, dtype"),
+    ],
 )
 def test_a_study_that_is_no_longer_the_same_is_refused(
     finished: Path, tmp_path: Path, before: str, after: str, said: str

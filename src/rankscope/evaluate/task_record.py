@@ -39,6 +39,7 @@ def task_record(
         sha256=hashed(task.sha256),
         validation_sha256=hashed(items_sha256(task.validation)),
         test_sha256=hashed(items_sha256(task.test)),
+        contaminated_sha256=sha256_json(sorted(task.contaminated_ids)),
     )
 
 

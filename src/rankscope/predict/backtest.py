@@ -13,8 +13,9 @@ from rankscope.predict.screens import rank_scores, run_subset, scores_by_arm
 from rankscope.progress import ProgressReporter
 from rankscope.records import BASE, Backtest, BacktestTask, StudyRecords, TaskPrediction
 from rankscope.run.prepare import prepare_study
+from rankscope.run.prepared import PreparedStudy
 from rankscope.store import Ledger
-from rankscope.store.history import check_same_model, check_same_tasks
+from rankscope.store.history import check_same_tasks
 
 
 def backtest(
@@ -51,14 +52,25 @@ def backtest_study(
         return []
     inputs = prepare_study(load_study_file(folder / "study.resolved.yaml"))
     check_same_tasks(folder, {task.name: task for task in study.tasks}, inputs.task_records)
+    check_same_trials(folder, study, inputs)
     subset = None if screen is None else run_subset(inputs, screen, reporter)
-    base = open_base(inputs)
-    check_same_model(folder, study.model, base.record)
     return [
         backtest_task(study, subset, prediction, curves[prediction.task])
-        for prediction in predict_tasks(inputs, base, subset, study)
+        for prediction in predict_tasks(inputs, open_base(inputs), subset, study)
         if len(curves[prediction.task]) > 1
     ]
+
+
+def check_same_trials(folder: Path, study: StudyRecords, inputs: PreparedStudy) -> None:
+    """Refuse a study whose base, training rows or settings are not those of its trials."""
+    given = {trial.trial_id for trial in inputs.trials}
+    ids = [trial.spec.trial_id for trial in study.trials if trial.spec.trial_id not in given]
+    if ids:
+        raise UserError(
+            f"{folder}: found {len(ids)} trials that its study file no longer gives, such as "
+            f"{ids[0]}, expected the base, dtype, training rows, settings and version of Rankscope "
+            "that they were trained with; put these back, or run the study again in another folder"
+        )
 
 
 def backtest_task(

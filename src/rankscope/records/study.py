@@ -38,6 +38,7 @@ class TaskRecord(Record):
     sha256: str  # Of the rows used
     validation_sha256: str = ""  # Of the validation items, their prompts and scoring alone
     test_sha256: str = ""  # The same of the test items
+    contaminated_sha256: str = ""  # Of the ids of test items that training rows of the study hold
 
     @property
     def is_contaminated(self) -> bool:

@@ -37,18 +37,23 @@ def check_same_model(out: Path, stored: ModelRecord, model: ModelRecord) -> None
 def check_same_tasks(
     out: Path, stored: Mapping[str, TaskRecord], tasks: Sequence[TaskRecord]
 ) -> None:
-    """Refuse a task whose name now means other scores. Trials on other training rows are others."""
+    """Refuse a task whose name now means other validation or test items, or another metric.
+
+    Other training rows make other trials. They are refused if other test items are contaminated
+    now: stored scores leave out those of before.
+    """
+    fields = ("metric", "score_unit", "validation_sha256", "test_sha256", "contaminated_sha256")
     for task in tasks:
         before = stored.get(task.name, task)
-        changed = {
-            field: f"{field} was {getattr(before, field)!r}, is {getattr(task, field)!r}"
-            for field in ("metric", "score_unit", "rows", "validation_sha256", "test_sha256")
+        changed = [
+            f"{field} was {getattr(before, field)!r}, is {getattr(task, field)!r}"
+            for field in fields
             if getattr(before, field) != getattr(task, field)
-        }
-        if changed.keys() - {"rows"}:
+        ]
+        if changed:
             raise UserError(
                 f"{out}: found results on task {task.name!r} as it was before, expected the task "
-                f"as it is now ({'; '.join(changed.values())}); give the changed study its own "
+                f"as it is now ({'; '.join(changed)}); give the changed study its own "
                 "--out folder"
             )
 

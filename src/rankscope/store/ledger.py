@@ -147,8 +147,8 @@ class Ledger:
         runs. ``provenance`` is that of a first run; see :meth:`add_provenance`.
 
         Raises UserError for the folder of a study with another name, and if stored results would
-        not be comparable any more: another base model, dtype or prompt format, or other rows or
-        another metric under a task's name.
+        not be comparable any more: another base model, dtype or prompt format, or other
+        validation or test rows, or another metric, under a task's name.
         """
         if has_study(self._db):
             check_same_name(self.out, required(self._db, "name", str), name)
