@@ -47,6 +47,11 @@ def sums_text(folder: Path, names: Iterable[str]) -> str:
     return "".join(f"{sha256_file(path)}  {name}\n" for name, path in files if path.is_file())
 
 
+def sums_line(content: bytes, name: str) -> str:
+    """The same of one file that is yet to be written."""
+    return f"{hashlib.sha256(content).hexdigest()}  {name}\n"
+
+
 def matches_sums(folder: Path) -> bool:
     """Whether ``SHA256SUMS`` in a folder lists all of its other files with their hashes."""
     sums = folder / SUMS

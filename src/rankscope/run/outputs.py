@@ -1,13 +1,12 @@
 """What a study writes for its reader: the recommendation and the report."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from rankscope.advise.recommend import recommend
 from rankscope.errors import reporting_shortages
 from rankscope.filesystem import check_in_place, replace_bytes, replace_text
-from rankscope.hashing import SUMS, sums_text
+from rankscope.hashing import SUMS, sums_line, sums_text
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.page_limit import limited
 from rankscope.report.study_page import render_study
@@ -42,10 +41,7 @@ def write_outputs(
 def replace_outputs(out: Path, contents: Sequence[bytes]) -> None:
     """Replace ``OUTPUT_FILES``; after a crash at any moment, each has one of its listed hashes."""
     before = sums_text(out, OUTPUT_FILES)
-    after = "".join(
-        f"{hashlib.sha256(content).hexdigest()}  {name}\n"
-        for name, content in zip(OUTPUT_FILES, contents, strict=True)
-    )
+    after = "".join(map(sums_line, contents, OUTPUT_FILES))
     if before != after:
         replace_text(out / SUMS, before + after)
     for name, content in zip(OUTPUT_FILES, contents, strict=True):

@@ -14,7 +14,6 @@ checkpoints and finished results in its folder, so running the unit again contin
 """
 
 import dataclasses
-import hashlib
 import shutil
 import socket
 import time
@@ -26,7 +25,7 @@ from rankscope.config.study import StudyConfig
 from rankscope.device import provenance
 from rankscope.errors import IntegrityError, UserError, reading
 from rankscope.filesystem import replace_text
-from rankscope.hashing import SUMS, sha256_json, sums_text
+from rankscope.hashing import SUMS, sha256_json, sums_line, sums_text
 from rankscope.progress import LOG, logged_notes
 from rankscope.records import BASE, Record
 from rankscope.run.begin import check_record_settings
@@ -134,8 +133,7 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
     statuses = context.ledger.statuses(ids)
     untrained = [trial for trial in group if statuses[trial.trial_id] == "planned"]
     move_checkpoint(context.ledger.out, folder, group_id(untrained))
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    replace_text(folder / SUMS, f"{digest}  {UNIT_ORDER}\n")
+    replace_text(folder / SUMS, sums_line(text.encode(), UNIT_ORDER))
     replace_text(file, text)
     return folder
 

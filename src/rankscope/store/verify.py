@@ -70,6 +70,8 @@ def find_problems(out: Path, *, quick: bool = False) -> list[Problem]:
             problems.append(Problem(name, *closed[name], "no result depends on it; run again"))
     for name, expected, found in changed_files(out, SUMS, (*OUTPUT_FILES, UNIT_ORDER)):
         remedy = f"write it again: rankscope report {store.shown}"
+        if name == UNIT_ORDER:
+            remedy = f"remove {store.shown} to run it again"
         problems.append(Problem(name, expected, found, remedy))
     if not quick:
         problems += _checkpoint_problems(out)

@@ -406,6 +406,13 @@ def test_a_sealed_result_that_was_altered_is_refused(sealed: Path, tmp_path: Pat
         small_study(tmp_path, **TWO_GROUPS).run(sealed)
 
 
+def test_an_altered_order_of_a_sealed_unit_is_refused(sealed: Path, tmp_path: Path) -> None:
+    order = next(sealed.glob("units/*/sealed.sha256")).with_name("unit.json")
+    order.write_text(order.read_text().replace('"host_bytes":', '"host_bytes":1'))
+    with pytest.raises(IntegrityError, match=r"unit\.json: found sha256 .*, remove .*units"):
+        small_study(tmp_path, **TWO_GROUPS).run(sealed)
+
+
 def test_a_worker_refuses_what_is_no_unit_or_another_study(unsealed: Path) -> None:
     out = unsealed
     with pytest.raises(UserError, match="found no unit of work"):
@@ -414,6 +421,9 @@ def test_a_worker_refuses_what_is_no_unit_or_another_study(unsealed: Path) -> No
     assert find_problems(out) == []
     unit.write_text(unit.read_text().replace('"max_items":8', '"max_items":7'))
     assert [problem.path for problem in find_problems(out)] == [unit.relative_to(out).as_posix()]
+    assert [problem.do for problem in find_problems(unit.parent)] == [
+        f"remove {unit.parent} to run it again"
+    ]
     with pytest.raises(UserError, match="differs from the driver's"):
         work(out, unit.parent.name)
     torch = re.search('"torch":"([^"]+)"', unit.read_text())
