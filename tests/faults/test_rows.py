@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -372,6 +373,24 @@ def test_other_training_rows_are_other_trials_with_the_same_base(copied: Path) -
     ids = [{spec.trial_id for spec, *_ in r["trials"].values()} for r in (before, after)]
     assert len(ids[0]) == len(ids[1]) == len(ids[0] ^ ids[1]) / 2
     assert base_evaluations(copied) == scored
+
+
+@pytest.mark.pitfall(32)
+def test_training_rows_with_other_test_items_need_another_folder(copied: Path) -> None:
+    """Stored scores without contaminated rows count those of before."""
+    before = results(copied)
+    edit(copied.parent, "train: rows.jsonl\n", f"train: rows.jsonl\n{ANOTHER}")
+    shutil.copy(copied.parent / "rows.jsonl", copied.parent / "another.jsonl")
+    refused(
+        rankscope("run", copied.parent / "study.yaml", "--out", copied),
+        where=f"{copied}: found results on task 'mine'",
+        found="(contaminated_sha256 was",
+        do="give the changed study its own --out folder",
+    )
+    assert results(copied) == before
+
+
+ANOTHER = "  - name: another\n    train: another.jsonl\n"
 
 
 def base_evaluations(out: Path) -> dict[EvalKey, EvalRecord]:
