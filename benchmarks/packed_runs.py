@@ -171,7 +171,7 @@ def padded(batch: RowBatch, rows_per_micro_batch: int) -> RowBatch:
 
 @contextmanager
 def logits_everywhere() -> Iterator[None]:
-    """The output layer at every position; the labelled ones are picked out of the logits."""
+    """The output layer at every position; the labeled ones are picked out of the logits."""
     logits = Base.logits
 
     def everywhere(base: Base, batch: RowBatch, *args: Any, **kwargs: Any) -> Tensor:

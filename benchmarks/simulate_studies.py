@@ -93,7 +93,7 @@ def draw(rng: np.random.Generator, s: Scenario) -> list[Comparison]:
         labels = np.arange(s.items) % s.clusters if s.clusters else None
         accuracy = np.tile(means[:, None], s.items)
         if labels is not None:
-            # Centred on nothing: the truth is the mean over subjects that were not drawn.
+            # Centered on nothing: the truth is the mean over subjects that were not drawn.
             accuracy[: s.seeds] += (s.cluster_spread * rng.standard_normal(s.clusters))[labels]
         if s.nats:
             rows = (

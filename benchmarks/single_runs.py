@@ -68,7 +68,7 @@ def plain(model: PeftModel, rows: Sequence[EncodedRow]) -> Tensor:
 
 
 def at_labels(model: PeftModel, hidden: Tensor, labels: Tensor) -> Tensor:
-    """Summed loss of (rows, T, width) hidden states: the output layer sees labelled places alone.
+    """Summed loss of (rows, T, width) hidden states: the output layer sees labeled places alone.
 
     ``labels`` (rows, T) says for each token itself whether it is one.
     """

@@ -96,7 +96,7 @@ def folder_of(shape: str, scratch: Path) -> Path:
 
 
 def rows_of(folder: Path) -> list[EncodedRow]:
-    """Two hundred rows of random ids: 60 to 320 tokens, a quarter to a half of them labelled."""
+    """Two hundred rows of random ids: 60 to 320 tokens, a quarter to a half of them labeled."""
     rng, vocabulary = random.Random(0), read_model_config(folder).vocab_size
     longest = min(320, read_model_config(folder).max_position_embeddings)
     rows = []

@@ -29,7 +29,7 @@ def useful_flops(
     """Floating-point operations to train one adapter on the rows once.
 
     Per token: 2 forward and 2 backward (the gradient of its input) for each weight of a frozen
-    matrix, 6 for each of A and B (their own gradient as well). The output layer counts at labelled
+    matrix, 6 for each of A and B (their own gradient as well). The output layer counts at labeled
     positions alone. Attention of a row of T tokens: two products forward and four backward, over
     the T (T + 1) / 2 pairs that causality leaves.
     """

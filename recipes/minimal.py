@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 SENTENCE = "The best rank is the smallest one that is enough."
-LabelledRow = tuple[list[int], list[bool]]
+LabeledRow = tuple[list[int], list[bool]]
 """Token ids, and which of them carry loss."""
 
 
@@ -47,16 +47,16 @@ def add_lora(
     return layers
 
 
-def padded(rows: list[LabelledRow]) -> tuple[Tensor, Tensor, Tensor]:
+def padded(rows: list[LabeledRow]) -> tuple[Tensor, Tensor, Tensor]:
     """Ids, mask and labels, each (batch, longest); a label of -100 carries no loss."""
     width = max(len(ids) for ids, _ in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.int64)
     mask = torch.zeros(len(rows), width, dtype=torch.int64)
     labels = torch.full((len(rows), width), -100)
-    for i, (row, labelled) in enumerate(rows):
+    for i, (row, labeled) in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
         mask[i, : len(row)] = 1
-        kept = [t if is_labelled else -100 for t, is_labelled in zip(row, labelled, strict=True)]
+        kept = [t if is_labeled else -100 for t, is_labeled in zip(row, labeled, strict=True)]
         labels[i, : len(row)] = torch.tensor(kept)
     return ids, mask, labels
 
@@ -64,7 +64,7 @@ def padded(rows: list[LabelledRow]) -> tuple[Tensor, Tensor, Tensor]:
 def train(
     model: nn.Module,
     rates: dict[nn.Parameter, float],
-    steps: list[list[list[LabelledRow]]],
+    steps: list[list[list[LabeledRow]]],
     schedule: str = "linear",
     warmup_fraction: float = 0.1,
     weight_decay: float = 0.0,

@@ -24,12 +24,12 @@ MARGIN = 0.02
 HOLDS, FAILS, OPEN = "holds here", "does not hold here", "cannot tell"
 RATIO = (5.0, 20.0)
 STEP = 4.0
-"""Factor between neighbouring rates."""
+"""Factor between neighboring rates."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The judgement of one claim on one study."""
+    """The judgment of one claim on one study."""
 
     verdict: str
     measured: str

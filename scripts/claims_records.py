@@ -346,7 +346,7 @@ class Grid:
 
 
 def best_rate(scores: Mapping[float, float]) -> float:
-    """The rate at the top of the parabola through the best rate and its neighbours, in log rate.
+    """The rate at the top of the parabola through the best rate and its neighbors, in log rate.
 
     The best rate itself if it is at an end of the list.
     """

@@ -166,7 +166,7 @@ def pocket_config() -> LlamaConfig:
 def pocket_tokenizer() -> PreTrainedTokenizerFast:
     """One token per word, digit and mark, with one ``<bos>`` in front by default.
 
-    Numbers are written plainly ("18") and split into digits. Decoding joins neighbouring digits
+    Numbers are written plainly ("18") and split into digits. Decoding joins neighboring digits
     again; the world never puts two numbers side by side, so nothing is lost.
     """
     words = {word: index for index, word in enumerate(vocabulary())}

@@ -30,8 +30,8 @@ def test_small_ranks_that_underfit_are_named_with_the_rank_to_try() -> None:
     found = diagnostic(synthetic_study(rising), "Small ranks underfit")
     assert found.values["still_rising"] == 1
     assert "add r=64" in found.text
-    levelling = Truth(accuracy=lambda rank, lr: 0.6 if rank == 2 else 0.9)
-    found = diagnostic(synthetic_study(levelling), "Small ranks underfit")
+    leveling = Truth(accuracy=lambda rank, lr: 0.6 if rank == 2 else 0.9)
+    found = diagnostic(synthetic_study(leveling), "Small ranks underfit")
     assert found.values["still_rising"] == 0
     assert "ranks above r=2" in found.text
     flat = Truth(accuracy=lambda rank, lr: 0.8)
@@ -99,7 +99,7 @@ def with_tokens(study: StudyRecords, tokens: int) -> StudyRecords:
 def test_the_capacity_rule_counts_every_token_once() -> None:
     study = synthetic_study(Truth(ranks=(8,), full_lrs=()))
     # 8 * 2 layers * 4 modules * 2 * 64 = 8,192 parameters; 40 steps of 2 x 4 rows are 1.6 passes
-    # over 200 rows, so 64 labelled tokens in training are 40 of the data.
+    # over 200 rows, so 64 labeled tokens in training are 40 of the data.
     found = diagnostic(with_tokens(study, 64), "The adapter is large for the data")
     assert found.values["parameters"] == 8192
     assert found.values["tokens"] == pytest.approx(40)

@@ -180,9 +180,9 @@ def test_errors_are_json_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "exit_code": 2,
     }
     assert f"error: {error['message']}\n" in outcome.err
-    misspelt = json.loads(command("status", tmp_path, "--jsno", "--json").out)["error"]
-    assert (misspelt["kind"], misspelt["exit_code"]) == ("UserError", 2)
-    assert "--jsno" in misspelt["message"]
+    misspelled = json.loads(command("status", tmp_path, "--jsno", "--json").out)["error"]
+    assert (misspelled["kind"], misspelled["exit_code"]) == ("UserError", 2)
+    assert "--jsno" in misspelled["message"]
     monkeypatch.setattr(new_study, "study_template", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         command("init", tmp_path / "study.yaml", "--json")

@@ -58,8 +58,8 @@ def decoded(encoder: Encoder, ids: object) -> str:
     return encoder.tokenizer.decode(list(ids), skip_special_tokens=False)
 
 
-def labelled_ids(row: EncodedRow) -> list[int]:
-    return [i for i, labelled in zip(row.input_ids, row.is_label, strict=True) if labelled]
+def labeled_ids(row: EncodedRow) -> list[int]:
+    return [i for i, labeled in zip(row.input_ids, row.is_label, strict=True) if labeled]
 
 
 def encoded(encoder: Encoder, item: Item, labels: str = "completion") -> EncodedRow:
@@ -69,13 +69,13 @@ def encoded(encoder: Encoder, item: Item, labels: str = "completion") -> Encoded
 
 
 def marked(encoder: Encoder, row: EncodedRow) -> str:
-    """The row as text with labelled runs in brackets: a golden mask people can read."""
+    """The row as text with labeled runs in brackets: a golden mask people can read."""
     text, run, inside = "", [], False
-    for token, labelled in [*zip(row.input_ids, row.is_label, strict=True), (None, None)]:
-        if labelled != inside or token is None:
+    for token, labeled in [*zip(row.input_ids, row.is_label, strict=True), (None, None)]:
+        if labeled != inside or token is None:
             part = decoded(encoder, run)
             text += f"[{part}]" if inside and run else part
-            run, inside = [], bool(labelled)
+            run, inside = [], bool(labeled)
         if token is not None:
             run.append(token)
     return text
@@ -84,14 +84,14 @@ def marked(encoder: Encoder, row: EncodedRow) -> str:
 @every_format
 def test_labels_are_the_completion_and_its_end_token(name: str) -> None:
     encoder = encoder_of(name)
-    assert decoded(encoder, labelled_ids(encoded(encoder, QUESTION))) == FORMATS[name][1]
+    assert decoded(encoder, labeled_ids(encoded(encoder, QUESTION))) == FORMATS[name][1]
 
 
 @every_format
-def test_another_prompt_leaves_the_labelled_ids_unchanged(name: str) -> None:
+def test_another_prompt_leaves_the_labeled_ids_unchanged(name: str) -> None:
     encoder = encoder_of(name)
     other = dataclasses.replace(QUESTION, prompt="A wholly different matter.\nAnswer:")
-    assert labelled_ids(encoded(encoder, other)) == labelled_ids(encoded(encoder, QUESTION))
+    assert labeled_ids(encoded(encoder, other)) == labeled_ids(encoded(encoder, QUESTION))
 
 
 @every_format
@@ -202,11 +202,11 @@ def test_a_row_is_the_rendered_template(name: str) -> None:
 def test_white_space_around_an_answer_is_what_the_template_makes_of_it() -> None:
     spaced = dataclasses.replace(QUESTION, completion=" five\n")
     chatml, llama = encoder_of("chatml"), encoder_of("llama3")
-    assert decoded(chatml, labelled_ids(encoded(chatml, spaced))) == " five\n<|im_end|>"
-    assert decoded(llama, labelled_ids(encoded(llama, spaced))) == "five<|eot_id|>"
+    assert decoded(chatml, labeled_ids(encoded(chatml, spaced))) == " five\n<|im_end|>"
+    assert decoded(llama, labeled_ids(encoded(llama, spaced))) == "five<|eot_id|>"
 
 
-def test_thinking_that_the_template_keeps_is_labelled() -> None:
+def test_thinking_that_the_template_keeps_is_labeled() -> None:
     encoder = encoder_of("qwen3")
     item = dataclasses.replace(QUESTION, completion="<think>\n2+3\n</think>\n\nfive")
     assert marked(encoder, encoded(encoder, item)).endswith(

@@ -1,4 +1,4 @@
-"""A method from one file is configured, labelled, estimated, trained, stored and loaded."""
+"""A method from one file is configured, labeled, estimated, trained, stored and loaded."""
 
 import importlib.util
 from pathlib import Path

@@ -256,7 +256,7 @@ def test_nul_in_a_path(place: Path, verb: str) -> None:
 @pytest.mark.pitfall(13)
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_target_that_matches_nothing(place: Path, verb: str) -> None:
-    """One misspelt among several is enough, and it is found before anything is trained."""
+    """One misspelled among several is enough, and it is found before anything is trained."""
     outcome = rankscope(verb, "study.yaml", *settings("arms.0.targets=[q_proj, v_porj]"))
     candidates = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
     where, found = "target module 'v_porj'", "no linear layer of this model"

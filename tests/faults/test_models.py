@@ -29,7 +29,7 @@ def model(place: Path) -> Path:
 
 @pytest.mark.pitfall(12)
 def test_a_tokenizer_whose_pad_is_its_end(place: Path, model: Path) -> None:
-    """The end token is labelled all the same: every training row ends with it, marked."""
+    """The end token is labeled all the same: every training row ends with it, marked."""
     settings_file = model / "tokenizer_config.json"
     tokenizer = json.loads(settings_file.read_text("utf-8"))
     assert "chat_template" not in tokenizer

@@ -76,8 +76,8 @@ def test_the_gradient_is_that_of_the_mean_loss_and_the_base_stays_frozen() -> No
     losses = []
     for row in rows:
         logits = model(torch.tensor([row.input_ids])).logits[0]
-        for t, labelled in enumerate(row.is_label):
-            if labelled:
+        for t, labeled in enumerate(row.is_label):
+            if labeled:
                 losses.append(F.cross_entropy(logits[t - 1], torch.tensor(row.input_ids[t])))
     mean = torch.stack(losses).mean()
     mean.backward()

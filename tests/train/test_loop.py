@@ -136,8 +136,8 @@ def test_a_steps_loss_is_the_mean_over_its_label_tokens() -> None:
     token_losses = []
     for row in rows:
         log_probs = model(torch.tensor([row.input_ids])).logits[0].log_softmax(-1)
-        for t, labelled in enumerate(row.is_label):
-            if labelled:
+        for t, labeled in enumerate(row.is_label):
+            if labeled:
                 token_losses.append(-float(log_probs[t - 1, row.input_ids[t]].detach()))
     assert len(token_losses) == 8
     assert losses(found) == pytest.approx([sum(token_losses) / 8], rel=1e-5)
@@ -186,7 +186,7 @@ def test_a_label_added_to_the_prompt_changes_the_loss() -> None:
     row = ROWS[0]
     first = row.is_label.index(True)
     assert first > 1
-    flags = tuple(labelled or i == first - 1 for i, labelled in enumerate(row.is_label))
+    flags = tuple(labeled or i == first - 1 for i, labeled in enumerate(row.is_label))
     changed = [dataclasses.replace(row, is_label=flags), *ROWS[1:]]
     (plain,) = trained([trial()], protocol())
     (found,) = trained([trial()], protocol(), changed)

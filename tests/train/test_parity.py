@@ -64,7 +64,7 @@ def started(spec: TrialSpec, dtype: torch.dtype = torch.float32) -> Adapter:
 
 
 def steps_of(spec: TrialSpec) -> list[list[list[tuple[list[int], list[bool]]]]]:
-    """The recipe's input: per optimizer step the micro-batches of (ids, labelled)."""
+    """The recipe's input: per optimizer step the micro-batches of (ids, labeled)."""
     own = trial_protocol(spec, PROTOCOL)
     order = RowSampler(len(ROWS), own.batch_size, own.gradient_accumulation, spec.seed)
     return [

@@ -49,7 +49,7 @@ def reference(spec: TrialSpec, settings: dict[str, Any], **more: Any) -> PeftMod
 
 
 def steps_of(spec: TrialSpec) -> list[list[list[tuple[list[int], list[bool]]]]]:
-    """Per optimizer step the micro-batches of (ids, labelled)."""
+    """Per optimizer step the micro-batches of (ids, labeled)."""
     order = RowSampler(len(ROWS), PROTOCOL.batch_size, PROTOCOL.gradient_accumulation, spec.seed)
     return [
         [[(list(ROWS[i].input_ids), list(ROWS[i].is_label)) for i in m] for m in order.step(step)]

@@ -111,7 +111,7 @@ def test_each_kind_of_row_counts_by_its_rows() -> None:
 
 
 def gradient(rows: Sequence[EncodedRow]) -> torch.Tensor:
-    """Of the mean loss over labelled tokens, by every adapter matrix of ``trial("a")``."""
+    """Of the mean loss over labeled tokens, by every adapter matrix of ``trial("a")``."""
     from rankscope.models.methods.init_context import new_adapter
     from rankscope.models.multi_lora import target_linears
 
@@ -128,8 +128,8 @@ def gradient(rows: Sequence[EncodedRow]) -> torch.Tensor:
     losses = []
     for row in rows:
         logits = model(torch.tensor([row.input_ids])).logits[0]
-        for t, labelled in enumerate(row.is_label):
-            if labelled:
+        for t, labeled in enumerate(row.is_label):
+            if labeled:
                 losses.append(F.cross_entropy(logits[t - 1], torch.tensor(row.input_ids[t])))
     torch.stack(losses).mean().backward()
     return torch.cat([p.grad.flatten() for p in adapter.parameters() if p.grad is not None])
@@ -184,8 +184,8 @@ def test_the_recorded_divergence_is_that_of_the_merged_model(replay: dict[str, o
     apart = []
     for row in rows:
         logits = [m(torch.tensor([row.input_ids])).logits[0].log_softmax(-1) for m in (base, tuned)]
-        for t, labelled in enumerate(row.is_label):
-            if labelled:
+        for t, labeled in enumerate(row.is_label):
+            if labeled:
                 p, q = logits[0][t - 1], logits[1][t - 1]
                 apart.append(float((p.exp() * (p - q)).sum().detach()))
     point = next(p for p in found.penalties if p.step == 2)

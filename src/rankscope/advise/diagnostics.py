@@ -123,7 +123,7 @@ def _capacity(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
 
 
 def _label_tokens(results: TaskResults, train: TrainRecord, subject: Arm) -> float | None:
-    """Labelled tokens of the training rows, each counted once; None if unknown."""
+    """Labeled tokens of the training rows, each counted once; None if unknown."""
     if train.rows < 1:
         return None
     protocol = results.study.config.train.model_copy(update=subject.trials[0].spec.overrides)

@@ -132,7 +132,7 @@ class ChatTemplate:
             if full.startswith(opening + answer, after):
                 return after + len(opening)
         raise UserError(
-            f"{place}: the chat template changes this answer, so its tokens cannot be labelled; "
+            f"{place}: the chat template changes this answer, so its tokens cannot be labeled; "
             "remove the part that it rewrites (such as thinking marks), or use prompt_format: plain"
         )
 

@@ -46,7 +46,7 @@ class EncodedRow:
 
     @property
     def label_positions(self) -> list[int]:
-        """Positions whose logits predict a labelled token: each label's predecessor."""
+        """Positions whose logits predict a labeled token: each label's predecessor."""
         return [t - 1 for t, is_label in enumerate(self.is_label) if is_label]
 
 

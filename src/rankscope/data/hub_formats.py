@@ -22,7 +22,7 @@ OPTION_MARK = re.compile(r"(?:^|,)\s*([a-e])\s*\)\s*")
 BLANK = "_"  # Place of the option in a sentence of WinoGrande
 
 
-def read_labelled_choices(row: RawRow) -> RowContent:
+def read_labeled_choices(row: RawRow) -> RowContent:
     """ARC, OpenBookQA, CommonsenseQA: choices with a label each, the answer one of the labels.
 
     Choices are {text, label} with a list in each, or a list of {text, label}; in the sets' own

@@ -9,7 +9,7 @@ LABEL_OPEN, LABEL_CLOSE = "\u27e6", "\u27e7"  # Marks around labels, which also 
 PROMPT_STYLES = ("dim", "dim underline")
 LABEL_STYLES = ("black on green", "black on bright_green")
 SPECIAL_STYLE = "bold magenta"
-LABELLED_SPECIAL_STYLE = "bold magenta on green"
+LABELED_SPECIAL_STYLE = "bold magenta on green"
 MAX_TOKENS = 2000
 
 
@@ -47,7 +47,7 @@ def highlight_row(encoder: Encoder, row: EncodedRow) -> Text:
             highlighted.append(LABEL_OPEN if is_label else LABEL_CLOSE, style="bold green")
             inside = is_label
         if token_id in encoder.special_ids:
-            style = LABELLED_SPECIAL_STYLE if is_label else SPECIAL_STYLE
+            style = LABELED_SPECIAL_STYLE if is_label else SPECIAL_STYLE
         else:
             style = (LABEL_STYLES if is_label else PROMPT_STYLES)[position % 2]
         before = pairs[position - 1][0] if position else None

@@ -96,7 +96,7 @@ def pocket_task(name: str, description: str, scorer: str) -> TaskSpec:
     return replace(spec, scorer_sets_prompt=False, chance=chance, license="Apache-2.0")
 
 
-def unlabelled_test(id: str, config: str | None = None, revision: str | None = None) -> HubSource:
+def unlabeled_test(id: str, config: str | None = None, revision: str | None = None) -> HubSource:
     """A hub data set whose test split has no labels: its validation split is the test file."""
     return HubSource(id, config, revision, validation=None, test="validation")
 
@@ -115,7 +115,7 @@ _TASKS = (
     letter_task("mmlu", "Exam questions of 57 subjects.", MMLU_WITH_TRAIN, 0.25, "MIT",
                 fewshot_by_subject=True),
     letter_task("medmcqa", "Medical entrance exam questions.",
-                unlabelled_test("openlifescienceai/medmcqa"), 0.25, "MIT"),
+                unlabeled_test("openlifescienceai/medmcqa"), 0.25, "MIT"),
     letter_task("mathqa", "Word problems with five options.",
                 HubSource("allenai/math_qa", revision=PARQUET_COPY), 0.2, "Apache-2.0"),
     letter_task("legal_mcq",
@@ -131,14 +131,14 @@ _TASKS = (
     text_task("openbookqa", "Elementary science facts applied to new situations.",
               HubSource("allenai/openbookqa", "main"), 0.25, "Apache-2.0"),
     text_task("boolq", "Yes-or-no questions of web searchers, asked without their passage.",
-              unlabelled_test("google/boolq"), 0.5, "CC BY-SA 3.0", folder="boolq_noctx"),
+              unlabeled_test("google/boolq"), 0.5, "CC BY-SA 3.0", folder="boolq_noctx"),
     text_task("piqa", "Which of two ways achieves an everyday physical goal.",
-              unlabelled_test("ybisk/piqa", revision=PARQUET_COPY), 0.5, "AFL-3.0"),
+              unlabeled_test("ybisk/piqa", revision=PARQUET_COPY), 0.5, "AFL-3.0"),
     text_task("hellaswag", "How a scene of everyday life continues.",
-              unlabelled_test("Rowan/hellaswag", revision=PARQUET_COPY), 0.25, "MIT",
+              unlabeled_test("Rowan/hellaswag", revision=PARQUET_COPY), 0.25, "MIT",
               prompt="{question}", primary_metric="acc_norm"),
     text_task("winogrande", "To which of two names a sentence refers.",
-              unlabelled_test("allenai/winogrande", "winogrande_xl"), 0.5, "CC BY",
+              unlabeled_test("allenai/winogrande", "winogrande_xl"), 0.5, "CC BY",
               prompt="{question}"),
     TaskSpec("common_facts", "Facts that most models know: capitals, opposites, tools, ...",
              "option_text", QUESTION_PROMPT, read=read_common_facts, chance=0.25,

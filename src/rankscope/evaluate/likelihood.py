@@ -140,7 +140,7 @@ def prefix_groups(
 def row_logprobs(
     base: Base, rows: Sequence[EncodedRow], adapter_names: Sequence[str | None], batch_tokens: int
 ) -> dict[str | None, SummedLogprobs]:
-    """Summed log p of every row's labelled tokens under every model."""
+    """Summed log p of every row's labeled tokens under every model."""
     sizes = [(len(row.input_ids), sum(row.is_label)) for row in rows]
     parts = cut_batches(sizes, batch_tokens, base.record.vocab_size)
     trees = ((part, [TokenTree.of_row(rows[i]) for i in part]) for part in parts)

@@ -129,7 +129,7 @@ class Base:
             )
         for segment in batch.segments:
             name = segment.adapter_name
-            # Scoring the bare base in its place would hide a misspelt name.
+            # Scoring the bare base in its place would hide a misspelled name.
             if name is not None and name not in self.multi_lora.adapters:
                 raise KeyError(f"no adapter is attached under the name {name!r}")
         if plan is None:

@@ -199,7 +199,7 @@ def peft_label(settings: str) -> list[str]:
 
 class LossPoint(Record):
     step: int
-    loss: float  # Mean over the labelled tokens of the step's own rows, nats
+    loss: float  # Mean over the labeled tokens of the step's own rows, nats
     lr: float
     grad_norm: float  # Before clipping
 
@@ -208,8 +208,8 @@ class PenaltyPoint(Record):
     """Loss terms of a step besides the task's own rows: replay and KL to the base."""
 
     step: int
-    replay_loss: float | None = None  # Nats per labelled token; None in a step without such rows
-    divergence: float | None = None  # Unweighted KL(base || tuned), mean over labelled tokens, nats
+    replay_loss: float | None = None  # Nats per labeled token; None in a step without such rows
+    divergence: float | None = None  # Unweighted KL(base || tuned), mean over labeled tokens, nats
 
 
 class TrainRecord(Record):

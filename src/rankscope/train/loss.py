@@ -14,7 +14,7 @@ class MeanLosses(torch.autograd.Function):
 
     The same pass over the logits computes their gradient, in their dtype. Autograd would keep the
     logits and their logarithms in float32: with a vocabulary of 128,000 that is a gigabyte for a
-    thousand labelled tokens, the largest tensors of the whole step.
+    thousand labeled tokens, the largest tensors of the whole step.
     """
 
     @staticmethod
@@ -60,10 +60,10 @@ class MeanLosses(torch.autograd.Function):
 def mean_losses(
     logits: Tensor, targets: Tensor, counts: Sequence[int], divisors: Sequence[float]
 ) -> Tensor:
-    """Each adapter's cross-entropy, summed over its labelled tokens here and divided:
+    """Each adapter's cross-entropy, summed over its labeled tokens here and divided:
     (len(counts),) float32, nats.
 
-    ``counts`` are the labelled tokens of each adapter, in the order of the batch. ``divisors`` are
+    ``counts`` are the labeled tokens of each adapter, in the order of the batch. ``divisors`` are
     those of its whole optimizer step, so that uneven passes weigh by tokens and add up to the
     step's mean, over the weight of a term that is no whole step.
     """

@@ -2,12 +2,12 @@
 
 **Replay.** Every optimizer step has general rows beside the trial's own, which keep their order and
 their steps. A share q of all rows is replayed: q / (1 - q) of each step's own rows on top. Each
-kind of row counts in the loss by its number of rows, and within a kind every labelled token counts
+kind of row counts in the loss by its number of rows, and within a kind every labeled token counts
 alike, so that long general texts do not outweigh short answers:
 
     loss = (1 - p) mean over own labels + p mean over replayed labels,   p = replayed rows / rows
 
-**KL to the base.** weight x mean over labelled tokens of KL(base || tuned), in nats, is added. It
+**KL to the base.** weight x mean over labeled tokens of KL(base || tuned), in nats, is added. It
 is taken at the labels of the replayed rows if the trial has any, and at those of its own rows
 otherwise. It costs one forward pass of the frozen base, without gradient, over these rows; trials
 with the same row in the same forward pass share it.

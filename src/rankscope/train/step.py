@@ -20,9 +20,9 @@ class PassPart(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TermLoss:
-    """One term of a trial's loss in one step, nats per labelled token."""
+    """One term of a trial's loss in one step, nats per labeled token."""
 
-    loss: float  # Mean over the term's labelled tokens
+    loss: float  # Mean over the term's labeled tokens
     kl: float  # Mean KL(base || tuned) there; 0 if it is not computed
 
 

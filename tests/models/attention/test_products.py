@@ -91,12 +91,12 @@ def test_a_row_of_nan_stays_the_only_one() -> None:
     lengths = [19, 20, 18, 20]  # one group, two rows with padding
     q, k, v = (drawn(sum(lengths), 2, 8, seed=s) for s in range(3))
     for bad in range(len(lengths)):
-        spoilt = [x.detach().clone() for x in (q, k, v)]
-        for x in spoilt:
+        spoiled = [x.detach().clone() for x in (q, k, v)]
+        for x in spoiled:
             x.split(lengths)[bad].fill_(float("nan"))
             x.requires_grad_()
-        out = causal_products(*spoilt, RowLayout.of(lengths, CPU), 0.3)
-        grads = torch.autograd.grad(out.sum(), spoilt)
+        out = causal_products(*spoiled, RowLayout.of(lengths, CPU), 0.3)
+        grads = torch.autograd.grad(out.sum(), spoiled)
         for x in (out.detach(), *grads):
             finite = [bool(torch.isfinite(row).all()) for row in x.split(lengths)]
             assert finite == [row != bad for row in range(len(lengths))]

@@ -6,7 +6,7 @@ from regex import Pattern
 
 from rankscope.data.items import Item
 from rankscope.evaluate.scorers.exact_match import normalized_answer
-from rankscope.evaluate.scorers.generation import GenerationScorer, Judgement
+from rankscope.evaluate.scorers.generation import GenerationScorer, Judgment
 
 
 class ContainsScorer(GenerationScorer):
@@ -17,10 +17,10 @@ class ContainsScorer(GenerationScorer):
     summary = "greedy generation; the answer contains the gold answer as whole words"
     metrics = {"contains": "", "stopped": ""}
 
-    def judge_answer(self, item: Item, text: str, pattern: Pattern[str] | None) -> Judgement:
+    def judge_answer(self, item: Item, text: str, pattern: Pattern[str] | None) -> Judgment:
         gold = normalized_answer(item.reference or item.completion)
         part = self.part(pattern, text)
         answer = None if part is None else normalized_answer(part)
         whole_words = rf"(?<!\w){re.escape(gold)}(?!\w)"
         is_right = bool(gold) and answer is not None and re.search(whole_words, answer) is not None
-        return Judgement(float(is_right), gold, answer)
+        return Judgment(float(is_right), gold, answer)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgment:
     score: float
     gold: str  # What it was compared with
     prediction: str | None  # What was compared of it; None if nothing was found
@@ -44,7 +44,7 @@ class GenerationScorer(Scorer[list[int]]):
     generates = True
 
     @abstractmethod
-    def judge_answer(self, item: Item, text: str, pattern: "Pattern[str] | None") -> Judgement:
+    def judge_answer(self, item: Item, text: str, pattern: "Pattern[str] | None") -> Judgment:
         """Compare one answer with the item's gold answer; ``pattern`` is the task's ``extract``."""
 
     def part(self, pattern: "Pattern[str] | None", text: str) -> str | None:
@@ -120,15 +120,15 @@ class GenerationScorer(Scorer[list[int]]):
         results: list[ItemResult] = []
         answered: list[float] = []
         for item, generation in zip(items, generations, strict=True):
-            judgement = self.judge_answer(item, generation.text, pattern)
-            answered.append(float(judgement.prediction is not None))
+            judgment = self.judge_answer(item, generation.text, pattern)
+            answered.append(float(judgment.prediction is not None))
             results.append(
                 ItemResult(
                     item_id=item.item_id,
                     subject=item.subject,
-                    score=judgement.score,
-                    gold=judgement.gold,
-                    prediction=judgement.prediction or "",
+                    score=judgment.score,
+                    gold=judgment.gold,
+                    prediction=judgment.prediction or "",
                     generated=generation.text,
                 )
             )
@@ -144,11 +144,11 @@ class GenerationScorer(Scorer[list[int]]):
 class EqualAnswerScorer(GenerationScorer):
     """Right if what is compared of the answer equals what is compared of the gold answer."""
 
-    def judge_answer(self, item: Item, text: str, pattern: "Pattern[str] | None") -> Judgement:
+    def judge_answer(self, item: Item, text: str, pattern: "Pattern[str] | None") -> Judgment:
         part = self.part(pattern, text)
         prediction = None if part is None else self.comparable(part)
         gold = self.gold(item, pattern)
-        return Judgement(float(prediction == gold), gold, prediction)
+        return Judgment(float(prediction == gold), gold, prediction)
 
     @abstractmethod
     def comparable(self, text: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Held-out likelihood: mean log p per labelled token of an item's own training row.
+"""Held-out likelihood: mean log p per labeled token of an item's own training row.
 
 The score of conversations and plain text, which have no answer to be right or wrong about.
 """
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class LossScorer(Scorer[list[EncodedRow]]):
-    """Log p of the labelled tokens of every item, nats; an item is a list of one row.
+    """Log p of the labeled tokens of every item, nats; an item is a list of one row.
 
     ``logprob_per_token`` is the mean over items of each item's mean; the pooled metrics are over
-    all labelled tokens, or over the UTF-8 bytes of the text they spell. A model whose
+    all labeled tokens, or over the UTF-8 bytes of the text they spell. A model whose
     log-probabilities are not finite raises NotFiniteError.
     """
 
@@ -128,7 +128,7 @@ class LossScorer(Scorer[list[EncodedRow]]):
 
 
 def pooled_metrics(total: float, num_tokens: int, num_bytes: int) -> dict[str, float]:
-    """Metrics over all labelled tokens. ``total``: their log p, nats."""
+    """Metrics over all labeled tokens. ``total``: their log p, nats."""
     per_token, per_byte = total / num_tokens, total / max(1, num_bytes)
     return {
         "logprob_per_token_pooled": per_token,

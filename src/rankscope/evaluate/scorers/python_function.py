@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
 from rankscope.errors import UserError
-from rankscope.evaluate.scorers.generation import GenerationScorer, Judgement
+from rankscope.evaluate.scorers.generation import GenerationScorer, Judgment
 from rankscope.hashing import sha256_file
 
 if TYPE_CHECKING:
@@ -72,11 +72,11 @@ class PythonScorer(GenerationScorer):
             )
         return function  # type: ignore[no-any-return]
 
-    def judge_answer(self, item: Item, text: str, pattern: "Pattern[str] | None") -> Judgement:
+    def judge_answer(self, item: Item, text: str, pattern: "Pattern[str] | None") -> Judgment:
         gold = item.reference or item.completion
         part = self.part(pattern, text)
         if part is None:
-            return Judgement(0.0, gold, None)
+            return Judgment(0.0, gold, None)
         try:
             score = float(self.function(part, gold, item.prompt))
         except Exception as error:
@@ -89,4 +89,4 @@ class PythonScorer(GenerationScorer):
                 f"{item.location}: found {score:g}, which {self.function_name} of {self.path} "
                 "returned, expected a score from 0 to 1; correct the function"
             )
-        return Judgement(score, gold, part)
+        return Judgment(score, gold, part)

@@ -8,7 +8,7 @@ from functools import lru_cache
 from regex import Pattern
 
 from rankscope.data.items import Item
-from rankscope.evaluate.scorers.generation import GenerationScorer, Judgement
+from rankscope.evaluate.scorers.generation import GenerationScorer, Judgment
 
 
 class RougeScorer(GenerationScorer):
@@ -18,10 +18,10 @@ class RougeScorer(GenerationScorer):
     summary = "greedy generation; ROUGE-L, the F1 of the longest common subsequence of words"
     metrics = {"rouge_l": "", "stopped": ""}
 
-    def judge_answer(self, item: Item, text: str, pattern: Pattern[str] | None) -> Judgement:
+    def judge_answer(self, item: Item, text: str, pattern: Pattern[str] | None) -> Judgment:
         gold = item.reference or item.completion
         part = self.part(pattern, text)
-        return Judgement(rouge_l(part or "", gold), gold, part)
+        return Judgment(rouge_l(part or "", gold), gold, part)
 
 
 def rouge_l(answer: str, gold: str) -> float:
