@@ -125,7 +125,7 @@ WORDS = set(
         r"[A-Za-z_][A-Za-z0-9_]*",
         "\n".join(
             path.read_text("utf-8")
-            for folder in ("src", "tests", "benchmarks", "examples", "recipes", "scripts")
+            for folder in FOLDERS
             for path in (REPOSITORY / folder).rglob("*")
             if path.suffix in {".py", ".yaml", ".j2", ".css", ".js"} and path != Path(__file__)
         )
@@ -136,7 +136,7 @@ WORDS = set(
 """Every word of the code: what a page may call by name."""
 PATHS = [
     "/" + path.relative_to(REPOSITORY).as_posix()
-    for folder in ("src", "tests", "benchmarks", "examples", "recipes", "scripts", "docs")
+    for folder in (*FOLDERS, "docs")
     for path in (REPOSITORY / folder, *(REPOSITORY / folder).rglob("*"))
 ]
 """Files and folders that a page may name, by the end of their path."""
