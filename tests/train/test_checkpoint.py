@@ -12,6 +12,7 @@ from rankscope.hashing import SUMS, sha256_tensors
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import COUNTERS, STATE, GroupCheckpoint, GroupState
 from rankscope.train.loop import GroupResult, train_group
+from rankscope.train.trial_state import start_trials
 
 LORA = [
     trial("a", dropout=0.3),
@@ -90,6 +91,33 @@ def test_a_stop_while_resuming_trains_no_further_step(tmp_path: Path) -> None:
     assert called == [4]
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000004"]
     assert everything(train(LORA, tmp_path)) == everything(train(LORA))
+
+
+@pytest.mark.parametrize("spec", [trial("a"), full_trial("b", early_stop=NUM_STEPS)])
+def test_a_resumed_trial_keeps_nothing_of_the_file_in_memory(
+    tmp_path: Path, spec: TrialSpec
+) -> None:
+    """Its tensors share the storage of the file: one that stays would keep all of it."""
+    checkpoint = GroupCheckpoint(tmp_path)
+    train_group(
+        base_of(tiny_llama()),
+        [spec],
+        ROWS,
+        protocol(),
+        checkpoint=checkpoint,
+        callbacks=[lambda step, _, states: states[0].observe_score(step, 1.0)],
+        pause_at=3,
+    )
+    stored = checkpoint.load()
+    assert stored is not None
+    _, (state,) = start_trials(base_of(tiny_llama()), [spec], ROWS, protocol(), {})
+    own = {name.split("/", 1)[1]: tensor for name, tensor in stored.tensors.items()}
+    state.restore(own, stored.meta[spec.trial_id])
+    moments = [tensor for found in state.optimizer.state.values() for tensor in found.values()]
+    best = [] if state.early_stop is None else state.early_stop.weights
+    assert len(best) == (len(state.parameters) if spec.is_full else 0)
+    kept = {t.untyped_storage().data_ptr() for t in (*state.parameters, *moments, *best)}
+    assert not kept & {t.untyped_storage().data_ptr() for t in stored.tensors.values()}
 
 
 def test_a_trial_that_left_stays_out_after_resuming(tmp_path: Path) -> None:

@@ -185,8 +185,8 @@ class TrialState:
     # --- checkpoint
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that a resumed run needs, by name, contiguous on the CPU; a rank's own shards
-        of sharded ones."""
+        """The tensors that a resumed run needs, by name, contiguous on the CPU, not copied if they
+        are so already; a rank's own shards of sharded ones."""
         tensors = {f"parameter/{i}": p.detach() for i, p in enumerate(self.parameters)}
         for i, parameter in enumerate(self.parameters):
             for key, value in self.optimizer.state.get(parameter, {}).items():
@@ -195,7 +195,7 @@ class TrialState:
             tensors |= {f"{BEST}{i}": best for i, best in enumerate(self.early_stop.weights)}
         if self.tuner is not None:
             tensors |= {f"{TUNER}{name}": tensor for name, tensor in self.tuner.tensors().items()}
-        return {n: local(t.detach()).cpu().clone().contiguous() for n, t in tensors.items()}
+        return {n: with_own_storage(local(t.detach()).cpu()) for n, t in tensors.items()}
 
     def counters(self) -> dict[str, object]:
         """What else a resumed run needs, JSON-compatible; dropout follows from seed and step."""
@@ -219,11 +219,11 @@ class TrialState:
             elif tensor.dtype == torch.int64:  # AdamW8bit counts steps in Python
                 self.optimizer.state[parameter][key] = int(tensor)
             else:  # the step too: AdamW is fused, and wants moments in the order of the weights
-                moment = tensor.to(parameter.device)
-                if moment.shape == local(parameter).shape:
-                    values, moment = moment, torch.empty_like(parameter, dtype=moment.dtype)
-                    local(moment).copy_(values)
-                self.optimizer.state[parameter][key] = moment
+                place = parameter if tensor.shape == local(parameter).shape else tensor
+                made = torch.empty_like(place, dtype=tensor.dtype, device=parameter.device)
+                # A copy: any tensor of the checkpoint would keep its whole file in memory.
+                local(made).copy_(tensor)
+                self.optimizer.state[parameter][key] = made
         self.drop_cached_weights()
         for name in STORED_FIELDS:
             setattr(self, name, counters[name])
@@ -232,11 +232,19 @@ class TrialState:
         if self.early_stop is not None:
             names = [f"{BEST}{i}" for i in range(len(self.parameters))]
             best = [tensors[n] for n in names if n in tensors]
-            weights = [t.to(p.device) for t, p in zip(best, self.parameters, strict=bool(best))]
+            weights = [
+                t.to(p.device, copy=True) for t, p in zip(best, self.parameters, strict=bool(best))
+            ]
             self.early_stop.restore(counters["early_stop"], weights)
         if self.tuner is not None:
             own = {n.removeprefix(TUNER): t for n, t in tensors.items() if n.startswith(TUNER)}
             self.tuner.restore(own, counters["tuner"])
+
+
+def with_own_storage(tensor: Tensor) -> Tensor:
+    """The tensor, contiguous; a copy only if others have a part of its storage."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def start_trials(

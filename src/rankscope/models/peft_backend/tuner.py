@@ -206,7 +206,9 @@ class PeftTuner:
             return
         for key, tensor in tensors.items():
             kind, _, name = key.partition("/")
-            getattr(self._adalora.rankallocator, kind)[name] = tensor.to(self.model.device)
+            getattr(self._adalora.rankallocator, kind)[name] = tensor.to(
+                self.model.device, copy=True
+            )
         self.config.rank_pattern = counters["rank_pattern"]
 
     # --- weights
