@@ -185,8 +185,8 @@ class TrialState:
     # --- checkpoint
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that a resumed run needs, by name, contiguous on the CPU, not copied if they
-        are so already; a rank's own shards of sharded ones."""
+        """The tensors that a resumed run needs, by name, contiguous on the CPU, each with storage
+        of its own, not copied if it is so already; a rank's own shards of sharded ones."""
         tensors = {f"parameter/{i}": p.detach() for i, p in enumerate(self.parameters)}
         for i, parameter in enumerate(self.parameters):
             for key, value in self.optimizer.state.get(parameter, {}).items():
@@ -195,7 +195,16 @@ class TrialState:
             tensors |= {f"{BEST}{i}": best for i, best in enumerate(self.early_stop.weights)}
         if self.tuner is not None:
             tensors |= {f"{TUNER}{name}": tensor for name, tensor in self.tuner.tensors().items()}
-        return {n: with_own_storage(local(t.detach()).cpu()) for n, t in tensors.items()}
+        found: dict[str, Tensor] = {}
+        stored = set()
+        for name, tensor in tensors.items():
+            tensor = local(tensor.detach()).cpu().contiguous()
+            storage = tensor.untyped_storage()
+            # safetensors takes no memory twice, and bitsandbytes' tables are shared.
+            is_own = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in stored
+            stored.add(storage.data_ptr())
+            found[name] = tensor if is_own else tensor.clone()
+        return found
 
     def counters(self) -> dict[str, object]:
         """What else a resumed run needs, JSON-compatible; dropout follows from seed and step."""
@@ -239,12 +248,6 @@ class TrialState:
         if self.tuner is not None:
             own = {n.removeprefix(TUNER): t for n, t in tensors.items() if n.startswith(TUNER)}
             self.tuner.restore(own, counters["tuner"])
-
-
-def with_own_storage(tensor: Tensor) -> Tensor:
-    """The tensor, contiguous; a copy only if others have a part of its storage."""
-    tensor = tensor.contiguous()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def start_trials(

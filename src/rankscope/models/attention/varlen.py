@@ -69,10 +69,12 @@ class KVCache:
                 first = stored[0][layer]
                 _, num_heads, _, width = first.shape
                 grown = first.new_zeros((len(whole.lengths), num_heads, capacity, width))
-                places = grown.split([len(own) for own in lengths])
-                for place, own, (_, rows), kept in zip(places, lengths, parts, stored, strict=True):
+                stop = 0
+                for own, (_, rows), kept in zip(lengths, parts, stored, strict=True):
+                    start, stop = stop, stop + len(own)
                     longest = int(own.max()) if len(own) else 0
-                    place[:, :, :longest] = kept[layer][rows.to(grown.device), :, :longest]
+                    source = kept[layer][rows.to(grown.device), :, :longest]
+                    grown[start:stop, :, :longest] = source
                     if empties:
                         del kept[layer]
                 getattr(whole, side)[layer] = grown
