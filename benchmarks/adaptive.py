@@ -113,7 +113,12 @@ RANDOM = (
     World("random, 7 ranks", ranks=(2, 4, 8, 16, 32, 64, 128)),
     World("random, 5 rates", lrs=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2)),
 )
-KINDS = {"random": RANDOM, "known": EXISTING, "one rate": AS_THEY_ARE}
+TWO_RATES = (
+    World("two rates", lrs=(1e-3, 3e-3)),
+    World("two rates, 2PL heavy", lrs=(1e-3, 3e-3), two_parameters=True, heavy=True, spread=0.02),
+    World("two rates, late", lrs=(1e-3, 3e-3), crossing=1.5, late_rates=(-1, -1)),
+)
+KINDS = {"random": RANDOM, "known": EXISTING, "one rate": AS_THEY_ARE, "two rates": TWO_RATES}
 WORLDS = {w.name: w for worlds in KINDS.values() for w in worlds}
 
 

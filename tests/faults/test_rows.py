@@ -353,13 +353,17 @@ def test_other_rows_are_not_mixed_with_stored_results(copied: Path, change: str)
     else:
         rows = [{**row, "answer": (row["answer"] + 1) % 4} for row in rows]
     write_rows(copied.parent / "rows.jsonl", rows)
+    needs_another_folder(copied, "sha256 was")
+    assert results(copied) == before
+
+
+def needs_another_folder(out: Path, changed: str) -> None:
     refused(
-        rankscope("run", copied.parent / "study.yaml", "--out", copied),
-        where=f"{copied}: found results on task 'mine'",
-        found="sha256 was",
+        rankscope("run", out.parent / "study.yaml", "--out", out),
+        where=f"{out}: found results on task 'mine'",
+        found=changed,
         do="give the changed study its own --out folder",
     )
-    assert results(copied) == before
 
 
 @pytest.mark.pitfall(32)
@@ -381,12 +385,7 @@ def test_training_rows_with_other_test_items_need_another_folder(copied: Path) -
     before = results(copied)
     edit(copied.parent, "train: rows.jsonl\n", f"train: rows.jsonl\n{ANOTHER}")
     shutil.copy(copied.parent / "rows.jsonl", copied.parent / "another.jsonl")
-    refused(
-        rankscope("run", copied.parent / "study.yaml", "--out", copied),
-        where=f"{copied}: found results on task 'mine'",
-        found="(contaminated_sha256 was",
-        do="give the changed study its own --out folder",
-    )
+    needs_another_folder(copied, "(contaminated_sha256 was")
     assert results(copied) == before
 
 

@@ -65,5 +65,5 @@ class ItemScores:
     scores: npt.NDArray[np.float64]  # Shape (items,)
     gold_logprobs: npt.NDArray[np.float64]
     """Log p of the right answer per token, nats, shape (items,); NaN where unknown. If answers are
-    offered, among these."""
+    offered, it is among them."""
     subjects: tuple[str | None, ...]
