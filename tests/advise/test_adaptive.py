@@ -159,8 +159,8 @@ class TestStops:
         assert [rule.rates_kept(i, declared) for i in range(len(rungs) - 1)] == kept
 
     @pytest.mark.parametrize("leads", ["lora", "full"])
-    def test_the_best_arm_of_each_kind_goes_on(self, leads: str) -> None:
-        """However far it is behind; its other rates stop, since they are behind it, too."""
+    def test_the_best_lora_arm_and_full_fine_tuning_go_on(self, leads: str) -> None:
+        """However far they are behind; other rates of the LoRA arm stop, since they are worse."""
         truth = replace(
             APART,
             ranks=(4, 16),
@@ -174,7 +174,19 @@ class TestStops:
         )
         study = at_rung(synthetic_study(truth))
         going = {t.spec.arm_label for t in study.trials} - set(stopped(study))
-        assert going == {"r=16 lr=0.001", "full lr=0.0001"}
+        assert going == {"r=16 lr=0.001", "full lr=0.0001", "full lr=0.0003"}
+
+    def test_rates_of_full_fine_tuning_thin_out_to_two(self) -> None:
+        scores = {1e-4: 0.3, 3e-4: 0.9, 1e-3: 0.5}
+        truth = replace(
+            APART,
+            full_lrs=tuple(scores),
+            accuracy=lambda rank, lr: scores[lr] if rank is None else 0.6,
+        )
+        study = at_rung(synthetic_study(truth))
+        assert stopped(study, 0) == {"full lr=0.0001": "worse"}
+        assert {x for x in stopped(study, 1) if "full" in x} == {"full lr=0.0001"}
+        assert [RULE.rates_kept(i, 4, is_full=True) for i in range(2)] == [3, 2]
 
     def test_ranks_compete_at_the_last_rung_only(self) -> None:
         truth = replace(APART, accuracy=lambda rank, lr: 0.4 if rank == 8 else 0.8)

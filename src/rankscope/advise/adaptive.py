@@ -39,10 +39,14 @@ SEED_SPREAD = 0.5
 """Standard deviation between seeds that a stop allows for, in margins: with one seed of each arm it
 cannot be measured."""
 
-CONTENDING = 0.3
+CONTENDING = 0.35
 """Level of the interval by which an arm goes on at the last rung. It holds for scores at a rung;
 where arms are heading varies more, so this is no chance of an error. Higher is cheaper and errs
 more often; chosen by simulation (docs/findings, adaptive studies)."""
+
+FULL_RATES = 2
+"""Learning rates of full fine-tuning that are trained to the end, at least. Every answer is a
+comparison with its best rate, and at a rung that is often far behind."""
 
 StopReason = Literal["worse", "outranked"]
 
@@ -63,14 +67,15 @@ class AdaptiveRule:
                 "larger than the one before"
             )
 
-    def rates_kept(self, rung: int, declared: int) -> int:
-        """Most learning rates of one configuration that go on after a rung before the last.
+    def rates_kept(self, rung: int, declared: int, *, is_full: bool = False) -> int:
+        """Most learning rates of one configuration that go on after a rung.
 
-        Rates thin out evenly, as if the last rung kept one: with two rungs, two of three rates
-        pass the first.
+        Rates thin out evenly to one after the last rung: with two rungs, two of three rates pass
+        the first. Of full fine-tuning ``FULL_RATES`` are left.
         """
-        num_rungs = len(self.rungs)
-        return ceil(declared * (num_rungs - rung) / (num_rungs + 1))
+        num_rungs, fewest = len(self.rungs), FULL_RATES if is_full else 1
+        even = ceil(declared * (num_rungs - rung) / (num_rungs + 1))
+        return fewest if self.is_last(rung) else max(fewest, even)
 
     def is_last(self, rung: int) -> bool:
         return rung == len(self.rungs) - 1
@@ -157,8 +162,10 @@ def stops_at_rung(
     configuration are compared with its best rate, and that rate with the *incumbent*, the arm that
     heads furthest and keeps the limit on forgetting. An arm stops if it cannot come within the
     margin of its rival, by an interval of level ``CONTENDING``; if the best rate stops, so does the
-    whole configuration. The best LoRA arm and the best fully fine-tuned one never stop here. The
-    gap that a stop states is that of the scores at the rung.
+    whole configuration. The best LoRA arm never stops here. The gap that a stop states is that of
+    the scores at the rung.
+
+    Of full fine-tuning the rates thin out at every rung, and nothing else stops them.
 
     Args:
         study: the study as if training had ended at the rung: its trials that reached it are
@@ -167,18 +174,24 @@ def stops_at_rung(
     """
     standing = _Standing.of(study, task, _arms(study, task), rule)
     heading = standing if before is None else standing.continued(before, rung)
-    is_last, look, spared = rule.is_last(rung), heading.at_this_look(), heading.best_of_kinds()
+    is_last, look = rule.is_last(rung), heading.at_this_look()
+    best_lora = next((a.summary.label for a in heading.ranked if a.summary.is_lora), None)
     rates: dict[tuple[object, ...], set[float]] = {}
     for spec in (t.spec for t in study.trials if t.spec.task == task):
         rates.setdefault(spec.arm_without_lr, set()).add(spec.lr)
     stops: dict[str, Stop] = {}
     for configuration, declared in rates.items():
         ranked = [a for a in heading.ranked if a.trials[0].spec.arm_without_lr == configuration]
-        kept = rule.rates_kept(rung, len(declared))
+        is_full = bool(ranked) and ranked[0].summary.is_full
+        kept = rule.rates_kept(rung, len(declared), is_full=is_full)
+        if is_full:
+            for arm in ranked[kept:]:
+                stops |= standing.stop(arm, ranked[0], is_outranked=True)
+            continue
         for position, arm in enumerate(ranked[1:], start=1):
             is_outranked = look.is_worse(arm, ranked[0]) if is_last else position >= kept
             stops |= standing.stop(arm, ranked[0], is_outranked)
-        is_compared = is_last and ranked and ranked[0].summary.label not in spared
+        is_compared = is_last and ranked and ranked[0].summary.label != best_lora
         if is_compared and look.is_worse(ranked[0], incumbent := heading.ranked[0]):
             for arm in ranked:
                 stop = standing.stop(arm, incumbent, is_outranked=True)
@@ -285,12 +298,6 @@ class _Standing:
                 for label, utility in self.utilities.items()
             }
         )
-
-    def best_of_kinds(self) -> set[str]:
-        """Labels of the best arm, the best LoRA arm and the best fully fine-tuned one."""
-        lora = [a for a in self.ranked if a.summary.is_lora]
-        full = [a for a in self.ranked if a.summary.is_full]
-        return {kind[0].summary.label for kind in (self.ranked, lora, full) if kind}
 
     def at_this_look(self) -> "_Standing":
         """The same with intervals of level ``CONTENDING`` that hold at this look alone."""

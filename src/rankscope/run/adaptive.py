@@ -294,8 +294,9 @@ def expected_shares(study: PreparedStudy) -> dict[str, float]:
     """By trial, the share of its training that an adaptive study is expected to take.
 
     Nothing is known yet: the rates of a rank thin out as the rule says, down to one after the last
-    rung, and later seeds are trained of ``TYPICAL_FINALISTS`` arms of a task. Trials and
-    tokens of the budget limit both; its hours do not, for they depend on the machine.
+    rung (two of full fine-tuning), and later seeds are trained of ``TYPICAL_FINALISTS`` arms of a
+    task. Trials and tokens of the budget limit both; its hours do not, for they depend on the
+    machine.
     """
     rule, seed = AdaptiveRule(rungs=study.rungs), study.config.seeds[0]
     first = [trial for trial in study.trials if trial.seed == seed]
@@ -309,7 +310,7 @@ def expected_shares(study: PreparedStudy) -> dict[str, float]:
             stops = (
                 share
                 for rung, share in enumerate(rule.rungs)
-                if place >= (1 if rule.is_last(rung) else rule.rates_kept(rung, len(of_rank)))
+                if place >= rule.rates_kept(rung, len(of_rank), is_full=trial.is_full)
             )
             shares[trial.trial_id] = next(stops, 1.0)
     return within_budget(study, shares)
