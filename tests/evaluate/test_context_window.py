@@ -40,12 +40,13 @@ def test_rows_scored_up_to_max_length_are_counted_and_noted() -> None:
     record, _ = evaluate_task(base(), short, task, "test", {None: BASE}, SETTINGS)[None]
     assert record.truncated == 1
     note = "1 of 4 test items are longer than max_length = 64 tokens and scored up to there"
-    assert note in truncation_notes(short, task, "test", 256, SETTINGS)[0]
+    whole = encode_split(short, task, "test", 256, SETTINGS)
+    assert note in truncation_notes(whole, task, "test", 256, short)[0]
     both = encode_split(short, task, "test", 32, cut)
     assert (both.cut_at_start, both.cut_at_end, both.truncated) == ({0, 3}, {0}, 2)
-    assert len(truncation_notes(short, task, "test", 32, cut)) == 2
+    assert len(truncation_notes(both, task, "test", 32, short)) == 2
     with pytest.raises(UserError, match="context of 256 tokens"):
-        truncation_notes(encoder(None), task, "test", 256, SETTINGS)
+        encode_split(encoder(None), task, "test", 256, SETTINGS)
 
 
 def test_long_prompts_are_refused_or_cut_at_their_beginning() -> None:

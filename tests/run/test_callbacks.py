@@ -11,7 +11,7 @@ from tiny_models import base_of, tiny_llama
 from rankscope.records import StudyRecords, TrialRecords
 from rankscope.run.callbacks import in_dtype_of
 from rankscope.run.outputs import write_outputs
-from rankscope.run.plan import item_tokens, make_plan
+from rankscope.run.plan import make_plan
 from rankscope.store import Ledger
 
 TASKS = ("pocket_cloze", "pocket_med")
@@ -164,7 +164,7 @@ def test_the_plan_counts_them(tmp_path: Path) -> None:
     # On all items of the validation splits, each point reads what the score at the end reads.
     validation = sum(
         sum(item.read + item.written for item in items)
-        for (task, split), items in item_tokens(inputs).items()
+        for (task, split), items in inputs.items.items()
         if split == "validation" and task in TASKS
     )
     extra = plan.evaluation_tokens - plain.evaluation_tokens

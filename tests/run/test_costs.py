@@ -8,14 +8,14 @@ import torch
 from pocket_study import changed, small_study, study_file
 
 from rankscope.errors import UserError
+from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.records import TrialSpec
 from rankscope.run import savings
-from rankscope.run.costs import IMPORT_SECONDS, CostModel, ItemTokens
+from rankscope.run.costs import IMPORT_SECONDS, CostModel
 from rankscope.run.machines import MACHINES, find_machine
 from rankscope.run.plan import Plan, make_plan, makespan
 from rankscope.run.prepared import PreparedStudy
 from rankscope.run.study import Study
-from rankscope.train.memory import LIBRARY_BYTES
 
 H100 = MACHINES["h100"]
 
@@ -132,9 +132,10 @@ def test_units_on_several_devices_train_faster_and_cost_as_many(inputs: Prepared
 def test_a_unit_takes_its_memory_where_it_computes(inputs: PreparedStudy) -> None:
     """On a processor all of it; beside a GPU the base, which is loaded there first."""
     plan = make_plan(inputs, H100)  # of a study that was prepared on a processor
-    assert all(g.host_bytes == g.memory_bytes + LIBRARY_BYTES for g in plan.groups)
+    library = plan.library_bytes
+    assert all(g.host_bytes == g.memory_bytes + library for g in plan.groups)
     memory = inputs.grouping.memory(inputs.groups[0], inputs.config.train)
-    assert memory.host_bytes(torch.device("cuda")) == memory.base_bytes + LIBRARY_BYTES
+    assert memory.host_bytes(torch.device("cuda"), 0) == memory.base_bytes + library
 
 
 def test_no_pass_uses_more_of_the_rate_than_is_published(inputs: PreparedStudy) -> None:

@@ -14,14 +14,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankscope.evaluate.prefix_sharing import SharedPrefix, find_shared_prefixes
-from rankscope.models.attention.varlen import KVCache
+from rankscope.models.attention.varlen import KVCache, cached_values_per_token
 from rankscope.models.base import Base, Row, RowBatch, batches_of
 from rankscope.models.multi_lora import AdapterSpan
+from rankscope.models.parameters import nbytes
 
 CACHED_PER_BATCH_TOKEN = 16  # Most tokens of running sequences over ``batch_tokens``
+CACHE_BYTES = 2**30
+"""Bytes of keys and values that any model may keep; a larger one as many as its weights have. Each
+step reads both, so of more sequences at a time it would be less than twice as fast."""
 GROWTH = 32  # Steps of room in a newly allocated cache
 SPARE = 8  # The cache is rebuilt once one in so many of its rows has finished
 
@@ -159,6 +163,13 @@ def likeliest(logits: Tensor, sequences: Sequence[Generation]) -> Tensor:
     return logits.argmax(dim=-1)
 
 
+def most_cached_tokens(model: PreTrainedModel, batch_tokens: int) -> int:
+    """Most tokens of running sequences; a single sequence may have more."""
+    per_token = cached_values_per_token(model.config) * model.dtype.itemsize
+    room = max(CACHE_BYTES, nbytes(model)) // per_token
+    return min(CACHED_PER_BATCH_TOKEN * batch_tokens, room)
+
+
 class RunningBatch:
     """The running sequences, with their cache and their last tokens.
 
@@ -174,6 +185,7 @@ class RunningBatch:
     ) -> None:
         self.base = base
         self.limits = limits
+        self.most_tokens = most_cached_tokens(base.model, limits.batch_tokens)
         self.choose = choose
         self.stops = StopStrings(limits, base.tokenizer)
         self.sequences: list[Generation] = []
@@ -202,7 +214,7 @@ class RunningBatch:
         admitted: list[Generation] = []
         while waiting:
             need = waiting[0].max_tokens
-            if reserved and reserved + need > CACHED_PER_BATCH_TOKEN * self.limits.batch_tokens:
+            if reserved and reserved + need > self.most_tokens:
                 break
             admitted.append(waiting.popleft())
             reserved += need

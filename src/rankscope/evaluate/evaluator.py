@@ -3,6 +3,7 @@
 A mixture of tasks is scored part by part, each part with its own prompts and scorer.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from rankscope.evaluate.context_window import (
 )
 from rankscope.evaluate.metrics import ModelScores, exact_mean, standard_error
 from rankscope.evaluate.scorers import get_scorer
-from rankscope.evaluate.scorers.scorer import Scorer, ScoringJob
+from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer, ScoringJob
 from rankscope.models.base import Base
 from rankscope.records import BASE, EvalRecord, ItemResult, Split, WithoutContamination
 
@@ -97,14 +98,9 @@ def encode_split(
 
 
 def truncation_notes(
-    encoder: Encoder,
-    task: LoadedTask,
-    split: Split,
-    max_tokens: int | None,
-    settings: EvaluateConfig,
+    encoded: EncodedSplit, task: LoadedTask, split: Split, max_tokens: int | None, encoder: Encoder
 ) -> list[str]:
     """Notes on items that are cut before scoring, by the context or by ``max_length``."""
-    encoded = encode_split(encoder, task, split, max_tokens, settings)
     total = f"of {len(encoded.items)} {split} items"
     notes = []
     if encoded.cut_at_start:
@@ -120,18 +116,27 @@ def truncation_notes(
     return notes
 
 
-def study_truncation_notes(
+def study_item_tokens(
     encoder: Encoder, tasks: Iterable[LoadedTask], max_tokens: int | None, settings: EvaluateConfig
-) -> list[str]:
-    """:func:`truncation_notes` of both splits of all tasks, mixtures part by part."""
+) -> tuple[dict[tuple[str, Split], list[ItemTokens]], list[str]]:
+    """What a model does for each item of both splits of all tasks, and :func:`truncation_notes`."""
     splits: tuple[Split, ...] = ("validation", "test")
-    return [
-        note
-        for task in tasks
-        for part in task.parts or (task,)
-        for split in splits
-        for note in truncation_notes(encoder, part, split, max_tokens, settings)
-    ]
+    found: dict[tuple[str, Split], list[ItemTokens]] = {}
+    notes: list[str] = []
+    for task, split in itertools.product(tasks, splits):
+        counts: list[tuple[str, ItemTokens]] = []
+        for part in task.parts or (task,):
+            encoded = encode_split(encoder, part, split, max_tokens, settings)
+            notes += truncation_notes(encoded, part, split, max_tokens, encoder)
+            for item, ids in zip(encoded.items, encoded.encoded, strict=True):
+                taken = encoded.scorer.item_tokens(encoder, item, ids, settings.max_new_tokens)
+                counts.append((item.item_id, taken))
+        found[task.spec.name, split] = [taken for _, taken in counts]
+        if task.parts:  # in the order, and of the number, of the mixture's own items
+            by_id = dict(counts)
+            items = split_items(task, split)
+            found[task.spec.name, split] = [by_id[item.item_id] for item in items]
+    return found, notes
 
 
 def evaluate_with_failures(

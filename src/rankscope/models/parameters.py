@@ -71,6 +71,12 @@ def model_on_meta(config: PretrainedConfig) -> PreTrainedModel:
     return model
 
 
+def nbytes(model: torch.nn.Module) -> int:
+    """Bytes of a model's parameters and buffers, shared ones once."""
+    parts = [*model.parameters(), *model.buffers()]
+    return sum(part.numel() * part.itemsize for part in parts)
+
+
 def architecture(config: PretrainedConfig) -> Architecture:
     model = model_on_meta(config)
     output = model.get_output_embeddings()

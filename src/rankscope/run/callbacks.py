@@ -12,6 +12,7 @@ from math import isnan
 
 import torch
 
+from rankscope.device import release_freed_memory
 from rankscope.evaluate.evaluator import Evaluation, evaluate_with_failures
 from rankscope.models.base import Base
 from rankscope.models.sharding import local
@@ -82,13 +83,15 @@ class LearningCurve:
                     models_of.setdefault(task, {})[state.adapter_name] = state.spec.trial_id
         if not models_of:
             return
+        at_rung = {s.spec.trial_id for s in due if step in self.study.rung_steps(s.spec)}
+        if at_rung:  # training pauses here: what its passes needed does not lie beside scoring
+            release_freed_memory()
         with self.meter.paused(), evaluation_mode(model, states):
             scored = in_dtype_of(self.base, model)
             for task, models in models_of.items():
                 if self.should_stop():
                     break
                 self.meter.reporter.advance(step, f"scoring {task}")
-                at_rung = {s.spec.trial_id for s in due if step in self.study.rung_steps(s.spec)}
                 new = [
                     curve_point(record, step, items if record.trial_id in at_rung else ())
                     for record, items in self.score(scored, models, task)

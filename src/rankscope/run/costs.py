@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 from rankscope.analyze.spectra import compared_matrices
 from rankscope.device import dtype_name
-from rankscope.evaluate.continuous_batching import CACHED_PER_BATCH_TOKEN
+from rankscope.evaluate.continuous_batching import most_cached_tokens
+from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.models.methods import get_lora_method, get_method
 from rankscope.models.parameters import Architecture, target_shapes
 from rankscope.records import Record, TrialSpec
@@ -43,20 +43,6 @@ LOADED_BYTES = 0.5e9
 """Of the base's weights that a worker reads, hashes and loads per second; assumed."""
 UPDATED_VECTORS = 0.25
 """Of that, to update 500 leading vectors of 4096 by a low-rank change; see LOG.md, "spectra"."""
-
-
-class ItemTokens(NamedTuple):
-    """What one model does for one item."""
-
-    read: int  # Tokens of prompt and answers
-    predicted: int  # Positions whose logits are computed
-    written: int = 0  # Tokens generated, an estimate
-    gold: int = 0
-    """Tokens of prompt and gold answer, read once more for the log-probability of the latter."""
-
-    @property
-    def total(self) -> int:
-        return self.read + self.written + self.gold
 
 
 class StageSeconds(Record):
@@ -102,8 +88,10 @@ class CostModel:
 
     @cached_property
     def num_heads(self) -> int:
-        shape = self.inputs.grouping.model.base.config.get_text_config()
-        return int(shape.num_hidden_layers) * int(shape.num_attention_heads)
+        """Of all layers together."""
+        config = self.inputs.grouping.model.base.config.get_text_config()
+        layers = sum(name.endswith(".o_proj") for name in self.shapes.linear_shapes)
+        return layers * int(config.num_attention_heads)
 
     def products(self, operations: float) -> float:
         return operations / (self.machine.rates[dtype_name(self.inputs.dtype)] * 1e12)
@@ -151,8 +139,13 @@ class CostModel:
         by_run = {
             t.run: self.trial_training(t, count, linears * count) for t, count in tokens.items()
         }
-        sizes = Counter(trial.run for trial in group)
-        return {t.trial_id: by_run[t.run] / sizes[t.run] / config.devices for t in group}
+        sizes, pace = Counter(trial.run for trial in group), self.machine.pace / config.devices
+        return {t.trial_id: pace * by_run[t.run] / sizes[t.run] for t in group}
+
+    def touching(self, group: Group) -> float:
+        """Seconds in which a group's memory becomes the process's, each time that it begins."""
+        memory = self.inputs.grouping.memory(self.inputs.runs(group), self.inputs.config.train)
+        return (memory.total_bytes - memory.base_bytes) / (self.machine.new_memory * 1e9)
 
     def trial_training(self, trial: TrialSpec, tokens: int, linears: float) -> float:
         """Seconds of one trial; ``linears`` is its share of the group's linear layers, each
@@ -196,8 +189,9 @@ class CostModel:
 
     def scoring(self, items: Sequence[ItemTokens]) -> float:
         """Seconds in which one model is scored on items, if prompts share no beginning."""
-        if not items:
-            return 0.0
+        return self.machine.pace * self.scoring_passes(items) if items else 0.0
+
+    def scoring_passes(self, items: Sequence[ItemTokens]) -> float:
         read, predicted, written, gold = (sum(column) for column in zip(*items, strict=True))
         tokens, budget = read + written + gold, self.inputs.config.evaluate.batch_tokens
         squares = sum((item.read + item.written) ** 2 + item.gold**2 for item in items)
@@ -213,7 +207,8 @@ class CostModel:
         if not written:
             return reading
         # A step of decoding reads all weights, for as many sequences as the cache holds.
-        together = min(len(items), CACHED_PER_BATCH_TOKEN * budget * len(items) / cached)
+        most_cached = most_cached_tokens(self.inputs.grouping.model.base, budget)
+        together = min(len(items), most_cached * len(items) / cached)
         steps = written / max(1.0, together)
         weights = self.shapes.num_parameters * self.inputs.dtype.itemsize
         reads = steps * weights / (self.machine.bandwidth * 1e9)

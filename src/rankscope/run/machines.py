@@ -3,6 +3,8 @@
 To add one, add a line to ``MACHINES``. Rates are dense ones, without sparsity.
 """
 
+import math
+import mmap
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from rankscope.errors import UserError, did_you_mean
 PROBE_ROWS = 1024
 PROBE_SECONDS = 0.3
 COPIED_BYTES = 2**26
+NEW_BYTES = 2**27
 
 PUBLISHED_UTILIZATION = 0.41
 """Most of the product rate that training is planned to use on a machine that was not measured.
@@ -35,6 +38,12 @@ class Machine:
     """Of the float32 rate, in singular value decompositions; on an H100 one of 4096 x 4096 then
     takes 3 s. Not measured."""
     measured: bool = False
+    pace: float = 1.0
+    """Seconds of training and scoring over what the time model says; see ``pace.py``."""
+    probed_layers: int = 0  # Of the model, in that measurement; 0: nothing was measured
+    new_memory: float = math.inf
+    """10^9 bytes per second in which memory becomes a process's own: on a virtual machine less than
+    one."""
     utilization: float = 1.0
     """Most of the product rate that a pass can use; the time model itself may give less."""
 
@@ -55,7 +64,9 @@ class Machine:
         shown = f"{rate:,.0f} TFLOP/s" if rate >= 10 else f"{rate * 1000:,.0f} GFLOP/s"
         figures = f"{shown} ({dtype_name(dtype)}) and {self.bandwidth:,.0f} GB/s"
         if self.measured:
-            return f"{figures} measured here; training is estimated to use {share:.0%} of the rate"
+            layers = self.probed_layers
+            steps = f", with training steps of {layers} layers" if layers else ""
+            return f"{figures} measured here{steps}; training is to use {share:.0%} of the rate"
         return (
             f"{figures} ({self.source}), assumed to be used to {share:.0%}, at most "
             f"{self.utilization:.0%} as published for LoRA on an H100; not measured"
@@ -133,8 +144,18 @@ def this_machine(device: torch.device, dtype: torch.dtype, shape: tuple[int, int
         memory=available_memory_bytes(device) / 1e9,
         source="measured",
         decomposition_share=0.01 if device.type == "cuda" else 0.5,
+        new_memory=new_memory() if device.type == "cpu" else math.inf,
         measured=True,
     )
+
+
+def new_memory() -> float:
+    """Pages of a mapping of its own: memory that the heap kept would not be new."""
+    with mmap.mmap(-1, NEW_BYTES) as pages:
+        begun = time.perf_counter()
+        for start in range(0, NEW_BYTES, mmap.PAGESIZE):
+            pages[start] = 1
+        return NEW_BYTES / (time.perf_counter() - begun) / 1e9
 
 
 def fastest(call: Callable[[], object], device: torch.device) -> float:

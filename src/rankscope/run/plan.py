@@ -7,21 +7,21 @@ tokens into time on one of the machines of ``machines.py``.
 
 import heapq
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from rankscope.device import dtype_name
-from rankscope.evaluate.scorers import get_scorer
+from rankscope.device import dtype_name, keep_freed_memory, limit_kernel_cache
+from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.models.parameters import FLOAT32_BYTES
 from rankscope.records import Record, TrialSpec
 from rankscope.run.adaptive import expected_shares
-from rankscope.run.costs import IMPORT_SECONDS, CostModel, ItemTokens, StageSeconds
+from rankscope.run.costs import IMPORT_SECONDS, CostModel, StageSeconds
 from rankscope.run.groups import Group, GroupLimit, what_limits
 from rankscope.run.machines import Machine, this_machine
+from rankscope.run.pace import measured_pace
 from rankscope.run.prepared import PreparedStudy
 from rankscope.run.savings import Saving, largest_savings
 from rankscope.run.starter import CAN_FORK
-
-Items = Mapping[tuple[str, str], Sequence[ItemTokens]]  # By task and split, what each item takes
 
 
 class ScoringCost(NamedTuple):
@@ -35,11 +35,11 @@ class GroupPlan(Record):
     steps: int
     num_tokens: int  # Training tokens of all its trials together
     memory_bytes: int
-    """Peak while it trains, estimated: base, adapters with their states, one forward and backward
-    pass. The libraries' own 0.7 GB come on top."""
+    """Peak while it trains or is scored, estimated: base, adapters with their states, and one
+    forward and backward pass or what scoring takes. ``library_bytes`` come on top."""
     host_bytes: int
     """Memory of the machine that its worker process takes; beside a GPU, to load the base."""
-    fits: bool  # Whether that is less than ``memory_bytes`` of the plan
+    fits: bool  # Whether it trains in less than ``memory_bytes`` of the plan
     states_fit: bool
     """Whether base, trained weights, gradients and optimizer states do, without any pass."""
     limited_by: GroupLimit  # What keeps the group from being larger
@@ -52,6 +52,7 @@ class Plan(Record):
     model: str
     machine: str
     memory_bytes: int  # Of the machine, or ``memory_limit`` if that is less
+    library_bytes: int  # Memory of a process besides what its groups need
     dtype: str
     trials: int
     groups: tuple[GroupPlan, ...]
@@ -95,12 +96,12 @@ def make_plan(
 ) -> Plan:
     """Count and estimate, for ``gpus`` devices of a machine; without one a short product is
     measured here. An ``executor`` starts a process for each group."""
-    machine = machine or this_machine(inputs.device, inputs.dtype, widest(inputs))
-    model, items = CostModel(inputs, machine), item_tokens(inputs)
-    scored = scoring_by_trial(model, items)
+    machine = machine or measured_machine(inputs)
+    model, items = CostModel(inputs, machine), inputs.items
+    scored = scoring_by_trial(model)
     costs: dict[str, StageSeconds] = {}
     for group in inputs.groups:
-        costs |= trial_costs(model, items, scored, group)
+        costs |= trial_costs(model, scored, group)
     groups = tuple(plan_group(model, group, costs) for group in inputs.groups)
     base_items = [item for _, task, split in inputs.base_evals() for item in items[task, split]]
     sampled = sampled_row_tokens(inputs)
@@ -135,6 +136,7 @@ def make_plan(
         model=inputs.config.model.label,
         machine=machine.label,
         memory_bytes=available_bytes(inputs, machine),
+        library_bytes=inputs.grouping.model.library_bytes,
         dtype=dtype_name(inputs.dtype),
         trials=len(inputs.trials),
         groups=groups,
@@ -156,10 +158,19 @@ def make_plan(
         critical_seconds=shared + max(unit_seconds),
         wall_seconds=shared + makespan(unit_seconds, max(1, gpus // devices)),
         basis=machine.basis(inputs.dtype, products / (stages.training * devices)),
-        **expected_cost(inputs, costs, of_base),
+        **expected_cost(model, scored, of_base),
         savings=largest_savings(inputs.config, inputs.trials, costs, stages, items),
         notes=inputs.notes,
     )
+
+
+def measured_machine(inputs: PreparedStudy) -> Machine:
+    """This machine, with what training steps of the study's base take on it."""
+    keep_freed_memory()
+    limit_kernel_cache()
+    machine = this_machine(inputs.device, inputs.dtype, widest(inputs))
+    pace = measured_pace(CostModel(inputs, machine))
+    return replace(machine, pace=pace.factor, probed_layers=pace.layers)
 
 
 def disk_bytes(model: CostModel) -> int:
@@ -172,14 +183,25 @@ def disk_bytes(model: CostModel) -> int:
 
 
 def expected_cost(
-    inputs: PreparedStudy, costs: Mapping[str, StageSeconds], base_seconds: float
+    model: CostModel, scored: Mapping[str, ScoringCost], base_seconds: float
 ) -> dict[str, Any]:
-    """Fields of a plan that only an adaptive study has."""
+    """Fields of a plan that only an adaptive study has.
+
+    First seeds train together and begin again after each rung, later ones train alone.
+    """
+    inputs, seconds = model.inputs, base_seconds
     if inputs.config.strategy == "grid":
         return {}
-    shares = expected_shares(inputs)
+    shares, seed = expected_shares(inputs), inputs.config.seeds[0]
     tokens = sum(shares[t.trial_id] * inputs.training_tokens(t) for t in inputs.trials)
-    seconds = base_seconds + sum(share * costs[i].total for i, share in shares.items())
+    groups = inputs.grouping.groups([t for t in inputs.trials if t.seed == seed], inputs.config)
+    groups += [(trial,) for trial in inputs.trials if trial.seed != seed]
+    for group in groups:
+        costs, again = trial_costs(model, scored, group), model.touching(group) / len(group)
+        for trial in group:
+            share = shares[trial.trial_id]
+            passed = sum(rung < share for rung in inputs.rungs) if trial.seed == seed else 0
+            seconds += share * costs[trial.trial_id].total + passed * again
     budget = inputs.config.budget and inputs.config.budget.text
     return {"expected_tokens": round(tokens), "expected_seconds": seconds, "budget": budget}
 
@@ -200,6 +222,7 @@ def widest(inputs: PreparedStudy) -> tuple[int, int]:
 def plan_group(model: CostModel, group: Group, costs: Mapping[str, StageSeconds]) -> GroupPlan:
     inputs, config = model.inputs, model.inputs.config
     memory = inputs.grouping.memory(inputs.runs(group), config.train)
+    scoring = inputs.scoring_bytes(group)
     available = available_bytes(inputs, model.machine)
     stages = summed([costs[trial.trial_id] for trial in group])
     return GroupPlan(
@@ -207,8 +230,8 @@ def plan_group(model: CostModel, group: Group, costs: Mapping[str, StageSeconds]
         labels=tuple(f"{trial.arm_label} seed={trial.seed}" for trial in group),
         steps=max(map(inputs.num_steps, group)),
         num_tokens=sum(map(inputs.training_tokens, inputs.runs(group))),
-        memory_bytes=memory.total_bytes,
-        host_bytes=memory.host_bytes(inputs.device),
+        memory_bytes=memory.with_pass(max(memory.pass_bytes, scoring)),
+        host_bytes=memory.host_bytes(inputs.device, scoring),
         fits=memory.total_bytes <= available,
         states_fit=memory.base_bytes + memory.state_bytes <= available,
         limited_by=what_limits(group, inputs.groups, config.max_group_size),
@@ -217,7 +240,7 @@ def plan_group(model: CostModel, group: Group, costs: Mapping[str, StageSeconds]
     )
 
 
-def scoring_by_trial(model: CostModel, items: Items) -> dict[str, ScoringCost]:
+def scoring_by_trial(model: CostModel) -> dict[str, ScoringCost]:
     """By trial id; trials scored on the same items are counted once."""
     inputs = model.inputs
     counted: dict[tuple[object, ...], ScoringCost] = {}
@@ -226,7 +249,7 @@ def scoring_by_trial(model: CostModel, items: Items) -> dict[str, ScoringCost]:
         num_points = len(inputs.scored_steps(trial))
         kind = (trial.task, num_points, len(inputs.variants(trial)))
         if kind not in counted:
-            evaluated = evaluated_items(inputs, items, trial)
+            evaluated = evaluated_items(inputs, trial)
             tokens = sum(item.total for item in evaluated)
             counted[kind] = ScoringCost(tokens, model.scoring(evaluated))
         by_trial[trial.trial_id] = counted[kind]
@@ -234,58 +257,29 @@ def scoring_by_trial(model: CostModel, items: Items) -> dict[str, ScoringCost]:
 
 
 def trial_costs(
-    model: CostModel, items: Items, scored: Mapping[str, ScoringCost], group: Group
+    model: CostModel, scored: Mapping[str, ScoringCost], group: Group
 ) -> dict[str, StageSeconds]:
-    inputs, training = model.inputs, model.training(group)
+    inputs, training, touching = model.inputs, model.training(group), model.touching(group)
     heads_task = inputs.config.analyze.heads.task
     return {
         trial.trial_id: StageSeconds(
-            training=training[trial.trial_id],
+            training=training[trial.trial_id] + touching / len(group),
             scoring=scored[trial.trial_id].seconds,
             spectra=model.spectra(trial),
-            heads=model.heads(items[heads_task or trial.task, "test"]),
+            heads=model.heads(inputs.items[heads_task or trial.task, "test"]),
         )
         for trial in group
     }
 
 
-def evaluated_items(inputs: PreparedStudy, items: Items, trial: TrialSpec) -> list[ItemTokens]:
+def evaluated_items(inputs: PreparedStudy, trial: TrialSpec) -> list[ItemTokens]:
     """Every item that a trial is scored on, during training and after, once for each time."""
-    few = inputs.config.train.evaluate_items
+    few, items = inputs.config.train.evaluate_items, inputs.items
     after = inputs.wanted_evals(trial.trial_id, trial.task) + inputs.wanted_variants(trial)
     point = [i for task in inputs.curve_tasks(trial.task) for i in items[task, "validation"][:few]]
     return point * len(inputs.scored_steps(trial)) + [
         item for _, task, split in after for item in items[task, split]
     ]
-
-
-def item_tokens(inputs: PreparedStudy) -> dict[tuple[str, str], list[ItemTokens]]:
-    """What one model reads and writes for each item of each split.
-
-    An answer that is generated counts as long as the one in the data, if there is one.
-    """
-    counts: dict[tuple[str, str], list[ItemTokens]] = {}
-    for _, name, split in inputs.base_evals():
-        task, encoder = inputs.tasks[name], inputs.encoder
-        scorers = {
-            item.item_id: part.spec.scorer
-            for part in task.parts
-            for item in (*part.validation, *part.test)
-        }
-        most = inputs.config.evaluate.max_new_tokens
-        counts[name, split] = of_split = []
-        for item in task.validation if split == "validation" else task.test:
-            prompt = len(encoder.prompt_ids(item))
-            if get_scorer(scorers.get(item.item_id, task.spec.scorer)).generates:
-                gold = len(encoder.answer_ids(item.completion or item.reference, item))
-                answer = gold + 1 if item.completion else most
-                written = min(answer, most)
-                of_split.append(ItemTokens(prompt, 1 + gold, written, prompt + gold))
-            else:
-                texts = item.choices or (item.completion,)
-                answers = sum(len(encoder.answer_ids(text, item)) for text in texts)
-                of_split.append(ItemTokens(prompt + answers, answers))
-    return counts
 
 
 def sampled_row_tokens(inputs: PreparedStudy) -> list[ItemTokens]:

@@ -16,7 +16,7 @@ from rankscope.device import (
     dtype_notes,
 )
 from rankscope.evaluate.context_window import context_length
-from rankscope.evaluate.evaluator import study_truncation_notes
+from rankscope.evaluate.evaluator import study_item_tokens
 from rankscope.evaluate.task_record import task_record
 from rankscope.hashing import tokenizer_sha256
 from rankscope.models.load import load_tokenizer
@@ -64,7 +64,7 @@ def prepare_study(
     config = resolve_auto(config, encoder, dtype)
     data = prepare_data(config, encoder, whole=weights)
     context, evaluate = context_length(base.config), config.evaluate
-    truncated = study_truncation_notes(encoder, data.tasks.values(), context, evaluate)
+    items, truncated = study_item_tokens(encoder, data.tasks.values(), context, evaluate)
     tokenizer_hash = tokenizer_sha256(base.folder)
     records = tuple(task_record(config, encoder, t, tokenizer_hash) for t in data.tasks.values())
 
@@ -95,6 +95,7 @@ def prepare_study(
         dtype=dtype,
         encoder=encoder,
         data=data,
+        items=items,
         task_records=records,
         trials=tuple(trials),
         groups=groups,

@@ -1,6 +1,6 @@
 """A study file resolved on one machine: everything that can be known before weights are loaded."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,8 @@ from rankscope.data.encode import EncodedRows, Encoder
 from rankscope.data.self_replay import RowsToSample
 from rankscope.data.study_data import StudyData
 from rankscope.data.tasks import LoadedTask
+from rankscope.evaluate.scorers.scorer import ItemTokens
+from rankscope.evaluate.scoring_memory import scoring_bytes
 from rankscope.hashing import canonical_json
 from rankscope.models.study_base import StudyBase
 from rankscope.records import (
@@ -37,6 +39,8 @@ class PreparedStudy:
     dtype: torch.dtype
     encoder: Encoder
     data: StudyData
+    items: Mapping[tuple[str, Split], Sequence[ItemTokens]]
+    """By task and split, what a model does for each item."""
     task_records: tuple[TaskRecord, ...]  # One per task, as stored
     trials: tuple[TrialSpec, ...]
     groups: tuple[Group, ...]  # Trials that train together, in the order in which they run
@@ -74,6 +78,13 @@ class PreparedStudy:
         """What trains for a group: each trial, and of a nested run only that of its largest rank,
         in the group or not."""
         return tuple(dict.fromkeys(self._trained[trial.run] for trial in group))
+
+    def scoring_bytes(self, group: Group) -> int:
+        """Memory of scoring a group's trials, or the base alone, besides their weights."""
+        return max(
+            scoring_bytes(self.grouping.model, group, items, self.config.evaluate)
+            for items in self.items.values()
+        )
 
     def wanted_evals(self, trial_id: str, trained_on: str | None) -> list[EvalKey]:
         """What one model is scored on, in order.

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from rankscope.config.study import StudyConfig
-from rankscope.records import Record, TrialSpec
-from rankscope.run.costs import ItemTokens, StageSeconds
+from rankscope.evaluate.scorers.scorer import ItemTokens
+from rankscope.records import Record, Split, TrialSpec
+from rankscope.run.costs import StageSeconds
 from rankscope.run.trials import trials_of_one_arm
 
 SUGGESTED_ITEMS = 200
@@ -24,7 +25,7 @@ def largest_savings(
     trials: Sequence[TrialSpec],
     costs: Mapping[str, StageSeconds],
     stages: StageSeconds,
-    items: Mapping[tuple[str, str], Sequence[ItemTokens]],
+    items: Mapping[tuple[str, Split], Sequence[ItemTokens]],
 ) -> tuple[Saving, ...]:
     """The three largest savings, largest first.
 
@@ -68,7 +69,7 @@ def largest_savings(
     return tuple(sorted(found, key=lambda saving: -saving.seconds)[:NUM_SAVINGS])
 
 
-def share_of_first(items: Mapping[tuple[str, str], Sequence[ItemTokens]]) -> float:
+def share_of_first(items: Mapping[tuple[str, Split], Sequence[ItemTokens]]) -> float:
     """Tokens of the first items of every split over those of all."""
     few = sum(i.total for of_split in items.values() for i in of_split[:SUGGESTED_ITEMS])
     return few / max(1, sum(i.total for split in items.values() for i in split))

@@ -104,20 +104,15 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
     study = context.study
     folder = context.ledger.out / UNITS / (group_id(group) if group else BASE)
     ids = tuple(trial.trial_id for trial in group)
-    if group:
-        memory = context.groups.memory(group)
-    else:  # to score the base takes less than to train a trial in passes as large
-        train = study.config.train
-        largest = max(train.batch_tokens, study.config.evaluate.batch_tokens)
-        train = train.model_copy(update={"batch_tokens": largest})
-        memory = study.grouping.memory(study.runs(study.trials[:1]), train)
+    base_memory = study.grouping.model.of_base(study.config.train)
+    memory = context.groups.memory(group) if group else base_memory
     order = UnitOrder(
         config=study_values(config),
         study_sha256=prepared_sha256(study),
         trial_ids=ids,
         round=context.round if group else Round(),
         versions=installed_versions(),
-        host_bytes=memory.host_bytes(study.device),
+        host_bytes=memory.host_bytes(study.device, study.scoring_bytes(group)),
     )
     file, text = folder / UNIT_ORDER, order.model_dump_json()
     if file.is_file() and file.read_bytes() == text.encode():

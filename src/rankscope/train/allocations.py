@@ -109,21 +109,8 @@ def counted_pass(
             model itself trains.
         device: on which the pass will run; the layout of rows depends on it.
     """
-    adapter_names = [
-        adapter_name
-        for adapter_name, n in zip(group.adapters, weights, strict=True)
-        for _ in range(n)
-    ]
-    rows = []
-    for index, length in enumerate(shape.lengths):
-        labels = share(shape.num_labels, index, len(shape.lengths))
-        adapter_name = (
-            adapter_names[index * len(adapter_names) // len(shape.lengths)]
-            if adapter_names
-            else None
-        )
-        rows.append(Row([0] * length, range(max(0, length - 1 - labels), length - 1), adapter_name))
-    batch = RowBatch.of(rows, torch.device("cpu"))
+    names = [name for name, n in zip(group.adapters, weights, strict=True) for _ in range(n)]
+    batch = batch_of_shape(shape, names or [None])
     plan = meta_plan(batch.lengths, device)
     group.segments, group.kept_segments = batch.segments, batch.kept_segments()
     for parameter in group.model.parameters():
@@ -137,18 +124,50 @@ def counted_pass(
         AllocationCounter() as counter,
         on_embedding_gradient(group.model, lambda: peaks.append(counter.restart())),
     ):
-        logits = group.model(
-            input_ids=batch.input_ids.to(META),
-            position_ids=batch.position_ids.to(META),
-            use_cache=False,
-            logits_to_keep=batch.keep.to(META),
-            attention_plan=plan,
-        ).logits[0]
+        logits = logits_of_shape(group, batch, plan)
         targets = torch.zeros(len(batch.keep), dtype=torch.int64, device=META)
         losses = mean_losses(logits, targets, [len(batch.keep)], [len(batch.keep)])
         del logits
         losses.sum().backward()
     return PassPeaks(peaks[0], counter.peak_bytes) if peaks else PassPeaks(counter.peak_bytes, 0)
+
+
+def counted_scoring(group: MultiLora, shape: PassShape, device: torch.device) -> int:
+    """Most bytes that one forward pass of scoring holds at once, log-probabilities included.
+
+    Args:
+        group: on the meta device, with one adapter, which has all rows, or with none.
+        device: as for :func:`counted_pass`.
+    """
+    batch = batch_of_shape(shape, [*group.adapters] or [None])
+    plan = meta_plan(batch.lengths, device)
+    group.segments, group.kept_segments = batch.segments, batch.kept_segments()
+    group.training = False
+    with AllocationCounter() as counter, torch.no_grad():
+        logits = logits_of_shape(group, batch, plan)
+        torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+    return int(counter.peak_bytes)
+
+
+def batch_of_shape(shape: PassShape, adapter_names: Sequence[str | None]) -> RowBatch:
+    """Rows of the given lengths, with labels spread over them, shared out among the names."""
+    rows = []
+    for index, length in enumerate(shape.lengths):
+        labels = share(shape.num_labels, index, len(shape.lengths))
+        name = adapter_names[index * len(adapter_names) // len(shape.lengths)]
+        rows.append(Row([0] * length, range(max(0, length - 1 - labels), length - 1), name))
+    return RowBatch.of(rows, torch.device("cpu"))
+
+
+def logits_of_shape(group: MultiLora, batch: RowBatch, plan: AttentionPlan) -> Tensor:
+    logits: Tensor = group.model(
+        input_ids=batch.input_ids.to(META),
+        position_ids=batch.position_ids.to(META),
+        use_cache=False,
+        logits_to_keep=batch.keep.to(META),
+        attention_plan=plan,
+    ).logits[0]
+    return logits
 
 
 @contextmanager

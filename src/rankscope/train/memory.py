@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rankscope.config.study import TrainConfig
@@ -20,7 +19,7 @@ from rankscope.models.grouped_lora import padded_rank
 from rankscope.models.lora import Adapter
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.multi_lora import linear_layers, target_linears
-from rankscope.models.parameters import ADAMW_STATES, FLOAT32_BYTES
+from rankscope.models.parameters import ADAMW_STATES, FLOAT32_BYTES, nbytes
 from rankscope.records import TrialSpec
 from rankscope.train.allocations import META, PassShape, spread
 from rankscope.train.pass_memory import PassMemory, cast_bytes, decoder_layers, shaped_adapter
@@ -33,8 +32,12 @@ Optimizer moments take the place of the first passes' tensors, and later passes 
 Fitted to 16 adapters on SmolLM2-135M, see LOG.md; a GPU's allocator is not known to do this.
 """
 
-LIBRARY_BYTES = 700_000_000
-"""Of Python, torch and the rows in a process, about; CUDA's own libraries come on top."""
+LIBRARY_BYTES = 620_000_000
+"""Of Python, torch and transformers in a process, about; CUDA's own libraries come on top."""
+
+VOCABULARY_BYTES = 1_100
+"""Of each entry of a tokenizer's vocabulary besides; both were measured with four tokenizers of
+4,096 to 262,144 entries."""
 
 DEVIATIONS = 3.0  # Standard deviations of the fullest of some thousand steps above the mean
 
@@ -101,16 +104,22 @@ class GroupMemory:
     pass_tokens: int  # Tokens of that pass
     held_bytes: int = 0  # What the heap holds beyond that
     devices: int = 1  # Each of so many needs as much
+    library_bytes: int = LIBRARY_BYTES  # The process's own
 
     @property
     def total_bytes(self) -> int:
-        return self.base_bytes + self.state_bytes + self.pass_bytes + self.held_bytes
+        return self.with_pass(self.pass_bytes)
 
-    def host_bytes(self, device: torch.device) -> int:
-        """What processes that train the group take of the machine's own memory; beside a GPU
-        they hold the base while they load it."""
-        on_host = self.base_bytes if device.type == "cuda" else self.total_bytes
-        return (on_host + LIBRARY_BYTES) * self.devices
+    def with_pass(self, pass_bytes: int) -> int:
+        """The peak if each pass takes so many bytes."""
+        return self.base_bytes + self.state_bytes + pass_bytes + self.held_bytes
+
+    def host_bytes(self, device: torch.device, scoring_bytes: int) -> int:
+        """What processes that train the group, and score it, take of the machine's own memory;
+        beside a GPU they hold the base while they load it."""
+        most = self.with_pass(max(self.pass_bytes, scoring_bytes))
+        on_host = self.base_bytes if device.type == "cuda" else most
+        return (on_host + self.library_bytes) * self.devices
 
 
 class MemoryModel:
@@ -126,7 +135,7 @@ class MemoryModel:
             )
         head = self.base.get_output_embeddings()
         self._layers = [n for n, layer in linear_layers(self.base).items() if layer is not head]
-        self._passes = PassMemory(self.base, device)
+        self.passes = PassMemory(self.base, device)
         self._adapters: dict[tuple[object, ...], Adapter] = {}
 
     def of_group(
@@ -170,6 +179,27 @@ class MemoryModel:
             pass_tokens=sum(shape.lengths),
             held_bytes=self._held_bytes(0 if is_full else state, shape),
             devices=train.devices,
+            library_bytes=self.library_bytes,
+        )
+
+    @property
+    def library_bytes(self) -> int:
+        """Of a process with this model's tokenizer, before there are any weights."""
+        return LIBRARY_BYTES + VOCABULARY_BYTES * self._vocab_size
+
+    @property
+    def _vocab_size(self) -> int:
+        return int(self.base.config.get_text_config().vocab_size)
+
+    def of_base(self, train: TrainConfig) -> GroupMemory:
+        """Of the base alone, which is scored as it is."""
+        return GroupMemory(
+            base_bytes=self._base_bytes(train.devices, trains=False),
+            state_bytes=0,
+            pass_bytes=0,
+            pass_tokens=0,
+            devices=train.devices,
+            library_bytes=self.library_bytes,
         )
 
     def _base_bytes(self, devices: int, *, trains: bool) -> int:
@@ -193,7 +223,7 @@ class MemoryModel:
         return round(HELD_SHARE * state) + shape.num_labels * self._bytes_per_label()
 
     def _bytes_per_label(self) -> int:
-        return int(self.base.config.get_text_config().vocab_size) * self.dtype.itemsize
+        return self._vocab_size * self.dtype.itemsize
 
     def _kl_bytes(self, group: Sequence[TrialSpec], shape: PassShape) -> int:
         """What KL to the base adds to a pass: the base's logits, as computed and by trial, and a
@@ -229,7 +259,7 @@ class MemoryModel:
 
     def _pass_bytes(self, group: Sequence[TrialSpec], shape: PassShape, recomputes: bool) -> int:
         """Bytes of a pass, dropout's masks included; without trials the base trains."""
-        counted = self._passes.pass_bytes(group, shape, recomputes)
+        counted = self.passes.pass_bytes(group, shape, recomputes)
         masks = sum(map(self._mask_bytes, group)) / max(1, len(group))
         return round(counted + masks * sum(shape.lengths))
 
@@ -253,9 +283,3 @@ def grouped_bytes(adapter: Adapter, dtype: torch.dtype) -> int:
         for module, a in adapter.a.items()
     )
     return cast_bytes(adapter, dtype) + padding * (2 * FLOAT32_BYTES + dtype.itemsize)
-
-
-def nbytes(model: nn.Module) -> int:
-    """Bytes of a model's parameters and buffers, shared ones once."""
-    parts = [*model.parameters(), *model.buffers()]
-    return sum(part.numel() * part.itemsize for part in parts)

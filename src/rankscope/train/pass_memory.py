@@ -9,7 +9,7 @@ whose only part is A x, (tokens, r).
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from rankscope.models.methods.init_context import empty_adapter
 from rankscope.models.multi_lora import MultiLora, target_linears, unwrap
 from rankscope.models.parameters import FLOAT32_BYTES
 from rankscope.records import TrialSpec
-from rankscope.train.allocations import PassPeaks, PassShape, counted_pass
+from rankscope.train.allocations import PassPeaks, PassShape, counted_pass, counted_scoring
 
 RANKS = (8, 16)  # Ranks that are counted; the bytes of others lie on the line through them
 
@@ -127,6 +127,25 @@ class PassMemory:
         is_tied = head is not None and head.weight is embedding
         waiting = embedding.numel() * (FLOAT32_BYTES - itemsize) if is_tied else 0
         return PassPeaks(counted.layers + waiting, counted.embedding * FLOAT32_BYTES // itemsize)
+
+    def scoring_bytes(self, trial: TrialSpec | None, shape: PassShape) -> int:
+        """Bytes of one forward pass of scoring, of an adapter or of the bare model. It keeps
+        nothing of a layer, so as many layers as repeat are enough."""
+        trials = [] if trial is None else [trial]
+        kind = [(t.method, t.targets, t.rank) for t in trials]
+        key = (*self._model_key, "scoring", *kind, shape)
+        if key not in _COUNTED:
+            layers = decoder_layers(self.model)
+            few = max(FEWEST_LAYERS, self.period(trials, layers))
+            packed = MultiLora(self.model)
+            with first_layers(self.model, few) if few < len(layers) else nullcontext():
+                for t in trials:
+                    packed.attach(shaped_adapter(self.model, t))
+                try:
+                    _COUNTED[key] = [counted_scoring(packed, shape, self.device)]
+                finally:
+                    unwrap(self.model)
+        return _COUNTED[key][0]
 
     def period(self, trials: Sequence[TrialSpec], layers: nn.ModuleList) -> int:
         """After how many layers their shapes, windows and targets repeat."""

@@ -55,8 +55,6 @@ def _stages(plan: Plan) -> RenderableType:
 
 
 def totals(plan: Plan) -> Iterator[str]:
-    from rankscope.train.memory import LIBRARY_BYTES
-
     curve = f" and {plan.curve_evaluations:,} while training" if plan.curve_evaluations else ""
     yield (
         f"{count(plan.trials, 'trial')} in {count(len(plan.groups), 'group')}, "
@@ -82,8 +80,8 @@ def totals(plan: Plan) -> Iterator[str]:
     yield f"Estimated from {plan.basis}."
     most = max(group.memory_bytes for group in plan.groups)
     yield (
-        f"Memory: up to {byte_size(most)} of {byte_size(plan.memory_bytes)} while training; "
-        f"the libraries' own {byte_size(LIBRARY_BYTES)} come on top."
+        f"Memory: up to {byte_size(most)} of {byte_size(plan.memory_bytes)}, in training or "
+        f"scoring; the libraries' own {byte_size(plan.library_bytes)} come on top."
     )
     numbered = list(enumerate(plan.groups, 1))
     if hopeless := [number for number, group in numbered if not group.states_fit]:
@@ -96,6 +94,8 @@ def totals(plan: Plan) -> Iterator[str]:
             f"DOES NOT FIT: group {_named(too_large)} needs more memory than that. "
             "Lower train.batch_tokens, set train.gradient_checkpointing=true, or leave the arm out."
         )
+    if most > plan.memory_bytes and all(group.fits for group in plan.groups):
+        yield "DOES NOT FIT: scoring needs more memory than that. Lower evaluate.batch_tokens."
 
 
 def _units(plan: Plan) -> Iterator[str]:

@@ -10,7 +10,7 @@ from rankscope.data.encode import Encoder
 from rankscope.data.items import LETTERS, Item
 from rankscope.errors import UserError
 from rankscope.evaluate.metrics import ModelScores, choice_predictions, exact_mean, first_best
-from rankscope.evaluate.scorers.scorer import Scorer, ScoringJob
+from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer, ScoringJob
 
 if TYPE_CHECKING:
     from rankscope.data.registry import TaskSpec
@@ -59,6 +59,13 @@ class ChoiceScorer(Scorer["list[Question]"]):
             what = f"option {empty[0]!r}" if empty else "the prompt"
             raise UserError(f"{item.location}: {what} has no tokens, so it has no probability")
         return [Question(prompt, continuations)]
+
+    def item_tokens(
+        self, encoder: Encoder, item: Item, encoded: "list[Question]", max_new_tokens: int
+    ) -> ItemTokens:
+        branches = [len(ids) - 1 for question in encoded for ids in question.continuations]
+        prompts = sum(len(question.prompt) for question in encoded)
+        return ItemTokens(prompts + sum(branches), len(encoded) + sum(branches))
 
     def num_tokens(self, encoded: "list[Question]") -> int:
         return max(question.num_tokens for question in encoded)

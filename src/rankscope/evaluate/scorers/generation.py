@@ -13,7 +13,7 @@ from rankscope.data.items import Item
 from rankscope.data.numbers import ANSWER_MARK
 from rankscope.errors import UserError
 from rankscope.evaluate.metrics import ModelScores, exact_mean
-from rankscope.evaluate.scorers.scorer import Scorer, ScoringJob
+from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer, ScoringJob
 
 if TYPE_CHECKING:
     from regex import Pattern
@@ -62,6 +62,13 @@ class GenerationScorer(Scorer[list[int]]):
                     f"{item.location}: no {missing}, so no answer can be generated and judged"
                 )
         return prompts
+
+    def item_tokens(
+        self, encoder: Encoder, item: Item, encoded: list[int], max_new_tokens: int
+    ) -> ItemTokens:
+        gold = len(encoder.answer_ids(item.completion or item.reference, item))
+        written = min(gold + 1, max_new_tokens) if item.completion else max_new_tokens
+        return ItemTokens(len(encoded), 1 + gold, written, len(encoded) + gold)
 
     def num_tokens(self, encoded: list[int]) -> int:
         return len(encoded) + 1

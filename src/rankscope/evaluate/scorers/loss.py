@@ -13,7 +13,7 @@ from rankscope.data.encode import EncodedRow, Encoder
 from rankscope.data.items import Item
 from rankscope.errors import UserError
 from rankscope.evaluate.metrics import ModelScores, exact_mean
-from rankscope.evaluate.scorers.scorer import Scorer, ScoringJob
+from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer, ScoringJob
 
 if TYPE_CHECKING:
     from rankscope.data.registry import TaskSpec
@@ -53,6 +53,13 @@ class LossScorer(Scorer[list[EncodedRow]]):
                 f"no completion{fills}. Leave these rows out or, in a study, raise train.max_length"
             )
         return [[row] for row in rows if row is not None]
+
+    def item_tokens(
+        self, encoder: Encoder, item: Item, encoded: list[EncodedRow], max_new_tokens: int
+    ) -> ItemTokens:
+        return ItemTokens(
+            sum(len(row.input_ids) for row in encoded), sum(sum(row.is_label) for row in encoded)
+        )
 
     def num_tokens(self, encoded: list[EncodedRow]) -> int:
         return max(len(row.input_ids) for row in encoded)

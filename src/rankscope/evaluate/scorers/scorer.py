@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
@@ -31,6 +31,20 @@ class ScoringJob:
     split: "EncodedSplit"
     adapter_names: Sequence[str | None]  # None is the bare base
     settings: "EvaluateConfig"
+
+
+class ItemTokens(NamedTuple):
+    """What one model does for one item."""
+
+    read: int  # Tokens of prompt and answers
+    predicted: int  # Positions whose logits are computed
+    written: int = 0  # Tokens generated, an estimate
+    gold: int = 0
+    """Tokens of prompt and gold answer, read once more for the log-probability of the latter."""
+
+    @property
+    def total(self) -> int:
+        return self.read + self.written + self.gold
 
 
 class Scorer(ABC, Generic[Encoded]):
@@ -100,6 +114,13 @@ class Scorer(ABC, Generic[Encoded]):
     ) -> list[Encoded]:
         """Every item as token ids. ``context``: most tokens of the model; None is no bound. Raises
         UserError: an item that cannot be scored."""
+
+    @abstractmethod
+    def item_tokens(
+        self, encoder: Encoder, item: Item, encoded: Encoded, max_new_tokens: int
+    ) -> ItemTokens:
+        """What a model does for an item; an answer to be written counts as long as the one in the
+        data, if there is one."""
 
     def num_tokens(self, encoded: Encoded) -> int:
         """Tokens of context that an item needs; 0 if items fit by construction."""

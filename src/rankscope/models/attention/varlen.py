@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PretrainedConfig
 
 from rankscope.errors import UserError
 from rankscope.models.attention.decode import DecodeStep
@@ -96,6 +96,14 @@ class KVCache:
 
     def advance(self, lengths: Tensor) -> None:
         self.lengths = self.lengths + lengths
+
+
+def cached_values_per_token(config: PretrainedConfig) -> int:
+    """Keys and values of one token in all layers, if every layer keeps all tokens."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * text.num_hidden_layers * heads * width)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from rankscope.errors import UserError, reason_of
 from rankscope.evaluate.evaluator import (
     NOT_FINITE,
     Evaluation,
+    encode_split,
     evaluate_with_failures,
     truncation_notes,
 )
@@ -176,7 +177,8 @@ def own_task(
         scorer=spec.scorer,
         source=task.source,
     )
-    notes = truncation_notes(encoder, task, request.split, context, request.settings)
+    encoded = encode_split(encoder, task, request.split, context, request.settings)
+    notes = truncation_notes(encoded, task, request.split, context, encoder)
     evaluate = partial(evaluate_own, task, encoder, request)
     return EvalTask(spec.name, {spec.name: info}, [*task.notes, *notes], evaluate)
 
