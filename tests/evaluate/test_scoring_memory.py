@@ -7,16 +7,18 @@ import torch
 from architectures import CONFIGS
 from evaluation_worlds import tokenizer
 from tiny_models import base_of
-from toy_training import trial
+from toy_training import full_trial, trial
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from rankscope.config.study import EvaluateConfig
+from rankscope.evaluate import continuous_batching
 from rankscope.evaluate.continuous_batching import GenerationLimits, generate, most_cached_tokens
 from rankscope.evaluate.likelihood import Question, continuation_logprobs
 from rankscope.evaluate.scorers.scorer import ItemTokens
-from rankscope.evaluate.scoring_memory import scoring_bytes
+from rankscope.evaluate.scoring_memory import ScoringShape, scoring_bytes
+from rankscope.models.attention.varlen import KVCache
 from rankscope.models.base import Base
-from rankscope.models.parameters import model_on_meta
+from rankscope.models.parameters import model_on_meta, nbytes
 from rankscope.train.allocations import AllocationCounter
 from rankscope.train.memory import MemoryModel
 from rankscope.train.pass_memory import shaped_adapter
@@ -45,29 +47,82 @@ def tokens(count: int, seed: int) -> list[int]:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("batch_tokens", [64, 512])
-def test_a_pass_takes_what_it_is_said_to_take(architecture: str, batch_tokens: int) -> None:
+def test_a_pass_takes_what_is_planned(architecture: str, batch_tokens: int) -> None:
     base, memory = world(architecture)
     questions = [Question(tokens(32, i), [tokens(8, i)]) for i in range(12)]
     with AllocationCounter() as counter, torch.inference_mode():
         continuation_logprobs(base, questions, ["a"], batch_tokens)
     items = [ItemTokens(read=39, predicted=8)] * 12
-    settings = EvaluateConfig(batch_tokens=batch_tokens)
-    planned = scoring_bytes(memory, [trial("a", rank=8)], items, settings)
+    shape = ScoringShape.of(memory, items, EvaluateConfig(batch_tokens=batch_tokens))
+    planned = scoring_bytes(memory, [trial("a", rank=8)], shape)
     assert 0.75 < planned / counter.peak_bytes < 1.3
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_answers_take_no_more_than_they_are_said_to_take(architecture: str) -> None:
-    """No answer ends by itself, so all of the room is needed."""
+def written(
+    architecture: str, lengths: list[int], most_cached: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, int, MemoryModel]:
+    """Bytes that answers took, and that were planned; none of them ends by itself."""
     base, memory = world(architecture)
-    prompts = [tokens(length, i) for i, length in enumerate((20, 30, 40) * 8)]
+    monkeypatch.setattr(continuous_batching, "CACHED_PER_BATCH_TOKEN", most_cached / 512)
+    prompts = [tokens(length, i) for i, length in enumerate(lengths)]
     limits = GenerationLimits(NEW_TOKENS, 256, 512, frozenset())
     with AllocationCounter() as counter, torch.inference_mode():
         generate(base, prompts, ["a"], limits)
     items = [ItemTokens(len(p), 1, NEW_TOKENS, len(p)) for p in prompts]
     settings = EvaluateConfig(batch_tokens=512, max_new_tokens=NEW_TOKENS)
-    planned = scoring_bytes(memory, [trial("a", rank=8)], items, settings)
-    assert 0.65 < counter.peak_bytes / planned < 1.05
+    shape = ScoringShape.of(memory, items, settings)
+    return counter.peak_bytes, scoring_bytes(memory, [trial("a", rank=8)], shape), memory
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_answers_take_no_more_than_is_planned(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, planned, _ = written(architecture, [20, 30, 40] * 8, 16 * 512, monkeypatch)
+    assert 0.5 < taken / planned < 1
+
+
+def test_a_long_prompt_among_short_ones_has_no_room_of_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Room for 2,048 tokens. Each row is as long as the longest: beside a prompt of 200 tokens, 8
+    rows, where the sum of what the sequences need would let 40 in."""
+    rows: list[int] = []
+    build = KVCache.of_rows
+
+    def watched(parts: object, capacity: int, **settings: bool) -> KVCache:
+        made = build(parts, capacity, **settings)  # type: ignore[arg-type]
+        rows.append(len(made.lengths) * capacity)
+        return made
+
+    monkeypatch.setattr(KVCache, "of_rows", watched)
+    lengths = [200] + [20] * 60
+    taken, planned, _ = written("OLMo 2", lengths, 2048, monkeypatch)
+    assert 1024 < max(rows) <= 2048
+    assert taken < 1.3 * planned
+
+
+def test_windows_of_a_long_text_are_rows_of_their_own() -> None:
+    """A text of 5,000 tokens in ten windows: passes of 512 tokens, not one of 5,000."""
+    _, memory = world("OLMo 2")
+    settings = EvaluateConfig(batch_tokens=512)
+    whole = ScoringShape.of(memory, [ItemTokens(5000, 4990, rows=10)], settings)
+    assert sum(whole.fullest.lengths) == 512
+    one = ScoringShape.of(memory, [ItemTokens(5000, 4990)], settings)
+    assert sum(one.fullest.lengths) == 5000
+
+
+def test_a_full_trial_is_scored_as_a_copy() -> None:
+    """In bfloat16; in float32 it is scored as it is."""
+    config = CONFIGS["OLMo 2"]
+    wide, narrow = (
+        MemoryModel(config, dtype, torch.device("cpu")) for dtype in (torch.float32, torch.bfloat16)
+    )
+    items = [ItemTokens(39, 8)]
+    for memory, copied in ((wide, 0), (narrow, nbytes(narrow.base))):
+        shape = ScoringShape.of(memory, items, EvaluateConfig())
+        bare = scoring_bytes(memory, [], shape)
+        assert scoring_bytes(memory, [full_trial()], shape) == bare + copied
 
 
 def test_a_large_model_keeps_as_many_bytes_of_keys_and_values_as_it_has_weights() -> None:
@@ -90,8 +145,3 @@ def test_a_small_model_keeps_a_gibibyte() -> None:
     )
     model: PreTrainedModel = model_on_meta(config)
     assert most_cached_tokens(model, 10**9) == 2**30 // (128 * 4)
-
-
-def test_nothing_to_score_takes_nothing() -> None:
-    _, memory = world("OLMo 2")
-    assert scoring_bytes(memory, [], [], EvaluateConfig()) == 0

@@ -45,8 +45,8 @@ where arms are heading varies more, so this is no chance of an error. Higher is 
 more often; chosen by simulation (docs/findings, adaptive studies)."""
 
 FULL_RATES = 2
-"""Learning rates of full fine-tuning that are trained to the end, at least. Every answer is a
-comparison with its best rate, and at a rung that is often far behind."""
+"""Learning rates of a configuration of full fine-tuning that are trained to the end, at least.
+Every answer is a comparison with the best one, and at a rung that is often far behind."""
 
 StopReason = Literal["worse", "outranked"]
 
@@ -68,10 +68,11 @@ class AdaptiveRule:
             )
 
     def rates_kept(self, rung: int, declared: int, *, is_full: bool = False) -> int:
-        """Most learning rates of one configuration that go on after a rung.
+        """Most learning rates of one configuration that their order lets go on after a rung.
 
-        Rates thin out evenly to one after the last rung: with two rungs, two of three rates pass
-        the first. Of full fine-tuning ``FULL_RATES`` are left.
+        They thin out evenly, as if the last rung left one: with two rungs, two of three rates pass
+        the first. ``FULL_RATES`` of full fine-tuning always pass. At the last rung of LoRA an
+        interval decides instead.
         """
         num_rungs, fewest = len(self.rungs), FULL_RATES if is_full else 1
         even = ceil(declared * (num_rungs - rung) / (num_rungs + 1))

@@ -22,7 +22,7 @@ from rankscope.models.base import Base, Row, RowBatch, batches_of
 from rankscope.models.multi_lora import AdapterSpan
 from rankscope.models.parameters import nbytes
 
-CACHED_PER_BATCH_TOKEN = 16  # Most tokens of running sequences over ``batch_tokens``
+CACHED_PER_BATCH_TOKEN = 16  # Most tokens of a cache over ``batch_tokens``
 CACHE_BYTES = 2**30
 """Bytes of keys and values that any model may keep; a larger one as many as its weights have. Each
 step reads both, so of more sequences at a time it would be less than twice as fast."""
@@ -164,7 +164,7 @@ def likeliest(logits: Tensor, sequences: Sequence[Generation]) -> Tensor:
 
 
 def most_cached_tokens(model: PreTrainedModel, batch_tokens: int) -> int:
-    """Most tokens of running sequences; a single sequence may have more."""
+    """Most tokens that a cache has room for, unless it is of a single sequence."""
     per_token = cached_values_per_token(model.config) * model.dtype.itemsize
     room = max(CACHE_BYTES, nbytes(model)) // per_token
     return min(CACHED_PER_BATCH_TOKEN * batch_tokens, room)
@@ -210,14 +210,15 @@ class RunningBatch:
 
     def admit(self, waiting: deque[Generation]) -> None:
         """Start waiting sequences while there is room, at least one if nothing runs."""
-        reserved = sum(s.max_tokens for s in self.sequences if not s.is_finished)
+        running = [s.max_tokens for s in self.sequences if not s.is_finished]
+        num_rows, longest = len(running), max(running, default=0)
         admitted: list[Generation] = []
         while waiting:
-            need = waiting[0].max_tokens
-            if reserved and reserved + need > self.most_tokens:
+            longest = max(longest, waiting[0].max_tokens)  # the room of every row
+            if num_rows and (num_rows + 1) * (longest + GROWTH) > self.most_tokens:
                 break
             admitted.append(waiting.popleft())
-            reserved += need
+            num_rows += 1
         parts: list[CachePart] = [(self.cache, self.sequences, self.tokens)]
         for _, group in itertools.groupby(admitted, lambda sequence: sequence.prefix_key):
             parts += self.prefill(list(group))

@@ -78,10 +78,12 @@ def base_without_weights(
     device: torch.device,
     dtype: torch.dtype,
     quantize: Literal["none", "4bit"] = "none",
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Base:
     """The base on shapes, for a process that leaves every pass to others."""
     source = model_folder(config)
-    tokenizer, model = load_tokenizer(source), model_on_meta(read_model_config(source))
+    tokenizer = tokenizer or load_tokenizer(source)
+    model = model_on_meta(read_model_config(source))
     record = model_record(config, device, dtype, quantize, model, tokenizer, source)
     return Base(model, tokenizer, record, source, MultiLora(model))
 

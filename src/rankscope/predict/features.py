@@ -48,7 +48,13 @@ def predict_study(
 
 def open_base(inputs: PreparedStudy) -> Base:
     config = inputs.config
-    return load_base(config.model, inputs.device, inputs.dtype, quantize=config.quantize)
+    return load_base(
+        config.model,
+        inputs.device,
+        inputs.dtype,
+        quantize=config.quantize,
+        tokenizer=inputs.encoder.tokenizer,
+    )
 
 
 def predict_tasks(

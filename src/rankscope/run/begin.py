@@ -52,7 +52,10 @@ def begin_run(
     """
     check_record_settings(ledger, study)
     config, before = study.config, ledger.statuses()
-    base = load(config.model, study.device, study.dtype, quantize=config.quantize)
+    tokenizer = study.encoder.tokenizer  # one of 262,144 entries takes .25 GB
+    base = load(
+        config.model, study.device, study.dtype, quantize=config.quantize, tokenizer=tokenizer
+    )
     release_freed_memory()
     values = study_values(config)
     ledger.put_study(config.name, values, base.record, study.task_records, provenance())

@@ -142,10 +142,10 @@ class CostModel:
         sizes, pace = Counter(trial.run for trial in group), self.machine.pace / config.devices
         return {t.trial_id: pace * by_run[t.run] / sizes[t.run] for t in group}
 
-    def touching(self, group: Group) -> float:
+    def page_faults(self, group: Group) -> float:
         """Seconds in which a group's memory becomes the process's, each time that it begins."""
         memory = self.inputs.grouping.memory(self.inputs.runs(group), self.inputs.config.train)
-        return (memory.total_bytes - memory.base_bytes) / (self.machine.new_memory * 1e9)
+        return (memory.total_bytes - memory.base_bytes) / (self.machine.first_touch * 1e9)
 
     def trial_training(self, trial: TrialSpec, tokens: int, linears: float) -> float:
         """Seconds of one trial; ``linears`` is its share of the group's linear layers, each
@@ -192,7 +192,7 @@ class CostModel:
         return self.machine.pace * self.scoring_passes(items) if items else 0.0
 
     def scoring_passes(self, items: Sequence[ItemTokens]) -> float:
-        read, predicted, written, gold = (sum(column) for column in zip(*items, strict=True))
+        read, predicted, written, gold, _ = (sum(column) for column in zip(*items, strict=True))
         tokens, budget = read + written + gold, self.inputs.config.evaluate.batch_tokens
         squares = sum((item.read + item.written) ** 2 + item.gold**2 for item in items)
         keys = squares / (2 * tokens)

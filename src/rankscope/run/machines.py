@@ -8,7 +8,7 @@ import mmap
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 
@@ -39,11 +39,10 @@ class Machine:
     takes 3 s. Not measured."""
     measured: bool = False
     pace: float = 1.0
-    """Seconds of training and scoring over what the time model says; see ``pace.py``."""
+    """Measured over estimated seconds of training steps, for training and scoring; ``pace.py``."""
     probed_layers: int = 0  # Of the model, in that measurement; 0: nothing was measured
-    new_memory: float = math.inf
-    """10^9 bytes per second in which memory becomes a process's own: on a virtual machine less than
-    one."""
+    first_touch: float = math.inf
+    """10^9 bytes per second of memory that is new to a process: on a virtual machine one or two."""
     utilization: float = 1.0
     """Most of the product rate that a pass can use; the time model itself may give less."""
 
@@ -66,7 +65,7 @@ class Machine:
         if self.measured:
             layers = self.probed_layers
             steps = f", with training steps of {layers} layers" if layers else ""
-            return f"{figures} measured here{steps}; training is to use {share:.0%} of the rate"
+            return f"{figures} measured here{steps}; training is estimated to use {share:.0%}"
         return (
             f"{figures} ({self.source}), assumed to be used to {share:.0%}, at most "
             f"{self.utilization:.0%} as published for LoRA on an H100; not measured"
@@ -115,8 +114,9 @@ def find_machine(name: str) -> Machine | None:
     return MACHINES[name]
 
 
+@cache
 def this_machine(device: torch.device, dtype: torch.dtype, shape: tuple[int, int]) -> Machine:
-    """The machine that this process runs on, measured for about a second.
+    """The machine that this process runs on, measured for about a second, once.
 
     Args:
         shape: (out, in) of a weight of the model: products of small matrices are slower.
@@ -144,14 +144,15 @@ def this_machine(device: torch.device, dtype: torch.dtype, shape: tuple[int, int
         memory=available_memory_bytes(device) / 1e9,
         source="measured",
         decomposition_share=0.01 if device.type == "cuda" else 0.5,
-        new_memory=new_memory() if device.type == "cpu" else math.inf,
+        first_touch=first_touch() if device.type == "cpu" else math.inf,
         measured=True,
     )
 
 
-def new_memory() -> float:
-    """Pages of a mapping of its own: memory that the heap kept would not be new."""
-    with mmap.mmap(-1, NEW_BYTES) as pages:
+def first_touch() -> float:
+    """Of a mapping of its own: memory that the heap kept would not be new."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    with mmap.mmap(-1, NEW_BYTES, flags=flags) as pages:
         begun = time.perf_counter()
         for start in range(0, NEW_BYTES, mmap.PAGESIZE):
             pages[start] = 1

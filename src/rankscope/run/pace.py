@@ -1,40 +1,49 @@
-"""How long training steps take on this machine, over what the time model says of them.
+"""How long training steps take on this machine, relative to the estimate.
 
-The model of time counts products and traffic; what the libraries, the threads and the sizes of
-tensors make of them is only seen by training. Two adapters train for a few steps on a copy of the
-base that has its shapes and none of its weights.
+The estimate counts products and traffic; what libraries, threads and the sizes of tensors make of
+them is only seen by training. Two adapters train for a few steps on a copy of the base that has
+its shapes and random weights.
 """
 
 import copy
 import dataclasses
+import gc
 import itertools
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
-from rankscope.device import available_memory_bytes, release_freed_memory
+from rankscope.device import available_memory_bytes, dtype_name, release_freed_memory
+from rankscope.errors import UserError
+from rankscope.models.attention import varlen
 from rankscope.models.base import Base
+from rankscope.models.load import frozen_base
 from rankscope.models.methods.lora import LoraMethod
-from rankscope.models.multi_lora import MultiLora, linear_layers
-from rankscope.models.output_layer import block_output_layer
+from rankscope.models.multi_lora import unwrap
+from rankscope.models.parameters import architecture
 from rankscope.records import ModelRecord, TrialSpec
 from rankscope.run.costs import CostModel
+from rankscope.run.groups import USABLE_SHARE
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.loop import train_group
-from rankscope.train.pass_memory import FEWEST_LAYERS, decoder_layers, first_layers
+from rankscope.train.memory import MemoryModel
+from rankscope.train.pass_memory import FEWEST_LAYERS
 
 STEPS = 4  # The first touches new memory and compiles kernels, and is not counted
-STEP_SECONDS = 1.0  # That a step may be estimated to take; of a larger model fewer layers run
-MOST_SECONDS = 5.0  # Nothing is measured if two layers and one row of each take longer
-PARAMETER = 0.01  # Value of all weights: memory that was never written is not read as other memory
+STEP_SECONDS = 1.0  # Estimated, of a step; of a larger model fewer layers run
+
+WEIGHT_DEVIATION = 0.02  # Standard deviation of the random weights
+
+now = time.perf_counter
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pace:
-    factor: float = 1.0  # Seconds over estimated seconds
-    layers: int = 0  # That were run; 0: nothing was
+    factor: float = 1.0  # Measured over estimated seconds
+    layers: int = 0  # That were run; 0: nothing was measured
 
 
 _MEASURED: dict[tuple[object, ...], Pace] = {}
@@ -42,36 +51,42 @@ _MEASURED: dict[tuple[object, ...], Pace] = {}
 
 
 def measured_pace(model: CostModel) -> Pace:
-    """The pace of a study's base on this machine; none is measured where there are no adapters, or
-    no room."""
-    inputs, memory = model.inputs, model.inputs.grouping.model
-    lora = [trial for trial in inputs.trials if not trial.trains_alone]
+    """The pace of a study's base on this machine.
+
+    Nothing is measured without LoRA arms, with ``train.devices`` or 4-bit weights, where the memory
+    is short, where two layers and a row of each adapter are estimated to take longer than a step
+    may, and where the base cannot be trained like this.
+    """
+    inputs = model.inputs
     train = inputs.config.train
+    lora = [trial for trial in inputs.trials if not trial.trains_alone]
     if not lora or train.devices > 1 or inputs.config.quantize != "none":
         return Pace()
     ranks = sorted(trial.rank or 1 for trial in lora)
     trials = [probe_trial(lora[0], rank, seed) for seed, rank in enumerate((ranks[0], ranks[-1]))]
     rows = inputs.rows[lora[0].task]
-    mean_tokens = rows.num_tokens / len(rows.rows)
-    most_rows = max(1, round(train.batch_tokens / len(trials) / mean_tokens))
-    num_rows = min(most_rows, train.batch_size * train.gradient_accumulation)
-    probed = with_rows(inputs, trials, num_rows)
-    seconds = step_seconds(model, probed)
-    depth = len(decoder_layers(memory.base))
+    full_pass = round(train.batch_tokens / len(trials) * len(rows.rows) / rows.num_tokens)
+    num_rows = max(1, min(full_pass, train.batch_size * train.gradient_accumulation))
+    depth = int(inputs.base.config.get_text_config().num_hidden_layers)
+    seconds = step_seconds(model, with_rows(inputs, trials, num_rows))
     layers = min(depth, max(FEWEST_LAYERS, int(depth * STEP_SECONDS / seconds)))
-    if seconds * layers > STEP_SECONDS * depth:
-        num_rows = max(1, int(num_rows * STEP_SECONDS * depth / (seconds * layers)))
-        probed = with_rows(inputs, trials, num_rows)
-        seconds = step_seconds(model, probed)
-    counts = inputs.grouping.counts[lora[0].task]
-    needed = memory.of_group(trials, counts, probed.config.train).total_bytes
-    has_room = needed < available_memory_bytes(inputs.device)
-    if not depth or not has_room or seconds * layers > MOST_SECONDS * depth:
+    most_rows = int(num_rows * STEP_SECONDS / (seconds * layers / depth))
+    if most_rows < 1:
         return Pace()
-    key = (inputs.base.folder, str(inputs.device), inputs.dtype, layers, num_rows, *ranks)
+    probed = with_layers(with_rows(inputs, trials, min(num_rows, most_rows)), layers)
+    counts = inputs.grouping.counts[lora[0].task]
+    needed = probed.grouping.model.of_group(trials, counts, probed.config.train).total_bytes
+    free = available_memory_bytes(inputs.device)
+    if needed > USABLE_SHARE * min(free, inputs.config.memory_limit or free):
+        return Pace()
+    key = (inputs.base.folder, str(inputs.device), *map(str, trials), str(probed.config.train))
     if key not in _MEASURED:
-        _MEASURED[key] = Pace(run_steps(probed, model, layers), layers)
-        release_freed_memory()
+        try:
+            _MEASURED[key] = Pace(run_steps(probed, CostModel(probed, model.machine)), layers)
+        except (RuntimeError, ValueError, MemoryError, UserError):
+            _MEASURED[key] = Pace()  # what is wrong, a run or a check says
+        finally:
+            release_freed_memory()
     return _MEASURED[key]
 
 
@@ -88,9 +103,17 @@ def with_rows(inputs: PreparedStudy, trials: Sequence[TrialSpec], num_rows: int)
     return dataclasses.replace(inputs, config=config, trials=tuple(trials))
 
 
-def step_seconds(model: CostModel, probed: PreparedStudy) -> float:
-    estimate = CostModel(probed, model.machine)
-    return sum(estimate.training(probed.trials).values()) / STEPS
+def with_layers(inputs: PreparedStudy, layers: int) -> PreparedStudy:
+    """The study on a base of the first layers."""
+    config: PretrainedConfig = copy.deepcopy(inputs.base.config)
+    text = config.get_text_config()
+    text.num_hidden_layers = layers
+    if kinds := getattr(text, "layer_types", None):
+        text.layer_types = kinds[:layers]
+    base = dataclasses.replace(inputs.base, config=config, shapes=architecture(config))
+    memory = MemoryModel(config, inputs.dtype, inputs.device)
+    grouping = dataclasses.replace(inputs.grouping, model=memory)
+    return dataclasses.replace(inputs, base=base, grouping=grouping)
 
 
 def probe_trial(of: TrialSpec, rank: int, seed: int) -> TrialSpec:
@@ -107,57 +130,52 @@ def probe_trial(of: TrialSpec, rank: int, seed: int) -> TrialSpec:
     )
 
 
-def seconds_per_token(model: CostModel) -> float:
-    inputs = model.inputs
-    tokens = sum(map(inputs.training_tokens, inputs.trials))
-    return sum(model.training(inputs.trials).values()) / tokens
+def step_seconds(model: CostModel, probed: PreparedStudy) -> float:
+    estimate = CostModel(probed, model.machine).training(probed.trials)
+    return sum(estimate.values()) / STEPS
 
 
-def run_steps(probed: PreparedStudy, model: CostModel, layers: int) -> float:
-    """Train, and compare the fastest step with the estimate for as many layers: what else the
-    machine does only adds to the others."""
-    base = base_of_shapes(probed, layers)
-    names = {
-        name: (linear.out_features, linear.in_features)
-        for name, linear in linear_layers(base.model).items()
-    }
-    shapes = dataclasses.replace(probed.base.shapes, linear_shapes=names)
-    fewer = dataclasses.replace(probed, base=dataclasses.replace(probed.base, shapes=shapes))
+def run_steps(probed: PreparedStudy, model: CostModel) -> float:
+    """The fastest step over its estimate, by tokens: what else the machine does only adds to the
+    others."""
     ends: list[tuple[float, int]] = []
-    rows = probed.rows[probed.trials[0].task].rows
 
     def note_end(step: int, num_steps: int, num_tokens: int, losses: Sequence[float]) -> None:
-        ends.append((time.perf_counter(), num_tokens))
+        ends.append((now(), num_tokens))
 
-    train_group(base, list(probed.trials), rows, probed.config.train, progress=note_end)
-    taken = ((end - begun) / tokens for (begun, _), (end, tokens) in itertools.pairwise(ends))
-    return min(taken) / seconds_per_token(CostModel(fewer, model.machine))
+    base, rows = random_base(probed), probed.rows[probed.trials[0].task].rows
+    try:
+        train_group(base, list(probed.trials), rows, probed.config.train, progress=note_end)
+    finally:
+        unwrap(base.model)
+        del base
+        gc.collect()  # layers and adapters refer to each other
+    taken = [(end - begun) / tokens for (begun, _), (end, tokens) in itertools.pairwise(ends)]
+    estimated_tokens = sum(map(probed.training_tokens, probed.trials)) / STEPS
+    return min(taken) * estimated_tokens / step_seconds(model, probed)
 
 
-def base_of_shapes(inputs: PreparedStudy, layers: int) -> Base:
-    """A base of the first layers, all of whose weights are one number."""
-    shapes = inputs.grouping.model.base
-    is_whole = layers == len(decoder_layers(shapes))
-    with nullcontext() if is_whole else first_layers(shapes, layers):
-        model = copy.deepcopy(shapes)
-    model.to_empty(device=inputs.device)
+def random_base(inputs: PreparedStudy) -> Base:
+    varlen.register_attention()
+    with torch.device(inputs.device), no_init_weights():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            inputs.base.config, attn_implementation=varlen.NAME, dtype=inputs.dtype
+        )
+    generator = torch.Generator(inputs.device).manual_seed(0)
     with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
-            tensor.fill_(PARAMETER)
-    model.tie_weights()
-    model.eval()
-    model.requires_grad_(False)
-    block_output_layer(model)
+        for parameter in model.parameters():
+            parameter.normal_(std=WEIGHT_DEVIATION, generator=generator)
+    text = inputs.base.config.get_text_config()
     record = ModelRecord(
         label=inputs.config.model.label,
         sha256="",
         architecture=type(model).__name__,
         num_parameters=model.num_parameters(),
-        num_layers=layers,
-        hidden_size=int(model.config.get_text_config().hidden_size),
-        vocab_size=int(model.config.get_text_config().vocab_size),
-        dtype=str(inputs.dtype),
+        num_layers=int(text.num_hidden_layers),
+        hidden_size=int(text.hidden_size),
+        vocab_size=int(text.vocab_size),
+        dtype=dtype_name(inputs.dtype),
         device=str(inputs.device),
         prompt_format=inputs.encoder.prompt_format,
     )
-    return Base(model, inputs.encoder.tokenizer, record, inputs.base.folder, MultiLora(model))
+    return frozen_base(model, inputs.encoder.tokenizer, record, inputs.base.folder)

@@ -40,6 +40,7 @@ class GroupPlan(Record):
     host_bytes: int
     """Memory of the machine that its worker process takes; beside a GPU, to load the base."""
     fits: bool  # Whether it trains in less than ``memory_bytes`` of the plan
+    scoring_fits: bool  # Whether it is scored in less
     states_fit: bool
     """Whether base, trained weights, gradients and optimizer states do, without any pass."""
     limited_by: GroupLimit  # What keeps the group from being larger
@@ -104,7 +105,7 @@ def make_plan(
         costs |= trial_costs(model, scored, group)
     groups = tuple(plan_group(model, group, costs) for group in inputs.groups)
     base_items = [item for _, task, split in inputs.base_evals() for item in items[task, split]]
-    sampled = sampled_row_tokens(inputs)
+    sampled = inputs.sampled_row_tokens()
     scoring = model.scoring(base_items) + model.scoring(sampled)
     heads_tasks = {inputs.config.analyze.heads.task or trial.task for trial in inputs.trials}
     heads = sum(model.heads(items[task, "test"]) for task in heads_tasks)
@@ -187,7 +188,8 @@ def expected_cost(
 ) -> dict[str, Any]:
     """Fields of a plan that only an adaptive study has.
 
-    First seeds train together and begin again after each rung, later ones train alone.
+    First seeds train together and begin again after each rung; later ones count as if each
+    trained alone.
     """
     inputs, seconds = model.inputs, base_seconds
     if inputs.config.strategy == "grid":
@@ -197,11 +199,11 @@ def expected_cost(
     groups = inputs.grouping.groups([t for t in inputs.trials if t.seed == seed], inputs.config)
     groups += [(trial,) for trial in inputs.trials if trial.seed != seed]
     for group in groups:
-        costs, again = trial_costs(model, scored, group), model.touching(group) / len(group)
+        costs, faults = trial_costs(model, scored, group), model.page_faults(group) / len(group)
         for trial in group:
             share = shares[trial.trial_id]
-            passed = sum(rung < share for rung in inputs.rungs) if trial.seed == seed else 0
-            seconds += share * costs[trial.trial_id].total + passed * again
+            begun = share if trial.seed != seed else 1 + sum(r < share for r in inputs.rungs)
+            seconds += share * (costs[trial.trial_id].total - faults) + begun * faults
     budget = inputs.config.budget and inputs.config.budget.text
     return {"expected_tokens": round(tokens), "expected_seconds": seconds, "budget": budget}
 
@@ -222,8 +224,7 @@ def widest(inputs: PreparedStudy) -> tuple[int, int]:
 def plan_group(model: CostModel, group: Group, costs: Mapping[str, StageSeconds]) -> GroupPlan:
     inputs, config = model.inputs, model.inputs.config
     memory = inputs.grouping.memory(inputs.runs(group), config.train)
-    scoring = inputs.scoring_bytes(group)
-    available = available_bytes(inputs, model.machine)
+    scoring, available = inputs.scoring_bytes(group), available_bytes(inputs, model.machine)
     stages = summed([costs[trial.trial_id] for trial in group])
     return GroupPlan(
         task=group[0].task,
@@ -233,6 +234,7 @@ def plan_group(model: CostModel, group: Group, costs: Mapping[str, StageSeconds]
         memory_bytes=memory.with_pass(max(memory.pass_bytes, scoring)),
         host_bytes=memory.host_bytes(inputs.device, scoring),
         fits=memory.total_bytes <= available,
+        scoring_fits=memory.with_pass(scoring) <= available,
         states_fit=memory.base_bytes + memory.state_bytes <= available,
         limited_by=what_limits(group, inputs.groups, config.max_group_size),
         stages=stages,
@@ -259,11 +261,11 @@ def scoring_by_trial(model: CostModel) -> dict[str, ScoringCost]:
 def trial_costs(
     model: CostModel, scored: Mapping[str, ScoringCost], group: Group
 ) -> dict[str, StageSeconds]:
-    inputs, training, touching = model.inputs, model.training(group), model.touching(group)
+    inputs, training, faults = model.inputs, model.training(group), model.page_faults(group)
     heads_task = inputs.config.analyze.heads.task
     return {
         trial.trial_id: StageSeconds(
-            training=training[trial.trial_id] + touching / len(group),
+            training=training[trial.trial_id] + faults / len(group),
             scoring=scored[trial.trial_id].seconds,
             spectra=model.spectra(trial),
             heads=model.heads(inputs.items[heads_task or trial.task, "test"]),
@@ -279,15 +281,6 @@ def evaluated_items(inputs: PreparedStudy, trial: TrialSpec) -> list[ItemTokens]
     point = [i for task in inputs.curve_tasks(trial.task) for i in items[task, "validation"][:few]]
     return point * len(inputs.scored_steps(trial)) + [
         item for _, task, split in after for item in items[task, split]
-    ]
-
-
-def sampled_row_tokens(inputs: PreparedStudy) -> list[ItemTokens]:
-    """What the base reads and writes for each row that is sampled from it, at most."""
-    return [
-        ItemTokens(len(rows.prompt), 1, rows.max_length - len(rows.prompt))
-        for rows in inputs.rows_to_sample.values()
-        for _ in rows.rows
     ]
 
 

@@ -1,5 +1,7 @@
 """From a study file to everything that can be known before weights are loaded."""
 
+from dataclasses import replace
+
 import torch
 
 from rankscope.advise.retention import scale_notes
@@ -17,6 +19,7 @@ from rankscope.device import (
 )
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.evaluator import study_item_tokens
+from rankscope.evaluate.scoring_memory import ScoringShape
 from rankscope.evaluate.task_record import task_record
 from rankscope.hashing import tokenizer_sha256
 from rankscope.models.load import load_tokenizer
@@ -95,7 +98,8 @@ def prepare_study(
         dtype=dtype,
         encoder=encoder,
         data=data,
-        items=items,
+        items={},
+        scoring=(),
         task_records=records,
         trials=tuple(trials),
         groups=groups,
@@ -114,7 +118,11 @@ def prepare_study(
         ),
     )
     check_adaptive(prepared)
-    return prepared
+    scored = {(task, split): items[task, split] for _, task, split in prepared.base_evals()}
+    scoring = tuple(
+        ScoringShape.of(grouping.model, of_split, evaluate) for of_split in scored.values()
+    )
+    return replace(prepared, items=scored, scoring=scoring)
 
 
 def resolve_auto(config: StudyConfig, encoder: Encoder, dtype: torch.dtype) -> StudyConfig:

@@ -12,7 +12,7 @@ from rankscope.data.self_replay import RowsToSample
 from rankscope.data.study_data import StudyData
 from rankscope.data.tasks import LoadedTask
 from rankscope.evaluate.scorers.scorer import ItemTokens
-from rankscope.evaluate.scoring_memory import scoring_bytes
+from rankscope.evaluate.scoring_memory import ScoringShape, scoring_bytes
 from rankscope.hashing import canonical_json
 from rankscope.models.study_base import StudyBase
 from rankscope.records import (
@@ -40,7 +40,8 @@ class PreparedStudy:
     encoder: Encoder
     data: StudyData
     items: Mapping[tuple[str, Split], Sequence[ItemTokens]]
-    """By task and split, what a model does for each item."""
+    """By task and split that is scored, what a model does for each item."""
+    scoring: tuple[ScoringShape, ...]  # One for each of these
     task_records: tuple[TaskRecord, ...]  # One per task, as stored
     trials: tuple[TrialSpec, ...]
     groups: tuple[Group, ...]  # Trials that train together, in the order in which they run
@@ -81,10 +82,18 @@ class PreparedStudy:
 
     def scoring_bytes(self, group: Group) -> int:
         """Memory of scoring a group's trials, or the base alone, besides their weights."""
-        return max(
-            scoring_bytes(self.grouping.model, group, items, self.config.evaluate)
-            for items in self.items.values()
-        )
+        shapes = list(self.scoring)
+        if sampled := [item for item in self.sampled_row_tokens() if not group]:
+            shapes.append(ScoringShape.of(self.grouping.model, sampled, self.config.evaluate))
+        return max(scoring_bytes(self.grouping.model, group, shape) for shape in shapes)
+
+    def sampled_row_tokens(self) -> list[ItemTokens]:
+        """What the base reads and writes for each row that is sampled from it, at most."""
+        return [
+            ItemTokens(len(rows.prompt), 1, rows.max_length - len(rows.prompt))
+            for rows in self.rows_to_sample.values()
+            for _ in rows.rows
+        ]
 
     def wanted_evals(self, trial_id: str, trained_on: str | None) -> list[EvalKey]:
         """What one model is scored on, in order.

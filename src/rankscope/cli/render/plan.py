@@ -73,7 +73,7 @@ def totals(plan: Plan) -> Iterator[str]:
             "Adaptive: the grid above is the most it can cost. Expected are "
             f"{plan.expected_tokens:,} tokens ({plan.expected_tokens / plan.train_tokens:.0%}) and "
             f"{rough_duration(plan.expected_seconds)}, if the rungs leave one learning rate of "
-            "each rank and three arms get all their seeds."
+            "each rank, two of full fine-tuning, and three arms get all their seeds."
         )
     if plan.budget is not None:
         yield f"Budget: {plan.budget}."
@@ -94,8 +94,11 @@ def totals(plan: Plan) -> Iterator[str]:
             f"DOES NOT FIT: group {_named(too_large)} needs more memory than that. "
             "Lower train.batch_tokens, set train.gradient_checkpointing=true, or leave the arm out."
         )
-    if most > plan.memory_bytes and all(group.fits for group in plan.groups):
-        yield "DOES NOT FIT: scoring needs more memory than that. Lower evaluate.batch_tokens."
+    if unscored := [number for number, group in numbered if not group.scoring_fits]:
+        yield (
+            f"DOES NOT FIT: scoring group {_named(unscored)} needs more memory than that. "
+            "Lower evaluate.batch_tokens."
+        )
 
 
 def _units(plan: Plan) -> Iterator[str]:

@@ -65,7 +65,8 @@ class ChoiceScorer(Scorer["list[Question]"]):
     ) -> ItemTokens:
         branches = [len(ids) - 1 for question in encoded for ids in question.continuations]
         prompts = sum(len(question.prompt) for question in encoded)
-        return ItemTokens(prompts + sum(branches), len(encoded) + sum(branches))
+        predicted = len(encoded) + sum(branches)
+        return ItemTokens(prompts + sum(branches), predicted, rows=len(encoded))
 
     def num_tokens(self, encoded: "list[Question]") -> int:
         return max(question.num_tokens for question in encoded)

@@ -57,9 +57,8 @@ class LossScorer(Scorer[list[EncodedRow]]):
     def item_tokens(
         self, encoder: Encoder, item: Item, encoded: list[EncodedRow], max_new_tokens: int
     ) -> ItemTokens:
-        return ItemTokens(
-            sum(len(row.input_ids) for row in encoded), sum(sum(row.is_label) for row in encoded)
-        )
+        read = sum(len(row.input_ids) for row in encoded)
+        return ItemTokens(read, sum(sum(row.is_label) for row in encoded), rows=len(encoded))
 
     def num_tokens(self, encoded: list[EncodedRow]) -> int:
         return max(len(row.input_ids) for row in encoded)
