@@ -193,7 +193,7 @@ def test_the_own_data_walk_runs(
     assert (folder / "report.html").stat().st_size > 700_000  # plotly.js is inside
     with Ledger.open(folder, write=False) as ledger:
         statuses = ledger.statuses()
-    assert set(statuses.values()) == {"done"}
+    assert {"done"} <= set(statuses.values()) <= {"done", "stopped"}
     shutil.copytree(folder, "studies/another")
     for _, verb, place, *arguments in next(b for b in BLOCKS if b[0][1:2] == ["status"]):
         assert Path(place) == folder

@@ -84,7 +84,7 @@ class LearningCurve:
         if not models_of:
             return
         at_rung = {s.spec.trial_id for s in due if step in self.study.rung_steps(s.spec)}
-        if at_rung:  # training pauses here: what its passes needed does not lie beside scoring
+        if at_rung:  # training pauses here, so scoring can have the memory of its passes
             release_freed_memory()
         with self.meter.paused(), evaluation_mode(model, states):
             scored = in_dtype_of(self.base, model)

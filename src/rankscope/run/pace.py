@@ -79,12 +79,13 @@ def measured_pace(model: CostModel) -> Pace:
     free = available_memory_bytes(inputs.device)
     if needed > USABLE_SHARE * min(free, inputs.config.memory_limit or free):
         return Pace()
-    key = (inputs.base.folder, str(inputs.device), *map(str, trials), str(probed.config.train))
+    place = (inputs.base.folder, inputs.device, inputs.dtype, layers)
+    key = (*place, *map(str, trials), str(probed.config.train))
     if key not in _MEASURED:
         try:
             _MEASURED[key] = Pace(run_steps(probed, CostModel(probed, model.machine)), layers)
         except (RuntimeError, ValueError, MemoryError, UserError):
-            _MEASURED[key] = Pace()  # what is wrong, a run or a check says
+            _MEASURED[key] = Pace()  # a run will give the reason
         finally:
             release_freed_memory()
     return _MEASURED[key]

@@ -116,12 +116,12 @@ class Scorer(ABC, Generic[Encoded]):
         """Every item as token ids. ``context``: most tokens of the model; None is no bound. Raises
         UserError: an item that cannot be scored."""
 
-    @abstractmethod
     def item_tokens(
         self, encoder: Encoder, item: Item, encoded: Encoded, max_new_tokens: int
     ) -> ItemTokens:
-        """What a model does for an item; an answer to be written counts as long as the one in the
-        data, if there is one."""
+        """What a model does for an item, for plans; an answer to be written counts as long as the
+        one in the data, if there is one. By default the context is read and one token predicted."""
+        return ItemTokens(max(1, self.num_tokens(encoded)), 1)
 
     def num_tokens(self, encoded: Encoded) -> int:
         """Tokens of context that an item needs; 0 if items fit by construction."""
