@@ -93,6 +93,9 @@ def test_every_architecture_is_probed(name: str, dtype: torch.dtype, inputs: Pre
     found = measured_pace(CostModel(study, H100))
     assert found.layers == config.num_hidden_layers
     assert found.factor > 0
+    probed = pace.with_layers(study, 1)
+    weights = pace.random_base(probed).model.num_parameters()
+    assert weights == architecture(probed.base.config).num_parameters  # tied ones once
 
 
 def test_a_large_model_is_probed_in_part(
@@ -123,13 +126,25 @@ def test_what_cannot_be_probed_is_planned_without(inputs: PreparedStudy, tmp_pat
         inputs, config=inputs.config.model_copy(update={"memory_limit": 1000})
     )
     assert measured_pace(CostModel(limited, H100)) == Pace()
-    elsewhere = tuple(
-        trial.model_copy(update={"targets": ("layers.9.self_attn.q_proj",)})
+
+
+def test_targets_in_layers_that_do_not_run_are_planned_without(
+    inputs: PreparedStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = tuple(
+        trial.model_copy(update={"targets": ("layers.3.self_attn.q_proj",)})
         for trial in inputs.trials
+        if not trial.is_full
     )
-    lost = dataclasses.replace(inputs, trials=elsewhere)
-    with pytest.raises(Exception, match=r"layers\.9"):
-        CostModel(lost, H100).training(lost.trials[:1])
+    model = CostModel(dataclasses.replace(inputs, trials=trials), H100)
+    assert measured_pace(model).layers == 4
+    monkeypatch.setattr(pace, "_MEASURED", {})
+    train = inputs.config.train
+    rows = train.batch_size * train.gradient_accumulation
+    probes = [pace.probe_trial(trials[0], trials[0].rank or 1, seed) for seed in (0, 1)]
+    seconds = pace.step_seconds(model, pace.with_rows(model.inputs, probes, rows))
+    monkeypatch.setattr(pace, "STEP_SECONDS", 0.6 * seconds)
+    assert measured_pace(model) == Pace()
 
 
 def test_a_pace_is_that_of_training_and_scoring(inputs: PreparedStudy) -> None:

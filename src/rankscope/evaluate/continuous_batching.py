@@ -24,8 +24,8 @@ from rankscope.models.parameters import nbytes
 
 CACHED_PER_BATCH_TOKEN = 16  # Most tokens of a cache over ``batch_tokens``
 CACHE_BYTES = 2**30
-"""Bytes of keys and values that any model may keep; a larger one as many as its weights have. Each
-step reads both, so of more sequences at a time it would be less than twice as fast."""
+"""Most bytes of keys and values, or those of the weights if they are more. A step reads both, so
+twice as many keys and values would make each token at most a quarter cheaper."""
 GROWTH = 32  # Steps of room in a newly allocated cache
 SPARE = 8  # The cache is rebuilt once one in so many of its rows has finished
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from rankscope.config.study import EvaluateConfig
+from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.continuous_batching import GROWTH, most_cached_tokens
 from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.evaluate.token_trees import MAX_LOGITS
@@ -47,6 +48,7 @@ class ScoringShape:
             return cls(shape)
         answer = max(settings.max_new_tokens, *(item.written for item in written))
         longest = max(item.read for item in written) + answer
+        longest = min(longest, context_length(model.base.config) or longest)
         most_cached = most_cached_tokens(model.base, settings.batch_tokens)
         return cls(shape, len(written), longest, most_cached)
 

@@ -16,7 +16,7 @@ from functools import cached_property
 
 from rankscope.analyze.spectra import compared_matrices
 from rankscope.device import dtype_name
-from rankscope.evaluate.continuous_batching import most_cached_tokens
+from rankscope.evaluate.continuous_batching import GROWTH, most_cached_tokens
 from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.models.methods import get_lora_method, get_method
 from rankscope.models.parameters import Architecture, target_shapes
@@ -193,10 +193,10 @@ class CostModel:
 
     def scoring_passes(self, items: Sequence[ItemTokens]) -> float:
         read, predicted, written, gold, _ = (sum(column) for column in zip(*items, strict=True))
-        tokens, budget = read + written + gold, self.inputs.config.evaluate.batch_tokens
+        settings = self.inputs.config.evaluate
+        tokens, budget = read + written + gold, settings.batch_tokens
         squares = sum((item.read + item.written) ** 2 + item.gold**2 for item in items)
         keys = squares / (2 * tokens)
-        cached = read + written
         read += gold
         linears = len(self.shapes.linear_shapes) * LINEAR_SECONDS / 3
         touches = TOUCHES / 3  # forward alone
@@ -207,8 +207,9 @@ class CostModel:
         if not written:
             return reading
         # A step of decoding reads all weights, for as many sequences as the cache holds.
+        longest = max(item.read for item in items if item.written) + settings.max_new_tokens
         most_cached = most_cached_tokens(self.inputs.grouping.model.base, budget)
-        together = min(len(items), most_cached * len(items) / cached)
+        together = min(len(items), most_cached / (longest + GROWTH))
         steps = written / max(1.0, together)
         weights = self.shapes.num_parameters * self.inputs.dtype.itemsize
         reads = steps * weights / (self.machine.bandwidth * 1e9)

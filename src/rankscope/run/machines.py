@@ -42,7 +42,8 @@ class Machine:
     """Measured over estimated seconds of training steps, for training and scoring; ``pace.py``."""
     probed_layers: int = 0  # Of the model, in that measurement; 0: nothing was measured
     first_touch: float = math.inf
-    """10^9 bytes per second of memory that is new to a process: on a virtual machine one or two."""
+    """10^9 bytes per second of memory that is new to a process; below one on some virtual
+    machines."""
     utilization: float = 1.0
     """Most of the product rate that a pass can use; the time model itself may give less."""
 

@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from rankscope.device import available_memory_bytes, dtype_name, release_freed_memory
-from rankscope.errors import UserError
 from rankscope.models.attention import varlen
 from rankscope.models.base import Base
 from rankscope.models.load import frozen_base
@@ -31,6 +30,7 @@ from rankscope.run.prepared import PreparedStudy
 from rankscope.train.loop import train_group
 from rankscope.train.memory import MemoryModel
 from rankscope.train.pass_memory import FEWEST_LAYERS
+from rankscope.train.step_schedule import trial_protocol
 
 STEPS = 4  # The first touches new memory and compiles kernels, and is not counted
 STEP_SECONDS = 1.0  # Estimated, of a step; of a larger model fewer layers run
@@ -66,26 +66,24 @@ def measured_pace(model: CostModel) -> Pace:
     trials = [probe_trial(lora[0], rank, seed) for seed, rank in enumerate((ranks[0], ranks[-1]))]
     rows = inputs.rows[lora[0].task]
     full_pass = round(train.batch_tokens / len(trials) * len(rows.rows) / rows.num_tokens)
-    num_rows = max(1, min(full_pass, train.batch_size * train.gradient_accumulation))
+    own = trial_protocol(lora[0], train)
+    num_rows = max(1, min(full_pass, own.batch_size * own.gradient_accumulation))
     depth = int(inputs.base.config.get_text_config().num_hidden_layers)
     seconds = step_seconds(model, with_rows(inputs, trials, num_rows))
     layers = min(depth, max(FEWEST_LAYERS, int(depth * STEP_SECONDS / seconds)))
     most_rows = int(num_rows * STEP_SECONDS / (seconds * layers / depth))
     if most_rows < 1:
         return Pace()
-    probed = with_layers(with_rows(inputs, trials, min(num_rows, most_rows)), layers)
-    counts = inputs.grouping.counts[lora[0].task]
-    needed = probed.grouping.model.of_group(trials, counts, probed.config.train).total_bytes
-    free = available_memory_bytes(inputs.device)
-    if needed > USABLE_SHARE * min(free, inputs.config.memory_limit or free):
-        return Pace()
-    place = (inputs.base.folder, inputs.device, inputs.dtype, layers)
-    key = (*place, *map(str, trials), str(probed.config.train))
+    key = (
+        *(inputs.base.folder, inputs.device, inputs.dtype, layers, most_rows),
+        *(rows.num_tokens, len(rows.rows), str(train), *map(str, trials)),
+    )
     if key not in _MEASURED:
         try:
+            probed = with_layers(with_rows(inputs, trials, min(num_rows, most_rows)), layers)
             _MEASURED[key] = Pace(run_steps(probed, CostModel(probed, model.machine)), layers)
-        except (RuntimeError, ValueError, MemoryError, UserError):
-            _MEASURED[key] = Pace()  # a run will give the reason
+        except Exception:
+            _MEASURED[key] = Pace()  # of what is wrong a run or a check will tell
         finally:
             release_freed_memory()
     return _MEASURED[key]
@@ -144,7 +142,13 @@ def run_steps(probed: PreparedStudy, model: CostModel) -> float:
     def note_end(step: int, num_steps: int, num_tokens: int, losses: Sequence[float]) -> None:
         ends.append((now(), num_tokens))
 
-    base, rows = random_base(probed), probed.rows[probed.trials[0].task].rows
+    task = probed.trials[0].task
+    memory, counts = probed.grouping.model, probed.grouping.counts[task]
+    needed = memory.of_group(probed.trials, counts, probed.config.train).total_bytes
+    free = available_memory_bytes(probed.device)
+    if needed > USABLE_SHARE * min(free, probed.config.memory_limit or free):
+        raise MemoryError("no room for the base of a few steps")
+    base, rows = random_base(probed), probed.rows[task].rows
     try:
         train_group(base, list(probed.trials), rows, probed.config.train, progress=note_end)
     finally:
@@ -162,6 +166,7 @@ def random_base(inputs: PreparedStudy) -> Base:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             inputs.base.config, attn_implementation=varlen.NAME, dtype=inputs.dtype
         )
+    model.tie_weights()  # which comes with the weights otherwise
     generator = torch.Generator(inputs.device).manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

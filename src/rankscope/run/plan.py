@@ -202,7 +202,8 @@ def expected_cost(
         costs, faults = trial_costs(model, scored, group), model.page_faults(group) / len(group)
         for trial in group:
             share = shares[trial.trial_id]
-            begun = share if trial.seed != seed else 1 + sum(r < share for r in inputs.rungs)
+            parts = 1 + sum(rung < share for rung in inputs.rungs)
+            begun = parts if share and trial.seed == seed else share
             seconds += share * (costs[trial.trial_id].total - faults) + begun * faults
     budget = inputs.config.budget and inputs.config.budget.text
     return {"expected_tokens": round(tokens), "expected_seconds": seconds, "budget": budget}

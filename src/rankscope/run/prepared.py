@@ -83,7 +83,7 @@ class PreparedStudy:
     def scoring_bytes(self, group: Group) -> int:
         """Memory of scoring a group's trials, or the base alone, besides their weights."""
         shapes = list(self.scoring)
-        if sampled := [item for item in self.sampled_row_tokens() if not group]:
+        if not group and (sampled := self.sampled_row_tokens()):
             shapes.append(ScoringShape.of(self.grouping.model, sampled, self.config.evaluate))
         return max(scoring_bytes(self.grouping.model, group, shape) for shape in shapes)
 

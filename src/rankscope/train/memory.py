@@ -34,7 +34,7 @@ Fitted to 16 adapters on SmolLM2-135M, see LOG.md; a GPU's allocator is not know
 
 HELD_PASS_SHARE = 0.15
 """The same of a pass of full fine-tuning, whose tensors have other sizes in every pass: in 24 steps
-the process that trained Gemma 3 270M grew by a tenth of it."""
+the process that trained Gemma 3 270M grew by a tenth of it, which leaves room for more."""
 
 LIBRARY_BYTES = 620_000_000
 """Of Python, torch and transformers in a process, about; CUDA's own libraries come on top."""

@@ -94,7 +94,7 @@ def totals(plan: Plan) -> Iterator[str]:
             f"DOES NOT FIT: group {_named(too_large)} needs more memory than that. "
             "Lower train.batch_tokens, set train.gradient_checkpointing=true, or leave the arm out."
         )
-    if unscored := [number for number, group in numbered if not group.scoring_fits]:
+    if unscored := [number for number, group in numbered if group.fits and not group.scoring_fits]:
         yield (
             f"DOES NOT FIT: scoring group {_named(unscored)} needs more memory than that. "
             "Lower evaluate.batch_tokens."

@@ -41,7 +41,7 @@ class ItemTokens(NamedTuple):
     written: int = 0  # Tokens generated, an estimate
     gold: int = 0
     """Tokens of prompt and gold answer, read once more for the log-probability of the latter."""
-    rows: int = 1  # That ``read`` and ``predicted`` are divided into
+    rows: int = 1  # Rows that ``read`` and ``predicted`` are spread over
 
     @property
     def total(self) -> int:
