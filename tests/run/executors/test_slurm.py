@@ -111,11 +111,22 @@ def test_a_time_limit_and_nodes_that_are_drained_and_lost_cost_nothing(
     process, job = stopped_worker()
     update(node, "state=down", "reason=test")
     wait_for(lambda: task_states(job) == ["PENDING"], launcher)
-    update(node, "state=resume")
+    lose_processes(out, launcher)
+    # It may have come back by itself, since its daemon answers.
+    subprocess.run(["scontrol", "update", node, "state=resume"], check=False)
     update(f"jobid={job}", "starttime=now")
     assert launcher.ended() == 0, launcher.said()
     assert results(out) == results(tmp_path / "undisturbed")
     assert leftovers(out) == []
+
+
+def lose_processes(out: Path, launcher: Launcher) -> None:
+    """A lost node has no processes. With those of a task that was queued again, SLURM would drain
+    it as soon as it resumes, and hold the task."""
+    for process in filter(None, map(holder, training_units(out))):
+        os.kill(int(process), signal.SIGKILL)
+    subprocess.run(["pkill", "-KILL", "slurmstepd"], check=False)
+    wait_for(lambda: subprocess.run(["pgrep", "slurmstepd"], check=False).returncode == 1, launcher)
 
 
 def holder(unit: Path) -> str:
