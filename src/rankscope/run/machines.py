@@ -66,7 +66,8 @@ class Machine:
         if self.measured:
             layers = self.probed_layers
             steps = f", with training steps of {layers} layers" if layers else ""
-            return f"{figures} measured here{steps}; training is estimated to use {share:.0%}"
+            used = f"training is estimated to use {share:.0%} of the rate"
+            return f"{figures} measured here{steps}; {used}"
         return (
             f"{figures} ({self.source}), assumed to be used to {share:.0%}, at most "
             f"{self.utilization:.0%} as published for LoRA on an H100; not measured"
