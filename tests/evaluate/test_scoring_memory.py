@@ -6,9 +6,9 @@ import pytest
 import torch
 from architectures import CONFIGS
 from evaluation_worlds import tokenizer
-from tiny_models import base_of
+from tiny_models import base_of, tiny_llama
 from toy_training import full_trial, trial
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rankscope.config.study import EvaluateConfig
 from rankscope.evaluate import continuous_batching
@@ -135,13 +135,5 @@ def test_a_large_model_keeps_as_many_bytes_of_keys_and_values_as_it_has_weights(
 
 def test_a_small_model_keeps_a_gibibyte() -> None:
     """2 layers, 2 key/value heads of 16 wide: 128 values of four bytes each token."""
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    model: PreTrainedModel = model_on_meta(config)
+    model = tiny_llama()
     assert most_cached_tokens(model, 10**9) == 2**30 // (128 * 4)

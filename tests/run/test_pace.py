@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import CONFIGS
+from architectures import CONFIGS, SHAPE
 from pocket_study import small_study
 from transformers import Phi3Config, PretrainedConfig
 
@@ -22,13 +22,7 @@ from rankscope.train.memory import MemoryModel
 
 H100 = MACHINES["h100"]
 LONGROPE = Phi3Config(
-    vocab_size=300,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=256,
+    **SHAPE,
     original_max_position_embeddings=64,
     rope_parameters={
         "rope_type": "longrope",
@@ -36,7 +30,6 @@ LONGROPE = Phi3Config(
         "long_factor": [1.0] * 4,
         "short_factor": [1.0] * 4,
     },
-    pad_token_id=0,
 )
 
 

@@ -67,7 +67,8 @@ def load_base(
         model = load_model(source, dtype)
         if ranks is None:
             model.to(device)  # type: ignore[arg-type]  # a wrapper without its own types
-    record = model_record(config, device, dtype, quantize, model, tokenizer, source)
+    sha256 = weights_sha256(source)
+    record = model_record(config, device, dtype, quantize, model, tokenizer, sha256)
     if ranks is not None:
         return sharded_base(ranks, "base", record, source, model, tokenizer)
     return frozen_base(model, tokenizer, record, source)
@@ -84,7 +85,8 @@ def base_without_weights(
     source = model_folder(config)
     tokenizer = tokenizer or load_tokenizer(source)
     model = model_on_meta(read_model_config(source))
-    record = model_record(config, device, dtype, quantize, model, tokenizer, source)
+    sha256 = weights_sha256(source)
+    record = model_record(config, device, dtype, quantize, model, tokenizer, sha256)
     return Base(model, tokenizer, record, source, MultiLora(model))
 
 
@@ -95,12 +97,12 @@ def model_record(
     quantize: Literal["none", "4bit"],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    source: Path,
+    sha256: str,
 ) -> ModelRecord:
     shape = model.config.get_text_config()
     return ModelRecord(
         label=config.label,
-        sha256=weights_sha256(source),
+        sha256=sha256,
         architecture=type(model).__name__,
         num_parameters=model.num_parameters(),  # packed 4-bit weights counted one by one
         num_layers=int(shape.num_hidden_layers),

@@ -16,14 +16,14 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from rankscope.device import available_memory_bytes, dtype_name, release_freed_memory
+from rankscope.device import available_memory_bytes, release_freed_memory
 from rankscope.models.attention import varlen
 from rankscope.models.base import Base
-from rankscope.models.load import frozen_base
+from rankscope.models.load import frozen_base, model_record
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.multi_lora import unwrap
 from rankscope.models.parameters import architecture
-from rankscope.records import ModelRecord, TrialSpec
+from rankscope.records import TrialSpec
 from rankscope.run.costs import CostModel
 from rankscope.run.groups import USABLE_SHARE
 from rankscope.run.prepared import PreparedStudy
@@ -171,17 +171,6 @@ def random_base(inputs: PreparedStudy) -> Base:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=WEIGHT_DEVIATION, generator=generator)
-    text = inputs.base.config.get_text_config()
-    record = ModelRecord(
-        label=inputs.config.model.label,
-        sha256="",
-        architecture=type(model).__name__,
-        num_parameters=model.num_parameters(),
-        num_layers=int(text.num_hidden_layers),
-        hidden_size=int(text.hidden_size),
-        vocab_size=int(text.vocab_size),
-        dtype=dtype_name(inputs.dtype),
-        device=str(inputs.device),
-        prompt_format=inputs.encoder.prompt_format,
-    )
-    return frozen_base(model, inputs.encoder.tokenizer, record, inputs.base.folder)
+    tokenizer, device = inputs.encoder.tokenizer, inputs.device
+    record = model_record(inputs.config.model, device, inputs.dtype, "none", model, tokenizer, "")
+    return frozen_base(model, tokenizer, record, inputs.base.folder)
