@@ -19,7 +19,7 @@ from rankscope.device import dtype_name
 from rankscope.evaluate.continuous_batching import GROWTH, most_cached_tokens
 from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.models.methods import get_lora_method, get_method
-from rankscope.models.parameters import Architecture, target_shapes
+from rankscope.models.parameters import FLOAT32_BYTES, Architecture, target_shapes
 from rankscope.records import Record, TrialSpec
 from rankscope.run.groups import Group
 from rankscope.run.machines import Machine
@@ -40,7 +40,7 @@ IMPORT_SECONDS = 3.5
 READY_SECONDS = 1.0  # From there until a worker of a small study trains: 0.8 s for the pocket study
 ENCODED_TOKENS = 4e5  # Tokens of rows and items that a worker prepares per second; assumed
 LOADED_BYTES = 0.5e9
-"""Of the base's weights that a worker reads, hashes and loads per second; assumed."""
+"""Of weights that are read, hashed and loaded per second, or written; assumed."""
 UPDATED_VECTORS = 0.25
 """Of that, to update 500 leading vectors of 4096 by a low-rank change; see LOG.md, "spectra"."""
 
@@ -117,6 +117,10 @@ class CostModel:
     def with_host(self, computing: float, host: float) -> float:
         """On a processor starting layers comes on top; beside a GPU it runs at the same time."""
         return computing + host if self.machine.device.type == "cpu" else max(computing, host)
+
+    def checkpoint(self, trial: TrialSpec) -> float:
+        """Seconds to write a trial's weights and moments, hashed, and to read them again."""
+        return 2 * 3 * FLOAT32_BYTES * self.parameters(trial) / LOADED_BYTES
 
     def start(self, item_tokens: int, *, forked: bool = False) -> float:
         """Seconds until a new worker trains: its imports, rows and items as tokens, and the base

@@ -188,8 +188,8 @@ def expected_cost(
 ) -> dict[str, Any]:
     """Fields of a plan that only an adaptive study has.
 
-    First seeds train together and begin again after each rung; later ones count as if each
-    trained alone.
+    First seeds train together and begin again after each rung, from a checkpoint; later ones
+    count as if each trained alone.
     """
     inputs, seconds = model.inputs, base_seconds
     if inputs.config.strategy == "grid":
@@ -203,8 +203,10 @@ def expected_cost(
         for trial in group:
             share = shares[trial.trial_id]
             parts = 1 + sum(rung < share for rung in inputs.rungs)
-            begun = parts if share and trial.seed == seed else share
-            seconds += share * (costs[trial.trial_id].total - faults) + begun * faults
+            is_first = bool(share) and trial.seed == seed
+            seconds += share * (costs[trial.trial_id].total - faults)
+            seconds += (parts if is_first else share) * faults
+            seconds += (parts - 1) * model.checkpoint(trial) if is_first else 0.0
     budget = inputs.config.budget and inputs.config.budget.text
     return {"expected_tokens": round(tokens), "expected_seconds": seconds, "budget": budget}
 
