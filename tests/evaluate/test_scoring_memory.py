@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from architectures import CONFIGS
+from architectures import config_of
 from evaluation_worlds import tokenizer
 from tiny_models import base_of, tiny_llama
 from toy_training import full_trial, trial
@@ -30,7 +30,7 @@ NEW_TOKENS = 24
 def world(architecture: str) -> tuple[Base, MemoryModel]:
     """A base with one adapter of rank 8, and the same as shapes."""
     torch.manual_seed(0)
-    config = CONFIGS[architecture]
+    config = config_of(architecture)
     model = AutoModelForCausalLM.from_config(config).eval()
     base = dataclasses.replace(base_of(model), tokenizer=tokenizer())
     adapter = shaped_adapter(model, trial("a", rank=8))
@@ -114,7 +114,7 @@ def test_windows_of_a_long_text_are_rows_of_their_own() -> None:
 
 def test_a_full_trial_is_scored_as_a_copy() -> None:
     """In bfloat16; in float32 it is scored as it is."""
-    config = CONFIGS["OLMo 2"]
+    config = config_of("OLMo 2")
     wide, narrow = (
         MemoryModel(config, dtype, torch.device("cpu")) for dtype in (torch.float32, torch.bfloat16)
     )

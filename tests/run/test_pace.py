@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import CONFIGS, SHAPE
+from architectures import SHAPE, config_of
 from pocket_study import small_study
 from transformers import Phi3Config, PretrainedConfig
 
@@ -81,7 +81,7 @@ def on_base(inputs: PreparedStudy, config: PretrainedConfig, dtype: torch.dtype)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["Qwen3", "Gemma 3", "Phi-3", "longrope"])
 def test_every_architecture_is_probed(name: str, dtype: torch.dtype, inputs: PreparedStudy) -> None:
-    config = LONGROPE if name == "longrope" else CONFIGS[name]
+    config = LONGROPE if name == "longrope" else config_of(name)
     study = on_base(inputs, config, dtype)
     found = measured_pace(CostModel(study, H100))
     assert found.layers == config.num_hidden_layers

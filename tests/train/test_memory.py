@@ -1,11 +1,10 @@
 """What a pass allocates: counted by hand, and shapes alone against a pass that really runs."""
 
-import copy
 from dataclasses import replace
 
 import pytest
 import torch
-from architectures import CONFIGS
+from architectures import config_of
 from large_shapes import LLAMA_8B
 from tiny_models import base_of, tiny_llama
 from toy_training import full_trial, protocol, toy_rows, trial
@@ -67,7 +66,7 @@ def test_a_step_of_full_fine_tuning_takes_what_it_is_said_to_take() -> None:
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_gradients_of_a_large_vocabulary_are_float32(dtype: torch.dtype, is_tied: bool) -> None:
     """The embedding has nine tenths of the weights, and each row has one label."""
-    config = copy.deepcopy(CONFIGS["Gemma 3"])
+    config = config_of("Gemma 3")
     config.vocab_size, config.hidden_size, config.tie_word_embeddings = 3000, 256, is_tied
     labels = [(False,) * (len(row.input_ids) - 1) + (True,) for row in toy_rows(12)]
     rows = [replace(row, is_label=own) for row, own in zip(toy_rows(12), labels, strict=True)]
