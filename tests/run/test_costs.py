@@ -84,12 +84,23 @@ def test_stages_and_groups_add_up(inputs: PreparedStudy) -> None:
     assert plan.seconds == pytest.approx(plan.stages.total)
     of_groups = sum(group.seconds for group in plan.groups)
     base = plan.seconds - of_groups
-    assert 0 < base < of_groups
+    start = plan.stages.starting - sum(group.stages.starting for group in plan.groups)
+    assert 0 < base - start < of_groups
+    assert start > IMPORT_SECONDS
     assert max(g.seconds for g in plan.groups) < plan.wall_seconds - base + 1e-9
     assert base + of_groups / 2 <= plan.wall_seconds < plan.seconds
     assert all(group.fits for group in plan.groups)
     tiny = make_plan(inputs, dataclasses.replace(H100, memory=1e-3))
     assert not any(group.fits for group in tiny.groups)
+
+
+def test_trained_weights_are_written_and_read(inputs: PreparedStudy) -> None:
+    """Four bytes each, at 0.5 GB/s both ways; a checkpoint has two moments of each besides."""
+    plan, costs = make_plan(inputs, H100), CostModel(inputs, H100)
+    full = next(group for group in plan.groups if "full" in group.labels[0])
+    seconds = 2 * 4 * inputs.base.shapes.num_parameters / 0.5e9
+    assert full.stages.starting == pytest.approx(seconds)
+    assert costs.checkpoint(trial_of(inputs, "full")) == pytest.approx(3 * seconds)
 
 
 def test_units_take_their_starts_and_wait_for_the_longest(inputs: PreparedStudy) -> None:
@@ -100,11 +111,13 @@ def test_units_take_their_starts_and_wait_for_the_longest(inputs: PreparedStudy)
     assert units.start_seconds - forked.start_seconds == pytest.approx(IMPORT_SECONDS)
     count, start = len(units.groups) + 1, units.start_seconds  # one scores the base
     assert alone.device_seconds == pytest.approx(alone.seconds)
+    assert alone.seconds == pytest.approx(units.seconds + start)
     assert units.device_seconds == pytest.approx(units.seconds + count * start)
     imports = (count - 1) * IMPORT_SECONDS  # one process imports for all
     assert units.device_seconds - forked.device_seconds == pytest.approx(imports)
     scores = units.seconds - sum(group.seconds for group in units.groups) - units.shared_seconds
-    assert 0 < scores < alone.shared_seconds == pytest.approx(units.shared_seconds + scores)
+    assert scores > 0
+    assert alone.shared_seconds == pytest.approx(start + units.shared_seconds + scores)
     longest = max(scores, *(group.seconds for group in units.groups))
     assert units.critical_seconds == pytest.approx(units.shared_seconds + start + longest)
     # As many devices as units: the longest one is what everything waits for.
@@ -149,8 +162,11 @@ def test_no_pass_uses_more_of_the_rate_than_is_published(inputs: PreparedStudy) 
     assert costs.passes(1e15, 1, 1) == pytest.approx(alone / 0.41)
 
 
-def test_what_to_drop_saves_what_a_plan_without_it_saves(tmp_path: Path) -> None:
+def test_what_to_drop_saves_what_a_plan_without_it_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The savings named, taken up one by one in study files of their own."""
+    monkeypatch.setattr(savings, "LEAST_SHARE", 0.0)  # of a study that takes seconds
     plan = make_plan(small_study(tmp_path).check(), H100)
     saved = {saving.change: saving.seconds for saving in plan.savings}
     assert len(saved) == 3

@@ -35,8 +35,8 @@ SLICE_SECONDS = 2e-4  # To start one adapter in one linear layer
 OPTIMIZER_BYTES = 32
 """Read and written per trained parameter and step: clipping, weight, gradient and two moments."""
 DECOMPOSITION = 30  # Operations of a singular value decomposition of (m, n), times m n min(m, n)
-IMPORT_SECONDS = 3.5
-"""To import torch and transformers; measured on two cores, 3 to 4 s of processor time."""
+IMPORT_SECONDS = 4.5  # To import torch, transformers and the rest; measured on two cores
+VOCABULARY_RATE = 1e5  # Entries of a tokenizer loaded per second: 0.9e5 to 1.8e5 for three models
 READY_SECONDS = 1.0  # From there until a worker of a small study trains: 0.8 s for the pocket study
 ENCODED_TOKENS = 4e5  # Tokens of rows and items that a worker prepares per second; assumed
 LOADED_BYTES = 0.5e9
@@ -46,6 +46,8 @@ UPDATED_VECTORS = 0.25
 
 
 class StageSeconds(Record):
+    starting: float
+    """The process, its data and the base; each group's memory, its weights written and read."""
     training: float
     scoring: float
     spectra: float
@@ -53,7 +55,7 @@ class StageSeconds(Record):
 
     @property
     def total(self) -> float:
-        return self.training + self.scoring + self.spectra + self.heads
+        return self.starting + self.training + self.scoring + self.spectra + self.heads
 
 
 @dataclass(frozen=True)
@@ -118,16 +120,21 @@ class CostModel:
         """On a processor starting layers comes on top; beside a GPU it runs at the same time."""
         return computing + host if self.machine.device.type == "cpu" else max(computing, host)
 
+    def stored_weights(self, trial: TrialSpec) -> float:
+        """Seconds to write a trial's weights, hashed, and to read them to be scored."""
+        return 2 * FLOAT32_BYTES * self.parameters(trial) / LOADED_BYTES
+
     def checkpoint(self, trial: TrialSpec) -> float:
-        """Seconds to write a trial's weights and moments, hashed, and to read them again."""
-        return 2 * 3 * FLOAT32_BYTES * self.parameters(trial) / LOADED_BYTES
+        """The same of its weights and two moments each, to train on."""
+        return 3 * self.stored_weights(trial)
 
     def start(self, item_tokens: int, *, forked: bool = False) -> float:
-        """Seconds until a new worker trains: its imports, rows and items as tokens, and the base
-        hashed and loaded. ``forked``: from a process that has imported everything."""
+        """Seconds until a new process trains: its imports, the tokenizer, rows and items as
+        tokens, and the base hashed and loaded. ``forked``: from one that has imported all."""
         tokens = item_tokens + sum(rows.num_tokens for rows in self.inputs.rows.values())
         weights = self.shapes.num_parameters * self.inputs.dtype.itemsize
         ready = READY_SECONDS + (0 if forked else IMPORT_SECONDS)
+        ready += self.inputs.grouping.model.vocab_size / VOCABULARY_RATE
         return ready + tokens / ENCODED_TOKENS + weights / LOADED_BYTES
 
     # --- training -------------------------------------------------------------------------------

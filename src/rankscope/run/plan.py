@@ -72,9 +72,9 @@ class Plan(Record):
     devices: int  # That each group takes, ``train.devices``
     device_seconds: float  # What the study takes of all devices together
     shared_seconds: float
-    """What comes before all groups: without an executor the base; with one the imports of the
-    process that workers are forked from, and of the base its spectra and heads, and its scores if
-    units train on rows that it samples."""
+    """What comes before all groups: without an executor the start and the base; with one the
+    imports of the process that workers are forked from, and of the base its spectra and heads, and
+    its scores if units train on rows that it samples."""
     critical_seconds: float
     """That, then the longest group or unit: no number of devices ends sooner."""
     wall_seconds: float  # On ``gpus`` devices: that first, then the groups, see :func:`makespan`
@@ -110,13 +110,14 @@ def make_plan(
     heads_tasks = {inputs.config.analyze.heads.task or trial.task for trial in inputs.trials}
     heads = sum(model.heads(items[task, "test"]) for task in heads_tasks)
     spectra = model.base_spectra()
-    base = StageSeconds(training=0.0, scoring=scoring, spectra=spectra, heads=heads)
-    stages, of_base = summed([base, *costs.values()]), base.total
     base_tokens = sum(item.total for item in (*base_items, *sampled))
-    shared, start, base_unit = of_base, 0.0, list[float]()
+    forked = CAN_FORK and executor == "local"
+    start, base_unit = model.start(base_tokens, forked=forked), list[float]()
+    once, start = (start, 0.0) if executor is None else (0.0, start)
+    base = StageSeconds(starting=once, training=0.0, scoring=scoring, spectra=spectra, heads=heads)
+    stages = summed([base, *costs.values()])
+    shared = of_base = base.total
     if executor is not None:
-        forked = CAN_FORK and executor == "local"
-        start = model.start(base_tokens, forked=forked)
         shared += IMPORT_SECONDS if forked else 0
         if sampled:  # rows that other units wait for
             shared += start
@@ -268,7 +269,8 @@ def trial_costs(
     heads_task = inputs.config.analyze.heads.task
     return {
         trial.trial_id: StageSeconds(
-            training=training[trial.trial_id] + faults / len(group),
+            starting=faults / len(group) + model.stored_weights(trial),
+            training=training[trial.trial_id],
             scoring=scored[trial.trial_id].seconds,
             spectra=model.spectra(trial),
             heads=model.heads(inputs.items[heads_task or trial.task, "test"]),
@@ -288,7 +290,7 @@ def evaluated_items(inputs: PreparedStudy, trial: TrialSpec) -> list[ItemTokens]
 
 
 def summed(costs: Sequence[StageSeconds]) -> StageSeconds:
-    stages = ("training", "scoring", "spectra", "heads")
+    stages = ("starting", "training", "scoring", "spectra", "heads")
     return StageSeconds(**{stage: sum(getattr(c, stage) for c in costs) for stage in stages})
 
 

@@ -32,9 +32,9 @@ Optimizer moments take the place of the first passes' tensors, and later passes 
 Fitted to 16 adapters on SmolLM2-135M, see LOG.md; a GPU's allocator is not known to do this.
 """
 
-HELD_PASS_SHARE = 0.15
-"""The same of a pass of full fine-tuning, whose tensors have other sizes in every pass: in 24 steps
-the process that trained Gemma 3 270M grew by a tenth of it, which leaves room for more."""
+HELD_PASS_SHARE = 0.2
+"""The same of a pass of full fine-tuning, whose tensors have other sizes in every pass: studies
+that trained Gemma 3 270M held 4 to 18 % of one (LOG.md, "what a plan left out")."""
 
 LIBRARY_BYTES = 620_000_000
 """Of Python, torch and transformers in a process, about; CUDA's own libraries come on top."""
@@ -190,10 +190,10 @@ class MemoryModel:
     @property
     def library_bytes(self) -> int:
         """Of a process with this model's tokenizer, before there are any weights."""
-        return LIBRARY_BYTES + VOCABULARY_BYTES * self._vocab_size
+        return LIBRARY_BYTES + VOCABULARY_BYTES * self.vocab_size
 
     @property
-    def _vocab_size(self) -> int:
+    def vocab_size(self) -> int:
         return int(self.base.config.get_text_config().vocab_size)
 
     def of_base(self, train: TrainConfig) -> GroupMemory:
@@ -228,7 +228,7 @@ class MemoryModel:
         return held + shape.num_labels * self._bytes_per_label()
 
     def _bytes_per_label(self) -> int:
-        return self._vocab_size * self.dtype.itemsize
+        return self.vocab_size * self.dtype.itemsize
 
     def _kl_bytes(self, group: Sequence[TrialSpec], shape: PassShape) -> int:
         """What KL to the base adds to a pass: the base's logits, as computed and by trial, and a

@@ -15,7 +15,7 @@ from rankscope.formatting import byte_size, count, rough_duration
 if TYPE_CHECKING:
     from rankscope.run.plan import Plan
 
-STAGES = ("training", "scoring", "spectra", "heads")
+STAGES = ("starting", "training", "scoring", "spectra", "heads")
 MAX_NAMED = 20  # Most groups that a sentence names
 
 
