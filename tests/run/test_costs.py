@@ -87,6 +87,10 @@ def test_stages_and_groups_add_up(inputs: PreparedStudy) -> None:
     start = plan.stages.starting - sum(group.stages.starting for group in plan.groups)
     assert 0 < base - start < of_groups
     assert start > IMPORT_SECONDS
+    tokens = sum(rows.num_tokens for rows in inputs.rows.values())
+    vocabulary, weights = inputs.base.config.vocab_size, 4 * inputs.base.shapes.num_parameters
+    by_hand = 1 + 4.5 + vocabulary / 1e5 + tokens / 4e5 + weights / 0.5e9
+    assert CostModel(inputs, H100).start(0) == pytest.approx(by_hand)
     assert max(g.seconds for g in plan.groups) < plan.wall_seconds - base + 1e-9
     assert base + of_groups / 2 <= plan.wall_seconds < plan.seconds
     assert all(group.fits for group in plan.groups)
@@ -95,12 +99,28 @@ def test_stages_and_groups_add_up(inputs: PreparedStudy) -> None:
 
 
 def test_trained_weights_are_written_and_read(inputs: PreparedStudy) -> None:
-    """Four bytes each, at 0.5 GB/s both ways; a checkpoint has two moments of each besides."""
-    plan, costs = make_plan(inputs, H100), CostModel(inputs, H100)
+    """Four bytes each at 0.5 GB/s, written once and read twice, for scores and for spectra."""
+    plan = make_plan(inputs, H100)
     full = next(group for group in plan.groups if "full" in group.labels[0])
-    seconds = 2 * 4 * inputs.base.shapes.num_parameters / 0.5e9
+    seconds = 3 * 4 * inputs.base.shapes.num_parameters / 0.5e9
     assert full.stages.starting == pytest.approx(seconds)
-    assert costs.checkpoint(trial_of(inputs, "full")) == pytest.approx(3 * seconds)
+
+
+def test_a_rung_costs_checkpoints(tmp_path: Path) -> None:
+    """Of three rates of full fine-tuning two end, each with a checkpoint of three times the weights
+    written and read. The third writes one at the rung where it stops, a quarter of the way, and
+    never its weights."""
+    arms = [{"method": "full", "lr": [1e-3, 2e-3, 4e-3]}]
+    adaptive = {"strategy": "adaptive", "rungs": [0.25], "seeds": [0], "arms": arms}
+    study = small_study(tmp_path, **adaptive).check()
+    plan, costs = make_plan(study, H100), CostModel(study, H100)
+    ends, third = plan.groups[:2], plan.groups[2]
+    seconds = 4 * study.base.shapes.num_parameters / 0.5e9
+    base = plan.seconds - sum(group.seconds for group in plan.groups)
+    expected = base + sum(group.seconds for group in ends) + 2 * 6 * seconds
+    expected += 0.25 * (third.seconds - third.stages.starting) + 3 * seconds
+    assert plan.expected_seconds == pytest.approx(expected)
+    assert costs.checkpoint(study.trials[0]) == pytest.approx(3 * seconds)
 
 
 def test_units_take_their_starts_and_wait_for_the_longest(inputs: PreparedStudy) -> None:
@@ -166,7 +186,7 @@ def test_what_to_drop_saves_what_a_plan_without_it_saves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The savings named, taken up one by one in study files of their own."""
-    monkeypatch.setattr(savings, "LEAST_SHARE", 0.0)  # of a study that takes seconds
+    monkeypatch.setattr(savings, "LEAST_SHARE", 0.0)  # the start is most of so small a study
     plan = make_plan(small_study(tmp_path).check(), H100)
     saved = {saving.change: saving.seconds for saving in plan.savings}
     assert len(saved) == 3

@@ -36,9 +36,9 @@ OPTIMIZER_BYTES = 32
 """Read and written per trained parameter and step: clipping, weight, gradient and two moments."""
 DECOMPOSITION = 30  # Operations of a singular value decomposition of (m, n), times m n min(m, n)
 IMPORT_SECONDS = 4.5  # To import torch, transformers and the rest; measured on two cores
+READY_SECONDS = 1.0  # From there until a process of a small study trains: 0.8 s, pocket study
 VOCABULARY_RATE = 1e5  # Entries of a tokenizer loaded per second: 0.9e5 to 1.8e5 for three models
-READY_SECONDS = 1.0  # From there until a worker of a small study trains: 0.8 s for the pocket study
-ENCODED_TOKENS = 4e5  # Tokens of rows and items that a worker prepares per second; assumed
+ENCODED_TOKENS = 4e5  # Tokens of rows and items that a process prepares per second; assumed
 LOADED_BYTES = 0.5e9
 """Of weights that are read, hashed and loaded per second, or written; assumed."""
 UPDATED_VECTORS = 0.25
@@ -47,7 +47,8 @@ UPDATED_VECTORS = 0.25
 
 class StageSeconds(Record):
     starting: float
-    """The process, its data and the base; each group's memory, its weights written and read."""
+    """Starting the process, encoding rows and loading the base; each group's page faults, and
+    storing and reading its weights."""
     training: float
     scoring: float
     spectra: float
@@ -55,7 +56,11 @@ class StageSeconds(Record):
 
     @property
     def total(self) -> float:
-        return self.starting + self.training + self.scoring + self.spectra + self.heads
+        return sum(self.by_stage.values())
+
+    @property
+    def by_stage(self) -> dict[str, float]:
+        return self.model_dump(exclude={"schema_version"})
 
 
 @dataclass(frozen=True)
@@ -121,12 +126,14 @@ class CostModel:
         return computing + host if self.machine.device.type == "cpu" else max(computing, host)
 
     def stored_weights(self, trial: TrialSpec) -> float:
-        """Seconds to write a trial's weights, hashed, and to read them to be scored."""
-        return 2 * FLOAT32_BYTES * self.parameters(trial) / LOADED_BYTES
+        """Seconds to write a trial's weights and its snapshots, hashed, and to read the weights
+        twice: for scores, and for an analysis or for the test items of a finalist."""
+        copies = 3 + len(self.inputs.snapshot_steps(trial))
+        return copies * FLOAT32_BYTES * self.parameters(trial) / LOADED_BYTES
 
     def checkpoint(self, trial: TrialSpec) -> float:
-        """The same of its weights and two moments each, to train on."""
-        return 3 * self.stored_weights(trial)
+        """Seconds to write a trial's weights with two moments each, hashed, or to read them."""
+        return 3 * FLOAT32_BYTES * self.parameters(trial) / LOADED_BYTES
 
     def start(self, item_tokens: int, *, forked: bool = False) -> float:
         """Seconds until a new process trains: its imports, the tokenizer, rows and items as

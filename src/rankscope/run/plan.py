@@ -72,9 +72,9 @@ class Plan(Record):
     devices: int  # That each group takes, ``train.devices``
     device_seconds: float  # What the study takes of all devices together
     shared_seconds: float
-    """What comes before all groups: without an executor the start and the base; with one the
-    imports of the process that workers are forked from, and of the base its spectra and heads, and
-    its scores if units train on rows that it samples."""
+    """What comes before all groups. Without an executor: the start and all work on the base. With
+    one: the base's spectra and heads, for ``local`` the imports of the process that workers are
+    forked from, and the base's scores if units train on rows that it samples."""
     critical_seconds: float
     """That, then the longest group or unit: no number of devices ends sooner."""
     wall_seconds: float  # On ``gpus`` devices: that first, then the groups, see :func:`makespan`
@@ -82,7 +82,7 @@ class Plan(Record):
     expected_tokens: int | None = None
     """Training tokens that an adaptive study is expected to need; the rest of the plan is that of
     the grid, the most that it can cost."""
-    expected_seconds: float | None = None  # The same for its time on one device
+    expected_seconds: float | None = None  # The same for its time in one process on one device
     budget: str | None = None
     """Its limits, such as ``24 trials``; time is not limited by ``hours`` here."""
     savings: tuple[Saving, ...]  # The largest savings, largest first
@@ -112,18 +112,18 @@ def make_plan(
     spectra = model.base_spectra()
     base_tokens = sum(item.total for item in (*base_items, *sampled))
     forked = CAN_FORK and executor == "local"
-    start, base_unit = model.start(base_tokens, forked=forked), list[float]()
-    once, start = (start, 0.0) if executor is None else (0.0, start)
+    start = model.start(base_tokens, forked=forked)
+    once, of_unit = (start, 0.0) if executor is None else (0.0, start)
     base = StageSeconds(starting=once, training=0.0, scoring=scoring, spectra=spectra, heads=heads)
     stages = summed([base, *costs.values()])
-    shared = of_base = base.total
+    shared, base_unit = base.total, list[float]()
     if executor is not None:
         shared += IMPORT_SECONDS if forked else 0
         if sampled:  # rows that other units wait for
-            shared += start
+            shared += of_unit
         else:
-            shared, base_unit = shared - scoring, [start + scoring]
-    unit_seconds = base_unit + [start + group.seconds for group in groups]
+            shared, base_unit = shared - scoring, [of_unit + scoring]
+    unit_seconds = base_unit + [of_unit + group.seconds for group in groups]
     devices = inputs.config.train.devices
     products = sum(
         model.products(model.training_operations(t, inputs.training_tokens(t)))
@@ -153,14 +153,14 @@ def make_plan(
         seconds=stages.total,
         gpus=max(gpus, devices),
         executor=executor,
-        start_seconds=start,
+        start_seconds=of_unit,
         devices=devices,
         device_seconds=devices * (shared + sum(unit_seconds)),
         shared_seconds=shared,
         critical_seconds=shared + max(unit_seconds),
         wall_seconds=shared + makespan(unit_seconds, max(1, gpus // devices)),
         basis=machine.basis(inputs.dtype, products / (stages.training * devices)),
-        **expected_cost(model, scored, of_base),
+        **expected_cost(model, scored, base.total + of_unit),
         savings=largest_savings(inputs.config, inputs.trials, costs, stages, items),
         notes=inputs.notes,
     )
@@ -189,8 +189,8 @@ def expected_cost(
 ) -> dict[str, Any]:
     """Fields of a plan that only an adaptive study has.
 
-    First seeds train together and begin again after each rung, from a checkpoint; later ones
-    count as if each trained alone.
+    First seeds train together and begin again after each rung, from a checkpoint; weights are
+    stored of those that reach their end. Later seeds count as if each trained alone.
     """
     inputs, seconds = model.inputs, base_seconds
     if inputs.config.strategy == "grid":
@@ -202,12 +202,15 @@ def expected_cost(
     for group in groups:
         costs, faults = trial_costs(model, scored, group), model.page_faults(group) / len(group)
         for trial in group:
-            share = shares[trial.trial_id]
-            parts = 1 + sum(rung < share for rung in inputs.rungs)
-            is_first = bool(share) and trial.seed == seed
-            seconds += share * (costs[trial.trial_id].total - faults)
-            seconds += (parts if is_first else share) * faults
-            seconds += (parts - 1) * model.checkpoint(trial) if is_first else 0.0
+            share, own = shares[trial.trial_id], costs[trial.trial_id]
+            seconds += share * (own.total - own.starting)
+            if trial.seed != seed:
+                seconds += share * own.starting
+            elif share:
+                read = sum(rung < share for rung in inputs.rungs)
+                written = sum(rung <= share for rung in inputs.rungs)
+                seconds += (1 + read) * faults + (read + written) * model.checkpoint(trial)
+                seconds += (share == 1) * model.stored_weights(trial)
     budget = inputs.config.budget and inputs.config.budget.text
     return {"expected_tokens": round(tokens), "expected_seconds": seconds, "budget": budget}
 
@@ -290,8 +293,9 @@ def evaluated_items(inputs: PreparedStudy, trial: TrialSpec) -> list[ItemTokens]
 
 
 def summed(costs: Sequence[StageSeconds]) -> StageSeconds:
-    stages = ("starting", "training", "scoring", "spectra", "heads")
-    return StageSeconds(**{stage: sum(getattr(c, stage) for c in costs) for stage in stages})
+    by_stage = [cost.by_stage for cost in costs]
+    totals = {stage: sum(own[stage] for own in by_stage) for stage in by_stage[0]}
+    return StageSeconds.model_validate(totals)
 
 
 def makespan(seconds: Sequence[float], devices: int) -> float:

@@ -4,6 +4,7 @@ The sum of the base, each adapter's weights, gradients and optimizer state, and 
 backward pass allocates, which ``pass_memory.py`` counts on shapes alone.
 """
 
+import copy
 import math
 import statistics
 from collections.abc import Sequence
@@ -135,7 +136,7 @@ class MemoryModel:
         varlen.register_attention()
         with META:
             self.base: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, attn_implementation=varlen.NAME, dtype=dtype
+                copy.deepcopy(config), attn_implementation=varlen.NAME, dtype=dtype
             )
         head = self.base.get_output_embeddings()
         self._layers = [n for n, layer in linear_layers(self.base).items() if layer is not head]

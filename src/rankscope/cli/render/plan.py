@@ -15,7 +15,6 @@ from rankscope.formatting import byte_size, count, rough_duration
 if TYPE_CHECKING:
     from rankscope.run.plan import Plan
 
-STAGES = ("starting", "training", "scoring", "spectra", "heads")
 MAX_NAMED = 20  # Most groups that a sentence names
 
 
@@ -45,10 +44,9 @@ def plan_table(plan: Plan) -> RenderableType:
 
 
 def _stages(plan: Plan) -> RenderableType:
-    seconds = {stage: getattr(plan.stages, stage) for stage in STAGES}
     rows = [
         {"stage": stage, "time": rough_duration(time), "share": f"{time / plan.seconds:.0%}"}
-        for stage, time in seconds.items()
+        for stage, time in plan.stages.by_stage.items()
         if time
     ]
     return terminal_table(rows, "time by stage", right=("time", "share"))

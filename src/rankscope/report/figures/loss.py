@@ -57,6 +57,6 @@ def _finding(
 ) -> str:
     ends = [(curve[-1][1], arm.label) for arm, curve in curves]
     (low, lowest), (high, highest) = min(ends), max(ends)
-    text = f"Loss at the end: from {number(low)} ({lowest}) to {number(high)} ({highest})."
+    text = f"Loss at the end: from {number(low, 2)} ({lowest}) to {number(high, 2)} ({highest})."
     diverged = sum(t.status == "diverged" and t.spec.task == task for t in view.study.trials)
     return text + (f" {count(diverged, 'trial')} of this task diverged." if diverged else "")
