@@ -81,7 +81,7 @@ class Plan(Record):
     basis: str  # What the estimate of time rests on
     expected_tokens: int | None = None
     """Training tokens that an adaptive study is expected to need; the rest of the plan is that of
-    the grid, the most that it can cost."""
+    the grid, the most that it can train."""
     expected_seconds: float | None = None  # The same for its time in one process on one device
     budget: str | None = None
     """Its limits, such as ``24 trials``; time is not limited by ``hours`` here."""

@@ -68,10 +68,11 @@ def totals(plan: Plan) -> Iterator[str]:
         yield from _units(plan)
     if plan.expected_tokens is not None and plan.expected_seconds is not None:
         yield (
-            "Adaptive: the grid above is the most it can cost. Expected are "
+            "Adaptive: it trains the grid above at most. Expected are "
             f"{plan.expected_tokens:,} tokens ({plan.expected_tokens / plan.train_tokens:.0%}) and "
-            f"{rough_duration(plan.expected_seconds)}, if the rungs leave one learning rate of "
-            "each rank, two of full fine-tuning, and three arms get all their seeds."
+            f"{rough_duration(plan.expected_seconds)} with checkpoints, if the rungs leave one "
+            "learning rate of each rank, two of full fine-tuning, and three arms get all their "
+            "seeds."
         )
     if plan.budget is not None:
         yield f"Budget: {plan.budget}."
