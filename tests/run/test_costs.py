@@ -162,6 +162,15 @@ def test_units_on_several_devices_train_faster_and_cost_as_many(inputs: Prepared
     assert two.basis == one.basis
 
 
+def test_a_study_on_several_devices_is_planned_as_units(tmp_path: Path) -> None:
+    """Which a run makes of it, too."""
+    study = small_study(tmp_path, **changed("train", devices=2))
+    plan = study.plan(device="h100", gpus=2)
+    assert plan.executor == "local"
+    assert plan.start_seconds > 0
+    assert small_study(tmp_path).plan(device="h100").executor is None
+
+
 def test_a_unit_takes_its_memory_where_it_computes(inputs: PreparedStudy) -> None:
     """On a processor all of it; beside a GPU the base, which is loaded there first."""
     plan = make_plan(inputs, H100)  # of a study that was prepared on a processor

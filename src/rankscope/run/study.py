@@ -94,6 +94,8 @@ class Study:
                 f"plan: found --gpus {gpus} on a machine without a GPU, expected 1: its workers "
                 "share one processor; --executor ray plans several machines"
             )
+        if executor is None and self.config.train.devices > 1:
+            executor = "local"  # as in a run
         return make_plan(prepared, machine, gpus, executor)
 
     def run(
