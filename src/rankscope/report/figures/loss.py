@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from rankscope.formatting import count, number
+from rankscope.formatting import count
 from rankscope.records import ArmSummary
 from rankscope.report.charts.figure import Figure, axis, hover_texts, layout
 from rankscope.report.figures import register
@@ -57,6 +57,6 @@ def _finding(
 ) -> str:
     ends = [(curve[-1][1], arm.label) for arm, curve in curves]
     (low, lowest), (high, highest) = min(ends), max(ends)
-    text = f"Loss at the end: from {number(low, 2)} ({lowest}) to {number(high, 2)} ({highest})."
+    text = f"Loss at the end: from {low:#.3g} ({lowest}) to {high:#.3g} ({highest})."
     diverged = sum(t.status == "diverged" and t.spec.task == task for t in view.study.trials)
     return text + (f" {count(diverged, 'trial')} of this task diverged." if diverged else "")
