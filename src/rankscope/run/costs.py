@@ -37,6 +37,7 @@ OPTIMIZER_BYTES = 32
 DECOMPOSITION = 30  # Operations of a singular value decomposition of (m, n), times m n min(m, n)
 IMPORT_SECONDS = 4.5  # To import torch, transformers and the rest; measured on two cores
 READY_SECONDS = 1.0  # From there until a process of a small study trains: 0.8 s, pocket study
+ENDING_SECONDS = 3.0  # Preparing outputs, advice and report: measured for 42 trials
 VOCABULARY_RATE = 1e5  # Entries of a tokenizer loaded per second: 0.9e5 to 1.8e5 for three models
 ENCODED_TOKENS = 4e5  # Tokens of rows and items that a process prepares per second; assumed
 LOADED_BYTES = 0.5e9
@@ -47,8 +48,8 @@ UPDATED_VECTORS = 0.25
 
 class StageSeconds(Record):
     starting: float
-    """Starting the process, encoding rows and loading the base; each group's page faults, and
-    storing and reading its weights."""
+    """Starting the process, encoding rows, loading the base, and the report in the end; each
+    group's page faults, and storing and reading its weights."""
     training: float
     scoring: float
     spectra: float

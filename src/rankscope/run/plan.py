@@ -15,7 +15,7 @@ from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.models.parameters import FLOAT32_BYTES
 from rankscope.records import Record, TrialSpec
 from rankscope.run.adaptive import expected_shares
-from rankscope.run.costs import IMPORT_SECONDS, CostModel, StageSeconds
+from rankscope.run.costs import ENDING_SECONDS, IMPORT_SECONDS, CostModel, StageSeconds
 from rankscope.run.groups import Group, GroupLimit, what_limits
 from rankscope.run.machines import Machine, this_machine
 from rankscope.run.pace import measured_pace
@@ -72,9 +72,10 @@ class Plan(Record):
     devices: int  # That each group takes, ``train.devices``
     device_seconds: float  # What the study takes of all devices together
     shared_seconds: float
-    """What comes before all groups. Without an executor: the start and all work on the base. With
-    one: the base's spectra and heads, for ``local`` the imports of the process that workers are
-    forked from, and the base's scores if units train on rows that it samples."""
+    """What comes before and after all groups. Without an executor: the start, all work on the base
+    and the report. With one: the report, the base's spectra and heads, for ``local`` the imports of
+    the process that workers are forked from, and the base's scores if units train on rows that it
+    samples."""
     critical_seconds: float
     """That, then the longest group or unit: no number of devices ends sooner."""
     wall_seconds: float  # On ``gpus`` devices: that first, then the groups, see :func:`makespan`
@@ -114,7 +115,13 @@ def make_plan(
     forked = CAN_FORK and executor == "local"
     start = model.start(base_tokens, forked=forked)
     once, of_unit = (start, 0.0) if executor is None else (0.0, start)
-    base = StageSeconds(starting=once, training=0.0, scoring=scoring, spectra=spectra, heads=heads)
+    base = StageSeconds(
+        starting=once + ENDING_SECONDS,
+        training=0.0,
+        scoring=scoring,
+        spectra=spectra,
+        heads=heads,
+    )
     stages = summed([base, *costs.values()])
     shared, base_unit = base.total, list[float]()
     if executor is not None:
