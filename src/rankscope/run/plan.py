@@ -77,7 +77,7 @@ class Plan(Record):
     the process that workers are forked from, and the base's scores if units train on rows that it
     samples."""
     critical_seconds: float
-    """That, then the longest group or unit: no number of devices ends sooner."""
+    """That and the longest group or unit: no number of devices ends sooner."""
     wall_seconds: float  # On ``gpus`` devices: that first, then the groups, see :func:`makespan`
     basis: str  # What the estimate of time rests on
     expected_tokens: int | None = None

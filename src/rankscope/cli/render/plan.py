@@ -110,9 +110,8 @@ def _units(plan: Plan) -> Iterator[str]:
         f"process that takes {rough_duration(plan.start_seconds)} to start; "
         f"{plan.device_seconds / 3600:,.1f} device-hours in all."
     )
-    shared = f"{rough_duration(plan.shared_seconds)} for all units together, then "
     yield (
-        f"Critical path: {shared if plan.shared_seconds else ''}"
+        f"Critical path: {rough_duration(plan.shared_seconds)} for all units together, "
         f"{longest} {rough_duration(unit_seconds)}; no number of devices ends before "
         f"{rough_duration(plan.critical_seconds)}."
     )
