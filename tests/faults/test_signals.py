@@ -173,3 +173,14 @@ def test_a_process_that_cannot_be_stopped(
         outcome = rankscope("stop", copied)
     assert outcome.code == 2
     assert message in outcome.err
+
+
+def test_a_signal_to_a_command_that_has_just_ended_is_lost(launcher: Launcher) -> None:
+    """The tests' own launcher: such a moment neither fails a test nor confuses the next one."""
+    launcher.start(code="pass")
+    while Path(f"/proc/{launcher.child}").exists():
+        pass
+    launcher.send(signal.SIGKILL)
+    assert launcher.ended() == 0
+    launcher.start(code="import time; time.sleep(600)")  # a test failed here
+    assert launcher.run("--version").code == 0
