@@ -11,11 +11,11 @@ has no hash: there, too, nothing may change.
 import random
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-from launcher import Launcher
+from launcher import Launcher, stopping_after
 from pocket_study import results
 
 from fault_points import Options, Point, Undisturbed, last_lines, new_folders, tiny_study
@@ -37,8 +37,9 @@ def points(options: Options) -> Iterator[Point]:
         reference = Undisturbed.of(launcher, tiny_study(options.folder))
         finished = reference.file.with_name("undisturbed")
         killed = options.folder / "killed"
-        launcher.start("run", reference.file, "--out", killed)
-        wait_for(launcher, lambda: bool(list(killed.glob("checkpoints/*/step-*"))))
+        code = stopping_after(2, launcher.code)
+        launcher.start("run", reference.file, "--out", killed, code=code)
+        launcher.wait_until_stopped()
         launcher.send(signal.SIGKILL)
         launcher.ended()
         workers = options.folder / "workers"
@@ -50,18 +51,13 @@ def points(options: Options) -> Iterator[Point]:
 
 def kill_with_workers(launcher: Launcher, file: Path, out: Path) -> None:
     """Kill a run and its worker while a unit trains."""
-    launcher.start("run", file, "--out", out, "--workers", 1)
-    wait_for(launcher, lambda: bool(list(out.glob("units/*/checkpoints/*/step-*"))))
+    code = stopping_after(2, launcher.code)
+    launcher.start("run", file, "--out", out, "--workers", 1, code=code)
+    launcher.wait_until_stopped()
     driver = psutil.Process(launcher.child)
     for process in [*driver.children(recursive=True), driver]:
         process.send_signal(signal.SIGKILL)
     launcher.ended()
-
-
-def wait_for(launcher: Launcher, what: Callable[[], bool]) -> None:
-    """Return once ``what`` holds while the command runs."""
-    while not what():
-        assert launcher.ended(0.01) is None, launcher.said()
 
 
 class Series:

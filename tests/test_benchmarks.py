@@ -149,8 +149,9 @@ def test_a_whole_study_has_the_losses_and_scores_of_the_scripts(
     places = ["--model", str(pocket_folder()), "--data-dir", str(beginnings)]
     (result,) = lines_of("whole_study", *sizes.split(), *steps.split(), *places)
     ours, scripts = result["seconds"]["rankscope"], result["seconds_of_scripts"]["all"]
-    assert result["ratio"] == pytest.approx(scripts / ours, rel=1e-3)
-    assert sum(result["shares"].values()) == pytest.approx(1, abs=5e-3)
+    assert result["ratio"] == pytest.approx(scripts / ours, rel=2e-3)  # all are rounded
+    shares = result["shares"].values()  # each is rounded, and large where both sides take as long
+    assert sum(shares) == pytest.approx(1, abs=1e-3 * sum(map(abs, shares)))
     assert sum(result["trials"].values()) == 2 * 3
     assert result["trained_tokens"]["rankscope"] <= result["trained_tokens"]["scripts"]
     assert result["scored_tokens"]["rankscope"] <= result["scored_tokens"]["scripts"]

@@ -94,7 +94,7 @@ def test_json_is_all_there_is_on_standard_output(walk: Walk) -> None:
     plan = json.loads(walk.said["plan --json"].out)
     assert (plan["trials"], len(plan["groups"])) == (3, 2)
     assert [group["steps"] for group in plan["groups"]] == [2, 2]
-    assert walk.said["plan --json"].err.startswith(f"Reading {walk.file} ...\npreparing: done")
+    assert walk.said["plan --json"].err.startswith(f"Reading {walk.file} ...\npreparing: ")
     ran = walk.said["run --json"]
     printed = Recommendation.model_validate_json(ran.out)
     stored = (walk.out / "recommendation.json").read_text("utf-8")

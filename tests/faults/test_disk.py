@@ -41,7 +41,9 @@ def starved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starved]:
         shim = FaultShim(folder)
     except NoCompiler:
         shim = None
-    with Launcher(folder, shim.environment if shim else {}) as launcher:
+    # Of what is written, only how many lines the log has of a stage depends on the speed.
+    code = "from rankscope.progress import JsonlReporter; JsonlReporter.LINE_SECONDS = 1e9"
+    with Launcher(folder, shim.environment if shim else {}, f"{code}\n{COMMAND}") as launcher:
         if shim:
             shim.arm(folder / "undisturbed")
         reference = Undisturbed.of(launcher, tiny_study(folder))

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from command_line import rankscope
-from launcher import Launcher
+from launcher import Launcher, stopping_after
 from pocket_study import SETTINGS, Undisturbed, results, study_file
 
 from fault_workers import COMMAND as FORKED_WORKERS
-from faults import flip_bit, refused, wait_for
+from faults import flip_bit, refused
 
 KILLS = 3
 
@@ -50,8 +50,8 @@ def test_an_altered_checkpoint_is_refused_and_a_removed_one_costs_only_time(
     launcher: Launcher, long_file: Path, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    launcher.start("run", long_file, "--out", out)
-    wait_for(launcher, lambda: bool(list(out.glob("checkpoints/*/step-*"))))
+    launcher.start("run", long_file, "--out", out, code=stopping_after(2))
+    launcher.wait_until_stopped()
     launcher.send(signal.SIGKILL)
     launcher.ended()
     (state,) = out.glob("checkpoints/*/step-*")
@@ -89,17 +89,14 @@ def test_killed_drivers_leave_workers_that_the_next_one_waits_for(
     changes = {"arms": [arm], "evaluate": {"max_items": 8}}
     file, out = study_file(tmp_path, **changes), tmp_path / "out"
     words = ("run", file, "--out", out, "--workers", "2")
-    launcher.start(*words, code=FORKED_WORKERS)
-    wait_for(launcher, lambda: " train " in worker_log(out))
-    (unit,) = out.glob("units/*")
-    worker = int((unit / "ledger.lock").read_text("utf-8").split()[0])
-    os.kill(worker, signal.SIGSTOP)
+    launcher.start(*words, code=stopping_after(2, FORKED_WORKERS))
+    worker = launcher.wait_until_stopped()
     name = f"process {launcher.child} on {socket.gethostname()}"
     refused(rankscope(*words), where=str(out), found=name, do="wait for it or stop it")
     launcher.send(signal.SIGKILL)
     launcher.ended()
     launcher.start(*words, code=FORKED_WORKERS)
-    wait_for(launcher, lambda: f"waiting for worker {worker} on " in launcher.said())
+    launcher.wait_for(lambda: f"waiting for worker {worker} on " in launcher.said())
     launcher.send(signal.SIGINT)
     assert launcher.ended() == 130, launcher.said()
     os.kill(worker, signal.SIGCONT)  # it sees that its driver died, and writes a checkpoint
@@ -109,7 +106,3 @@ def test_killed_drivers_leave_workers_that_the_next_one_waits_for(
     assert alone.code == 0, alone.err
     assert results(out) == results(tmp_path / "alone")
     assert rankscope("verify", out).code == 0
-
-
-def worker_log(out: Path) -> str:
-    return "".join(path.read_text("utf-8") for path in out.glob("units/*/log.jsonl"))

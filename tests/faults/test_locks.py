@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from command_line import Outcome, rankscope
-from launcher import Launcher
-from pocket_study import Undisturbed, last_stage
+from launcher import Launcher, stopping_after
+from pocket_study import Undisturbed
 
-from faults import edit, refused, wait_for
+from faults import edit, refused
 from rankscope.filesystem import network_file_system
 from rankscope.store import Ledger
 
@@ -124,9 +124,8 @@ def test_a_folder_moved_while_it_runs_ends_the_run_and_continues_there(
     launcher: Launcher, long_file: Path, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     out, moved = tmp_path / "out", tmp_path / "moved"
-    launcher.start("run", long_file, "--out", out)
-    wait_for(launcher, lambda: "train" in str(last_stage(out).get("name")))
-    launcher.send(signal.SIGSTOP)
+    launcher.start("run", long_file, "--out", out, code=stopping_after(1))
+    launcher.wait_until_stopped()
     out.rename(moved)
     launcher.send(signal.SIGCONT)
     refused(

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 from command_line import rankscope
-from launcher import Launcher
+from launcher import Launcher, stopping_after, text_of
 from pocket_study import Undisturbed, last_stage
 
 from fault_workers import COMMAND as FORKED_WORKERS
-from faults import wait_for
 from rankscope.run.begin import interruptible
 from rankscope.store import Ledger
 
@@ -26,18 +25,17 @@ def test_every_signal_that_asks_to_stop_saves_the_state(
     out = tmp_path / "out"
     steps = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-        before = last_stage(out)
-        launcher.start("run", long_file, "--out", out)
-        wait_for(launcher, lambda before=before: trains(out) and last_stage(out) != before)
+        launcher.start("run", long_file, "--out", out, code=stopping_after(0))
+        launcher.wait_until_stopped()
         launcher.send(number)
+        launcher.send(signal.SIGCONT)
         outcome = launcher.outcome()
         assert outcome.code == 130, outcome
         assert "the same command continues" in outcome.told
         states = list(out.glob("checkpoints/*/step-*"))
         steps += [int(state.stem.removeprefix("step-")) for state in states]
         assert rankscope("verify", out).code == 0
-    assert steps == sorted(steps)
-    assert len(steps) == 4
+    assert steps == [1, 2, 3, 4]
     assert launcher.run("run", long_file, "--out", out).code == 0
     undisturbed.assert_equal(out)
 
@@ -49,13 +47,17 @@ def test_a_scheduler_stops_workers_with_their_driver(
     out = tmp_path / "out"
     words = ("run", long_file, "--out", out, "--workers", 2)
 
-    def begun() -> int:
-        return sum(log.read_text("utf-8").count(" train ") for log in out.glob("units/*/log.jsonl"))
+    def begun() -> set[str]:
+        """What the workers' logs say of training; each line has its time."""
+        lines = [
+            line for log in out.glob("units/*/log.jsonl") for line in text_of(log).splitlines()
+        ]
+        return {line for line in lines if " train " in line}
 
     for number in (signal.SIGTERM, signal.SIGUSR1):
         before = begun()
         launcher.start(*words, code=FORKED_WORKERS)
-        wait_for(launcher, lambda before=before: begun() > before)
+        launcher.wait_for(lambda before=before: bool(begun() - before))
         launcher.send(number)
         outcome = launcher.outcome()
         assert outcome.code == 130, outcome
@@ -66,17 +68,13 @@ def test_a_scheduler_stops_workers_with_their_driver(
     undisturbed.assert_equal(out)
 
 
-def trains(out: Path) -> bool:
-    return "train" in str(last_stage(out).get("name"))
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_training_ends_with_130(
     launcher: Launcher, long_file: Path, tmp_path: Path, number: int
 ) -> None:
     launcher.err.unlink(missing_ok=True)
     launcher.start("run", long_file, "--out", tmp_path / "out")
-    wait_for(launcher, lambda: launcher.err.is_file() and "Reading" in launcher.said())
+    launcher.wait_for(lambda: launcher.err.is_file() and "Reading" in launcher.said())
     launcher.send(number)
     outcome = launcher.outcome()
     assert outcome.code == 130, outcome
@@ -90,11 +88,13 @@ def test_the_second_interrupt_aborts_and_the_study_continues(
     """The second comes at once: it finds the run anywhere between the first and its safe point."""
     out = tmp_path / "out"
     for group in (1, 3):
-        launcher.start("run", long_file, "--out", out)
-        wait_for(
-            launcher, lambda group=group: f"group {group}/" in str(last_stage(out).get("name"))
-        )
+        launcher.start("run", long_file, "--out", out, code=stopping_after(1))
+        launcher.wait_until_stopped()
+        while f"group {group}/" not in str(last_stage(out)["name"]):
+            launcher.send(signal.SIGCONT)
+            launcher.wait_until_stopped()
         launcher.send(signal.SIGINT)
+        launcher.send(signal.SIGCONT)
         launcher.send(signal.SIGINT)
         outcome = launcher.outcome()
         assert outcome.code == 130, outcome

@@ -187,7 +187,7 @@ def test_a_dark_phone_has_dark_figures_without_sideways_scroll_and_may_turn_ligh
         assert found.page.evaluate(paper) == SURFACE.dark
         assert found.page.evaluate(NO_OVERFLOW)
         found.page.emulate_media(color_scheme="light")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while found.page.evaluate(paper) != SURFACE.light and time.monotonic() < deadline:
             found.page.wait_for_timeout(50)  # the policy of the page forbids Playwright's waiting
         assert found.page.evaluate(paper) == SURFACE.light

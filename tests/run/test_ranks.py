@@ -193,7 +193,7 @@ def test_a_rank_ends_whose_rank_0_was_gone_before_it_could_look(tmp_path: Path) 
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     rank = [sys.executable, *FOLLOW, "1", "2", "cpu", str(place / "store"), str(gone.pid)]
-    assert subprocess.run(rank, timeout=60, check=False).returncode in (1, -signal.SIGALRM)
+    assert subprocess.run(rank, timeout=240, check=False).returncode in (1, -signal.SIGALRM)
     assert not place.exists()
 
 

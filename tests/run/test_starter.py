@@ -103,6 +103,7 @@ def test_a_driver_that_dies_leaves_no_process(tmp_path: Path) -> None:
     driver = f"""
 import os, signal, sys
 from pathlib import Path
+import psutil
 sys.path[:0] = {sys.path!r}
 from rankscope.run import starter as module
 module.STARTER = ("-c", {CHILD!r})
@@ -111,16 +112,22 @@ with open({str(log)!r}, "wb") as messages:
     worker = starter.start(["0", "{LONG}"], {{"PLACE": "a"}}, messages)
 while not Path({str(log)!r}).stat().st_size:
     pass
-print(starter.process.pid, flush=True)
+started = psutil.Process(starter.process.pid)
+print(started.pid, *[child.pid for child in started.children()], flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     ran = subprocess.run([sys.executable, "-c", driver], capture_output=True, text=True)
     assert ran.returncode == -signal.SIGKILL, ran.stderr
-    started = int(ran.stdout)
-    while psutil.pid_exists(started) and psutil.Process(started).status() != "zombie":
-        time.sleep(0.01)
-    mine = [p for p in psutil.process_iter(["cmdline"]) if str(log) in str(p.info["cmdline"])]
-    assert mine == []
+    for process in map(int, ran.stdout.split()):
+        while lives(process):
+            time.sleep(0.01)
+
+
+def lives(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_starter_that_cannot_import_says_so(

@@ -63,6 +63,7 @@ def tracker_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("TRACKIO_DIR", str(folder / "trackio"))
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         patch.setenv("WANDB_MODE", "offline")
+        patch.setenv("WANDB__SERVICE_WAIT", "240")  # on a busy machine it begins late
         patch.setenv("WANDB_DIR", str(folder))
         patch.chdir(folder)  # MLflow makes a folder for artifacts here
         yield folder

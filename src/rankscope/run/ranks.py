@@ -159,7 +159,8 @@ def end_with(parent: int, store: Path) -> None:
     # The main thread may be about to open the store. If its folder is gone then, PyTorch waits for
     # it without letting another thread run; the alarm's signal ends the process all the same.
     signal.alarm(END_ALARM_SECONDS)
-    shutil.rmtree(store.parent, ignore_errors=True)
+    while store.parent.exists():  # the main thread may put the store there meanwhile
+        shutil.rmtree(store.parent, ignore_errors=True)
     os._exit(1)
 
 

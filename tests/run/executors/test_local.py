@@ -12,9 +12,9 @@ from typing import Any
 import psutil
 import pytest
 from command_line import Outcome
-from launcher import Launcher
+from launcher import Launcher, text_of
 from ledger_rows import rewrite_rows
-from pocket_study import TWO_GROUPS, leftovers, results, small_study, study_file
+from pocket_study import TWO_GROUPS, changed, leftovers, results, small_study, study_file
 
 from fault_workers import COMMAND as FORKED_WORKERS
 from rankscope.errors import BaseFailed, IntegrityError, Interrupted, UserError
@@ -43,7 +43,7 @@ class Killer(LocalExecutor):
         return super().submit(folder)
 
     def kill(self, folder: Path) -> None:
-        while " train " not in read(folder / "log.jsonl"):
+        while " train " not in text_of(folder / "log.jsonl"):
             time.sleep(0.02)
         worker = holder(folder)
         assert worker
@@ -85,17 +85,14 @@ def test_workers_that_die_between_their_seal_and_their_end_cost_nothing(
 
 def holder(unit: Path) -> str:
     """The process that works on a unit; empty while there is none."""
-    return (read(unit / "ledger.lock").split() or [""])[0]
-
-
-def read(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    return (text_of(unit / "ledger.lock").split() or [""])[0]
 
 
 @pytest.mark.timeout(600)
 def test_a_killed_worker_and_a_killed_starter_are_started_again(tmp_path: Path) -> None:
-    """One group, with dropout: to import everything takes each worker longer than training it."""
-    study, killer = small_study(tmp_path, **TWO_GROUPS | {"arms": TWO_GROUPS["arms"][1:]}), Killer()
+    """One group, with dropout, whose training lasts until both are killed."""
+    changes = {"arms": TWO_GROUPS["arms"][1:], **changed("train", max_steps=32)}
+    study, killer = small_study(tmp_path, **TWO_GROUPS | changes), Killer()
     # Other tests of this process may have left children, such as a tracker's service.
     before = psutil.Process().children()
     study.run(tmp_path / "out", executor=killer)
@@ -346,7 +343,7 @@ def test_a_unit_that_killed_workers_for_memory_is_made_smaller(
     unit = next(unsealed.glob("units/*"))
     monkeypatch.setenv(KILLED_FOR_MEMORY, "2")
     work(unit.parents[1], unit.name)
-    assert "not enough memory" in read(unit / "log.jsonl")
+    assert "not enough memory" in text_of(unit / "log.jsonl")
     with Ledger.open(unit, write=False) as ledger:
         stored, statuses = ledger.groups(), ledger.statuses()
     assert stored is not None

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 from command_line import rankscope
-from launcher import Launcher
+from launcher import Launcher, text_of
 from pocket_study import TWO_GROUPS, leftovers, results, small_study, study_file
 
 from rankscope.run.executors import ExecutorOptions, worker_process
@@ -49,9 +49,13 @@ def test_lost_nodes_and_killed_workers_cost_nothing(
     executor, lost = RayExecutor(ExecutorOptions(ray_address=ray_cluster.address)), list[str]()
 
     def lose() -> None:
-        while not any(" train " in read(log) for log in tmp_path.glob("out/units/*/log.jsonl")):
+        while not any(" train " in text_of(log) for log in tmp_path.glob("out/units/*/log.jsonl")):
             time.sleep(0.05)
-        tasks = [p for p in psutil.process_iter() if p.name().startswith("ray::run_on")]
+        tasks = [
+            p
+            for p in psutil.process_iter(["name"])
+            if (p.info["name"] or "").startswith("ray::run_on")
+        ]
         tasks[0].kill()
         executor.ray.kill(executor.flag, no_restart=False)
         node = min(ray_cluster.worker_nodes, key=lambda node: node.unique_id)
@@ -65,10 +69,6 @@ def test_lost_nodes_and_killed_workers_cost_nothing(
     assert len(lost) == 1
     assert results(tmp_path / "out") == undisturbed
     assert leftovers(tmp_path / "out") == []
-
-
-def read(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
 
 
 class Forked:

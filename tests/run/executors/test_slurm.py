@@ -9,13 +9,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import rankscope
-from launcher import Launcher
+from launcher import Launcher, text_of
 from pocket_study import TWO_GROUPS, changed, leftovers, results, small_study, study_file
 from slurm_host import slurm_host
 
@@ -45,15 +45,10 @@ def start_driver(launcher: Launcher, file: Path, out: Path) -> None:
     launcher.start("run", file, "--out", out, "--executor", "slurm", environment=environment)
 
 
-def wait_for(condition: Callable[[], bool], launcher: Launcher) -> None:
-    while not condition():
-        assert launcher.ended(0.1) is None, launcher.said()
-
-
 def training_units(out: Path) -> list[Path]:
     """The folders of units that have begun to train."""
     logs = out.glob("units/*/log.jsonl")
-    return [path.parent for path in logs if " train " in path.read_text(encoding="utf-8")]
+    return [path.parent for path in logs if " train " in text_of(path)]
 
 
 @pytest.mark.timeout(900)
@@ -65,10 +60,10 @@ def test_a_preempted_unit_and_a_driver_that_goes_away_cost_nothing(
     small_study(tmp_path, **STUDY).run(tmp_path / "undisturbed")
     file, out = study_file(tmp_path, **STUDY), tmp_path / "out"
     start_driver(launcher, file, out)
-    wait_for(lambda: bool(training_units(out)), launcher)
+    launcher.wait_for(lambda: bool(training_units(out)))
     job = (training_units(out)[0] / JOB).read_text(encoding="utf-8")
     subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
-    wait_for(lambda: task_states(job) == ["PENDING"], launcher)
+    launcher.wait_for(lambda: task_states(job) == ["PENDING"])
     launcher.send(signal.SIGKILL)
     launcher.ended()
     update(f"jobid={job}", "starttime=now")  # SLURM lets a requeued task wait for two minutes
@@ -93,7 +88,7 @@ def test_a_time_limit_and_nodes_that_are_drained_and_lost_cost_nothing(
 
     def stopped_worker() -> tuple[int, str]:
         """A worker that trains, stopped; its process and its task."""
-        wait_for(lambda: any(map(holder, training_units(out))), launcher)
+        launcher.wait_for(lambda: any(map(holder, training_units(out))))
         unit = next(filter(holder, training_units(out)))
         process = int(holder(unit))
         os.kill(process, signal.SIGSTOP)
@@ -103,14 +98,14 @@ def test_a_time_limit_and_nodes_that_are_drained_and_lost_cost_nothing(
     minutes = (time.monotonic() - begun) / 60 + WARNING_MINUTES + 1
     update(f"jobid={job}", f"timelimit={math.ceil(minutes)}")
     update(node, "state=drain", "reason=test")
-    wait_for(lambda: is_pending(process, signal.SIGTERM), launcher)
+    launcher.wait_for(lambda: is_pending(process, signal.SIGTERM))
     os.kill(process, signal.SIGCONT)
-    wait_for(lambda: task_states(job) == ["PENDING"], launcher)
+    launcher.wait_for(lambda: task_states(job) == ["PENDING"])
     update(node, "state=resume")
     update(f"jobid={job}", "timelimit=60", "starttime=now")
     process, job = stopped_worker()
     update(node, "state=down", "reason=test")
-    wait_for(lambda: task_states(job) == ["PENDING"], launcher)
+    launcher.wait_for(lambda: task_states(job) == ["PENDING"])
     lose_processes(out, launcher)
     # It may have come back by itself, since its daemon answers.
     subprocess.run(["scontrol", "update", node, "state=resume"], check=False)
@@ -126,7 +121,7 @@ def lose_processes(out: Path, launcher: Launcher) -> None:
     for process in filter(None, map(holder, training_units(out))):
         os.kill(int(process), signal.SIGKILL)
     subprocess.run(["pkill", "-KILL", "slurmstepd"], check=False)
-    wait_for(lambda: subprocess.run(["pgrep", "slurmstepd"], check=False).returncode == 1, launcher)
+    launcher.wait_for(lambda: subprocess.run(["pgrep", "slurmstepd"], check=False).returncode == 1)
 
 
 def holder(unit: Path) -> str:
