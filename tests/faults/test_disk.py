@@ -5,6 +5,7 @@
 
 import errno
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -135,9 +136,9 @@ def test_an_output_that_takes_no_more_stops_no_study(starved: Starved, tmp_path:
 def test_results_of_a_worker_that_do_not_fit(starved: Starved, tmp_path: Path) -> None:
     """The study is on another disk than the unit, so that files are copied; none is left half."""
     source = starved.reference.file.with_name("undisturbed")
-    other = Path("/dev/shm") / f"rankscope-{tmp_path.parent.name}-{tmp_path.name}"
-    if tmp_path.stat().st_dev == other.parent.stat().st_dev:
+    if tmp_path.stat().st_dev == Path("/dev/shm").stat().st_dev:
         pytest.skip("/dev/shm is the disk of temporary files here, so that files are linked")
+    other = Path(tempfile.mkdtemp(prefix="rankscope-", dir="/dev/shm"))
     try:
         with Ledger.open(source, write=False) as unit, Ledger.open(other, write=True) as ledger:
             ledger.put_trials(unit.trials())

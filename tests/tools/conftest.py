@@ -55,7 +55,7 @@ def figure_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROWSER_PATH", browser_path() or "")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tracker_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder that holds the local stores of all trackers, named by their own variables."""
     folder = tmp_path_factory.mktemp("trackers")

@@ -43,12 +43,12 @@ class Killer(LocalExecutor):
         return super().submit(folder)
 
     def kill(self, folder: Path) -> None:
-        while " train " not in text_of(folder / "log.jsonl"):
+        while " train " not in text_of(folder / "log.jsonl") and folder.exists():
             time.sleep(0.02)
         worker = holder(folder)
         assert worker
         os.kill(int(worker), signal.SIGKILL)
-        while holder(folder) in ("", worker):
+        while holder(folder) in ("", worker) and folder.exists():
             time.sleep(0.02)
         assert self.starter.process is not None
         self.starter.process.kill()
