@@ -123,6 +123,30 @@ def test_a_rung_costs_checkpoints(tmp_path: Path) -> None:
     assert costs.checkpoint(study.trials[0]) == pytest.approx(3 * seconds)
 
 
+def test_rounds_of_an_adaptive_study_wait_for_their_longest_unit(tmp_path: Path) -> None:
+    """On two devices three rates of full fine-tuning take two turns until their rung, and the two
+    that go on one turn. Then every other seed is a round. Units start anew in each."""
+    arms = [{"method": "full", "lr": [1e-3, 2e-3, 4e-3]}]
+    adaptive = {"strategy": "adaptive", "rungs": [0.25], "seeds": [0, 1], "arms": arms}
+    study = small_study(tmp_path, **adaptive).check()
+    alone, units = make_plan(study, H100), make_plan(study, H100, 2, executor="ray")
+    (first_seed, other_seed), start = units.groups[:2], units.start_seconds
+    own = first_seed.seconds - first_seed.stages.starting
+    written = 3 * 4 * study.base.shapes.num_parameters / 0.5e9
+    first = [start + 0.25 * own + written] * 3
+    base = alone.shared_seconds - start - units.shared_seconds
+    rounds = [
+        [start + base, *first],  # the base's scores are a unit
+        [start + 0.75 * own + 2 * written] * 2,
+        [start + other_seed.seconds] * 3,
+    ]
+    expected = units.shared_seconds + sum(makespan(in_turn, 2) for in_turn in rounds)
+    assert units.expected_seconds == pytest.approx(expected)
+    assert alone.expected_seconds == pytest.approx(
+        alone.shared_seconds + sum(map(sum, rounds)) - base - 9 * start
+    )
+
+
 def test_units_take_their_starts_and_wait_for_the_longest(inputs: PreparedStudy) -> None:
     alone, units = make_plan(inputs, H100, 4), make_plan(inputs, H100, 4, executor="ray")
     assert (alone.executor, alone.start_seconds, units.executor) == (None, 0, "ray")

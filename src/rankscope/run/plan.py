@@ -8,6 +8,7 @@ tokens into time on one of the machines of ``machines.py``.
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from rankscope.device import dtype_name, keep_freed_memory, limit_kernel_cache
@@ -83,7 +84,7 @@ class Plan(Record):
     expected_tokens: int | None = None
     """Training tokens that an adaptive study is expected to need; the rest of the plan is that of
     the grid, the most that it can train."""
-    expected_seconds: float | None = None  # The same for its time in one process on one device
+    expected_seconds: float | None = None  # The same for its time on ``gpus`` devices
     budget: str | None = None
     """Its limits, such as ``24 trials``; time is not limited by ``hours`` here."""
     savings: tuple[Saving, ...]  # The largest savings, largest first
@@ -167,7 +168,7 @@ def make_plan(
         critical_seconds=shared + max(unit_seconds),
         wall_seconds=shared + makespan(unit_seconds, max(1, gpus // devices)),
         basis=machine.basis(inputs.dtype, products / (stages.training * devices)),
-        **expected_cost(model, scored, base.total + of_unit),
+        **expected_cost(model, scored, shared, base_unit, of_unit, max(1, gpus // devices)),
         savings=largest_savings(inputs.config, inputs.trials, costs, stages, items),
         notes=inputs.notes,
     )
@@ -192,34 +193,72 @@ def disk_bytes(model: CostModel) -> int:
 
 
 def expected_cost(
-    model: CostModel, scored: Mapping[str, ScoringCost], base_seconds: float
+    model: CostModel,
+    scored: Mapping[str, ScoringCost],
+    shared_seconds: float,
+    base_unit: Sequence[float],
+    start_seconds: float,
+    places: int,
 ) -> dict[str, Any]:
-    """Fields of a plan that only an adaptive study has.
-
-    First seeds train together and begin again after each rung, from a checkpoint; weights are
-    stored of those that reach their end. Later seeds count as if each trained alone.
-    """
-    inputs, seconds = model.inputs, base_seconds
+    """Fields of a plan that only an adaptive study has. ``base_unit`` is scored beside the first
+    round; ``places`` units run at a time, and a round begins when the one before has ended."""
+    inputs = model.inputs
     if inputs.config.strategy == "grid":
         return {}
-    shares, seed = expected_shares(inputs), inputs.config.seeds[0]
+    shares = expected_shares(inputs)
     tokens = sum(shares[t.trial_id] * inputs.training_tokens(t) for t in inputs.trials)
-    groups = inputs.grouping.groups([t for t in inputs.trials if t.seed == seed], inputs.config)
-    groups += [(trial,) for trial in inputs.trials if trial.seed != seed]
-    for group in groups:
-        costs, faults = trial_costs(model, scored, group), model.page_faults(group) / len(group)
-        for trial in group:
-            share, own = shares[trial.trial_id], costs[trial.trial_id]
-            seconds += share * (own.total - own.starting)
-            if trial.seed != seed:
-                seconds += share * own.starting
-            elif share:
-                read = sum(rung < share for rung in inputs.rungs)
-                written = sum(rung <= share for rung in inputs.rungs)
-                seconds += (1 + read) * faults + (read + written) * model.checkpoint(trial)
-                seconds += (share == 1) * model.stored_weights(trial)
+    first, *later = expected_rounds(model, scored, shares, start_seconds)
+    seconds = sum(makespan(units, places) for units in ([*base_unit, *first], *later))
     budget = inputs.config.budget and inputs.config.budget.text
-    return {"expected_tokens": round(tokens), "expected_seconds": seconds, "budget": budget}
+    return {
+        "expected_tokens": round(tokens),
+        "expected_seconds": shared_seconds + seconds,
+        "budget": budget,
+    }
+
+
+def expected_rounds(
+    model: CostModel,
+    scored: Mapping[str, ScoringCost],
+    shares: Mapping[str, float],
+    start_seconds: float,
+) -> list[list[float]]:
+    """Seconds of the units of each round of an adaptive study; ``shares`` are of each trial's
+    training.
+
+    First seeds train together and begin again after each rung, from a checkpoint; weights are
+    stored of those that reach their end. Later seeds are a round each, in which every trial is a
+    unit; as nobody knows which they are, each unit takes the mean.
+    """
+    inputs, first_seed = model.inputs, model.inputs.config.seeds[0]
+    first = [trial for trial in inputs.trials if trial.seed == first_seed]
+    groups = inputs.grouping.groups(first, inputs.config)
+    rounds = []
+    for begin, end in pairwise((0.0, *inputs.rungs, 1.0)):
+        units = []
+        for group in groups:
+            active = [trial for trial in group if shares[trial.trial_id] > begin]
+            if not active:
+                continue
+            costs = trial_costs(model, scored, group)
+            seconds = start_seconds + model.page_faults(group) * len(active) / len(group)
+            for trial in active:
+                own = costs[trial.trial_id]
+                seconds += (end - begin) * (own.total - own.starting)
+                seconds += ((begin > 0) + (end < 1)) * model.checkpoint(trial)
+                seconds += (end == 1) * model.stored_weights(trial)
+            units.append(seconds)
+        rounds.append(units)
+    for seed in inputs.config.seeds[1:]:
+        of_seed = [trial for trial in inputs.trials if trial.seed == seed]
+        seconds = sum(
+            shares[t.trial_id]
+            * (start_seconds + trial_costs(model, scored, (t,))[t.trial_id].total)
+            for t in of_seed
+        )
+        count = max(1, round(sum(shares[trial.trial_id] for trial in of_seed)))
+        rounds.append([seconds / count] * count)
+    return rounds
 
 
 def available_bytes(inputs: PreparedStudy, machine: Machine) -> int:

@@ -67,12 +67,13 @@ def totals(plan: Plan) -> Iterator[str]:
     if plan.executor is not None:
         yield from _units(plan)
     if plan.expected_tokens is not None and plan.expected_seconds is not None:
+        devices = f" on {plan.gpus} devices" if plan.gpus > 1 else ""
         yield (
             "Adaptive: it trains the grid above at most. Expected are "
             f"{plan.expected_tokens:,} tokens ({plan.expected_tokens / plan.train_tokens:.0%}) and "
-            f"{rough_duration(plan.expected_seconds)} with checkpoints, if the rungs leave one "
-            "learning rate of each rank, two of full fine-tuning, and three arms get all their "
-            "seeds."
+            f"{rough_duration(plan.expected_seconds)}{devices} with checkpoints, if the rungs "
+            "leave one learning rate of each rank, two of full fine-tuning, and three arms get all "
+            "their seeds."
         )
     if plan.budget is not None:
         yield f"Budget: {plan.budget}."
