@@ -74,6 +74,26 @@ def test_a_preempted_unit_and_a_driver_that_goes_away_cost_nothing(
     assert not (out / "units").exists()
 
 
+@pytest.mark.timeout(600)
+def test_a_task_that_no_node_could_launch_is_queued_again(
+    slurm: Path, launcher: Launcher, tmp_path: Path
+) -> None:
+    """There are scripts in the node's way. SLURM queues such tasks again and holds them for good;
+    on the second launch the scripts are gone."""
+    for number in (1, 2, 3):  # the jobs of the first three tasks
+        job = slurm / "spool" / f"job{number:05d}"
+        job.mkdir()
+        (job / "slurm_script").touch()
+    settings = TWO_GROUPS | {"slurm": STUDY["slurm"]}
+    file, out = study_file(tmp_path, **settings), tmp_path / "out"
+    start_driver(launcher, file, out)
+    assert launcher.ended() == 0, launcher.said()
+    assert (slurm / "slurmd.log").read_text(encoding="utf-8").count("File exists") >= 3
+    small_study(tmp_path, **settings).run(tmp_path / "undisturbed")
+    assert results(out) == results(tmp_path / "undisturbed")
+    assert leftovers(out) == []
+
+
 @pytest.mark.usefixtures("rank_processes")
 @pytest.mark.timeout(900)
 def test_a_time_limit_and_nodes_that_are_drained_and_lost_cost_nothing(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ from rankscope.run.units import is_sealed
 JOB, EXIT_CODE, STOP = "slurm-job", "exit-code", "slurm-stop"
 PATIENCE_SECONDS = 600.0  # How long the queue may be silent, such as while its controller restarts
 QUEUE_SECONDS = 2.0  # How often the queue is asked
+LAUNCH_FAILED = "launch failed requeued held"
+"""Why a task waits that a node could not launch. SLURM holds it for good."""
 
 SCRIPT = """#!/bin/bash
 {options}
@@ -120,10 +123,11 @@ class SlurmExecutor:
         """Look at all units that have not ended, and queue those that are not in the queue."""
         if self.stopped.is_set() and not self.is_asked:
             self.ask_to_stop(pending)
-        asked = ("squeue", "--noheader", "--array", "--me", "--format=%i")
-        queued = set(slurm(*asked).split()) if pending else set()  # Tasks such as ``17_3``
+        asked = ("squeue", "--noheader", "--array", "--me", "--format=%i %r")
+        lines = slurm(*asked).splitlines() if pending else []
+        reasons = {task: reason for task, _, reason in (line.partition(" ") for line in lines)}
         for unit in pending:
-            self.look_at(unit, queued)
+            self.look_at(unit, reasons)
         self.enqueue([unit for unit in pending if not (unit.job or unit.future.done())])
 
     def give_up(self, units: list[QueuedUnit], error: Exception) -> None:
@@ -134,8 +138,9 @@ class SlurmExecutor:
             if not unit.future.done():
                 unit.future.set_exception(error)
 
-    def look_at(self, unit: QueuedUnit, queued: set[str]) -> None:
-        """End the future of a unit that ended; forget the task of one that was lost."""
+    def look_at(self, unit: QueuedUnit, reasons: Mapping[str, str]) -> None:
+        """End the future of a unit that ended; forget the task of one that was lost. ``reasons``
+        say why a task in the queue, such as ``17_3``, waits."""
         exit_code = unit.folder / EXIT_CODE
         if not unit.job and (unit.folder / JOB).is_file():
             unit.job = (unit.folder / JOB).read_text(encoding="utf-8")
@@ -151,7 +156,10 @@ class SlurmExecutor:
                 check_worker(code, unit.folder)
             except Exception as error:
                 unit.future.set_exception(error)
-        elif unit.job not in queued:
+        elif reasons.get(unit.job) == LAUNCH_FAILED:
+            slurm("scancel", "--quiet", unit.job)
+            self.lose(unit, "SLURM could not launch its task on a node")
+        elif unit.job not in reasons:
             if self.stopped.is_set():
                 unit.future.set_exception(Interrupted("stopped before the unit began"))
             elif unit.job:
