@@ -364,9 +364,30 @@ def test_words_that_yaml_1_1_takes_for_booleans_stay_words(write: Write) -> None
 
 def test_dates_octals_and_clock_times_stay_what_they_look_like(write: Write) -> None:
     assert load_study_file(write(replaced("demo", "2026-01-01"))).name == "2026-01-01"
-    assert load_study_file(write(replaced("[0, 1]", "010"))).seeds == [10]
+    assert load_study_file(write(replaced("[0, 1]", "[010]"))).seeds == [10]
     (fault,) = faults(write(replaced("[0, 1]", "1:30")))
     assert "found '1:30'" in fault
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("evaluate: {retention: piqa}", "expected a list such as ['piqa']"),
+        ("evaluate: {retention: {name: piqa}}", "expected a list"),
+        ("budget: 10", "expected a text such as '24 trials', '5e6 tokens' or '12 hours'"),
+    ],
+)
+def test_a_value_without_its_list_or_unit_shows_how_to_write_it(
+    write: Write, line: str, fault: str
+) -> None:
+    assert faults(write(f"{GOOD}{line}\n"))[0].removesuffix("; correct it").endswith(fault)
+
+
+def test_a_number_of_seeds_is_no_list_of_seeds(write: Write) -> None:
+    """``seeds: 3`` would train the one seed 3."""
+    (fault,) = faults(write(replaced("[0, 1]", "3")))
+    assert "found 3, expected a list: [3] is that seed alone, [0, 1, 2] are three" in fault
+    assert load_study_file(write(replaced("[0, 1]", "0"))).seeds == [0]
 
 
 def test_text_that_reads_as_a_number_asks_for_quotes(write: Write) -> None:

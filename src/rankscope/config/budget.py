@@ -41,10 +41,12 @@ class BudgetConfig(ConfigSection):
 
 
 def parse_budget(value: Any) -> Any:
-    """A mapping as it is; a text with its unit as a mapping."""
-    if not isinstance(value, str):
+    """A mapping as it is; a text with its unit as a mapping. A number has no unit."""
+    if not isinstance(value, str | int | float):
         return value
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?) ?(trial|token|hour)s?", value.strip())
+    match = re.fullmatch(
+        r"([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?) ?(trial|token|hour)s?", str(value).strip()
+    )
     if match is None:
         raise ValueError(
             f"found {short_repr(value)}, expected a text such as '24 trials', '5e6 tokens' or "

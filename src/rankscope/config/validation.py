@@ -154,6 +154,10 @@ def describe_error(document: Document, details: ErrorDetails, model: type[Config
         expected = f"a mapping with keys such as {keys}" if keys else "a mapping"
     if error_type == "too_short":
         expected = f"a list of at least {details['ctx']['min_length']}"
+    if error_type == "list_type":
+        value = details["input"]
+        is_single = isinstance(value, str | int | float)
+        expected = f"a list such as [{in_yaml_words(value)}]" if is_single else "a list"
     if error_type == "string_type":
         expected += "; put it in quotes"
     return f"{place}: found {in_yaml_words(details['input'])}, expected {expected}"

@@ -10,7 +10,7 @@ from rankscope.errors import UserError
 from rankscope.formatting import count
 
 MAX_SHARE_WITHOUT_COMPLETION = 0.01
-"""Of the user's own rows: as many may lack their completion, and are dropped."""
+"""Of the user's own rows: as many, or one, may lack their completion, and are dropped."""
 MAX_PUBLISHED_SHARE = 0.1
 """Of the rows of a named task: more bad rows are a wrong file, not flaws of the data set."""
 MAX_REASON = 300  # Longest reason shown for a bad row, in characters: it can quote a cell
@@ -52,7 +52,7 @@ class RowPolicy:
         if not rejected or (self.policy == "drop" and len(rejected) < num_rows):
             return
         if self.refuses:
-            limit = MAX_SHARE_WITHOUT_COMPLETION * num_rows
+            limit = min(max(1, MAX_SHARE_WITHOUT_COMPLETION * num_rows), num_rows - 1)
             if len(rejected) <= limit and all(row.lacks_completion for row in rejected):
                 return
         elif self.policy is None and len(rejected) <= MAX_PUBLISHED_SHARE * num_rows:

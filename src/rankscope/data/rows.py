@@ -28,7 +28,9 @@ class NoCompletion(BadRow):
     """The row has nothing to learn or to score."""
 
     def __init__(self, field: str) -> None:
-        super().__init__(f"found no completion in field {field!r}, expected a text")
+        super().__init__(
+            f"found no completion in field {field!r}, expected a text, or the right one of choices"
+        )
         self.field = field
         """The empty field."""
 

@@ -8,6 +8,8 @@ from scipy import stats
 
 from rankscope.advise.statistics.estimates import (
     Comparison,
+    _p_of_interval,
+    _Share,
     clustered_standard_error,
     non_inferior,
     paired_estimate,
@@ -155,6 +157,13 @@ def test_p_and_interval_agree(n: int) -> None:
         found_of_them += clear
     assert agreed >= 90
     assert 10 < found_of_them < 90
+
+
+def test_a_difference_of_rounding_alone_has_p_1() -> None:
+    """scipy's median of Student's t is not quite 0, which is more than such a difference."""
+    shares = (_Share(1.0, 399.0), _Share(1.0, 2.0))
+    for value in (1e-18, -1e-17, 1e-15):
+        assert _p_of_interval(shares, value) == pytest.approx(1)
 
 
 def test_power_over_seeds_is_about_that_of_the_t_test_on_item_means() -> None:

@@ -340,6 +340,8 @@ def _p_of_interval(shares: tuple[_Share, ...], value: float) -> float:
 
     if beyond(log(SMALLEST_P)) <= 0:
         return SMALLEST_P
+    if beyond(0.0) >= 0:  # a difference that is rounding alone
+        return 1.0
     # Here, because every run and check imports this module and none of them needs a root.
     from scipy.optimize import brentq
 
