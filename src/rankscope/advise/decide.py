@@ -27,6 +27,7 @@ also needs that no tried arm can be better by more than the margin (``claims.py`
 "From scores to a decision".
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -37,6 +38,7 @@ from rankscope.advise.messages import Counted, Field, arm_name, capitalized, cla
 from rankscope.advise.select import Candidate
 from rankscope.advise.statistics.significance import ALPHA, FEWEST_ITEMS, holm
 from rankscope.advise.task_results import FEW_ITEMS, TaskResults
+from rankscope.formatting import count
 from rankscope.records import FEWEST_SEEDS, ArmSummary, Confidence, Decision, finished_trials
 
 
@@ -66,6 +68,21 @@ class Verdict:
         if self.confidence != "firm":
             does = f"Probably {does[0].lower()}{does[1:]}"
         return f"{does} {name}."
+
+
+def undecidable_notes(num_items: Mapping[str, int], num_seeds: int) -> list[str]:
+    """What is known before any training: no answer can come of these test items, by task."""
+    notes = []
+    for task, items in num_items.items():
+        if items < FEWEST_ITEMS:
+            needed = f"no test can decide with fewer than {FEWEST_ITEMS}"
+        elif items < FEW_ITEMS and num_seeds < FEWEST_SEEDS:
+            needed = f"an answer needs {FEW_ITEMS} test items, or {FEWEST_SEEDS} seeds"
+        else:
+            continue
+        found = f"{count(items, 'test item')} and {count(num_seeds, 'seed')}"
+        notes.append(f"{task}: the study will not tell which arm is best: found {found}; {needed}")
+    return notes
 
 
 def decide(results: TaskResults) -> Verdict:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 
+from rankscope.advise.decide import undecidable_notes
 from rankscope.advise.retention import scale_notes
 from rankscope.analyze.spectra import check_spectra_settings, compared_matrices
 from rankscope.config.study import StudyConfig
@@ -113,6 +114,9 @@ def prepare_study(
             *truncated,
             *data.notes,
             *scale_notes(records, config.objective),
+            *undecidable_notes(
+                {name: len(data.tasks[name].test) for name in data.rows}, len(config.seeds)
+            ),
             *duplicate_grid_notes(config),
             *rung_notes,
         ),
