@@ -56,6 +56,7 @@ def test_an_altered_checkpoint_is_refused_and_a_removed_one_costs_only_time(
     launcher.ended()
     (state,) = out.glob("checkpoints/*/step-*")
     assert rankscope("verify", out).code == 0
+    assert "; checkpoint after step 1\n" in rankscope("status", out).out
     for file in sorted(state.iterdir()):
         content = flip_bit(file)
         verified = rankscope("verify", out)

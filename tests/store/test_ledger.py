@@ -514,6 +514,11 @@ def test_a_changed_base_or_task_is_not_mixed_in(tmp_path: Path) -> None:
         leaked = TASK.model_copy(update={"contaminated_sha256": "e" * 64})
         with pytest.raises(UserError, match="contaminated_sha256 was '', is 'eeee"):
             ledger.put_study("test", study_values(CONFIG), MODEL, [leaked], PROVENANCE)
+        more = {"test_sha256": "e" * 64, "rows": {**TASK.rows, "test": 9}}
+        with pytest.raises(UserError, match=r"\(4 test items before, 9 now\); .*'evaluate.max_i"):
+            ledger.put_study(
+                "test", study_values(CONFIG), MODEL, [TASK.model_copy(update=more)], PROVENANCE
+            )
         only_scored = {"roles": ("cross_domain",), "trained_on": False, "sha256": "f" * 64}
         moved = TASK.model_copy(update=only_scored | {"rows": {**TASK.rows, "train": 0}})
         ledger.put_study("test", study_values(CONFIG), MODEL, [moved], PROVENANCE)

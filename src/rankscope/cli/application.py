@@ -185,10 +185,11 @@ def run_command_line(words: Sequence[str] | Callable[[], Sequence[str]]) -> int:
 
 
 def usage_error(error: Any) -> UserError:
+    message = str(error.format_message()).rstrip(".") + "."
     if error.ctx is None:
-        return UserError(f"{error.format_message()} See 'rankscope --help'.")
+        return UserError(f"{message} See 'rankscope --help'.")
     path, usage = error.ctx.command_path, error.ctx.get_usage()
-    return UserError(f"{error.format_message()} See '{path} --help'.\n{usage}")
+    return UserError(f"{message} See '{path} --help'.\n{usage}")
 
 
 def known_error(error: Exception) -> RankscopeError | None:

@@ -226,6 +226,7 @@ def unknown_shape(row: RawRow) -> Shape:
     raise UserError(
         f"{row.location}: the fields {field_names(row)[:MAX_REASON]} fit no known shape; expected "
         "messages | conversations | prompt, completion | text | instruction, input, output | "
-        "question, choices, answer | question, answer. Name the columns with 'fields:', such as "
-        "fields: {question: COLUMN, answer: COLUMN}; a table needs a header"
+        "question, choices, answer | question, answer. Name the columns in the task of a study "
+        "file, such as fields: {question: COLUMN, answer: COLUMN}, or with choices: [COLUMN, "
+        "COLUMN, ...] where each has its own column; a table needs a header"
     )

@@ -147,7 +147,7 @@ def named_spec(config: TaskConfig) -> TaskSpec:
         hint = did_you_mean(config.name, NAMED_TASKS) or "."
         raise UserError(
             f"task {config.name!r} is not a named task{hint} Named tasks: {', '.join(NAMED_TASKS)}."
-            " For your own data give 'train:' (a JSONL or Parquet file) or 'hub:'"
+            " For your own data give 'train:' (a file of rows) or 'hub:' in a task of a study file"
         )
     spec = NAMED_TASKS[config.name]
     changes = common_settings(config)

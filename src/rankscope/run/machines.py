@@ -68,8 +68,9 @@ class Machine:
             steps = f", with training steps of {layers} layers" if layers else ""
             used = f"training is estimated to use {share:.0%} of the rate"
             return f"{figures} measured here{steps}; {used}"
+        used = f"{share:.0%}" if share >= 0.01 else "less than 1%"
         return (
-            f"{figures} ({self.source}), assumed to be used to {share:.0%}, at most "
+            f"{figures} ({self.source}), assumed to be used to {used}, at most "
             f"{self.utilization:.0%} as published for LoRA on an H100; not measured"
         )
 

@@ -46,15 +46,20 @@ def check_same_tasks(
     for task in tasks:
         before = stored.get(task.name, task)
         changed = [
-            f"{field} was {getattr(before, field)!r}, is {getattr(task, field)!r}"
+            f"{field} was {getattr(before, field)[:12]!r}, is {getattr(task, field)[:12]!r}"
             for field in fields
             if getattr(before, field) != getattr(task, field)
+        ]
+        numbers = [
+            f"{before.rows[split]:,} {split} items before, {task.rows[split]:,} now"
+            for split in ("validation", "test")
+            if before.rows[split] != task.rows[split]
         ]
         if changed:
             raise UserError(
                 f"{out}: found results on task {task.name!r} as it was before, expected the task "
-                f"as it is now ({'; '.join(changed)}); give the changed study its own "
-                "--out folder"
+                f"as it is now ({'; '.join(numbers or changed)}); give the changed study its own "
+                "--out folder, or undo the change of its files or of 'evaluate.max_items'"
             )
 
 

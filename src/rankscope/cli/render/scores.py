@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
+from rich.text import Text
 
 from rankscope.cli.render.table import terminal_table
 from rankscope.formatting import number, p_cell, score_text, unit_of, with_interval
@@ -25,7 +26,10 @@ def scores_tables(scores: Sequence[Score]) -> RenderableType:
         with_clean = any(score.record.without_contamination for score in of_task)
         rows = [_score_row(score, with_clean) for score in of_task]
         tables.append(terminal_table(rows, title, right=NUMBERS))
-    return Group(*tables)
+    legend = "score ± one standard error"
+    if any(score.change for score in scores):
+        legend += "; change against the base with its paired 95 % interval and p, corrected by Holm"
+    return Group(*tables, Text(legend))
 
 
 def _title(score: Score) -> str:

@@ -138,5 +138,7 @@ def _summary(study: StudyRecords, folder: Path) -> str:
     running = f"; process {process} is running it" if process else ""
     if process and (event := _last_event(folder)):
         running += f": {_event_text(event)}"
-    spent = f"{duration(study.total_seconds)} so far" if running else duration(study.total_seconds)
-    return f"{count(len(study.trials), 'trial')}: {counts}; {spent}{running}"
+    spent = duration(study.total_seconds) + (" of trials that ended" if running else "")
+    steps = [state.name[5:14].lstrip("0") for state in folder.glob("**/checkpoints/*/step-*")]
+    stored = f"; checkpoint after step {', '.join(sorted(steps, key=int))}" if steps else ""
+    return f"{count(len(study.trials), 'trial')}: {counts}; {spent}{stored}{running}"
