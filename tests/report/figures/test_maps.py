@@ -149,6 +149,43 @@ def test_subjects_that_fell_most_stand_on_top() -> None:
     assert row[3] == 100 * found.change.value
 
 
+def test_the_named_subject_has_some_items_and_its_task_is_drawn_first() -> None:
+    """Of 60 items in four subjects each has 15; the subject of the largest fall gets 4 instead."""
+    view = StudyView(*study_and_advice(Truth(subjects=4, retention=("general", "text"))))
+    focus = view.focus("med")
+    assert focus is not None
+    falls = {("general", "subject 0"): -0.9, ("text", "subject 1"): -0.8}
+    changes = tuple(
+        change.model_copy(
+            update={
+                "change": change.change.model_copy(
+                    update={
+                        "value": falls.get((change.tested_on, change.subject), 0.0),
+                        "n": 4 if change.subject == "subject 0" else 15,
+                    }
+                )
+            }
+        )
+        for change in view.recommendation.subjects
+    )
+    advice = view.recommendation.model_copy(update={"subjects": changes})
+    figure = subjects.draw_subjects(StudyView(view.study, advice), "med")
+    assert figure is not None
+    assert [choice.label for choice in figure.choices] == ["text", "general"]
+    assert figure.finding.startswith(
+        f"{focus.label}: the lowest change is \N{MINUS SIGN}80.0 points on subject 1 (text, "
+        "15 items)"
+    )
+    few = tuple(
+        change.model_copy(update={"change": change.change.model_copy(update={"n": 1})})
+        for change in changes
+    )
+    advice = view.recommendation.model_copy(update={"subjects": few})
+    figure = subjects.draw_subjects(StudyView(view.study, advice), "med")
+    assert figure is not None
+    assert "90.0 points on subject 0 (general, 1 item)" in figure.finding
+
+
 def test_without_subjects_there_is_no_map() -> None:
     view = StudyView(*study_and_advice(Truth(num_items=20, retention=())))
     assert subjects.draw_subjects(view, "med") is None

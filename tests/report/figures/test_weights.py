@@ -26,7 +26,7 @@ def test_the_norms_sentence_is_the_fit_in_doublings(view: StudyView) -> None:
         np.mean([t.spectra.frobenius for t in view.trials(arm) if t.spectra]) for arm in series
     ]
     slope, start = np.polyfit(np.log2([arm.rank for arm in series]), norms, 1)
-    assert f"The fit {number(start)} + {number(slope)} log2 r leaves" in figure.finding
+    assert f"The fit {number(start)} + {number(slope)} log2 r misses these by" in figure.finding
 
 
 def test_intruder_dimensions_are_summed_over_the_matrices_of_a_model(view: StudyView) -> None:
@@ -80,8 +80,10 @@ def test_adapters_of_one_kind_form_a_line_with_the_fit_of_their_norms() -> None:
     figure = update_norm.draw_update_norm(models)
     assert figure is not None
     assert figure.title == "Size of the update against rank"
-    assert "The fit 0 + 0.97 log2 r leaves 0.1, a power law r^0.5 0.2" in figure.finding
-    assert "the logarithm is closer" in figure.finding
+    assert (
+        "The fit 0 + 0.97 log2 r misses these by 0.1 (root mean square), a power law r^0.5 by 0.2: "
+        "the logarithm is closer." in figure.finding
+    )
     assert "Full fine-tuning moves the weights by 1.2" in figure.finding
     # One adapter has no line over rank.
     assert update_norm.draw_update_norm(models_inspected(found)) is None
