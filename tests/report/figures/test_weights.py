@@ -35,8 +35,8 @@ def test_intruder_dimensions_are_summed_over_the_matrices_of_a_model(view: Study
     for arm in view.focus_arms("med"):
         records = [t.spectra for t in view.trials(arm) if t.spectra]
         total = np.mean([sum(m.intruders for m in s.matrices) for s in records])
-        (part,) = (p for p in figure.finding.split(" intruder dim") if f"{arm.label} " in p)
-        assert part.endswith(f", {number(total)}")
+        (part,) = (p for p in figure.finding.rstrip(".").split("; ") if f"{arm.label}: " in p)
+        assert part.endswith(f", intruder dimensions {number(total)}")
 
 
 def test_every_similarity_has_its_chance_level(view: StudyView) -> None:
@@ -70,6 +70,17 @@ def test_heat_maps_have_every_matrix_in_its_place() -> None:
     assert relative.choices[1].label == "size of the update, full"
     assert len(relative.data) == 6
     assert side.data["chance, subspace"][0] == pytest.approx((0.125 + 0.25) / 2)
+
+
+def test_a_map_shows_its_values_or_the_scale_of_its_colors(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = models_inspected(inspection("r4"))  # layers 0 and 1, and a matrix outside of them
+    for most, scale in ((3, False), (2, True)):
+        monkeypatch.setattr(weight_maps, "MAX_LAYERS_WITH_VALUES", most)
+        figure = weight_maps.draw_weight_maps(models)
+        assert figure is not None
+        assert figure.plot is not None
+        for trace in figure.plot.data:
+            assert (trace.showscale, bool(trace.texttemplate)) == (scale, not scale)
 
 
 def test_adapters_of_one_kind_form_a_line_with_the_fit_of_their_norms() -> None:
