@@ -149,9 +149,10 @@ def test_arms_that_an_adaptive_study_left_out_are_named_in_words() -> None:
 def test_a_map_has_room_for_the_names_of_its_rows_and_the_texts_of_its_cells() -> None:
     """At most 7 pixels a letter: on a phone, a map that needs more than the screen scrolls."""
 
-    def width(row: str, text: str) -> int:
-        values = pd.DataFrame([[1.0] * 2], index=[row])
-        texts = pd.DataFrame([[text] * 2], index=[row])
+    def width(row: str, text: str, column: str = "") -> int:
+        columns = [f"{column}0", f"{column}1"]
+        values = pd.DataFrame([[1.0] * 2], index=[row], columns=columns)
+        texts = pd.DataFrame([[text] * 2], index=[row], columns=columns)
         return heat_map({"": Grid(values, texts=texts)})["min_width"]
 
     assert width("r" * 40, "") == width("r" * 30, "") + 10 * 7
@@ -159,6 +160,8 @@ def test_a_map_has_room_for_the_names_of_its_rows_and_the_texts_of_its_cells() -
     assert width("r" * 500, "") <= width("r" * MAX_NAME, "") + 20 * 7
     assert width("r", "validation only") == width("r", "") + 2 * (15 * 7 + 8 - 60)
     assert width("r", "+1.0") == width("r", "")
+    # Slanted names of columns take about half of their length.
+    assert width("r", "", "c" * 13) == width("r", "") + 7 * 7
 
 
 def test_ranks_at_one_rate_each_are_not_called_unscored() -> None:

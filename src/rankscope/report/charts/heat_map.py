@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from rankscope.formatting import Unit, signed
+from rankscope.formatting import MAX_NAME, Unit, signed
 from rankscope.report.charts.figure import (
     FLAT,
     Choice,
@@ -136,7 +136,8 @@ def heat_map(
     tallest = max(len(grid.values) for grid in grids.values())
     columns = [str(column) for grid in grids.values() for column in grid.values.columns]
     # On a narrow screen Plotly turns long names and takes the room from the cells.
-    names = 40 if max(map(len, columns)) > 8 else 0
+    longest = max(map(len, columns))
+    names = 40 if longest > 8 else 0
     margin = {"l": 56, "r": 20, "t": 16, "b": 56 if x_title else 32}
     height = row_height * tallest + margin["b"] + names + 54
     figure = go.Figure(layout=layout(height, margin=margin))
@@ -155,7 +156,7 @@ def heat_map(
     texts = [text for trace in figure.data for row in trace.text or () for text in row]
     cell_width = max(cell_width, CHARACTER * max(map(len, texts), default=0) + 8)
     rows = max(len(plot_text(row)) for grid in grids.values() for row in grid.values.index)
-    width = 54 + CHARACTER * max(rows, 8)
+    width = 54 + CHARACTER * (max(rows, 8) + (min(longest, MAX_NAME) // 2 if names else 0))
     width += cell_width * max(len(grid.values.columns) for grid in grids.values())
     return Drawn(plot=figure, choices=choices, min_width=width)
 
