@@ -17,6 +17,8 @@ MAX_TEXT = 4000  # Longest text shown for one value, in characters
 MAX_LINE = 1000  # Longest line of a message, in characters: messages quote rows and paths
 MAX_NAME = 60  # Longest name shown in a figure or a table, in characters
 
+CONFIDENCES = {"firm": "High confidence", "tentative": "Tentative", "none": "Cannot tell yet"}
+
 
 class Unit(NamedTuple):
     """How to write a task's scores and their differences."""

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 from report_studies import hostile_study, ordinary_study, study_and_advice
 from rich.console import Console
@@ -68,6 +69,16 @@ def test_summary_of_a_study_without_results_says_so() -> None:
     text = "\n".join(printed(summary_table(study, advice)))
     assert text.count(" 0/1 ") == 4
     assert "▸" not in text
+
+
+def test_summary_of_an_adaptive_study_says_why_arms_have_no_test_score() -> None:
+    study, advice = study_and_advice(Truth(num_items=20, seeds=(0,), failed={(2, 1e-3, 0): "oom"}))
+    caption = str(summary_table(study, advice).caption)
+    assert caption.endswith("\N{EN DASH} not scored on test items")
+    config = study.config.model_copy(update={"strategy": "adaptive"})
+    caption = str(summary_table(replace(study, config=config), advice).caption)
+    assert caption.endswith("not scored on test items, as only finalists are")
+    assert "not scored" not in str(summary_table(*study_and_advice(Truth(num_items=20))).caption)
 
 
 def test_hostile_names_do_not_style_or_reverse_the_terminal() -> None:

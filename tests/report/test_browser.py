@@ -11,7 +11,8 @@ from browser import Opened, opened
 from inspections import HOSTILE, ablation, inspect_heads, inspection
 from playwright.sync_api import Browser, Page
 from pocket_study import changed, small_study
-from report_studies import cells, compared_studies, hostile_study
+from report_studies import cells, compared_studies, hostile_study, study_and_advice
+from synthetic_study import Truth
 
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.charts.figure import Figure
@@ -138,6 +139,41 @@ def test_tables_sort_by_mouse_and_by_keyboard(shown: Opened) -> None:
     assert heading.get_attribute("aria-sort") is None
     bare = page.query_selector_all(".scroll table:has(tbody tr:nth-child(2)) th:not(:has(button))")
     assert bare == []
+
+
+def test_no_copy_button_covers_code(shown: Opened) -> None:
+    overlaps = shown.page.eval_on_selector_all(
+        ".code",
+        """(all) => all.map((one) => {
+          const code = one.querySelector("pre").getBoundingClientRect();
+          const button = one.querySelector(".copy").getBoundingClientRect();
+          return code.right > button.left && code.bottom > button.top;
+        })""",
+    )
+    assert overlaps
+    assert not any(overlaps)
+
+
+def test_a_phone_shows_the_names_that_have_room_there(browser: Browser, tmp_path: Path) -> None:
+    truth = Truth(ranks=(2, 4, 8, 16, 32), lrs=(1e-3, 2e-3), full_lrs=(2e-4, 5e-4), num_items=60)
+    study, advice = study_and_advice(truth)
+    figure = next(f for f in figures_of(study, advice) if f.key == "plane-0")
+    assert figure.plot is not None
+    wide = figure.plot.data[-1]
+    narrow = wide.meta["narrow"]
+    assert list(wide.textposition) != list(narrow["textposition"])
+    path = written(render_study(StudyView(study, advice)), tmp_path)
+    shown = "() => document.querySelector('[data-figure=plane-0]').data.at(-1)"
+    with opened(browser, path, viewport=PHONE) as found:
+        drawn = found.page.evaluate(shown)
+        assert drawn["text"] == list(narrow["text"])
+        assert drawn["textposition"] == list(narrow["textposition"])
+        found.page.set_viewport_size({"width": 1280, "height": 900})
+        deadline = time.monotonic() + 240
+        while (drawn := found.page.evaluate(shown))["textposition"] != list(wide.textposition):
+            assert time.monotonic() < deadline
+            found.page.wait_for_timeout(50)
+        assert drawn["text"] == list(wide.text)
 
 
 def test_the_search_finds_items_by_word_and_by_outcome(shown: Opened) -> None:

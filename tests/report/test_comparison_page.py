@@ -6,6 +6,7 @@ import re
 import pytest
 from report_studies import HOSTILE, compare_studies, compared_studies, hostile_study, ordinary_study
 
+from rankscope.formatting import CONFIDENCES
 from rankscope.records import StudyComparison
 from rankscope.report.comparison_page import (
     MAX_ARMS,
@@ -30,6 +31,7 @@ def test_the_page_has_both_answers_and_a_figure_for_every_training_task(
     for study in found.studies:
         for answer in study.answers:
             assert answer.verdict in text
+            assert f'"badge {answer.confidence}">{CONFIDENCES[answer.confidence]}</span>' in text
     (pair,) = found.pairs
     made = comparison_figures(pair, 0, compared_ranks(found))
     assert [f.title for f in made] == [

@@ -54,9 +54,9 @@ def test_the_page_says_what_was_found() -> None:
     assert "connect-src" not in page  # default-src 'none' covers it
     assert "default-src 'none'" in page
     for text in (
-        "3 intruder dimensions",
-        "most 0.2 in layers.1.q_proj",
-        "most 1.2 in layers.1.q_proj",
+        "intruder dimensions 3",
+        "largest 0.2 in layers.1.q_proj",
+        "largest 1.2 in layers.1.q_proj",
     ):
         assert text in re.sub(r"\s+", " ", page.replace("&amp;", "&"))
     assert "Size of the update against rank" not in render_inspection(

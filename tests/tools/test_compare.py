@@ -15,7 +15,7 @@ from synthetic_study import Truth, synthetic_study, with_own_trials
 
 from rankscope.cli.render.comparison import meaning
 from rankscope.errors import UserError
-from rankscope.tools.compare import compare, compare_pair
+from rankscope.tools.compare import compare, compare_pair, differences
 
 LORA = {"method": "lora", "lr": 2e-3}
 SHORT = changed("train", max_steps=2)["train"]
@@ -171,6 +171,15 @@ def test_a_page_replaces_neither_a_study_nor_a_pipe(studies: Path, tmp_path: Pat
     assert pipe.is_fifo()
     assert files_below(tmp_path) == {"pipe"}
     assert stored(studies) == before
+
+
+def test_differing_fields_are_named_in_words() -> None:
+    one = {"rows": {"train": 512, "test": 60}, "quantize": None, "parts": ("a", "b"), "kept": 1}
+    two = {"rows": {"train": 256, "test": 60}, "quantize": "4bit", "parts": (), "kept": 1}
+    assert differences(one, two) == (
+        "rows train 512 and 256; quantize none and 4bit; parts a, b and none"
+    )
+    assert differences({"packed": True}, {"packed": False}) == "packed true and false"
 
 
 def test_scores_that_cannot_be_subtracted_are_said_to_be_so() -> None:

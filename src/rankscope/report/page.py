@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from rankscope.formatting import duration, number, safe_text
+from rankscope.formatting import CONFIDENCES, duration, number, safe_text
 from rankscope.records import Provenance, Record
 from rankscope.report.charts.figure import Figure
 from rankscope.report.style import dark_colors
@@ -133,6 +133,7 @@ def template_environment(
         **options,
     )
     environment.filters |= filters
+    environment.globals["confidences"] = CONFIDENCES
     return environment
 
 

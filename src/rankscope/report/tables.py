@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from rankscope.formatting import NATS
+from rankscope.formatting import CONFIDENCES, NATS
 from rankscope.records import ArmSummary, StudyRecords
 from rankscope.report.charts.figure import interval_cells
 from rankscope.report.study_view import StudyView, change_on
@@ -35,7 +35,7 @@ def answers_table(view: StudyView) -> pd.DataFrame:
             {
                 "task": advice.task,
                 "decision": advice.decision.replace("_", " "),
-                "confidence": advice.confidence,
+                "confidence": CONFIDENCES[advice.confidence],
                 "arm": advice.chosen.label if advice.chosen else None,
                 "answer": advice.verdict,
             }

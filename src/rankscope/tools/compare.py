@@ -232,12 +232,29 @@ def training_facet(first: StudyRecords, second: StudyRecords) -> Facet:
 
 
 def differences(one: Mapping[str, object], two: Mapping[str, object]) -> str:
-    """``epochs 3 and 1; ...`` for every differing field."""
+    """``epochs 3 and 1; rows test 60 and 40; ...`` for every differing field."""
+    one, two = dict(_flat(one)), dict(_flat(two))
     return "; ".join(
-        f"{name.replace('_', ' ')} {one.get(name)} and {two.get(name)}"
+        f"{name.replace('_', ' ')} {_text(one.get(name))} and {_text(two.get(name))}"
         for name in dict.fromkeys([*one, *two])
         if one.get(name) != two.get(name)
     )
+
+
+def _flat(values: Mapping[str, object], outer: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{outer}{name} ")
+        else:
+            yield f"{outer}{name}", value
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value in (None, "") else str(value)
 
 
 def _values(record: object, fields: Sequence[str]) -> dict[str, object]:

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 from report_studies import CURVES, ORDINARY, ordinary_study, study_and_advice
-from synthetic_study import Truth
+from synthetic_study import Truth, synthetic_study
 
+from rankscope.advise.recommend import recommend
 from rankscope.records import TrialRecords
 from rankscope.report.figures import learning_curve
 from rankscope.report.learning_curves import curve_of
@@ -86,7 +87,44 @@ def test_trials_without_a_curve_are_told_of() -> None:
     )
     assert figure is not None
     per_task = len(ORDINARY.ranks) * len(ORDINARY.lrs) + 1
-    assert f"{per_task} trials of {3 * per_task} have no curve" in figure.finding
+    assert figure.finding.endswith(
+        f"{per_task} trials of {3 * per_task} have no curve: {per_task} trained before curves were "
+        "enabled, or failed before the first point."
+    )
+    assert "of the validation split and chose nothing;" in figure.caption
+
+
+def test_trials_that_an_adaptive_study_left_out_have_no_curve_for_reasons_of_their_own() -> None:
+    """Of seven arms with three seeds, the two of r=8 had a second one; no other began."""
+    study, advice = study_and_advice(CURVES)
+    first, second, third = study.config.seeds
+    trials = []
+    for trial in study.trials:
+        status = trial.status
+        if trial.spec.seed == third or (trial.spec.seed == second and trial.spec.rank != 8):
+            status = "skipped"
+        curve = trial.curve if trial.spec.seed == first else ()
+        trials.append(replace(trial, status=status, curve=curve))
+    config = study.config.model_copy(update={"strategy": "adaptive"})
+    view = StudyView(replace(study, config=config, trials=tuple(trials)), advice)
+    figure = learning_curve.draw_learning_curve(view, "med")
+    assert figure is not None
+    assert figure.finding.endswith(
+        "14 trials of 21 have no curve: 12 not begun; 2 of later seeds, which no rung scores."
+    )
+    assert "validation split; at a rung they decide which arms go on;" in figure.caption
+
+
+def test_early_stopping_is_said_to_decide_which_weights_are_kept() -> None:
+    study = synthetic_study(CURVES)
+    trials = tuple(
+        replace(t, spec=t.spec.model_copy(update={"early_stop": 2})) for t in study.trials
+    )
+    study = replace(study, trials=trials)
+    figure = learning_curve.draw_learning_curve(StudyView(study, recommend(study)), "med")
+    assert figure is not None
+    assert "; with early stopping they decide which weights are kept;" in figure.caption
+    assert "chose nothing" not in figure.caption
 
 
 def test_without_a_retention_task_the_gain_is_drawn_against_the_step() -> None:

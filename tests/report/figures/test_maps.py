@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 from report_studies import cells, ordinary_study, study_and_advice
-from synthetic_study import Truth
+from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.recommend import recommend
-from rankscope.formatting import POINTS
+from rankscope.formatting import MAX_NAME, POINTS
+from rankscope.records import Status
+from rankscope.report.charts.heat_map import Grid, heat_map
 from rankscope.report.figures import rate_map, subjects, transfer
 from rankscope.report.study_view import StudyView
 
@@ -104,6 +107,63 @@ def test_a_cell_without_a_result_says_how_its_arm_ended() -> None:
     assert grid.text[row][column] == grid.hovertext[row][column] == "diverged"
 
 
+def test_arms_that_an_adaptive_study_left_out_are_named_in_words() -> None:
+    """r=2 at 0.004 was stopped, r=8 at 0.004 has validation items alone, r=32 never began."""
+    study = synthetic_study(Truth(num_items=20, lrs=(2e-3, 4e-3)))
+    ids = [t.spec.trial_id for t in study.trials if t.spec.rank and t.spec.lr == 4e-3]
+    stopped, validated = ids[0], ids[3]
+    statuses: dict[str, Status] = dict.fromkeys(ids, "skipped") | {stopped: "stopped"}
+    del statuses[validated]
+    trials = tuple(
+        replace(t, status=statuses[t.spec.trial_id], train=None)
+        if t.spec.trial_id in statuses
+        else t
+        for t in study.trials
+    )
+    gone = {
+        (trial_id, task, split)
+        for trial_id, task, split in study.items
+        if trial_id in statuses or (trial_id == validated and split == "test")
+    }
+    study = replace(
+        study,
+        trials=trials,
+        items={key: value for key, value in study.items.items() if key not in gone},
+        evals={key: value for key, value in study.evals.items() if key not in gone},
+    )
+    figure = rate_map.draw_rate_map(StudyView(study, recommend(study)), "med")
+    assert figure.plot is not None
+    shown = {
+        choice.label: {row: text[2] for row, text in zip(trace.y, trace.text, strict=True)}
+        for choice, trace in zip(
+            figure.choices, (t for t in figure.plot.data if t.type == "heatmap"), strict=True
+        )
+    }
+    words = {"r=2": "stopped early", "r=8": "validation only", "r=32": "not begun", "full": ""}
+    assert shown["gain over base"] == shown["retention change"] == words
+    on_validation = shown["gain on the validation split"]
+    assert on_validation.pop("r=8").strip("()")[0] == "+"
+    assert on_validation == {row: text for row, text in words.items() if row != "r=8"}
+
+
+def test_a_map_has_room_for_the_names_of_its_rows_and_the_texts_of_its_cells() -> None:
+    """At most 7 pixels a letter: on a phone, a map that needs more than the screen scrolls."""
+
+    def width(row: str, text: str, column: str = "") -> int:
+        columns = [f"{column}0", f"{column}1"]
+        values = pd.DataFrame([[1.0] * 2], index=[row], columns=columns)
+        texts = pd.DataFrame([[text] * 2], index=[row], columns=columns)
+        return heat_map({"": Grid(values, texts=texts)})["min_width"]
+
+    assert width("r" * 40, "") == width("r" * 30, "") + 10 * 7
+    # A long name is cut, and the number of letters that it lost is written behind it.
+    assert width("r" * 500, "") <= width("r" * MAX_NAME, "") + 20 * 7
+    assert width("r", "validation only") == width("r", "") + 2 * (15 * 7 + 8 - 60)
+    assert width("r", "+1.0") == width("r", "")
+    # Slanted names of columns take about half of their length.
+    assert width("r", "", "c" * 13) == width("r", "") + 7 * 7
+
+
 def test_ranks_at_one_rate_each_are_not_called_unscored() -> None:
     view = StudyView(*study_and_advice(Truth(num_items=20, ranks=(2, 8), lrs=(1e-3, 2e-3))))
     apart = [a for a in view.arms("med") if (a.rank, a.lr) in {(2, 1e-3), (8, 2e-3)}]
@@ -147,6 +207,43 @@ def test_subjects_that_fell_most_stand_on_top() -> None:
     row = cells(figure)[-1]
     assert row[:3] == (found.label, "general", found.subject)
     assert row[3] == 100 * found.change.value
+
+
+def test_the_named_subject_has_some_items_and_its_task_is_drawn_first() -> None:
+    """Of 60 items in four subjects each has 15; the subject of the largest fall gets 4 instead."""
+    view = StudyView(*study_and_advice(Truth(subjects=4, retention=("general", "text"))))
+    focus = view.focus("med")
+    assert focus is not None
+    falls = {("general", "subject 0"): -0.9, ("text", "subject 1"): -0.8}
+    changes = tuple(
+        change.model_copy(
+            update={
+                "change": change.change.model_copy(
+                    update={
+                        "value": falls.get((change.tested_on, change.subject), 0.0),
+                        "n": 4 if change.subject == "subject 0" else 15,
+                    }
+                )
+            }
+        )
+        for change in view.recommendation.subjects
+    )
+    advice = view.recommendation.model_copy(update={"subjects": changes})
+    figure = subjects.draw_subjects(StudyView(view.study, advice), "med")
+    assert figure is not None
+    assert [choice.label for choice in figure.choices] == ["text", "general"]
+    assert figure.finding.startswith(
+        f"{focus.label}: the lowest change is \N{MINUS SIGN}80.0 points on subject 1 (text, "
+        "15 items)"
+    )
+    few = tuple(
+        change.model_copy(update={"change": change.change.model_copy(update={"n": 1})})
+        for change in changes
+    )
+    advice = view.recommendation.model_copy(update={"subjects": few})
+    figure = subjects.draw_subjects(StudyView(view.study, advice), "med")
+    assert figure is not None
+    assert "90.0 points on subject 0 (general, 1 item)" in figure.finding
 
 
 def test_without_subjects_there_is_no_map() -> None:

@@ -46,6 +46,34 @@ def test_a_loss_is_not_called_a_gain(view: StudyView) -> None:
     assert figure.finding.startswith("No arm gained; the highest change is \N{MINUS SIGN}")
 
 
+def with_arms(view: StudyView, *arms: tuple[str, float, float]) -> StudyView:
+    """The first arms of med, with these labels, gains and retention changes."""
+    changed = tuple(
+        arm.model_copy(
+            update={
+                "label": label,
+                "gain": arm.gain and arm.gain.model_copy(update={"value": gain}),
+                "forgetting": arm.forgetting and arm.forgetting.model_copy(update={"value": -kept}),
+            }
+        )
+        for arm, (label, gain, kept) in zip(view.arms("med"), arms, strict=False)
+    )
+    advice = tuple(
+        a.model_copy(update={"arms": changed}) if a.task == "med" else a
+        for a in view.recommendation.advice
+    )
+    return StudyView(view.study, view.recommendation.model_copy(update={"advice": advice}))
+
+
+def test_of_equal_gains_that_with_the_better_retention_is_named(view: StudyView) -> None:
+    """0.1 + 0.2 and 0.3 differ in their last digit alone."""
+    equal = with_arms(view, ("much", 0.1 + 0.2, -0.5), ("little", 0.3, -0.1), ("none", 0.0, -0.1))
+    assert plane.draw_plane(equal, "med").finding.startswith(
+        "The largest gain is +30.0 points (little), with retention \N{MINUS SIGN}10.0 points; the "
+        "highest change of retention is \N{MINUS SIGN}10.0 points (little)."
+    )
+
+
 def test_every_point_is_named_and_two_full_arms_by_their_rates() -> None:
     view = StudyView(*study_and_advice(Truth(full_lrs=(2e-4, 5e-4), num_items=60)))
     figure = plane.draw_plane(view, "med")

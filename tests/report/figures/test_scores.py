@@ -65,6 +65,27 @@ def test_arms_that_no_line_over_rank_joins_stand_side_by_side() -> None:
     assert list(over_rank.plot.layout.xaxis.ticktext) == ["8", "32"]
 
 
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ({2: 0.0, 8: 0.0}, "0.0 % with r=2, 0.0 % with r=8."),
+        ({2: 0.0, 8: 1.0}, "0.0 % with r=2, 100.0 % with r=8: highest with r=8."),
+        ({8: 1.0}, "100.0 % with r=8."),
+    ],
+)
+def test_only_a_score_above_others_is_called_the_highest(
+    scores: dict[int, float], words: str
+) -> None:
+    truth = Truth(
+        ranks=tuple(scores),
+        accuracy=lambda rank, lr: scores.get(rank or 0, 0.5),
+        seed_spread=0.0,
+        num_items=20,
+    )
+    finding = draw_against_rank(StudyView(*study_and_advice(truth)), "med").finding
+    assert finding.startswith(f"The score at lr=0.001 is {words} Full fine-tuning")
+
+
 def test_names_of_lines_that_lie_close_stand_on_two_sides() -> None:
     """Where full fine-tuning forgets next to nothing its line lies on the base's."""
 

@@ -1,9 +1,13 @@
 """Training loss."""
 
+import re
+
 import numpy as np
 import pytest
-from report_studies import ordinary_study
+from report_studies import ordinary_study, study_and_advice
+from synthetic_study import Truth
 
+from rankscope.report.figures.loss import draw_loss
 from rankscope.report.learning_curves import binned_losses
 from rankscope.report.study_view import StudyView
 
@@ -11,6 +15,15 @@ from rankscope.report.study_view import StudyView
 @pytest.fixture(scope="module")
 def view() -> StudyView:
     return StudyView(*ordinary_study())
+
+
+def test_the_ends_are_of_the_arms_drawn(view: StudyView) -> None:
+    figure = draw_loss(view, "med")
+    drawn = {arm.label for arm in view.focus_arms("med")}
+    assert drawn == set(figure.data["arm"]) < {arm.label for arm in view.arms("med")}
+    assert figure.finding.startswith("Loss at the end of the arms drawn: ")
+    one = draw_loss(StudyView(*study_and_advice(Truth(ranks=(8,), full_lrs=()))), "med")
+    assert re.fullmatch(r"Loss at the end of the arms drawn: \S+ \(r=8 lr=0.001\)\.", one.finding)
 
 
 def test_binned_losses_keep_short_curves_and_thin_long_ones(view: StudyView) -> None:

@@ -26,7 +26,7 @@ def test_the_norms_sentence_is_the_fit_in_doublings(view: StudyView) -> None:
         np.mean([t.spectra.frobenius for t in view.trials(arm) if t.spectra]) for arm in series
     ]
     slope, start = np.polyfit(np.log2([arm.rank for arm in series]), norms, 1)
-    assert f"The fit {number(start)} + {number(slope)} log2 r leaves" in figure.finding
+    assert f"The fit {number(start)} + {number(slope)} log2 r misses these by" in figure.finding
 
 
 def test_intruder_dimensions_are_summed_over_the_matrices_of_a_model(view: StudyView) -> None:
@@ -35,8 +35,8 @@ def test_intruder_dimensions_are_summed_over_the_matrices_of_a_model(view: Study
     for arm in view.focus_arms("med"):
         records = [t.spectra for t in view.trials(arm) if t.spectra]
         total = np.mean([sum(m.intruders for m in s.matrices) for s in records])
-        (part,) = (p for p in figure.finding.split(" intruder dim") if f"{arm.label} " in p)
-        assert part.endswith(f", {number(total)}")
+        (part,) = (p for p in figure.finding.rstrip(".").split("; ") if f"{arm.label}: " in p)
+        assert part.endswith(f", intruder dimensions {number(total)}")
 
 
 def test_every_similarity_has_its_chance_level(view: StudyView) -> None:
@@ -72,6 +72,17 @@ def test_heat_maps_have_every_matrix_in_its_place() -> None:
     assert side.data["chance, subspace"][0] == pytest.approx((0.125 + 0.25) / 2)
 
 
+def test_a_map_shows_its_values_or_the_scale_of_its_colors(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = models_inspected(inspection("r4"))  # layers 0 and 1, and a matrix outside of them
+    for most, scale in ((3, False), (2, True)):
+        monkeypatch.setattr(weight_maps, "MAX_LAYERS_WITH_VALUES", most)
+        figure = weight_maps.draw_weight_maps(models)
+        assert figure is not None
+        assert figure.plot is not None
+        for trace in figure.plot.data:
+            assert (trace.showscale, bool(trace.texttemplate)) == (scale, not scale)
+
+
 def test_adapters_of_one_kind_form_a_line_with_the_fit_of_their_norms() -> None:
     found = inspection("r4")
     first, full = found.tuned
@@ -80,8 +91,10 @@ def test_adapters_of_one_kind_form_a_line_with_the_fit_of_their_norms() -> None:
     figure = update_norm.draw_update_norm(models)
     assert figure is not None
     assert figure.title == "Size of the update against rank"
-    assert "The fit 0 + 0.97 log2 r leaves 0.1, a power law r^0.5 0.2" in figure.finding
-    assert "the logarithm is closer" in figure.finding
+    assert (
+        "The fit 0 + 0.97 log2 r misses these by 0.1 (root mean square), a power law r^0.5 by 0.2: "
+        "the logarithm is closer." in figure.finding
+    )
     assert "Full fine-tuning moves the weights by 1.2" in figure.finding
     # One adapter has no line over rank.
     assert update_norm.draw_update_norm(models_inspected(found)) is None

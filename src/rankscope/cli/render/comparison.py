@@ -9,6 +9,7 @@ from rich.text import Text
 from rankscope.cli.render.table import terminal_table
 from rankscope.cli.terminal import note_lines
 from rankscope.formatting import (
+    CONFIDENCES,
     join_names,
     p_cell,
     plus_minus,
@@ -45,7 +46,7 @@ def _answers(comparison: StudyComparison) -> Table:
                     "trials": f"{study.done}/{study.trials}",
                     "answer": answer.decision.replace("_", " ") if answer else "not trained on",
                     "arm": (answer.chosen_label or "-") if answer else "",
-                    "confidence": answer.confidence if answer else "",
+                    "confidence": CONFIDENCES[answer.confidence] if answer else "",
                 }
             )
     return terminal_table(rows, "answers", right=("trials",), sections=("task",))

@@ -67,7 +67,11 @@ def _caption(view: StudyView, gain: str) -> str:
     if gain == "net gain":
         formula = view.study.config.objective.net_formula
         columns[-1] += f": {formula}, by which arms are compared"
-    return "; ".join([*columns, "± half the 95 % interval; time per trial"])
+    columns += ["± half the 95 % interval; time per trial"]
+    if any(arm.score is None for task in tasks for arm in view.arms(task)):
+        finalists = ", as only finalists are" * (view.study.config.strategy == "adaptive")
+        columns += [f"{UNKNOWN} not scored on test items{finalists}"]
+    return "; ".join(columns)
 
 
 def _base_row(view: StudyView, task: str) -> list[str]:

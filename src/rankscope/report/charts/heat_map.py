@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from rankscope.formatting import Unit, signed
+from rankscope.formatting import MAX_NAME, Unit, signed
 from rankscope.report.charts.figure import (
     FLAT,
     Choice,
@@ -25,6 +25,7 @@ from rankscope.report.style import BETTER, INK, MANY, NEUTRAL, NONE_YET, WORSE
 
 CELL = 16  # Size of a cell of a panel, pixels
 NARROWEST = 110  # Least width of a panel, pixels
+CHARACTER = 7  # Width of a letter, pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class Grid:
             "xgap": gap,
             "ygap": gap,
             "showscale": False,
+            "colorbar": {"thickness": 10, "outlinewidth": 0, "ticks": ""},
         }
 
 
@@ -128,12 +130,14 @@ def heat_map(
     """One panel with one grid for each entry of the drop-down.
 
     ``cell_format`` writes the values in the cells, such as ``%{z:.2~g}``, if a grid has no texts.
-    Below ``cell_width`` pixels the plot scrolls.
+    Without either, the color scale is shown. If a cell has no room for its text or ``cell_width``
+    pixels, or the names of the rows have none, the plot scrolls.
     """
     tallest = max(len(grid.values) for grid in grids.values())
     columns = [str(column) for grid in grids.values() for column in grid.values.columns]
     # On a narrow screen Plotly turns long names and takes the room from the cells.
-    names = 40 if max(map(len, columns)) > 8 else 0
+    longest = max(map(len, columns))
+    names = 40 if longest > 8 else 0
     margin = {"l": 56, "r": 20, "t": 16, "b": 56 if x_title else 32}
     height = row_height * tallest + margin["b"] + names + 54
     figure = go.Figure(layout=layout(height, margin=margin))
@@ -144,13 +148,16 @@ def heat_map(
         first = len(figure.data)
         shown = {"visible": first == 0}
         template = cell_format if grid.texts is None else "%{text}"
-        figure.add_heatmap(
-            **grid.trace(gap=2), texttemplate=template, textfont={"size": 12}, **shown
-        )
+        trace = grid.trace(gap=2) | {"showscale": not template}
+        figure.add_heatmap(**trace, texttemplate=template, textfont={"size": 12}, **shown)
         if grid.framed:
             _add_frames(figure, grid, **shown)
         choices.append(Choice(label, tuple(range(first, len(figure.data)))))
-    width = 110 + cell_width * max(len(grid.values.columns) for grid in grids.values())
+    texts = [text for trace in figure.data for row in trace.text or () for text in row]
+    cell_width = max(cell_width, CHARACTER * max(map(len, texts), default=0) + 8)
+    rows = max(len(plot_text(row)) for grid in grids.values() for row in grid.values.index)
+    width = 54 + CHARACTER * (max(rows, 8) + (min(longest, MAX_NAME) // 2 if names else 0))
+    width += cell_width * max(len(grid.values.columns) for grid in grids.values())
     return Drawn(plot=figure, choices=choices, min_width=width)
 
 

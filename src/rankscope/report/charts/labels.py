@@ -10,6 +10,7 @@ from rankscope.report.style import INK
 # Nominal size of the plot in pixels: that of the plot beside the answer, the narrowest on a wide
 # screen. Plotly pads its axes beyond the outermost point by about MARGIN.
 WIDTH, HEIGHT, MARGIN = 460.0, 350.0, 20.0
+NARROW_WIDTH = 200.0  # On a phone
 CHARACTER, LINE, MARKER = 7.0, 15.0, 8.0
 
 
@@ -38,25 +39,24 @@ class Box(NamedTuple):
         return not (beside or self.high <= other.low or other.high <= self.low)
 
 
-PLOT = Box(-MARGIN, WIDTH + MARGIN, -MARGIN, HEIGHT + MARGIN)
-
-
 def place_labels(
     labels: Sequence[PointLabel],
     points: Sequence[tuple[float, float]],
     x_range: tuple[float, float],
     y_range: tuple[float, float],
+    plot_width: float = WIDTH,
 ) -> list[tuple[PointLabel, str]]:
     """Choose Plotly text positions for as many labels as fit, most important first.
 
-    No label covers one of ``points``. The ranges are from left to right and from bottom to top.
-    Returns (label, ``textposition``).
+    No label covers one of ``points``. The ranges are from left to right and from bottom to top,
+    ``plot_width`` in pixels. Returns (label, ``textposition``).
     """
 
     def pixels(x: float, y: float) -> tuple[float, float]:
         width, height = x_range[1] - x_range[0] or 1.0, y_range[1] - y_range[0] or 1.0
-        return (x - x_range[0]) / width * WIDTH, (y - y_range[0]) / height * HEIGHT
+        return (x - x_range[0]) / width * plot_width, (y - y_range[0]) / height * HEIGHT
 
+    plot = Box(-MARGIN, plot_width + MARGIN, -MARGIN, HEIGHT + MARGIN)
     taken = [Box.around(*pixels(*point), MARKER, MARKER) for point in points]
     placed = []
     for label in labels:
@@ -71,8 +71,8 @@ def place_labels(
         }
         for position, center in sides.items():
             box = Box.around(*center, width, LINE)
-            inside = box.left >= PLOT.left and box.right <= PLOT.right
-            inside = inside and box.low >= PLOT.low and box.high <= PLOT.high
+            inside = box.left >= plot.left and box.right <= plot.right
+            inside = inside and box.low >= plot.low and box.high <= plot.high
             if inside and not any(box.overlaps(other) for other in taken):
                 taken.append(box)
                 placed.append((label, position))
@@ -80,15 +80,30 @@ def place_labels(
     return placed
 
 
-def add_labels(figure: go.Figure, placed: Sequence[tuple[PointLabel, str]]) -> None:
+def add_labels(
+    figure: go.Figure,
+    labels: Sequence[PointLabel],
+    points: Sequence[tuple[float, float]],
+    x_range: tuple[float, float],
+    y_range: tuple[float, float],
+) -> None:
+    """Write the labels for which there is room; the page has others for a narrow screen."""
+
+    def texts(plot_width: float) -> dict[str, list[object]]:
+        placed = place_labels(labels, points, x_range, y_range, plot_width)
+        return {
+            "x": [label.x for label, _ in placed],
+            "y": [label.y for label, _ in placed],
+            "text": [label.text for label, _ in placed],
+            "textposition": [position for _, position in placed],
+        }
+
     figure.add_scatter(
-        x=[label.x for label, _ in placed],
-        y=[label.y for label, _ in placed],
+        **texts(WIDTH),
+        meta={"narrow": texts(NARROW_WIDTH)},
         # An invisible marker keeps the text clear of the visible one.
         mode="markers+text",
         marker={"size": 14, "opacity": 0},
-        text=[label.text for label, _ in placed],
-        textposition=[position for _, position in placed],
         textfont={"color": INK.light, "size": 12},
         hoverinfo="skip",
         cliponaxis=False,

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from rankscope.report.charts.figure import Choice, Drawn, axis, hover_texts, layout, records
-from rankscope.report.charts.labels import PointLabel, add_labels, place_labels
+from rankscope.report.charts.labels import PointLabel, add_labels
 from rankscope.report.style import BASE_COLOR, INK, MUTED, SURFACE, faded
 
 ORIGIN = (0.0, 0.0)  # The base
@@ -161,7 +161,7 @@ def _add_names(
     ``reach`` are further points that the axes show, such as ends of intervals.
     """
     x, y = zip(*points, *reach, strict=True)
-    add_labels(figure, place_labels(labels, points, (min(x), max(x)), (min(y), max(y))))
+    add_labels(figure, labels, points, (min(x), max(x)), (min(y), max(y)))
     return len(figure.data) - 1
 
 

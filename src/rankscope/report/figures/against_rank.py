@@ -61,8 +61,10 @@ def _finding(view: StudyView, task: str) -> str:
     names = {arm.label: arm.label if axis.is_by_arm else arm.short_label for _, arm in scored}
     at = "" if axis.is_by_arm else f" at {axis.focus}"
     values = ", ".join(f"{score_text(v, unit)} with {names[a.label]}" for v, a in scored[:10])
-    best = max(scored, key=lambda pair: pair[0])[1]
-    text = f"The score{at} is {values}: highest with {names[best.label]}."
+    top, best = max(scored, key=lambda pair: pair[0])
+    equal = sum(score_text(value, unit) == score_text(top, unit) for value, _ in scored)
+    is_highest = len(scored) > 1 and equal == 1
+    text = f"The score{at} is {values}{f': highest with {names[best.label]}' * is_highest}."
     full, base = view.best_full(task), view.base(task)
     if full and full.score:
         text += f" Full fine-tuning: {score_text(full.score.value, unit)}."

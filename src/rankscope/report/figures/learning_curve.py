@@ -4,6 +4,7 @@ Biderman et al. (arXiv 2405.09673) draw it over training tokens; here it is draw
 steps, on the first items of the validation split.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rankscope.formatting import count, difference
@@ -19,7 +20,7 @@ SMALLEST, LARGEST = 5.0, 11.0  # Size of the first and the last marker of a line
 STEP = "optimizer step"
 _CAPTION = """One line per arm, the mean over its seeds, from the untuned base on. Each marker is \
 a moment of training, larger the later it is. {} Scores are of the first items of the validation \
-split and chose nothing; quote the other figures, which use all items."""
+split{}; quote the other figures, which use all items."""
 
 
 @register("planes", 20)
@@ -57,10 +58,22 @@ def draw_learning_curve(view: StudyView, task: str) -> Figure | None:
     drawn = paths_from_base(paths, focus, *axes)
     directions = "Without a retention task, the gain is drawn against the step."
     caption = _CAPTION.format(
-        "Right is learned more, up is retained more." if is_plane else directions
+        "Right is learned more, up is retained more." if is_plane else directions,
+        _decided(view, task),
     )
     key, title = view.key("curve", task), f"Learning and retention by step, {task}"
     return Figure(key, title, _finding(view, curves), frame, caption=caption, **drawn)
+
+
+def _decided(view: StudyView, task: str) -> str:
+    """What the scores decided, as the end of a clause."""
+    uses = {
+        "at a rung they decide which arms go on": view.study.config.strategy == "adaptive",
+        "with early stopping they decide which weights are kept": any(
+            trial.spec.early_stop for arm in view.arms(task) for trial in view.trials(arm)
+        ),
+    }
+    return "".join(f"; {use}" for use, applies in uses.items() if applies) or " and chose nothing"
 
 
 def _finding(view: StudyView, curves: Sequence[tuple[ArmSummary, list[CurveStep]]]) -> str:
@@ -76,10 +89,27 @@ def _finding(view: StudyView, curves: Sequence[tuple[ArmSummary, list[CurveStep]
         if step.retention is not None:
             text += f", {retention_text(step.retention, view.forgetting_unit(task))}"
         parts.append(text)
-    trials = [trial for other in view.arms(task) for trial in view.trials(other)]
-    without = sum(not trial.curve for trial in trials)
-    missing = (
-        f" {count(without, 'trial')} of {len(trials)} {'has' if without == 1 else 'have'} no "
-        "curve: trained before curves were enabled, or failed before the first point."
-    )
-    return f"{arm.label}: {'; '.join(parts)}.{missing if without else ''}"
+    return f"{arm.label}: {'; '.join(parts)}.{_missing(view, task)}"
+
+
+def _missing(view: StudyView, task: str) -> str:
+    """How many trials have no curve, by reason."""
+    config = view.study.config
+    scores_rungs_alone = config.strategy == "adaptive" and config.train.evaluate_every is None
+    trials = [trial for arm in view.arms(task) for trial in view.trials(arm)]
+    reasons: Counter[str] = Counter()
+    for trial in trials:
+        if trial.curve:
+            continue
+        if trial.status in ("planned", "skipped"):
+            reasons["not begun"] += 1
+        elif scores_rungs_alone and trial.spec.seed != config.seeds[0]:
+            reasons["of later seeds, which no rung scores"] += 1
+        else:
+            reasons["trained before curves were enabled, or failed before the first point"] += 1
+    if not reasons:
+        return ""
+    without = reasons.total()
+    parts = "; ".join(f"{number} {reason}" for reason, number in reasons.most_common())
+    verb = "has" if without == 1 else "have"
+    return f" {count(without, 'trial')} of {len(trials)} {verb} no curve: {parts}."

@@ -47,7 +47,8 @@ def draw_loss(view: StudyView, task: str) -> Figure:
     figure.update_xaxes(axis("optimizer step", zeroline=False))
     figure.update_yaxes(axis("loss, nats per token", rangemode="tozero"))
     caption = (
-        f"Mean over seeds, in at most {MAX_POINTS} bins of steps. A low loss is no result yet."
+        "Drawn are the ranks at one learning rate, and the best full fine-tuning. Mean over seeds, "
+        f"in at most {MAX_POINTS} bins of steps. A low loss is no result yet."
     )
     return Figure(key, title, _finding(view, task, curves), frame, figure, caption)
 
@@ -57,6 +58,7 @@ def _finding(
 ) -> str:
     ends = [(curve[-1][1], arm.label) for arm, curve in curves]
     (low, lowest), (high, highest) = min(ends), max(ends)
-    text = f"Loss at the end: from {low:#.3g} ({lowest}) to {high:#.3g} ({highest})."
+    text = f"Loss at the end of the arms drawn: {low:#.3g} ({lowest})"
+    text += f" to {high:#.3g} ({highest})." if len(ends) > 1 else "."
     diverged = sum(t.status == "diverged" and t.spec.task == task for t in view.study.trials)
     return text + (f" {count(diverged, 'trial')} of this task diverged." if diverged else "")

@@ -72,8 +72,9 @@ def _finding(view: StudyView, task: str) -> str:
         for a in view.arms(task)
         if a.gain and (change := view.retention_change(a))
     ]
-    most, gain, kept = max(scored, key=lambda arm: arm[1])
-    least, _, best = max(scored, key=lambda arm: arm[2])
+    # Of equal arms, the better in the other quantity; sums differ in their last digits.
+    most, gain, kept = max(scored, key=lambda arm: (round(arm[1], 9), arm[2]))
+    least, _, best = max(scored, key=lambda arm: (round(arm[2], 9), arm[1]))
     lost, front = view.retention_unit(task), view.front(task)
     highest = "The largest gain is" if gain > 0 else "No arm gained; the highest change is"
     return (

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from rankscope.formatting import join_names
-from rankscope.records import ArmSummary
+from rankscope.records import ArmSummary, Status, TrialRecords
 from rankscope.report.charts.figure import Figure, interval_cells, records
 from rankscope.report.charts.heat_map import change_grid, heat_map
 from rankscope.report.figures import register
@@ -12,9 +12,18 @@ from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import table_from_rows
 
 _CAPTION = """Each cell is one arm, the mean over its seeds. Blue is better than the base, orange \
-worse; an empty cell was not trained, and an arm without a result says how it ended. Brackets: the \
-95 % interval includes zero or is unknown. The frame marks the recommended arm. If the best rate \
+worse; an empty cell was not trained, and an arm without a result says why. Brackets: the 95 % \
+interval includes zero or is unknown. The frame marks the recommended arm. If the best rate \
 of a rank is at the edge of its grid, a better one may be beyond it."""
+
+_WITHOUT: dict[Status, str] = {
+    "done": "not scored",
+    "trained": "not scored",
+    "diverged": "diverged",
+    "oom": "out of memory",
+    "failed": "failed",
+    "stopped": "stopped early",
+}
 
 
 @register("ranks", 30)
@@ -47,7 +56,7 @@ def draw_rate_map(view: StudyView, task: str) -> Figure:
     places = frame.assign(
         row=["full" if arm.is_full else f"r={arm.rank}" for arm in arms],
         column=[f"{arm.lr:g}" for arm in arms],
-        ended=[" ".join(sorted({t.status for t in view.trials(arm)})) for arm in arms],
+        without=[_without_result(view.trials(arm)) for arm in arms],
     )
     order = (
         [*ranks, *(["full"] if view.full(task) else [])],
@@ -69,7 +78,9 @@ def draw_rate_map(view: StudyView, task: str) -> Figure:
                     order,
                     absent=lambda *_: "not trained",
                     marks={
-                        (cell["row"], cell["column"]): cell["ended"]
+                        (cell["row"], cell["column"]): cell["without"]
+                        if name == validation or cell[validation] is None
+                        else "validation only"
                         for cell in records(cells[cells[name].isna()])
                     },
                     framed=list(zip(framed["row"], framed["column"], strict=True)),
@@ -77,6 +88,12 @@ def draw_rate_map(view: StudyView, task: str) -> Figure:
     drawn = heat_map(grids, row_height=38, x_title="learning rate")
     text = finding(variants)
     return Figure(key, title, text, frame, caption=_CAPTION, choice_name="Shown", **drawn)
+
+
+def _without_result(trials: Sequence[TrialRecords]) -> str:
+    """Why an arm has no score: what happened to the trial that came furthest."""
+    statuses = {trial.status for trial in trials}
+    return next((words for status, words in _WITHOUT.items() if status in statuses), "not begun")
 
 
 def _one_rate(rates: Sequence[float]) -> str:

@@ -61,8 +61,8 @@ def _finding(models: AnalyzedModels) -> str:
         closer = "a power law" if growth.power_rms < growth.rms else "the logarithm"
         text += (
             f" The fit {number(growth.start)} {'+' if slope >= 0 else MINUS} {number(abs(slope))} "
-            f"log2 r leaves {number(growth.rms)}, a power law r^{number(growth.power)} "
-            f"{number(growth.power_rms)}: {closer} is closer."
+            f"log2 r misses these by {number(growth.rms)} (root mean square), a power law "
+            f"r^{number(growth.power)} by {number(growth.power_rms)}: {closer} is closer."
         )
     full = models.full(total_norm)
     return text + (f" Full fine-tuning moves the weights by {number(full)}." if full else "")

@@ -1,6 +1,6 @@
 """Where the update is: measures of every matrix, by layer and module."""
 
-from rankscope.formatting import join_names, number
+from rankscope.formatting import number
 from rankscope.report.analyzed_models import MATRIX_COLUMNS, AnalyzedModels
 from rankscope.report.charts.figure import Figure, hover_texts
 from rankscope.report.charts.heat_map import Grid, heat_map, pivot
@@ -14,6 +14,7 @@ MEASURES = {
     "intruders": "intruder dimensions",
 }
 """In the words of the drop-down, by column."""
+MAX_LAYERS_WITH_VALUES = 12  # With more, colors and their scale instead of values in the cells
 _CAPTION = """The size is the Frobenius norm of the update over that of the base weight. Effective \
 rank: exp of the entropy of the shares of dW's singular values; at most its rank. Vectors kept: \
 |C|_F² / k of the top k vectors of W0 and W, mean of left and right; 1 is unchanged, chance is k/d \
@@ -43,19 +44,24 @@ def draw_weight_maps(models: AnalyzedModels) -> Figure | None:
             grid = Grid(values, reach=cells[column].max(), hover=hover.fillna(""))
             grids[f"{words}, {model.label}"] = grid
     columns = ["model", "matrix", *MEASURES, *list(MATRIX_COLUMNS)[-4:]]
-    size = next(iter(MEASURES))
+    size, values_fit = next(iter(MEASURES)), len(layers) <= MAX_LAYERS_WITH_VALUES
     parts = []
     for name, of_model in matrices.groupby("model", sort=False):
         most = of_model.loc[of_model[size].idxmax()]
         parts.append(
-            f"{name} {number(of_model[size].mean())} on average, most {number(most[size])} in "
-            f"{most['matrix']}, {number(of_model['intruders'].sum())} intruder dimensions"
+            f"{name}: mean {number(of_model[size].mean())}, largest {number(most[size])} in "
+            f"{most['matrix']}, intruder dimensions {number(of_model['intruders'].sum())}"
         )
     return Figure(
         **models.names("map-weights", "Where the update is, by layer and module"),
-        finding=f"{size}: {join_names(parts)}.",
+        finding=f"{size} of each model. {'; '.join(parts)}.",
         data=table_from_rows(matrices[columns].to_dict("records")),
-        **heat_map(grids, x_title="layer", cell_width=18),
+        **heat_map(
+            grids,
+            x_title="layer",
+            cell_format="%{z:.2~g}" if values_fit else "",
+            cell_width=48 if values_fit else 18,
+        ),
         caption=_CAPTION,
         choice_name="Shown",
     )

@@ -6,6 +6,7 @@
   const itemData = stored ? JSON.parse(stored.textContent) : [];
   const darkOf = JSON.parse(document.getElementById("dark-colors").textContent);
   const prefersDark = matchMedia("(prefers-color-scheme: dark)");
+  const isPhone = matchMedia("(max-width: 36rem)");
   const shown = {};
 
   function recolored(value, dark) {
@@ -26,6 +27,7 @@
   function draw(box, dark, width) {
     const figure = figures[box.dataset.figure];
     const data = recolored(figure.data, dark);
+    if (isPhone.matches && !width) data.forEach((trace) => Object.assign(trace, trace.meta && trace.meta.narrow));
     if (figure.choices.length) {
       const visible = figure.choices[shown[box.dataset.figure] || 0];
       data.forEach((trace, place) => { trace.visible = visible.includes(place); });
@@ -236,7 +238,9 @@
   });
 
   const PAPER_WIDTH = 640;
-  prefersDark.addEventListener("change", () => redraw(prefersDark.matches));
+  [prefersDark, isPhone].forEach((mode) => {
+    mode.addEventListener("change", () => redraw(prefersDark.matches));
+  });
   addEventListener("beforeprint", () => redraw(false, PAPER_WIDTH));
   addEventListener("afterprint", () => redraw(prefersDark.matches));
   drawAll();
