@@ -168,6 +168,11 @@ class TaskResults:
         return arm.steps < FEWEST_STEPS and trend is not None and trend.is_falling
 
     @property
+    def largest_useful_rank(self) -> int:
+        """No update of a target has a higher rank: one side of each is the hidden size, or less."""
+        return self.study.model.hidden_size
+
+    @property
     def retention_at_chance(self) -> dict[str, tuple[float, int, float]]:
         """Retention tasks on which the base is not shown to be above chance: its score, the number
         of items, and the score of guessing."""
