@@ -45,10 +45,11 @@ def test_no_rank_beyond_the_hidden_size_is_suggested(largest: int, advice: str) 
     """The base's matrices are 64 x 64, so no update has a higher rank than 64."""
     scores = {None: 0.3, 2: 0.4, 8: 0.6, largest: 0.9}
     truth = Truth(ranks=(2, 8, largest), accuracy=lambda rank, lr: scores[rank])
-    study = with_tokens(synthetic_study(truth), 6_400)
+    study = synthetic_study(truth)
     assert advice in diagnostic(study, "Small ranks underfit").text
     caveats = texts(recommend(study).advice[0], "caveat")
-    assert ("larger one may gain more" in caveats) == (largest < 64)
+    assert ("a larger one may gain more" in caveats) == (largest < 64)
+    assert ("larger ones add no directions" in caveats) == (largest == 64)
 
 
 def test_a_series_of_ranks_is_of_one_method_and_one_set_of_targets() -> None:
@@ -118,6 +119,7 @@ def test_the_capacity_rule_counts_every_token_once() -> None:
     assert found.values["ratio"] == pytest.approx(204.8)
     # At most 100 parameters a token: 8 / 2.048 = 3.9, a power of two below.
     assert "r=2 by the capacity rule" in found.text
+    assert found.values["smaller_rank"] == 2
     found = diagnostic(with_tokens(study, 32_000), "The adapter is small for the data")
     assert found.values["ratio"] == pytest.approx(0.4096)
     # Epochs of ceil(200 / 8) = 25 steps; with 199 rows the last one has a row less, and is a step.

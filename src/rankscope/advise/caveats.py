@@ -88,5 +88,6 @@ def _rank_edges(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
         return
     if rank == ranks[0] and ratio >= 1:
         yield message("smallest_rank", rank=rank)
-    if rank == ranks[-1] and ratio <= MORE_CAPACITY and rank < results.largest_useful_rank:
-        yield message("largest_rank", rank=rank)
+    if rank == ranks[-1] and ratio <= MORE_CAPACITY:
+        is_full = rank >= results.largest_useful_rank
+        yield message("largest_is_full_rank" if is_full else "largest_rank", rank=rank)

@@ -15,6 +15,7 @@ from rankscope.formatting import NATS, POINTS, Unit, unit_of
 from rankscope.records import (
     FAILED,
     FEWEST_SEEDS,
+    OVER_BUDGET,
     ArmComparison,
     ArmSummary,
     Estimate,
@@ -95,6 +96,11 @@ class TaskResults:
     @property
     def failed(self) -> tuple[TrialRecords, ...]:
         return tuple(t for t in self.trials if t.status in FAILED)
+
+    @property
+    def over_budget(self) -> tuple[TrialRecords, ...]:
+        """Trials of an adaptive study that the answer asked for, and the budget did not pay for."""
+        return tuple(t for t in self.trials if t.status == "skipped" and t.failure == OVER_BUDGET)
 
     @property
     def waiting(self) -> int:
