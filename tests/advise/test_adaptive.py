@@ -222,8 +222,9 @@ class TestStops:
         assert stop.against == "med-4-0.003-0"
         assert stop.gap.value == pytest.approx(0.1, abs=0.06)
         assert stop.reason == "outranked"
+        assert stop.projected == pytest.approx(0.65 + 0.1 / 0.6 - 0.55 - 0.25 / 0.6, abs=0.15)
         (stop,) = stops_at_rung(now, "med", 1, RULE).values()
-        assert (stop.against, stop.reason) == ("med-4-0.001-0", "worse")
+        assert (stop.against, stop.reason, stop.projected) == ("med-4-0.001-0", "worse", None)
 
     def test_a_stop_says_against_what_and_by_how_much(self) -> None:
         truth = replace(APART, accuracy=lambda rank, lr: 0.4 if rank == 8 else 0.8)

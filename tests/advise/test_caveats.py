@@ -146,6 +146,9 @@ def test_a_retention_task_without_a_right_answer_cannot_show_forgetting() -> Non
     assert "0.0 % on 30 items; guessing gives 0.0 %" in check.text
     said = " ".join((advice.verdict, advice.explanation, *(r.text for r in advice.reasons)))
     assert "no forgetting" not in said
+    unclear = advise(replace(truth, base_other=0.8, forgetting=lambda rank, lr: 0.02))
+    (check,) = (c for c in unclear.checks if c.name == "retention")
+    assert check.value.startswith("retention unclear, \N{MINUS SIGN}")
     assert "retention may change by \N{MINUS SIGN}" in advice.explanation
 
 

@@ -135,6 +135,19 @@ def test_a_negative_verdict_speaks_of_the_arms_that_were_tested() -> None:
     assert two > 0
 
 
+def test_no_arm_scores_the_most_if_all_score_the_same() -> None:
+    """No arm answers anything right, and the chosen one forgets least."""
+    same = Truth(
+        accuracy=lambda rank, lr: 0.0,
+        base_accuracy=0.0,
+        seed_spread=0.0,
+        forgetting=lambda rank, lr: 0.0 if rank == 8 else 0.3,
+    )
+    advice = advise(same)
+    assert "r=8" in advice.explanation
+    assert "scores the most" not in texts(advice, "gain")
+
+
 def test_equal_changes_in_nats_are_not_called_too_little_data() -> None:
     study = synthetic_study(Truth(metric="log_probability", num_items=60, retention=()))
     level = {

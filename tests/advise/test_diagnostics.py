@@ -38,6 +38,20 @@ def test_small_ranks_that_underfit_are_named_with_the_rank_to_try() -> None:
     assert not any("underfit" in r.text for r in diagnostics(synthetic_study(flat)))
 
 
+@pytest.mark.parametrize(
+    ("largest", "advice"), [(31, "Next: add r=62"), (33, "Next: add r=64"), (64, "target modules")]
+)
+def test_no_rank_beyond_the_hidden_size_is_suggested(largest: int, advice: str) -> None:
+    """The base's matrices are 64 x 64, so no update has a higher rank than 64."""
+    scores = {None: 0.3, 2: 0.4, 8: 0.6, largest: 0.9}
+    truth = Truth(ranks=(2, 8, largest), accuracy=lambda rank, lr: scores[rank])
+    study = synthetic_study(truth)
+    assert advice in diagnostic(study, "Small ranks underfit").text
+    caveats = texts(recommend(study).advice[0], "caveat")
+    assert ("a larger one may gain more" in caveats) == (largest < 64)
+    assert ("larger ones add no directions" in caveats) == (largest == 64)
+
+
 def test_a_series_of_ranks_is_of_one_method_and_one_set_of_targets() -> None:
     """Attention levels off from r = 8; the query matrices alone still rise from 28 to 40."""
     of_rank = {None: 0.8, 2: 0.4, 8: 0.8, 32: 0.8, 28: 0.5, 40: 0.75}
@@ -86,11 +100,10 @@ def test_forgetting_that_eats_the_gain_is_named() -> None:
     assert not any("Over-forgetting" in r.text for r in diagnostics(synthetic_study(cheap)))
 
 
-def with_tokens(study: StudyRecords, tokens: int) -> StudyRecords:
+def with_tokens(study: StudyRecords, tokens: int, rows: int = 200) -> StudyRecords:
+    update = {"num_label_tokens": tokens, "rows": rows}
     trials = tuple(
-        dataclasses.replace(
-            t, train=t.train and t.train.model_copy(update={"num_label_tokens": tokens})
-        )
+        dataclasses.replace(t, train=t.train and t.train.model_copy(update=update))
         for t in study.trials
     )
     return dataclasses.replace(study, trials=trials)
@@ -106,10 +119,32 @@ def test_the_capacity_rule_counts_every_token_once() -> None:
     assert found.values["ratio"] == pytest.approx(204.8)
     # At most 100 parameters a token: 8 / 2.048 = 3.9, a power of two below.
     assert "r=2 by the capacity rule" in found.text
+    assert found.values["smaller_rank"] == 2
     found = diagnostic(with_tokens(study, 32_000), "The adapter is small for the data")
     assert found.values["ratio"] == pytest.approx(0.4096)
+    # Epochs of ceil(200 / 8) = 25 steps; with 199 rows the last one has a row less, and is a step.
+    fewer = with_tokens(study, 64, rows=199)
+    assert diagnostic(fewer, "large for the data").values["tokens"] == pytest.approx(40)
+    # Two rows are seen whole in each of 40 steps: 320 labeled tokens in training are 8 of the data.
+    found = diagnostic(with_tokens(study, 320, rows=2), "large for the data")
+    assert found.values["tokens"] == pytest.approx(8)
     between = with_tokens(study, 3_200)
     assert not any("for the data" in r.text for r in diagnostics(between))
+
+
+@pytest.mark.parametrize(
+    ("best", "tokens", "is_named"),
+    [(32, 3_200, True), (32, 64, False), (2, 3_200, True), (2, 32_000, False)],
+)
+def test_the_end_of_the_ranks_does_not_contradict_the_capacity_rule(
+    best: int, tokens: int, is_named: bool
+) -> None:
+    """Parameters per token: r=32 trains 32,768, r=2 2,048; the data has 5/8 of the tokens."""
+    truth = Truth(accuracy=lambda rank, lr: 0.9 if rank == best else 0.5, full_lrs=())
+    advice = recommend(with_tokens(synthetic_study(truth), tokens)).advice[0]
+    end = "largest rank tried" if best == 32 else "smallest rank tried"
+    assert (end in texts(advice, "caveat")) == is_named
+    assert ("for the data" in texts(advice, "diagnostic")) != is_named
 
 
 def test_every_diagnostic_suggests_a_next_step() -> None:

@@ -16,12 +16,15 @@ from rankscope.advise.recommend import recommend
 from rankscope.advise.select import choose
 from rankscope.advise.statistics.power import data_needed
 from rankscope.advise.task_results import TaskResults
+from rankscope.config.budget import BudgetConfig
 from rankscope.formatting import POINTS, difference
 from rankscope.records import (
     BASE,
+    OVER_BUDGET,
     AdviceMessage,
     Status,
     TaskAdvice,
+    TrialRecords,
 )
 
 TRUTH = Truth(ranks=(2, 8, 32), num_items=120, tasks=("med", "law"), retention=("general", "more"))
@@ -50,6 +53,33 @@ def test_what_is_open_says_what_would_decide_it() -> None:
     only_arm = dataclasses.replace(TRUTH, ranks=(8,), full_lrs=())
     firm = recommend(synthetic_study(only_arm)).advice[0]
     assert (firm.confidence, firm.next_steps) == ("firm", ())
+
+
+def test_a_budget_is_raised_only_if_it_kept_a_trial_from_beginning() -> None:
+    """Of 12 trials, the later seeds of r=2 never began."""
+    study = synthetic_study(dataclasses.replace(TRUTH, tasks=("med",)))
+    config = study.config.model_copy(
+        update={"strategy": "adaptive", "budget": BudgetConfig(trials=10)}
+    )
+
+    def skipped(reason: str) -> TaskAdvice:
+        trials = tuple(
+            TrialRecords(t.spec, "skipped", failure=reason)
+            if t.spec.rank == 2 and t.spec.seed
+            else t
+            for t in study.trials
+        )
+        return advice_on(dataclasses.replace(study, trials=trials, config=config))
+
+    spent, enough = skipped(OVER_BUDGET), skipped("not needed")
+    assert needs(enough, "runs") == []
+    assert needs(spent, "runs") == [{"over_budget": 2.0}]
+    assert any("Raise the budget (10 trials)" in step.text for step in spent.next_steps)
+    # 10 of the 12 trials were trained to their end.
+    (check,) = (c for c in enough.checks if c.name == "trials")
+    assert check.value == "2 of 12 trials stopped or not begun (83 % of the grid's tokens)"
+    (check,) = (c for c in spent.checks if c.name == "trials")
+    assert check.value.startswith("budget spent, 2 of 12 trials")
 
 
 def test_what_is_there_already_is_not_asked_for() -> None:

@@ -335,6 +335,15 @@ def test_a_page_of_forty_trials_is_under_two_megabytes(page: str) -> None:
     assert len(page.encode()) < 2_000_000
 
 
+@pytest.mark.parametrize("known", [0.0, 0.3])
+def test_a_net_gain_with_a_part_without_spread_has_a_footnote(known: float) -> None:
+    """Nobody answers anything right after training: with a base that knows nothing, all items
+    change by zero, and the interval of the net gain is that of forgetting alone."""
+    truth = Truth(ranks=(8,), base_accuracy=known, accuracy=lambda rank, lr: 0.0, seed_spread=0.0)
+    card = answer_card(StudyView(*study_and_advice(truth)), "med")
+    assert ("for some arm, all items of med changed alike" in card.note) == (known == 0)
+
+
 def test_the_card_alone_is_a_piece_of_html_with_its_own_styles() -> None:
     view = StudyView(*ordinary_study())
     card = answer_html(view)

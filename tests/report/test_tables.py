@@ -1,15 +1,19 @@
 """The tables of a study."""
 
+from dataclasses import replace
+
 import pytest
 from report_studies import ordinary_study, study_and_advice
 from synthetic_study import Truth
 
+from rankscope.records import StopRecord
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import frame_rows, latex, markdown, table_from_rows
 from rankscope.report.tables import (
     arms_table,
     failed_trials_table,
     paper_table,
+    stopped_trials_table,
     tasks_table,
     training_table,
 )
@@ -27,6 +31,26 @@ def test_failures_contamination_and_rows_are_listed() -> None:
     trained = training_table(view).set_index("training task")
     assert (trained.dtypes == "Int64").all()
     assert tuple(trained.loc["med"].iloc[:2]) == (20, 200)
+
+
+def test_differences_at_a_rung_are_in_points() -> None:
+    study, advice = ordinary_study()
+    first, *others = study.trials
+    assert first.train is not None
+    stop = StopRecord(
+        trial_id=first.spec.trial_id,
+        num_steps=80,
+        reason="outranked",
+        rival="r=8",
+        difference=0.0,
+        low=-0.39,
+        high=None,
+        projected_difference=-0.125,
+        train=first.train,
+    )
+    study = replace(study, trials=(replace(first, status="stopped", stop=stop), *others))
+    (row,) = frame_rows(stopped_trials_table(StudyView(study, advice)))
+    assert row[1:] == (40, 80, "outranked", "r=8", 0.0, -39.0, None, -12.5, "points")
 
 
 def test_the_paper_table_has_a_row_per_rank_and_a_column_per_task() -> None:

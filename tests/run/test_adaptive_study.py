@@ -20,7 +20,7 @@ from pocket_study import (
 
 from rankscope.errors import Interrupted
 from rankscope.progress import LOG, NullReporter, logged_notes
-from rankscope.records import BASE, StudyRecords, TrialRecords
+from rankscope.records import BASE, OVER_BUDGET, StudyRecords, TrialRecords
 from rankscope.run.adaptive import expected_shares
 from rankscope.run.outputs import write_outputs
 from rankscope.run.prepared import first_trials
@@ -122,7 +122,12 @@ def test_a_stopped_trial_has_no_result_and_is_no_failure(adaptive: Path) -> None
     assert sum(arm.failed for arm in advice.arms) == 0
     assert sum(arm.stopped for arm in advice.arms) == len(stopped)
     (check,) = [c for c in advice.checks if c.name == "trials"]
-    assert check.value == f"{len(stopped) + len(skipped)} of 6 trials saved"
+    assert f"{len(stopped) + len(skipped)} of 6 trials stopped or not begun" in check.value
+    over_budget = [t for t in skipped if t.failure == OVER_BUDGET]
+    assert check.values["over_budget"] == len(over_budget) > 0
+    assert check.value.startswith("budget spent")
+    (step,) = [s for s in advice.next_steps if "over_budget" in s.values]
+    assert step.text.startswith("Raise the budget (4 trials)")
     # Every trial has eight steps of as many rows, up to the length of its seed's.
     steps = sum(t.training.steps for t in study.trials if t.training is not None)
     assert check.values["share"] == pytest.approx(steps / (8 * DECLARED), rel=0.02)

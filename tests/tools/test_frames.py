@@ -56,6 +56,9 @@ def test_tables_agree_with_each_other(study: StudyFrames) -> None:
 def test_the_answer_reads_as_text_and_as_a_card(study: StudyFrames) -> None:
     advice = study.recommendation.advice[0]
     assert repr(study.answer).startswith(f"pocket_med: {advice.verdict}")
+    weak = [check for check in advice.checks if check.status != "fine"]
+    assert all(f"  {c.value} ({c.status}): {c.text}\n" in repr(study.answer) for c in weak)
+    assert weak
     assert advice.verdict.split(":")[0] in study.answer._repr_html_()
     assert list(study.arms["arm"]) == [arm.label for arm in advice.arms]
 

@@ -106,6 +106,8 @@ class Stop:
     """Id of the trial it was compared with."""
     gap: Gap
     """Its utility minus the other's."""
+    projected: float | None = None
+    """The same where the two are heading, if that decided; see ``stops_at_rung``."""
 
 
 def sequential_interval(
@@ -164,7 +166,7 @@ def stops_at_rung(
     heads furthest and keeps the limit on forgetting. An arm stops if it cannot come within the
     margin of its rival, by an interval of level ``CONTENDING``; if the best rate stops, so does the
     whole configuration. The best LoRA arm never stops here. The gap that a stop states is that of
-    the scores at the rung.
+    the scores at the rung; one that rests on where the arms are heading states that too.
 
     Of full fine-tuning the rates thin out at every rung, and nothing else stops them.
 
@@ -180,6 +182,17 @@ def stops_at_rung(
     rates: dict[tuple[object, ...], set[float]] = {}
     for spec in (t.spec for t in study.trials if t.spec.task == task):
         rates.setdefault(spec.arm_without_lr, set()).add(spec.lr)
+
+    def stop(arm: Arm, other: Arm, *, is_outranked: bool = True) -> dict[str, Stop]:
+        """The stop of an arm that is worse than another or outranked by it; empty otherwise."""
+        gap, trial_id = standing.gap(arm, other), _trial_id(arm)
+        if gap.is_worse(study.config.objective.margin):
+            return {trial_id: Stop("worse", _trial_id(other), gap)}
+        if not is_outranked:
+            return {}
+        projected = None if before is None else heading.difference(arm, other)
+        return {trial_id: Stop("outranked", _trial_id(other), gap, projected)}
+
     stops: dict[str, Stop] = {}
     for configuration, declared in rates.items():
         ranked = [a for a in heading.ranked if a.trials[0].spec.arm_without_lr == configuration]
@@ -187,17 +200,20 @@ def stops_at_rung(
         kept = rule.rates_kept(rung, len(declared), is_full=is_full)
         if is_full:
             for arm in ranked[kept:]:
-                stops |= standing.stop(arm, ranked[0], is_outranked=True)
+                stops |= stop(arm, ranked[0])
             continue
         for position, arm in enumerate(ranked[1:], start=1):
             is_outranked = look.is_worse(arm, ranked[0]) if is_last else position >= kept
-            stops |= standing.stop(arm, ranked[0], is_outranked)
+            stops |= stop(arm, ranked[0], is_outranked=is_outranked)
         is_compared = is_last and ranked and ranked[0].summary.label != best_lora
         if is_compared and look.is_worse(ranked[0], incumbent := heading.ranked[0]):
             for arm in ranked:
-                stop = standing.stop(arm, incumbent, is_outranked=True)
                 # What an interval shows counts for more than an order.
-                stops |= {i: s for i, s in stop.items() if i not in stops or s.reason == "worse"}
+                stops |= {
+                    i: s
+                    for i, s in stop(arm, incumbent).items()
+                    if i not in stops or s.reason == "worse"
+                }
     return stops
 
 
@@ -308,19 +324,13 @@ class _Standing:
         """Whether an arm is shown to be worse than another by more than the margin."""
         return self.gap(arm, other).is_worse(self.study.config.objective.margin)
 
-    def stop(self, arm: Arm, other: Arm, is_outranked: bool) -> dict[str, Stop]:
-        """The stop of an arm that is worse than another or outranked by it; empty otherwise."""
-        gap = self.gap(arm, other)
-        is_worse = gap.is_worse(self.study.config.objective.margin)
-        if not is_worse and not is_outranked:
-            return {}
-        reason: StopReason = "worse" if is_worse else "outranked"
-        return {_trial_id(arm): Stop(reason, _trial_id(other), gap)}
+    def difference(self, arm: Arm, other: Arm) -> float:
+        return self.utilities[arm.summary.label] - self.utilities[other.summary.label]
 
     def gap(self, arm: Arm, other: Arm) -> Gap:
         """Utility of an arm minus that of another; endless where they share too few items."""
         objective = self.study.config.objective
-        value = self.utilities[arm.summary.label] - self.utilities[other.summary.label]
+        value = self.difference(arm, other)
         found = net_comparisons(
             self.study, self.task, arm.finished, other.finished, objective.weights, "validation"
         )

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from rankscope.advise.arms import Arm
 from rankscope.advise.checks import MOST_NAMED, first_names
+from rankscope.advise.diagnostics import MORE_CAPACITY, parameters_per_token
 from rankscope.advise.messages import Counted, Measured, arm_name, message
 from rankscope.advise.task_results import TaskResults
 from rankscope.formatting import amount
@@ -80,7 +81,13 @@ def _limit_not_shown(results: TaskResults, subject: Arm) -> Iterator[AdviceMessa
 
 
 def _rank_edges(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
-    rank = subject.summary.rank
+    """The end of the ranks tried, unless the capacity rule asks for a rank on the other side."""
+    rank, ratio = subject.summary.rank, parameters_per_token(results, subject) or 1.0
     ranks = sorted({r for a in results.arms if (r := a.summary.rank) is not None})
-    if rank is not None and len(ranks) > 1 and rank in (ranks[0], ranks[-1]):
-        yield message("smallest_rank" if rank == ranks[0] else "largest_rank", rank=rank)
+    if rank is None or len(ranks) < 2:
+        return
+    if rank == ranks[0] and ratio >= 1:
+        yield message("smallest_rank", rank=rank)
+    if rank == ranks[-1] and ratio <= MORE_CAPACITY:
+        is_full = rank >= results.largest_useful_rank
+        yield message("largest_is_full_rank" if is_full else "largest_rank", rank=rank)

@@ -105,7 +105,8 @@ def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
             **numbers,
         )
     if subject is not None and forgetting is not None and not results.is_settled(subject.summary):
-        return trust_check("retention.wide", "weak", f"{forgetting:range}", forgetting=forgetting)
+        value = f"retention unclear, {forgetting:range}"
+        return trust_check("retention.wide", "weak", value, forgetting=forgetting)
     if by_logprob:
         value = f"by log-probability{f'; accuracy on {not_above}' if at_chance else ''}"
         return trust_check("retention.logprob", "fine", value)
@@ -183,15 +184,18 @@ def _trials(results: TaskResults, subject: Arm | None) -> Iterator[TrustCheck]:
     stopped = [t for t in results.trials if t.status == "stopped"]
     skipped = sum(t.status == "skipped" for t in results.trials)
     if stopped or skipped:
-        saved, share = len(stopped) + skipped, training_share(results.trials)
+        left_out, share = len(stopped) + skipped, training_share(results.trials)
+        percent, over_budget = f"{100 * share:.0f} %", len(results.over_budget)
+        value = f"{left_out} of {trials} stopped or not begun ({percent} of the grid's tokens)"
         yield trust_check(
-            "trials.left_out",
-            "fine",
-            f"{saved} of {trials} saved",
+            "trials.over_budget" if over_budget else "trials.left_out",
+            "weak",
+            f"budget spent, {value}" if over_budget else value,
             stopped=len(stopped),
-            skipped=skipped,
+            not_needed=skipped - over_budget,
+            over_budget=Counted(over_budget, "trial"),
             share=share,
-            percent=f"{share:.0%}",
+            percent=percent,
         )
     elif results.trials and not results.failed and not results.waiting:
         yield trust_check("trials.fine", "fine", f"all {trials} finished", trials=trials)

@@ -1,7 +1,7 @@
 """Known failure patterns in the results, each with the next step to try."""
 
 from collections.abc import Iterator
-from math import log2
+from math import ceil, log2
 
 from scipy import stats
 
@@ -103,15 +103,11 @@ def _over_forgetting(results: TaskResults, subject: Arm) -> Iterator[AdviceMessa
 
 
 def _capacity(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
-    trained = [t.train for t in subject.trials if t.train is not None]
     rank, parameters = subject.summary.rank, subject.summary.trainable_parameters
-    if subject.summary.is_full or not trained or not parameters:
+    ratio = parameters_per_token(results, subject)
+    if ratio is None:
         return
-    tokens = _label_tokens(results, trained[0], subject)
-    if tokens is None:
-        return
-    ratio = parameters / tokens
-    shown = Counted(parameters, "parameter")
+    tokens, shown = parameters / ratio, Counted(parameters, "parameter")
     if ratio < 1:
         yield message("small_adapter", ratio=ratio, parameters=shown, tokens=tokens)
     elif ratio > MORE_CAPACITY:
@@ -122,13 +118,24 @@ def _capacity(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
         yield message("large_adapter", parameters=shown, tokens=tokens, ratio=ratio, **fields)
 
 
+def parameters_per_token(results: TaskResults, subject: Arm) -> float | None:
+    """Trainable parameters of an adapter per labeled training token; None if unknown."""
+    trained = [t.train for t in subject.trials if t.train is not None]
+    parameters = subject.summary.trainable_parameters
+    if subject.summary.is_full or not trained or not parameters:
+        return None
+    tokens = _label_tokens(results, trained[0], subject)
+    return None if tokens is None else parameters / tokens
+
+
 def _label_tokens(results: TaskResults, train: TrainRecord, subject: Arm) -> float | None:
     """Labeled tokens of the training rows, each counted once; None if unknown."""
     if train.rows < 1:
         return None
     protocol = results.study.config.train.model_copy(update=subject.trials[0].spec.overrides)
     rows_per_step = protocol.batch_size * protocol.gradient_accumulation
-    passes = max(1.0, train.steps * rows_per_step / train.rows)
+    # The last step of an epoch may be short: no step spans two.
+    passes = max(1.0, train.steps / ceil(train.rows / rows_per_step))
     tokens = train.num_label_tokens / passes
     return tokens if tokens >= 1 else None
 
@@ -185,10 +192,13 @@ def _underfitting(results: TaskResults) -> Iterator[AdviceMessage]:
         "underfit": results.score(rise),
         "still_rising": is_rise(last),
     }
-    if is_rise(last):
-        yield message("underfitting_rising", next_rank=2 * rank, **fields)
-    else:
+    largest = results.largest_useful_rank
+    if not is_rise(last):
         yield message("underfitting", **fields)
+    elif rank < largest:
+        yield message("underfitting_rising", next_rank=min(2 * rank, largest), **fields)
+    else:
+        yield message("underfitting_full_rank", largest_useful_rank=largest, **fields)
 
 
 def _is_significant(change: Estimate) -> bool:

@@ -48,6 +48,10 @@ def next_steps(
 def _runs(results: TaskResults) -> Iterator[AdviceMessage]:
     if results.waiting:
         yield message("continue", waiting=Counted(results.waiting, "trial"))
+    budget = results.study.config.budget
+    if results.over_budget and budget is not None:
+        over_budget = Counted(len(results.over_budget), "trial")
+        yield message("raise_budget", over_budget=over_budget, budget=budget.text)
     if not finished_trials(results.trials):
         yield from _after_failures(results)
     if not retention_tasks(results.study, results.task):

@@ -51,14 +51,16 @@ def _other_gains(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
     tested = [chosen.arm.summary, best.arm.summary]
     if any(results.is_shown_to_gain(arm) for arm in tested):
         return
-    scored = [a.summary for a in results.arms if a.summary.gain is not None]
+    gains = [(a.summary, a.summary.gain) for a in results.arms if a.summary.gain is not None]
     others = [] if best is chosen else [("best_gain", best.arm.summary)]
-    largest = max(scored, key=lambda arm: arm.gain.value if arm.gain else 0.0, default=None)
-    if largest is not None and largest not in tested:
+    if not gains:
+        return
+    (largest, most), *rest = sorted(gains, key=lambda pair: -pair[1].value)
+    if largest not in tested and all(gain.value < most.value for _, gain in rest):
         others.append(("largest_gain", largest))
     for name, arm in others:
         if arm.gain is not None:
-            gain, arms = results.score(arm.gain), Counted(len(scored), "arm")
+            gain, arms = results.score(arm.gain), Counted(len(gains), "arm")
             yield message(name, arm=arm_name(arm), gain=gain, arms=arms)
 
 

@@ -15,6 +15,7 @@ from rankscope.formatting import NATS, POINTS, Unit, unit_of
 from rankscope.records import (
     FAILED,
     FEWEST_SEEDS,
+    OVER_BUDGET,
     ArmComparison,
     ArmSummary,
     Estimate,
@@ -97,6 +98,11 @@ class TaskResults:
         return tuple(t for t in self.trials if t.status in FAILED)
 
     @property
+    def over_budget(self) -> tuple[TrialRecords, ...]:
+        """Trials of an adaptive study that the answer asked for, and the budget did not pay for."""
+        return tuple(t for t in self.trials if t.status == "skipped" and t.failure == OVER_BUDGET)
+
+    @property
     def waiting(self) -> int:
         return sum(t.status in ("planned", "trained") for t in self.trials)
 
@@ -166,6 +172,11 @@ class TaskResults:
             return arm.steps > 0
         trend = arm.loss_trend
         return arm.steps < FEWEST_STEPS and trend is not None and trend.is_falling
+
+    @property
+    def largest_useful_rank(self) -> int:
+        """No update of a target has a higher rank: one side of each is the hidden size, or less."""
+        return self.study.model.hidden_size
 
     @property
     def retention_at_chance(self) -> dict[str, tuple[float, int, float]]:

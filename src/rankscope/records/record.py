@@ -17,6 +17,8 @@ WAITING: frozenset[Status] = frozenset({"planned", "trained"})
 FAILED: frozenset[Status] = frozenset({"diverged", "oom", "failed"})
 LEFT_OUT: frozenset[Status] = frozenset({"stopped", "skipped"})
 """By an adaptive study: ended at a rung, and never begun."""
+OVER_BUDGET = "the budget of the study was spent"
+"""Why an adaptive study never began a trial that its answer asked for."""
 
 
 class Record(BaseModel):

@@ -253,6 +253,8 @@ class StopRecord(Record):
     difference: float  # Its utility minus the rival's, on the validation items of the rung
     low: float | None  # Ends of the sequential interval of that; None if it is endless
     high: float | None
+    projected_difference: float | None = None
+    """The same where both are heading, if that decided and not the scores at the rung."""
     train: TrainRecord  # As far as it went; no weights are stored
 
     @property

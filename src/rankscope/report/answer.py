@@ -89,9 +89,22 @@ def _note(view: StudyView, task: str, has_net_gain: bool) -> str:
         note = (
             f"Net gain: {objective.net_formula} (gain: the score minus the base's; forgetting: "
             "the fall in retention). Arms are compared by it: on validation items to choose one, "
-            f"here on test items.{cost} {note}"
+            f"here on test items.{cost}{_narrow(view, task)} {note}"
         )
     return note if scale.name in ("points", "unmeasured") else f"{note} {scale.text}"
+
+
+def _narrow(view: StudyView, task: str) -> str:
+    """Whether a net gain has a part whose items all changed alike, which gives it no spread."""
+    flat: dict[str, None] = {}
+    for arm in (row.arm for row in view.advice(task).rows):
+        parts = {task: arm.gain, "the retention tasks": view.retention_change(arm)}
+        if arm.net_gain is not None and arm.net_gain.item_error:
+            flat |= dict.fromkeys(n for n, part in parts.items() if part and part.item_error == 0)
+    if not flat:
+        return ""
+    names = join_names(flat)
+    return f" Its interval may be too narrow: for some arm, all items of {names} changed alike."
 
 
 def _role_text(view: StudyView, row: AnswerRow) -> str:

@@ -177,25 +177,31 @@ def stopped_trials_table(view: StudyView) -> pd.DataFrame:
     """Trials that an adaptive study ended at a rung: where, and behind which arm.
 
     The difference is that of the utilities on the rung's validation items, with the interval that
-    holds over all arms and rungs at once.
+    holds over all arms and rungs at once; the projected one is empty unless it decided.
     """
-    return table_from_rows(
-        [
+    rows: list[dict[str, Cell]] = []
+    for trial in view.study.trials:
+        if (stop := trial.stop) is None:
+            continue
+        unit = view.net_unit(trial.spec.task)
+        differences = {
+            "difference": stop.difference,
+            "difference, low": stop.low,
+            "difference, high": stop.high,
+            "projected difference": stop.projected_difference,
+        }
+        rows.append(
             {
                 "trial": trial.spec.label,
                 "after step": stop.train.steps,
                 "of": stop.num_steps,
                 "reason": stop.reason,
                 "compared with": stop.rival,
-                "difference": stop.difference,
-                "low": stop.low,
-                "high": stop.high,
+                **{title: x and x * unit.scale for title, x in differences.items()},
+                "unit": unit.difference,
             }
-            for trial in view.study.trials
-            if (stop := trial.stop) is not None
-        ],
-        dict.fromkeys(("difference", "low", "high"), 4),
-    )
+        )
+    return table_from_rows(rows, _digits(view, "difference", "projected difference"))
 
 
 def tasks_table(view: StudyView) -> pd.DataFrame:

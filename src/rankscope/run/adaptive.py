@@ -26,6 +26,7 @@ from rankscope.records import (
     BASE,
     FAILED,
     LEFT_OUT,
+    OVER_BUDGET,
     CurvePoint,
     EvalKey,
     ItemScores,
@@ -42,7 +43,6 @@ from rankscope.run.stages.train import TrainStage
 from rankscope.train.step_schedule import rung_steps
 
 NOT_NEEDED = "not needed: its arm is not among the best"
-OVER_BUDGET = "the budget of the study was spent"
 TYPICAL_FINALISTS = 3
 """Arms of a task that get all their seeds, as a plan counts them: the best, the next smaller rank
 and full fine-tuning."""
@@ -375,5 +375,6 @@ def stop_record(
         difference=stop.gap.value,
         low=low,
         high=high,
+        projected_difference=stop.projected,
         train=train,
     )

@@ -173,7 +173,7 @@ def _answer_lines(advice: TaskAdvice) -> list[str]:
         f"  better than the base ({advice.better_than_base.confidence}): "
         f"{advice.better_than_base.text}",
         f"  best choice ({advice.best_choice.confidence}): {advice.best_choice.text}",
-        *(f"  {check.status}: {check.text}" for check in weak),
+        *(f"  {check.value} ({check.status}): {check.text}" for check in weak),
         *(f"  next: {step.text}" for step in advice.next_steps),
     ]
 
