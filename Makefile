@@ -2,7 +2,7 @@ OUT ?= studies/pocket
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-executors lint bench-train bench-eval clean
+.PHONY: quickstart test test-executors test-oldest lint bench-train bench-eval clean
 
 quickstart: .venv/installed
 	$(BIN)/rankscope quickstart --out $(OUT)
@@ -17,6 +17,13 @@ test-executors: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --editable '.[dev,ray]'
 	OMP_NUM_THREADS=1 RANKSCOPE_RANKS=1 $(BIN)/python -m pytest tests/run/executors \
 		--require ray --require slurm --require ranks
+
+# With the oldest releases that pyproject.toml admits, in an environment of its own. uv finds them.
+test-oldest: .venv/bin/python
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-oldest
+	$(BIN)/uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable '.[dev]'
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest --numprocesses auto --dist loadfile $(TESTS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -47,4 +54,4 @@ bench-eval: .venv/installed-dev
 	touch $@ .venv/installed
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-oldest build dist .pytest_cache .mypy_cache .ruff_cache

@@ -259,6 +259,7 @@ def test_a_restored_study_weighs_the_answer_among_those_offered(tmp_path: Path) 
     restore(records, tmp_path / "study")
     study = rankscope.load(tmp_path / "study").records
     kept = pd.read_parquet(records / "items.parquet").set_index(["model", "task", "split"])
+    kept = kept.sort_index(kind="stable")
     for key, found in study.items.items():
         rows = kept.loc[key]
         wanted = (rows["among"] / rows["gold_tokens"]).to_numpy()

@@ -47,8 +47,6 @@ def is_fast(device: torch.device, dtype: torch.dtype) -> bool:
 
 def grouped_mm_obstacle(device: torch.device, dtype: torch.dtype) -> str:
     """Why grouped products cannot be used; '' if they can."""
-    if not hasattr(F, "grouped_mm"):
-        return f"torch {torch.__version__} has no torch.nn.functional.grouped_mm"
     if device.type != "cpu" and not is_fast(device, dtype):
         return "it needs bfloat16 on CUDA of compute capability 9.0 or more, or a CPU"
     if not computes_groups_right(device, dtype):

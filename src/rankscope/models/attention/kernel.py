@@ -3,7 +3,6 @@
 R rows, N tokens, H query and K key/value heads, D head dim
 """
 
-import importlib.util
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +15,7 @@ LEAST_MAX_LENGTH = 1024
 
 def has_varlen_kernel(device: torch.device) -> bool:
     """Whether a device has the kernel; a plan for CUDA on a machine without it assumes so."""
-    known = importlib.util.find_spec("torch.nn.attention.varlen") is not None
-    if device.type != "cuda" or not known or torch.version.hip is not None:
+    if device.type != "cuda" or torch.version.hip is not None:
         return False
     if not torch.cuda.is_available():
         return True
