@@ -117,6 +117,10 @@ class Encoder:
                 "in tokenizer_config.json"
             )
         self._eos_id = int(tokenizer.eos_token_id)
+        # Some tokenizers that know every byte name another special token here.
+        others = (self._eos_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
+        unknown = tokenizer.unk_token_id
+        self.unknown_id = None if unknown in others else unknown
         # Call the Rust tokenizer directly: its wrapper doubles the time of every segment.
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         if self._backend is not None:

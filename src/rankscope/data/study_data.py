@@ -47,6 +47,7 @@ def prepare_data(config: StudyConfig, encoder: Encoder, whole: bool = True) -> S
         *replay_notes(config),
         *contamination_notes,
         *length_notes({**replay_rows, **rows}, config.train.max_length),
+        *unknown_token_notes(rows, encoder.unknown_id),
     ]
     return StudyData(tasks, rows, replay_rows, tuple(notes))
 
@@ -119,6 +120,9 @@ def mark_contamination(
     return marked, notes
 
 
+MAX_UNKNOWN_SHARE = 0.01  # Of the tokens of a task's training rows, without a note
+
+
 # --- notes --------------------------------------------------------------------------------------
 
 
@@ -141,4 +145,16 @@ def length_notes(rows: Mapping[str, EncodedRows], max_length: int) -> Iterator[s
             yield (
                 f"{name}: {encoded.dropped} training rows dropped, {encoded.truncated} completions "
                 f"cut at max_length = {max_length} tokens"
+            )
+
+
+def unknown_token_notes(rows: Mapping[str, EncodedRows], unknown_id: int | None) -> Iterator[str]:
+    """One sentence per task with many tokens that the tokenizer does not know: another language or
+    script than it was made for, or the pocket model."""
+    for name, encoded in rows.items():
+        unknown = sum(row.input_ids.count(unknown_id) for row in encoded.rows)
+        if unknown > MAX_UNKNOWN_SHARE * encoded.num_tokens:
+            yield (
+                f"{name}: {unknown / encoded.num_tokens:.0%} of the tokens to train on are unknown "
+                "to this tokenizer, and all the same to the model"
             )
