@@ -119,7 +119,7 @@ def test_validation_rows_that_repeat_a_report_row_are_taken_out() -> None:
     cut = split_rows("t", both | {"train": rows("train", 60)}, 0, own_data=True)
     contents = [{row.content for row in part} for part in (cut.train, cut.validation, cut.test)]
     assert sum(map(len, contents)) == len(set.union(*contents)) == 60
-    with pytest.raises(UserError, match=r"0 validation .* 9 validation rows that repeat"):
+    with pytest.raises(UserError, match=r"0 validation .* 9 validation .* Give test rows that the"):
         split_rows("t", {"validation": rows("test", 9), "test": rows("test", 9)}, 0, own_data=True)
 
 

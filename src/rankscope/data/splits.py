@@ -88,11 +88,15 @@ def split_rows(
         notes.append(f"{task}: no train rows; {len(validation)} validation rows were cut from test")
     validation, in_test = without(validation, test)
     if not test or not (validation or keep_test_whole):
+        remedy = (
+            "Give test rows that the other files do not have"
+            if test and in_test
+            else "Give more rows, or the missing file ('validation:' or 'test:')"
+        )
         raise UserError(
             f"task {task!r}: {len(train)} train, {len(validation)} validation and {len(test)} "
             f"test rows are left, after removing {in_test} validation rows that repeat a test "
-            "row; expected at least one validation and one test row. Give more rows, or the "
-            "missing file ('validation:' or 'test:')"
+            f"row; expected at least one validation and one test row. {remedy}"
         )
     train, in_validation = without(train, validation)
     if files.get("train") and not train:
