@@ -8,6 +8,7 @@ import pytest
 from advice import advice_on, advise, texts
 from synthetic_study import Truth, synthetic_study
 
+from rankscope.advise.decide import undecidable_notes
 from rankscope.advise.messages import arm_name
 from rankscope.advise.recommend import recommend
 from rankscope.formatting import POINTS, evidence
@@ -348,3 +349,18 @@ def test_cost_counts_against_a_gain_only_if_forgetting_has_a_weight() -> None:
         advice = advise(replace(truth, objective=weights))
         assert advice.decision == decision
         assert ("no arm is worth it" in advice.explanation) == (retention > 0)
+
+
+def test_test_items_that_allow_no_answer_are_noted_before_training() -> None:
+    """5 never do, 6 to 19 not with fewer than three seeds; as ``decide`` judges afterwards."""
+    few = {"a": 5, "b": 6, "c": 19, "d": 20}
+    assert undecidable_notes(few, 3) == [
+        "a: 5 test items and 3 seeds cannot show which arm is best; no test can decide with fewer "
+        "than 6"
+    ]
+    noted = [note.partition(":")[0] for note in undecidable_notes(few, 2)]
+    assert noted == ["a", "b", "c"]
+    for items, seeds in ((19, 2), (19, 3), (20, 2)):
+        truth = Truth(seeds=tuple(range(seeds)), num_items=items)
+        (advice,) = recommend(synthetic_study(truth)).advice
+        assert ("are too few" in advice.verdict) == bool(undecidable_notes({"a": items}, seeds))

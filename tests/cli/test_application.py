@@ -68,6 +68,7 @@ def test_the_pages_list_every_verb_and_exit_code() -> None:
     "words",
     [
         ("guess",),
+        ("runn",),
         ("--guess",),
         ("check",),
         ("check", "a.yaml", "b.yaml"),
@@ -85,7 +86,7 @@ def test_usage_errors(words: tuple[str, ...]) -> None:
     assert outcome.code == 2
     assert outcome.out == ""
     assert "error: " in outcome.err
-    assert "See 'rankscope" in outcome.err
+    assert re.search(r"\w'?\)?[.?] See 'rankscope", outcome.err), outcome.err
     assert "Traceback" not in outcome.err
 
 

@@ -223,7 +223,7 @@ NAN, INFINITE = float("nan"), float("inf")
 def test_every_shape_can_lack_its_completion(row: dict[str, object], field: str) -> None:
     (rejected,) = parse_rows(raw(row)).rejected
     assert rejected.lacks_completion
-    reason = f"found no completion in field {field!r}, expected a text, or the right one of choices"
+    reason = f"found no completion in field {field!r}, expected a text, or which choice is right"
     assert str(rejected) == f"rows.jsonl, row 1: {reason}"
 
 
@@ -231,8 +231,8 @@ def test_a_missing_answer_is_reported_by_the_rows_own_name_for_it() -> None:
     rows = [{"question": "q", "choices": ["a", "b"], "key": key} for key in (0, None)]
     names: FieldNames = {"question": "question", "choices": "choices", "answer": "key"}
     assert reasons(raw(*rows), names) == [
-        "rows.jsonl, row 2: found no completion in field 'key', expected a text, or the right one "
-        "of choices"
+        "rows.jsonl, row 2: found no completion in field 'key', expected a text, or which choice "
+        "is right"
     ]
 
 

@@ -441,19 +441,24 @@ def test_dropped_rows_are_counted_and_change_the_data(tmp_path: Path) -> None:
     assert str(refusal.value).endswith("No row is left. Correct them.")
 
 
-@pytest.mark.parametrize(("missing", "refused"), [(1, False), (2, True)])
-def test_one_percent_of_own_rows_may_lack_a_completion(
-    tmp_path: Path, missing: int, refused: bool
+@pytest.mark.parametrize(
+    ("num_rows", "missing", "refused"),
+    [(200, 2, False), (200, 3, True), (100, 2, True), (20, 1, False), (20, 2, True), (1, 1, True)],
+)
+def test_one_percent_of_own_rows_or_one_may_lack_a_completion(
+    tmp_path: Path, num_rows: int, missing: int, refused: bool
 ) -> None:
-    rows: list[dict[str, object]] = [{"prompt": f"p{n}", "completion": f"c{n}"} for n in range(100)]
+    rows: list[dict[str, object]] = [
+        {"prompt": f"p{n}", "completion": f"c{n}"} for n in range(num_rows)
+    ]
     rows[-missing:] = [{"prompt": "p", "completion": float("nan")}] * missing
     config = TaskConfig(name="mine", train=own_file(tmp_path / "d.jsonl", rows))
     if refused:
-        with pytest.raises(UserError, match="2 of 100 rows cannot be used"):
+        with pytest.raises(UserError, match=rf"{missing} of {num_rows} rows? cannot be used"):
             load_task(config, None, 0)
     else:
         task = load_task(config, None, 0)
-        assert task.dropped == 1
+        assert task.dropped == missing
         assert "nan" not in {item.completion for item in task.train}
 
 

@@ -77,6 +77,8 @@ def test_time_depends_on_rate_and_on_memory(inputs: PreparedStudy) -> None:
     assert slow.stages.spectra == pytest.approx(6700 * plain.stages.spectra)
     assert "67 TFLOP/s (float32)" in plain.basis
     assert "not measured" in plain.basis
+    assert "used to less than 1% (published" in H100.basis(torch.float32, 0.002)
+    assert "used to 20% (published" in H100.basis(torch.float32, 0.2)
 
 
 def test_stages_and_groups_add_up(inputs: PreparedStudy) -> None:
@@ -123,7 +125,7 @@ def test_a_rung_costs_checkpoints(tmp_path: Path) -> None:
     assert costs.checkpoint(study.trials[0]) == pytest.approx(3 * seconds)
 
 
-def test_rounds_of_an_adaptive_study_wait_for_their_longest_unit(tmp_path: Path) -> None:
+def test_rounds_of_an_adaptive_study_wait_for_their_last_unit(tmp_path: Path) -> None:
     """On two devices three rates of full fine-tuning take two turns until their rung, and the two
     that go on one turn. Then every other seed is a round. Units start anew in each."""
     arms = [{"method": "full", "lr": [1e-3, 2e-3, 4e-3]}]

@@ -84,6 +84,7 @@ def test_base_and_adapters_are_scored_and_kept(adapters: Path, tmp_path: Path) -
     # Again: nothing is scored; more: only what is new.
     again = ask("--tasks", TASKS, *chosen, "--out", out)
     assert "all 8 results were there already; nothing was scored again" in again.told
+    assert "score ± one standard error; change against the base with its paired 95 %" in again.told
     more = json.loads(ask("--tasks", f"{TASKS},pocket_law", *chosen, "--out", out, "--json").out)
     assert (more["scored_now"], more["scored_before"]) == (4, 8)
     shots = json.loads(ask("--tasks", TASKS, "--num-fewshot", 1, "--out", out, "--json").out)

@@ -71,7 +71,7 @@ class Verdict:
 
 
 def undecidable_notes(num_items: Mapping[str, int], num_seeds: int) -> list[str]:
-    """What is known before any training: no answer can come of these test items, by task."""
+    """A note on each task whose test items allow no answer, whatever is trained."""
     notes = []
     for task, items in num_items.items():
         if items < FEWEST_ITEMS:
@@ -81,7 +81,7 @@ def undecidable_notes(num_items: Mapping[str, int], num_seeds: int) -> list[str]
         else:
             continue
         found = f"{count(items, 'test item')} and {count(num_seeds, 'seed')}"
-        notes.append(f"{task}: the study will not tell which arm is best: found {found}; {needed}")
+        notes.append(f"{task}: {found} cannot show which arm is best; {needed}")
     return notes
 
 

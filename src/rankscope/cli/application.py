@@ -185,7 +185,8 @@ def run_command_line(words: Sequence[str] | Callable[[], Sequence[str]]) -> int:
 
 
 def usage_error(error: Any) -> UserError:
-    message = str(error.format_message()).rstrip(".") + "."
+    message = str(error.format_message())
+    message += "" if message.endswith((".", "?", "!")) else "."
     if error.ctx is None:
         return UserError(f"{message} See 'rankscope --help'.")
     path, usage = error.ctx.command_path, error.ctx.get_usage()

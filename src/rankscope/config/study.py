@@ -35,15 +35,19 @@ MAX_TRIALS = 10_000
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
-def check_seeds(value: object) -> object:
-    """A number may be meant as how many; only 0 cannot."""
+def seed_list(value: object) -> object:
+    """Refuse a number above 0: it may be meant as the number of seeds."""
     if isinstance(value, int) and value > 0 and not isinstance(value, bool):
         raise ValueError(
             f"found {value}, expected a list: [{value}] is that seed alone, [0, 1, 2] are three"
         )
-    return value
+    return value if isinstance(value, list) else [value]
 
 
+_SeedList = Annotated[list[Seed], Field(min_length=1)]
+Seeds = Annotated[
+    _SeedList, BeforeValidator(seed_list, json_schema_input_type=_SeedList | Literal[0])
+]
 Scale = Annotated[float, Field(gt=0, lt=1)]
 IntruderScale = Annotated[float, Field(ge=0, lt=1)]
 
@@ -247,7 +251,7 @@ class StudyConfig(ConfigSection):
     """Training tasks: every arm is trained on each."""
     arms: list[ArmConfig] = Field(min_length=1)
     """Methods with their grids; a point that two arms share is one trial."""
-    seeds: Annotated[OneOrMore[Seed], BeforeValidator(check_seeds)] = [0, 1, 2]
+    seeds: Seeds = [0, 1, 2]
     """One trial per seed: row order and adapter initialization."""
     strategy: Literal["grid", "adaptive"] = "grid"
     """``grid`` trains every trial to its end. ``adaptive`` stops arms that are shown to be worse on

@@ -10,7 +10,7 @@ from rankscope.errors import UserError
 from rankscope.formatting import count
 
 MAX_SHARE_WITHOUT_COMPLETION = 0.01
-"""Of the user's own rows: as many, or one, may lack their completion, and are dropped."""
+"""Of the user's own rows: this share, or one row, may lack its completion, and is dropped."""
 MAX_PUBLISHED_SHARE = 0.1
 """Of the rows of a named task: more bad rows are a wrong file, not flaws of the data set."""
 MAX_REASON = 300  # Longest reason shown for a bad row, in characters: it can quote a cell

@@ -227,6 +227,6 @@ def unknown_shape(row: RawRow) -> Shape:
         f"{row.location}: the fields {field_names(row)[:MAX_REASON]} fit no known shape; expected "
         "messages | conversations | prompt, completion | text | instruction, input, output | "
         "question, choices, answer | question, answer. Name the columns in the task of a study "
-        "file, such as fields: {question: COLUMN, answer: COLUMN}, or with choices: [COLUMN, "
-        "COLUMN, ...] where each has its own column; a table needs a header"
+        "file, such as fields: {question: COLUMN, answer: COLUMN}, and choices in columns of their "
+        "own as choices: [COLUMN, COLUMN, ...]; a table needs a header"
     )

@@ -29,7 +29,7 @@ class NoCompletion(BadRow):
 
     def __init__(self, field: str) -> None:
         super().__init__(
-            f"found no completion in field {field!r}, expected a text, or the right one of choices"
+            f"found no completion in field {field!r}, expected a text, or which choice is right"
         )
         self.field = field
         """The empty field."""

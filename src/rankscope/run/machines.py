@@ -70,8 +70,8 @@ class Machine:
             return f"{figures} measured here{steps}; {used}"
         used = f"{share:.0%}" if share >= 0.01 else "less than 1%"
         return (
-            f"{figures} ({self.source}), assumed to be used to {used}, at most "
-            f"{self.utilization:.0%} as published for LoRA on an H100; not measured"
+            f"{figures} ({self.source}), assumed to be used to {used} (published for LoRA on an "
+            f"H100: {self.utilization:.0%}); not measured"
         )
 
 

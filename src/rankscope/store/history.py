@@ -46,7 +46,7 @@ def check_same_tasks(
     for task in tasks:
         before = stored.get(task.name, task)
         changed = [
-            f"{field} was {getattr(before, field)[:12]!r}, is {getattr(task, field)[:12]!r}"
+            f"{field} was {getattr(before, field)[:16]!r}, is {getattr(task, field)[:16]!r}"
             for field in fields
             if getattr(before, field) != getattr(task, field)
         ]
@@ -58,8 +58,8 @@ def check_same_tasks(
         if changed:
             raise UserError(
                 f"{out}: found results on task {task.name!r} as it was before, expected the task "
-                f"as it is now ({'; '.join(numbers or changed)}); give the changed study its own "
-                "--out folder, or undo the change of its files or of 'evaluate.max_items'"
+                f"as it is now ({'; '.join([*numbers, *changed])}); give the changed study its "
+                "own --out folder, or undo the change"
             )
 
 

@@ -237,7 +237,7 @@ def differences(one: Mapping[str, object], two: Mapping[str, object]) -> str:
     return "; ".join(
         f"{name.replace('_', ' ')} {_text(one.get(name))} and {_text(two.get(name))}"
         for name in dict.fromkeys([*one, *two])
-        if one.get(name) != two.get(name)
+        if _text(one.get(name)) != _text(two.get(name))
     )
 
 
@@ -252,8 +252,10 @@ def _flat(values: Mapping[str, object], outer: str = "") -> Iterator[tuple[str, 
 def _text(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Mapping):
+        return " ".join(f"{name} {_text(item)}" for name, item in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or "none"
+        return ", ".join(map(_text, value)) or "none"
     return "none" if value in (None, "") else str(value)
 
 

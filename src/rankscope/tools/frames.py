@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from rankscope.advise.recommend import recommend
-from rankscope.formatting import safe_text
+from rankscope.formatting import CONFIDENCES, safe_text
 from rankscope.records import (
     BASE,
     Recommendation,
@@ -170,9 +170,10 @@ def _answer_lines(advice: TaskAdvice) -> list[str]:
     return [
         f"{advice.task}: {advice.verdict}",
         advice.explanation,
-        f"  better than the base ({advice.better_than_base.confidence}): "
+        f"  better than the base ({CONFIDENCES[advice.better_than_base.confidence].lower()}): "
         f"{advice.better_than_base.text}",
-        f"  best choice ({advice.best_choice.confidence}): {advice.best_choice.text}",
+        f"  best choice ({CONFIDENCES[advice.best_choice.confidence].lower()}): "
+        f"{advice.best_choice.text}",
         *(f"  {check.value} ({check.status}): {check.text}" for check in weak),
         *(f"  next: {step.text}" for step in advice.next_steps),
     ]

@@ -28,7 +28,10 @@ def scores_tables(scores: Sequence[Score]) -> RenderableType:
         tables.append(terminal_table(rows, title, right=NUMBERS))
     legend = "score ± one standard error"
     if any(score.change for score in scores):
-        legend += "; change against the base with its paired 95 % interval and p, corrected by Holm"
+        legend += (
+            "; change against the base with its paired 95 % interval and p, which is of this one "
+            "comparison"
+        )
     return Group(*tables, Text(legend))
 
 

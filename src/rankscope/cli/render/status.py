@@ -4,6 +4,7 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,15 @@ def _summary(study: StudyRecords, folder: Path) -> str:
     running = f"; process {process} is running it" if process else ""
     if process and (event := _last_event(folder)):
         running += f": {_event_text(event)}"
-    spent = duration(study.total_seconds) + (" of trials that ended" if running else "")
-    steps = [state.name[5:14].lstrip("0") for state in folder.glob("**/checkpoints/*/step-*")]
-    stored = f"; checkpoint after step {', '.join(sorted(steps, key=int))}" if steps else ""
+    spent = duration(study.total_seconds) + (" before this run" if running else "")
+    steps = sorted(set(_checkpoint_steps(folder)))
+    stored = f"; checkpoint after step {', '.join(map(str, steps))}" if steps else ""
     return f"{count(len(study.trials), 'trial')}: {counts}; {spent}{stored}{running}"
+
+
+def _checkpoint_steps(folder: Path) -> Iterator[int]:
+    """Steps after which groups and workers' units that are not done left a checkpoint."""
+    with suppress(OSError):  # a run removes what it has taken up
+        for place in ("checkpoints", "units/*/checkpoints"):
+            for sums in folder.glob(f"{place}/*/step-*/SHA256SUMS"):
+                yield int(sums.parent.name.removeprefix("step-").partition(".")[0])
