@@ -26,7 +26,7 @@ from rankscope.run.outputs import write_outputs
 from rankscope.run.prepared import first_trials
 from rankscope.run.trials import ID_LENGTH
 from rankscope.run.worker import work
-from rankscope.store import find_problems
+from rankscope.store import Ledger, find_problems
 
 GRID: dict[str, Any] = {
     "arms": [
@@ -143,6 +143,19 @@ def test_a_study_that_only_stopped_trials_ends_well(adaptive: Path, tmp_path: Pa
     status = rankscope("status", adaptive)
     assert " stopped" in status.told
     assert "next: rankscope report" in status.told
+
+
+def test_a_skipped_trial_keeps_no_reason_of_an_earlier_run(adaptive: Path, tmp_path: Path) -> None:
+    """One whose arm is not among the best, as if the answer had asked for it before."""
+    shutil.copytree(adaptive, tmp_path / "out")
+    with Ledger.open(tmp_path / "out", write=True) as ledger:
+        skipped = of_status(ledger.load(), "skipped")
+        others = [t.spec.trial_id for t in skipped if t.failure != OVER_BUDGET]
+        assert others
+        ledger.retry_trials(others)
+        ledger.skip_trials(others, OVER_BUDGET)
+    small_study(tmp_path, **ADAPTIVE).run(tmp_path / "out")
+    assert results(tmp_path / "out") == results(adaptive)
 
 
 def test_trials_train_as_in_the_grid(adaptive: Path, grid: StudyRecords) -> None:

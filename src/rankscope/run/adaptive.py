@@ -67,13 +67,15 @@ class AdaptiveStudy:
         self.context, self.ledger, self.study = context, context.ledger, context.study
         self.rule = AdaptiveRule(rungs=self.study.rungs)
         self.begun_at = time.monotonic()
+        self.first_over_budget: set[str] = set()
         self.over_budget: set[str] = set()
 
     def rounds(self) -> Iterator[None]:
         first = first_trials(self.study)
         begun = {trial.trial_id for trial in first}
         seed = self.study.config.seeds[0]
-        self.over_budget = {t.trial_id for t in self.study.trials if t.seed == seed} - begun
+        of_seed = {t.trial_id for t in self.study.trials if t.seed == seed}
+        self.over_budget = self.first_over_budget = of_seed - begun
         self.remove_points_without_items(first)
         for rung in range(len(self.rule.rungs)):
             label = f"rung {rung + 1} of {len(self.rule.rungs)},"
@@ -196,7 +198,9 @@ class AdaptiveStudy:
             if not budget.pays_for(num_trials, tokens):
                 break
             kept.append(trial)
-        self.over_budget |= {trial.trial_id for trial in trials[len(kept) :]}
+        # Not those of an earlier round: the answer may no longer ask for them.
+        unpaid = {trial.trial_id for trial in trials[len(kept) :]}
+        self.over_budget = self.first_over_budget | unpaid
         return kept
 
     def tokens(self, trial: TrialRecords) -> int:
@@ -209,10 +213,10 @@ class AdaptiveStudy:
         """Give every trial that is left its last status."""
         statuses = self.ledger.statuses()
         self.ledger.finish_trials([i for i, status in statuses.items() if status == "trained"])
-        left = [i for i, status in statuses.items() if status == "planned"]
-        if left:
-            self.ledger.skip_trials([i for i in left if i in self.over_budget], OVER_BUDGET)
-            self.ledger.skip_trials([i for i in left if i not in self.over_budget], NOT_NEEDED)
+        # One that an earlier run skipped may have another reason now.
+        left = {i for i, status in statuses.items() if status in ("planned", "skipped")}
+        self.ledger.skip_trials(left & self.over_budget, OVER_BUDGET)
+        self.ledger.skip_trials(left - self.over_budget, NOT_NEEDED)
 
 
 def check_adaptive(study: PreparedStudy) -> None:

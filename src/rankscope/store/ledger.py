@@ -280,10 +280,10 @@ class Ledger:
             set_statuses(self._db, named & trained, "trained", expected=left)
             set_statuses(self._db, named - trained, "planned", expected=left)
 
-    def skip_trials(self, trial_ids: Sequence[str], reason: str) -> None:
+    def skip_trials(self, trial_ids: Collection[str], reason: str) -> None:
         """An adaptive study ends without these trials; only those that never began."""
         with transaction(self._db, self.out):
-            set_statuses(self._db, trial_ids, "skipped", reason, expected={"planned"})
+            set_statuses(self._db, trial_ids, "skipped", reason, expected={"planned", "skipped"})
 
     def repeat_trials(self, trial_ids: Collection[str]) -> None:
         """Remove all results of some trials, or of the base, to have them computed again."""
