@@ -44,11 +44,15 @@ def score_text(value: float, unit: Unit) -> str:
     return f"{number(value * unit.scale, unit.digits)} {unit.score}"
 
 
+def rounded(value: float, unit: Unit) -> float:
+    """The number as it is shown. Values are equal if these are: a reader sees no difference."""
+    # Rounding can leave "-0.0", which reads like a loss; adding zero removes the sign.
+    return round(value * unit.scale, unit.digits) + 0.0
+
+
 def signed(value: float, unit: Unit) -> str:
     """A difference with its sign, without its unit, such as ``+3.2``."""
-    # Rounding can leave "-0.0", which reads like a loss; adding zero removes the sign.
-    scaled = round(value * unit.scale, unit.digits) + 0.0
-    return f"{scaled:+.{unit.digits}f}".replace("-", MINUS)
+    return f"{rounded(value, unit):+.{unit.digits}f}".replace("-", MINUS)
 
 
 def difference(value: float, unit: Unit) -> str:

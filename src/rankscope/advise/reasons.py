@@ -9,7 +9,7 @@ from rankscope.advise.diagnostics import diagnostics
 from rankscope.advise.messages import Counted, Field, Measured, arm_name, clause, message
 from rankscope.advise.statistics.estimates import non_inferior
 from rankscope.advise.task_results import TaskResults
-from rankscope.formatting import NATS, amount, byte_size, difference, duration, unit_of
+from rankscope.formatting import NATS, amount, byte_size, difference, duration, rounded, unit_of
 from rankscope.records import AdviceMessage, ArmSummary, Estimate
 
 
@@ -52,11 +52,12 @@ def _other_gains(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
     if any(results.is_shown_to_gain(arm) for arm in tested):
         return
     gains = [(a.summary, a.summary.gain) for a in results.arms if a.summary.gain is not None]
-    others = [] if best is chosen else [("best_gain", best.arm.summary)]
     if not gains:
         return
+    others = [] if best is chosen else [("best_gain", best.arm.summary)]
     (largest, most), *rest = sorted(gains, key=lambda pair: -pair[1].value)
-    if largest not in tested and all(gain.value < most.value for _, gain in rest):
+    top, unit = rounded(most.value, results.unit), results.unit
+    if largest not in tested and all(rounded(gain.value, unit) < top for _, gain in rest):
         others.append(("largest_gain", largest))
     for name, arm in others:
         if arm.gain is not None:

@@ -9,7 +9,7 @@ from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.recommend import recommend
 from rankscope.formatting import MAX_NAME, POINTS
-from rankscope.records import Status
+from rankscope.records import ArmSummary, Status
 from rankscope.report.charts.heat_map import Grid, heat_map
 from rankscope.report.figures import rate_map, subjects, transfer
 from rankscope.report.study_view import StudyView
@@ -167,10 +167,10 @@ def test_a_map_has_room_for_the_names_of_its_rows_and_the_texts_of_its_cells() -
 def test_ranks_at_one_rate_each_are_not_called_unscored() -> None:
     view = StudyView(*study_and_advice(Truth(num_items=20, ranks=(2, 8), lrs=(1e-3, 2e-3))))
     apart = [a for a in view.arms("med") if (a.rank, a.lr) in {(2, 1e-3), (8, 2e-3)}]
-    said = rate_map.finding({"": apart})
+    said = rate_map.finding({"": apart}, POINTS)
     assert said == "No rank was trained and scored at two rates, so no rate can be called the best."
     bare = [a.model_copy(update={"validation_gain": None}) for a in apart]
-    assert rate_map.finding({"": bare}) == said
+    assert rate_map.finding({"": bare}, POINTS) == said
 
 
 def test_the_best_rate_of_every_rank_is_named_and_the_edge_said() -> None:
@@ -183,6 +183,46 @@ def test_the_best_rate_of_every_rank_is_named_and_the_edge_said() -> None:
         "On the validation split the gain is largest with the rate 0.002 at r=8; 0.004 at r=2. "
         "That is the edge of the grid for r=2."
     )
+
+
+def test_rates_of_equal_gain_are_not_ranked() -> None:
+    """At r=8 the gains are shown as the same number, at r=2 they are not."""
+    view = StudyView(*study_and_advice(Truth(num_items=20, ranks=(2, 8), lrs=(1e-3, 2e-3))))
+    gains = {(2, 1e-3): 0.1, (2, 2e-3): 0.2, (8, 1e-3): 0.3001, (8, 2e-3): 0.3002}
+
+    def with_gains(shift: float) -> list[ArmSummary]:
+        return [
+            arm.model_copy(update={"validation_gain": gains[arm.rank, arm.lr] * shift})
+            for arm in view.arms("med")
+            if arm.rank is not None
+        ]
+
+    assert rate_map.finding({"": with_gains(1)}, POINTS) == (
+        "On the validation split the gain is largest with the rate 0.002 at r=2. That is the edge "
+        "of the grid for r=2. Several rates share the largest validation gain at r=8."
+    )
+    assert rate_map.finding({"": with_gains(0)}, POINTS) == (
+        "Several rates share the largest validation gain at r=2 and r=8."
+    )
+
+
+def test_an_arm_with_a_gain_and_no_retention_is_not_called_validation_only() -> None:
+    truth = Truth(num_items=20, lrs=(2e-3, 4e-3), seeds=(0,))
+    labels = [t.spec.label for t in synthetic_study(truth).trials]
+    missing = frozenset((label, "general") for label in labels if "r=8 lr=0.004" in label)
+    assert missing
+    figure = rate_map.draw_rate_map(
+        StudyView(*study_and_advice(replace(truth, missing=missing))), "med"
+    )
+    assert figure.plot is not None
+    shown = {
+        choice.label: trace.text[list(trace.y).index("r=8")][list(trace.x).index("0.004")]
+        for choice, trace in zip(
+            figure.choices, (t for t in figure.plot.data if t.type == "heatmap"), strict=True
+        )
+    }
+    assert shown["gain over base"].strip("()")[0] == "+"
+    assert shown["retention change"] == "not scored"
 
 
 def test_a_study_of_one_rate_is_told_so() -> None:

@@ -66,8 +66,8 @@ def with_arms(view: StudyView, *arms: tuple[str, float, float]) -> StudyView:
 
 
 def test_of_equal_gains_that_with_the_better_retention_is_named(view: StudyView) -> None:
-    """0.1 + 0.2 and 0.3 differ in their last digit alone."""
-    equal = with_arms(view, ("much", 0.1 + 0.2, -0.5), ("little", 0.3, -0.1), ("none", 0.0, -0.1))
+    """0.3004 and 0.3 are shown as the same number."""
+    equal = with_arms(view, ("much", 0.3004, -0.5), ("little", 0.3, -0.1), ("none", 0.0, -0.1))
     assert plane.draw_plane(equal, "med").finding.startswith(
         "The largest gain is +30.0 points (little), with retention \N{MINUS SIGN}10.0 points; the "
         "highest change of retention is \N{MINUS SIGN}10.0 points (little)."

@@ -1,6 +1,6 @@
 """Score and retention against rank, a panel each."""
 
-from rankscope.formatting import MAX_NAME, difference, safe_text, score_text
+from rankscope.formatting import MAX_NAME, difference, rounded, safe_text, score_text
 from rankscope.report.charts.figure import Figure, interval_cells
 from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
 from rankscope.report.figures import register
@@ -62,7 +62,7 @@ def _finding(view: StudyView, task: str) -> str:
     at = "" if axis.is_by_arm else f" at {axis.focus}"
     values = ", ".join(f"{score_text(v, unit)} with {names[a.label]}" for v, a in scored[:10])
     top, best = max(scored, key=lambda pair: pair[0])
-    equal = sum(score_text(value, unit) == score_text(top, unit) for value, _ in scored)
+    equal = sum(rounded(value, unit) == rounded(top, unit) for value, _ in scored)
     is_highest = len(scored) > 1 and equal == 1
     text = f"The score{at} is {values}{f': highest with {names[best.label]}' * is_highest}."
     full, base = view.best_full(task), view.base(task)

@@ -1,6 +1,6 @@
 """Learning and retention, one point per arm: the plane of Biderman et al. (arXiv 2405.09673)."""
 
-from rankscope.formatting import count, difference
+from rankscope.formatting import count, difference, rounded
 from rankscope.report.charts.figure import Figure, interval_cells
 from rankscope.report.charts.scatter import Path, plane_plot
 from rankscope.report.figures import register
@@ -72,13 +72,13 @@ def _finding(view: StudyView, task: str) -> str:
         for a in view.arms(task)
         if a.gain and (change := view.retention_change(a))
     ]
-    # Of equal arms, the better in the other quantity; sums differ in their last digits.
-    most, gain, kept = max(scored, key=lambda arm: (round(arm[1], 9), arm[2]))
-    least, _, best = max(scored, key=lambda arm: (round(arm[2], 9), arm[1]))
-    lost, front = view.retention_unit(task), view.front(task)
+    unit, lost, front = view.unit(task), view.retention_unit(task), view.front(task)
+    # Of equal arms, the better in the other quantity.
+    most, gain, kept = max(scored, key=lambda arm: (rounded(arm[1], unit), arm[2]))
+    least, _, best = max(scored, key=lambda arm: (rounded(arm[2], lost), arm[1]))
     highest = "The largest gain is" if gain > 0 else "No arm gained; the highest change is"
     return (
-        f"{highest} {difference(gain, view.unit(task))} ({most.label}), with "
+        f"{highest} {difference(gain, unit)} ({most.label}), with "
         f"{retention_text(kept, lost)}; the highest change of retention is "
         f"{difference(best, lost)} ({least.label}). {count(len(front), 'arm')} of {len(scored)} "
         f"{'is' if len(front) == 1 else 'are'} on the Pareto front."

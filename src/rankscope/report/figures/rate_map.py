@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from rankscope.formatting import join_names
+from rankscope.formatting import Unit, join_names, rounded
 from rankscope.records import ArmSummary, Status, TrialRecords
 from rankscope.report.charts.figure import Figure, interval_cells, records
 from rankscope.report.charts.heat_map import change_grid, heat_map
@@ -78,15 +78,15 @@ def draw_rate_map(view: StudyView, task: str) -> Figure:
                     order,
                     absent=lambda *_: "not trained",
                     marks={
-                        (cell["row"], cell["column"]): cell["without"]
-                        if name == validation or cell[validation] is None
-                        else "validation only"
+                        (cell["row"], cell["column"]): "validation only"
+                        if cell[gain] is None and cell[validation] is not None
+                        else cell["without"]
                         for cell in records(cells[cells[name].isna()])
                     },
                     framed=list(zip(framed["row"], framed["column"], strict=True)),
                 )
     drawn = heat_map(grids, row_height=38, x_title="learning rate")
-    text = finding(variants)
+    text = finding(variants, unit)
     return Figure(key, title, text, frame, caption=_CAPTION, choice_name="Shown", **drawn)
 
 
@@ -105,19 +105,27 @@ def _one_rate(rates: Sequence[float]) -> str:
     )
 
 
-def finding(variants: Mapping[str, Sequence[ArmSummary]]) -> str:
+def finding(variants: Mapping[str, Sequence[ArmSummary]], unit: Unit) -> str:
     """The rate of the largest validation gain for each rank of the first variant."""
     gains: dict[int, dict[float, float]] = defaultdict(dict)
     for arm in next(iter(variants.values())):
         if arm.rank is not None and arm.validation_gain is not None:
-            gains[arm.rank][arm.lr] = arm.validation_gain
-    best = {rank: max(g, key=g.__getitem__) for rank, g in sorted(gains.items()) if len(g) > 1}
-    if not best:
+            gains[arm.rank][arm.lr] = rounded(arm.validation_gain, unit)
+    ahead = {
+        rank: [rate for rate, gain in of_rank.items() if gain == max(of_rank.values())]
+        for rank, of_rank in sorted(gains.items())
+        if len(of_rank) > 1
+    }
+    if not ahead:
         return "No rank was trained and scored at two rates, so no rate can be called the best."
     by_rate: dict[float, list[str]] = defaultdict(list)
+    best = {rank: rates[0] for rank, rates in ahead.items() if len(rates) == 1}
     for rank, rate in best.items():
         by_rate[rate].append(f"r={rank}")
     edge = [f"r={r}" for r, rate in best.items() if rate in (min(gains[r]), max(gains[r]))]
     parts = "; ".join(f"{rate:g} at {join_names(by_rate[rate])}" for rate in sorted(by_rate))
-    text = f"On the validation split the gain is largest with the rate {parts}."
-    return text + (f" That is the edge of the grid for {join_names(edge)}." if edge else "")
+    sentences = [f"On the validation split the gain is largest with the rate {parts}."] * bool(best)
+    sentences += [f"That is the edge of the grid for {join_names(edge)}."] * bool(edge)
+    if equal := [f"r={rank}" for rank in ahead if rank not in best]:
+        sentences += [f"Several rates share the largest validation gain at {join_names(equal)}."]
+    return " ".join(sentences)
