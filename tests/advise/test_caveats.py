@@ -148,7 +148,7 @@ def test_a_retention_task_without_a_right_answer_cannot_show_forgetting() -> Non
     assert "no forgetting" not in said
     unclear = advise(replace(truth, base_other=0.8, forgetting=lambda rank, lr: 0.02))
     (check,) = (c for c in unclear.checks if c.name == "retention")
-    assert check.value.startswith("retention unclear, \N{MINUS SIGN}")
+    assert check.value.startswith("forgetting unclear (change of \N{MINUS SIGN}")
     assert "retention may change by \N{MINUS SIGN}" in advice.explanation
 
 

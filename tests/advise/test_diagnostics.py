@@ -50,6 +50,8 @@ def test_no_rank_beyond_the_hidden_size_is_suggested(largest: int, advice: str) 
     caveats = texts(recommend(study).advice[0], "caveat")
     assert ("a larger one may gain more" in caveats) == (largest < 64)
     assert ("larger ones add no directions" in caveats) == (largest == 64)
+    small = diagnostic(with_tokens(study, 10**6), "The adapter is small for the data")
+    assert ("Next: more target modules." in small.text) == (largest == 64)
 
 
 def test_a_series_of_ranks_is_of_one_method_and_one_set_of_targets() -> None:
@@ -122,6 +124,7 @@ def test_the_capacity_rule_counts_every_token_once() -> None:
     assert found.values["smaller_rank"] == 2
     found = diagnostic(with_tokens(study, 32_000), "The adapter is small for the data")
     assert found.values["ratio"] == pytest.approx(0.4096)
+    assert "Next: a larger rank, or more target modules" in found.text
     # Epochs of ceil(200 / 8) = 25 steps; with 199 rows the last one has a row less, and is a step.
     fewer = with_tokens(study, 64, rows=199)
     assert diagnostic(fewer, "large for the data").values["tokens"] == pytest.approx(40)
@@ -145,6 +148,16 @@ def test_the_end_of_the_ranks_does_not_contradict_the_capacity_rule(
     end = "largest rank tried" if best == 32 else "smallest rank tried"
     assert (end in texts(advice, "caveat")) == is_named
     assert ("for the data" in texts(advice, "diagnostic")) != is_named
+
+
+def test_no_rank_below_one_is_suggested() -> None:
+    def said(rank: int) -> str:
+        truth = Truth(ranks=(rank, 8), accuracy=lambda r, lr: 0.9 if r == rank else 0.5)
+        study = with_tokens(synthetic_study(truth), 640)
+        return texts(recommend(study).advice[0], "caveat")
+
+    assert "r=2 is the smallest rank tried" in said(2)
+    assert "smallest rank tried" not in said(1)
 
 
 def test_every_diagnostic_suggests_a_next_step() -> None:

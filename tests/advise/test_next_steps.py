@@ -76,10 +76,17 @@ def test_a_budget_is_raised_only_if_it_kept_a_trial_from_beginning() -> None:
     assert needs(spent, "runs") == [{"over_budget": 2.0}]
     assert any("Raise the budget (10 trials)" in step.text for step in spent.next_steps)
     # 10 of the 12 trials were trained to their end.
-    (check,) = (c for c in enough.checks if c.name == "trials")
-    assert check.value == "2 of 12 trials stopped or not begun (83 % of the grid's tokens)"
+    (not_needed,) = (c for c in enough.checks if c.name == "trials")
+    assert (
+        not_needed.value
+        == "2 of 12 trials stopped or not begun; trained on 83 % of the grid's tokens"
+    )
     (check,) = (c for c in spent.checks if c.name == "trials")
     assert check.value.startswith("budget spent, 2 of 12 trials")
+    assert "it stopped 0 trials at a rung" in not_needed.text
+    assert "did not ask for 2 trials." in not_needed.text
+    assert check.text.startswith("The budget was spent, so 2 trials that the answer asks for never")
+    assert "never began, because" not in not_needed.text + check.text
 
 
 def test_what_is_there_already_is_not_asked_for() -> None:

@@ -10,6 +10,7 @@ from rich.table import Table
 from synthetic_study import Truth
 
 from rankscope.cli.render.summary import summary_table
+from rankscope.records import Status
 
 
 def printed(table: Table, width: int = 140) -> list[str]:
@@ -72,12 +73,19 @@ def test_summary_of_a_study_without_results_says_so() -> None:
 
 
 def test_summary_of_an_adaptive_study_says_why_arms_have_no_test_score() -> None:
-    study, advice = study_and_advice(Truth(num_items=20, seeds=(0,), failed={(2, 1e-3, 0): "oom"}))
-    caption = str(summary_table(study, advice).caption)
-    assert caption.endswith("\N{EN DASH} not scored on test items")
-    config = study.config.model_copy(update={"strategy": "adaptive"})
-    caption = str(summary_table(replace(study, config=config), advice).caption)
-    assert caption.endswith("not scored on test items, as only finalists are")
+    """An arm that ran out of memory has none for another reason than the arms that were stopped."""
+
+    def caption(status: Status, strategy: str) -> str:
+        truth = Truth(num_items=20, seeds=(0,), failed={(2, 1e-3, 0): status})
+        study, advice = study_and_advice(truth)
+        config = study.config.model_copy(update={"strategy": strategy})
+        return str(summary_table(replace(study, config=config), advice).caption)
+
+    assert caption("stopped", "adaptive").endswith(
+        "not scored on test items, as only finalists are"
+    )
+    for status, strategy in (("stopped", "grid"), ("oom", "grid"), ("oom", "adaptive")):
+        assert caption(status, strategy).endswith("\N{EN DASH} not scored on test items")
     assert "not scored" not in str(summary_table(*study_and_advice(Truth(num_items=20))).caption)
 
 

@@ -86,8 +86,8 @@ def _rank_edges(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
     ranks = sorted({r for a in results.arms if (r := a.summary.rank) is not None})
     if rank is None or len(ranks) < 2:
         return
-    if rank == ranks[0] and ratio >= 1:
+    if 1 < rank == ranks[0] and ratio >= 1:
         yield message("smallest_rank", rank=rank)
     if rank == ranks[-1] and ratio <= MORE_CAPACITY:
-        is_full = rank >= results.largest_useful_rank
+        is_full = rank >= results.hidden_size_rank
         yield message("largest_is_full_rank" if is_full else "largest_rank", rank=rank)

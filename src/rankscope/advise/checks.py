@@ -105,7 +105,7 @@ def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
             **numbers,
         )
     if subject is not None and forgetting is not None and not results.is_settled(subject.summary):
-        value = f"retention unclear, {forgetting:range}"
+        value = f"forgetting unclear (change of {forgetting:range})"
         return trust_check("retention.wide", "weak", value, forgetting=forgetting)
     if by_logprob:
         value = f"by log-probability{f'; accuracy on {not_above}' if at_chance else ''}"
@@ -186,13 +186,14 @@ def _trials(results: TaskResults, subject: Arm | None) -> Iterator[TrustCheck]:
     if stopped or skipped:
         left_out, share = len(stopped) + skipped, training_share(results.trials)
         percent, over_budget = f"{100 * share:.0f} %", len(results.over_budget)
-        value = f"{left_out} of {trials} stopped or not begun ({percent} of the grid's tokens)"
+        value = f"{left_out} of {trials} stopped or not begun"
+        value += f"; trained on {percent} of the grid's tokens"
         yield trust_check(
             "trials.over_budget" if over_budget else "trials.left_out",
             "weak",
             f"budget spent, {value}" if over_budget else value,
-            stopped=len(stopped),
-            not_needed=skipped - over_budget,
+            stopped=Counted(len(stopped), "trial"),
+            not_needed=Counted(skipped - over_budget, "trial"),
             over_budget=Counted(over_budget, "trial"),
             share=share,
             percent=percent,

@@ -109,7 +109,9 @@ def _capacity(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
         return
     tokens, shown = parameters / ratio, Counted(parameters, "parameter")
     if ratio < 1:
-        yield message("small_adapter", ratio=ratio, parameters=shown, tokens=tokens)
+        can_grow = rank is None or rank < results.hidden_size_rank
+        larger = "a larger rank, or " if can_grow else ""
+        yield message("small_adapter", ratio=ratio, parameters=shown, tokens=tokens, larger=larger)
     elif ratio > MORE_CAPACITY:
         smaller = 2 ** max(0, int(log2((rank or 1) / (ratio / MORE_CAPACITY))))
         fields: dict[str, Field] = {"hint": ""}
@@ -192,13 +194,13 @@ def _underfitting(results: TaskResults) -> Iterator[AdviceMessage]:
         "underfit": results.score(rise),
         "still_rising": is_rise(last),
     }
-    largest = results.largest_useful_rank
+    largest = results.hidden_size_rank
     if not is_rise(last):
         yield message("underfitting", **fields)
     elif rank < largest:
         yield message("underfitting_rising", next_rank=min(2 * rank, largest), **fields)
     else:
-        yield message("underfitting_full_rank", largest_useful_rank=largest, **fields)
+        yield message("underfitting_full_rank", hidden_size_rank=largest, **fields)
 
 
 def _is_significant(change: Estimate) -> bool:

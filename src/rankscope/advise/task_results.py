@@ -174,8 +174,8 @@ class TaskResults:
         return arm.steps < FEWEST_STEPS and trend is not None and trend.is_falling
 
     @property
-    def largest_useful_rank(self) -> int:
-        """No update of a target has a higher rank: one side of each is the hidden size, or less."""
+    def hidden_size_rank(self) -> int:
+        """Upper bound of the useful ranks: one side of every target is the hidden size, or less."""
         return self.study.model.hidden_size
 
     @property

@@ -176,7 +176,7 @@ def failed_trials_table(view: StudyView) -> pd.DataFrame:
 def stopped_trials_table(view: StudyView) -> pd.DataFrame:
     """Trials that an adaptive study ended at a rung: where, and behind which arm.
 
-    The difference is that of the utilities on the rung's validation items, with the interval that
+    The difference is that of the net gains on the rung's validation items, with the interval that
     holds over all arms and rungs at once; the projected one is empty unless it decided.
     """
     rows: list[dict[str, Cell]] = []

@@ -24,6 +24,10 @@ def test_the_ends_are_of_the_arms_drawn(view: StudyView) -> None:
     assert figure.finding.startswith("Loss at the end of the arms drawn: ")
     one = draw_loss(StudyView(*study_and_advice(Truth(ranks=(8,), full_lrs=()))), "med")
     assert re.fullmatch(r"Loss at the end of the arms drawn: \S+ \(r=8 lr=0.001\)\.", one.finding)
+    full = draw_loss(StudyView(*study_and_advice(Truth(ranks=(), num_items=20))), "med")
+    drawn = [f.caption.partition(". ")[0] for f in (figure, one, full)]
+    ranks, best = "the ranks at one learning rate", "the best full fine-tuning"
+    assert drawn == [f"Drawn: {ranks} and {best}", f"Drawn: {ranks}", f"Drawn: {best}"]
 
 
 def test_binned_losses_keep_short_curves_and_thin_long_ones(view: StudyView) -> None:

@@ -36,7 +36,7 @@ def test_intruder_dimensions_are_summed_over_the_matrices_of_a_model(view: Study
         records = [t.spectra for t in view.trials(arm) if t.spectra]
         total = np.mean([sum(m.intruders for m in s.matrices) for s in records])
         (part,) = (p for p in figure.finding.rstrip(".").split("; ") if f"{arm.label}: " in p)
-        assert part.endswith(f", intruder dimensions {number(total)}")
+        assert part.endswith(f", the number of intruder dimensions {number(total)}")
 
 
 def test_every_similarity_has_its_chance_level(view: StudyView) -> None:

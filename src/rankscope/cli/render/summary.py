@@ -6,7 +6,7 @@ from rich.table import Table
 
 from rankscope.cli.terminal import print_line
 from rankscope.formatting import MAX_NAME, UNKNOWN, clock, compact, number, plus_minus, safe_text
-from rankscope.records import ArmSummary, Recommendation, StudyRecords
+from rankscope.records import LEFT_OUT, ArmSummary, Recommendation, StudyRecords
 from rankscope.report.answer import NEXT_STEPS_TITLE
 from rankscope.report.page_limit import limited, not_shown
 from rankscope.report.study_view import StudyView
@@ -68,9 +68,12 @@ def _caption(view: StudyView, gain: str) -> str:
         formula = view.study.config.objective.net_formula
         columns[-1] += f": {formula}, by which arms are compared"
     columns += ["± half the 95 % interval; time per trial"]
-    if any(arm.score is None for task in tasks for arm in view.arms(task)):
-        finalists = ", as only finalists are" * (view.study.config.strategy == "adaptive")
-        columns += [f"{UNKNOWN} not scored on test items{finalists}"]
+    without = [arm for task in tasks for arm in view.arms(task) if arm.score is None]
+    if without:
+        statuses = {trial.status for arm in without for trial in view.trials(arm)}
+        by_choice = view.study.config.strategy == "adaptive" and statuses <= {"done", *LEFT_OUT}
+        reason = ", as only finalists are" if by_choice else ""
+        columns += [f"{UNKNOWN} not scored on test items{reason}"]
     return "; ".join(columns)
 
 

@@ -21,11 +21,11 @@ from rankscope.report.charts.figure import (
     plot_text,
     records,
 )
+from rankscope.report.charts.labels import CHARACTER
 from rankscope.report.style import BETTER, INK, MANY, NEUTRAL, NONE_YET, WORSE
 
 CELL = 16  # Size of a cell of a panel, pixels
 NARROWEST = 110  # Least width of a panel, pixels
-CHARACTER = 7  # Width of a letter, pixels
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from rankscope.report.style import INK
 # screen. Plotly pads its axes beyond the outermost point by about MARGIN.
 WIDTH, HEIGHT, MARGIN = 460.0, 350.0, 20.0
 NARROW_WIDTH = 200.0  # On a phone
-CHARACTER, LINE, MARKER = 7.0, 15.0, 8.0
+LINE, MARKER = 15.0, 8.0
+CHARACTER = 7  # Width of a letter
 
 
 class PointLabel(NamedTuple):

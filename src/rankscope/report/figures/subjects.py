@@ -13,8 +13,8 @@ MAX_SUBJECTS = 60  # Subjects drawn, those that fell most; all of them are in th
 TITLE = "change against base"
 _CAPTION = """Tuned minus base on the test items of each subject; orange was forgotten. Brackets: \
 the 95 % interval includes zero or is unknown; with few items per subject, intervals are wide, and \
-the sentence above names no subject under {} items, if others have more. Each arm has the learning \
-rate chosen for it. Subjects are ordered by the mean over arms, largest fall on top."""
+the sentence above names no subject with fewer than {} items unless all have so few. Each arm has \
+the learning rate chosen for it. Subjects are ordered by the mean over arms, largest fall on top."""
 
 
 @register("transfer", 20)

@@ -49,12 +49,13 @@ def draw_weight_maps(models: AnalyzedModels) -> Figure | None:
     for name, of_model in matrices.groupby("model", sort=False):
         most = of_model.loc[of_model[size].idxmax()]
         parts.append(
-            f"{name}: mean {number(of_model[size].mean())}, largest {number(most[size])} in "
-            f"{most['matrix']}, intruder dimensions {number(of_model['intruders'].sum())}"
+            f"{name}: the mean is {number(of_model[size].mean())}, the largest "
+            f"{number(most[size])} in {most['matrix']}, the number of intruder dimensions "
+            f"{number(of_model['intruders'].sum())}"
         )
     return Figure(
         **models.names("map-weights", "Where the update is, by layer and module"),
-        finding=f"{size} of each model. {'; '.join(parts)}.",
+        finding=f"The size of an update is {size}. {'; '.join(parts)}.",
         data=table_from_rows(matrices[columns].to_dict("records")),
         **heat_map(
             grids,
