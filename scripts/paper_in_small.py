@@ -29,7 +29,6 @@ from rankscope.records import Estimate
 
 PAGE = RECORDS.parent / "paper-in-small.md"
 MAIN = {"paper-in-small-gemma": "Gemma 3 270M", "paper-in-small-qwen": "Qwen2.5-Coder-0.5B"}
-NOT_TRAINED = Verdict(OPEN, "full fine-tuning was not trained", "", "full fine-tuning")
 MARGIN = {"logprob": 0.02, "among": 0.05}
 """Nats within which two scores are equal, by measure."""
 RECALL, RETENTION = ("medmcqa", "mmlu"), ("mmlu", "arc_easy")
@@ -47,8 +46,7 @@ class Study:
         names = [str(task["name"]) for task in self.whole.about["tasks"]]
         self.scored = tuple(n for n in names if (n, "test", "logprob") in first._tables)
         self.letters = tuple(n for n in self.scored if first.measure(n) == "among")
-        self.has_full = all(grid.rates(None) for grid in self.grids.values())
-        self.series = (*first.ranks, None)[: len(first.ranks) + self.has_full]
+        self.series = (*first.ranks, None)
         self.has_spectra = (folder / "spectra.parquet").exists()
 
     @staticmethod
@@ -101,8 +99,6 @@ def name_of(rank: int | None) -> str:
 
 def reasoning(study: Study) -> Verdict:
     """1: r = 32 or 64 match full fine-tuning on gsm8k and mathqa."""
-    if not study.has_full:
-        return NOT_TRAINED
     told, matches, behind, found = [], [], [], []
     for task in ("gsm8k", "mathqa"):
         grid, margin = study.grids[task], study.margin(task)
@@ -145,10 +141,8 @@ def recall(study: Study) -> Verdict:
 
 def keeps_more(study: Study, tests: Sequence[str]) -> Verdict:
     """3 and 4: what r = 32 and full fine-tuning do to tasks that were not trained."""
-    own = {rank: study.over_tests(tests, rank, "base") for rank in (32, None)[: 1 + study.has_full]}
+    own = {rank: study.over_tests(tests, rank, "base") for rank in (32, None)}
     listed = "; ".join(f"{name_of(rank)} less base {interval(e)}" for rank, e in own.items())
-    if not study.has_full:
-        return Verdict(OPEN, f"{listed} nats", detectable_nats(own[32]), "full fine-tuning")
     difference = study.over_tests(tests, 32, None)
     return Verdict(
         judged(ends(difference)[0] > 0, ends(difference)[1] < 0),
@@ -174,8 +168,6 @@ def norm_law(study: Study) -> Verdict:
 
 def similarity(study: Study) -> Verdict:
     """6: r = 32 keeps more of the leading subspaces than full fine-tuning."""
-    if not study.has_full:
-        return NOT_TRAINED
     told, better = [], []
     for task, grid in study.grids.items():
         arms = grid.tuned(32), grid.tuned(None)
@@ -446,7 +438,7 @@ def numbers(records: Path = RECORDS) -> str:
         ):
             lines += ["", f"#### {title}", "", *table]
         lines += ["", "#### Trained by tested", ""]
-        for rank in (32, None)[: 1 + study.has_full]:
+        for rank in (32, None):
             lines += [*matrix_table(study, rank), ""]
         lines.pop()
         if study is studies[0]:
