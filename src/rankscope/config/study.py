@@ -24,30 +24,14 @@ from rankscope.config.section import (
     matches,
     short_repr,
 )
+from rankscope.config.seeds import Seed, Seeds
 from rankscope.config.slurm import SlurmConfig
 from rankscope.config.task import TaskConfig
 
 DEVICE_PATTERN = r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$"
-MAX_SEED = 2**32 - 1  # Largest seed that both NumPy's and PyTorch's generators accept
 MAX_TRIALS = 10_000
 """A larger grid is a mistake, and would fill memory before ``plan`` could report it."""
 
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-
-
-def seed_list(value: object) -> object:
-    """Refuse a number above 0: it may be meant as the number of seeds."""
-    if isinstance(value, int) and value > 0 and not isinstance(value, bool):
-        raise ValueError(
-            f"found {value}, expected a list: [{value}] is that seed alone, [0, 1, 2] are three"
-        )
-    return value if isinstance(value, list) else [value]
-
-
-_SeedList = Annotated[list[Seed], Field(min_length=1)]
-Seeds = Annotated[
-    _SeedList, BeforeValidator(seed_list, json_schema_input_type=_SeedList | Literal[0])
-]
 Scale = Annotated[float, Field(gt=0, lt=1)]
 IntruderScale = Annotated[float, Field(ge=0, lt=1)]
 

@@ -233,22 +233,22 @@ def expected_rounds(
     inputs, first_seed = model.inputs, model.inputs.config.seeds[0]
     first = [trial for trial in inputs.trials if trial.seed == first_seed]
     groups = inputs.grouping.groups(first, inputs.config)
-    rounds = []
-    for begin, end in pairwise((0.0, *inputs.rungs, 1.0)):
-        units = []
-        for group in groups:
+    shares_between = list(pairwise((0.0, *inputs.rungs, 1.0)))
+    rounds: list[list[float]] = [[] for _ in shares_between]
+    for group in groups:
+        costs = trial_costs(model, scored, group)
+        faults = model.page_faults(group) / len(group)
+        for units, (begin, end) in zip(rounds, shares_between, strict=True):
             active = [trial for trial in group if shares[trial.trial_id] > begin]
             if not active:
-                continue
-            costs = trial_costs(model, scored, group)
-            seconds = start_seconds + model.page_faults(group) * len(active) / len(group)
+                break
+            seconds = start_seconds + len(active) * faults
             for trial in active:
                 own = costs[trial.trial_id]
                 seconds += (end - begin) * (own.total - own.starting)
                 seconds += ((begin > 0) + (end < 1)) * model.checkpoint(trial)
                 seconds += (end == 1) * model.stored_weights(trial)
             units.append(seconds)
-        rounds.append(units)
     for seed in inputs.config.seeds[1:]:
         of_seed = [trial for trial in inputs.trials if trial.seed == seed]
         seconds = sum(
