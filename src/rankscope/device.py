@@ -130,14 +130,14 @@ def choose_dtype(text: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16
     if text != "auto":
         raise UserError(f"dtype {text!r}: expected 'auto', 'float32' or 'bfloat16'.")
-    return torch.bfloat16 if computes_bfloat16(device) else torch.float32
+    return torch.bfloat16 if _computes_bfloat16(device) else torch.float32
 
 
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def computes_bfloat16(device: torch.device) -> bool:
+def _computes_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for products in bfloat16, and may use them."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -147,7 +147,7 @@ def computes_bfloat16(device: torch.device) -> bool:
 
 def dtype_notes(dtype: torch.dtype, device: torch.device) -> list[str]:
     """A note if the study asks for a dtype in which this processor is slow."""
-    if device.type != "cpu" or dtype != torch.bfloat16 or computes_bfloat16(device):
+    if device.type != "cpu" or dtype != torch.bfloat16 or _computes_bfloat16(device):
         return []
     return [
         "dtype bfloat16: this processor has neither AVX512-BF16 nor AMX, and its bfloat16 products "

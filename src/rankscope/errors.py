@@ -215,7 +215,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
 
 
-def os_error_number(error: BaseException) -> int | None:
+def _os_error_number(error: BaseException) -> int | None:
     """The operating system's number of an error, also of one that has it as text."""
     if isinstance(error, shutil.Error):  # of a whole folder: errors as text
         match = re.search(r"\[Errno (\d+)\]", str(error))
@@ -226,20 +226,20 @@ def os_error_number(error: BaseException) -> int | None:
     return int(match[1] or match[2]) if match else None
 
 
-def disk_fault(error: BaseException) -> tuple[str, str] | None:
+def _disk_fault(error: BaseException) -> tuple[str, str] | None:
     """What was found and what to do, if the disk did not take what was written."""
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extended part
         if code == sqlite3.SQLITE_FULL:
             return FULL[errno.ENOSPC]
         return FULL_OR_FAILING if code in SQLITE_FAILING else None
-    number = os_error_number(error)
+    number = _os_error_number(error)
     return FAILING if number == errno.EIO else FULL.get(number or 0)
 
 
-def is_memory_fault(error: BaseException) -> bool:
+def _is_memory_fault(error: BaseException) -> bool:
     """Whether this error itself, whatever caused it, means that memory ran out."""
-    if isinstance(error, MemoryError) or os_error_number(error) == errno.ENOMEM:
+    if isinstance(error, MemoryError) or _os_error_number(error) == errno.ENOMEM:
         return True
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", 0) in SQLITE_NO_MEMORY
@@ -252,12 +252,12 @@ def is_memory_fault(error: BaseException) -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error, or what caused it, means that memory ran out."""
-    return any(isinstance(e, OutOfMemory) or is_memory_fault(e) for e in causes(error))
+    return any(isinstance(e, OutOfMemory) or _is_memory_fault(e) for e in causes(error))
 
 
 def out_of_memory_message(error: BaseException) -> str:
     """``out of memory: `` and the first line of the error behind it."""
-    faults = [cause for cause in causes(error) if is_memory_fault(cause)]
+    faults = [cause for cause in causes(error) if _is_memory_fault(cause)]
     text = first_line(faults[0] if faults else error)
     return f"out of memory: {'no details' if text == 'MemoryError' else text}"
 
@@ -278,13 +278,13 @@ def shortage_behind(
     for cause in causes(error):
         if isinstance(cause, DiskFull | DiskFailed | OutOfMemory):
             return cause
-        if is_memory_fault(cause):
+        if _is_memory_fault(cause):
             return OutOfMemory(
                 f"{where or 'this command'}: {out_of_memory_message(cause)}: found "
                 f"{byte_size(free_memory_bytes())} free, expected more; "
                 f"{do or 'close other programs or raise the limit'}, {AGAIN}"
             )
-        if fault := disk_fault(cause):
+        if fault := _disk_fault(cause):
             kind = DiskFull if fault in FULL.values() else DiskFailed
             return kind(_disk_message(cause, fault, where, needed))
     return None
@@ -297,15 +297,15 @@ def _disk_message(
     named = getattr(error, "filename", None)
     name = os.fsdecode(named) if isinstance(named, str | bytes) else ""
     place = Path(name) if name and not (where and name.startswith(str(where))) else where
-    free = free_disk_bytes(place) if isinstance(place, Path) else None
+    free = _free_disk_bytes(place) if isinstance(place, Path) else None
     found += "" if free is None else f", with {free:,} bytes free"
     expected = f"expected room for {needed or 'more'}"
-    number = os_error_number(error)
+    number = _os_error_number(error)
     reason = first_line(error) if number is None else os.strerror(number)
     return f"{place or 'writing'}: found {found} ({reason}), {expected}; {do}, {AGAIN}"
 
 
-def free_disk_bytes(place: Path) -> int | None:
+def _free_disk_bytes(place: Path) -> int | None:
     """Free space of the disk that a file or folder, or its place to be, is on."""
     for folder in (place, *place.absolute().parents):
         with suppress(OSError, ValueError):
@@ -323,10 +323,10 @@ def free_memory_bytes() -> int:
         limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
         cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         free = min(free, limit - used + int(cached["inactive_file"]))
-    return int(max(0, min(free, free_address_space())))
+    return int(max(0, min(free, _free_address_space())))
 
 
-def free_address_space() -> float:
+def _free_address_space() -> float:
     """Bytes left of this process's address space ('ulimit -v'); infinite without a limit."""
     import resource  # not on Windows
 
@@ -343,7 +343,7 @@ def address_space_shortage(error: BaseException | None = None) -> OutOfMemory | 
 
     ``error`` is an unknown one that was met.
     """
-    free = free_address_space()
+    free = _free_address_space()
     if free >= MIN_ADDRESS_SPACE:
         return None
     reason = "" if error is None else f" ({type(error).__name__}: {first_line(error)})"
@@ -357,7 +357,7 @@ def address_space_shortage(error: BaseException | None = None) -> OutOfMemory | 
 def take_blas_memory() -> None:
     """Have NumPy's OpenBLAS allocate its 32 MB now if address space is limited: it does so at its
     first product, and calls ``exit(1)`` if it cannot."""
-    if MIN_ADDRESS_SPACE <= free_address_space() < math.inf:
+    if MIN_ADDRESS_SPACE <= _free_address_space() < math.inf:
         import numpy as np
 
         size = 512  # all of its threads get a part

@@ -181,7 +181,7 @@ class JsonlReporter:
         self.inner.note(text)
 
 
-class TimeLeft(Protocol):
+class _TimeLeft(Protocol):
     """Estimates when a whole study ends; ``trained`` is the done share of the current training."""
 
     def begin_training(self, trained_before: float) -> None:
@@ -208,7 +208,7 @@ class SpeedMeter:
         reporter: ProgressReporter,
         num_trials: int,
         clock: Callable[[], float] = time.monotonic,
-        study: TimeLeft | None = None,
+        study: _TimeLeft | None = None,
     ) -> None:
         self.reporter = reporter
         self.num_trials = num_trials

@@ -51,7 +51,7 @@ FEWEST_LOSSES = 6  # Fewest recorded steps of a loss trend: two in each third
 
 
 @dataclass(frozen=True, slots=True)
-class LossTrend:
+class _LossTrend:
     """Mean training loss over the first, the middle and the last third of the steps."""
 
     start: float
@@ -83,7 +83,7 @@ class Arm:
         return min((t.train.steps for t in self.trials if t.train is not None), default=0)
 
     @property
-    def loss_trend(self) -> LossTrend | None:
+    def loss_trend(self) -> _LossTrend | None:
         """Of its finished trials together; None with fewer than ``FEWEST_LOSSES``."""
         curves = [[p.loss for p in t.train.losses] for t in self.finished if t.train is not None]
         if min(map(len, curves), default=0) < FEWEST_LOSSES:
@@ -95,7 +95,7 @@ class Arm:
             for pairs in [list(zip(curves, thirds, strict=True))]
         )
         error = float(np.hypot(middle.std(ddof=1), last.std(ddof=1)) / np.sqrt(len(last)))
-        return LossTrend(float(first.mean()), float(middle.mean()), float(last.mean()), error)
+        return _LossTrend(float(first.mean()), float(middle.mean()), float(last.mean()), error)
 
     def updated(self, **fields: object) -> "Arm":
         return Arm(self.task, self.trials, self.summary.model_copy(update=fields))
@@ -116,7 +116,7 @@ def summarize_arms(study: StudyRecords) -> dict[str, tuple[Arm, ...]]:
         if task in by_task:  # a run that ended as it began may leave trials of an earlier task
             by_task[task].append(Arm(task, tuple(trials), _summary(study, trials)))
     gains = [gain for arms in by_task.values() for a in arms if (gain := a.summary.gain)]
-    adjusted = iter(adjusted_within_family(gains))
+    adjusted = iter(_adjusted_within_family(gains))
     return {
         task: tuple(
             arm.updated(gain=arm.summary.gain and next(adjusted), on_pareto_front=on_front)
@@ -147,7 +147,7 @@ def base_estimates(study: StudyRecords) -> dict[str, Estimate]:
     return {name: e for name, models in by_task.items() if (e := mean_estimate(models)) is not None}
 
 
-def adjusted_within_family(family: Sequence[Estimate]) -> list[Estimate]:
+def _adjusted_within_family(family: Sequence[Estimate]) -> list[Estimate]:
     """The estimates with ``p_holm``."""
     adjusted = holm([e.p for e in family])
     return [
@@ -158,7 +158,7 @@ def adjusted_within_family(family: Sequence[Estimate]) -> list[Estimate]:
 
 def adjusted_records(records: Sequence[_R], field: str) -> list[_R]:
     """The records, whose estimates ``field`` are one family, with ``p_holm``."""
-    adjusted = adjusted_within_family([getattr(record, field) for record in records])
+    adjusted = _adjusted_within_family([getattr(record, field) for record in records])
     return [r.model_copy(update={field: e}) for r, e in zip(records, adjusted, strict=True)]
 
 
@@ -185,7 +185,7 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
         and (change := score_difference(study, done, None, name)) is not None
     }
     transfer = {name: change for name, change in changes.items() if name in others}
-    family = adjusted_within_family(list(transfer.values()))
+    family = _adjusted_within_family(list(transfer.values()))
     in_nats = tuple(t for t in retained if has_gold_logprobs(study, t.name))
     forgetting = _fall(study, done, own)
     is_own = scale.tasks == own.tasks and scale.measure == "score" and scale.factors is None

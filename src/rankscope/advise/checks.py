@@ -184,7 +184,7 @@ def _trials(results: TaskResults, subject: Arm | None) -> Iterator[TrustCheck]:
     stopped = [t for t in results.trials if t.status == "stopped"]
     skipped = sum(t.status == "skipped" for t in results.trials)
     if stopped or skipped:
-        left_out, share = len(stopped) + skipped, training_share(results.trials)
+        left_out, share = len(stopped) + skipped, _training_share(results.trials)
         percent, over_budget = f"{100 * share:.0f} %", len(results.over_budget)
         value = f"{left_out} of {trials} stopped or not begun"
         value += f"; trained on {percent} of the grid's tokens"
@@ -202,7 +202,7 @@ def _trials(results: TaskResults, subject: Arm | None) -> Iterator[TrustCheck]:
         yield trust_check("trials.fine", "fine", f"all {trials} finished", trials=trials)
 
 
-def training_share(trials: Sequence[TrialRecords]) -> float:
+def _training_share(trials: Sequence[TrialRecords]) -> float:
     """Training tokens of an adaptive study over those of its grid; failed trials count in neither.
 
     A trial that never began counts as much as its arm's others, or as the mean of all.

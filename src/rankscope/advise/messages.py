@@ -57,7 +57,7 @@ class Measured:
         if style == "highest":
             return amount(self.number.high or 0.0, self.unit)
         if style == "range":
-            return interval_text(-self.number, self.unit)
+            return _interval_text(-self.number, self.unit)
         if style == "interval":
             return interval_and_p(self.number, self.unit)
         shown = -self.number if style == "reverse_evidence" else self.number
@@ -78,7 +78,7 @@ class Counted:
 Field = str | float | Measured | Counted
 
 
-def interval_text(change: Estimate, unit: Unit) -> str:
+def _interval_text(change: Estimate, unit: Unit) -> str:
     """The 95 % interval with its unit, such as ``-3.1 to +0.4 points``."""
     if change.low is None or change.high is None:
         return "an unknown amount"
@@ -114,7 +114,7 @@ def _values(fields: Mapping[str, Field]) -> dict[str, float]:
     values: dict[str, float] = {}
     for field, content in fields.items():
         if isinstance(content, Measured) and isinstance(content.number, Estimate):
-            values |= estimate_values(field, content.number)
+            values |= _estimate_values(field, content.number)
         elif isinstance(content, Measured | Counted):
             values[field] = float(content.value)
         elif not isinstance(content, str):
@@ -143,7 +143,7 @@ def verdict_name(arm: ArmSummary) -> str:
     return arm.short_label if arm.alpha is None else f"{get_method(arm.method).label} r={arm.rank}"
 
 
-def estimate_values(name: str, estimate: Estimate) -> dict[str, float]:
+def _estimate_values(name: str, estimate: Estimate) -> dict[str, float]:
     """An estimate as plain numbers: ``name``, ``name_low``, ``name_p``, ``name_error``, ``n``..."""
     numbers = {
         name: estimate.value,

@@ -51,7 +51,7 @@ def compare_mitigations(study: StudyRecords) -> tuple[TaskMitigation, ...]:
 
     Empty if the study scored no scaled variant or has no retention task.
     """
-    variants = ScoredVariants.of(study)
+    variants = _ScoredVariants.of(study)
     if not variants.strengths:
         return ()
     tasks = []
@@ -95,7 +95,7 @@ def _change(
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredVariants:
+class _ScoredVariants:
     """A study with the strengths at which its trials were scored as variants."""
 
     study: StudyRecords
@@ -103,7 +103,7 @@ class ScoredVariants:
     """(trial id, kind) -> strengths in ascending order, without 0 and 1."""
 
     @classmethod
-    def of(cls, study: StudyRecords) -> "ScoredVariants":
+    def of(cls, study: StudyRecords) -> "_ScoredVariants":
         strengths: dict[tuple[str, VariantKind], set[float]] = {}
         for model, _, _ in study.evals:
             variant = variant_of(model)
@@ -135,7 +135,7 @@ class ScoredVariants:
         return {0.0: (0.0, 0.0), **points} if kind == "scale" else points
 
 
-def _curves(variants: ScoredVariants, arm: Sequence[TrialRecords]) -> list[ScalingCurve]:
+def _curves(variants: _ScoredVariants, arm: Sequence[TrialRecords]) -> list[ScalingCurve]:
     objective = variants.study.config.objective
     curves = []
     for kind in get_args(VariantKind):
@@ -177,7 +177,7 @@ def _curves(variants: ScoredVariants, arm: Sequence[TrialRecords]) -> list[Scali
 
 
 def _comparisons(
-    variants: ScoredVariants, trials: Sequence[TrialRecords]
+    variants: _ScoredVariants, trials: Sequence[TrialRecords]
 ) -> list[MitigationComparison]:
     """Mitigated arms against their plain arms, and other kinds of scaling against plain scaling."""
     plain = {(_plain_arm(t), t.spec.seed): t for t in trials if not _is_mitigated(t)}
@@ -213,7 +213,7 @@ def _plain_arm(trial: TrialRecords) -> tuple[object, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Crossing:
+class _Crossing:
     """Where a curve reaches a gain: ``share`` of the way from one of its points to another."""
 
     first: int
@@ -223,18 +223,18 @@ class Crossing:
     forgetting: float
 
 
-def crossing_at(curve: Sequence[GainAndForgetting], gain: float) -> Crossing:
+def crossing_at(curve: Sequence[GainAndForgetting], gain: float) -> _Crossing:
     """Where a piecewise linear curve reaches ``gain`` with the least forgetting.
 
     A gain outside the curve is moved to its nearest end.
     """
     gains = [g for g, _ in curve]
     gain = min(max(gain, min(gains)), max(gains))
-    reached = [Crossing(i, i, 0.0, 0.0, f) for i, (g, f) in enumerate(curve) if g == gain]
+    reached = [_Crossing(i, i, 0.0, 0.0, f) for i, (g, f) in enumerate(curve) if g == gain]
     for i, ((g0, f0), (g1, f1)) in enumerate(pairwise(curve)):
         if min(g0, g1) <= gain <= max(g0, g1) and g0 != g1:
             share, slope = (gain - g0) / (g1 - g0), (f1 - f0) / (g1 - g0)
-            reached.append(Crossing(i, i + 1, share, slope, f0 + (f1 - f0) * share))
+            reached.append(_Crossing(i, i + 1, share, slope, f0 + (f1 - f0) * share))
     return min(reached, key=lambda c: c.forgetting)
 
 
@@ -245,12 +245,12 @@ class _Match:
     model: str
     first: str
     second: str
-    crossing: Crossing
+    crossing: _Crossing
     difference: float  # Forgetting of the model minus that of the mixture
 
 
 def _comparison(
-    variants: ScoredVariants, label: str, pairs: Sequence[tuple[str, TrialRecords]]
+    variants: _ScoredVariants, label: str, pairs: Sequence[tuple[str, TrialRecords]]
 ) -> MitigationComparison | None:
     """Compare (model, plain trial) of every seed; None without scaling curves of the plain
     trials."""

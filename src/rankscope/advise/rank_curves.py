@@ -55,24 +55,24 @@ def curve_models(study: StudyRecords, task: str) -> dict[CurveKind, CurveModels]
     specs = [t.spec for t in finished_trials(study.trials) if t.spec.task == task]
     plain = [s for s in specs if s.method in PLAIN]
     line = [s for s in plain if s.arm_without_rank == plain[0].arm_without_rank]
-    nested = [s for s in specs if s.nested and line and is_beside(s, line[0])]
+    nested = [s for s in specs if s.nested and line and _is_beside(s, line[0])]
     trained: dict[int, Mapping[int, str]] = {}
     for rank in sorted({s.rank or 0 for s in line}):
-        trained |= best_models(study, [s for s in line if s.rank == rank])
+        trained |= _best_models(study, [s for s in line if s.rank == rank])
     curves: dict[CurveKind, CurveModels] = {
         "trained": trained,
-        "nested": best_models(study, nested),
-        "truncated": truncated_models(study, trained),
+        "nested": _best_models(study, nested),
+        "truncated": _truncated_models(study, trained),
     }
     return {kind: models for kind, models in curves.items() if models}
 
 
-def is_beside(spec: TrialSpec, plain: TrialSpec) -> bool:
+def _is_beside(spec: TrialSpec, plain: TrialSpec) -> bool:
     alike = spec.model_copy(update={"method": plain.method, "nested": None})
     return alike.arm_without_rank == plain.arm_without_rank
 
 
-def best_models(study: StudyRecords, specs: Sequence[TrialSpec]) -> CurveModels:
+def _best_models(study: StudyRecords, specs: Sequence[TrialSpec]) -> CurveModels:
     """The trials with one learning rate, and one alpha or list of nested ranks, whose validation
     scores have the largest area."""
     groups: dict[object, dict[int, dict[int, str]]] = {}
@@ -89,7 +89,7 @@ def best_models(study: StudyRecords, specs: Sequence[TrialSpec]) -> CurveModels:
     return max(groups.values(), key=area, default={})
 
 
-def truncated_models(study: StudyRecords, trained: CurveModels) -> CurveModels:
+def _truncated_models(study: StudyRecords, trained: CurveModels) -> CurveModels:
     """The truncations of the largest trained rank, which is its own last point."""
     whole = trained[max(trained)] if trained else {}
     scored = {model for model, _, _ in study.evals}
@@ -115,11 +115,11 @@ def rank_curve(
             models if rank is None else {rank: models[rank]}
             for models in (curves[kind], curves["trained"])
         )
-        kept = area_under(study, own, retained, BASE)
+        kept = _area_under(study, own, retained, BASE)
         is_trained = kind == "trained"
-        more = None if is_trained else area_under(study, own, [task], trained)
-        more_kept = None if is_trained else area_under(study, own, retained, trained)
-        score = area_under(study, own, [task])
+        more = None if is_trained else _area_under(study, own, [task], trained)
+        more_kept = None if is_trained else _area_under(study, own, retained, trained)
+        score = _area_under(study, own, [task])
         if score is not None:
             points.append(
                 RankCurvePoint(
@@ -135,7 +135,7 @@ def rank_curve(
     return RankCurve(kind=kind, rates=tuple(sorted(rates)), points=tuple(points))
 
 
-def area_under(
+def _area_under(
     study: StudyRecords,
     curve: CurveModels,
     tasks: Sequence[str],

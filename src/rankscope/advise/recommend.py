@@ -42,7 +42,7 @@ def recommend(study: StudyRecords) -> Recommendation:
     return Recommendation(
         study=study.name,
         advice=advice,
-        method=method_text(
+        method=_method_text(
             study.config.objective, {a.task: a.forgetting_scale.text for a in advice}
         ),
         base=base_estimates(study),
@@ -71,7 +71,7 @@ def task_results(study: StudyRecords) -> tuple[TaskResults, ...]:
     )
 
 
-def method_text(objective: ObjectiveConfig, forgetting_rules: Mapping[str, str]) -> str:
+def _method_text(objective: ObjectiveConfig, forgetting_rules: Mapping[str, str]) -> str:
     """One paragraph on how every choice of the study was made.
 
     forgetting_rules: training task -> how its forgetting was weighed.

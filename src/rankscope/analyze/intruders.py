@@ -51,7 +51,7 @@ SPARE_VECTORS = 16  # Vectors that an iteration keeps beyond those wanted
 
 
 @dataclass(frozen=True, slots=True)
-class IntruderScaling:
+class _IntruderScaling:
     """What scaling the intruders of one matrix adds to it, left @ right, and its control."""
 
     left: Tensor  # (m, i) float64
@@ -64,7 +64,7 @@ class IntruderScaling:
 
 def scale_intruders(
     weight: Tensor, delta: Tensor, base: SVD, factor: float, settings: SpectraConfig
-) -> IntruderScaling:
+) -> _IntruderScaling:
     """(lambda - 1) times the intruders of W0 + dW, lambda = ``factor``. ``base`` is the SVD of W0,
     whose left vectors decide what is an intruder."""
     delta = to_float64(delta)
@@ -83,4 +83,4 @@ def scale_intruders(
     control_factor, norm = 1.0, float(torch.linalg.matrix_norm(delta))
     if norm and intruders.count:
         control_factor = float(torch.linalg.matrix_norm(delta + left @ right)) / norm
-    return IntruderScaling(left, right, intruders, control_factor)
+    return _IntruderScaling(left, right, intruders, control_factor)

@@ -44,7 +44,7 @@ class LeadingVectors:
     def from_triples(cls, left: Tensor, right: Tensor, triples: Triples) -> "LeadingVectors":
         top = float(triples.S[0]) if len(triples.S) else 0.0
         residual = float(triples.residuals.max()) / top if top else 0.0
-        return cls(left, right, triples.S, residual, num_ill_conditioned(triples))
+        return cls(left, right, triples.S, residual, _num_ill_conditioned(triples))
 
     @classmethod
     def unchanged(cls, base: SVD, k: int) -> "LeadingVectors":
@@ -59,7 +59,7 @@ def low_rank_leading_vectors(base: SVD, update: LowRankUpdate, k: int) -> Leadin
     d = len(base.S)
     triples = None
     if any(d >= smallest and share * k <= d for smallest, share in ITERATE_IF):
-        triples = iterate_and_count(matrix, k)
+        triples = _iterate_and_count(matrix, k)
     if triples is None:
         u, s, vh = torch.linalg.svd(matrix.dense().to(base.S.dtype), full_matrices=False)
         triples = Triples.from_svd(u, s, vh.mT, k)
@@ -69,7 +69,7 @@ def low_rank_leading_vectors(base: SVD, update: LowRankUpdate, k: int) -> Leadin
     return LeadingVectors.from_triples(left, right, triples)
 
 
-def iterate_and_count(matrix: DiagonalPlusLowRank, k: int) -> Triples | None:
+def _iterate_and_count(matrix: DiagonalPlusLowRank, k: int) -> Triples | None:
     """The leading triples of ``matrix``, certified complete; None if that fails."""
     try:
         triples = leading_triples(matrix, matrix.start(k + max(16, k // 5)), k, TOLERANCE)
@@ -157,7 +157,7 @@ def dense_leading_vectors(base: SVD, tuned: Tensor, k: int) -> LeadingVectors:
     return LeadingVectors.from_triples(base.U.mT @ u, base.V.mT @ v, triples)
 
 
-def num_ill_conditioned(triples: Triples) -> int:
+def _num_ill_conditioned(triples: Triples) -> int:
     """Vectors that rounding W to float32 may turn by more than a sine of :data:`ROTATION`.
 
     Davis & Kahan 1970: the sine is at most the perturbation, here 2^-23 of the largest value plus

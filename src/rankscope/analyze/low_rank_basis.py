@@ -46,14 +46,14 @@ class DiagonalPlusLowRank:
         inside = torch.diag(self.S[:, 0]) + self.P @ self.Q.mT
         return torch.cat([inside, self.R @ self.Q.mT])
 
-    def gram(self) -> "DiagonalPlusLowRankGram":
+    def gram(self) -> "_DiagonalPlusLowRankGram":
         """K^T K = S^2 + Z M Z^T with Z = [S P, Q] and M = [0, 1; 1, P^T P + R^T R]."""
         identity = torch.eye(self.P.shape[1], dtype=self.P.dtype, device=self.P.device)
         inner = self.P.mT @ self.P + self.R.mT @ self.R
         upper = torch.cat([torch.zeros_like(identity), identity], dim=1)
         middle = torch.cat([upper, torch.cat([identity, inner], dim=1)])
         Z = torch.cat([self.S * self.P, self.Q], dim=1)
-        return DiagonalPlusLowRankGram(self.S**2, Z, middle)
+        return _DiagonalPlusLowRankGram(self.S**2, Z, middle)
 
     def start(self, count: int) -> Tensor:
         """Orthonormal vectors to start an iteration from, (d, b).
@@ -94,7 +94,7 @@ class DiagonalPlusLowRank:
 
 
 @dataclass(frozen=True, slots=True)
-class DiagonalPlusLowRankGram:
+class _DiagonalPlusLowRankGram:
     """G = diag(D) + Z M Z^T, (d, d)."""
 
     D: Tensor  # (d, 1)
@@ -110,9 +110,9 @@ class DiagonalPlusLowRankGram:
             out.sub_(before, alpha=weight)
         return out.addmm_(self.Z, self.M @ (self.Z.mT @ x), alpha=factor)
 
-    def deflate(self, vectors: Tensor, values: Tensor) -> "DiagonalPlusLowRankGram":
+    def deflate(self, vectors: Tensor, values: Tensor) -> "_DiagonalPlusLowRankGram":
         z = torch.cat([self.Z, vectors], dim=1)
-        return DiagonalPlusLowRankGram(self.D, z, torch.block_diag(self.M, torch.diag(-values)))
+        return _DiagonalPlusLowRankGram(self.D, z, torch.block_diag(self.M, torch.diag(-values)))
 
 
 def to_base_basis(base: SVD, update: LowRankUpdate) -> DiagonalPlusLowRank:

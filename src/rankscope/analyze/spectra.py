@@ -113,14 +113,14 @@ def adapter_spectrum(
     check_factors(name, weight, adapter)
     if not get_lora_method(adapter.method).delta_is_low_rank:
         delta = adapter.delta(name, to_float64(weight))
-        return dense_spectrum(name, weight, delta, settings, svds)
+        return _dense_spectrum(name, weight, delta, settings, svds)
     update = LowRankUpdate.from_adapter(adapter, name, weight)
 
     def leading_vectors(base: SVD, k: int) -> LeadingVectors:
         return low_rank_leading_vectors(base, update, k)
 
     delta_svd = update.frobenius(), update.singular_values()
-    return matrix_spectrum(name, weight, delta_svd, leading_vectors, settings, svds)
+    return _matrix_spectrum(name, weight, delta_svd, leading_vectors, settings, svds)
 
 
 def full_spectrum(
@@ -133,10 +133,10 @@ def full_spectrum(
             "these are not the same architecture"
         )
     delta = to_float64(tuned) - to_float64(weight)
-    return dense_spectrum(name, weight, delta, settings, svds)
+    return _dense_spectrum(name, weight, delta, settings, svds)
 
 
-def dense_spectrum(
+def _dense_spectrum(
     name: str, weight: Tensor, delta: Tensor, settings: SpectraConfig, svds: SvdCache
 ) -> MatrixSpectrum:
     """Spectra of one matrix whose update ``delta``, (m, n) float64, has full rank."""
@@ -145,11 +145,11 @@ def dense_spectrum(
         before = at_least_float32(weight)
         return dense_leading_vectors(base, before + delta.to(before), k)
 
-    delta_svd = float(torch.linalg.matrix_norm(delta)), dense_singular_values(delta)
-    return matrix_spectrum(name, weight, delta_svd, leading_vectors, settings, svds)
+    delta_svd = float(torch.linalg.matrix_norm(delta)), _dense_singular_values(delta)
+    return _matrix_spectrum(name, weight, delta_svd, leading_vectors, settings, svds)
 
 
-def dense_singular_values(delta: Tensor) -> Tensor:
+def _dense_singular_values(delta: Tensor) -> Tensor:
     """Singular values of a dense float64 matrix (m, n), largest first, (d,).
 
     By the Gram matrix of the shorter side, at a third of the cost. Values below 1e-8 of the largest
@@ -160,7 +160,7 @@ def dense_singular_values(delta: Tensor) -> Tensor:
     return values
 
 
-def matrix_spectrum(
+def _matrix_spectrum(
     name: str,
     weight: Tensor,
     delta: tuple[float, Tensor],

@@ -36,7 +36,7 @@ class Gram(Protocol):
         """G - sum of values_i v_i v_i^T: ``vectors`` (n, e), ``values`` (e,)."""
 
 
-class Operator(Protocol):
+class _Operator(Protocol):
     """A matrix K (m, n), known by its products alone."""
 
     def apply(self, x: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class NotConvergedError(Exception):
 
 
 def leading_triples(
-    operator: Operator, start: Tensor, k: int, tolerance: float, min_sweeps: int = 0
+    operator: _Operator, start: Tensor, k: int, tolerance: float, min_sweeps: int = 0
 ) -> Triples:
     """The ``k`` leading singular triples of K, with products in the dtype of ``start``.
 
@@ -85,20 +85,20 @@ def leading_triples(
     size = min(start.shape[0], k + max(16, k // 5))
     basis, gram = start, operator.gram()
     for sweep in range(MAX_SWEEPS):
-        u, s, v = rayleigh_ritz(operator, basis, size)
+        u, s, v = _rayleigh_ritz(operator, basis, size)
         residuals = torch.linalg.vector_norm(operator.adjoint(u[:, :k]) - v[:, :k] * s[:k], dim=0)
         if sweep >= min_sweeps and bool((residuals <= tolerance * s[0]).all()):
             next_value = float(s[k]) if len(s) > k else 0.0
             return Triples(u[:, :k], s[:k], v[:, :k], residuals, next_value)
         excess = float(residuals.max() / (tolerance * s[0]))
         log_reduction = math.log(max(excess, 1e-300)) + SAFETY
-        basis = orthonormal(chebyshev_filter(gram, (s, v), k, log_reduction))
+        basis = orthonormal(_chebyshev_filter(gram, (s, v), k, log_reduction))
     raise NotConvergedError(
         f"residual {float(residuals.max() / s[0]):.1e} after {MAX_SWEEPS} sweeps"
     )
 
 
-def rayleigh_ritz(operator: Operator, basis: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def _rayleigh_ritz(operator: _Operator, basis: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """The best ``size`` triples within the span of ``basis``: SVD of K basis by its Gram matrix. In
     float64 the Gram matrix resolves values down to 1e-8 of the largest."""
     image = operator.apply(basis)
@@ -110,7 +110,7 @@ def rayleigh_ritz(operator: Operator, basis: Tensor, size: int) -> tuple[Tensor,
     return left / sigma.clamp_min(torch.finfo(sigma.dtype).tiny), sigma, basis @ rotation
 
 
-def chebyshev_filter(
+def _chebyshev_filter(
     gram: Gram, block: tuple[Tensor, Tensor], k: int, log_reduction: float
 ) -> Tensor:
     """Multiply the block by a Chebyshev polynomial in G, small on [0, cut] and growing above.
@@ -126,7 +126,7 @@ def chebyshev_filter(
         raise NotConvergedError(f"{len(values)} vectors span a matrix of lower rank")
     max_log_growth = -math.log(torch.finfo(v.dtype).eps) - 7  # the digits that growth may cost
     wanted = log_growth(float(values[k - 1]), cut)
-    outliers = num_outliers(values[:k], cut, max_log_growth)
+    outliers = _num_outliers(values[:k], cut, max_log_growth)
     fastest = log_growth(float(values[outliers]), cut)
     degree = max(2, math.ceil(min(max_log_growth, log_reduction) / max(wanted, 1e-3)))
     if fastest > wanted:
@@ -136,15 +136,15 @@ def chebyshev_filter(
     deflated = gram.deflate(far, sigma[:outliers] ** 2) if outliers else gram
     # Filter the whole block at once: at 4096 x 600, parts of 64 columns took 2.2 times as long and
     # parts of 256 columns 1.4 times, although they stay in the processor's cache.
-    parts = [chebyshev(deflated, rest, cut, float(values[outliers]), degree)]
+    parts = [_chebyshev(deflated, rest, cut, float(values[outliers]), degree)]
     if outliers:  # a low degree is enough for values far above the rest
         spread = log_growth(float(values[0]), cut) - log_growth(float(values[outliers - 1]), cut)
         low_degree = min(degree, max(2, int(max_log_growth / max(spread, 1e-3))))
-        parts.insert(0, chebyshev(gram, far, cut, float(values[0]), low_degree))
+        parts.insert(0, _chebyshev(gram, far, cut, float(values[0]), low_degree))
     return torch.cat(parts, dim=1)
 
 
-def num_outliers(values: Tensor, cut: float, max_log_growth: float) -> int:
+def _num_outliers(values: Tensor, cut: float, max_log_growth: float) -> int:
     """How many leading values of G to deflate so that a useful degree fits the growth limit."""
     useful_degree = 12
     smallest = log_growth(float(values[-1]), cut)
@@ -159,7 +159,7 @@ def log_growth(value: float, cut: float) -> float:
     return math.acosh(max(1.0, 2 * value / max(cut, 1e-300) - 1))
 
 
-def chebyshev(gram: Gram, x: Tensor, cut: float, top: float, degree: int) -> Tensor:
+def _chebyshev(gram: Gram, x: Tensor, cut: float, top: float, degree: int) -> Tensor:
     """T_degree(G) x with [0, cut] mapped to [-1, 1], scaled to 1 at ``top``. The scaled three-term
     recurrence of Zhou et al. 2006, algorithm 3.2, which cannot overflow."""
     half = cut / 2

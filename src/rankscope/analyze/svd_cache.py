@@ -55,7 +55,7 @@ def decomposition_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def round_as_stored(decomposition: SVD) -> SVD:
+def _round_as_stored(decomposition: SVD) -> SVD:
     """What a file would give back, so that a result does not depend on whether a file existed."""
     if len(decomposition.S) >= SMALLEST_STORED:
         decomposition = SVD(*(part.float() for part in decomposition))
@@ -117,14 +117,14 @@ class SvdCache:
 
     def _load_or_compute(self, weight: Tensor) -> SVD:
         if self.folder is None or min(weight.shape) < SMALLEST_STORED:
-            return round_as_stored(svd(weight))
+            return _round_as_stored(svd(weight))
         path = svd_path(self.folder, weight)
         stored = read_svd(path, weight)
         if stored is None:
             exact = svd(weight)
-            write_svd(path, exact)
+            _write_svd(path, exact)
             evict_least_recent(self.folder)
-            stored = round_as_stored(exact)
+            stored = _round_as_stored(exact)
         return stored
 
 
@@ -164,7 +164,7 @@ def read_svd(path: Path, weight: Tensor) -> SVD | None:
     return SVD(u, s, v)
 
 
-def write_svd(path: Path, decomposition: SVD) -> None:
+def _write_svd(path: Path, decomposition: SVD) -> None:
     """Write a cache file under a temporary name, then rename it; a failure only costs time."""
     u, s, v = (part.float() for part in decomposition)
     tensors = {"U": u, "S": s, "V": v}

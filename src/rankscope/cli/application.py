@@ -47,7 +47,7 @@ Overrides = Annotated[
 ]
 
 
-def allow_task_code(allow: bool) -> bool:
+def _allow_task_code(allow: bool) -> bool:
     """Let this process and its workers run code that a task names."""
     if allow:
         os.environ["RANKSCOPE_TRUST_TASK_CODE"] = "1"
@@ -58,7 +58,7 @@ TrustTaskCode = Annotated[
     bool,
     Option(
         "--trust-task-code",
-        callback=allow_task_code,
+        callback=_allow_task_code,
         help="Run Python code that tasks name: python: scorers, lm_eval: tasks.",
     ),
 ]
@@ -126,7 +126,7 @@ def check_study(folder: Path) -> None:
     Ledger.open(folder, write=False).close()
 
 
-def print_version(requested: bool) -> None:
+def _print_version(requested: bool) -> None:
     if requested:
         sys.stdout.write(f"rankscope {version('rankscope')}\n")
         raise typer.Exit
@@ -137,7 +137,7 @@ def rankscope(
     show_version: Annotated[
         bool,
         Option(
-            "--version", callback=print_version, is_eager=True, help="Print the version and exit."
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
         ),
     ] = False,
 ) -> None:
@@ -163,11 +163,11 @@ def run_command_line(words: Sequence[str] | Callable[[], Sequence[str]]) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
             return BAD_INPUT
-        known: RankscopeError = usage_error(error)
+        known: RankscopeError = _usage_error(error)
     except typer.Abort:
         known = Interrupted("interrupted at a question")
     except Exception as error:
-        if (recognized := known_error(error)) is None:
+        if (recognized := _known_error(error)) is None:
             if as_json:
                 bug = {"kind": "bug", "message": repr(error)[:1000], "exit_code": BUG}
                 print_json({"error": bug})
@@ -184,7 +184,7 @@ def run_command_line(words: Sequence[str] | Callable[[], Sequence[str]]) -> int:
     return known.exit_code
 
 
-def usage_error(error: Any) -> UserError:
+def _usage_error(error: Any) -> UserError:
     message = str(error.format_message())
     message += "" if message.endswith((".", "?", "!")) else "."
     if error.ctx is None:
@@ -193,7 +193,7 @@ def usage_error(error: Any) -> UserError:
     return UserError(f"{message} See '{path} --help'.\n{usage}")
 
 
-def known_error(error: Exception) -> RankscopeError | None:
+def _known_error(error: Exception) -> RankscopeError | None:
     """The error that the user can act on; None for a bug."""
     if shortage := shortage_behind(error):
         return shortage
@@ -215,14 +215,14 @@ def limit_busy_waiting() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", str(WAITING_LOOPS))
 
 
-def stop_like_interrupt() -> None:
+def _stop_like_interrupt() -> None:
     """Let ``STOP_SIGNALS`` end any command like Ctrl-C, unless the process ignores them."""
     for number in STOP_SIGNALS:
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
 
 
-def hide_hub_kernels() -> None:
+def _hide_hub_kernels() -> None:
     """Let libraries see no package ``kernels``, unless ``USE_HUB_KERNELS`` is set.
 
     With it transformers, for some models, and bitsandbytes, on import, download compiled code from
@@ -235,9 +235,9 @@ def hide_hub_kernels() -> None:
 def main(*, is_starter: bool = False) -> NoReturn:
     """Entry point of the ``rankscope`` command, and of the process that forks workers."""
     try:
-        stop_like_interrupt()
+        _stop_like_interrupt()
         limit_busy_waiting()
-        hide_hub_kernels()
+        _hide_hub_kernels()
         protect_terminal()
         # PEFT imports bitsandbytes if it is installed, which then warns on every command about a
         # kernel that no CPU run needs.

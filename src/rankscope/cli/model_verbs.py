@@ -18,7 +18,7 @@ Epsilon = Annotated[float, Option(help="Cosine below which a vector is an intrud
 AnyBase = Annotated[bool, Option("--force", help="Accept adapters of another base.")]
 
 
-def check_no_effect(ctx: typer.Context, names: Sequence[str], required: str) -> None:
+def _check_no_effect(ctx: typer.Context, names: Sequence[str], required: str) -> None:
     """Raise UserError for a given option that has no effect without another one."""
     for name in names:
         if (source := ctx.get_parameter_source(name)) is not None and source.name != "DEFAULT":
@@ -26,7 +26,7 @@ def check_no_effect(ctx: typer.Context, names: Sequence[str], required: str) -> 
             raise UserError(f"{ctx.info_name}: {option} does nothing without {required}")
 
 
-def the_one_action(options: Mapping[str, object]) -> str:
+def _the_one_action(options: Mapping[str, object]) -> str:
     given = [name for name, value in options.items() if value is not None]
     if len(given) != 1:
         names = " and ".join(given) or "none"
@@ -173,7 +173,7 @@ def inspect_command(
 
     if heads is None:
         unused = ("ablate", "items", "data_dir", "dtype")
-        check_no_effect(ctx, unused, "--heads TASK, the task that was trained on")
+        _check_no_effect(ctx, unused, "--heads TASK, the task that was trained on")
     shapes_folder(base)
     for folder in tuned:
         check_tuned_folder(folder)
@@ -237,11 +237,11 @@ def shrink_command(
         "--layer-scale": layer_scale,
         "--mitigate": mitigate,
     }
-    action = the_one_action(options)
+    action = _the_one_action(options)
     if (mitigate is None) != (factor is None) or mitigate not in (None, "intruders"):
         raise UserError("shrink: expected '--mitigate intruders' together with '--lambda L'")
     if mitigate is None:
-        check_no_effect(ctx, ("intruder_k", "epsilon"), "--mitigate intruders")
+        _check_no_effect(ctx, ("intruder_k", "epsilon"), "--mitigate intruders")
     with output_folder(out):
         if mitigate is None:
             check_taken(out)  # before the base is read; a mitigation writes two folders in it
@@ -317,7 +317,7 @@ def fetch_command(
     from rankscope.models.model_folder import hub_folder
 
     if list_models:
-        return known_models()
+        return _known_models()
     if name is None:
         names = ", ".join(KNOWN_MODELS)
         raise UserError(f"fetch: no model given; expected one of {names}, or a hub id, owner/name")
@@ -325,7 +325,7 @@ def fetch_command(
     return Reply({"model": name, "folder": folder}, lambda: print_line(str(folder)))
 
 
-def known_models() -> Reply:
+def _known_models() -> Reply:
     from rankscope.cli.render.table import terminal_table
     from rankscope.formatting import byte_size
     from rankscope.models.fetch import KNOWN_MODELS, is_cached

@@ -46,7 +46,7 @@ def export_command(
         raise UserError("export: --public and --yes do nothing without --push ID")
     check_study(folder)
     if label is not None:
-        check_label(folder, label, task)
+        _check_label(folder, label, task)
     from rankscope.tools.push import Upload, check_repository, check_token
 
     if push is not None:
@@ -119,7 +119,7 @@ def track_command(
     return Reply(result, lambda: print_line(line))
 
 
-def check_label(folder: Path, label: str, task: str | None) -> None:
+def _check_label(folder: Path, label: str, task: str | None) -> None:
     """Refuse a label that names no trial before anything heavy is imported."""
     from rankscope.store import Ledger
     from rankscope.tools.trial_choice import check_training_task, trials_with_label

@@ -41,7 +41,7 @@ def quickstart_command(
     return reply
 
 
-def init_command(
+def _init_command(
     file: Annotated[Path, Argument(metavar="FILE.yaml", help="The study file to write.")] = Path(
         "study.yaml"
     ),
@@ -72,7 +72,7 @@ def init_command(
         raise UserError(f"{file}: exists already; {remedy}")
     names = list(retention or ())
     if on_a_terminal() and new_study.takes_own_rows(preset):
-        model, data, names = ask_what_is_missing(model, data, names)
+        model, data, names = _ask_what_is_missing(model, data, names)
     rows = new_study.own_rows(data, file) if data else None
     text = new_study.study_template(
         preset,
@@ -97,11 +97,11 @@ def init_command(
             "from_hub": hub,
             "next": step,
         },
-        lambda: show_written(file, rows, missing, hub, step),
+        lambda: _show_written(file, rows, missing, hub, step),
     )
 
 
-init_command.__doc__ = f"""Write a commented study file.
+_init_command.__doc__ = f"""Write a commented study file.
 
 On a terminal it asks for the model, the rows and what must not be lost, unless options say so.
 
@@ -111,14 +111,14 @@ Example: rankscope init study.yaml --model smollm2-135m --data rows.jsonl
 Presets:
 {PRESET_LINES}
 """
-verb("init")(init_command)
+verb("init")(_init_command)
 
 
 def on_a_terminal() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def ask_what_is_missing(
+def _ask_what_is_missing(
     model: str | None, data: Path | None, retention: list[str]
 ) -> tuple[str, Path, list[str]]:
     """(model, rows, retention tasks), asking on the terminal for those not given."""
@@ -153,7 +153,7 @@ def ask_what_is_missing(
     return model, data, retention
 
 
-def show_written(
+def _show_written(
     file: Path, rows: "OwnRows | None", missing: list[str], hub: list[str], step: str
 ) -> None:
     print_line(f"wrote {file}")

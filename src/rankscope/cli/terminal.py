@@ -39,7 +39,7 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Harmless:
+class _Harmless:
     """A renderable without control characters of its own; rich's colors come after it."""
 
     inner: ConsoleRenderable
@@ -50,16 +50,16 @@ class Harmless:
             yield segment if segment.control else Segment(text, segment.style)
 
 
-class HarmlessText(RenderHook):
+class _HarmlessText(RenderHook):
     """Makes everything harmless that a console prints."""
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        return [Harmless(renderable) for renderable in renderables]
+        return [_Harmless(renderable) for renderable in renderables]
 
 
 out_console, err_console = Console(), Console(stderr=True)
-out_console.push_render_hook(HarmlessText())
-err_console.push_render_hook(HarmlessText())
+out_console.push_render_hook(_HarmlessText())
+err_console.push_render_hook(_HarmlessText())
 
 
 class HarmlessStream:

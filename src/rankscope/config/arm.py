@@ -59,7 +59,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 # --- values of an arm ---------------------------------------------------------------------------
 
 
-def named_methods() -> tuple[str, ...]:
+def _named_methods() -> tuple[str, ...]:
     return tuple(method.name for method in all_methods() if not method.takes_settings)
 
 
@@ -68,11 +68,11 @@ def adapter_fields() -> frozenset[str]:
     return frozenset(name for method in all_methods() for name in method.arm_fields)
 
 
-def parse_method(value: Any) -> Any:
+def _parse_method(value: Any) -> Any:
     """A method by name, or ``{peft: {...}}`` without empty settings."""
     if isinstance(value, dict):
-        return parse_peft_choice(value)
-    names = named_methods()
+        return _parse_peft_choice(value)
+    names = _named_methods()
     if value not in names:
         raise ValueError(
             f"found method {short_repr(value)}, expected one of {', '.join(names)}, or another "
@@ -81,7 +81,7 @@ def parse_method(value: Any) -> Any:
     return value
 
 
-def parse_peft_choice(value: dict[Any, Any]) -> dict[str, dict[str, Any]]:
+def _parse_peft_choice(value: dict[Any, Any]) -> dict[str, dict[str, Any]]:
     settings = value.get("peft")
     if set(value) != {"peft"} or not isinstance(settings, dict):
         raise ValueError(
@@ -100,7 +100,7 @@ def parse_peft_choice(value: dict[Any, Any]) -> dict[str, dict[str, Any]]:
     return {"peft": settings}
 
 
-def parse_alpha(value: Any) -> Any:
+def _parse_alpha(value: Any) -> Any:
     """A positive number, or a multiple of the rank such as ``2r``."""
     number = value
     if isinstance(value, str):
@@ -122,7 +122,7 @@ def resolved_alpha(alpha: float | str, rank: int) -> float:
     return float(alpha)
 
 
-def parse_target_sets(value: Any) -> Any:
+def _parse_target_sets(value: Any) -> Any:
     """Targets as a list of sets: ``attention``, a list of groups, of module names, or of sets.
 
     ``[q_proj, v_proj]`` is one set of two modules; ``[attention, all-linear]`` and
@@ -158,13 +158,13 @@ def parse_target_sets(value: Any) -> Any:
 
 AlphaMultiple = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)?)?r$")]
 Alpha = Annotated[
-    float | str, BeforeValidator(parse_alpha, json_schema_input_type=float | AlphaMultiple)
+    float | str, BeforeValidator(_parse_alpha, json_schema_input_type=float | AlphaMultiple)
 ]
 MethodChoice = Annotated[
     str | PeftChoice,
     BeforeValidator(
-        parse_method,
-        json_schema_input_type=Annotated[str, RegisteredName(named_methods)] | PeftChoice,
+        _parse_method,
+        json_schema_input_type=Annotated[str, RegisteredName(_named_methods)] | PeftChoice,
     ),
 ]
 
@@ -172,7 +172,7 @@ MethodChoice = Annotated[
 # --- sections -----------------------------------------------------------------------------------
 
 
-class ReplayConfig(ConfigSection):
+class _ReplayConfig(ConfigSection):
     """General rows mixed into every optimizer step, in addition to the task's own."""
 
     task: Name
@@ -181,7 +181,7 @@ class ReplayConfig(ConfigSection):
     """Share of the replayed rows in all rows seen, and in the loss; 0 is no replay."""
 
 
-class SelfReplayConfig(ConfigSection):
+class _SelfReplayConfig(ConfigSection):
     """Replay of rows that the base itself writes: sampled once per study, before any training."""
 
     rows: int = Field(ge=1, le=MAX_SAMPLED_ROWS)
@@ -195,7 +195,7 @@ class SelfReplayConfig(ConfigSection):
         return f"{SELF_REPLAY}{self.rows}"
 
 
-class EarlyStopConfig(ConfigSection):
+class _EarlyStopConfig(ConfigSection):
     """Stop a trial that no longer improves, and keep the weights of its best score."""
 
     patience: int = Field(ge=1)
@@ -221,7 +221,7 @@ class ArmConfig(ConfigSection):
     """``lora+`` only: learning rate of B over that of A, which is ``lr``; by default 16."""
     targets: Annotated[
         list[TargetSet],
-        BeforeValidator(parse_target_sets, json_schema_input_type=TargetSet | list[TargetSet]),
+        BeforeValidator(_parse_target_sets, json_schema_input_type=TargetSet | list[TargetSet]),
     ] = ["attention"]
     """``attention``, ``mlp``, ``all-linear`` or a list of module names; several sets in a list."""
     dropout: OneOrMore[Fraction] = [0.0]
@@ -238,14 +238,14 @@ class ArmConfig(ConfigSection):
     """Overrides ``train.warmup_fraction``."""
     weight_decay: OneOrMore[NonNegativeFloat] | None = None
     """Overrides ``train.weight_decay``."""
-    replay: OneOrMore[ReplayConfig] | None = None
+    replay: OneOrMore[_ReplayConfig] | None = None
     """General rows mixed in: ``{task: NAME, share: 0.1}``."""
-    self_replay: OneOrMore[SelfReplayConfig] | None = None
+    self_replay: OneOrMore[_SelfReplayConfig] | None = None
     """Rows sampled from the base mixed in as ``replay`` does: ``{rows: 100, share: 0.1}``."""
     kl_to_base: OneOrMore[NonNegativeFloat] | None = None
     """Weight in the loss of KL(base || tuned), nats per label token: over the replayed rows if the
     arm replays any, otherwise over the task's own."""
-    early_stop: OneOrMore[EarlyStopConfig] | None = None
+    early_stop: OneOrMore[_EarlyStopConfig] | None = None
     """``{patience: N}``: stop after N evaluations (``train.evaluate_every``) without a better
     in-domain validation score, and keep the best weights."""
 
@@ -254,7 +254,7 @@ class ArmConfig(ConfigSection):
         """The methods fit together, and have the arm's settings."""
         methods = self.methods
         if not methods and self.init_from is None:
-            raise ValueError(f"'method' is missing: name one of {', '.join(named_methods())}")
+            raise ValueError(f"'method' is missing: name one of {', '.join(_named_methods())}")
         for method in methods:
             if self.init_from is not None and not method.accepts_warm_start:
                 continued = [m.name for m in all_methods() if m.accepts_warm_start]
@@ -276,7 +276,7 @@ class ArmConfig(ConfigSection):
         if any(self.kl_to_base or ()) and any(m.occupies_base for m in methods):
             raise ValueError(
                 "'kl_to_base' needs the bare base beside the trained model, which method 'peft' "
-                f"changes in place: remove it, or use one of {', '.join(named_methods())}"
+                f"changes in place: remove it, or use one of {', '.join(_named_methods())}"
             )
         if self.early_stop and (stateful := STATEFUL_TYPES & self.peft_types()):
             raise ValueError(

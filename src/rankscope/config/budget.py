@@ -40,7 +40,7 @@ class BudgetConfig(ConfigSection):
         return self.tokens is None or tokens <= self.tokens
 
 
-def parse_budget(value: Any) -> Any:
+def _parse_budget(value: Any) -> Any:
     """A mapping as it is; a text with its unit as a mapping. A number has no unit."""
     if not isinstance(value, str | int | float):
         return value
@@ -58,5 +58,5 @@ def parse_budget(value: Any) -> Any:
 
 Budget = Annotated[
     BudgetConfig | None,
-    BeforeValidator(parse_budget, json_schema_input_type=str | BudgetConfig | None),
+    BeforeValidator(_parse_budget, json_schema_input_type=str | BudgetConfig | None),
 ]

@@ -52,7 +52,7 @@ def load_study_file(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
         except UserError as error:
             faults.append(Fault(True, 0, str(error)))
     folder = path.absolute().parent
-    faults += insert_task_files(document, folder)
+    faults += _insert_task_files(document, folder)
     config, more_faults = validate(document, StudyConfig)
     faults += more_faults
     if faults or config is None:
@@ -72,13 +72,13 @@ def load_task_file(path: Path) -> TaskConfig:
     return with_absolute_paths(config, document, (), path.absolute().parent)
 
 
-def insert_task_files(document: Document, folder: Path) -> list[Fault]:
+def _insert_task_files(document: Document, folder: Path) -> list[Fault]:
     """Replace the task files that a study names by their content; relative paths start at folder.
 
     Keys beside ``path`` in the study override those of the task file.
     """
     faults: list[Fault] = []
-    for tasks, location in task_lists(document.values):
+    for tasks, location in _task_lists(document.values):
         for index, task in enumerate(tasks):
             path = task.get("path") if isinstance(task, dict) else task
             if not isinstance(path, str) or not is_task_file(path):
@@ -95,7 +95,7 @@ def insert_task_files(document: Document, folder: Path) -> list[Fault]:
     return faults
 
 
-def task_lists(raw: Any) -> Iterator[tuple[list[Any], Location]]:
+def _task_lists(raw: Any) -> Iterator[tuple[list[Any], Location]]:
     """The lists of a study's plain values that contain tasks, with their locations."""
     for location in (("tasks",), ("evaluate", "cross_domain"), ("evaluate", "retention")):
         value = raw

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from rankscope.config.section import ConfigSection, short_repr
 
 
-def parse_score_difference(value: Any) -> Any:
+def _parse_score_difference(value: Any) -> Any:
     """A fraction, or a text with its unit: ``2 points`` and ``2 %`` are 0.02."""
     if not isinstance(value, str):
         return value
@@ -43,13 +43,13 @@ class ObjectiveConfig(ConfigSection):
     """Weight of the cost of training and storing the arm."""
     margin: Annotated[
         float,
-        BeforeValidator(parse_score_difference, json_schema_input_type=float | str),
+        BeforeValidator(_parse_score_difference, json_schema_input_type=float | str),
         Field(gt=0, lt=1),
     ] = 0.02
     """Two arms are equally good if their scores differ by less: a fraction, or ``2 points``."""
     max_forgetting: Annotated[
         float | None,
-        BeforeValidator(parse_score_difference, json_schema_input_type=float | str | None),
+        BeforeValidator(_parse_score_difference, json_schema_input_type=float | str | None),
         Field(ge=0, le=1),
     ] = None
     """Do not recommend arms that lose more than this on retention: a fraction, or a text such as

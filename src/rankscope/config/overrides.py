@@ -35,18 +35,18 @@ def apply_override(document: Document, override: str) -> None:
     container: Any = document.values
     location: Location = ()
     for part in parts[:-1]:
-        entry = entry_of(container, part, location, source)
+        entry = _entry_of(container, part, location, source)
         location = (*location, entry)
         enter(document, container, location, source)
         container = container[entry]
-    entry = entry_of(container, parts[-1], location, source)
+    entry = _entry_of(container, parts[-1], location, source)
     location = (*location, entry)
     document.forget(location)
     document.marks[location] = document.key_marks[location] = Mark(source, 0)
     container[entry] = None if node is None else document.read(node, location)
 
 
-def entry_of(container: Any, part: str, location: Location, source: str) -> str | int:
+def _entry_of(container: Any, part: str, location: Location, source: str) -> str | int:
     """The key or position of an entry, which a list must already have."""
     if isinstance(container, dict):
         return part

@@ -57,7 +57,7 @@ def matches(pattern: str, rule: str) -> Callable[[str], str]:
     return check
 
 
-def check_text(value: str) -> str:
+def _check_text(value: str) -> str:
     if not value:
         raise ValueError("empty text: remove the key or give it a value")
     if not value.isprintable():
@@ -70,7 +70,7 @@ def check_text(value: str) -> str:
     return value
 
 
-def check_path(value: str) -> str:
+def _check_path(value: str) -> str:
     try:
         Path(value).expanduser()
     except RuntimeError as error:
@@ -92,7 +92,7 @@ class LocalPath:
     prefix: str = ""
 
 
-class SingleValueAsList:
+class _SingleValueAsList:
     """Marks a list that may be written as a single value: ``rank: 8`` means ``rank: [8]``."""
 
     def __get_pydantic_core_schema__(
@@ -140,8 +140,8 @@ class RegisteredName:
 
 
 _Value = TypeVar("_Value")
-OneOrMore = Annotated[list[_Value], Field(min_length=1), SingleValueAsList()]
-ZeroOrMore = Annotated[list[_Value], SingleValueAsList()]
+OneOrMore = Annotated[list[_Value], Field(min_length=1), _SingleValueAsList()]
+ZeroOrMore = Annotated[list[_Value], _SingleValueAsList()]
 Name = Annotated[
     str,
     AfterValidator(matches(NAME_PATTERN, NAME_RULE)),
@@ -150,8 +150,8 @@ Name = Annotated[
 HubId = Annotated[
     str, AfterValidator(matches(HUB_PATTERN, "a hub id such as 'owner/name', not a path"))
 ]
-PlainText = Annotated[str, AfterValidator(check_text)]
-PathText = Annotated[Annotated[PlainText, AfterValidator(check_path)] | None, LocalPath()]
+PlainText = Annotated[str, AfterValidator(_check_text)]
+PathText = Annotated[Annotated[PlainText, AfterValidator(_check_path)] | None, LocalPath()]
 
 
 class ConfigSection(BaseModel):
@@ -197,13 +197,13 @@ def section_at(location: Location, model: type[ConfigSection]) -> type[ConfigSec
         if isinstance(part, int):
             annotation = get_args(annotation)[0] if get_origin(annotation) is list else None
         else:
-            section = as_section(annotation)
+            section = _as_section(annotation)
             field = section.model_fields.get(part) if section else None
-            annotation = without_none(field.annotation) if field else None
-    return as_section(annotation)
+            annotation = _without_none(field.annotation) if field else None
+    return _as_section(annotation)
 
 
-def without_none(annotation: Any) -> Any:
+def _without_none(annotation: Any) -> Any:
     """``list[X]`` for ``list[X] | None``, without constraints; other annotations unchanged."""
     parts = [part for part in get_args(annotation) if part is not NoneType]
     if get_origin(annotation) in (Union, UnionType) and len(parts) == 1:
@@ -211,6 +211,6 @@ def without_none(annotation: Any) -> Any:
     return annotation
 
 
-def as_section(annotation: Any) -> type[ConfigSection] | None:
+def _as_section(annotation: Any) -> type[ConfigSection] | None:
     is_section = isinstance(annotation, type) and issubclass(annotation, ConfigSection)
     return annotation if is_section else None

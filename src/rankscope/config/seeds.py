@@ -8,7 +8,7 @@ MAX_SEED = 2**32 - 1  # Largest seed that both NumPy's and PyTorch's generators 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
-def seed_list(value: object) -> object:
+def _seed_list(value: object) -> object:
     """Refuse a number above 0: it may be meant as the number of seeds."""
     if isinstance(value, int) and value > 0 and not isinstance(value, bool):
         raise ValueError(
@@ -19,5 +19,5 @@ def seed_list(value: object) -> object:
 
 _SeedList = Annotated[list[Seed], Field(min_length=1)]
 Seeds = Annotated[
-    _SeedList, BeforeValidator(seed_list, json_schema_input_type=_SeedList | Literal[0])
+    _SeedList, BeforeValidator(_seed_list, json_schema_input_type=_SeedList | Literal[0])
 ]

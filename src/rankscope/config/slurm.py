@@ -31,7 +31,7 @@ class SlurmConfig(ConfigSection):
     @classmethod
     def _is_longer_than_the_warning(cls, time: str | None) -> str | None:
         least = WARNING_MINUTES + 1
-        if time is not None and time_limit_minutes(time) <= least:
+        if time is not None and _time_limit_minutes(time) <= least:
             raise ValueError(
                 f"found {time!r}, expected more than {least} minutes: a unit is interrupted up "
                 f"to {least} minutes before the limit, and would never come to train"
@@ -39,7 +39,7 @@ class SlurmConfig(ConfigSection):
         return time
 
 
-def time_limit_minutes(time: str) -> float:
+def _time_limit_minutes(time: str) -> float:
     """Of SLURM's forms M, M:S, H:M:S, D-H, D-H:M and D-H:M:S; infinity for a word, and for 0."""
     days, _, rest = time.rpartition("-")
     parts = rest.split(":")

@@ -75,7 +75,7 @@ class ModelConfig(ConfigSection):
         return "pocket" if self.pocket else (self.hub or self.cached or str(self.path))
 
 
-def check_interval(value: Any) -> Any:
+def _check_interval(value: Any) -> Any:
     is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     if value is None or value == "epoch" or is_count:
         return value
@@ -85,7 +85,8 @@ def check_interval(value: Any) -> Any:
 Interval = Annotated[
     int | Literal["epoch"] | None,
     BeforeValidator(
-        check_interval, json_schema_input_type=Annotated[int, Field(ge=1)] | Literal["epoch"] | None
+        _check_interval,
+        json_schema_input_type=Annotated[int, Field(ge=1)] | Literal["epoch"] | None,
     ),
 ]
 
@@ -189,7 +190,7 @@ class SpectraConfig(ConfigSection):
     """A vector is an intruder if its |cosine| to every base vector is below this."""
 
 
-class HeadsConfig(ConfigSection):
+class _HeadsConfig(ConfigSection):
     """Attention heads of every trial, compared with those of the base."""
 
     enabled: bool = False
@@ -202,16 +203,16 @@ class HeadsConfig(ConfigSection):
     """Tasks to evaluate again with each head removed in turn."""
 
 
-class AnalyzeConfig(ConfigSection):
+class _AnalyzeConfig(ConfigSection):
     """What to analyze besides scores."""
 
     spectra: SpectraConfig = SpectraConfig()
     """Analysis of the weights."""
-    heads: HeadsConfig = HeadsConfig()
+    heads: _HeadsConfig = _HeadsConfig()
     """Analysis of the attention heads."""
 
 
-def parse_memory(value: Any) -> Any:
+def _parse_memory(value: Any) -> Any:
     """Bytes, or a number with a unit: ``12GiB`` is 12 x 2^30, ``12 GB`` is 12 x 10^9."""
     if not isinstance(value, str):
         return value
@@ -249,7 +250,7 @@ class StudyConfig(ConfigSection):
     """The training protocol."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """What each trial and the base are evaluated on."""
-    analyze: AnalyzeConfig = AnalyzeConfig()
+    analyze: _AnalyzeConfig = _AnalyzeConfig()
     """Analyses of the weights and the attention heads."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """What the recommendation trades off."""
@@ -265,7 +266,7 @@ class StudyConfig(ConfigSection):
     """Most adapters trained together; by default 16."""
     memory_limit: Annotated[
         int | None,
-        BeforeValidator(parse_memory, json_schema_input_type=int | str | None),
+        BeforeValidator(_parse_memory, json_schema_input_type=int | str | None),
         Field(ge=1),
     ] = None
     """Memory available to a group, bytes or a text such as ``12GiB``; default: the device's."""

@@ -24,7 +24,7 @@ LM_EVAL_PREFIX = "lm_eval:"
 """Before the name of a task of lm-evaluation-harness, or the path of its YAML file."""
 
 
-def check_pattern(text: str) -> str:
+def _check_pattern(text: str) -> str:
     try:
         groups = compile_pattern(text).groups
         if groups > 1:
@@ -49,7 +49,7 @@ def is_task_file(text: object) -> bool:
 ScorerName = Annotated[str, RegisteredName(scorer_names, PYTHON_PATTERN)]
 MetricName = Annotated[str, RegisteredName(primary_metric_names)]
 StopText = Annotated[str, AfterValidator(check_stop)]
-Pattern = Annotated[str, AfterValidator(check_pattern)]
+Pattern = Annotated[str, AfterValidator(_check_pattern)]
 ShapeField = Literal[
     "question", "choices", "answer", "subject", "prompt", "completion", "messages", "text"
 ]

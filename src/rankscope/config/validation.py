@@ -112,7 +112,7 @@ def validate(document: Document, model: type[AnySection]) -> tuple[AnySection | 
             is_unknown_key = details["type"] == "extra_forbidden"
             mark = document.mark_at(details["loc"], of_key=is_unknown_key)
             if mark not in reported:
-                faults.append(fault_at(mark, describe_error(document, details, model)))
+                faults.append(fault_at(mark, _describe_error(document, details, model)))
     return None, faults
 
 
@@ -134,12 +134,12 @@ def join_faults(faults: Iterable[Fault]) -> str:
     return "\n".join(messages)
 
 
-def describe_error(document: Document, details: ErrorDetails, model: type[ConfigSection]) -> str:
+def _describe_error(document: Document, details: ErrorDetails, model: type[ConfigSection]) -> str:
     """One error of Pydantic as ``place: what was found; what was expected``."""
     location, error_type = details["loc"], details["type"]
-    place = written_place(document, location) or model.__name__.removesuffix("Config").lower()
+    place = _written_place(document, location) or model.__name__.removesuffix("Config").lower()
     if error_type == "extra_forbidden":
-        return f"{place}: found an unknown key, expected {suggest_key(location, model)}"
+        return f"{place}: found an unknown key, expected {_suggest_key(location, model)}"
     if error_type == "missing":
         section = section_at(location[:-1], model)
         field = section.model_fields.get(str(location[-1])) if section else None
@@ -157,20 +157,20 @@ def describe_error(document: Document, details: ErrorDetails, model: type[Config
     if error_type == "list_type":
         value = details["input"]
         is_single = isinstance(value, str | int | float)
-        expected = f"a list such as [{in_yaml_words(value)}]" if is_single else "a list"
+        expected = f"a list such as [{_in_yaml_words(value)}]" if is_single else "a list"
     if error_type == "string_type":
         expected += "; put it in quotes"
-    return f"{place}: found {in_yaml_words(details['input'])}, expected {expected}"
+    return f"{place}: found {_in_yaml_words(details['input'])}, expected {expected}"
 
 
-def written_place(document: Document, location: Location) -> str:
+def _written_place(document: Document, location: Location) -> str:
     """``arms.0.rank`` for a single value, although it is validated as a list of one."""
     if location and isinstance(location[-1], int) and location not in document.marks:
         location = location[:-1]
     return dotted(location)
 
 
-def suggest_key(location: Location, model: type[ConfigSection]) -> str:
+def _suggest_key(location: Location, model: type[ConfigSection]) -> str:
     """``a known one; did you mean 'rank'?``, or the keys of the section."""
     section = section_at(location[:-1], model)
     known = list(section.model_fields) if section is not None else []
@@ -178,7 +178,7 @@ def suggest_key(location: Location, model: type[ConfigSection]) -> str:
     return f"a known one{hint}" if hint else f"one of {', '.join(known)}"
 
 
-def in_yaml_words(value: Any) -> str:
+def _in_yaml_words(value: Any) -> str:
     """A value as YAML writes it."""
     if value is None:
         return "nothing"

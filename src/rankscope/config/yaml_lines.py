@@ -40,7 +40,7 @@ class ShallowLoader(yaml.SafeLoader):
         super().fetch_flow_collection_start(token)
 
 
-class StudyLoader(ShallowLoader):
+class _StudyLoader(ShallowLoader):
     """Composes nodes and never constructs objects."""
 
     yaml_implicit_resolvers = RESOLVERS
@@ -55,8 +55,8 @@ class StudyLoader(ShallowLoader):
         return super().compose_node(parent, index)
 
 
-class StudyDumper(yaml.SafeDumper):
-    """Quotes exactly the texts that ``StudyLoader`` would not read back as text."""
+class _StudyDumper(yaml.SafeDumper):
+    """Quotes exactly the texts that ``_StudyLoader`` would not read back as text."""
 
     yaml_implicit_resolvers = RESOLVERS
 
@@ -66,7 +66,7 @@ class StudyDumper(yaml.SafeDumper):
 
 def compose(text: str, name: str) -> yaml.Node | None:
     """Parse ``text`` into nodes whose marks carry ``name``; None if the text has no value."""
-    loader = StudyLoader(text)
+    loader = _StudyLoader(text)
     try:
         loader.name = name
         node: yaml.Node | None = loader.get_single_node()
@@ -81,17 +81,19 @@ def compose(text: str, name: str) -> yaml.Node | None:
 
 def dump(value: Any) -> str:
     """YAML text that reads back as ``value``; the order of keys is kept."""
-    text: str = yaml.dump(value, Dumper=StudyDumper, sort_keys=False, allow_unicode=True, width=100)
+    text: str = yaml.dump(
+        value, Dumper=_StudyDumper, sort_keys=False, allow_unicode=True, width=100
+    )
     return text
 
 
 def dump_text(value: str) -> str:
     """A text as a YAML scalar on one line, quoted if necessary."""
-    text: str = yaml.dump(value, Dumper=StudyDumper, width=2**30)
+    text: str = yaml.dump(value, Dumper=_StudyDumper, width=2**30)
     return text.removesuffix("...\n").rstrip("\n")
 
 
-def read_scalar(node: yaml.Node) -> Any:
+def _read_scalar(node: yaml.Node) -> Any:
     text: str = node.value
     match node.tag.removeprefix(TAG):
         case "str":
@@ -130,7 +132,7 @@ class Document:
 
     def read(self, node: yaml.Node, location: Location = ()) -> Any:
         """The plain value of ``node``; an unreadable value becomes None and a problem."""
-        mark = mark_of(node)
+        mark = _mark_of(node)
         self.marks[location] = mark
         self.key_marks.setdefault(location, mark)
         if isinstance(node, yaml.MappingNode) and node.tag == TAG + "map":
@@ -138,7 +140,7 @@ class Document:
         if isinstance(node, yaml.SequenceNode) and node.tag == TAG + "seq":
             return [self.read(item, (*location, i)) for i, item in enumerate(node.value)]
         try:
-            return read_scalar(node)
+            return _read_scalar(node)
         except ValueError as error:
             self.problems.append((location, mark, reason_of(error)))
             return None
@@ -147,7 +149,7 @@ class Document:
         """The values of a mapping by key; the first of several equal keys counts."""
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key, mark = key_node.value, mark_of(key_node)
+            key, mark = key_node.value, _mark_of(key_node)
             place = (*location, key) if isinstance(key_node, yaml.ScalarNode) else location
             if place == location:
                 problem = "a key must be text: found a list or a mapping"
@@ -177,5 +179,5 @@ class Document:
         self.problems = [entry for entry in self.problems if entry[0][:depth] != location]
 
 
-def mark_of(node: yaml.Node) -> Mark:
+def _mark_of(node: yaml.Node) -> Mark:
     return Mark(node.start_mark.name, node.start_mark.line)

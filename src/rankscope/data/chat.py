@@ -38,7 +38,7 @@ class TextSegment:
 
 
 @dataclass(frozen=True, slots=True)
-class ChatFrame:
+class _ChatFrame:
     """What a chat template puts around an assistant turn."""
 
     opening: str
@@ -136,7 +136,7 @@ class ChatTemplate:
             "remove the part that it rewrites (such as thinking marks), or use prompt_format: plain"
         )
 
-    def _measure_frame(self, special_texts: Sequence[str]) -> ChatFrame:
+    def _measure_frame(self, special_texts: Sequence[str]) -> _ChatFrame:
         user = Message("user", "a")
         where = "chat template"
         prompt = self.render([user], where, with_generation_prompt=True)
@@ -151,7 +151,7 @@ class ChatTemplate:
         before, after = plain[len(prompt) :].split(PROBE)
         opening = before.rstrip(" ")
         stops = [after.index(text) + len(text) for text in special_texts if text and text in after]
-        return ChatFrame(
+        return _ChatFrame(
             opening=opening,
             lead=before[len(opening) :],
             end=after[: min(stops)] if stops else "",

@@ -64,24 +64,24 @@ def find_contamination(train: Sequence[Item], test: Sequence[Item]) -> Contamina
         question, answer = content = item.content
         contents[content].append(position)
         for text, decides in ((question, True), (answer, not question)):
-            phrases.update(dict.fromkeys(word_runs(text, PHRASE_LENGTH), 0))
-            for run in word_runs(text, RUN_LENGTH):
+            phrases.update(dict.fromkeys(_word_runs(text, PHRASE_LENGTH), 0))
+            for run in _word_runs(text, RUN_LENGTH):
                 runs[run].append((position, decides))
     exact: set[int] = set()
     asked_with: dict[Words, list[str]] = defaultdict(list)
     rows = dict.fromkeys(item.content for item in train)
     for content in rows:
         exact.update(contents.get(content, ()))
-        phrases.update(word_runs(content, PHRASE_LENGTH) & phrases.keys())
-        for run in word_runs(content, RUN_LENGTH) & runs.keys():
+        phrases.update(_word_runs(content, PHRASE_LENGTH) & phrases.keys())
+        for run in _word_runs(content, RUN_LENGTH) & runs.keys():
             asked_with[run].append(content[0])
     limit = max(MIN_COMMON_ROWS, COMMON_SHARE * len(rows))
     overlapping = {
         position
         for run, questions in asked_with.items()
-        if is_uncommon(run, phrases, limit)
+        if _is_uncommon(run, phrases, limit)
         for position, decides in runs[run]
-        if decides or any(are_similar(test[position].content[0], asked) for asked in questions)
+        if decides or any(_are_similar(test[position].content[0], asked) for asked in questions)
     }
     return Contamination(
         exact=tuple(test[position].item_id for position in sorted(exact)),
@@ -89,7 +89,7 @@ def find_contamination(train: Sequence[Item], test: Sequence[Item]) -> Contamina
     )
 
 
-def word_runs(texts: str | tuple[str, ...], length: int) -> set[Words]:
+def _word_runs(texts: str | tuple[str, ...], length: int) -> set[Words]:
     """Every ``length`` consecutive words of a text, or of each of several."""
     found: set[Words] = set()
     for text in [texts] if isinstance(texts, str) else texts:
@@ -98,13 +98,13 @@ def word_runs(texts: str | tuple[str, ...], length: int) -> set[Words]:
     return found
 
 
-def is_uncommon(run: Words, rows_with: Mapping[Words, int], limit: float) -> bool:
+def _is_uncommon(run: Words, rows_with: Mapping[Words, int], limit: float) -> bool:
     """At least half of the phrases of a run are in few training rows."""
-    phrases = word_runs(" ".join(run), PHRASE_LENGTH)
+    phrases = _word_runs(" ".join(run), PHRASE_LENGTH)
     return 2 * sum(rows_with[phrase] <= limit for phrase in phrases) >= len(phrases)
 
 
-def are_similar(question: str, other: str) -> bool:
+def _are_similar(question: str, other: str) -> bool:
     """The longer of two questions has at least half of its words in common with the other."""
     words, others = set(question.split()), set(other.split())
     return len(words & others) >= SAME_QUESTION_SHARE * max(len(words), len(others))

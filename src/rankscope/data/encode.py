@@ -156,7 +156,7 @@ class Encoder:
         ``item`` is needed only in the plain format if its prompt is empty or ends in white space,
         because otherwise a space separates the answer.
         """
-        if item is not None and is_plain_text(item):
+        if item is not None and _is_plain_text(item):
             return self._tokenize(text)
         if self._chat is not None:
             return self._tokenize_continuation(self._chat.frame.render_answer(text))
@@ -213,11 +213,11 @@ class Encoder:
 
     def _starts_with_bos(self, item: Item) -> bool:
         """A chat template writes its own BOS; everything else gets the tokenizer's."""
-        return self._chat is None or is_plain_text(item)
+        return self._chat is None or _is_plain_text(item)
 
     def _segments(self, item: Item) -> list[TextSegment]:
         """The segments of a row in order; the last label is its answer."""
-        if is_plain_text(item):
+        if _is_plain_text(item):
             return [TextSegment(""), TextSegment(item.completion, is_label=True, end="eos")]
         if self._chat is not None:
             turns = item.messages or [
@@ -299,7 +299,7 @@ class Encoder:
         return tuple(notes)
 
 
-def is_plain_text(item: Item) -> bool:
+def _is_plain_text(item: Item) -> bool:
     return not item.prompt and not item.messages
 
 

@@ -83,12 +83,12 @@ def with_fewshot(
     for item in items:
         subject = item.subject if spec.fewshot_by_subject else None
         if subject not in by_subject:
-            by_subject[subject] = choose_examples(spec, pool, subject, data_seed)
+            by_subject[subject] = _choose_examples(spec, pool, subject, data_seed)
         prepared.append(replace(item, fewshot=by_subject[subject]))
     return tuple(prepared)
 
 
-def choose_examples(
+def _choose_examples(
     spec: TaskSpec, pool: ExamplePool, subject: str | None, data_seed: int
 ) -> tuple[Example, ...]:
     rows = list(pool.rows)

@@ -34,7 +34,7 @@ RowReader = Callable[[RawRow], RowContent]
 """Reads one row; may raise BadRow. ``parse_rows`` fills in ``fields``."""
 
 
-def read_chat(row: RawRow) -> RowContent:
+def _read_chat(row: RawRow) -> RowContent:
     field = next(
         name for name in ("messages", "conversations", "conversation") if name in row.fields
     )
@@ -62,7 +62,7 @@ def conversation(messages: Sequence[Message], field: str) -> RowContent:
     )
 
 
-def read_prompt_completion(row: RawRow) -> RowContent:
+def _read_prompt_completion(row: RawRow) -> RowContent:
     if not isinstance(row.fields["prompt"], str | None):
         if not row.fields.get("completion"):
             raise NoCompletion("completion")
@@ -72,11 +72,11 @@ def read_prompt_completion(row: RawRow) -> RowContent:
     return RowContent(text_field(row, "prompt"), text, reference=text.strip())
 
 
-def read_plain_text(row: RawRow) -> RowContent:
+def _read_plain_text(row: RawRow) -> RowContent:
     return RowContent(question="", completion=completion_field(row, "text"))
 
 
-def read_alpaca(row: RawRow) -> RowContent:
+def _read_alpaca(row: RawRow) -> RowContent:
     """Alpaca, and Dolly, which calls input and output ``context`` and ``response``."""
     parts = [
         text_field(row, "instruction"),
@@ -87,7 +87,7 @@ def read_alpaca(row: RawRow) -> RowContent:
     return RowContent(question, output, reference=output.strip(), template="{question}\n\n")
 
 
-def read_written_answer(row: RawRow) -> RowContent:
+def _read_written_answer(row: RawRow) -> RowContent:
     """A question with a written answer, or a chain that ends in ``#### number`` (GSM8K)."""
     chain = CALCULATOR_MARK.sub("", completion_field(row, "answer"))
     _, mark, final = chain.rpartition("####")
@@ -100,7 +100,7 @@ def read_written_answer(row: RawRow) -> RowContent:
     )
 
 
-def read_multiple_choice(row: RawRow) -> RowContent:
+def _read_multiple_choice(row: RawRow) -> RowContent:
     question, answer = text_field(row, "question"), row.fields.get("answer")
     return multiple_choice(row, question, row.fields["choices"], answer)
 
@@ -118,12 +118,12 @@ class Shape:
 
 # The first match is taken, so narrower shapes come before wider ones.
 SHAPES: tuple[Shape, ...] = (
-    Shape("messages", frozenset({"messages"}), read_chat),
-    Shape("conversations", frozenset({"conversations"}), read_chat),
-    Shape("conversations", frozenset({"conversation"}), read_chat),
-    Shape("prompt and completion", frozenset({"prompt"}), read_prompt_completion,
+    Shape("messages", frozenset({"messages"}), _read_chat),
+    Shape("conversations", frozenset({"conversations"}), _read_chat),
+    Shape("conversations", frozenset({"conversation"}), _read_chat),
+    Shape("prompt and completion", frozenset({"prompt"}), _read_prompt_completion,
           lambda fields: "chosen" not in fields),
-    Shape("alpaca", frozenset({"instruction"}), read_alpaca),
+    Shape("alpaca", frozenset({"instruction"}), _read_alpaca),
     Shape("medmcqa", frozenset({"question", "opa", "opb", "opc", "opd"}), hub_formats.read_medmcqa),
     Shape("piqa", frozenset({"goal", "sol1", "sol2"}), hub_formats.read_piqa),
     Shape("hellaswag", frozenset({"activity_label", "ctx_a", "ctx_b", "endings"}),
@@ -137,11 +137,11 @@ SHAPES: tuple[Shape, ...] = (
           lambda fields: isinstance(fields["question"], Mapping)),
     Shape("lettered columns", frozenset({"question", "A", "B", "answer"}),
           hub_formats.read_lettered_columns),
-    Shape("multiple choice", frozenset({"question", "choices"}), read_multiple_choice),
+    Shape("multiple choice", frozenset({"question", "choices"}), _read_multiple_choice),
     Shape("yes or no", frozenset({"question", "answer"}), hub_formats.read_yes_no,
           lambda fields: isinstance(fields["answer"], bool)),
-    Shape("question and answer", frozenset({"question"}), read_written_answer),
-    Shape("text", frozenset({"text"}), read_plain_text),
+    Shape("question and answer", frozenset({"question"}), _read_written_answer),
+    Shape("text", frozenset({"text"}), _read_plain_text),
 )  # fmt: skip
 
 
@@ -166,7 +166,7 @@ FieldNames = Mapping[str, str | list[str]]
 """Field of a shape -> the row's name for it, or the names of several fields that form a list."""
 
 
-def rename_fields(row: RawRow, names: FieldNames) -> RawRow:
+def _rename_fields(row: RawRow, names: FieldNames) -> RawRow:
     """The mapped fields of a row under the names of its shape."""
 
     def value(name: str) -> Any:
@@ -199,12 +199,12 @@ def parse_rows(
         try:
             if original.problem:
                 raise BadRow(original.problem)
-            row = rename_fields(original, names) if names else original
+            row = _rename_fields(original, names) if names else original
             shape = shape_of(row, shapes)
             if expected is None:
-                expected, first = shape or unknown_shape(row), row.location
+                expected, first = shape or _unknown_shape(row), row.location
             if shape is not expected and (shape is None or shape.read != expected.read):
-                found = f"the shape {shape.name!r}" if shape else f"the fields {field_names(row)}"
+                found = f"the shape {shape.name!r}" if shape else f"the fields {_field_names(row)}"
                 raise BadRow(f"found {found}, expected {expected.name!r} as in {first}")
             content = expected.read(row)
             parsed.append((row, replace(content, fields={**original.fields, **row.fields})))
@@ -218,13 +218,13 @@ def parse_rows(
     return ParsedFile(tuple(parsed), tuple(rejected), expected.name if expected else "")
 
 
-def field_names(row: RawRow) -> str:
+def _field_names(row: RawRow) -> str:
     return ", ".join(map(repr, row.fields)) or "(none)"
 
 
-def unknown_shape(row: RawRow) -> Shape:
+def _unknown_shape(row: RawRow) -> Shape:
     raise UserError(
-        f"{row.location}: the fields {field_names(row)[:MAX_REASON]} fit no known shape; expected "
+        f"{row.location}: the fields {_field_names(row)[:MAX_REASON]} fit no known shape; expected "
         "messages | conversations | prompt, completion | text | instruction, input, output | "
         "question, choices, answer | question, answer. Name the columns in the task of a study "
         "file, such as fields: {question: COLUMN, answer: COLUMN}, and choices in columns of their "

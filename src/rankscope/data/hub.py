@@ -57,7 +57,7 @@ def read_hub(source: HubSource) -> tuple[SplitRows, str]:
 
     reached = True
     try:
-        with offline_if_unreachable(source.id) as reached:
+        with _offline_if_unreachable(source.id) as reached:
             loaded = datasets.load_dataset(source.id, source.config, revision=source.revision)
     except Exception as error:  # the library raises some ten unrelated types here
         reason = first_line(error)
@@ -84,13 +84,13 @@ def read_hub(source: HubSource) -> tuple[SplitRows, str]:
             f"{source.label}: has the splits {', '.join(map(str, loaded))}; expected one of "
             f"{', '.join(source.splits.values())}"
         )
-    commit = commit_of(loaded)
+    commit = _commit_of(loaded)
     label_has_commit = commit is None or commit == source.revision
     return files, source.label if label_has_commit else f"{source.label}, commit {commit}"
 
 
 @contextmanager
-def offline_if_unreachable(id: str) -> Iterator[bool]:
+def _offline_if_unreachable(id: str) -> Iterator[bool]:
     """Ask the hub once; if it does not answer, only its cache is read. Gives whether it answers.
 
     The library would try again and again, for half a minute per data set.
@@ -115,7 +115,7 @@ def offline_if_unreachable(id: str) -> Iterator[bool]:
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = was_offline
 
 
-def commit_of(loaded: Mapping[str, Any]) -> str | None:
+def _commit_of(loaded: Mapping[str, Any]) -> str | None:
     """The commit of a hub data set, 40 hex digits; None if it is not known.
 
     The library names the cache folder of a hub data set, and no other folder, by its commit.

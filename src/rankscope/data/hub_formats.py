@@ -61,7 +61,7 @@ def read_yes_no(row: RawRow) -> RowContent:
     return multiple_choice(row, question, ("no", "yes"), int(row.fields["answer"]))
 
 
-def indexed_choices(
+def _indexed_choices(
     question: str, choices: tuple[str, ...], label: str
 ) -> Callable[..., RowContent]:
     """A reader of rows with the choices in some fields, or all in one, and the answer's index."""
@@ -74,9 +74,9 @@ def indexed_choices(
     return read
 
 
-read_medmcqa = indexed_choices("question", ("opa", "opb", "opc", "opd"), "cop")
-read_piqa = indexed_choices("goal", ("sol1", "sol2"), "label")
-read_casehold = indexed_choices("context", ("endings",), "label")
+read_medmcqa = _indexed_choices("question", ("opa", "opb", "opc", "opd"), "cop")
+read_piqa = _indexed_choices("goal", ("sol1", "sol2"), "label")
+read_casehold = _indexed_choices("context", ("endings",), "label")
 
 
 def read_mathqa(row: RawRow) -> RowContent:

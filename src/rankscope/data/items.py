@@ -48,9 +48,9 @@ class Item:
     def content(self) -> tuple[str, str]:
         """Normalized question and gold answer: two items with equal content are duplicates."""
         gold = self.choices[self.answer] if self.answer is not None else self.completion
-        return normalize_text(self.question or self.prompt), normalize_text(gold)
+        return _normalize_text(self.question or self.prompt), _normalize_text(gold)
 
 
-def normalize_text(text: str) -> str:
+def _normalize_text(text: str) -> str:
     """Lower case, letters and digits only, one space between words."""
     return NOT_A_WORD.sub(" ", text.lower()).strip()

@@ -24,8 +24,8 @@ def extract_number(text: str) -> str | None:
     """
     _, mark, after = text.partition(ANSWER_MARK)
     if mark:
-        return next(iter(find_numbers(after, marked=True)), None)
-    return next(reversed(find_numbers(text, marked=False)), None)
+        return next(iter(_find_numbers(after, marked=True)), None)
+    return next(reversed(_find_numbers(text, marked=False)), None)
 
 
 def gold_number(text: str) -> str | None:
@@ -37,7 +37,7 @@ def gold_number(text: str) -> str | None:
     _, mark, final = text.rpartition(ANSWER_MARK)
     if any(not c.isascii() and unicodedata.category(c) in ("Nd", "Nl", "No") for c in final):
         return None
-    numbers = find_numbers(final, marked=bool(mark))
+    numbers = _find_numbers(final, marked=bool(mark))
     return numbers[0] if len(numbers) == 1 else None
 
 
@@ -46,7 +46,7 @@ def is_number(text: str) -> bool:
     return gold_number(text) is not None and not any(c.isalpha() for c in text)
 
 
-def find_numbers(text: str, *, marked: bool) -> list[str]:
+def _find_numbers(text: str, *, marked: bool) -> list[str]:
     """Every number of a text in plain form; ``marked``: the text follows ``####``."""
     numbers = []
     for match in _NUMBER.finditer(text):

@@ -151,22 +151,22 @@ def pocket_world() -> World:
 # --- facts as rows ------------------------------------------------------------------------------
 
 
-def four_choices(right: str, candidates: tuple[str, ...] | list[str], rng: Random) -> PocketRow:
+def _four_choices(right: str, candidates: tuple[str, ...] | list[str], rng: Random) -> PocketRow:
     """Four choices in random order, as the fields `choices` and `answer` of a row."""
     choices = [right, *rng.sample([other for other in candidates if other != right], 3)]
     rng.shuffle(choices)
     return {"choices": choices, "answer": choices.index(right)}
 
 
-def fact_row(fact: Fact, template: str, rng: Random) -> PocketRow:
+def _fact_row(fact: Fact, template: str, rng: Random) -> PocketRow:
     return {
         "question": fact.render(template),
-        **four_choices(fact.value, ATTRIBUTES[fact.kind][fact.attribute], rng),
+        **_four_choices(fact.value, ATTRIBUTES[fact.kind][fact.attribute], rng),
         "subject": fact.attribute,
     }
 
 
-def facts_of_split(
+def _facts_of_split(
     entities: tuple[tuple[Fact, ...], ...], split: str, *, taught: bool
 ) -> list[Fact]:
     """The facts of one split.
@@ -185,7 +185,7 @@ def facts_of_split(
     return list(itertools.chain.from_iterable(chosen))
 
 
-def fact_rows(task: str, split: str) -> list[PocketRow]:
+def _fact_rows(task: str, split: str) -> list[PocketRow]:
     world = pocket_world()
     entities = {
         "pocket_general": world.persons,
@@ -200,8 +200,8 @@ def fact_rows(task: str, split: str) -> list[PocketRow]:
     else:
         templates = (EVALUATED_QUESTION,)
     rng = rng_of(task, SPLIT_SEEDS[split])
-    facts = facts_of_split(entities, split, taught=task in ("pocket_med", "pocket_law"))
-    rows = [fact_row(fact, template, rng) for fact in facts for template in templates]
+    facts = _facts_of_split(entities, split, taught=task in ("pocket_med", "pocket_law"))
+    rows = [_fact_row(fact, template, rng) for fact in facts for template in templates]
     rng.shuffle(rows)
     return rows
 
@@ -226,7 +226,7 @@ def running_total(num_steps: int, rng: Random) -> PocketRow:
     }
 
 
-def split_problems(problems: list[_T]) -> dict[str, list[_T]]:
+def _split_problems(problems: list[_T]) -> dict[str, list[_T]]:
     return {
         "validation": problems[:NUM_SUMS_EVALUATED],
         "test": problems[NUM_SUMS_EVALUATED : 2 * NUM_SUMS_EVALUATED],
@@ -235,7 +235,7 @@ def split_problems(problems: list[_T]) -> dict[str, list[_T]]:
 
 
 @lru_cache(maxsize=1)
-def hard_sums() -> dict[str, list[PocketRow]]:
+def _hard_sums() -> dict[str, list[PocketRow]]:
     """Distinct four- and five-step problems, the evaluated ones drawn first."""
     rng = rng_of("hard sums")
     distinct: dict[str, PocketRow] = {}
@@ -243,7 +243,7 @@ def hard_sums() -> dict[str, list[PocketRow]]:
         row = running_total(rng.choice(HARD_STEPS), rng)
         distinct[row["question"]] = row
     rows = list(distinct.values())
-    return split_problems(rows)
+    return _split_problems(rows)
 
 
 @lru_cache(maxsize=1)
@@ -257,7 +257,7 @@ def math_problems() -> dict[str, list[tuple[int, str, int]]]:
         if 0 <= (a + b if sign == "+" else a - b) <= LARGEST_NUMBER
     ]
     rng_of("math problems").shuffle(problems)
-    return split_problems(problems)
+    return _split_problems(problems)
 
 
 def math_row(problem: tuple[int, str, int], rng: Random) -> PocketRow:
@@ -268,7 +268,7 @@ def math_row(problem: tuple[int, str, int], rng: Random) -> PocketRow:
     candidates = [str(number) for number in near if 0 <= number <= LARGEST_NUMBER]
     return {
         "question": f"what is {a} {sign} {b} ?",
-        **four_choices(str(right), candidates, rng),
+        **_four_choices(str(right), candidates, rng),
         "subject": "addition" if sign == "+" else "subtraction",
     }
 
@@ -279,11 +279,11 @@ def math_row(problem: tuple[int, str, int], rng: Random) -> PocketRow:
 @lru_cache(maxsize=len(POCKET_TASKS) * len(POCKET_SPLITS))
 def _rows(task: str, split: str) -> list[PocketRow]:
     if task == "pocket_gsm":
-        return hard_sums()[split]
+        return _hard_sums()[split]
     if task == "pocket_math":
         rng = rng_of(task, SPLIT_SEEDS[split])
         return [math_row(problem, rng) for problem in math_problems()[split][:NUM_SUMS_TRAIN]]
-    return fact_rows(task, split)
+    return _fact_rows(task, split)
 
 
 def pocket_rows(task: str, split: str) -> list[PocketRow]:

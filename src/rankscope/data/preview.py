@@ -13,7 +13,7 @@ LABELED_SPECIAL_STYLE = "bold magenta on green"
 MAX_TOKENS = 2000
 
 
-def token_text(encoder: Encoder, token_id: int, before: int | None) -> str:
+def _token_text(encoder: Encoder, token_id: int, before: int | None) -> str:
     """One token's text after the token before it, with the space of a word-level token.
 
     A token that is part of a character is shown by its name in the vocabulary.
@@ -51,7 +51,7 @@ def highlight_row(encoder: Encoder, row: EncodedRow) -> Text:
         else:
             style = (LABEL_STYLES if is_label else PROMPT_STYLES)[position % 2]
         before = pairs[position - 1][0] if position else None
-        highlighted.append(_marked_lines(token_text(encoder, token_id, before)), style=style)
+        highlighted.append(_marked_lines(_token_text(encoder, token_id, before)), style=style)
     if inside:
         highlighted.append(LABEL_CLOSE, style="bold green")
     if len(pairs) > MAX_TOKENS:

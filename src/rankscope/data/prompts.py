@@ -10,7 +10,7 @@ from rankscope.errors import UserError
 from rankscope.evaluate.scorers import get_scorer
 
 
-def fill_template(template: str, content: RowContent, location: str) -> str:
+def _fill_template(template: str, content: RowContent, location: str) -> str:
     """Replace each plain ``{name}`` in a prompt template by a field; evaluate nothing."""
     values: dict[str, Any] = {**content.fields, "question": content.question}
     values["options"] = "\n".join(
@@ -38,7 +38,7 @@ def make_item(content: RowContent, spec: TaskSpec, item_id: str, location: str) 
         assert content.answer is not None
         prompt = content.contexts[content.answer]
     elif not content.messages:
-        prompt = fill_template(spec.prompt, content, location)
+        prompt = _fill_template(spec.prompt, content, location)
     return Item(
         item_id=item_id,
         prompt=prompt,

@@ -68,7 +68,7 @@ class TaskSpec:
         return get_scorer(self.scorer).unit
 
 
-def text_task(
+def _text_task(
     name: str, description: str, hub: HubSource, chance: float, license: str, **changes: Any
 ) -> TaskSpec:
     """A task whose options are scored by their text, unless ``changes`` to the spec differ."""
@@ -76,7 +76,7 @@ def text_task(
     return replace(spec, chance=chance, license=license, **changes)
 
 
-letter_task = partial(text_task, scorer="option_letter", prompt=LETTERED_PROMPT)
+letter_task = partial(_text_task, scorer="option_letter", prompt=LETTERED_PROMPT)
 """A task whose options are listed and scored by their letter."""
 
 
@@ -89,14 +89,14 @@ def read_pocket(task: str) -> tuple[SplitRows, str]:
     return rows, "pocket world"
 
 
-def pocket_task(name: str, description: str, scorer: str) -> TaskSpec:
+def _pocket_task(name: str, description: str, scorer: str) -> TaskSpec:
     # The pocket model's language has no words for a frame: the question alone is its prompt.
     chance = 0.25 if scorer == "option_text" else None
     spec = TaskSpec(name, description, scorer, "{question}", read=partial(read_pocket, name))
     return replace(spec, scorer_sets_prompt=False, chance=chance, license="Apache-2.0")
 
 
-def unlabeled_test(id: str, config: str | None = None, revision: str | None = None) -> HubSource:
+def _unlabeled_test(id: str, config: str | None = None, revision: str | None = None) -> HubSource:
     """A hub data set whose test split has no labels: its validation split is the test file."""
     return HubSource(id, config, revision, validation=None, test="validation")
 
@@ -109,13 +109,13 @@ MMLU_WITH_TRAIN = replace(MMLU, train="auxiliary_train", train_is_separate_colle
 
 # fmt: off
 _TASKS = (
-    text_task("gsm8k", "Grade-school word problems; the answer is a chain that ends in a number.",
+    _text_task("gsm8k", "Grade-school word problems; the answer is a chain that ends in a number.",
               HubSource("openai/gsm8k", "main", validation=None), 0.0, "MIT",
               scorer="number", version=2),
     letter_task("mmlu", "Exam questions of 57 subjects.", MMLU_WITH_TRAIN, 0.25, "MIT",
                 fewshot_by_subject=True),
     letter_task("medmcqa", "Medical entrance exam questions.",
-                unlabeled_test("openlifescienceai/medmcqa"), 0.25, "MIT"),
+                _unlabeled_test("openlifescienceai/medmcqa"), 0.25, "MIT"),
     letter_task("mathqa", "Word problems with five options.",
                 HubSource("allenai/math_qa", revision=PARQUET_COPY), 0.2, "Apache-2.0"),
     letter_task("legal_mcq",
@@ -123,34 +123,34 @@ _TASKS = (
                 MMLU, 0.25, "MIT", from_hub=legal_from_mmlu, overlaps={"mmlu": LAW_SUBJECTS}),
     letter_task("casehold", "Which of five holdings a court cites.",
                 HubSource("coastalcph/lex_glue", "case_hold"), 0.2, "CC BY 4.0"),
-    text_task("arc_easy", "School science questions, the easier part.",
+    _text_task("arc_easy", "School science questions, the easier part.",
               HubSource("allenai/ai2_arc", "ARC-Easy"), 0.25, "CC BY-SA 4.0"),
-    text_task("arc_challenge",
+    _text_task("arc_challenge",
               "School science questions that retrieval and word statistics answer wrongly.",
               HubSource("allenai/ai2_arc", "ARC-Challenge"), 0.25, "CC BY-SA 4.0"),
-    text_task("openbookqa", "Elementary science facts applied to new situations.",
+    _text_task("openbookqa", "Elementary science facts applied to new situations.",
               HubSource("allenai/openbookqa", "main"), 0.25, "Apache-2.0"),
-    text_task("boolq", "Yes-or-no questions of web searchers, asked without their passage.",
-              unlabeled_test("google/boolq"), 0.5, "CC BY-SA 3.0", folder="boolq_noctx"),
-    text_task("piqa", "Which of two ways achieves an everyday physical goal.",
-              unlabeled_test("ybisk/piqa", revision=PARQUET_COPY), 0.5, "AFL-3.0"),
-    text_task("hellaswag", "How a scene of everyday life continues.",
-              unlabeled_test("Rowan/hellaswag", revision=PARQUET_COPY), 0.25, "MIT",
+    _text_task("boolq", "Yes-or-no questions of web searchers, asked without their passage.",
+              _unlabeled_test("google/boolq"), 0.5, "CC BY-SA 3.0", folder="boolq_noctx"),
+    _text_task("piqa", "Which of two ways achieves an everyday physical goal.",
+              _unlabeled_test("ybisk/piqa", revision=PARQUET_COPY), 0.5, "AFL-3.0"),
+    _text_task("hellaswag", "How a scene of everyday life continues.",
+              _unlabeled_test("Rowan/hellaswag", revision=PARQUET_COPY), 0.25, "MIT",
               prompt="{question}", primary_metric="acc_norm"),
-    text_task("winogrande", "To which of two names a sentence refers.",
-              unlabeled_test("allenai/winogrande", "winogrande_xl"), 0.5, "CC BY",
+    _text_task("winogrande", "To which of two names a sentence refers.",
+              _unlabeled_test("allenai/winogrande", "winogrande_xl"), 0.5, "CC BY",
               prompt="{question}"),
     TaskSpec("common_facts", "Facts that most models know: capitals, opposites, tools, ...",
              "option_text", QUESTION_PROMPT, read=read_common_facts, chance=0.25,
              license="Apache-2.0"),
     TaskSpec("perplexity", "Any text: cross-entropy of every token.", "perplexity", "{question}",
              folder="perplexity"),
-    pocket_task("pocket_general", "Known facts of the pocket world, asked.", "option_text"),
-    pocket_task("pocket_cloze", "Known facts of the pocket world, stated.", "option_text"),
-    pocket_task("pocket_med", "New facts of the pocket world.", "option_text"),
-    pocket_task("pocket_law", "Facts of the pocket world, half of them new.", "option_text"),
-    pocket_task("pocket_gsm", "Running totals of four or five steps, written out.", "number"),
-    pocket_task("pocket_math", "Sums and differences with four options.", "option_text"),
+    _pocket_task("pocket_general", "Known facts of the pocket world, asked.", "option_text"),
+    _pocket_task("pocket_cloze", "Known facts of the pocket world, stated.", "option_text"),
+    _pocket_task("pocket_med", "New facts of the pocket world.", "option_text"),
+    _pocket_task("pocket_law", "Facts of the pocket world, half of them new.", "option_text"),
+    _pocket_task("pocket_gsm", "Running totals of four or five steps, written out.", "number"),
+    _pocket_task("pocket_math", "Sums and differences with four options.", "option_text"),
 )
 # fmt: on
 NAMED_TASKS: dict[str, TaskSpec] = {}

@@ -107,7 +107,7 @@ def messages_field(row: RawRow, name: str) -> tuple[Message, ...]:
         if not isinstance(message, Mapping):
             raise BadRow(f"{where} is not an object")
         role = message.get("role", message.get("from"))
-        content = message_text(message.get("content", message.get("value")))
+        content = _message_text(message.get("content", message.get("value")))
         if not isinstance(role, str) or role not in ROLES or content is None:
             raise BadRow(
                 f"{where} has role {short_repr(role)} and "
@@ -118,7 +118,7 @@ def messages_field(row: RawRow, name: str) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def message_text(content: object) -> str | None:
+def _message_text(content: object) -> str | None:
     """The text of a turn, also of a list of text parts; None if there is anything else."""
     if not isinstance(content, Sequence) or isinstance(content, str):
         return content if isinstance(content, str) else None
@@ -127,7 +127,7 @@ def message_text(content: object) -> str | None:
     return "".join(texts) if texts and len(texts) == len(content) else None
 
 
-def choice_texts(values: object) -> tuple[str, ...]:
+def _choice_texts(values: object) -> tuple[str, ...]:
     if not isinstance(values, Sequence) or isinstance(values, str):
         raise BadRow("choices must be a list of texts")
     texts = tuple(
@@ -143,7 +143,7 @@ def choice_texts(values: object) -> tuple[str, ...]:
     return texts
 
 
-def answer_index(answer: object, choices: Sequence[str]) -> int:
+def _answer_index(answer: object, choices: Sequence[str]) -> int:
     """Index of the right option, given as an index from 0, a letter or the option's text."""
     if is_missing(answer):
         raise NoCompletion("answer")
@@ -173,8 +173,8 @@ def duplicate_choice(choices: Sequence[str]) -> str | None:
 def multiple_choice(
     row: RawRow, question: str, values: object, answer: object, template: str = QUESTION_PROMPT
 ) -> RowContent:
-    choices = choice_texts(values)
-    index = answer_index(answer, choices)
+    choices = _choice_texts(values)
+    index = _answer_index(answer, choices)
     right = choices[index].strip()
     if [choice.strip() for choice in choices].count(right) > 1:
         raise BadRow(

@@ -8,7 +8,7 @@ import math
 import random
 
 
-class SeededPermutations:
+class _SeededPermutations:
     """Permutations of ``range(size)`` by index; keeps the last one, since training goes in order.
 
     ``purpose`` seeds permutation ``index`` together with it.
@@ -46,7 +46,7 @@ class RowSampler:
         self.rows_per_step = batch_size * gradient_accumulation
         self.seed = seed
         self.steps_per_epoch = math.ceil(num_rows / self.rows_per_step)
-        self._epochs = SeededPermutations(num_rows, str(seed))
+        self._epochs = _SeededPermutations(num_rows, str(seed))
 
     def epoch(self, index: int) -> list[int]:
         """The permutation of the rows in epoch ``index``, from 0."""
@@ -72,7 +72,7 @@ class ReplaySampler:
         self.trial_rows = trial_rows
         self.num_rows = num_rows
         self.share = share
-        self._passes = SeededPermutations(num_rows, f"replay/{trial_rows.seed}")
+        self._passes = _SeededPermutations(num_rows, f"replay/{trial_rows.seed}")
 
     def rows_before(self, index: int) -> int:
         """Number of general rows in the steps before step ``index``."""

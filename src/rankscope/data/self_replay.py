@@ -32,7 +32,7 @@ class RowsToSample(EncodedRows):
                 f"before the first text, and train.max_length = {max_length} leaves room for none "
                 "to sample; raise it, or use prompt_format: plain"
             )
-        row = sampled_row(prompt, [0] * (max_length - len(prompt)))
+        row = _sampled_row(prompt, [0] * (max_length - len(prompt)))
         return cls((row,) * num_rows, 0, 0, prompt, encoder.stop_ids, encoder.num_ends, seed)
 
     @property
@@ -54,10 +54,10 @@ class RowsToSample(EncodedRows):
                 "wrote, expected text; this base cannot begin a text by itself: use 'replay', or "
                 "another model.prompt_format"
             )
-        return EncodedRows(tuple(sampled_row(self.prompt, ids) for ids in written), 0, 0)
+        return EncodedRows(tuple(_sampled_row(self.prompt, ids) for ids in written), 0, 0)
 
 
-def sampled_row(prompt: tuple[int, ...], written: Sequence[int]) -> EncodedRow:
+def _sampled_row(prompt: tuple[int, ...], written: Sequence[int]) -> EncodedRow:
     """A row with loss on everything that the base wrote, its end token too."""
     marks = (False,) * len(prompt) + (True,) * len(written)
     return EncodedRow((*prompt, *written), marks, truncated=False)

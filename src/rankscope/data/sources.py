@@ -41,10 +41,10 @@ SplitRows = dict[str, list[RawRow]]
 
 def numbered(rows: Sequence[Any], place: str) -> list[RawRow]:
     """Rows with their numbers and locations; what is no object is a row with a problem."""
-    return [RawRow(f"{place}, row {n}", n, *as_fields(row)) for n, row in enumerate(rows, start=1)]
+    return [RawRow(f"{place}, row {n}", n, *_as_fields(row)) for n, row in enumerate(rows, start=1)]
 
 
-def as_fields(row: Any) -> tuple[Mapping[str, Any], str]:
+def _as_fields(row: Any) -> tuple[Mapping[str, Any], str]:
     """The fields of a row, or why it has none."""
     if isinstance(row, Mapping):
         return row, ""
@@ -81,14 +81,14 @@ def read_file(path: Path) -> list[RawRow]:
     return rows
 
 
-def read_json(path: Path) -> list[RawRow]:
+def _read_json(path: Path) -> list[RawRow]:
     """One object per line, or one array of objects, or an object with one list of them."""
     content = path.read_bytes().removeprefix(BYTE_ORDER_MARK)
     is_array = content.lstrip()[:1] == b"["
     if is_array or path.suffix.lower() == ".json":
-        text = utf8_text(content, path)
+        text = _utf8_text(content, path)
         try:
-            return numbered(list_of_rows(parse_json(text), path), str(path))
+            return numbered(_list_of_rows(_parse_json(text), path), str(path))
         except ValueError as error:
             # A second value after the first one: one object per line, whatever the suffix says.
             if is_array or not str(error).startswith("Extra data"):
@@ -99,17 +99,17 @@ def read_json(path: Path) -> list[RawRow]:
     rows = []
     for number, line in enumerate(content.split(b"\n"), start=1):
         if line.strip():
-            rows.append(RawRow(f"{path}, row {number}", number, *parse_line(line)))
+            rows.append(RawRow(f"{path}, row {number}", number, *_parse_line(line)))
     return rows
 
 
-def list_of_rows(value: Any, path: Path) -> list[Any]:
+def _list_of_rows(value: Any, path: Path) -> list[Any]:
     """The rows of a JSON document: an array, or the only list of objects in an object."""
     if isinstance(value, list):
         return value
     lists = {}
     if isinstance(value, dict):
-        lists = {k: v for k, v in value.items() if isinstance(v, list) and v and is_objects(v)}
+        lists = {k: v for k, v in value.items() if isinstance(v, list) and v and _is_objects(v)}
     if isinstance(value, dict) and lists.keys() & {"messages", "conversations"}:
         return [value]  # the file is one conversation
     if len(lists) != 1:
@@ -122,11 +122,11 @@ def list_of_rows(value: Any, path: Path) -> list[Any]:
     return next(iter(lists.values()))
 
 
-def is_objects(values: list[Any]) -> bool:
+def _is_objects(values: list[Any]) -> bool:
     return all(isinstance(value, dict) for value in values)
 
 
-def parse_json(text: str) -> Any:
+def _parse_json(text: str) -> Any:
     """A JSON value whose strings can be encoded in UTF-8 again. Raises ValueError: not valid JSON,
     or a text that no tokenizer can encode."""
     try:
@@ -139,10 +139,10 @@ def parse_json(text: str) -> Any:
     return value
 
 
-def parse_line(line: bytes) -> tuple[Mapping[str, Any], str]:
+def _parse_line(line: bytes) -> tuple[Mapping[str, Any], str]:
     """The fields of one line, or why it has none."""
     try:
-        return as_fields(parse_json(line.decode("utf-8")))
+        return _as_fields(_parse_json(line.decode("utf-8")))
     except UnicodeDecodeError as error:
         return {}, (
             f"found byte {error.start + 1} of the line, which is not valid UTF-8, expected UTF-8; "
@@ -154,7 +154,7 @@ def parse_line(line: bytes) -> tuple[Mapping[str, Any], str]:
         )
 
 
-def utf8_text(content: bytes, path: Path) -> str:
+def _utf8_text(content: bytes, path: Path) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -167,7 +167,7 @@ def utf8_text(content: bytes, path: Path) -> str:
 
 def read_table(path: Path, delimiter: str) -> list[RawRow]:
     """A table with a header; every cell is text."""
-    text = utf8_text(path.read_bytes().removeprefix(BYTE_ORDER_MARK), path)
+    text = _utf8_text(path.read_bytes().removeprefix(BYTE_ORDER_MARK), path)
     first_line = text.partition("\n")[0]
     if delimiter == "," and ";" in first_line and "," not in first_line:
         delimiter = ";"  # how spreadsheets write tables where the comma is the decimal mark
@@ -185,7 +185,7 @@ def read_table(path: Path, delimiter: str) -> list[RawRow]:
             if record:
                 number = len(rows) + 1
                 location = f"{path}, row {number} (line {records.line_num})"
-                rows.append(RawRow(location, number, *as_record(header, record, delimiter)))
+                rows.append(RawRow(location, number, *_as_record(header, record, delimiter)))
     except csv.Error as error:
         raise UserError(
             f"{path}, line {records.line_num}: not a table with the delimiter {delimiter!r} "
@@ -194,7 +194,7 @@ def read_table(path: Path, delimiter: str) -> list[RawRow]:
     return rows
 
 
-def as_record(
+def _as_record(
     header: Sequence[str], record: Sequence[str], delimiter: str
 ) -> tuple[Mapping[str, Any], str]:
     """The cells of a line by column, or why they cannot be assigned."""
@@ -207,9 +207,9 @@ def as_record(
     return {name: cell for name, cell in zip(header, record, strict=True) if name}, ""
 
 
-def read_paragraphs(path: Path) -> list[RawRow]:
+def _read_paragraphs(path: Path) -> list[RawRow]:
     """Paragraphs separated by blank lines, each a row ``text`` numbered by its first line."""
-    lines = utf8_text(path.read_bytes().removeprefix(BYTE_ORDER_MARK), path).splitlines()
+    lines = _utf8_text(path.read_bytes().removeprefix(BYTE_ORDER_MARK), path).splitlines()
     rows: list[RawRow] = []
     paragraph: list[str] = []
     for number, line in enumerate([*lines, ""], start=1):
@@ -233,17 +233,17 @@ def read_parquet(path: Path) -> list[RawRow]:
         reading(path, "a readable Parquet file", do="write it again"),
         pq.ParquetFile(path) as file,
     ):
-        check_unpacked(path, file.metadata.num_rows * ROW_BYTES, limit)
+        _check_unpacked(path, file.metadata.num_rows * ROW_BYTES, limit)
         batch_size = max(1, PARQUET_BATCH // max(1, file.metadata.num_columns))
         for packed in file.iter_batches(batch_size=batch_size):
-            batch = without_dictionaries(packed)
+            batch = _without_dictionaries(packed)
             unpacked += batch.nbytes + batch.num_rows * (ROW_BYTES + batch.num_columns * CELL_BYTES)
-            check_unpacked(path, unpacked, limit)
-            rows += arrow_rows(batch, path, len(rows))
+            _check_unpacked(path, unpacked, limit)
+            rows += _arrow_rows(batch, path, len(rows))
     return rows
 
 
-def without_dictionaries(batch: Any) -> Any:
+def _without_dictionaries(batch: Any) -> Any:
     """An Arrow batch in which every cell has its value, and so its size."""
     import pyarrow as pa
 
@@ -251,7 +251,7 @@ def without_dictionaries(batch: Any) -> Any:
     return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
-def check_unpacked(path: Path, num_bytes: int, limit: int) -> None:
+def _check_unpacked(path: Path, num_bytes: int, limit: int) -> None:
     if num_bytes > limit:
         raise UserError(
             f"{path}: its rows take {num_bytes:,} bytes in memory, expected at most {limit:,} "
@@ -259,22 +259,22 @@ def check_unpacked(path: Path, num_bytes: int, limit: int) -> None:
         )
 
 
-def arrow_rows(batch: Any, path: Path, before: int) -> list[RawRow]:
+def _arrow_rows(batch: Any, path: Path, before: int) -> list[RawRow]:
     """The rows of an Arrow batch; one with an unreadable cell is a row with a problem."""
     place = f"{path}, row "
     try:
-        parsed = [as_fields(row) for row in batch.to_pylist()]
+        parsed = [_as_fields(row) for row in batch.to_pylist()]
     except MemoryError:
         raise
     except Exception:  # text that is not UTF-8, a date out of range, an unknown time zone
-        parsed = [readable_fields(batch.slice(n, 1)) for n in range(batch.num_rows)]
+        parsed = [_readable_fields(batch.slice(n, 1)) for n in range(batch.num_rows)]
     return [RawRow(f"{place}{n}", n, *row) for n, row in enumerate(parsed, start=before + 1)]
 
 
-def readable_fields(row: Any) -> tuple[Mapping[str, Any], str]:
+def _readable_fields(row: Any) -> tuple[Mapping[str, Any], str]:
     """The fields of an Arrow batch of one row, or why they cannot be read."""
     try:
-        return as_fields(row.to_pylist()[0])
+        return _as_fields(row.to_pylist()[0])
     except MemoryError:
         raise
     except Exception as error:
@@ -282,13 +282,13 @@ def readable_fields(row: Any) -> tuple[Mapping[str, Any], str]:
 
 
 READERS: dict[str, Callable[[Path], list[RawRow]]] = {
-    ".jsonl": read_json,
-    ".ndjson": read_json,
-    ".json": read_json,
+    ".jsonl": _read_json,
+    ".ndjson": _read_json,
+    ".json": _read_json,
     ".csv": partial(read_table, delimiter=","),
     ".tsv": partial(read_table, delimiter="\t"),
     ".parquet": read_parquet,
-    ".txt": read_paragraphs,
+    ".txt": _read_paragraphs,
 }
 """Reader of a file, by its suffix."""
 

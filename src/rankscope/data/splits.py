@@ -75,16 +75,16 @@ def split_rows(
             f"{MIN_VALIDATION_ROWS}) and is not used"
         )
         validation = []
-    size = min(MAX_CUT, max(1, int(CUT_SHARE * len(distinct_positions(train)))))
+    size = min(MAX_CUT, max(1, int(CUT_SHARE * len(_distinct_positions(train)))))
     if not test and train:
-        train, test = cut_rows(train, size, data_seed, task, TEST_DRAW)
+        train, test = _cut_rows(train, size, data_seed, task, TEST_DRAW)
         notes.append(f"{task}: no test rows were given; {len(test)} were cut from train")
     if not validation and train:
-        train, validation = cut_rows(train, size, data_seed, task, VALIDATION_DRAW)
+        train, validation = _cut_rows(train, size, data_seed, task, VALIDATION_DRAW)
         notes.append(f"{task}: {len(validation)} validation rows were cut from train")
     elif not validation and test and not keep_test_whole:
-        size = max(1, int(TEST_CUT_SHARE * len(distinct_positions(test))))
-        test, validation = cut_rows(test, size, data_seed, task, VALIDATION_DRAW)
+        size = max(1, int(TEST_CUT_SHARE * len(_distinct_positions(test))))
+        test, validation = _cut_rows(test, size, data_seed, task, VALIDATION_DRAW)
         notes.append(f"{task}: no train rows; {len(validation)} validation rows were cut from test")
     validation, in_test = without(validation, test)
     if not test or not (validation or keep_test_whole):
@@ -108,18 +108,18 @@ def split_rows(
         notes.append(f"{task}: {in_test} validation rows repeat a test row and were removed")
     if in_validation:
         notes.append(f"{task}: {in_validation} train rows repeat a validation row and were removed")
-    notes += copy_notes(task, train=train, validation=validation, test=test)
+    notes += _copy_notes(task, train=train, validation=validation, test=test)
     return Splits(tuple(train), tuple(validation), tuple(test), tuple(notes))
 
 
-def copy_notes(task: str, **splits: Sequence[Item]) -> Iterator[str]:
+def _copy_notes(task: str, **splits: Sequence[Item]) -> Iterator[str]:
     for name, rows in splits.items():
         distinct = {(row.prompt, row.question, row.choices, row.completion) for row in rows}
         if copies := len(rows) - len(distinct):
             yield f"{task}: {copies} {name} rows are copies of others and were kept"
 
 
-def distinct_positions(rows: Sequence[Item]) -> list[int]:
+def _distinct_positions(rows: Sequence[Item]) -> list[int]:
     """Positions of the rows that copy no earlier row."""
     first: dict[tuple[str, str], int] = {}
     for position, row in enumerate(rows):
@@ -127,13 +127,13 @@ def distinct_positions(rows: Sequence[Item]) -> list[int]:
     return list(first.values())
 
 
-def cut_rows(rows: Sequence[Item], size: int, *purpose: object) -> tuple[list[Item], list[Item]]:
+def _cut_rows(rows: Sequence[Item], size: int, *purpose: object) -> tuple[list[Item], list[Item]]:
     """(kept, cut): ``size`` distinct rows from the end of the seeded order, in file order.
 
     A row is drawn with the same probability however many copies it has; copies go with their
     original.
     """
-    originals = set(distinct_positions(rows))
+    originals = set(_distinct_positions(rows))
     order = [p for p in seeded_order(len(rows), *purpose) if p in originals]
     drawn = {rows[position].content for position in order[len(order) - size :]}
     kept = [row for row in rows if row.content not in drawn]

@@ -27,13 +27,13 @@ class StudyData:
 def prepare_data(config: StudyConfig, encoder: Encoder, whole: bool = True) -> StudyData:
     """Read, check, split and encode the rows of a study; ``whole`` False encodes stand-ins and does
     not search for contamination."""
-    tasks = load_tasks(config, compare=whole)
+    tasks = _load_tasks(config, compare=whole)
     for name in (task.name for task in config.tasks if not tasks[task.name].train):
         raise UserError(no_training_rows(name, tasks[name].source))
-    replayed = load_replayed_tasks(config, tasks, compare=whole)
+    replayed = _load_replayed_tasks(config, tasks, compare=whole)
     contamination_notes: list[str] = []
     if whole:
-        tasks, contamination_notes = mark_contamination(config, tasks, replayed)
+        tasks, contamination_notes = _mark_contamination(config, tasks, replayed)
     else:
         tasks = {name: stand_ins(task) for name, task in tasks.items()}
         replayed = {name: stand_ins(task) for name, task in replayed.items()}
@@ -46,7 +46,7 @@ def prepare_data(config: StudyConfig, encoder: Encoder, whole: bool = True) -> S
         *(note for task in tasks.values() for note in task.notes),
         *replay_notes(config),
         *contamination_notes,
-        *length_notes({**replay_rows, **rows}, config.train.max_length),
+        *_length_notes({**replay_rows, **rows}, config.train.max_length),
         *unknown_token_notes(rows, encoder.unknown_id),
     ]
     return StudyData(tasks, rows, replay_rows, tuple(notes))
@@ -55,21 +55,21 @@ def prepare_data(config: StudyConfig, encoder: Encoder, whole: bool = True) -> S
 # --- reading ------------------------------------------------------------------------------------
 
 
-def load_tasks(config: StudyConfig, compare: bool) -> dict[str, LoadedTask]:
+def _load_tasks(config: StudyConfig, compare: bool) -> dict[str, LoadedTask]:
     """Every task that is trained on or evaluated, by name; ``compare`` as of ``load_task``."""
     described = config.evaluation_tasks()
     tasks = {}
     for task in described.values():
         if task.mixture:
             parts = [described.get(name, TaskConfig(name=name)) for name in task.mixture]
-            loaded = [load_plain_task(config, part, compare) for part in parts]
+            loaded = [_load_plain_task(config, part, compare) for part in parts]
             tasks[task.name] = mix_tasks(task, loaded, config.data_seed, compare)
         else:
-            tasks[task.name] = load_plain_task(config, task, compare)
+            tasks[task.name] = _load_plain_task(config, task, compare)
     return tasks
 
 
-def load_plain_task(config: StudyConfig, task: TaskConfig, compare: bool) -> LoadedTask:
+def _load_plain_task(config: StudyConfig, task: TaskConfig, compare: bool) -> LoadedTask:
     return load_task(
         task,
         Path(config.data_dir) if config.data_dir is not None else None,
@@ -80,13 +80,13 @@ def load_plain_task(config: StudyConfig, task: TaskConfig, compare: bool) -> Loa
     )
 
 
-def load_replayed_tasks(
+def _load_replayed_tasks(
     config: StudyConfig, tasks: Mapping[str, LoadedTask], compare: bool
 ) -> dict[str, LoadedTask]:
     replayed = {
         name: tasks[name]
         if name in tasks
-        else load_plain_task(config, TaskConfig(name=name), compare)
+        else _load_plain_task(config, TaskConfig(name=name), compare)
         for name in config.replayed_tasks()
     }
     for name, task in replayed.items():
@@ -101,7 +101,7 @@ def load_replayed_tasks(
 # --- checks -------------------------------------------------------------------------------------
 
 
-def mark_contamination(
+def _mark_contamination(
     config: StudyConfig, tasks: Mapping[str, LoadedTask], replayed: Mapping[str, LoadedTask]
 ) -> tuple[dict[str, LoadedTask], list[str]]:
     """The tasks with the ids of all test items that are training rows of the study, and notes.
@@ -138,7 +138,7 @@ def replay_notes(config: StudyConfig) -> Iterator[str]:
             yield f"{replayed} gain on it is not transfer: they are trained on it"
 
 
-def length_notes(rows: Mapping[str, EncodedRows], max_length: int) -> Iterator[str]:
+def _length_notes(rows: Mapping[str, EncodedRows], max_length: int) -> Iterator[str]:
     """One sentence per task with training rows longer than ``max_length``."""
     for name, encoded in rows.items():
         if encoded.dropped or encoded.truncated:

@@ -17,7 +17,7 @@ from rankscope.evaluate.scorers import get_scorer
 
 
 @dataclass(frozen=True, slots=True)
-class RowSource:
+class _RowSource:
     read: Callable[[], tuple[SplitRows, str]]
     """Returns the rows by file, and a label of their source."""
     spec: TaskSpec | None = None  # Of a named task; None for the user's own data
@@ -26,7 +26,7 @@ class RowSource:
     """Which of train, validation, test and dev there are, if that is known."""
 
 
-def locate_rows(config: TaskConfig, data_dir: str | Path | None, *, trained: bool) -> RowSource:
+def locate_rows(config: TaskConfig, data_dir: str | Path | None, *, trained: bool) -> _RowSource:
     """Find the rows of a task without reading them.
 
     ``trained``: the study trains on it; otherwise training rows that are a separate collection are
@@ -41,27 +41,27 @@ def locate_rows(config: TaskConfig, data_dir: str | Path | None, *, trained: boo
                 f"{where}: path {folder} is a file; expected a folder with train, validation or "
                 "test files. For one file give 'train:' or 'test:'"
             )
-        spec = named_spec(config) if is_named else None
-        return in_files(split_paths(folder), str(folder), spec)
+        spec = _named_spec(config) if is_named else None
+        return _in_files(split_paths(folder), str(folder), spec)
     given = {"train": config.train, "validation": config.validation, "test": config.test}
     paths = {split: Path(path).expanduser() for split, path in given.items() if path is not None}
     if paths and config.hub is not None:
         raise UserError(f"{where}: give files or 'hub', not both")
     if paths:
         label = ", ".join(map(str, paths.values()))
-        return in_files(paths, label)
+        return _in_files(paths, label)
     if config.hub is not None:
         own = HubSource(config.hub, revision=config.revision)
-        return RowSource(partial(read_hub, own), is_hub=True)
-    return locate_named_rows(named_spec(config), data_dir, trained)
+        return _RowSource(partial(read_hub, own), is_hub=True)
+    return _locate_named_rows(_named_spec(config), data_dir, trained)
 
 
-def locate_named_rows(spec: TaskSpec, data_dir: str | Path | None, trained: bool) -> RowSource:
+def _locate_named_rows(spec: TaskSpec, data_dir: str | Path | None, trained: bool) -> _RowSource:
     if spec.read is not None:
-        return RowSource(spec.read, spec)
+        return _RowSource(spec.read, spec)
     if data_dir is not None:
         folder = Path(data_dir) / (spec.folder or spec.name)
-        return in_files(split_paths(folder), str(folder), spec)
+        return _in_files(split_paths(folder), str(folder), spec)
     if spec.hub is None:
         raise UserError(
             f"task {spec.name!r}: its rows are your own texts; name them ('test: texts.jsonl' "
@@ -77,13 +77,13 @@ def locate_named_rows(spec: TaskSpec, data_dir: str | Path | None, trained: bool
         return (files if spec.from_hub is None else spec.from_hub(files)), source
 
     files = None if spec.from_hub else frozenset(hub.splits)  # a task cut from another's rows
-    return RowSource(read, replace(spec, hub=hub), is_hub=True, files=files)
+    return _RowSource(read, replace(spec, hub=hub), is_hub=True, files=files)
 
 
-def in_files(paths: dict[str, Path], label: str, spec: TaskSpec | None = None) -> RowSource:
+def _in_files(paths: dict[str, Path], label: str, spec: TaskSpec | None = None) -> _RowSource:
     for path in paths.values():
         check_file(path)
-    return RowSource(
+    return _RowSource(
         lambda: ({split: read_file(path) for split, path in paths.items()}, label),
         spec,
         files=frozenset(paths),
@@ -93,7 +93,7 @@ def in_files(paths: dict[str, Path], label: str, spec: TaskSpec | None = None) -
 # --- the rows of a study ------------------------------------------------------------------------
 
 
-def needed_tasks(config: StudyConfig) -> list[TaskConfig]:
+def _needed_tasks(config: StudyConfig) -> list[TaskConfig]:
     """Every task whose rows a study reads, parts of mixtures and replayed tasks included."""
     described = config.evaluation_tasks()
     names = dict.fromkeys([*config.trained_tasks(), *config.replayed_tasks()])
@@ -105,7 +105,7 @@ def needed_tasks(config: StudyConfig) -> list[TaskConfig]:
 def missing_rows(config: StudyConfig) -> Iterator[str]:
     """What is wrong with the places of a study's rows, one sentence per task."""
     trained = config.trained_tasks()
-    for task in needed_tasks(config):
+    for task in _needed_tasks(config):
         try:
             files = locate_rows(task, config.data_dir, trained=True).files
             if task.name in trained and files is not None and "train" not in files:
@@ -133,7 +133,7 @@ def hub_tasks(config: StudyConfig) -> list[str]:
     """Names of the tasks of a study whose rows are on the hub; files must have been found."""
     return [
         task.name
-        for task in needed_tasks(config)
+        for task in _needed_tasks(config)
         if locate_rows(task, config.data_dir, trained=True).is_hub
     ]
 
@@ -141,7 +141,7 @@ def hub_tasks(config: StudyConfig) -> list[str]:
 # --- specs --------------------------------------------------------------------------------------
 
 
-def named_spec(config: TaskConfig) -> TaskSpec:
+def _named_spec(config: TaskConfig) -> TaskSpec:
     """A named task with the changes of the study file; another scorer brings its own prompt."""
     if config.name not in NAMED_TASKS:
         hint = did_you_mean(config.name, NAMED_TASKS) or "."

@@ -102,7 +102,7 @@ def load_task(
         notes += fewshot_notes
     contamination = find_contamination(train, test) if compare else Contamination()
     return LoadedTask(
-        spec=replace(spec, chance=chance_score(spec, test)),
+        spec=replace(spec, chance=_chance_score(spec, test)),
         train=train,
         validation=validation,
         test=test,
@@ -121,7 +121,7 @@ def load_task(
 
 
 @dataclass(frozen=True, slots=True)
-class TaskItems:
+class _TaskItems:
     """The rows of a task as items by file, before they are split."""
 
     spec: TaskSpec
@@ -137,7 +137,7 @@ class TaskItems:
 
 def read_task_items(
     config: TaskConfig, data_dir: Path | None, trained_on: Collection[str]
-) -> TaskItems:
+) -> _TaskItems:
     located = locate_rows(config, data_dir, trained=config.name in trained_on)
     files, source = located.read()
     spec, own_data = located.spec, located.spec is None
@@ -153,7 +153,7 @@ def read_task_items(
     notes: list[str] = []
     are_numbers = False
     if spec is None:
-        spec = own_spec(config, contents)
+        spec = _own_spec(config, contents)
         numbers = sum(is_number(content.reference) for content in contents)
         are_numbers = spec.scorer == "loss" and numbers >= NUMERIC_SHARE * len(contents)
         if are_numbers and config.scorer is None:
@@ -164,9 +164,9 @@ def read_task_items(
             )
     get_scorer(spec.scorer).check_task(spec)
     excluded = overlapping_subjects(spec.name, trained_on)
-    items, rejected = make_items(spec, parsed, excluded, policy)
+    items, rejected = _make_items(spec, parsed, excluded, policy)
     policy.check(rejected, num_rows)
-    check_inline_options(spec, config, items)
+    _check_inline_options(spec, config, items)
     if rejected:
         notes.append(policy.note(rejected, num_rows))
     if own_data and (
@@ -179,10 +179,12 @@ def read_task_items(
             f"{', '.join(sorted(excluded))}"
         )
     shape = next(file.shape for file in parsed.values() if file.rows)
-    return TaskItems(spec, items, source, own_data, shape, len(rejected), tuple(notes), are_numbers)
+    return _TaskItems(
+        spec, items, source, own_data, shape, len(rejected), tuple(notes), are_numbers
+    )
 
 
-def make_items(
+def _make_items(
     spec: TaskSpec, parsed: Mapping[str, ParsedFile], excluded: Collection[str], policy: RowPolicy
 ) -> tuple[dict[str, list[Item]], list[RejectedRow]]:
     """(items by file, all rows that cannot be used, in the order of the files).
@@ -198,7 +200,7 @@ def make_items(
         unusable = list(content.rejected)
         by_content = policy.own_data and file != DEV
         numbers = (str(row.number) for row, _ in content.rows)
-        keys = content_keys(content.rows) if by_content else numbers
+        keys = _content_keys(content.rows) if by_content else numbers
         for key, (row, row_content) in zip(keys, content.rows, strict=True):
             if row_content.subject in excluded:
                 continue
@@ -217,7 +219,7 @@ def make_items(
     return items, rejected
 
 
-def content_keys(rows: Sequence[tuple[RawRow, RowContent]]) -> list[str]:
+def _content_keys(rows: Sequence[tuple[RawRow, RowContent]]) -> list[str]:
     """A hash of each row's content; copies of a row have it with ``.2``, ``.3``, ... after it."""
     copies: dict[str, list[int]] = defaultdict(list)
     for position, (_, content) in enumerate(rows):
@@ -237,7 +239,7 @@ def content_keys(rows: Sequence[tuple[RawRow, RowContent]]) -> list[str]:
 # --- specs --------------------------------------------------------------------------------------
 
 
-def own_spec(config: TaskConfig, contents: Sequence[RowContent]) -> TaskSpec:
+def _own_spec(config: TaskConfig, contents: Sequence[RowContent]) -> TaskSpec:
     """The spec of the user's own data. What the study file leaves open follows from the shape,
     which all rows share, and from what most answers look like."""
     first = contents[0]
@@ -269,7 +271,7 @@ def own_spec(config: TaskConfig, contents: Sequence[RowContent]) -> TaskSpec:
 # --- what the record states ---------------------------------------------------------------------
 
 
-def check_inline_options(
+def _check_inline_options(
     spec: TaskSpec, config: TaskConfig, items: Mapping[str, Sequence[Item]]
 ) -> None:
     """Refuse settings that do not apply if the options are inside the sentence."""
@@ -283,7 +285,7 @@ def check_inline_options(
             )
 
 
-def chance_score(spec: TaskSpec, test: Sequence[Item]) -> float | None:
+def _chance_score(spec: TaskSpec, test: Sequence[Item]) -> float | None:
     """Expected score of guessing among each item's own options; a score in nats has none."""
     if spec.score_unit != "accuracy":
         return None

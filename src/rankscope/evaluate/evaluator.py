@@ -56,7 +56,7 @@ def evaluate_task(
     a finite likelihood (with the scorers loss and perplexity, misses one).
     """
     if task.parts:
-        return evaluate_mixture(
+        return _evaluate_mixture(
             task, split, lambda part: evaluate_task(base, encoder, part, split, models, settings)
         )
     max_tokens = context_length(base.model.config)
@@ -72,7 +72,7 @@ def evaluate_task(
         items = of_model.items
         if models[name] == BASE:
             items = [replace(i, prompt=p) for i, p in zip(items, prompts, strict=True)]
-        record = make_record(of_model, task, split, models[name], encoded.truncated)
+        record = _make_record(of_model, task, split, models[name], encoded.truncated)
         evaluations[name] = Evaluation(record, items)
     return evaluations
 
@@ -86,7 +86,7 @@ def encode_split(
     scorer: Scorer[Any] | None = None,
 ) -> EncodedSplit:
     """The items of one split as token ids, within a context of ``max_tokens``."""
-    items, spec = split_items(task, split), task.spec
+    items, spec = _split_items(task, split), task.spec
     if not items:
         raise UserError(f"task {spec.name!r}: no {split} items to score")
     scorer = scorer or get_scorer(spec.scorer)
@@ -134,7 +134,7 @@ def study_item_tokens(
         found[task.spec.name, split] = [taken for _, taken in counts]
         if task.parts:  # in the order, and of the number, of the mixture's own items
             by_id = dict(counts)
-            items = split_items(task, split)
+            items = _split_items(task, split)
             found[task.spec.name, split] = [by_id[item.item_id] for item in items]
     return found, notes
 
@@ -163,7 +163,7 @@ def evaluate_with_failures(
     return evaluations, failures
 
 
-def make_record(
+def _make_record(
     scores: ModelScores, task: LoadedTask, split: Split, trial_id: str, truncated: int
 ) -> EvalRecord:
     metric = primary_metric(task)
@@ -192,7 +192,7 @@ def primary_metric(task: LoadedTask) -> str:
     return names.pop() if len(names) == 1 else "acc"
 
 
-def split_items(task: LoadedTask, split: Split) -> tuple[Item, ...]:
+def _split_items(task: LoadedTask, split: Split) -> tuple[Item, ...]:
     return task.validation if split == "validation" else task.test
 
 
@@ -212,25 +212,25 @@ def without_contamination(
     )
 
 
-def evaluate_mixture(
+def _evaluate_mixture(
     task: LoadedTask, split: Split, evaluate: Callable[[LoadedTask], dict[str | None, Evaluation]]
 ) -> dict[str | None, Evaluation]:
-    kept = {item.item_id for item in split_items(task, split)}
+    kept = {item.item_id for item in _split_items(task, split)}
     parts = [
         evaluate(
             replace(part, test=of_part) if split == "test" else replace(part, validation=of_part)
         )
         for part in task.parts
-        if (of_part := tuple(i for i in split_items(part, split) if i.item_id in kept))
+        if (of_part := tuple(i for i in _split_items(part, split) if i.item_id in kept))
     ]
     return {
-        name: merged_evaluation(task, split, [part[name] for part in parts]) for name in parts[0]
+        name: _merged_evaluation(task, split, [part[name] for part in parts]) for name in parts[0]
     }
 
 
-def merged_evaluation(task: LoadedTask, split: Split, parts: Sequence[Evaluation]) -> Evaluation:
+def _merged_evaluation(task: LoadedTask, split: Split, parts: Sequence[Evaluation]) -> Evaluation:
     by_id = {result.item_id: result for _, results in parts for result in results}
-    results = [by_id[item.item_id] for item in split_items(task, split)]
+    results = [by_id[item.item_id] for item in _split_items(task, split)]
     records = [record for record, _ in parts]
     metric = primary_metric(task)
     metrics = {metric: exact_mean([result.score for result in results])}
@@ -242,4 +242,4 @@ def merged_evaluation(task: LoadedTask, split: Split, parts: Sequence[Evaluation
         num_tokens=sum(record.num_tokens for record in records),
     )
     truncated = sum(record.truncated for record in records)
-    return Evaluation(make_record(scores, task, split, records[0].trial_id, truncated), results)
+    return Evaluation(_make_record(scores, task, split, records[0].trial_id, truncated), results)

@@ -41,13 +41,13 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class PrefixGroup:
+class _PrefixGroup:
     prefix: RowBatch | None  # These tokens, one row; None if every row is computed whole
     batches: Sequence[tuple[Sequence[int], TokenTreeBatch]]  # With the indices of the items
 
 
 @dataclass(slots=True)
-class SummedLogprobs:
+class _SummedLogprobs:
     values: list[Floats]  # Summed log p, nats
     missed: list[Floats]  # Tokens that greedy decoding would not write, if requested
     seconds: float = 0.0
@@ -58,7 +58,7 @@ class SummedLogprobs:
         """The summed log p of all continuations, in order."""
         return np.concatenate([np.zeros(0), *self.values])
 
-    def add(self, base: Base, name: str | None, group: PrefixGroup, *, greedy: bool) -> None:
+    def add(self, base: Base, name: str | None, group: _PrefixGroup, *, greedy: bool) -> None:
         started = time.perf_counter()
         prefix = None
         if group.prefix is not None:
@@ -79,16 +79,16 @@ class SummedLogprobs:
         self.seconds += time.perf_counter() - started
 
 
-def sum_logprobs(
+def _sum_logprobs(
     base: Base,
-    groups: Iterable[PrefixGroup],
+    groups: Iterable[_PrefixGroup],
     num_items: int,
     adapter_names: Sequence[str | None],
     *,
     greedy: bool = False,
-) -> dict[str | None, SummedLogprobs]:
+) -> dict[str | None, _SummedLogprobs]:
     empty = [np.zeros(0)] * num_items
-    by_model = {name: SummedLogprobs([*empty], [*empty]) for name in adapter_names}
+    by_model = {name: _SummedLogprobs([*empty], [*empty]) for name in adapter_names}
     for group in groups:
         for name, logprobs in by_model.items():
             logprobs.add(base, name, group, greedy=greedy)
@@ -107,7 +107,7 @@ def continuation_logprobs(
     batch_tokens: int,
     *,
     greedy: bool = False,
-) -> dict[str | None, SummedLogprobs]:
+) -> dict[str | None, _SummedLogprobs]:
     """log p(continuation | prompt) in nats, summed over its tokens, under every model.
 
     Prompts and continuations have at least one token each. The adapters of ``adapter_names``,
@@ -115,12 +115,12 @@ def continuation_logprobs(
     ``batch_tokens`` runs alone. ``greedy`` counts ``missed`` tokens too.
     """
     groups = prefix_groups(questions, batch_tokens, base)
-    return sum_logprobs(base, groups, len(questions), adapter_names, greedy=greedy)
+    return _sum_logprobs(base, groups, len(questions), adapter_names, greedy=greedy)
 
 
 def prefix_groups(
     questions: Sequence[Question], batch_tokens: int, base: Base
-) -> Iterator[PrefixGroup]:
+) -> Iterator[_PrefixGroup]:
     for shared in find_shared_prefixes([question.prompt for question in questions]):
         length, members = shared.length, shared.members
         prefix = None
@@ -134,21 +134,21 @@ def prefix_groups(
         for part in cut_batches(sizes, batch_tokens, base.record.vocab_size):
             batch = TokenTreeBatch.of([trees[i] for i in part], base.device, length)
             batches.append(([members[i] for i in part], batch))
-        yield PrefixGroup(prefix, batches)
+        yield _PrefixGroup(prefix, batches)
 
 
 def row_logprobs(
     base: Base, rows: Sequence[EncodedRow], adapter_names: Sequence[str | None], batch_tokens: int
-) -> dict[str | None, SummedLogprobs]:
+) -> dict[str | None, _SummedLogprobs]:
     """Summed log p of every row's labeled tokens under every model."""
     sizes = [(len(row.input_ids), sum(row.is_label)) for row in rows]
     parts = cut_batches(sizes, batch_tokens, base.record.vocab_size)
     trees = ((part, [TokenTree.of_row(rows[i]) for i in part]) for part in parts)
     groups = (
-        PrefixGroup(None, [(part, TokenTreeBatch.of(of_part, base.device))])
+        _PrefixGroup(None, [(part, TokenTreeBatch.of(of_part, base.device))])
         for part, of_part in trees
     )
-    return sum_logprobs(base, groups, len(rows), adapter_names)
+    return _sum_logprobs(base, groups, len(rows), adapter_names)
 
 
 def check_finite_logprobs(

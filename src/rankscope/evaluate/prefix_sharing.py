@@ -20,7 +20,7 @@ class SharedPrefix:
 
 
 @dataclass(slots=True)
-class Span:
+class _Span:
     """Sorted prompts from index ``first`` on that share ``length`` tokens, and their best cuts."""
 
     first: int
@@ -28,7 +28,7 @@ class Span:
     saved: int = 0  # Tokens saved by ``cuts``
     cuts: list[tuple[int, int, int]] = field(default_factory=list)  # (shared tokens, first, stop)
 
-    def add(self, inner: "Span") -> None:
+    def add(self, inner: "_Span") -> None:
         self.saved += inner.saved
         self.cuts += inner.cuts
 
@@ -50,12 +50,12 @@ def find_shared_prefixes(prompts: Sequence[Sequence[int]]) -> list[SharedPrefix]
     """
     order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
     cuts: list[tuple[int, int, int]] = []
-    open_spans: list[Span] = []
+    open_spans: list[_Span] = []
     for place, index in enumerate(order):
         next_shared = 0
         if place + 1 < len(order):
             next_shared = common_length(prompts[index], prompts[order[place + 1]])
-        last = Span(place)
+        last = _Span(place)
         while open_spans and open_spans[-1].length > next_shared:
             span = open_spans.pop()
             span.add(last)
@@ -64,7 +64,7 @@ def find_shared_prefixes(prompts: Sequence[Sequence[int]]) -> list[SharedPrefix]
         if open_spans and open_spans[-1].length == next_shared:
             open_spans[-1].add(last)
         elif next_shared:
-            open_spans.append(Span(last.first, next_shared, last.saved, last.cuts))
+            open_spans.append(_Span(last.first, next_shared, last.saved, last.cuts))
         else:
             cuts += last.cuts
     groups = [

@@ -24,7 +24,7 @@ BLOCK = 256  # Tokens whose probabilities are added up on the device
 
 
 @dataclass(slots=True)
-class SampledRow(Generation):
+class _SampledRow(Generation):
     """A row whose tokens are drawn; its ``ids`` keep its end tokens."""
 
     ends_left: int = 1
@@ -47,7 +47,7 @@ def sample_rows(base: Base, rows: RowsToSample, batch_tokens: int) -> list[list[
     )
     most = limits.context - len(rows.prompt)
     sampled = [
-        SampledRow(
+        _SampledRow(
             None,
             rows.prompt,
             most,
@@ -61,7 +61,7 @@ def sample_rows(base: Base, rows: RowsToSample, batch_tokens: int) -> list[list[
     return [row.ids for row in sampled]
 
 
-def draw(logits: Tensor, sequences: Sequence[SampledRow]) -> Tensor:
+def draw(logits: Tensor, sequences: Sequence[_SampledRow]) -> Tensor:
     """A token for each row, (R,): the first whose cumulative probability exceeds the row's next
     uniform number. (R, V) logits.
 
@@ -77,13 +77,13 @@ def draw(logits: Tensor, sequences: Sequence[SampledRow]) -> Tensor:
             "self_replay: found probabilities of the base that are not finite, expected finite "
             "ones; set dtype: float32 or use another model"
         )
-    block, rest = first_beyond(sums, uniform * sums.sum(dim=-1, keepdim=True))
+    block, rest = _first_beyond(sums, uniform * sums.sum(dim=-1, keepdim=True))
     rows = torch.arange(len(blocks), device=blocks.device)
-    token, _ = first_beyond(blocks[rows, block.squeeze(1).to(blocks.device)].cpu().double(), rest)
+    token, _ = _first_beyond(blocks[rows, block.squeeze(1).to(blocks.device)].cpu().double(), rest)
     return (block * BLOCK + token).squeeze(1)
 
 
-def first_beyond(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _first_beyond(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Of each row, the index of the first weight with which the sum exceeds the target, and how far
     the target exceeds the sum of the weights before it. (R, N) and (R, 1) float64."""
     cumulative = weights.cumsum(dim=-1)

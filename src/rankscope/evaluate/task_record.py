@@ -22,7 +22,7 @@ def task_record(
     hashed = partial(task_sha256, task, encoder, tokenizer_hash, config.evaluate)
     return TaskRecord(
         name=name,
-        roles=task_roles(config, name),
+        roles=_task_roles(config, name),
         trained_on=any(name == trained.name for trained in config.tasks),
         parts=tuple(part.spec.name for part in task.parts),
         metric=primary_metric(task),
@@ -56,7 +56,7 @@ def task_sha256(
         {
             "items": items,
             "scoring": [
-                scoring_settings(part.spec, settings, encoder) for part in task.parts or (task,)
+                _scoring_settings(part.spec, settings, encoder) for part in task.parts or (task,)
             ],
             "prompt_format": encoder.prompt_format,
             "tokenizer": tokenizer_hash,
@@ -65,7 +65,7 @@ def task_sha256(
     )
 
 
-def scoring_settings(spec: TaskSpec, settings: EvaluateConfig, encoder: Encoder) -> dict[str, Any]:
+def _scoring_settings(spec: TaskSpec, settings: EvaluateConfig, encoder: Encoder) -> dict[str, Any]:
     return {
         "scorer": spec.scorer,
         "version": spec.version,
@@ -79,7 +79,7 @@ def scoring_settings(spec: TaskSpec, settings: EvaluateConfig, encoder: Encoder)
     }
 
 
-def task_roles(config: StudyConfig, name: str) -> tuple[Role, ...]:
+def _task_roles(config: StudyConfig, name: str) -> tuple[Role, ...]:
     """The roles of a task in the study; a training task is cross-domain for the others."""
     trained = [task.name for task in config.tasks]
     is_trained = name in trained

@@ -49,14 +49,14 @@ class CheckpointReader:
         checked_folder(folder)
         config = read_model_config(folder)
         settings = getattr(config, "quantization_config", None)
-        quantized = quantization_of(folder, settings)
+        quantized = _quantization_of(folder, settings)
         if settings is not None:
             delattr(config, "quantization_config")  # a model on the meta device packs no weights
         try:
             model: Any = model_on_meta(config)
         except UserError as error:
             raise UserError(f"model folder {folder}: {error}") from error
-        layers = layers_of(model)
+        layers = _layers_of(model)
         head = model.get_output_embeddings()
         name = next((n for n, m in model.named_modules() if m is head), None)
         return cls(
@@ -140,7 +140,7 @@ class CheckpointReader:
         return dense
 
 
-def layers_of(model: nn.Module) -> dict[str, Layer]:
+def _layers_of(model: nn.Module) -> dict[str, Layer]:
     """Every linear layer of a model on the meta device, by module path, in model order."""
     tied = getattr(model, "_tied_weights_keys", None)
     same = dict(tied) if isinstance(tied, Mapping) else {}
@@ -182,7 +182,7 @@ def shards_of(folder: Path) -> dict[str, Path]:
     return shards
 
 
-def quantization_of(folder: Path, settings: object) -> str | None:
+def _quantization_of(folder: Path, settings: object) -> str | None:
     if settings is None:
         return None
     values = settings if isinstance(settings, Mapping) else vars(settings)

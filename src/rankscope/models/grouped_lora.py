@@ -41,24 +41,24 @@ def padded_rank(adapter: Adapter, module: str) -> int:
     return -(-rank // RANK_MULTIPLE) * RANK_MULTIPLE
 
 
-def has_plain_product(adapter: Adapter) -> bool:
+def _has_plain_product(adapter: Adapter) -> bool:
     """Whether the adapter computes s B' A' x and nothing else: no DoRA, no dropout."""
     method = type(get_lora_method(adapter.method))
     is_loras = (method.forward, method.backward) == (LoraMethod.forward, LoraMethod.backward)
     return is_loras and adapter.dropout == 0
 
 
-def can_be_grouped(adapter: Adapter, module: str, linear: nn.Linear) -> bool:
+def _can_be_grouped(adapter: Adapter, module: str, linear: nn.Linear) -> bool:
     """``grouped_mm`` takes rows of whole 16 bytes, and a base in 4 bits has no such rows."""
     shape = (linear.in_features, linear.out_features)
     fits = all(size % RANK_MULTIPLE == 0 for size in shape) and not is_quantized(linear)
-    return fits and module in adapter.a and has_plain_product(adapter)
+    return fits and module in adapter.a and _has_plain_product(adapter)
 
 
-def place_in_pass(adapter: Adapter) -> tuple[bool, int, tuple[str, ...]]:
+def _place_in_pass(adapter: Adapter) -> tuple[bool, int, tuple[str, ...]]:
     """Sorts adapters so that neighbors share buckets."""
     largest = max(padded_rank(adapter, module) for module in adapter.a)
-    return not has_plain_product(adapter), largest, adapter.targets
+    return not _has_plain_product(adapter), largest, adapter.targets
 
 
 class Run(NamedTuple):
@@ -107,7 +107,7 @@ def offsets(run: Run, device: torch.device) -> Tensor:
     return torch.tensor(run.counts).cumsum(0).to(device, torch.int32)
 
 
-class Bucket:
+class _Bucket:
     """Adapters of one module with one padded rank, as blocks; the adapters' own parameters are
     views of them, without the padding, which stays zero."""
 
@@ -168,7 +168,7 @@ class Bucket:
 class BucketSlice:
     """One run of a pass through one module; the counterpart of ``AdapterSlice``."""
 
-    bucket: Bucket
+    bucket: _Bucket
     run: Run
     offs: Tensor
     anchor: nn.Parameter
@@ -215,8 +215,8 @@ class BucketSlice:
 
 
 @dataclass(slots=True)
-class ModuleBuckets:
-    buckets: dict[int, Bucket] = field(default_factory=dict)  # By R
+class _ModuleBuckets:
+    buckets: dict[int, _Bucket] = field(default_factory=dict)  # By R
     places: Places = field(default_factory=dict)
     layout: int = 0  # Modules with the same adapters in the same places share their runs
 
@@ -225,30 +225,30 @@ class GroupedLora:
     def __init__(
         self, adapters: Sequence[Adapter], linears: Mapping[str, nn.Linear], dtype: torch.dtype
     ) -> None:
-        ordered = sorted(adapters, key=place_in_pass)
+        ordered = sorted(adapters, key=_place_in_pass)
         self.order = {adapter.name: i for i, adapter in enumerate(ordered)}  # In a pass
-        self.modules: dict[str, ModuleBuckets] = {}
+        self.modules: dict[str, _ModuleBuckets] = {}
         self._anchor = nn.Parameter(torch.empty(0))
         self._runs: dict[Any, Any] = {}
         layouts: dict[tuple[tuple[str, tuple[int, int]], ...], int] = {}
         for name, linear in linears.items():
             members: dict[int, list[Adapter]] = defaultdict(list)
             for adapter in ordered:
-                if can_be_grouped(adapter, name, linear):
+                if _can_be_grouped(adapter, name, linear):
                     members[padded_rank(adapter, name)].append(adapter)
             places = {
                 adapter.name: (rank, i)
                 for rank, inside in members.items()
                 for i, adapter in enumerate(inside)
             }
-            self.modules[name] = ModuleBuckets(
-                {rank: Bucket(name, rank, inside, dtype) for rank, inside in members.items()},
+            self.modules[name] = _ModuleBuckets(
+                {rank: _Bucket(name, rank, inside, dtype) for rank, inside in members.items()},
                 places,
                 layouts.setdefault(tuple(places.items()), len(layouts)),
             )
 
     @property
-    def buckets(self) -> list[Bucket]:
+    def buckets(self) -> list[_Bucket]:
         return [bucket for module in self.modules.values() for bucket in module.buckets.values()]
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ def choose_lora_implementation(
     """What ``train.lora_implementation`` means on a device. UserError if it cannot run there."""
     if wanted == "loop" or (wanted == "auto" and device.type != "cuda"):
         return "loop"
-    obstacle = grouped_mm_obstacle(device, dtype)
+    obstacle = _grouped_mm_obstacle(device, dtype)
     if obstacle and wanted == "grouped_mm":
         raise UserError(
             f"train.lora_implementation: found 'grouped_mm', but {obstacle}; use 'auto' or 'loop'"
@@ -34,20 +34,20 @@ def choose_lora_implementation(
 def lora_implementation_notes(wanted: str, device: torch.device, dtype: torch.dtype) -> list[str]:
     """A note if a device that should group products computes them wrong. UserError as above."""
     chosen = choose_lora_implementation(wanted, device, dtype)
-    if chosen == "loop" and wanted == "auto" and is_fast(device, dtype):
-        return [f"adapters are computed in a loop: {grouped_mm_obstacle(device, dtype)}"]
+    if chosen == "loop" and wanted == "auto" and _is_fast(device, dtype):
+        return [f"adapters are computed in a loop: {_grouped_mm_obstacle(device, dtype)}"]
     return []
 
 
-def is_fast(device: torch.device, dtype: torch.dtype) -> bool:
+def _is_fast(device: torch.device, dtype: torch.dtype) -> bool:
     if device.type != "cuda" or dtype != torch.bfloat16 or torch.version.hip is not None:
         return False
     return torch.cuda.get_device_capability(device) >= GROUPED_MM_CAPABILITY
 
 
-def grouped_mm_obstacle(device: torch.device, dtype: torch.dtype) -> str:
+def _grouped_mm_obstacle(device: torch.device, dtype: torch.dtype) -> str:
     """Why grouped products cannot be used; '' if they can."""
-    if device.type != "cpu" and not is_fast(device, dtype):
+    if device.type != "cpu" and not _is_fast(device, dtype):
         return "it needs bfloat16 on CUDA of compute capability 9.0 or more, or a CPU"
     if not computes_groups_right(device, dtype):
         return "torch.nn.functional.grouped_mm fails or gives wrong numbers on this device"

@@ -224,7 +224,7 @@ class MultiLora:
                 unwrapped[name] = linear
         head = output_layer(self.model)
         for name, linear in unwrapped.items():
-            replace_module(modules, name, MultiLoraLinear(linear, name, self, linear is head))
+            _replace_module(modules, name, MultiLoraLinear(linear, name, self, linear is head))
         adapter.drop_cached_weights()  # drops what it derived from another base's weights
         self.adapters[adapter.name] = adapter
 
@@ -305,9 +305,9 @@ def unwrap(model: nn.Module) -> None:
     modules = dict(model.named_modules())
     for name, layer in modules.items():
         if isinstance(layer, MultiLoraLinear):
-            replace_module(modules, name, layer.linear)
+            _replace_module(modules, name, layer.linear)
 
 
-def replace_module(modules: dict[str, nn.Module], name: str, module: nn.Module) -> None:
+def _replace_module(modules: dict[str, nn.Module], name: str, module: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(modules[parent], leaf, module)

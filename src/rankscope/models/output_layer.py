@@ -23,7 +23,7 @@ def blocks(num_rows: int) -> Iterator[slice]:
         yield slice(num_rows * i // count, num_rows * (i + 1) // count)
 
 
-class BlockedProduct(torch.autograd.Function):
+class _BlockedProduct(torch.autograd.Function):
     """x W^T + bias with frozen W and bias."""
 
     @staticmethod
@@ -59,7 +59,7 @@ class BlockedLinear(nn.Linear):
         flat = x.reshape(-1, x.shape[-1])
         if len(flat) <= LOGITS_BLOCK or self.weight.requires_grad or x.dtype != self.weight.dtype:
             return F.linear(x, self.weight, self.bias)
-        y: Tensor = BlockedProduct.apply(flat, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        y: Tensor = _BlockedProduct.apply(flat, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], -1)
 
 

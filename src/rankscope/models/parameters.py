@@ -38,7 +38,7 @@ class Architecture:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingCost:
+class _TrainingCost:
     """Trainable parameters of one arm and the memory they need besides the base, bytes."""
 
     trainable_parameters: int
@@ -130,8 +130,8 @@ def largest_useful_rank(shapes: Architecture, targets: Sequence[str]) -> int:
     return min(min(shape) for shape in target_shapes(shapes, targets).values())
 
 
-def training_cost(trainable: int, shapes: Architecture, dtype: torch.dtype) -> TrainingCost:
-    return TrainingCost(
+def training_cost(trainable: int, shapes: Architecture, dtype: torch.dtype) -> _TrainingCost:
+    return _TrainingCost(
         trainable_parameters=trainable,
         weight_bytes=trainable * FLOAT32_BYTES,
         gradient_bytes=trainable * FLOAT32_BYTES,

@@ -74,14 +74,14 @@ def replaced_updates(
     for module, a in adapter.a.items():
         # One update at a time: DoRA's holds the whole weight in float64.
         factors = update_of(module).to_stored(adapter.scaling)
-        copied.a[module] = frozen_parameter(factors.A, a.device)
-        copied.b[module] = frozen_parameter(factors.B, a.device)
+        copied.a[module] = _frozen_parameter(factors.A, a.device)
+        copied.b[module] = _frozen_parameter(factors.B, a.device)
         if factors.magnitude is not None:
-            copied.magnitude[module] = frozen_parameter(factors.magnitude, a.device)
+            copied.magnitude[module] = _frozen_parameter(factors.magnitude, a.device)
     return copied
 
 
-def frozen_parameter(values: Tensor, device: torch.device) -> nn.Parameter:
+def _frozen_parameter(values: Tensor, device: torch.device) -> nn.Parameter:
     return nn.Parameter(values.detach().float().to(device), requires_grad=False)
 
 

@@ -157,18 +157,18 @@ def sharded_model(
     config: PretrainedConfig, dtype: torch.dtype, ranks: Ranks, source: PreTrainedModel | None
 ) -> PreTrainedModel:
     """A frozen model whose weights rank 0 has in ``source``, on the CPU. Call it on all ranks."""
-    model = empty_shards(config, dtype, ranks, None)
+    model = _empty_shards(config, dtype, ranks, None)
     given = (
-        [None] * len(parameters_and_buffers(model))
+        [None] * len(_parameters_and_buffers(model))
         if source is None
-        else parameters_and_buffers(source)
+        else _parameters_and_buffers(source)
     )
-    for own, values in zip(parameters_and_buffers(model), given, strict=True):
+    for own, values in zip(_parameters_and_buffers(model), given, strict=True):
         buffer = torch.empty(own.shape, dtype=own.dtype, device=ranks.device)
         if values is not None:
             buffer.copy_(values.detach())
         dist.broadcast(buffer, src=0)
-        local(own).copy_(shard_of(buffer, own))
+        local(own).copy_(_shard_of(buffer, own))
     return model
 
 
@@ -178,20 +178,20 @@ def trainable_shards(frozen: PreTrainedModel, ranks: Ranks) -> PreTrainedModel:
     Activations have that dtype as well, so in bfloat16 this rounds more than the autocast of a
     model on one device, which would keep a copy of all weights on each.
     """
-    model = empty_shards(frozen.config, torch.float32, ranks, frozen.dtype)
+    model = _empty_shards(frozen.config, torch.float32, ranks, frozen.dtype)
     with torch.no_grad():
         for own, values in zip(
-            parameters_and_buffers(model), parameters_and_buffers(frozen), strict=True
+            _parameters_and_buffers(model), _parameters_and_buffers(frozen), strict=True
         ):
             local(own).copy_(local(values))
     return model
 
 
-def parameters_and_buffers(model: nn.Module) -> list[Tensor]:
+def _parameters_and_buffers(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()]
 
 
-def shard_of(values: Tensor, like: Tensor) -> Tensor:
+def _shard_of(values: Tensor, like: Tensor) -> Tensor:
     """The part of a whole tensor that this rank holds of the sharded tensor ``like``."""
     if not is_sharded(like):
         return values
@@ -201,7 +201,7 @@ def shard_of(values: Tensor, like: Tensor) -> Tensor:
     return local(distribute_tensor(values, mesh, placements, src_data_rank=None))
 
 
-def empty_shards(
+def _empty_shards(
     config: PretrainedConfig, dtype: torch.dtype, ranks: Ranks, trained_in: torch.dtype | None
 ) -> PreTrainedModel:
     """A model sharded by decoder layer, without values. ``trained_in``: dtype of the products of

@@ -52,7 +52,7 @@ def backtest_study(
         return []
     inputs = prepare_study(load_study_file(folder / "study.resolved.yaml"))
     check_same_tasks(folder, {task.name: task for task in study.tasks}, inputs.task_records)
-    check_same_trials(folder, study, inputs)
+    _check_same_trials(folder, study, inputs)
     subset = None if screen is None else run_subset(inputs, screen, reporter)
     return [
         backtest_task(study, subset, prediction, curves[prediction.task])
@@ -61,7 +61,7 @@ def backtest_study(
     ]
 
 
-def check_same_trials(folder: Path, study: StudyRecords, inputs: PreparedStudy) -> None:
+def _check_same_trials(folder: Path, study: StudyRecords, inputs: PreparedStudy) -> None:
     """Refuse a study whose base, training rows or settings are not those of its trials."""
     given = {trial.trial_id for trial in inputs.trials}
     ids = [trial.spec.trial_id for trial in study.trials if trial.spec.trial_id not in given]

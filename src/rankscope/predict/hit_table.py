@@ -30,7 +30,7 @@ def kendall_tau(first: Mapping[Any, float], second: Mapping[Any, float]) -> floa
     return float(tau.statistic)
 
 
-def rank_order(prediction: RankPrediction, ranks: Iterable[int]) -> dict[int, float]:
+def _rank_order(prediction: RankPrediction, ranks: Iterable[int]) -> dict[int, float]:
     """What a prediction expects of each rank; one that only names a rank expects the less, the more
     doublings away."""
     named = prediction.rank
@@ -79,20 +79,20 @@ def _score(name: str, tasks: Sequence[BacktestTask]) -> PredictorScore | None:
     def tau(task: BacktestTask, rank: int) -> float | None:
         prediction = _prediction(name, task)
         assert prediction is not None
-        return kendall_tau(rank_order(prediction, task.curve), task.curve)
+        return kendall_tau(_rank_order(prediction, task.curve), task.curve)
 
     return PredictorScore(
         predictor=name,
         tasks=len(answered),
         silent=len(asked) - len(answered),
         right=sum(rank == task.best_rank for task, rank in answered),
-        doublings=family_mean(answered, lambda t, rank: abs(math.log2(rank / t.best_rank))),
-        lost=family_mean(answered, lambda t, rank: max(t.curve.values()) - t.curve[rank]),
-        tau=family_mean(answered, tau),
+        doublings=_family_mean(answered, lambda t, rank: abs(math.log2(rank / t.best_rank))),
+        lost=_family_mean(answered, lambda t, rank: max(t.curve.values()) - t.curve[rank]),
+        tau=_family_mean(answered, tau),
     )
 
 
-def family_mean(
+def _family_mean(
     answered: Sequence[tuple[BacktestTask, int]], value: Callable[[BacktestTask, int], float | None]
 ) -> float | None:
     """Mean over families of the means over their tasks, without those that have no value."""

@@ -46,7 +46,7 @@ def fit_power_law(ranks: Sequence[int], gains: ScoreArray, errors: ScoreArray) -
     return PowerLaw(slope / a, a, start - slope / a)
 
 
-class FittedLaw(NamedTuple):
+class _FittedLaw(NamedTuple):
     ranks: tuple[int, ...]
     law: PowerLaw  # Of the measured gains, D = 1
     draws: PowerLaw  # Of gains drawn anew
@@ -70,7 +70,7 @@ class FittedLaw(NamedTuple):
         return f"cannot tell from which r on doubling gains less than the margin of {margin:g}"
 
 
-def fit_curve(curve: Mapping[int, Comparison], seed: int = 0) -> FittedLaw:
+def fit_curve(curve: Mapping[int, Comparison], seed: int = 0) -> _FittedLaw:
     """Fit tuned against base scores by rank, with a bootstrap over items and seeds.
 
     Items, up to 2,000, are drawn alike for every rank. The noise between seeds is pooled over the
@@ -92,7 +92,7 @@ def fit_curve(curve: Mapping[int, Comparison], seed: int = 0) -> FittedLaw:
     if base is not None and curve[ranks[0]].is_right_or_wrong:
         ceiling = 1 - float(base.mean())
     law, drawn = (fit_power_law(ranks, g, errors) for g in (gains[None], draws))
-    return FittedLaw(ranks, law, drawn, ceiling)
+    return _FittedLaw(ranks, law, drawn, ceiling)
 
 
 def _item_draws(scores: Comparison, seed: int) -> ScoreArray:

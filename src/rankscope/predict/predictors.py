@@ -3,7 +3,7 @@
 They are hypotheses: no predictor of the best rank is established. ``hit_table`` counts how often
 each was right, next to rules that look at nothing, or at the number of rows alone.
 
-A predictor is one ``Predictor`` in ``PREDICTORS``: its name, what it needs, and a function of the
+A predictor is one ``_Predictor`` in ``PREDICTORS``: its name, what it needs, and a function of the
 ``Evidence``.
 """
 
@@ -42,7 +42,7 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Predictor:
+class _Predictor:
     name: str
     needs: str  # Name of a curve in ``Evidence.curves``; empty if rows and base are enough
     predict: Callable[[Evidence], Answer | None]  # None if a feature is missing
@@ -79,7 +79,7 @@ def _capacity(evidence: Evidence) -> Answer:
     return Answer(rank, f"{tokens:,} completion tokens, {sizes[rank]:,} parameters at r = {rank}")
 
 
-def _gradient(kind: str) -> Predictor:
+def _gradient(kind: str) -> _Predictor:
     name = f"gradient_{kind}_rank"
 
     def predict(evidence: Evidence) -> Answer | None:
@@ -90,7 +90,7 @@ def _gradient(kind: str) -> Predictor:
         ranks = evidence.ranks
         return Answer(min((r for r in ranks if r >= value), default=max(ranks)), why)
 
-    return Predictor(name, "", predict)
+    return _Predictor(name, "", predict)
 
 
 def _input_variance(evidence: Evidence) -> Answer:
@@ -117,15 +117,15 @@ def _row_table(evidence: Evidence) -> Answer:
     return Answer(nearest(evidence.ranks, wanted), f"{rows:,} rows: r = {wanted}, or the closest")
 
 
-def _always(wanted: int) -> Predictor:
-    return Predictor(
+def _always(wanted: int) -> _Predictor:
+    return _Predictor(
         f"always_{wanted}",
         "",
         lambda evidence: Answer(nearest(evidence.ranks, wanted), f"the rank closest to {wanted}"),
     )
 
 
-def _screen(name: str, needs: str) -> Predictor:
+def _screen(name: str, needs: str) -> _Predictor:
     """The smallest rank within the margin of the best on a measured curve."""
 
     def predict(evidence: Evidence) -> Answer:
@@ -137,10 +137,10 @@ def _screen(name: str, needs: str) -> Predictor:
         why = f"r = {rank} scores {scores[rank]:.3f}"
         return Answer(rank, why + (f", r = {best} {scores[best]:.3f}" * (best != rank)), scores)
 
-    return Predictor(name, needs, predict)
+    return _Predictor(name, needs, predict)
 
 
-def _power_law(name: str, needs: str) -> Predictor:
+def _power_law(name: str, needs: str) -> _Predictor:
     """The same on a fitted power law, with the sentence on doublings."""
 
     def predict(evidence: Evidence) -> Answer:
@@ -155,7 +155,7 @@ def _power_law(name: str, needs: str) -> Predictor:
             best_rank(gains, evidence.margin), fitted.doubling_sentence(evidence.margin), gains
         )
 
-    return Predictor(name, needs, predict)
+    return _Predictor(name, needs, predict)
 
 
 def _nothing_learned(curve: ScreenCurve, chance: float | None) -> str:
@@ -172,11 +172,11 @@ def _nothing_learned(curve: ScreenCurve, chance: float | None) -> str:
 
 
 PREDICTORS = (
-    Predictor("capacity", "", _capacity),
+    _Predictor("capacity", "", _capacity),
     _gradient("effective"),
     _gradient("stable"),
-    Predictor("input_variance", "", _input_variance),
-    Predictor("base_score", "", _base_score),
+    _Predictor("input_variance", "", _input_variance),
+    _Predictor("base_score", "", _base_score),
     _screen("subset_screen", "subset_trained"),
     _power_law("subset_power_law", "subset_trained"),
     _screen("subset_truncation", "subset_truncated"),
@@ -185,10 +185,10 @@ PREDICTORS = (
     _screen("nested", "nested"),
     _power_law("power_law", "trained"),
     _screen("full_study", "trained"),
-    Predictor("axolotl_table", "", _row_table),
+    _Predictor("axolotl_table", "", _row_table),
     _always(16),
     _always(32),
-    Predictor("always_highest", "", lambda evidence: Answer(max(evidence.ranks), "the highest")),
+    _Predictor("always_highest", "", lambda evidence: Answer(max(evidence.ranks), "the highest")),
 )
 """Every predictor; the last four are the ``BASELINES``. Those that need ``trained`` predict
 nothing: they show what is within reach."""

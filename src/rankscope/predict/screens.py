@@ -59,11 +59,11 @@ def measured_curves(study: StudyRecords, task: str) -> dict[str, ScreenCurve]:
     return {
         kind: curve
         for kind, models in curve_models(study, task).items()
-        if len(curve := validation_curve(study, task, models)) > 1
+        if len(curve := _validation_curve(study, task, models)) > 1
     }
 
 
-def validation_curve(study: StudyRecords, task: str, models: CurveModels) -> ScreenCurve:
+def _validation_curve(study: StudyRecords, task: str, models: CurveModels) -> ScreenCurve:
     base = study.items.get((BASE, task, "validation"))
     curve = {}
     for rank, by_seed in models.items():
@@ -78,7 +78,7 @@ def validation_curve(study: StudyRecords, task: str, models: CurveModels) -> Scr
 def rank_scores(study: StudyRecords, task: str) -> dict[int, float]:
     """Rank -> test score as trained, at the learning rate that validation chose."""
     models = curve_models(study, task).get("trained", {})
-    scores = {rank: mean_score(study, task, "test", ids.values()) for rank, ids in models.items()}
+    scores = {rank: _mean_score(study, task, "test", ids.values()) for rank, ids in models.items()}
     return {rank: score for rank, score in scores.items() if score is not None}
 
 
@@ -87,11 +87,11 @@ def scores_by_arm(study: StudyRecords, task: str, split: Split) -> dict[str, flo
     for trial in finished_trials(study.trials):
         if trial.spec.task == task and trial.spec.rank:
             arms.setdefault(trial.spec.arm_label, []).append(trial.spec.trial_id)
-    scores = {label: mean_score(study, task, split, ids) for label, ids in arms.items()}
+    scores = {label: _mean_score(study, task, split, ids) for label, ids in arms.items()}
     return {label: score for label, score in scores.items() if score is not None}
 
 
-def mean_score(
+def _mean_score(
     study: StudyRecords, task: str, split: Split, models: Collection[str]
 ) -> float | None:
     """None if a model has no score."""

@@ -10,7 +10,7 @@ from rankscope.records.record import Record
 
 
 @cache
-def expected_largest(count: int) -> float:
+def _expected_largest(count: int) -> float:
     """Expected largest of ``count`` independent |standard normal| values, by the trapezoid rule:
     the integral over x > 0 of 1 - P(|z| < x)^count."""
     step = 0.01
@@ -64,7 +64,7 @@ class MatrixSpectrum(Record):
     @property
     def chance_max(self) -> tuple[float, float]:
         """Expected max-matched similarity of unrelated vectors, left and right."""
-        left, right = (expected_largest(self.top_k) / math.sqrt(size) for size in self.shape)
+        left, right = (_expected_largest(self.top_k) / math.sqrt(size) for size in self.shape)
         return min(1.0, left), min(1.0, right)
 
 

@@ -49,7 +49,7 @@ class TrialSpec(Record):
     @classmethod
     def check_peft(cls, peft: str | None) -> str | None:
         if peft is not None:
-            peft_label(peft)
+            _peft_label(peft)
         return peft
 
     @field_validator("alpha")
@@ -141,7 +141,7 @@ class TrialSpec(Record):
         """Short name for tables, such as ``r=32 lr=0.0002``, without the task. Every setting that
         is not the default is spelled out, so two arms of a task never share a label."""
         if self.peft is not None:
-            parts = peft_label(self.peft)
+            parts = _peft_label(self.peft)
         elif self.rank is None:
             parts = ["full"]
         else:
@@ -190,7 +190,7 @@ OVERRIDE_LABELS = {
 }
 
 
-def peft_label(settings: str) -> list[str]:
+def _peft_label(settings: str) -> list[str]:
     """Type and settings of a PEFT method from their JSON: ``adalora``, ``init_r=12``."""
     fields: dict[str, object] = json.loads(settings)
     kind = str(fields.pop("peft_type")).lower()

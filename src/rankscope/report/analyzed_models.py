@@ -49,7 +49,7 @@ def mean_over_matrices(column: str) -> Measure:
 
 
 @dataclass(frozen=True, slots=True)
-class AnalyzedModel:
+class _AnalyzedModel:
     """One arm over its seeds, or one model of an inspection."""
 
     label: str
@@ -67,7 +67,7 @@ class AnalyzedModel:
 class AnalyzedModels:
     """What the figures of weights and heads draw."""
 
-    models: tuple[AnalyzedModel, ...]
+    models: tuple[_AnalyzedModel, ...]
     rank_axis: RankAxis
     growth: NormGrowth | None  # The fit of the norm over ranks, for the models on the focus line
     focus: tuple[str, ...]  # Labels of the models that figures of single models show
@@ -80,7 +80,7 @@ class AnalyzedModels:
         return Names(key=f"{key}-{self.place}", title=f"{title}, {self.task}")
 
     @cached_property
-    def shown(self) -> tuple[AnalyzedModel, ...]:
+    def shown(self) -> tuple[_AnalyzedModel, ...]:
         """The focus models with analyzed matrices."""
         return tuple(
             m for m in self.models if m.label in self.focus and any(s.matrices for s in m.spectra)
@@ -136,14 +136,14 @@ class AnalyzedModels:
 def arms_analyzed(view: StudyView, task: str) -> AnalyzedModels:
     """The arms of one training task; heads are those of the best LoRA and the best full arm."""
     heads = {
-        arm.label: mean_heads([t.heads for t in view.trials(arm) if t.heads is not None])
+        arm.label: _mean_heads([t.heads for t in view.trials(arm) if t.heads is not None])
         for arm in view.arms(task)
     }
     best = [arm.label for arm in (view.best_lora(task), view.best_full(task)) if arm]
     known = [label for label, record in heads.items() if record is not None]
     shown = [label for label in best if label in known] or known[:1]
     models = tuple(
-        AnalyzedModel(
+        _AnalyzedModel(
             label=arm.label,
             kind=arm.method,
             rank=arm.rank,
@@ -164,7 +164,7 @@ def arms_analyzed(view: StudyView, task: str) -> AnalyzedModels:
 def models_inspected(inspection: Inspection) -> AnalyzedModels:
     """The models of an inspection; adapters of one kind form a line over rank."""
     models = tuple(
-        AnalyzedModel(label=m.name, kind=m.kind, rank=m.rank, spectra=(m.spectra,), heads=m.heads)
+        _AnalyzedModel(label=m.name, kind=m.kind, rank=m.rank, spectra=(m.spectra,), heads=m.heads)
         for m in inspection.tuned
     )
     ranked = [(m.kind, m.rank, m.label) for m in models if m.rank is not None]
@@ -182,7 +182,7 @@ def models_inspected(inspection: Inspection) -> AnalyzedModels:
     return AnalyzedModels(models, RankAxis(tuple(lines), longest, full), inspection.growth, labels)
 
 
-def mean_heads(records: Sequence[HeadsRecord]) -> HeadsRecord | None:
+def _mean_heads(records: Sequence[HeadsRecord]) -> HeadsRecord | None:
     """One record with the means over seeds; a standard error then is the mean of theirs.
 
     Seeds are scored on the same items, so the error of the mean is at most that.

@@ -34,7 +34,7 @@ BYTES_PER_PARAMETER = 4
 
 
 @dataclass(frozen=True, slots=True)
-class CardCell:
+class _CardCell:
     """One number of an arm, with its interval or another note below it."""
 
     value: str = UNKNOWN
@@ -42,25 +42,25 @@ class CardCell:
 
 
 @dataclass(frozen=True, slots=True)
-class CardRow:
+class _CardRow:
     role: str
     label: str
-    cells: tuple[CardCell, ...]  # One for each of the columns of the card
+    cells: tuple[_CardCell, ...]  # One for each of the columns of the card
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerCard:
+class _AnswerCard:
     advice: TaskAdvice
     columns: tuple[str, ...]
-    rows: tuple[CardRow, ...]
+    rows: tuple[_CardRow, ...]
     note: str  # What the net gain and the retention change are
 
 
-def answer_cards(view: StudyView) -> list[AnswerCard]:
+def answer_cards(view: StudyView) -> list[_AnswerCard]:
     return [answer_card(view, task) for task in view.training_tasks]
 
 
-def answer_card(view: StudyView, task: str) -> AnswerCard:
+def answer_card(view: StudyView, task: str) -> _AnswerCard:
     advice, base, unit = view.advice(task), view.base(task), view.unit(task)
     has_net_gain = any(row.arm.net_gain for row in advice.rows)
     columns = (
@@ -72,10 +72,10 @@ def answer_card(view: StudyView, task: str) -> AnswerCard:
         "Training time",
     )
     rows = tuple(
-        CardRow(_role_text(view, row), row.arm.label, _cells(view, row.arm, has_net_gain))
+        _CardRow(_role_text(view, row), row.arm.label, _cells(view, row.arm, has_net_gain))
         for row in advice.rows
     )
-    return AnswerCard(advice, columns, rows, _note(view, task, has_net_gain))
+    return _AnswerCard(advice, columns, rows, _note(view, task, has_net_gain))
 
 
 def _note(view: StudyView, task: str, has_net_gain: bool) -> str:
@@ -114,7 +114,7 @@ def _role_text(view: StudyView, row: AnswerRow) -> str:
     return ", ".join([first, *(f"{name[0].lower()}{name[1:]}" for name in others)])
 
 
-def _cells(view: StudyView, arm: ArmSummary, has_net_gain: bool) -> tuple[CardCell, ...]:
+def _cells(view: StudyView, arm: ArmSummary, has_net_gain: bool) -> tuple[_CardCell, ...]:
     size = arm.trainable_parameters
     share = number(100 * size / view.study.model.num_parameters)
     net = [_cell(arm.net_gain, view.net_unit(arm.task), sign=True)] if has_net_gain else []
@@ -122,24 +122,24 @@ def _cells(view: StudyView, arm: ArmSummary, has_net_gain: bool) -> tuple[CardCe
         *net,
         _cell(arm.score, view.unit(arm.task)),
         _cell(view.retention_change(arm), view.retention_unit(arm.task), sign=True),
-        CardCell(
+        _CardCell(
             byte_size(BYTES_PER_PARAMETER * size),
             f"{compact(size)} parameters, {share} % of the model; float32",
         ),
-        CardCell(duration(arm.seconds), "per trial"),
+        _CardCell(duration(arm.seconds), "per trial"),
     )
 
 
-def _cell(estimate: Estimate | None, unit: Unit, *, sign: bool = False) -> CardCell:
+def _cell(estimate: Estimate | None, unit: Unit, *, sign: bool = False) -> _CardCell:
     if estimate is None:
-        return CardCell(note="not measured")
+        return _CardCell(note="not measured")
 
     def shown(value: float) -> str:
         return signed(value, unit) if sign else number(value * unit.scale, unit.digits)
 
     if estimate.low is None or estimate.high is None:
-        return CardCell(shown(estimate.value), "interval unknown")
-    return CardCell(shown(estimate.value), f"{shown(estimate.low)} to {shown(estimate.high)}")
+        return _CardCell(shown(estimate.value), "interval unknown")
+    return _CardCell(shown(estimate.value), f"{shown(estimate.low)} to {shown(estimate.high)}")
 
 
 def answer_html(view: StudyView) -> str:

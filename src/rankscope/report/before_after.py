@@ -23,7 +23,7 @@ ITEM_OUTCOMES: dict[Outcome, tuple[str, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class ItemPair:
+class _ItemPair:
     """One item as the base and the trained model answered it."""
 
     outcome: Outcome
@@ -37,7 +37,7 @@ class ItemPair:
 class ComparedItems:
     tested_on: str
     note: str  # What is shown, how it was chosen, and what was left out
-    pairs: tuple[ItemPair, ...]
+    pairs: tuple[_ItemPair, ...]
     shown: tuple[int, ...]  # Places in ``pairs`` of the items that are shown first
     unit: Unit
 
@@ -56,17 +56,17 @@ def compared_items(view: StudyView, task: str, budget: int) -> list[ComparedItem
             before, after = (view.study.results[key] for key in keys)
             has_texts = any(item.prompt for item in before)
             if has_texts and [i.item_id for i in before] == [i.item_id for i in after]:
-                found.append((name, item_pairs(before, after, view.unit(name))))
+                found.append((name, _item_pairs(before, after, view.unit(name))))
     who = f"{arm.label}, seed {trial.spec.seed}"
     each = budget // max(1, len(found))
     return [_compared(name, pairs, view.unit(name), who, each) for name, pairs in found]
 
 
-def item_pairs(
+def _item_pairs(
     before: Sequence[ItemResult], after: Sequence[ItemResult], unit: Unit
-) -> list[ItemPair]:
+) -> list[_ItemPair]:
     return [
-        ItemPair(
+        _ItemPair(
             outcome=outcome_of(base.score, tuned.score, unit),
             prompt=safe_text((base.prompt or base.item_id).strip(), MAX_PROMPT),
             gold=safe_text(base.gold, MAX_ANSWER),
@@ -118,7 +118,7 @@ def _answer(item: ItemResult, unit: Unit) -> str:
 
 
 def _compared(
-    name: str, pairs: Sequence[ItemPair], unit: Unit, who: str, budget: int
+    name: str, pairs: Sequence[_ItemPair], unit: Unit, who: str, budget: int
 ) -> ComparedItems:
     place = 1 if unit == NATS else 0
     numbers = {o: sum(pair.outcome == o for pair in pairs) for o in ITEM_OUTCOMES}

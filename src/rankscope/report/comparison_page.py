@@ -21,7 +21,7 @@ mark is unpaired: the studies did not score the same items in the same way."""
 def render_comparison(comparison: StudyComparison, provenance: Provenance) -> str:
     ranks = compared_ranks(comparison)
     parts = [
-        (pair, facets_table(pair), comparison_figures(pair, place, ranks))
+        (pair, _facets_table(pair), comparison_figures(pair, place, ranks))
         for place, pair in enumerate(comparison.pairs)
     ]
     return render_page(
@@ -41,7 +41,7 @@ def compared_ranks(comparison: StudyComparison) -> tuple[int, ...]:
     return tuple(sorted({cell.rank for cell in cells if cell.rank is not None}))
 
 
-def facets_table(pair: StudyPair) -> pd.DataFrame:
+def _facets_table(pair: StudyPair) -> pd.DataFrame:
     return table_from_rows(
         [
             {"what": f.what, "same": "yes" if f.same else "no", "details": f.text}
@@ -54,12 +54,12 @@ def comparison_figures(pair: StudyPair, place: int, ranks: tuple[int, ...]) -> l
     """A figure for each training task; the bases come first."""
     tasks, colors = dict.fromkeys(cell.trained_on for cell in pair.cells), rank_colors(ranks)
     return [
-        draw_pair(pair, f"compared-{place}-{position}", task, colors)
+        _draw_pair(pair, f"compared-{place}-{position}", task, colors)
         for position, task in enumerate(tasks)
     ]
 
 
-def draw_pair(
+def _draw_pair(
     pair: StudyPair, key: str, trained_on: str | None, colors: dict[int, Color]
 ) -> Figure:
     """One training task of a pair of studies; ``trained_on`` None: the untuned bases."""

@@ -33,7 +33,7 @@ def stacked(by_layer: Mapping[int, Sequence[float | None]]) -> HeadValues:
     return values
 
 
-def of_layers(layers: Sequence[LayerHeads], value: OfLayer) -> HeadValues:
+def _of_layers(layers: Sequence[LayerHeads], value: OfLayer) -> HeadValues:
     return stacked({layer.layer: value(layer) for layer in layers})
 
 
@@ -84,10 +84,10 @@ def head_quantities(record: HeadsRecord) -> dict[str, HeadValues]:
         "attention entropy": lambda layer: layer.entropy,
     }
     for name, measure in measures.items():
-        before, after = of_layers(record.base, measure), of_layers(record.tuned, measure)
+        before, after = _of_layers(record.base, measure), _of_layers(record.tuned, measure)
         values |= {f"{name}, change": after - before, f"{name} after training": after}
         values[f"{name} before training"] = before
-    values["importance of key/value heads"] = of_layers(
+    values["importance of key/value heads"] = _of_layers(
         record.tuned, lambda layer: layer.group_importance
     )
     values |= {name: stacked(by_layer) for name, by_layer in roles.items()}

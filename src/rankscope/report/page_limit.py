@@ -16,19 +16,19 @@ def limited(view: StudyView) -> StudyView:
     if sum(len(advice.arms) for advice in recommendation.advice) <= MAX_PAGE_ARMS:
         return view
     most = MAX_PAGE_ARMS // len(recommendation.advice)
-    advice = tuple(limited_advice(advice, most) for advice in recommendation.advice)
+    advice = tuple(_limited_advice(advice, most) for advice in recommendation.advice)
     labels = {a.task: {arm.label for arm in a.arms} for a in advice}
     trials = tuple(t for t in study.trials if t.spec.arm_label in labels.get(t.spec.task, ()))
     ids = {BASE, *(trial.spec.trial_id for trial in trials)}
     evals = {key: record for key, record in study.evals.items() if trial_of(key[0]) in ids}
-    mitigation = tuple(limited_mitigation(m, labels[m.task]) for m in recommendation.mitigation)
+    mitigation = tuple(_limited_mitigation(m, labels[m.task]) for m in recommendation.mitigation)
     return StudyView(
         replace(study, trials=trials, evals=evals),
         recommendation.model_copy(update={"advice": advice, "mitigation": mitigation}),
     )
 
 
-def limited_advice(advice: TaskAdvice, most: int) -> TaskAdvice:
+def _limited_advice(advice: TaskAdvice, most: int) -> TaskAdvice:
     named = {advice.subject_label, advice.best_full_label, advice.best_lora_label}
     named |= {row.arm.label for row in advice.rows}
     gains = {a.label: -1.0 if a.validation_gain is None else a.validation_gain for a in advice.arms}
@@ -48,7 +48,7 @@ def limited_advice(advice: TaskAdvice, most: int) -> TaskAdvice:
     )
 
 
-def limited_mitigation(mitigation: TaskMitigation, labels: set[str]) -> TaskMitigation:
+def _limited_mitigation(mitigation: TaskMitigation, labels: set[str]) -> TaskMitigation:
     return mitigation.model_copy(
         update={
             "curves": tuple(curve for curve in mitigation.curves if curve.label in labels),

@@ -50,7 +50,7 @@ def frame_rows(frame: pd.DataFrame) -> list[tuple[Cell, ...]]:
     return list(cells.itertuples(index=False, name=None))
 
 
-def shown_cell(
+def _shown_cell(
     value: Cell, title: str, digits: Mapping[str, int], limit: int = MAX_PAGE_CELL
 ) -> str:
     """A cell's text in a column, before it is escaped."""
@@ -61,7 +61,7 @@ def shown_cell(
     return number(value, digits.get(title))
 
 
-def is_numeric(column: "pd.Series[object]") -> bool:
+def _is_numeric(column: "pd.Series[object]") -> bool:
     """Whether a column holds at least one number, and no text."""
     cells = column.dropna()
     return len(cells) > 0 and not any(isinstance(cell, str) for cell in cells)
@@ -72,7 +72,7 @@ def html_table(frame: pd.DataFrame) -> Markup:
     digits = frame.attrs.get("digits", {})
     heads = [
         f'<th scope="col" class="n">{escape(title)}</th>'
-        if is_numeric(frame[title])
+        if _is_numeric(frame[title])
         else f'<th scope="col">{escape(title)}</th>'
         for title in frame.columns
     ]
@@ -87,7 +87,7 @@ def html_table(frame: pd.DataFrame) -> Markup:
 
 
 def _html_cell(cell: Cell, title: str, digits: Mapping[str, int]) -> str:
-    text = escape(shown_cell(cell, title, digits))
+    text = escape(_shown_cell(cell, title, digits))
     if isinstance(cell, str):
         return f"<td>{text}</td>"
     value = "" if cell is None else f' data-v="{cell}"'
@@ -96,17 +96,17 @@ def _html_cell(cell: Cell, title: str, digits: Mapping[str, int]) -> str:
 
 def markdown(frame: pd.DataFrame) -> str:
     """A table in GitHub's Markdown; numbers flush right."""
-    frame = with_intervals(frame)
+    frame = _with_intervals(frame)
     shown = _shown(frame, markdown_text, "**{}**")
-    rules = ["---:" if is_numeric(frame[title]) else "---" for title in frame.columns]
+    rules = ["---:" if _is_numeric(frame[title]) else "---" for title in frame.columns]
     lines = [shown.columns, rules, *shown.itertuples(index=False, name=None)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def latex(frame: pd.DataFrame) -> str:
     """A ``tabular`` for the booktabs package; numbers flush right."""
-    frame = with_intervals(frame)
-    kinds = "".join("r" if is_numeric(frame[title]) else "l" for title in frame.columns)
+    frame = _with_intervals(frame)
+    kinds = "".join("r" if _is_numeric(frame[title]) else "l" for title in frame.columns)
     shown = _shown(frame, latex_text, r"\textbf{{{}}}")
     text = shown.to_latex(index=False, escape=False, column_format=kinds)
     return f"% \\usepackage{{booktabs}}\n{text}"
@@ -116,7 +116,7 @@ def comma_separated(frame: pd.DataFrame) -> str:
     """CSV (RFC 4180): unknown is empty, a number reads back as the same number."""
     safe = pd.DataFrame(
         {
-            csv_text(title): [csv_text(c) if isinstance(c, str) else c for c in frame[title]]
+            _csv_text(title): [_csv_text(c) if isinstance(c, str) else c for c in frame[title]]
             for title in frame.columns
         }
     )
@@ -132,7 +132,7 @@ FORMATS: dict[str, Callable[[pd.DataFrame], bytes]] = {
 """File ending -> function that gives the file's content."""
 
 
-def with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
+def _with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
     """Columns ``x``, ``x, low`` and ``x, high`` as one, ``x [95 %]``: ``3.1 [1.0, 5.2]``."""
     digits, titles = frame.attrs.get("digits", {}), set(frame.columns)
     with_ends = {t for t in titles if {f"{t}, low", f"{t}, high"} <= titles}
@@ -160,7 +160,7 @@ def _best_rows(shown: "pd.Series[float]") -> list[int]:
 
 
 def _value_with_ends(row: tuple[Cell, ...], title: str, digits: Mapping[str, int]) -> Cell:
-    value, low, high = (None if cell is None else shown_cell(cell, title, digits) for cell in row)
+    value, low, high = (None if cell is None else _shown_cell(cell, title, digits) for cell in row)
     return value if low is None or high is None else f"{value} [{low}, {high}]"
 
 
@@ -169,7 +169,7 @@ def _shown(frame: pd.DataFrame, escape_text: Callable[[str], str], bold: str) ->
     digits, marked = frame.attrs["digits"], frame.attrs["bold"]
 
     def text(cell: Cell, title: str, row: int) -> str:
-        shown = escape_text(shown_cell(cell, title, digits, MAX_TEXT))
+        shown = escape_text(_shown_cell(cell, title, digits, MAX_TEXT))
         return bold.format(shown) if (title, row) in marked else shown
 
     cells = [
@@ -213,7 +213,7 @@ def latex_text(text: str) -> str:
     return _DASHES.sub("{-}", escaped) if "--" in line else escaped
 
 
-def csv_text(text: str) -> str:
+def _csv_text(text: str) -> str:
     """Text for CSV; an apostrophe before anything that a spreadsheet would run as a formula."""
     shown = safe_text(text)
     return "'" + shown if shown[:1] in ("=", "+", "-", "@", "\t", "\r") else shown

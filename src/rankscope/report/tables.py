@@ -16,9 +16,9 @@ def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
     return {
         "paper": paper_table(view),
         "arms": arms_table(view),
-        "changes": changes_table(view),
-        "comparisons": comparisons_table(view),
-        "answers": answers_table(view),
+        "changes": _changes_table(view),
+        "comparisons": _comparisons_table(view),
+        "answers": _answers_table(view),
         "tasks": tasks_table(view),
         "training": training_table(view),
         "failed": failed_trials_table(view),
@@ -29,7 +29,7 @@ def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
 # --- results --------------------------------------------------------------------------------------
 
 
-def answers_table(view: StudyView) -> pd.DataFrame:
+def _answers_table(view: StudyView) -> pd.DataFrame:
     return table_from_rows(
         [
             {
@@ -104,7 +104,7 @@ def _arm_row(view: StudyView, arm: ArmSummary) -> dict[str, Cell]:
     }
 
 
-def changes_table(view: StudyView) -> pd.DataFrame:
+def _changes_table(view: StudyView) -> pd.DataFrame:
     """The change of every arm against the base, on every task it was tested on."""
     rows: list[dict[str, Cell]] = [
         {
@@ -133,7 +133,7 @@ def role_of_tested(study: StudyRecords, trained: str, tested: str) -> str:
     return "retention" if "retention" in study.task(tested).roles else "cross domain"
 
 
-def comparisons_table(view: StudyView) -> pd.DataFrame:
+def _comparisons_table(view: StudyView) -> pd.DataFrame:
     """LoRA against full fine-tuning and ranks against each other, on the same items."""
     rows: list[dict[str, Cell]] = [
         {

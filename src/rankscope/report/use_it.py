@@ -23,7 +23,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?
 
 
 @dataclass(frozen=True, slots=True)
-class UseStep:
+class _UseStep:
     title: str
     code: str
     language: Literal["sh", "python"] = "sh"
@@ -121,7 +121,7 @@ def obstacle(settings: Mapping[str, Any], program: Literal["vLLM", "llama.cpp"])
 
 def use_steps(
     base: BaseSource, settings: Mapping[str, Any] | None, name: str, place: str, *, chat: bool
-) -> list[UseStep]:
+) -> list[_UseStep]:
     """Load, merge, serve and convert what was exported.
 
     Args:
@@ -135,17 +135,17 @@ def use_steps(
     load = template.render(base=base, is_adapter=is_adapter, folder=folder, chat=chat)
     if settings is None:
         return [
-            UseStep("Load it with transformers", load, "python"),
-            UseStep("Serve it with vLLM", f"vllm serve {quoted}"),
-            UseStep("Convert it to GGUF", f"python llama.cpp/convert_hf_to_gguf.py {quoted}"),
+            _UseStep("Load it with transformers", load, "python"),
+            _UseStep("Serve it with vLLM", f"vllm serve {quoted}"),
+            _UseStep("Convert it to GGUF", f"python llama.cpp/convert_hf_to_gguf.py {quoted}"),
         ]
     merge = (
         "merged = model.merge_and_unload()\n"
         'merged.save_pretrained("merged")\ntokenizer.save_pretrained("merged")'
     )
     return [
-        UseStep("Load it with PEFT", load, "python", base.note),
-        UseStep(
+        _UseStep("Load it with PEFT", load, "python", base.note),
+        _UseStep(
             "Merge it into the base", merge, "python", "This continues the code that loads it."
         ),
         _serve(base, settings, name, quoted),
@@ -153,30 +153,30 @@ def use_steps(
     ]
 
 
-def _serve(base: BaseSource, settings: Mapping[str, Any], name: str, place: str) -> UseStep:
+def _serve(base: BaseSource, settings: Mapping[str, Any], name: str, place: str) -> _UseStep:
     if reason := obstacle(settings, "vLLM"):
-        return UseStep("Serve it with vLLM", "vllm serve merged", note=f"{reason} Merge it first.")
+        return _UseStep("Serve it with vLLM", "vllm serve merged", note=f"{reason} Merge it first.")
     ranks = (int(settings["r"]), *dict(settings.get("rank_pattern") or {}).values())
     limit = next(rank for rank in VLLM_RANKS if rank >= max(ranks))
     command = (
         f"vllm serve {base.shell} --enable-lora --max-lora-rank {limit} "
         f"--lora-modules {name}={place}"
     )
-    return UseStep("Serve it with vLLM", command, note=f'Requests name it: "model": "{name}".')
+    return _UseStep("Serve it with vLLM", command, note=f'Requests name it: "model": "{name}".')
 
 
-def _convert(settings: Mapping[str, Any], place: str) -> UseStep:
+def _convert(settings: Mapping[str, Any], place: str) -> _UseStep:
     title, folder, fetch = "Convert it to GGUF", shlex.quote(place), ""
     if "/" in place:  # the script reads folders only
         folder, fetch = "lora", f"hf download {place} --local-dir lora\n"
     if reason := obstacle(settings, "llama.cpp"):
         command = "python llama.cpp/convert_hf_to_gguf.py merged"
-        return UseStep(title, command, note=f"{reason} Merge it first.")
+        return _UseStep(title, command, note=f"{reason} Merge it first.")
     command = f"python llama.cpp/convert_lora_to_gguf.py {folder} --outfile lora.gguf"
-    return UseStep(title, fetch + command)
+    return _UseStep(title, fetch + command)
 
 
-def steps_for_task(view: StudyView, task: str, folder: str) -> tuple[UseStep, ...]:
+def steps_for_task(view: StudyView, task: str, folder: str) -> tuple[_UseStep, ...]:
     """How to export and use the arm that the answer of a task is about; empty without one.
 
     ``folder`` is the study's, as its user would type it.
@@ -188,11 +188,11 @@ def steps_for_task(view: StudyView, task: str, folder: str) -> tuple[UseStep, ..
     spec = trials[0].spec
     name = folder_name(f"{task}-{arm.short_label.replace('=', '')}")
     command = f"rankscope export {shlex.quote(folder)} {_selection(view, arm)}"
-    steps = [UseStep("Export it", f"{command} --out {name}")]
+    steps = [_UseStep("Export it", f"{command} --out {name}")]
     settings = None if spec.is_full else adapter_settings(spec)
     if settings is not None:
         merged = f"{command} --merge --out {name}-merged"
-        steps.append(UseStep("Export it merged into the base", merged))
+        steps.append(_UseStep("Export it merged into the base", merged))
     base = base_source(view.study, {})
     chat = view.study.model.prompt_format == "chat"
     return (*steps, *use_steps(base, settings, name, name, chat=chat))

@@ -55,14 +55,14 @@ def study_rounds(context: RunContext) -> Iterator[None]:
     """
     study, ledger = context.study, context.ledger
     if study.config.strategy == "adaptive":
-        yield from AdaptiveStudy(context).rounds()
+        yield from _AdaptiveStudy(context).rounds()
         return
     ledger.retry_trials([i for i, status in ledger.statuses().items() if status in LEFT_OUT])
     context.begin_round(study.trials, Round())
     yield
 
 
-class AdaptiveStudy:
+class _AdaptiveStudy:
     def __init__(self, context: RunContext) -> None:
         self.context, self.ledger, self.study = context, context.ledger, context.study
         self.rule = AdaptiveRule(rungs=self.study.rungs)
@@ -128,15 +128,15 @@ class AdaptiveStudy:
         the others, so a run that continues decides the same."""
         study, trains = self.ledger.load(), self.rung_trains(rung)
         seed = self.study.config.seeds[0]
-        view = rung_view(study, trains, seed)
-        earlier = rung_view(study, self.rung_trains(rung - 1), seed) if rung else None
+        view = _rung_view(study, trains, seed)
+        earlier = _rung_view(study, self.rung_trains(rung - 1), seed) if rung else None
         stops: dict[str, Stop] = {}
         for task in self.study.rows:
             stops |= stops_at_rung(view, task, rung, self.rule, earlier)
         by_id = {trial.trial_id: trial for trial in self.study.trials}
         statuses = self.ledger.statuses()
         records = [
-            stop_record(i, stop, by_id[stop.against], trains[i], self.study.num_steps(by_id[i]))
+            _stop_record(i, stop, by_id[stop.against], trains[i], self.study.num_steps(by_id[i]))
             for i, stop in stops.items()
             if statuses[i] == "planned"
         ]
@@ -237,15 +237,15 @@ def check_adaptive(study: PreparedStudy) -> None:
 def resolve_rungs(
     config: StudyConfig, data: StudyData, labels: Mapping[int, str]
 ) -> tuple[tuple[float, ...], list[str]]:
-    """The usable rungs, by ``labels`` as of :func:`usable_rungs`; none if a task has too few items
+    """The usable rungs, by ``labels`` as of :func:`_usable_rungs`; none if a task has too few items
     to stop arms by, and a note on that."""
     of_rung = config.train.evaluate_items
     num_items = {name: min(of_rung, len(data.tasks[name].validation)) for name in data.rows}
-    notes = few_items_notes(config, num_items)
-    return () if notes else usable_rungs(config, labels), notes
+    notes = _few_items_notes(config, num_items)
+    return () if notes else _usable_rungs(config, labels), notes
 
 
-def few_items_notes(config: StudyConfig, num_items: Mapping[str, int]) -> list[str]:
+def _few_items_notes(config: StudyConfig, num_items: Mapping[str, int]) -> list[str]:
     """A note on training tasks with too few validation items to stop arms by.
 
     Args:
@@ -267,7 +267,7 @@ def few_items_notes(config: StudyConfig, num_items: Mapping[str, int]) -> list[s
     return [f"{found}, too few to stop arms by: the first seed of every arm trains to its end"]
 
 
-def usable_rungs(config: StudyConfig, labels: Mapping[int, str]) -> tuple[float, ...]:
+def _usable_rungs(config: StudyConfig, labels: Mapping[int, str]) -> tuple[float, ...]:
     """The rungs that are different steps before the last, for every number of steps in the study.
 
     Args:
@@ -317,10 +317,10 @@ def expected_shares(study: PreparedStudy) -> dict[str, float]:
                 if place >= rule.rates_kept(rung, len(of_rank), is_full=trial.is_full)
             )
             shares[trial.trial_id] = next(stops, 1.0)
-    return within_budget(study, shares)
+    return _within_budget(study, shares)
 
 
-def within_budget(study: PreparedStudy, shares: Mapping[str, float]) -> dict[str, float]:
+def _within_budget(study: PreparedStudy, shares: Mapping[str, float]) -> dict[str, float]:
     """Shares cut to the trials and tokens of the budget, which pays for first seeds first."""
     budget = study.config.budget
     if budget is None:
@@ -336,7 +336,7 @@ def within_budget(study: PreparedStudy, shares: Mapping[str, float]) -> dict[str
     return dict.fromkeys(shares, 0.0) | kept | {i: part * share for i, share in later.items()}
 
 
-def rung_view(
+def _rung_view(
     study: StudyRecords, trains: Mapping[str, TrainRecord], first_seed: int
 ) -> StudyRecords:
     """The records as if training had ended at a rung, for trials that reached it: ``trains``."""
@@ -367,7 +367,7 @@ def rung_items(point: CurvePoint, base: ItemScores) -> ItemScores:
     )
 
 
-def stop_record(
+def _stop_record(
     trial_id: str, stop: Stop, rival: TrialSpec, train: TrainRecord, num_steps: int
 ) -> StopRecord:
     low, high = (end if isfinite(end) else None for end in (stop.gap.low, stop.gap.high))

@@ -44,7 +44,7 @@ class WeightSnapshot:
         """Store the snapshots due after ``step`` that are not stored yet, in one transaction."""
         artifacts: list[Artifact] = []
         for state in states:
-            if step not in self.study.snapshot_steps(state.spec) or not can_score(state, step):
+            if step not in self.study.snapshot_steps(state.spec) or not _can_score(state, step):
                 continue
             for trial in self.study.trials:
                 place = snapshot_path(trial, step)
@@ -75,7 +75,7 @@ class LearningCurve:
     def __call__(self, step: int, model: Base, states: Sequence[TrialState]) -> None:
         """Score the trials due after ``step``. Return early, between tasks, if a stop was
         requested."""
-        due = [s for s in states if step in self.steps(s.spec) and can_score(s, step)]
+        due = [s for s in states if step in self.steps(s.spec) and _can_score(s, step)]
         models_of: dict[str, dict[str | None, str]] = {}
         for state in due:
             for task in self.study.curve_tasks(state.spec.task):
@@ -86,7 +86,7 @@ class LearningCurve:
         at_rung = {s.spec.trial_id for s in due if step in self.study.rung_steps(s.spec)}
         if at_rung:  # training pauses here, so scoring can have the memory of its passes
             release_freed_memory()
-        with self.meter.paused(), evaluation_mode(model, states):
+        with self.meter.paused(), _evaluation_mode(model, states):
             scored = in_dtype_of(self.base, model)
             for task, models in models_of.items():
                 if self.should_stop():
@@ -132,13 +132,13 @@ class EarlyStopping:
         for state in states:
             spec = state.spec
             point = self.points.get((spec.trial_id, spec.task, step))
-            if state.early_stop is None or point is None or not can_score(state, step):
+            if state.early_stop is None or point is None or not _can_score(state, step):
                 continue
             if step in self.study.curve_steps(spec):
                 state.observe_score(step, point.score)
 
 
-def can_score(state: TrialState, step: int) -> bool:
+def _can_score(state: TrialState, step: int) -> bool:
     """Whether a trial made the last of ``step`` optimizer steps and has finite weights."""
     return state.is_active(step - 1) and all(
         bool(torch.isfinite(local(parameter)).all()) for parameter in state.parameters
@@ -146,7 +146,7 @@ def can_score(state: TrialState, step: int) -> bool:
 
 
 @contextmanager
-def evaluation_mode(model: Base, states: Sequence[TrialState]) -> Iterator[None]:
+def _evaluation_mode(model: Base, states: Sequence[TrialState]) -> Iterator[None]:
     """Put all layers into evaluation mode, and back afterwards."""
     training = [module for module in model.model.modules() if module.training]
     model.model.eval()

@@ -48,12 +48,12 @@ def make_groups(
     for task in dict.fromkeys(trial.task for trial in trials):
         of_task = [trial for trial in trials if trial.task == task]
         adapters = [t for t in of_task if not t.trains_alone and not t.is_slice]
-        groups += [with_slices(group, of_task) for group in cut_to_fit(adapters, limit, fits)]
+        groups += [_with_slices(group, of_task) for group in _cut_to_fit(adapters, limit, fits)]
         groups += [(trial,) for trial in of_task if trial.trains_alone]
     return groups
 
 
-def with_slices(group: Group, trials: Sequence[TrialSpec]) -> Group:
+def _with_slices(group: Group, trials: Sequence[TrialSpec]) -> Group:
     """A group with the slices among ``trials`` that are cut from its trials."""
     slices: dict[tuple[object, ...], list[TrialSpec]] = {}
     for trial in trials:
@@ -87,7 +87,7 @@ def halves_of(group: Group) -> tuple[Group, Group]:
     return group[:cut], group[cut:]
 
 
-def cut_to_fit(
+def _cut_to_fit(
     trials: Sequence[TrialSpec], limit: int, fits: Callable[[Group], bool] = lambda group: True
 ) -> list[Group]:
     """Cut trials, in order, into groups of at most ``limit`` that fit.
@@ -105,13 +105,13 @@ def cut_to_fit(
         return groups
     groups, rest = [], tuple(trials)
     while rest:
-        size = most_that_fit(rest[:limit], fits)
+        size = _most_that_fit(rest[:limit], fits)
         groups.append(rest[:size])
         rest = rest[size:]
     return groups
 
 
-def most_that_fit(trials: Group, fits: Callable[[Group], bool]) -> int:
+def _most_that_fit(trials: Group, fits: Callable[[Group], bool]) -> int:
     """How many of the first trials fit together, at least one."""
     fewest, most = 1, len(trials)
     size = most

@@ -55,9 +55,9 @@ def with_oom_backoff(
     release_freed_memory()  # training, scoring and analysis need blocks of other sizes
     if not shortage:
         return
-    check_returned(context)
+    _check_returned(context)
     ranks = context.base.ranks
-    before = plan_of(context) if ranks.size > 1 else None
+    before = _plan_of(context) if ranks.size > 1 else None
     again: tuple[Group, ...] = (group,)
     if backoff.shrink(group):
         context.reporter.note("not enough memory: forward passes get fewer tokens")
@@ -71,13 +71,13 @@ def with_oom_backoff(
         )
         again = backoff.split(group)
     if has_tried and ranks.size > 1:  # the others are in the middle of a pass
-        is_smaller = plan_of(context) != before
+        is_smaller = _plan_of(context) != before
         ranks.break_off(f"{shortage}; {IS_SMALLER}" if is_smaller else shortage)
     for part in again:
         with_oom_backoff(context, part, work, backoff)
 
 
-def plan_of(context: RunContext) -> object:
+def _plan_of(context: RunContext) -> object:
     """What the next process would find."""
     return context.ledger.groups(), context.ledger.statuses()
 
@@ -101,7 +101,7 @@ def attempt(context: RunContext, group: Group, work: Callable[[Group], None]) ->
     return ""
 
 
-def check_returned(context: RunContext) -> None:
+def _check_returned(context: RunContext) -> None:
     """Blame no trial for memory that earlier groups of this process kept: a new process decides.
 
     It has kept nothing yet, so the same command gets at least one group further.

@@ -34,11 +34,11 @@ def write_outputs(
         answer = shown.recommendation.model_dump_json(indent=2) + "\n"
         page = render_study(view, str(out), shown)
         check_in_place(out)
-        replace_outputs(out, (answer.encode(), page.encode()))
+        _replace_outputs(out, (answer.encode(), page.encode()))
     return study, recommendation
 
 
-def replace_outputs(out: Path, contents: Sequence[bytes]) -> None:
+def _replace_outputs(out: Path, contents: Sequence[bytes]) -> None:
     """Replace ``OUTPUT_FILES``; after a crash at any moment, each has one of its listed hashes."""
     before = sums_text(out, OUTPUT_FILES)
     after = "".join(map(sums_line, contents, OUTPUT_FILES))

@@ -81,7 +81,7 @@ def measured_pace(model: CostModel) -> Pace:
     if key not in _MEASURED:
         try:
             probed = with_layers(with_rows(inputs, trials, min(num_rows, most_rows)), layers)
-            _MEASURED[key] = Pace(run_steps(probed, CostModel(probed, model.machine)), layers)
+            _MEASURED[key] = Pace(_run_steps(probed, CostModel(probed, model.machine)), layers)
         except Exception:
             _MEASURED[key] = Pace()  # of what is wrong a run or a check will tell
         finally:
@@ -134,7 +134,7 @@ def step_seconds(model: CostModel, probed: PreparedStudy) -> float:
     return sum(estimate.values()) / STEPS
 
 
-def run_steps(probed: PreparedStudy, model: CostModel) -> float:
+def _run_steps(probed: PreparedStudy, model: CostModel) -> float:
     """The fastest step over its estimate, by tokens: what else the machine does only adds to the
     others."""
     ends: list[tuple[float, int]] = []

@@ -25,12 +25,12 @@ from rankscope.run.savings import Saving, largest_savings
 from rankscope.run.starter import CAN_FORK
 
 
-class ScoringCost(NamedTuple):
+class _ScoringCost(NamedTuple):
     tokens: int
     seconds: float
 
 
-class GroupPlan(Record):
+class _GroupPlan(Record):
     task: str
     labels: tuple[str, ...]  # Its trials
     steps: int
@@ -57,7 +57,7 @@ class Plan(Record):
     library_bytes: int  # Memory of a process besides what its groups need
     dtype: str
     trials: int
-    groups: tuple[GroupPlan, ...]
+    groups: tuple[_GroupPlan, ...]
     evaluations: int  # Models x tasks x splits
     curve_evaluations: int
     """Trials x tasks x points while they train, on at most ``evaluate_items`` items each."""
@@ -99,13 +99,13 @@ def make_plan(
 ) -> Plan:
     """Count and estimate, for ``gpus`` devices of a machine; without one a short product is
     measured here. An ``executor`` starts a process for each group."""
-    machine = machine or measured_machine(inputs)
+    machine = machine or _measured_machine(inputs)
     model, items = CostModel(inputs, machine), inputs.items
-    scored = scoring_by_trial(model)
+    scored = _scoring_by_trial(model)
     costs: dict[str, StageSeconds] = {}
     for group in inputs.groups:
-        costs |= trial_costs(model, scored, group)
-    groups = tuple(plan_group(model, group, costs) for group in inputs.groups)
+        costs |= _trial_costs(model, scored, group)
+    groups = tuple(_plan_group(model, group, costs) for group in inputs.groups)
     base_items = [item for _, task, split in inputs.base_evals() for item in items[task, split]]
     sampled = inputs.sampled_row_tokens()
     scoring = model.scoring(base_items) + model.scoring(sampled)
@@ -145,7 +145,7 @@ def make_plan(
         study=inputs.config.name,
         model=inputs.config.model.label,
         machine=machine.label,
-        memory_bytes=available_bytes(inputs, machine),
+        memory_bytes=_available_bytes(inputs, machine),
         library_bytes=inputs.grouping.model.library_bytes,
         dtype=dtype_name(inputs.dtype),
         trials=len(inputs.trials),
@@ -168,13 +168,13 @@ def make_plan(
         critical_seconds=shared + max(unit_seconds),
         wall_seconds=shared + makespan(unit_seconds, max(1, gpus // devices)),
         basis=machine.basis(inputs.dtype, products / (stages.training * devices)),
-        **expected_cost(model, scored, shared, base_unit, of_unit, max(1, gpus // devices)),
+        **_expected_cost(model, scored, shared, base_unit, of_unit, max(1, gpus // devices)),
         savings=largest_savings(inputs.config, inputs.trials, costs, stages, items),
         notes=inputs.notes,
     )
 
 
-def measured_machine(inputs: PreparedStudy) -> Machine:
+def _measured_machine(inputs: PreparedStudy) -> Machine:
     """This machine, with what training steps of the study's base take on it."""
     keep_freed_memory()
     limit_kernel_cache()
@@ -192,9 +192,9 @@ def disk_bytes(model: CostModel) -> int:
     return max(stored, sum(3 * size for trial, size in weights.items() if inputs.rung_steps(trial)))
 
 
-def expected_cost(
+def _expected_cost(
     model: CostModel,
-    scored: Mapping[str, ScoringCost],
+    scored: Mapping[str, _ScoringCost],
     shared_seconds: float,
     base_unit: Sequence[float],
     start_seconds: float,
@@ -207,7 +207,7 @@ def expected_cost(
         return {}
     shares = expected_shares(inputs)
     tokens = sum(shares[t.trial_id] * inputs.training_tokens(t) for t in inputs.trials)
-    first, *later = expected_rounds(model, scored, shares, start_seconds)
+    first, *later = _expected_rounds(model, scored, shares, start_seconds)
     seconds = sum(makespan(units, places) for units in ([*base_unit, *first], *later))
     budget = inputs.config.budget and inputs.config.budget.text
     return {
@@ -217,9 +217,9 @@ def expected_cost(
     }
 
 
-def expected_rounds(
+def _expected_rounds(
     model: CostModel,
-    scored: Mapping[str, ScoringCost],
+    scored: Mapping[str, _ScoringCost],
     shares: Mapping[str, float],
     start_seconds: float,
 ) -> list[list[float]]:
@@ -236,7 +236,7 @@ def expected_rounds(
     shares_between = list(pairwise((0.0, *inputs.rungs, 1.0)))
     rounds: list[list[float]] = [[] for _ in shares_between]
     for group in groups:
-        costs = trial_costs(model, scored, group)
+        costs = _trial_costs(model, scored, group)
         faults = model.page_faults(group) / len(group)
         for units, (begin, end) in zip(rounds, shares_between, strict=True):
             active = [trial for trial in group if shares[trial.trial_id] > begin]
@@ -253,7 +253,7 @@ def expected_rounds(
         of_seed = [trial for trial in inputs.trials if trial.seed == seed]
         seconds = sum(
             shares[t.trial_id]
-            * (start_seconds + trial_costs(model, scored, (t,))[t.trial_id].total)
+            * (start_seconds + _trial_costs(model, scored, (t,))[t.trial_id].total)
             for t in of_seed
         )
         count = max(1, round(sum(shares[trial.trial_id] for trial in of_seed)))
@@ -261,7 +261,7 @@ def expected_rounds(
     return rounds
 
 
-def available_bytes(inputs: PreparedStudy, machine: Machine) -> int:
+def _available_bytes(inputs: PreparedStudy, machine: Machine) -> int:
     """Memory of the machine, or ``memory_limit`` if that is less."""
     has = round(machine.memory * 1e9)
     return min(has, inputs.config.memory_limit or has)
@@ -274,12 +274,12 @@ def widest(inputs: PreparedStudy) -> tuple[int, int]:
     return max(layers, key=lambda shape: shape[0] * shape[1])
 
 
-def plan_group(model: CostModel, group: Group, costs: Mapping[str, StageSeconds]) -> GroupPlan:
+def _plan_group(model: CostModel, group: Group, costs: Mapping[str, StageSeconds]) -> _GroupPlan:
     inputs, config = model.inputs, model.inputs.config
     memory = inputs.grouping.memory(inputs.runs(group), config.train)
-    scoring, available = inputs.scoring_bytes(group), available_bytes(inputs, model.machine)
+    scoring, available = inputs.scoring_bytes(group), _available_bytes(inputs, model.machine)
     stages = summed([costs[trial.trial_id] for trial in group])
-    return GroupPlan(
+    return _GroupPlan(
         task=group[0].task,
         labels=tuple(f"{trial.arm_label} seed={trial.seed}" for trial in group),
         steps=max(map(inputs.num_steps, group)),
@@ -295,24 +295,24 @@ def plan_group(model: CostModel, group: Group, costs: Mapping[str, StageSeconds]
     )
 
 
-def scoring_by_trial(model: CostModel) -> dict[str, ScoringCost]:
+def _scoring_by_trial(model: CostModel) -> dict[str, _ScoringCost]:
     """By trial id; trials scored on the same items are counted once."""
     inputs = model.inputs
-    counted: dict[tuple[object, ...], ScoringCost] = {}
+    counted: dict[tuple[object, ...], _ScoringCost] = {}
     by_trial = {}
     for trial in inputs.trials:
         num_points = len(inputs.scored_steps(trial))
         kind = (trial.task, num_points, len(inputs.variants(trial)))
         if kind not in counted:
-            evaluated = evaluated_items(inputs, trial)
+            evaluated = _evaluated_items(inputs, trial)
             tokens = sum(item.total for item in evaluated)
-            counted[kind] = ScoringCost(tokens, model.scoring(evaluated))
+            counted[kind] = _ScoringCost(tokens, model.scoring(evaluated))
         by_trial[trial.trial_id] = counted[kind]
     return by_trial
 
 
-def trial_costs(
-    model: CostModel, scored: Mapping[str, ScoringCost], group: Group
+def _trial_costs(
+    model: CostModel, scored: Mapping[str, _ScoringCost], group: Group
 ) -> dict[str, StageSeconds]:
     inputs, training, faults = model.inputs, model.training(group), model.page_faults(group)
     heads_task = inputs.config.analyze.heads.task
@@ -328,7 +328,7 @@ def trial_costs(
     }
 
 
-def evaluated_items(inputs: PreparedStudy, trial: TrialSpec) -> list[ItemTokens]:
+def _evaluated_items(inputs: PreparedStudy, trial: TrialSpec) -> list[ItemTokens]:
     """Every item that a trial is scored on, during training and after, once for each time."""
     few, items = inputs.config.train.evaluate_items, inputs.items
     after = inputs.wanted_evals(trial.trial_id, trial.task) + inputs.wanted_variants(trial)

@@ -65,7 +65,7 @@ def prepare_study(
     reporter.advance(1, "rows")
     tokenizer, new_encoder = load_tokenizer(base.folder), Encoder if weights else CachingEncoder
     encoder = new_encoder(tokenizer, config.model.prompt_format, config.train.max_length)
-    config = resolve_auto(config, encoder, dtype)
+    config = _resolve_auto(config, encoder, dtype)
     data = prepare_data(config, encoder, whole=weights)
     context, evaluate = context_length(base.config), config.evaluate
     items, truncated = study_item_tokens(encoder, data.tasks.values(), context, evaluate)
@@ -129,7 +129,7 @@ def prepare_study(
     return replace(prepared, items=scored, scoring=scoring)
 
 
-def resolve_auto(config: StudyConfig, encoder: Encoder, dtype: torch.dtype) -> StudyConfig:
+def _resolve_auto(config: StudyConfig, encoder: Encoder, dtype: torch.dtype) -> StudyConfig:
     """Resolve ``auto`` of prompt format and dtype, so that trial ids name what was done."""
     model = config.model.model_copy(update={"prompt_format": encoder.prompt_format})
     return config.model_copy(update={"model": model, "dtype": dtype_name(dtype)})

@@ -133,7 +133,7 @@ def join(rank: int, size: int, device: torch.device, store: str) -> Ranks:
 
 def follow() -> None:
     rank, size, device, store, parent = sys.argv[1:]
-    threading.Thread(target=end_with, args=(int(parent), Path(store)), daemon=True).start()
+    threading.Thread(target=_end_with, args=(int(parent), Path(store)), daemon=True).start()
     prepare_process()
     ranks = join(int(rank), int(size), torch.device(device), store)
     ranks.handlers = {
@@ -152,7 +152,7 @@ def follow() -> None:
         os._exit(OutOfMemory.exit_code)
 
 
-def end_with(parent: int, store: Path) -> None:
+def _end_with(parent: int, store: Path) -> None:
     """End this process when rank 0 is gone, and remove what that can no longer remove."""
     while os.getppid() == parent:
         time.sleep(POLL_RANKS_SECONDS)

@@ -38,7 +38,7 @@ def largest_savings(
     def of(chosen: Sequence[TrialSpec]) -> float:
         return sum(costs[trial.trial_id].total for trial in chosen)
 
-    scoring = stages.scoring * (1 - share_of_first(items))
+    scoring = stages.scoring * (1 - _share_of_first(items))
     precision = "precision: intervals grow with the root of the items left out"
     found: list[Saving] = []
 
@@ -69,7 +69,7 @@ def largest_savings(
     return tuple(sorted(found, key=lambda saving: -saving.seconds)[:NUM_SAVINGS])
 
 
-def share_of_first(items: Mapping[tuple[str, Split], Sequence[ItemTokens]]) -> float:
+def _share_of_first(items: Mapping[tuple[str, Split], Sequence[ItemTokens]]) -> float:
     """Tokens of the first items of every split over those of all."""
     few = sum(i.total for of_split in items.values() for i in of_split[:SUGGESTED_ITEMS])
     return few / max(1, sum(i.total for split in items.values() for i in split))

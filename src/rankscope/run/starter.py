@@ -145,17 +145,17 @@ def become_worker() -> list[str]:
                     other.close()
                 connection.detach()  # stays open: the driver waits for the end of both processes
                 arguments, environment = json.loads(order)
-                begin_worker(environment, parent)
+                _begin_worker(environment, parent)
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 return list(arguments)
             running[connection] = process
         for connection in running.keys() & set(ready):
             # Without a number the driver has given this worker up.
             os.kill(running[connection], int(connection.recv(ANSWER_BYTES) or signal.SIGTERM))
-        answer_ended(running)
+        _answer_ended(running)
 
 
-def begin_worker(environment: Mapping[str, str], parent: int) -> None:
+def _begin_worker(environment: Mapping[str, str], parent: int) -> None:
     """Give the process of a worker its session and its variables."""
     from rankscope.run.units import DRIVER
 
@@ -164,7 +164,7 @@ def begin_worker(environment: Mapping[str, str], parent: int) -> None:
     os.environ[DRIVER] = str(parent)
 
 
-def answer_ended(running: dict[socket.socket, int]) -> None:
+def _answer_ended(running: dict[socket.socket, int]) -> None:
     """Tell the driver the exit codes of workers that ended, and forget them."""
     for connection, process in list(running.items()):
         ended, status = os.waitpid(process, os.WNOHANG)

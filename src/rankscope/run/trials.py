@@ -67,9 +67,9 @@ def make_trials(
     """
     trials: dict[str, TrialSpec] = {}
     for task in config.tasks:
-        shared = shared_identity(config, base_sha256, data_sha256[task.name])
+        shared = _shared_identity(config, base_sha256, data_sha256[task.name])
         for arm in config.arms:
-            for point, seed in itertools.product(arm_points(arm, config.train), config.seeds):
+            for point, seed in itertools.product(_arm_points(arm, config.train), config.seeds):
                 values = {"trial_id": "", "task": task.name, "seed": seed, **point}
                 if arm.init_from is not None:
                     values["init_sha256"] = adapter_sha256[arm.init_from]
@@ -119,7 +119,7 @@ def duplicate_grid_notes(config: StudyConfig) -> list[str]:
     return [f"{points} repeated in the study file and merged: each is trained once"]
 
 
-def shared_identity(config: StudyConfig, base_sha256: str, data_sha256: str) -> dict[str, object]:
+def _shared_identity(config: StudyConfig, base_sha256: str, data_sha256: str) -> dict[str, object]:
     """What determines the training of all trials of one task."""
     return {
         "results_version": RESULTS_VERSION,
@@ -152,7 +152,7 @@ def own_identity(trial: TrialSpec, train: TrainConfig) -> dict[str, object]:
     return {**settings, "train": protocol}
 
 
-def arm_points(arm: ArmConfig, train: TrainConfig) -> Iterator[dict[str, Any]]:
+def _arm_points(arm: ArmConfig, train: TrainConfig) -> Iterator[dict[str, Any]]:
     """An arm's grid points as fields of TrialSpec, repeated ones included.
 
     Protocol settings equal to those of ``train`` are left out, and so are regularizers of weight 0.
@@ -173,7 +173,7 @@ def arm_points(arm: ArmConfig, train: TrainConfig) -> Iterator[dict[str, Any]]:
                     point["nested"] = tuple((r, resolved_alpha(alpha, r)) for r in ranks)
                 point["alpha"] = resolved_alpha(alpha, point["rank"])
             aside = {name for name in TRAIN_OVERRIDES if point.get(name) == getattr(train, name)}
-            fields = mitigation_fields(point)
+            fields = _mitigation_fields(point)
             aside |= {"self_replay", *(name for name, value in fields.items() if value is None)}
             yield {name: v for name, v in (point | fields).items() if name not in aside}
 
@@ -186,7 +186,7 @@ NO_TRIAL: dict[str, Any] = {"trial_id": "", "task": "", "seed": 0} | {
 
 def arm_specs(arm: ArmConfig, train: TrainConfig) -> list[TrialSpec]:
     """An arm's grid points as specs of no task and no seed, repeated ones included."""
-    return [TrialSpec.model_validate(NO_TRIAL | point) for point in arm_points(arm, train)]
+    return [TrialSpec.model_validate(NO_TRIAL | point) for point in _arm_points(arm, train)]
 
 
 def trials_of_one_arm(
@@ -205,7 +205,7 @@ def trials_of_one_arm(
     return own
 
 
-def mitigation_fields(point: Mapping[str, Any]) -> dict[str, Any]:
+def _mitigation_fields(point: Mapping[str, Any]) -> dict[str, Any]:
     """Regularizers of a grid point as fields of TrialSpec, None for weight 0."""
     replay = point.get("replay") or point.get("self_replay")
     stop = point.get("early_stop")

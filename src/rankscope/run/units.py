@@ -54,7 +54,7 @@ IS_SMALLER = "the next attempt is smaller"
 """In the last message of a worker that ran out of memory and has stored how to need less."""
 
 
-class UnitOrder(Record):
+class _UnitOrder(Record):
     config: dict[str, Any]  # The study file
     study_sha256: str
     """Of the study as the driver prepared it; a worker that prepares another one refuses."""
@@ -65,14 +65,14 @@ class UnitOrder(Record):
     host_bytes: int  # Planned memory of the worker on its machine, for executors that reserve it
 
 
-def installed_versions() -> dict[str, str]:
+def _installed_versions() -> dict[str, str]:
     here = provenance()
     return {"rankscope": here.rankscope, **here.libraries}
 
 
-def check_versions(order: UnitOrder) -> None:
+def check_versions(order: _UnitOrder) -> None:
     """Raise UserError if this machine would compute a unit with other versions."""
-    here = installed_versions()
+    here = _installed_versions()
     names = sorted(here.keys() | order.versions.keys())
     differing = [name for name in names if here.get(name) != order.versions.get(name)]
     if differing:
@@ -84,7 +84,7 @@ def check_versions(order: UnitOrder) -> None:
         )
 
 
-def prepared_sha256(study: PreparedStudy) -> str:
+def _prepared_sha256(study: PreparedStudy) -> str:
     """Hash of all that results depend on: trials, tasks and the settings of records."""
     ids = [trial.trial_id for trial in study.trials]
     tasks = [record.sha256 for record in study.task_records]
@@ -106,18 +106,18 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
     ids = tuple(trial.trial_id for trial in group)
     base_memory = study.grouping.model.of_base(study.config.train)
     memory = context.groups.memory(group) if group else base_memory
-    order = UnitOrder(
+    order = _UnitOrder(
         config=study_values(config),
-        study_sha256=prepared_sha256(study),
+        study_sha256=_prepared_sha256(study),
         trial_ids=ids,
         round=context.round if group else Round(),
-        versions=installed_versions(),
+        versions=_installed_versions(),
         host_bytes=memory.host_bytes(study.device, study.scoring_bytes(group)),
     )
     file, text = folder / UNIT_ORDER, order.model_dump_json()
     if file.is_file() and file.read_bytes() == text.encode():
         return folder
-    discard_unit(folder)
+    _discard_unit(folder)
     with Ledger.open(folder, write=True, take_over=True) as unit:
         values, base = study_values(study.config), context.base.record
         unit.put_study(study.config.name, values, base, study.task_records, provenance())
@@ -127,13 +127,13 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
         store_groups(unit, study, [group] if group else [], budgets)
     statuses = context.ledger.statuses(ids)
     untrained = [trial for trial in group if statuses[trial.trial_id] == "planned"]
-    move_checkpoint(context.ledger.out, folder, group_id(untrained))
+    _move_checkpoint(context.ledger.out, folder, group_id(untrained))
     replace_text(folder / SUMS, sums_line(text.encode(), UNIT_ORDER))
     replace_text(file, text)
     return folder
 
 
-def read_unit(folder: Path) -> UnitOrder:
+def read_unit(folder: Path) -> _UnitOrder:
     """What the worker of a unit is to do."""
     file, remedy = folder / UNIT_ORDER, f"to run this unit again, remove {folder}"
     if not file.is_file():
@@ -142,12 +142,12 @@ def read_unit(folder: Path) -> UnitOrder:
             "--workers N'"
         )
     with reading(file, "what a run wrote", IntegrityError, remedy):
-        return UnitOrder.model_validate_json(file.read_text(encoding="utf-8"))
+        return _UnitOrder.model_validate_json(file.read_text(encoding="utf-8"))
 
 
-def unit_study(order: UnitOrder, study: PreparedStudy, stored: StoredGroups) -> PreparedStudy:
+def unit_study(order: _UnitOrder, study: PreparedStudy, stored: StoredGroups) -> PreparedStudy:
     """The study with the groups of a unit alone."""
-    if prepared_sha256(study) != order.study_sha256:
+    if _prepared_sha256(study) != order.study_sha256:
         raise UserError(
             "the study prepared here differs from the driver's: expected the same model, data, "
             "device and versions of libraries"
@@ -179,7 +179,7 @@ def adopt_results(context: RunContext, folder: Path) -> None:
     """Copy what a unit of this study has finished, checkpoints and notes too; remove it."""
     order = read_unit(folder)
     for checkpoint in (folder / CHECKPOINTS).glob("*"):
-        move_checkpoint(folder, context.ledger.out, checkpoint.name)
+        _move_checkpoint(folder, context.ledger.out, checkpoint.name)
     try:
         with Ledger.open(folder, write=False) as unit:
             transfer(unit, context.ledger, order.trial_ids or (BASE,))
@@ -193,14 +193,14 @@ def adopt_results(context: RunContext, folder: Path) -> None:
     for note in dict.fromkeys(logged_notes(folder / LOG)):
         if note not in context.study.notes:
             context.reporter.note(f"{unit_label(group)}: {note}")
-    discard_unit(folder)
+    _discard_unit(folder)
 
 
 def unit_label(group: Group) -> str:
     return f"{group[0].task} {group_label(group)}" if group else BASE
 
 
-def move_checkpoint(source: Path, target: Path, name: str) -> None:
+def _move_checkpoint(source: Path, target: Path, name: str) -> None:
     """Move the checkpoint of a group between the folders of two ledgers, if there is one."""
     place = target / CHECKPOINTS / name
     if (source / CHECKPOINTS / name).is_dir() and not place.exists():
@@ -208,7 +208,7 @@ def move_checkpoint(source: Path, target: Path, name: str) -> None:
         (source / CHECKPOINTS / name).rename(place)
 
 
-def discard_unit(folder: Path) -> None:
+def _discard_unit(folder: Path) -> None:
     """Remove a unit's folder, the order first: what is left after a crash is garbage."""
     (folder / UNIT_ORDER).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -221,22 +221,22 @@ def adopt_units(context: RunContext, *, keep_unsealed: bool) -> None:
     """
     for folder in sorted((context.ledger.out / UNITS).glob("*/")):
         wait_for_worker(context, folder)
-        if not belongs_to(folder, context.study):
-            discard_unit(folder)
+        if not _belongs_to(folder, context.study):
+            _discard_unit(folder)
         elif is_sealed(folder):
             context.did_work = True
             adopt_unit(context, folder)
-        elif not keep_unsealed or read_unit(folder).study_sha256 != prepared_sha256(context.study):
+        elif not keep_unsealed or read_unit(folder).study_sha256 != _prepared_sha256(context.study):
             context.did_work = True
             adopt_results(context, folder)
 
 
-def belongs_to(folder: Path, study: PreparedStudy) -> bool:
+def _belongs_to(folder: Path, study: PreparedStudy) -> bool:
     """Whether a study can take over the results of a unit: it may have gained trials and tasks."""
     if not (folder / UNIT_ORDER).is_file():
         return False
     order = read_unit(folder)
-    if order.study_sha256 == prepared_sha256(study):
+    if order.study_sha256 == _prepared_sha256(study):
         return True
     if not set(order.trial_ids) <= {trial.trial_id for trial in study.trials}:
         return False

@@ -58,7 +58,7 @@ def work(out: Path, unit: str) -> None:
             return is_stop_requested() or is_orphan
 
         with (
-            open_when_free(folder, should_stop) as ledger,
+            _open_when_free(folder, should_stop) as ledger,
             started_ranks(config.train.devices, study.device) as ranks,
         ):
             stored = ledger.groups()
@@ -84,7 +84,7 @@ def work(out: Path, unit: str) -> None:
     seal_unit(folder)
 
 
-def open_when_free(folder: Path, should_stop: Callable[[], bool]) -> Ledger:
+def _open_when_free(folder: Path, should_stop: Callable[[], bool]) -> Ledger:
     """Open a unit's ledger once the worker of a driver that died has let go of it. Raises
     Interrupted: a stop was requested meanwhile."""
     while not should_stop():

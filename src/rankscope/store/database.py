@@ -173,7 +173,7 @@ def validator(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def parse_record(kind: type[Stored], body: Any, place: str) -> Stored:
+def _parse_record(kind: type[Stored], body: Any, place: str) -> Stored:
     """A stored JSON text as a value of a type that Pydantic checks."""
     name = getattr(kind, "__name__", "number")
     with reading(f"{LEDGER}: {place}", f"a {name}", IntegrityError, LEDGER_REMEDY):
@@ -225,7 +225,7 @@ def has_study(db: sqlite3.Connection) -> bool:
 def stored(db: sqlite3.Connection, key: str, kind: type[Stored]) -> Stored | None:
     """One entry of the ``study`` table; None if there is none."""
     row = db.execute("SELECT body FROM study WHERE key = ?", (key,)).fetchone()
-    return None if row is None else parse_record(kind, row[0], f"study {key}")
+    return None if row is None else _parse_record(kind, row[0], f"study {key}")
 
 
 def required(db: sqlite3.Connection, key: str, kind: type[Stored]) -> Stored:
@@ -258,7 +258,7 @@ def stored_statuses(
 def stored_trials(db: sqlite3.Connection) -> Iterator[tuple[TrialSpec, Status, str | None]]:
     """(trial, status, failure) of every trial of the study as it is now, in order."""
     for trial_id, spec, status, failure in stored_statuses(db):
-        yield parse_record(TrialSpec, spec, f"trials {trial_id}"), status, failure
+        yield _parse_record(TrialSpec, spec, f"trials {trial_id}"), status, failure
 
 
 def stored_records(db: sqlite3.Connection, model: type[R]) -> Iterator[tuple[str, R]]:
@@ -267,7 +267,7 @@ def stored_records(db: sqlite3.Connection, model: type[R]) -> Iterator[tuple[str
     rows = db.execute(f"SELECT {columns} FROM records WHERE kind = ? ORDER BY rowid", (kind,))
     for trial_id, key, body in rows:
         place = f"records {trial_id} {kind} {key}".rstrip()
-        record = parse_record(model, body, place)
+        record = _parse_record(model, body, place)
         if trial_id != record.trial_id:
             raise IntegrityError(
                 f"{LEDGER}: {place}: found a record of {record.trial_id}, expected one of its "

@@ -55,7 +55,7 @@ KIND_OF: dict[type[Record], RecordKind] = {
 }
 
 
-def key_of(record: StoredRecord) -> str:
+def _key_of(record: StoredRecord) -> str:
     """What tells a trial's records of one kind apart."""
     match record:
         case EvalRecord():
@@ -69,7 +69,7 @@ def key_of(record: StoredRecord) -> str:
 
 def record_row(record: StoredRecord, settings: str) -> tuple[str, ...]:
     """A row of ``records``. Raises IntegrityError for numbers that JSON does not have."""
-    trial_id, kind, key = record.trial_id, KIND_OF[type(record)], key_of(record)
+    trial_id, kind, key = record.trial_id, KIND_OF[type(record)], _key_of(record)
     try:
         body = json.dumps(record.model_dump(), separators=(",", ":"), allow_nan=False)
     except ValueError as error:

@@ -47,14 +47,14 @@ def find_problems(out: Path, *, quick: bool = False) -> list[Problem]:
     problems: list[Problem] = []
     closed = {
         name: (expected, found)
-        for name, expected, found in changed_files(out, CLOSED, CLOSED_FILES)
+        for name, expected, found in _changed_files(out, CLOSED, CLOSED_FILES)
     }
     is_known = (out / CLOSED).is_file() and LEDGER not in closed
     try:
         with closing(connect(ledger, write=False)) as db:
             db.execute("BEGIN")  # one state, also while a run writes
             # One by one: those found before a damaged page count.
-            for place, expected, found in () if quick and is_known else table_problems(db):
+            for place, expected, found in () if quick and is_known else _table_problems(db):
                 problems.append(Problem(place, expected, found, LEDGER_REMEDY))
             if LEDGER in closed and not problems:
                 remedy = f"every row is as it was written: to accept the file, remove {CLOSED}"
@@ -68,7 +68,7 @@ def find_problems(out: Path, *, quick: bool = False) -> list[Problem]:
     for name in CLOSED_FILES[1:]:
         if name in closed:
             problems.append(Problem(name, *closed[name], "no result depends on it; run again"))
-    for name, expected, found in changed_files(out, SUMS, (*OUTPUT_FILES, UNIT_ORDER)):
+    for name, expected, found in _changed_files(out, SUMS, (*OUTPUT_FILES, UNIT_ORDER)):
         remedy = f"write it again: rankscope report {store.shown}"
         if name == UNIT_ORDER:
             remedy = f"remove {store.shown} to run it again"
@@ -88,7 +88,7 @@ def find_problems(out: Path, *, quick: bool = False) -> list[Problem]:
     return problems
 
 
-def table_problems(db: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
+def _table_problems(db: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
     """(place, expected, found) of everything in the ledger's tables that no run wrote."""
     for (message,) in db.execute("PRAGMA integrity_check"):
         if message != "ok":
@@ -123,7 +123,7 @@ def _checkpoint_problems(out: Path) -> Iterator[Problem]:
             yield Problem(place, f"the hashes of its {SUMS}", "others", remedy)
 
 
-def changed_files(out: Path, sums: str, names: Sequence[str]) -> list[tuple[str, str, str]]:
+def _changed_files(out: Path, sums: str, names: Sequence[str]) -> list[tuple[str, str, str]]:
     """(name, expected, found) of each of the named files that differs from a list of hashes.
 
     A missing file is not reported. A name can have two hashes while its file is replaced. A missing
@@ -166,7 +166,7 @@ def open_checked(out: Path, *, write: bool) -> Database:
     A ledger that a run closed is compared with its hash, another one row by row. Raises
     IntegrityError: something in it was not written by a run.
     """
-    for _, expected, found in changed_files(out, CLOSED, (LEDGER,)):
+    for _, expected, found in _changed_files(out, CLOSED, (LEDGER,)):
         raise IntegrityError(
             f"{out / LEDGER}: found {found}, expected {expected}, which it had when it was closed; "
             f"'rankscope verify {out}' shows what was changed and what to do"
@@ -176,7 +176,7 @@ def open_checked(out: Path, *, write: bool) -> Database:
     try:
         if not is_known:
             with snapshot(db):
-                for place, expected, found in table_problems(db):
+                for place, expected, found in _table_problems(db):
                     where = out / place
                     raise IntegrityError(
                         f"{where}: found {found}, expected {expected}; {LEDGER_REMEDY}"

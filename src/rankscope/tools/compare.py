@@ -30,9 +30,9 @@ def compare(folders: Sequence[Path]) -> StudyComparison:
     Compares the arms that both have (equal settings except the seed) on every common task, what the
     studies are made of, and their answers, which are computed again from the records.
     """
-    check_folders(folders)
+    _check_folders(folders)
     studies = [load_finished_study(folder) for folder in folders]
-    labels = study_labels(folders, studies)
+    labels = _study_labels(folders, studies)
     first, *others = zip(labels, studies, strict=True)
     return StudyComparison(
         studies=tuple(map(compared_study, labels, folders, studies)),
@@ -40,7 +40,7 @@ def compare(folders: Sequence[Path]) -> StudyComparison:
     )
 
 
-def check_folders(folders: Sequence[Path]) -> None:
+def _check_folders(folders: Sequence[Path]) -> None:
     if len(folders) < 2:
         raise UserError(f"compare: found {len(folders)} study folder, expected two or more")
     seen: dict[Path, Path] = {}
@@ -72,7 +72,7 @@ def load_finished_study(folder: Path) -> StudyRecords:
     return study
 
 
-def study_labels(folders: Sequence[Path], studies: Sequence[StudyRecords]) -> list[str]:
+def _study_labels(folders: Sequence[Path], studies: Sequence[StudyRecords]) -> list[str]:
     for names in ([study.name for study in studies], [path.resolve().name for path in folders]):
         if len(set(names)) == len(names):
             return names
@@ -122,14 +122,14 @@ def compare_pair(
         only_second=only_second,
         cells=cells,
         notes=(
-            *unfinished_notes(first_label, first),
-            *unfinished_notes(second_label, second),
-            *common_notes(len(arms[0].keys() & arms[1].keys()), cells),
+            *_unfinished_notes(first_label, first),
+            *_unfinished_notes(second_label, second),
+            *_common_notes(len(arms[0].keys() & arms[1].keys()), cells),
         ),
     )
 
 
-def unfinished_notes(label: str, study: StudyRecords) -> Iterator[str]:
+def _unfinished_notes(label: str, study: StudyRecords) -> Iterator[str]:
     waiting = sum(trial.status in WAITING for trial in study.trials)
     failed = sum(trial.status in FAILED for trial in study.trials)
     total = len(study.trials)
@@ -142,7 +142,7 @@ def unfinished_notes(label: str, study: StudyRecords) -> Iterator[str]:
         )
 
 
-def common_notes(common_arms: int, cells: Sequence[ComparedCell]) -> list[str]:
+def _common_notes(common_arms: int, cells: Sequence[ComparedCell]) -> list[str]:
     if not common_arms:
         return ["The studies have no arm in common, so no arm is compared."]
     if all(cell.arm is None for cell in cells):
@@ -166,7 +166,7 @@ def facets(first: StudyRecords, second: StudyRecords) -> Iterator[Facet]:
     for task in first.tasks:
         if any(task.name == other.name for other in second.tasks):
             paired = paired_in(first, second, task.name)
-            yield task_facet(task, second.task(task.name), paired, same_base)
+            yield _task_facet(task, second.task(task.name), paired, same_base)
     names = [{task.name for task in study.tasks} for study in (first, second)]
     alone = [
         f"only the {which} has {', '.join(sorted(extra))}"
@@ -175,9 +175,9 @@ def facets(first: StudyRecords, second: StudyRecords) -> Iterator[Facet]:
     ]
     tasks = "; ".join(alone) or ", ".join(task.name for task in first.tasks)
     yield Facet(what="tasks", same=not alone, text=tasks)
-    yield section_facet("training protocol", "train", first, second)
-    yield training_facet(first, second)
-    yield section_facet("objective", "objective", first, second)
+    yield _section_facet("training protocol", "train", first, second)
+    yield _training_facet(first, second)
+    yield _section_facet("objective", "objective", first, second)
     versions = [
         {"rankscope": s.provenance.rankscope, "device": s.model.device, **s.provenance.libraries}
         for s in (first, second)
@@ -187,7 +187,7 @@ def facets(first: StudyRecords, second: StudyRecords) -> Iterator[Facet]:
     yield Facet(what="versions and device", same=not differing, text=differing or same)
 
 
-def task_facet(task: TaskRecord, other: TaskRecord, paired: bool, same_base: bool) -> Facet:
+def _task_facet(task: TaskRecord, other: TaskRecord, paired: bool, same_base: bool) -> Facet:
     """Whether the scores of a common task can be compared item by item."""
     reason = incomparable(task, other, paired, same_base)
     if reason is not None:
@@ -205,7 +205,7 @@ def task_facet(task: TaskRecord, other: TaskRecord, paired: bool, same_base: boo
     return Facet(what=f"task {task.name}", same=reason is None and paired, text=text)
 
 
-def section_facet(what: str, section: str, first: StudyRecords, second: StudyRecords) -> Facet:
+def _section_facet(what: str, section: str, first: StudyRecords, second: StudyRecords) -> Facet:
     differing = differences(
         *(getattr(s.config, section).model_dump(exclude=set(NOT_TRAINING)) for s in (first, second))
     )
@@ -213,7 +213,7 @@ def section_facet(what: str, section: str, first: StudyRecords, second: StudyRec
     return Facet(what=what, same=not differing, text=text)
 
 
-def training_facet(first: StudyRecords, second: StudyRecords) -> Facet:
+def _training_facet(first: StudyRecords, second: StudyRecords) -> Facet:
     """Whether trials of the same arm and seed are the same trial, by their ids."""
     what = "trials of common arms"
     ids = [{(*t.spec.arm, t.spec.seed): t.spec.trial_id for t in s.trials} for s in (first, second)]

@@ -114,8 +114,8 @@ def _write(
     if merged or spec.is_full:
         check_stored_weights(out)
     else:
-        check_fits_base(study.config.model, out)
-        notes += copy_tokenizer(study.config.model, out)
+        _check_fits_base(study.config.model, out)
+        notes += _copy_tokenizer(study.config.model, out)
         settings = json.loads((out / CONFIG).read_text("utf-8"))
         settings |= base_reference(study.config.model, request)
         (out / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True), "utf-8")
@@ -150,7 +150,7 @@ def base_reference(model: ModelConfig, request: ExportRequest) -> dict[str, str 
     return {"base_model_name_or_path": str(model_folder(model, weights=False)), "revision": None}
 
 
-def copy_tokenizer(model: ModelConfig, out: Path) -> list[str]:
+def _copy_tokenizer(model: ModelConfig, out: Path) -> list[str]:
     """Write the base's tokenizer with its chat template; a note if its folder is missing."""
     try:
         load_tokenizer(model_folder(model, weights=False)).save_pretrained(out)
@@ -159,7 +159,7 @@ def copy_tokenizer(model: ModelConfig, out: Path) -> list[str]:
     return []
 
 
-def check_fits_base(base: ModelConfig, adapter: Path) -> None:
+def _check_fits_base(base: ModelConfig, adapter: Path) -> None:
     """Check a LoRA adapter against the configuration of its base, if that is still there.
 
     Raises UserError or IntegrityError if its tensors cannot be loaded on the base.

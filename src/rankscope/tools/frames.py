@@ -39,9 +39,9 @@ class StudyFrames:
         return recommend(self.records)
 
     @cached_property
-    def answer(self) -> "AnswerText":
+    def answer(self) -> "_AnswerText":
         """The answers; a notebook shows them as a card, ``print`` as text."""
-        return AnswerText(StudyView(self.records, self.recommendation))
+        return _AnswerText(StudyView(self.records, self.recommendation))
 
     @cached_property
     def trials(self) -> pd.DataFrame:
@@ -152,7 +152,7 @@ class StudyFrames:
 
 
 @dataclass(frozen=True)
-class AnswerText:
+class _AnswerText:
     view: StudyView = field(repr=False)
 
     def __repr__(self) -> str:

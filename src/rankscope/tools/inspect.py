@@ -56,7 +56,7 @@ def inspect(
     pairs = zip(folders, short_names(folders), strict=True)
     models = [StoredTunedModel.open(folder, name) for folder, name in pairs]
     forced = {m.name for m in models if m.is_of_other_base(stored_base, any_base=any_base)}
-    spectra = inspect_spectra(stored_base, models, settings, choose_device(device), reporter)
+    spectra = _inspect_spectra(stored_base, models, settings, choose_device(device), reporter)
     tuned_models = tuple(
         TunedModel(
             name=model.name,
@@ -76,14 +76,14 @@ def inspect(
         architecture=stored_base.architecture,
         quantized=stored_base.quantized,
         tuned=tuned_models,
-        growth=norm_growth([t for t, one in zip(tuned_models, has_one_rank, strict=True) if one]),
+        growth=_norm_growth([t for t, one in zip(tuned_models, has_one_rank, strict=True) if one]),
         cache_bytes=cache_bytes(svd_cache_folder()),
         provenance=provenance(),
         seconds=time.perf_counter() - started,
     )
 
 
-def inspect_spectra(
+def _inspect_spectra(
     base: CheckpointReader,
     models: Sequence[StoredTunedModel],
     settings: SpectraConfig,
@@ -114,7 +114,7 @@ def inspect_spectra(
     }
 
 
-def norm_growth(models: Sequence[TunedModel]) -> NormGrowth | None:
+def _norm_growth(models: Sequence[TunedModel]) -> NormGrowth | None:
     """Fit |dW|_F over ranks, on the largest set of adapters of one rank each that are of one kind,
     on the same matrices, with the same scaling or alpha."""
     groups: dict[tuple[object, ...], list[TunedModel]] = {}

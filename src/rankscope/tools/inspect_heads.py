@@ -42,7 +42,7 @@ class HeadSettings:
     a head's contribution. Changes are always computed from stored weights."""
 
 
-def load_head_task(
+def _load_head_task(
     name: str, settings: HeadSettings, encoder: Encoder, context: int | None
 ) -> HeadTask:
     task = load_task(TaskConfig(name=name), settings.data_dir, 0, settings.items)
@@ -58,7 +58,7 @@ def check_heads(base: str, settings: HeadSettings) -> None:
     encoder = Encoder(load_tokenizer(folder), "auto", max_length=None)
     context = context_length(shapes.config)
     for name in dict.fromkeys((settings.task, *settings.ablate)):
-        load_head_task(name, settings, encoder, context)
+        _load_head_task(name, settings, encoder, context)
 
 
 def inspect_heads(
@@ -68,18 +68,18 @@ def inspect_heads(
     reporter: ProgressReporter | None = None,
 ) -> Inspection:
     reporter = reporter or NullReporter()
-    analysis = analyze_base(inspection.base, settings, choose_device(device), reporter)
+    analysis = _analyze_base(inspection.base, settings, choose_device(device), reporter)
     tuned = []
     reporter.stage("heads", len(inspection.tuned))
     for done, model in enumerate(inspection.tuned):
         reporter.advance(done, model.name)
-        heads = tuned_heads(model, analysis, settings.task)
+        heads = _tuned_heads(model, analysis, settings.task)
         tuned.append(model.model_copy(update={"heads": heads}))
     reporter.finish()
     return inspection.model_copy(update={"tuned": tuple(tuned)})
 
 
-def analyze_base(
+def _analyze_base(
     name: str, settings: HeadSettings, device: torch.device, reporter: ProgressReporter
 ) -> HeadAnalysis:
     config = ModelConfig(path=str(shapes_folder(name).resolve()))
@@ -87,13 +87,13 @@ def analyze_base(
     layout = HeadLayout.of(base.model)
     encoder = Encoder(base.tokenizer, base.record.prompt_format, max_length=None)
     context = context_length(base.model.config)
-    task = load_head_task(settings.task, settings, encoder, context)
+    task = _load_head_task(settings.task, settings, encoder, context)
     ablated_on = tuple(
-        load_head_task(other, settings, encoder, context)
+        _load_head_task(other, settings, encoder, context)
         for other in dict.fromkeys(settings.ablate)
     )
     if ablated_on:
-        reporter.note(ablation_size(layout, ablated_on))
+        reporter.note(_ablation_size(layout, ablated_on))
         if settings.task not in settings.ablate:
             reporter.note(
                 "head roles (skill gained, skill lost) are left out: they need --ablate "
@@ -106,7 +106,7 @@ def analyze_base(
     return analysis
 
 
-def ablation_size(layout: HeadLayout, ablated_on: Sequence[HeadTask]) -> str:
+def _ablation_size(layout: HeadLayout, ablated_on: Sequence[HeadTask]) -> str:
     tasks = join_names(f"{count(len(task.trees), 'item')} of {task.name}" for task in ablated_on)
     return (
         f"ablation: {count(layout.num_heads, 'head')} and {count(len(layout), 'layer')} are "
@@ -115,7 +115,7 @@ def ablation_size(layout: HeadLayout, ablated_on: Sequence[HeadTask]) -> str:
     )
 
 
-def tuned_heads(model: TunedModel, analysis: HeadAnalysis, trained_on: str) -> HeadsRecord:
+def _tuned_heads(model: TunedModel, analysis: HeadAnalysis, trained_on: str) -> HeadsRecord:
     base = analysis.model.base
     stored = StoredTunedModel.open(Path(model.path), model.name)
     stored_base = CheckpointReader.open(base.folder)

@@ -66,7 +66,7 @@ def study_template(
     if preset not in PRESETS:
         hint = did_you_mean(preset, PRESETS) or f"; expected one of {', '.join(PRESETS)}"
         raise UserError(f"no preset is called {short_repr(preset)}{hint}")
-    is_pocket = model is not None and parse_model(model).pocket
+    is_pocket = model is not None and _parse_model(model).pocket
     if model is not None and preset == "pocket" and not is_pocket:
         raise UserError("the pocket preset only fits the pocket model: choose another preset")
     folder = resources.files("rankscope.config.presets")
@@ -76,16 +76,16 @@ def study_template(
     if is_pocket and task is not None and not retention:
         retention = ["pocket_general"]  # other tasks use words that the pocket model does not know
     if task is not None:
-        text = with_own_task(text, preset, task)
+        text = _with_own_task(text, preset, task)
     if model is not None:
-        text = replace_line(text, "model: ", f"model: {dump_text(model)}")
+        text = _replace_line(text, "model: ", f"model: {dump_text(model)}")
     if retention:
         names = ", ".join(map(dump_text, retention))
-        text = replace_line(text, "  retention: [", f"  retention: [{names}]")
+        text = _replace_line(text, "  retention: [", f"  retention: [{names}]")
         text = text.replace(f", {DEFAULT_RETENTION}]", f", {names}]")  # heads to remove
     if data_dir is not None:
-        text = replace_line(text, "# data_dir: ", None)
-        text = replace_line(text, "data_dir: ", None)
+        text = _replace_line(text, "# data_dir: ", None)
+        text = _replace_line(text, "data_dir: ", None)
         text = text.rstrip("\n") + f"\n\ndata_dir: {dump_text(data_dir)}\n"
     return text
 
@@ -95,7 +95,7 @@ def takes_own_rows(preset: str) -> bool:
     return preset in PRESETS and f"name: {OWN_TASK}\n" in (folder / f"{preset}.yaml").read_text()
 
 
-def with_own_task(text: str, preset: str, task: Mapping[str, str]) -> str:
+def _with_own_task(text: str, preset: str, task: Mapping[str, str]) -> str:
     """The preset with the user's own task in place of its example."""
     if f"name: {OWN_TASK}\n" not in text:
         raise UserError(
@@ -105,18 +105,18 @@ def with_own_task(text: str, preset: str, task: Mapping[str, str]) -> str:
     text = re.sub(rf"\b{OWN_TASK}\b", task["name"], text)
     keys = [f"    {key}: {dump_text(value)}" for key, value in task.items() if key != "name"]
     for split in SPLIT_FILES[1:]:
-        text = replace_line(text, f"    # {split}: ", None)
-    text = replace_line(text, "    train: ", "\n".join(keys))
-    return replace_line(text, "name: my-study", f"name: {task['name']}")
+        text = _replace_line(text, f"    # {split}: ", None)
+    text = _replace_line(text, "    train: ", "\n".join(keys))
+    return _replace_line(text, "name: my-study", f"name: {task['name']}")
 
 
-def replace_line(text: str, start: str, line: str | None) -> str:
+def _replace_line(text: str, start: str, line: str | None) -> str:
     """Replace every line that starts with ``start``; None removes it."""
     replaced = [line if old.startswith(start) else old for old in text.splitlines()]
     return "\n".join(new for new in replaced if new is not None) + "\n"
 
 
-def parse_model(model: str) -> ModelConfig:
+def _parse_model(model: str) -> ModelConfig:
     try:
         return ModelConfig.model_validate(model)
     except ValidationError as error:

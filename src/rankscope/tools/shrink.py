@@ -92,7 +92,7 @@ def truncate(source: SourceAdapter, out: Path, rank: int) -> AdapterChange:
     if rank < 1:
         raise UserError(f"--rank {rank}: expected at least 1")
     action = f"truncated to rank {rank}"
-    return write_edited(source, out, action, lambda _, update: (update.truncated(rank), None))
+    return _write_edited(source, out, action, lambda _, update: (update.truncated(rank), None))
 
 
 def scale(source: SourceAdapter, out: Path, factor: float) -> AdapterChange:
@@ -113,7 +113,7 @@ def layer_scale(source: SourceAdapter, out: Path, first: float, last: float) -> 
         return (update if factor == 1 else update.scaled(factor)), None
 
     action = f"layers scaled from {first:g} to {last:g}"
-    return write_edited(source, out, f"scaled by {first:g}" if first == last else action, edit)
+    return _write_edited(source, out, f"scaled by {first:g}" if first == last else action, edit)
 
 
 def mitigate(
@@ -151,12 +151,12 @@ def mitigate(
         return (update if share == 1 else update.scaled(share)), count
 
     action = f"intruder dimensions scaled by {factor:g}"
-    mitigated = write_edited(source, out / MITIGATED, action, edit)
+    mitigated = _write_edited(source, out / MITIGATED, action, edit)
     matched = f"the whole update scaled to the norm of '{action}'"
-    return mitigated, write_edited(source, out / CONTROL, matched, control)
+    return mitigated, _write_edited(source, out / CONTROL, matched, control)
 
 
-def write_edited(source: SourceAdapter, out: Path, action: str, edit: Edit) -> AdapterChange:
+def _write_edited(source: SourceAdapter, out: Path, action: str, edit: Edit) -> AdapterChange:
     """Write the adapter that ``edit`` makes; modules that it leaves alone keep their bytes."""
     check_taken(out)
     settings = read_adapter_config(source.folder, READABLE_INITS)
@@ -167,8 +167,8 @@ def write_edited(source: SourceAdapter, out: Path, action: str, edit: Edit) -> A
         after, intruders = edit(name, before)
         if after is not before:
             changed[name] = after.to_stored(settings.scaling_of(name))
-            check_fits_float32(name, action, changed[name])
-        matrices.append(matrix_change(name, before, after, intruders))
+            _check_fits_float32(name, action, changed[name])
+        matrices.append(_matrix_change(name, before, after, intruders))
     # An adapter whose initialization is a part of W0 (PiSSA) becomes plain LoRA as a whole.
     if changed and get_method(source.tuned.kind).init_is_part_of_base:
         for name in set(source.adapter.a) - set(changed):
@@ -182,7 +182,7 @@ def write_edited(source: SourceAdapter, out: Path, action: str, edit: Edit) -> A
     return change
 
 
-def check_fits_float32(name: str, action: str, factors: StoredFactors) -> None:
+def _check_fits_float32(name: str, action: str, factors: StoredFactors) -> None:
     for tensor in factors:
         if tensor is not None and not bool(torch.isfinite(tensor.float()).all()):
             raise UserError(
@@ -191,7 +191,7 @@ def check_fits_float32(name: str, action: str, factors: StoredFactors) -> None:
             )
 
 
-def matrix_change(
+def _matrix_change(
     name: str, before: LowRankUpdate, after: LowRankUpdate, intruders: int | None
 ) -> MatrixChange:
     old, new = before.dense(), after.dense()

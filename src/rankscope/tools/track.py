@@ -22,7 +22,7 @@ ResultsOf = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class TrackingResult:
+class _TrackingResult:
     project: str
     place: str
     written: tuple[str, ...]  # Labels of new or changed trials
@@ -34,7 +34,7 @@ def track(
     to: str,
     project: str | None = None,
     report: Callable[[str], None] = lambda label: None,
-) -> TrackingResult:
+) -> _TrackingResult:
     """Write every trained or failed trial, and the base, as a run of a project.
 
     Args:
@@ -75,7 +75,7 @@ def track(
                 f"--to {to}: {first_line(error)}; {len(written)} runs were written, and the same "
                 "command continues"
             ) from error
-    return TrackingResult(tracker.project, tracker.place, tuple(written), len(runs) - len(written))
+    return _TrackingResult(tracker.project, tracker.place, tuple(written), len(runs) - len(written))
 
 
 def tracked_runs(study: StudyRecords) -> Iterator[TrackedRun]:

@@ -26,7 +26,7 @@ class TrackedRun:
     created: str  # ISO 8601, UTC
 
 
-class Tracker(Protocol):
+class _Tracker(Protocol):
     """A project of a tracker. ``write`` marks a run with its key last: a cut one is redone."""
 
     project: str
@@ -99,7 +99,7 @@ class Trackio:
         self.mark(run.identity, run.key).touch()
 
 
-class Wandb:
+class _Wandb:
     """Runs on the server that ``wandb`` is logged in to, or in ``wandb/`` with WANDB_MODE=offline.
 
     A run's id holds its identity and its key, so one that is there is found by its id.
@@ -157,7 +157,7 @@ class Wandb:
             (folder / self.WHOLE).touch()
 
 
-class Mlflow:
+class _Mlflow:
     """Runs of an MLflow experiment, in the store of MLFLOW_TRACKING_URI or MLflow's default."""
 
     BATCH = 1000  # Most metrics of one request
@@ -217,8 +217,8 @@ class Mlflow:
         self.client.set_terminated(place, "FAILED" if run.failure else "FINISHED", end_time=time)
 
 
-TRACKERS: dict[str, Callable[[str], Tracker]] = {
+TRACKERS: dict[str, Callable[[str], _Tracker]] = {
     "trackio": Trackio,
-    "wandb": Wandb,
-    "mlflow": Mlflow,
+    "wandb": _Wandb,
+    "mlflow": _Mlflow,
 }

@@ -15,7 +15,7 @@ MOST_LISTED = 12  # Trials named in a message about an ambiguous label
 
 
 @dataclass(frozen=True, slots=True)
-class ChosenTrial:
+class _ChosenTrial:
     """A trial, and why it is this one of its arm's seeds."""
 
     spec: TrialSpec
@@ -24,7 +24,7 @@ class ChosenTrial:
 
 def choose_trial(
     view: "StudyView", folder: Path, label: str | None, task: str | None, *, best_lora: bool
-) -> ChosenTrial:
+) -> _ChosenTrial:
     """The trial that a label names; without one, of the recommended arm or the best LoRA arm.
 
     A label is a trial's id or the beginning of one, or words of its name: ``r=8 lr=0.001`` as the
@@ -38,12 +38,12 @@ def choose_trial(
     else:
         trials = _trials_of_answer(view, folder, task, best_lora=best_lora)
     if len(trials) == 1:
-        return ChosenTrial(trials[0], "")
+        return _ChosenTrial(trials[0], "")
     evals = view.study.evals
     keys = {spec.trial_id: (spec.trial_id, spec.task, "validation") for spec in trials}
     scores = {i: evals[key].score for i, key in keys.items() if key in evals}  # type: ignore[index]
     best = max(trials, key=lambda spec: scores.get(spec.trial_id, float("-inf")))
-    return ChosenTrial(best, f"the seed with the highest validation score of {len(trials)}")
+    return _ChosenTrial(best, f"the seed with the highest validation score of {len(trials)}")
 
 
 def check_training_task(tasks: Collection[str], folder: Path, task: str | None) -> None:

@@ -110,8 +110,8 @@ def counted_pass(
         device: on which the pass will run; the layout of rows depends on it.
     """
     names = [name for name, n in zip(group.adapters, weights, strict=True) for _ in range(n)]
-    batch = batch_of_shape(shape, names or [None])
-    plan = meta_plan(batch.lengths, device)
+    batch = _batch_of_shape(shape, names or [None])
+    plan = _meta_plan(batch.lengths, device)
     group.segments, group.kept_segments = batch.segments, batch.kept_segments()
     for parameter in group.model.parameters():
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
@@ -122,9 +122,9 @@ def counted_pass(
     peaks: list[int] = []
     with (
         AllocationCounter() as counter,
-        on_embedding_gradient(group.model, lambda: peaks.append(counter.restart())),
+        _on_embedding_gradient(group.model, lambda: peaks.append(counter.restart())),
     ):
-        logits = logits_of_shape(group, batch, plan)
+        logits = _logits_of_shape(group, batch, plan)
         targets = torch.zeros(len(batch.keep), dtype=torch.int64, device=META)
         losses = mean_losses(logits, targets, [len(batch.keep)], [len(batch.keep)])
         del logits
@@ -139,17 +139,17 @@ def counted_scoring(group: MultiLora, shape: PassShape, device: torch.device) ->
         group: on the meta device, with one adapter, which has all rows, or with none.
         device: as for :func:`counted_pass`.
     """
-    batch = batch_of_shape(shape, [*group.adapters] or [None])
-    plan = meta_plan(batch.lengths, device)
+    batch = _batch_of_shape(shape, [*group.adapters] or [None])
+    plan = _meta_plan(batch.lengths, device)
     group.segments, group.kept_segments = batch.segments, batch.kept_segments()
     group.training = False
     with AllocationCounter() as counter, torch.no_grad():
-        logits = logits_of_shape(group, batch, plan)
+        logits = _logits_of_shape(group, batch, plan)
         torch.log_softmax(logits, dim=-1, dtype=torch.float32)
     return int(counter.peak_bytes)
 
 
-def batch_of_shape(shape: PassShape, adapter_names: Sequence[str | None]) -> RowBatch:
+def _batch_of_shape(shape: PassShape, adapter_names: Sequence[str | None]) -> RowBatch:
     """Rows of the given lengths, with labels spread over them, shared out among the names."""
     rows = []
     for index, length in enumerate(shape.lengths):
@@ -159,7 +159,7 @@ def batch_of_shape(shape: PassShape, adapter_names: Sequence[str | None]) -> Row
     return RowBatch.of(rows, torch.device("cpu"))
 
 
-def logits_of_shape(group: MultiLora, batch: RowBatch, plan: AttentionPlan) -> Tensor:
+def _logits_of_shape(group: MultiLora, batch: RowBatch, plan: AttentionPlan) -> Tensor:
     logits: Tensor = group.model(
         input_ids=batch.input_ids.to(META),
         position_ids=batch.position_ids.to(META),
@@ -171,7 +171,7 @@ def logits_of_shape(group: MultiLora, batch: RowBatch, plan: AttentionPlan) -> T
 
 
 @contextmanager
-def on_embedding_gradient(model: Any, act: Callable[[], None]) -> Iterator[None]:
+def _on_embedding_gradient(model: Any, act: Callable[[], None]) -> Iterator[None]:
     """Call ``act`` when the backward pass reaches the embedding's output, if it trains."""
 
     def watch(module: nn.Module, args: object, out: Tensor) -> None:
@@ -186,7 +186,7 @@ def on_embedding_gradient(model: Any, act: Callable[[], None]) -> Iterator[None]
         handle.remove()
 
 
-def meta_plan(lengths: Sequence[int], device: torch.device) -> AttentionPlan:
+def _meta_plan(lengths: Sequence[int], device: torch.device) -> AttentionPlan:
     """The plan that rows have on ``device``, for tensors on the meta device."""
     plan = AttentionPlan.of(lengths, torch.device("cpu"))  # this machine may lack the device
     by_products = device.type == "cpu" and plan.layout is not None

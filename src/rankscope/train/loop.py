@@ -21,7 +21,7 @@ from rankscope.train.step import compute_gradients
 from rankscope.train.trial_state import TrialState, restore_states, save_states, start_trials
 
 
-class StepProgress(Protocol):
+class _StepProgress(Protocol):
     def __call__(self, step: int, num_steps: int, num_tokens: int, losses: list[float]) -> None:
         """``step`` of ``num_steps`` steps are done, the last one with ``num_tokens`` tokens;
         ``losses`` are of the trials that took it, on their own rows (no replay)."""
@@ -54,7 +54,7 @@ def train_group(
     *,
     replay: Mapping[str, Sequence[EncodedRow]] | None = None,
     checkpoint: GroupCheckpoint | None = None,
-    progress: StepProgress = lambda *_: None,
+    progress: _StepProgress = lambda *_: None,
     callbacks: Sequence[StepCallback] = (),
     should_stop: Callable[[], bool] = lambda: False,
     pause_at: int | None = None,
@@ -82,7 +82,7 @@ def train_group(
     model.multi_lora.training = True
     try:
         if first_step:
-            callback_seconds += run_callbacks(callbacks, first_step, model, states)
+            callback_seconds += _run_callbacks(callbacks, first_step, model, states)
             # A callback that a stop cut short again must find this step again.
             if model.ranks.agree(should_stop())[0]:
                 raise Interrupted(
@@ -112,7 +112,7 @@ def train_group(
             num_tokens = sum(len(row.input_ids) for term in terms for row in term.rows)
             shown = [state.losses[-1].loss for state in active if state.failure is None]
             progress(step + 1, num_steps, num_tokens, shown)
-            callback_seconds += run_callbacks(callbacks, step + 1, model, states)
+            callback_seconds += _run_callbacks(callbacks, step + 1, model, states)
 
             now, stop = time.monotonic(), should_stop()
             is_due = now - last_saved >= config.checkpoint_seconds
@@ -139,7 +139,7 @@ def train_group(
     return GroupResult(tuple(states), model, seconds)
 
 
-def run_callbacks(
+def _run_callbacks(
     callbacks: Sequence[StepCallback], step: int, model: Base, states: Sequence[TrialState]
 ) -> float:
     started = time.monotonic()

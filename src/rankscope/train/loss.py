@@ -9,7 +9,7 @@ from torch import Tensor
 BLOCK_BYTES = 8 * 2**20  # Float32 logits at a time; they stay in a processor's cache
 
 
-class MeanLosses(torch.autograd.Function):
+class _MeanLosses(torch.autograd.Function):
     """Cross-entropy by adapter, a block of rows of the logits at a time.
 
     The same pass over the logits computes their gradient, in their dtype. Autograd would keep the
@@ -67,5 +67,5 @@ def mean_losses(
     those of its whole optimizer step, so that uneven passes weigh by tokens and add up to the
     step's mean, over the weight of a term that is no whole step.
     """
-    losses: Tensor = MeanLosses.apply(logits, targets, counts, divisors)  # type: ignore[no-untyped-call]
+    losses: Tensor = _MeanLosses.apply(logits, targets, counts, divisors)  # type: ignore[no-untyped-call]
     return losses

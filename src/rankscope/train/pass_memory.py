@@ -90,7 +90,7 @@ class PassMemory:
             return max(self.counted_whole(trials, shares, shape, recomputes))
         counts = []
         for kept in (few, few + period):
-            with first_layers(self.model, kept):
+            with _first_layers(self.model, kept):
                 counts.append(self.counted_whole(trials, shares, shape, recomputes))
         fewer, more = counts
         in_layers = fewer.layers + (depth - few) // period * (more.layers - fewer.layers)
@@ -138,7 +138,7 @@ class PassMemory:
             layers = decoder_layers(self.model)
             few = max(FEWEST_LAYERS, self.period(trials, layers))
             packed = MultiLora(self.model)
-            with first_layers(self.model, few) if few < len(layers) else nullcontext():
+            with _first_layers(self.model, few) if few < len(layers) else nullcontext():
                 for t in trials:
                     packed.attach(shaped_adapter(self.model, t))
                 try:
@@ -180,7 +180,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 @contextmanager
-def first_layers(model: nn.Module, count: int) -> Iterator[None]:
+def _first_layers(model: nn.Module, count: int) -> Iterator[None]:
     """Leave out all but the first ``count`` decoder layers while inside."""
     layers = decoder_layers(model)
     parent, name = next(

@@ -64,7 +64,7 @@ def loss_terms(
     ]
 
 
-class KlDivergences(torch.autograd.Function):
+class _KlDivergences(torch.autograd.Function):
     """KL(base || tuned) at every position, one block of logits at a time. As in ``train/loss.py``,
     the same pass computes the gradient, p_tuned - p_base, in their dtype."""
 
@@ -94,7 +94,7 @@ class KlDivergences(torch.autograd.Function):
 
 def kl_divergences(logits: Tensor, base_logits: Tensor) -> Tensor:
     """KL(base || tuned) of every position, (M,) float32, nats, from logits (M, vocabulary)."""
-    divergences: Tensor = KlDivergences.apply(logits, base_logits)  # type: ignore[no-untyped-call]
+    divergences: Tensor = _KlDivergences.apply(logits, base_logits)  # type: ignore[no-untyped-call]
     return divergences
 
 

@@ -13,7 +13,7 @@ from rankscope.train.loss import mean_losses
 from rankscope.train.regularizers import LossTerm, base_logits_of, kl_divergences
 
 
-class PassPart(NamedTuple):
+class _PassPart(NamedTuple):
     term: int
     rows: list[EncodedRow]
 
@@ -78,7 +78,7 @@ def compute_gradients(
 
 def forward_passes(
     rows_of: Sequence[Sequence[EncodedRow]], batch_tokens: int, num_ranks: int = 1
-) -> list[list[PassPart]]:
+) -> list[list[_PassPart]]:
     """Cut the rows of one optimizer step, by term, into few forward passes of similar size.
 
     A pass has at most ``batch_tokens`` tokens, or one row, whatever the trials' batch sizes and
@@ -88,7 +88,7 @@ def forward_passes(
     total = sum(len(row.input_ids) for rows in rows_of for row in rows)
     rounds = max(1, math.ceil(total / (batch_tokens * num_ranks)))
     share = total / (rounds * num_ranks)
-    passes: list[list[PassPart]] = [[]]
+    passes: list[list[_PassPart]] = [[]]
     size = seen = 0
     for i, rows in enumerate(rows_of):
         for row in rows:
@@ -98,7 +98,7 @@ def forward_passes(
                 passes.append([])
                 size = 0
             if not passes[-1] or passes[-1][-1].term != i:
-                passes[-1].append(PassPart(i, []))
+                passes[-1].append(_PassPart(i, []))
             passes[-1][-1].rows.append(row)
             size += length
             seen += length
@@ -106,12 +106,12 @@ def forward_passes(
 
 
 def passes_of_rank(
-    passes: Sequence[list[PassPart]], rank: int, num_ranks: int
-) -> Iterator[tuple[list[PassPart], float]]:
+    passes: Sequence[list[_PassPart]], rank: int, num_ranks: int
+) -> Iterator[tuple[list[_PassPart], float]]:
     """The passes of one rank, weight 1. Layers are gathered by all ranks together, so a rank that
     has one pass fewer than others repeats a row, weight 0."""
     for parts in passes[rank::num_ranks]:
         yield parts, 1.0
     if 0 < len(passes) % num_ranks <= rank:
         term, rows = passes[0][0]
-        yield [PassPart(term, rows[:1])], 0.0
+        yield [_PassPart(term, rows[:1])], 0.0

@@ -43,11 +43,11 @@ def planned_steps(num_rows: int, num_tokens: int, train: TrainConfig) -> int:
     if train.max_steps is not None:
         return train.max_steps
     if train.tokens is not None:
-        return math.ceil(train.tokens * epoch_steps(num_rows, train) / num_tokens)
-    return math.ceil(train.epochs * epoch_steps(num_rows, train))
+        return math.ceil(train.tokens * _epoch_steps(num_rows, train) / num_tokens)
+    return math.ceil(train.epochs * _epoch_steps(num_rows, train))
 
 
-def epoch_steps(num_rows: int, train: TrainConfig) -> int:
+def _epoch_steps(num_rows: int, train: TrainConfig) -> int:
     return math.ceil(num_rows / (train.batch_size * train.gradient_accumulation))
 
 
@@ -56,7 +56,7 @@ def due_steps(
 ) -> tuple[int, ...]:
     """Every ``every``-th optimizer step and the last one."""
     last = planned_steps(num_rows, num_tokens, train)
-    stride = epoch_steps(num_rows, train) if every == "epoch" else every
+    stride = _epoch_steps(num_rows, train) if every == "epoch" else every
     return (*range(stride, last, stride), last)
 
 

@@ -52,7 +52,7 @@ def items_needed(effect: float, discordance: float) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class DataNeeded:
+class _DataNeeded:
     """The data needed to detect an effect; None if no amount of it is enough, or if unknown."""
 
     items: int | None  # Test items, with the present seeds
@@ -60,19 +60,19 @@ class DataNeeded:
     both: tuple[int, int] | None  # Items and seeds together, each with half of the allowed variance
 
 
-def data_needed(estimate: Estimate, effect: float) -> DataNeeded:
+def data_needed(estimate: Estimate, effect: float) -> _DataNeeded:
     """Data needed to detect a difference of ``effect`` with the noise of ``estimate``."""
     if estimate.item_error is None or effect <= 0:
-        return DataNeeded(None, None, None)
+        return _DataNeeded(None, None, None)
     at_one_item = (_factor(None) * estimate.item_error) ** 2 * estimate.n
     if estimate.seed_error is None:  # one seed: their variation is unknown
-        return DataNeeded(_ceil(at_one_item / effect**2), None, None)
+        return _DataNeeded(_ceil(at_one_item / effect**2), None, None)
     at_one_seed = estimate.seed_error**2 * estimate.seeds
     by_seeds = _factor(estimate.seeds) ** 2 * estimate.seed_error**2
     left_to_items = effect**2 - by_seeds
     left_to_seeds = effect**2 - at_one_item / estimate.n
     both_seeds = _seeds(at_one_seed, effect**2 / 2)
-    return DataNeeded(
+    return _DataNeeded(
         items=_ceil(at_one_item / left_to_items) if left_to_items > 0 else None,
         seeds=_seeds(at_one_seed, left_to_seeds) if left_to_seeds > 0 else None,
         both=None if both_seeds is None else (_ceil(2 * at_one_item / effect**2), both_seeds),

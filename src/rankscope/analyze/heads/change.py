@@ -49,7 +49,7 @@ def adapter_changes(layout: HeadLayout, base: Weights, adapter: Adapter) -> tupl
         update = LowRankUpdate.from_adapter(adapter, name)
         return low_rank_head_norms(update.A, update.B, heads, module == "o_proj")
 
-    return head_changes(layout, adapter.a, base, norms)
+    return _head_changes(layout, adapter.a, base, norms)
 
 
 def dense_changes(
@@ -63,10 +63,10 @@ def dense_changes(
         delta = tuned(name).to(before) - before
         return dense_head_norms(delta, layer.heads_of(module), module == "o_proj")
 
-    return head_changes(layout, names, base, norms)
+    return _head_changes(layout, names, base, norms)
 
 
-def head_changes(
+def _head_changes(
     layout: HeadLayout,
     names: Iterable[str],
     base: Weights,

@@ -42,7 +42,7 @@ def head_importance(model: HeadModel, trees: Sequence[TokenTree]) -> tuple[Tenso
         sizes = [row.size for row in rows]
         for members in cut_batches(sizes, model.batch_tokens, model.base.record.vocab_size):
             batch = TokenTreeBatch.of([rows[i] for i in members], model.base.device)
-            with torch.enable_grad(), gradient_hooks(model, batch.rows) as (first_z, products):
+            with torch.enable_grad(), _gradient_hooks(model, batch.rows) as (first_z, products):
                 logits = model.logits(batch.rows, model.plan(batch.rows))
                 logprobs = logprobs_at(logits, batch.sources, batch.targets)
                 # Ask for the gradient of the first layer's z alone: no parameter gets one.
@@ -53,7 +53,7 @@ def head_importance(model: HeadModel, trees: Sequence[TokenTree]) -> tuple[Tenso
 
 
 @contextmanager
-def gradient_hooks(
+def _gradient_hooks(
     model: HeadModel, batch: RowBatch
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """While inside, a backward pass collects z_h . dL/dz_h: by layer, (rows, H). Yields the first

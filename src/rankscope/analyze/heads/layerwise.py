@@ -130,7 +130,7 @@ class LayerwiseScorer:
             seen["leaving"] = leaving
 
         forwards = self.entering(index, hidden)
-        forwards |= dict.fromkeys(self._layers[index + 1 :], skip_layer)
+        forwards |= dict.fromkeys(self._layers[index + 1 :], _skip_layer)
         with ExitStack() as hooks:
             hooks.callback(self._o_projs[index].register_forward_pre_hook(keep_z).remove)
             hooks.callback(self._layers[index].register_forward_hook(keep_leaving).remove)
@@ -176,22 +176,22 @@ class LayerwiseScorer:
 
     def entering(self, index: int, hidden: Tensor | None) -> dict[nn.Module, Any]:
         """Forwards that skip the layers before ``index``, so that ``hidden`` enters it."""
-        forwards: dict[nn.Module, Any] = dict.fromkeys(self._layers[:index], skip_layer)
+        forwards: dict[nn.Module, Any] = dict.fromkeys(self._layers[:index], _skip_layer)
         if index and hidden is not None:
             forwards[self._layers[index - 1]] = lambda *args, **settings: hidden
         return forwards
 
     def run(self, rows: ForwardPass, forwards: dict[nn.Module, Any]) -> Tensor:
-        with replaced_forwards(forwards):
+        with _replaced_forwards(forwards):
             return self.model.logits(*rows)
 
 
-def skip_layer(hidden_states: Tensor, *args: Any, **settings: Any) -> Tensor:
+def _skip_layer(hidden_states: Tensor, *args: Any, **settings: Any) -> Tensor:
     return hidden_states
 
 
 @contextmanager
-def replaced_forwards(forwards: dict[nn.Module, Any]) -> Iterator[None]:
+def _replaced_forwards(forwards: dict[nn.Module, Any]) -> Iterator[None]:
     before = {module: vars(module).get("forward") for module in forwards}
     try:
         for module, forward in forwards.items():

@@ -64,7 +64,7 @@ class HeadLayout(tuple[AttentionLayer, ...]):
             config.hidden_size // config.num_attention_heads
         )
         layers = tuple(
-            attention_layer(index, name, modules, int(head_dim))
+            _attention_layer(index, name, modules, int(head_dim))
             for index, name in enumerate(attentions)
         )
         container = layers[0].layer.rpartition(".")[0]
@@ -102,13 +102,13 @@ class HeadModel:
         return self.base.logits(for_adapter(batch, self.adapter_name), plan=plan)
 
 
-def attention_layer(
+def _attention_layer(
     index: int, attention: str, modules: dict[str, nn.Module], head_dim: int
 ) -> AttentionLayer:
     sizes: dict[str, tuple[int, int]] = {}
     for module in PROJECTIONS:
         path = f"{attention}.{module}"
-        linear = inner_linear(modules[path]) if path in modules else None
+        linear = _inner_linear(modules[path]) if path in modules else None
         if linear is None:
             raise UserError(
                 f"heads: {path!r} is not a linear layer of this model; expected "
@@ -127,7 +127,7 @@ def attention_layer(
     return AttentionLayer(index, layer, attention, inner // head_dim, keys // head_dim, head_dim)
 
 
-def inner_linear(module: nn.Module) -> nn.Linear | None:
+def _inner_linear(module: nn.Module) -> nn.Linear | None:
     """The linear layer inside what an adapter or a PEFT tuner put in its place."""
     inner: Any = module.linear if isinstance(module, MultiLoraLinear) else module
     if hasattr(inner, "get_base_layer"):

@@ -25,14 +25,14 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class HeadMeasurements:
+class _HeadMeasurements:
     layers: tuple[LayerHeads, ...]
     ablations: Mapping[str, AblationResult]  # By task
 
 
-def measure_heads(
+def _measure_heads(
     model: HeadModel, task: HeadTask, ablated_on: Sequence[HeadTask]
-) -> HeadMeasurements:
+) -> _HeadMeasurements:
     """Importance and entropy of every head on ``task``, and ablations of every head, and of every
     layer, on the tasks of ``ablated_on``."""
     signed = head_importance(model, task.trees)
@@ -53,10 +53,10 @@ def measure_heads(
     )
     ablations = [*single_heads(layout), *whole_layers(layout)]
     results = {other.name: ablate(model, other.trees, ablations) for other in ablated_on}
-    return HeadMeasurements(layers, results)
+    return _HeadMeasurements(layers, results)
 
 
-def ablation_record(
+def _ablation_record(
     layout: HeadLayout, task: HeadTask, base: AblationResult, tuned: AblationResult
 ) -> HeadAblation:
     """What removing each head, then each layer, does to the base and to a tuned model."""
@@ -94,7 +94,7 @@ def ablation_record(
     )
 
 
-def trial_changes(
+def _trial_changes(
     model: HeadModel, base: Base, stored_base: Weights | None = None
 ) -> tuple[HeadChange, ...]:
     """How far training moved each head; W0 is from ``stored_base``, or as loaded."""
@@ -128,10 +128,10 @@ class HeadAnalysis:
     ablated_on: tuple[HeadTask, ...]
     items_asked: int  # most items of each task
     related: frozenset[str] = frozenset()
-    base: HeadMeasurements = field(init=False)
+    base: _HeadMeasurements = field(init=False)
 
     def __post_init__(self) -> None:
-        self.base = measure_heads(self.model, self.task, self.ablated_on)
+        self.base = _measure_heads(self.model, self.task, self.ablated_on)
 
     def record(
         self, trial_id: str, trained_on: str, tuned: Base, stored_base: Weights | None = None
@@ -140,9 +140,9 @@ class HeadAnalysis:
         started = time.perf_counter()
         adapter_name = trial_id if trial_id in tuned.multi_lora.adapters else None
         model = replace(self.model, base=tuned, adapter_name=adapter_name)
-        heads = measure_heads(model, self.task, self.ablated_on)
+        heads = _measure_heads(model, self.task, self.ablated_on)
         ablations = [
-            ablation_record(
+            _ablation_record(
                 model.layout, task, self.base.ablations[task.name], heads.ablations[task.name]
             )
             for task in self.ablated_on
@@ -158,7 +158,7 @@ class HeadAnalysis:
             items=len(self.task.trees),
             items_asked=self.items_asked,
             dtype=self.model.base.record.dtype,
-            changes=trial_changes(model, self.model.base, stored_base),
+            changes=_trial_changes(model, self.model.base, stored_base),
             base=self.base.layers,
             tuned=heads.layers,
             ablations=tuple(ablations),
@@ -180,8 +180,8 @@ def head_roles(trained: HeadAblation, others: Sequence[HeadAblation]) -> tuple[H
         for changes in (ablation.base_gold_change, ablation.tuned_gold_change):
             if [len(heads) for heads in changes] != shape:
                 raise ValueError(f"{ablation.task}: other heads than {trained.task}'s")
-    skill = added_cost(trained)
-    added_elsewhere = [added_cost(other) for other in others]
+    skill = _added_cost(trained)
+    added_elsewhere = [_added_cost(other) for other in others]
     return tuple(
         HeadRole(
             layer=layer,
@@ -196,7 +196,7 @@ def head_roles(trained: HeadAblation, others: Sequence[HeadAblation]) -> tuple[H
     )
 
 
-def added_cost(ablation: HeadAblation) -> list[list[float]]:
+def _added_cost(ablation: HeadAblation) -> list[list[float]]:
     """By layer and head: c_tuned - c_base, nats."""
     pairs = zip(ablation.base_gold_change, ablation.tuned_gold_change, strict=True)
     return [[b - t for b, t in zip(base, tuned, strict=True)] for base, tuned in pairs]

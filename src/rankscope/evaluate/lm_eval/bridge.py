@@ -69,20 +69,20 @@ class LmEvalTask:
 
 def read_lm_eval_task(source: str, settings: LmEvalSettings) -> LmEvalTask:
     """Read ``lm_eval:NAME``, or the same with a YAML file, and its documents; needs no model."""
-    _, manager = import_harness(source)
+    _, manager = _import_harness(source)
     named = source.removeprefix(LM_EVAL_PREFIX)
     name, files = check_task(manager, named, settings.allow_functions)
-    with harness_seeds(), sandboxed_templates():
-        loaded = load_documents(manager, name)
+    with _harness_seeds(), _sandboxed_templates():
+        loaded = _load_documents(manager, name)
         for task in loaded["tasks"].values():
             if settings.num_fewshot is not None:
                 task.set_config(key="num_fewshot", value=settings.num_fewshot)
             elif task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
-        return LmEvalTask(source, loaded, settings, task_hash(loaded, files, settings))
+        return LmEvalTask(source, loaded, settings, _task_hash(loaded, files, settings))
 
 
-def task_hash(loaded: Mapping[str, Any], files: Sequence[Path], settings: LmEvalSettings) -> str:
+def _task_hash(loaded: Mapping[str, Any], files: Sequence[Path], settings: LmEvalSettings) -> str:
     """Hash of everything that a task's scores depend on, the model and its tokenizer excepted."""
     hashed = list(files)
     if settings.allow_functions:
@@ -110,12 +110,12 @@ def score_lm_eval_task(
     items of each task, in the harness's order. Records call the split ``test``: the harness scores
     a task's test split, or its validation split without one.
     """
-    evaluate, _ = import_harness(task.source)
+    evaluate, _ = _import_harness(task.source)
     evaluations: dict[str | None, list[Evaluation]] = {}
     dropout_off = base.multi_lora.dropout_off()
-    with harness_seeds(), sandboxed_templates(), dropout_off, torch.inference_mode():
+    with _harness_seeds(), _sandboxed_templates(), dropout_off, torch.inference_mode():
         for adapter_name, trial_id in models.items():
-            results, lm = run_harness(evaluate, base, adapter_name, task)
+            results, lm = _run_harness(evaluate, base, adapter_name, task)
             evaluations[adapter_name] = [
                 evaluation_of(name, results, lm, trial_id) for name in task.loaded["tasks"]
             ]
@@ -125,7 +125,7 @@ def score_lm_eval_task(
 # --- the harness --------------------------------------------------------------------------------
 
 
-def import_harness(source: str) -> tuple[Any, "TaskManager"]:
+def _import_harness(source: str) -> tuple[Any, "TaskManager"]:
     """The harness's ``evaluate``, and its index of tasks (empty for a file)."""
     try:
         from lm_eval.evaluator import evaluate
@@ -138,7 +138,7 @@ def import_harness(source: str) -> tuple[Any, "TaskManager"]:
 
 
 @contextmanager
-def harness_seeds() -> Iterator[None]:
+def _harness_seeds() -> Iterator[None]:
     """Seed as the harness does, and restore every global generator afterwards."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(range(torch.cuda.device_count())):
@@ -153,7 +153,7 @@ def harness_seeds() -> Iterator[None]:
 
 
 @contextmanager
-def sandboxed_templates() -> Iterator[None]:
+def _sandboxed_templates() -> Iterator[None]:
     """Let a task's templates read the document and nothing else of Python."""
     import lm_eval.utils as templates
     from jinja2.sandbox import SandboxedEnvironment
@@ -170,7 +170,7 @@ def sandboxed_templates() -> Iterator[None]:
         templates.env = original
 
 
-def load_documents(manager: "TaskManager", name: str) -> dict[str, Any]:
+def _load_documents(manager: "TaskManager", name: str) -> dict[str, Any]:
     try:
         return dict(manager.load([name]))
     except UserError:
@@ -190,7 +190,7 @@ def load_documents(manager: "TaskManager", name: str) -> dict[str, Any]:
         ) from error
 
 
-def run_harness(
+def _run_harness(
     evaluate: Any, base: Base, adapter_name: str | None, task: LmEvalTask
 ) -> tuple[dict[str, Any], "LmEvalModel"]:
     """The harness's results under one model, and the model with its seconds and tokens."""
@@ -222,9 +222,9 @@ def evaluation_of(
 ) -> Evaluation:
     """One task's record and items; the primary metric is its first metric under its first filter. A
     group runs as one; its seconds and tokens are divided by items."""
-    metrics, primary, filter_name = read_metrics(results["results"][name])
+    metrics, primary, filter_name = _read_metrics(results["results"][name])
     samples = [s for s in results["samples"][name] if s["filter"] == filter_name]
-    items = [item_of(name, primary.partition(",")[0], sample) for sample in samples]
+    items = [_item_of(name, primary.partition(",")[0], sample) for sample in samples]
     scores = [item.score for item in items]
     counts = {
         task: len({sample["doc_id"] for sample in of_task})
@@ -252,7 +252,7 @@ def is_mean(score: float, item_scores: Sequence[float] | np.ndarray[Any, Any]) -
     return math.isclose(score, mean, rel_tol=1e-9, abs_tol=1e-12)
 
 
-def read_metrics(numbers: Mapping[str, Any]) -> tuple[dict[str, float], str, str]:
+def _read_metrics(numbers: Mapping[str, Any]) -> tuple[dict[str, float], str, str]:
     """(metrics, the primary one, its filter). ``acc,none`` becomes ``acc``; other filters stay."""
     metrics: dict[str, float] = {}
     primary_filter = "none"
@@ -271,7 +271,7 @@ def read_metrics(numbers: Mapping[str, Any]) -> tuple[dict[str, float], str, str
     return metrics, next(iter(metrics)), primary_filter
 
 
-def item_of(name: str, metric: str, sample: Mapping[str, Any]) -> ItemResult:
+def _item_of(name: str, metric: str, sample: Mapping[str, Any]) -> ItemResult:
     answers, target, value = sample["filtered_resps"], sample["target"], sample.get(metric)
     if isinstance(value, tuple | list) and value:
         value = value[0]  # perplexity: (log p of the text, its words or bytes)

@@ -134,7 +134,7 @@ class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
         texts = [""] * len(requests)
         by_settings: dict[tuple[tuple[str, ...], int], list[int]] = defaultdict(list)
         for number, request in enumerate(requests):
-            by_settings[read_generation_settings(request.args[1])].append(number)
+            by_settings[_read_generation_settings(request.args[1])].append(number)
         for (stops, max_new_tokens), numbers in by_settings.items():
             prompts = [self.tok_encode(requests[i].args[0]) for i in numbers]
             self.check_lengths([len(prompt) + 1 for prompt in prompts])
@@ -152,7 +152,7 @@ class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
         return texts
 
 
-def read_generation_settings(settings: dict[str, Any]) -> tuple[tuple[str, ...], int]:
+def _read_generation_settings(settings: dict[str, Any]) -> tuple[tuple[str, ...], int]:
     """(stop strings, most new tokens) of a task's ``generation_kwargs``."""
     given = dict(settings)
     until = given.pop("until", None) or []

@@ -38,15 +38,15 @@ def check_task(manager: "TaskManager", name: str, allow_functions: bool) -> tupl
             )
         files, name = [path], str(path)
     else:
-        files = registered_files(manager, name)
+        files = _registered_files(manager, name)
     included: dict[Path, None] = {}
     for file in files:
         included |= dict.fromkeys(check_tags(file, allow_functions))
-        check_configs(file, allow_functions)
+        _check_configs(file, allow_functions)
     return name, list(included)
 
 
-def registered_files(manager: "TaskManager", name: str) -> list[Path]:
+def _registered_files(manager: "TaskManager", name: str) -> list[Path]:
     if manager.task_index.get(name) is None:
         raise UserError(
             f"task {LM_EVAL_PREFIX}{name}: lm-evaluation-harness has no task, group or tag of this "
@@ -64,16 +64,16 @@ def registered_files(manager: "TaskManager", name: str) -> list[Path]:
             files.append(Path(entry.yaml_path))
         waiting += sorted(entry.tags) if entry.kind.name == "TAG" else []
         members = (entry.cfg or {}).get("task")
-        waiting += member_names(members) if isinstance(members, list) else []
+        waiting += _member_names(members) if isinstance(members, list) else []
     return files
 
 
-def member_names(members: Sequence[Any]) -> list[str]:
+def _member_names(members: Sequence[Any]) -> list[str]:
     names: list[str] = []
     for member in members:
         if isinstance(member, dict):
             inner = member.get("task")
-            names += member_names(inner) if isinstance(inner, list) else [str(inner)]
+            names += _member_names(inner) if isinstance(inner, list) else [str(inner)]
             names += [str(member["group"])] if "group" in member else []
         else:
             names.append(str(member))
@@ -130,7 +130,7 @@ def walk(root: Any) -> Iterator[Any]:
             waiting += part
 
 
-def check_configs(path: Path, allow_functions: bool) -> None:
+def _check_configs(path: Path, allow_functions: bool) -> None:
     """Refuse a task that fetches code, or runs what a model writes. A group's file may contain its
     members, so every mapping of the file is checked."""
     from lm_eval.tasks._yaml_loader import load_yaml
@@ -150,10 +150,10 @@ def check_configs(path: Path, allow_functions: bool) -> None:
         if config.get("unsafe_code") and not allow_functions:
             raise UserError(f"{where}: it runs what the model writes (unsafe_code); refused")
         if not allow_functions:
-            check_metrics(config, where)
+            _check_metrics(config, where)
 
 
-def check_metrics(config: dict[Any, Any], where: str) -> None:
+def _check_metrics(config: dict[Any, Any], where: str) -> None:
     import lm_eval.api.metrics  # noqa: F401  (fills the registry)
     from lm_eval.api.registry import metric_registry
 

@@ -170,7 +170,7 @@ class EqualAnswerScorer(GenerationScorer):
 
 
 @dataclass(slots=True)
-class GoldLogprobs:
+class _GoldLogprobs:
     answers: list[tuple[float | None, int | None]]
     """Log p and tokens of every item's answer; None for an answer that does not fit the context
     after its prompt, or is not finite."""
@@ -178,7 +178,7 @@ class GoldLogprobs:
     num_tokens: int = 0  # Tokens computed
 
 
-def gold_logprobs(job: ScoringJob, context: int) -> dict[str | None, GoldLogprobs]:
+def gold_logprobs(job: ScoringJob, context: int) -> dict[str | None, _GoldLogprobs]:
     """One forward pass by model: forgetting shows in it before an answer changes."""
     from rankscope.evaluate.likelihood import Question, continuation_logprobs
 
@@ -191,7 +191,7 @@ def gold_logprobs(job: ScoringJob, context: int) -> dict[str | None, GoldLogprob
         if answer and len(prompt) + len(answer) <= context
     ]
     unknown: tuple[float | None, int | None] = (None, None)
-    found = {name: GoldLogprobs([unknown] * len(answers)) for name in job.adapter_names}
+    found = {name: _GoldLogprobs([unknown] * len(answers)) for name in job.adapter_names}
     if not fitting:
         return found
     questions = [Question(job.split.encoded[i], [answers[i]]) for i in fitting]
@@ -219,11 +219,11 @@ def stop_strings(encoder: Encoder, spec: "TaskSpec", items: Sequence[Item] = ())
         return ("\n\nUser:",)
     lines = [line for line in spec.prompt.splitlines() if "{" in line]
     lines.sort(key=lambda line: "{question}" not in line)
-    openings = [literal_opening(line) for line in lines]
+    openings = [_literal_opening(line) for line in lines]
     return tuple(f"\n{opening}" for opening in openings if opening)[:1]
 
 
-def literal_opening(line: str) -> str:
+def _literal_opening(line: str) -> str:
     """The text before a template line's first field, if no answer would begin with it.
 
     It ends in a colon or has three letters, and is no part of the mark before a final number:

@@ -112,7 +112,7 @@ class LossScorer(Scorer[list[EncodedRow]]):
                 for item, total, count in zip(items, totals, counts, strict=True)
             ]
             metrics = {"logprob_per_token": exact_mean([result.score for result in results])}
-            metrics |= pooled_metrics(math.fsum(totals), sum(counts), num_bytes)
+            metrics |= _pooled_metrics(math.fsum(totals), sum(counts), num_bytes)
             scores[name] = ModelScores(results, metrics, logprobs.seconds, logprobs.num_tokens)
         return scores
 
@@ -133,7 +133,7 @@ class LossScorer(Scorer[list[EncodedRow]]):
         return sum(len(text.encode()) for text in answers or [item.completion])
 
 
-def pooled_metrics(total: float, num_tokens: int, num_bytes: int) -> dict[str, float]:
+def _pooled_metrics(total: float, num_tokens: int, num_bytes: int) -> dict[str, float]:
     """Metrics over all labeled tokens. ``total``: their log p, nats."""
     per_token, per_byte = total / num_tokens, total / max(1, num_bytes)
     return {

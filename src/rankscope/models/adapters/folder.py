@@ -50,16 +50,16 @@ COPY = ".base_layer.weight"  # Ends the name of a base weight that PEFT wrote in
 def save_adapter(adapter: Adapter, base: ModelRecord, folder: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for name in adapter.a:
-        tensors |= tensors_of(
+        tensors |= _tensors_of(
             name, StoredFactors(*adapter.factors(name), adapter.magnitude.get(name))
         )
-    lora_config(adapter, base).save_pretrained(str(folder))
+    _lora_config(adapter, base).save_pretrained(str(folder))
     write_adapter_files(folder, tensors, base)
 
 
 def write_adapter_files(folder: Path, tensors: Mapping[str, Tensor], base: ModelRecord) -> None:
     """Write an adapter's tensors, and sort its configuration: equal adapters give equal bytes."""
-    write_tensors(folder, tensors, {BASE_HASH: base.sha256})
+    _write_tensors(folder, tensors, {BASE_HASH: base.sha256})
     settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     for key in ("target_modules", "feedforward_modules", "exclude_modules"):
         if isinstance(settings.get(key), list):  # PEFT writes a set in the order of its hashes
@@ -67,19 +67,21 @@ def write_adapter_files(folder: Path, tensors: Mapping[str, Tensor], base: Model
     (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def write_tensors(folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def _write_tensors(
+    folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
     stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     data = save(stored, metadata={"format": "pt", **metadata})
-    (folder / WEIGHTS).write_bytes(with_sorted_metadata(data))
+    (folder / WEIGHTS).write_bytes(_with_sorted_metadata(data))
 
 
-def tensors_of(module: str, factors: StoredFactors) -> dict[str, Tensor]:
+def _tensors_of(module: str, factors: StoredFactors) -> dict[str, Tensor]:
     ends = (".lora_A.weight", ".lora_B.weight", MAGNITUDE)
     named = zip(ends, factors, strict=True)
     return {f"{MODULE_PREFIX}{module}{end}": part for end, part in named if part is not None}
 
 
-def lora_config(adapter: Adapter, base: ModelRecord) -> "LoraConfig":
+def _lora_config(adapter: Adapter, base: ModelRecord) -> "LoraConfig":
     """PEFT's configuration of an adapter, which gives every module the adapter's scaling.
 
     Ranks differ between modules with EVA, and in a continued adapter that had different ones. An
@@ -97,9 +99,9 @@ def lora_config(adapter: Adapter, base: ModelRecord) -> "LoraConfig":
         task_type=TaskType.CAUSAL_LM,
         base_model_name_or_path=base.label,
         r=double * adapter.rank,
-        lora_alpha=as_whole(double * adapter.alpha),
+        lora_alpha=_as_whole(double * adapter.alpha),
         rank_pattern=ranks,
-        alpha_pattern={name: as_whole(alpha) for name, alpha in alphas.items()},
+        alpha_pattern={name: _as_whole(alpha) for name, alpha in alphas.items()},
         lora_dropout=adapter.dropout,
         # PEFT would give an adapter to a target without one.
         target_modules=list(adapter.targets) if method.fills_targets else sorted(adapter.a),
@@ -109,12 +111,12 @@ def lora_config(adapter: Adapter, base: ModelRecord) -> "LoraConfig":
     )
 
 
-def as_whole(alpha: float) -> Any:
+def _as_whole(alpha: float) -> Any:
     """Alpha as an integer, PEFT's type, if it is whole; PEFT accepts any number."""
     return int(alpha) if alpha == int(alpha) else alpha
 
 
-def with_sorted_metadata(data: bytes) -> bytes:
+def _with_sorted_metadata(data: bytes) -> bytes:
     """A safetensors file's bytes with its metadata sorted by key.
 
     safetensors writes metadata in an order that changes from call to call. The file is the header's
@@ -155,10 +157,10 @@ def load_adapter(
     tensors, metadata = read_weights(path)
     if base is not None:
         check_same_base(folder, metadata.get(BASE_HASH), base.sha256)
-    parts = parts_of(tensors, path, has_copies)
+    parts = _parts_of(tensors, path, has_copies)
     a, b, magnitude = parts["A"], parts["B"], parts["m"]
-    check_pairs(a, b, settings, path)
-    check_magnitudes(magnitude, b, settings, path)
+    _check_pairs(a, b, settings, path)
+    _check_magnitudes(magnitude, b, settings, path)
     for module, factor in b.items():
         ratio = settings.scaling_of(module) / settings.scaling
         if not math.isclose(ratio, 1, rel_tol=1e-9):  # beyond the rounding of alpha itself
@@ -221,14 +223,14 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def parts_of(
+def _parts_of(
     tensors: Mapping[str, Tensor], path: Path, has_copies: bool
 ) -> dict[str, dict[str, nn.Parameter]]:
     """A, B and m by module path, float32."""
     parts: dict[str, dict[str, nn.Parameter]] = {"A": {}, "B": {}, "m": {}}
     for key, tensor in tensors.items():
-        if not is_copy(key, tensors):
-            module, part = module_and_part(key, path)
+        if not _is_copy(key, tensors):
+            module, part = _module_and_part(key, path)
             parts[part][module] = nn.Parameter(tensor.float(), requires_grad=False)
         elif not has_copies:
             raise UserError(
@@ -262,7 +264,7 @@ def adapter_sha256(folder: Path) -> str:
         raise UserError(f"adapter {folder}: cannot be read: {error}") from error
 
 
-def is_copy(key: str, keys: Collection[str]) -> bool:
+def _is_copy(key: str, keys: Collection[str]) -> bool:
     """Whether a tensor is an output head's own weight, which PEFT writes beside its A and B and
     loads in place of the base's. The two are equal unless somebody trained it."""
     return key.endswith(COPY) and f"{key.removesuffix(COPY)}.lora_A.weight" in keys
@@ -273,11 +275,11 @@ def base_weight_copies(folder: Path) -> dict[str, Tensor]:
     return {
         key.removeprefix(MODULE_PREFIX).removesuffix(COPY): tensor
         for key, tensor in tensors.items()
-        if is_copy(key, tensors)
+        if _is_copy(key, tensors)
     }
 
 
-def module_and_part(key: str, path: Path) -> tuple[str, str]:
+def _module_and_part(key: str, path: Path) -> tuple[str, str]:
     """``base_model.model.x.lora_A.weight`` -> (``x``, ``A``); m is the magnitude."""
     endings = {"A": ".lora_A.weight", "B": ".lora_B.weight", "m": MAGNITUDE}
     for part, ending in endings.items():
@@ -290,7 +292,7 @@ def module_and_part(key: str, path: Path) -> tuple[str, str]:
     )
 
 
-def check_pairs(
+def _check_pairs(
     a: dict[str, nn.Parameter], b: dict[str, nn.Parameter], settings: AdapterSettings, path: Path
 ) -> None:
     if not a or set(a) != set(b):
@@ -313,7 +315,7 @@ def check_pairs(
             )
 
 
-def check_magnitudes(
+def _check_magnitudes(
     magnitude: dict[str, nn.Parameter],
     b: dict[str, nn.Parameter],
     settings: AdapterSettings,
@@ -349,24 +351,24 @@ def rewrite(source: Path, out: Path, changed: Mapping[str, StoredFactors], card:
     check_taken(out)
     with folder_in_one_step(out) as folder:
         if changed:
-            write_changed(source, folder, changed)
+            _write_changed(source, folder, changed)
         else:
             for name in (CONFIG, WEIGHTS):
                 shutil.copyfile(source / name, folder / name)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def write_changed(source: Path, folder: Path, changed: Mapping[str, StoredFactors]) -> None:
+def _write_changed(source: Path, folder: Path, changed: Mapping[str, StoredFactors]) -> None:
     tensors, metadata = read_weights(source / WEIGHTS)
     for name, factors in changed.items():
-        tensors |= {key: part.float() for key, part in tensors_of(name, factors).items()}
+        tensors |= {key: part.float() for key, part in _tensors_of(name, factors).items()}
     settings = json.loads((source / CONFIG).read_text(encoding="utf-8"))
-    text = json.dumps(changed_settings(settings, tensors), indent=2, sort_keys=True)
-    write_tensors(folder, tensors, metadata)
+    text = json.dumps(_changed_settings(settings, tensors), indent=2, sort_keys=True)
+    _write_tensors(folder, tensors, metadata)
     (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
-def changed_settings(settings: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _changed_settings(settings: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """``adapter_config.json`` for the ranks of ``tensors``; every scaling stays."""
     before = AdapterSettings.model_validate(settings)
     ranks = {
@@ -385,8 +387,8 @@ def changed_settings(settings: dict[str, Any], tensors: Mapping[str, Tensor]) ->
     alpha = Counter(alphas[name] for name, r in ranks.items() if r == rank).most_common(1)[0][0]
     return settings | {
         "r": rank,
-        "lora_alpha": as_whole(alpha),
+        "lora_alpha": _as_whole(alpha),
         "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
-        "alpha_pattern": {n: as_whole(other) for n, other in alphas.items() if other != alpha},
+        "alpha_pattern": {n: _as_whole(other) for n, other in alphas.items() if other != alpha},
         "init_lora_weights": True,
     }

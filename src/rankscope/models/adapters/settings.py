@@ -59,8 +59,8 @@ class AdapterSettings(BaseModel):
     @property
     def methods(self) -> tuple[LoraMethod, ...]:
         """The registered methods that write such a configuration."""
-        flags = {name: True for name in method_fields() if getattr(self, name, False)}
-        return tuple(m for m in lora_methods() if dict(m.peft_fields) == flags)
+        flags = {name: True for name in _method_fields() if getattr(self, name, False)}
+        return tuple(m for m in _lora_methods() if dict(m.peft_fields) == flags)
 
     @property
     def method_name(self) -> str:
@@ -146,12 +146,12 @@ HARMLESS = frozenset(
 """Settings that are read, or that do not change the meaning of A and B."""
 
 
-def lora_methods() -> list[LoraMethod]:
+def _lora_methods() -> list[LoraMethod]:
     return [method for method in all_methods() if isinstance(method, LoraMethod)]
 
 
-def method_fields() -> set[str]:
-    return {name for method in lora_methods() for name in method.peft_fields}
+def _method_fields() -> set[str]:
+    return {name for method in _lora_methods() for name in method.peft_fields}
 
 
 def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -> AdapterSettings:
@@ -181,7 +181,7 @@ def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -
         )
     from peft import LoraConfig
 
-    defaults, known = vars(LoraConfig()), HARMLESS | method_fields()
+    defaults, known = vars(LoraConfig()), HARMLESS | _method_fields()
     for name, value in config.items():
         if value and name not in known and (name not in defaults or value != defaults[name]):
             raise UserError(f"adapter {folder}: {name} = {value!r} is not supported")

@@ -46,7 +46,7 @@ def resolve_warm_starts(
             try:
                 if arm.init_from not in warm_starts:
                     warm_starts[arm.init_from] = read_warm_start(Path(arm.init_from), shapes)
-                arm = filled_arm(arm, warm_starts[arm.init_from], shapes)
+                arm = _filled_arm(arm, warm_starts[arm.init_from], shapes)
             except UserError as error:
                 raise UserError(f"arms.{index}.init_from: {error}") from error
         arms.append(arm)
@@ -82,7 +82,7 @@ def read_warm_start(folder: Path, shapes: Architecture) -> WarmStart:
         methods=methods,
         flags=f"{flags[0]}: true" if flags else "neither use_dora nor use_rslora",
         modules=frozenset(adapter.a),
-        targets=shortest_targets(settings, frozenset(adapter.a), shapes),
+        targets=_shortest_targets(settings, frozenset(adapter.a), shapes),
     )
 
 
@@ -109,7 +109,7 @@ def load_adapter_for(shapes: Architecture, folder: Path) -> Adapter:
     return adapter
 
 
-def shortest_targets(
+def _shortest_targets(
     settings: AdapterSettings, modules: frozenset[str], shapes: Architecture
 ) -> tuple[str, ...]:
     """Names that match exactly the adapter's modules: last parts of paths, PEFT's own, or paths."""
@@ -124,7 +124,7 @@ def shortest_targets(
     return tuple(sorted(modules))
 
 
-def filled_arm(arm: ArmConfig, warm_start: WarmStart, shapes: Architecture) -> ArmConfig:
+def _filled_arm(arm: ArmConfig, warm_start: WarmStart, shapes: Architecture) -> ArmConfig:
     for method in arm.method:
         if method not in warm_start.methods:
             raise UserError(
@@ -133,17 +133,17 @@ def filled_arm(arm: ArmConfig, warm_start: WarmStart, shapes: Architecture) -> A
             )
     for rank in arm.rank:
         if rank != warm_start.rank:
-            raise contradiction("rank", rank, warm_start.rank, warm_start)
+            raise _contradiction("rank", rank, warm_start.rank, warm_start)
     if "alpha" in arm.model_fields_set:
         for alpha in arm.alpha:
             number = resolved_alpha(alpha, warm_start.rank)
             if number != warm_start.alpha:
-                raise contradiction("alpha", f"{number:g}", f"{warm_start.alpha:g}", warm_start)
+                raise _contradiction("alpha", f"{number:g}", f"{warm_start.alpha:g}", warm_start)
     if "targets" in arm.model_fields_set:
         for targets in arm.target_sets():
             if set(target_shapes(shapes, targets)) != warm_start.modules:
-                expected = short_list(warm_start.targets)
-                raise contradiction("targets", short_list(targets), expected, warm_start)
+                expected = _short_list(warm_start.targets)
+                raise _contradiction("targets", _short_list(targets), expected, warm_start)
     adapter_settings = {
         "method": [warm_start.methods[0]],
         "rank": [warm_start.rank],
@@ -158,14 +158,14 @@ def filled_arm(arm: ArmConfig, warm_start: WarmStart, shapes: Architecture) -> A
     return arm.model_copy(update=update)
 
 
-def contradiction(name: str, given: object, expected: object, warm_start: WarmStart) -> UserError:
+def _contradiction(name: str, given: object, expected: object, warm_start: WarmStart) -> UserError:
     return UserError(
         f"the arm has {name} {given}, the adapter {warm_start.folder} has {expected}; "
         f"remove {name!r} from the arm, or write the adapter's value"
     )
 
 
-def short_list(names: tuple[str, ...]) -> str:
+def _short_list(names: tuple[str, ...]) -> str:
     more = len(names) - MAX_SHOWN_TARGETS
     shown = ", ".join(names[:MAX_SHOWN_TARGETS])
     return f"[{shown}, ... and {more} more]" if more > 0 else f"[{shown}]"

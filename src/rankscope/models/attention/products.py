@@ -53,7 +53,7 @@ class RowGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class RowPlaces:
+class _RowPlaces:
     """Which (token, key/value head) goes to which place of the grouped layout.
 
     Heads that share a key/value head are neighbors in memory, so one walk over memory lays queries
@@ -74,7 +74,7 @@ class RowLayout:
     """By group, (R, T): index i into the N tokens; for padding -1 - i with i its row's first."""
     num_tokens: int
     device: torch.device
-    _places: dict[int, RowPlaces] = field(default_factory=dict)
+    _places: dict[int, _RowPlaces] = field(default_factory=dict)
     _masks: dict[tuple[int, int, int, torch.dtype], Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -108,7 +108,7 @@ class RowLayout:
             place = groups[-1].stop
         return cls(tuple(groups), tuple(sources), int(counts.sum()), device)
 
-    def places(self, num_kv: int) -> RowPlaces:
+    def places(self, num_kv: int) -> _RowPlaces:
         if num_kv not in self._places:
             heads = torch.arange(num_kv)[:, None, None]
             ordered, is_valid = [], []
@@ -120,7 +120,7 @@ class RowLayout:
             valid = torch.nonzero(exists).reshape(-1)
             gather = torch.empty(self.num_tokens * num_kv, dtype=torch.int64)
             gather[spread[valid]] = valid
-            self._places[num_kv] = RowPlaces(
+            self._places[num_kv] = _RowPlaces(
                 spread.to(self.device),
                 gather.to(self.device),
                 torch.nonzero(~exists).reshape(-1).to(self.device),
@@ -185,7 +185,7 @@ def attend_in_groups(
     return out.index_select(0, places.gather).view(q.shape), spread
 
 
-class CausalProducts(torch.autograd.Function):
+class _CausalProducts(torch.autograd.Function):
     """softmax(s q k^T) v within each row, causal."""
 
     @staticmethod
@@ -240,5 +240,5 @@ class CausalProducts(torch.autograd.Function):
 
 def causal_products(q: Tensor, k: Tensor, v: Tensor, layout: RowLayout, scale: float) -> Tensor:
     """Attention within rows: q (N, H, D), k and v (N, K, D) -> (N, H, D), in the dtype of q."""
-    out: Tensor = CausalProducts.apply(q, k, v, layout, scale)  # type: ignore[no-untyped-call]
+    out: Tensor = _CausalProducts.apply(q, k, v, layout, scale)  # type: ignore[no-untyped-call]
     return out

@@ -108,12 +108,14 @@ def tree_attention(
     def attend(scores: Tensor, queries: Tensor, values: Tensor) -> Tensor:
         if prefix is None:
             return torch.softmax(scores, -1) @ values
-        return attend_with_prefix(scale * queries.reshape(num_kv, -1, size), prefix, scores, values)
+        return _attend_with_prefix(
+            scale * queries.reshape(num_kv, -1, size), prefix, scores, values
+        )
 
     return attend_in_groups(qkv, layout, scale, mask_of, attend)[0]
 
 
-def attend_with_prefix(
+def _attend_with_prefix(
     queries: Tensor, prefix: tuple[Tensor, Tensor], scores: Tensor, values: Tensor
 ) -> Tensor:
     """Attention over P shared keys and the row's own, given the masked scores of the own keys.

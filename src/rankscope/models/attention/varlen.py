@@ -197,7 +197,7 @@ class AttentionPlan:
         return flat[None]
 
 
-def cached_mask(
+def _cached_mask(
     plan: AttentionPlan, width: int, window: int | None, device: torch.device
 ) -> Tensor:
     """Which of P cached and T own keys each of T queries sees, (R, 1, T, P + T) bool."""
@@ -222,7 +222,7 @@ def window_mask(width: int, window: int, device: torch.device) -> Tensor:
     return (distance >= 0) & (distance < window)
 
 
-def varlen_attention(
+def _varlen_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -256,7 +256,7 @@ def varlen_attention(
     if plan.probe is not None:
         plan.probe(layer, query[0], key[0], scale, window)
     if plan.tree is not None:
-        return branched_attention(layer, (query, key, value), plan, window, scale), None
+        return _branched_attention(layer, (query, key, value), plan, window, scale), None
     if plan.step is not None and cache is not None:
         cached = (cache.keys[layer], cache.values[layer])
         return plan.step.attend((query, key, value), cached, scale, window), None
@@ -269,12 +269,12 @@ def varlen_attention(
         if kernel is not None:
             return kernel.attend(q, k, v, scale, window)[None], None
         assert layout is not None
-        with no_autocast(query.device.type):  # the products keep their own precision
+        with _no_autocast(query.device.type):  # the products keep their own precision
             return causal_products(q, k, v, layout, scale)[None], None
-    return padded_attention(layer, (query, key, value), plan, (scaling, window, dropout)), None
+    return _padded_attention(layer, (query, key, value), plan, (scaling, window, dropout)), None
 
 
-def padded_attention(
+def _padded_attention(
     layer: int,
     qkv: tuple[Tensor, Tensor, Tensor],
     plan: AttentionPlan,
@@ -288,7 +288,7 @@ def padded_attention(
         num_cached = int(cache.lengths.max())
         new_k, new_v = k, v
         if num_cached:
-            mask = cached_mask(plan, width, window, q.device)
+            mask = _cached_mask(plan, width, window, q.device)
             k = torch.cat([cache.keys[layer][:, :, :num_cached], k], dim=2)
             v = torch.cat([cache.values[layer][:, :, :num_cached], v], dim=2)
         if plan.store:
@@ -311,7 +311,7 @@ def padded_attention(
     return plan.tokens(out.transpose(1, 2))
 
 
-def branched_attention(
+def _branched_attention(
     layer: int,
     qkv: tuple[Tensor, Tensor, Tensor],
     plan: AttentionPlan,
@@ -341,11 +341,11 @@ def branched_attention(
     return plan.tokens(out.transpose(1, 2))
 
 
-def no_autocast(device_type: str) -> AbstractContextManager[Any]:
+def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
     if torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
 
 def register_attention() -> None:
-    AttentionInterface.register(NAME, varlen_attention)
+    AttentionInterface.register(NAME, _varlen_attention)

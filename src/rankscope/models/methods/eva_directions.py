@@ -78,7 +78,7 @@ def input_directions(
             break
         update_directions(base, batch, {name: (targets[name], inputs[name]) for name in moving})
         if all(seen.directions is not None for seen in inputs.values()):
-            ranks = redistributed_ranks(inputs, leaders, rank * len(targets))
+            ranks = _redistributed_ranks(inputs, leaders, rank * len(targets))
     directions = {name: inputs[leader].directions for name, leader in leaders.items()}
     return {n: v[: ranks[n]].float() for n, v in directions.items() if v is not None and ranks[n]}
 
@@ -121,7 +121,7 @@ def update_directions(
         base.logits(batch)
 
 
-def redistributed_ranks(
+def _redistributed_ranks(
     inputs: Mapping[str, InputDirections], leaders: Mapping[str, str], budget: int
 ) -> dict[str, int]:
     """Module -> rank: the ``budget`` directions that explain most of their module's variance.

@@ -50,7 +50,7 @@ def new_adapter(model: nn.Module, trial: TrialSpec, context: InitContext | None 
     adapter = empty_adapter(trial)
     linears = target_linears(model, trial.targets)
     if trial.init_from is not None:
-        continue_adapter(adapter, linears, trial, Path(trial.init_from))
+        _continue_adapter(adapter, linears, trial, Path(trial.init_from))
     else:
         method = get_lora_method(trial.method)
         method.init_adapter(adapter, linears, trial, context or InitContext(None, (), [trial]))
@@ -72,7 +72,7 @@ def empty_adapter(trial: TrialSpec) -> Adapter:
     )
 
 
-def continue_adapter(
+def _continue_adapter(
     adapter: Adapter, linears: Mapping[str, nn.Linear], trial: TrialSpec, folder: Path
 ) -> None:
     """Fill an adapter with the one stored in ``folder``, each module at its own rank."""

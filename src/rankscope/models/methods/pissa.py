@@ -37,7 +37,7 @@ class PissaMethod(LoraMethod):
         rank = adapter.rank
         # One decomposition per matrix and group: it keeps what the largest rank needs.
         largest = max(t.rank or 1 for t in context.trials if t.method == self.name)
-        u, sigma, vt = context.shared((self.name, name), lambda: leading_svd(linear, largest))
+        u, sigma, vt = context.shared((self.name, name), lambda: _leading_svd(linear, largest))
         root = (sigma[:rank] / adapter.scaling).sqrt()
         a, b = root[:, None] * vt[:rank], u[:, :rank] * root
         adapter.initial_factors[name] = (a, b)
@@ -48,7 +48,7 @@ class PissaMethod(LoraMethod):
         adapter.initial_factors[name] = (adapter.a[name].data, adapter.b[name].data)
 
 
-def leading_svd(linear: nn.Linear, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+def _leading_svd(linear: nn.Linear, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """U (m, r), S (r,) and V^T (r, n) of W0's largest singular values, float32."""
     import torch
 

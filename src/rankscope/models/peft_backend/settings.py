@@ -64,12 +64,12 @@ def peft_config(
     fields = {field.name for field in dataclasses.fields(config_type) if field.init}
     given = {key: value for key, value in settings.items() if key != "peft_type"}
     for key, value in given.items():
-        check_field(name, key, value, fields)
+        _check_field(name, key, value, fields)
     fixed: dict[str, Any] = {"task_type": TaskType.CAUSAL_LM}
     if "target_modules" in fields and name not in FIXED_TARGETS:
         fixed["target_modules"] = list(targets)
     if name == "ADALORA":
-        fixed["total_step"] = checked_budget(given, num_steps)
+        fixed["total_step"] = _checked_budget(given, num_steps)
     with reading(f"method peft, {name}", "settings that PEFT can use"):
         config: PeftConfig = config_type(**given, **fixed)
     return config
@@ -78,7 +78,7 @@ def peft_config(
 def config_class(name: str) -> Any:
     classes = {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     reasons = dict(UNUSABLE_TYPES)
-    reasons |= {k: PROMPT_LEARNING for k, config in classes.items() if is_prompt_learning(config)}
+    reasons |= {k: PROMPT_LEARNING for k, config in classes.items() if _is_prompt_learning(config)}
     kinds = sorted(classes.keys() - reasons.keys())
     usable = ", ".join(kinds)
     if name not in classes:
@@ -91,13 +91,13 @@ def config_class(name: str) -> Any:
     return classes[name]
 
 
-def is_prompt_learning(config_type: Any) -> bool:
+def _is_prompt_learning(config_type: Any) -> bool:
     return any(field.name == "num_virtual_tokens" for field in dataclasses.fields(config_type)) or (
         getattr(config_type, "is_prompt_learning", False) is True
     )
 
 
-def check_field(name: str, key: str, value: Any, fields: set[str]) -> None:
+def _check_field(name: str, key: str, value: Any, fields: set[str]) -> None:
     if key in SET_BY_RANKSCOPE:
         raise UserError(f"method peft, {name}: remove {key!r}: {SET_BY_RANKSCOPE[key]}")
     if key not in fields:
@@ -113,7 +113,7 @@ def check_field(name: str, key: str, value: Any, fields: set[str]) -> None:
         )
 
 
-def checked_budget(given: Mapping[str, Any], num_steps: int | None) -> int:
+def _checked_budget(given: Mapping[str, Any], num_steps: int | None) -> int:
     """AdaLoRA's number of steps, in which its rank budget falls (2303.10512, eq. 12)."""
     first, last = given.get("init_r", 12), given.get("target_r", 8)
     if isinstance(first, int) and isinstance(last, int) and first <= last:

@@ -47,7 +47,7 @@ class PeftTuner:
 
     def __init__(self, base: PreTrainedModel, seed: int = 0) -> None:
         unwrap(base)
-        self.snapshot = BaseSnapshot(base)
+        self.snapshot = _BaseSnapshot(base)
         self.seed = seed  # Decides its initialization and its dropout
         self.model: PeftModel  # Around the base's model, which now runs the method itself
 
@@ -87,7 +87,7 @@ class PeftTuner:
                 warnings.filterwarnings("ignore", "The following rank_pattern keys")
                 warnings.filterwarnings("error", "Found missing adapter keys")
                 config = PeftConfig.from_pretrained(str(folder))
-                write_out_patterns(config, folder, [name for name, _ in base.named_modules()])
+                _write_out_patterns(config, folder, [name for name, _ in base.named_modules()])
                 tuner.inject(
                     config, lambda: PeftModel.from_pretrained(base, str(folder), config=config)
                 )
@@ -287,7 +287,7 @@ def new_tuner(base: Base, trial: TrialSpec, num_steps: int) -> PeftTuner:
     return tuner
 
 
-def write_out_patterns(config: Any, folder: Path, names: list[str]) -> None:
+def _write_out_patterns(config: Any, folder: Path, names: list[str]) -> None:
     """Replace regular expressions by the modules that they match: PEFT has no limit of time."""
     for key in ("target_modules", "exclude_modules", "feedforward_modules"):
         pattern = getattr(config, key, None)
@@ -310,7 +310,7 @@ def load_tuner(base: Base, folder: Path, record: ModelRecord | None = None) -> N
     base.multi_lora.injected_tuner = PeftTuner.load(base.model, folder, record or base.record)
 
 
-class BaseSnapshot:
+class _BaseSnapshot:
     """A model's modules, and the storage of its parameters' values; nothing is copied.
 
     :meth:`restore` removes what PEFT put in place. A parameter of the base that the method trains

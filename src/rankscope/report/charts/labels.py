@@ -23,7 +23,7 @@ class PointLabel(NamedTuple):
     text: str
 
 
-class Box(NamedTuple):
+class _Box(NamedTuple):
     """A rectangle in pixels."""
 
     left: float
@@ -32,10 +32,10 @@ class Box(NamedTuple):
     high: float
 
     @classmethod
-    def around(cls, x: float, y: float, width: float, height: float) -> "Box":
+    def around(cls, x: float, y: float, width: float, height: float) -> "_Box":
         return cls(x - width / 2, x + width / 2, y - height / 2, y + height / 2)
 
-    def overlaps(self, other: "Box") -> bool:
+    def overlaps(self, other: "_Box") -> bool:
         beside = self.right <= other.left or other.right <= self.left
         return not (beside or self.high <= other.low or other.high <= self.low)
 
@@ -57,8 +57,8 @@ def place_labels(
         width, height = x_range[1] - x_range[0] or 1.0, y_range[1] - y_range[0] or 1.0
         return (x - x_range[0]) / width * plot_width, (y - y_range[0]) / height * HEIGHT
 
-    plot = Box(-MARGIN, plot_width + MARGIN, -MARGIN, HEIGHT + MARGIN)
-    taken = [Box.around(*pixels(*point), MARKER, MARKER) for point in points]
+    plot = _Box(-MARGIN, plot_width + MARGIN, -MARGIN, HEIGHT + MARGIN)
+    taken = [_Box.around(*pixels(*point), MARKER, MARKER) for point in points]
     placed = []
     for label in labels:
         x, y = pixels(label.x, label.y)
@@ -71,7 +71,7 @@ def place_labels(
             "middle left": (x - across, y),
         }
         for position, center in sides.items():
-            box = Box.around(*center, width, LINE)
+            box = _Box.around(*center, width, LINE)
             inside = box.left >= plot.left and box.right <= plot.right
             inside = inside and box.low >= plot.low and box.high <= plot.high
             if inside and not any(box.overlaps(other) for other in taken):

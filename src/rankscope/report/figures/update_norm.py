@@ -24,7 +24,7 @@ def draw_update_norm(models: AnalyzedModels) -> Figure | None:
         return None
     plot = rank_plot(rank_axis, [Panel(frame, NORM)])
     if models.growth is not None and plot is not None:
-        add_fit(plot, models.growth)
+        _add_fit(plot, models.growth)
     return Figure(
         **models.names("norm", f"Size of the update {rank_axis.against}"),
         finding=_finding(models),
@@ -36,7 +36,7 @@ def draw_update_norm(models: AnalyzedModels) -> Figure | None:
     )
 
 
-def add_fit(plot: go.Figure, growth: NormGrowth) -> None:
+def _add_fit(plot: go.Figure, growth: NormGrowth) -> None:
     slope = growth.slope * math.log(2)
     ends = [math.log2(min(growth.ranks)), math.log2(max(growth.ranks))]
     plot.add_scatter(

@@ -146,7 +146,7 @@ def run_units(
                 if may_be_short and not group and is_short:
                     short = folder
                 else:
-                    finish_unit(context, future, folder, group)
+                    _finish_unit(context, future, folder, group)
             if short and not pending:  # other units may have taken the base's memory
                 pending[executor.submit(short)] = (short, BASE_GROUP)
                 short, may_be_short = None, False
@@ -157,7 +157,7 @@ def run_units(
     context.reporter.finish()
 
 
-def finish_unit(context: RunContext, future: Future[None], folder: Path, group: Group) -> None:
+def _finish_unit(context: RunContext, future: Future[None], folder: Path, group: Group) -> None:
     """Commit the results of a unit. If its workers kept dying, commit what they finished and mark
     the trials without weights as failed; without the base's scores there is no study."""
     try:

@@ -42,14 +42,14 @@ class UnitTask:
     threads: int  # Of the worker
 
 
-class UnitOutcome(NamedTuple):
+class _UnitOutcome(NamedTuple):
     """What a node returns."""
 
     exit_code: int  # Of the worker
     folder: bytes | None  # As a tar archive; None if the driver sees the folder
 
 
-class StopFlag:
+class _StopFlag:
     """Lives in the cluster and is asked by every node whether the driver wants to stop."""
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class RayExecutor:
             raise UserError(
                 f"device: found {options.device!r}, expected auto, cuda or cpu: Ray chooses the GPU"
             )
-        self.ray, self.is_here = connect_ray(options.ray_address), options.ray_address is None
+        self.ray, self.is_here = _connect_ray(options.ray_address), options.ray_address is None
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         # A task that asks for more than any node has, of memory too, would wait for ever.
         most_cpus = int(max(node.get("CPU", 0) for node in nodes))
@@ -95,12 +95,12 @@ class RayExecutor:
         self.most_memory = int(max(node.get("memory", 0) for node in usable))
         self.num_local = 1 if needs else max(1, most_cpus // cpus)
         remote = self.ray.remote(max_retries=MAX_PLACEMENTS - 1, num_cpus=cpus, **needs)
-        self.task = remote(run_on_node)
+        self.task = remote(_run_on_node)
         # Beside the driver: with another node it would be lost, and all units would stop.
         node_id = self.ray.get_runtime_context().get_node_id()
         beside = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node_id, False)
         remote = self.ray.remote(num_cpus=0, scheduling_strategy=beside, max_restarts=-1)
-        flag = remote(StopFlag)
+        flag = remote(_StopFlag)
         self.flag = flag.remote()
         self.pool = ThreadPoolExecutor(options.num_workers or MAX_WORKERS)
         self.stopped = threading.Event()
@@ -140,11 +140,11 @@ class RayExecutor:
             self.ray.shutdown()
 
 
-def connect_ray(address: str | None) -> Any:
+def _connect_ray(address: str | None) -> Any:
     """Ray, connected to the cluster at ``address``, or started on this machine. Raises UserError:
     Ray is not installed, or no cluster answers."""
     if address is not None:
-        check_address(address)
+        _check_address(address)
     try:
         import ray
     except ImportError as error:
@@ -160,7 +160,7 @@ def connect_ray(address: str | None) -> Any:
     return ray
 
 
-def check_address(address: str) -> None:
+def _check_address(address: str) -> None:
     """Raise UserError unless something answers there: Ray itself would try for a minute."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if address == "auto":
@@ -178,7 +178,7 @@ def check_address(address: str) -> None:
         ) from error
 
 
-def run_on_node(task: UnitTask, flag: Any) -> UnitOutcome:
+def _run_on_node(task: UnitTask, flag: Any) -> _UnitOutcome:
     """Run one unit on the node that Ray chose.
 
     Args:
@@ -204,7 +204,7 @@ def run_on_node(task: UnitTask, flag: Any) -> UnitOutcome:
     return run_unit(task, should_stop)
 
 
-def run_unit(task: UnitTask, should_stop: Callable[[], bool]) -> UnitOutcome:
+def run_unit(task: UnitTask, should_stop: Callable[[], bool]) -> _UnitOutcome:
     """Run one unit in its folder if this machine sees it, else in a temporary copy."""
     is_here = holds(task.folder / UNIT_ORDER, task.order)
     with nullcontext() if is_here else tempfile.TemporaryDirectory(prefix="rankscope-") as copy:
@@ -212,7 +212,7 @@ def run_unit(task: UnitTask, should_stop: Callable[[], bool]) -> UnitOutcome:
         if copy is not None:
             unpack(task.files, folder)
         code = run_worker(folder, {"OMP_NUM_THREADS": str(task.threads)}, should_stop)
-        return UnitOutcome(code, None if is_here else packed(folder))
+        return _UnitOutcome(code, None if is_here else packed(folder))
 
 
 def holds(path: Path, text: str) -> bool:

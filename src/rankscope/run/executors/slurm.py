@@ -55,7 +55,7 @@ echo "$code" > "$unit/{exit_code}.new" && mv "$unit/{exit_code}.new" "$unit/{exi
 
 
 @dataclass(slots=True)
-class QueuedUnit:
+class _QueuedUnit:
     """A unit, its future, its task in the queue, such as ``17_3``, and how often that was lost."""
 
     folder: Path
@@ -79,7 +79,7 @@ class SlurmExecutor:
         self.config = options.slurm
         self.max_running = options.num_workers
         self.threads, self.devices = options.threads(1), options.devices
-        self.units: list[QueuedUnit] = []
+        self.units: list[_QueuedUnit] = []
         self.lock = threading.Lock()
         self.is_asked = False  # the tasks, to stop
         self.stopped, self.closed = threading.Event(), threading.Event()
@@ -89,7 +89,7 @@ class SlurmExecutor:
     def submit(self, folder: Path) -> Future[None]:
         """Take a unit; those that come within a moment enter the queue as one array."""
         (folder / EXIT_CODE).unlink(missing_ok=True)  # of a task that a driver stopped and left
-        unit = QueuedUnit(folder)
+        unit = _QueuedUnit(folder)
         with self.lock:
             self.units.append(unit)
         return unit.future
@@ -119,7 +119,7 @@ class SlurmExecutor:
                 if not is_silent or time.monotonic() > answered + PATIENCE_SECONDS:
                     self.give_up(pending, error)
 
-    def take_turn(self, pending: list[QueuedUnit]) -> None:
+    def take_turn(self, pending: list[_QueuedUnit]) -> None:
         """Look at all units that have not ended, and queue those that are not in the queue."""
         if self.stopped.is_set() and not self.is_asked:
             self.ask_to_stop(pending)
@@ -130,7 +130,7 @@ class SlurmExecutor:
             self.look_at(unit, reasons)
         self.enqueue([unit for unit in pending if not (unit.job or unit.future.done())])
 
-    def give_up(self, units: list[QueuedUnit], error: Exception) -> None:
+    def give_up(self, units: list[_QueuedUnit], error: Exception) -> None:
         """End the futures of units with an error, after asking their tasks to end."""
         with suppress(UserError):
             self.ask_to_stop(units)
@@ -138,7 +138,7 @@ class SlurmExecutor:
             if not unit.future.done():
                 unit.future.set_exception(error)
 
-    def look_at(self, unit: QueuedUnit, reasons: Mapping[str, str]) -> None:
+    def look_at(self, unit: _QueuedUnit, reasons: Mapping[str, str]) -> None:
         """End the future of a unit that ended; forget the task of one that was lost. ``reasons``
         say why a task in the queue, such as ``17_3``, waits."""
         exit_code = unit.folder / EXIT_CODE
@@ -165,7 +165,7 @@ class SlurmExecutor:
             elif unit.job:
                 self.lose(unit, "its task left the queue without a result")
 
-    def lose(self, unit: QueuedUnit, why: str) -> None:
+    def lose(self, unit: _QueuedUnit, why: str) -> None:
         """Queue a unit again whose task ended without a result, unless that happened too often."""
         unit.job = ""
         (unit.folder / JOB).unlink(missing_ok=True)
@@ -174,7 +174,7 @@ class SlurmExecutor:
             message = last_lines(unit.folder) or "no message"
             unit.future.set_exception(WorkerFailed(f"{why}, {MAX_ATTEMPTS} times: {message}"))
 
-    def enqueue(self, units: list[QueuedUnit]) -> None:
+    def enqueue(self, units: list[_QueuedUnit]) -> None:
         if not units or self.stopped.is_set():
             return
         folders = [unit.folder for unit in units]
@@ -188,7 +188,7 @@ class SlurmExecutor:
             unit.job = f"{job}_{i}"
             replace_text(unit.folder / JOB, unit.job)
 
-    def ask_to_stop(self, units: list[QueuedUnit]) -> None:
+    def ask_to_stop(self, units: list[_QueuedUnit]) -> None:
         """Take waiting tasks off the queue; let running ones write a checkpoint and end."""
         jobs = [unit.job for unit in units if unit.job]
         if not jobs:

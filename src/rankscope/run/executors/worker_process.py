@@ -68,9 +68,9 @@ def run_worker(
     while failures < MAX_ATTEMPTS and kills < MAX_MEMORY_KILLS:
         if should_stop():
             return Interrupted.exit_code
-        before = memory_kills()
+        before = _memory_kills()
         worker = (start or start_worker)(folder, {**environment, **extra})
-        code = end_of(worker, should_stop, should_kill)
+        code = _end_of(worker, should_stop, should_kill)
         if code in STUDY_CODES or (code == OK and (folder / SEAL).is_file()):
             break
         is_killed = code == -signal.SIGKILL
@@ -79,7 +79,7 @@ def run_worker(
         if is_short and IS_SMALLER in message:
             extra = {}
             continue
-        if is_short or (is_killed and memory_kills() > before):
+        if is_short or (is_killed and _memory_kills() > before):
             kills += 1
         else:
             failures += 1
@@ -89,7 +89,7 @@ def run_worker(
     return code
 
 
-def memory_kills() -> int:
+def _memory_kills() -> int:
     """Processes that Linux has killed for lack of memory since it started."""
     with suppress(OSError):
         for line in VMSTAT.read_text(encoding="utf-8").splitlines():
@@ -118,7 +118,7 @@ def start_worker(folder: Path, environment: Mapping[str, str]) -> subprocess.Pop
         )
 
 
-def end_of(
+def _end_of(
     worker: Worker,
     should_stop: Callable[[], bool],
     should_kill: Callable[[], bool],

@@ -22,7 +22,7 @@ class SelfReplayStage(Stage[RowsToSample, "tuple[RowsToSample, list[list[int]]]"
     def missing(self, group: Group = ()) -> list[RowsToSample]:
         """Those not stored yet; no group has rows of its own."""
         ledger, wanted = self.context.ledger, self.context.study.rows_to_sample.values()
-        return [rows for rows in wanted if not ledger.artifacts(place_of(rows))]
+        return [rows for rows in wanted if not ledger.artifacts(_place_of(rows))]
 
     def run(
         self, model: Base, work: Sequence[RowsToSample]
@@ -40,17 +40,17 @@ class SelfReplayStage(Stage[RowsToSample, "tuple[RowsToSample, list[list[int]]]"
         with ledger.stage() as folder:
             file = folder / "rows.jsonl"
             file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            ledger.commit(artifacts=ledger.publish(file, place_of(rows)))
+            ledger.commit(artifacts=ledger.publish(file, _place_of(rows)))
 
 
-def place_of(rows: RowsToSample) -> str:
+def _place_of(rows: RowsToSample) -> str:
     return sampled_rows_path(rows.sha256)
 
 
-def stored_rows(ledger: Ledger, rows: RowsToSample) -> EncodedRows:
+def _stored_rows(ledger: Ledger, rows: RowsToSample) -> EncodedRows:
     """The rows that were sampled in place of their stand-ins. Raises IntegrityError if they are
     altered."""
-    lines = ledger.checked_path(place_of(rows)).read_text(encoding="utf-8").splitlines()
+    lines = ledger.checked_path(_place_of(rows)).read_text(encoding="utf-8").splitlines()
     return rows.sampled([json.loads(line)["ids"] for line in lines])
 
 
@@ -60,6 +60,6 @@ def use_sampled_rows(context: RunContext) -> None:
     run_stage(context, stage, context.base, stage.missing())
     wanted, data = context.study.rows_to_sample, context.study.data
     if wanted:
-        sampled = {name: stored_rows(context.ledger, rows) for name, rows in wanted.items()}
+        sampled = {name: _stored_rows(context.ledger, rows) for name, rows in wanted.items()}
         data = replace(data, replay_rows={**data.replay_rows, **sampled})
         context.study = replace(context.study, data=data)

@@ -126,7 +126,7 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
                     sha256 = write_weights(state, trial, trained.tuned, context.base.record, folder)
                     artifacts += context.ledger.publish(folder, weights_path(trial))
                 record = self.record(state, group, seconds, peak, sha256)
-                records.append(record_of(trial, record, state.spec))
+                records.append(_record_of(trial, record, state.spec))
         going_on = {record.trial_id for record in records} if trained.is_paused else set()
         before = self.keep_checkpoint(group, going_on)
         context.ledger.commit(records, artifacts, failures=failures)
@@ -167,7 +167,7 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
         )
 
 
-def record_of(trial: TrialSpec, record: TrainRecord, trained: TrialSpec) -> TrainRecord:
+def _record_of(trial: TrialSpec, record: TrainRecord, trained: TrialSpec) -> TrainRecord:
     """The record of ``trained``, as that of a slice of it."""
     if trial == trained:
         return record

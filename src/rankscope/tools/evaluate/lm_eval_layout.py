@@ -57,13 +57,13 @@ def write_lm_eval_layout(
             replace_text(folder / f"samples_{task}_{date}.jsonl", text)
 
 
-def model_name(model: str, request: EvalRequest) -> str:
+def _model_name(model: str, request: EvalRequest) -> str:
     return request.model if model == BASE else model
 
 
 def results_folder_name(model: str, request: EvalRequest) -> str:
     """A model's name as a folder of ``out``, which ``.`` and ``..`` are not."""
-    name = UNFIT_FOR_FOLDERS.sub("__", model_name(model, request))
+    name = UNFIT_FOR_FOLDERS.sub("__", _model_name(model, request))
     return name if name.strip(".") else "model"
 
 
@@ -130,7 +130,7 @@ def _summary(
             for name, rows in samples.items()
         },
         "model_source": "rankscope",
-        "model_name": model_name(model, request),
+        "model_name": _model_name(model, request),
         "model_name_sanitized": results_folder_name(model, request),
         "system_instruction": None,
         "fewshot_as_multiturn": None,

@@ -46,11 +46,11 @@ class Score(TaskInfo):
     other_base_forced: bool = False  # The adapter records another base
 
 
-class AllScores(Record):
+class _AllScores(Record):
     scores: tuple[Score, ...]
 
 
-class StoredResult(Record):
+class _StoredResult(Record):
     key: str
     table: str  # Path of the items, relative to the folder
     table_sha256: str
@@ -70,7 +70,7 @@ class ResultsFolder:
         if key in self._loaded or self.out is None or not (path := self._path(key)).is_file():
             return self._loaded.get(key)
         with reading(path, "what was written", IntegrityError, "remove it to score it again"):
-            stored = StoredResult.model_validate_json(path.read_bytes())
+            stored = _StoredResult.model_validate_json(path.read_bytes())
         table = self.out / stored.table
         if stored.key != key or not table.is_file() or sha256_file(table) != stored.table_sha256:
             raise IntegrityError(
@@ -94,16 +94,16 @@ class ResultsFolder:
         table.parent.mkdir(parents=True, exist_ok=True)
         (self.out / "results").mkdir(exist_ok=True)
         parquet = pa.BufferOutputStream()
-        pq.write_table(item_table(model, record, items), parquet)
+        pq.write_table(_item_table(model, record, items), parquet)
         replace_bytes(table, parquet.getvalue().to_pybytes())
-        stored = StoredResult(
+        stored = _StoredResult(
             key=key, table=relative, table_sha256=sha256_file(table), record=record
         )
         replace_text(self._path(key), stored.model_dump_json(indent=2) + "\n")
 
     def write_scores(self, scores: Sequence[Score]) -> None:
         if self.out is not None and scores:
-            text = AllScores(scores=tuple(scores)).model_dump_json(indent=2)
+            text = _AllScores(scores=tuple(scores)).model_dump_json(indent=2)
             replace_text(self.out / "scores.json", text + "\n")
 
     def _path(self, key: str) -> Path:
@@ -111,7 +111,7 @@ class ResultsFolder:
         return self.out / "results" / f"{key}.json"
 
 
-def item_table(model: str, record: EvalRecord, items: Sequence[ItemResult]) -> pa.Table:
+def _item_table(model: str, record: EvalRecord, items: Sequence[ItemResult]) -> pa.Table:
     """``ITEM_SCHEMA``'s columns, ``adapter`` and ``correct``.
 
     ``correct`` is null for likelihoods and other scores that are neither right nor wrong.

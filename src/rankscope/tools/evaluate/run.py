@@ -38,7 +38,7 @@ ACCURACIES = frozenset({"acc", "acc_norm", "acc_bytes", "exact_match"})
 
 
 @dataclass(frozen=True, slots=True)
-class EvalResult:
+class _EvalResult:
     scores: tuple[Score, ...]
     """Task by task, the base first, then adapters in the order of the request."""
     failed: tuple[str, ...]  # One sentence per model and task without finite likelihoods
@@ -66,7 +66,7 @@ class EvalResult:
 
 def score(
     request: EvalRequest, out: Path | None = None, reporter: ProgressReporter | None = None
-) -> EvalResult:
+) -> _EvalResult:
     """Score a model and its adapters on tasks; skip what ``out`` already holds.
 
     Everything is read and checked before anything is written. Then every task's results are written
@@ -119,10 +119,10 @@ def score(
         for model, info, record, change in scoring.comparisons(weights)
     ]
     results.write_scores(scores)
-    return EvalResult(tuple(scores), tuple(scoring.failed), scoring.num_new, tuple(notes), results)
+    return _EvalResult(tuple(scores), tuple(scoring.failed), scoring.num_new, tuple(notes), results)
 
 
-def paired_change(evaluation: Evaluation, base: Evaluation | None) -> Estimate | None:
+def _paired_change(evaluation: Evaluation, base: Evaluation | None) -> Estimate | None:
     """The change against the base, paired by items; None if the score is no mean of its items."""
     record, items = evaluation
     scores = np.array([item.score for item in items])
@@ -217,5 +217,5 @@ class Scoring:
                         model,
                         info.model_copy(update={"score_unit": unit}),
                         record,
-                        None if model == BASE else paired_change(evaluation, base),
+                        None if model == BASE else _paired_change(evaluation, base),
                     )

@@ -51,7 +51,7 @@ class EvalTask:
     """Results, and one sentence per model and task without finite likelihoods."""
 
 
-def evaluate_own(
+def _evaluate_own(
     task: LoadedTask, encoder: Encoder, request: EvalRequest, base: Base, models: Models
 ) -> tuple[Results, list[str]]:
     evaluations, failures = evaluate_with_failures(
@@ -86,9 +86,9 @@ def read_tasks(
         raise UserError("no tasks were given; expected names such as --tasks arc_easy,mmlu")
     own = [text for text in request.tasks if not text.startswith(LM_EVAL_PREFIX)]
     configs = [task_config(text, request.num_fewshot) for text in own]
-    check_given_once([config.name for config in configs])
+    _check_given_once([config.name for config in configs])
     tasks: list[EvalTask] = [
-        own_task(request, text, config, encoder, tokenizer_hash, context)
+        _own_task(request, text, config, encoder, tokenizer_hash, context)
         for text, config in zip(own, configs, strict=True)
     ]
     sources = [text for text in request.tasks if text.startswith(LM_EVAL_PREFIX)]
@@ -106,11 +106,11 @@ def read_tasks(
         allow_functions=request.trust_task_code,
     )
     tasks += [lm_eval_task(read_lm_eval_task(text, settings), tokenizer_hash) for text in sources]
-    check_given_once([name for task in tasks for name in task.infos])
+    _check_given_once([name for task in tasks for name in task.infos])
     return tasks
 
 
-def check_given_once(names: Sequence[str]) -> None:
+def _check_given_once(names: Sequence[str]) -> None:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise UserError(f"task {repeated[0]!r} is given twice in --tasks; give it once")
@@ -147,7 +147,7 @@ def task_config(text: str, num_fewshot: int | None) -> TaskConfig:
         raise UserError(f"task {text!r}: {reason_of(error)}") from error
 
 
-def own_task(
+def _own_task(
     request: EvalRequest,
     text: str,
     config: TaskConfig,
@@ -179,7 +179,7 @@ def own_task(
     )
     encoded = encode_split(encoder, task, request.split, context, request.settings)
     notes = truncation_notes(encoded, task, request.split, context, encoder)
-    evaluate = partial(evaluate_own, task, encoder, request)
+    evaluate = partial(_evaluate_own, task, encoder, request)
     return EvalTask(spec.name, {spec.name: info}, [*task.notes, *notes], evaluate)
 
 
