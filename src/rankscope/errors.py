@@ -12,7 +12,7 @@ import re
 import shutil
 import signal
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -40,27 +40,59 @@ part may be missing."""
 
 
 class RankscopeError(Exception):
-    """Base of every error Rankscope raises on purpose. Long lines are cut in their middle."""
+    """Base of every error Rankscope raises on purpose: where, what was found, what was expected and
+    what to do. Parts that do not apply are empty.
+
+    Args:
+        where: file and line, option, key of the study file, task or folder.
+        found: what is there, as a noun phrase.
+        expected: what could have been used, as a noun phrase.
+        do: how to go on, in the imperative.
+        faults: several faults of one thing, each an error or a sentence; ``found`` counts them.
+    """
 
     exit_code = BUG
 
-    def __init__(self, message: str) -> None:
-        super().__init__(shortened_lines(message))
+    def __init__(
+        self,
+        where: object = "",
+        found: str = "",
+        expected: str = "",
+        do: str = "",
+        faults: Sequence["RankscopeError | str"] = (),
+    ) -> None:
+        super().__init__(where, found, expected, do, faults)
+        self.where, self.found, self.expected, self.do = str(where), found, expected, do
+        self.faults = tuple(faults)
+
+    def __str__(self) -> str:
+        """``where: found X, expected Y; do Z``, with faults on lines of their own before ``do``.
+        Long lines are cut in their middle."""
+        wanted = f"expected {self.expected}" if self.expected else ""
+        met = ", ".join(part for part in (self.found and f"found {self.found}", wanted) if part)
+        text = ": ".join(part for part in (self.where, met) if part)
+        if not self.faults:
+            return shortened_lines("; ".join(part for part in (text, self.do) if part))
+        lines = [f"{text}:", *(f"  {fault}" for fault in self.faults), self.do]
+        return shortened_lines("\n".join(line for line in lines if line))
 
     def description(self) -> dict[str, object]:
-        """The error for ``--json``; a part that its first line does not show is None.
+        """The error for ``--json``; an empty part is None. Of several faults, the first one's."""
+        first = self.faults[0] if self.faults else None
+        one = first if isinstance(first, RankscopeError) else self
+        parts = {n: getattr(one, n) or getattr(self, n) or None for n in PARTS}
+        if not (parts["found"] or parts["expected"] or parts["do"]):  # one text, not yet in parts
+            parts = self._parts_of_text()
+        kind = type(self).__name__
+        return {"kind": kind, "message": str(self), **parts, "exit_code": self.exit_code}
 
-        A first line that ends in a colon is followed by faults, and by what to do about all of
-        them; the parts are those of the first fault.
-        """
+    def _parts_of_text(self) -> dict[str, str | None]:
         line, *others = str(self).splitlines() or [""]
         if line.endswith(":") and len(others) > 1 and not others[-1].startswith(" "):
             line = f"{others[0].strip()}; {others[-1]}"
         line = re.sub(r" \([^()]*\)", "", line)
         matches = {name: form.match(line) for name, form in PARTS.items()}
-        parts = {name: match and match[match.lastindex or 0] for name, match in matches.items()}
-        kind = type(self).__name__
-        return {"kind": kind, "message": str(self), **parts, "exit_code": self.exit_code}
+        return {name: match and match[match.lastindex or 0] for name, match in matches.items()}
 
 
 class UserError(RankscopeError):
