@@ -9,6 +9,7 @@ Shapes: m = out, n = in, d = min(m, n).
 import contextlib
 import os
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rankscope.hashing import sha256_tensors
+from rankscope.hashing import sha256_json, sha256_tensors
 from rankscope.models.fetch import cache_folder
 
 SMALLEST_STORED = 256  # Smallest d that is kept on disk: others take milliseconds
@@ -26,7 +27,6 @@ ROUNDED_FROM = 1024  # Smallest d whose vectors are rounded to 16 bits
 ROWS_PER_SCALE = 64  # Rows of a vector that share a scale when rounded
 INT16_STEPS = 32767  # Steps from 0 to a block's largest number in int16
 MAX_CACHE_BYTES = 20 * 1024**3  # On disk; the least recently used files go first
-PROBE_TOLERANCE = 5e-3  # Largest |W x - U S V^T x| / |W x| of an SVD of W on disk
 
 
 class SVD(NamedTuple):
@@ -140,28 +140,28 @@ def read_svd(path: Path, weight: Tensor) -> SVD | None:
     """The SVD in a cache file; None if the file is missing, damaged, or of another matrix."""
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key).to(weight.device) for key in file.keys()}  # noqa: SIM118
-        u, s, v = (
-            from_int16(tensors[key], tensors[f"{key}.scale"])
-            if tensors[key].dtype == torch.int16
-            else tensors[key]
-            for key in "USV"
-        )
-    except (SafetensorError, OSError, KeyError, RuntimeError):
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            written = (file.metadata() or {}).get("sha256")
+    except (SafetensorError, OSError):
         return None
-    m, n = weight.shape
-    if (u.shape, s.shape, v.shape) != ((m, len(s)), (min(m, n),), (n, len(s))):
+    # A damaged bit that leaves the format intact would move every cosine measured from then on.
+    if written != _checksum(path, tensors):
         return None
-    # One random vector through both catches bits that were damaged without breaking the format.
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(n, 1, generator=generator).to(u)
-    expected = at_least_float32(weight).to(u) @ x
-    gap = torch.linalg.vector_norm(expected - u @ (s[:, None] * (v.mT @ x)))
-    if not bool(gap <= PROBE_TOLERANCE * torch.linalg.vector_norm(expected)):
-        return None
+    on_device = {key: tensor.to(weight.device) for key, tensor in tensors.items()}
+    u, s, v = (
+        from_int16(on_device[key], on_device[f"{key}.scale"])
+        if on_device[key].dtype == torch.int16
+        else on_device[key]
+        for key in "USV"
+    )
     with contextlib.suppress(OSError):  # another user's file
         os.utime(path)
     return SVD(u, s, v)
+
+
+def _checksum(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Sha256 of the tensors of a file and of its name, the hash of the decomposed matrix."""
+    return sha256_json([path.stem, sha256_tensors(tensors)])
 
 
 def _write_svd(path: Path, decomposition: SVD) -> None:
@@ -174,7 +174,8 @@ def _write_svd(path: Path, decomposition: SVD) -> None:
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({key: t.cpu().contiguous() for key, t in tensors.items()}, aside)
+        tensors = {key: t.cpu().contiguous() for key, t in tensors.items()}
+        save_file(tensors, aside, metadata={"sha256": _checksum(path, tensors)})
         os.replace(aside, path)
     except (OSError, SafetensorError):
         with contextlib.suppress(OSError):
