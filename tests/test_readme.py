@@ -22,7 +22,7 @@ from rankscope.store import Ledger
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text("utf-8")
 PAGES = [
-    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LOG.md")),
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "LOG.md")),
     REPOSITORY / "llms.txt",
     *sorted((REPOSITORY / "docs").rglob("*.md")),
 ]
