@@ -116,8 +116,7 @@ class ConsoleReporter:
 
     def line(self, text: str, detail: str = "", style: str | None = None) -> None:
         shown = safe_text(shortened_lines(f"{text}  {detail}".rstrip()))
-        with contextlib.suppress(OSError):  # such as a full disk under a redirected output
-            self.console.print(shown, markup=False, highlight=False, soft_wrap=True, style=style)
+        self.console.print(shown, markup=False, highlight=False, soft_wrap=True, style=style)
 
 
 LOG = "log.jsonl"  # Where a run writes its events, in its folder

@@ -122,8 +122,32 @@ def test_a_report_on_a_full_disk_keeps_the_old_one(starved: Starved, tmp_path: P
     assert (out / "report.html").read_text() == "old"
 
 
-def test_an_output_that_takes_no_more_stops_no_study(starved: Starved, tmp_path: Path) -> None:
-    """Progress into a file on a full disk is lost; a result that cannot be printed is code 3."""
+NO_READER = {
+    "a pipe nobody reads": "reader, pipe = os.pipe(); os.close(reader); os.dup2(pipe, {0})",
+    "a closed terminal": "other, pty = os.openpty(); os.close(other); os.dup2(pty, {0})",
+    "closed": "os.close({0}); sys.{1} = None",  # as Python begins with ``>&-``
+}
+
+
+@pytest.mark.parametrize("gone", NO_READER.values(), ids=NO_READER)
+def test_outputs_without_a_reader_stop_no_command(
+    starved: Starved, tmp_path: Path, gone: str
+) -> None:
+    launcher, file, out = starved.launcher, starved.reference.file, tmp_path / "out"
+    lost = "; ".join(gone.format(*stream) for stream in ((2, "stderr"), (1, "stdout")))
+    without = f"import os, sys; {lost}; {COMMAND}"
+    launcher.start("run", file, "--out", out, code=without)
+    assert launcher.outcome().code == 0
+    assert starved.reference.differs(out) == ""
+    for verb in ("status", "verify", "report"):
+        launcher.start(verb, out, *(["--json"] if verb == "status" else []), code=without)
+        assert launcher.outcome().code == 0, verb
+    launcher.start("status", tmp_path, code=without)
+    assert launcher.outcome().code == 2
+
+
+def test_a_full_disk_below_an_output(starved: Starved, tmp_path: Path) -> None:
+    """Progress is lost; a result that cannot be printed is code 3."""
     onto_full = "import os; os.dup2(os.open('/dev/full', os.O_WRONLY), {}); " + COMMAND
     launcher, file, out = starved.launcher, starved.reference.file, tmp_path / "out"
     launcher.start("run", file, "--out", out, code=onto_full.format(2))

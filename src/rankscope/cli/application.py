@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer import Argument, Option
 
-from rankscope.cli.terminal import Reply, print_json, print_message, protect_terminal
+from rankscope.cli.terminal import Reply, discard, print_json, print_message, protect_terminal
 from rankscope.errors import (
     BAD_INPUT,
     BUG,
@@ -177,10 +177,10 @@ def run_command_line(words: Sequence[str] | Callable[[], Sequence[str]]) -> int:
         if code != INTERRUPTED:
             return code or 0
         known = Interrupted(INTERRUPTED_EARLY)
-    with suppress(OSError):  # such as a full disk under a redirected output
-        if as_json:
+    if as_json:
+        with suppress(OSError):  # such as a full disk under a redirected output
             print_json({"error": known.description()})
-        print_message(f"error: {known}", "red")
+    print_message(f"error: {known}", "red")
     return known.exit_code
 
 
@@ -250,7 +250,7 @@ def main(*, is_starter: bool = False) -> NoReturn:
         try:
             stream.flush()
         except OSError:  # Python would try again at its end, and replace the code
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            discard(stream)
     if is_starter:  # in a worker: to take the imports apart would copy the starter's memory
         os._exit(code)
     sys.exit(code)

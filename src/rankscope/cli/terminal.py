@@ -2,16 +2,18 @@
 
 Nothing that is printed can steer the terminal: control characters of paths, data and messages are
 replaced on their way out, whoever prints them. Rankscope's own text passes through two consoles,
-what libraries print through :class:`HarmlessStream`.
+what libraries print through :class:`HarmlessStream`. A reader that goes away ends no study.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+import stat
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, TextIO, cast
 
@@ -83,9 +85,58 @@ class HarmlessStream:
         return getattr(self.rich_proxied_file, name)
 
 
+class _PatientStream:
+    """A standard stream that outlives its reader: a closed pipe or terminal takes no more text.
+
+    Any other error, such as a full disk, is raised only if the text ``must_arrive``.
+    """
+
+    def __init__(self, inner: TextIO, *, must_arrive: bool) -> None:
+        self.inner, self.must_arrive = inner, must_arrive
+
+    def write(self, text: str) -> int:
+        self._attempt(lambda: self.inner.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self.inner.flush)
+
+    def _attempt(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except OSError as error:
+            number = self.inner.fileno()
+            is_terminal = stat.S_ISCHR(os.fstat(number).st_mode)  # isatty denies a closed one
+            if error.errno == errno.EPIPE or (error.errno == errno.EIO and is_terminal):
+                discard(self.inner)
+            elif self.must_arrive:
+                raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def discard(stream: TextIO) -> None:
+    """Let a stream's file be /dev/null from now on, also for what is buffered."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
+
 def protect_terminal() -> None:
     """Let everything that this process prints from now on pass through one of the two ways."""
-    sys.stdout, sys.stderr = (cast(TextIO, HarmlessStream(f)) for f in (sys.stdout, sys.stderr))
+    # A file that is opened later would get the number of a closed stream, and what is printed.
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed as Python began
+            mode = "r" if name == "stdin" else "w"
+            null = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(null, mode, encoding="utf-8"))
+        if name != "stdin":
+            patient = _PatientStream(getattr(sys, name), must_arrive=name == "stdout")
+            setattr(sys, name, HarmlessStream(cast(TextIO, patient)))
 
 
 def print_json(value: object) -> None:
@@ -109,10 +160,8 @@ def print_line(text: str, style: str | None = None) -> None:
 
 
 def print_message(text: str, style: str | None = None) -> None:
-    """Print text that is not a result, to standard error, if that takes any: it may be a file on a
-    full disk."""
-    with suppress(OSError):
-        _print(err_console, text, style)
+    """Print text that is not a result, to standard error."""
+    _print(err_console, text, style)
 
 
 def _print(where: Console, text: str, style: str | None) -> None:
