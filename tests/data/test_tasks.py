@@ -489,3 +489,117 @@ def test_one_reason_for_many_rows_is_given_once(tmp_path: Path) -> None:
         f"  {path}, row 1: scorer 'option_text' needs rows with choices and an answer",
         "  ... and 8 more for the same reason",
     ]
+
+
+# --- texts with labels, and columns -------------------------------------------------------------
+
+
+def table_task(path: Path, columns: dict[str, list[object]], **config: object) -> LoadedTask:
+    rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+    return load_task(TaskConfig(name="mine", train=own_file(path, rows), **config), None, 0)
+
+
+TEXTS = [f"mail {n}" for n in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["spam", "ham"], ("ham", "spam")),
+        ([10, 9, 8, 1], ("1", "8", "9", "10")),
+        (["1", " 0"], ("0", "1")),
+        ([-1, 0, 1, 1], ("-1", "0", "1")),
+        ([True, False], ("false", "true")),
+        ([1.0, 2.0], ("1.0", "2.0")),
+    ],
+)
+def test_a_text_with_a_label_is_a_classification(
+    tmp_path: Path, labels: list[object], classes: tuple[str, ...]
+) -> None:
+    given = labels * (40 // len(labels))
+    task = table_task(tmp_path / "d.jsonl", {"text": TEXTS, "label": given})
+    assert (task.row_shape, task.spec.scorer) == ("text and label", "option_text")
+    assert task.spec.chance == pytest.approx(1 / len(classes))
+    for item in (*task.train, *task.validation, *task.test):
+        number = int(item.question.split()[1])
+        label = given[number]
+        assert item.prompt == f"Text: mail {number}\nLabel:"
+        assert item.choices == classes
+        assert item.completion == str(label).strip().lower() == item.choices[item.answer]
+    listed = ", ".join(map(repr, classes))
+    assert f"mine: a classification, whose options are the labels {listed}" in task.notes
+
+
+@pytest.mark.parametrize(
+    ("labels", "note"),
+    [
+        ([f"intent {n % 30}" for n in range(40)], "the labels are too many, or too rare"),
+        ([n / 8 for n in range(40)], "40 of 40 answers are numbers"),
+        ([0.5, 1.5] * 20, "40 of 40 answers are numbers"),
+        (["same"] * 40, "the labels are too many, or too rare"),
+    ],
+)
+def test_free_labels_are_written_answers(tmp_path: Path, labels: list[object], note: str) -> None:
+    task = table_task(tmp_path / "d.jsonl", {"text": TEXTS, "label": labels})
+    assert (task.row_shape, task.spec.scorer) == ("text and label", "loss")
+    assert {item.completion for item in task.train} <= set(map(str, labels))
+    assert any(note in text for text in task.notes)
+
+
+def test_a_classification_by_columns_of_other_names(tmp_path: Path) -> None:
+    columns: dict[str, list[object]] = {
+        "id": [*range(40)],
+        "mail": TEXTS,
+        "folder": ["a", "b"] * 20,
+    }
+    fields = {"text": "mail", "label": "folder"}
+    task = table_task(tmp_path / "d.jsonl", columns, fields=fields, scorer="option_letter")
+    assert task.test[0].prompt.endswith("\nA. a\nB. b\nAnswer:")
+    assert "mine: nothing uses the columns 'id'" in task.notes
+
+
+def test_a_label_that_no_training_row_has(tmp_path: Path) -> None:
+    rows = [{"text": text, "label": "ab"[n % 2]} for n, text in enumerate(TEXTS)]
+    other = [{"text": "new", "label": "c"}, {"text": "old", "label": "a"}]
+    files = {
+        name: own_file(tmp_path / f"{name}.jsonl", part)
+        for name, part in (("train", rows[:20]), ("validation", rows[20:]), ("test", other))
+    }
+    with pytest.raises(UserError, match=r"found the label 'c', expected one of the training rows'"):
+        load_task(TaskConfig(name="mine", **files), None, 0)
+    del files["train"]
+    task = load_task(TaskConfig(name="mine", **files, on_bad_rows="drop"), None, 0)
+    assert task.test[0].choices == ("a", "b", "c")
+
+
+def test_perplexity_is_of_the_text_alone(tmp_path: Path) -> None:
+    columns: dict[str, list[object]] = {"text": TEXTS, "label": ["a", "b"] * 20}
+    task = table_task(tmp_path / "d.jsonl", columns, scorer="perplexity")
+    assert (task.row_shape, task.test[0].prompt) == ("text", "")
+    assert "mine: nothing uses the columns 'label'" in task.notes
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "unused"),
+    [
+        ({"text": "t{n}", "mood": "m"}, {}, "'mood'; 'fields: {text: text, label: COLUMN}' makes"),
+        ({"prompt": "p{n}", "completion": "c", "label": True, "id": 3}, {}, "'label', 'id'"),
+        ({"question": "q{n}", "answer": "a", "hint": "h", "id": 3},
+         {"prompt": "{question} {hint}"}, "'id'"),
+        ({"instruction": "i{n}", "context": "x", "response": "o"}, {}, ""),
+        ({"question": {"stem": "q{n}", "choices": [{"label": "A", "text": "x"},
+          {"label": "B", "text": "y"}]}, "answerKey": "A", "id": "x"}, {}, "'id'"),
+        ({"question": "q{n}", "a": "x", "b": "y", "key": 1, "c": "z"},
+         {"fields": {"question": "question", "choices": ["a", "b"], "answer": "key"}}, "'c'"),
+        ({"messages": [{"role": "user", "content": "{n}"}, {"role": "assistant", "content": "x"}],
+          "tools": []}, {}, "'tools'"),
+        ({"text": "t{n}", **{f"c{n}": 0 for n in range(9)}}, {}, "'c6', 'c7', ...; 'fields"),
+    ],
+)  # fmt: skip
+def test_columns_that_nothing_uses_are_named(
+    tmp_path: Path, row: dict[str, object], settings: dict[str, object], unused: str
+) -> None:
+    rows = [json.loads(json.dumps(row).replace("{n}", str(n))) for n in range(20)]
+    config = TaskConfig(name="mine", train=own_file(tmp_path / "d.jsonl", rows), **settings)
+    notes = [note for note in load_task(config, None, 0).notes if "nothing uses" in note]
+    assert [unused in note for note in notes] == [True] * bool(unused)

@@ -51,7 +51,15 @@ MetricName = Annotated[str, RegisteredName(primary_metric_names)]
 StopText = Annotated[str, AfterValidator(check_stop)]
 Pattern = Annotated[str, AfterValidator(_check_pattern)]
 ShapeField = Literal[
-    "question", "choices", "answer", "subject", "prompt", "completion", "messages", "text"
+    "question",
+    "choices",
+    "answer",
+    "subject",
+    "prompt",
+    "completion",
+    "messages",
+    "text",
+    "label",
 ]
 
 

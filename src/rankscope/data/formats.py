@@ -1,9 +1,10 @@
 """The shapes of rows, recognized by their fields, and a reader for each.
 
 All rows of a file have the shape of its first row. Recognized shapes: chat (``messages``, or the
-``conversations`` of ShareGPT), ``prompt`` + ``completion`` (text or messages), ``text``, alpaca
-(``instruction``, ``input``, ``output``), multiple choice (``question``, ``choices``, ``answer``),
-question with a written answer, and the shapes of published data sets (``hub_formats.py``).
+``conversations`` of ShareGPT), ``prompt`` + ``completion`` (text or messages), ``text``, ``text`` +
+``label``, alpaca (``instruction``, ``input``, ``output``), multiple choice (``question``,
+``choices``, ``answer``), question with a written answer, and the shapes of published data sets
+(``hub_formats.py``).
 """
 
 import re
@@ -11,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rankscope.config.section import short_repr
 from rankscope.data import hub_formats
 from rankscope.data.bad_rows import MAX_REASON, RejectedRow
-from rankscope.data.items import Message
+from rankscope.data.items import LETTERS, Message
 from rankscope.data.rows import (
     QUESTION_PROMPT,
     BadRow,
@@ -28,6 +30,7 @@ from rankscope.data.rows import (
 from rankscope.data.sources import RawRow
 from rankscope.errors import UserError, did_you_mean, reason_of
 
+LABELED_PROMPT = "Text: {question}\nLabel:"
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 
 RowReader = Callable[[RawRow], RowContent]
@@ -76,6 +79,13 @@ def _read_plain_text(row: RawRow) -> RowContent:
     return RowContent(question="", completion=completion_field(row, "text"))
 
 
+def _read_labeled_text(row: RawRow) -> RowContent:
+    """A text with its label as a written answer; ``_as_options`` makes options of few labels."""
+    label = row.fields["label"]
+    text = str(label).lower() if isinstance(label, bool) else completion_field(row, "label").strip()
+    return RowContent(text_field(row, "text"), text, reference=text, template=LABELED_PROMPT)
+
+
 def _read_alpaca(row: RawRow) -> RowContent:
     """Alpaca, and Dolly, which calls input and output ``context`` and ``response``."""
     parts = [
@@ -116,6 +126,9 @@ class Shape:
     """Further condition on the fields."""
 
 
+LABELED_TEXT = "text and label"
+PLAIN_TEXT = Shape("text", frozenset({"text"}), _read_plain_text)
+
 # The first match is taken, so narrower shapes come before wider ones.
 SHAPES: tuple[Shape, ...] = (
     Shape("messages", frozenset({"messages"}), _read_chat),
@@ -141,7 +154,8 @@ SHAPES: tuple[Shape, ...] = (
     Shape("yes or no", frozenset({"question", "answer"}), hub_formats.read_yes_no,
           lambda fields: isinstance(fields["answer"], bool)),
     Shape("question and answer", frozenset({"question"}), _read_written_answer),
-    Shape("text", frozenset({"text"}), _read_plain_text),
+    Shape(LABELED_TEXT, frozenset({"text", "label"}), _read_labeled_text),
+    PLAIN_TEXT,
 )  # fmt: skip
 
 
@@ -160,10 +174,27 @@ class ParsedFile:
     rows: tuple[tuple[RawRow, RowContent], ...]
     rejected: tuple[RejectedRow, ...]
     shape: str  # Name of the shape of all rows
+    unread: tuple[str, ...]  # Fields of the rows that nothing reads, except prompt templates
 
 
 FieldNames = Mapping[str, str | list[str]]
 """Field of a shape -> the row's name for it, or the names of several fields that form a list."""
+
+
+class _NotedFields(dict[str, Any]):
+    """The fields of a row; ``read`` collects the names of those that a reader takes."""
+
+    def __init__(self, fields: Mapping[str, Any], read: set[str]) -> None:
+        super().__init__(fields)
+        self._read = read
+
+    def __getitem__(self, name: str) -> Any:
+        self._read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self._read.add(name)
+        return super().get(name, default)
 
 
 def _rename_fields(row: RawRow, names: FieldNames) -> RawRow:
@@ -184,6 +215,51 @@ def _rename_fields(row: RawRow, names: FieldNames) -> RawRow:
     return RawRow(row.location, row.number, fields)
 
 
+def parse_files(
+    files: Mapping[str, Sequence[RawRow]],
+    names: FieldNames | None = None,
+    shapes: Sequence[Shape] = (),
+) -> dict[str, ParsedFile]:
+    """The rows of a task by split file, as :func:`parse_rows` reads them; if they are texts with
+    few labels, a classification: the options are the labels."""
+    parsed = {file: parse_rows(rows, names=names, shapes=shapes) for file, rows in files.items()}
+    if {file.shape for file in parsed.values()} != {LABELED_TEXT}:
+        return parsed
+    # A label that no training row has cannot be learned.
+    learned = [parsed["train"]] if "train" in parsed else parsed.values()
+    classes = _classes([content.completion for file in learned for _, content in file.rows])
+    return {name: _as_options(file, classes) for name, file in parsed.items() if classes} or parsed
+
+
+def _classes(labels: Sequence[str]) -> tuple[str, ...]:
+    """The options of a classification: 2 to 26 labels, each of two rows on average and none a
+    fraction. Other labels are free texts or measurements, and there are no options."""
+    distinct = set(labels)
+    if not 2 <= len(distinct) <= min(len(LETTERS), len(labels) / 2):
+        return ()
+    if any(re.fullmatch(r"-?[0-9]*\.[0-9]*[1-9]", label) for label in distinct):
+        return ()
+    are_counts = all(re.fullmatch(r"-?[0-9]{1,9}", label) for label in distinct)
+    return tuple(sorted(distinct, key=int if are_counts else str))
+
+
+def _as_options(file: ParsedFile, classes: tuple[str, ...]) -> ParsedFile:
+    rows: list[tuple[RawRow, RowContent]] = []
+    rejected = list(file.rejected)
+    for row, content in file.rows:
+        label = content.completion
+        if label in classes:
+            answer = classes.index(label)
+            rows.append((row, replace(content, choices=classes, answer=answer)))
+        else:
+            known = ", ".join(map(short_repr, classes))
+            reason = (
+                f"found the label {short_repr(label)}, expected one of the training rows' {known}"
+            )
+            rejected.append(RejectedRow.of(row, BadRow(reason)))
+    return replace(file, rows=tuple(rows), rejected=tuple(rejected))
+
+
 def parse_rows(
     rows: Sequence[RawRow], *, names: FieldNames | None = None, shapes: Sequence[Shape] = ()
 ) -> ParsedFile:
@@ -195,7 +271,10 @@ def parse_rows(
     parsed: list[tuple[RawRow, RowContent]] = []
     rejected: list[RejectedRow] = []
     expected: Shape | None = None
+    fields: dict[str, None] = {}
+    read: set[str] = set()
     for original in rows:
+        fields.update(dict.fromkeys(original.fields))
         try:
             if original.problem:
                 raise BadRow(original.problem)
@@ -206,7 +285,7 @@ def parse_rows(
             if shape is not expected and (shape is None or shape.read != expected.read):
                 found = f"the shape {shape.name!r}" if shape else f"the fields {_field_names(row)}"
                 raise BadRow(f"found {found}, expected {expected.name!r} as in {first}")
-            content = expected.read(row)
+            content = expected.read(replace(row, fields=_NotedFields(row.fields, read)))
             parsed.append((row, replace(content, fields={**original.fields, **row.fields})))
         except NoCompletion as error:
             renamed = NoCompletion(str((names or {}).get(error.field, error.field)))
@@ -215,7 +294,10 @@ def parse_rows(
             rejected.append(RejectedRow.of(original, error))
         except RecursionError as error:  # raised where its value is compared or shown
             rejected.append(RejectedRow.of(original, BadRow(reason_of(error))))
-    return ParsedFile(tuple(parsed), tuple(rejected), expected.name if expected else "")
+    for name in (names or {}).values():
+        read.update(name if isinstance(name, list) else [name])
+    unread = tuple(name for name in fields if name not in read)
+    return ParsedFile(tuple(parsed), tuple(rejected), expected.name if expected else "", unread)
 
 
 def _field_names(row: RawRow) -> str:

@@ -29,7 +29,7 @@ def read_labeled_choices(row: RawRow) -> RowContent:
     files ``question`` is {stem, choices}.
     """
     inner = row.fields.get("question")
-    fields = {**row.fields, **inner} if isinstance(inner, Mapping) else row.fields
+    fields = inner if isinstance(inner, Mapping) else row.fields
     name = next((key for key in ("stem", "question_stem") if key in fields), "question")
     question = text_field(RawRow(row.location, row.number, fields), name)
     choices = fields.get("choices")
@@ -40,7 +40,7 @@ def read_labeled_choices(row: RawRow) -> RowContent:
     )
     if not isinstance(texts, list) or not isinstance(labels, list) or len(texts) != len(labels):
         raise BadRow("choices must have 'text' and 'label', lists of equal length")
-    key = fields.get("answerKey")
+    key = row.fields.get("answerKey")
     if is_missing(key):
         raise NoCompletion("answerKey")
     if key not in labels:

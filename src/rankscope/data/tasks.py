@@ -1,7 +1,8 @@
 """``load_task``: reads, checks, renders and splits one task."""
 
+import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from rankscope.config.task import TaskConfig
 from rankscope.data.bad_rows import RejectedRow, RowPolicy
 from rankscope.data.contamination import Contamination, find_contamination
 from rankscope.data.fewshot import ExamplePool, example_pool, remove_pool_rows, with_fewshot
-from rankscope.data.formats import ParsedFile, parse_rows
+from rankscope.data.formats import LABELED_TEXT, PLAIN_TEXT, ParsedFile, parse_files
 from rankscope.data.items import Item, Message
 from rankscope.data.numbers import is_number
 from rankscope.data.prompts import make_item
@@ -29,6 +30,8 @@ NUMERIC_SHARE = 0.95
 
 KEY_LENGTH = 12
 """Hex digits in the id of an own row: 48 bits, and rows with equal digits are numbered."""
+
+MAX_COLUMNS = 8  # Most names of unused columns in a note
 
 # Purposes of the draws. They are part of the seed: another text would draw other items.
 VALIDATION_ITEMS_DRAW = "selection items"
@@ -143,7 +146,9 @@ def read_task_items(
     spec, own_data = located.spec, located.spec is None
     names = {str(field): name for field, name in (config.fields or {}).items()} or None
     shapes = () if spec is None else spec.shapes
-    parsed = {file: parse_rows(rows, names=names, shapes=shapes) for file, rows in files.items()}
+    if "perplexity" in (config.name, config.scorer):  # of a text, whatever else is in its row
+        shapes = (*shapes, PLAIN_TEXT)
+    parsed = parse_files(files, names, shapes)
     policy = RowPolicy(config.name, config.on_bad_rows, own_data)
     num_rows = sum(map(len, files.values()))
     contents = [content for file in parsed.values() for _, content in file.rows]
@@ -169,6 +174,9 @@ def read_task_items(
     _check_inline_options(spec, config, items)
     if rejected:
         notes.append(policy.note(rejected, num_rows))
+    shape = next(file.shape for file in parsed.values() if file.rows)
+    if own_data:
+        notes += _column_notes(spec, parsed, shape, contents[0])
     if own_data and (
         ambiguous := sum(duplicate_choice(content.choices) is not None for content in contents)
     ):
@@ -178,10 +186,31 @@ def read_task_items(
             f"{spec.name}: subjects left out because the study trains on them: "
             f"{', '.join(sorted(excluded))}"
         )
-    shape = next(file.shape for file in parsed.values() if file.rows)
     return _TaskItems(
         spec, items, source, own_data, shape, len(rejected), tuple(notes), are_numbers
     )
+
+
+def _column_notes(
+    spec: TaskSpec, parsed: Mapping[str, ParsedFile], shape: str, first: RowContent
+) -> Iterator[str]:
+    """How the columns of own rows were understood: the options of a classification, and the columns
+    that nothing uses."""
+    if shape == LABELED_TEXT and first.choices:
+        labels = ", ".join(map(short_repr, first.choices))
+        yield f"{spec.name}: a classification, whose options are the labels {labels}"
+    elif shape == LABELED_TEXT and spec.scorer == "loss":
+        yield (
+            f"{spec.name}: the labels are too many, or too rare, to be options: they are learned "
+            "as written answers; 'scorer: exact_match' in the task counts those that are right"
+        )
+    in_prompt = set(re.findall(r"\{(\w+)\}", spec.prompt))
+    unread = dict.fromkeys(name for file in parsed.values() for name in file.unread)
+    if unused := [short_repr(name) for name in unread if name not in in_prompt]:
+        columns = ", ".join(unused[:MAX_COLUMNS]) + ", ..." * (len(unused) > MAX_COLUMNS)
+        hint = "; 'fields: {text: text, label: COLUMN}' makes a classification"
+        is_text = shape == PLAIN_TEXT.name and spec.scorer == "loss"
+        yield f"{spec.name}: nothing uses the columns {columns}{hint if is_text else ''}"
 
 
 def _make_items(
