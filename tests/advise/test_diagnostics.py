@@ -2,16 +2,13 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from advice import advise, texts
 from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.recommend import recommend
-from rankscope.records import (
-    AdviceMessage,
-    StudyRecords,
-    TaskAdvice,
-)
+from rankscope.records import BASE, AdviceMessage, StudyRecords, TaskAdvice
 
 
 def diagnostics(study: StudyRecords) -> list[AdviceMessage]:
@@ -193,3 +190,41 @@ def test_ranks_without_order_are_named() -> None:
     jagged = {2: 0.9, 4: 0.5, 8: 0.9, 16: 0.5, 32: 0.75, 64: 0.7}
     advice = advise(Truth(ranks=tuple(jagged), accuracy=lambda r, lr: jagged[r or 2], retention=()))
     assert "No pattern across ranks" in texts(advice, "diagnostic")
+
+
+@pytest.mark.parametrize("measure", ["accuracy", "log-probability"])
+def test_a_second_seed_that_forgets_more_does_not_take_the_warning_away(measure: str) -> None:
+    """Two seeds that lose 19 and 27 points: one degree of freedom, so the interval holds zero."""
+    seen = {}
+    for seeds in ((0,), (0, 1)):
+        study = synthetic_study(Truth(ranks=(8,), full_lrs=(), seeds=seeds, base_other=0.8))
+        (task,) = [t for t in study.tasks if t.name == "general"]
+        items = dict(study.items)
+        base = items[BASE, "general", "test"]
+        right = np.flatnonzero(base.scores)
+        for trial, lost in zip(study.trials, (77, 109), strict=False):
+            # In nats on every eighth item: 400 items, of which the base answers about 320 right.
+            scores = base.scores.copy()
+            scores[right[:lost]] = 0.0
+            gold = base.gold_logprobs - np.where(scores < base.scores, lost / 40, 0.0)
+            found = dataclasses.replace(base, scores=scores, gold_logprobs=gold)
+            items[trial.spec.trial_id, "general", "test"] = found
+        chance = 0.25 if measure == "accuracy" else 1.0  # else the base is not above chance
+        tasks = tuple(
+            t.model_copy(update={"chance": chance}) if t is task else t for t in study.tasks
+        )
+        (advice,) = recommend(dataclasses.replace(study, items=items, tasks=tasks)).advice
+        (arm,) = advice.arms
+        forgetting = arm.forgetting if measure == "accuracy" else arm.logprob_forgetting
+        assert forgetting is not None
+        assert forgetting.is_above(0) == (len(seeds) == 1)
+        (check,) = [c for c in advice.checks if c.name == "retention"]
+        seen[len(seeds)] = (texts(advice, "diagnostic"), check, advice.explanation)
+    assert "Over-forgetting" in seen[1][0]
+    assert "Over-forgetting" in seen[2][0]
+    if measure == "accuracy":
+        assert "loses 23.2 points" in seen[2][0]
+        assert "Each of 2 seeds clearly lost retention by its items" in seen[2][1].text
+        assert "−23.2 points, a clear loss in each seed" in seen[2][2]
+    else:
+        assert seen[1][1].status == seen[2][1].status == "bad"

@@ -12,13 +12,13 @@ import numpy as np
 
 from rankscope.advise.retention import (
     RetentionScale,
-    has_gold_logprobs,
+    logprob_scale,
+    mean_fall,
     net_gain,
     retained_tasks,
     retention_scale,
-    retention_tasks,
+    shown_scale,
 )
-from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.matching import (
     ScoreKind,
     align_scores,
@@ -26,7 +26,6 @@ from rankscope.advise.statistics.matching import (
     mean_estimate,
     score_difference,
     stored_scores,
-    trials_with_all_scores,
 )
 from rankscope.advise.statistics.significance import holm
 from rankscope.records import (
@@ -175,7 +174,7 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
     done = finished_trials(trials)
     trained = [t.train for t in trials if t.train is not None]
     scale = retention_scale(study, spec.task)
-    own = RetentionScale("points", retention_tasks(study, spec.task))
+    own = shown_scale(study, spec.task)
     retained = retained_tasks(study.tasks, spec.task)
     names, others = {t.name for t in retained}, {t.name for t in transfer_tasks(study, spec.task)}
     changes = {
@@ -186,10 +185,9 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
     }
     transfer = {name: change for name, change in changes.items() if name in others}
     family = _adjusted_within_family(list(transfer.values()))
-    in_nats = tuple(t for t in retained if has_gold_logprobs(study, t.name))
-    forgetting = _fall(study, done, own)
+    forgetting = mean_fall(study, done, own)
     is_own = scale.tasks == own.tasks and scale.measure == "score" and scale.factors is None
-    weighed_forgetting = forgetting if is_own else _fall(study, done, scale)
+    weighed_forgetting = forgetting if is_own else mean_fall(study, done, scale)
     weights = study.config.objective.weights
     counts = weights[1] and weighed_forgetting is not None
     return ArmSummary(
@@ -213,33 +211,13 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
         forgetting=forgetting,
         weighed_forgetting=weighed_forgetting,
         net_gain=net_gain(study, spec.task, done, None, weights) if counts else None,
-        logprob_forgetting=_fall(study, done, RetentionScale("nats", in_nats, "gold_logprob")),
+        logprob_forgetting=mean_fall(study, done, logprob_scale(study, spec.task)),
         transfer=dict(zip(transfer, family, strict=True)),
         retention={name: change for name, change in changes.items() if name in names},
         trainable_parameters=trained[0].trainable_parameters if trained else 0,
         seconds=float(np.mean([t.seconds for t in trained])) if trained else None,
         peak_memory_bytes=max((t.peak_memory_bytes for t in trained), default=None),
     )
-
-
-def _fall(study: StudyRecords, done: list[TrialRecords], scale: RetentionScale) -> Estimate | None:
-    """Base minus tuned, mean over the scored tasks, over the trials that have all their scores.
-
-    The tasks share the seeds, so each trained model must be the same row in every task.
-    """
-
-    def pairs_of(trials: list[TrialRecords]) -> dict[str, Comparison]:
-        compared = {
-            t.name: compared_scores(study, trials, None, t.name, scale.measure) for t in scale.tasks
-        }
-        return {name: pair for name, pair in compared.items() if pair is not None}
-
-    known = pairs_of(done)
-    pairs = pairs_of(trials_with_all_scores(study, done, list(known)))
-    if not pairs or len(pairs) < len(known):
-        return None
-    shares = [scale.factor(name) / len(pairs) for name in pairs]
-    return -weighted_estimate(list(pairs.values()), shares)
 
 
 def _validation_fall(

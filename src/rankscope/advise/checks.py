@@ -105,6 +105,11 @@ def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
             **numbers,
         )
     if subject is not None and forgetting is not None and not results.is_settled(subject.summary):
+        if results.forgot_in_each_seed(subject.summary):
+            seeds, value = Counted(subject.summary.seeds, "seed"), "forgetting in each seed"
+            return trust_check(
+                "retention.each_seed", "weak", value, forgetting=forgetting, trained=seeds
+            )
         value = f"forgetting unclear (change of {forgetting:range})"
         return trust_check("retention.wide", "weak", value, forgetting=forgetting)
     if by_logprob:

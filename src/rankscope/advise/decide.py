@@ -180,6 +180,8 @@ def _retention(results: TaskResults, arm: ArmSummary) -> str:
     forgetting = results.shown_forgetting(arm)
     assert forgetting is not None
     name = "retention" if results.is_settled(arm) else "retention_unsettled"
+    if name != "retention" and results.forgot_in_each_seed(arm):
+        name = "retention_each_seed"
     return clause(name, forgetting=forgetting)
 
 

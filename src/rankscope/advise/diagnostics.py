@@ -7,7 +7,7 @@ from scipy import stats
 
 from rankscope.advise.arms import Arm
 from rankscope.advise.messages import Counted, Field, Measured, arm_name, message
-from rankscope.advise.retention import retention_tasks
+from rankscope.advise.retention import retention_tasks, shown_scale
 from rankscope.advise.select import Candidate
 from rankscope.advise.statistics.significance import ALPHA
 from rankscope.advise.task_results import TaskResults
@@ -82,7 +82,10 @@ def _negative_transfer(results: TaskResults, subject: Arm) -> Iterator[AdviceMes
 def _over_forgetting(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
     arm = subject.summary
     forgetting = arm.forgetting
-    if forgetting is None or not forgetting.is_above(0) or arm.gain is None:
+    if forgetting is None or arm.gain is None:
+        return
+    own = shown_scale(results.study, results.task)
+    if not (forgetting.is_above(0) or results.forgot_in_each_seed(arm, own)):
         return
     tasks = retention_tasks(results.study, results.task)
     scores = [b for t in tasks if (b := results.base_score(t.name))]

@@ -7,6 +7,7 @@ from rankscope.advise.caveats import caveats
 from rankscope.advise.comparisons import arm_difference
 from rankscope.advise.diagnostics import diagnostics
 from rankscope.advise.messages import Counted, Field, Measured, arm_name, clause, message
+from rankscope.advise.retention import RetentionScale, shown_scale
 from rankscope.advise.statistics.estimates import non_inferior
 from rankscope.advise.task_results import TaskResults
 from rankscope.formatting import NATS, amount, byte_size, difference, duration, rounded, unit_of
@@ -96,21 +97,25 @@ def _forgetting(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage
     weighed = arm.weighed_forgetting
     if results.scale.name == "gold_logprob" and weighed is not None:
         yield message(
-            "gold_logprob", logprob_forgetting=Measured(weighed, NATS), unclear=unclear(weighed)
+            "gold_logprob",
+            logprob_forgetting=Measured(weighed, NATS),
+            unclear=_unclear(results, arm, weighed, results.scale),
         )
     if arm.forgetting is None:
         return
     yield message(
         "retention",
         forgetting=results.retained(arm.forgetting),
-        unclear=unclear(arm.forgetting),
+        unclear=_unclear(results, arm, arm.forgetting, shown_scale(results.study, results.task)),
         tasks=", ".join(_change(results, name, e) for name, e in sorted(arm.retention.items())),
         **{f"retention.{name}": change.value for name, change in arm.retention.items()},
     )
 
 
-def unclear(change: Estimate) -> str:
-    return "" if change.is_clear_of_zero else clause("unclear")
+def _unclear(results: TaskResults, arm: ArmSummary, change: Estimate, scale: RetentionScale) -> str:
+    if change.is_clear_of_zero:
+        return ""
+    return clause("clear_by_seed" if results.forgot_in_each_seed(arm, scale) else "unclear")
 
 
 def _transfer(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage]:

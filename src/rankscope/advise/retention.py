@@ -117,6 +117,40 @@ def retention_scale(study: StudyRecords, trained: str) -> RetentionScale:
     return RetentionScale(name, own)
 
 
+def shown_scale(study: StudyRecords, trained: str) -> RetentionScale:
+    """Of the forgetting that is shown: the mean over ``retention_tasks`` in their own unit."""
+    return RetentionScale("points", retention_tasks(study, trained))
+
+
+def logprob_scale(study: StudyRecords, trained: str) -> RetentionScale:
+    """Of the right answers' log-probability on every retention task that has them."""
+    retained = retained_tasks(study.tasks, trained)
+    known = tuple(t for t in retained if has_gold_logprobs(study, t.name))
+    return RetentionScale("nats", known, "gold_logprob")
+
+
+def mean_fall(
+    study: StudyRecords, done: Sequence[TrialRecords], scale: RetentionScale
+) -> Estimate | None:
+    """Base minus tuned, mean over the scored tasks, over the trials that have all their scores.
+
+    The tasks share the seeds, so each trained model must be the same row in every task.
+    """
+
+    def pairs_of(trials: Sequence[TrialRecords]) -> dict[str, Comparison]:
+        compared = {
+            t.name: compared_scores(study, trials, None, t.name, scale.measure) for t in scale.tasks
+        }
+        return {name: pair for name, pair in compared.items() if pair is not None}
+
+    known = pairs_of(done)
+    pairs = pairs_of(trials_with_all_scores(study, done, list(known)))
+    if not pairs or len(pairs) < len(known):
+        return None
+    shares = [scale.factor(name) / len(pairs) for name in pairs]
+    return -weighted_estimate(list(pairs.values()), shares)
+
+
 def net_gain(
     study: StudyRecords,
     task: str,

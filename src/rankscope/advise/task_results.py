@@ -5,7 +5,14 @@ from dataclasses import dataclass, field
 
 from rankscope.advise.arms import FEWEST_LOSSES, Arm
 from rankscope.advise.messages import Measured
-from rankscope.advise.retention import RetentionScale, retention_scale, retention_tasks
+from rankscope.advise.retention import (
+    RetentionScale,
+    logprob_scale,
+    mean_fall,
+    retention_scale,
+    retention_tasks,
+    shown_scale,
+)
 from rankscope.advise.select import ArmChoice, Candidate
 from rankscope.advise.statistics.estimates import clustered_standard_error
 from rankscope.advise.statistics.matching import base_scores
@@ -64,6 +71,11 @@ class TaskResults:
     @property
     def scale(self) -> RetentionScale:
         return retention_scale(self.study, self.task)
+
+    @property
+    def _shown_scale(self) -> RetentionScale:
+        scale = self.scale
+        return scale if scale.name == "gold_logprob" else shown_scale(self.study, self.task)
 
     def shown_forgetting(self, arm: ArmSummary) -> Measured | None:
         """What decides about forgetting: log-probabilities if they are weighed, else the score."""
@@ -133,6 +145,21 @@ class TaskResults:
         }
         return [name for name, applies in found.items() if applies]
 
+    def forgot_in_each_seed(self, arm: ArmSummary, scale: RetentionScale | None = None) -> bool:
+        """Whether every one of an arm's several seeds forgot, each by its own items; without a
+        ``scale``, on the scale that is shown.
+
+        An interval over two seeds has one degree of freedom: models that lost 19 and 27 points may
+        have one from -71 to +25, although each alone is clear of zero. It is right for what a new
+        seed would lose, so it is quoted as it is; but a warning is about the models at hand, and
+        more evidence of the same loss must not take it away. That each of them forgot is an
+        intersection of hypotheses, so each is tested at the full level without a correction.
+        """
+        scale = scale or self._shown_scale
+        trials = next(a for a in self.arms if a.summary.label == arm.label).finished
+        falls = [f for t in trials if (f := mean_fall(self.study, [t], scale)) is not None]
+        return len(falls) > 1 and all(f.is_above(0) for f in falls)
+
     def forgets_below_chance(self, arm: ArmSummary) -> bool:
         """Whether the base is not shown to be above chance on any retention task that is weighed by
         accuracy, so that accuracy shows nothing, and the right answers clearly lost
@@ -140,7 +167,11 @@ class TaskResults:
         weighed = self.scale.tasks if self.scale.measure == "score" else ()
         if not weighed or len(self.retention_at_chance) < len(weighed):
             return False
-        return arm.logprob_forgetting is not None and arm.logprob_forgetting.is_above(0)
+        in_nats = arm.logprob_forgetting
+        return in_nats is not None and (
+            in_nats.is_above(0)
+            or self.forgot_in_each_seed(arm, logprob_scale(self.study, self.task))
+        )
 
     def lacks_retention_scores(self, arm: ArmSummary) -> bool:
         """Whether forgetting counts in this study, but the arm's was not scored.

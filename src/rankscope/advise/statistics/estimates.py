@@ -218,6 +218,8 @@ def weighted_estimate(
     items, between = _item_share(tasks), _seed_shares(tasks)
     low, high = _interval(tasks, items, between, value, seed)
     p = _p_value(tasks, (items, *between), value, seed) if tested else None
+    if p is not None and p < 1 - INTERVAL_LEVEL and low is not None and high is not None:
+        p = _p_beside_interval(p, items, between, value, low if value > 0 else high)
     unknown = items.variance == 0 and low is None
     seed_error = sqrt(sum(s.variance for s in between)) if seeds > 1 else None
     return Estimate(
@@ -346,6 +348,21 @@ def _p_of_interval(shares: tuple[_Share, ...], value: float) -> float:
     from scipy.optimize import brentq
 
     return exp(float(brentq(beyond, log(SMALLEST_P), 0.0, xtol=1e-4)))
+
+
+def _p_beside_interval(
+    p: float, items: _Share, between: list[_Share], value: float, end: float
+) -> float:
+    """``p``, which counts both sides alike, or that of the interval's side toward zero if it ends
+    beyond zero: a skewed bootstrap reaches further there, and a p below .05 must not stand beside
+    an interval that holds zero."""
+    if end * value > 0:
+        return p
+    alpha = 1 - INTERVAL_LEVEL
+    seeds = sum(s.half_width(alpha) ** 2 for s in between)
+    one_sd = _Share(1.0, items.freedom).half_width(alpha)
+    side = _Share(((value - end) ** 2 - seeds) / one_sd**2, items.freedom)
+    return max(p, alpha, _p_of_interval((side, *between), value))
 
 
 def cluster_index(clusters: ClusterLabels, n: int) -> npt.NDArray[np.intp]:
