@@ -225,6 +225,6 @@ def test_a_second_seed_that_forgets_more_does_not_take_the_warning_away(measure:
     if measure == "accuracy":
         assert "loses 23.2 points" in seen[2][0]
         assert "Each of 2 seeds clearly lost retention by its items" in seen[2][1].text
-        assert "−23.2 points, a clear loss in each seed" in seen[2][2]
+        assert "23.2 points, a clear loss in each seed" in seen[2][2]
     else:
         assert seen[1][1].status == seen[2][1].status == "bad"

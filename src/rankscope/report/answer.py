@@ -26,7 +26,7 @@ NEXT_STEPS_TITLE = "How to get a firmer answer"
 ROW_ROLES = {
     "recommended": "Recommended",
     "closest": "Best so far",
-    "cheapest": "Cheapest within {margin} of the best",
+    "cheapest": "Cheapest within {margin} of the best on validation items",
     "full": "Best full fine-tuning",
     "lora": "Best LoRA",
 }
