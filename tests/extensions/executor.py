@@ -11,6 +11,7 @@ class SerialExecutor:
     """Runs each unit as soon as it is submitted."""
 
     num_local = 1
+    runs_elsewhere = False
 
     def __init__(self, options: ExecutorOptions) -> None:
         self.submitted: list[str] = []

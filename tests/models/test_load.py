@@ -10,17 +10,20 @@ import torch
 from chat_tokenizers import CHATML, byte_tokenizer
 from evaluation_worlds import tokenizer
 from safetensors.torch import load_file, save_file
-from tiny_models import VOCABULARY, tiny_llama
+from tiny_models import VOCABULARY, base_of, tiny_llama
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from toy_training import trial
+from transformers import AutoModelForCausalLM, JambaConfig, LlamaForCausalLM, MambaConfig
 
-from rankscope.config.study import ModelConfig, TrainConfig
+from rankscope.config.study import ModelConfig, StudyConfig, TrainConfig
 from rankscope.data.encode import EncodedRow
 from rankscope.errors import IntegrityError, UserError
 from rankscope.hashing import sha256_tensors, weights_sha256
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.load import check_stored_weights, load_base
+from rankscope.models.methods.init_context import new_adapter
 from rankscope.models.model_folder import model_folder
+from rankscope.models.study_base import resolve_base
 from rankscope.records import TrialSpec
 from rankscope.train.loop import train_group
 
@@ -235,6 +238,23 @@ def test_a_configuration_that_does_not_fit_the_weights_is_refused(
     (folder / "config.json").write_text(json.dumps({**config, key: value}))
     with pytest.raises(error, match=str(folder)):
         load(folder)
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers misses the fast kernels of state spaces
+def test_state_spaces_are_refused_before_they_are_loaded(tmp_path: Path) -> None:
+    """One without attention by its configuration; one that has both if an adapter is in the way."""
+    MambaConfig().save_pretrained(tmp_path)
+    arm = {"method": "lora", "rank": 2, "lr": 1e-3, "targets": ["in_proj"]}
+    study = StudyConfig(name="s", model=str(tmp_path), tasks=["pocket_med"], arms=[arm])
+    with pytest.raises(UserError, match="found model type 'mamba', which has no attention"):
+        resolve_base(study, weights=False)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 300}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "attn_layer_offset": 1}
+    model = AutoModelForCausalLM.from_config(JambaConfig(**shape, **heads, num_experts=1))
+    base = base_of(model)
+    base.multi_lora.attach(new_adapter(model, trial("a", targets=("dt_proj",))))
+    with pytest.raises(UserError, match=r"dt_proj': found a model that multiplies by its weight"):
+        base.logits(RowBatch.of([Row([3, 4], [1], "a")], base.device))
 
 
 def test_chat_is_refused_without_a_template_and_found_where_there_is_one(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pocket_study import changed, small_study
 from safetensors.torch import load_file
 from tiny_models import VOCABULARY, base_of
 from torch import Tensor
@@ -254,6 +255,18 @@ def lora(**changes: Any) -> dict[str, Any]:
 def test_what_cannot_be_sharded_is_refused(config: StudyConfig, message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_devices(config, trials_of(config), torch.device("cpu"))
+
+
+def test_a_login_node_counts_no_devices(tmp_path: Path) -> None:
+    """Units of a cluster run where the devices are; what the code lacks is refused all the same."""
+    dropped = study(device="auto", **lora(dropout=0.1))
+    with pytest.raises(UserError, match="found dropout"):
+        check_devices(dropped, trials_of(dropped), torch.device("cpu"), elsewhere=True)
+    small = small_study(tmp_path, **lora(), **changed("train", devices=2))
+    for name in ("slurm", "ray"):
+        assert small.plan(executor=name).executor == name
+    with pytest.raises(UserError, match="found 0 GPUs, expected at least 2"):
+        small.plan(executor="local")
 
 
 def trials_of(config: StudyConfig) -> list[TrialSpec]:

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,8 @@ from rankscope.models.base import Base
 from rankscope.models.load import load_base
 from rankscope.models.methods.init_context import new_adapter
 from rankscope.records import TrialSpec
+from rankscope.train import loop
+from rankscope.train.checkpoint import GroupCheckpoint, GroupState
 from rankscope.train.loop import train_group
 from rankscope.train.loss import mean_losses
 from rankscope.train.step import forward_passes
@@ -312,6 +315,34 @@ def test_a_base_with_adapters_is_refused() -> None:
     train_group(base, [trial()], ROWS, protocol(max_steps=2))
     with pytest.raises(ValueError, match="carries adapters already"):
         train_group(base, [trial("b")], ROWS, protocol())
+
+
+@pytest.mark.parametrize(("save_seconds", "saved"), [(0.0, [4, 8, 12]), (10.0, [4, 8, 12])])
+def test_steps_between_two_checkpoints_take_the_interval_however_long_a_save_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_seconds: float, saved: list[int]
+) -> None:
+    """A step takes a second of a clock of its own, and 4 seconds lie between two checkpoints."""
+    clock, steps = [0.0], []
+
+    class Slow(GroupCheckpoint):
+        def save(self, state: GroupState) -> None:
+            clock[0] += save_seconds
+            steps.append(state.step)
+
+    def progress(*_: object) -> None:
+        clock[0] += 1
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    settings = protocol(max_steps=12, checkpoint_seconds=4.0)
+    train_group(
+        base_of(tiny_llama()),
+        [trial()],
+        ROWS,
+        settings,
+        checkpoint=Slow(tmp_path),
+        progress=progress,
+    )
+    assert steps == saved
 
 
 # --- golden ---

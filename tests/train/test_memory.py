@@ -116,6 +116,12 @@ def test_devices_share_the_base_and_the_states_of_full_fine_tuning() -> None:
     # Gradients of what is gathered: in bfloat16, and in float32 to be added up.
     assert shared[0].base_bytes == total // 4 + 4 * gathered
     assert shared[0].total_bytes < 80e9 < alone[0].total_bytes
+    # A checkpoint is on the host whole, weights and two moments; the base alone would be 16 GB.
+    host = [
+        m.host_bytes(torch.device("cuda"), 0) - n * m.library_bytes
+        for m, n in ((alone[0], 1), (shared[0], 4), (alone[1], 1))
+    ]
+    assert host == [12 * weights, 12 * weights, total]
 
 
 def test_the_best_weights_of_an_early_stop_are_one_more_copy() -> None:

@@ -158,6 +158,16 @@ class MultiLoraLinear(nn.Module):
         self.is_head = is_head  # the output layer sees the kept positions alone
         self._multi_lora = [multi_lora]  # in a list: not a submodule
 
+    @property
+    def weight(self) -> Tensor:
+        """Refused: state spaces read it instead of calling the layer, which skips the adapter."""
+        raise UserError(
+            f"target module {self.name!r}",
+            "a model that multiplies by its weight without calling it",
+            "a layer that is called",
+            "leave it out of the arm's targets, or choose another model",
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         """(1, N, in) -> (1, N, out); M kept positions in place of N in the output layer."""
         multi_lora = self._multi_lora[0]

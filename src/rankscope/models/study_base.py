@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from rankscope.config.study import StudyConfig
+from rankscope.errors import UserError
 from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.folder import check_same_base
 from rankscope.models.adapters.warm_start import WarmStart, resolve_warm_starts, warm_start_notes
@@ -38,6 +39,13 @@ def resolve_base(config: StudyConfig, weights: bool) -> tuple[StudyConfig, Study
     """
     folder = model_folder(config.model, weights)
     model_config = read_model_config(folder)
+    if not hasattr(model_config.get_text_config(), "num_attention_heads"):
+        raise UserError(
+            f"model folder {folder}",
+            f"model type {model_config.model_type!r}, which has no attention",
+            "a transformer such as Llama, Qwen, Mistral or Gemma",
+            "choose another model",
+        )
     shapes = architecture(model_config)
     config, warm_starts = resolve_warm_starts(config, shapes)
     check_targets(config, shapes)  # before rows are read, which can take long

@@ -80,15 +80,14 @@ class Study:
         Raises:
             UserError: the study, the device or the executor cannot be planned.
         """
-        from rankscope.run.executors import check_executor
+        from rankscope.run.executors import runs_elsewhere
         from rankscope.run.machines import find_machine
         from rankscope.run.plan import make_plan
         from rankscope.run.prepare import prepare_study
 
         machine = find_machine(device)
-        if executor is not None:
-            check_executor(executor)
-        prepared = prepare_study(self.config, False, reporter, machine)
+        elsewhere = executor is not None and runs_elsewhere(executor)
+        prepared = prepare_study(self.config, False, reporter, machine, elsewhere=elsewhere)
         if executor == "local" and gpus > 1 and prepared.device.type == "cpu":
             raise UserError(
                 f"plan: found --gpus {gpus} on a machine without a GPU, expected 1: its workers "
@@ -143,7 +142,12 @@ class Study:
         with reporting_shortages(out), closing(executor) if executor else nullcontext():
             # Before the folder: a refused study leaves nothing.
             num_processes = 1 if executor is None else executor.num_local
-            study = prepare_study(self.config, reporter=reporter, num_processes=num_processes)
+            study = prepare_study(
+                self.config,
+                reporter=reporter,
+                num_processes=num_processes,
+                elsewhere=executor is not None and executor.runs_elsewhere,
+            )
             with (
                 Ledger.open(out, write=True, take_over=take_over) as ledger,
                 interruptible() as is_stop_requested,

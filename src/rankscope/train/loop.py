@@ -120,7 +120,7 @@ def train_group(
             if checkpoint and is_due:
                 seconds = seconds_before + now - started - callback_seconds
                 save_states(checkpoint, states, step + 1, seconds)
-                last_saved = now
+                last_saved = time.monotonic()  # a save may take longer than the interval
             if stop:
                 raise Interrupted(
                     f"stopped after step {step + 1} of {num_steps}; the same command continues"

@@ -108,6 +108,7 @@ class GroupMemory:
     pass_bytes: int  # What one forward and backward pass allocates
     pass_tokens: int  # Tokens of that pass
     held_bytes: int = 0  # What the heap holds beyond that
+    saved_bytes: int = 0  # Of a checkpoint: trained weights and optimizer state of all trials
     devices: int = 1  # Each of so many needs as much
     library_bytes: int = LIBRARY_BYTES  # The process's own
 
@@ -121,9 +122,9 @@ class GroupMemory:
 
     def host_bytes(self, device: torch.device, scoring_bytes: int) -> int:
         """What processes that train the group, and score it, take of the machine's own memory;
-        beside a GPU they hold the base while they load it."""
+        beside a GPU they hold the base while they load it, and later each checkpoint."""
         most = self.with_pass(max(self.pass_bytes, scoring_bytes))
-        on_host = self.base_bytes if device.type == "cuda" else most
+        on_host = max(self.base_bytes, self.saved_bytes) if device.type == "cuda" else most
         return (on_host + self.library_bytes) * self.devices
 
 
@@ -161,15 +162,17 @@ class MemoryModel:
         shape = counts.fullest_pass(sum(rows_each), train.batch_tokens)
         if is_full := group[0].is_full:
             values = sum(parameter.numel() for parameter in self.base.parameters())
-            state = values * (2 + ADAMW_STATES + copies(group[0])) * FLOAT32_BYTES
-            state = math.ceil(state / train.devices)
+            values_each = math.ceil(values / train.devices)
+            saved = values_each * _saved_values(group[0]) * FLOAT32_BYTES
+            state = saved + values_each * FLOAT32_BYTES
             is_cast = self.dtype != torch.float32 and train.devices == 1
             casts = values * self.dtype.itemsize if is_cast else 0
             adapters: list[TrialSpec] = []
         else:
             adapters = [self.stand_in(trial) for trial in group]
-            state = sum(map(self.state_bytes, adapters))
             shaped = [self._adapter(trial) for trial in adapters]
+            saved = sum(map(self._saved_bytes, adapters))
+            state = sum(map(self.state_bytes, adapters))
             if self.device.type == "cuda":
                 casts = sum(grouped_bytes(adapter, self.dtype) for adapter in shaped)
             else:
@@ -184,6 +187,7 @@ class MemoryModel:
             pass_bytes=in_pass + casts + self._kl_bytes(group, shape),
             pass_tokens=sum(shape.lengths),
             held_bytes=self._held_bytes(round(held), shape),
+            saved_bytes=saved,
             devices=train.devices,
             library_bytes=self.library_bytes,
         )
@@ -252,9 +256,13 @@ class MemoryModel:
         """Bytes of one trial's float32 state: weights, gradients, AdamW's moments, and the best
         weights if it has an early stop."""
         adapter = self._adapter(trial)
-        values = sum(parameter.numel() for parameter in adapter.parameters())
+        gradients = sum(parameter.numel() for parameter in adapter.parameters())
         fixed = sum(part.numel() for pair in adapter.initial_factors.values() for part in pair)
-        return (values * (2 + ADAMW_STATES + copies(trial)) + fixed) * FLOAT32_BYTES
+        return self._saved_bytes(trial) + (gradients + fixed) * FLOAT32_BYTES
+
+    def _saved_bytes(self, trial: TrialSpec) -> int:
+        values = sum(parameter.numel() for parameter in self._adapter(trial).parameters())
+        return values * _saved_values(trial) * FLOAT32_BYTES
 
     def _adapter(self, trial: TrialSpec) -> Adapter:
         """The trial's adapter as shapes; trials of one kind and rank share it."""
@@ -276,9 +284,9 @@ class MemoryModel:
         return sum(x.in_features for x in target_linears(self.base, trial.targets).values())
 
 
-def copies(trial: TrialSpec) -> int:
-    """Further copies of its weights that a trial keeps: those of its best point."""
-    return 1 if trial.early_stop is not None else 0
+def _saved_values(trial: TrialSpec) -> int:
+    """Numbers in a checkpoint for each trained weight; with an early stop the best one, too."""
+    return 1 + ADAMW_STATES + (1 if trial.early_stop is not None else 0)
 
 
 def grouped_bytes(adapter: Adapter, dtype: torch.dtype) -> int:

@@ -41,6 +41,7 @@ class WorkerFailed(Exception):
 
 class Executor(Protocol):
     num_local: int  # Units that run at a time on this machine and share its memory, at least 1
+    runs_elsewhere: bool  # Units may run on machines with other devices than this one's
 
     def submit(self, folder: Path) -> Future[None]:
         """Run the unit in ``folder``; the future ends once the folder is sealed.
@@ -99,6 +100,12 @@ def executor_names() -> list[str]:
 def check_executor(name: str) -> None:
     if name not in executor_names():
         raise UserError(f"executor {name!r}: expected one of {', '.join(executor_names())}")
+
+
+def runs_elsewhere(name: str) -> bool:
+    """:attr:`Executor.runs_elsewhere` by name, before there is an executor."""
+    check_executor(name)
+    return bool(getattr(_EXECUTORS[name], "runs_elsewhere", False))
 
 
 def new_executor(name: str, options: ExecutorOptions) -> Executor:

@@ -25,6 +25,8 @@ class LocalExecutor:
     ended has returned all its memory, so no unit takes the blame for an earlier one.
     """
 
+    runs_elsewhere = False
+
     def __init__(self, options: ExecutorOptions) -> None:
         # Workers of a study on a device of its own choice, such as cuda:1, share it.
         gpus = visible_gpus() if options.device in ("auto", "cuda") else []

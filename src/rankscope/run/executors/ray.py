@@ -69,12 +69,15 @@ class RayExecutor:
     Ray places the tasks and runs those of lost nodes again.
     """
 
+    runs_elsewhere = True
+
     def __init__(self, options: ExecutorOptions) -> None:
         if re.fullmatch(r"cuda:\d+", options.device):
             raise UserError(
                 f"device: found {options.device!r}, expected auto, cuda or cpu: Ray chooses the GPU"
             )
         self.ray, self.is_here = _connect_ray(options.ray_address), options.ray_address is None
+        self.runs_elsewhere = not self.is_here
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         # A task that asks for more than any node has, of memory too, would wait for ever.
         most_cpus = int(max(node.get("CPU", 0) for node in nodes))

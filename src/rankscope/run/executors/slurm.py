@@ -68,6 +68,7 @@ class SlurmExecutor:
     """Submits all units as one array job and waits for their seals."""
 
     num_local = 1
+    runs_elsewhere = True
 
     def __init__(self, options: ExecutorOptions) -> None:
         for command in ("sbatch", "squeue", "scancel"):
