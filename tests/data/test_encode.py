@@ -363,3 +363,38 @@ def test_truncation_and_padding_kept_in_a_tokenizer_file_are_not_applied() -> No
     tokenizer.backend_tokenizer.enable_padding(length=64)
     encoder = Encoder(tokenizer, "auto", 512)
     assert encoded(encoder, QUESTION) == encoded(encoder_of("plain"), QUESTION)
+
+
+def without_its_unknown_token() -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.WordLevel(vocab={"<s>": 0, "</s>": 1}, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+
+
+def with_setting(name: str, value: object) -> PreTrainedTokenizerFast:
+    tokenizer = byte_tokenizer(CHATML, "<|im_end|>", bos=False)
+    setattr(tokenizer, name, value)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "expected"),
+    [
+        (
+            with_setting("chat_template", 7),
+            "chat template: found 7, expected a template's text; use",
+        ),
+        (
+            with_setting("chat_template", [{"a": "b"}]),
+            "chat template: found .*, expected a template's text",
+        ),
+        (with_setting("chat_template", {"rag": "x"}), "This model has multiple chat templates"),
+        (with_setting("model_max_length", "512"), "not a tokenizer that can be used: '>' not supp"),
+        (with_setting("model_max_length", [512]), "not a tokenizer that can be used: '>' not supp"),
+        (without_its_unknown_token(), r"WordLevel error: Missing \[UNK\] token.*; mend tokenizer"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_used_is_refused(
+    tokenizer: PreTrainedTokenizerFast, expected: str
+) -> None:
+    with pytest.raises(UserError, match=expected):
+        Encoder(tokenizer, "auto", 64)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Literal
 
+from rankscope.config.section import short_repr
 from rankscope.data.items import Message
 from rankscope.errors import UserError, first_line
 
@@ -55,12 +56,16 @@ class _ChatFrame:
 class ChatTemplate:
     """One tokenizer's chat template, measured on a probe conversation.
 
-    ``special_texts``: the tokenizer's special tokens as text.
+    ``source``: the template's text. ``special_texts``: the tokenizer's special tokens as text.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", special_texts: Sequence[str]) -> None:
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", source: object, special_texts: Sequence[str]
+    ) -> None:
         self._apply: Callable[..., object] = tokenizer.apply_chat_template
-        source = tokenizer.get_chat_template()
+        if not isinstance(source, str):
+            found, do = short_repr(source), "use prompt_format: plain"
+            raise UserError("chat template", found, "a template's text", do)
         self._source = (FIXED_CLOCK if "strftime_now" in source else "") + source
         self.writes_date = "strftime_now" in source or "date_string" in source
         self.frame = self._measure_frame(special_texts)

@@ -12,6 +12,7 @@ template writes its own.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -24,7 +25,7 @@ from rankscope.data.chat import (
     with_leading_space,
 )
 from rankscope.data.items import Item, Message
-from rankscope.errors import UserError
+from rankscope.errors import UserError, reading
 from rankscope.hashing import sha256_json
 
 if TYPE_CHECKING:
@@ -108,9 +109,11 @@ class Encoder:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.prompt_format = resolved_format(prompt_format, tokenizer)
-        self.special_ids = frozenset(tokenizer.all_special_ids) | frozenset(
-            token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
-        )
+        self._place = f"tokenizer {tokenizer.name_or_path}".rstrip()
+        with self._reading_tokenizer():
+            added = tokenizer.added_tokens_decoder.items()
+            special = [token_id for token_id, token in added if token.special]
+            self.special_ids = frozenset([*tokenizer.all_special_ids, *special])
         if tokenizer.eos_token_id is None:
             raise UserError(
                 "the tokenizer has no end token (eos_token), so no answer could ever end; name one "
@@ -132,7 +135,9 @@ class Encoder:
         self._end_ids = {"": [], "eos": [self._eos_id], "turn": [self._eos_id]}
         if self.prompt_format == "chat":
             texts = [str(tokenizer.convert_ids_to_tokens(i)) for i in sorted(self.special_ids)]
-            self._chat = ChatTemplate(tokenizer, texts)
+            with self._reading_tokenizer():
+                template = tokenizer.get_chat_template()
+            self._chat = ChatTemplate(tokenizer, template, texts)
             if self._chat.frame.end:
                 self._end_ids["turn"] = self._tokenize_continuation(self._chat.frame.end)
         self.stop_ids = frozenset({self._eos_id, self._end_ids["turn"][-1]})
@@ -256,10 +261,11 @@ class Encoder:
         """Ids of a text by itself; special tokens written out in it are recognized."""
         if not text:
             return []
-        if self._backend is not None:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        else:
-            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        with self._reading_tokenizer():
+            if self._backend is not None:
+                ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+            else:
+                ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
     def _tokenize_continuation(self, text: str) -> list[int]:
@@ -271,8 +277,14 @@ class Encoder:
             return self._tokenize(text)
         return ids[len(self._anchor_ids) :]
 
+    def _reading_tokenizer(self) -> AbstractContextManager[None]:
+        """Around calls of the tokenizer, which a stranger's files can make raise any error."""
+        do = "mend tokenizer.json and tokenizer_config.json in the model's folder"
+        return reading(self._place, "a tokenizer that can be used", do=do)
+
     def _measure_bos(self) -> list[int]:
-        ids = self.tokenizer("a", verbose=False)["input_ids"]
+        with self._reading_tokenizer():
+            ids = self.tokenizer("a", verbose=False)["input_ids"]
         bos = self.tokenizer.bos_token_id
         return [int(bos)] if bos is not None and ids[:1] == [bos] else []
 
@@ -283,7 +295,7 @@ class Encoder:
         ``a`` into `` b``. A line feed before it takes that space instead, and is removed again.
         """
         tokens = self.tokenizer.convert_ids_to_tokens(self._tokenize("a"))
-        prefixed = bool(tokens) and tokens[0][:1] in ("\u2581", "\u0120")
+        prefixed = bool(tokens) and str(tokens[0])[:1] in ("\u2581", "\u0120")
         return self._tokenize("\n") if prefixed else []
 
     def _make_notes(self, requested_format: str) -> tuple[str, ...]:
