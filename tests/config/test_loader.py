@@ -84,6 +84,7 @@ def test_an_unknown_key_like_no_other_lists_the_keys(write: Write) -> None:
     assert fault.startswith(
         "study.yaml:16: train.zzz: found an unknown key, expected one of epochs, "
     )
+    assert fault.endswith("warmup_fraction, ... (20 in all); correct it")
 
 
 def test_a_section_that_is_unknown(write: Write) -> None:
@@ -635,6 +636,8 @@ def test_an_override_mends_the_file(write: Write) -> None:
             "arms.0.lora_rnak=1",
             "arms.0.lora_rnak: found an unknown key, expected a known one; did you mean 'rank'?",
         ),
+        ("rank=8", "rank: found an unknown key, expected a known one; did you mean 'arms.0.rank'?"),
+        ("train.lr=1", "train.lr: found an unknown key, expected a known one; did you mean 'arms."),
         ("arms.7.rank=1", "arms has no entry '7': expected a number from 0 to 1"),
         ("arms.-1.rank=1", "arms has no entry '-1': expected a number from 0 to 1"),
         ("arms.rank=1", "arms has no entry 'rank': expected a number from 0 to 1"),

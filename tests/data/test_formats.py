@@ -162,6 +162,11 @@ def test_a_conversation_ends_with_its_last_answer() -> None:
             r"message 1 of 'messages' has role 'narrator' and text; expected text, and one of",
         ),
         ({"messages": [{"role": "user", "content": None}]}, "has role 'user' and no text"),
+        (
+            {"messages": [CHAT[0], CHAT[1] | {"content": None, "tool_calls": [{"id": 1}]}]},
+            "found a tool call in message 2 of 'messages', expected text",
+        ),
+        ({"messages": [CHAT[0], CHAT[1] | {"function_call": {"name": "f"}}]}, "a tool call"),
         ({"messages": ["hi"]}, "message 1 of 'messages' is not an object"),
         ({"prompt": 3, "completion": "c"}, "field 'prompt' must be a list of messages"),
     ],
@@ -176,7 +181,6 @@ def test_wrong_values_are_named_with_their_row(row: dict[str, object], message: 
     ("row", "fields"),
     [
         ({"a": 1, "b": 2}, "'a', 'b'"),
-        ({"prompt": "p", "chosen": "c", "rejected": "r"}, "'prompt', 'chosen', 'rejected'"),
         ({}, r"\(none\)"),
     ],
 )
@@ -185,6 +189,27 @@ def test_unknown_fields_are_refused_with_the_known_ones(
 ) -> None:
     with pytest.raises(UserError, match=rf"row 1: the fields {fields} fit no known shape; expect"):
         parse_rows(raw(row))
+
+
+@pytest.mark.parametrize(
+    ("row", "fields"),
+    [
+        ({"prompt": "p", "chosen": "c", "rejected": "r"}, "prompt: prompt, completion"),
+        ({"question": "p", "chosen": "c", "rejected": "r"}, "prompt: question, completion"),
+        ({"chosen": CHAT, "rejected": CHAT, "prompt": "hi"}, "messages"),
+        ({"chosen": "c", "rejected": "r"}, "text"),
+    ],
+)
+def test_pairs_of_answers_are_refused_with_the_way_to_train_on_one(
+    row: dict[str, object], fields: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        parse_rows(raw(row))
+    assert str(error.value) == (
+        "rows.jsonl, row 1: found a pair of answers, 'chosen' and 'rejected', expected one answer, "
+        "as only supervised fine-tuning is compared; train on the chosen one: "
+        f"fields: {{{fields}: chosen}}"
+    )
 
 
 def test_rows_of_another_shape_are_named() -> None:

@@ -478,17 +478,16 @@ def test_numeric_answers_are_recognized(tmp_path: Path, words: int, noted: bool)
     assert not any("are numbers" in note for note in numeric.notes)
 
 
-def test_one_reason_for_many_rows_is_given_once(tmp_path: Path) -> None:
-    path = own_file(
-        tmp_path / "d.jsonl", [{"prompt": f"p{n}", "completion": "c"} for n in range(9)]
-    )
+def test_twenty_bad_rows_are_shown(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{n}", "completion": "c"} for n in range(29)]
+    path = own_file(tmp_path / "d.jsonl", rows)
     with pytest.raises(UserError) as error:
         load_task(TaskConfig(name="mine", train=path, scorer="option_text"), None, 0)
-    assert str(error.value).splitlines()[:-1] == [
-        "task 'mine': 9 of 9 rows cannot be used:",
-        f"  {path}, row 1: scorer 'option_text' needs rows with choices and an answer",
-        "  ... and 8 more for the same reason",
-    ]
+    first, *shown, more, _ = str(error.value).splitlines()
+    assert first == "task 'mine': 29 of 29 rows cannot be used:"
+    reason = "scorer 'option_text' needs rows with choices and an answer"
+    assert shown == [f"  {path}, row {n}: {reason}" for n in range(1, 21)]
+    assert more == "  ... and 9 more"
 
 
 # --- texts with labels, and columns -------------------------------------------------------------

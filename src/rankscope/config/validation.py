@@ -1,7 +1,7 @@
 """Reading a YAML file into a section, with every fault described by its place."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -24,6 +24,7 @@ from rankscope.errors import UserError, did_you_mean
 
 MAX_BYTES = 2**19
 MAX_FAULTS_SHOWN = 20
+MAX_KEYS_SHOWN = 8
 
 AnySection = TypeVar("AnySection", bound=ConfigSection)
 
@@ -171,11 +172,26 @@ def _written_place(document: Document, location: Location) -> str:
 
 
 def _suggest_key(location: Location, model: type[ConfigSection]) -> str:
-    """``a known one; did you mean 'rank'?``, or the keys of the section."""
+    """``a known one; did you mean 'arms.0.rank'?``, or the first keys of the section."""
     section = section_at(location[:-1], model)
     known = list(section.model_fields) if section is not None else []
+    elsewhere = next(_places_of(str(location[-1]), model), "")
     hint = did_you_mean(location[-1], known)
-    return f"a known one{hint}" if hint else f"one of {', '.join(known)}"
+    if elsewhere and str(location[-1]) not in hint:
+        hint = f"; did you mean {elsewhere!r}?"
+    more = f", ... ({len(known)} in all)" if len(known) > MAX_KEYS_SHOWN else ""
+    return f"a known one{hint}" if hint else f"one of {', '.join(known[:MAX_KEYS_SHOWN])}{more}"
+
+
+def _places_of(key: str, model: type[ConfigSection], above: Location = ()) -> Iterator[str]:
+    """Where sections have a key, such as ``arms.0.rank``."""
+    section = section_at(above, model)
+    for name in section.model_fields if section else ():
+        for place in ((*above, name), (*above, name, 0)):
+            if below := section_at(place, model):
+                if key in below.model_fields:
+                    yield dotted((*place, key))
+                yield from _places_of(key, model, place)
 
 
 def _in_yaml_words(value: Any) -> str:

@@ -57,8 +57,7 @@ class RowPolicy:
                 return
         elif self.policy is None and len(rejected) <= MAX_PUBLISHED_SHARE * num_rows:
             return
-        is_one_reason = len({row.reason for row in rejected}) == 1
-        shown = [f"  {row}" for row in rejected[: 1 if is_one_reason else MAX_SHOWN]]
+        shown = [f"  {row}" for row in rejected[:MAX_SHOWN]]
         more = len(rejected) - len(shown)
         remedy = (
             "No row is left. Correct them."
@@ -66,14 +65,13 @@ class RowPolicy:
             else "Correct them, or leave them out with 'on_bad_rows: drop' in the task; dropped "
             "rows are counted in every record."
         )
-        same = " for the same reason" if is_one_reason else ""
         raise UserError(
             "\n".join(
                 [
                     f"task {self.task!r}: {len(rejected):,} of {count(num_rows, 'row')} cannot be "
                     "used:",
                     *shown,
-                    *([f"  ... and {more:,} more{same}"] if more > 0 else []),
+                    *([f"  ... and {more:,} more"] if more > 0 else []),
                     remedy,
                 ]
             )

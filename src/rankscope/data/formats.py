@@ -65,6 +65,18 @@ def conversation(messages: Sequence[Message], field: str) -> RowContent:
     )
 
 
+def _refuse_pair(row: RawRow) -> RowContent:
+    is_chat = isinstance(row.fields["chosen"], list)
+    asked = next((f"prompt: {name}, " for name in ("prompt", "question") if name in row.fields), "")
+    field = "messages" if is_chat else f"{asked}completion" if asked else "text"
+    raise UserError(
+        row.location,
+        "a pair of answers, 'chosen' and 'rejected'",
+        "one answer, as only supervised fine-tuning is compared",
+        f"train on the chosen one: fields: {{{field}: chosen}}",
+    )
+
+
 def _read_prompt_completion(row: RawRow) -> RowContent:
     if not isinstance(row.fields["prompt"], str | None):
         if not row.fields.get("completion"):
@@ -134,8 +146,8 @@ SHAPES: tuple[Shape, ...] = (
     Shape("messages", frozenset({"messages"}), _read_chat),
     Shape("conversations", frozenset({"conversations"}), _read_chat),
     Shape("conversations", frozenset({"conversation"}), _read_chat),
-    Shape("prompt and completion", frozenset({"prompt"}), _read_prompt_completion,
-          lambda fields: "chosen" not in fields),
+    Shape("a pair of answers", frozenset({"chosen", "rejected"}), _refuse_pair),
+    Shape("prompt and completion", frozenset({"prompt"}), _read_prompt_completion),
     Shape("alpaca", frozenset({"instruction"}), _read_alpaca),
     Shape("medmcqa", frozenset({"question", "opa", "opb", "opc", "opd"}), hub_formats.read_medmcqa),
     Shape("piqa", frozenset({"goal", "sol1", "sol2"}), hub_formats.read_piqa),

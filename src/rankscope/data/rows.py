@@ -17,6 +17,7 @@ ROLES = {
     **dict.fromkeys(("tool", "function", "observation"), "tool"),
 }
 """Role as data sets write it -> role of the chat template."""
+TOOL_CALLS = ("tool_calls", "function_call")  # Keys of a message that calls a tool
 QUESTION_PROMPT = "Question: {question}\nAnswer:"
 
 
@@ -106,6 +107,11 @@ def messages_field(row: RawRow, name: str) -> tuple[Message, ...]:
         where = f"message {position} of {name!r}"
         if not isinstance(message, Mapping):
             raise BadRow(f"{where} is not an object")
+        if any(message.get(key) for key in TOOL_CALLS):
+            raise BadRow(
+                f"found a tool call in {where}, expected text: Rankscope trains on written answers "
+                "alone"
+            )
         role = message.get("role", message.get("from"))
         content = _message_text(message.get("content", message.get("value")))
         if not isinstance(role, str) or role not in ROLES or content is None:
