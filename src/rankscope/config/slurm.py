@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from rankscope.config.section import ConfigSection
+from rankscope.config.section import ConfigSection, PlainText
 
 SLURM_WORD = r"^[A-Za-z0-9][A-Za-z0-9_.:,=/-]*$"
 WARNING_MINUTES = 2
@@ -24,8 +24,19 @@ class SlurmConfig(ConfigSection):
     """Limit such as ``4:00:00``; a unit that needs longer continues in another turn."""
     gres: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
     """Such as ``gpu:1``."""
+    cpus: int | None = Field(None, ge=1)
+    """Processors of a unit, and threads of its worker; by default 4 for each of its devices, or as
+    many as ``OMP_NUM_THREADS`` says."""
+    mem: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
+    """Memory of a unit, such as ``64G``; by default what is planned, ``site`` asks for none."""
     options: list[Annotated[str, Field(pattern=r"^--[ -~]+$")]] = []
-    """Further lines after ``#SBATCH``, such as ``--mem=32G``."""
+    """Further lines after ``#SBATCH``, such as ``--constraint=a100``."""
+    setup: list[PlainText] = []
+    """Lines of the batch script before the worker starts, such as ``module load cuda``."""
+    python: PlainText | None = None
+    """The interpreter on the nodes; by default the driver's own."""
+    wrap: PlainText | None = None
+    """Before the worker's command, such as ``srun`` or ``apptainer exec --nv image.sif``."""
 
     @field_validator("time")
     @classmethod

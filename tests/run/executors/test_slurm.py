@@ -4,6 +4,7 @@ goes away."""
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,13 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command_line import rankscope
 from launcher import Launcher, text_of
 from pocket_study import TWO_GROUPS, changed, leftovers, results, small_study, study_file
 from slurm_host import slurm_host
 
 from rankscope.config.slurm import WARNING_MINUTES, SlurmConfig
-from rankscope.run.executors.slurm import JOB, batch_script, cancel_tasks
+from rankscope.errors import Interrupted, UserError
+from rankscope.run.executors import ExecutorOptions
+from rankscope.run.executors.slurm import (
+    EXIT_CODE,
+    JOB,
+    SlurmExecutor,
+    _QueuedUnit,
+    batch_script,
+    cancel_tasks,
+)
 from rankscope.store import running_process
 
 STUDY: dict[str, Any] = {
@@ -180,10 +191,17 @@ def task_states(job: str) -> list[str]:
 
 def test_the_batch_script_asks_for_what_the_study_says(tmp_path: Path) -> None:
     config = SlurmConfig(
-        partition="gpu", account="lab", time="4:00:00", gres="gpu:1", options=["--mem=32G"]
+        partition="gpu",
+        account="lab",
+        time="4:00:00",
+        gres="gpu:1",
+        options=["--constraint=a100"],
+        setup=["module load cuda"],
+        python="/opt/python",
+        wrap="srun",
     )
     folders = [tmp_path / "units" / name for name in ("0123456789abcdef", "fedcba9876543210")]
-    script = batch_script(config, folders, threads=8, max_running=4).splitlines()
+    script = batch_script(config, folders, 8, 4, 32 * 2**30 - 1, 4).splitlines()
     for line in (
         "--array=0-1%4",
         "--requeue",
@@ -193,12 +211,54 @@ def test_the_batch_script_asks_for_what_the_study_says(tmp_path: Path) -> None:
         "--account=lab",
         "--time=4:00:00",
         "--gres=gpu:1",
-        "--mem=32G",
+        "--mem=32768M",
+        "--constraint=a100",
     ):
         assert f"#SBATCH {line}" in script
+    begun = script.index("module load cuda")
+    assert begun < script.index(next(line for line in script if line.startswith("srun env ")))
+    assert "srun env OMP_NUM_THREADS=4 /opt/python " in "\n".join(script)
     assert "units=(0123456789abcdef fedcba9876543210)" in script
     check = subprocess.run(["bash", "-n"], input="\n".join(script), text=True, check=False)
     assert check.returncode == 0
+    for mem, line in (("64G", "#SBATCH --mem=64G"), ("site", None)):
+        asked = batch_script(SlurmConfig(mem=mem), folders, 8, 8, 2**30, None).splitlines()
+        assert [line for line in asked if "--mem" in line] == [line] * (line is not None)
+
+
+@pytest.mark.parametrize(
+    ("threads", "settings", "expected"),
+    [("", {}, 8), ("3", {}, 6), ("3", {"cpus": 12}, 12)],
+)
+def test_processors_do_not_depend_on_the_login_node(
+    threads: str, settings: dict[str, Any], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a unit on two devices, submitted from a machine with 64 threads."""
+    monkeypatch.setattr(shutil, "which", lambda command: command)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    executor = SlurmExecutor(ExecutorOptions(slurm=SlurmConfig(**settings), devices=2))
+    executor.close()
+    assert (executor.cpus, executor.threads) == (expected, expected // 2)
+
+
+@pytest.mark.timeout(600)
+def test_a_canceled_task_is_not_queued_again(
+    slurm: Path, launcher: Launcher, tmp_path: Path
+) -> None:
+    """Neither one that runs nor one that waits; the same command goes on."""
+    file, out = study_file(tmp_path, **STUDY), tmp_path / "out"
+    start_driver(launcher, file, out)
+    launcher.wait_for(lambda: bool(training_units(out)))
+    job = (training_units(out)[0] / JOB).read_text(encoding="utf-8").partition("_")[0]
+    subprocess.run(["scancel", job], check=True)
+    assert launcher.ended() == Interrupted.exit_code, launcher.said()
+    assert "was canceled; the same command queues it again" in launcher.said()
+    asked = ["squeue", "--noheader", "--states=all", "--format=%A %T"]
+    jobs = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
+    states = {line.split()[1] for line in jobs}
+    assert all(state.startswith("C") for state in states)  # canceled, or completed before
+    assert list(out.glob(f"units/*/{JOB}")) == []
 
 
 @pytest.mark.parametrize("time", ["1", "3", "3:00", "0:03:00", "0-0:03"])
@@ -212,6 +272,17 @@ def test_a_limit_that_leaves_no_time_to_train_is_refused(time: str, tmp_path: Pa
 @pytest.mark.parametrize("time", ["4", "3:01", "1:00:00", "1-0", "0-1:00", "0", "UNLIMITED"])
 def test_limits_that_slurm_takes(time: str) -> None:
     assert SlurmConfig(time=time).time == time
+
+
+def test_an_error_of_a_node_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda command: command)
+    executor, unit = SlurmExecutor(ExecutorOptions()), _QueuedUnit(tmp_path)
+    (tmp_path / EXIT_CODE).write_text("2 node17\n", "utf-8")
+    (tmp_path / "worker.log").write_text("error: no model here", "utf-8")
+    executor.look_at(unit)
+    executor.close()
+    with pytest.raises(UserError, match="node17: no model here"):
+        unit.future.result()
 
 
 def test_without_slurm_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,13 +5,14 @@ worker, which writes a checkpoint, and requeues the task. A driver that was clos
 in the queue; the next one finds them by the job that is named in each unit's folder.
 """
 
+import math
+import os
 import shlex
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,28 +30,39 @@ from rankscope.run.executors.worker_process import (
     check_worker,
     last_lines,
 )
-from rankscope.run.units import is_sealed
+from rankscope.run.units import is_sealed, read_unit
 
 JOB, EXIT_CODE, STOP = "slurm-job", "exit-code", "slurm-stop"
 PATIENCE_SECONDS = 600.0  # How long the queue may be silent, such as while its controller restarts
-QUEUE_SECONDS = 2.0  # How often the queue is asked
+FOLDER_SECONDS = 2.0  # How often the folders of units are looked at
+QUEUE_SECONDS = 30.0
+"""How often SLURM's controller is asked at most, after some questions that follow a submission."""
+CPUS_PER_DEVICE = 4  # Python, loading and decompositions: more would leave GPUs of a node idle
 LAUNCH_FAILED = "launch failed requeued held"
 """Why a task waits that a node could not launch. SLURM holds it for good."""
+ALIVE = {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "STOPPED"}
+"""States of tasks that may still come to a result."""
 
 SCRIPT = """#!/bin/bash
 {options}
 units=({units})
 unit=${{units[$SLURM_ARRAY_TASK_ID]}}
 cd {folder} || exit 2
-trap 'kill -TERM "$worker" 2>/dev/null' USR1 TERM
+{setup}
+trap 'warned=1; kill -TERM "$worker" 2>/dev/null' USR1
+trap 'ended=1; kill -TERM "$worker" 2>/dev/null' TERM
 {worker} "$unit" > "$unit/{messages}" 2>&1 &
 worker=$!
 wait "$worker"; code=$?
 while kill -0 "$worker" 2>/dev/null; do wait "$worker"; code=$?; done
 if [ "$code" = {interrupted} ] && [ ! -e {stop} ]; then
-    exec scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
+    # After scancel, or a preemption that requeues by itself, SLURM decides.
+    [ -n "$ended" ] && [ -z "$warned" ] && exit "$code"
+    # Where users may not requeue, the driver submits the unit again.
+    scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID" && exit "$code"
 fi
-echo "$code" > "$unit/{exit_code}.new" && mv "$unit/{exit_code}.new" "$unit/{exit_code}"
+echo "$code $(hostname)" > "$unit/{exit_code}.new"
+mv "$unit/{exit_code}.new" "$unit/{exit_code}"
 """
 
 
@@ -79,10 +91,14 @@ class SlurmExecutor:
                 )
         self.config = options.slurm
         self.max_running = options.num_workers
-        self.threads, self.devices = options.threads(1), options.devices
+        stated = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+        threads = int(stated) if stated.isdecimal() else CPUS_PER_DEVICE
+        self.cpus = self.config.cpus or threads * options.devices
+        self.threads = max(1, self.cpus // options.devices)  # Of each of a worker's processes
         self.units: list[_QueuedUnit] = []
         self.lock = threading.Lock()
         self.is_asked = False  # the tasks, to stop
+        self.next_question, self.pause = 0.0, FOLDER_SECONDS
         self.stopped, self.closed = threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self.watch, daemon=True)
         self.thread.start()
@@ -101,14 +117,14 @@ class SlurmExecutor:
 
     def close(self) -> None:
         while any(not unit.future.done() for unit in self.units):
-            time.sleep(QUEUE_SECONDS / 4)
+            time.sleep(FOLDER_SECONDS / 4)
         self.closed.set()
         self.thread.join()
 
     def watch(self) -> None:
         """Submit what is new and end the futures of units that ended, until the executor closes."""
         answered = time.monotonic()
-        while not self.closed.wait(QUEUE_SECONDS):
+        while not self.closed.wait(FOLDER_SECONDS):
             with self.lock:
                 pending = [unit for unit in self.units if not unit.future.done()]
             try:
@@ -124,11 +140,11 @@ class SlurmExecutor:
         """Look at all units that have not ended, and queue those that are not in the queue."""
         if self.stopped.is_set() and not self.is_asked:
             self.ask_to_stop(pending)
-        asked = ("squeue", "--noheader", "--array", "--me", "--format=%i %r")
-        lines = slurm(*asked).splitlines() if pending else []
-        reasons = {task: reason for task, _, reason in (line.partition(" ") for line in lines)}
         for unit in pending:
-            self.look_at(unit, reasons)
+            self.look_at(unit)
+        waiting = [unit for unit in pending if unit.job and not unit.future.done()]
+        if waiting and time.monotonic() >= self.next_question:
+            self.ask_queue(waiting)
         self.enqueue([unit for unit in pending if not (unit.job or unit.future.done())])
 
     def give_up(self, units: list[_QueuedUnit], error: Exception) -> None:
@@ -139,37 +155,58 @@ class SlurmExecutor:
             if not unit.future.done():
                 unit.future.set_exception(error)
 
-    def look_at(self, unit: _QueuedUnit, reasons: Mapping[str, str]) -> None:
-        """End the future of a unit that ended; forget the task of one that was lost. ``reasons``
-        say why a task in the queue, such as ``17_3``, waits."""
+    def look_at(self, unit: _QueuedUnit) -> None:
+        """End the future of a unit that ended; forget the task of one that was interrupted."""
         exit_code = unit.folder / EXIT_CODE
         if not unit.job and (unit.folder / JOB).is_file():
             unit.job = (unit.folder / JOB).read_text(encoding="utf-8")
         if is_sealed(unit.folder):
             unit.future.set_result(None)
         elif exit_code.is_file():
-            code = int(exit_code.read_text(encoding="utf-8"))
+            number, _, node = exit_code.read_text(encoding="utf-8").strip().partition(" ")
             exit_code.unlink()
+            self.forget(unit)
+            code = int(number)
             if code not in STUDY_CODES:
                 self.lose(unit, f"its worker ended with exit code {code} and no result")
-                return
-            try:
-                check_worker(code, unit.folder)
-            except Exception as error:
-                unit.future.set_exception(error)
-        elif reasons.get(unit.job) == LAUNCH_FAILED:
-            slurm("scancel", "--quiet", unit.job)
-            self.lose(unit, "SLURM could not launch its task on a node")
-        elif unit.job not in reasons:
-            if self.stopped.is_set():
-                unit.future.set_exception(Interrupted("stopped before the unit began"))
-            elif unit.job:
+            elif code != Interrupted.exit_code or self.stopped.is_set():
+                try:
+                    check_worker(code, unit.folder, node)
+                except Exception as error:
+                    unit.future.set_exception(error)
+        elif not unit.job and self.stopped.is_set():
+            unit.future.set_exception(Interrupted("stopped before the unit began"))
+
+    def ask_queue(self, units: list[_QueuedUnit]) -> None:
+        """Find tasks that SLURM lost or could not launch, and those that a user canceled."""
+        self.pause = min(2 * self.pause, QUEUE_SECONDS)
+        self.next_question = time.monotonic() + self.pause
+        asked = ("squeue", "--noheader", "--array", "--me", "--states=all", "--format=%i|%T|%r")
+        lines = [line.split("|") for line in slurm(*asked).splitlines()]
+        tasks = {task: (state, reason) for task, state, reason in lines}
+        for unit in units:
+            state, reason = tasks.get(unit.job, ("", ""))
+            if is_sealed(unit.folder) or (unit.folder / EXIT_CODE).is_file():
+                continue  # it ended after the last look
+            if state.startswith("CANCEL") or (self.stopped.is_set() and state not in ALIVE):
+                how = "stopped" if self.stopped.is_set() else "canceled"
+                why = f"task {self.forget(unit)} was {how}; the same command queues it again"
+                unit.future.set_exception(Interrupted(why))
+            elif reason == LAUNCH_FAILED:
+                slurm("scancel", "--quiet", unit.job)
+                self.lose(unit, "SLURM could not launch its task on a node")
+            elif state not in ALIVE:
                 self.lose(unit, "its task left the queue without a result")
+
+    def forget(self, unit: _QueuedUnit) -> str:
+        """Forget the task of a unit, so that the unit is queued again; the task's id."""
+        job, unit.job = unit.job, ""
+        (unit.folder / JOB).unlink(missing_ok=True)
+        return job
 
     def lose(self, unit: _QueuedUnit, why: str) -> None:
         """Queue a unit again whose task ended without a result, unless that happened too often."""
-        unit.job = ""
-        (unit.folder / JOB).unlink(missing_ok=True)
+        self.forget(unit)
         unit.num_lost += 1
         if unit.num_lost == MAX_ATTEMPTS:
             message = last_lines(unit.folder) or "no message"
@@ -181,13 +218,17 @@ class SlurmExecutor:
         folders = [unit.folder for unit in units]
         place = folders[0].parent.absolute()
         (place / STOP).unlink(missing_ok=True)
-        script = batch_script(self.config, folders, self.threads, self.max_running, self.devices)
+        host_bytes = max(read_unit(folder).host_bytes for folder in folders)
+        script = batch_script(
+            self.config, folders, self.cpus, self.threads, host_bytes, self.max_running
+        )
         # Not a line of the script, which could not quote it.
         chdir = f"--chdir={place}"
         job = slurm("sbatch", "--parsable", chdir, stdin=script).partition(";")[0]
         for i, unit in enumerate(units):
             unit.job = f"{job}_{i}"
             replace_text(unit.folder / JOB, unit.job)
+        self.next_question, self.pause = 0.0, FOLDER_SECONDS
 
     def ask_to_stop(self, units: list[_QueuedUnit]) -> None:
         """Take waiting tasks off the queue; let running ones write a checkpoint and end."""
@@ -198,15 +239,18 @@ class SlurmExecutor:
         slurm("scancel", "--quiet", "--state=PENDING", *jobs)
         slurm("scancel", "--quiet", "--batch", "--signal=USR1", *jobs)
         self.is_asked = True
+        self.next_question, self.pause = 0.0, FOLDER_SECONDS
 
 
 def batch_script(
     config: SlurmConfig,
     folders: list[Path],
+    cpus: int,
     threads: int,
+    host_bytes: int,
     max_running: int | None,
-    devices: int = 1,
 ) -> str:
+    """One array job for all units, each with ``cpus`` processors and ``host_bytes`` of memory."""
     place = folders[0].parent.absolute()
     limit = "" if max_running is None else f"%{max_running}"
     options = {
@@ -214,25 +258,23 @@ def batch_script(
         "array": f"0-{len(folders) - 1}{limit}",
         "output": "slurm-%A_%a.log",
         "open-mode": "append",
-        "requeue": None,
         "signal": f"B:USR1@{60 * WARNING_MINUTES}",
-        "cpus-per-task": threads * devices,
+        "cpus-per-task": cpus,
+        "mem": None if config.mem == "site" else config.mem or f"{math.ceil(host_bytes / 2**20)}M",
         "partition": config.partition,
         "account": config.account,
         "time": config.time,
         "gres": config.gres,
     }
-    lines = [
-        f"#SBATCH --{name}" + ("" if value is None else f"={value}")
-        for name, value in options.items()
-        if value is not None or name == "requeue"
-    ]
-    worker = ["env", f"OMP_NUM_THREADS={threads}", sys.executable, *WORKER, "work"]
+    lines = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    python = config.python or sys.executable
+    worker = ["env", f"OMP_NUM_THREADS={threads}", python, *WORKER, "work", str(place.parent)]
     return SCRIPT.format(
-        options="\n".join([*lines, *(f"#SBATCH {line}" for line in config.options)]),
+        options="\n".join(f"#SBATCH {line}" for line in [*lines, "--requeue", *config.options]),
         units=" ".join(folder.name for folder in folders),
         folder=shlex.quote(str(place)),
-        worker=shlex.join([*worker, str(place.parent)]),
+        setup="\n".join(config.setup),
+        worker=" ".join([*([config.wrap] if config.wrap else []), shlex.join(worker)]),
         messages=MESSAGES,
         interrupted=Interrupted.exit_code,
         stop=STOP,

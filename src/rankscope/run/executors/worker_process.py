@@ -136,9 +136,10 @@ def _end_of(
                 is_asked = True
 
 
-def check_worker(code: int, folder: Path) -> None:
-    """Raise the error behind what :func:`run_worker` returned. Raises WorkerFailed: every attempt
-    was killed or failed; RankscopeError: what the worker met, if it concerns the whole study."""
+def check_worker(code: int, folder: Path, node: str = "") -> None:
+    """Raise the error behind what :func:`run_worker` returned, on a ``node`` that is not this one.
+    Raises WorkerFailed: every attempt was killed or failed; RankscopeError: what the worker met, if
+    it concerns the whole study."""
     if code == OK and (folder / SEAL).is_file():
         return
     message = last_lines(folder)
@@ -152,7 +153,8 @@ def check_worker(code: int, folder: Path) -> None:
         raise WorkerFailed(f"{reason}: {message or 'no message'}")
     for text, kind in WORKER_ERRORS:
         if code == kind.exit_code and text in message:
-            raise kind(message.removeprefix("error: ") or f"worker of {folder} stopped")
+            text = message.removeprefix("error: ") or f"worker of {folder} stopped"
+            raise kind(f"{node}: {text}" if node else text)
     reason = f"its worker ended with exit code {code} and no result, {MAX_ATTEMPTS} times"
     raise WorkerFailed(f"{reason}: {message or 'no message'}")
 
