@@ -91,7 +91,7 @@ class StoredTunedModel:
             return
         assert weight is not None
         if name not in adapter.initial_factors:
-            adapter.initial_factors[name] = _pissa_initial_factors(weight, adapter, name)
+            adapter.initial_factors[name] = pissa_initial_factors(weight, adapter, name)
 
     def spectrum(
         self, name: str, weight: Tensor, settings: SpectraConfig, svds: SvdCache
@@ -110,7 +110,7 @@ class StoredTunedModel:
         return LowRankUpdate.from_adapter(self.adapter, name, weight)
 
 
-def _pissa_initial_factors(weight: Tensor, adapter: Adapter, name: str) -> tuple[Tensor, Tensor]:
+def pissa_initial_factors(weight: Tensor, adapter: Adapter, name: str) -> tuple[Tensor, Tensor]:
     """(A0, B0) that PEFT's PiSSA took out of the base: s B0 A0 = U_r S_r V_r^T of W0 (2404.02948),
     whatever the signs of singular vectors."""
     rank = len(adapter.a[name])

@@ -16,6 +16,7 @@ from rankscope.config.objective import ObjectiveConfig
 from rankscope.config.section import (
     ConfigSection,
     HubId,
+    LocalPath,
     Name,
     OneOrMore,
     PathText,
@@ -156,6 +157,9 @@ class EvaluateConfig(ConfigSection):
     """Further tasks; every training task is evaluated on every other in any case."""
     retention: list[TaskConfig] = []
     """Tasks whose drop against the base is forgetting."""
+    split: Literal["test", "validation"] | None = None
+    """In a study without arms, the split that its cross-domain tasks are scored on; by default
+    ``test``."""
     max_items: int | None = Field(None, ge=1)
     """At most this many items per task and split, the first of the seeded order."""
     scales: ZeroOrMore[Scale] = []
@@ -223,6 +227,23 @@ def _parse_memory(value: Any) -> Any:
     return round(float(match[1]) * (1024 if "i" in match[2] else 1000) ** power)
 
 
+class GivenConfig(ConfigSection):
+    """A model that the study does not train: a PEFT adapter of the base, or a checkpoint of its
+    architecture."""
+
+    path: Annotated[PlainText, LocalPath()]
+    """Its folder."""
+    name: PlainText | None = None
+    """Its name in tables; by default the folder's, with as many parents as make it unique."""
+    force: bool = False
+    """Accept an adapter that records another base."""
+
+    @classmethod
+    def from_short_form(cls, text: str) -> dict[str, Any]:
+        """``- ./adapter`` means ``- {path: ./adapter}``."""
+        return {"path": text}
+
+
 class StudyConfig(ConfigSection):
     """One study file."""
 
@@ -232,10 +253,12 @@ class StudyConfig(ConfigSection):
     """The base model; a text is a short form: ``pocket``, ``./folder``, ``owner/name``."""
     data_dir: PathText = None
     """Folder with ``<task>/{train,validation,test}.jsonl`` for named tasks; default: the hub."""
-    tasks: list[TaskConfig] = Field(min_length=1)
+    tasks: list[TaskConfig] = []
     """Training tasks: every arm is trained on each."""
-    arms: list[ArmConfig] = Field(min_length=1)
+    arms: list[ArmConfig] = []
     """Methods with their grids; a point that two arms share is one trial."""
+    given: list[GivenConfig] | None = None
+    """Models that were trained elsewhere: scored and analyzed as trials are."""
     seeds: Seeds = [0, 1, 2]
     """One trial per seed: row order and adapter initialization."""
     strategy: Literal["grid", "adaptive"] = "grid"
@@ -274,6 +297,18 @@ class StudyConfig(ConfigSection):
     """Seed of the splits and of ``max_items``; not a trial axis."""
     slurm: SlurmConfig = SlurmConfig()
     """For ``--executor slurm``."""
+
+    @model_validator(mode="after")
+    def check_there_is_work(self) -> Self:
+        """Arms need tasks to train on; without arms there is something to score or to analyze."""
+        scored = self.evaluate.cross_domain or self.evaluate.retention
+        if not self.arms and (self.tasks or not (self.given or scored)):
+            raise ValueError("'arms' is missing: give at least one, or models as 'given'")
+        if self.arms and not self.tasks:
+            raise ValueError("'tasks' is missing: give at least one task to train the arms on")
+        if self.arms and self.evaluate.split is not None:
+            raise ValueError("'evaluate.split' is for studies without arms: remove it")
+        return self
 
     @model_validator(mode="after")
     def check_task_names(self) -> Self:

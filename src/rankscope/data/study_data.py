@@ -75,6 +75,8 @@ def _load_plain_task(config: StudyConfig, task: TaskConfig, compare: bool) -> Lo
         Path(config.data_dir) if config.data_dir is not None else None,
         config.data_seed,
         config.evaluate.max_items,
+        # Without arms nothing is chosen, so nothing needs validation items but the split itself.
+        keep_test_whole=not config.arms and task not in config.evaluate.retention,
         trained_on=[*config.trained_tasks(), *config.replayed_tasks()],
         compare=compare,
     )
@@ -106,7 +108,8 @@ def _mark_contamination(
 ) -> tuple[dict[str, LoadedTask], list[str]]:
     """The tasks with the ids of all test items that are training rows of the study, and notes.
 
-    The training rows of a task that the study does not train on contaminate nothing.
+    The training rows of a task that the study does not train on contaminate nothing, unless it
+    trains no model: a given one may have seen them.
     """
     trained = {**replayed, **{task.name: tasks[task.name] for task in config.tasks}}
     notes, between_tasks = find_contamination_between_tasks(
@@ -115,7 +118,8 @@ def _mark_contamination(
     )
     marked = {}
     for name, task in tasks.items():
-        within = task.contaminated_ids if name in trained else frozenset[str]()
+        may_be_seen = name in trained or not config.arms
+        within = task.contaminated_ids if may_be_seen else frozenset[str]()
         marked[name] = replace(task, contaminated_ids=within | between_tasks.get(name, set()))
     return marked, notes
 

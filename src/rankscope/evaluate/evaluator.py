@@ -3,7 +3,6 @@
 A mixture of tasks is scored part by part, each part with its own prompts and scorer.
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -117,13 +116,15 @@ def truncation_notes(
 
 
 def study_item_tokens(
-    encoder: Encoder, tasks: Iterable[LoadedTask], max_tokens: int | None, settings: EvaluateConfig
+    encoder: Encoder,
+    splits: Iterable[tuple[LoadedTask, Split]],
+    max_tokens: int | None,
+    settings: EvaluateConfig,
 ) -> tuple[dict[tuple[str, Split], list[ItemTokens]], list[str]]:
-    """What a model does for each item of both splits of all tasks, and :func:`truncation_notes`."""
-    splits: tuple[Split, ...] = ("validation", "test")
+    """What a model does for each item of these splits, and :func:`truncation_notes`."""
     found: dict[tuple[str, Split], list[ItemTokens]] = {}
     notes: list[str] = []
-    for task, split in itertools.product(tasks, splits):
+    for task, split in splits:
         counts: list[tuple[str, ItemTokens]] = []
         for part in task.parts or (task,):
             encoded = encode_split(encoder, part, split, max_tokens, settings)

@@ -11,6 +11,7 @@ from rankscope.errors import UserError
 from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.folder import check_same_base
 from rankscope.models.adapters.warm_start import WarmStart, resolve_warm_starts, warm_start_notes
+from rankscope.models.given import given_notes, given_trials
 from rankscope.models.model_folder import model_folder
 from rankscope.models.parameters import (
     Architecture,
@@ -19,6 +20,7 @@ from rankscope.models.parameters import (
     rank_notes,
     read_model_config,
 )
+from rankscope.records import TrialSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class StudyBase:
     shapes: Architecture
     sha256: str  # Of its weights, if they were read
     warm_starts: Mapping[str, WarmStart]  # By folder as the study names it
+    given: tuple[TrialSpec, ...]  # The models that the study does not train
     notes: tuple[str, ...]
 
 
@@ -59,4 +62,7 @@ def resolve_base(config: StudyConfig, weights: bool) -> tuple[StudyConfig, Study
         sha256 = weights_sha256(folder)
         for start in warm_starts.values():
             check_same_base(start.folder, start.base_sha256, sha256)
-    return config, StudyBase(folder, model_config, shapes, sha256, warm_starts, tuple(notes))
+    given = given_trials(config.given or (), folder, shapes, sha256 if weights else None)
+    notes += given_notes(given)
+    base = StudyBase(folder, model_config, shapes, sha256, warm_starts, tuple(given), tuple(notes))
+    return config, base

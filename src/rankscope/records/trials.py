@@ -12,11 +12,20 @@ from rankscope.models.methods.lora import LoraMethod
 from rankscope.records.record import MethodName, Record
 
 
+class GivenModel(Record):
+    """Where a model that was not trained in the study comes from."""
+
+    name: str
+    folder: str
+    sha256: str  # Of its configuration and weights
+    other_base: str | None = None  # Recorded hash of its base, if it is another one
+
+
 class TrialSpec(Record):
-    """One method, one point of the grid, one seed, one training task."""
+    """One method, one point of the grid, one seed, one training task; or a given model."""
 
     trial_id: str  # Content hash of settings, base weights, data and code version
-    task: str  # Training task
+    task: str  # Training task; empty for a given model
     method: MethodName  # Registered name, see ``models/methods``
     peft: str | None = None  # Only for ``peft``: its settings as JSON, with ``peft_type``
     rank: int | None  # None for full fine-tuning and for PEFT methods without ``r``
@@ -44,6 +53,7 @@ class TrialSpec(Record):
     kl_to_base: float | None = None  # Weight of KL(base || tuned), nats per label token
     early_stop: int | None = None  # Stops after so many points without a better score
     validation_sha256: str | None = None  # Of the items that decide when to stop
+    given: GivenModel | None = None  # Only for a model that was trained elsewhere
 
     @field_validator("peft")
     @classmethod
@@ -132,6 +142,7 @@ class TrialSpec(Record):
             self.targets,
             self.dropout,
             self.init_sha256,
+            self.given,
             *self.overrides.items(),
             *self.mitigations.items(),
         )
@@ -140,6 +151,8 @@ class TrialSpec(Record):
     def arm_label(self) -> str:
         """Short name for tables, such as ``r=32 lr=0.0002``, without the task. Every setting that
         is not the default is spelled out, so two arms of a task never share a label."""
+        if self.given is not None:
+            return self.given.name
         if self.peft is not None:
             parts = _peft_label(self.peft)
         elif self.rank is None:
@@ -176,7 +189,7 @@ class TrialSpec(Record):
     @property
     def label(self) -> str:
         """Name of the trial for logs, such as ``arc_easy r=32 lr=0.0002 seed=0``."""
-        return f"{self.task} {self.arm_label} seed={self.seed}"
+        return f"{self.task} {self.arm_label} seed={self.seed}" if self.task else self.arm_label
 
 
 MAX_FOLDER_NAME = 40  # Characters of a folder's name in a label

@@ -74,7 +74,8 @@ class _AdaptiveStudy:
         first = first_trials(self.study)
         begun = {trial.trial_id for trial in first}
         seed = self.study.config.seeds[0]
-        of_seed = {t.trial_id for t in self.study.trials if t.seed == seed}
+        given = [t for t in self.study.trials if t.given is not None]
+        of_seed = {t.trial_id for t in self.study.trials if t.seed == seed and t.given is None}
         self.over_budget = self.first_over_budget = of_seed - begun
         self.remove_points_without_items(first)
         for rung in range(len(self.rule.rungs)):
@@ -92,7 +93,7 @@ class _AdaptiveStudy:
                 break
             further = [trial.trial_id for trial in new]
             self.ledger.put_round(further)
-        last = [trial for arm in self.finalists() for trial in arm]
+        last = [*given, *(trial for arm in self.finalists() for trial in arm)]
         yield from self.round(last, Round(label="finalists,"))
         self.end()
 
@@ -189,7 +190,8 @@ class _AdaptiveStudy:
         budget, study = self.study.config.budget, self.ledger.load()
         if budget is None:
             return list(trials)
-        begun = [t for t in study.trials if t.status not in ("planned", "skipped")]
+        own = [trial for trial in study.trials if trial.spec.given is None]
+        begun = [trial for trial in own if trial.status not in ("planned", "skipped")]
         num_trials, tokens = len(begun), float(sum(self.tokens(trial) for trial in begun))
         hours = (study.total_seconds + time.monotonic() - self.begun_at) / 3600
         kept = list[TrialSpec]()
@@ -303,9 +305,10 @@ def expected_shares(study: PreparedStudy) -> dict[str, float]:
     machine.
     """
     rule, seed = AdaptiveRule(rungs=study.rungs), study.config.seeds[0]
-    first = [trial for trial in study.trials if trial.seed == seed]
+    trials = [trial for trial in study.trials if trial.given is None]
+    first = [trial for trial in trials if trial.seed == seed]
     arms = Counter(trial.task for trial in first)
-    shares = {t.trial_id: min(1.0, TYPICAL_FINALISTS / arms[t.task]) for t in study.trials}
+    shares = {t.trial_id: min(1.0, TYPICAL_FINALISTS / arms[t.task]) for t in trials}
     rates = defaultdict[Hashable, list[TrialSpec]](list)
     for trial in first:
         rates[trial.arm_without_lr].append(trial)
@@ -327,7 +330,8 @@ def _within_budget(study: PreparedStudy, shares: Mapping[str, float]) -> dict[st
         return dict(shares)
     seed, begun = study.config.seeds[0], {trial.trial_id for trial in first_trials(study)}
     kept = {trial_id: share for trial_id, share in shares.items() if trial_id in begun}
-    later = {t.trial_id: shares[t.trial_id] for t in study.trials if t.seed != seed}
+    seeds = {trial.trial_id: trial.seed for trial in study.trials}
+    later = {trial_id: share for trial_id, share in shares.items() if seeds[trial_id] != seed}
     whole = {trial.trial_id: study.training_tokens(trial) for trial in study.trials}
     tokens = (budget.tokens or inf) - sum(share * whole[i] for i, share in kept.items())
     wanted = sum(share * whole[i] for i, share in later.items())

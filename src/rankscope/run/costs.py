@@ -150,6 +150,8 @@ class CostModel:
     def training(self, group: Group) -> dict[str, float]:
         """Seconds of training each trial of a group, by trial id, if ``train.devices`` share the
         work evenly; what they send each other is not counted. Slices of a nested run share its."""
+        if group[0].given is not None:
+            return {trial.trial_id: 0.0 for trial in group}
         config = self.inputs.config.train
         tokens = {t: self.inputs.training_tokens(t) for t in self.inputs.runs(group)}
         steps = max(map(self.inputs.num_steps, group))
@@ -201,6 +203,9 @@ class CostModel:
         return squares / (2 * counts.mean_tokens)
 
     def parameters(self, trial: TrialSpec) -> int:
+        """That it trains and stores."""
+        if trial.given is not None:
+            return 0
         base = self.inputs.base
         return get_method(trial.method).trainable_parameters(trial, base.shapes, base.folder)
 

@@ -59,7 +59,7 @@ def measured_pace(model: CostModel) -> Pace:
     """
     inputs = model.inputs
     train = inputs.config.train
-    lora = [trial for trial in inputs.trials if not trial.trains_alone]
+    lora = [t for t in inputs.trials if not t.trains_alone and t.given is None]
     if not lora or train.devices > 1 or inputs.config.quantize != "none":
         return Pace()
     ranks = sorted(trial.rank or 1 for trial in lora)

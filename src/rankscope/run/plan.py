@@ -109,8 +109,8 @@ def make_plan(
     base_items = [item for _, task, split in inputs.base_evals() for item in items[task, split]]
     sampled = inputs.sampled_row_tokens()
     scoring = model.scoring(base_items) + model.scoring(sampled)
-    heads_tasks = {inputs.config.analyze.heads.task or trial.task for trial in inputs.trials}
-    heads = sum(model.heads(items[task, "test"]) for task in heads_tasks)
+    heads_tasks = {inputs.heads_task(trial) for trial in inputs.trials if inputs.tasks}
+    heads = sum(model.heads(items.get((task, "test"), ())) for task in heads_tasks)
     spectra = model.base_spectra()
     base_tokens = sum(item.total for item in (*base_items, *sampled))
     forked = CAN_FORK and executor == "local"
@@ -136,6 +136,7 @@ def make_plan(
     products = sum(
         model.products(model.training_operations(t, inputs.training_tokens(t)))
         for t in inputs.runs(inputs.trials)
+        if t.given is None
     )
     evaluations = len(inputs.base_evals()) + sum(
         len(inputs.wanted_evals(t.trial_id, t.task)) + len(inputs.wanted_variants(t))
@@ -165,9 +166,9 @@ def make_plan(
         devices=devices,
         device_seconds=devices * (shared + sum(unit_seconds)),
         shared_seconds=shared,
-        critical_seconds=shared + max(unit_seconds),
+        critical_seconds=shared + max(unit_seconds, default=0.0),
         wall_seconds=shared + makespan(unit_seconds, max(1, gpus // devices)),
-        basis=machine.basis(inputs.dtype, products / (stages.training * devices)),
+        basis=machine.basis(inputs.dtype, products / max(stages.training * devices, 1e-9)),
         **_expected_cost(model, scored, shared, base_unit, of_unit, max(1, gpus // devices)),
         savings=largest_savings(inputs.config, inputs.trials, costs, stages, items),
         notes=inputs.notes,
@@ -315,14 +316,16 @@ def _trial_costs(
     model: CostModel, scored: Mapping[str, _ScoringCost], group: Group
 ) -> dict[str, StageSeconds]:
     inputs, training, faults = model.inputs, model.training(group), model.page_faults(group)
-    heads_task = inputs.config.analyze.heads.task
+    items = inputs.items
     return {
         trial.trial_id: StageSeconds(
             starting=faults / len(group) + model.stored_weights(trial),
             training=training[trial.trial_id],
             scoring=scored[trial.trial_id].seconds,
             spectra=model.spectra(trial),
-            heads=model.heads(inputs.items[heads_task or trial.task, "test"]),
+            heads=model.heads(
+                items.get((inputs.heads_task(trial), "test"), ()) if inputs.tasks else ()
+            ),
         )
         for trial in group
     }

@@ -1,7 +1,5 @@
 """From a study file to everything that can be known before weights are loaded."""
 
-from dataclasses import replace
-
 import torch
 
 from rankscope.advise.decide import undecidable_notes
@@ -32,7 +30,7 @@ from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.run.adaptive import check_adaptive, resolve_rungs
 from rankscope.run.groups import Grouping
 from rankscope.run.machines import Machine
-from rankscope.run.prepared import PreparedStudy
+from rankscope.run.prepared import PreparedStudy, wanted_splits
 from rankscope.run.trials import check_trials, duplicate_grid_notes, make_trials
 
 
@@ -70,9 +68,11 @@ def prepare_study(
     config = _resolve_auto(config, encoder, dtype)
     data = prepare_data(config, encoder, whole=weights)
     context, evaluate = context_length(base.config), config.evaluate
-    items, truncated = study_item_tokens(encoder, data.tasks.values(), context, evaluate)
     tokenizer_hash = tokenizer_sha256(base.folder)
     records = tuple(task_record(config, encoder, t, tokenizer_hash) for t in data.tasks.values())
+    scored = wanted_splits(config, records, trained_on=None)
+    splits = [(data.tasks[name], split) for name, split in scored]
+    items, truncated = study_item_tokens(encoder, splits, context, evaluate)
 
     reporter.advance(2, "trials and groups")
     trials = make_trials(
@@ -84,6 +84,7 @@ def prepare_study(
         validation_sha256={task.name: task.validation_sha256 for task in records},
     )
     labels = check_trials(config, trials, base, data.rows)
+    trials += base.given
     if machine is None:
         check_bitsandbytes(config, trials, device)
         check_devices(config, trials, device, elsewhere=elsewhere)
@@ -101,8 +102,10 @@ def prepare_study(
         dtype=dtype,
         encoder=encoder,
         data=data,
-        items={},
-        scoring=(),
+        items=items,
+        scoring=tuple(
+            ScoringShape.of(grouping.model, of_split, evaluate) for of_split in items.values()
+        ),
         task_records=records,
         trials=tuple(trials),
         groups=groups,
@@ -124,11 +127,7 @@ def prepare_study(
         ),
     )
     check_adaptive(prepared)
-    scored = {(task, split): items[task, split] for _, task, split in prepared.base_evals()}
-    scoring = tuple(
-        ScoringShape.of(grouping.model, of_split, evaluate) for of_split in scored.values()
-    )
-    return replace(prepared, items=scored, scoring=scoring)
+    return prepared
 
 
 def _resolve_auto(config: StudyConfig, encoder: Encoder, dtype: torch.dtype) -> StudyConfig:

@@ -85,7 +85,8 @@ class PreparedStudy:
         shapes = list(self.scoring)
         if not group and (sampled := self.sampled_row_tokens()):
             shapes.append(ScoringShape.of(self.grouping.model, sampled, self.config.evaluate))
-        return max(scoring_bytes(self.grouping.model, group, shape) for shape in shapes)
+        needed = (scoring_bytes(self.grouping.model, group, shape) for shape in shapes)
+        return max(needed, default=0)
 
     def sampled_row_tokens(self) -> list[ItemTokens]:
         """What the base reads and writes for each row that is sampled from it, at most."""
@@ -96,20 +97,9 @@ class PreparedStudy:
         ]
 
     def wanted_evals(self, trial_id: str, trained_on: str | None) -> list[EvalKey]:
-        """What one model is scored on, in order.
-
-        The test split of every task, and the validation split of the tasks that arms are chosen by:
-        the model's own training task and the retention tasks (for the base, every training task).
-        """
-        keys: list[EvalKey] = []
-        for record in self.task_records:
-            chooses = "retention" in record.roles or (
-                record.trained_on and trained_on in (None, record.name)
-            )
-            if chooses:
-                keys.append((trial_id, record.name, "validation"))
-            keys.append((trial_id, record.name, "test"))
-        return keys
+        """What one model is scored on, in order, see :func:`wanted_splits`."""
+        wanted = wanted_splits(self.config, self.task_records, trained_on)
+        return [(trial_id, task, split) for task, split in wanted]
 
     def variants(self, trial: TrialSpec) -> list[Variant]:
         """The variants of a trial to score; none for a method of the PEFT library."""
@@ -137,6 +127,9 @@ class PreparedStudy:
         ]
 
     def num_steps(self, trial: TrialSpec) -> int:
+        """Optimizer steps of its training; 0 for a given model."""
+        if trial.given is not None:
+            return 0
         rows = self.rows[trial.task]
         return trial_steps(trial, len(rows.rows), rows.num_tokens, self.config.train)
 
@@ -146,7 +139,7 @@ class PreparedStudy:
 
     def rung_steps(self, trial: TrialSpec) -> tuple[int, ...]:
         """Optimizer steps after which an adaptive study may stop a trial; none of later seeds."""
-        if trial.seed != self.config.seeds[0]:
+        if trial.seed != self.config.seeds[0] or trial.given is not None:
             return ()
         return rung_steps(self.rungs, self.num_steps(trial))
 
@@ -156,6 +149,8 @@ class PreparedStudy:
 
     def own_tokens(self, trial: TrialSpec) -> int:
         """Tokens of its own task that a trial trains on, if every row has the mean length."""
+        if trial.given is not None:
+            return 0
         rows, protocol = self.rows[trial.task], trial_protocol(trial, self.config.train)
         rows_per_step = min(len(rows.rows), protocol.batch_size * protocol.gradient_accumulation)
         return round(self.num_steps(trial) * rows_per_step * rows.num_tokens / len(rows.rows))
@@ -176,7 +171,7 @@ class PreparedStudy:
 
     def due_steps(self, trial: TrialSpec, every: Interval) -> tuple[int, ...]:
         """Steps of a trial at an interval, see ``step_schedule.due_steps``."""
-        if every is None:
+        if every is None or trial.given is not None:
             return ()
         rows, train = self.rows[trial.task], self.config.train
         return due_steps(every, len(rows.rows), rows.num_tokens, trial_protocol(trial, train))
@@ -209,7 +204,7 @@ class PreparedStudy:
             }
         if kind == "heads":
             ablate = sorted(set(heads.ablate))
-            return {"task": heads.task or trial.task, "items": heads.items, "ablate": ablate}
+            return {"task": self.heads_task(trial), "items": heads.items, "ablate": ablate}
         if variant is None or variant.kind not in ("intruders", "control"):
             return {}
         if not trial.is_full:
@@ -222,14 +217,36 @@ class PreparedStudy:
         settings = {i: self.record_settings(kind, i) for i in model_ids if i != BASE}
         return {i: canonical_json(values) if values else "" for i, values in settings.items()}
 
+    def heads_task(self, trial: TrialSpec) -> str:
+        """The task on whose items a trial's heads are measured."""
+        return self.config.analyze.heads.task or trial.task or self.task_records[0].name
+
     def base_evals(self) -> list[EvalKey]:
         return self.wanted_evals(BASE, None)
+
+
+def wanted_splits(
+    config: StudyConfig, tasks: Iterable[TaskRecord], trained_on: str | None
+) -> list[tuple[str, Split]]:
+    """The splits that a model trained on a task is scored on; for the base, pass None.
+
+    The test split of every task, and the validation split of the tasks that arms are chosen by: the
+    model's own training task and the retention tasks (for the base, every training task).
+    """
+    wanted: dict[tuple[str, Split], None] = {}
+    for task in tasks:
+        chooses = task.trained_on and trained_on in (None, task.name)
+        if chooses or "retention" in task.roles:
+            wanted[task.name, "validation"] = None
+        wanted[task.name, config.evaluate.split or "test"] = None
+    return list(wanted)
 
 
 def first_trials(study: PreparedStudy) -> list[TrialSpec]:
     """The first seed of every arm, as many as the budget pays for if none of them is stopped."""
     budget, kept, tokens = study.config.budget, list[TrialSpec](), 0
-    for trial in (t for t in study.trials if t.seed == study.config.seeds[0]):
+    seed = study.config.seeds[0]
+    for trial in (t for t in study.trials if t.seed == seed and t.given is None):
         tokens += study.training_tokens(trial)
         if budget is not None and not budget.pays_for(len(kept) + 1, tokens):
             break

@@ -175,6 +175,7 @@ class Study:
     def _run_all(self, context: "RunContext", executor: "Executor | None") -> None:
         """Score the base and bring every group to its end, here or by the executor."""
         from rankscope.run.adaptive import study_rounds
+        from rankscope.run.begin import store_given
         from rankscope.run.conductor import Conductor
         from rankscope.run.executors import run_units
         from rankscope.run.executors.slurm import SlurmExecutor, cancel_tasks
@@ -186,6 +187,7 @@ class Study:
         if not isinstance(executor, SlurmExecutor):
             cancel_tasks(context.ledger.out / UNITS)
         adopt_units(context, keep_unsealed=executor is not None)
+        store_given(context)
         if executor is None:
             conductor.run_base()
             for _ in study_rounds(context):

@@ -136,6 +136,8 @@ class StudyClock:
 def training_work(study: PreparedStudy, trial: TrialSpec) -> float:
     """Rows that a trial trains on, times the passes of each: three if every weight trains. The
     trials of a nested run share its work."""
+    if trial.given is not None:
+        return 0.0
     rows, train = study.rows[trial.task], trial_protocol(trial, study.config.train)
     rows_per_step = train.batch_size * train.gradient_accumulation
     tokens = study.num_steps(trial) * rows_per_step * rows.num_tokens / len(rows.rows)

@@ -2,10 +2,17 @@
 
 from pathlib import Path
 
-from rankscope.errors import UserError
-from rankscope.hashing import sha256_file, sha256_json
+from rankscope.analyze.stored_models import pissa_initial_factors
+from rankscope.errors import IntegrityError, UserError
+from rankscope.hashing import sha256_file, sha256_json, weights_sha256
+from rankscope.models.adapters.folder import adapter_sha256, load_adapter
+from rankscope.models.adapters.settings import READABLE_INITS
 from rankscope.models.base import Base
+from rankscope.models.load import load_trained_model
 from rankscope.models.methods import get_method
+from rankscope.models.methods.pissa import PissaMethod
+from rankscope.models.peft_backend.tuner import load_tuner
+from rankscope.models.quantize import dense_weight
 from rankscope.records import ModelRecord, TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
@@ -38,6 +45,9 @@ def model_with_weights(context: RunContext, group: Group) -> Base | None:
     """
     model = context.base
     for trial in group:
+        if trial.given is not None:
+            model = load_given(model, trial)
+            continue
         folder = context.ledger.checked_path(weights_path(trial))
         try:
             model = get_method(trial.method).load(model, trial, folder)
@@ -49,3 +59,36 @@ def model_with_weights(context: RunContext, group: Group) -> Base | None:
             context.ledger.fail_trials([TrialFailure(trial.trial_id, "failed", reason)])
             return None
     return model
+
+
+def load_given(base: Base, trial: TrialSpec) -> Base:
+    """Put a given model on the base as a stored trial is put there; the base to score.
+
+    Raises IntegrityError: it is not what it was when the study was prepared.
+    """
+    given = trial.given
+    assert given is not None
+    folder = Path(given.folder)
+    sha256 = weights_sha256(folder) if trial.is_full else adapter_sha256(folder)
+    if sha256 != given.sha256:
+        raise IntegrityError(
+            f"{folder}",
+            "other weights than when the study was prepared",
+            "the same",
+            "run the command again",
+        )
+    if trial.is_full:
+        return load_trained_model(base, folder)
+    if trial.peft is not None:
+        changes = {} if given.other_base is None else {"sha256": given.other_base}
+        load_tuner(base, folder, base.record.model_copy(update=changes))
+        return base
+    is_pissa = trial.method == PissaMethod.name
+    adapter = load_adapter(folder, trial.trial_id, inits=READABLE_INITS, has_copies=not is_pissa)
+    if is_pissa:
+        linears = base.linears()
+        for name in adapter.a:
+            weight = dense_weight(linears[name])
+            adapter.initial_factors[name] = pissa_initial_factors(weight, adapter, name)
+    base.multi_lora.attach(adapter.to(base.device))
+    return base

@@ -138,7 +138,7 @@ def own_identity(trial: TrialSpec, train: TrainConfig) -> dict[str, object]:
     the name of their task. Protocol settings of the arm count as part of the protocol, so moving
     one from ``train`` into the arms, or back, does not change the id.
     """
-    nowhere = {"trial_id", "schema_version", "init_from", "replay", *TRAIN_OVERRIDES}
+    nowhere = {"trial_id", "schema_version", "given", "init_from", "replay", *TRAIN_OVERRIDES}
     nowhere |= {"nested"} if trial.nested is None else set()
     settings = trial.model_dump(mode="json", exclude=nowhere)
     aside = NOT_TRAINING if trial.early_stop is None else NOT_TRAINING - STOPPING
@@ -198,7 +198,7 @@ def trials_of_one_arm(
         for point in arm_specs(arm, train):
             owners[point].add(index)
     own: list[list[TrialSpec]] = [[] for _ in arms]
-    for trial in trials:
+    for trial in (t for t in trials if t.given is None):
         index, *others = owners[trial.model_copy(update=NO_TRIAL)]
         if not others:
             own[index].append(trial)

@@ -196,7 +196,8 @@ class Ledger:
                 "INSERT INTO trials VALUES (?1, ?2, ?3, 'planned', NULL, "
                 "row_sha256(?1, ?2, ?3, 'planned', NULL)) "
                 "ON CONFLICT (trial_id) DO UPDATE SET position = excluded.position, "
-                "sha256 = row_sha256(trial_id, excluded.position, spec, status, failure)",
+                "spec = excluded.spec, sha256 = "
+                "row_sha256(trial_id, excluded.position, excluded.spec, status, failure)",
                 [(spec.trial_id, n, spec.model_dump_json()) for n, spec in enumerate(specs)],
             )
             return int(self._db.execute(count).fetchone()[0]) - before

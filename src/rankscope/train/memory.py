@@ -8,7 +8,7 @@ import copy
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -211,6 +211,15 @@ class MemoryModel:
             devices=train.devices,
             library_bytes=self.library_bytes,
         )
+
+    def of_scored(self, group: Sequence[TrialSpec], train: TrainConfig) -> GroupMemory:
+        """Of models that do not train, beside the base."""
+        if group[0].is_full:
+            held = nbytes(self.base)
+        else:
+            adapters = map(self._adapter, map(self.stand_in, group))
+            held = sum(p.numel() * FLOAT32_BYTES for a in adapters for p in a.parameters())
+        return replace(self.of_base(train), state_bytes=held)
 
     def _base_bytes(self, devices: int, *, trains: bool) -> int:
         """The frozen base on one device. If several share it: a shard, two gathered layers (one

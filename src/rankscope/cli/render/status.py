@@ -87,7 +87,7 @@ def _trial_data(trial: TrialRecords, evaluations: int) -> dict[str, Any]:
     del data["schema_version"]
     data |= {"arm": trial.spec.arm_label, "status": trial.status, "evaluations": evaluations}
     if (train := trial.training) is not None:
-        loss = train.losses[-1].loss
+        loss = train.losses[-1].loss if train.losses else None
         data |= {"steps": train.steps, "seconds": train.seconds, "loss": loss}
     if trial.failure:
         data["failure" if trial.status in FAILED else "reason"] = trial.failure

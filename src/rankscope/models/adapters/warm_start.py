@@ -1,7 +1,7 @@
 """Adapters on disk that an arm continues (``init_from``), read before anything runs."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,14 +82,20 @@ def read_warm_start(folder: Path, shapes: Architecture) -> WarmStart:
         methods=methods,
         flags=f"{flags[0]}: true" if flags else "neither use_dora nor use_rslora",
         modules=frozenset(adapter.a),
-        targets=_shortest_targets(settings, frozenset(adapter.a), shapes),
+        targets=shortest_targets(settings, frozenset(adapter.a), shapes),
     )
 
 
-def load_adapter_for(shapes: Architecture, folder: Path) -> Adapter:
+def load_adapter_for(
+    shapes: Architecture,
+    folder: Path,
+    inits: Collection[object] = PLAIN_INITS,
+    *,
+    has_copies: bool = False,
+) -> Adapter:
     """A user's adapter, checked to change modules of the model, in the same shapes, and all that
-    its configuration names."""
-    adapter = load_adapter(folder, "start")
+    its configuration names; ``inits`` and ``has_copies`` as of ``load_adapter``."""
+    adapter = load_adapter(folder, "start", inits=inits, has_copies=has_copies)
     for name in adapter.a:
         shape = (len(adapter.b[name]), adapter.a[name].shape[1])
         expected = shapes.linear_shapes.get(name)
@@ -105,11 +111,11 @@ def load_adapter_for(shapes: Architecture, folder: Path) -> Adapter:
                 f"adapter {folder}: found {name!r} with (out, in) = {shape}, expected {expected} "
                 "as in this model; give an adapter of this model"
             )
-    check_complete(folder, adapter.a, shapes.linear_shapes, PLAIN_INITS)
+    check_complete(folder, adapter.a, shapes.linear_shapes, inits)
     return adapter
 
 
-def _shortest_targets(
+def shortest_targets(
     settings: AdapterSettings, modules: frozenset[str], shapes: Architecture
 ) -> tuple[str, ...]:
     """Names that match exactly the adapter's modules: last parts of paths, PEFT's own, or paths."""

@@ -15,7 +15,7 @@ from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from rankscope.errors import IntegrityError, RankscopeError, UserError, reason_of
 from rankscope.models.adapters.folder import (
@@ -29,6 +29,7 @@ from rankscope.models.base import Base
 from rankscope.models.load import check_rows_apart
 from rankscope.models.lora import derive_seed
 from rankscope.models.multi_lora import unwrap
+from rankscope.models.parameters import model_on_meta
 from rankscope.models.peft_backend.settings import (
     inject_peft,
     peft_config,
@@ -82,28 +83,14 @@ class PeftTuner:
         check_same_base(folder, metadata.get(BASE_HASH), record.sha256)
         tuner = cls(base)
         try:
-            with warnings.catch_warnings():
-                # AdaLoRA's pattern of ranks, which its own loader reads later.
-                warnings.filterwarnings("ignore", "The following rank_pattern keys")
-                warnings.filterwarnings("error", "Found missing adapter keys")
-                config = PeftConfig.from_pretrained(str(folder))
-                _write_out_patterns(config, folder, [name for name, _ in base.named_modules()])
+            with _errors_of_peft(folder):
+                config = _stored_config(base, folder)
                 tuner.inject(
                     config, lambda: PeftModel.from_pretrained(base, str(folder), config=config)
                 )
-        except RankscopeError:
-            raise
-        except Exception as error:  # whatever PEFT raises for settings and weights of strangers
+        except BaseException:
             tuner.snapshot.restore()
-            if "size mismatch" in str(error):
-                raise UserError(
-                    f"adapter {folder}: not an adapter of this model: {reason_of(error)}; give the "
-                    "model that it was made for"
-                ) from error
-            raise IntegrityError(
-                f"adapter {folder}: not a whole adapter: {reason_of(error)}; copy it again from "
-                "where it was trained"
-            ) from error
+            raise
         tuner.model.eval()
         return tuner
 
@@ -285,6 +272,48 @@ def new_tuner(base: Base, trial: TrialSpec, num_steps: int) -> PeftTuner:
         base.multi_lora.clear()
         raise
     return tuner
+
+
+@contextlib.contextmanager
+def _errors_of_peft(folder: Path) -> Iterator[None]:
+    """What PEFT raises for settings and weights of strangers, as errors that name the folder."""
+    try:
+        with warnings.catch_warnings():
+            # AdaLoRA's pattern of ranks, which its own loader reads later.
+            warnings.filterwarnings("ignore", "The following rank_pattern keys")
+            warnings.filterwarnings("ignore", ".*copying from a non-meta parameter")
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            yield
+    except RankscopeError:
+        raise
+    except Exception as error:
+        if "size mismatch" in str(error):
+            raise UserError(
+                f"adapter {folder}: not an adapter of this model: {reason_of(error)}; give the "
+                "model that it was made for"
+            ) from error
+        raise IntegrityError(
+            f"adapter {folder}: not a whole adapter: {reason_of(error)}; copy it again from "
+            "where it was trained"
+        ) from error
+
+
+def _stored_config(model: nn.Module, folder: Path) -> PeftConfig:
+    config: PeftConfig = PeftConfig.from_pretrained(str(folder))
+    _write_out_patterns(config, folder, [name for name, _ in model.named_modules()])
+    return config
+
+
+def check_fits(base: PretrainedConfig, folder: Path) -> None:
+    """Check that a stored method fits a model of this configuration, whose weights are not needed.
+
+    Raises UserError for other shapes, IntegrityError for a damaged one.
+    """
+    read_weights(folder / WEIGHTS)
+    model = model_on_meta(base)
+    with _errors_of_peft(folder):
+        config = _stored_config(model, folder)
+        PeftModel.from_pretrained(model, str(folder), config=config, torch_device="cpu")
 
 
 def _write_out_patterns(config: Any, folder: Path, names: list[str]) -> None:

@@ -51,7 +51,7 @@ class HeadsStage(Stage[TrialSpec, HeadsRecord]):
         model = HeadModel(context.base, layout, batch_tokens=batch_tokens)
         ablated_on = tuple(map(self.head_task, dict.fromkeys(self.settings.ablate)))
         for trained_on in tasks:
-            task = self.head_task(self.settings.task or trained_on)
+            task = self.head_task(self.settings.task or trained_on or study.task_records[0].name)
             context.begin_piece(task.name)
             do = "free some memory, lower evaluate.batch_tokens, or set analyze.heads.enabled=false"
             with reporting_shortages("analyze.heads: measuring the base", do=do):

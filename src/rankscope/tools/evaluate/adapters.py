@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rankscope.errors import UserError
-from rankscope.filesystem import read_json_object
 from rankscope.models.adapters.folder import (
     adapter_sha256,
     check_same_base,
     load_adapter,
     recorded_base,
 )
-from rankscope.models.adapters.settings import CONFIG, WEIGHTS, read_adapter_config
+from rankscope.models.adapters.settings import read_adapter_config
 from rankscope.models.adapters.warm_start import load_adapter_for
 from rankscope.models.base import Base
+from rankscope.models.given import peft_type
 from rankscope.models.model_folder import check_tuned_folder
 from rankscope.models.parameters import Architecture
 from rankscope.models.peft_backend.tuner import load_tuner
@@ -96,13 +96,3 @@ def adapter_labels(paths: Sequence[str]) -> list[str]:
         if len(set(labels)) == len(labels) and BASE not in labels:
             return labels
         depth += 1
-
-
-def peft_type(folder: Path) -> str:
-    if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
-        read_adapter_config(folder)  # raises, naming the missing file or the pickle
-    if "peft_type" not in (config := read_json_object(folder / CONFIG)):
-        raise UserError(
-            f"adapter {folder}: {CONFIG} names no peft_type; expected 'LORA' or another"
-        )
-    return str(config["peft_type"])

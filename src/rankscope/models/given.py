@@ -1,0 +1,202 @@
+"""Models that a study does not train, checked against its base before anything runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from rankscope.config.study import GivenConfig
+from rankscope.errors import UserError
+from rankscope.filesystem import read_json_object
+from rankscope.hashing import canonical_json, sha256_json, weights_sha256
+from rankscope.models.adapters.folder import (
+    adapter_sha256,
+    base_weight_copies,
+    check_same_base,
+    opened_weights,
+    recorded_base,
+)
+from rankscope.models.adapters.settings import CONFIG, READABLE_INITS, read_adapter_config
+from rankscope.models.adapters.warm_start import load_adapter_for, shortest_targets
+from rankscope.models.checkpoint_reader import CheckpointReader
+from rankscope.models.load import check_stored_weights
+from rankscope.models.methods.full import FullMethod
+from rankscope.models.methods.peft import PeftMethod
+from rankscope.models.methods.pissa import PissaMethod
+from rankscope.models.model_folder import check_tuned_folder
+from rankscope.models.parameters import Architecture, architecture, read_model_config
+from rankscope.models.peft_backend.tuner import check_fits
+from rankscope.records import BASE, GivenModel, TrialSpec
+
+NOT_TRAINED_HERE = {"task": "", "rank": None, "alpha": None, "lr": 0.0, "dropout": 0.0, "seed": 0}
+"""Settings of a trial that was not trained here, as far as its adapter does not give them."""
+
+
+def given_trials(
+    given: Sequence[GivenConfig], base: Path, shapes: Architecture, base_sha256: str | None
+) -> list[TrialSpec]:
+    """Check every given model against the base, in the folder ``base``, without loading the base;
+    one trial for each. ``base_sha256`` is None if its weights were not read.
+
+    Raises UserError: a model is missing, of another base, architecture or tokenizer; IntegrityError
+    if it is damaged.
+    """
+    names = given_names(given)
+    trials: dict[str, TrialSpec] = {}
+    for model, name in zip(given, names, strict=True):
+        folder = Path(model.path).expanduser()
+        check_tuned_folder(folder)
+        if is_checkpoint(folder):
+            check_checkpoint(folder, base, shapes)
+            fields: dict[str, object] = {"method": FullMethod.name, "targets": ()}
+            other_base, sha256 = None, weights_sha256(folder)
+        else:
+            fields = _adapter_fields(folder, base, shapes)
+            other_base = _other_base(folder, base, base_sha256, force=model.force)
+            sha256 = adapter_sha256(folder)
+        trial = TrialSpec.model_validate(
+            {
+                "trial_id": sha256_json({"base": base_sha256, "given": sha256})[:16],
+                **NOT_TRAINED_HERE,
+                **fields,
+                "given": GivenModel(
+                    name=name, folder=str(folder), sha256=sha256, other_base=other_base
+                ),
+            }
+        )
+        trials.setdefault(trial.trial_id, trial)
+    return list(trials.values())
+
+
+def given_notes(trials: Sequence[TrialSpec]) -> list[str]:
+    """What a reader of scores of models that were made for another base must know."""
+    return [
+        f"adapter {trial.given.name}: records another base ({trial.given.other_base[:12]}...) and "
+        "is scored on this model because of --force"
+        for trial in trials
+        if trial.given is not None and trial.given.other_base is not None
+    ]
+
+
+def given_names(given: Sequence[GivenConfig]) -> list[str]:
+    """Their own names, or the folders' with as many parent folders as make them unique."""
+    folders = [Path(model.path).expanduser().resolve() for model in given]
+    repeated = next((folder for folder in folders if folders.count(folder) > 1), None)
+    if repeated is not None:
+        raise UserError(f"adapter {repeated}", "it twice", "each model once", "remove one")
+    for depth in range(1, 1 + max((len(folder.parts) for folder in folders), default=0)):
+        named = zip(given, folders, strict=True)
+        names = [model.name or "/".join(folder.parts[-depth:]) for model, folder in named]
+        if len(set(names)) == len(names) and BASE not in names:
+            return names
+    if not given:
+        return []
+    raise UserError(
+        "given",
+        f"the names {', '.join(names)}",
+        f"each model's own, and none called {BASE!r}",
+        "rename one",
+    )
+
+
+def is_checkpoint(folder: Path) -> bool:
+    return not (folder / CONFIG).is_file() and (folder / "config.json").is_file()
+
+
+def check_checkpoint(folder: Path, base: Path, shapes: Architecture) -> None:
+    """Raise UserError unless a folder holds a model of the base's architecture and tokenizer."""
+    found = architecture(read_model_config(folder))
+    names = [CheckpointReader.open(place).architecture for place in (folder, base)]
+    if found != shapes or names[0] != names[1]:
+        raise UserError(
+            f"model folder {folder}",
+            f"{names[0]} of {found.num_parameters:,} parameters",
+            f"the base's architecture, {names[1]} of {shapes.num_parameters:,} parameters",
+            "give a checkpoint of this base",
+        )
+    tokenizers = [place / "tokenizer.json" for place in (folder, base)]
+    if all(path.is_file() for path in tokenizers):
+        own, its = (read_json_object(path).get("model") for path in tokenizers)
+        if own != its:
+            raise UserError(
+                f"model folder {folder}",
+                "another tokenizer than the base's",
+                "the same vocabulary, as items are encoded once for all models",
+                "give a checkpoint with the base's tokenizer",
+            )
+    check_stored_weights(folder)
+
+
+def _adapter_fields(folder: Path, base: Path, shapes: Architecture) -> dict[str, object]:
+    """Method, rank, alpha and targets of an adapter, as a trial that trained it would have them."""
+    kind = peft_type(folder)
+    if kind != "LORA":
+        check_fits(read_model_config(base), folder)
+        return {
+            "method": PeftMethod.name,
+            "peft": canonical_json({"peft_type": kind}),
+            "targets": (),
+        }
+    settings = read_adapter_config(folder, READABLE_INITS)
+    is_pissa = settings.init_lora_weights == PissaMethod.name
+    if settings.use_dora and is_pissa:
+        raise UserError(
+            f"adapter {folder}",
+            "use_dora together with init_lora_weights 'pissa'",
+            "one or the other, as its norms are those of a base without PiSSA's part",
+            "convert it with PEFT's path_initial_model_for_weight_conversion",
+        )
+    adapter = load_adapter_for(shapes, folder, READABLE_INITS, has_copies=not is_pissa)
+    return {
+        "method": adapter.method,
+        "rank": settings.r,
+        "alpha": settings.lora_alpha,
+        "targets": shortest_targets(settings, frozenset(adapter.a), shapes),
+    }
+
+
+def peft_type(folder: Path) -> str:
+    if not (folder / CONFIG).is_file() or not any(folder.glob("adapter_model.safetensors")):
+        read_adapter_config(folder)  # raises, naming the missing file or the pickle
+    if "peft_type" not in (config := read_json_object(folder / CONFIG)):
+        raise UserError(
+            f"adapter {folder}: {CONFIG}", "no peft_type", "'LORA' or another", "add it"
+        )
+    return str(config["peft_type"])
+
+
+def _other_base(folder: Path, base: Path, base_sha256: str | None, *, force: bool) -> str | None:
+    """The recorded hash of an adapter's base if it is another one. Raises UserError: it is, and
+    ``force`` is not set."""
+    recorded = recorded_base(folder)
+    if base_sha256 is None:
+        return None
+    try:
+        check_same_base(folder, recorded, base_sha256)
+        copies = base_weight_copies(folder)
+        reader = CheckpointReader.open(base) if copies else None
+        for name, copy in copies.items():
+            if reader and not torch.equal(copy, reader.weight(name).to(copy.dtype)):
+                raise UserError(
+                    f"adapter {folder}",
+                    f"a copy of {name} of another base, or one that was trained",
+                    "this base's",
+                    "give the base that it was made for",
+                )
+    except UserError as error:
+        if force:
+            return recorded or "unknown"
+        raise UserError(
+            f"{error}, or --force to score it on this one and record that in the result"
+        ) from error
+    return None
+
+
+def num_trained_parameters(trial: TrialSpec, shapes: Architecture) -> int:
+    """Numbers in an adapter's file; all of a checkpoint."""
+    assert trial.given is not None
+    if trial.is_full:
+        return shapes.num_parameters
+    with opened_weights(Path(trial.given.folder) / "adapter_model.safetensors") as file:
+        names = [n for n in file.keys() if not n.endswith(".base_layer.weight")]  # noqa: SIM118
+        return sum(int(torch.Size(file.get_slice(n).get_shape()).numel()) for n in names)

@@ -1,0 +1,148 @@
+"""Models that a study does not train: they pass through it as trained ones do."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from given_models import write_given_models
+from pocket_study import SETTINGS, leftovers, small_study
+from safetensors.torch import load_file, save_file
+
+from rankscope.errors import UserError
+from rankscope.models.adapters.folder import BASE_HASH
+from rankscope.models.adapters.settings import CONFIG, WEIGHTS
+from rankscope.records import BASE, StudyRecords
+from rankscope.run.executors import ExecutorOptions, new_executor
+from rankscope.run.outputs import write_outputs
+from rankscope.run.study import Study
+from rankscope.store import Ledger, find_problems
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_given_models(tmp_path_factory.mktemp("models"))
+
+
+def given_study(folder: Path, *given: object, **changes: object) -> Study:
+    """The given models on the small study's retention and cross-domain task, without arms."""
+    evaluate = SETTINGS["evaluate"] | {"scales": [0.5]}
+    settings = {"tasks": None, "arms": None, "evaluate": evaluate, **changes}
+    return small_study(folder, given=[str(path) for path in given], **settings)
+
+
+def by_name(study: StudyRecords) -> dict[str, str]:
+    return {trial.spec.arm_label: trial.spec.trial_id for trial in study.trials}
+
+
+def test_given_models_are_scored_and_analyzed_as_trained_ones(models: Path, tmp_path: Path) -> None:
+    names = ("zero", "lora", "ia3", "full")
+    study = given_study(tmp_path, *(models / name for name in names))
+    assert study.plan().train_tokens == 0
+    records = study.run(tmp_path / "out")
+    ids = by_name(records)
+    assert {trial.status for trial in records.trials} == {"done"}
+
+    def gold(model: str) -> list[float]:
+        return list(records.items[model, "pocket_cloze", "test"].gold_logprobs)
+
+    assert gold(ids["zero"]) == gold(BASE)
+    assert gold(ids["lora"]) == pytest.approx(gold(ids["full"]), abs=1e-4)
+    assert gold(ids["lora"]) != pytest.approx(gold(BASE), abs=1e-2)
+    assert gold(ids["ia3"]) != pytest.approx(gold(BASE), abs=1e-2)
+    (half,) = {key[0] for key in records.evals if key[0].startswith(f"{ids['lora']}@")}
+    assert gold(half) != pytest.approx(gold(ids["lora"]), abs=1e-2)
+    norms = {t.spec.arm_label: t.spectra.matrices[0].frobenius for t in records.trials if t.spectra}
+    assert norms["zero"] == 0
+    assert norms["lora"] == pytest.approx(norms["full"], rel=1e-5)
+    # Nothing is done again, wherever the folder is and whatever its name.
+    shutil.copytree(models, tmp_path / "moved" / "here")
+    moved = [tmp_path / "moved" / "here" / name for name in names]
+    again = given_study(tmp_path, *moved).run(tmp_path / "out")
+    assert again.evals == records.evals
+    _, answer = write_outputs(tmp_path / "out")
+    assert answer.advice == ()
+    assert (find_problems(tmp_path / "out"), leftovers(tmp_path / "out")) == ([], [])
+
+
+def test_given_models_beside_trained_ones_move_nothing_of_these(
+    models: Path, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    with Ledger.open(out, write=False) as ledger:
+        before = ledger.load()
+    executor = new_executor("local", ExecutorOptions(num_workers=1))
+    study = small_study(tmp_path, given=[str(models / "lora"), str(models / "ia3")])
+    after = study.run(out, executor=executor)
+    assert after.trials[: len(before.trials)] == before.trials
+    assert {key: after.evals[key] for key in before.evals} == dict(before.evals)
+    lora = by_name(after)["lora"]
+    assert (lora, "pocket_med", "test") in after.evals
+    assert (lora, "pocket_med", "validation") not in after.evals
+    assert write_outputs(out, after)[1].advice == write_outputs(finished, before)[1].advice
+    # Asked for again, its scores are computed anew.
+    retried = study.run(out, retry=[lora])
+    assert {t.status for t in retried.trials} == {"done"}
+    assert retried.items[lora, "pocket_med", "test"].scores.tolist() == (
+        after.items[lora, "pocket_med", "test"].scores.tolist()
+    )
+
+
+def _other_base(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", BASE_HASH: "f" * 64})
+
+
+def _other_shapes(folder: Path) -> None:
+    tensors = {key: torch.ones(3, 1) for key in load_file(folder / WEIGHTS)}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _other_tokenizer(folder: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] = {key + "x": n for key, n in tokenizer["model"]["vocab"].items()}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def _other_architecture(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["num_hidden_layers"] -= 1
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("lora", shutil.rmtree, "no such folder"),
+        ("lora", lambda folder: (folder / CONFIG).unlink(), CONFIG),
+        ("lora", _other_base, "made for another base"),
+        ("ia3", _other_base, "made for another base"),
+        ("ia3", _other_shapes, "size mismatch for"),
+        ("full", _other_tokenizer, "another tokenizer"),
+        ("full", _other_architecture, "the base's architecture"),
+    ],
+)
+def test_models_that_do_not_fit_are_refused_by_name_before_anything_is_written(
+    models: Path, tmp_path: Path, name: str, spoil: Callable[[Path], None], message: str
+) -> None:
+    folder = tmp_path / name
+    shutil.copytree(models / name, folder)
+    spoil(folder)
+    with pytest.raises(UserError, match=message) as refused:
+        given_study(tmp_path, models / "zero", folder).run(tmp_path / "out")
+    assert str(folder) in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_are_those_of_folders_as_far_as_they_must_be(models: Path, tmp_path: Path) -> None:
+    for place in ("a", "b"):
+        shutil.copytree(models / "lora", tmp_path / place / "final")
+    _other_base(tmp_path / "b" / "final")
+    given = [{"path": str(tmp_path / "a/final")}, {"path": "b/final", "force": True}]
+    study = small_study(tmp_path, tasks=None, arms=None, given=given)
+    records = study.run(tmp_path / "out")
+    assert list(by_name(records)) == ["a/final", "b/final"]
+    assert any("b/final: records another base" in note for note in records.notes)
