@@ -174,10 +174,6 @@ def test_a_real_shortage_cuts_passes_and_the_study_goes_on(
     assert any("forward passes get fewer tokens" in note for note in notes)
 
 
-WIDE = {**LORA, "rank": 1024}
-"""Takes 67 MB: 16 matrices of 128 x 128, so 4.2 million values with gradient and two moments."""
-
-
 def stored_adapters(out: Path) -> dict[str, dict[str, torch.Tensor]]:
     """Tensors of every trained trial, by its label."""
     with Ledger.open(out, write=False) as ledger:
@@ -188,26 +184,38 @@ def stored_adapters(out: Path) -> dict[str, dict[str, torch.Tensor]]:
     }
 
 
-def test_a_group_that_does_not_fit_is_halved_and_every_trial_trained(
-    launcher: Launcher, tmp_path: Path
-) -> None:
-    """More room for half of what four trials keep: with what the process has free, two fit."""
+class ShortUntilSplit(NullReporter):
+    """Memory runs out in the middle of training, until the group is cut."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.trains = False
+
+    def stage(self, name: str, total: int) -> None:
+        self.trains = " train" in name
+
+    def advance(self, done: int, detail: str = "", **values: float | None) -> None:
+        if self.trains and done and not any("split in two" in note for note in self.notes):
+            raise MemoryError
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_a_group_that_does_not_fit_is_halved_and_every_trial_trained(tmp_path: Path) -> None:
     settings = {
-        "arms": [WIDE],
+        "arms": [LORA],
         "seeds": [0, 1, 2, 3],
         "max_group_size": None,
         "train": train_settings(gradient_accumulation=1),
         "evaluate": {"max_items": 8, "retention": ["pocket_cloze"]},
     }
-    whole = small_study(tmp_path, **settings)
-    inputs = whole.check()
-    (group,) = inputs.groups
-    state_bytes = inputs.grouping.memory(group, inputs.config.train).state_bytes
+    whole, reporter = small_study(tmp_path, **settings), ShortUntilSplit()
+    (group,) = whole.check().groups
     whole.run(tmp_path / "whole")
-    file = study_file(tmp_path, **settings)
-    statuses, notes = limited_run(launcher, file, tmp_path / "out", "train", state_bytes // 2)
-    assert statuses == ["done"] * 4
-    assert [note for note in notes if "split in two" in note] == [
+    records = small_study(tmp_path, **settings).run(tmp_path / "out", reporter)
+    assert [trial.status for trial in records.trials] == ["done"] * 4
+    assert [note for note in reporter.notes if "split in two" in note] == [
         "not enough memory to train 4 trials together: the group is split in two"
     ]
     with Ledger.open(tmp_path / "out", write=False) as ledger:
