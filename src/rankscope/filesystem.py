@@ -38,6 +38,24 @@ def network_file_system(path: Path) -> str | None:
     return None
 
 
+def user_path(given: str | Path) -> Path:
+    """A path that the user gave, with ``~`` as the home folder. Raises UserError: there is no such
+    home, or its name is not UTF-8, which the libraries that write here need."""
+    try:
+        path = Path(given).expanduser()
+        with suppress(FileNotFoundError):  # of the current folder, which was removed
+            str(path.absolute()).encode()
+    except RuntimeError as error:
+        raise UserError(
+            given, "the home of an unknown user", "a path that exists", "write it in full"
+        ) from error
+    except UnicodeEncodeError as error:
+        raise UserError(
+            given, "a name that is not UTF-8", "a name that is", "rename the folder or file"
+        ) from error
+    return path
+
+
 def check_taken(out: Path) -> None:
     """Refuse a place that a finished folder could not be renamed to.
 

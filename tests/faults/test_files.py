@@ -304,3 +304,31 @@ def test_the_folder_of_a_study_with_other_settings(copied: Path, change: str) ->
     outcome = rankscope("run", file, "--out", copied, *settings(change))
     refused(outcome, where=f"{copied}: ", found="found results", do="its own --out folder")
     assert results(copied) == before
+
+
+def test_a_tilde_that_no_shell_replaced_is_the_home_folder(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(place / "home"))
+    assert rankscope("run", "study.yaml", "--out", "~/x").code == 0
+    assert rankscope("verify", "~/x").code == 0
+    assert (place / "home" / "x" / "report.html").is_file()
+    assert not (place / "~").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "where", "found"),
+    [
+        (("run", "study.yaml", "--out", "x\udcff/out"), "x[U+DCFF]/out", "not UTF-8"),
+        (("export", "x\udcff", "--out", "new"), "x[U+DCFF]", "not UTF-8"),
+        (("params", "~no-such-user/x"), "~no-such-user/x", "an unknown user"),
+        (("inspect", "~no-such-user/x", "y"), "~no-such-user/x", "an unknown user"),
+        (("eval", "~no-such-user/x", "--tasks", "pocket_med"), "~no-such-user/x", "unknown user"),
+    ],
+)
+def test_a_path_that_libraries_cannot_use_is_refused_at_the_beginning(
+    place: Path, words: tuple[str, ...], where: str, found: str
+) -> None:
+    before = files_below(place)
+    refused(rankscope(*words), where=where, found=found, expected="a ", do=" ")
+    assert files_below(place) == before

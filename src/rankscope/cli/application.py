@@ -29,6 +29,7 @@ from rankscope.errors import (
     shortage_behind,
     take_blas_memory,
 )
+from rankscope.filesystem import user_path
 from rankscope.formatting import join_names
 from rankscope.run.starter import become_worker
 
@@ -99,7 +100,7 @@ def verb(name: str, first_line: str = "") -> Callable[[Callable[..., Reply]], An
                 if shortage := address_space_shortage():
                     raise shortage
             take_blas_memory()
-            answer = function(**options)
+            answer = function(**{name: _with_paths(value) for name, value in options.items()})
             if as_json:
                 print_json(answer.data)
             else:
@@ -117,6 +118,12 @@ def verb(name: str, first_line: str = "") -> Callable[[Callable[..., Reply]], An
         return function
 
     return register
+
+
+def _with_paths(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_paths(one) for one in value]
+    return user_path(value) if isinstance(value, Path) else value
 
 
 def check_study(folder: Path) -> None:

@@ -11,6 +11,7 @@ from typer import Argument, Option
 from rankscope.cli.application import TrustTaskCode, verb
 from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
 from rankscope.errors import OK, UNFINISHED, UserError
+from rankscope.filesystem import user_path
 from rankscope.progress import ConsoleReporter
 
 IntruderK = Annotated[int, Option(help="Leading vectors examined for intruders.")]
@@ -107,7 +108,7 @@ def eval_command(
     )
     model_folder(request.model_source)
     for folder in request.adapters:
-        check_tuned_folder(Path(folder).expanduser())
+        check_tuned_folder(user_path(folder))
     from rankscope.cli.render.scores import scores_tables
     from rankscope.tools.evaluate.run import score
 

@@ -12,7 +12,7 @@ from rankscope.cli.application import Overrides, StudyFile, TrustTaskCode, verb
 from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
 from rankscope.config.presets import PRESETS
 from rankscope.errors import UserError
-from rankscope.filesystem import replace_text
+from rankscope.filesystem import replace_text, user_path
 from rankscope.progress import ConsoleReporter
 
 if TYPE_CHECKING:
@@ -133,12 +133,11 @@ def _ask_what_is_missing(
             err=True,
         )
     while data is None:
-        answer = Path(
-            typer.prompt(
-                f"Training rows (file or folder: {', '.join(READERS)})", default_rows(), err=True
-            )
-        ).expanduser()
+        answer = typer.prompt(
+            f"Training rows (file or folder: {', '.join(READERS)})", default_rows(), err=True
+        )
         try:
+            answer = user_path(answer)
             split_files(answer)
             data = answer
         except UserError as error:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rankscope.errors import UserError, did_you_mean, first_line, reading, reporting_shortages
-from rankscope.filesystem import fsync
+from rankscope.filesystem import fsync, user_path
 from rankscope.formatting import byte_size
 
 CACHE_VARIABLE = "RANKSCOPE_CACHE"
@@ -56,7 +56,7 @@ KNOWN_MODELS = {name: KnownModel(**entry) for name, entry in _CATALOGUE.items()}
 def cache_folder() -> Path:
     """The folder of fetched models: $RANKSCOPE_CACHE, or ~/.cache/rankscope."""
     named = os.environ.get(CACHE_VARIABLE)
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "rankscope"
+    return user_path(named or "~/.cache/rankscope")
 
 
 def _model_folder(name: str) -> Path:

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from rankscope.config.study import ModelConfig
 from rankscope.errors import UserError, first_line
-from rankscope.filesystem import read_json_object
+from rankscope.filesystem import read_json_object, user_path
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -79,7 +79,7 @@ def shapes_folder(model: str, weights: bool = True) -> Path:
 
     A local folder may lack the weights; a hub model is downloaded, with ``weights`` or without.
     """
-    local = Path(model).expanduser()
+    local = user_path(model)
     if local.exists():
         return checked_folder(local, weights=False) if local.is_dir() else local
     try:

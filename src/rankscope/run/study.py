@@ -15,6 +15,7 @@ from rankscope.config.slurm import SlurmConfig
 from rankscope.config.study import StudyConfig
 from rankscope.data.task_source import check_sources
 from rankscope.errors import UserError, reporting_shortages
+from rankscope.filesystem import user_path
 from rankscope.models.model_folder import model_folder
 from rankscope.progress import LOG, JsonlReporter, NullReporter, ProgressReporter
 from rankscope.records import StudyRecords
@@ -134,7 +135,7 @@ class Study:
         from rankscope.run.units import adopt_units
 
         prepare_process()
-        out = Path(out)
+        out = user_path(out)
         begun = time.monotonic()
         reporter = reporter or NullReporter()
         if executor is None and self.config.train.devices > 1:

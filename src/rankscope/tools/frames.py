@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from rankscope.advise.recommend import recommend
+from rankscope.filesystem import user_path
 from rankscope.formatting import CONFIDENCES, safe_text
 from rankscope.records import (
     BASE,
@@ -182,8 +183,9 @@ def _answer_lines(advice: TaskAdvice) -> list[str]:
 def load(folder: str | Path) -> StudyFrames:
     """Read the study in ``folder``. Raises UserError: no study there; IntegrityError: a stored
     record or table was altered."""
-    with Ledger.open(Path(folder), write=False) as ledger:
-        return StudyFrames(Path(folder), ledger.load())
+    place = user_path(folder)
+    with Ledger.open(place, write=False) as ledger:
+        return StudyFrames(place, ledger.load())
 
 
 TRAINING_COLUMNS = (

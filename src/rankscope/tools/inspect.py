@@ -17,7 +17,7 @@ from rankscope.analyze.svd_cache import (
 from rankscope.config.study import SpectraConfig
 from rankscope.device import choose_device, keep_freed_memory, provenance
 from rankscope.errors import UserError
-from rankscope.filesystem import replace_text
+from rankscope.filesystem import replace_text, user_path
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.methods import get_lora_method
 from rankscope.models.model_folder import shapes_folder
@@ -49,7 +49,7 @@ def inspect(
     started = time.perf_counter()
     keep_freed_memory()
     settings, reporter = settings or SpectraConfig(), reporter or NullReporter()
-    folders = [Path(one) for one in ([tuned] if isinstance(tuned, str | Path) else tuned)]
+    folders = [user_path(one) for one in ([tuned] if isinstance(tuned, str | Path) else tuned)]
     if not folders:
         raise UserError("inspect: no tuned model given; expected one folder or more")
     stored_base = CheckpointReader.open(shapes_folder(str(base)))

@@ -13,6 +13,7 @@ import yaml
 from rankscope.config.task import LM_EVAL_PREFIX
 from rankscope.config.yaml_lines import ShallowLoader
 from rankscope.errors import UserError, reading
+from rankscope.filesystem import user_path
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -31,7 +32,7 @@ def is_yaml(name: str) -> bool:
 def check_task(manager: "TaskManager", name: str, allow_functions: bool) -> tuple[str, list[Path]]:
     """What to load for a name, and the files that describe it, after checking all of them."""
     if is_yaml(name):
-        path = Path(name).expanduser().resolve()
+        path = user_path(name).resolve()
         if not path.is_file():
             raise UserError(
                 f"task {LM_EVAL_PREFIX}{name}: no such file; expected a harness task's YAML"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rankscope.errors import UserError
+from rankscope.filesystem import user_path
 from rankscope.models.adapters.folder import (
     adapter_sha256,
     check_same_base,
@@ -64,7 +65,7 @@ def read_adapters(
     adapter is missing, damaged, of other shapes or, without ``force``, made for another base."""
     adapters = []
     for text, label in zip(paths, adapter_labels(paths), strict=True):
-        folder = Path(text).expanduser()
+        folder = user_path(text)
         check_tuned_folder(folder)
         is_lora = peft_type(folder) == "LORA"
         if is_lora:
@@ -86,7 +87,7 @@ def read_adapters(
 
 def adapter_labels(paths: Sequence[str]) -> list[str]:
     """The folders' own names, with as many parent folders as make them unique."""
-    folders = [Path(path).expanduser().resolve() for path in paths]
+    folders = [user_path(path).resolve() for path in paths]
     repeated = next((folder for folder in folders if folders.count(folder) > 1), None)
     if repeated is not None:
         raise UserError(f"adapter {repeated}: is given twice; give it once")

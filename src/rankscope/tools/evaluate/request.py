@@ -8,6 +8,7 @@ from pydantic import AfterValidator, ValidationError
 from rankscope.config.section import ConfigSection, matches
 from rankscope.config.study import DEVICE_PATTERN, EvaluateConfig, ModelConfig
 from rankscope.errors import UserError
+from rankscope.filesystem import user_path
 from rankscope.records import Split
 
 
@@ -41,7 +42,7 @@ class EvalRequest(ConfigSection):
     def model_source(self) -> ModelConfig:
         """The model as in a study file. Raises UserError: neither a folder nor the name of a
         model."""
-        folder = Path(self.model).expanduser()
+        folder = user_path(self.model)
         if folder.is_file():
             raise UserError(
                 f"model {self.model}: is a file; expected a folder, a hub id or a model's name"

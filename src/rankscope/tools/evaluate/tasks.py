@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
@@ -28,6 +27,7 @@ from rankscope.evaluate.lm_eval.bridge import (
     score_lm_eval_task,
 )
 from rankscope.evaluate.task_record import EVALUATION_VERSION, task_sha256
+from rankscope.filesystem import user_path
 from rankscope.hashing import sha256_json
 from rankscope.models.base import Base
 from rankscope.tools.evaluate.request import EvalRequest
@@ -122,7 +122,7 @@ def task_config(text: str, num_fewshot: int | None) -> TaskConfig:
     Named tasks contain neither a slash nor a dot, so any text with one is a path. Raises UserError:
     there is no such file.
     """
-    path = Path(text).expanduser()
+    path = user_path(text)
     changes: dict[str, object] = {} if num_fewshot is None else {"num_fewshot": num_fewshot}
     if is_task_file(text):
         config = load_task_file(path)
