@@ -2,6 +2,8 @@
 disk or as a lack of memory, and nothing else is."""
 
 import json
+import os
+import resource
 import shutil
 import sqlite3
 import threading
@@ -125,7 +127,7 @@ def test_what_a_library_raises_becomes_one_message(read: Callable[[], object], r
         reading("a/b", "a list", IntegrityError, "fix it"),
     ):
         read()
-    assert str(refused.value) == f"a/b: not a list: {reason}; fix it"
+    assert str(refused.value) == f"a/b: found a fault ({reason}), expected a list; fix it"
     assert reason_of(refused.value.__cause__) == reason
 
 
@@ -184,6 +186,23 @@ def test_sqlite_names_a_full_disk_and_others_with_the_free_space(tmp_path: Path)
     assert isinstance(known, DiskFull | DiskFailed)
     assert "bytes free" in str(known)
     assert shortage_behind(wrong.value) is None
+
+
+def test_too_many_open_files_are_no_full_disk(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    sqlite3.connect(tmp_path / "x.sqlite").close()
+    used = os.open(os.devnull, os.O_RDONLY)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1, before[1]))
+        with pytest.raises(sqlite3.OperationalError) as failure:
+            sqlite3.connect(tmp_path / "x.sqlite")
+        error = shortage_behind(failure.value, tmp_path / "x.sqlite")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        os.close(used)
+    assert isinstance(error, DiskFull)
+    assert error.found == "the limit of open files reached (unable to open database file)"
+    assert "'ulimit -n'" in error.do
 
 
 def test_a_folder_that_cannot_be_copied_names_the_cause_once(tmp_path: Path) -> None:

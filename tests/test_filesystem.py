@@ -1,5 +1,7 @@
 """Texts are replaced whole, or not at all; no empty folder is left."""
 
+import os
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import torch
 from full_disks import files_of_at_most
 
 from rankscope.errors import DiskFull, UserError
-from rankscope.filesystem import output_folder, replace_text
+from rankscope.filesystem import folder_in_one_step, output_folder, replace_text
 from rankscope.train.checkpoint import GroupCheckpoint, GroupState
 
 
@@ -61,3 +63,24 @@ def test_a_folder_made_for_what_fails_goes_again(tmp_path: Path) -> None:
         (out / "first.json").write_text("{}")
         raise UserError("refused")
     assert (out / "first.json").is_file()
+
+
+def test_a_folder_has_the_mode_of_others_and_takes_the_place_of_a_killed_one(
+    tmp_path: Path,
+) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for name in (f".new.{ended.pid}.part", f".new.{os.getppid()}.part", ".new.own.part"):
+        (tmp_path / name).mkdir()
+    with folder_in_one_step(tmp_path / "new") as partial:
+        (partial / "weights").write_bytes(b"x")
+        (partial / "weights").chmod(0o600)
+        (partial / "other").write_bytes(b"y")
+    assert stat_of(tmp_path / "new" / "weights") == stat_of(tmp_path / "new" / "other")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("new", f".new.{os.getppid()}.part", ".new.own.part")
+    }
+
+
+def stat_of(path: Path) -> int:
+    return path.stat().st_mode

@@ -159,8 +159,7 @@ def reading(
     except (RankscopeError, MemoryError):
         raise
     except Exception as error:
-        remedy = f"; {do}" if do else ""
-        raise refuse(f"{place}: not {expected}: {reason_of(error)}{remedy}") from error
+        raise refuse(place, f"a fault ({reason_of(error)})", expected, do) from error
 
 
 def reason_of(error: BaseException) -> str:
@@ -208,6 +207,7 @@ FULL = {
     errno.ENOSPC: ("the disk full", "make room there"),
     errno.EDQUOT: ("the disk quota used up", "make room there"),
     errno.EFBIG: ("the limit for one file reached", "raise the limit ('ulimit -f')"),
+    errno.EMFILE: ("the limit of open files reached", "raise the limit ('ulimit -n')"),
 }
 """Error number -> what was found, and what to do."""
 FAILING = ("a disk that fails", "check the disk")
@@ -264,6 +264,10 @@ def _disk_fault(error: BaseException) -> tuple[str, str] | None:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extended part
         if code == sqlite3.SQLITE_FULL:
             return FULL[errno.ENOSPC]
+        try:
+            os.close(os.open(os.devnull, os.O_RDONLY))
+        except OSError as limit:  # SQLite has no word for too many open files
+            return FULL.get(limit.errno or 0)
         return FULL_OR_FAILING if code in SQLITE_FAILING else None
     number = _os_error_number(error)
     return FAILING if number == errno.EIO else FULL.get(number or 0)
@@ -311,38 +315,42 @@ def shortage_behind(
         if isinstance(cause, DiskFull | DiskFailed | OutOfMemory):
             return cause
         if _is_memory_fault(cause):
+            free = f"{byte_size(free_memory_bytes())} free"
             return OutOfMemory(
-                f"{where or 'this command'}: {out_of_memory_message(cause)}: found "
-                f"{byte_size(free_memory_bytes())} free, expected more; "
-                f"{do or 'close other programs or raise the limit'}, {AGAIN}"
+                f"{where or 'this command'}: {out_of_memory_message(cause)}",
+                free,
+                "more",
+                f"{do or 'close other programs or raise the limit'}, {AGAIN}",
             )
         if fault := _disk_fault(cause):
-            kind = DiskFull if fault in FULL.values() else DiskFailed
-            return kind(_disk_message(cause, fault, where, needed))
+            return _disk_error(cause, fault, where, needed)
     return None
 
 
-def _disk_message(
+def _disk_error(
     error: BaseException, fault: tuple[str, str], where: Path | str | None, needed: str
-) -> str:
+) -> DiskFull | DiskFailed:
     found, do = fault
+    kind = DiskFull if fault in FULL.values() else DiskFailed
     named = getattr(error, "filename", None)
     name = os.fsdecode(named) if isinstance(named, str | bytes) else ""
     place = Path(name) if name and not (where and name.startswith(str(where))) else where
-    free = _free_disk_bytes(place) if isinstance(place, Path) else None
-    found += "" if free is None else f", with {free:,} bytes free"
-    expected = f"expected room for {needed or 'more'}"
+    if isinstance(place, Path) and "open files" not in found:
+        found += _free_disk_space(place)
     number = _os_error_number(error)
     reason = first_line(error) if number is None else os.strerror(number)
-    return f"{place or 'writing'}: found {found} ({reason}), {expected}; {do}, {AGAIN}"
+    expected = f"room for {needed or 'more'}"
+    return kind(place or "writing", f"{found} ({reason})", expected, f"{do}, {AGAIN}")
 
 
-def _free_disk_bytes(place: Path) -> int | None:
-    """Free space of the disk that a file or folder, or its place to be, is on."""
+def _free_disk_space(place: Path) -> str:
+    """What is free on the disk that a file or folder, or its place to be, is on."""
     for folder in (place, *place.absolute().parents):
         with suppress(OSError, ValueError):
-            return shutil.disk_usage(folder).free
-    return None
+            disk = os.statvfs(folder)
+            files = ", for no more files" if disk.f_files and not disk.f_favail else ""
+            return f", with {disk.f_bavail * disk.f_frsize:,} bytes free{files}"
+    return ""
 
 
 def free_memory_bytes() -> int:
@@ -380,9 +388,10 @@ def address_space_shortage(error: BaseException | None = None) -> OutOfMemory | 
         return None
     reason = "" if error is None else f" ({type(error).__name__}: {first_line(error)})"
     return OutOfMemory(
-        f"this command: out of memory{reason}: found {byte_size(max(0, free))} of address space "
-        f"left, expected at least {byte_size(MIN_ADDRESS_SPACE)}; raise the limit ('ulimit -v'), "
-        f"{AGAIN}"
+        f"this command: out of memory{reason}",
+        f"{byte_size(max(0, free))} of address space left",
+        f"at least {byte_size(MIN_ADDRESS_SPACE)}",
+        f"raise the limit ('ulimit -v'), {AGAIN}",
     )
 
 

@@ -1,11 +1,12 @@
 """Output folders, and writes that are durable and take effect at once."""
 
+import glob
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -66,30 +67,37 @@ def check_taken(out: Path) -> None:
     if place.is_dir() and not any(place.iterdir()):
         if place == Path.cwd():
             raise UserError(
-                f"{out}: the folder this command runs in, which would be replaced; expected a name "
-                "in it or elsewhere"
+                out,
+                "the folder this command runs in, which would be replaced",
+                "a new folder",
+                "give a name in it, or elsewhere",
             )
         return
     if place.exists() or out.is_symlink():
         content = "a folder with files in it" if place.is_dir() else "a file"
-        raise UserError(
-            f"{out}: found {content}, expected nothing or an empty folder; give another"
-        )
+        raise UserError(out, content, "nothing or an empty folder", "give another")
 
 
 def check_outside(out: Path, study: Path, option: str) -> None:
     """Refuse a place inside a study, whose folder the ledger accounts for."""
     places = (out.parent.resolve() / out.name, out.resolve())  # of a link and of its target
     if any(place.is_relative_to(study.resolve()) for place in places):
-        raise UserError(f"{out}: is inside the study {study}; give {option} another place")
+        raise UserError(
+            out,
+            f"a place inside the study {study}",
+            "one outside it",
+            f"give {option} another place",
+        )
 
 
 def check_in_place(out: Path) -> None:
     """Refuse to make the folder of a running study anew: its ledger is elsewhere then."""
     if not out.is_dir():
         raise UserError(
-            f"{out}: found no folder, expected the running study's: it was moved or removed; give "
-            "the command again with its new place as --out"
+            out,
+            "no folder, as it was moved or removed",
+            "the running study's",
+            "give the command again with its new place as --out",
         )
 
 
@@ -103,7 +111,7 @@ def output_folder(out: Path | None) -> Iterator[None]:
         yield
         return
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file; expected a folder, or a name that is not taken")
+        raise UserError(f"--out {out}", "a file", "a folder or a new name", "give another")
     place = out.resolve()  # "x/.." would make x
     new = [folder for folder in (place, *place.parents) if not folder.exists()]
     try:
@@ -112,8 +120,10 @@ def output_folder(out: Path | None) -> Iterator[None]:
             tempfile.TemporaryFile(dir=place).close()
         except OSError as error:
             raise UserError(
-                f"--out {out}: the folder cannot be made or written to ({error.strerror}); "
-                "expected a writable place"
+                f"--out {out}",
+                f"a folder that cannot be made or written to ({error.strerror})",
+                "a writable place",
+                "give another",
             ) from error
         yield
     except BaseException:
@@ -130,15 +140,30 @@ def folder_in_one_step(out: Path) -> Iterator[Path]:
     Raises:
         DiskFull, DiskFailed: ``out`` is left as it was.
     """
+    import psutil  # most commands need none of it
+
     out = out.resolve()  # "x/.." has no name to put a copy beside
     partial = out.with_name(f".{out.name}.{os.getpid()}.part")
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
+        pid = left.suffixes[-2][1:]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
     try:
         with reporting_shortages(out):
             partial.mkdir(parents=True)
             yield partial
+            make_readable(path for path in partial.rglob("*") if path.is_file())
             os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def make_readable(files: Iterable[Path]) -> None:
+    """Give files the mode of other new ones; safetensors writes some for their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in files:
+        path.chmod(0o666 & ~umask)
 
 
 def fsync(path: Path) -> None:
@@ -184,8 +209,9 @@ def read_json_object(path: Path, refuse: type[RankscopeError] = UserError) -> di
     Raises:
         UserError: no such file, or no JSON object in it; or another error, ``refuse``.
     """
-    with reading(path, "a JSON object", refuse, "restore it from where it came from"):
+    expected, do = "a JSON object", "restore it from where it came from"
+    with reading(path, expected, refuse, do):
         value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError(f"found a JSON {type(value).__name__}")
+    if not isinstance(value, dict):
+        raise refuse(path, f"a JSON {type(value).__name__}", expected, do)
     return value

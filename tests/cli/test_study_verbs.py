@@ -300,7 +300,7 @@ def test_export_refuses(walk: Walk, tmp_path: Path) -> None:
     for words, part in (
         ((ids[2], "--out", tmp_path / "full"), "found a folder with files in it"),
         ((ids[2], "--out", tmp_path / "full" / "mine.txt"), "found a file"),
-        ((ids[2], "--out", walk.out / "artifacts" / "new"), "is inside the study"),
+        ((ids[2], "--out", walk.out / "artifacts" / "new"), "inside the study"),
         (("nonesuch", "--out", tmp_path / "x"), "there is no trial 'nonesuch'"),
         (("../x", "--out", tmp_path / "x"), "there is no trial '../x'"),
         (("", "--out", tmp_path / "x"), "there is no trial ''"),

@@ -85,7 +85,7 @@ def test_other_kinds_of_path_are_refused(tmp_path: Path) -> None:
         read_file(tmp_path)
     with pytest.raises(UserError, match="found nothing"):
         read_file(tmp_path / "absent.jsonl")
-    with pytest.raises(UserError, match="not a readable Parquet file"):
+    with pytest.raises(UserError, match="expected a readable Parquet file"):
         read_file(written(tmp_path / "a.parquet", "PAR1 not really"))
 
 

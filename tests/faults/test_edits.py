@@ -214,6 +214,12 @@ def test_an_edited_answer_is_found_and_written_again(copied: Path) -> None:
         assert verified.code == 4
         assert f"write it again: rankscope report {copied}" in verified.told
         assert "\nrecommendation.json: found sha256 " in verified.err
+    for name in ("recommendation.json", "report.html", "log.jsonl", "study.resolved.yaml"):
+        content = (copied / name).read_bytes()
+        (copied / name).unlink()
+        verified = rankscope("verify", copied, "--quick")
+        assert (verified.code, f"{name}: found no file" in verified.err) == (4, True)
+        (copied / name).write_bytes(content)
     assert rankscope("report", copied).code == 0
     assert rankscope("verify", copied).code == 0
 

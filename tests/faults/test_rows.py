@@ -128,8 +128,8 @@ def test_parquet_cells_that_are_no_values(place: Path) -> None:
     refused(
         rankscope("check", "study.yaml"),
         where="rows.parquet",
-        found="not a readable",
-        expected="Parquet file",
+        found="found a fault",
+        expected="a readable Parquet file",
     )
 
 

@@ -196,7 +196,7 @@ def test_a_pickle_alone_is_refused_and_not_opened(folder: Path) -> None:
     [
         ("config.json", r"no config\.json"),
         ("model.safetensors", r"no \*\.safetensors weights"),
-        ("tokenizer.json", "not a folder with a usable tokenizer"),
+        ("tokenizer.json", "expected a folder with a usable tokenizer"),
     ],
 )
 def test_a_missing_file_is_named(folder: Path, name: str, message: str) -> None:

@@ -148,8 +148,8 @@ def test_targets_are_matched_by_any_whole_end_of_the_path() -> None:
     ("text", "message"),
     [
         (None, r"no config\.json"),
-        ("{", "not a usable configuration"),
-        (json.dumps({"model_type": "no-such-model"}), "not a usable configuration"),
+        ("{", "expected a usable configuration"),
+        (json.dumps({"model_type": "no-such-model"}), "expected a usable configuration"),
     ],
 )
 def test_unusable_configurations_are_named(tmp_path: Path, text: str | None, message: str) -> None:
@@ -161,5 +161,7 @@ def test_unusable_configurations_are_named(tmp_path: Path, text: str | None, mes
 
 def test_a_model_that_writes_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    with pytest.raises(UserError, match=r"'vit': not a causal language model that can be built"):
+    with pytest.raises(
+        UserError, match=r"'vit': found a fault .*, expected a causal language model"
+    ):
         architecture(read_model_config(tmp_path))

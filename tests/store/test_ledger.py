@@ -525,6 +525,17 @@ def test_a_changed_base_or_task_is_not_mixed_in(tmp_path: Path) -> None:
         assert len(ledger.load().evals) == 4
 
 
+def test_a_checkpoint_of_other_versions_is_not_continued(tmp_path: Path) -> None:
+    newer = PROVENANCE.model_copy(update={"libraries": {"torch": "2.14.0"}})
+    with Ledger.open(tmp_path, write=True) as ledger:
+        begin(ledger)
+        ledger.add_provenance(newer, allow_mixed=False)  # nothing was computed yet
+        (tmp_path / "checkpoints" / "group" / "step-8").mkdir(parents=True)
+        with pytest.raises(UserError, match=r"torch was 2\.14\.0, is 2\.13\.0"):
+            ledger.add_provenance(PROVENANCE, allow_mixed=False)
+        ledger.add_provenance(PROVENANCE, allow_mixed=True)
+
+
 def test_trials_a_study_no_longer_has_are_kept_and_told_of(tmp_path: Path) -> None:
     run_everything(tmp_path)
     newer = PROVENANCE.model_copy(update={"libraries": {"torch": "2.14.0"}})

@@ -162,7 +162,7 @@ def test_a_page_replaces_neither_a_study_nor_a_pipe(studies: Path, tmp_path: Pat
     for place in (studies / "b" / "ledger.sqlite", studies / "a" / "new.html"):
         shown = command("compare", *pair, "--out", place)
         assert shown.code == 2
-        assert "is inside the study" in shown.told
+        assert "inside the study" in shown.told
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     shown = command("compare", *pair, "--out", pipe)

@@ -96,7 +96,7 @@ def test_base_and_adapters_are_scored_and_kept(adapters: Path, tmp_path: Path) -
     table = next((out / "items").rglob(f"{key}.parquet"))
     table.write_bytes(table.read_bytes()[:-1])
     damaged = ask("--tasks", TASKS, *chosen, "--out", out)
-    assert (damaged.code, "not what was written" in damaged.told) == (4, True)
+    assert (damaged.code, "expected what was written" in damaged.told) == (4, True)
 
 
 def test_an_adapter_is_applied_as_peft_applies_it(adapters: Path, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_place_that_cannot_be_written_is_an_error_before_anything_is_scored(
     monkeypatch.setattr(Scoring, "run", scored)
     (tmp_path / "file").write_text("")
     for out, message in (
-        (tmp_path / "file", "is a file; expected a folder"),
+        (tmp_path / "file", "found a file, expected a folder"),
         (tmp_path / "file" / "out", "the folder cannot be made"),
         (Path("/proc/nope"), "cannot be made"),
         (Path("/proc"), "cannot be made or written to"),

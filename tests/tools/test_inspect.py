@@ -389,7 +389,7 @@ def test_what_an_adapters_settings_lack_is_one_line(
         altered(plain, tmp_path / "x", {"lora_alpha": 0}),
     )
     (tmp_path / "x" / "adapter_config.json").write_text("[1]")
-    refused(2, "not a JSON object: found a JSON list", base, tmp_path / "x")
+    refused(2, "found a JSON list, expected a JSON object", base, tmp_path / "x")
 
 
 def test_an_adapted_embedding_is_named(base: Path, tmp_path: Path) -> None:
@@ -460,7 +460,7 @@ def test_weights_that_are_not_there(base: Path, plain: Path, tmp_path: Path) -> 
     save_file(tensors, tmp_path / "part" / "model.safetensors", metadata={"format": "pt"})
     refused(4, "no weight 'model.layers.0.self_attn.q_proj.weight'", tmp_path / "part", plain)
     (tmp_path / "part" / "model.safetensors").write_bytes(b"\x10" + bytes(40))
-    refused(4, "not a readable safetensors file", tmp_path / "part", plain)
+    refused(4, "expected a readable safetensors file", tmp_path / "part", plain)
     refused(2, "no such folder", base, tmp_path / "nothing")
     refused(2, "nothing: no such folder", tmp_path / "nothing", plain)
 

@@ -276,9 +276,9 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     for out, said in (
         (".", "the folder this command runs in"),
         ("nope/..", "the folder this command runs in"),
-        ("/proc/x", "--out /proc/x: the folder cannot be made"),
-        ("../file/x", "--out ../file/x: the folder cannot be made"),
-        ("../file", "is a file; expected a folder"),
+        ("/proc/x", "--out /proc/x: found a folder that cannot be made"),
+        ("../file/x", "--out ../file/x: found a folder that cannot be made"),
+        ("../file", "found a file, expected a folder"),
     ):
         refused = command("shrink", adapter, "--scale", 0.5, "--out", out)
         assert (refused.code, said in refused.told) == (2, True), refused

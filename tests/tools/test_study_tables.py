@@ -27,6 +27,6 @@ def test_a_table_that_has_no_rows_any_more_is_removed(tmp_path: Path) -> None:
 
 def test_tables_need_a_folder_outside_the_study(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    for out, part in (("study/tables", "is inside the study"), ("file", "found a file")):
+    for out, part in (("study/tables", "inside the study"), ("file", "found a file")):
         with pytest.raises(UserError, match=part):
             check_folder(tmp_path / "study", tmp_path / out, "--tables")

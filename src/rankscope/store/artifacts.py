@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from rankscope.errors import IntegrityError, UserError, reporting_shortages
-from rankscope.filesystem import check_in_place, fsync
+from rankscope.filesystem import check_in_place, fsync, make_readable
 from rankscope.hashing import sha256_file
 from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY
 
@@ -110,6 +110,7 @@ class ArtifactStore:
         artifacts = []
         num_bytes = sum(path.stat().st_size for path in files)
         with reporting_shortages(self.out, lambda: f"{num_bytes:,} bytes"):
+            make_readable(files)
             for path in files:
                 fsync(path)
                 inside = path.relative_to(staged).as_posix() if staged.is_dir() else ""

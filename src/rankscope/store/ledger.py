@@ -28,7 +28,7 @@ from rankscope.records import (
     TrialSpec,
     trial_of,
 )
-from rankscope.store.artifacts import ARTIFACTS, Artifact, ArtifactStore
+from rankscope.store.artifacts import ARTIFACTS, CHECKPOINTS, Artifact, ArtifactStore
 from rankscope.store.database import (
     SMALL_WRITE,
     has_study,
@@ -170,11 +170,12 @@ class Ledger:
     def add_provenance(self, provenance: Provenance, *, allow_mixed: bool) -> None:
         """Store that results are from now on computed with these versions on this machine.
 
-        Raises UserError for versions that the stored results were not computed with, unless
-        ``allow_mixed``.
+        Raises UserError for versions that the stored results or checkpoints were not computed
+        with, unless ``allow_mixed``.
         """
         history = required(self._db, "provenance", list[Provenance])
-        if self._record_keys() and not allow_mixed:
+        is_begun = self._record_keys() or any((self.out / CHECKPOINTS).glob("*/step-*"))
+        if is_begun and not allow_mixed:
             check_same_versions(self.out, history[-1], provenance)
         if not same_machine(history[-1], provenance):
             self._put(provenance=json_list([*history, provenance]))

@@ -126,8 +126,8 @@ def _checkpoint_problems(out: Path) -> Iterator[Problem]:
 def _changed_files(out: Path, sums: str, names: Sequence[str]) -> list[tuple[str, str, str]]:
     """(name, expected, found) of each of the named files that differs from a list of hashes.
 
-    A missing file is not reported. A name can have two hashes while its file is replaced. A missing
-    list is one that names no file, except that ``CLOSED`` is missing while a run is open.
+    A file that no list names may be missing. A name can have two hashes while its file is replaced.
+    A missing list is one that names no file, except that ``CLOSED`` is missing while a run is open.
     """
     while True:
         listed = _content(out / sums)
@@ -142,15 +142,12 @@ def _changed(
 ) -> Iterator[tuple[str, str, str]]:
     lines = listed.decode(errors="replace").splitlines(keepends=True)
     for name in names:
-        if (out / name).is_file():
-            digest = sha256_file(out / name)
-            if f"{digest}  {name}\n" not in lines:
-                expected = [line[:64] for line in lines if line.endswith(f"  {name}\n")]
-                yield (
-                    name,
-                    f"sha256 {expected[-1] if expected else f'in {sums}'}",
-                    f"sha256 {digest}",
-                )
+        expected = [line[:64] for line in lines if line.endswith(f"  {name}\n")]
+        is_there = (out / name).is_file()
+        digest = sha256_file(out / name) if is_there else ""
+        if digest not in expected and (is_there or expected):
+            wanted = f"sha256 {expected[-1] if expected else f'in {sums}'}"
+            yield name, wanted, f"sha256 {digest}" if is_there else "no file"
 
 
 def _content(path: Path) -> bytes | None:

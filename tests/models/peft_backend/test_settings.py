@@ -209,10 +209,10 @@ def test_a_start_from_the_weights_is_not_counted() -> None:
         ({"peft_type": "ADALORA", "tinit": 5, "tfinal": 4}, "leave fewer than 2"),
         ({"peft_type": "LORA", "alora_invocation_tokens": [3]}, "the whole sequence"),
         ({"peft_type": "LORA", "init_lora_weights": "eva"}, "needs a pass over data"),
-        ({"peft_type": "LORA", "r": 0}, "not a method that fits this model: `r` should be"),
+        ({"peft_type": "LORA", "r": 0}, r"found a fault \(`r` should be"),
         (
             {"peft_type": "FOURIERFT", "layers_pattern": "h"},
-            "FOURIERFT: not settings that PEFT can use",
+            "FOURIERFT: found a fault .*, expected settings that PEFT can use",
         ),
     ],
 )
@@ -223,7 +223,7 @@ def test_settings_that_cannot_be_used_are_refused(settings: dict[str, Any], mess
 
 def test_what_does_not_fit_the_model_is_refused_without_its_weights() -> None:
     config = peft_config({"peft_type": "C3A", "block_size": 48}, ATTENTION)
-    with pytest.raises(UserError, match="not a method that fits this model: The block size"):
+    with pytest.raises(UserError, match=r"found a fault \(The block size"):
         count_parameters(tiny_llama().config, config)
 
 
