@@ -169,7 +169,7 @@ def test_a_place_that_cannot_be_written_is_an_error_before_anything_is_scored(
     (tmp_path / "file").write_text("")
     for out, message in (
         (tmp_path / "file", "found a file, expected a folder"),
-        (tmp_path / "file" / "out", "the folder cannot be made"),
+        (tmp_path / "file" / "out", "folder that cannot be made"),
         (Path("/proc/nope"), "cannot be made"),
         (Path("/proc"), "cannot be made or written to"),
     ):
