@@ -27,9 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
 from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.adaptive import AdaptiveRule, Stop, finalists, next_trials, stops_at_rung
-from rankscope.advise.claims import with_claims
-from rankscope.advise.decide import decide
-from rankscope.advise.recommend import task_results
+from rankscope.advise.recommend import decide_with_claims, task_results
 from rankscope.records import (
     BASE,
     EvalKey,
@@ -422,7 +420,7 @@ def judge(drawn: Drawn, run: Played) -> dict[str, object]:
     """What a study said, and how that compares with the truth. An arm over the limit on forgetting
     is worth no more than the base."""
     (results,) = task_results(run.records)
-    verdict = with_claims(results, decide(results))[0]
+    verdict = decide_with_claims(results)[0]
     chosen = verdict.subject.summary if verdict.subject and verdict.recommends_subject else None
     net = 0.0
     found: dict[str, object] = {

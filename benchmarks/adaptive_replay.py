@@ -23,9 +23,7 @@ import numpy as np
 
 from adaptive import RULE, Oracle, play_adaptive, play_grid
 from rankscope.advise.arms import summarize_arms
-from rankscope.advise.claims import with_claims
-from rankscope.advise.decide import decide
-from rankscope.advise.recommend import task_results
+from rankscope.advise.recommend import decide_with_claims, task_results
 from rankscope.advise.select import base_validation_score, utility_function
 from rankscope.records import (
     BASE,
@@ -105,7 +103,7 @@ class Stored:
 def decided(records: StudyRecords) -> tuple[str, str | None]:
     """The decision, and the label of the arm that is recommended."""
     (results,) = task_results(records)
-    verdict = with_claims(results, decide(results))[0]
+    verdict = decide_with_claims(results)[0]
     chosen = verdict.subject if verdict.recommends_subject else None
     return verdict.decision, None if chosen is None else chosen.summary.label
 

@@ -18,7 +18,6 @@ PAGES = [
 TEXTS = [
     *MODULES,
     *PAGES,
-    SOURCE / "advise" / "catalogue.toml",
     *sorted((SOURCE / "report" / "templates").iterdir()),
     *sorted((SOURCE / "config" / "presets").rglob("*.yaml")),
     *sorted((REPOSITORY / "examples").rglob("*.yaml")),

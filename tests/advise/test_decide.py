@@ -8,7 +8,7 @@ import pytest
 from advice import advice_on, advise, texts
 from synthetic_study import Truth, synthetic_study
 
-from rankscope.advise.decide import undecidable_notes
+from rankscope.advise.checks import undecidable_notes
 from rankscope.advise.messages import arm_name
 from rankscope.advise.recommend import recommend
 from rankscope.formatting import POINTS, evidence

@@ -3,17 +3,25 @@
 *Bad* is what keeps the confidence from being high; *weak* could change the answer nevertheless.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rankscope.advise.arms import Arm
 from rankscope.advise.comparisons import arm_difference
-from rankscope.advise.messages import Counted, Field, Measured, arm_name, clause, trust_check
+from rankscope.advise.messages import Counted, Field, Measured, arm_name, trust_check
 from rankscope.advise.retention import retention_tasks
 from rankscope.advise.statistics.power import detectable
 from rankscope.advise.statistics.significance import FEWEST_ITEMS
 from rankscope.advise.task_results import FEW_ITEMS, TaskResults
 from rankscope.formatting import NATS, POINTS, count, join_names, score_text
-from rankscope.records import FAILED, FEWEST_SEEDS, CheckStatus, TrialRecords, TrustCheck
+from rankscope.records import (
+    FAILED,
+    FEWEST_SEEDS,
+    LEFT_OUT,
+    ArmSummary,
+    CheckStatus,
+    TrialRecords,
+    TrustCheck,
+)
 
 MOST_NAMED = 4  # Arms or trials that one sentence names
 OVERLAP_KINDS = {"exact": "exact match", "ngram13": "13-gram match"}
@@ -24,7 +32,7 @@ def trust_checks(results: TaskResults, subject: Arm | None) -> tuple[TrustCheck,
     checks: list[TrustCheck] = []
     if subject is not None:
         checks += [_seeds(subject), *_items(results, subject)]
-    checks += [_retention(results, subject), *_contamination(results)]
+    checks += [_retention(results, subject), _contamination(results)]
     if subject is not None:
         checks += [*_learning_rate(results, subject), *_loss(results, subject)]
     return (*checks, *_trials(results, subject))
@@ -32,9 +40,17 @@ def trust_checks(results: TaskResults, subject: Arm | None) -> tuple[TrustCheck,
 
 def _seeds(subject: Arm) -> TrustCheck:
     seeds = subject.summary.seeds
-    status: CheckStatus = "fine" if seeds >= FEWEST_SEEDS else "bad"
+    is_enough = seeds >= FEWEST_SEEDS
     return trust_check(
-        f"seeds.{status}", status, count(seeds, "seed"), seeds=seeds, fewest_seeds=FEWEST_SEEDS
+        "seeds",
+        "fine" if is_enough else "bad",
+        count(seeds, "seed"),
+        "Enough to see how much training itself varies."
+        if is_enough
+        else "Fewer than {fewest_seeds} do not show how much training itself varies, so no answer "
+        "can be firm.",
+        seeds=seeds,
+        fewest_seeds=FEWEST_SEEDS,
     )
 
 
@@ -47,14 +63,18 @@ def _items(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
     effect = None if gap is None else detectable(gap)
     if gain.n < FEW_ITEMS:
         decides = gain.n >= FEWEST_ITEMS and subject.summary.seeds >= FEWEST_SEEDS
-        yield trust_check("items.few", "weak" if decides else "bad", value, n=gain.n)
+        text = "Too few to tell a difference from chance."
+        yield trust_check("items", "weak" if decides else "bad", value, text, n=gain.n)
     elif effect is None:
-        yield trust_check("items.unknown", "weak", value, n=gain.n)
+        text = "How large a difference would be seen is unknown."
+        yield trust_check("items", "weak", value, text, n=gain.n)
     else:
         yield trust_check(
-            "items.seen",
+            "items",
             "fine" if effect <= results.objective.margin else "weak",
             value,
+            "A difference of about {detectable:amount} between {arm} and {rival} would be seen "
+            "four times out of five; a smaller one may go unseen.",
             n=gain.n,
             detectable=results.score(effect),
             arm=arm_name(subject.summary),
@@ -72,70 +92,97 @@ def _rival(results: TaskResults, subject: Arm) -> Arm | None:
 
 def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
     tasks = retention_tasks(results.study, results.task)
-    forgetting = None if subject is None else results.shown_forgetting(subject.summary)
+    arm = None if subject is None else subject.summary
+    forgetting = None if arm is None else results.shown_forgetting(arm)
     has_limit = results.objective.max_forgetting is not None
-    if not tasks or (subject is not None and forgetting is None):
-        limit = " The limit on forgetting could not be applied." if has_limit else ""
-        lacks = subject is not None and results.lacks_retention_scores(subject.summary)
-        meaning = "retention.unscored" if tasks else "retention.none"
-        return trust_check(meaning, "bad" if lacks else "weak", "forgetting unknown", limit=limit)
+    if not tasks or (arm is not None and forgetting is None):
+        text = "The retention tasks have no scores yet." if tasks else _NO_RETENTION
+        text += " The limit on forgetting could not be applied." if has_limit else ""
+        lacks = arm is not None and results.lacks_retention_scores(arm)
+        return trust_check("retention", "bad" if lacks else "weak", "forgetting unknown", text)
     at_chance = results.retention_at_chance
-    not_above = f"{join_names(at_chance)} not above chance"
     by_logprob = results.scale.name == "gold_logprob" and not has_limit
     if at_chance and not by_logprob:
-        named = [
-            f"{name} ({score_text(base, POINTS)} on {count(n, 'item')}; guessing gives "
-            f"{score_text(chance, POINTS)})"
-            for name, (base, n, chance) in at_chance.items()
-        ]
-        numbers: dict[str, Field] = {}
-        for name, (base, n, chance) in at_chance.items():
-            numbers |= {f"base.{name}": base, f"n.{name}": n, f"chance.{name}": chance}
-        carrier = None if subject is None else subject.summary.logprob_forgetting
-        in_nats = None if carrier is None else Measured(carrier, NATS)
-        if in_nats is not None:
-            numbers["in_nats"] = in_nats
-        lowers = subject is not None and results.forgets_below_chance(subject.summary)
-        return trust_check(
-            "retention.chance",
-            "bad" if lowers else "weak",
-            not_above,
-            named="; ".join(named),
-            carried=clause("not_carried" if in_nats is None else "carried", in_nats=in_nats or ""),
-            **numbers,
-        )
-    if subject is not None and forgetting is not None and not results.is_settled(subject.summary):
-        if results.forgot_in_each_seed(subject.summary):
-            seeds, value = Counted(subject.summary.seeds, "seed"), "forgetting in each seed"
+        return _at_chance(results, arm)
+    if arm is not None and forgetting is not None and not results.is_settled(arm):
+        if results.forgot_in_each_seed(arm):
             return trust_check(
-                "retention.each_seed", "weak", value, forgetting=forgetting, trained=seeds
+                "retention",
+                "weak",
+                "forgetting in each seed",
+                "Each of {trained} clearly lost retention by its items. What another seed would "
+                "lose is hardly known: the mean over seeds changes by {forgetting:range}.",
+                forgetting=forgetting,
+                trained=Counted(arm.seeds, "seed"),
             )
-        value = f"forgetting unclear (change of {forgetting:range})"
-        return trust_check("retention.wide", "weak", value, forgetting=forgetting)
+        return trust_check(
+            "retention",
+            "weak",
+            f"forgetting unclear (change of {forgetting:range})",
+            "Retention is only known to change by {forgetting:range}, so a zero change tells you "
+            "nothing.",
+            forgetting=forgetting,
+        )
     if by_logprob:
-        value = f"by log-probability{f'; accuracy on {not_above}' if at_chance else ''}"
-        return trust_check("retention.logprob", "fine", value)
-    value = count(len(tasks), "retention task")
-    has_chance = any(task.chance is not None for task in tasks)
-    return trust_check("retention.fine" if has_chance else "retention.text", "fine", value)
+        not_above = f"; accuracy on {join_names(at_chance)} not above chance" if at_chance else ""
+        return trust_check(
+            "retention",
+            "fine",
+            f"by log-probability{not_above}",
+            "The right answers' log-probability, among the answers offered if there are any, shows "
+            "it, above chance or not.",
+        )
+    text = "Forgetting is measured by the likelihood of text."
+    if any(task.chance is not None for task in tasks):
+        text = "The base is above chance on the retention tasks."
+    return trust_check("retention", "fine", count(len(tasks), "retention task"), text)
 
 
-def _contamination(results: TaskResults) -> Iterator[TrustCheck]:
+_NO_RETENTION = "The study has no retention task."
+
+
+def _at_chance(results: TaskResults, arm: ArmSummary | None) -> TrustCheck:
+    named, fields = [], dict[str, Field]()
+    for name, (base, n, chance) in results.retention_at_chance.items():
+        shown, guessed = score_text(base, POINTS), score_text(chance, POINTS)
+        named.append(f"{name} ({shown} on {count(n, 'item')}; guessing gives {guessed})")
+        fields |= {f"base.{name}": base, f"n.{name}": n, f"chance.{name}": chance}
+    carried = "Use a retention task that the base knows."
+    if arm is not None and arm.logprob_forgetting is not None:
+        fields["in_nats"] = Measured(arm.logprob_forgetting, NATS)
+        carried = (
+            "The log-probability of the right answers, among the answers offered if there are any, "
+            "decides: it changes by {in_nats:reverse} ({in_nats:reverse_evidence})."
+        )
+    lowers = arm is not None and results.forgets_below_chance(arm)
+    return trust_check(
+        "retention",
+        "bad" if lowers else "weak",
+        f"{join_names(results.retention_at_chance)} not above chance",
+        "The base is not shown to be above chance on {named}, so accuracy cannot show forgetting "
+        f"there. {carried}",
+        named="; ".join(named),
+        **fields,
+    )
+
+
+def _contamination(results: TaskResults) -> TrustCheck:
     record = results.record
     kinds = {kind: rows for kind, rows in sorted(record.contamination.items()) if rows}
     test_rows, overlapping = record.rows.get("test", 0), sum(kinds.values())
     if not kinds:
-        yield trust_check("contamination.fine", "fine", "no overlap")
-        return
-    yield trust_check(
-        "contamination.weak",
+        text = "No test row overlaps the training set."
+        return trust_check("contamination", "fine", "no overlap", text)
+    named = ", ".join(f"{rows} by {OVERLAP_KINDS.get(kind, kind)}" for kind, rows in kinds.items())
+    return trust_check(
+        "contamination",
         "bad" if record.is_contaminated else "weak",
         f"{overlapping:,} of {count(test_rows, 'test row')}",
+        "{rows} of {test_rows} overlap the training set ({named}), so the scores are too high. "
+        "Remove those rows from one of the two splits.",
         rows=overlapping,
         test_rows=Counted(test_rows, "test row"),
-        named=", ".join(
-            f"{rows} by {OVERLAP_KINDS.get(kind, kind)}" for kind, rows in kinds.items()
-        ),
+        named=named,
         **{f"contamination_{kind}": rows for kind, rows in kinds.items()},
     )
 
@@ -144,67 +191,110 @@ def _learning_rate(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
     lr, lrs = subject.summary.lr, results.rates_of(subject)
     if not lrs:
         return
-    fields: dict[str, Field] = {"lr": lr, "rates_tried": len(lrs)}
+    status: CheckStatus = "weak"
     if len(lrs) == 1:
-        yield trust_check("learning_rate.one", "weak", "one learning rate tried", **fields)
+        value = "one learning rate tried"
+        text = "Only one rate was tried for it, so another one may do better."
     elif lr in (lrs[0], lrs[-1]):
         side, better = ("lowest", "lower") if lr == lrs[0] else ("highest", "higher")
-        fields |= {"side": side, "better": better}
-        yield trust_check("learning_rate.edge", "weak", f"{side} learning rate tried", **fields)
-    else:
-        yield trust_check(
-            "learning_rate.fine", "fine", f"{len(lrs)} learning rates tried", **fields
+        value = f"{side} learning rate tried"
+        text = (
+            f"The chosen rate is the {side} of the {len(lrs)} tried: a {better} one may do better."
         )
+    else:
+        status, value = "fine", f"{len(lrs)} learning rates tried"
+        text = f"The chosen rate lies inside the {len(lrs)} tried."
+    yield trust_check("learning_rate", status, value, text, lr=lr, rates_tried=len(lrs))
 
 
 def _loss(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
     trend, steps = subject.loss_trend, Counted(subject.steps, "step")
     is_barely_trained = results.is_barely_trained(subject)
-    if is_barely_trained and (trend is None or not trend.is_falling):
-        yield trust_check("loss.unknown", "bad", f"only {steps}", steps=steps)
-        return
-    if trend is None:
-        return
-    fields: dict[str, Field] = {"loss_before": trend.before, "loss_after": trend.after}
-    if is_barely_trained:
-        value = f"still falling after {steps}"
-        yield trust_check("loss.falling", "bad", value, steps=steps, **fields)
-    elif trend.is_falling:
-        yield trust_check("loss.falling", "weak", "still falling", steps=steps, **fields)
-    else:
-        yield trust_check("loss.fine", "fine", "has settled", steps=steps)
+    if trend is not None and trend.is_falling:
+        yield trust_check(
+            "loss",
+            "bad" if is_barely_trained else "weak",
+            f"still falling after {steps}" if is_barely_trained else "still falling",
+            "The training loss still falls at the end of {steps}, from {loss_before:.3g} to "
+            "{loss_after:.3g} over the last two thirds: longer training may change the order of "
+            "arms.",
+            steps=steps,
+            loss_before=trend.before,
+            loss_after=trend.after,
+        )
+    elif is_barely_trained:
+        text = (
+            "Too few to see whether the training loss has leveled off: longer training may change "
+            "the order of arms."
+        )
+        yield trust_check("loss", "bad", f"only {steps}", text, steps=steps)
+    elif trend is not None:
+        text = "The training loss has leveled off by the end of {steps}."
+        yield trust_check("loss", "fine", "has settled", text, steps=steps)
 
 
 def _trials(results: TaskResults, subject: Arm | None) -> Iterator[TrustCheck]:
     trials = Counted(len(results.trials), "trial")
     if results.failed:
         names = [f"{t.spec.arm_label} seed={t.spec.seed}: {t.status}" for t in results.failed]
-        value = f"{len(names)} of {trials} failed"
-        fields = {"failed": len(names), "trials": trials, **first_names(names)}
         lowers = results.choice.passed_over or (subject is not None and subject.summary.failed)
-        yield trust_check("trials.failed", "bad" if lowers else "weak", value, **fields)
-    if results.waiting:
-        value = f"{results.waiting} of {trials} to run"
-        yield trust_check("trials.waiting", "bad", value, waiting=results.waiting, trials=trials)
-    stopped = [t for t in results.trials if t.status == "stopped"]
-    skipped = sum(t.status == "skipped" for t in results.trials)
-    if stopped or skipped:
-        left_out, share = len(stopped) + skipped, _training_share(results.trials)
-        percent, over_budget = f"{100 * share:.0f} %", len(results.over_budget)
-        value = f"{left_out} of {trials} stopped or not begun"
-        value += f"; trained on {percent} of the grid's tokens"
         yield trust_check(
-            "trials.over_budget" if over_budget else "trials.left_out",
-            "weak",
-            f"budget spent, {value}" if over_budget else value,
-            stopped=Counted(len(stopped), "trial"),
-            not_needed=Counted(skipped - over_budget, "trial"),
-            over_budget=Counted(over_budget, "trial"),
-            share=share,
-            percent=percent,
+            "trials",
+            "bad" if lowers else "weak",
+            f"{len(names)} of {trials} failed",
+            "{failed} of {trials} failed ({named}). Each counts as no gain when arms are compared.",
+            failed=len(names),
+            trials=trials,
+            **first_names(names),
         )
+    if results.waiting:
+        yield trust_check(
+            "trials",
+            "bad",
+            f"{results.waiting} of {trials} to run",
+            "{waiting} of {trials} have not run yet.",
+            waiting=results.waiting,
+            trials=trials,
+        )
+    if any(t.status in LEFT_OUT for t in results.trials):
+        yield _left_out(results, trials)
     elif results.trials and not results.failed and not results.waiting:
-        yield trust_check("trials.fine", "fine", f"all {trials} finished", trials=trials)
+        text = "Every trial finished."
+        yield trust_check("trials", "fine", f"all {trials} finished", text, trials=trials)
+
+
+def _left_out(results: TaskResults, trials: Counted) -> TrustCheck:
+    """Trials that an adaptive study stopped or never began."""
+    stopped = sum(t.status == "stopped" for t in results.trials)
+    skipped = sum(t.status == "skipped" for t in results.trials)
+    share, over_budget = _training_share(results.trials), len(results.over_budget)
+    value = (
+        f"{stopped + skipped} of {trials} stopped or not begun; trained on {100 * share:.0f} % of "
+        "the grid's tokens"
+    )
+    text = (
+        "stopped {stopped} at a rung because other arms led, and did not ask for {not_needed}. "
+        "Training took {percent} of the grid's tokens"
+    )
+    if over_budget:
+        value = f"budget spent, {value}"
+        text = (
+            "The budget was spent, so {over_budget} that the answer asks for never began. The "
+            f"study {text}."
+        )
+    else:
+        text = f"The study was adaptive: it {text}; a grid trains every trial."
+    return trust_check(
+        "trials",
+        "weak",
+        value,
+        text,
+        stopped=Counted(stopped, "trial"),
+        not_needed=Counted(skipped - over_budget, "trial"),
+        over_budget=Counted(over_budget, "trial"),
+        share=share,
+        percent=f"{100 * share:.0f} %",
+    )
 
 
 def _training_share(trials: Sequence[TrialRecords]) -> float:
@@ -222,6 +312,21 @@ def _training_share(trials: Sequence[TrialRecords]) -> float:
     mean = sum(whole.values()) / max(1, len(whole))
     planned = sum(whole.get(t.spec.arm, mean) for t in trials if t.status not in FAILED)
     return spent / planned if planned else 1.0
+
+
+def undecidable_notes(num_items: Mapping[str, int], num_seeds: int) -> list[str]:
+    """A note on each task whose test items allow no answer, whatever is trained."""
+    notes = []
+    for task, items in num_items.items():
+        if items < FEWEST_ITEMS:
+            needed = f"no test can decide with fewer than {FEWEST_ITEMS}"
+        elif items < FEW_ITEMS and num_seeds < FEWEST_SEEDS:
+            needed = f"an answer needs {FEW_ITEMS} test items, or {FEWEST_SEEDS} seeds"
+        else:
+            continue
+        found = f"{count(items, 'test item')} and {count(num_seeds, 'seed')}"
+        notes.append(f"{task}: {found} cannot show which arm is best; {needed}")
+    return notes
 
 
 def first_names(names: Sequence[str]) -> dict[str, Field]:

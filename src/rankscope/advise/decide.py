@@ -22,19 +22,17 @@ the test split unless they name the validation split:
 
 A decision is ``firm`` if its intervals are clear, it rests on three complete seeds or more, no
 trial of the task is still to run, and training saw at most 1 % of the test rows; a recommendation
-also needs that no tried arm can be better by more than the margin (``claims.py``). Otherwise it is
-``tentative``; ``not_decided`` has the confidence ``none``. The exact rule is in docs/science.md,
+also needs that no tried arm can be better by more than the margin (``recommend.py``). Otherwise it
+is ``tentative``; ``not_decided`` has the confidence ``none``. The exact rule is in docs/science.md,
 "From scores to a decision".
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from rankscope.advise.arms import Arm
-from rankscope.advise.catalogue import OUTCOMES
 from rankscope.advise.comparisons import arm_difference, net_difference
-from rankscope.advise.messages import Counted, Field, arm_name, capitalized, clause, verdict_name
+from rankscope.advise.messages import arm_name, verdict_name
 from rankscope.advise.select import Candidate
 from rankscope.advise.statistics.significance import ALPHA, FEWEST_ITEMS, holm
 from rankscope.advise.task_results import FEW_ITEMS, TaskResults
@@ -70,37 +68,37 @@ class Verdict:
         return f"{does} {name}."
 
 
-def undecidable_notes(num_items: Mapping[str, int], num_seeds: int) -> list[str]:
-    """A note on each task whose test items allow no answer, whatever is trained."""
-    notes = []
-    for task, items in num_items.items():
-        if items < FEWEST_ITEMS:
-            needed = f"no test can decide with fewer than {FEWEST_ITEMS}"
-        elif items < FEW_ITEMS and num_seeds < FEWEST_SEEDS:
-            needed = f"an answer needs {FEW_ITEMS} test items, or {FEWEST_SEEDS} seeds"
-        else:
-            continue
-        found = f"{count(items, 'test item')} and {count(num_seeds, 'seed')}"
-        notes.append(f"{task}: {found} cannot show which arm is best; {needed}")
-    return notes
-
-
 def decide(results: TaskResults) -> Verdict:
     verdict = _decide_by_scores(results)
     subject = verdict.subject
     if verdict.decision == "not_decided" or subject is None or subject.summary.gain is None:
         return verdict
-    items, seeds = subject.summary.gain.n, subject.summary.seeds
-    if items < FEW_ITEMS and seeds < FEWEST_SEEDS:
-        counted = {"items": Counted(items, "test item"), "seeds": Counted(seeds, "seed")}
-        return _not_decided(results, subject, outcome="few_data", **counted)
-    if results.is_barely_trained(subject):
-        steps, trend = Counted(subject.steps, "step"), subject.loss_trend
-        if trend is None or not trend.is_falling:
-            return _not_decided(results, subject, outcome="very_few_steps", steps=steps)
-        losses = {"loss_before": trend.before, "loss_after": trend.after}
-        return _not_decided(results, subject, outcome="few_steps", steps=steps, **losses)
-    return verdict
+    changes, seeds = results.changes_text(subject.summary), subject.summary.seeds
+    if subject.summary.gain.n < FEW_ITEMS and seeds < FEWEST_SEEDS:
+        counted = f"{count(subject.summary.gain.n, 'test item')} and {count(seeds, 'seed')}"
+        return _not_decided(
+            subject,
+            f"{counted} are too few",
+            f"{counted} cannot show what other items and seeds would give. Measured so far, "
+            f"{arm_name(subject.summary)}: {changes}.",
+        )
+    if not results.is_barely_trained(subject):
+        return verdict
+    steps, trend = count(subject.steps, "step"), subject.loss_trend
+    trained = f"{arm_name(subject.summary)} was trained for {steps}"
+    if trend is None or not trend.is_falling:
+        return _not_decided(
+            subject,
+            f"only {steps}",
+            f"{trained}, too few to see whether its loss has leveled off, so the order of the arms "
+            f"can change: {changes}.",
+        )
+    return _not_decided(
+        subject,
+        f"{steps}, and the loss still falls",
+        f"{trained} and its loss still falls, from {trend.before:.3g} to {trend.after:.3g}, so the "
+        f"order of the arms can change: {changes}.",
+    )
 
 
 def _decide_by_scores(results: TaskResults) -> Verdict:
@@ -121,82 +119,36 @@ def _decide_by_scores(results: TaskResults) -> Verdict:
         verdict = _full_or_lora(results, winner)
     else:
         confidence = _firm_if(results.is_firm(winner.arm.summary))
-        verdict = _conclude(results, "use", confidence, winner.arm, outcome="use")
+        verdict = _use(results, winner, confidence)
     return _confirm_on_test(results, verdict)
 
 
-def _conclude(
-    results: TaskResults,
-    decision: Decision,
-    confidence: Confidence,
-    subject: Arm | None,
-    *,
-    outcome: str,
-    **fields: Field,
-) -> Verdict:
-    """A verdict with an outcome of the catalogue; task, formula and arm are filled in here."""
-    fields |= {"task": results.task, "formula": results.objective.formula}
-    if subject is not None:
-        arm = subject.summary
-        fields |= {"arm": arm_name(arm), "changes": _changes(results, arm)}
-        fields["result"] = _result(results, arm)
-    because, explanation = (text.format_map(fields) for text in OUTCOMES[outcome].values())
-    return Verdict(decision, confidence, because, capitalized(explanation), subject)
-
-
-def _not_decided(
-    results: TaskResults, subject: Arm | None, *, outcome: str, **fields: Field
-) -> Verdict:
-    return _conclude(results, "not_decided", "none", subject, outcome=outcome, **fields)
+def _not_decided(subject: Arm | None, because: str, explanation: str) -> Verdict:
+    return Verdict("not_decided", "none", because, explanation, subject)
 
 
 def _firm_if(condition: bool) -> Confidence:
     return "firm" if condition else "tentative"
 
 
-def _changes(results: TaskResults, arm: ArmSummary) -> str:
-    parts = []
-    if arm.gain is not None:
-        parts.append(clause("gain", gain=results.score(arm.gain)))
-    if results.shown_forgetting(arm) is not None:
-        parts.append(_retention(results, arm))
-    return (" and ".join(parts) + _net(results, arm)) or "not scored on the test split"
-
-
-def _result(results: TaskResults, arm: ArmSummary) -> str:
-    if arm.score is None or arm.gain is None:
-        return "its test score is missing"
-    text = clause("score", score=results.score(arm.score), gain=results.score(arm.gain))
-    if results.shown_forgetting(arm) is None:
-        return text + clause("retention_unknown")
-    return f"{text}, and {_retention(results, arm)}{_net(results, arm)}"
-
-
-def _net(results: TaskResults, arm: ArmSummary) -> str:
-    return "" if arm.net_gain is None else clause("net", net=results.net(arm.net_gain))
-
-
-def _retention(results: TaskResults, arm: ArmSummary) -> str:
-    forgetting = results.shown_forgetting(arm)
-    assert forgetting is not None
-    name = "retention" if results.is_settled(arm) else "retention_unsettled"
-    if name != "retention" and results.forgot_in_each_seed(arm):
-        name = "retention_each_seed"
-    return clause(name, forgetting=forgetting)
-
-
 def _nothing_to_choose_from(results: TaskResults) -> Verdict:
     """No arm has a validation score, or every arm that has one exceeds the limit on forgetting."""
+    task, done = results.task, len(finished_trials(results.trials))
     if results.choice.excluded:
         return _all_over_limit(results)
-    done = len(finished_trials(results.trials))
+    if not results.trials:
+        return _not_decided(None, "no arm was trained", f"No arm has scores on {task}.")
+    if not done:
+        return _not_decided(
+            None,
+            "no trial has finished",
+            f"Of the trials on {task}, {len(results.failed)} failed and {results.waiting} are "
+            "still to run.",
+        )
     return _not_decided(
-        results,
         None,
-        outcome="none_scored" if done else "none_finished" if results.trials else "no_arms",
-        done=Counted(done, "trial"),
-        failed=len(results.failed),
-        waiting=results.waiting,
+        "no arm has validation scores",
+        f"{count(done, 'trial')} on {task} finished without them. Run the study again to evaluate.",
     )
 
 
@@ -209,64 +161,90 @@ def _all_over_limit(results: TaskResults) -> Verdict:
         and arm.summary.forgetting.is_above(limit)
         for arm in results.arms
     )
-    return _conclude(
-        results,
+    forgetting = results.retained(least.summary.validation_forgetting or 0.0)
+    return Verdict(
         "do_not_fine_tune",
         _firm_if(is_clear),
+        "every arm forgets too much",
+        f"Each arm forgets more than the {results.retained(limit):amount} allowed. "
+        f"{arm_name(least.summary)} forgets least and loses {forgetting:amount} on the validation "
+        "split. A lower learning rate, fewer steps or a scaled-down adapter may stay within the "
+        "limit.",
         least,
-        outcome="all_over_limit",
-        limit=results.retained(limit),
-        forgetting=results.retained(least.summary.validation_forgetting or 0.0),
     )
 
 
 def _too_little_data(results: TaskResults, arm: Arm) -> Verdict:
-    gain = arm.summary.gain
+    gain, task = arm.summary.gain, results.task
     if gain is None:
-        return _not_decided(results, arm, outcome="no_shared_items")
-    outcome = "few_items" if gain.n < FEWEST_ITEMS else "equal_changes"
-    items = Counted(gain.n, "test item")
-    return _not_decided(results, arm, outcome=outcome, items=items, gain=results.score(gain))
+        return _not_decided(
+            arm,
+            "no test item has both scores",
+            f"The base and {arm_name(arm.summary)} share no scored test item of {task}.",
+        )
+    items = count(gain.n, "test item")
+    if gain.n < FEWEST_ITEMS:
+        return _not_decided(
+            arm, f"only {items}", f"No test can decide with only {items} of {task}."
+        )
+    return _not_decided(
+        arm,
+        "every test item changed alike",
+        f"Of {task}, all {items} changed by the same {results.score(gain):change}, so the spread "
+        "over other items is unknown. Check the scores first.",
+    )
 
 
 def _no_gain_shown(results: TaskResults, chosen: Candidate, best: Candidate) -> Verdict:
     """Not decided if some arm's measured gain reaches the margin; otherwise do not fine-tune."""
-    names = {"arm": arm_name(chosen.arm.summary), "best": arm_name(best.arm.summary)}
-    tested = clause("one_tested" if chosen is best else "two_tested", **names)
+    arm = arm_name(chosen.arm.summary)
+    tested = f"the arm chosen on the validation split, {arm}, is not shown to beat the base"
+    if chosen is not best:
+        tested = (
+            f"the arm chosen on the validation split, {arm}, and the arm with the highest net gain "
+            f"there, {arm_name(best.arm.summary)}, are not shown to beat the base"
+        )
     scored = [arm.summary for arm in results.arms if arm.summary.gain is not None]
     gains = [arm.gain for arm in scored if arm.gain is not None]
     margin = results.objective.margin
     if max(gain.value for gain in gains) >= margin:
-        return _not_decided(results, chosen.arm, outcome="gain_unclear", tested=tested)
+        return _not_decided(
+            chosen.arm,
+            "no arm is shown to beat the base",
+            f"The data cannot tell whether fine-tuning helps on {results.task}: {tested}.",
+        )
     upper_ends = [gain.high for gain in gains if gain.high is not None]
     highest = max(upper_ends) if len(upper_ends) == len(gains) else None
     all_scored = len(scored) == len(results.arms)
     is_ruled_out = highest is not None and highest < margin
     if highest is None:
-        possible = clause("gain_unknown")
+        possible = "how large a gain is possible is unknown"
     elif is_ruled_out:
         which = "every arm" if all_scored else "every arm that was scored"
-        possible = clause("gain_ruled_out", margin=results.score(margin), arms=which)
+        possible = f"gains of {results.score(margin):amount} are ruled out for {which}"
     else:
-        possible = clause("gain_possible", highest=results.score(highest))
-    confidence = _firm_if(is_ruled_out and all_scored and all(map(results.is_firm, scored)))
-    return _conclude(
-        results,
+        possible = f"a gain up to {results.score(highest):amount} cannot be ruled out"
+    is_clear = is_ruled_out and all_scored and all(map(results.is_firm, scored))
+    return Verdict(
         "do_not_fine_tune",
-        confidence,
+        _firm_if(is_clear),
+        "no arm beats the base",
+        f"With these settings {tested}; {possible}.",
         chosen.arm,
-        outcome="no_gain",
-        tested=tested,
-        possible=possible,
     )
 
 
 def _not_worth_it(results: TaskResults, arm: Arm) -> Verdict:
     """The winner gains, but forgetting and cost outweigh its gain on the validation split."""
-    net = arm.summary.net_gain
-    is_clear = net is not None and net.is_below(0)
-    confidence = _firm_if(is_clear and results.is_firm(arm.summary))
-    return _conclude(results, "do_not_fine_tune", confidence, arm, outcome="not_worth_it")
+    net, summary = arm.summary.net_gain, arm.summary
+    return Verdict(
+        "do_not_fine_tune",
+        _firm_if(net is not None and net.is_below(0) and results.is_firm(summary)),
+        "forgetting outweighs the gain",
+        f"By this study's weights ({results.objective.formula}) no arm is worth it on "
+        f"{results.task}, not even {arm_name(summary)}: {results.changes_text(summary)}.",
+        arm,
+    )
 
 
 def _full_or_lora(results: TaskResults, full: Candidate) -> Verdict:
@@ -276,36 +254,48 @@ def _full_or_lora(results: TaskResults, full: Candidate) -> Verdict:
     even if forgetting has no weight.
     """
     lora, small = results.choice.best_lora, results.choice.small_lora
-    if lora is None or (shortfall := _shortfall(results, lora, full)) == "net":
-        is_firm = not results.choice.passed_over and results.is_firm(full.arm.summary)
-        reason = "lora_missing" if lora is None else "lora_worse"
-        return _use_full(results, full, _firm_if(is_firm), reason, lora)
+    is_firm = not results.choice.passed_over and results.is_firm(full.arm.summary)
+    if lora is None:
+        return _use_full(results, full, "no LoRA arm was left to compare", _firm_if(is_firm))
+    name, changes = arm_name(lora.arm.summary), results.changes_text(lora.arm.summary)
+    shortfall = _shortfall(results, lora, full)
+    if shortfall == "net":
+        return _use_full(results, full, f"the best LoRA arm, {name}: {changes}", _firm_if(is_firm))
     if shortfall == "score":
-        return _use_full(results, full, "tentative", "lora_scores_lower", lora)
+        why = (
+            f"the best LoRA arm, {name}: {changes}; its score is clearly lower, but by the study's "
+            "weights the difference is not clear of zero"
+        )
+        return _use_full(results, full, why)
     if small is None or (small is not lora and _shortfall(results, small, full)):
         small = lora
     winner = _lora_shown_to_gain(results, small, lora)
+    best = f"the best LoRA arm on the validation split, {name},"
     if winner is None:
-        return _use_full(results, full, "tentative", "lora_unproven", lora)
+        return _use_full(results, full, f"{best} is not shown to beat the base")
     if lora.utility <= 0:
-        return _use_full(results, full, "tentative", "lora_not_worth_it", lora)
+        why = f"{best} is not worth it by this study's weights ({results.objective.formula})"
+        return _use_full(results, full, why)
     # The test split shows no clear difference, so the arm with fewer parameters is recommended.
-    return _conclude(results, "use", "tentative", winner.arm, outcome="use_despite_full")
+    led = (
+        " Full fine-tuning led on the validation split; the test split does not show that it is "
+        "better by more than the margin."
+    )
+    return _use(results, winner, "tentative", led)
+
+
+def _use(results: TaskResults, lora: Candidate, confidence: Confidence, more: str = "") -> Verdict:
+    arm = lora.arm.summary
+    explanation = f"{arm_name(arm)}: {results.result_text(arm)}.{more}"
+    return Verdict("use", confidence, "", explanation, lora.arm)
 
 
 def _use_full(
-    results: TaskResults,
-    full: Candidate,
-    confidence: Confidence,
-    reason: str,
-    lora: Candidate | None,
+    results: TaskResults, full: Candidate, why: str, confidence: Confidence = "tentative"
 ) -> Verdict:
-    fields: dict[str, Field] = {"formula": results.objective.formula}
-    if lora is not None:
-        arm = lora.arm.summary
-        fields |= {"lora": arm_name(arm), "changes": _changes(results, arm)}
-    why = clause(reason, **fields)
-    return _conclude(results, "use_full", confidence, full.arm, outcome="use_full", why=why)
+    arm = full.arm.summary
+    explanation = f"{arm_name(arm)}: {results.result_text(arm)}; {why}."
+    return Verdict("use_full", confidence, "", explanation, full.arm)
 
 
 def _shortfall(
@@ -354,27 +344,41 @@ def _confirm_on_test(results: TaskResults, verdict: Verdict) -> Verdict:
         return verdict
     arm, net = subject.summary, subject.summary.net_gain
     limit, forgetting = results.objective.max_forgetting, arm.forgetting
+    name, changes = arm_name(arm), results.changes_text(arm)
     if limit is not None and forgetting is not None and forgetting.value > limit:
-        fields = {"forgetting": results.retained(forgetting), "limit": results.retained(limit)}
-        return _not_decided(results, subject, outcome="over_limit_on_test", **fields)
+        return _not_decided(
+            subject,
+            "forgetting exceeds the limit on the test split",
+            f"{name}, chosen on the validation split, loses {results.retained(forgetting):amount} "
+            f"on the retention tasks of the test split; {results.retained(limit):amount} is "
+            "allowed.",
+        )
     if net is not None and net.value <= 0:
         if net.is_below(0):
-            outcome = "not_worth_it_on_test"
-            return _conclude(results, "do_not_fine_tune", "tentative", subject, outcome=outcome)
-        return _not_decided(results, subject, outcome="worth_unclear")
-    if not unconfirmed(results, arm):
-        return verdict
-    return replace(verdict, confidence="tentative")
+            return Verdict(
+                "do_not_fine_tune",
+                "tentative",
+                "forgetting outweighs the gain",
+                f"By this study's weights ({results.objective.formula}) {name}, chosen on the "
+                f"validation split, is not worth it on {results.task}: {changes}.",
+                subject,
+            )
+        return _not_decided(
+            subject, "the gain may not outweigh the forgetting", f"{name}: {changes}."
+        )
+    return replace(verdict, confidence="tentative") if unconfirmed(results, arm) else verdict
 
 
 def unconfirmed(results: TaskResults, arm: ArmSummary) -> list[str]:
-    """What the test split leaves open about an arm's forgetting, as names of clauses."""
+    """What the test split leaves open about an arm's forgetting."""
     limit, net = results.objective.max_forgetting, arm.net_gain
     high = None if arm.forgetting is None else arm.forgetting.high
     found = {
-        "net_reaches_zero": net is not None and not net.is_above(0),
-        "over_limit_possible": limit is not None and (high is None or high > limit),
-        "forgetting_unscored": results.lacks_retention_scores(arm),
-        "forgetting_below_chance": results.forgets_below_chance(arm),
+        "the interval reaches zero": net is not None and not net.is_above(0),
+        "it may forget more than the study allows": limit is not None
+        and (high is None or high > limit),
+        "its forgetting was not scored": results.lacks_retention_scores(arm),
+        "the right answers became less likely on retention tasks on which the base is not shown to "
+        "be above chance": results.forgets_below_chance(arm),
     }
-    return [name for name, applies in found.items() if applies]
+    return [text for text, applies in found.items() if applies]

@@ -43,7 +43,10 @@ def _worse_than_base(results: TaskResults) -> Iterator[AdviceMessage]:
         return
     arm, gain = min(worse, key=lambda pair: pair[1].value)
     yield message(
-        "worse_than_base",
+        "diagnostic",
+        "{worse} of {arms} are worse than the base on {task} (significant after Holm's correction "
+        "for all arms and tasks). The worst, {arm}, scores {worst_gain:amount} less. Next: a "
+        "learning rate below {lowest_lr:g}, fewer steps, and a check of prompts and labels.",
         worse=len(worse),
         arms=Counted(len(gains), "arm"),
         task=results.task,
@@ -57,7 +60,14 @@ def _saturated(results: TaskResults) -> Iterator[AdviceMessage]:
     base = results.base_score(results.task)
     if results.unit == POINTS and base is not None and base >= SATURATED:
         left = results.score(1 - base)
-        yield message("saturated", base=results.score(base), task=results.task, left=left)
+        yield message(
+            "diagnostic",
+            "The base already scores {base:score} on {task}: at most {left:amount} are left to "
+            "gain. Next: a harder task, or the base as it is.",
+            base=results.score(base),
+            task=results.task,
+            left=left,
+        )
 
 
 def _negative_transfer(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
@@ -69,7 +79,10 @@ def _negative_transfer(results: TaskResults, subject: Arm) -> Iterator[AdviceMes
         relative = change.value / base
         if relative < -NEGATIVE_TRANSFER and _is_significant(change):
             yield message(
-                "negative_transfer",
+                "diagnostic",
+                "Negative transfer: {other} falls by {change:amount}, {percent} of the base's "
+                "{base:score}. Next: scale the update down at inference, a smaller rank or "
+                "learning rate, or training on both tasks.",
                 relative=relative,
                 other=name,
                 change=Measured(change.value, POINTS),
@@ -96,7 +109,11 @@ def _over_forgetting(results: TaskResults, subject: Arm) -> Iterator[AdviceMessa
     half_of_gain = weighed.value >= OVER_FORGETTING * max(arm.gain.value, 0.0)
     if half_of_gain or relative > NEGATIVE_TRANSFER:
         yield message(
-            "over_forgetting",
+            "diagnostic",
+            "Over-forgetting: {arm} loses {forgetting:amount} on the retention tasks for "
+            "{gain:change} on {task}. Next: scale the update down at inference (no training "
+            "needed), then a lower learning rate, fewer steps, or general data among the training "
+            "rows.",
             relative=relative,
             arm=arm_name(arm),
             task=results.task,
@@ -114,13 +131,31 @@ def _capacity(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
     if ratio < 1:
         can_grow = rank is None or rank < results.hidden_size_rank
         larger = "a larger rank, or " if can_grow else ""
-        yield message("small_adapter", ratio=ratio, parameters=shown, tokens=tokens, larger=larger)
+        yield message(
+            "diagnostic",
+            "The adapter is small for the data: {parameters} for about {tokens:,.0f} answer "
+            "tokens; the capacity rule asks for one parameter per token. Next: {larger}more "
+            "target modules.",
+            ratio=ratio,
+            parameters=shown,
+            tokens=tokens,
+            larger=larger,
+        )
     elif ratio > MORE_CAPACITY:
         smaller = 2 ** max(0, int(log2((rank or 1) / (ratio / MORE_CAPACITY))))
         fields: dict[str, Field] = {"hint": ""}
         if rank and smaller < rank:
             fields = {"hint": f" (r={smaller} by the capacity rule)", "smaller_rank": smaller}
-        yield message("large_adapter", parameters=shown, tokens=tokens, ratio=ratio, **fields)
+        yield message(
+            "diagnostic",
+            "The adapter is large for the data: {parameters} for about {tokens:,.0f} answer "
+            "tokens ({ratio:,.0f} to one), enough to memorize them. Next: a smaller rank{hint}, "
+            "fewer epochs, dropout, or more rows.",
+            parameters=shown,
+            tokens=tokens,
+            ratio=ratio,
+            **fields,
+        )
 
 
 def parameters_per_token(results: TaskResults, subject: Arm) -> float | None:
@@ -163,14 +198,36 @@ def _order_of_ranks(results: TaskResults) -> Iterator[AdviceMessage]:
     fields: dict[str, Field] = {f"score.r{r}": s for r, s in zip(ranks, scores, strict=True)}
     fields |= {"low_rank": ranks[0], "high_rank": ranks[-1], "spread": results.score(spread)}
     if spread <= results.objective.margin:
-        yield message("flat_ranks", **fields)
+        yield message(
+            "diagnostic",
+            "From r={low_rank} to r={high_rank} the validation score moves by only "
+            "{spread:amount}: on this task the rank hardly matters. Next: take the smallest rank "
+            "and tune the learning rate.",
+            **fields,
+        )
         return
     correlation = float(stats.spearmanr(ranks, scores).statistic)
     if len(ranks) >= 4 and abs(correlation) < ORDERED:
-        yield message("ranks_without_order", spearman=correlation, **fields)
+        yield message(
+            "diagnostic",
+            "No pattern across ranks: from r={low_rank} to r={high_rank} the validation score "
+            "moves by {spread:amount} without order (Spearman {spearman:+.2f}). Noise or the "
+            "learning rate matters more than the rank. Next: a list of learning rates for every "
+            "rank, and more seeds.",
+            spearman=correlation,
+            **fields,
+        )
     elif correlation <= -ORDERED:
         change = results.score(scores[-1] - scores[0])
-        yield message("falling_ranks", spearman=correlation, change=change, **fields)
+        yield message(
+            "diagnostic",
+            "The validation score falls with the rank (r={low_rank} to r={high_rank}: "
+            "{change:change}). The learning rate may be too high for the larger ranks, or they "
+            "overfit. Next: lower learning rates, fewer epochs.",
+            spearman=correlation,
+            change=change,
+            **fields,
+        )
 
 
 def _underfitting(results: TaskResults) -> Iterator[AdviceMessage]:
@@ -198,12 +255,22 @@ def _underfitting(results: TaskResults) -> Iterator[AdviceMessage]:
         "still_rising": is_rise(last),
     }
     largest = results.hidden_size_rank
+    text = (
+        "Small ranks underfit: on the test split r={small_rank} is below r={rank} by "
+        "{underfit:amount} ({underfit:evidence})"
+    )
     if not is_rise(last):
-        yield message("underfitting", **fields)
+        text += ". Next: ranks above r={small_rank}, or a higher learning rate for it."
     elif rank < largest:
-        yield message("underfitting_rising", next_rank=min(2 * rank, largest), **fields)
+        text += ", and the score still rises at r={rank}. Next: add r={next_rank}."
+        fields = {"next_rank": min(2 * rank, largest)} | fields
     else:
-        yield message("underfitting_full_rank", hidden_size_rank=largest, **fields)
+        text += (
+            ", and the score still rises at r={rank}. Ranks above {hidden_size_rank}, the model's "
+            "hidden size, add no directions. Next: more target modules, or full fine-tuning."
+        )
+        fields = {"hidden_size_rank": largest} | fields
+    yield message("diagnostic", text, **fields)
 
 
 def _is_significant(change: Estimate) -> bool:

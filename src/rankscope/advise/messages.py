@@ -1,4 +1,6 @@
-"""Fill in the catalogue's sentences, and keep the numbers behind them.
+"""Sentences of the advice with the numbers behind them. Each stands where it is decided.
+
+A template is written over several lines; its line breaks count as spaces.
 
 Formats of a ``Measured`` value in a template:
 
@@ -16,7 +18,6 @@ Formats of a ``Measured`` value in a template:
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rankscope.advise.catalogue import CATALOGUE, CHECKS, CLAUSES
 from rankscope.formatting import (
     Unit,
     amount,
@@ -28,7 +29,15 @@ from rankscope.formatting import (
     signed,
 )
 from rankscope.models.methods import get_method
-from rankscope.records import AdviceMessage, ArmSummary, CheckStatus, Estimate, TrustCheck
+from rankscope.records import (
+    AdviceKind,
+    AdviceMessage,
+    ArmSummary,
+    CheckName,
+    CheckStatus,
+    Estimate,
+    TrustCheck,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,24 +94,22 @@ def _interval_text(change: Estimate, unit: Unit) -> str:
     return f"{signed(change.low, unit)} to {difference(change.high, unit)}"
 
 
-def message(name: str, /, **fields: Field) -> AdviceMessage:
-    """The catalogue's message ``name``. The numbers of all fields are its values, whether the text
-    uses them or not."""
-    kind, template = CATALOGUE[name]
-    text = template.format_map(fields)
-    return AdviceMessage(kind=kind, text=capitalized(text), values=_values(fields))
+def message(kind: AdviceKind, template: str, /, **fields: Field) -> AdviceMessage:
+    """One sentence. The numbers of all fields are its values, whether the text uses them or not."""
+    text = capitalized(_filled(template, fields))
+    return AdviceMessage(kind=kind, text=text, values=_values(fields))
 
 
-def trust_check(meaning: str, status: CheckStatus, value: str, /, **fields: Field) -> TrustCheck:
-    """One line of "can I trust this?"; ``meaning`` names it and what was found: ``seeds.fine``."""
-    name, _, found = meaning.partition(".")
-    return TrustCheck(
-        name=name,  # type: ignore[arg-type]
-        status=status,
-        value=value,
-        text=CHECKS[name][found].format_map(fields),
-        values=_values(fields),
-    )
+def trust_check(
+    name: CheckName, status: CheckStatus, value: str, template: str, /, **fields: Field
+) -> TrustCheck:
+    """One line of "can I trust this?"."""
+    text = _filled(template, fields)
+    return TrustCheck(name=name, status=status, value=value, text=text, values=_values(fields))
+
+
+def _filled(template: str, fields: Mapping[str, Field]) -> str:
+    return " ".join(template.split()).format_map(fields)
 
 
 def capitalized(text: str) -> str:
@@ -120,10 +127,6 @@ def _values(fields: Mapping[str, Field]) -> dict[str, float]:
         elif not isinstance(content, str):
             values[field] = float(content)
     return values
-
-
-def clause(name: str, **fields: Field) -> str:
-    return CLAUSES[name].format_map(fields)
 
 
 def arm_name(arm: ArmSummary) -> str:

@@ -12,6 +12,7 @@ from rankscope.advise.task_results import FEWEST_STEPS, TaskResults
 from rankscope.formatting import POINTS, amount, count
 from rankscope.records import (
     FEWEST_SEEDS,
+    AdviceKind,
     AdviceMessage,
     Claim,
     Estimate,
@@ -25,6 +26,10 @@ MOST_TIMES = 50  # More test items than this many times those of the study are n
 TYPICAL_DISCORDANCE = 0.1
 """Assumed share of right-or-wrong items on which two models differ, if too few were measured."""
 
+ITEMS_UNKNOWN = (
+    "How many test items would show {claim} is unknown: it depends on how much their changes vary."
+)
+
 
 def next_steps(
     results: TaskResults, verdict: Verdict, best_choice: Claim | None = None
@@ -36,7 +41,13 @@ def next_steps(
     steps = [*_runs(results), *_seeds(subject)]
     if subject is not None:
         if results.is_barely_trained(subject):
-            steps.append(message("more_steps", fewest_steps=FEWEST_STEPS))
+            steps.append(
+                message(
+                    "steps",
+                    "Train at least {fewest_steps} steps, until the loss no longer falls.",
+                    fewest_steps=FEWEST_STEPS,
+                )
+            )
         if verdict.recommends_subject or results.is_shown_to_gain(subject.summary):
             steps += [*_for_forgetting(results, subject), *_for_choice(results, best_choice)]
         else:
@@ -47,15 +58,25 @@ def next_steps(
 
 def _runs(results: TaskResults) -> Iterator[AdviceMessage]:
     if results.waiting:
-        yield message("continue", waiting=Counted(results.waiting, "trial"))
+        yield message(
+            "runs",
+            "Run the study again: it continues with the remaining {waiting}.",
+            waiting=Counted(results.waiting, "trial"),
+        )
     budget = results.study.config.budget
     if results.over_budget and budget is not None:
         over_budget = Counted(len(results.over_budget), "trial")
-        yield message("raise_budget", over_budget=over_budget, budget=budget.text)
+        yield message(
+            "runs",
+            "Raise the budget ({budget}) and run the study again: {over_budget} that the answer "
+            "asks for did not fit in it. What was trained is kept.",
+            over_budget=over_budget,
+            budget=budget.text,
+        )
     if not finished_trials(results.trials):
         yield from _after_failures(results)
     if not retention_tasks(results.study, results.task):
-        yield message("add_retention")
+        yield message("retention", "Add a retention task to the study file.")
 
 
 def _after_failures(results: TaskResults) -> Iterator[AdviceMessage]:
@@ -65,14 +86,26 @@ def _after_failures(results: TaskResults) -> Iterator[AdviceMessage]:
     )
     if diverged:
         lr = min(t.spec.lr for t in diverged) / 10
-        yield message("lower_rate", diverged=Counted(len(diverged), "trial"), lr=lr)
+        yield message(
+            "learning_rate",
+            "{diverged} diverged: try a learning rate of {lr:.3g} or less.",
+            diverged=Counted(len(diverged), "trial"),
+            lr=lr,
+        )
     if oom:
         settings = _less_memory(results, oom)
-        yield message("less_memory", oom=Counted(len(oom), "trial"), settings=settings)
+        yield message(
+            "runs",
+            "{oom} ran out of memory: try {settings}, and run again with --retry oom.",
+            oom=Counted(len(oom), "trial"),
+            settings=settings,
+        )
     if failed:
         first = failed[0]
         yield message(
-            "fix_error",
+            "runs",
+            "{failed} ended in an error, first {trial} ({why}): fix its cause, and run again with "
+            "--retry failed.",
             failed=Counted(len(failed), "trial"),
             trial=f"{first.spec.arm_label} seed={first.spec.seed}",
             why=(first.failure or "no reason recorded").rstrip("."),
@@ -100,7 +133,9 @@ def _less_memory(results: TaskResults, oom: Sequence[TrialRecords]) -> str:
 def _seeds(subject: Arm | None) -> Iterator[AdviceMessage]:
     if subject is not None and subject.summary.seeds < FEWEST_SEEDS:
         missing = FEWEST_SEEDS - subject.summary.seeds
-        yield message("more_seeds", seeds=FEWEST_SEEDS, missing=Counted(missing, "more seed"))
+        yield message(
+            "seeds", "Train {missing}.", seeds=FEWEST_SEEDS, missing=Counted(missing, "more seed")
+        )
 
 
 def _for_gain(results: TaskResults, subject: Arm, is_open: bool) -> list[AdviceMessage]:
@@ -118,7 +153,14 @@ def _for_gain(results: TaskResults, subject: Arm, is_open: bool) -> list[AdviceM
         if gain.is_below(margin):
             return []
         claim = f"a gain of {amount(margin, results.unit)}"
-        return [message("items_unknown", claim=claim, effect=margin)]
+        return [
+            message(
+                "items",
+                ITEMS_UNKNOWN,
+                claim=claim,
+                effect=margin,
+            )
+        ]
     effect = max(margin, gain.value)
     step = _more_data(gain, effect, f"a gain of {amount(effect, results.unit)}", effect=effect)
     return [step] if is_open or {"items", "seeds"} & step.values.keys() else []
@@ -129,9 +171,16 @@ def _for_few_items(results: TaskResults) -> AdviceMessage:
     claim = f"a gain of {amount(margin, results.unit)}"
     items = items_needed(margin, TYPICAL_DISCORDANCE)
     if results.unit != POINTS or items is None:
-        return message("items_unknown", claim=claim, effect=margin)
+        return message(
+            "items",
+            ITEMS_UNKNOWN,
+            claim=claim,
+            effect=margin,
+        )
     return message(
-        "items_guessed",
+        "items",
+        "With fewer than {fewest_items} items no test can decide. About {items} would show "
+        "{claim}, if the models differed on {percent} of them.",
         claim=claim,
         effect=margin,
         items=Counted(items, "test item"),
@@ -171,50 +220,80 @@ def _for_choice(results: TaskResults, best_choice: Claim | None) -> Iterator[Adv
 
 def _more_data(estimate: Estimate, size: float, claim: str, **values: float) -> AdviceMessage:
     """Items, seeds or both that would show a difference of ``size``, and with it the ``claim``."""
-    needed = data_needed(estimate, size)
+    needed, most_items = data_needed(estimate, size), MOST_TIMES * estimate.n
     items, seeds = needed.items, needed.seeds
     fields: dict[str, Field] = {"claim": claim, **values}
     if estimate.item_error is None:
-        return message("items_unknown", **fields)
+        return message("items", ITEMS_UNKNOWN, **fields)
     if (items and items <= estimate.n) or (seeds and seeds <= estimate.seeds):
-        return message("enough_data", **fields)
-    most_items = MOST_TIMES * estimate.n
+        text = (
+            "These items and seeds would already show {claim} four times out of five; collecting "
+            "more will not settle this."
+        )
+        return message("items", text, **fields)
+    kind: AdviceKind = "items"
     if items is None and seeds is None:
         if needed.both is None:
-            return message("never", **fields)
+            text = (
+                "The seeds differ too much: no practical number of items and seeds would show "
+                "{claim}."
+            )
+            return message("items", text, **fields)
         items, seeds = needed.both
-        name = "items_and_seeds"
+        text = "About {items} and {seeds} together would show {claim}; neither alone would."
     elif seeds is not None and (items is None or items > most_items):
-        name = "seeds"
-        fields |= {"seeds_measured": estimate.seeds, "why": "the seeds differ too much"}
+        kind, why = "seeds", "the seeds differ too much"
+        fields["seeds_measured"] = estimate.seeds
         if items is not None:
-            fields["why"] = f"it would take more than {MOST_TIMES} times as many"
-            items = None
+            why, items = f"it would take more than {MOST_TIMES} times as many", None
         elif not hidden_by_seeds(estimate, size):
-            measured = count(estimate.seeds, "seed")
-            fields["why"] = f"{measured} do not show well enough how much seeds vary"
+            why = f"{count(estimate.seeds, 'seed')} do not show well enough how much seeds vary"
+        text = "{seeds} would show {claim} with the current items; more items alone would not, "
+        text += f"because {why}."
     elif seeds is not None:
-        name = "items_or_seeds"
+        text = (
+            "About {items} would show {claim} with the current seeds; {seeds} would with the "
+            "current items."
+        )
+    elif estimate.seeds == 1:
+        text = (
+            "About {items} would show {claim} for this one trained model; one seed does not show "
+            "how much seeds vary."
+        )
     else:
-        name = "items_one_model" if estimate.seeds == 1 else "items"
+        text = (
+            "About {items} would show {claim} with the current seeds; more seeds alone would not."
+        )
     if items is not None and items > most_items:
-        return message("too_small", most_times=MOST_TIMES, **fields)
+        text = (
+            "The difference is too small to settle with more items: showing {claim} would take "
+            "more than {most_times} times as many."
+        )
+        return message("items", text, most_times=MOST_TIMES, **fields)
     if items is not None:
         fields["items"] = Counted(items, "test item")
     if seeds is not None:
         fields["seeds"] = Counted(seeds, "seed")
-    return message(name, **fields)
+    return message(kind, text, **fields)
 
 
 def _retention(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
     if results.lacks_retention_scores(subject.summary):
-        yield message("score_retention")
+        yield message(
+            "retention", "Score the base and this arm on the same items of every retention task."
+        )
 
 
 def _learning_rates(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
     lr, lrs = subject.summary.lr, results.rates_of(subject)
     if len(lrs) == 1:
-        yield message("add_rates", lr=lr, lower=lr / NEXT_RATE, higher=lr * NEXT_RATE)
+        yield message(
+            "learning_rate",
+            "Only one learning rate was tried for it ({lr:g}): add {lower:.2g} and {higher:.2g}.",
+            lr=lr,
+            lower=lr / NEXT_RATE,
+            higher=lr * NEXT_RATE,
+        )
     elif lrs and lr in (lrs[0], lrs[-1]):
         further = lr / NEXT_RATE if lr == lrs[0] else lr * NEXT_RATE
-        yield message("extend_rates", lr=lr, next=further)
+        yield message("learning_rate", "Add the learning rate {next:.2g}.", lr=lr, next=further)

@@ -1,12 +1,15 @@
-"""The reasons behind a decision. Numbers without a split are of the test split."""
+"""The reasons behind a decision, and the limits of its evidence.
 
-from collections.abc import Iterator
+Numbers without a split are of the test split.
+"""
+
+from collections.abc import Iterator, Mapping
 
 from rankscope.advise.arms import Arm
-from rankscope.advise.caveats import caveats
+from rankscope.advise.checks import MOST_NAMED, first_names
 from rankscope.advise.comparisons import arm_difference
-from rankscope.advise.diagnostics import diagnostics
-from rankscope.advise.messages import Counted, Field, Measured, arm_name, clause, message
+from rankscope.advise.diagnostics import MORE_CAPACITY, diagnostics, parameters_per_token
+from rankscope.advise.messages import Counted, Field, Measured, arm_name, message
 from rankscope.advise.retention import RetentionScale, shown_scale
 from rankscope.advise.statistics.estimates import non_inferior
 from rankscope.advise.task_results import TaskResults
@@ -28,7 +31,7 @@ def reasons_for(results: TaskResults, subject: Arm | None) -> tuple[AdviceMessag
             _cost(results, arm),
             *_choice(results),
         ]
-    return (*reasons, *diagnostics(results, subject), *caveats(results, subject))
+    return (*reasons, *diagnostics(results, subject), *_caveats(results, subject))
 
 
 def _gain(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage]:
@@ -37,6 +40,8 @@ def _gain(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage]:
     score = arm.score.value
     yield message(
         "gain",
+        "{arm} scores {score:score} on {task} and the base {base:score}: {gain:change} "
+        "({gain:evidence}).",
         arm=arm_name(arm),
         task=results.task,
         score=results.score(score),
@@ -55,15 +60,25 @@ def _other_gains(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
     gains = [(a.summary, a.summary.gain) for a in results.arms if a.summary.gain is not None]
     if not gains:
         return
-    others = [] if best is chosen else [("best_gain", best.arm.summary)]
+    others = []
+    if best is not chosen:
+        text = (
+            "{arm}, which has the highest net gain on the validation split, scores {gain:change} "
+            "against the base ({gain:evidence})."
+        )
+        others.append((text, best.arm.summary))
     (largest, most), *rest = sorted(gains, key=lambda pair: -pair[1].value)
     top, unit = rounded(most.value, results.unit), results.unit
     if largest not in tested and all(rounded(gain.value, unit) < top for _, gain in rest):
-        others.append(("largest_gain", largest))
-    for name, arm in others:
+        text = (
+            "{arm}, not chosen on the validation split, scores the most of {arms} on the test "
+            "split: {gain:change} against the base ({gain:evidence})."
+        )
+        others.append((text, largest))
+    for text, arm in others:
         if arm.gain is not None:
             gain, arms = results.score(arm.gain), Counted(len(gains), "arm")
-            yield message(name, arm=arm_name(arm), gain=gain, arms=arms)
+            yield message("gain", text, arm=arm_name(arm), gain=gain, arms=arms)
 
 
 def _full_or_lora(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
@@ -86,25 +101,31 @@ def _full_or_lora(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]
     fields |= {"margin": margin, "gap": results.score(gap)}
     forgetting = results.shown_forgetting(subject.summary)
     rivals = results.shown_forgetting(rival.arm.summary)
-    if forgetting is None or rivals is None:
-        yield message("full", **fields)
-    else:
-        forgetting_gap = Measured(forgetting.value - rivals.value, forgetting.unit)
-        yield message("full_retention", forgetting_gap=forgetting_gap, **fields)
+    text = "Against {rival} it scores {gap:change} ({gap:evidence}): {verdict}."
+    if forgetting is not None and rivals is not None:
+        text += " Its retention is {forgetting_gap:reverse} against it."
+        gap_kept = Measured(forgetting.value - rivals.value, forgetting.unit)
+        fields = {"forgetting_gap": gap_kept} | fields
+    yield message("full", text, **fields)
 
 
 def _forgetting(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage]:
     weighed = arm.weighed_forgetting
     if results.scale.name == "gold_logprob" and weighed is not None:
         yield message(
-            "gold_logprob",
+            "forgetting",
+            "The right answers' log-probability on the retention tasks, among the answers offered "
+            "if there are any, changes by {logprob_forgetting:reverse} "
+            "({logprob_forgetting:reverse_evidence}){unclear}; this is weighed against the gain.",
             logprob_forgetting=Measured(weighed, NATS),
             unclear=_unclear(results, arm, weighed, results.scale),
         )
     if arm.forgetting is None:
         return
     yield message(
-        "retention",
+        "forgetting",
+        "On the retention tasks its score changes by {forgetting:reverse} "
+        "({forgetting:reverse_evidence}){unclear}: {tasks}.",
         forgetting=results.retained(arm.forgetting),
         unclear=_unclear(results, arm, arm.forgetting, shown_scale(results.study, results.task)),
         tasks=", ".join(_change(results, name, e) for name, e in sorted(arm.retention.items())),
@@ -115,7 +136,9 @@ def _forgetting(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage
 def _unclear(results: TaskResults, arm: ArmSummary, change: Estimate, scale: RetentionScale) -> str:
     if change.is_clear_of_zero:
         return ""
-    return clause("clear_by_seed" if results.forgot_in_each_seed(arm, scale) else "unclear")
+    if results.forgot_in_each_seed(arm, scale):
+        return ", a clear loss in each seed by its items"
+    return ", not clear of zero"
 
 
 def _transfer(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage]:
@@ -125,7 +148,12 @@ def _transfer(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage]:
     values = {f"transfer.{name}": change.value for name, change in falls_first}
     unclear = {True: "", False: " (unclear)"}
     changes = [_change(results, name, e) + unclear[e.is_clear_of_zero] for name, e in falls_first]
-    yield message("transfer", tasks=", ".join(changes), **values)
+    yield message(
+        "transfer",
+        "On other tasks it changes the score by: {tasks}.",
+        tasks=", ".join(changes),
+        **values,
+    )
 
 
 def _change(results: TaskResults, task: str, change: Estimate) -> str:
@@ -149,7 +177,13 @@ def _cost(results: TaskResults, arm: ArmSummary) -> AdviceMessage:
         details += f" (full fine-tuning: {duration(full.arm.summary.seconds)})"
         values["full_seconds"] = full.arm.summary.seconds
     parameters = Counted(arm.trainable_parameters, "parameter")
-    return message("cost", trainable_parameters=parameters, details=details, **values)
+    return message(
+        "cost",
+        "It trains {trainable_parameters}{details}.",
+        trainable_parameters=parameters,
+        details=details,
+        **values,
+    )
 
 
 def _choice(results: TaskResults) -> Iterator[AdviceMessage]:
@@ -168,11 +202,17 @@ def _choice(results: TaskResults) -> Iterator[AdviceMessage]:
         "margin": results.net(results.objective.margin),
         **names,
     }
+    text = (
+        "On the validation split {best} has the highest net gain ({formula}), {best_net:change}; "
+    )
     if chosen is best:
-        smaller = _smaller_arms(results, best.arm.summary, counted)
-        yield message("best_is_chosen", smaller=smaller, **fields)
-        return
-    yield message("smaller_is_chosen", counted=counted, **fields)
+        text += f"no {_smaller_arms(results, best.arm.summary, counted)}."
+    else:
+        text += (
+            f"{{chosen}} has {{chosen_net:change}} and is the smallest rank{counted} within "
+            "{margin:amount} of it."
+        )
+    yield message("choice", text, **fields)
 
 
 def _smaller_arms(results: TaskResults, best: ArmSummary, counted: str) -> str:
@@ -184,3 +224,116 @@ def _smaller_arms(results: TaskResults, best: ArmSummary, counted: str) -> str:
     if not rivals:
         return f"{name} was tried"
     return f"{name}{counted} comes within {results.net(results.objective.margin):amount} of it"
+
+
+def _caveats(results: TaskResults, subject: Arm | None) -> Iterator[AdviceMessage]:
+    """Limits of the task, or of the arm ``subject``, that no trust check states."""
+    for arm in results.choice.passed_over[:1]:
+        yield message(
+            "caveat",
+            "Without its failed trials {arm} would have a higher net gain than the LoRA arms it "
+            "is compared with. It may be worth another try.",
+            arm=arm_name(arm.summary),
+        )
+    yield from _learning_rates(results)
+    yield from _over_limit(results)
+    if subject is not None:
+        yield from _limit_not_shown(results, subject)
+        yield from _rank_edges(results, subject)
+
+
+def _learning_rates(results: TaskResults) -> Iterator[AdviceMessage]:
+    """Ranks that differ in nothing else, but were tried at one learning rate or at unequal ones."""
+    series: dict[tuple[object, ...], dict[int, set[float]]] = {}
+    for trial in results.trials:
+        if trial.spec.rank is not None:
+            rates = series.setdefault(trial.spec.arm_without_rank, {})
+            rates.setdefault(trial.spec.rank, set()).add(trial.spec.lr)
+    messages = [_confounded(by_rank) for by_rank in series.values() if len(by_rank) > 1]
+    yield from {m.text: m for m in messages if m is not None}.values()
+
+
+def _confounded(by_rank: Mapping[int, set[float]]) -> AdviceMessage | None:
+    shared = set.intersection(*by_rank.values())
+    tried = sorted(set.union(*by_rank.values()))
+    if tried != sorted(shared):
+        named = "; ".join(
+            f"r={rank} at {', '.join(f'{lr:g}' for lr in sorted(by_rank[rank]))}"
+            for rank in sorted(by_rank)
+        )
+        rates = {f"lr.{place}": lr for place, lr in enumerate(tried)}
+        return message(
+            "caveat",
+            "Ranks were not trained at the same learning rates ({named}), so a difference between "
+            "ranks may be one between learning rates. Give all ranks the same list.",
+            named=named,
+            ranks=len(by_rank),
+            **rates,
+        )
+    if len(tried) > 1:
+        return None
+    all_ranks = "Both ranks" if len(by_rank) == 2 else f"All {len(by_rank)} ranks"
+    return message(
+        "caveat",
+        "{all_ranks} were trained at one learning rate ({lr:g}), so a difference between ranks "
+        "may be one between learning rates. Give lr a list.",
+        all_ranks=all_ranks,
+        ranks=len(by_rank),
+        lr=tried[0],
+    )
+
+
+def _over_limit(results: TaskResults) -> Iterator[AdviceMessage]:
+    limit, excluded = results.objective.max_forgetting, results.choice.excluded
+    if limit is None or not excluded:
+        return
+    unit = results.retention_unit
+    lost = [(a.summary, a.summary.validation_forgetting or 0.0) for a in excluded]
+    named = [f"{arm_name(arm)}, {amount(forgetting, unit)}" for arm, forgetting in lost]
+    yield message(
+        "caveat",
+        "{excluded} of {arms} forgot more than the {max_forgetting:amount} allowed on the "
+        "validation split and {were} left out: {named}.",
+        excluded=Counted(len(excluded), "arm"),
+        arms=len(results.arms),
+        max_forgetting=Measured(limit, unit),
+        were="was" if len(excluded) == 1 else "were",
+        **first_names(named),
+        **{f"validation_forgetting.{arm.label}": value for arm, value in lost[:MOST_NAMED]},
+    )
+
+
+def _limit_not_shown(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
+    limit, forgetting = results.objective.max_forgetting, subject.summary.forgetting
+    if limit is None or forgetting is None:
+        return
+    if forgetting.high is None or forgetting.high > limit:
+        yield message(
+            "caveat",
+            "That {arm} forgets no more than the {max_forgetting:amount} allowed is not shown: on "
+            "the test split retention changes by {forgetting:reverse} "
+            "({forgetting:reverse_evidence}).",
+            arm=arm_name(subject.summary),
+            max_forgetting=results.retained(limit),
+            forgetting=results.retained(forgetting),
+        )
+
+
+def _rank_edges(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
+    """The end of the ranks tried, unless the capacity rule asks for a rank on the other side."""
+    rank, ratio = subject.summary.rank, parameters_per_token(results, subject) or 1.0
+    ranks = sorted({r for a in results.arms if (r := a.summary.rank) is not None})
+    if rank is None or len(ranks) < 2:
+        return
+    if 1 < rank == ranks[0] and ratio >= 1:
+        yield message(
+            "caveat", "r={rank} is the smallest rank tried: a smaller one may be enough.", rank=rank
+        )
+    if rank == ranks[-1] and ratio <= MORE_CAPACITY:
+        text = "r={rank} is the largest rank tried: a larger one may gain more."
+        if rank >= results.hidden_size_rank:
+            text = (
+                "r={rank} is the largest rank tried, and larger ones add no directions: more "
+                "target modules may gain more."
+            )
+        yield message("caveat", text, rank=rank)

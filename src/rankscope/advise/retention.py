@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankscope.advise.catalogue import SCALES
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.matching import (
     ScoreKind,
@@ -38,6 +37,18 @@ from rankscope.records import (
     TrialRecords,
     trained_parts,
 )
+
+SCALES: dict[ScaleName, str] = {
+    "unmeasured": "No retention task measures forgetting, so the gain alone counts.",
+    "points": "Forgetting is the mean fall over the retention tasks, in points like the gain.",
+    "nats": "Forgetting is the mean fall over the retention tasks, in nats per token.",
+    "gold_logprob": "The gain is in nats per token, so forgetting is weighed in the same unit: the "
+    "mean fall over the retention tasks of the right answer's log-probability per token, among the "
+    "answers offered if there are any.",
+    "relative": "Gain and forgetting have different units, so nats are weighed relative to the "
+    "base's cross-entropy: 1 % of it counts as 1 point.",
+}
+"""How forgetting is weighed against the gain, as ``check``, the page and the model card give it."""
 
 
 @dataclass(frozen=True, slots=True)

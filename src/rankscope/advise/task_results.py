@@ -18,7 +18,7 @@ from rankscope.advise.statistics.estimates import clustered_standard_error
 from rankscope.advise.statistics.matching import base_scores
 from rankscope.advise.statistics.significance import ALPHA
 from rankscope.config.objective import ObjectiveConfig
-from rankscope.formatting import NATS, POINTS, Unit, unit_of
+from rankscope.formatting import NATS, POINTS, Unit, count, unit_of
 from rankscope.records import (
     FAILED,
     FEWEST_SEEDS,
@@ -136,14 +136,16 @@ class TaskResults:
         return not self.weaknesses(arm)
 
     def weaknesses(self, arm: ArmSummary) -> list[str]:
-        """What keeps an arm from being firm, as names of clauses."""
+        """What keeps an arm from being firm."""
         found = {
-            "few_seeds": arm.seeds < FEWEST_SEEDS,
-            "failed_seeds": arm.failed > 0,
-            "waiting_trials": self.waiting > 0,
-            "contaminated": self.record.is_contaminated,
+            f"it rests on {count(arm.seeds, 'seed')}": arm.seeds < FEWEST_SEEDS,
+            f"{arm.failed} of its trials failed": arm.failed > 0,
+            "not every trial has run": self.waiting > 0,
+            "more than 1 % of the test rows are also in the training rows": (
+                self.record.is_contaminated
+            ),
         }
-        return [name for name, applies in found.items() if applies]
+        return [text for text, applies in found.items() if applies]
 
     def forgot_in_each_seed(self, arm: ArmSummary, scale: RetentionScale | None = None) -> bool:
         """Whether every one of an arm's several seeds forgot, each by its own items; without a
@@ -227,3 +229,31 @@ class TaskResults:
     def base_score(self, task: str) -> float | None:
         scores = base_scores(self.study, task)
         return float(scores.mean()) if scores.size else None
+
+    def changes_text(self, arm: ArmSummary) -> str:
+        parts = []
+        if arm.gain is not None:
+            parts.append(f"{self.score(arm.gain):change} against the base")
+        if (forgetting := self.shown_forgetting(arm)) is not None:
+            parts.append(self._retention_text(arm, forgetting))
+        return (" and ".join(parts) + self._net_text(arm)) or "not scored on the test split"
+
+    def result_text(self, arm: ArmSummary) -> str:
+        """The score, then the same as ``changes_text``."""
+        if arm.score is None or arm.gain is None:
+            return "its test score is missing"
+        score, gain = self.score(arm.score), self.score(arm.gain)
+        text = f"its score is {score:score}, {gain:change} against the base"
+        if (forgetting := self.shown_forgetting(arm)) is None:
+            return f"{text}; forgetting was not measured"
+        return f"{text}, and {self._retention_text(arm, forgetting)}{self._net_text(arm)}"
+
+    def _net_text(self, arm: ArmSummary) -> str:
+        return "" if arm.net_gain is None else f": net gain {self.net(arm.net_gain):change}"
+
+    def _retention_text(self, arm: ArmSummary, forgetting: Measured) -> str:
+        if self.is_settled(arm):
+            return f"retention changes by {forgetting:reverse}"
+        if self.forgot_in_each_seed(arm):
+            return f"retention changes by {forgetting:reverse}, a clear loss in each seed"
+        return f"retention may change by {forgetting:range}"

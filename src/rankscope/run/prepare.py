@@ -2,7 +2,7 @@
 
 import torch
 
-from rankscope.advise.decide import undecidable_notes
+from rankscope.advise.checks import undecidable_notes
 from rankscope.advise.retention import scale_notes
 from rankscope.analyze.spectra import check_spectra_settings, compared_matrices
 from rankscope.config.study import StudyConfig
