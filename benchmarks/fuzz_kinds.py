@@ -34,12 +34,11 @@ class Kind:
 @cache
 def studies() -> list[Any]:
     """Every study file in the repository, as plain values."""
-    from rankscope.config.loader import STUDY_FILE
-    from rankscope.config.validation import read_yaml
+    from rankscope.config.loader import STUDY_KEYS, read_yaml
 
     folders = (REPOSITORY / "src" / "rankscope" / "config" / "presets", REPOSITORY / "examples")
     files = [path for folder in folders for path in sorted(folder.rglob("*.yaml"))]
-    return [read_yaml(path, STUDY_FILE).values for path in files]
+    return [read_yaml(path, STUDY_KEYS, "").values for path in files]
 
 
 def make_study(rng: random.Random) -> bytes:

@@ -16,7 +16,7 @@ from rankscope.advise.recommend import recommend
 from rankscope.advise.select import choose
 from rankscope.advise.statistics.power import data_needed
 from rankscope.advise.task_results import TaskResults
-from rankscope.config.budget import BudgetConfig
+from rankscope.config.objective import BudgetConfig
 from rankscope.formatting import POINTS, difference
 from rankscope.records import (
     BASE,

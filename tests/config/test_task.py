@@ -38,31 +38,32 @@ def test_a_study_holds_what_the_file_says(tmp_path: Path) -> None:
     assert load_study_file(study) == config
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (
-            "name: mine\nscorr: loss\n",
-            r"bad.yaml:2: scorr: found an unknown key, expected a known one; did you mean 'scorer'",
-        ),
-        ("name: mine\nnum_fewshot: 6\n", r"bad.yaml:2: num_fewshot: found 6"),
-        ("name: mine\nextract: '('\n", r"bad.yaml:2: extract: '\(' is not a regular expression"),
-        ("name: mine\nextract: '(a)(b)'\n", r"bad.yaml:2: extract: .* has 2 groups"),
-        (
-            "name: mine\nprompt: !!python/object:os.system x\n",
-            r"bad.yaml:2: found the tag .*, expected plain values",
-        ),
-        ("name: mine\npath: x\ntrain: y\n", r"bad.yaml:1: task: 'path' and 'train' both name"),
-        ("name: mine\nstop: ['']\n", r"bad.yaml:2: stop.0: empty text would end"),
-        ("path: other.yaml\nname: x\n", r"bad.yaml:1: path: a task file cannot name another"),
-        ("", r"bad.yaml: the file is empty; write one with 'name:'"),
-    ],
-)
-def test_faults_are_reported_with_their_line(tmp_path: Path, text: str, expected: str) -> None:
-    (tmp_path / "bad.yaml").write_text(text)
-    with pytest.raises(UserError, match=expected):
-        load_task_file(tmp_path / "bad.yaml")
-    study = tmp_path / "study.yaml"
+# (file, place, found, expected, do)
+FAULTS = [
+    ("name: mine\nscorr: loss\n", ":2: scorr", "an unknown key", "", "did you mean 'scorer'?"),
+    ("name: mine\nnum_fewshot: 6\n", ":2: num_fewshot", "6", "less than or equal to 5", ""),
+    ("name: mine\nextract: '('\n", ":2: extract", "'(', which is not a regular expression", "", ""),
+    ("name: mine\nextract: '(a)(b)'\n", ":2: extract", "'(a)(b)' with 2 groups", "at most one", ""),
+    ("name: mine\nprompt: !!python/object:os.system x\n", ":2: prompt", "the tag", "plain values",
+     "remove the tag"),
+    ("name: mine\npath: x\ntrain: y\n", ":1: task", "'path' and 'train'", "one source", "give one"),
+    ("name: mine\nstop: ['']\n", ":2: stop.0", "an empty text", "a text", "remove it"),
+    ("path: other.yaml\nname: x\n", ":1: path", "another task file", "", "write the task out"),
+    ("", "", "an empty file", "keys such as 'name:'", "write one with 'name:' and the place of"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "place", "found", "expected", "do"), FAULTS)
+def test_faults_are_reported_with_their_line(
+    tmp_path: Path, text: str, place: str, found: str, expected: str, do: str
+) -> None:
+    bad, study = tmp_path / "bad.yaml", tmp_path / "study.yaml"
+    bad.write_text(text)
     study.write_text(STUDY.format(task="./bad.yaml"))
-    with pytest.raises(UserError, match=expected):
-        load_study_file(study)
+    for load, path in ((load_task_file, bad), (load_study_file, study)):
+        with pytest.raises(UserError) as caught:
+            load(path)
+        assert caught.value.where == f"{bad}{place}"
+        assert found in caught.value.found
+        assert expected in caught.value.expected
+        assert do in caught.value.do

@@ -48,7 +48,7 @@ def test_a_study_file_may_name_it() -> None:
     assert '"olora"' in str(study_json_schema()).replace("'", '"')
     with pytest.raises(ValueError, match=r"'olorra', expected one of .*olora.* mean 'olora'"):
         ArmConfig.model_validate({"method": "olorra", "rank": 4, "lr": 1e-3})
-    with pytest.raises(ValueError, match="'init_from' continues a LoRA or DoRA adapter"):
+    with pytest.raises(ValueError, match="found 'init_from' with method 'olora'"):
         ArmConfig.model_validate({"method": "olora", "lr": 1e-3, "init_from": "x"})
 
 

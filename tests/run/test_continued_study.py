@@ -108,16 +108,19 @@ def test_an_adapter_of_another_architecture(
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ("arms.1.method=pissa", ["'init_from'", "lora, rslora, lora+, dora", "found 'pissa'"]),
-        ("arms.1.method=[lora, eva]", ["found 'eva'"]),
-        ("arms.1.method=full", ["found 'full'"]),
-        ("arms.1.method={peft: {peft_type: VERA}}", ["found 'peft'"]),
+        (
+            "arms.1.method=pissa",
+            ["found 'init_from' with method 'pissa'", "lora, rslora, lora+, dora"],
+        ),
+        ("arms.1.method=[lora, eva]", ["with method 'eva'"]),
+        ("arms.1.method=full", ["with method 'full'"]),
+        ("arms.1.method={peft: {peft_type: VERA}}", ["with method 'peft'"]),
         ("arms.1.method=dora", ["method 'dora' does not fit", "expected 'lora' or 'lora+'"]),
         ("arms.1.rank=8", ["the arm has rank 8", "has 2"]),
         ("arms.1.alpha=r", ["the arm has alpha 2", "has 4"]),
         ("arms.1.targets=mlp", ["targets [down_proj, gate_proj, up_proj]", f"has [{MODULE}]"]),
         ("arms.1.init_from=7", ["arms.1.init_from", "put it in quotes"]),
-        ("arms.1.init_from=~nobody-of-that-name/x", ["this home folder does not exist"]),
+        ("arms.1.init_from=~nobody-of-that-name/x", ["a home folder that does not exist"]),
     ],
     ids=str,
 )

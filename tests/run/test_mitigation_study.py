@@ -231,13 +231,16 @@ def test_test_items_are_no_part_of_the_id(tmp_path: Path) -> None:
         ({"arms": [{**LORA, "replay": {"task": "x", "share": 1}}]}, "less than 1"),
         ({"arms": [{**LORA, "replay": {"tsk": "x", "share": 0.1}}]}, "did you mean 'task'"),
         ({"arms": [{**LORA, "early_stop": {"patience": 1}}]}, "evaluate_every"),
-        ({"arms": [{**LORA, "replay": {**REPLAY, "task": "pocket_med"}}]}, "task 'pocket_med';"),
+        (
+            {"arms": [{**LORA, "replay": {**REPLAY, "task": "pocket_med"}}]},
+            "training task 'pocket_med' has",
+        ),
         (
             {
                 "tasks": [{"name": "both", "mixture": ["pocket_med", "pocket_gsm"]}],
                 "arms": [{**LORA, "replay": {**REPLAY, "task": "pocket_gsm"}}],
             },
-            "training task 'both'; replay a task that is not trained on",
+            "training task 'both' has, expected a task that is not trained on",
         ),
         ({"arms": [{**LORA, "kl_to_base": -1}]}, "greater than or equal to 0"),
         (
@@ -255,11 +258,14 @@ def test_test_items_are_no_part_of_the_id(tmp_path: Path) -> None:
                 ],
                 **changed("train", evaluate_every=2),
             },
-            "ADALORA has more state than its parameters",
+            "ADALORA, whose ranks keep falling",
         ),
         ({"tasks": [{"name": "b", "mixture": ["pocket_med"]}]}, "at least two tasks"),
-        ({"tasks": [{"name": "b", "mixture": ["b", "pocket_med"]}]}, "contains itself"),
-        ({"tasks": [{"name": "b", "mixture": ["x", "y"], "scorer": "loss"}]}, "remove 'scorer'"),
+        ({"tasks": [{"name": "b", "mixture": ["b", "pocket_med"]}]}, "in its own mixture"),
+        (
+            {"tasks": [{"name": "b", "mixture": ["x", "y"], "scorer": "loss"}]},
+            "'scorer' beside 'mixture'",
+        ),
         (
             {
                 "tasks": [
@@ -267,12 +273,15 @@ def test_test_items_are_no_part_of_the_id(tmp_path: Path) -> None:
                     {"name": "b", "mixture": ["a", "y"]},
                 ]
             },
-            "itself a mixture",
+            "the mixture 'a' in the mixture 'b'",
         ),
-        (changed("evaluate", retention=[{"name": "b", "mixture": ["x", "y"]}]), "training tasks"),
+        (
+            changed("evaluate", retention=[{"name": "b", "mixture": ["x", "y"]}]),
+            "mixtures in 'tasks' alone",
+        ),
         (
             {"tasks": ["med", {"name": "both", "mixture": ["pocket_gsm", "pocket_cloze"]}]},
-            "'pocket_cloze' is part of the training task 'both'",
+            "'pocket_cloze' in the training task 'both'",
         ),
         (
             {
@@ -280,7 +289,7 @@ def test_test_items_are_no_part_of_the_id(tmp_path: Path) -> None:
                 **changed("evaluate", retention=["both"]),
                 "objective": {"max_forgetting": 0.02},
             },
-            "no retention task measures what training on 'pocket_med'",
+            "without a task that measures what 'pocket_med' forgets",
         ),
         (changed("evaluate", scales=[1.5]), "less than 1"),
     ],

@@ -288,7 +288,7 @@ def test_long_answers_are_scored_whole(tmp_path: Path) -> None:
             ("--tasks", "pocket_med", "--too-long", "cut"),
             "--too-long: found 'cut', expected 'refuse' or",
         ),
-        (("--tasks", "nowhere.yaml"), "nowhere.yaml: no such file"),
+        (("--tasks", "nowhere.yaml"), "nowhere.yaml: found no such file"),
         (("--tasks", "./nowhere"), "no such file or folder"),
         (("--tasks", "perplexity"), "its rows are your own texts"),
     ],

@@ -14,6 +14,7 @@ from rankscope.config.section import (
     OneOrMore,
     PathText,
     RegisteredName,
+    Unfit,
     ZeroOrMore,
     short_repr,
 )
@@ -48,6 +49,7 @@ TargetSet = Literal["attention", "mlp", "all-linear"] | list[str]
 MAX_SAMPLED_ROWS = 100_000
 SELF_REPLAY = "self:"
 """Before a number of rows sampled from the base, in place of a replayed task's name."""
+PEFT_EXAMPLE = "{peft: {peft_type: ADALORA, ...}}"
 MODULE_PATTERN = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -74,29 +76,29 @@ def _parse_method(value: Any) -> Any:
         return _parse_peft_choice(value)
     names = _named_methods()
     if value not in names:
-        raise ValueError(
-            f"found method {short_repr(value)}, expected one of {', '.join(names)}, or another "
-            f"PEFT method as {{peft: {{peft_type: ADALORA, ...}}}}{did_you_mean(value, names)}"
-        )
+        rule = f"one of {', '.join(names)}, or another PEFT method as {PEFT_EXAMPLE}"
+        hint = did_you_mean(value, names).removeprefix("; ")
+        raise Unfit(found=f"method {short_repr(value)}", expected=rule, do=hint)
     return value
 
 
 def _parse_peft_choice(value: dict[Any, Any]) -> dict[str, dict[str, Any]]:
     settings = value.get("peft")
     if set(value) != {"peft"} or not isinstance(settings, dict):
-        raise ValueError(
-            f"method {short_repr(value)}: expected {{peft: {{peft_type: ADALORA, ...}}}}, one key "
-            "with the settings of a PEFT method"
-        )
+        rule = f"{PEFT_EXAMPLE}, one key with the settings of a PEFT method"
+        raise Unfit(found=f"method {short_repr(value)}", expected=rule)
     settings = {key: entry for key, entry in settings.items() if entry is not None}
     if not isinstance(settings.get("peft_type"), str):
-        raise ValueError("method peft: 'peft_type' is missing: name one, such as ADALORA or VERA")
+        found = "method peft without 'peft_type'"
+        raise Unfit(found=found, expected="one, such as ADALORA or VERA", do="name it")
     if "target_modules" in settings:
-        raise ValueError("method peft: remove 'target_modules': the arm's 'targets' names them")
+        rule = "modules in the arm's 'targets'"
+        raise Unfit(found="'target_modules' in method peft", expected=rule, do="remove it")
     try:
         json.dumps(settings, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"method peft: expected JSON values: {error}") from error
+        found = f"settings of method peft that are not JSON ({error})"
+        raise Unfit(found=found, expected="JSON values") from error
     return {"peft": settings}
 
 
@@ -108,10 +110,8 @@ def _parse_alpha(value: Any) -> Any:
         number = None if match is None else float(match[1] or 1)
     is_number = isinstance(number, int | float) and not isinstance(number, bool)
     if not is_number or not 0 < number < math.inf:  # NaN compares false
-        raise ValueError(
-            f"alpha {short_repr(value)}: expected a positive number or a multiple of the rank such "
-            "as '2r'"
-        )
+        rule = "a positive number or a multiple of the rank such as '2r'"
+        raise Unfit(found=short_repr(value), expected=rule)
     return value.strip() if isinstance(value, str) else float(value)
 
 
@@ -132,27 +132,22 @@ def _parse_target_sets(value: Any) -> Any:
     if isinstance(value, str) and value in TARGET_GROUPS:
         value = [value]
     if not isinstance(value, list) or not value:
-        raise ValueError(
-            f"targets {short_repr(value)}: expected one of {groups}, or a list of names"
-        )
+        raise Unfit(found=short_repr(value), expected=f"one of {groups}, or a list of names")
     is_set = [isinstance(e, list) or (isinstance(e, str) and e in TARGET_GROUPS) for e in value]
     if not any(is_set):
         value = [value]
     elif not all(is_set):
         name = value[is_set.index(False)]
-        raise ValueError(
-            f"targets mix groups and the module name {short_repr(name)}: put a set of module names "
-            "into a list of its own, as in [attention, [q_proj, v_proj]]"
-        )
+        found = f"the module name {short_repr(name)} beside groups"
+        rule = "a set of names in a list of its own, as in [attention, [q_proj, v_proj]]"
+        raise Unfit(found=found, expected=rule)
     for names in value:
         if names == []:
-            raise ValueError("targets is empty: name at least one module")
+            raise Unfit(found="an empty list", expected="at least one module")
         for name in names if isinstance(names, list) else []:
             if not isinstance(name, str) or not re.fullmatch(MODULE_PATTERN, name):
-                raise ValueError(
-                    f"target {short_repr(name)}: expected {groups}, or a module name such as "
-                    "'q_proj'"
-                )
+                rule = f"{groups}, or a module name such as 'q_proj'"
+                raise Unfit(found=f"target {short_repr(name)}", expected=rule)
     return value
 
 
@@ -254,34 +249,33 @@ class ArmConfig(ConfigSection):
         """The methods fit together, and have the arm's settings."""
         methods = self.methods
         if not methods and self.init_from is None:
-            raise ValueError(f"'method' is missing: name one of {', '.join(_named_methods())}")
+            rule = f"one of {', '.join(_named_methods())}"
+            raise Unfit(found="no 'method'", expected=rule, do="name it")
         for method in methods:
             if self.init_from is not None and not method.accepts_warm_start:
                 continued = [m.name for m in all_methods() if m.accepts_warm_start]
-                raise ValueError(
-                    f"'init_from' continues a LoRA or DoRA adapter: expected a method among "
-                    f"{', '.join(continued)}, found {method.name!r}"
+                raise Unfit(
+                    found=f"'init_from' with method {method.name!r}",
+                    expected=f"one that continues an adapter: {', '.join(continued)}",
                 )
             if method.trains_alone and any(other.name != method.name for other in methods):
-                raise ValueError(
-                    f"found method {method.name!r} among others, which {method.arm_note}, expected "
-                    "it alone; give it an arm of its own"
-                )
+                found = f"method {method.name!r} among others, which {method.arm_note}"
+                raise Unfit(found=found, expected="it alone", do="give it an arm of its own")
         self._check_fields(methods)
         if self.replay and self.self_replay:
-            raise ValueError(
-                "'replay' and 'self_replay' are both set: give each an arm of its own, as a trial "
-                "replays rows of one kind"
-            )
+            found, rule = "'replay' and 'self_replay'", "rows of one kind to replay"
+            raise Unfit(found=found, expected=rule, do="give each an arm of its own")
         if any(self.kl_to_base or ()) and any(m.occupies_base for m in methods):
-            raise ValueError(
-                "'kl_to_base' needs the bare base beside the trained model, which method 'peft' "
-                f"changes in place: remove it, or use one of {', '.join(_named_methods())}"
+            raise Unfit(
+                found="'kl_to_base' with method 'peft', which changes the base in place",
+                expected="the bare base beside the trained model",
+                do=f"remove it, or use one of {', '.join(_named_methods())}",
             )
         if self.early_stop and (stateful := STATEFUL_TYPES & self.peft_types()):
-            raise ValueError(
-                f"'early_stop' restores the best parameters, but {min(stateful)} has more state "
-                "than its parameters (its ranks keep falling): remove it"
+            raise Unfit(
+                found=f"'early_stop' with {min(stateful)}, whose ranks keep falling",
+                expected="a method whose state is its parameters, which it restores",
+                do="remove it",
             )
         return self
 
@@ -291,19 +285,15 @@ class ArmConfig(ConfigSection):
             name = repr(methods[0].name) if methods else "of the adapter"
             note = methods[0].arm_note if methods else ""
             owners = [m.name for m in all_methods() if fields < set(m.arm_fields)]
-            raise ValueError(
-                f"found {misplaced}, expected none: method {name} {note}; remove {misplaced}"
-                if note
-                else f"found {misplaced}, expected none with method {name}; remove it, or use "
-                f"{' or '.join(owners)}"
-            )
+            rule = f"none: method {name} {note}" if note else f"none with method {name}"
+            do = f"remove {misplaced}" if note else f"remove it, or use {' or '.join(owners)}"
+            raise Unfit(found=misplaced, expected=rule, do=do)
         if not self.rank and self.init_from is None and "rank" in fields:
-            raise ValueError(f"method {methods[0].name!r} needs 'rank'")
+            found = f"no rank for method {methods[0].name!r}"
+            raise Unfit(found=found, expected="one or more", do="add 'rank'")
         if any(method.nests_ranks for method in methods) and len(set(self.rank)) < 2:
-            raise ValueError(
-                f"method 'nested' trains several ranks in one run: found rank {self.rank}, "
-                "expected two or more, such as [2, 8, 32]"
-            )
+            rule = "two or more, such as [2, 8, 32], which method 'nested' trains in one run"
+            raise Unfit(found=f"rank {self.rank}", expected=rule)
 
     @property
     def methods(self) -> list[Method]:

@@ -4,36 +4,43 @@ A file becomes a checked section, or one error that lists every fault with its l
 """
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from rankscope.config.arm import adapter_fields
-from rankscope.config.overrides import OVERRIDE, apply_override
-from rankscope.config.section import Location
+from rankscope.config.section import (
+    ConfigSection,
+    LocalPath,
+    Location,
+    dotted,
+    section_at,
+    short_repr,
+)
 from rankscope.config.study import StudyConfig
 from rankscope.config.task import TaskConfig, is_task_file
-from rankscope.config.validation import (
-    Fault,
-    FileKind,
-    absolute_path,
-    fault_at,
-    join_faults,
-    read_yaml,
-    validate,
-    with_absolute_paths,
+from rankscope.config.yaml_lines import (
+    OVERRIDE,
+    Document,
+    Mark,
+    apply_override,
+    compose,
+    dump,
 )
-from rankscope.config.yaml_lines import Document, dump
-from rankscope.errors import UserError
+from rankscope.errors import UserError, did_you_mean
 
-STUDY_FILE = FileKind(
-    "study file", "'model:', 'tasks:' and 'arms:'", "write one with 'rankscope init {path}'"
-)
-TASK_FILE = FileKind(
-    "task file",
-    "'name:', 'test:' and 'scorer:'",
-    "write one with 'name:' and the place of the rows, such as 'test: rows.jsonl' (docs/tasks.md)",
-)
+MAX_BYTES = 2**19
+MAX_FAULTS_SHOWN = 20
+MAX_KEYS_SHOWN = 8
+STUDY_KEYS = "'model:', 'tasks:' and 'arms:'"
+
+AnySection = TypeVar("AnySection", bound=ConfigSection)
+Faults = list[tuple[Mark, UserError]]
 
 
 def load_study_file(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
@@ -44,51 +51,47 @@ def load_study_file(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     fault of the file and the overrides, one per line, such as ``study.yaml:12: arms.0.rank.0: found
     0, expected greater than or equal to 1; correct it``.
     """
-    document = read_yaml(path, STUDY_FILE)
-    faults: list[Fault] = []
+    document = read_yaml(path, STUDY_KEYS, f"write one with 'rankscope init {path}'")
+    faults: Faults = []
     for override in overrides:
         try:
-            apply_override(document, override)
+            apply_override(document, override, StudyConfig)
         except UserError as error:
-            faults.append(Fault(True, 0, str(error)))
+            faults.append((Mark(OVERRIDE + override, 0), error))
     folder = path.absolute().parent
     faults += _insert_task_files(document, folder)
-    config, more_faults = validate(document, StudyConfig)
-    faults += more_faults
-    if faults or config is None:
-        raise UserError(join_faults(faults))
+    config = _validated(path, document, StudyConfig, faults)
     return with_absolute_paths(config, document, (), folder)
 
 
 def load_task_file(path: Path) -> TaskConfig:
     """Read a task file; relative paths in it start at its folder."""
-    document = read_yaml(path, TASK_FILE)
-    config, faults = validate(document, TaskConfig)
-    if config is not None and is_task_file(config.path):
-        problem = "path: a task file cannot name another; write it out here"
-        faults.append(fault_at(document.mark_at(("path",)), problem))
-    if faults or config is None:
-        raise UserError(join_faults(faults))
+    do = "write one with 'name:' and the place of the rows, such as 'test: rows.jsonl'"
+    document = read_yaml(path, "'name:', 'test:' and 'scorer:'", f"{do} (docs/tasks.md)")
+    config = _validated(path, document, TaskConfig, [])
+    if is_task_file(config.path):
+        place = f"{document.mark_at(('path',))}: path"
+        raise UserError(place, "another task file", "the rows' folder", "write the task out here")
     return with_absolute_paths(config, document, (), path.absolute().parent)
 
 
-def _insert_task_files(document: Document, folder: Path) -> list[Fault]:
+def _insert_task_files(document: Document, folder: Path) -> Faults:
     """Replace the task files that a study names by their content; relative paths start at folder.
 
     Keys beside ``path`` in the study override those of the task file.
     """
-    faults: list[Fault] = []
+    faults: Faults = []
     for tasks, location in _task_lists(document.values):
         for index, task in enumerate(tasks):
             path = task.get("path") if isinstance(task, dict) else task
             if not isinstance(path, str) or not is_task_file(path):
                 continue
             mark = document.mark_at((*location, index))
-            start = Path.cwd() if mark.source.startswith(OVERRIDE) else folder
+            start = Path.cwd() if mark.is_override else folder
             try:
                 loaded = load_task_file(Path(absolute_path(path, start)))
             except UserError as error:
-                faults.append(Fault(False, mark.line, str(error)))
+                faults += [(mark, e) for e in error.faults or [error] if isinstance(e, UserError)]
                 continue
             given = {k: v for k, v in task.items() if k != "path"} if task != path else {}
             tasks[index] = {**loaded.model_dump(exclude_unset=True), **given}
@@ -103,6 +106,213 @@ def _task_lists(raw: Any) -> Iterator[tuple[list[Any], Location]]:
             value = value.get(key) if isinstance(value, dict) else None
         if isinstance(value, list):
             yield value, location
+
+
+# --- faults -------------------------------------------------------------------------------------
+
+
+def read_yaml(path: Path, keys: str, remedy: str) -> Document:
+    """The mapping of a YAML file, which has such ``keys``; ``remedy`` if there is no file."""
+    text = _read_text(path, remedy)
+    try:
+        root = compose(text, str(path))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = str(path) if mark is None else f"{path}:{mark.line + 1}"
+        problem = ", ".join(part for part in (error.context, error.problem) if part)
+        do = "indent with spaces, not tabs" if "'\\t'" in problem else "correct it"
+        raise UserError(place, f"text that is not YAML ({problem})", "valid YAML", do) from error
+    except yaml.reader.ReaderError as error:
+        place = f"{path}:{text.count(chr(10), 0, error.position) + 1}"
+        found = f"the character {chr(error.character)!r}"
+        raise UserError(place, found, "one that YAML allows", "remove it") from error
+    except yaml.YAMLError as error:
+        found = f"text that is not YAML ({error})"
+        raise UserError(path, found, "valid YAML", "correct it") from error
+    if root is None:
+        raise UserError(path, "an empty file", f"keys such as {keys}", remedy)
+    if not isinstance(root, yaml.MappingNode):
+        is_list = isinstance(root, yaml.SequenceNode)
+        found = "a list" if is_list else f"the text {short_repr(root.value)}"
+        place = f"{path}:{root.start_mark.line + 1}"
+        raise UserError(place, found, f"a mapping with keys such as {keys}", "correct it")
+    document = Document()
+    document.values = document.read(root)
+    return document
+
+
+def _read_text(path: Path, remedy: str) -> str:
+    try:
+        if path.is_dir():
+            raise UserError(path, "a folder", "a YAML file", "name the file in it")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        raise UserError(path, "no such file", "a YAML file", remedy) from error
+    except (OSError, ValueError) as error:
+        place = short_repr(str(path))
+        found = f"a file that cannot be read ({error})"
+        raise UserError(place, found, "a YAML file", "correct its path or permissions") from error
+    if len(content) > MAX_BYTES:
+        raise UserError(path, "a larger file", f"at most {MAX_BYTES:,} bytes", "shorten it")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        place = f"{path}:{content.count(bytes([10]), 0, error.start) + 1}"
+        found = f"byte 0x{content[error.start]:02x}, which is not UTF-8"
+        raise UserError(place, found, "UTF-8 text", "save the file as UTF-8") from error
+
+
+def _validated(
+    path: Path, document: Document, model: type[AnySection], faults: Faults
+) -> AnySection:
+    """The document as a section. Raises UserError: its faults and those before, in the order of the
+    file, those of ``--set`` last."""
+    config = None
+    faults += [(m, _fault(m, dotted(place), e)) for place, m, e in document.problems]
+    reported = {mark for mark, _ in faults}  # a value that could not be read is no second fault
+    try:
+        config = model.model_validate(document.values)
+    except ValidationError as errors:
+        for details in errors.errors(include_url=False):
+            is_unknown_key = details["type"] == "extra_forbidden"
+            mark = document.mark_at(details["loc"], of_key=is_unknown_key)
+            if mark not in reported:
+                place = _written_place(document, details["loc"])
+                place = place or model.__name__.removesuffix("Config").lower()
+                faults.append((mark, _fault(mark, place, _described(details, model))))
+    if config is not None and not faults:
+        return config
+    faults.sort(key=lambda fault: (fault[0].is_override, fault[0].line, str(fault[1])))
+    distinct = list({str(fault): fault for _, fault in faults}.values())
+    if len(distinct) == 1:
+        raise distinct[0]
+    shown: list[UserError | str] = [*distinct[:MAX_FAULTS_SHOWN]]
+    if len(distinct) > len(shown):
+        shown.append(f"... and {len(distinct) - len(shown)} more")
+    raise UserError(path, f"{len(distinct)} faults", do="correct them", faults=shown)
+
+
+def _fault(mark: Mark, place: str, error: UserError) -> UserError:
+    """An error with its place, to be corrected if it does not say what to do."""
+    where = ": ".join(part for part in (str(mark), place) if part)
+    return UserError(where, error.found, error.expected, error.do or "correct it")
+
+
+def _described(details: ErrorDetails, model: type[ConfigSection]) -> UserError:
+    """One error of Pydantic as what was found and what was expected."""
+    location, error_type = details["loc"], details["type"]
+    if error_type == "extra_forbidden":
+        return _unknown_key(location, model)
+    if error_type == "missing":
+        section = section_at(location[:-1], model)
+        field = section.model_fields.get(str(location[-1])) if section else None
+        meaning = f" ({field.description})" if field is not None and field.description else ""
+        return UserError(found="nothing", expected=f"a value{meaning}", do="add this key")
+    if error_type == "value_error":
+        error: ValueError = details["ctx"]["error"]
+        return error if isinstance(error, UserError) else UserError(found=str(error))
+    expected = details["msg"].removeprefix("Input should be ")
+    if error_type in ("model_type", "model_attributes_type"):
+        section = section_at(location, model)
+        keys = ", ".join(section.model_fields) if section else ""
+        expected = f"a mapping with keys such as {keys}" if keys else "a mapping"
+    if error_type == "too_short":
+        expected = f"a list of at least {details['ctx']['min_length']}"
+    if error_type == "list_type":
+        value = details["input"]
+        is_single = isinstance(value, str | int | float)
+        expected = f"a list such as [{_in_yaml_words(value)}]" if is_single else "a list"
+    do = "put it in quotes" if error_type == "string_type" else ""
+    return UserError(found=_in_yaml_words(details["input"]), expected=expected, do=do)
+
+
+def _unknown_key(location: Location, model: type[ConfigSection]) -> UserError:
+    """With the known key that is meant, such as ``arms.0.rank``, or the section's first keys."""
+    key = location[-1]
+    section = section_at(location[:-1], model)
+    known = list(section.model_fields) if section is not None else []
+    elsewhere = next(_places_of(str(key), model), "")
+    hint = did_you_mean(key, known).removeprefix("; ")
+    if elsewhere and str(key) not in hint:
+        hint = f"did you mean {elsewhere!r}?"
+    more = f", ... ({len(known)} in all)" if len(known) > MAX_KEYS_SHOWN else ""
+    expected = "a known one" if hint else f"one of {', '.join(known[:MAX_KEYS_SHOWN])}{more}"
+    return UserError(found="an unknown key", expected=expected, do=hint)
+
+
+def _written_place(document: Document, location: Location) -> str:
+    """``arms.0.rank`` for a single value, although it is validated as a list of one."""
+    if location and isinstance(location[-1], int) and location not in document.marks:
+        location = location[:-1]
+    return dotted(location)
+
+
+def _places_of(key: str, model: type[ConfigSection], above: Location = ()) -> Iterator[str]:
+    """Where sections have a key, such as ``arms.0.rank``."""
+    section = section_at(above, model)
+    for name in section.model_fields if section else ():
+        for place in ((*above, name), (*above, name, 0)):
+            if below := section_at(place, model):
+                if key in below.model_fields:
+                    yield dotted((*place, key))
+                yield from _places_of(key, model, place)
+
+
+def _in_yaml_words(value: Any) -> str:
+    """A value as YAML writes it."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "a mapping" if isinstance(value, dict) else short_repr(value)
+
+
+# --- paths --------------------------------------------------------------------------------------
+
+
+def with_absolute_paths(
+    section: AnySection, document: Document, location: Location, folder: Path
+) -> AnySection:
+    """Make every ``LocalPath`` of the section absolute.
+
+    The marks of ``document`` tell values of the file, which is in ``folder``, from those of
+    ``--set``; ``location`` is the place of ``section`` in it.
+    """
+
+    def absolute(value: Any, place: Location, path: LocalPath | None) -> Any:
+        if isinstance(value, ConfigSection):
+            return with_absolute_paths(value, document, place, folder)
+        if isinstance(value, list):
+            return [absolute(item, (*place, i), None) for i, item in enumerate(value)]
+        if path is not None and isinstance(value, str) and value.startswith(path.prefix):
+            from_override = document.mark_at(place).is_override
+            text = value.removeprefix(path.prefix)
+            whole = absolute_path(text, Path.cwd() if from_override else folder)
+            if not whole.isprintable():  # the study is stored with it, and read again
+                where = f"{document.mark_at(place)}: {dotted(place)}"
+                found = f"{short_repr(whole)}, with characters that cannot be printed"
+                raise UserError(where, found, "a folder without them", "rename it")
+            return path.prefix + whole
+        return value
+
+    changes = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        path = next((mark for mark in field.metadata if isinstance(mark, LocalPath)), None)
+        changed = absolute(value, (*location, name), path)
+        if changed != value:
+            changes[name] = changed
+    return section.model_copy(update=changes)
+
+
+def absolute_path(text: str, start: Path) -> str:
+    """``text`` as an absolute path without ``..``; ``~`` is the home directory."""
+    # normpath rather than resolve: a linked data folder keeps the name that its owner chose.
+    return os.path.normpath(start / Path(text).expanduser())
+
+
+# --- writing ------------------------------------------------------------------------------------
 
 
 def dump_study(config: StudyConfig) -> str:

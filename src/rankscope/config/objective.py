@@ -1,11 +1,11 @@
-"""What the recommendation of a study trades off."""
+"""What the recommendation of a study trades off, and the most that an adaptive study spends."""
 
 import re
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rankscope.config.section import ConfigSection, short_repr
+from rankscope.config.section import ConfigSection, Unfit, short_repr
 
 
 def _parse_score_difference(value: Any) -> Any:
@@ -14,10 +14,11 @@ def _parse_score_difference(value: Any) -> Any:
         return value
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(points?|%|nats?)", value.strip())
     if match is None:
-        raise ValueError(
-            f"found {short_repr(value)}, expected a fraction such as 0.02, or a text such as "
-            "'2 points', '2 %' or, for log probabilities, '0.02 nats'"
+        rule = (
+            "a fraction such as 0.02, or a text such as '2 points', '2 %' or, for log "
+            "probabilities, '0.02 nats'"
         )
+        raise Unfit(found=short_repr(value), expected=rule)
     number = float(match[1])
     return number if match[2].startswith("nat") else round(number / 100, 12)
 
@@ -76,8 +77,59 @@ class ObjectiveConfig(ConfigSection):
     @model_validator(mode="after")
     def check_weights(self) -> Self:
         if self.in_domain == 0 and self.retention == 0:
-            raise ValueError(
-                "'in_domain' and 'retention' are both 0, so no arm can be chosen: give one of "
-                "them a weight above 0"
+            raise Unfit(
+                found="'in_domain' and 'retention' both 0, so no arm can be chosen",
+                expected="a weight above 0 for one of them",
             )
         return self
+
+
+class BudgetConfig(ConfigSection):
+    """At least one limit; a text is a short form: ``24 trials``, ``5e6 tokens``, ``12 hours``."""
+
+    trials: int | None = Field(None, ge=1)
+    """Trials that begin."""
+    tokens: float | None = Field(None, gt=0)
+    """Training tokens of all trials; one begins only if the whole of it fits."""
+    hours: float | None = Field(None, gt=0)
+    """Wall time. When it is over, no seed after an arm's first begins. First seeds are trained to
+    their end, unless a rung stops them, and trials that have begun are finished."""
+
+    @model_validator(mode="after")
+    def check_not_empty(self) -> Self:
+        if self.trials is None and self.tokens is None and self.hours is None:
+            rule = "'trials', 'tokens' or 'hours', or a text such as '24 trials'"
+            raise Unfit(found="no limit", expected=rule)
+        return self
+
+    @property
+    def text(self) -> str:
+        """All limits, such as ``24 trials, 12 hours``."""
+        limits = {"trials": self.trials, "tokens": self.tokens, "hours": self.hours}
+        return ", ".join(f"{n:,.12g} {name}" for name, n in limits.items() if n is not None)
+
+    def pays_for(self, trials: int, tokens: float) -> bool:
+        """Whether that many trials of that many tokens together are within the budget."""
+        if self.trials is not None and trials > self.trials:
+            return False
+        return self.tokens is None or tokens <= self.tokens
+
+
+def _parse_budget(value: Any) -> Any:
+    """A mapping as it is; a text with its unit as a mapping. A number has no unit."""
+    if not isinstance(value, str | int | float):
+        return value
+    match = re.fullmatch(
+        r"([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?) ?(trial|token|hour)s?", str(value).strip()
+    )
+    if match is None:
+        rule = "a text such as '24 trials', '5e6 tokens' or '12 hours'"
+        raise Unfit(found=short_repr(value), expected=rule)
+    is_count = match[2] == "trial" and match[1].isdecimal()
+    return {f"{match[2]}s": int(match[1]) if is_count else float(match[1])}
+
+
+Budget = Annotated[
+    BudgetConfig | None,
+    BeforeValidator(_parse_budget, json_schema_input_type=str | BudgetConfig | None),
+]

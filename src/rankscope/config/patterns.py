@@ -35,7 +35,8 @@ def matched_parts(pattern: "regex.Pattern[str]", text: str) -> Iterator[str | No
             yield match.group(pattern.groups)
     except TimeoutError as error:
         raise UserError(
-            f"regular expression {pattern.pattern!r}: takes longer than {MATCH_SECONDS:g} s on a "
-            f"text of {len(text):,} characters; expected one without nested repetitions such as "
-            "(a+)+"
+            f"regular expression {pattern.pattern!r}",
+            f"more than {MATCH_SECONDS:g} s on a text of {len(text):,} characters",
+            "one without nested repetitions such as (a+)+",
+            "rewrite it",
         ) from error

@@ -5,11 +5,12 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
@@ -19,7 +20,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from rankscope.errors import did_you_mean
+from rankscope.errors import UserError, did_you_mean
 
 # A name becomes a path component and a label in reports: it must not leave the study's folder or
 # confuse a terminal.
@@ -29,9 +30,14 @@ NAME_RULE = "1 to 64 letters, digits, '_', '-' or '.', starting with a letter or
 HUB_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95})?$"
 MAX_TEXT_LENGTH = 4096
 MAX_FILE_NAME = 255  # Bytes, in all common file systems
+MAX_SEED = 2**32 - 1  # Largest seed that both NumPy's and PyTorch's generators accept
 
 Location = tuple[str | int, ...]
 """Keys and list positions that lead to a value of a file, such as ``("arms", 0, "rank")``."""
+
+
+class Unfit(UserError, ValueError):
+    """A value that cannot be used. Pydantic catches it, and the loader adds its place."""
 
 
 def short_repr(value: object, limit: int = 60) -> str:
@@ -51,7 +57,7 @@ def matches(pattern: str, rule: str) -> Callable[[str], str]:
 
     def check(value: str) -> str:
         if ".." in value or not re.fullmatch(pattern, value):
-            raise ValueError(f"found {short_repr(value)}, expected {rule}")
+            raise Unfit(found=short_repr(value), expected=rule)
         return value
 
     return check
@@ -59,14 +65,12 @@ def matches(pattern: str, rule: str) -> Callable[[str], str]:
 
 def _check_text(value: str) -> str:
     if not value:
-        raise ValueError("empty text: remove the key or give it a value")
+        raise Unfit(found="an empty text", expected="a name", do="remove the key or fill it in")
     if not value.isprintable():
-        raise ValueError(
-            f"found {short_repr(value)}, with characters that cannot be printed, expected a name "
-            "without them; rename it"
-        )
+        found = f"{short_repr(value)}, with characters that cannot be printed"
+        raise Unfit(found=found, expected="a name without them", do="rename it")
     if len(value) > MAX_TEXT_LENGTH:
-        raise ValueError(f"{len(value)} characters: expected at most {MAX_TEXT_LENGTH}")
+        raise Unfit(found=f"{len(value)} characters", expected=f"at most {MAX_TEXT_LENGTH}")
     return value
 
 
@@ -74,9 +78,11 @@ def _check_path(value: str) -> str:
     try:
         Path(value).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"{short_repr(value)}: this home folder does not exist") from error
+        found = f"{short_repr(value)}, in a home folder that does not exist"
+        raise Unfit(found=found, expected="a path") from error
     if any(len(part.encode()) > MAX_FILE_NAME for part in Path(value).parts):
-        raise ValueError(f"{short_repr(value)}: a file's name has at most {MAX_FILE_NAME} bytes")
+        rule = f"names of at most {MAX_FILE_NAME} bytes"
+        raise Unfit(found=short_repr(value), expected=rule)
     return value
 
 
@@ -122,8 +128,8 @@ class RegisteredName:
         names = self.names()
         if name in names or (self.pattern is not None and re.fullmatch(self.pattern, name)):
             return name
-        hint = did_you_mean(name, names)
-        raise ValueError(f"found {short_repr(name)}; expected one of {', '.join(names)}{hint}")
+        hint = did_you_mean(name, names).removeprefix("; ")
+        raise Unfit(found=short_repr(name), expected=f"one of {', '.join(names)}", do=hint)
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -139,6 +145,14 @@ class RegisteredName:
         return {"anyOf": [listed, {"type": "string", "pattern": f"^{self.pattern}$"}]}
 
 
+def _seed_list(value: object) -> object:
+    """Refuse a number above 0: it may be meant as the number of seeds."""
+    if isinstance(value, int) and value > 0 and not isinstance(value, bool):
+        rule = f"a list: [{value}] is that seed alone, [0, 1, 2] are three"
+        raise Unfit(found=str(value), expected=rule)
+    return value if isinstance(value, list) else [value]
+
+
 _Value = TypeVar("_Value")
 OneOrMore = Annotated[list[_Value], Field(min_length=1), _SingleValueAsList()]
 ZeroOrMore = Annotated[list[_Value], _SingleValueAsList()]
@@ -152,6 +166,11 @@ HubId = Annotated[
 ]
 PlainText = Annotated[str, AfterValidator(_check_text)]
 PathText = Annotated[Annotated[PlainText, AfterValidator(_check_path)] | None, LocalPath()]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+_SeedList = Annotated[list[Seed], Field(min_length=1)]
+Seeds = Annotated[
+    _SeedList, BeforeValidator(_seed_list, json_schema_input_type=_SeedList | Literal[0])
+]
 
 
 class ConfigSection(BaseModel):

@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from rankscope.config.arm import ArmConfig, ScheduleName
-from rankscope.config.budget import Budget
-from rankscope.config.objective import ObjectiveConfig
+from rankscope.config.objective import Budget, ObjectiveConfig
 from rankscope.config.section import (
     ConfigSection,
     HubId,
@@ -21,11 +20,13 @@ from rankscope.config.section import (
     OneOrMore,
     PathText,
     PlainText,
+    Seed,
+    Seeds,
+    Unfit,
     ZeroOrMore,
     matches,
     short_repr,
 )
-from rankscope.config.seeds import Seed, Seeds
 from rankscope.config.slurm import SlurmConfig
 from rankscope.config.task import TaskConfig
 
@@ -66,9 +67,10 @@ class ModelConfig(ConfigSection):
     def check_one_source(self) -> Self:
         given = [self.pocket, self.path is not None, self.hub is not None, self.cached is not None]
         if sum(given) != 1:
-            raise ValueError("give exactly one of 'pocket: true', 'path', 'hub' and 'cached'")
+            rule = "exactly one of 'pocket: true', 'path', 'hub' and 'cached'"
+            raise Unfit(found=f"{sum(given)} models", expected=rule)
         if self.revision is not None and self.hub is None:
-            raise ValueError("'revision' needs 'hub'")
+            raise Unfit(found="'revision' alone", expected="'hub' beside it")
         return self
 
     @property
@@ -80,7 +82,7 @@ def _check_interval(value: Any) -> Any:
     is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     if value is None or value == "epoch" or is_count:
         return value
-    raise ValueError(f"found {short_repr(value)}, expected a number of optimizer steps or 'epoch'")
+    raise Unfit(found=short_repr(value), expected="a number of optimizer steps or 'epoch'")
 
 
 Interval = Annotated[
@@ -144,9 +146,8 @@ class TrainConfig(ConfigSection):
     @model_validator(mode="after")
     def check_one_length(self) -> Self:
         if self.tokens is not None and self.max_steps is not None:
-            raise ValueError(
-                "found 'tokens' and 'max_steps', expected one training length; remove one"
-            )
+            found = "'tokens' and 'max_steps'"
+            raise Unfit(found=found, expected="one training length", do="remove one")
         return self
 
 
@@ -222,7 +223,7 @@ def _parse_memory(value: Any) -> Any:
         return value
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]+)?) ?([KMGT]i?B)", value.strip())
     if match is None:
-        raise ValueError(f"found {short_repr(value)}, expected bytes, or a text such as '12GiB'")
+        raise Unfit(found=short_repr(value), expected="bytes, or a text such as '12GiB'")
     power = 1 + "KMGT".index(match[2][0])
     return round(float(match[1]) * (1024 if "i" in match[2] else 1000) ** power)
 
@@ -316,28 +317,27 @@ class StudyConfig(ConfigSection):
         names = [task.name for task in self.tasks]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            raise ValueError(
-                f"training task {repeated[0]!r} is listed twice: give each its own name"
-            )
+            found = f"training task {repeated[0]!r} twice"
+            raise Unfit(found=found, expected="it once", do="give each its own name")
         defined = {task.name: task for task in self.tasks}
         for task in [*self.evaluate.cross_domain, *self.evaluate.retention]:
             first = defined.setdefault(task.name, task)
             if task not in (first, TaskConfig(name=task.name)):
-                raise ValueError(
-                    f"task {task.name!r} has two different descriptions: describe it once, at its "
-                    "first mention, and only name it after that, or choose another name"
+                raise Unfit(
+                    found=f"two different descriptions of task {task.name!r}",
+                    expected="one, at its first mention, and then its name alone",
+                    do="remove one, or choose another name",
                 )
         return self
 
     @model_validator(mode="after")
     def check_strategy(self) -> Self:
         if self.budget is not None and self.strategy == "grid":
-            raise ValueError("'budget' limits an adaptive study: set 'strategy: adaptive' too")
+            found = "'budget' with 'strategy: grid'"
+            raise Unfit(found=found, expected="an adaptive study", do="set 'strategy: adaptive'")
         if self.rungs is not None and self.rungs != sorted(set(self.rungs)):
-            raise ValueError(
-                f"rungs: found {short_repr(self.rungs)}, expected shares of the steps, each larger "
-                "than the one before"
-            )
+            rule = "shares of the steps, each larger than the one before"
+            raise Unfit(found=f"rungs {short_repr(self.rungs)}", expected=rule)
         return self
 
     @model_validator(mode="after")
@@ -346,15 +346,17 @@ class StudyConfig(ConfigSection):
         mixtures = {task.name for task in self.tasks if task.mixture}
         for task in [*self.evaluate.cross_domain, *self.evaluate.retention]:
             if task.mixture:
-                raise ValueError(f"task {task.name!r}: 'mixture' is for training tasks, in 'tasks'")
+                found = f"the mixture {task.name!r} as a task to evaluate alone"
+                raise Unfit(found=found, expected="mixtures in 'tasks' alone")
         for task in self.tasks:
             if nested := sorted(mixtures & set(task.mixture)):
-                raise ValueError(f"task {task.name!r} mixes {nested[0]!r}, itself a mixture")
+                found = f"the mixture {nested[0]!r} in the mixture {task.name!r}"
+                raise Unfit(found=found, expected="plain tasks")
             if parts := [r.name for r in self.evaluate.retention if r.name in task.mixture]:
-                raise ValueError(
-                    f"retention task {parts[0]!r} is part of the training task {task.name!r}, so "
-                    "it cannot measure what that training forgets: name another retention task, "
-                    "or move this one to 'evaluate.cross_domain'"
+                raise Unfit(
+                    found=f"retention task {parts[0]!r} in the training task {task.name!r}",
+                    expected="one that is not trained on, which measures forgetting",
+                    do="name another, or move it to 'evaluate.cross_domain'",
                 )
         return self
 
@@ -364,15 +366,17 @@ class StudyConfig(ConfigSection):
         for arm in self.arms:
             for replay in arm.replay or ():
                 if replay.share and replay.task in trained:
-                    raise ValueError(
-                        f"replay of {replay.task!r}: the arm already trains on its rows, as "
-                        f"training task {trained[replay.task]!r}; replay a task that is not "
-                        "trained on"
+                    task = trained[replay.task]
+                    raise Unfit(
+                        found=f"replay of {replay.task!r}, whose rows training task {task!r} has",
+                        expected="a task that is not trained on",
+                        do="replay another",
                     )
             if arm.early_stop and self.train.evaluate_every is None:
-                raise ValueError(
-                    "'early_stop' needs 'train.evaluate_every': set it, for example to 20 "
-                    "(optimizer steps) or to 'epoch'"
+                raise Unfit(
+                    found="'early_stop' without 'train.evaluate_every'",
+                    expected="it too",
+                    do="set it, for example to 20 (optimizer steps) or to 'epoch'",
                 )
         return self
 
@@ -381,17 +385,15 @@ class StudyConfig(ConfigSection):
         heads, known = self.analyze.heads, self.evaluation_tasks()
         for name in [*([] if heads.task is None else [heads.task]), *heads.ablate]:
             if name not in known:
-                raise ValueError(
-                    f"analyze.heads names task {name!r}, which is not in the study: expected one "
-                    f"of {', '.join(known)}"
-                )
+                found = f"task {name!r} in analyze.heads, which the study does not have"
+                raise Unfit(found=found, expected=f"one of {', '.join(known)}")
         return self
 
     @model_validator(mode="after")
     def check_grid_size(self) -> Self:
         trials = self.num_trials_as_written()
         if trials > MAX_TRIALS:
-            raise ValueError(f"the grid has {trials:,} trials: expected at most {MAX_TRIALS:,}")
+            raise Unfit(found=f"{trials:,} trials", expected=f"at most {MAX_TRIALS:,}")
         return self
 
     @model_validator(mode="after")
@@ -403,10 +405,11 @@ class StudyConfig(ConfigSection):
         for name, trained in parts.items():
             retention = [parts.get(t.name, {t.name}) for t in self.evaluate.retention]
             if not any(trained.isdisjoint(measured) for measured in retention):
-                raise ValueError(
-                    f"objective.max_forgetting {self.objective.max_forgetting:g}: no retention "
-                    f"task measures what training on {name!r} forgets. Add one under "
-                    "'evaluate.retention', or remove the limit"
+                limit = f"objective.max_forgetting {self.objective.max_forgetting:g}"
+                raise Unfit(
+                    found=f"{limit} without a task that measures what {name!r} forgets",
+                    expected="one that it does not train on",
+                    do="add it under 'evaluate.retention', or remove the limit",
                 )
         return self
 

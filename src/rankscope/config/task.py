@@ -13,6 +13,7 @@ from rankscope.config.section import (
     PathText,
     PlainText,
     RegisteredName,
+    Unfit,
     short_repr,
 )
 from rankscope.evaluate.scorers import PYTHON_PATTERN, primary_metric_names, scorer_names
@@ -27,16 +28,19 @@ LM_EVAL_PREFIX = "lm_eval:"
 def _check_pattern(text: str) -> str:
     try:
         groups = compile_pattern(text).groups
-        if groups > 1:
-            raise ValueError(f"has {groups} groups: expected at most one, the part to compare")
     except ValueError as error:
-        raise ValueError(f"{short_repr(text)} {error}") from error
+        found = f"{short_repr(text)}, which {error}"
+        raise Unfit(found=found, expected="a regular expression") from error
+    if groups > 1:
+        found, rule = f"{short_repr(text)} with {groups} groups", "at most one: the part to compare"
+        raise Unfit(found=found, expected=rule)
     return text
 
 
 def check_stop(text: str) -> str:
     if not text:
-        raise ValueError("empty text would end every answer before its first token: remove it")
+        found = "an empty text, which ends every answer before its first token"
+        raise Unfit(found=found, expected="a text", do="remove it")
     return text
 
 
@@ -116,9 +120,10 @@ class TaskConfig(ConfigSection):
         places = [value.get("name"), value.get("path")] if isinstance(value, dict) else [value]
         for text in places:
             if isinstance(text, str) and text.startswith(LM_EVAL_PREFIX):
-                raise ValueError(
-                    f"{short_repr(text)} is a task of lm-evaluation-harness, which a study cannot "
-                    f"use: score its trained adapters with 'rankscope eval --tasks {text}'"
+                raise Unfit(
+                    found=f"{short_repr(text)}, a task of lm-evaluation-harness",
+                    expected="one with rows to train on or to choose by",
+                    do=f"score trained adapters with 'rankscope eval --tasks {text}'",
                 )
         return value
 
@@ -134,7 +139,8 @@ class TaskConfig(ConfigSection):
     def check_one_source(self) -> Self:
         others = [key for key in ("train", "validation", "test", "hub") if getattr(self, key)]
         if self.path is not None and others:
-            raise ValueError(f"'path' and {others[0]!r} both name the source of the rows: give one")
+            found = f"'path' and {others[0]!r}"
+            raise Unfit(found=found, expected="one source of the rows", do="give one")
         return self
 
     @model_validator(mode="after")
@@ -145,13 +151,12 @@ class TaskConfig(ConfigSection):
         others = {name: f.default for name, f in type(self).model_fields.items() if name != "name"}
         del others["mixture"], others["max_train_rows"]
         if given := [name for name, default in others.items() if getattr(self, name) != default]:
-            raise ValueError(
-                f"'mixture' takes rows and prompts from its tasks: remove {given[0]!r}"
-            )
+            found = f"{given[0]!r} beside 'mixture'"
+            raise Unfit(found=found, expected="the rows and prompts of its tasks", do="remove it")
         if len(self.mixture) < 2 or len(set(self.mixture)) < len(self.mixture):
-            raise ValueError(
-                f"'mixture' {short_repr(self.mixture)}: expected at least two tasks, each once"
-            )
+            rule = "at least two tasks, each once"
+            raise Unfit(found=f"mixture {short_repr(self.mixture)}", expected=rule)
         if self.name in self.mixture:
-            raise ValueError(f"task {self.name!r} contains itself: give it a name of its own")
+            found = f"task {self.name!r} in its own mixture"
+            raise Unfit(found=found, expected="other tasks", do="give it a name of its own")
         return self

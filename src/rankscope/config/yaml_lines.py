@@ -1,4 +1,4 @@
-"""YAML as plain values that know their line.
+"""YAML as plain values that know their line, and ``--set``, whose values replace them.
 
 Scalars follow YAML 1.2: YAML 1.1 reads ``1e-3`` as text, ``no`` as false and ``010`` as 8.
 Tags, anchors and aliases are refused, so that a study file cannot run code or grow without bound.
@@ -10,10 +10,19 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from rankscope.config.section import Location, short_repr
-from rankscope.errors import reason_of
+from rankscope.config.section import (
+    ConfigSection,
+    Location,
+    Unfit,
+    dotted,
+    section_at,
+    short_repr,
+)
+from rankscope.errors import UserError, reason_of
 
 MAX_BRACKETS = 100
+MAX_DEPTH = 20  # Parts of the key of an override; study files have five
+OVERRIDE = "--set "  # Start of the source of every value that came from an override
 TAG = "tag:yaml.org,2002:"
 SCALARS = {
     "null": r"(?:~|null|Null|NULL|)",
@@ -106,18 +115,25 @@ def _read_scalar(node: yaml.Node) -> Any:
         case "int":
             number = int(text.replace("_", ""))
             if abs(number) >= 2**63:
-                raise ValueError(f"{short_repr(number)} has more than 64 bits")
+                raise Unfit(found=short_repr(number), expected="at most 64 bits")
             return number
         case "float":
             lowered = text.lower()
             return float(lowered.replace(".inf", "inf").replace(".nan", "nan"))
     tag = short_repr(node.tag.replace(TAG, "!!"))
-    raise ValueError(f"found the tag {tag}, expected plain values; remove the tag")
+    raise Unfit(found=f"the tag {tag}", expected="plain values", do="remove the tag")
 
 
 class Mark(NamedTuple):
     source: str  # Path of the file, or the text of an override
     line: int  # Counted from 0
+
+    @property
+    def is_override(self) -> bool:
+        return self.source.startswith(OVERRIDE)
+
+    def __str__(self) -> str:
+        return self.source if self.is_override else f"{self.source}:{self.line + 1}"
 
 
 @dataclass
@@ -128,7 +144,7 @@ class Document:
     marks: dict[Location, Mark] = field(default_factory=dict)
     key_marks: dict[Location, Mark] = field(default_factory=dict)
     """Place of the key of each value, or of a list's item."""
-    problems: list[tuple[Location, Mark, str]] = field(default_factory=list)
+    problems: list[tuple[Location, Mark, UserError]] = field(default_factory=list)
 
     def read(self, node: yaml.Node, location: Location = ()) -> Any:
         """The plain value of ``node``; an unreadable value becomes None and a problem."""
@@ -141,9 +157,12 @@ class Document:
             return [self.read(item, (*location, i)) for i, item in enumerate(node.value)]
         try:
             return _read_scalar(node)
+        except Unfit as error:
+            problem: UserError = error
         except ValueError as error:
-            self.problems.append((location, mark, reason_of(error)))
-            return None
+            problem = UserError(found=reason_of(error), expected="a value")
+        self.problems.append((location, mark, problem))
+        return None
 
     def _read_mapping(self, node: yaml.MappingNode, location: Location) -> dict[str, Any]:
         """The values of a mapping by key; the first of several equal keys counts."""
@@ -152,11 +171,12 @@ class Document:
             key, mark = key_node.value, _mark_of(key_node)
             place = (*location, key) if isinstance(key_node, yaml.ScalarNode) else location
             if place == location:
-                problem = "a key must be text: found a list or a mapping"
+                problem = UserError(found="a list or a mapping as a key", expected="text")
                 self.problems.append((place, mark, problem))
             elif key in values:
                 line = self.key_marks[place].line + 1
-                problem = f"key {short_repr(key)} is repeated, first on line {line}"
+                found = f"a second value of this key, which line {line} has too"
+                problem = UserError(found=found, expected="each key once")
                 self.problems.append((place, mark, problem))
             else:
                 self.key_marks[place] = mark
@@ -181,3 +201,74 @@ class Document:
 
 def _mark_of(node: yaml.Node) -> Mark:
     return Mark(node.start_mark.name, node.start_mark.line)
+
+
+# --- overrides ------------------------------------------------------------------------------------
+
+
+def apply_override(document: Document, override: str, model: type[ConfigSection]) -> None:
+    """Set the value of ``a.b.0=VALUE`` in a document of ``model``; VALUE is read as YAML.
+
+    Creates sections that the file leaves out, and expands a short form (``model: pocket``) if the
+    override reaches into it. Does not check keys: the validation of the whole study does, and can
+    suggest what was meant.
+    """
+    source = OVERRIDE + (override if override.isprintable() else short_repr(override))
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts) or len(parts) > MAX_DEPTH:
+        example = "KEY=VALUE, such as train.epochs=1 or arms.0.rank=[2,8]"
+        raise UserError(source, expected=example)
+    try:
+        node = compose(text, source)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or str(error)
+        found = f"a value that is not YAML ({problem})"
+        raise UserError(source, found, "valid YAML", "correct it") from error
+    container: Any = document.values
+    location: Location = ()
+    for part in parts[:-1]:
+        entry = _entry_of(container, part, location, source)
+        location = (*location, entry)
+        _enter(document, container, location, source, model)
+        container = container[entry]
+    entry = _entry_of(container, parts[-1], location, source)
+    location = (*location, entry)
+    document.forget(location)
+    document.marks[location] = document.key_marks[location] = Mark(source, 0)
+    container[entry] = None if node is None else document.read(node, location)
+
+
+def _entry_of(container: Any, part: str, location: Location, source: str) -> str | int:
+    """The key or position of an entry, which a list must already have."""
+    if isinstance(container, dict):
+        return part
+    if not part.isdecimal() or len(part) > 9 or int(part) >= len(container):
+        place = f"{source}: {dotted(location)}"
+        last = len(container) - 1
+        raise UserError(place, f"no entry {short_repr(part)}", f"a number from 0 to {last}")
+    return int(part)
+
+
+def _enter(
+    document: Document, container: Any, location: Location, source: str, model: type[ConfigSection]
+) -> None:
+    """Make the entry at ``location``, in ``container``, a mapping or list."""
+    entry = location[-1]
+    value = container.get(entry) if isinstance(container, dict) else container[entry]
+    if isinstance(value, dict | list):
+        return
+    if value is None:
+        container[entry] = {}
+        document.marks[location] = document.key_marks[location] = Mark(source, 0)
+        return
+    section = section_at(location, model)
+    long_form = section.from_short_form(value) if section and isinstance(value, str) else None
+    if long_form is None:
+        place = f"{source}: {dotted(location)}"
+        raise UserError(place, f"{short_repr(value)}, which has no keys", "a section or a list")
+    container[entry] = long_form
+    # The values keep the mark of the file, so that a relative path still starts at its folder.
+    for key in long_form:
+        below = (*location, key)
+        document.marks[below] = document.key_marks[below] = document.marks[location]
