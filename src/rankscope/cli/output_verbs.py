@@ -96,7 +96,7 @@ def export_command(
 @verb("track", "Reading {folder} ...")
 def track_command(
     folder: StudyFolder,
-    to: Annotated[str, Option(metavar="TRACKER", help="trackio, wandb or mlflow.")],
+    to: Annotated[str, Option(metavar="TRACKER", help="mlflow, trackio or wandb.")],
     project: Annotated[
         str | None, Option(metavar="NAME", help="Project or experiment; default: the study's name.")
     ] = None,

@@ -15,10 +15,7 @@ from rankscope.hashing import sha256_json
 from rankscope.records import BASE, FAILED, StudyRecords, TrialRecords
 from rankscope.store import Ledger
 from rankscope.tools.frames import TRAINING_COLUMNS, trial_row
-from rankscope.tools.inspection_tables import TableRow
-from rankscope.tools.trackers import TRACKERS, Scalar, TrackedRun
-
-ResultsOf = dict[str, float]
+from rankscope.tools.trackers import Scalar, TrackedRun, tracker_class, tracker_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,100 +35,92 @@ def track(
     """Write every trained or failed trial, and the base, as a run of a project.
 
     Args:
-        to: ``trackio``, ``wandb`` or ``mlflow``; each finds its store as it always does.
+        to: name of a tracker, which finds its store as it always does.
         project: name of the project or experiment; the study's name by default.
         report: receives the label of each run before it is written.
 
     Raises:
         UserError: no study, an unknown tracker, one that is not installed, or one that fails.
     """
-    if to not in TRACKERS:
-        raise UserError(f"--to {to!r}: expected one of {', '.join(TRACKERS)}")
+    if to not in tracker_names():
+        raise UserError("--to", repr(to), f"one of {', '.join(tracker_names())}")
     with Ledger.open(folder, write=False) as ledger:
         study = ledger.load()
     runs = list(tracked_runs(study))
     written: list[str] = []
     with contextlib.redirect_stdout(sys.stderr):  # trackers print greetings
         try:
-            tracker = TRACKERS[to](project or study.name)
-            known = tracker.stored()
+            tracker = tracker_class(to)(project or study.name)
+            known = list(tracker.runs())
             for run in runs:
-                if known.get(run.identity) == run.key:
+                if run.id in (run_id for run_id, _ in known):
                     continue
                 report(run.name)
-                if run.identity in known:
-                    tracker.remove(run.identity)
+                for run_id, delete in known:
+                    if run_id.split("-")[0] == run.id.split("-")[0]:
+                        delete()
                 tracker.write(run)
                 written.append(run.name)
         except ImportError as error:
             raise UserError(
-                f"--to {to}: {error.name} is not installed; install it with "
-                "pip install 'rankscope[track]'"
+                f"--to {to}",
+                f"no package {error.name}",
+                "it to be installed",
+                "install it with pip install 'rankscope[track]'",
             ) from error
         except RankscopeError:
             raise
         except Exception as error:  # whatever a tracker raises; the study is untouched
             raise UserError(
-                f"--to {to}: {first_line(error)}; {len(written)} runs were written, and the same "
-                "command continues"
+                f"--to {to}",
+                f"a tracker that fails ({first_line(error)}) after {len(written)} runs",
+                do="give the same command again: it continues",
             ) from error
     return _TrackingResult(tracker.project, tracker.place, tuple(written), len(runs) - len(written))
 
 
 def tracked_runs(study: StudyRecords) -> Iterator[TrackedRun]:
     """The base, then every trial that was trained or failed."""
-    common = _common_settings(study)
+    model = study.model
+    train = study.config.train.model_dump(mode="json")
+    common: dict[str, object] = {
+        "study": study.name,
+        "base": model.label,
+        "base_sha256": model.sha256,
+        "dtype": model.dtype,
+        "device": model.device,
+        "prompt_format": model.prompt_format,
+        "rankscope": study.provenance.rankscope,
+        **{f"train.{name}": value for name, value in train.items()},
+    }
     yield _run(study, None, common)
     for trial in study.trials:
         if trial.training is not None or trial.status in FAILED:
             yield _run(study, trial, common)
 
 
-def _run(study: StudyRecords, trial: TrialRecords | None, common: dict[str, Scalar]) -> TrackedRun:
+def _run(study: StudyRecords, trial: TrialRecords | None, common: dict[str, object]) -> TrackedRun:
     """The run of a trial, or of the base."""
     trial_id, name, group = BASE, f"{study.model.label} (base)", ""
-    row: TableRow = {}
+    config, history = {"trial": BASE, **common}, dict[int, dict[str, float]]()
+    last = _scores(study, BASE)
     if trial is not None:
         trial_id, name, group = trial.spec.trial_id, trial.spec.label, trial.spec.task
-        row = trial_row(trial)
-    hidden = {"trial", "arm", "failure", "final_loss", "status", *TRAINING_COLUMNS}
-    own = {key: value for key, value in row.items() if key not in hidden}
-    config = {"trial": trial_id, **common, **_scalars(own)}
-    costs = {n: float(row[n]) for n in TRAINING_COLUMNS if row.get(n) is not None}  # type: ignore[arg-type]
-    results = costs | _scores(study, trial_id)
-    history = () if trial is None else tuple(sorted(_history(trial).items()))
-    failure = trial.failure if trial is not None and trial.status in FAILED else None
-    content = [name, config, [list(point) for point in history], results, failure]
-    return TrackedRun(
-        # Studies that share a project may share trials, scored on other tasks.
-        identity=sha256_json([study.name, trial_id])[:16],
-        key=sha256_json(content)[:16],
-        name=name,
-        group=group,
-        config=config,
-        history=history,
-        results=results,
-        failure=failure,
-        created=study.provenance.created,
-    )
-
-
-def _common_settings(study: StudyRecords) -> dict[str, Scalar]:
-    """What all trials of a study share."""
-    model = study.model
-    train = {f"train.{k}": v for k, v in study.config.train.model_dump(mode="json").items()}
-    return _scalars(
-        {
-            "study": study.name,
-            "base": model.label,
-            "base_sha256": model.sha256,
-            "dtype": model.dtype,
-            "device": model.device,
-            "prompt_format": model.prompt_format,
-            "rankscope": study.provenance.rankscope,
-            **train,
-        }
-    )
+        row, history = trial_row(trial), _history(trial)
+        hidden = {"arm", "failure", "final_loss", "status", *TRAINING_COLUMNS}
+        config |= {key: value for key, value in row.items() if key not in hidden}
+        if trial.status in FAILED:
+            config["failure"] = trial.failure
+        costs = {n: float(row[n]) for n in TRAINING_COLUMNS if row.get(n) is not None}  # type: ignore[arg-type]
+        last = costs | _scores(study, trial_id)
+    history.setdefault(max(history, default=0), {}).update(last)
+    settings = _scalars(config)
+    points = tuple(sorted(history.items()))
+    # Studies that share a project may share trials, scored on other tasks.
+    identity = sha256_json([study.name, trial_id])[:16]
+    content = sha256_json([name, settings, points])[:16]
+    created = study.provenance.created
+    return TrackedRun(f"{identity}-{content}", name, group, settings, points, created)
 
 
 def _scalars(values: dict[str, object]) -> dict[str, Scalar]:
@@ -154,9 +143,9 @@ def _history(trial: TrialRecords) -> dict[int, dict[str, float]]:
     return history
 
 
-def _scores(study: StudyRecords, model_id: str) -> ResultsOf:
+def _scores(study: StudyRecords, model_id: str) -> dict[str, float]:
     """``test/TASK``, and ``change/TASK``: the same minus the base's."""
-    scores: ResultsOf = {}
+    scores: dict[str, float] = {}
     for (scored, task, split), record in study.evals.items():
         if scored != model_id:
             continue
