@@ -301,9 +301,9 @@ def test_export_refuses(walk: Walk, tmp_path: Path) -> None:
         ((ids[2], "--out", tmp_path / "full"), "found a folder with files in it"),
         ((ids[2], "--out", tmp_path / "full" / "mine.txt"), "found a file"),
         ((ids[2], "--out", walk.out / "artifacts" / "new"), "inside the study"),
-        (("nonesuch", "--out", tmp_path / "x"), "there is no trial 'nonesuch'"),
-        (("../x", "--out", tmp_path / "x"), "there is no trial '../x'"),
-        (("", "--out", tmp_path / "x"), "there is no trial ''"),
+        (("nonesuch", "--out", tmp_path / "x"), "found no trial 'nonesuch'"),
+        (("../x", "--out", tmp_path / "x"), "found no trial '../x'"),
+        (("", "--out", tmp_path / "x"), "found no trial ''"),
     ):
         outcome = command("export", walk.out, *words)
         assert outcome.code == 2, outcome

@@ -1,10 +1,8 @@
 """Verbs that take results out of a study: weights, and runs for an experiment tracker."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from typer import Argument, Option
 
 from rankscope.cli.application import StudyFolder, check_study, verb
@@ -29,9 +27,6 @@ def export_command(
         str | None,
         Option(metavar="ID", help="Hub id of the base, if the study read it from a folder."),
     ] = None,
-    push: Annotated[str | None, Option(metavar="ID", help="Send it to a hub repository.")] = None,
-    public: Annotated[bool, Option("--public", help="With --push: a public one.")] = False,
-    yes: Annotated[bool, Option("--yes", help="With --push: do not ask.")] = False,
 ) -> Reply:
     """Export an adapter or a model from a study.
 
@@ -41,19 +36,10 @@ def export_command(
     Example: rankscope export studies/pocket --best-lora --out ./adapter
     """
     if (label is not None) + best + best_lora > 1:
-        raise UserError("export: expected one of LABEL, --best and --best-lora")
-    if push is None and (public or yes):
-        raise UserError("export: --public and --yes do nothing without --push ID")
+        raise UserError("export", "several choices", "one of LABEL, --best and --best-lora")
     check_study(folder)
     if label is not None:
         _check_label(folder, label, task)
-    from rankscope.tools.push import Upload, check_repository, check_token
-
-    if push is not None:
-        check_repository(push)
-        if not yes and not sys.stdin.isatty():
-            raise UserError("export: nobody to ask whether to send this; confirm with --yes")
-        check_token(push)
     from rankscope.tools.export import ExportRequest, export_trial
 
     request = ExportRequest(
@@ -63,20 +49,10 @@ def export_command(
         step=step,
         merge=merge,
         base_name=base_name,
-        repository=push,
     )
     export = export_trial(folder, out, request)
     for note in export.notes:
         print_message(f"note: {note}")
-    address = None
-    if push is not None:
-        upload = Upload(out, push, private=not public)
-        for line in upload.lines():
-            print_message(line)
-        if not yes and not typer.confirm(f"Send these files to {push}?", err=True):
-            raise UserError(f"export: not confirmed; nothing was sent. The export is in {out}")
-        address = upload.send()
-        print_message(f"sent to {address}")
 
     def show() -> None:
         print_line(f"{export.spec.label}: {export.kind} written to {out}")
@@ -87,7 +63,6 @@ def export_command(
         "label": export.spec.label,
         "kind": export.kind,
         "out": out,
-        "sent_to": address,
         "notes": export.notes,
     }
     return Reply(data, show)

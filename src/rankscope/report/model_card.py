@@ -43,7 +43,6 @@ from rankscope.report.use_it import BaseSource, folder_name, use_steps
 class ExportedWeights:
     base: BaseSource
     settings: Mapping[str, Any] | None  # Of ``adapter_config.json``; None for a full model
-    place: str = "."  # Where readers find it: a hub id, or the folder of the card
     step: int | None = None  # For weights kept during training, which were not scored
 
 
@@ -88,7 +87,7 @@ def study_card(
             weights.base,
             weights.settings,
             folder_name(spec.task),
-            weights.place,
+            ".",
             chat=study.model.prompt_format == "chat",
         ),
         scores=[row for task in study.tasks if (row := _score_row(view, trial, summary, task))],

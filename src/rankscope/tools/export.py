@@ -15,17 +15,20 @@ from rankscope.config.study import ModelConfig
 from rankscope.data.registry import NAMED_TASKS
 from rankscope.errors import UserError
 from rankscope.filesystem import check_outside, check_taken, folder_in_one_step, read_json_object
+from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.settings import CONFIG
 from rankscope.models.fetch import KNOWN_MODELS
 from rankscope.models.load import check_stored_weights, load_tokenizer
 from rankscope.models.model_folder import model_folder
+from rankscope.models.parameters import architecture, read_model_config
 from rankscope.records import StudyRecords, TaskRecord, TrialRecords, TrialSpec
 from rankscope.report.model_card import ExportedWeights, study_card
 from rankscope.report.study_view import StudyView
 from rankscope.report.use_it import base_source
 from rankscope.store import Ledger, snapshot_path, weights_path
-from rankscope.tools.merge import merge_adapter
 from rankscope.tools.trial_choice import choose_trial
+
+WITHOUT_MERGE = "export the adapter without --merge"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +39,6 @@ class ExportRequest:
     step: int | None = None  # Weights kept during training, instead of the final ones
     merge: bool = False  # Write a full model with the adapter merged into the base
     base_name: str | None = None  # Hub id of a base that the study read from a local folder
-    repository: str | None = None  # Hub repository that the export goes to
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +60,13 @@ def export_trial(folder: Path, out: Path, request: ExportRequest) -> Export:
     with Ledger.open(folder, write=False) as ledger:
         study = ledger.load()
         view = StudyView(study, recommend(study))
-        chosen = choose_trial(
+        spec, reason = choose_trial(
             view, folder, request.label, request.task, best_lora=request.best_lora
         )
-        trial = next(t for t in study.trials if t.spec == chosen.spec)
+        trial = next(t for t in study.trials if t.spec == spec)
         source = ledger.checked_path(_weights(ledger, trial, request.step))
         with folder_in_one_step(out) as partial:
-            return _write(view, trial, chosen.reason, source, partial, request)
+            return _write(view, trial, reason, source, partial, request)
 
 
 def _last_step(trial: TrialRecords) -> int | None:
@@ -75,12 +77,15 @@ def _last_step(trial: TrialRecords) -> int | None:
 def _weights(ledger: Ledger, trial: TrialRecords, step: int | None) -> str:
     """Path of a trial's final weights, or of those kept at one step."""
     spec, last = trial.spec, _last_step(trial)
+    place = f"{ledger.out}: trial {spec.trial_id} ({spec.label})"
     if step is None or step == last:
         if ledger.artifacts(path := weights_path(spec)):
             return path
         raise UserError(
-            f"{ledger.out}: trial {spec.trial_id} ({spec.label}) has no weights, its status is "
-            f"{trial.status!r}; 'rankscope status {ledger.out}' shows which trials are done"
+            place,
+            f"the status {trial.status!r} and no weights",
+            "a trial that is done",
+            f"choose one that 'rankscope status {ledger.out}' shows as done",
         )
     if ledger.artifacts(path := snapshot_path(spec, step)):
         return path
@@ -88,8 +93,10 @@ def _weights(ledger: Ledger, trial: TrialRecords, step: int | None) -> str:
     kept = {int(PurePosixPath(artifact.path).parts[3]) for artifact in snapshots}
     known = ", ".join(map(str, sorted(kept if last is None else kept | {last}))) or "none"
     raise UserError(
-        f"{ledger.out}: trial {spec.trial_id} ({spec.label}) has no weights of step {step}; "
-        f"expected one of {known}. 'train.checkpoint_every' sets which steps are kept"
+        place,
+        f"no weights of step {step}",
+        f"one of {known}, as 'train.checkpoint_every' decides",
+        "give one of these as --step",
     )
 
 
@@ -117,7 +124,7 @@ def _write(
         _check_fits_base(study.config.model, out)
         notes += _copy_tokenizer(study.config.model, out)
         settings = json.loads((out / CONFIG).read_text("utf-8"))
-        settings |= base_reference(study.config.model, request)
+        settings |= base_reference(study.config.model, request.base_name)
         (out / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True), "utf-8")
     step = None if request.step == _last_step(trial) else request.step
     known_bases = {
@@ -125,7 +132,7 @@ def _write(
         for name, known in KNOWN_MODELS.items()
     }
     base = base_source(study, known_bases, request.base_name or "")
-    weights = ExportedWeights(base, settings, request.repository or ".", step)
+    weights = ExportedWeights(base, settings, step)
     card = study_card(view, trial, summarize_trial(study, trial), weights)
     (out / "README.md").write_text(card, encoding="utf-8")
     if step is None:
@@ -134,20 +141,13 @@ def _write(
     return Export(spec, kind, tuple(notes))
 
 
-def base_reference(model: ModelConfig, request: ExportRequest) -> dict[str, str | None]:
-    """Where PEFT finds the base: a hub id, or the folder of this machine. Raises UserError: the
-    adapter goes to the hub, and its base is known by a local folder only."""
-    if request.base_name or model.hub:
-        revision = None if request.base_name else model.revision
-        return {"base_model_name_or_path": request.base_name or model.hub, "revision": revision}
-    if model.cached is not None and (hub := KNOWN_MODELS[model.cached].hub):
-        return {"base_model_name_or_path": hub, "revision": None}
-    if request.repository is not None:
-        raise UserError(
-            f"--push {request.repository}: the base is a local folder, which nobody else can "
-            "load; give its name on the hub with --base-name OWNER/NAME, or export with --merge"
-        )
-    return {"base_model_name_or_path": str(model_folder(model, weights=False)), "revision": None}
+def base_reference(model: ModelConfig, name: str | None) -> dict[str, str | None]:
+    """Where PEFT finds the base: a hub id, or the folder of this machine. ``name`` is the id that
+    the user gives."""
+    hub = name or model.hub or (KNOWN_MODELS[model.cached].hub if model.cached else None)
+    revision = model.revision if hub and hub == model.hub else None
+    path = hub or str(model_folder(model, weights=False))
+    return {"base_model_name_or_path": path, "revision": revision}
 
 
 def _copy_tokenizer(model: ModelConfig, out: Path) -> list[str]:
@@ -165,7 +165,6 @@ def _check_fits_base(base: ModelConfig, adapter: Path) -> None:
     Raises UserError or IntegrityError if its tensors cannot be loaded on the base.
     """
     from rankscope.models.adapters.warm_start import load_adapter_for
-    from rankscope.models.parameters import architecture, read_model_config
 
     if read_json_object(adapter / CONFIG).get("peft_type") != "LORA":
         return
@@ -174,6 +173,52 @@ def _check_fits_base(base: ModelConfig, adapter: Path) -> None:
     except UserError:
         return
     load_adapter_for(shapes, adapter)
+
+
+def merge_adapter(study: StudyRecords, adapter: Path, out: Path) -> None:
+    """Write the study's base with an adapter merged into it, and the tokenizer, to ``out``.
+
+    The sum is computed in float32 and stored in the dtype in which the study scored the model.
+    Raises UserError: the base is not the study's any more, or the adapter cannot be merged.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    folder = model_folder(study.config.model)
+    if weights_sha256(folder) != study.model.sha256:
+        raise UserError(
+            folder,
+            "other weights than the study's base had",
+            f"sha256 {study.model.sha256[:12]}..., as the merged model would differ from the "
+            "one that was scored",
+            "restore them",
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=read_model_config(folder),
+        dtype=torch.float32,
+        local_files_only=True,
+        use_safetensors=True,
+        attn_implementation="eager",
+        trust_remote_code=False,
+    )
+    tuned = PeftModel.from_pretrained(model, str(adapter))
+    if not hasattr(tuned.base_model, "merge_and_unload"):
+        kind = getattr(tuned.peft_config["default"].peft_type, "value", "this method")
+        raise UserError("--merge", f"{kind}, which PEFT cannot merge", do=WITHOUT_MERGE)
+    head = tuned.get_output_embeddings()
+    if getattr(model.config, "tie_word_embeddings", False) and hasattr(head, "base_layer"):
+        raise UserError(
+            "--merge",
+            "an adapter of the output layer, which shares its weights with the input embedding",
+            do=WITHOUT_MERGE,
+        )
+    merged = tuned.merge_and_unload(safe_merge=True)
+    merged.to(getattr(torch, study.model.dtype)).save_pretrained(out)
+    load_tokenizer(folder).save_pretrained(out)
 
 
 # --- scores in the hub's format -------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Which trial of a study a user means: the recommended one, an id, or a label from the report."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,23 +13,15 @@ if TYPE_CHECKING:
 MOST_LISTED = 12  # Trials named in a message about an ambiguous label
 
 
-@dataclass(frozen=True, slots=True)
-class _ChosenTrial:
-    """A trial, and why it is this one of its arm's seeds."""
-
-    spec: TrialSpec
-    reason: str
-
-
 def choose_trial(
     view: "StudyView", folder: Path, label: str | None, task: str | None, *, best_lora: bool
-) -> _ChosenTrial:
+) -> tuple[TrialSpec, str]:
     """The trial that a label names; without one, of the recommended arm or the best LoRA arm.
 
     A label is a trial's id or the beginning of one, or words of its name: ``r=8 lr=0.001`` as the
     report shows it, ``arc_easy r=8 lr=0.001 seed=1`` in full. Of an arm's seeds, the one with the
-    highest score on the validation split is taken. Raises UserError: no such trial or
-    recommendation, or several; the message lists them.
+    highest score on the validation split is taken, which the second value says. Raises UserError:
+    no such trial or recommendation, or several; the message lists them.
     """
     check_training_task(view.training_tasks, folder, task)
     if label is not None:
@@ -38,19 +29,17 @@ def choose_trial(
     else:
         trials = _trials_of_answer(view, folder, task, best_lora=best_lora)
     if len(trials) == 1:
-        return _ChosenTrial(trials[0], "")
+        return trials[0], ""
     evals = view.study.evals
     keys = {spec.trial_id: (spec.trial_id, spec.task, "validation") for spec in trials}
     scores = {i: evals[key].score for i, key in keys.items() if key in evals}  # type: ignore[index]
     best = max(trials, key=lambda spec: scores.get(spec.trial_id, float("-inf")))
-    return _ChosenTrial(best, f"the seed with the highest validation score of {len(trials)}")
+    return best, (f"the seed with the highest validation score of {len(trials)}")
 
 
 def check_training_task(tasks: Collection[str], folder: Path, task: str | None) -> None:
     if task is not None and task not in tasks:
-        raise UserError(
-            f"{folder}: --task {task!r} is not a training task; expected one of {', '.join(tasks)}"
-        )
+        raise UserError(folder, f"no training task {task!r}", f"--task {' or '.join(tasks)}")
 
 
 def trials_with_label(
@@ -66,9 +55,11 @@ def trials_with_label(
     matches = by_id or exact or partial
     if not matches:
         raise UserError(
-            f"{folder}: there is no trial {label!r}; expected --best, an arm's label from the "
-            f"report such as {trials[0].arm_label!r}, or the id of one of its {len(trials)} "
-            f"trials, listed by 'rankscope status {folder}'"
+            folder,
+            f"no trial {label!r}",
+            f"an arm's label from the report such as {trials[0].arm_label!r}, or the id of one of "
+            f"its {len(trials)} trials",
+            f"see them with 'rankscope status {folder}', or give --best",
         )
     if len(matches) == 1 or (not by_id and len({spec.arm for spec in matches}) == 1):
         done = {t.spec.trial_id for t in study.trials if t.status == "done"}
@@ -76,12 +67,13 @@ def trials_with_label(
     arms = dict.fromkeys(f"{spec.task} {spec.arm_label}" for spec in matches)
     names = [f"{s.trial_id}  {s.label}" for s in matches] if by_id else list(arms)
     rest = len(names) - MOST_LISTED
-    more = f"\n  and {rest} more" if rest > 0 else ""
-    kind = "trials; give more of the id" if by_id else "arms; give one of these labels"
+    more = [f"and {rest} more"] if rest > 0 else []
     raise UserError(
-        f"{folder}: {label!r} matches {len(names)} {kind}:\n  "
-        + "\n  ".join(names[:MOST_LISTED])
-        + more
+        folder,
+        f"{len(names)} {'trials' if by_id else 'arms'} that match {label!r}",
+        "one",
+        "give more of the id" if by_id else "give one of these labels",
+        faults=[*names[:MOST_LISTED], *more],
     )
 
 
@@ -91,15 +83,10 @@ def _trials_of_answer(
     advice = _one_task(view, folder, task)
     arm = view.best_lora(advice.task) if best_lora else advice.chosen
     if arm is None:
-        instead = (
-            "no LoRA arm was scored"
-            if best_lora
-            else f"the study recommends none ({advice.verdict})"
-        )
-        raise UserError(
-            f"{folder}: {advice.task}: {instead}; export the best LoRA arm with --best-lora, or "
-            "give an arm's label from the report"
-        )
+        found = "no LoRA arm with scores" if best_lora else f"no recommended arm: {advice.verdict}"
+        label = "give an arm's label from the report"
+        do = label if best_lora else f"export the best LoRA arm with --best-lora, or {label}"
+        raise UserError(f"{folder}: {advice.task}", found, "one", do)
     return [t.spec for t in view.trials(arm) if t.status == "done"]
 
 
@@ -108,7 +95,9 @@ def _one_task(view: "StudyView", folder: Path, task: str | None) -> TaskAdvice:
     tasks = view.training_tasks if task is None else (task,)
     if len(tasks) != 1:
         raise UserError(
-            f"{folder}: the study has {len(tasks)} training tasks, each with an answer of its own; "
-            f"give one with --task: {', '.join(tasks)}"
+            folder,
+            f"{len(tasks)} training tasks, each with an answer of its own",
+            "one",
+            f"give one with --task: {', '.join(tasks)}",
         )
     return view.advice(tasks[0])
