@@ -1,6 +1,6 @@
 """Experiment trackers, one file each: which runs it has, and how a run is written to it.
 
-``rankscope track --to NAME`` takes the class ``Tracker`` of the file NAME.py in this folder.
+``rankscope track --to name`` takes the class ``Name`` of the file name.py in this folder.
 """
 
 import pkgutil
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
 
-__all__ = ["RUN", "Scalar", "TrackedRun", "Tracker", "tracker_class", "tracker_names"]
+__all__ = ["RUN", "Scalar", "TrackedRun", "tracker_class", "tracker_names"]
 
 Scalar = str | int | float | bool
 RUN = "rankscope_run"  # Name of a run's id in its configuration or tags
@@ -25,7 +25,7 @@ class TrackedRun:
     created: str  # ISO 8601, UTC
 
 
-class Tracker(Protocol):
+class _Tracker(Protocol):
     """A project of a tracker. ``write`` completes a run last: one that was cut is redone."""
 
     project: str
@@ -45,6 +45,6 @@ def tracker_names() -> list[str]:
     return [module.name for module in pkgutil.iter_modules(__path__)]
 
 
-def tracker_class(name: str) -> type[Tracker]:
-    found: type[Tracker] = import_module(f"{__name__}.{name}").Tracker
+def tracker_class(name: str) -> type[_Tracker]:
+    found: type[_Tracker] = getattr(import_module(f"{__name__}.{name}"), name.capitalize())
     return found

@@ -11,7 +11,7 @@ from rankscope.tools.trackers import RUN, TrackedRun
 BATCH = 1000  # Most metrics of one request
 
 
-class Tracker:
+class Mlflow:
     def __init__(self, project: str) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         import mlflow

@@ -7,7 +7,7 @@ from rankscope.tools.trackers import RUN, TrackedRun
 CUT = " (not complete)"  # End of a run's name until everything is written
 
 
-class Tracker:
+class Trackio:
     def __init__(self, project: str) -> None:
         import trackio
         from trackio.utils import TRACKIO_DIR

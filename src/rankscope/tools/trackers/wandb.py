@@ -11,7 +11,7 @@ from rankscope.tools.trackers import TrackedRun
 COMPLETE = "rankscope-complete"  # A file in the folder of an offline run that was written whole
 
 
-class Tracker:
+class Wandb:
     def __init__(self, project: str) -> None:
         import wandb
 
