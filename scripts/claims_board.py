@@ -1,8 +1,9 @@
-"""Judge the claims by the kept records, and write the tables of docs/findings/claims.md.
+"""Judge the claims by the kept records, and write the tables of their two pages.
 
     python scripts/claims_board.py
 
-Every number of the tables comes from docs/findings/records; a test compares the two.
+docs/findings/claims.md has the verdicts, examples/claims/README.md the arms of every study. Every
+number comes from docs/findings/records; a test compares the two.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,6 +33,7 @@ from claims_records import TEXT_METRIC, Grid
 
 ROOT = Path(__file__).parents[1]
 BOARD = ROOT / "docs" / "findings" / "claims.md"
+ARMS = ROOT / "examples" / "claims" / "README.md"
 RECORDS = ROOT / "docs" / "findings" / "records"
 BEGIN, END = "<!-- numbers: scripts/{} -->", "<!-- end of numbers -->"
 
@@ -153,22 +155,22 @@ def arms_table(grid: Grid) -> list[str]:
     return rows
 
 
-def numbers(records: Path = RECORDS) -> str:
-    """The generated part of the board."""
+def numbers(records: Path = RECORDS) -> dict[Path, str]:
+    """The generated part of each page."""
     names = sorted(file.stem for file in (ROOT / "examples" / "claims").glob("*.yaml"))
     grids = {name: Grid(records / name) for name in names if (records / name).is_dir()}
-    lines = [*claims_table(grids), "", "### Studies", "", *studies_table(grids)]
-    for name, grid in grids.items():
-        lines += ["", f"### Arms of {name}", "", *arms_table(grid)]
-    return "\n".join(lines)
+    verdict_lines = [*claims_table(grids), "", "### Studies", "", *studies_table(grids)]
+    arm_lines = ["\n".join([f"## {name}", "", *arms_table(grid)]) for name, grid in grids.items()]
+    return {BOARD: "\n".join(verdict_lines), ARMS: "\n\n".join(arm_lines)}
 
 
 def with_numbers(board: str, text: str, script: str = Path(__file__).name) -> str:
-    """The board with ``text`` between its two marks."""
+    """A page with ``text`` between its two marks."""
     begin = BEGIN.format(script)
     before, rest = board.split(begin)
     return f"{before}{begin}\n\n{text}\n\n{END}{rest.split(END)[1]}"
 
 
 if __name__ == "__main__":
-    BOARD.write_text(with_numbers(BOARD.read_text("utf-8"), numbers()), "utf-8")
+    for page, text in numbers().items():
+        page.write_text(with_numbers(page.read_text("utf-8"), text), "utf-8")

@@ -1,9 +1,10 @@
-"""Judge the paper in small by the kept records, and write the tables of its page.
+"""Judge the paper in small by the kept records, and write the tables of its two pages.
 
     python scripts/paper_in_small.py
 
-Every number of the tables in docs/findings/paper-in-small.md comes from docs/findings/records; a
-test compares the two. The rules are in examples/paper-in-small.
+docs/findings/paper-in-small.md has the verdicts, examples/paper-in-small/README.md the tables. Every
+number comes from docs/findings/records; a test compares the two. The rules are in
+examples/paper-in-small.
 """
 
 import json
@@ -28,6 +29,7 @@ from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.records import Estimate
 
 PAGE = RECORDS.parent / "paper-in-small.md"
+TABLES = RECORDS.parents[2] / "examples" / "paper-in-small" / "README.md"
 MAIN = {"paper-in-small-gemma": "Gemma 3 270M", "paper-in-small-qwen": "Qwen2.5-Coder-0.5B"}
 MARGIN = {"logprob": 0.02, "among": 0.05}
 """Nats within which two scores are equal, by measure."""
@@ -401,13 +403,13 @@ def extras(records: Path, study: Study) -> tuple[list[tuple[str, Verdict]], list
     if (folder := records / f"{study.name}-high-rank").exists():
         verdict, rows = high_ranks(study, Study(folder))
         verdicts.append(("Ranks of 256 and 512 add nothing", verdict))
-        lines += ["", "#### High ranks", "", *rows]
+        lines += ["", "### High ranks", "", *rows]
     if (folder := records / f"{study.name}-heads").exists():
         verdict, rows = heads(folder)
         verdicts.append(("A head removed costs alike on the trained task and on another", verdict))
-        lines += ["", "#### Heads, after training on medmcqa", "", *rows]
+        lines += ["", "### Heads, after training on medmcqa", "", *rows]
     if (folder := records / f"{study.name}-alpha").exists():
-        lines += ["", "#### Alpha apart from the rank, medmcqa", "", *alpha_table(Grid(folder))]
+        lines += ["", "### Alpha apart from the rank, medmcqa", "", *alpha_table(Grid(folder))]
     return verdicts, lines
 
 
@@ -422,34 +424,34 @@ def cost(study: Study) -> str:
     )
 
 
-def numbers(records: Path = RECORDS) -> str:
-    """The generated part of the page."""
+def numbers(records: Path = RECORDS) -> dict[Path, str]:
+    """The generated part of each page."""
     studies = [Study(records / name) for name in MAIN if (records / name).exists()]
     more, tables = extras(records, studies[0])
-    lines = verdicts_table(studies, more)
+    lines: list[str] = []
     for study in studies:
-        lines += ["", f"### {MAIN[study.name]}", ""]
-        lines += [cost(study)]
+        lines += ["", f"## {MAIN[study.name]}", "", cost(study)]
         for title, table in (
             ("The base", base_table(study)),
             ("Gain on the task that was trained", scores_table(study)),
             ("Retention", retention_table(study)),
             *([("Weights", spectra_table(study))] if study.has_spectra else []),
         ):
-            lines += ["", f"#### {title}", "", *table]
-        lines += ["", "#### Trained by tested", ""]
+            lines += ["", f"### {title}", "", *table]
+        lines += ["", "### Trained by tested", ""]
         for rank in (32, None):
             lines += [*matrix_table(study, rank), ""]
         lines.pop()
         if study is studies[0]:
             lines += tables
-    return "\n".join(lines)
+    return {PAGE: "\n".join(verdicts_table(studies, more)), TABLES: "\n".join(lines[1:])}
 
 
-def with_tables(page: str) -> str:
+def with_tables(page: str, text: str) -> str:
     """The page with its tables as the records give them."""
-    return with_numbers(page, numbers(), Path(__file__).name)
+    return with_numbers(page, text, Path(__file__).name)
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_tables(PAGE.read_text("utf-8")), "utf-8")
+    for page, text in numbers().items():
+        page.write_text(with_tables(page.read_text("utf-8"), text), "utf-8")
