@@ -2,9 +2,8 @@
 
     python scripts/paper_in_small.py
 
-docs/findings/paper-in-small.md has the verdicts, examples/paper-in-small/README.md the tables. Every
-number comes from docs/findings/records; a test compares the two. The rules are in
-examples/paper-in-small.
+docs/findings/paper-in-small.md has the verdicts, examples/paper-in-small/README.md the tables, and
+examples/paper-in-small the rules. Every number comes from docs/findings/records; a test compares.
 """
 
 import json
