@@ -127,7 +127,7 @@ def frame_of(world: World) -> StudyRecords:
     unknown = np.full(world.items, np.nan)
     return replace(
         frame,
-        trials=tuple(replace(t, spectra=None) for t in frame.trials),
+        trials=tuple(replace(t, analyses=()) for t in frame.trials),
         items={k: replace(v, gold_logprobs=unknown) for k, v in frame.items.items()},
     )
 

@@ -6,7 +6,7 @@
 
 The sides score the same items under the same model with the same heads removed:
 
-- ours: ``analyze.heads.ablation.ablate``;
+- ours: ``analyses.heads.ablation.ablate``;
 - from scratch: the product's own multiple-choice scorer, the head zeroed by a hook;
 - plain: the same hook, every option with its prompt as a row of its own, as scripts do it.
 
@@ -26,10 +26,10 @@ import torch
 from scipy.stats import spearmanr
 
 from race import rounded
-from rankscope.analyze.heads.ablation import Ablation, AblationResult, ablate, single_heads, zeroed
-from rankscope.analyze.heads.importance import head_importance
-from rankscope.analyze.heads.layout import HeadLayout, HeadModel
-from rankscope.analyze.heads.tasks import HeadTask, token_trees
+from rankscope.analyses.heads.ablation import Ablation, AblationResult, ablate, single_heads, zeroed
+from rankscope.analyses.heads.importance import head_importance
+from rankscope.analyses.heads.layout import HeadLayout, HeadModel
+from rankscope.analyses.heads.tasks import HeadTask, token_trees
 from rankscope.config.study import EvaluateConfig, ModelConfig
 from rankscope.config.task import TaskConfig
 from rankscope.data.encode import Encoder

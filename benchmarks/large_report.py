@@ -42,7 +42,7 @@ def store(study: StudyRecords, out: Path) -> None:
         )
         ledger.put_trials([trial.spec for trial in study.trials])
         ledger.commit([trial.train for trial in study.trials if trial.train is not None])
-        ledger.commit([trial.spectra for trial in study.trials if trial.spectra is not None])
+        ledger.commit([record for trial in study.trials for record in trial.analyses])
         ledger.commit([point for trial in study.trials for point in trial.curve])
         artifacts: list[Artifact] = []
         for spec in (trial.spec for trial in study.trials if trial.train is not None):

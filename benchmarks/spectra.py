@@ -27,14 +27,14 @@ from peft.tuners.lora.intruders import reduce_intruder_dimension
 from torch import Tensor, nn
 
 from race import rounded
-from rankscope.analyze.intruders import Intruders, intruders_among
-from rankscope.analyze.leading_vectors import LeadingVectors, low_rank_leading_vectors
-from rankscope.analyze.spectra import default_top_k, similarity_from_cosines
-from rankscope.analyze.svd_cache import SVD, SvdCache, cache_bytes, svd
+from rankscope.analyses.spectra.intruders import Intruders, intruders_among
+from rankscope.analyses.spectra.leading_vectors import LeadingVectors, low_rank_leading_vectors
+from rankscope.analyses.spectra.spectra import default_top_k, similarity_from_cosines
 from rankscope.device import keep_freed_memory, peak_memory_bytes, provenance
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.fetch import cached_model_folder
 from rankscope.models.low_rank_update import LowRankUpdate
+from rankscope.models.svd_cache import SVD, SvdCache, cache_bytes, svd
 
 SIGMA, DECISIONS, SIMILARITY = 1e-5, 0, 1e-3
 """Largest relative difference of a singular value, decisions that differ, and largest difference of

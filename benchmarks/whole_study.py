@@ -364,7 +364,7 @@ def account(
     ours = {
         "training": sum(t.training.seconds for t in study.trials if t.training),
         "scoring": sum(r.seconds for r in [*study.evals.values(), *points]),
-        "spectra": sum(t.spectra.seconds for t in study.trials if t.spectra),
+        "spectra": sum(record.seconds for t in study.trials for record in t.analyses),
     }
     scored = [(model, sum(tokens[task, split])) for model, task, split in study.evals]
     scored += [(p.trial_id, sum(tokens[p.task, "validation"][: p.n])) for p in points]

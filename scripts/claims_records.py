@@ -23,8 +23,10 @@ from scipy import stats
 import rankscope
 from rankscope.advise.statistics.estimates import paired_estimate
 from rankscope.advise.statistics.resampling import ScoreArray
+from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.config.loader import study_values
 from rankscope.records import BASE, Estimate, EvalKey, Record, Split, StudyRecords
+from rankscope.store.results import kind_of
 from rankscope.tools.frames import trial_row
 
 Arm = tuple[int | None, float]
@@ -49,8 +51,8 @@ def keep(study_folder: Path, out: Path, commit: str) -> None:
         | {"similarity": np.float32(np.mean(matrix.similarity_subspace))}
         | {"chance": np.float32(np.mean(matrix.chance_subspace))}
         for trial in records.trials
-        if trial.spectra is not None
-        for matrix in trial.spectra.matrices
+        if (spectra := trial.analysis(SpectraRecord)) is not None
+        for matrix in spectra.matrices
     ]
     write(matrices, out / "spectra.parquet")
     points = [
@@ -104,7 +106,7 @@ def bodies(records: StudyRecords) -> list[dict[str, Any]]:
     for trial in records.trials:
         found += [("trial", trial.spec), ("train", trial.train), ("stop", trial.stop)]
         found += [("curve", point) for point in trial.curve]
-        found += [("heads", trial.heads), ("spectra", trial.spectra)]
+        found += [(kind_of(type(record)), record) for record in trial.analyses]
     found += [("eval", record) for record in records.evals.values()]
     return [
         {"kind": kind, "body": json.dumps(rounded(body) if kind == "spectra" else body)}

@@ -16,16 +16,15 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from rankscope.analyses import all_analyses
 from rankscope.records import (
     FAILED,
     CurvePoint,
     EvalRecord,
-    HeadsRecord,
     ItemResult,
     ModelRecord,
     Provenance,
     Record,
-    SpectraRecord,
     StopRecord,
     TaskRecord,
     TrainRecord,
@@ -67,8 +66,7 @@ def restore(records: Path, out: Path) -> None:
                 *of("train", TrainRecord),
                 *of("stop", StopRecord),
                 *of("curve", CurvePoint),
-                *of("spectra", SpectraRecord),
-                *of("heads", HeadsRecord),
+                *(r for a in all_analyses() if (kind := a.record_type()) for r in of(a.name, kind)),
             ],
             failures=[TrialFailure(i, s, why[i]) for i, s in status.items() if s in FAILED],
         )

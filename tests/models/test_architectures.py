@@ -20,9 +20,12 @@ from toy_training import full_trial, toy_rows, training_tolerance, trial
 from transformers import AutoModelForCausalLM
 
 from rankscope import inspect
-from rankscope.analyze.heads.ablation import Ablation, ablate, zeroed
-from rankscope.analyze.heads.layout import HeadLayout, HeadModel
-from rankscope.config.study import SpectraConfig, TrainConfig
+from rankscope.analyses.heads.ablation import Ablation, ablate, zeroed
+from rankscope.analyses.heads.layout import HeadLayout, HeadModel
+from rankscope.analyses.spectra import SpectraConfig
+from rankscope.config.study import (
+    TrainConfig,
+)
 from rankscope.data.sampler import RowSampler
 from rankscope.errors import UserError
 from rankscope.evaluate.likelihood import Question, continuation_logprobs

@@ -8,7 +8,7 @@ import pytest
 from inspections import HEADS, HOSTILE, LAYERS, ablation, inspect_heads, inspection
 
 from rankscope.report.inspection_page import render_inspection
-from rankscope.tools.inspection_tables import write_tables
+from rankscope.tools.inspect import write_tables
 
 
 def test_a_page_with_heads_is_inert() -> None:

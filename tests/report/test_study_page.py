@@ -257,7 +257,7 @@ def test_yaml_shows_the_study_file_and_cuts_values() -> None:
 
 def nothing_finished() -> tuple[StudyRecords, Recommendation]:
     study = synthetic_study(Truth(num_items=20, seeds=(0,)))
-    trials = tuple(replace(t, status="planned", train=None, spectra=None) for t in study.trials)
+    trials = tuple(replace(t, status="planned", train=None, analyses=()) for t in study.trials)
     kept = {key: e for key, e in study.evals.items() if key[0] == BASE}
     items = {key: i for key, i in study.items.items() if key[0] == BASE}
     study = replace(study, trials=trials, evals=kept, items=items)
@@ -288,7 +288,7 @@ def full_only() -> tuple[StudyRecords, Recommendation]:
 
 def no_spectra() -> tuple[StudyRecords, Recommendation]:
     study, advice = one_seed()
-    return replace(study, trials=tuple(replace(t, spectra=None) for t in study.trials)), advice
+    return replace(study, trials=tuple(replace(t, analyses=()) for t in study.trials)), advice
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_time_depends_on_rate_and_on_memory(inputs: PreparedStudy) -> None:
     slow = make_plan(inputs, dataclasses.replace(H100, rates={"float32": 0.01}))
     narrow = make_plan(inputs, dataclasses.replace(H100, bandwidth=1))
     assert plain.stages.training < min(slow.stages.training, narrow.stages.training)
-    assert slow.stages.spectra == pytest.approx(6700 * plain.stages.spectra)
+    assert slow.stages.analyses["spectra"] == pytest.approx(6700 * plain.stages.analyses["spectra"])
     assert "67 TFLOP/s (float32)" in plain.basis
     assert "not measured" in plain.basis
     assert "used to less than 1% (published" in H100.basis(torch.float32, 0.002)

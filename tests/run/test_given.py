@@ -11,6 +11,7 @@ from given_models import write_given_models
 from pocket_study import SETTINGS, leftovers, small_study
 from safetensors.torch import load_file, save_file
 
+from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.errors import UserError
 from rankscope.models.adapters.folder import BASE_HASH
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
@@ -54,7 +55,11 @@ def test_given_models_are_scored_and_analyzed_as_trained_ones(models: Path, tmp_
     assert gold(ids["ia3"]) != pytest.approx(gold(BASE), abs=1e-2)
     (half,) = {key[0] for key in records.evals if key[0].startswith(f"{ids['lora']}@")}
     assert gold(half) != pytest.approx(gold(ids["lora"]), abs=1e-2)
-    norms = {t.spec.arm_label: t.spectra.matrices[0].frobenius for t in records.trials if t.spectra}
+    norms = {
+        t.spec.arm_label: spectra.matrices[0].frobenius
+        for t in records.trials
+        if (spectra := t.analysis(SpectraRecord))
+    }
     assert norms["zero"] == 0
     assert norms["lora"] == pytest.approx(norms["full"], rel=1e-5)
     # Nothing is done again, wherever the folder is and whatever its name.

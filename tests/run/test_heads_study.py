@@ -10,8 +10,11 @@ from command_line import rankscope
 from evaluation_worlds import choice_items, loaded
 from pocket_study import small_study, study_file
 
-from rankscope.analyze.heads.tasks import related_tasks
-from rankscope.records import HeadsRecord, StudyRecords
+from rankscope.analyses.heads.record import HeadsRecord
+from rankscope.analyses.heads.tasks import related_tasks
+from rankscope.records import (
+    StudyRecords,
+)
 from rankscope.store import Ledger, find_problems
 
 HEADS = {"enabled": True, "items": 8, "ablate": ["pocket_cloze", "pocket_med"]}
@@ -35,7 +38,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StudyRecor
 
 
 def records(study: StudyRecords) -> dict[str, HeadsRecord]:
-    found = {t.spec.method: t.heads for t in study.trials}
+    found = {t.spec.method: t.analysis(HeadsRecord) for t in study.trials}
     assert None not in found.values()
     return {method: record for method, record in found.items() if record is not None}
 
@@ -79,13 +82,13 @@ def test_heads_added_later_are_all_that_is_done(tmp_path: Path) -> None:
     first = {**asked(tmp_path, items=16, ablate=["pocket_cloze"]), "arms": ARMS[:1]}
     out = tmp_path / "out"
     before = small_study(tmp_path, **{**first, "analyze": {}}).run(out)
-    assert before.trials[0].heads is None
+    assert before.trials[0].analysis(HeadsRecord) is None
     after = small_study(tmp_path, **first).run(out)
     again = small_study(tmp_path, **first).run(out)
-    heads = after.trials[0].heads
+    heads = after.trials[0].analysis(HeadsRecord)
     assert heads is not None
     assert after.trials[0].train == before.trials[0].train
-    assert again.trials[0].heads == heads
+    assert again.trials[0].analysis(HeadsRecord) == heads
     (cloze,) = heads.ablations
     assert cloze.tuned_score == after.evals[heads.trial_id, "pocket_cloze", "test"].score
     assert cloze.base_score == after.evals["base", "pocket_cloze", "test"].score

@@ -144,7 +144,7 @@ def test_a_pace_is_that_of_training_and_scoring(inputs: PreparedStudy) -> None:
     plain, slow = (make_plan(inputs, dataclasses.replace(H100, pace=own)) for own in (1.0, 2.0))
     assert slow.stages.training == pytest.approx(2 * plain.stages.training)
     assert slow.stages.scoring == pytest.approx(2 * plain.stages.scoring)
-    assert slow.stages.spectra == plain.stages.spectra
+    assert slow.stages.analyses["spectra"] == plain.stages.analyses["spectra"]
 
 
 def test_a_group_touches_its_memory_each_time_it_begins(tmp_path: Path) -> None:

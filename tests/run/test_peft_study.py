@@ -9,6 +9,7 @@ from peft import PeftModel
 from pocket_study import small_study
 from transformers import AutoModelForCausalLM
 
+from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.errors import UserError
 from rankscope.models.model_folder import pocket_folder
 from rankscope.run.costs import CostModel
@@ -49,10 +50,11 @@ def test_methods_of_pefts_run_like_any_other(tmp_path: Path) -> None:
         assert len(found.train.losses) == 8
     vera = next(t for t in records.trials if "VERA" in (t.spec.peft or ""))
     norms = next(t for t in records.trials if "LN_TUNING" in (t.spec.peft or ""))
-    assert vera.spectra is not None
-    assert norms.spectra is not None
-    assert all(matrix.frobenius > 0 for matrix in vera.spectra.matrices)
-    assert norms.spectra.matrices == ()
+    merged, unmerged = (t.analysis(SpectraRecord) for t in (vera, norms))
+    assert merged is not None
+    assert unmerged is not None
+    assert all(matrix.frobenius > 0 for matrix in merged.matrices)
+    assert unmerged.matrices == ()
     assert "cannot be merged into a weight" in notes
     # What is exported is what plain PEFT loads.
     export_trial(tmp_path / "out", tmp_path / "vera", ExportRequest(label=vera.spec.trial_id))

@@ -7,6 +7,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.config.study import ModelConfig
 from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.folder import load_adapter
@@ -57,12 +58,13 @@ def test_every_trial_is_trained_scored_and_analyzed(
         losses = [point.loss for point in trial.train.losses]
         # Single steps go up and down with their eight rows.
         assert sum(losses[2:]) < sum(losses[:2])
-        assert trial.spectra is not None
+        spectra = trial.analysis(SpectraRecord)
+        assert spectra is not None
         # q and v of 30 layers; the update has at most the adapter's rank.
-        assert len(trial.spectra.matrices) == 60
+        assert len(spectra.matrices) == 60
         rank = trial.spec.rank
         assert rank is not None
-        for matrix in trial.spectra.matrices:
+        for matrix in spectra.matrices:
             assert 0 < matrix.effective_rank <= rank * (1 + 1e-6)
     models = {BASE, *(trial.spec.trial_id for trial in study.trials)}
     report = {e.trial_id for e in study.evals.values() if (e.task, e.split) == ("arc_easy", "test")}

@@ -23,6 +23,7 @@ from pocket_study import (
 )
 from safetensors.torch import load_file, save_file
 
+from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.cli import main
 from rankscope.errors import NotFiniteError
 from rankscope.models import load
@@ -127,7 +128,7 @@ def test_every_trial_is_trained_scored_and_told_of(finished: Path) -> None:
     assert len(study.evals) == EVALS_EACH * (NUM_TRIALS + 1)
     for found in study.trials:
         assert found.train is not None
-        assert found.spectra is not None
+        assert found.analysis(SpectraRecord) is not None
         assert len(found.train.losses) == found.train.steps == SETTINGS["train"]["max_steps"]
         assert found.train.group_size == (1 if found.spec.method == "full" else 2)
     # What was trained is not the base: else the scores below would be its.

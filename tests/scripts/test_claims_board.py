@@ -217,7 +217,7 @@ def test_records_of_a_study_give_its_own_numbers(tmp_path: Path) -> None:
         (trial,) = grid.trial_ids((rank, 2e-3))
         kept = grid.scores((rank, 2e-3), grid.task, measure="score").mean()
         assert kept == pytest.approx(scores.loc[trial, "score"], abs=1e-6)
-        sizes = study.spectra.query("trial == @trial")["frobenius"]
+        sizes = study.analyses["matrices"].query("trial == @trial")["frobenius"]
         norm = math.sqrt((sizes**2).sum())
         assert grid.norms((rank, 2e-3))[0] == pytest.approx(norm, rel=1e-6)
     restore(tmp_path / "kept", tmp_path / "again")

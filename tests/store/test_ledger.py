@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.config.loader import study_values
 from rankscope.config.study import StudyConfig
 from rankscope.errors import IntegrityError, UserError
@@ -20,7 +21,6 @@ from rankscope.records import (
     LossPoint,
     ModelRecord,
     Provenance,
-    SpectraRecord,
     TaskRecord,
     TrainRecord,
     TrialSpec,

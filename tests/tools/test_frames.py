@@ -12,6 +12,7 @@ import pytest
 from ledger_rows import rewrite_rows
 
 import rankscope
+from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.errors import IntegrityError, UserError
 from rankscope.hashing import sha256_file
 from rankscope.records import BASE
@@ -33,8 +34,9 @@ def test_every_trial_model_and_item_has_one_row(finished: Any, study: StudyFrame
     assert not study.scores.duplicated(["trial", "variant", "task", "split"]).any()
     assert len(study.items) == sum(record.n for record in records.evals.values())
     assert not study.items.duplicated(["trial", "variant", "task", "split", "item"]).any()
-    matrices = sum(len(t.spectra.matrices) for t in records.trials if t.spectra)
-    assert len(study.spectra) == matrices > 0
+    found = [s for t in records.trials if (s := t.analysis(SpectraRecord))]
+    matrices = sum(len(spectra.matrices) for spectra in found)
+    assert len(study.analyses["matrices"]) == matrices > 0
     assert len(study.losses) == sum(len(t.train.losses) for t in records.trials if t.train)
 
 

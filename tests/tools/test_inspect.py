@@ -28,11 +28,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import rankscope
-from rankscope.analyze.spectra import effective_rank, stable_rank
-from rankscope.analyze.svd_cache import svd
-from rankscope.config.study import SpectraConfig
+from rankscope.analyses.inspection import Inspection
+from rankscope.analyses.spectra import SpectraConfig
+from rankscope.analyses.spectra.record import MatrixSpectrum, NormGrowth
+from rankscope.analyses.spectra.spectra import effective_rank, stable_rank
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.records import Inspection, MatrixSpectrum, NormGrowth
+from rankscope.models.svd_cache import svd
 from rankscope.tools.inspect import inspect
 
 KINDS: dict[str, dict[str, Any]] = {

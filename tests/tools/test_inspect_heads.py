@@ -124,7 +124,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_computed(tmp_path: Path)
     (tmp_path / "file").write_text("")
     outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "file")
     assert outcome.code == 2
-    assert "is a file; expected a folder" in outcome.told
+    assert "found a file, expected a folder" in outcome.told
     outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "file" / "looked")
     assert outcome.code == 2
     assert "the folder cannot be made" in outcome.told

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny_llama
 from torch import Tensor
 
-from rankscope.analyze.svd_cache import svd
-from rankscope.config.study import SpectraConfig
+from rankscope.analyses.spectra import SpectraConfig
 from rankscope.errors import UserError
 from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.multi_lora import linear_layers
 from rankscope.models.scaling import layer_index, scaled_adapter, variant_factors
+from rankscope.models.svd_cache import svd
 from rankscope.records import Variant
 from rankscope.tools.shrink import SourceAdapter, layer_scale, mitigate, scale, truncate
 

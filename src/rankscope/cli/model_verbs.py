@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
+from rankscope.analyses.spectra import SpectraConfig
 from rankscope.cli.application import TrustTaskCode, verb
 from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
 from rankscope.errors import OK, UNFINISHED, UserError
@@ -168,7 +169,6 @@ def inspect_command(
 
     Example: rankscope inspect ./base ./adapter-r8 --out inspection
     """
-    from rankscope.config.study import SpectraConfig
     from rankscope.filesystem import output_folder
     from rankscope.models.model_folder import check_tuned_folder, shapes_folder
 
@@ -228,7 +228,6 @@ def shrink_command(
 
     Example: rankscope shrink ./adapter-r64 --rank 16 --out adapter-r16
     """
-    from rankscope.config.study import SpectraConfig
     from rankscope.filesystem import check_taken, output_folder
     from rankscope.models.model_folder import check_tuned_folder, shapes_folder
 

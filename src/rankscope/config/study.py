@@ -6,10 +6,11 @@ published JSON schema (docs/study.schema.json) is generated from these classes.
 """
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
+from rankscope.analyses import all_analyses
 from rankscope.config.arm import ArmConfig, ScheduleName
 from rankscope.config.objective import Budget, ObjectiveConfig
 from rankscope.config.section import (
@@ -23,7 +24,6 @@ from rankscope.config.section import (
     Seed,
     Seeds,
     Unfit,
-    ZeroOrMore,
     matches,
     short_repr,
 )
@@ -33,9 +33,6 @@ from rankscope.config.task import TaskConfig
 DEVICE_PATTERN = r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$"
 MAX_TRIALS = 10_000
 """A larger grid is a mistake, and would fill memory before ``plan`` could report it."""
-
-Scale = Annotated[float, Field(gt=0, lt=1)]
-IntruderScale = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ModelConfig(ConfigSection):
@@ -151,7 +148,7 @@ class TrainConfig(ConfigSection):
         return self
 
 
-class EvaluateConfig(ConfigSection):
+class _EvaluateFields(ConfigSection):
     """What each trial and the base are evaluated on, besides the training tasks."""
 
     cross_domain: list[TaskConfig] = []
@@ -163,17 +160,6 @@ class EvaluateConfig(ConfigSection):
     ``test``."""
     max_items: int | None = Field(None, ge=1)
     """At most this many items per task and split, the first of the seeded order."""
-    scales: ZeroOrMore[Scale] = []
-    """Evaluate every trial again with its whole update scaled by each: W0 + scale (W - W0)."""
-    layer_scales: ZeroOrMore[Scale] = []
-    """The same with a scale that rises linearly from this value in the first layer to 1 in the
-    last (LiNeS)."""
-    intruder_scales: ZeroOrMore[IntruderScale] = []
-    """The same with only the intruder dimensions scaled by each (0 removes them), and a control:
-    the whole update of every matrix scaled to the same norm."""
-    truncated_ranks: ZeroOrMore[Annotated[int, Field(ge=1)]] = []
-    """Evaluate the adapters of the largest rank again (of those that differ in rank, learning rate
-    and alpha alone), every matrix truncated to each of these ranks by its singular values."""
     batch_tokens: int = Field(4096, ge=64)
     """Tokens per forward pass; recorded, because it can change the last digits."""
     max_new_tokens: int = Field(256, ge=1)
@@ -182,39 +168,34 @@ class EvaluateConfig(ConfigSection):
     """Items longer than the model's context: an error, or cut at the beginning and counted."""
 
 
-class SpectraConfig(ConfigSection):
-    """Weight spectra of every trial."""
+if TYPE_CHECKING:
 
-    enabled: bool = True
-    """Analyze every trial's weights; ``false`` saves the time."""
-    top_k: int | None = Field(None, ge=1)
-    """Singular vectors to compare; by default min(500, smaller dimension / 4)."""
-    intruder_k: int = Field(10, ge=1)
-    """Leading vectors of the tuned matrix to examine for intruder dimensions."""
-    intruder_epsilon: float = Field(0.5, gt=0, lt=1)
-    """A vector is an intruder if its |cosine| to every base vector is below this."""
+    class EvaluateConfig(_EvaluateFields):
+        pass
 
+    class AnalyzeConfig(ConfigSection):
+        pass
 
-class _HeadsConfig(ConfigSection):
-    """Attention heads of every trial, compared with those of the base."""
-
-    enabled: bool = False
-    """Analyze every trial's heads: their change, importance and attention entropy."""
-    task: Name | None = None
-    """Task whose test items measure importance and entropy; by default the trial's own."""
-    items: int = Field(64, ge=1)
-    """At most this many items of a task, the first of its test split."""
-    ablate: list[Name] = []
-    """Tasks to evaluate again with each head removed in turn."""
-
-
-class _AnalyzeConfig(ConfigSection):
-    """What to analyze besides scores."""
-
-    spectra: SpectraConfig = SpectraConfig()
-    """Analysis of the weights."""
-    heads: _HeadsConfig = _HeadsConfig()
-    """Analysis of the attention heads."""
+else:
+    # The settings of the analyses that are there.
+    EvaluateConfig = create_model(
+        "EvaluateConfig",
+        __base__=(
+            *(a.settings_type for a in all_analyses() if a.section == "evaluate"),
+            _EvaluateFields,
+        ),
+        __doc__=_EvaluateFields.__doc__,
+    )
+    AnalyzeConfig = create_model(
+        "AnalyzeConfig",
+        __base__=ConfigSection,
+        __doc__="What to analyze besides scores.",
+        **{
+            a.name: (a.settings_type, Field(a.settings_type(), description=type(a).__doc__))
+            for a in all_analyses()
+            if a.section == "analyze"
+        },
+    )
 
 
 def _parse_memory(value: Any) -> Any:
@@ -274,8 +255,8 @@ class StudyConfig(ConfigSection):
     """The training protocol."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """What each trial and the base are evaluated on."""
-    analyze: _AnalyzeConfig = _AnalyzeConfig()
-    """Analyses of the weights and the attention heads."""
+    analyze: AnalyzeConfig = AnalyzeConfig()
+    """Analyses of the trained models, besides their scores."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """What the recommendation trades off."""
     device: Annotated[
@@ -381,12 +362,9 @@ class StudyConfig(ConfigSection):
         return self
 
     @model_validator(mode="after")
-    def check_head_tasks(self) -> Self:
-        heads, known = self.analyze.heads, self.evaluation_tasks()
-        for name in [*([] if heads.task is None else [heads.task]), *heads.ablate]:
-            if name not in known:
-                found = f"task {name!r} in analyze.heads, which the study does not have"
-                raise Unfit(found=found, expected=f"one of {', '.join(known)}")
+    def check_analyses(self) -> Self:
+        for analysis in all_analyses():
+            analysis.check_config(self)
         return self
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError, reading
+from rankscope.records import TrialSpec
 
 FLOAT32_BYTES = 4
 ADAMW_STATES = 2  # First and second moment, float32 each
@@ -96,6 +97,19 @@ def target_shapes(shapes: Architecture, targets: Sequence[str]) -> dict[str, tup
     names = [name for name in shapes.linear_shapes if name != shapes.output_layer]
     wanted = matching_names(shapes.linear_shapes, targets, names)
     return {name: shape for name, shape in shapes.linear_shapes.items() if name in wanted}
+
+
+def compared_matrices(
+    shapes: Architecture, trials: Sequence[TrialSpec]
+) -> dict[str, tuple[int, int]]:
+    """The matrices to compare between the arms of a study: module path -> (out, in).
+
+    Those that some adapter changes, so that full fine-tuning and LoRA are measured on the same
+    ones; without adapters, all linear layers but the output head.
+    """
+    targets = {target for trial in trials for target in trial.targets}
+    targets = targets or set(shapes.linear_shapes) - {shapes.output_layer or ""}
+    return target_shapes(shapes, sorted(targets))
 
 
 def matching_names(

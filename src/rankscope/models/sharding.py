@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rankscope.analyses import enabled_analyses
 from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
 from rankscope.models.attention import varlen
@@ -271,20 +272,18 @@ def check_devices(
             "'device: cpu' to try it in as many processes"
         )
     is_full = any(trial.is_full for trial in trials)
-    evaluate = config.evaluate
-    is_scaled = evaluate.scales or evaluate.layer_scales or evaluate.intruder_scales
     refused = {
         "quantize": config.quantize != "none",
-        "analyze.heads.enabled": config.analyze.heads.enabled,
         "optimizer: adamw8bit": is_full and config.train.optimizer == "adamw8bit",
-        "scales of full fine-tuning": is_full and bool(is_scaled),
         "dropout": any(trial.dropout for trial in trials),
         "kl_to_base": any(trial.kl_to_base for trial in trials),
         "early_stop": any(trial.early_stop for trial in trials),
     }
+    analyses = enabled_analyses(config)
+    refused |= {a.needs_one_device(config, trials): True for a in analyses}
     methods = {trial.method for trial in trials}
     refused |= {f"method {m}": not get_method(m).can_be_sharded for m in sorted(methods)}
-    what = next((what for what, is_refused in refused.items() if is_refused), None)
+    what = next((what for what, is_refused in refused.items() if what and is_refused), None)
     if what is not None:
         names = ", ".join(sorted(m.name for m in all_methods() if m.can_be_sharded))
         raise UserError(

@@ -6,15 +6,13 @@ losses nats per token. A record of any file here is imported from this package.
 """
 
 from rankscope.records.advice import *
+from rankscope.records.changes import *
 from rankscope.records.comparison import *
 from rankscope.records.estimate import *
-from rankscope.records.heads import *
-from rankscope.records.inspection import *
 from rankscope.records.items import *
 from rankscope.records.prediction import *
 from rankscope.records.record import *
 from rankscope.records.scores import *
-from rankscope.records.spectra import *
 from rankscope.records.study import *
 from rankscope.records.trials import *
 from rankscope.records.variants import *

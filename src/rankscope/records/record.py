@@ -36,3 +36,10 @@ class Record(BaseModel):
             if isinstance(value, int) and abs(value) >= 2**63:
                 raise ValueError("an integer of more than 64 bits")
         return values
+
+
+class AnalysisRecord(Record):
+    """Base class of what an analysis finds in one trial, or in one given model."""
+
+    trial_id: str
+    seconds: float

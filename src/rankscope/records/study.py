@@ -2,15 +2,15 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from rankscope.config.study import StudyConfig
-from rankscope.records.heads import HeadsRecord
 from rankscope.records.items import ItemResult
-from rankscope.records.record import Record, Role, Status
+from rankscope.records.record import AnalysisRecord, Record, Role, Status
 from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores
-from rankscope.records.spectra import SpectraRecord
 from rankscope.records.trials import StopRecord, TrainRecord, TrialSpec
+
+Analyzed = TypeVar("Analyzed", bound=AnalysisRecord)
 
 CONTAMINATION_LIMIT = 0.01
 """Share of test rows that training may have seen: it moves an accuracy by at most 1 point, half the
@@ -76,8 +76,7 @@ class TrialRecords:
     status: Status
     failure: str | None = None  # Why it did not finish, in a few words
     train: TrainRecord | None = None
-    spectra: SpectraRecord | None = None
-    heads: HeadsRecord | None = None
+    analyses: tuple[AnalysisRecord, ...] = ()  # At most one of each analysis
     curve: tuple[CurvePoint, ...] = ()  # By step; empty if the study asks for none
     stop: StopRecord | None = None  # Of a stopped trial
 
@@ -85,6 +84,10 @@ class TrialRecords:
     def training(self) -> TrainRecord | None:
         """Its training, of a stopped trial as far as it went."""
         return self.train if self.stop is None else self.stop.train
+
+    def analysis(self, kind: type[Analyzed]) -> Analyzed | None:
+        """Its record of one analysis; None if it was not analyzed."""
+        return next((record for record in self.analyses if isinstance(record, kind)), None)
 
 
 def finished_trials(trials: Iterable[TrialRecords]) -> list[TrialRecords]:

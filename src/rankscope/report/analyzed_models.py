@@ -8,8 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from rankscope.analyses.heads.record import HeadsRecord
+from rankscope.analyses.inspection import Inspection
+from rankscope.analyses.spectra.record import MatrixSpectrum, NormGrowth, SpectraRecord
 from rankscope.formatting import number
-from rankscope.records import HeadsRecord, Inspection, MatrixSpectrum, NormGrowth, SpectraRecord
 from rankscope.report.charts.figure import Names, range_cells
 from rankscope.report.charts.rank_lines import RankAxis, RankLine, RankPoint
 from rankscope.report.study_view import StudyView
@@ -136,7 +138,9 @@ class AnalyzedModels:
 def arms_analyzed(view: StudyView, task: str) -> AnalyzedModels:
     """The arms of one training task; heads are those of the best LoRA and the best full arm."""
     heads = {
-        arm.label: _mean_heads([t.heads for t in view.trials(arm) if t.heads is not None])
+        arm.label: _mean_heads(
+            [h for t in view.trials(arm) if (h := t.analysis(HeadsRecord)) is not None]
+        )
         for arm in view.arms(task)
     }
     best = [arm.label for arm in (view.best_lora(task), view.best_full(task)) if arm]
@@ -147,7 +151,7 @@ def arms_analyzed(view: StudyView, task: str) -> AnalyzedModels:
             label=arm.label,
             kind=arm.method,
             rank=arm.rank,
-            spectra=tuple(t.spectra for t in view.trials(arm) if t.spectra is not None),
+            spectra=tuple(s for t in view.trials(arm) if (s := t.analysis(SpectraRecord))),
             heads=heads[arm.label] if arm.label in shown else None,
         )
         for arm in view.arms(task)

@@ -6,6 +6,7 @@ The page of a study opens with it; a notebook shows it by ``answer_html``.
 from collections import Counter
 from dataclasses import dataclass
 
+from rankscope.analyses import all_analyses
 from rankscope.formatting import (
     UNKNOWN,
     Unit,
@@ -164,7 +165,7 @@ def missing(view: StudyView) -> list[str]:
         "There is no retention task, so what training lost is unknown.": not view.retention_tasks,
         f"{count(few, 'arm')} {'has' if few == 1 else 'have'} fewer than {FEWEST_SEEDS} finished "
         "seeds: the spread between training runs is not known well.": few,
-        "No trial has a spectra record: the weights were not analyzed.": done
-        and not any(trial.spectra for trial in study.trials),
     }
-    return [safe_text(text, 500) for text, applies in sentences.items() if applies]
+    known = {type(record) for trial in study.trials for record in trial.analyses}
+    sentences |= {a.absence: done and a.record_type() not in known for a in all_analyses()}
+    return [safe_text(text, 500) for text, applies in sentences.items() if text and applies]

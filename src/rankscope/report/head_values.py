@@ -8,8 +8,8 @@ import pandas as pd
 from scipy.stats import rankdata
 from scipy.stats import t as student
 
+from rankscope.analyses.heads.record import HeadAblation, HeadsRecord, LayerHeads
 from rankscope.formatting import number
-from rankscope.records import HeadAblation, HeadsRecord, LayerHeads
 from rankscope.report.charts.heat_map import Grid
 
 HeadValues = npt.NDArray[np.float64]

@@ -1,6 +1,6 @@
 """The page of an inspection: one HTML file that opens offline."""
 
-from rankscope.records import Inspection
+from rankscope.analyses.inspection import Inspection
 from rankscope.report.analyzed_models import models_inspected
 from rankscope.report.figures import SECTIONS, draw_section
 from rankscope.report.head_values import precision_note

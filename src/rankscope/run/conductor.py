@@ -1,20 +1,17 @@
 """Bring every trial of a study to its end, group by group: train, evaluate, analyze."""
 
 import re
-from typing import Any
 
+from rankscope.analyses import enabled_analyses
 from rankscope.device import live_memory_bytes
 from rankscope.records import TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import BASE_GROUP, Group, group_id
 from rankscope.run.oom import Backoff, with_oom_backoff
-from rankscope.run.stages import Stage, run_stage
+from rankscope.run.stages import run_stage
 from rankscope.run.stages.evaluate import EvaluateStage
-from rankscope.run.stages.heads import HeadsStage
 from rankscope.run.stages.self_replay import use_sampled_rows
-from rankscope.run.stages.spectra import SpectraStage
 from rankscope.run.stages.train import TrainStage
-from rankscope.run.stages.variants import VariantsStage
 from rankscope.run.study_clock import StudyClock, training_work
 from rankscope.run.trial_weights import model_with_weights
 from rankscope.run.trials import ID_LENGTH
@@ -32,12 +29,8 @@ class Conductor:
         self.context = context
         self.train_stage = TrainStage(context)
         self.evaluate_stage = EvaluateStage(context)
-        self.heads_stage = HeadsStage(context)
-        self.analysis_stages: tuple[Stage[Any, Any], ...] = (
-            VariantsStage(context),
-            SpectraStage(context),
-            self.heads_stage,
-        )
+        enabled = enabled_analyses(context.study.config)
+        self.analysis_stages = [analysis.stage(context) for analysis in enabled]
 
     def run_base(self) -> None:
         self.context.label = "base"
@@ -47,7 +40,9 @@ class Conductor:
 
     def run_groups(self) -> None:
         self.remove_orphans()
-        self.heads_stage.measure_base()
+        if self.context.round.is_last:
+            for stage in self.analysis_stages:
+                stage.measure_base()
         context, groups = self.context, self.context.study.groups
         statuses = context.ledger.statuses()
         ended = frozenset(i for i, s in statuses.items() if s not in ("planned", "trained"))

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from rankscope.analyze.svd_cache import SvdCache, svd_cache_folder
 from rankscope.device import provenance
 from rankscope.errors import Interrupted
 from rankscope.models.base import Base
+from rankscope.models.svd_cache import SvdCache, svd_cache_folder
 from rankscope.progress import ProgressReporter
 from rankscope.records import Record, TrialSpec
 from rankscope.run.group_ledger import GroupLedger, resolve_groups

@@ -10,16 +10,20 @@ takes some time to start, and the optimizer reads and writes its states.
 
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from rankscope.analyze.spectra import compared_matrices
 from rankscope.device import dtype_name
 from rankscope.evaluate.continuous_batching import GROWTH, most_cached_tokens
 from rankscope.evaluate.scorers.scorer import ItemTokens
-from rankscope.models.methods import get_lora_method, get_method
-from rankscope.models.parameters import FLOAT32_BYTES, Architecture, target_shapes
+from rankscope.models.methods import get_method
+from rankscope.models.parameters import (
+    FLOAT32_BYTES,
+    Architecture,
+    compared_matrices,
+    target_shapes,
+)
 from rankscope.records import Record, TrialSpec
 from rankscope.run.groups import Group
 from rankscope.run.machines import Machine
@@ -34,7 +38,6 @@ LINEAR_SECONDS = 3e-4  # To start one linear layer with what surrounds it, forwa
 SLICE_SECONDS = 2e-4  # To start one adapter in one linear layer
 OPTIMIZER_BYTES = 32
 """Read and written per trained parameter and step: clipping, weight, gradient and two moments."""
-DECOMPOSITION = 30  # Operations of a singular value decomposition of (m, n), times m n min(m, n)
 IMPORT_SECONDS = 4.5  # To import torch, transformers and the rest; measured on two cores
 READY_SECONDS = 1.0  # From there until a process of a small study trains: 0.8 s, pocket study
 ENDING_SECONDS = 3.0  # Preparing outputs, advice and report: measured for 42 trials
@@ -42,8 +45,6 @@ VOCABULARY_RATE = 1e5  # Entries of a tokenizer loaded per second: 0.9e5 to 1.8e
 ENCODED_TOKENS = 4e5  # Tokens of rows and items that a process prepares per second; assumed
 LOADED_BYTES = 0.5e9
 """Of weights that are read, hashed and loaded per second, or written; assumed."""
-UPDATED_VECTORS = 0.25
-"""Of that, to update 500 leading vectors of 4096 by a low-rank change; see LOG.md, "spectra"."""
 
 
 class StageSeconds(Record):
@@ -52,8 +53,7 @@ class StageSeconds(Record):
     group's page faults, and storing and reading its weights."""
     training: float
     scoring: float
-    spectra: float
-    heads: float
+    analyses: dict[str, float] = {}  # By name
 
     @property
     def total(self) -> float:
@@ -61,7 +61,8 @@ class StageSeconds(Record):
 
     @property
     def by_stage(self) -> dict[str, float]:
-        return self.model_dump(exclude={"schema_version"})
+        names = ("starting", "training", "scoring")
+        return {name: getattr(self, name) for name in names} | self.analyses
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ class CostModel:
         base = self.inputs.base
         return get_method(trial.method).trainable_parameters(trial, base.shapes, base.folder)
 
-    # --- scoring and analysis -------------------------------------------------------------------
+    # --- scoring --------------------------------------------------------------------------------
 
     def scoring(self, items: Sequence[ItemTokens]) -> float:
         """Seconds in which one model is scored on items, if prompts share no beginning."""
@@ -240,36 +241,7 @@ class CostModel:
         writing = self.products(self.forward(written, written, keys)) + reads
         return reading + self.with_host(writing, steps * linears)
 
-    def spectra(self, trial: TrialSpec) -> float:
-        """Seconds of comparing a trial's matrices with the base's."""
-        if not self.inputs.config.analyze.spectra.enabled:
-            return 0.0
-        low_rank = trial.peft is None and not trial.is_full
-        low_rank = low_rank and get_lora_method(trial.method).delta_is_low_rank
-        names = trial.targets if low_rank else sorted(self.matrices)
-        shapes = target_shapes(self.shapes, names).values() if names else ()
-        share = UPDATED_VECTORS if low_rank and shapes and min(map(min, shapes)) >= 1024 else 1.0
-        return share * self.decompositions(shapes)
-
-    def base_spectra(self) -> float:
-        """Seconds of decomposing the base's matrices, if no cache holds them."""
-        enabled = self.inputs.config.analyze.spectra.enabled
-        return self.decompositions(self.matrices.values()) if enabled else 0.0
-
     @cached_property
-    def matrices(self) -> dict[str, tuple[int, int]]:
+    def compared(self) -> dict[str, tuple[int, int]]:
+        """The matrices of a fully fine-tuned model that are compared with the base's."""
         return compared_matrices(self.shapes, self.inputs.trials)
-
-    def decompositions(self, shapes: Collection[tuple[int, int]]) -> float:
-        operations = sum(DECOMPOSITION * m * n * min(m, n) for m, n in shapes)
-        rate = self.machine.rates["float32"] * 1e12 * self.machine.decomposition_share
-        return operations / rate
-
-    def heads(self, items: Sequence[ItemTokens]) -> float:
-        """Seconds of measuring one model's heads on a task's items: a forward and backward pass,
-        and a forward pass per head for each task that heads are removed on."""
-        settings = self.inputs.config.analyze.heads
-        if not settings.enabled:
-            return 0.0
-        passes = 3 + len(settings.ablate) * self.num_heads
-        return self.scoring(items[: settings.items]) * passes

@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from rankscope.analyses import enabled_analyses
 from rankscope.device import dtype_name, keep_freed_memory, limit_kernel_cache
 from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.models.parameters import FLOAT32_BYTES
@@ -74,7 +75,7 @@ class Plan(Record):
     device_seconds: float  # What the study takes of all devices together
     shared_seconds: float
     """What comes before and after all groups. Without an executor: the start, all work on the base
-    and the report. With one: the report, the base's spectra and heads, for ``local`` the imports of
+    and the report. With one: the report, the analyses of the base, for ``local`` the imports of
     the process that workers are forked from, and the base's scores if units train on rows that it
     samples."""
     critical_seconds: float
@@ -109,9 +110,6 @@ def make_plan(
     base_items = [item for _, task, split in inputs.base_evals() for item in items[task, split]]
     sampled = inputs.sampled_row_tokens()
     scoring = model.scoring(base_items) + model.scoring(sampled)
-    heads_tasks = {inputs.heads_task(trial) for trial in inputs.trials if inputs.tasks}
-    heads = sum(model.heads(items.get((task, "test"), ())) for task in heads_tasks)
-    spectra = model.base_spectra()
     base_tokens = sum(item.total for item in (*base_items, *sampled))
     forked = CAN_FORK and executor == "local"
     start = model.start(base_tokens, forked=forked)
@@ -120,8 +118,7 @@ def make_plan(
         starting=once + ENDING_SECONDS,
         training=0.0,
         scoring=scoring,
-        spectra=spectra,
-        heads=heads,
+        analyses={a.name: a.base_seconds(model) for a in enabled_analyses(inputs.config)},
     )
     stages = summed([base, *costs.values()])
     shared, base_unit = base.total, list[float]()
@@ -139,7 +136,7 @@ def make_plan(
         if t.given is None
     )
     evaluations = len(inputs.base_evals()) + sum(
-        len(inputs.wanted_evals(t.trial_id, t.task)) + len(inputs.wanted_variants(t))
+        len(inputs.wanted_evals(t.trial_id, t.task)) + len(inputs.analysis_evals(t))
         for t in inputs.trials
     )
     return Plan(
@@ -303,7 +300,7 @@ def _scoring_by_trial(model: CostModel) -> dict[str, _ScoringCost]:
     by_trial = {}
     for trial in inputs.trials:
         num_points = len(inputs.scored_steps(trial))
-        kind = (trial.task, num_points, len(inputs.variants(trial)))
+        kind = (trial.task, num_points, len(inputs.analysis_evals(trial)))
         if kind not in counted:
             evaluated = _evaluated_items(inputs, trial)
             tokens = sum(item.total for item in evaluated)
@@ -316,16 +313,13 @@ def _trial_costs(
     model: CostModel, scored: Mapping[str, _ScoringCost], group: Group
 ) -> dict[str, StageSeconds]:
     inputs, training, faults = model.inputs, model.training(group), model.page_faults(group)
-    items = inputs.items
+    analyses = enabled_analyses(inputs.config)
     return {
         trial.trial_id: StageSeconds(
             starting=faults / len(group) + model.stored_weights(trial),
             training=training[trial.trial_id],
             scoring=scored[trial.trial_id].seconds,
-            spectra=model.spectra(trial),
-            heads=model.heads(
-                items.get((inputs.heads_task(trial), "test"), ()) if inputs.tasks else ()
-            ),
+            analyses={a.name: a.trial_seconds(model, trial) for a in analyses},
         )
         for trial in group
     }
@@ -334,7 +328,7 @@ def _trial_costs(
 def _evaluated_items(inputs: PreparedStudy, trial: TrialSpec) -> list[ItemTokens]:
     """Every item that a trial is scored on, during training and after, once for each time."""
     few, items = inputs.config.train.evaluate_items, inputs.items
-    after = inputs.wanted_evals(trial.trial_id, trial.task) + inputs.wanted_variants(trial)
+    after = inputs.wanted_evals(trial.trial_id, trial.task) + inputs.analysis_evals(trial)
     point = [i for task in inputs.curve_tasks(trial.task) for i in items[task, "validation"][:few]]
     return point * len(inputs.scored_steps(trial)) + [
         item for _, task, split in after for item in items[task, split]
@@ -342,9 +336,13 @@ def _evaluated_items(inputs: PreparedStudy, trial: TrialSpec) -> list[ItemTokens
 
 
 def summed(costs: Sequence[StageSeconds]) -> StageSeconds:
-    by_stage = [cost.by_stage for cost in costs]
-    totals = {stage: sum(own[stage] for own in by_stage) for stage in by_stage[0]}
-    return StageSeconds.model_validate(totals)
+    names = dict.fromkeys(name for cost in costs for name in cost.analyses)
+    return StageSeconds(
+        starting=sum(cost.starting for cost in costs),
+        training=sum(cost.training for cost in costs),
+        scoring=sum(cost.scoring for cost in costs),
+        analyses={n: sum(cost.analyses.get(n, 0.0) for cost in costs) for n in names},
+    )
 
 
 def makespan(seconds: Sequence[float], devices: int) -> float:

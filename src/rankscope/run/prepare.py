@@ -4,7 +4,7 @@ import torch
 
 from rankscope.advise.checks import undecidable_notes
 from rankscope.advise.retention import scale_notes
-from rankscope.analyze.spectra import check_spectra_settings, compared_matrices
+from rankscope.analyses import enabled_analyses
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.stand_ins import CachingEncoder
@@ -88,8 +88,6 @@ def prepare_study(
     if machine is None:
         check_bitsandbytes(config, trials, device)
         check_devices(config, trials, device, elsewhere=elsewhere)
-    if config.analyze.spectra.enabled:
-        check_spectra_settings(config.analyze.spectra, compared_matrices(base.shapes, trials))
     rungs, rung_notes = resolve_rungs(config, data, labels)
 
     grouping = Grouping.of(config, base.config, data, (dtype, device), free, num_processes)
@@ -127,6 +125,8 @@ def prepare_study(
         ),
     )
     check_adaptive(prepared)
+    for analysis in enabled_analyses(config):
+        analysis.check(prepared)
     return prepared
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from rankscope.analyze.spectra import num_compared_vectors
+from rankscope.analyses import all_analyses, enabled_analyses
 from rankscope.config.study import Interval, StudyConfig
 from rankscope.data.encode import EncodedRows, Encoder
 from rankscope.data.self_replay import RowsToSample
@@ -21,9 +21,7 @@ from rankscope.records import (
     Split,
     TaskRecord,
     TrialSpec,
-    Variant,
     trial_of,
-    variant_of,
 )
 from rankscope.run.groups import Group, Grouping
 from rankscope.train.step_schedule import due_steps, rung_steps, trial_protocol, trial_steps
@@ -96,35 +94,19 @@ class PreparedStudy:
             for _ in rows.rows
         ]
 
+    def trial(self, model_id: str) -> TrialSpec:
+        """The trial of its id, or of one of its variants."""
+        return self._by_id[trial_of(model_id)]
+
     def wanted_evals(self, trial_id: str, trained_on: str | None) -> list[EvalKey]:
         """What one model is scored on, in order, see :func:`wanted_splits`."""
         wanted = wanted_splits(self.config, self.task_records, trained_on)
         return [(trial_id, task, split) for task, split in wanted]
 
-    def variants(self, trial: TrialSpec) -> list[Variant]:
-        """The variants of a trial to score; none for a method of the PEFT library."""
-        settings = self.config.evaluate
-        variants = [Variant("scale", strength) for strength in settings.scales]
-        variants += [Variant("layers", strength) for strength in settings.layer_scales]
-        for strength in settings.intruder_scales:
-            variants += [Variant("intruders", strength), Variant("control", strength)]
-        if settings.truncated_ranks and trial.nested is None:
-            line = [
-                t.rank or 0 for t in self.trials if t.arm_without_rank == trial.arm_without_rank
-            ]
-            ranks = [r for r in settings.truncated_ranks if r < (trial.rank or 0) == max(line)]
-            variants += [Variant("truncated", rank) for rank in ranks]
-        return list(dict.fromkeys(variants)) if trial.peft is None else []
-
-    def wanted_variants(self, trial: TrialSpec) -> list[EvalKey]:
-        """What a trial's variants are scored on: in-domain and retention, both splits."""
-        tasks = self.curve_tasks(trial.task)
-        return [
-            (variant.of(trial.trial_id), task, split)
-            for variant in self.variants(trial)
-            for task in tasks
-            for split in SPLITS
-        ]
+    def analysis_evals(self, trial: TrialSpec) -> list[EvalKey]:
+        """What the study's analyses score besides, in order."""
+        enabled = enabled_analyses(self.config)
+        return [key for analysis in enabled for key in analysis.wanted_evals(self, trial)]
 
     def num_steps(self, trial: TrialSpec) -> int:
         """Optimizer steps of its training; 0 for a given model."""
@@ -186,40 +168,15 @@ class PreparedStudy:
 
         A run refuses to continue if it is different from what was stored.
         """
-        spectra, heads, variant = (
-            self.config.analyze.spectra,
-            self.config.analyze.heads,
-            variant_of(model_id),
-        )
-        intruders: dict[str, object] = {
-            "intruder_k": spectra.intruder_k,
-            "intruder_epsilon": spectra.intruder_epsilon,
-        }
-        trial = self._by_id[trial_of(model_id)]
-        if kind == "spectra":
-            shapes = sorted(set(self.base.shapes.linear_shapes.values()))
-            return intruders | {
-                f"top_k of {m} x {n} matrices": num_compared_vectors((m, n), spectra)
-                for m, n in shapes
-            }
-        if kind == "heads":
-            ablate = sorted(set(heads.ablate))
-            return {"task": self.heads_task(trial), "items": heads.items, "ablate": ablate}
-        if variant is None or variant.kind not in ("intruders", "control"):
-            return {}
-        if not trial.is_full:
-            return intruders
-        # The matrices compared in a fully fine-tuned model are those that adapters change.
-        return intruders | {"targets": sorted({n for t in self.trials for n in t.targets})}
+        settings: dict[str, object] = {}
+        for analysis in all_analyses():
+            settings |= analysis.record_settings(self, kind, model_id)
+        return settings
 
     def settings_of(self, kind: str, model_ids: Iterable[str]) -> dict[str, str]:
         """:meth:`record_settings` of several models as canonical JSON, '' for none."""
         settings = {i: self.record_settings(kind, i) for i in model_ids if i != BASE}
         return {i: canonical_json(values) if values else "" for i, values in settings.items()}
-
-    def heads_task(self, trial: TrialSpec) -> str:
-        """The task on whose items a trial's heads are measured."""
-        return self.config.analyze.heads.task or trial.task or self.task_records[0].name
 
     def base_evals(self) -> list[EvalKey]:
         return self.wanted_evals(BASE, None)

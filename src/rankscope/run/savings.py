@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from rankscope.analyses import enabled_analyses
 from rankscope.config.study import StudyConfig
 from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.records import Record, Split, TrialSpec
@@ -46,8 +47,9 @@ def largest_savings(
         if seconds > LEAST_SHARE * stages.total:
             found.append(Saving(change=change, seconds=seconds, loses=loses))
 
-    add("analyze.spectra.enabled=false", stages.spectra, "size and direction of the updates")
-    add("analyze.heads.enabled=false", stages.heads, "which attention heads change")
+    for analysis in enabled_analyses(config):
+        seconds = stages.analyses.get(analysis.name, 0.0)
+        add(f"analyze.{analysis.name}.enabled=false", seconds, analysis.loses)
     add(f"evaluate.max_items={SUGGESTED_ITEMS}", scoring, precision)
     if len(config.seeds) > 1:
         kept = config.seeds[0]

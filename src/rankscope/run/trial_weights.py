@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from rankscope.analyze.stored_models import pissa_initial_factors
 from rankscope.errors import IntegrityError, UserError
 from rankscope.hashing import sha256_file, sha256_json, weights_sha256
 from rankscope.models.adapters.folder import adapter_sha256, load_adapter
@@ -13,6 +12,7 @@ from rankscope.models.methods import get_method
 from rankscope.models.methods.pissa import PissaMethod
 from rankscope.models.peft_backend.tuner import load_tuner
 from rankscope.models.quantize import dense_weight
+from rankscope.models.svd_cache import pissa_initial_factors
 from rankscope.records import ModelRecord, TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group

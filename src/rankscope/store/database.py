@@ -23,7 +23,7 @@ from rankscope.errors import (
 from rankscope.filesystem import fsync
 from rankscope.records import Record, Status, TrialSpec
 from rankscope.store.artifacts import ARTIFACTS, CHECKPOINTS, STAGING, UNITS
-from rankscope.store.results import KIND_OF, StoredRecord
+from rankscope.store.results import StoredRecord, kind_of
 from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, Database
 
 LEDGER_VERSION = 3
@@ -43,7 +43,7 @@ CREATE TABLE trials (
 ) WITHOUT ROWID;
 CREATE TABLE records (
     trial_id TEXT NOT NULL,
-    kind TEXT NOT NULL,  -- of RecordKind
+    kind TEXT NOT NULL,  -- see store/results.py
     key TEXT NOT NULL,  -- task/step of a curve's point, task/split of an eval, a rung's step, or ''
     sha256 TEXT NOT NULL,
     settings TEXT NOT NULL,  -- what the record depends on besides its trial, canonical JSON
@@ -263,7 +263,7 @@ def stored_trials(db: sqlite3.Connection) -> Iterator[tuple[TrialSpec, Status, s
 
 def stored_records(db: sqlite3.Connection, model: type[R]) -> Iterator[tuple[str, R]]:
     """(trial id, record) of every record of one kind, in the order in which they came."""
-    kind, columns = KIND_OF[model], "trial_id, key, body"
+    kind, columns = kind_of(model), "trial_id, key, body"
     rows = db.execute(f"SELECT {columns} FROM records WHERE kind = ? ORDER BY rowid", (kind,))
     for trial_id, key, body in rows:
         place = f"records {trial_id} {kind} {key}".rstrip()

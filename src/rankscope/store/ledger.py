@@ -56,7 +56,6 @@ from rankscope.store.lock import StudyLock, make_study_folder
 from rankscope.store.results import (
     UNTRAINED,
     PointKey,
-    RecordKind,
     StoredGroups,
     StoredRecord,
     TrialFailure,
@@ -336,7 +335,7 @@ class Ledger:
         keys = self._record_keys()
         return [key for key in wanted if ("eval", key[0], f"{key[1]}/{key[2]}") not in keys]
 
-    def without_record(self, kind: RecordKind, trials: Sequence[TrialSpec]) -> list[TrialSpec]:
+    def without_record(self, kind: str, trials: Sequence[TrialSpec]) -> list[TrialSpec]:
         """The trained ones of ``trials`` that have no record of a kind, in order."""
         keys, statuses = self._record_keys(), self.statuses()
         trained = [t for t in trials if statuses[t.trial_id] in ("trained", "done")]
@@ -392,7 +391,7 @@ class Ledger:
         return self._store.checked_path(relative, self.artifacts(relative))
 
     def load(self, *, with_analyses: bool = True) -> StudyRecords:
-        """All records of the study as it is now, but spectra and heads, the largest, only
+        """All records of the study as it is now, but those of analyses, the largest, only
         ``with_analyses``; per-item tables are read on demand."""
         with snapshot(self._db):
             return load_study(self._db, self._store, self.artifacts(), with_analyses=with_analyses)

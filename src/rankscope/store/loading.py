@@ -6,6 +6,7 @@ from functools import cache
 
 from pydantic import FiniteFloat
 
+from rankscope.analyses import all_analyses
 from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
 from rankscope.formatting import count
@@ -13,10 +14,8 @@ from rankscope.records import (
     BASE,
     CurvePoint,
     EvalRecord,
-    HeadsRecord,
     ModelRecord,
     Provenance,
-    SpectraRecord,
     StopRecord,
     StudyRecords,
     TaskRecord,
@@ -76,8 +75,8 @@ def _trial_records(
     db: sqlite3.Connection, tasks: Container[str], with_analyses: bool
 ) -> Iterator[TrialRecords]:
     train = dict(stored_records(db, TrainRecord))
-    spectra = dict(stored_records(db, SpectraRecord) if with_analyses else ())
-    heads = dict(stored_records(db, HeadsRecord) if with_analyses else ())
+    types = [t for a in all_analyses() if with_analyses and (t := a.record_type()) is not None]
+    analyses = [dict(stored_records(db, kind)) for kind in types]
     stops = dict(stored_records(db, StopRecord))
     curves = _curves(db, tasks)
     for spec, status, failure in stored_trials(db):
@@ -86,8 +85,7 @@ def _trial_records(
             status,
             failure,
             train=train.get(spec.trial_id),
-            spectra=spectra.get(spec.trial_id),
-            heads=heads.get(spec.trial_id),
+            analyses=tuple(r[spec.trial_id] for r in analyses if spec.trial_id in r),
             curve=tuple(curves.get(spec.trial_id, ())),
             stop=stops.get(spec.trial_id) if status == "stopped" else None,
         )

@@ -5,15 +5,15 @@ import sqlite3
 from collections.abc import Collection, Iterable
 from typing import Literal, NamedTuple
 
+from rankscope.analyses import all_analyses
 from rankscope.errors import IntegrityError
 from rankscope.records import (
     FAILED,
+    AnalysisRecord,
     CurvePoint,
     EvalRecord,
-    HeadsRecord,
     Record,
     RungRecord,
-    SpectraRecord,
     Status,
     StopRecord,
     TrainRecord,
@@ -21,10 +21,7 @@ from rankscope.records import (
 from rankscope.store.row_hashes import row_sha256
 
 PointKey = tuple[str, str, int]  # Of a learning curve: (trial id, task, optimizer steps done)
-RecordKind = Literal["train", "curve", "eval", "spectra", "heads", "rung", "stop"]
-StoredRecord = (
-    TrainRecord | CurvePoint | EvalRecord | SpectraRecord | HeadsRecord | RungRecord | StopRecord
-)
+StoredRecord = TrainRecord | CurvePoint | EvalRecord | AnalysisRecord | RungRecord | StopRecord
 
 UNTRAINED: tuple[Status, ...] = ("planned", *sorted(FAILED))  # From which training can end
 
@@ -44,15 +41,20 @@ class StoredGroups(Record):
     batch_tokens: dict[str, int] = {}  # By trial id, if the study's were too many
 
 
-KIND_OF: dict[type[Record], RecordKind] = {
+_KIND_OF: dict[type[Record], str] = {
     TrainRecord: "train",
     CurvePoint: "curve",
     EvalRecord: "eval",
-    SpectraRecord: "spectra",
-    HeadsRecord: "heads",
     RungRecord: "rung",
     StopRecord: "stop",
 }
+
+
+def kind_of(record: type[Record]) -> str:
+    """The name of a class of stored records in the ledger; an analysis gives its own."""
+    if record in _KIND_OF:
+        return _KIND_OF[record]
+    return next(a.name for a in all_analyses() if a.record_type() is record)
 
 
 def _key_of(record: StoredRecord) -> str:
@@ -69,7 +71,7 @@ def _key_of(record: StoredRecord) -> str:
 
 def record_row(record: StoredRecord, settings: str) -> tuple[str, ...]:
     """A row of ``records``. Raises IntegrityError for numbers that JSON does not have."""
-    trial_id, kind, key = record.trial_id, KIND_OF[type(record)], _key_of(record)
+    trial_id, kind, key = record.trial_id, kind_of(type(record)), _key_of(record)
     try:
         body = json.dumps(record.model_dump(), separators=(",", ":"), allow_nan=False)
     except ValueError as error:

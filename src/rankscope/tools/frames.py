@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from rankscope.advise.recommend import recommend
+from rankscope.analyses.tables import TableRow, analysis_tables
 from rankscope.filesystem import user_path
 from rankscope.formatting import CONFIDENCES, safe_text
 from rankscope.records import (
@@ -22,7 +23,6 @@ from rankscope.report.answer import answer_html
 from rankscope.report.study_view import StudyView
 from rankscope.report.tables import arms_table
 from rankscope.store import Ledger
-from rankscope.tools.inspection_tables import TableRow, matrix_row
 
 
 @dataclass(frozen=True)
@@ -113,15 +113,12 @@ class StudyFrames:
         return _frame(rows, "rank", "seed")
 
     @cached_property
-    def spectra(self) -> pd.DataFrame:
-        """One row per trial and weight matrix: size, ranks, similarity and intruders."""
-        rows = [
-            self._model_row(trial.spec.trial_id) | matrix_row(matrix)
-            for trial in self.records.trials
-            if trial.spectra is not None
-            for matrix in trial.spectra.matrices
-        ]
-        return _frame(rows, "rank", "seed", "layer")
+    def analyses(self) -> dict[str, pd.DataFrame]:
+        """What the analyses found, by table: ``matrices`` has one row per trial and weight matrix
+        with size, ranks, similarity and intruders; ``heads`` one per attention head."""
+        return analysis_tables(
+            [(self._model_row(t.spec.trial_id), r) for t in self.records.trials for r in t.analyses]
+        )
 
     @cached_property
     def losses(self) -> pd.DataFrame:

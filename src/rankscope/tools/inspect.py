@@ -6,25 +6,33 @@ from pathlib import Path
 
 import torch
 
-from rankscope.analyze.spectra import check_spectra_settings, spectra_record
-from rankscope.analyze.stored_models import StoredTunedModel, matrices_to_compare, short_names
-from rankscope.analyze.svd_cache import (
-    SvdCache,
-    cache_bytes,
-    decomposition_device,
-    svd_cache_folder,
+from rankscope.analyses.inspection import Inspection, TunedModel
+from rankscope.analyses.spectra import SpectraConfig
+from rankscope.analyses.spectra.record import MatrixSpectrum, NormGrowth, SpectraRecord
+from rankscope.analyses.spectra.spectra import check_spectra_settings, spectra_record
+from rankscope.analyses.spectra.stored_models import (
+    StoredTunedModel,
+    matrices_to_compare,
+    short_names,
 )
-from rankscope.config.study import SpectraConfig
+from rankscope.analyses.tables import analysis_tables
 from rankscope.device import choose_device, keep_freed_memory, provenance
 from rankscope.errors import UserError
 from rankscope.filesystem import replace_text, user_path
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.methods import get_lora_method
 from rankscope.models.model_folder import shapes_folder
+from rankscope.models.svd_cache import (
+    SvdCache,
+    cache_bytes,
+    decomposition_device,
+    svd_cache_folder,
+)
 from rankscope.progress import NullReporter, ProgressReporter
-from rankscope.records import Inspection, MatrixSpectrum, NormGrowth, SpectraRecord, TunedModel
+from rankscope.records import (
+    AnalysisRecord,
+)
 from rankscope.report.inspection_page import render_inspection
-from rankscope.tools.inspection_tables import write_tables
 
 
 def inspect(
@@ -139,3 +147,18 @@ def write_inspection_folder(inspection: Inspection, out: Path) -> None:
     replace_text(out / "inspection.json", inspection.model_dump_json(indent=2) + "\n")
     write_tables(inspection, out)
     replace_text(out / "inspection.html", render_inspection(inspection))
+
+
+def write_tables(inspection: Inspection, folder: Path) -> None:
+    """Write a Parquet file per table of each analysis that found something."""
+    found: list[tuple[dict[str, object], AnalysisRecord]] = []
+    for m in inspection.tuned:
+        identity: dict[str, object] = {
+            "model": m.name,
+            "kind": m.kind,
+            "rank": m.rank,
+            "scaling": m.scaling,
+        }
+        found += [(identity, record) for record in (m.spectra, m.heads) if record is not None]
+    for name, table in analysis_tables(found).items():
+        table.to_parquet(folder / f"{name}.parquet", index=False)

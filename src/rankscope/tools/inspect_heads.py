@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
-from rankscope.analyze.heads.layout import HeadLayout, HeadModel
-from rankscope.analyze.heads.tasks import HeadTask, head_task
-from rankscope.analyze.heads.trial_heads import HeadAnalysis
-from rankscope.analyze.stored_models import StoredTunedModel
-from rankscope.analyze.svd_cache import decomposition_device
+from rankscope.analyses.heads.layout import HeadLayout, HeadModel
+from rankscope.analyses.heads.record import HeadsRecord
+from rankscope.analyses.heads.tasks import HeadTask, head_task
+from rankscope.analyses.heads.trial_heads import HeadAnalysis
+from rankscope.analyses.inspection import Inspection, TunedModel
+from rankscope.analyses.spectra.stored_models import StoredTunedModel
 from rankscope.config.study import EvaluateConfig, ModelConfig
 from rankscope.config.task import TaskConfig
 from rankscope.data.encode import Encoder
@@ -25,8 +26,8 @@ from rankscope.formatting import count, join_names
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.load import load_base, load_tokenizer
 from rankscope.models.model_folder import shapes_folder
+from rankscope.models.svd_cache import decomposition_device
 from rankscope.progress import NullReporter, ProgressReporter
-from rankscope.records import HeadsRecord, Inspection, TunedModel
 
 TOKENS_PER_PASS = 4096
 

@@ -7,11 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rankscope.analyze.intruders import scale_intruders
-from rankscope.analyze.spectra import check_factors, check_spectra_settings
-from rankscope.analyze.stored_models import StoredTunedModel
-from rankscope.analyze.svd_cache import SvdCache, svd_cache_folder
-from rankscope.config.study import SpectraConfig
+from rankscope.analyses.spectra import SpectraConfig
+from rankscope.analyses.spectra.intruders import scale_intruders
+from rankscope.analyses.spectra.spectra import check_factors, check_spectra_settings
+from rankscope.analyses.spectra.stored_models import StoredTunedModel
 from rankscope.errors import UserError
 from rankscope.filesystem import check_taken
 from rankscope.models.adapters.folder import base_weight_copies, check_complete, rewrite
@@ -22,6 +21,7 @@ from rankscope.models.low_rank_update import LowRankUpdate, StoredFactors
 from rankscope.models.methods import get_method
 from rankscope.models.model_folder import shapes_folder
 from rankscope.models.scaling import depth_factors, layer_index
+from rankscope.models.svd_cache import SvdCache, svd_cache_folder
 from rankscope.records import AdapterChange, MatrixChange
 from rankscope.report.model_card import changed_card
 

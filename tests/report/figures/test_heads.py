@@ -8,7 +8,8 @@ import pytest
 from inspections import HEADS, LAYERS, ablation, inspect_heads, inspection
 from report_studies import cells, ordinary_study, trial_with_heads
 
-from rankscope.records import HeadAblation, Inspection
+from rankscope.analyses.heads.record import HeadAblation, HeadsRecord
+from rankscope.analyses.inspection import Inspection
 from rankscope.report.analyzed_models import arms_analyzed, models_inspected
 from rankscope.report.charts.figure import Figure
 from rankscope.report.figures import draw_section
@@ -50,7 +51,7 @@ def test_maps_are_means_over_seeds_of_lora_and_full(view: StudyView) -> None:
     for arm, trace in zip(arms, figure.choices[0].traces, strict=True):
         assert arm is not None
         grid = np.array(figure.plot.data[trace].z, dtype=float)
-        found = [t.heads for t in view.trials(arm) if t.heads]
+        found = [h for t in view.trials(arm) if (h := t.analysis(HeadsRecord))]
         expected = np.mean(
             [[c.relative for c in r.changes if c.module == "q_proj"] for r in found], 0
         )

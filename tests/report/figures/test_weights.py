@@ -7,6 +7,7 @@ import pytest
 from inspections import inspection
 from report_studies import ordinary_study
 
+from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.formatting import number
 from rankscope.report.analyzed_models import arms_analyzed, models_inspected
 from rankscope.report.figures import modules, similarity, update_norm, weight_maps
@@ -23,7 +24,8 @@ def test_the_norms_sentence_is_the_fit_in_doublings(view: StudyView) -> None:
     figure = update_norm.draw_update_norm(arms_analyzed(view, "med"))
     series = view.lines("med")[view.focus_line("med") or ""]
     norms = [
-        np.mean([t.spectra.frobenius for t in view.trials(arm) if t.spectra]) for arm in series
+        np.mean([s.frobenius for t in view.trials(arm) if (s := t.analysis(SpectraRecord))])
+        for arm in series
     ]
     slope, start = np.polyfit(np.log2([arm.rank for arm in series]), norms, 1)
     assert f"The fit {number(start)} + {number(slope)} log2 r misses these by" in figure.finding
@@ -33,7 +35,7 @@ def test_intruder_dimensions_are_summed_over_the_matrices_of_a_model(view: Study
     figure = weight_maps.draw_weight_maps(arms_analyzed(view, "med"))
     assert figure is not None
     for arm in view.focus_arms("med"):
-        records = [t.spectra for t in view.trials(arm) if t.spectra]
+        records = [s for t in view.trials(arm) if (s := t.analysis(SpectraRecord))]
         total = np.mean([sum(m.intruders for m in s.matrices) for s in records])
         (part,) = (p for p in figure.finding.rstrip(".").split("; ") if f"{arm.label}: " in p)
         assert part.endswith(f", the number of intruder dimensions {number(total)}")
@@ -43,7 +45,7 @@ def test_every_similarity_has_its_chance_level(view: StudyView) -> None:
     figure = similarity.draw_similarity(arms_analyzed(view, "med"))
     assert figure is not None
     assert figure.plot is not None
-    record = next(t.spectra for t in view.study.trials if t.spectra)
+    record = next(s for t in view.study.trials if (s := t.analysis(SpectraRecord)))
     (matrix, *_) = record.matrices  # all are of one shape
     drawn = [trace.y[0] for trace in figure.plot.data if "unrelated" in (trace.text or ())]
     chances = (matrix.chance_subspace, matrix.chance_max, matrix.chance_index)

@@ -13,6 +13,7 @@ from command_line import rankscope
 from pocket_study import ROUNDING, SETTINGS, leftovers, small_study, study_file
 from safetensors.torch import load_file
 
+from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.records import BASE
 from rankscope.run.executors import ExecutorOptions
 from rankscope.run.executors.local import LocalExecutor
@@ -66,7 +67,7 @@ def test_a_unit_whose_rank_was_killed_continues_from_its_checkpoint(tmp_path: Pa
         b = stored(tmp_path / "alone" / place(expected.trials[0].spec))
         assert float((a - b).norm() / b.norm()) < ROUNDING
     assert [p.step for p in found.trials[0].curve] == [p.step for p in expected.trials[0].curve]
-    assert found.trials[0].spectra is not None
+    assert found.trials[0].analysis(SpectraRecord) is not None
     assert leftovers(tmp_path / "out") == []
 
 

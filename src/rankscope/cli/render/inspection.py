@@ -8,11 +8,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rankscope.analyses.heads.record import HeadsRecord
+from rankscope.analyses.inspection import Inspection, TunedModel
 from rankscope.cli.render.table import terminal_table
 from rankscope.cli.terminal import note_lines
 from rankscope.formatting import byte_size, number, terminal_text
 from rankscope.models.scaling import layer_index
-from rankscope.records import AdapterChange, HeadsRecord, Inspection, MatrixChange, TunedModel
+from rankscope.records import (
+    AdapterChange,
+    MatrixChange,
+)
 from rankscope.tools.inspect_heads import most_moved_heads
 
 _RELATIVE = "/|W0|"

@@ -4,8 +4,8 @@ import math
 
 import plotly.graph_objects as go
 
+from rankscope.analyses.spectra.record import NormGrowth
 from rankscope.formatting import MINUS, number
-from rankscope.records import NormGrowth
 from rankscope.report.analyzed_models import AnalyzedModels, Measure, mean_over_matrices, total_norm
 from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.rank_lines import Panel, rank_plot

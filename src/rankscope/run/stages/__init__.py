@@ -23,6 +23,9 @@ class Stage(ABC, Generic[Work, Result]):
     def __init__(self, context: RunContext) -> None:
         self.context = context
 
+    def measure_base(self) -> None:
+        """Measure what the groups need of the bare base, before the first of them."""
+
     @abstractmethod
     def missing(self, group: Group) -> Sequence[Work]:
         """The work on ``group`` whose results the ledger lacks."""

@@ -1,0 +1,100 @@
+"""How training changed the attention heads: their importance, entropy, change and ablation."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from rankscope.analyses import register_analysis
+from rankscope.analyses.analysis import Analysis
+from rankscope.config.section import ConfigSection, Name, Unfit
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from rankscope.analyses.heads.record import HeadsRecord
+    from rankscope.config.study import StudyConfig
+    from rankscope.records import TrialSpec
+    from rankscope.run.context import RunContext
+    from rankscope.run.costs import CostModel
+    from rankscope.run.prepared import PreparedStudy
+    from rankscope.run.stages import Stage
+
+
+class HeadsConfig(ConfigSection):
+    """Attention heads of every trial, compared with those of the base."""
+
+    enabled: bool = False
+    """Analyze every trial's heads: their change, importance and attention entropy."""
+    task: Name | None = None
+    """Task whose test items measure importance and entropy; by default the trial's own."""
+    items: int = Field(64, ge=1)
+    """At most this many items of a task, the first of its test split."""
+    ablate: list[Name] = []
+    """Tasks to evaluate again with each head removed in turn."""
+
+
+class HeadsAnalysis(Analysis[HeadsConfig]):
+    """Analysis of the attention heads."""
+
+    name = "heads"
+    place = 30
+    settings_type = HeadsConfig
+    loses = "which attention heads change"
+
+    def check_config(self, config: "StudyConfig") -> None:
+        heads, known = self.settings(config), config.evaluation_tasks()
+        if heads.enabled and not known:
+            raise Unfit(found="analyze.heads without a task", expected="a task to measure them on")
+        for name in [*([] if heads.task is None else [heads.task]), *heads.ablate]:
+            if name not in known:
+                found = f"task {name!r} in analyze.heads, which the study does not have"
+                raise Unfit(found=found, expected=f"one of {', '.join(known)}")
+
+    def needs_one_device(self, config: "StudyConfig", trials: Sequence["TrialSpec"]) -> str:
+        return "analyze.heads.enabled"
+
+    def record_type(self) -> "type[HeadsRecord]":
+        from rankscope.analyses.heads.record import HeadsRecord
+
+        return HeadsRecord
+
+    def stage(self, context: "RunContext") -> "Stage[Any, Any]":
+        from rankscope.analyses.heads.stage import HeadsStage
+
+        return HeadsStage(context)
+
+    def record_settings(
+        self, study: "PreparedStudy", kind: str, model_id: str
+    ) -> dict[str, object]:
+        if kind != self.name:
+            return {}
+        heads, task = self.settings(study.config), self.task_of(study, study.trial(model_id))
+        return {"task": task, "items": heads.items, "ablate": sorted(set(heads.ablate))}
+
+    def task_of(self, study: "PreparedStudy", trial: "TrialSpec") -> str:
+        """The task on whose items a trial's heads are measured."""
+        return self.settings(study.config).task or trial.task or study.task_records[0].name
+
+    def trial_seconds(self, costs: "CostModel", trial: "TrialSpec") -> float:
+        return self._seconds(costs, self.task_of(costs.inputs, trial))
+
+    def base_seconds(self, costs: "CostModel") -> float:
+        tasks = {self.task_of(costs.inputs, trial) for trial in costs.inputs.trials}
+        return sum(self._seconds(costs, task) for task in sorted(tasks))
+
+    def _seconds(self, costs: "CostModel", task: str) -> float:
+        """Of measuring one model's heads: a forward and a backward pass, and a forward pass per
+        head for each task that heads are removed on."""
+        heads = self.settings(costs.inputs.config)
+        items = costs.inputs.items.get((task, "test"), ())[: heads.items]
+        return costs.scoring(items) * (3 + len(heads.ablate) * costs.num_heads)
+
+    def tables(self, models: Sequence[tuple[dict[str, object], Any]]) -> "dict[str, pd.DataFrame]":
+        from rankscope.analyses.heads.tables import head_tables
+
+        return head_tables(models)
+
+
+HEADS = HeadsAnalysis()
+register_analysis(HEADS)

@@ -1,0 +1,89 @@
+"""First-order importance of every head to the loss, from one backward pass.
+
+    I_h = E_x |z_h . dL(x)/dz_h|        (Michel et al., 1905.10650, equation 2)
+
+z is the input of o_proj, cut into heads. The product is summed over the tokens and the head dim of
+an example before the absolute value; the mean is over examples. L is the negative log-probability
+of the right answer, nats. z_h . dL/dz_h is the slope of L when z_h is scaled, so removing the head
+changes L by about its negative: to first order only, which fails where the loss is saturated.
+
+A key/value head serves several query heads. Their *signed* values are summed first, since removing
+it removes them together.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from rankscope.analyses.heads.layout import HeadModel
+from rankscope.evaluate.token_trees import TokenTree, TokenTreeBatch, cut_batches, logprobs_at
+from rankscope.models.base import RowBatch
+
+
+def raw_importance(signed: Tensor, num_heads: int) -> Tensor:
+    """E_x |.| of a layer's heads, nats: all (H,), or of key/value heads (K,), from (X examples, H)
+    signed values, which are summed within a head first."""
+    return signed.view(len(signed), num_heads, -1).sum(2).abs().mean(0)
+
+
+def unit_length(values: Tensor) -> Tensor:
+    """Divided by their l2 norm; zeros if all are zero."""
+    norm = values.norm()
+    return values / norm if float(norm) > 0 else torch.zeros_like(values)
+
+
+def head_importance(model: HeadModel, trees: Sequence[TokenTree]) -> tuple[Tensor, ...]:
+    """Signed first-order values by layer, (X examples, H): z_h . dL/dz_h in nats."""
+    rows = [tree.gold_row() for tree in trees]
+    signed = tuple(torch.zeros(len(rows), layer.num_heads) for layer in model.layout)
+    with model.base.multi_lora.dropout_off():
+        sizes = [row.size for row in rows]
+        for members in cut_batches(sizes, model.batch_tokens, model.base.record.vocab_size):
+            batch = TokenTreeBatch.of([rows[i] for i in members], model.base.device)
+            with torch.enable_grad(), _gradient_hooks(model, batch.rows) as (first_z, products):
+                logits = model.logits(batch.rows, model.plan(batch.rows))
+                logprobs = logprobs_at(logits, batch.sources, batch.targets)
+                # Ask for the gradient of the first layer's z alone: no parameter gets one.
+                torch.autograd.grad(-logprobs.sum(), first_z)
+            for layer, values in zip(signed, products, strict=True):
+                layer[members] = values
+    return signed
+
+
+@contextmanager
+def _gradient_hooks(
+    model: HeadModel, batch: RowBatch
+) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """While inside, a backward pass collects z_h . dL/dz_h: by layer, (rows, H). Yields the first
+    layer's z, at which the backward pass ends, and the products."""
+    first_z: list[Tensor] = []
+    products = [torch.zeros(0)] * len(model.layout)
+    num_rows = len(batch.lengths)
+    lengths = torch.tensor(batch.lengths)
+    row_of_token = torch.repeat_interleave(torch.arange(num_rows), lengths).to(model.base.device)
+    with ExitStack() as hooks:
+        for layer in model.layout:
+
+            def hook(
+                module: nn.Module,
+                args: tuple[Tensor],
+                index: int = layer.index,
+                shape: tuple[int, int] = (layer.num_heads, layer.head_dim),
+            ) -> tuple[Tensor]:
+                z = args[0]
+                if index == 0:  # the backward pass needs nothing before it
+                    z = z.detach().requires_grad_()
+                    first_z.append(z)
+
+                def collect(grad: Tensor) -> None:
+                    product = (z.detach().float() * grad.float()).view(-1, *shape).sum(2)
+                    sums = product.new_zeros(num_rows, shape[0])
+                    products[index] = sums.index_add_(0, row_of_token, product).cpu()
+
+                z.register_hook(collect)
+                return (z,)
+
+            hooks.callback(model.o_proj(layer).register_forward_pre_hook(hook).remove)
+        yield first_z, products

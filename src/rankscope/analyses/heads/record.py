@@ -1,0 +1,67 @@
+"""How training changed the attention heads: size of the change, importance, entropy, ablation."""
+
+from rankscope.records.record import AnalysisRecord, Record
+
+
+class HeadChange(Record):
+    """The change of one attention matrix, head by head (docs/science.md, "Heads")."""
+
+    layer: int
+    module: str  # ``q_proj``, ``o_proj`` by query head; ``k_proj``, ``v_proj`` by key/value head
+    frobenius: tuple[float, ...]  # |dW_h|_F of each head's rows (columns for o_proj)
+    relative: tuple[float, ...]  # |dW_h|_F / |W0_h|_F
+
+
+class LayerHeads(Record):
+    layer: int
+    importance: tuple[float, ...]  # E_x |z_h . dL/dz_h| over the layer's l2 norm, by query head
+    group_importance: tuple[float, ...]  # By key/value head, of signed sums over query heads
+    entropy: tuple[float | None, ...]
+    """Entropy of the attention weights by query head, from 0 (one token) to 1 (uniform); None if no
+    position sees more than one token."""
+
+
+class HeadAblation(Record):
+    """Each head removed on its own, before and after training, on one task.
+
+    Lists by layer, then by query head. Changes are those of the mean over items when the head's
+    output is set to zero: negative where it was of use.
+    """
+
+    task: str
+    items: int
+    metric: str  # Primary metric of the task
+    base_score: float  # Score of the intact base
+    tuned_score: float  # Score of the intact tuned model
+    base_change: tuple[tuple[float, ...], ...]  # Change of the primary score
+    tuned_change: tuple[tuple[float, ...], ...]
+    base_gold_change: tuple[tuple[float, ...], ...]  # Of the gold log-probability, nats
+    tuned_gold_change: tuple[tuple[float, ...], ...]
+    gold_difference_error: tuple[tuple[float | None, ...], ...]  # Of tuned minus base
+    base_layer_gold_change: tuple[float, ...]  # By layer, all of its heads removed together
+    tuned_layer_gold_change: tuple[float, ...]
+
+
+class HeadRole(Record):
+    """What one head contributes (see ``analyses.heads.trial_heads``)."""
+
+    layer: int
+    head: int
+    skill: float  # Nats per item that removing it costs the tuned model more, on the trained task
+    lost: float | None
+    """How much more removing it costs the base than the tuned model on the other tasks, nats per
+    item, mean over tasks. None without other tasks."""
+
+
+class HeadsRecord(AnalysisRecord):
+    task: str  # Task whose items give importance and entropy
+    items: int
+    items_asked: int  # Limit on the items of each task
+    dtype: str
+    """Dtype of the models, such as ``float32``; in ``bfloat16``, rounding alone moves a head's cost
+    by hundredths of a nat."""
+    changes: tuple[HeadChange, ...]  # One entry per attention matrix that training changed
+    base: tuple[LayerHeads, ...]  # By layer
+    tuned: tuple[LayerHeads, ...]
+    ablations: tuple[HeadAblation, ...] = ()  # By task, the training task first
+    roles: tuple[HeadRole, ...] = ()  # From the ablations, if they include the training task

@@ -1,0 +1,86 @@
+"""Intruder dimensions: leading singular vectors of W that resemble no singular vector of W0.
+
+Definition (Shuttleworth et al., arXiv 2410.21228): left vector y_j, among the first k of W, is an
+intruder if max_i |cos(y_j, x_i)| < epsilon over ALL left vectors x_i of W0. A vector spread evenly
+over more than 1 / epsilon^2 base vectors is an intruder too: the word means "no single old
+direction", not "outside their span". Counts saturate at k, so the energy share is reported as well.
+
+Scaled exactly, W' = W + (lambda - 1) sum over intruders of u sigma v^T, from the SVD of W: lambda =
+1 changes nothing, 0 removes them. The change has rank i, the number of intruders, so an adapter's
+rank grows by i and nothing has to be truncated.
+
+Shapes: m = out, n = in, i = intruders.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rankscope.analyses.spectra import SpectraConfig
+from rankscope.analyses.spectra.leading_vectors import iterate_dense
+from rankscope.analyses.spectra.subspace_iteration import Triples
+from rankscope.models.low_rank_update import to_float64
+from rankscope.models.svd_cache import SVD
+
+
+@dataclass(frozen=True, slots=True)
+class Intruders:
+    count: int
+    energy: float  # sum sigma^2 of the intruders over that of all k vectors
+    positions: tuple[int, ...]  # Indices among the k vectors, from 0, largest singular value first
+    max_cosine: tuple[float, ...]  # max_i |cos(y_j, x_i)| of each of the k vectors
+
+
+def intruders_among(cosines: Tensor, S: Tensor, epsilon: float) -> Intruders:
+    """The intruders among k leading left vectors of W. ``cosines`` (d0, k) are to ALL left vectors
+    of W0; ``S`` (k,) are singular values of W."""
+    max_cosine = cosines.abs().max(dim=0).values
+    is_intruder = max_cosine < epsilon
+    squared = S.cpu().double() ** 2
+    total = float(squared.sum())
+    return Intruders(
+        count=int(is_intruder.sum()),
+        energy=float(squared[is_intruder.cpu()].sum()) / total if total else 0.0,
+        positions=tuple(torch.nonzero(is_intruder).flatten().tolist()),
+        max_cosine=tuple(max_cosine.tolist()),
+    )
+
+
+SPARE_VECTORS = 16  # Vectors that an iteration keeps beyond those wanted
+
+
+@dataclass(frozen=True, slots=True)
+class _IntruderScaling:
+    """What scaling the intruders of one matrix adds to it, left @ right, and its control."""
+
+    left: Tensor  # (m, i) float64
+    right: Tensor  # (i, n) float64
+    intruders: Intruders
+    control_factor: float
+    """Scales the whole update dW to the Frobenius norm of dW + left @ right. It may exceed 1: an
+    intruder is a direction of W, so scaling it also takes away W0's part in that direction."""
+
+
+def scale_intruders(
+    weight: Tensor, delta: Tensor, base: SVD, factor: float, settings: SpectraConfig
+) -> _IntruderScaling:
+    """(lambda - 1) times the intruders of W0 + dW, lambda = ``factor``. ``base`` is the SVD of W0,
+    whose left vectors decide what is an intruder."""
+    delta = to_float64(delta)
+    tuned = to_float64(weight) + delta
+    k = min(settings.intruder_k, *weight.shape)
+    triples = None
+    if 4 * (k + SPARE_VECTORS) < min(weight.shape):
+        triples = iterate_dense(base, tuned, k, SPARE_VECTORS)
+    if triples is None:
+        U, S, Vh = torch.linalg.svd(tuned, full_matrices=False)
+        triples = Triples.from_svd(U, S, Vh.mT, k)
+    u, s, v = triples.U, triples.S, triples.V
+    intruders = intruders_among(to_float64(base.U).mT @ u, s, settings.intruder_epsilon)
+    chosen = list(intruders.positions)
+    left, right = (factor - 1) * u[:, chosen] * s[chosen], v[:, chosen].mT
+    control_factor, norm = 1.0, float(torch.linalg.matrix_norm(delta))
+    if norm and intruders.count:
+        control_factor = float(torch.linalg.matrix_norm(delta + left @ right)) / norm
+    return _IntruderScaling(left, right, intruders, control_factor)

@@ -1,0 +1,171 @@
+"""The leading singular vectors of a tuned matrix W = W0 + dW, as cosines to those of W0.
+
+All measures of W need only its leading singular values and the cosines of its leading vectors to
+every singular vector of W0. For a low-rank update both come from W0's cached decomposition, without
+decomposing W.
+
+Shapes: m = out, n = in, d = min(m, n), k = leading vectors wanted.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rankscope.analyses.spectra.low_rank_basis import DiagonalPlusLowRank, to_base_basis
+from rankscope.analyses.spectra.subspace_iteration import (
+    NotConvergedError,
+    Triples,
+    leading_triples,
+    orthonormal,
+)
+from rankscope.models.low_rank_update import LowRankUpdate, to_float64
+from rankscope.models.svd_cache import SVD, svd
+
+ITERATE_IF = ((256, 12), (1024, 3))  # (d, share): iterate from d on, for up to d / share vectors
+DENSE_ITERATE_IF = (1024, 40)  # The same for a dense matrix, whose products cost more
+TOLERANCE = 1e-8  # Largest residual of a triple over the largest singular value, in float64
+CLUSTER = 1e-6  # Gap over the largest singular value up to which two values count as one cluster
+NUM_RANDOM = 16  # Random vectors added to the start of an iteration on a dense matrix
+ROTATION = 0.01  # Sine of the angle of rounding from which a vector is ill-conditioned
+
+
+@dataclass(frozen=True, slots=True)
+class LeadingVectors:
+    """The k leading singular vectors of W, in the basis of W0's."""
+
+    left: Tensor  # Cosines to every left vector of W0, (d, k)
+    right: Tensor  # Cosines to every right vector of W0, (d, k)
+    S: Tensor  # Singular values of W, (k,)
+    residual: float  # Largest |W^T u - sigma v| over sigma_1; 0 for a full decomposition
+    ill_conditioned: int  # Vectors in clusters so close that rounding turns them
+
+    @classmethod
+    def from_triples(cls, left: Tensor, right: Tensor, triples: Triples) -> "LeadingVectors":
+        top = float(triples.S[0]) if len(triples.S) else 0.0
+        residual = float(triples.residuals.max()) / top if top else 0.0
+        return cls(left, right, triples.S, residual, _num_ill_conditioned(triples))
+
+    @classmethod
+    def unchanged(cls, base: SVD, k: int) -> "LeadingVectors":
+        """The base's own vectors, for an update of zero: another SVD might rotate equal values."""
+        unit = torch.eye(len(base.S), k, dtype=base.U.dtype, device=base.U.device)
+        return cls(unit, unit, base.S[:k], 0.0, 0)
+
+
+def low_rank_leading_vectors(base: SVD, update: LowRankUpdate, k: int) -> LeadingVectors:
+    """The ``k`` leading vectors of W0 + B A, from W0's decomposition alone."""
+    matrix = to_base_basis(base, update)
+    d = len(base.S)
+    triples = None
+    if any(d >= smallest and share * k <= d for smallest, share in ITERATE_IF):
+        triples = _iterate_and_count(matrix, k)
+    if triples is None:
+        u, s, vh = torch.linalg.svd(matrix.dense().to(base.S.dtype), full_matrices=False)
+        triples = Triples.from_svd(u, s, vh.mT, k)
+    left, right = triples.U[:d], triples.V
+    if matrix.is_transposed:
+        left, right = right, left
+    return LeadingVectors.from_triples(left, right, triples)
+
+
+def _iterate_and_count(matrix: DiagonalPlusLowRank, k: int) -> Triples | None:
+    """The leading triples of ``matrix``, certified complete; None if that fails."""
+    try:
+        triples = leading_triples(matrix, matrix.start(k + max(16, k // 5)), k, TOLERANCE)
+    except NotConvergedError:
+        return None
+    # Residuals show that each triple belongs to the matrix; the count shows that none is missing.
+    count, value = countable(triples)
+    return triples if matrix.count_above(value) == count else None
+
+
+def countable(triples: Triples) -> tuple[int, float]:
+    """How many triples can be counted, and a value that so many singular values exceed.
+
+    All k, if values k and k + 1 are separate. If both are in one cluster, rounding may split it
+    anywhere: then only the triples above the cluster, which may be none.
+    """
+    values = [*triples.S.tolist(), triples.next_value]
+    max_gap = CLUSTER * values[0]
+    k = count = len(values) - 1
+    while count and values[count - 1] - values[count] <= max_gap:
+        count -= 1
+    if count == k:
+        return k, (values[k - 1] + values[k]) / 2
+    return count, values[count] + max_gap / 2
+
+
+@dataclass(frozen=True, slots=True)
+class DenseMatrix:
+    """A dense W (m, n) as an operator, and W^T W (never formed), less deflated vectors."""
+
+    W: Tensor
+    vectors: Tensor | None = None  # deflated, (n, e)
+    values: Tensor | None = None  # of the deflated vectors, (e,)
+
+    def apply(self, x: Tensor) -> Tensor:
+        return self.W @ x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.W.mT @ y
+
+    def gram(self) -> "DenseMatrix":
+        return self
+
+    def step(
+        self, x: Tensor, before: Tensor, factor: float, shift: float, weight: float = 0.0
+    ) -> Tensor:
+        out = self.adjoint(self.apply(x)).sub_(x, alpha=shift)
+        if self.vectors is not None and self.values is not None:
+            out -= self.vectors @ (self.values[:, None] * (self.vectors.mT @ x))
+        out.mul_(factor)
+        return out.sub_(before, alpha=weight) if weight else out
+
+    def deflate(self, vectors: Tensor, values: Tensor) -> "DenseMatrix":
+        if self.vectors is not None and self.values is not None:
+            vectors = torch.cat([self.vectors, vectors], dim=1)
+            values = torch.cat([self.values, values])
+        return DenseMatrix(self.W, vectors, values)
+
+
+def iterate_dense(base: SVD, tuned: Tensor, k: int, spare: int) -> Triples | None:
+    """The leading triples of a dense matrix, from a block of ``spare`` more; None if that fails.
+
+    It starts from W0's leading right vectors, and from random ones, which share a part with any
+    direction, new ones too.
+    """
+    leading = to_float64(base.V[:, : k + spare])
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(len(base.V), NUM_RANDOM, generator=generator, dtype=torch.float64)
+    start = orthonormal(torch.cat([leading, noise.to(leading.device)], dim=1))
+    try:
+        return leading_triples(DenseMatrix(to_float64(tuned)), start, k, TOLERANCE, min_sweeps=1)
+    except NotConvergedError:
+        return None
+
+
+def dense_leading_vectors(base: SVD, tuned: Tensor, k: int) -> LeadingVectors:
+    """The ``k`` leading vectors of a dense tuned weight (m, n)."""
+    triples = None
+    smallest, share = DENSE_ITERATE_IF
+    if len(base.S) >= smallest and share * k <= len(base.S):
+        triples = iterate_dense(base, tuned, k, max(16, k // 5))
+    if triples is None:
+        triples = Triples.from_svd(*svd(tuned), k)
+    u, v = triples.U.to(base.U), triples.V.to(base.V)
+    return LeadingVectors.from_triples(base.U.mT @ u, base.V.mT @ v, triples)
+
+
+def _num_ill_conditioned(triples: Triples) -> int:
+    """Vectors that rounding W to float32 may turn by more than a sine of :data:`ROTATION`.
+
+    Davis & Kahan 1970: the sine is at most the perturbation, here 2^-23 of the largest value plus
+    the triple's residual, over the distance to the nearest other singular value.
+    """
+    s = to_float64(triples.S)
+    below = torch.cat([s[1:], torch.tensor([triples.next_value], dtype=s.dtype, device=s.device)])
+    gap = s - below
+    gap = torch.minimum(gap, torch.cat([torch.full_like(gap[:1], torch.inf), gap[:-1]]))
+    error = to_float64(triples.residuals) + torch.finfo(torch.float32).eps * s[:1]
+    return int((error > ROTATION * gap).sum())

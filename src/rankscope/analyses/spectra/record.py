@@ -1,0 +1,122 @@
+"""How training changed the weight matrices."""
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from statistics import fmean, linear_regression
+from typing import Any
+
+from pydantic import computed_field, model_validator
+
+from rankscope.records.record import AnalysisRecord, Record
+
+FEWEST_RANKS = 3  # A line through two points always fits
+
+
+@cache
+def _expected_largest(count: int) -> float:
+    """Expected largest of ``count`` independent |standard normal| values, by the trapezoid rule:
+    the integral over x > 0 of 1 - P(|z| < x)^count."""
+    step = 0.01
+    return step * (
+        0.5 + sum(1 - math.erf(i * step / math.sqrt(2)) ** count for i in range(1, 1000))
+    )
+
+
+class MatrixSpectrum(Record):
+    """The change of one weight matrix (docs/science.md, "Spectra")."""
+
+    name: str  # Module path in the base, such as ``model.layers.3.self_attn.q_proj``
+    layer: int | None
+    module: str  # Last part of the name, such as ``q_proj``
+    shape: tuple[int, int]  # (out, in)
+    frobenius: float  # |dW|_F
+    relative: float  # |dW|_F / |W0|_F
+    singular_values: tuple[float, ...]  # Leading singular values of dW, largest first, at most 128
+    effective_rank: float  # exp of the entropy of sigma / sum(sigma)
+    stable_rank: float  # |dW|_F^2 / sigma_1^2
+    top_k: int  # Number of vectors that the similarities below compare
+    similarity_index: tuple[float, float]  # Index-matched mean |C_ii| of left and right vectors
+    similarity_max: tuple[float, float]  # Mean over tuned vectors of max |C_ij|, left and right
+    similarity_subspace: tuple[float, float]  # |C|_F^2 / k, left and right
+    chance_subspace: tuple[float, float]  # Of unrelated vectors, k/d, left and right
+    intruders: int  # Of the leading left vectors of W, largest |cosine| below epsilon
+    intruder_energy: float  # Their share in the squared values of the examined vectors
+    intruder_positions: tuple[int, ...] = ()  # Their positions among the leading vectors, from 0
+    tuned_singular_values: tuple[float, ...] = ()  # Of W, as many as were examined
+    largest_cosines: tuple[float, ...] = ()  # Of each examined vector to any base vector
+    residual: float = 0.0  # Largest |W^T u - sigma v| of the leading vectors over sigma_1
+    ill_conditioned: int = 0  # That rounding to float32 may rotate by more than a sine of .01
+
+    @model_validator(mode="before")
+    @classmethod
+    def without_computed(cls, values: Any) -> Any:
+        """Drop the computed fields of a stored record; they are computed again."""
+        if not isinstance(values, dict):
+            return values
+        return {name: v for name, v in values.items() if name not in cls.model_computed_fields}
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def chance_index(self) -> tuple[float, float]:
+        """Expected index-matched similarity of unrelated vectors, left and right: mean |cosine| of
+        random directions in m dimensions, sqrt(2 / (pi m)) for large m."""
+        left, right = (math.sqrt(2 / (math.pi * size)) for size in self.shape)
+        return left, right
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def chance_max(self) -> tuple[float, float]:
+        """Expected max-matched similarity of unrelated vectors, left and right."""
+        left, right = (_expected_largest(self.top_k) / math.sqrt(size) for size in self.shape)
+        return min(1.0, left), min(1.0, right)
+
+
+class SpectraRecord(AnalysisRecord):
+    intruder_k: int
+    intruder_epsilon: float
+    matrices: tuple[MatrixSpectrum, ...]
+
+    @property
+    def frobenius(self) -> float:
+        """|dW|_F over all analyzed matrices together."""
+        return math.sqrt(sum(m.frobenius**2 for m in self.matrices))
+
+    @property
+    def intruders(self) -> int:
+        return sum(m.intruders for m in self.matrices)
+
+
+class NormGrowth(Record):
+    """Least-squares fit of |dW|_F against rank: a + b ln r (claimed by arXiv 2512.15634)."""
+
+    ranks: tuple[int, ...]
+    norms: tuple[float, ...]  # |dW|_F over all matrices, same order
+    start: float  # a
+    slope: float  # b, per unit of ln r
+    rms: float  # Root mean square of the residual, in the norm's unit
+    power: float  # Exponent p of c r^p, the alternative, fitted in logarithms
+    power_rms: float
+
+    @classmethod
+    def fit(cls, ranks: Sequence[int], norms: Sequence[float]) -> "NormGrowth | None":
+        """Fit both, with the residual of each, to |dW|_F of adapters trained alike but for the
+        rank; None with fewer than three different ranks, or if an update is zero."""
+        if len(set(ranks)) < FEWEST_RANKS or min(norms) <= 0:
+            return None
+        x = [math.log(rank) for rank in ranks]
+        slope, start = linear_regression(x, norms)
+        power, level = linear_regression(x, [math.log(norm) for norm in norms])
+
+        def rms(fitted: Sequence[float]) -> float:
+            return math.sqrt(fmean((a - b) ** 2 for a, b in zip(norms, fitted, strict=True)))
+
+        return cls(
+            ranks=tuple(ranks),
+            norms=tuple(norms),
+            start=start,
+            slope=slope,
+            rms=rms([start + slope * at for at in x]),
+            power=power,
+            power_rms=rms([math.exp(level + power * at) for at in x]),
+        )

@@ -1,0 +1,278 @@
+"""What training did to a weight matrix: norm, spectrum and singular vectors of W0 and W = W0 + dW.
+
+Definitions and sources: docs/science.md, "Spectra". Everything is computed in float32 or better
+whatever the weights' dtype, spectra of dW in float64.
+
+Shapes: m = out, n = in, d = min(m, n), r = rank, k = leading vectors compared.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rankscope.analyses.spectra import SpectraConfig
+from rankscope.analyses.spectra.intruders import intruders_among
+from rankscope.analyses.spectra.leading_vectors import (
+    LeadingVectors,
+    dense_leading_vectors,
+    low_rank_leading_vectors,
+)
+from rankscope.analyses.spectra.record import MatrixSpectrum, SpectraRecord
+from rankscope.errors import UserError
+from rankscope.models.base import Base
+from rankscope.models.checkpoint_reader import CheckpointReader
+from rankscope.models.lora import Adapter
+from rankscope.models.low_rank_update import LowRankUpdate, to_float64
+from rankscope.models.methods import get_lora_method
+from rankscope.models.quantize import dense_weight
+from rankscope.models.scaling import layer_index
+from rankscope.models.svd_cache import SVD, SvdCache, at_least_float32, decomposition_device
+from rankscope.records import TrialSpec
+
+STORED_SINGULAR_VALUES = 128
+PAPER_TOP_K = 500  # Vectors compared in arXiv 2512.15634
+
+
+@dataclass(frozen=True, slots=True)
+class Similarity:
+    """Leading singular vectors of W against those of W0: (left, right) by each definition."""
+
+    index: tuple[float, float]  # (a) mean_i |C_ii|: vectors matched by position
+    max: tuple[float, float]  # (b) mean_j max_i |C_ij|: each vector with its closest of W0's
+    subspace: tuple[float, float]  # (c) |C|_F^2 / k: the spans, whatever the basis within
+    chance: tuple[float, float]  # Expected (c) of unrelated subspaces: k / m and k / n
+
+
+def effective_rank(singular_values: Tensor) -> float:
+    """exp(-sum p ln p), p = sigma / sum(sigma) (Roy & Vetterli 2007); 0 for a zero matrix."""
+    sigma = to_float64(singular_values)
+    total = float(sigma.sum())
+    if total == 0:
+        return 0.0
+    return float(torch.exp(torch.special.entr(sigma / total).sum()))
+
+
+def stable_rank(singular_values: Tensor) -> float:
+    """|dW|_F^2 / sigma_1^2 (Rudelson & Vershynin 2007); 0 for a zero matrix."""
+    sigma = to_float64(singular_values)
+    if sigma.numel() == 0 or float(sigma.max()) == 0:
+        return 0.0
+    return float(((sigma / sigma.max()) ** 2).sum())
+
+
+def default_top_k(shape: tuple[int, int]) -> int:
+    """min(500, d / 4), at least 1. Comparing most of d vectors finds similarity in any matrix."""
+    return max(1, min(PAPER_TOP_K, min(shape) // 4))
+
+
+def num_compared_vectors(shape: tuple[int, int], settings: SpectraConfig) -> int:
+    """How many leading vectors of a matrix are compared: ``top_k`` or the default, at most d."""
+    return min(settings.top_k or default_top_k(shape), *shape)
+
+
+def similarity_from_cosines(left: Tensor, right: Tensor, shape: tuple[int, int]) -> Similarity:
+    """Compare the first k singular vectors of W0 and W by three definitions.
+
+    C = U_k^T U~_k (k, k) is ``left``, and ``right`` the same of right vectors. arXiv 2512.15634
+    compares k = 500 without naming the definition. (c) cannot fall below (2k - d) / k.
+    """
+    k = len(left)
+    cosines = [left.abs(), right.abs()]
+
+    def pair(values: Iterable[Tensor]) -> tuple[float, float]:
+        left, right = (min(1.0, float(v)) for v in values)  # rounding can lift a 1 above 1
+        return left, right
+
+    return Similarity(
+        index=pair(c.diagonal().mean() for c in cosines),
+        max=pair(c.max(dim=0).values.mean() for c in cosines),
+        subspace=pair((c**2).sum() / k for c in cosines),
+        chance=(k / shape[0], k / shape[1]),
+    )
+
+
+def spectra_record(
+    trial_id: str, settings: SpectraConfig, matrices: list[MatrixSpectrum], seconds: float
+) -> SpectraRecord:
+    return SpectraRecord(
+        trial_id=trial_id,
+        intruder_k=settings.intruder_k,
+        intruder_epsilon=settings.intruder_epsilon,
+        matrices=tuple(matrices),
+        seconds=seconds,
+    )
+
+
+def adapter_spectrum(
+    name: str, weight: Tensor, adapter: Adapter, settings: SpectraConfig, svds: SvdCache
+) -> MatrixSpectrum:
+    """Spectra of one matrix of an adapter; ``weight`` is W0 (m, n)."""
+    check_factors(name, weight, adapter)
+    if not get_lora_method(adapter.method).delta_is_low_rank:
+        delta = adapter.delta(name, to_float64(weight))
+        return _dense_spectrum(name, weight, delta, settings, svds)
+    update = LowRankUpdate.from_adapter(adapter, name, weight)
+
+    def leading_vectors(base: SVD, k: int) -> LeadingVectors:
+        return low_rank_leading_vectors(base, update, k)
+
+    delta_svd = update.frobenius(), update.singular_values()
+    return _matrix_spectrum(name, weight, delta_svd, leading_vectors, settings, svds)
+
+
+def full_spectrum(
+    name: str, weight: Tensor, tuned: Tensor, settings: SpectraConfig, svds: SvdCache
+) -> MatrixSpectrum:
+    """Spectra of one matrix that was trained itself: W0 and W, (m, n) each."""
+    if weight.ndim != 2 or tuned.shape != weight.shape:
+        raise UserError(
+            f"{name}: tuned weight is {tuple(tuned.shape)}, the base's {tuple(weight.shape)}: "
+            "these are not the same architecture"
+        )
+    delta = to_float64(tuned) - to_float64(weight)
+    return _dense_spectrum(name, weight, delta, settings, svds)
+
+
+def _dense_spectrum(
+    name: str, weight: Tensor, delta: Tensor, settings: SpectraConfig, svds: SvdCache
+) -> MatrixSpectrum:
+    """Spectra of one matrix whose update ``delta``, (m, n) float64, has full rank."""
+
+    def leading_vectors(base: SVD, k: int) -> LeadingVectors:
+        before = at_least_float32(weight)
+        return dense_leading_vectors(base, before + delta.to(before), k)
+
+    delta_svd = float(torch.linalg.matrix_norm(delta)), _dense_singular_values(delta)
+    return _matrix_spectrum(name, weight, delta_svd, leading_vectors, settings, svds)
+
+
+def _dense_singular_values(delta: Tensor) -> Tensor:
+    """Singular values of a dense float64 matrix (m, n), largest first, (d,).
+
+    By the Gram matrix of the shorter side, at a third of the cost. Values below 1e-8 of the largest
+    are lost in rounding, which is below what any measure here resolves.
+    """
+    small = delta.mT @ delta if delta.shape[0] >= delta.shape[1] else delta @ delta.mT
+    values: Tensor = torch.linalg.eigvalsh(small).flip(0).clamp_min(0).sqrt()
+    return values
+
+
+def _matrix_spectrum(
+    name: str,
+    weight: Tensor,
+    delta: tuple[float, Tensor],
+    leading_vectors: Callable[[SVD, int], LeadingVectors],
+    settings: SpectraConfig,
+    svds: SvdCache,
+) -> MatrixSpectrum:
+    """All measures of one matrix, from |dW|_F, the singular values of dW, and so many leading
+    vectors of W as are compared or examined."""
+    (norm, sigma), base = delta, svds.of(name, weight)
+    shape = (int(weight.shape[0]), int(weight.shape[1]))
+    k, examined = num_compared_vectors(shape, settings), min(settings.intruder_k, *shape)
+    vectors = leading_vectors if norm else LeadingVectors.unchanged
+    tuned = vectors(base, max(k, examined))
+    alike = similarity_from_cosines(tuned.left[:k, :k], tuned.right[:k, :k], shape)
+    intruders = intruders_among(
+        tuned.left[:, :examined], tuned.S[:examined], settings.intruder_epsilon
+    )
+    base_norm = float(torch.linalg.vector_norm(to_float64(base.S)))
+    return MatrixSpectrum(
+        name=name,
+        layer=layer_index(name),
+        module=name.rsplit(".", 1)[-1],
+        shape=shape,
+        frobenius=norm,
+        relative=norm / base_norm if base_norm else 0.0,
+        singular_values=tuple(sigma[:STORED_SINGULAR_VALUES].tolist()),
+        effective_rank=effective_rank(sigma),
+        stable_rank=stable_rank(sigma),
+        top_k=k,
+        similarity_index=alike.index,
+        similarity_max=alike.max,
+        similarity_subspace=alike.subspace,
+        chance_subspace=alike.chance,
+        intruders=intruders.count,
+        intruder_energy=intruders.energy,
+        intruder_positions=intruders.positions,
+        tuned_singular_values=tuple(tuned.S[:examined].tolist()),
+        largest_cosines=tuple(min(1.0, cosine) for cosine in intruders.max_cosine),
+        residual=tuned.residual,
+        ill_conditioned=tuned.ill_conditioned,
+    )
+
+
+def check_spectra_settings(
+    settings: SpectraConfig, shapes: Mapping[str, tuple[int, int]], *, is_command: bool = False
+) -> None:
+    """Refuse more vectors than a matrix has, and an epsilon that is not a cosine.
+
+    All singular vectors of a matrix span the same space whatever training did, so they would
+    compare as equal. The default of ``intruder_k`` is cut to what each matrix has. Messages name
+    the options of a command, or the keys of a study file.
+    """
+    if not 0 < settings.intruder_epsilon < 1:
+        raise UserError(
+            f"--epsilon {settings.intruder_epsilon}: expected a number between 0 and 1, a cosine"
+        )
+    has_default = settings.intruder_k == SpectraConfig().intruder_k
+    counts = {"top_k": settings.top_k, "intruder_k": None if has_default else settings.intruder_k}
+    for name, shape in shapes.items():
+        for field, k in counts.items():
+            if k is not None and not 1 <= k <= min(shape):
+                option = (
+                    f"--{field.replace('_', '-')}" if is_command else f"analyze.spectra.{field}"
+                )
+                raise UserError(
+                    f"{option}: found {k}, expected 1 to {min(shape)}, the number of singular "
+                    f"vectors of {name} {shape}; correct it"
+                )
+
+
+def check_factors(name: str, weight: Tensor, adapter: Adapter) -> None:
+    A, B = adapter.factors(name)
+    m, n = weight.shape
+    fits = A.ndim == 2 and B.ndim == 2 and A.shape[1] == n and B.shape[0] == m
+    if not fits or A.shape[0] != B.shape[1]:
+        raise UserError(
+            f"{name}: adapter has A {tuple(A.shape)} and B {tuple(B.shape)}, expected A (r, {n}) "
+            f"and B ({m}, r) for this base weight: it was made for another model"
+        )
+
+
+def analyze_trial(
+    trial: TrialSpec,
+    base: Base,
+    tuned: Base,
+    matrix_names: Iterable[str],
+    settings: SpectraConfig,
+    svds: SvdCache,
+) -> SpectraRecord:
+    """Spectra of a trial's adapter, PEFT tuner or, in ``matrix_names``, fully fine-tuned model.
+    ``tuned`` is the base with the trial's weights attached, or a full trial's own model."""
+    started = time.perf_counter()
+    device, linears = decomposition_device(base.device), base.linears()
+
+    def full(name: str, weight: Tensor, tuned_weight: Tensor) -> MatrixSpectrum:
+        return full_spectrum(name, weight.to(device), tuned_weight.to(device), settings, svds)
+
+    if (tuner := tuned.multi_lora.injected_tuner) is not None:
+        names = tuner.mergeable()
+        matrices = [full(n, tuner.base_weight(n), tuner.merged_weight(n)) for n in names]
+    elif trial.is_full:
+        # Read the stored float32: bfloat16 rounds a weight by up to 1 part in 512, as much as a
+        # small learning rate may have moved it.
+        stored = CheckpointReader.open(tuned.folder)
+        matrices = [
+            full(n, dense_weight(linears[n]), stored.weight(n, device)) for n in matrix_names
+        ]
+    else:
+        adapter = tuned.multi_lora.adapters[trial.trial_id]
+        matrices = [
+            adapter_spectrum(n, dense_weight(linears[n]).to(device), adapter, settings, svds)
+            for n in adapter.a
+        ]
+    return spectra_record(trial.trial_id, settings, matrices, time.perf_counter() - started)

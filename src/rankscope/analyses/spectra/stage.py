@@ -1,0 +1,47 @@
+"""Compare the singular values and vectors of trained matrices with the base's.
+
+For a fully fine-tuned model, the matrices are those that the study's adapters change or, if the
+study has no adapters, all linear layers but the output head.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from rankscope.analyses.spectra import SPECTRA
+from rankscope.analyses.spectra.record import SpectraRecord
+from rankscope.analyses.spectra.spectra import analyze_trial
+from rankscope.models.base import Base
+from rankscope.models.parameters import compared_matrices
+from rankscope.records import TrialSpec
+from rankscope.run.groups import Group
+from rankscope.run.stages import Stage
+
+
+class SpectraStage(Stage[TrialSpec, SpectraRecord]):
+    name = "spectra"
+
+    def missing(self, group: Group) -> list[TrialSpec]:
+        return self.context.ledger.without_record("spectra", group)
+
+    def run(self, model: Base, work: Sequence[TrialSpec]) -> Iterator[SpectraRecord]:
+        context, study = self.context, self.context.study
+        context.begin_stage(self.name, len(work))
+        for trial in work:
+            context.begin_piece(trial.arm_label)
+            record = analyze_trial(
+                trial,
+                context.base,
+                model,
+                compared_matrices(study.base.shapes, study.trials),
+                SPECTRA.settings(study.config),
+                context.svd_cache,
+            )
+            if not record.matrices:
+                context.reporter.note(
+                    f"{trial.arm_label}: this method's update cannot be merged into a weight "
+                    "matrix, so the trial has no spectra"
+                )
+            yield record
+
+    def commit(self, result: SpectraRecord) -> None:
+        settings = self.context.study.settings_of("spectra", [result.trial_id])
+        self.context.ledger.commit([result], settings=settings)

@@ -1,0 +1,102 @@
+"""What trained models score if their update is scaled down or truncated, without training."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from rankscope.analyses import register_analysis
+from rankscope.analyses.analysis import Analysis
+from rankscope.config.section import ConfigSection, ZeroOrMore
+
+if TYPE_CHECKING:
+    from rankscope.config.study import StudyConfig
+    from rankscope.records import EvalKey, TrialSpec, Variant
+    from rankscope.run.context import RunContext
+    from rankscope.run.prepared import PreparedStudy
+    from rankscope.run.stages import Stage
+
+Scale = Annotated[float, Field(gt=0, lt=1)]
+IntruderScale = Annotated[float, Field(ge=0, lt=1)]
+
+
+class VariantsConfig(ConfigSection):
+    scales: ZeroOrMore[Scale] = []
+    """Evaluate every trial again with its whole update scaled by each: W0 + scale (W - W0)."""
+    layer_scales: ZeroOrMore[Scale] = []
+    """The same with a scale that rises linearly from this value in the first layer to 1 in the
+    last (LiNeS)."""
+    intruder_scales: ZeroOrMore[IntruderScale] = []
+    """The same with only the intruder dimensions scaled by each (0 removes them), and a control:
+    the whole update of every matrix scaled to the same norm."""
+    truncated_ranks: ZeroOrMore[Annotated[int, Field(ge=1)]] = []
+    """Evaluate the adapters of the largest rank again (of those that differ in rank, learning rate
+    and alpha alone), every matrix truncated to each of these ranks by its singular values."""
+
+
+class VariantsAnalysis(Analysis[VariantsConfig]):
+    name = "variants"
+    place = 10
+    settings_type = VariantsConfig
+    section = "evaluate"
+
+    def is_enabled(self, config: "StudyConfig") -> bool:
+        own = self.settings(config)
+        return any((own.scales, own.layer_scales, own.intruder_scales, own.truncated_ranks))
+
+    def needs_one_device(self, config: "StudyConfig", trials: Sequence["TrialSpec"]) -> str:
+        own = self.settings(config)
+        is_scaled = own.scales or own.layer_scales or own.intruder_scales
+        is_full = any(trial.is_full for trial in trials)
+        return "scales of full fine-tuning" if is_full and is_scaled else ""
+
+    def stage(self, context: "RunContext") -> "Stage[Any, Any]":
+        from rankscope.analyses.variants.stage import VariantsStage
+
+        return VariantsStage(context)
+
+    def variants(self, study: "PreparedStudy", trial: "TrialSpec") -> "list[Variant]":
+        """The variants of a trial to score; none for a method of the PEFT library."""
+        from rankscope.records import Variant
+
+        own = self.settings(study.config)
+        variants = [Variant("scale", strength) for strength in own.scales]
+        variants += [Variant("layers", strength) for strength in own.layer_scales]
+        for strength in own.intruder_scales:
+            variants += [Variant("intruders", strength), Variant("control", strength)]
+        if own.truncated_ranks and trial.nested is None:
+            line = [
+                t.rank or 0 for t in study.trials if t.arm_without_rank == trial.arm_without_rank
+            ]
+            ranks = [r for r in own.truncated_ranks if r < (trial.rank or 0) == max(line)]
+            variants += [Variant("truncated", rank) for rank in ranks]
+        return list(dict.fromkeys(variants)) if trial.peft is None else []
+
+    def wanted_evals(self, study: "PreparedStudy", trial: "TrialSpec") -> "list[EvalKey]":
+        """In-domain and retention tasks, both splits."""
+        tasks = study.curve_tasks(trial.task)
+        return [
+            (variant.of(trial.trial_id), task, split)
+            for variant in self.variants(study, trial)
+            for task in tasks
+            for split in ("validation", "test")
+        ]
+
+    def record_settings(
+        self, study: "PreparedStudy", kind: str, model_id: str
+    ) -> dict[str, object]:
+        from rankscope.analyses.spectra import SPECTRA
+        from rankscope.records import variant_of
+
+        variant = variant_of(model_id)
+        if variant is None or variant.kind not in ("intruders", "control"):
+            return {}
+        settings = SPECTRA.settings(study.config).of_intruders
+        if not study.trial(model_id).is_full:
+            return settings
+        # The matrices compared in a fully fine-tuned model are those that adapters change.
+        return settings | {"targets": sorted({n for t in study.trials for n in t.targets})}
+
+
+VARIANTS = VariantsAnalysis()
+register_analysis(VARIANTS)

@@ -1,0 +1,187 @@
+"""The cache of base decompositions: what it stores, and what it survives."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from full_decompositions import intruder_dimensions, similarity
+from torch import Tensor
+
+from rankscope.analyses.spectra.intruders import intruders_among
+from rankscope.analyses.spectra.leading_vectors import low_rank_leading_vectors
+from rankscope.analyses.spectra.spectra import similarity_from_cosines
+from rankscope.models import svd_cache
+from rankscope.models.low_rank_update import LowRankUpdate
+from rankscope.models.svd_cache import (
+    SVD,
+    SvdCache,
+    cache_bytes,
+    evict_least_recent,
+    from_int16,
+    read_svd,
+    svd,
+    svd_path,
+    to_int16,
+)
+
+
+def gaussian(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_base_spectra_are_computed_once_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, ...]] = []
+    original = torch.linalg.svd
+
+    def counted(weight: Tensor, full_matrices: bool) -> tuple[Tensor, Tensor, Tensor]:
+        calls.append(tuple(weight.shape))
+        u, s, vh = original(weight, full_matrices=full_matrices)
+        return u, s, vh
+
+    monkeypatch.setattr(torch.linalg, "svd", counted)
+    a, b = gaussian(16, 8, seed=1).float(), gaussian(16, 8, seed=2).float()
+    cache = SvdCache()
+    first = cache.of("a", a)
+    assert cache.of("a", a) is first
+    assert len(calls) == 1
+    one = cache.num_bytes
+    assert one == 4 * (16 * 8 + 8 + 8 * 8)
+
+    tight = SvdCache(max_bytes=one)
+    tight.of("a", a)
+    tight.of("b", b)
+    assert tight.num_bytes == one
+    torch.testing.assert_close(tight.of("a", a).S, first.S)
+
+    calls.clear()
+    none = SvdCache(max_bytes=0)
+    torch.testing.assert_close(none.of("a", a).S, first.S)
+    assert none.num_bytes == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("large", [False, True])
+def test_what_the_disk_keeps_is_what_memory_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool, dtype: torch.dtype
+) -> None:
+    """The second reader computes nothing, and nothing depends on whether a file was there."""
+    if large:
+        monkeypatch.setattr(svd_cache, "ROUNDED_FROM", 256)
+    weight = gaussian(300, 260, seed=3).to(dtype)
+    first = SvdCache(folder=tmp_path).of("a", weight)
+    files = list(tmp_path.iterdir())
+    assert len(files) == 1
+    bytes_each, blocks = (2, 5 + 5) if large else (4, 0)
+    expected = bytes_each * 260 * (300 + 260) + 4 * 260 * (1 + blocks)
+    assert expected <= cache_bytes(tmp_path) <= expected + 500
+    alone = SvdCache().of("a", weight)
+
+    def refused(_: Tensor) -> SVD:
+        raise AssertionError("computed what the disk has")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(svd_cache, "svd", refused)
+        second = SvdCache(folder=tmp_path).of("b", weight)
+    for one, other, third in zip(first, second, alone, strict=True):
+        assert torch.equal(one, other)
+        assert torch.equal(one, third)
+    error = (first.U - svd(weight).U.float()).norm(dim=0).max()
+    assert float(error) < (5e-5 if large else 1e-6)
+    # Another matrix is not taken for this one, and neither is a damaged file.
+    other_weight = weight.clone()
+    other_weight[0, 0] += 1e-3
+    assert read_svd(svd_path(tmp_path, other_weight), other_weight) is None
+    files[0].write_bytes(b"junk")
+    again = SvdCache(folder=tmp_path).of("a", weight)
+    torch.testing.assert_close(again.S, first.S)
+    assert read_svd(files[0], weight) is not None
+
+
+@pytest.mark.parametrize("bit", [0, 6])
+@pytest.mark.parametrize("place", [0.02, 0.3, 0.5, 0.9, 0.999])
+def test_a_file_with_one_flipped_bit_is_not_used(tmp_path: Path, place: float, bit: int) -> None:
+    """A component of one vector, off by up to its whole size, shows in no product of the whole."""
+    weight = gaussian(300, 260, seed=3).float()
+    SvdCache(folder=tmp_path).of("a", weight)
+    path = svd_path(tmp_path, weight)
+    content = bytearray(path.read_bytes())
+    content[round(place * (len(content) - 1))] ^= 1 << bit
+    path.write_bytes(content)
+    assert read_svd(path, weight) is None
+
+
+def test_a_file_under_the_name_of_another_matrix_is_not_used(tmp_path: Path) -> None:
+    weight = gaussian(300, 260, seed=3).float()
+    SvdCache(folder=tmp_path).of("a", weight)
+    path = svd_path(tmp_path, weight).rename(svd_path(tmp_path, 2 * weight))
+    assert read_svd(path, 2 * weight) is None
+
+
+def test_rounded_vectors_keep_what_is_measured_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 bits: singular values to 1e-5, the same intruders, similarity to 1e-3."""
+    monkeypatch.setattr(svd_cache, "ROUNDED_FROM", 256)
+    weight = gaussian(400, 400, seed=3).float() / 20
+    A, B = gaussian(8, 400, seed=1).float() / 20, 1.9 * gaussian(400, 8, seed=2).float() / 20
+    exact, full = svd(weight), svd(weight + B @ A)
+    rounded = SvdCache().of("W", weight)
+    assert not torch.equal(rounded.U, exact.U)
+    found = low_rank_leading_vectors(rounded, LowRankUpdate(A, B), 100)
+    assert float(((found.S - full.S[:100]) / full.S[:100]).abs().max()) < 1e-5
+    alike = similarity_from_cosines(found.left[:100], found.right[:100], (400, 400)).max
+    assert alike == pytest.approx(similarity(exact, full, 100).max, abs=1e-3)
+    intruders = intruders_among(found.left[:, :10], found.S[:10], 0.5)
+    direct = intruder_dimensions(exact.U, full.U, full.S, 10)
+    assert 0 < intruders.count < 10
+    assert intruders.positions == direct.positions
+
+
+def test_vectors_in_sixteen_bits() -> None:
+    """Spread out or in one entry alone: the error is a share of the vector's length."""
+    spread = torch.linalg.qr(gaussian(500, 8)).Q.float()
+    assert float((from_int16(*to_int16(spread)) - spread).norm(dim=0).max()) < 5e-5
+    narrow = torch.full((500, 1), 1e-3)
+    narrow[70] = 1
+    error = from_int16(*to_int16(narrow)) - narrow
+    assert 0 < float(error.norm()) < 1.3e-4
+    assert float(error[:64].abs().max()) < 1e-7  # another block, with a scale of its own
+    assert torch.equal(from_int16(*to_int16(torch.zeros(3, 2))), torch.zeros(3, 2))
+
+
+def test_the_cache_keeps_within_its_bound(tmp_path: Path) -> None:
+    paths = []
+    for i in range(4):
+        paths.append(tmp_path / f"{i}.safetensors")
+        paths[-1].write_bytes(bytes(100))
+        os.utime(paths[-1], (i, i))
+    os.utime(paths[0], (9, 9))  # used lately
+    evict_least_recent(tmp_path, max_bytes=250)
+    assert {p.name for p in tmp_path.iterdir()} == {"0.safetensors", "3.safetensors"}
+    assert cache_bytes(tmp_path) == 200
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder", "utf-8")
+    weight = gaussian(260, 260, seed=3).float()
+    found = SvdCache(folder=tmp_path / "file").of("a", weight)
+    torch.testing.assert_close(found.S, svd(weight).S)
+
+
+def test_a_cache_of_another_user_is_read_and_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its times nor its files can be changed, and one of them not even be looked at."""
+    weight = gaussian(260, 260, seed=3).float()
+    first = SvdCache(folder=tmp_path).of("a", weight)
+    (tmp_path / "broken.safetensors").symlink_to(tmp_path / "gone")
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError("not yours")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(svd_cache.os, "utime", refused)
+        patched.setattr(Path, "unlink", refused)
+        again = SvdCache(folder=tmp_path).of("a", weight)
+        evict_least_recent(tmp_path, max_bytes=0)
+    assert torch.equal(again.U, first.U)
+    assert cache_bytes(tmp_path) == svd_path(tmp_path, weight).stat().st_size
