@@ -24,7 +24,7 @@ from rankscope.filesystem import fsync
 from rankscope.records import Record, Status, TrialSpec
 from rankscope.store.artifacts import ARTIFACTS, CHECKPOINTS, STAGING, UNITS
 from rankscope.store.results import StoredRecord, kind_of
-from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, Database
+from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, keep_counts
 
 LEDGER_VERSION = 3
 SCHEMA = """
@@ -55,9 +55,9 @@ CREATE TABLE artifacts (
 );
 CREATE TABLE totals (
     name TEXT PRIMARY KEY,  -- of another table
-    num_rows INTEGER NOT NULL,
-    sha256 TEXT NOT NULL  -- sum of its rows' sha256 modulo 2^256
+    num_rows INTEGER NOT NULL
 ) WITHOUT ROWID;
+INSERT INTO totals VALUES ('study', 0), ('trials', 0), ('records', 0), ('artifacts', 0);
 """
 SMALL_WRITE = "some ten thousand bytes"  # Of a transaction, which SQLite does not report
 
@@ -76,7 +76,7 @@ R = TypeVar("R", bound=StoredRecord)
 Stored = TypeVar("Stored")
 
 
-def connect(path: Path, *, write: bool) -> Database:
+def connect(path: Path, *, write: bool) -> sqlite3.Connection:
     """A connection to a ledger of this version; a writer creates it. Raises IntegrityError: the
     file is damaged."""
     if write and not holds_bytes(path):
@@ -85,7 +85,7 @@ def connect(path: Path, *, write: bool) -> Database:
     # "immutable".
     mode = "rw" if write else ("ro" if os.access(path.parent, os.W_OK) else "ro&immutable=1")
     uri = f"{path.resolve().as_uri()}?mode={mode}"
-    db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30.0, factory=Database)
+    db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30.0)
     try:
         if write:
             db.execute("PRAGMA synchronous = FULL")
@@ -96,7 +96,7 @@ def connect(path: Path, *, write: bool) -> Database:
                 "that wrote it, or another --out folder."
             )
         if write:
-            db.count_changes()
+            keep_counts(db)
     except BaseException as error:
         db.close()
         if isinstance(error, sqlite3.Error) and (known := ledger_error(path.parent, error)):
@@ -182,13 +182,13 @@ def _parse_record(kind: type[Stored], body: Any, place: str) -> Stored:
 
 
 @contextmanager
-def transaction(db: Database, out: Path) -> Iterator[None]:
+def transaction(db: sqlite3.Connection, out: Path) -> Iterator[None]:
     """All statements inside take effect together, durably, or none does. Raises DiskFull."""
     with reporting_shortages(out / LEDGER, lambda: SMALL_WRITE):
-        db.begin()
+        db.execute("BEGIN IMMEDIATE")
         try:
             yield
-            db.commit_with_totals()
+            db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
                 db.execute("ROLLBACK")
@@ -196,7 +196,7 @@ def transaction(db: Database, out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def snapshot(db: Database) -> Iterator[None]:
+def snapshot(db: sqlite3.Connection) -> Iterator[None]:
     """All reads inside see one state, also while a run writes."""
     db.execute("BEGIN")
     try:
@@ -205,7 +205,7 @@ def snapshot(db: Database) -> Iterator[None]:
         db.execute("ROLLBACK")
 
 
-def is_whole_file(db: Database) -> bool:
+def is_whole_file(db: sqlite3.Connection) -> bool:
     """Move the write-ahead log into the file; False if a reader or the disk prevents it."""
     for _ in range(MOST_TRIES):
         try:

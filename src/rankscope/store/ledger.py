@@ -62,7 +62,7 @@ from rankscope.store.results import (
     record_row,
     set_statuses,
 )
-from rankscope.store.row_hashes import LEDGER, Database
+from rankscope.store.row_hashes import LEDGER
 from rankscope.store.verify import ledger_file, mark_closed, mark_open, open_checked
 
 BELOW = "WHERE path = ?1 OR (path > ?1 || '/' AND path < ?1 || '0')"
@@ -77,7 +77,7 @@ class Ledger:
     base inside ``with`` raises IntegrityError.
     """
 
-    def __init__(self, out: Path, db: Database, lock: StudyLock | None) -> None:
+    def __init__(self, out: Path, db: sqlite3.Connection, lock: StudyLock | None) -> None:
         self.out = out
         self._db = db
         self._lock = lock

@@ -17,7 +17,7 @@ from rankscope.store.artifacts import (
     Problem,
 )
 from rankscope.store.database import connect, holds_bytes, is_damaged, ledger_error, snapshot
-from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, Database, changed_rows, changed_tables
+from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, changed_rows
 
 CLOSED = "ledger.sha256"
 """Hashes of the files that a run alone writes, as they were when it closed the ledger. A run
@@ -94,7 +94,6 @@ def _table_problems(db: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
         if message != "ok":
             yield LEDGER, "a sound data base", message
     yield from changed_rows(db)
-    yield from changed_tables(db)
 
 
 def _artifact_problems(
@@ -157,7 +156,7 @@ def _content(path: Path) -> bytes | None:
         return None
 
 
-def open_checked(out: Path, *, write: bool) -> Database:
+def open_checked(out: Path, *, write: bool) -> sqlite3.Connection:
     """Connect to the ledger of a study, a writer's new one if there is none, after checking it.
 
     A ledger that a run closed is compared with its hash, another one row by row. Raises
