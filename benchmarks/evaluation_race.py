@@ -24,8 +24,8 @@ from rankscope.data.items import LETTERS
 from rankscope.device import choose_device, choose_dtype, keep_freed_memory, provenance
 from rankscope.models.adapters.folder import save_adapter
 from rankscope.models.base import Base
+from rankscope.models.init_context import new_adapter
 from rankscope.models.load import load_base
-from rankscope.models.methods.init_context import new_adapter
 from rankscope.records import TrialSpec
 
 ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")

@@ -23,8 +23,8 @@ from transformers import (
 
 from race import Rows, Setting, StepClock, Times
 from rankscope.data.encode import EncodedRow
+from rankscope.models.init_context import new_adapter
 from rankscope.models.lora import Adapter
-from rankscope.models.methods.init_context import new_adapter
 from rankscope.records import TrialSpec
 from rankscope.train.step_schedule import learning_rate
 

@@ -7,8 +7,8 @@ the adapter subtracts (A0, B0) itself, as with PiSSA.
 import torch
 from torch import nn
 
+from rankscope.models.init_context import InitContext
 from rankscope.models.lora import Adapter
-from rankscope.models.methods.init_context import InitContext
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.quantize import dense_weight
 

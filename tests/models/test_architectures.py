@@ -32,9 +32,9 @@ from rankscope.evaluate.likelihood import Question, continuation_logprobs
 from rankscope.evaluate.token_trees import TokenTree
 from rankscope.models.adapters.folder import save_adapter
 from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.init_context import new_adapter
 from rankscope.models.load import check_stored_weights
 from rankscope.models.methods import get_method
-from rankscope.models.methods.init_context import new_adapter
 from rankscope.records import TrialSpec
 from rankscope.train.loop import GroupResult, train_group
 

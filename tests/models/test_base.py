@@ -8,7 +8,7 @@ from toy_training import trial
 from rankscope.hashing import sha256_tensors
 from rankscope.models.attention import varlen
 from rankscope.models.base import Row, RowBatch, batches_of
-from rankscope.models.methods.init_context import new_adapter
+from rankscope.models.init_context import new_adapter
 from rankscope.models.multi_lora import AdapterSpan, MultiLoraLinear
 
 CPU = torch.device("cpu")

@@ -20,8 +20,8 @@ from rankscope.data.encode import EncodedRow
 from rankscope.errors import IntegrityError, UserError
 from rankscope.hashing import sha256_tensors, weights_sha256
 from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.init_context import new_adapter
 from rankscope.models.load import check_stored_weights, load_base
-from rankscope.models.methods.init_context import new_adapter
 from rankscope.models.model_folder import model_folder
 from rankscope.models.study_base import resolve_base
 from rankscope.records import TrialSpec

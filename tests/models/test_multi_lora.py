@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from rankscope.errors import UserError
 from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.init_context import new_adapter
 from rankscope.models.lora import Adapter, delta_weight
-from rankscope.models.methods.init_context import new_adapter
 from rankscope.models.multi_lora import (
     AdapterSpan,
     MultiLora,

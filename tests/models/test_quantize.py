@@ -10,9 +10,9 @@ from toy_training import trial
 
 from rankscope.config.study import ModelConfig
 from rankscope.errors import UserError
+from rankscope.models.init_context import new_adapter
 from rankscope.models.load import load_base
 from rankscope.models.lora import Adapter
-from rankscope.models.methods.init_context import new_adapter
 from rankscope.models.multi_lora import AdapterSpan, MultiLora
 from rankscope.models.quantize import dense_weight, is_quantized, require_bitsandbytes
 

@@ -8,8 +8,8 @@ from tiny_models import base_of, tiny_llama
 from toy_training import trial
 
 from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.init_context import new_adapter
 from rankscope.models.lora import Adapter
-from rankscope.models.methods.init_context import new_adapter
 from rankscope.models.multi_lora import dense_weight
 from rankscope.models.scaling import FactorOf, scaled_adapter, scaled_model, variant_factors
 from rankscope.records import Variant, trial_of, variant_of

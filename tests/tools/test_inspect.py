@@ -352,7 +352,7 @@ def test_an_adapter_for_another_base(base: Path, plain: Path, tmp_path: Path) ->
         ({"init_lora_weights": "pissa_niter_16"}, "'pissa_niter_16' changes the base weights"),
         (
             {"init_lora_weights": "pissa", "use_dora": True},
-            "use_dora together with init_lora_weights 'pissa'",
+            "use_dora with init_lora_weights 'pissa'",
         ),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save = ['lm_head'] is not supported"),
     ],

@@ -24,8 +24,8 @@ from rankscope.data.pocket_world import pocket_rows
 from rankscope.evaluate.continuous_batching import GenerationLimits, generate
 from rankscope.hashing import sha256_tensors
 from rankscope.models.base import Base
+from rankscope.models.init_context import new_adapter
 from rankscope.models.load import load_base
-from rankscope.models.methods.init_context import new_adapter
 from rankscope.records import TrialSpec
 from rankscope.train import loop
 from rankscope.train.checkpoint import GroupCheckpoint, GroupState

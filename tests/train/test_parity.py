@@ -22,8 +22,8 @@ from toy_training import ATTENTION, full_trial, toy_rows, training_tolerance, tr
 from rankscope.config.study import TrainConfig
 from rankscope.data.sampler import RowSampler
 from rankscope.errors import Interrupted
+from rankscope.models.init_context import InitContext, new_adapter
 from rankscope.models.lora import Adapter
-from rankscope.models.methods.init_context import InitContext, new_adapter
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import train_group

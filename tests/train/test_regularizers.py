@@ -112,7 +112,7 @@ def test_each_kind_of_row_counts_by_its_rows() -> None:
 
 def gradient(rows: Sequence[EncodedRow]) -> torch.Tensor:
     """Of the mean loss over labeled tokens, by every adapter matrix of ``trial("a")``."""
-    from rankscope.models.methods.init_context import new_adapter
+    from rankscope.models.init_context import new_adapter
     from rankscope.models.multi_lora import target_linears
 
     model = tiny_llama()

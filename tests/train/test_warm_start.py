@@ -17,7 +17,7 @@ from rankscope.errors import Interrupted, UserError
 from rankscope.models.adapters.folder import load_adapter, save_adapter
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.methods.init_context import new_adapter
+from rankscope.models.init_context import new_adapter
 from rankscope.report.model_card import adapter_card
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import train_group

@@ -15,8 +15,7 @@ from rankscope.advise.arms import training_tasks
 from rankscope.advise.retention import retention_tasks
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.matching import align_scores
-from rankscope.models.methods.lora import LoraMethod
-from rankscope.models.methods.rslora import RsLoraMethod
+from rankscope.models.methods import lora_methods
 from rankscope.records import (
     BASE,
     CurveKind,
@@ -31,7 +30,6 @@ from rankscope.records import (
     trial_of,
 )
 
-PLAIN = (LoraMethod.name, RsLoraMethod.name)
 CurveModels = Mapping[int, Mapping[int, str]]  # Rank -> seed -> id of a trial or variant
 
 
@@ -53,7 +51,8 @@ def curve_models(study: StudyRecords, task: str) -> dict[CurveKind, CurveModels]
     """The models of a training task's curves: of its first line of plain LoRA, and of nested runs
     and truncations that differ from it in nothing else."""
     specs = [t.spec for t in finished_trials(study.trials) if t.spec.task == task]
-    plain = [s for s in specs if s.method in PLAIN]
+    plain_methods = [method.name for method in lora_methods() if method.is_plain]
+    plain = [s for s in specs if s.method in plain_methods]
     line = [s for s in plain if s.arm_without_rank == plain[0].arm_without_rank]
     nested = [s for s in specs if s.nested and line and _is_beside(s, line[0])]
     trained: dict[int, Mapping[int, str]] = {}

@@ -14,12 +14,12 @@ from rankscope.data.sampler import RowSampler
 from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import evaluate_task
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.load import load_base
-from rankscope.models.methods.eva_directions import (
+from rankscope.models.input_directions import (
     InputDirections,
     shared_inputs,
     update_directions,
 )
+from rankscope.models.load import load_base
 from rankscope.models.multi_lora import target_linears
 from rankscope.models.parameters import lora_parameters
 from rankscope.predict.predictors import Evidence, predict_ranks

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Literal
 
-from rankscope.models.methods import get_lora_method
+from rankscope.models.methods import get_lora_method, lora_methods
 from rankscope.records import ArmSummary, StudyRecords, TrialSpec
 from rankscope.report.page import template_environment
 from rankscope.report.study_view import StudyView
@@ -108,14 +108,14 @@ def obstacle(settings: Mapping[str, Any], program: Literal["vLLM", "llama.cpp"])
     largest = max([int(settings.get("r") or 0), *ranks.values()])
     if kind != "LORA":
         return f"{program} reads LoRA adapters, not {kind}."
-    if settings.get("use_dora"):
-        return f"{program} does not read DoRA adapters."
+    for method in lora_methods():
+        is_marked = any(settings.get(name) for name in method.peft_fields)
+        if is_marked and program in method.unserved_by:
+            return method.unserved_by[program]
     if settings.get("alpha_pattern") or (ranks and program == "vLLM"):
         return f"{program} gives every module the same scaling; this adapter's modules differ."
     if program == "vLLM" and largest > VLLM_RANKS[-1]:
         return f"This adapter is stored with rank {largest}, and vLLM takes at most 512."
-    if program == "llama.cpp" and settings.get("use_rslora"):
-        return "llama.cpp scales by alpha / r, and this adapter is scaled by alpha / sqrt(r)."
     return ""
 
 

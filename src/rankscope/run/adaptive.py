@@ -226,10 +226,11 @@ def check_adaptive(study: PreparedStudy) -> None:
     trial."""
     if study.config.strategy == "grid":
         return
-    if any(trial.nested for trial in study.trials):
+    if nested := next((trial.method for trial in study.trials if trial.nested), None):
         raise UserError(
-            "strategy: adaptive: found method 'nested', which trains all its ranks in one run, so "
-            "that none can be stopped by itself; expected 'strategy: grid'"
+            "strategy: adaptive",
+            f"method {nested!r}, which trains all its ranks in one run, so none can be stopped",
+            "'strategy: grid'",
         )
     if not first_trials(study):
         tokens = study.training_tokens(study.trials[0])

@@ -21,9 +21,9 @@ from rankscope.models.gradient_checkpointing import (
     disable_gradient_checkpointing,
     enable_gradient_checkpointing,
 )
+from rankscope.models.init_context import empty_adapter
 from rankscope.models.lora import Adapter
 from rankscope.models.methods import get_lora_method
-from rankscope.models.methods.init_context import empty_adapter
 from rankscope.models.multi_lora import MultiLora, target_linears, unwrap
 from rankscope.models.parameters import FLOAT32_BYTES
 from rankscope.records import TrialSpec

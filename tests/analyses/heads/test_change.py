@@ -14,8 +14,8 @@ from rankscope.analyses.heads.change import (
 )
 from rankscope.analyses.heads.layout import PROJECTIONS, HeadLayout
 from rankscope.errors import UserError
+from rankscope.models.init_context import new_adapter
 from rankscope.models.lora import Adapter
-from rankscope.models.methods.init_context import new_adapter
 from rankscope.models.multi_lora import linear_layers
 from rankscope.records import TrialSpec
 

@@ -20,8 +20,8 @@ from rankscope.errors import IntegrityError, UserError
 from rankscope.models.adapters.folder import load_adapter, save_adapter
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
 from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.init_context import InitContext, new_adapter
 from rankscope.models.lora import Adapter
-from rankscope.models.methods.init_context import InitContext, new_adapter
 from rankscope.records import TrialSpec
 
 IDS = [5, 9, 31, 7, 250, 3, 77, 12]

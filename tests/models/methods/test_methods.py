@@ -10,11 +10,11 @@ from toy_training import ATTENTION, toy_rows, trial
 from rankscope.data.encode import EncodedRow
 from rankscope.data.sampler import RowSampler
 from rankscope.errors import UserError
+from rankscope.models import input_directions
 from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.init_context import InitContext, new_adapter
 from rankscope.models.lora import Adapter, delta_weight
-from rankscope.models.methods import eva_directions as eva
 from rankscope.models.methods import get_method
-from rankscope.models.methods.init_context import InitContext, new_adapter
 from rankscope.models.methods.method import TrialFacts
 from rankscope.models.multi_lora import linear_layers, target_linears
 from rankscope.models.parameters import architecture
@@ -144,7 +144,7 @@ def test_eva_shares_out_the_ranks_among_orthogonal_directions(rank: int) -> None
 @pytest.mark.parametrize("rank", [1, 4])
 def test_eva_starts_as_pefts_does(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = 400
-    monkeypatch.setattr(eva, "EVA_BATCH_TOKENS", tokens)
+    monkeypatch.setattr(input_directions, "EVA_BATCH_TOKENS", tokens)
     base = base_of(tiny_llama())
     (adapter,) = started(base, trial("a", method="eva", rank=rank, targets=LINEAR, seed=5))
 
@@ -169,7 +169,7 @@ def test_eva_starts_as_pefts_does(rank: int, monkeypatch: pytest.MonkeyPatch) ->
         if "lora_A" in name
     }
     batch = RowBatch.of([Row(ROWS[0].input_ids, [0])], base.device)
-    leaders = eva.shared_inputs(base, target_linears(base.model, LINEAR), batch)
+    leaders = input_directions.shared_inputs(base, target_linears(base.model, LINEAR), batch)
     for leader in set(leaders.values()):
         alike = [name for name in leaders if leaders[name] == leader]
         ours, theirs = (
@@ -187,7 +187,7 @@ def test_modules_that_see_the_same_are_looked_at_once() -> None:
     base = base_of(tiny_llama())
     started(base, trial("a", targets=LINEAR))  # adapters in place must not hide what is shared
     batch = RowBatch.of([Row(ROWS[0].input_ids, [0])], base.device)
-    leaders = eva.shared_inputs(base, target_linears(base.model, LINEAR), batch)
+    leaders = input_directions.shared_inputs(base, target_linears(base.model, LINEAR), batch)
     block = "model.layers.1"
     assert {leaders[f"{block}.self_attn.{leaf}_proj"] for leaf in "qkv"} == {
         f"{block}.self_attn.q_proj"

@@ -14,9 +14,9 @@ from toy_training import ATTENTION, protocol, toy_rows, training_tolerance, tria
 from rankscope.data.sampler import RowSampler
 from rankscope.errors import UserError
 from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.init_context import new_adapter
 from rankscope.models.lora import Adapter
 from rankscope.models.methods import get_method
-from rankscope.models.methods.init_context import new_adapter
 from rankscope.models.methods.method import TrialFacts
 from rankscope.models.methods.nested import NestedMethod
 from rankscope.models.parameters import architecture

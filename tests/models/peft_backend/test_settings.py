@@ -15,7 +15,7 @@ from rankscope.errors import IntegrityError, UserError
 from rankscope.models.adapters.folder import BASE_HASH
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.methods.init_context import new_adapter
+from rankscope.models.init_context import new_adapter
 from rankscope.models.peft_backend.settings import count_parameters, peft_config
 from rankscope.models.peft_backend.tuner import PeftTuner, load_tuner, new_tuner
 

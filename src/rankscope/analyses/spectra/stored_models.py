@@ -23,7 +23,7 @@ from rankscope.models.adapters.settings import CONFIG, READABLE_INITS, read_adap
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate
-from rankscope.models.methods import get_method
+from rankscope.models.methods import get_lora_method, get_method
 from rankscope.models.methods.full import FullMethod
 from rankscope.models.model_folder import check_tuned_folder
 from rankscope.models.svd_cache import SvdCache, pissa_initial_factors
@@ -46,15 +46,16 @@ class StoredTunedModel:
         if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
             return cls(name, folder, FullMethod.name, model=CheckpointReader.open(folder))
         settings = read_adapter_config(folder, READABLE_INITS)
-        is_pissa = settings.init_lora_weights == "pissa"
-        if settings.use_dora and is_pissa:
+        subtracts = get_method(settings.method_name).init_is_part_of_base
+        if settings.has_magnitude and subtracts:
             raise UserError(
-                f"adapter {folder}: use_dora together with init_lora_weights 'pissa' is not "
-                "supported, since its norms are those of a base without PiSSA's part; expected "
-                "one or the other"
+                f"adapter {folder}",
+                f"{settings.flags[0]} with init_lora_weights {settings.init_lora_weights!r}, whose "
+                "norms are those of a base without that start",
+                "one or the other",
             )
-        # PiSSA subtracts its start from the output head too, so PEFT's copy is not the base's.
-        adapter = load_adapter(folder, name, inits=READABLE_INITS, has_copies=not is_pissa)
+        # It was subtracted from the output head too, so PEFT's copy is not the base's.
+        adapter = load_adapter(folder, name, inits=READABLE_INITS, has_copies=not subtracts)
         return cls(name, folder, adapter.method, adapter=adapter)
 
     @property
@@ -91,7 +92,8 @@ class StoredTunedModel:
             return
         assert weight is not None
         if name not in adapter.initial_factors:
-            adapter.initial_factors[name] = pissa_initial_factors(weight, adapter, name)
+            method = get_lora_method(self.kind)
+            adapter.initial_factors[name] = method.initial_factors_of(adapter, name, svd(weight))
 
     def spectrum(
         self, name: str, weight: Tensor, settings: SpectraConfig, svds: SvdCache

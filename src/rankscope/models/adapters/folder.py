@@ -321,14 +321,13 @@ def _check_magnitudes(
     settings: AdapterSettings,
     path: Path,
 ) -> None:
-    """Check that every module has its m, (out,), with ``use_dora``, and none without."""
-    expected = set(b) if settings.use_dora else set()
+    """Check that every module has its m, (out,), if the settings say so, and none otherwise."""
+    expected = set(b) if settings.has_magnitude else set()
     if set(magnitude) != expected:
         odd = sorted(set(magnitude) ^ expected)
         raise IntegrityError(
-            f"{path}: found magnitudes that do not fit use_dora: "
-            f"{str(settings.use_dora).lower()}, expected one of every module with it, none without "
-            f"({odd[0]}); {RECOPY}"
+            f"{path}: found magnitudes of {count(len(magnitude), 'module')}, expected "
+            f"{len(expected)} as {CONFIG} says ({odd[0]}); {RECOPY}"
         )
     for name, m in magnitude.items():
         if m.shape != b[name].shape[:1]:

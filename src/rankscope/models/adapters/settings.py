@@ -2,25 +2,27 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from rankscope.config.patterns import compile_pattern
 from rankscope.errors import UserError, reason_of
 from rankscope.filesystem import read_json_object
-from rankscope.models.methods import all_methods, get_lora_method
-from rankscope.models.methods.dora import DoraMethod
+from rankscope.models.methods import get_lora_method, lora_methods
 from rankscope.models.methods.lora import LoraMethod
-from rankscope.models.methods.pissa import PissaMethod
-from rankscope.models.methods.rslora import RsLoraMethod
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
-PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")
-"""Initializations that leave the base as it is; PiSSA, OLoRA, CorDA and LoftQ change it."""
-READABLE_INITS = (*PLAIN_INITS, "pissa")  # PiSSA's W - W0 is a function of the base
+_INITS = {method.peft_init: method for method in lora_methods() if method.peft_init}
+PLAIN_INITS = (
+    *(True, False, "gaussian", "orthogonal"),
+    *(name for name, method in _INITS.items() if not method.init_is_part_of_base),
+)
+"""Initializations that leave the base as it is; OLoRA, CorDA and LoftQ change it."""
+READABLE_INITS = (*PLAIN_INITS, *(_INITS.keys() - set(PLAIN_INITS)))
+"""Also those that change the base by a function of its weights: W - W0 can be computed again."""
 PATH_SECONDS = 0.1
 """Processor time of one match of a regular expression, which takes microseconds unless it is slow
 by construction."""
@@ -36,8 +38,6 @@ class AdapterSettings(BaseModel):
 
     r: Rank
     lora_alpha: StoredAlpha
-    use_rslora: bool = False
-    use_dora: bool = False
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
@@ -47,10 +47,38 @@ class AdapterSettings(BaseModel):
     alpha_pattern: dict[str, StoredAlpha] = {}
     _folder: Path = PrivateAttr(default=Path())
 
+    @model_validator(mode="after")
+    def check_flags(self) -> Self:
+        for name in _method_fields():
+            if not isinstance(getattr(self, name, False), bool):
+                raise ValueError(f"{name}: expected true or false")
+        return self
+
+    @property
+    def flags(self) -> list[str]:
+        """Set fields by which PEFT marks a method, such as ``use_rslora``."""
+        return [name for name in _method_fields() if getattr(self, name, False)]
+
+    @property
+    def flags_text(self) -> str:
+        return (
+            f"{self.flags[0]}: true" if self.flags else f"neither {' nor '.join(_method_fields())}"
+        )
+
+    def _marked(self, function: str) -> LoraMethod:
+        """The marked method that has an own ``function``; LoRA if none has."""
+        plain = get_lora_method(LoraMethod.name)
+        marked = (m for m in lora_methods() if not m.peft_fields.keys().isdisjoint(self.flags))
+        own = (m for m in marked if getattr(type(m), function) is not getattr(LoraMethod, function))
+        return next(own, plain)
+
     def rank_scale(self, rank: int) -> float:
-        return get_lora_method(
-            RsLoraMethod.name if self.use_rslora else LoraMethod.name
-        ).rank_scale(rank)
+        return self._marked("rank_scale").rank_scale(rank)
+
+    @property
+    def has_magnitude(self) -> bool:
+        """Whether every module stores m besides A and B."""
+        return self._marked("forward").has_magnitude
 
     @property
     def scaling(self) -> float:
@@ -59,17 +87,15 @@ class AdapterSettings(BaseModel):
     @property
     def methods(self) -> tuple[LoraMethod, ...]:
         """The registered methods that write such a configuration."""
-        flags = {name: True for name in _method_fields() if getattr(self, name, False)}
-        return tuple(m for m in _lora_methods() if dict(m.peft_fields) == flags)
+        return tuple(m for m in lora_methods() if [*m.peft_fields] == self.flags)
 
     @property
     def method_name(self) -> str:
         """The method whose forward pass the adapter needs."""
-        if self.init_lora_weights == PissaMethod.name:
-            return PissaMethod.name
-        if self.methods:
-            return self.methods[0].name
-        return DoraMethod.name if self.use_dora else LoraMethod.name
+        by_init = _INITS.get(str(self.init_lora_weights))
+        if by_init is not None and by_init.init_is_part_of_base:
+            return by_init.name
+        return self.methods[0].name if self.methods else self._marked("forward").name
 
     def rank_of(self, module: str) -> int:
         return self.rank_pattern.get(self.pattern_key(self.rank_pattern, module), self.r)
@@ -146,12 +172,8 @@ HARMLESS = frozenset(
 """Settings that are read, or that do not change the meaning of A and B."""
 
 
-def _lora_methods() -> list[LoraMethod]:
-    return [method for method in all_methods() if isinstance(method, LoraMethod)]
-
-
-def _method_fields() -> set[str]:
-    return {name for method in _lora_methods() for name in method.peft_fields}
+def _method_fields() -> list[str]:
+    return sorted({name for method in lora_methods() for name in method.peft_fields})
 
 
 def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -> AdapterSettings:
@@ -181,7 +203,7 @@ def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -
         )
     from peft import LoraConfig
 
-    defaults, known = vars(LoraConfig()), HARMLESS | _method_fields()
+    defaults, known = vars(LoraConfig()), HARMLESS.union(_method_fields())
     for name, value in config.items():
         if value and name not in known and (name not in defaults or value != defaults[name]):
             raise UserError(f"adapter {folder}: {name} = {value!r} is not supported")

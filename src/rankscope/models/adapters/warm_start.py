@@ -67,12 +67,9 @@ def read_warm_start(folder: Path, shapes: Architecture) -> WarmStart:
                 "whole adapter"
             )
     methods = tuple(method.name for method in settings.methods if method.accepts_warm_start)
-    flags = [f"use_{name}" for name in ("dora", "rslora") if getattr(settings, f"use_{name}")]
     if not methods:
-        raise UserError(
-            f"adapter {folder}: has {' and '.join(flags)}, and no method trains both together; "
-            "expected one of them, or neither"
-        )
+        found = f"{' and '.join(settings.flags)}, which no method trains together"
+        raise UserError(f"adapter {folder}", found, "one of them, or neither")
     return WarmStart(
         folder=folder,
         sha256=adapter_sha256(folder),
@@ -80,7 +77,7 @@ def read_warm_start(folder: Path, shapes: Architecture) -> WarmStart:
         rank=settings.r,
         alpha=settings.lora_alpha,
         methods=methods,
-        flags=f"{flags[0]}: true" if flags else "neither use_dora nor use_rslora",
+        flags=settings.flags_text,
         modules=frozenset(adapter.a),
         targets=shortest_targets(settings, frozenset(adapter.a), shapes),
     )

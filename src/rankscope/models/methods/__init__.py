@@ -1,35 +1,31 @@
 """The fine-tuning methods by name: one file each, and the registry that lists them.
 
-Study files, records, labels, memory estimates and the documentation all ask this registry. Import
-it freely: it loads neither torch nor transformers nor PEFT.
+A file of this folder is all that a method needs, and it can be deleted. Study files, records,
+labels, memory estimates and the documentation ask this registry. Import it freely: it loads neither
+torch nor transformers nor PEFT.
 """
 
-from rankscope.errors import did_you_mean
-from rankscope.models.methods.dora import DoraMethod
-from rankscope.models.methods.eva import EvaMethod
-from rankscope.models.methods.full import FullMethod
-from rankscope.models.methods.lora import LoraMethod
-from rankscope.models.methods.lora_plus import LoraPlusMethod
-from rankscope.models.methods.method import Method
-from rankscope.models.methods.nested import NestedMethod
-from rankscope.models.methods.peft import PeftMethod
-from rankscope.models.methods.pissa import PissaMethod
-from rankscope.models.methods.rslora import RsLoraMethod
+import pkgutil
+from importlib import import_module
 
-_METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        LoraMethod(),
-        RsLoraMethod(),
-        LoraPlusMethod(),
-        DoraMethod(),
-        PissaMethod(),
-        EvaMethod(),
-        NestedMethod(),
-        FullMethod(),
-        PeftMethod(),
-    )
-}
+from rankscope.errors import did_you_mean
+from rankscope.models.methods.lora import LoraMethod
+from rankscope.models.methods.method import Method
+
+
+def _methods_of_files() -> dict[str, Method]:
+    """The methods that the files of this folder define, by name; ``lora``, the default, first."""
+    found = [LoraMethod()]
+    for file in pkgutil.iter_modules(__path__):
+        module = import_module(f"{__name__}.{file.name}")
+        for value in vars(module).values():
+            is_own = isinstance(value, type) and value.__module__ == module.__name__
+            if is_own and issubclass(value, Method) and value not in (Method, LoraMethod):
+                found.append(value())
+    return {method.name: method for method in found}
+
+
+_METHODS = _methods_of_files()
 
 
 def register_method(method: Method) -> None:
@@ -54,3 +50,7 @@ def get_lora_method(name: str) -> LoraMethod:
 
 def all_methods() -> tuple[Method, ...]:
     return tuple(_METHODS.values())
+
+
+def lora_methods() -> tuple[LoraMethod, ...]:
+    return tuple(method for method in _METHODS.values() if isinstance(method, LoraMethod))

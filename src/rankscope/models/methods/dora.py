@@ -12,8 +12,8 @@ from rankscope.models.methods.lora import LoraMethod
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from rankscope.models.init_context import InitContext
     from rankscope.models.lora import Adapter
-    from rankscope.models.methods.init_context import InitContext
     from rankscope.models.multi_lora import AdapterSlice
 
 
@@ -24,6 +24,8 @@ class DoraMethod(LoraMethod):
     label = "DoRA"
     summary = "`lora` with a trained length of each row of W (2402.09353)."
     peft_fields = {"use_dora": True}
+    has_magnitude = True
+    unserved_by = {name: f"{name} does not read DoRA adapters." for name in ("vLLM", "llama.cpp")}
     delta_needs_base = True
     can_be_sharded = False
     delta_is_low_rank = False

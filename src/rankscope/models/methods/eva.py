@@ -12,8 +12,8 @@ from rankscope.models.methods.method import TrialFacts
 if TYPE_CHECKING:
     from torch import nn
 
+    from rankscope.models.init_context import InitContext
     from rankscope.models.lora import Adapter
-    from rankscope.models.methods.init_context import InitContext
     from rankscope.records import TrialSpec
 
 RHO = 2.0  # A module's rank after redistribution is at most so many times the arm's rank
@@ -26,6 +26,7 @@ class EvaMethod(LoraMethod):
         "`lora` whose A holds the main directions of each module's inputs over the training rows; "
         "ranks are redistributed, so a module may get up to 2r or none (2410.07170)."
     )
+    peft_init = "eva"
     accepts_warm_start = False
     fills_targets = False
     can_be_sharded = False
@@ -53,14 +54,14 @@ class EvaMethod(LoraMethod):
         """A of each module's own rank, B zero. A module that gets no rank has no adapter."""
         import torch
 
-        from rankscope.models.methods.eva_directions import input_directions
+        from rankscope.models.input_directions import input_directions
 
         if context.base is None:
             raise ValueError(f"{trial.label}: EVA needs training rows, and the context has none")
         base, rows = context.base, context.rows_in_order(trial)
         directions = context.shared(
             (self.name, trial.seed, adapter.rank, trial.targets),
-            lambda: input_directions(base, linears, rows, adapter.rank),
+            lambda: input_directions(base, linears, rows, adapter.rank, RHO),
         )
         for name, linear in linears.items():
             if name in directions:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rankscope.models.base import Base
-    from rankscope.models.methods.init_context import InitContext
+    from rankscope.models.init_context import InitContext
     from rankscope.models.parameters import Architecture
     from rankscope.records import ModelRecord, TrialSpec
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from rankscope.models.base import Base
+    from rankscope.models.init_context import InitContext
     from rankscope.models.lora import Adapter
-    from rankscope.models.methods.init_context import InitContext
     from rankscope.models.multi_lora import AdapterSlice
     from rankscope.models.parameters import Architecture
     from rankscope.records import ModelRecord, TrialSpec
@@ -35,8 +35,16 @@ class LoraMethod(Method):
     accepts_warm_start = True
     can_be_sharded = True
     peft_fields: ClassVar[Mapping[str, Any]] = {}  # They mark it in PEFT's ``LoraConfig``
+    peft_init: ClassVar[str] = ""  # The ``init_lora_weights`` by which PEFT does the same, if any
+    has_magnitude: ClassVar[bool] = False  # Trains m, a length of each row of W, besides A and B
+    unserved_by: ClassVar[Mapping[str, str]] = {}  # Program -> why it cannot serve its adapters
     fills_targets: ClassVar[bool] = True  # Every target gets an adapter
     rank_limit: ClassVar[str] = ""  # Why no rank may be above a target's smaller dimension
+
+    @property
+    def is_plain(self) -> bool:
+        """Differs from ``lora`` by its scaling at most: slices and truncations compare with it."""
+        return type(self) is LoraMethod
 
     def rank_scale(self, rank: int) -> float:
         """The number that alpha is divided by: s = alpha / rank_scale(r)."""
@@ -80,6 +88,13 @@ class LoraMethod(Method):
         a = torch.empty(adapter.rank, linear.in_features, device=device)
         b = torch.empty(linear.out_features, adapter.rank, device=device)
         adapter.set_factors(name, a, b)
+
+    def initial_factors_of(
+        self, adapter: Adapter, module: str, svd: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """(A0, B0) of a stored adapter whose initialization PEFT took out of the base, from U, S
+        and V of W0."""
+        raise NotImplementedError
 
     # --- an adapter's slice of one pass of one layer
 
@@ -145,7 +160,7 @@ class LoraMethod(Method):
     def prepare(
         self, base: Base, trial: TrialSpec, context: InitContext, num_steps: int
     ) -> tuple[Base, Adapter]:
-        from rankscope.models.methods.init_context import new_adapter
+        from rankscope.models.init_context import new_adapter
 
         adapter = new_adapter(base.model, trial, context)
         base.multi_lora.attach(adapter)

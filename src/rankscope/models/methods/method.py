@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rankscope.models.base import Base
+    from rankscope.models.init_context import InitContext
     from rankscope.models.lora import Adapter
-    from rankscope.models.methods.init_context import InitContext
     from rankscope.models.parameters import Architecture
     from rankscope.models.peft_backend.tuner import PeftTuner
     from rankscope.records import ModelRecord, TrialSpec

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rankscope.models.base import Base
+    from rankscope.models.init_context import InitContext
     from rankscope.models.lora import Adapter
-    from rankscope.models.methods.init_context import InitContext
     from rankscope.records import ModelRecord, TrialSpec
 
 

@@ -9,7 +9,7 @@ from rankscope.models.methods.method import Method, TrialFacts
 
 if TYPE_CHECKING:
     from rankscope.models.base import Base
-    from rankscope.models.methods.init_context import InitContext
+    from rankscope.models.init_context import InitContext
     from rankscope.models.parameters import Architecture
     from rankscope.models.peft_backend.tuner import PeftTuner
     from rankscope.records import ModelRecord, TrialSpec

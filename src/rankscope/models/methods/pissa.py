@@ -13,8 +13,8 @@ from rankscope.models.methods.lora import LoraMethod
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from rankscope.models.init_context import InitContext
     from rankscope.models.lora import Adapter
-    from rankscope.models.methods.init_context import InitContext
 
 
 class PissaMethod(LoraMethod):
@@ -24,6 +24,7 @@ class PissaMethod(LoraMethod):
         "`lora` that starts as the leading part of W0 (2404.02948); a rank above the smaller "
         "dimension of a target is an error."
     )
+    peft_init = "pissa"
     accepts_warm_start = False
     delta_needs_base = True
     can_be_sharded = False
@@ -42,6 +43,15 @@ class PissaMethod(LoraMethod):
         a, b = root[:, None] * vt[:rank], u[:, :rank] * root
         adapter.initial_factors[name] = (a, b)
         adapter.set_factors(name, a.clone(), b.clone())
+
+    def initial_factors_of(
+        self, adapter: Adapter, module: str, svd: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """As in :meth:`init_module`, whatever the signs of singular vectors."""
+        rank = len(adapter.a[module])
+        u, s, v = (part.cpu() for part in svd)
+        root = (s[:rank] / adapter.scaling).sqrt()
+        return root[:, None] * v[:, :rank].mT, u[:, :rank] * root
 
     def allocate_module(self, adapter: Adapter, name: str, linear: nn.Linear) -> None:
         super().allocate_module(adapter, name, linear)

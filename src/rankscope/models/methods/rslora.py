@@ -10,6 +10,13 @@ class RsLoraMethod(LoraMethod):
     label = "rsLoRA"
     summary = "`lora` with s = alpha / sqrt(r) (2312.03732)."
     peft_fields = {"use_rslora": True}
+    unserved_by = {
+        "llama.cpp": "llama.cpp scales by alpha / r, and this adapter is scaled by alpha / sqrt(r)."
+    }
+
+    @property
+    def is_plain(self) -> bool:
+        return True
 
     def rank_scale(self, rank: int) -> float:
         return math.sqrt(rank)

@@ -109,7 +109,7 @@ def _check_field(name: str, key: str, value: Any, fields: set[str]) -> None:
     if key == "init_lora_weights" and value in INIT_FROM_DATA:
         raise UserError(
             f"method peft, {name}: init_lora_weights {value!r} needs a pass over data before "
-            "training, which is not available here; expected another value, or 'method: eva'"
+            "training, which is not available here; expected another value"
         )
 
 

@@ -1,4 +1,4 @@
-"""EVA's initialization (Paischer et al., 2410.07170): main directions of each module's inputs.
+"""Main directions of each module's inputs, as EVA starts from them (Paischer et al., 2410.07170).
 
 The right singular vectors of each target's centered inputs are updated batch by batch until they
 converge. Then the ranks are redistributed: the vectors of all modules that explain most of their
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from rankscope.data.encode import EncodedRow
 from rankscope.models.base import Base, Row, RowBatch, batches_of
-from rankscope.models.methods.eva import RHO
 
 CONVERGED = 0.99  # Cosine between a vector before and after a batch that leaves it in place
 EVA_BATCH_TOKENS = 2048  # Tokens of a batch, or twice the number of vectors if that is more
@@ -56,14 +55,19 @@ class InputDirections:
 
 
 def input_directions(
-    base: Base, targets: Mapping[str, nn.Linear], rows: Sequence[EncodedRow], rank: int
+    base: Base,
+    targets: Mapping[str, nn.Linear],
+    rows: Sequence[EncodedRow],
+    rank: int,
+    most_times: float,
 ) -> dict[str, Tensor]:
     """Module -> A, (r, in) float32 with orthonormal rows; a module without a rank is left out.
 
     ``targets`` are in model order; the sum of their ranks is ``rank`` times their number. ``rows``
-    are in the order in which they are read.
+    are in the order in which they are read. No module gets more than ``most_times`` ``rank``.
     """
-    ranks = {name: min(round(RHO * rank), linear.in_features) for name, linear in targets.items()}
+    most = round(most_times * rank)
+    ranks = {name: min(most, linear.in_features) for name, linear in targets.items()}
     most = max(ranks.values())
     all_rows = [Row(row.input_ids, [len(row.input_ids) - 1]) for row in rows]
     parts = batches_of(all_rows, max(EVA_BATCH_TOKENS, 2 * most))
