@@ -211,7 +211,7 @@ def test_every_room_is_in_the_law() -> None:
         ("data/x.py", "import rankscope"),
         ("plan.py", "from rankscope.run.study import Study"),
         ("watch.py", "from rankscope.store import Ledger"),
-        ("config/x.py", "from rankscope.models.methods.eva_directions import eva_directions"),
+        ("config/x.py", "from rankscope.models.input_directions import input_directions"),
         ("config/x.py", "from rankscope.analyses.spectra.spectra import effective_rank"),
         ("evaluate/x.py", "from rankscope.analyses.heads.stage import HeadsStage"),
         ("analyses/x/figures.py", "from rankscope.run.study import Study"),

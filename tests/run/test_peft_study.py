@@ -73,7 +73,7 @@ def test_methods_of_pefts_run_like_any_other(tmp_path: Path) -> None:
         ),
         (
             {"arms": [{"method": {"peft": {"peft_type": "C3A", "block_size": 7}}, "lr": 1e-3}]},
-            "not a method that fits this model",
+            "expected a method that fits this model",
         ),
         (
             {"arms": [{"method": {"peft": {"peft_type": "ADALORA", "tfinal": 8}}, "lr": 1e-3}]},

@@ -348,8 +348,8 @@ def test_an_adapter_for_another_base(base: Path, plain: Path, tmp_path: Path) ->
     [
         ({"peft_type": "VERA"}, "peft_type 'VERA'; expected 'LORA'"),
         ({"peft_type": "ADALORA"}, "peft_type 'ADALORA'"),
-        ({"init_lora_weights": "olora"}, "init_lora_weights 'olora' changes the base weights"),
-        ({"init_lora_weights": "pissa_niter_16"}, "'pissa_niter_16' changes the base weights"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights 'olora', which changes the base's"),
+        ({"init_lora_weights": "pissa_niter_16"}, "'pissa_niter_16', which changes the base's"),
         (
             {"init_lora_weights": "pissa", "use_dora": True},
             "use_dora with init_lora_weights 'pissa'",

@@ -22,11 +22,8 @@ from rankscope.errors import did_you_mean
 from rankscope.models.methods import all_methods, get_method
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.methods.method import Method
-from rankscope.models.methods.peft import STATEFUL_TYPES
 
 ScheduleName = Literal["linear", "cosine", "constant"]
-PeftChoice = dict[Literal["peft"], dict[str, JsonValue]]
-"""``{peft: {peft_type: ADALORA, ...}}``: another PEFT method, with its configuration fields."""
 
 TRAIN_OVERRIDES = (
     "batch_size",
@@ -49,7 +46,6 @@ TargetSet = Literal["attention", "mlp", "all-linear"] | list[str]
 MAX_SAMPLED_ROWS = 100_000
 SELF_REPLAY = "self:"
 """Before a number of rows sampled from the base, in place of a replayed task's name."""
-PEFT_EXAMPLE = "{peft: {peft_type: ADALORA, ...}}"
 MODULE_PATTERN = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -65,41 +61,35 @@ def _named_methods() -> tuple[str, ...]:
     return tuple(method.name for method in all_methods() if not method.takes_settings)
 
 
+def _methods_with_settings() -> tuple[str, ...]:
+    return tuple(method.name for method in all_methods() if method.takes_settings)
+
+
 def adapter_fields() -> frozenset[str]:
     """Fields of an arm that only some methods have."""
     return frozenset(name for method in all_methods() for name in method.arm_fields)
 
 
 def _parse_method(value: Any) -> Any:
-    """A method by name, or ``{peft: {...}}`` without empty settings."""
-    if isinstance(value, dict):
-        return _parse_peft_choice(value)
+    """A method by name, or ``{name: settings}`` without empty settings."""
+    with_settings = {m.name: m for m in all_methods() if m.takes_settings}
+    if isinstance(value, dict) and len(value) == 1:
+        (name, settings), *_ = value.items()
+        if name in with_settings and isinstance(settings, dict):
+            given = {key: entry for key, entry in settings.items() if entry is not None}
+            with_settings[name].check_settings(given)
+            try:
+                json.dumps(given, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                found = f"settings of method {name} that are not JSON ({error})"
+                raise Unfit(found=found, expected="JSON values") from error
+            return {name: given}
     names = _named_methods()
-    if value not in names:
-        rule = f"one of {', '.join(names)}, or another PEFT method as {PEFT_EXAMPLE}"
-        hint = did_you_mean(value, names).removeprefix("; ")
-        raise Unfit(found=f"method {short_repr(value)}", expected=rule, do=hint)
-    return value
-
-
-def _parse_peft_choice(value: dict[Any, Any]) -> dict[str, dict[str, Any]]:
-    settings = value.get("peft")
-    if set(value) != {"peft"} or not isinstance(settings, dict):
-        rule = f"{PEFT_EXAMPLE}, one key with the settings of a PEFT method"
-        raise Unfit(found=f"method {short_repr(value)}", expected=rule)
-    settings = {key: entry for key, entry in settings.items() if entry is not None}
-    if not isinstance(settings.get("peft_type"), str):
-        found = "method peft without 'peft_type'"
-        raise Unfit(found=found, expected="one, such as ADALORA or VERA", do="name it")
-    if "target_modules" in settings:
-        rule = "modules in the arm's 'targets'"
-        raise Unfit(found="'target_modules' in method peft", expected=rule, do="remove it")
-    try:
-        json.dumps(settings, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        found = f"settings of method peft that are not JSON ({error})"
-        raise Unfit(found=found, expected="JSON values") from error
-    return {"peft": settings}
+    if isinstance(value, str) and value in names:
+        return value
+    rule = ", ".join([*names, *(m.settings_example for m in with_settings.values())])
+    hint = did_you_mean(value, names).removeprefix("; ")
+    raise Unfit(found=f"method {short_repr(value)}", expected=f"one of {rule}", do=hint)
 
 
 def _parse_alpha(value: Any) -> Any:
@@ -155,11 +145,13 @@ AlphaMultiple = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)?)?r$")]
 Alpha = Annotated[
     float | str, BeforeValidator(_parse_alpha, json_schema_input_type=float | AlphaMultiple)
 ]
+MethodSettings = dict[Annotated[str, RegisteredName(_methods_with_settings)], dict[str, JsonValue]]
+"""A method that takes settings, and those: ``{peft: {peft_type: ADALORA, ...}}``."""
 MethodChoice = Annotated[
-    str | PeftChoice,
+    str | MethodSettings,
     BeforeValidator(
         _parse_method,
-        json_schema_input_type=Annotated[str, RegisteredName(_named_methods)] | PeftChoice,
+        json_schema_input_type=Annotated[str, RegisteredName(_named_methods)] | MethodSettings,
     ),
 ]
 
@@ -265,15 +257,18 @@ class ArmConfig(ConfigSection):
         if self.replay and self.self_replay:
             found, rule = "'replay' and 'self_replay'", "rows of one kind to replay"
             raise Unfit(found=found, expected=rule, do="give each an arm of its own")
-        if any(self.kl_to_base or ()) and any(m.occupies_base for m in methods):
+        occupying = next((m.name for m in methods if m.occupies_base), None)
+        if any(self.kl_to_base or ()) and occupying is not None:
             raise Unfit(
-                found="'kl_to_base' with method 'peft', which changes the base in place",
+                found=f"'kl_to_base' with method {occupying!r}, which changes the base in place",
                 expected="the bare base beside the trained model",
                 do=f"remove it, or use one of {', '.join(_named_methods())}",
             )
-        if self.early_stop and (stateful := STATEFUL_TYPES & self.peft_types()):
+        pairs = zip(self.method, methods, strict=True) if self.early_stop else ()
+        hidden = [m.hidden_state(c[m.name]) for c, m in pairs if isinstance(c, dict)]
+        if any(hidden):
             raise Unfit(
-                found=f"'early_stop' with {min(stateful)}, whose ranks keep falling",
+                found=f"'early_stop' with {max(hidden)}",
                 expected="a method whose state is its parameters, which it restores",
                 do="remove it",
             )
@@ -291,14 +286,15 @@ class ArmConfig(ConfigSection):
         if not self.rank and self.init_from is None and "rank" in fields:
             found = f"no rank for method {methods[0].name!r}"
             raise Unfit(found=found, expected="one or more", do="add 'rank'")
-        if any(method.nests_ranks for method in methods) and len(set(self.rank)) < 2:
-            rule = "two or more, such as [2, 8, 32], which method 'nested' trains in one run"
+        nesting = next((m.name for m in methods if m.nests_ranks), None)
+        if nesting is not None and len(set(self.rank)) < 2:
+            rule = f"two or more, such as [2, 8, 32], which method {nesting!r} trains in one run"
             raise Unfit(found=f"rank {self.rank}", expected=rule)
 
     @property
     def methods(self) -> list[Method]:
         """The registered methods; none if the arm leaves the choice to ``init_from``."""
-        return [get_method("peft" if isinstance(m, dict) else m) for m in self.method]
+        return [get_method(next(iter(m)) if isinstance(m, dict) else m) for m in self.method]
 
     @property
     def is_full(self) -> bool:
@@ -307,10 +303,6 @@ class ArmConfig(ConfigSection):
     def own_fields(self) -> set[str]:
         """Adapter settings that the arm's methods have."""
         return {name for method in self.methods or [LoraMethod()] for name in method.arm_fields}
-
-    def peft_types(self) -> set[str]:
-        """The PEFT types of the arm's ``peft`` methods, in capitals."""
-        return {str(m["peft"]["peft_type"]).upper() for m in self.method if isinstance(m, dict)}
 
     def target_sets(self) -> list[tuple[str, ...]]:
         """The sets of module names that receive adapters, sorted, without duplicates."""

@@ -20,9 +20,8 @@ from rankscope.models.adapters.settings import CONFIG, READABLE_INITS, read_adap
 from rankscope.models.adapters.warm_start import load_adapter_for, shortest_targets
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.load import check_stored_weights
+from rankscope.models.methods import all_methods
 from rankscope.models.methods.full import FullMethod
-from rankscope.models.methods.peft import PeftMethod
-from rankscope.models.methods.pissa import PissaMethod
 from rankscope.models.model_folder import check_tuned_folder
 from rankscope.models.parameters import Architecture, architecture, read_model_config
 from rankscope.models.peft_backend.tuner import check_fits
@@ -130,23 +129,15 @@ def check_checkpoint(folder: Path, base: Path, shapes: Architecture) -> None:
 def _adapter_fields(folder: Path, base: Path, shapes: Architecture) -> dict[str, object]:
     """Method, rank, alpha and targets of an adapter, as a trial that trained it would have them."""
     kind = peft_type(folder)
-    if kind != "LORA":
+    if kind != "LORA" and any(m.takes_settings for m in all_methods()):
         check_fits(read_model_config(base), folder)
         return {
-            "method": PeftMethod.name,
+            "method": next(m.name for m in all_methods() if m.takes_settings),
             "peft": canonical_json({"peft_type": kind}),
             "targets": (),
         }
     settings = read_adapter_config(folder, READABLE_INITS)
-    is_pissa = settings.init_lora_weights == PissaMethod.name
-    if settings.use_dora and is_pissa:
-        raise UserError(
-            f"adapter {folder}",
-            "use_dora together with init_lora_weights 'pissa'",
-            "one or the other, as its norms are those of a base without PiSSA's part",
-            "convert it with PEFT's path_initial_model_for_weight_conversion",
-        )
-    adapter = load_adapter_for(shapes, folder, READABLE_INITS, has_copies=not is_pissa)
+    adapter = load_adapter_for(shapes, folder, READABLE_INITS, has_copies=True)
     return {
         "method": adapter.method,
         "rank": settings.r,

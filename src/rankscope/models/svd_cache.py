@@ -21,7 +21,6 @@ from torch import Tensor
 
 from rankscope.hashing import sha256_json, sha256_tensors
 from rankscope.models.fetch import cache_folder
-from rankscope.models.lora import Adapter
 
 SMALLEST_STORED = 256  # Smallest d that is kept on disk: others take milliseconds
 ROUNDED_FROM = 1024  # Smallest d whose vectors are rounded to 16 bits
@@ -44,15 +43,6 @@ def svd(weight: Tensor) -> SVD:
     """Thin SVD of ``weight`` (m, n) in float32, or in float64 if it is float64."""
     u, s, vh = torch.linalg.svd(at_least_float32(weight), full_matrices=False)
     return SVD(u, s, vh.mT)
-
-
-def pissa_initial_factors(weight: Tensor, adapter: Adapter, name: str) -> tuple[Tensor, Tensor]:
-    """(A0, B0) that PEFT's PiSSA took out of the base: s B0 A0 = U_r S_r V_r^T of W0 (2404.02948),
-    whatever the signs of singular vectors."""
-    rank = len(adapter.a[name])
-    u, s, v = (part.cpu() for part in svd(weight))
-    root = (s[:rank] / adapter.scaling).sqrt()
-    return root[:, None] * v[:, :rank].mT, u[:, :rank] * root
 
 
 def at_least_float32(weight: Tensor) -> Tensor:

@@ -8,11 +8,10 @@ from rankscope.models.adapters.folder import adapter_sha256, load_adapter
 from rankscope.models.adapters.settings import READABLE_INITS
 from rankscope.models.base import Base
 from rankscope.models.load import load_trained_model
-from rankscope.models.methods import get_method
-from rankscope.models.methods.pissa import PissaMethod
+from rankscope.models.methods import get_lora_method, get_method
 from rankscope.models.peft_backend.tuner import load_tuner
 from rankscope.models.quantize import dense_weight
-from rankscope.models.svd_cache import pissa_initial_factors
+from rankscope.models.svd_cache import svd
 from rankscope.records import ModelRecord, TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
@@ -83,12 +82,12 @@ def load_given(base: Base, trial: TrialSpec) -> Base:
         changes = {} if given.other_base is None else {"sha256": given.other_base}
         load_tuner(base, folder, base.record.model_copy(update=changes))
         return base
-    is_pissa = trial.method == PissaMethod.name
-    adapter = load_adapter(folder, trial.trial_id, inits=READABLE_INITS, has_copies=not is_pissa)
-    if is_pissa:
+    method = get_lora_method(trial.method)
+    adapter = load_adapter(folder, trial.trial_id, inits=READABLE_INITS, has_copies=True)
+    if method.init_is_part_of_base:
         linears = base.linears()
         for name in adapter.a:
-            weight = dense_weight(linears[name])
-            adapter.initial_factors[name] = pissa_initial_factors(weight, adapter, name)
+            parts = svd(dense_weight(linears[name]))
+            adapter.initial_factors[name] = method.initial_factors_of(adapter, name, parts)
     base.multi_lora.attach(adapter.to(base.device))
     return base

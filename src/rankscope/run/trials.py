@@ -162,10 +162,10 @@ def _arm_points(arm: ArmConfig, train: TrainConfig) -> Iterator[dict[str, Any]]:
         for values in itertools.product(*grid.values()):
             point: dict[str, Any] = nothing | dict(zip(grid, values, strict=True))
             if isinstance(point["method"], dict):
-                settings = point["method"]["peft"]
+                ((name, settings),) = point["method"].items()
                 rank = settings.get("r")
                 point["rank"] = rank if isinstance(rank, int) else None
-                point |= {"method": "peft", "peft": canonical_json(settings)}
+                point |= {"method": name, "peft": canonical_json(settings)}
             elif point["rank"] is not None:
                 alpha = point["alpha"]
                 if get_method(point["method"]).nests_ranks:

@@ -425,7 +425,7 @@ def test_a_configuration_that_is_no_object_is_refused(tmp_path: Path, text: str)
 def test_pissa_as_peft_saves_it_is_refused(tmp_path: Path) -> None:
     """Its A and B belong to a base without the part they started from, which is not stored."""
     _, pissa = peft_folder(tmp_path / "pissa", init_lora_weights="pissa")
-    with pytest.raises(UserError, match="init_lora_weights 'pissa' changes the base"):
+    with pytest.raises(UserError, match="init_lora_weights 'pissa', which changes the base"):
         load_adapter(pissa, "a")
 
 

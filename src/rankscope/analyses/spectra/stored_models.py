@@ -19,14 +19,14 @@ from rankscope.models.adapters.folder import (
     load_adapter,
     recorded_base,
 )
-from rankscope.models.adapters.settings import CONFIG, READABLE_INITS, read_adapter_config
+from rankscope.models.adapters.settings import CONFIG, READABLE_INITS
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.methods import get_lora_method, get_method
 from rankscope.models.methods.full import FullMethod
 from rankscope.models.model_folder import check_tuned_folder
-from rankscope.models.svd_cache import SvdCache, pissa_initial_factors
+from rankscope.models.svd_cache import SvdCache, svd
 
 GENERIC_NAMES = frozenset({"adapter", "model", "final", "checkpoint"})
 """Folder names that identify no model: the parent folder's name is added to them."""
@@ -45,17 +45,7 @@ class StoredTunedModel:
         check_tuned_folder(folder)
         if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
             return cls(name, folder, FullMethod.name, model=CheckpointReader.open(folder))
-        settings = read_adapter_config(folder, READABLE_INITS)
-        subtracts = get_method(settings.method_name).init_is_part_of_base
-        if settings.has_magnitude and subtracts:
-            raise UserError(
-                f"adapter {folder}",
-                f"{settings.flags[0]} with init_lora_weights {settings.init_lora_weights!r}, whose "
-                "norms are those of a base without that start",
-                "one or the other",
-            )
-        # It was subtracted from the output head too, so PEFT's copy is not the base's.
-        adapter = load_adapter(folder, name, inits=READABLE_INITS, has_copies=not subtracts)
+        adapter = load_adapter(folder, name, inits=READABLE_INITS, has_copies=True)
         return cls(name, folder, adapter.method, adapter=adapter)
 
     @property

@@ -157,7 +157,9 @@ def load_adapter(
     tensors, metadata = read_weights(path)
     if base is not None:
         check_same_base(folder, metadata.get(BASE_HASH), base.sha256)
-    parts = _parts_of(tensors, path, has_copies)
+    # What the adapter started as is missing in the copy of the head, too.
+    subtracts = get_lora_method(settings.method_name).init_is_part_of_base
+    parts = _parts_of(tensors, path, has_copies and not subtracts)
     a, b, magnitude = parts["A"], parts["B"], parts["m"]
     _check_pairs(a, b, settings, path)
     _check_magnitudes(magnitude, b, settings, path)

@@ -27,6 +27,8 @@ PATH_SECONDS = 0.1
 """Processor time of one match of a regular expression, which takes microseconds unless it is slow
 by construction."""
 
+CONVERSION = "PEFT's path_initial_model_for_weight_conversion"
+
 Rank = Annotated[int, Field(ge=1, lt=2**31)]
 StoredAlpha = Annotated[float, Field(ge=1e-9, le=1e9)]  # Over a rank neither 0 nor infinite
 
@@ -197,9 +199,17 @@ def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -
     init = config.get("init_lora_weights", True)
     if init not in inits:
         raise UserError(
-            f"adapter {folder}: init_lora_weights {init!r} changes the base weights, so these A "
-            "and B do not fit the plain base; convert it with PEFT's "
-            "path_initial_model_for_weight_conversion"
+            f"adapter {folder}",
+            f"init_lora_weights {init!r}, which changes the base's weights",
+            f"one of {', '.join(map(str, inits))}, whose A and B fit the plain base",
+            f"convert it with {CONVERSION}",
+        )
+    if settings.has_magnitude and get_lora_method(settings.method_name).init_is_part_of_base:
+        raise UserError(
+            f"adapter {folder}",
+            f"{settings.flags[0]} with init_lora_weights {init!r}",
+            "one or the other, as its norms are those of a base without that start",
+            f"convert it with {CONVERSION}",
         )
     from peft import LoraConfig
 

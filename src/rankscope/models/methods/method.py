@@ -42,6 +42,7 @@ class Method:
     trains_base: ClassVar[bool] = False  # Trains every weight of the base
     occupies_base: ClassVar[bool] = False  # Changes the base in place: no bare base beside it
     takes_settings: ClassVar[bool] = False  # An arm names it by a mapping, ``{name: settings}``
+    settings_example: ClassVar[str] = ""  # Of such a mapping
     accepts_warm_start: ClassVar[bool] = False  # Can continue training from an adapter on disk
     delta_needs_base: ClassVar[bool] = False  # W - W0 depends on W0, not on A and B alone
     delta_is_low_rank: ClassVar[bool] = True  # W - W0 is s (B A - B0 A0): it has factors
@@ -53,6 +54,14 @@ class Method:
     def trains_alone(self) -> bool:
         """Changes the base itself, so a trial shares it with no other."""
         return not self.has_rank
+
+    def check_settings(self, settings: Mapping[str, Any]) -> None:
+        """Raise Unfit if an arm's settings cannot be the method's, as far as a study file shows."""
+
+    def hidden_state(self, settings: Mapping[str, Any]) -> str:
+        """What trains besides parameters, so that early stopping cannot restore it; '' if nothing
+        does."""
+        return ""
 
     def check_trial(self, trial: TrialSpec, facts: TrialFacts) -> None:
         """Raise UserError if the method cannot train this trial; called before anything runs."""

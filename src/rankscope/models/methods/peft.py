@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from rankscope.records import ModelRecord, TrialSpec
 
 
-STATEFUL_TYPES = frozenset({"ADALORA"})  # PEFT types with more state than their parameters
-
-
 class PeftMethod(Method):
     name = "peft"
     label = "PEFT"
@@ -26,8 +24,23 @@ class PeftMethod(Method):
     )
     arm_fields = ("targets",)
     takes_settings = True
+    settings_example = "{peft: {peft_type: ADALORA, ...}}"
     occupies_base = True
     arm_note = "takes its settings from PEFT's configuration, under PEFT's names"
+
+    def check_settings(self, settings: Mapping[str, Any]) -> None:
+        from rankscope.config.section import Unfit
+
+        if not isinstance(settings.get("peft_type"), str):
+            found = "method peft without 'peft_type'"
+            raise Unfit(found=found, expected="one, such as ADALORA or VERA", do="name it")
+        if "target_modules" in settings:
+            rule = "modules in the arm's 'targets'"
+            raise Unfit(found="'target_modules' in method peft", expected=rule, do="remove it")
+
+    def hidden_state(self, settings: Mapping[str, Any]) -> str:
+        kind = str(settings["peft_type"]).upper()
+        return f"{kind}, whose ranks keep falling" if kind == "ADALORA" else ""
 
     def check_trial(self, trial: TrialSpec, facts: TrialFacts) -> None:
         from rankscope.models.peft_backend.settings import count_in_folder
