@@ -54,4 +54,4 @@ bench-eval: .venv/installed-dev
 	touch $@ .venv/installed
 
 clean:
-	rm -rf .venv .venv-oldest build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-oldest build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache

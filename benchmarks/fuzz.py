@@ -3,15 +3,14 @@
     python benchmarks/fuzz.py [--kind jsonl] [--inputs 100000] [--keep DIR]
 
 The law: an input is read, or refused by an error of ``rankscope.errors``, within 5 seconds of
-processor time and 2 GB. Prints one line per kind, and exits with 1 if an input broke the law. Input
-N of a kind is a function of the kind, ``--seed`` and N alone. ``--keep`` writes those that broke it
-to a folder.
+processor time and 2 GB. Prints one line per kind, and exits with 1 if an input broke the law.
+Hypothesis makes the inputs, by kind and ``--seed``. ``--keep`` writes to a folder, for each way of
+breaking it, the shortest input that did.
 """
 
 import argparse
 import logging
 import os
-import random
 import resource
 import signal
 import subprocess
@@ -20,10 +19,12 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import hypothesis
 
 from fuzz_kinds import KINDS
 from rankscope.errors import RankscopeError
@@ -32,6 +33,7 @@ MAX_SECONDS = 5.0
 MAX_BYTES = 2 * 10**9
 GIVE_UP_SECONDS = 30
 WARM_UP = 20  # Inputs
+BATCH = 1000  # Inputs; Hypothesis remembers what it tried
 ADDRESS_SPACE = 12 * 2**30  # Of one process; a bomb then ends in a MemoryError
 
 
@@ -39,30 +41,43 @@ class GaveUp(BaseException):
     """An input that is still being read after ``GIVE_UP_SECONDS`` of processor time."""
 
 
-@dataclass(slots=True)
 class Tally:
     """What became of the inputs of one kind."""
 
-    kind: str
-    inputs: int = 0
-    refused: int = 0
-    broken: dict[str, list[int]] = field(default_factory=dict)
-    """What broke the law, and the numbers of the inputs."""
-    slowest: tuple[float, int] = (0.0, 0)
-    peak_bytes: int = 0
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.outcomes: Counter[str] = Counter()
+        """``read``, ``refused``, or how an input broke the law."""
+        self.shortest: dict[str, bytes] = {}
+        """By how it broke the law, the shortest input that did."""
+        self.slowest = 0.0
+        """Seconds of processor time."""
+        self.peak_bytes = peak_memory()
 
-    @property
-    def line(self) -> str:
-        count = sum(map(len, self.broken.values()))
-        return (
-            f"{self.kind:12} {self.inputs:9,} inputs {self.refused:9,} refused {count:7,} broke "
-            f"the law in {len(self.broken)} ways, slowest {self.slowest[0]:.2f} s (input "
-            f"{self.slowest[1]:,}), peak {self.peak_bytes / 1e6:,.0f} MB"
-        )
+    def add(self, content: bytes) -> None:
+        """Read an input."""
+        started = time.process_time()
+        with giving_up():
+            outcome = verdict(self.kind, content)
+        seconds, peak = time.process_time() - started, peak_memory()
+        if outcome in ("read", "refused"):
+            outcome = f"slower than {MAX_SECONDS:g} s" if seconds > MAX_SECONDS else outcome
+            if peak > MAX_BYTES > self.peak_bytes:
+                outcome = f"larger than {MAX_BYTES / 1e9:g} GB"
+        self.slowest, self.peak_bytes = max(self.slowest, seconds), max(self.peak_bytes, peak)
+        self.outcomes[outcome] += 1
+        if outcome not in ("read", "refused"):
+            kept = self.shortest.setdefault(outcome, content)
+            self.shortest[outcome] = min(kept, content, key=len)
 
-
-def make_input(kind: str, seed: int, number: int) -> bytes:
-    return KINDS[kind].make(random.Random(f"{kind}/{seed}/{number}"))
+    def __str__(self) -> str:
+        lines = [
+            f"{self.kind:12} {self.outcomes.total():9,} inputs {self.outcomes['refused']:9,} "
+            f"refused, {len(self.shortest)} ways to break the law, slowest {self.slowest:.2f} s, "
+            f"peak {self.peak_bytes / 1e6:,.0f} MB"
+        ]
+        broken = [(way, n) for way, n in self.outcomes.most_common() if way in self.shortest]
+        return "\n".join([*lines, *(f"    {count:7,} {way}" for way, count in broken)])
 
 
 def signature(error: BaseException) -> str:
@@ -72,41 +87,36 @@ def signature(error: BaseException) -> str:
     return f"{type(error).__name__} in {Path(ours[-1].filename).name}:{ours[-1].name}"
 
 
-def verdict(kind: str, content: bytes) -> tuple[str, str]:
-    """``read``, ``refused`` or ``broken``, and how."""
+def verdict(kind: str, content: bytes) -> str:
+    """``read``, ``refused``, or how the input broke the law."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             KINDS[kind].read(content, Path(folder))
         except RankscopeError as error:
-            text = str(error)
-            return ("refused", "") if text.strip() else ("broken", "an empty message")
+            return "refused" if str(error).strip() else "an empty message"
         except (Exception, GaveUp) as error:
-            return "broken", signature(error)
-    return "read", ""
+            return signature(error)
+    return "read"
 
 
-def tally(kind: str, numbered: Iterable[tuple[int, bytes]], keep: Path | None = None) -> Tally:
-    """Read inputs one after another."""
+def campaign(kind: str, inputs: int, seed: int) -> Tally:
+    """Make inputs of a kind, and read them."""
     found = Tally(kind)
-    for number, content in numbered:
-        before = peak_memory()
-        started = time.process_time()
-        with giving_up():
-            outcome, reason = verdict(kind, content)
-        seconds = time.process_time() - started
-        found.inputs += 1
-        found.refused += outcome == "refused"
-        found.slowest = max(found.slowest, (seconds, number))
-        found.peak_bytes = max(found.peak_bytes, peak_memory())
-        if outcome != "broken" and seconds > MAX_SECONDS:
-            outcome, reason = "broken", f"slower than {MAX_SECONDS:g} s"
-        if found.peak_bytes > MAX_BYTES > before:
-            outcome, reason = "broken", f"larger than {MAX_BYTES / 1e9:g} GB"
-        if outcome == "broken":
-            found.broken.setdefault(reason, []).append(number)
-            if keep is not None and len(found.broken[reason]) == 1:
-                keep.mkdir(parents=True, exist_ok=True)
-                (keep / f"{kind}-{number}").write_bytes(content)
+    for first in range(0, inputs, BATCH):
+
+        @hypothesis.seed(f"{kind}/{seed}/{first}")
+        @hypothesis.settings(
+            max_examples=min(BATCH, inputs - first),
+            phases=[hypothesis.Phase.generate],
+            database=None,
+            deadline=None,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        @hypothesis.given(KINDS[kind].inputs)
+        def read(content: bytes) -> None:
+            found.add(content)
+
+        read()
     return found
 
 
@@ -130,36 +140,27 @@ def giving_up() -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
-def campaign(options: argparse.Namespace) -> Tally:
-    """Read all inputs of one kind in this process."""
-    warnings.simplefilter("ignore")
-    logging.disable(logging.CRITICAL)
-    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
-    for number in range(WARM_UP):  # imports are no part of reading an input
-        verdict(options.kind, make_input(options.kind, options.seed, number))
-    numbers = range(options.start, options.start + options.inputs)
-    inputs = ((number, make_input(options.kind, options.seed, number)) for number in numbers)
-    return tally(options.kind, inputs, options.keep)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kind", choices=KINDS, help="One kind of input; all by default.")
     parser.add_argument("--inputs", type=int, default=1000, help="Inputs of each kind.")
-    parser.add_argument("--start", type=int, default=0, help="Number of the first input.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="Folder for inputs that broke the law.")
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     if options.kind is None:  # each kind has a process, so that peaks do not add up
         words = [sys.executable, *sys.argv]
-        codes = [subprocess.call([*words, "--kind", kind]) for kind in KINDS]
-        sys.exit(max(codes))
-    found = campaign(options)
-    print(found.line, flush=True)
-    for reason, numbers in sorted(found.broken.items(), key=lambda entry: -len(entry[1])):
-        print(f"    {len(numbers):7,} {reason}, such as input {numbers[0]}", flush=True)
-    sys.exit(1 if found.broken else 0)
+        sys.exit(max(subprocess.call([*words, "--kind", kind]) for kind in KINDS))
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+    campaign(options.kind, WARM_UP, options.seed + 1)  # imports are no part of reading an input
+    found = campaign(options.kind, options.inputs, options.seed)
+    print(found, flush=True)
+    for number, content in enumerate(found.shortest.values() if options.keep else ()):
+        options.keep.mkdir(parents=True, exist_ok=True)
+        (options.keep / f"{found.kind}-{number}").write_bytes(content)
+    sys.exit(1 if found.shortest else 0)
 
 
 if __name__ == "__main__":

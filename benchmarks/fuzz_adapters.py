@@ -1,12 +1,13 @@
 """Adapters that somebody made: their configuration and weights, and everything that reads them."""
 
 import json
-import random
 import struct
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from hypothesis import strategies as st
 
 from fuzz_mutations import altered, as_bytes, damaged, json_text
 
@@ -86,20 +87,24 @@ def adapter_weights() -> bytes:
     return save(tensors, metadata={"format": "pt"})
 
 
-def make_adapter(rng: random.Random) -> bytes:
+@st.composite
+def adapter_inputs(draw: st.DrawFn) -> bytes:
     config: dict[str, Any] = dict(ADAPTER)
-    if rng.random() < 0.4:
-        pattern = rng.choice(["rank_pattern", "alpha_pattern"])
-        config[pattern] = {rng.choice(PATTERNS): rng.choice([2, 0, -1, 1e308, 1e-320, 10**30])}
-    if rng.random() < 0.2:
-        key = rng.choice(["target_modules", "exclude_modules", "layers_pattern"])
-        config[key] = rng.choice(PATTERNS)
-    if rng.random() < 0.1:
-        config["peft_type"] = rng.choice(OTHER_TYPES)
-    if rng.random() < 0.2:
-        config["r"] = rng.choice([2**40, 10**400, 1, 3])
-    content = as_bytes(json_text(altered(config, rng) if rng.random() < 0.7 else config))
-    return damaged(content, rng) if rng.random() < 0.3 else content
+    patterns, sizes = st.sampled_from(PATTERNS), [2, 0, -1, 1e308, 1e-320, 10**30]
+    by_module = st.dictionaries(patterns, st.sampled_from(sizes), min_size=1, max_size=1)
+    unusual = {
+        "rank_pattern": by_module,
+        "alpha_pattern": by_module,
+        "target_modules": patterns,
+        "exclude_modules": patterns,
+        "layers_pattern": patterns,
+        "peft_type": st.sampled_from(OTHER_TYPES),
+        "r": st.sampled_from([2**40, 10**400, 1, 3]),
+    }
+    for key in draw(st.lists(st.sampled_from(list(unusual)), max_size=2)):
+        config[key] = draw(unusual[key])
+    text = json_text(draw(st.just(config) | altered(config)))
+    return draw(damaged(as_bytes(text)))
 
 
 def read_adapter(content: bytes, folder: Path) -> None:
@@ -131,27 +136,19 @@ def attach_other(folder: Path) -> None:
     PeftTuner.load(tiny_base(), folder, record).remove()
 
 
-def make_safetensors(rng: random.Random) -> bytes:
+@st.composite
+def weight_inputs(draw: st.DrawFn) -> bytes:
     content = adapter_weights()
     length = int.from_bytes(content[:8], "little")
     header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
-    if rng.random() < 0.8:
-        header = altered(header, rng)
-    if isinstance(header, dict) and header and rng.random() < 0.3:
-        entry = header[rng.choice(list(header))]
-        if isinstance(entry, dict):
-            entry["dtype"] = rng.choice(
-                ["F16", "BF16", "F64", "I8", "BOOL", "U64", "F8_E4M3", "F4", "C64"]
-            )
-            entry["shape"] = rng.choice([[], [0, 2**40], [64], [2**62, 4], [2, 32, 1], [16, 4]])
-    text = as_bytes(json_text(header))
-    size = (
-        len(text)
-        if rng.random() < 0.9
-        else rng.choice([0, 2**63, 2**32, 100_000_000, len(text) - 1])
-    )
-    content = struct.pack("<Q", size) + text + data
-    return damaged(content, rng) if rng.random() < 0.3 else content
+    types = st.sampled_from(["F16", "BF16", "F64", "I8", "BOOL", "U64", "F8_E4M3", "F4", "C64"])
+    shapes = st.sampled_from([[], [0, 2**40], [64], [2**62, 4], [2, 32, 1], [16, 4]])
+    for key in draw(st.lists(st.sampled_from(list(header)), max_size=1)):
+        header[key] = header[key] | {"dtype": draw(types), "shape": draw(shapes)}
+    text = as_bytes(json_text(draw(st.just(header) | altered(header))))
+    sizes = [len(text)] * 5 + [0, 2**63, 2**32, 100_000_000, len(text) - 1]
+    whole = struct.pack("<Q", draw(st.sampled_from(sizes))) + text + data
+    return draw(damaged(whole))
 
 
 def read_safetensors(content: bytes, folder: Path) -> None:
@@ -163,3 +160,6 @@ def read_safetensors(content: bytes, folder: Path) -> None:
         with opened_weights(path) as file:
             file.get_tensor(name)
     read_adapter_folder(json.dumps(ADAPTER).encode(), content, folder / "adapter")
+
+
+ADAPTERS, WEIGHTS = adapter_inputs(), weight_inputs()

@@ -1,29 +1,27 @@
 """The eight kinds of input from outside: how one is made, and everything that reads it."""
 
 import json
-import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
+from hypothesis import strategies as st
 
-from fuzz_adapters import PATTERNS, make_adapter, make_safetensors, read_adapter, read_safetensors
-from fuzz_ledgers import make_ledger, read_ledger
-from fuzz_mutations import TEXTS, altered, as_bytes, damaged, hostile, json_text
-from fuzz_rows import make_jsonl, make_parquet, make_table, read_jsonl, read_parquet, read_table
+from fuzz_adapters import ADAPTERS, PATTERNS, WEIGHTS, read_adapter, read_safetensors
+from fuzz_ledgers import LEDGERS, read_ledger
+from fuzz_mutations import HOSTILE, TEXTS, altered, as_bytes, damaged, json_text
+from fuzz_rows import JSONL, PARQUET, TABLES, read_jsonl, read_parquet, read_table
 
 REPOSITORY = Path(__file__).parents[1]
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(NamedTuple):
     """One kind of input, as bytes."""
 
-    make: Callable[[random.Random], bytes]
+    inputs: st.SearchStrategy[bytes]
     read: Callable[[bytes, Path], None]
     """Reads an input with a folder of its own to write it to; raises what Rankscope raises."""
 
@@ -41,32 +39,30 @@ def studies() -> list[Any]:
     return [read_yaml(path, STUDY_KEYS, "").values for path in files]
 
 
-def make_study(rng: random.Random) -> bytes:
+@st.composite
+def study_inputs(draw: st.DrawFn) -> bytes:
     """``--set`` lines, each with a JSON text, before the file."""
     from rankscope.config.yaml_lines import dump
 
-    study = rng.choice(studies())
-    is_altered = rng.random() < 0.6
-    text = json_text(altered(study, rng, 2)) if is_altered else dump(study)
-    content = as_bytes(text)
-    if rng.random() < (0.15 if is_altered else 0.5):
-        content = damaged(content, rng)
-    count = rng.choice([0, 0, 1, 2])
-    lines = [b"--set " + json.dumps(override(study, rng)).encode() for _ in range(count)]
-    return b"\n".join([*lines, content])
+    study = draw(st.sampled_from(studies()))
+    text = draw(st.just(dump(study)) | altered(study, 2).map(json_text))
+    overrides = draw(st.lists(override(study), max_size=2))
+    lines = [b"--set " + json.dumps(line).encode() for line in overrides]
+    return b"\n".join([*lines, draw(damaged(as_bytes(text)))])
 
 
-def override(study: Any, rng: random.Random) -> str:
+@st.composite
+def override(draw: st.DrawFn, study: Any) -> str:
     parts, value = [], study
-    while isinstance(value, dict | list) and value and rng.random() < 0.8:
-        part = rng.choice(list(value) if isinstance(value, dict) else range(len(value)))
+    while isinstance(value, dict | list) and value and draw(st.integers(0, 4)):
+        part = draw(st.sampled_from(list(value) if isinstance(value, dict) else range(len(value))))
         parts.append(str(part))
         value = value[part]
-    if rng.random() < 0.3:
-        parts.append(rng.choice([*TEXTS, "0", "-1", "rank", ".".join("a" * 3000)]))
-    shown = hostile(rng)
-    text = json_text(shown) if rng.random() < 0.7 else str(shown)
-    return f"{'.'.join(parts)}{rng.choice(['=', '=', '=', '', ' = '])}{text}"
+    more = st.sampled_from((*TEXTS, "0", "-1", "rank", ".".join("a" * 3000)))
+    parts += draw(st.lists(more, max_size=1))
+    shown = draw(HOSTILE)
+    text = draw(st.sampled_from([json_text(shown), str(shown)]))
+    return f"{'.'.join(parts)}{draw(st.sampled_from(['=', '', ' = ']))}{text}"
 
 
 def read_study(content: bytes, folder: Path) -> None:
@@ -86,40 +82,28 @@ def read_study(content: bytes, folder: Path) -> None:
 
 # --- task files ----------------------------------------------------------------------------------
 
+MINE = {"name": "mine", "test": "rows.jsonl"}
 TASKS: Sequence[dict[str, Any]] = (
-    {
-        "name": "mine",
-        "test": "rows.jsonl",
-        "scorer": "regex",
-        "extract": "is (\\w+)",
-        "stop": ["\n"],
-    },
-    {"name": "mine", "test": "rows.jsonl", "scorer": "exact_match", "prompt": "Q: {question}\nA:"},
-    {
-        "name": "mine",
-        "test": "rows.jsonl",
-        "scorer": "contains",
-        "extract": "(a|b)+",
-        "num_fewshot": 0,
-    },
+    {**MINE, "scorer": "regex", "extract": "is (\\w+)", "stop": ["\n"]},
+    {**MINE, "scorer": "exact_match", "prompt": "Q: {question}\nA:"},
+    {**MINE, "scorer": "contains", "extract": "(a|b)+", "num_fewshot": 0},
     {"name": "mine", "path": ".", "fields": {"question": "question", "answer": "answer"}},
     {"name": "mine", "train": "rows.jsonl", "on_bad_rows": "drop", "max_train_rows": 3},
     {"task": "h", "dataset_path": "json", "metric_list": [{"metric": "acc"}], "include": "h.yaml"},
 )
 ANSWERS = ("a" * 30 + "!", "the answer is b", "x" * 5000, "1 " * 2000, "\0\u202e", "")
+ALIASES = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 10}]\n" for n in range(1, 12))
+"""Each line is ten times the one before."""
 
 
-def make_task(rng: random.Random) -> bytes:
-    task = dict(rng.choice(TASKS))
-    if "extract" in task and rng.random() < 0.2:
-        task["extract"] = rng.choice([*PATTERNS, *(text for text in TEXTS if "(" in text)])
-    text = json_text(altered(task, rng)) if rng.random() < 0.7 else yaml.safe_dump(task)
-    if rng.random() < 0.05:  # each line ten times the one before
-        text = "a0: &a0 [x]\n" + "".join(
-            f"a{n}: &a{n} [{f'*a{n - 1}, ' * 10}]\n" for n in range(1, 12)
-        )
-    content = as_bytes(text)
-    return damaged(content, rng) if rng.random() < 0.3 else content
+@st.composite
+def task_inputs(draw: st.DrawFn) -> bytes:
+    task = dict(draw(st.sampled_from(TASKS)))
+    patterns = [*PATTERNS, *(text for text in TEXTS if "(" in text)]
+    if "extract" in task:
+        task["extract"] = draw(st.just(task["extract"]) | st.sampled_from(patterns))
+    texts = st.sampled_from([*[yaml.safe_dump(task)] * 9, ALIASES]) | altered(task).map(json_text)
+    return draw(damaged(as_bytes(draw(texts))))
 
 
 def read_task(content: bytes, folder: Path) -> None:
@@ -151,13 +135,13 @@ def read_task(content: bytes, folder: Path) -> None:
 
 
 KINDS = {
-    "study": Kind(make_study, read_study),
-    "jsonl": Kind(make_jsonl, read_jsonl),
-    "table": Kind(make_table, read_table),
-    "parquet": Kind(make_parquet, read_parquet),
-    "adapter": Kind(make_adapter, read_adapter),
-    "safetensors": Kind(make_safetensors, read_safetensors),
-    "task": Kind(make_task, read_task),
-    "ledger": Kind(make_ledger, read_ledger),
+    "study": Kind(study_inputs(), read_study),
+    "jsonl": Kind(JSONL, read_jsonl),
+    "table": Kind(TABLES, read_table),
+    "parquet": Kind(PARQUET, read_parquet),
+    "adapter": Kind(ADAPTERS, read_adapter),
+    "safetensors": Kind(WEIGHTS, read_safetensors),
+    "task": Kind(task_inputs(), read_task),
+    "ledger": Kind(LEDGERS, read_ledger),
 }
 """By the name on the command line."""

@@ -2,7 +2,6 @@
 
 import atexit
 import json
-import random
 import shutil
 import sqlite3
 import sys
@@ -12,7 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fuzz_mutations import altered, hostile, json_text
+from hypothesis import strategies as st
+
+from fuzz_mutations import HOSTILE, altered, json_text
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
 
@@ -24,6 +25,7 @@ KEYS = {
     "artifacts": ("path",),
 }
 """By table, the columns that name a row."""
+VALUES = (None, 0, -1, 1e300, "", "{}", "[]", "null", "x", "done", {"hex": "ff"})
 
 
 @cache
@@ -53,27 +55,23 @@ def rows_of(table: str) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in cursor]
 
 
-def make_ledger(rng: random.Random) -> bytes:
-    """Changes as JSON: table, number of the row, column, value."""
+@st.composite
+def changes(draw: st.DrawFn) -> list[Any]:
+    """Table, number of the row, column, value."""
     from rankscope.store.row_hashes import HASHED_COLUMNS
 
-    changes = []
-    for _ in range(rng.randint(1, 2)):
-        table = rng.choice(list(HASHED_COLUMNS))
-        number = rng.randrange(len(rows_of(table)))
-        row = rows_of(table)[number]
-        column = rng.choice([name for name in row if name != "sha256"])
-        value = row[column]
-        if isinstance(value, str) and value[:1] in ("{", "[") and rng.random() < 0.8:
-            value = json_text(altered(json.loads(value), rng))
-        else:
-            value = rng.choice(
-                [None, 0, -1, 1e300, "", "{}", "[]", "null", "x", "done", {"hex": "ff"}]
-            )
-            if rng.random() < 0.3:
-                value = json_text(hostile(rng))
-        changes.append([table, number, column, value])
-    return json.dumps(changes).encode()
+    table = draw(st.sampled_from(list(HASHED_COLUMNS)))
+    number = draw(st.integers(0, len(rows_of(table)) - 1))
+    row = rows_of(table)[number]
+    column = draw(st.sampled_from([name for name in row if name != "sha256"]))
+    values = st.sampled_from(VALUES) | HOSTILE.map(json_text)
+    if isinstance(row[column], str) and row[column][:1] in ("{", "["):
+        values |= altered(json.loads(row[column])).map(json_text)
+    return [table, number, column, draw(values)]
+
+
+LEDGERS = st.lists(changes(), min_size=1, max_size=2).map(lambda given: json.dumps(given).encode())
+"""Changes as JSON."""
 
 
 def read_ledger(content: bytes, _: Path) -> None:

@@ -1,9 +1,10 @@
-"""Inputs that somebody could have written or damaged: trees of JSON values and bytes, altered."""
+"""Strategies of inputs that somebody could have written or damaged: JSON trees and bytes."""
 
 import json
-import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from hypothesis import strategies as st
 
 INTEGERS = ("0", "-1", "1", "2147483648", "9223372036854775808", "-9223372036854775809")
 NUMBERS = (*INTEGERS, "1e999", "-1e999", "1e-999", "NaN", "Infinity", "0.5", "9" * 4300, "9" * 5000)
@@ -12,79 +13,88 @@ TEXTS = (
     *("../../x", "/etc/passwd", "~nobody-here/x", "a/b.yaml", "-", ".", "null", "NaN", "1e999"),
     *("9" * 5000, "\u0663", "2r", "999999999999999999r", "1e400GB", "python:x.py:f", "lm_eval:x"),
     *("(", "[", "(a+)+$", "(.*)*b", "(?:a|a)*c", "a{99999999999}", "(?P<a>x)(?P<a>y)", "(" * 3000),
-    *(
-        "{question}",
-        "{options}",
-        "{}",
-        "{0}",
-        "{question.__class__}",
-        "%s",
-        "{{ 7 * 7 }}",
-        "${HOME}",
-    ),
-    *("=1+1", "</script>", "[bold]", "[/bold]", "#### 1e999"),
+    *("{question}", "{options}", "{}", "{0}", "{question.__class__}", "%s", "{{ 7 * 7 }}"),
+    *("${HOME}", "=1+1", "</script>", "[bold]", "[/bold]", "#### 1e999"),
     *("!!python/object:os.system", "&a", "*a", "|", "? x", "all-linear", "attention"),
 )
 LONG_TEXTS = ("x" * 70_000, "[" * 70_000, "- 1 " * 20_000, "<<" * 30_000, " , a" * 20_000)
 DEEP = ("[" * 3000, "[" * 900 + "]" * 900, '{"a":' * 900 + "1" + "}" * 900, "[[[]]]", '{"text": 3}')
+PLAIN = (None, True, False, [], {}, [None], [[]], {"": ""}, [{}], ["a", "a"])
+PIECES = (
+    *(b"\0", b"\xff", b"\xfe\xff", b"\xed\xa0\x80", b"\x80", b"\r", b"\n", b"\n\n", b"\t"),
+    *(b'"', b"'", b",", b";", b":", b"[" * 3000, b"]", b"{", b"}", b"#", b" " * 9),
+    *(b"%YAML 9.9\n", b"---\n", b"&a ", b"*a", b"!!python/name:os.system ", b"!x ", b"<<: "),
+    *(b"? ", b"| ", b"> ", b'"\\U99999999"', b"9" * 5000, b"1e999", b"\x1b[2J", b"\xe2\x80\xae"),
+    *(b"\xef\xbb\xbf", b"\x1f\x8b\x08", b"PK\x03\x04", b"PAR1", b"\xff" * 4, b"\0" * 4),
+    b"\x7f" * 8,
+)
 
 
 class Raw(str):
     """A JSON text that is written as it is, so that it may be none."""
 
 
-def hostile(rng: random.Random) -> Any:
-    """A value that nobody expects at the place it is put."""
-    choice = rng.random()
-    if choice < 0.35:
-        return Raw(rng.choice(NUMBERS))
-    if choice < 0.74:
-        return rng.choice(TEXTS)
-    if choice < 0.75:
-        return rng.choice(LONG_TEXTS)
-    if choice < 0.77:
-        return Raw(rng.choice(DEEP))
-    return rng.choice([None, True, False, [], {}, [None], [[]], {"": ""}, [{}], ["a", "a"]])
+HOSTILE: st.SearchStrategy[Any] = st.one_of(
+    st.sampled_from(NUMBERS).map(Raw),
+    st.sampled_from(TEXTS),
+    st.sampled_from(PLAIN),
+    st.text(max_size=9),
+    st.sampled_from((*TEXTS, *LONG_TEXTS, *map(Raw, DEEP))),
+)
+"""Values that nobody expects at the place they are put."""
 
 
-def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """(container, key or position) of everything in a tree."""
-    keys = list(value) if isinstance(value, dict) else range(len(value))
+def paths(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Keys and positions on the way to everything in a tree."""
+    keys = tree if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
     for key in keys:
-        yield value, key
-        if isinstance(value[key], dict | list):
-            yield from places(value[key])
+        yield (*path, key)
+        yield from paths(tree[key], (*path, key))
 
 
-def altered(tree: Any, rng: random.Random, most: int = 3) -> Any:
+def at(tree: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def changed(tree: Any, path: tuple[Any, ...], change: Callable[[Any, Any], Any]) -> Any:
+    """A copy in which ``change`` made a container, copied from the last one of ``path``, anew."""
+    copy, (key, *rest) = tree.copy(), path
+    if rest:
+        copy[key] = changed(copy[key], tuple(rest), change)
+        return copy
+    return change(copy, key)
+
+
+@st.composite
+def altered(draw: st.DrawFn, tree: Any, most: int = 3) -> Any:
     """A copy of a tree of JSON values with one to ``most`` changes."""
-    whole = [json.loads(json.dumps(tree))]
-    for _ in range(rng.randint(1, most)):
-        found = list(places(whole))
-        container, key = rng.choice(found)
-        change_place(container, key, rng.choice(found), rng)
-    return whole[0]
+    for _ in range(draw(st.integers(1, most))):
+        if not (found := list(paths(tree))):
+            break
+        path, other = draw(st.sampled_from(found)), at(tree, draw(st.sampled_from(found)))
+        value, new, name = at(tree, path), draw(HOSTILE), draw(st.sampled_from(TEXTS))
+        wrapped = draw(st.sampled_from([[value], {"text": value}, [value, value], str(value)[:99]]))
+        added = {**value, name: new} if isinstance(value, dict) else new
+        added = [*value, new] if isinstance(value, list) else added
+        kinds = ["remove", "rename"] if isinstance(path[-1], str) else []
+        match draw(st.sampled_from(["replace", "copy", "wrap", "add", *kinds])):
+            case "remove":
+                tree = changed(tree, path, lambda c, k: {n: v for n, v in c.items() if n != k})
+            case "rename":
+                tree = changed(
+                    tree, path, lambda c, k, to=name: {to if n == k else n: c[n] for n in c}
+                )
+            case kind:
+                put = {"replace": new, "copy": plain(other), "wrap": wrapped, "add": added}[kind]
+                tree = changed(tree, path, lambda c, k, put=put: with_item(c, k, put))
+    return tree
 
 
-def change_place(container: Any, key: Any, other: tuple[Any, Any], rng: random.Random) -> None:
-    value = container[key]
-    match rng.randrange(8):
-        case 0 | 1 | 2:
-            container[key] = hostile(rng)
-        case 3:
-            container[key] = json.loads(json.dumps(plain(other[0][other[1]])))
-        case 4 if isinstance(container, dict):
-            del container[key]
-        case 5 if isinstance(container, dict):
-            container[str(rng.choice([*TEXTS, other[1]]))] = container.pop(key)
-        case 6:
-            container[key] = rng.choice([[value], {"text": value}, [value, value], str(value)[:99]])
-        case _ if isinstance(value, dict):
-            value[rng.choice(TEXTS)] = hostile(rng)
-        case _ if isinstance(value, list):
-            value.append(hostile(rng))
-        case _:
-            container[key] = hostile(rng)
+def with_item(container: Any, key: Any, value: Any) -> Any:
+    container[key] = value
+    return container
 
 
 def plain(value: Any) -> Any:
@@ -112,61 +122,14 @@ def as_bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-PIECES = (
-    *(
-        b"\0",
-        b"\xff",
-        b"\xfe\xff",
-        b"\xed\xa0\x80",
-        b"\x80",
-        b"\r",
-        b"\n",
-        b"\n\n",
-        b"\t",
-        b" " * 9,
-    ),
-    *(b'"', b"'", b",", b";", b":", b"[" * 3000, b"]", b"{", b"}", b"#", b"%YAML 9.9\n", b"---\n"),
-    *(
-        b"&a ",
-        b"*a",
-        b"!!python/name:os.system ",
-        b"!x ",
-        b"<<: ",
-        b"? ",
-        b"| ",
-        b"> ",
-        b'"\\U99999999"',
-    ),
-    *(
-        b"9" * 5000,
-        b"1e999",
-        b"\x1b[2J",
-        b"\xe2\x80\xae",
-        b"\xef\xbb\xbf",
-        b"\x1f\x8b\x08",
-        b"PK\x03\x04",
-    ),
-    *(b"PAR1", b"\xff\xff\xff\xff", b"\x00\x00\x00\x00", b"\x7f" * 8),
-)
-
-
-def damaged(content: bytes, rng: random.Random, most: int = 4) -> bytes:
-    """Bytes with up to ``most`` pieces flipped, inserted, removed, repeated or cut off."""
-    data = bytearray(content)
-    for _ in range(rng.randint(1, most)):
-        place = rng.randint(0, len(data))
-        end = min(len(data), place + rng.choice([1, 2, 8, 64, 512]))
-        match rng.randrange(6):
-            case 0 | 1 if place < len(data):
-                data[place] ^= 1 << rng.randrange(8)
-            case 2:
-                data[place:place] = rng.choice(PIECES)
-            case 3:
-                del data[place:end]
-            case 4:
-                data[place:place] = data[place:end] * rng.choice([1, 2, 50])
-            case _:
-                data[place:end] = rng.choice(PIECES)
-    if rng.random() < 0.05:
-        del data[rng.randint(0, len(data)) :]
-    return bytes(data)
+@st.composite
+def damaged(draw: st.DrawFn, content: bytes) -> bytes:
+    """The bytes, with up to four pieces flipped, inserted, removed or repeated."""
+    for _ in range(draw(st.sampled_from([0, 0, 0, 0, 1, 2, 3, 4]))):
+        start = draw(st.integers(0, len(content)))
+        end = start + draw(st.sampled_from([1, 2, 8, 64, 512, len(content)]))
+        old, piece = content[start:end], draw(st.sampled_from(PIECES))
+        flipped = bytes([(old[0] if old else 0) ^ 1 << draw(st.integers(0, 7))]) + old[1:]
+        new = draw(st.sampled_from([flipped, piece, piece + old, b"", old * 2, old[:512] * 50]))
+        content = content[:start] + new + content[end:]
+    return content

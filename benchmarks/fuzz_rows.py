@@ -2,16 +2,14 @@
 
 import csv
 import io
-import json
-import random
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from hypothesis import strategies as st
 
 from fuzz_mutations import altered, as_bytes, damaged, json_text, plain
 
@@ -44,15 +42,14 @@ ROWS: Sequence[dict[str, Any]] = (
 )
 
 
-def some_rows(rng: random.Random) -> list[Any]:
+@st.composite
+def some_rows(draw: st.DrawFn) -> list[Any]:
     """Sound rows of one shape, all different, and at most three that are altered."""
-    row = rng.choice(ROWS)
-    text = json.dumps(row)
+    row = draw(st.sampled_from(ROWS))
     name = next(name for name, value in row.items() if isinstance(value, str | list | dict))
-    rows = [json.loads(text) | {name: numbered(row[name], n)} for n in range(rng.randint(1, 12))]
-    for _ in range(rng.randrange(4)):
-        place = rng.randrange(len(rows))
-        rows[place] = altered(rows[place], rng)
+    rows = [{**row, name: numbered(row[name], n)} for n in range(draw(st.integers(1, 12)))]
+    for place in draw(st.sets(st.integers(0, len(rows) - 1), max_size=3)):
+        rows[place] = draw(altered(rows[place]))
     return rows
 
 
@@ -67,17 +64,20 @@ def numbered(value: Any, number: int) -> Any:
     }
 
 
-def make_jsonl(rng: random.Random) -> bytes:
-    ascii_only = rng.random() < 0.5
-    rows = [json_text(row, ascii_only) for row in some_rows(rng)]
-    match rng.randrange(8):
-        case 0:
-            content = as_bytes("[" + ",".join(rows) + "]")
-        case 1:
-            content = as_bytes(json_text({"data": [], "version": 1})[:-1] + f', "rows": {rows}}}')
-        case _:
-            content = as_bytes("\n".join(rows))
-    return damaged(content, rng) if rng.random() < 0.4 else content
+@st.composite
+def jsonl_inputs(draw: st.DrawFn) -> bytes:
+    ascii_only = draw(st.booleans())
+    rows = [json_text(row, ascii_only) for row in draw(some_rows())]
+    text = draw(
+        st.sampled_from(
+            [
+                "\n".join(rows),
+                f"[{','.join(rows)}]",
+                f'{{"data": [], "version": 1, "rows": [{",".join(rows)}]}}',
+            ]
+        )
+    )
+    return draw(damaged(as_bytes(text)))
 
 
 def read_jsonl(content: bytes, folder: Path) -> None:
@@ -97,20 +97,18 @@ def read_rows(content: bytes, path: Path) -> None:
     load_task(mine, None, 0)
 
 
-def make_table(rng: random.Random) -> bytes:
-    rows = [plain(row) for row in some_rows(rng)]
-    names = [str(name) for name in rng.choice(ROWS)]
+@st.composite
+def table_inputs(draw: st.DrawFn) -> bytes:
+    names = [str(name) for name in draw(st.sampled_from(ROWS))]
     out = io.StringIO()
-    delimiter = rng.choice([",", ";", "\t"])
-    writer = csv.writer(out, delimiter=delimiter, lineterminator=rng.choice(["\n", "\r\n"]))
+    delimiter, end = draw(st.sampled_from(",;\t")), draw(st.sampled_from(["\n", "\r\n"]))
+    writer = csv.writer(out, delimiter=delimiter, lineterminator=end)
     with suppress(csv.Error):
         writer.writerow(names)
-        for row in rows:
-            cells = list(row.values()) if isinstance(row, dict) else [row]
-            short = [str(cell)[:80_000] for cell in cells[: len(names)]]
-            writer.writerow(short + ["x"] * (len(names) - len(short)))
-    content = as_bytes(out.getvalue())
-    return damaged(content, rng) if rng.random() < 0.6 else content
+        for row in map(plain, draw(some_rows())):
+            cells = [str(cell)[:80_000] for cell in row.values()][: len(names)]
+            writer.writerow(cells + ["x"] * (len(names) - len(cells)))
+    return draw(damaged(as_bytes(out.getvalue())))
 
 
 def read_table(content: bytes, folder: Path) -> None:
@@ -121,79 +119,47 @@ def read_table(content: bytes, folder: Path) -> None:
 # --- Parquet ------------------------------------------------------------------------------------
 
 
-def columns(rng: random.Random, count: int) -> Any:
-    """Values of one column in some type, also those that Python has no value for."""
-    texts = [b"a", b"\xff\xfe", b"\xed\xa0\x80", b"x" * 1000]
-    raw = pa.array([rng.choice(texts) for _ in range(count)], pa.binary())
-    big = pa.array([rng.choice([0, 1, -1, 2**62, -(2**62)]) for _ in range(count)], pa.int64())
-    unit, zone = (
-        rng.choice(["s", "ms", "us", "ns"]),
-        rng.choice([None, "UTC", "Mars/Olympus", "+99:99"]),
-    )
-    match rng.randrange(9):
-        case 0:
-            return pa.StringArray.from_buffers(count, raw.buffers()[1], raw.buffers()[2])
-        case 1:
-            return big.view(pa.timestamp(unit, zone))
-        case 2:
-            return big.view(pa.duration(unit))
-        case 3:
-            return big.view(pa.date64())
-        case 4:
-            return pa.array(
-                [rng.choice([float("nan"), float("inf"), None, 1.5]) for _ in range(count)]
-            )
-        case 5:
-            return pa.array([[("a", 1)]] * count, pa.map_(pa.string(), pa.int32()))
-        case 6:
-            return pa.array(["a", None, "b", "a"] * count).dictionary_encode()[:count]
-        case 7:
-            return pa.array([[{"role": "user", "content": None}]] * count)
-        case _:
-            return raw
+def columns(count: int, unit: str, zone: str | None) -> list[Any]:
+    """``count`` values in each of some types, also those that Python has no value for."""
 
+    def cycled(values: Sequence[Any], kind: Any = None) -> Any:
+        return pa.array([values[n % len(values)] for n in range(count)], kind)
 
-@cache
-def bombs() -> list[bytes]:
-    """Small files of many rows, of long texts, and of both."""
-    column = pa.array([0], pa.int8())
-    short, long = pa.array(["a"]), pa.array(["a" * 1_000_000])
-    index = pa.array([0], pa.int32())
-
-    def repeated(values: Any, count: int) -> Any:
-        indices = pa.concat_arrays([index] * 1).take(pa.array([0] * min(count, 1000)))
-        whole = pa.concat_arrays([indices] * max(1, count // 1000))
-        return pa.DictionaryArray.from_arrays(whole, values)
-
+    raw = cycled([b"a", b"\xff\xfe", b"\xed\xa0\x80", b"x" * 1000], pa.binary())
+    big = cycled([2**62, 0, -(2**62), -1], pa.int64())
     return [
-        parquet_bytes(pa.table({"text": repeated(values, count)}), compression="zstd")
-        for values, count in ((column, 1_000_000), (short, 1_000_000), (long, 100_000), (long, 400))
+        raw,
+        pa.StringArray.from_buffers(count, *raw.buffers()[1:3]),
+        big.view(pa.timestamp(unit, zone)),
+        big.view(pa.duration(unit)),
+        big.view(pa.date64()),
+        cycled([float("nan"), float("inf"), None, 1.5]),
+        cycled([[("a", 1)]], pa.map_(pa.string(), pa.int32())),
+        cycled(["a", None, "b", "a"]).dictionary_encode(),
+        cycled([[{"role": "user", "content": None}]]),
     ]
 
 
-def parquet_bytes(table: Any, **options: Any) -> bytes:
+@st.composite
+def parquet_inputs(draw: st.DrawFn) -> bytes:
+    """Small files of many long texts are in tests/faults/corpus."""
+    units, zones = ["s", "ms", "us", "ns"], [None, "UTC", "Mars/Olympus", "+99:99"]
+    names = draw(st.sampled_from([["text"], ["prompt", "completion"], *map(list, ROWS)]))
     out = io.BytesIO()
-    pq.write_table(table, out, **options)
-    return out.getvalue()
-
-
-def make_parquet(rng: random.Random) -> bytes:
-    if rng.random() < 0.002:
-        return rng.choice(bombs())
-    count = rng.randint(0, 6)
-    names = rng.choice([[*rng.choice(ROWS)], ["text"], ["prompt", "completion"]])
     with suppress(pa.ArrowException, TypeError, ValueError, OverflowError):
-        if rng.random() < 0.5:
-            table = pa.table({name: columns(rng, count) for name in names})
+        if draw(st.booleans()):
+            unit, zone = draw(st.sampled_from(units)), draw(st.sampled_from(zones))
+            kinds = st.sampled_from(columns(draw(st.integers(0, 6)), unit, zone))
+            table = pa.table({name: draw(kinds) for name in names})
         else:
-            table = pa.Table.from_pylist(
-                [r for r in map(plain, some_rows(rng)) if isinstance(r, dict)]
-            )
-        compression = rng.choice(["none", "snappy", "zstd", "gzip"])
-        content = parquet_bytes(table, compression=compression)
-        return damaged(content, rng) if rng.random() < 0.5 else content
-    return b"PAR1" + rng.randbytes(40) + b"PAR1"
+            table = pa.Table.from_pylist(plain(draw(some_rows())))
+        compression = draw(st.sampled_from(["none", "snappy", "zstd", "gzip"]))
+        pq.write_table(table, out, compression=compression)
+    return draw(damaged(out.getvalue() or b"PAR1 and no more PAR1"))
 
 
 def read_parquet(content: bytes, folder: Path) -> None:
     read_rows(content, folder / "rows.parquet")
+
+
+JSONL, TABLES, PARQUET = jsonl_inputs(), table_inputs(), parquet_inputs()

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import fuzz_kinds
-from fuzz import make_input, tally, verdict
-from fuzz_kinds import KINDS, Kind
+from fuzz import Tally, campaign, verdict
+from fuzz_kinds import KINDS
 
 CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
 FRESH = 100  # Inputs of each kind
@@ -26,16 +26,16 @@ def quiet_offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fresh_inputs_are_read_or_refused(kind: str) -> None:
-    outcomes = [verdict(kind, make_input(kind, 1, number)) for number in range(FRESH)]
-    assert [outcome for outcome in outcomes if outcome[0] == "broken"] == []
-    assert {outcome for outcome, _ in outcomes} == {"read", "refused"}
+    found = campaign(kind, FRESH, seed=1)
+    assert found.shortest == {}
+    assert set(found.outcomes) == {"read", "refused"}
 
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.name)
 def test_inputs_that_once_broke_the_law_keep_it(path: Path) -> None:
     """``<kind>-<what is wrong with it>``."""
     kind = path.name.partition("-")[0]
-    assert verdict(kind, path.read_bytes())[0] in ("read", "refused")
+    assert verdict(kind, path.read_bytes()) in ("read", "refused")
 
 
 def test_what_breaks_the_law_is_counted_by_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,9 +43,12 @@ def test_what_breaks_the_law_is_counted_by_its_place(monkeypatch: pytest.MonkeyP
         fuzz_kinds.read_jsonl(content, folder)
         raise ZeroDivisionError
 
-    monkeypatch.setitem(KINDS, "jsonl", Kind(KINDS["jsonl"].make, read))
-    inputs = [b'{"text": "a"}\n{"text": "b"}\n{"text": "c"}\n{"text": "d"}', b"no rows"]
-    found = tally("jsonl", enumerate(inputs))
-    assert (found.inputs, found.refused) == (2, 1)
-    assert list(found.broken.values()) == [[0]]
-    assert next(iter(found.broken)).startswith("ZeroDivisionError in ")
+    monkeypatch.setitem(KINDS, "jsonl", KINDS["jsonl"]._replace(read=read))
+    found = Tally("jsonl")
+    rows = b'{"text": "a"}\n{"text": "b"}\n{"text": "c"}\n{"text": "d"}'
+    for content in (rows + b"\n", b"no rows", rows):
+        found.add(content)
+    assert (found.outcomes.total(), found.outcomes["refused"]) == (3, 1)
+    ((way, shortest),) = found.shortest.items()
+    assert way.startswith("ZeroDivisionError in ")
+    assert (found.outcomes[way], shortest) == (2, rows)
