@@ -62,7 +62,7 @@ def test_the_answer_reads_as_text_and_as_a_card(study: StudyFrames) -> None:
     assert all(f"  {c.value} ({c.status}): {c.text}\n" in repr(study.answer) for c in weak)
     assert weak
     assert advice.verdict.split(":")[0] in study.answer._repr_html_()
-    assert list(study.arms["arm"]) == [arm.label for arm in advice.arms]
+    assert list(study.arms["arm"]) == ["base", *(arm.label for arm in advice.arms)]
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path: Any) -> None:

@@ -32,9 +32,10 @@ from rankscope.records import (
     TrialRecords,
     TrialSpec,
 )
+from rankscope.report.columns import Cell
 from rankscope.report.page import template_environment
 from rankscope.report.study_view import StudyView, change_on
-from rankscope.report.table_formats import Cell, markdown, table_from_rows
+from rankscope.report.table_formats import markdown, table_from_rows
 from rankscope.report.tables import role_of_tested
 from rankscope.report.use_it import BaseSource, folder_name, use_steps
 

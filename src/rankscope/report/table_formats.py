@@ -1,9 +1,10 @@
 """Write a table, a DataFrame, as HTML, Markdown, LaTeX, CSV or Parquet.
 
-``frame.attrs["digits"]`` maps column titles to digits after the point; other numbers show three
-significant digits, and p values end at <0.001. ``frame.attrs["best"]`` names columns whose highest
-value is bold in Markdown and LaTeX. A value with its 95 % interval is three columns: ``x``, ``x,
-low``, ``x, high``. Page, Markdown and LaTeX show rounded numbers; CSV and Parquet keep every digit.
+``frame.attrs["columns"]`` says how people read its columns (``columns.py``); HTML, Markdown and
+LaTeX show them so, CSV and Parquet keep names and every digit. A figure's frame has titles for
+names: ``attrs["digits"]`` maps them to digits after the point; other numbers show three significant
+digits, and p values end at <0.001. ``attrs["best"]`` names columns whose highest value is bold in
+Markdown and LaTeX.
 """
 
 import re
@@ -14,8 +15,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from rankscope.formatting import MAX_TEXT, MINUS, UNKNOWN, markdown_text, number, p_cell, safe_text
-
-Cell = str | float | int | None
+from rankscope.report.columns import Cell, Column, shown_rows
 
 MAX_PAGE_CELL = 300  # Longest text of a cell on a page, in characters; files hold longer ones
 P_TITLES = frozenset({"p", "p, Holm"})
@@ -32,15 +32,49 @@ def table_from_rows(
         digits: digits after the point by column title; an interval has those of its value.
         best: titles of columns whose highest value is marked.
     """
-    frame = pd.DataFrame(list(rows), dtype=object)
-    for title in frame.columns:
-        known = [cell for cell in frame[title] if cell is not None]
-        is_whole = known and all(isinstance(cell, int) for cell in known)
-        # Integers stay integers beside unknown cells.
-        frame[title] = frame[title].astype("Int64") if is_whole else frame[title].infer_objects()
+    frame = _frame(rows)
     values = {title: re.sub(", (low|high)$", "", title) for title in frame.columns}
     frame.attrs["digits"] = {t: digits[value] for t, value in values.items() if value in digits}
     frame.attrs["best"] = [title for title in best if title in frame.columns]
+    return frame
+
+
+def table(
+    rows: Sequence[Mapping[str, object]],
+    columns: Mapping[str, Column] = MappingProxyType({}),
+    best: Sequence[str] = (),
+) -> pd.DataFrame:
+    """A DataFrame from rows, each a mapping of column name to cell; None is unknown.
+
+    Args:
+        columns: how people read them, by name; names with spaces otherwise.
+        best: names of columns whose highest value is marked.
+    """
+    frame = _frame(rows)
+    frame.attrs["columns"] = dict(columns)
+    frame.attrs["best"] = [name for name in best if name in frame.columns]
+    return frame
+
+
+def shown(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table as people read it: titles, units and digits. A figure's frame is so already."""
+    if (columns := frame.attrs.get("columns")) is None:
+        return frame
+    names = list(frame.columns)
+    rows = [dict(zip(names, row, strict=True)) for row in frame_rows(frame)]
+    read, digits = shown_rows(rows or [dict.fromkeys(names)], columns)
+    titles = dict(zip(names, read[0], strict=True))
+    best = [titles[name] for name in frame.attrs["best"]]
+    return table_from_rows(read if rows else [], digits, best)
+
+
+def _frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
+    frame = pd.DataFrame(list(rows), dtype=object)
+    for name in frame.columns:
+        known = [cell for cell in frame[name] if cell is not None]
+        is_whole = known and all(isinstance(c, int) and not isinstance(c, bool) for c in known)
+        # Integers stay integers beside unknown cells.
+        frame[name] = frame[name].astype("Int64") if is_whole else frame[name].infer_objects()
     return frame
 
 
@@ -69,6 +103,7 @@ def _is_numeric(column: "pd.Series[object]") -> bool:
 
 def html_table(frame: pd.DataFrame) -> Markup:
     """A ``<table>``; ``data-v`` holds every digit of a number, for the page's CSV download."""
+    frame = shown(frame)
     digits = frame.attrs.get("digits", {})
     heads = [
         f'<th scope="col" class="n">{escape(title)}</th>'
@@ -96,19 +131,19 @@ def _html_cell(cell: Cell, title: str, digits: Mapping[str, int]) -> str:
 
 def markdown(frame: pd.DataFrame) -> str:
     """A table in GitHub's Markdown; numbers flush right."""
-    frame = _with_intervals(frame)
-    shown = _shown(frame, markdown_text, "**{}**")
+    frame = _with_intervals(shown(frame))
+    text = _texts(frame, markdown_text, "**{}**")
     rules = ["---:" if _is_numeric(frame[title]) else "---" for title in frame.columns]
-    lines = [shown.columns, rules, *shown.itertuples(index=False, name=None)]
+    lines = [text.columns, rules, *text.itertuples(index=False, name=None)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def latex(frame: pd.DataFrame) -> str:
     """A ``tabular`` for the booktabs package; numbers flush right."""
-    frame = _with_intervals(frame)
+    frame = _with_intervals(shown(frame))
     kinds = "".join("r" if _is_numeric(frame[title]) else "l" for title in frame.columns)
-    shown = _shown(frame, latex_text, r"\textbf{{{}}}")
-    text = shown.to_latex(index=False, escape=False, column_format=kinds)
+    cells = _texts(frame, latex_text, r"\textbf{{{}}}")
+    text = cells.to_latex(index=False, escape=False, column_format=kinds)
     return f"% \\usepackage{{booktabs}}\n{text}"
 
 
@@ -154,9 +189,9 @@ def _with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
     return result
 
 
-def _best_rows(shown: "pd.Series[float]") -> list[int]:
+def _best_rows(values: "pd.Series[float]") -> list[int]:
     """Rows of the highest value as it is shown, whatever follows after rounding."""
-    return [int(row) for row in shown.index[shown == shown.max()]]
+    return [int(row) for row in values.index[values == values.max()]]
 
 
 def _value_with_ends(row: tuple[Cell, ...], title: str, digits: Mapping[str, int]) -> Cell:
@@ -164,13 +199,13 @@ def _value_with_ends(row: tuple[Cell, ...], title: str, digits: Mapping[str, int
     return value if low is None or high is None else f"{value} [{low}, {high}]"
 
 
-def _shown(frame: pd.DataFrame, escape_text: Callable[[str], str], bold: str) -> pd.DataFrame:
+def _texts(frame: pd.DataFrame, escape_text: Callable[[str], str], bold: str) -> pd.DataFrame:
     """Every cell as escaped text, texts whole; titles escaped as well."""
     digits, marked = frame.attrs["digits"], frame.attrs["bold"]
 
     def text(cell: Cell, title: str, row: int) -> str:
-        shown = escape_text(_shown_cell(cell, title, digits, MAX_TEXT))
-        return bold.format(shown) if (title, row) in marked else shown
+        escaped = escape_text(_shown_cell(cell, title, digits, MAX_TEXT))
+        return bold.format(escaped) if (title, row) in marked else escaped
 
     cells = [
         [text(cell, title, place) for cell, title in zip(row, frame.columns, strict=True)]
@@ -215,5 +250,5 @@ def latex_text(text: str) -> str:
 
 def _csv_text(text: str) -> str:
     """Text for CSV; an apostrophe before anything that a spreadsheet would run as a formula."""
-    shown = safe_text(text)
-    return "'" + shown if shown[:1] in ("=", "+", "-", "@", "\t", "\r") else shown
+    safe = safe_text(text)
+    return "'" + safe if safe[:1] in ("=", "+", "-", "@", "\t", "\r") else safe

@@ -1,14 +1,51 @@
-"""The tables of a study that go into a paper or a notebook, and onto the page."""
+"""The tables of a study for a paper, a notebook and the page, in one place.
+
+Files for programs have shares of 1 and nats; ``STUDY_COLUMNS`` says how people read them.
+"""
 
 from collections.abc import Callable
 
 import pandas as pd
 
-from rankscope.formatting import CONFIDENCES, NATS
-from rankscope.records import ArmSummary, StudyRecords
-from rankscope.report.charts.figure import interval_cells
+from rankscope.analyses.tables import TableRow
+from rankscope.formatting import CONFIDENCES, NATS, Unit
+from rankscope.records import ArmSummary, Estimate, StudyRecords
+from rankscope.report.columns import Column
 from rankscope.report.study_view import StudyView, change_on
-from rankscope.report.table_formats import Cell, table_from_rows
+from rankscope.report.table_formats import table
+
+STUDY_COLUMNS = {
+    "lr": Column("learning rate"),
+    "score": Column(unit_from="score_unit"),
+    "gain": Column(unit_from="score_unit"),
+    "change": Column(unit_from="difference_unit"),
+    "difference": Column(unit_from="difference_unit"),
+    "projected_difference": Column(unit_from="difference_unit"),
+    "net_gain": Column(unit_from="score_unit"),
+    "retention_change": Column(unit_from="retention_unit"),
+    "score_unit": Column("unit", words={"accuracy": "%", "log_probability": NATS.score}),
+    "difference_unit": Column("unit", words={"accuracy": "points", "log_probability": NATS.score}),
+    "retention_unit": Column(
+        "unit of retention", words={"accuracy": "points", "log_probability": NATS.score}
+    ),
+    "p_holm": Column("p, Holm"),
+    "seconds": Column("seconds a trial", digits=1),
+    "peak_memory_bytes": Column("peak memory, MB", Unit(1e-6, "MB", "MB", 0)),
+    "label": Column("trial"),
+    "failure": Column("reason"),
+    "num_steps": Column("of"),
+    "chance": Column("chance score"),
+    "dropped": Column("dropped on reading"),
+    "contamination_exact": Column("contamination, exact"),
+    "contamination_ngram13": Column("contamination, 13-gram"),
+    "sha256": Column("sha256, first digits"),
+    "rows": Column("rows used"),
+    "rows_dropped": Column("dropped"),
+    "rows_truncated": Column("cut"),
+    "steps": Column("optimizer steps"),
+    "num_tokens": Column("tokens"),
+    "num_label_tokens": Column("label tokens"),
+}
 
 
 def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
@@ -26,11 +63,29 @@ def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
     }
 
 
+def _with_interval(name: str, estimate: Estimate | None) -> TableRow:
+    """An estimate as three cells: ``x``, ``x_low`` and ``x_high``."""
+    value, low, high = (
+        (None,) * 3 if estimate is None else (estimate.value, estimate.low, estimate.high)
+    )
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
+def _score_unit(unit: Unit) -> str:
+    return "log_probability" if unit == NATS else "accuracy"
+
+
+def _columns(view: StudyView, *names: str) -> dict[str, Column]:
+    """``STUDY_COLUMNS``, with the digits of the study's units for columns of mixed units."""
+    digits = 4 if any(view.unit(task.name) == NATS for task in view.study.tasks) else 2
+    return STUDY_COLUMNS | {name: STUDY_COLUMNS[name]._replace(digits=digits) for name in names}
+
+
 # --- results --------------------------------------------------------------------------------------
 
 
 def _answers_table(view: StudyView) -> pd.DataFrame:
-    return table_from_rows(
+    return table(
         [
             {
                 "task": advice.task,
@@ -49,81 +104,89 @@ def paper_table(view: StudyView) -> pd.DataFrame:
 
     A study with one training task also shows the change on retention tasks, and the arms' size.
     """
-    titles = {task: f"{task}, {view.unit(task).score}" for task in view.training_tasks}
-    rows: dict[str, dict[str, Cell]] = {"base": {"arm": "base"}}
-    digits = {t: view.unit(task).digits for task, t in titles.items()}
-    for task, title in titles.items():
-        unit, candidates = view.unit(task), view.advice(task).candidate_labels
-        rows["base"] |= interval_cells(title, view.recommendation.base.get(task), unit)
+    tasks = view.training_tasks
+    columns = {t: Column(f"{t}, {view.unit(t).score}", view.unit(t)) for t in tasks}
+    rows: dict[str, TableRow] = {"base": {"arm": "base"}}
+    for task in tasks:
+        rows["base"] |= _with_interval(task, view.recommendation.base.get(task))
+        candidates = view.advice(task).candidate_labels
         for arm in [a for a in view.arms(task) if a.label in candidates]:
             name = " ".join(word for word in arm.label.split() if not word.startswith("lr="))
             row = rows.setdefault(name, {"arm": name})
-            row |= interval_cells(title, arm.score, unit)
-            if len(titles) == 1:
+            row |= _with_interval(task, arm.score)
+            if len(tasks) == 1:
                 lost = view.retention_unit(task)
-                kept = f"retention change, {lost.difference}"
-                digits[kept] = lost.digits
-                row |= interval_cells(kept, view.retention_change(arm), lost)
+                title = f"retention change, {lost.difference}"
+                columns["retention_change"] = Column(title, lost)
+                row |= _with_interval("retention_change", view.retention_change(arm))
                 row["parameters"] = arm.trainable_parameters or None
-    return table_from_rows(list(rows.values()) if len(rows) > 1 else [], digits, tuple(digits))
+    return table(list(rows.values()) if len(rows) > 1 else [], columns, tuple(columns))
 
 
 def arms_table(view: StudyView) -> pd.DataFrame:
-    """Every arm of every training task: settings, scores with 95 % intervals, cost.
+    """The base and every arm of every training task: settings, scores with 95 % intervals, cost."""
+    columns = _columns(view, "score", "gain", "retention_change", "net_gain")
+    if not view.study.config.objective.in_domain:
+        columns["net_gain"] = columns["net_gain"]._replace(unit_from="retention_unit")
+    rows = []
+    for task in view.training_tasks:
+        arms = [_arm_row(view, arm) for arm in view.arms(task)]
+        if arms and (base := view.recommendation.base.get(task)) is not None:
+            rows.append(
+                dict.fromkeys(arms[0])
+                | {"task": task, "arm": "base", "recommended": False}
+                | {name: arms[0][name] for name in ("score_unit", "retention_unit")}
+                | _with_interval("score", base)
+            )
+        rows += arms
+    return table(rows, columns)
 
-    Accuracies in percent, differences in points; log probabilities in nats per token.
-    """
-    digits = _digits(view, "score", "gain", "retention change", "net gain")
-    rows = [_arm_row(view, arm) for task in view.training_tasks for arm in view.arms(task)]
-    return table_from_rows(rows, digits | {"seconds a trial": 1, "peak memory, MB": 0})
 
-
-def _arm_row(view: StudyView, arm: ArmSummary) -> dict[str, Cell]:
-    unit, kept = view.unit(arm.task), view.retention_unit(arm.task)
+def _arm_row(view: StudyView, arm: ArmSummary) -> TableRow:
     return {
         "task": arm.task,
         "arm": arm.label,
         "method": arm.method,
         "rank": arm.rank,
         "alpha": arm.alpha,
-        "learning rate": arm.lr,
+        "lr": arm.lr,
         "seeds": arm.seeds,
         "failed": arm.failed,
-        **interval_cells("score", arm.score, unit),
-        **interval_cells("gain", arm.gain, unit),
+        **_with_interval("score", arm.score),
+        **_with_interval("gain", arm.gain),
         "p": arm.gain.p if arm.gain else None,
-        "p, Holm": arm.gain.p_holm if arm.gain else None,
-        **interval_cells("retention change", view.retention_change(arm), kept),
-        **interval_cells("net gain", arm.net_gain, view.net_unit(arm.task)),
-        "unit": unit.score,
-        "unit of retention": kept.difference,
-        "trainable parameters": arm.trainable_parameters or None,
-        "seconds a trial": arm.seconds,
-        "peak memory, MB": None if arm.peak_memory_bytes is None else arm.peak_memory_bytes / 1e6,
-        "recommended": "yes" if arm == view.advice(arm.task).chosen else "no",
+        "p_holm": arm.gain.p_holm if arm.gain else None,
+        **_with_interval("retention_change", view.retention_change(arm)),
+        **_with_interval("net_gain", arm.net_gain),
+        "score_unit": _score_unit(view.unit(arm.task)),
+        "retention_unit": _score_unit(view.retention_unit(arm.task)),
+        "trainable_parameters": arm.trainable_parameters or None,
+        "seconds": arm.seconds,
+        "peak_memory_bytes": arm.peak_memory_bytes,
+        "recommended": arm == view.advice(arm.task).chosen,
     }
 
 
 def _changes_table(view: StudyView) -> pd.DataFrame:
     """The change of every arm against the base, on every task it was tested on."""
-    rows: list[dict[str, Cell]] = [
+    rows: list[TableRow] = [
         {
-            "trained on": task,
+            "trained_on": task,
             "arm": arm.label,
-            "tested on": tested.name,
+            "tested_on": tested.name,
             "role": role_of_tested(view.study, task, tested.name),
-            **interval_cells("change", estimate, view.unit(tested.name)),
+            **_with_interval("change", estimate),
             "p": estimate.p,
             "items": estimate.n,
             "seeds": estimate.seeds,
-            "unit": view.unit(tested.name).difference,
+            "difference_unit": _score_unit(view.unit(tested.name)),
         }
         for task in view.training_tasks
         for arm in view.arms(task)
         for tested in view.study.tasks
         if (estimate := change_on(arm, tested.name)) is not None
     ]
-    return table_from_rows(rows, _digits(view, "change"))
+    return table(rows, _columns(view, "change"))
 
 
 def role_of_tested(study: StudyRecords, trained: str, tested: str) -> str:
@@ -135,42 +198,36 @@ def role_of_tested(study: StudyRecords, trained: str, tested: str) -> str:
 
 def _comparisons_table(view: StudyView) -> pd.DataFrame:
     """LoRA against full fine-tuning and ranks against each other, on the same items."""
-    rows: list[dict[str, Cell]] = [
+    rows: list[TableRow] = [
         {
             "task": advice.task,
             "first": pair.first_label,
             "second": pair.second_label,
-            **interval_cells("difference", pair.difference, view.unit(advice.task)),
+            **_with_interval("difference", pair.difference),
             "p": pair.difference.p,
-            "p, Holm": pair.difference.p_holm,
-            "unit": view.unit(advice.task).difference,
+            "p_holm": pair.difference.p_holm,
+            "difference_unit": _score_unit(view.unit(advice.task)),
         }
         for advice in view.recommendation.advice
         for pair in advice.comparisons
     ]
-    return table_from_rows(rows, _digits(view, "difference"))
-
-
-def _digits(view: StudyView, *titles: str) -> dict[str, int]:
-    has_nats = any(view.unit(task.name) == NATS for task in view.study.tasks)
-    return dict.fromkeys(titles, 4 if has_nats else 2)
+    return table(rows, _columns(view, "difference"))
 
 
 # --- data and trials ------------------------------------------------------------------------------
 
 
 def failed_trials_table(view: StudyView) -> pd.DataFrame:
-    return table_from_rows(
-        [
-            {
-                "trial": t.spec.label,
-                "status": t.status,
-                "reason": t.failure or "no reason recorded",
-                "last step": t.train.losses[-1].step if t.train and t.train.losses else None,
-            }
-            for t in view.failed()
-        ]
-    )
+    rows: list[TableRow] = [
+        {
+            "label": t.spec.label,
+            "status": t.status,
+            "failure": t.failure or "no reason recorded",
+            "last_step": t.train.losses[-1].step if t.train and t.train.losses else None,
+        }
+        for t in view.failed()
+    ]
+    return table(rows, STUDY_COLUMNS)
 
 
 def stopped_trials_table(view: StudyView) -> pd.DataFrame:
@@ -179,50 +236,43 @@ def stopped_trials_table(view: StudyView) -> pd.DataFrame:
     The difference is that of the net gains on the rung's validation items, with the interval that
     holds over all arms and rungs at once; the projected one is empty unless it decided.
     """
-    rows: list[dict[str, Cell]] = []
-    for trial in view.study.trials:
-        if (stop := trial.stop) is None:
-            continue
-        unit = view.net_unit(trial.spec.task)
-        differences = {
+    rows: list[TableRow] = [
+        {
+            "label": trial.spec.label,
+            "after_step": stop.train.steps,
+            "num_steps": stop.num_steps,
+            "reason": stop.reason,
+            "compared_with": stop.rival,
             "difference": stop.difference,
-            "difference, low": stop.low,
-            "difference, high": stop.high,
-            "projected difference": stop.projected_difference,
+            "difference_low": stop.low,
+            "difference_high": stop.high,
+            "projected_difference": stop.projected_difference,
+            "difference_unit": _score_unit(view.net_unit(trial.spec.task)),
         }
-        rows.append(
-            {
-                "trial": trial.spec.label,
-                "after step": stop.train.steps,
-                "of": stop.num_steps,
-                "reason": stop.reason,
-                "compared with": stop.rival,
-                **{title: x and x * unit.scale for title, x in differences.items()},
-                "unit": unit.difference,
-            }
-        )
-    return table_from_rows(rows, _digits(view, "difference", "projected difference"))
+        for trial in view.study.trials
+        if (stop := trial.stop) is not None
+    ]
+    return table(rows, _columns(view, "difference", "projected_difference"))
 
 
 def tasks_table(view: StudyView) -> pd.DataFrame:
     """The source of each task, its rows per split, and the rows dropped or contaminated."""
-    return table_from_rows(
-        [
-            {
-                "task": task.name,
-                "role": ", ".join(role.replace("_", " ") for role in task.roles),
-                "metric": task.metric,
-                "chance score": task.chance,
-                **{f"{split} rows": task.rows.get(split) for split in _SPLITS},
-                "dropped on reading": task.dropped,
-                "contamination, exact": task.contamination.get("exact"),
-                "contamination, 13-gram": task.contamination.get("ngram13"),
-                "source": task.source,
-                "sha256, first digits": task.sha256[:16],
-            }
-            for task in view.study.tasks
-        ]
-    )
+    rows: list[TableRow] = [
+        {
+            "task": task.name,
+            "role": ", ".join(role.replace("_", " ") for role in task.roles),
+            "metric": task.metric,
+            "chance": task.chance,
+            **{f"{split}_rows": task.rows.get(split) for split in _SPLITS},
+            "dropped": task.dropped,
+            "contamination_exact": task.contamination.get("exact"),
+            "contamination_ngram13": task.contamination.get("ngram13"),
+            "source": task.source,
+            "sha256": task.sha256[:16],
+        }
+        for task in view.study.tasks
+    ]
+    return table(rows, STUDY_COLUMNS)
 
 
 _SPLITS = ("train", "validation", "test")
@@ -234,17 +284,17 @@ def contamination_table(view: StudyView) -> pd.DataFrame:
     Scores as recorded: a fraction, or nats per token.
     """
     labels = {trial.spec.trial_id: trial.spec.label for trial in view.study.trials}
-    return table_from_rows(
+    return table(
         [
             {
                 "task": record.task,
                 "model": labels.get(record.trial_id, record.trial_id),
                 "score": record.score,
                 "items": record.n,
-                "without contaminated rows": clean.score,
-                "standard error": clean.standard_error,
-                "items without": clean.n,
-                "contaminated rows": clean.contaminated,
+                "without_contaminated_rows": clean.score,
+                "standard_error": clean.standard_error,
+                "items_without": clean.n,
+                "contaminated_rows": clean.contaminated,
             }
             for record in view.study.evals.values()
             if (clean := record.without_contamination) is not None
@@ -252,14 +302,10 @@ def contamination_table(view: StudyView) -> pd.DataFrame:
     )
 
 
-TRAINING_FIELDS = {
-    "rows": "rows used",
-    "rows_dropped": "dropped",
-    "rows_truncated": "cut",
-    "steps": "optimizer steps",
-    "num_tokens": "tokens",
-    "num_label_tokens": "label tokens",
-}
+TRAINING_FIELDS = (
+    *("rows", "rows_dropped", "rows_truncated"),
+    *("steps", "num_tokens", "num_label_tokens"),
+)
 
 
 def training_table(view: StudyView) -> pd.DataFrame:
@@ -272,15 +318,15 @@ def training_table(view: StudyView) -> pd.DataFrame:
         task: [t.train for t in view.study.trials if t.spec.task == task and t.train]
         for task in view.training_tasks
     }
-    rows: list[dict[str, Cell]] = [
-        {"training task": task, "finished trials": len(records)}
+    rows: list[TableRow] = [
+        {"training_task": task, "finished_trials": len(records)}
         for task, records in trained.items()
     ]
-    for field, title in TRAINING_FIELDS.items():
-        values = [[int(getattr(record, field)) for record in t] for t in trained.values()]
-        columns: dict[str, Callable[[list[int]], int]] = {title: min}
+    for name in TRAINING_FIELDS:
+        values = [[int(getattr(record, name)) for record in t] for t in trained.values()]
+        columns: dict[str, Callable[[list[int]], int]] = {name: min}
         if any(len(set(of_task)) > 1 for of_task in values):
-            columns = {f"{title}, smallest": min, f"{title}, largest": max}
+            columns = {f"{name}_smallest": min, f"{name}_largest": max}
         for row, of_task in zip(rows, values, strict=True):
-            row |= {name: pick(of_task) if of_task else None for name, pick in columns.items()}
-    return table_from_rows(rows)
+            row |= {n: pick(of_task) if of_task else None for n, pick in columns.items()}
+    return table(rows, STUDY_COLUMNS)

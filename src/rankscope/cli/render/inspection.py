@@ -14,10 +14,8 @@ from rankscope.cli.render.table import terminal_table
 from rankscope.cli.terminal import note_lines
 from rankscope.formatting import byte_size, number, terminal_text
 from rankscope.models.scaling import layer_index
-from rankscope.records import (
-    AdapterChange,
-    MatrixChange,
-)
+from rankscope.records import AdapterChange, MatrixChange
+from rankscope.report.columns import Column
 from rankscope.tools.inspect_heads import most_moved_heads
 
 _RELATIVE = "/|W0|"
@@ -109,8 +107,8 @@ def _modules(model: TunedModel) -> Table:
                 "energy": mean(m.intruder_energy for m in matrices),
             }
         )
-    digits = {"subspace": 4, "chance": 3, "energy": 3}
-    return terminal_table(rows, f"{model.name}, means over layers", digits)
+    columns = {"subspace": Column(digits=4), "chance": Column(digits=3), "energy": Column(digits=3)}
+    return terminal_table(rows, f"{model.name}, means over layers", columns)
 
 
 def _heads(name: str, heads: HeadsRecord) -> Table:
@@ -128,12 +126,13 @@ def _heads(name: str, heads: HeadsRecord) -> Table:
             "entropy after": tuned.entropy[head],
         }
         rows.append(row | ({"skill": role.skill, "lost": role.lost} if role else {}))
-    digits = dict.fromkeys(
-        ("importance", "importance after", "entropy", "entropy after", "skill", "lost"), 3
+    columns = dict.fromkeys(
+        ("importance", "importance after", "entropy", "entropy after", "skill", "lost"),
+        Column(digits=3),
     )
     title = f"{name}, heads that moved most (layer.head); {heads.items} items of {heads.task}"
     title += f", {heads.dtype}"
-    return terminal_table(rows, title, digits, right=("head",))
+    return terminal_table(rows, title, columns, right=("head",))
 
 
 def _ablations(name: str, heads: HeadsRecord) -> Table:
@@ -159,8 +158,8 @@ def _ablations(name: str, heads: HeadsRecord) -> Table:
             }
         )
     title = f"{name}, heads removed: scores; costliest head and layer after tuning, right answer"
-    digits = {"before": 3, "after": 3}
-    return terminal_table(rows, title, digits, right=("head, nats", "layer, nats"))
+    columns = dict.fromkeys(("before", "after"), Column(digits=3))
+    return terminal_table(rows, title, columns, right=("head, nats", "layer, nats"))
 
 
 def changes_tables(changes: Sequence[AdapterChange]) -> RenderableType:

@@ -9,8 +9,9 @@ from rankscope.cli.render.table import terminal_table
 from rankscope.formatting import count, join_names, terminal_text
 from rankscope.predict.predictors import BASELINES, NEEDS, PREDICTORS
 from rankscope.records import Backtest, BacktestTask, PredictorScore, TaskPrediction
+from rankscope.report.columns import Column
 
-DIGITS = {"off by": 1, "lost": 3, "tau": 2}
+_COLUMNS = {"off_by": Column(digits=1), "lost": Column(digits=3), "tau": Column(digits=2)}
 COLUMNS_EXPLAINED = (
     "Off by: doublings between the named rank and the smallest within the margin of the best. "
     "Lost: score below the best rank. Tau: agreement with the order of the ranks, 1 if equal. "
@@ -41,7 +42,7 @@ def _predictions(task: TaskPrediction, past: Sequence[PredictorScore]) -> Render
         row = {"predictor": _label(predictor.name), "rank": rank, "because": why}
         rows.append(row | _record(scores.get(predictor.name)))
     title = f"{task.task}: ranks {', '.join(map(str, task.ranks))}; past record on the right"
-    return terminal_table(rows, title, DIGITS)
+    return terminal_table(rows, title, _COLUMNS)
 
 
 def backtest_tables(backtest: Backtest, scores: Sequence[PredictorScore]) -> RenderableType:
@@ -57,7 +58,7 @@ def backtest_tables(backtest: Backtest, scores: Sequence[PredictorScore]) -> Ren
     ]
     skipped = "{}: skipped, it has no task with finished LoRA trials at two ranks"
     return Group(
-        terminal_table(rows, "predictors", DIGITS, right=("right",)),
+        terminal_table(rows, "predictors", _COLUMNS, right=("right",)),
         *(_curve(task) for task in backtest.tasks),
         Text(f"{_studies(backtest.tasks)} {COLUMNS_EXPLAINED} {verdict(scores)}"),
         *(Text(terminal_text(skipped.format(folder))) for folder in backtest.skipped),
@@ -85,7 +86,7 @@ def _label(predictor: str) -> str:
 
 def _record(score: PredictorScore | None) -> dict[str, object]:
     return {
-        "off by": score and score.doublings,
+        "off_by": score and score.doublings,
         "lost": score and score.lost,
         "tau": score and score.tau,
     }
@@ -99,4 +100,6 @@ def _curve(task: BacktestTask) -> RenderableType:
         for rank, score in sorted(task.curve.items())
     ]
     title = f"{task.study}, {task.prediction.task}: best rank {task.best_rank}"
-    return terminal_table(rows, title, dict.fromkeys(rows[0], 3) | {"rank": 0})
+    return terminal_table(
+        rows, title, dict.fromkeys(rows[0], Column(digits=3)) | {"rank": Column()}
+    )

@@ -1,4 +1,4 @@
-"""A table for a terminal of eighty columns, from rows as mappings; needs no pandas."""
+"""A table for a terminal of eighty columns; needs no pandas."""
 
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rankscope.formatting import number, terminal_text
+from rankscope.report.columns import Column, shown_rows
 
 MAX_CELL = 300  # Longest text of a cell, in characters
 MAX_ROWS = 200
@@ -16,7 +17,7 @@ MAX_ROWS = 200
 def terminal_table(
     rows: Sequence[Mapping[str, object]],
     title: str,
-    digits: Mapping[str, int] = MappingProxyType({}),
+    columns: Mapping[str, Column] = MappingProxyType({}),
     *,
     right: Collection[str] = (),
     sections: Sequence[str] = (),
@@ -25,10 +26,13 @@ def terminal_table(
     """A table in which numbers never break and words fold; None is unknown. Of many rows it shows
     the first ``MAX_ROWS``.
 
-    ``digits`` has digits after the point by heading; ``right`` names further columns to treat like
-    numbers; ``sections`` names leading columns whose repeated values are left blank; ``styles`` has
-    one style per row, or none at all.
+    Args:
+        columns: how people read the columns, by name.
+        right: titles of further columns to treat like numbers.
+        sections: leading columns whose repeated values are left blank.
+        styles: one per row, or none at all.
     """
+    read, digits = shown_rows(rows, columns)
     table = Table(
         title=Text(terminal_text(title)),
         title_justify="left",
@@ -36,19 +40,19 @@ def terminal_table(
         pad_edge=False,
         padding=0,
     )
-    if (more := len(rows) - MAX_ROWS) > 0:
-        rows = rows[:MAX_ROWS]
+    if (more := len(read) - MAX_ROWS) > 0:
+        read = read[:MAX_ROWS]
         table.caption = Text(f"and {more:,} more; --json lists all")
         table.caption_justify = "left"
-    headings = list(dict.fromkeys(heading for row in rows for heading in row))
+    headings = list(dict.fromkeys(heading for row in read for heading in row))
     for heading in headings:
-        known = [row[heading] for row in rows if row.get(heading) is not None]
+        known = [row[heading] for row in read if row.get(heading) is not None]
         if heading in right or (known and not any(isinstance(cell, str) for cell in known)):
             table.add_column(Text(heading), justify="right", no_wrap=True)
         else:
             table.add_column(Text(heading), overflow="fold")
     before: list[str] = []
-    for position, row in enumerate(rows):
+    for position, row in enumerate(read):
         cells = [_cell(row.get(heading), digits.get(heading)) for heading in headings]
         group = cells[: len(sections)]
         if before and group[:1] != before[:1]:

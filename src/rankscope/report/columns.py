@@ -1,0 +1,62 @@
+"""Columns of tables: the name that programs use, and what people read in its place.
+
+A table has names of Python (``lr``, ``gain_low``), booleans, shares of 1 or nats per token, seconds
+and bytes. It is so in memory, in CSV and in Parquet. Terminal, page, Markdown and LaTeX show it
+with titles, units and rounded numbers: ``shown_rows`` translates. No pandas here, for the command
+line.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from rankscope.formatting import Unit, unit_of
+
+Cell = str | float | int | None
+
+
+class Column(NamedTuple):
+    """How people read a column. ``x_low`` and ``x_high``, the 95 % interval of ``x``, are read like
+    it, with ", low" and ", high" after its title; so are ``x_smallest`` and ``x_largest``."""
+
+    title: str = ""  # If empty, the name: a Python name with spaces, others as they are
+    unit: Unit | None = None  # Its scale multiplies the values, its digits follow the point
+    digits: int | None = None  # Other digits than the unit's; three significant ones without either
+    unit_from: str = ""
+    """Name of the column with each row's score unit, ``accuracy`` (points) or ``log_probability``
+    (nats), if rows differ."""
+    words: Mapping[str, str] | None = None  # What is shown for texts
+
+    @property
+    def places(self) -> int | None:
+        """Digits after the point."""
+        return self.unit.digits if self.digits is None and self.unit else self.digits
+
+
+def shown_rows(
+    rows: Sequence[Mapping[str, object]], columns: Mapping[str, Column]
+) -> tuple[list[dict[str, object]], dict[str, int]]:
+    """Rows by title as people read them, and the digits after the point by title."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    read: dict[str, tuple[str, Column]] = {}
+    for name in names:
+        value, _, end = name.rpartition("_")
+        is_end = (end in ("low", "high") and value in names) or end in ("smallest", "largest")
+        whole, ending = (value, f", {end}") if is_end else (name, "")
+        column = columns.get(whole, Column())
+        plain = whole.replace("_", " ") if whole.isidentifier() else whole
+        read[name] = (column.title or plain) + ending, column
+    shown = [
+        {read[n][0]: _shown(value, row, read[n][1]) for n, value in row.items()} for row in rows
+    ]
+    return shown, {title: c.places for title, c in read.values() if c.places is not None}
+
+
+def _shown(value: object, row: Mapping[str, object], column: Column) -> object:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return (column.words or {}).get(value, value)
+    unit = column.unit
+    if column.unit_from:
+        unit = unit_of("accuracy" if row[column.unit_from] == "accuracy" else "log_probability")
+    return value * unit.scale if unit and isinstance(value, int | float) else value
