@@ -66,7 +66,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, ob
 
     from rankscope.progress import NullReporter
     from rankscope.run import starter
-    from rankscope.run.executors import ExecutorOptions, new_executor
+    from rankscope.run.executors.local import LocalExecutor
 
     class Meter(NullReporter):
         """Marks when units begin and end, in seconds and in processor seconds of the driver."""
@@ -93,8 +93,8 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, ob
     os.environ |= {SECONDS: str(options.seconds), FINISHED: str(folder / "finished")}
     starter.STARTER = ("-P", str(Path(__file__).resolve()), "start")  # type: ignore[assignment]
     meter = Meter()
-    executor = new_executor("local", ExecutorOptions(options.workers, "cpu"))
     study = small_study(folder / "many", **settings, seeds=list(range(options.units)))
+    executor = LocalExecutor(study.config, options.workers)
     records = study.run(folder / "out", meter, executor)
 
     (began, used), (ended, used_then) = meter.marks[0], meter.marks[-1]

@@ -35,6 +35,7 @@ GROUND = frozenset(
 REGISTRIES: dict[str, frozenset[str]] = {
     "models/methods": frozenset(),
     "analyses": frozenset(),
+    "run/executors": frozenset({"run/starter.py", "run/worker_process.py"}),
     "evaluate/scorers": frozenset(
         {"data/encode.py", "data/items.py", "data/numbers.py", "data/rows.py"}
         | {"evaluate/metrics.py"}

@@ -213,8 +213,8 @@ def every_schema(node: Any) -> list[dict[str, Any]]:
 def test_the_schema_explains_every_key_and_forbids_others() -> None:
     sections = every_schema(study_json_schema())
     # Study, model, given, task, arm, replay, self-replay, early stop, budget, train, evaluate,
-    # analyze, spectra, heads, objective, slurm.
-    assert len(sections) == 16
+    # analyze, spectra, heads, objective, executor, local, ray, slurm.
+    assert len(sections) == 19
     for section in sections:
         assert section["additionalProperties"] is False
         unexplained = [k for k, v in section["properties"].items() if "description" not in v]

@@ -2,21 +2,37 @@
 
 from concurrent.futures import Future
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rankscope.run.executors import ExecutorOptions, register_executor
-from rankscope.run.worker import work
+from rankscope.run.executors import Executor, ExecutorSettings
+
+if TYPE_CHECKING:
+    from rankscope.config.study import StudyConfig
+
+
+class SerialSettings(ExecutorSettings):
+    """One unit after another, in this process."""
+
+    most: int = 99
+    """Units that it takes."""
+
+    def start(self, config: "StudyConfig", num_workers: int | None) -> Executor:
+        return SerialExecutor(self.most)
 
 
 class SerialExecutor:
     """Runs each unit as soon as it is submitted."""
 
+    name = "serial"
     num_local = 1
-    runs_elsewhere = False
 
-    def __init__(self, options: ExecutorOptions) -> None:
+    def __init__(self, most: int = 99) -> None:
+        self.most = most
         self.submitted: list[str] = []
 
     def submit(self, folder: Path) -> Future[None]:
+        from rankscope.run.worker import work
+
         future: Future[None] = Future()
         self.submitted.append(folder.name)
         try:
@@ -30,6 +46,3 @@ class SerialExecutor:
     def stop(self) -> None: ...
 
     def close(self) -> None: ...
-
-
-register_executor("serial", SerialExecutor)

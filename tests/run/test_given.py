@@ -16,7 +16,7 @@ from rankscope.errors import UserError
 from rankscope.models.adapters.folder import BASE_HASH
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
 from rankscope.records import BASE, StudyRecords
-from rankscope.run.executors import ExecutorOptions, new_executor
+from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.outputs import write_outputs
 from rankscope.run.study import Study
 from rankscope.store import Ledger, find_problems
@@ -79,9 +79,8 @@ def test_given_models_beside_trained_ones_move_nothing_of_these(
     shutil.copytree(finished, out)
     with Ledger.open(out, write=False) as ledger:
         before = ledger.load()
-    executor = new_executor("local", ExecutorOptions(num_workers=1))
     study = small_study(tmp_path, given=[str(models / "lora"), str(models / "ia3")])
-    after = study.run(out, executor=executor)
+    after = study.run(out, executor=LocalExecutor(study.config, 1))
     assert after.trials[: len(before.trials)] == before.trials
     assert {key: after.evals[key] for key in before.evals} == dict(before.evals)
     lora = by_name(after)["lora"]

@@ -259,14 +259,15 @@ def test_what_cannot_be_sharded_is_refused(config: StudyConfig, message: str) ->
 
 def test_a_login_node_counts_no_devices(tmp_path: Path) -> None:
     """Units of a cluster run where the devices are; what the code lacks is refused all the same."""
-    dropped = study(device="auto", **lora(dropout=0.1))
+    dropped = study(device="auto", executor="slurm", **lora(dropout=0.1))
     with pytest.raises(UserError, match="found dropout"):
-        check_devices(dropped, trials_of(dropped), torch.device("cpu"), elsewhere=True)
-    small = small_study(tmp_path, **lora(), **changed("train", devices=2))
-    for name in ("slurm", "ray"):
-        assert small.plan(executor=name).executor == name
-    with pytest.raises(UserError, match="found 0 GPUs, expected at least 2"):
-        small.plan(executor="local")
+        check_devices(dropped, trials_of(dropped), torch.device("cpu"))
+    two = {**lora(), **changed("train", devices=2)}
+    for executor in ("slurm", {"ray": {"address": "auto"}}):
+        assert small_study(tmp_path, **two, executor=executor).plan().executor in executor
+    for name in ("local", "ray"):
+        with pytest.raises(UserError, match="found 0 GPUs, expected at least 2"):
+            small_study(tmp_path, **two).plan(executor=name)
 
 
 def trials_of(config: StudyConfig) -> list[TrialSpec]:

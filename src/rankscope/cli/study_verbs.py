@@ -40,7 +40,8 @@ def plan_command(
     ] = "here",
     gpus: Annotated[int, Option(min=1, help="Devices that groups are spread over.")] = 1,
     executor: Annotated[
-        str | None, Option(metavar="NAME", help="Groups in processes: local, ray or slurm.")
+        str | None,
+        Option(metavar="NAME", help="Groups in processes: local, ray or slurm."),
     ] = None,
     trust_task_code: TrustTaskCode = False,
 ) -> Reply:
@@ -84,11 +85,11 @@ def run_command(
         ),
     ] = None,
     executor: Annotated[
-        str | None, Option(metavar="NAME", help="Where the processes run: local, ray or slurm.")
-    ] = None,
-    ray_address: Annotated[
         str | None,
-        Option(metavar="HOST:PORT", help="Of a running Ray cluster; by default Ray starts here."),
+        Option(
+            metavar="NAME",
+            help="Where the processes run: local, ray or slurm.",
+        ),
     ] = None,
     allow_mixed: Annotated[
         bool, Option("--allow-mixed", help="Add to results of other versions of libraries or code.")
@@ -113,14 +114,14 @@ def run_command(
     study = Study.load(file, overrides or [])
     from rankscope.device import visible_gpus
     from rankscope.records import LEFT_OUT
-    from rankscope.run.executors import ExecutorOptions, new_executor
+    from rankscope.run.executors import start_executor, with_executor
     from rankscope.run.outputs import write_outputs
 
-    place = None  # in this process
+    study.config = with_executor(study.config, executor)
     has_gpus = study.config.device in ("auto", "cuda") and len(visible_gpus()) > 1
-    if has_gpus or any(option is not None for option in (workers, executor, ray_address)):
-        options = ExecutorOptions.of(study.config, workers, ray_address)
-        place = new_executor(executor or "local", options)
+    is_shared = has_gpus and study.config.executor is None
+    placed = with_executor(study.config, "local" if is_shared else None)
+    place = start_executor(placed, workers)  # None: in this process
     folder = out or Path("studies") / study.config.name
     with ConsoleReporter(err_console) as reporter:
         records = study.run(

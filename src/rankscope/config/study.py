@@ -27,8 +27,13 @@ from rankscope.config.section import (
     matches,
     short_repr,
 )
-from rankscope.config.slurm import SlurmConfig
 from rankscope.config.task import TaskConfig
+from rankscope.run.executors import ExecutorChoice, executor_section
+
+if TYPE_CHECKING:
+    ExecutorConfig = ExecutorChoice
+else:
+    ExecutorConfig = executor_section()
 
 DEVICE_PATTERN = r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$"
 MAX_TRIALS = 10_000
@@ -277,8 +282,9 @@ class StudyConfig(ConfigSection):
     """Memory available to a group, bytes or a text such as ``12GiB``; default: the device's."""
     data_seed: Seed = 0
     """Seed of the splits and of ``max_items``; not a trial axis."""
-    slurm: SlurmConfig = SlurmConfig()
-    """For ``--executor slurm``."""
+    executor: ExecutorConfig | None = None
+    """Where groups run: ``local``, ``ray`` or ``slurm``, or one of them with its settings. No
+    result depends on it."""
 
     @model_validator(mode="after")
     def check_there_is_work(self) -> Self:
@@ -390,6 +396,11 @@ class StudyConfig(ConfigSection):
                     do="add it under 'evaluate.retention', or remove the limit",
                 )
         return self
+
+    @property
+    def runs_elsewhere(self) -> bool:
+        """Whether groups train on machines with other devices than this one's."""
+        return self.executor is not None and self.executor.settings.runs_elsewhere
 
     def num_trials_as_written(self) -> int:
         """Tasks x arm points x seeds, repeated points counted each time."""

@@ -248,17 +248,9 @@ def attach_gathering(base: "Base") -> None:
 # --- what cannot be sharded
 
 
-def check_devices(
-    config: StudyConfig,
-    trials: Sequence[TrialSpec],
-    device: torch.device,
-    *,
-    elsewhere: bool = False,
-) -> None:
-    """Raise UserError if ``train.devices`` asks for what this machine or the code cannot do.
-
-    ``elsewhere``: this machine trains nothing itself, such as a cluster's login node.
-    """
+def check_devices(config: StudyConfig, trials: Sequence[TrialSpec], device: torch.device) -> None:
+    """Raise UserError if ``train.devices`` asks for what the code cannot do, or this machine, if it
+    trains itself: a cluster's login node does not."""
     wanted = config.train.devices
     if wanted == 1:
         return
@@ -266,7 +258,7 @@ def check_devices(
     found = torch.cuda.device_count() if device.type == "cuda" else 0
     if device.index is not None:
         raise UserError(f"{place}: found 'device: {device}', expected auto, cuda or cpu")
-    if found < wanted and config.device != "cpu" and not elsewhere:
+    if found < wanted and config.device != "cpu" and not config.runs_elsewhere:
         raise UserError(
             f"{place}: found {found} GPUs, expected at least {wanted}; use fewer, or "
             "'device: cpu' to try it in as many processes"

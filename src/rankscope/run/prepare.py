@@ -41,7 +41,6 @@ def prepare_study(
     machine: Machine | None = None,
     num_processes: int = 1,
     grouped: bool = True,
-    elsewhere: bool = False,
 ) -> PreparedStudy:
     """Fetch the model, encode the data, check it all and plan the groups; weights are only hashed.
 
@@ -51,7 +50,6 @@ def prepare_study(
     machine: plan for it in place of this one.
     num_processes: train that many groups at a time, which share the free memory.
     grouped: form the groups, which runs passes on shapes; False leaves them out.
-    elsewhere: units run on other machines, which check their own number of devices themselves.
     """
     reporter = reporter or NullReporter()
     reporter.stage("preparing", 3)
@@ -87,7 +85,7 @@ def prepare_study(
     trials += base.given
     if machine is None:
         check_bitsandbytes(config, trials, device)
-        check_devices(config, trials, device, elsewhere=elsewhere)
+        check_devices(config, trials, device)
     rungs, rung_notes = resolve_rungs(config, data, labels)
 
     grouping = Grouping.of(config, base.config, data, (dtype, device), free, num_processes)

@@ -27,6 +27,8 @@ from rankscope.errors import STOP_SIGNALS
 
 STARTER = ("-P", "-c", "from rankscope.cli import main; main(is_starter=True)")
 """Python's arguments; -P: a file in the current folder must not hide a standard module."""
+DRIVER = "RANKSCOPE_DRIVER"
+"""Environment variable with the process id of a worker's driver, if both run on one machine."""
 CAN_FORK = sys.platform == "linux"
 """Elsewhere a process whose libraries were loaded may not be forked."""
 ORDER_BYTES, ANSWER_BYTES = 2**16, 16
@@ -157,8 +159,6 @@ def become_worker() -> list[str]:
 
 def _begin_worker(environment: Mapping[str, str], parent: int) -> None:
     """Give the process of a worker its session and its variables."""
-    from rankscope.run.units import DRIVER
-
     os.setsid()
     os.environ.update(environment)
     os.environ[DRIVER] = str(parent)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from rankscope.config.loader import load_study_file
-from rankscope.config.slurm import SlurmConfig
 from rankscope.config.study import StudyConfig
 from rankscope.data.task_source import check_sources
 from rankscope.errors import UserError, reporting_shortages
@@ -76,19 +75,20 @@ class Study:
             reporter: of progress; silent by default.
             device: ``here``, or a machine of ``run/machines.py``.
             gpus: that many of them, each with its own groups.
-            executor: ``local``, ``ray`` or ``slurm``, which start a process for each group.
+            executor: one that starts a process for each group; by default the study file's.
 
         Raises:
             UserError: the study, the device or the executor cannot be planned.
         """
-        from rankscope.run.executors import runs_elsewhere
+        from rankscope.run.executors import with_executor
         from rankscope.run.machines import find_machine
         from rankscope.run.plan import make_plan
         from rankscope.run.prepare import prepare_study
 
         machine = find_machine(device)
-        elsewhere = executor is not None and runs_elsewhere(executor)
-        prepared = prepare_study(self.config, False, reporter, machine, elsewhere=elsewhere)
+        config = with_executor(self.config, executor)
+        prepared = prepare_study(config, False, reporter, machine)
+        executor = config.executor.name if config.executor else None
         if executor == "local" and gpus > 1 and prepared.device.type == "cpu":
             raise UserError(
                 f"plan: found --gpus {gpus} on a machine without a GPU, expected 1: its workers "
@@ -116,7 +116,7 @@ class Study:
         Args:
             out: the study's folder, created if needed.
             reporter: of progress; silent by default.
-            executor: where groups run, see ``run/executors``; by default in this process, or, if
+            executor: where groups run; by default the study file's, else in this process, or, if
                 they take several devices each, in worker processes of this machine.
             retry: run trials of these statuses again, such as ``oom``; of trials named by id, and
                 of ``base``, all results are removed and computed again.
@@ -130,7 +130,7 @@ class Study:
         """
         from rankscope.models.load import base_without_weights, load_base
         from rankscope.run.begin import begin_run, interruptible, plan_again, prepare_process
-        from rankscope.run.executors import ExecutorOptions, new_executor
+        from rankscope.run.executors import start_executor
         from rankscope.run.prepare import prepare_study
         from rankscope.run.units import adopt_units
 
@@ -138,17 +138,11 @@ class Study:
         out = user_path(out)
         begun = time.monotonic()
         reporter = reporter or NullReporter()
-        if executor is None and self.config.train.devices > 1:
-            executor = new_executor("local", ExecutorOptions.of(self.config))
+        executor = executor or start_executor(self.config)
         with reporting_shortages(out), closing(executor) if executor else nullcontext():
             # Before the folder: a refused study leaves nothing.
             num_processes = 1 if executor is None else executor.num_local
-            study = prepare_study(
-                self.config,
-                reporter=reporter,
-                num_processes=num_processes,
-                elsewhere=executor is not None and executor.runs_elsewhere,
-            )
+            study = prepare_study(self.config, reporter=reporter, num_processes=num_processes)
             with (
                 Ledger.open(out, write=True, take_over=take_over) as ledger,
                 interruptible() as is_stop_requested,
@@ -178,15 +172,13 @@ class Study:
         from rankscope.run.adaptive import study_rounds
         from rankscope.run.begin import store_given
         from rankscope.run.conductor import Conductor
-        from rankscope.run.executors import run_units
-        from rankscope.run.executors.slurm import SlurmExecutor, cancel_tasks
+        from rankscope.run.executors import withdraw_units
         from rankscope.run.groups import BASE_GROUP
         from rankscope.run.stages.self_replay import SelfReplayStage, use_sampled_rows
-        from rankscope.run.units import adopt_units
+        from rankscope.run.units import adopt_units, run_units
 
         conductor = Conductor(context)
-        if not isinstance(executor, SlurmExecutor):
-            cancel_tasks(context.ledger.out / UNITS)
+        withdraw_units(context.ledger.out / UNITS, executor)
         adopt_units(context, keep_unsealed=executor is not None)
         store_given(context)
         if executor is None:
@@ -194,8 +186,8 @@ class Study:
             for _ in study_rounds(context):
                 conductor.run_groups()
             return
-        # Another time limit makes no other unit.
-        config = self.config.model_copy(update={"slurm": SlurmConfig()})
+        # Another executor, or another time limit, makes no other unit.
+        config = self.config.model_copy(update={"executor": None})
         if SelfReplayStage(context).missing():  # rows that other units train on
             run_units(context, config, [BASE_GROUP], executor)
         use_sampled_rows(context)

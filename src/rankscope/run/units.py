@@ -17,41 +17,44 @@ import dataclasses
 import shutil
 import socket
 import time
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
 
 from rankscope.config.loader import study_values
 from rankscope.config.study import StudyConfig
 from rankscope.device import provenance
-from rankscope.errors import IntegrityError, UserError, reading
+from rankscope.errors import (
+    AGAIN,
+    BaseFailed,
+    IntegrityError,
+    OutOfMemory,
+    UserError,
+    reading,
+)
 from rankscope.filesystem import replace_text
 from rankscope.hashing import SUMS, sha256_json, sums_line, sums_text
 from rankscope.progress import LOG, logged_notes
 from rankscope.records import BASE, Record
 from rankscope.run.begin import check_record_settings
 from rankscope.run.context import Round, RunContext
+from rankscope.run.executors import Executor
 from rankscope.run.group_ledger import known_groups, store_groups
-from rankscope.run.groups import Group, group_id, group_label
+from rankscope.run.groups import BASE_GROUP, Group, group_id, group_label
 from rankscope.run.prepared import PreparedStudy
+from rankscope.run.worker_process import POLL_SECONDS, SEAL, WorkerFailed, is_sealed
 from rankscope.store import (
     CHECKPOINTS,
     UNIT_ORDER,
     UNITS,
     Ledger,
     StoredGroups,
+    TrialFailure,
     running_process,
     transfer,
 )
 
-SEAL = "sealed.sha256"
-"""Says that a unit came to its end; its closed ledger holds the hashes of all artifacts."""
 LEDGER_FILE = ("ledger.sqlite",)
-DRIVER = "RANKSCOPE_DRIVER"
-"""Environment variable with the process id of a worker's driver, if both run on one machine."""
-KILLED_FOR_MEMORY = "RANKSCOPE_KILLED_FOR_MEMORY"
-"""Environment variable of a worker whose predecessors the system killed for lack of memory."""
-IS_SMALLER = "the next attempt is smaller"
-"""In the last message of a worker that ran out of memory and has stored how to need less."""
 
 
 class _UnitOrder(Record):
@@ -89,7 +92,7 @@ def _prepared_sha256(study: PreparedStudy) -> str:
     ids = [trial.trial_id for trial in study.trials]
     tasks = [record.sha256 for record in study.task_records]
     return sha256_json(
-        [ids, tasks, study.base.sha256, study.config.model_dump(mode="json", exclude={"slurm"})]
+        [ids, tasks, study.base.sha256, study.config.model_dump(mode="json", exclude={"executor"})]
     )
 
 
@@ -158,10 +161,6 @@ def unit_study(order: _UnitOrder, study: PreparedStudy, stored: StoredGroups) ->
 def seal_unit(folder: Path) -> None:
     """Mark the results of a unit, whose ledger is closed, as complete."""
     replace_text(folder / SEAL, sums_text(folder, LEDGER_FILE))
-
-
-def is_sealed(folder: Path) -> bool:
-    return (folder / SEAL).is_file()
 
 
 def adopt_unit(context: RunContext, folder: Path) -> None:
@@ -261,3 +260,71 @@ def wait_for_worker(context: RunContext, folder: Path) -> None:
             is_noted = True
         context.check_stop()
         time.sleep(0.2)
+
+
+def run_units(
+    context: RunContext, config: StudyConfig, groups: list[Group], executor: Executor
+) -> None:
+    """Run each group as a unit, and commit its results as soon as it is sealed.
+
+    Args:
+        context: of the driver.
+        config: the study file as read.
+        groups: those with something left to do, and ``BASE_GROUP``.
+        executor: where they run.
+
+    Raises:
+        Interrupted: the user asked to stop; workers have saved their state.
+        RankscopeError: a worker met an error that concerns the whole study.
+    """
+    if not groups:
+        return
+    context.label = f"{context.round.label} all groups".strip()
+    context.begin_stage("units", len(groups))
+    pending: dict[Future[None], tuple[Path, Group]] = {}
+    short: Path | None = None
+    may_be_short = len(groups) > 1
+    try:
+        for group in groups:
+            folder = open_unit(context, config, group)
+            pending[executor.submit(folder)] = (folder, group)
+        while pending:
+            context.check_stop()
+            for future in wait(pending, POLL_SECONDS, FIRST_COMPLETED).done:
+                folder, group = pending.pop(future)
+                is_short = isinstance(future.exception(), OutOfMemory)
+                if may_be_short and not group and is_short:
+                    short = folder
+                else:
+                    _finish_unit(context, future, folder, group)
+            if short and not pending:  # other units may have taken the base's memory
+                pending[executor.submit(short)] = (short, BASE_GROUP)
+                short, may_be_short = None, False
+    except BaseException:
+        executor.stop()
+        executor.close()
+        raise
+    context.reporter.finish()
+
+
+def _finish_unit(context: RunContext, future: Future[None], folder: Path, group: Group) -> None:
+    """Commit the results of a unit. If its workers kept dying, commit what they finished and mark
+    the trials without weights as failed; without the base's scores there is no study."""
+    try:
+        future.result()
+    except WorkerFailed as error:
+        # What started the worker may have been killed without it.
+        wait_for_worker(context, folder)
+        if not group:  # the folder stays, for its worker's messages
+            raise BaseFailed(
+                f"scoring the base: {error}; see {folder / 'worker.log'}, {AGAIN}"
+            ) from error
+        adopt_results(context, folder)
+        statuses = context.ledger.statuses()
+        untrained = [t.trial_id for t in group if statuses[t.trial_id] == "planned"]
+        context.ledger.fail_trials([TrialFailure(i, error.status, str(error)) for i in untrained])
+        context.reporter.note(f"{unit_label(group)}: {error}")
+    else:
+        adopt_unit(context, folder)
+    context.pieces_done += 1
+    context.reporter.advance(context.pieces_done, unit_label(group))

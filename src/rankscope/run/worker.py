@@ -17,15 +17,9 @@ from rankscope.run.conductor import Conductor
 from rankscope.run.prepare import prepare_study
 from rankscope.run.ranks import started_ranks
 from rankscope.run.stages.self_replay import use_sampled_rows
-from rankscope.run.units import (
-    DRIVER,
-    KILLED_FOR_MEMORY,
-    check_versions,
-    is_sealed,
-    read_unit,
-    seal_unit,
-    unit_study,
-)
+from rankscope.run.starter import DRIVER
+from rankscope.run.units import check_versions, read_unit, seal_unit, unit_study
+from rankscope.run.worker_process import KILLED_FOR_MEMORY, is_sealed
 from rankscope.store import UNITS, Ledger
 
 

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.records import BASE
-from rankscope.run.executors import ExecutorOptions
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.store import snapshot_path, weights_path
 
@@ -51,7 +50,7 @@ class RankKiller(LocalExecutor):
 def test_a_unit_whose_rank_was_killed_continues_from_its_checkpoint(tmp_path: Path) -> None:
     train = {**SETTINGS["train"], "evaluate_every": 3, "evaluate_items": 4, "checkpoint_every": 6}
     two = small_study(tmp_path, **STUDY, train={**train, "devices": 2})
-    killer = RankKiller(ExecutorOptions.of(two.config))
+    killer = RankKiller(two.config)
     found = two.run(tmp_path / "out", executor=killer)
     assert killer.has_killed
     expected = small_study(tmp_path, **STUDY, train=train).run(tmp_path / "alone")

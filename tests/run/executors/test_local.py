@@ -17,15 +17,16 @@ from ledger_rows import rewrite_rows
 from pocket_study import TWO_GROUPS, changed, leftovers, results, small_study, study_file
 
 from fault_workers import COMMAND as FORKED_WORKERS
+from rankscope.config.study import StudyConfig
 from rankscope.errors import BaseFailed, IntegrityError, Interrupted, UserError
 from rankscope.hashing import sha256_file
 from rankscope.progress import NullReporter
 from rankscope.records import BASE
-from rankscope.run.executors import ExecutorOptions, WorkerFailed, worker_process
+from rankscope.run import worker_process
 from rankscope.run.executors.local import LocalExecutor
-from rankscope.run.executors.worker_process import check_worker, run_worker
-from rankscope.run.units import KILLED_FOR_MEMORY, seal_unit
+from rankscope.run.units import seal_unit
 from rankscope.run.worker import work
+from rankscope.run.worker_process import KILLED_FOR_MEMORY, WorkerFailed, check_worker, run_worker
 from rankscope.store import Ledger, find_problems
 
 
@@ -33,8 +34,8 @@ class Killer(LocalExecutor):
     """Kills the worker of a unit once it trains, and the starter of all once the next one begins,
     as the system may when memory runs out."""
 
-    def __init__(self) -> None:
-        super().__init__(ExecutorOptions(num_workers=2))
+    def __init__(self, config: StudyConfig) -> None:
+        super().__init__(config, 2)
         self.killed_starter: Any = None
 
     def submit(self, folder: Path) -> Any:
@@ -92,7 +93,8 @@ def holder(unit: Path) -> str:
 def test_a_killed_worker_and_a_killed_starter_are_started_again(tmp_path: Path) -> None:
     """One group, with dropout, whose training lasts until both are killed."""
     changes = {"arms": TWO_GROUPS["arms"][1:], **changed("train", max_steps=32)}
-    study, killer = small_study(tmp_path, **TWO_GROUPS | changes), Killer()
+    study = small_study(tmp_path, **TWO_GROUPS | changes)
+    killer = Killer(study.config)
     # Other tests of this process may have left children, such as a tracker's service.
     before = psutil.Process().children()
     study.run(tmp_path / "out", executor=killer)
@@ -107,8 +109,8 @@ def test_a_killed_worker_and_a_killed_starter_are_started_again(tmp_path: Path) 
 class Recorder(LocalExecutor):
     """Scores the base in this process, then runs one group there or leaves all unfinished."""
 
-    def __init__(self, *, finish: bool) -> None:
-        super().__init__(ExecutorOptions())
+    def __init__(self, config: StudyConfig, *, finish: bool) -> None:
+        super().__init__(config)
         self.finish = finish
 
     def run(self, folder: Path) -> None:
@@ -130,8 +132,9 @@ class Stages(NullReporter):
 
 def run_abandoned(folder: Path, *, finish: bool) -> None:
     """A study whose driver went away when its first group was sealed, or before."""
+    study = small_study(folder, **TWO_GROUPS)
     with pytest.raises(Interrupted):
-        small_study(folder, **TWO_GROUPS).run(folder / "out", executor=Recorder(finish=finish))
+        study.run(folder / "out", executor=Recorder(study.config, finish=finish))
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +190,7 @@ def test_a_unit_that_is_given_up_leaves_its_results(
     undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     study = small_study(tmp_path, **TWO_GROUPS)
-    records = study.run(tmp_path / "out", executor=Doomed(ExecutorOptions()))
+    records = study.run(tmp_path / "out", executor=Doomed(study.config))
     assert {trial.status for trial in records.trials} == {"done"}
     assert results(tmp_path / "out") == undisturbed
 
@@ -230,7 +233,7 @@ class BaseKiller(LocalExecutor):
 def test_a_study_without_its_base_ends(undisturbed: dict[str, Any], tmp_path: Path) -> None:
     study, out = small_study(tmp_path, **TWO_GROUPS), tmp_path / "out"
     with pytest.raises(BaseFailed, match=r"scoring the base: killed; see .*base/worker\.log"):
-        study.run(out, executor=BaseKiller(ExecutorOptions()))
+        study.run(out, executor=BaseKiller(study.config))
     with Ledger.open(out, write=False) as ledger:
         assert "failed" not in ledger.statuses().values()
     study.run(out)
@@ -240,8 +243,8 @@ def test_a_study_without_its_base_ends(undisturbed: dict[str, Any], tmp_path: Pa
 class CrowdedExecutor(LocalExecutor):
     """The first workers of the base were killed for memory; those after them find enough."""
 
-    def __init__(self, options: ExecutorOptions) -> None:
-        super().__init__(options)
+    def __init__(self, config: StudyConfig) -> None:
+        super().__init__(config, 1)
         self.units: list[str] = []
 
     def run(self, folder: Path) -> None:
@@ -256,8 +259,9 @@ def test_a_base_short_of_memory_is_scored_again_alone(
     undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     """Nothing makes it smaller, so its worker ends at once instead of being killed once more."""
-    out, executor = tmp_path / "out", CrowdedExecutor(ExecutorOptions(num_workers=1))
-    small_study(tmp_path, **TWO_GROUPS).run(out, executor=executor)
+    study, out = small_study(tmp_path, **TWO_GROUPS), tmp_path / "out"
+    executor = CrowdedExecutor(study.config)
+    study.run(out, executor=executor)
     assert executor.units[0] == executor.units[-1] == BASE
     assert executor.units.count(BASE) == 2
     assert results(out) == undisturbed

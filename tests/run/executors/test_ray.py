@@ -13,11 +13,11 @@ from command_line import rankscope
 from launcher import Launcher, text_of
 from pocket_study import TWO_GROUPS, leftovers, results, small_study, study_file
 
-from rankscope.run.executors import ExecutorOptions, worker_process
+from rankscope.run import worker_process
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.executors.ray import RayExecutor, UnitTask, packed, run_unit, unpack
-from rankscope.run.executors.worker_process import check_worker
-from rankscope.run.units import DRIVER
+from rankscope.run.starter import DRIVER
+from rankscope.run.worker_process import check_worker
 from rankscope.store import UNIT_ORDER
 from rankscope.train.memory import LIBRARY_BYTES
 
@@ -46,7 +46,8 @@ def test_lost_nodes_and_killed_workers_cost_nothing(
 ) -> None:
     """While a unit trains, Ray's worker that runs it is killed, so is the actor that says when to
     stop, and a node is removed; Ray runs both units again on the other one."""
-    executor, lost = RayExecutor(ExecutorOptions(ray_address=ray_cluster.address)), list[str]()
+    study, lost = small_study(tmp_path, **TWO_GROUPS), list[str]()
+    executor = RayExecutor(ray_cluster.address, study.config)
 
     def lose() -> None:
         while not any(" train " in text_of(log) for log in tmp_path.glob("out/units/*/log.jsonl")):
@@ -54,7 +55,7 @@ def test_lost_nodes_and_killed_workers_cost_nothing(
         tasks = [
             p
             for p in psutil.process_iter(["name"])
-            if (p.info["name"] or "").startswith("ray::run_on")
+            if (p.info["name"] or "").startswith("ray::_run_on")
         ]
         tasks[0].kill()
         executor.ray.kill(executor.flag, no_restart=False)
@@ -64,7 +65,7 @@ def test_lost_nodes_and_killed_workers_cost_nothing(
 
     thread = threading.Thread(target=lose, daemon=True)
     thread.start()
-    small_study(tmp_path, **TWO_GROUPS).run(tmp_path / "out", executor=executor)
+    study.run(tmp_path / "out", executor=executor)
     thread.join()
     assert len(lost) == 1
     assert results(tmp_path / "out") == undisturbed
@@ -117,24 +118,21 @@ def test_a_node_that_does_not_see_the_folder_sends_it_back(
             unpack(files, folder)
             check_worker(code, folder)
 
-    executor = Elsewhere(ExecutorOptions(num_workers=1))
-    small_study(tmp_path, **TWO_GROUPS).run(tmp_path / "out", executor=executor)
+    study = small_study(tmp_path, **TWO_GROUPS)
+    study.run(tmp_path / "out", executor=Elsewhere(study.config, 1))
     assert results(tmp_path / "out") == undisturbed
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--ray-address", "localhost:1"), "found --executor local, expected --executor ray"),
-        (("--executor", "ray", "--ray-address", "here"), "expected auto, HOST:PORT"),
-        (("--executor", "ray", "--ray-address", "localhost:1"), "no Ray cluster answers there"),
-    ],
+    ("address", "message"),
+    [("here", "expected auto, HOST:PORT"), ("localhost:1", "found no answer")],
 )
 def test_an_address_that_cannot_be_used_is_refused_before_anything_runs(
-    options: tuple[str, ...], message: str, tmp_path: Path
+    address: str, message: str, tmp_path: Path
 ) -> None:
     file = study_file(tmp_path, **TWO_GROUPS)
-    outcome = rankscope("run", file, "--out", tmp_path / "out", *options)
+    setting = f"executor.ray.address={address}"
+    outcome = rankscope("run", file, "--out", tmp_path / "out", "--set", setting)
     assert outcome.code == 2
     assert message in outcome.told
     assert not (tmp_path / "out").exists()

@@ -21,13 +21,13 @@ from launcher import Launcher, text_of
 from pocket_study import TWO_GROUPS, changed, leftovers, results, small_study, study_file
 from slurm_host import slurm_host
 
-from rankscope.config.slurm import WARNING_MINUTES, SlurmConfig
 from rankscope.errors import Interrupted, UserError
-from rankscope.run.executors import ExecutorOptions
 from rankscope.run.executors.slurm import (
     EXIT_CODE,
     JOB,
+    WARNING_MINUTES,
     SlurmExecutor,
+    SlurmSettings,
     _QueuedUnit,
     batch_script,
     cancel_tasks,
@@ -37,7 +37,7 @@ from rankscope.store import running_process
 STUDY: dict[str, Any] = {
     **TWO_GROUPS,
     **changed("train", max_steps=100),  # long enough for a signal to come meanwhile
-    "slurm": {"partition": "main", "time": "1:00:00"},
+    "executor": {"slurm": {"partition": "main", "time": "1:00:00"}},
 }
 
 
@@ -53,7 +53,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def start_driver(launcher: Launcher, file: Path, out: Path) -> None:
     environment = {"SLURM_CONF": os.environ["SLURM_CONF"]}
-    launcher.start("run", file, "--out", out, "--executor", "slurm", environment=environment)
+    launcher.start("run", file, "--out", out, environment=environment)
 
 
 def training_units(out: Path) -> list[Path]:
@@ -68,7 +68,7 @@ def test_a_preempted_unit_and_a_driver_that_goes_away_cost_nothing(
 ) -> None:
     """SLURM's warning comes while a unit trains, which requeues it; then the driver is killed.
     Another unit waits, trains or has ended meanwhile."""
-    small_study(tmp_path, **STUDY).run(tmp_path / "undisturbed")
+    small_study(tmp_path, **STUDY | {"executor": None}).run(tmp_path / "undisturbed")
     file, out = study_file(tmp_path, **STUDY), tmp_path / "out"
     start_driver(launcher, file, out)
     launcher.wait_for(lambda: bool(training_units(out)))
@@ -95,12 +95,12 @@ def test_a_task_that_no_node_could_launch_is_queued_again(
         job = slurm / "spool" / f"job{number:05d}"
         job.mkdir()
         (job / "slurm_script").touch()
-    settings = TWO_GROUPS | {"slurm": STUDY["slurm"]}
+    settings = TWO_GROUPS | {"executor": STUDY["executor"]}
     file, out = study_file(tmp_path, **settings), tmp_path / "out"
     start_driver(launcher, file, out)
     assert launcher.ended() == 0, launcher.said()
     assert (slurm / "slurmd.log").read_text(encoding="utf-8").count("File exists") >= 3
-    small_study(tmp_path, **settings).run(tmp_path / "undisturbed")
+    small_study(tmp_path, **TWO_GROUPS).run(tmp_path / "undisturbed")
     assert results(out) == results(tmp_path / "undisturbed")
     assert leftovers(out) == []
 
@@ -112,7 +112,7 @@ def test_a_time_limit_and_nodes_that_are_drained_and_lost_cost_nothing(
 ) -> None:
     """A worker is stopped while it trains until SLURM itself warns it of a limit that is near; the
     node is drained meanwhile, so its task waits. Later the node goes down under a worker."""
-    small_study(tmp_path, **STUDY).run(tmp_path / "undisturbed")
+    small_study(tmp_path, **STUDY | {"executor": None}).run(tmp_path / "undisturbed")
     file, out = study_file(tmp_path, **STUDY), tmp_path / "out"
     node, begun = f"nodename={socket.gethostname()}", time.monotonic()
     start_driver(launcher, file, out)
@@ -190,7 +190,7 @@ def task_states(job: str) -> list[str]:
 
 
 def test_the_batch_script_asks_for_what_the_study_says(tmp_path: Path) -> None:
-    config = SlurmConfig(
+    config = SlurmSettings(
         partition="gpu",
         account="lab",
         time="4:00:00",
@@ -222,7 +222,7 @@ def test_the_batch_script_asks_for_what_the_study_says(tmp_path: Path) -> None:
     check = subprocess.run(["bash", "-n"], input="\n".join(script), text=True, check=False)
     assert check.returncode == 0
     for mem, line in (("64G", "#SBATCH --mem=64G"), ("site", None)):
-        asked = batch_script(SlurmConfig(mem=mem), folders, 8, 8, 2**30, None).splitlines()
+        asked = batch_script(SlurmSettings(mem=mem), folders, 8, 8, 2**30, None).splitlines()
         assert [line for line in asked if "--mem" in line] == [line] * (line is not None)
 
 
@@ -237,7 +237,7 @@ def test_processors_do_not_depend_on_the_login_node(
     monkeypatch.setattr(shutil, "which", lambda command: command)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
-    executor = SlurmExecutor(ExecutorOptions(slurm=SlurmConfig(**settings), devices=2))
+    executor = SlurmExecutor(SlurmSettings(**settings), 2)
     executor.close()
     assert (executor.cpus, executor.threads) == (expected, expected // 2)
 
@@ -263,7 +263,7 @@ def test_a_canceled_task_is_not_queued_again(
 
 @pytest.mark.parametrize("time", ["1", "3", "3:00", "0:03:00", "0-0:03"])
 def test_a_limit_that_leaves_no_time_to_train_is_refused(time: str, tmp_path: Path) -> None:
-    file = study_file(tmp_path, **{**STUDY, "slurm": {"time": time}})
+    file = study_file(tmp_path, **{**STUDY, "executor": {"slurm": {"time": time}}})
     outcome = rankscope("check", file)
     assert outcome.code == 2
     assert f"found '{time}', expected more than 3 minutes" in outcome.told
@@ -271,18 +271,26 @@ def test_a_limit_that_leaves_no_time_to_train_is_refused(time: str, tmp_path: Pa
 
 @pytest.mark.parametrize("time", ["4", "3:01", "1:00:00", "1-0", "0-1:00", "0", "UNLIMITED"])
 def test_limits_that_slurm_takes(time: str) -> None:
-    assert SlurmConfig(time=time).time == time
+    assert SlurmSettings(time=time).time == time
 
 
 def test_an_error_of_a_node_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda command: command)
-    executor, unit = SlurmExecutor(ExecutorOptions()), _QueuedUnit(tmp_path)
+    executor, unit = SlurmExecutor(SlurmSettings()), _QueuedUnit(tmp_path)
     (tmp_path / EXIT_CODE).write_text("2 node17\n", "utf-8")
     (tmp_path / "worker.log").write_text("error: no model here", "utf-8")
     executor.look_at(unit)
     executor.close()
     with pytest.raises(UserError, match="node17: no model here"):
         unit.future.result()
+
+
+@pytest.mark.parametrize("settings", [{"setup": ["rm x"]}, {"python": "a"}, {"wrap": "a"}])
+def test_words_that_nodes_run_need_trust(settings: dict[str, Any], tmp_path: Path) -> None:
+    file = study_file(tmp_path, **{**STUDY, "executor": {"slurm": settings}})
+    outcome = rankscope("run", file, "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert "expected --trust-task-code with them" in outcome.told
 
 
 def test_without_slurm_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

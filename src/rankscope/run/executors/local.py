@@ -6,16 +6,27 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
-from rankscope.device import visible_gpus
-from rankscope.run.executors import ExecutorOptions, register_executor
-from rankscope.run.executors.worker_process import (
+from rankscope.run.executors import Executor, ExecutorSettings
+from rankscope.run.starter import CAN_FORK, Starter
+from rankscope.run.worker_process import (
     check_worker,
     fork_worker,
     run_worker,
+    shared_threads,
     start_worker,
 )
-from rankscope.run.starter import CAN_FORK, Starter
+
+if TYPE_CHECKING:
+    from rankscope.config.study import StudyConfig
+
+
+class LocalSettings(ExecutorSettings):
+    """Worker processes on this machine."""
+
+    def start(self, config: "StudyConfig", num_workers: int | None) -> Executor:
+        return LocalExecutor(config, num_workers)
 
 
 class LocalExecutor:
@@ -25,15 +36,18 @@ class LocalExecutor:
     ended has returned all its memory, so no unit takes the blame for an earlier one.
     """
 
-    runs_elsewhere = False
+    name = "local"
 
-    def __init__(self, options: ExecutorOptions) -> None:
+    def __init__(self, config: "StudyConfig", num_workers: int | None = None) -> None:
+        from rankscope.device import visible_gpus
+
         # Workers of a study on a device of its own choice, such as cuda:1, share it.
-        gpus = visible_gpus() if options.device in ("auto", "cuda") else []
-        width, count = options.devices, len(gpus) // options.devices
-        num_workers = options.num_workers or max(1, count)
+        gpus = visible_gpus() if config.device in ("auto", "cuda") else []
+        width = config.train.devices
+        count = len(gpus) // width
+        num_workers = num_workers or max(1, count)
         self.num_local = math.ceil(num_workers / max(1, count))
-        self.threads = options.threads(num_workers)
+        self.threads = shared_threads(num_workers * width)
         self.pool = ThreadPoolExecutor(num_workers)
         self.starter = Starter({"OMP_NUM_THREADS": str(self.threads)})
         self.start = partial(fork_worker, self.starter) if CAN_FORK else start_worker
@@ -72,6 +86,3 @@ class LocalExecutor:
             raise
         finally:
             self.starter.close()
-
-
-register_executor("local", LocalExecutor)

@@ -19,17 +19,40 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rankscope.config.section import PlainText
 from rankscope.errors import Interrupted, UserError, first_line
-from rankscope.run.executors import ExecutorOptions, WorkerFailed, register_executor
-from rankscope.run.executors.worker_process import check_worker, run_worker
-from rankscope.run.units import SEAL, read_unit
-from rankscope.store import UNIT_ORDER, UNITS
+from rankscope.run.executors import Executor, ExecutorSettings
+from rankscope.run.worker_process import (
+    SEAL,
+    WorkerFailed,
+    check_worker,
+    run_worker,
+    shared_threads,
+)
+
+if TYPE_CHECKING:
+    from rankscope.config.study import StudyConfig
 
 MAX_WORKERS = 256  # Most units that wait in Ray at a time, unless ``--workers`` sets a number
 MAX_PLACEMENTS = 5  # Nodes that may be lost under a unit: a preempted one is no fault of the unit
 ASK_SECONDS = 1.0  # How often a node asks whether to stop
+
+
+class RaySettings(ExecutorSettings):
+    """A Ray cluster, or a Ray that is started on this machine."""
+
+    address: PlainText | None = None
+    """``auto``, ``HOST:PORT`` or ``ray://HOST:PORT`` of a running cluster; by default Ray starts on
+    this machine."""
+
+    @property
+    def runs_elsewhere(self) -> bool:
+        return self.address is not None
+
+    def start(self, config: "StudyConfig", num_workers: int | None) -> Executor:
+        return RayExecutor(self.address, config, num_workers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,26 +92,28 @@ class RayExecutor:
     Ray places the tasks and runs those of lost nodes again.
     """
 
-    runs_elsewhere = True
+    name = "ray"
 
-    def __init__(self, options: ExecutorOptions) -> None:
-        if re.fullmatch(r"cuda:\d+", options.device):
-            raise UserError(
-                f"device: found {options.device!r}, expected auto, cuda or cpu: Ray chooses the GPU"
-            )
-        self.ray, self.is_here = _connect_ray(options.ray_address), options.ray_address is None
-        self.runs_elsewhere = not self.is_here
+    def __init__(
+        self, address: str | None, config: "StudyConfig", num_workers: int | None = None
+    ) -> None:
+        device, width = config.device, config.train.devices
+        if re.fullmatch(r"cuda:\d+", device):
+            why = "auto, cuda or cpu, as Ray chooses the GPU"
+            raise UserError("device", repr(device), why)
+        self.ray, self.is_here = _connect_ray(address), address is None
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         # A task that asks for more than any node has, of memory too, would wait for ever.
         most_cpus = int(max(node.get("CPU", 0) for node in nodes))
-        self.threads = max(1, min(options.threads(options.num_workers or 1), most_cpus))
-        width, most_gpus = options.devices, int(max(node.get("GPU", 0) for node in nodes))
-        uses_gpus = options.device == "cuda" or (most_gpus > 0 and options.device != "cpu")
+        self.threads = max(1, min(shared_threads((num_workers or 1) * width), most_cpus))
+        most_gpus = int(max(node.get("GPU", 0) for node in nodes))
+        uses_gpus = device == "cuda" or (most_gpus > 0 and device != "cpu")
         if uses_gpus and most_gpus < width:
             raise UserError(
-                f"device: found {options.device!r}, expected a device of the Ray cluster, whose "
-                f"nodes have up to {most_gpus} GPUs for units of {width}; start a node with more, "
-                "or set device: cpu"
+                "device",
+                f"{device!r}, and nodes of Ray with up to {most_gpus} GPUs",
+                f"{width} GPUs for each unit",
+                "start a node with more, or set device: cpu",
             )
         # A trial on a GPU is Python's own work besides: one CPU.
         cpus = width if uses_gpus else min(most_cpus, width * self.threads)
@@ -105,7 +130,7 @@ class RayExecutor:
         remote = self.ray.remote(num_cpus=0, scheduling_strategy=beside, max_restarts=-1)
         flag = remote(_StopFlag)
         self.flag = flag.remote()
-        self.pool = ThreadPoolExecutor(options.num_workers or MAX_WORKERS)
+        self.pool = ThreadPoolExecutor(num_workers or MAX_WORKERS)
         self.stopped = threading.Event()
 
     def submit(self, folder: Path) -> Future[None]:
@@ -113,6 +138,9 @@ class RayExecutor:
         return self.pool.submit(self.run, folder)
 
     def run(self, folder: Path) -> None:
+        from rankscope.run.units import read_unit
+        from rankscope.store import UNIT_ORDER
+
         if self.stopped.is_set():
             raise Interrupted("stopped before the unit began")
         order = (folder / UNIT_ORDER).read_text(encoding="utf-8")
@@ -152,14 +180,17 @@ def _connect_ray(address: str | None) -> Any:
         import ray
     except ImportError as error:
         raise UserError(
-            "--executor ray: the package ray is missing; pip install 'rankscope[ray]'"
+            "executor ray", "no package ray", do="pip install 'rankscope[ray]'"
         ) from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Rankscope reports nothing to anybody
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        place = "on this machine" if address is None else f"at --ray-address {address}"
-        raise UserError(f"no Ray {place}: {first_line(error)}") from error
+        raise UserError(
+            f"executor.ray.address: {address}" if address else "executor ray",
+            f"an error ({first_line(error)})",
+            "a cluster that answers" if address else "Ray to start on this machine",
+        ) from error
     return ray
 
 
@@ -169,15 +200,15 @@ def _check_address(address: str) -> None:
     if address == "auto":
         return
     if not host or not port.isdecimal():
-        raise UserError(
-            f"--ray-address: found {address!r}, expected auto, HOST:PORT or ray://HOST:PORT"
-        )
+        raise UserError("executor.ray.address", repr(address), "auto, HOST:PORT or ray://HOST:PORT")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, OverflowError) as error:
         raise UserError(
-            f"--ray-address {address}: no Ray cluster answers there ({first_line(error)}); start "
-            "one with 'ray start --head', or leave the option out to use this machine"
+            f"executor.ray.address: {address}",
+            f"no answer ({first_line(error)})",
+            "a Ray cluster",
+            "start one with 'ray start --head', or leave the address out to use this machine",
         ) from error
 
 
@@ -209,6 +240,8 @@ def _run_on_node(task: UnitTask, flag: Any) -> _UnitOutcome:
 
 def run_unit(task: UnitTask, should_stop: Callable[[], bool]) -> _UnitOutcome:
     """Run one unit in its folder if this machine sees it, else in a temporary copy."""
+    from rankscope.store import UNIT_ORDER, UNITS
+
     is_here = holds(task.folder / UNIT_ORDER, task.order)
     with nullcontext() if is_here else tempfile.TemporaryDirectory(prefix="rankscope-") as copy:
         folder = task.folder if copy is None else Path(copy) / UNITS / task.folder.name
@@ -238,6 +271,3 @@ def unpack(files: bytes, folder: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(files)) as tar:
         members = sorted(tar.getmembers(), key=lambda member: member.name.endswith(SEAL))
         tar.extractall(folder, members, filter="data")
-
-
-register_executor("ray", RayExecutor)

@@ -16,22 +16,35 @@ import time
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rankscope.config.slurm import WARNING_MINUTES, SlurmConfig
+from pydantic import Field, field_validator
+
+from rankscope.config.section import PlainText
 from rankscope.errors import Interrupted, UserError
 from rankscope.filesystem import replace_text
-from rankscope.run.executors import ExecutorOptions, WorkerFailed, register_executor
-from rankscope.run.executors.worker_process import (
+from rankscope.run.executors import Executor, ExecutorSettings
+from rankscope.run.worker_process import (
     MAX_ATTEMPTS,
     MESSAGES,
     STUDY_CODES,
     WORKER,
+    WorkerFailed,
     check_worker,
+    is_sealed,
     last_lines,
+    stated_threads,
 )
-from rankscope.run.units import is_sealed, read_unit
 
+if TYPE_CHECKING:
+    from rankscope.config.study import StudyConfig
+
+SLURM_WORD = r"^[A-Za-z0-9][A-Za-z0-9_.:,=/-]*$"
+WARNING_MINUTES = 2
+"""How long before its limit a task is asked to write a checkpoint and end; SLURM may ask up to a
+minute earlier."""
 JOB, EXIT_CODE, STOP = "slurm-job", "exit-code", "slurm-stop"
 PATIENCE_SECONDS = 600.0  # How long the queue may be silent, such as while its controller restarts
 FOLDER_SECONDS = 2.0  # How often the folders of units are looked at
@@ -66,6 +79,64 @@ mv "$unit/{exit_code}.new" "$unit/{exit_code}"
 """
 
 
+class SlurmSettings(ExecutorSettings):
+    """What is asked of SLURM for each unit."""
+
+    partition: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
+    """By default the site's; as are the others."""
+    account: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
+    """Whom the time is charged to."""
+    time: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
+    """Limit such as ``4:00:00``; a unit that needs longer continues in another turn."""
+    gres: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
+    """Such as ``gpu:1``."""
+    cpus: int | None = Field(None, ge=1)
+    """Processors of a unit, and threads of its worker; by default 4 for each of its devices, or as
+    many as ``OMP_NUM_THREADS`` says."""
+    mem: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
+    """Memory of a unit, such as ``64G``; by default what is planned, ``site`` asks for none."""
+    options: list[Annotated[str, Field(pattern=r"^--[ -~]+$")]] = []
+    """Further lines after ``#SBATCH``, such as ``--constraint=a100``."""
+    setup: list[PlainText] = []
+    """Lines of the batch script before the worker starts, such as ``module load cuda``."""
+    python: PlainText | None = None
+    """The interpreter on the nodes; by default the driver's own."""
+    wrap: PlainText | None = None
+    """Before the worker's command, such as ``srun`` or ``apptainer exec --nv image.sif``."""
+
+    @field_validator("time")
+    @classmethod
+    def _is_longer_than_the_warning(cls, time: str | None) -> str | None:
+        least = WARNING_MINUTES + 1
+        if time is not None and _time_limit_minutes(time) <= least:
+            raise ValueError(
+                f"found {time!r}, expected more than {least} minutes: a unit is interrupted up "
+                f"to {least} minutes before the limit, and would never come to train"
+            )
+        return time
+
+    @property
+    def runs_elsewhere(self) -> bool:
+        return True
+
+    def start(self, config: "StudyConfig", num_workers: int | None) -> Executor:
+        from rankscope.evaluate.scorers.python_function import ALLOWED
+
+        for key in ("setup", "python", "wrap"):
+            if getattr(self, key) and os.environ.get(ALLOWED) != "1":
+                raise UserError(
+                    f"executor.slurm.{key}",
+                    "words of the study file that nodes run",
+                    "--trust-task-code with them",
+                    "read them first, then add that option",
+                )
+        return SlurmExecutor(self, config.train.devices, num_workers)
+
+    @classmethod
+    def withdraw(cls, units: Path) -> None:
+        cancel_tasks(units)
+
+
 @dataclass(slots=True)
 class _QueuedUnit:
     """A unit, its future, its task in the queue, such as ``17_3``, and how often that was lost."""
@@ -79,22 +150,23 @@ class _QueuedUnit:
 class SlurmExecutor:
     """Submits all units as one array job and waits for their seals."""
 
+    name = "slurm"
     num_local = 1
-    runs_elsewhere = True
 
-    def __init__(self, options: ExecutorOptions) -> None:
+    def __init__(
+        self, settings: SlurmSettings, devices: int = 1, num_workers: int | None = None
+    ) -> None:
         for command in ("sbatch", "squeue", "scancel"):
             if shutil.which(command) is None:
                 raise UserError(
-                    f"--executor slurm: found no {command!r} on this machine, expected SLURM's "
-                    "commands; run this on a login node"
+                    "executor slurm",
+                    f"no {command!r} on this machine",
+                    "SLURM's commands",
+                    "run this on a login node",
                 )
-        self.config = options.slurm
-        self.max_running = options.num_workers
-        stated = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-        threads = int(stated) if stated.isdecimal() else CPUS_PER_DEVICE
-        self.cpus = self.config.cpus or threads * options.devices
-        self.threads = max(1, self.cpus // options.devices)  # Of each of a worker's processes
+        self.settings, self.max_running = settings, num_workers
+        self.cpus = settings.cpus or devices * (stated_threads() or CPUS_PER_DEVICE)
+        self.threads = max(1, self.cpus // devices)  # Of each of a worker's processes
         self.units: list[_QueuedUnit] = []
         self.lock = threading.Lock()
         self.is_asked = False  # the tasks, to stop
@@ -218,9 +290,11 @@ class SlurmExecutor:
         folders = [unit.folder for unit in units]
         place = folders[0].parent.absolute()
         (place / STOP).unlink(missing_ok=True)
+        from rankscope.run.units import read_unit
+
         host_bytes = max(read_unit(folder).host_bytes for folder in folders)
         script = batch_script(
-            self.config, folders, self.cpus, self.threads, host_bytes, self.max_running
+            self.settings, folders, self.cpus, self.threads, host_bytes, self.max_running
         )
         # Not a line of the script, which could not quote it.
         chdir = f"--chdir={place}"
@@ -243,7 +317,7 @@ class SlurmExecutor:
 
 
 def batch_script(
-    config: SlurmConfig,
+    settings: SlurmSettings,
     folders: list[Path],
     cpus: int,
     threads: int,
@@ -253,6 +327,7 @@ def batch_script(
     """One array job for all units, each with ``cpus`` processors and ``host_bytes`` of memory."""
     place = folders[0].parent.absolute()
     limit = "" if max_running is None else f"%{max_running}"
+    memory = settings.mem or f"{math.ceil(host_bytes / 2**20)}M"
     options = {
         "job-name": "rankscope",
         "array": f"0-{len(folders) - 1}{limit}",
@@ -260,21 +335,21 @@ def batch_script(
         "open-mode": "append",
         "signal": f"B:USR1@{60 * WARNING_MINUTES}",
         "cpus-per-task": cpus,
-        "mem": None if config.mem == "site" else config.mem or f"{math.ceil(host_bytes / 2**20)}M",
-        "partition": config.partition,
-        "account": config.account,
-        "time": config.time,
-        "gres": config.gres,
+        "mem": memory if memory != "site" else None,
+        "partition": settings.partition,
+        "account": settings.account,
+        "time": settings.time,
+        "gres": settings.gres,
     }
     lines = [f"--{name}={value}" for name, value in options.items() if value is not None]
-    python = config.python or sys.executable
+    python = settings.python or sys.executable
     worker = ["env", f"OMP_NUM_THREADS={threads}", python, *WORKER, "work", str(place.parent)]
     return SCRIPT.format(
-        options="\n".join(f"#SBATCH {line}" for line in [*lines, "--requeue", *config.options]),
+        options="\n".join(f"#SBATCH {line}" for line in [*lines, "--requeue", *settings.options]),
         units=" ".join(folder.name for folder in folders),
         folder=shlex.quote(str(place)),
-        setup="\n".join(config.setup),
-        worker=" ".join([*([config.wrap] if config.wrap else []), shlex.join(worker)]),
+        setup="\n".join(settings.setup),
+        worker=" ".join([*([settings.wrap] if settings.wrap else []), shlex.join(worker)]),
         messages=MESSAGES,
         interrupted=Interrupted.exit_code,
         stop=STOP,
@@ -296,10 +371,20 @@ def slurm(*command: str, stdin: str = "") -> str:
     """What one of SLURM's commands prints. UserError if it fails."""
     done = subprocess.run(command, input=stdin, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(
-            f"--executor slurm: {command[0]} failed: {done.stderr.strip() or done.returncode}"
-        )
+        why = done.stderr.strip() or f"exit code {done.returncode}"
+        raise UserError(f"executor slurm: {command[0]}", f"a failure: {why}")
     return done.stdout.strip()
 
 
-register_executor("slurm", SlurmExecutor)
+def _time_limit_minutes(time: str) -> float:
+    """Of SLURM's forms M, M:S, H:M:S, D-H, D-H:M and D-H:M:S; infinity for a word, and for 0."""
+    days, _, rest = time.rpartition("-")
+    parts = rest.split(":")
+    if not all(part.isdecimal() for part in (days or "0", *parts)) or len(parts) > 3:
+        return inf
+    numbers = [int(part) for part in parts]
+    if days or len(numbers) == 3:
+        hours, minutes, seconds = [*numbers, 0, 0][:3]
+    else:
+        hours, (minutes, seconds) = 0, [*numbers, 0][:2]
+    return (int(days or 0) * 24 + hours) * 60 + minutes + seconds / 60 or inf

@@ -8,13 +8,19 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from rankscope import errors
 from rankscope.errors import OK, Interrupted, RankscopeError
-from rankscope.run.executors import POLL_SECONDS, WorkerFailed
-from rankscope.run.starter import ForkedWorker, Starter
-from rankscope.run.units import DRIVER, IS_SMALLER, KILLED_FOR_MEMORY, SEAL
+from rankscope.run.starter import DRIVER, ForkedWorker, Starter
 
+POLL_SECONDS = 0.2
+SEAL = "sealed.sha256"
+"""Says that a unit came to its end; its closed ledger holds the hashes of all artifacts."""
+KILLED_FOR_MEMORY = "RANKSCOPE_KILLED_FOR_MEMORY"
+"""Environment variable of a worker whose predecessors the system killed for lack of memory."""
+IS_SMALLER = "the next attempt is smaller"
+"""In the last message of a worker that ran out of memory and has stored how to need less."""
 MAX_ATTEMPTS = 3
 """A unit is given up whose worker was killed, or ended with an error of its own, that often."""
 MAX_MEMORY_KILLS = 10
@@ -40,6 +46,32 @@ WORKER_ERRORS: tuple[tuple[str, type[RankscopeError]], ...] = (
 concerns the whole study; with any other code a unit alone failed."""
 STUDY_CODES = frozenset(kind.exit_code for _, kind in WORKER_ERRORS)
 Worker = subprocess.Popen[bytes] | ForkedWorker
+
+
+class WorkerFailed(Exception):
+    """A unit did not come to its end however often it was tried; ``status`` is that of its trials
+    that are not trained."""
+
+    def __init__(self, reason: str, status: Literal["oom", "failed"] = "failed") -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+def is_sealed(folder: Path) -> bool:
+    return (folder / SEAL).is_file()
+
+
+def stated_threads() -> int | None:
+    """What ``OMP_NUM_THREADS`` says."""
+    stated = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(stated) if stated.isdecimal() else None
+
+
+def shared_threads(num_processes: int) -> int:
+    """Threads of each of so many processes: what is stated, else a share of this machine's."""
+    import torch
+
+    return stated_threads() or max(1, torch.get_num_threads() // num_processes)
 
 
 def run_worker(
