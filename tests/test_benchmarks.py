@@ -5,13 +5,11 @@ import math
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from launcher import Launcher
@@ -20,16 +18,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 import evaluation_race
-import gpu
-import race
 import whole_study
 from agreement import choice_agreement, text_agreement
 from evaluate_agreement import passes
-from heads import reliability
-from packed_runs import contributions, packed, parts
+from packed_runs import packed, parts
 from race import Rows, Setting, Times, announce, parity_of, tolerance
 from rankscope.data.encode import EncodedRow
-from rankscope.models.base import Base
 from rankscope.models.model_folder import pocket_folder
 from single_runs import (
     Loop,
@@ -97,13 +91,9 @@ def lines_of(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
     return run
 
 
-def test_a_side_in_a_process_of_its_own_is_the_same(rows: Rows, ours: Times) -> None:
-    assert race.run_side("packed_runs", "packed", rows).losses == ours.losses
-
-
 def test_train_sweep_prints_its_line(lines_of: LinesOf, data_dir: Path) -> None:
     options = "--ranks 2,4 --steps 3 --lr 1e-3 --max-length 100 --dtype float32 --device cpu"
-    places = ["--model", str(pocket_folder()), "--data-dir", str(data_dir), "--no-parts"]
+    places = ["--model", str(pocket_folder()), "--data-dir", str(data_dir)]
     (result,) = lines_of("train_sweep", *options.split(), *places)
     assert result["benchmark"] == "train_sweep"
     assert result["dtype"] == "float32"
@@ -169,21 +159,6 @@ def test_gpu_runs_to_its_end_on_a_processor(lines_of: LinesOf, tmp_path: Path) -
     (page,) = tmp_path.iterdir()
     text = page.read_text()
     assert all(f"| {name} | " in text for name in result["cases"])
-    late = gpu.cases(gpu.TINY, torch.device("cpu"), rate=1.0, ends=0.0)
-    assert late == {key: {"skipped": "no time left"} for key in result["cases"]}
-    assert gpu.page({**result, "cases": late}).count("skipped: no time left") == 4
-
-
-def test_gpu_measures_the_others_if_one_runs_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    def measure(base: Base, count: int, size: object, name: str, rate: float) -> dict[str, Any]:
-        if name == "loop":
-            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
-        return {"tokens_per_second": 1.0}
-
-    monkeypatch.setattr(gpu, "measure", measure)
-    lines = gpu.cases(gpu.TINY, torch.device("cpu"), rate=1.0, ends=math.inf)
-    assert lines["tiny x 8 loop"] == {"failed": "CUDA out of memory."}
-    assert lines["tiny x 8 grouped_mm"] == {"tokens_per_second": 1.0}
 
 
 def test_train_pocket_prints_its_line(lines_of: LinesOf) -> None:
@@ -232,25 +207,6 @@ def test_a_part_switched_off_leaves_the_losses(rows: Rows, ours: Times) -> None:
             assert parity_of(ours, [packed(rows)]) <= RELATIVE, name
 
 
-def test_every_part_is_timed(rows: Rows) -> None:
-    notes = contributions(rows).notes
-    assert set(notes) == {*parts(rows), "joined micro-batches", "grouping"}
-    for factor in notes.values():
-        assert isinstance(factor, float)
-        assert 0 < factor < math.inf
-
-
-def test_the_losses_fall(ours: Times) -> None:
-    for losses in ours.losses.values():
-        # The warm-up's rate is 0, so the first two steps see the same weights.
-        assert losses[-1] < losses[0]
-
-
-def test_rows_survive_the_way_to_another_process(rows: Rows) -> None:
-    assert Rows.from_json(json.dumps(asdict(rows))) == rows
-    assert all(len(row.input_ids) <= 100 for row in rows.encoded)
-
-
 def test_useful_operations_by_hand() -> None:
     """Hidden 64, inner 96, 2 layers, 4 query and 2 key/value heads of 16, 300 words."""
     frozen = 2 * (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 96)
@@ -294,16 +250,6 @@ def test_heads_prints_its_line(lines_of: LinesOf) -> None:
     assert result["predictions_that_differ"] == 0
     assert result["heads"] == 4 * 8
     assert {"ratio", "ratio_plain", "seconds_per_head", "device"} <= set(result)
-
-
-def test_importance_is_validated_against_ablation(lines_of: LinesOf) -> None:
-    options = "--model pocket --task pocket_cloze --items 12 --dtype float32 --validate"
-    (result,) = lines_of("heads", *options.split())
-    assert (result["heads"], result["items"]) == (4 * 8, 12)
-    for name in ("spearman", "spearman_within_layers_mean", "spearman_signed_mean"):
-        value = result[name]
-        assert isinstance(value, float)
-        assert -1 <= value <= 1
 
 
 @pytest.fixture(scope="module")
@@ -370,19 +316,6 @@ def test_evaluate_agreement_prints_its_line(
     assert result["benchmark"] == "evaluate_agreement"
     cases = [name for name, value in result.items() if isinstance(value, dict)]
     assert cases == ["arc_easy 1 shots", "mmlu 1 shots", "gsm8k written"]
-
-
-def test_how_reliable_means_over_items_are() -> None:
-    """Heads whose true values have variance 1, items of variance 16 each, 64 items: a mean over all
-    has 16 / 64 of noise, so that two draws of items correlate by 1 / (1 + 1 / 4)."""
-    drawn = np.random.default_rng(0)
-    true = drawn.standard_normal((2000, 1))
-    noise = drawn.standard_normal((2000, 64))
-    # Of ranks the correlation is 6 / pi asin(r / 2), and so a little below r itself.
-    found = reliability(true + 4 * noise)
-    assert found == pytest.approx(6 / math.pi * math.asin(0.8 / 2), abs=0.02)
-    assert reliability(true + 0 * noise) == pytest.approx(1)
-    assert abs(reliability(noise)) < 0.1
 
 
 def test_every_other_prediction_is_counted_with_its_margin() -> None:

@@ -25,6 +25,8 @@ PAGES = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "LOG.md")),
     REPOSITORY / "llms.txt",
     *sorted((REPOSITORY / "docs").rglob("*.md")),
+    *sorted((REPOSITORY / "benchmarks").rglob("*.md")),
+    *sorted((REPOSITORY / "examples").rglob("*.md")),
 ]
 
 TO_THE_POCKET_MODEL = (
