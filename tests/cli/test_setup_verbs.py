@@ -56,7 +56,10 @@ def test_init_names_models_and_presets(tmp_path: Path) -> None:
         (("--preset", "pokcet"), "did you mean 'pocket'?"),
         (("--model", "../a/b/c d"), None),
         (("--preset", "paper", "--data", tmp_path / "rows.csv"), "leave --data out"),
-        (("--data", tmp_path / "rows.xlsx"), "rows.xlsx: expected a file of rows (.jsonl, "),
+        (
+            ("--data", tmp_path / "rows.xlsx"),
+            "rows.xlsx: found nothing, expected a file of rows (.jsonl, ",
+        ),
     ):
         outcome = command("init", tmp_path / "x.yaml", *words, "--force")
         assert outcome.code == (2 if part else 0)
@@ -129,11 +132,13 @@ def test_init_says_what_keeps_the_file_from_running(place: Path) -> None:
     assert outcome.code == 0
     assert "next:" not in outcome.out
     assert f"model folder {place / 'my-model'}: no such folder" in outcome.told
-    assert f"{place / 'data' / 'train.jsonl'}: expected a file of rows" in outcome.told
+    assert (
+        f"{place / 'data' / 'train.jsonl'}: found nothing, expected a file of rows" in outcome.told
+    )
     assert outcome.out.endswith("fix these, then run: rankscope check s.yaml\n")
     # Bad rows are found by init already, all of them.
     rows = command("init", "t.yaml", "--model", "pocket", "--data", "choices.jsonl")
-    assert "task 'choices': 2 of 40 rows cannot be used:" in rows.told
+    assert "task 'choices': found 2 of 40 rows that cannot be used:" in rows.told
     assert "row 7: found the duplicate choice 'b', a wrong one" in rows.told
     assert "row 10: found answer 3, which is none of the 3 choices" in rows.told
     assert "next:" not in rows.out
@@ -141,7 +146,7 @@ def test_init_says_what_keeps_the_file_from_running(place: Path) -> None:
     (place / "tasks" / "mmlu").mkdir(parents=True)
     write_rows(place / "tasks" / "mmlu" / "test.jsonl", ["{}"])
     named = command("init", "u.yaml", "--preset", "paper", "--data-dir", "tasks")
-    assert "gsm8k: no such folder" in named.told
+    assert "gsm8k: found no such folder" in named.told
     hub = command("init", "v.yaml", "--preset", "cross-domain", "--model", "pocket", "--force")
     assert "next:" in hub.out
     hub = command("init", "w.yaml", "--preset", "cross-domain", "--model", "owner/name")
@@ -166,7 +171,7 @@ def test_check_reports_dropped_rows_shape_scorer_and_contamination(place: Path) 
     assert "more than 1 % of the test rows are in the training rows" in checked.told
     refused = command("check", "s.yaml", "--rows", "0")
     assert refused.code == 2
-    assert "2 of 40 rows cannot be used" in refused.err
+    assert "2 of 40 rows that cannot be used" in refused.err
 
 
 def answered(monkeypatch: pytest.MonkeyPatch, *answers: str) -> Outcome:
@@ -183,7 +188,7 @@ def answered(monkeypatch: pytest.MonkeyPatch, *answers: str) -> Outcome:
 
 def test_init_asks_on_a_terminal(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = answered(monkeypatch, "pocket", "no.jsonl", "chats.json", "pocket_cloze, arc", "")
-    assert "no.jsonl: expected a file of rows" in outcome.err
+    assert "no.jsonl: found nothing, expected a file of rows" in outcome.err
     assert "no task is called arc" in outcome.err
     config = load_study_file(place / "s.yaml")
     assert config.model.pocket
@@ -242,4 +247,4 @@ def test_init_needs_no_heavy_library(place: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=place, check=True
     )
     assert ended.stdout.endswith("next: rankscope check s.yaml\n[]\n")
-    assert "rows.xlsx: expected a file of rows" in ended.stderr
+    assert "rows.xlsx: found nothing, expected a file of rows" in ended.stderr

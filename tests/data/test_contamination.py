@@ -5,10 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from rankscope.config.task import TaskConfig
-from rankscope.data.contamination import find_contamination, find_contamination_between_tasks
+from rankscope.data.contamination import (
+    contamination_notes,
+    find_contamination,
+    find_contamination_between_tasks,
+)
 from rankscope.data.formats import parse_rows
 from rankscope.data.items import Item, Message
-from rankscope.data.sources import RawRow
+from rankscope.data.rows import RawRow
 from rankscope.data.tasks import load_task
 
 ANSWER = {"role": "assistant", "content": "ho"}
@@ -45,10 +49,10 @@ def test_five_planted_test_rows_are_found_and_nothing_else() -> None:
     train.append(item("t/train/200", ["the", "sun", "is"], "hot"))
     report[61] = item("t/test/61", ["the", "sun", "is"], "far")
     contamination = find_contamination(train, report)
-    assert contamination.exact == ("t/test/3", "t/test/20")
-    assert contamination.ngram13 == ("t/test/40", "t/test/41", "t/test/42")
-    assert contamination.counts == {"exact": 2, "ngram13": 3}
-    assert contamination.item_ids == {f"t/test/{n}" for n in (3, 20, 40, 41, 42)}
+    assert contamination == {
+        "exact": ("t/test/3", "t/test/20"),
+        "ngram13": ("t/test/40", "t/test/41", "t/test/42"),
+    }
 
 
 SYSTEM = Message(
@@ -80,7 +84,7 @@ def test_stock_answers_and_a_shared_system_prompt_are_no_contamination() -> None
     rng = random.Random(0)
     chats = [support_chat(rng, number, rng.choice(STOCK)) for number in range(300)]
     train, test = chats[:270], chats[270:]
-    assert find_contamination(train, test).counts == {"exact": 0, "ngram13": 0}
+    assert find_contamination(train, test) == {"exact": (), "ngram13": ()}
     # An answer that two rows share counts only if they are asked nearly the same.
     train.append(support_chat(rng, 300, "rare " + " ".join(sentence(rng, 40))))
     asked = train[-1].question
@@ -88,9 +92,8 @@ def test_stock_answers_and_a_shared_system_prompt_are_no_contamination() -> None
     test.append(replace(train[-1], item_id="chat/302", question=f"{asked} Thanks"))
     test.append(replace(train[-1], item_id="chat/303", question=asked.upper()))
     contamination = find_contamination(train, test)
-    assert contamination.exact == ("chat/303",)
-    assert contamination.ngram13 == ("chat/302",)
-    assert list(contamination.notes("chat", len(test))) == [
+    assert contamination == {"exact": ("chat/303",), "ngram13": ("chat/302",)}
+    assert list(contamination_notes(contamination, "chat", len(test))) == [
         "chat: 1 of 33 test rows are copies of training rows",
         "chat: 1 of 33 test rows overlap the training set (13-gram match)",
     ]
@@ -101,10 +104,6 @@ def test_a_system_prompt_does_not_enter_the_question_of_a_chat() -> None:
     (row,) = parse_rows([RawRow("f", 1, {"prompt": turns, "completion": [ANSWER]})]).rows
     assert row[1].question == "hi"
     assert [turn.role for turn in row[1].messages] == ["system", "user", "assistant"]
-
-
-def test_nothing_is_contaminated_without_training_rows() -> None:
-    assert find_contamination([], [item("t/test/1", ["a"])]).counts == {"exact": 0, "ngram13": 0}
 
 
 def test_leaks_of_a_real_task_are_those_of_the_slow_way(data_dir: Path) -> None:

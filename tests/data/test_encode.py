@@ -17,9 +17,9 @@ from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from rankscope.cli.render.check import LABEL_CLOSE, LABEL_OPEN, highlight_row
 from rankscope.data.encode import EncodedRow, Encoder, encode_rows
 from rankscope.data.items import Item, Message
-from rankscope.data.preview import LABEL_CLOSE, LABEL_OPEN, highlight_row
 from rankscope.errors import UserError
 
 QUESTION = Item("t/train/1", "Question: 2 + 3?\nAnswer:", "five")
@@ -217,7 +217,7 @@ def test_thinking_that_the_template_keeps_is_labeled() -> None:
 def test_thinking_that_the_template_drops_from_earlier_turns_is_refused() -> None:
     turns = (Message("user", "a"), Message("assistant", "<think>x</think>b"), *DIALOGUE.messages)
     with pytest.raises(
-        UserError, match=r"t/train/2: turn 2: the chat template changes this answer"
+        UserError, match="t/train/2, turn 2: found an answer that the chat template changes"
     ):
         encoder_of("qwen3").training_row(
             dataclasses.replace(DIALOGUE, messages=turns), "completion"
@@ -227,7 +227,9 @@ def test_thinking_that_the_template_drops_from_earlier_turns_is_refused() -> Non
 def test_a_template_that_forgets_earlier_turns_is_refused() -> None:
     encoder = Encoder(byte_tokenizer(FORGETFUL, "<|im_end|>", bos=False), "chat", 512)
     assert encoder.training_row(QUESTION, "completion") is not None
-    with pytest.raises(UserError, match="t/train/2: the chat template renders turns"):
+    with pytest.raises(
+        UserError, match="t/train/2: found turns 1 to 1, which the chat template renders diff"
+    ):
         encoder.training_row(DIALOGUE, "completion")
 
 
@@ -388,8 +390,14 @@ def with_setting(name: str, value: object) -> PreTrainedTokenizerFast:
             "chat template: found .*, expected a template's text",
         ),
         (with_setting("chat_template", {"rag": "x"}), "This model has multiple chat templates"),
-        (with_setting("model_max_length", "512"), "not a tokenizer that can be used: '>' not supp"),
-        (with_setting("model_max_length", [512]), "not a tokenizer that can be used: '>' not supp"),
+        (
+            with_setting("model_max_length", "512"),
+            "'>' not supported .*expected a tokenizer that can be used",
+        ),
+        (
+            with_setting("model_max_length", [512]),
+            "'>' not supported .*expected a tokenizer that can be used",
+        ),
         (without_its_unknown_token(), r"WordLevel error: Missing \[UNK\] token.*; mend tokenizer"),
     ],
 )

@@ -43,7 +43,9 @@ def test_training_rows_give_the_examples_and_none_is_scored(tmp_path: Path) -> N
     one = own(folder, num_fewshot=1)
     assert one.test[0].fewshot == task.test[0].fewshot[:1]
     assert len({own(folder).sha256, one.sha256, task.sha256}) == 3
-    with pytest.raises(UserError, match="num_fewshot: 3, but there are 2 usable rows in"):
+    with pytest.raises(
+        UserError, match="num_fewshot: found 2 usable rows in the training rows, expected 3"
+    ):
         own(folder, num_fewshot=3)
 
 
@@ -54,7 +56,7 @@ def test_dev_rows_are_only_examples(tmp_path: Path) -> None:
     assert "q4" not in scored  # a copy of a shot
     assert len(scored) == 19
     assert task.fewshot_source == "dev file"
-    with pytest.raises(UserError, match="no rows to draw examples from"):
+    with pytest.raises(UserError, match="only test rows, and none for examples"):
         own(rows(tmp_path / "alone", test=test), num_fewshot=1)
 
 
@@ -106,5 +108,5 @@ def test_plain_examples_are_a_block_and_chat_examples_are_turns(tmp_path: Path) 
 
 def test_conversations_and_texts_take_no_examples(tmp_path: Path) -> None:
     folder = rows(tmp_path, train=[{"text": f"t{n}"} for n in range(30)])
-    with pytest.raises(UserError, match=r"'num_fewshot' (applies|needs)"):
+    with pytest.raises(UserError, match="num_fewshot"):
         own(folder, num_fewshot=1)

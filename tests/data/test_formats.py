@@ -1,12 +1,18 @@
 """Every shape of a row, and the rows that are refused."""
 
+import json
+import random
 import re
+from pathlib import Path
 
 import pytest
 
+from rankscope.config.task import TaskConfig
 from rankscope.data.formats import FieldNames, parse_rows, shape_of
+from rankscope.data.hub import remove_brackets
 from rankscope.data.items import Message
-from rankscope.data.sources import RawRow
+from rankscope.data.rows import NoCompletion, RawRow
+from rankscope.data.tasks import load_task
 from rankscope.errors import UserError
 
 
@@ -27,6 +33,25 @@ MCQ = {"question": "q?", "choices": ["one", "two", "three"], "answer": 1}
 SHAREGPT = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
 TEXT_PARTS = [{"type": "text", "text": "h"}, {"type": "text", "text": "o"}]
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+
+HELLASWAG = {
+    "ind": 4,
+    "activity_label": "Removing ice from car",
+    "ctx_a": "Then, the man writes over the snow. [header] How to [title] Scrape it.",
+    "ctx_b": "he",
+    "ctx": "unused",
+    "endings": [" [step] adds wax.", "gets on.", "presses  it.", "goes. [substeps] Now."],
+    "source_id": "x",
+    "split": "train",
+    "split_type": "indomain",
+    "label": "3",
+}
+WINOGRANDE = {
+    "sentence": "Ian volunteered to eat Dennis's menudo because _ despised eating intestine.",
+    "option1": "Ian",
+    "option2": "Dennis",
+    "answer": "2",
+}
 
 # (row, question, completion, choices, answer)
 SHAPES = [
@@ -136,45 +161,52 @@ def test_a_conversation_ends_with_its_last_answer() -> None:
     assert prompted.messages == read.messages
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        (MCQ | {"answer": 3}, r"row 1: found answer 3, which is none of the 3 choices.*0 to 2"),
-        (MCQ | {"answer": -1}, r"row 1: found answer -1"),
-        (MCQ | {"answer": True}, r"row 1: found answer True"),
-        (MCQ | {"answer": "D"}, r"row 1: found answer 'D'"),
-        (MCQ | {"answer": 1.0}, r"row 1: found answer 1\.0"),
-        (
-            MCQ | {"choices": ["a", "b", "a "], "answer": 0},
-            r"row 1: found the duplicate choice 'a', which is",
-        ),
-        (MCQ | {"choices": ["a", float("nan")]}, r"row 1: found 1 usable choices out of 2"),
-        (MCQ | {"answer": "x" * 10**6}, r"answer 'x+\.\.\., which is none of the 3 choices"),
-        (MCQ | {"choices": {"text": 3, "label": 4}}, "row 1: choices must have 'text' and 'label'"),
-        ({"goal": "g", "sol1": "x", "sol2": "y", "label": "9" * 5000}, "expected an index from 0"),
-        (MCQ | {"choices": ["a"], "answer": 0}, r"row 1: found 1 usable choices"),
-        (MCQ | {"choices": ["a", None]}, r"row 1: found 1 usable choices out of 2"),
-        (MCQ | {"choices": "ab"}, r"row 1: choices must be a list"),
-        (MCQ | {"question": 5}, r"row 1: found int in field 'question'"),
-        ({"messages": "hi"}, r"row 1: field 'messages' must be a list"),
-        (
-            {"messages": [{"role": "narrator", "content": "x"}]},
-            r"message 1 of 'messages' has role 'narrator' and text; expected text, and one of",
-        ),
-        ({"messages": [{"role": "user", "content": None}]}, "has role 'user' and no text"),
-        (
-            {"messages": [CHAT[0], CHAT[1] | {"content": None, "tool_calls": [{"id": 1}]}]},
-            "found a tool call in message 2 of 'messages', expected text",
-        ),
-        ({"messages": [CHAT[0], CHAT[1] | {"function_call": {"name": "f"}}]}, "a tool call"),
-        ({"messages": ["hi"]}, "message 1 of 'messages' is not an object"),
-        ({"prompt": 3, "completion": "c"}, "field 'prompt' must be a list of messages"),
-    ],
-)
-def test_wrong_values_are_named_with_their_row(row: dict[str, object], message: str) -> None:
-    (reason,) = reasons(raw(row))
-    assert re.search(message, reason)
-    assert len(reason) < 400
+NAN, INFINITE = float("nan"), float("inf")
+
+# (row, found, expected)
+BAD_ROWS: list[tuple[dict[str, object], str, str]] = [
+    (MCQ | {"answer": 3}, "answer 3, which is none of the 3 choices", "an index from 0 to 2, a"),
+    (MCQ | {"answer": -1}, "answer -1", "a letter from A to C or the text of a choice"),
+    (MCQ | {"answer": True}, "answer True", ""),
+    (MCQ | {"answer": "D"}, "answer 'D'", ""),
+    (MCQ | {"answer": 1.0}, "answer 1.0", ""),
+    (MCQ | {"answer": "x" * 10**6}, "..., which is none of the 3 choices", ""),
+    (MCQ | {"answer": 10**400}, "answer 1000", ""),
+    (MCQ | {"choices": ["a", "b", "a "], "answer": 0}, "duplicate choice 'a', which is the answ",
+     "distinct choices"),
+    (MCQ | {"choices": ["a", NAN]}, "1 usable choices out of 2", "2 to 26 texts"),
+    (MCQ | {"choices": ["a", None]}, "1 usable choices out of 2", ""),
+    (MCQ | {"choices": ["a"], "answer": 0}, "1 usable choices out of 1", ""),
+    (MCQ | {"choices": "ab"}, "str as choices", "a list of texts"),
+    (MCQ | {"choices": {"text": 3, "label": 4}}, "{'text': 3, 'label'", "lists of equal length"),
+    (MCQ | {"question": 5}, "int in field 'question'", "text"),
+    ({"messages": "hi"}, "str in field 'messages'", "a list of messages"),
+    ({"messages": ["hi"]}, "str as message 1 of 'messages'", "an object"),
+    ({"messages": [{"role": "narrator", "content": "x"}]}, "text by the role 'narrator'",
+     "text by one of system, developer, user"),
+    ({"messages": [{"role": "user", "content": None}]}, "no text by the role 'user'", ""),
+    ({"messages": [CHAT[0], CHAT[1] | {"content": None, "tool_calls": [{"id": 1}]}]},
+     "a tool call in message 2 of 'messages'", "text: Rankscope trains on written answers alone"),
+    ({"messages": [CHAT[0], CHAT[1] | {"function_call": {"name": "f"}}]}, "a tool call", ""),
+    ({"prompt": 3, "completion": "c"}, "int in field 'prompt'", "a list of messages"),
+    ({"goal": "g", "sol1": "x", "sol2": "y", "label": "9" * 5000}, "'999", "an index from 0"),
+    (WINOGRANDE | {"answer": "3"}, "answer '3'", "'1' or '2'"),
+    (WINOGRANDE | {"sentence": "no blank"}, "the sentence 'no blank'", "'_' with text after it"),
+    (HELLASWAG | {"label": "four"}, "'four' in field 'label'", "an index from 0"),
+    (HELLASWAG | {"label": "4"}, "answer 4, which is none of the 4 choices", ""),
+    (HELLASWAG | {"endings": "x"}, "'x' as endings", "a list of texts"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "found", "expected"), BAD_ROWS)
+def test_wrong_values_are_named_with_their_row(
+    row: dict[str, object], found: str, expected: str
+) -> None:
+    (bad,) = parse_rows(raw(row)).rejected
+    assert (bad.where, bad.number) == ("rows.jsonl, row 1", 1)
+    assert found in bad.found
+    assert expected in bad.expected
+    assert len(str(bad)) < 400
 
 
 @pytest.mark.parametrize(
@@ -187,7 +219,7 @@ def test_wrong_values_are_named_with_their_row(row: dict[str, object], message: 
 def test_unknown_fields_are_refused_with_the_known_ones(
     row: dict[str, object], fields: str
 ) -> None:
-    with pytest.raises(UserError, match=rf"row 1: the fields {fields} fit no known shape; expect"):
+    with pytest.raises(UserError, match=rf"row 1: found the fields {fields}, which fit no known"):
         parse_rows(raw(row))
 
 
@@ -224,9 +256,6 @@ def test_rows_of_another_shape_are_named() -> None:
     ]
 
 
-NAN, INFINITE = float("nan"), float("inf")
-
-
 @pytest.mark.parametrize(
     ("row", "field"),
     [
@@ -247,7 +276,7 @@ NAN, INFINITE = float("nan"), float("inf")
 )
 def test_every_shape_can_lack_its_completion(row: dict[str, object], field: str) -> None:
     (rejected,) = parse_rows(raw(row)).rejected
-    assert rejected.lacks_completion
+    assert isinstance(rejected, NoCompletion)
     reason = f"found no completion in field {field!r}, expected a text, or which choice is right"
     assert str(rejected) == f"rows.jsonl, row 1: {reason}"
 
@@ -266,3 +295,74 @@ def test_a_multiple_choice_row_is_not_taken_for_a_written_answer() -> None:
     shape = shape_of(row)
     assert shape is not None
     assert shape.name == "multiple choice"
+
+
+# --- published data sets, and fields of other names ----------------------------------------------
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_hellaswag_is_cleaned_as_the_harness_does(tmp_path: Path) -> None:
+    # By hand after lm-evaluation-harness's rule: " [title]" -> ". ", brackets removed, each pair
+    # of spaces to one (a space left at the beginning stays).
+    rows = [HELLASWAG | {"ctx_b": f"he {n}"} for n in range(10)]
+    write(tmp_path / "hellaswag" / "test.jsonl", rows)
+    task = load_task(TaskConfig(name="hellaswag"), tmp_path, 0)
+    (item,) = [i for i in (*task.test, *task.validation) if i.question.endswith("He 0")]
+    assert item.prompt == (
+        "Removing ice from car: Then, the man writes over the snow. How to. Scrape it. He 0"
+    )
+    assert item.choices == (" adds wax.", "gets on.", "presses it.", "goes. Now.")
+    assert item.answer == 3
+    assert task.spec.primary_metric == "acc_norm"
+
+
+def test_winogrande_is_asked_by_what_follows_either_option(tmp_path: Path) -> None:
+    rows = [WINOGRANDE | {"sentence": f"{n}. {WINOGRANDE['sentence']}"} for n in range(10)]
+    write(tmp_path / "winogrande" / "test.jsonl", [*rows, WINOGRANDE | {"sentence": "no blank"}])
+    task = load_task(TaskConfig(name="winogrande"), tmp_path, 0)
+    item = next(i for i in (*task.test, *task.validation) if i.question.startswith("0."))
+    start = "0. Ian volunteered to eat Dennis's menudo because "
+    assert item.contexts == (start + "Ian", start + "Dennis")
+    assert item.prompt == start + "Dennis"
+    assert item.completion == "despised eating intestine."
+    assert (item.choices, item.answer) == (("Ian", "Dennis"), 1)
+    assert task.dropped == 1
+    letters = load_task(TaskConfig(name="winogrande", scorer="option_letter"), tmp_path, 0)
+    assert letters.test[0].contexts == ()
+    assert letters.test[0].prompt.endswith("A. Ian\nB. Dennis\nAnswer:")
+    for options, expected in (
+        ({"prompt": "{question}"}, "prompt"),
+        ({"primary_metric": "acc_norm"}, "acc"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            load_task(TaskConfig(name="winogrande", **options), tmp_path, 0)
+
+
+def test_own_field_names(tmp_path: Path) -> None:
+    rows = [
+        {"Frage": f"f{n}", "a": "ja", "b": "nein", "key": "B", "prompt": "not a prompt"}
+        for n in range(20)
+    ]
+    write(tmp_path / "rows.jsonl", rows)
+    names = {"question": "Frage", "choices": ["a", "b"], "answer": "key"}
+    config = TaskConfig(
+        name="mine", test=str(tmp_path / "rows.jsonl"), fields=names, prompt="{Frage}? ({key})"
+    )
+    item = load_task(config, None, 0).test[0]
+    assert (item.choices, item.answer) == (("ja", "nein"), 1)
+    assert item.prompt == f"{item.question}? (B)"
+    wrong = config.model_copy(update={"fields": names | {"question": "Frag"}})
+    with pytest.raises(UserError, match=r"row 1: found no field 'Frag'.* did you mean 'Frage'"):
+        load_task(wrong, None, 0)
+
+
+def test_brackets_are_removed_as_by_one_expression() -> None:
+    generator = random.Random(0)
+    for _ in range(3000):
+        text = "".join(generator.choice(["[", "]", "a", "  ", "\n", " [title]"]) for _ in range(12))
+        marked = text.strip().replace(" [title]", ". ")
+        assert remove_brackets(text) == re.sub(r"\[.*?\]", "", marked).replace("  ", " ")

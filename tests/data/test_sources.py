@@ -38,27 +38,32 @@ def test_windows_line_ends_and_line_separators_inside_texts(tmp_path: Path) -> N
     assert [r.fields for r in read_file(path)] == [row]
 
 
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        (b'{"prompt": "\xff"}', "byte 13 of the line, which is not valid UTF-8"),
-        (b'{"prompt": "a"', "not valid JSON"),
-        (b"[1, 2]", "found a JSON list, expected an object"),
-        (b'{"prompt": "\\ud800", "completion": "b"}', "a lone surrogate"),
-        (b"[" * 100_000, "not valid JSON (nested too deeply)"),
-        (
-            b'{"prompt": ' + b"9" * 5000 + b"}",
-            "JSON (an integer of more than 4,300 digits)",
-        ),
-    ],
-)
-def test_broken_lines_are_rows_with_a_problem(tmp_path: Path, bad: bytes, message: str) -> None:
-    first, second, third = read_file(
-        written(tmp_path / "a.jsonl", json.dumps(ROW), bad, json.dumps(ROW))
-    )
-    assert (first.problem, third.problem, third.number) == ("", "", 3)
-    assert message in second.problem
-    assert parse_rows([first, second, third]).rejected[0].location.endswith("a.jsonl, row 2")
+# (line, found, expected)
+BAD_LINES = [
+    (b'{"prompt": "\xff"}', "byte 13 of the line, which is not UTF-8", "UTF-8 text"),
+    (b'{"prompt": "a"', "text that is not JSON", "one JSON object per line"),
+    (b"prompt: a", "text that is not JSON", ""),
+    (b"[1, 2]", "a JSON list", "an object"),
+    (b'"a"', "a JSON str", "an object"),
+    (b"7", "a JSON int", "an object"),
+    (b'{"prompt": "\\ud800", "completion": "b"}', "a lone surrogate", ""),
+    (b"[" * 100_000, "text that is not JSON (nested too deeply)", ""),
+    (b'{"prompt": ' + b"9" * 5000 + b"}", "JSON (an integer of more than 4,300 digits)", ""),
+]
+
+
+@pytest.mark.parametrize(("bad", "found", "expected"), BAD_LINES)
+def test_broken_lines_are_rows_with_a_problem(
+    tmp_path: Path, bad: bytes, found: str, expected: str
+) -> None:
+    path = written(tmp_path / "a.jsonl", json.dumps(ROW), bad, json.dumps(ROW))
+    first, second, third = read_file(path)
+    assert (first.problem, third.problem, third.number) == (None, None, 3)
+    (rejected,) = parse_rows([first, second, third]).rejected
+    assert rejected is second.problem
+    assert rejected.where.endswith("a.jsonl, row 2")
+    assert found in rejected.found
+    assert expected in rejected.expected
 
 
 def test_a_whole_surrogate_pair_is_a_character(tmp_path: Path) -> None:
@@ -66,27 +71,55 @@ def test_a_whole_surrogate_pair_is_a_character(tmp_path: Path) -> None:
     assert read_file(path)[0].fields == {"text": "\U0001f600"}
 
 
-@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\n\n"])
-def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(UserError, match="found no rows"):
-        read_file(written(tmp_path / "a.jsonl", content))
+JSON_RULE = "an array of objects, or"
+KINDS = ".jsonl, .ndjson, .json, .csv, "
+
+# (name, content, place after the path, found, expected, do)
+BAD_FILES = [
+    ("a.jsonl", b"", "", "no rows", "at least one", "give a file with rows"),
+    ("a.jsonl", b"\xef\xbb\xbf", "", "no rows", "", ""),
+    ("a.jsonl", b"\n\n", "", "no rows", "", ""),
+    ("a.json", b"[]", "", "no rows", "", ""),
+    ("a.csv", b"question,answer\n", "", "no rows", "", ""),
+    ("a.pkl", b"\x80", "", "a .pkl file, which can run code when loaded", KINDS, "convert it"),
+    ("a.pickle", b"\x80", "", "a .pickle file, which can run code", KINDS, ""),
+    ("a.pt", b"\x80", "", "a .pt file, which can run code", KINDS, ""),
+    ("a.bin", b"\x80", "", "a .bin file, which can run code", KINDS, ""),
+    ("a.npz", b"\x80", "", "a .npz file, which can run code", KINDS, ""),
+    ("a.xlsx", b"a,b", "", "the suffix '.xlsx'", KINDS, "for example to CSV or JSONL"),
+    ("a.parquet", b"PAR1 not really", "", "", "a readable Parquet file", "write it again"),
+    ("a.json", b"[{}, ", "", "text that is not JSON (", JSON_RULE, "correct it"),
+    ("a.json", b'{"q": 1}', "", "an object without a list of rows", JSON_RULE, ""),
+    ("a.json", b'{"a": [{"q": 1}], "b": [{"q": 2}]}', "", "an object with the lists a, b", "", ""),
+    ("a.json", b"7", "", "one int without a list of rows", JSON_RULE, ""),
+    ("a.json", b'{"q": {"0": "x"}}', "", "", "", "(pandas: to_json(orient='records'))"),
+    ("a.csv", b"question,,answer,\na,b,c,d", ", line 1", "header 'question', '', 'ans", "", ""),
+    ("a.csv", b"a,a\n1,2", ", line 1", "the header 'a', 'a'", "a name for every column, each", ""),
+    ("a.csv", b"question\nca\xe9", ", line 2", "byte 12 of the file, which is", "UTF-8", "iconv"),
+    ("a.csv", b'a,b\n"x"y,2', ", line 2", "no table with the delimiter ','", "in double qu", ""),
+    ("a.csv", b'a,b\n"x,2\n3,4', ", line 3", "no table with the delimiter ','", "", ""),
+    ("a.csv", b"What is 1 + 1?,2\nand 2?,3", ", row 1 (line 2)", "which fit no known shape", "",
+     "a table needs a header"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("suffix", [".pkl", ".pickle", ".pt", ".bin", ".npz"])
-def test_files_that_can_run_code_are_refused_unopened(tmp_path: Path, suffix: str) -> None:
-    with pytest.raises(UserError, match="file, which can run code when loaded"):
-        read_file(written(tmp_path / f"a{suffix}", b"\x80\x04"))
+@pytest.mark.parametrize(("name", "content", "place", "found", "expected", "do"), BAD_FILES)
+def test_files_that_cannot_be_read(
+    tmp_path: Path, name: str, content: bytes, place: str, found: str, expected: str, do: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        parse_rows(read_file(written(tmp_path / name, content)))
+    assert error.value.where == f"{tmp_path / name}{place}"
+    assert found in error.value.found
+    assert expected in error.value.expected
+    assert do in error.value.do
 
 
-def test_other_kinds_of_path_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"found suffix '\.xlsx', expected \.jsonl, .*\.csv, "):
-        read_file(written(tmp_path / "a.xlsx", "a,b"))
+def test_places_that_hold_no_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="found a folder"):
         read_file(tmp_path)
     with pytest.raises(UserError, match="found nothing"):
         read_file(tmp_path / "absent.jsonl")
-    with pytest.raises(UserError, match="expected a readable Parquet file"):
-        read_file(written(tmp_path / "a.parquet", "PAR1 not really"))
 
 
 ROWS = [{"question": f'q{n}, "x"\nnew line', "answer": str(n)} for n in range(3)]
@@ -109,25 +142,9 @@ def test_json_in_every_arrangement(tmp_path: Path, name: str, text: str) -> None
     assert rows[1].location == f"{tmp_path / name}, row 2"
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[{}, ", r"a\.json: not valid JSON \(.*line 1 column"),
-        ('{"q": 1}', "found an object without a list of rows; expected an array of objects"),
-        ('{"a": [{"q": 1}], "b": [{"q": 2}]}', "an object with the lists a, b; expected"),
-        ("7", "found one int without a list of rows"),
-        ('{"q": {"0": "x"}}', r"pandas: to_json\(orient='records'\)"),
-        ("[]", "found no rows"),
-    ],
-)
-def test_other_json_documents_are_refused(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        read_file(written(tmp_path / "a.json", text))
-
-
 def test_an_array_may_hold_what_is_no_row(tmp_path: Path) -> None:
     _, second = read_file(written(tmp_path / "a.json", '[{"text": "a"}, 3]'))
-    assert second.problem == "found a JSON int, expected an object"
+    assert str(second.problem) == "found a JSON int, expected an object"
     (chat,) = read_file(written(tmp_path / "a.json", '{"messages": [{"role": "user"}]}'))
     assert list(chat.fields) == ["messages"]
 
@@ -155,32 +172,17 @@ def test_a_table_holds_text(tmp_path: Path, name: str, delimiter: str, mark: str
 def test_lines_of_a_table_with_other_cells_are_bad_rows(tmp_path: Path) -> None:
     text = ",question,answer\n0,a,b\n1,a\n\n2,a,b,c\n3,a,b\n"  # the index that pandas writes
     rows = read_file(written(tmp_path / "a.csv", text))
-    assert [row.problem.partition(";")[0] for row in rows] == [
-        "",
-        "found 2 cells, expected 3 as in the header",
-        "found 4 cells, expected 3 as in the header",
-        "",
-    ]
+    found = [row.problem and (row.problem.found, row.problem.expected) for row in rows]
+    rule = "3 as in the header"
+    assert found == [None, ("2 cells", rule), ("4 cells", rule), None]
     assert rows[0].fields == {"question": "a", "answer": "b"}
     assert rows[2].location.endswith("row 3 (line 5)")
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"question,,answer,\na,b,c,d", "line 1: found the header 'question', '', 'answer', ''"),
-        (b"a,a\n1,2", "expected a name for every column, each once"),
-        (b"question\nca\xe9", r"line 2: byte 12 of the file is not valid UTF-8; convert"),
-        (b'a,b\n"x"y,2', "line 2: not a table with the delimiter ','"),
-        (b'a,b\n"x,2\n3,4', "not a table with the delimiter ','"),
-        (b"question,answer\n", "found no rows"),
-        (b"What is 1 + 1?,2\nand 2?,3", "fit no known shape; .* a table needs a header"),
-    ],
-)
-def test_tables_that_cannot_be_read(tmp_path: Path, content: bytes, message: str) -> None:
-    (tmp_path / "a.csv").write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        parse_rows(read_file(tmp_path / "a.csv"))
+def test_a_text_file_is_its_paragraphs(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("\n one\ntwo\n\n\nthree\n", encoding="utf-8")
+    found = [(row.number, row.fields) for row in read_file(tmp_path / "t.txt")]
+    assert found == [(2, {"text": " one\ntwo"}), (6, {"text": "three"})]
 
 
 def bad_parquet() -> pa.Table:
@@ -197,12 +199,12 @@ def test_cells_of_parquet_that_python_cannot_hold_are_bad_rows(tmp_path: Path) -
     pq.write_table(bad_parquet(), tmp_path / "a.parquet")
     first, second, third = read_file(tmp_path / "a.parquet")
     assert second.fields["text"] == "fine"
-    assert first.problem.startswith("found an unreadable cell")
-    assert third.problem.startswith("found an unreadable cell")
+    for bad in (first, third):
+        assert bad.problem.found.startswith("an unreadable cell")
     zone = pa.table({"text": ["a"], "day": pa.array([0]).view(pa.timestamp("s", "Mars/Base"))})
     pq.write_table(zone, tmp_path / "b.parquet")
     (row,) = read_file(tmp_path / "b.parquet")
-    assert "unreadable cell" in row.problem
+    assert "unreadable cell" in row.problem.found
 
 
 def test_a_small_parquet_file_of_a_million_rows_is_refused(tmp_path: Path) -> None:
@@ -210,11 +212,11 @@ def test_a_small_parquet_file_of_a_million_rows_is_refused(tmp_path: Path) -> No
     path = tmp_path / "a.parquet"
     one = pa.DictionaryArray.from_arrays(pa.array([0] * 1_200_000, pa.int32()), pa.array(["a"]))
     pq.write_table(pa.table({"text": one}), path)
-    with pytest.raises(UserError, match="its rows take 600,000,000 bytes in memory"):
+    with pytest.raises(UserError, match="rows that take 600,000,000 bytes in memory"):
         read_file(path)
     long = pa.DictionaryArray.from_arrays(pa.array([0] * 600, pa.int32()), pa.array(["a" * 10**6]))
     pq.write_table(pa.table({"text": long}), path, compression="zstd")
-    with pytest.raises(UserError, match=r"its rows take 5\d\d,.* bytes in memory"):
+    with pytest.raises(UserError, match=r"rows that take 5\d\d,.* bytes in memory"):
         read_file(path)
 
 
@@ -248,9 +250,11 @@ def test_a_folder_gives_its_split_files(tmp_path: Path) -> None:
     written(tmp_path / "task" / "test.jsonl", json.dumps(ROW))
     assert list(split_paths(tmp_path / "task")) == ["test"]
     pq.write_table(pa.Table.from_pylist([ROW]), tmp_path / "task" / "test.parquet")
-    with pytest.raises(UserError, match="both files of test"):
+    with pytest.raises(
+        UserError, match=r"found both test\.jsonl and test\.parquet, expected one file of"
+    ):
         split_paths(tmp_path / "task")
-    with pytest.raises(UserError, match=r"no such folder; .* has task\b.*data_dir"):
+    with pytest.raises(UserError, match=r"no such folder beside task\b.*data_dir"):
         split_paths(tmp_path / "tusk")
 
 
@@ -263,7 +267,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("time.sleep", lambda seconds: asked.append("retry"))
     with pytest.raises(
         UserError,
-        match=r"hub nobody/nothing: cannot be loaded \(the hub does not answer.*common_facts",
+        match=r"hub nobody/nothing: found a data .* loaded \(the hub does not answer.*common_facts",
     ):
         read_hub(HubSource("nobody/nothing"))
     assert asked == []
@@ -288,7 +292,7 @@ def test_the_hub_route_reads_a_local_copy(tmp_path: Path, monkeypatch: pytest.Mo
     assert files["test"][0].location.endswith("test, row 1")
     content = parse_rows(files["test"]).rows[0][1]
     assert (content.choices, content.answer) == (("a", "b"), 1)
-    with pytest.raises(UserError, match="has the splits train, test; expected one of dev"):
+    with pytest.raises(UserError, match="found the splits train, test, expected one of dev"):
         read_hub(HubSource(str(folder), train=None, validation="dev", test=None))
 
 
@@ -338,7 +342,9 @@ def test_the_commit_that_was_read_is_reported(
 def test_an_unreachable_hub_is_reported_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"hub nobody/nothing: cannot be loaded .*data_dir"):
+    with pytest.raises(
+        UserError, match=r"hub nobody/nothing: found a data set that cannot be loaded .*data_dir"
+    ):
         read_hub(HubSource("nobody/nothing"))
 
 

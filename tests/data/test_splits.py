@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from rankscope.data.items import Item
-from rankscope.data.splits import Splits, first_of_order, split_rows
+from rankscope.data.splits import first_of_order, split_rows
 from rankscope.errors import UserError
 
 
@@ -15,10 +15,6 @@ def rows(file: str, count: int) -> list[Item]:
 
 def ids(items: Sequence[Item]) -> list[str]:
     return [item.item_id for item in items]
-
-
-def sizes(splits: Splits) -> tuple[int, int, int]:
-    return len(splits.train), len(splits.validation), len(splits.test)
 
 
 # files -> (train, validation, report), published data
@@ -48,9 +44,9 @@ def test_sizes_and_separation(
     files: dict[str, int], expected: tuple[int, int, int], own: bool
 ) -> None:
     items = {name: rows(name, count) for name, count in files.items()}
-    splits = split_rows("t", items, 0, own_data=own)
-    assert sizes(splits) == expected
-    parts = [ids(splits.train), ids(splits.validation), ids(splits.test)]
+    splits, _ = split_rows("t", items, 0, own_data=own)
+    parts = [ids(split) for split in splits.values()]
+    assert tuple(map(len, parts)) == expected
     together = [i for part in parts for i in part]
     assert len(together) == len(set(together))
     used = {name for name in files if own or name != "validation" or files[name] >= 50}
@@ -64,29 +60,30 @@ def test_a_cut_is_seeded_by_data_seed_and_task() -> None:
     items = {"train": rows("train", 300), "test": rows("test", 50)}
     first = split_rows("t", items, 0, own_data=False)
     assert split_rows("t", items, 0, own_data=False) == first
-    assert ids(split_rows("t", items, 1, own_data=False).validation) != ids(first.validation)
-    assert ids(split_rows("u", items, 0, own_data=False).validation) != ids(first.validation)
+    for task, seed in (("t", 1), ("u", 0)):
+        other, _ = split_rows(task, items, seed, own_data=False)
+        assert ids(other["validation"]) != ids(first[0]["validation"])
 
 
 def test_train_rows_that_repeat_a_validation_row_are_taken_out() -> None:
     train = rows("train", 100)
     held = [Item("t/validation/1", "TRAIN  5!", "Answer 5."), *rows("validation", 60)]
-    splits = split_rows(
+    splits, notes = split_rows(
         "t", {"train": train, "validation": held, "test": train[:2]}, 0, own_data=False
     )
-    assert ids(splits.train) == [i for i in ids(train) if i != "t/train/5"]
-    assert any("1 train rows repeat a validation row" in note for note in splits.notes)
+    assert ids(splits["train"]) == [i for i in ids(train) if i != "t/train/5"]
+    assert any("1 train rows repeat a validation row" in note for note in notes)
     # Test rows that are train rows are contamination: reported, not removed.
-    assert ids(splits.test) == ["t/train/1", "t/train/2"]
+    assert ids(splits["test"]) == ["t/train/1", "t/train/2"]
 
 
 def test_copies_inside_a_split_are_kept_and_reported() -> None:
     test = [*rows("test", 20), Item("t/test/21", "test 3", "answer 3")]
-    splits = split_rows(
+    splits, notes = split_rows(
         "t", {"validation": rows("validation", 60), "test": test}, 0, own_data=False
     )
-    assert len(splits.test) == 21
-    assert splits.notes == ("t: 1 test rows are copies of others and were kept",)
+    assert len(splits["test"]) == 21
+    assert notes == ["t: 1 test rows are copies of others and were kept"]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -99,34 +96,32 @@ def test_copies_stay_together_in_every_cut(files: tuple[str, ...], seed: int) ->
         many = [Item(f"t/{file}/{1000 + n}", f"{file} 0", "a") for n in range(100)]
         return made + many
 
-    splits = split_rows("t", {file: repeated(file, 50) for file in files}, seed, own_data=True)
-    parts = [
-        {row.content for row in part} for part in (splits.train, splits.validation, splits.test)
-    ]
+    splits, _ = split_rows("t", {file: repeated(file, 50) for file in files}, seed, own_data=True)
+    parts = [{row.content for row in part} for part in splits.values()]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 50 * len(files)
-    assert len(splits.train + splits.validation + splits.test) == 250 * len(files)
+    assert sum(map(len, splits.values())) == 250 * len(files)
 
 
 def test_validation_rows_that_repeat_a_report_row_are_taken_out() -> None:
     held = rows("validation", 60)
     test = [Item("t/test/1", "Validation 5.", "ANSWER 5"), *rows("test", 20)]
-    splits = split_rows("t", {"validation": held, "test": test}, 0, own_data=False)
-    assert ids(splits.validation) == [i for i in ids(held) if i != "t/validation/5"]
-    assert len(splits.test) == 21
-    assert splits.notes == ("t: 1 validation rows repeat a test row and were removed",)
+    splits, notes = split_rows("t", {"validation": held, "test": test}, 0, own_data=False)
+    assert ids(splits["validation"]) == [i for i in ids(held) if i != "t/validation/5"]
+    assert len(splits["test"]) == 21
+    assert notes == ["t: 1 validation rows repeat a test row and were removed"]
     # Here test is cut from train, and below one file has two uses.
     both = {"train": rows("train", 50), "validation": rows("train", 50)}
-    cut = split_rows("t", both | {"train": rows("train", 60)}, 0, own_data=True)
-    contents = [{row.content for row in part} for part in (cut.train, cut.validation, cut.test)]
+    cut, _ = split_rows("t", both | {"train": rows("train", 60)}, 0, own_data=True)
+    contents = [{row.content for row in part} for part in cut.values()]
     assert sum(map(len, contents)) == len(set.union(*contents)) == 60
-    with pytest.raises(UserError, match=r"0 validation .* 9 validation .* Give test rows that the"):
+    with pytest.raises(UserError, match=r"0 validation .* 9 validation .* give test rows that the"):
         split_rows("t", {"validation": rows("test", 9), "test": rows("test", 9)}, 0, own_data=True)
 
 
 @pytest.mark.parametrize("files", [{"train": 1}, {"train": 2}, {"test": 1}, {"validation": 9}, {}])
 def test_too_few_rows_are_refused(files: dict[str, int]) -> None:
     items = {name: rows(name, count) for name, count in files.items()}
-    with pytest.raises(UserError, match=r"task 't': .*(one test row|no train row is left)"):
+    with pytest.raises(UserError, match=r"task 't': .*(one test row|no train row beside)"):
         split_rows("t", items, 0, own_data=True)
 
 

@@ -24,9 +24,9 @@ def test_a_training_task_without_rows_is_refused_with_a_way_out(
     with pytest.raises(UserError) as error:
         Study.load(study)
     assert str(error.value) == (
-        "task 'mmlu' is trained on but has no training rows (only test, validation): add a file of "
-        "them ('train:' in the task, or train.jsonl in its folder), or only evaluate it: move it "
-        "from 'tasks' to 'evaluate.cross_domain'"
+        "task 'mmlu': found no training rows (only test, validation), although it is trained on, "
+        "expected a file of them ('train:' in the task, or train.jsonl in its folder); add it, or "
+        "only evaluate the task: move it from 'tasks' to 'evaluate.cross_domain'"
     )
     alone = Study.load(study, ["tasks=[gsm8k,medmcqa,mathqa,legal_mcq]"]).config
     assert "mmlu" in alone.evaluation_tasks()
@@ -38,7 +38,7 @@ def test_a_training_task_without_rows_is_refused_with_a_way_out(
             "arms": [{"method": "full", "lr": 1e-3}],
         }
     )
-    with pytest.raises(UserError, match="'common_facts' is trained on but has no training rows"):
+    with pytest.raises(UserError, match="'common_facts': found no training rows"):
         prepare_data(config, Encoder(load_tokenizer(model_folder(config.model)), "auto", 64))
 
 

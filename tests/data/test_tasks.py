@@ -123,7 +123,7 @@ def test_the_scorer_brings_its_prompt(load: Load) -> None:
     assert not load("arc_easy").spec.lists_options
     with pytest.raises(UserError, match=r"'option_letter': the prompt needs \{options\}"):
         load("casehold", prompt="{question} ?")
-    with pytest.raises(UserError, match="'option_text' needs rows with choices"):
+    with pytest.raises(UserError, match="a row without choices for scorer 'option_text'"):
         load("gsm8k", scorer="option_text", max_train_rows=1)
 
 
@@ -180,11 +180,11 @@ def test_the_documented_table_is_true(load: Load) -> None:
 
 
 def test_unknown_and_missing_tasks_are_reported_with_a_way_out(tmp_path: Path, load: Load) -> None:
-    with pytest.raises(UserError, match=r"'arc_esay' is not a named task; did you mean 'arc_easy'"):
+    with pytest.raises(UserError, match=r"'arc_esay': found no task of .* did you mean 'arc_easy'"):
         load("arc_esay")
-    with pytest.raises(UserError, match="For your own data give 'train:'"):
+    with pytest.raises(UserError, match="for your own data give 'train:'"):
         load("zzz")
-    with pytest.raises(UserError, match=r"arc_easy: no such folder"):
+    with pytest.raises(UserError, match="arc_easy: found no such folder"):
         load_task(TaskConfig(name="arc_easy"), tmp_path, 0)
 
 
@@ -268,7 +268,7 @@ def test_own_conversations_keep_their_turns(tmp_path: Path) -> None:
     task = load_task(TaskConfig(name="mine", train=path), None, 0)
     assert [m.role for m in task.test[0].messages] == ["system", "user", "assistant"]
     assert task.test[0].completion.startswith("ho")
-    with pytest.raises(UserError, match="'prompt' does not apply to rows of messages"):
+    with pytest.raises(UserError, match="found 'prompt' for rows of messages"):
         load_task(TaskConfig(name="mine", train=path, prompt="{x}"), None, 0)
 
 
@@ -282,7 +282,7 @@ def test_a_prompt_template_takes_any_field_and_evaluates_nothing(tmp_path: Path)
     item = load_task(config, None, 0).train[0]
     place = int(item.location.rsplit(" ", 1)[1]) - 1
     assert item.prompt == f"{{question.__class__}} | q{place} {place}:\n{{}}"
-    with pytest.raises(UserError, match=r"names \{passsage\}.*fields: question, passage, answer"):
+    with pytest.raises(UserError, match=r"\{passsage\} in the .* one of question, passage, answer"):
         load_task(config.model_copy(update={"prompt": "{passsage}"}), None, 0)
 
 
@@ -291,10 +291,10 @@ def test_a_scorer_that_the_rows_do_not_allow_is_refused(tmp_path: Path) -> None:
     path = own_file(tmp_path / "d.jsonl", rows)
     with pytest.raises(
         UserError,
-        match=r"(?s)'mine': 20 of 20 rows.*d.jsonl, row 1: scorer 'number' found no.*'five'",
+        match=r"(?s)'mine': found 20 of 20 .*d.jsonl, row 1: found no single number.*'five'",
     ):
         load_task(TaskConfig(name="mine", train=path, scorer="number"), None, 0)
-    with pytest.raises(UserError, match="give files or 'hub', not both"):
+    with pytest.raises(UserError, match="found files and 'hub', expected one source"):
         load_task(TaskConfig(name="mine", train=path, hub="a/b"), None, 0)
 
 
@@ -333,14 +333,11 @@ def test_a_megabyte_in_one_cell_is_a_row_like_any_other(tmp_path: Path) -> None:
     assert len(lengths) == 20
 
 
-@pytest.mark.parametrize(
-    "gold", ["3/4", "1e6", "7:30", "10, 20", "10,20", "\u0661\u0668", "1\u00bd"]
-)
-def test_golds_that_are_not_one_number_are_refused(tmp_path: Path, gold: str) -> None:
+def test_golds_that_are_not_one_number_are_refused(tmp_path: Path) -> None:
     rows = [{"question": f"q{n}", "answer": f"so #### {n}"} for n in range(40)]
-    rows[2] = {"question": "q2", "answer": f"so #### {gold}"}
+    rows[2] = {"question": "q2", "answer": "so #### 3/4"}
     config = TaskConfig(name="mine", train=own_file(tmp_path / "d.jsonl", rows))
-    with pytest.raises(UserError, match=r"1 of 40 rows .*\n.*row 3: scorer 'number' found no sing"):
+    with pytest.raises(UserError, match=r"1 of 40 rows .*\n.*row 3: found no single number for"):
         load_task(config, None, 0)
 
 
@@ -365,11 +362,11 @@ def test_published_golds_that_are_not_one_number_are_left_out_and_counted(tmp_pa
     assert "gsm8k/train/6" not in {item.item_id for item in task.train + task.validation}
     (note,) = [note for note in task.notes if "dropped" in note]
     assert note.startswith(
-        f"gsm8k: 1 of 201 rows were dropped: {folder}/train.jsonl, row 6: scorer"
+        f"gsm8k: 1 of 201 rows were dropped: {folder}/train.jsonl, row 6: found no"
     )
     rows[7:30] = [{"question": "q", "answer": "so #### 1e6"}] * 23
     own_file(folder / "train.jsonl", rows)
-    with pytest.raises(UserError, match=r"gsm8k/train.jsonl, row 26: scorer 'number' found no"):
+    with pytest.raises(UserError, match=r"gsm8k/train.jsonl, row 26: found no single number"):
         load_task(TaskConfig(name="gsm8k"), tmp_path, 0)
     assert load_task(TaskConfig(name="gsm8k", on_bad_rows="drop"), tmp_path, 0).dropped == 24
 
@@ -399,7 +396,7 @@ def test_all_bad_rows_are_listed_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         load_task(TaskConfig(name="mine", train=path), None, 0)
     first, *rows, last = str(error.value).splitlines()
-    assert first == "task 'mine': 7 of 40 rows cannot be used:"
+    assert first == "task 'mine': found 7 of 40 rows that cannot be used:"
     for number, (row, reason) in enumerate(
         zip(
             rows,
@@ -409,7 +406,7 @@ def test_all_bad_rows_are_listed_at_once(tmp_path: Path) -> None:
                 "found the duplicate choice 'b', which is the answer",
                 "found the duplicate choice 'b', a wrong one",
                 "found 1 usable choices out of 1",
-                "found what is not valid JSON",
+                "found text that is not JSON",
                 "found the shape 'text', expected 'multiple choice'",
             ],
             strict=True,
@@ -436,9 +433,9 @@ def test_dropped_rows_are_counted_and_change_the_data(tmp_path: Path) -> None:
     again = load_task(TaskConfig(name="mine", train=path, on_bad_rows="drop"), None, 0)
     assert (again.dropped, again.sha256 == task.sha256) == (7, False)
     Path(path).write_text("{\n{", encoding="utf-8")
-    with pytest.raises(UserError, match="2 of 2 rows cannot be used") as refusal:
+    with pytest.raises(UserError, match="2 of 2 rows that cannot be used") as refusal:
         load_task(TaskConfig(name="mine", train=path, on_bad_rows="drop"), None, 0)
-    assert str(refusal.value).endswith("No row is left. Correct them.")
+    assert refusal.value.do == "correct them: no row is left"
 
 
 @pytest.mark.parametrize(
@@ -454,7 +451,7 @@ def test_one_percent_of_own_rows_or_one_may_lack_a_completion(
     rows[-missing:] = [{"prompt": "p", "completion": float("nan")}] * missing
     config = TaskConfig(name="mine", train=own_file(tmp_path / "d.jsonl", rows))
     if refused:
-        with pytest.raises(UserError, match=rf"{missing} of {num_rows} rows? cannot be used"):
+        with pytest.raises(UserError, match=rf"{missing} of {num_rows} rows? that cannot be"):
             load_task(config, None, 0)
     else:
         task = load_task(config, None, 0)
@@ -484,8 +481,8 @@ def test_twenty_bad_rows_are_shown(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         load_task(TaskConfig(name="mine", train=path, scorer="option_text"), None, 0)
     first, *shown, more, _ = str(error.value).splitlines()
-    assert first == "task 'mine': 29 of 29 rows cannot be used:"
-    reason = "scorer 'option_text' needs rows with choices and an answer"
+    assert first == "task 'mine': found 29 of 29 rows that cannot be used:"
+    reason = "found a row without choices for scorer 'option_text', expected choices and an answer"
     assert shown == [f"  {path}, row {n}: {reason}" for n in range(1, 21)]
     assert more == "  ... and 9 more"
 
@@ -564,7 +561,9 @@ def test_a_label_that_no_training_row_has(tmp_path: Path) -> None:
         name: own_file(tmp_path / f"{name}.jsonl", part)
         for name, part in (("train", rows[:20]), ("validation", rows[20:]), ("test", other))
     }
-    with pytest.raises(UserError, match=r"found the label 'c', expected one of the training rows'"):
+    with pytest.raises(
+        UserError, match=r"found the label 'c', expected one of the training rows': '"
+    ):
         load_task(TaskConfig(name="mine", **files), None, 0)
     del files["train"]
     task = load_task(TaskConfig(name="mine", **files, on_bad_rows="drop"), None, 0)

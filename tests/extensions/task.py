@@ -6,8 +6,8 @@ Import the module before a study (or ``rankscope.score``) that names the task.
 from rankscope.data.formats import Shape
 from rankscope.data.pocket_world import ATTRIBUTES
 from rankscope.data.registry import TaskSpec, register_task
-from rankscope.data.rows import RowContent, multiple_choice, text_field
-from rankscope.data.sources import RawRow, SplitRows, numbered
+from rankscope.data.rows import RawRow, RowContent, multiple_choice, text_field
+from rankscope.data.sources import SplitRows, numbered
 
 KINDS = {"metal": "person", "animal": "person", "target": "drug", "charge": "case"}
 """An attribute -> the kind of entity that has it."""

@@ -70,5 +70,5 @@ def test_the_evaluation_engine_scores_the_task() -> None:
 
 @pytest.mark.usefixtures("_task_file")
 def test_a_name_stands_for_one_task() -> None:
-    with pytest.raises(UserError, match="a task named 'kinds_of_words' already exists"):
+    with pytest.raises(UserError, match="'kinds_of_words': found a task of this name"):
         register_task(NAMED_TASKS[NAME])

@@ -190,8 +190,8 @@ MCQ = {"question": "q", "choices": ["a", "b"], "answer": 1}
             "rows.jsonl, row 7: found the duplicate choice 'a'",
         ),
         ({"choices": ["a", "b"], "answer": 1}, "rows.jsonl, row 7: found the fields"),
-        (MCQ | {"choices": "ab"}, "rows.jsonl, row 7: choices must be a list"),
-        ("{", "rows.jsonl, row 7: found what is not valid JSON"),
+        (MCQ | {"choices": "ab"}, "rows.jsonl, row 7: found str as choices"),
+        ("{", "rows.jsonl, row 7: found text that is not JSON"),
         (MCQ | {"choices": ["a", ""]}, "rows.jsonl, row 7: found 1 usable choices out of 2"),
         (MCQ | {"question": "word " * 900}, "rows.jsonl, row 7, needs"),
     ],
@@ -211,8 +211,8 @@ def test_bad_rows_are_named_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ('prompt: "{nofield}"', "rows.jsonl, row 1: the prompt template names {nofield}"),
-        ("scorer: number", "rows.jsonl, row 1: scorer 'number' found no single number"),
+        ('prompt: "{nofield}"', "rows.jsonl, row 1: found {nofield} in the prompt template"),
+        ("scorer: number", "rows.jsonl, row 1: found no single number"),
     ],
 )
 def test_rows_that_a_task_file_cannot_use_are_named(
@@ -290,7 +290,7 @@ def test_long_answers_are_scored_whole(tmp_path: Path) -> None:
         ),
         (("--tasks", "nowhere.yaml"), "nowhere.yaml: found no such file"),
         (("--tasks", "./nowhere"), "no such file or folder"),
-        (("--tasks", "perplexity"), "its rows are your own texts"),
+        (("--tasks", "perplexity"), "found no rows, expected your own texts"),
     ],
 )
 def test_what_does_not_exist_is_an_error(words: tuple[str, ...], message: str) -> None:
@@ -336,7 +336,7 @@ def test_a_path_is_known_by_its_slash_or_dot(
     monkeypatch.chdir(tmp_path)
     assert by_model(ask("--tasks", "d/sub", "--json"))["base", "sub"]["record"]["n"] == 12
     for task, message in (
-        ("rows.xlsx", "rows.xlsx: found suffix '.xlsx', expected .jsonl"),
+        ("rows.xlsx", "rows.xlsx: found the suffix '.xlsx', expected .jsonl"),
         ("rows.json", "task rows.json: no such file or folder"),
         ("owner/name", "'hub: owner/name'"),
     ):

@@ -38,9 +38,11 @@ class TextSegment:
     """Token after it, also a label: the template's turn end, or the tokenizer's end token."""
 
 
-@dataclass(frozen=True, slots=True)
-class _ChatFrame:
-    """What a chat template puts around an assistant turn."""
+class ChatTemplate:
+    """One tokenizer's chat template, and what it puts around an answer, measured on a probe.
+
+    ``source``: the template's text. ``special_texts``: the tokenizer's special tokens as text.
+    """
 
     opening: str
     """Between generation prompt and answer, such as an empty thinking block; part of the prompt."""
@@ -48,16 +50,6 @@ class _ChatFrame:
     end: str
     """From the end of the answer through the turn-end token; empty if there is no such token."""
     strips: bool  # The template strips white space around the answer
-
-    def render_answer(self, text: str) -> str:
-        return self.lead + (text.strip() if self.strips else text)
-
-
-class ChatTemplate:
-    """One tokenizer's chat template, measured on a probe conversation.
-
-    ``source``: the template's text. ``special_texts``: the tokenizer's special tokens as text.
-    """
 
     def __init__(
         self, tokenizer: "PreTrainedTokenizerBase", source: object, special_texts: Sequence[str]
@@ -68,7 +60,7 @@ class ChatTemplate:
             raise UserError("chat template", found, "a template's text", do)
         self._source = (FIXED_CLOCK if "strftime_now" in source else "") + source
         self.writes_date = "strftime_now" in source or "date_string" in source
-        self.frame = self._measure_frame(special_texts)
+        self._measure(special_texts)
 
     def render(
         self, turns: Sequence[Message], location: str, *, with_generation_prompt: bool = False
@@ -85,9 +77,10 @@ class ChatTemplate:
         except Exception as error:  # a template may raise any exception
             roles = ", ".join(turn.role for turn in turns)
             raise UserError(
-                f"{location}: found the turns {roles}, which the chat template refuses "
-                f"({first_line(error)}), expected turns that it renders; change the row's roles, "
-                "or use prompt_format: plain"
+                location,
+                f"the turns {roles}, which the chat template refuses ({first_line(error)})",
+                "turns that it renders",
+                "change the row's roles, or use prompt_format: plain",
             ) from error
         return str(text)
 
@@ -113,35 +106,42 @@ class ChatTemplate:
                 continue
             prompt = self.render(turns[:position], location, with_generation_prompt=True)
             if position == last and not turn.content.strip():
-                prompt += self.frame.opening
+                prompt += self.opening
                 empty_answer = TextSegment("", is_label=True, end="turn")
                 return [*segments, TextSegment(prompt[done:]), empty_answer]
             if not full.startswith(prompt) or len(prompt) < done:
                 raise UserError(
-                    f"{location}: the chat template renders turns 1 to {position} differently if "
-                    "later turns follow, so the model would be trained on another text than it "
-                    "sees in use; split the conversation into rows of one answer each"
+                    location,
+                    f"turns 1 to {position}, which the chat template renders differently if later "
+                    "turns follow",
+                    "the text in training that the model sees in use",
+                    "split the conversation into rows of one answer each",
                 )
-            answer = self.frame.render_answer(turn.content)
-            place = f"{location}: turn {position + 1}"
+            answer = self.render_answer(turn.content)
+            place = f"{location}, turn {position + 1}"
             start = self._find_answer(full, len(prompt), answer, place)
-            ended = bool(self.frame.end) and full.startswith(self.frame.end, start + len(answer))
+            ended = bool(self.end) and full.startswith(self.end, start + len(answer))
             end: Literal["", "turn", "eos"] = "turn" if ended else "eos" if position == last else ""
             segments += [TextSegment(full[done:start]), TextSegment(answer, is_label=True, end=end)]
-            done = start + len(answer) + (len(self.frame.end) if ended else 0)
+            done = start + len(answer) + (len(self.end) if ended else 0)
         return segments
 
     def _find_answer(self, full: str, after: int, answer: str, place: str) -> int:
         """Position of an answer in the rendered text, right after its prompt."""
-        for opening in (self.frame.opening, ""):
+        for opening in (self.opening, ""):
             if full.startswith(opening + answer, after):
                 return after + len(opening)
         raise UserError(
-            f"{place}: the chat template changes this answer, so its tokens cannot be labeled; "
-            "remove the part that it rewrites (such as thinking marks), or use prompt_format: plain"
+            place,
+            "an answer that the chat template changes",
+            "one that it writes as it is, so that its tokens can be labeled",
+            "remove what it rewrites (such as thinking marks), or use prompt_format: plain",
         )
 
-    def _measure_frame(self, special_texts: Sequence[str]) -> _ChatFrame:
+    def render_answer(self, text: str) -> str:
+        return self.lead + (text.strip() if self.strips else text)
+
+    def _measure(self, special_texts: Sequence[str]) -> None:
         user = Message("user", "a")
         where = "chat template"
         prompt = self.render([user], where, with_generation_prompt=True)
@@ -149,19 +149,18 @@ class ChatTemplate:
         spaced = self.render([user, Message("assistant", f" {PROBE} ")], where)
         if not plain.startswith(prompt) or plain.count(PROBE) != 1:
             raise UserError(
-                f"chat template: an answered conversation ({plain[:120]!r}) does not start with "
-                f"the prompt for its answer ({prompt[:120]!r}), so labels cannot be placed; use "
-                "prompt_format: plain"
+                where,
+                f"an answered conversation, {plain[:120]!r}",
+                f"it to start with the prompt for its answer, {prompt[:120]!r}, so that labels can "
+                "be placed",
+                "use prompt_format: plain",
             )
         before, after = plain[len(prompt) :].split(PROBE)
-        opening = before.rstrip(" ")
+        self.opening = before.rstrip(" ")
+        self.lead = before[len(self.opening) :]
         stops = [after.index(text) + len(text) for text in special_texts if text and text in after]
-        return _ChatFrame(
-            opening=opening,
-            lead=before[len(opening) :],
-            end=after[: min(stops)] if stops else "",
-            strips=spaced == plain,
-        )
+        self.end = after[: min(stops)] if stops else ""
+        self.strips = spaced == plain
 
 
 def plain_turns(turns: Sequence[Message]) -> list[TextSegment]:

@@ -8,7 +8,6 @@ wording of the data set (a greeting, a form with other numbers, a stock answer),
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from rankscope.data.items import Item
 
@@ -23,32 +22,19 @@ SAME_QUESTION_SHARE = 0.5
 Words = tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Contamination:
-    """Ids of the test items also found in train; no id is in both tuples."""
+Contamination = dict[str, tuple[str, ...]]
+"""Ids of the test items also found in train, by kind, each in one kind: ``exact``, question and
+gold answer are equal after normalization; ``ngram13``, a training row shares an uncommon run."""
+NO_CONTAMINATION: Contamination = {"exact": (), "ngram13": ()}
 
-    exact: tuple[str, ...] = ()  # Question and gold answer are equal after normalization
-    ngram13: tuple[str, ...] = ()
-    """Not exact, but one training row shares an uncommon run of 13 words."""
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """Items by kind, as recorded per task."""
-        return {"exact": len(self.exact), "ngram13": len(self.ngram13)}
-
-    @property
-    def item_ids(self) -> frozenset[str]:
-        return frozenset(self.exact + self.ngram13)
-
-    def notes(self, task: str, num_test: int) -> Iterator[str]:
-        """One sentence per kind."""
-        if self.exact:
-            yield f"{task}: {len(self.exact)} of {num_test} test rows are copies of training rows"
-        if self.ngram13:
-            yield (
-                f"{task}: {len(self.ngram13)} of {num_test} test rows overlap the training set "
-                "(13-gram match)"
-            )
+def contamination_notes(found: Contamination, task: str, num_test: int) -> Iterator[str]:
+    """One sentence per kind."""
+    if exact := len(found["exact"]):
+        yield f"{task}: {exact} of {num_test} test rows are copies of training rows"
+    if overlapping := len(found["ngram13"]):
+        rows = f"{overlapping} of {num_test} test rows"
+        yield f"{task}: {rows} overlap the training set (13-gram match)"
 
 
 def find_contamination(train: Sequence[Item], test: Sequence[Item]) -> Contamination:
@@ -83,10 +69,8 @@ def find_contamination(train: Sequence[Item], test: Sequence[Item]) -> Contamina
         for position, decides in runs[run]
         if decides or any(_are_similar(test[position].content[0], asked) for asked in questions)
     }
-    return Contamination(
-        exact=tuple(test[position].item_id for position in sorted(exact)),
-        ngram13=tuple(test[position].item_id for position in sorted(overlapping - exact)),
-    )
+    kinds = {"exact": exact, "ngram13": overlapping - exact}
+    return {kind: tuple(test[p].item_id for p in sorted(found)) for kind, found in kinds.items()}
 
 
 def _word_runs(texts: str | tuple[str, ...], length: int) -> set[Words]:

@@ -80,10 +80,8 @@ def resolved_format(
     """``auto`` is ``chat`` if there is a template. Raises UserError for ``chat`` without one."""
     has_template = bool(tokenizer.chat_template)
     if requested == "chat" and not has_template:
-        raise UserError(
-            "prompt_format 'chat': found a tokenizer without chat template, expected one that has "
-            "it; use 'plain' or 'auto'"
-        )
+        found = "a tokenizer without chat template"
+        raise UserError("prompt_format 'chat'", found, "one that has it", "use 'plain' or 'auto'")
     return "chat" if has_template and requested != "plain" else "plain"
 
 
@@ -115,10 +113,9 @@ class Encoder:
             special = [token_id for token_id, token in added if token.special]
             self.special_ids = frozenset([*tokenizer.all_special_ids, *special])
         if tokenizer.eos_token_id is None:
-            raise UserError(
-                "the tokenizer has no end token (eos_token), so no answer could ever end; name one "
-                "in tokenizer_config.json"
-            )
+            rule = "one, so that answers end"
+            do = "name it in tokenizer_config.json"
+            raise UserError(self._place, "no end token (eos_token)", rule, do)
         self._eos_id = int(tokenizer.eos_token_id)
         # Some tokenizers that know every byte name another special token here.
         others = (self._eos_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
@@ -138,8 +135,8 @@ class Encoder:
             with self._reading_tokenizer():
                 template = tokenizer.get_chat_template()
             self._chat = ChatTemplate(tokenizer, template, texts)
-            if self._chat.frame.end:
-                self._end_ids["turn"] = self._tokenize_continuation(self._chat.frame.end)
+            if self._chat.end:
+                self._end_ids["turn"] = self._tokenize_continuation(self._chat.end)
         self.stop_ids = frozenset({self._eos_id, self._end_ids["turn"][-1]})
         self.notes = self._make_notes(prompt_format)
 
@@ -164,7 +161,7 @@ class Encoder:
         if item is not None and _is_plain_text(item):
             return self._tokenize(text)
         if self._chat is not None:
-            return self._tokenize_continuation(self._chat.frame.render_answer(text))
+            return self._tokenize_continuation(self._chat.render_answer(text))
         prompt = "" if item is None or item.messages else item.prompt
         return self._tokenize_continuation(with_leading_space(prompt, text))
 
@@ -304,7 +301,7 @@ class Encoder:
             notes.append("no chat template in this tokenizer: prompts are formatted as plain text")
         if self.tokenizer.pad_token_id == self._eos_id:
             notes.append("the pad token is the end token: labels go by position, so it is learned")
-        if self._chat is not None and not self._chat.frame.end:
+        if self._chat is not None and not self._chat.end:
             notes.append("the chat template ends answers without a special token: eos is appended")
         if self._chat is not None and self._chat.writes_date:
             notes.append(f"the chat template writes a date: it is fixed to {TEMPLATE_DATE}")
@@ -328,9 +325,10 @@ def encode_rows(encoder: Encoder, items: Sequence[Item], labels: LabelMode) -> E
     if dropped and (not rows or len(dropped) > max(1, MAX_SHARE_DROPPED * len(items))):
         first = min((item.location for item in dropped), key=lambda place: (len(place), place))
         raise UserError(
-            f"{first}: found no token to learn here and in {len(dropped)} of {len(items)} rows "
-            f"in all (the prompt fills max_length = {encoder.max_length} tokens, or there is no "
-            "completion), expected one such row, or 1 %, at most, and one to learn from; raise "
-            "train.max_length or shorten the rows"
+            first,
+            f"no token to learn here and in {len(dropped)} of {len(items)} rows in all (the prompt "
+            f"fills max_length = {encoder.max_length} tokens, or there is no completion)",
+            "one such row, or 1 %, at most, and one to learn from",
+            "raise train.max_length or shorten the rows",
         )
     return EncodedRows(tuple(rows), len(dropped), sum(row.truncated for row in rows))

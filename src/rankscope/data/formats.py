@@ -4,7 +4,7 @@ All rows of a file have the shape of its first row. Recognized shapes: chat (``m
 ``conversations`` of ShareGPT), ``prompt`` + ``completion`` (text or messages), ``text``, ``text`` +
 ``label``, alpaca (``instruction``, ``input``, ``output``), multiple choice (``question``,
 ``choices``, ``answer``), question with a written answer, and the shapes of published data sets
-(``hub_formats.py``).
+(``hub.py``).
 """
 
 import re
@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rankscope.config.section import short_repr
-from rankscope.data import hub_formats
-from rankscope.data.bad_rows import MAX_REASON, RejectedRow
+from rankscope.data import hub
 from rankscope.data.items import LETTERS, Message
 from rankscope.data.rows import (
     QUESTION_PROMPT,
     BadRow,
     NoCompletion,
+    RawRow,
     RowContent,
     completion_field,
     messages_field,
@@ -27,10 +27,10 @@ from rankscope.data.rows import (
     subject_field,
     text_field,
 )
-from rankscope.data.sources import RawRow
 from rankscope.errors import UserError, did_you_mean, reason_of
 
 LABELED_PROMPT = "Text: {question}\nLabel:"
+MAX_NAMES = 300  # Characters of the names of a row's fields that a message shows
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 
 RowReader = Callable[[RawRow], RowContent]
@@ -149,21 +149,21 @@ SHAPES: tuple[Shape, ...] = (
     Shape("a pair of answers", frozenset({"chosen", "rejected"}), _refuse_pair),
     Shape("prompt and completion", frozenset({"prompt"}), _read_prompt_completion),
     Shape("alpaca", frozenset({"instruction"}), _read_alpaca),
-    Shape("medmcqa", frozenset({"question", "opa", "opb", "opc", "opd"}), hub_formats.read_medmcqa),
-    Shape("piqa", frozenset({"goal", "sol1", "sol2"}), hub_formats.read_piqa),
+    Shape("medmcqa", frozenset({"question", "opa", "opb", "opc", "opd"}), hub.read_medmcqa),
+    Shape("piqa", frozenset({"goal", "sol1", "sol2"}), hub.read_piqa),
     Shape("hellaswag", frozenset({"activity_label", "ctx_a", "ctx_b", "endings"}),
-          hub_formats.read_hellaswag),
-    Shape("winogrande", frozenset({"sentence", "option1", "option2"}), hub_formats.read_winogrande),
-    Shape("casehold", frozenset({"context", "endings"}), hub_formats.read_casehold),
-    Shape("mathqa", frozenset({"Problem", "options"}), hub_formats.read_mathqa),
-    Shape("labeled choices", frozenset({"choices"}), hub_formats.read_labeled_choices,
+          hub.read_hellaswag),
+    Shape("winogrande", frozenset({"sentence", "option1", "option2"}), hub.read_winogrande),
+    Shape("casehold", frozenset({"context", "endings"}), hub.read_casehold),
+    Shape("mathqa", frozenset({"Problem", "options"}), hub.read_mathqa),
+    Shape("labeled choices", frozenset({"choices"}), hub.read_labeled_choices,
           lambda fields: isinstance(fields["choices"], Mapping) or "answerKey" in fields),
-    Shape("labeled choices", frozenset({"question"}), hub_formats.read_labeled_choices,
+    Shape("labeled choices", frozenset({"question"}), hub.read_labeled_choices,
           lambda fields: isinstance(fields["question"], Mapping)),
     Shape("lettered columns", frozenset({"question", "A", "B", "answer"}),
-          hub_formats.read_lettered_columns),
+          hub.read_lettered_columns),
     Shape("multiple choice", frozenset({"question", "choices"}), _read_multiple_choice),
-    Shape("yes or no", frozenset({"question", "answer"}), hub_formats.read_yes_no,
+    Shape("yes or no", frozenset({"question", "answer"}), hub.read_yes_no,
           lambda fields: isinstance(fields["answer"], bool)),
     Shape("question and answer", frozenset({"question"}), _read_written_answer),
     Shape(LABELED_TEXT, frozenset({"text", "label"}), _read_labeled_text),
@@ -184,7 +184,7 @@ class ParsedFile:
     """The usable rows of one file with their content, and the others with their reasons."""
 
     rows: tuple[tuple[RawRow, RowContent], ...]
-    rejected: tuple[RejectedRow, ...]
+    rejected: tuple[BadRow, ...]
     shape: str  # Name of the shape of all rows
     unread: tuple[str, ...]  # Fields of the rows that nothing reads, except prompt templates
 
@@ -215,8 +215,9 @@ def _rename_fields(row: RawRow, names: FieldNames) -> RawRow:
     def value(name: str) -> Any:
         if name not in row.fields:
             raise BadRow(
-                f"field {name!r}, named in 'fields:', is missing{did_you_mean(name, row.fields)}; "
-                f"the row has {', '.join(row.fields) or 'no fields'}"
+                found=f"no field {name!r}, named in 'fields:'",
+                expected=f"one of {', '.join(row.fields)}",
+                do=did_you_mean(name, row.fields).removeprefix("; "),
             )
         return row.fields[name]
 
@@ -264,11 +265,9 @@ def _as_options(file: ParsedFile, classes: tuple[str, ...]) -> ParsedFile:
             answer = classes.index(label)
             rows.append((row, replace(content, choices=classes, answer=answer)))
         else:
-            known = ", ".join(map(short_repr, classes))
-            reason = (
-                f"found the label {short_repr(label)}, expected one of the training rows' {known}"
-            )
-            rejected.append(RejectedRow.of(row, BadRow(reason)))
+            rule = f"one of the training rows': {', '.join(map(short_repr, classes))}"
+            bad = BadRow(found=f"the label {short_repr(label)}", expected=rule)
+            rejected.append(bad.at(row))
     return replace(file, rows=tuple(rows), rejected=tuple(rejected))
 
 
@@ -281,7 +280,7 @@ def parse_rows(
     ``shapes``: further shapes, tried before the built-in ones.
     """
     parsed: list[tuple[RawRow, RowContent]] = []
-    rejected: list[RejectedRow] = []
+    rejected: list[BadRow] = []
     expected: Shape | None = None
     fields: dict[str, None] = {}
     read: set[str] = set()
@@ -289,23 +288,25 @@ def parse_rows(
         fields.update(dict.fromkeys(original.fields))
         try:
             if original.problem:
-                raise BadRow(original.problem)
+                raise original.problem
             row = _rename_fields(original, names) if names else original
             shape = shape_of(row, shapes)
             if expected is None:
                 expected, first = shape or _unknown_shape(row), row.location
             if shape is not expected and (shape is None or shape.read != expected.read):
                 found = f"the shape {shape.name!r}" if shape else f"the fields {_field_names(row)}"
-                raise BadRow(f"found {found}, expected {expected.name!r} as in {first}")
+                raise BadRow(found=found, expected=f"{expected.name!r} as in {first}")
             content = expected.read(replace(row, fields=_NotedFields(row.fields, read)))
             parsed.append((row, replace(content, fields={**original.fields, **row.fields})))
         except NoCompletion as error:
             renamed = NoCompletion(str((names or {}).get(error.field, error.field)))
-            rejected.append(RejectedRow.of(original, renamed))
+            rejected.append(renamed.at(original))
         except BadRow as error:
-            rejected.append(RejectedRow.of(original, error))
+            rejected.append(error.at(original))
         except RecursionError as error:  # raised where its value is compared or shown
-            rejected.append(RejectedRow.of(original, BadRow(reason_of(error))))
+            rejected.append(
+                BadRow(found=f"a value {reason_of(error)}", expected="a flat row").at(original)
+            )
     for name in (names or {}).values():
         read.update(name if isinstance(name, list) else [name])
     unread = tuple(name for name in fields if name not in read)
@@ -313,14 +314,17 @@ def parse_rows(
 
 
 def _field_names(row: RawRow) -> str:
-    return ", ".join(map(repr, row.fields)) or "(none)"
+    names = ", ".join(map(repr, row.fields)) or "(none)"
+    return names if len(names) < MAX_NAMES else names[:MAX_NAMES] + "..."
 
 
 def _unknown_shape(row: RawRow) -> Shape:
     raise UserError(
-        f"{row.location}: the fields {_field_names(row)[:MAX_REASON]} fit no known shape; expected "
-        "messages | conversations | prompt, completion | text | instruction, input, output | "
-        "question, choices, answer | question, answer. Name the columns in the task of a study "
-        "file, such as fields: {question: COLUMN, answer: COLUMN}, and choices in columns of their "
-        "own as choices: [COLUMN, COLUMN, ...]; a table needs a header"
+        row.location,
+        f"the fields {_field_names(row)}, which fit no known shape",
+        "messages | conversations | prompt, completion | text | text, label | instruction, input, "
+        "output | question, choices, answer | question, answer",
+        "name the columns in the task of a study file, such as fields: {question: COLUMN, answer: "
+        "COLUMN}, and choices in columns of their own as choices: [COLUMN, COLUMN, ...]; a table "
+        "needs a header",
     )

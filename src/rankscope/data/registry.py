@@ -10,12 +10,14 @@ than chance there. Exam questions, whose options only make sense side by side, l
 ``scorer`` in the study file turns one form into the other.
 """
 
+import json
+import random
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import resources
 from typing import Any
 
-from rankscope.data.common_facts import read_common_facts
 from rankscope.data.formats import Shape
 from rankscope.data.hub import LAW_SUBJECTS, HubSource, legal_from_mmlu
 from rankscope.data.rows import QUESTION_PROMPT
@@ -89,6 +91,24 @@ def read_pocket(task: str) -> tuple[SplitRows, str]:
     return rows, "pocket world"
 
 
+def read_common_facts() -> tuple[SplitRows, str]:
+    """Questions on facts that most models know, with three wrong answers to the same question.
+
+    The facts are common knowledge, collected for this package (Apache-2.0). Small models answer
+    well above chance, so fine-tuning that costs them can be seen.
+    """
+    path = resources.files("rankscope.data") / "common_facts.json"
+    rows = []
+    for question, answers in json.loads(path.read_text(encoding="utf-8")).items():
+        for subject, answer in answers.items():
+            draw = random.Random(question + subject)
+            wrong = draw.sample(sorted(set(answers.values()) - {answer}), 3)
+            choices = draw.sample([answer, *wrong], 4)
+            asked = {"question": question.format(subject), "choices": choices, "answer": answer}
+            rows.append({**asked, "subject": question.replace("{}", "...")})
+    return {"test": numbered(rows, "common_facts, test")}, "common facts (built in)"
+
+
 def _pocket_task(name: str, description: str, scorer: str) -> TaskSpec:
     # The pocket model's language has no words for a frame: the question alone is its prompt.
     chance = 0.25 if scorer == "option_text" else None
@@ -159,7 +179,8 @@ NAMED_TASKS: dict[str, TaskSpec] = {}
 def register_task(spec: TaskSpec) -> TaskSpec:
     """Make a task available under its name; a task with the same name is an error."""
     if spec.name in NAMED_TASKS:
-        raise UserError(f"a task named {spec.name!r} already exists: choose another name")
+        found = "a task of this name"
+        raise UserError(f"task {spec.name!r}", found, "a new name", "choose another")
     NAMED_TASKS[spec.name] = spec
     return spec
 

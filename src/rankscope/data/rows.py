@@ -1,14 +1,17 @@
-"""The content of one row, and how its fields are read: texts, messages, options, the answer."""
+"""Rows: as they were read, their content and how its fields are read, and rows of no use.
+
+All bad rows of a task are found in one pass, and refused or dropped together.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Self
 
 from rankscope.config.section import short_repr
 from rankscope.data.items import LETTERS, Message
-from rankscope.data.sources import RawRow
-from rankscope.errors import UserError
+from rankscope.errors import RankscopeError, UserError
+from rankscope.formatting import count
 
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
@@ -20,20 +23,43 @@ ROLES = {
 TOOL_CALLS = ("tool_calls", "function_call")  # Keys of a message that calls a tool
 QUESTION_PROMPT = "Question: {question}\nAnswer:"
 
+MAX_SHARE_WITHOUT_COMPLETION = 0.01
+"""Of the user's own rows: this share, or one row, may lack its completion, and is dropped."""
+MAX_PUBLISHED_SHARE = 0.1
+"""Of the rows of a named task: more bad rows are a wrong file, not flaws of the data set."""
+MAX_SHOWN = 20
+MAX_SHOWN_IN_NOTE = 3
+
+BadRowPolicy = Literal["refuse", "drop"] | None
+"""``on_bad_rows`` of the study file; None refuses own rows, and drops published ones."""
+
 
 class BadRow(UserError):
-    """A row that cannot be used. The message is the reason; the caller adds the row's location."""
+    """A row that cannot be used. Its reader says why, and the caller sets its place."""
+
+    number = 0  # Of the row in its file
+
+    def at(self, row: "RawRow") -> Self:
+        self.where, self.number = row.location, row.number
+        return self
 
 
 class NoCompletion(BadRow):
     """The row has nothing to learn or to score."""
 
     def __init__(self, field: str) -> None:
-        super().__init__(
-            f"found no completion in field {field!r}, expected a text, or which choice is right"
-        )
+        rule = "a text, or which choice is right"
+        super().__init__(found=f"no completion in field {field!r}", expected=rule)
         self.field = field
         """The empty field."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    location: str  # For messages, such as ``data/train.jsonl, row 3``
+    number: int  # Row number from 1; the line number in a JSONL file
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    problem: BadRow | None = None  # Why the row could not be read; it then has no fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +79,14 @@ class RowContent:
     """The row's own fields, for prompt templates."""
 
 
+# --- fields -------------------------------------------------------------------------------------
+
+
 def text_field(row: RawRow, name: str) -> str:
     value = row.fields.get(name)
     if not isinstance(value, str):
         found = "nothing" if value is None else type(value).__name__
-        raise BadRow(f"found {found} in field {name!r}, expected text")
+        raise BadRow(found=f"{found} in field {name!r}", expected="text")
     return value
 
 
@@ -88,7 +117,7 @@ def index_field(row: RawRow, name: str) -> int:
     if isinstance(value, str) and value.isdecimal() and len(value) < 4:
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise BadRow(f"field {name!r} is {short_repr(value)}, expected an index from 0")
+        raise BadRow(found=f"{short_repr(value)} in field {name!r}", expected="an index from 0")
     return value
 
 
@@ -101,24 +130,23 @@ def messages_field(row: RawRow, name: str) -> tuple[Message, ...]:
     """A conversation, ``role`` and ``content`` or ``from`` and ``value`` (ShareGPT) per turn."""
     value = row.fields.get(name)
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise BadRow(f"field {name!r} must be a list of messages")
+        found = f"{type(value).__name__} in field {name!r}"
+        raise BadRow(found=found, expected="a list of messages")
     messages = []
     for position, message in enumerate(value, start=1):
         where = f"message {position} of {name!r}"
         if not isinstance(message, Mapping):
-            raise BadRow(f"{where} is not an object")
+            raise BadRow(found=f"{type(message).__name__} as {where}", expected="an object")
         if any(message.get(key) for key in TOOL_CALLS):
-            raise BadRow(
-                f"found a tool call in {where}, expected text: Rankscope trains on written answers "
-                "alone"
-            )
+            rule = "text: Rankscope trains on written answers alone"
+            raise BadRow(found=f"a tool call in {where}", expected=rule)
         role = message.get("role", message.get("from"))
         content = _message_text(message.get("content", message.get("value")))
         if not isinstance(role, str) or role not in ROLES or content is None:
+            text = "no text" if content is None else "text"
             raise BadRow(
-                f"{where} has role {short_repr(role)} and "
-                f"{'no text' if content is None else 'text'}; expected text, and one of the roles "
-                f"{', '.join(ROLES)}"
+                found=f"{text} by the role {short_repr(role)} in {where}",
+                expected=f"text by one of {', '.join(ROLES)}",
             )
         messages.append(Message(ROLES[role], content))
     return tuple(messages)
@@ -135,17 +163,15 @@ def _message_text(content: object) -> str | None:
 
 def _choice_texts(values: object) -> tuple[str, ...]:
     if not isinstance(values, Sequence) or isinstance(values, str):
-        raise BadRow("choices must be a list of texts")
+        raise BadRow(found=f"{type(values).__name__} as choices", expected="a list of texts")
     texts = tuple(
         str(value)
         for value in values
         if isinstance(value, str | int | float) and not is_missing(value)
     )
     if len(texts) != len(values) or not 2 <= len(texts) <= len(LETTERS):
-        raise BadRow(
-            f"found {len(texts)} usable choices out of {len(values)}, expected 2 to "
-            f"{len(LETTERS)} texts"
-        )
+        found = f"{len(texts)} usable choices out of {len(values)}"
+        raise BadRow(found=found, expected=f"2 to {len(LETTERS)} texts")
     return texts
 
 
@@ -163,10 +189,11 @@ def _answer_index(answer: object, choices: Sequence[str]) -> int:
         letter = answer.strip().upper()
         if len(letter) == 1 and letter in LETTERS[: len(choices)]:
             return LETTERS.index(letter)
+    last = len(choices) - 1
     raise BadRow(
-        f"found answer {short_repr(answer)}, which is none of the {len(choices)} choices, expected "
-        f"an index from 0 to {len(choices) - 1}, a letter from A to {LETTERS[len(choices) - 1]} or "
-        "the text of a choice"
+        found=f"answer {short_repr(answer)}, which is none of the {len(choices)} choices",
+        expected=f"an index from 0 to {last}, a letter from A to {LETTERS[last]} or the text of a "
+        "choice",
     )
 
 
@@ -183,10 +210,8 @@ def multiple_choice(
     index = _answer_index(answer, choices)
     right = choices[index].strip()
     if [choice.strip() for choice in choices].count(right) > 1:
-        raise BadRow(
-            f"found the duplicate choice {short_repr(right)}, which is the answer, expected "
-            "distinct choices"
-        )
+        found = f"the duplicate choice {short_repr(right)}, which is the answer"
+        raise BadRow(found=found, expected="distinct choices")
     return RowContent(
         question=question,
         completion=choices[index],
@@ -195,4 +220,44 @@ def multiple_choice(
         subject=subject_field(row),
         reference=choices[index],
         template=template,
+    )
+
+
+# --- rows of no use -----------------------------------------------------------------------------
+
+
+def refuses_bad_rows(policy: BadRowPolicy, own_data: bool) -> bool:
+    return policy == "refuse" or (policy is None and own_data)
+
+
+def check_rejected(
+    task: str, policy: BadRowPolicy, own_data: bool, rejected: Sequence[BadRow], num_rows: int
+) -> None:
+    """Raise UserError, with every reason up to a limit, unless these rows may be dropped."""
+    if not rejected or (policy == "drop" and len(rejected) < num_rows):
+        return
+    if refuses_bad_rows(policy, own_data):
+        limit = min(max(1, MAX_SHARE_WITHOUT_COMPLETION * num_rows), num_rows - 1)
+        if len(rejected) <= limit and all(isinstance(row, NoCompletion) for row in rejected):
+            return
+    elif policy is None and len(rejected) <= MAX_PUBLISHED_SHARE * num_rows:
+        return
+    remedy = (
+        "correct them: no row is left"
+        if policy == "drop"
+        else "correct them, or leave them out with 'on_bad_rows: drop' in the task; dropped rows "
+        "are counted in every record"
+    )
+    shown: list[RankscopeError | str] = [*rejected[:MAX_SHOWN]]
+    if len(rejected) > MAX_SHOWN:
+        shown.append(f"... and {len(rejected) - MAX_SHOWN:,} more")
+    found = f"{len(rejected):,} of {count(num_rows, 'row')} that cannot be used"
+    raise UserError(f"task {task!r}", found, do=remedy, faults=shown)
+
+
+def rejected_note(task: str, rejected: Sequence[BadRow], num_rows: int) -> str:
+    shown = "; ".join(map(str, rejected[:MAX_SHOWN_IN_NOTE]))
+    more = len(rejected) - MAX_SHOWN_IN_NOTE
+    return f"{task}: {len(rejected):,} of {count(num_rows, 'row')} were dropped: {shown}" + (
+        f"; and {more:,} more" if more > 0 else ""
     )

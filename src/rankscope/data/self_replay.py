@@ -28,9 +28,10 @@ class RowsToSample(EncodedRows):
         prompt = tuple(encoder.opening_ids)
         if len(prompt) >= max_length:
             raise UserError(
-                f"self_replay: rows begin with {len(prompt)} tokens, those of the chat template "
-                f"before the first text, and train.max_length = {max_length} leaves room for none "
-                "to sample; raise it, or use prompt_format: plain"
+                "self_replay",
+                f"rows that begin with {len(prompt)} tokens, those of the chat template",
+                f"room for more in train.max_length = {max_length}",
+                "raise it, or use prompt_format: plain",
             )
         row = _sampled_row(prompt, [0] * (max_length - len(prompt)))
         return cls((row,) * num_rows, 0, 0, prompt, encoder.stop_ids, encoder.num_ends, seed)
@@ -50,9 +51,10 @@ class RowsToSample(EncodedRows):
         UserError: it wrote nothing but end tokens."""
         if all(self.stop_ids.issuperset(ids) for ids in written):
             raise UserError(
-                f"self_replay: found end tokens alone in all {len(written)} rows that the base "
-                "wrote, expected text; this base cannot begin a text by itself: use 'replay', or "
-                "another model.prompt_format"
+                "self_replay",
+                f"end tokens alone in all {len(written)} rows that the base wrote",
+                "text, as a base writes that can begin one by itself",
+                "use 'replay', or another model.prompt_format",
             )
         return EncodedRows(tuple(_sampled_row(self.prompt, ids) for ids in written), 0, 0)
 

@@ -8,11 +8,11 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rankscope.data.rows import BadRow, RawRow
 from rankscope.errors import UserError, reading, reason_of
 
 CAN_RUN_CODE = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".npy", ".npz", ".joblib", ".py")
@@ -27,14 +27,6 @@ ROW_BYTES, CELL_BYTES = 500, 60
 """What a row and each of its cells take as Python objects, besides their values."""
 
 
-@dataclass(frozen=True, slots=True)
-class RawRow:
-    location: str  # For messages, such as ``data/train.jsonl, row 3``
-    number: int  # Row number from 1; the line number in a JSONL file
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    problem: str = ""  # Why the row could not be read; it then has no fields
-
-
 SplitRows = dict[str, list[RawRow]]
 """Rows by split file: ``train``, ``validation``, ``test``, ``dev``, any of them absent."""
 
@@ -44,11 +36,11 @@ def numbered(rows: Sequence[Any], place: str) -> list[RawRow]:
     return [RawRow(f"{place}, row {n}", n, *_as_fields(row)) for n, row in enumerate(rows, start=1)]
 
 
-def _as_fields(row: Any) -> tuple[Mapping[str, Any], str]:
+def _as_fields(row: Any) -> tuple[Mapping[str, Any], BadRow | None]:
     """The fields of a row, or why it has none."""
     if isinstance(row, Mapping):
-        return row, ""
-    return {}, f"found a JSON {type(row).__name__}, expected an object"
+        return row, None
+    return {}, BadRow(found=f"a JSON {type(row).__name__}", expected="an object")
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -56,20 +48,16 @@ def _as_fields(row: Any) -> tuple[Mapping[str, Any], str]:
 
 def check_file(path: Path) -> None:
     """Refuse, unopened, a path that holds no file of rows."""
-    suffix = path.suffix.lower()
+    suffix, known = path.suffix.lower(), ", ".join(READERS)
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing"
-        raise UserError(f"{path}: expected a file of rows ({', '.join(READERS)}), found {found}")
+        raise UserError(path, found, f"a file of rows ({known})", "name one")
     if suffix in CAN_RUN_CODE:
-        raise UserError(
-            f"{path}: found a {suffix} file, which can run code when loaded, expected "
-            f"{', '.join(READERS)}; convert it"
-        )
+        found = f"a {suffix} file, which can run code when loaded"
+        raise UserError(path, found, known, "convert it")
     if suffix not in READERS:
-        raise UserError(
-            f"{path}: found suffix {suffix or '(none)'!r}, expected {', '.join(READERS)}; convert "
-            "the file, for example to CSV or JSONL"
-        )
+        found = f"the suffix {suffix or '(none)'!r}"
+        raise UserError(path, found, known, "convert the file, for example to CSV or JSONL")
 
 
 def read_file(path: Path) -> list[RawRow]:
@@ -77,7 +65,7 @@ def read_file(path: Path) -> list[RawRow]:
     check_file(path)
     rows = READERS[path.suffix.lower()](path)
     if not rows:
-        raise UserError(f"{path}: found no rows, expected at least one; give a file with rows")
+        raise UserError(path, "no rows", "at least one", "give a file with rows")
     return rows
 
 
@@ -92,10 +80,9 @@ def _read_json(path: Path) -> list[RawRow]:
         except ValueError as error:
             # A second value after the first one: one object per line, whatever the suffix says.
             if is_array or not str(error).startswith("Extra data"):
-                raise UserError(
-                    f"{path}: not valid JSON ({reason_of(error)}); expected an array of objects, "
-                    "or one object per line"
-                ) from None
+                found = f"text that is not JSON ({reason_of(error)})"
+                rule = "an array of objects, or one object per line"
+                raise UserError(path, found, rule, "correct it") from None
     rows = []
     for number, line in enumerate(content.split(b"\n"), start=1):
         if line.strip():
@@ -115,10 +102,9 @@ def _list_of_rows(value: Any, path: Path) -> list[Any]:
     if len(lists) != 1:
         found = "an object" if isinstance(value, dict) else f"one {type(value).__name__}"
         keys = f" with the lists {', '.join(lists)}" if lists else " without a list of rows"
-        raise UserError(
-            f"{path}: found {found}{keys}; expected an array of objects, or an object with one "
-            "such list (pandas: to_json(orient='records'))"
-        )
+        rule = "an array of objects, or an object with one such list"
+        do = "write one (pandas: to_json(orient='records'))"
+        raise UserError(path, found + keys, rule, do)
     return next(iter(lists.values()))
 
 
@@ -139,19 +125,16 @@ def _parse_json(text: str) -> Any:
     return value
 
 
-def _parse_line(line: bytes) -> tuple[Mapping[str, Any], str]:
+def _parse_line(line: bytes) -> tuple[Mapping[str, Any], BadRow | None]:
     """The fields of one line, or why it has none."""
     try:
         return _as_fields(_parse_json(line.decode("utf-8")))
     except UnicodeDecodeError as error:
-        return {}, (
-            f"found byte {error.start + 1} of the line, which is not valid UTF-8, expected UTF-8; "
-            "convert the file"
-        )
+        found = f"byte {error.start + 1} of the line, which is not UTF-8"
+        return {}, BadRow(found=found, expected="UTF-8 text", do="convert the file")
     except ValueError as error:
-        return {}, (
-            f"found what is not valid JSON ({reason_of(error)}), expected one JSON object per line"
-        )
+        found = f"text that is not JSON ({reason_of(error)})"
+        return {}, BadRow(found=found, expected="one JSON object per line")
 
 
 def _utf8_text(content: bytes, path: Path) -> str:
@@ -159,10 +142,9 @@ def _utf8_text(content: bytes, path: Path) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}, line {line}: byte {error.start + 1} of the file is not valid UTF-8; convert "
-            "the file (iconv -t utf-8)"
-        ) from None
+        found = f"byte {error.start + 1} of the file, which is not UTF-8"
+        do = "convert the file (iconv -t utf-8)"
+        raise UserError(f"{path}, line {line}", found, "UTF-8 text", do) from None
 
 
 def read_table(path: Path, delimiter: str) -> list[RawRow]:
@@ -177,10 +159,9 @@ def read_table(path: Path, delimiter: str) -> list[RawRow]:
     try:
         header = [name.strip() for name in next(records, [])]
         if len(set(header)) < len(header) or "" in header[1:]:
-            raise UserError(
-                f"{path}, line 1: found the header {', '.join(map(repr, header))}; expected a name "
-                "for every column, each once"
-            )
+            found = f"the header {', '.join(map(repr, header))}"
+            rule = "a name for every column, each once"
+            raise UserError(f"{path}, line 1", found, rule, "correct it")
         for record in records:
             if record:
                 number = len(rows) + 1
@@ -188,23 +169,26 @@ def read_table(path: Path, delimiter: str) -> list[RawRow]:
                 rows.append(RawRow(location, number, *_as_record(header, record, delimiter)))
     except csv.Error as error:
         raise UserError(
-            f"{path}, line {records.line_num}: not a table with the delimiter {delimiter!r} "
-            f"({error}); expected cells with line breaks, quotes or delimiters in double quotes"
+            f"{path}, line {records.line_num}",
+            f"what is no table with the delimiter {delimiter!r} ({error})",
+            "cells with line breaks, quotes or delimiters in double quotes",
+            "correct it",
         ) from None
     return rows
 
 
 def _as_record(
     header: Sequence[str], record: Sequence[str], delimiter: str
-) -> tuple[Mapping[str, Any], str]:
+) -> tuple[Mapping[str, Any], BadRow | None]:
     """The cells of a line by column, or why they cannot be assigned."""
     if len(record) != len(header):
-        return {}, (
-            f"found {len(record)} cells, expected {len(header)} as in the header; put cells that "
-            f"contain {delimiter!r} in double quotes"
+        return {}, BadRow(
+            found=f"{len(record)} cells",
+            expected=f"{len(header)} as in the header",
+            do=f"put cells that contain {delimiter!r} in double quotes",
         )
     # A column without a name is the index that pandas writes.
-    return {name: cell for name, cell in zip(header, record, strict=True) if name}, ""
+    return {name: cell for name, cell in zip(header, record, strict=True) if name}, None
 
 
 def _read_paragraphs(path: Path) -> list[RawRow]:
@@ -253,10 +237,9 @@ def _without_dictionaries(batch: Any) -> Any:
 
 def _check_unpacked(path: Path, num_bytes: int, limit: int) -> None:
     if num_bytes > limit:
-        raise UserError(
-            f"{path}: its rows take {num_bytes:,} bytes in memory, expected at most {limit:,} "
-            f"from a file of {path.stat().st_size:,}; convert it to JSONL if you trust it"
-        )
+        found = f"rows that take {num_bytes:,} bytes in memory"
+        rule = f"at most {limit:,} from a file of {path.stat().st_size:,}"
+        raise UserError(path, found, rule, "convert it to JSONL if you trust it")
 
 
 def _arrow_rows(batch: Any, path: Path, before: int) -> list[RawRow]:
@@ -271,14 +254,14 @@ def _arrow_rows(batch: Any, path: Path, before: int) -> list[RawRow]:
     return [RawRow(f"{place}{n}", n, *row) for n, row in enumerate(parsed, start=before + 1)]
 
 
-def _readable_fields(row: Any) -> tuple[Mapping[str, Any], str]:
+def _readable_fields(row: Any) -> tuple[Mapping[str, Any], BadRow | None]:
     """The fields of an Arrow batch of one row, or why they cannot be read."""
     try:
         return _as_fields(row.to_pylist()[0])
     except MemoryError:
         raise
     except Exception as error:
-        return {}, f"found an unreadable cell ({reason_of(error)}), expected a value"
+        return {}, BadRow(found=f"an unreadable cell ({reason_of(error)})", expected="a value")
 
 
 READERS: dict[str, Callable[[Path], list[RawRow]]] = {
@@ -298,22 +281,20 @@ def split_paths(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         siblings = sorted(p.name for p in folder.parent.glob("*") if p.is_dir())
         raise UserError(
-            f"{folder}: no such folder; {folder.parent} has {', '.join(siblings) or 'no folders'}. "
-            "Put train.jsonl, validation.jsonl or test.jsonl there, or leave data_dir out to use "
-            "the hub"
+            folder,
+            f"no such folder beside {', '.join(siblings) or 'no other'}",
+            "train.jsonl, validation.jsonl or test.jsonl there",
+            "put them there, or leave data_dir out to use the hub",
         )
     paths = {}
     for split in (*SPLIT_FILES, DEV):
         existing = [path for s in READERS if (path := folder / (split + s)).is_file()]
         if len(existing) > 1:
-            raise UserError(
-                f"{existing[0]} and {existing[1].name} are both files of {split}: remove one"
-            )
+            found = f"both {existing[0].name} and {existing[1].name}"
+            raise UserError(folder, found, f"one file of {split}", "remove one")
         if existing:
             paths[split] = existing[0]
     if not paths.keys() - {DEV}:
-        raise UserError(
-            f"{folder}: expected train, validation or test with one of the suffixes "
-            f"{', '.join(READERS)}"
-        )
+        rule = f"train, validation or test with one of the suffixes {', '.join(READERS)}"
+        raise UserError(folder, "no file of rows", rule, "put one there")
     return paths

@@ -3,14 +3,21 @@
 No row is in two splits, except test rows that were published in train too: those are counted as
 contamination. Every draw is a pure function of (seed, task, purpose), so adding a task or a limit
 changes no other draw.
+
+Few-shot examples, answered questions shown before each evaluated one, come from rows that are not
+scored: a ``dev`` file, else the training rows, else the validation file, which then does not
+choose. Fewer examples are the first of more. Examples by subject from a file are its first rows of
+the subject, as MMLU's five dev rows are meant.
 """
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TypeVar
 
 from rankscope.data.items import Item
+from rankscope.data.registry import TaskSpec
+from rankscope.data.sources import DEV
 from rankscope.errors import UserError
 
 MIN_VALIDATION_ROWS = 50
@@ -22,16 +29,15 @@ TEST_CUT_SHARE = 0.2
 # Purposes of the draws. They are part of the seed: another text would draw other rows.
 TEST_DRAW = "report"
 VALIDATION_DRAW = "selection"
+EXAMPLE_DRAW = "shots"
+EXAMPLE_SOURCES = {
+    DEV: "dev file",
+    "validation": "validation file, not used to choose",
+    "": "training rows",
+}
+"""File of few-shot examples, empty for training rows -> the rows' description, for people."""
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Splits:
-    train: tuple[Item, ...]
-    validation: tuple[Item, ...]
-    test: tuple[Item, ...]
-    notes: tuple[str, ...]  # One sentence per cut or removal
 
 
 def seeded_order(count: int, *purpose: object) -> list[int]:
@@ -56,8 +62,9 @@ def split_rows(
     *,
     own_data: bool,
     keep_test_whole: bool = False,
-) -> Splits:
-    """Assign the rows of a task's files to train, validation and test.
+) -> tuple[dict[str, tuple[Item, ...]], list[str]]:
+    """Assign the rows of a task's files to train, validation and test; and one sentence per cut or
+    removal.
 
     Validation is the validation file (of at least 50 rows, unless it is the user's own); else
     min(500, 10 %) of the distinct train rows; else 20 % of the distinct test rows, unless
@@ -88,28 +95,27 @@ def split_rows(
         notes.append(f"{task}: no train rows; {len(validation)} validation rows were cut from test")
     validation, in_test = without(validation, test)
     if not test or not (validation or keep_test_whole):
-        remedy = (
-            "Give test rows that the other files do not have"
-            if test and in_test
-            else "Give more rows, or the missing file ('validation:' or 'test:')"
-        )
+        repeated = f", after removing {in_test} validation rows that repeat a test row"
+        counts = f"{len(train)} train, {len(validation)} validation and {len(test)} test rows"
         raise UserError(
-            f"task {task!r}: {len(train)} train, {len(validation)} validation and {len(test)} "
-            f"test rows are left, after removing {in_test} validation rows that repeat a test "
-            f"row; expected at least one validation and one test row. {remedy}"
+            f"task {task!r}",
+            counts + (repeated if in_test else ""),
+            "at least one validation and one test row",
+            "give test rows that the other files do not have"
+            if test and in_test
+            else "give more rows, or the missing file ('validation:' or 'test:')",
         )
     train, in_validation = without(train, validation)
     if files.get("train") and not train:
-        raise UserError(
-            f"task {task!r}: no train row is left after removing {len(validation)} validation and "
-            f"{len(test)} test rows; give more train rows"
-        )
+        found = f"no train row beside {len(validation)} validation and {len(test)} test rows"
+        raise UserError(f"task {task!r}", found, "at least one", "give more train rows")
     if in_test:
         notes.append(f"{task}: {in_test} validation rows repeat a test row and were removed")
     if in_validation:
         notes.append(f"{task}: {in_validation} train rows repeat a validation row and were removed")
     notes += _copy_notes(task, train=train, validation=validation, test=test)
-    return Splits(tuple(train), tuple(validation), tuple(test), tuple(notes))
+    splits = {"train": train, "validation": validation, "test": test}
+    return {split: tuple(rows) for split, rows in splits.items()}, notes
 
 
 def _copy_notes(task: str, **splits: Sequence[Item]) -> Iterator[str]:
@@ -145,3 +151,74 @@ def without(rows: list[Item], others: Sequence[Item]) -> tuple[list[Item], int]:
     contents = {row.content for row in others}
     kept = [row for row in rows if row.content not in contents]
     return kept, len(rows) - len(kept)
+
+
+# --- few-shot examples --------------------------------------------------------------------------
+
+
+def example_file(spec: TaskSpec, items: Mapping[str, Sequence[Item]]) -> str:
+    """The file whose rows, all of them, are few-shot examples; empty for training rows."""
+    where = f"task {spec.name!r}, num_fewshot"
+    sample = next(item for rows in items.values() for item in rows)
+    if sample.messages or not sample.prompt:
+        found = "conversations" if sample.messages else "texts"
+        raise UserError(where, found, "rows with a question and an answer", "remove it")
+    if items.get(DEV):
+        return DEV
+    if items.get("train"):
+        return ""
+    if items.get("validation") and items.get("test"):
+        return "validation"
+    found = f"only {', '.join(items)} rows, and none for examples"
+    raise UserError(where, found, "a dev or train file", "add one, or set num_fewshot: 0")
+
+
+def with_examples(
+    spec: TaskSpec, pool: Sequence[Item], file: str, splits: Mapping[str, Sequence[Item]], seed: int
+) -> tuple[dict[str, tuple[Item, ...]], list[str]]:
+    """The items of scored splits that repeat no row of the pool, with their examples; and notes."""
+    prepared: dict[str, tuple[Item, ...]] = {}
+    by_subject: dict[str | None, tuple[tuple[str, str], ...]] = {}
+    removed = 0
+    for split, items in splits.items():
+        kept, repeated = without(list(items), pool)
+        removed += repeated
+        if not kept:
+            raise UserError(
+                f"task {spec.name!r}",
+                f"a {split} split whose rows all serve as few-shot examples, too",
+                "rows of its own",
+                "give other rows, or num_fewshot: 0",
+            )
+        for number, item in enumerate(kept):
+            subject = item.subject if spec.fewshot_by_subject else None
+            if subject not in by_subject:
+                by_subject[subject] = _choose_examples(spec, pool, file, subject, seed)
+            kept[number] = replace(item, fewshot=by_subject[subject])
+        prepared[split] = tuple(kept)
+    source = EXAMPLE_SOURCES[file]
+    notes = [f"{spec.name}: {spec.num_fewshot} few-shot examples from the {source}"]
+    if removed:
+        notes.append(f"{spec.name}: {removed} scored rows that repeat an example were removed")
+    return prepared, notes
+
+
+def _choose_examples(
+    spec: TaskSpec, pool: Sequence[Item], file: str, subject: str | None, seed: int
+) -> tuple[tuple[str, str], ...]:
+    """(prompt, answer) of each."""
+    rows = [row for row in pool if not spec.fewshot_by_subject or row.subject == subject]
+    # MMLU's dev rows of college_physics contain a copy: it is shown twice, as published.
+    if not (spec.fewshot_by_subject and file):
+        rows = list({row.content: row for row in rows}.values())
+        order = seeded_order(len(rows), seed, spec.name, EXAMPLE_DRAW, subject)
+        rows = [rows[position] for position in order]
+    if len(rows) < spec.num_fewshot:
+        of_subject = f" of subject {subject!r}" if subject is not None else ""
+        raise UserError(
+            f"task {spec.name!r}, num_fewshot",
+            f"{len(rows)} usable rows{of_subject} in the {EXAMPLE_SOURCES[file]}",
+            f"{spec.num_fewshot} examples",
+            "ask for fewer, or give more rows",
+        )
+    return tuple((row.prompt, row.completion) for row in rows[: spec.num_fewshot])

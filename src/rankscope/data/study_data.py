@@ -1,19 +1,26 @@
-"""The data of a study: its tasks, read and split, and its training rows, encoded."""
+"""The data of a study: its tasks, read, split and mixed, and its training rows, encoded."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
 from pathlib import Path
 
 from rankscope.config.study import StudyConfig
 from rankscope.config.task import TaskConfig
-from rankscope.data.contamination import find_contamination_between_tasks
+from rankscope.data.contamination import (
+    NO_CONTAMINATION,
+    find_contamination,
+    find_contamination_between_tasks,
+)
 from rankscope.data.encode import EncodedRows, Encoder, encode_rows
-from rankscope.data.mixtures import mix_tasks
+from rankscope.data.items import Item
 from rankscope.data.self_replay import rows_to_sample
+from rankscope.data.splits import first_of_order
 from rankscope.data.stand_ins import stand_ins
 from rankscope.data.task_source import no_training_rows
 from rankscope.data.tasks import LoadedTask, load_task
 from rankscope.errors import UserError
+from rankscope.hashing import sha256_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +36,7 @@ def prepare_data(config: StudyConfig, encoder: Encoder, whole: bool = True) -> S
     not search for contamination."""
     tasks = _load_tasks(config, compare=whole)
     for name in (task.name for task in config.tasks if not tasks[task.name].train):
-        raise UserError(no_training_rows(name, tasks[name].source))
+        raise no_training_rows(name, tasks[name].source)
     replayed = _load_replayed_tasks(config, tasks, compare=whole)
     contamination_notes: list[str] = []
     if whole:
@@ -94,10 +101,65 @@ def _load_replayed_tasks(
     for name, task in replayed.items():
         if not task.train:
             raise UserError(
-                f"replay of {name!r}: the task has no training rows, only items to evaluate; "
-                "replay another task, or give this one a file of training rows ('train:')"
+                f"replay of {name!r}",
+                "a task without training rows",
+                "training rows to replay",
+                "replay another task, or give this one a file of training rows ('train:')",
             )
     return replayed
+
+
+# --- mixtures -----------------------------------------------------------------------------------
+
+
+def mix_tasks(
+    config: TaskConfig, parts: Sequence[LoadedTask], data_seed: int, compare: bool = True
+) -> LoadedTask:
+    """One training task with all rows of its parts, scored by the mean over all their items.
+
+    Items alternate between the parts, so that a limit on items covers all parts.
+    ``max_train_rows`` limits the rows of all parts together.
+    """
+    for part in parts:
+        if not part.train:
+            found = f"{part.spec.name!r} in its mixture, which has no training rows"
+            raise UserError(f"task {config.name!r}", found, "tasks with training rows", "remove it")
+    if len({part.spec.score_unit for part in parts}) > 1:
+        found = "tasks scored by accuracy and by log probability, which have no common mean"
+        raise UserError(f"task {config.name!r}", found, "tasks of one kind", "mix only these")
+    train = tuple(chain.from_iterable(part.train for part in parts))
+    train = first_of_order(train, config.max_train_rows, data_seed, config.name, "train")
+    test = interleave([part.test for part in parts])
+    contamination = find_contamination(train, test) if compare else NO_CONTAMINATION
+    names = ", ".join(part.spec.name for part in parts)
+    chances = [(part.spec.chance, len(part.test)) for part in parts]
+    known = [chance * items for chance, items in chances if chance is not None]
+    return LoadedTask(
+        spec=replace(
+            parts[0].spec,
+            name=config.name,
+            description=f"Rows and items of {names} together.",
+            chance=sum(known) / len(test) if len(known) == len(parts) else None,
+            hub=None,
+            folder=None,
+        ),
+        train=train,
+        validation=interleave([part.validation for part in parts]),
+        test=test,
+        sha256=sha256_json([[part.spec.name, part.sha256] for part in parts] + [len(train)]),
+        dropped=sum(part.dropped for part in parts),
+        source=f"{names} together",
+        contamination={kind: len(ids) for kind, ids in contamination.items()},
+        notes=(f"{config.name}: {len(train)} training rows of {names} together",),
+        contaminated_ids=frozenset(chain(*contamination.values())),
+        row_shape=", ".join(dict.fromkeys(part.row_shape for part in parts)),
+        parts=tuple(parts),
+    )
+
+
+def interleave(splits: Sequence[Sequence[Item]]) -> tuple[Item, ...]:
+    """One item of each part in turn until all are used."""
+    return tuple(item for turn in zip_longest(*splits) for item in turn if item is not None)
 
 
 # --- checks -------------------------------------------------------------------------------------

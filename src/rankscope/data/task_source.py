@@ -1,6 +1,9 @@
-"""Where the rows of a task are: files, a hub data set or a program; looked for, then read."""
+"""Where the rows of a task are (files, a hub data set, a program), and what its spec is.
 
-from collections.abc import Callable, Iterator
+Rows are looked for before anything is loaded, and then read.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +13,7 @@ from rankscope.config.study import StudyConfig
 from rankscope.config.task import TaskConfig
 from rankscope.data.hub import HubSource, read_hub
 from rankscope.data.registry import LETTERED_PROMPT, NAMED_TASKS, TaskSpec
-from rankscope.data.rows import QUESTION_PROMPT
+from rankscope.data.rows import QUESTION_PROMPT, RowContent
 from rankscope.data.sources import SplitRows, check_file, read_file, split_paths
 from rankscope.errors import UserError, did_you_mean
 from rankscope.evaluate.scorers import get_scorer
@@ -37,16 +40,15 @@ def locate_rows(config: TaskConfig, data_dir: str | Path | None, *, trained: boo
     if config.path is not None:
         folder = Path(config.path).expanduser()
         if folder.is_file():
-            raise UserError(
-                f"{where}: path {folder} is a file; expected a folder with train, validation or "
-                "test files. For one file give 'train:' or 'test:'"
-            )
+            rule = "a folder with train, validation or test files"
+            do = "for one file give 'train:' or 'test:'"
+            raise UserError(where, f"the file {folder} as 'path'", rule, do)
         spec = _named_spec(config) if is_named else None
         return _in_files(split_paths(folder), str(folder), spec)
     given = {"train": config.train, "validation": config.validation, "test": config.test}
     paths = {split: Path(path).expanduser() for split, path in given.items() if path is not None}
     if paths and config.hub is not None:
-        raise UserError(f"{where}: give files or 'hub', not both")
+        raise UserError(where, "files and 'hub'", "one source of the rows", "remove one")
     if paths:
         label = ", ".join(map(str, paths.values()))
         return _in_files(paths, label)
@@ -64,9 +66,11 @@ def _locate_named_rows(spec: TaskSpec, data_dir: str | Path | None, trained: boo
         return _in_files(split_paths(folder), str(folder), spec)
     if spec.hub is None:
         raise UserError(
-            f"task {spec.name!r}: its rows are your own texts; name them ('test: texts.jsonl' "
-            f"with a field 'text', or 'test: text.txt'), or put them into {spec.name}/test.jsonl "
-            "in data_dir"
+            f"task {spec.name!r}",
+            "no rows",
+            "your own texts",
+            "name them ('test: texts.jsonl' with a field 'text', or 'test: text.txt'), or put them "
+            f"into {spec.name}/test.jsonl in data_dir",
         )
     hub = spec.hub
     if hub.train_is_separate_collection and not trained:
@@ -102,31 +106,38 @@ def _needed_tasks(config: StudyConfig) -> list[TaskConfig]:
     return [*plain, *others]
 
 
-def missing_rows(config: StudyConfig) -> Iterator[str]:
-    """What is wrong with the places of a study's rows, one sentence per task."""
+def missing_rows(config: StudyConfig) -> Iterator[UserError]:
+    """What is wrong with the places of a study's rows, by task."""
     trained = config.trained_tasks()
     for task in _needed_tasks(config):
+        where = f"task {task.name!r}"
         try:
             files = locate_rows(task, config.data_dir, trained=True).files
             if task.name in trained and files is not None and "train" not in files:
                 yield no_training_rows(task.name, f"only {', '.join(sorted(files))}")
         except UserError as error:
-            named = str(error).startswith("task ")
-            yield str(error) if named else f"task {task.name!r}: {error}"
+            if not error.where.startswith(where):
+                error.where = f"{where}: {error.where}"
+            yield error
 
 
-def no_training_rows(task: str, source: str) -> str:
-    return (
-        f"task {task!r} is trained on but has no training rows ({source}): add a file of them "
-        "('train:' in the task, or train.jsonl in its folder), or only evaluate it: move it from "
-        "'tasks' to 'evaluate.cross_domain'"
+def no_training_rows(task: str, source: str) -> UserError:
+    return UserError(
+        f"task {task!r}",
+        f"no training rows ({source}), although it is trained on",
+        "a file of them ('train:' in the task, or train.jsonl in its folder)",
+        "add it, or only evaluate the task: move it from 'tasks' to 'evaluate.cross_domain'",
     )
 
 
 def check_sources(config: StudyConfig) -> None:
     """Refuse, before anything is loaded, files that are missing or of a kind that is not read."""
-    if problems := list(dict.fromkeys(missing_rows(config))):
-        raise UserError("\n".join(problems))
+    problems = list({str(problem): problem for problem in missing_rows(config)}.values())
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        found = f"{len(problems)} tasks whose rows cannot be used"
+        raise UserError("study", found, do="correct them", faults=problems)
 
 
 def hub_tasks(config: StudyConfig) -> list[str]:
@@ -144,13 +155,16 @@ def hub_tasks(config: StudyConfig) -> list[str]:
 def _named_spec(config: TaskConfig) -> TaskSpec:
     """A named task with the changes of the study file; another scorer brings its own prompt."""
     if config.name not in NAMED_TASKS:
-        hint = did_you_mean(config.name, NAMED_TASKS) or "."
+        hint = did_you_mean(config.name, NAMED_TASKS).removeprefix("; ")
+        own = "for your own data give 'train:' (a file of rows) or 'hub:' in a task of a study file"
         raise UserError(
-            f"task {config.name!r} is not a named task{hint} Named tasks: {', '.join(NAMED_TASKS)}."
-            " For your own data give 'train:' (a file of rows) or 'hub:' in a task of a study file"
+            f"task {config.name!r}",
+            "no task of this name",
+            f"one of {', '.join(NAMED_TASKS)}",
+            f"{hint} {own[0].upper()}{own[1:]}" if hint else own,
         )
     spec = NAMED_TASKS[config.name]
-    changes = common_settings(config)
+    changes = _common_settings(config)
     if config.scorer in (None, spec.scorer):
         changes["primary_metric"] = config.primary_metric or spec.primary_metric
     else:
@@ -165,7 +179,34 @@ def _named_spec(config: TaskConfig) -> TaskSpec:
     return replace(spec, **changes)
 
 
-def common_settings(config: TaskConfig) -> dict[str, Any]:
+def own_spec(config: TaskConfig, contents: Sequence[RowContent]) -> TaskSpec:
+    """The spec of the user's own data. What the study file leaves open follows from the shape,
+    which all rows share, and from what most answers look like."""
+    first = contents[0]
+    marked = sum(c.reference not in ("", c.completion.strip()) for c in contents)
+    if config.prompt is not None and first.messages:
+        found = "'prompt' for rows of messages, which the chat template renders"
+        raise UserError(f"task {config.name!r}", found, "none", "remove it")
+    default = "loss"
+    if first.choices:
+        default = "option_text"
+    elif 2 * marked > len(contents):
+        default = "number"
+    elif config.name == "perplexity" and first.completion and not first.question:
+        default = "perplexity"
+    scorer = get_scorer(config.scorer or default)
+    prompt = LETTERED_PROMPT if scorer.needs_listed_options else first.template
+    return TaskSpec(
+        config.name,
+        "Own data.",
+        scorer.name,
+        config.prompt or prompt,
+        version=scorer.version,
+        **_common_settings(config),
+    )
+
+
+def _common_settings(config: TaskConfig) -> dict[str, Any]:
     return {
         "num_fewshot": config.num_fewshot,
         "primary_metric": config.primary_metric,

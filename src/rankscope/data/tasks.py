@@ -4,23 +4,39 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from rankscope.config.section import short_repr
 from rankscope.config.task import TaskConfig
-from rankscope.data.bad_rows import RejectedRow, RowPolicy
-from rankscope.data.contamination import Contamination, find_contamination
-from rankscope.data.fewshot import ExamplePool, example_pool, remove_pool_rows, with_fewshot
+from rankscope.data.contamination import (
+    NO_CONTAMINATION,
+    contamination_notes,
+    find_contamination,
+)
 from rankscope.data.formats import LABELED_TEXT, PLAIN_TEXT, ParsedFile, parse_files
-from rankscope.data.items import Item, Message
+from rankscope.data.items import LETTERS, Item, Message
 from rankscope.data.numbers import is_number
-from rankscope.data.prompts import make_item
-from rankscope.data.registry import LETTERED_PROMPT, TaskSpec, overlapping_subjects
-from rankscope.data.rows import BadRow, RowContent, duplicate_choice
-from rankscope.data.sources import DEV, RawRow
-from rankscope.data.splits import first_of_order, split_rows
-from rankscope.data.task_source import common_settings, locate_rows
+from rankscope.data.registry import TaskSpec, overlapping_subjects
+from rankscope.data.rows import (
+    BadRow,
+    RawRow,
+    RowContent,
+    check_rejected,
+    duplicate_choice,
+    refuses_bad_rows,
+    rejected_note,
+)
+from rankscope.data.sources import DEV
+from rankscope.data.splits import (
+    EXAMPLE_SOURCES,
+    example_file,
+    first_of_order,
+    split_rows,
+    with_examples,
+)
+from rankscope.data.task_source import locate_rows, own_spec
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.hashing import sha256_json
@@ -31,11 +47,11 @@ NUMERIC_SHARE = 0.95
 KEY_LENGTH = 12
 """Hex digits in the id of an own row: 48 bits, and rows with equal digits are numbered."""
 
+TEMPLATE_FIELD = re.compile(r"\{(\w+)\}")
 MAX_COLUMNS = 8  # Most names of unused columns in a note
 
 # Purposes of the draws. They are part of the seed: another text would draw other items.
-VALIDATION_ITEMS_DRAW = "selection items"
-TEST_ITEMS_DRAW = "report items"
+ITEMS_DRAWS = {"validation": "selection items", "test": "report items"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,39 +99,40 @@ def load_task(
     """
     read = read_task_items(config, data_dir, trained_on)
     spec, name = read.spec, read.spec.name
-    pool = example_pool(spec, read.items) if spec.num_fewshot else ExamplePool()
-    splits = split_rows(
+    examples = example_file(spec, read.items) if spec.num_fewshot else None
+    splits, notes = split_rows(
         name,
-        {file: rows for file, rows in read.items.items() if file not in (pool.file, DEV)},
+        {file: rows for file, rows in read.items.items() if file not in (examples, DEV)},
         data_seed,
         own_data=read.own_data,
         keep_test_whole=keep_test_whole,
     )
-    train = first_of_order(splits.train, config.max_train_rows, data_seed, name, "train")
-    validation = first_of_order(
-        splits.validation, max_items, data_seed, name, VALIDATION_ITEMS_DRAW
-    )
-    test = first_of_order(splits.test, max_items, data_seed, name, TEST_ITEMS_DRAW)
-    notes = splits.notes
-    if spec.num_fewshot:
-        pool = pool.or_train(splits.train, splits.validation + splits.test)
-        validation, test, fewshot_notes = remove_pool_rows(spec, pool, validation, test)
-        validation = with_fewshot(spec, pool, validation, data_seed)
-        test = with_fewshot(spec, pool, test, data_seed)
-        notes += fewshot_notes
-    contamination = find_contamination(train, test) if compare else Contamination()
+    train = first_of_order(splits["train"], config.max_train_rows, data_seed, name, "train")
+    scored = {
+        split: first_of_order(splits[split], max_items, data_seed, name, ITEMS_DRAWS[split])
+        for split in ("validation", "test")
+    }
+    if examples is not None:
+        pool = read.items.get(examples, ())
+        if not examples:
+            repeated = {item.content for item in splits["validation"] + splits["test"]}
+            pool = [item for item in splits["train"] if item.content not in repeated]
+        scored, example_notes = with_examples(spec, pool, examples, scored, data_seed)
+        notes += example_notes
+    test = scored["test"]
+    contamination = find_contamination(train, test) if compare else NO_CONTAMINATION
     return LoadedTask(
         spec=replace(spec, chance=_chance_score(spec, test)),
         train=train,
-        validation=validation,
+        validation=scored["validation"],
         test=test,
-        sha256=items_sha256(train, validation, test),
+        sha256=items_sha256(train, *scored.values()),
         dropped=read.dropped,
         source=read.source,
-        contamination=contamination.counts,
-        notes=(*notes, *read.notes, *contamination.notes(name, len(test))),
-        contaminated_ids=contamination.item_ids,
-        fewshot_source=pool.source,
+        contamination={kind: len(ids) for kind, ids in contamination.items()},
+        notes=(*notes, *read.notes, *contamination_notes(contamination, name, len(test))),
+        contaminated_ids=frozenset(chain(*contamination.values())),
+        fewshot_source="" if examples is None else EXAMPLE_SOURCES[examples],
         row_shape=read.row_shape,
     )
 
@@ -149,16 +166,18 @@ def read_task_items(
     if "perplexity" in (config.name, config.scorer):  # of a text, whatever else is in its row
         shapes = (*shapes, PLAIN_TEXT)
     parsed = parse_files(files, names, shapes)
-    policy = RowPolicy(config.name, config.on_bad_rows, own_data)
+    policy = config.on_bad_rows
     num_rows = sum(map(len, files.values()))
     contents = [content for file in parsed.values() for _, content in file.rows]
     if not contents:
-        policy.check([row for file in parsed.values() for row in file.rejected], num_rows)
-        raise UserError(f"task {config.name!r}: {source}: found no rows")
+        rejected = [row for file in parsed.values() for row in file.rejected]
+        check_rejected(config.name, policy, own_data, rejected, num_rows)
+        place = f"task {config.name!r}: {source}"
+        raise UserError(place, "no rows", "at least one", "name another source")
     notes: list[str] = []
     are_numbers = False
     if spec is None:
-        spec = _own_spec(config, contents)
+        spec = own_spec(config, contents)
         numbers = sum(is_number(content.reference) for content in contents)
         are_numbers = spec.scorer == "loss" and numbers >= NUMERIC_SHARE * len(contents)
         if are_numbers and config.scorer is None:
@@ -169,11 +188,12 @@ def read_task_items(
             )
     get_scorer(spec.scorer).check_task(spec)
     excluded = overlapping_subjects(spec.name, trained_on)
-    items, rejected = _make_items(spec, parsed, excluded, policy)
-    policy.check(rejected, num_rows)
+    refuses = refuses_bad_rows(policy, own_data)
+    items, rejected = _make_items(spec, parsed, excluded, own_data, refuses)
+    check_rejected(config.name, policy, own_data, rejected, num_rows)
     _check_inline_options(spec, config, items)
     if rejected:
-        notes.append(policy.note(rejected, num_rows))
+        notes.append(rejected_note(config.name, rejected, num_rows))
     shape = next(file.shape for file in parsed.values() if file.rows)
     if own_data:
         notes += _column_notes(spec, parsed, shape, contents[0])
@@ -204,7 +224,7 @@ def _column_notes(
             f"{spec.name}: the labels are too many, or too rare, to be options: they are learned "
             "as written answers; 'scorer: exact_match' in the task counts those that are right"
         )
-    in_prompt = set(re.findall(r"\{(\w+)\}", spec.prompt))
+    in_prompt = set(TEMPLATE_FIELD.findall(spec.prompt))
     unread = dict.fromkeys(name for file in parsed.values() for name in file.unread)
     if unused := [short_repr(name) for name in unread if name not in in_prompt]:
         columns = ", ".join(unused[:MAX_COLUMNS]) + ", ..." * (len(unused) > MAX_COLUMNS)
@@ -214,8 +234,12 @@ def _column_notes(
 
 
 def _make_items(
-    spec: TaskSpec, parsed: Mapping[str, ParsedFile], excluded: Collection[str], policy: RowPolicy
-) -> tuple[dict[str, list[Item]], list[RejectedRow]]:
+    spec: TaskSpec,
+    parsed: Mapping[str, ParsedFile],
+    excluded: Collection[str],
+    own_data: bool,
+    refuses: bool,
+) -> tuple[dict[str, list[Item]], list[BadRow]]:
     """(items by file, all rows that cannot be used, in the order of the files).
 
     The user's own rows get ids and an order of their content: a file whose rows are shuffled is the
@@ -223,11 +247,11 @@ def _make_items(
     do rows of few-shot examples, whose order can be meant.
     """
     items: dict[str, list[Item]] = {}
-    rejected: list[RejectedRow] = []
+    rejected: list[BadRow] = []
     for file, content in parsed.items():
         items[file] = []
         unusable = list(content.rejected)
-        by_content = policy.own_data and file != DEV
+        by_content = own_data and file != DEV
         numbers = (str(row.number) for row, _ in content.rows)
         keys = _content_keys(content.rows) if by_content else numbers
         for key, (row, row_content) in zip(keys, content.rows, strict=True):
@@ -236,12 +260,12 @@ def _make_items(
             item_id = f"{spec.name}/{file}/{key}"
             try:
                 # The right answer is still unique, so a row of a wrong choice can also be kept.
-                if policy.refuses and (choice := duplicate_choice(row_content.choices)):
-                    repeated = f"found the duplicate choice {short_repr(choice)}, a wrong one"
-                    raise BadRow(f"{repeated}, expected distinct choices")
-                items[file].append(make_item(row_content, spec, item_id, row.location))
+                if refuses and (choice := duplicate_choice(row_content.choices)):
+                    found = f"the duplicate choice {short_repr(choice)}, a wrong one"
+                    raise BadRow(found=found, expected="distinct choices")
+                items[file].append(_make_item(row_content, spec, item_id, row.location))
             except BadRow as error:
-                unusable.append(RejectedRow.of(row, error))
+                unusable.append(error.at(row))
         if by_content:
             items[file].sort(key=lambda item: item.item_id)
         rejected += sorted(unusable, key=lambda row: row.number)
@@ -265,35 +289,48 @@ def _content_keys(rows: Sequence[tuple[RawRow, RowContent]]) -> list[str]:
     return keys
 
 
-# --- specs --------------------------------------------------------------------------------------
+# --- prompts ------------------------------------------------------------------------------------
 
 
-def _own_spec(config: TaskConfig, contents: Sequence[RowContent]) -> TaskSpec:
-    """The spec of the user's own data. What the study file leaves open follows from the shape,
-    which all rows share, and from what most answers look like."""
-    first = contents[0]
-    marked = sum(c.reference not in ("", c.completion.strip()) for c in contents)
-    if config.prompt is not None and first.messages:
-        raise UserError(
-            f"task {config.name!r}: 'prompt' does not apply to rows of messages, which the chat "
-            "template renders; remove it"
-        )
-    default = "loss"
-    if first.choices:
-        default = "option_text"
-    elif 2 * marked > len(contents):
-        default = "number"
-    elif config.name == "perplexity" and first.completion and not first.question:
-        default = "perplexity"
-    scorer = get_scorer(config.scorer or default)
-    prompt = LETTERED_PROMPT if scorer.needs_listed_options else first.template
-    return TaskSpec(
-        config.name,
-        "Own data.",
-        scorer.name,
-        config.prompt or prompt,
-        version=scorer.version,
-        **common_settings(config),
+def _fill_template(template: str, content: RowContent, location: str) -> str:
+    """Replace each plain ``{name}`` in a prompt template by a field; evaluate nothing."""
+    values: dict[str, Any] = {**content.fields, "question": content.question}
+    values["options"] = "\n".join(
+        f"{letter}. {choice}" for letter, choice in zip(LETTERS, content.choices, strict=False)
+    )
+
+    def value_of(match: re.Match[str]) -> str:
+        value = values.get(match[1])
+        if not isinstance(value, str | int | float):
+            found = f"{{{match[1]}}} in the prompt template, which is no text field of this row"
+            raise UserError(location, found, f"one of {', '.join(values)}", "correct the prompt")
+        return str(value)
+
+    return TEMPLATE_FIELD.sub(value_of, template)
+
+
+def _make_item(content: RowContent, spec: TaskSpec, item_id: str, location: str) -> Item:
+    """One row as an item of its task. Raises BadRow: the row does not fit the task's scorer;
+    UserError: it does not fit the task's prompt."""
+    content = get_scorer(spec.scorer).adapt_row(content)
+    prompt = content.question
+    if content.contexts:
+        assert content.answer is not None
+        prompt = content.contexts[content.answer]
+    elif not content.messages:
+        prompt = _fill_template(spec.prompt, content, location)
+    return Item(
+        item_id=item_id,
+        prompt=prompt,
+        completion=content.completion,
+        choices=content.choices,
+        answer=content.answer,
+        subject=content.subject,
+        messages=content.messages,
+        reference=content.reference,
+        question=content.question,
+        contexts=content.contexts,
+        source_row=location,
     )
 
 
@@ -305,13 +342,12 @@ def _check_inline_options(
 ) -> None:
     """Refuse settings that do not apply if the options are inside the sentence."""
     if any(item.contexts for rows in items.values() for item in rows):
-        where = f"task {spec.name!r}: its options are inside the sentence, so"
+        where, rows = f"task {spec.name!r}", "for rows whose options are inside the sentence"
         if config.prompt is not None:
-            raise UserError(f"{where} 'prompt' does not apply; remove it")
+            raise UserError(where, f"'prompt' {rows}", "none", "remove it")
         if spec.primary_metric not in (None, "acc"):
-            raise UserError(
-                f"{where} 'primary_metric' cannot be {spec.primary_metric!r}; expected 'acc'"
-            )
+            found = f"'primary_metric' {spec.primary_metric!r} {rows}"
+            raise UserError(where, found, "'acc'", "remove it")
 
 
 def _chance_score(spec: TaskSpec, test: Sequence[Item]) -> float | None:

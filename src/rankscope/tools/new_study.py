@@ -216,7 +216,7 @@ def task_name(data: Path) -> str:
 
 def missing_pieces(config: StudyConfig) -> list[str]:
     """What a study needs and does not find here, a sentence each; the hub is not asked."""
-    problems = list(missing_rows(config))
+    problems = [str(problem) for problem in missing_rows(config)]
     if config.model.hub is None:
         try:
             model_folder(config.model)

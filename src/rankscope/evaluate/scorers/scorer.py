@@ -106,7 +106,8 @@ class Scorer(ABC, Generic[Encoded]):
         """A row with the completion and gold answer that this scorer compares. Raises BadRow: the
         row cannot be scored."""
         if self.needs_choices and content.answer is None:
-            raise BadRow(f"scorer {self.name!r} needs rows with choices and an answer")
+            found = f"a row without choices for scorer {self.name!r}"
+            raise BadRow(found=found, expected="choices and an answer")
         return replace(content, contexts=())
 
     @abstractmethod
