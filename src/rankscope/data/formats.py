@@ -30,7 +30,7 @@ from rankscope.data.rows import (
 from rankscope.errors import UserError, did_you_mean, reason_of
 
 LABELED_PROMPT = "Text: {question}\nLabel:"
-MAX_NAMED = 300  # Characters of the names of a row's fields that a message shows
+MAX_FIELD_NAMES = 300  # Characters of the names of a row's fields that a message shows
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 
 RowReader = Callable[[RawRow], RowContent]
@@ -315,7 +315,7 @@ def parse_rows(
 
 def _field_names(row: RawRow) -> str:
     names = ", ".join(map(repr, row.fields)) or "(none)"
-    return names if len(names) < MAX_NAMED else names[:MAX_NAMED] + "..."
+    return names if len(names) < MAX_FIELD_NAMES else names[:MAX_FIELD_NAMES] + "..."
 
 
 def _unknown_shape(row: RawRow) -> Shape:
