@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import rankscope
-from rankscope.config.study import EvaluateConfig, StudyConfig
+from rankscope.config.study import StudyConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.registry import NAMED_TASKS, register_task
 from rankscope.data.study_data import prepare_data
@@ -56,16 +56,9 @@ def test_a_study_trains_on_the_task() -> None:
 
 @pytest.mark.usefixtures("_task_file")
 def test_the_evaluation_engine_scores_the_task() -> None:
-    request = rankscope.EvalRequest(
-        model="pocket",
-        adapters=(),
-        tasks=(NAME,),
-        device="cpu",
-        settings=EvaluateConfig(max_items=8),
-    )
-    (score,) = rankscope.score(request).scores
+    (score,) = rankscope.score("pocket", [NAME], device="cpu", max_items=8).scores
     assert (score.record.task, score.record.n) == (NAME, 8)
-    assert (score.scorer, score.source) == ("option_text", "words of the pocket world")
+    assert score.source == "words of the pocket world"
 
 
 @pytest.mark.usefixtures("_task_file")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from command_line import files_below, rankscope, settings
 from safetensors.torch import load_file, save_file
@@ -15,6 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from faults import VERBS, edit, refused, write_study
 from rankscope.models.model_folder import pocket_folder
+from rankscope.records import BASE
+from rankscope.tools.frames import load
 
 # --- tokenizers ---------------------------------------------------------------------------------
 
@@ -130,10 +131,11 @@ def log_probabilities(model: Path, out: Path, *adapter: object) -> dict[str, np.
     words = ("--tasks", "pocket_med", "--max-items", 8, "--dtype", "float32", "--out", out)
     outcome = rankscope("eval", model, *words, *adapter)
     assert outcome.code == 0, outcome.err
-    tables = [pq.read_table(file).to_pylist() for file in (out / "items").rglob("*.parquet")]
+    study = load(out).records
+    names = {BASE: BASE} | {trial.spec.trial_id: trial.spec.arm_label for trial in study.trials}
     return {
-        rows[0]["adapter"] or "base": np.array([row["option_logprobs"] for row in rows])
-        for rows in tables
+        names[model]: np.array([item.option_logprobs for item in items])
+        for (model, _, _), items in study.results.items()
     }
 
 

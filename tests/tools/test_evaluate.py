@@ -5,48 +5,25 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
-import torch
 from command_line import Outcome, files_below, write_rows
 from command_line import rankscope as command
-from peft import IA3Config, LoraConfig, TaskType, get_peft_model
+from given_models import write_given_models
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 from rankscope.data.registry import NAMED_TASKS
-from rankscope.errors import UserError
 from rankscope.models.adapters.folder import BASE_HASH
 from rankscope.models.adapters.settings import WEIGHTS
 from rankscope.models.model_folder import pocket_folder
-from rankscope.records import BASE
-from rankscope.tools.evaluate.lm_eval_layout import check_harness_names, results_folder_name
-from rankscope.tools.evaluate.request import EvalRequest
-from rankscope.tools.evaluate.run import Scoring
-from rankscope.tools.evaluate.tasks import task_config
+from rankscope.run.study import Study
+from rankscope.store import items_path
 
 TASKS = "pocket_med,pocket_gsm"
 
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Adapters of plain PEFT: ``zero`` and ``lora`` of rank 4, and ``ia3``, another method."""
-    folder = tmp_path_factory.mktemp("adapters")
-    targets = ["q_proj", "v_proj"]
-    lora = LoraConfig(r=4, target_modules=targets, task_type=TaskType.CAUSAL_LM)
-    ia3 = IA3Config(target_modules=targets, feedforward_modules=[], task_type=TaskType.CAUSAL_LM)
-    for name, config in (("zero", lora), ("lora", lora), ("ia3", ia3)):
-        model = get_peft_model(
-            AutoModelForCausalLM.from_pretrained(pocket_folder(), dtype=torch.float32), config
-        )
-        generator = torch.Generator().manual_seed(1)
-        for key, parameter in model.named_parameters():
-            if name == "lora" and "lora_B" in key:
-                parameter.data.normal_(0, 0.3, generator=generator)
-            if name == "ia3" and "ia3" in key:
-                parameter.data.normal_(1, 0.5, generator=generator)
-        model.save_pretrained(folder / name)
-    return folder
+    return write_given_models(tmp_path_factory.mktemp("adapters"))
 
 
 def ask(*words: object) -> Outcome:
@@ -69,58 +46,26 @@ def test_base_and_adapters_are_scored_and_kept(adapters: Path, tmp_path: Path) -
         assert zero["record"]["score"] == base["record"]["score"]
         assert zero["change"]["value"] == 0
         assert base["change"] is None
-    tables = {
-        model: pq.read_table(next((out / "items").rglob(f"{score['key']}.parquet"))).to_pylist()
-        for (model, task), score in scores.items()
-        if task == "pocket_med"
-    }
-    assert tables["zero"][0]["option_logprobs"] == tables["base"][0]["option_logprobs"]
-    for name in ("lora", "ia3"):
-        assert tables[name][0]["option_logprobs"] != tables["base"][0]["option_logprobs"]
-        row = tables[name][3]
-        assert row["adapter"] == name
-        assert row["correct"] is (row["score"] == 1)
-        assert row["gold_logprob"] in row["option_logprobs"]
     # Again: nothing is scored; more: only what is new.
     again = ask("--tasks", TASKS, *chosen, "--out", out)
     assert "all 8 results were there already; nothing was scored again" in again.told
     assert "score ± one standard error; change against the base with its paired 95 %" in again.told
     more = json.loads(ask("--tasks", f"{TASKS},pocket_law", *chosen, "--out", out, "--json").out)
     assert (more["scored_now"], more["scored_before"]) == (4, 8)
-    shots = json.loads(ask("--tasks", TASKS, "--num-fewshot", 1, "--out", out, "--json").out)
-    assert shots["scored_now"] == 2
+    # The folder is a study's.
+    for verb in ("status", "verify", "report"):
+        assert command(verb, out).code == 0
+    assert "lora" in command("report", out).told
+    # Other items under a task's name belong into another folder.
+    shots = ask("--tasks", TASKS, "--num-fewshot", 1, "--out", out)
+    assert (shots.code, "--out" in shots.told) == (2, True)
     # An altered table is an error.
-    key = scores["base", "pocket_med"][
-        "key"
-    ]  # not one of those with shots, which are not asked for
-    table = next((out / "items").rglob(f"{key}.parquet"))
+    table = out / items_path(
+        scores["zero", "pocket_med"]["record"]["trial_id"], "pocket_med", "test"
+    )
     table.write_bytes(table.read_bytes()[:-1])
     damaged = ask("--tasks", TASKS, *chosen, "--out", out)
-    assert (damaged.code, "expected what was written" in damaged.told) == (4, True)
-
-
-def test_an_adapter_is_applied_as_peft_applies_it(adapters: Path, tmp_path: Path) -> None:
-    """Merged into the weights by PEFT and scored as a model, it gives the same scores."""
-    from peft import PeftModel
-
-    for name in ("lora", "ia3"):
-        base = AutoModelForCausalLM.from_pretrained(pocket_folder(), dtype=torch.float32)
-        merged = PeftModel.from_pretrained(base, adapters / name).merge_and_unload()
-        folder = tmp_path / name
-        shutil.copytree(pocket_folder(), folder)
-        merged.save_pretrained(folder)
-        words = ("--tasks", "pocket_med", "--max-items", 12, "--dtype", "float32", "--json")
-        alone, beside = tmp_path / f"{name}-a", tmp_path / f"{name}-b"
-        assert command("eval", folder, *words, "--out", alone).code == 0
-        assert ask("--tasks", "pocket_med", "--adapter", adapters / name, "--out", beside).code == 0
-        wanted = next(iter((alone / "items").rglob("*.parquet")))
-        found = {
-            rows[0]["adapter"]: rows
-            for path in (beside / "items").rglob("*.parquet")
-            for rows in [pq.read_table(path).to_pylist()]
-        }[name]
-        for one, other in zip(pq.read_table(wanted).to_pylist(), found, strict=True):
-            assert other["option_logprobs"] == pytest.approx(one["option_logprobs"], abs=1e-3)
+    assert (damaged.code, str(table) in damaged.told) == (4, True)
 
 
 def test_an_adapter_for_another_base_is_refused(adapters: Path, tmp_path: Path) -> None:
@@ -135,28 +80,8 @@ def test_an_adapter_for_another_base_is_refused(adapters: Path, tmp_path: Path) 
     assert not (tmp_path / "out").exists()
     forced = by_model(ask(*words, "--force", "--json"))
     assert forced["other", "pocket_med"]["other_base_forced"] is True
-    # Of other shapes, by force or not.
-    name = next(key for key in tensors if "lora_A" in key)
-    tensors[name] = torch.zeros(4, 3)
-    save_file(tensors, other / WEIGHTS, metadata={"format": "pt"})
-    shapes = ask(*words, "--force")
-    assert (shapes.code, "give an adapter of this model" in shapes.told) == (2, True)
-
-
-def test_another_method_of_other_shapes_is_refused_before_anything_is_scored(
-    adapters: Path, tmp_path: Path
-) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(adapters / "ia3", other)
-    tensors = {key: torch.ones(3, 1) for key in load_file(other / WEIGHTS)}
-    save_file(tensors, other / WEIGHTS, metadata={"format": "pt"})
-    chosen = ("--adapter", adapters / "lora", "--adapter", other, "--out", tmp_path / "out")
-    refused = ask("--tasks", "pocket_med", *chosen)
-    assert refused.code == 2
-    assert "size mismatch for" in refused.told
-    assert "[3, 1]" in refused.told
-    assert "not an adapter of this model: " in refused.told
-    assert not (tmp_path / "out").exists()
+    repeated = ask("--tasks", "pocket_med", "--adapter", other, "--adapter", other)
+    assert (repeated.code, "each model once" in repeated.told) == (2, True)
 
 
 def test_a_place_that_cannot_be_written_is_an_error_before_anything_is_scored(
@@ -165,7 +90,7 @@ def test_a_place_that_cannot_be_written_is_an_error_before_anything_is_scored(
     def scored(*_: object) -> None:
         raise AssertionError("scored")
 
-    monkeypatch.setattr(Scoring, "run", scored)
+    monkeypatch.setattr(Study, "run", scored)
     (tmp_path / "file").write_text("")
     for out, message in (
         (tmp_path / "file", "found a file, expected a folder"),
@@ -337,7 +262,7 @@ def test_a_path_is_known_by_its_slash_or_dot(
     assert by_model(ask("--tasks", "d/sub", "--json"))["base", "sub"]["record"]["n"] == 12
     for task, message in (
         ("rows.xlsx", "rows.xlsx: found the suffix '.xlsx', expected .jsonl"),
-        ("rows.json", "task rows.json: no such file or folder"),
+        ("rows.json", "task rows.json: found no such file or folder"),
         ("owner/name", "'hub: owner/name'"),
     ):
         outcome = ask("--tasks", task)
@@ -348,64 +273,6 @@ def test_a_task_file_of_a_mixture_is_an_error(tmp_path: Path) -> None:
     """Not scored as the task whose name it has."""
     path = tmp_path / "both.yaml"
     path.write_text("name: pocket_med\nmixture: [pocket_law, pocket_gsm]\n")
-    with pytest.raises(UserError, match="give its tasks to --tasks: pocket_law, pocket_gs"):
-        task_config(str(path), None)
-
-
-def test_the_harness_reads_its_own_layout(adapters: Path, tmp_path: Path) -> None:
-    """Its readers find the files, and its table shows the scores; keys are those it writes."""
-    from lm_eval.loggers.evaluation_tracker import EvaluationTracker
-    from lm_eval.utils import (
-        get_file_task_name,
-        get_results_filenames,
-        get_sample_results_filenames,
-        make_table,
-    )
-
-    ours = tmp_path / "ours"
-    words = ("--tasks", TASKS, "--adapter", adapters / "lora", "--out", ours)
-    outcome = ask(*words, "--format", "lm-eval", "--json")
-    assert outcome.code == 0, outcome
-    scores = json.loads(outcome.out)["scores"]
-    for model, folder in (("base", "pocket"), ("lora", "lora")):
-        names = [str(path) for path in (ours / folder).iterdir()]
-        (path,) = get_results_filenames(names)
-        found = json.loads(Path(path).read_text("utf-8"))
-        table = make_table(found)
-        for score in scores:
-            record = score["record"]
-            if score["model"] == model:
-                key = f"{record['metric']},none"
-                assert found["results"][record["task"]][key] == record["score"]
-                assert f"|{record['score']:.4f}|" in table.replace(" ", "")
-        samples = {get_file_task_name(Path(n).name): n for n in get_sample_results_filenames(names)}
-        assert set(samples) == set(TASKS.split(","))
-        rows = [json.loads(line) for line in Path(samples["pocket_gsm"]).read_text().splitlines()]
-        assert len(rows) == 12
-        mean = sum(row["exact_match"] for row in rows) / 12
-        assert mean == found["results"]["pocket_gsm"]["exact_match,none"]
-        # What the harness itself writes around the same content has no other keys.
-        tracker = EvaluationTracker(str(tmp_path / "theirs" / folder))
-        tracker.general_config_tracker.model_name_sanitized = folder
-        sample = {**rows[0], "arguments": [["prompt"]], "resps": [["x"]], "filtered_resps": ["x"]}
-        tracker.save_results_aggregated({"results": found["results"]}, {"pocket_gsm": [sample]})
-        tracker.save_results_samples("pocket_gsm", [sample])
-        (theirs,) = (tmp_path / "theirs" / folder).rglob("results_*.json")
-        times = {"start_time", "end_time", "system_instruction_sha", "chat_template_sha"}
-        assert set(json.loads(theirs.read_text("utf-8"))) - times <= set(found)
-        (theirs,) = (tmp_path / "theirs" / folder).rglob("samples_*.jsonl")
-        assert json.loads(theirs.read_text("utf-8")).keys() == rows[0].keys()
-    assert any(row["doc"]["prompt"] for row in rows)
-    for wrong, message in ((("--format", "x"), "expected lm-eval"),
-                           (("--format", "lm-eval"), "give a folder with --out")):  # fmt: skip
-        outcome = ask("--tasks", TASKS, *wrong)
-        assert outcome.code == 2
-        assert message in outcome.told
-
-
-def test_names_fit_the_harness_layout() -> None:
-    with pytest.raises(UserError, match="'arc_easy' and 'lm_eval:arc_easy' are both 'arc_easy'"):
-        check_harness_names(["arc_easy", "lm_eval:arc_easy"])
-    check_harness_names(["arc_easy", "lm_eval:arc_challenge"])
-    for model, name in (("..", "model"), (".", "model"), ("../a", "..__a"), ("a/b.c", "a__b.c")):
-        assert results_folder_name(BASE, EvalRequest(model=model, tasks=("x",))) == name
+    refused = ask("--tasks", path)
+    message = "give its tasks to --tasks: pocket_law, pocket_gs"
+    assert (refused.code, message in refused.told) == (2, True)

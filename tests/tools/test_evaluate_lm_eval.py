@@ -5,35 +5,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
-import torch
 from command_line import Outcome
 from command_line import rankscope as command
-from peft import LoraConfig, TaskType, get_peft_model
-from transformers import AutoModelForCausalLM
+from given_models import write_given_models
 
+import rankscope
 from rankscope.config.loader import load_study_file
 from rankscope.errors import UserError
-from rankscope.models.model_folder import pocket_folder
 
 from ..evaluate.lm_eval.test_bridge import CHOICE, ROWS, TEXT, task_file
 
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA of plain PEFT that changes what the pocket model says."""
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(pocket_folder(), dtype=torch.float32),
-        LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type=TaskType.CAUSAL_LM),
-    )
-    generator = torch.Generator().manual_seed(1)
-    for key, parameter in model.named_parameters():
-        if "lora_B" in key:
-            parameter.data.normal_(0, 0.3, generator=generator)
-    folder = tmp_path_factory.mktemp("adapters") / "lora"
-    model.save_pretrained(folder)
-    return folder
+    return write_given_models(tmp_path_factory.mktemp("adapters")) / "lora"
 
 
 def ask(*words: object) -> Outcome:
@@ -54,25 +40,22 @@ def test_a_harness_task_stands_beside_the_others(adapter: Path, tmp_path: Path) 
     base, lora = scores["base", "lm_eval:toy_choice"], scores["lora", "lm_eval:toy_choice"]
     assert (base["record"]["metric"], base["record"]["n"], base["num_fewshot"]) == ("acc", 5, 0)
     assert {"acc", "acc_norm", "acc_bytes"} <= set(base["record"]["metrics"])
-    assert (base["score_unit"], base["scorer"]) == ("accuracy", "multiple_choice")
+    assert base["score_unit"] == "accuracy"
     change = lora["record"]["score"] - base["record"]["score"]
     assert lora["change"]["value"] == pytest.approx(change)
-    tables = {
-        name: pq.read_table(next(out.rglob(f"{score['key']}.parquet"))).to_pylist()
-        for name, score in (("base", base), ("lora", lora))
-    }
-    for number, (one, other) in enumerate(zip(*tables.values(), strict=True)):
-        assert one["item_id"] == other["item_id"] == f"lm_eval:toy_choice/{number}"
-        assert len(one["option_logprobs"]) == len(ROWS[number]["choices"])  # type: ignore[arg-type]
-        assert one["option_logprobs"] != other["option_logprobs"]
-        assert one["correct"] is (one["score"] == 1)
-        assert one["gold_logprob"] in one["option_logprobs"]
+    results = rankscope.load(out).records.results
+    ids = [score["record"]["trial_id"] for score in (base, lora)]
+    tables = [results[model, "lm_eval:toy_choice", "test"] for model in ids]
+    for number, (one, other) in enumerate(zip(*tables, strict=True)):
+        assert one.item_id == other.item_id == f"lm_eval:toy_choice/{number}"
+        assert len(one.option_logprobs or ()) == len(ROWS[number]["choices"])  # type: ignore[arg-type]
+        assert one.option_logprobs != other.option_logprobs
+        assert one.gold_logprob in (one.option_logprobs or ())
     assert "nothing was scored again" in ask(*words).told
-    # Another document, another task: the harness's are scored again, the other is not.
+    # Another document is another task.
     rows = tmp_path / "rows.jsonl"
     rows.write_text(rows.read_text().replace("the cat sat on", "the cat is on"))
-    again = json_of(ask(*words, "--json"))
-    assert (again["scored_now"], again["scored_before"]) == (2, 2)
+    assert ask(*words, "--json").code == 2
 
 
 def test_a_score_that_is_no_mean_of_items_has_no_paired_change(
@@ -84,8 +67,6 @@ def test_a_score_that_is_no_mean_of_items_has_no_paired_change(
     assert base["record"]["metric"] == "word_perplexity"
     assert base["record"]["score"] != lora["record"]["score"]
     assert (base["record"]["standard_error"], lora["change"], lora["score_unit"]) == (None,) * 3
-    rows = pq.read_table(next(out.rglob("*.parquet"))).to_pylist()
-    assert [row["correct"] for row in rows] == [None] * 5
     assert "word_perplexity" in ask(*words).told
 
 

@@ -15,6 +15,7 @@ from rankscope.advise.comparisons import compare_candidates, net_difference
 from rankscope.advise.decide import Verdict, decide, unconfirmed
 from rankscope.advise.messages import arm_name, capitalized, verdict_name
 from rankscope.advise.mitigation import compare_mitigations
+from rankscope.advise.model_scores import model_scores
 from rankscope.advise.next_steps import next_steps
 from rankscope.advise.rank_curves import compare_rank_curves
 from rankscope.advise.reasons import reasons_for
@@ -58,6 +59,7 @@ def recommend(study: StudyRecords) -> Recommendation:
         mitigation=compare_mitigations(study),
         rank_curves=compare_rank_curves(study),
         subjects=subject_changes(study, advice),
+        given=model_scores(study),
     )
 
 

@@ -69,7 +69,9 @@ class RetentionScale:
         return ForgettingScale(name=self.name, text=SCALES[self.name])
 
 
-def scale_name(gain_unit: str, retention_units: Sequence[str], weighs_gain: bool) -> ScaleName:
+def scale_name(
+    gain_unit: str | None, retention_units: Sequence[str | None], weighs_gain: bool
+) -> ScaleName:
     """The scale by the units of the training task and of its retention tasks alone.
 
     Log-probabilities of right answers are taken to be known.

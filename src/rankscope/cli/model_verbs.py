@@ -12,7 +12,6 @@ from rankscope.analyses.spectra import SpectraConfig
 from rankscope.cli.application import TrustTaskCode, verb
 from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
 from rankscope.errors import OK, UNFINISHED, UserError
-from rankscope.filesystem import user_path
 from rankscope.progress import ConsoleReporter
 
 IntruderK = Annotated[int, Option(help="Leading vectors examined for intruders.")]
@@ -58,11 +57,7 @@ def eval_command(
     num_fewshot: Annotated[
         int | None, Option(min=0, max=5, help="Solved examples before each question.")
     ] = None,
-    out: Annotated[Path | None, Option(help="Folder for scores and per-item tables.")] = None,
-    file_format: Annotated[
-        str | None,
-        Option("--format", help="lm-eval: also write --out as lm-evaluation-harness does."),
-    ] = None,
+    out: Annotated[Path | None, Option(help="Folder of the study that keeps the scores.")] = None,
     device: Annotated[str, Option(help="auto, cpu, mps, cuda or cuda:0.")] = "auto",
     dtype: Annotated[str, Option(help="auto, float32 or bfloat16.")] = "auto",
     prompt_format: Annotated[str, Option(help="auto, chat or plain.")] = "auto",
@@ -80,47 +75,29 @@ def eval_command(
 
     Example: rankscope eval pocket --tasks pocket_med --max-items 20
     """
-    from rankscope.models.model_folder import check_tuned_folder, model_folder
-    from rankscope.tools.evaluate.request import checked_request
-
-    if file_format not in (None, "lm-eval"):
-        raise UserError(f"--format {file_format!r}: expected lm-eval")
-    if file_format is not None and out is None:
-        raise UserError("--format lm-eval: writes files; give a folder with --out")
-    request = checked_request(
-        model=model,
-        adapters=tuple(adapter or ()),
-        tasks=tuple(part.strip() for part in tasks.split(",") if part.strip()),
-        data_dir=data_dir,
-        split=split,
-        num_fewshot=num_fewshot,
-        device=device,
-        dtype=dtype,
-        prompt_format=prompt_format,
-        lm_eval_layout=file_format is not None,
-        force=force,
-        trust_task_code=trust_task_code,
-        settings={
-            "max_items": max_items,
-            "batch_tokens": batch_tokens,
-            "max_new_tokens": max_new_tokens,
-            "too_long": too_long,
-        },
-    )
-    model_folder(request.model_source)
-    for folder in request.adapters:
-        check_tuned_folder(user_path(folder))
     from rankscope.cli.render.scores import scores_tables
-    from rankscope.tools.evaluate.run import score
+    from rankscope.tools.evaluate import score
 
+    names = [part.strip() for part in tasks.split(",") if part.strip()]
     with ConsoleReporter(err_console) as reporter:
-        result = score(request, out, reporter)
-    if file_format is not None and out is not None:
-        from rankscope.tools.evaluate.lm_eval_layout import write_lm_eval_layout
-
-        write_lm_eval_layout(result.scores, result.results, request, out)
-    for note in result.notes:
-        print_message(f"note: {note}")
+        result = score(
+            model,
+            names,
+            adapter or (),
+            out,
+            reporter,
+            data_dir=data_dir,
+            split=split,
+            max_items=max_items,
+            num_fewshot=num_fewshot,
+            device=device,
+            dtype=dtype,
+            prompt_format=prompt_format,
+            too_long=too_long,
+            batch_tokens=batch_tokens,
+            max_new_tokens=max_new_tokens,
+            force=force,
+        )
 
     def show() -> None:
         print_result(scores_tables(result.scores))

@@ -139,9 +139,13 @@ def run_command(
 def _show_results(
     folder: Path, records: "StudyRecords", recommendation: "Recommendation", *, with_reasons: bool
 ) -> None:
+    from rankscope.cli.render.scores import scores_tables
     from rankscope.cli.render.summary import print_answer, summary_table
 
-    print_result(summary_table(records, recommendation))
+    if records.config.arms:
+        print_result(summary_table(records, recommendation))
+    if recommendation.given:
+        print_result(scores_tables(recommendation.given))
     print_answer(recommendation, with_reasons=with_reasons)
     print_line(f"report: {folder / 'report.html'}")
 

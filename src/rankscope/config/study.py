@@ -160,7 +160,7 @@ class _EvaluateFields(ConfigSection):
     """Further tasks; every training task is evaluated on every other in any case."""
     retention: list[TaskConfig] = []
     """Tasks whose drop against the base is forgetting."""
-    split: Literal["test", "validation"] | None = None
+    split: Literal["validation", "test"] | None = None
     """In a study without arms, the split that its cross-domain tasks are scored on; by default
     ``test``."""
     max_items: int | None = Field(None, ge=1)
@@ -291,11 +291,25 @@ class StudyConfig(ConfigSection):
         """Arms need tasks to train on; without arms there is something to score or to analyze."""
         scored = self.evaluate.cross_domain or self.evaluate.retention
         if not self.arms and (self.tasks or not (self.given or scored)):
-            raise ValueError("'arms' is missing: give at least one, or models as 'given'")
+            raise Unfit(found="no 'arms'", expected="at least one, or models as 'given'")
         if self.arms and not self.tasks:
-            raise ValueError("'tasks' is missing: give at least one task to train the arms on")
+            raise Unfit(found="no 'tasks'", expected="at least one, to train the arms on")
         if self.arms and self.evaluate.split is not None:
-            raise ValueError("'evaluate.split' is for studies without arms: remove it")
+            found = "'evaluate.split' in a study with arms"
+            raise Unfit(found=found, expected="none", do="remove it")
+        others = self.described_tasks() if self.arms else [*self.tasks, *self.evaluate.retention]
+        for name in (task.name for task in others if task.is_harness_task):
+            raise Unfit(
+                found=f"{short_repr(name)}, a task of lm-evaluation-harness",
+                expected="one with rows to train on or to choose by",
+                do=f"score trained adapters with 'rankscope eval --tasks {name}'",
+            )
+        if self.evaluate.split == "validation":
+            for name in (task.name for task in self.evaluate.cross_domain if task.is_harness_task):
+                raise Unfit(
+                    found=f"split validation with {name!r}, which has no such split",
+                    expected="--split test, a harness task's test or only validation split",
+                )
         return self
 
     @model_validator(mode="after")

@@ -6,6 +6,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from rankscope.config.patterns import compile_pattern
 from rankscope.config.section import (
+    NAME_PATTERN,
+    NAME_RULE,
     ConfigSection,
     HubId,
     LocalPath,
@@ -14,6 +16,7 @@ from rankscope.config.section import (
     PlainText,
     RegisteredName,
     Unfit,
+    matches,
     short_repr,
 )
 from rankscope.evaluate.scorers import PYTHON_PATTERN, primary_metric_names, scorer_names
@@ -50,6 +53,12 @@ def is_task_file(text: object) -> bool:
     return is_file and not str(text).startswith(LM_EVAL_PREFIX)
 
 
+HARNESS_NAME_PATTERN = rf"{LM_EVAL_PREFIX}[\w.+-]{{1,150}}"
+TaskName = Annotated[
+    str,
+    AfterValidator(matches(f"{NAME_PATTERN}|^{HARNESS_NAME_PATTERN}$", NAME_RULE)),
+    Field(json_schema_extra={"pattern": f"{NAME_PATTERN}|^{HARNESS_NAME_PATTERN}$"}),
+]
 ScorerName = Annotated[str, RegisteredName(scorer_names, PYTHON_PATTERN)]
 MetricName = Annotated[str, RegisteredName(primary_metric_names)]
 StopText = Annotated[str, AfterValidator(check_stop)]
@@ -70,8 +79,11 @@ ShapeField = Literal[
 class TaskConfig(ConfigSection):
     """A data set with its prompt and scorer: a named task, or the user's own data."""
 
-    name: Name
-    """A named task (``gsm8k``, ``arc_easy``, ...) or a new name for your own data."""
+    name: TaskName
+    """A named task (``gsm8k``, ``arc_easy``, ...), a new name for your own data, or
+    ``lm_eval:NAME``: a task of lm-evaluation-harness, which a study without arms can score."""
+    harness_file: PathText = None
+    """YAML file of the task ``lm_eval:NAME``, if the harness does not know it by its name."""
     path: PathText = None
     """Folder with {train,validation,test}.jsonl, .csv, ... of this task; or a task file (YAML)."""
     train: PathText = None
@@ -93,8 +105,9 @@ class TaskConfig(ConfigSection):
     ``python:FILE:FUNCTION`` is a function of your own."""
     primary_metric: MetricName | None = None
     """Metric of a multiple-choice task that is quoted; all are recorded."""
-    num_fewshot: int = Field(0, ge=0, le=MAX_FEWSHOT)
-    """Answered questions shown before each evaluated one; training rows have none."""
+    num_fewshot: Annotated[int, Field(ge=0, le=MAX_FEWSHOT)] | Literal["own"] = 0
+    """Answered questions shown before each evaluated one; training rows have none. ``own``: as many
+    as a task of lm-evaluation-harness has by itself, its default."""
     stop: list[StopText] = []
     """Texts that end a generated answer; by default the start of a next question."""
     extract: Pattern | None = None
@@ -115,17 +128,18 @@ class TaskConfig(ConfigSection):
 
     @model_validator(mode="before")
     @classmethod
-    def check_not_lm_eval(cls, value: Any) -> Any:
-        """Tasks of lm-evaluation-harness have no rows to train on or to choose by."""
-        places = [value.get("name"), value.get("path")] if isinstance(value, dict) else [value]
-        for text in places:
-            if isinstance(text, str) and text.startswith(LM_EVAL_PREFIX):
-                raise Unfit(
-                    found=f"{short_repr(text)}, a task of lm-evaluation-harness",
-                    expected="one with rows to train on or to choose by",
-                    do=f"score trained adapters with 'rankscope eval --tasks {text}'",
-                )
-        return value
+    def read_harness_task(cls, value: Any) -> Any:
+        """A task of lm-evaluation-harness has its own number of examples."""
+        name = value.get("name") if isinstance(value, dict) else value
+        if not isinstance(name, str) or not name.startswith(LM_EVAL_PREFIX):
+            return value
+        if name.endswith(TASK_FILE_SUFFIXES):
+            raise Unfit(
+                found=f"{short_repr(name)}, a file",
+                expected="a task's name, and its file as 'harness_file'",
+                do=f"or score it with 'rankscope eval --tasks {name}'",
+            )
+        return {"num_fewshot": "own"} | (value if isinstance(value, dict) else {"name": name})
 
     @model_validator(mode="before")
     @classmethod
@@ -134,6 +148,10 @@ class TaskConfig(ConfigSection):
         if isinstance(value, dict) and "name" not in value and isinstance(value.get("path"), str):
             return {"name": value["path"].rstrip("/").rsplit("/", 1)[-1], **value}
         return value
+
+    @property
+    def is_harness_task(self) -> bool:
+        return self.name.startswith(LM_EVAL_PREFIX)
 
     @model_validator(mode="after")
     def check_one_source(self) -> Self:

@@ -65,8 +65,9 @@ class TaskSpec:
         return "{options}" in self.prompt
 
     @property
-    def score_unit(self) -> ScoreUnit:
-        """``accuracy`` (fraction of 1) or ``log_probability`` (mean log p per token, nats)."""
+    def score_unit(self) -> ScoreUnit | None:
+        """``accuracy`` (fraction of 1), ``log_probability`` (mean log p per token, nats), or None
+        for a harness's metric of another unit."""
         return get_scorer(self.scorer).unit
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
@@ -74,6 +74,14 @@ class LoadedTask:
     """The tasks of a mixture, each with its own prompt and scorer."""
 
 
+_LOADERS: dict[str, Callable[[TaskConfig, int | None], LoadedTask]] = {}
+
+
+def register_task_loader(prefix: str, load: Callable[[TaskConfig, int | None], LoadedTask]) -> None:
+    """Read tasks called ``prefix:NAME`` by ``load(config, max_items)``, which renders them too."""
+    _LOADERS[prefix] = load
+
+
 def load_task(
     config: TaskConfig,
     data_dir: Path | None,
@@ -97,6 +105,8 @@ def load_task(
             among them also contain are left out.
         compare: test rows with training rows, to find contamination.
     """
+    if (loader := _LOADERS.get(config.name.partition(":")[0])) is not None:
+        return loader(config, max_items)
     read = read_task_items(config, data_dir, trained_on)
     spec, name = read.spec, read.spec.name
     examples = example_file(spec, read.items) if spec.num_fewshot else None

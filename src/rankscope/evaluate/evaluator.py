@@ -20,7 +20,7 @@ from rankscope.evaluate.context_window import (
     context_length,
     fit_to_context,
 )
-from rankscope.evaluate.metrics import ModelScores, exact_mean, standard_error
+from rankscope.evaluate.metrics import ModelScores, exact_mean, is_mean, standard_error
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer, ScoringJob
 from rankscope.models.base import Base
@@ -168,13 +168,14 @@ def _make_record(
     scores: ModelScores, task: LoadedTask, split: Split, trial_id: str, truncated: int
 ) -> EvalRecord:
     metric = primary_metric(task)
+    score, items = scores.metrics[metric], [item.score for item in scores.items]
     return EvalRecord(
         trial_id=trial_id,
         task=task.spec.name,
         split=split,
         metric=metric,
-        score=scores.metrics[metric],
-        standard_error=standard_error([item.score for item in scores.items]),
+        score=score,
+        standard_error=standard_error(items) if is_mean(score, items) else None,
         n=len(scores.items),
         metrics=scores.metrics,
         without_contamination=without_contamination(task, split, scores.items),

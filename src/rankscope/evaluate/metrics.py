@@ -60,3 +60,8 @@ def standard_error(scores: Sequence[float]) -> float | None:
 def exact_mean(scores: Sequence[float]) -> float:
     """Mean of at least one score; its exact sum does not depend on the order."""
     return math.fsum(scores) / len(scores)
+
+
+def is_mean(score: float, item_scores: Sequence[float]) -> bool:
+    """Whether a score is the mean of its items, unlike a perplexity or an F1."""
+    return math.isclose(score, exact_mean(item_scores), rel_tol=1e-9, abs_tol=1e-12)

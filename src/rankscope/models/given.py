@@ -7,7 +7,7 @@ import torch
 
 from rankscope.config.study import GivenConfig
 from rankscope.errors import UserError
-from rankscope.filesystem import read_json_object
+from rankscope.filesystem import read_json_object, user_path
 from rankscope.hashing import canonical_json, sha256_json, weights_sha256
 from rankscope.models.adapters.folder import (
     adapter_sha256,
@@ -43,7 +43,7 @@ def given_trials(
     names = given_names(given)
     trials: dict[str, TrialSpec] = {}
     for model, name in zip(given, names, strict=True):
-        folder = Path(model.path).expanduser()
+        folder = user_path(model.path)
         check_tuned_folder(folder)
         if is_checkpoint(folder):
             check_checkpoint(folder, base, shapes)
@@ -79,7 +79,7 @@ def given_notes(trials: Sequence[TrialSpec]) -> list[str]:
 
 def given_names(given: Sequence[GivenConfig]) -> list[str]:
     """Their own names, or the folders' with as many parent folders as make them unique."""
-    folders = [Path(model.path).expanduser().resolve() for model in given]
+    folders = [user_path(model.path).resolve() for model in given]
     repeated = next((folder for folder in folders if folders.count(folder) > 1), None)
     if repeated is not None:
         raise UserError(f"adapter {repeated}", "it twice", "each model once", "remove one")

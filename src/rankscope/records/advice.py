@@ -5,6 +5,7 @@ from typing import Literal
 from rankscope.models.methods import get_method
 from rankscope.records.estimate import Estimate
 from rankscope.records.record import Record
+from rankscope.records.scores import ModelScore
 from rankscope.records.variants import VariantKind
 
 FEWEST_SEEDS = 3  # With fewer, the spread between seeds is too uncertain for a firm answer
@@ -290,5 +291,6 @@ class Recommendation(Record):
     """Trials scaled down at inference compared with mitigations, if the study has any."""
     rank_curves: tuple[TaskRankCurves, ...] = ()
     """Trained, nested and truncated ranks compared, by training task; if the study has any."""
+    given: tuple[ModelScore, ...] = ()  # Scores of models that the study did not train
     subjects: tuple[SubjectChange, ...] = ()
     """Retention by subject for the arms that the advice compares."""

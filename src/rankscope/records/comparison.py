@@ -39,7 +39,7 @@ class ComparedCell(Record):
     rank: int | None
     full: bool  # Full fine-tuning; False for the bases
     tested_on: str
-    score_unit: Literal["accuracy", "log_probability"]
+    score_unit: Literal["accuracy", "log_probability"] | None
     paired: bool  # Same items, prompts and scoring: items are compared one by one
     same_models: bool
     """Whether both studies scored the same trials, or the same base. If paired, they can differ

@@ -1,10 +1,12 @@
 """Scores of a model on one split of a task, with the per-item scores."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from rankscope.records.estimate import Estimate
 from rankscope.records.record import Record, Split
 
 
@@ -52,6 +54,22 @@ class CurvePoint(Record):
     num_tokens: int
     item_scores: tuple[float, ...] = ()  # By item; at the rungs of an adaptive study only
     gold_logprobs: tuple[float | None, ...] = ()  # Likewise, by ``gold_logprobs_per_token``
+
+
+class ModelScore(Record):
+    """The base or a given model on one task, compared with the base on the same items."""
+
+    model: str  # ``base``, or the given model's name
+    record: EvalRecord
+    change: Estimate | None
+    """Model minus base, paired, with a 95 % interval; None for the base, and for a score that is no
+    mean of its items."""
+    chance: float | None  # Score of guessing, if it is known
+    score_unit: Literal["accuracy", "log_probability"] | None  # None for a metric in another unit
+    num_fewshot: int
+    source: str  # Where the rows came from, for people
+    task_sha256: str  # Of everything that scores depend on, the model excepted
+    other_base_forced: bool = False  # The adapter records another base
 
 
 EvalKey = tuple[str, str, Split]  # (trial id or ``base``, task, split)

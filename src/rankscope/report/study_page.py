@@ -18,6 +18,7 @@ from rankscope.report.style import DASHES
 from rankscope.report.tables import (
     contamination_table,
     failed_trials_table,
+    given_table,
     stopped_trials_table,
     tasks_table,
     training_table,
@@ -50,6 +51,7 @@ def render_study(whole: StudyView, folder: str = "DIR", view: StudyView | None =
         num_failed=len(failed),
         stopped=stopped_trials_table(whole),
         num_skipped=sum(trial.status == "skipped" for trial in whole.study.trials),
+        given=given_table(view),
         tasks=tasks_table(view),
         without_contamination=contamination_table(view),
         training=training_table(view),

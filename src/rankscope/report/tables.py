@@ -55,6 +55,7 @@ def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
         "arms": arms_table(view),
         "changes": _changes_table(view),
         "comparisons": _comparisons_table(view),
+        "given": given_table(view),
         "answers": _answers_table(view),
         "tasks": tasks_table(view),
         "training": training_table(view),
@@ -187,6 +188,28 @@ def _changes_table(view: StudyView) -> pd.DataFrame:
         if (estimate := change_on(arm, tested.name)) is not None
     ]
     return table(rows, _columns(view, "change"))
+
+
+def given_table(view: StudyView) -> pd.DataFrame:
+    """Scores of the base and of the given models, with their changes against the base; empty
+    without given models."""
+    rows: list[TableRow] = [
+        {
+            "task": score.record.task,
+            "model": score.model,
+            "score": score.record.score,
+            "standard_error": score.record.standard_error,
+            **_with_interval("change", score.change),
+            "p": score.change.p if score.change else None,
+            "items": score.record.n,
+            "score_unit": score.score_unit,
+        }
+        for score in view.recommendation.given
+    ]
+    columns = _columns(view, "score", "change")
+    for name in ("standard_error", "change"):
+        columns[name] = columns["score"]
+    return table(rows, columns)
 
 
 def role_of_tested(study: StudyRecords, trained: str, tested: str) -> str:

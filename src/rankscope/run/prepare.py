@@ -1,5 +1,7 @@
 """From a study file to everything that can be known before weights are loaded."""
 
+from importlib import import_module
+
 import torch
 
 from rankscope.advise.checks import undecidable_notes
@@ -62,8 +64,11 @@ def prepare_study(
 
     reporter.advance(1, "rows")
     tokenizer, new_encoder = load_tokenizer(base.folder), Encoder if weights else CachingEncoder
-    encoder = new_encoder(tokenizer, config.model.prompt_format, config.train.max_length)
+    max_length = config.train.max_length if config.arms else None
+    encoder = new_encoder(tokenizer, config.model.prompt_format, max_length)
     config = _resolve_auto(config, encoder, dtype)
+    if any(task.is_harness_task for task in config.evaluate.cross_domain):
+        import_module("rankscope.evaluate.lm_eval.bridge")  # registers how they are read
     data = prepare_data(config, encoder, whole=weights)
     context, evaluate = context_length(base.config), config.evaluate
     tokenizer_hash = tokenizer_sha256(base.folder)

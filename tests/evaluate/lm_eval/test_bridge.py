@@ -13,20 +13,16 @@ from evaluation_worlds import adapter, base, merged, tokenizer
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from rankscope.config.study import EvaluateConfig
+from rankscope.data.encode import Encoder
 from rankscope.errors import UserError
-from rankscope.evaluate.evaluator import Evaluation
-from rankscope.evaluate.lm_eval.bridge import (
-    LmEvalSettings,
-    evaluation_of,
-    read_lm_eval_task,
-    score_lm_eval_task,
-)
-from rankscope.evaluate.lm_eval.model import LmEvalModel
+from rankscope.evaluate.evaluator import Evaluation, evaluate_task
+from rankscope.evaluate.lm_eval.bridge import harness_tasks, load_harness_task
 from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
 from rankscope.records import BASE
 
-SETTINGS = LmEvalSettings(batch_tokens=512, context=256)
+SETTINGS = EvaluateConfig(batch_tokens=512)
 ROWS = [
     {"question": "the cat sat on", "choices": ["the mat", "1", "the other mat"], "answer": 0},
     {"question": "1 2", "choices": ["3", "18 42", "日本語"], "answer": 1},
@@ -77,9 +73,14 @@ def task_file(folder: Path, config: dict[str, object], extra: str = "") -> Path:
 
 
 def evaluate_lm_eval(
-    engine: Base, source: str, models: dict[str | None, str], settings: LmEvalSettings
-) -> dict[str | None, list[Evaluation]]:
-    return score_lm_eval_task(engine, read_lm_eval_task(source, settings), models)
+    engine: Base, source: str, models: dict[str | None, str], num_fewshot: int | None = None
+) -> dict[str | None, Evaluation]:
+    (config,) = harness_tasks(source)
+    if num_fewshot is not None:
+        config = config.model_copy(update={"num_fewshot": num_fewshot})
+    task = load_harness_task(config, max_items=None)
+    encoder = Encoder(engine.tokenizer, "plain", max_length=None)
+    return evaluate_task(engine, encoder, task, "test", models, SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -124,12 +125,11 @@ def test_every_kind_of_task_gives_the_harness_numbers(
 ) -> None:
     engine, member = packed
     path = task_file(tmp_path, config)
-    settings = LmEvalSettings(batch_tokens=512, context=256, num_fewshot=num_fewshot)
     models = {None: BASE, member.name: "trial"}
-    found = evaluate_lm_eval(engine, f"lm_eval:{path}", models, settings)
+    found = evaluate_lm_eval(engine, f"lm_eval:{path}", models, num_fewshot)
     name = str(config["task"])
     for adapter_name, of in ((None, None), (member.name, member)):
-        ((record, items),) = found[adapter_name]
+        record, items = found[adapter_name]
         expected = stock_results(engine, of, path, num_fewshot)
         numbers = expected["results"][name]
         for metric, value in record.metrics.items():
@@ -150,7 +150,7 @@ def test_every_kind_of_task_gives_the_harness_numbers(
                 assert item.score == sample["exact_match"]
             else:
                 assert item.score == pytest.approx(sample["word_perplexity"][0], rel=1e-4)
-    assert found[None][0][1] != found[member.name][0][1]
+    assert found[None].items != found[member.name].items
 
 
 def test_global_generators_stay_where_they_were(
@@ -167,7 +167,7 @@ def test_global_generators_stay_where_they_were(
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(7)
     first = drawn()
-    evaluate_lm_eval(packed[0], f"lm_eval:{path}", {None: BASE}, SETTINGS)
+    evaluate_lm_eval(packed[0], f"lm_eval:{path}", {None: BASE})
     assert [first, drawn()] == expected
 
 
@@ -204,7 +204,7 @@ def test_task_files_that_are_refused(
 ) -> None:
     path = task_file(tmp_path, {**CHOICE, **change}, extra)
     with pytest.raises(UserError, match=message):
-        evaluate_lm_eval(packed[0], f"lm_eval:{path}", {None: BASE}, SETTINGS)
+        evaluate_lm_eval(packed[0], f"lm_eval:{path}", {None: BASE})
 
 
 @pytest.mark.parametrize(
@@ -226,30 +226,9 @@ def test_members_written_inside_a_group_are_refused_alike(
     path = tmp_path / "group.yaml"
     path.write_text(yaml.safe_dump({"group": "g", "task": members}))
     with pytest.raises(UserError, match=message):
-        evaluate_lm_eval(packed[0], f"lm_eval:{path}", {None: BASE}, SETTINGS)
+        evaluate_lm_eval(packed[0], f"lm_eval:{path}", {None: BASE})
 
 
 def test_names_that_lead_nowhere(tmp_path: Path, packed: tuple[Base, Adapter]) -> None:
     with pytest.raises(UserError, match="no such file"):
-        evaluate_lm_eval(packed[0], f"lm_eval:{tmp_path}/none.yaml", {None: BASE}, SETTINGS)
-
-
-def test_tasks_of_a_group_share_its_seconds_by_items() -> None:
-    """Three items of four, under two filters, take three quarters of what the group took."""
-
-    def sample(doc: int, name: str) -> dict[str, object]:
-        answers = {"filtered_resps": ["x"], "target": "x", "arguments": []}
-        return {"doc_id": doc, "filter": name, "exact_match": 1.0, **answers}
-
-    results = {
-        "results": {name: {"exact_match,a": 1.0} for name in ("long", "short")},
-        "samples": {
-            "long": [sample(doc, name) for name in "ab" for doc in range(3)],
-            "short": [sample(0, "a")],
-        },
-    }
-    lm = LmEvalModel(base(), None, 256, 512)
-    lm.seconds, lm.num_tokens = 8.0, 100
-    parts = [evaluation_of(name, results, lm, "trial")[0] for name in ("long", "short")]
-    assert [part.seconds for part in parts] == [6.0, 2.0]
-    assert [part.num_tokens for part in parts] == [75, 25]
+        evaluate_lm_eval(packed[0], f"lm_eval:{tmp_path}/none.yaml", {None: BASE})

@@ -7,18 +7,18 @@ from rich.text import Text
 
 from rankscope.cli.render.table import terminal_table
 from rankscope.formatting import number, p_cell, score_text, unit_of, with_interval
-from rankscope.tools.evaluate.results_folder import Score
+from rankscope.records import ModelScore
 
 NUMBERS = ("score", "n", "without contamination", "change", "p")
 
 
-def scores_tables(scores: Sequence[Score]) -> RenderableType:
+def scores_tables(scores: Sequence[ModelScore]) -> RenderableType:
     """A table per task: the base and its adapters.
 
     Accuracies in percent, changes in points, likelihoods in nats per token; ``±`` is one standard
     error, brackets are a paired 95 % interval.
     """
-    by_task: dict[str, list[Score]] = {}
+    by_task: dict[str, list[ModelScore]] = {}
     for score in scores:
         by_task.setdefault(_title(score), []).append(score)
     tables = []
@@ -35,7 +35,7 @@ def scores_tables(scores: Sequence[Score]) -> RenderableType:
     return Group(*tables, Text(legend))
 
 
-def _title(score: Score) -> str:
+def _title(score: ModelScore) -> str:
     """Such as ``arc_easy: acc, guessing gives 25.0 %``."""
     title = f"{score.record.task}: {score.record.metric}"
     if score.chance is None:
@@ -43,7 +43,7 @@ def _title(score: Score) -> str:
     return f"{title}, guessing gives {score_text(score.chance, unit_of(score.score_unit))}"
 
 
-def _score_row(score: Score, with_clean: bool) -> dict[str, object]:
+def _score_row(score: ModelScore, with_clean: bool) -> dict[str, object]:
     record, unit = score.record, unit_of(score.score_unit)
     clean, change = record.without_contamination, score.change
 

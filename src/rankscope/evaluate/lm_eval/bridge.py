@@ -8,11 +8,11 @@ templates run in Jinja's sandbox.
 
 import json
 import math
+import os
 import random
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,121 +20,195 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rankscope.config.task import LM_EVAL_PREFIX
+from rankscope.config.task import LM_EVAL_PREFIX, TaskConfig
+from rankscope.data.encode import Encoder
+from rankscope.data.items import Item
+from rankscope.data.registry import TaskSpec
+from rankscope.data.tasks import LoadedTask, register_task_loader
 from rankscope.errors import UserError
-from rankscope.evaluate.evaluator import Evaluation
+from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.lm_eval.task_files import check_task, is_yaml
-from rankscope.evaluate.metrics import standard_error
+from rankscope.evaluate.metrics import ModelScores
+from rankscope.evaluate.scorers import register_scorer
+from rankscope.evaluate.scorers.python_function import ALLOWED
+from rankscope.evaluate.scorers.scorer import Scorer, ScoringJob
 from rankscope.hashing import sha256_file, sha256_json
-from rankscope.models.base import Base
-from rankscope.records import EvalRecord, ItemResult
+from rankscope.records import ItemResult
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
-    from rankscope.evaluate.lm_eval.model import LmEvalModel
 
 SEEDS = (0, 1234)  # The harness's: of Python's generator, and of all others
+DEFAULT_CONTEXT = 2048  # Most tokens of a prompt if the model's configuration gives no limit
+ACCURACIES = frozenset({"acc", "acc_norm", "acc_bytes", "exact_match"})
+"""Metrics that are shares of right answers."""
 
 
-@dataclass(frozen=True, slots=True)
-class LmEvalSettings:
-    batch_tokens: int = 4096
-    context: int = 2048  # Most tokens that the model accepts
-    num_fewshot: int | None = None  # None keeps the task's own number
-    max_items: int | None = None  # At most this many items of each task, its first ones
-    chat: bool = False  # Prompts in the tokenizer's chat template, examples as turns
-    allow_functions: bool = False  # Let the task's files run the Python functions that they name
-
-
-@dataclass(frozen=True, slots=True)
-class LmEvalTask:
-    """A task of the harness, or every task of a group or tag, with its documents."""
-
-    source: str  # ``lm_eval:NAME``, or the same with the path of a YAML file
-    loaded: dict[str, Any]  # As the harness's index returns it
-    settings: LmEvalSettings
-    sha256: str
-    """Of files, documents and settings: everything that scores depend on, model and tokenizer
-    excepted. If it may run code, of the Python files in its folder too."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(LM_EVAL_PREFIX + name for name in self.loaded["tasks"])
-
-    def config(self, name: str, key: str) -> Any:
-        """The value of a key in the file of one of :attr:`names`."""
-        return self.loaded["tasks"][name.removeprefix(LM_EVAL_PREFIX)].get_config(key)
-
-
-def read_lm_eval_task(source: str, settings: LmEvalSettings) -> LmEvalTask:
-    """Read ``lm_eval:NAME``, or the same with a YAML file, and its documents; needs no model."""
-    _, manager = _import_harness(source)
+def harness_tasks(source: str) -> list[TaskConfig]:
+    """The task of ``lm_eval:NAME`` or ``lm_eval:FILE.yaml``, or every task of that group or tag."""
     named = source.removeprefix(LM_EVAL_PREFIX)
-    name, files = check_task(manager, named, settings.allow_functions)
-    with _harness_seeds(), _sandboxed_templates():
-        loaded = _load_documents(manager, name)
-        for task in loaded["tasks"].values():
-            if settings.num_fewshot is not None:
-                task.set_config(key="num_fewshot", value=settings.num_fewshot)
-            elif task.get_config("num_fewshot") is None:
-                task.set_config(key="num_fewshot", value=0)
-        return LmEvalTask(source, loaded, settings, _task_hash(loaded, files, settings))
-
-
-def _task_hash(loaded: Mapping[str, Any], files: Sequence[Path], settings: LmEvalSettings) -> str:
-    """Hash of everything that a task's scores depend on, the model and its tokenizer excepted."""
-    hashed = list(files)
-    if settings.allow_functions:
-        hashed += [code for folder in {f.parent for f in files} for code in folder.glob("*.py")]
-    documents = [
-        [list(task.eval_docs), list(task.fewshot_docs()) if task.get_config("num_fewshot") else []]
-        for task in loaded["tasks"].values()
+    file = str(Path(named).expanduser().resolve()) if is_yaml(named) else None
+    return [
+        TaskConfig.model_validate({"name": LM_EVAL_PREFIX + name, "harness_file": file})
+        for name in _read(source)[0]
     ]
+
+
+def load_harness_task(config: TaskConfig, max_items: int | None) -> LoadedTask:
+    """Read one task of the harness with its documents; needs no model. Records call the split
+    ``test``: the harness scores a task's test split, or its validation split without one."""
+    name = config.name.removeprefix(LM_EVAL_PREFIX)
+    tasks, files = _read(LM_EVAL_PREFIX + (config.harness_file or name))
+    if name not in tasks:
+        raise UserError(
+            f"task {config.name}",
+            f"{', '.join(list(tasks)[:3])}",
+            "a single task of this name",
+            f"score them with 'rankscope eval --tasks {config.name}'",
+        )
+    task = tasks[name]
+    shots = task.get_config("num_fewshot") or 0
+    task.set_config(
+        key="num_fewshot", value=shots if config.num_fewshot == "own" else config.num_fewshot
+    )
+    scorer = _HarnessScorer(config.name, task, _task_hash(task, files))
+    register_scorer(scorer)
+    documents = list(task.eval_docs)[:max_items]
+    spec = TaskSpec(
+        name=config.name,
+        description="",
+        scorer=scorer.name,
+        prompt="",
+        num_fewshot=int(task.get_config("num_fewshot")),
+    )
+    return LoadedTask(
+        spec=spec,
+        train=(),
+        validation=(),
+        test=tuple(
+            Item(f"{config.name}/{number}", json.dumps(document, default=str), "")
+            for number, document in enumerate(documents)
+        ),
+        sha256=scorer.sha256,
+        dropped=0,
+        source=f"lm-evaluation-harness, {task.get_config('dataset_path')}",
+        contamination={},
+        notes=(),
+    )
+
+
+register_task_loader(LM_EVAL_PREFIX.rstrip(":"), load_harness_task)
+
+
+class _HarnessScorer(Scorer[None]):
+    """Prompts and answers of one task, by the harness; log p and generated texts, by Rankscope.
+
+    The primary metric is the first of the task's ``metric_list``, under its first filter.
+    """
+
+    def __init__(self, name: str, task: Any, sha256: str) -> None:
+        self.name = name
+        self.task = task
+        self.sha256 = sha256
+        """Of files, documents and examples: all that scores depend on, model and tokenizer
+        excepted. If the task may run code, of the Python files in its folder too."""
+        metric, filter_name = next(iter(task._metric_fn_list)), task._filters[0].name
+        self.metrics = {_full_name(metric, filter_name): ""}
+        self.unit = "accuracy" if metric in ACCURACIES else None
+
+    def encode(
+        self, encoder: Encoder, items: Sequence[Item], spec: TaskSpec, context: int | None
+    ) -> list[None]:
+        return [None] * len(items)
+
+    def encoder_settings(self, encoder: Encoder) -> dict[str, Any]:
+        return {"harness_task": self.sha256}
+
+    def run(self, job: ScoringJob) -> dict[str | None, ModelScores]:
+        with _harness_seeds(), _sandboxed_templates():
+            return {name: self.scores(job, name) for name in job.adapter_names}
+
+    def scores(self, job: ScoringJob, adapter_name: str | None) -> ModelScores:
+        from lm_eval.evaluator import evaluate
+
+        from rankscope.evaluate.lm_eval.model import LmEvalModel
+
+        name, is_chat = self.task.task_name, job.encoder.prompt_format == "chat"
+        self.task.set_fewshot_seed(seed=SEEDS[1])
+        context = context_length(job.base.model.config) or DEFAULT_CONTEXT
+        lm = LmEvalModel(job.base, adapter_name, context, job.settings.batch_tokens)
+        results = evaluate(
+            lm=lm,
+            task_dict={"tasks": {name: self.task}, "groups": {}, "group_map": {}},
+            limit=len(job.split.items),
+            cache_requests=False,
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=is_chat,
+            fewshot_as_multiturn=is_chat,
+            confirm_run_unsafe_code=_allows_functions(),
+        )
+        metrics = _read_metrics(results["results"][name])
+        if self.default_metric not in metrics:
+            raise UserError(
+                f"task {self.name}",
+                f"the numbers {', '.join(metrics) or 'none'}",
+                f"{self.default_metric}, the first of its metric_list",
+                "correct the task's file",
+            )
+        metric, filter_name = self.default_metric.partition(",")[0], self.task._filters[0].name
+        samples = [s for s in results["samples"][name] if s["filter"] == filter_name]
+        items = [_item_of(self.name, metric, sample) for sample in samples]
+        logprobs = [value for item in items for value in item.option_logprobs or ()]
+        if not np.isfinite([*metrics.values(), *logprobs]).all():
+            metrics["not_finite"] = 1.0
+        return ModelScores(items, metrics, lm.seconds, lm.num_tokens)
+
+
+def _allows_functions() -> bool:
+    """Whether task files may run the Python functions that they name."""
+    return os.environ.get(ALLOWED) == "1"
+
+
+def _read(source: str) -> tuple[dict[str, Any], list[Path]]:
+    """The harness's tasks of a name or file, and the files that describe them, checked first."""
+    manager = _import_harness(source)
+    named, files = check_task(manager, source.removeprefix(LM_EVAL_PREFIX), _allows_functions())
+    with _harness_seeds(), _sandboxed_templates():
+        return _load_documents(manager, named)["tasks"], files
+
+
+def _task_hash(task: Any, files: Sequence[Path]) -> str:
+    hashed = list(files)
+    if _allows_functions():
+        hashed += [code for folder in {f.parent for f in files} for code in folder.glob("*.py")]
+    shots = task.get_config("num_fewshot")
+    documents = [list(task.eval_docs), list(task.fewshot_docs()) if shots else []]
     return sha256_json(
         {
             "lm_eval": version("lm_eval"),
             "files": sorted(sha256_file(path) for path in hashed),
             "documents": json.dumps(documents, default=str, sort_keys=True),
-            "settings": asdict(settings),
+            "num_fewshot": shots,
+            "allows_functions": _allows_functions(),
         }
     )
-
-
-def score_lm_eval_task(
-    base: Base, task: LmEvalTask, models: Mapping[str | None, str]
-) -> dict[str | None, list[Evaluation]]:
-    """Score a task of the harness, or every task of a group or tag, under the base and adapters.
-
-    ``models`` maps adapter names to trial ids; None is the bare base. Gives each model's record and
-    items of each task, in the harness's order. Records call the split ``test``: the harness scores
-    a task's test split, or its validation split without one.
-    """
-    evaluate, _ = _import_harness(task.source)
-    evaluations: dict[str | None, list[Evaluation]] = {}
-    dropout_off = base.multi_lora.dropout_off()
-    with _harness_seeds(), _sandboxed_templates(), dropout_off, torch.inference_mode():
-        for adapter_name, trial_id in models.items():
-            results, lm = _run_harness(evaluate, base, adapter_name, task)
-            evaluations[adapter_name] = [
-                evaluation_of(name, results, lm, trial_id) for name in task.loaded["tasks"]
-            ]
-    return evaluations
 
 
 # --- the harness --------------------------------------------------------------------------------
 
 
-def _import_harness(source: str) -> tuple[Any, "TaskManager"]:
-    """The harness's ``evaluate``, and its index of tasks (empty for a file)."""
+def _import_harness(source: str) -> "TaskManager":
+    """The harness's index of tasks, empty for a file."""
     try:
-        from lm_eval.evaluator import evaluate
+        import lm_eval.evaluator  # noqa: F401
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise UserError(
             f"task {source!r} needs the package lm-eval ({error}): pip install 'rankscope[lm-eval]'"
         ) from error
-    return evaluate, TaskManager(include_defaults=not is_yaml(source))
+    return TaskManager(include_defaults=not is_yaml(source))
 
 
 @contextmanager
@@ -190,85 +264,22 @@ def _load_documents(manager: "TaskManager", name: str) -> dict[str, Any]:
         ) from error
 
 
-def _run_harness(
-    evaluate: Any, base: Base, adapter_name: str | None, task: LmEvalTask
-) -> tuple[dict[str, Any], "LmEvalModel"]:
-    """The harness's results under one model, and the model with its seconds and tokens."""
-    from rankscope.evaluate.lm_eval.model import LmEvalModel
-
-    settings = task.settings
-    for member in task.loaded["tasks"].values():
-        member.set_fewshot_seed(seed=SEEDS[1])
-    lm = LmEvalModel(base, adapter_name, settings.context, settings.batch_tokens)
-    results = evaluate(
-        lm=lm,
-        task_dict=task.loaded,
-        limit=settings.max_items,
-        cache_requests=False,
-        bootstrap_iters=0,
-        log_samples=True,
-        apply_chat_template=settings.chat,
-        fewshot_as_multiturn=settings.chat,
-        confirm_run_unsafe_code=settings.allow_functions,
-    )
-    return results, lm
+# --- numbers ------------------------------------------------------------------------------------
 
 
-# --- records ------------------------------------------------------------------------------------
+def _full_name(metric: str, filter_name: str) -> str:
+    return metric if filter_name == "none" else f"{metric},{filter_name}"
 
 
-def evaluation_of(
-    name: str, results: Mapping[str, Any], lm: "LmEvalModel", trial_id: str
-) -> Evaluation:
-    """One task's record and items; the primary metric is its first metric under its first filter. A
-    group runs as one; its seconds and tokens are divided by items."""
-    metrics, primary, filter_name = _read_metrics(results["results"][name])
-    samples = [s for s in results["samples"][name] if s["filter"] == filter_name]
-    items = [_item_of(name, primary.partition(",")[0], sample) for sample in samples]
-    scores = [item.score for item in items]
-    counts = {
-        task: len({sample["doc_id"] for sample in of_task})
-        for task, of_task in results["samples"].items()
-    }
-    share = counts[name] / max(1, sum(counts.values()))
-    record = EvalRecord(
-        trial_id=trial_id,
-        task=LM_EVAL_PREFIX + name,
-        split="test",
-        metric=primary,
-        score=metrics[primary],
-        standard_error=standard_error(scores) if is_mean(metrics[primary], scores) else None,
-        n=len(items),
-        metrics=metrics,
-        seconds=share * lm.seconds,
-        num_tokens=round(share * lm.num_tokens),
-    )
-    return Evaluation(record, items)
-
-
-def is_mean(score: float, item_scores: Sequence[float] | np.ndarray[Any, Any]) -> bool:
-    """Whether a score is the mean of its items, unlike a perplexity or an F1."""
-    mean = math.fsum(item_scores) / len(item_scores)
-    return math.isclose(score, mean, rel_tol=1e-9, abs_tol=1e-12)
-
-
-def _read_metrics(numbers: Mapping[str, Any]) -> tuple[dict[str, float], str, str]:
-    """(metrics, the primary one, its filter). ``acc,none`` becomes ``acc``; other filters stay."""
+def _read_metrics(numbers: Mapping[str, Any]) -> dict[str, float]:
+    """Every metric without standard errors; ``acc,none`` becomes ``acc``, other filters stay."""
     metrics: dict[str, float] = {}
-    primary_filter = "none"
     for key, value in numbers.items():
         metric, comma, filter_name = key.partition(",")
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not comma or metric.endswith("_stderr") or not is_number:
-            continue
-        if not metrics:
-            primary_filter = filter_name
-        metrics[metric if filter_name == "none" else key] = float(value)
-    if not metrics:
-        raise UserError(
-            f"the task gave no number: {dict(numbers)}; expected a metric in metric_list"
-        )
-    return metrics, next(iter(metrics)), primary_filter
+        if comma and is_number and not metric.endswith("_stderr"):
+            metrics[_full_name(metric, filter_name)] = float(value)
+    return metrics
 
 
 def _item_of(name: str, metric: str, sample: Mapping[str, Any]) -> ItemResult:
@@ -286,7 +297,7 @@ def _item_of(name: str, metric: str, sample: Mapping[str, Any]) -> ItemResult:
         if isinstance(target, int) and 0 <= target < len(logprobs):
             gold_logprob = logprobs[target]
     return ItemResult(
-        item_id=f"{LM_EVAL_PREFIX}{name}/{sample['doc_id']}",
+        item_id=f"{name}/{sample['doc_id']}",
         subject=None,
         score=score,
         gold=str(target),

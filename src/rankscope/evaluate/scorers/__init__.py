@@ -54,7 +54,7 @@ def get_scorer(name: str) -> Scorer[Any]:
 
 
 def scorer_names() -> tuple[str, ...]:
-    return tuple(name for name in _SCORERS if not name.startswith(PYTHON_PREFIX))
+    return tuple(name for name in _SCORERS if ":" not in name)
 
 
 def primary_metric_names() -> tuple[str, ...]:

@@ -60,7 +60,8 @@ class Scorer(ABC, Generic[Encoded]):
     metrics: Mapping[str, str]
     """Metric -> what it measures ("" if the name says it); the first is the default primary
     metric."""
-    unit: ScoreUnit = "accuracy"  # Of the primary metric: a share of 1, or nats per token
+    unit: ScoreUnit | None = "accuracy"
+    """Of the primary metric: a share of 1, or nats per token; None for another unit."""
     version: int = 1
     """Version of user tasks with this scorer; raise it when a change of the code moves scores."""
     generates: bool = False

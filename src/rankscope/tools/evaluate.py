@@ -1,0 +1,235 @@
+"""``rankscope eval``: a study of given models without arms, whose tasks are only scored.
+
+The folder that it writes is a study's: what it holds is not scored again, and ``status``,
+``verify``, ``report`` and ``rankscope.load`` read it.
+"""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rankscope.config.loader import load_task_file
+from rankscope.config.study import ModelConfig, StudyConfig
+from rankscope.config.task import LM_EVAL_PREFIX, TaskConfig, is_task_file
+from rankscope.data.task_source import check_sources
+from rankscope.errors import UserError, reason_of
+from rankscope.filesystem import output_folder, user_path
+from rankscope.models.model_folder import check_tuned_folder, model_folder
+from rankscope.progress import ProgressReporter
+from rankscope.records import FAILED, ModelScore, StudyRecords
+from rankscope.run.study import Study
+from rankscope.store import Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    scores: tuple[ModelScore, ...]
+    """Task by task, the base first, then adapters in the order in which they were given."""
+    failed: tuple[str, ...]  # One sentence per model that could not be scored
+    num_new: int  # Scores computed now; the folder held the others
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "scores": [score.model_dump(mode="json") for score in self.scores],
+            "failed": list(self.failed),
+            "scored_now": self.num_new,
+            "scored_before": len(self.scores) - self.num_new,
+            "notes": list(self.notes),
+        }
+
+    def summary(self, out: Path) -> str:
+        """One line: where the results are, and how many of them are new."""
+        num_before = len(self.scores) - self.num_new
+        if not self.num_new:
+            return f"{out}: all {num_before} results were there already; nothing was scored again"
+        already = f", {num_before} were there already" if num_before else ""
+        return f"{out}: {self.num_new} results scored now{already}"
+
+
+def score(
+    model: str,
+    tasks: Sequence[str],
+    adapters: Sequence[str] = (),
+    out: Path | None = None,
+    reporter: ProgressReporter | None = None,
+    **options: Any,
+) -> _Scores:
+    """Score a model and its adapters on tasks; skip what the study in ``out`` already holds.
+
+    Args:
+        model: a folder, a hub id, a fetched model's name or ``pocket``.
+        tasks: named tasks, task files, files and folders of rows, or ``lm_eval:NAME``.
+        adapters: folders of PEFT adapters, or of checkpoints of the model's architecture.
+        out: the folder of the study; a temporary one if None.
+        reporter: of progress; silent by default.
+        options: see :func:`scoring_study`.
+
+    Raises:
+        UserError: a model, adapter, task, split or row cannot be used, or ``out`` cannot be written
+            to; nothing is written then.
+        IntegrityError: results in ``out`` were altered.
+    """
+    config = scoring_study(model, tasks, adapters, **options)
+    model_folder(config.model)  # before torch is imported, which takes seconds
+    for given in config.given or ():
+        check_tuned_folder(user_path(given.path))
+    check_sources(config)
+    before = _stored_scores(out)
+    place = tempfile.TemporaryDirectory() if out is None else nullcontext(str(out))
+    with output_folder(out), place as folder:
+        return _scores(Study(config).run(folder, reporter), before)
+
+
+def _stored_scores(out: Path | None) -> frozenset[tuple[str, str, str]]:
+    if out is None or not (out / "ledger.sqlite").is_file():
+        return frozenset()
+    with Ledger.open(out, write=False) as ledger:
+        return frozenset(ledger.load(with_analyses=False).evals)
+
+
+def _scores(records: StudyRecords, before: frozenset[tuple[str, str, str]]) -> _Scores:
+    from rankscope.advise.model_scores import model_scores  # scipy
+
+    scores = model_scores(records)
+    labels = {t.spec.trial_id: t.spec.arm_label for t in records.trials}
+    new = [s for s in scores if (s.record.trial_id, s.record.task, s.record.split) not in before]
+    failed = [
+        f"{labels[trial.spec.trial_id]}: {trial.failure}"
+        for trial in records.trials
+        if trial.status in FAILED
+    ]
+    return _Scores(scores, tuple(failed), len(new), records.notes)
+
+
+def scoring_study(
+    model: str,
+    tasks: Sequence[str],
+    adapters: Sequence[str] = (),
+    *,
+    split: str = "test",
+    num_fewshot: int | None = None,
+    force: bool = False,
+    **settings: Any,
+) -> StudyConfig:
+    """The study that scores a model and its adapters.
+
+    Args:
+        split: of the tasks.
+        num_fewshot: examples before each question of every task; None keeps each task's own number.
+        force: accept adapters that record another base.
+        settings: ``data_dir``, ``data_seed``, ``device``, ``dtype`` and ``prompt_format``, and keys
+            of ``evaluate`` such as ``max_items``; None is a key's default.
+
+    Raises:
+        UserError: there is no such model, a task is unknown or given twice, or a value cannot be
+            used.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    top: dict[str, Any] = {
+        name: given.pop(name) for name in ("device", "dtype", "data_seed") if name in given
+    }
+    if "data_dir" in given:
+        top["data_dir"] = str(user_path(given.pop("data_dir")).absolute())
+    prompt_format = given.pop("prompt_format", "auto")
+    models = [{"path": str(user_path(path)), "force": force} for path in adapters]
+    if not tasks:
+        raise UserError("--tasks", "no tasks were given", "names such as arc_easy,mmlu")
+    scored = [config for text in tasks for config in _task_configs(text, split, num_fewshot)]
+    names = [task.name for task in scored]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError("--tasks", f"task {repeated[0]!r} is given twice", "each once")
+    try:
+        config = StudyConfig.model_validate(
+            {
+                "name": "eval",
+                "model": {**_model_source(model), "prompt_format": prompt_format},
+                "given": models or None,
+                "evaluate": {"cross_domain": scored, "split": split, **given},
+                "analyze": {"spectra": {"enabled": False}},
+                **top,
+            }
+        )
+    except ValidationError as error:
+        raise _option_error(error) from error
+    return config
+
+
+def _option_error(error: ValidationError) -> UserError:
+    """The first fault, named by its option."""
+    fault = error.errors(include_url=False)[0]
+    option = "--" + str(fault["loc"][-1]).replace("_", "-") if fault["loc"] else ""
+    if isinstance(known := fault.get("ctx", {}).get("error"), UserError):
+        return UserError(option, known.found, known.expected, known.do)
+    return UserError(option, repr(fault["input"]), fault["msg"].removeprefix("Input should be "))
+
+
+def _model_source(model: str) -> dict[str, Any]:
+    """A model as in a study file: a folder, or the name of a model."""
+    folder = user_path(model)
+    if folder.is_file():
+        raise UserError(f"model {model}", "a file", "a folder, a hub id or a model's name")
+    if folder.is_dir() and model != "pocket":
+        return {"path": str(folder.absolute())}
+    source = ModelConfig.from_short_form(model)
+    try:
+        ModelConfig.model_validate(source)
+    except ValidationError as error:
+        raise UserError(
+            f"model {model!r}", "no such folder, and not a model's name", "one of them"
+        ) from error
+    return source
+
+
+def _task_configs(text: str, split: str, num_fewshot: int | None) -> list[TaskConfig]:
+    """One of ``--tasks``: a named task, a task file, a file or folder of rows, or of the harness a
+    task or all of a group.
+
+    Named tasks contain neither a slash nor a dot, so any text with one is a path. Raises UserError:
+    there is no such file.
+    """
+    changes: dict[str, object] = {} if num_fewshot is None else {"num_fewshot": num_fewshot}
+    if text.startswith(LM_EVAL_PREFIX):
+        from rankscope.evaluate.lm_eval.bridge import harness_tasks  # an optional package
+
+        return [config.model_copy(update=changes) for config in harness_tasks(text)]
+    path = user_path(text)
+    if is_task_file(text):
+        config = load_task_file(path)
+        if config.mixture:
+            parts = ", ".join(config.mixture)
+            raise UserError(
+                f"task {text}",
+                "a mixture, which is for training tasks of a study",
+                "tasks to score",
+                f"give its tasks to --tasks: {parts}",
+            )
+        return [config.model_copy(update=changes)]
+    try:
+        if not text.startswith("~") and not set(text) & {"/", os.sep, "."}:
+            return [TaskConfig.model_validate({"name": text, **changes})]
+        if not path.exists():
+            raise UserError(
+                f"task {text}",
+                "no such file or folder",
+                "a file or folder of rows",
+                "to use a data set of the hub, name it in a task file ('hub: owner/name')",
+            )
+        key = "path" if path.is_dir() else "test"
+        if key == "test" and split == "validation":
+            raise UserError(
+                f"task {text}",
+                "a file of rows, which is scored whole and has no validation split",
+                "--split test",
+                "leave out --split, or name the rows in a task file ('validation: rows.jsonl')",
+            )
+        name = path.resolve().name if path.is_dir() else path.stem
+        return [TaskConfig.model_validate({"name": name, key: str(path.absolute()), **changes})]
+    except ValidationError as error:
+        raise UserError(f"task {text!r}: {reason_of(error)}") from error
