@@ -33,7 +33,7 @@ def split_of(row: dict[str, Any]) -> str:
 def write_short_rows(data: Path, out: Path) -> None:
     for task in TASKS:
         splits = {
-            split: [json.loads(line) for line in path.open("rb")]
+            split: [json.loads(line) for line in path.read_bytes().splitlines()]
             for split in ("train", "test")
             if (path := data / task / f"{split}.jsonl").exists()
         }
