@@ -71,7 +71,7 @@ def test_auto_device_is_the_best_there_is() -> None:
 
 
 def test_absent_devices_are_refused_with_what_is_there() -> None:
-    with pytest.raises(UserError, match=r"'cuda:99': this machine has \d+ cuda"):
+    with pytest.raises(UserError, match=r"'cuda:99': found \d+ cuda"):
         choose_device("cuda:99")
 
 

@@ -96,7 +96,7 @@ def choose_device(text: str = "auto") -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda", "mps"):
-        raise UserError(f"device {text!r}: expected 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'.")
+        raise UserError(f"device {text!r}", expected="'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'")
     num_devices = {
         "cpu": 1,
         "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
@@ -104,8 +104,10 @@ def choose_device(text: str = "auto") -> torch.device:
     }[device.type]
     if (device.index or 0) >= num_devices:
         raise UserError(
-            f"device {text!r}: this machine has {num_devices} {device.type} device(s) that torch "
-            f"{torch.__version__} can use. Use 'device: auto', or install a torch built for it."
+            f"device {text!r}",
+            f"{num_devices} {device.type} device(s) that torch {torch.__version__} can use",
+            "it among them",
+            "use 'device: auto', or install a torch built for it",
         )
     return device
 
@@ -129,7 +131,7 @@ def choose_dtype(text: str, device: torch.device) -> torch.dtype:
     if text == "bfloat16":
         return torch.bfloat16
     if text != "auto":
-        raise UserError(f"dtype {text!r}: expected 'auto', 'float32' or 'bfloat16'.")
+        raise UserError(f"dtype {text!r}", expected="'auto', 'float32' or 'bfloat16'")
     return torch.bfloat16 if _computes_bfloat16(device) else torch.float32
 
 

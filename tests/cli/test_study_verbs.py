@@ -172,7 +172,7 @@ def test_commands_that_are_printed_can_be_pasted(walk: Walk, tmp_path: Path) -> 
 def test_a_format_without_figures_is_refused(walk: Walk) -> None:
     outcome = command("report", walk.out, "--format", "png")
     assert outcome.code == 2
-    assert "--format does nothing without --figures" in outcome.err
+    assert "found --format alone, expected it together with --figures" in outcome.err
 
 
 @pytest.mark.pitfall(28)

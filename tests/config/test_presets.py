@@ -100,7 +100,7 @@ def test_a_model_takes_the_place_of_the_presets_own(
 
 @pytest.mark.parametrize("model", ["a b", "../x\nname: y", "", "owner/../name", "a/b/c"])
 def test_text_that_is_no_model_is_refused(model: str) -> None:
-    with pytest.raises(UserError, match=r"^model: "):
+    with pytest.raises(UserError, match=r"^--model "):
         study_template("default", model)
 
 
@@ -113,7 +113,7 @@ def test_an_unknown_preset_is_refused_with_what_was_meant() -> None:
 
 def test_the_pocket_preset_keeps_its_model() -> None:
     assert study_template("pocket", "pocket") == study_template("pocket")
-    with pytest.raises(UserError, match="only fits the pocket model"):
+    with pytest.raises(UserError, match="expected the pocket model"):
         study_template("pocket", "owner/name")
 
 

@@ -158,8 +158,8 @@ def test_stop_interrupts_the_process_that_runs_the_study(copied: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (PermissionError(), "belongs to another user"),
-        (ProcessLookupError(), "has already ended"),
+        (PermissionError(), "of another user"),
+        (ProcessLookupError(), "which has ended"),
     ],
 )
 def test_a_process_that_cannot_be_stopped(

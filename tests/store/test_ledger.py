@@ -575,7 +575,7 @@ def test_places_that_hold_no_study_are_named(tmp_path: Path) -> None:
     ):
         ledger.load()
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be used as a study folder"):
+    with pytest.raises(UserError, match="a place for no folder"):
         Ledger.open(tmp_path / "file", write=True)
     (tmp_path / "ledger.sqlite").write_text("this is no data base, however long it is" * 50)
     for write in (False, True):

@@ -81,7 +81,7 @@ def test_items_of_another_version_are_no_missing_scores(finished: Any, tmp_path:
         "UPDATE artifacts SET file_sha256 = ?, bytes = ? WHERE path = ?",
         (sha256_file(out / place), (out / place).stat().st_size, place),
     )
-    with pytest.raises(IntegrityError, match="has no column 'gold_logprob'; another version"):
+    with pytest.raises(IntegrityError, match="no column 'gold_logprob', as another version"):
         _ = rankscope.load(out).recommendation
 
 

@@ -94,7 +94,7 @@ def test_the_screen_names_the_heads_that_moved_most(tmp_path: Path) -> None:
 def test_options_of_heads_need_to_know_what_was_trained(option: tuple[object, ...]) -> None:
     outcome = rankscope("inspect", "pocket", "nowhere", *option)
     assert outcome.code == 2
-    assert f"{option[0]} does nothing without --heads TASK" in outcome.told
+    assert f"{option[0]} alone, expected it together with --heads TASK" in outcome.told
 
 
 def test_what_the_tables_leave_out_is_said(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ UsageError: Any = typer.BadParameter.__base__
 WAITING_LOOPS = 1_000
 """How often a waiting thread polls before it sleeps; LOG.md has the cost of other values."""
 
-INTERRUPTED_EARLY = "interrupted; give the same command again to continue"
+INTERRUPTED_EARLY = ("this command", "a request to stop", "", "give the same command again")
 
 UNUSABLE_PATH = frozenset(
     {
@@ -172,7 +172,7 @@ def run_command_line(words: Sequence[str] | Callable[[], Sequence[str]]) -> int:
             return BAD_INPUT
         known: RankscopeError = _usage_error(error)
     except typer.Abort:
-        known = Interrupted("interrupted at a question")
+        known = Interrupted(*INTERRUPTED_EARLY)
     except Exception as error:
         if (recognized := _known_error(error)) is None:
             if as_json:
@@ -183,7 +183,7 @@ def run_command_line(words: Sequence[str] | Callable[[], Sequence[str]]) -> int:
     else:
         if code != INTERRUPTED:
             return code or 0
-        known = Interrupted(INTERRUPTED_EARLY)
+        known = Interrupted(*INTERRUPTED_EARLY)
     if as_json:
         with suppress(OSError):  # such as a full disk under a redirected output
             print_json({"error": known.description()})
@@ -192,12 +192,11 @@ def run_command_line(words: Sequence[str] | Callable[[], Sequence[str]]) -> int:
 
 
 def _usage_error(error: Any) -> UserError:
-    message = str(error.format_message())
-    message += "" if message.endswith((".", "?", "!")) else "."
+    found = f"a wrong command line ({str(error.format_message()).rstrip('.')})"
     if error.ctx is None:
-        return UserError(f"{message} See 'rankscope --help'.")
-    path, usage = error.ctx.command_path, error.ctx.get_usage()
-    return UserError(f"{message} See '{path} --help'.\n{usage}")
+        return UserError("rankscope", found, do="see 'rankscope --help'")
+    path, usage = error.ctx.command_path, error.ctx.get_usage().removeprefix("Usage: ")
+    return UserError(path, found, usage, f"see '{path} --help'")
 
 
 def _known_error(error: Exception) -> RankscopeError | None:
@@ -207,7 +206,7 @@ def _known_error(error: Exception) -> RankscopeError | None:
     if isinstance(error, RankscopeError):
         return error
     if isinstance(error, OSError) and error.errno in UNUSABLE_PATH and error.filename is not None:
-        return UserError(f"{error.filename}: {error.strerror}; give another path")
+        return UserError(error.filename, f"a fault ({error.strerror})", do="give another path")
     return address_space_shortage(error)
 
 
@@ -251,7 +250,7 @@ def main(*, is_starter: bool = False) -> NoReturn:
         logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         code = run_command_line(become_worker if is_starter else sys.argv[1:])
     except KeyboardInterrupt:  # before the verb began, or after it ended
-        print_message(f"error: {INTERRUPTED_EARLY}", "red")
+        print_message(f"error: {Interrupted(*INTERRUPTED_EARLY)}", "red")
         code = INTERRUPTED
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -24,14 +24,17 @@ def _check_no_effect(ctx: typer.Context, names: Sequence[str], required: str) ->
     for name in names:
         if (source := ctx.get_parameter_source(name)) is not None and source.name != "DEFAULT":
             option = f"--{name.replace('_', '-')}"
-            raise UserError(f"{ctx.info_name}: {option} does nothing without {required}")
+            command = str(ctx.info_name)
+            raise UserError(command, f"{option} alone", f"it together with {required}")
 
 
 def _the_one_action(options: Mapping[str, object]) -> str:
     given = [name for name, value in options.items() if value is not None]
     if len(given) != 1:
         names = " and ".join(given) or "none"
-        raise UserError(f"shrink: expected exactly one of {', '.join(options)}; found {names}")
+        raise UserError(
+            "shrink", expected=f"exactly one of {', '.join(options)}", do=f"found {names}"
+        )
     return given[0]
 
 
@@ -216,7 +219,7 @@ def shrink_command(
     }
     action = _the_one_action(options)
     if (mitigate is None) != (factor is None) or mitigate not in (None, "intruders"):
-        raise UserError("shrink: expected '--mitigate intruders' together with '--lambda L'")
+        raise UserError("shrink", expected="'--mitigate intruders' together with '--lambda L'")
     if mitigate is None:
         _check_no_effect(ctx, ("intruder_k", "epsilon"), "--mitigate intruders")
     with output_folder(out):
@@ -297,7 +300,7 @@ def fetch_command(
         return _known_models()
     if name is None:
         names = ", ".join(KNOWN_MODELS)
-        raise UserError(f"fetch: no model given; expected one of {names}, or a hub id, owner/name")
+        raise UserError("fetch", "no model given", f"one of {names}, or a hub id, owner/name")
     folder = hub_folder(name, None) if "/" in name else fetch_model(name, report=print_message)
     return Reply({"model": name, "folder": folder}, lambda: print_line(str(folder)))
 

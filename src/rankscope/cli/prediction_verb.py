@@ -38,7 +38,7 @@ def predict_command(
 
     if backtest:
         if overrides:
-            raise UserError("predict --backtest: --set has no effect on finished studies")
+            raise UserError("predict --backtest", "--set", do="leave it out: studies are finished")
         for folder in places:
             check_study(folder)
         from rankscope.cli.render.prediction import backtest_tables
@@ -53,7 +53,7 @@ def predict_command(
             lambda: print_result(backtest_tables(result, scores)),
         )
     if len(places) != 1:
-        raise UserError(f"predict: found {len(places)} study files, expected one, or --backtest")
+        raise UserError("predict", f"{len(places)} study files", "one, or --backtest")
     config = load_study_file(places[0], overrides or [])
     from rankscope.cli.render.prediction import prediction_tables
     from rankscope.predict.features import predict_study

@@ -69,7 +69,7 @@ def _init_command(
         return Reply(study_json_schema(), lambda: print(published_schema(), end=""))
     if file.exists() and not (force and file.is_file()):
         remedy = "give another name" + (", or --force to overwrite it" if file.is_file() else "")
-        raise UserError(f"{file}: exists already; {remedy}")
+        raise UserError(file, "a file or folder of that name", "a new name", remedy)
     names = list(retention or ())
     if on_a_terminal() and new_study.takes_own_rows(preset):
         model, data, names = _ask_what_is_missing(model, data, names)

@@ -163,8 +163,9 @@ def work_command(
 
     if not (folder / UNITS / unit).is_dir():
         raise UserError(
-            f"{folder / UNITS / unit}: found nothing, expected a unit of work, which "
-            "'rankscope run --workers' makes"
+            folder / UNITS / unit,
+            "nothing",
+            "a unit of work, which 'rankscope run --workers' makes",
         )
     from rankscope.run.worker import work
 
@@ -211,14 +212,14 @@ def stop_command(folder: StudyFolder) -> Reply:
     number, _, host = (process or "").partition(" on ")
     if process is None or host != socket.gethostname():
         found = "no process that runs it" if process is None else f"process {process}"
-        raise UserError(f"{folder}: found {found}, expected a process of this machine that does")
+        raise UserError(folder, found, "a process of this machine that does")
     try:
         os.kill(int(number), signal.SIGTERM)
     except ProcessLookupError as error:
-        raise UserError(f"{folder}: process {number} has already ended") from error
+        raise UserError(folder, f"process {number}, which has ended", "one that runs") from error
     except PermissionError as error:
         raise UserError(
-            f"{folder}: process {number} belongs to another user, who has to stop it"
+            folder, f"process {number} of another user", "one of yours", "ask that user to stop it"
         ) from error
     status = shlex.join(["rankscope", "status", str(folder)])
     text = f"asked process {number} to stop; to see when it has: {status}"
@@ -253,7 +254,7 @@ def report_command(
     Example: rankscope report studies/pocket --tables tables --figures figures
     """
     if file_format is not None and figures is None:
-        raise UserError("report: --format does nothing without --figures FOLDER")
+        raise UserError("report", "--format alone", "it together with --figures FOLDER")
     records = _load_records(folder)
     from rankscope.run.outputs import write_outputs
     from rankscope.tools.study_tables import check_folder, write_study_tables
@@ -333,9 +334,11 @@ def compare_command(
     for folder in folders:
         if (folder / "adapter_config.json").is_file():
             raise UserError(
-                f"{folder}: found an adapter, expected the folder of a study; adapters are "
-                "compared by their scores: rankscope eval BASE --tasks TASK --adapter FIRST "
-                "--adapter SECOND"
+                folder,
+                "an adapter",
+                "the folder of a study",
+                "adapters are compared by their scores: rankscope eval BASE --tasks TASK "
+                "--adapter FIRST --adapter SECOND",
             )
         check_study(folder)
     from rankscope.cli.render.comparison import comparison_tables

@@ -35,8 +35,10 @@ class Artifact:
     def __post_init__(self) -> None:
         if [type(part) for part in (self.path, self.sha256, self.num_bytes)] != [str, str, int]:
             raise IntegrityError(
-                f"{LEDGER}: artifacts {self.path!r}: found no path with a sha256 and a number of "
-                f"bytes, expected one; {LEDGER_REMEDY}"
+                f"{LEDGER}: artifacts {self.path!r}",
+                "no path with a sha256 and a number of bytes",
+                "one",
+                LEDGER_REMEDY,
             )
 
 
@@ -47,13 +49,8 @@ class Problem:
     found: str
     do: str
 
-    @property
-    def difference(self) -> str:
-        """All but the place."""
-        return f"found {self.found}, expected {self.expected}; {self.do}"
-
     def __str__(self) -> str:
-        return f"{self.path}: {self.difference}"
+        return str(IntegrityError(self.path, self.found, self.expected, self.do))
 
 
 class ArtifactStore:
@@ -79,7 +76,8 @@ class ArtifactStore:
         if unsafe or not path.resolve().is_relative_to(self._root):
             shown = relative if len(relative) <= 80 else relative[:77] + "..."
             raise UserError(
-                f"artifact name {shown!r}: expected a path inside the study, below '{ARTIFACTS}/'."
+                f"artifact name {shown!r}",
+                expected=f"a path inside the study, below '{ARTIFACTS}/'",
             )
         return path
 
@@ -197,7 +195,8 @@ class ArtifactStore:
                 Problem(relative, "a stored artifact", "none of that name", self.remedy(relative))
             ]
         if problems:
-            raise IntegrityError(f"{self.out / problems[0].path}: {problems[0].difference}")
+            first = problems[0]
+            raise IntegrityError(self.out / first.path, first.found, first.expected, first.do)
         return path
 
 

@@ -92,8 +92,10 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
         version = int(db.execute("PRAGMA user_version").fetchone()[0])
         if version != LEDGER_VERSION:
             raise UserError(
-                f"{path}: ledger version {version}, expected {LEDGER_VERSION}. Use the Rankscope "
-                "that wrote it, or another --out folder."
+                path,
+                f"ledger version {version}",
+                f"{LEDGER_VERSION}",
+                "use the Rankscope that wrote it, or another --out folder",
             )
         if write:
             keep_counts(db)
@@ -108,7 +110,7 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
 def holds_bytes(path: Path) -> bool:
     """Whether there is a ledger. Raises UserError for a folder of that name."""
     if path.is_dir():
-        raise UserError(f"{path}: found a folder, expected a file; move it away")
+        raise UserError(path, "a folder", "a file", "move it away")
     return path.is_file() and path.stat().st_size > 0
 
 
@@ -143,8 +145,10 @@ def _check_foreign_folders(out: Path) -> None:
     for name in (ARTIFACTS, STAGING, CHECKPOINTS, UNITS):
         if (out / name).exists():
             raise UserError(
-                f"{out}: found a folder {name!r} but no ledger, expected an empty or new folder, "
-                "or a study; give another --out folder, or move it away"
+                out,
+                f"a folder {name!r} but no ledger",
+                "an empty or new folder, or a study",
+                "give another --out folder, or move it away",
             )
 
 
@@ -163,8 +167,10 @@ def ledger_error(out: Path, error: sqlite3.Error) -> RankscopeError | None:
     if not is_damaged(error):
         return shortage_behind(error, out / LEDGER)
     return IntegrityError(
-        f"{out / LEDGER}: found damage ({error}), expected what was written; {LEDGER_REMEDY}. "
-        "'rankscope verify' shows what was changed."
+        out / LEDGER,
+        f"damage ({error})",
+        "what was written",
+        f"{LEDGER_REMEDY}. 'rankscope verify' shows what was changed",
     )
 
 
@@ -232,7 +238,7 @@ def required(db: sqlite3.Connection, key: str, kind: type[Stored]) -> Stored:
     """An entry that every study has."""
     entry = stored(db, key, kind)
     if entry is None or entry == []:
-        raise IntegrityError(f"{LEDGER}: study {key}: found none, expected one; {LEDGER_REMEDY}")
+        raise IntegrityError(f"{LEDGER}: study {key}", "none", "one", LEDGER_REMEDY)
     return entry
 
 
@@ -270,8 +276,10 @@ def stored_records(db: sqlite3.Connection, model: type[R]) -> Iterator[tuple[str
         record = _parse_record(model, body, place)
         if trial_id != record.trial_id:
             raise IntegrityError(
-                f"{LEDGER}: {place}: found a record of {record.trial_id}, expected one of its "
-                f"trial; {LEDGER_REMEDY}"
+                f"{LEDGER}: {place}",
+                f"a record of {record.trial_id}",
+                "one of its trial",
+                LEDGER_REMEDY,
             )
         yield trial_id, record
 

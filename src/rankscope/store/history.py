@@ -11,8 +11,10 @@ def check_same_name(out: Path, stored: str, name: str) -> None:
     """Refuse the folder of another study: its results would stay behind, unseen."""
     if stored != name:
         raise UserError(
-            f"{out}: found results of the study {stored!r}, expected those of {name!r}; give this "
-            f"study its own --out folder, or continue that one with 'name: {stored}'"
+            out,
+            f"results of the study {stored!r}",
+            f"those of {name!r}",
+            f"give this study its own --out folder, or continue that one with 'name: {stored}'",
         )
 
 
@@ -20,17 +22,19 @@ def check_same_model(out: Path, stored: ModelRecord, model: ModelRecord) -> None
     """Refuse another base model, dtype, quantization or prompt format than the stored results'."""
     if stored.sha256 != model.sha256:
         raise UserError(
-            f"{out}: found results of the base model {stored.label} (sha256 {stored.sha256[:12]}), "
-            f"expected those of {model.label} (sha256 {model.sha256[:12]}), which the study names "
-            "now; give the new study its own --out folder"
+            out,
+            f"results of the base model {stored.label} (sha256 {stored.sha256[:12]})",
+            f"those of {model.label} (sha256 {model.sha256[:12]}), which the study names now",
+            "give the new study its own --out folder",
         )
     for field in ("dtype", "quantize", "prompt_format"):
         before, now = getattr(stored, field), getattr(model, field)
         if before != now:
             raise UserError(
-                f"{out}: found results with {field} {before!r}, expected {now!r}, which the study "
-                f"uses now; set '{field}: {before}' to continue, or give the new study its own "
-                "--out folder"
+                out,
+                f"results with {field} {before!r}",
+                f"{now!r}, which the study uses now",
+                f"set '{field}: {before}' to continue, or give the new study its own --out folder",
             )
 
 
@@ -57,9 +61,10 @@ def check_same_tasks(
         ]
         if changed:
             raise UserError(
-                f"{out}: found results on task {task.name!r} as it was before, expected the task "
-                f"as it is now ({'; '.join([*numbers, *changed])}); give the changed study its "
-                "own --out folder, or undo the change"
+                out,
+                f"results on task {task.name!r} as it was before",
+                f"the task as it is now ({'; '.join([*numbers, *changed])})",
+                "give the changed study its own --out folder, or undo the change",
             )
 
 
@@ -73,9 +78,11 @@ def check_same_versions(out: Path, stored: Provenance, now: Provenance) -> None:
     ]
     if changed:
         raise UserError(
-            f"{out}: found results of other versions ({'; '.join(changed)}) and results missing, "
-            "expected one set of versions; use those of before, give the study its own --out "
-            "folder, or add --allow-mixed: the report then names the versions"
+            out,
+            f"results of other versions ({'; '.join(changed)}) and results missing",
+            "one set of versions",
+            "use those of before, give the study its own --out folder, or add --allow-mixed: "
+            "the report then names the versions",
         )
 
 

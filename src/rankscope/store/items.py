@@ -65,12 +65,14 @@ class ItemTables:
         try:
             table = pq.ParquetFile(path).read(columns=list(columns))
         except (pa.ArrowInvalid, OSError) as error:
-            raise IntegrityError(f"{path}: not a table of item scores ({error}).") from error
+            raise IntegrityError(path, f"a fault ({error})", "a table of item scores") from error
         # A KeyError further on would read as "this model has no scores".
         if missing := set(columns) - set(table.column_names):
             raise IntegrityError(
-                f"{path}: has no column {min(missing)!r}; another version of Rankscope wrote this "
-                "study. Run it again with another --out"
+                path,
+                f"no column {min(missing)!r}, as another version of Rankscope wrote this study",
+                "all columns",
+                "run it again with another --out",
             )
         return table
 

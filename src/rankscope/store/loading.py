@@ -38,8 +38,7 @@ def load_study(
 ) -> StudyRecords:
     if not has_study(db):
         raise UserError(
-            f"{store.out}: found a ledger in which no run has stored a study yet, expected "
-            "one; run it first"
+            store.out, "a ledger in which no run has stored a study yet", "one", "run it first"
         )
     tasks = tuple(stored(db, "tasks", list[TaskRecord]) or ())
     task_names = {task.name for task in tasks}

@@ -11,7 +11,9 @@ from typing import Self
 
 from rankscope.errors import StudyLocked, UserError, reporting_shortages
 from rankscope.filesystem import network_file_system
-from rankscope.store.database import MOST_TRIES, SMALL_WRITE
+from rankscope.store.database import SMALL_WRITE
+
+TRIES, PAUSE = 40, 0.05  # Seconds between tries: readers take the lock for a moment
 
 
 class StudyLock:
@@ -32,29 +34,30 @@ class StudyLock:
         ``take_over``: also if the file names a process of another machine.
         """
         out = self.path.parent
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        is_free = _locked(fd, fcntl.LOCK_EX) or _locked_later(fd)
-        holder = _holder(fd)
-        if not is_free:
-            os.close(fd)
-            raise StudyLocked(
-                f"{out}: found process {holder}, which is running this study, expected none; wait "
-                "for it or stop it, then give the same command again"
-            )
-        here, (_, _, host) = socket.gethostname(), holder.partition(" on ")
-        if host not in ("", here) and not take_over:
-            os.close(fd)
-            raise StudyLocked(
-                f"{out}: found process {holder}, which began to run this study and did not end "
-                f"it, expected one of this machine ({here}); if it does not run any more, add "
-                "--take-over"
-            )
-        self._fd = fd
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            os.ftruncate(fd, 0)
-            os.write(fd, f"{os.getpid()} on {here}\n".encode())
-        except OSError:
-            self.release()
+            pauses = (0.0, *TRIES * (PAUSE,))
+            is_free = any(_locked(self._fd, fcntl.LOCK_EX, pause) for pause in pauses)
+            holder, here = _holder(self._fd), socket.gethostname()
+            if not is_free:
+                raise StudyLocked(
+                    out,
+                    f"process {holder}, which is running this study",
+                    "none",
+                    "wait for it or stop it, then give the same command again",
+                )
+            if holder.partition(" on ")[2] not in ("", here) and not take_over:
+                raise StudyLocked(
+                    out,
+                    f"process {holder}, which began to run this study and did not end it",
+                    f"one of this machine ({here})",
+                    "if it does not run any more, add --take-over",
+                )
+            os.ftruncate(self._fd, 0)
+            os.write(self._fd, f"{os.getpid()} on {here}\n".encode())
+        except BaseException:
+            os.close(self._fd)
+            self._fd = None
             raise
         return self
 
@@ -62,9 +65,10 @@ class StudyLock:
         """Raise UserError if the study's folder is not where it was when the lock was taken."""
         if not self.is_in_place():
             raise UserError(
-                f"{self.path.parent}: found no folder or another one, expected the running "
-                "study's: it was moved or removed; give the command again with its new place as "
-                "--out"
+                self.path.parent,
+                "no folder or another one, as it was moved or removed",
+                "the running study's",
+                "give the command again with its new place as --out",
             )
 
     def is_in_place(self) -> bool:
@@ -89,13 +93,16 @@ def make_study_folder(out: Path, take_over: bool) -> None:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            raise UserError(f"{out}: cannot be used as a study folder ({error}).") from error
+            raise UserError(
+                out, f"a place for no folder ({error.strerror})", "one to write to", "give another"
+            ) from error
     network = None if take_over else network_file_system(out)
     if network is not None:
         raise UserError(
-            f"{out}: found a network file system ({network}), expected a disk of this machine, as "
-            "locks and SQLite fail on it; give another --out, or add --take-over if no other "
-            "machine uses this folder"
+            out,
+            f"a network file system ({network})",
+            "a disk of this machine, as locks and SQLite fail on it",
+            "give another --out, or add --take-over if no other machine uses this folder",
         )
 
 
@@ -112,34 +119,13 @@ def running_process(out: Path) -> str | None:
         os.close(fd)
 
 
-def _locked(fd: int, kind: int) -> bool:
+def _locked(fd: int, kind: int, pause: float = 0.0) -> bool:
+    """Try to take the lock, after a pause of seconds."""
+    time.sleep(pause)
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    return True
-
-
-def _locked_later(fd: int) -> bool:
-    """Try again: ``running_process`` takes the lock for a moment, and many may look at once."""
-    for _ in range(MOST_TRIES):
-        time.sleep(0.05)
-        if _locked(fd, fcntl.LOCK_EX):
-            return True
-        if _is_alive(_holder(fd)):
-            return False
-    return False
-
-
-def _is_alive(holder: str) -> bool:
-    """Whether a process such as ``4711 on host`` of this machine exists."""
-    pid, _, host = holder.partition(" on ")
-    if host != socket.gethostname() or not pid.isdecimal():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except OSError as error:
-        return isinstance(error, PermissionError)
     return True
 
 

@@ -76,8 +76,10 @@ def record_row(record: StoredRecord, settings: str) -> tuple[str, ...]:
         body = json.dumps(record.model_dump(), separators=(",", ":"), allow_nan=False)
     except ValueError as error:
         raise IntegrityError(
-            f"{kind} record of {trial_id} {key}: holds NaN or an infinity. Expected finite "
-            "numbers; mark the trial as 'diverged' instead."
+            f"{kind} record of {trial_id} {key}",
+            "NaN or an infinity",
+            "finite numbers",
+            "mark the trial as 'diverged' instead",
         ) from error
     digest = row_sha256(trial_id, kind, key, settings, body)
     return trial_id, kind, key, digest, settings, body

@@ -25,7 +25,7 @@ def transfer(
     """
     for problem in find_problems(source.out) if verified else ():
         place = source.out / problem.path
-        raise IntegrityError(f"{place}: found {problem.found}, expected {problem.expected}")
+        raise IntegrityError(place, problem.found, problem.expected)
     rows = [row for row in source._db.execute(ROWS) if trial_of(row[0]) in trial_ids]
     of_model = "SELECT * FROM records WHERE trial_id = ?"  # not all: there may be 10,000 trials
     stored = {
@@ -42,8 +42,10 @@ def transfer(
     differing += sorted({a.path for a in found - known} & {a.path for a in known})
     if differing:
         raise IntegrityError(
-            f"{source.out}: {differing[0]} differs from the one in {target.out}; remove one of "
-            "the two to continue"
+            source.out,
+            f"another {differing[0]} than in {target.out}",
+            "equal ones",
+            "remove one of the two to continue",
         )
     artifacts = sorted(found - known, key=lambda artifact: artifact.path)
     num_bytes = sum(artifact.num_bytes for artifact in artifacts)

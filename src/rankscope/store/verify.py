@@ -31,8 +31,10 @@ def ledger_file(out: Path) -> Path:
     """The ledger of the study in ``out``. Raises UserError if there is none."""
     if not holds_bytes(out / LEDGER):
         raise UserError(
-            f"{out}: found no study here (no {LEDGER}), expected a folder that 'rankscope run' or "
-            "'rankscope quickstart' wrote to; give its path"
+            out,
+            f"no study here (no {LEDGER})",
+            "a folder that 'rankscope run' or 'rankscope quickstart' wrote to",
+            "give its path",
         )
     return out / LEDGER
 
@@ -164,8 +166,10 @@ def open_checked(out: Path, *, write: bool) -> sqlite3.Connection:
     """
     for _, expected, found in _changed_files(out, CLOSED, (LEDGER,)):
         raise IntegrityError(
-            f"{out / LEDGER}: found {found}, expected {expected}, which it had when it was closed; "
-            f"'rankscope verify {out}' shows what was changed and what to do"
+            out / LEDGER,
+            found,
+            f"{expected}, which it had when it was closed",
+            f"'rankscope verify {out}' shows what was changed and what to do",
         )
     is_known = (out / CLOSED).is_file()
     db = connect(out / LEDGER, write=write)
@@ -174,9 +178,7 @@ def open_checked(out: Path, *, write: bool) -> sqlite3.Connection:
             with snapshot(db):
                 for place, expected, found in _table_problems(db):
                     where = out / place
-                    raise IntegrityError(
-                        f"{where}: found {found}, expected {expected}; {LEDGER_REMEDY}"
-                    )
+                    raise IntegrityError(where, found, expected, LEDGER_REMEDY)
     except BaseException as error:
         db.close()
         if isinstance(error, sqlite3.Error) and (known := ledger_error(out, error)):

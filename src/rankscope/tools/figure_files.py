@@ -53,12 +53,15 @@ def check_figures(folder: Path, out: Path, file_format: str) -> FigureFormat:
     check_folder(folder, out, "--figures")
     found = next((name for name in get_args(FigureFormat) if name == file_format), None)
     if found is None:
-        raise UserError(f"--format {file_format!r}: expected pdf, svg or png")
+        raise UserError(f"--format {file_format!r}", expected="pdf, svg or png")
     try:
         import kaleido  # noqa: F401
     except ImportError as error:
         raise UserError(
-            "--figures: kaleido is not installed; install it with pip install 'rankscope[figures]'"
+            "--figures",
+            "no package kaleido",
+            "it to be installed",
+            "install it with pip install 'rankscope[figures]'",
         ) from error
     return cast("FigureFormat", found)
 
@@ -91,8 +94,9 @@ def draw_files(
         kaleido.write_fig_from_object_sync(specs, kopts={"mathjax": False})
     except (ChromeNotFoundError, BrowserFailedError) as error:
         raise UserError(
-            "--figures: no Chrome or Chromium could be started "
-            f"({first_line(error)}); install one, or set BROWSER_PATH to it"
+            "--figures",
+            f"no Chrome or Chromium could be started ({first_line(error)})",
+            do="install one, or set BROWSER_PATH to it",
         ) from error
     return paths
 

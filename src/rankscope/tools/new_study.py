@@ -64,11 +64,14 @@ def study_template(
             the pocket preset, or ``task`` for a preset of named tasks.
     """
     if preset not in PRESETS:
-        hint = did_you_mean(preset, PRESETS) or f"; expected one of {', '.join(PRESETS)}"
-        raise UserError(f"no preset is called {short_repr(preset)}{hint}")
+        known = f"one of {', '.join(PRESETS)}"
+        hint = did_you_mean(preset, PRESETS).removeprefix("; ")
+        raise UserError("--preset", short_repr(preset), known, hint)
     is_pocket = model is not None and _parse_model(model).pocket
     if model is not None and preset == "pocket" and not is_pocket:
-        raise UserError("the pocket preset only fits the pocket model: choose another preset")
+        raise UserError(
+            "--preset pocket", f"the model {model!r}", "the pocket model", "choose another preset"
+        )
     folder = resources.files("rankscope.config.presets")
     if is_pocket and task is None and preset != "pocket":
         folder = folder / ON_POCKET
@@ -99,8 +102,10 @@ def _with_own_task(text: str, preset: str, task: Mapping[str, str]) -> str:
     """The preset with the user's own task in place of its example."""
     if f"name: {OWN_TASK}\n" not in text:
         raise UserError(
-            f"preset {preset!r} trains on named tasks, not on your own rows: leave --data out, or "
-            "choose the preset 'default'"
+            f"--preset {preset}",
+            "--data",
+            "none, as it trains on named tasks",
+            "leave --data out, or choose the preset 'default'",
         )
     text = re.sub(rf"\b{OWN_TASK}\b", task["name"], text)
     keys = [f"    {key}: {dump_text(value)}" for key, value in task.items() if key != "name"]
@@ -120,7 +125,9 @@ def _parse_model(model: str) -> ModelConfig:
     try:
         return ModelConfig.model_validate(model)
     except ValidationError as error:
-        raise UserError(f"model: {reason_of(error)}") from error
+        raise UserError(
+            f"--model {short_repr(model)}", f"a fault ({reason_of(error)})", "a model"
+        ) from error
 
 
 # --- paths --------------------------------------------------------------------------------------
@@ -164,7 +171,7 @@ def own_rows(data: Path, study_file: Path) -> OwnRows:
     try:
         config = TaskConfig.model_validate({"name": name, **files})
     except ValidationError as error:
-        raise UserError(f"{data}: {reason_of(error)}") from error
+        raise UserError(data, f"a fault ({reason_of(error)})", "rows") from error
     try:
         read = read_task_items(config, None, ())
     except UserError as error:
@@ -193,8 +200,10 @@ def split_files(data: Path) -> dict[str, Path]:
             found[split] = files[0]
     if "train" not in found:
         raise UserError(
-            f"{data}: found no file of training rows, expected train.jsonl or another of "
-            f"{', '.join(READERS)}; name the file itself with --data"
+            data,
+            "no file of training rows",
+            f"train.jsonl or another of {', '.join(READERS)}",
+            "name the file itself with --data",
         )
     return found
 
