@@ -99,7 +99,7 @@ def test_a_group_takes_the_base_once(tmp_path: Path) -> None:
 
 def test_every_example_is_a_valid_study() -> None:
     examples = {path.stem: load_study_file(path) for path in EXAMPLES.glob("*.yaml")}
-    grid = examples["paper-grid"]  # per model; docs/cluster.md counts with it
+    grid = examples["paper-grid"]  # per model; docs/cluster.md quotes it
     points = sum(len(arm.rank or [None]) * len(arm.lr) for arm in grid.arms)
     assert len(grid.tasks) * points * len(grid.seeds) == 255
 
