@@ -1,12 +1,15 @@
 """A figure is one file: once imported, it is on the page with its sentence, plot and table."""
 
 import importlib.util
+import pkgutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from report_studies import ordinary_study
 
+from rankscope.report import figures
 from rankscope.report.figures import REGISTRY
 from rankscope.report.study_page import render_study
 from rankscope.report.study_view import StudyView
@@ -20,7 +23,8 @@ def imported_figure() -> Iterator[None]:
     assert spec.loader is not None
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
     yield
-    REGISTRY[:] = [entry for entry in REGISTRY if entry.draw.__module__ != spec.name]
+    for draw in [draw for draw in REGISTRY if draw.__module__ == spec.name]:
+        del REGISTRY[draw]
 
 
 @pytest.mark.usefixtures("imported_figure")
@@ -31,3 +35,12 @@ def test_a_figure_of_ones_own_is_on_the_page() -> None:
         assert f'"items-{task}":' in page
     assert page.count("240 items in 4 tasks.") >= 2
     assert page.index('id="loss-0"') < page.index('id="items-0"')
+
+
+def test_no_file_names_a_figure_so_each_can_be_removed() -> None:
+    """Only tests import a figure; the pages find it by listing its folder."""
+    names = [m.name for m in pkgutil.iter_modules(figures.__path__)]
+    source = Path(figures.__file__).parents[2]
+    code = "".join(path.read_text("utf-8") for path in source.rglob("*.py"))
+    assert names
+    assert [n for n in names if re.search(rf"report\.figures(\.| import .*\b){n}\b", code)] == []

@@ -1,11 +1,16 @@
-"""The figures of the pages, one file each. A file registers its figure; no other file names it."""
+"""The figures of the pages, one file each. A file registers its figure; no other file names it.
+
+The figures of an analysis are in its own folder (``analyses/NAME/figures``).
+"""
 
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from typing import Any, Literal
 
+from rankscope import analyses
 from rankscope.report.charts.figure import Figure
 
 SECTIONS = {
@@ -39,16 +44,8 @@ FOLDED = ("weights", "heads")
 Scope = Literal["task", "unit", "models"]
 Draw = Callable[..., Figure | None]
 
-
-@dataclass(frozen=True, slots=True)
-class Registered:
-    section: str
-    place: float
-    per: Scope
-    draw: Draw
-
-
-REGISTRY: list[Registered] = []
+REGISTRY: dict[Draw, tuple[float, str, Scope]] = {}
+"""Function that draws a figure -> its place, section and scope."""
 
 
 def register(section: str, place: float, *, per: Scope = "task") -> Callable[[Draw], Draw]:
@@ -60,7 +57,7 @@ def register(section: str, place: float, *, per: Scope = "task") -> Callable[[Dr
     """
 
     def add(draw: Draw) -> Draw:
-        REGISTRY.append(Registered(section, place, per, draw))
+        REGISTRY[draw] = place, section, per
         return draw
 
     return add
@@ -68,10 +65,20 @@ def register(section: str, place: float, *, per: Scope = "task") -> Callable[[Dr
 
 def draw_section(section: str, per: Scope, *subject: Any) -> Iterator[Figure]:
     """Draw the figures of one section that are registered for one scope, in order."""
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
-    for entry in sorted(REGISTRY, key=lambda entry: entry.place):
-        if (entry.section, entry.per) == (section, per):
-            figure = entry.draw(*subject)
+    _import_figures()
+    for draw in sorted(REGISTRY, key=lambda draw: REGISTRY[draw][0]):
+        if REGISTRY[draw][1:] == (section, per):
+            figure = draw(*subject)
             if figure is not None:
                 yield figure
+
+
+@cache
+def _import_figures() -> None:
+    """Import the files of this folder, and the ``figures.py`` or ``figures/`` of each analysis."""
+    folders = [package.name for package in pkgutil.iter_modules(analyses.__path__) if package.ispkg]
+    for name in (__name__, *(f"{analyses.__name__}.{folder}.figures" for folder in folders)):
+        if find_spec(name) is not None:
+            package = importlib.import_module(name)
+            for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
+                importlib.import_module(f"{name}.{module.name}")
