@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from synthetic_study import Truth, synthetic_study, with_own_trials
 
-from rankscope.advise.cross_study import compare_cells, paired_in
+from rankscope.advise.comparisons import compare_cells, paired_in
 from rankscope.advise.statistics.estimates import (
     Comparison,
     paired_estimate,

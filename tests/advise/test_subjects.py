@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from synthetic_study import Truth, synthetic_study
 
+from rankscope.advise.arms import MOST_ARMS, compared_arm_labels, subject_changes
 from rankscope.advise.recommend import recommend
 from rankscope.advise.statistics.estimates import paired_estimate
 from rankscope.advise.statistics.significance import holm
-from rankscope.advise.subjects import MOST_ARMS, compared_arm_labels, subject_changes
 from rankscope.records import BASE, StudyRecords
 
 TRUTH = Truth(subjects=5, num_items=60, lrs=(1e-3, 2e-3), retention=("general", "text"))

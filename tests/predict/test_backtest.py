@@ -18,7 +18,7 @@ from rankscope.cli.terminal import print_result
 from rankscope.config.study import StudyConfig, TrainConfig
 from rankscope.errors import UserError
 from rankscope.models.multi_lora import target_linears
-from rankscope.predict.backtest import backtest, backtest_study
+from rankscope.predict.backtest import backtest, backtest_study, past_record, score_predictors
 from rankscope.predict.features import (
     features_of,
     input_variance,
@@ -26,7 +26,6 @@ from rankscope.predict.features import (
     open_base,
     token_batches,
 )
-from rankscope.predict.hit_table import past_record, score_predictors
 from rankscope.predict.screens import measured_curves, subset_study
 from rankscope.records import (
     Backtest,

@@ -5,8 +5,7 @@ import pytest
 from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.statistics.estimates import Comparison
-from rankscope.predict.power_law import PowerLaw, fit_curve, fit_power_law
-from rankscope.predict.predictors import ScreenCurve
+from rankscope.predict.predictors import PowerLaw, ScreenCurve, fit_curve, fit_power_law
 from rankscope.predict.screens import measured_curves
 
 RANKS = (2, 8, 32, 128)

@@ -8,7 +8,7 @@ import pytest
 from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.statistics.estimates import Comparison
-from rankscope.predict.hit_table import kendall_tau, past_record, score_predictors
+from rankscope.predict.backtest import kendall_tau, past_record, score_predictors
 from rankscope.predict.predictors import (
     BASELINES,
     Evidence,

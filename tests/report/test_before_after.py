@@ -7,7 +7,7 @@ from synthetic_study import Truth
 
 from rankscope.formatting import NATS, POINTS
 from rankscope.records import BASE
-from rankscope.report.before_after import Outcome, compared_items, fair_choice, outcome_of
+from rankscope.report.study_page import Outcome, compared_items, fair_choice, outcome_of
 from rankscope.report.study_view import StudyView
 
 KINDS: tuple[Outcome, ...] = ("gained", "lost", "kept", "missed")

@@ -60,8 +60,8 @@ def test_the_view_looks_at_the_arms_that_the_advice_speaks_of() -> None:
     gain = next(r for r in advice.reasons if r.kind == "gain")
     assert focus.gain is not None
     assert gain.values["gain"] == focus.gain.value
-    (first, *_) = answer_card(view, "med").rows
-    assert (first.label, first.role.split(",")[0]) == (focus.label, "Best so far")
+    role, label, _ = answer_card(view, "med").rows[0]
+    assert (label, role.split(",")[0]) == (focus.label, "Best so far")
 
 
 def test_retention_has_the_unit_in_which_it_is_weighed_everywhere() -> None:
@@ -74,11 +74,11 @@ def test_retention_has_the_unit_in_which_it_is_weighed_everywhere() -> None:
     assert change.value == pytest.approx(-0.1, abs=0.02)
     assert view.retention_unit("med") == NATS
     card = answer_card(view, "med")
-    net, score, retained = card.rows[0].cells[:3]
+    net, score, retained = card.rows[0][2][:3]
     assert card.columns[2] == "Retention change, nats per token"
-    assert retained.value == f"{change.value:+.3f}".replace("-", "\N{MINUS SIGN}")
-    assert "points" not in net.note + score.note + retained.note
+    assert retained[0] == f"{change.value:+.3f}".replace("-", "\N{MINUS SIGN}")
+    assert "points" not in net[1] + score[1] + retained[1]
     assert draw_plane(view, "med").data["retention change, nats per token"][0] == change.value
     table = summary_table(study, view.recommendation)
     (shown,) = (c for c in table.columns if c.header == "retention")
-    assert list(shown.cells)[1].startswith(retained.value)
+    assert list(shown.cells)[1].startswith(retained[0])

@@ -62,10 +62,8 @@ class AdaptiveRule:
 
     def __post_init__(self) -> None:
         if list(self.rungs) != sorted(set(self.rungs)) or not all(0 < r < 1 for r in self.rungs):
-            raise UserError(
-                f"rungs: found {self.rungs}, expected shares of the steps between 0 and 1, each "
-                "larger than the one before"
-            )
+            expected = "shares of the steps between 0 and 1, each larger than the one before"
+            raise UserError("rungs", str(self.rungs), expected)
 
     def rates_kept(self, rung: int, declared: int, *, is_full: bool = False) -> int:
         """Most learning rates of one configuration that their order lets go on after a rung.

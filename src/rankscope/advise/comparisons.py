@@ -1,14 +1,29 @@
-"""Compare two arms, or an arm and the base, on the test split."""
+"""Compare two arms, or an arm and the base, on the test split; and the arms of two studies."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice, pairwise
 from typing import Literal
 
-from rankscope.advise.arms import Arm, adjusted_records
+from rankscope.advise.arms import Arm, adjusted_records, trials_by_arm
 from rankscope.advise.retention import net_gain
 from rankscope.advise.select import ArmChoice
-from rankscope.advise.statistics.matching import score_difference
-from rankscope.records import ArmComparison, Estimate, StudyRecords
+from rankscope.advise.statistics.estimates import unpaired_difference, weighted_estimate
+from rankscope.advise.statistics.matching import (
+    align_scores,
+    mean_estimate,
+    score_difference,
+    stored_scores,
+)
+from rankscope.records import (
+    ArmComparison,
+    ComparedCell,
+    Estimate,
+    ItemScores,
+    StudyRecords,
+    TaskRecord,
+    TrialRecords,
+    finished_trials,
+)
 
 
 def arm_difference(
@@ -68,3 +83,98 @@ def _compare_task(study: StudyRecords, task: str, choice: ArmChoice) -> list[Arm
         for kind, first, second in pairs
         if (difference := arm_difference(study, first, second, task)) is not None
     ]
+
+
+_Trials = Sequence[TrialRecords]
+
+
+def compare_cells(first: StudyRecords, second: StudyRecords) -> tuple[ComparedCell, ...]:
+    """Second minus first on every common task: the two bases, then every common arm. Test split.
+
+    Paired item by item if the task's hash shows the same items, prompts and scoring; otherwise the
+    difference of two means with a two-sample interval. The paired comparisons of arms form one Holm
+    family, without the bases. The same trials on the same items get no interval.
+    """
+    shared = [t.name for t in first.tasks if any(t.name == o.name for o in second.tasks)]
+    cells = [c for name in shared if (c := _cell(first, second, (), (), name)) is not None]
+    others = trials_by_arm(second.trials)
+    trained = [
+        c
+        for point, arm in trials_by_arm(first.trials).items()
+        if point in others
+        for name in shared
+        if (c := _cell(first, second, arm, others[point], name)) is not None
+    ]
+    adjusted = iter(adjusted_records([c for c in trained if _is_tested(c)], "difference"))
+    return (*cells, *(next(adjusted) if _is_tested(c) else c for c in trained))
+
+
+def _is_tested(cell: ComparedCell) -> bool:
+    """Neither equal models nor two samples of items are tested."""
+    return cell.paired and not cell.same_models
+
+
+def paired_in(first: StudyRecords, second: StudyRecords, task: str) -> bool:
+    """Whether the test items of a task, their prompts, tokenizer, scorer and scoring settings are
+    the same in both studies."""
+    one, two = first.task(task), second.task(task)
+    same = one.test_sha256 == two.test_sha256 != ""
+    return same or one.sha256 == two.sha256
+
+
+def incomparable(one: TaskRecord, two: TaskRecord, paired: bool, same_base: bool) -> str | None:
+    """Why the scores of a task in two studies cannot be subtracted; None if they can.
+
+    The unit of a log probability per token depends on the tokenizer, which is known to be the same
+    only if the task's hash or the base is.
+    """
+    if one.metric != two.metric or one.score_unit != two.score_unit:
+        return f"scored by {one.metric} and {two.metric}"
+    if one.score_unit == "log_probability" and not paired and not same_base:
+        return "nats per token of two bases whose tokenizers are not known to be the same"
+    return None
+
+
+def _cell(
+    first: StudyRecords, second: StudyRecords, arm: _Trials, other: _Trials, task: str
+) -> ComparedCell | None:
+    """Compare one arm (no trials: the base) on one task; None without comparable scores."""
+    one, two = _scores(first, arm, task), _scores(second, other, task)
+    record, paired = first.task(task), paired_in(first, second, task)
+    same_base = first.model.sha256 == second.model.sha256
+    if not one or not two or incomparable(record, second.task(task), paired, same_base):
+        return None
+    means = [mean_estimate(one), mean_estimate(two)]
+    if means[0] is None or means[1] is None:
+        return None
+    same = _ids(arm) == _ids(other) if arm else first.model == second.model
+    # The base is one model, not a sample of seeds.
+    items = align_scores(two, one, trained=bool(arm)) if paired else None
+    difference = (
+        unpaired_difference(means[1], means[0]) if items is None else weighted_estimate([items])
+    )
+    return ComparedCell(
+        trained_on=arm[0].spec.task if arm else None,
+        arm=arm[0].spec.arm_label if arm else None,
+        rank=arm[0].spec.rank if arm else None,
+        full=bool(arm) and arm[0].spec.is_full,
+        tested_on=task,
+        score_unit=record.score_unit,
+        paired=items is not None,
+        same_models=same,
+        first=means[0],
+        second=means[1],
+        difference=_without_interval(difference) if same and items is not None else difference,
+    )
+
+
+def _without_interval(estimate: Estimate) -> Estimate:
+    return Estimate(value=estimate.value, low=None, high=None, n=estimate.n, seeds=estimate.seeds)
+
+
+def _scores(study: StudyRecords, arm: _Trials, task: str) -> list[ItemScores]:
+    return stored_scores(study, finished_trials(arm) if arm else None, task, "test")
+
+
+def _ids(arm: _Trials) -> set[str]:
+    return {t.spec.trial_id for t in finished_trials(arm)}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from math import inf
 
-from rankscope.advise.arms import Arm, base_estimates, summarize_arms
+from rankscope.advise.arms import Arm, base_estimates, subject_changes, summarize_arms
 from rankscope.advise.checks import trust_checks
 from rankscope.advise.comparisons import compare_candidates, net_difference
 from rankscope.advise.decide import Verdict, decide, unconfirmed
@@ -21,7 +21,6 @@ from rankscope.advise.rank_curves import compare_rank_curves
 from rankscope.advise.reasons import reasons_for
 from rankscope.advise.select import ArmChoice, choose_for
 from rankscope.advise.statistics.significance import ALPHA, holm
-from rankscope.advise.subjects import subject_changes
 from rankscope.advise.task_results import TaskResults
 from rankscope.config.objective import ObjectiveConfig
 from rankscope.formatting import count, join_names

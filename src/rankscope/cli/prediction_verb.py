@@ -43,7 +43,7 @@ def predict_command(
             check_study(folder)
         from rankscope.cli.render.prediction import backtest_tables
         from rankscope.predict.backtest import backtest as run_backtest
-        from rankscope.predict.hit_table import score_predictors
+        from rankscope.predict.backtest import score_predictors
 
         with ConsoleReporter(err_console) as reporter:
             result = run_backtest(places, screen, reporter)
@@ -56,8 +56,8 @@ def predict_command(
         raise UserError("predict", f"{len(places)} study files", "one, or --backtest")
     config = load_study_file(places[0], overrides or [])
     from rankscope.cli.render.prediction import prediction_tables
+    from rankscope.predict.backtest import past_record, score_predictors
     from rankscope.predict.features import predict_study
-    from rankscope.predict.hit_table import past_record, score_predictors
 
     with ConsoleReporter(err_console) as reporter:
         tasks = predict_study(config, screen, reporter)

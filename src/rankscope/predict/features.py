@@ -41,7 +41,7 @@ def predict_study(
     """screen: folder of the subset study, which is run or continued; by default none is."""
     inputs = prepare_study(config)
     if not any(trial.rank and trial.alpha for trial in inputs.trials):
-        raise UserError("predict: no arm of the study has a rank to predict")
+        raise UserError("predict", "no arm with a rank", "an arm with a rank to predict")
     subset = None if screen is None else run_subset(inputs, screen, reporter)
     return predict_tasks(inputs, open_base(inputs), subset)
 

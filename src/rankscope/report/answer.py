@@ -34,26 +34,15 @@ ROW_ROLES = {
 BYTES_PER_PARAMETER = 4
 
 
-@dataclass(frozen=True, slots=True)
-class _CardCell:
-    """One number of an arm, with its interval or another note below it."""
-
-    value: str = UNKNOWN
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _CardRow:
-    role: str
-    label: str
-    cells: tuple[_CardCell, ...]  # One for each of the columns of the card
+Cells = tuple[tuple[str, str], ...]
+"""The numbers of an arm, each with its interval or another note."""
 
 
 @dataclass(frozen=True, slots=True)
 class _AnswerCard:
     advice: TaskAdvice
     columns: tuple[str, ...]
-    rows: tuple[_CardRow, ...]
+    rows: tuple[tuple[str, str, Cells], ...]  # Role, label, and one cell for each column
     note: str  # What the net gain and the retention change are
 
 
@@ -73,7 +62,7 @@ def answer_card(view: StudyView, task: str) -> _AnswerCard:
         "Training time",
     )
     rows = tuple(
-        _CardRow(_role_text(view, row), row.arm.label, _cells(view, row.arm, has_net_gain))
+        (_role_text(view, row), row.arm.label, _cells(view, row.arm, has_net_gain))
         for row in advice.rows
     )
     return _AnswerCard(advice, columns, rows, _note(view, task, has_net_gain))
@@ -115,7 +104,7 @@ def _role_text(view: StudyView, row: AnswerRow) -> str:
     return ", ".join([first, *(f"{name[0].lower()}{name[1:]}" for name in others)])
 
 
-def _cells(view: StudyView, arm: ArmSummary, has_net_gain: bool) -> tuple[_CardCell, ...]:
+def _cells(view: StudyView, arm: ArmSummary, has_net_gain: bool) -> Cells:
     size = arm.trainable_parameters
     share = number(100 * size / view.study.model.num_parameters)
     net = [_cell(arm.net_gain, view.net_unit(arm.task), sign=True)] if has_net_gain else []
@@ -123,24 +112,24 @@ def _cells(view: StudyView, arm: ArmSummary, has_net_gain: bool) -> tuple[_CardC
         *net,
         _cell(arm.score, view.unit(arm.task)),
         _cell(view.retention_change(arm), view.retention_unit(arm.task), sign=True),
-        _CardCell(
+        (
             byte_size(BYTES_PER_PARAMETER * size),
             f"{compact(size)} parameters, {share} % of the model; float32",
         ),
-        _CardCell(duration(arm.seconds), "per trial"),
+        (duration(arm.seconds), "per trial"),
     )
 
 
-def _cell(estimate: Estimate | None, unit: Unit, *, sign: bool = False) -> _CardCell:
+def _cell(estimate: Estimate | None, unit: Unit, *, sign: bool = False) -> tuple[str, str]:
     if estimate is None:
-        return _CardCell(note="not measured")
+        return UNKNOWN, "not measured"
 
     def shown(value: float) -> str:
         return signed(value, unit) if sign else number(value * unit.scale, unit.digits)
 
     if estimate.low is None or estimate.high is None:
-        return _CardCell(shown(estimate.value), "interval unknown")
-    return _CardCell(shown(estimate.value), f"{shown(estimate.low)} to {shown(estimate.high)}")
+        return shown(estimate.value), "interval unknown"
+    return shown(estimate.value), f"{shown(estimate.low)} to {shown(estimate.high)}"
 
 
 def answer_html(view: StudyView) -> str:

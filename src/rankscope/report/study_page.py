@@ -1,14 +1,16 @@
 """The page of a study: one HTML file that opens offline, answer first."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import yaml
 
 from rankscope.config.loader import study_values
-from rankscope.formatting import safe_text
+from rankscope.formatting import NATS, Unit, count, join_names, number, safe_text
+from rankscope.records import BASE, EvalKey, ItemResult
 from rankscope.report.analyzed_models import arms_analyzed
 from rankscope.report.answer import NEXT_STEPS_TITLE, answer_cards, missing
-from rankscope.report.before_after import ITEM_OUTCOMES, MAX_EMBEDDED, ComparedItems, compared_items
 from rankscope.report.charts.figure import Figure
 from rankscope.report.figures import FOLDED, SECTIONS, draw_section
 from rankscope.report.page import PageSection, embedded, render_page
@@ -80,11 +82,6 @@ def study_sections(view: StudyView) -> list[PageSection]:
     ]
 
 
-def _item_data(compared: ComparedItems) -> dict[str, object]:
-    rows = [(p.outcome, p.prompt, p.gold, p.before, p.after) for p in compared.pairs]
-    return {"rows": rows, "shown": list(compared.shown)}
-
-
 def yaml_text(config: Mapping[str, object]) -> str:
     """The resolved study file in YAML; long or hostile values are cut and made visible."""
 
@@ -103,3 +100,134 @@ def _line_key(view: StudyView) -> list[tuple[str, str]]:
     patterns = dict(zip(DASHES, ("none", "7 5", "2 4", "8 4 2 4", "12 6"), strict=True))
     lines = [line for task in view.training_tasks for line in view.rank_axis(task).lines]
     return list({line.label: patterns[line.dash] for line in lines}.items())
+
+
+SHOWN = 10  # Items shown before any search
+MAX_EMBEDDED = 400_000  # Most characters of items on one page, over all tasks
+MAX_PROMPT, MAX_ANSWER = 600, 240  # Longest prompt and answer on the page, in characters
+
+Outcome = Literal["gained", "lost", "kept", "missed"]
+ITEM_OUTCOMES: dict[Outcome, tuple[str, str]] = {
+    "gained": ("gained (wrong before, right after)", "with a more probable gold text"),
+    "lost": ("lost (right before, wrong after)", "with a less probable gold text"),
+    "kept": ("right both times", "unchanged"),
+    "missed": ("wrong both times", ""),
+}
+"""In words, for items that are right or wrong and for log probabilities."""
+
+
+@dataclass(frozen=True, slots=True)
+class _ItemPair:
+    """One item as the base and the trained model answered it."""
+
+    outcome: Outcome
+    prompt: str
+    gold: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedItems:
+    tested_on: str
+    note: str  # What is shown, how it was chosen, and what was left out
+    pairs: tuple[_ItemPair, ...]
+    shown: tuple[int, ...]  # Places in ``pairs`` of the items that are shown first
+    unit: Unit
+
+
+def compared_items(view: StudyView, task: str, budget: int) -> list[ComparedItems]:
+    """The test items of a training task, then of its retention tasks, under the base and the arm
+    of the answer; at most ``budget`` characters. Empty if their texts are not stored."""
+    arm = view.focus(task)
+    trial = next((t for t in view.trials(arm) if t.status == "done"), None) if arm else None
+    if arm is None or trial is None:
+        return []
+    found = []
+    for name in (task, *view.retained(task)):
+        keys: list[EvalKey] = [(BASE, name, "test"), (trial.spec.trial_id, name, "test")]
+        if all(key in view.study.results for key in keys):
+            before, after = (view.study.results[key] for key in keys)
+            has_texts = any(item.prompt for item in before)
+            if has_texts and [i.item_id for i in before] == [i.item_id for i in after]:
+                found.append((name, _item_pairs(before, after, view.unit(name))))
+    who = f"{arm.label}, seed {trial.spec.seed}"
+    each = budget // max(1, len(found))
+    return [_compared(name, pairs, view.unit(name), who, each) for name, pairs in found]
+
+
+def _item_pairs(
+    before: Sequence[ItemResult], after: Sequence[ItemResult], unit: Unit
+) -> list[_ItemPair]:
+    return [
+        _ItemPair(
+            outcome=outcome_of(base.score, tuned.score, unit),
+            prompt=safe_text((base.prompt or base.item_id).strip(), MAX_PROMPT),
+            gold=safe_text(base.gold, MAX_ANSWER),
+            before=_answer(base, unit),
+            after=_answer(tuned, unit),
+        )
+        for base, tuned in zip(before, after, strict=True)
+    ]
+
+
+def outcome_of(before: float, after: float, unit: Unit) -> Outcome:
+    """What happened to one item; a log probability counts as changed from its shown digits on."""
+    if unit == NATS:
+        change = round(after - before, unit.digits)
+        return "gained" if change > 0 else "lost" if change < 0 else "kept"
+    right = before >= 0.5, after >= 0.5
+    if right[0] != right[1]:
+        return "gained" if right[1] else "lost"
+    return "kept" if right[1] else "missed"
+
+
+def fair_choice(outcomes: Sequence[Outcome]) -> list[int]:
+    """Places of at most ``SHOWN`` items: every outcome in proportion, at least once; in order.
+
+    Within an outcome they are at even steps through the test set, so none is picked by hand.
+    """
+    places = {o: [i for i, found in enumerate(outcomes) if found == o] for o in ITEM_OUTCOMES}
+    places = {outcome: found for outcome, found in places.items() if found}
+    total, most = len(outcomes), min(SHOWN, len(outcomes))
+    exact = {outcome: most * len(found) / total for outcome, found in places.items()}
+    shares = {outcome: max(1, int(share)) for outcome, share in exact.items()}
+    while sum(shares.values()) > most:
+        shares[max((o for o in shares if shares[o] > 1), key=lambda o: shares[o] - exact[o])] -= 1
+    while sum(shares.values()) < most:
+        shares[max(shares, key=lambda o: exact[o] - shares[o])] += 1
+    return [
+        found[int((step + 0.5) * len(found) / shares[outcome])]
+        for outcome, found in places.items()
+        for step in range(shares[outcome])
+    ]
+
+
+def _answer(item: ItemResult, unit: Unit) -> str:
+    """What a model answered; for texts that are only scored, their log probability."""
+    text = item.generated if item.generated is not None else item.prediction
+    if unit == NATS and not text:
+        return f"{number(item.score, unit.digits)} {unit.score}"
+    return safe_text(text.strip() or "(no answer)", MAX_ANSWER)
+
+
+def _compared(
+    name: str, pairs: Sequence[_ItemPair], unit: Unit, who: str, budget: int
+) -> ComparedItems:
+    place = 1 if unit == NATS else 0
+    numbers = {o: sum(pair.outcome == o for pair in pairs) for o in ITEM_OUTCOMES}
+    parts = [f"{n} {ITEM_OUTCOMES[o][place]}" for o, n in numbers.items() if n]
+    sizes = [len(p.prompt) + len(p.gold) + len(p.before) + len(p.after) + 20 for p in pairs]
+    fits = min(len(pairs), int(len(pairs) * budget / max(1, sum(sizes))))
+    kept = [pairs[int((step + 0.5) * len(pairs) / fits)] for step in range(fits)]
+    shown = fair_choice([pair.outcome for pair in kept])
+    note = f"Base against {who}, on the {count(len(pairs), 'test item')} of {name}: "
+    note += f"{join_names(parts)}. Shown: {len(shown)}, in these proportions, at even steps."
+    if fits < len(pairs):
+        note += f" The search covers {fits:,} of the items, at even steps; the others are left out."
+    return ComparedItems(name, note, tuple(kept), tuple(shown), unit)
+
+
+def _item_data(compared: ComparedItems) -> dict[str, object]:
+    rows = [(p.outcome, p.prompt, p.gold, p.before, p.after) for p in compared.pairs]
+    return {"rows": rows, "shown": list(compared.shown)}

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rankscope.advise.arms import trials_by_arm
-from rankscope.advise.cross_study import compare_cells, incomparable, paired_in
+from rankscope.advise.comparisons import compare_cells, incomparable, paired_in
 from rankscope.advise.recommend import recommend
 from rankscope.errors import UserError
 from rankscope.filesystem import check_outside

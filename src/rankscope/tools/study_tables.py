@@ -36,4 +36,4 @@ def check_folder(study: Path, out: Path, option: str) -> None:
     """Raise UserError unless ``out`` is a folder, new or not, outside the study."""
     check_outside(out, study, option)
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: found a file, expected a folder; choose another {option}")
+        raise UserError(out, "a file", "a folder", f"choose another {option}")

@@ -107,8 +107,9 @@ class Comparison:
         others = self.tuned if self.reference is None else self.reference
         if self.tuned.ndim != 2 or others.shape[-1] != self.tuned.shape[1] or not self.tuned.size:
             raise UserError(
-                f"paired scores: found shapes {self.tuned.shape} and {others.shape}, expected "
-                "(seeds, items) and (items,) or (seeds, items) on the same items, none empty"
+                "paired scores",
+                f"shapes {self.tuned.shape} and {others.shape}",
+                "(seeds, items) and (items,) or (seeds, items) on the same items, none empty",
             )
 
     @property
@@ -203,9 +204,9 @@ def weighted_estimate(
     numbers of seeds differ.
     """
     if not comparisons:
-        raise UserError("weighted_estimate: no task given")
+        raise UserError("weighted_estimate", "no task", "one or more")
     if len({tuple(len(a) for a in c.arms) for c in comparisons}) > 1:
-        raise UserError("weighted_estimate: the tasks have not the same seeds")
+        raise UserError("weighted_estimate", "tasks with other numbers of seeds", "equal numbers")
     weighing = list(weights or [1 / len(comparisons)] * len(comparisons))
     tasks = [_Weighed.of(c, w) for c, w in zip(comparisons, weighing, strict=True)]
     value = sum(t.weight * t.mean for t in tasks)
@@ -368,7 +369,7 @@ def _p_beside_interval(
 def cluster_index(clusters: ClusterLabels, n: int) -> npt.NDArray[np.intp]:
     """Cluster labels as 0 .. C - 1, (N,)."""
     if len(clusters) != n:
-        raise UserError(f"clusters: found {len(clusters)} labels for {n} items, expected one each")
+        raise UserError("clusters", f"{len(clusters)} labels for {n} items", "one each")
     if isinstance(clusters, np.ndarray):
         return np.unique(clusters, return_inverse=True)[1].astype(np.intp)
     position: dict[Hashable, int] = {}
