@@ -268,10 +268,10 @@ def test_bad_input_of_the_verb(
 ) -> None:
     file = study_file(tmp_path, arms=[{"method": "full", "lr": 1e-4}])
     for words, said in (
-        ((file,), "no arm of the study has a rank"),
+        ((file,), "no arm with a rank"),
         ((file, file), "expected one"),
         (("--backtest", tmp_path), "no study here"),
-        ((file, "--screen", tmp_path / "screen"), "no arm of the study has a rank"),
+        ((file, "--screen", tmp_path / "screen"), "no arm with a rank"),
         (("--backtest", tmp_path, "--set", "seeds=0"), "--set has no effect"),
         ((tmp_path / "none.yaml",), "no such file"),
     ):

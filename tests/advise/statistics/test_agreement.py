@@ -109,7 +109,7 @@ def test_means_far_from_zero_are_told_apart_below_what_flips_can_draw() -> None:
 
 
 def test_tasks_of_other_seeds_are_refused() -> None:
-    with pytest.raises(UserError, match="not the same seeds"):
+    with pytest.raises(UserError, match="other numbers of seeds"):
         weighted_estimate(
             [Comparison(np.ones((2, 5)), np.ones(5)), Comparison(np.ones((3, 5)), np.ones(5))]
         )
