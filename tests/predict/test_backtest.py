@@ -272,7 +272,7 @@ def test_bad_input_of_the_verb(
         ((file, file), "expected one"),
         (("--backtest", tmp_path), "no study here"),
         ((file, "--screen", tmp_path / "screen"), "no arm with a rank"),
-        (("--backtest", tmp_path, "--set", "seeds=0"), "--set has no effect"),
+        (("--backtest", tmp_path, "--set", "seeds=0"), "found --set"),
         ((tmp_path / "none.yaml",), "no such file"),
     ):
         assert rankscope_command("predict", *words) == 2
