@@ -78,7 +78,7 @@ class World:
             start = spans[-1].stop if spans else 0
             spans.append(AdapterSpan(name, start, start + rng.choice((0, 1, 2, 7, 8, 33))))
         spans.append(AdapterSpan(None, spans[-1].stop, spans[-1].stop + 1))
-        self.spans = self.multi_lora.segments = tuple(spans)
+        self.spans = tuple(spans)
         self.multi_lora.training = True
         tokens = spans[-1].stop
         self.x, self.grad = draw(1, tokens, IN).to(dtype), draw(1, tokens, OUT).to(dtype)
@@ -92,7 +92,8 @@ class World:
         with self.multi_lora.optimizer_step():
             for _ in range(2):
                 x = self.x.clone().requires_grad_()
-                y = self.model(x)
+                with self.multi_lora.routing(self.spans, ()):
+                    y = self.model(x)
                 y.backward(self.grad)
         assert x.grad is not None
         found = {"y": y.detach()[0], "x": x.grad[0]}
@@ -360,7 +361,8 @@ def test_scoring_during_training_uses_the_loop(monkeypatch: pytest.MonkeyPatch) 
     world = World(3, torch.float32)
     world.multi_lora.group(torch.float32)
     monkeypatch.delattr(F, "grouped_mm")
-    with world.multi_lora.dropout_off(), torch.inference_mode():
-        world.model(world.x)
-    with pytest.raises(AttributeError, match="grouped_mm"):
-        world.model(world.x)
+    with world.multi_lora.routing(world.spans, ()):
+        with world.multi_lora.dropout_off(), torch.inference_mode():
+            world.model(world.x)
+        with pytest.raises(AttributeError, match="grouped_mm"):
+            world.model(world.x)

@@ -311,10 +311,8 @@ def test_dropout_keeps_the_expectation_and_acts_only_in_training() -> None:
     layer = base.model.get_submodule(next(iter(adapter.a)))
     assert isinstance(layer, MultiLoraLinear)
     x = torch.randn(64, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        base.multi_lora.segments = (AdapterSpan("a", 0, 1),)
-        plain = layer(x.expand(1, 1, 64))[0, 0]
-        base.multi_lora.segments = (AdapterSpan("a", 0, 20_000),)
+    with torch.inference_mode(), base.multi_lora.routing((AdapterSpan("a", 0, 20_000),), ()):
+        plain = layer(x.expand(1, 20_000, 64))[0, 0]
         base.multi_lora.training = True
         drawn = layer(x.expand(1, 20_000, 64))[0]
     error = drawn.std(dim=0) / math.sqrt(len(drawn))
@@ -372,11 +370,12 @@ def test_gradients_are_autograds(with_gain: bool, with_start: bool, with_bias: b
             initial_factors={"0": (draw(rank, 6), draw(5, rank))} if with_start else {},
         )
         multi_lora.attach(adapter)
-    multi_lora.segments = (AdapterSpan("a", 0, 4), AdapterSpan(None, 4, 6), AdapterSpan("b", 6, 9))
+    spans = AdapterSpan("a", 0, 4), AdapterSpan(None, 4, 6), AdapterSpan("b", 6, 9)
     x, target = draw(1, 9, 6).requires_grad_(), draw(1, 9, 5)
     adapters = list(multi_lora.adapters.values())
     parameters = [p for adapter in adapters for p in adapter.parameters()]
-    y = model(x)
+    with multi_lora.routing(spans, ()):
+        y = model(x)
     found = torch.autograd.grad((y * target).sum(), [x, *parameters])
     slow = torch.cat(
         [

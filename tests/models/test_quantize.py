@@ -64,12 +64,10 @@ def test_a_pack_on_a_quantized_layer_is_a_pack_on_its_numbers(method: str) -> No
         with torch.no_grad():
             adapter.b["q_proj"].normal_(generator=torch.Generator().manual_seed(1))
         multi_lora.attach(adapter)
-        multi_lora.segments = multi_lora.kept_segments = (
-            AdapterSpan(None, 0, 4),
-            AdapterSpan("a", 4, 10),
-        )
+        spans = AdapterSpan(None, 0, 4), AdapterSpan("a", 4, 10)
         own = x.clone().requires_grad_()
-        y = model["q_proj"](own)
+        with multi_lora.routing(spans, spans):
+            y = model["q_proj"](own)
         y.square().sum().backward()
         found.append([y.detach(), own.grad, *(p.grad for p in adapter.parameters())])
     for ours, expected in zip(*found, strict=True):

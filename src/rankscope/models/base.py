@@ -137,9 +137,8 @@ class Base:
             if batch.branches or prefix is not None:
                 plan = plan.with_branches(batch.branches, prefix, self.device)
         self.ranks.announce("forward", self.name)
-        self.multi_lora.segments = batch.segments
-        self.multi_lora.kept_segments = batch.kept_segments()
-        with self.mixed_precision():
+        routing = self.multi_lora.routing(batch.segments, batch.kept_segments())
+        with routing, self.mixed_precision():
             out: Tensor = self.model(
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,

@@ -5,8 +5,7 @@ outside: transformers' own switch works in training mode only, which would turn 
 dropout.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -28,20 +27,11 @@ def enable_gradient_checkpointing(model: nn.Module, multi_lora: MultiLora) -> No
         )
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), recomputing(multi_lora)
+        return nullcontext(), multi_lora.same_routing()
 
     for layer in layers:
         again: Any = partial(checkpoint, layer.forward, use_reentrant=False, context_fn=contexts)
         layer.forward = again
-
-
-@contextmanager
-def recomputing(multi_lora: MultiLora) -> Iterator[None]:
-    multi_lora.recomputing = True
-    try:
-        yield
-    finally:
-        multi_lora.recomputing = False
 
 
 def disable_gradient_checkpointing(model: nn.Module) -> None:

@@ -12,7 +12,7 @@ products can be grouped (``grouped_lora.py``); this loop is their reference.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -171,7 +171,7 @@ class MultiLoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(1, N, in) -> (1, N, out); M kept positions in place of N in the output layer."""
         multi_lora = self._multi_lora[0]
-        spans = multi_lora.kept_segments if self.is_head else multi_lora.segments
+        spans = multi_lora.spans_of(self)
         slices: list[AdapterSlice | BucketSlice] = []
         if multi_lora.training and multi_lora.grouped is not None:
             grouped, spans = multi_lora.grouped.slices(self.name, spans, x.device)
@@ -191,8 +191,7 @@ class MultiLoraLinear(nn.Module):
             part.diagonal = diagonal
             if multi_lora.training and adapter.dropout > 0:
                 shape = torch.Size((stop - start, x.shape[-1]))
-                again = multi_lora.recomputing
-                part.mask = adapter.mask(self.name, shape, x.device, again=again)
+                part.mask = adapter.mask(self.name, shape, x.device, again=multi_lora.is_again)
             slices.append(part)
         if not slices:
             y: Tensor = self.linear(x)
@@ -208,12 +207,39 @@ class MultiLora:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.adapters: dict[str, Adapter] = {}
-        self.segments: tuple[AdapterSpan, ...] = ()  # Whose tokens are whose in the next pass
-        self.kept_segments: tuple[AdapterSpan, ...] = ()  # The same among the kept positions
+        self._spans: tuple[AdapterSpan, ...] = ()  # See :meth:`routing`
+        self._kept_spans: tuple[AdapterSpan, ...] = ()
+        self.is_again = False  # Gradient checkpointing repeats a pass, with its masks
         self.training = False  # Dropout is on, and the diagonal of nested adapters
-        self.recomputing = False  # Gradient checkpointing repeats a pass, with its masks
         self.injected_tuner: PeftTuner | None = None  # A PEFT method, in place of adapters
         self.grouped: GroupedLora | None = None  # Computes the products in training; None: a loop
+
+    @contextmanager
+    def routing(
+        self,
+        spans: tuple[AdapterSpan, ...],
+        kept_spans: tuple[AdapterSpan, ...],
+        *,
+        again: bool = False,
+    ) -> Iterator[None]:
+        """While inside, passes give each adapter its own tokens.
+
+        ``kept_spans`` are the same spans among the positions that the output layer sees. ``again``:
+        the pass repeats an earlier one, with its dropout.
+        """
+        before = self._spans, self._kept_spans, self.is_again
+        self._spans, self._kept_spans, self.is_again = spans, kept_spans, again
+        try:
+            yield
+        finally:
+            self._spans, self._kept_spans, self.is_again = before
+
+    def same_routing(self) -> AbstractContextManager[None]:
+        """The routing of now, for a repetition of the pass later on."""
+        return self.routing(self._spans, self._kept_spans, again=True)
+
+    def spans_of(self, layer: "MultiLoraLinear") -> tuple[AdapterSpan, ...]:
+        return self._kept_spans if layer.is_head else self._spans
 
     def attach(self, adapter: Adapter) -> None:
         """Make an adapter available under its name. An error leaves everything as it was."""

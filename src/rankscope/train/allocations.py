@@ -112,7 +112,6 @@ def counted_pass(
     names = [name for name, n in zip(group.adapters, weights, strict=True) for _ in range(n)]
     batch = _batch_of_shape(shape, names or [None])
     plan = _meta_plan(batch.lengths, device)
-    group.segments, group.kept_segments = batch.segments, batch.kept_segments()
     for parameter in group.model.parameters():
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
     for adapter in group.adapters.values():
@@ -121,6 +120,7 @@ def counted_pass(
     group.training = True
     peaks: list[int] = []
     with (
+        group.routing(batch.segments, batch.kept_segments()),
         AllocationCounter() as counter,
         _on_embedding_gradient(group.model, lambda: peaks.append(counter.restart())),
     ):
@@ -141,9 +141,9 @@ def counted_scoring(group: MultiLora, shape: PassShape, device: torch.device) ->
     """
     batch = _batch_of_shape(shape, [*group.adapters] or [None])
     plan = _meta_plan(batch.lengths, device)
-    group.segments, group.kept_segments = batch.segments, batch.kept_segments()
     group.training = False
-    with AllocationCounter() as counter, torch.no_grad():
+    routing = group.routing(batch.segments, batch.kept_segments())
+    with routing, AllocationCounter() as counter, torch.no_grad():
         logits = _logits_of_shape(group, batch, plan)
         torch.log_softmax(logits, dim=-1, dtype=torch.float32)
     return int(counter.peak_bytes)

@@ -102,8 +102,7 @@ def kl_divergences(logits: Tensor, base_logits: Tensor) -> Tensor:
 def base_logits_of(base: Base, parts: Sequence[Sequence[EncodedRow]]) -> list[Tensor]:
     """Logits of the bare base at the labels of each part's rows, (labels, vocabulary).
 
-    A row of several parts runs once. Call this before the forward pass of the tuned model: gradient
-    checkpointing recomputes from the batch that ran last.
+    A row of several parts runs once.
     """
     distinct = {id(row): row for rows in parts for row in rows}
     keeps = {key: row.label_positions for key, row in distinct.items()}
