@@ -15,8 +15,8 @@ test: .venv/installed-dev
 # Units on a local Ray cluster, in SLURM's queue (as root, with Debian's slurm-wlm), on two devices.
 test-executors: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --editable '.[dev,ray]'
-	OMP_NUM_THREADS=1 RANKSCOPE_RANKS=1 $(BIN)/python -m pytest tests/run/executors \
-		--require ray --require slurm --require ranks
+	OMP_NUM_THREADS=1 RANKSCOPE_SHARDS=1 $(BIN)/python -m pytest tests/run/executors \
+		--require ray --require slurm --require shards
 
 # With the oldest releases that pyproject.toml admits, in an environment of its own. uv finds them.
 test-oldest: .venv/bin/python

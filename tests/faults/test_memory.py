@@ -14,7 +14,7 @@ from pocket_study import SETTINGS, small_study
 from fault_memory import LEAKY, address_space_of, fresh, leaky_study
 from fault_points import tiny_study
 from faults import message_of, refused
-from rankscope.models.sharding import Ranks
+from rankscope.models.sharding import Shards
 from rankscope.run.groups import halves_of
 from rankscope.run.oom import Backoff, with_oom_backoff
 from rankscope.run.prepare import prepare_study
@@ -150,7 +150,7 @@ def test_a_trial_is_given_up_before_the_rest_of_its_group_is_tried() -> None:
         base=SimpleNamespace(
             device=SimpleNamespace(type="cpu"),
             multi_lora=SimpleNamespace(clear=list),
-            ranks=Ranks(),
+            shards=Shards(),
         ),
         study=SimpleNamespace(grouping=SimpleNamespace(room_bytes=2**40)),
         groups_worked_on=1,

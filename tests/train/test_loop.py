@@ -27,7 +27,7 @@ from rankscope.models.base import Base
 from rankscope.models.init_context import new_adapter
 from rankscope.models.load import load_base
 from rankscope.records import TrialSpec
-from rankscope.train import loop
+from rankscope.train import checkpoint
 from rankscope.train.checkpoint import GroupCheckpoint, GroupState
 from rankscope.train.loop import train_group
 from rankscope.train.loss import mean_losses
@@ -328,20 +328,15 @@ def test_steps_between_two_checkpoints_take_the_interval_however_long_a_save_tak
         def save(self, state: GroupState) -> None:
             clock[0] += save_seconds
             steps.append(state.step)
+            super().save(state)
 
     def progress(*_: object) -> None:
         clock[0] += 1
 
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    settings = protocol(max_steps=12, checkpoint_seconds=4.0)
-    train_group(
-        base_of(tiny_llama()),
-        [trial()],
-        ROWS,
-        settings,
-        checkpoint=Slow(tmp_path),
-        progress=progress,
-    )
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    slow, settings = Slow(tmp_path / "all" / "one"), protocol(max_steps=12, checkpoint_seconds=4.0)
+    base = base_of(tiny_llama())
+    train_group(base, [trial()], ROWS, settings, checkpoint=slow, progress=progress)
     assert steps == saved
 
 

@@ -4,10 +4,10 @@ import copy
 import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,10 @@ from rankscope.models.attention import varlen
 from rankscope.models.attention.varlen import AttentionPlan, KVCache
 from rankscope.models.multi_lora import AdapterSpan, MultiLora, linear_layers, unwrap
 from rankscope.models.quantize import dense_weight
-from rankscope.models.sharding import Ranks, trainable_shards
+from rankscope.models.sharding import Shards, trainable_shards
 from rankscope.records import ModelRecord
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +92,12 @@ class Base:
     """A causal language model with its tokenizer, ready for groups of adapters."""
 
     model: PreTrainedModel  # Uses the varlen attention; frozen unless :meth:`trainable_copy`'s
-    tokenizer: PreTrainedTokenizerBase | Any  # None on ranks other than 0
+    tokenizer: PreTrainedTokenizerBase | Any  # None on shards other than 0
     record: ModelRecord
     folder: Path  # Holds its weights
     multi_lora: MultiLora
-    ranks: Ranks = field(default_factory=Ranks)  # That hold the model together
-    name: str = "base"  # Among the models of the ranks
+    shards: Shards = field(default_factory=Shards)  # That hold the model together
+    name: str = "base"  # Among the models of the shards
     weight_norms: dict[str, float] = field(default_factory=dict)  # By linear layer, once needed
     product_dtype: torch.dtype | None = None
     """Dtype of matrix products if it differs from the weights': mixed precision (1710.03740).
@@ -136,7 +138,7 @@ class Base:
             plan = AttentionPlan.of(batch.lengths, self.device, cache, store)
             if batch.branches or prefix is not None:
                 plan = plan.with_branches(batch.branches, prefix, self.device)
-        self.ranks.announce("forward", self.name)
+        self.shards.announce("forward", self.name)
         routing = self.multi_lora.routing(batch.segments, batch.kept_segments())
         with routing, self.mixed_precision():
             out: Tensor = self.model(
@@ -155,6 +157,27 @@ class Base:
             return nullcontext()
         return torch.autocast(self.device.type, self.product_dtype)
 
+    @contextmanager
+    def optimizer_step(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        """Around all passes of an optimizer step: afterwards parameters have their gradients."""
+        with self.multi_lora.optimizer_step():
+            yield
+        self.shards.add_up_gradients(parameters)
+
+    @property
+    def passes_at_once(self) -> int:
+        """Processes that each run passes of a step, if several devices hold the model."""
+        return self.shards.size
+
+    def own_passes(self, passes: Sequence[_T], idle: _T) -> Iterator[tuple[_T, float]]:
+        """The passes that this process runs, weight 1. All take part in each layer, so a process
+        that has one pass fewer than others runs ``idle``, weight 0."""
+        return self.shards.own(passes, idle)
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over these processes."""
+        self.shards.add_up(tensor)
+
     def linears(self) -> dict[str, nn.Linear]:
         return linear_layers(self.model)
 
@@ -169,7 +192,7 @@ class Base:
         """A float32 copy whose every parameter trains, with products in the base's dtype."""
         if self.multi_lora.adapters:
             raise ValueError("detach all adapters before copying the base")
-        if self.ranks.size > 1:
+        if self.shards.size > 1:
             return self.sharded_copy()
         copied = self.copied()
         model = copied.model.float()
@@ -186,12 +209,12 @@ class Base:
 
     def sharded_copy(self) -> "Base":
         name = "trained"
-        self.ranks.models.pop(name, None)  # before there is another one
-        model = trainable_shards(self.model, self.ranks)
+        self.shards.models.pop(name, None)  # before there is another one
+        model = trainable_shards(self.model, self.shards)
         made = Base(
-            model, self.tokenizer, self.record, self.folder, MultiLora(model), self.ranks, name
+            model, self.tokenizer, self.record, self.folder, MultiLora(model), self.shards, name
         )
-        self.ranks.models[name] = made
+        self.shards.models[name] = made
         return made
 
 

@@ -26,7 +26,7 @@ from rankscope.models.multi_lora import MultiLora
 from rankscope.models.output_layer import block_output_layer
 from rankscope.models.parameters import model_on_meta, read_model_config
 from rankscope.models.quantize import check_quantize, quantization
-from rankscope.models.sharding import Ranks, attach_gathering, sharded_model
+from rankscope.models.sharding import Shards, attach_gathering, sharded_model
 from rankscope.records import ModelRecord
 
 LAYER = re.compile(r"model\.layers\.\d+\.(?!.*inv_freq$)")
@@ -48,14 +48,14 @@ def load_base(
     folder: Path | None = None,
     quantize: Literal["none", "4bit"] = "none",
     tokenizer: PreTrainedTokenizerBase | None = None,
-    ranks: Ranks | None = None,
+    shards: Shards | None = None,
 ) -> Base:
     """Load the base of a study's model section, frozen, with varlen attention.
 
     ``folder`` holds the weights of a fully fine-tuned trial of the same base, to load in their
     place. ``4bit`` holds the linear layers in 4 bits; products then run in ``dtype``. A
-    ``tokenizer`` is used instead of the folder's, which then needs none. Several ``ranks`` hold it
-    together; call this on rank 0.
+    ``tokenizer`` is used instead of the folder's, which then needs none. Several ``shards`` hold it
+    together; call this on shard 0.
     """
     source = folder if folder is not None else model_folder(config)
     tokenizer = tokenizer or load_tokenizer(source)
@@ -65,12 +65,12 @@ def load_base(
         model = load_model(source, dtype, quantization_config=packed, device_map={"": device})
     else:
         model = load_model(source, dtype)
-        if ranks is None:
+        if shards is None:
             model.to(device)  # type: ignore[arg-type]  # a wrapper without its own types
     sha256 = weights_sha256(source)
     record = model_record(config, device, dtype, quantize, model, tokenizer, sha256)
-    if ranks is not None:
-        return sharded_base(ranks, "base", record, source, model, tokenizer)
+    if shards is not None:
+        return sharded_base(shards, "base", record, source, model, tokenizer)
     return frozen_base(model, tokenizer, record, source)
 
 
@@ -118,8 +118,8 @@ def model_record(
 def load_trained_model(base: Base, folder: Path) -> Base:
     model = load_model(folder, base.model.dtype)
     record = base.record.model_copy(update={"sha256": weights_sha256(folder)})
-    if base.ranks.size > 1:
-        return sharded_base(base.ranks, "trained", record, folder, model, base.tokenizer)
+    if base.shards.size > 1:
+        return sharded_base(base.shards, "trained", record, folder, model, base.tokenizer)
     model.to(base.device)  # type: ignore[arg-type]  # a wrapper without its own types
     return frozen_base(model, base.tokenizer, record, folder)
 
@@ -136,44 +136,44 @@ def frozen_base(
 
 
 def sharded_base(
-    ranks: Ranks,
+    shards: Shards,
     name: str,
     record: ModelRecord,
     folder: Path,
     model: PreTrainedModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Base:
-    """A frozen model that all ranks hold together under ``name``, each its shards.
+    """A frozen model that all shards hold together under ``name``.
 
-    Rank 0 calls this with the model and its tokenizer, read from ``folder``; the other ranks call
+    Shard 0 calls this with the model and its tokenizer, read from ``folder``; the other shards call
     it without, as their handler of what it announces.
     """
-    ranks.announce("shard", name, record, folder)
-    ranks.models.pop(name, None)  # before there is another one
+    shards.announce("shard", name, record, folder)
+    shards.models.pop(name, None)  # before there is another one
     dtype: torch.dtype = getattr(torch, record.dtype)
-    shards = sharded_model(read_model_config(folder), dtype, ranks, model)
-    base = Base(shards, tokenizer, record, folder, MultiLora(shards), ranks, name)
-    ranks.models[name] = base
+    parts = sharded_model(read_model_config(folder), dtype, shards, model)
+    base = Base(parts, tokenizer, record, folder, MultiLora(parts), shards, name)
+    shards.models[name] = base
     attach_gathering(base)
     # A first pass under inference_mode would make tensors that no later training pass may use.
-    with torch.no_grad(), ranks.in_step():
+    with torch.no_grad(), shards.in_step():
         pass_one_token(base)
-    if ranks.rank == 0:
+    if shards.index == 0:
         check_rows_apart(base)
     return base
 
 
 def pass_one_token(base: Base) -> None:
-    """What the other ranks do while rank 0 runs a pass of its own: each layer needs all shards."""
+    """The part of the other shards in a pass of shard 0: each layer needs all of them."""
     base.logits(RowBatch.of([Row([0], [0])], base.device))
 
 
 def gathered_model(sharded: Base) -> PreTrainedModel:
-    """The model that all ranks hold together, whole, in float32 on the CPU; call it on rank 0."""
+    """The model that all shards hold together, whole, in float32 on the CPU; call it on shard 0."""
     model = load_model(sharded.folder, torch.float32)
     with torch.no_grad():
         for i, parameter in enumerate(model.parameters()):
-            parameter.copy_(sharded.ranks.gather(sharded.name, i))
+            parameter.copy_(sharded.shards.gather(sharded.name, i))
     return model
 
 

@@ -1,8 +1,9 @@
-"""One model on several devices: every rank holds a shard of each weight (torch's FSDP2).
+"""One model on several devices: every process holds its part of each weight (torch's FSDP2).
 
-A *rank* is a process with a device of its own. Training runs on all ranks in step, each on its own
-rows. Everything else runs on rank 0 alone: it announces what the others have to take part in, a
-forward pass or the gathering of a weight, because each needs all shards.
+A *shard* is a process with a device of its own, and its part of a weight. Training runs on all
+shards in step, each on its own rows. Everything else runs on shard 0 alone: it announces what the
+others have to take part in, a forward pass or the gathering of a weight, because each needs all
+shards.
 """
 
 from collections import defaultdict
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,25 +30,26 @@ if TYPE_CHECKING:
     from rankscope.models.base import Base
 
 P = ParamSpec("P")
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
-class Ranks:
-    """The ranks that hold models together, as one of them sees them; by default there is one."""
+class Shards:
+    """The shards that hold models together, as one of them sees them; by default there is one."""
 
-    rank: int = 0
+    index: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    orders: Any = None  # Process group of what rank 0 announces
-    handlers: dict[str, Callable[..., object]] = field(default_factory=dict)  # Of the other ranks
-    models: "dict[str, Base]" = field(default_factory=dict)  # By name, the same on all ranks
-    is_in_step: bool = False  # All ranks run the same code: rank 0 announces nothing
+    orders: Any = None  # Process group of what shard 0 announces
+    handlers: dict[str, Callable[..., object]] = field(default_factory=dict)  # Of the other shards
+    models: "dict[str, Base]" = field(default_factory=dict)  # By name, the same on all shards
+    is_in_step: bool = False  # All shards run the same code: shard 0 announces nothing
     break_off: Callable[[str], None] = lambda reason: None
-    """Ends all ranks at once, to begin again from what is stored; nothing if there is one."""
+    """Ends all shards at once, to begin again from what is stored; nothing if there is one."""
 
     @contextmanager
     def in_step(self, value: bool = True) -> Iterator[None]:
-        """While inside, all ranks run the same code; with False, rank 0 alone."""
+        """While inside, all shards run the same code; with False, shard 0 alone."""
         before, self.is_in_step = self.is_in_step, value
         try:
             yield
@@ -55,7 +57,7 @@ class Ranks:
             self.is_in_step = before
 
     def alone(self, function: Callable[P, None]) -> Callable[P, None]:
-        """The function for rank 0 alone, to be called amid what all ranks run in step."""
+        """The function for shard 0 alone, to be called amid what all shards run in step."""
 
         def call(*args: P.args, **kwargs: P.kwargs) -> None:
             with self.in_step(False):
@@ -64,12 +66,12 @@ class Ranks:
         return call
 
     def announce(self, name: str, *args: object) -> None:
-        """On rank 0: the others call their handler ``name`` with these arguments."""
-        if self.size > 1 and self.rank == 0 and not self.is_in_step:
+        """On shard 0: the others call their handler ``name`` with these arguments."""
+        if self.size > 1 and self.index == 0 and not self.is_in_step:
             dist.broadcast_object_list([(name, args)], src=0, group=self.orders)
 
     def serve(self, until: str) -> Any:
-        """On the others: call handlers until rank 0 announces ``until``; its arguments."""
+        """On the others: call handlers until shard 0 announces ``until``; its arguments."""
         while True:
             announced: list[Any] = [None]
             dist.broadcast_object_list(announced, src=0, group=self.orders)
@@ -78,13 +80,23 @@ class Ranks:
                 return args
             self.handlers[name](*args)
 
-    def agree(self, *values: bool) -> tuple[bool, ...]:
-        """The values of rank 0, on all ranks."""
-        if self.rank:
-            agreed: tuple[bool, ...] = self.serve("agree")
-            return agreed
-        self.alone(self.announce)("agree", *values)
-        return values
+    def agreed(self, decide: Callable[[], bool]) -> Callable[[], bool]:
+        """The decision of shard 0 on all shards, which ask for it at the same points."""
+
+        def decision() -> bool:
+            if self.index:
+                return bool(self.serve("agree")[0])
+            value = decide()
+            self.alone(self.announce)("agree", value)
+            return value
+
+        return decision
+
+    def own(self, passes: Sequence[_T], idle: _T) -> Iterator[tuple[_T, float]]:
+        for own in passes[self.index :: self.size]:
+            yield own, 1.0
+        if 0 < len(passes) % self.size <= self.index:
+            yield idle, 0.0
 
     def gather(self, name: str, index: int) -> Tensor:
         """The whole of a model's parameter, in the order of ``parameters()``."""
@@ -96,24 +108,24 @@ class Ranks:
             dist.barrier(group=self.orders)
 
     def collect(self, text: str) -> list[str]:
-        """The texts of all ranks, in their order."""
+        """The texts of all shards, in their order."""
         texts = [text] * self.size
         if self.size > 1:
             dist.all_gather_object(texts, text, group=self.orders)
         return texts
 
     def add_up(self, tensor: Tensor) -> None:
-        """Replace a tensor by its sum over all ranks."""
+        """Replace a tensor by its sum over all shards."""
         if self.size > 1:
             dist.all_reduce(tensor)
 
     def add_up_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """The same for the gradients of parameters that every rank holds whole."""
+        """The same for the gradients of parameters that every shard holds whole."""
         replicated = [p for p in parameters if not is_sharded(p)]
         if self.size == 1 or not replicated:
             return
         for parameter in replicated:
-            if parameter.grad is None:  # none of this rank's rows were the adapter's
+            if parameter.grad is None:  # none of this shard's rows were the adapter's
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [p.grad for p in replicated if p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -132,19 +144,19 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's shard."""
+    """This shard's part."""
     shard: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
     return shard
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole tensor; all ranks have to call this."""
+    """The whole tensor; all shards have to call this."""
     full: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
     return full
 
 
 def all_finite(parameters: Sequence[Tensor]) -> bool:
-    """Whether all values are finite; all ranks have to call this if they are sharded."""
+    """Whether all values are finite; all shards have to call this if they are sharded."""
     return all(
         bool(torch.isfinite(whole(p.detach().norm()) if is_sharded(p) else p).all())
         for p in parameters
@@ -155,17 +167,17 @@ def all_finite(parameters: Sequence[Tensor]) -> bool:
 
 
 def sharded_model(
-    config: PretrainedConfig, dtype: torch.dtype, ranks: Ranks, source: PreTrainedModel | None
+    config: PretrainedConfig, dtype: torch.dtype, shards: Shards, source: PreTrainedModel | None
 ) -> PreTrainedModel:
-    """A frozen model whose weights rank 0 has in ``source``, on the CPU. Call it on all ranks."""
-    model = _empty_shards(config, dtype, ranks, None)
+    """A frozen model whose weights shard 0 has in ``source``, on the CPU. Call it on all shards."""
+    model = _empty_shards(config, dtype, shards, None)
     given = (
         [None] * len(_parameters_and_buffers(model))
         if source is None
         else _parameters_and_buffers(source)
     )
     for own, values in zip(_parameters_and_buffers(model), given, strict=True):
-        buffer = torch.empty(own.shape, dtype=own.dtype, device=ranks.device)
+        buffer = torch.empty(own.shape, dtype=own.dtype, device=shards.device)
         if values is not None:
             buffer.copy_(values.detach())
         dist.broadcast(buffer, src=0)
@@ -173,13 +185,13 @@ def sharded_model(
     return model
 
 
-def trainable_shards(frozen: PreTrainedModel, ranks: Ranks) -> PreTrainedModel:
+def trainable_shards(frozen: PreTrainedModel, shards: Shards) -> PreTrainedModel:
     """A float32 copy of a sharded model whose every parameter trains, with products in its dtype.
 
     Activations have that dtype as well, so in bfloat16 this rounds more than the autocast of a
     model on one device, which would keep a copy of all weights on each.
     """
-    model = _empty_shards(frozen.config, torch.float32, ranks, frozen.dtype)
+    model = _empty_shards(frozen.config, torch.float32, shards, frozen.dtype)
     with torch.no_grad():
         for own, values in zip(
             _parameters_and_buffers(model), _parameters_and_buffers(frozen), strict=True
@@ -193,7 +205,7 @@ def _parameters_and_buffers(model: nn.Module) -> list[Tensor]:
 
 
 def _shard_of(values: Tensor, like: Tensor) -> Tensor:
-    """The part of a whole tensor that this rank holds of the sharded tensor ``like``."""
+    """The part of a whole tensor that this shard holds of the sharded tensor ``like``."""
     if not is_sharded(like):
         return values
     from torch.distributed.tensor import distribute_tensor
@@ -203,10 +215,10 @@ def _shard_of(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _empty_shards(
-    config: PretrainedConfig, dtype: torch.dtype, ranks: Ranks, trained_in: torch.dtype | None
+    config: PretrainedConfig, dtype: torch.dtype, shards: Shards, trained_in: torch.dtype | None
 ) -> PreTrainedModel:
     """A model sharded by decoder layer, without values. ``trained_in``: dtype of the products of
-    a model that trains; gradients are added up over ranks in float32."""
+    a model that trains; gradients are added up over shards in float32."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -219,18 +231,18 @@ def _empty_shards(
     model.requires_grad_(trained_in is not None)
     # Inputs are token ids and what layers return; a plan of the attention must stay as it is.
     policy = MixedPrecisionPolicy(trained_in, torch.float32, cast_forward_inputs=False)
-    mesh = init_device_mesh(ranks.device.type, (ranks.size,))
+    mesh = init_device_mesh(shards.device.type, (shards.size,))
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     for module in (*layers, model):
         sharded = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-        # Losses are divided by the label tokens of all ranks: their gradients are added up.
+        # Losses are divided by the label tokens of all shards: their gradients are added up.
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)
     places = defaultdict(list)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             places[id(parameter)].append((module, name))
-    model.to_empty(device=ranks.device)
+    model.to_empty(device=shards.device)
     for (first, name), *others in places.values():  # which unties shared weights
         for module, other in others:
             setattr(module, other, getattr(first, name))
@@ -242,7 +254,7 @@ def attach_gathering(base: "Base") -> None:
     index_of = {id(p): i for i, p in enumerate(base.model.parameters())}
     for linear in base.linears().values():
         index = index_of[id(linear.weight)]
-        linear.gather_weight = partial(base.ranks.gather, base.name, index)  # type: ignore[assignment]
+        linear.gather_weight = partial(base.shards.gather, base.name, index)  # type: ignore[assignment]
 
 
 # --- what cannot be sharded

@@ -163,10 +163,10 @@ def _evaluation_mode(model: Base, states: Sequence[TrialState]) -> Iterator[None
 def in_dtype_of(base: Base, model: Base) -> Base:
     """A model in the dtype of the study, in which it is also scored after training.
 
-    Full fine-tuning trains in float32; in another dtype the result is a copy, unless several ranks
+    Full fine-tuning trains in float32; in another dtype the result is a copy, unless several shards
     hold it: then its products already have the study's dtype.
     """
-    if model.model.dtype == base.model.dtype or model.ranks.size > 1:
+    if model.model.dtype == base.model.dtype or model.shards.size > 1:
         return model
     copied, trained = base.copied(), dict(model.model.named_parameters())
     with torch.no_grad():

@@ -56,8 +56,8 @@ def with_oom_backoff(
     if not shortage:
         return
     _check_returned(context)
-    ranks = context.base.ranks
-    before = _plan_of(context) if ranks.size > 1 else None
+    shards = context.base.shards
+    before = _plan_of(context) if shards.size > 1 else None
     again: tuple[Group, ...] = (group,)
     if backoff.shrink(group):
         context.reporter.note("not enough memory: forward passes get fewer tokens")
@@ -70,9 +70,9 @@ def with_oom_backoff(
             "split in two"
         )
         again = backoff.split(group)
-    if has_tried and ranks.size > 1:  # the others are in the middle of a pass
+    if has_tried and shards.size > 1:  # the others are in the middle of a pass
         is_smaller = _plan_of(context) != before
-        ranks.break_off(f"{shortage}; {IS_SMALLER}" if is_smaller else shortage)
+        shards.break_off(f"{shortage}; {IS_SMALLER}" if is_smaller else shortage)
     for part in again:
         with_oom_backoff(context, part, work, backoff)
 

@@ -15,7 +15,7 @@ from rankscope.progress import LOG, JsonlReporter, NullReporter
 from rankscope.run.begin import begin_run, interruptible, prepare_process
 from rankscope.run.conductor import Conductor
 from rankscope.run.prepare import prepare_study
-from rankscope.run.ranks import started_ranks
+from rankscope.run.shards import started_shards
 from rankscope.run.stages.self_replay import use_sampled_rows
 from rankscope.run.starter import DRIVER
 from rankscope.run.units import check_versions, read_unit, seal_unit, unit_study
@@ -53,13 +53,13 @@ def work(out: Path, unit: str) -> None:
 
         with (
             _open_when_free(folder, should_stop) as ledger,
-            started_ranks(config.train.devices, study.device) as ranks,
+            started_shards(config.train.devices, study.device) as shards,
         ):
             stored = ledger.groups()
             assert stored is not None
             study = unit_study(order, study, stored)
             reporter = JsonlReporter(NullReporter(), folder / LOG)
-            load = partial(load_base, ranks=ranks)
+            load = partial(load_base, shards=shards)
             context = begin_run(study, ledger, reporter, should_stop, load, ledger.trials())
             context.allow_mixed = True  # the driver has decided that
             context.round = order.round

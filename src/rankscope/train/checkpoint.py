@@ -8,6 +8,7 @@ JSON; nothing is pickled.
 import json
 import os
 import shutil
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from rankscope.errors import IntegrityError, UserError, reporting_shortages
 from rankscope.filesystem import check_in_place, fsync
 from rankscope.hashing import SUMS, matches_sums, sums_text
-from rankscope.models.sharding import Ranks
+from rankscope.models.sharding import Shards
 
 STATE = "state.safetensors"
 COUNTERS = "meta.json"
@@ -35,42 +36,49 @@ class GroupState:
 class GroupCheckpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ranks = Ranks()
+        self.shards = Shards()
         self.file, self.is_writer = STATE, True
+        self._saved_at = time.monotonic()  # or opened, before the first save
 
-    def of_ranks(self, ranks: Ranks, *, is_sharded: bool) -> "GroupCheckpoint":
-        """The same for ranks that save and load in step: each its own shards, or, of a state that
-        all of them have, rank 0 alone."""
+    def of_shards(self, shards: Shards, *, is_sharded: bool) -> "GroupCheckpoint":
+        """The same for shards that save and load in step: each its own shards, or, of a state that
+        all of them have, shard 0 alone."""
         checkpoint = GroupCheckpoint(self.folder)
-        checkpoint.ranks, checkpoint.is_writer = ranks, is_sharded or ranks.rank == 0
-        if is_sharded and ranks.size > 1:
-            checkpoint.file = f"state-{ranks.rank:03}-of-{ranks.size:03}.safetensors"
+        checkpoint.shards, checkpoint.is_writer = shards, is_sharded or shards.index == 0
+        if is_sharded and shards.size > 1:
+            checkpoint.file = f"state-{shards.index:03}-of-{shards.size:03}.safetensors"
         return checkpoint
+
+    def is_due(self, seconds: float) -> bool:
+        """Whether so many seconds passed since the last save ended: steps lie between two saves
+        however long one takes."""
+        return self.shards.agreed(lambda: time.monotonic() - self._saved_at >= seconds)()
 
     def save(self, state: GroupState) -> None:
         """Replace the stored state; a crash or a full disk leaves the old one."""
         check_in_place(self.folder.parents[1])
         aside = self.folder / "aside"
-        if self.ranks.rank == 0:
+        if self.shards.index == 0:
             shutil.rmtree(aside, ignore_errors=True)
         size = sum(t.numel() * t.element_size() for t in state.tensors.values())
         try:
             with reporting_shortages(self.folder, lambda: f"{size:,} bytes"):
-                if self.ranks.rank == 0:
+                if self.shards.index == 0:
                     aside.mkdir(parents=True)
                     counters = {"step": state.step, "trials": state.meta}
                     (aside / COUNTERS).write_text(json.dumps(counters), encoding="utf-8")
-                self.ranks.barrier()
-                sums = sums_text(aside, [COUNTERS]) if self.ranks.rank == 0 else ""
+                self.shards.barrier()
+                sums = sums_text(aside, [COUNTERS]) if self.shards.index == 0 else ""
                 if self.is_writer:
                     save_file(dict(state.tensors), aside / self.file)
                     sums += sums_text(aside, [self.file])
-                sums = "".join(self.ranks.collect(sums))
-                if self.ranks.rank == 0:
+                sums = "".join(self.shards.collect(sums))
+                if self.shards.index == 0:
                     self._publish(aside, state.step, sums)
         finally:
-            if self.ranks.rank == 0:
+            if self.shards.index == 0:
                 shutil.rmtree(aside, ignore_errors=True)
+            self._saved_at = time.monotonic()
 
     def _publish(self, aside: Path, step: int, sums: str) -> None:
         """Put a complete state in the place of the old one."""
@@ -95,11 +103,11 @@ class GroupCheckpoint:
 
     def load(self) -> GroupState | None:
         """The newest state; None if there is none. Raises IntegrityError: it was altered since it
-        was written; UserError: another number of ranks wrote it."""
+        was written; UserError: another number of shards wrote it."""
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
             if not (folder / SUMS).is_file():
                 continue  # its removal was interrupted
-            if self.ranks.rank == 0 and not matches_sums(folder):
+            if self.shards.index == 0 and not matches_sums(folder):
                 raise IntegrityError(
                     f"{folder}: found altered files, expected the hashes in its {SUMS}; to train "
                     f"this group from its beginning, remove {self.folder}"
@@ -110,7 +118,7 @@ class GroupCheckpoint:
                     f"{folder}: found {found}, expected {self.file}: 'train.devices' was another "
                     f"number; set it back, or remove {self.folder} to train from the beginning"
                 )
-            self.ranks.barrier()  # rank 0 has found nothing altered
+            self.shards.barrier()  # shard 0 has found nothing altered
             meta = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
             return GroupState(meta["step"], load_file(folder / self.file), meta["trials"])
         return None

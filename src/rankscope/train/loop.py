@@ -68,23 +68,20 @@ def train_group(
     ``callbacks`` are not counted as training time. After ``pause_at`` steps the state is stored, if
     there is a checkpoint, and the group returned as it is.
 
-    If several ranks hold the base, each calls this, the others without ``progress`` and
-    ``callbacks``, and with rank 0's decisions when to stop and to save.
-
     Adapters stay attached to ``base``, also after an error; the caller detaches them.
     """
     model, states = start_trials(base, trials, rows, config, replay or {})
     first_step, seconds_before = restore_states(checkpoint, states) if checkpoint else (0, 0.0)
     all_steps = max(state.num_steps for state in states)
     num_steps = max(first_step, min(all_steps, pause_at or all_steps))
-    started = last_saved = time.monotonic()
+    started = time.monotonic()
     callback_seconds = 0.0
     model.multi_lora.training = True
     try:
         if first_step:
             callback_seconds += _run_callbacks(callbacks, first_step, model, states)
             # A callback that a stop cut short again must find this step again.
-            if model.ranks.agree(should_stop())[0]:
+            if should_stop():
                 raise Interrupted(
                     f"stopped at step {first_step} of {num_steps}; the same command continues"
                 )
@@ -100,9 +97,8 @@ def train_group(
             terms = [term for own_terms in terms_of for term in own_terms]
             one_row_each = any(state.needs_row_passes for state in active)
             batch_tokens = 1 if one_row_each else config.batch_tokens  # a pass has at least one row
-            with model.multi_lora.optimizer_step():
+            with model.optimizer_step([p for state in active for p in state.parameters]):
                 losses = compute_gradients(model, base, terms, batch_tokens)
-            model.ranks.add_up_gradients(p for state in active for p in state.parameters)
 
             # Clip, check and update, each trial by itself.
             for state, own_terms in zip(active, terms_of, strict=True):
@@ -114,13 +110,10 @@ def train_group(
             progress(step + 1, num_steps, num_tokens, shown)
             callback_seconds += _run_callbacks(callbacks, step + 1, model, states)
 
-            now, stop = time.monotonic(), should_stop()
-            is_due = now - last_saved >= config.checkpoint_seconds
-            stop, is_due = model.ranks.agree(stop, stop or is_due)
-            if checkpoint and is_due:
-                seconds = seconds_before + now - started - callback_seconds
+            stop = should_stop()
+            if checkpoint and (stop or checkpoint.is_due(config.checkpoint_seconds)):
+                seconds = seconds_before + time.monotonic() - started - callback_seconds
                 save_states(checkpoint, states, step + 1, seconds)
-                last_saved = time.monotonic()  # a save may take longer than the interval
             if stop:
                 raise Interrupted(
                     f"stopped after step {step + 1} of {num_steps}; the same command continues"

@@ -1,7 +1,7 @@
 """Forward and backward of one optimizer step, for all active trials of a group."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,10 +35,10 @@ def compute_gradients(
     ``model`` is the base with the trials' adapters, or the copy that full fine-tuning trains;
     ``base`` is the untuned one, which KL compares with. Terms of one trial follow one another.
     """
-    ranks, num_labels = model.ranks, [term.num_labels for term in terms]
+    num_labels = [term.num_labels for term in terms]
     totals = torch.zeros(2, len(terms), device=model.device)  # weighted losses; KL
-    passes = forward_passes([term.rows for term in terms], batch_tokens, ranks.size)
-    for parts, weight in passes_of_rank(passes, ranks.rank, ranks.size):
+    passes = forward_passes([term.rows for term in terms], batch_tokens, model.passes_at_once)
+    for parts, weight in model.own_passes(passes, _one_row(passes)):
         members = [part.term for part in parts]
         with_kl = [i for i in members if terms[i].kl_weight]
         base_logits = (
@@ -69,7 +69,7 @@ def compute_gradients(
                 totals[1, i] += kl.detach()
         total.backward()
         totals[0, members] += losses.detach() * weight
-    ranks.add_up(totals)
+    model.add_up(totals)
     return [
         TermLoss(loss / term.weight, kl)
         for term, loss, kl in zip(terms, *totals.tolist(), strict=True)
@@ -77,17 +77,17 @@ def compute_gradients(
 
 
 def forward_passes(
-    rows_of: Sequence[Sequence[EncodedRow]], batch_tokens: int, num_ranks: int = 1
+    rows_of: Sequence[Sequence[EncodedRow]], batch_tokens: int, at_once: int = 1
 ) -> list[list[_PassPart]]:
     """Cut the rows of one optimizer step, by term, into few forward passes of similar size.
 
     A pass has at most ``batch_tokens`` tokens, or one row, whatever the trials' batch sizes and
-    accumulation: the gradient is a sum over the step's rows, however they are cut. With several
-    ranks their number is about a multiple of ``num_ranks``.
+    accumulation: the gradient is a sum over the step's rows, however they are cut. If several run
+    at once, their number is about a multiple of ``at_once``.
     """
     total = sum(len(row.input_ids) for rows in rows_of for row in rows)
-    rounds = max(1, math.ceil(total / (batch_tokens * num_ranks)))
-    share = total / (rounds * num_ranks)
+    rounds = max(1, math.ceil(total / (batch_tokens * at_once)))
+    share = total / (rounds * at_once)
     passes: list[list[_PassPart]] = [[]]
     size = seen = 0
     for i, rows in enumerate(rows_of):
@@ -105,13 +105,6 @@ def forward_passes(
     return passes
 
 
-def passes_of_rank(
-    passes: Sequence[list[_PassPart]], rank: int, num_ranks: int
-) -> Iterator[tuple[list[_PassPart], float]]:
-    """The passes of one rank, weight 1. Layers are gathered by all ranks together, so a rank that
-    has one pass fewer than others repeats a row, weight 0."""
-    for parts in passes[rank::num_ranks]:
-        yield parts, 1.0
-    if 0 < len(passes) % num_ranks <= rank:
-        term, rows = passes[0][0]
-        yield [_PassPart(term, rows[:1])], 0.0
+def _one_row(passes: Sequence[list[_PassPart]]) -> list[_PassPart]:
+    term, rows = passes[0][0]
+    return [_PassPart(term, rows[:1])]

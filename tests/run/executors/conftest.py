@@ -15,5 +15,5 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture
-def rank_processes() -> None:
-    """Marks a test of ranks or of SLURM's time limits, which take long."""
+def shard_processes() -> None:
+    """Marks a test of shards or of SLURM's time limits, which take long."""

@@ -1,4 +1,4 @@
-"""Units on two devices: a rank that dies costs no more than the steps since the last checkpoint."""
+"""Units on two devices: a dead shard costs no more than the steps since the last checkpoint."""
 
 import threading
 import time
@@ -26,8 +26,8 @@ STUDY: dict[str, Any] = {
 }
 
 
-class RankKiller(LocalExecutor):
-    """Kills rank 1 of its unit once there is a checkpoint."""
+class ShardKiller(LocalExecutor):
+    """Kills shard 1 of its unit once there is a checkpoint."""
 
     has_killed = False
 
@@ -46,11 +46,11 @@ class RankKiller(LocalExecutor):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.usefixtures("rank_processes")
-def test_a_unit_whose_rank_was_killed_continues_from_its_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("shard_processes")
+def test_a_unit_whose_shard_was_killed_continues_from_its_checkpoint(tmp_path: Path) -> None:
     train = {**SETTINGS["train"], "evaluate_every": 3, "evaluate_items": 4, "checkpoint_every": 6}
     two = small_study(tmp_path, **STUDY, train={**train, "devices": 2})
-    killer = RankKiller(two.config)
+    killer = ShardKiller(two.config)
     found = two.run(tmp_path / "out", executor=killer)
     assert killer.has_killed
     expected = small_study(tmp_path, **STUDY, train=train).run(tmp_path / "alone")

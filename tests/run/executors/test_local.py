@@ -323,17 +323,17 @@ with (unit / "asked").open("a") as file:
 if asked:
     sys.exit((unit / "sealed.sha256").touch())
 number = len((unit / "asked").read_text().splitlines())
-why = "the next attempt is smaller" if number < 5 else "rank 1 of 2 ended with code 3"
+why = "the next attempt is smaller" if number < 5 else "shard 1 of 2 ended with code 3"
 print("error: out of memory:", why, file=sys.stderr, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-"""A worker whose rank 0 runs out of memory four times, and then another rank."""
+"""A worker whose shard 0 runs out of memory four times, and then another shard."""
 
 
-def test_a_rank_that_ran_out_of_memory_is_no_failure(
+def test_a_shard_that_ran_out_of_memory_is_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rank 0 stores how to need less; in place of another rank the next worker has to."""
+    """Shard 0 stores how to need less; in place of another shard the next worker has to."""
     unit = tmp_path / "units" / "0"
     unit.mkdir(parents=True)
     monkeypatch.setattr(worker_process, "WORKER", ("-c", SHORT))

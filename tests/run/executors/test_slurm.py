@@ -105,7 +105,7 @@ def test_a_task_that_no_node_could_launch_is_queued_again(
     assert leftovers(out) == []
 
 
-@pytest.mark.usefixtures("rank_processes")
+@pytest.mark.usefixtures("shard_processes")
 @pytest.mark.timeout(900)
 def test_a_time_limit_and_nodes_that_are_drained_and_lost_cost_nothing(
     slurm: Path, launcher: Launcher, tmp_path: Path

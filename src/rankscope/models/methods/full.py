@@ -48,7 +48,7 @@ class FullMethod(Method):
     def save(self, trained: Any, trial: TrialSpec, record: ModelRecord, folder: Path) -> None:
         from rankscope.models.load import check_stored_weights, gathered_model
 
-        is_sharded = trained.ranks.size > 1
+        is_sharded = trained.shards.size > 1
         model = gathered_model(trained) if is_sharded else trained.model
         model.save_pretrained(folder)
         trained.tokenizer.save_pretrained(folder)

@@ -67,8 +67,8 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
             meter = SpeedMeter(context.reporter, len(trials), study=context.study_clock)
             points = context.ledger.curve_points(trials)
             replay = {name: encoded.rows for name, encoded in study.replay_rows.items()}
-            on_all_ranks: dict[str, Any] = {"replay": replay, "pause_at": pause_at}
-            checkpoint, ranks = self.checkpoint(group), model.ranks
+            on_all_shards: dict[str, Any] = {"replay": replay, "pause_at": pause_at}
+            checkpoint, shards = self.checkpoint(group), model.shards
             if pause_at is not None and (done := checkpoint.step()) > pause_at:
                 context.reporter.note(
                     f"{group[0].task} {group_label(group)}: found a checkpoint of step {done}, "
@@ -83,18 +83,18 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
                 EarlyStopping(study, points),
             )
             reset_peak_memory(context.base.device)
-            ranks.announce("train", trials, rows.rows, train, checkpoint.folder, on_all_ranks)
-            with ranks.in_step():
+            shards.announce("train", trials, rows.rows, train, checkpoint.folder, on_all_shards)
+            with shards.in_step():
                 trained = train_group(
                     model,
                     trials,
                     rows.rows,
                     train,
-                    **on_all_ranks,
-                    checkpoint=checkpoint.of_ranks(ranks, is_sharded=group[0].is_full),
+                    **on_all_shards,
+                    checkpoint=checkpoint.of_shards(shards, is_sharded=group[0].is_full),
                     progress=meter,
-                    callbacks=[ranks.alone(callback) for callback in callbacks],
-                    should_stop=context.should_stop,
+                    callbacks=[shards.alone(callback) for callback in callbacks],
+                    should_stop=shards.agreed(context.should_stop),
                 )
             yield group, trained
 

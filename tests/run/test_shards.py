@@ -22,16 +22,16 @@ from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.load import gathered_model, load_model, sharded_base
 from rankscope.models.methods import get_method
 from rankscope.models.quantize import dense_weight
-from rankscope.models.sharding import Ranks, check_devices
+from rankscope.models.sharding import Shards, check_devices
 from rankscope.records import TrialSpec
-from rankscope.run.ranks import FOLLOW, started_ranks
+from rankscope.run.shards import FOLLOW, started_shards
 from rankscope.run.trials import make_trials
 from rankscope.train.checkpoint import GroupCheckpoint, GroupState
 from rankscope.train.loop import GroupResult, train_group
-from rankscope.train.step import forward_passes, passes_of_rank
+from rankscope.train.step import forward_passes
 
 SHAPE: dict[str, Any] = {
-    # Odd, so that ranks hold shards of different sizes.
+    # Odd, so that shards hold shards of different sizes.
     "vocab_size": VOCABULARY + 1,
     "hidden_size": 36,
     "intermediate_size": 51,
@@ -63,11 +63,11 @@ SAME = 1e-5
 
 
 @pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    """This process as rank 0 of two."""
-    with started_ranks(2, torch.device("cpu")) as ranks:
-        assert ranks is not None
-        yield ranks
+def shards() -> Iterator[Shards]:
+    """This process as shard 0 of two."""
+    with started_shards(2, torch.device("cpu")) as shards:
+        assert shards is not None
+        yield shards
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -80,14 +80,14 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def sharded(ranks: Ranks, folder: Path) -> Base:
-    return on_ranks(ranks, folder, torch.float32)
+def sharded(shards: Shards, folder: Path) -> Base:
+    return on_shards(shards, folder, torch.float32)
 
 
-def on_ranks(ranks: Ranks, folder: Path, dtype: torch.dtype) -> Base:
+def on_shards(shards: Shards, folder: Path, dtype: torch.dtype) -> Base:
     plain = base_of(load_model(folder, dtype))
     record = plain.record.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
-    return sharded_base(ranks, "base", record, folder, plain.model, NoTokenizer())
+    return sharded_base(shards, "base", record, folder, plain.model, NoTokenizer())
 
 
 class NoTokenizer:
@@ -101,22 +101,22 @@ def train_together(
     train: TrainConfig = TRAIN,
     stop_at: int = 0,
 ) -> GroupResult:
-    """Train on both ranks; ``stop_at`` asks for a stop after so many steps."""
-    ranks, done = base.ranks, [0]
+    """Train on both shards; ``stop_at`` asks for a stop after so many steps."""
+    shards, done = base.shards, [0]
 
     def progress(step: int, *_: Any) -> None:
         done[0] = step
 
-    ranks.announce("train", trials, ROWS, train, folder, {})
-    with ranks.in_step():
+    shards.announce("train", trials, ROWS, train, folder, {})
+    with shards.in_step():
         return train_group(
             base,
             trials,
             ROWS,
             train,
-            checkpoint=GroupCheckpoint(folder).of_ranks(ranks, is_sharded=trials[0].is_full),
+            checkpoint=GroupCheckpoint(folder).of_shards(shards, is_sharded=trials[0].is_full),
             progress=progress,
-            should_stop=lambda: 0 < stop_at == done[0],
+            should_stop=shards.agreed(lambda: 0 < stop_at == done[0]),
         )
 
 
@@ -124,7 +124,7 @@ def weights(result: GroupResult) -> dict[str, Tensor]:
     """What was trained, whole, by trial."""
     if result.states[0].spec.is_full:
         tuned = result.tuned
-        model = gathered_model(tuned) if tuned.ranks.size > 1 else tuned.model
+        model = gathered_model(tuned) if tuned.shards.size > 1 else tuned.model
         return {"full": torch.cat([p.detach().flatten() for p in model.parameters()])}
     return {
         state.spec.trial_id: torch.cat([p.detach().flatten() for p in state.parameters])
@@ -133,7 +133,7 @@ def weights(result: GroupResult) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("trials", [ADAPTERS, FULL], ids=["adapters", "full"])
-def test_two_ranks_train_what_one_process_trains(
+def test_two_shards_train_what_one_process_trains(
     sharded: Base, folder: Path, tmp_path: Path, trials: list[TrialSpec]
 ) -> None:
     """They are stopped after 7 steps, and continue from their checkpoint."""
@@ -157,7 +157,7 @@ def test_two_ranks_train_what_one_process_trains(
 def test_a_trained_model_is_stored_as_an_ordinary_one(
     sharded: Base, folder: Path, tmp_path: Path
 ) -> None:
-    """Tied weights are stored once, and transformers computes what the ranks compute."""
+    """Tied weights are stored once, and transformers computes what the shards compute."""
     tuned = train_together(sharded, FULL, tmp_path / "state", TRAIN.model_copy(update=SHORT)).tuned
     stored = tmp_path / "stored"
     stored.mkdir()
@@ -176,7 +176,7 @@ def test_a_trained_model_is_stored_as_an_ordinary_one(
     assert float((found - expected).norm() / expected.norm()) < SAME
 
 
-def test_rank_0_scores_and_analyzes_alone(sharded: Base, folder: Path) -> None:
+def test_shard_0_scores_and_analyzes_alone(sharded: Base, folder: Path) -> None:
     """Also in inference mode, before the first training pass and after it."""
     plain = base_of(load_model(folder, torch.float32))
     rows = RowBatch.of([Row(row.input_ids, row.label_positions) for row in ROWS], plain.device)
@@ -188,30 +188,31 @@ def test_rank_0_scores_and_analyzes_alone(sharded: Base, folder: Path) -> None:
         assert torch.equal(dense_weight(linears[name]), linear.weight)
 
 
-def test_a_rank_ends_whose_rank_0_was_gone_before_it_could_look(tmp_path: Path) -> None:
+def test_a_shard_ends_whose_shard_0_was_gone_before_it_could_look(tmp_path: Path) -> None:
     place = tmp_path / "meeting"
     place.mkdir()
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    rank = [sys.executable, *FOLLOW, "1", "2", "cpu", str(place / "store"), str(gone.pid)]
-    assert subprocess.run(rank, timeout=240, check=False).returncode in (1, -signal.SIGALRM)
+    shard = [sys.executable, *FOLLOW, "1", "2", "cpu", str(place / "store"), str(gone.pid)]
+    assert subprocess.run(shard, timeout=240, check=False).returncode in (1, -signal.SIGALRM)
     assert not place.exists()
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2, 3, 8])
+@pytest.mark.parametrize("num_shards", [1, 2, 3, 8])
 @pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
-def test_ranks_share_the_passes_of_a_step(num_ranks: int, batch_tokens: int) -> None:
-    """Each counts once, and all ranks run equally many."""
-    passes = forward_passes([ROWS[:7], ROWS[7:]], batch_tokens, num_ranks)
-    of_ranks = [list(passes_of_rank(passes, rank, num_ranks)) for rank in range(num_ranks)]
-    assert len({len(own) for own in of_ranks}) == 1
-    counted = [parts for own in of_ranks for parts, weight in own if weight]
+def test_shards_share_the_passes_of_a_step(num_shards: int, batch_tokens: int) -> None:
+    """Each counts once, and all shards run equally many."""
+    passes = forward_passes([ROWS[:7], ROWS[7:]], batch_tokens, num_shards)
+    idle = passes[0][:1]
+    of_shards = [list(Shards(i, num_shards).own(passes, idle)) for i in range(num_shards)]
+    assert len({len(own) for own in of_shards}) == 1
+    counted = [parts for own in of_shards for parts, weight in own if weight]
     assert sorted(map(str, counted)) == sorted(map(str, passes))
-    assert {weight for own in of_ranks for _, weight in own} <= {0.0, 1.0}
+    assert {weight for own in of_shards for _, weight in own} <= {0.0, 1.0}
 
 
-def test_a_checkpoint_of_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
-    two = GroupCheckpoint(tmp_path / "group").of_ranks(Ranks(size=2), is_sharded=True)
+def test_a_checkpoint_of_another_number_of_shards_is_refused(tmp_path: Path) -> None:
+    two = GroupCheckpoint(tmp_path / "group").of_shards(Shards(size=2), is_sharded=True)
     GroupCheckpoint(tmp_path / "group").save(GroupState(1, {"a": torch.zeros(1)}, {}))
     with pytest.raises(UserError, match=r"found state\.safetensors, expected state-000-of-002"):
         two.load()

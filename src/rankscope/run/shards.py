@@ -1,6 +1,6 @@
-"""The ranks of a unit on several devices: processes that rank 0 starts, watches and ends.
+"""The shards of a unit on several devices: processes that shard 0 starts, watches and ends.
 
-Rank 0 is the worker itself. If another rank dies, rank 0 ends as if it had been killed, too: the
+Shard 0 is the worker itself. If another shard dies, shard 0 ends as if it had been killed, too: the
 unit is lost work, which its executor starts again, and continues from its checkpoint.
 """
 
@@ -27,23 +27,23 @@ from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
 from rankscope.errors import OutOfMemory, RankscopeError, is_out_of_memory, out_of_memory_message
 from rankscope.models.load import pass_one_token, sharded_base
-from rankscope.models.sharding import Ranks
+from rankscope.models.sharding import Shards
 from rankscope.records import TrialSpec
 from rankscope.run.begin import prepare_process
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import train_group
 
-POLL_RANKS_SECONDS = 0.2
-END_SECONDS = 30.0  # How long ranks may take to end
-END_ALARM_SECONDS = 2  # How long a rank whose rank 0 is gone may take to remove where they met
+POLL_SHARDS_SECONDS = 0.2
+END_SECONDS = 30.0  # How long shards may take to end
+END_ALARM_SECONDS = 2  # How long a shard whose shard 0 is gone may take to remove where they met
 FOREVER = timedelta(days=365)
-"""A rank waits while rank 0 scores; that rank 0 lives is watched, not timed."""
-FOLLOW = ("-P", "-c", "from rankscope.run.ranks import follow; follow()")
+"""A shard waits while shard 0 scores; that shard 0 lives is watched, not timed."""
+FOLLOW = ("-P", "-c", "from rankscope.run.shards import follow; follow()")
 
 
 @contextmanager
-def started_ranks(size: int, device: torch.device) -> Iterator[Ranks | None]:
-    """Rank 0 of ``size`` ranks on this machine, the others started; None if there is only one."""
+def started_shards(size: int, device: torch.device) -> Iterator[Shards | None]:
+    """Shard 0 of ``size`` shards on this machine, the others started; None if there is only one."""
     if size == 1:
         yield None
         return
@@ -53,24 +53,24 @@ def started_ranks(size: int, device: torch.device) -> Iterator[Ranks | None]:
         give_up = partial(break_off, folder)
         others = [
             subprocess.Popen(
-                [sys.executable, *FOLLOW, str(rank), str(size), device.type, store, own_id],
+                [sys.executable, *FOLLOW, str(index), str(size), device.type, store, own_id],
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C in the terminal reaches rank 0 alone
+                start_new_session=True,  # Ctrl-C in the terminal reaches shard 0 alone
             )
-            for rank in range(1, size)
+            for index in range(1, size)
         ]
         threading.Thread(target=watch, args=(others, closing, give_up), daemon=True).start()
         try:
-            ranks = join(0, size, device, store)
-            ranks.break_off = give_up
-            yield ranks
+            shards = join(0, size, device, store)
+            shards.break_off = give_up
+            yield shards
             closing.set()
-            ranks.announce("end")
+            shards.announce("end")
             dist.destroy_process_group()
         except Exception as error:
-            # If a rank that died is the cause, the watching thread says so and ends this process.
+            # If a shard that died is the cause, the watching thread says so and ends this process.
             if not isinstance(error, RankscopeError):
-                time.sleep(5 * POLL_RANKS_SECONDS)
+                time.sleep(5 * POLL_SHARDS_SECONDS)
             raise
         finally:
             end(others, closing)
@@ -81,25 +81,25 @@ def watch(
     closing: threading.Event,
     give_up: Callable[[str], None],
 ) -> None:
-    """End this process if another rank ends before its time: the others would wait for it."""
-    while not closing.wait(POLL_RANKS_SECONDS):
-        for rank, process in enumerate(others, 1):
+    """End this process if another shard ends before its time: the others would wait for it."""
+    while not closing.wait(POLL_SHARDS_SECONDS):
+        for index, process in enumerate(others, 1):
             if (code := process.poll()) is not None and not closing.is_set():
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
                 shortage = "out of memory: " if code == OutOfMemory.exit_code else ""
-                give_up(f"{shortage}rank {rank} of {len(others) + 1} {how}")
+                give_up(f"{shortage}shard {index} of {len(others) + 1} {how}")
 
 
 def break_off(folder: str, reason: str) -> None:
     """End this process as if it were killed, which its executor takes for lost work; ``folder`` is
-    where ranks meet."""
+    where shards meet."""
     print(f"error: {reason}; the same command continues", file=sys.stderr, flush=True)
     shutil.rmtree(folder, ignore_errors=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def end(others: Sequence["subprocess.Popen[bytes]"], closing: threading.Event) -> None:
-    """Wait for ranks that were asked to end; kill them otherwise, as they store nothing."""
+    """Wait for shards that were asked to end; kill them otherwise, as they store nothing."""
     patience = END_SECONDS if closing.is_set() else 0.0
     closing.set()
     for process in others:
@@ -109,10 +109,10 @@ def end(others: Sequence["subprocess.Popen[bytes]"], closing: threading.Event) -
         process.wait()
 
 
-def join(rank: int, size: int, device: torch.device, store: str) -> Ranks:
-    """Meet the other ranks through the file ``store``, which nobody else can open."""
+def join(index: int, size: int, device: torch.device, store: str) -> Shards:
+    """Meet the other shards through the file ``store``, which nobody else can open."""
     if device.type == "cuda":
-        device = torch.device("cuda", rank)
+        device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
     if loopback is not None:
@@ -120,30 +120,30 @@ def join(rank: int, size: int, device: torch.device, store: str) -> Ranks:
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=dist.FileStore(store, size),  # type: ignore[attr-defined]
-        rank=rank,
+        rank=index,
         world_size=size,
         timeout=FOREVER,
     )
     # Announcements have a group of their own: none is taken for a part of the products.
-    return Ranks(rank, size, device, orders=dist.new_group(backend="gloo", timeout=FOREVER))
+    return Shards(index, size, device, orders=dist.new_group(backend="gloo", timeout=FOREVER))
 
 
-# --- the other ranks
+# --- the other shards
 
 
 def follow() -> None:
-    rank, size, device, store, parent = sys.argv[1:]
+    index, size, device, store, parent = sys.argv[1:]
     threading.Thread(target=_end_with, args=(int(parent), Path(store)), daemon=True).start()
     prepare_process()
-    ranks = join(int(rank), int(size), torch.device(device), store)
-    ranks.handlers = {
-        "shard": partial(sharded_base, ranks),
-        "forward": partial(forward, ranks),
-        "gather": ranks.gather,
-        "train": partial(train, ranks),
+    shards = join(int(index), int(size), torch.device(device), store)
+    shards.handlers = {
+        "shard": partial(sharded_base, shards),
+        "forward": partial(forward, shards),
+        "gather": shards.gather,
+        "train": partial(train, shards),
     }
     try:
-        ranks.serve(until="end")
+        shards.serve(until="end")
         dist.destroy_process_group()
     except Exception as error:
         if not is_out_of_memory(error):
@@ -153,9 +153,9 @@ def follow() -> None:
 
 
 def _end_with(parent: int, store: Path) -> None:
-    """End this process when rank 0 is gone, and remove what that can no longer remove."""
+    """End this process when shard 0 is gone, and remove what that can no longer remove."""
     while os.getppid() == parent:
-        time.sleep(POLL_RANKS_SECONDS)
+        time.sleep(POLL_SHARDS_SECONDS)
     # The main thread may be about to open the store. If its folder is gone then, PyTorch waits for
     # it without letting another thread run; the alarm's signal ends the process all the same.
     signal.alarm(END_ALARM_SECONDS)
@@ -165,24 +165,25 @@ def _end_with(parent: int, store: Path) -> None:
 
 
 @torch.no_grad()
-def forward(ranks: Ranks, name: str) -> None:
-    pass_one_token(ranks.models[name])
+def forward(shards: Shards, name: str) -> None:
+    pass_one_token(shards.models[name])
 
 
 def train(
-    ranks: Ranks,
+    shards: Shards,
     trials: Sequence[TrialSpec],
     rows: Sequence[EncodedRow],
     config: TrainConfig,
     folder: Path,
     options: Mapping[str, Any],
 ) -> None:
-    """This rank's part in the training of a group; ``options`` are further ones of the loop."""
-    base = ranks.models["base"]
-    checkpoint = GroupCheckpoint(folder).of_ranks(ranks, is_sharded=trials[0].is_full)
+    """This shard's part in the training of a group; ``options`` are further ones of the loop."""
+    base = shards.models["base"]
+    checkpoint = GroupCheckpoint(folder).of_shards(shards, is_sharded=trials[0].is_full)
     try:
-        train_group(base, trials, rows, config, checkpoint=checkpoint, **options)
+        stop = shards.agreed(lambda: False)  # shard 0 decides
+        train_group(base, trials, rows, config, checkpoint=checkpoint, should_stop=stop, **options)
     except RankscopeError:
-        pass  # rank 0 meets the same
+        pass  # shard 0 meets the same
     finally:
         base.multi_lora.clear()
