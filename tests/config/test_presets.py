@@ -151,38 +151,11 @@ def test_the_paper_preset_is_the_papers_protocol(tmp_path: Path) -> None:
     assert config.analyze.spectra.top_k == 500
 
 
-def test_the_pocket_study_has_rank_rate_and_seed_as_axes(tmp_path: Path) -> None:
-    config = load_text(study_template("pocket"), tmp_path)
-    assert config.model.pocket
-    lora = next(arm for arm in config.arms if arm.method == ["lora"])
-    assert len(lora.rank) > 1
-    assert len(lora.lr) > 1
-    assert len(config.seeds) > 1
-
-
-def test_there_are_examples() -> None:
-    assert {path.stem for path in EXAMPLES} >= {
-        "nested-ranks",
-        "own-data",
-        "paper-llama",
-        "smollm2-arc",
-    }
-
-
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_load_plan_and_dump(path: Path, tmp_path: Path) -> None:
     config = load_study_file(path)
     assert 0 < planned(config) <= config.num_trials_as_written()
     assert load_text(dump_study(config), tmp_path) == config
-
-
-def test_the_smollm2_example_asks_what_it_should() -> None:
-    config = load_study_file(ROOT / "examples" / "smollm2-arc.yaml")
-    assert config.model.cached == "smollm2-135m"
-    assert {m for arm in config.arms for m in arm.method} == {"lora", "full"}
-    assert config.arms[0].rank == [2, 8, 32, 128]
-    names = set(config.evaluation_tasks())
-    assert names == {"arc_easy", "arc_challenge", "openbookqa", "piqa", "boolq"}
 
 
 # --- the published schema -----------------------------------------------------------------------

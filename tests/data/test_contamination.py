@@ -10,9 +10,7 @@ from rankscope.data.contamination import (
     find_contamination,
     find_contamination_between_tasks,
 )
-from rankscope.data.formats import parse_rows
 from rankscope.data.items import Item, Message
-from rankscope.data.rows import RawRow
 from rankscope.data.tasks import load_task
 
 ANSWER = {"role": "assistant", "content": "ho"}
@@ -97,13 +95,6 @@ def test_stock_answers_and_a_shared_system_prompt_are_no_contamination() -> None
         "chat: 1 of 33 test rows are copies of training rows",
         "chat: 1 of 33 test rows overlap the training set (13-gram match)",
     ]
-
-
-def test_a_system_prompt_does_not_enter_the_question_of_a_chat() -> None:
-    turns = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]
-    (row,) = parse_rows([RawRow("f", 1, {"prompt": turns, "completion": [ANSWER]})]).rows
-    assert row[1].question == "hi"
-    assert [turn.role for turn in row[1].messages] == ["system", "user", "assistant"]
 
 
 def test_leaks_of_a_real_task_are_those_of_the_slow_way(data_dir: Path) -> None:

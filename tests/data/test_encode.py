@@ -88,13 +88,6 @@ def test_labels_are_the_completion_and_its_end_token(name: str) -> None:
 
 
 @every_format
-def test_another_prompt_leaves_the_labeled_ids_unchanged(name: str) -> None:
-    encoder = encoder_of(name)
-    other = dataclasses.replace(QUESTION, prompt="A wholly different matter.\nAnswer:")
-    assert labeled_ids(encoded(encoder, other)) == labeled_ids(encoded(encoder, QUESTION))
-
-
-@every_format
 def test_training_sees_what_inference_sees(name: str) -> None:
     encoder = encoder_of(name)
     for item in (QUESTION, DIALOGUE, TEXT):

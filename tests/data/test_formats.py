@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rankscope.config.task import TaskConfig
-from rankscope.data.formats import FieldNames, parse_rows, shape_of
+from rankscope.data.formats import FieldNames, parse_rows
 from rankscope.data.hub import remove_brackets
 from rankscope.data.items import Message
 from rankscope.data.rows import NoCompletion, RawRow
@@ -244,18 +244,6 @@ def test_pairs_of_answers_are_refused_with_the_way_to_train_on_one(
     )
 
 
-def test_rows_of_another_shape_are_named() -> None:
-    rows = raw(*[{"prompt": "p", "completion": "c"}] * 3, {"text": "t"}, MCQ, {"a": 1})
-    assert reasons(rows) == [
-        "rows.jsonl, row 4: found the shape 'text', expected 'prompt and completion' as in "
-        "rows.jsonl, row 1",
-        "rows.jsonl, row 5: found the shape 'multiple choice', expected 'prompt and completion' "
-        "as in rows.jsonl, row 1",
-        "rows.jsonl, row 6: found the fields 'a', expected 'prompt and completion' as in "
-        "rows.jsonl, row 1",
-    ]
-
-
 @pytest.mark.parametrize(
     ("row", "field"),
     [
@@ -288,13 +276,6 @@ def test_a_missing_answer_is_reported_by_the_rows_own_name_for_it() -> None:
         "rows.jsonl, row 2: found no completion in field 'key', expected a text, or which choice "
         "is right"
     ]
-
-
-def test_a_multiple_choice_row_is_not_taken_for_a_written_answer() -> None:
-    (row,) = raw(MCQ)
-    shape = shape_of(row)
-    assert shape is not None
-    assert shape.name == "multiple choice"
 
 
 # --- published data sets, and fields of other names ----------------------------------------------

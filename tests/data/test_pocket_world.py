@@ -17,6 +17,8 @@ from rankscope.data.pocket_world import POCKET_SPLITS, POCKET_TASKS, pocket_rows
 
 CHOICE_TASKS = [task for task in POCKET_TASKS if task != "pocket_gsm"]
 FACT_TASKS = ["pocket_general", "pocket_cloze", "pocket_med", "pocket_law"]
+GOLDEN = "da9d014f6da537f5678a8e5ae5225451d2fec83217127ec56a59cff6de6d2644"
+"""Of every row; the published pocket model has learned this world."""
 DIGEST_SCRIPT = """
 import hashlib, json
 from rankscope.data.pocket_world import *
@@ -39,7 +41,7 @@ def test_another_process_makes_the_same_world() -> None:
     there = subprocess.run(
         [sys.executable, "-c", DIGEST_SCRIPT], capture_output=True, text=True, check=True
     )
-    assert there.stdout.strip() == here
+    assert there.stdout.strip() == here == GOLDEN
 
 
 def test_rows_belong_to_the_caller() -> None:
@@ -47,17 +49,6 @@ def test_rows_belong_to_the_caller() -> None:
     rows[0]["choices"].clear()
     rows.clear()
     assert len(pocket_rows("pocket_med", "train")[0]["choices"]) == 4
-
-
-@pytest.mark.parametrize("task", CHOICE_TASKS)
-@pytest.mark.parametrize("split", POCKET_SPLITS)
-def test_choice_name_four_distinct_ones_and_the_answer_is_not_always_in_one_place(
-    task: str, split: str
-) -> None:
-    rows = pocket_rows(task, split)
-    assert all(len(set(row["choices"])) == 4 for row in rows)
-    shares = [sum(row["answer"] == place for row in rows) / len(rows) for place in range(4)]
-    assert min(shares) > 0.12
 
 
 @pytest.mark.parametrize("task", POCKET_TASKS)
@@ -88,22 +79,6 @@ def test_training_teaches_every_evaluated_fact_with_the_same_answer(task: str) -
             assert taught[_name(row), row["subject"]] == row["choices"][row["answer"]]
 
 
-def test_each_family_of_beings_has_its_own_names() -> None:
-    facts = world.pocket_world()
-    names = [
-        entity[0].name
-        for entities in (
-            facts.persons,
-            facts.drugs_new,
-            facts.drugs_untaught,
-            facts.drugs_old,
-            facts.cases,
-        )
-        for entity in entities
-    ]
-    assert len(names) == len(set(names))
-
-
 def test_pretraining_never_names_a_new_drug_nor_asks_about_a_case_nor_shows_a_hard_sum() -> None:
     documents = list(pretraining_corpus(0, 20_000))
     facts = world.pocket_world()
@@ -124,12 +99,6 @@ def test_pretraining_never_names_a_new_drug_nor_asks_about_a_case_nor_shows_a_ha
         for row in pocket_rows("pocket_math", split)
     }
     assert not {document.partition("?")[0] + "?" for document in documents} & evaluated_math
-
-
-def test_untaught_drugs_are_in_no_split() -> None:
-    untaught = {entity[0].name for entity in world.pocket_world().drugs_untaught}
-    for split in POCKET_SPLITS:
-        assert not {_name(row) for row in pocket_rows("pocket_med", split)} & untaught
 
 
 def test_half_of_each_evaluated_law_split_is_stated_in_pretraining() -> None:

@@ -42,18 +42,7 @@ def test_a_step_is_a_function_of_seed_and_index_alone() -> None:
     assert RowSampler(37, 2, 4, seed=8).step(0) != walked[0]
 
 
-def test_epochs_are_permuted_afresh() -> None:
-    order = RowSampler(64, 2, 4, seed=0)
-    assert order.epoch(0) != order.epoch(1) != order.epoch(2)
-    assert order.epoch(0) != list(range(64))
-
-
 def test_the_order_of_a_seed_never_changes() -> None:
     # Origin: random.Random("0/0").shuffle of range(6), CPython 3.11; a change would silently
     # change every stored study.
     assert RowSampler(6, 2, 1, seed=0).epoch(0) == [0, 5, 1, 4, 3, 2]
-
-
-def test_number_of_steps() -> None:
-    order = RowSampler(17, 2, 4, seed=0)
-    assert order.steps_per_epoch == 3

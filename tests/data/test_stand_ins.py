@@ -33,11 +33,6 @@ def test_each_row_has_a_stand_in_of_about_its_length() -> None:
     assert abs(sum(map(num_characters, chosen)) / total - 1) < 0.02
 
 
-def test_few_rows_stand_for_themselves() -> None:
-    rows = items(40)
-    assert list(by_length(rows)) == rows
-
-
 def test_an_item_is_tokenized_once() -> None:
     encoder, item = CachingEncoder(TOKENIZER, "plain", 64), items(1)[0]
     assert encoder.training_row(item, "completion") is encoder.training_row(item, "completion")

@@ -256,18 +256,9 @@ def test_own_rows_go_by_content_and_copies_by_number(tmp_path: Path) -> None:
     assert {prompt for _, prompt in found[0]} == {f"q{n % 9} {n}" for n in range(12)}
 
 
-def test_own_conversations_keep_their_turns(tmp_path: Path) -> None:
-    turns = [
-        {"role": "system", "content": "be kind"},
-        {"role": "user", "content": "hi"},
-        {"role": "assistant", "content": "ho"},
-    ]
-    rows: list[dict[str, object]] = [{"messages": [*turns[:2], turns[2] | {"content": f"ho{n}"}]}
-                                     for n in range(20)]  # fmt: skip
-    path = own_file(tmp_path / "d.jsonl", rows)
-    task = load_task(TaskConfig(name="mine", train=path), None, 0)
-    assert [m.role for m in task.test[0].messages] == ["system", "user", "assistant"]
-    assert task.test[0].completion.startswith("ho")
+def test_conversations_take_no_prompt(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    path = own_file(tmp_path / "d.jsonl", [{"messages": turns}] * 20)
     with pytest.raises(UserError, match="found 'prompt' for rows of messages"):
         load_task(TaskConfig(name="mine", train=path, prompt="{x}"), None, 0)
 
@@ -286,16 +277,9 @@ def test_a_prompt_template_takes_any_field_and_evaluates_nothing(tmp_path: Path)
         load_task(config.model_copy(update={"prompt": "{passsage}"}), None, 0)
 
 
-def test_a_scorer_that_the_rows_do_not_allow_is_refused(tmp_path: Path) -> None:
-    rows: list[dict[str, object]] = [{"prompt": "p", "completion": "five"}] * 20
-    path = own_file(tmp_path / "d.jsonl", rows)
-    with pytest.raises(
-        UserError,
-        match=r"(?s)'mine': found 20 of 20 .*d.jsonl, row 1: found no single number.*'five'",
-    ):
-        load_task(TaskConfig(name="mine", train=path, scorer="number"), None, 0)
+def test_rows_have_one_source() -> None:
     with pytest.raises(UserError, match="found files and 'hub', expected one source"):
-        load_task(TaskConfig(name="mine", train=path, hub="a/b"), None, 0)
+        load_task(TaskConfig(name="mine", train="rows.jsonl", hub="a/b"), None, 0)
 
 
 def test_mmlus_training_rows_are_read_where_it_is_trained_on(
@@ -316,21 +300,6 @@ def test_a_hub_data_set_without_rows_is_refused(
     monkeypatch.setattr("rankscope.data.task_source.read_hub", lambda _: (no_rows, "hub a/b"))
     with pytest.raises(UserError, match="task 'mine': hub a/b: found no rows"):
         load_task(TaskConfig(name="mine", hub="a/b"), None, 0)
-
-
-def test_a_megabyte_in_one_cell_is_a_row_like_any_other(tmp_path: Path) -> None:
-    rows: list[dict[str, object]] = [
-        {
-            "prompt": f"p{n}",
-            "completion": "</script><img onerror=1>\u202e" + "x" * 1_000_000 * (n == 3),
-        }
-        for n in range(20)
-    ]
-    path = own_file(tmp_path / "d.jsonl", rows)
-    task = load_task(TaskConfig(name="mine", train=path), None, 0)
-    lengths = [len(i.completion) for i in task.train + task.validation + task.test]
-    assert max(lengths) > 1_000_000
-    assert len(lengths) == 20
 
 
 def test_golds_that_are_not_one_number_are_refused(tmp_path: Path) -> None:

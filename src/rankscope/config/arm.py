@@ -82,14 +82,14 @@ def _parse_method(value: Any) -> Any:
                 json.dumps(given, allow_nan=False)
             except (TypeError, ValueError) as error:
                 found = f"settings of method {name} that are not JSON ({error})"
-                raise Unfit(found=found, expected="JSON values") from error
+                raise Unfit(found, "JSON values") from error
             return {name: given}
     names = _named_methods()
     if isinstance(value, str) and value in names:
         return value
     rule = ", ".join([*names, *(m.settings_example for m in with_settings.values())])
     hint = did_you_mean(value, names).removeprefix("; ")
-    raise Unfit(found=f"method {short_repr(value)}", expected=f"one of {rule}", do=hint)
+    raise Unfit(f"method {short_repr(value)}", f"one of {rule}", hint)
 
 
 def _parse_alpha(value: Any) -> Any:
@@ -100,8 +100,7 @@ def _parse_alpha(value: Any) -> Any:
         number = None if match is None else float(match[1] or 1)
     is_number = isinstance(number, int | float) and not isinstance(number, bool)
     if not is_number or not 0 < number < math.inf:  # NaN compares false
-        rule = "a positive number or a multiple of the rank such as '2r'"
-        raise Unfit(found=short_repr(value), expected=rule)
+        raise Unfit(short_repr(value), "a positive number or a multiple of the rank such as '2r'")
     return value.strip() if isinstance(value, str) else float(value)
 
 
@@ -122,7 +121,7 @@ def _parse_target_sets(value: Any) -> Any:
     if isinstance(value, str) and value in TARGET_GROUPS:
         value = [value]
     if not isinstance(value, list) or not value:
-        raise Unfit(found=short_repr(value), expected=f"one of {groups}, or a list of names")
+        raise Unfit(short_repr(value), f"one of {groups}, or a list of names")
     is_set = [isinstance(e, list) or (isinstance(e, str) and e in TARGET_GROUPS) for e in value]
     if not any(is_set):
         value = [value]
@@ -130,14 +129,14 @@ def _parse_target_sets(value: Any) -> Any:
         name = value[is_set.index(False)]
         found = f"the module name {short_repr(name)} beside groups"
         rule = "a set of names in a list of its own, as in [attention, [q_proj, v_proj]]"
-        raise Unfit(found=found, expected=rule)
+        raise Unfit(found, rule)
     for names in value:
         if names == []:
-            raise Unfit(found="an empty list", expected="at least one module")
+            raise Unfit("an empty list", "at least one module")
         for name in names if isinstance(names, list) else []:
             if not isinstance(name, str) or not re.fullmatch(MODULE_PATTERN, name):
                 rule = f"{groups}, or a module name such as 'q_proj'"
-                raise Unfit(found=f"target {short_repr(name)}", expected=rule)
+                raise Unfit(f"target {short_repr(name)}", rule)
     return value
 
 
@@ -241,36 +240,35 @@ class ArmConfig(ConfigSection):
         """The methods fit together, and have the arm's settings."""
         methods = self.methods
         if not methods and self.init_from is None:
-            rule = f"one of {', '.join(_named_methods())}"
-            raise Unfit(found="no 'method'", expected=rule, do="name it")
+            raise Unfit("no 'method'", f"one of {', '.join(_named_methods())}", "name it")
         for method in methods:
             if self.init_from is not None and not method.accepts_warm_start:
                 continued = [m.name for m in all_methods() if m.accepts_warm_start]
                 raise Unfit(
-                    found=f"'init_from' with method {method.name!r}",
-                    expected=f"one that continues an adapter: {', '.join(continued)}",
+                    f"'init_from' with method {method.name!r}",
+                    f"one that continues an adapter: {', '.join(continued)}",
                 )
             if method.trains_alone and any(other.name != method.name for other in methods):
                 found = f"method {method.name!r} among others, which {method.arm_note}"
-                raise Unfit(found=found, expected="it alone", do="give it an arm of its own")
+                raise Unfit(found, "it alone", "give it an arm of its own")
         self._check_fields(methods)
         if self.replay and self.self_replay:
             found, rule = "'replay' and 'self_replay'", "rows of one kind to replay"
-            raise Unfit(found=found, expected=rule, do="give each an arm of its own")
+            raise Unfit(found, rule, "give each an arm of its own")
         occupying = next((m.name for m in methods if m.occupies_base), None)
         if any(self.kl_to_base or ()) and occupying is not None:
             raise Unfit(
-                found=f"'kl_to_base' with method {occupying!r}, which changes the base in place",
-                expected="the bare base beside the trained model",
-                do=f"remove it, or use one of {', '.join(_named_methods())}",
+                f"'kl_to_base' with method {occupying!r}, which changes the base in place",
+                "the bare base beside the trained model",
+                f"remove it, or use one of {', '.join(_named_methods())}",
             )
         pairs = zip(self.method, methods, strict=True) if self.early_stop else ()
         hidden = [m.hidden_state(c[m.name]) for c, m in pairs if isinstance(c, dict)]
         if any(hidden):
             raise Unfit(
-                found=f"'early_stop' with {max(hidden)}",
-                expected="a method whose state is its parameters, which it restores",
-                do="remove it",
+                f"'early_stop' with {max(hidden)}",
+                "a method whose state is its parameters, which it restores",
+                "remove it",
             )
         return self
 
@@ -282,14 +280,13 @@ class ArmConfig(ConfigSection):
             owners = [m.name for m in all_methods() if fields < set(m.arm_fields)]
             rule = f"none: method {name} {note}" if note else f"none with method {name}"
             do = f"remove {misplaced}" if note else f"remove it, or use {' or '.join(owners)}"
-            raise Unfit(found=misplaced, expected=rule, do=do)
+            raise Unfit(misplaced, rule, do)
         if not self.rank and self.init_from is None and "rank" in fields:
-            found = f"no rank for method {methods[0].name!r}"
-            raise Unfit(found=found, expected="one or more", do="add 'rank'")
+            raise Unfit(f"no rank for method {methods[0].name!r}", "one or more", "add 'rank'")
         nesting = next((m.name for m in methods if m.nests_ranks), None)
         if nesting is not None and len(set(self.rank)) < 2:
             rule = f"two or more, such as [2, 8, 32], which method {nesting!r} trains in one run"
-            raise Unfit(found=f"rank {self.rank}", expected=rule)
+            raise Unfit(f"rank {self.rank}", rule)
 
     @property
     def methods(self) -> list[Method]:

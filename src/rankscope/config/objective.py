@@ -18,7 +18,7 @@ def _parse_score_difference(value: Any) -> Any:
             "a fraction such as 0.02, or a text such as '2 points', '2 %' or, for log "
             "probabilities, '0.02 nats'"
         )
-        raise Unfit(found=short_repr(value), expected=rule)
+        raise Unfit(short_repr(value), rule)
     number = float(match[1])
     return number if match[2].startswith("nat") else round(number / 100, 12)
 
@@ -78,8 +78,8 @@ class ObjectiveConfig(ConfigSection):
     def check_weights(self) -> Self:
         if self.in_domain == 0 and self.retention == 0:
             raise Unfit(
-                found="'in_domain' and 'retention' both 0, so no arm can be chosen",
-                expected="a weight above 0 for one of them",
+                "'in_domain' and 'retention' both 0, so no arm can be chosen",
+                "a weight above 0 for one of them",
             )
         return self
 
@@ -98,8 +98,7 @@ class BudgetConfig(ConfigSection):
     @model_validator(mode="after")
     def check_not_empty(self) -> Self:
         if self.trials is None and self.tokens is None and self.hours is None:
-            rule = "'trials', 'tokens' or 'hours', or a text such as '24 trials'"
-            raise Unfit(found="no limit", expected=rule)
+            raise Unfit("no limit", "'trials', 'tokens' or 'hours', or a text such as '24 trials'")
         return self
 
     @property
@@ -123,8 +122,7 @@ def _parse_budget(value: Any) -> Any:
         r"([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?) ?(trial|token|hour)s?", str(value).strip()
     )
     if match is None:
-        rule = "a text such as '24 trials', '5e6 tokens' or '12 hours'"
-        raise Unfit(found=short_repr(value), expected=rule)
+        raise Unfit(short_repr(value), "a text such as '24 trials', '5e6 tokens' or '12 hours'")
     is_count = match[2] == "trial" and match[1].isdecimal()
     return {f"{match[2]}s": int(match[1]) if is_count else float(match[1])}
 

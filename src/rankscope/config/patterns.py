@@ -34,12 +34,9 @@ def matched_parts(pattern: "regex.Pattern[str]", text: str) -> Iterator[str | No
         for match in pattern.finditer(text, timeout=MATCH_SECONDS):
             yield match.group(pattern.groups)
     except TimeoutError as error:
-        found = (
-            f"one that takes longer than {MATCH_SECONDS:g} s on a text of {len(text):,} characters"
-        )
         raise UserError(
             f"regular expression {pattern.pattern!r}",
-            found,
+            f"one that takes longer than {MATCH_SECONDS:g} s on a text of {len(text):,} characters",
             "none with nested repetitions such as (a+)+",
             "rewrite it",
         ) from error

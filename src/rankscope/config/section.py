@@ -39,6 +39,9 @@ Location = tuple[str | int, ...]
 class Unfit(UserError, ValueError):
     """A value that cannot be used. Pydantic catches it, and the loader adds its place."""
 
+    def __init__(self, found: str, expected: str, do: str = "") -> None:
+        super().__init__("", found, expected, do)
+
 
 def short_repr(value: object, limit: int = 60) -> str:
     """A value for an error message: one line, shortened, unprintable characters escaped."""
@@ -57,7 +60,7 @@ def matches(pattern: str, rule: str) -> Callable[[str], str]:
 
     def check(value: str) -> str:
         if ".." in value or not re.fullmatch(pattern, value):
-            raise Unfit(found=short_repr(value), expected=rule)
+            raise Unfit(short_repr(value), rule)
         return value
 
     return check
@@ -65,12 +68,12 @@ def matches(pattern: str, rule: str) -> Callable[[str], str]:
 
 def _check_text(value: str) -> str:
     if not value:
-        raise Unfit(found="an empty text", expected="a name", do="remove the key or fill it in")
+        raise Unfit("an empty text", "a name", "remove the key or fill it in")
     if not value.isprintable():
         found = f"{short_repr(value)}, with characters that cannot be printed"
-        raise Unfit(found=found, expected="a name without them", do="rename it")
+        raise Unfit(found, "a name without them", "rename it")
     if len(value) > MAX_TEXT_LENGTH:
-        raise Unfit(found=f"{len(value)} characters", expected=f"at most {MAX_TEXT_LENGTH}")
+        raise Unfit(f"{len(value)} characters", f"at most {MAX_TEXT_LENGTH}")
     return value
 
 
@@ -79,10 +82,9 @@ def _check_path(value: str) -> str:
         Path(value).expanduser()
     except RuntimeError as error:
         found = f"{short_repr(value)}, in a home folder that does not exist"
-        raise Unfit(found=found, expected="a path") from error
+        raise Unfit(found, "a path") from error
     if any(len(part.encode()) > MAX_FILE_NAME for part in Path(value).parts):
-        rule = f"names of at most {MAX_FILE_NAME} bytes"
-        raise Unfit(found=short_repr(value), expected=rule)
+        raise Unfit(short_repr(value), f"names of at most {MAX_FILE_NAME} bytes")
     return value
 
 
@@ -129,7 +131,7 @@ class RegisteredName:
         if name in names or (self.pattern is not None and re.fullmatch(self.pattern, name)):
             return name
         hint = did_you_mean(name, names).removeprefix("; ")
-        raise Unfit(found=short_repr(name), expected=f"one of {', '.join(names)}", do=hint)
+        raise Unfit(short_repr(name), f"one of {', '.join(names)}", hint)
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -148,8 +150,7 @@ class RegisteredName:
 def _seed_list(value: object) -> object:
     """Refuse a number above 0: it may be meant as the number of seeds."""
     if isinstance(value, int) and value > 0 and not isinstance(value, bool):
-        rule = f"a list: [{value}] is that seed alone, [0, 1, 2] are three"
-        raise Unfit(found=str(value), expected=rule)
+        raise Unfit(str(value), f"a list: [{value}] is that seed alone, [0, 1, 2] are three")
     return value if isinstance(value, list) else [value]
 
 

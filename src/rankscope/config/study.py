@@ -70,9 +70,9 @@ class ModelConfig(ConfigSection):
         given = [self.pocket, self.path is not None, self.hub is not None, self.cached is not None]
         if sum(given) != 1:
             rule = "exactly one of 'pocket: true', 'path', 'hub' and 'cached'"
-            raise Unfit(found=f"{sum(given)} models", expected=rule)
+            raise Unfit(f"{sum(given)} models", rule)
         if self.revision is not None and self.hub is None:
-            raise Unfit(found="'revision' alone", expected="'hub' beside it")
+            raise Unfit("'revision' alone", "'hub' beside it")
         return self
 
     @property
@@ -84,7 +84,7 @@ def _check_interval(value: Any) -> Any:
     is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     if value is None or value == "epoch" or is_count:
         return value
-    raise Unfit(found=short_repr(value), expected="a number of optimizer steps or 'epoch'")
+    raise Unfit(short_repr(value), "a number of optimizer steps or 'epoch'")
 
 
 Interval = Annotated[
@@ -148,8 +148,7 @@ class TrainConfig(ConfigSection):
     @model_validator(mode="after")
     def check_one_length(self) -> Self:
         if self.tokens is not None and self.max_steps is not None:
-            found = "'tokens' and 'max_steps'"
-            raise Unfit(found=found, expected="one training length", do="remove one")
+            raise Unfit("'tokens' and 'max_steps'", "one training length", "remove one")
         return self
 
 
@@ -209,7 +208,7 @@ def _parse_memory(value: Any) -> Any:
         return value
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]+)?) ?([KMGT]i?B)", value.strip())
     if match is None:
-        raise Unfit(found=short_repr(value), expected="bytes, or a text such as '12GiB'")
+        raise Unfit(short_repr(value), "bytes, or a text such as '12GiB'")
     power = 1 + "KMGT".index(match[2][0])
     return round(float(match[1]) * (1024 if "i" in match[2] else 1000) ** power)
 
@@ -318,16 +317,15 @@ class StudyConfig(ConfigSection):
         names = [task.name for task in self.tasks]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            found = f"training task {repeated[0]!r} twice"
-            raise Unfit(found=found, expected="it once", do="give each its own name")
+            raise Unfit(f"training task {repeated[0]!r} twice", "it once", "give each its own name")
         defined = {task.name: task for task in self.tasks}
         for task in [*self.evaluate.cross_domain, *self.evaluate.retention]:
             first = defined.setdefault(task.name, task)
             if task not in (first, TaskConfig(name=task.name)):
                 raise Unfit(
-                    found=f"two different descriptions of task {task.name!r}",
-                    expected="one, at its first mention, and then its name alone",
-                    do="remove one, or choose another name",
+                    f"two different descriptions of task {task.name!r}",
+                    "one, at its first mention, and then its name alone",
+                    "remove one, or choose another name",
                 )
         return self
 
@@ -335,10 +333,10 @@ class StudyConfig(ConfigSection):
     def check_strategy(self) -> Self:
         if self.budget is not None and self.strategy == "grid":
             found = "'budget' with 'strategy: grid'"
-            raise Unfit(found=found, expected="an adaptive study", do="set 'strategy: adaptive'")
+            raise Unfit(found, "an adaptive study", "set 'strategy: adaptive'")
         if self.rungs is not None and self.rungs != sorted(set(self.rungs)):
             rule = "shares of the steps, each larger than the one before"
-            raise Unfit(found=f"rungs {short_repr(self.rungs)}", expected=rule)
+            raise Unfit(f"rungs {short_repr(self.rungs)}", rule)
         return self
 
     @model_validator(mode="after")
@@ -348,16 +346,16 @@ class StudyConfig(ConfigSection):
         for task in [*self.evaluate.cross_domain, *self.evaluate.retention]:
             if task.mixture:
                 found = f"the mixture {task.name!r} as a task to evaluate alone"
-                raise Unfit(found=found, expected="mixtures in 'tasks' alone")
+                raise Unfit(found, "mixtures in 'tasks' alone")
         for task in self.tasks:
             if nested := sorted(mixtures & set(task.mixture)):
                 found = f"the mixture {nested[0]!r} in the mixture {task.name!r}"
-                raise Unfit(found=found, expected="plain tasks")
+                raise Unfit(found, "plain tasks")
             if parts := [r.name for r in self.evaluate.retention if r.name in task.mixture]:
                 raise Unfit(
-                    found=f"retention task {parts[0]!r} in the training task {task.name!r}",
-                    expected="one that is not trained on, which measures forgetting",
-                    do="name another, or move it to 'evaluate.cross_domain'",
+                    f"retention task {parts[0]!r} in the training task {task.name!r}",
+                    "one that is not trained on, which measures forgetting",
+                    "name another, or move it to 'evaluate.cross_domain'",
                 )
         return self
 
@@ -369,15 +367,15 @@ class StudyConfig(ConfigSection):
                 if replay.share and replay.task in trained:
                     task = trained[replay.task]
                     raise Unfit(
-                        found=f"replay of {replay.task!r}, whose rows training task {task!r} has",
-                        expected="a task that is not trained on",
-                        do="replay another",
+                        f"replay of {replay.task!r}, whose rows training task {task!r} has",
+                        "a task that is not trained on",
+                        "replay another",
                     )
             if arm.early_stop and self.train.evaluate_every is None:
                 raise Unfit(
-                    found="'early_stop' without 'train.evaluate_every'",
-                    expected="it too",
-                    do="set it, for example to 20 (optimizer steps) or to 'epoch'",
+                    "'early_stop' without 'train.evaluate_every'",
+                    "it too",
+                    "set it, for example to 20 (optimizer steps) or to 'epoch'",
                 )
         return self
 
@@ -391,7 +389,7 @@ class StudyConfig(ConfigSection):
     def check_grid_size(self) -> Self:
         trials = self.num_trials_as_written()
         if trials > MAX_TRIALS:
-            raise Unfit(found=f"{trials:,} trials", expected=f"at most {MAX_TRIALS:,}")
+            raise Unfit(f"{trials:,} trials", f"at most {MAX_TRIALS:,}")
         return self
 
     @model_validator(mode="after")
@@ -405,9 +403,9 @@ class StudyConfig(ConfigSection):
             if not any(trained.isdisjoint(measured) for measured in retention):
                 limit = f"objective.max_forgetting {self.objective.max_forgetting:g}"
                 raise Unfit(
-                    found=f"{limit} without a task that measures what {name!r} forgets",
-                    expected="one that it does not train on",
-                    do="add it under 'evaluate.retention', or remove the limit",
+                    f"{limit} without a task that measures what {name!r} forgets",
+                    "one that it does not train on",
+                    "add it under 'evaluate.retention', or remove the limit",
                 )
         return self
 

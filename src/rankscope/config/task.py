@@ -32,18 +32,17 @@ def _check_pattern(text: str) -> str:
     try:
         groups = compile_pattern(text).groups
     except ValueError as error:
-        found = f"{short_repr(text)}, which {error}"
-        raise Unfit(found=found, expected="a regular expression") from error
+        raise Unfit(f"{short_repr(text)}, which {error}", "a regular expression") from error
     if groups > 1:
         found, rule = f"{short_repr(text)} with {groups} groups", "at most one: the part to compare"
-        raise Unfit(found=found, expected=rule)
+        raise Unfit(found, rule)
     return text
 
 
 def check_stop(text: str) -> str:
     if not text:
         found = "an empty text, which ends every answer before its first token"
-        raise Unfit(found=found, expected="a text", do="remove it")
+        raise Unfit(found, "a text", "remove it")
     return text
 
 
@@ -157,8 +156,7 @@ class TaskConfig(ConfigSection):
     def check_one_source(self) -> Self:
         others = [key for key in ("train", "validation", "test", "hub") if getattr(self, key)]
         if self.path is not None and others:
-            found = f"'path' and {others[0]!r}"
-            raise Unfit(found=found, expected="one source of the rows", do="give one")
+            raise Unfit(f"'path' and {others[0]!r}", "one source of the rows", "give one")
         return self
 
     @model_validator(mode="after")
@@ -170,11 +168,10 @@ class TaskConfig(ConfigSection):
         del others["mixture"], others["max_train_rows"]
         if given := [name for name, default in others.items() if getattr(self, name) != default]:
             found = f"{given[0]!r} beside 'mixture'"
-            raise Unfit(found=found, expected="the rows and prompts of its tasks", do="remove it")
+            raise Unfit(found, "the rows and prompts of its tasks", "remove it")
         if len(self.mixture) < 2 or len(set(self.mixture)) < len(self.mixture):
-            rule = "at least two tasks, each once"
-            raise Unfit(found=f"mixture {short_repr(self.mixture)}", expected=rule)
+            raise Unfit(f"mixture {short_repr(self.mixture)}", "at least two tasks, each once")
         if self.name in self.mixture:
             found = f"task {self.name!r} in its own mixture"
-            raise Unfit(found=found, expected="other tasks", do="give it a name of its own")
+            raise Unfit(found, "other tasks", "give it a name of its own")
         return self

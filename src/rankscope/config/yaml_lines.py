@@ -115,13 +115,13 @@ def _read_scalar(node: yaml.Node) -> Any:
         case "int":
             number = int(text.replace("_", ""))
             if abs(number) >= 2**63:
-                raise Unfit(found=short_repr(number), expected="at most 64 bits")
+                raise Unfit(short_repr(number), "at most 64 bits")
             return number
         case "float":
             lowered = text.lower()
             return float(lowered.replace(".inf", "inf").replace(".nan", "nan"))
     tag = short_repr(node.tag.replace(TAG, "!!"))
-    raise Unfit(found=f"the tag {tag}", expected="plain values", do="remove the tag")
+    raise Unfit(f"the tag {tag}", "plain values", "remove the tag")
 
 
 class Mark(NamedTuple):

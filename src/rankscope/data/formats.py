@@ -215,9 +215,9 @@ def _rename_fields(row: RawRow, names: FieldNames) -> RawRow:
     def value(name: str) -> Any:
         if name not in row.fields:
             raise BadRow(
-                found=f"no field {name!r}, named in 'fields:'",
-                expected=f"one of {', '.join(row.fields)}",
-                do=did_you_mean(name, row.fields).removeprefix("; "),
+                f"no field {name!r}, named in 'fields:'",
+                f"one of {', '.join(row.fields)}",
+                did_you_mean(name, row.fields).removeprefix("; "),
             )
         return row.fields[name]
 
@@ -266,7 +266,7 @@ def _as_options(file: ParsedFile, classes: tuple[str, ...]) -> ParsedFile:
             rows.append((row, replace(content, choices=classes, answer=answer)))
         else:
             rule = f"one of the training rows': {', '.join(map(short_repr, classes))}"
-            bad = BadRow(found=f"the label {short_repr(label)}", expected=rule)
+            bad = BadRow(f"the label {short_repr(label)}", rule)
             rejected.append(bad.at(row))
     return replace(file, rows=tuple(rows), rejected=tuple(rejected))
 
@@ -295,7 +295,7 @@ def parse_rows(
                 expected, first = shape or _unknown_shape(row), row.location
             if shape is not expected and (shape is None or shape.read != expected.read):
                 found = f"the shape {shape.name!r}" if shape else f"the fields {_field_names(row)}"
-                raise BadRow(found=found, expected=f"{expected.name!r} as in {first}")
+                raise BadRow(found, f"{expected.name!r} as in {first}")
             content = expected.read(replace(row, fields=_NotedFields(row.fields, read)))
             parsed.append((row, replace(content, fields={**original.fields, **row.fields})))
         except NoCompletion as error:
@@ -304,9 +304,7 @@ def parse_rows(
         except BadRow as error:
             rejected.append(error.at(original))
         except RecursionError as error:  # raised where its value is compared or shown
-            rejected.append(
-                BadRow(found=f"a value {reason_of(error)}", expected="a flat row").at(original)
-            )
+            rejected.append(BadRow(f"a value {reason_of(error)}", "a flat row").at(original))
     for name in (names or {}).values():
         read.update(name if isinstance(name, list) else [name])
     unread = tuple(name for name in fields if name not in read)

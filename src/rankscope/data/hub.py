@@ -176,14 +176,12 @@ def read_labeled_choices(row: RawRow) -> RowContent:
         (choices.get("text"), choices.get("label")) if isinstance(choices, Mapping) else (0, 0)
     )
     if not isinstance(texts, list) or not isinstance(labels, list) or len(texts) != len(labels):
-        rule = "'text' and 'label' in choices, lists of equal length"
-        raise BadRow(found=short_repr(choices), expected=rule)
+        raise BadRow(short_repr(choices), "'text' and 'label' in choices, lists of equal length")
     key = row.fields.get("answerKey")
     if is_missing(key):
         raise NoCompletion("answerKey")
     if key not in labels:
-        rule = f"one of the labels {short_repr(labels)}"
-        raise BadRow(found=f"answerKey {short_repr(key)}", expected=rule)
+        raise BadRow(f"answerKey {short_repr(key)}", f"one of the labels {short_repr(labels)}")
     return multiple_choice(row, question, texts, labels.index(key))
 
 
@@ -224,10 +222,10 @@ def read_mathqa(row: RawRow) -> RowContent:
     letters, options = parts[1::2], [part.strip() for part in parts[2::2]]
     if letters != list("abcde") or not all(options):
         rule = "options such as 'a ) .. , b ) .. , .. e ) ..'"
-        raise BadRow(found=short_repr(row.fields["options"]), expected=rule)
+        raise BadRow(short_repr(row.fields["options"]), rule)
     key = completion_field(row, "correct").strip().lower()
     if key not in letters:
-        raise BadRow(found=f"{short_repr(key)} as correct", expected="a letter from a to e")
+        raise BadRow(f"{short_repr(key)} as correct", "a letter from a to e")
     return multiple_choice(row, text_field(row, "Problem"), options, letters.index(key))
 
 
@@ -240,7 +238,7 @@ def read_hellaswag(row: RawRow) -> RowContent:
     endings = row.fields["endings"]
     is_list = isinstance(endings, Sequence) and not isinstance(endings, str)
     if not is_list or not all(isinstance(ending, str) for ending in endings):
-        raise BadRow(found=f"{short_repr(endings)} as endings", expected="a list of texts")
+        raise BadRow(f"{short_repr(endings)} as endings", "a list of texts")
     return multiple_choice(
         row,
         remove_brackets(f"{text_field(row, 'activity_label')}: {scene}"),
@@ -273,13 +271,12 @@ def read_winogrande(row: RawRow) -> RowContent:
     sentence = text_field(row, "sentence")
     before, blank, after = sentence.partition(BLANK)
     if not blank or not after.strip():
-        rule = f"{BLANK!r} with text after it"
-        raise BadRow(found=f"the sentence {short_repr(sentence)}", expected=rule)
+        raise BadRow(f"the sentence {short_repr(sentence)}", f"{BLANK!r} with text after it")
     key = row.fields.get("answer")
     if is_missing(key):
         raise NoCompletion("answer")
     if str(key) not in ("1", "2"):
-        raise BadRow(found=f"answer {short_repr(key)}", expected="'1' or '2'")
+        raise BadRow(f"answer {short_repr(key)}", "'1' or '2'")
     options = [text_field(row, "option1"), text_field(row, "option2")]
     content = multiple_choice(row, sentence, options, int(str(key)) - 1, template="{question}")
     contexts = tuple(before + option for option in content.choices)

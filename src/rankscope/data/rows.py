@@ -39,6 +39,9 @@ class BadRow(UserError):
 
     number = 0  # Of the row in its file
 
+    def __init__(self, found: str, expected: str, do: str = "") -> None:
+        super().__init__("", found, expected, do)
+
     def at(self, row: "RawRow") -> Self:
         self.where, self.number = row.location, row.number
         return self
@@ -48,8 +51,7 @@ class NoCompletion(BadRow):
     """The row has nothing to learn or to score."""
 
     def __init__(self, field: str) -> None:
-        rule = "a text, or which choice is right"
-        super().__init__(found=f"no completion in field {field!r}", expected=rule)
+        super().__init__(f"no completion in field {field!r}", "a text, or which choice is right")
         self.field = field
         """The empty field."""
 
@@ -86,7 +88,7 @@ def text_field(row: RawRow, name: str) -> str:
     value = row.fields.get(name)
     if not isinstance(value, str):
         found = "nothing" if value is None else type(value).__name__
-        raise BadRow(found=f"{found} in field {name!r}", expected="text")
+        raise BadRow(f"{found} in field {name!r}", "text")
     return value
 
 
@@ -117,7 +119,7 @@ def index_field(row: RawRow, name: str) -> int:
     if isinstance(value, str) and value.isdecimal() and len(value) < 4:
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise BadRow(found=f"{short_repr(value)} in field {name!r}", expected="an index from 0")
+        raise BadRow(f"{short_repr(value)} in field {name!r}", "an index from 0")
     return value
 
 
@@ -130,23 +132,22 @@ def messages_field(row: RawRow, name: str) -> tuple[Message, ...]:
     """A conversation, ``role`` and ``content`` or ``from`` and ``value`` (ShareGPT) per turn."""
     value = row.fields.get(name)
     if not isinstance(value, Sequence) or isinstance(value, str):
-        found = f"{type(value).__name__} in field {name!r}"
-        raise BadRow(found=found, expected="a list of messages")
+        raise BadRow(f"{type(value).__name__} in field {name!r}", "a list of messages")
     messages = []
     for position, message in enumerate(value, start=1):
         where = f"message {position} of {name!r}"
         if not isinstance(message, Mapping):
-            raise BadRow(found=f"{type(message).__name__} as {where}", expected="an object")
+            raise BadRow(f"{type(message).__name__} as {where}", "an object")
         if any(message.get(key) for key in TOOL_CALLS):
             rule = "text: Rankscope trains on written answers alone"
-            raise BadRow(found=f"a tool call in {where}", expected=rule)
+            raise BadRow(f"a tool call in {where}", rule)
         role = message.get("role", message.get("from"))
         content = _message_text(message.get("content", message.get("value")))
         if not isinstance(role, str) or role not in ROLES or content is None:
             text = "no text" if content is None else "text"
             raise BadRow(
-                found=f"{text} by the role {short_repr(role)} in {where}",
-                expected=f"text by one of {', '.join(ROLES)}",
+                f"{text} by the role {short_repr(role)} in {where}",
+                f"text by one of {', '.join(ROLES)}",
             )
         messages.append(Message(ROLES[role], content))
     return tuple(messages)
@@ -163,7 +164,7 @@ def _message_text(content: object) -> str | None:
 
 def _choice_texts(values: object) -> tuple[str, ...]:
     if not isinstance(values, Sequence) or isinstance(values, str):
-        raise BadRow(found=f"{type(values).__name__} as choices", expected="a list of texts")
+        raise BadRow(f"{type(values).__name__} as choices", "a list of texts")
     texts = tuple(
         str(value)
         for value in values
@@ -171,7 +172,7 @@ def _choice_texts(values: object) -> tuple[str, ...]:
     )
     if len(texts) != len(values) or not 2 <= len(texts) <= len(LETTERS):
         found = f"{len(texts)} usable choices out of {len(values)}"
-        raise BadRow(found=found, expected=f"2 to {len(LETTERS)} texts")
+        raise BadRow(found, f"2 to {len(LETTERS)} texts")
     return texts
 
 
@@ -191,9 +192,8 @@ def _answer_index(answer: object, choices: Sequence[str]) -> int:
             return LETTERS.index(letter)
     last = len(choices) - 1
     raise BadRow(
-        found=f"answer {short_repr(answer)}, which is none of the {len(choices)} choices",
-        expected=f"an index from 0 to {last}, a letter from A to {LETTERS[last]} or the text of a "
-        "choice",
+        f"answer {short_repr(answer)}, which is none of the {len(choices)} choices",
+        f"an index from 0 to {last}, a letter from A to {LETTERS[last]} or the text of a choice",
     )
 
 
@@ -211,7 +211,7 @@ def multiple_choice(
     right = choices[index].strip()
     if [choice.strip() for choice in choices].count(right) > 1:
         found = f"the duplicate choice {short_repr(right)}, which is the answer"
-        raise BadRow(found=found, expected="distinct choices")
+        raise BadRow(found, "distinct choices")
     return RowContent(
         question=question,
         completion=choices[index],

@@ -40,7 +40,7 @@ def _as_fields(row: Any) -> tuple[Mapping[str, Any], BadRow | None]:
     """The fields of a row, or why it has none."""
     if isinstance(row, Mapping):
         return row, None
-    return {}, BadRow(found=f"a JSON {type(row).__name__}", expected="an object")
+    return {}, BadRow(f"a JSON {type(row).__name__}", "an object")
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -131,10 +131,10 @@ def _parse_line(line: bytes) -> tuple[Mapping[str, Any], BadRow | None]:
         return _as_fields(_parse_json(line.decode("utf-8")))
     except UnicodeDecodeError as error:
         found = f"byte {error.start + 1} of the line, which is not UTF-8"
-        return {}, BadRow(found=found, expected="UTF-8 text", do="convert the file")
+        return {}, BadRow(found, "UTF-8 text", "convert the file")
     except ValueError as error:
         found = f"text that is not JSON ({reason_of(error)})"
-        return {}, BadRow(found=found, expected="one JSON object per line")
+        return {}, BadRow(found, "one JSON object per line")
 
 
 def _utf8_text(content: bytes, path: Path) -> str:
@@ -183,9 +183,9 @@ def _as_record(
     """The cells of a line by column, or why they cannot be assigned."""
     if len(record) != len(header):
         return {}, BadRow(
-            found=f"{len(record)} cells",
-            expected=f"{len(header)} as in the header",
-            do=f"put cells that contain {delimiter!r} in double quotes",
+            f"{len(record)} cells",
+            f"{len(header)} as in the header",
+            f"put cells that contain {delimiter!r} in double quotes",
         )
     # A column without a name is the index that pandas writes.
     return {name: cell for name, cell in zip(header, record, strict=True) if name}, None
@@ -261,7 +261,7 @@ def _readable_fields(row: Any) -> tuple[Mapping[str, Any], BadRow | None]:
     except MemoryError:
         raise
     except Exception as error:
-        return {}, BadRow(found=f"an unreadable cell ({reason_of(error)})", expected="a value")
+        return {}, BadRow(f"an unreadable cell ({reason_of(error)})", "a value")
 
 
 READERS: dict[str, Callable[[Path], list[RawRow]]] = {

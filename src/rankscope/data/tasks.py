@@ -272,7 +272,7 @@ def _make_items(
                 # The right answer is still unique, so a row of a wrong choice can also be kept.
                 if refuses and (choice := duplicate_choice(row_content.choices)):
                     found = f"the duplicate choice {short_repr(choice)}, a wrong one"
-                    raise BadRow(found=found, expected="distinct choices")
+                    raise BadRow(found, "distinct choices")
                 items[file].append(_make_item(row_content, spec, item_id, row.location))
             except BadRow as error:
                 unusable.append(error.at(row))

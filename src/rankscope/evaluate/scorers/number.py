@@ -24,8 +24,8 @@ class NumberScorer(EqualAnswerScorer):
         gold = gold_number(written)
         if gold is None:
             raise BadRow(
-                found=f"no single number for scorer 'number' in {content.reference[:60]!r}",
-                expected="one in digits 0 to 9, as in '#### 18': no fraction, power, time or list",
+                f"no single number for scorer 'number' in {content.reference[:60]!r}",
+                "one in digits 0 to 9, as in '#### 18': no fraction, power, time or list",
             )
         # Only the mark tells a sign from a dash, so the number may not be readable without it.
         is_readable = extract_number(content.reference) == gold

@@ -108,7 +108,7 @@ class Scorer(ABC, Generic[Encoded]):
         row cannot be scored."""
         if self.needs_choices and content.answer is None:
             found = f"a row without choices for scorer {self.name!r}"
-            raise BadRow(found=found, expected="choices and an answer")
+            raise BadRow(found, "choices and an answer")
         return replace(content, contexts=())
 
     @abstractmethod
