@@ -41,7 +41,7 @@ def test_a_study_holds_what_the_file_says(tmp_path: Path) -> None:
 # (file, place, found, expected, do)
 FAULTS = [
     ("name: mine\nscorr: loss\n", ":2: scorr", "an unknown key", "", "did you mean 'scorer'?"),
-    ("name: mine\nnum_fewshot: 6\n", ":2: num_fewshot", "6", "less than or equal to 5", ""),
+    ("name: mine\nnum_fewshot: 6\n", ":2: num_fewshot", "6", "a number from 0 to 5, or 'own'", ""),
     ("name: mine\nextract: '('\n", ":2: extract", "'(', which is not a regular expression", "", ""),
     ("name: mine\nextract: '(a)(b)'\n", ":2: extract", "'(a)(b)' with 2 groups", "at most one", ""),
     ("name: mine\nprompt: !!python/object:os.system x\n", ":2: prompt", "the tag", "plain values",

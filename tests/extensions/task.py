@@ -4,9 +4,10 @@ Import the module before a study (or ``rankscope.score``) that names the task.
 """
 
 from rankscope.data.formats import Shape
+from rankscope.data.items import Item
 from rankscope.data.pocket_world import ATTRIBUTES
 from rankscope.data.registry import TaskSpec, register_task
-from rankscope.data.rows import RawRow, RowContent, multiple_choice, text_field
+from rankscope.data.rows import RawRow, multiple_choice, text_field
 from rankscope.data.sources import SplitRows, numbered
 
 KINDS = {"metal": "person", "animal": "person", "target": "drug", "charge": "case"}
@@ -26,7 +27,7 @@ def read_kinds() -> tuple[SplitRows, str]:
     return files, "words of the pocket world"
 
 
-def read_kind(row: RawRow) -> RowContent:
+def read_kind(row: RawRow) -> Item:
     """``{"word": ..., "kind": ...}`` as a multiple-choice row over all kinds."""
     return multiple_choice(row, text_field(row, "word"), list(KINDS), text_field(row, "kind"))
 

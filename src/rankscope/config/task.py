@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from rankscope.config.patterns import compile_pattern
 from rankscope.config.section import (
@@ -39,6 +39,13 @@ def _check_pattern(text: str) -> str:
     return text
 
 
+def _check_fewshot(value: Any) -> Any:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_FEWSHOT
+    if is_count or value == "own":
+        return value
+    raise Unfit(short_repr(value), f"a number from 0 to {MAX_FEWSHOT}, or 'own'")
+
+
 def check_stop(text: str) -> str:
     if not text:
         found = "an empty text, which ends every answer before its first token"
@@ -60,6 +67,10 @@ TaskName = Annotated[
 ]
 ScorerName = Annotated[str, RegisteredName(scorer_names, PYTHON_PATTERN)]
 MetricName = Annotated[str, RegisteredName(primary_metric_names)]
+_AsWritten = Annotated[int, Field(ge=0, le=MAX_FEWSHOT)] | Literal["own"]
+Fewshot = Annotated[
+    int | Literal["own"], BeforeValidator(_check_fewshot, json_schema_input_type=_AsWritten)
+]
 StopText = Annotated[str, AfterValidator(check_stop)]
 Pattern = Annotated[str, AfterValidator(_check_pattern)]
 ShapeField = Literal[
@@ -104,7 +115,7 @@ class TaskConfig(ConfigSection):
     ``python:FILE:FUNCTION`` is a function of your own."""
     primary_metric: MetricName | None = None
     """Metric of a multiple-choice task that is quoted; all are recorded."""
-    num_fewshot: Annotated[int, Field(ge=0, le=MAX_FEWSHOT)] | Literal["own"] = 0
+    num_fewshot: Fewshot = 0
     """Answered questions shown before each evaluated one; training rows have none. ``own``: as many
     as a task of lm-evaluation-harness has by itself, its default."""
     stop: list[StopText] = []

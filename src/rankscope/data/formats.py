@@ -14,13 +14,12 @@ from typing import Any
 
 from rankscope.config.section import short_repr
 from rankscope.data import hub
-from rankscope.data.items import LETTERS, Message
+from rankscope.data.items import LETTERS, Item, Message
 from rankscope.data.rows import (
     QUESTION_PROMPT,
     BadRow,
     NoCompletion,
     RawRow,
-    RowContent,
     completion_field,
     messages_field,
     multiple_choice,
@@ -33,11 +32,11 @@ LABELED_PROMPT = "Text: {question}\nLabel:"
 MAX_FIELD_NAMES = 300  # Characters of the names of a row's fields that a message shows
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 
-RowReader = Callable[[RawRow], RowContent]
+RowReader = Callable[[RawRow], Item]
 """Reads one row; may raise BadRow. ``parse_rows`` fills in ``fields``."""
 
 
-def _read_chat(row: RawRow) -> RowContent:
+def _read_chat(row: RawRow) -> Item:
     field = next(
         name for name in ("messages", "conversations", "conversation") if name in row.fields
     )
@@ -47,7 +46,7 @@ def _read_chat(row: RawRow) -> RowContent:
     return conversation(messages, field)
 
 
-def conversation(messages: Sequence[Message], field: str) -> RowContent:
+def conversation(messages: Sequence[Message], field: str) -> Item:
     """A conversation through its last answered assistant turn; its question is the user's turns."""
     answered = [
         position
@@ -57,7 +56,7 @@ def conversation(messages: Sequence[Message], field: str) -> RowContent:
     if not answered:
         raise NoCompletion(field)
     *earlier, last = messages[: answered[-1] + 1]
-    return RowContent(
+    return Item(
         question="\n".join(turn.content for turn in earlier if turn.role == "user"),
         completion=last.content,
         messages=(*earlier, last),
@@ -65,7 +64,7 @@ def conversation(messages: Sequence[Message], field: str) -> RowContent:
     )
 
 
-def _refuse_pair(row: RawRow) -> RowContent:
+def _refuse_pair(row: RawRow) -> Item:
     is_chat = isinstance(row.fields["chosen"], list)
     asked = next((f"prompt: {name}, " for name in ("prompt", "question") if name in row.fields), "")
     field = "messages" if is_chat else f"{asked}completion" if asked else "text"
@@ -77,28 +76,29 @@ def _refuse_pair(row: RawRow) -> RowContent:
     )
 
 
-def _read_prompt_completion(row: RawRow) -> RowContent:
+def _read_prompt_completion(row: RawRow) -> Item:
     if not isinstance(row.fields["prompt"], str | None):
         if not row.fields.get("completion"):
             raise NoCompletion("completion")
         messages = messages_field(row, "prompt") + messages_field(row, "completion")
         return conversation(messages, "completion")
     text = completion_field(row, "completion", "response")
-    return RowContent(text_field(row, "prompt"), text, reference=text.strip())
+    return Item(question=text_field(row, "prompt"), completion=text, reference=text.strip())
 
 
-def _read_plain_text(row: RawRow) -> RowContent:
-    return RowContent(question="", completion=completion_field(row, "text"))
+def _read_plain_text(row: RawRow) -> Item:
+    return Item(completion=completion_field(row, "text"))
 
 
-def _read_labeled_text(row: RawRow) -> RowContent:
+def _read_labeled_text(row: RawRow) -> Item:
     """A text with its label as a written answer; ``_as_options`` makes options of few labels."""
     label = row.fields["label"]
     text = str(label).lower() if isinstance(label, bool) else completion_field(row, "label").strip()
-    return RowContent(text_field(row, "text"), text, reference=text, template=LABELED_PROMPT)
+    question = text_field(row, "text")
+    return Item(question=question, completion=text, reference=text, template=LABELED_PROMPT)
 
 
-def _read_alpaca(row: RawRow) -> RowContent:
+def _read_alpaca(row: RawRow) -> Item:
     """Alpaca, and Dolly, which calls input and output ``context`` and ``response``."""
     parts = [
         text_field(row, "instruction"),
@@ -106,14 +106,16 @@ def _read_alpaca(row: RawRow) -> RowContent:
     ]
     question = "\n\n".join(part for part in parts if part.strip())
     output = completion_field(row, "output", "response")
-    return RowContent(question, output, reference=output.strip(), template="{question}\n\n")
+    return Item(
+        question=question, completion=output, reference=output.strip(), template="{question}\n\n"
+    )
 
 
-def _read_written_answer(row: RawRow) -> RowContent:
+def _read_written_answer(row: RawRow) -> Item:
     """A question with a written answer, or a chain that ends in ``#### number`` (GSM8K)."""
     chain = CALCULATOR_MARK.sub("", completion_field(row, "answer"))
     _, mark, final = chain.rpartition("####")
-    return RowContent(
+    return Item(
         question=text_field(row, "question"),
         completion=chain,
         subject=subject_field(row),
@@ -122,7 +124,7 @@ def _read_written_answer(row: RawRow) -> RowContent:
     )
 
 
-def _read_multiple_choice(row: RawRow) -> RowContent:
+def _read_multiple_choice(row: RawRow) -> Item:
     question, answer = text_field(row, "question"), row.fields.get("answer")
     return multiple_choice(row, question, row.fields["choices"], answer)
 
@@ -183,7 +185,7 @@ def shape_of(row: RawRow, custom: Sequence[Shape] = ()) -> Shape | None:
 class ParsedFile:
     """The usable rows of one file with their content, and the others with their reasons."""
 
-    rows: tuple[tuple[RawRow, RowContent], ...]
+    rows: tuple[tuple[RawRow, Item], ...]
     rejected: tuple[BadRow, ...]
     shape: str  # Name of the shape of all rows
     unread: tuple[str, ...]  # Fields of the rows that nothing reads, except prompt templates
@@ -257,7 +259,7 @@ def _classes(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def _as_options(file: ParsedFile, classes: tuple[str, ...]) -> ParsedFile:
-    rows: list[tuple[RawRow, RowContent]] = []
+    rows: list[tuple[RawRow, Item]] = []
     rejected = list(file.rejected)
     for row, content in file.rows:
         label = content.completion
@@ -279,7 +281,7 @@ def parse_rows(
     ``names``: the rows' names for the fields of their shape; prompt templates may use both.
     ``shapes``: further shapes, tried before the built-in ones.
     """
-    parsed: list[tuple[RawRow, RowContent]] = []
+    parsed: list[tuple[RawRow, Item]] = []
     rejected: list[BadRow] = []
     expected: Shape | None = None
     fields: dict[str, None] = {}

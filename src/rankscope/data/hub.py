@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rankscope.config.section import short_repr
-from rankscope.data.items import LETTERS
+from rankscope.data.items import LETTERS, Item
 from rankscope.data.rows import (
     BadRow,
     NoCompletion,
     RawRow,
-    RowContent,
     completion_field,
     index_field,
     is_missing,
@@ -159,7 +158,7 @@ def legal_from_mmlu(mmlu: Mapping[str, Sequence[RawRow]]) -> SplitRows:
 # --- shapes -------------------------------------------------------------------------------------
 
 
-def read_labeled_choices(row: RawRow) -> RowContent:
+def read_labeled_choices(row: RawRow) -> Item:
     """ARC, OpenBookQA, CommonsenseQA: choices with a label each, the answer one of the labels.
 
     Choices are {text, label} with a list in each, or a list of {text, label}; in the sets' own
@@ -185,25 +184,23 @@ def read_labeled_choices(row: RawRow) -> RowContent:
     return multiple_choice(row, question, texts, labels.index(key))
 
 
-def read_lettered_columns(row: RawRow) -> RowContent:
+def read_lettered_columns(row: RawRow) -> Item:
     """A table with the choices in columns A, B, C, ..., as MMLU's own files have them."""
     names = [letter for letter in LETTERS if letter in row.fields]
     choices = [row.fields[name] for name in names if not is_missing(row.fields[name])]
     return multiple_choice(row, text_field(row, "question"), choices, row.fields.get("answer"))
 
 
-def read_yes_no(row: RawRow) -> RowContent:
+def read_yes_no(row: RawRow) -> Item:
     """BoolQ: a question with a true or false answer."""
     question = text_field(row, "question").strip().rstrip("?").rstrip() + "?"
     return multiple_choice(row, question, ("no", "yes"), int(row.fields["answer"]))
 
 
-def _indexed_choices(
-    question: str, choices: tuple[str, ...], label: str
-) -> Callable[..., RowContent]:
+def _indexed_choices(question: str, choices: tuple[str, ...], label: str) -> Callable[..., Item]:
     """A reader of rows with the choices in some fields, or all in one, and the answer's index."""
 
-    def read(row: RawRow) -> RowContent:
+    def read(row: RawRow) -> Item:
         options = [row.fields[name] for name in choices]
         options = options[0] if len(options) == 1 else options
         return multiple_choice(row, text_field(row, question), options, index_field(row, label))
@@ -216,7 +213,7 @@ read_piqa = _indexed_choices("goal", ("sol1", "sol2"), "label")
 read_casehold = _indexed_choices("context", ("endings",), "label")
 
 
-def read_mathqa(row: RawRow) -> RowContent:
+def read_mathqa(row: RawRow) -> Item:
     """MathQA: options in one string, ``a ) 38 , b ) 27.675 , ...``, the answer a letter."""
     parts = OPTION_MARK.split(text_field(row, "options"))
     letters, options = parts[1::2], [part.strip() for part in parts[2::2]]
@@ -229,7 +226,7 @@ def read_mathqa(row: RawRow) -> RowContent:
     return multiple_choice(row, text_field(row, "Problem"), options, letters.index(key))
 
 
-def read_hellaswag(row: RawRow) -> RowContent:
+def read_hellaswag(row: RawRow) -> Item:
     """HellaSwag (Zellers et al., 1905.07830): a scene and four endings.
 
     The text is cleaned as in lm-evaluation-harness, see :func:`remove_brackets`.
@@ -261,7 +258,7 @@ def remove_brackets(text: str) -> str:
     return "\n".join(lines).replace("  ", " ")
 
 
-def read_winogrande(row: RawRow) -> RowContent:
+def read_winogrande(row: RawRow) -> Item:
     """WinoGrande (Sakaguchi et al., 1907.10641): a sentence with a blank, and two names for it.
 
     ``contexts`` are the sentence up to the blank, filled with each option; ``continuation`` is the

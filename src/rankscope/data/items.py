@@ -1,8 +1,10 @@
 """Items: one row of a data set in the single form that training and evaluation read."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # Names of the options of a multiple-choice item, in order
 NOT_A_WORD = re.compile(r"[\W_]+")
@@ -16,11 +18,13 @@ class Message:
 
 @dataclass(frozen=True)
 class Item:
-    item_id: str
+    """A reader of rows fills in what a row says; ``data/tasks.py`` adds its id and prompt."""
+
+    item_id: str = ""
     """``<task>/<split file>/<key>``; the key is the row's number, counted from 1, or of the user's
     own rows a hash of their content."""
-    prompt: str  # Rendered prompt; empty for a plain text row
-    completion: str
+    prompt: str = ""  # Rendered prompt; empty for a plain text row
+    completion: str = ""
     """Training target: the text or letter of the right option, a written answer, a reply."""
     choices: tuple[str, ...] = ()  # Option texts of a multiple-choice row
     answer: int | None = None  # Index of the right option, from 0
@@ -38,6 +42,12 @@ class Item:
     """Answered questions before this one: (prompt, answer) of each."""
     source_row: str = field(default="", compare=False)
     """File and row, such as ``data/train.jsonl, row 3``; not part of the item's identity."""
+
+    # For the scorer and the prompt:
+    continuation: str = ""  # The text after any option, scored after each of the ``contexts``
+    template: str = "{question}"  # Default prompt of the shape
+    fields: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """The row's own fields, for prompt templates."""
 
     @property
     def location(self) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from rankscope.config.section import short_repr
-from rankscope.data.items import LETTERS, Message
+from rankscope.data.items import LETTERS, Item, Message
 from rankscope.errors import RankscopeError, UserError
 from rankscope.formatting import count
 
@@ -62,23 +62,6 @@ class RawRow:
     number: int  # Row number from 1; the line number in a JSONL file
     fields: Mapping[str, Any] = field(default_factory=dict)
     problem: BadRow | None = None  # Why the row could not be read; it then has no fields
-
-
-@dataclass(frozen=True, slots=True)
-class RowContent:
-    question: str  # The question, prompt or instruction; empty for plain text
-    completion: str  # The written answer; for multiple choice the text of the right option
-    choices: tuple[str, ...] = ()
-    answer: int | None = None
-    subject: str | None = None
-    messages: tuple[Message, ...] = ()
-    reference: str = ""  # Gold answer, if it is shorter than the completion
-    contexts: tuple[str, ...] = ()
-    """If the options are inside the question: the text before ``continuation``, per option."""
-    continuation: str = ""  # The text after any option, scored after each of the ``contexts``
-    template: str = "{question}"  # Default prompt of the shape
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    """The row's own fields, for prompt templates."""
 
 
 # --- fields -------------------------------------------------------------------------------------
@@ -205,14 +188,14 @@ def duplicate_choice(choices: Sequence[str]) -> str | None:
 
 def multiple_choice(
     row: RawRow, question: str, values: object, answer: object, template: str = QUESTION_PROMPT
-) -> RowContent:
+) -> Item:
     choices = _choice_texts(values)
     index = _answer_index(answer, choices)
     right = choices[index].strip()
     if [choice.strip() for choice in choices].count(right) > 1:
         found = f"the duplicate choice {short_repr(right)}, which is the answer"
         raise BadRow(found, "distinct choices")
-    return RowContent(
+    return Item(
         question=question,
         completion=choices[index],
         choices=choices,

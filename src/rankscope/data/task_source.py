@@ -12,8 +12,9 @@ from typing import Any
 from rankscope.config.study import StudyConfig
 from rankscope.config.task import TaskConfig
 from rankscope.data.hub import HubSource, read_hub
+from rankscope.data.items import Item
 from rankscope.data.registry import LETTERED_PROMPT, NAMED_TASKS, TaskSpec
-from rankscope.data.rows import QUESTION_PROMPT, RowContent
+from rankscope.data.rows import QUESTION_PROMPT
 from rankscope.data.sources import SplitRows, check_file, read_file, split_paths
 from rankscope.errors import UserError, did_you_mean
 from rankscope.evaluate.scorers import get_scorer
@@ -179,7 +180,7 @@ def _named_spec(config: TaskConfig) -> TaskSpec:
     return replace(spec, **changes)
 
 
-def own_spec(config: TaskConfig, contents: Sequence[RowContent]) -> TaskSpec:
+def own_spec(config: TaskConfig, contents: Sequence[Item]) -> TaskSpec:
     """The spec of the user's own data. What the study file leaves open follows from the shape,
     which all rows share, and from what most answers look like."""
     first = contents[0]

@@ -22,7 +22,6 @@ from rankscope.data.registry import TaskSpec, overlapping_subjects
 from rankscope.data.rows import (
     BadRow,
     RawRow,
-    RowContent,
     check_rejected,
     duplicate_choice,
     refuses_bad_rows,
@@ -222,7 +221,7 @@ def read_task_items(
 
 
 def _column_notes(
-    spec: TaskSpec, parsed: Mapping[str, ParsedFile], shape: str, first: RowContent
+    spec: TaskSpec, parsed: Mapping[str, ParsedFile], shape: str, first: Item
 ) -> Iterator[str]:
     """How the columns of own rows were understood: the options of a classification, and the columns
     that nothing uses."""
@@ -282,7 +281,7 @@ def _make_items(
     return items, rejected
 
 
-def _content_keys(rows: Sequence[tuple[RawRow, RowContent]]) -> list[str]:
+def _content_keys(rows: Sequence[tuple[RawRow, Item]]) -> list[str]:
     """A hash of each row's content; copies of a row have it with ``.2``, ``.3``, ... after it."""
     copies: dict[str, list[int]] = defaultdict(list)
     for position, (_, content) in enumerate(rows):
@@ -302,7 +301,7 @@ def _content_keys(rows: Sequence[tuple[RawRow, RowContent]]) -> list[str]:
 # --- prompts ------------------------------------------------------------------------------------
 
 
-def _fill_template(template: str, content: RowContent, location: str) -> str:
+def _fill_template(template: str, content: Item, location: str) -> str:
     """Replace each plain ``{name}`` in a prompt template by a field; evaluate nothing."""
     values: dict[str, Any] = {**content.fields, "question": content.question}
     values["options"] = "\n".join(
@@ -319,9 +318,9 @@ def _fill_template(template: str, content: RowContent, location: str) -> str:
     return TEMPLATE_FIELD.sub(value_of, template)
 
 
-def _make_item(content: RowContent, spec: TaskSpec, item_id: str, location: str) -> Item:
-    """One row as an item of its task. Raises BadRow: the row does not fit the task's scorer;
-    UserError: it does not fit the task's prompt."""
+def _make_item(content: Item, spec: TaskSpec, item_id: str, location: str) -> Item:
+    """A row as an item of its task. Raises BadRow: it does not fit the task's scorer; UserError: it
+    does not fit the task's prompt."""
     content = get_scorer(spec.scorer).adapt_row(content)
     prompt = content.question
     if content.contexts:
@@ -329,19 +328,7 @@ def _make_item(content: RowContent, spec: TaskSpec, item_id: str, location: str)
         prompt = content.contexts[content.answer]
     elif not content.messages:
         prompt = _fill_template(spec.prompt, content, location)
-    return Item(
-        item_id=item_id,
-        prompt=prompt,
-        completion=content.completion,
-        choices=content.choices,
-        answer=content.answer,
-        subject=content.subject,
-        messages=content.messages,
-        reference=content.reference,
-        question=content.question,
-        contexts=content.contexts,
-        source_row=location,
-    )
+    return replace(content, item_id=item_id, prompt=prompt, source_row=location, fields={})
 
 
 # --- what the record states ---------------------------------------------------------------------
@@ -371,7 +358,7 @@ def _chance_score(spec: TaskSpec, test: Sequence[Item]) -> float | None:
 
 def items_sha256(*splits: Sequence[Item]) -> str:
     """Hash of items as they are scored; few-shot examples, which many items share, enter once."""
-    special = ("contexts", "fewshot", "source_row")
+    special = ("contexts", "fewshot", "source_row", "continuation", "template", "fields")
     names = [field.name for field in fields(Item) if field.name not in special]
     rows: list[Any] = []
     examples: dict[Any, int] = {}

@@ -6,7 +6,7 @@ from regex import Pattern
 
 from rankscope.data.items import Item
 from rankscope.data.numbers import ANSWER_MARK, extract_number, gold_number
-from rankscope.data.rows import BadRow, RowContent
+from rankscope.data.rows import BadRow
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers.generation import EqualAnswerScorer
 
@@ -18,7 +18,7 @@ class NumberScorer(EqualAnswerScorer):
     summary = "greedy generation; its final number equals the gold's"
     metrics = {"exact_match": "", "answered": "", "stopped": ""}
 
-    def adapt_row(self, content: RowContent) -> RowContent:
+    def adapt_row(self, content: Item) -> Item:
         content = super().adapt_row(content)
         written = content.completion if ANSWER_MARK in content.completion else content.reference
         gold = gold_number(written)

@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from rankscope.data.items import LETTERS
-from rankscope.data.rows import RowContent
+from rankscope.data.items import LETTERS, Item
 from rankscope.evaluate.scorers.choice import ChoiceScorer
 
 
@@ -15,7 +14,7 @@ class OptionLetterScorer(ChoiceScorer):
     needs_listed_options = True
     scores_texts = False
 
-    def adapt_row(self, content: RowContent) -> RowContent:
+    def adapt_row(self, content: Item) -> Item:
         content = super().adapt_row(content)
         assert content.answer is not None
         return replace(content, completion=LETTERS[content.answer])

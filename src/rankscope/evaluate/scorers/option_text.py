@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
-from rankscope.data.rows import RowContent
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers.choice import ChoiceScorer
 
@@ -34,7 +33,7 @@ class OptionTextScorer(ChoiceScorer):
     metric_choices = tuple(metrics)
     scores_texts = True
 
-    def adapt_row(self, content: RowContent) -> RowContent:
+    def adapt_row(self, content: Item) -> Item:
         adapted = super().adapt_row(content)
         if not content.contexts:
             return adapted

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
-from rankscope.data.rows import BadRow, RowContent
+from rankscope.data.rows import BadRow
 from rankscope.errors import UserError
 from rankscope.evaluate.metrics import ModelScores
 
@@ -103,7 +103,7 @@ class Scorer(ABC, Generic[Encoded]):
         if spec.num_fewshot and self.unit == "log_probability":
             raise UserError(f"{where}: 'num_fewshot' applies to questions with answers; remove it")
 
-    def adapt_row(self, content: RowContent) -> RowContent:
+    def adapt_row(self, content: Item) -> Item:
         """A row with the completion and gold answer that this scorer compares. Raises BadRow: the
         row cannot be scored."""
         if self.needs_choices and content.answer is None:
