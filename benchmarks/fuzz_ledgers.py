@@ -95,8 +95,8 @@ def read_ledger(content: bytes, _: Path) -> None:
 
 
 def apply_changes(changes: list[list[Any]], path: Path) -> None:
-    """Update cells, then the hash of their rows and the total of every table."""
-    from rankscope.store.row_hashes import HASHED_COLUMNS, MODULUS, row_sha256
+    """Update cells, then the hash of their rows."""
+    from rankscope.store.row_hashes import HASHED_COLUMNS, row_sha256
 
     db = sqlite3.connect(path, isolation_level=None)
     db.create_function("row_hash", -1, row_sha256)
@@ -114,7 +114,4 @@ def apply_changes(changes: list[list[Any]], path: Path) -> None:
             db.execute(
                 f"UPDATE {table} SET sha256 = row_hash({columns}) WHERE sha256 = ?", (sha256,)
             )
-        digests = [int(digest, 16) for (digest,) in db.execute(f"SELECT sha256 FROM {table}")]
-        total = f"{sum(digests) % MODULUS:064x}"
-        db.execute("UPDATE totals SET sha256 = ? WHERE name = ?", (total, table))
     db.close()

@@ -1,5 +1,6 @@
 """The races: each runs in a tiny form, and what makes their figures mean something holds."""
 
+import ast
 import json
 import math
 import sys
@@ -37,6 +38,7 @@ from single_runs import (
 )
 from useful_work import useful_flops
 
+REPOSITORY = Path(__file__).parents[1]
 RELATIVE = tolerance(str(pocket_folder()), torch.float32)
 TRIALS = ((2, 1e-3, 0), (8, 1e-3, 1))
 
@@ -89,6 +91,19 @@ def lines_of(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
         return [json.loads(line) for line in found if line.startswith('{"')]
 
     return run
+
+
+def test_what_scripts_import_from_the_package_is_there() -> None:
+    """Also inside functions that no small run reaches."""
+    missing = []
+    for folder in ("benchmarks", "scripts", "recipes"):
+        for path in sorted((REPOSITORY / folder).glob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rankscope"):
+                    names = [alias.name for alias in node.names]
+                    module = __import__(str(node.module), fromlist=names)
+                    missing += [f"{path.name}: {n}" for n in names if not hasattr(module, n)]
+    assert missing == []
 
 
 def test_train_sweep_prints_its_line(lines_of: LinesOf, data_dir: Path) -> None:
