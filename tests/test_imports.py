@@ -51,6 +51,7 @@ ROLES = {
     "analyses/*/stage.py": "run",
     "analyses/*/costs.py": "run",
     "analyses/*/figures.py": "report",
+    "analyses/*/terminal.py": "cli",
 }
 """The files of an analysis work for several rooms; each is judged as one of the room it is for."""
 
@@ -68,7 +69,7 @@ LAW: dict[str, frozenset[str]] = {
     "records": GROUND | {"config"},
     "store": GROUND | {"config", "store"},
     # An analysis names its work for each room inside functions.
-    "dispatch": GROUND | frozenset(WALK[:-1]),
+    "dispatch": GROUND | frozenset(WALK),
     "__init__": frozenset(WALK),
     "__main__": frozenset({"cli"}),
 }

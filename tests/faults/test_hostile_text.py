@@ -186,7 +186,7 @@ class Tags(HTMLParser):
             self.scripts.append(data)
 
 
-PAGES = ("out/report.html", "comparison.html", "inspection/inspection.html")
+PAGES = ("out/report.html", "comparison.html", "inspection/report.html")
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from rankscope import inspect
 from rankscope.analyses.heads.ablation import Ablation, ablate, zeroed
 from rankscope.analyses.heads.layout import HeadLayout, HeadModel
-from rankscope.analyses.spectra import SpectraConfig
+from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.config.study import (
     TrainConfig,
 )
@@ -190,10 +190,12 @@ def check_spectra(architecture: str, folder: Path) -> None:
     whole: Any = PeftModel.from_pretrained(stock(architecture), str(folder / "adapter"))
     count = sum(name.endswith("lora_B.default.weight") for name in whole.state_dict())
     merged, before = whole.merge_and_unload().state_dict(), stock(architecture).state_dict()
-    spectra = SpectraConfig(intruder_k=4)
-    (tuned,) = inspect(folder / "base", folder / "adapter", spectra, device="cpu").tuned
-    assert len(tuned.spectra.matrices) == count
-    for matrix in tuned.spectra.matrices:
+    settings = {"analyze": {"spectra": {"intruder_k": 4}}, "device": "cpu"}
+    (trial,) = inspect(folder / "base", folder / "adapter", settings).trials
+    spectra = trial.analysis(SpectraRecord)
+    assert spectra is not None
+    assert len(spectra.matrices) == count
+    for matrix in spectra.matrices:
         delta = (merged[f"{matrix.name}.weight"] - before[f"{matrix.name}.weight"]).double()
         assert matrix.frobenius == pytest.approx(float(delta.norm()), rel=1e-4)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from browser import Opened, opened
-from inspections import HOSTILE, ablation, inspect_heads, inspection
+from inspections import HOSTILE, ablation, inspect_heads, inspection, page_of
 from playwright.sync_api import Browser, Page
 from pocket_study import changed, small_study
 from report_studies import cells, compared_studies, hostile_study, study_and_advice
@@ -17,7 +17,6 @@ from synthetic_study import Truth
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.charts.figure import Figure
 from rankscope.report.comparison_page import render_comparison
-from rankscope.report.inspection_page import render_inspection
 from rankscope.report.study_page import render_study, study_sections
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import SURFACE
@@ -250,7 +249,7 @@ def test_the_pages_of_a_comparison_and_an_inspection_are_whole(
     inspected = inspect_heads(inspection(HOSTILE), ablation(HOSTILE, 2.0), ablation("other", 0.5))
     pages = (
         render_comparison(comparison, inspected.provenance),
-        render_inspection(inspected),
+        page_of(inspected),
     )
     for page in pages:
         path = written(page, tmp_path)

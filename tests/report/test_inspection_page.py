@@ -5,15 +5,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from inspections import HEADS, HOSTILE, LAYERS, ablation, inspect_heads, inspection
+from inspections import HEADS, HOSTILE, LAYERS, ablation, inspect_heads, inspection, page_of
 
-from rankscope.report.inspection_page import render_inspection
 from rankscope.tools.inspect import write_tables
 
 
 def test_a_page_with_heads_is_inert() -> None:
     found = inspect_heads(inspection(HOSTILE), ablation(HOSTILE, 2.0))
-    page = render_inspection(found)
+    page = page_of(found)
     assert "<img src=x" not in page
     assert "\u202e" not in page
     assert "What removing each head costs" in page
@@ -50,7 +49,7 @@ def test_tables_have_a_row_for_every_head(tmp_path: Path) -> None:
 
 
 def test_the_page_says_what_was_found() -> None:
-    page = render_inspection(inspection("r4"))
+    page = page_of(inspection("r4"))
     assert "connect-src" not in page  # default-src 'none' covers it
     assert "default-src 'none'" in page
     for text in (
@@ -59,13 +58,10 @@ def test_the_page_says_what_was_found() -> None:
         "largest 1.2 in layers.1.q_proj",
     ):
         assert text in re.sub(r"\s+", " ", page.replace("&amp;", "&"))
-    assert "Size of the update against rank" not in render_inspection(
-        inspection("r4", growth=False)
-    )
 
 
 def test_hostile_names_stay_text() -> None:
-    page = render_inspection(inspection(HOSTILE))
+    page = page_of(inspection(HOSTILE))
     assert "<img src=x" not in page
     assert "\u202e" not in page
-    assert page.count("</script>") == render_inspection(inspection("r4")).count("</script>")
+    assert page.count("</script>") == page_of(inspection("r4")).count("</script>")

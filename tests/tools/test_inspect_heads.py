@@ -8,12 +8,12 @@ import pytest
 import torch
 from command_line import rankscope
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft_adapters import tiny_gpt2
 from transformers import AutoModelForCausalLM
 
+from rankscope.analyses.heads.record import HeadsRecord
+from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.models.model_folder import pocket_folder
 from rankscope.tools.inspect import inspect
-from rankscope.tools.inspect_heads import HeadSettings, inspect_heads
 
 NUM_LAYERS, NUM_HEADS, SIZE = 4, 8, 16
 
@@ -32,6 +32,16 @@ def pocket_adapter(folder: Path, **settings: object) -> Path:
     return folder
 
 
+def heads_settings(items: int, ablate: list[str], dtype: str = "float32") -> dict[str, object]:
+    heads = {"enabled": True, "task": "pocket_med", "items": items, "ablate": ablate}
+    return {
+        "analyze": {"heads": heads},
+        "evaluate": {"cross_domain": ["pocket_med"], "max_items": items},
+        "dtype": dtype,
+        "device": "cpu",
+    }
+
+
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"init_lora_weights": "pissa"}])
 def test_heads_of_an_adapter_equal_those_of_its_merged_checkpoint(
     settings: dict[str, object], tmp_path: Path
@@ -40,11 +50,8 @@ def test_heads_of_an_adapter_equal_those_of_its_merged_checkpoint(
     model = AutoModelForCausalLM.from_pretrained(pocket_folder(), dtype=torch.float32)
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
-    settings_of_heads = HeadSettings("pocket_med", ("pocket_med",), items=6, dtype="float32")
-    found = inspect_heads(
-        inspect("pocket", [adapter, tmp_path / "merged"]), settings_of_heads, "cpu"
-    )
-    one, other = (model.heads for model in found.tuned)
+    found = inspect("pocket", [adapter, tmp_path / "merged"], heads_settings(6, ["pocket_med"]))
+    one, other = (trial.analysis(HeadsRecord) for trial in found.trials)
     assert one is not None
     assert other is not None
     moved = {(c.layer, c.module): c.frobenius for c in other.changes}
@@ -72,11 +79,11 @@ def test_the_screen_names_the_heads_that_moved_most(tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.told
     assert "4 items of pocket_med, float32" in outcome.told
     assert "costliest head" in outcome.told
-    assert "they need --ablate" not in outcome.told
+    assert "head roles" not in outcome.told
     assert "32 heads and 4 layers are removed one by one" in outcome.told
     assert "4 items of pocket_med and 4 items of pocket_cloze scored each time" in outcome.told
     assert "Loading weights" not in outcome.told
-    page = (out / "inspection.html").read_text("utf-8")
+    page = (out / "report.html").read_text("utf-8")
     assert "The models ran in float32." in page
     for figure in ("heads", "heads-ablated"):
         assert f'<figure id="{figure}">' in page
@@ -103,31 +110,27 @@ def test_what_the_tables_leave_out_is_said(tmp_path: Path) -> None:
     asked = ("--heads", "pocket_med", "--ablate", "pocket_gsm", "--items", "2")
     outcome = rankscope("inspect", "pocket", adapter, *asked)
     assert outcome.code == 0, outcome.told
-    assert "they need --ablate pocket_med too" in outcome.told
+    assert "head roles (skill gained, skill lost) are left out" in outcome.told
     assert "logprob_per_token" in outcome.told
 
 
 def test_what_cannot_be_done_is_said_before_anything_is_computed(tmp_path: Path) -> None:
-    """Not even the adapter, whose folder is empty, has been read."""
     nowhere = tmp_path / "empty"
     nowhere.mkdir()
-    outcome = rankscope("inspect", "pocket", nowhere, "--heads", "pocket_medd")
+    adapter = pocket_adapter(tmp_path / "adapter")
+    outcome = rankscope("inspect", "pocket", adapter, "--heads", "pocket_medd")
     assert outcome.code == 2
     assert "did you mean 'pocket_med'?" in outcome.told
-    tiny_gpt2().save_pretrained(tmp_path / "gpt2")
-    outcome = rankscope("inspect", tmp_path / "gpt2", nowhere, "--heads", "pocket_med")
+    outcome = rankscope(*("inspect", "pocket", adapter, "--heads", "pocket_med"), "--dtype", "half")
     assert outcome.code == 2
-    assert "'transformer.h.0.attn.c_attn' is one matrix" in outcome.told
-    outcome = rankscope(*("inspect", "pocket", nowhere, "--heads", "pocket_med"), "--dtype", "half")
-    assert outcome.code == 2
-    assert "dtype 'half': expected" in outcome.told
+    assert "dtype: found 'half', expected" in outcome.told
     (tmp_path / "file").write_text("")
     outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "file")
     assert outcome.code == 2
     assert "found a file, expected a folder" in outcome.told
     outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "file" / "looked")
     assert outcome.code == 2
-    assert "the folder cannot be made" in outcome.told
+    assert "a folder that cannot be made" in outcome.told
     outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "looked" / "a" / "b")
     assert outcome.code == 2
     assert not (tmp_path / "looked").exists()
@@ -135,9 +138,9 @@ def test_what_cannot_be_done_is_said_before_anything_is_computed(tmp_path: Path)
     rows = [{"question": "the " * 3000 + str(i), "answer": f"#### {i}"} for i in range(20)]
     (tmp_path / "gsm8k" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
     asked = ("--heads", "gsm8k", "--data-dir", tmp_path)
-    outcome = rankscope("inspect", "pocket", nowhere, *asked)
+    outcome = rankscope("inspect", "pocket", adapter, *asked)
     assert outcome.code == 2
-    assert "16 of 16 items do not fit the model's context of 128 tokens" in outcome.told
+    assert "20 of 20 items do not fit the model's context of 128 tokens" in outcome.told
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}])
@@ -145,13 +148,18 @@ def test_changes_are_of_stored_weights_whatever_the_model_runs_in(
     settings: dict[str, object], tmp_path: Path
 ) -> None:
     """In bfloat16 |W0_h| would be off by up to a part in 512, and so would DoRA's change."""
-    found = inspect("pocket", [pocket_adapter(tmp_path / "adapter", **settings)])
-    one, other = (
-        inspect_heads(found, HeadSettings("pocket_med", items=2, dtype=dtype), "cpu").tuned[0].heads
+    adapter = pocket_adapter(tmp_path / "adapter", **settings)
+    found = [
+        inspect("pocket", adapter, heads_settings(2, [], dtype)).trials[0]
         for dtype in ("float32", "bfloat16")
-    )
+    ]
+    one, other = (trial.analysis(HeadsRecord) for trial in found)
     assert one is not None
     assert other is not None
     assert (one.dtype, other.dtype) == ("float32", "bfloat16")
     assert one.tuned != other.tuned
     assert one.changes == other.changes
+    first, second = (trial.analysis(SpectraRecord) for trial in found)
+    assert first is not None
+    assert second is not None
+    assert first.matrices == second.matrices

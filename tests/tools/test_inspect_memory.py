@@ -24,7 +24,7 @@ status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text
 limit = int(status["VmData"].split()[0]) * 1024 + room
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 found = inspect(base, tuned)
-print(len(found.tuned[0].spectra.matrices))
+print(len(found.trials[0].analyses[0].matrices))
 try:
     files = [load_file(file) for file in Path(tuned).glob("*.safetensors")]
     held = [tensor.clone() for file in files for tensor in file.values()]

@@ -1,18 +1,16 @@
 """What an analysis is: its settings, records, work, costs and what its results depend on."""
 
-import sys
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from rankscope.config.section import ConfigSection
 
 if TYPE_CHECKING:  # an analysis is known before records or torch are loaded
     import pandas as pd
+    from rich.console import RenderableType
 
     from rankscope.config.study import StudyConfig
-    from rankscope.records import AnalysisRecord, EvalKey, TrialSpec
+    from rankscope.records import AnalysisRecord, EvalKey, StudyRecords, TrialSpec
     from rankscope.run.context import RunContext
     from rankscope.run.costs import CostModel
     from rankscope.run.prepared import PreparedStudy
@@ -37,6 +35,7 @@ class Analysis(Generic[Settings]):
     """Section of the study file with the settings; those of another section are keys of its own."""
     loses: ClassVar[str] = ""  # What a study without it does not say
     absence: ClassVar[str] = ""  # Sentence for the page if no trial of the study was analyzed
+    runs_models: ClassVar[bool] = False  # Whether reading stored weights is not enough
 
     def settings(self, config: "StudyConfig") -> Settings:
         section: Any = getattr(config, self.section)
@@ -96,8 +95,10 @@ class Analysis(Generic[Settings]):
         with its columns."""
         return {}
 
-    def register_figures(self) -> None:
-        """Import ``figures.py`` beside the subclass, if there is one; it registers its figures."""
-        package = type(self).__module__
-        if hasattr(sys.modules[package], "__path__") and find_spec(f"{package}.figures"):
-            import_module(f"{package}.figures")
+    def terminal(self, study: "StudyRecords") -> "tuple[list[RenderableType], list[str]]":
+        """Tables and notes on given models for the terminal."""
+        return [], []
+
+    def summary(self, study: "StudyRecords") -> dict[str, object]:
+        """What is known of all given models together, by key of ``inspect --json``."""
+        return {}

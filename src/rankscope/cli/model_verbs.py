@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from rankscope.analyses.spectra import SpectraConfig
 from rankscope.cli.application import TrustTaskCode, verb
 from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
 from rankscope.errors import OK, UNFINISHED, UserError
@@ -159,25 +158,22 @@ def inspect_command(
     for folder in tuned:
         check_tuned_folder(folder)
     from rankscope.cli.render.inspection import inspection_tables
-    from rankscope.tools import inspect, inspect_heads
+    from rankscope.tools.inspect import inspect, inspection_json
 
-    # Unchecked here: inspect's own messages name the options.
-    settings = SpectraConfig.model_construct(
-        top_k=top_k, intruder_k=intruder_k, intruder_epsilon=epsilon
-    )
+    spectra = {"top_k": top_k, "intruder_k": intruder_k, "intruder_epsilon": epsilon}
+    settings: dict[str, object] = {"analyze": {"spectra": spectra}}
+    if heads is not None:
+        names = list(dict.fromkeys([heads, *(ablate or ())]))
+        removed = list(dict.fromkeys(ablate or ()))
+        measured = {"enabled": True, "task": heads, "items": items, "ablate": removed}
+        settings["analyze"] = {"spectra": spectra, "heads": measured}
+        settings |= {"evaluate": {"cross_domain": names, "max_items": items}, "dtype": dtype}
+        settings["data_dir"] = None if data_dir is None else str(data_dir)
     with output_folder(out), ConsoleReporter(err_console) as reporter:
-        if heads is not None:
-            head_settings = inspect_heads.HeadSettings(
-                heads, tuple(ablate or ()), items, data_dir, dtype
-            )
-            inspect_heads.check_heads(base, head_settings)
-        result = inspect.inspect(base, tuned, settings, any_base=force, reporter=reporter)
-        if heads is not None:
-            result = inspect_heads.inspect_heads(result, head_settings, reporter=reporter)
+        study = inspect(base, tuned, settings, out, any_base=force, reporter=reporter)
     if out is not None:
-        inspect.write_inspection_folder(result, out)
-        print_message(f"written to {out}; the page is {out / 'inspection.html'}")
-    return Reply(result, lambda: print_result(inspection_tables(result)))
+        print_message(f"written to {out}; the page is {out / 'report.html'}")
+    return Reply(inspection_json(study), lambda: print_result(inspection_tables(study)))
 
 
 @verb("shrink", "Reading {adapter} ...")
@@ -208,6 +204,7 @@ def shrink_command(
 
     Example: rankscope shrink ./adapter-r64 --rank 16 --out adapter-r16
     """
+    from rankscope.analyses.spectra import SpectraConfig
     from rankscope.filesystem import check_taken, output_folder
     from rankscope.models.model_folder import check_tuned_folder, shapes_folder
 
@@ -228,7 +225,7 @@ def shrink_command(
         check_tuned_folder(adapter)
         if base is not None:
             shapes_folder(base)
-        from rankscope.cli.render.inspection import changes_tables
+        from rankscope.cli.render.changes import changes_tables
         from rankscope.tools import shrink
 
         source = shrink.SourceAdapter.open(adapter, base, any_base=force)

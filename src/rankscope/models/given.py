@@ -51,7 +51,7 @@ def given_trials(
             other_base, sha256 = None, weights_sha256(folder)
         else:
             fields = _adapter_fields(folder, base, shapes)
-            other_base = _other_base(folder, base, base_sha256, force=model.force)
+            other_base = recorded_other_base(folder, base, base_sha256, force=model.force)
             sha256 = adapter_sha256(folder)
         trial = TrialSpec.model_validate(
             {
@@ -156,7 +156,9 @@ def peft_type(folder: Path) -> str:
     return str(config["peft_type"])
 
 
-def _other_base(folder: Path, base: Path, base_sha256: str | None, *, force: bool) -> str | None:
+def recorded_other_base(
+    folder: Path, base: Path, base_sha256: str | None, *, force: bool
+) -> str | None:
     """The recorded hash of an adapter's base if it is another one. Raises UserError: it is, and
     ``force`` is not set."""
     recorded = recorded_base(folder)
@@ -178,7 +180,7 @@ def _other_base(folder: Path, base: Path, base_sha256: str | None, *, force: boo
         if force:
             return recorded or "unknown"
         raise UserError(
-            f"{error}, or --force to score it on this one and record that in the result"
+            f"{error}, or --force to use it with this one and record that in the result"
         ) from error
     return None
 

@@ -9,10 +9,10 @@ import yaml
 from rankscope.config.loader import study_values
 from rankscope.formatting import NATS, Unit, count, join_names, number, safe_text
 from rankscope.records import BASE, EvalKey, ItemResult
-from rankscope.report.analyzed_models import arms_analyzed
+from rankscope.report.analyzed_models import arms_analyzed, given_analyzed
 from rankscope.report.answer import NEXT_STEPS_TITLE, answer_cards, missing
 from rankscope.report.charts.figure import Figure
-from rankscope.report.figures import FOLDED, SECTIONS, draw_section
+from rankscope.report.figures import all_sections, draw_section
 from rankscope.report.page import PageSection, embedded, render_page
 from rankscope.report.page_limit import MAX_FAILED, limited, not_shown
 from rankscope.report.study_view import StudyView
@@ -31,6 +31,8 @@ from rankscope.report.use_it import steps_for_task
 def render_study(whole: StudyView, folder: str = "DIR", view: StudyView | None = None) -> str:
     """The page; ``folder`` is the study's, as commands on the page name it, and ``view`` what
     ``limited`` leaves of the whole, if that is known."""
+    if not whole.study.config.arms:
+        return _given_page(whole)
     view, failed = view or limited(whole), failed_trials_table(whole)
     sections, tasks = study_sections(view), view.training_tasks
     items = {task: compared_items(view, task, MAX_EMBEDDED // len(tasks)) for task in tasks}
@@ -63,10 +65,25 @@ def render_study(whole: StudyView, folder: str = "DIR", view: StudyView | None =
     )
 
 
+def _given_page(view: StudyView) -> str:
+    """The page of a study that trained nothing."""
+    sections = [section for section in study_sections(view) if section.figures]
+    given = [trial for trial in view.study.trials if trial.spec.given is not None]
+    return render_page(
+        "given.html.j2",
+        [figure for section in sections for figure in section.figures],
+        [trial.spec.rank for trial in given if trial.spec.rank is not None],
+        view.study.provenance,
+        study=view.study,
+        given=given,
+        sections=sections,
+    )
+
+
 def study_sections(view: StudyView) -> list[PageSection]:
     tasks = view.training_tasks
     units = dict.fromkeys(view.unit(task.name) for task in view.study.tasks)
-    models = [arms_analyzed(view, task) for task in tasks]
+    models = [*(arms_analyzed(view, task) for task in tasks), given_analyzed(view.study)]
 
     def of_section(key: str) -> Iterator[Figure]:
         for unit in units:
@@ -77,8 +94,8 @@ def study_sections(view: StudyView) -> list[PageSection]:
             yield from draw_section(key, "models", analyzed)
 
     return [
-        PageSection(key, *SECTIONS[key], tuple(of_section(key)), folded=key in FOLDED)
-        for key in SECTIONS
+        PageSection(key, s.title, s.lead, tuple(of_section(key)), s.folded and bool(tasks))
+        for key, s in all_sections().items()
     ]
 
 

@@ -81,16 +81,22 @@ def store_given(context: RunContext) -> None:
     study, statuses = context.study, context.ledger.statuses()
     for trial in study.trials:
         if trial.given is not None and statuses[trial.trial_id] == "planned":
-            record = {
-                "trial_id": trial.trial_id,
-                "group_id": group_id((trial,)),
-                "group_size": 1,
-                "trainable_parameters": num_trained_parameters(trial, study.base.shapes),
-                "losses": (),
-                "weights_sha256": trial.given.sha256,
-            }
-            record |= dict.fromkeys(NOT_TRAINED, 0)
-            context.ledger.commit([TrainRecord.model_validate(record)])
+            num_parameters = num_trained_parameters(trial, study.base.shapes)
+            context.ledger.commit([given_record(trial, num_parameters)])
+
+
+def given_record(trial: TrialSpec, num_parameters: int) -> TrainRecord:
+    """The training record of a given model of so many trained numbers."""
+    assert trial.given is not None
+    record = {
+        "trial_id": trial.trial_id,
+        "group_id": group_id((trial,)),
+        "group_size": 1,
+        "trainable_parameters": num_parameters,
+        "losses": (),
+        "weights_sha256": trial.given.sha256,
+    }
+    return TrainRecord.model_validate(record | dict.fromkeys(NOT_TRAINED, 0))
 
 
 NOT_TRAINED = (

@@ -1,164 +1,232 @@
-"""``inspect``: compare adapters and fine-tuned checkpoints with their base, without training."""
+"""``inspect``: a study of given models whose analyses read stored weights, or run the models.
+
+Spectra need no model in memory: adapters and checkpoints are read one matrix at a time, of any
+architecture with linear layers, quantized ones too. Other analyses run the models, as a study does.
+"""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import torch
+from pydantic import ValidationError
 
-from rankscope.analyses.inspection import Inspection, TunedModel
-from rankscope.analyses.spectra import SpectraConfig
-from rankscope.analyses.spectra.record import MatrixSpectrum, NormGrowth, SpectraRecord
-from rankscope.analyses.spectra.spectra import check_spectra_settings, spectra_record
-from rankscope.analyses.spectra.stored_models import (
-    StoredTunedModel,
-    matrices_to_compare,
-    short_names,
-)
-from rankscope.analyses.tables import analysis_tables
+from rankscope.analyses import all_analyses, enabled_analyses
+from rankscope.analyses.spectra import SPECTRA
+from rankscope.analyses.spectra.stored_models import StoredTunedModel, stored_spectra
+from rankscope.analyses.tables import TableRow, analysis_tables
+from rankscope.config.loader import dump_study, study_values
+from rankscope.config.study import StudyConfig
 from rankscope.device import choose_device, keep_freed_memory, provenance
 from rankscope.errors import UserError
 from rankscope.filesystem import replace_text, user_path
+from rankscope.hashing import sha256_json, weights_sha256
+from rankscope.models.adapters.folder import adapter_sha256
 from rankscope.models.checkpoint_reader import CheckpointReader
+from rankscope.models.given import NOT_TRAINED_HERE, given_names, recorded_other_base
 from rankscope.models.methods import get_lora_method
 from rankscope.models.model_folder import shapes_folder
-from rankscope.models.svd_cache import (
-    SvdCache,
-    cache_bytes,
-    decomposition_device,
-    svd_cache_folder,
-)
 from rankscope.progress import NullReporter, ProgressReporter
-from rankscope.records import (
-    AnalysisRecord,
-)
-from rankscope.report.inspection_page import render_inspection
+from rankscope.records import AnalysisRecord, GivenModel, ModelRecord, StudyRecords, TrialSpec
+from rankscope.run.begin import given_record
+from rankscope.run.outputs import write_outputs
+from rankscope.run.study import Study
+from rankscope.store import Ledger
 
 
 def inspect(
     base: str | Path,
     tuned: str | Path | Sequence[str | Path],
-    settings: SpectraConfig | None = None,
+    settings: Mapping[str, object] | None = None,
+    out: str | Path | None = None,
     *,
-    device: str = "auto",
     any_base: bool = False,
     reporter: ProgressReporter | None = None,
-) -> Inspection:
-    """Compare adapters and checkpoints with their base, one matrix in memory at a time.
+) -> StudyRecords:
+    """Compare adapters and checkpoints with their base, without training.
 
     Args:
         base: a model folder, ``pocket``, a fetched model's name, or a hub id.
         tuned: folders of PEFT adapters or full checkpoints; they share the base's decompositions.
-        device: where decompositions run, as a study's ``device``.
+        settings: keys of a study file, such as ``analyze`` and ``device``.
+        out: a folder for the study, its page and its tables; what it has of these models is
+            replaced.
         any_base: accept adapters that record another base.
 
     Raises UserError for what cannot be used, IntegrityError for damaged weights.
     """
-    started = time.perf_counter()
-    keep_freed_memory()
-    settings, reporter = settings or SpectraConfig(), reporter or NullReporter()
-    folders = [user_path(one) for one in ([tuned] if isinstance(tuned, str | Path) else tuned)]
+    reporter = reporter or NullReporter()
+    folders = [tuned] if isinstance(tuned, str | Path) else tuned
     if not folders:
-        raise UserError("inspect: no tuned model given; expected one folder or more")
-    stored_base = CheckpointReader.open(shapes_folder(str(base)))
-    pairs = zip(folders, short_names(folders), strict=True)
-    models = [StoredTunedModel.open(folder, name) for folder, name in pairs]
-    forced = {m.name for m in models if m.is_of_other_base(stored_base, any_base=any_base)}
-    spectra = _inspect_spectra(stored_base, models, settings, choose_device(device), reporter)
-    tuned_models = tuple(
-        TunedModel(
-            name=model.name,
-            path=str(model.folder),
-            kind=model.kind,
-            rank=None if model.adapter is None else model.adapter.rank,
-            scaling=None if model.adapter is None else model.adapter.scaling,
-            spectra=spectra[model.name],
-            other_base_forced=model.name in forced,
+        raise UserError("inspect", "no tuned model", "one folder or more", "give one")
+    config = _inspection(str(base), [str(folder) for folder in folders], settings or {}, any_base)
+    with _folder(out) as folder:
+        if any(analysis.runs_models for analysis in enabled_analyses(config)):
+            study = Study(config).run(folder, reporter)
+        else:
+            study = _inspect_stored(str(base), config, folder, reporter)
+        if out is not None:
+            write_outputs(folder)
+            write_tables(study, folder)
+    return study
+
+
+def _inspection(
+    base: str, folders: Sequence[str], settings: Mapping[str, object], any_base: bool
+) -> StudyConfig:
+    is_local = user_path(base).exists()
+    try:
+        return StudyConfig.model_validate(
+            {
+                "name": "inspect",
+                "model": {"path": str(user_path(base).resolve())} if is_local else base,
+                "given": [{"path": folder, "force": any_base} for folder in folders],
+                **settings,
+            }
         )
-        for model in models
-    )
-    has_one_rank = [model.has_one_rank for model in models]
-    return Inspection(
-        base=str(base),
-        base_path=str(stored_base.folder),
-        architecture=stored_base.architecture,
-        quantized=stored_base.quantized,
-        tuned=tuned_models,
-        growth=_norm_growth([t for t, one in zip(tuned_models, has_one_rank, strict=True) if one]),
-        cache_bytes=cache_bytes(svd_cache_folder()),
-        provenance=provenance(),
-        seconds=time.perf_counter() - started,
-    )
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        place = ".".join(map(str, fault["loc"])) or "inspect"
+        cause = fault.get("ctx", {}).get("error")
+        if isinstance(cause, UserError):
+            raise UserError(place, cause.found, cause.expected, cause.do) from error
+        expected = fault["msg"].removeprefix("Input should be ")
+        raise UserError(place, repr(fault["input"]), expected, "correct it") from error
 
 
-def _inspect_spectra(
-    base: CheckpointReader,
-    models: Sequence[StoredTunedModel],
-    settings: SpectraConfig,
-    device: torch.device,
-    reporter: ProgressReporter,
-) -> dict[str, SpectraRecord]:
-    """Spectra of every tuned model by name, computed matrix by matrix for all models together."""
-    compared = matrices_to_compare(base, models)
-    shapes = {name: base.layer(name).shape for name in compared}
-    check_spectra_settings(settings, shapes, is_command=True)
-    svds = SvdCache(max_bytes=2**62, folder=svd_cache_folder())
-    matrices: dict[str, list[MatrixSpectrum]] = {model.name: [] for model in models}
-    seconds = dict.fromkeys(matrices, 0.0)
-    reporter.stage("spectra", len(compared))
-    for done, (name, models_here) in enumerate(compared.items()):
-        reporter.advance(done, name)
-        weight = base.weight(name, decomposition_device(device))
-        svds.clear()  # memory holds one decomposition at a time
-        svds.of(name, weight)
-        for model in models_here:
-            started = time.perf_counter()
-            matrices[model.name].append(model.spectrum(name, weight, settings, svds))
-            seconds[model.name] += time.perf_counter() - started
-    reporter.finish()
-    return {
-        name: spectra_record(name, settings, spectra, seconds[name])
-        for name, spectra in matrices.items()
-    }
+@contextmanager
+def _folder(out: str | Path | None) -> Iterator[Path]:
+    """The folder of the study, which is removed again if nobody asked for one."""
+    if out is None:
+        with TemporaryDirectory(prefix="rankscope-inspect-") as folder:
+            yield Path(folder)
+        return
+    yield user_path(out)
 
 
-def _norm_growth(models: Sequence[TunedModel]) -> NormGrowth | None:
-    """Fit |dW|_F over ranks, on the largest set of adapters of one rank each that are of one kind,
-    on the same matrices, with the same scaling or alpha."""
-    groups: dict[tuple[object, ...], list[TunedModel]] = {}
-    for model in models:
-        if model.rank is None or model.scaling is None:
-            continue
-        names = tuple(matrix.name for matrix in model.spectra.matrices)
-        alpha = model.scaling * get_lora_method(model.kind).rank_scale(model.rank)
-        for rule, value in (("scaling", model.scaling), ("alpha", alpha)):
-            key = (model.kind, names, rule, float(f"{value:.6g}"))  # ignore rounding
-            groups.setdefault(key, []).append(model)
-    if not groups:
-        return None
-    largest = max(groups.values(), key=lambda group: len({model.rank for model in group}))
-    ranks = [model.rank for model in largest if model.rank is not None]
-    return NormGrowth.fit(ranks, [model.spectra.frobenius for model in largest])
+def _inspect_stored(
+    base: str, config: StudyConfig, out: Path, reporter: ProgressReporter
+) -> StudyRecords:
+    """Spectra of the given models, one matrix in memory at a time, into the study in ``out``."""
+    keep_freed_memory()
+    begun = time.monotonic()
+    stored_base = CheckpointReader.open(shapes_folder(base))
+    given = config.given or []
+    folders = [Path(model.path).expanduser() for model in given]
+    names = given_names(given)
+    models = [StoredTunedModel.open(f, name) for f, name in zip(folders, names, strict=True)]
+    sha256 = weights_sha256(stored_base.folder)
+    trials = [
+        _given_trial(model, stored_base, sha256, any_base=of.force)
+        for model, of in zip(models, given, strict=True)
+    ]
+    settings, device = SPECTRA.settings(config), choose_device(config.device)
+    spectra = stored_spectra(stored_base, models, settings, device, reporter)
+    with Ledger.open(out, write=True) as ledger:
+        others = [trial for trial in ledger.trials() if trial.given is None]
+        if others:
+            found = f"a study that trains {others[0].label}"
+            raise UserError(f"--out {out}", found, "a new folder, or one of inspect's", "name one")
+        record = _model_record(base, stored_base, sha256)
+        ledger.put_study(config.name, study_values(config), record, [], provenance())
+        replace_text(out / "study.resolved.yaml", dump_study(config))
+        is_quantized = stored_base.quantized is not None
+        note = f"the base is quantized by {stored_base.quantized}: its numbers are compared"
+        ledger.put_notes([note] if is_quantized else [])
+        ledger.put_trials(trials)
+        ids = [trial.trial_id for trial in trials]
+        ledger.repeat_trials(ids)
+        parameters = [model.num_parameters(stored_base) for model in models]
+        ledger.commit([given_record(t, n) for t, n in zip(trials, parameters, strict=True)])
+        ledger.commit(
+            [
+                spectra[model.name].model_copy(update={"trial_id": trial_id})
+                for model, trial_id in zip(models, ids, strict=True)
+            ]
+        )
+        ledger.finish_trials(ids)
+        ledger.add_seconds(time.monotonic() - begun)
+        return ledger.load()
 
 
-def write_inspection_folder(inspection: Inspection, out: Path) -> None:
-    """Write the record, the page and the tables into ``out``."""
-    out.mkdir(parents=True, exist_ok=True)
-    replace_text(out / "inspection.json", inspection.model_dump_json(indent=2) + "\n")
-    write_tables(inspection, out)
-    replace_text(out / "inspection.html", render_inspection(inspection))
-
-
-def write_tables(inspection: Inspection, folder: Path) -> None:
-    """Write a Parquet file per table of each analysis that found something."""
-    found: list[tuple[dict[str, object], AnalysisRecord]] = []
-    for m in inspection.tuned:
-        identity: dict[str, object] = {
-            "model": m.name,
-            "kind": m.kind,
-            "rank": m.rank,
-            "scaling": m.scaling,
+def _given_trial(
+    model: StoredTunedModel, base: CheckpointReader, base_sha256: str, *, any_base: bool
+) -> TrialSpec:
+    adapter, fields = model.adapter, dict[str, object]()
+    changed = () if adapter is None else tuple(adapter.a)
+    if adapter is None:
+        sha256, other_base = weights_sha256(model.folder), None
+    else:
+        sha256 = adapter_sha256(model.folder)
+        other_base = recorded_other_base(model.folder, base.folder, base_sha256, force=any_base)
+        fields["rank"] = adapter.rank
+        fields["alpha"] = adapter.scaling * get_lora_method(model.kind).rank_scale(adapter.rank)
+    return TrialSpec.model_validate(
+        {
+            "trial_id": sha256_json({"base": base_sha256, "given": sha256})[:16],
+            **NOT_TRAINED_HERE,
+            **fields,
+            "method": model.kind,
+            "targets": tuple(sorted({name.rpartition(".")[2] for name in changed})),
+            "given": GivenModel(
+                name=model.name, folder=str(model.folder), sha256=sha256, other_base=other_base
+            ),
         }
-        found += [(identity, record) for record in (m.spectra, m.heads) if record is not None]
-    for name, table in analysis_tables(found).items():
+    )
+
+
+def _model_record(label: str, base: CheckpointReader, sha256: str) -> ModelRecord:
+    config = base.shapes.config.get_text_config()
+    return ModelRecord(
+        label=label,
+        sha256=sha256,
+        architecture=base.architecture,
+        num_parameters=base.shapes.num_parameters(),
+        num_layers=base.num_layers,
+        hidden_size=int(config.hidden_size),
+        vocab_size=int(config.vocab_size),
+        dtype="as stored",
+        device="cpu",
+        prompt_format="plain",
+    )
+
+
+def write_tables(study: StudyRecords, folder: Path) -> None:
+    """Write a Parquet file per table of each analysis that found something."""
+    rows: list[tuple[TableRow, AnalysisRecord]] = []
+    for trial in study.trials:
+        spec, scaling = trial.spec, None if trial.spec.rank is None else trial.spec.scaling
+        identity: TableRow = {"model": spec.arm_label, "kind": spec.method, "rank": spec.rank}
+        rows += [(identity | {"scaling": scaling}, record) for record in trial.analyses]
+    for name, table in analysis_tables(rows).items():
         table.to_parquet(folder / f"{name}.parquet", index=False)
+
+
+def inspection_json(study: StudyRecords) -> dict[str, object]:
+    """What ``inspect --json`` prints."""
+    analyses = all_analyses()
+    summary: dict[str, object] = {}
+    for analysis in analyses:
+        summary |= analysis.summary(study)
+    return {
+        "base": study.model.label,
+        "architecture": study.model.architecture,
+        "tuned": [
+            {
+                "name": trial.spec.arm_label,
+                "path": trial.spec.given.folder,
+                "kind": trial.spec.method,
+                "rank": trial.spec.rank,
+                "scaling": None if trial.spec.rank is None else trial.spec.scaling,
+                "other_base_forced": trial.spec.given.other_base is not None,
+                **{a.name: trial.analysis(kind) for a in analyses if (kind := a.record_type())},
+            }
+            for trial in study.trials
+            if trial.spec.given is not None
+        ],
+        **summary,
+        "notes": study.notes,
+        "provenance": study.provenance,
+        "seconds": study.total_seconds,
+    }

@@ -13,9 +13,16 @@ from rankscope.analyses.spectra.spectra import check_factors, check_spectra_sett
 from rankscope.analyses.spectra.stored_models import StoredTunedModel
 from rankscope.errors import UserError
 from rankscope.filesystem import check_taken
-from rankscope.models.adapters.folder import base_weight_copies, check_complete, rewrite
+from rankscope.hashing import weights_sha256
+from rankscope.models.adapters.folder import (
+    base_weight_copies,
+    check_complete,
+    recorded_base,
+    rewrite,
+)
 from rankscope.models.adapters.settings import READABLE_INITS, read_adapter_config
 from rankscope.models.checkpoint_reader import CheckpointReader
+from rankscope.models.given import recorded_other_base
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate, StoredFactors
 from rankscope.models.methods import get_method
@@ -54,7 +61,8 @@ class SourceAdapter:
             )
         reader = None if base is None else CheckpointReader.open(shapes_folder(str(base)))
         if reader is not None:
-            tuned.is_of_other_base(reader, any_base=any_base)
+            sha256 = weights_sha256(reader.folder) if recorded_base(folder) else ""
+            recorded_other_base(folder, reader.folder, sha256, force=any_base)
             check_complete(folder, tuned.adapter.a, reader.layers, READABLE_INITS)
         return cls(folder, tuned, tuned.adapter, reader)
 

@@ -9,8 +9,8 @@ import pytest
 from inspections import ablation, inspect_heads, inspection
 from report_studies import ORDINARY, whole_study
 
+from rankscope.advise.recommend import recommend
 from rankscope.report.charts.figure import Figure
-from rankscope.report.inspection_page import inspection_sections
 from rankscope.report.page import figure_data
 from rankscope.report.study_page import study_sections
 from rankscope.report.study_view import StudyView
@@ -42,7 +42,11 @@ def figures(view: StudyView) -> list[Figure]:
 @pytest.fixture(scope="module")
 def inspected() -> list[Figure]:
     found = inspect_heads(inspection("r4"), ablation("trained", 3.0), ablation("other", 0.5))
-    return [figure for section in inspection_sections(found) for figure in section.figures]
+    return [
+        figure
+        for section in study_sections(StudyView(found, recommend(found)))
+        for figure in section.figures
+    ]
 
 
 def test_every_figure_has_a_plot_a_finding_and_numbers(

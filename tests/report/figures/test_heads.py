@@ -8,13 +8,12 @@ import pytest
 from inspections import HEADS, LAYERS, ablation, inspect_heads, inspection
 from report_studies import cells, ordinary_study, trial_with_heads
 
+from rankscope.analyses.heads.figures import draw_heads_compared, rank_correlation, stacked
 from rankscope.analyses.heads.record import HeadAblation, HeadsRecord
-from rankscope.analyses.inspection import Inspection
-from rankscope.report.analyzed_models import arms_analyzed, models_inspected
+from rankscope.records import StudyRecords
+from rankscope.report.analyzed_models import arms_analyzed, given_analyzed
 from rankscope.report.charts.figure import Figure
 from rankscope.report.figures import draw_section
-from rankscope.report.figures.heads_compared import draw_heads_compared
-from rankscope.report.head_values import rank_correlation, stacked
 from rankscope.report.page import figure_data
 from rankscope.report.study_view import StudyView
 
@@ -87,8 +86,8 @@ def head_figures_of(*ablations: HeadAblation) -> dict[str, Figure]:
     return heads_of(inspect_heads(inspection("r4"), *ablations))
 
 
-def heads_of(found: Inspection) -> dict[str, Figure]:
-    drawn = draw_section("heads", "models", models_inspected(found))
+def heads_of(found: StudyRecords) -> dict[str, Figure]:
+    drawn = draw_section("heads", "models", given_analyzed(found))
     return {figure.key: figure for figure in drawn}
 
 

@@ -1,16 +1,17 @@
 """Figures of the weights."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from inspections import inspection
+from inspections import given, inspection
 from report_studies import ordinary_study
 
+from rankscope.analyses.spectra import figures
 from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.formatting import number
-from rankscope.report.analyzed_models import arms_analyzed, models_inspected
-from rankscope.report.figures import modules, similarity, update_norm, weight_maps
+from rankscope.report.analyzed_models import arms_analyzed, given_analyzed
 from rankscope.report.page import figure_data
 from rankscope.report.study_view import StudyView
 
@@ -21,7 +22,7 @@ def view() -> StudyView:
 
 
 def test_the_norms_sentence_is_the_fit_in_doublings(view: StudyView) -> None:
-    figure = update_norm.draw_update_norm(arms_analyzed(view, "med"))
+    figure = figures.draw_update_norm(arms_analyzed(view, "med"))
     series = view.lines("med")[view.focus_line("med") or ""]
     norms = [
         np.mean([s.frobenius for t in view.trials(arm) if (s := t.analysis(SpectraRecord))])
@@ -32,7 +33,7 @@ def test_the_norms_sentence_is_the_fit_in_doublings(view: StudyView) -> None:
 
 
 def test_intruder_dimensions_are_summed_over_the_matrices_of_a_model(view: StudyView) -> None:
-    figure = weight_maps.draw_weight_maps(arms_analyzed(view, "med"))
+    figure = figures.draw_weight_maps(arms_analyzed(view, "med"))
     assert figure is not None
     for arm in view.focus_arms("med"):
         records = [s for t in view.trials(arm) if (s := t.analysis(SpectraRecord))]
@@ -42,7 +43,7 @@ def test_intruder_dimensions_are_summed_over_the_matrices_of_a_model(view: Study
 
 
 def test_every_similarity_has_its_chance_level(view: StudyView) -> None:
-    figure = similarity.draw_similarity(arms_analyzed(view, "med"))
+    figure = figures.draw_similarity(arms_analyzed(view, "med"))
     assert figure is not None
     assert figure.plot is not None
     record = next(s for t in view.study.trials if (s := t.analysis(SpectraRecord)))
@@ -50,15 +51,15 @@ def test_every_similarity_has_its_chance_level(view: StudyView) -> None:
     drawn = [trace.y[0] for trace in figure.plot.data if "unrelated" in (trace.text or ())]
     chances = (matrix.chance_subspace, matrix.chance_max, matrix.chance_index)
     assert drawn == pytest.approx([sum(chances[0]) / 2])
-    for title, pair in zip(similarity.DEFINITIONS, chances, strict=True):
+    for title, pair in zip(figures.DEFINITIONS, chances, strict=True):
         told = figure.data[f"unrelated vectors, {title}"].tolist()
         assert told == pytest.approx([sum(pair) / 2] * len(told))
 
 
 def test_heat_maps_have_every_matrix_in_its_place() -> None:
-    models = models_inspected(inspection("r4"))
-    relative = weight_maps.draw_weight_maps(models)
-    side = modules.draw_modules(models)
+    models = given_analyzed(inspection("r4"))
+    relative = figures.draw_weight_maps(models)
+    side = figures.draw_modules(models)
     assert relative is not None
     assert side is not None
     data = json.loads(json.dumps(figure_data(relative)))
@@ -68,17 +69,17 @@ def test_heat_maps_have_every_matrix_in_its_place() -> None:
     assert first["z"] == [[None, 0.1, 0.2], [0.05, None, None]]
     assert second["z"][0] == [None, 0.1, 1.2]
     assert first["zmax"] == second["zmax"] == 1.2
-    assert len(relative.choices) == 2 * len(weight_maps.MEASURES)
+    assert len(relative.choices) == 2 * len(figures.MAPPED)
     assert relative.choices[1].label == "size of the update, full"
     assert len(relative.data) == 6
     assert side.data["chance, subspace"][0] == pytest.approx((0.125 + 0.25) / 2)
 
 
 def test_a_map_shows_its_values_or_the_scale_of_its_colors(monkeypatch: pytest.MonkeyPatch) -> None:
-    models = models_inspected(inspection("r4"))  # layers 0 and 1, and a matrix outside of them
+    models = given_analyzed(inspection("r4"))  # layers 0 and 1, and a matrix outside of them
     for most, scale in ((3, False), (2, True)):
-        monkeypatch.setattr(weight_maps, "MAX_LAYERS_WITH_VALUES", most)
-        figure = weight_maps.draw_weight_maps(models)
+        monkeypatch.setattr(figures, "MAX_LAYERS_WITH_VALUES", most)
+        figure = figures.draw_weight_maps(models)
         assert figure is not None
         assert figure.plot is not None
         for trace in figure.plot.data:
@@ -87,16 +88,23 @@ def test_a_map_shows_its_values_or_the_scale_of_its_colors(monkeypatch: pytest.M
 
 def test_adapters_of_one_kind_form_a_line_with_the_fit_of_their_norms() -> None:
     found = inspection("r4")
-    first, full = found.tuned
-    adapters = [first.model_copy(update={"name": f"r{r}", "rank": r}) for r in (2, 4, 8)]
-    models = models_inspected(found.model_copy(update={"tuned": (*adapters, full)}))
-    figure = update_norm.draw_update_norm(models)
+    first, full = (trial.analysis(SpectraRecord) for trial in found.trials)
+    assert first is not None
+    assert full is not None
+    by_rank = {2: 1.0, 4: 2.1, 8: 3.0}
+    trials = [given("full", None, full)]
+    for rank, norm in by_rank.items():
+        (one, *_) = first.matrices
+        sized = one.model_copy(update={"frobenius": norm})
+        trials.append(given(f"r{rank}", rank, first.model_copy(update={"matrices": (sized,)})))
+    models = given_analyzed(replace(found, trials=tuple(trials)))
+    figure = figures.draw_update_norm(models)
     assert figure is not None
     assert figure.title == "Size of the update against rank"
     assert (
-        "The fit 0 + 0.97 log2 r misses these by 0.1 (root mean square), a power law r^0.5 by 0.2: "
-        "the logarithm is closer." in figure.finding
+        "The fit 0.0333 + 1 log2 r misses these by 0.0471 (root mean square), a power law r^0.792 "
+        "by 0.19: the logarithm is closer." in figure.finding
     )
     assert "Full fine-tuning moves the weights by 1.2" in figure.finding
     # One adapter has no line over rank.
-    assert update_norm.draw_update_norm(models_inspected(found)) is None
+    assert figures.draw_update_norm(given_analyzed(found)) is None

@@ -11,10 +11,11 @@ from rankscope.config.section import ConfigSection, Name, Unfit
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import RenderableType
 
     from rankscope.analyses.heads.record import HeadsRecord
     from rankscope.config.study import StudyConfig
-    from rankscope.records import TrialSpec
+    from rankscope.records import StudyRecords, TrialSpec
     from rankscope.run.context import RunContext
     from rankscope.run.costs import CostModel
     from rankscope.run.prepared import PreparedStudy
@@ -41,6 +42,7 @@ class HeadsAnalysis(Analysis[HeadsConfig]):
     place = 30
     settings_type = HeadsConfig
     loses = "which attention heads change"
+    runs_models = True
 
     def check_config(self, config: "StudyConfig") -> None:
         heads, known = self.settings(config), config.evaluation_tasks()
@@ -50,6 +52,12 @@ class HeadsAnalysis(Analysis[HeadsConfig]):
             if name not in known:
                 found = f"task {name!r} in analyze.heads, which the study does not have"
                 raise Unfit(found=found, expected=f"one of {', '.join(known)}")
+
+    def check(self, study: "PreparedStudy") -> None:
+        from rankscope.analyses.heads.layout import HeadLayout
+        from rankscope.models.parameters import model_on_meta
+
+        HeadLayout.of(model_on_meta(study.base.config))
 
     def needs_one_device(self, config: "StudyConfig", trials: Sequence["TrialSpec"]) -> str:
         return "analyze.heads.enabled"
@@ -94,6 +102,11 @@ class HeadsAnalysis(Analysis[HeadsConfig]):
         from rankscope.analyses.heads.tables import head_tables
 
         return head_tables(models)
+
+    def terminal(self, study: "StudyRecords") -> "tuple[list[RenderableType], list[str]]":
+        from rankscope.analyses.heads.terminal import heads_terminal
+
+        return heads_terminal(study)
 
 
 HEADS = HeadsAnalysis()

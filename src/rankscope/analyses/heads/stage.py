@@ -9,7 +9,9 @@ from rankscope.analyses.heads.tasks import HeadTask, head_task, related_tasks
 from rankscope.analyses.heads.trial_heads import HeadAnalysis
 from rankscope.errors import reporting_shortages
 from rankscope.evaluate.context_window import context_length
+from rankscope.formatting import count, join_names
 from rankscope.models.base import Base
+from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.records import TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
@@ -49,6 +51,8 @@ class HeadsStage(Stage[TrialSpec, HeadsRecord]):
         batch_tokens = study.config.evaluate.batch_tokens
         model = HeadModel(context.base, layout, batch_tokens=batch_tokens)
         ablated_on = tuple(map(self.head_task, dict.fromkeys(self.settings.ablate)))
+        if ablated_on:
+            self.note_ablations(layout, ablated_on)
         for trained_on, name in tasks.items():
             task = self.head_task(name)
             context.begin_piece(task.name)
@@ -59,10 +63,27 @@ class HeadsStage(Stage[TrialSpec, HeadsRecord]):
                     task,
                     ablated_on,
                     self.settings.items,
-                    related_tasks(study.tasks, trained_on),
+                    related_tasks(study.tasks, trained_on or name),
                 )
             context.pieces_done += 1
         context.finish_stage()
+
+    def note_ablations(self, layout: HeadLayout, ablated_on: Sequence[HeadTask]) -> None:
+        """Say how much is removed, and what is left out."""
+        tasks = [f"{count(len(task.trees), 'item')} of {task.name}" for task in ablated_on]
+        note = self.context.reporter.note
+        note(
+            f"ablation: {count(layout.num_heads, 'head')} and {count(len(layout), 'layer')} are "
+            f"removed one by one and {join_names(tasks)} scored each time, in the base and again "
+            "in every tuned model; this may take hours on a large one"
+        )
+        study, names = self.context.study, {task.name for task in ablated_on}
+        trained = dict.fromkeys(t.task or HEADS.task_of(study, t) for t in study.trials)
+        if missing := [task for task in trained if task not in names]:
+            note(
+                "head roles (skill gained, skill lost) are left out: they need heads removed on "
+                f"{join_names(missing)} too"
+            )
 
     def head_task(self, name: str) -> HeadTask:
         study = self.context.study
@@ -78,8 +99,12 @@ class HeadsStage(Stage[TrialSpec, HeadsRecord]):
         self.context.begin_stage(self.name, len(work))
         for trial in work:
             self.context.begin_piece(trial.arm_label)
+            stored_base = None
+            if trial.given is not None:  # changes are of stored weights, whatever the dtype
+                stored_base = CheckpointReader.open(self.context.base.folder).weight
+            trained_on = trial.task or HEADS.task_of(self.context.study, trial)
             analysis = self.analyses[trial.task]
-            yield analysis.record(trial.trial_id, trial.task, model)
+            yield analysis.record(trial.trial_id, trained_on, model, stored_base)
 
     def commit(self, result: HeadsRecord) -> None:
         settings = self.context.study.settings_of("heads", [result.trial_id])

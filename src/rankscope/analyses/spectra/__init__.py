@@ -11,9 +11,10 @@ from rankscope.config.section import ConfigSection
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import RenderableType
 
     from rankscope.analyses.spectra.record import SpectraRecord
-    from rankscope.records import TrialSpec
+    from rankscope.records import StudyRecords, TrialSpec
     from rankscope.run.context import RunContext
     from rankscope.run.costs import CostModel
     from rankscope.run.prepared import PreparedStudy
@@ -92,6 +93,20 @@ class SpectraAnalysis(Analysis[SpectraConfig]):
         from rankscope.analyses.spectra.tables import spectra_tables
 
         return spectra_tables(models)
+
+    def terminal(self, study: "StudyRecords") -> "tuple[list[RenderableType], list[str]]":
+        from rankscope.analyses.spectra.terminal import spectra_terminal
+
+        return spectra_terminal(study)
+
+    def summary(self, study: "StudyRecords") -> dict[str, object]:
+        from rankscope.analyses.spectra.growth import growth_of_given
+        from rankscope.models.svd_cache import cache_bytes, svd_cache_folder
+
+        return {
+            "growth": growth_of_given(study.trials),
+            "cache_bytes": cache_bytes(svd_cache_folder()),
+        }
 
 
 SPECTRA = SpectraAnalysis()

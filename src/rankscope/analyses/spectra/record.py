@@ -1,16 +1,12 @@
 """How training changed the weight matrices."""
 
 import math
-from collections.abc import Sequence
 from functools import cache
-from statistics import fmean, linear_regression
 from typing import Any
 
 from pydantic import computed_field, model_validator
 
 from rankscope.records.record import AnalysisRecord, Record
-
-FEWEST_RANKS = 3  # A line through two points always fits
 
 
 @cache
@@ -85,38 +81,3 @@ class SpectraRecord(AnalysisRecord):
     @property
     def intruders(self) -> int:
         return sum(m.intruders for m in self.matrices)
-
-
-class NormGrowth(Record):
-    """Least-squares fit of |dW|_F against rank: a + b ln r (claimed by arXiv 2512.15634)."""
-
-    ranks: tuple[int, ...]
-    norms: tuple[float, ...]  # |dW|_F over all matrices, same order
-    start: float  # a
-    slope: float  # b, per unit of ln r
-    rms: float  # Root mean square of the residual, in the norm's unit
-    power: float  # Exponent p of c r^p, the alternative, fitted in logarithms
-    power_rms: float
-
-    @classmethod
-    def fit(cls, ranks: Sequence[int], norms: Sequence[float]) -> "NormGrowth | None":
-        """Fit both, with the residual of each, to |dW|_F of adapters trained alike but for the
-        rank; None with fewer than three different ranks, or if an update is zero."""
-        if len(set(ranks)) < FEWEST_RANKS or min(norms) <= 0:
-            return None
-        x = [math.log(rank) for rank in ranks]
-        slope, start = linear_regression(x, norms)
-        power, level = linear_regression(x, [math.log(norm) for norm in norms])
-
-        def rms(fitted: Sequence[float]) -> float:
-            return math.sqrt(fmean((a - b) ** 2 for a, b in zip(norms, fitted, strict=True)))
-
-        return cls(
-            ranks=tuple(ranks),
-            norms=tuple(norms),
-            start=start,
-            slope=slope,
-            rms=rms([start + slope * at for at in x]),
-            power=power,
-            power_rms=rms([math.exp(level + power * at) for at in x]),
-        )

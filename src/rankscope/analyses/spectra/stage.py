@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from rankscope.analyses.spectra import SPECTRA
 from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.analyses.spectra.spectra import analyze_trial
+from rankscope.analyses.spectra.stored_models import given_spectra
 from rankscope.models.base import Base
+from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.parameters import compared_matrices
 from rankscope.records import TrialSpec
 from rankscope.run.groups import Group
@@ -27,14 +29,13 @@ class SpectraStage(Stage[TrialSpec, SpectraRecord]):
         context.begin_stage(self.name, len(work))
         for trial in work:
             context.begin_piece(trial.arm_label)
-            record = analyze_trial(
-                trial,
-                context.base,
-                model,
-                compared_matrices(study.base.shapes, study.trials),
-                SPECTRA.settings(study.config),
-                context.svd_cache,
-            )
+            names = compared_matrices(study.base.shapes, study.trials)
+            settings, svds = SPECTRA.settings(study.config), context.svd_cache
+            if trial.given is None or trial.peft is not None:
+                record = analyze_trial(trial, context.base, model, names, settings, svds)
+            else:  # from stored weights, whatever dtype the models run in
+                base = CheckpointReader.open(context.base.folder)
+                record = given_spectra(trial, base, names, settings, svds, context.base.device)
             if not record.matrices:
                 context.reporter.note(
                     f"{trial.arm_label}: this method's update cannot be merged into a weight "

@@ -1,6 +1,7 @@
 """Tuned models on disk, adapters and full checkpoints: open them and analyze single matrices."""
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,16 +9,16 @@ import torch
 from torch import Tensor
 
 from rankscope.analyses.spectra import SpectraConfig
-from rankscope.analyses.spectra.record import MatrixSpectrum
-from rankscope.analyses.spectra.spectra import adapter_spectrum, full_spectrum
-from rankscope.errors import UserError
-from rankscope.hashing import weights_sha256
+from rankscope.analyses.spectra.record import MatrixSpectrum, SpectraRecord
+from rankscope.analyses.spectra.spectra import (
+    adapter_spectrum,
+    check_spectra_settings,
+    full_spectrum,
+    spectra_record,
+)
 from rankscope.models.adapters.folder import (
-    base_weight_copies,
     check_complete,
-    check_same_base,
     load_adapter,
-    recorded_base,
 )
 from rankscope.models.adapters.settings import CONFIG, READABLE_INITS
 from rankscope.models.checkpoint_reader import CheckpointReader
@@ -26,10 +27,14 @@ from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.methods import get_lora_method, get_method
 from rankscope.models.methods.full import FullMethod
 from rankscope.models.model_folder import check_tuned_folder
-from rankscope.models.svd_cache import SvdCache, svd
-
-GENERIC_NAMES = frozenset({"adapter", "model", "final", "checkpoint"})
-"""Folder names that identify no model: the parent folder's name is added to them."""
+from rankscope.models.svd_cache import (
+    SvdCache,
+    decomposition_device,
+    svd,
+    svd_cache_folder,
+)
+from rankscope.progress import ProgressReporter
+from rankscope.records import TrialSpec
 
 
 @dataclass(slots=True)
@@ -48,32 +53,12 @@ class StoredTunedModel:
         adapter = load_adapter(folder, name, inits=READABLE_INITS, has_copies=True)
         return cls(name, folder, adapter.method, adapter=adapter)
 
-    @property
-    def has_one_rank(self) -> bool:
-        return self.adapter is not None and len({len(a) for a in self.adapter.a.values()}) == 1
-
-    def is_of_other_base(self, base: CheckpointReader, *, any_base: bool) -> bool:
-        """Whether an adapter's folder records another base than ``base``.
-
-        Raises UserError if it does, unless ``any_base``.
-        """
+    def num_parameters(self, base: CheckpointReader) -> int:
+        """Numbers that were trained; all of a checkpoint."""
         if self.adapter is None:
-            return False
-        recorded = recorded_base(self.folder)
-        try:
-            if recorded is not None:
-                check_same_base(self.folder, recorded, weights_sha256(base.folder))
-            for name, copy in base_weight_copies(self.folder).items():
-                if not torch.equal(copy, base.weight(name).to(copy.dtype)):
-                    raise UserError(
-                        f"adapter {self.folder}: found a copy of {name} of another base, or one "
-                        "that was trained, expected this base's; give the base that it was made for"
-                    )
-        except UserError as error:
-            if any_base:
-                return True
-            raise UserError(f"{error}, or --force to compare it with this one") from error
-        return False
+            return int(base.shapes.num_parameters())
+        factors = [*self.adapter.a.values(), *self.adapter.b.values()]
+        return sum(factor.numel() for factor in factors)
 
     def subtract_initial_factors(self, name: str, weight: Tensor | None) -> None:
         """Give an adapter that was initialized as a part of W0 (PiSSA) the part to subtract."""
@@ -126,12 +111,51 @@ def matrices_to_compare(
     return {name: [*changed.get(name, []), *full] for name in names}
 
 
-def short_names(folders: list[Path]) -> list[str]:
-    short = []
-    for folder in map(Path.resolve, folders):
-        is_generic = folder.name in GENERIC_NAMES
-        short.append(f"{folder.parent.name}/{folder.name}" if is_generic else folder.name)
-    return [
-        name if short.count(name) == 1 else f"{name} ({number})"
-        for number, name in enumerate(short, start=1)
-    ]
+def stored_spectra(
+    base: CheckpointReader,
+    models: Sequence[StoredTunedModel],
+    settings: SpectraConfig,
+    device: torch.device,
+    reporter: ProgressReporter,
+) -> dict[str, SpectraRecord]:
+    """Spectra of every tuned model by name, matrix by matrix for all models together, so that
+    memory holds one matrix with its decomposition."""
+    compared = matrices_to_compare(base, models)
+    shapes = {name: base.layer(name).shape for name in compared}
+    check_spectra_settings(settings, shapes, is_command=True)
+    svds = SvdCache(max_bytes=2**62, folder=svd_cache_folder())
+    matrices: dict[str, list[MatrixSpectrum]] = {model.name: [] for model in models}
+    seconds = dict.fromkeys(matrices, 0.0)
+    reporter.stage("spectra", len(compared))
+    for done, (name, models_here) in enumerate(compared.items()):
+        reporter.advance(done, name)
+        weight = base.weight(name, decomposition_device(device))
+        svds.clear()  # memory holds one decomposition at a time
+        svds.of(name, weight)
+        for model in models_here:
+            started = time.perf_counter()
+            matrices[model.name].append(model.spectrum(name, weight, settings, svds))
+            seconds[model.name] += time.perf_counter() - started
+    reporter.finish()
+    return {
+        name: spectra_record(name, settings, spectra, seconds[name])
+        for name, spectra in matrices.items()
+    }
+
+
+def given_spectra(
+    trial: TrialSpec,
+    base: CheckpointReader,
+    matrix_names: Iterable[str],
+    settings: SpectraConfig,
+    svds: SvdCache,
+    device: torch.device,
+) -> SpectraRecord:
+    """Spectra of a given model of a study, from stored weights: its adapter's matrices, or
+    ``matrix_names`` of a checkpoint."""
+    assert trial.given is not None
+    started, place = time.perf_counter(), decomposition_device(device)
+    model = StoredTunedModel.open(Path(trial.given.folder), trial.trial_id)
+    names = matrix_names if model.adapter is None else model.adapter.a
+    matrices = [model.spectrum(n, base.weight(n, place), settings, svds) for n in names]
+    return spectra_record(trial.trial_id, settings, matrices, time.perf_counter() - started)

@@ -39,6 +39,7 @@ class VariantsAnalysis(Analysis[VariantsConfig]):
     place = 10
     settings_type = VariantsConfig
     section = "evaluate"
+    runs_models = True
 
     def is_enabled(self, config: "StudyConfig") -> bool:
         own = self.settings(config)

@@ -8,38 +8,41 @@ import pkgutil
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from rankscope import analyses
 from rankscope.report.charts.figure import Figure
 
+
+class Section(NamedTuple):
+    """A section of the pages; ``place`` orders them."""
+
+    place: float
+    title: str
+    lead: str = ""
+    folded: bool = False  # On the page of a study that trains: few readers need it
+
+
 SECTIONS = {
-    "planes": (
+    "planes": Section(
+        10,
         "Learning against retention",
         "What each arm learned in its domain and what it kept elsewhere.",
     ),
-    "mitigation": (
+    "mitigation": Section(
+        20,
         "Forgetting less",
         "What remains when an update is scaled down, and how other mitigations compare with that.",
     ),
-    "ranks": (
+    "ranks": Section(
+        30,
         "How much rank is enough",
         "Scores on the test split, against LoRA rank if the study varies it.",
     ),
-    "transfer": ("Effect on other tasks", "Every tested task for every training task."),
-    "weights": (
-        "Inside the weights",
-        "W0 is a base weight matrix, dW what training added to it, and W = W0 + dW.",
-    ),
-    "heads": (
-        "Attention heads",
-        "What training did to each head of each layer, on the same items before and after.",
-    ),
-    "training": ("Training", ""),
+    "transfer": Section(40, "Effect on other tasks", "Every tested task for every training task."),
+    "training": Section(70, "Training"),
 }
-"""Title and lead of each section, in the order of the pages."""
-FOLDED = ("weights", "heads")
-"""Sections that the page of a study shows folded: few readers need them."""
+"""By key; the figures of an analysis may add one."""
 
 Scope = Literal["task", "unit", "models"]
 Draw = Callable[..., Figure | None]
@@ -53,7 +56,7 @@ def register(section: str, place: float, *, per: Scope = "task") -> Callable[[Dr
 
     The function is called as ``draw(view, task)`` per training task of a study, as ``draw(view,
     unit)`` per unit of scores, or as ``draw(models)`` for the analyzed models of a training task
-    or of an inspection. It returns None if there is nothing to show or to explain.
+    or for given models. It returns None if there is nothing to show or to explain.
     """
 
     def add(draw: Draw) -> Draw:
@@ -61,6 +64,12 @@ def register(section: str, place: float, *, per: Scope = "task") -> Callable[[Dr
         return draw
 
     return add
+
+
+def all_sections() -> dict[str, Section]:
+    """In the order of the pages."""
+    _import_figures()
+    return dict(sorted(SECTIONS.items(), key=lambda item: item[1].place))
 
 
 def draw_section(section: str, per: Scope, *subject: Any) -> Iterator[Figure]:

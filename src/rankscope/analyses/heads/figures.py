@@ -1,0 +1,294 @@
+"""Figures of the attention heads: what training did to each, and what removing it costs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.stats import rankdata
+from scipy.stats import t as student
+
+from rankscope.analyses.heads.record import HeadAblation, HeadsRecord, LayerHeads
+from rankscope.formatting import count, join_names, number
+from rankscope.report.analyzed_models import AnalyzedModels
+from rankscope.report.charts.figure import Figure
+from rankscope.report.charts.heat_map import Grid, MapPanel, map_panels
+from rankscope.report.figures import SECTIONS, Section, register
+from rankscope.report.table_formats import table_from_rows
+
+SECTIONS["heads"] = Section(
+    60,
+    "Attention heads",
+    "What training did to each head of each layer, on the same items before and after.",
+    folded=True,
+)
+HeadValues = npt.NDArray[np.float64]
+OfLayer = Callable[[LayerHeads], Sequence[float | None]]
+
+SKILL, LOST = "carries the trained skill, nats", "carried what was lost, nats"
+MODULES = {
+    "q_proj": "query heads",
+    "k_proj": "key heads",
+    "v_proj": "value heads",
+    "o_proj": "output slices",
+}
+
+
+def stacked(by_layer: Mapping[int, Sequence[float | None]]) -> HeadValues:
+    """Rows by layer, filled with NaN if a layer is absent or has fewer heads."""
+    width = max(map(len, by_layer.values()), default=0)
+    values = np.full((max(by_layer, default=-1) + 1, width), np.nan)
+    for layer, row in by_layer.items():
+        values[layer, : len(row)] = [np.nan if v is None else v for v in row]
+    return values
+
+
+def _of_layers(layers: Sequence[LayerHeads], value: OfLayer) -> HeadValues:
+    return stacked({layer.layer: value(layer) for layer in layers})
+
+
+def moved(record: HeadsRecord, module: str) -> HeadValues:
+    """|dW_h|_F / |W0_h|_F of one attention matrix; empty if training did not change it."""
+    return stacked({c.layer: c.relative for c in record.changes if c.module == module})
+
+
+def costs(change: Sequence[Sequence[float]]) -> HeadValues:
+    return stacked({layer: [-v for v in row] for layer, row in enumerate(change)})
+
+
+def cost_increase(ablation: HeadAblation) -> HeadValues:
+    """How much more each removal costs after tuning than before, nats per item."""
+    return costs(ablation.tuned_gold_change) - costs(ablation.base_gold_change)
+
+
+def largest(values: HeadValues) -> tuple[int, int]:
+    """(layer, head) of the largest known value."""
+    layer, head = np.unravel_index(int(np.nanargmax(values)), values.shape)
+    return int(layer), int(head)
+
+
+def head_text(values: HeadValues) -> str:
+    """The head with the largest value, such as ``layer 3 head 1``."""
+    return "layer {} head {}".format(*largest(values))
+
+
+def most(values: HeadValues) -> str:
+    return number(float(np.nanmax(values)))
+
+
+def grids(values: Mapping[str, HeadValues], signed: bool = False) -> dict[str, Grid]:
+    """Grids by entry of a drop-down; entries without a known value are left out."""
+    known = {entry: of_entry for entry, of_entry in values.items() if not np.isnan(of_entry).all()}
+    return {entry: Grid(pd.DataFrame(of_entry), signed) for entry, of_entry in known.items()}
+
+
+def head_quantities(record: HeadsRecord) -> dict[str, HeadValues]:
+    """What is known of the heads of one model, by its label in a drop-down."""
+    roles: dict[str, dict[int, list[float | None]]] = {SKILL: {}, LOST: {}}
+    for role in record.roles:
+        roles[SKILL].setdefault(role.layer, []).append(role.skill)
+        roles[LOST].setdefault(role.layer, []).append(role.lost)
+    values = {f"{MODULES[m]} moved: |dW_h| / |W0_h| of {m}": moved(record, m) for m in MODULES}
+    measures: dict[str, OfLayer] = {
+        "importance": lambda layer: layer.importance,
+        "attention entropy": lambda layer: layer.entropy,
+    }
+    for name, measure in measures.items():
+        before, after = _of_layers(record.base, measure), _of_layers(record.tuned, measure)
+        values |= {f"{name}, change": after - before, f"{name} after training": after}
+        values[f"{name} before training"] = before
+    values["importance of key/value heads"] = _of_layers(
+        record.tuned, lambda layer: layer.group_importance
+    )
+    values |= {name: stacked(by_layer) for name, by_layer in roles.items()}
+    return {name: v for name, v in values.items() if not np.isnan(v).all()}
+
+
+def rank_correlation(a: HeadValues, b: HeadValues) -> float | None:
+    """Spearman's coefficient over the heads known in both; None if one of them does not vary."""
+    if a.shape != b.shape:
+        return None
+    known = ~(np.isnan(a) | np.isnan(b))
+    a, b = a[known], b[known]
+    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+
+
+def ablation_rows(model: str, ablation: HeadAblation) -> list[dict[str, object]]:
+    """A row per head, then one per layer with all its heads removed."""
+    heads: list[dict[str, object]] = [
+        {
+            "model": model,
+            "layer": layer,
+            "head": head,
+            "task": ablation.task,
+            "cost before, nats per item": -before,
+            "cost after, nats per item": -ablation.tuned_gold_change[layer][head],
+            "standard error of the difference": ablation.gold_difference_error[layer][head],
+            "score lost before": -ablation.base_change[layer][head],
+            "score lost after": -ablation.tuned_change[layer][head],
+        }
+        for layer, values in enumerate(ablation.base_gold_change)
+        for head, before in enumerate(values)
+    ]
+    layers = zip(ablation.base_layer_gold_change, ablation.tuned_layer_gold_change, strict=True)
+    return heads + [
+        dict.fromkeys(heads[0])
+        | {"model": model, "layer": layer, "task": ablation.task}
+        | {"cost before, nats per item": -before, "cost after, nats per item": -after}
+        for layer, (before, after) in enumerate(layers)
+    ]
+
+
+def beyond_noise(ablation: HeadAblation) -> str:
+    """How many costs changed by more than two standard errors."""
+    errors = [error for layer in ablation.gold_difference_error for error in layer]
+    values = [float(v) for v in cost_increase(ablation).ravel() if not np.isnan(v)]
+    tested = [(v, e) for v, e in zip(values, errors, strict=True) if e is not None]
+    return f"{sum(abs(v) > 2 * e for v, e in tested)} of {len(tested)}"
+
+
+def noise_text(ablations: Sequence[HeadAblation]) -> str:
+    """How many heads noise alone puts beyond two standard errors, by Student's t.
+
+    The fewest items count. One item has no standard error, so nothing is tested on it.
+    """
+    items = [ablation.items for ablation in ablations if ablation.items > 1]
+    if not items:
+        return "One item has no standard error: nothing was tested."
+    return f"Noise alone would give {number(200 * float(student.sf(2, min(items) - 1)), 1)} %."
+
+
+def precision_note(dtype: str) -> str:
+    """The precision of the models, and its effect on small values."""
+    effect = ", whose rounding alone moves costs by hundredths of a nat"
+    return f"The models ran in {dtype}{'' if dtype == 'float32' else effect}."
+
+
+def heads_of(models: AnalyzedModels) -> list[tuple[str, HeadsRecord]]:
+    """Label and mean record over seeds of each model that is compared in detail."""
+    by_label = {m.label: _mean_heads(m.records(HeadsRecord)) for m in models.models}
+    known = [label for label, record in by_label.items() if record is not None]
+    shown = [label for label in models.best if label in known] or known[:1]
+    return [(i, record) for i, record in by_label.items() if i in shown and record is not None]
+
+
+def _mean_heads(records: Sequence[HeadsRecord]) -> HeadsRecord | None:
+    """One record with the means over seeds; a standard error then is the mean of theirs.
+
+    Seeds are scored on the same items, so the error of the mean is at most that.
+    """
+    if len(records) < 2:
+        return records[0] if records else None
+    return HeadsRecord.model_validate(_mean([record.model_dump() for record in records]))
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    """Average the numbers of nested structures of one shape; unknown ones are left out."""
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: _mean([value[key] for value in values]) for key in first}
+    if isinstance(first, list | tuple):
+        return [_mean(column) for column in zip(*values, strict=False)]
+    known = [value for value in values if isinstance(value, float)]
+    return fmean(known) if known else first
+
+
+_ABLATED = """Exact up to rounding: the output of the head is set to zero and the items are scored \
+again. Blue heads help, orange ones hurt; costs do not add up over heads. A blue difference on the \
+trained task: the head carries what was learned; an orange one on another task: it carried what \
+was lost there. The table ends with whole layers, which have no head number. {}"""
+
+
+@register("heads", 50, per="models")
+def draw_heads_ablated(models: AnalyzedModels) -> Figure | None:
+    """Costs before, after and their difference, with a drop-down over models and tasks."""
+    with_heads = heads_of(models)
+    ablations = {
+        f"{model}: {ablation.task}": (model, ablation)
+        for model, record in with_heads
+        for ablation in record.ablations
+    }
+    if not ablations:
+        return None
+    before = {entry: costs(a.base_gold_change) for entry, (_, a) in ablations.items()}
+    after = {entry: costs(a.tuned_gold_change) for entry, (_, a) in ablations.items()}
+    change = {entry: cost_increase(a) for entry, (_, a) in ablations.items()}
+    panels = [
+        MapPanel("before", grids(before, True), "cost"),
+        MapPanel("after", grids(after, True), "cost"),
+        MapPanel("difference", grids(change, True)),
+    ]
+    parts = [f"{entry} {head_text(v)}, {most(v)} nats" for entry, v in after.items()]
+    changed = [f"{entry} {beyond_noise(a)}" for entry, (_, a) in ablations.items()]
+    rows = [row for model, a in ablations.values() for row in ablation_rows(model, a)]
+    return Figure(
+        **models.names("heads-ablated", "What removing each head costs"),
+        finding=f"Largest cost after tuning: {join_names(parts)} of the right answer. Heads whose "
+        f"cost changed by more than two standard errors: {join_names(changed)}. "
+        + noise_text([a for _, a in ablations.values()]),
+        data=table_from_rows(rows),
+        **map_panels(panels, list(ablations)),
+        caption=_ABLATED.format(precision_note(with_heads[0][1].dtype)),
+        choice_name="Model and task",
+    )
+
+
+_COMPARE = """Rows are layers, columns heads (key/value heads for k_proj and v_proj), means over \
+seeds. Importance is |z . dL/dz| of the right answer, with an l2 norm of 1 in each layer: a \
+first-order estimate. Entropy 0 attends to one token, 1 to all alike. Both use {} of {}. In a \
+change, orange is below the base, blue above it. A head carries the skill if removing it costs the \
+tuned model more of the right answer than it costs the base. {}"""
+
+
+@register("heads", 10, per="models")
+def draw_heads_compared(models: AnalyzedModels) -> Figure | None:
+    """A panel for each model, with a drop-down over quantities; None without records of heads."""
+    with_heads = heads_of(models)
+    if not with_heads:
+        return None
+    by_model = {label: head_quantities(record) for label, record in with_heads}
+    entries = list(dict.fromkeys(entry for values in by_model.values() for entry in values))
+    signed = {entry for entry in entries if entry.endswith(("change", "nats"))}
+    panels = []
+    for label, values in by_model.items():
+        maps = grids({e: v for e, v in values.items() if e not in signed})
+        maps |= grids({e: v for e, v in values.items() if e in signed}, signed=True)
+        panels.append(MapPanel(label, maps, scale="all"))
+    rows = [
+        {"arm": label, "quantity": entry, "layer": layer, "head": head, "value": float(value)}
+        for entry in entries
+        for label, values in by_model.items()
+        for (layer, head), value in np.ndenumerate(values.get(entry, np.empty((0, 0))))
+        if not np.isnan(value)
+    ]
+    _, record = with_heads[0]
+    of_items = count(record.items, "item"), record.task, precision_note(record.dtype)
+    return Figure(
+        **models.names("heads", "Attention heads"),
+        finding=_finding(by_model, entries[0]),
+        data=table_from_rows(rows),
+        **map_panels(panels, entries),
+        caption=_COMPARE.format(*of_items),
+        choice_name="Shown",
+    )
+
+
+def _finding(by_model: Mapping[str, Mapping[str, HeadValues]], first: str) -> str:
+    drawn = {label: values[first] for label, values in by_model.items() if first in values}
+    parts = "; ".join(
+        f"{head_text(v)} in {label}, {most(v)} (median head {number(float(np.nanmedian(v)))})"
+        for label, v in drawn.items()
+    )
+    text = f"By {first.rpartition(': ')[2]}, these heads come first: {parts}."
+    if len(drawn) == 2 and (rho := rank_correlation(*drawn.values())) is not None:
+        text += f" The rank correlation of the two is {number(rho, 2)}: 1 means the same heads, "
+        text += "0 unrelated ones."
+    label, values = next(iter(by_model.items()))
+    if SKILL in values:
+        text += f" Removing {head_text(values[SKILL])} costs {label} {most(values[SKILL])} nats "
+        text += "more of the right answer than the base."
+    return text

@@ -1,0 +1,305 @@
+"""Figures of the weights: how far they moved, in how many directions, and where."""
+
+import math
+from collections.abc import Callable, Mapping
+from statistics import fmean
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from rankscope.analyses.spectra.growth import NormGrowth, growth_of_given
+from rankscope.analyses.spectra.record import MatrixSpectrum, SpectraRecord
+from rankscope.formatting import MINUS, number
+from rankscope.report.analyzed_models import AnalyzedModel, AnalyzedModels
+from rankscope.report.charts.figure import Figure, hover_texts, records
+from rankscope.report.charts.heat_map import Grid, heat_map, pivot
+from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
+from rankscope.report.figures import SECTIONS, Section, register
+from rankscope.report.style import MUTED
+from rankscope.report.table_formats import table_from_rows
+
+SECTIONS["weights"] = Section(
+    50,
+    "Inside the weights",
+    "W0 is a base weight matrix, dW what training added to it, and W = W0 + dW.",
+    folded=True,
+)
+Measure = Callable[[SpectraRecord], float | None]
+
+MATRIX_COLUMNS: Mapping[str, Callable[[MatrixSpectrum], float]] = {
+    "|dW|_F / |W0|_F": lambda m: m.relative,
+    "effective rank": lambda m: m.effective_rank,
+    "stable rank": lambda m: m.stable_rank,
+    "index-matched similarity": lambda m: fmean(m.similarity_index),
+    "max-matched similarity": lambda m: fmean(m.similarity_max),
+    "subspace similarity": lambda m: fmean(m.similarity_subspace),
+    "chance, index-matched": lambda m: fmean(m.chance_index),
+    "chance, max-matched": lambda m: fmean(m.chance_max),
+    "chance, subspace": lambda m: fmean(m.chance_subspace),
+    "intruders": lambda m: m.intruders,
+    "energy share": lambda m: m.intruder_energy,
+    "k": lambda m: m.top_k,
+    "chance of the left subspace": lambda m: m.chance_subspace[0],
+    "chance of the right subspace": lambda m: m.chance_subspace[1],
+    "ill-conditioned vectors": lambda m: m.ill_conditioned,
+}
+"""What is shown of one matrix; similarities are means of left and right vectors."""
+
+
+def total_norm(spectra: SpectraRecord) -> float | None:
+    return spectra.frobenius if spectra.matrices else None
+
+
+def mean_over_matrices(column: str) -> Measure:
+    """The mean of one of ``MATRIX_COLUMNS`` over the matrices of a trial."""
+    value = MATRIX_COLUMNS[column]
+    return lambda spectra: fmean(map(value, spectra.matrices)) if spectra.matrices else None
+
+
+def _shown(models: AnalyzedModels) -> list[AnalyzedModel]:
+    """The focus models with analyzed matrices."""
+    focus = [model for model in models.models if model.label in models.focus]
+    return [m for m in focus if any(s.matrices for s in m.records(SpectraRecord))]
+
+
+def _matrices(models: AnalyzedModels) -> pd.DataFrame:
+    """One row per shown model and matrix, means over seeds; layer -1 is outside the layers."""
+    rows = [
+        {
+            "model": model.label,
+            "kind": model.kind,
+            "matrix": m.name,
+            "layer": -1 if m.layer is None else m.layer,
+            "module": m.module,
+            **{title: float(value(m)) for title, value in MATRIX_COLUMNS.items()},
+        }
+        for model in _shown(models)
+        for spectra in model.records(SpectraRecord)
+        for m in spectra.matrices
+    ]
+    identity = ["model", "kind", "matrix", "layer", "module"]
+    frame = pd.DataFrame(rows, columns=[*identity, *MATRIX_COLUMNS])
+    return frame.groupby(identity, sort=False, as_index=False).mean()
+
+
+def norm_growth(models: AnalyzedModels) -> NormGrowth | None:
+    """The fit of the norm over the ranks of the focus line, or of given models that are alike."""
+    if models.place is None:
+        return growth_of_given([trial for model in models.models for trial in model.trials])
+    ranks = {point.arm: point.rank for point in models.rank_axis.focus_points}
+    known = [model for model in models.models if model.label in ranks]
+    norms = {ranks[m.label]: m.mean(SpectraRecord, total_norm) for m in known}
+    fitted = [(rank, norm) for rank, norm in norms.items() if norm is not None]
+    return NormGrowth.fit(*zip(*fitted, strict=True)) if fitted else None
+
+
+NORM, MEAN_SIZE = "|dW|_F over all matrices", "mean of |dW|_F / |W0|_F"
+_NORMS: dict[str, Measure] = {NORM: total_norm, MEAN_SIZE: mean_over_matrices("|dW|_F / |W0|_F")}
+
+
+@register("weights", 10, per="models")
+def draw_update_norm(models: AnalyzedModels) -> Figure | None:
+    """The norm with its fit; the table also has it relative to the base."""
+    frame, rank_axis = models.over_seeds(SpectraRecord, _NORMS), models.rank_axis
+    if not rank_axis.lines and (len(frame) or models.place is None):
+        return None
+    growth = norm_growth(models)
+    plot = rank_plot(rank_axis, [Panel(frame, NORM)])
+    if growth is not None and plot is not None:
+        _add_fit(plot, growth)
+    return Figure(
+        **models.names("norm", f"Size of the update {rank_axis.against}"),
+        finding=_norm_finding(models, growth),
+        data=frame,
+        plot=plot,
+        caption=f"Points are means over seeds. {rank_axis.bands_note('the range over seeds')} The "
+        "thin straight line, for three ranks or more, is the least-squares fit a + b log2 r of the "
+        "line named above.",
+    )
+
+
+def _add_fit(plot: go.Figure, growth: NormGrowth) -> None:
+    slope = growth.slope * math.log(2)
+    ends = [math.log2(min(growth.ranks)), math.log2(max(growth.ranks))]
+    plot.add_scatter(
+        x=ends,
+        y=[growth.start + slope * x for x in ends],
+        mode="lines",
+        line={"color": MUTED.light, "width": 1, "dash": "longdashdot"},
+        hoverinfo="text",
+        hovertext=f"fit: {number(growth.start)} + {number(slope)} log2 r",
+        row=1,
+        col=1,
+    )
+
+
+def _norm_finding(models: AnalyzedModels, growth: NormGrowth | None) -> str:
+    values = models.by_rank(SpectraRecord, total_norm)
+    if not values:
+        return "No trial has a spectra record, so there is nothing to show here."
+    text = f"At {models.rank_axis.focus}, |dW|_F is {values}."
+    if growth is not None:
+        slope = growth.slope * math.log(2)
+        closer = "a power law" if growth.power_rms < growth.rms else "the logarithm"
+        text += (
+            f" The fit {number(growth.start)} {'+' if slope >= 0 else MINUS} {number(abs(slope))} "
+            f"log2 r misses these by {number(growth.rms)} (root mean square), a power law "
+            f"r^{number(growth.power)} by {number(growth.power_rms)}: {closer} is closer."
+        )
+    full = models.full(SpectraRecord, total_norm)
+    return text + (f" Full fine-tuning moves the weights by {number(full)}." if full else "")
+
+
+_DIRECTIONS = {
+    "effective rank of dW, mean over matrices": mean_over_matrices("effective rank"),
+    "stable rank of dW, mean over matrices": mean_over_matrices("stable rank"),
+}
+_RANKING = """Effective rank: exp of the entropy of the shares of the singular values. Stable \
+rank, in the table: |dW|_F² over the largest singular value squared. Both are at most the rank of \
+dW: r for LoRA, 2r for PiSSA, the smaller side of the matrix for DoRA and full fine-tuning."""
+
+
+@register("weights", 20, per="models")
+def draw_effective_rank(models: AnalyzedModels) -> Figure | None:
+    """Effective rank; the table also has stable rank. None without analyzed matrices."""
+    title, effective = next(iter(_DIRECTIONS.items()))
+    values, full = (
+        models.by_rank(SpectraRecord, effective, preposition="of"),
+        models.full(SpectraRecord, effective),
+    )
+    if not values:
+        return None
+    frame = models.over_seeds(SpectraRecord, _DIRECTIONS)
+    return Figure(
+        **models.names("effective-rank", "Directions the update uses"),
+        finding=f"Effective rank at {models.rank_axis.focus}: {values}."
+        + (f" Full fine-tuning: {number(full)}." if full else ""),
+        data=frame,
+        plot=rank_plot(models.rank_axis, [Panel(frame, title)]),
+        caption=_RANKING,
+    )
+
+
+DEFINITIONS = {
+    "same subspace, |C|_F² / k": ("subspace similarity", "chance, subspace"),
+    "best match, mean of max |C_ij|": ("max-matched similarity", "chance, max-matched"),
+    "same index, mean of |C_ii|": ("index-matched similarity", "chance, index-matched"),
+}
+"""Similarity, and that of unrelated vectors, by title; the first is drawn."""
+_SIMILAR = """1 is unchanged. Means over matrices, left and right vectors; C holds the cosines \
+between the leading singular vectors of W0 and of W. Dotted: the value of unrelated vectors, k/d. \
+The table has two further definitions, matched by best partner and by index."""
+
+
+@register("weights", 30, per="models")
+def draw_similarity(models: AnalyzedModels) -> Figure | None:
+    """Subspace similarity with its chance level; None without analyzed matrices."""
+    measures = {title: mean_over_matrices(column) for title, (column, _) in DEFINITIONS.items()}
+    measures |= {
+        f"unrelated vectors, {title}": mean_over_matrices(chance)
+        for title, (_, chance) in DEFINITIONS.items()
+    }
+    title, subspace = next(iter(measures.items()))
+    values, full = models.by_rank(SpectraRecord, subspace, 3), models.full(SpectraRecord, subspace)
+    if not values:
+        return None
+    frame = models.over_seeds(SpectraRecord, measures)
+    chance = float(frame[f"unrelated vectors, {title}"].mean())
+    panel = Panel(frame, title, [Reference("unrelated", chance, color=MUTED)])
+    return Figure(
+        **models.names("similarity", "Singular vectors before and after"),
+        finding=f"Subspace similarity at {models.rank_axis.focus}: {values}"
+        + (f"; full fine-tuning {number(full, 3)}" if full else "")
+        + f". Unrelated vectors would have {number(chance, 3)}.",
+        data=frame,
+        plot=rank_plot(models.rank_axis, [panel]),
+        caption=_SIMILAR,
+    )
+
+
+RELATIVE = "|dW|_F / |W0|_F"
+
+
+@register("weights", 50, per="models")
+def draw_modules(models: AnalyzedModels) -> Figure | None:
+    """The relative size of the update; the table has the other measures."""
+    matrices = _matrices(models)
+    if matrices.empty:
+        return None
+    # The last columns describe single matrices.
+    means = dict.fromkeys(list(MATRIX_COLUMNS)[:-4], "mean") | {"intruders": "sum"}
+    groups = matrices.groupby(["model", "kind", "module"], sort=False, as_index=False)
+    by_module = groups.agg(means)
+    wide = pivot(by_module, ("model", "module"), RELATIVE)
+    most, least = (
+        f"{number(row[RELATIVE])} in {row['module']} of {row['model']}"
+        for row in (pick(records(by_module), key=lambda r: r[RELATIVE]) for pick in (max, min))
+    )
+    return Figure(
+        **models.names("modules", "The models side by side"),
+        finding=f"Mean of {RELATIVE} over layers: largest {most}, smallest {least}.",
+        data=table_from_rows(by_module.to_dict("records")),
+        **heat_map({"": Grid(wide)}, cell_format="%{z:.2~g}"),
+        caption="A row per model, a column per type of module. The table has other measures.",
+    )
+
+
+MAPPED = {
+    "|dW|_F / |W0|_F": "size of the update",
+    "effective rank": "directions the update uses",
+    "subspace similarity": "leading singular vectors kept",
+    "intruders": "intruder dimensions",
+}
+"""In the words of the drop-down, by column."""
+MAX_LAYERS_WITH_VALUES = 12  # With more, colors and their scale instead of values in the cells
+_MAPPING = """The size is the Frobenius norm of the update over that of the base weight. Effective \
+rank: exp of the entropy of the shares of dW's singular values; at most its rank. Vectors kept: \
+|C|_F² / k of the top k vectors of W0 and W, mean of left and right; 1 is unchanged, chance is k/d \
+and in the table. Intruders: leading left vectors of W that resemble no single vector of W0 \
+(Shuttleworth et al., 2410.21228); they show that a change is spread out, they are not a verdict."""
+
+
+@register("weights", 60, per="models")
+def draw_weight_maps(models: AnalyzedModels) -> Figure | None:
+    """A drop-down over measures and models; None without analyzed matrices."""
+    matrices = _matrices(models)
+    if matrices.empty:
+        return None
+    layers, modules = sorted(set(matrices["layer"])), list(dict.fromkeys(matrices["module"]))
+    by_place = matrices.groupby(["model", "layer", "module"], as_index=False)
+    cells = by_place[list(MAPPED)].mean()
+    names = {layer: "other" if layer < 0 else str(layer) for layer in layers}
+    cells["layer"] = cells["layer"].map(names)
+    axes, order = ("module", "layer"), (modules, list(names.values()))
+    grids = {}
+    for column, words in MAPPED.items():
+        texts = hover_texts(cells, "model", {"layer": "layer", "": "module", column: column})
+        shown = cells.assign(hover=texts)
+        for model in _shown(models):
+            of_model = shown[shown["model"] == model.label]
+            values, hover = (pivot(of_model, axes, value, order) for value in (column, "hover"))
+            grid = Grid(values, reach=cells[column].max(), hover=hover.fillna(""))
+            grids[f"{words}, {model.label}"] = grid
+    columns = ["model", "matrix", *MAPPED, *list(MATRIX_COLUMNS)[-4:]]
+    size, values_fit = next(iter(MAPPED)), len(layers) <= MAX_LAYERS_WITH_VALUES
+    parts = []
+    for name, of_model in matrices.groupby("model", sort=False):
+        most = of_model.loc[of_model[size].idxmax()]
+        parts.append(
+            f"{name}: the mean is {number(of_model[size].mean())}, the largest "
+            f"{number(most[size])} in {most['matrix']}, the number of intruder dimensions "
+            f"{number(of_model['intruders'].sum())}"
+        )
+    return Figure(
+        **models.names("map-weights", "Where the update is, by layer and module"),
+        finding=f"The size of an update is {size}. {'; '.join(parts)}.",
+        data=table_from_rows(matrices[columns].to_dict("records")),
+        **heat_map(
+            grids,
+            x_title="layer",
+            cell_format="%{z:.2~g}" if values_fit else "",
+            cell_width=48 if values_fit else 18,
+        ),
+        caption=_MAPPING,
+        choice_name="Shown",
+    )
