@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from rankscope.errors import UserError
 from rankscope.records import StudyRecords
+from rankscope.run.machines import MACHINES
 from rankscope.run.plan import make_plan
 from rankscope.run.study import Study
 from rankscope.store import Ledger, find_problems, snapshot_path, weights_path
@@ -78,7 +79,7 @@ def test_export_copies_those_of_a_step(kept: tuple[Path, StudyRecords], tmp_path
             for files in (written, stored):
                 files.pop("adapter_config.json", None)
             assert written == {n: text for n, text in stored.items() if "token" not in n}
-    with pytest.raises(UserError, match=r"no weights of step 4; expected one of 3, 6, 8"):
+    with pytest.raises(UserError, match=r"no weights of step 4, expected one of 3, 6, 8"):
         export_trial(
             out, tmp_path / "none", ExportRequest(label=study.trials[0].spec.trial_id, step=4)
         )
@@ -86,6 +87,6 @@ def test_export_copies_those_of_a_step(kept: tuple[Path, StudyRecords], tmp_path
 
 
 def test_the_plan_counts_their_bytes(tmp_path: Path) -> None:
-    without = make_plan(keeping(tmp_path).check())
-    with_them = make_plan(keeping(tmp_path, checkpoint_every=3).check())
+    without = make_plan(keeping(tmp_path).check(), MACHINES["h100"])
+    with_them = make_plan(keeping(tmp_path, checkpoint_every=3).check(), MACHINES["h100"])
     assert with_them.disk_bytes == without.disk_bytes * (1 + len(KEPT))

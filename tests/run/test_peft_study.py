@@ -36,7 +36,7 @@ def test_methods_of_pefts_run_like_any_other(tmp_path: Path) -> None:
     assert [[t.method for t in group] for group in inputs.groups] == [["lora"], ["peft"], ["peft"]]
     costs = CostModel(inputs, MACHINES["h100"])
     planned = {t.trial_id: costs.parameters(t) for t in inputs.trials}
-    assert make_plan(inputs).disk_bytes == 4 * sum(planned.values())
+    assert make_plan(inputs, MACHINES["h100"]).disk_bytes == 4 * sum(planned.values())
     study.run(tmp_path / "out")
     with Ledger.open(tmp_path / "out", write=False) as ledger:
         records = ledger.load()

@@ -33,7 +33,6 @@ class Analysis(Generic[Settings]):
     settings_type: type[Settings]
     section: ClassVar[str] = "analyze"
     """Section of the study file with the settings; those of another section are keys of its own."""
-    loses: ClassVar[str] = ""  # What a study without it does not say
     absence: ClassVar[str] = ""  # Sentence for the page if no trial of the study was analyzed
     runs_models: ClassVar[bool] = False  # Whether reading stored weights is not enough
 

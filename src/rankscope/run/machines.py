@@ -1,24 +1,55 @@
 """Machines that a plan is made for: what they compute, move and hold, and who says so.
 
-To add one, add a line to ``MACHINES``. Rates are dense ones, without sparsity.
+To add one, add a line to ``MACHINES``. Rates are dense ones, without sparsity. This machine is
+measured: a product, its memory, and a few training steps, in which two adapters train on a copy of
+the base that has its shapes and random weights. For any other, the share of its rate that training
+reaches is a published one.
 """
 
-import math
-import mmap
+import copy
+import dataclasses
+import gc
+import itertools
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 
 import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
-from rankscope.device import available_memory_bytes, dtype_name
+from rankscope.device import (
+    available_memory_bytes,
+    dtype_name,
+    keep_freed_memory,
+    limit_kernel_cache,
+    release_freed_memory,
+)
 from rankscope.errors import UserError, did_you_mean
+from rankscope.models.attention import varlen
+from rankscope.models.base import Base
+from rankscope.models.load import frozen_base, model_record
+from rankscope.models.methods.lora import LoraMethod
+from rankscope.models.multi_lora import unwrap
+from rankscope.models.parameters import architecture
+from rankscope.records import TrialSpec
+from rankscope.run.costs import CostModel
+from rankscope.run.groups import USABLE_SHARE
+from rankscope.run.prepared import PreparedStudy
+from rankscope.train.loop import train_group
+from rankscope.train.memory import MemoryModel
+from rankscope.train.pass_memory import FEWEST_LAYERS
+from rankscope.train.step_schedule import trial_protocol
 
 PROBE_ROWS = 1024
 PROBE_SECONDS = 0.3
 COPIED_BYTES = 2**26
-NEW_BYTES = 2**27
+
+STEPS = 4  # The first touches new memory and compiles kernels, and is not counted
+STEP_SECONDS = 1.0  # Estimated, of a step; of a larger model fewer layers run
+WEIGHT_DEVIATION = 0.02  # Standard deviation of the random weights
+
+now = time.perf_counter
 
 PUBLISHED_UTILIZATION = 0.41
 """Most of the product rate that training is planned to use on a machine that was not measured.
@@ -26,7 +57,7 @@ Published for LoRA on an 8B and a 7B model, one H100, full rows of 4,096 tokens:
 TFLOP/s (NVIDIA NeMo AutoModel, performance summary)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Machine:
     label: str
     device: torch.device
@@ -37,41 +68,31 @@ class Machine:
     decomposition_share: float = 0.01
     """Of the float32 rate, in singular value decompositions; on an H100 one of 4096 x 4096 then
     takes 3 s. Not measured."""
-    measured: bool = False
-    pace: float = 1.0
-    """Measured over estimated seconds of training steps, for training and scoring; ``pace.py``."""
-    probed_layers: int = 0  # Of the model, in that measurement; 0: nothing was measured
-    first_touch: float = math.inf
-    """10^9 bytes per second of memory that is new to a process; below one on some virtual
-    machines."""
-    utilization: float = 1.0
-    """Most of the product rate that a pass can use; the time model itself may give less."""
+    utilization: float = PUBLISHED_UTILIZATION  # Of the product rate, in training and scoring
+    probed_layers: int = 0  # Of the model, in the steps that measured it; 0: it was not measured
 
     def dtype(self, wanted: str) -> torch.dtype:
         """The base's dtype; ``auto`` is bfloat16 if the device computes in it."""
         fast = "bfloat16" if "bfloat16" in self.rates else "float32"
         name = fast if wanted == "auto" else wanted
         if name not in self.rates:
-            raise UserError(
-                f"plan: found dtype {name}, which {self.label} does not compute in; expected "
-                f"{' or '.join(self.rates)} ('--set dtype=...')"
-            )
+            known = f"{' or '.join(self.rates)}, in which {self.label} computes"
+            raise UserError("plan: dtype", name, known, "give '--set dtype=...'")
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
-    def basis(self, dtype: torch.dtype, share: float) -> str:
-        """What estimates of time rest on, as a sentence; ``share`` of the rate is reached."""
+    def basis(self, dtype: torch.dtype) -> str:
+        """What estimates of time rest on, as a sentence."""
         rate = self.rates[dtype_name(dtype)]
         shown = f"{rate:,.0f} TFLOP/s" if rate >= 10 else f"{rate * 1000:,.0f} GFLOP/s"
-        figures = f"{shown} ({dtype_name(dtype)}) and {self.bandwidth:,.0f} GB/s"
-        if self.measured:
-            layers = self.probed_layers
-            steps = f", with training steps of {layers} layers" if layers else ""
-            used = f"training is estimated to use {share:.0%} of the rate"
-            return f"{figures} measured here{steps}; {used}"
-        used = f"{share:.0%}" if share >= 0.01 else "less than 1%"
+        figures = f"{shown} ({dtype_name(dtype)}) and {self.bandwidth:,.0f} GB/s ({self.source})"
+        used = f"{self.utilization:.0%}" if self.utilization >= 0.01 else "less than 1%"
+        if self.probed_layers:
+            return (
+                f"{figures}; training steps of {self.probed_layers} layers use {used} of the rate"
+            )
         return (
-            f"{figures} ({self.source}), assumed to be used to {used} (published for LoRA on an "
-            f"H100: {self.utilization:.0%}); not measured"
+            f"{figures}, used to {used} as published for LoRA on an 8B model and one H100, "
+            "whatever the machine and the model; not measured"
         )
 
 
@@ -79,10 +100,7 @@ def _card(
     label: str, source: str, bfloat16: float, float32: float, bandwidth: float, memory: float
 ) -> Machine:
     rates = {"bfloat16": bfloat16, "float32": float32}
-    device = torch.device("cuda")
-    return Machine(
-        label, device, rates, bandwidth, memory, source, utilization=PUBLISHED_UTILIZATION
-    )
+    return Machine(label, torch.device("cuda"), rates, bandwidth, memory, source)
 
 
 MACHINES: Mapping[str, Machine] = {
@@ -99,7 +117,6 @@ MACHINES: Mapping[str, Machine] = {
         100,
         24,
         "10 cores x 128 units x 2 x 1.4 GHz; Apple publishes bandwidth and memory only",
-        utilization=PUBLISHED_UTILIZATION,
     ),
 }
 """By the name that ``rankscope plan --device`` takes."""
@@ -110,15 +127,13 @@ def find_machine(name: str) -> Machine | None:
     if name == "here":
         return None
     if name not in MACHINES:
-        hint = did_you_mean(name, MACHINES) or "."
-        raise UserError(
-            f"plan: found device {name!r}{hint} Expected 'here' or one of {', '.join(MACHINES)}"
-        )
+        hint = did_you_mean(name, MACHINES).removeprefix("; ")
+        raise UserError("plan: device", repr(name), f"here or one of {', '.join(MACHINES)}", hint)
     return MACHINES[name]
 
 
 @cache
-def this_machine(device: torch.device, dtype: torch.dtype, shape: tuple[int, int]) -> Machine:
+def _this_machine(device: torch.device, dtype: torch.dtype, shape: tuple[int, int]) -> Machine:
     """The machine that this process runs on, measured for about a second, once.
 
     Args:
@@ -131,10 +146,10 @@ def this_machine(device: torch.device, dtype: torch.dtype, shape: tuple[int, int
         rows = 1
         # A processor without bfloat16 products takes a thousand times as long: begin with one row.
         while rows < PROBE_ROWS:
-            if seconds_of(partial(torch.matmul, x[:rows], weight), device) > PROBE_SECONDS / 4:
+            if _seconds_of(partial(torch.matmul, x[:rows], weight), device) > PROBE_SECONDS / 4:
                 break
             rows *= 4
-        seconds = fastest(partial(torch.matmul, x[:rows], weight), device)
+        seconds = _fastest(partial(torch.matmul, x[:rows], weight), device)
         return 2 * rows * shape[0] * shape[1] / seconds / 1e12
 
     values = torch.zeros(COPIED_BYTES // 4, device=device)
@@ -143,35 +158,23 @@ def this_machine(device: torch.device, dtype: torch.dtype, shape: tuple[int, int
         label="this machine",
         device=device,
         rates=rates,
-        bandwidth=2 * COPIED_BYTES / fastest(lambda: values.add_(1), device) / 1e9,
+        bandwidth=2 * COPIED_BYTES / _fastest(lambda: values.add_(1), device) / 1e9,
         memory=available_memory_bytes(device) / 1e9,
-        source="measured",
+        source="measured here",
         decomposition_share=0.01 if device.type == "cuda" else 0.5,
-        first_touch=first_touch() if device.type == "cpu" else math.inf,
-        measured=True,
     )
 
 
-def first_touch() -> float:
-    """Of a mapping of its own: memory that the heap kept would not be new."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    with mmap.mmap(-1, NEW_BYTES, flags=flags) as pages:
-        begun = time.perf_counter()
-        for start in range(0, NEW_BYTES, mmap.PAGESIZE):
-            pages[start] = 1
-        return NEW_BYTES / (time.perf_counter() - begun) / 1e9
-
-
-def fastest(call: Callable[[], object], device: torch.device) -> float:
+def _fastest(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of the fastest of a few calls: other work on the machine only adds to the others."""
     call()
-    best, ends = seconds_of(call, device), time.perf_counter() + PROBE_SECONDS
+    best, ends = _seconds_of(call, device), time.perf_counter() + PROBE_SECONDS
     while time.perf_counter() < ends:
-        best = min(best, seconds_of(call, device))
+        best = min(best, _seconds_of(call, device))
     return best
 
 
-def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+def _seconds_of(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of one call, its kernels included."""
     begun = time.perf_counter()
     call()
@@ -180,3 +183,152 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     elif device.type == "mps":
         torch.mps.synchronize()
     return time.perf_counter() - begun
+
+
+# --- training steps on this machine
+
+
+_MEASURED: dict[tuple[object, ...], tuple[float, int]] = {}
+"""Of this process, which may plan a model more than once."""
+
+
+def measured_machine(inputs: PreparedStudy) -> Machine:
+    """This machine, with the share of its product rate that training steps of the study's base
+    reach.
+
+    No step is run without LoRA arms, with ``train.devices`` or 4-bit weights, where the memory is
+    short, where two layers and a row of each adapter are estimated to take longer than a step may,
+    and where the base cannot be trained like this.
+    """
+    keep_freed_memory()
+    limit_kernel_cache()
+    machine = _this_machine(inputs.device, inputs.dtype, _widest(inputs))
+    train = inputs.config.train
+    lora = [t for t in inputs.trials if not t.trains_alone and t.given is None]
+    if not lora or train.devices > 1 or inputs.config.quantize != "none":
+        return machine
+    ranks = sorted(trial.rank or 1 for trial in lora)
+    trials = [probe_trial(lora[0], rank, seed) for seed, rank in enumerate((ranks[0], ranks[-1]))]
+    rows = inputs.rows[lora[0].task]
+    full_pass = round(train.batch_tokens / len(trials) * len(rows.rows) / rows.num_tokens)
+    own = trial_protocol(lora[0], train)
+    num_rows = max(1, min(full_pass, own.batch_size * own.gradient_accumulation))
+    depth = int(inputs.base.config.get_text_config().num_hidden_layers)
+    seconds = step_seconds(with_rows(inputs, trials, num_rows), machine)
+    layers = min(depth, max(FEWEST_LAYERS, int(depth * STEP_SECONDS / seconds)))
+    most_rows = int(num_rows * STEP_SECONDS / (seconds * layers / depth))
+    if most_rows < 1:
+        return machine
+    key = (
+        *(inputs.base.folder, inputs.device, inputs.dtype, layers, most_rows),
+        *(rows.num_tokens, len(rows.rows), str(train), *map(str, trials)),
+    )
+    if key not in _MEASURED:
+        try:
+            probed = with_layers(with_rows(inputs, trials, min(num_rows, most_rows)), layers)
+            _MEASURED[key] = _run_steps(probed, machine), layers
+        except Exception:  # of what is wrong a run or a check will tell
+            _MEASURED[key] = machine.utilization, 0
+        finally:
+            release_freed_memory()
+    share, probed_layers = _MEASURED[key]
+    return dataclasses.replace(machine, utilization=share, probed_layers=probed_layers)
+
+
+def _widest(inputs: PreparedStudy) -> tuple[int, int]:
+    """The shape of the largest weight but the output layer's."""
+    shapes = inputs.base.shapes
+    layers = [s for name, s in shapes.linear_shapes.items() if name != shapes.output_layer]
+    return max(layers, key=lambda shape: shape[0] * shape[1])
+
+
+def with_rows(inputs: PreparedStudy, trials: Sequence[TrialSpec], num_rows: int) -> PreparedStudy:
+    """The study with these trials, each of a few steps of so many rows."""
+    steps = {
+        "max_steps": STEPS,
+        "tokens": None,
+        "batch_size": num_rows,
+        "gradient_accumulation": 1,
+    }
+    train = inputs.config.train.model_copy(update=steps)
+    config = inputs.config.model_copy(update={"train": train})
+    return dataclasses.replace(inputs, config=config, trials=tuple(trials))
+
+
+def with_layers(inputs: PreparedStudy, layers: int) -> PreparedStudy:
+    """The study on a base of the first layers."""
+    config: PretrainedConfig = copy.deepcopy(inputs.base.config)
+    text = config.get_text_config()
+    text.num_hidden_layers = layers
+    if kinds := getattr(text, "layer_types", None):
+        text.layer_types = kinds[:layers]
+    base = dataclasses.replace(inputs.base, config=config, shapes=architecture(config))
+    memory = MemoryModel(config, inputs.dtype, inputs.device)
+    grouping = dataclasses.replace(inputs.grouping, model=memory)
+    return dataclasses.replace(inputs, base=base, grouping=grouping)
+
+
+def probe_trial(of: TrialSpec, rank: int, seed: int) -> TrialSpec:
+    return TrialSpec(
+        trial_id=f"probe-{seed}",
+        task=of.task,
+        method=LoraMethod.name,
+        rank=rank,
+        alpha=1.0,
+        lr=of.lr,
+        targets=of.targets,
+        dropout=0.0,
+        seed=seed,
+    )
+
+
+def step_seconds(probed: PreparedStudy, machine: Machine) -> float:
+    """Estimated."""
+    return sum(CostModel(probed, machine).training(probed.trials).values()) / STEPS
+
+
+def _run_steps(probed: PreparedStudy, machine: Machine) -> float:
+    """The share of the product rate that the fastest step reaches: what else the machine does only
+    slows the others."""
+    ends: list[tuple[float, int]] = []
+
+    def note_end(step: int, num_steps: int, num_tokens: int, losses: Sequence[float]) -> None:
+        ends.append((now(), num_tokens))
+
+    task = probed.trials[0].task
+    memory, counts = probed.grouping.model, probed.grouping.counts[task]
+    needed = memory.of_group(probed.trials, counts, probed.config.train).total_bytes
+    free = available_memory_bytes(probed.device)
+    if needed > USABLE_SHARE * min(free, probed.config.memory_limit or free):
+        raise MemoryError("no room for the base of a few steps")
+    base, rows = random_base(probed), probed.rows[task].rows
+    try:
+        train_group(base, list(probed.trials), rows, probed.config.train, progress=note_end)
+    finally:
+        unwrap(base.model)
+        del base
+        gc.collect()  # layers and adapters refer to each other
+    taken = [(end - begun) / tokens for (begun, _), (end, tokens) in itertools.pairwise(ends)]
+    costs, tokens = CostModel(probed, machine), map(probed.training_tokens, probed.trials)
+    counted = [
+        (costs.training_operations(trial, count), count)
+        for trial, count in zip(probed.trials, tokens, strict=True)
+    ]
+    per_token = sum(operations for operations, _ in counted) / sum(count for _, count in counted)
+    return per_token / (min(taken) * machine.rates[dtype_name(probed.dtype)] * 1e12)
+
+
+def random_base(inputs: PreparedStudy) -> Base:
+    varlen.register_attention()
+    with torch.device(inputs.device), no_init_weights():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            inputs.base.config, attn_implementation=varlen.NAME, dtype=inputs.dtype
+        )
+    model.tie_weights()  # which comes with the weights otherwise
+    generator = torch.Generator(inputs.device).manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=WEIGHT_DEVIATION, generator=generator)
+    tokenizer, device = inputs.encoder.tokenizer, inputs.device
+    record = model_record(inputs.config.model, device, inputs.dtype, "none", model, tokenizer, "")
+    return frozen_base(model, tokenizer, record, inputs.base.folder)

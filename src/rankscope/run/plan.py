@@ -7,28 +7,17 @@ tokens into time on one of the machines of ``machines.py``.
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 from rankscope.analyses import enabled_analyses
-from rankscope.device import dtype_name, keep_freed_memory, limit_kernel_cache
+from rankscope.device import dtype_name
 from rankscope.evaluate.scorers.scorer import ItemTokens
-from rankscope.models.parameters import FLOAT32_BYTES
 from rankscope.records import Record, TrialSpec
 from rankscope.run.adaptive import expected_shares
-from rankscope.run.costs import ENDING_SECONDS, IMPORT_SECONDS, CostModel, StageSeconds
+from rankscope.run.costs import CostModel, StageSeconds
 from rankscope.run.groups import Group, GroupLimit, what_limits
-from rankscope.run.machines import Machine, this_machine
-from rankscope.run.pace import measured_pace
+from rankscope.run.machines import Machine, measured_machine
 from rankscope.run.prepared import PreparedStudy
-from rankscope.run.savings import Saving, largest_savings
-from rankscope.run.starter import CAN_FORK
-
-
-class _ScoringCost(NamedTuple):
-    tokens: int
-    seconds: float
 
 
 class _GroupPlan(Record):
@@ -64,7 +53,7 @@ class Plan(Record):
     """Trials x tasks x points while they train, on at most ``evaluate_items`` items each."""
     train_tokens: int
     evaluation_tokens: int
-    disk_bytes: int
+    disk_bytes: int  # Of weights, snapshots, and checkpoints that are there at a time
     stages: StageSeconds  # Of the whole study on one device
     seconds: float  # Their sum
     gpus: int
@@ -74,13 +63,11 @@ class Plan(Record):
     devices: int  # That each group takes, ``train.devices``
     device_seconds: float  # What the study takes of all devices together
     shared_seconds: float
-    """What comes before and after all groups. Without an executor: the start, all work on the base
-    and the report. With one: the report, the analyses of the base, for ``local`` the imports of
-    the process that workers are forked from, and the base's scores if units train on rows that it
-    samples."""
+    """What comes before all groups. Without an executor the start and all work on the base. With
+    one the analyses of the base, and its scores if units train on rows that it samples."""
     critical_seconds: float
     """That and the longest group or unit: no number of devices ends sooner."""
-    wall_seconds: float  # On ``gpus`` devices: that first, then the groups, see :func:`makespan`
+    wall_seconds: float  # On ``gpus`` devices: that first, then the groups, longest first
     basis: str  # What the estimate of time rests on
     expected_tokens: int | None = None
     """Training tokens that an adaptive study is expected to need; the rest of the plan is that of
@@ -88,7 +75,6 @@ class Plan(Record):
     expected_seconds: float | None = None  # The same for its time on ``gpus`` devices
     budget: str | None = None
     """Its limits, such as ``24 trials``; time is not limited by ``hours`` here."""
-    savings: tuple[Saving, ...]  # The largest savings, largest first
     notes: tuple[str, ...]
 
 
@@ -98,47 +84,18 @@ def make_plan(
     gpus: int = 1,
     executor: str | None = None,
 ) -> Plan:
-    """Count and estimate, for ``gpus`` devices of a machine; without one a short product is
+    """Count and estimate, for ``gpus`` devices of a machine; without one a few training steps are
     measured here. An ``executor`` starts a process for each group."""
-    machine = machine or _measured_machine(inputs)
-    model, items = CostModel(inputs, machine), inputs.items
-    scored = _scoring_by_trial(model)
+    machine = machine or measured_machine(inputs)
+    model, gpus = CostModel(inputs, machine), max(gpus, inputs.config.train.devices)
     costs: dict[str, StageSeconds] = {}
+    scoring: dict[tuple[object, ...], float] = {}
     for group in inputs.groups:
-        costs |= _trial_costs(model, scored, group)
+        costs |= _trial_costs(model, group, scoring)
     groups = tuple(_plan_group(model, group, costs) for group in inputs.groups)
-    base_items = [item for _, task, split in inputs.base_evals() for item in items[task, split]]
-    sampled = inputs.sampled_row_tokens()
-    scoring = model.scoring(base_items) + model.scoring(sampled)
-    base_tokens = sum(item.total for item in (*base_items, *sampled))
-    forked = CAN_FORK and executor == "local"
-    start = model.start(base_tokens, forked=forked)
-    once, of_unit = (start, 0.0) if executor is None else (0.0, start)
-    base = StageSeconds(
-        starting=once + ENDING_SECONDS,
-        training=0.0,
-        scoring=scoring,
-        analyses={a.name: a.base_seconds(model) for a in enabled_analyses(inputs.config)},
-    )
+    base = _base_cost(model, starts=executor is None)
     stages = summed([base, *costs.values()])
-    shared, base_unit = base.total, list[float]()
-    if executor is not None:
-        shared += IMPORT_SECONDS if forked else 0
-        if sampled:  # rows that other units wait for
-            shared += of_unit
-        else:
-            shared, base_unit = shared - scoring, [of_unit + scoring]
-    unit_seconds = base_unit + [of_unit + group.seconds for group in groups]
-    devices = inputs.config.train.devices
-    products = sum(
-        model.products(model.training_operations(t, inputs.training_tokens(t)))
-        for t in inputs.runs(inputs.trials)
-        if t.given is None
-    )
-    evaluations = len(inputs.base_evals()) + sum(
-        len(inputs.wanted_evals(t.trial_id, t.task)) + len(inputs.analysis_evals(t))
-        for t in inputs.trials
-    )
+    times = _times(model, base, groups, gpus, executor)
     return Plan(
         study=inputs.config.name,
         model=inputs.config.model.label,
@@ -146,130 +103,107 @@ def make_plan(
         memory_bytes=_available_bytes(inputs, machine),
         library_bytes=inputs.grouping.model.library_bytes,
         dtype=dtype_name(inputs.dtype),
-        trials=len(inputs.trials),
         groups=groups,
-        evaluations=evaluations,
-        curve_evaluations=sum(
-            len(inputs.scored_steps(t)) * len(inputs.curve_tasks(t.task)) for t in inputs.trials
-        ),
-        train_tokens=sum(group.num_tokens for group in groups),
-        evaluation_tokens=base_tokens + sum(cost.tokens for cost in scored.values()),
-        disk_bytes=disk_bytes(model),
+        disk_bytes=disk_bytes(model, gpus),
         stages=stages,
         seconds=stages.total,
-        gpus=max(gpus, devices),
+        gpus=gpus,
         executor=executor,
-        start_seconds=of_unit,
-        devices=devices,
-        device_seconds=devices * (shared + sum(unit_seconds)),
-        shared_seconds=shared,
-        critical_seconds=shared + max(unit_seconds, default=0.0),
-        wall_seconds=shared + makespan(unit_seconds, max(1, gpus // devices)),
-        basis=machine.basis(inputs.dtype, products / max(stages.training * devices, 1e-9)),
-        **_expected_cost(model, scored, shared, base_unit, of_unit, max(1, gpus // devices)),
-        savings=largest_savings(inputs.config, inputs.trials, costs, stages, items),
+        devices=inputs.config.train.devices,
+        basis=machine.basis(inputs.dtype),
         notes=inputs.notes,
+        **_counts(inputs),
+        **times,
+        **_expected(model, costs, times),
     )
 
 
-def _measured_machine(inputs: PreparedStudy) -> Machine:
-    """This machine, with what training steps of the study's base take on it."""
-    keep_freed_memory()
-    limit_kernel_cache()
-    machine = this_machine(inputs.device, inputs.dtype, widest(inputs))
-    pace = measured_pace(CostModel(inputs, machine))
-    return replace(machine, pace=pace.factor, probed_layers=pace.layers)
+def _counts(inputs: PreparedStudy) -> dict[str, Any]:
+    """What is counted: trials, evaluations and tokens."""
+    evaluations, curve = len(inputs.base_evals()), 0
+    items = _base_items(inputs)
+    tokens = sum(item.total for item in items)
+    counted: dict[tuple[object, ...], int] = {}
+    for trial in inputs.trials:
+        evaluations += len(inputs.wanted_evals(trial.trial_id, trial.task))
+        evaluations += len(inputs.analysis_evals(trial))
+        curve += len(inputs.scored_steps(trial)) * len(inputs.curve_tasks(trial.task))
+        kind = _scored_alike(inputs, trial)
+        if kind not in counted:
+            counted[kind] = sum(item.total for item in _evaluated_items(inputs, trial))
+        tokens += counted[kind]
+    return {
+        "trials": len(inputs.trials),
+        "evaluations": evaluations,
+        "curve_evaluations": curve,
+        "train_tokens": sum(map(inputs.training_tokens, inputs.runs(inputs.trials))),
+        "evaluation_tokens": tokens,
+    }
 
 
-def disk_bytes(model: CostModel) -> int:
-    """Of all stored weights; or of the first seeds' checkpoints, with two moments each, that an
-    adaptive study has between two rungs, if that is more."""
-    inputs = model.inputs
-    weights = {t: FLOAT32_BYTES * model.parameters(t) for t in inputs.trials}
-    stored = sum(size * (1 + len(inputs.snapshot_steps(t))) for t, size in weights.items())
-    return max(stored, sum(3 * size for trial, size in weights.items() if inputs.rung_steps(trial)))
-
-
-def _expected_cost(
+def _times(
     model: CostModel,
-    scored: Mapping[str, _ScoringCost],
-    shared_seconds: float,
-    base_unit: Sequence[float],
-    start_seconds: float,
-    places: int,
+    base: StageSeconds,
+    groups: Sequence[_GroupPlan],
+    gpus: int,
+    executor: str | None,
 ) -> dict[str, Any]:
-    """Fields of a plan that only an adaptive study has. ``base_unit`` is scored beside the first
-    round; ``places`` units run at a time, and a round begins when the one before has ended."""
+    """Seconds of units and of all devices: without an executor each device has one process."""
+    shared, units = base.total, [group.seconds for group in groups]
+    start = 0.0 if executor is None else model.start()
+    if executor is not None:
+        units = [start + seconds for seconds in units]
+        if model.inputs.sampled_row_tokens():  # rows that other units wait for
+            shared += start
+        else:
+            shared -= base.scoring
+            units.append(start + base.scoring)
+    devices = model.inputs.config.train.devices
+    return {
+        "start_seconds": start,
+        "device_seconds": devices * (shared + sum(units)),
+        "shared_seconds": shared,
+        "critical_seconds": shared + max(units, default=0.0),
+        "wall_seconds": shared + makespan(units, max(1, gpus // devices)),
+    }
+
+
+def _expected(
+    model: CostModel, costs: Mapping[str, StageSeconds], times: Mapping[str, float]
+) -> dict[str, Any]:
+    """Fields of a plan that only an adaptive study has: trials take a share of what they take in
+    its grid, and so does the time of all together."""
     inputs = model.inputs
     if inputs.config.strategy == "grid":
         return {}
     shares = expected_shares(inputs)
     tokens = sum(shares[t.trial_id] * inputs.training_tokens(t) for t in inputs.trials)
-    first, *later = _expected_rounds(model, scored, shares, start_seconds)
-    seconds = sum(makespan(units, places) for units in ([*base_unit, *first], *later))
-    budget = inputs.config.budget and inputs.config.budget.text
+    taken = sum(share * costs[trial_id].total for trial_id, share in shares.items())
+    share = taken / sum(costs[trial_id].total for trial_id in shares)
+    shared = times["shared_seconds"]
     return {
         "expected_tokens": round(tokens),
-        "expected_seconds": shared_seconds + seconds,
-        "budget": budget,
+        "expected_seconds": shared + share * (times["wall_seconds"] - shared),
+        "budget": inputs.config.budget and inputs.config.budget.text,
     }
 
 
-def _expected_rounds(
-    model: CostModel,
-    scored: Mapping[str, _ScoringCost],
-    shares: Mapping[str, float],
-    start_seconds: float,
-) -> list[list[float]]:
-    """Seconds of the units of each round of an adaptive study; ``shares`` are of each trial's
-    training.
-
-    First seeds train together and begin again after each rung, from a checkpoint; weights are
-    stored of those that reach their end. Later seeds are a round each, in which every trial is a
-    unit; as nobody knows which they are, each unit takes the mean.
-    """
-    inputs, first_seed = model.inputs, model.inputs.config.seeds[0]
-    first = [trial for trial in inputs.trials if trial.seed == first_seed]
-    groups = inputs.grouping.groups(first, inputs.config)
-    shares_between = list(pairwise((0.0, *inputs.rungs, 1.0)))
-    rounds: list[list[float]] = [[] for _ in shares_between]
-    for group in groups:
-        costs = _trial_costs(model, scored, group)
-        faults = model.page_faults(group) / len(group)
-        for units, (begin, end) in zip(rounds, shares_between, strict=True):
-            active = [trial for trial in group if shares[trial.trial_id] > begin]
-            if not active:
-                break
-            seconds = start_seconds + len(active) * faults
-            for trial in active:
-                own = costs[trial.trial_id]
-                seconds += (end - begin) * (own.total - own.starting)
-                seconds += ((begin > 0) + (end < 1)) * model.checkpoint(trial)
-                seconds += (end == 1) * model.stored_weights(trial)
-            units.append(seconds)
-    for seed in inputs.config.seeds[1:]:
-        of_seed = [trial for trial in inputs.trials if trial.seed == seed]
-        seconds = sum(
-            shares[t.trial_id]
-            * (start_seconds + _trial_costs(model, scored, (t,))[t.trial_id].total)
-            for t in of_seed
-        )
-        count = max(1, round(sum(shares[trial.trial_id] for trial in of_seed)))
-        rounds.append([seconds / count] * count)
-    return rounds
+def disk_bytes(model: CostModel, gpus: int) -> int:
+    """Of all stored weights, and of the checkpoints of the largest groups that train at a time,
+    each twice: the new one is complete before the old one goes."""
+    inputs = model.inputs
+    stored = sum(map(model.stored_bytes, inputs.trials))
+    states = [model.checkpoint_bytes(g) for g in inputs.groups if model.num_checkpoints(g)]
+    if inputs.config.strategy == "adaptive":  # all wait with theirs for what a rung decides
+        return stored + 2 * sum(states)
+    together = max(1, gpus // inputs.config.train.devices)
+    return stored + 2 * sum(sorted(states, reverse=True)[:together])
 
 
 def _available_bytes(inputs: PreparedStudy, machine: Machine) -> int:
     """Memory of the machine, or ``memory_limit`` if that is less."""
     has = round(machine.memory * 1e9)
     return min(has, inputs.config.memory_limit or has)
-
-
-def widest(inputs: PreparedStudy) -> tuple[int, int]:
-    """The shape of the largest weight but the output layer's."""
-    shapes = inputs.base.shapes
-    layers = [s for name, s in shapes.linear_shapes.items() if name != shapes.output_layer]
-    return max(layers, key=lambda shape: shape[0] * shape[1])
 
 
 def _plan_group(model: CostModel, group: Group, costs: Mapping[str, StageSeconds]) -> _GroupPlan:
@@ -293,36 +227,47 @@ def _plan_group(model: CostModel, group: Group, costs: Mapping[str, StageSeconds
     )
 
 
-def _scoring_by_trial(model: CostModel) -> dict[str, _ScoringCost]:
-    """By trial id; trials scored on the same items are counted once."""
-    inputs = model.inputs
-    counted: dict[tuple[object, ...], _ScoringCost] = {}
-    by_trial = {}
-    for trial in inputs.trials:
-        num_points = len(inputs.scored_steps(trial))
-        kind = (trial.task, num_points, len(inputs.analysis_evals(trial)))
-        if kind not in counted:
-            evaluated = _evaluated_items(inputs, trial)
-            tokens = sum(item.total for item in evaluated)
-            counted[kind] = _ScoringCost(tokens, model.scoring(evaluated))
-        by_trial[trial.trial_id] = counted[kind]
-    return by_trial
+def _base_cost(model: CostModel, *, starts: bool) -> StageSeconds:
+    analyses = enabled_analyses(model.inputs.config)
+    return StageSeconds(
+        starting=model.start() if starts else 0.0,
+        training=0.0,
+        storing=0.0,
+        scoring=model.scoring(_base_items(model.inputs)),
+        analyses={a.name: a.base_seconds(model) for a in analyses},
+    )
 
 
 def _trial_costs(
-    model: CostModel, scored: Mapping[str, _ScoringCost], group: Group
+    model: CostModel, group: Group, scoring: dict[tuple[object, ...], float]
 ) -> dict[str, StageSeconds]:
-    inputs, training, faults = model.inputs, model.training(group), model.page_faults(group)
+    """By trial id; ``scoring`` keeps the seconds of trials that are scored alike."""
+    inputs, training, stored = model.inputs, model.training(group), model.storing(group)
     analyses = enabled_analyses(inputs.config)
-    return {
-        trial.trial_id: StageSeconds(
-            starting=faults / len(group) + model.stored_weights(trial),
+    costs = {}
+    for trial in group:
+        kind = _scored_alike(inputs, trial)
+        if kind not in scoring:
+            scoring[kind] = model.scoring(_evaluated_items(inputs, trial))
+        costs[trial.trial_id] = StageSeconds(
+            starting=0.0,
             training=training[trial.trial_id],
-            scoring=scored[trial.trial_id].seconds,
+            storing=stored / len(group),
+            scoring=scoring[kind],
             analyses={a.name: a.trial_seconds(model, trial) for a in analyses},
         )
-        for trial in group
-    }
+    return costs
+
+
+def _base_items(inputs: PreparedStudy) -> list[ItemTokens]:
+    """What the base is scored on, and the rows that are sampled from it."""
+    scored = [i for _, task, split in inputs.base_evals() for i in inputs.items[task, split]]
+    return scored + inputs.sampled_row_tokens()
+
+
+def _scored_alike(inputs: PreparedStudy, trial: TrialSpec) -> tuple[object, ...]:
+    """Equal for trials that are scored on the same items equally often."""
+    return trial.task, len(inputs.scored_steps(trial)), len(inputs.analysis_evals(trial))
 
 
 def _evaluated_items(inputs: PreparedStudy, trial: TrialSpec) -> list[ItemTokens]:
@@ -340,6 +285,7 @@ def summed(costs: Sequence[StageSeconds]) -> StageSeconds:
     return StageSeconds(
         starting=sum(cost.starting for cost in costs),
         training=sum(cost.training for cost in costs),
+        storing=sum(cost.storing for cost in costs),
         scoring=sum(cost.scoring for cost in costs),
         analyses={n: sum(cost.analyses.get(n, 0.0) for cost in costs) for n in names},
     )

@@ -41,7 +41,6 @@ class HeadsAnalysis(Analysis[HeadsConfig]):
     name = "heads"
     place = 30
     settings_type = HeadsConfig
-    loses = "which attention heads change"
     runs_models = True
 
     def check_config(self, config: "StudyConfig") -> None:

@@ -45,7 +45,6 @@ class SpectraAnalysis(Analysis[SpectraConfig]):
     name = "spectra"
     place = 20
     settings_type = SpectraConfig
-    loses = "size and direction of the updates"
     absence = "No trial has a spectra record: the weights were not analyzed."
 
     def check(self, study: "PreparedStudy") -> None:

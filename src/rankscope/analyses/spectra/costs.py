@@ -18,8 +18,9 @@ def comparison_seconds(costs: CostModel, trial: TrialSpec) -> float:
     low_rank = low_rank and get_lora_method(trial.method).delta_is_low_rank
     names = trial.targets if low_rank else sorted(costs.compared)
     shapes = target_shapes(costs.shapes, names).values() if names else ()
-    share = UPDATED_VECTORS if low_rank and shapes and min(map(min, shapes)) >= 1024 else 1.0
-    return share * _decompositions(costs, shapes)
+    large = [shape for shape in shapes if low_rank and min(shape) >= 1024]
+    others = [shape for shape in shapes if not low_rank or min(shape) < 1024]
+    return UPDATED_VECTORS * _decompositions(costs, large) + _decompositions(costs, others)
 
 
 def base_decomposition_seconds(costs: CostModel) -> float:

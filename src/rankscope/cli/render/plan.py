@@ -38,8 +38,6 @@ def plan_table(plan: Plan) -> RenderableType:
     title = f"{plan.study} on {plan.model} ({plan.machine}, {plan.dtype})"
     table = terminal_table(rows, title, right=("memory", "time"))
     parts = [table, _stages(plan), *map(Text, totals(plan))]
-    if plan.savings:
-        parts.append(_savings(plan))
     return Group(*parts, *note_lines(plan.notes))
 
 
@@ -71,7 +69,7 @@ def totals(plan: Plan) -> Iterator[str]:
         yield (
             "Adaptive: it trains the grid above at most. Expected are "
             f"{plan.expected_tokens:,} tokens ({plan.expected_tokens / plan.train_tokens:.0%}) and "
-            f"{rough_duration(plan.expected_seconds)}{devices} with checkpoints, if the rungs "
+            f"{rough_duration(plan.expected_seconds)}{devices}, if the rungs "
             "leave one learning rate of each rank, two of full fine-tuning, and three arms get all "
             "their seeds."
         )
@@ -117,23 +115,10 @@ def _units(plan: Plan) -> Iterator[str]:
         f"{rough_duration(plan.critical_seconds)}."
     )
     host = byte_size(max(group.host_bytes for group in plan.groups))
-    asked = ", which Ray reserves" if plan.executor == "ray" else ""
-    yield f"A unit takes up to {host} of its machine's own memory{asked}."
+    yield f"A unit takes up to {host} of its machine's own memory."
 
 
 def _named(numbers: Sequence[int]) -> str:
     shown = [str(number) for number in numbers[:MAX_NAMED]]
     more = [f"and {len(numbers) - MAX_NAMED:,} more"] if len(numbers) > MAX_NAMED else []
     return ", ".join(shown + more)
-
-
-def _savings(plan: Plan) -> RenderableType:
-    rows = [
-        {
-            "to save time": saving.change,
-            "saves": rough_duration(saving.seconds),
-            "you lose": saving.loses,
-        }
-        for saving in plan.savings
-    ]
-    return terminal_table(rows, "what to drop", right=("saves",))

@@ -12,15 +12,11 @@ from pocket_study import small_study
 from transformers import Phi3Config, PretrainedConfig
 
 from rankscope.models.parameters import architecture
-from rankscope.run import pace
-from rankscope.run.costs import CostModel
-from rankscope.run.machines import MACHINES
-from rankscope.run.pace import Pace, measured_pace
-from rankscope.run.plan import make_plan
+from rankscope.run import machines
+from rankscope.run.machines import PUBLISHED_UTILIZATION, measured_machine
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.memory import MemoryModel
 
-H100 = MACHINES["h100"]
 LONGROPE = Phi3Config(
     **SHAPE,
     original_max_position_embeddings=64,
@@ -40,26 +36,31 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> PreparedStudy:
 
 @pytest.fixture(autouse=True)
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "_MEASURED", {})
+    monkeypatch.setattr(machines, "_MEASURED", {})
 
 
 def test_the_fastest_step_counts(inputs: PreparedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that tells how long each step takes; the first is not counted. Steps differ in
     tokens, so any of three equal ones may be the fastest, but a slow one changes nothing else."""
 
-    def factor(*seconds: float) -> float:
+    def share(*seconds: float) -> float:
         ticks = itertools.accumulate(seconds)
-        monkeypatch.setattr(pace, "now", lambda: next(ticks))
-        monkeypatch.setattr(pace, "_MEASURED", {})
-        found = measured_pace(CostModel(inputs, H100))
-        assert found.layers == 4
-        return found.factor
+        monkeypatch.setattr(machines, "now", lambda: next(ticks))
+        monkeypatch.setattr(machines, "_MEASURED", {})
+        found = measured_machine(inputs)
+        assert found.probed_layers == 4
+        return found.utilization
 
-    even = factor(9, 3, 3, 3)
-    assert factor(900, 3, 3, 3) == even
-    assert factor(9, 6, 6, 6) == pytest.approx(2 * even)
-    slow = [factor(9, 300, 3, 3), factor(9, 3, 300, 3), factor(9, 3, 3, 300)]
+    even = share(9, 3, 3, 3)
+    assert share(900, 3, 3, 3) == even
+    assert share(9, 6, 6, 6) == pytest.approx(even / 2)
+    slow = [share(9, 300, 3, 3), share(9, 3, 300, 3), share(9, 3, 3, 300)]
     assert sum(found == even for found in slow) >= 2
+
+
+def not_measured(inputs: PreparedStudy) -> bool:
+    found = measured_machine(inputs)
+    return (found.utilization, found.probed_layers) == (PUBLISHED_UTILIZATION, 0)
 
 
 def on_base(inputs: PreparedStudy, config: PretrainedConfig, dtype: torch.dtype) -> PreparedStudy:
@@ -83,11 +84,11 @@ def on_base(inputs: PreparedStudy, config: PretrainedConfig, dtype: torch.dtype)
 def test_every_architecture_is_probed(name: str, dtype: torch.dtype, inputs: PreparedStudy) -> None:
     config = LONGROPE if name == "longrope" else config_of(name)
     study = on_base(inputs, config, dtype)
-    found = measured_pace(CostModel(study, H100))
-    assert found.layers == config.num_hidden_layers
-    assert found.factor > 0
-    probed = pace.with_layers(study, 1)
-    weights = pace.random_base(probed).model.num_parameters()
+    found = measured_machine(study)
+    assert found.probed_layers == config.num_hidden_layers
+    assert 0 < found.utilization != PUBLISHED_UTILIZATION
+    probed = machines.with_layers(study, 1)
+    weights = machines.random_base(probed).model.num_parameters()
     assert weights == architecture(probed.base.config).num_parameters  # tied ones once
 
 
@@ -95,30 +96,30 @@ def test_a_large_model_is_probed_in_part(
     inputs: PreparedStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step may take what three of its four layers take, then less than any step."""
-    model, estimates = CostModel(inputs, H100), list[float]()
-    estimate = pace.step_seconds
+    estimates = list[float]()
+    estimate = machines.step_seconds
 
     def recorded(*args: object) -> float:
         estimates.append(estimate(*args))  # type: ignore[arg-type]
         return estimates[-1]
 
-    monkeypatch.setattr(pace, "step_seconds", recorded)
-    monkeypatch.setattr(pace, "STEP_SECONDS", 1e9)
-    assert measured_pace(model).layers == 4
-    monkeypatch.setattr(pace, "STEP_SECONDS", 0.8 * estimates[0])
-    monkeypatch.setattr(pace, "_MEASURED", {})
-    assert measured_pace(model).layers == 3
-    monkeypatch.setattr(pace, "STEP_SECONDS", 1e-12)
-    assert measured_pace(model) == Pace()
+    monkeypatch.setattr(machines, "step_seconds", recorded)
+    monkeypatch.setattr(machines, "STEP_SECONDS", 1e9)
+    assert measured_machine(inputs).probed_layers == 4
+    monkeypatch.setattr(machines, "STEP_SECONDS", 0.8 * estimates[0])
+    monkeypatch.setattr(machines, "_MEASURED", {})
+    assert measured_machine(inputs).probed_layers == 3
+    monkeypatch.setattr(machines, "STEP_SECONDS", 1e-12)
+    assert not_measured(inputs)
 
 
 def test_what_cannot_be_probed_is_planned_without(inputs: PreparedStudy, tmp_path: Path) -> None:
     full = small_study(tmp_path, arms=[{"method": "full", "lr": 1e-3}]).check()
-    assert measured_pace(CostModel(full, H100)) == Pace()
+    assert not_measured(full)
     limited = dataclasses.replace(
         inputs, config=inputs.config.model_copy(update={"memory_limit": 1000})
     )
-    assert measured_pace(CostModel(limited, H100)) == Pace()
+    assert not_measured(limited)
 
 
 def test_targets_in_layers_that_do_not_run_are_planned_without(
@@ -129,35 +130,14 @@ def test_targets_in_layers_that_do_not_run_are_planned_without(
         for trial in inputs.trials
         if not trial.is_full
     )
-    model = CostModel(dataclasses.replace(inputs, trials=trials), H100)
-    assert measured_pace(model).layers == 4
-    monkeypatch.setattr(pace, "_MEASURED", {})
+    inputs = dataclasses.replace(inputs, trials=trials)
+    assert measured_machine(inputs).probed_layers == 4
+    monkeypatch.setattr(machines, "_MEASURED", {})
     train = inputs.config.train
     rows = train.batch_size * train.gradient_accumulation
-    probes = [pace.probe_trial(trials[0], trials[0].rank or 1, seed) for seed in (0, 1)]
-    seconds = pace.step_seconds(model, pace.with_rows(model.inputs, probes, rows))
-    monkeypatch.setattr(pace, "STEP_SECONDS", 0.6 * seconds)
-    assert measured_pace(model) == Pace()
-
-
-def test_a_pace_is_that_of_training_and_scoring(inputs: PreparedStudy) -> None:
-    plain, slow = (make_plan(inputs, dataclasses.replace(H100, pace=own)) for own in (1.0, 2.0))
-    assert slow.stages.training == pytest.approx(2 * plain.stages.training)
-    assert slow.stages.scoring == pytest.approx(2 * plain.stages.scoring)
-    assert slow.stages.analyses["spectra"] == plain.stages.analyses["spectra"]
-
-
-def test_a_group_touches_its_memory_each_time_it_begins(tmp_path: Path) -> None:
-    """A byte per second. With a rung, the first seed of the one rate that a rank has begins twice;
-    later seeds begin alone, and once if they are trained."""
-    settings = {"strategy": "adaptive", "rungs": [0.5], "seeds": [0]}
-    study = small_study(tmp_path, **settings).check()
-    machine = dataclasses.replace(H100, first_touch=1e-9)
-    plain, slow = make_plan(study, H100), make_plan(study, machine)
-    memories = [study.grouping.memory(group, study.config.train) for group in study.groups]
-    added = sum(memory.total_bytes - memory.base_bytes for memory in memories)
-    assert slow.stages.starting - plain.stages.starting == pytest.approx(added)
-    assert plain.expected_seconds is not None
-    assert slow.expected_seconds is not None
-    often = slow.expected_seconds - plain.expected_seconds
-    assert added < often <= 2 * added * (1 + 1e-9)
+    probes = [machines.probe_trial(trials[0], trials[0].rank or 1, seed) for seed in (0, 1)]
+    machine = dataclasses.replace(measured_machine(inputs), utilization=PUBLISHED_UTILIZATION)
+    seconds = machines.step_seconds(machines.with_rows(inputs, probes, rows), machine)
+    monkeypatch.setattr(machines, "_MEASURED", {})
+    monkeypatch.setattr(machines, "STEP_SECONDS", 0.6 * seconds)
+    assert not_measured(inputs)
