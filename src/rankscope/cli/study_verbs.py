@@ -47,7 +47,7 @@ def plan_command(
 ) -> Reply:
     """Estimate what a study will take, on this machine or another.
 
-    Trials, groups, steps, tokens, memory, disk, time by stage and what to drop, before anything
+    Trials, groups, steps, tokens, memory, disk and time by stage, before anything
     runs.
 
     Example: rankscope plan study.yaml --device h100 --gpus 8 --executor ray
