@@ -7,6 +7,7 @@ import pytest
 import torch
 from pocket_study import changed, small_study
 
+from rankscope.analyses.spectra.costs import comparison_seconds
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.records import TrialSpec
@@ -189,6 +190,21 @@ def test_generation_waits_for_memory(inputs: PreparedStudy) -> None:
     items = [ItemTokens(read=10, predicted=1, written=50)]
     weights = inputs.base.shapes.num_parameters * inputs.dtype.itemsize
     assert CostModel(inputs, slow).scoring(items) > 50 * weights / 1e6
+
+
+def test_each_matrix_is_compared_by_its_own_size(inputs: PreparedStudy) -> None:
+    """A small matrix beside a large one, whose vectors are updated, leaves that as it is."""
+    shapes = dataclasses.replace(
+        inputs.base.shapes,
+        linear_shapes={"q_proj": (3584, 3584), "k_proj": (512, 3584)},
+    )
+    base = dataclasses.replace(inputs.base, shapes=shapes)
+    costs, lora = CostModel(dataclasses.replace(inputs, base=base), H100), inputs.trials[0]
+
+    def seconds(*targets: str) -> float:
+        return comparison_seconds(costs, lora.model_copy(update={"targets": targets}))
+
+    assert seconds("q_proj", "k_proj") == pytest.approx(seconds("q_proj") + seconds("k_proj"))
 
 
 @pytest.mark.parametrize(
