@@ -221,7 +221,7 @@ def test_a_template_that_forgets_earlier_turns_is_refused() -> None:
     encoder = Encoder(byte_tokenizer(FORGETFUL, "<|im_end|>", bos=False), "chat", 512)
     assert encoder.training_row(QUESTION, "completion") is not None
     with pytest.raises(
-        UserError, match="t/train/2: found turns 1 to 1, which the chat template renders diff"
+        UserError, match="t/train/2: found turns 1 to 1, rendered differently if later turns follow"
     ):
         encoder.training_row(DIALOGUE, "completion")
 

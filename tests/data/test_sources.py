@@ -94,7 +94,7 @@ BAD_FILES = [
     ("a.csv", b"question,,answer,\na,b,c,d", ", line 1", "header 'question', '', 'ans", "", ""),
     ("a.csv", b"a,a\n1,2", ", line 1", "the header 'a', 'a'", "a name for every column, each", ""),
     ("a.csv", b"question\nca\xe9", ", line 2", "byte 12 of the file, which is", "UTF-8", "iconv"),
-    ("a.csv", b'a,b\n"x"y,2', ", line 2", "no table with the delimiter ','", "in double qu", ""),
+    ("a.csv", b'a,b\n"x"y,2', ", line 2", "no table with the delimiter ','", "", "in double qu"),
     ("a.csv", b'a,b\n"x,2\n3,4', ", line 3", "no table with the delimiter ','", "", ""),
     ("a.csv", b"What is 1 + 1?,2\nand 2?,3", ", row 1 (line 2)", "which fit no known shape", "",
      "a table needs a header"),

@@ -182,7 +182,7 @@ def test_the_documented_table_is_true(load: Load) -> None:
 def test_unknown_and_missing_tasks_are_reported_with_a_way_out(tmp_path: Path, load: Load) -> None:
     with pytest.raises(UserError, match=r"'arc_esay': found no task of .* did you mean 'arc_easy'"):
         load("arc_esay")
-    with pytest.raises(UserError, match="for your own data give 'train:'"):
+    with pytest.raises(UserError, match=r"for your own data give 'train:' \(a file of rows\) or"):
         load("zzz")
     with pytest.raises(UserError, match="arc_easy: found no such folder"):
         load_task(TaskConfig(name="arc_easy"), tmp_path, 0)

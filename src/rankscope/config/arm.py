@@ -244,10 +244,8 @@ class ArmConfig(ConfigSection):
         for method in methods:
             if self.init_from is not None and not method.accepts_warm_start:
                 continued = [m.name for m in all_methods() if m.accepts_warm_start]
-                raise Unfit(
-                    f"'init_from' with method {method.name!r}",
-                    f"one that continues an adapter: {', '.join(continued)}",
-                )
+                rule = f"one that continues an adapter: {', '.join(continued)}"
+                raise Unfit(f"'init_from' with method {method.name!r}", rule)
             if method.trains_alone and any(other.name != method.name for other in methods):
                 found = f"method {method.name!r} among others, which {method.arm_note}"
                 raise Unfit(found, "it alone", "give it an arm of its own")
@@ -265,11 +263,8 @@ class ArmConfig(ConfigSection):
         pairs = zip(self.method, methods, strict=True) if self.early_stop else ()
         hidden = [m.hidden_state(c[m.name]) for c, m in pairs if isinstance(c, dict)]
         if any(hidden):
-            raise Unfit(
-                f"'early_stop' with {max(hidden)}",
-                "a method whose state is its parameters, which it restores",
-                "remove it",
-            )
+            rule = "a method whose state is its parameters, which it restores"
+            raise Unfit(f"'early_stop' with {max(hidden)}", rule, "remove it")
         return self
 
     def _check_fields(self, methods: Sequence[Method]) -> None:

@@ -77,10 +77,7 @@ class ObjectiveConfig(ConfigSection):
     @model_validator(mode="after")
     def check_weights(self) -> Self:
         if self.in_domain == 0 and self.retention == 0:
-            raise Unfit(
-                "'in_domain' and 'retention' both 0, so no arm can be chosen",
-                "a weight above 0 for one of them",
-            )
+            raise Unfit("'in_domain' and 'retention' both 0", "a weight above 0 for one of them")
         return self
 
 

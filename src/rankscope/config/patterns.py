@@ -34,9 +34,7 @@ def matched_parts(pattern: "regex.Pattern[str]", text: str) -> Iterator[str | No
         for match in pattern.finditer(text, timeout=MATCH_SECONDS):
             yield match.group(pattern.groups)
     except TimeoutError as error:
-        raise UserError(
-            f"regular expression {pattern.pattern!r}",
-            f"one that takes longer than {MATCH_SECONDS:g} s on a text of {len(text):,} characters",
-            "none with nested repetitions such as (a+)+",
-            "rewrite it",
-        ) from error
+        where, size = f"regular expression {pattern.pattern!r}", f"{len(text):,} characters"
+        found = f"one that takes longer than {MATCH_SECONDS:g} s on a text of {size}"
+        rule = "none with nested repetitions such as (a+)+"
+        raise UserError(where, found, rule, "rewrite it") from error

@@ -322,11 +322,9 @@ class StudyConfig(ConfigSection):
         for task in [*self.evaluate.cross_domain, *self.evaluate.retention]:
             first = defined.setdefault(task.name, task)
             if task not in (first, TaskConfig(name=task.name)):
-                raise Unfit(
-                    f"two different descriptions of task {task.name!r}",
-                    "one, at its first mention, and then its name alone",
-                    "remove one, or choose another name",
-                )
+                found = f"two different descriptions of task {task.name!r}"
+                do = "remove one, or choose another name"
+                raise Unfit(found, "one, at its first mention, and then its name alone", do)
         return self
 
     @model_validator(mode="after")
@@ -352,11 +350,9 @@ class StudyConfig(ConfigSection):
                 found = f"the mixture {nested[0]!r} in the mixture {task.name!r}"
                 raise Unfit(found, "plain tasks")
             if parts := [r.name for r in self.evaluate.retention if r.name in task.mixture]:
-                raise Unfit(
-                    f"retention task {parts[0]!r} in the training task {task.name!r}",
-                    "one that is not trained on, which measures forgetting",
-                    "name another, or move it to 'evaluate.cross_domain'",
-                )
+                found = f"retention task {parts[0]!r} in the training task {task.name!r}"
+                do = "name another, or move it to 'evaluate.cross_domain'"
+                raise Unfit(found, "one that is not trained on", do)
         return self
 
     @model_validator(mode="after")
@@ -366,17 +362,11 @@ class StudyConfig(ConfigSection):
             for replay in arm.replay or ():
                 if replay.share and replay.task in trained:
                     task = trained[replay.task]
-                    raise Unfit(
-                        f"replay of {replay.task!r}, whose rows training task {task!r} has",
-                        "a task that is not trained on",
-                        "replay another",
-                    )
+                    found = f"replay of {replay.task!r}, whose rows training task {task!r} has"
+                    raise Unfit(found, "a task that is not trained on", "replay another")
             if arm.early_stop and self.train.evaluate_every is None:
-                raise Unfit(
-                    "'early_stop' without 'train.evaluate_every'",
-                    "it too",
-                    "set it, for example to 20 (optimizer steps) or to 'epoch'",
-                )
+                do = "set it, for example to 20 (optimizer steps) or to 'epoch'"
+                raise Unfit("'early_stop' without 'train.evaluate_every'", "both", do)
         return self
 
     @model_validator(mode="after")
@@ -401,12 +391,9 @@ class StudyConfig(ConfigSection):
         for name, trained in parts.items():
             retention = [parts.get(t.name, {t.name}) for t in self.evaluate.retention]
             if not any(trained.isdisjoint(measured) for measured in retention):
-                limit = f"objective.max_forgetting {self.objective.max_forgetting:g}"
-                raise Unfit(
-                    f"{limit} without a task that measures what {name!r} forgets",
-                    "one that it does not train on",
-                    "add it under 'evaluate.retention', or remove the limit",
-                )
+                found = f"a limit without a task that measures what {name!r} forgets"
+                do = "add it under 'evaluate.retention', or remove objective.max_forgetting"
+                raise Unfit(found, "one that it does not train on", do)
         return self
 
     @property

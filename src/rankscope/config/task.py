@@ -74,15 +74,7 @@ Fewshot = Annotated[
 StopText = Annotated[str, AfterValidator(check_stop)]
 Pattern = Annotated[str, AfterValidator(_check_pattern)]
 ShapeField = Literal[
-    "question",
-    "choices",
-    "answer",
-    "subject",
-    "prompt",
-    "completion",
-    "messages",
-    "text",
-    "label",
+    "question", "choices", "answer", "subject", "prompt", "completion", "messages", "text", "label"
 ]
 
 

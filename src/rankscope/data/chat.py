@@ -26,6 +26,7 @@ FIXED_CLOCK = (
     + " }}{%- endmacro -%}"
 )
 PROBE = "RANKSCOPEPROBE"
+PLAIN_FORMAT = "use prompt_format: plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,7 @@ class ChatTemplate:
     ) -> None:
         self._apply: Callable[..., object] = tokenizer.apply_chat_template
         if not isinstance(source, str):
-            found, do = short_repr(source), "use prompt_format: plain"
-            raise UserError("chat template", found, "a template's text", do)
+            raise UserError("chat template", short_repr(source), "a template's text", PLAIN_FORMAT)
         self._source = (FIXED_CLOCK if "strftime_now" in source else "") + source
         self.writes_date = "strftime_now" in source or "date_string" in source
         self._measure(special_texts)
@@ -76,12 +76,9 @@ class ChatTemplate:
             )
         except Exception as error:  # a template may raise any exception
             roles = ", ".join(turn.role for turn in turns)
-            raise UserError(
-                location,
-                f"the turns {roles}, which the chat template refuses ({first_line(error)})",
-                "turns that it renders",
-                "change the row's roles, or use prompt_format: plain",
-            ) from error
+            found = f"the turns {roles}, which the chat template refuses ({first_line(error)})"
+            do = f"change the row's roles, or {PLAIN_FORMAT}"
+            raise UserError(location, found, "turns that it renders", do) from error
         return str(text)
 
     def exchange(self) -> tuple[str, str]:
@@ -110,13 +107,9 @@ class ChatTemplate:
                 empty_answer = TextSegment("", is_label=True, end="turn")
                 return [*segments, TextSegment(prompt[done:]), empty_answer]
             if not full.startswith(prompt) or len(prompt) < done:
-                raise UserError(
-                    location,
-                    f"turns 1 to {position}, which the chat template renders differently if later "
-                    "turns follow",
-                    "the text in training that the model sees in use",
-                    "split the conversation into rows of one answer each",
-                )
+                found = f"turns 1 to {position}, rendered differently if later turns follow"
+                do = "split the conversation into rows of one answer each"
+                raise UserError(location, found, "the same text in training and in use", do)
             answer = self.render_answer(turn.content)
             place = f"{location}, turn {position + 1}"
             start = self._find_answer(full, len(prompt), answer, place)
@@ -131,12 +124,9 @@ class ChatTemplate:
         for opening in (self.opening, ""):
             if full.startswith(opening + answer, after):
                 return after + len(opening)
-        raise UserError(
-            place,
-            "an answer that the chat template changes",
-            "one that it writes as it is, so that its tokens can be labeled",
-            "remove what it rewrites (such as thinking marks), or use prompt_format: plain",
-        )
+        found = "an answer that the chat template changes (such as thinking marks)"
+        do = f"change the answer, or {PLAIN_FORMAT}"
+        raise UserError(place, found, "one whose tokens can be labeled", do)
 
     def render_answer(self, text: str) -> str:
         return self.lead + (text.strip() if self.strips else text)
@@ -148,13 +138,8 @@ class ChatTemplate:
         plain = self.render([user, Message("assistant", PROBE)], where)
         spaced = self.render([user, Message("assistant", f" {PROBE} ")], where)
         if not plain.startswith(prompt) or plain.count(PROBE) != 1:
-            raise UserError(
-                where,
-                f"an answered conversation, {plain[:120]!r}",
-                f"it to start with the prompt for its answer, {prompt[:120]!r}, so that labels can "
-                "be placed",
-                "use prompt_format: plain",
-            )
+            rule = f"it to start with the prompt for its answer, {prompt[:120]!r}"
+            raise UserError(where, f"a conversation {plain[:120]!r}", rule, PLAIN_FORMAT)
         before, after = plain[len(prompt) :].split(PROBE)
         self.opening = before.rstrip(" ")
         self.lead = before[len(self.opening) :]

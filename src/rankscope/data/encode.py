@@ -113,9 +113,8 @@ class Encoder:
             special = [token_id for token_id, token in added if token.special]
             self.special_ids = frozenset([*tokenizer.all_special_ids, *special])
         if tokenizer.eos_token_id is None:
-            rule = "one, so that answers end"
-            do = "name it in tokenizer_config.json"
-            raise UserError(self._place, "no end token (eos_token)", rule, do)
+            do = "name one in tokenizer_config.json"
+            raise UserError(self._place, "no end token (eos_token)", "answers that end", do)
         self._eos_id = int(tokenizer.eos_token_id)
         # Some tokenizers that know every byte name another special token here.
         others = (self._eos_id, tokenizer.bos_token_id, tokenizer.pad_token_id)

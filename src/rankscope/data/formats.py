@@ -28,6 +28,10 @@ from rankscope.data.rows import (
 )
 from rankscope.errors import UserError, did_you_mean, reason_of
 
+KNOWN_SHAPES = (
+    "messages | conversations | prompt, completion | text | text, label | instruction, input, "
+    "output | question, choices, answer | question, answer"
+)
 LABELED_PROMPT = "Text: {question}\nLabel:"
 MAX_FIELD_NAMES = 300  # Characters of the names of a row's fields that a message shows
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
@@ -68,12 +72,9 @@ def _refuse_pair(row: RawRow) -> Item:
     is_chat = isinstance(row.fields["chosen"], list)
     asked = next((f"prompt: {name}, " for name in ("prompt", "question") if name in row.fields), "")
     field = "messages" if is_chat else f"{asked}completion" if asked else "text"
-    raise UserError(
-        row.location,
-        "a pair of answers, 'chosen' and 'rejected'",
-        "one answer, as only supervised fine-tuning is compared",
-        f"train on the chosen one: fields: {{{field}: chosen}}",
-    )
+    rule = "one answer, as only supervised fine-tuning is compared"
+    do = f"train on the chosen one: fields: {{{field}: chosen}}"
+    raise UserError(row.location, "a pair of answers, 'chosen' and 'rejected'", rule, do)
 
 
 def _read_prompt_completion(row: RawRow) -> Item:
@@ -216,11 +217,8 @@ def _rename_fields(row: RawRow, names: FieldNames) -> RawRow:
 
     def value(name: str) -> Any:
         if name not in row.fields:
-            raise BadRow(
-                f"no field {name!r}, named in 'fields:'",
-                f"one of {', '.join(row.fields)}",
-                did_you_mean(name, row.fields).removeprefix("; "),
-            )
+            known, hint = ", ".join(row.fields), did_you_mean(name, row.fields).removeprefix("; ")
+            raise BadRow(f"no field {name!r}, named in 'fields:'", f"one of {known}", hint)
         return row.fields[name]
 
     fields = {
@@ -322,9 +320,7 @@ def _unknown_shape(row: RawRow) -> Shape:
     raise UserError(
         row.location,
         f"the fields {_field_names(row)}, which fit no known shape",
-        "messages | conversations | prompt, completion | text | text, label | instruction, input, "
-        "output | question, choices, answer | question, answer",
-        "name the columns in the task of a study file, such as fields: {question: COLUMN, answer: "
-        "COLUMN}, and choices in columns of their own as choices: [COLUMN, COLUMN, ...]; a table "
-        "needs a header",
+        KNOWN_SHAPES,
+        "name them in the task, such as fields: {question: COLUMN, choices: [COLUMN, COLUMN, ...], "
+        "answer: COLUMN}; a table needs a header",
     )

@@ -76,22 +76,17 @@ def read_hub(source: HubSource) -> tuple[SplitRows, str]:
     except Exception as error:  # the library raises some ten unrelated types here
         reason = first_line(error)
         if "Dataset scripts" in reason:
-            raise UserError(
-                source.label,
-                f"a data set that would run its own code when loaded ({reason})",
-                "files of rows",
-                "use the hub's Parquet copy (revision: refs/convert/parquet), or put the rows into "
-                "JSONL or Parquet files",
-            ) from error
+            found = f"a data set that would run its own code when loaded ({reason})"
+            do = "use the hub's Parquet copy (revision: refs/convert/parquet)"
+            raise UserError(source.label, found, "files of rows", do) from error
         if not reached:
             reason = "the hub does not answer, and its cache does not hold the data set"
         raise UserError(
             source.label,
             f"a data set that cannot be loaded ({reason})",
             "its rows",
-            "check the id and the connection (HF_HUB_OFFLINE forbids it), put the rows into a "
-            "local folder and name it with data_dir, or choose a task that needs neither, such as "
-            "common_facts",
+            "check the id and the connection (HF_HUB_OFFLINE forbids it), name a folder of rows as "
+            "data_dir, or choose a task that needs neither, such as common_facts",
         ) from error
     files = {
         split: numbered(loaded[name].to_list(), f"{source.label}, {name}")

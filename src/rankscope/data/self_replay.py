@@ -27,12 +27,9 @@ class RowsToSample(EncodedRows):
     def of(cls, num_rows: int, encoder: Encoder, max_length: int, seed: int) -> "RowsToSample":
         prompt = tuple(encoder.opening_ids)
         if len(prompt) >= max_length:
-            raise UserError(
-                "self_replay",
-                f"rows that begin with {len(prompt)} tokens, those of the chat template",
-                f"room for more in train.max_length = {max_length}",
-                "raise it, or use prompt_format: plain",
-            )
+            found = f"rows that begin with {len(prompt)} tokens, those of the chat template"
+            do = "raise train.max_length, or use prompt_format: plain"
+            raise UserError("self_replay", found, f"fewer than {max_length}", do)
         row = _sampled_row(prompt, [0] * (max_length - len(prompt)))
         return cls((row,) * num_rows, 0, 0, prompt, encoder.stop_ids, encoder.num_ends, seed)
 
@@ -50,12 +47,9 @@ class RowsToSample(EncodedRows):
         """The rows that the base wrote: ``written`` are the tokens after the prompt. Raises
         UserError: it wrote nothing but end tokens."""
         if all(self.stop_ids.issuperset(ids) for ids in written):
-            raise UserError(
-                "self_replay",
-                f"end tokens alone in all {len(written)} rows that the base wrote",
-                "text, as a base writes that can begin one by itself",
-                "use 'replay', or another model.prompt_format",
-            )
+            found = f"end tokens alone in all {len(written)} rows that the base wrote"
+            do = "use 'replay', or another model.prompt_format"
+            raise UserError("self_replay", found, "a base that begins a text by itself", do)
         return EncodedRows(tuple(_sampled_row(self.prompt, ids) for ids in written), 0, 0)
 
 

@@ -168,12 +168,9 @@ def read_table(path: Path, delimiter: str) -> list[RawRow]:
                 location = f"{path}, row {number} (line {records.line_num})"
                 rows.append(RawRow(location, number, *_as_record(header, record, delimiter)))
     except csv.Error as error:
-        raise UserError(
-            f"{path}, line {records.line_num}",
-            f"what is no table with the delimiter {delimiter!r} ({error})",
-            "cells with line breaks, quotes or delimiters in double quotes",
-            "correct it",
-        ) from None
+        found = f"what is no table with the delimiter {delimiter!r} ({error})"
+        do = "put cells with line breaks, quotes or delimiters in double quotes"
+        raise UserError(f"{path}, line {records.line_num}", found, "a table", do) from None
     return rows
 
 
@@ -280,12 +277,9 @@ def split_paths(folder: Path) -> dict[str, Path]:
     """The split files of a task's folder, unopened; two of one split, or none, are an error."""
     if not folder.is_dir():
         siblings = sorted(p.name for p in folder.parent.glob("*") if p.is_dir())
-        raise UserError(
-            folder,
-            f"no such folder beside {', '.join(siblings) or 'no other'}",
-            "train.jsonl, validation.jsonl or test.jsonl there",
-            "put them there, or leave data_dir out to use the hub",
-        )
+        found = f"no such folder beside {', '.join(siblings) or 'no other'}"
+        do = "put them there, or leave data_dir out to use the hub"
+        raise UserError(folder, found, "train.jsonl, validation.jsonl or test.jsonl there", do)
     paths = {}
     for split in (*SPLIT_FILES, DEV):
         existing = [path for s in READERS if (path := folder / (split + s)).is_file()]

@@ -95,16 +95,13 @@ def split_rows(
         notes.append(f"{task}: no train rows; {len(validation)} validation rows were cut from test")
     validation, in_test = without(validation, test)
     if not test or not (validation or keep_test_whole):
-        repeated = f", after removing {in_test} validation rows that repeat a test row"
-        counts = f"{len(train)} train, {len(validation)} validation and {len(test)} test rows"
-        raise UserError(
-            f"task {task!r}",
-            counts + (repeated if in_test else ""),
-            "at least one validation and one test row",
-            "give test rows that the other files do not have"
-            if test and in_test
-            else "give more rows, or the missing file ('validation:' or 'test:')",
-        )
+        found = f"{len(train)} train, {len(validation)} validation and {len(test)} test rows"
+        if in_test:
+            found += f", after removing {in_test} validation rows that repeat a test row"
+        do = "give more rows, or the missing file ('validation:' or 'test:')"
+        if test and in_test:
+            do = "give test rows that the other files do not have"
+        raise UserError(f"task {task!r}", found, "at least one validation and one test row", do)
     train, in_validation = without(train, validation)
     if files.get("train") and not train:
         found = f"no train row beside {len(validation)} validation and {len(test)} test rows"
@@ -184,12 +181,9 @@ def with_examples(
         kept, repeated = without(list(items), pool)
         removed += repeated
         if not kept:
-            raise UserError(
-                f"task {spec.name!r}",
-                f"a {split} split whose rows all serve as few-shot examples, too",
-                "rows of its own",
-                "give other rows, or num_fewshot: 0",
-            )
+            found = f"a {split} split whose rows all serve as few-shot examples, too"
+            do = "give other rows, or num_fewshot: 0"
+            raise UserError(f"task {spec.name!r}", found, "rows of its own", do)
         for number, item in enumerate(kept):
             subject = item.subject if spec.fewshot_by_subject else None
             if subject not in by_subject:
@@ -215,10 +209,7 @@ def _choose_examples(
         rows = [rows[position] for position in order]
     if len(rows) < spec.num_fewshot:
         of_subject = f" of subject {subject!r}" if subject is not None else ""
-        raise UserError(
-            f"task {spec.name!r}, num_fewshot",
-            f"{len(rows)} usable rows{of_subject} in the {EXAMPLE_SOURCES[file]}",
-            f"{spec.num_fewshot} examples",
-            "ask for fewer, or give more rows",
-        )
+        found = f"{len(rows)} usable rows{of_subject} in the {EXAMPLE_SOURCES[file]}"
+        place = f"task {spec.name!r}, num_fewshot"
+        raise UserError(place, found, f"{spec.num_fewshot} examples", "ask for fewer")
     return tuple((row.prompt, row.completion) for row in rows[: spec.num_fewshot])

@@ -100,12 +100,8 @@ def _load_replayed_tasks(
     }
     for name, task in replayed.items():
         if not task.train:
-            raise UserError(
-                f"replay of {name!r}",
-                "a task without training rows",
-                "training rows to replay",
-                "replay another task, or give this one a file of training rows ('train:')",
-            )
+            do = "replay another task, or give this one a file of them ('train:')"
+            raise UserError(f"replay of {name!r}", "no training rows", "rows to replay", do)
     return replayed
 
 

@@ -66,13 +66,8 @@ def _locate_named_rows(spec: TaskSpec, data_dir: str | Path | None, trained: boo
         folder = Path(data_dir) / (spec.folder or spec.name)
         return _in_files(split_paths(folder), str(folder), spec)
     if spec.hub is None:
-        raise UserError(
-            f"task {spec.name!r}",
-            "no rows",
-            "your own texts",
-            "name them ('test: texts.jsonl' with a field 'text', or 'test: text.txt'), or put them "
-            f"into {spec.name}/test.jsonl in data_dir",
-        )
+        do = "name them ('test: text.txt', or 'test: texts.jsonl' with a field 'text')"
+        raise UserError(f"task {spec.name!r}", "no rows", "your own texts", do)
     hub = spec.hub
     if hub.train_is_separate_collection and not trained:
         hub = replace(hub, train=None)
@@ -157,13 +152,9 @@ def _named_spec(config: TaskConfig) -> TaskSpec:
     """A named task with the changes of the study file; another scorer brings its own prompt."""
     if config.name not in NAMED_TASKS:
         hint = did_you_mean(config.name, NAMED_TASKS).removeprefix("; ")
-        own = "for your own data give 'train:' (a file of rows) or 'hub:' in a task of a study file"
-        raise UserError(
-            f"task {config.name!r}",
-            "no task of this name",
-            f"one of {', '.join(NAMED_TASKS)}",
-            f"{hint} {own[0].upper()}{own[1:]}" if hint else own,
-        )
+        known = f"one of {', '.join(NAMED_TASKS)}"
+        do = hint or "for your own data give 'train:' (a file of rows) or 'hub:'"
+        raise UserError(f"task {config.name!r}", "no task of this name", known, do)
     spec = NAMED_TASKS[config.name]
     changes = _common_settings(config)
     if config.scorer in (None, spec.scorer):
