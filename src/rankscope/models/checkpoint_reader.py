@@ -166,7 +166,7 @@ def shards_of(folder: Path) -> dict[str, Path]:
     if index.is_file():
         names = read_json_object(index, IntegrityError).get("weight_map")
         if not isinstance(names, dict):
-            raise IntegrityError(f"{index}: found no 'weight_map', expected an index of shards")
+            raise IntegrityError(index, "no 'weight_map'", "an index of shards")
         wanted = {key: folder / Path(str(shard)).name for key, shard in names.items()}
         absent = sorted({path.name for path in wanted.values() if not path.is_file()})
         if absent:

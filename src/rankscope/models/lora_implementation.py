@@ -26,7 +26,7 @@ def choose_lora_implementation(
     obstacle = _grouped_mm_obstacle(device, dtype)
     if obstacle and wanted == "grouped_mm":
         raise UserError(
-            f"train.lora_implementation: found 'grouped_mm', but {obstacle}; use 'auto' or 'loop'"
+            "train.lora_implementation", f"'grouped_mm', but {obstacle}", do="use 'auto' or 'loop'"
         )
     return "loop" if obstacle else "grouped_mm"
 

@@ -64,9 +64,11 @@ def checked_folder(folder: Path, weights: bool = True) -> Path:
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
         if pickles:
             raise UserError(
-                f"model folder {folder}: found {pickles[0]}, a pickle, which can run code when "
-                "loaded, expected *.safetensors; convert it once on a machine that you trust: "
-                "model.save_pretrained(folder) writes safetensors"
+                f"model folder {folder}",
+                f"{pickles[0]}, a pickle, which can run code when loaded",
+                "*.safetensors",
+                "convert it once on a machine that you trust: model.save_pretrained(folder) "
+                "writes safetensors",
             )
         if weights:
             raise UserError(f"model folder {folder}: no *.safetensors weights")

@@ -57,7 +57,7 @@ def read_model_config(path: Path) -> PretrainedConfig:
     with reading(folder / "config.json", "a usable configuration"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not isinstance(config, PretrainedConfig):
-        raise UserError(f"{folder / 'config.json'}: expected the configuration of one model.")
+        raise UserError(folder / "config.json", expected="the configuration of one model")
     # What a stranger's file names here would win over the implementation that is asked for, and
     # ``owner/kernel`` would be downloaded from the hub and run.
     config._attn_implementation = None
@@ -122,8 +122,10 @@ def matching_names(
         if not matched:
             known = sorted({path.rsplit(".", 1)[-1] for path in candidates})
             raise UserError(
-                f"target module {target!r}: found no linear layer of this model that it matches, "
-                f"expected some of: {', '.join(known)}; correct it"
+                f"target module {target!r}",
+                "no linear layer of this model that it matches",
+                f"some of: {', '.join(known)}",
+                "correct it",
             )
         wanted |= matched
     return wanted
@@ -134,7 +136,7 @@ def lora_parameters(
 ) -> int:
     """Sum of rank * (in + out) over matching layers (2106.09685, section 4.2)."""
     if rank < 1:
-        raise UserError(f"rank {rank}: expected a whole number of at least 1.")
+        raise UserError(f"rank {rank}", expected="a whole number of at least 1")
     shapes = config if isinstance(config, Architecture) else architecture(config)
     return rank * sum(sum(shape) for shape in target_shapes(shapes, targets).values())
 

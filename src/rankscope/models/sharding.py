@@ -269,11 +269,13 @@ def check_devices(config: StudyConfig, trials: Sequence[TrialSpec], device: torc
     place = f"train.devices: {wanted}"
     found = torch.cuda.device_count() if device.type == "cuda" else 0
     if device.index is not None:
-        raise UserError(f"{place}: found 'device: {device}', expected auto, cuda or cpu")
+        raise UserError(place, f"'device: {device}'", "auto, cuda or cpu")
     if found < wanted and config.device != "cpu" and not config.runs_elsewhere:
         raise UserError(
-            f"{place}: found {found} GPUs, expected at least {wanted}; use fewer, or "
-            "'device: cpu' to try it in as many processes"
+            place,
+            f"{found} GPUs",
+            f"at least {wanted}",
+            "use fewer, or 'device: cpu' to try it in as many processes",
         )
     is_full = any(trial.is_full for trial in trials)
     refused = {
@@ -291,6 +293,8 @@ def check_devices(config: StudyConfig, trials: Sequence[TrialSpec], device: torc
     if what is not None:
         names = ", ".join(sorted(m.name for m in all_methods() if m.can_be_sharded))
         raise UserError(
-            f"{place}: found {what}, which works on one device only; expected one of the methods "
-            f"{names} without it; remove it, or 'devices'"
+            place,
+            f"{what}, which works on one device only; expected one of the methods {names} "
+            "without it",
+            do="remove it, or 'devices'",
         )

@@ -98,7 +98,7 @@ Edit = Callable[[str, LowRankUpdate], tuple[LowRankUpdate, int | None]]
 
 def truncate(source: SourceAdapter, out: Path, rank: int) -> AdapterChange:
     if rank < 1:
-        raise UserError(f"--rank {rank}: expected at least 1")
+        raise UserError(f"--rank {rank}", expected="at least 1")
     action = f"truncated to rank {rank}"
     return _write_edited(source, out, action, lambda _, update: (update.truncated(rank), None))
 
@@ -112,7 +112,7 @@ def layer_scale(source: SourceAdapter, out: Path, first: float, last: float) -> 
     """Multiply each layer's update, linearly in depth from ``first`` to ``last``, as LiNeS does."""
     for factor in (first, last):
         if not 0 <= factor < float("inf"):
-            raise UserError(f"scale {factor}: expected a number of at least 0")
+            raise UserError(f"scale {factor}", expected="a number of at least 0")
     num_layers = 1 if first == last else source.num_layers()
     factor_of = depth_factors(first, last, num_layers)
 
@@ -136,7 +136,7 @@ def mitigate(
     if source.base is None:
         raise UserError("--mitigate intruders: intruders are found by the base: give --base")
     if not 0 <= factor <= 1:
-        raise UserError(f"--lambda {factor}: expected 0 (remove intruders) to 1 (change nothing)")
+        raise UserError(f"--lambda {factor}", expected="0 (remove intruders) to 1 (change nothing)")
     base = source.base
     shapes = {name: base.layer(name).shape for name in source.adapter.a}
     check_spectra_settings(settings, shapes, is_command=True)
@@ -219,7 +219,7 @@ def parse_layer_factors(text: str) -> tuple[float, float]:
         first, last = (float(part) for part in text.split(":"))
     except ValueError as error:
         raise UserError(
-            f"--layer-scale {text!r}: expected two numbers such as 0.5:1, for the first and the "
-            "last layer"
+            f"--layer-scale {text!r}",
+            expected="two numbers such as 0.5:1, for the first and the last layer",
         ) from error
     return first, last

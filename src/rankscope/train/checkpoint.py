@@ -109,14 +109,18 @@ class GroupCheckpoint:
                 continue  # its removal was interrupted
             if self.shards.index == 0 and not matches_sums(folder):
                 raise IntegrityError(
-                    f"{folder}: found altered files, expected the hashes in its {SUMS}; to train "
-                    f"this group from its beginning, remove {self.folder}"
+                    folder,
+                    "altered files",
+                    f"the hashes in its {SUMS}",
+                    f"to train this group from its beginning, remove {self.folder}",
                 )
             if not (folder / self.file).is_file():
                 found = ", ".join(sorted(path.name for path in folder.glob("state*")))
                 raise UserError(
-                    f"{folder}: found {found}, expected {self.file}: 'train.devices' was another "
-                    f"number; set it back, or remove {self.folder} to train from the beginning"
+                    folder,
+                    found,
+                    f"{self.file}: 'train.devices' was another number",
+                    f"set it back, or remove {self.folder} to train from the beginning",
                 )
             self.shards.barrier()  # shard 0 has found nothing altered
             meta = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))

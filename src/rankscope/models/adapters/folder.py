@@ -197,8 +197,10 @@ def check_complete(
     if odd := sorted(named ^ set(modules)):
         odd_one = f"{odd[0]!r} is {'missing' if odd[0] in named else 'not among them'}"
         raise IntegrityError(
-            f"adapter {folder}: found lora_A and lora_B for {count(len(modules), 'module')}, "
-            f"expected them for the {len(named)} that {CONFIG} names: {odd_one}; {RECOPY}"
+            f"adapter {folder}",
+            f"lora_A and lora_B for {count(len(modules), 'module')}",
+            f"them for the {len(named)} that {CONFIG} names: {odd_one}",
+            RECOPY,
         )
 
 
@@ -219,9 +221,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor.float()).all():
-            raise IntegrityError(
-                f"{path}: found values that are not finite in {key!r}, expected numbers; {RECOPY}"
-            )
+            raise IntegrityError(path, f"values that are not finite in {key!r}", "numbers", RECOPY)
     return tensors, metadata
 
 
@@ -246,9 +246,11 @@ def _parts_of(
 def check_same_base(folder: Path, recorded: str | None, base_sha256: str) -> None:
     if recorded is not None and recorded != base_sha256:
         raise UserError(
-            f"adapter {folder}: found one that was made for another base (weights "
-            f"{recorded[:12]}..., this one is {base_sha256[:12]}...), expected an adapter of this "
-            "base; give the base that it was made for"
+            f"adapter {folder}",
+            f"one that was made for another base (weights {recorded[:12]}..., this one is "
+            f"{base_sha256[:12]}...)",
+            "an adapter of this base",
+            "give the base that it was made for",
         )
 
 
@@ -289,9 +291,7 @@ def _module_and_part(key: str, path: Path) -> tuple[str, str]:
             return key[len(MODULE_PREFIX) : -len(ending)], part
     if ".lora_embedding_" in key or key.endswith(".base_layer.weight"):
         raise UserError(f"{path}: {key!r} adapts an embedding; expected linear layers")
-    raise IntegrityError(
-        f"{path}: found an unexpected tensor {key!r}, expected lora_A and lora_B weights; {RECOPY}"
-    )
+    raise IntegrityError(path, f"an unexpected tensor {key!r}", "lora_A and lora_B weights", RECOPY)
 
 
 def _check_pairs(
@@ -300,20 +300,27 @@ def _check_pairs(
     if not a or set(a) != set(b):
         single = [f"one without the other for {name!r}" for name in sorted(set(a) ^ set(b))]
         raise IntegrityError(
-            f"{path}: found {single[0] if single else 'no lora_A and lora_B'}, expected lora_A and "
-            f"lora_B of every module; {RECOPY}"
+            path,
+            single[0] if single else "no lora_A and lora_B",
+            "lora_A and lora_B of every module",
+            RECOPY,
         )
     for name in a:
         if a[name].ndim != 2 or b[name].ndim != 2:
             raise IntegrityError(
-                f"{path}: {name!r}: found lora_A of shape {tuple(a[name].shape)} and lora_B of "
-                f"shape {tuple(b[name].shape)}, expected matrices; {RECOPY}"
+                f"{path}: {name!r}",
+                f"lora_A of shape {tuple(a[name].shape)} and lora_B of shape "
+                f"{tuple(b[name].shape)}",
+                "matrices",
+                RECOPY,
             )
         ranks, expected = (a[name].shape[0], b[name].shape[1]), settings.rank_of(name)
         if ranks != (expected, expected):
             raise IntegrityError(
-                f"{path}: {name!r}: found rank {ranks[0]} and {ranks[1]}, expected {expected} as "
-                f"in {CONFIG}; {RECOPY}"
+                f"{path}: {name!r}",
+                f"rank {ranks[0]} and {ranks[1]}",
+                f"{expected} as in {CONFIG}",
+                RECOPY,
             )
 
 
@@ -328,14 +335,18 @@ def _check_magnitudes(
     if set(magnitude) != expected:
         odd = sorted(set(magnitude) ^ expected)
         raise IntegrityError(
-            f"{path}: found magnitudes of {count(len(magnitude), 'module')}, expected "
-            f"{len(expected)} as {CONFIG} says ({odd[0]}); {RECOPY}"
+            path,
+            f"magnitudes of {count(len(magnitude), 'module')}",
+            f"{len(expected)} as {CONFIG} says ({odd[0]})",
+            RECOPY,
         )
     for name, m in magnitude.items():
         if m.shape != b[name].shape[:1]:
             raise IntegrityError(
-                f"{path}: the magnitude of {name!r}: found shape {tuple(m.shape)}, expected "
-                f"{tuple(b[name].shape[:1])}; {RECOPY}"
+                f"{path}: the magnitude of {name!r}",
+                f"shape {tuple(m.shape)}",
+                tuple(b[name].shape[:1]),
+                RECOPY,
             )
 
 

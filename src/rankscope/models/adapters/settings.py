@@ -183,9 +183,11 @@ def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -
     if not (folder / WEIGHTS).is_file():
         if (folder / "adapter_model.bin").is_file():
             raise UserError(
-                f"adapter {folder}: found adapter_model.bin, a pickle, which can run code when "
-                f"loaded, expected {WEIGHTS}; load it once with PEFT on a machine that you trust "
-                "and save it again with save_pretrained"
+                f"adapter {folder}",
+                "adapter_model.bin, a pickle, which can run code when loaded",
+                WEIGHTS,
+                "load it once with PEFT on a machine that you trust and save it again with "
+                "save_pretrained",
             )
         raise UserError(f"adapter {folder}: no {WEIGHTS}; expected a PEFT adapter folder")
     config = read_json_object(folder / CONFIG)

@@ -99,14 +99,17 @@ def load_adapter_for(
         if expected is None:
             leaves = {other.rsplit(".", 1)[-1] for other in shapes.linear_shapes}
             raise UserError(
-                f"adapter {folder}: found factors for {name!r}, which this model does not "
-                f"have, expected some of: {', '.join(sorted(leaves))}; give an adapter of this "
-                "model"
+                f"adapter {folder}",
+                f"factors for {name!r}, which this model does not have",
+                f"some of: {', '.join(sorted(leaves))}",
+                "give an adapter of this model",
             )
         if shape != expected:
             raise UserError(
-                f"adapter {folder}: found {name!r} with (out, in) = {shape}, expected {expected} "
-                "as in this model; give an adapter of this model"
+                f"adapter {folder}",
+                f"{name!r} with (out, in) = {shape}",
+                f"{expected} as in this model",
+                "give an adapter of this model",
             )
     check_complete(folder, adapter.a, shapes.linear_shapes, inits)
     return adapter

@@ -39,9 +39,10 @@ class EvaMethod(LoraMethod):
         needed = max(min(round(RHO * trial.rank), inputs) for _, inputs in targets)
         if facts.num_tokens < needed:
             raise UserError(
-                f"method eva, rank {trial.rank}: found {facts.num_tokens} training tokens of "
-                f"{trial.task}, expected at least {needed} to find as many directions in; choose a "
-                "smaller rank"
+                f"method eva, rank {trial.rank}",
+                f"{facts.num_tokens} training tokens of {trial.task}",
+                f"at least {needed} to find as many directions in",
+                "choose a smaller rank",
             )
 
     def init_adapter(

@@ -146,9 +146,11 @@ class LoraMethod(Method):
         for name, shape in target_shapes(facts.shapes, trial.targets).items():
             if (trial.rank or 1) > min(shape):
                 raise UserError(
-                    f"method {self.name}: found rank {trial.rank}, expected at most {min(shape)}, "
-                    f"the smaller dimension of {name!r} {shape}: {self.rank_limit}; choose a "
-                    "smaller rank"
+                    f"method {self.name}",
+                    f"rank {trial.rank}",
+                    f"at most {min(shape)}, the smaller dimension of {name!r} {shape}: "
+                    f"{self.rank_limit}",
+                    "choose a smaller rank",
                 )
 
     def trainable_parameters(self, trial: TrialSpec, shapes: Architecture, folder: Path) -> int:

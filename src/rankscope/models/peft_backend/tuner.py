@@ -289,12 +289,16 @@ def _errors_of_peft(folder: Path) -> Iterator[None]:
     except Exception as error:
         if "size mismatch" in str(error):
             raise UserError(
-                f"adapter {folder}: not an adapter of this model: {reason_of(error)}; give the "
-                "model that it was made for"
+                f"adapter {folder}",
+                reason_of(error),
+                "an adapter of this model",
+                "give the model that it was made for",
             ) from error
         raise IntegrityError(
-            f"adapter {folder}: not a whole adapter: {reason_of(error)}; copy it again from "
-            "where it was trained"
+            f"adapter {folder}",
+            reason_of(error),
+            "a whole adapter",
+            "copy it again from where it was trained",
         ) from error
 
 
@@ -328,9 +332,10 @@ def _write_out_patterns(config: Any, folder: Path, names: list[str]) -> None:
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             if not re.fullmatch(r"[\w.]*", pattern):
                 raise UserError(
-                    f"adapter {folder}: {CONFIG}: {key}: found {pattern!r}, expected names of "
-                    "modules: for a method other than LoRA, PEFT matches expressions without a "
-                    "limit of time"
+                    f"adapter {folder}: {CONFIG}: {key}",
+                    f"{pattern!r}",
+                    "names of modules: for a method other than LoRA, PEFT matches expressions "
+                    "without a limit of time",
                 )
 
 
