@@ -205,8 +205,11 @@ SLOW = r"(?:(?:[a-z]|.)+)+(?<!j)"
         ({"exclude_modules": SLOW}, "takes longer than"),
         ({"r": 10**400}, "r: Input should be less than"),
         ({"lora_alpha": 10**400}, "lora_alpha: "),
-        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4' changes the base"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save = ['lm_head'] is not supported"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4', which changes the base"),
+        (
+            {"modules_to_save": ["lm_head"]},
+            "modules_to_save = ['lm_head'], expected PEFT's default",
+        ),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -138,10 +138,10 @@ def misshape(tensors: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (drop, r"1 weights are missing, such as 'model\.layers\.1\.self_attn\.v_proj\.weight'"),
-        (poison, r"'model\.layers\.1\.self_attn\.v_proj\.weight' is not finite"),
-        (overflow, r"'model\.norm\.weight' is not finite"),
-        (misshape, r"v_proj\.weight' has shape \(32, 63\), config\.json says \(32, 64\)"),
+        (drop, r"1 weights missing, such as 'model\.layers\.1\.self_attn\.v_proj\.weight'"),
+        (poison, r"'model\.layers\.1\.self_attn\.v_proj\.weight' that is not finite"),
+        (overflow, r"'model\.norm\.weight' that is not finite"),
+        (misshape, r"v_proj\.weight' of shape \(32, 63\), expected \(32, 64\) as config"),
     ],
 )
 def test_faulty_weights_are_integrity_errors(
@@ -195,7 +195,7 @@ def test_a_pickle_alone_is_refused_and_not_opened(folder: Path) -> None:
     ("name", "message"),
     [
         ("config.json", r"no config\.json"),
-        ("model.safetensors", r"no \*\.safetensors weights"),
+        ("model.safetensors", r"no weights, expected \*\.safetensors"),
         ("tokenizer.json", "expected a folder with a usable tokenizer"),
     ],
 )

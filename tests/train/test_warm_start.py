@@ -179,7 +179,7 @@ def test_an_adapter_that_changes_while_the_study_runs_is_refused(tmp_path: Path,
     spec = continued(tmp_path, targets=ATTENTION)
     path = tmp_path / file
     path.write_bytes(path.read_bytes() + b" ")
-    with pytest.raises(UserError, match=f"adapter {tmp_path}: changed while the study was running"):
+    with pytest.raises(UserError, match=f"adapter {tmp_path}: found a folder that changed while"):
         new_adapter(tiny_llama(), spec)
     path.unlink()
     with pytest.raises(UserError, match=f"adapter {tmp_path}: cannot be read"):

@@ -55,7 +55,9 @@ class CheckpointReader:
         try:
             model: Any = model_on_meta(config)
         except UserError as error:
-            raise UserError(f"model folder {folder}: {error}") from error
+            raise UserError(
+                f"model folder {folder}: {error.where}", error.found, error.expected, error.do
+            ) from error
         layers = _layers_of(model)
         head = model.get_output_embeddings()
         name = next((n for n, m in model.named_modules() if m is head), None)
@@ -75,8 +77,10 @@ class CheckpointReader:
             return self.head
         if name not in self.layers:
             raise UserError(
-                f"model folder {self.folder}: no linear layer {name!r} in {self.architecture}; it "
-                f"has {', '.join(list(self.layers)[:2])} and others: another architecture"
+                f"model folder {self.folder}",
+                f"no linear layer {name!r} in {self.architecture}",
+                f"{', '.join(list(self.layers)[:2])} and others",
+                "give the adapter's own base",
             )
         return self.layers[name]
 
@@ -87,8 +91,9 @@ class CheckpointReader:
         stored = next((key for key in layer.keys if key in self.shards), None)
         if stored is None:
             raise IntegrityError(
-                f"model folder {self.folder}: no weight {layer.keys[0]!r} in its "
-                f"{len(set(self.shards.values()))} safetensors file(s)"
+                f"model folder {self.folder}",
+                f"no weight {layer.keys[0]!r} in its safetensors files",
+                do="copy the model again",
             )
         weight = self.tensor(stored)
         if weight.dtype in (torch.uint8, torch.int8):
@@ -97,14 +102,18 @@ class CheckpointReader:
             weight = weight.mT
         if tuple(weight.shape) != layer.shape:
             raise IntegrityError(
-                f"model folder {self.folder}: {stored!r} has shape {tuple(weight.shape)}, "
-                f"config.json says {layer.shape}"
+                f"model folder {self.folder}",
+                f"{stored!r} of shape {tuple(weight.shape)}",
+                f"{layer.shape} as config.json says",
+                "copy the model again",
             )
         if not bool(torch.isfinite(weight).all()):
             bad = int((~torch.isfinite(weight)).sum())
             raise IntegrityError(
-                f"model folder {self.folder}: {stored!r}: {bad} of {weight.numel()} numbers are "
-                "NaN or infinite"
+                f"model folder {self.folder}: {stored!r}",
+                f"{bad} of {weight.numel()} numbers that are NaN or infinite",
+                "finite ones",
+                "copy the model again",
             )
         return weight.to(device) if device is not None else weight
 
@@ -122,8 +131,10 @@ class CheckpointReader:
         """
         if self.quantized is None:
             raise IntegrityError(
-                f"model folder {self.folder}: {key!r} is {packed.dtype}, but config.json names no "
-                "quantization"
+                f"model folder {self.folder}",
+                f"{key!r} of {packed.dtype}",
+                "numbers, as config.json names no quantization",
+                "copy the model again",
             )
         if packed.dtype == torch.int8:
             scale = self.tensor(key.removesuffix("weight") + "SCB")
@@ -171,8 +182,10 @@ def shards_of(folder: Path) -> dict[str, Path]:
         absent = sorted({path.name for path in wanted.values() if not path.is_file()})
         if absent:
             raise IntegrityError(
-                f"model folder {folder}: {len(absent)} of {len(set(wanted.values()))} shards that "
-                f"{INDEX} names are missing, such as {absent[0]}; copy the whole model"
+                f"model folder {folder}",
+                f"{len(set(wanted.values())) - len(absent)} of the shards that {INDEX} names",
+                f"{len(set(wanted.values()))}, also {absent[0]}",
+                "copy the whole model",
             )
         return wanted
     shards = {}
@@ -190,6 +203,8 @@ def _quantization_of(folder: Path, settings: object) -> str | None:
     if method in ("bitsandbytes", "bits_and_bytes"):
         return "bitsandbytes"
     raise UserError(
-        f"model folder {folder}: weights are quantized by {method!r}, which is not supported; "
-        "expected plain weights, or bitsandbytes' 4 or 8 bits; de-quantize the model first"
+        f"model folder {folder}",
+        f"weights quantized by {method!r}",
+        "plain weights, or bitsandbytes' 4 or 8 bits",
+        "de-quantize the model first",
     )

@@ -22,8 +22,9 @@ def enable_gradient_checkpointing(model: nn.Module, multi_lora: MultiLora) -> No
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
         raise UserError(
-            f"gradient_checkpointing: {type(model).__name__} marks no layer that can be "
-            "recomputed; remove it"
+            "gradient_checkpointing",
+            f"{type(model).__name__}, which marks no layer for it",
+            do="remove it",
         )
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from rankscope.config.study import ModelConfig
 from rankscope.data.encode import resolved_format
 from rankscope.device import dtype_name
-from rankscope.errors import IntegrityError, UserError, reading, reason_of
+from rankscope.errors import IntegrityError, UserError, first_line, reading, reason_of
 from rankscope.hashing import weights_sha256
 from rankscope.models.attention import varlen
 from rankscope.models.base import Base, Row, RowBatch
@@ -187,7 +187,12 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMo
     model = _filled_model(folder, dtype, options)
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise IntegrityError(f"model folder {folder}: weight {name!r} is not finite")
+            raise IntegrityError(
+                f"model folder {folder}",
+                f"a weight {name!r} that is not finite",
+                "numbers",
+                "copy the model again",
+            )
     return model
 
 
@@ -214,25 +219,40 @@ def _filled_model(folder: Path, dtype: torch.dtype, options: dict[str, Any]) -> 
             **options,
         )
     except (RuntimeError, SafetensorError) as error:
-        raise IntegrityError(f"model folder {folder}: weights cannot be read: {error}") from error
+        raise IntegrityError(
+            f"model folder {folder}",
+            f"weights that cannot be read ({first_line(error)})",
+            do="copy the model again",
+        ) from error
     except Exception as error:
-        raise UserError(f"model folder {folder}: cannot be loaded: {reason_of(error)}") from error
+        raise UserError(
+            f"model folder {folder}",
+            f"a model that cannot be loaded ({reason_of(error)})",
+            "a causal language model of transformers",
+        ) from error
     model: PreTrainedModel = loaded[0]
     absent = sorted(loaded[1]["missing_keys"])
     if absent:
         raise IntegrityError(
-            f"model folder {folder}: {len(absent)} weights are missing, such as {absent[0]!r}"
+            f"model folder {folder}",
+            f"{len(absent)} weights missing, such as {absent[0]!r}",
+            "all that config.json describes",
+            "copy the model again",
         )
     stray = sorted(name for name in loaded[1]["unexpected_keys"] if LAYER.match(name))
     if stray:
         raise IntegrityError(
-            f"model folder {folder}: {len(stray)} weights have no place in the model that "
-            f"config.json describes, such as {stray[0]!r}"
+            f"model folder {folder}",
+            f"{len(stray)} further weights, such as {stray[0]!r}",
+            "those that config.json describes",
+            "copy the model again",
         )
     for name, found, expected in sorted(loaded[1]["mismatched_keys"]):
         raise IntegrityError(
-            f"model folder {folder}: {name!r} has shape {tuple(found)}, config.json says "
-            f"{tuple(expected)}"
+            f"model folder {folder}",
+            f"{name!r} of shape {tuple(found)}",
+            f"{tuple(expected)} as config.json says",
+            "copy the model again",
         )
     return model
 
@@ -254,7 +274,8 @@ def check_rows_apart(base: Base) -> None:
     tolerance = 1e-5 if base.model.dtype == torch.float32 else 0.05
     if not gap < tolerance:
         raise UserError(
-            f"{base.record.architecture}: a row's logits change by {gap:.1e} (relative) when "
-            "another row precedes it; architectures that mix tokens outside attention cannot be "
-            "used"
+            base.record.architecture,
+            f"a row's logits that change by {gap:.1e} (relative) when another row precedes it",
+            "an architecture that mixes tokens in attention alone",
+            "choose another model",
         )

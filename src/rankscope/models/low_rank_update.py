@@ -97,8 +97,10 @@ class LowRankUpdate:
         gain = 1 + factor * (self.gain - 1)
         if bool((gain == 0).any()):
             raise UserError(
-                f"scale {factor:g}: makes a row of a DoRA weight zero, which DoRA cannot store; "
-                "choose a slightly different scale"
+                f"scale {factor:g}",
+                "a row of a DoRA weight that becomes zero",
+                "rows that DoRA can store",
+                "choose a slightly different scale",
             )
         return replace(self, B=(self.gain / gain)[:, None] * (factor * self.B), gain=gain)
 

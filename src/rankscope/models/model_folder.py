@@ -46,9 +46,10 @@ def hub_folder(hub: str, revision: str | None, weights: bool = True) -> Path:
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"model {hub!r}: download from the hub failed ({type(error).__name__}: "
-            f"{first_line(error)}); check the id and revision, or give a local folder if "
-            "there is no network: model: {path: ./folder}"
+            f"model {hub!r}",
+            f"a failed download from the hub ({type(error).__name__}: {first_line(error)})",
+            do="check the id and revision, or give a local folder if there is no network: "
+            "model: {path: ./folder}",
         ) from error
     return checked_folder(Path(folder), weights)
 
@@ -56,9 +57,11 @@ def hub_folder(hub: str, revision: str | None, weights: bool = True) -> Path:
 def checked_folder(folder: Path, weights: bool = True) -> Path:
     """The folder itself, after checking that it holds a model that can be loaded."""
     if not folder.is_dir():
-        raise UserError(f"model folder {folder}: no such folder")
+        raise UserError(
+            f"model folder {folder}", "no such folder", "a Hugging Face folder", "correct the path"
+        )
     if not (folder / "config.json").is_file():
-        raise UserError(f"model folder {folder}: no config.json; expected a Hugging Face folder")
+        raise UserError(f"model folder {folder}", "no config.json", "a Hugging Face folder")
     read_json_object(folder / "config.json")
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
@@ -71,7 +74,7 @@ def checked_folder(folder: Path, weights: bool = True) -> Path:
                 "writes safetensors",
             )
         if weights:
-            raise UserError(f"model folder {folder}: no *.safetensors weights")
+            raise UserError(f"model folder {folder}", "no weights", "*.safetensors")
     return folder
 
 
@@ -87,12 +90,12 @@ def shapes_folder(model: str, weights: bool = True) -> Path:
     try:
         return model_folder(ModelConfig.model_validate(model), weights)
     except ValidationError as error:
-        raise UserError(f"model {model!r}: no such folder, and not a model's name") from error
+        raise UserError(f"model {model!r}", "no such folder", "one, or a model's name") from error
 
 
 def check_tuned_folder(folder: Path) -> None:
     """Raise UserError unless there is a folder, of an adapter or of a checkpoint."""
     if not folder.is_dir():
         raise UserError(
-            f"adapter {folder}: no such folder; expected that of a PEFT adapter or of a model"
+            f"adapter {folder}", "no such folder", "that of a PEFT adapter or of a model"
         )

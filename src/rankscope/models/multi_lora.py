@@ -249,12 +249,19 @@ class MultiLora:
             layer = modules.get(name)
             linear = layer.linear if isinstance(layer, MultiLoraLinear) else layer
             if not isinstance(linear, nn.Linear):
-                raise UserError(f"the adapter changes {name!r}, which this model does not have")
+                raise UserError(
+                    "the adapter",
+                    f"factors for {name!r}",
+                    "modules that this model has",
+                    "give an adapter of this model",
+                )
             shape = (adapter.b[name].shape[0], a.shape[1])
             if shape != (linear.out_features, linear.in_features):
                 raise UserError(
-                    f"the adapter's {name!r} fits a {shape} matrix, this model's is "
-                    f"{(linear.out_features, linear.in_features)}: it was made for another base"
+                    f"the adapter's {name!r}",
+                    f"factors of a {shape} matrix",
+                    f"{(linear.out_features, linear.in_features)} as in this model",
+                    "give an adapter of this base",
                 )
             if not isinstance(layer, MultiLoraLinear):
                 unwrapped[name] = linear

@@ -53,7 +53,7 @@ def read_model_config(path: Path) -> PretrainedConfig:
     """Configuration of a model folder, or of one ``config.json``; no weights are needed."""
     folder = path.parent if path.name == "config.json" else path
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: there is no config.json. Expected a Hugging Face model folder.")
+        raise UserError(f"model folder {folder}", "no config.json", "a Hugging Face folder")
     with reading(folder / "config.json", "a usable configuration"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not isinstance(config, PretrainedConfig):

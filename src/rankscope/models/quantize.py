@@ -21,8 +21,10 @@ INSTALL = "pip install 'rankscope[gpu]'"
 def check_quantize(device: torch.device) -> None:
     if device.type != "cuda":
         raise UserError(
-            f"quantize: 4bit needs a CUDA device, this study runs on {device.type!r}; remove "
-            "'quantize', or run the study on a machine with one"
+            "quantize: 4bit",
+            f"a study on {device.type!r}",
+            "a CUDA device",
+            "remove 'quantize', or run the study on a machine with one",
         )
     require_bitsandbytes("quantize: 4bit")
 
@@ -38,14 +40,16 @@ def check_bitsandbytes(
     check_quantize(device)
     if trains_base:
         raise UserError(
-            "quantize: 4bit: full fine-tuning trains the base's own weights, which 4 bits cannot "
-            "hold; remove the arm of method 'full', or 'quantize'"
+            "quantize: 4bit",
+            "full fine-tuning, which trains the base's own weights",
+            "a base that stays as it is",
+            "remove the arm of method 'full', or 'quantize'",
         )
 
 
 def require_bitsandbytes(feature: str) -> None:
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"{feature} needs the package bitsandbytes: {INSTALL}")
+        raise UserError(feature, "no package bitsandbytes", "it installed", INSTALL)
 
 
 def quantization(dtype: torch.dtype) -> Any:

@@ -49,15 +49,18 @@ class SourceAdapter:
         """Read an adapter; ``any_base`` accepts one that records another base."""
         tuned = StoredTunedModel.open(folder, folder.name)
         if tuned.adapter is None:
-            raise UserError(f"{folder}: a full checkpoint; expected the folder of a PEFT adapter")
+            raise UserError(folder, "a full checkpoint", "the folder of a PEFT adapter")
         if base is None and get_method(tuned.kind).delta_needs_base:
             raise UserError(
-                f"adapter {folder}: the update of {tuned.kind} depends on the base: give --base"
+                f"adapter {folder}",
+                f"an update of {tuned.kind}, which depends on the base",
+                do="give --base",
             )
         if base is None and base_weight_copies(folder):
             raise UserError(
-                f"adapter {folder}: it holds a copy of the output head, which has to equal the "
-                "base's: give --base"
+                f"adapter {folder}",
+                "a copy of the output head, which has to equal the base's",
+                do="give --base",
             )
         reader = None if base is None else CheckpointReader.open(shapes_folder(str(base)))
         if reader is not None:
@@ -83,8 +86,9 @@ class SourceAdapter:
         )
         if is_partial or not indices or indices != set(range(len(indices))):
             raise UserError(
-                f"adapter {self.folder}: it leaves out layers, so the model's depth is unknown: "
-                "give --base"
+                f"adapter {self.folder}",
+                "layers left out, so the model's depth is unknown",
+                do="give --base",
             )
         return len(indices)
 
@@ -134,7 +138,9 @@ def mitigate(
     lambda; 1 changes no bit, 0 removes the intruders.
     """
     if source.base is None:
-        raise UserError("--mitigate intruders: intruders are found by the base: give --base")
+        raise UserError(
+            "--mitigate intruders", "no base, by which intruders are found", do="give --base"
+        )
     if not 0 <= factor <= 1:
         raise UserError(f"--lambda {factor}", expected="0 (remove intruders) to 1 (change nothing)")
     base = source.base
@@ -194,8 +200,9 @@ def _check_fits_float32(name: str, action: str, factors: StoredFactors) -> None:
     for tensor in factors:
         if tensor is not None and not bool(torch.isfinite(tensor.float()).all()):
             raise UserError(
-                f"{name}: {action}, numbers are above float32's largest, 3.4e38; expected a "
-                "smaller --scale or --layer-scale"
+                name,
+                f"numbers above float32's largest, 3.4e38, when {action}",
+                do="choose a smaller --scale or --layer-scale",
             )
 
 

@@ -20,6 +20,8 @@ from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.step import compute_gradients
 from rankscope.train.trial_state import TrialState, restore_states, save_states, start_trials
 
+CONTINUES = "the same command continues"
+
 
 class _StepProgress(Protocol):
     def __call__(self, step: int, num_steps: int, num_tokens: int, losses: list[float]) -> None:
@@ -82,9 +84,7 @@ def train_group(
             callback_seconds += _run_callbacks(callbacks, first_step, model, states)
             # A callback that a stop cut short again must find this step again.
             if should_stop():
-                raise Interrupted(
-                    f"stopped at step {first_step} of {num_steps}; the same command continues"
-                )
+                raise Interrupted(f"stopped at step {first_step} of {num_steps}", do=CONTINUES)
         for step in range(first_step, num_steps):
             active = [state for state in states if state.is_active(step)]
             active.sort(key=lambda state: model.multi_lora.place(state.adapter_name))
@@ -115,9 +115,7 @@ def train_group(
                 seconds = seconds_before + time.monotonic() - started - callback_seconds
                 save_states(checkpoint, states, step + 1, seconds)
             if stop:
-                raise Interrupted(
-                    f"stopped after step {step + 1} of {num_steps}; the same command continues"
-                )
+                raise Interrupted(f"stopped after step {step + 1} of {num_steps}", do=CONTINUES)
     finally:
         model.multi_lora.training = False
         disable_gradient_checkpointing(model.model)

@@ -74,7 +74,8 @@ def check_learning_rates(trial: TrialSpec, num_steps: int, train: TrainConfig) -
     schedule, warmup = protocol.schedule, protocol.warmup_fraction
     if not any(learning_rate(1.0, s, num_steps, schedule, warmup) for s in range(num_steps)):
         raise UserError(
-            f"train: warm-up starts at rate 0 and the whole training is {num_steps} optimizer "
-            "step, so no weight would change; expected at least 2 steps (max_steps, epochs, or a "
-            "smaller batch_size x gradient_accumulation), or 'warmup_fraction: 0'"
+            "train",
+            f"{num_steps} optimizer step, whose rate is the 0 that warm-up starts at",
+            "at least 2 steps (max_steps, epochs, or a smaller batch_size x "
+            "gradient_accumulation), or 'warmup_fraction: 0'",
         )

@@ -165,22 +165,30 @@ def test_a_study_that_goes_on_from_nothing_stays_as_it_is(shapes: Architecture) 
 @pytest.mark.parametrize(
     ("arm", "found", "expected"),
     [
-        ({"rank": 8}, "rank 8", "has 4"),
-        ({"rank": [4, 8]}, "rank 8", "has 4"),
-        ({"alpha": "2r"}, "alpha 8", "has 6"),
-        ({"alpha": [6, 5.5]}, "alpha 5.5", "has 6"),
+        ({"rank": 8}, "rank 8", "the adapter's 4"),
+        ({"rank": [4, 8]}, "rank 8", "the adapter's 4"),
+        ({"alpha": "2r"}, "alpha 8", "the adapter's 6"),
+        ({"alpha": [6, 5.5]}, "alpha 5.5", "the adapter's 6"),
         (
             {"targets": "mlp"},
             "targets [down_proj, gate_proj, up_proj]",
-            "has [k_proj, o_proj, q_proj, v_proj]",
+            "the adapter's [k_proj, o_proj, q_proj, v_proj]",
         ),
-        ({"targets": [["q_proj"]]}, "targets [q_proj]", "has [k_proj, o_proj, q_proj, v_proj]"),
+        (
+            {"targets": [["q_proj"]]},
+            "targets [q_proj]",
+            "the adapter's [k_proj, o_proj, q_proj, v_proj]",
+        ),
         (
             {"targets": "all-linear"},
             "[down_proj, gate_proj, k_proj, o_proj, ... and 3 more]",
-            "has [k_proj, o_proj, q_proj, v_proj]",
+            "the adapter's [k_proj, o_proj, q_proj, v_proj]",
         ),
-        ({"method": "rslora"}, "'rslora'", "neither use_dora nor use_rslora; expected 'lora' or"),
+        (
+            {"method": "rslora"},
+            "'rslora'",
+            "neither use_dora nor use_rslora in the adapter, expected 'lora' or",
+        ),
         ({"method": ["lora", "dora"]}, "'dora'", "expected 'lora' or 'lora+'"),
     ],
     ids=str,
@@ -202,7 +210,7 @@ def test_an_arm_that_says_something_else(
 def test_a_method_that_is_not_the_adapters(tmp_path: Path, shapes: Architecture, kind: str) -> None:
     peft_adapter(tmp_path, **{f"use_{kind}": True})
     with pytest.raises(
-        UserError, match=f"'lora' does not fit .* use_{kind}: true; expected '{kind}'"
+        UserError, match=f"'lora' in the arm, and use_{kind}: true in .*, expected '{kind}'"
     ):
         resolve_warm_starts(study(tmp_path, method="lora"), shapes)
     assert trials(study(tmp_path, method=kind), shapes)[1].method == kind
@@ -217,7 +225,9 @@ def test_dora_with_rsloras_scaling_is_no_method_here(tmp_path: Path, shapes: Arc
 
 def test_modules_with_scalings_of_their_own(tmp_path: Path, shapes: Architecture) -> None:
     peft_adapter(tmp_path, alpha_pattern={"q_proj": 2})
-    with pytest.raises(UserError, match=r"q_proj' has scaling 0\.5, the others 1\.5"):
+    with pytest.raises(
+        UserError, match=r"q_proj' with scaling 0\.5 .*, expected 1\.5 as the others"
+    ):
         read_warm_start(tmp_path, shapes)
 
 
@@ -250,5 +260,7 @@ def test_a_damaged_file(tmp_path: Path, shapes: Architecture) -> None:
 def test_more_than_an_adapter(tmp_path: Path, shapes: Architecture) -> None:
     """Modules that PEFT trained whole would be left behind."""
     peft_adapter(tmp_path, modules_to_save=["lm_head"])
-    with pytest.raises(UserError, match=r"modules_to_save = \['lm_head'\] is not supported"):
+    with pytest.raises(
+        UserError, match=r"modules_to_save = \['lm_head'\], expected PEFT's default"
+    ):
         read_warm_start(tmp_path, shapes)

@@ -248,7 +248,7 @@ def test_soft_capped_logits_are_refused() -> None:
 
 def test_attention_without_the_plan_is_refused() -> None:
     base = base_of(tiny_llama())
-    with pytest.raises(UserError, match="does not pass keyword arguments on"):
+    with pytest.raises(UserError, match="layers that pass no keyword arguments on"):
         base.model(input_ids=torch.tensor([[3, 4]]))
 
 

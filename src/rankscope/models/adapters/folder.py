@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from rankscope.errors import IntegrityError, UserError, reading
+from rankscope.errors import IntegrityError, UserError, reading, reason_of
 from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.formatting import count
 from rankscope.hashing import sha256_file, sha256_json
@@ -236,9 +236,11 @@ def _parts_of(
             parts[part][module] = nn.Parameter(tensor.float(), requires_grad=False)
         elif not has_copies:
             raise UserError(
-                f"{path}: {key!r} is a copy of the output head, which only the base may hold; "
-                "expected A and B: load the adapter with PEFT and write it by "
-                "save_pretrained(FOLDER, save_embedding_layers=False)"
+                path,
+                f"a copy of the output head, {key!r}",
+                "A and B: only the base may hold it",
+                "load the adapter with PEFT and write it by save_pretrained(FOLDER, "
+                "save_embedding_layers=False)",
             )
     return parts
 
@@ -265,7 +267,9 @@ def adapter_sha256(folder: Path) -> str:
     try:
         return sha256_json([sha256_file(folder / name) for name in (CONFIG, WEIGHTS)])
     except OSError as error:
-        raise UserError(f"adapter {folder}: cannot be read: {error}") from error
+        raise UserError(
+            f"adapter {folder}", f"a file that cannot be read ({reason_of(error)})"
+        ) from error
 
 
 def _is_copy(key: str, keys: Collection[str]) -> bool:
@@ -290,7 +294,7 @@ def _module_and_part(key: str, path: Path) -> tuple[str, str]:
         if key.startswith(MODULE_PREFIX) and key.endswith(ending):
             return key[len(MODULE_PREFIX) : -len(ending)], part
     if ".lora_embedding_" in key or key.endswith(".base_layer.weight"):
-        raise UserError(f"{path}: {key!r} adapts an embedding; expected linear layers")
+        raise UserError(path, f"{key!r}, which adapts an embedding", "linear layers")
     raise IntegrityError(path, f"an unexpected tensor {key!r}", "lora_A and lora_B weights", RECOPY)
 
 
@@ -345,7 +349,7 @@ def _check_magnitudes(
             raise IntegrityError(
                 f"{path}: the magnitude of {name!r}",
                 f"shape {tuple(m.shape)}",
-                tuple(b[name].shape[:1]),
+                f"{tuple(b[name].shape[:1])}",
                 RECOPY,
             )
 

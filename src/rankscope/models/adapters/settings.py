@@ -149,12 +149,17 @@ def match_pattern(folder: Path, pattern: str, module: str) -> Any:
         return compile_pattern(pattern).fullmatch(module, timeout=PATH_SECONDS)
     except TimeoutError:
         raise UserError(
-            f"{where} takes longer than {PATH_SECONDS} s on {module!r}, expected names of modules "
-            "or a simpler regular expression; write the names out"
+            where,
+            f"a match that takes longer than {PATH_SECONDS} s on {module!r}",
+            "names of modules or a simpler regular expression",
+            "write the names out",
         ) from None
     except ValueError as error:
         raise UserError(
-            f"{where} {error}, expected a module's name or a regular expression; correct it"
+            where,
+            f"a pattern that {error}",
+            "a module's name or a regular expression",
+            "correct it",
         ) from None
 
 
@@ -189,14 +194,16 @@ def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -
                 "load it once with PEFT on a machine that you trust and save it again with "
                 "save_pretrained",
             )
-        raise UserError(f"adapter {folder}: no {WEIGHTS}; expected a PEFT adapter folder")
+        raise UserError(f"adapter {folder}", f"no {WEIGHTS}", "a PEFT adapter folder")
     config = read_json_object(folder / CONFIG)
     if config.get("peft_type") != "LORA":
-        raise UserError(f"adapter {folder}: peft_type {config.get('peft_type')!r}; expected 'LORA'")
+        raise UserError(f"adapter {folder}", f"peft_type {config.get('peft_type')!r}", "'LORA'")
     try:
         settings = AdapterSettings.model_validate(config)
     except ValidationError as error:
-        raise UserError(f"adapter {folder}: {CONFIG} cannot be used: {reason_of(error)}") from error
+        raise UserError(
+            f"adapter {folder}: {CONFIG}", f"a fault ({reason_of(error)})", "PEFT's own settings"
+        ) from error
     settings._folder = folder
     init = config.get("init_lora_weights", True)
     if init not in inits:
@@ -218,5 +225,9 @@ def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -
     defaults, known = vars(LoraConfig()), HARMLESS.union(_method_fields())
     for name, value in config.items():
         if value and name not in known and (name not in defaults or value != defaults[name]):
-            raise UserError(f"adapter {folder}: {name} = {value!r} is not supported")
+            raise UserError(
+                f"adapter {folder}",
+                f"{name} = {value!r}",
+                "PEFT's default, the only supported value",
+            )
     return settings

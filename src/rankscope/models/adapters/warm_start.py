@@ -48,23 +48,25 @@ def resolve_warm_starts(
                     warm_starts[arm.init_from] = read_warm_start(Path(arm.init_from), shapes)
                 arm = _filled_arm(arm, warm_starts[arm.init_from], shapes)
             except UserError as error:
-                raise UserError(f"arms.{index}.init_from: {error}") from error
+                raise UserError(
+                    f"arms.{index}.init_from: {error.where}", error.found, error.expected, error.do
+                ) from error
         arms.append(arm)
     return (config.model_copy(update={"arms": arms}) if warm_starts else config), warm_starts
 
 
 def read_warm_start(folder: Path, shapes: Architecture) -> WarmStart:
     if not folder.is_dir():
-        raise UserError(f"adapter {folder}: no such folder; expected a PEFT adapter folder")
+        raise UserError(f"adapter {folder}", "no such folder", "a PEFT adapter folder")
     settings = read_adapter_config(folder)
     adapter = load_adapter_for(shapes, folder)
     for name in adapter.a:
         scaling = settings.scaling_of(name)
         if not math.isclose(scaling, settings.scaling, rel_tol=1e-9):
             raise UserError(
-                f"adapter {folder}: {name!r} has scaling {scaling:g}, the others "
-                f"{settings.scaling:g} (rank_pattern, alpha_pattern); expected one scaling for the "
-                "whole adapter"
+                f"adapter {folder}",
+                f"{name!r} with scaling {scaling:g} (alpha_pattern, rank_pattern)",
+                f"{settings.scaling:g} as the others have",
             )
     methods = tuple(method.name for method in settings.methods if method.accepts_warm_start)
     if not methods:
@@ -134,8 +136,9 @@ def _filled_arm(arm: ArmConfig, warm_start: WarmStart, shapes: Architecture) -> 
     for method in arm.method:
         if method not in warm_start.methods:
             raise UserError(
-                f"method {method!r} does not fit the adapter {warm_start.folder}, which has "
-                f"{warm_start.flags}; expected {' or '.join(map(repr, warm_start.methods))}"
+                f"adapter {warm_start.folder}",
+                f"method {method!r} in the arm, and {warm_start.flags} in the adapter",
+                " or ".join(map(repr, warm_start.methods)),
             )
     for rank in arm.rank:
         if rank != warm_start.rank:
@@ -166,8 +169,10 @@ def _filled_arm(arm: ArmConfig, warm_start: WarmStart, shapes: Architecture) -> 
 
 def _contradiction(name: str, given: object, expected: object, warm_start: WarmStart) -> UserError:
     return UserError(
-        f"the arm has {name} {given}, the adapter {warm_start.folder} has {expected}; "
-        f"remove {name!r} from the arm, or write the adapter's value"
+        f"adapter {warm_start.folder}",
+        f"{name} {given} in the arm",
+        f"the adapter's {expected}",
+        f"remove {name!r} from the arm, or write the adapter's value",
     )
 
 

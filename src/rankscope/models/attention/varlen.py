@@ -237,14 +237,18 @@ def _varlen_attention(
     plan = attention_plan
     if plan is None:
         raise UserError(
-            f"{type(module).__name__} does not pass keyword arguments on to its attention: "
-            "this architecture cannot be used; expected one such as Llama, Qwen, Mistral or Gemma"
+            type(module).__name__,
+            "layers that pass no keyword arguments on to their attention",
+            "an architecture such as Llama, Qwen, Mistral or Gemma",
+            "choose another model",
         )
     for feature in ("softcap", "s_aux"):
         if kwargs.get(feature) is not None:
             raise UserError(
-                f"{type(module).__name__} uses attention feature {feature!r}, which is not "
-                "supported"
+                type(module).__name__,
+                f"the attention feature {feature!r}",
+                "an architecture without it",
+                "choose another model",
             )
     # Under autocast rotary positions leave queries and keys in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)

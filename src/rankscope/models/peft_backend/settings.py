@@ -82,12 +82,10 @@ def config_class(name: str) -> Any:
     kinds = sorted(classes.keys() - reasons.keys())
     usable = ", ".join(kinds)
     if name not in classes:
-        hint = did_you_mean(name, kinds) or f"; expected one of {usable}"
-        raise UserError(f"method peft: PEFT has no peft_type {name!r}{hint}")
+        hint = did_you_mean(name, kinds).removeprefix("; ")
+        raise UserError("method peft", f"peft_type {name!r}", f"one of {usable}", hint)
     if name in reasons:
-        raise UserError(
-            f"method peft: {name} {reasons[name]}: it cannot be used; expected one of {usable}"
-        )
+        raise UserError("method peft", f"{name}, which {reasons[name]}", f"one of {usable}")
     return classes[name]
 
 
@@ -99,17 +97,24 @@ def _is_prompt_learning(config_type: Any) -> bool:
 
 def _check_field(name: str, key: str, value: Any, fields: set[str]) -> None:
     if key in SET_BY_RANKSCOPE:
-        raise UserError(f"method peft, {name}: remove {key!r}: {SET_BY_RANKSCOPE[key]}")
+        raise UserError(
+            f"method peft, {name}", f"{key!r}", f"none: {SET_BY_RANKSCOPE[key]}", "remove it"
+        )
     if key not in fields:
         known = sorted(fields - set(SET_BY_RANKSCOPE) - set(UNUSABLE_FIELDS))
-        hint = did_you_mean(key, known) or f"; expected some of {', '.join(known)}"
-        raise UserError(f"method peft, {name}: unknown field {key!r}{hint}")
+        hint = did_you_mean(key, known).removeprefix("; ")
+        raise UserError(
+            f"method peft, {name}", f"an unknown field {key!r}", f"some of {', '.join(known)}", hint
+        )
     if key in UNUSABLE_FIELDS and value:
-        raise UserError(f"method peft, {name}: {key!r} {UNUSABLE_FIELDS[key]}: remove it")
+        raise UserError(
+            f"method peft, {name}", f"{key!r}, which {UNUSABLE_FIELDS[key]}", do="remove it"
+        )
     if key == "init_lora_weights" and value in INIT_FROM_DATA:
         raise UserError(
-            f"method peft, {name}: init_lora_weights {value!r} needs a pass over data before "
-            "training, which is not available here; expected another value"
+            f"method peft, {name}",
+            f"init_lora_weights {value!r}, which needs a pass over data before training",
+            "another value",
         )
 
 
@@ -118,16 +123,19 @@ def _checked_budget(given: Mapping[str, Any], num_steps: int | None) -> int:
     first, last = given.get("init_r", 12), given.get("target_r", 8)
     if isinstance(first, int) and isinstance(last, int) and first <= last:
         raise UserError(
-            f"method peft, ADALORA: init_r {first} is not above target_r {last}: there is nothing "
-            "to prune; expected a larger init_r, or a smaller target_r"
+            "method peft, ADALORA",
+            f"init_r {first} not above target_r {last}: nothing to prune",
+            "a larger init_r, or a smaller target_r",
         )
     if num_steps is None:
         return 10**9  # only to build the configuration: no step is taken with it
     fixed = sum(v for k in ("tinit", "tfinal") if isinstance(v := given.get(k, 0), int))
     if num_steps - fixed < 2:
         raise UserError(
-            f"method peft, ADALORA: tinit + tfinal = {fixed} of {num_steps} optimizer steps leave "
-            "fewer than 2 for the budget to fall in; expected smaller ones, or a longer training"
+            "method peft, ADALORA",
+            f"tinit + tfinal = {fixed} of {num_steps} optimizer steps",
+            "at least 2 more for the budget to fall in",
+            "make them smaller, or train longer",
         )
     return num_steps
 

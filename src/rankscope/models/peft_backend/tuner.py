@@ -63,8 +63,9 @@ class PeftTuner:
             trained = trainable_parameters(tuner.model)
             if not trained:
                 raise UserError(
-                    f"method peft, {type_name(config)}: trains no parameter of this model; "
-                    "check its settings and the arm's targets"
+                    f"method peft, {type_name(config)}",
+                    "no parameter of this model that trains",
+                    do="check its settings and the arm's targets",
                 )
             tuner.snapshot.copy_for_training(trained)
         except BaseException:
@@ -397,6 +398,8 @@ class _BaseSnapshot:
         self.model.eval()
         if self.bit_sum() != self.checksum:
             raise IntegrityError(
-                "the PEFT method changed the base's own weights, which all trials share, so this "
-                "run cannot continue; run it again without that method"
+                "the PEFT method",
+                "changed weights of the base, which all trials share",
+                "those that were loaded",
+                "run it again without that method",
             )
