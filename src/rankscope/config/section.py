@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -88,7 +87,6 @@ def _check_path(value: str) -> str:
     return value
 
 
-@dataclass(frozen=True)
 class LocalPath:
     """Marks a field that names a local file or folder.
 
@@ -97,7 +95,8 @@ class LocalPath:
     that begin with it are paths, and the rest of the text is.
     """
 
-    prefix: str = ""
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
 
 
 class _SingleValueAsList:
@@ -154,6 +153,24 @@ def _seed_list(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
+def _check_interval(value: Any) -> Any:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if value is None or value == "epoch" or is_count:
+        return value
+    raise Unfit(short_repr(value), "a number of optimizer steps or 'epoch'")
+
+
+def _parse_memory(value: Any) -> Any:
+    """Bytes, or a number with a unit: ``12GiB`` is 12 x 2^30, ``12 GB`` is 12 x 10^9."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]+)?) ?([KMGT]i?B)", value.strip())
+    if match is None:
+        raise Unfit(short_repr(value), "bytes, or a text such as '12GiB'")
+    power = 1 + "KMGT".index(match[2][0])
+    return round(float(match[1]) * (1024 if "i" in match[2] else 1000) ** power)
+
+
 _Value = TypeVar("_Value")
 OneOrMore = Annotated[list[_Value], Field(min_length=1), _SingleValueAsList()]
 ZeroOrMore = Annotated[list[_Value], _SingleValueAsList()]
@@ -167,6 +184,18 @@ HubId = Annotated[
 ]
 PlainText = Annotated[str, AfterValidator(_check_text)]
 PathText = Annotated[Annotated[PlainText, AfterValidator(_check_path)] | None, LocalPath()]
+Interval = Annotated[
+    int | Literal["epoch"] | None,
+    BeforeValidator(
+        _check_interval,
+        json_schema_input_type=Annotated[int, Field(ge=1)] | Literal["epoch"] | None,
+    ),
+]
+NumBytes = Annotated[
+    int | None,
+    BeforeValidator(_parse_memory, json_schema_input_type=int | str | None),
+    Field(ge=1),
+]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 _SeedList = Annotated[list[Seed], Field(min_length=1)]
 Seeds = Annotated[

@@ -5,10 +5,9 @@ converted (``rank: "8"`` is not a rank). The docstring of a field gives its mean
 published JSON schema (docs/study.schema.json) is generated from these classes.
 """
 
-import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
+from pydantic import AfterValidator, Field, create_model, model_validator
 
 from rankscope.analyses import all_analyses
 from rankscope.config.arm import ArmConfig, ScheduleName
@@ -16,8 +15,10 @@ from rankscope.config.objective import Budget, ObjectiveConfig
 from rankscope.config.section import (
     ConfigSection,
     HubId,
+    Interval,
     LocalPath,
     Name,
+    NumBytes,
     OneOrMore,
     PathText,
     PlainText,
@@ -78,22 +79,6 @@ class ModelConfig(ConfigSection):
     @property
     def label(self) -> str:
         return "pocket" if self.pocket else (self.hub or self.cached or str(self.path))
-
-
-def _check_interval(value: Any) -> Any:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    if value is None or value == "epoch" or is_count:
-        return value
-    raise Unfit(short_repr(value), "a number of optimizer steps or 'epoch'")
-
-
-Interval = Annotated[
-    int | Literal["epoch"] | None,
-    BeforeValidator(
-        _check_interval,
-        json_schema_input_type=Annotated[int, Field(ge=1)] | Literal["epoch"] | None,
-    ),
-]
 
 
 class TrainConfig(ConfigSection):
@@ -202,17 +187,6 @@ else:
     )
 
 
-def _parse_memory(value: Any) -> Any:
-    """Bytes, or a number with a unit: ``12GiB`` is 12 x 2^30, ``12 GB`` is 12 x 10^9."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]+)?) ?([KMGT]i?B)", value.strip())
-    if match is None:
-        raise Unfit(short_repr(value), "bytes, or a text such as '12GiB'")
-    power = 1 + "KMGT".index(match[2][0])
-    return round(float(match[1]) * (1024 if "i" in match[2] else 1000) ** power)
-
-
 class GivenConfig(ConfigSection):
     """A model that the study does not train: a PEFT adapter of the base, or a checkpoint of its
     architecture."""
@@ -273,11 +247,7 @@ class StudyConfig(ConfigSection):
     """``4bit`` keeps the base in 4 bits (CUDA only); adapters train as usual."""
     max_group_size: int | None = Field(None, ge=1)
     """Most adapters trained together; by default 16."""
-    memory_limit: Annotated[
-        int | None,
-        BeforeValidator(_parse_memory, json_schema_input_type=int | str | None),
-        Field(ge=1),
-    ] = None
+    memory_limit: NumBytes = None
     """Memory available to a group, bytes or a text such as ``12GiB``; default: the device's."""
     data_seed: Seed = 0
     """Seed of the splits and of ``max_items``; not a trial axis."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import torch
 
 from rankscope.analyses import all_analyses, enabled_analyses
-from rankscope.config.study import Interval, StudyConfig
+from rankscope.config.section import Interval
+from rankscope.config.study import StudyConfig
 from rankscope.data.encode import EncodedRows, Encoder
 from rankscope.data.self_replay import RowsToSample
 from rankscope.data.study_data import StudyData
