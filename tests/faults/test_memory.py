@@ -17,7 +17,7 @@ from faults import message_of, refused
 from rankscope.models.sharding import Shards
 from rankscope.run.groups import halves_of
 from rankscope.run.oom import Backoff, with_oom_backoff
-from rankscope.run.prepare import prepare_study
+from rankscope.run.prepare import prepare
 from rankscope.store import Ledger
 
 LORA = SETTINGS["arms"][0]
@@ -128,11 +128,11 @@ def test_a_leak_of_one_group_is_not_blamed_on_the_next(launcher: Launcher, tmp_p
 def test_workers_share_the_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     study = small_study(tmp_path)
     monkeypatch.setattr("rankscope.run.prepare.available_memory_bytes", lambda device: 8 * 10**9)
-    room = prepare_study(study.config).grouping.room_bytes
-    quarter = prepare_study(study.config, num_processes=4).grouping.room_bytes
+    room = prepare(study.config).grouping.room_bytes
+    quarter = prepare(study.config, num_processes=4).grouping.room_bytes
     assert quarter == pytest.approx(room / 4)
     limited = small_study(tmp_path, memory_limit="1GB").config  # of one group, as documented
-    assert prepare_study(limited, num_processes=4).grouping.room_bytes == 10**9
+    assert prepare(limited, num_processes=4).grouping.room_bytes == 10**9
 
 
 def test_a_trial_is_given_up_before_the_rest_of_its_group_is_tried() -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from rankscope.config.loader import load_study_file
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
 from rankscope.models.model_folder import pocket_folder
-from rankscope.run.prepare import prepare_study
+from rankscope.run.prepare import prepare
 from rankscope.store import Ledger, find_problems
 
 ARM: dict[str, Any] = {"init_from": "stored", "lr": 1e-3}
@@ -110,7 +110,7 @@ def test_an_adapter_of_another_architecture(
     [
         (
             "arms.1.method=pissa",
-            ["found 'init_from' with method 'pissa'", "lora, rslora, lora+, dora"],
+            ["found 'init_from' with method 'pissa'", "lora, dora, lora+, rslora"],
         ),
         ("arms.1.method=[lora, eva]", ["with method 'eva'"]),
         ("arms.1.method=full", ["with method 'full'"]),
@@ -166,9 +166,7 @@ def test_what_a_study_trained_goes_on_in_another(place: Path) -> None:
     shutil.copytree(source, place / "moved")
     moved = settings("arms.1.init_from=../moved")
     config = load_study_file(place / "two" / "study.resolved.yaml", moved[1:])
-    assert [t.trial_id for t in prepare_study(config).trials] == [
-        t.spec.trial_id for t in (fresh, after)
-    ]
+    assert [t.trial_id for t in prepare(config).trials] == [t.spec.trial_id for t in (fresh, after)]
     assert rankscope("run", second, *moved, "--out", place / "two").code == 0
     with Ledger.open(place / "two", write=False) as ledger:
         assert [t.train for t in ledger.load().trials] == [fresh.train, after.train]

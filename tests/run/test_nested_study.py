@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from rankscope.errors import UserError
 from rankscope.records import StudyRecords
 from rankscope.run.groups import halves_of
-from rankscope.run.prepare import prepare_study
+from rankscope.run.prepare import prepare
 from rankscope.run.trials import own_identity
 from rankscope.store import Ledger, adapter_path
 
@@ -76,7 +76,7 @@ def test_a_run_is_trained_once_and_gives_a_trial_of_every_rank(out: Path) -> Non
 
 
 def test_groups_count_trainings_and_keep_slices_together(tmp_path: Path) -> None:
-    study = prepare_study(small_study(tmp_path, **CHANGES).config)
+    study = prepare(small_study(tmp_path, **CHANGES).config)
     assert [[(t.method, t.rank) for t in group] for group in study.groups] == [
         [("lora", 2), ("lora", 2), ("lora", 8)],
         [("lora", 8), *[("nested", 2), ("nested", 8)] * 2],

@@ -15,7 +15,7 @@ from rankscope.models.model_folder import pocket_folder
 from rankscope.run.costs import CostModel
 from rankscope.run.machines import MACHINES
 from rankscope.run.plan import make_plan
-from rankscope.run.prepare import prepare_study
+from rankscope.run.prepare import prepare
 from rankscope.store import Ledger
 from rankscope.tools.export import ExportRequest, export_trial
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarni
 
 def test_methods_of_pefts_run_like_any_other(tmp_path: Path) -> None:
     study = small_study(tmp_path, **ONE_SEED)
-    inputs = prepare_study(study.config)
+    inputs = prepare(study.config)
     # A group of LoRA, then one by one what changes the base's modules.
     assert [[t.method for t in group] for group in inputs.groups] == [["lora"], ["peft"], ["peft"]]
     costs = CostModel(inputs, MACHINES["h100"])

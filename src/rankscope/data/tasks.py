@@ -2,8 +2,9 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -73,12 +74,7 @@ class LoadedTask:
     """The tasks of a mixture, each with its own prompt and scorer."""
 
 
-_LOADERS: dict[str, Callable[[TaskConfig, int | None], LoadedTask]] = {}
-
-
-def register_task_loader(prefix: str, load: Callable[[TaskConfig, int | None], LoadedTask]) -> None:
-    """Read tasks called ``prefix:NAME`` by ``load(config, max_items)``, which renders them too."""
-    _LOADERS[prefix] = load
+HARNESS = "rankscope.evaluate.lm_eval.bridge"  # Imported when used: its package is optional
 
 
 def load_task(
@@ -104,8 +100,9 @@ def load_task(
             among them also contain are left out.
         compare: test rows with training rows, to find contamination.
     """
-    if (loader := _LOADERS.get(config.name.partition(":")[0])) is not None:
-        return loader(config, max_items)
+    if config.is_harness_task:
+        loaded: LoadedTask = import_module(HARNESS).load_harness_task(config, max_items)
+        return loaded
     read = read_task_items(config, data_dir, trained_on)
     spec, name = read.spec, read.spec.name
     examples = example_file(spec, read.items) if spec.num_fewshot else None

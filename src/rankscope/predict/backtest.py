@@ -27,7 +27,7 @@ from rankscope.records import (
     StudyRecords,
     TaskPrediction,
 )
-from rankscope.run.prepare import prepare_study
+from rankscope.run.prepare import prepare
 from rankscope.run.prepared import PreparedStudy
 from rankscope.store import Ledger
 from rankscope.store.history import check_same_tasks
@@ -68,7 +68,7 @@ def backtest_study(
     curves = {task.name: rank_scores(study, task.name) for task in study.tasks}
     if all(len(curve) < 2 for curve in curves.values()):
         return []
-    inputs = prepare_study(load_study_file(folder / "study.resolved.yaml"))
+    inputs = prepare(load_study_file(folder / "study.resolved.yaml"))
     check_same_tasks(folder, {task.name: task for task in study.tasks}, inputs.task_records)
     _check_same_trials(folder, study, inputs)
     subset = None if screen is None else run_subset(inputs, screen, reporter)

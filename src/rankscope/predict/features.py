@@ -26,7 +26,7 @@ from rankscope.predict.predictors import Evidence, predict_ranks
 from rankscope.predict.screens import measured_curves, run_subset
 from rankscope.progress import ProgressReporter
 from rankscope.records import BASE, PredictorFeatures, StudyRecords, TaskPrediction, TrialSpec
-from rankscope.run.prepare import prepare_study
+from rankscope.run.prepare import prepare
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.loss import mean_losses
 
@@ -39,7 +39,7 @@ def predict_study(
     config: StudyConfig, screen: Path | None = None, reporter: ProgressReporter | None = None
 ) -> tuple[TaskPrediction, ...]:
     """screen: folder of the subset study, which is run or continued; by default none is."""
-    inputs = prepare_study(config)
+    inputs = prepare(config)
     if not any(trial.rank and trial.alpha for trial in inputs.trials):
         raise UserError("predict", "no arm with a rank", "an arm with a rank to predict")
     subset = None if screen is None else run_subset(inputs, screen, reporter)

@@ -11,7 +11,7 @@ study ends alike in one process, with workers, and after a kill.
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from math import inf, isfinite, nan
 
@@ -48,29 +48,30 @@ TYPICAL_FINALISTS = 3
 and full fine-tuning."""
 
 
-def study_rounds(context: RunContext) -> Iterator[None]:
-    """Prepare ``context`` for one round after another; the caller runs the groups of each.
+def run_rounds(context: RunContext, run_groups: Callable[[], None]) -> None:
+    """Run a study round by round; ``run_groups`` runs the groups of the round that has begun.
 
     A grid is one round. It takes up what an adaptive study of the same file left out.
     """
     study, ledger = context.study, context.ledger
     if study.config.strategy == "adaptive":
-        yield from _AdaptiveStudy(context).rounds()
+        _AdaptiveStudy(context, run_groups).run()
         return
     ledger.retry_trials([i for i, status in ledger.statuses().items() if status in LEFT_OUT])
     context.begin_round(study.trials, Round())
-    yield
+    run_groups()
 
 
 class _AdaptiveStudy:
-    def __init__(self, context: RunContext) -> None:
+    def __init__(self, context: RunContext, run_groups: Callable[[], None]) -> None:
         self.context, self.ledger, self.study = context, context.ledger, context.study
+        self.run_groups = run_groups
         self.rule = AdaptiveRule(rungs=self.study.rungs)
         self.begun_at = time.monotonic()
         self.first_over_budget: set[str] = set()
         self.over_budget: set[str] = set()
 
-    def rounds(self) -> Iterator[None]:
+    def run(self) -> None:
         first = first_trials(self.study)
         begun = {trial.trial_id for trial in first}
         seed = self.study.config.seeds[0]
@@ -80,24 +81,24 @@ class _AdaptiveStudy:
         self.remove_points_without_items(first)
         for rung in range(len(self.rule.rungs)):
             label = f"rung {rung + 1} of {len(self.rule.rungs)},"
-            yield from self.round(first, Round(rung=rung, is_last=False, label=label))
+            self.round(first, Round(rung=rung, is_last=False, label=label))
             self.stop_trials(rung)
-        yield from self.round(first, Round(is_last=False, label="first seed,"))
+        self.round(first, Round(is_last=False, label="first seed,"))
         # A round that was killed is finished before anything is decided anew.
         further = self.ledger.round_trials()
         while True:
             waiting = [t for t in self.study.trials if t.trial_id in further]
-            yield from self.round(waiting, Round(is_last=False, label="further seeds,"))
+            self.round(waiting, Round(is_last=False, label="further seeds,"))
             new = self.affordable(self.next_trials())
             if not new:
                 break
             further = [trial.trial_id for trial in new]
             self.ledger.put_round(further)
         last = [*given, *(trial for arm in self.finalists() for trial in arm)]
-        yield from self.round(last, Round(label="finalists,"))
+        self.round(last, Round(label="finalists,"))
         self.end()
 
-    def round(self, trials: Sequence[TrialSpec], this_round: Round) -> Iterator[None]:
+    def round(self, trials: Sequence[TrialSpec], this_round: Round) -> None:
         statuses, ended = self.ledger.statuses(), FAILED | {"stopped"}
         left = [trial for trial in trials if statuses[trial.trial_id] not in ended]
         # The last round also removes what a crash left; it is to come even for no trial. So is one
@@ -106,7 +107,7 @@ class _AdaptiveStudy:
             skipped = [t.trial_id for t in left if statuses[t.trial_id] == "skipped"]
             self.ledger.retry_trials(skipped)
             self.context.begin_round(left, this_round)
-            yield
+            self.run_groups()
             # A shortage of memory may have split groups, which changes the ledger alone.
             self.context.begin_round(left, this_round)
 
@@ -127,31 +128,31 @@ class _AdaptiveStudy:
     def stop_trials(self, rung: int) -> None:
         """Stop the trials that lost at a rung. Trials that it stopped before are judged again with
         the others, so a run that continues decides the same."""
-        study, trains = self.ledger.load(), self.rung_trains(rung)
+        records, trains = self.ledger.load(), self.rung_trains(rung)
         seed = self.study.config.seeds[0]
-        view = _rung_view(study, trains, seed)
-        earlier = _rung_view(study, self.rung_trains(rung - 1), seed) if rung else None
+        view = _rung_view(records, trains, seed)
+        earlier = _rung_view(records, self.rung_trains(rung - 1), seed) if rung else None
         stops: dict[str, Stop] = {}
         for task in self.study.rows:
             stops |= stops_at_rung(view, task, rung, self.rule, earlier)
         by_id = {trial.trial_id: trial for trial in self.study.trials}
         statuses = self.ledger.statuses()
-        records = [
+        stopped = [
             _stop_record(i, stop, by_id[stop.against], trains[i], self.study.num_steps(by_id[i]))
             for i, stop in stops.items()
             if statuses[i] == "planned"
         ]
-        if not records:
+        if not stopped:
             return
-        for record in records:
+        for record in stopped:
             self.context.reporter.note(f"{by_id[record.trial_id].label} stopped {record.text}")
-        stage, gone = TrainStage(self.context), {record.trial_id for record in records}
+        stage, gone = TrainStage(self.context), {record.trial_id for record in stopped}
         before = [
             stage.keep_checkpoint(group, {t.trial_id for t in group} - gone)
             for group in map(stage.untrained, self.context.study.groups)
             if group
         ]
-        self.ledger.commit(records)
+        self.ledger.commit(stopped)
         for checkpoint in before:
             checkpoint.remove()
 
@@ -174,26 +175,26 @@ class _AdaptiveStudy:
     def validated(self) -> StudyRecords:
         """The records, with trials that were scored on validation items as finished ones, and those
         that were left out before as planned ones."""
-        study = self.ledger.load()
+        records = self.ledger.load()
 
         def seen(trial: TrialRecords) -> TrialRecords:
             if trial.status == "trained":
                 return replace(trial, status="done")
             return replace(trial, status="planned") if trial.status == "skipped" else trial
 
-        return replace(study, trials=tuple(map(seen, study.trials)))
+        return replace(records, trials=tuple(map(seen, records.trials)))
 
     # --- budget
 
     def affordable(self, trials: Sequence[TrialSpec]) -> list[TrialSpec]:
         """The first of ``trials`` that the rest of the budget pays for."""
-        budget, study = self.study.config.budget, self.ledger.load()
+        budget, records = self.study.config.budget, self.ledger.load()
         if budget is None:
             return list(trials)
-        own = [trial for trial in study.trials if trial.spec.given is None]
+        own = [trial for trial in records.trials if trial.spec.given is None]
         begun = [trial for trial in own if trial.status not in ("planned", "skipped")]
         num_trials, tokens = len(begun), float(sum(self.tokens(trial) for trial in begun))
-        hours = (study.total_seconds + time.monotonic() - self.begun_at) / 3600
+        hours = (records.total_seconds + time.monotonic() - self.begun_at) / 3600
         kept = list[TrialSpec]()
         for trial in trials if hours < (budget.hours or inf) else ():
             num_trials, tokens = num_trials + 1, tokens + self.study.training_tokens(trial)
@@ -342,12 +343,12 @@ def _within_budget(study: PreparedStudy, shares: Mapping[str, float]) -> dict[st
 
 
 def _rung_view(
-    study: StudyRecords, trains: Mapping[str, TrainRecord], first_seed: int
+    records: StudyRecords, trains: Mapping[str, TrainRecord], first_seed: int
 ) -> StudyRecords:
     """The records as if training had ended at a rung, for trials that reached it: ``trains``."""
-    items: dict[EvalKey, ItemScores] = {k: study.items[k] for k in study.items if k[0] == BASE}
+    items: dict[EvalKey, ItemScores] = {k: records.items[k] for k in records.items if k[0] == BASE}
     trials = []
-    for trial in study.trials:
+    for trial in records.trials:
         trial_id, train = trial.spec.trial_id, trains.get(trial.spec.trial_id)
         if train is None:
             has_failed = trial.spec.seed == first_seed and trial.status in FAILED
@@ -358,7 +359,7 @@ def _rung_view(
             if point.step == train.steps and point.item_scores:
                 base = items[BASE, point.task, "validation"]
                 items[trial_id, point.task, "validation"] = rung_items(point, base)
-    return replace(study, trials=tuple(trials), items=items)
+    return replace(records, trials=tuple(trials), items=items)
 
 
 def rung_items(point: CurvePoint, base: ItemScores) -> ItemScores:

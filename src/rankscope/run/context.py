@@ -55,7 +55,7 @@ class RunContext:
         groups = resolve_groups(self.ledger, self.study, trials)
         if self.study.config.strategy == "adaptive":  # a rung is one step of a group
             groups = cut_by(groups, self.study.num_steps)
-        self.study, self.round = replace(self.study, groups=groups), this_round
+        self.study, self.round = replace(self.study, chosen=groups), this_round
         self.groups = GroupLedger(self.ledger, self.study)
 
     def begin_stage(self, name: str, num_steps: int) -> None:

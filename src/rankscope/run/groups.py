@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from transformers import PretrainedConfig
@@ -147,6 +147,14 @@ def what_limits(
     return "size limit" if len(alike) <= fewest else "memory"
 
 
+class Place(NamedTuple):
+    """Where a study runs, or is planned to run."""
+
+    device: torch.device
+    dtype: torch.dtype
+    free_bytes: float  # Of memory, for each process that trains a group
+
+
 @dataclass(frozen=True, slots=True)
 class Grouping:
     """Cuts trials into groups that fit into ``room_bytes``."""
@@ -161,19 +169,13 @@ class Grouping:
         config: StudyConfig,
         base: PretrainedConfig,
         data: StudyData,
-        place: tuple[torch.dtype, torch.device],
-        free_bytes: float,
-        num_processes: int,
+        place: Place,
     ) -> "Grouping":
-        """For groups of a study; ``num_processes`` at a time share the free memory."""
-        dtype, device = place
-        if device.type == "cpu":
-            num_processes *= config.train.devices
         rows = {**data.replay_rows, **data.rows}
         return cls(
-            MemoryModel(base, dtype, device),
+            MemoryModel(base, place.dtype, place.device),
             {name: RowCounts.of(encoded.rows) for name, encoded in rows.items()},
-            config.memory_limit or round(USABLE_SHARE * free_bytes / num_processes),
+            config.memory_limit or round(USABLE_SHARE * place.free_bytes),
         )
 
     def counts_of(self, group: Group) -> RowCounts:

@@ -1,6 +1,7 @@
 """From a study file to everything that can be known before weights are loaded."""
 
-from importlib import import_module
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -10,7 +11,7 @@ from rankscope.analyses import enabled_analyses
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.stand_ins import CachingEncoder
-from rankscope.data.study_data import prepare_data
+from rankscope.data.study_data import StudyData, prepare_data
 from rankscope.device import (
     available_memory_bytes,
     choose_device,
@@ -20,120 +21,144 @@ from rankscope.device import (
 )
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.evaluator import study_item_tokens
-from rankscope.evaluate.scoring_memory import ScoringShape
 from rankscope.evaluate.task_record import task_record
 from rankscope.hashing import tokenizer_sha256
 from rankscope.models.load import load_tokenizer
 from rankscope.models.lora_implementation import lora_implementation_notes
 from rankscope.models.quantize import check_bitsandbytes
 from rankscope.models.sharding import check_devices
-from rankscope.models.study_base import resolve_base
+from rankscope.models.study_base import StudyBase, resolve_base
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.run.adaptive import check_adaptive, resolve_rungs
-from rankscope.run.groups import Grouping
+from rankscope.run.groups import Grouping, Place
 from rankscope.run.machines import Machine
 from rankscope.run.prepared import PreparedStudy, wanted_splits
 from rankscope.run.trials import check_trials, duplicate_grid_notes, make_trials
 
 
-def prepare_study(
-    config: StudyConfig,
-    weights: bool = True,
-    reporter: ProgressReporter | None = None,
-    machine: Machine | None = None,
-    num_processes: int = 1,
-    grouped: bool = True,
+def prepare(
+    config: StudyConfig, reporter: ProgressReporter | None = None, num_processes: int = 1
 ) -> PreparedStudy:
-    """Fetch the model, encode the data, check it all and plan the groups; weights are only hashed.
+    """Prepare a run on this machine: fetch the model, encode the data, check it all.
 
-    weights: the base's weights must be there and are hashed. False plans from its configuration
-    and tokenizer, with rows that stand for others of their length (``data/stand_ins.py``). The
-    trials' ids are then not those of a run.
-    machine: plan for it in place of this one.
-    num_processes: train that many groups at a time, which share the free memory.
-    grouped: form the groups, which runs passes on shapes; False leaves them out.
+    The base's weights are hashed, not loaded. ``num_processes`` groups train at a time, and share
+    the free memory.
+    """
+    reporter = reporter or NullReporter()
+    reporter.stage("preparing", 3)
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    config, base = resolve_base(config, weights=True)
+    notes = lora_implementation_notes(config.train.lora_implementation, device, dtype)
+    base = replace(base, notes=(*base.notes, *notes))
+
+    reporter.advance(1, "rows")
+    encoder = _new_encoder(Encoder, config, base)
+    config = _resolve_auto(config, encoder, dtype)
+    data = prepare_data(config, encoder)
+
+    reporter.advance(2, "trials and groups")
+    sharing = num_processes * (config.train.devices if device.type == "cpu" else 1)
+    place = Place(device, dtype, available_memory_bytes(device) / sharing)
+    data_sha256 = {name: rows.sha256 for name, rows in data.rows.items()}
+    study = _prepared(config, base, place, encoder, data, data_sha256)
+    check_bitsandbytes(config, study.trials, device)
+    check_devices(config, study.trials, device)
+    reporter.finish()
+    return study
+
+
+def outline(
+    config: StudyConfig, machine: Machine | None = None, reporter: ProgressReporter | None = None
+) -> PreparedStudy:
+    """Prepare a plan: the base's configuration and tokenizer are enough, and some rows stand for
+    others of their length (``data/stand_ins.py``).
+
+    The trials' ids are not those of a run. ``machine`` is planned for in place of this one.
     """
     reporter = reporter or NullReporter()
     reporter.stage("preparing", 3)
     device = machine.device if machine else choose_device(config.device)
     dtype = machine.dtype(config.dtype) if machine else choose_dtype(config.dtype, device)
-    free = machine.memory * 1e9 if machine else available_memory_bytes(device)
-    config, base = resolve_base(config, weights)
-    implementation = config.train.lora_implementation
-    notes = [] if machine else lora_implementation_notes(implementation, device, dtype)
+    config, base = resolve_base(config, weights=False)
 
     reporter.advance(1, "rows")
-    tokenizer, new_encoder = load_tokenizer(base.folder), Encoder if weights else CachingEncoder
-    max_length = config.train.max_length if config.arms else None
-    encoder = new_encoder(tokenizer, config.model.prompt_format, max_length)
+    encoder = _new_encoder(CachingEncoder, config, base)
     config = _resolve_auto(config, encoder, dtype)
-    if any(task.is_harness_task for task in config.evaluate.cross_domain):
-        import_module("rankscope.evaluate.lm_eval.bridge")  # registers how they are read
-    data = prepare_data(config, encoder, whole=weights)
-    context, evaluate = context_length(base.config), config.evaluate
-    tokenizer_hash = tokenizer_sha256(base.folder)
-    records = tuple(task_record(config, encoder, t, tokenizer_hash) for t in data.tasks.values())
-    scored = wanted_splits(config, records, trained_on=None)
-    splits = [(data.tasks[name], split) for name, split in scored]
-    items, truncated = study_item_tokens(encoder, splits, context, evaluate)
+    data = prepare_data(config, encoder, whole=False)
 
     reporter.advance(2, "trials and groups")
-    trials = make_trials(
-        config,
-        base.sha256,
-        data_sha256={n: rows.sha256 if weights else "" for n, rows in data.rows.items()},
-        adapter_sha256={name: start.sha256 for name, start in base.warm_starts.items()},
-        replay_sha256={name: rows.sha256 for name, rows in data.replay_rows.items()},
-        validation_sha256={task.name: task.validation_sha256 for task in records},
-    )
-    labels = check_trials(config, trials, base, data.rows)
-    trials += base.given
+    free = machine.memory * 1e9 if machine else available_memory_bytes(device)
+    place = Place(device, dtype, free / (config.train.devices if device.type == "cpu" else 1))
+    study = _prepared(config, base, place, encoder, data, dict.fromkeys(data.rows, ""))
     if machine is None:
-        check_bitsandbytes(config, trials, device)
-        check_devices(config, trials, device)
-    rungs, rung_notes = resolve_rungs(config, data, labels)
-
-    grouping = Grouping.of(config, base.config, data, (dtype, device), free, num_processes)
-    groups = tuple(grouping.groups(trials, config)) if grouped else ()
+        check_bitsandbytes(config, study.trials, device)
+        check_devices(config, study.trials, device)
     reporter.finish()
-    prepared = PreparedStudy(
-        config=config,
-        base=base,
-        device=device,
-        dtype=dtype,
-        encoder=encoder,
-        data=data,
-        items=items,
-        scoring=tuple(
-            ScoringShape.of(grouping.model, of_split, evaluate) for of_split in items.values()
-        ),
-        task_records=records,
-        trials=tuple(trials),
-        groups=groups,
-        grouping=grouping,
-        rungs=rungs,
-        notes=(
-            *base.notes,
-            *dtype_notes(dtype, device),
-            *notes,
-            *encoder.notes,
-            *truncated,
-            *data.notes,
-            *scale_notes(records, config.objective),
-            *undecidable_notes(
-                {name: len(data.tasks[name].test) for name in data.rows}, len(config.seeds)
-            ),
-            *duplicate_grid_notes(config),
-            *rung_notes,
-        ),
-    )
-    check_adaptive(prepared)
-    for analysis in enabled_analyses(config):
-        analysis.check(prepared)
-    return prepared
+    return study
+
+
+def _new_encoder(kind: type[Encoder], config: StudyConfig, base: StudyBase) -> Encoder:
+    max_length = config.train.max_length if config.arms else None  # items are scored whole
+    return kind(load_tokenizer(base.folder), config.model.prompt_format, max_length)
 
 
 def _resolve_auto(config: StudyConfig, encoder: Encoder, dtype: torch.dtype) -> StudyConfig:
     """Resolve ``auto`` of prompt format and dtype, so that trial ids name what was done."""
     model = config.model.model_copy(update={"prompt_format": encoder.prompt_format})
     return config.model_copy(update={"model": model, "dtype": dtype_name(dtype)})
+
+
+def _prepared(
+    config: StudyConfig,
+    base: StudyBase,
+    place: Place,
+    encoder: Encoder,
+    data: StudyData,
+    data_sha256: Mapping[str, str],
+) -> PreparedStudy:
+    """Tasks, trials and their checks, the same for a run and a plan."""
+    tokenizer = tokenizer_sha256(base.folder)
+    records = tuple(task_record(config, encoder, task, tokenizer) for task in data.tasks.values())
+    splits = [(data.tasks[name], split) for name, split in wanted_splits(config, records, None)]
+    context = context_length(base.config)
+    items, truncated = study_item_tokens(encoder, splits, context, config.evaluate)
+    trials = make_trials(
+        config,
+        base.sha256,
+        data_sha256=data_sha256,
+        adapter_sha256={name: start.sha256 for name, start in base.warm_starts.items()},
+        replay_sha256={name: rows.sha256 for name, rows in data.replay_rows.items()},
+        validation_sha256={task.name: task.validation_sha256 for task in records},
+    )
+    labels = check_trials(config, trials, base, data.rows)
+    rungs, rung_notes = resolve_rungs(config, data, labels)
+    num_items = {name: len(data.tasks[name].test) for name in data.rows}
+    study = PreparedStudy(
+        config=config,
+        base=base,
+        device=place.device,
+        dtype=place.dtype,
+        encoder=encoder,
+        data=data,
+        items=items,
+        task_records=records,
+        trials=(*trials, *base.given),
+        grouping=Grouping.of(config, base.config, data, place),
+        rungs=rungs,
+        notes=(
+            *base.notes,
+            *dtype_notes(place.dtype, place.device),
+            *encoder.notes,
+            *truncated,
+            *data.notes,
+            *scale_notes(records, config.objective),
+            *undecidable_notes(num_items, len(config.seeds)),
+            *duplicate_grid_notes(config),
+            *rung_notes,
+        ),
+    )
+    check_adaptive(study)
+    for analysis in enabled_analyses(config):
+        analysis.check(study)
+    return study

@@ -1,7 +1,8 @@
 """A study file resolved on one machine: everything that can be known before weights are loaded."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -30,7 +31,7 @@ from rankscope.train.step_schedule import due_steps, rung_steps, trial_protocol,
 SPLITS: tuple[Split, ...] = ("validation", "test")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PreparedStudy:
     config: StudyConfig  # The study file with ``auto`` resolved
     base: StudyBase
@@ -40,21 +41,29 @@ class PreparedStudy:
     data: StudyData
     items: Mapping[tuple[str, Split], Sequence[ItemTokens]]
     """By task and split that is scored, what a model does for each item."""
-    scoring: tuple[ScoringShape, ...]  # One for each of these
     task_records: tuple[TaskRecord, ...]  # One per task, as stored
     trials: tuple[TrialSpec, ...]
-    groups: tuple[Group, ...]  # Trials that train together, in the order in which they run
     grouping: Grouping
     notes: tuple[str, ...]  # What a reader of the results must know
     rungs: tuple[float, ...] = ()
     """Shares of a trial's steps after which an adaptive study may stop it."""
-    _by_id: dict[str, TrialSpec] = field(init=False, repr=False)
-    _trained: dict[tuple[object, ...], TrialSpec] = field(init=False, repr=False)
+    chosen: tuple[Group, ...] | None = None  # Groups of a round or unit; None: of all trials
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_by_id", {trial.trial_id: trial for trial in self.trials})
-        trained = {trial.run: trial for trial in self.trials if not trial.is_slice}
-        object.__setattr__(self, "_trained", trained)
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """Trials that train together, in the order in which they run. Forming them runs passes on
+        shapes."""
+        if self.chosen is not None:
+            return self.chosen
+        return tuple(self.grouping.groups(self.trials, self.config))
+
+    @cached_property
+    def _by_id(self) -> dict[str, TrialSpec]:
+        return {trial.trial_id: trial for trial in self.trials}
+
+    @cached_property
+    def _trained(self) -> dict[tuple[object, ...], TrialSpec]:
+        return {trial.run: trial for trial in self.trials if not trial.is_slice}
 
     @property
     def tasks(self) -> Mapping[str, LoadedTask]:
@@ -75,16 +84,21 @@ class PreparedStudy:
         return {n: rows for n, rows in self.replay_rows.items() if isinstance(rows, RowsToSample)}
 
     def runs(self, group: Group) -> Group:
-        """What trains for a group: each trial, and of a nested run only that of its largest rank,
-        in the group or not."""
+        """Trials to train for this group. A nested run trains once, at its largest rank."""
         return tuple(dict.fromkeys(self._trained[trial.run] for trial in group))
+
+    @cached_property
+    def _scoring(self) -> list[ScoringShape]:
+        """One for each split that is scored."""
+        model, settings = self.grouping.model, self.config.evaluate
+        return [ScoringShape.of(model, of_split, settings) for of_split in self.items.values()]
 
     def scoring_bytes(self, group: Group) -> int:
         """Memory of scoring a group's trials, or the base alone, besides their weights."""
-        shapes = list(self.scoring)
+        model, shapes = self.grouping.model, self._scoring
         if not group and (sampled := self.sampled_row_tokens()):
-            shapes.append(ScoringShape.of(self.grouping.model, sampled, self.config.evaluate))
-        needed = (scoring_bytes(self.grouping.model, group, shape) for shape in shapes)
+            shapes = [*shapes, ScoringShape.of(model, sampled, self.config.evaluate)]
+        needed = (scoring_bytes(model, group, shape) for shape in shapes)
         return max(needed, default=0)
 
     def sampled_row_tokens(self) -> list[ItemTokens]:

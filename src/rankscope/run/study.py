@@ -56,9 +56,9 @@ class Study:
         Raises:
             UserError: the study would not run.
         """
-        from rankscope.run.prepare import prepare_study
+        from rankscope.run.prepare import prepare
 
-        return prepare_study(self.config, reporter=reporter)
+        return prepare(self.config, reporter=reporter)
 
     def plan(
         self,
@@ -83,11 +83,11 @@ class Study:
         from rankscope.run.executors import with_executor
         from rankscope.run.machines import find_machine
         from rankscope.run.plan import make_plan
-        from rankscope.run.prepare import prepare_study
+        from rankscope.run.prepare import outline
 
         machine = find_machine(device)
         config = with_executor(self.config, executor)
-        prepared = prepare_study(config, False, reporter, machine)
+        prepared = outline(config, machine, reporter)
         executor = config.executor.name if config.executor else None
         if executor == "local" and gpus > 1 and prepared.device.type == "cpu":
             raise UserError(
@@ -131,7 +131,7 @@ class Study:
         from rankscope.models.load import base_without_weights, load_base
         from rankscope.run.begin import begin_run, interruptible, plan_again, prepare_process
         from rankscope.run.executors import start_executor
-        from rankscope.run.prepare import prepare_study
+        from rankscope.run.prepare import prepare
         from rankscope.run.units import adopt_units
 
         prepare_process()
@@ -142,7 +142,7 @@ class Study:
         with reporting_shortages(out), closing(executor) if executor else nullcontext():
             # Before the folder: a refused study leaves nothing.
             num_processes = 1 if executor is None else executor.num_local
-            study = prepare_study(self.config, reporter=reporter, num_processes=num_processes)
+            study = prepare(self.config, reporter=reporter, num_processes=num_processes)
             with (
                 Ledger.open(out, write=True, take_over=take_over) as ledger,
                 interruptible() as is_stop_requested,
@@ -169,7 +169,7 @@ class Study:
 
     def _run_all(self, context: "RunContext", executor: "Executor | None") -> None:
         """Score the base and bring every group to its end, here or by the executor."""
-        from rankscope.run.adaptive import study_rounds
+        from rankscope.run.adaptive import run_rounds
         from rankscope.run.begin import store_given
         from rankscope.run.conductor import Conductor
         from rankscope.run.executors import withdraw_units
@@ -183,14 +183,16 @@ class Study:
         store_given(context)
         if executor is None:
             conductor.run_base()
-            for _ in study_rounds(context):
-                conductor.run_groups()
+            run_rounds(context, conductor.run_groups)
             return
         # Another executor, or another time limit, makes no other unit.
         config = self.config.model_copy(update={"executor": None})
         if SelfReplayStage(context).missing():  # rows that other units train on
             run_units(context, config, [BASE_GROUP], executor)
         use_sampled_rows(context)
-        for _ in study_rounds(context):
+
+        def run_groups() -> None:
             run_units(context, config, conductor.unfinished_groups(), executor)
             conductor.remove_orphans()
+
+        run_rounds(context, run_groups)

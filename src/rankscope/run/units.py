@@ -155,7 +155,7 @@ def unit_study(order: _UnitOrder, study: PreparedStudy, stored: StoredGroups) ->
             "the study prepared here differs from the driver's: expected the same model, data, "
             "device and versions of libraries"
         )
-    return dataclasses.replace(study, groups=tuple(known_groups(stored, study)))
+    return dataclasses.replace(study, chosen=tuple(known_groups(stored, study)))
 
 
 def seal_unit(folder: Path) -> None:

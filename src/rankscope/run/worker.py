@@ -14,7 +14,7 @@ from rankscope.models.load import load_base
 from rankscope.progress import LOG, JsonlReporter, NullReporter
 from rankscope.run.begin import begin_run, interruptible, prepare_process
 from rankscope.run.conductor import Conductor
-from rankscope.run.prepare import prepare_study
+from rankscope.run.prepare import prepare
 from rankscope.run.shards import started_shards
 from rankscope.run.stages.self_replay import use_sampled_rows
 from rankscope.run.starter import DRIVER
@@ -42,7 +42,7 @@ def work(out: Path, unit: str) -> None:
             "Methods, scorers and tasks registered only in the driver's process are unknown to "
             "workers: run without --workers"
         ) from error
-    study = prepare_study(config, grouped=False)  # the unit's order has its group
+    study = prepare(config)
     driver = os.environ.get(DRIVER)
     with interruptible() as is_stop_requested:
 

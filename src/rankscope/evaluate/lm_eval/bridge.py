@@ -24,7 +24,7 @@ from rankscope.config.task import LM_EVAL_PREFIX, TaskConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
 from rankscope.data.registry import TaskSpec
-from rankscope.data.tasks import LoadedTask, register_task_loader
+from rankscope.data.tasks import LoadedTask
 from rankscope.errors import UserError
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.lm_eval.task_files import check_task, is_yaml
@@ -96,9 +96,6 @@ def load_harness_task(config: TaskConfig, max_items: int | None) -> LoadedTask:
         contamination={},
         notes=(),
     )
-
-
-register_task_loader(LM_EVAL_PREFIX.rstrip(":"), load_harness_task)
 
 
 class _HarnessScorer(Scorer[None]):
