@@ -15,8 +15,7 @@ from evaluation_worlds import (
 
 from rankscope.config.study import EvaluateConfig
 from rankscope.data.tasks import LoadedTask
-from rankscope.evaluate.evaluator import evaluate_task
-from rankscope.evaluate.task_record import task_sha256
+from rankscope.evaluate.evaluator import evaluate_task, task_sha256
 from rankscope.records import BASE
 
 SETTINGS = EvaluateConfig(batch_tokens=64, max_new_tokens=12)

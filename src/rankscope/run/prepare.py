@@ -20,8 +20,7 @@ from rankscope.device import (
     dtype_notes,
 )
 from rankscope.evaluate.context_window import context_length
-from rankscope.evaluate.evaluator import study_item_tokens
-from rankscope.evaluate.task_record import task_record
+from rankscope.evaluate.evaluator import study_item_tokens, task_record
 from rankscope.hashing import tokenizer_sha256
 from rankscope.models.load import load_tokenizer
 from rankscope.models.lora_implementation import lora_implementation_notes

@@ -10,7 +10,7 @@ from rankscope.models.base import Base
 from rankscope.models.parameters import compared_matrices
 from rankscope.records import trial_of, variant_of
 from rankscope.run.groups import Group
-from rankscope.run.stages.evaluate import EvalBatch, EvalOutcome, EvaluateStage
+from rankscope.run.stages.evaluate import EvalBatch, EvaluateStage, Scored
 
 
 class VariantsStage(EvaluateStage):
@@ -30,7 +30,7 @@ class VariantsStage(EvaluateStage):
             batches += self.missing_batches({None: model_id}, wanted)
         return batches
 
-    def run(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[EvalOutcome]:
+    def run(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[Scored]:
         self.context.begin_stage(self.name, len(work))
         names = list(dict.fromkeys(name for batch in work for name in batch.model_ids if name))
         if names:

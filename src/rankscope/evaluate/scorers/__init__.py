@@ -1,40 +1,34 @@
 """The scorers by name: one file each, and the registry that lists them.
 
-Study files, tasks, error messages and the documentation all use this registry. Importing it loads
-neither torch nor transformers.
+A file of this folder is all that a scorer needs, and it can be deleted. Study files, tasks, error
+messages and the documentation use this registry. Importing it loads neither torch nor transformers.
 """
 
+import pkgutil
 import re
+from importlib import import_module
 from typing import Any
 
 from rankscope.errors import did_you_mean
-from rankscope.evaluate.scorers.contains import ContainsScorer
-from rankscope.evaluate.scorers.exact_match import ExactMatchScorer
-from rankscope.evaluate.scorers.loss import LossScorer
-from rankscope.evaluate.scorers.number import NumberScorer
-from rankscope.evaluate.scorers.option_letter import OptionLetterScorer
-from rankscope.evaluate.scorers.option_text import OptionTextScorer
-from rankscope.evaluate.scorers.perplexity import PerplexityScorer
 from rankscope.evaluate.scorers.python_function import PYTHON_PREFIX, PythonScorer
-from rankscope.evaluate.scorers.regex import RegexScorer
-from rankscope.evaluate.scorers.rouge import RougeScorer
 from rankscope.evaluate.scorers.scorer import Scorer
 
 PYTHON_PATTERN = rf"{PYTHON_PREFIX}[^:]+\.py:[A-Za-z_]\w*"
-_SCORERS: dict[str, Scorer[Any]] = {
-    scorer.name: scorer
-    for scorer in (
-        OptionTextScorer(),
-        OptionLetterScorer(),
-        NumberScorer(),
-        ExactMatchScorer(),
-        RegexScorer(),
-        ContainsScorer(),
-        RougeScorer(),
-        LossScorer(),
-        PerplexityScorer(),
-    )
-}
+
+
+def _scorers_of_files() -> dict[str, Scorer[Any]]:
+    """The scorers that the files of this folder define, by name."""
+    found: dict[str, Scorer[Any]] = {}
+    for file in pkgutil.iter_modules(__path__):
+        module = import_module(f"{__name__}.{file.name}")
+        for value in vars(module).values():
+            is_own = isinstance(value, type) and value.__module__ == module.__name__
+            if is_own and issubclass(value, Scorer) and "name" in vars(value):
+                found[value.name] = value()
+    return found
+
+
+_SCORERS = _scorers_of_files()
 
 
 def register_scorer(scorer: Scorer[Any]) -> None:

@@ -20,14 +20,11 @@ class EvalBatch:
     """By adapter name (None: no adapter), the id of a trial or scaled variant, or ``base``."""
 
 
-@dataclass(frozen=True, slots=True)
-class EvalOutcome:
-    evaluations: Mapping[str | None, Evaluation]  # By adapter name
-    failures: Sequence[TrialFailure] = ()
-    """Trials whose likelihoods, or a scaled variant's, are not finite."""
+Scored = tuple[Sequence[Evaluation], Sequence[TrialFailure]]
+"""Of a batch; the trials whose likelihoods, or a variant's, are not finite failed."""
 
 
-class EvaluateStage(Stage[EvalBatch, EvalOutcome]):
+class EvaluateStage(Stage[EvalBatch, Scored]):
     """Scores of the trials themselves, and of the base."""
 
     name = "evaluate"
@@ -60,11 +57,11 @@ class EvaluateStage(Stage[EvalBatch, EvalOutcome]):
             for task, split in splits
         ]
 
-    def run(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[EvalOutcome]:
+    def run(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[Scored]:
         self.context.begin_stage(self.name, len(work))
         yield from self.score_batches(model, work)
 
-    def score_batches(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[EvalOutcome]:
+    def score_batches(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[Scored]:
         """Score batch by batch; a trial that failed is left out of the later ones."""
         failed: set[str] = set()
         for batch in work:
@@ -72,11 +69,11 @@ class EvaluateStage(Stage[EvalBatch, EvalOutcome]):
             alive = {n: i for n, i in batch.model_ids.items() if trial_of(i) not in failed}
             batch = replace(batch, model_ids=alive)
             is_base = BASE in alive.values()
-            outcome = self.score_base(batch) if is_base else self.score_trials(model, batch)
-            failed |= {failure.trial_id for failure in outcome.failures}
-            yield outcome
+            scored = self.score_base(batch) if is_base else self.score_trials(model, batch)
+            failed |= {failure.trial_id for failure in scored[1]}
+            yield scored
 
-    def score_trials(self, model: Base, batch: EvalBatch) -> EvalOutcome:
+    def score_trials(self, model: Base, batch: EvalBatch) -> Scored:
         study, where = self.context.study, f"{batch.task} {batch.split}"
         settings, task = study.config.evaluate, study.tasks[batch.task]
         evaluations, reasons = evaluate_with_failures(
@@ -86,9 +83,9 @@ class EvaluateStage(Stage[EvalBatch, EvalOutcome]):
             TrialFailure(trial_of(batch.model_ids[name]), "failed", f"{where}: {reason}")
             for name, reason in reasons.items()
         ]
-        return EvalOutcome(evaluations, failures)
+        return list(evaluations.values()), failures
 
-    def score_base(self, batch: EvalBatch) -> EvalOutcome:
+    def score_base(self, batch: EvalBatch) -> Scored:
         """Score the untuned base. Failing to is an error: without it no gain can be measured."""
         study, where = self.context.study, f"{batch.task} {batch.split}"
         settings, task = study.config.evaluate, study.tasks[batch.task]
@@ -103,18 +100,18 @@ class EvaluateStage(Stage[EvalBatch, EvalOutcome]):
                 f"{where}: the base cannot be scored: {error}; expected a model that runs in "
                 f"{study.config.dtype}: try 'dtype: float32', or another model"
             ) from error
-        return EvalOutcome(evaluations)
+        return list(evaluations.values()), ()
 
-    def commit(self, result: EvalOutcome) -> None:
-        ledger = self.context.ledger
+    def commit(self, result: Scored) -> None:
+        ledger, (evaluations, failures) = self.context.ledger, result
         artifacts: list[Artifact] = []
         with ledger.stage() as folder:
-            for record, items in result.evaluations.values():
+            for record, items in evaluations:
                 file = folder / f"{record.trial_id}.parquet"
                 write_items(file, items)
                 place = items_path(record.trial_id, record.task, record.split)
                 artifacts += ledger.publish(file, place)
-        records = [record for record, _ in result.evaluations.values()]
+        records = [record for record, _ in evaluations]
         settings = self.context.study.settings_of("eval", [r.trial_id for r in records])
         ledger.commit(records, artifacts, settings)
-        ledger.fail_trials(result.failures)
+        ledger.fail_trials(failures)
