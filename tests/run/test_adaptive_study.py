@@ -58,7 +58,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> StudyRecords:
 class InThisProcess:
     """Runs each unit as soon as it is submitted."""
 
-    num_local, runs_elsewhere, units = 1, False, 0
+    name, num_local, runs_elsewhere, units = "here", 1, False, 0
 
     def submit(self, folder: Path) -> Future[None]:
         future: Future[None] = Future()
