@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -238,3 +239,17 @@ def test_breaches_are_found(file: str, text: str) -> None:
 )
 def test_what_the_law_allows_is_let_pass(file: str, text: str) -> None:
     assert breaches(SOURCE / file, text) == []
+
+
+@pytest.mark.parametrize("room", ["advise", "predict", "report"])
+def test_other_rooms_use_the_modules_that_a_room_offers(room: str) -> None:
+    """``__all__`` of a room names them, and names no other."""
+    used = set()
+    for path in SOURCE.rglob("*.py"):
+        if path.relative_to(SOURCE).parts[0] == room:
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                parts = node.module.split(".")
+                used |= {parts[2]} if parts[:2] == ["rankscope", room] and parts[2:] else set()
+    assert used <= set(import_module(f"rankscope.{room}").__all__)

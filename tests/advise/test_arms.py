@@ -13,7 +13,6 @@ from rankscope.advise.arms import (
     training_tasks,
     transfer_tasks,
 )
-from rankscope.advise.comparisons import arm_difference
 from rankscope.advise.mitigation import gain_and_forgetting
 from rankscope.advise.retention import retention_tasks
 from rankscope.records import (
@@ -170,18 +169,6 @@ def test_tasks_by_what_they_show() -> None:
     study = synthetic_study(TRUTH)
     assert training_tasks(study) == ("med", "law")
     assert [t.name for t in transfer_tasks(study, "law")] == ["med", "math"]
-
-
-def test_two_arms_are_compared_on_the_test_split() -> None:
-    study = synthetic_study(TRUTH)
-    arms = arms_by_label(study)
-    two, eight = arms["r=2 lr=0.001"], arms["r=8 lr=0.001"]
-    found = arm_difference(study, eight, two, "med")
-    assert found is not None
-    assert eight.summary.score is not None
-    assert two.summary.score is not None
-    assert found.value == pytest.approx(eight.summary.score.value - two.summary.score.value)
-    assert arm_difference(study, eight, two, "unknown") is None
 
 
 def summary(score: float | None, forgetting: float | None, parameters: int) -> ArmSummary:

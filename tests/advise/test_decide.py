@@ -161,18 +161,6 @@ def test_equal_changes_in_nats_are_not_called_too_little_data() -> None:
     assert "all 60 test items changed by the same +0.500 nats" in advice.explanation
 
 
-def test_a_limit_no_arm_keeps_is_said() -> None:
-    advice = advise(Truth(forgetting=lambda rank, lr: 0.2, objective={"max_forgetting": 0.02}))
-    assert advice.decision == "do_not_fine_tune"
-    assert "2.0 points allowed" in advice.explanation
-
-
-def test_one_seed_is_tentative_and_says_so() -> None:
-    advice = advise(Truth(seeds=(0,)))
-    assert (advice.decision, advice.confidence) == ("use", "tentative")
-    assert "1 seed: Fewer than 3" in texts(advice, "caveat")
-
-
 def test_full_fine_tuning_hands_over_to_lora_only_where_lora_is_worth_it() -> None:
     """LoRA forgets about what it gains: now and then its utility on the validation split is < 0."""
     truth = Truth(
@@ -259,13 +247,6 @@ def test_forgetting_nothing_at_all_is_a_known_bound() -> None:
         "retention changes by \N{MINUS SIGN}"
         in advice.explanation.partition("the best LoRA arm")[2]
     )
-
-
-def test_every_trial_failed() -> None:
-    failed = {(r, 1e-3, s): "oom" for r in (2, 8, 32) for s in (0, 1, 2)}
-    advice = advise(Truth(failed=failed, full_lrs=()))
-    assert advice.decision == "not_decided"
-    assert "9 failed" in advice.explanation
 
 
 def test_an_unknown_upper_end_is_called_unknown() -> None:

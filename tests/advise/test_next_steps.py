@@ -261,12 +261,6 @@ def test_seeds_that_differ_ask_for_seeds_and_not_for_items() -> None:
     assert not any(re.search(r"About [\d,]+ test items would show", h) for h in spread_out)
 
 
-def test_too_few_items_cannot_tell_and_say_how_many_would() -> None:
-    advice = advise(Truth(num_items=40, base_accuracy=0.5, accuracy=lambda r, lr: 0.56), seed=1)
-    assert advice.decision == "not_decided"
-    assert any("test items would show" in step.text for step in advice.next_steps)
-
-
 def test_what_is_asked_for_is_of_the_difference_that_was_found() -> None:
     """A wide margin asks for nothing: how near the net, or the limit, lies is what counts."""
     truth = Truth(

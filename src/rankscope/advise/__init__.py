@@ -1,0 +1,16 @@
+"""From scores to an answer: statistics, the choice of an arm, the decision and its sentences.
+
+``recommend.recommend`` is the way in. Other rooms use the modules of ``__all__``.
+"""
+
+__all__ = [
+    "adaptive",
+    "arms",
+    "checks",
+    "comparisons",
+    "model_scores",
+    "rank_curves",
+    "recommend",
+    "retention",
+    "statistics",
+]

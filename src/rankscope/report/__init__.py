@@ -1,0 +1,21 @@
+"""Pages, model cards and tables: writers of a study's records and its recommendation.
+
+Other rooms use the modules of ``__all__``; a figure is a file of ``figures`` or of an analysis.
+"""
+
+__all__ = [
+    "answer",
+    "charts",
+    "columns",
+    "comparison_page",
+    "figures",
+    "inspection_page",
+    "model_card",
+    "page_limit",
+    "study_page",
+    "study_view",
+    "style",
+    "table_formats",
+    "tables",
+    "use_it",
+]

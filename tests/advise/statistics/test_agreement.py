@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 from scipy import stats
-from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from rankscope.advise.statistics.estimates import (
@@ -13,14 +12,8 @@ from rankscope.advise.statistics.estimates import (
     paired_estimate,
     weighted_estimate,
 )
-from rankscope.advise.statistics.significance import holm, mcnemar_exact
+from rankscope.advise.statistics.significance import holm
 from rankscope.errors import UserError
-
-
-@pytest.mark.parametrize(("b", "c"), [(30, 15), (0, 7), (4, 4), (210, 160)])
-def test_mcnemar(b: int, c: int) -> None:
-    table = [[50, b], [c, 60]]
-    assert mcnemar_exact(b, c) == pytest.approx(mcnemar(table, exact=True).pvalue)
 
 
 def test_holm() -> None:

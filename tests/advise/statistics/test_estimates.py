@@ -16,7 +16,7 @@ from rankscope.advise.statistics.estimates import (
     weighted_estimate,
 )
 from rankscope.advise.statistics.power import items_needed, minimum_detectable_effect
-from rankscope.advise.statistics.significance import holm, mcnemar_exact, sign_flip
+from rankscope.advise.statistics.significance import mcnemar_exact, sign_flip
 from rankscope.errors import UserError
 
 
@@ -47,13 +47,6 @@ def test_standard_errors() -> None:
     assert clustered_standard_error(copied, clusters) == pytest.approx(stats.sem(scores))
     assert clustered_standard_error(copied) == pytest.approx(stats.sem(copied))
     assert clustered_standard_error(scores, ["one"] * 5) is None
-
-
-def test_holm_by_hand_and_in_order() -> None:
-    # Sorted: .01 x 4 = .04, .02 x 3 = .06, .03 x 2 = .06, .04 x 1 lifted to .06 (Holm 1979).
-    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([]) == []
 
 
 @pytest.mark.parametrize(
@@ -142,7 +135,7 @@ def test_losses_in_one_seed_do_not_outvote_gains_in_all() -> None:
 
 @pytest.mark.parametrize("n", [40, 200])
 def test_p_and_interval_agree(n: int) -> None:
-    """Both are of the mean: p < .05 where the interval is clear of zero, and not elsewhere."""
+    """Both are of the mean: p < .05 where the interval is clear of zero, and never elsewhere."""
     rng = np.random.default_rng(11)
     agreed = found_of_them = 0
     for i in range(100):
@@ -153,6 +146,7 @@ def test_p_and_interval_agree(n: int) -> None:
         assert one.high is not None
         assert one.p is not None
         clear = one.low > 0 or one.high < 0
+        assert clear or one.p >= 0.05
         agreed += clear == (one.p < 0.05)
         found_of_them += clear
     assert agreed >= 90
@@ -199,52 +193,6 @@ def test_item_interval_agrees_with_scipys_bootstrap() -> None:
     assert found.p is not None
     # Sign flips of 200 normal differences are close to the t test.
     assert found.p == pytest.approx(stats.ttest_1samp((tuned - base)[0], 0).pvalue, abs=0.01)
-
-
-def test_intervals_cover_the_truth_with_items_and_seeds_redrawn() -> None:
-    """Truth: accuracy .65 + N(0, .02) by seed against a base of .6; 4 seeds, 150 items."""
-    rng = np.random.default_rng(4)
-    covered = item_only = 0
-    draws = 200
-    for _ in range(draws):
-        accuracies = [0.65 + 0.02 * rng.standard_normal() for _ in range(4)]
-        rows = scores(rng, [*accuracies, 0.6], 150)
-        found = paired_estimate(rows[:4], rows[4])
-        assert found.low is not None
-        assert found.high is not None
-        covered += found.low <= 0.05 <= found.high
-        # Treating each seed's items as new ones, which they are not, is too narrow.
-        differences = (rows[:4] - rows[4]).ravel()
-        half = 1.96 * differences.std() / math.sqrt(differences.size)
-        item_only += abs(differences.mean() - 0.05) <= half
-    # 95 % +- 3 standard errors of a share of 200 draws.
-    assert 0.90 <= covered / draws <= 0.995
-    assert item_only / draws < 0.85
-
-
-def test_no_difference_is_called_one_in_twenty_times_at_most() -> None:
-    rng = np.random.default_rng(5)
-    found = 0
-    for _ in range(200):
-        rows = scores(rng, [0.6 + 0.01 * rng.standard_normal() for _ in range(3)] + [0.6], 150)
-        p = paired_estimate(rows[:3], rows[3]).p
-        assert p is not None
-        found += p < 0.05
-    # .05 + 3 standard errors of a share of 200 draws.
-    assert found / 200 <= 0.096
-
-
-def test_seeds_that_differ_widen_the_interval() -> None:
-    rng = np.random.default_rng(6)
-    base = (rng.uniform(size=300) < 0.5).astype(float)
-    alike = np.tile(scores(rng, [0.6], 300), (3, 1))
-    varied = scores(rng, [0.4, 0.6, 0.8], 300)
-
-    def width(tuned: np.ndarray) -> float:
-        found = paired_estimate(tuned, base)
-        return (found.high or 0) - (found.low or 0)
-
-    assert width(varied) > 2 * width(alike)
 
 
 def test_clusters_widen_the_interval() -> None:
