@@ -4,13 +4,14 @@ Other rooms use the modules of ``__all__``; a figure is a file of ``figures`` or
 """
 
 __all__ = [
+    "analyzed_models",
     "answer",
     "charts",
     "columns",
     "comparison_page",
     "figures",
-    "inspection_page",
     "model_card",
+    "page",
     "page_limit",
     "study_page",
     "study_view",
