@@ -7,7 +7,7 @@ import torch
 from tiny_models import base_of, tiny_llama
 from torch import nn
 
-from rankscope.models.output_layer import LOGITS_BLOCK, BlockedLinear, block_output_layer, blocks
+from rankscope.models.load import LOGITS_BLOCK, BlockedLinear, block_output_layer, blocks
 
 
 @pytest.mark.parametrize("with_bias", [False, True])

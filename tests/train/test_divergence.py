@@ -13,9 +13,13 @@ from rankscope.models.base import Base
 from rankscope.models.methods import get_method
 from rankscope.models.multi_lora import linear_layers
 from rankscope.records import TrialSpec
-from rankscope.train.divergence import excessive_loss, excessive_update, is_update_checked
 from rankscope.train.loop import train_group
-from rankscope.train.trial_state import TrialState
+from rankscope.train.trial_state import (
+    TrialState,
+    excessive_loss,
+    excessive_update,
+    is_update_checked,
+)
 
 ROWS = toy_rows()
 pytestmark = pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")

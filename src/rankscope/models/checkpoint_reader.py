@@ -183,9 +183,9 @@ def shards_of(folder: Path) -> dict[str, Path]:
         if absent:
             raise IntegrityError(
                 f"model folder {folder}",
-                f"{len(set(wanted.values())) - len(absent)} of the shards that {INDEX} names",
-                f"{len(set(wanted.values()))}, also {absent[0]}",
-                "copy the whole model",
+                f"{len(absent)} of {len(set(wanted.values()))} shards that {INDEX} names missing, "
+                f"such as {absent[0]}",
+                do="copy the whole model",
             )
         return wanted
     shards = {}

@@ -9,10 +9,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,6 +21,9 @@ from rankscope.errors import IntegrityError, UserError, reporting_shortages
 from rankscope.filesystem import check_in_place, fsync
 from rankscope.hashing import SUMS, matches_sums, sums_text
 from rankscope.models.sharding import Shards
+
+if TYPE_CHECKING:
+    from rankscope.train.trial_state import TrialState
 
 STATE = "state.safetensors"
 COUNTERS = "meta.json"
@@ -149,3 +152,29 @@ def _remove_state(folder: Path) -> None:
     """The list of hashes goes first: a folder without one is no state."""
     (folder / SUMS).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def save_states(
+    checkpoint: GroupCheckpoint, states: Sequence["TrialState"], step: int, seconds: float
+) -> None:
+    tensors = {
+        f"{state.spec.trial_id}/{name}": tensor
+        for state in states
+        for name, tensor in state.tensors().items()
+    }
+    meta: dict[str, object] = {state.spec.trial_id: state.counters() for state in states}
+    checkpoint.save(GroupState(step, tensors, {**meta, "seconds": seconds}))
+
+
+def restore_states(
+    checkpoint: GroupCheckpoint, states: Sequence["TrialState"]
+) -> tuple[int, float]:
+    """Restore the stored states, if any: the next step, and the seconds already spent."""
+    stored = checkpoint.load()
+    if stored is None:
+        return 0, 0.0
+    for state in states:
+        prefix = f"{state.spec.trial_id}/"
+        own = {n.removeprefix(prefix): t for n, t in stored.tensors.items() if n.startswith(prefix)}
+        state.restore(own, stored.meta[state.spec.trial_id])
+    return stored.step, float(stored.meta["seconds"])

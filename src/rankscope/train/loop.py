@@ -16,9 +16,9 @@ from rankscope.errors import Interrupted
 from rankscope.models.base import Base
 from rankscope.models.gradient_checkpointing import disable_gradient_checkpointing
 from rankscope.records import TrialSpec
-from rankscope.train.checkpoint import GroupCheckpoint
+from rankscope.train.checkpoint import GroupCheckpoint, restore_states, save_states
 from rankscope.train.step import compute_gradients
-from rankscope.train.trial_state import TrialState, restore_states, save_states, start_trials
+from rankscope.train.trial_state import TrialState, start_trials
 
 CONTINUES = "the same command continues"
 

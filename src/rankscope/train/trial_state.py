@@ -1,7 +1,8 @@
 """One trial while it trains: its parameters, optimizer, order of rows and counters."""
 
+import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -19,16 +20,9 @@ from rankscope.models.init_context import InitContext
 from rankscope.models.lora import Adapter
 from rankscope.models.lora_implementation import choose_lora_implementation
 from rankscope.models.methods import get_method
-from rankscope.models.sharding import all_finite, local
+from rankscope.models.quantize import require_bitsandbytes
+from rankscope.models.sharding import all_finite, local, whole
 from rankscope.records import LossPoint, PenaltyPoint, TrialSpec
-from rankscope.train.checkpoint import GroupCheckpoint, GroupState
-from rankscope.train.divergence import (
-    excessive_loss,
-    excessive_update,
-    is_update_checked,
-    judged_stretch,
-)
-from rankscope.train.optimizer import clip_gradients, new_optimizer, rate_groups, set_rate
 from rankscope.train.regularizers import EarlyStop, LossTerm, Replay, loss_terms
 from rankscope.train.step import TermLoss
 from rankscope.train.step_schedule import learning_rate, planned_steps, trial_protocol
@@ -38,6 +32,13 @@ if TYPE_CHECKING:  # importing peft takes a second, and few studies need it
 
 TUNER = "tuner/"  # Prefix of the names of a PEFT method's own tensors in a checkpoint
 BEST = "best/"  # Prefix of the names of the weights that early stopping would keep
+RATIO = "lr_ratio"  # Key of a parameter group: its learning rate over the trial's
+LARGEST_UPDATE = 2.0**8
+"""|W - W0| / |W0| above which the base is lost in the 8 significant bits of bfloat16."""
+LOSS_INCREASE = 3.0
+"""Nats above the first step's loss: the right token is then 20 times less likely than at the start.
+"""
+SHORTEST_STRETCH = 10
 STORED_FIELDS = ("num_tokens", "num_label_tokens", "num_replay_tokens", "failure")
 
 
@@ -295,25 +296,84 @@ def start_trials(
     return model, states
 
 
-def save_states(
-    checkpoint: GroupCheckpoint, states: Sequence[TrialState], step: int, seconds: float
-) -> None:
-    tensors = {
-        f"{state.spec.trial_id}/{name}": tensor
-        for state in states
-        for name, tensor in state.tensors().items()
-    }
-    meta: dict[str, object] = {state.spec.trial_id: state.counters() for state in states}
-    checkpoint.save(GroupState(step, tensors, {**meta, "seconds": seconds}))
+# --- optimizer: AdamW, its rates, and clipping
 
 
-def restore_states(checkpoint: GroupCheckpoint, states: Sequence[TrialState]) -> tuple[int, float]:
-    """Restore the stored states, if any: the next step, and the seconds already spent."""
-    stored = checkpoint.load()
-    if stored is None:
-        return 0, 0.0
-    for state in states:
-        prefix = f"{state.spec.trial_id}/"
-        own = {n.removeprefix(prefix): t for n, t in stored.tensors.items() if n.startswith(prefix)}
-        state.restore(own, stored.meta[state.spec.trial_id])
-    return stored.step, float(stored.meta["seconds"])
+def new_optimizer(
+    parameters: ParamsT, weight_decay: float, kind: Literal["adamw", "adamw8bit"] = "adamw"
+) -> torch.optim.Optimizer:
+    """AdamW (betas .9, .999, eps 1e-8, decoupled decay), fused; each step sets the rate.
+
+    ``adamw8bit`` keeps the moments of all but small parameters in 8 bits, with a scale for every
+    256 of them (Dettmers et al., 2110.02861): a quarter of the optimizer's memory.
+    """
+    options: Any = {"lr": 0.0, "weight_decay": weight_decay, "betas": (0.9, 0.999), "eps": 1e-8}
+    if kind == "adamw8bit":
+        require_bitsandbytes("optimizer: adamw8bit")
+        package: Any = importlib.import_module("bitsandbytes.optim")
+        eight_bit: torch.optim.Optimizer = package.AdamW8bit(parameters, **options)
+        return eight_bit
+    return torch.optim.AdamW(parameters, **options, fused=True)
+
+
+def rate_groups(
+    parameters: Sequence[nn.Parameter], faster: Container[nn.Parameter], ratio: float
+) -> list[dict[str, Any]]:
+    """LoRA+ (Hayou et al., 2402.12354): ``faster`` parameters at ``ratio`` times the rate."""
+    return [
+        {"params": [p for p in parameters if p not in faster], RATIO: 1.0},
+        {"params": [p for p in parameters if p in faster], RATIO: ratio},
+    ]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get(RATIO, 1.0)
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
+    """Scale gradients down to ``max_norm`` (2-norm over all parameters); the norm before."""
+    return float(whole(torch.nn.utils.clip_grad_norm_(parameters, max_norm)))
+
+
+# --- when a trial counts as diverged although all its numbers are finite (docs/science.md)
+
+
+def is_update_checked(steps_done: int, num_steps: int) -> bool:
+    """After 1, 2, 4, 8, ... steps and after the last: the norms then cost next to nothing, and a
+    trial that runs away trains at most twice as long as it had to."""
+    return steps_done & (steps_done - 1) == 0 or steps_done == num_steps
+
+
+def excessive_update(relative: float) -> str | None:
+    """Why an update of this norm, relative to the weights it changes, is no fine-tuning."""
+    if relative <= LARGEST_UPDATE:  # not so for NaN
+        return None
+    return (
+        f"the update of the weights is {relative:.3g} times as large as the weights of the base "
+        f"(limit {LARGEST_UPDATE:g})"
+    )
+
+
+def judged_stretch(num_steps: int) -> int:
+    """Steps in a row whose losses :func:`excessive_loss` looks at, besides the first."""
+    return max(SHORTEST_STRETCH, -(-num_steps // 10))
+
+
+def excessive_loss(losses: Sequence[float], num_steps: int) -> str | None:
+    """Why a trial with these losses, nats per label token, by step, cannot recover.
+
+    ``losses`` may leave out all but the first and the last :func:`judged_stretch` of them.
+    The first step's loss is that of the start, before any update. For at least ten steps in a row,
+    and a tenth of all steps, every loss is more than twice that and more than 3 nats above it:
+    spikes, warm-up and the noise of small steps are shorter or lower.
+    """
+    stretch = judged_stretch(num_steps)
+    if len(losses) <= stretch:
+        return None
+    first, lowest = losses[0], min(losses[-stretch:])
+    if lowest <= first + max(first, LOSS_INCREASE):
+        return None
+    return (
+        f"the loss was {lowest:.3g} or more for {stretch} steps, and {first:.3g} at the first step"
+    )
