@@ -128,28 +128,21 @@ def test_time_left_of_the_study_follows_its_groups() -> None:
     # A fifth in 20 s: 80 s are left.
     assert study.left_text() == "80 s left of the study"
     study.begin_stage("train b")
-    # Training took half of the time, so half of it trained is a quarter of the group's 40 s.
+    clock.now += 10
+    # 40 s for each of b and c, of which 10 s are over.
     assert study.seconds_left(0.5) == (70.0, False)
     assert study.left_text() == "70 s left of the study"  # what is trained stays trained
     assert study.shares_text() == "training 50%, scoring 50%"
-    clock.now += 20
+    clock.now += 40
+    # Half of b took 50 s, so the other half will, whatever the pace of the study.
+    assert study.seconds_left(0.5) == (90.0, False)
     study.begin_stage("evaluate b")
-    # 20 s of scoring b, and 40 s for c.
-    assert study.seconds_left() == (60.0, False)
-    clock.now += 5
-    assert study.seconds_left() == (55.0, False)
+    assert study.seconds_left(1.0) == (40.0, False)
+    clock.now += 10
     study.end_group()
     study.begin_group(groups[2])
-    study.begin_stage("train c")
-    clock.now += 20
-    # Half of c took 20 s, not the 10 s of a and b, so the other half will; scoring takes 10 s:
-    # 15 s for 60 units so far.
-    assert study.seconds_left(0.5) == (30.0, False)
-    assert study.seconds_left(1.0) == (10.0, False)
-    study.begin_stage("evaluate c")
-    clock.now += 2
-    study.begin_stage("")
-    assert study.left_text() == "0 s left of the study"  # though scoring was faster than before
+    # Of a and b 80 s for 60 units.
+    assert study.seconds_left() == (pytest.approx(40 * 80 / 60), False)
 
 
 def test_a_group_that_was_trained_before_says_nothing_of_the_rest() -> None:

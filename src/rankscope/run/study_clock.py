@@ -1,4 +1,4 @@
-"""Time left of a whole study, from what its groups and stages took so far in this run."""
+"""Time left of a whole study, at the pace of its groups in this run."""
 
 import time
 from collections.abc import Callable
@@ -18,22 +18,17 @@ SHOWN_STAGES = {"train": "training", "evaluate": "scoring", "variants": "scoring
 class StudyClock:
     """Follows the groups of a run.
 
-    Time left of every stage is proportional to the work of training. The rates are those of the
-    groups that trained in this run and ended. Until there is one, only training is counted, a lower
-    bound.
+    A group takes as long as its work in training says, at the pace of those that trained in this
+    run and ended. Until there is one, only training is counted, a lower bound.
     """
 
     work: dict[str, float]  # By trial of the groups that have not ended, its work in training
     clock: Callable[[], float] = time.monotonic
     seconds: dict[str, float] = field(default_factory=dict)  # By stage, so far
-    done_work: float = 0.0  # Of the groups that trained in this run and ended
-    trained_work: float = 0.0
-    """As much of it as this run trained; a resumed group had done the rest before."""
-    _done_seconds: dict[str, float] = field(default_factory=dict)
-    """By stage, what those groups took."""
+    done_work: float = 0.0  # Trained in this run by groups that ended
+    done_seconds: float = 0.0  # Of all their stages
     _group: Group = ()
-    _group_seconds: dict[str, float] = field(default_factory=dict)
-    """By stage of the current group that ended."""
+    _group_begun: float = 0.0
     _trained: float = 0.0
     _trained_before: float = 0.0
     _stage: str = ""
@@ -46,7 +41,7 @@ class StudyClock:
         return cls({trial.trial_id: training_work(study, trial) for trial in trials})
 
     def begin_group(self, group: Group) -> None:
-        self._group, self._group_seconds = group, {}
+        self._group, self._group_begun = group, self.clock()
         self._trained = self._trained_before = 0.0
 
     def begin_training(self, trained_before: float) -> None:
@@ -56,24 +51,24 @@ class StudyClock:
 
     def begin_stage(self, stage: str) -> None:
         """A stage of the group begins; the one before ends."""
-        now = self.clock()
         if self._stage:
-            for seconds in (self.seconds, self._group_seconds):
-                seconds[self._stage] = seconds.get(self._stage, 0.0) + now - self._since
-        self._stage, self._since = stage.split()[0] if stage else "", now
+            self.seconds[self._stage] = self._stage_seconds(self._stage)
+        self._stage, self._since = stage.split()[0] if stage else "", self.clock()
+
+    def _stage_seconds(self, stage: str) -> float:
+        running = self.clock() - self._since if stage == self._stage else 0.0
+        return self.seconds.get(stage, 0.0) + running
 
     def end_group(self) -> None:
         self.begin_stage("")
         if self._trained > self._trained_before:
-            self.done_work += self.group_work()
-            self.trained_work += self.group_work() * (1 - self._trained_before)
-            for stage, seconds in self._group_seconds.items():
-                self._done_seconds[stage] = self._done_seconds.get(stage, 0.0) + seconds
+            self.done_work += self._group_work() * (1 - self._trained_before)
+            self.done_seconds += self.clock() - self._group_begun
         for trial in self._group:
             self.work.pop(trial.trial_id, None)
         self._group = ()
 
-    def group_work(self) -> float:
+    def _group_work(self) -> float:
         return sum(self.work.get(trial.trial_id, 0.0) for trial in self._group)
 
     def seconds_left(self, trained: float = 0.0) -> tuple[float, bool] | None:
@@ -82,35 +77,19 @@ class StudyClock:
         trained: share of the current group's training that is done, 0 to 1; the largest one counts.
         """
         trained = self._trained = max(trained, self._trained)
-        if self._stage != "train" and self._group_seconds:
-            trained = 1.0  # a later stage has begun
-        work, current = sum(self.work.values()), self.group_work()
-        untrained = work - current * trained
-        own_pace = None
-        if self._stage == "train" and trained > self._trained_before:
-            newly_trained = current * (trained - self._trained_before)
-            own_pace = self._group_took("train") / newly_trained
-        if self.trained_work:
-            pace = self._done_seconds["train"] / self.trained_work
-            seconds = untrained * pace
-            if own_pace is not None:  # a slower group takes longer than the study's pace says
-                seconds += current * (1 - trained) * max(0.0, own_pace - pace)
-            for stage in self._done_seconds.keys() - {"train"}:
-                rate = self._done_seconds[stage] / self.done_work
-                seconds += rate * (work - current) + self._group_left(stage, rate * current)
-            return seconds, False
-        return None if own_pace is None else (untrained * own_pace, True)
-
-    def _group_took(self, stage: str) -> float:
-        """Seconds of a stage of the current group, so far."""
-        running = self.clock() - self._since if stage == self._stage else 0.0
-        return self._group_seconds.get(stage, 0.0) + running
-
-    def _group_left(self, stage: str, expected: float) -> float:
-        """Seconds left of a stage of the current group; none if it ended."""
-        if stage in self._group_seconds and stage != self._stage:
-            return 0.0
-        return max(0.0, expected - self._group_took(stage))
+        work, current = sum(self.work.values()), self._group_work()
+        newly_trained = trained - self._trained_before
+        if not self.done_work:
+            if newly_trained <= 0:
+                return None
+            pace = self._stage_seconds("train") / (current * newly_trained)
+            return (work - current * trained) * pace, True
+        pace = self.done_seconds / self.done_work
+        took = self.clock() - self._group_begun if self._group else 0.0
+        left = pace * current * (1 - self._trained_before) - took
+        if newly_trained > 0:  # a slower group takes longer than the study's pace says
+            left = max(left, took * (1 - trained) / newly_trained)
+        return pace * (work - current) + max(0.0, left), False
 
     def left_text(self, trained: float = 0.0) -> str:
         """``2.1 h left of the study``; empty if nothing is known."""
