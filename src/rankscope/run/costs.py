@@ -20,7 +20,7 @@ from rankscope.evaluate.continuous_batching import GROWTH, most_cached_tokens
 from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.models.methods import get_method
 from rankscope.models.parameters import FLOAT32_BYTES, Architecture, compared_matrices
-from rankscope.records import Record, TrialSpec
+from rankscope.records import TrialSpec
 from rankscope.run.groups import Group
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.memory import RowCounts
@@ -33,23 +33,6 @@ DISK_RATE = 0.5e9  # Bytes that are hashed and written, or read, per second; ass
 OPTIMIZER_BYTES = 32
 """Read and written per trained parameter and step: clipping, weight, gradient and two moments."""
 STATES = 3  # Tensors of a trained weight's size in a checkpoint: weights and two moments
-
-
-class StageSeconds(Record):
-    starting: float  # Of processes, the base's weights included
-    training: float
-    storing: float  # Writing checkpoints and weights, and reading these
-    scoring: float
-    analyses: dict[str, float] = {}  # By name
-
-    @property
-    def total(self) -> float:
-        return sum(self.by_stage.values())
-
-    @property
-    def by_stage(self) -> dict[str, float]:
-        names = ("starting", "training", "storing", "scoring")
-        return {name: getattr(self, name) for name in names} | self.analyses
 
 
 @dataclass(frozen=True)

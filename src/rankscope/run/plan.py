@@ -6,7 +6,7 @@ tokens into time on one of the machines of ``machines.py``.
 """
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rankscope.analyses import enabled_analyses
@@ -14,10 +14,14 @@ from rankscope.device import dtype_name
 from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.records import Record, TrialSpec
 from rankscope.run.adaptive import expected_shares
-from rankscope.run.costs import CostModel, StageSeconds
+from rankscope.run.costs import CostModel
 from rankscope.run.groups import Group, GroupLimit, what_limits
 from rankscope.run.machines import Machine, measured_machine
 from rankscope.run.prepared import PreparedStudy
+
+Seconds = dict[str, float]
+"""By stage: ``starting`` a process with the base's weights, ``training``, ``storing`` checkpoints
+and weights and reading these, ``scoring``, and each analysis by its name."""
 
 
 class _GroupPlan(Record):
@@ -35,7 +39,7 @@ class _GroupPlan(Record):
     states_fit: bool
     """Whether base, trained weights, gradients and optimizer states do, without any pass."""
     limited_by: GroupLimit  # What keeps the group from being larger
-    stages: StageSeconds
+    stages: Seconds
     seconds: float  # Of all stages
 
 
@@ -54,7 +58,7 @@ class Plan(Record):
     train_tokens: int
     evaluation_tokens: int
     disk_bytes: int  # Of weights, snapshots, and checkpoints that are there at a time
-    stages: StageSeconds  # Of the whole study on one device
+    stages: Seconds  # Of the whole study on one device
     seconds: float  # Their sum
     gpus: int
     executor: str | None
@@ -88,13 +92,13 @@ def make_plan(
     measured here. An ``executor`` starts a process for each group."""
     machine = machine or measured_machine(inputs)
     model, gpus = CostModel(inputs, machine), max(gpus, inputs.config.train.devices)
-    costs: dict[str, StageSeconds] = {}
+    costs: dict[str, Seconds] = {}
     scoring: dict[tuple[object, ...], float] = {}
     for group in inputs.groups:
         costs |= _trial_costs(model, group, scoring)
     groups = tuple(_plan_group(model, group, costs) for group in inputs.groups)
     base = _base_cost(model, starts=executor is None)
-    stages = summed([base, *costs.values()])
+    stages = _summed([base, *costs.values()])
     times = _times(model, base, groups, gpus, executor)
     return Plan(
         study=inputs.config.name,
@@ -106,7 +110,7 @@ def make_plan(
         groups=groups,
         disk_bytes=disk_bytes(model, gpus),
         stages=stages,
-        seconds=stages.total,
+        seconds=sum(stages.values()),
         gpus=gpus,
         executor=executor,
         devices=inputs.config.train.devices,
@@ -143,21 +147,21 @@ def _counts(inputs: PreparedStudy) -> dict[str, Any]:
 
 def _times(
     model: CostModel,
-    base: StageSeconds,
+    base: Seconds,
     groups: Sequence[_GroupPlan],
     gpus: int,
     executor: str | None,
 ) -> dict[str, Any]:
     """Seconds of units and of all devices: without an executor each device has one process."""
-    shared, units = base.total, [group.seconds for group in groups]
+    shared, units = sum(base.values()), [group.seconds for group in groups]
     start = 0.0 if executor is None else model.start()
     if executor is not None:
         units = [start + seconds for seconds in units]
         if model.inputs.sampled_row_tokens():  # rows that other units wait for
             shared += start
         else:
-            shared -= base.scoring
-            units.append(start + base.scoring)
+            shared -= base["scoring"]
+            units.append(start + base["scoring"])
     devices = model.inputs.config.train.devices
     return {
         "start_seconds": start,
@@ -169,7 +173,7 @@ def _times(
 
 
 def _expected(
-    model: CostModel, costs: Mapping[str, StageSeconds], times: Mapping[str, float]
+    model: CostModel, costs: Mapping[str, Seconds], times: Mapping[str, float]
 ) -> dict[str, Any]:
     """Fields of a plan that only an adaptive study has: trials take a share of what they take in
     its grid, and so does the time of all together."""
@@ -178,8 +182,8 @@ def _expected(
         return {}
     shares = expected_shares(inputs)
     tokens = sum(shares[t.trial_id] * inputs.training_tokens(t) for t in inputs.trials)
-    taken = sum(share * costs[trial_id].total for trial_id, share in shares.items())
-    share = taken / sum(costs[trial_id].total for trial_id in shares)
+    taken = sum(share * sum(costs[trial_id].values()) for trial_id, share in shares.items())
+    share = taken / sum(sum(costs[trial_id].values()) for trial_id in shares)
     shared = times["shared_seconds"]
     return {
         "expected_tokens": round(tokens),
@@ -206,11 +210,11 @@ def _available_bytes(inputs: PreparedStudy, machine: Machine) -> int:
     return min(has, inputs.config.memory_limit or has)
 
 
-def _plan_group(model: CostModel, group: Group, costs: Mapping[str, StageSeconds]) -> _GroupPlan:
+def _plan_group(model: CostModel, group: Group, costs: Mapping[str, Seconds]) -> _GroupPlan:
     inputs, config = model.inputs, model.inputs.config
     memory = inputs.grouping.memory(inputs.runs(group), config.train)
     scoring, available = inputs.scoring_bytes(group), _available_bytes(inputs, model.machine)
-    stages = summed([costs[trial.trial_id] for trial in group])
+    stages = _summed([costs[trial.trial_id] for trial in group])
     return _GroupPlan(
         task=group[0].task,
         labels=tuple(f"{trial.arm_label} seed={trial.seed}" for trial in group),
@@ -223,24 +227,24 @@ def _plan_group(model: CostModel, group: Group, costs: Mapping[str, StageSeconds
         states_fit=memory.base_bytes + memory.state_bytes <= available,
         limited_by=what_limits(group, inputs.groups, config.max_group_size),
         stages=stages,
-        seconds=stages.total,
+        seconds=sum(stages.values()),
     )
 
 
-def _base_cost(model: CostModel, *, starts: bool) -> StageSeconds:
+def _base_cost(model: CostModel, *, starts: bool) -> Seconds:
     analyses = enabled_analyses(model.inputs.config)
-    return StageSeconds(
-        starting=model.start() if starts else 0.0,
-        training=0.0,
-        storing=0.0,
-        scoring=model.scoring(_base_items(model.inputs)),
-        analyses={a.name: a.base_seconds(model) for a in analyses},
-    )
+    return {
+        "starting": model.start() if starts else 0.0,
+        "training": 0.0,
+        "storing": 0.0,
+        "scoring": model.scoring(_base_items(model.inputs)),
+        **{analysis.name: analysis.base_seconds(model) for analysis in analyses},
+    }
 
 
 def _trial_costs(
     model: CostModel, group: Group, scoring: dict[tuple[object, ...], float]
-) -> dict[str, StageSeconds]:
+) -> dict[str, Seconds]:
     """By trial id; ``scoring`` keeps the seconds of trials that are scored alike."""
     inputs, training, stored = model.inputs, model.training(group), model.storing(group)
     analyses = enabled_analyses(inputs.config)
@@ -249,13 +253,12 @@ def _trial_costs(
         kind = _scored_alike(inputs, trial)
         if kind not in scoring:
             scoring[kind] = model.scoring(_evaluated_items(inputs, trial))
-        costs[trial.trial_id] = StageSeconds(
-            starting=0.0,
-            training=training[trial.trial_id],
-            storing=stored / len(group),
-            scoring=scoring[kind],
-            analyses={a.name: a.trial_seconds(model, trial) for a in analyses},
-        )
+        costs[trial.trial_id] = {
+            "training": training[trial.trial_id],
+            "storing": stored / len(group),
+            "scoring": scoring[kind],
+            **{analysis.name: analysis.trial_seconds(model, trial) for analysis in analyses},
+        }
     return costs
 
 
@@ -280,15 +283,12 @@ def _evaluated_items(inputs: PreparedStudy, trial: TrialSpec) -> list[ItemTokens
     ]
 
 
-def summed(costs: Sequence[StageSeconds]) -> StageSeconds:
-    names = dict.fromkeys(name for cost in costs for name in cost.analyses)
-    return StageSeconds(
-        starting=sum(cost.starting for cost in costs),
-        training=sum(cost.training for cost in costs),
-        storing=sum(cost.storing for cost in costs),
-        scoring=sum(cost.scoring for cost in costs),
-        analyses={n: sum(cost.analyses.get(n, 0.0) for cost in costs) for n in names},
-    )
+def _summed(costs: Iterable[Seconds]) -> Seconds:
+    totals: Seconds = {}
+    for cost in costs:
+        for stage, seconds in cost.items():
+            totals[stage] = totals.get(stage, 0.0) + seconds
+    return totals
 
 
 def makespan(seconds: Sequence[float], devices: int) -> float:

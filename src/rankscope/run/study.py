@@ -90,10 +90,8 @@ class Study:
         prepared = outline(config, machine, reporter)
         executor = config.executor.name if config.executor else None
         if executor == "local" and gpus > 1 and prepared.device.type == "cpu":
-            raise UserError(
-                f"plan: found --gpus {gpus} on a machine without a GPU, expected 1: its workers "
-                "share one processor; --executor ray plans several machines"
-            )
+            found, do = f"--gpus {gpus} on a machine without a GPU", "plan machines: --executor ray"
+            raise UserError("plan", found, "1, as its workers share one processor", do)
         if executor is None and self.config.train.devices > 1:
             executor = "local"  # as in a run
         return make_plan(prepared, machine, gpus, executor)

@@ -81,10 +81,8 @@ def check_versions(order: _UnitOrder) -> None:
     if differing:
         found = ", ".join(f"{name} {here.get(name)}" for name in differing)
         expected = ", ".join(f"{name} {order.versions.get(name)}" for name in differing)
-        raise UserError(
-            f"{socket.gethostname()}: found {found}, expected {expected} as on the driver's "
-            "machine; install the same versions"
-        )
+        as_there = f"{expected} as on the driver's machine"
+        raise UserError(socket.gethostname(), found, as_there, "install the same versions")
 
 
 def _prepared_sha256(study: PreparedStudy) -> str:
@@ -140,10 +138,8 @@ def read_unit(folder: Path) -> _UnitOrder:
     """What the worker of a unit is to do."""
     file, remedy = folder / UNIT_ORDER, f"to run this unit again, remove {folder}"
     if not file.is_file():
-        raise UserError(
-            f"{folder}: found no unit of work, expected one; units are made by 'rankscope run "
-            "--workers N'"
-        )
+        do = "let 'rankscope run --workers N' make one"
+        raise UserError(folder, "no unit of work", "one", do)
     with reading(file, "what a run wrote", IntegrityError, remedy):
         return _UnitOrder.model_validate_json(file.read_text(encoding="utf-8"))
 
@@ -151,10 +147,8 @@ def read_unit(folder: Path) -> _UnitOrder:
 def unit_study(order: _UnitOrder, study: PreparedStudy, stored: StoredGroups) -> PreparedStudy:
     """The study with the groups of a unit alone."""
     if _prepared_sha256(study) != order.study_sha256:
-        raise UserError(
-            "the study prepared here differs from the driver's: expected the same model, data, "
-            "device and versions of libraries"
-        )
+        same = "the same model, data, device and versions of libraries"
+        raise UserError(socket.gethostname(), "a study that differs from the driver's", same)
     return dataclasses.replace(study, chosen=tuple(known_groups(stored, study)))
 
 
@@ -167,10 +161,9 @@ def adopt_unit(context: RunContext, folder: Path) -> None:
     """Copy the results of a sealed unit into the study, and remove its folder. Raises
     IntegrityError: they are not what the worker wrote."""
     if (folder / SEAL).read_bytes() != sums_text(folder, LEDGER_FILE).encode():
-        raise IntegrityError(
-            f"{folder}: found a ledger that was changed after it was sealed, expected the sha256 "
-            f"in {SEAL}; remove this folder to run the unit again"
-        )
+        do = "remove this folder to run the unit again"
+        found = "a ledger that was changed after it was sealed"
+        raise IntegrityError(folder, found, f"the sha256 in {SEAL}", do)
     adopt_results(context, folder)
 
 
@@ -184,7 +177,8 @@ def adopt_results(context: RunContext, folder: Path) -> None:
             transfer(unit, context.ledger, order.trial_ids or (BASE,))
             stored = unit.groups()
     except IntegrityError as error:
-        raise IntegrityError(f"{error}; to run this unit again, remove {folder}") from error
+        do = f"to run this unit again, remove {folder}"
+        raise IntegrityError(error.where, error.found, error.expected, do, error.faults) from error
     assert stored is not None
     if order.trial_ids:
         context.groups.replace(order.trial_ids, stored)
@@ -316,9 +310,8 @@ def _finish_unit(context: RunContext, future: Future[None], folder: Path, group:
         # What started the worker may have been killed without it.
         wait_for_worker(context, folder)
         if not group:  # the folder stays, for its worker's messages
-            raise BaseFailed(
-                f"scoring the base: {error}; see {folder / 'worker.log'}, {AGAIN}"
-            ) from error
+            do = f"see {folder / 'worker.log'}, {AGAIN}"
+            raise BaseFailed(f"scoring the base: {error}", do=do) from error
         adopt_results(context, folder)
         statuses = context.ledger.statuses()
         untrained = [t.trial_id for t in group if statuses[t.trial_id] == "planned"]

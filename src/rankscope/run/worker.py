@@ -38,9 +38,10 @@ def work(out: Path, unit: str) -> None:
         config = StudyConfig.model_validate(order.config)
     except ValidationError as error:
         raise UserError(
-            f"unit {unit}: this process cannot read the study file of its driver ({error}). "
-            "Methods, scorers and tasks registered only in the driver's process are unknown to "
-            "workers: run without --workers"
+            f"unit {unit}",
+            f"a study file that only its driver can read ({error})",
+            "methods, scorers and tasks that every process knows",
+            "run without --workers",
         ) from error
     study = prepare(config)
     driver = os.environ.get(DRIVER)
@@ -69,10 +70,9 @@ def work(out: Path, unit: str) -> None:
                 use_sampled_rows(context)
                 conductor.run_groups()
             elif context.killed_for_memory:
-                raise OutOfMemory(
-                    "scoring the base: out of memory: it ended the earlier workers; "
-                    f"free memory, use fewer workers or lower evaluate.batch_tokens, {AGAIN}"
-                )
+                do = "free memory, use fewer workers or lower evaluate.batch_tokens"
+                what = "scoring the base: out of memory: it ended the earlier workers"
+                raise OutOfMemory(what, do=f"{do}, {AGAIN}")
             else:
                 conductor.run_base()
     seal_unit(folder)

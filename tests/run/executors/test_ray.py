@@ -15,7 +15,7 @@ from pocket_study import TWO_GROUPS, leftovers, results, small_study, study_file
 
 from rankscope.run import worker_process
 from rankscope.run.executors.local import LocalExecutor
-from rankscope.run.executors.ray import RayExecutor, UnitTask, packed, run_unit, unpack
+from rankscope.run.executors.ray import RayExecutor, packed, run_unit, unpack
 from rankscope.run.starter import DRIVER
 from rankscope.run.worker_process import check_worker
 from rankscope.store import UNIT_ORDER
@@ -110,10 +110,10 @@ def test_a_node_that_does_not_see_the_folder_sends_it_back(
                 (folder / UNIT_ORDER).read_text(encoding="utf-8"),
                 tmp_path / "no" / folder.name,
             )
-            task = UnitTask(away, order, packed(folder), self.threads)
+            task = away, order, packed(folder), self.threads
             if not lost:
-                lost.append(run_unit(task, lambda: False))
-            code, files = run_unit(task, lambda: False)
+                lost.append(run_unit(*task, lambda: False))
+            code, files = run_unit(*task, lambda: False)
             assert files is not None
             unpack(files, folder)
             check_worker(code, folder)

@@ -44,7 +44,7 @@ def plan_table(plan: Plan) -> RenderableType:
 def _stages(plan: Plan) -> RenderableType:
     rows = [
         {"stage": stage, "time": rough_duration(time), "share": f"{time / plan.seconds:.0%}"}
-        for stage, time in plan.stages.by_stage.items()
+        for stage, time in plan.stages.items()
         if time
     ]
     return terminal_table(rows, "time by stage", right=("time", "share"))

@@ -17,9 +17,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from rankscope.config.section import PlainText
 from rankscope.errors import Interrupted, UserError, first_line
@@ -53,23 +52,6 @@ class RaySettings(ExecutorSettings):
 
     def start(self, config: "StudyConfig", num_workers: int | None) -> Executor:
         return RayExecutor(self.address, config, num_workers)
-
-
-@dataclass(frozen=True, slots=True)
-class UnitTask:
-    """What a node needs to run a unit."""
-
-    folder: Path  # Of the unit, on the driver's machine
-    order: str  # Content of its ``unit.json``, by which a node knows the folder
-    files: bytes  # The folder as a tar archive, for nodes that do not see it
-    threads: int  # Of the worker
-
-
-class _UnitOutcome(NamedTuple):
-    """What a node returns."""
-
-    exit_code: int  # Of the worker
-    folder: bytes | None  # As a tar archive; None if the driver sees the folder
 
 
 class _StopFlag:
@@ -146,11 +128,12 @@ class RayExecutor:
         order = (folder / UNIT_ORDER).read_text(encoding="utf-8")
         # A Ray that was started here has no other node.
         files = b"" if self.is_here else packed(folder)
-        task = UnitTask(folder, order, files, self.threads)
         memory = min(read_unit(folder).host_bytes, self.most_memory)
         placed = self.task.options(memory=memory)
         try:
-            code, files_after = self.ray.get(placed.remote(task, self.flag))
+            code, files_after = self.ray.get(
+                placed.remote(folder, order, files, self.threads, self.flag)
+            )
         except self.ray.exceptions.RayTaskError as error:
             raise error.as_instanceof_cause() from error
         except self.ray.exceptions.RayError as error:
@@ -212,13 +195,10 @@ def _check_address(address: str) -> None:
         ) from error
 
 
-def _run_on_node(task: UnitTask, flag: Any) -> _UnitOutcome:
-    """Run one unit on the node that Ray chose.
-
-    Args:
-        task: the unit.
-        flag: handle of the cluster's StopFlag.
-    """
+def _run_on_node(
+    folder: Path, order: str, files: bytes, threads: int, flag: Any
+) -> tuple[int, bytes | None]:
+    """:func:`run_unit` on the node that Ray chose; ``flag`` is a handle of the _StopFlag."""
     import ray
 
     next_question = 0.0
@@ -235,20 +215,33 @@ def _run_on_node(task: UnitTask, flag: Any) -> _UnitOutcome:
         except ray.exceptions.RayError:
             return True  # the flag ends with the driver
 
-    return run_unit(task, should_stop)
+    return run_unit(folder, order, files, threads, should_stop)
 
 
-def run_unit(task: UnitTask, should_stop: Callable[[], bool]) -> _UnitOutcome:
-    """Run one unit in its folder if this machine sees it, else in a temporary copy."""
+def run_unit(
+    folder: Path, order: str, files: bytes, threads: int, should_stop: Callable[[], bool]
+) -> tuple[int, bytes | None]:
+    """Run one unit in its folder if this machine sees it, else in a temporary copy.
+
+    Args:
+        folder: of the unit, on the driver's machine.
+        order: content of its ``unit.json``, by which a node knows the folder.
+        files: the folder as a tar archive, for nodes that do not see it.
+        threads: of the worker.
+        should_stop: whether the worker is to write a checkpoint and end.
+
+    Returns:
+        Exit code of the worker, and the folder as a tar archive; None if the driver sees it.
+    """
     from rankscope.store import UNIT_ORDER, UNITS
 
-    is_here = holds(task.folder / UNIT_ORDER, task.order)
+    is_here = holds(folder / UNIT_ORDER, order)
     with nullcontext() if is_here else tempfile.TemporaryDirectory(prefix="rankscope-") as copy:
-        folder = task.folder if copy is None else Path(copy) / UNITS / task.folder.name
+        place = folder if copy is None else Path(copy) / UNITS / folder.name
         if copy is not None:
-            unpack(task.files, folder)
-        code = run_worker(folder, {"OMP_NUM_THREADS": str(task.threads)}, should_stop)
-        return _UnitOutcome(code, None if is_here else packed(folder))
+            unpack(files, place)
+        code = run_worker(place, {"OMP_NUM_THREADS": str(threads)}, should_stop)
+        return code, None if is_here else packed(place)
 
 
 def holds(path: Path, text: str) -> bool:
