@@ -131,7 +131,7 @@ def test_init_says_what_keeps_the_file_from_running(place: Path) -> None:
     outcome = command("init", "s.yaml")
     assert outcome.code == 0
     assert "next:" not in outcome.out
-    assert f"model folder {place / 'my-model'}: no such folder" in outcome.told
+    assert f"model folder {place / 'my-model'}: found no such folder" in outcome.told
     assert (
         f"{place / 'data' / 'train.jsonl'}: found nothing, expected a file of rows" in outcome.told
     )

@@ -54,6 +54,14 @@ WINOGRANDE = {
 }
 
 # (row, question, completion, choices, answer)
+ARC = {"text": ["x", "y", "z"], "label": ["A", "B", "C"]}
+STEM = {"text": ["x", "y"], "label": ["1", "2"]}
+OWN_ARC = [{"label": "A", "text": "x"}, {"label": "B", "text": "y"}]
+MEDMCQA = {"opa": "w", "opb": "x", "opc": "y", "opd": "z", "cop": 3, "exp": None}
+MATHQA = {
+    "options": "a ) 3 , 800 , b ) rs . 2 , c ) none , d ) 4 ( approx ) , e ) 5",
+    "correct": "a",
+}
 SHAPES = [
     (MCQ, "q?", "two", ("one", "two", "three"), 1),
     (MCQ | {"answer": "B"}, "q?", "two", ("one", "two", "three"), 1),
@@ -61,49 +69,16 @@ SHAPES = [
     (MCQ | {"answer": " two "}, "q?", "two", ("one", "two", "three"), 1),
     (MCQ | {"choices": ["B", "A"], "answer": "A"}, "q?", "A", ("B", "A"), 1),
     (MCQ | {"choices": [3, 4.5], "answer": 1}, "q?", "4.5", ("3", "4.5"), 1),
-    (
-        {
-            "question": "q",
-            "choices": {"text": ["x", "y", "z"], "label": ["A", "B", "C"]},
-            "answerKey": "C",
-        },
-        "q",
-        "z",
-        ("x", "y", "z"),
-        2,
-    ),
-    (
-        {
-            "question_stem": "q",
-            "choices": {"text": ["x", "y"], "label": ["1", "2"]},
-            "answerKey": "1",
-        },
-        "q",
-        "x",
-        ("x", "y"),
-        0,
-    ),
-    (
-        {"question": "q", "opa": "w", "opb": "x", "opc": "y", "opd": "z", "cop": 3, "exp": None},
-        "q",
-        "z",
-        ("w", "x", "y", "z"),
-        3,
-    ),
+    ({"question": "q", "choices": ARC, "answerKey": "C"}, "q", "z", ("x", "y", "z"), 2),
+    ({"question_stem": "q", "choices": STEM, "answerKey": "1"}, "q", "x", ("x", "y"), 0),
+    ({"question": "q", **MEDMCQA}, "q", "z", ("w", "x", "y", "z"), 3),
     ({"goal": "g", "sol1": "x", "sol2": "y", "label": 1}, "g", "y", ("x", "y"), 1),
     ({"question": "is it", "answer": True, "passage": "p"}, "is it?", "yes", ("no", "yes"), 1),
     ({"question": "is it ?", "answer": False}, "is it?", "no", ("no", "yes"), 0),
     ({"context": "c", "endings": ["x", "y"], "label": 0}, "c", "x", ("x", "y"), 0),
     (
-        {
-            "Problem": "p",
-            "options": "a ) 3 , 800 , b ) rs . 2 , c ) none , d ) 4 ( approx ) , e ) 5",
-            "correct": "a",
-        },
-        "p",
-        "3 , 800",
-        ("3 , 800", "rs . 2", "none", "4 ( approx )", "5"),
-        0,
+        {"Problem": "p", **MATHQA},
+        *("p", "3 , 800", ("3 , 800", "rs . 2", "none", "4 ( approx )", "5"), 0),
     ),
     ({"prompt": "p", "completion": "c"}, "p", "c", (), None),
     ({"text": "t"}, "", "t", (), None),
@@ -117,19 +92,7 @@ SHAPES = [
     ({"prompt": "p", "response": "c"}, "p", "c", (), None),
     ({"instruction": "i", "context": "n", "response": "o"}, "i\n\nn", "o", (), None),
     ({"question": "q", "A": "x", "B": "y", "C": "", "answer": "B"}, "q", "y", ("x", "y"), 1),
-    (
-        {
-            "answerKey": "B",
-            "question": {
-                "stem": "q",
-                "choices": [{"label": "A", "text": "x"}, {"label": "B", "text": "y"}],
-            },
-        },
-        "q",
-        "y",
-        ("x", "y"),
-        1,
-    ),
+    ({"answerKey": "B", "question": {"stem": "q", "choices": OWN_ARC}}, "q", "y", ("x", "y"), 1),
     ({"prompt": CHAT[:1], "completion": CHAT[1:]}, "hi", "ho", (), None),
 ]
 
