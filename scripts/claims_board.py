@@ -159,9 +159,10 @@ def numbers(records: Path = RECORDS) -> dict[Path, str]:
     """The generated part of each page."""
     names = sorted(file.stem for file in (ROOT / "examples" / "claims").glob("*.yaml"))
     grids = {name: Grid(records / name) for name in names if (records / name).is_dir()}
-    verdict_lines = [*claims_table(grids), "", "### Studies", "", *studies_table(grids)]
-    arm_lines = ["\n".join([f"## {name}", "", *arms_table(grid)]) for name, grid in grids.items()]
-    return {BOARD: "\n".join(verdict_lines), ARMS: "\n\n".join(arm_lines)}
+    lines = studies_table(grids)
+    for name, grid in grids.items():
+        lines += ["", f"## {name}", "", *arms_table(grid)]
+    return {BOARD: "\n".join(claims_table(grids)), ARMS: "\n".join(lines)}
 
 
 def with_numbers(board: str, text: str, script: str = Path(__file__).name) -> str:
