@@ -35,13 +35,9 @@ from rankscope.errors import (
 from rankscope.filesystem import fsync
 
 
-def parts(message: str) -> tuple[object, ...]:
-    described = UserError(message).description()
-    return tuple(described[name] for name in ("where", "found", "expected", "do"))
-
-
-def test_the_description_has_every_part() -> None:
-    error = IntegrityError("a/b: found 5 bytes, expected 7 bytes; restore it")
+def test_an_error_is_rendered_from_its_parts() -> None:
+    error = IntegrityError("a/b", "5 bytes", "7 bytes", "restore it")
+    assert str(error) == "a/b: found 5 bytes, expected 7 bytes; restore it"
     assert error.description() == {
         "kind": "IntegrityError",
         "message": str(error),
@@ -51,45 +47,17 @@ def test_the_description_has_every_part() -> None:
         "do": "restore it",
         "exit_code": 4,
     }
-
-
-@pytest.mark.parametrize(
-    ("message", "expected"),
-    [
-        (
-            "x.jsno: found suffix '.jsno', expected .jsonl, .parquet; convert the file",
-            ("x.jsno", "suffix '.jsno'", ".jsonl, .parquet", "convert the file"),
-        ),
-        (
-            "study.yaml:12: arms.0.rnak: found an unknown key; did you mean 'rank'?",
-            ("study.yaml:12", "an unknown key", None, "did you mean 'rank'?"),
-        ),
-        (
-            "a/b: not a JSON object: nested too deeply; copy it again",
-            ("a/b", "nested too deeply", "a JSON object", "copy it again"),
-        ),
-        (
-            "task 'a': 2 of 9 rows cannot be used:\n  a, row 3: found 5, expected 6\n"
-            "  a, row 7: found 8, expected 9\nCorrect them.",
-            ("a, row 3", "5", "6", "Correct them"),
-        ),
-        ("--rank 0: expected at least 1", ("--rank 0", None, "at least 1", None)),
-        (
-            "model 'x' cannot be fetched. Expected one of: smollm2-135m.",
-            (None, None, "one of: smollm2-135m", None),
-        ),
-        (
-            "out: a file; expected a folder, or a name that is not taken",
-            ("out", None, "a folder, or a name that is not taken", None),
-        ),
-        ("s.yaml:1: a: missing (a; b). ", ("s.yaml:1", None, None, None)),
-        ("nothing of the kind", (None, None, None, None)),
-    ],
-)
-def test_parts_are_read_off_the_form_of_messages(
-    message: str, expected: tuple[str | None, ...]
-) -> None:
-    assert parts(message) == expected
+    some = UserError(
+        "task 'a'", "2 bad rows of 9", do="correct them", faults=[error, "a, row 3: x"]
+    )
+    assert str(some) == (
+        f"task 'a': found 2 bad rows of 9:\n  {error}\n  a, row 3: x\ncorrect them"
+    )
+    described = some.description()
+    assert (described["where"], described["found"], described["do"]) == (
+        *("a/b", "5 bytes", "restore it"),
+    )
+    assert UserError("--rank 0", expected="at least 1").description()["found"] is None
 
 
 def test_long_lines_are_cut_in_their_middle() -> None:

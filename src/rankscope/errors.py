@@ -29,15 +29,6 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Ctrl-C, and what a scheduler or a closed terminal sends: the command ends with INTERRUPTED."""
 MAX_FAULTS = 5  # Most faults of one record that a message lists
 
-PARTS = {
-    "where": re.compile(r"((?:(?!\. )[^\n])+?): "),
-    "found": re.compile(r".*?(?:\bfound |: not [^:;]+: )(.+?)(?:,? expected\b|; |\. |\.?$)"),
-    "expected": re.compile(r".*?(?:\b[Ee]xpected (.+?)(?:; |\. |\.?$)|: not ([^:;]+): )"),
-    "do": re.compile(r".*?; (?!expected)(.+?)\.?$"),
-}
-"""The forms of messages: ``where: found X, expected Y; do Z`` and ``where: not Y: X; do Z``. Any
-part may be missing."""
-
 
 class RankscopeError(Exception):
     """Base of every error Rankscope raises on purpose: where, what was found, what was expected and
@@ -80,19 +71,10 @@ class RankscopeError(Exception):
         """The error for ``--json``; an empty part is None. Of several faults, the first one's."""
         first = self.faults[0] if self.faults else None
         one = first if isinstance(first, RankscopeError) else self
-        parts = {n: getattr(one, n) or getattr(self, n) or None for n in PARTS}
-        if not (parts["found"] or parts["expected"] or parts["do"]):  # one text, not yet in parts
-            parts = self._parts_of_text()
+        names = ("where", "found", "expected", "do")
+        parts = {name: getattr(one, name) or getattr(self, name) or None for name in names}
         kind = type(self).__name__
         return {"kind": kind, "message": str(self), **parts, "exit_code": self.exit_code}
-
-    def _parts_of_text(self) -> dict[str, str | None]:
-        line, *others = str(self).splitlines() or [""]
-        if line.endswith(":") and len(others) > 1 and not others[-1].startswith(" "):
-            line = f"{others[0].strip()}; {others[-1]}"
-        line = re.sub(r" \([^()]*\)", "", line)
-        matches = {name: form.match(line) for name, form in PARTS.items()}
-        return {name: match and match[match.lastindex or 0] for name, match in matches.items()}
 
 
 class UserError(RankscopeError):

@@ -90,12 +90,6 @@ def test_usage_errors(words: tuple[str, ...]) -> None:
     assert "Traceback" not in outcome.err
 
 
-def test_fetch_without_a_name_lists_the_models() -> None:
-    outcome = command("fetch")
-    assert outcome.code == 2
-    assert "fetch: found no model given, expected one of smollm2-135m" in outcome.err
-
-
 def test_version() -> None:
     outcome = command("--version")
     assert (outcome.code, outcome.out) == (0, f"rankscope {version('rankscope')}\n")
@@ -150,17 +144,6 @@ def test_what_libraries_write_cannot_steer_the_terminal_either() -> None:
     stream = HarmlessStream(inner)
     print(f"{HOSTILE}\x9b2J\ud800 50 %\r\x1b[Aok", file=stream, flush=True)
     assert inner.getvalue() == "a[U+001B][2J[U+202E]b[U+009B]2J[U+D800] 50 %\r\x1b[Aok\n"
-
-
-def test_a_long_cell_is_cut_in_every_message(tmp_path: Path) -> None:
-    """Its beginning and end stay, so that the end of the message does, too."""
-    (tmp_path / "study.yaml").write_text(f"model: pocket\n{'x' * 400_000}: 1\n")
-    plain = command("check", tmp_path / "study.yaml")
-    assert plain.code == 2
-    assert "expected" in plain.err or "unknown key" in plain.err
-    assert max(map(len, plain.err.splitlines())) < 1_200
-    error = json.loads(command("check", tmp_path / "study.yaml", "--json").out)["error"]
-    assert len(error["message"]) < 10_000
 
 
 def test_every_verb_has_json() -> None:

@@ -3,8 +3,6 @@
 import io
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -196,15 +194,6 @@ def test_init_asks_on_a_terminal(place: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [task.name for task in config.evaluate.retention] == ["common_facts"]
 
 
-def test_questions_go_to_standard_error(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup_verbs, "on_a_terminal", lambda: True)
-    monkeypatch.setattr("sys.stdin", io.StringIO("pocket\nchats.json\ncommon_facts\n"))
-    outcome = command("init", "s.yaml", "--json")
-    assert outcome.code == 0, outcome.told
-    assert json.loads(outcome.out)["task"] == {"name": "chats", "train": "./chats.json"}
-    assert "Base model" in outcome.err
-
-
 def test_a_question_that_is_interrupted_ends_in_130(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,18 +222,3 @@ def test_paths_with_the_name_of_the_example_task_are_kept(place: Path) -> None:
     assert config.tasks[0].name == "chats"
     assert config.tasks[0].train == str(folder / "chats.json")
     assert config.model.path == str(place / "my_task")
-
-
-def test_init_needs_no_heavy_library(place: Path) -> None:
-    """In a process of its own: writing and looking through a study file loads no torch."""
-    code = (
-        "import sys\nfrom rankscope.cli import run_command_line as run\n"
-        "run(['init', 's.yaml', '--model', 'pocket', '--data', 'chats.json'])\n"
-        "run(['check', 's.yaml', '--set', 'tasks.0.train=rows.xlsx'])\n"
-        "print(sorted({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules)))"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=place, check=True
-    )
-    assert ended.stdout.endswith("next: rankscope check s.yaml\n[]\n")
-    assert "rows.xlsx: found nothing, expected a file of rows" in ended.stderr

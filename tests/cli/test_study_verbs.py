@@ -169,12 +169,6 @@ def test_commands_that_are_printed_can_be_pasted(walk: Walk, tmp_path: Path) -> 
     assert shlex.split(step) == ["rankscope", "run", *map(str, words)]
 
 
-def test_a_format_without_figures_is_refused(walk: Walk) -> None:
-    outcome = command("report", walk.out, "--format", "png")
-    assert outcome.code == 2
-    assert "found --format alone, expected it together with --figures" in outcome.err
-
-
 @pytest.mark.pitfall(28)
 def test_failed_trials_are_shown_and_end_a_run_with_3(walk: Walk, copied: Path) -> None:
     with Ledger.open(copied, write=True) as ledger:
@@ -190,24 +184,6 @@ def test_failed_trials_are_shown_and_end_a_run_with_3(walk: Walk, copied: Path) 
     retried = command("run", walk.file, *CHANGES, "--out", copied, "--retry", "oom,diverged")
     assert retried.code == 0, retried.err
     assert "3 trials: 3 done" in command("status", copied).told
-
-
-def test_report_is_written_again(copied: Path) -> None:
-    for name in ("report.html", "recommendation.json"):
-        (copied / name).unlink()
-    outcome = command("report", copied)
-    assert outcome.code == 0
-    assert f"report: {copied / 'report.html'}" in outcome.out
-    assert (copied / "report.html").stat().st_size > 700_000  # plotly.js is inside
-    Recommendation.model_validate_json((copied / "recommendation.json").read_text("utf-8"))
-
-
-@pytest.mark.parametrize("verb", ["status", "report", "verify"])
-def test_a_folder_without_a_study(tmp_path: Path, verb: str) -> None:
-    outcome = command(verb, tmp_path)
-    assert outcome.code == 2
-    assert f"{tmp_path}: found no study here" in outcome.err
-    assert files_below(tmp_path) == set()
 
 
 # --- export -------------------------------------------------------------------------------------
@@ -267,15 +243,6 @@ def test_tables_are_written_beside_the_study(walk: Walk, tmp_path: Path) -> None
     assert "failed" not in names
 
 
-def test_tables_are_refused_before_the_report_is_written(copied: Path, tmp_path: Path) -> None:
-    (copied / "report.html").write_text("as it was")
-    (tmp_path / "file").write_text("mine")
-    for place in (copied / "artifacts" / "t", tmp_path / "file"):
-        assert command("report", copied, "--tables", place).code == 2
-    assert (copied / "report.html").read_text() == "as it was"
-    assert (tmp_path / "file").read_text() == "mine"
-
-
 def test_export_leaves_the_folder_one_stands_in(
     walk: Walk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,23 +277,6 @@ def test_export_refuses(walk: Walk, tmp_path: Path) -> None:
         assert part in outcome.err
     assert files_below(tmp_path) == {"full", "full/mine.txt"}
     assert not (walk.out / "artifacts" / "new").exists()
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("num_attention_heads", 0), ("hidden_size", "abc"), ("hidden_size", -8)],
-)
-def test_a_configuration_that_builds_no_model(
-    tmp_path: Path, walk: Walk, key: str, value: object
-) -> None:
-    shutil.copytree(pocket_folder(), tmp_path / "model")
-    file = tmp_path / "model" / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), key: value}), "utf-8")
-    asked = settings(f"model={{path: {tmp_path / 'model'}}}")
-    for words in (("check", walk.file, *CHANGES, *asked), ("params", tmp_path / "model")):
-        outcome = command(*words)
-        assert outcome.code == 2, outcome
-        assert "config.json" in outcome.err
 
 
 # --- how it looks -------------------------------------------------------------------------------

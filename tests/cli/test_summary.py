@@ -4,7 +4,7 @@ import io
 import re
 from dataclasses import replace
 
-from report_studies import hostile_study, ordinary_study, study_and_advice
+from report_studies import ordinary_study, study_and_advice
 from rich.console import Console
 from rich.table import Table
 from synthetic_study import Truth
@@ -87,10 +87,3 @@ def test_summary_of_an_adaptive_study_says_why_arms_have_no_test_score() -> None
     for status, strategy in (("stopped", "grid"), ("oom", "grid"), ("oom", "adaptive")):
         assert caption(status, strategy).endswith("\N{EN DASH} not scored on test items")
     assert "not scored" not in str(summary_table(*study_and_advice(Truth(num_items=20))).caption)
-
-
-def test_hostile_names_do_not_style_or_reverse_the_terminal() -> None:
-    text = "\n".join(printed(summary_table(*hostile_study())))
-    assert "\u202e" not in text
-    assert "\x1b" not in text
-    assert "<img" in text

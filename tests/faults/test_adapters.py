@@ -1,7 +1,6 @@
 """Faults of adapters that somebody else made: refused with 2 or 4, and never scored as whole."""
 
 import json
-import pickle
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import Outcome, files_below, rankscope
+from command_line import Outcome, rankscope
 from peft import IA3Config, TaskType, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import safe_open
@@ -246,30 +245,6 @@ def test_slow_expressions_reach_no_other_method(adapter: Path, key: str) -> None
     outcome = read("eval", adapter)
     assert outcome.code == 2, outcome
     assert "takes longer than" in message_of(outcome)
-
-
-class Payload:
-    """Unpickling it makes a file."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (Path("executed"),)
-
-
-@pytest.mark.pitfall(17)
-@pytest.mark.parametrize("verb", READERS)
-def test_an_adapter_that_is_a_pickle(adapter: Path, place: Path, verb: str) -> None:
-    (adapter / WEIGHTS).unlink()
-    (adapter / "adapter_model.bin").write_bytes(pickle.dumps(Payload()))
-    before = files_below(place)
-    refused(
-        read(verb, adapter),
-        where=adapter.name,
-        found="adapter_model.bin, a pickle, which can run code",
-        do="save it again with save_pretrained",
-    )
-    assert files_below(place) == before
-    pickle.loads((adapter / "adapter_model.bin").read_bytes())
-    assert (place / "executed").exists()  # it does what a pickle can do
 
 
 MODULES = (

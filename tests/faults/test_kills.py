@@ -65,7 +65,7 @@ def test_an_altered_checkpoint_is_refused_and_a_removed_one_costs_only_time(
         file.write_bytes(content)
     flip_bit(state / "state.safetensors")
     refused(
-        launcher.run("run", long_file, "--out", out),
+        launcher.run("run", long_file, "--out", out, "--json"),
         4,
         where=str(state),
         found="altered files",

@@ -124,7 +124,7 @@ def test_a_folder_moved_while_it_runs_ends_the_run_and_continues_there(
     launcher: Launcher, long_file: Path, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     out, moved = tmp_path / "out", tmp_path / "moved"
-    launcher.start("run", long_file, "--out", out, code=stopping_after(1))
+    launcher.start("run", long_file, "--out", out, "--json", code=stopping_after(1))
     launcher.wait_until_stopped()
     out.rename(moved)
     launcher.send(signal.SIGCONT)

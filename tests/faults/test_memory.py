@@ -67,7 +67,7 @@ recommend, outputs.recommend = outputs.recommend, short_of_memory
 def test_a_report_that_does_not_fit_is_out_of_memory(launcher: Launcher, copied: Path) -> None:
     """All trials are done, and the page cannot be made."""
     before = (copied / "report.html").read_bytes()
-    launcher.start("report", copied, code=SHORT_REPORT)
+    launcher.start("report", copied, "--json", code=SHORT_REPORT)
     do = "every trial is stored: free some memory"
     refused(launcher.outcome(), 3, where=str(copied), found="out of memory", do=do)
     assert (copied / "report.html").read_bytes() == before
@@ -105,7 +105,7 @@ def test_a_first_product_without_memory_does_not_end_the_process(copied: Path) -
 def test_a_command_that_has_no_room_does_not_begin(launcher: Launcher, finished: Path) -> None:
     """Threads of native libraries would abort the process."""
     limits = {"RLIMIT_AS": address_space_of(launcher.process) + 50 * 10**6}
-    ran = launcher.run("check", finished.parent / "study.yaml", limits=limits)
+    ran = launcher.run("check", finished.parent / "study.yaml", "--json", limits=limits)
     found = "of address space left"
     refused(ran, 3, where="out of memory", found=found, expected="at least 300.0 MB")
 

@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import shutil
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -156,6 +155,7 @@ def watched(*events: str) -> Iterator[list[tuple[str, object]]]:
         state["on"] = False
 
 
+@pytest.mark.pitfall(17)
 def test_nothing_is_unpickled(model: Path, place: Path, mark: Path) -> None:
     weights = [*model.glob("*.safetensors")]
     payload = pickle.dumps(Payload(mark))
@@ -167,6 +167,15 @@ def test_nothing_is_unpickled(model: Path, place: Path, mark: Path) -> None:
             file.unlink()
         outcome = rankscope("check", "study.yaml")
         refused(outcome, where="model", found=", a pickle", do="save_pretrained")
+        (place / "adapter").mkdir()
+        (place / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
+        (place / "adapter" / "adapter_model.bin").write_bytes(payload)
+        for words in (
+            ("inspect", "pocket", "adapter"),
+            ("eval", "pocket", "--tasks", "pocket_med", "--adapter", "adapter"),
+        ):
+            outcome = rankscope(*words)
+            refused(outcome, where="adapter", found="adapter_model.bin, a pickle", do="save")
         (place / "rows.pkl").write_bytes(payload)
         edit(place, "model: ./model", "model: pocket")
         edit(place, "train: rows.jsonl", "train: rows.pkl")
@@ -256,21 +265,3 @@ def test_a_data_set_with_a_loading_script_is_refused(place: Path, mark: Path) ->
         do="refs/convert/parquet",
     )
     assert not mark.exists()
-
-
-# --- a study folder
-
-
-def test_names_in_a_ledger_cannot_leave_the_study(copied: Path, tmp_path: Path) -> None:
-    """Its artifacts are renamed, hashes included, to a file beside the study."""
-    secret = tmp_path / "secret"
-    secret.write_text("not yours")
-    with sqlite3.connect(copied / "ledger.sqlite") as db:
-        path = db.execute("SELECT path FROM artifacts WHERE path LIKE '%adapter%'").fetchone()[0]
-        db.execute("UPDATE artifacts SET path = '../../secret' WHERE path = ?", (path,))
-    before = secret.read_bytes()
-    outcome = rankscope("verify", copied)
-    assert outcome.code in (2, 4), outcome
-    assert "../../secret" in outcome.told
-    assert "Traceback" not in outcome.err
-    assert secret.read_bytes() == before

@@ -154,7 +154,17 @@ def rankscope(
     """
 
 
-def run_command_line(words: Sequence[str] | Callable[[], Sequence[str]]) -> int:
+def print_error(error: RankscopeError, as_json: bool) -> None:
+    if as_json:
+        with suppress(OSError):  # such as a full disk under a redirected output
+            print_json({"error": error.description()})
+    print_message(f"error: {error}", "red")
+
+
+def run_command_line(
+    words: Sequence[str] | Callable[[], Sequence[str]],
+    report: Callable[[RankscopeError, bool], None] = print_error,
+) -> int:
     """Run ``rankscope WORDS`` and return its exit code; a function of words may fail as a verb.
 
     Errors that the user can fix print one message. Any other exception is a bug and passes
@@ -184,10 +194,7 @@ def run_command_line(words: Sequence[str] | Callable[[], Sequence[str]]) -> int:
         if code != INTERRUPTED:
             return code or 0
         known = Interrupted(*INTERRUPTED_EARLY)
-    if as_json:
-        with suppress(OSError):  # such as a full disk under a redirected output
-            print_json({"error": known.description()})
-    print_message(f"error: {known}", "red")
+    report(known, as_json)
     return known.exit_code
 
 

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
+from huggingface_hub import ModelCardData
 from jinja2 import Environment
 from markupsafe import Markup
 
@@ -103,22 +104,28 @@ def study_card(
 
 
 def _render(
-    spec: TrialSpec, settings: Mapping[str, object], is_adapter: bool, **values: Any
+    spec: TrialSpec,
+    settings: Mapping[str, object],
+    is_adapter: bool,
+    base_model: str | None = None,
+    **values: Any,
 ) -> str:
     method = None if spec.is_full else method_name(spec)
     known = [{"setting": name, "value": str(v)} for name, v in settings.items() if v is not None]
-    defaults: dict[str, Any] = {"base_model": None, "study": None}
-    tags = ["rankscope", *([method] if method else [])]
+    front_matter = ModelCardData(
+        base_model=base_model,
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=["rankscope", *([method] if method else [])],
+    ).to_yaml()
     template = _environment().get_template("model_card.md.j2")
-    values = defaults | values | {"spec": spec, "method": method, "is_adapter": is_adapter}
-    return template.render(values | {"tags": tags, "settings": known})
+    values = {"study": None, **values, "spec": spec, "method": method, "is_adapter": is_adapter}
+    return template.render(values | {"front_matter": front_matter, "settings": known})
 
 
 @cache
 def _environment() -> Environment:
     filters = {
-        # JSON strings are YAML as well.
-        "json": lambda value: Markup(json.dumps(value)),
         "table": lambda rows: Markup(markdown(table_from_rows(rows))),
         "code": Markup,
     }
