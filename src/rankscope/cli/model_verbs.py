@@ -38,7 +38,7 @@ def _the_one_action(options: Mapping[str, object]) -> str:
 
 
 @verb("eval", "Reading {model} ...")
-def eval_command(
+def _eval_command(
     model: Annotated[
         str, Argument(metavar="MODEL", help="Folder, hub id, fetched model or 'pocket'.")
     ],
@@ -112,7 +112,7 @@ def eval_command(
 
 
 @verb("inspect", "Reading {base} ...")
-def inspect_command(
+def _inspect_command(
     ctx: typer.Context,
     base: Annotated[
         str, Argument(metavar="BASE", help="Model folder, hub id, 'pocket' or fetched name.")
@@ -177,7 +177,7 @@ def inspect_command(
 
 
 @verb("shrink", "Reading {adapter} ...")
-def shrink_command(
+def _shrink_command(
     ctx: typer.Context,
     adapter: Annotated[Path, Argument(metavar="ADAPTER", help="Folder of a PEFT adapter.")],
     out: Annotated[Path, Option(help="Folder of the new adapter.")],
@@ -244,7 +244,7 @@ def shrink_command(
 
 
 @verb("params", "Reading {model} ...")
-def params_command(
+def _params_command(
     model: Annotated[
         str, Argument(metavar="MODEL", help="Folder with config.json, hub id or 'pocket'.")
     ],
@@ -277,7 +277,7 @@ def params_command(
 
 
 @verb("fetch")
-def fetch_command(
+def _fetch_command(
     name: Annotated[
         str | None,
         Argument(metavar="NAME", help="A model such as smollm2-135m, or a hub id, owner/name."),

@@ -11,7 +11,7 @@ from rankscope.errors import UserError
 
 
 @verb("export", "Reading {folder} ...")
-def export_command(
+def _export_command(
     folder: StudyFolder,
     out: Annotated[Path, Option(help="A new or empty folder for the weights.")],
     label: Annotated[
@@ -69,7 +69,7 @@ def export_command(
 
 
 @verb("track", "Reading {folder} ...")
-def track_command(
+def _track_command(
     folder: StudyFolder,
     to: Annotated[str, Option(metavar="TRACKER", help="mlflow, trackio or wandb.")],
     project: Annotated[

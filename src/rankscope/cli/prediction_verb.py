@@ -12,7 +12,7 @@ from rankscope.progress import ConsoleReporter
 
 
 @verb("predict", "Reading {places} ...")
-def predict_command(
+def _predict_command(
     places: Annotated[
         list[Path],
         Argument(metavar="FILE.yaml | DIR...", help="A study file, or folders of studies."),

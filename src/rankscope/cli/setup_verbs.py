@@ -22,7 +22,7 @@ PRESET_LINES = "\n".join(f"  {name}: {purpose}" for name, purpose in PRESETS.ite
 
 
 @verb("quickstart", "Writing the study file {out}/quickstart.yaml ...")
-def quickstart_command(
+def _quickstart_command(
     out: Annotated[Path, Option(help="Folder of the study.")] = Path("studies/pocket"),
 ) -> Reply:
     """Run the built-in study, offline, in minutes.
@@ -170,7 +170,7 @@ def _show_written(
 
 
 @verb("check", "Reading {file} ...")
-def check_command(
+def _check_command(
     file: StudyFile,
     overrides: Overrides = None,
     rows: Annotated[int, Option(min=0, help="Training rows to show per task.")] = 3,

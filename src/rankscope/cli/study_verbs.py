@@ -25,14 +25,16 @@ from rankscope.filesystem import replace_text
 from rankscope.progress import ConsoleReporter
 
 if TYPE_CHECKING:
+    from rankscope.config.study import StudyConfig
     from rankscope.records import Recommendation, StudyRecords
+    from rankscope.run.executors import Executor
 
 WATCH_SECONDS = 2.0
 MAX_PROBLEMS = 20  # Most problems that ``verify`` prints
 
 
 @verb("plan", "Reading {file} ...")
-def plan_command(
+def _plan_command(
     file: StudyFile,
     overrides: Overrides = None,
     device: Annotated[
@@ -86,10 +88,7 @@ def run_command(
     ] = None,
     executor: Annotated[
         str | None,
-        Option(
-            metavar="NAME",
-            help="Where the processes run: local, ray or slurm.",
-        ),
+        Option(metavar="NAME", help="Where the processes run: local, ray or slurm."),
     ] = None,
     allow_mixed: Annotated[
         bool, Option("--allow-mixed", help="Add to results of other versions of libraries or code.")
@@ -112,16 +111,12 @@ def run_command(
 
     again = [word.strip() for word in retry.split(",") if word.strip()]
     study = Study.load(file, overrides or [])
-    from rankscope.device import visible_gpus
     from rankscope.records import LEFT_OUT
-    from rankscope.run.executors import start_executor, with_executor
+    from rankscope.run.executors import with_executor
     from rankscope.run.outputs import write_outputs
 
     study.config = with_executor(study.config, executor)
-    has_gpus = study.config.device in ("auto", "cuda") and len(visible_gpus()) > 1
-    is_shared = has_gpus and study.config.executor is None
-    placed = with_executor(study.config, "local" if is_shared else None)
-    place = start_executor(placed, workers)  # None: in this process
+    place = _place_of(study.config, workers)
     folder = out or Path("studies") / study.config.name
     with ConsoleReporter(err_console) as reporter:
         records = study.run(
@@ -134,6 +129,16 @@ def run_command(
         lambda: _show_results(folder, records, recommendation, with_reasons=True),
         OK if is_done else UNFINISHED,
     )
+
+
+def _place_of(config: "StudyConfig", workers: int | None) -> "Executor | None":
+    """Where groups run: several GPUs of this machine have a worker each. None: in this process."""
+    from rankscope.device import visible_gpus
+    from rankscope.run.executors import start_executor, with_executor
+
+    has_gpus = config.device in ("auto", "cuda") and len(visible_gpus()) > 1
+    is_shared = has_gpus and config.executor is None
+    return start_executor(with_executor(config, "local" if is_shared else None), workers)
 
 
 def _show_results(
@@ -151,7 +156,7 @@ def _show_results(
 
 
 @verb("work")
-def work_command(
+def _work_command(
     folder: StudyFolder,
     unit: Annotated[str, Argument(metavar="UNIT", help="A folder below DIR/units.")],
 ) -> Reply:
@@ -174,7 +179,7 @@ def work_command(
 
 
 @verb("status")
-def status_command(
+def _status_command(
     folder: StudyFolder,
     watch: Annotated[
         bool, Option("--watch", help="Keep showing it until no process runs the study.")
@@ -198,7 +203,7 @@ def status_command(
 
 
 @verb("stop")
-def stop_command(folder: StudyFolder) -> Reply:
+def _stop_command(folder: StudyFolder) -> Reply:
     """Ask the process that runs a study to stop.
 
     It ends at the next safe point; 'rankscope run' continues from there.
@@ -234,7 +239,7 @@ def _load_records(folder: Path, *, with_analyses: bool = True) -> "StudyRecords"
 
 
 @verb("report", "Reading {folder} ...")
-def report_command(
+def _report_command(
     folder: StudyFolder,
     tables: Annotated[
         Path | None,
@@ -282,7 +287,7 @@ def report_command(
 
 
 @verb("verify", "Reading {folder} ...")
-def verify_command(
+def _verify_command(
     folder: StudyFolder,
     quick: Annotated[
         bool, Option("--quick", help="Of weights and items, compare sizes instead of hashes.")
@@ -316,7 +321,7 @@ def verify_command(
 
 
 @verb("compare", "Reading {folders} ...")
-def compare_command(
+def _compare_command(
     folders: Annotated[
         list[Path], Argument(metavar="DIR DIR...", help="Folders of finished studies.")
     ],

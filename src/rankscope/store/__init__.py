@@ -1,14 +1,14 @@
 """The only memory of a study: SQLite state, hashed artifacts and a lock against two runners."""
 
 from rankscope.store.artifacts import CHECKPOINTS, UNIT_ORDER, UNITS, Artifact, Problem
-from rankscope.store.items import (
+from rankscope.store.ledger import Ledger
+from rankscope.store.loading import (
     adapter_path,
     items_path,
     sampled_rows_path,
     snapshot_path,
     weights_path,
 )
-from rankscope.store.ledger import Ledger
 from rankscope.store.lock import running_process
 from rankscope.store.results import PointKey, StoredGroups, TrialFailure
 from rankscope.store.transfer import transfer

@@ -50,8 +50,7 @@ from rankscope.store.history import (
     check_same_versions,
     same_machine,
 )
-from rankscope.store.items import items_path
-from rankscope.store.loading import load_study
+from rankscope.store.loading import items_path, load_study
 from rankscope.store.lock import StudyLock, make_study_folder
 from rankscope.store.results import (
     UNTRAINED,

@@ -6,8 +6,8 @@ from rankscope.errors import IntegrityError, reporting_shortages
 from rankscope.records import trial_of
 from rankscope.store.artifacts import ARTIFACTS, link_or_copy
 from rankscope.store.database import transaction
-from rankscope.store.items import SAMPLED_ROWS
 from rankscope.store.ledger import Ledger
+from rankscope.store.loading import SAMPLED_ROWS
 from rankscope.store.results import set_statuses
 from rankscope.store.verify import find_problems
 
