@@ -28,7 +28,7 @@ def test_items_beyond_the_context_are_counted_and_refused() -> None:
     items[3] = dataclasses.replace(items[3], prompt="the " * 300)
     items[1] = dataclasses.replace(items[1], prompt="1 " * 400)
     task = loaded(tuple(items), "option_text")
-    with pytest.raises(UserError, match=r"2 of 6 items do not fit .* 256 tokens.*toy/test/2"):
+    with pytest.raises(UserError, match=r"2 of 6 items that do not fit .* 256 tokens.*toy/test/2"):
         evaluate_task(base(), encoder(), task, "test", {None: BASE}, SETTINGS)
 
 
@@ -53,12 +53,14 @@ def test_long_prompts_are_refused_or_cut_at_their_beginning() -> None:
     item = choice_items()[0]
     question = Question([1, *range(10, 30)], [[5, 6], [7]])
     split = EncodedSplit(get_scorer("option_text"), (item,), [[question]])
-    with pytest.raises(UserError, match="1 of 1 items do not fit the model's context of 12 tokens"):
+    with pytest.raises(
+        UserError, match="1 of 1 items that do not fit the model's context of 12 tokens"
+    ):
         fit_to_context(split, ContextWindow(12, [1], 12), "refuse", "task")
     cut = fit_to_context(split, ContextWindow(12, [1], 12), "truncate_left", "task")
     # Ten tokens of prompt are left for the longest option's two: the begin token and the last 9.
     assert cut.encoded == [[Question([1, *range(21, 30)], [[5, 6], [7]])]]
     assert cut.truncated == 1
     assert fit_to_context(split, ContextWindow(23, [1], 12), "truncate_left", "task") is split
-    with pytest.raises(UserError, match="the answer fills"):
+    with pytest.raises(UserError, match="an answer that fills"):
         fit_to_context(split, ContextWindow(2, [1], 12), "truncate_left", "task")

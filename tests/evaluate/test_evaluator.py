@@ -89,14 +89,6 @@ def test_the_record_holds_the_primary_metric_and_its_error(tmp_path: Path) -> No
     assert read_items(tmp_path / "items.parquet") == items
 
 
-def test_one_item_has_no_standard_error() -> None:
-    found = evaluate_task(
-        base(), encoder(), TASKS["option_text"], "validation", {None: BASE}, SETTINGS
-    )
-    assert found[None][0].n == 1
-    assert found[None][0].standard_error is None
-
-
 def test_dropout_is_off_and_training_state_returns() -> None:
     engine = base()
     member = adapter(engine, 4, seed=1)  # carries dropout 0.5

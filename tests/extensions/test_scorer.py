@@ -35,7 +35,9 @@ def test_a_study_file_may_name_it(tmp_path: Path) -> None:
     assert "answer_logprob" in str(study_json_schema())
     with pytest.raises(ValueError, match="did you mean 'answer_logprob'"):
         TaskConfig(name="mine", test=rows, scorer="answer_logprop")
-    with pytest.raises(UserError, match="scorer 'answer_logprob': 'stop' applies to generated"):
+    with pytest.raises(
+        UserError, match="scorer 'answer_logprob': found 'stop', expected it for generated"
+    ):
         load_task(config.model_copy(update={"stop": ["x"]}), None, 0, keep_test_whole=True)
 
 

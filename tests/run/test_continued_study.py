@@ -60,15 +60,6 @@ def refused(outcome: Outcome, *parts: str) -> None:
         assert part in outcome.told, outcome.told
 
 
-def test_the_study_as_it_stands_is_fine(place: Path) -> None:
-    """A path in the file starts at the file, and one in ``--set`` at the working directory."""
-    outcome = rankscope("check", place / "small.yaml")
-    assert outcome.code == 0, outcome
-    assert "does not record the weights it was made for" in outcome.told
-    again = settings("arms.1.init_from=../stored")
-    assert rankscope("check", place / "small.yaml", *again).code == 0
-
-
 def test_a_plan_needs_no_weights_of_the_base(place: Path) -> None:
     shutil.copytree(pocket_folder(), place / "bare", ignore=lambda *_: ["model.safetensors"])
     outcome = rankscope("plan", place / "small.yaml", *settings("model=../bare"))

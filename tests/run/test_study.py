@@ -31,7 +31,6 @@ from rankscope.models.model_folder import pocket_folder
 from rankscope.progress import NullReporter
 from rankscope.records import StudyRecords, TrialRecords
 from rankscope.run.outputs import write_outputs
-from rankscope.run.study import Study
 from rankscope.store import Ledger, adapter_path, find_problems
 from rankscope.train import divergence
 
@@ -388,8 +387,3 @@ def test_the_terminal_shows_no_bars_of_other_libraries(
     small_study(tmp_path, arms=[FULL], seeds=[0]).run(tmp_path / "out")
     shown = capfd.readouterr()
     assert (shown.out, shown.err) == ("", "")
-
-
-def test_a_study_is_read_with_overrides(tmp_path: Path) -> None:
-    file = study_file(tmp_path)
-    assert Study.load(file, ["seeds=[7]"]).config.seeds == [7]

@@ -73,7 +73,7 @@ def test_a_score_that_is_no_mean_of_items_has_no_paired_change(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--tasks", "lm_eval:./nowhere.yaml"), "no such file; expected a harness task's YAML"),
+        (("--tasks", "lm_eval:./nowhere.yaml"), "no such file, expected a harness task's YAML"),
         (("--tasks", "lm_eval:{0},lm_eval:{0}"), "'lm_eval:toy_choice' is given twice"),
         (("--tasks", "lm_eval:{0}", "--split", "validation"), "expected --split test"),
     ],

@@ -140,7 +140,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_computed(tmp_path: Path)
     asked = ("--heads", "gsm8k", "--data-dir", tmp_path)
     outcome = rankscope("inspect", "pocket", adapter, *asked)
     assert outcome.code == 2
-    assert "20 of 20 items do not fit the model's context of 128 tokens" in outcome.told
+    assert "20 of 20 items that do not fit the model's context of 128 tokens" in outcome.told
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}])

@@ -45,8 +45,10 @@ class ContextWindow:
         num_kept = room - len(bos)
         if num_kept < 1:
             raise UserError(
-                f"{where}: the answer fills the model's context and leaves no room for a prompt; "
-                "remove this row"
+                where,
+                "an answer that fills the model's context",
+                "room for a prompt",
+                "remove this row",
             )
         return [*bos, *ids[len(ids) - num_kept :]]
 
@@ -69,11 +71,13 @@ def fit_to_context(
     if too_long == "refuse":
         longest = max(too_long_items, key=lengths.__getitem__)
         raise UserError(
-            f"{where}: {len(too_long_items)} of {len(split.items)} items do not fit the model's "
+            where,
+            f"{len(too_long_items)} of {len(split.items)} items that do not fit the model's "
             f"context of {window.length} tokens; the longest, {split.items[longest].location}, "
-            f"needs {lengths[longest]}. Remove these rows, use a model with a longer context, or "
-            "cut prompts at their beginning: 'eval --too-long truncate_left', in a study "
-            "'too_long: truncate_left'"
+            f"needs {lengths[longest]}",
+            "items that fit",
+            "remove these rows, use a model with a longer context, or cut prompts at their "
+            "beginning: 'eval --too-long truncate_left', in a study 'too_long: truncate_left'",
         )
     encoded = list(split.encoded)
     for index in too_long_items:

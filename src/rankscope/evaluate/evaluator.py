@@ -98,7 +98,7 @@ def encode_split(
     """The items of one split as token ids, within a context of ``max_tokens``."""
     items, spec = _split_items(task, split), task.spec
     if not items:
-        raise UserError(f"task {spec.name!r}: no {split} items to score")
+        raise UserError(f"task {spec.name!r}", f"no {split} items to score", "one or more")
     scorer = scorer or get_scorer(spec.scorer)
     encoded = EncodedSplit(scorer, items, scorer.encode(encoder, items, spec, max_tokens))
     if max_tokens is None:

@@ -158,6 +158,7 @@ def check_finite_logprobs(
         if not np.isfinite(total):
             model = "the model" if adapter_name is None else f"adapter {adapter_name}"
             raise NotFiniteError(
-                f"{model}: log-probabilities of {item.location} are not finite, so it cannot be "
-                "scored; its weights diverged, or 'dtype' is too narrow for it"
+                model,
+                f"log-probabilities of {item.location} that are not finite: its weights diverged, "
+                "or 'dtype' is too narrow for it",
             )

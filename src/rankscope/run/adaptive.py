@@ -235,7 +235,7 @@ def check_adaptive(study: PreparedStudy) -> None:
         )
     if not first_trials(study):
         tokens = study.training_tokens(study.trials[0])
-        raise UserError(f"budget: found less than one trial, expected at least {tokens:,} tokens")
+        raise UserError("budget", "less than one trial", f"at least {tokens:,} tokens")
 
 
 def resolve_rungs(
@@ -265,8 +265,10 @@ def _few_items_notes(config: StudyConfig, num_items: Mapping[str, int]) -> list[
     found = f"strategy: adaptive: found {', '.join(few)}"
     if config.rungs is not None:
         raise UserError(
-            f"{found}, expected at least {FEWEST_ITEMS} to stop arms by; give more rows, raise "
-            "'train.evaluate_items', or leave out 'rungs'"
+            "strategy: adaptive",
+            ", ".join(few),
+            f"at least {FEWEST_ITEMS} to stop arms by",
+            "give more rows, raise 'train.evaluate_items', or leave out 'rungs'",
         )
     return [f"{found}, too few to stop arms by: the first seed of every arm trains to its end"]
 
@@ -291,9 +293,10 @@ def _usable_rungs(config: StudyConfig, labels: Mapping[int, str]) -> tuple[float
             num_steps = min(labels)
             steps = ", ".join(map(str, rung_steps(config.rungs, num_steps)))
             raise UserError(
-                f"rungs: found {steps} as the steps of {labels[num_steps]}, which trains for "
-                f"{num_steps}; expected different steps before the last: give fewer rungs, or more "
-                "steps"
+                "rungs",
+                f"{steps} as the steps of {labels[num_steps]}, which trains for {num_steps}",
+                "different steps before the last",
+                "give fewer rungs, or more steps",
             )
     return tuple(usable)
 

@@ -114,8 +114,10 @@ def plan_again(ledger: Ledger, retry: Collection[str]) -> None:
     for word in named:
         if word not in statuses and word != BASE:
             raise UserError(
-                f"{ledger.out}: --retry: found {word!r}, expected {', '.join(sorted(FAILED))}, "
-                f"{BASE} or the id of a trial; 'rankscope status {ledger.out}' lists them"
+                f"{ledger.out}: --retry",
+                f"{word!r}",
+                f"{', '.join(sorted(FAILED))}, {BASE} or the id of a trial",
+                f"'rankscope status {ledger.out}' lists them",
             )
     ledger.retry_trials([trial for trial, status in statuses.items() if status in retry])
     if named:
@@ -133,9 +135,11 @@ def check_record_settings(ledger: Ledger, study: PreparedStudy) -> None:
         for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
                 raise UserError(
-                    f"{study.config.name}: stored {kind} results of {model_id} were made with "
-                    f"{name} {before.get(name)!r}, the study file now gives {now.get(name)!r}; "
-                    "use another --out"
+                    study.config.name,
+                    f"stored {kind} results of {model_id} that were made with {name} "
+                    f"{before.get(name)!r}",
+                    f"{now.get(name)!r}, as the study file says now",
+                    "use another --out",
                 )
 
 

@@ -111,6 +111,8 @@ def _check_returned(context: RunContext) -> None:
     limit = max(LEAK_BYTES, LEAK_SHARE * context.study.grouping.room_bytes)
     if context.groups_worked_on > 1 and kept > limit:
         raise OutOfMemory(
-            f"{context.ledger.out}: out of memory: found {byte_size(kept)} that earlier groups did "
-            f"not return, expected less than {byte_size(limit)}; end this process, {AGAIN}"
+            f"{context.ledger.out}: out of memory",
+            f"{byte_size(kept)} that earlier groups did not return",
+            f"less than {byte_size(limit)}",
+            f"end this process, {AGAIN}",
         )

@@ -42,13 +42,13 @@ def compare(folders: Sequence[Path]) -> StudyComparison:
 
 def _check_folders(folders: Sequence[Path]) -> None:
     if len(folders) < 2:
-        raise UserError(f"compare: found {len(folders)} study folder, expected two or more")
+        raise UserError("compare", f"{len(folders)} study folder", "two or more")
     seen: dict[Path, Path] = {}
     for folder in folders:
         before = seen.setdefault(folder.resolve(), folder)
         if before is not folder:
             raise UserError(
-                f"compare: {before} and {folder} are the same folder; expected different studies"
+                "compare", f"{before} and {folder}, which are the same folder", "different studies"
             )
 
 
@@ -57,7 +57,7 @@ def check_page(out: Path, folders: Sequence[Path]) -> None:
         check_outside(out, folder, "--out")
     if (out.exists() and not out.is_file()) or not out.parent.is_dir():
         raise UserError(
-            f"{out}: cannot write the report here; expected a file in an existing folder"
+            f"{out}: cannot write the report here", expected="a file in an existing folder"
         )
 
 
@@ -66,8 +66,10 @@ def load_finished_study(folder: Path) -> StudyRecords:
         study = ledger.load()
     if not any(trial.status == "done" for trial in study.trials):
         raise UserError(
-            f"{folder}: none of its {len(study.trials)} trials has finished, so there is nothing "
-            f"to compare; 'rankscope status {folder}' shows their states"
+            folder,
+            f"none of its {len(study.trials)} trials has finished",
+            "finished ones to compare",
+            f"'rankscope status {folder}' shows their states",
         )
     return study
 

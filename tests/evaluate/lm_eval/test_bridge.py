@@ -185,14 +185,18 @@ def test_global_generators_stay_where_they_were(
         ({"metric_list": [{"metric": "acc", "hf_evaluate": True}]}, "", "fetched as code"),
         ({"unsafe_code": True}, "", "runs what the model writes"),
         ({"dataset_kwargs": {"data_files": "none.jsonl"}}, "", "data set can be read"),
-        ({"no_such_key": 1}, "", r"unexpected keyword.*Expected a task that lm-evaluation-harness"),
+        ({"no_such_key": 1}, "", r"unexpected keyword.*expected a task that lm-evaluation-harness"),
         ({"doc_to_text": "{{ ''.__class__.__mro__ }}"}, "", "cannot be loaded.*unsafe"),
         (
             {"output_type": "generate_until", "generation_kwargs": {"do_sample": True}},
             "",
-            "ask for sampling",
+            "found sampling",
         ),
-        ({"doc_to_text": "{{question * 100}}"}, "", r"3 of 6 prompts do not fit .* 256 tokens"),
+        (
+            {"doc_to_text": "{{question * 100}}"},
+            "",
+            r"3 of 6 prompts that do not fit .* 256 tokens",
+        ),
     ],
 )
 def test_task_files_that_are_refused(

@@ -132,7 +132,7 @@ def test_an_option_without_tokens_is_refused() -> None:
     # The prompt ends in a space, so that the empty option is not even a space of its own.
     item = Item("toy/test/7", "a ", "a", choices=("a", ""), answer=0)
     spec = loaded((item,), "option_text").spec
-    with pytest.raises(UserError, match=r"toy/test/7: .*option '' has no tokens"):
+    with pytest.raises(UserError, match=r"toy/test/7: .*no tokens in option ''"):
         get_scorer("option_text").encode(encoder(), [item], spec, None)
 
 

@@ -65,7 +65,7 @@ def test_conversations_in_plain_text_stop_at_the_next_turn() -> None:
 
 def test_an_item_without_gold_answer_is_refused() -> None:
     item = Item("toy/test/1", "a", " ")
-    with pytest.raises(UserError, match="toy/test/1: no gold answer"):
+    with pytest.raises(UserError, match="toy/test/1: found no gold answer"):
         get_scorer("number").encode(encoder(), [item], loaded((item,), "number").spec, None)
 
 

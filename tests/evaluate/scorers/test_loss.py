@@ -115,5 +115,5 @@ def test_perplexity_scores_every_token_once_whatever_the_window() -> None:
     assert record.metrics["bits_per_byte"] == pytest.approx(-total / num_bytes / math.log(2))
     assert record.metrics["perplexity"] == pytest.approx(math.exp(-total / count), rel=1e-4)
     asked = loaded((Item("toy/test/1", "q", "a"),), "perplexity")
-    with pytest.raises(UserError, match="scores whole texts"):
+    with pytest.raises(UserError, match="only a field 'text'"):
         evaluate_task(engine, coder, asked, "test", {None: BASE}, SETTINGS)

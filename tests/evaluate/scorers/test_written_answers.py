@@ -33,7 +33,7 @@ def test_regex_compares_the_last_match_letter_for_letter() -> None:
     assert [item.score for item in scores.items] == [1.0, 0.0, 0.0, 0.0, 0.0]
     assert scores.metrics == {"exact_match": 0.2, "stopped": 1.0, "answered": 0.6}
     spec = loaded((Item("x/1", "q", "a"),), "exact_match").spec
-    with pytest.raises(UserError, match="scorer 'regex' needs 'extract'"):
+    with pytest.raises(UserError, match="scorer 'regex': found no 'extract'"):
         get_scorer("regex").check_task(spec)
 
 
@@ -155,11 +155,13 @@ def test_what_the_function_returns_is_the_score(
         return scorer.judge((item,), [Generation(None, 0, [], 1, stopped=True, text=text)], spec)
 
     assert judge("grade", "a").metrics == {"score": 0.5, "stopped": 1.0}
-    with pytest.raises(UserError, match=r"x/1: broken of .*grader.py fails: KeyError: 'a'"):
+    with pytest.raises(
+        UserError, match=r"x/1: found a failure of broken of .*grader.py: KeyError: 'a'"
+    ):
         judge("broken", "a")
     with pytest.raises(UserError, match=r"found 2, which .* returned, expected a score from 0"):
         judge("beyond", "a")
-    with pytest.raises(UserError, match="has no function 'missing'"):
+    with pytest.raises(UserError, match="found no function 'missing'"):
         judge("missing", "a")
 
 

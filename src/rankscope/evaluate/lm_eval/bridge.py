@@ -203,7 +203,10 @@ def _import_harness(source: str) -> "TaskManager":
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise UserError(
-            f"task {source!r} needs the package lm-eval ({error}): pip install 'rankscope[lm-eval]'"
+            f"task {source!r}",
+            f"no package lm-eval ({error})",
+            "it",
+            "pip install 'rankscope[lm-eval]'",
         ) from error
     return TaskManager(include_defaults=not is_yaml(source))
 
@@ -256,8 +259,9 @@ def _load_documents(manager: "TaskManager", name: str) -> dict[str, Any]:
                 "data_files, or a reachable hub)"
             )
         raise UserError(
-            f"task {LM_EVAL_PREFIX}{name}: cannot be loaded: {type(error).__name__}: "
-            f"{reason[0]}. Expected {expected}"
+            f"task {LM_EVAL_PREFIX}{name}: cannot be loaded",
+            f"{type(error).__name__}: {reason[0]}",
+            expected,
         ) from error
 
 

@@ -108,9 +108,10 @@ class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
         too_long = [length for length in lengths if length > self.context]
         if too_long:
             raise UserError(
-                f"{len(too_long)} of {len(lengths)} prompts do not fit the model's context of "
-                f"{self.context} tokens; the longest needs {max(too_long)}. Use fewer examples "
-                "(num_fewshot), or a model with a longer context"
+                "the task",
+                f"{len(too_long)} of {len(lengths)} prompts that do not fit the model's context of "
+                f"{self.context} tokens; the longest needs {max(too_long)}",
+                do="use fewer examples (num_fewshot), or a model with a longer context",
             )
 
     def loglikelihood_rolling(
@@ -165,8 +166,8 @@ def _read_generation_settings(settings: dict[str, Any]) -> tuple[tuple[str, ...]
     given.pop("top_p", None)
     if samples or given:
         raise UserError(
-            f"the task's generation_kwargs ask for {', '.join(sorted(given)) or 'sampling'}; "
-            "answers are generated greedily here: expected until, max_gen_toks and "
-            "do_sample: false"
+            "generation_kwargs of the task",
+            ", ".join(sorted(given)) or "sampling",
+            "until, max_gen_toks and do_sample: false, as answers are generated greedily",
         )
     return stops, limit

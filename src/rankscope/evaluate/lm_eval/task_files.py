@@ -34,9 +34,7 @@ def check_task(manager: "TaskManager", name: str, allow_functions: bool) -> tupl
     if is_yaml(name):
         path = user_path(name).resolve()
         if not path.is_file():
-            raise UserError(
-                f"task {LM_EVAL_PREFIX}{name}: no such file; expected a harness task's YAML"
-            )
+            raise UserError(f"task {LM_EVAL_PREFIX}{name}", "no such file", "a harness task's YAML")
         files, name = [path], str(path)
     else:
         files = _registered_files(manager, name)
@@ -50,8 +48,9 @@ def check_task(manager: "TaskManager", name: str, allow_functions: bool) -> tupl
 def _registered_files(manager: "TaskManager", name: str) -> list[Path]:
     if manager.task_index.get(name) is None:
         raise UserError(
-            f"task {LM_EVAL_PREFIX}{name}: lm-evaluation-harness has no task, group or tag of this "
-            "name; 'lm-eval ls tasks' lists them, and a path that ends in .yaml names a file"
+            f"task {LM_EVAL_PREFIX}{name}",
+            "no task, group or tag of lm-evaluation-harness",
+            "one that 'lm-eval ls tasks' lists, or a file, whose path ends in .yaml",
         )
     files: list[Path] = []
     waiting, seen = [name], set()
@@ -90,18 +89,19 @@ def check_tags(
     with reading(f"task file {path}", "a readable YAML file"):
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=ShallowLoader)
     if not isinstance(root, yaml.MappingNode):
-        raise UserError(f"task file {path}: expected a mapping with 'task', 'dataset_path', ...")
+        raise UserError(f"task file {path}", expected="a mapping with 'task', 'dataset_path', ...")
     for node in walk(root):
         where = f"task file {path}, line {node.start_mark.line + 1}"
         if node.tag == FUNCTION:
             if not allow_functions:
                 raise UserError(
-                    f"{where}: found {FUNCTION} {node.value}, which would run Python from this "
-                    "file's folder, expected plain YAML; read that code, then allow it with "
-                    "--trust-task-code"
+                    where,
+                    f"{FUNCTION} {node.value}, which would run Python from this file's folder",
+                    "plain YAML",
+                    "read that code, then allow it with --trust-task-code",
                 )
         elif node.tag.removeprefix(PLAIN_TAG) not in PLAIN_TYPES:
-            raise UserError(f"{where}: tag {node.tag!r}; expected plain YAML")
+            raise UserError(where, f"tag {node.tag!r}", "plain YAML")
     files = [path]
     for key, value in root.value:
         if key.value == "include":
@@ -144,12 +144,13 @@ def _check_configs(path: Path, allow_functions: bool) -> None:
         is_script = str(config.get("dataset_path") or "").endswith(".py")
         if is_script or (isinstance(options, dict) and options.get("trust_remote_code")):
             raise UserError(
-                f"{where}: its data set {config.get('dataset_path')!r} needs code of its own; "
-                "expected files of data: convert it to JSONL or Parquet and name those in "
-                "dataset_kwargs"
+                where,
+                f"the data set {config.get('dataset_path')!r}, which needs code of its own",
+                "files of data",
+                "convert it to JSONL or Parquet and name those in dataset_kwargs",
             )
         if config.get("unsafe_code") and not allow_functions:
-            raise UserError(f"{where}: it runs what the model writes (unsafe_code); refused")
+            raise UserError(where, "unsafe_code, which runs what the model writes")
         if not allow_functions:
             _check_metrics(config, where)
 
@@ -164,6 +165,7 @@ def _check_metrics(config: dict[Any, Any], where: str) -> None:
         is_known = not isinstance(name, str) or name in metric_registry
         if not is_known or (isinstance(metric, dict) and metric.get("hf_evaluate")):
             raise UserError(
-                f"{where}: metric {name!r} would be fetched as code from the hub; expected one of "
-                "the harness's own"
+                where,
+                f"metric {name!r}, which would be fetched as code from the hub",
+                "one of the harness's own",
             )

@@ -57,7 +57,7 @@ class ChoiceScorer(Scorer["list[Question]"]):
         empty = [a for a, ids in zip(answers, continuations, strict=True) if not ids]
         if empty or not prompt:
             what = f"option {empty[0]!r}" if empty else "the prompt"
-            raise UserError(f"{item.location}: {what} has no tokens, so it has no probability")
+            raise UserError(item.location, f"no tokens in {what}, so it has no probability")
         return [Question(prompt, continuations)]
 
     def item_tokens(

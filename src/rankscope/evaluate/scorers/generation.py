@@ -59,7 +59,7 @@ class GenerationScorer(Scorer[list[int]]):
             if not prompt or not (item.reference or item.completion).strip():
                 missing = "gold answer" if prompt else "prompt"
                 raise UserError(
-                    f"{item.location}: no {missing}, so no answer can be generated and judged"
+                    item.location, f"no {missing}", "one, to generate and judge an answer"
                 )
         return prompts
 

@@ -49,8 +49,10 @@ class LossScorer(Scorer[list[EncodedRow]]):
             limit = encoder.max_length
             fills = f", or a prompt that fills max_length = {limit} tokens" if limit else ""
             raise UserError(
-                f"{empty[0]}: no token to score is left, as in {len(empty)} of {len(items)} items: "
-                f"no completion{fills}. Leave these rows out or, in a study, raise train.max_length"
+                empty[0],
+                f"no token to score, as in {len(empty)} of {len(items)} items: no completion"
+                f"{fills}",
+                do="leave these rows out or, in a study, raise train.max_length",
             )
         return [[row] for row in rows if row is not None]
 

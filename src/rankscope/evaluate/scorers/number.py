@@ -39,7 +39,8 @@ class NumberScorer(EqualAnswerScorer):
         number = extract_number(answer)
         if number is None:
             raise UserError(
-                f"{item.location}: no number in the gold answer {answer[:60]!r}; expected one, "
-                "such as '#### 18'"
+                item.location,
+                f"no number in the gold answer {answer[:60]!r}",
+                "one, such as '#### 18'",
             )
         return number

@@ -50,6 +50,6 @@ class OptionTextScorer(ChoiceScorer):
             prompt = encoder.prompt_ids(with_option)
             answer = encoder.answer_ids(item.completion, with_option)
             if not prompt or not answer:
-                raise UserError(f"{item.location}: there is no text before, or after, the option")
+                raise UserError(item.location, "no text before, or after, the option")
             questions.append(Question(prompt, [answer]))
         return questions

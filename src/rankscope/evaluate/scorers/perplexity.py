@@ -36,12 +36,14 @@ class PerplexityScorer(LossScorer):
         for item in items:
             if item.prompt or item.messages:
                 raise UserError(
-                    f"{item.location}: scorer 'perplexity' scores whole texts; expected rows with "
-                    "only a field 'text' (scorer 'loss' scores answers after their prompts)"
+                    f"{item.location}: scorer 'perplexity'",
+                    "a row with a prompt",
+                    "rows with only a field 'text'",
+                    "choose scorer 'loss', which scores answers after their prompts",
                 )
             ids = [encoder.start_id, *encoder.text_ids(item.completion)]
             if len(ids) < 2:
-                raise UserError(f"{item.location}: the text has no tokens")
+                raise UserError(item.location, "no tokens in the text")
             # A window begins with the last token of the one before, which is scored there.
             windows = [ids[at : at + width] for at in range(0, len(ids) - 1, width - 1)]
             texts.append(

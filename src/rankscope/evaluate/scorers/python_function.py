@@ -41,9 +41,10 @@ class PythonScorer(GenerationScorer):
         super().check_task(spec)
         if os.environ.get(ALLOWED) != "1":
             raise UserError(
-                f"task {spec.name!r}: found scorer {self.name!r}, which runs Python code, expected "
-                f"--trust-task-code with it; read {self.path} first, then add that option, or "
-                f"{ALLOWED}=1 in the environment"
+                f"task {spec.name!r}",
+                f"scorer {self.name!r}, which runs Python code",
+                "--trust-task-code with it",
+                f"read {self.path} first, then add that option, or {ALLOWED}=1 in the environment",
             )
         # The file may have changed since it was read; its new content gives the task a new hash.
         self.__dict__.pop("function", None)
@@ -58,17 +59,17 @@ class PythonScorer(GenerationScorer):
     def function(self) -> Callable[[str, str, str], float]:
         spec = importlib.util.spec_from_file_location(self.path.stem, self.path)
         if spec is None or spec.loader is None or not self.path.is_file():
-            raise UserError(f"scorer {self.name!r}: {self.path} is not a Python file")
+            raise UserError(f"scorer {self.name!r}: {self.path}", "no such Python file")
         module = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
         except Exception as error:
             what = f"scorer {self.name!r}: {self.path} fails on import"
-            raise UserError(f"{what}: {type(error).__name__}: {error}") from error
+            raise UserError(what, f"{type(error).__name__}: {error}") from error
         function = getattr(module, self.function_name, None)
         if not callable(function):
             raise UserError(
-                f"scorer {self.name!r}: {self.path} has no function {self.function_name!r}"
+                f"scorer {self.name!r}: {self.path}", f"no function {self.function_name!r}"
             )
         return function  # type: ignore[no-any-return]
 
@@ -81,12 +82,15 @@ class PythonScorer(GenerationScorer):
             score = float(self.function(part, gold, item.prompt))
         except Exception as error:
             raise UserError(
-                f"{item.location}: {self.function_name} of {self.path} fails: "
-                f"{type(error).__name__}: {error}"
+                item.location,
+                f"a failure of {self.function_name} of {self.path}: {type(error).__name__}: "
+                f"{error}",
             ) from error
         if not 0 <= score <= 1:
             raise UserError(
-                f"{item.location}: found {score:g}, which {self.function_name} of {self.path} "
-                "returned, expected a score from 0 to 1; correct the function"
+                item.location,
+                f"{score:g}, which {self.function_name} of {self.path} returned",
+                "a score from 0 to 1",
+                "correct the function",
             )
         return Judgment(score, gold, part)

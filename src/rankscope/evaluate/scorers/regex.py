@@ -27,8 +27,9 @@ class RegexScorer(EqualAnswerScorer):
         super().check_task(spec)
         if spec.extract is None:
             raise UserError(
-                f"task {spec.name!r}: scorer 'regex' needs 'extract', the regular expression of "
-                'the part to compare, such as extract: "answer is (\\\\w+)"'
+                f"task {spec.name!r}: scorer 'regex'",
+                "no 'extract'",
+                'a regular expression of the part to compare, such as "answer is (\\\\w+)"',
             )
 
     def part(self, pattern: "Pattern[str] | None", text: str) -> str | None:

@@ -85,23 +85,29 @@ class Scorer(ABC, Generic[Encoded]):
         where = f"task {spec.name!r}, scorer {self.name!r}"
         if self.needs_listed_options and not spec.lists_options:
             raise UserError(
-                f"{where}: the prompt needs {{options}}, so that the model sees which letter is "
-                "which"
+                where,
+                "a prompt without {options}",
+                "it, so that the model sees which letter is which",
             )
         for key, value in (("stop", spec.stop), ("extract", spec.extract)):
             if value and not self.generates:
                 raise UserError(
-                    f"{where}: {key!r} applies to generated answers; remove it, or choose a scorer "
-                    "that generates, such as 'number' or 'exact_match'"
+                    where,
+                    repr(key),
+                    "it for generated answers alone",
+                    "remove it, or choose a scorer that generates, such as 'number'",
                 )
         known = self.primary_metrics(spec)
         if spec.primary_metric is not None and spec.primary_metric not in known:
             raise UserError(
-                f"{where}: 'primary_metric' is {spec.primary_metric!r}, which is not measured; "
-                f"expected {' or '.join(map(repr, known)) or 'none'}"
+                where,
+                f"'primary_metric' {spec.primary_metric!r}, which is not measured",
+                " or ".join(map(repr, known)) or "none",
             )
         if spec.num_fewshot and self.unit == "log_probability":
-            raise UserError(f"{where}: 'num_fewshot' applies to questions with answers; remove it")
+            raise UserError(
+                where, "'num_fewshot'", "it for questions with answers alone", "remove it"
+            )
 
     def adapt_row(self, content: Item) -> Item:
         """A row with the completion and gold answer that this scorer compares. Raises BadRow: the

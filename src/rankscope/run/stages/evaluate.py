@@ -97,8 +97,10 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
                 )
         except NotFiniteError as error:
             raise NotFiniteError(
-                f"{where}: the base cannot be scored: {error}; expected a model that runs in "
-                f"{study.config.dtype}: try 'dtype: float32', or another model"
+                f"{where}: the base cannot be scored",
+                str(error),
+                f"a model that runs in {study.config.dtype}",
+                "try 'dtype: float32', or another model",
             ) from error
         return list(evaluations.values()), ()
 

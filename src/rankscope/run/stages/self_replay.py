@@ -134,8 +134,10 @@ def draw(logits: Tensor, sequences: Sequence[_SampledRow]) -> Tensor:
     sums = blocks.sum(dim=-1).cpu().double()
     if not sums.isfinite().all():
         raise NotFiniteError(
-            "self_replay: found probabilities of the base that are not finite, expected finite "
-            "ones; set dtype: float32 or use another model"
+            "self_replay",
+            "probabilities of the base that are not finite",
+            "finite ones",
+            "set dtype: float32 or use another model",
         )
     block, rest = _first_beyond(sums, uniform * sums.sum(dim=-1, keepdim=True))
     rows = torch.arange(len(blocks), device=blocks.device)
