@@ -158,10 +158,10 @@ def test_errors_are_json_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     error = json.loads(outcome.out)["error"]
     assert error == {
         "kind": "UserError",
-        "message": f"adapter {tmp_path / 'none'}: no such folder; "
+        "message": f"adapter {tmp_path / 'none'}: found no such folder, "
         "expected that of a PEFT adapter or of a model",
         "where": f"adapter {tmp_path / 'none'}",
-        "found": None,
+        "found": "no such folder",
         "expected": "that of a PEFT adapter or of a model",
         "do": None,
         "exit_code": 2,

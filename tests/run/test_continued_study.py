@@ -73,7 +73,7 @@ def test_a_folder_that_is_not_there(place: Path, verb: str) -> None:
     before = files_below(place)
     refused(
         rankscope(verb, place / "small.yaml"),
-        f"arms.1.init_from: adapter {place / 'stored'}: no such folder",
+        f"arms.1.init_from: adapter {place / 'stored'}: found no such folder",
         "expected a PEFT adapter folder",
     )
     assert files_below(place) == before
@@ -106,10 +106,13 @@ def test_an_adapter_of_another_architecture(
         ("arms.1.method=[lora, eva]", ["with method 'eva'"]),
         ("arms.1.method=full", ["with method 'full'"]),
         ("arms.1.method={peft: {peft_type: VERA}}", ["with method 'peft'"]),
-        ("arms.1.method=dora", ["method 'dora' does not fit", "expected 'lora' or 'lora+'"]),
-        ("arms.1.rank=8", ["the arm has rank 8", "has 2"]),
-        ("arms.1.alpha=r", ["the arm has alpha 2", "has 4"]),
-        ("arms.1.targets=mlp", ["targets [down_proj, gate_proj, up_proj]", f"has [{MODULE}]"]),
+        ("arms.1.method=dora", ["method 'dora' in the arm", "expected 'lora' or 'lora+'"]),
+        ("arms.1.rank=8", ["rank 8 in the arm", "the adapter's 2"]),
+        ("arms.1.alpha=r", ["alpha 2 in the arm", "the adapter's 4"]),
+        (
+            "arms.1.targets=mlp",
+            ["targets [down_proj, gate_proj, up_proj]", f"the adapter's [{MODULE}]"],
+        ),
         ("arms.1.init_from=7", ["arms.1.init_from", "put it in quotes"]),
         ("arms.1.init_from=~nobody-of-that-name/x", ["a home folder that does not exist"]),
     ],

@@ -483,7 +483,7 @@ def test_weights_that_are_not_there(base: Path, plain: Path, tmp_path: Path) -> 
     (tmp_path / "part" / "model.safetensors").write_bytes(b"\x10" + bytes(40))
     refused(4, "expected a readable safetensors file", tmp_path / "part", plain)
     refused(2, "no such folder", base, tmp_path / "nothing")
-    refused(2, "nothing: no such folder", tmp_path / "nothing", plain)
+    refused(2, "nothing: found no such folder", tmp_path / "nothing", plain)
 
 
 @pytest.mark.parametrize(
