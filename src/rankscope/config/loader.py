@@ -61,7 +61,7 @@ def load_study_file(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     folder = path.absolute().parent
     faults += _insert_task_files(document, folder)
     config = _validated(path, document, StudyConfig, faults)
-    return with_absolute_paths(config, document, (), folder)
+    return _with_absolute_paths(config, document, (), folder)
 
 
 def load_task_file(path: Path) -> TaskConfig:
@@ -72,7 +72,7 @@ def load_task_file(path: Path) -> TaskConfig:
     if is_task_file(config.path):
         place = f"{document.mark_at(('path',))}: path"
         raise UserError(place, "another task file", "the rows' folder", "write the task out here")
-    return with_absolute_paths(config, document, (), path.absolute().parent)
+    return _with_absolute_paths(config, document, (), path.absolute().parent)
 
 
 def _insert_task_files(document: Document, folder: Path) -> Faults:
@@ -89,7 +89,7 @@ def _insert_task_files(document: Document, folder: Path) -> Faults:
             mark = document.mark_at((*location, index))
             start = Path.cwd() if mark.is_override else folder
             try:
-                loaded = load_task_file(Path(absolute_path(path, start)))
+                loaded = load_task_file(Path(_absolute_path(path, start)))
             except UserError as error:
                 faults += [(mark, e) for e in error.faults or [error] if isinstance(e, UserError)]
                 continue
@@ -271,7 +271,7 @@ def _in_yaml_words(value: Any) -> str:
 # --- paths --------------------------------------------------------------------------------------
 
 
-def with_absolute_paths(
+def _with_absolute_paths(
     section: AnySection, document: Document, location: Location, folder: Path
 ) -> AnySection:
     """Make every ``LocalPath`` of the section absolute.
@@ -282,13 +282,13 @@ def with_absolute_paths(
 
     def absolute(value: Any, place: Location, path: LocalPath | None) -> Any:
         if isinstance(value, ConfigSection):
-            return with_absolute_paths(value, document, place, folder)
+            return _with_absolute_paths(value, document, place, folder)
         if isinstance(value, list):
             return [absolute(item, (*place, i), None) for i, item in enumerate(value)]
         if path is not None and isinstance(value, str) and value.startswith(path.prefix):
             from_override = document.mark_at(place).is_override
             text = value.removeprefix(path.prefix)
-            whole = absolute_path(text, Path.cwd() if from_override else folder)
+            whole = _absolute_path(text, Path.cwd() if from_override else folder)
             if not whole.isprintable():  # the study is stored with it, and read again
                 where = f"{document.mark_at(place)}: {dotted(place)}"
                 found = f"{short_repr(whole)}, with characters that cannot be printed"
@@ -306,7 +306,7 @@ def with_absolute_paths(
     return section.model_copy(update=changes)
 
 
-def absolute_path(text: str, start: Path) -> str:
+def _absolute_path(text: str, start: Path) -> str:
     """``text`` as an absolute path without ``..``; ``~`` is the home directory."""
     # normpath rather than resolve: a linked data folder keeps the name that its owner chose.
     return os.path.normpath(start / Path(text).expanduser())

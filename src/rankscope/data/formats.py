@@ -174,7 +174,7 @@ SHAPES: tuple[Shape, ...] = (
 )  # fmt: skip
 
 
-def shape_of(row: RawRow, custom: Sequence[Shape] = ()) -> Shape | None:
+def _shape_of(row: RawRow, custom: Sequence[Shape] = ()) -> Shape | None:
     """The shape of a row; ``custom`` shapes take precedence over the built-in ones."""
     for shape in (*custom, *SHAPES):
         if shape.marks <= row.fields.keys() and shape.fits(row.fields):
@@ -290,7 +290,7 @@ def parse_rows(
             if original.problem:
                 raise original.problem
             row = _rename_fields(original, names) if names else original
-            shape = shape_of(row, shapes)
+            shape = _shape_of(row, shapes)
             if expected is None:
                 expected, first = shape or _unknown_shape(row), row.location
             if shape is not expected and (shape is None or shape.read != expected.read):

@@ -83,7 +83,7 @@ letter_task = partial(_text_task, scorer="option_letter", prompt=LETTERED_PROMPT
 """A task whose options are listed and scored by their letter."""
 
 
-def read_pocket(task: str) -> tuple[SplitRows, str]:
+def _read_pocket(task: str) -> tuple[SplitRows, str]:
     """The rows of one task of the pocket world, and the label of their source."""
     from rankscope.data.pocket_world import pocket_rows
 
@@ -92,7 +92,7 @@ def read_pocket(task: str) -> tuple[SplitRows, str]:
     return rows, "pocket world"
 
 
-def read_common_facts() -> tuple[SplitRows, str]:
+def _read_common_facts() -> tuple[SplitRows, str]:
     """Questions on facts that most models know, with three wrong answers to the same question.
 
     The facts are common knowledge, collected for this package (Apache-2.0). Small models answer
@@ -113,7 +113,7 @@ def read_common_facts() -> tuple[SplitRows, str]:
 def _pocket_task(name: str, description: str, scorer: str) -> TaskSpec:
     # The pocket model's language has no words for a frame: the question alone is its prompt.
     chance = 0.25 if scorer == "option_text" else None
-    spec = TaskSpec(name, description, scorer, "{question}", read=partial(read_pocket, name))
+    spec = TaskSpec(name, description, scorer, "{question}", read=partial(_read_pocket, name))
     return replace(spec, scorer_sets_prompt=False, chance=chance, license="Apache-2.0")
 
 
@@ -162,7 +162,7 @@ _TASKS = (
               _unlabeled_test("allenai/winogrande", "winogrande_xl"), 0.5, "CC BY",
               prompt="{question}"),
     TaskSpec("common_facts", "Facts that most models know: capitals, opposites, tools, ...",
-             "option_text", QUESTION_PROMPT, read=read_common_facts, chance=0.25,
+             "option_text", QUESTION_PROMPT, read=_read_common_facts, chance=0.25,
              license="Apache-2.0"),
     TaskSpec("perplexity", "Any text: cross-entropy of every token.", "perplexity", "{question}",
              folder="perplexity"),

@@ -40,7 +40,7 @@ EXAMPLE_SOURCES = {
 _T = TypeVar("_T")
 
 
-def seeded_order(count: int, *purpose: object) -> list[int]:
+def _seeded_order(count: int, *purpose: object) -> list[int]:
     """A permutation of range(count) that depends on ``purpose`` (seed, task, ...) alone."""
     order = list(range(count))
     random.Random("/".join(map(str, purpose))).shuffle(order)
@@ -51,7 +51,7 @@ def first_of_order(rows: Sequence[_T], limit: int | None, *purpose: object) -> t
     """The first ``limit`` rows of the seeded order, in file order: smaller limits give subsets."""
     if limit is None or limit >= len(rows):
         return tuple(rows)
-    chosen = sorted(seeded_order(len(rows), *purpose)[:limit])
+    chosen = sorted(_seeded_order(len(rows), *purpose)[:limit])
     return tuple(rows[position] for position in chosen)
 
 
@@ -137,7 +137,7 @@ def _cut_rows(rows: Sequence[Item], size: int, *purpose: object) -> tuple[list[I
     original.
     """
     originals = set(_distinct_positions(rows))
-    order = [p for p in seeded_order(len(rows), *purpose) if p in originals]
+    order = [p for p in _seeded_order(len(rows), *purpose) if p in originals]
     drawn = {rows[position].content for position in order[len(order) - size :]}
     kept = [row for row in rows if row.content not in drawn]
     return kept, [row for row in rows if row.content in drawn]
@@ -205,7 +205,7 @@ def _choose_examples(
     # MMLU's dev rows of college_physics contain a copy: it is shown twice, as published.
     if not (spec.fewshot_by_subject and file):
         rows = list({row.content: row for row in rows}.values())
-        order = seeded_order(len(rows), seed, spec.name, EXAMPLE_DRAW, subject)
+        order = _seeded_order(len(rows), seed, spec.name, EXAMPLE_DRAW, subject)
         rows = [rows[position] for position in order]
     if len(rows) < spec.num_fewshot:
         of_subject = f" of subject {subject!r}" if subject is not None else ""

@@ -70,7 +70,7 @@ def _load_tasks(config: StudyConfig, compare: bool) -> dict[str, LoadedTask]:
         if task.mixture:
             parts = [described.get(name, TaskConfig(name=name)) for name in task.mixture]
             loaded = [_load_plain_task(config, part, compare) for part in parts]
-            tasks[task.name] = mix_tasks(task, loaded, config.data_seed, compare)
+            tasks[task.name] = _mix_tasks(task, loaded, config.data_seed, compare)
         else:
             tasks[task.name] = _load_plain_task(config, task, compare)
     return tasks
@@ -108,7 +108,7 @@ def _load_replayed_tasks(
 # --- mixtures -----------------------------------------------------------------------------------
 
 
-def mix_tasks(
+def _mix_tasks(
     config: TaskConfig, parts: Sequence[LoadedTask], data_seed: int, compare: bool = True
 ) -> LoadedTask:
     """One training task with all rows of its parts, scored by the mean over all their items.

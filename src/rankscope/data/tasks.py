@@ -360,7 +360,7 @@ def items_sha256(*splits: Sequence[Item]) -> str:
     rows: list[Any] = []
     examples: dict[Any, int] = {}
     for item in (item for split in splits for item in split):
-        row = [as_json(getattr(item, name)) for name in names]
+        row = [_as_json(getattr(item, name)) for name in names]
         if item.contexts:
             row.append(item.contexts)
         if item.fewshot:
@@ -370,7 +370,7 @@ def items_sha256(*splits: Sequence[Item]) -> str:
     return sha256_json([[*sizes, *([list(examples)] if examples else [])], rows])
 
 
-def as_json(value: object) -> object:
+def _as_json(value: object) -> object:
     if isinstance(value, tuple):
         return [[m.role, m.content] if isinstance(m, Message) else m for m in value]
     return value
