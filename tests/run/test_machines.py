@@ -120,24 +120,3 @@ def test_what_cannot_be_probed_is_planned_without(inputs: PreparedStudy, tmp_pat
         inputs, config=inputs.config.model_copy(update={"memory_limit": 1000})
     )
     assert not_measured(limited)
-
-
-def test_targets_in_layers_that_do_not_run_are_planned_without(
-    inputs: PreparedStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trials = tuple(
-        trial.model_copy(update={"targets": ("layers.3.self_attn.q_proj",)})
-        for trial in inputs.trials
-        if not trial.is_full
-    )
-    inputs = dataclasses.replace(inputs, trials=trials)
-    assert measured_machine(inputs).probed_layers == 4
-    monkeypatch.setattr(machines, "_MEASURED", {})
-    train = inputs.config.train
-    rows = train.batch_size * train.gradient_accumulation
-    probes = [machines.probe_trial(trials[0], trials[0].rank or 1, seed) for seed in (0, 1)]
-    machine = dataclasses.replace(measured_machine(inputs), utilization=PUBLISHED_UTILIZATION)
-    seconds = machines.step_seconds(machines.with_rows(inputs, probes, rows), machine)
-    monkeypatch.setattr(machines, "_MEASURED", {})
-    monkeypatch.setattr(machines, "STEP_SECONDS", 0.6 * seconds)
-    assert not_measured(inputs)

@@ -25,7 +25,7 @@ MAX_ATTEMPTS = 3
 """A unit is given up whose worker was killed, or ended with an error of its own, that often."""
 MAX_MEMORY_KILLS = 10
 """A unit is given up whose worker that often ended for lack of memory, killed by the system or with
-a rank that ran out of it; unless it is smaller already, the next one makes its passes or its group
+a shard that ran out of it; unless it is smaller already, the next one makes its passes or its group
 smaller, for the system's kills from the second on. Nothing makes the base smaller: its next worker
 ends with OutOfMemory."""
 MESSAGES = "worker.log"

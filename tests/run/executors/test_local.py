@@ -163,18 +163,19 @@ def unsealed(without_seals: Path, tmp_path: Path) -> Path:
     return shutil.copytree(without_seals, tmp_path, dirs_exist_ok=True) / "out"
 
 
-def test_what_an_unsealed_unit_finished_is_kept_without_workers(
-    undisturbed: dict[str, Any], sealed: Path, tmp_path: Path
+@pytest.mark.parametrize("is_sealed", [True, False])
+def test_a_new_driver_without_workers_keeps_what_a_unit_finished(
+    undisturbed: dict[str, Any], sealed: Path, tmp_path: Path, is_sealed: bool
 ) -> None:
-    out = sealed
-    units = [path.parent for path in out.glob("units/*/sealed.sha256")]
-    for unit in units:
+    units = [path.parent for path in sealed.glob("units/*/sealed.sha256")]
+    assert units
+    for unit in units if not is_sealed else ():
         (unit / "sealed.sha256").unlink()
     stages = Stages()
-    small_study(tmp_path, **TWO_GROUPS).run(out, stages)
+    small_study(tmp_path, **TWO_GROUPS).run(sealed, stages)
     assert len([name for name in stages.names if " train " in name]) == 2 - len(units)
-    assert results(out) == undisturbed
-    assert not (out / "units").exists()
+    assert results(sealed) == undisturbed
+    assert not (sealed / "units").exists()
 
 
 class Doomed(LocalExecutor):
@@ -274,18 +275,6 @@ def test_a_worker_that_cannot_start_python_is_no_puzzle(tmp_path: Path) -> None:
     code = run_worker(unit, {"PYTHONHOME": str(unit)}, lambda: False)
     with pytest.raises(WorkerFailed, match=r"exit code 1 and no result.*encodings"):
         check_worker(code, unit)
-
-
-def test_a_new_driver_adopts_what_was_sealed(
-    undisturbed: dict[str, Any], sealed: Path, tmp_path: Path
-) -> None:
-    out, stages = sealed, Stages()
-    num_sealed = len(list(out.glob("units/*/sealed.sha256")))
-    assert num_sealed >= 1
-    small_study(tmp_path, **TWO_GROUPS).run(out, stages)
-    assert len([name for name in stages.names if " train " in name]) == 2 - num_sealed
-    assert results(out) == undisturbed
-    assert not (out / "units").exists()
 
 
 DOOMED = """
