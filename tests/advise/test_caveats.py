@@ -21,19 +21,10 @@ from rankscope.records import (
 
 
 def test_signs_and_limits_of_the_data() -> None:
-    advice = advise(
-        Truth(transfer=lambda rank, lr: -0.3, contamination=10, base_other=0.8, num_items=500)
+    caveats = texts(advise(Truth(contamination=10, retention=())), "caveat")
+    assert all(
+        x in caveats for x in ("10 by exact match", "one learning rate", "no retention task")
     )
-    assert "Negative transfer: math falls by" in texts(advice, "diagnostic")
-    assert "10 by exact match" in texts(advice, "caveat")
-    # 10 of 500 test rows are more than one in a hundred.
-    assert advice.confidence == "tentative"
-    assert "one learning rate" in texts(advice, "caveat")
-    at_chance = advise(Truth(base_other=0.25, forgetting=lambda rank, lr: 0.0))
-    assert "above chance on general" in texts(at_chance, "caveat")
-    # The log-probability of the right answers still measures forgetting.
-    assert "Use a retention task that the base knows" not in texts(at_chance, "caveat")
-    assert "no retention task" in texts(advise(Truth(retention=())), "caveat")
 
 
 def test_contamination_of_different_kinds_are_added_up() -> None:
@@ -199,16 +190,6 @@ def test_a_loss_that_falls_after_enough_steps_is_named_and_weakens_no_claim() ->
     # A loss near zero falls by half of itself, and by nothing of what it was.
     near_zero = (4.0 * 0.7**i for i in range(40))
     assert loss_check(*near_zero) == ("firm", "fine", "has settled")
-
-
-def test_ten_items_and_one_seed_decide_nothing() -> None:
-    truth = Truth(ranks=(8,), full_lrs=(), seeds=(0,), num_items=10, metric="log_probability")
-    advice = advise(replace(truth, base_accuracy=-1.0, accuracy=lambda rank, lr: 1.0))
-    assert advice.verdict == "Cannot tell yet: 10 test items and 1 seed are too few."
-    three = advise(
-        replace(truth, seeds=(0, 1, 2), base_accuracy=-1.0, accuracy=lambda rank, lr: 1.0)
-    )
-    assert three.decision == "use"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Arms of two studies against each other: paired only on the same items, and never otherwise."""
 
 from dataclasses import replace
-from math import hypot
 
 import numpy as np
 import pytest
@@ -41,17 +40,6 @@ def test_unpaired_difference_by_hand() -> None:
     assert found.p is None
     unknown = unpaired_difference(estimate(0.6, None, None), estimate(0.5, 0.44, 0.58))
     assert (unknown.low, unknown.high) == (None, None)
-
-
-def test_unpaired_difference_of_symmetric_intervals_adds_standard_errors_in_squares() -> None:
-    rng = np.random.default_rng(0)
-    for a, b in rng.uniform(0.01, 0.2, (20, 2)):
-        found = unpaired_difference(
-            estimate(0.5, 0.5 - 1.96 * a, 0.5 + 1.96 * a),
-            estimate(0.4, 0.4 - 1.96 * b, 0.4 + 1.96 * b),
-        )
-        assert found.high is not None
-        assert found.high - found.value == pytest.approx(1.96 * hypot(a, b))
 
 
 def test_on_the_same_items_arms_in_both_are_compared_item_by_item() -> None:
@@ -99,16 +87,6 @@ def test_on_other_items_nothing_is_paired() -> None:
         assert not cell.paired
         assert cell.difference == unpaired_difference(cell.second, cell.first)
         assert cell.difference.p is None
-
-
-def test_arms_on_all_tasks_are_one_family() -> None:
-    cells = compare_cells(
-        synthetic_study(FIRST), with_own_trials(synthetic_study(SECOND, seed=1), "#1")
-    )
-    trained = [c.difference for c in cells if c.arm is not None]
-    ps = [e.p for e in trained if e.p is not None]
-    assert len(ps) == len(trained) == 6
-    assert [e.p_holm for e in trained] == pytest.approx(holm(ps))
 
 
 def test_cells_without_a_test_are_not_in_the_family() -> None:
