@@ -216,7 +216,7 @@ def check_spectra_settings(
     """
     if not 0 < settings.intruder_epsilon < 1:
         raise UserError(
-            f"--epsilon {settings.intruder_epsilon}: expected a number between 0 and 1, a cosine"
+            f"--epsilon {settings.intruder_epsilon}", expected="a number between 0 and 1, a cosine"
         )
     has_default = settings.intruder_k == SpectraConfig().intruder_k
     counts = {"top_k": settings.top_k, "intruder_k": None if has_default else settings.intruder_k}
@@ -227,8 +227,10 @@ def check_spectra_settings(
                     f"--{field.replace('_', '-')}" if is_command else f"analyze.spectra.{field}"
                 )
                 raise UserError(
-                    f"{option}: found {k}, expected 1 to {min(shape)}, the number of singular "
-                    f"vectors of {name} {shape}; correct it"
+                    option,
+                    f"{k}",
+                    f"1 to {min(shape)}, the number of singular vectors of {name} {shape}",
+                    "correct it",
                 )
 
 
