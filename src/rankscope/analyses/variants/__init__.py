@@ -86,12 +86,13 @@ class VariantsAnalysis(Analysis[VariantsConfig]):
     def record_settings(
         self, study: "PreparedStudy", kind: str, model_id: str
     ) -> dict[str, object]:
-        from rankscope.analyses.spectra import SPECTRA
         from rankscope.records import variant_of
 
         variant = variant_of(model_id)
         if variant is None or variant.kind not in ("intruders", "control"):
             return {}
+        from rankscope.analyses.spectra import SPECTRA  # only intruders need it
+
         settings = SPECTRA.settings(study.config).of_intruders
         if not study.trial(model_id).is_full:
             return settings
