@@ -6,6 +6,7 @@ it freely: it loads neither torch nor records.
 """
 
 import pkgutil
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ _ANALYSES: dict[str, Analysis[Any]] = {}
 def register_analysis(analysis: Analysis[Any]) -> None:
     """Make an analysis available under its name; replaces one of the same name."""
     _ANALYSES[analysis.name] = analysis
+    loaded = vars(sys.modules.get("rankscope.config.study", sys))
+    if "add_section" in loaded and analysis.section == "analyze":  # else it is about to ask
+        loaded["add_section"](analysis)
 
 
 def all_analyses() -> tuple[Analysis[Any], ...]:

@@ -38,7 +38,9 @@ class Analysis(Generic[Settings]):
 
     def settings(self, config: "StudyConfig") -> Settings:
         section: Any = getattr(config, self.section)
-        settings: Settings = getattr(section, self.name) if self.section == "analyze" else section
+        if self.section != "analyze":
+            return section  # type: ignore[no-any-return]
+        settings: Settings = getattr(section, self.name)
         return settings
 
     def is_enabled(self, config: "StudyConfig") -> bool:
