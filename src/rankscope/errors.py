@@ -183,6 +183,7 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
 # Libraries wrap such errors in others of their own: weights that cannot be read because memory ran
 # out are intact. So the causes of an error are searched, not the error alone.
 
+CONTINUES = "the same command continues"
 AGAIN = "then give the same command again: what was finished is kept"
 
 FULL = {

@@ -224,8 +224,8 @@ CHECKS: dict[str, Callable[[str, Path], None]] = {
 }
 REFUSALS = {
     ("GPT-2", "LoRA"): "'c_attn': found no linear layer of this model",
-    ("GPT-2", "heads"): "c_attn' is one matrix for queries, keys and values",
-    ("Phi-3", "heads"): "qkv_proj' is one matrix for queries, keys and values",
+    ("GPT-2", "heads"): "c_attn', one matrix for queries, keys and values",
+    ("Phi-3", "heads"): "qkv_proj', one matrix for queries, keys and values",
 }
 
 

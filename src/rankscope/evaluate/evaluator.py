@@ -45,7 +45,7 @@ class Evaluation(NamedTuple):
     items: list[ItemResult]
 
 
-NOT_FINITE = "the model gives no item a finite likelihood"
+NOT_FINITE = ("the model", "no item of a finite likelihood", "one")
 
 
 def evaluate_task(
@@ -75,7 +75,7 @@ def evaluate_task(
     with base.multi_lora.dropout_off(), torch.inference_mode():
         scores = encoded.scorer.run(job)
     if any(of_model.metrics.get("not_finite") == 1 for of_model in scores.values()):
-        raise NotFiniteError(NOT_FINITE)
+        raise NotFiniteError(*NOT_FINITE)
     prompts = [item.prompt or item.question for item in encoded.items]
     evaluations: dict[str | None, Evaluation] = {}
     for name, of_model in scores.items():

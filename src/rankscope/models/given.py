@@ -180,7 +180,10 @@ def recorded_other_base(
         if force:
             return recorded or "unknown"
         raise UserError(
-            f"{error}, or --force to use it with this one and record that in the result"
+            error.where,
+            error.found,
+            error.expected,
+            f"{error.do}, or --force to use it with this one and record that in the result",
         ) from error
     return None
 

@@ -26,7 +26,8 @@ def run_subset(
     try:
         return Study(subset_study(inputs.config, rows)).run(out, reporter)
     except UserError as error:
-        raise UserError(f"predict --screen, on a tenth of the rows: {error}") from error
+        where = f"predict --screen, on a tenth of the rows: {error.where}"
+        raise UserError(where, error.found, error.expected, error.do, error.faults) from error
 
 
 def subset_study(config: StudyConfig, rows: Mapping[str, int]) -> StudyConfig:

@@ -17,7 +17,7 @@ from rankscope.device import (
     release_freed_memory,
     use_deterministic,
 )
-from rankscope.errors import STOP_SIGNALS, Interrupted, UserError
+from rankscope.errors import CONTINUES, STOP_SIGNALS, Interrupted, UserError
 from rankscope.filesystem import replace_text
 from rankscope.models.base import Base
 from rankscope.models.given import num_trained_parameters
@@ -167,9 +167,8 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     try:
         yield asked.is_set
     except KeyboardInterrupt as abort:
-        raise Interrupted("aborted; finished results are stored: the same command continues") from (
-            abort
-        )
+        do = f"what was finished is stored: {CONTINUES}"
+        raise Interrupted("this command", "a second request to stop", do=do) from abort
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from rankscope.device import provenance
-from rankscope.errors import Interrupted
+from rankscope.errors import CONTINUES, Interrupted
 from rankscope.models.base import Base
 from rankscope.models.svd_cache import SvdCache, svd_cache_folder
 from rankscope.progress import ProgressReporter
@@ -88,4 +88,5 @@ class RunContext:
     def check_stop(self) -> None:
         """Raise Interrupted if the user asked to stop."""
         if self.should_stop():
-            raise Interrupted("stopped; everything finished is stored: the same command continues")
+            do = f"everything finished is stored: {CONTINUES}"
+            raise Interrupted("this command", "a request to stop", do=do)

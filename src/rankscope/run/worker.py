@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from rankscope.config.study import StudyConfig
-from rankscope.errors import AGAIN, Interrupted, OutOfMemory, StudyLocked, UserError
+from rankscope.errors import AGAIN, CONTINUES, Interrupted, OutOfMemory, StudyLocked, UserError
 from rankscope.models.load import load_base
 from rankscope.progress import LOG, JsonlReporter, NullReporter
 from rankscope.run.begin import begin_run, interruptible, prepare_process
@@ -86,4 +86,4 @@ def _open_when_free(folder: Path, should_stop: Callable[[], bool]) -> Ledger:
             return Ledger.open(folder, write=True, take_over=True)
         except StudyLocked:
             time.sleep(0.1)
-    raise Interrupted("stopped before the unit began; the same command continues")
+    raise Interrupted("unit", "a request to stop before it began", do=CONTINUES)

@@ -232,4 +232,4 @@ def _task_configs(text: str, split: str, num_fewshot: int | None) -> list[TaskCo
         name = path.resolve().name if path.is_dir() else path.stem
         return [TaskConfig.model_validate({"name": name, key: str(path.absolute()), **changes})]
     except ValidationError as error:
-        raise UserError(f"task {text!r}: {reason_of(error)}") from error
+        raise UserError(f"task {text!r}", f"a fault ({reason_of(error)})", "a task") from error

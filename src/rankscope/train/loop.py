@@ -12,15 +12,13 @@ from typing import Protocol
 
 from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
-from rankscope.errors import Interrupted
+from rankscope.errors import CONTINUES, Interrupted
 from rankscope.models.base import Base
 from rankscope.models.gradient_checkpointing import disable_gradient_checkpointing
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint, restore_states, save_states
 from rankscope.train.step import compute_gradients
 from rankscope.train.trial_state import TrialState, start_trials
-
-CONTINUES = "the same command continues"
 
 
 class _StepProgress(Protocol):

@@ -253,7 +253,7 @@ def test_a_canceled_task_is_not_queued_again(
     job = (training_units(out)[0] / JOB).read_text(encoding="utf-8").partition("_")[0]
     subprocess.run(["scancel", job], check=True)
     assert launcher.ended() == Interrupted.exit_code, launcher.said()
-    assert "was canceled; the same command queues it again" in launcher.said()
+    assert "found it canceled; the same command queues it again" in launcher.said()
     asked = ["squeue", "--noheader", "--states=all", "--format=%A %T"]
     jobs = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
     states = {line.split()[1] for line in jobs}

@@ -55,11 +55,12 @@ class HeadLayout(tuple[AttentionLayer, ...]):
         fused = [n for n in modules if n.rpartition(".")[2] in FUSED]
         if fused:
             raise UserError(
-                f"heads of {architecture}: {fused[0]!r} is one matrix for queries, keys and "
-                f"values; expected an architecture with separate {', '.join(PROJECTIONS)}"
+                f"heads of {architecture}",
+                f"{fused[0]!r}, one matrix for queries, keys and values",
+                f"separate {', '.join(PROJECTIONS)}",
             )
         if not attentions:
-            raise UserError(f"heads of {architecture}: no layer has a module named 'o_proj'")
+            raise UserError(f"heads of {architecture}", "no module 'o_proj'", "one in every layer")
         head_dim = getattr(config, "head_dim", None) or (
             config.hidden_size // config.num_attention_heads
         )
@@ -71,8 +72,9 @@ class HeadLayout(tuple[AttentionLayer, ...]):
         siblings = [f"{container}.{name}" for name, _ in modules[container].named_children()]
         if siblings != [layer.layer for layer in layers]:
             raise UserError(
-                f"heads of {architecture}: {container!r} has {len(siblings)} layers, and "
-                f"{len(layers)} of them have an attention with 'o_proj'; expected it in every layer"
+                f"heads of {architecture}",
+                f"{len(layers)} modules 'o_proj' in the {len(siblings)} layers of {container!r}",
+                "one in every layer",
             )
         return cls(layers)
 
@@ -111,17 +113,19 @@ def _attention_layer(
         linear = _inner_linear(modules[path]) if path in modules else None
         if linear is None:
             raise UserError(
-                f"heads: {path!r} is not a linear layer of this model; expected "
-                f"{', '.join(PROJECTIONS)} in every attention"
+                "heads",
+                f"no linear layer {path!r}",
+                f"{', '.join(PROJECTIONS)} in every attention",
             )
         sizes[module] = (linear.out_features, linear.in_features)
     inner, keys = sizes["o_proj"][1], sizes["k_proj"][0]
     is_consistent = sizes["q_proj"][0] == inner and sizes["v_proj"][0] == keys
     if not is_consistent or inner % head_dim or keys % head_dim or inner % keys:
         raise UserError(
-            f"heads: {attention!r} has q_proj, k_proj, v_proj to "
-            f"{', '.join(str(sizes[m][0]) for m in PROJECTIONS[:3])} and o_proj from {inner} "
-            f"numbers; expected whole heads of {head_dim}, and as many queries as o_proj's inputs"
+            f"heads: {attention!r}",
+            f"q_proj, k_proj, v_proj to {', '.join(str(sizes[m][0]) for m in PROJECTIONS[:3])} "
+            f"and o_proj from {inner} numbers",
+            f"whole heads of {head_dim}, and as many queries as o_proj's inputs",
         )
     layer = attention.rpartition(".")[0]
     return AttentionLayer(index, layer, attention, inner // head_dim, keys // head_dim, head_dim)

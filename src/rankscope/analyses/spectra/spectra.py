@@ -129,8 +129,9 @@ def full_spectrum(
     """Spectra of one matrix that was trained itself: W0 and W, (m, n) each."""
     if weight.ndim != 2 or tuned.shape != weight.shape:
         raise UserError(
-            f"{name}: tuned weight is {tuple(tuned.shape)}, the base's {tuple(weight.shape)}: "
-            "these are not the same architecture"
+            name,
+            f"a tuned weight of shape {tuple(tuned.shape)}",
+            f"the base's {tuple(weight.shape)}: the same architecture",
         )
     delta = to_float64(tuned) - to_float64(weight)
     return _dense_spectrum(name, weight, delta, settings, svds)
@@ -240,8 +241,10 @@ def check_factors(name: str, weight: Tensor, adapter: Adapter) -> None:
     fits = A.ndim == 2 and B.ndim == 2 and A.shape[1] == n and B.shape[0] == m
     if not fits or A.shape[0] != B.shape[1]:
         raise UserError(
-            f"{name}: adapter has A {tuple(A.shape)} and B {tuple(B.shape)}, expected A (r, {n}) "
-            f"and B ({m}, r) for this base weight: it was made for another model"
+            name,
+            f"an adapter with A {tuple(A.shape)} and B {tuple(B.shape)}",
+            f"A (r, {n}) and B ({m}, r): it was made for another model",
+            "give the base that it was made for",
         )
 
 

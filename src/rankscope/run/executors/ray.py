@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rankscope.config.section import PlainText
-from rankscope.errors import Interrupted, UserError, first_line
+from rankscope.errors import CONTINUES, Interrupted, UserError, first_line
 from rankscope.run.executors import Executor, ExecutorSettings
 from rankscope.run.worker_process import (
     SEAL,
@@ -124,7 +124,7 @@ class RayExecutor:
         from rankscope.store import UNIT_ORDER
 
         if self.stopped.is_set():
-            raise Interrupted("stopped before the unit began")
+            raise Interrupted("unit", "a request to stop before it began", do=CONTINUES)
         order = (folder / UNIT_ORDER).read_text(encoding="utf-8")
         # A Ray that was started here has no other node.
         files = b"" if self.is_here else packed(folder)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, field_validator
 
 from rankscope.config.section import PlainText
-from rankscope.errors import Interrupted, UserError
+from rankscope.errors import CONTINUES, Interrupted, UserError
 from rankscope.filesystem import replace_text
 from rankscope.run.executors import Executor, ExecutorSettings
 from rankscope.run.worker_process import (
@@ -247,7 +247,8 @@ class SlurmExecutor:
                 except Exception as error:
                     unit.future.set_exception(error)
         elif not unit.job and self.stopped.is_set():
-            unit.future.set_exception(Interrupted("stopped before the unit began"))
+            found = "a request to stop before it began"
+            unit.future.set_exception(Interrupted("unit", found, do=CONTINUES))
 
     def ask_queue(self, units: list[_QueuedUnit]) -> None:
         """Find tasks that SLURM lost or could not launch, and those that a user canceled."""
@@ -262,8 +263,8 @@ class SlurmExecutor:
                 continue  # it ended after the last look
             if state.startswith("CANCEL") or (self.stopped.is_set() and state not in ALIVE):
                 how = "stopped" if self.stopped.is_set() else "canceled"
-                why = f"task {self.forget(unit)} was {how}; the same command queues it again"
-                unit.future.set_exception(Interrupted(why))
+                task, do = f"task {self.forget(unit)}", "the same command queues it again"
+                unit.future.set_exception(Interrupted(task, f"it {how}", do=do))
             elif reason == LAUNCH_FAILED:
                 slurm("scancel", "--quiet", unit.job)
                 self.lose(unit, "SLURM could not launch its task on a node")
