@@ -100,10 +100,11 @@ def claims_table(grids: Mapping[str, Grid]) -> list[str]:
     rows = ["| # | claim | verdict | measured | detectable | study |", "|---|---|---|---|---|---|"]
     found = verdicts(grids)
     for number, (claim, source) in CLAIMS.items():
-        for name, verdict in found.get(number, []):
+        for index, (name, verdict) in enumerate(found.get(number, [])):
+            asked = "asked again" if index else f"{claim} ({source})"
             settled = f": {verdict.would_settle}" if verdict.verdict == OPEN else ""
             rows.append(
-                f"| {number} | {claim} ({source}) | **{verdict.verdict}**{settled} | "
+                f"| {number} | {asked} | **{verdict.verdict}**{settled} | "
                 f"{verdict.measured} | "
                 f"{verdict.detectable} | [{name}](../../examples/claims/{name}.yaml) |"
             )

@@ -228,8 +228,9 @@ def verdicts_table(studies: Sequence[Study], more: Sequence[tuple[str, Verdict]]
     for number, point, model, verdict in answers:
         would_settle = f": {verdict.would_settle}" if verdict.would_settle else ""
         settled = would_settle if verdict.verdict == OPEN else ""
+        shown = "the same" if rows[-1].startswith(f"| {number} |") else point
         rows.append(
-            f"| {number} | {point} | {model} | **{verdict.verdict}**{settled} | "
+            f"| {number} | {shown} | {model} | **{verdict.verdict}**{settled} | "
             f"{verdict.measured} | {verdict.detectable} |"
         )
     return rows
