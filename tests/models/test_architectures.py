@@ -14,19 +14,16 @@ from evaluation_worlds import tokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft_adapters import saved_adapter
 from recipe import minimal
-from tiny_models import VOCABULARY, base_of
+from tiny_models import VOCABULARY, assert_close, base_of
 from torch import Tensor, nn
-from toy_training import full_trial, toy_rows, training_tolerance, trial
+from toy_training import full_trial, recipe_steps, toy_rows, training_tolerance, trial
 from transformers import AutoModelForCausalLM
 
 from rankscope import inspect
 from rankscope.analyses.heads.ablation import Ablation, ablate, zeroed
 from rankscope.analyses.heads.layout import HeadLayout, HeadModel
 from rankscope.analyses.spectra.record import SpectraRecord
-from rankscope.config.study import (
-    TrainConfig,
-)
-from rankscope.data.sampler import RowSampler
+from rankscope.config.study import TrainConfig
 from rankscope.errors import UserError
 from rankscope.evaluate.likelihood import Question, continuation_logprobs
 from rankscope.evaluate.token_trees import TokenTree
@@ -40,6 +37,7 @@ from rankscope.train.loop import GroupResult, train_group
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 STEPS = 3
+NEAR = 2e-5
 PROTOCOL = TrainConfig(max_steps=STEPS, batch_size=2, gradient_accumulation=3)
 ROWS = toy_rows(30)
 """Rows of 3 to 24 tokens; windows are of 5."""
@@ -62,11 +60,6 @@ def table() -> dict[str, dict[str, str]]:
         for line in lines[start : lines.index("", start)]
     ]
     return {row[0]: dict(zip(rows[0][1:], row[1:], strict=True)) for row in rows[2:]}
-
-
-def assert_close(found: Tensor, expected: Tensor, relative: float = 2e-5) -> None:
-    assert found.shape == expected.shape
-    assert float((found - expected).norm()) <= relative * float(expected.norm())
 
 
 def base_logits(base: Base, name: str | None = None) -> Tensor:
@@ -111,11 +104,7 @@ def trained(architecture: str, is_full: bool) -> GroupResult:
 
 def trained_plainly(model: nn.Module, spec: TrialSpec, parameters: list[nn.Parameter]) -> Any:
     """Losses of the plain loop on padded rows with transformers' attention."""
-    order = RowSampler(len(ROWS), 2, 3, spec.seed)
-    steps = [
-        [[(list(ROWS[i].input_ids), list(ROWS[i].is_label)) for i in m] for m in order.step(step)]
-        for step in range(STEPS)
-    ]
+    steps = recipe_steps(ROWS, PROTOCOL, spec.seed, STEPS)
     return minimal().train(model, dict.fromkeys(parameters, spec.lr), steps)
 
 
@@ -123,7 +112,7 @@ def trained_plainly(model: nn.Module, spec: TrialSpec, parameters: list[nn.Param
 
 
 def check_rows(architecture: str, folder: Path) -> None:
-    assert_close(base_logits(base_with(architecture)), stock_logits(stock(architecture)))
+    assert_close(base_logits(base_with(architecture)), stock_logits(stock(architecture)), NEAR)
 
 
 def check_lora(architecture: str, folder: Path) -> None:
@@ -168,7 +157,7 @@ def check_export(architecture: str, folder: Path) -> None:
     check_stored_weights(folder / "full")
     loaded = AutoModelForCausalLM.from_pretrained(folder / "full")
     assert loaded.config.tie_word_embeddings == stock(architecture).config.tie_word_embeddings
-    assert_close(base_logits(result.tuned), stock_logits(loaded))
+    assert_close(base_logits(result.tuned), stock_logits(loaded), NEAR)
     if table()[architecture]["LoRA"] == "no":
         return
     engine = base_with(architecture)
@@ -176,7 +165,7 @@ def check_export(architecture: str, folder: Path) -> None:
     engine.multi_lora.attach(member)
     save_adapter(member, engine.record, folder / "adapter")
     tuned = PeftModel.from_pretrained(stock(architecture), str(folder / "adapter"))
-    assert_close(base_logits(engine, member.name), stock_logits(tuned))
+    assert_close(base_logits(engine, member.name), stock_logits(tuned), NEAR)
 
 
 def check_spectra(architecture: str, folder: Path) -> None:

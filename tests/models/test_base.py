@@ -57,15 +57,6 @@ def test_a_trainable_copy_is_float32_and_shares_nothing_with_the_base() -> None:
     base.logits(RowBatch.of([Row([3, 4], [1])], CPU))
 
 
-def test_linear_layers_keep_their_names_behind_adapters() -> None:
-    base = base_of(tiny_llama())
-    before = base.linears()
-    base.multi_lora.attach(new_adapter(base.model, trial("a")))
-    after = base.linears()
-    assert list(after) == list(before)
-    assert all(after[name] is layer for name, layer in before.items())
-
-
 def test_another_models_switch_on_a_shared_config_is_noticed() -> None:
     base = base_of(tiny_llama())
     batch = RowBatch.of([Row([3, 4, 5], [2]), Row([6, 7], [1])], base.device)

@@ -320,10 +320,3 @@ def test_unknown_models_are_refused_with_the_known_ones() -> None:
             UserError, match=r"found the model '../../etc', expected one of smollm2"
         ):
             find("../../etc")
-
-
-def test_the_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANKSCOPE_CACHE", str(tmp_path / "here"))
-    with pytest.raises(UserError) as caught:
-        cached_model_folder("smollm2-135m")
-    assert str(tmp_path / "here" / "models" / "smollm2-135m") in str(caught.value)

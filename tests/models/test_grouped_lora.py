@@ -12,7 +12,14 @@ import torch.nn.functional as F
 from grouped_products import hostile_grouped_mm, swapped
 from tiny_models import base_of, tiny_llama
 from torch import Tensor, nn
-from toy_training import ATTENTION, protocol, toy_rows, training_tolerance, trial
+from toy_training import (
+    ATTENTION,
+    protocol,
+    stop_after,
+    toy_rows,
+    training_tolerance,
+    trial,
+)
 
 from rankscope.errors import Interrupted
 from rankscope.hashing import sha256_tensors
@@ -159,6 +166,18 @@ def grouped_mm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     return str(request.param)
 
 
+def counted_products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of groups of each product from now on, by the strict kernel."""
+    calls: list[int] = []
+
+    def counted(a: Tensor, b: Tensor, *, offs: Tensor) -> Tensor:
+        calls.append(len(offs))
+        return hostile_grouped_mm(a, b, offs=offs)
+
+    monkeypatch.setattr(F, "grouped_mm", counted)
+    return calls
+
+
 @pytest.mark.parametrize("seed", range(25))
 def test_groups_give_what_the_loop_gives_in_float32(seed: int) -> None:
     world = World(seed, torch.float32)
@@ -227,13 +246,7 @@ def test_products_do_not_grow_with_the_number_of_adapters(monkeypatch: pytest.Mo
     """Six per bucket and matrix, where a loop needs 54 x 14 x 6 = 4,536; the gradient of the first
     layer's input, which q, k and v share, is not needed."""
     choose_lora_implementation("grouped_mm", CPU, torch.bfloat16)  # once, and remembered
-    calls = []
-
-    def counted(a: Tensor, b: Tensor, *, offs: Tensor) -> Tensor:
-        calls.append(len(offs))
-        return hostile_grouped_mm(a, b, offs=offs)
-
-    monkeypatch.setattr(F, "grouped_mm", counted)
+    calls = counted_products(monkeypatch)
     base = base_of(tiny_llama().bfloat16())
     ranks = [8, 1, 16, 24, 30, 64, 40, 3, 13]
     group = [
@@ -278,22 +291,16 @@ def trained(
     implementation: str,
     dtype: torch.dtype = torch.float32,
     checkpoint: GroupCheckpoint | None = None,
-    stop_at: int | None = None,
+    stop_at: int = 0,
     **settings: object,
 ) -> GroupResult:
-    steps = [0]
-
-    def progress(step: int, *_: object) -> None:
-        steps[0] = step
-
     return train_group(
         base_of(tiny_llama().to(dtype)),
         GROUP,
         toy_rows(50),
         protocol(**{"epochs": 0.5, "lora_implementation": implementation, **settings}),
         checkpoint=checkpoint,
-        progress=progress,
-        should_stop=lambda: steps[0] == stop_at,
+        should_stop=stop_after(stop_at),
     )
 
 
@@ -327,13 +334,7 @@ def test_a_group_trains_as_in_the_loop(by_loop: GroupResult, settings: dict[str,
 
 
 def test_a_group_trains_in_bfloat16_as_in_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def counted(a: Tensor, b: Tensor, *, offs: Tensor) -> Tensor:
-        calls.append(len(offs))
-        return hostile_grouped_mm(a, b, offs=offs)
-
-    monkeypatch.setattr(F, "grouped_mm", counted)
+    calls = counted_products(monkeypatch)
     found, expected = (
         trained(name, torch.bfloat16, epochs=0.25, warmup_fraction=0.0)
         for name in ("grouped_mm", "loop")

@@ -1,16 +1,18 @@
 """A base that is whole loads and stays frozen; one that is not is refused by the right error."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from architectures import alone
 from chat_tokenizers import CHATML, byte_tokenizer
 from evaluation_worlds import tokenizer
 from safetensors.torch import load_file, save_file
-from tiny_models import VOCABULARY, base_of, tiny_llama
+from tiny_models import IDS, VOCABULARY, assert_close, base_of, logits_of, tiny_llama
 from torch import Tensor
 from toy_training import trial
 from transformers import AutoModelForCausalLM, JambaConfig, LlamaForCausalLM, MambaConfig
@@ -24,11 +26,9 @@ from rankscope.models.init_context import new_adapter
 from rankscope.models.load import check_stored_weights, load_base
 from rankscope.models.model_folder import model_folder
 from rankscope.models.study_base import resolve_base
-from rankscope.records import TrialSpec
 from rankscope.train.loop import train_group
 
 CPU = torch.device("cpu")
-IDS = [5, 9, 31, 7, 250, 3]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32, prompt_format: str = 
     return load_base(config, CPU, dtype)
 
 
-def edit(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+def edit(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -62,10 +62,7 @@ def edit(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
 def test_a_whole_folder_loads_frozen_with_its_own_logits(whole: Path) -> None:
     check_stored_weights(whole)
     base = load(whole)
-    with torch.inference_mode():
-        found = base.logits(RowBatch.of([Row(IDS, range(len(IDS)))], CPU))
-        expected = tiny_llama()(torch.tensor([IDS])).logits[0]
-    assert float((found - expected).norm()) < 1e-5 * float(expected.norm())
+    assert_close(logits_of(base), alone(tiny_llama(), IDS))
     assert not any(p.requires_grad for p in base.model.parameters())
     assert not base.model.training
     record = base.record
@@ -95,17 +92,7 @@ def test_bfloat16_is_asked_for_and_got(whole: Path) -> None:
 def test_lora_training_leaves_every_weight_as_it_was(whole: Path) -> None:
     base = load(whole)
     before = sha256_tensors(dict(base.model.named_parameters()))
-    spec = TrialSpec(
-        trial_id="a",
-        task="toy",
-        method="lora",
-        rank=4,
-        alpha=8.0,
-        lr=1e-2,
-        targets=("q_proj", "down_proj", "lm_head"),
-        dropout=0.1,
-        seed=0,
-    )
+    spec = trial(lr=1e-2, targets=("q_proj", "down_proj", "lm_head"), dropout=0.1)
     row = EncodedRow(tuple(IDS), (False,) + (True,) * (len(IDS) - 1), False)
     result = train_group(base, [spec], [row], TrainConfig(max_steps=5, warmup_fraction=0))
     assert result.states[0].losses[-1].loss < result.states[0].losses[0].loss
@@ -119,41 +106,35 @@ def test_lora_training_leaves_every_weight_as_it_was(whole: Path) -> None:
 # --- what is not ---
 
 
-def drop(tensors: dict[str, Tensor]) -> None:
-    del tensors["model.layers.1.self_attn.v_proj.weight"]
-
-
-def poison(tensors: dict[str, Tensor]) -> None:
-    tensors["model.layers.1.self_attn.v_proj.weight"][3, 4] = float("nan")
-
-
-def overflow(tensors: dict[str, Tensor]) -> None:
-    tensors["model.norm.weight"][0] = float("inf")
-
-
-def misshape(tensors: dict[str, Tensor]) -> None:
-    tensors["model.layers.1.self_attn.v_proj.weight"] = torch.zeros(32, 63)
+V = "model.layers.1.self_attn.v_proj.weight"
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "message", "by_values"),
     [
-        (drop, r"1 weights missing, such as 'model\.layers\.1\.self_attn\.v_proj\.weight'"),
-        (poison, r"'model\.layers\.1\.self_attn\.v_proj\.weight' that is not finite"),
-        (overflow, r"'model\.norm\.weight' that is not finite"),
-        (misshape, r"v_proj\.weight' of shape \(32, 63\), expected \(32, 64\) as config"),
+        (lambda t: t.pop(V), f"1 weights missing, such as '{V}'", False),
+        (lambda t: t[V][3, 4].fill_(torch.nan), f"'{V}' that is not finite", True),
+        (
+            lambda t: t["model.norm.weight"][0].fill_(torch.inf),
+            "'model.norm.weight' that is not finite",
+            True,
+        ),
+        (
+            lambda t: t.update({V: torch.zeros(32, 63)}),
+            "v_proj.weight' of shape (32, 63), expected (32, 64) as config",
+            False,
+        ),
     ],
+    ids=["absent", "NaN", "infinity", "shape"],
 )
 def test_faulty_weights_are_integrity_errors(
-    folder: Path, change: Callable[[dict[str, Tensor]], None], message: str
+    folder: Path, change: Callable[[dict[str, Tensor]], object], message: str, by_values: bool
 ) -> None:
     edit(folder, change)
-    with pytest.raises(IntegrityError, match=message) as caught:
-        load(folder)
-    assert str(folder) in str(caught.value)
-    if change in (drop, misshape):  # seen without the values
-        with pytest.raises(IntegrityError, match=message):
-            check_stored_weights(folder)
+    for check in (load,) if by_values else (load, check_stored_weights):
+        with pytest.raises(IntegrityError, match=re.escape(message)) as caught:
+            check(folder)
+        assert str(folder) in str(caught.value)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
@@ -177,10 +158,9 @@ def test_one_of_several_files_that_is_absent_is_refused(tmp_path: Path) -> None:
 
 
 def test_stored_rotary_frequencies_are_no_stray_weights(folder: Path) -> None:
-    def add(tensors: dict[str, Tensor]) -> None:
-        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
-
-    edit(folder, add)
+    edit(
+        folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)})
+    )
     load(folder)
 
 

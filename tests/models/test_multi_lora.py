@@ -1,11 +1,14 @@
 """Laws of one adapter, alone and beside others in a multi_lora."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from tiny_models import base_of, tiny_llama
+from tiny_models import assert_close, base_of, tiny_llama
 from torch import Tensor, nn
+from toy_training import ATTENTION
+from toy_training import trial as toy_trial
 
 from rankscope.errors import UserError
 from rankscope.models.base import Base, Row, RowBatch
@@ -22,28 +25,10 @@ from rankscope.models.multi_lora import (
 from rankscope.records import TrialSpec
 
 ROWS = [[5, 9, 31, 7], [250, 3], [77, 78, 79, 80, 81, 82, 83]]
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-def trial(
-    adapter_name: str = "a",
-    rank: int = 4,
-    targets: tuple[str, ...] = ATTENTION,
-    method: str = "lora",
-    dropout: float = 0.0,
-    seed: int = 0,
-) -> TrialSpec:
-    return TrialSpec(
-        trial_id=adapter_name,
-        task="toy",
-        method=method,  # type: ignore[arg-type]
-        rank=rank,
-        alpha=6.0,
-        lr=1e-3,
-        targets=targets,
-        dropout=dropout,
-        seed=seed,
-    )
+def trial(adapter_name: str = "a", **changes: Any) -> TrialSpec:
+    return toy_trial(adapter_name, **{"alpha": 6.0} | changes)
 
 
 def filled(base: Base, spec: TrialSpec, size: float = 0.2) -> Adapter:
@@ -73,15 +58,6 @@ def relative_gap(found: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("method", ["lora", "rslora"])
-def test_with_b_zero_the_logits_are_the_bases_bit_for_bit(method: str) -> None:
-    base = base_of(tiny_llama())
-    (before,) = logits(base, None)
-    base.multi_lora.attach(new_adapter(base.model, trial(method=method)))
-    (after,) = logits(base, "a")
-    assert torch.equal(after, before)
-
-
-@pytest.mark.parametrize("method", ["lora", "rslora"])
 @pytest.mark.parametrize("targets", [ATTENTION, ("up_proj", "down_proj", "lm_head")])
 def test_weights_with_s_b_a_added_give_the_adapters_logits(
     method: str, targets: tuple[str, ...]
@@ -94,17 +70,8 @@ def test_weights_with_s_b_a_added_give_the_adapters_logits(
         if name in adapter.a:
             layer.weight.data += delta_weight(adapter, name)
     (expected,) = logits(base_of(merged), None)
-    assert relative_gap(found, expected) < 1e-5
+    assert_close(found, expected, 1e-5)
     assert relative_gap(bare, expected) > 0.05
-
-
-@pytest.mark.parametrize("rank", [1, 3, 16])
-def test_the_updates_rank_is_at_most_r(rank: int) -> None:
-    base = base_of(tiny_llama())
-    adapter = filled(base, trial(rank=rank))
-    for name in adapter.a:
-        sigma = torch.linalg.svdvals(delta_weight(adapter, name).double())
-        assert int((sigma > 1e-6 * sigma[0]).sum()) == rank
 
 
 def test_scaling_is_alpha_over_r_and_over_root_r_for_rslora() -> None:
@@ -212,7 +179,7 @@ def test_in_a_group_each_adapter_gives_what_it_gives_alone() -> None:
             if spec.trial_id == adapter_name:
                 filled(single, spec)
         (expected,) = logits(single, adapter_name)
-        assert relative_gap(found, expected) < 1e-5
+        assert_close(found, expected, 1e-5)
 
 
 def test_an_unknown_slot_is_an_error_and_not_the_base() -> None:
@@ -283,7 +250,7 @@ def test_dropout_masks_are_the_same_alone_in_a_group_and_however_a_step_is_cut()
                     )
         found.append(torch.cat(parts))
     alone, packed = found
-    assert relative_gap(packed, alone) < 1e-5
+    assert_close(packed, alone, 1e-5)
     first, second = alone.chunk(2)
     assert relative_gap(second, first) > 1e-3  # another step, other masks
 
@@ -386,6 +353,6 @@ def test_gradients_are_autograds(with_gain: bool, with_start: bool, with_bias: b
         dim=1,
     )
     expected = torch.autograd.grad((slow * target).sum(), [x, *parameters])
-    assert relative_gap(y.detach(), slow.detach()) < 1e-6  # the gain's norm is float32
+    assert_close(y, slow, 1e-6)  # the gain's norm is float32
     for one, other in zip(found, expected, strict=True):
-        assert relative_gap(one, other) < 1e-6
+        assert_close(one, other, 1e-6)

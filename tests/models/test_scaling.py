@@ -4,22 +4,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny_models import base_of, tiny_llama
+from tiny_models import base_of, logits_of, tiny_llama
 from toy_training import trial
 
-from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.base import Base
 from rankscope.models.init_context import new_adapter
 from rankscope.models.lora import Adapter
 from rankscope.models.multi_lora import dense_weight
 from rankscope.models.scaling import FactorOf, scaled_adapter, scaled_model, variant_factors
 from rankscope.records import Variant, trial_of, variant_of
-
-IDS = list(range(3, 30))
-
-
-def logits(base: Base, adapter_name: str | None) -> torch.Tensor:
-    with torch.no_grad():
-        return base.logits(RowBatch.of([Row(IDS, range(len(IDS)), adapter_name)], base.device))
 
 
 def moved(base: Base, method: str) -> Adapter:
@@ -43,15 +36,15 @@ def everywhere(strength: float) -> FactorOf:
 def test_the_ends_are_the_base_and_the_adapter(method: str, variant: str) -> None:
     base = base_of(tiny_llama())
     adapter = moved(base, method)
-    tuned, plain = logits(base, "a"), logits(base, None)
+    tuned, plain = logits_of(base, "a"), logits_of(base)
     assert not torch.allclose(tuned, plain, atol=1e-3)
     for strength, expected in ((1.0, tuned), (0.0, plain)):
         scale = everywhere(strength)
         if variant == "layers" and strength == 1.0:
             scale = variant_factors(Variant("layers", 1.0), 2)
         base.multi_lora.attach(scaled_adapter(adapter, "b", scale, base.linears()))
-        torch.testing.assert_close(logits(base, "b"), expected, rtol=1e-4, atol=1e-5)
-    assert torch.equal(logits(base, "a"), tuned)  # which is as it was
+        torch.testing.assert_close(logits_of(base, "b"), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(logits_of(base, "a"), tuned)  # which is as it was
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
@@ -68,7 +61,7 @@ def test_a_scaled_adapter_is_the_base_plus_that_part_of_the_update(
     for name in adapter.a:
         weight = linears[name].weight
         weight.data += scale(name) * adapter.delta(name, dense_weight(linears[name]))
-    torch.testing.assert_close(logits(base, "b"), logits(merged, None), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits_of(base, "b"), logits_of(merged), rtol=1e-4, atol=1e-5)
 
 
 def test_a_factor_per_layer_rises_linearly_to_one() -> None:
@@ -93,7 +86,7 @@ def test_a_scaled_model_lies_on_the_line_between_base_and_tuned() -> None:
     for name, parameter in half.items():
         torch.testing.assert_close(parameter, (ends[0][name] + ends[1][name]) / 2)
     whole = scaled_model(frozen, tuned, everywhere(1.0))
-    torch.testing.assert_close(logits(whole, None), logits(tuned, None), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits_of(whole), logits_of(tuned), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

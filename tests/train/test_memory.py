@@ -39,27 +39,21 @@ def test_a_counter_counts_what_lives() -> None:
     assert counter.peak_bytes == 2500
 
 
-def test_a_step_on_shapes_takes_what_a_step_on_numbers_takes() -> None:
+@pytest.mark.parametrize(
+    "trials",
+    [[trial("a", rank=4), trial("b", rank=12, seed=1)], [full_trial()]],
+    ids=["group", "full"],
+)
+def test_a_step_on_shapes_takes_what_a_step_on_numbers_takes(trials: list[TrialSpec]) -> None:
     """The peak of whole steps of the real loop, weights that train and their states included."""
     rows = toy_rows(12)
     train = protocol(max_steps=3, warmup_fraction=0.0, batch_tokens=64)
-    trials = [trial("a", rank=4), trial("b", rank=12, seed=1)]
     base = base_of(tiny_llama())
     with AllocationCounter() as counter:
         train_group(base, trials, rows, train)
     found = model().of_group(trials, RowCounts.of(rows), train)
     allocated = found.state_bytes + found.pass_bytes
     assert 0.85 < allocated / counter.peak_bytes < 1.15
-
-
-def test_a_step_of_full_fine_tuning_takes_what_it_is_said_to_take() -> None:
-    rows = toy_rows(12)
-    train = protocol(max_steps=3, warmup_fraction=0.0, batch_tokens=64)
-    base = base_of(tiny_llama())
-    with AllocationCounter() as counter:
-        train_group(base, [full_trial()], rows, train)
-    found = model().of_group([full_trial()], RowCounts.of(rows), train)
-    assert 0.85 < (found.state_bytes + found.pass_bytes) / counter.peak_bytes < 1.15
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -6,7 +6,6 @@ sizes, schedules and dropouts that all differ.
 """
 
 import math
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,19 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from recipe import minimal
-from tiny_models import base_of, tiny_llama
+from tiny_models import assert_close, base_of, tiny_llama
 from torch import Tensor, nn
-from toy_training import ATTENTION, full_trial, toy_rows, training_tolerance, trial
+from toy_training import (
+    ATTENTION,
+    full_trial,
+    recipe_steps,
+    stop_after,
+    toy_rows,
+    training_tolerance,
+    trial,
+)
 
 from rankscope.config.study import TrainConfig
-from rankscope.data.sampler import RowSampler
 from rankscope.errors import Interrupted
 from rankscope.models.init_context import InitContext, new_adapter
 from rankscope.models.lora import Adapter
@@ -63,23 +69,19 @@ def started(spec: TrialSpec, dtype: torch.dtype = torch.float32) -> Adapter:
     return new_adapter(base.model, spec, InitContext(base, ROWS, [spec]))
 
 
-def steps_of(spec: TrialSpec) -> list[list[list[tuple[list[int], list[bool]]]]]:
-    """The recipe's input: per optimizer step the micro-batches of (ids, labeled)."""
-    own = trial_protocol(spec, PROTOCOL)
-    order = RowSampler(len(ROWS), own.batch_size, own.gradient_accumulation, spec.seed)
-    return [
-        [[(list(ROWS[i].input_ids), list(ROWS[i].is_label)) for i in m] for m in order.step(step)]
-        for step in range(STEPS)
-    ]
-
-
 def trained_plainly(
     spec: TrialSpec, model: nn.Module, parameters: dict[nn.Parameter, float]
 ) -> list[float]:
     """The recipe's loop by the trial's own protocol; the losses."""
     own = trial_protocol(spec, PROTOCOL)
+    steps = recipe_steps(ROWS, own, spec.seed, STEPS)
     losses: list[float] = minimal().train(
-        model, parameters, steps_of(spec), own.schedule, own.warmup_fraction, own.weight_decay
+        model,
+        parameters,
+        steps,
+        own.schedule,
+        own.warmup_fraction,
+        own.weight_decay,
     )
     return losses
 
@@ -93,12 +95,6 @@ def without_start(model: nn.Module, adapter: Adapter) -> None:
 
 def rates_of(spec: TrialSpec, a: list[nn.Parameter], b: list[nn.Parameter]) -> dict[Any, float]:
     return {**dict.fromkeys(a, spec.lr), **dict.fromkeys(b, spec.lr * (spec.lr_ratio or 1))}
-
-
-def assert_same(found: Tensor, expected: Tensor) -> None:
-    """Equal but for rounding, relative to the tensor's norm."""
-    found, expected = found.detach(), expected.detach()
-    assert float((found - expected).norm()) <= RELATIVE * float(expected.norm())
 
 
 # --- by the recipe ---
@@ -120,8 +116,8 @@ def test_group_equals_the_minimal_reference(spec: TrialSpec) -> None:
     assert [p.loss for p in state.losses] == pytest.approx(losses, rel=RELATIVE)
     assert state.adapter is not None
     for name, layer in layers.items():
-        assert_same(state.adapter.a[name], layer.a)
-        assert_same(state.adapter.b[name], layer.b)
+        assert_close(state.adapter.a[name], layer.a, RELATIVE)
+        assert_close(state.adapter.b[name], layer.b, RELATIVE)
         assert not torch.equal(layer.b, start.b[name])
 
 
@@ -163,7 +159,8 @@ def peft_model(spec: TrialSpec, start: Adapter, model: nn.Module) -> nn.Module:
     )
     model = get_peft_model(model, config).train()
     valid: list[Tensor] = []
-    first_of_step = iter([i == 0 for step in steps_of(spec) for i in range(len(step))])
+    steps = recipe_steps(ROWS, trial_protocol(spec, PROTOCOL), spec.seed, STEPS)
+    first_of_step = iter([i == 0 for step in steps for i in range(len(step))])
     step = iter(range(STEPS))
 
     def note_batch(module: nn.Module, args: object, kwargs: dict[str, Tensor]) -> None:
@@ -206,7 +203,7 @@ def test_group_equals_peft_with_plain_pytorch(spec: TrialSpec) -> None:
     assert state.adapter is not None
     for name, expected in found.items():
         for ours, theirs in zip(state.adapter.module_parameters(name), expected, strict=True):
-            assert_same(ours, theirs)
+            assert_close(ours, theirs, RELATIVE)
         assert not torch.equal(expected[1], start.b[name])
 
 
@@ -256,7 +253,7 @@ def test_full_fine_tuning_equals_plain_pytorch() -> None:
     assert [p.loss for p in result.states[0].losses] == pytest.approx(losses, rel=RELATIVE)
     tuned = dict(result.tuned.model.named_parameters())
     for name, parameter in model.named_parameters():
-        assert_same(tuned[name], parameter)
+        assert_close(tuned[name], parameter, RELATIVE)
     # The base itself is as it was.
     for name, parameter in tiny_llama().named_parameters():
         assert torch.equal(dict(base.model.named_parameters())[name], parameter)
@@ -285,12 +282,7 @@ def test_a_neighbor_that_diverges_changes_nobody(lr: float) -> None:
             [p.loss for p in alone.losses], rel=RELATIVE
         )
         for found, expected in zip(weights(state), weights(alone), strict=True):
-            assert_same(found, expected)
-
-
-def stopping_after(steps: int) -> Callable[[], bool]:
-    seen = iter(range(1, steps + 1))
-    return lambda: next(seen) == steps
+            assert_close(found, expected, RELATIVE)
 
 
 @pytest.mark.parametrize("stop", [1, 13, 19])
@@ -303,7 +295,7 @@ def test_a_group_stopped_within_an_epoch_goes_on_bit_for_bit(tmp_path: Path, sto
             ROWS,
             PROTOCOL,
             checkpoint=checkpoint,
-            should_stop=stopping_after(stop),
+            should_stop=stop_after(stop),
         )
     result = train_group(base_of(tiny_llama()), GROUP, ROWS, PROTOCOL, checkpoint=checkpoint)
     for state in result.states:

@@ -10,9 +10,16 @@ import torch.nn.functional as F
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel, get_peft_model
 from recipe import minimal
 from tiny_models import base_of, tiny_llama
-from toy_training import ATTENTION, peft_trial, protocol, toy_rows, training_tolerance
+from toy_training import (
+    ATTENTION,
+    peft_trial,
+    protocol,
+    recipe_steps,
+    stop_after,
+    toy_rows,
+    training_tolerance,
+)
 
-from rankscope.data.sampler import RowSampler
 from rankscope.errors import Interrupted
 from rankscope.hashing import sha256_tensors
 from rankscope.models.lora import derive_seed
@@ -48,22 +55,10 @@ def reference(spec: TrialSpec, settings: dict[str, Any], **more: Any) -> PeftMod
     return get_peft_model(model, config)
 
 
-def steps_of(spec: TrialSpec) -> list[list[list[tuple[list[int], list[bool]]]]]:
-    """Per optimizer step the micro-batches of (ids, labeled)."""
-    order = RowSampler(len(ROWS), PROTOCOL.batch_size, PROTOCOL.gradient_accumulation, spec.seed)
-    return [
-        [[(list(ROWS[i].input_ids), list(ROWS[i].is_label)) for i in m] for m in order.step(step)]
-        for step in range(NUM_STEPS)
-    ]
-
-
 def assert_same_weights(result: GroupResult, expected: list[torch.nn.Parameter]) -> None:
-    found = result.states[0].parameters
-    for ours, theirs in zip(found, expected, strict=True):
-        assert (
-            float((ours - theirs).detach().norm())
-            <= RELATIVE * float(theirs.detach().norm()) + NOTHING
-        )
+    for ours, theirs in zip(result.states[0].parameters, expected, strict=True):
+        gap = float((ours - theirs).detach().norm())
+        assert gap <= RELATIVE * float(theirs.detach().norm()) + NOTHING
 
 
 @pytest.mark.parametrize(
@@ -81,7 +76,9 @@ def test_it_equals_peft_in_plain_pytorch(settings: dict[str, Any], lr: float) ->
     result = train_group(base_of(tiny_llama()), [spec], ROWS, PROTOCOL)
     model = reference(spec, settings)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    losses = minimal().train(model, dict.fromkeys(parameters, lr), steps_of(spec))
+    losses = minimal().train(
+        model, dict.fromkeys(parameters, lr), recipe_steps(ROWS, PROTOCOL, spec.seed, NUM_STEPS)
+    )
     assert [p.loss for p in result.states[0].losses] == pytest.approx(losses, rel=RELATIVE)
     assert_same_weights(result, parameters)
     start = [p for p in reference(spec, settings).parameters() if p.requires_grad]
@@ -96,7 +93,7 @@ def test_adalora_equals_its_own_loop_in_plain_pytorch() -> None:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
     losses = []
-    for step, micro_batches in enumerate(steps_of(spec)):
+    for step, micro_batches in enumerate(recipe_steps(ROWS, PROTOCOL, spec.seed, NUM_STEPS)):
         batches = [minimal().padded(rows) for rows in micro_batches]
         num_labels = sum(int((labels[:, 1:] != -100).sum()) for _, _, labels in batches)
         total = 0.0
@@ -147,19 +144,13 @@ def test_stopped_at_any_step_it_ends_with_the_same_bits(
     spec = peft_trial(**WITH_DROPOUT[name])
 
     def train(stop: int) -> list[object]:
-        done = [0]
-
-        def progress(step: int, num_steps: int, num_tokens: int, losses: list[float]) -> None:
-            done[0] = step
-
         result = train_group(
             base_of(tiny_llama()),
             [spec],
             ROWS,
             PROTOCOL,
             checkpoint=GroupCheckpoint(tmp_path),
-            progress=progress,
-            should_stop=lambda: 0 < stop == done[0],
+            should_stop=stop_after(stop),
         )
         return weights_and_counters(result)
 

@@ -5,25 +5,31 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import alone
 from peft import PeftModel
 from recipe import minimal
-from tiny_models import base_of, tiny_llama
+from tiny_models import IDS, base_of, logits_of, tiny_llama
 from torch import Tensor, nn
-from toy_training import ATTENTION, protocol, toy_rows, training_tolerance, trial
+from toy_training import (
+    ATTENTION,
+    protocol,
+    recipe_steps,
+    stop_after,
+    toy_rows,
+    training_tolerance,
+    trial,
+)
 from trained_adapters import continued, peft_adapter
 
-from rankscope.data.sampler import RowSampler
 from rankscope.errors import Interrupted, UserError
 from rankscope.models.adapters.folder import load_adapter, save_adapter
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
-from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.init_context import new_adapter
 from rankscope.report.model_card import adapter_card
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import train_group
 from rankscope.train.trial_state import TrialState
 
-IDS = [5, 9, 31, 7, 250, 3, 77, 12]
 LEFT = "model.layers.0.self_attn.q_proj"
 STEPS = 15
 ROWS = toy_rows(30)
@@ -48,17 +54,6 @@ KIND = pytest.mark.parametrize("kind", KINDS)
 def relative(found: Tensor, expected: Tensor) -> float:
     """Distance over the expected norm."""
     return float((found - expected).detach().norm() / expected.detach().norm())
-
-
-def logits(base: Base, adapter_name: str | None) -> Tensor:
-    with torch.inference_mode():
-        return base.logits(RowBatch.of([Row(IDS, range(len(IDS)), adapter_name)], base.device))
-
-
-def their_logits(model: nn.Module) -> Tensor:
-    with torch.inference_mode():
-        found: Tensor = model(input_ids=torch.tensor([IDS])).logits[0]
-    return found
 
 
 def parts(state: TrialState) -> dict[str, list[Tensor]]:
@@ -86,9 +81,9 @@ def test_before_the_first_step_it_is_the_adapter(tmp_path: Path, kind: str) -> N
     base = base_of(tiny_llama())
     adapter = new_adapter(base.model, continued(tmp_path, **ours))
     base.multi_lora.attach(adapter)
-    expected = their_logits(model)
-    assert relative(logits(base, "a"), expected) < RELATIVE
-    assert relative(logits(base, None), expected) > 0.02
+    expected = alone(model, IDS)
+    assert relative(logits_of(base, "a"), expected) < RELATIVE
+    assert relative(logits_of(base, None), expected) > 0.02
     assert all(parameter.requires_grad for parameter in adapter.parameters())
 
 
@@ -122,11 +117,7 @@ def test_it_goes_where_plain_peft_goes(tmp_path: Path, kind: str) -> None:
         for own in their_parts(model).values()
         for side, part in enumerate(own)
     }
-    order = RowSampler(len(ROWS), PROTOCOL.batch_size, PROTOCOL.gradient_accumulation, spec.seed)
-    steps = [
-        [[(list(ROWS[i].input_ids), list(ROWS[i].is_label)) for i in m] for m in order.step(step)]
-        for step in range(STEPS)
-    ]
+    steps = recipe_steps(ROWS, PROTOCOL, spec.seed, STEPS)
     losses = minimal().train(model, rates, steps, "constant", 0.0)
     assert [point.loss for point in state.losses] == pytest.approx(losses, rel=RELATIVE)
     found = parts(state)
@@ -143,10 +134,10 @@ def test_fresh_neighbors_do_not_notice_it(tmp_path: Path) -> None:
     mixed = [fresh[0], continued(tmp_path, "stored", method="dora"), fresh[1]]
     apart = train_group(base_of(tiny_llama()), fresh, ROWS, PROTOCOL).states
     together = train_group(base_of(tiny_llama()), mixed, ROWS, PROTOCOL).states
-    for alone, packed in zip(apart, together[::2], strict=True):
-        losses = [point.loss for point in alone.losses]
+    for single, packed in zip(apart, together[::2], strict=True):
+        losses = [point.loss for point in single.losses]
         assert [point.loss for point in packed.losses] == pytest.approx(losses, rel=RELATIVE)
-        for name, own in parts(alone).items():
+        for name, own in parts(single).items():
             for found, expected in zip(parts(packed)[name], own, strict=True):
                 assert relative(found, expected) <= RELATIVE
 
@@ -163,11 +154,11 @@ def test_what_it_became_is_stored_as_what_peft_loads(tmp_path: Path, kind: str) 
     (tmp_path / "after").mkdir()
     save_adapter(state.adapter, base.record, tmp_path / "after")
     model = PeftModel.from_pretrained(tiny_llama(), tmp_path / "after").eval()
-    expected = logits(base, "a")
-    assert relative(their_logits(model), expected) < RELATIVE
+    expected = logits_of(base, "a")
+    assert relative(alone(model, IDS), expected) < RELATIVE
     base.multi_lora.clear()
     base.multi_lora.attach(load_adapter(tmp_path / "after", "b", base.record))
-    assert relative(logits(base, "b"), expected) < RELATIVE
+    assert relative(logits_of(base, "b"), expected) < RELATIVE
     card = adapter_card(spec, base.record)
     assert f"| continues the adapter, sha256 | {spec.init_sha256} |" in card
 
@@ -192,7 +183,6 @@ def test_stopped_and_resumed_it_is_the_same_bit_for_bit(tmp_path: Path) -> None:
     group = [trial("fresh"), continued(tmp_path / "stored", method="dora", dropout=0.1)]
     whole = train_group(base_of(tiny_llama()), group, ROWS, PROTOCOL).states
     checkpoint = GroupCheckpoint(tmp_path / "checkpoint")
-    asked = iter(range(STEPS))
     with pytest.raises(Interrupted):
         train_group(
             base_of(tiny_llama()),
@@ -200,7 +190,7 @@ def test_stopped_and_resumed_it_is_the_same_bit_for_bit(tmp_path: Path) -> None:
             ROWS,
             PROTOCOL,
             checkpoint=checkpoint,
-            should_stop=lambda: next(asked) == 6,
+            should_stop=stop_after(7),
         )
     resumed = train_group(base_of(tiny_llama()), group, ROWS, PROTOCOL, checkpoint=checkpoint)
     for found, expected in zip(resumed.states, whole, strict=True):

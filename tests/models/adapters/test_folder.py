@@ -8,23 +8,25 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import alone
 from folder_contents import folder_contents
 from launcher import Launcher
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_models import base_of, tiny_llama
+from tiny_models import IDS, base_of, logits_of, tiny_llama
 from torch import Tensor
 from toy_training import toy_rows
+from toy_training import trial as toy_trial
+from trained_adapters import peft_adapter
 
 from rankscope.errors import IntegrityError, UserError
 from rankscope.models.adapters.folder import load_adapter, save_adapter
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
-from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.base import Base
 from rankscope.models.init_context import InitContext, new_adapter
 from rankscope.models.lora import Adapter
 from rankscope.records import TrialSpec
 
-IDS = [5, 9, 31, 7, 250, 3, 77, 12]
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 DOTTED = ("model.layers.1.self_attn.q_proj", "model.layers.0.mlp.down_proj")
@@ -36,20 +38,8 @@ METHODS = pytest.mark.parametrize("method", ["lora", "rslora", "lora+", "dora", 
 ROWS = toy_rows(80)
 
 
-def trial(
-    targets: tuple[str, ...] = ATTENTION, method: str = "lora", alpha: float = 6.0
-) -> TrialSpec:
-    return TrialSpec(
-        trial_id="a",
-        task="toy",
-        method=method,  # type: ignore[arg-type]
-        rank=4,
-        alpha=alpha,
-        lr=1e-3,
-        targets=targets,
-        dropout=0.1,
-        seed=0,
-    )
+def trial(targets: tuple[str, ...] = ATTENTION, **changes: Any) -> TrialSpec:
+    return toy_trial(targets=targets, **{"alpha": 6.0, "dropout": 0.1} | changes)
 
 
 def trained(base: Base, spec: TrialSpec) -> Adapter:
@@ -63,6 +53,12 @@ def trained(base: Base, spec: TrialSpec) -> Adapter:
     return adapter
 
 
+def adapted_logits(adapter: Adapter) -> Tensor:
+    base = base_of(tiny_llama())
+    base.multi_lora.attach(adapter)
+    return logits_of(base, adapter.name)
+
+
 def written(folder: Path, spec: TrialSpec | None = None) -> Path:
     """A folder that we wrote."""
     base = base_of(tiny_llama())
@@ -71,35 +67,10 @@ def written(folder: Path, spec: TrialSpec | None = None) -> Path:
     return folder
 
 
-def our_logits(adapter: Adapter) -> Tensor:
-    base = base_of(tiny_llama())
-    base.multi_lora.attach(adapter)
-    with torch.inference_mode():
-        return base.logits(RowBatch.of([Row(IDS, range(len(IDS)), adapter.name)], base.device))
-
-
-def their_logits(model: torch.nn.Module) -> Tensor:
-    with torch.inference_mode():
-        logits: Tensor = model(input_ids=torch.tensor([IDS])).logits[0]
-    return logits
-
-
 def assert_same_and_changed(found: Tensor, expected: Tensor) -> None:
     assert float((found - expected).norm()) < 1e-5 * float(expected.norm())
-    bare = their_logits(tiny_llama())
+    bare = alone(tiny_llama(), IDS)
     assert float((expected - bare).norm()) > 0.05 * float(bare.norm())
-
-
-def peft_folder(folder: Path, **settings: Any) -> tuple[PeftModel, Path]:
-    """An adapter that plain PEFT made, with random A and B, and saved."""
-    options = {"r": 4, "lora_alpha": 6, "target_modules": list(ATTENTION), **settings}
-    model = get_peft_model(tiny_llama(), LoraConfig(task_type="CAUSAL_LM", **options))
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-    model.save_pretrained(folder)
-    return model.eval(), folder
 
 
 # --- there and back ---
@@ -111,13 +82,13 @@ def peft_folder(folder: Path, **settings: Any) -> tuple[PeftModel, Path]:
 def test_what_we_save_plain_peft_loads_with_the_same_logits(
     tmp_path: Path, method: str, targets: tuple[str, ...], alpha: float
 ) -> None:
-    spec = trial(targets, method, alpha)
+    spec = trial(targets, method=method, alpha=alpha)
     written(tmp_path, spec)
     base = base_of(tiny_llama())
-    expected = our_logits(trained(base, spec))
+    expected = adapted_logits(trained(base, spec))
     model = PeftModel.from_pretrained(tiny_llama(), tmp_path).eval()
-    assert_same_and_changed(their_logits(model), expected)
-    assert_same_and_changed(our_logits(load_adapter(tmp_path, "a")), expected)
+    assert_same_and_changed(alone(model, IDS), expected)
+    assert_same_and_changed(adapted_logits(load_adapter(tmp_path, "a")), expected)
 
 
 @METHOD
@@ -125,15 +96,16 @@ def test_what_we_save_plain_peft_loads_with_the_same_logits(
 def test_what_plain_peft_saves_loads_here_with_the_same_logits(
     tmp_path: Path, method: str, targets: tuple[str, ...]
 ) -> None:
-    model, folder = peft_folder(
-        tmp_path, target_modules=list(targets), use_rslora=method == "rslora", lora_dropout=0.1
+    folder = tmp_path
+    model = peft_adapter(
+        folder, target_modules=list(targets), use_rslora=method == "rslora", lora_dropout=0.1
     )
-    assert_same_and_changed(our_logits(load_adapter(folder, "x")), their_logits(model))
+    assert_same_and_changed(adapted_logits(load_adapter(folder, "x")), alone(model, IDS))
 
 
 def test_a_module_without_a_rank_is_no_target(tmp_path: Path) -> None:
     """EVA at rank 1 shares eight ranks out over eight modules, and not every module gets one."""
-    spec = trial(method="eva", alpha=1.0).model_copy(update={"rank": 1})
+    spec = trial(method="eva", rank=1, alpha=1.0)
     base = base_of(tiny_llama())
     adapter = trained(base, spec)
     assert len(adapter.a) < 8 == sum(len(a) for a in adapter.a.values())
@@ -142,7 +114,7 @@ def test_a_module_without_a_rank_is_no_target(tmp_path: Path) -> None:
     changed = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
     assert changed == {f"base_model.model.{name}" for name in adapter.a}
     base.multi_lora.clear()
-    assert_same_and_changed(their_logits(model), our_logits(adapter))
+    assert_same_and_changed(alone(model, IDS), adapted_logits(adapter))
 
 
 def test_pissa_is_stored_as_plain_lora_of_twice_the_rank(tmp_path: Path) -> None:
@@ -161,28 +133,26 @@ def test_ranks_alphas_and_magnitudes_that_peft_wrote_are_read(
     tmp_path: Path, use_dora: bool, use_rslora: bool
 ) -> None:
     """A scaling of its own, as ``alpha_pattern`` may give a module, goes into its B."""
-    model, folder = peft_folder(
-        tmp_path,
+    folder = tmp_path
+    model = peft_adapter(
+        folder,
         use_dora=use_dora,
         use_rslora=use_rslora,
         rank_pattern={"layers.1.self_attn.q_proj": 2, "o_proj": 6},
         alpha_pattern={"q_proj": 9, "layers.0.self_attn.k_proj": 3},
     )
-    for name, parameter in model.named_parameters():
-        if "magnitude" in name:
-            parameter.data.mul_(1.3)
-    model.save_pretrained(folder)
     adapter = load_adapter(folder, "x")
     assert len(adapter.a["model.layers.1.self_attn.q_proj"]) == 2
     assert bool(adapter.magnitude) == use_dora
-    assert_same_and_changed(our_logits(adapter), their_logits(model))
+    assert_same_and_changed(adapted_logits(adapter), alone(model, IDS))
 
 
 def test_layers_chosen_by_peft_are_loaded_and_saved_again_by_their_exact_names(
     tmp_path: Path,
 ) -> None:
     """``layers_to_transform`` has no place in a trial; full module names say the same."""
-    model, folder = peft_folder(tmp_path / "peft", layers_to_transform=[1])
+    folder = tmp_path
+    model = peft_adapter(folder, layers_to_transform=[1])
     adapter = load_adapter(folder, "x")
     assert set(adapter.a) == {f"model.layers.1.self_attn.{leaf}" for leaf in ATTENTION}
     assert adapter.targets == tuple(sorted(adapter.a))
@@ -191,44 +161,25 @@ def test_layers_chosen_by_peft_are_loaded_and_saved_again_by_their_exact_names(
     save_adapter(adapter, base_of(tiny_llama()).record, again)
     settings = json.loads((again / CONFIG).read_text())
     assert settings["target_modules"] == sorted(adapter.a)
-    expected = their_logits(model)
+    expected = alone(model, IDS)
     plain = PeftModel.from_pretrained(tiny_llama(), again).eval()
-    assert_same_and_changed(their_logits(plain), expected)
-    assert_same_and_changed(our_logits(load_adapter(again, "x")), expected)
+    assert_same_and_changed(alone(plain, IDS), expected)
+    assert_same_and_changed(adapted_logits(load_adapter(again, "x")), expected)
 
 
 @pytest.mark.parametrize("method", ["lora", "rslora", "lora+", "dora", "eva"])
 def test_our_own_round_trip_keeps_every_bit(tmp_path: Path, method: str) -> None:
-    before = trained(base_of(tiny_llama()), trial(LINEAR, method))
-    after = load_adapter(written(tmp_path, trial(LINEAR, method)), "a")
+    before = trained(base_of(tiny_llama()), trial(LINEAR, method=method))
+    after = load_adapter(written(tmp_path, trial(LINEAR, method=method)), "a")
     assert (after.rank, after.alpha, after.scaling) == (4, 6.0, before.scaling)
     assert after.a.keys() == before.a.keys()
     assert after.magnitude.keys() == before.magnitude.keys()
+    assert not any(p.requires_grad for p in after.parameters())
     for name in before.a:
         for found, expected in zip(
             after.module_parameters(name), before.module_parameters(name), strict=True
         ):
             assert torch.equal(found, expected)
-
-
-def test_a_loaded_adapter_trains_on(tmp_path: Path) -> None:
-    adapter = load_adapter(written(tmp_path), "a")
-    assert not any(p.requires_grad for p in adapter.parameters())
-    for parameter in adapter.parameters():
-        parameter.requires_grad_(True)
-    base = base_of(tiny_llama())
-    base.multi_lora.attach(adapter)
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(5):
-        batch = RowBatch.of([Row(IDS[:-1], range(len(IDS) - 1), "a")], base.device)
-        loss = torch.nn.functional.cross_entropy(base.logits(batch), torch.tensor(IDS[1:]))
-        loss.backward()
-        assert all(p.grad is not None and p.grad.any() for p in adapter.parameters())
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] - 0.1
 
 
 def test_the_folders_bytes_do_not_depend_on_the_hash_seed(
@@ -264,89 +215,43 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
 
 
 def test_one_without_a_recorded_base_is_accepted(tmp_path: Path) -> None:
-    _, folder = peft_folder(tmp_path)
-    load_adapter(folder, "a", base_of(tiny_llama()).record)
+    peft_adapter(tmp_path)
+    load_adapter(tmp_path, "a", base_of(tiny_llama()).record)
 
 
-@pytest.mark.parametrize("change", ["none", "missing", "short"])
-def test_magnitudes_that_do_not_fit_are_integrity_errors(tmp_path: Path, change: str) -> None:
-    folder = written(tmp_path, trial(method="dora"))
+def first(tensors: dict[str, Tensor], part: str) -> str:
+    return next(name for name in sorted(tensors) if f"lora_{part}" in name)
+
+
+FAULTS: dict[str, Callable[[dict[str, Tensor]], object]] = {
+    "NaN": lambda t: t[first(t, "A")][0, 0].fill_(torch.nan),
+    "infinity": lambda t: t[first(t, "B")][0, 0].fill_(torch.inf),
+    "no B": lambda t: t.pop(first(t, "B")),
+    "no A": lambda t: t.pop(first(t, "A")),
+    "nothing": lambda t: t.clear(),
+    "a head": lambda t: t.update({"base_model.model.lm_head.weight": torch.zeros(2, 2)}),
+    "another rank": lambda t: t.update({first(t, "A"): torch.zeros(5, 64)}),
+    "a vector": lambda t: t.update({first(t, "B"): torch.zeros(4)}),
+    "a stack": lambda t: t.update({first(t, "A"): torch.zeros(4, 64, 2)}),
+}
+MAGNITUDE_FAULTS: dict[str, Callable[[dict[str, Tensor]], object]] = {
+    "no magnitude": lambda t: t.pop(first(t, "magnitude_vector")),
+    "short": lambda t: t.update({(m := first(t, "magnitude_vector")): t[m][:-1].clone()}),
+    "no use": lambda t: None,
+}
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, *MAGNITUDE_FAULTS])
+def test_faulty_tensors_are_integrity_errors(tmp_path: Path, fault: str) -> None:
+    folder = written(tmp_path, trial(method="lora" if fault in FAULTS else "dora"))
     tensors = load_file(folder / WEIGHTS)
-    name = next(name for name in sorted(tensors) if "magnitude" in name)
-    if change == "none":
+    (FAULTS | MAGNITUDE_FAULTS)[fault](tensors)
+    save_file(tensors, folder / WEIGHTS)
+    if fault == "no use":
         settings = json.loads((folder / CONFIG).read_text())
         (folder / CONFIG).write_text(json.dumps({**settings, "use_dora": False}))
-    elif change == "missing":
-        del tensors[name]
-    else:
-        tensors[name] = tensors[name][:-1].clone()
-    save_file(tensors, folder / WEIGHTS)
-    with pytest.raises(IntegrityError, match=r"magnitude.*self_attn"):
-        load_adapter(folder, "a")
-
-
-def first(tensors: dict[str, Tensor], side: str) -> str:
-    return next(name for name in sorted(tensors) if f"lora_{side}" in name)
-
-
-def with_nan(tensors: dict[str, Tensor]) -> None:
-    tensors[first(tensors, "A")][0, 0] = float("nan")
-
-
-def with_infinity(tensors: dict[str, Tensor]) -> None:
-    tensors[first(tensors, "B")][0, 0] = float("inf")
-
-
-def without_b(tensors: dict[str, Tensor]) -> None:
-    del tensors[first(tensors, "B")]
-
-
-def without_a(tensors: dict[str, Tensor]) -> None:
-    del tensors[first(tensors, "A")]
-
-
-def without_any(tensors: dict[str, Tensor]) -> None:
-    tensors.clear()
-
-
-def with_a_head(tensors: dict[str, Tensor]) -> None:
-    tensors["base_model.model.lm_head.weight"] = torch.zeros(2, 2)
-
-
-def with_another_rank(tensors: dict[str, Tensor]) -> None:
-    tensors[first(tensors, "A")] = torch.zeros(5, 64)
-
-
-def with_a_vector(tensors: dict[str, Tensor]) -> None:
-    tensors[first(tensors, "B")] = torch.zeros(4)
-
-
-def with_a_stack(tensors: dict[str, Tensor]) -> None:
-    tensors[first(tensors, "A")] = torch.zeros(4, 64, 2)
-
-
-FAULTS: list[Callable[[dict[str, Tensor]], None]] = [
-    with_nan,
-    with_infinity,
-    without_b,
-    without_a,
-    without_any,
-    with_a_head,
-    with_another_rank,
-    with_a_vector,
-    with_a_stack,
-]
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_faulty_tensors_are_integrity_errors(
-    tmp_path: Path, fault: Callable[[dict[str, Tensor]], None]
-) -> None:
-    folder = written(tmp_path)
-    tensors = load_file(folder / WEIGHTS)
-    fault(tensors)
-    save_file(tensors, folder / WEIGHTS)
-    with pytest.raises(IntegrityError, match=WEIGHTS) as caught:
+    message = WEIGHTS if fault in FAULTS else r"magnitude.*self_attn"
+    with pytest.raises(IntegrityError, match=message) as caught:
         load_adapter(folder, "a")
     assert caught.value.exit_code == 4
 
@@ -422,32 +327,25 @@ def test_a_configuration_that_is_no_object_is_refused(tmp_path: Path, text: str)
         load_adapter(folder, "a")
 
 
-def test_pissa_as_peft_saves_it_is_refused(tmp_path: Path) -> None:
-    """Its A and B belong to a base without the part they started from, which is not stored."""
-    _, pissa = peft_folder(tmp_path / "pissa", init_lora_weights="pissa")
-    with pytest.raises(UserError, match="init_lora_weights 'pissa', which changes the base"):
-        load_adapter(pissa, "a")
-
-
 def test_an_adapter_not_in_plain_pairs_is_refused(tmp_path: Path) -> None:
     """An embedding's adapter has other tensors than a linear layer's."""
     with pytest.warns(UserWarning, match="save_embedding_layers"):
-        _, folder = peft_folder(tmp_path, target_modules=["embed_tokens"])
+        peft_adapter(tmp_path, target_modules=["embed_tokens"])
     with pytest.raises(UserError, match="adapts an embedding"):
-        load_adapter(folder, "a")
+        load_adapter(tmp_path, "a")
 
 
 def test_a_copy_of_the_output_head_is_refused_with_the_way_out(tmp_path: Path) -> None:
     """PEFT writes it by default where the head is a target."""
     with pytest.warns(UserWarning, match="save_embedding_layers"):
-        model, folder = peft_folder(tmp_path, target_modules=["lm_head"])
+        model = peft_adapter(tmp_path, target_modules=["lm_head"])
     with pytest.raises(UserError, match="save_embedding_layers=False") as error:
-        load_adapter(folder, "a")
+        load_adapter(tmp_path, "a")
     assert "found a copy of the output head, 'base_model.model.lm_head.base_layer.weight'" in str(
         error.value
     )
-    model.save_pretrained(folder, save_embedding_layers=False)
-    assert set(load_adapter(folder, "a").a) == {"lm_head"}
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    assert set(load_adapter(tmp_path, "a").a) == {"lm_head"}
 
 
 def test_a_pickle_is_refused_and_not_opened(tmp_path: Path) -> None:

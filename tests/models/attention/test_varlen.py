@@ -5,8 +5,7 @@ import random
 import pytest
 import torch
 from architectures import ARCHITECTURES, SHAPE, alone, stock
-from tiny_models import VOCABULARY, base_of, tiny_llama
-from torch import Tensor
+from tiny_models import VOCABULARY, assert_close, base_of, tiny_llama
 from transformers import (
     AutoModelForCausalLM,
     FalconH1Config,
@@ -25,27 +24,6 @@ from rankscope.models.load import check_rows_apart
 def token_rows(lengths: list[int], seed: int = 0) -> list[list[int]]:
     rng = random.Random(seed)
     return [[rng.randrange(3, VOCABULARY) for _ in range(length)] for length in lengths]
-
-
-def assert_close(found: Tensor, expected: Tensor, relative: float = 1e-5) -> None:
-    assert found.shape == expected.shape
-    assert float((found - expected).norm()) <= relative * float(expected.norm())
-
-
-LENGTHS = pytest.mark.parametrize(
-    "lengths", [[9, 2, 17, 1, 12], [7, 7, 7], [20]], ids=["uneven", "equal", "one"]
-)
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@LENGTHS
-def test_each_row_has_the_logits_it_has_alone(architecture: str, lengths: list[int]) -> None:
-    rows = token_rows(lengths)
-    expected = [alone(stock(architecture), ids) for ids in rows]
-    base = base_of(stock(architecture))
-    with torch.inference_mode():
-        found = base.logits(RowBatch.of([Row(ids, range(len(ids))) for ids in rows], base.device))
-    assert_close(found, torch.cat(expected))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import alone
 from peft import PeftModel
 from recipe import minimal
-from tiny_models import base_of, tiny_llama
+from tiny_models import IDS, assert_close, base_of, logits_of, tiny_llama
 from torch import Tensor, nn
-from toy_training import ATTENTION, protocol, toy_rows, training_tolerance, trial
+from toy_training import ATTENTION, protocol, recipe_steps, toy_rows, training_tolerance, trial
 
-from rankscope.data.sampler import RowSampler
 from rankscope.errors import UserError
-from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.base import Base
 from rankscope.models.init_context import new_adapter
 from rankscope.models.lora import Adapter
 from rankscope.models.methods import get_method
@@ -51,17 +51,6 @@ def trained(lora_implementation: str = "loop") -> tuple[Base, dict[str, Adapter]
     assert all(state.failure is None for state in result.states)
     adapters = {s.spec.trial_id: s.adapter for s in result.states if s.adapter is not None}
     return base, adapters, [point.loss for point in result.states[1].losses]
-
-
-def assert_same(found: Tensor, expected: Tensor) -> None:
-    found, expected = found.detach(), expected.detach()
-    assert float((found - expected).norm()) <= RELATIVE * float(expected.norm())
-
-
-def logits(base: Base, adapter_name: str) -> Tensor:
-    ids = [5, 9, 31, 7, 250, 3, 77, 12]
-    with base.multi_lora.dropout_off(), torch.inference_mode():
-        return base.logits(RowBatch.of([Row(ids, range(len(ids)), adapter_name)], base.device))
 
 
 @pytest.mark.parametrize(
@@ -103,32 +92,28 @@ def test_training_equals_plain_pytorch_and_leaves_neighbors_alone() -> None:
     for name, layer in layers.items():
         parent, _, leaf = name.rpartition(".")
         setattr(modules[parent], leaf, layer)
-    order = RowSampler(len(ROWS), PROTOCOL.batch_size, PROTOCOL.gradient_accumulation, spec.seed)
-    steps = [
-        [[(list(ROWS[i].input_ids), list(ROWS[i].is_label)) for i in m] for m in order.step(step)]
-        for step in range(STEPS)
-    ]
+    steps = recipe_steps(ROWS, PROTOCOL, spec.seed, STEPS)
     rates = {p: spec.lr for layer in layers.values() for p in (layer.a, layer.b)}
     slow = minimal().train(
         model, rates, steps, PROTOCOL.schedule, PROTOCOL.warmup_fraction, PROTOCOL.weight_decay
     )
     assert losses == pytest.approx(slow, rel=RELATIVE)
     for name, layer in layers.items():
-        assert_same(adapters["n8"].a[name], layer.a)
-        assert_same(adapters["n8"].b[name], layer.b)
+        assert_close(adapters["n8"].a[name], layer.a, RELATIVE)
+        assert_close(adapters["n8"].b[name], layer.b, RELATIVE)
     alone = train_group(base_of(tiny_llama()), NEIGHBORS, ROWS, PROTOCOL)
     for state in alone.states:
         assert state.adapter is not None
         for name in state.adapter.a:
-            assert_same(adapters[state.spec.trial_id].b[name], state.adapter.b[name])
+            assert_close(adapters[state.spec.trial_id].b[name], state.adapter.b[name], RELATIVE)
 
 
 def test_grouped_products_train_the_same() -> None:
     (_, loop, losses), (_, grouped, by_groups) = trained(), trained("grouped_mm")
     assert by_groups == pytest.approx(losses, rel=RELATIVE)
     for name, b in loop["n8"].b.items():
-        assert_same(grouped["n8"].a[name], loop["n8"].a[name])
-        assert_same(grouped["n8"].b[name], b)
+        assert_close(grouped["n8"].a[name], loop["n8"].a[name], RELATIVE)
+        assert_close(grouped["n8"].b[name], b, RELATIVE)
 
 
 @pytest.mark.parametrize("rank", [2, 3, 8])
@@ -143,13 +128,11 @@ def test_a_slice_is_an_ordinary_adapter(rank: int, tmp_path: Path) -> None:
     for name in whole.a:
         assert torch.equal(stored.a[name], whole.a[name][:rank])
         assert torch.equal(stored.b[name], whole.b[name][:, :rank])
-    ours = logits(fresh, f"n{rank}")
-    theirs = PeftModel.from_pretrained(tiny_llama(), str(tmp_path)).eval()
-    with torch.inference_mode():
-        expected = theirs(input_ids=torch.tensor([[5, 9, 31, 7, 250, 3, 77, 12]])).logits[0]
-    assert float((expected - ours).norm()) < 1e-5 * float(expected.norm())
+    ours = logits_of(fresh, f"n{rank}")
+    assert_close(alone(PeftModel.from_pretrained(tiny_llama(), str(tmp_path)).eval(), IDS), ours)
     if rank == 8:  # what learning curves score while it trains: without P
-        assert float((logits(base, "n8") - ours).norm()) < 1e-5 * float(ours.norm())
+        with base.multi_lora.dropout_off():
+            assert_close(logits_of(base, "n8"), ours)
 
 
 def test_a_rank_above_a_target_is_refused(tmp_path: Path) -> None:
