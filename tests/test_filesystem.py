@@ -1,6 +1,7 @@
 """Texts are replaced whole, or not at all; no empty folder is left."""
 
 import os
+import socket
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -70,16 +71,19 @@ def test_a_folder_has_the_mode_of_others_and_takes_the_place_of_a_killed_one(
 ) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
-    for name in (f".new.{ended.pid}.part", f".new.{os.getppid()}.part", ".new.own.part"):
+    host = socket.gethostname()
+    left = {f".new.{host}.{os.getppid()}.part", f".new.other.{ended.pid}.part", ".new.own.part"}
+    for name in (f".new.{host}.{ended.pid}.part", *left):
         (tmp_path / name).mkdir()
+    (tmp_path / "secret").touch(0o600)
     with folder_in_one_step(tmp_path / "new") as partial:
         (partial / "weights").write_bytes(b"x")
         (partial / "weights").chmod(0o600)
         (partial / "other").write_bytes(b"y")
+        (partial / "link").symlink_to(tmp_path / "secret")
     assert stat_of(tmp_path / "new" / "weights") == stat_of(tmp_path / "new" / "other")
-    assert {path.name for path in tmp_path.iterdir()} == {
-        *("new", f".new.{os.getppid()}.part", ".new.own.part")
-    }
+    assert stat_of(tmp_path / "secret") & 0o777 == 0o600
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "secret", *left}
 
 
 def stat_of(path: Path) -> int:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -143,8 +144,9 @@ def folder_in_one_step(out: Path) -> Iterator[Path]:
     import psutil  # most commands need none of it
 
     out = out.resolve()  # "x/.." has no name to put a copy beside
-    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
-    for left in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
+    own = f".{out.name}.{socket.gethostname()}"  # another machine's process ids say nothing here
+    partial = out.with_name(f"{own}.{os.getpid()}.part")
+    for left in out.parent.glob(f"{glob.escape(own)}.*.part"):
         pid = left.suffixes[-2][1:]
         if pid.isdecimal() and not psutil.pid_exists(int(pid)):  # of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
@@ -159,11 +161,13 @@ def folder_in_one_step(out: Path) -> Iterator[Path]:
 
 
 def make_readable(files: Iterable[Path]) -> None:
-    """Give files the mode of other new ones; safetensors writes some for their owner alone."""
+    """Give files the mode of other new ones; safetensors writes some for their owner alone. What a
+    link leads to keeps its own."""
     umask = os.umask(0)
     os.umask(umask)
     for path in files:
-        path.chmod(0o666 & ~umask)
+        if not path.is_symlink():
+            path.chmod(0o666 & ~umask)
 
 
 def fsync(path: Path) -> None:

@@ -6,7 +6,7 @@ import re
 
 import pandas as pd
 import pytest
-from report_studies import ATTACKS, ordinary_study
+from report_studies import ATTACKS, HOSTILE, hostile_study, ordinary_study
 
 from rankscope.formatting import markdown_text
 from rankscope.report.study_view import StudyView
@@ -173,3 +173,10 @@ def test_main_tables_hold_the_arms_figures() -> None:
     assert len(tables["changes"]) == 7 * 2 * 4
     assert list(tables["changes"]["role"]).count("retention") == 14
     assert len(tables["comparisons"]) == sum(len(t.comparisons) for t in advice.advice)
+
+
+def test_main_tables_of_a_hostile_study_stay_text() -> None:
+    for made in study_tables(StudyView(*hostile_study())).values():
+        if len(made):
+            assert HOSTILE[:20] in made.to_csv()
+            assert_inert(made)

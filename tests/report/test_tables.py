@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
+import pytest
 from report_studies import ordinary_study, study_and_advice
 from synthetic_study import Truth
 
-from rankscope.formatting import Unit
+from rankscope.formatting import POINTS, Unit
 from rankscope.records import StopRecord
-from rankscope.report.columns import Column
+from rankscope.report.columns import Column, shown_rows
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import (
     frame_rows,
@@ -65,13 +66,13 @@ def test_the_paper_table_has_a_row_per_rank_and_a_column_per_task() -> None:
     study, advice = ordinary_study()
     table = paper_table(StudyView(study, advice)).set_index("arm")
     assert list(table.index) == ["base", "r=2", "r=8", "r=32", "full"]
-    assert list(table.columns)[::3] == ["med", "law"]
+    assert list(table.columns)[::3] == ["med_score", "law_score"]
     for task in advice.advice:
         chosen = {a.label: a for a in task.arms if a.label in task.candidate_labels}
         assert len(chosen) == 4  # two learning rates for each rank, one for full fine-tuning
         for label, arm in chosen.items():
             assert arm.score is not None
-            assert table.loc[label.split()[0], task.task] == arm.score.value
+            assert table.loc[label.split()[0], f"{task.task}_score"] == arm.score.value
 
 
 def test_with_one_task_it_shows_what_was_retained() -> None:
@@ -139,3 +140,20 @@ def test_wide_tables_print_sizes_and_p_values_that_can_be_read() -> None:
     text = markdown(table)
     assert "\\<0.001" in text
     assert " 0.0000 " not in text
+
+
+@pytest.mark.parametrize(
+    "tasks", [("arm",), ("parameters",), ("retention_change",), ("x_largest",), ("law", "law_low")]
+)
+def test_a_task_may_be_called_like_a_column_or_like_the_end_of_one(tasks: tuple[str, ...]) -> None:
+    study, advice = study_and_advice(Truth(ranks=(8,), full_lrs=(), num_items=40, tasks=tasks))
+    made = paper_table(StudyView(study, advice))
+    assert list(made["arm"]) == ["base", "r=8"]
+    for task in tasks:
+        score = advice.base[task].value
+        assert made[f"{task}_score"][0] == score
+        assert shown(made)[f"{task}, %"][0] == 100 * score
+    if len(tasks) == 1:
+        assert made["parameters"][1] == advice.advice[0].arms[0].trainable_parameters
+    read, _ = shown_rows([{"x_largest": 0.5}], {"x_largest": Column("most", POINTS)})
+    assert read == [{"most": 50}]

@@ -41,6 +41,7 @@ def shown_rows(
     for name in names:
         value, _, end = name.rpartition("_")
         is_end = (end in ("low", "high") and value in names) or end in ("smallest", "largest")
+        is_end = is_end and name not in columns  # a task may be called x_largest
         whole, ending = (value, f", {end}") if is_end else (name, "")
         column = columns.get(whole, Column())
         plain = whole.replace("_", " ") if whole.isidentifier() else whole

@@ -104,17 +104,18 @@ def paper_table(view: StudyView) -> pd.DataFrame:
     """Rank by training task, each arm at the learning rate chosen for it; the best is bold.
 
     A study with one training task also shows the change on retention tasks, and the arms' size.
+    Programs find the scores on ``x`` in ``x_score``, which no other column is called.
     """
     tasks = view.training_tasks
-    columns = {t: Column(f"{t}, {view.unit(t).score}", view.unit(t)) for t in tasks}
+    columns = {f"{t}_score": Column(f"{t}, {view.unit(t).score}", view.unit(t)) for t in tasks}
     rows: dict[str, TableRow] = {"base": {"arm": "base"}}
     for task in tasks:
-        rows["base"] |= _with_interval(task, view.recommendation.base.get(task))
+        rows["base"] |= _with_interval(f"{task}_score", view.recommendation.base.get(task))
         candidates = view.advice(task).candidate_labels
         for arm in [a for a in view.arms(task) if a.label in candidates]:
             name = " ".join(word for word in arm.label.split() if not word.startswith("lr="))
             row = rows.setdefault(name, {"arm": name})
-            row |= _with_interval(task, arm.score)
+            row |= _with_interval(f"{task}_score", arm.score)
             if len(tasks) == 1:
                 lost = view.retention_unit(task)
                 title = f"retention change, {lost.difference}"
