@@ -25,7 +25,7 @@ PROMISED = {"quickstart", "init", "check", "plan", "run", "status", "report", "e
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_has_an_example_that_parses(verb: str) -> None:
+def test_every_verb_has_json_and_an_example_that_parses(verb: str) -> None:
     """The example uses this verb, as many arguments as it has, and options that it knows."""
     shown = command(verb, "--help")
     assert shown.code == 0
@@ -34,6 +34,7 @@ def test_help_has_an_example_that_parses(verb: str) -> None:
     first, *words = shlex.split(example[1])
     assert first == verb
     known = typer.main.get_command(rankscope.cli.app).commands[verb]  # type: ignore[attr-defined]
+    assert any("--json" in option.opts for option in known.params)
     with known.make_context(verb, words) as context:
         assert {p.name for p in known.params if p.required} <= {
             name for name, value in context.params.items() if value is not None
@@ -144,12 +145,6 @@ def test_what_libraries_write_cannot_steer_the_terminal_either() -> None:
     stream = HarmlessStream(inner)
     print(f"{HOSTILE}\x9b2J\ud800 50 %\r\x1b[Aok", file=stream, flush=True)
     assert inner.getvalue() == "a[U+001B][2J[U+202E]b[U+009B]2J[U+D800] 50 %\r\x1b[Aok\n"
-
-
-def test_every_verb_has_json() -> None:
-    for verb in VERBS:
-        known = typer.main.get_command(rankscope.cli.app).commands[verb]  # type: ignore[attr-defined]
-        assert any("--json" in option.opts for option in known.params), verb
 
 
 def test_errors_are_json_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

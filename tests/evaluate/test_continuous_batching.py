@@ -87,14 +87,6 @@ def test_equals_transformers_token_for_token(
     assert found[None] != found[group[0].name]
 
 
-def test_company_changes_nothing(packed: tuple[Base, list[Adapter]]) -> None:
-    engine, group = packed
-    adapter_names = [None, *(member.name for member in group)]
-    together = run(engine, adapter_names, limits(32))
-    for adapter_name in adapter_names:
-        assert run(engine, [adapter_name], limits()) == {adapter_name: together[adapter_name]}
-
-
 @torch.inference_mode()
 def test_prompts_that_begin_alike_write_the_same(
     packed: tuple[Base, list[Adapter]], monkeypatch: pytest.MonkeyPatch

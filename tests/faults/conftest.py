@@ -11,6 +11,7 @@ from launcher import Launcher
 from pocket_study import Undisturbed, changed, results, study_file
 
 from faults import edit, write_study
+from rankscope.models.model_folder import pocket_folder
 
 
 @pytest.fixture
@@ -20,6 +21,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_study(folder)
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def model(place: Path) -> Path:
+    """A copy of the pocket model, which the study names."""
+    shutil.copytree(pocket_folder(), place / "model")
+    edit(place, "model: pocket", "model: ./model")
+    return place / "model"
 
 
 @pytest.fixture(scope="session")

@@ -104,13 +104,6 @@ def test_a_new_ledger_needs_no_rollback_journal(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob("*.new*"))
 
 
-def test_a_ledger_that_is_a_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "ledger.sqlite").mkdir()
-    for write in (True, False):
-        with pytest.raises(UserError, match="found a folder, expected a file"):
-            Ledger.open(tmp_path, write=write)
-
-
 @pytest.mark.pitfall(33)
 def test_a_report_on_a_full_disk_keeps_the_old_one(starved: Starved, tmp_path: Path) -> None:
     out = shutil.copytree(starved.reference.file.with_name("undisturbed"), tmp_path / "out")

@@ -6,17 +6,13 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from command_line import Outcome, rankscope, write_rows
+from command_line import rankscope
 
-from faults import edit, flip_bit, good_rows, refused
+from faults import edit, flip_bit, refused, run_again
 from rankscope.store import Ledger, find_problems
 
 CLOSED = "ledger.sha256"
 READERS = ("verify", "status", "report")
-
-
-def run_again(out: Path, *words: object) -> Outcome:
-    return rankscope("run", out.parent / "study.yaml", "--out", out, *words)
 
 
 # --- bits ---------------------------------------------------------------------------------------
@@ -252,16 +248,3 @@ def test_results_of_other_versions_are_mixed_only_on_request(copied: Path) -> No
     (note,) = [note for note in study.notes if "more than one version" in note]
     assert "torch" in note
     assert "rankscope 0.1.0+" in note
-
-
-@pytest.mark.pitfall(24)
-def test_other_rows_are_never_mixed(copied: Path) -> None:
-    write_rows(copied.parent / "rows.jsonl", good_rows(60)[20:])
-    before = scores(copied)
-    refused(
-        run_again(copied),
-        where=str(copied),
-        found="sha256 was",
-        do="give the changed study its own --out folder",
-    )
-    assert scores(copied) == before

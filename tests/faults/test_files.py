@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from command_line import files_below, rankscope, settings
-from folder_contents import folder_contents
 from pocket_study import results
 
 from faults import OPENED, RANK_LINE, VERBS, edit, refused
@@ -151,47 +150,6 @@ def test_python_in_yaml_is_not_executed(place: Path, payload: str) -> None:
     assert files_below(place) == {"study.yaml", "rows.jsonl"}
 
 
-HARNESS_TASK = """\
-task: planted
-dataset_path: json
-dataset_kwargs: {data_files: {test: rows.jsonl}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: !function planted.prompt
-doc_to_choice: "{{choices}}"
-doc_to_target: answer
-metric_list: [{metric: acc}]
-"""
-HARNESS_CODE = """\
-from pathlib import Path
-Path("executed").touch()
-def prompt(row):
-    return row["question"]
-"""
-
-
-@pytest.mark.pitfall(5)
-def test_a_function_in_a_task_file_waits_for_consent(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """lm-evaluation-harness would run the file as soon as it reads the task."""
-    monkeypatch.setenv("RANKSCOPE_TRUST_TASK_CODE", "0")  # restored after the test
-    folder = place / "tasks"
-    folder.mkdir()
-    (folder / "planted.yaml").write_text(HARNESS_TASK, "utf-8")
-    (folder / "planted.py").write_text(HARNESS_CODE, "utf-8")
-    words = ("eval", "pocket", "--tasks", f"lm_eval:{folder / 'planted.yaml'}", "--max-items", 4)
-    refused(
-        rankscope(*words),
-        where="planted",
-        found="!function",
-        do="--trust-task-code",
-    )
-    assert not (place / "executed").exists()
-    assert rankscope(*words, "--trust-task-code").code == 0
-    assert (place / "executed").exists()  # it does what such a file can do
-
-
 # --- names and places ---------------------------------------------------------------------------
 
 BAD_NAMES = ('"../../x"', '"/etc/x"', '"a\\0b"', f'"{"x" * 300}"', '".."', '"a/b"')
@@ -279,20 +237,6 @@ def test_a_folder_without_a_study(tmp_path: Path, verb: str) -> None:
         expected="expected a folder that 'rankscope run' or 'rankscope quickstart' wrote to",
     )
     assert files_below(tmp_path) == set()
-
-
-@pytest.mark.pitfall(27)
-def test_a_folder_with_other_things_is_not_taken(place: Path) -> None:
-    (place / "out" / "artifacts").mkdir(parents=True)
-    (place / "out" / "artifacts" / "precious").write_text("kept")
-    before = folder_contents(place)
-    refused(
-        rankscope("run", "study.yaml", "--out", "out"),
-        where="out",
-        found="a folder 'artifacts' but no ledger",
-        do="another",
-    )
-    assert before.items() <= folder_contents(place).items()
 
 
 @pytest.mark.pitfall(27)

@@ -2,47 +2,23 @@
 
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from command_line import Outcome, rankscope
+from command_line import rankscope
 from launcher import Launcher, stopping_after
 from pocket_study import Undisturbed
 
-from faults import edit, refused
+from faults import edit, held, refused, run_again
 from rankscope.filesystem import network_file_system
 from rankscope.store import Ledger
-
-HOLD = """
-import sys
-from pathlib import Path
-from rankscope.store import Ledger
-Ledger.open(Path(sys.argv[1]), write=True)
-print("held", flush=True)
-sys.stdin.read()
-"""
-
 
 READERS = ("status", "verify", "report")
 
 
-def run_again(out: Path, *words: object) -> Outcome:
-    """``rankscope run`` with the study file beside a folder."""
-    return rankscope("run", out.parent / "study.yaml", "--out", out, *words)
-
-
 @pytest.mark.pitfall(23)
 def test_a_second_runner_is_refused_and_a_dead_ones_lock_is_none(copied: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(copied)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
+    with held(copied) as holder:
         name = f"process {holder.pid} on {socket.gethostname()}"
         outcome = run_again(copied)
         refused(outcome, where=str(copied), found=name, do="wait for it or stop it")

@@ -18,14 +18,6 @@ from rankscope.tools.frames import load
 # --- tokenizers ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def model(place: Path) -> Path:
-    """A copy of the pocket model that the study uses."""
-    shutil.copytree(pocket_folder(), place / "model")
-    edit(place, "model: pocket", "model: ./model")
-    return place / "model"
-
-
 @pytest.mark.pitfall(12)
 def test_a_tokenizer_whose_pad_is_its_end(place: Path, model: Path) -> None:
     """The end token is labeled all the same: every training row ends with it, marked."""

@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ from command_line import rankscope, write_rows
 from transformers import AutoTokenizer
 
 from faults import edit, refused
-from rankscope.models.model_folder import pocket_folder
 
 TRUSTED = "RANKSCOPE_TRUST_TASK_CODE"
 MARKS = "from pathlib import Path\nPath({!r}).touch()\n"
@@ -37,14 +35,6 @@ class Payload:
 def mark(tmp_path: Path) -> Path:
     """The file that planted code makes if it runs."""
     return tmp_path / "it ran"
-
-
-@pytest.fixture
-def model(place: Path) -> Path:
-    """A copy of the pocket model, which the study names."""
-    shutil.copytree(pocket_folder(), place / "model")
-    edit(place, "model: pocket", "model: ./model")
-    return place / "model"
 
 
 @pytest.fixture(autouse=True)
@@ -220,9 +210,12 @@ def test_a_scorer_in_python_runs_only_if_allowed(place: Path, mark: Path) -> Non
     assert mark.exists()
 
 
-def test_functions_that_a_harness_task_includes_run_only_if_allowed(
-    place: Path, mark: Path
+@pytest.mark.pitfall(5)
+@pytest.mark.parametrize("place_of_code", ["toy.yaml", "shared.yaml"])
+def test_functions_of_a_harness_task_run_only_if_allowed(
+    place: Path, mark: Path, place_of_code: str
 ) -> None:
+    """In the task's own file or one that it includes: the harness would run them as it reads."""
     code = MARKS.format(str(mark)) + "def process(docs):\n    return docs\n"
     (place / "helper.py").write_text(code)
     task = {
@@ -239,12 +232,14 @@ def test_functions_that_a_harness_task_includes_run_only_if_allowed(
         "doc_to_target": "{{answer}}",
         "metric_list": [{"metric": "acc"}],
     }
-    (place / "shared.yaml").write_text("process_docs: !function helper.process\n")
-    (place / "toy.yaml").write_text(yaml.safe_dump(task) + "include: shared.yaml\n")
+    named = {"toy.yaml": yaml.safe_dump(task) + "include: shared.yaml\n", "shared.yaml": ""}
+    named[place_of_code] += "process_docs: !function helper.process\n"
+    for name, text in named.items():
+        (place / name).write_text(text)
     words = ("eval", "pocket", "--tasks", f"lm_eval:{place / 'toy.yaml'}", "--max-items", "2")
     refused(
         rankscope(*words),
-        where="shared.yaml, line 1",
+        where=f"{place_of_code}, line ",
         found="!function helper.process, which would run Python",
         do="--trust-task-code",
     )

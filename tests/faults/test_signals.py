@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from launcher import Launcher, stopping_after, text_of
 from pocket_study import Undisturbed, last_stage
 
 from fault_workers import COMMAND as FORKED_WORKERS
+from faults import held
 from rankscope.run.begin import interruptible
 from rankscope.store import Ledger
 
@@ -129,29 +128,14 @@ IGNORED = (signal.SIGHUP, signal.SIGINT)
 
 # --- rankscope stop -----------------------------------------------------------------------------
 
-RUNNER = """
-import signal, sys, time
-from pathlib import Path
-from rankscope.store import Ledger
-def stop(*arguments):
-    sys.exit(7)
-signal.signal(signal.SIGTERM, stop)
-with Ledger.open(Path(sys.argv[1]), write=True):
-    print("runs", flush=True)
-    time.sleep(60)
-"""
-
 
 def test_stop_interrupts_the_process_that_runs_the_study(copied: Path) -> None:
     refused = rankscope("stop", copied)
     assert refused.code == 2
     assert "found no process that runs it" in refused.err
-    words = [sys.executable, "-c", RUNNER, str(copied)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE) as runner:
-        assert runner.stdout is not None
-        assert runner.stdout.readline() == b"runs\n"
+    with held(copied) as runner:
         assert json.loads(rankscope("stop", copied, "--json").out) == {"process": runner.pid}
-        assert runner.wait() == 7
+        assert runner.wait() == -signal.SIGTERM
     assert rankscope("status", copied, "--watch").code == 0  # nothing runs: it ends at once
 
 
@@ -173,14 +157,3 @@ def test_a_process_that_cannot_be_stopped(
         outcome = rankscope("stop", copied)
     assert outcome.code == 2
     assert message in outcome.err
-
-
-def test_a_signal_to_a_command_that_has_just_ended_is_lost(launcher: Launcher) -> None:
-    """The tests' own launcher: such a moment neither fails a test nor confuses the next one."""
-    launcher.start(code="pass")
-    while Path(f"/proc/{launcher.child}").exists():
-        pass
-    launcher.send(signal.SIGKILL)
-    assert launcher.ended() == 0
-    launcher.start(code="import time; time.sleep(600)")  # a test failed here
-    assert launcher.run("--version").code == 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from synthetic_study import MODEL, PROVENANCE
 
 from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.config.loader import study_values
@@ -20,7 +21,6 @@ from rankscope.records import (
     ItemResult,
     LossPoint,
     ModelRecord,
-    Provenance,
     TaskRecord,
     TrainRecord,
     TrialSpec,
@@ -48,18 +48,6 @@ CONFIG = StudyConfig.model_validate(
         "arms": [{"method": "full", "lr": 1e-4}],
     }
 )
-MODEL = ModelRecord(
-    label="tiny",
-    sha256="a" * 64,
-    architecture="LlamaForCausalLM",
-    num_parameters=100,
-    num_layers=1,
-    hidden_size=4,
-    vocab_size=8,
-    dtype="float32",
-    device="cpu",
-    prompt_format="plain",
-)
 TASK = TaskRecord(
     name="med",
     roles=("in_domain",),
@@ -73,15 +61,6 @@ TASK = TaskRecord(
     source="made for a test",
     sha256="b" * 64,
     test_sha256="b" * 64,
-)
-PROVENANCE = Provenance(
-    created="2026-01-01T00:00:00+00:00",
-    rankscope="0.1.0",
-    python="3.11.0",
-    platform="test",
-    processor="test",
-    num_threads=2,
-    libraries={"torch": "2.13.0"},
 )
 SPECS = [
     TrialSpec(
@@ -471,29 +450,32 @@ def test_a_changed_base_or_task_is_not_mixed_in(tmp_path: Path) -> None:
     other_model = MODEL.model_copy(update={"sha256": "d" * 64})
     other_dtype = MODEL.model_copy(update={"dtype": "bfloat16"})
     other_task = TASK.model_copy(update={"test_sha256": "e" * 64})
+    second = TASK.model_copy(update={"name": "law"})
+    leaked = TASK.model_copy(update={"contaminated_sha256": "e" * 64})
+    more = other_task.model_copy(update={"rows": {**TASK.rows, "test": 9}})
+    only_scored = {"roles": ("cross_domain",), "trained_on": False, "sha256": "f" * 64}
+    moved = TASK.model_copy(update=only_scored | {"rows": {**TASK.rows, "train": 0}})
     with Ledger.open(tmp_path, write=True) as ledger:
-        with pytest.raises(UserError, match=r"base model tiny .*its own --out"):
-            ledger.put_study("test", study_values(CONFIG), other_model, [TASK], PROVENANCE)
+
+        def put(tasks: list[TaskRecord], model: ModelRecord = MODEL) -> None:
+            ledger.put_study("test", study_values(CONFIG), model, tasks, PROVENANCE)
+
+        with pytest.raises(UserError, match=r"base model synthetic base .*its own --out"):
+            put([TASK], other_model)
         with pytest.raises(UserError, match="set 'dtype: float32' to continue"):
-            ledger.put_study("test", study_values(CONFIG), other_dtype, [TASK], PROVENANCE)
+            put([TASK], other_dtype)
         with pytest.raises(UserError, match="task 'med' as it was before"):
-            ledger.put_study("test", study_values(CONFIG), MODEL, [other_task], PROVENANCE)
-        second = TASK.model_copy(update={"name": "law"})
-        ledger.put_study("test", study_values(CONFIG), MODEL, [second], PROVENANCE)
+            put([other_task])
+        put([second])
         assert ledger.load().evals == {}
-        with pytest.raises(UserError, match="task 'med' as it was before"):
-            ledger.put_study("test", study_values(CONFIG), MODEL, [second, other_task], PROVENANCE)
-        leaked = TASK.model_copy(update={"contaminated_sha256": "e" * 64})
-        with pytest.raises(UserError, match="contaminated_sha256 was '', is 'eeee"):
-            ledger.put_study("test", study_values(CONFIG), MODEL, [leaked], PROVENANCE)
-        more = {"test_sha256": "e" * 64, "rows": {**TASK.rows, "test": 9}}
-        with pytest.raises(UserError, match=r"\(4 test items before, 9 now; test_sha256 was"):
-            ledger.put_study(
-                "test", study_values(CONFIG), MODEL, [TASK.model_copy(update=more)], PROVENANCE
-            )
-        only_scored = {"roles": ("cross_domain",), "trained_on": False, "sha256": "f" * 64}
-        moved = TASK.model_copy(update=only_scored | {"rows": {**TASK.rows, "train": 0}})
-        ledger.put_study("test", study_values(CONFIG), MODEL, [moved], PROVENANCE)
+        for task, message in (
+            (other_task, "task 'med' as it was before"),
+            (leaked, "contaminated_sha256 was '', is 'eeee"),
+            (more, r"\(4 test items before, 9 now; test_sha256 was"),
+        ):
+            with pytest.raises(UserError, match=message):
+                put([second, task])
+        put([moved])
         assert len(ledger.load().evals) == 4
 
 
@@ -538,21 +520,12 @@ def test_seconds_and_notes_last_over_runs(tmp_path: Path) -> None:
         assert ledger.load().notes == ("2 rows dropped",)
 
 
-def test_places_that_hold_no_study_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no study here"):
-        Ledger.open(tmp_path, write=False)
+def test_a_folder_in_which_no_run_stored_a_study_is_named(tmp_path: Path) -> None:
     with (
         Ledger.open(tmp_path / "new", write=True) as ledger,
         pytest.raises(UserError, match="no run has stored a study yet"),
     ):
         ledger.load()
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="a place for no folder"):
-        Ledger.open(tmp_path / "file", write=True)
-    (tmp_path / "ledger.sqlite").write_text("this is no data base, however long it is" * 50)
-    for write in (False, True):
-        with pytest.raises(IntegrityError, match="found damage"):
-            Ledger.open(tmp_path, write=write)
 
 
 @pytest.mark.parametrize("name", ["artifacts", "tmp", CHECKPOINTS])

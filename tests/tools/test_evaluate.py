@@ -9,11 +9,8 @@ import pytest
 from command_line import Outcome, files_below, write_rows
 from command_line import rankscope as command
 from given_models import write_given_models
-from safetensors.torch import load_file, save_file
 
 from rankscope.data.registry import NAMED_TASKS
-from rankscope.models.adapters.folder import BASE_HASH
-from rankscope.models.adapters.settings import WEIGHTS
 from rankscope.models.model_folder import pocket_folder
 from rankscope.run.study import Study
 from rankscope.store import items_path
@@ -68,19 +65,9 @@ def test_base_and_adapters_are_scored_and_kept(adapters: Path, tmp_path: Path) -
     assert (damaged.code, str(table) in damaged.told) == (4, True)
 
 
-def test_an_adapter_for_another_base_is_refused(adapters: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(adapters / "lora", other)
-    tensors = load_file(other / WEIGHTS)
-    save_file(tensors, other / WEIGHTS, metadata={"format": "pt", BASE_HASH: "f" * 64})
-    words = ("--tasks", "pocket_med", "--adapter", other, "--out", tmp_path / "out")
-    refused = ask(*words)
-    assert (refused.code, "made for another base" in refused.told) == (2, True)
-    assert "--force" in refused.told
-    assert not (tmp_path / "out").exists()
-    forced = by_model(ask(*words, "--force", "--json"))
-    assert forced["other", "pocket_med"]["other_base_forced"] is True
-    repeated = ask("--tasks", "pocket_med", "--adapter", other, "--adapter", other)
+def test_a_model_given_twice_is_refused(adapters: Path) -> None:
+    twice = ("--adapter", adapters / "lora") * 2
+    repeated = ask("--tasks", "pocket_med", *twice)
     assert (repeated.code, "each model once" in repeated.told) == (2, True)
 
 
@@ -164,13 +151,6 @@ def test_long_answers_are_scored_whole(tmp_path: Path) -> None:
     record = json.loads(command(*words, "--json").out)["scores"][0]["record"]
     assert record["truncated"] == 0
     assert record["num_tokens"] > 1500
-    write_rows(path, [{"prompt": "say", "completion": "gold " * 3000}])
-    refused = command(*words)
-    assert (refused.code, "context of 3000 tokens" in refused.told) == (2, True)
-    cut = json.loads(command(*words, "--too-long", "truncate_left", "--json").out)
-    record = cut["scores"][0]["record"]
-    assert (record["truncated"], record["num_tokens"]) == (1, 3000)
-    assert "1 of 1 test items do not fit the context of 3000 tokens" in cut["notes"][-1]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """``inspect --heads`` on adapters that plain PEFT wrote, and on a checkpoint."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -115,32 +114,19 @@ def test_what_the_tables_leave_out_is_said(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_done_is_said_before_anything_is_computed(tmp_path: Path) -> None:
-    nowhere = tmp_path / "empty"
-    nowhere.mkdir()
-    adapter = pocket_adapter(tmp_path / "adapter")
-    outcome = rankscope("inspect", "pocket", adapter, "--heads", "pocket_medd")
-    assert outcome.code == 2
-    assert "did you mean 'pocket_med'?" in outcome.told
-    outcome = rankscope(*("inspect", "pocket", adapter, "--heads", "pocket_med"), "--dtype", "half")
-    assert outcome.code == 2
-    assert "dtype: found 'half', expected" in outcome.told
+    (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "file")
-    assert outcome.code == 2
-    assert "found a file, expected a folder" in outcome.told
-    outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "file" / "looked")
-    assert outcome.code == 2
-    assert "a folder that cannot be made" in outcome.told
-    outcome = rankscope("inspect", "pocket", nowhere, "--out", tmp_path / "looked" / "a" / "b")
-    assert outcome.code == 2
+    adapter = pocket_adapter(tmp_path / "adapter")
+    for folder, option, value, said in (
+        (adapter, "--heads", "pocket_medd", "did you mean 'pocket_med'?"),
+        (adapter, "--heads=pocket_med", "--dtype=half", "dtype: found 'half', expected"),
+        ("empty", "--out", tmp_path / "file", "found a file, expected a folder"),
+        ("empty", "--out", tmp_path / "file" / "looked", "a folder that cannot be made"),
+        ("empty", "--out", tmp_path / "looked" / "a" / "b", "error: "),
+    ):
+        outcome = rankscope("inspect", "pocket", tmp_path / folder, option, value)
+        assert (outcome.code, said in outcome.told + outcome.err) == (2, True), outcome
     assert not (tmp_path / "looked").exists()
-    (tmp_path / "gsm8k").mkdir()
-    rows = [{"question": "the " * 3000 + str(i), "answer": f"#### {i}"} for i in range(20)]
-    (tmp_path / "gsm8k" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    asked = ("--heads", "gsm8k", "--data-dir", tmp_path)
-    outcome = rankscope("inspect", "pocket", adapter, *asked)
-    assert outcome.code == 2
-    assert "20 of 20 items that do not fit the model's context of 128 tokens" in outcome.told
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}])

@@ -231,8 +231,3 @@ def test_members_written_inside_a_group_are_refused_alike(
     path.write_text(yaml.safe_dump({"group": "g", "task": members}))
     with pytest.raises(UserError, match=message):
         evaluate_lm_eval(packed[0], f"lm_eval:{path}", {None: BASE})
-
-
-def test_names_that_lead_nowhere(tmp_path: Path, packed: tuple[Base, Adapter]) -> None:
-    with pytest.raises(UserError, match="no such file"):
-        evaluate_lm_eval(packed[0], f"lm_eval:{tmp_path}/none.yaml", {None: BASE})

@@ -1,8 +1,6 @@
 """Multiple choice equals a plain model that reads one whole option at a time."""
 
-import copy
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +8,6 @@ import torch
 from evaluation_worlds import (
     adapter,
     base,
-    choice_item,
     choice_items,
     encoder,
     lettered,
@@ -18,15 +15,12 @@ from evaluation_worlds import (
     one_at_a_time,
     plain_model,
 )
-from peft import PeftModel
-from transformers import LlamaForCausalLM
 
 from rankscope.config.study import EvaluateConfig
 from rankscope.data.items import LETTERS, Item
 from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import evaluate_task
 from rankscope.evaluate.scorers import get_scorer
-from rankscope.models.adapters.folder import save_adapter
 from rankscope.models.base import Base
 from rankscope.records import BASE, ItemResult
 
@@ -84,48 +78,6 @@ def test_letters_equal_one_letter_at_a_time() -> None:
         # A prompt that lists its options serves the letters too, whatever the primary_metric.
         assert text.letter_logprobs == pytest.approx(expected, rel=1e-5)
         assert text.option_logprobs == pytest.approx(reference(model, item, item.choices), rel=1e-5)
-
-
-# PEFT asks transformers for a property that is to be renamed.
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-def test_every_adapter_equals_its_merged_weights(tmp_path: Path) -> None:
-    engine = base()
-    stock = plain_model(engine)
-    group = [adapter(engine, rank, seed=rank) for rank in (1, 4, 16)]
-    for member in group:
-        engine.multi_lora.attach(member)
-    results = score(engine, choice_items(), "option_text", "{question}")
-    for member in group:
-        folder = tmp_path / member.name
-        folder.mkdir()
-        save_adapter(member, engine.record, folder)
-        fresh = LlamaForCausalLM(copy.deepcopy(stock.config)).eval()
-        fresh.load_state_dict(stock.state_dict())
-        merged = PeftModel.from_pretrained(fresh, str(folder)).merge_and_unload()
-        for item, result in zip(choice_items(), results[member.name], strict=True):
-            assert result.option_logprobs == pytest.approx(
-                reference(merged, item, item.choices), rel=1e-4
-            )
-
-
-def test_equal_options_tie_and_the_first_wins() -> None:
-    # Items of the data room never repeat a choice; two texts of one token sequence still may tie.
-    items = tuple(
-        choice_item(answer + 1, "the cat", ("same", "same", "same"), answer) for answer in range(3)
-    )
-    results = score(base(), items, "option_text", "{question}")[None]
-    assert [result.score for result in results] == [1.0, 0.0, 0.0]
-    for result in results:
-        assert len(set(result.option_logprobs)) == 1
-
-
-def test_a_prefix_is_never_less_likely_than_what_it_begins() -> None:
-    item = choice_item(1, "Question: how many?\nAnswer:", ("5", "57", "578"), 1)
-    (result,) = score(base(), (item,), "option_text", "{question}")[None]
-    tokens = [encoder().answer_ids(choice, item) for choice in item.choices]
-    assert tokens[1][: len(tokens[0])] == tokens[0]
-    assert tokens[2][: len(tokens[1])] == tokens[1]
-    assert result.option_logprobs[0] > result.option_logprobs[1] > result.option_logprobs[2]
 
 
 def test_an_option_without_tokens_is_refused() -> None:

@@ -15,7 +15,6 @@ from evaluation_worlds import (
 )
 
 from rankscope.config.study import EvaluateConfig
-from rankscope.data.encode import EncodedRow
 from rankscope.data.items import Item, Message
 from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import evaluate_task
@@ -67,7 +66,9 @@ def test_bytes_are_those_of_the_text_that_was_scored() -> None:
     assert cut is not None
     assert cut.truncated
     assert scorer.num_bytes(coder, talk, [whole], is_cut=False) == len("émat".encode())
-    kept = coder.tokenizer.decode([t for t, k in zip(*cut_parts(cut), strict=True) if k])
+    kept = coder.tokenizer.decode(
+        [t for t, k in zip(cut.input_ids, cut.is_label, strict=True) if k]
+    )
     num_bytes = scorer.num_bytes(coder, long, [cut], is_cut=True)
     assert num_bytes == len(kept.encode()) < len(long.completion)
 
@@ -87,10 +88,6 @@ def test_bytes_of_an_answer_cut_at_its_beginning_are_those_of_its_rest() -> None
     assert result.gold_logprob is not None
     bits = -result.gold_logprob / math.log(2)
     assert record.metrics["bits_per_byte"] == pytest.approx(bits / len(rest.encode()))
-
-
-def cut_parts(row: EncodedRow) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    return row.input_ids, row.is_label
 
 
 def test_perplexity_scores_every_token_once_whatever_the_window() -> None:

@@ -5,7 +5,6 @@ import random
 from pathlib import Path
 
 import pytest
-from command_line import write_rows
 from evaluation_worlds import base, encoder, loaded
 
 from rankscope.config.study import EvaluateConfig
@@ -128,24 +127,16 @@ def beyond(answer, gold, prompt):
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> Path:
-    """A study whose training task is judged by ``grade`` of a file beside it."""
+def grader(tmp_path: Path) -> Path:
     (tmp_path / "grader.py").write_text(GRADER)
-    rows = [{"prompt": f"what {n} ?", "completion": f"metal {n}"} for n in range(60)]
-    write_rows(tmp_path / "rows.jsonl", rows)
-    path = tmp_path / "study.yaml"
-    path.write_text(
-        "name: mine\nmodel: pocket\nseeds: [0]\narms: [{method: lora, rank: 2, lr: 0.001}]\n"
-        "tasks: [{name: mine, train: rows.jsonl, scorer: 'python:grader.py:grade'}]\n"
-    )
-    return path
+    return tmp_path / "grader.py"
 
 
 def test_what_the_function_returns_is_the_score(
-    study: Path, monkeypatch: pytest.MonkeyPatch
+    grader: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANKSCOPE_TRUST_TASK_CODE", "1")
-    place = f"python:{study.parent / 'grader.py'}"
+    place = f"python:{grader}"
     item = Item("x/1", "what 1 ?", "metal 1")
     spec = loaded((item,), "exact_match").spec
 
@@ -165,9 +156,9 @@ def test_what_the_function_returns_is_the_score(
         judge("missing", "a")
 
 
-def test_an_edited_function_is_read_again(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edited_function_is_read_again(grader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANKSCOPE_TRUST_TASK_CODE", "1")
-    path, item = study.parent / "grader.py", Item("x/1", "what 1 ?", "metal 1")
+    path, item = grader, Item("x/1", "what 1 ?", "metal 1")
     spec, scorer = loaded((item,), "exact_match").spec, get_scorer(f"python:{path}:grade")
     for score in (0.5, 0.125):
         path.write_text(GRADER.replace("0.5", str(score)))
@@ -175,9 +166,9 @@ def test_an_edited_function_is_read_again(study: Path, monkeypatch: pytest.Monke
         assert scorer.judge_answer(item, "a", None).score == score
 
 
-def test_the_content_of_the_file_is_part_of_the_tasks_identity(study: Path) -> None:
-    scorer = get_scorer(f"python:{study.parent / 'grader.py'}:grade")
+def test_the_content_of_the_file_is_part_of_the_tasks_identity(grader: Path) -> None:
+    scorer = get_scorer(f"python:{grader}:grade")
     before = scorer.encoder_settings(encoder())
     assert before["scorer"] == "python:grader.py:grade"
-    (study.parent / "grader.py").write_text(GRADER + "# changed\n")
+    grader.write_text(GRADER + "# changed\n")
     assert scorer.encoder_settings(encoder()) != before
