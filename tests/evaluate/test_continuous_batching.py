@@ -18,6 +18,8 @@ from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
 
 NEW_TOKENS = 24
+HEADS = [[(7 * i) % 290 + 3 for i in range(50)], [(11 * i) % 290 + 3 for i in range(30)]]
+"""Beginnings of 50 and 30 tokens."""
 
 
 def prompts() -> list[list[int]]:
@@ -93,9 +95,8 @@ def test_prompts_that_begin_alike_write_the_same(
 ) -> None:
     """Two beginnings of 50 and 30 tokens, of which one prompt is nothing more; others alone."""
     engine, group = packed
-    heads = [[(7 * i) % 290 + 3 for i in range(50)], [(11 * i) % 290 + 3 for i in range(30)]]
-    rows = [[*heads[i % 2], *prompt] for i, prompt in enumerate(prompts())]
-    rows += [heads[0], *prompts()[:3]]
+    rows = [[*HEADS[i % 2], *prompt] for i, prompt in enumerate(prompts())]
+    rows += [HEADS[0], *prompts()[:3]]
     adapter_names = [None, group[1].name]
     alone = generate(engine, rows, adapter_names, limits())
     monkeypatch.setattr(prefixes, "PASS_TOKENS", 10)
@@ -112,9 +113,8 @@ def test_beginnings_prompts_and_answers_longer_than_the_window(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As transformers writes each prompt alone; beginnings of 30 and 50 tokens are shared."""
-    heads = [[(7 * i) % 290 + 3 for i in range(50)], [(11 * i) % 290 + 3 for i in range(30)]]
-    rows = [[*heads[i % 2], *prompt] for i, prompt in enumerate(prompts())] + prompts()[:4]
-    assert min(NEW_TOKENS, *map(len, heads)) > WINDOW
+    rows = [[*HEADS[i % 2], *prompt] for i, prompt in enumerate(prompts())] + prompts()[:4]
+    assert min(NEW_TOKENS, *map(len, HEADS)) > WINDOW
     stops = frozenset({2})
     expected = [stock_generation(stock(architecture), row, stops) for row in rows]
     assert len({tuple(ids) for ids in expected}) > 10

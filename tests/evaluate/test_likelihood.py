@@ -1,5 +1,7 @@
 """Continuations in trees after shared prefixes have the log p of a plain model, one at a time."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -12,10 +14,19 @@ from evaluation_worlds import (
     plain_model,
 )
 from tiny_models import base_of
+from torch import nn
 
 from rankscope.evaluate import prefix_sharing as prefixes
 from rankscope.evaluate import token_trees
 from rankscope.evaluate.likelihood import Question, continuation_logprobs, prefix_groups
+
+
+def assert_plain(found: Sequence[np.ndarray], questions: list[Question], model: nn.Module) -> None:
+    """Log p is that of a plain model which reads one continuation at a time."""
+    for question, values in zip(questions, found, strict=True):
+        prompt = list(question.prompt)
+        expected = [one_at_a_time(model, prompt, list(ids)) for ids in question.continuations]
+        assert values == pytest.approx(expected, rel=1e-5)
 
 
 def test_passes_keep_their_bounds_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,11 +52,7 @@ def test_passes_keep_their_bounds_and_lose_nothing(monkeypatch: pytest.MonkeyPat
     with torch.inference_mode():
         found = continuation_logprobs(engine, questions, [None], 64)[None]
     model = plain_model(engine)
-    for question, values in zip(questions, found.values, strict=True):
-        expected = [
-            one_at_a_time(model, list(question.prompt), list(ids)) for ids in question.continuations
-        ]
-        assert values == pytest.approx(expected, rel=1e-5)
+    assert_plain(found.values, questions, model)
     assert found.num_tokens == sum(
         len(q.prompt) + sum(len(ids) - 1 for ids in q.continuations) for q in questions
     )
@@ -87,12 +94,7 @@ def test_shared_prefixes_change_no_score(
         found = continuation_logprobs(engine, questions, [None, member.name], batch_tokens)
     for adapter_name, of in ((None, None), (member.name, member)):
         model = merged(engine, of)
-        for question, values in zip(questions, found[adapter_name].values, strict=True):
-            expected = [
-                one_at_a_time(model, list(question.prompt), list(ids))
-                for ids in question.continuations
-            ]
-            assert values == pytest.approx(expected, rel=1e-5)
+        assert_plain(found[adapter_name].values, questions, model)
     # Of seven questions the first 40 tokens are computed once, of seven the first 69.
     alone = sum(len(q.prompt) + sum(len(i) - 1 for i in q.continuations) for q in questions)
     assert found[None].num_tokens == alone - 6 * 40 - 6 * 69
@@ -107,11 +109,7 @@ def test_shared_prefixes_longer_than_the_window_change_no_score(
     with torch.inference_mode():
         engine = base_of(stock(architecture))
         found = continuation_logprobs(engine, questions, [None], 64)[None]
-    for question, values in zip(questions, found.values, strict=True):
-        expected = [
-            one_at_a_time(model, list(question.prompt), list(ids)) for ids in question.continuations
-        ]
-        assert values == pytest.approx(expected, rel=1e-5)
+    assert_plain(found.values, questions, model)
 
 
 def test_an_adapter_that_changes_nothing_gives_the_bases_scores_bit_for_bit() -> None:

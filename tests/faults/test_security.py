@@ -225,14 +225,14 @@ def test_functions_of_a_harness_task_run_only_if_allowed(
             "data_files": {"test": str(place / "rows.jsonl")},
             "cache_dir": str(place / "cache"),
         },
-        "test_split": "test",
         "output_type": "multiple_choice",
         "doc_to_text": "{{question}}",
         "doc_to_choice": "{{choices}}",
         "doc_to_target": "{{answer}}",
         "metric_list": [{"metric": "acc"}],
     }
-    named = {"toy.yaml": yaml.safe_dump(task) + "include: shared.yaml\n", "shared.yaml": ""}
+    named = {"shared.yaml": "test_split: test\n"}
+    named["toy.yaml"] = yaml.safe_dump(task) + "include: shared.yaml\n"
     named[place_of_code] += "process_docs: !function helper.process\n"
     for name, text in named.items():
         (place / name).write_text(text)

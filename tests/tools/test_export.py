@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,15 +101,24 @@ def test_an_adapter_names_its_base_and_a_merged_model_needs_none(
     assert "model with a merged lora adapter" in card
 
 
-def test_a_changed_base_is_not_merged_into(finished: Any, tmp_path: Path) -> None:
-    config = finished.base / "config.json"
+@contextmanager
+def configured(base: Path, **changes: object) -> Iterator[None]:
+    """Other values in the configuration of the base for a while."""
+    config = base / "config.json"
     before = config.read_text("utf-8")
-    config.write_text(before.replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'), "utf-8")
+    config.write_text(json.dumps(json.loads(before) | changes), "utf-8")
     try:
-        with pytest.raises(UserError, match="other weights than the study's base had"):
-            export_trial(finished.out, tmp_path / "x", ExportRequest(label="r=2", merge=True))
+        yield
     finally:
         config.write_text(before, "utf-8")
+
+
+def test_a_changed_base_is_not_merged_into(finished: Any, tmp_path: Path) -> None:
+    with (
+        configured(finished.base, rms_norm_eps=1e-5),
+        pytest.raises(UserError, match="other weights than the study's base had"),
+    ):
+        export_trial(finished.out, tmp_path / "x", ExportRequest(label="r=2", merge=True))
     assert not (tmp_path / "x").exists()
 
 
@@ -115,18 +126,12 @@ def test_a_base_that_names_code_of_others_is_merged_without_it(
     finished: Any, tmp_path: Path
 ) -> None:
     """transformers would fetch attention kernels from the hub if the configuration names some."""
-    config = finished.base / "config.json"
-    before = config.read_text("utf-8")
-    named = json.loads(before) | {"attn_implementation": "someone/kernel"}
-    config.write_text(json.dumps(named), "utf-8")
     records = finished.records
     trial = next(t for t in records.trials if t.spec.rank == 2)
-    try:
+    with configured(finished.base, attn_implementation="someone/kernel"):
         model = records.model.model_copy(update={"sha256": weights_sha256(finished.base)})
         adapter = finished.out / "artifacts" / trial.spec.trial_id / "adapter"
         merge_adapter(replace(records, model=model), adapter, tmp_path)
-    finally:
-        config.write_text(before, "utf-8")
     assert (tmp_path / "model.safetensors").is_file()
 
 

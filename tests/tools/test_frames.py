@@ -13,7 +13,7 @@ from ledger_rows import rewrite_rows
 
 import rankscope
 from rankscope.analyses.spectra.record import SpectraRecord
-from rankscope.errors import IntegrityError, UserError
+from rankscope.errors import IntegrityError
 from rankscope.hashing import sha256_file
 from rankscope.records import BASE
 from rankscope.store import items_path
@@ -63,11 +63,6 @@ def test_the_answer_reads_as_text_and_as_a_card(study: StudyFrames) -> None:
     assert weak
     assert advice.verdict.split(":")[0] in study.answer._repr_html_()
     assert list(study.arms["arm"]) == ["base", *(arm.label for arm in advice.arms)]
-
-
-def test_a_folder_without_a_study_is_refused(tmp_path: Any) -> None:
-    with pytest.raises(UserError):
-        rankscope.load(tmp_path)
 
 
 def test_items_of_another_version_are_no_missing_scores(finished: Any, tmp_path: Path) -> None:
