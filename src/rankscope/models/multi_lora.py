@@ -171,7 +171,7 @@ class MultiLoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(1, N, in) -> (1, N, out); M kept positions in place of N in the output layer."""
         multi_lora = self._multi_lora[0]
-        spans = multi_lora.spans_of(self)
+        spans = multi_lora.kept_spans if self.is_head else multi_lora.spans
         slices: list[AdapterSlice | BucketSlice] = []
         if multi_lora.training and multi_lora.grouped is not None:
             grouped, spans = multi_lora.grouped.slices(self.name, spans, x.device)
@@ -207,8 +207,8 @@ class MultiLora:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.adapters: dict[str, Adapter] = {}
-        self._spans: tuple[AdapterSpan, ...] = ()  # See :meth:`routing`
-        self._kept_spans: tuple[AdapterSpan, ...] = ()
+        self.spans: tuple[AdapterSpan, ...] = ()  # See :meth:`routing`
+        self.kept_spans: tuple[AdapterSpan, ...] = ()
         self.is_again = False  # Gradient checkpointing repeats a pass, with its masks
         self.training = False  # Dropout is on, and the diagonal of nested adapters
         self.injected_tuner: PeftTuner | None = None  # A PEFT method, in place of adapters
@@ -227,19 +227,16 @@ class MultiLora:
         ``kept_spans`` are the same spans among the positions that the output layer sees. ``again``:
         the pass repeats an earlier one, with its dropout.
         """
-        before = self._spans, self._kept_spans, self.is_again
-        self._spans, self._kept_spans, self.is_again = spans, kept_spans, again
+        before = self.spans, self.kept_spans, self.is_again
+        self.spans, self.kept_spans, self.is_again = spans, kept_spans, again
         try:
             yield
         finally:
-            self._spans, self._kept_spans, self.is_again = before
+            self.spans, self.kept_spans, self.is_again = before
 
     def same_routing(self) -> AbstractContextManager[None]:
         """The routing of now, for a repetition of the pass later on."""
-        return self.routing(self._spans, self._kept_spans, again=True)
-
-    def spans_of(self, layer: "MultiLoraLinear") -> tuple[AdapterSpan, ...]:
-        return self._kept_spans if layer.is_head else self._spans
+        return self.routing(self.spans, self.kept_spans, again=True)
 
     def attach(self, adapter: Adapter) -> None:
         """Make an adapter available under its name. An error leaves everything as it was."""
@@ -312,7 +309,7 @@ class MultiLora:
         self.adapters.clear()
         self.grouped = None
         if self.injected_tuner is not None:
-            self.injected_tuner.remove()
+            self.injected_tuner.snapshot.restore()
             self.injected_tuner = None
 
 

@@ -38,7 +38,8 @@ def compute_gradients(
     num_labels = [term.num_labels for term in terms]
     totals = torch.zeros(2, len(terms), device=model.device)  # weighted losses; KL
     passes = forward_passes([term.rows for term in terms], batch_tokens, model.passes_at_once)
-    for parts, weight in model.own_passes(passes, _one_row(passes)):
+    term, rows_of_term = passes[0][0]
+    for parts, weight in model.own_passes(passes, [_PassPart(term, rows_of_term[:1])]):
         members = [part.term for part in parts]
         with_kl = [i for i in members if terms[i].kl_weight]
         base_logits = (
@@ -103,8 +104,3 @@ def forward_passes(
             size += length
             seen += length
     return passes
-
-
-def _one_row(passes: Sequence[list[_PassPart]]) -> list[_PassPart]:
-    term, rows = passes[0][0]
-    return [_PassPart(term, rows[:1])]

@@ -102,9 +102,6 @@ class PeftTuner:
         self.model = make()
         self.snapshot.drop_unchanged_copies()
 
-    def remove(self) -> None:
-        self.snapshot.restore()
-
     @property
     def config(self) -> Any:
         return self.model.peft_config[ADAPTER]
