@@ -6,7 +6,7 @@ from math import inf, sqrt
 import numpy as np
 import pytest
 from scipy import stats
-from synthetic_study import Truth, synthetic_study
+from synthetic_study import Truth, synthetic_study, with_trials
 
 from adaptive import WORLDS, Drawn, compare, play_adaptive
 from adaptive_replay import Stored
@@ -39,12 +39,11 @@ RATES = Truth(
 def at_rung(study: StudyRecords, *, seed: int = 0) -> StudyRecords:
     """A view of a study in which one seed of every arm has reached a rung."""
     reached = {t.spec.trial_id for t in study.trials if t.spec.seed == seed}
+    waiting = with_trials(
+        study, lambda t: t if t.spec.trial_id in reached else TrialRecords(t.spec, "planned")
+    )
     return replace(
-        study,
-        trials=tuple(
-            t if t.spec.trial_id in reached else TrialRecords(t.spec, "planned")
-            for t in study.trials
-        ),
+        waiting,
         items={
             key: scores
             for key, scores in study.items.items()
@@ -86,14 +85,14 @@ class TestInterval:
         half = stats.t.ppf(1 - 0.05 / 3, 29) * sqrt(error**2 * 1.25 + 0.03**2 * 1.5)
         assert found.high - found.value == pytest.approx(half)
 
-    def test_few_items_settle_nothing(self) -> None:
-        pair = Comparison(right((0, 5)), right((1, 5)))
+    @pytest.mark.parametrize(
+        ("items", "clusters"), [(5, None), (60, np.arange(60) % 4)], ids=["items", "subjects"]
+    )
+    def test_few_items_or_subjects_settle_nothing(
+        self, items: int, clusters: np.ndarray | None
+    ) -> None:
+        pair = Comparison(right((0, items)), right((1, items)), clusters)
         assert sequential_interval([pair], [1.0], looks=1) == Gap(-inf, -1.0, inf)
-
-    def test_subjects_are_counted_and_not_their_items(self) -> None:
-        labels = np.arange(60) % 4
-        pair = Comparison(right((0, 60)), right((1, 60)), labels)
-        assert sequential_interval([pair], [1.0], looks=1).low == -inf
 
     def test_equal_answers_leave_room(self) -> None:
         alike = Comparison(right((1, 20)), right((1, 20)))
@@ -231,9 +230,9 @@ class TestStops:
 
     def test_nothing_reached_the_rung(self) -> None:
         study = synthetic_study(FLAT)
-        waiting = tuple(TrialRecords(t.spec, "planned") for t in study.trials)
-        assert stops_at_rung(replace(study, trials=waiting), "med", 0, RULE) == {}
-        assert next_trials(replace(study, trials=waiting), "med", RULE) == []
+        study = with_trials(study, lambda t: TrialRecords(t.spec, "planned"))
+        assert stops_at_rung(study, "med", 0, RULE) == {}
+        assert next_trials(study, "med", RULE) == []
 
 
 class TestSeeds:

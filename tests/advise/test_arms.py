@@ -4,15 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from synthetic_study import Truth, synthetic_study
+from advice import arms_by_label
+from synthetic_study import Truth, synthetic_study, with_scores, with_tasks
 
-from rankscope.advise.arms import (
-    Arm,
-    pareto_front,
-    summarize_arms,
-    training_tasks,
-    transfer_tasks,
-)
+from rankscope.advise.arms import pareto_front, summarize_arms, training_tasks, transfer_tasks
 from rankscope.advise.mitigation import gain_and_forgetting
 from rankscope.advise.retention import retention_tasks
 from rankscope.records import (
@@ -28,19 +23,12 @@ from rankscope.records import (
 TRUTH = Truth(ranks=(2, 8), full_lrs=(), num_items=60, tasks=("med", "law"))
 
 
-def arms_by_label(study: StudyRecords, task: str = "med") -> dict[str, Arm]:
-    return {arm.summary.label: arm for arm in summarize_arms(study)[task]}
+ANY_ARM = arms_by_label(synthetic_study(TRUTH))["r=2 lr=0.001"].summary
 
 
 def changed(study: StudyRecords, split: Split, change: float) -> StudyRecords:
     """Every trial's scores of one split moved by ``change``."""
-    items = {
-        key: dataclasses.replace(found, scores=found.scores + change)
-        if key[2] == split and key[0] != BASE
-        else found
-        for key, found in study.items.items()
-    }
-    return dataclasses.replace(study, items=items)
+    return with_scores(study, lambda key, s: s + change * (key[2] == split and key[0] != BASE))
 
 
 def test_figures_are_the_plain_means_of_the_items() -> None:
@@ -49,9 +37,6 @@ def test_figures_are_the_plain_means_of_the_items() -> None:
     rows = np.stack([study.items[t.spec.trial_id, "med", "test"].scores for t in arm.trials])
     base = study.items[BASE, "med", "test"].scores
     summary = arm.summary
-    assert summary.score is not None
-    assert summary.gain is not None
-    assert summary.forgetting is not None
     assert summary.score.value == pytest.approx(rows.mean())
     assert summary.gain.value == pytest.approx(rows.mean() - base.mean())
     assert summary.forgetting.value == -summary.retention["general"].value
@@ -113,8 +98,6 @@ def test_a_missing_cell_leaves_out_that_figure_alone() -> None:
     )
     arms = arms_by_label(synthetic_study(truth))
     eight, two = arms["r=8 lr=0.001"].summary, arms["r=2 lr=0.001"].summary
-    assert eight.forgetting is not None
-    assert eight.gain is not None
     assert (eight.forgetting.seeds, eight.gain.seeds) == (2, 3)
     assert set(two.transfer) == {"law"}
 
@@ -134,7 +117,6 @@ def test_items_are_matched_by_id_not_by_position() -> None:
     arm = arms_by_label(other)["r=8 lr=0.001"]
     rows = np.stack([study.items[t.spec.trial_id, "med", "test"].scores for t in arm.trials])
     expected = rows[:, order].mean() - base.scores[order].mean()
-    assert arm.summary.gain is not None
     assert arm.summary.gain.value == pytest.approx(expected)
     assert arm.summary.gain.n == 55
 
@@ -142,25 +124,19 @@ def test_items_are_matched_by_id_not_by_position() -> None:
 def test_scores_that_are_not_finite_are_left_out_for_all_models() -> None:
     study = synthetic_study(dataclasses.replace(TRUTH, metric="log_probability"))
     key = (study.trials[0].spec.trial_id, "med", "test")
-    scores = study.items[key].scores.copy()
-    scores[7] = -np.inf
-    items = {**study.items, key: dataclasses.replace(study.items[key], scores=scores)}
-    summary = arms_by_label(dataclasses.replace(study, items=items))["r=2 lr=0.001"].summary
-    assert summary.gain is not None
+    lost = with_scores(
+        study, lambda k, s: np.where(np.arange(len(s)) == 7, -np.inf, s) if k == key else s
+    )
+    summary = arms_by_label(lost)["r=2 lr=0.001"].summary
     assert summary.gain.n == 59
     assert np.isfinite(summary.gain.value)
 
 
 def test_forgetting_keeps_to_one_unit() -> None:
     study = synthetic_study(dataclasses.replace(TRUTH, retention=("general", "text")))
-    nats = tuple(
-        t.model_copy(update={"score_unit": "log_probability"}) if t.name == "text" else t
-        for t in study.tasks
-    )
-    mixed = dataclasses.replace(study, tasks=nats)
+    mixed = with_tasks(study, text={"score_unit": "log_probability"})
     assert [t.name for t in retention_tasks(mixed, "med")] == ["general"]
     summary = arms_by_label(mixed)["r=2 lr=0.001"].summary
-    assert summary.forgetting is not None
     assert summary.forgetting.value == pytest.approx(-summary.retention["general"].value)
     assert set(summary.retention) == {"general", "text"}
 
@@ -173,30 +149,14 @@ def test_tasks_by_what_they_show() -> None:
 
 def summary(score: float | None, forgetting: float | None, parameters: int) -> ArmSummary:
     def estimate(value: float | None) -> Estimate | None:
-        if value is None:
-            return None
-        return Estimate(value=value, low=None, high=None, n=1, seeds=1)
+        return None if value is None else Estimate(value=value, low=None, high=None, n=1, seeds=1)
 
-    return ArmSummary(
-        label="",
-        task="med",
-        method="lora",
-        rank=1,
-        alpha=2.0,
-        lr=1e-3,
-        seeds=1,
-        failed=0,
-        validation_score=None,
-        validation_forgetting=None,
-        score=estimate(score),
-        gain=None,
-        forgetting=None,
-        weighed_forgetting=estimate(forgetting),
-        transfer={},
-        retention={},
-        trainable_parameters=parameters,
-        seconds=None,
-    )
+    figures = {
+        "score": estimate(score),
+        "weighed_forgetting": estimate(forgetting),
+        "trainable_parameters": parameters,
+    }
+    return ANY_ARM.model_copy(update=figures)
 
 
 def test_pareto_front_by_hand() -> None:
@@ -217,9 +177,7 @@ def test_what_shares_training_rows_is_neither_forgetting_nor_transfer() -> None:
     """``both`` joins ``med`` and ``general``: to a model of either it is no stranger, nor back."""
     truth = Truth(ranks=(2,), full_lrs=(), num_items=20, tasks=("med", "law", "both"))
     study = synthetic_study(truth)
-    joined = study.task("both").model_copy(update={"parts": ("med", "general")})
-    tasks = tuple(joined if task.name == "both" else task for task in study.tasks)
-    study = dataclasses.replace(study, tasks=tasks)
+    study = with_tasks(study, both={"parts": ("med", "general")})
     assert trained_parts(study.tasks, "both") == {"both", "med", "general"}
     assert trained_parts(study.tasks, "med") == {"med", "both"}
     assert trained_parts(study.tasks, "law") == {"law"}

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from synthetic_study import Truth, synthetic_study, with_own_trials
+from synthetic_study import Truth, synthetic_study, with_own_trials, with_tasks
 
 from rankscope.advise.comparisons import compare_cells, paired_in
 from rankscope.advise.statistics.estimates import (
@@ -24,10 +24,14 @@ def estimate(value: float, low: float | None, high: float | None) -> Estimate:
     return Estimate(value=value, low=low, high=high, n=100, seeds=1)
 
 
+def second_study() -> StudyRecords:
+    """Another study's trials, on the same items."""
+    return with_own_trials(synthetic_study(SECOND, seed=1), "#1")
+
+
 def on_other_items(study: StudyRecords) -> StudyRecords:
     """The same records under another hash of every task."""
-    tasks = tuple(t.model_copy(update={"sha256": "1" * 64}) for t in study.tasks)
-    return replace(study, tasks=tasks)
+    return with_tasks(study, **{t.name: {"sha256": "1" * 64} for t in study.tasks})
 
 
 def test_unpaired_difference_by_hand() -> None:
@@ -43,7 +47,7 @@ def test_unpaired_difference_by_hand() -> None:
 
 
 def test_on_the_same_items_arms_in_both_are_compared_item_by_item() -> None:
-    first, second = synthetic_study(FIRST), with_own_trials(synthetic_study(SECOND, seed=1), "#1")
+    first, second = synthetic_study(FIRST), second_study()
     cells = compare_cells(first, second)
     assert {(c.arm, c.tested_on) for c in cells} == {
         (arm, task)
@@ -79,10 +83,7 @@ def test_training_rows_do_not_part_the_same_report_items() -> None:
 
 
 def test_on_other_items_nothing_is_paired() -> None:
-    first, second = (
-        synthetic_study(FIRST),
-        on_other_items(with_own_trials(synthetic_study(SECOND, seed=1), "#1")),
-    )
+    first, second = synthetic_study(FIRST), on_other_items(second_study())
     for cell in compare_cells(first, second):
         assert not cell.paired
         assert cell.difference == unpaired_difference(cell.second, cell.first)
@@ -90,11 +91,9 @@ def test_on_other_items_nothing_is_paired() -> None:
 
 
 def test_cells_without_a_test_are_not_in_the_family() -> None:
-    second = with_own_trials(synthetic_study(SECOND, seed=1), "#1")
-    tasks = tuple(
-        t if t.name == "med" else t.model_copy(update={"sha256": "1" * 64}) for t in second.tasks
-    )
-    cells = compare_cells(synthetic_study(FIRST), replace(second, tasks=tasks))
+    second = second_study()
+    second = with_tasks(second, math={"sha256": "1" * 64}, general={"sha256": "1" * 64})
+    cells = compare_cells(synthetic_study(FIRST), second)
     trained = [c for c in cells if c.arm is not None]
     assert [c.paired for c in trained] == [c.tested_on == "med" for c in trained]
     paired = [c.difference for c in trained if c.paired]
@@ -124,12 +123,9 @@ def test_nats_per_token_are_compared_where_the_tokenizer_is_known_to_be_the_same
 def test_scores_of_another_unit_and_arms_that_did_not_finish_have_no_cell() -> None:
     nats = synthetic_study(replace(SECOND, metric="log_probability"))
     assert compare_cells(synthetic_study(FIRST), nats) == ()
-    second = with_own_trials(synthetic_study(SECOND, seed=1), "#1")
-    exact = tuple(
-        t.model_copy(update={"metric": "exact_match"}) if t.name == "med" else t
-        for t in second.tasks
-    )
-    cells = compare_cells(synthetic_study(FIRST), replace(second, tasks=exact))
+    second = second_study()
+    exact = with_tasks(second, med={"metric": "exact_match"})
+    cells = compare_cells(synthetic_study(FIRST), exact)
     assert {c.tested_on for c in cells} == {"math", "general"}
     lost = {(8, 1e-3, seed): "diverged" for seed in (0, 1, 2)}
     cells = compare_cells(synthetic_study(FIRST), synthetic_study(replace(SECOND, failed=lost)))  # type: ignore[arg-type]

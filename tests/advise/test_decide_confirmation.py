@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from advice import advice_on, scored_in_nats, texts
-from synthetic_study import Truth, synthetic_study, with_objective
+from synthetic_study import Truth, synthetic_study, with_objective, with_scores
 
 from rankscope.advise.arms import summarize_arms
 from rankscope.advise.select import choose
 from rankscope.advise.task_results import TaskResults
-from rankscope.records import BASE, Estimate, StudyRecords, TaskAdvice
+from rankscope.records import BASE, Estimate, EvalKey, StudyRecords, TaskAdvice
 
 
 def net_gain(advice: TaskAdvice) -> Estimate:
@@ -20,8 +20,6 @@ def net_gain(advice: TaskAdvice) -> Estimate:
 
 
 def ends(estimate: Estimate) -> tuple[float, float]:
-    assert estimate.low is not None
-    assert estimate.high is not None
     return estimate.low, estimate.high
 
 
@@ -52,13 +50,12 @@ def test_what_forgets_as_much_as_it_gains_is_never_firmly_recommended_for_nothin
 def test_what_the_test_split_shows_to_be_worth_less_than_nothing_is_not_recommended() -> None:
     """The validation split sees no forgetting at all, the test split 30 points of it."""
     study = synthetic_study(Truth(full_lrs=(), base_other=0.8, forgetting=lambda rank, lr: 0.0))
-    items = {
-        key: replace(found, scores=np.where(np.arange(len(found.scores)) % 2, 0, found.scores))
-        if key[0] != BASE and key[1:] == ("general", "test")
-        else found
-        for key, found in study.items.items()
-    }
-    weak = replace(study, items=items)
+
+    def weaker(key: EvalKey, scores: np.ndarray) -> np.ndarray:
+        fallen = key[0] != BASE and key[1:] == ("general", "test")
+        return np.where(np.arange(len(scores)) % 2, 0, scores) if fallen else scores
+
+    weak = with_scores(study, weaker)
     assert advice_on(study).decision == "use"
     advice = advice_on(with_objective(weak, retention=3.0))
     assert (advice.decision, advice.confidence) == ("do_not_fine_tune", "tentative")
@@ -111,14 +108,14 @@ def with_text_retention(study: StudyRecords, fall: float) -> StudyRecords:
     """The retention task in nats: every trial loses ``fall`` of each item."""
     noise = np.random.default_rng(0)
     level: dict[str, np.ndarray] = {}
-    items = {}
-    for key, found in study.items.items():
-        if key[1] == "general":
-            shared = level.setdefault(key[2], noise.normal(-3, 0.5, len(found.scores)))
-            shifted = shared - (0 if key[0] == BASE else fall)
-            found = replace(found, scores=shifted + noise.normal(0, 0.02, len(shared)))
-        items[key] = found
-    return scored_in_nats(study, "general", items)
+
+    def in_nats(key: EvalKey, scores: np.ndarray) -> np.ndarray:
+        if key[1] != "general":
+            return scores
+        shared = level.setdefault(key[2], noise.normal(-3, 0.5, len(scores)))
+        return shared - fall * (key[0] != BASE) + noise.normal(0, 0.02, len(scores))
+
+    return scored_in_nats(study, "general", with_scores(study, in_nats).items)
 
 
 @pytest.mark.parametrize("fall", [0.06, 0.15, 0.45])
@@ -130,8 +127,6 @@ def test_nats_count_against_points_relative_to_the_bases_cross_entropy(fall: flo
     assert advice.forgetting_scale.name == "relative"
     entropy = -study.items[BASE, "general", "test"].scores.mean()
     arm = advice.arms[0]
-    assert arm.forgetting is not None
-    assert arm.weighed_forgetting is not None
     assert arm.forgetting.value == pytest.approx(fall, abs=0.01)
     assert arm.weighed_forgetting.value == pytest.approx(arm.forgetting.value / entropy)
     assert (advice.decision == "use") == (fall < 0.3)
@@ -145,7 +140,6 @@ def test_forgetting_in_nats_is_compared_with_a_margin_in_points_after_scaling() 
     objective = study.config.objective
     results = TaskResults(study, "med", (arm,), choose((arm,), 0.3, objective), objective)
     shown = arm.summary.forgetting
-    assert shown is not None
     for nats, is_settled in ((0.03, True), (0.09, False)):
         wide = shown.model_copy(update={"value": 0.0, "low": -nats, "high": nats})
         weighed = wide.model_copy(update={"low": -nats / 3, "high": nats / 3})

@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from advice import advise, texts
-from synthetic_study import Truth, synthetic_study
+from advice import advice_on, advise, texts
+from synthetic_study import Truth, synthetic_study, with_specs, with_tasks, with_trials
 
 from rankscope.advise.recommend import recommend
 from rankscope.records import BASE, AdviceMessage, StudyRecords, TaskAdvice
@@ -31,8 +31,9 @@ def test_small_ranks_that_underfit_are_named_with_the_rank_to_try() -> None:
     found = diagnostic(synthetic_study(leveling), "Small ranks underfit")
     assert found.values["still_rising"] == 0
     assert "ranks above r=2" in found.text
-    flat = Truth(accuracy=lambda rank, lr: 0.8)
-    assert not any("underfit" in r.text for r in diagnostics(synthetic_study(flat)))
+    flat = diagnostics(synthetic_study(Truth(ranks=(4, 8, 16, 32), accuracy=lambda rank, lr: 0.8)))
+    assert not any("underfit" in r.text for r in flat)
+    assert any("rank hardly matters" in r.text for r in flat)
 
 
 @pytest.mark.parametrize(
@@ -51,17 +52,16 @@ def test_no_rank_beyond_the_hidden_size_is_suggested(largest: int, advice: str) 
     assert ("Next: more target modules." in small.text) == (largest == 64)
 
 
+def with_targets(study: StudyRecords, ranks: tuple[int, ...]) -> StudyRecords:
+    """The study with adapters of these ranks on the query matrices alone."""
+    return with_specs(study, lambda s: {"targets": ("q_proj",)} if s.rank in ranks else {})
+
+
 def test_a_series_of_ranks_is_of_one_method_and_one_set_of_targets() -> None:
     """Attention levels off from r = 8; the query matrices alone still rise from 28 to 40."""
     of_rank = {None: 0.8, 2: 0.4, 8: 0.8, 32: 0.8, 28: 0.5, 40: 0.75}
     study = synthetic_study(Truth(ranks=(2, 8, 32, 28, 40), accuracy=lambda r, lr: of_rank[r]))
-    trials = tuple(
-        dataclasses.replace(t, spec=t.spec.model_copy(update={"targets": ("q_proj",)}))
-        if t.spec.rank in (28, 40)
-        else t
-        for t in study.trials
-    )
-    mixed = dataclasses.replace(study, trials=trials)
+    mixed = with_targets(study, (28, 40))
     found = diagnostic(mixed, "Small ranks underfit")
     assert found.values["rank"] == 32
     assert found.values["still_rising"] == 0
@@ -76,13 +76,7 @@ def test_order_is_not_read_across_series() -> None:
         Truth(ranks=(2, 4, 8, 9, 12, 14), accuracy=lambda r, lr: of_rank[r], seed_spread=0.0)
     )
     assert [r for r in diagnostics(study) if "falls with the rank" in r.text]
-    trials = tuple(
-        dataclasses.replace(t, spec=t.spec.model_copy(update={"targets": ("q_proj",)}))
-        if t.spec.rank in (9, 12, 14)
-        else t
-        for t in study.trials
-    )
-    mixed = dataclasses.replace(study, trials=trials)
+    mixed = with_targets(study, (9, 12, 14))
     assert not [r for r in diagnostics(mixed) if "falls with the rank" in r.text]
 
 
@@ -101,11 +95,9 @@ def test_forgetting_that_eats_the_gain_is_named() -> None:
 
 def with_tokens(study: StudyRecords, tokens: int, rows: int = 200) -> StudyRecords:
     update = {"num_label_tokens": tokens, "rows": rows}
-    trials = tuple(
-        dataclasses.replace(t, train=t.train and t.train.model_copy(update=update))
-        for t in study.trials
+    return with_trials(
+        study, lambda t: dataclasses.replace(t, train=t.train and t.train.model_copy(update=update))
     )
-    return dataclasses.replace(study, trials=trials)
 
 
 def test_the_capacity_rule_counts_every_token_once() -> None:
@@ -198,7 +190,6 @@ def test_a_second_seed_that_forgets_more_does_not_take_the_warning_away(measure:
     seen = {}
     for seeds in ((0,), (0, 1)):
         study = synthetic_study(Truth(ranks=(8,), full_lrs=(), seeds=seeds, base_other=0.8))
-        (task,) = [t for t in study.tasks if t.name == "general"]
         items = dict(study.items)
         base = items[BASE, "general", "test"]
         right = np.flatnonzero(base.scores)
@@ -210,13 +201,10 @@ def test_a_second_seed_that_forgets_more_does_not_take_the_warning_away(measure:
             found = dataclasses.replace(base, scores=scores, gold_logprobs=gold)
             items[trial.spec.trial_id, "general", "test"] = found
         chance = 0.25 if measure == "accuracy" else 1.0  # else the base is not above chance
-        tasks = tuple(
-            t.model_copy(update={"chance": chance}) if t is task else t for t in study.tasks
-        )
-        (advice,) = recommend(dataclasses.replace(study, items=items, tasks=tasks)).advice
+        study = with_tasks(dataclasses.replace(study, items=items), general={"chance": chance})
+        advice = advice_on(study)
         (arm,) = advice.arms
         forgetting = arm.forgetting if measure == "accuracy" else arm.logprob_forgetting
-        assert forgetting is not None
         assert forgetting.is_above(0) == (len(seeds) == 1)
         (check,) = [c for c in advice.checks if c.name == "retention"]
         seen[len(seeds)] = (texts(advice, "diagnostic"), check, advice.explanation)

@@ -1,11 +1,10 @@
 """Sentences of the advice: names of arms, numbers and their values."""
 
 import re
-from dataclasses import replace
 
 import pytest
 from advice import advise
-from synthetic_study import Truth, synthetic_study
+from synthetic_study import Truth, synthetic_study, with_specs
 
 from rankscope.advise.arms import summarize_arms
 from rankscope.advise.messages import arm_name, capitalized
@@ -16,12 +15,9 @@ from rankscope.records import AdviceMessage, StudyRecords, TaskAdvice, TrustChec
 def test_arms_that_differ_in_a_mitigation_alone_have_different_names() -> None:
     study = synthetic_study(Truth(ranks=(8,)))
     held = {"replay": "general", "replay_share": 0.3, "kl_to_base": 1.0}
-    trials = tuple(
-        replace(trial, spec=trial.spec.model_copy(update=held)) for trial in study.trials
-    )
     names = [
         [arm_name(arm.summary) for arm in arms]
-        for found in (study, replace(study, trials=trials))
+        for found in (study, with_specs(study, lambda spec: held))
         for arms in summarize_arms(found).values()
     ]
     assert names == [

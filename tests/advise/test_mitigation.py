@@ -5,12 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic_study import Truth, synthetic_study
+from synthetic_study import Truth, synthetic_study, with_tasks
 
-from rankscope.advise.mitigation import (
-    compare_mitigations,
-    crossing_at,
-)
+from rankscope.advise.mitigation import compare_mitigations, crossing_at
 from rankscope.records import (
     BASE,
     Estimate,
@@ -63,17 +60,8 @@ def study_of(
         for task, value in zip(("med", "general"), values, strict=True):
             for split in splits:
                 items[model, task, split] = exact(value)  # type: ignore[index]
-                evals[model, task, split] = EvalRecord(  # type: ignore[index]
-                    trial_id=model,
-                    task=task,
-                    split=split,
-                    metric="acc",
-                    score=value,  # type: ignore[arg-type]
-                    standard_error=None,
-                    n=ITEMS,
-                    metrics={"acc": value},
-                    seconds=0.0,
-                    num_tokens=0,
+                evals[model, task, split] = blank.evals[BASE, task, split].model_copy(  # type: ignore[index]
+                    update={"trial_id": model, "score": value}
                 )
     first = blank.trials[0]
     trials = tuple(
@@ -196,9 +184,6 @@ def test_seeds_that_agree_do_not_make_few_items_many() -> None:
         study = drawn_study(np.random.default_rng(3), items, 3, 1)
         alike = {key: drawn.items[names[key[0]], key[1], key[2]] for key in study.items}
         (found,) = differences(replace(study, items=alike))
-        assert found.low is not None
-        assert found.high is not None
-        assert found.p is not None
         assert found.p > 0.01
         widths[items] = found.high - found.low
         (of_two,) = differences(replace(study, items=alike, trials=study.trials[:4]))
@@ -236,17 +221,14 @@ def test_a_strength_without_weighed_scores_is_on_no_curve() -> None:
     quarter = Variant("scale", 0.25)
     models = {BASE: 0.3, A: 0.7, HALF.of(A): 0.5, quarter.of(A): 0.4}
     study = study_of({model: (score, 0.8) for model, score in models.items()}, {A: {}})
-    tasks = tuple(
-        t.model_copy(update={"score_unit": "log_probability"}) if t.name == "med" else t
-        for t in study.tasks
-    )
+    study = with_tasks(study, med={"score_unit": "log_probability"})
 
     def known(*models: str) -> StudyRecords:
         items = {
             key: replace(found, gold_logprobs=np.zeros(ITEMS)) if key[0] in models else found
             for key, found in study.items.items()
         }
-        return replace(study, items=items, tasks=tasks)
+        return replace(study, items=items)
 
     (found,) = compare_mitigations(known(BASE, A, HALF.of(A)))
     assert [point.strength for point in found.curves[0].points] == [0.0, 0.5, 1.0]

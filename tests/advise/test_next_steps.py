@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import pytest
 from advice import advice_on, advise
-from synthetic_study import Truth, synthetic_study
+from synthetic_study import Truth, synthetic_study, with_scores, with_trials
 
 from rankscope.advise.arms import Arm, summarize_arms
 from rankscope.advise.decide import Verdict
@@ -22,7 +22,9 @@ from rankscope.records import (
     BASE,
     OVER_BUDGET,
     AdviceMessage,
+    EvalKey,
     Status,
+    StudyRecords,
     TaskAdvice,
     TrialRecords,
 )
@@ -30,8 +32,11 @@ from rankscope.records import (
 TRUTH = Truth(ranks=(2, 8, 32), num_items=120, tasks=("med", "law"), retention=("general", "more"))
 
 
-def undecided(arm: Arm) -> Verdict:
-    return Verdict("not_decided", "none", "", "", arm)
+def asked(study: StudyRecords, arm: Arm) -> tuple[AdviceMessage, ...]:
+    """What would decide whether this arm, the only one, is worth it."""
+    objective = study.config.objective
+    results = TaskResults(study, "med", (arm,), choose((arm,), 0.3, objective), objective)
+    return tuple(next_steps(results, Verdict("not_decided", "none", "", "", arm)))
 
 
 def needs(advice: TaskAdvice, kind: str) -> list[dict[str, float]]:
@@ -63,13 +68,17 @@ def test_a_budget_is_raised_only_if_it_kept_a_trial_from_beginning() -> None:
     )
 
     def skipped(reason: str) -> TaskAdvice:
-        trials = tuple(
-            TrialRecords(t.spec, "skipped", failure=reason)
-            if t.spec.rank == 2 and t.spec.seed
-            else t
-            for t in study.trials
+        adaptive = dataclasses.replace(study, config=config)
+        return advice_on(
+            with_trials(
+                adaptive,
+                lambda t: (
+                    TrialRecords(t.spec, "skipped", failure=reason)
+                    if t.spec.rank == 2 and t.spec.seed
+                    else t
+                ),
+            )
         )
-        return advice_on(dataclasses.replace(study, trials=trials, config=config))
 
     spent, enough = skipped(OVER_BUDGET), skipped("not needed")
     assert needs(enough, "runs") == []
@@ -98,21 +107,15 @@ def test_what_is_there_already_is_not_asked_for() -> None:
     (advice,) = recommend(study).advice
     (arm,) = summarize_arms(study)["med"]
     gain = arm.summary.gain
-    assert gain is not None
     needed = data_needed(gain, 0.02).items
-    assert needed is not None
     assert needed <= gain.n == 4000
-    objective = study.config.objective
-    results = TaskResults(study, "med", (arm,), choose((arm,), 0.3, objective), objective)
-    enough, rate = next_steps(results, undecided(arm))
+    enough, rate = asked(study, arm)
     assert "collecting more will not settle this" in enough.text
     assert (enough.values, rate.kind) == ({"effect": 0.02}, "learning_rate")
     assert not any({"items", "seeds"} & step.values.keys() for step in advice.next_steps)
     few = synthetic_study(dataclasses.replace(idle, num_items=100), 2)
     (arm,) = summarize_arms(few)["med"]
-    results = dataclasses.replace(results, study=few, arms=(arm,))
-    assert arm.summary.gain is not None
-    (more,) = next_steps(results, undecided(arm))
+    more, *_ = asked(few, arm)
     assert more.values["items"] > arm.summary.gain.n == 100
 
 
@@ -134,14 +137,12 @@ def test_fewer_items_than_any_test_takes_are_asked_for(
 
 def test_of_items_that_all_changed_alike_nothing_is_guessed() -> None:
     study = synthetic_study(Truth(ranks=(8,), num_items=60, metric="log_probability"))
-    base = {key[1:]: found.scores for key, found in study.items.items() if key[0] == BASE}
-    items = {
-        key: dataclasses.replace(found, scores=base[key[1:]])
-        if "-8-" in key[0] or key[1] != "med"
-        else dataclasses.replace(found, scores=base[key[1:]] - 0.5 * (key[0] != BASE))
-        for key, found in study.items.items()
-    }
-    (advice,) = recommend(dataclasses.replace(study, items=items)).advice
+
+    def alike(key: EvalKey, scores: np.ndarray) -> np.ndarray:
+        lower = key[0] != BASE and "-8-" not in key[0] and key[1] == "med"
+        return study.items[BASE, *key[1:]].scores - 0.5 * lower
+
+    advice = advice_on(with_scores(study, alike))
     (step,) = (n for n in advice.next_steps if n.kind == "items")
     assert "items" not in step.values
     assert "all 60 test items changed by the same" in advice.explanation
@@ -154,14 +155,11 @@ def test_what_items_alone_cannot_show_is_put_down_to_what_hides_it() -> None:
     truth = Truth(ranks=(8,), full_lrs=(), accuracy=lambda r, lr: 0.6, seeds=(0, 1))
     study = synthetic_study(truth)
     (arm,) = summarize_arms(study)["med"]
-    objective = study.config.objective
 
     def step_text(seed_error: float) -> str:
-        assert arm.summary.gain is not None
         gain = arm.summary.gain.model_copy(update={"seed_error": seed_error, "value": 0.308})
         one = dataclasses.replace(arm, summary=arm.summary.model_copy(update={"gain": gain}))
-        results = TaskResults(study, "med", (one,), choose((one,), 0.3, objective), objective)
-        return " ".join(step.text for step in next_steps(results, undecided(one)))
+        return " ".join(step.text for step in asked(study, one))
 
     assert "because 2 seeds do not show well enough how much seeds vary" in step_text(0.037)
     assert "because the seeds differ too much" in step_text(0.115)  # 2.802 x .115 > .308
@@ -171,10 +169,8 @@ def test_a_difference_that_needs_many_times_the_items_is_called_too_small() -> N
     truth = Truth(ranks=(8,), full_lrs=(), accuracy=lambda r, lr: 0.6)
     study = synthetic_study(truth)
     (arm,) = summarize_arms(study)["med"]
-    assert arm.summary.gain is not None
 
     def step(**errors: float | None) -> AdviceMessage:
-        assert arm.summary.gain is not None
         return _more_data(arm.summary.gain.model_copy(update=errors), 0.01, "a gain of 1 point")
 
     # (2.802 x .03 / .01)^2 = 71 times the items; at .02 they are 31 times as many.
@@ -226,8 +222,7 @@ def test_what_could_not_be_scored_is_not_told_to_train_otherwise() -> None:
     truth = Truth(ranks=(8,), full_lrs=(), seeds=(0, 1, 2))
     trained = synthetic_study(truth).trials[0].train
     study = synthetic_study(dataclasses.replace(truth, failed=failed))
-    trials = tuple(dataclasses.replace(t, train=trained) for t in study.trials)
-    (advice,) = recommend(dataclasses.replace(study, trials=trials)).advice
+    advice = advice_on(with_trials(study, lambda t: dataclasses.replace(t, train=trained)))
     assert "try a smaller evaluate.batch_tokens, and run again" in advice.next_steps[0].text
 
 

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from synthetic_study import Truth, synthetic_study
+from synthetic_study import Truth, synthetic_study, with_specs
 
 from rankscope.advise.rank_curves import area_weights, compare_rank_curves
 from rankscope.advise.recommend import recommend
 from rankscope.formatting import POINTS, with_interval
-from rankscope.records import BASE, StudyRecords, TrialRecords, Variant
+from rankscope.records import BASE, StudyRecords, Variant
 from rankscope.report.figures.rank_curves import draw_rank_curves
 from rankscope.report.study_view import StudyView
 
@@ -20,14 +20,8 @@ TRAINED_RATE = 1e-3
 
 def with_nested(study: StudyRecords) -> StudyRecords:
     """The study with all trials of other rates made slices of nested runs."""
-
-    def made(trial: TrialRecords) -> TrialRecords:
-        if trial.spec.lr == TRAINED_RATE or trial.spec.rank is None:
-            return trial
-        spec = trial.spec.model_copy(update={"method": "nested", "nested": SLICES})
-        return replace(trial, spec=spec)
-
-    return replace(study, trials=tuple(map(made, study.trials)))
+    slices = {"method": "nested", "nested": SLICES}
+    return with_specs(study, lambda s: {} if s.lr == TRAINED_RATE or s.rank is None else slices)
 
 
 @pytest.mark.parametrize(
@@ -72,15 +66,12 @@ def test_points_and_areas_are_means_of_the_scores() -> None:
         found = [p.forgetting.value for p in curve.points if p.forgetting]
         assert found == pytest.approx([*falls, falls[0] / 4 + falls[1] / 2 + falls[2] / 4])
     for ours, theirs in zip(nested.points, trained.points, strict=True):
-        assert ours.more_score is not None
         assert ours.more_score.value == pytest.approx(ours.score.value - theirs.score.value)
         assert ours.more_score.seeds == 3
     view = StudyView(study, recommend(study))
     figure = draw_rank_curves(view, "med")
-    assert figure is not None
     assert len(figure.data) == 8
     area = nested.points[-1].more_score
-    assert area is not None
     assert f"slices of a nested run {with_interval(area, POINTS)}" in figure.finding
 
 
@@ -112,6 +103,5 @@ def test_the_interval_of_the_difference_between_areas_covers_the_truth() -> None
     for seed in range(40):
         (of_task,) = compare_rank_curves(with_nested(synthetic_study(truth, seed)))
         area = of_task.curves[1].points[-1].more_score
-        assert area is not None
         covered += not area.is_clear_of_zero
     assert covered >= 33

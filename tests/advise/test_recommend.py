@@ -1,64 +1,44 @@
 """The recommendation as a whole, also on studies that lack almost everything."""
 
-import dataclasses
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
-from synthetic_study import Truth, synthetic_study
+from synthetic_study import Truth, synthetic_study, with_scores
 
 from rankscope.advise.recommend import recommend
-from rankscope.records import (
-    BASE,
-    Recommendation,
-    StudyRecords,
-)
+from rankscope.records import BASE, EvalKey, Recommendation, StudyRecords
 
 
-def strip_validation(study: StudyRecords) -> StudyRecords:
-    kept = {k: v for k, v in study.items.items() if k[2] == "test"}
-    return dataclasses.replace(study, items=kept)
-
-
-def strip_base(study: StudyRecords) -> StudyRecords:
-    kept = {k: v for k, v in study.items.items() if k[0] != BASE}
-    return dataclasses.replace(study, items=kept)
-
-
-def strip_items(study: StudyRecords) -> StudyRecords:
-    return dataclasses.replace(study, items={}, evals={})
-
-
-def all_equal(study: StudyRecords) -> StudyRecords:
-    same = {k: dataclasses.replace(v, scores=v.scores * 0 + 1) for k, v in study.items.items()}
-    return dataclasses.replace(study, items=same)
+def with_keys(study: StudyRecords, keep: Callable[[EvalKey], bool]) -> StudyRecords:
+    """The study with the item scores of some evaluations alone."""
+    return replace(study, items={k: v for k, v in study.items.items() if keep(k)})
 
 
 def nothing_run(study: StudyRecords) -> StudyRecords:
-    waiting = tuple(dataclasses.replace(t, status="planned", train=None) for t in study.trials)
-    return strip_items(dataclasses.replace(study, trials=waiting))
-
-
-def only_base(study: StudyRecords) -> StudyRecords:
-    kept = {k: v for k, v in study.items.items() if k[0] == BASE}
-    return dataclasses.replace(study, items=kept, trials=())
-
-
-def no_tasks(study: StudyRecords) -> StudyRecords:
-    return dataclasses.replace(study, trials=(), tasks=(), items={}, evals={})
+    waiting = tuple(replace(t, status="planned", train=None) for t in study.trials)
+    return replace(study, trials=waiting, items={}, evals={})
 
 
 @pytest.mark.parametrize(
     ("change", "decisions"),
     [
-        (strip_validation, {"not_decided"}),
-        (strip_base, {"not_decided"}),
-        (strip_items, {"not_decided"}),
-        (all_equal, {"do_not_fine_tune"}),
+        (lambda study: with_keys(study, lambda key: key[2] == "test"), {"not_decided"}),
+        (lambda study: with_keys(study, lambda key: key[0] != BASE), {"not_decided"}),
+        (lambda study: replace(study, items={}, evals={}), {"not_decided"}),
+        (
+            lambda study: with_scores(study, lambda key, scores: scores * 0 + 1),
+            {"do_not_fine_tune"},
+        ),
         (nothing_run, {"not_decided"}),
-        (only_base, {"not_decided"}),
-        (no_tasks, set()),
+        (
+            lambda study: replace(with_keys(study, lambda key: key[0] == BASE), trials=()),
+            {"not_decided"},
+        ),
+        (lambda study: replace(study, trials=(), tasks=(), items={}, evals={}), set()),
     ],
+    ids=["validation", "base", "items", "differences", "runs", "trials", "tasks"],
 )
 @pytest.mark.parametrize("n", [1, 2, 60])
 def test_what_is_missing_never_stops_the_advice(

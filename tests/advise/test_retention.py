@@ -1,5 +1,6 @@
 """How forgetting is measured and weighed, whatever the units of the tasks."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
@@ -12,7 +13,18 @@ from rankscope.advise.arms import summarize_arms
 from rankscope.advise.comparisons import net_difference
 from rankscope.advise.recommend import recommend
 from rankscope.advise.retention import retention_scale, scale_name
-from rankscope.records import BASE, ItemResult, gold_logprobs_per_token, items_table
+from rankscope.records import BASE, ItemResult, StudyRecords, gold_logprobs_per_token, items_table
+
+
+def with_gold(study: StudyRecords, change: Callable[[str, np.ndarray], np.ndarray]) -> StudyRecords:
+    """Other log-probabilities of the right answers on the retention task: (model, old) -> new."""
+    items = {
+        key: replace(found, gold_logprobs=change(key[0], found.gold_logprobs))
+        if key[1] == "general"
+        else found
+        for key, found in study.items.items()
+    }
+    return replace(study, items=items)
 
 
 def test_every_pair_of_units_has_a_scale() -> None:
@@ -38,14 +50,10 @@ def test_a_gain_in_nats_is_weighed_against_the_right_answers_log_probability(
     (arm,) = summarize_arms(study)["med"]
     weighed, gain = arm.summary.weighed_forgetting, arm.summary.gain
     assert weighed == arm.summary.logprob_forgetting
-    assert weighed is not None
-    assert gain is not None
     assert weighed.value == pytest.approx(gold_fall, abs=0.02)
     net = net_difference(study, arm, None, study.config.objective.weights)
-    assert net is not None
     assert net.value == pytest.approx(gain.value - weighed.value)
     # In points, as answers are: forgetting is shown so, and a limit applies to it.
-    assert arm.summary.forgetting is not None
     assert arm.summary.forgetting.value == pytest.approx(0.0, abs=0.05)
 
 
@@ -83,24 +91,16 @@ def test_a_model_that_merely_answers_in_another_form_has_not_forgotten(knows: bo
     assert advice_on(study).decision == ("use" if knows else "do_not_fine_tune")
     (arm,) = summarize_arms(study)["med"]
     weighed = arm.summary.weighed_forgetting
-    assert weighed is not None
     assert weighed.is_above(0) != knows
     assert abs(weighed.value) < 0.02 or not knows
 
 
 def test_answers_without_log_probability_count_by_the_bases_cross_entropy() -> None:
-    study = chat_study(accuracy_fall=0.1)
-    unknown = {
-        key: replace(s, gold_logprobs=s.gold_logprobs * np.nan) if key[1] == "general" else s
-        for key, s in study.items.items()
-    }
-    study = replace(study, items=unknown)
+    study = with_gold(chat_study(accuracy_fall=0.1), lambda model, gold: gold * np.nan)
     scale = retention_scale(study, "med")
     entropy = -float(study.items[BASE, "med", "test"].scores.mean())
     assert (scale.name, scale.factor("general")) == ("relative", pytest.approx(entropy))
     (arm,) = summarize_arms(study)["med"]
-    assert arm.summary.forgetting is not None
-    assert arm.summary.weighed_forgetting is not None
     expected = arm.summary.forgetting.value * entropy
     assert arm.summary.weighed_forgetting.value == pytest.approx(expected)
     assert arm.summary.logprob_forgetting is None
@@ -115,15 +115,12 @@ def test_at_chance_the_log_probability_of_right_answers_carries_the_verdict() ->
     def advice_with(fall: float) -> tuple[str, str, str]:
         rng = np.random.default_rng(0)
         level = rng.normal(-2, 0.5, 400)
-        items = {
-            key: replace(
-                s, gold_logprobs=level - fall * (key[0] != BASE) + rng.normal(0, 0.01, 400)
+        advice = advice_on(
+            with_gold(
+                study,
+                lambda model, _: level - fall * (model != BASE) + rng.normal(0, 0.01, 400),
             )
-            if key[1] == "general"
-            else s
-            for key, s in study.items.items()
-        }
-        advice = advice_on(replace(study, items=items))
+        )
         (check,) = (c for c in advice.checks if c.name == "retention")
         assert check.value == "general not above chance"
         return advice.better_than_base.confidence, check.status, check.text
@@ -137,14 +134,9 @@ def test_at_chance_the_log_probability_of_right_answers_carries_the_verdict() ->
 
 def test_forgetting_that_decides_but_was_not_scored_is_lacking() -> None:
     """The gain in nats is weighed by log-probabilities; accuracy alone is not enough."""
-    study = chat_study()
-    items = {
-        key: found
-        if key[0] == BASE or key[1] != "general"
-        else replace(found, gold_logprobs=np.full(400, np.nan))
-        for key, found in study.items.items()
-    }
-    advice = advice_on(replace(study, items=items))
+    advice = advice_on(
+        with_gold(chat_study(), lambda model, gold: gold if model == BASE else gold * np.nan)
+    )
     assert advice.arms[0].forgetting is not None
     assert advice.arms[0].weighed_forgetting is None
     assert (advice.decision, advice.confidence) == ("use", "tentative")

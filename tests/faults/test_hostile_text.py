@@ -7,13 +7,13 @@ cell of a megabyte stand in rows, file names, folders, model, tokenizer and note
 import csv
 import json
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from browser import opened
 from command_line import Outcome, files_below, rankscope, settings, write_rows
+from html_elements import Elements
 from playwright.sync_api import Browser
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -169,30 +169,13 @@ def test_a_study_is_not_stored_with_a_path_that_cannot_be_printed(
     assert files_below(folder) == before
 
 
-class Tags(HTMLParser):
-    """Start tags with their attributes, and the text of scripts."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, tuple[str, ...]]] = []
-        self.scripts: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, tuple(name for name, _ in attrs)))
-
-    def handle_data(self, data: str) -> None:
-        if self.tags and self.tags[-1][0] == "script":
-            self.scripts.append(data)
-
-
 PAGES = ("out/report.html", "comparison.html", "inspection/report.html")
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_hold_the_texts_as_texts(study: dict[str, Any], name: str) -> None:
     page = (study["folder"] / name).read_text("utf-8")
-    found = Tags(page)
+    found = Elements(page)
     if name == PAGES[0]:
         assert "&lt;img src=x onerror=alert(1)&gt;" in page  # the file's name, escaped
     assert all(tag != "img" for tag, _ in found.tags)

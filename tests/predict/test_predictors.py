@@ -9,13 +9,7 @@ from synthetic_study import Truth, synthetic_study
 
 from rankscope.advise.statistics.estimates import Comparison
 from rankscope.predict.backtest import kendall_tau, past_record, score_predictors
-from rankscope.predict.predictors import (
-    BASELINES,
-    Evidence,
-    ScreenCurve,
-    best_rank,
-    predict_ranks,
-)
+from rankscope.predict.predictors import BASELINES, Evidence, ScreenCurve, best_rank, predict_ranks
 from rankscope.predict.screens import measured_curves, rank_scores
 from rankscope.records import BacktestTask, PredictorFeatures, RankPrediction, TaskPrediction
 
@@ -146,20 +140,14 @@ def backtest_task(
     prediction = TaskPrediction(
         task="med", ranks=tuple(curve), features=features(), predictions=answers
     )
-    return BacktestTask(
-        study=study,
-        family=family,
-        model="m",
-        model_sha256="0",
-        created="2026-01-01",
-        rankscope="0",
-        seeds=2,
-        items=100,
-        margin=0.02,
-        prediction=prediction,
-        curve=curve,
-        best_rank=best_rank(curve, 0.02),
-    )
+    changes = {
+        "study": study,
+        "family": family,
+        "prediction": prediction,
+        "curve": curve,
+        "best_rank": best_rank(curve, 0.02),
+    }
+    return past_record()[0].model_copy(update=changes)
 
 
 def answer(predictor: str, rank: int | None, **scores: float) -> RankPrediction:

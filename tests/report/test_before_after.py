@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from report_studies import ordinary_study, study_and_advice, with_results
+from report_studies import study_and_advice, with_results
 from synthetic_study import Truth
 
 from rankscope.formatting import NATS, POINTS
@@ -40,10 +40,8 @@ def test_outcomes_by_right_and_wrong_and_by_shown_log_probability() -> None:
     assert [outcome_of(*pair, NATS) for pair in pairs] == ["gained", "lost", "kept"]
 
 
-def test_every_item_of_the_trained_and_the_retention_task_has_both_answers() -> None:
-    view = StudyView(*ordinary_study())
+def test_every_item_of_the_trained_and_the_retention_task_has_both_answers(view: StudyView) -> None:
     arm = view.focus("med")
-    assert arm is not None
     trained, retained = compared_items(view, "med", 10**6)
     assert [trained.tested_on, retained.tested_on] == ["med", "general"]
     trial = next(t for t in view.trials(arm) if t.status == "done")
@@ -60,8 +58,7 @@ def test_every_item_of_the_trained_and_the_retention_task_has_both_answers() -> 
     assert "left out" not in trained.note
 
 
-def test_what_does_not_fit_is_left_out_at_even_steps_and_said() -> None:
-    view = StudyView(*ordinary_study())
+def test_what_does_not_fit_is_left_out_at_even_steps_and_said(view: StudyView) -> None:
     whole, _ = compared_items(view, "med", 10**6)
     part, _ = compared_items(view, "med", 4000)
     assert 10 < len(part.pairs) < len(whole.pairs)

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,7 +126,6 @@ def test_tables_sort_by_mouse_and_by_keyboard(shown: Opened) -> None:
     page.click(button)
     assert column(page, key, 2) == ["2", "2", "8", "8", "\N{EN DASH}", "\N{EN DASH}"]
     heading = page.query_selector(f"#{key} th:nth-child(2)")
-    assert heading is not None
     assert heading.get_attribute("aria-sort") == "ascending"
     page.focus(button)
     page.keyboard.press("Enter")
@@ -157,7 +155,6 @@ def test_a_phone_shows_the_names_that_have_room_there(browser: Browser, tmp_path
     truth = Truth(ranks=(2, 4, 8, 16, 32), lrs=(1e-3, 2e-3), full_lrs=(2e-4, 5e-4), num_items=60)
     study, advice = study_and_advice(truth)
     figure = next(f for f in figures_of(study, advice) if f.key == "plane-0")
-    assert figure.plot is not None
     wide = figure.plot.data[-1]
     narrow = wide.meta["narrow"]
     assert list(wide.textposition) != list(narrow["textposition"])
@@ -168,17 +165,15 @@ def test_a_phone_shows_the_names_that_have_room_there(browser: Browser, tmp_path
         assert drawn["text"] == list(narrow["text"])
         assert drawn["textposition"] == list(narrow["textposition"])
         found.page.set_viewport_size({"width": 1280, "height": 900})
-        deadline = time.monotonic() + 240
-        while (drawn := found.page.evaluate(shown))["textposition"] != list(wide.textposition):
-            assert time.monotonic() < deadline
-            found.page.wait_for_timeout(50)
-        assert drawn["text"] == list(wide.text)
+        found.wait_until(
+            lambda: found.page.evaluate(shown)["textposition"] == list(wide.textposition)
+        )
+        assert found.page.evaluate(shown)["text"] == list(wide.text)
 
 
 def test_the_search_finds_items_by_word_and_by_outcome(shown: Opened) -> None:
     page = shown.page
     block = page.query_selector(".compared")
-    assert block is not None
     first = [prompt.text_content() for prompt in block.query_selector_all(".pairs .prompt")]
     assert len(first) == 10
     word = (first[-1] or "").split()[-2]
@@ -205,7 +200,6 @@ def test_a_fold_draws_its_figures_when_it_opens(
         assert len(folded) > 3
         assert found.page.query_selector_all(".fold .main-svg") == []
         link = found.page.query_selector("nav.contents a[href='#weights']")
-        assert link is not None
         assert link.is_visible()
         link.click()
         found.unfold()
@@ -222,10 +216,7 @@ def test_a_dark_phone_has_dark_figures_without_sideways_scroll_and_may_turn_ligh
         assert found.page.evaluate(paper) == SURFACE.dark
         assert found.page.evaluate(NO_OVERFLOW)
         found.page.emulate_media(color_scheme="light")
-        deadline = time.monotonic() + 240
-        while found.page.evaluate(paper) != SURFACE.light and time.monotonic() < deadline:
-            found.page.wait_for_timeout(50)  # the policy of the page forbids Playwright's waiting
-        assert found.page.evaluate(paper) == SURFACE.light
+        found.wait_until(lambda: found.page.evaluate(paper) == SURFACE.light)
         assert found.complaints == []
 
 

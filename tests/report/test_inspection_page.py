@@ -5,17 +5,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from inspections import HEADS, HOSTILE, LAYERS, ablation, inspect_heads, inspection, page_of
+from inspections import HEADS, LAYERS, ablation, inspect_heads, inspection, page_of
 
 from rankscope.tools.inspect import write_tables
-
-
-def test_a_page_with_heads_is_inert() -> None:
-    found = inspect_heads(inspection(HOSTILE), ablation(HOSTILE, 2.0))
-    page = page_of(found)
-    assert "<img src=x" not in page
-    assert "\u202e" not in page
-    assert "What removing each head costs" in page
 
 
 def test_tables_have_a_row_for_every_head(tmp_path: Path) -> None:
@@ -58,10 +50,3 @@ def test_the_page_says_what_was_found() -> None:
         "largest 1.2 in layers.1.q_proj",
     ):
         assert text in re.sub(r"\s+", " ", page.replace("&amp;", "&"))
-
-
-def test_hostile_names_stay_text() -> None:
-    page = page_of(inspection(HOSTILE))
-    assert "<img src=x" not in page
-    assert "\u202e" not in page
-    assert page.count("</script>") == page_of(inspection("r4")).count("</script>")

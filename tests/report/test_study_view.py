@@ -1,11 +1,9 @@
 """Lookups over one study."""
 
-from dataclasses import replace
-
 import pytest
 from advice import chat_study
 from report_studies import study_and_advice
-from synthetic_study import Truth
+from synthetic_study import Truth, synthetic_study, with_specs
 
 from rankscope.advise.recommend import recommend
 from rankscope.cli.render.summary import summary_table
@@ -24,15 +22,9 @@ from rankscope.report.study_view import StudyView
     ],
 )
 def test_lines_over_rank_follow_what_alpha_does(alphas: dict[int, float], lines: set[str]) -> None:
-    study, _ = study_and_advice(Truth(num_items=20, seeds=(0,)))
-    study = replace(
-        study,
-        trials=tuple(
-            replace(t, spec=t.spec.model_copy(update={"alpha": alphas[t.spec.rank]}))
-            if t.spec.rank
-            else t
-            for t in study.trials
-        ),
+    study = with_specs(
+        synthetic_study(Truth(num_items=20, seeds=(0,))),
+        lambda spec: {"alpha": alphas[spec.rank]} if spec.rank else {},
     )
     view = StudyView(study, recommend(study))
     found = view.lines("med")
@@ -52,13 +44,9 @@ def test_the_view_looks_at_the_arms_that_the_advice_speaks_of() -> None:
     advice = view.advice("med")
     assert advice.chosen is None
     focus, full, lora = view.focus("med"), view.best_full("med"), view.best_lora("med")
-    assert focus is not None
-    assert full is not None
-    assert lora is not None
     assert (lora.rank, full.lr) == (2, 1e-4)
     assert focus.label == advice.subject_label
     gain = next(r for r in advice.reasons if r.kind == "gain")
-    assert focus.gain is not None
     assert gain.values["gain"] == focus.gain.value
     role, label, _ = answer_card(view, "med").rows[0]
     assert (label, role.split(",")[0]) == (focus.label, "Best so far")
@@ -70,7 +58,6 @@ def test_retention_has_the_unit_in_which_it_is_weighed_everywhere() -> None:
     view = StudyView(study, recommend(study))
     (arm,) = view.arms("med")
     change = view.retention_change(arm)
-    assert change is not None
     assert change.value == pytest.approx(-0.1, abs=0.02)
     assert view.retention_unit("med") == NATS
     card = answer_card(view, "med")

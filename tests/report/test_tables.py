@@ -28,8 +28,7 @@ from rankscope.report.tables import (
 )
 
 
-def test_failures_contamination_and_rows_are_listed() -> None:
-    view = StudyView(*ordinary_study())
+def test_failures_contamination_and_rows_are_listed(view: StudyView) -> None:
     failed = frame_rows(failed_trials_table(view))
     assert [row[0] for row in failed] == ["med r=32 lr=0.003 seed=1", "law r=32 lr=0.003 seed=1"]
     assert all(row[1:3] == ("diverged", "simulated: diverged at step 7") for row in failed)
@@ -45,7 +44,6 @@ def test_failures_contamination_and_rows_are_listed() -> None:
 def test_differences_at_a_rung_are_in_points() -> None:
     study, advice = ordinary_study()
     first, *others = study.trials
-    assert first.train is not None
     stop = StopRecord(
         trial_id=first.spec.trial_id,
         num_steps=80,
@@ -71,7 +69,6 @@ def test_the_paper_table_has_a_row_per_rank_and_a_column_per_task() -> None:
         chosen = {a.label: a for a in task.arms if a.label in task.candidate_labels}
         assert len(chosen) == 4  # two learning rates for each rank, one for full fine-tuning
         for label, arm in chosen.items():
-            assert arm.score is not None
             assert table.loc[label.split()[0], f"{task.task}_score"] == arm.score.value
 
 
@@ -80,7 +77,6 @@ def test_with_one_task_it_shows_what_was_retained() -> None:
     table = paper_table(StudyView(study, advice)).set_index("arm")
     arms = {a.label.split()[0]: a for a in advice.advice[0].arms}
     forgetting = arms["r=8"].forgetting
-    assert forgetting is not None
     assert table.loc["r=8", "retention_change"] == -forgetting.value
     assert table.loc["r=8", "parameters"] == arms["r=8"].trainable_parameters
 

@@ -1,7 +1,6 @@
 """The lines that tell how to serve a model fit what the other programs accept."""
 
 import pytest
-from report_studies import ordinary_study
 
 from rankscope.report.study_view import StudyView
 from rankscope.report.use_it import BaseSource, obstacle, steps_for_task, use_steps
@@ -48,8 +47,7 @@ def test_what_cannot_be_served_unmerged_is_said(
         assert serving(**given) == "vllm serve merged"
 
 
-def test_the_steps_of_a_task_name_the_arm_of_its_answer() -> None:
-    view = StudyView(*ordinary_study())
+def test_the_steps_of_a_task_name_the_arm_of_its_answer(view: StudyView) -> None:
     for task in view.training_tasks:
         export, *others = steps_for_task(view, task, "my studies/one")
         chosen = view.advice(task).chosen

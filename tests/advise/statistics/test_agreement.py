@@ -13,7 +13,6 @@ from rankscope.advise.statistics.estimates import (
     weighted_estimate,
 )
 from rankscope.advise.statistics.significance import holm
-from rankscope.errors import UserError
 
 
 def test_holm() -> None:
@@ -42,7 +41,6 @@ def test_seeds_alone_give_students_interval() -> None:
     expected = stats.t.interval(0.95, 3, loc=changes.mean(), scale=stats.sem(changes))
     assert (found.low, found.high) == pytest.approx(expected, abs=1e-5)
     assert found.seed_error == pytest.approx(stats.sem(changes), abs=1e-6)
-    assert found.p is not None
     # Sign flips see 50 items that all rose; seeds are what is uncertain.
     assert found.p == pytest.approx(stats.ttest_1samp(changes, 0).pvalue, abs=1e-5)
 
@@ -74,35 +72,14 @@ def test_a_sum_over_tasks_adds_item_variances_and_joins_seeds() -> None:
     ]
     together = weighted_estimate(pairs, (1.0, -1.0))
     separate = [weighted_estimate([p]) for p in pairs]
-    assert together.item_error is not None
-    assert together.seed_error is not None
     assert together.item_error**2 == pytest.approx(sum((a.item_error or 0) ** 2 for a in separate))
     # What the two tasks share of a seed cancels in their difference.
     assert together.seed_error < 0.2 * (separate[0].seed_error or 0)
     assert together.value == pytest.approx(separate[0].value - separate[1].value)
 
 
-def test_the_level_at_which_the_interval_ends_at_zero_is_p() -> None:
-    rng = np.random.default_rng(6)
-    rows = rng.normal(size=(3, 400)) + rng.normal(size=400) + 0.1 * rng.normal(size=(3, 1))
-    found = paired_estimate(rows, np.zeros(400))
-    assert found.high is not None
-    # Shifted so that the upper end of the 95 % interval is at zero.
-    at_zero = paired_estimate(rows - found.high, np.zeros(400))
-    # Quantiles of 2000 draws are known to a twentieth of a standard error.
-    assert at_zero.p == pytest.approx(0.05, abs=0.02)
-
-
 def test_means_far_from_zero_are_told_apart_below_what_flips_can_draw() -> None:
     """Holm over a thousand arms asks for p below 1/2001."""
     rng = np.random.default_rng(7)
     found = paired_estimate(0.5 + rng.normal(size=(1, 1000)), np.zeros(1000))
-    assert found.p is not None
     assert 0 < found.p < 1e-8
-
-
-def test_tasks_of_other_seeds_are_refused() -> None:
-    with pytest.raises(UserError, match="other numbers of seeds"):
-        weighted_estimate(
-            [Comparison(np.ones((2, 5)), np.ones(5)), Comparison(np.ones((3, 5)), np.ones(5))]
-        )

@@ -10,7 +10,6 @@ from report_studies import cells, ordinary_study, trial_with_heads
 
 from rankscope.analyses.heads.figures import draw_heads_compared, rank_correlation, stacked
 from rankscope.analyses.heads.record import HeadAblation, HeadsRecord
-from rankscope.records import StudyRecords
 from rankscope.report.analyzed_models import arms_analyzed, given_analyzed
 from rankscope.report.charts.figure import Figure
 from rankscope.report.figures import draw_section
@@ -30,8 +29,6 @@ def test_without_records_there_is_no_figure() -> None:
 
 def test_maps_are_means_over_seeds_of_lora_and_full(view: StudyView) -> None:
     figure = draw_heads_compared(arms_analyzed(view, "med"))
-    assert figure is not None
-    assert figure.plot is not None
     arms = [view.best_lora("med"), view.best_full("med")]
     labels = [choice.label for choice in figure.choices]
     # No k_proj or o_proj was changed, and nothing was lost: those maps are not offered.
@@ -48,7 +45,6 @@ def test_maps_are_means_over_seeds_of_lora_and_full(view: StudyView) -> None:
         "carries the trained skill, nats",
     ]
     for arm, trace in zip(arms, figure.choices[0].traces, strict=True):
-        assert arm is not None
         grid = np.array(figure.plot.data[trace].z, dtype=float)
         found = [h for t in view.trials(arm) if (h := t.analysis(HeadsRecord))]
         expected = np.mean(
@@ -62,7 +58,6 @@ def test_maps_are_means_over_seeds_of_lora_and_full(view: StudyView) -> None:
 
 def test_the_sentence_names_the_head_that_moved_most(view: StudyView) -> None:
     figure = draw_heads_compared(arms_analyzed(view, "med"))
-    assert figure is not None
     assert f"layer 2 head {HEADS - 1} in " in figure.finding
     assert "of the two is 1.00: 1 means the same heads" in figure.finding
     assert "ran in bfloat16, whose rounding" in figure.caption
@@ -75,7 +70,6 @@ def test_the_sentence_names_the_head_that_moved_most(view: StudyView) -> None:
 
 def test_rows_of_unequal_length_and_ranks() -> None:
     found = stacked({0: [1.0, None], 2: [3.0]})
-    assert found is not None
     assert np.isnan(found[[0, 1, 1, 2], [1, 0, 1, 1]]).all()
     assert (found[0, 0], found[2, 0]) == (1.0, 3.0)
     assert rank_correlation(np.array([1.0, 2, 3]), np.array([10.0, 20, 15])) == pytest.approx(0.5)
@@ -83,12 +77,8 @@ def test_rows_of_unequal_length_and_ranks() -> None:
 
 
 def head_figures_of(*ablations: HeadAblation) -> dict[str, Figure]:
-    return heads_of(inspect_heads(inspection("r4"), *ablations))
-
-
-def heads_of(found: StudyRecords) -> dict[str, Figure]:
-    drawn = draw_section("heads", "models", given_analyzed(found))
-    return {figure.key: figure for figure in drawn}
+    models = given_analyzed(inspect_heads(inspection("r4"), *ablations))
+    return {figure.key: figure for figure in draw_section("heads", "models", models)}
 
 
 def test_heads_are_maps_of_layers_and_heads() -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from report_studies import CURVES, ORDINARY, ordinary_study, study_and_advice
-from synthetic_study import Truth, synthetic_study
+from synthetic_study import Truth, synthetic_study, with_specs, with_tasks, with_trials
 
 from rankscope.advise.recommend import recommend
 from rankscope.records import TrialRecords
@@ -36,7 +36,6 @@ def test_a_curve_is_gain_and_retention_against_the_base_on_the_same_items(view: 
 
 def test_every_arm_is_a_line_from_the_base_on_in_its_own_color(view: StudyView) -> None:
     figure = learning_curve.draw_learning_curve(view, "med")
-    assert figure is not None
     lines = {
         trace.hovertext[1].split("<b>")[1].split("</b>")[0]: trace
         for trace in figure.plot.data
@@ -58,7 +57,6 @@ def test_every_arm_is_a_line_from_the_base_on_in_its_own_color(view: StudyView) 
 
 def test_choices_show_whole_lines_with_the_base_and_their_names(view: StudyView) -> None:
     figure = learning_curve.draw_learning_curve(view, "med")
-    assert figure is not None
     near, everything = figure.choices
     names = [i for i, trace in enumerate(figure.plot.data) if trace.mode == "markers+text"]
     assert len(names) == 2
@@ -81,11 +79,8 @@ def test_a_failed_trial_counts_as_far_as_it_came(view: StudyView) -> None:
 
 def test_trials_without_a_curve_are_told_of() -> None:
     study, advice = study_and_advice(CURVES)
-    trials = tuple(replace(t, curve=()) if t.spec.seed == 2 else t for t in study.trials)
-    figure = learning_curve.draw_learning_curve(
-        StudyView(replace(study, trials=trials), advice), "med"
-    )
-    assert figure is not None
+    study = with_trials(study, lambda t: replace(t, curve=()) if t.spec.seed == 2 else t)
+    figure = learning_curve.draw_learning_curve(StudyView(study, advice), "med")
     per_task = len(ORDINARY.ranks) * len(ORDINARY.lrs) + 1
     assert figure.finding.endswith(
         f"{per_task} trials of {3 * per_task} have no curve: {per_task} trained before curves were "
@@ -97,18 +92,17 @@ def test_trials_without_a_curve_are_told_of() -> None:
 def test_trials_that_an_adaptive_study_left_out_have_no_curve_for_reasons_of_their_own() -> None:
     """Of seven arms with three seeds, the two of r=8 had a second one; no other began."""
     study, advice = study_and_advice(CURVES)
-    first, second, third = study.config.seeds
-    trials = []
-    for trial in study.trials:
-        status = trial.status
-        if trial.spec.seed == third or (trial.spec.seed == second and trial.spec.rank != 8):
-            status = "skipped"
-        curve = trial.curve if trial.spec.seed == first else ()
-        trials.append(replace(trial, status=status, curve=curve))
+    first, second, _ = study.config.seeds
+
+    def left_out(trial: TrialRecords) -> TrialRecords:
+        if trial.spec.seed == first:
+            return trial
+        begun = trial.spec.seed == second and trial.spec.rank == 8
+        return replace(trial, status=trial.status if begun else "skipped", curve=())
+
     config = study.config.model_copy(update={"strategy": "adaptive"})
-    view = StudyView(replace(study, config=config, trials=tuple(trials)), advice)
+    view = StudyView(replace(with_trials(study, left_out), config=config), advice)
     figure = learning_curve.draw_learning_curve(view, "med")
-    assert figure is not None
     assert figure.finding.endswith(
         "14 trials of 21 have no curve: 12 not begun; 2 of later seeds, which no rung scores."
     )
@@ -116,13 +110,8 @@ def test_trials_that_an_adaptive_study_left_out_have_no_curve_for_reasons_of_the
 
 
 def test_early_stopping_is_said_to_decide_which_weights_are_kept() -> None:
-    study = synthetic_study(CURVES)
-    trials = tuple(
-        replace(t, spec=t.spec.model_copy(update={"early_stop": 2})) for t in study.trials
-    )
-    study = replace(study, trials=trials)
+    study = with_specs(synthetic_study(CURVES), lambda spec: {"early_stop": 2})
     figure = learning_curve.draw_learning_curve(StudyView(study, recommend(study)), "med")
-    assert figure is not None
     assert "; with early stopping they decide which weights are kept;" in figure.caption
     assert "chose nothing" not in figure.caption
 
@@ -131,7 +120,6 @@ def test_without_a_retention_task_the_gain_is_drawn_against_the_step() -> None:
     truth = Truth(retention=(), curve_steps=(20, 40), num_items=40)
     view = StudyView(*study_and_advice(truth))
     figure = learning_curve.draw_learning_curve(view, "med")
-    assert figure is not None
     lines = [trace for trace in figure.plot.data if trace.mode == "lines+markers"]
     assert [list(line.x) for line in lines] == [[0, 20, 40]] * len(view.arms("med"))
     assert "retention" not in figure.finding
@@ -146,8 +134,7 @@ def test_retention_is_the_mean_over_tasks_of_one_unit() -> None:
     """As in the advice: where some retention tasks have accuracy, nats are not mixed in."""
     truth = Truth(retention=("general", "text"), curve_steps=(40,), num_items=40)
     study, advice = study_and_advice(truth)
-    nats = {"score_unit": "log_probability"}
-    tasks = tuple(t.model_copy(update=nats if t.name == "text" else {}) for t in study.tasks)
+    study = with_tasks(study, text={"score_unit": "log_probability"})
     trials = tuple(
         replace(
             trial,
@@ -158,7 +145,7 @@ def test_retention_is_the_mean_over_tasks_of_one_unit() -> None:
         )
         for trial in study.trials
     )
-    view = StudyView(replace(study, tasks=tasks, trials=trials), advice)
+    view = StudyView(replace(study, trials=trials), advice)
     arm = next(a for a in view.arms("med") if a.rank == 8)
     (spot,) = curve_of(view, arm)
     assert spot.retention == pytest.approx(-truth.forgetting(8, arm.lr))
@@ -170,17 +157,14 @@ def test_a_trial_that_stopped_early_ends_at_the_weights_it_kept() -> None:
     before = StudyView(study, advice)
     arm = next(a for a in before.arms("med") if a.rank == 8)
     first = min(t.spec.seed for t in before.trials(arm))
-    trials = []
-    for trial in study.trials:
-        train = trial.train
-        if train is not None and trial.spec.seed == first:
-            trial = replace(
-                trial,
-                train=train.model_copy(update={"best_step": 10}),
-                curve=tuple(point for point in trial.curve if point.step <= 20),
-            )
-        trials.append(trial)
-    view = StudyView(replace(study, trials=tuple(trials)), advice)
+
+    def stopped(trial: TrialRecords) -> TrialRecords:
+        if trial.train is None or trial.spec.seed != first:
+            return trial
+        kept = trial.train.model_copy(update={"best_step": 10})
+        return replace(trial, train=kept, curve=tuple(p for p in trial.curve if p.step <= 20))
+
+    view = StudyView(with_trials(study, stopped), advice)
     whole, found = curve_of(before, arm), curve_of(view, arm)
     assert [(p.step, p.seeds) for p in found] == [(5, 3), (10, 3), (20, 3), (40, 3)]
     # All seeds of the simulated curve gain alike.
@@ -196,7 +180,6 @@ def test_curves_that_only_lose_are_drawn() -> None:
         points = (p.model_copy(update={"score": p.score * 0.1}) for p in trial.curve)
         return replace(trial, curve=tuple(points))
 
-    trials = tuple(map(lost, study.trials))
-    view = StudyView(replace(study, trials=trials), advice)
+    view = StudyView(with_trials(study, lost), advice)
     assert max(p.gain for arm in view.arms("med") for p in curve_of(view, arm)) < 0
     assert learning_curve.draw_learning_curve(view, "med") is not None

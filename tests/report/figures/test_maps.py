@@ -5,19 +5,15 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 from report_studies import cells, ordinary_study, study_and_advice
-from synthetic_study import Truth, synthetic_study
+from synthetic_study import Truth, synthetic_study, with_own_trials, with_specs, with_trials
 
 from rankscope.advise.recommend import recommend
 from rankscope.formatting import MAX_NAME, POINTS
-from rankscope.records import ArmSummary, Status
+from rankscope.records import Status
+from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.heat_map import Grid, heat_map
 from rankscope.report.figures import rate_map, subjects, transfer
 from rankscope.report.study_view import StudyView
-
-
-@pytest.fixture(scope="module")
-def view() -> StudyView:
-    return StudyView(*ordinary_study())
 
 
 def test_map_cells_are_gains_on_the_diagonal_and_transfer_beside_it(view: StudyView) -> None:
@@ -27,8 +23,6 @@ def test_map_cells_are_gains_on_the_diagonal_and_transfer_beside_it(view: StudyV
     cells = {(y, x): grid.z[j][i] for j, y in enumerate(grid.y) for i, x in enumerate(grid.x)}
     for task in ("med", "law"):
         arm = view.focus(task)
-        assert arm is not None
-        assert arm.gain is not None
         other = {"med": "law", "law": "med"}[task]
         assert cells[task, task] == pytest.approx(100 * arm.gain.value)
         assert cells[task, other] == pytest.approx(100 * arm.transfer[other].value)
@@ -37,10 +31,10 @@ def test_map_cells_are_gains_on_the_diagonal_and_transfer_beside_it(view: StudyV
     assert grid.zmax >= max(abs(value) for value in cells.values())
 
 
-def test_every_arm_has_its_cell_and_the_frame_is_around_the_recommended_one() -> None:
-    view = StudyView(*ordinary_study())
+def test_every_arm_has_its_cell_and_the_frame_is_around_the_recommended_one(
+    view: StudyView,
+) -> None:
     figure = rate_map.draw_rate_map(view, "med")
-    assert figure.plot is not None
     arms = {arm.label: arm for arm in view.arms("med")}
     assert {row[0] for row in cells(figure)} == set(arms)
     gain, frame, validation, _, retained, _ = figure.plot.data
@@ -51,15 +45,11 @@ def test_every_arm_has_its_cell_and_the_frame_is_around_the_recommended_one() ->
     assert tuple(gain.y) == ("r=2", "r=8", "r=32", "full")
     place = (tuple(gain.y).index("r=8"), tuple(gain.x).index("0.003"))
     arm = arms["r=8 lr=0.003"]
-    assert arm.gain is not None
-    assert arm.forgetting is not None
     assert gain.z[place[0]][place[1]] == 100 * arm.gain.value
     assert validation.z[place[0]][place[1]] == 100 * (arm.validation_gain or 0)
     assert retained.z[place[0]][place[1]] == -100 * arm.forgetting.value  # blue is good
     assert gain.z[0][0] is None  # no LoRA arm at full fine-tuning's rate
     advice = view.advice("med")
-    assert advice is not None
-    assert advice.chosen is not None
     at = gain.y[round(sum(frame.y[:4]) / 4)], gain.x[round(sum(frame.x[:4]) / 4)]
     assert at == (f"r={advice.chosen.rank}", f"{advice.chosen.lr:g}")
     assert [c.traces for c in figure.choices] == [(0, 1), (2, 3), (4, 5)]
@@ -67,29 +57,17 @@ def test_every_arm_has_its_cell_and_the_frame_is_around_the_recommended_one() ->
 
 def test_the_frame_is_drawn_in_the_recommended_arms_variant_alone() -> None:
     study, _ = ordinary_study()
-    dora = [
-        replace(
-            t,
-            spec=t.spec.model_copy(
-                update={"method": "dora", "trial_id": t.spec.trial_id + "-dora"}
-            ),
-        )
-        for t in study.trials
-        if t.spec.rank is not None
-    ]
-    own = {t.spec.trial_id.removesuffix("-dora"): t.spec.trial_id for t in dora}
+    of_its_own = with_own_trials(study, "-dora")
+    dora = with_specs(of_its_own, lambda spec: {"method": "dora"}).trials
     both = replace(
         study,
-        trials=(*study.trials, *dora),
-        evals=study.evals | {(own[i], *k): e for (i, *k), e in study.evals.items() if i in own},
-        items=study.items | {(own[i], *k): s for (i, *k), s in study.items.items() if i in own},
-    )  # type: ignore[arg-type]
+        trials=(*study.trials, *(t for t in dora if t.spec.rank is not None)),
+        evals=study.evals | of_its_own.evals,
+        items=study.items | of_its_own.items,
+    )
     view = StudyView(both, recommend(both))
     advice = view.advice("med")
-    assert advice is not None
-    assert advice.chosen is not None
     figure = rate_map.draw_rate_map(view, "med")
-    assert figure.plot is not None
     assert len(figure.choices) == 6
     assert len(figure.plot.data) == 9
     chosen = "dora" if advice.chosen.method == "dora" else ""
@@ -107,6 +85,18 @@ def test_a_cell_without_a_result_says_how_its_arm_ended() -> None:
     assert grid.text[row][column] == grid.hovertext[row][column] == "diverged"
 
 
+def texts_at(figure: Figure, rate: str) -> dict[str, dict[str, str]]:
+    """What the cells of one learning rate say, by choice and row."""
+    maps = (trace for trace in figure.plot.data if trace.type == "heatmap")
+    return {
+        choice.label: {
+            row: text[list(trace.x).index(rate)]
+            for row, text in zip(trace.y, trace.text, strict=True)
+        }
+        for choice, trace in zip(figure.choices, maps, strict=True)
+    }
+
+
 def test_arms_that_an_adaptive_study_left_out_are_named_in_words() -> None:
     """r=2 at 0.004 was stopped, r=8 at 0.004 has validation items alone, r=32 never began."""
     study = synthetic_study(Truth(num_items=20, lrs=(2e-3, 4e-3)))
@@ -114,11 +104,13 @@ def test_arms_that_an_adaptive_study_left_out_are_named_in_words() -> None:
     stopped, validated = ids[0], ids[3]
     statuses: dict[str, Status] = dict.fromkeys(ids, "skipped") | {stopped: "stopped"}
     del statuses[validated]
-    trials = tuple(
-        replace(t, status=statuses[t.spec.trial_id], train=None)
-        if t.spec.trial_id in statuses
-        else t
-        for t in study.trials
+    study = with_trials(
+        study,
+        lambda t: (
+            replace(t, status=statuses[t.spec.trial_id], train=None)
+            if t.spec.trial_id in statuses
+            else t
+        ),
     )
     gone = {
         (trial_id, task, split)
@@ -127,18 +119,11 @@ def test_arms_that_an_adaptive_study_left_out_are_named_in_words() -> None:
     }
     study = replace(
         study,
-        trials=trials,
         items={key: value for key, value in study.items.items() if key not in gone},
         evals={key: value for key, value in study.evals.items() if key not in gone},
     )
     figure = rate_map.draw_rate_map(StudyView(study, recommend(study)), "med")
-    assert figure.plot is not None
-    shown = {
-        choice.label: {row: text[2] for row, text in zip(trace.y, trace.text, strict=True)}
-        for choice, trace in zip(
-            figure.choices, (t for t in figure.plot.data if t.type == "heatmap"), strict=True
-        )
-    }
+    shown = texts_at(figure, "0.004")
     words = {"r=2": "stopped early", "r=8": "validation only", "r=32": "not begun", "full": ""}
     assert shown["gain over base"] == shown["retention change"] == words
     on_validation = shown["gain on the validation split"]
@@ -164,46 +149,44 @@ def test_a_map_has_room_for_the_names_of_its_rows_and_the_texts_of_its_cells() -
     assert width("r", "", "c" * 13) == width("r", "") + 7 * 7
 
 
-def test_ranks_at_one_rate_each_are_not_called_unscored() -> None:
-    view = StudyView(*study_and_advice(Truth(num_items=20, ranks=(2, 8), lrs=(1e-3, 2e-3))))
-    apart = [a for a in view.arms("med") if (a.rank, a.lr) in {(2, 1e-3), (8, 2e-3)}]
-    said = rate_map.finding({"": apart}, POINTS)
-    assert said == "No rank was trained and scored at two rates, so no rate can be called the best."
-    bare = [a.model_copy(update={"validation_gain": None}) for a in apart]
-    assert rate_map.finding({"": bare}, POINTS) == said
+APART = {(2, 1e-3): 0.1, (8, 2e-3): 0.1}
+EQUAL = {(2, 1e-3): 0.1, (2, 2e-3): 0.2, (8, 1e-3): 0.3001, (8, 2e-3): 0.3002}
+EDGE = {(2, 1e-3): 0.0, (2, 2e-3): 0.1, (2, 4e-3): 0.5}
+MIDDLE = {(8, 1e-3): 0.0, (8, 2e-3): 0.5, (8, 4e-3): 0.1}
+NO_RATE = "No rank was trained and scored at two rates, so no rate can be called the best."
 
 
-def test_the_best_rate_of_every_rank_is_named_and_the_edge_said() -> None:
-    def accuracy(rank: int | None, lr: float) -> float:
-        return 0.9 if lr == {2: 4e-3, 8: 2e-3}.get(rank or 0) else 0.4
-
-    truth = Truth(ranks=(2, 8), lrs=(1e-3, 2e-3, 4e-3), accuracy=accuracy)
-    finding = rate_map.draw_rate_map(StudyView(*study_and_advice(truth)), "med").finding
-    assert finding == (
-        "On the validation split the gain is largest with the rate 0.002 at r=8; 0.004 at r=2. "
-        "That is the edge of the grid for r=2."
-    )
-
-
-def test_rates_of_equal_gain_are_not_ranked() -> None:
-    """At r=8 the gains are shown as the same number, at r=2 they are not."""
-    view = StudyView(*study_and_advice(Truth(num_items=20, ranks=(2, 8), lrs=(1e-3, 2e-3))))
-    gains = {(2, 1e-3): 0.1, (2, 2e-3): 0.2, (8, 1e-3): 0.3001, (8, 2e-3): 0.3002}
-
-    def with_gains(shift: float) -> list[ArmSummary]:
-        return [
-            arm.model_copy(update={"validation_gain": gains[arm.rank, arm.lr] * shift})
-            for arm in view.arms("med")
-            if arm.rank is not None
-        ]
-
-    assert rate_map.finding({"": with_gains(1)}, POINTS) == (
-        "On the validation split the gain is largest with the rate 0.002 at r=2. That is the edge "
-        "of the grid for r=2. Several rates share the largest validation gain at r=8."
-    )
-    assert rate_map.finding({"": with_gains(0)}, POINTS) == (
-        "Several rates share the largest validation gain at r=2 and r=8."
-    )
+@pytest.mark.parametrize(
+    ("gains", "said"),
+    [
+        (APART, NO_RATE),
+        (dict.fromkeys(APART), NO_RATE),
+        (
+            EDGE | MIDDLE,
+            "On the validation split the gain is largest with the rate 0.002 at r=8; 0.004 at r=2. "
+            "That is the edge of the grid for r=2.",
+        ),
+        (  # at r=8 the gains are shown as the same number, at r=2 they are not
+            EQUAL,
+            "On the validation split the gain is largest with the rate 0.002 at r=2. That is the "
+            "edge of the grid for r=2. Several rates share the largest validation gain at r=8.",
+        ),
+        (
+            dict.fromkeys(EQUAL, 0.0),
+            "Several rates share the largest validation gain at r=2 and r=8.",
+        ),
+    ],
+)
+def test_the_best_rate_of_every_rank_is_named(
+    gains: dict[tuple[int, float], float | None], said: str
+) -> None:
+    truth = Truth(num_items=20, ranks=(2, 8), lrs=(1e-3, 2e-3, 4e-3), full_lrs=(), seeds=(0,))
+    arms = [
+        arm.model_copy(update={"validation_gain": gains[arm.rank, arm.lr]})
+        for arm in StudyView(*study_and_advice(truth)).arms("med")
+        if (arm.rank, arm.lr) in gains
+    ]
+    assert rate_map.finding({"": arms}, POINTS) == said
 
 
 def test_an_arm_with_a_gain_and_no_retention_is_not_called_validation_only() -> None:
@@ -214,15 +197,9 @@ def test_an_arm_with_a_gain_and_no_retention_is_not_called_validation_only() -> 
     figure = rate_map.draw_rate_map(
         StudyView(*study_and_advice(replace(truth, missing=missing))), "med"
     )
-    assert figure.plot is not None
-    shown = {
-        choice.label: trace.text[list(trace.y).index("r=8")][list(trace.x).index("0.004")]
-        for choice, trace in zip(
-            figure.choices, (t for t in figure.plot.data if t.type == "heatmap"), strict=True
-        )
-    }
-    assert shown["gain over base"].strip("()")[0] == "+"
-    assert shown["retention change"] == "not scored"
+    shown = texts_at(figure, "0.004")
+    assert shown["gain over base"]["r=8"].strip("()")[0] == "+"
+    assert shown["retention change"]["r=8"] == "not scored"
 
 
 def test_a_study_of_one_rate_is_told_so() -> None:
@@ -231,11 +208,8 @@ def test_a_study_of_one_rate_is_told_so() -> None:
     assert "at one learning rate, 0.001" in figure.finding
 
 
-def test_subjects_that_fell_most_stand_on_top() -> None:
-    view = StudyView(*ordinary_study())
+def test_subjects_that_fell_most_stand_on_top(view: StudyView) -> None:
     figure = subjects.draw_subjects(view, "law")
-    assert figure is not None
-    assert figure.plot is not None
     (drawn,) = figure.plot.data
     assert figure.choices[0].label == "general"
     means = [sum(row) / len(row) for row in drawn.z]
@@ -253,37 +227,25 @@ def test_the_named_subject_has_some_items_and_its_task_is_drawn_first() -> None:
     """Of 60 items in four subjects each has 15; the subject of the largest fall gets 4 instead."""
     view = StudyView(*study_and_advice(Truth(subjects=4, retention=("general", "text"))))
     focus = view.focus("med")
-    assert focus is not None
     falls = {("general", "subject 0"): -0.9, ("text", "subject 1"): -0.8}
-    changes = tuple(
-        change.model_copy(
-            update={
-                "change": change.change.model_copy(
-                    update={
-                        "value": falls.get((change.tested_on, change.subject), 0.0),
-                        "n": 4 if change.subject == "subject 0" else 15,
-                    }
-                )
-            }
-        )
-        for change in view.recommendation.subjects
-    )
-    advice = view.recommendation.model_copy(update={"subjects": changes})
-    figure = subjects.draw_subjects(StudyView(view.study, advice), "med")
-    assert figure is not None
+
+    def drawn(few: int, many: int) -> Figure:
+        changes = []
+        for change in view.recommendation.subjects:
+            fall = falls.get((change.tested_on, change.subject), 0.0)
+            items = few if change.subject == "subject 0" else many
+            estimate = change.change.model_copy(update={"value": fall, "n": items})
+            changes.append(change.model_copy(update={"change": estimate}))
+        advice = view.recommendation.model_copy(update={"subjects": tuple(changes)})
+        return subjects.draw_subjects(StudyView(view.study, advice), "med")
+
+    figure = drawn(4, 15)
     assert [choice.label for choice in figure.choices] == ["text", "general"]
     assert figure.finding.startswith(
         f"{focus.label}: the lowest change is \N{MINUS SIGN}80.0 points on subject 1 (text, "
         "15 items)"
     )
-    few = tuple(
-        change.model_copy(update={"change": change.change.model_copy(update={"n": 1})})
-        for change in changes
-    )
-    advice = view.recommendation.model_copy(update={"subjects": few})
-    figure = subjects.draw_subjects(StudyView(view.study, advice), "med")
-    assert figure is not None
-    assert "90.0 points on subject 0 (general, 1 item)" in figure.finding
+    assert "90.0 points on subject 0 (general, 1 item)" in drawn(1, 1).finding
 
 
 def test_without_subjects_there_is_no_map() -> None:

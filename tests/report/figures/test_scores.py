@@ -1,16 +1,11 @@
 """Scores and retention against rank."""
 
 import pytest
-from report_studies import ordinary_study, study_and_advice
+from report_studies import study_and_advice, with_arms
 from synthetic_study import Truth
 
 from rankscope.report.figures.against_rank import draw_against_rank
 from rankscope.report.study_view import StudyView
-
-
-@pytest.fixture(scope="module")
-def view() -> StudyView:
-    return StudyView(*ordinary_study())
 
 
 def test_points_of_the_first_panel_are_the_arms_scores(view: StudyView) -> None:
@@ -25,8 +20,6 @@ def test_points_of_the_first_panel_are_the_arms_scores(view: StudyView) -> None:
     assert drawn == pytest.approx(arms)
     full = view.best_full("med")
     lines = [t for t in figure.plot.data if t.text is not None and "full" in t.text]
-    assert full is not None
-    assert full.score is not None
     assert list(lines[0].y) == pytest.approx([100 * full.score.value] * 2)
 
 
@@ -36,32 +29,24 @@ def test_arms_that_no_line_over_rank_joins_stand_side_by_side() -> None:
     drawn = draw_against_rank(side, "med")
     assert drawn.title == "Score and retention by arm, med"
     assert "Bars are 95 % intervals." in drawn.caption
-    assert drawn.plot is not None
     ticks = drawn.plot.layout.xaxis
     assert list(ticks.ticktext) == ["r=8 lr=0.001", "r=8 lr=0.003"]
     points = [trace for trace in drawn.plot.data if trace.error_y.array is not None]
     assert [trace.x for trace in points] == [(0.0,), (1.0,)] == [(v,) for v in ticks.tickvals]
     for arm, trace in zip(side.arms("med"), points, strict=False):
-        assert arm.score is not None
         low, high = trace.y[0] - trace.error_y.arrayminus[0], trace.y[0] + trace.error_y.array[0]
         assert (low, high) == pytest.approx(
             (100 * (arm.score.low or 0), 100 * (arm.score.high or 0))
         )
     # Names that are cut to the same text keep their places.
-    (told,) = side.recommendation.advice
-    arms = tuple(a.model_copy(update={"label": "x" * 80 + a.label}) for a in told.arms)
-    renamed = side.recommendation.model_copy(
-        update={"advice": (told.model_copy(update={"arms": arms}),)}
-    )
-    cut = draw_against_rank(StudyView(side.study, renamed), "med").plot
-    assert cut is not None
+    renamed = with_arms(side, lambda _, arm: {"label": "x" * 80 + arm.label})
+    cut = draw_against_rank(renamed, "med").plot
     assert len(set(cut.layout.xaxis.ticktext)) == 1
     assert cut.layout.xaxis.tickvals == (0.0, 1.0)
     # A second rank makes a line, and the axis is rank's again.
     line = StudyView(*study_and_advice(Truth(ranks=(8, 32), lrs=(1e-3,), retention=())))
     over_rank = draw_against_rank(line, "med")
     assert over_rank.title == "Score and retention against rank, med"
-    assert over_rank.plot is not None
     assert list(over_rank.plot.layout.xaxis.ticktext) == ["8", "32"]
 
 
@@ -98,7 +83,6 @@ def test_names_of_lines_that_lie_close_stand_on_two_sides() -> None:
     ):
         view = StudyView(*study_and_advice(Truth(forgetting=forgot)))
         plot = draw_against_rank(view, "med").plot
-        assert plot is not None
         lines = [t for t in plot.data if t.text is not None and t.yaxis == "y2"]
         found = {t.text[1]: t.textposition for t in lines}
         assert set(found) == {"full", "base"}

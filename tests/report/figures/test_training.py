@@ -4,17 +4,12 @@ import re
 
 import numpy as np
 import pytest
-from report_studies import ordinary_study, study_and_advice
+from report_studies import study_and_advice
 from synthetic_study import Truth
 
 from rankscope.report.figures.loss import draw_loss
 from rankscope.report.learning_curves import binned_losses
 from rankscope.report.study_view import StudyView
-
-
-@pytest.fixture(scope="module")
-def view() -> StudyView:
-    return StudyView(*ordinary_study())
 
 
 def test_the_ends_are_of_the_arms_drawn(view: StudyView) -> None:

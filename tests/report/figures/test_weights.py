@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from inspections import given, inspection
-from report_studies import ordinary_study
 
 from rankscope.analyses.spectra import figures
 from rankscope.analyses.spectra.record import SpectraRecord
@@ -14,11 +13,6 @@ from rankscope.formatting import number
 from rankscope.report.analyzed_models import arms_analyzed, given_analyzed
 from rankscope.report.page import figure_data
 from rankscope.report.study_view import StudyView
-
-
-@pytest.fixture(scope="module")
-def view() -> StudyView:
-    return StudyView(*ordinary_study())
 
 
 def test_the_norms_sentence_is_the_fit_in_doublings(view: StudyView) -> None:
@@ -34,7 +28,6 @@ def test_the_norms_sentence_is_the_fit_in_doublings(view: StudyView) -> None:
 
 def test_intruder_dimensions_are_summed_over_the_matrices_of_a_model(view: StudyView) -> None:
     figure = figures.draw_weight_maps(arms_analyzed(view, "med"))
-    assert figure is not None
     for arm in view.focus_arms("med"):
         records = [s for t in view.trials(arm) if (s := t.analysis(SpectraRecord))]
         total = np.mean([sum(m.intruders for m in s.matrices) for s in records])
@@ -44,8 +37,6 @@ def test_intruder_dimensions_are_summed_over_the_matrices_of_a_model(view: Study
 
 def test_every_similarity_has_its_chance_level(view: StudyView) -> None:
     figure = figures.draw_similarity(arms_analyzed(view, "med"))
-    assert figure is not None
-    assert figure.plot is not None
     record = next(s for t in view.study.trials if (s := t.analysis(SpectraRecord)))
     (matrix, *_) = record.matrices  # all are of one shape
     drawn = [trace.y[0] for trace in figure.plot.data if "unrelated" in (trace.text or ())]
@@ -60,8 +51,6 @@ def test_heat_maps_have_every_matrix_in_its_place() -> None:
     models = given_analyzed(inspection("r4"))
     relative = figures.draw_weight_maps(models)
     side = figures.draw_modules(models)
-    assert relative is not None
-    assert side is not None
     data = json.loads(json.dumps(figure_data(relative)))
     first, second, *_ = data["data"]
     assert first["x"] == ["other", "0", "1"]
@@ -80,8 +69,6 @@ def test_a_map_shows_its_values_or_the_scale_of_its_colors(monkeypatch: pytest.M
     for most, scale in ((3, False), (2, True)):
         monkeypatch.setattr(figures, "MAX_LAYERS_WITH_VALUES", most)
         figure = figures.draw_weight_maps(models)
-        assert figure is not None
-        assert figure.plot is not None
         for trace in figure.plot.data:
             assert (trace.showscale, bool(trace.texttemplate)) == (scale, not scale)
 
@@ -89,8 +76,6 @@ def test_a_map_shows_its_values_or_the_scale_of_its_colors(monkeypatch: pytest.M
 def test_adapters_of_one_kind_form_a_line_with_the_fit_of_their_norms() -> None:
     found = inspection("r4")
     first, full = (trial.analysis(SpectraRecord) for trial in found.trials)
-    assert first is not None
-    assert full is not None
     by_rank = {2: 1.0, 4: 2.1, 8: 3.0}
     trials = [given("full", None, full)]
     for rank, norm in by_rank.items():
@@ -99,7 +84,6 @@ def test_adapters_of_one_kind_form_a_line_with_the_fit_of_their_norms() -> None:
         trials.append(given(f"r{rank}", rank, first.model_copy(update={"matrices": (sized,)})))
     models = given_analyzed(replace(found, trials=tuple(trials)))
     figure = figures.draw_update_norm(models)
-    assert figure is not None
     assert figure.title == "Size of the update against rank"
     assert (
         "The fit 0.0333 + 1 log2 r misses these by 0.0471 (root mean square), a power law r^0.792 "
