@@ -212,7 +212,42 @@ def test_a_second_seed_that_forgets_more_does_not_take_the_warning_away(measure:
     assert "Over-forgetting" in seen[2][0]
     if measure == "accuracy":
         assert "loses 23.2 points" in seen[2][0]
-        assert "Each of 2 seeds clearly lost retention by its items" in seen[2][1].text
-        assert "23.2 points, a clear loss in each seed" in seen[2][2]
+        assert (
+            "Each of 2 seeds lost retention, and their mean loss is clear by its items"
+            in seen[2][1].text
+        )
+        assert "23.2 points, a clear loss of the models trained" in seen[2][2]
     else:
         assert seen[1][1].status == seen[2][1].status == "bad"
+
+
+@pytest.mark.parametrize(
+    ("changes", "lacking", "said"),
+    [
+        ([(8, 0), (66, 46)], (), "Each of 2 seeds lost"),  # the second loses more, less clearly
+        ([(30, 0), (0, 1)], (), "a zero change"),  # the mean loss is clear, but not each lost
+        ([(8, 0), (66, 46), (9, 0)], ("law",), "Each of 2 seeds lost"),
+    ],
+)
+def test_a_loss_of_the_models_at_hand_is_said_of_those_looked_at(
+    changes: list[tuple[int, int]], lacking: tuple[str, ...], said: str
+) -> None:
+    """Seeds that answer so many of the base's right items wrong and so many wrong ones right; the
+    last has no scores on some of the retention tasks."""
+    seeds, retention = tuple(range(len(changes))), ("general", *lacking)
+    study = synthetic_study(
+        Truth(ranks=(8,), full_lrs=(), seeds=seeds, base_other=0.8, retention=retention)
+    )
+    items = dict(study.items)
+    for trial, (lost, gained) in zip(study.trials, changes, strict=True):
+        for task in retention:
+            base = items[BASE, task, "test"]
+            scores = base.scores.copy()
+            scores[np.flatnonzero(base.scores)[:lost]] = 0.0
+            scores[np.flatnonzero(base.scores == 0)[:gained]] = 1.0
+            items[trial.spec.trial_id, task, "test"] = dataclasses.replace(base, scores=scores)
+    for task in lacking:
+        del items[study.trials[-1].spec.trial_id, task, "test"]
+    (advice,) = recommend(dataclasses.replace(study, items=items)).advice
+    (check,) = [c for c in advice.checks if c.name == "retention"]
+    assert said in check.text

@@ -105,15 +105,16 @@ def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
     if at_chance and not by_logprob:
         return _at_chance(results, arm)
     if arm is not None and forgetting is not None and not results.is_settled(arm):
-        if results.forgot_in_each_seed(arm):
+        if results.forgot_as_trained(arm):
             return trust_check(
                 "retention",
                 "weak",
                 "forgetting in each seed",
-                "Each of {trained} clearly lost retention by its items. What another seed would "
-                "lose is hardly known: the mean over seeds changes by {forgetting:range}.",
+                "Each of {trained} lost retention, and their mean loss is clear by its items. What "
+                "another seed would lose is hardly known: the mean over seeds changes by "
+                "{forgetting:range}.",
                 forgetting=forgetting,
-                trained=Counted(arm.seeds, "seed"),
+                trained=Counted(forgetting.seeds, "seed"),
             )
         return trust_check(
             "retention",

@@ -98,7 +98,7 @@ def _over_forgetting(results: TaskResults, subject: Arm) -> Iterator[AdviceMessa
     if forgetting is None or arm.gain is None:
         return
     own = shown_scale(results.study, results.task)
-    if not (forgetting.is_above(0) or results.forgot_in_each_seed(arm, own)):
+    if not (forgetting.is_above(0) or results.forgot_as_trained(arm, own)):
         return
     tasks = retention_tasks(results.study, results.task)
     scores = [b for t in tasks if (b := results.base_score(t.name))]

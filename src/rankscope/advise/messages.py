@@ -51,6 +51,11 @@ class Measured:
     def value(self) -> float:
         return self.number.value if isinstance(self.number, Estimate) else self.number
 
+    @property
+    def seeds(self) -> int:
+        """Trained models that were looked at."""
+        return self.number.seeds if isinstance(self.number, Estimate) else 1
+
     def __format__(self, style: str) -> str:
         match style:
             case "score":

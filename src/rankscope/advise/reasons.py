@@ -136,8 +136,8 @@ def _forgetting(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage
 def _unclear(results: TaskResults, arm: ArmSummary, change: Estimate, scale: RetentionScale) -> str:
     if change.is_clear_of_zero:
         return ""
-    if results.forgot_in_each_seed(arm, scale):
-        return ", a clear loss in each seed by its items"
+    if results.forgot_as_trained(arm, scale):
+        return ", a clear loss of the models trained, by their items"
     return ", not clear of zero"
 
 

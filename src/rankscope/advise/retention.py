@@ -14,7 +14,7 @@ held-out text. A sum with the gain needs one unit:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -149,6 +149,40 @@ def mean_fall(
 
     The tasks share the seeds, so each trained model must be the same row in every task.
     """
+    found = _falls(study, done, scale)
+    return None if found is None else -weighted_estimate(*found)
+
+
+def forgot_as_trained(
+    study: StudyRecords, done: Sequence[TrialRecords], scale: RetentionScale
+) -> bool:
+    """Whether the models at hand forgot: each lost, and their mean loss is clear by its items.
+
+    The models are taken as given and only the items as a sample, so this is about these models on
+    other items; ``mean_fall`` is about other seeds too. One test of the mean, so no correction;
+    that each lost only makes it stricter. It holds wherever each loss alone is clear, and for one
+    model it is that of ``mean_fall``, whose seeds are the trials that are looked at.
+    """
+    found = _falls(study, done, scale)
+    if found is None:
+        return False
+    pairs, shares = found
+    models = [[*pair.tuned, pair.tuned.mean(axis=0)] for pair in pairs]
+    *each, mean = (
+        weighted_estimate(
+            [replace(p, tuned=one[None]) for p, one in zip(pairs, ones, strict=True)],
+            shares,
+            tested=False,
+        )
+        for ones in zip(*models, strict=True)
+    )
+    return mean.is_below(0) and all(one.value < 0 for one in each)
+
+
+def _falls(
+    study: StudyRecords, done: Sequence[TrialRecords], scale: RetentionScale
+) -> tuple[list[Comparison], list[float]] | None:
+    """The comparisons whose weighted sum is minus ``mean_fall``, and their weights."""
 
     def pairs_of(trials: Sequence[TrialRecords]) -> dict[str, Comparison]:
         compared = {
@@ -160,8 +194,7 @@ def mean_fall(
     pairs = pairs_of(trials_with_all_scores(study, done, list(known)))
     if not pairs or len(pairs) < len(known):
         return None
-    shares = [scale.factor(name) / len(pairs) for name in pairs]
-    return -weighted_estimate(list(pairs.values()), shares)
+    return list(pairs.values()), [scale.factor(name) / len(pairs) for name in pairs]
 
 
 def net_gain(

@@ -7,8 +7,8 @@ from rankscope.advise.arms import FEWEST_LOSSES, Arm
 from rankscope.advise.messages import Measured
 from rankscope.advise.retention import (
     RetentionScale,
+    forgot_as_trained,
     logprob_scale,
-    mean_fall,
     retention_scale,
     retention_tasks,
     shown_scale,
@@ -147,20 +147,17 @@ class TaskResults:
         }
         return [text for text, applies in found.items() if applies]
 
-    def forgot_in_each_seed(self, arm: ArmSummary, scale: RetentionScale | None = None) -> bool:
-        """Whether every one of an arm's several seeds forgot, each by its own items; without a
+    def forgot_as_trained(self, arm: ArmSummary, scale: RetentionScale | None = None) -> bool:
+        """Whether an arm's several models, as they were trained, clearly forgot; without a
         ``scale``, on the scale that is shown.
 
         An interval over two seeds has one degree of freedom: models that lost 19 and 27 points may
         have one from -71 to +25, although each alone is clear of zero. It is right for what a new
         seed would lose, so it is quoted as it is; but a warning is about the models at hand, and
-        more evidence of the same loss must not take it away. That each of them forgot is an
-        intersection of hypotheses, so each is tested at the full level without a correction.
+        more evidence of the same loss must not take it away.
         """
-        scale = scale or self._shown_scale
         trials = next(a for a in self.arms if a.summary.label == arm.label).finished
-        falls = [f for t in trials if (f := mean_fall(self.study, [t], scale)) is not None]
-        return len(falls) > 1 and all(f.is_above(0) for f in falls)
+        return forgot_as_trained(self.study, trials, scale or self._shown_scale)
 
     def forgets_below_chance(self, arm: ArmSummary) -> bool:
         """Whether the base is not shown to be above chance on any retention task that is weighed by
@@ -171,8 +168,7 @@ class TaskResults:
             return False
         in_nats = arm.logprob_forgetting
         return in_nats is not None and (
-            in_nats.is_above(0)
-            or self.forgot_in_each_seed(arm, logprob_scale(self.study, self.task))
+            in_nats.is_above(0) or self.forgot_as_trained(arm, logprob_scale(self.study, self.task))
         )
 
     def lacks_retention_scores(self, arm: ArmSummary) -> bool:
@@ -254,6 +250,6 @@ class TaskResults:
     def _retention_text(self, arm: ArmSummary, forgetting: Measured) -> str:
         if self.is_settled(arm):
             return f"retention changes by {forgetting:reverse}"
-        if self.forgot_in_each_seed(arm):
-            return f"retention changes by {forgetting:reverse}, a clear loss in each seed"
+        if self.forgot_as_trained(arm):
+            return f"retention changes by {forgetting:reverse}, a clear loss of the models trained"
         return f"retention may change by {forgetting:range}"
