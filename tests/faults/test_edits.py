@@ -202,6 +202,16 @@ def test_a_ledger_of_garbage_ends_in_4(copied: Path) -> None:
         refused(run_again(copied), 4, where="ledger.sqlite", found="", do="restore it from a copy")
 
 
+@pytest.mark.pitfall(36)
+@pytest.mark.parametrize("found", ["no file", "an empty file"])
+def test_a_lost_ledger_ends_in_4(copied: Path, found: str) -> None:
+    file = copied / "ledger.sqlite"
+    file.unlink() if found == "no file" else file.write_bytes(b"")
+    expected, do = "the ledger that ledger.sha256 names", "restore it from a copy"
+    for outcome in (run_again(copied), *(rankscope(verb, copied) for verb in READERS)):
+        refused(outcome, 4, where=str(file), found=found, expected=expected, do=do)
+
+
 def test_an_edited_answer_is_found_and_written_again(copied: Path) -> None:
     answer = copied / "recommendation.json"
     answer.write_text(answer.read_text("utf-8").replace("0.", "0.9"), "utf-8")

@@ -26,7 +26,7 @@ from rankscope.store.artifacts import ARTIFACTS, CHECKPOINTS, STAGING, UNITS
 from rankscope.store.results import StoredRecord, kind_of
 from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, keep_counts
 
-LEDGER_VERSION = 3
+LEDGER_VERSION = 4
 SCHEMA = """
 CREATE TABLE study (
     key TEXT PRIMARY KEY,

@@ -28,7 +28,9 @@ OUTPUT_FILES = ("recommendation.json", "report.html")
 
 
 def ledger_file(out: Path) -> Path:
-    """The ledger of the study in ``out``. Raises UserError if there is none."""
+    """The ledger of the study in ``out``. Raises UserError if there is none; IntegrityError if it
+    is lost."""
+    _check_not_lost(out)
     if not holds_bytes(out / LEDGER):
         raise UserError(
             out,
@@ -39,11 +41,18 @@ def ledger_file(out: Path) -> Path:
     return out / LEDGER
 
 
+def _check_not_lost(out: Path) -> None:
+    if (out / CLOSED).is_file() and not holds_bytes(out / LEDGER):
+        found = "an empty file" if (out / LEDGER).exists() else "no file"
+        expected = f"the ledger that {CLOSED} names"
+        raise IntegrityError(out / LEDGER, found, expected, LEDGER_REMEDY)
+
+
 def find_problems(out: Path, *, quick: bool = False) -> list[Problem]:
     """Differences of a study from what was written; an empty list means none.
 
     ``quick`` compares the sizes of artifacts instead of their hashes, and leaves out checkpoints.
-    Raises UserError: another version wrote the ledger.
+    Raises UserError: another version wrote the ledger; IntegrityError: the ledger is lost.
     """
     ledger, store = ledger_file(out), ArtifactStore(out)
     problems: list[Problem] = []
@@ -164,6 +173,7 @@ def open_checked(out: Path, *, write: bool) -> sqlite3.Connection:
     A ledger that a run closed is compared with its hash, another one row by row. Raises
     IntegrityError: something in it was not written by a run.
     """
+    _check_not_lost(out)
     for _, expected, found in _changed_files(out, CLOSED, (LEDGER,)):
         raise IntegrityError(
             out / LEDGER,
