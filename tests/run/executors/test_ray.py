@@ -128,10 +128,11 @@ def test_a_node_that_does_not_see_the_folder_sends_it_back(
     [("here", "expected auto, HOST:PORT"), ("localhost:1", "found no answer")],
 )
 def test_an_address_that_cannot_be_used_is_refused_before_anything_runs(
-    address: str, message: str, tmp_path: Path
+    address: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = study_file(tmp_path, **TWO_GROUPS)
     setting = f"executor.ray.address={address}"
+    monkeypatch.setenv("RANKSCOPE_TRUST_TASK_CODE", "1")
     outcome = rankscope("run", file, "--out", tmp_path / "out", "--set", setting)
     assert outcome.code == 2
     assert message in outcome.told

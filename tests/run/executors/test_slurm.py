@@ -285,12 +285,24 @@ def test_an_error_of_a_node_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
         unit.future.result()
 
 
-@pytest.mark.parametrize("settings", [{"setup": ["rm x"]}, {"python": "a"}, {"wrap": "a"}])
-def test_words_that_nodes_run_need_trust(settings: dict[str, Any], tmp_path: Path) -> None:
-    file = study_file(tmp_path, **{**STUDY, "executor": {"slurm": settings}})
+@pytest.mark.parametrize(
+    ("executor", "key", "value"),
+    [
+        ("slurm", "setup", ["rm x"]),
+        ("slurm", "python", "a"),
+        ("slurm", "wrap", "a"),
+        ("slurm", "options", ["--export=ALL,BASH_ENV=/tmp/x"]),
+        ("ray", "address", "localhost:1"),
+    ],
+)
+def test_words_that_nodes_run_need_trust(
+    executor: str, key: str, value: Any, tmp_path: Path
+) -> None:
+    file = study_file(tmp_path, **{**STUDY, "executor": {executor: {key: value}}})
     outcome = rankscope("run", file, "--out", tmp_path / "out")
     assert outcome.code == 2
-    assert "expected --trust-task-code with them" in outcome.told
+    assert f"executor.{executor}.{key}: found a setting" in outcome.told
+    assert "expected --trust-task-code with it" in outcome.told
 
 
 def test_without_slurm_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

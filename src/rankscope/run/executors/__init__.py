@@ -9,6 +9,7 @@ takes the file's name, ``executor: NAME`` or ``executor: {NAME: {...}}``. The st
 before torch is imported, so the file imports what needs torch inside functions.
 """
 
+import os
 from concurrent.futures import Future
 from functools import cache
 from importlib import import_module
@@ -54,6 +55,20 @@ class ExecutorSettings(ConfigSection):
         """The executor, for at most ``num_workers`` units at a time. Raises UserError: it cannot
         start."""
         raise NotImplementedError
+
+    def check_trusted(self, *keys: str) -> None:
+        """Raise UserError for settings under these keys that the user did not allow: they come
+        with the study file, which may be a stranger's."""
+        from rankscope.evaluate.scorers.python_function import ALLOWED
+
+        for key in keys:
+            if getattr(self, key) and os.environ.get(ALLOWED) != "1":
+                raise UserError(
+                    f"executor.{type(self).__module__.rpartition('.')[2]}.{key}",
+                    "a setting by which code of others can run",
+                    "--trust-task-code with it",
+                    "read it first, then add that option",
+                )
 
     @classmethod
     def withdraw(cls, units: Path) -> None:

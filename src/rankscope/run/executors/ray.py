@@ -51,6 +51,8 @@ class RaySettings(ExecutorSettings):
         return self.address is not None
 
     def start(self, config: "StudyConfig", num_workers: int | None) -> Executor:
+        if self.address != "auto":  # the user's own cluster
+            self.check_trusted("address")
         return RayExecutor(self.address, config, num_workers)
 
 

@@ -6,7 +6,6 @@ in the queue; the next one finds them by the job that is named in each unit's fo
 """
 
 import math
-import os
 import shlex
 import shutil
 import subprocess
@@ -120,16 +119,7 @@ class SlurmSettings(ExecutorSettings):
         return True
 
     def start(self, config: "StudyConfig", num_workers: int | None) -> Executor:
-        from rankscope.evaluate.scorers.python_function import ALLOWED
-
-        for key in ("setup", "python", "wrap"):
-            if getattr(self, key) and os.environ.get(ALLOWED) != "1":
-                raise UserError(
-                    f"executor.slurm.{key}",
-                    "words of the study file that nodes run",
-                    "--trust-task-code with them",
-                    "read them first, then add that option",
-                )
+        self.check_trusted("setup", "python", "wrap", "options")
         return SlurmExecutor(self, config.train.devices, num_workers)
 
     @classmethod
