@@ -3,6 +3,7 @@ disk or as a lack of memory, and nothing else is."""
 
 import json
 import os
+import pickle
 import resource
 import shutil
 import sqlite3
@@ -19,6 +20,8 @@ from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from rankscope.config.section import Unfit
+from rankscope.data.rows import BadRow, NoCompletion, RawRow
 from rankscope.errors import (
     DiskFailed,
     DiskFull,
@@ -58,6 +61,14 @@ def test_an_error_is_rendered_from_its_parts() -> None:
         *("a/b", "5 bytes", "restore it"),
     )
     assert UserError("--rank 0", expected="at least 1").description()["found"] is None
+
+
+def test_errors_are_pickled_whole() -> None:
+    row = BadRow("a", "b").at(RawRow("rows, row 7", 7))
+    for error in (row, NoCompletion("f"), Unfit("a", "b"), UserError("c", faults=[row])):
+        again = pickle.loads(pickle.dumps(error))
+        assert again.description() == error.description()
+        assert vars(again).keys() == vars(error).keys()
 
 
 def test_long_lines_are_cut_in_their_middle() -> None:

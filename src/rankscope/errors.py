@@ -4,6 +4,7 @@ A message names the place, what was found, what was expected and what to do. Any
 a bug in Rankscope. docs/exit-codes.md says what a script can do about each code.
 """
 
+import copyreg
 import difflib
 import errno
 import math
@@ -55,6 +56,10 @@ class RankscopeError(Exception):
         super().__init__(where, found, expected, do, faults)
         self.where, self.found, self.expected, self.do = str(where), found, expected, do
         self.faults = tuple(faults)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Rebuilt without ``__init__``, whose parameters differ between the types."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
     def __str__(self) -> str:
         """``where: found X, expected Y; do Z``, with faults on lines of their own before ``do``.
