@@ -107,7 +107,8 @@ def fetch_model(name: str, report: Callable[[str], None] = print) -> Path:
                     gguf = _download(name, known, scratch)
                     report(f"{name}: de-quantizing to float32")
                     convert_gguf(gguf, scratch / "model")
-                    (scratch / "model" / "README.md").write_text(f"# {name}\n\n{known.card}.\n")
+                    card = f"# {name}\n\n{known.card}.\n"
+                    (scratch / "model" / "README.md").write_text(card, encoding="utf-8")
                     for path in (scratch / "model").iterdir():
                         fsync(path)
                     shutil.rmtree(folder, ignore_errors=True)  # an interrupted copy by hand
