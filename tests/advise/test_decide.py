@@ -114,6 +114,12 @@ def test_equal_changes_in_nats_are_not_called_too_little_data() -> None:
     assert "all 60 test items changed by the same +0.500 nats" in advice.explanation
 
 
+def test_one_seed_is_tentative_and_says_so() -> None:
+    advice = advise(Truth(seeds=(0,)))
+    assert (advice.decision, advice.confidence) == ("use", "tentative")
+    assert "1 seed: Fewer than 3" in texts(advice, "caveat")
+
+
 def test_full_fine_tuning_hands_over_to_lora_only_where_lora_is_worth_it() -> None:
     """LoRA forgets about what it gains: now and then its utility on the validation split is < 0."""
     truth = Truth(

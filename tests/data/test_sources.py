@@ -11,6 +11,7 @@ import pytest
 
 from rankscope.data.formats import parse_rows
 from rankscope.data.hub import HubSource, legal_from_mmlu, read_hub
+from rankscope.data.rows import RawRow
 from rankscope.data.sources import read_file, split_paths
 from rankscope.errors import UserError
 
@@ -345,3 +346,9 @@ def test_legal_mcq_from_mmlu_is_the_folder_form(data_dir: Path) -> None:
     derived = legal_from_mmlu(mmlu)
     for split in ("train", "test"):
         assert [r.fields for r in derived[split]] == [r.fields for r in stored[split]]
+
+
+def test_the_shuffle_behind_legal_mcq_is_stable() -> None:
+    law = [RawRow("", n, {"subject": "professional_law"}) for n in range(504)]
+    # Origin: random.Random(0).shuffle(list(range(504))), CPython 3.11.
+    assert [row.number for row in legal_from_mmlu({"test": law})["train"]] == [455, 388, 197, 432]
