@@ -55,6 +55,8 @@ def test_dev_rows_are_only_examples(tmp_path: Path) -> None:
     scored = {item.question for item in task.validation + task.test}
     assert "q4" not in scored  # a copy of a shot
     assert len(scored) == 19
+    config = TaskConfig(name="mine", path=str(tmp_path), num_fewshot=5)
+    assert len(load_task(config, None, 0, keep_test_whole=True).test) == 19
     assert task.fewshot_source == "dev file"
     with pytest.raises(UserError, match="only test rows, and none for examples"):
         own(rows(tmp_path / "alone", test=test), num_fewshot=1)

@@ -93,7 +93,10 @@ SHAPES = [
     ({"instruction": "i", "context": "n", "response": "o"}, "i\n\nn", "o", (), None),
     ({"question": "q", "A": "x", "B": "y", "C": "", "answer": "B"}, "q", "y", ("x", "y"), 1),
     ({"answerKey": "B", "question": {"stem": "q", "choices": OWN_ARC}}, "q", "y", ("x", "y"), 1),
+    ({"question": {"stem": "q"}, "choices": ARC, "answerKey": "C"}, "q", "z", ("x", "y", "z"), 2),
+    ({"question": {"stem": "q", "choices": OWN_ARC, "answerKey": "B"}}, "q", "y", ("x", "y"), 1),
     ({"prompt": CHAT[:1], "completion": CHAT[1:]}, "hi", "ho", (), None),
+    ({"instruction": "i", "output": "o", "chosen": "c", "rejected": "r"}, "i", "o", (), None),
 ]
 
 
@@ -302,6 +305,8 @@ def test_own_field_names(tmp_path: Path) -> None:
     wrong = config.model_copy(update={"fields": names | {"question": "Frag"}})
     with pytest.raises(UserError, match=r"row 1: found no field 'Frag'.* did you mean 'Frage'"):
         load_task(wrong, None, 0)
+    (wide,) = reasons(raw({f"column {n}": n for n in range(60)}), {"text": "mail"})
+    assert len(wide) < 400
 
 
 def test_brackets_are_removed_as_by_one_expression() -> None:

@@ -121,7 +121,7 @@ def test_the_scorer_brings_its_prompt(load: Load) -> None:
     assert letters.test[1].completion == "B"
     assert letters.spec.lists_options
     assert not load("arc_easy").spec.lists_options
-    with pytest.raises(UserError, match=r"'option_letter': the prompt needs \{options\}"):
+    with pytest.raises(UserError, match=r"found a prompt without \{options\}"):
         load("casehold", prompt="{question} ?")
     with pytest.raises(UserError, match="a row without choices for scorer 'option_text'"):
         load("gsm8k", scorer="option_text", max_train_rows=1)
@@ -537,6 +537,9 @@ def test_a_label_that_no_training_row_has(tmp_path: Path) -> None:
     del files["train"]
     task = load_task(TaskConfig(name="mine", **files, on_bad_rows="drop"), None, 0)
     assert task.test[0].choices == ("a", "b", "c")
+    own_file(tmp_path / "test.jsonl", [{"text": "new"}])
+    with pytest.raises(UserError, match=r"found no label, expected a label, as the validation row"):
+        load_task(TaskConfig(name="mine", **files), None, 0)
 
 
 def test_perplexity_is_of_the_text_alone(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ KNOWN_SHAPES = (
     "messages | conversations | prompt, completion | text | text, label | instruction, input, "
     "output | question, choices, answer | question, answer"
 )
+ANSWERS = frozenset({"output", "completion", "response", "answer", "choices"})
 LABELED_PROMPT = "Text: {question}\nLabel:"
 MAX_FIELD_NAMES = 300  # Characters of the names of a row's fields that a message shows
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
@@ -149,7 +150,8 @@ SHAPES: tuple[Shape, ...] = (
     Shape("messages", frozenset({"messages"}), _read_chat),
     Shape("conversations", frozenset({"conversations"}), _read_chat),
     Shape("conversations", frozenset({"conversation"}), _read_chat),
-    Shape("a pair of answers", frozenset({"chosen", "rejected"}), _refuse_pair),
+    Shape("a pair of answers", frozenset({"chosen", "rejected"}), _refuse_pair,
+          lambda fields: not ANSWERS & fields.keys()),
     Shape("prompt and completion", frozenset({"prompt"}), _read_prompt_completion),
     Shape("alpaca", frozenset({"instruction"}), _read_alpaca),
     Shape("medmcqa", frozenset({"question", "opa", "opb", "opc", "opd"}), hub.read_medmcqa),
@@ -217,7 +219,7 @@ def _rename_fields(row: RawRow, names: FieldNames) -> RawRow:
 
     def value(name: str) -> Any:
         if name not in row.fields:
-            known, hint = ", ".join(row.fields), did_you_mean(name, row.fields).removeprefix("; ")
+            known, hint = _field_names(row), did_you_mean(name, row.fields).removeprefix("; ")
             raise BadRow(f"no field {name!r}, named in 'fields:'", f"one of {known}", hint)
         return row.fields[name]
 
@@ -236,8 +238,14 @@ def parse_files(
     """The rows of a task by split file, as :func:`parse_rows` reads them; if they are texts with
     few labels, a classification: the options are the labels."""
     parsed = {file: parse_rows(rows, names=names, shapes=shapes) for file, rows in files.items()}
-    if {file.shape for file in parsed.values()} != {LABELED_TEXT}:
+    labeled = [name for name, file in parsed.items() if file.shape == LABELED_TEXT]
+    if not labeled:
         return parsed
+    rule = f"a label, as the {labeled[0]} rows have"
+    for name in set(parsed).difference(labeled):
+        file = parsed[name]
+        bad = [BadRow("no label", rule).at(row) for row, _ in file.rows]
+        parsed[name] = replace(file, rows=(), rejected=(*file.rejected, *bad))
     # A label that no training row has cannot be learned.
     learned = [parsed["train"]] if "train" in parsed else parsed.values()
     classes = _classes([content.completion for file in learned for _, content in file.rows])

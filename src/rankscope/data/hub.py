@@ -157,10 +157,15 @@ def read_labeled_choices(row: RawRow) -> Item:
     """ARC, OpenBookQA, CommonsenseQA: choices with a label each, the answer one of the labels.
 
     Choices are {text, label} with a list in each, or a list of {text, label}; in the sets' own
-    files ``question`` is {stem, choices}.
+    files ``question`` is {stem, choices}, whose fields precede those of the row.
     """
     inner = row.fields.get("question")
-    fields = inner if isinstance(inner, Mapping) else row.fields
+    fields = {
+        name: source[name]
+        for source in (row.fields, inner if isinstance(inner, Mapping) else {})
+        for name in ("question", "stem", "question_stem", "choices", "answerKey")
+        if name in source
+    }
     name = next((key for key in ("stem", "question_stem") if key in fields), "question")
     question = text_field(RawRow(row.location, row.number, fields), name)
     choices = fields.get("choices")
@@ -171,7 +176,7 @@ def read_labeled_choices(row: RawRow) -> Item:
     )
     if not isinstance(texts, list) or not isinstance(labels, list) or len(texts) != len(labels):
         raise BadRow(short_repr(choices), "'text' and 'label' in choices, lists of equal length")
-    key = row.fields.get("answerKey")
+    key = fields.get("answerKey")
     if is_missing(key):
         raise NoCompletion("answerKey")
     if key not in labels:

@@ -180,7 +180,7 @@ def with_examples(
     for split, items in splits.items():
         kept, repeated = without(list(items), pool)
         removed += repeated
-        if not kept:
+        if items and not kept:
             found = f"a {split} split whose rows all serve as few-shot examples, too"
             do = "give other rows, or num_fewshot: 0"
             raise UserError(f"task {spec.name!r}", found, "rows of its own", do)
