@@ -138,6 +138,13 @@ FAULTS: list[tuple[str | bytes, str, str, str, str]] = [
     (GOOD + "evaluate: {retention: piqa}\n", "16: evaluate.retention", "", "such as ['piqa']", ""),
     (GOOD + "evaluate: {retention: {name: piqa}}\n", "16: evaluate.retention", "", "a list", ""),
     (GOOD + "budget: 10\n", "16: budget", "10", "'24 trials', '5e6 tokens' or '12 hours'", ""),
+    (
+        "name: a\nmodel: pocket\nstrategy: adaptive\ngiven: [a]\n",
+        "1: study",
+        "'strategy: adaptive' without 'arms'",
+        "arms to choose among",
+        "",
+    ),
     (GOOD + "budget: 24 trials\n", "1: study", "'budget' with 'strategy: grid'", "", "adaptive'"),
     (replaced("./base", "~no-such-user-here/m"), "2: model.path", "a home folder that does not", "",
      ""),

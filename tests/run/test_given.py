@@ -95,6 +95,20 @@ def test_given_models_beside_trained_ones_move_nothing_of_these(
     )
 
 
+def test_an_adaptive_study_expects_nothing_of_given_models(models: Path, tmp_path: Path) -> None:
+    arms = [{"method": "lora", "rank": [2, 4], "lr": [1e-3]}]
+    alone = small_study(tmp_path, arms=arms, strategy="adaptive")
+    beside = small_study(tmp_path, arms=arms, strategy="adaptive", given=[str(models / "lora")])
+    assert beside.plan().expected_tokens == alone.plan().expected_tokens
+
+
+def test_variants_are_scored_on_the_split_of_their_models(models: Path, tmp_path: Path) -> None:
+    evaluate = SETTINGS["evaluate"] | {"scales": [0.5], "split": "validation"}
+    records = given_study(tmp_path, models / "lora", evaluate=evaluate).run(tmp_path / "out")
+    assert {split for _, _, split in records.evals} == {"validation"}
+    assert any("@scale=0.5" in model for model, _, _ in records.evals)
+
+
 def _other_base(folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", BASE_HASH: "f" * 64})

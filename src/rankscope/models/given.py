@@ -24,7 +24,6 @@ from rankscope.models.methods import all_methods
 from rankscope.models.methods.full import FullMethod
 from rankscope.models.model_folder import check_tuned_folder
 from rankscope.models.parameters import Architecture, architecture, read_model_config
-from rankscope.models.peft_backend.tuner import check_fits
 from rankscope.records import BASE, GivenModel, TrialSpec
 
 NOT_TRAINED_HERE = {"task": "", "rank": None, "alpha": None, "lr": 0.0, "dropout": 0.0, "seed": 0}
@@ -130,6 +129,8 @@ def _adapter_fields(folder: Path, base: Path, shapes: Architecture) -> dict[str,
     """Method, rank, alpha and targets of an adapter, as a trial that trained it would have them."""
     kind = peft_type(folder)
     if kind != "LORA" and any(m.takes_settings for m in all_methods()):
+        from rankscope.models.peft_backend.tuner import check_fits  # PEFT takes a second to import
+
         check_fits(read_model_config(base), folder)
         return {
             "method": next(m.name for m in all_methods() if m.takes_settings),
@@ -183,7 +184,8 @@ def recorded_other_base(
             error.where,
             error.found,
             error.expected,
-            f"{error.do}, or --force to use it with this one and record that in the result",
+            f"{error.do}, or --force (in a study file, force: true) to use it with this one and "
+            "record that",
         ) from error
     return None
 

@@ -181,7 +181,8 @@ def _expected(
     if inputs.config.strategy == "grid":
         return {}
     shares = expected_shares(inputs)
-    tokens = sum(shares[t.trial_id] * inputs.training_tokens(t) for t in inputs.trials)
+    trained = [trial for trial in inputs.trials if trial.given is None]
+    tokens = sum(shares[t.trial_id] * inputs.training_tokens(t) for t in trained)
     taken = sum(share * sum(costs[trial_id].values()) for trial_id, share in shares.items())
     share = taken / sum(sum(costs[trial_id].values()) for trial_id in shares)
     shared = times["shared_seconds"]

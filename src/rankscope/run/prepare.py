@@ -47,9 +47,7 @@ def prepare(
     reporter.stage("preparing", 3)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    config, base = resolve_base(config, weights=True)
-    notes = lora_implementation_notes(config.train.lora_implementation, device, dtype)
-    base = replace(base, notes=(*base.notes, *notes))
+    config, base = _resolved_here(config, device, dtype, weights=True)
 
     reporter.advance(1, "rows")
     encoder = _new_encoder(Encoder, config, base)
@@ -79,7 +77,10 @@ def outline(
     reporter.stage("preparing", 3)
     device = machine.device if machine else choose_device(config.device)
     dtype = machine.dtype(config.dtype) if machine else choose_dtype(config.dtype, device)
-    config, base = resolve_base(config, weights=False)
+    if machine is None:
+        config, base = _resolved_here(config, device, dtype, weights=False)
+    else:
+        config, base = resolve_base(config, weights=False)
 
     reporter.advance(1, "rows")
     encoder = _new_encoder(CachingEncoder, config, base)
@@ -95,6 +96,15 @@ def outline(
         check_devices(config, study.trials, device)
     reporter.finish()
     return study
+
+
+def _resolved_here(
+    config: StudyConfig, device: torch.device, dtype: torch.dtype, *, weights: bool
+) -> tuple[StudyConfig, StudyBase]:
+    """The base, with notes on how this machine trains adapters on it."""
+    config, base = resolve_base(config, weights=weights)
+    notes = lora_implementation_notes(config.train.lora_implementation, device, dtype)
+    return config, replace(base, notes=(*base.notes, *notes))
 
 
 def _new_encoder(kind: type[Encoder], config: StudyConfig, base: StudyBase) -> Encoder:

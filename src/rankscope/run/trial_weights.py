@@ -9,7 +9,6 @@ from rankscope.models.adapters.settings import READABLE_INITS
 from rankscope.models.base import Base
 from rankscope.models.load import load_trained_model
 from rankscope.models.methods import get_lora_method, get_method
-from rankscope.models.peft_backend.tuner import load_tuner
 from rankscope.models.quantize import dense_weight
 from rankscope.models.svd_cache import svd
 from rankscope.records import ModelRecord, TrialSpec
@@ -79,6 +78,8 @@ def load_given(base: Base, trial: TrialSpec) -> Base:
     if trial.is_full:
         return load_trained_model(base, folder)
     if trial.peft is not None:
+        from rankscope.models.peft_backend.tuner import load_tuner  # PEFT takes a second to import
+
         changes = {} if given.other_base is None else {"sha256": given.other_base}
         load_tuner(base, folder, base.record.model_copy(update=changes))
         return base

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, linear_regression
 
-from rankscope.analyses.spectra.record import SpectraRecord
+from rankscope.analyses.spectra.record import STORED_SINGULAR_VALUES, SpectraRecord
 from rankscope.models.methods import get_lora_method
 from rankscope.records import Record, TrialRecords
 
@@ -54,7 +54,7 @@ def growth_of_given(trials: Sequence[TrialRecords]) -> NormGrowth | None:
         spec, spectra = trial.spec, trial.analysis(SpectraRecord)
         if spec.rank is None or spec.alpha is None or spectra is None:
             continue
-        if get_lora_method(spec.method).delta_is_low_rank and not _has_one_rank(spectra):
+        if get_lora_method(spec.method).delta_is_low_rank and not _has_one_rank(spectra, spec.rank):
             continue
         names = tuple(matrix.name for matrix in spectra.matrices)
         for rule, value in (("scaling", spec.scaling), ("alpha", spec.alpha)):
@@ -66,9 +66,11 @@ def growth_of_given(trials: Sequence[TrialRecords]) -> NormGrowth | None:
     return NormGrowth.fit(*zip(*largest, strict=True))
 
 
-def _has_one_rank(spectra: SpectraRecord) -> bool:
-    """Whether the update of every matrix has as many singular values beyond rounding."""
-    ranks = {
-        sum(s > 1e-6 * m.singular_values[0] for s in m.singular_values) for m in spectra.matrices
-    }
-    return len(ranks) == 1
+def _has_one_rank(spectra: SpectraRecord, rank: int) -> bool:
+    """Whether every update has ``rank`` singular values beyond rounding, as far as its matrix has
+    and a record stores as many; PEFT's ``rank_pattern`` gives matrices others."""
+    return all(
+        sum(s > 1e-6 * m.singular_values[0] for s in m.singular_values)
+        in (0, min(rank, *m.shape, STORED_SINGULAR_VALUES))
+        for m in spectra.matrices
+    )

@@ -19,6 +19,9 @@ def _expected_largest(count: int) -> float:
     )
 
 
+STORED_SINGULAR_VALUES = 128
+
+
 class MatrixSpectrum(Record):
     """The change of one weight matrix (docs/science.md, "Spectra")."""
 

@@ -20,7 +20,11 @@ from rankscope.analyses.spectra.leading_vectors import (
     dense_leading_vectors,
     low_rank_leading_vectors,
 )
-from rankscope.analyses.spectra.record import MatrixSpectrum, SpectraRecord
+from rankscope.analyses.spectra.record import (
+    STORED_SINGULAR_VALUES,
+    MatrixSpectrum,
+    SpectraRecord,
+)
 from rankscope.errors import UserError
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
@@ -32,7 +36,6 @@ from rankscope.models.scaling import layer_index
 from rankscope.models.svd_cache import SVD, SvdCache, at_least_float32, decomposition_device
 from rankscope.records import TrialSpec
 
-STORED_SINGULAR_VALUES = 128
 PAPER_TOP_K = 500  # Vectors compared in arXiv 2512.15634
 
 

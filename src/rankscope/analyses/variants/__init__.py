@@ -74,13 +74,13 @@ class VariantsAnalysis(Analysis[VariantsConfig]):
         return list(dict.fromkeys(variants)) if trial.peft is None else []
 
     def wanted_evals(self, study: "PreparedStudy", trial: "TrialSpec") -> "list[EvalKey]":
-        """In-domain and retention tasks, both splits."""
-        tasks = study.curve_tasks(trial.task)
+        """In-domain and retention tasks, on the splits that the trial is scored on."""
+        tasks = set(study.curve_tasks(trial.task))
         return [
             (variant.of(trial.trial_id), task, split)
             for variant in self.variants(study, trial)
-            for task in tasks
-            for split in ("validation", "test")
+            for _, task, split in study.wanted_evals(trial.trial_id, trial.task)
+            if task in tasks
         ]
 
     def record_settings(
