@@ -173,8 +173,10 @@ def _work_command(
             "a unit of work, which 'rankscope run --workers' makes",
         )
     from rankscope.run.worker import work
+    from rankscope.run.worker_process import storing_errors
 
-    work(folder, unit)
+    with storing_errors(folder / UNITS / unit):
+        work(folder, unit)
     return Reply({"unit": unit, "sealed": True}, lambda: None)
 
 

@@ -1,17 +1,19 @@
 """``rankscope work OUT UNIT`` as a child process, started again if it is killed."""
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rankscope import errors
 from rankscope.errors import OK, Interrupted, RankscopeError
+from rankscope.filesystem import replace_text
 from rankscope.run.starter import DRIVER, ForkedWorker, Starter
 
 POLL_SECONDS = 0.2
@@ -34,17 +36,15 @@ LAST_LINES = 4  # Of a worker that ended without a message, such as those of a t
 WORKER = ("-P", "-c", "from rankscope.cli import main; main()")
 """Python's arguments; -P: a file in the current folder must not hide a standard module."""
 
-WORKER_ERRORS: tuple[tuple[str, type[RankscopeError]], ...] = (
-    ("", errors.UserError),
-    ("", errors.IntegrityError),
-    ("", errors.Interrupted),
-    ("out of memory", errors.OutOfMemory),
-    ("a disk that", errors.DiskFailed),
-    ("", errors.DiskFull),
-)
-"""What is in a worker's message, and the error that it met; exit codes are shared. Such an error
-concerns the whole study; with any other code a unit alone failed."""
-STUDY_CODES = frozenset(kind.exit_code for _, kind in WORKER_ERRORS)
+ERROR = "error.json"
+"""The error that a worker met, with its fields; none after a kill or on a full disk."""
+WORKER_ERRORS: dict[int, type[RankscopeError]] = {
+    kind.exit_code: kind
+    for kind in (errors.UserError, errors.IntegrityError, errors.Interrupted, errors.DiskFull)
+}
+"""By exit code, the error of a worker that could not store it. Such an error concerns the whole
+study; with any other code a unit alone failed."""
+STUDY_CODES = frozenset(WORKER_ERRORS)
 Worker = subprocess.Popen[bytes] | ForkedWorker
 
 
@@ -183,12 +183,54 @@ def check_worker(code: int, folder: Path, node: str = "") -> None:
         if code == -signal.SIGKILL:
             reason += "; the system does that if memory runs out ('dmesg' says so)"
         raise WorkerFailed(f"{reason}: {message or 'no message'}")
-    for text, kind in WORKER_ERRORS:
-        if code == kind.exit_code and text in message:
+    if code in STUDY_CODES:
+        error = _stored_error(folder)
+        if error is None or error.exit_code != code:  # not of this worker
             text = message.removeprefix("error: ") or f"worker of {folder} stopped"
-            raise kind(f"{node}: {text}" if node else text)
+            error = WORKER_ERRORS[code](text)
+        where = f"{node}: {error.where}" if node else error.where
+        raise type(error)(where, error.found, error.expected, error.do, error.faults)
     reason = f"its worker ended with exit code {code} and no result, {MAX_ATTEMPTS} times"
     raise WorkerFailed(f"{reason}: {message or 'no message'}")
+
+
+@contextmanager
+def storing_errors(folder: Path) -> Iterator[None]:
+    """Store what a worker of the unit in ``folder`` meets for :func:`check_worker`."""
+    with suppress(OSError):
+        (folder / ERROR).unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        own = error if isinstance(error, RankscopeError) else errors.address_space_shortage(error)
+        known = errors.shortage_behind(error) or own
+        if known is not None:
+            with suppress(OSError, RankscopeError):
+                replace_text(folder / ERROR, json.dumps(_fields(known)))
+        raise
+
+
+def _fields(error: RankscopeError | str) -> Any:
+    if isinstance(error, str):
+        return error
+    kind = next(k.__name__ for k in type(error).__mro__ if k.__module__ == errors.__name__)
+    faults = [_fields(fault) for fault in error.faults]
+    return [kind, error.where, error.found, error.expected, error.do, faults]
+
+
+def _from_fields(fields: Any) -> Any:
+    if isinstance(fields, str):
+        return fields
+    kind, *parts, faults = fields
+    return getattr(errors, kind)(*parts, [_from_fields(fault) for fault in faults])
+
+
+def _stored_error(folder: Path) -> RankscopeError | None:
+    try:
+        error: RankscopeError = _from_fields(json.loads((folder / ERROR).read_text("utf-8")))
+    except (OSError, ValueError):
+        return None
+    return error
 
 
 def last_lines(folder: Path) -> str:

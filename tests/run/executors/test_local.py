@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from command_line import Outcome
+from command_line import Outcome, rankscope
 from launcher import Launcher, text_of
 from ledger_rows import rewrite_rows
 from pocket_study import TWO_GROUPS, changed, leftovers, results, small_study, study_file
@@ -26,7 +26,13 @@ from rankscope.run import worker_process
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.units import seal_unit
 from rankscope.run.worker import work
-from rankscope.run.worker_process import KILLED_FOR_MEMORY, WorkerFailed, check_worker, run_worker
+from rankscope.run.worker_process import (
+    KILLED_FOR_MEMORY,
+    WorkerFailed,
+    check_worker,
+    run_worker,
+    storing_errors,
+)
 from rankscope.store import Ledger, find_problems
 
 
@@ -275,6 +281,24 @@ def test_a_worker_that_cannot_start_python_is_no_puzzle(tmp_path: Path) -> None:
     code = run_worker(unit, {"PYTHONHOME": str(unit)}, lambda: False)
     with pytest.raises(WorkerFailed, match=r"exit code 1 and no result.*encodings"):
         check_worker(code, unit)
+
+
+def test_an_error_of_a_worker_keeps_its_fields(tmp_path: Path) -> None:
+    unit = tmp_path / "units" / "0"
+    unit.mkdir(parents=True)
+    (unit / "unit.json").write_text("{}")
+    worked = rankscope("work", tmp_path, "0")
+    assert worked.error
+    with pytest.raises(type(worked.error)) as met:
+        check_worker(worked.code, unit)
+    assert met.value.description() == worked.error.description()
+    error = UserError("here", do="mend it", faults=[UserError("a", "b", "c", "d"), "a text"])
+    with pytest.raises(UserError), storing_errors(unit):
+        raise error
+    with pytest.raises(UserError) as met:
+        check_worker(2, unit, "node17")
+    assert str(met.value) == f"node17: {error}"
+    assert met.value.description()["found"] == "b"
 
 
 DOOMED = """
