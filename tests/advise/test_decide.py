@@ -172,6 +172,7 @@ def test_the_hand_over_takes_the_smallest_rank_within_the_margin() -> None:
     advice = advice_on(with_scores(study, lead))
     assert advice.decision == "use"
     assert "Full fine-tuning led" in advice.explanation
+    assert "the test split does not show that it is better" in advice.explanation
     assert (advice.chosen or pytest.fail("no arm")).rank == 4
 
 
@@ -295,3 +296,13 @@ def test_test_items_that_allow_no_answer_are_noted_before_training() -> None:
         truth = Truth(seeds=tuple(range(seeds)), num_items=items)
         (advice,) = recommend(synthetic_study(truth)).advice
         assert ("are too few" in advice.verdict) == bool(undecidable_notes({"a": items}, seeds))
+
+
+def test_a_trial_that_has_yet_to_run_keeps_the_advice_from_being_firm() -> None:
+    study = synthetic_study(Truth())
+    *others, last = study.trials
+    assert advice_on(study).better_than_base.confidence == "firm"
+    waits = replace(study, trials=(*others, replace(last, status="planned", train=None)))
+    claim = advice_on(waits).better_than_base
+    assert claim.confidence == "tentative"
+    assert "not every trial has run" in claim.text
