@@ -301,7 +301,7 @@ def test_a_hub_id_is_left_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     outcome = rankscope("fetch", "../tiny")
     assert outcome.code == 2
-    assert "model '../tiny': download from the hub failed" in outcome.told
+    assert "model '../tiny': found a failed download from the hub" in outcome.told
 
 
 def test_the_catalogue_pins_what_it_names() -> None:
