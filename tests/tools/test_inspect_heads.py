@@ -1,18 +1,23 @@
 """``inspect --heads`` on adapters that plain PEFT wrote, and on a checkpoint."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from command_line import rankscope
+from inspections import inspection
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from rankscope.analyses.heads.record import HeadsRecord
 from rankscope.analyses.spectra.record import SpectraRecord
+from rankscope.models.adapters.settings import WEIGHTS
 from rankscope.models.model_folder import pocket_folder
-from rankscope.tools.inspect import inspect
+from rankscope.tools.inspect import inspect, unfinished
 
 NUM_LAYERS, NUM_HEADS, SIZE = 4, 8, 16
 
@@ -91,6 +96,38 @@ def test_the_screen_names_the_heads_that_moved_most(tmp_path: Path) -> None:
         "kv_heads.parquet",
         "head_ablations.parquet",
     }
+
+
+def test_a_model_that_fails_is_named_and_ends_in_3(tmp_path: Path) -> None:
+    adapter = pocket_adapter(tmp_path / "bad")
+    tensors = {key: 1e30 * tensor for key, tensor in load_file(adapter / WEIGHTS).items()}
+    save_file(tensors, adapter / WEIGHTS, metadata={"format": "pt"})
+    asked = ("inspect", "pocket", adapter, "--heads", "pocket_med", "--items", "4")
+    outcome = rankscope(*asked, "--out", tmp_path / "out")
+    again = rankscope(*asked, "--out", tmp_path / "out", "--json")
+    assert (outcome.code, again.code) == (3, 3)
+    (failure,) = json.loads(again.out)["failed"]
+    assert failure.startswith("bad: pocket_med test: ")
+    assert failure in outcome.told
+
+
+def test_a_model_without_an_analysis_is_unfinished() -> None:
+    study = inspection("r4")
+    assert unfinished(study) == []
+    lacking = replace(study, trials=(replace(study.trials[0], analyses=()), *study.trials[1:]))
+    assert unfinished(lacking) == ["r4: no spectra, as the analysis did not finish"]
+
+
+def test_stored_weights_and_models_that_run_need_folders_of_their_own(tmp_path: Path) -> None:
+    adapter = pocket_adapter(tmp_path / "adapter")
+    stored = ("inspect", "pocket", adapter)
+    run = (*stored, "--heads", "pocket_med", "--items", "2")
+    for first, second in ((stored, run), (run, stored)):
+        out = tmp_path / f"out-{len(first)}"
+        assert rankscope(*first, "--out", out).code == 0
+        refused = rankscope(*second, "--out", out)
+        assert refused.code == 2
+        assert "which the study uses now; give another --out folder" in refused.told
 
 
 @pytest.mark.parametrize(

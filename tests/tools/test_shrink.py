@@ -229,8 +229,8 @@ def test_a_mitigation_further_from_the_base_is_reported(base: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "exactly one of --rank, --scale, --layer-scale, --mitigate; found none"),
-        (("--rank", 2, "--scale", 0.5), "found --rank and --scale"),
+        ((), "found none, expected exactly one of --rank, --scale, --layer-scale, --mitigate"),
+        (("--rank", 2, "--scale", 0.5), "found --rank and --scale, expected exactly one of"),
         (("--rank", 0), "--rank 0: expected at least 1"),
         (("--scale", -1), "expected a number of at least 0"),
         (("--scale", "nan"), "expected a number of at least 0"),

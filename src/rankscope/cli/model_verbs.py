@@ -31,9 +31,7 @@ def _the_one_action(options: Mapping[str, object]) -> str:
     given = [name for name, value in options.items() if value is not None]
     if len(given) != 1:
         names = " and ".join(given) or "none"
-        raise UserError(
-            "shrink", expected=f"exactly one of {', '.join(options)}", do=f"found {names}"
-        )
+        raise UserError("shrink", names, f"exactly one of {', '.join(options)}", "give one")
     return given[0]
 
 
@@ -120,7 +118,9 @@ def _inspect_command(
     tuned: Annotated[
         list[Path], Argument(metavar="TUNED...", help="PEFT adapters or full checkpoints.")
     ],
-    out: Annotated[Path | None, Option(help="Folder for tables, JSON and the HTML page.")] = None,
+    out: Annotated[
+        Path | None, Option(help="Folder for the study, its page and its tables.")
+    ] = None,
     top_k: Annotated[
         int | None, Option(help="Singular vectors to compare; default: min(500, d/4).")
     ] = None,
@@ -158,7 +158,7 @@ def _inspect_command(
     for folder in tuned:
         check_tuned_folder(folder)
     from rankscope.cli.render.inspection import inspection_tables
-    from rankscope.tools.inspect import inspect, inspection_json
+    from rankscope.tools.inspect import inspect, inspection_json, unfinished
 
     spectra = {"top_k": top_k, "intruder_k": intruder_k, "intruder_epsilon": epsilon}
     settings: dict[str, object] = {"analyze": {"spectra": spectra}}
@@ -173,7 +173,14 @@ def _inspect_command(
         study = inspect(base, tuned, settings, out, any_base=force, reporter=reporter)
     if out is not None:
         print_message(f"written to {out}; the page is {out / 'report.html'}")
-    return Reply(inspection_json(study), lambda: print_result(inspection_tables(study)))
+    failed = unfinished(study)
+
+    def show() -> None:
+        print_result(inspection_tables(study))
+        for failure in failed:
+            print_message(failure, "red")
+
+    return Reply(inspection_json(study), show, UNFINISHED if failed else OK)
 
 
 @verb("shrink", "Reading {adapter} ...")

@@ -40,7 +40,7 @@ def given_trials(
     if it is damaged.
     """
     names = given_names(given)
-    trials: dict[str, TrialSpec] = {}
+    trials: list[TrialSpec] = []
     for model, name in zip(given, names, strict=True):
         folder = user_path(model.path)
         check_tuned_folder(folder)
@@ -62,8 +62,21 @@ def given_trials(
                 ),
             }
         )
-        trials.setdefault(trial.trial_id, trial)
-    return list(trials.values())
+        trials.append(trial)
+    check_distinct(trials)
+    return trials
+
+
+def check_distinct(given: Sequence[TrialSpec]) -> None:
+    """Raise UserError for two models of the same weights: they would be one trial."""
+    folders: dict[str, str] = {}
+    for trial in given:
+        assert trial.given is not None
+        folder = trial.given.folder
+        other = folders.setdefault(trial.trial_id, folder)
+        if other != folder:
+            found = f"the same weights as {other}"
+            raise UserError(f"model {folder}", found, "each model once", "remove one")
 
 
 def given_notes(trials: Sequence[TrialSpec]) -> list[str]:

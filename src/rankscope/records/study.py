@@ -6,7 +6,7 @@ from typing import Literal, TypeVar
 
 from rankscope.config.study import StudyConfig
 from rankscope.records.items import ItemResult
-from rankscope.records.record import AnalysisRecord, Record, Role, Status
+from rankscope.records.record import FAILED, AnalysisRecord, Record, Role, Status
 from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores
 from rankscope.records.trials import StopRecord, TrainRecord, TrialSpec
 
@@ -45,6 +45,10 @@ class TaskRecord(Record):
     def is_contaminated(self) -> bool:
         """So many test rows are in the training rows that a score cannot be trusted."""
         return sum(self.contamination.values()) > CONTAMINATION_LIMIT * self.rows.get("test", 0)
+
+
+AS_STORED = "as stored"
+"""Dtype of a base that no run loaded: its stored weights were read."""
 
 
 class ModelRecord(Record):
@@ -117,6 +121,11 @@ class StudyRecords:
             if task.name == name:
                 return task
         raise KeyError(name)
+
+
+def failures(study: StudyRecords) -> list[str]:
+    """One sentence per trial that failed."""
+    return [f"{t.spec.arm_label}: {t.failure}" for t in study.trials if t.status in FAILED]
 
 
 def trained_parts(tasks: Sequence[TaskRecord], task: str) -> frozenset[str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rankscope.errors import UserError
-from rankscope.records import ModelRecord, Provenance, TaskRecord
+from rankscope.records import AS_STORED, ModelRecord, Provenance, TaskRecord
 
 
 def check_same_name(out: Path, stored: str, name: str) -> None:
@@ -30,11 +30,14 @@ def check_same_model(out: Path, stored: ModelRecord, model: ModelRecord) -> None
     for field in ("dtype", "quantize", "prompt_format"):
         before, now = getattr(stored, field), getattr(model, field)
         if before != now:
+            do = f"set '{field}: {before}' to continue, or give the new study its own --out folder"
+            if AS_STORED in (before, now):  # no setting makes stored weights of models that run
+                do = "give another --out folder"
             raise UserError(
                 out,
                 f"results with {field} {before!r}",
                 f"{now!r}, which the study uses now",
-                f"set '{field}: {before}' to continue, or give the new study its own --out folder",
+                do,
             )
 
 

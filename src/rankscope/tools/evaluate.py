@@ -22,7 +22,7 @@ from rankscope.errors import UserError, reason_of
 from rankscope.filesystem import output_folder, user_path
 from rankscope.models.model_folder import check_tuned_folder, model_folder
 from rankscope.progress import ProgressReporter
-from rankscope.records import FAILED, ModelScore, StudyRecords
+from rankscope.records import ModelScore, StudyRecords, failures
 from rankscope.run.study import Study
 from rankscope.store import Ledger
 
@@ -98,14 +98,8 @@ def _scores(records: StudyRecords, before: frozenset[tuple[str, str, str]]) -> _
     from rankscope.advise.model_scores import model_scores  # scipy
 
     scores = model_scores(records)
-    labels = {t.spec.trial_id: t.spec.arm_label for t in records.trials}
     new = [s for s in scores if (s.record.trial_id, s.record.task, s.record.split) not in before]
-    failed = [
-        f"{labels[trial.spec.trial_id]}: {trial.failure}"
-        for trial in records.trials
-        if trial.status in FAILED
-    ]
-    return _Scores(scores, tuple(failed), len(new), records.notes)
+    return _Scores(scores, tuple(failures(records)), len(new), records.notes)
 
 
 def scoring_study(

@@ -24,11 +24,25 @@ from rankscope.filesystem import replace_text, user_path
 from rankscope.hashing import sha256_json, weights_sha256
 from rankscope.models.adapters.folder import adapter_sha256
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.models.given import NOT_TRAINED_HERE, given_names, recorded_other_base
+from rankscope.models.given import (
+    NOT_TRAINED_HERE,
+    check_distinct,
+    given_names,
+    recorded_other_base,
+)
 from rankscope.models.methods import get_lora_method
 from rankscope.models.model_folder import shapes_folder
 from rankscope.progress import NullReporter, ProgressReporter
-from rankscope.records import AnalysisRecord, GivenModel, ModelRecord, StudyRecords, TrialSpec
+from rankscope.records import (
+    AS_STORED,
+    AnalysisRecord,
+    GivenModel,
+    ModelRecord,
+    StudyRecords,
+    TrialSpec,
+    failures,
+    finished_trials,
+)
 from rankscope.run.begin import given_record
 from rankscope.run.outputs import write_outputs
 from rankscope.run.study import Study
@@ -50,8 +64,9 @@ def inspect(
         base: a model folder, ``pocket``, a fetched model's name, or a hub id.
         tuned: folders of PEFT adapters or full checkpoints; they share the base's decompositions.
         settings: keys of a study file, such as ``analyze`` and ``device``.
-        out: a folder for the study, its page and its tables; what it has of these models is
-            replaced.
+        out: a folder for the study, its page and its tables. Of an earlier inspection, it keeps
+            the base and whether models run: analyses that run them need another folder than those
+            of stored weights.
         any_base: accept adapters that record another base.
 
     Raises UserError for what cannot be used, IntegrityError for damaged weights.
@@ -121,6 +136,7 @@ def _inspect_stored(
         _given_trial(model, stored_base, sha256, any_base=of.force)
         for model, of in zip(models, given, strict=True)
     ]
+    check_distinct(trials)
     settings, device = SPECTRA.settings(config), choose_device(config.device)
     spectra = stored_spectra(stored_base, models, settings, device, reporter)
     with Ledger.open(out, write=True) as ledger:
@@ -186,7 +202,7 @@ def _model_record(label: str, base: CheckpointReader, sha256: str) -> ModelRecor
         num_layers=base.num_layers,
         hidden_size=int(config.hidden_size),
         vocab_size=int(config.vocab_size),
-        dtype="as stored",
+        dtype=AS_STORED,
         device="cpu",
         prompt_format="plain",
     )
@@ -201,6 +217,17 @@ def write_tables(study: StudyRecords, folder: Path) -> None:
         rows += [(identity | {"scaling": scaling}, record) for record in trial.analyses]
     for name, table in analysis_tables(rows).items():
         table.to_parquet(folder / f"{name}.parquet", index=False)
+
+
+def unfinished(study: StudyRecords) -> list[str]:
+    """One sentence per given model that failed, or that lacks an analysis which is enabled."""
+    kinds = [(a.name, kind) for a in enabled_analyses(study.config) if (kind := a.record_type())]
+    return failures(study) + [
+        f"{trial.spec.arm_label}: no {name}, as the analysis did not finish"
+        for trial in finished_trials(study.trials)
+        for name, kind in kinds
+        if trial.analysis(kind) is None
+    ]
 
 
 def inspection_json(study: StudyRecords) -> dict[str, object]:
@@ -226,6 +253,7 @@ def inspection_json(study: StudyRecords) -> dict[str, object]:
             if trial.spec.given is not None
         ],
         **summary,
+        "failed": unfinished(study),
         "notes": study.notes,
         "provenance": study.provenance,
         "seconds": study.total_seconds,
