@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import rankscope
 from given_models import write_given_models
 from pocket_study import SETTINGS, leftovers, small_study
 from safetensors.torch import load_file, save_file
@@ -20,6 +21,7 @@ from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.outputs import write_outputs
 from rankscope.run.study import Study
 from rankscope.store import Ledger, find_problems
+from rankscope.tools.export import ExportRequest, export_trial
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +89,8 @@ def test_given_models_beside_trained_ones_move_nothing_of_these(
     assert (lora, "pocket_med", "test") in after.evals
     assert (lora, "pocket_med", "validation") not in after.evals
     assert write_outputs(out, after)[1].advice == write_outputs(finished, before)[1].advice
+    with pytest.raises(UserError, match="found a given model, expected a trial that was trained"):
+        export_trial(out, tmp_path / "exported", ExportRequest(label=lora))
     # Asked for again, its scores are computed anew.
     retried = study.run(out, retry=[lora])
     assert {t.status for t in retried.trials} == {"done"}
@@ -152,6 +156,25 @@ def test_models_that_do_not_fit_are_refused_by_name_before_anything_is_written(
     with pytest.raises(UserError, match=message) as refused:
         given_study(tmp_path, models / "zero", folder).run(tmp_path / "out")
     assert str(folder) in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("inspect", "pocket", "ONE", "OTHER"),
+        ("inspect", "pocket", "ONE", "OTHER", "--heads", "pocket_med"),
+        ("eval", "pocket", "--tasks", "pocket_med", "--adapter", "ONE", "--adapter", "OTHER"),
+    ],
+)
+def test_two_models_of_the_same_weights_are_refused(
+    models: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    other = shutil.copytree(models / "lora", tmp_path / "other")
+    folders = {"ONE": models / "lora", "OTHER": other}
+    refused = rankscope(*(folders.get(word, word) for word in words), "--out", tmp_path / "out")
+    assert refused.code == 2
+    assert f"model {other}: found the same weights as {models / 'lora'}" in refused.told
     assert not (tmp_path / "out").exists()
 
 

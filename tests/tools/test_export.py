@@ -16,10 +16,12 @@ import torch
 import yaml
 from command_line import files_below, rankscope
 from huggingface_hub import parse_eval_result_entries
+from inspections import inspection
 from peft import AutoPeftModelForCausalLM
 from report_studies import ordinary_study
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rankscope.advise.recommend import recommend
 from rankscope.config.study import ModelConfig
 from rankscope.config.task import TaskConfig
 from rankscope.errors import UserError
@@ -200,6 +202,13 @@ def test_an_unclear_choice_lists_what_it_could_be(
 ) -> None:
     with pytest.raises(UserError, match=message):
         chosen_label(label, task)
+
+
+def test_a_study_without_arms_has_nothing_to_export() -> None:
+    study = inspection("tiny")
+    view = StudyView(study, recommend(study))
+    with pytest.raises(UserError, match="a study without arms, which has nothing to export"):
+        choose_trial(view, Path("s"), None, None, best_lora=False)
 
 
 def test_an_open_answer_is_not_exported_as_the_best() -> None:

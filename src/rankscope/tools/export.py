@@ -78,6 +78,9 @@ def _weights(ledger: Ledger, trial: TrialRecords, step: int | None) -> str:
     """Path of a trial's final weights, or of those kept at one step."""
     spec, last = trial.spec, _last_step(trial)
     place = f"{ledger.out}: trial {spec.trial_id} ({spec.label})"
+    if spec.given is not None:
+        found, do = "a given model", f"use its own folder, {spec.given.folder}"
+        raise UserError(place, found, "a trial that was trained here", do)
     if step is None or step == last:
         if ledger.artifacts(path := weights_path(spec)):
             return path

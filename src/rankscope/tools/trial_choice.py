@@ -23,6 +23,9 @@ def choose_trial(
     highest score on the validation split is taken, which the second value says. Raises UserError:
     no such trial or recommendation, or several; the message lists them.
     """
+    if not view.training_tasks:
+        found = "a study without arms, which has nothing to export"
+        raise UserError(folder, found, "one that trained", "use the folders of its given models")
     check_training_task(view.training_tasks, folder, task)
     if label is not None:
         trials = trials_with_label(view.study, folder, label, task)
