@@ -28,6 +28,7 @@ from rankscope.advise.statistics.matching import (
 from rankscope.config.objective import ObjectiveConfig
 from rankscope.records import (
     BASE,
+    FEWEST_SEEDS,
     Estimate,
     ForgettingScale,
     ScaleName,
@@ -160,8 +161,8 @@ def forgot_as_trained(
 
     The models are taken as given and only the items as a sample, so this is about these models on
     other items; ``mean_fall`` is about other seeds too. One test of the mean, so no correction;
-    that each lost only makes it stricter. It holds wherever each loss alone is clear, and for one
-    model it is that of ``mean_fall``, whose seeds are the trials that are looked at.
+    that each lost only makes it stricter. From ``FEWEST_SEEDS`` models on, whose interval over
+    seeds is informative, each loss must be clear by itself.
     """
     found = _falls(study, done, scale)
     if found is None:
@@ -176,6 +177,8 @@ def forgot_as_trained(
         )
         for ones in zip(*models, strict=True)
     )
+    if len(each) >= FEWEST_SEEDS:
+        return all(one.is_below(0) for one in each)
     return mean.is_below(0) and all(one.value < 0 for one in each)
 
 
