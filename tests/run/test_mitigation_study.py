@@ -106,7 +106,7 @@ def test_the_weights_of_a_stopped_trial_are_those_of_its_best_step(
     export_trial(finished, tmp_path / "best", ExportRequest(label=label, step=best))
     export_trial(finished, tmp_path / "own", ExportRequest(label=label))
     assert folder_contents(tmp_path / "best") == folder_contents(tmp_path / "own")
-    with pytest.raises(UserError, match=rf"no weights of step {last}; expected one of {best}\b"):
+    with pytest.raises(UserError, match=rf"no weights of step {last}, expected one of {best}\b"):
         export_trial(finished, tmp_path / "last", ExportRequest(label=label, step=last))
 
 
