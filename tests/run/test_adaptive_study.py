@@ -285,11 +285,11 @@ def test_what_a_crash_left_is_removed_if_no_trial_reaches_the_end(tmp_path: Path
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"strategy": "grid"}, ["'budget' limits an adaptive study"]),
+        ({"strategy": "grid"}, ["'budget' with 'strategy: grid'", "an adaptive study"]),
         ({"budget": "much"}, ["budget: found 'much'", "'24 trials', '5e6 tokens' or '12 hours'"]),
         ({"budget": "0 trials"}, ["budget.trials", "greater than or equal to 1"]),
         ({"budget": "10 tokens"}, ["budget: found less than one trial"]),
-        ({"rungs": [0.5, 0.25]}, ["rungs: found", "each larger than the one before"]),
+        ({"rungs": [0.5, 0.25]}, ["found rungs [0.5, 0.25]", "each larger than the one before"]),
         ({"rungs": [1.0]}, ["rungs", "less than 1"]),
         ({"rungs": [0.2, 0.25]}, ["rungs: found 2, 2 as the steps", "trains for 8"]),
         ({"rungs": [0.01]}, ["rungs: found 0 as the steps"]),
