@@ -201,7 +201,8 @@ class SlurmExecutor:
     def take_turn(self, pending: list[_QueuedUnit]) -> None:
         """Look at all units that have not ended, and queue those that are not in the queue."""
         if self.stopped.is_set() and not self.is_asked:
-            self.ask_to_stop(pending)
+            with suppress(UserError):  # scancel refuses tasks that have ended; the queue shows them
+                self.ask_to_stop(pending)
         for unit in pending:
             self.look_at(unit)
         waiting = [unit for unit in pending if unit.job and not unit.future.done()]
