@@ -232,7 +232,7 @@ def test_tables_are_written_beside_the_study(walk: Walk, tmp_path: Path) -> None
     assert f"tables: {4 * len(names)} files in {target}" in outcome.out
     with (target / "arms.csv").open(encoding="utf-8", newline="") as file:
         heading, *rows = csv.reader(file)
-    assert [row[heading.index("rank")] for row in rows] == ["2", "4", ""]
+    assert [row[heading.index("rank")] for row in rows] == ["", "2", "4", ""]  # base and full
     assert "failed" not in names
 
 
