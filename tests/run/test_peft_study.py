@@ -79,7 +79,7 @@ def test_methods_of_pefts_run_like_any_other(tmp_path: Path) -> None:
             {"arms": [{"method": {"peft": {"peft_type": "ADALORA", "tfinal": 8}}, "lr": 1e-3}]},
             "tinit \\+ tfinal = 8 of 8 optimizer steps",
         ),
-        ({"quantize": "4bit", "device": "cpu"}, "needs a CUDA device"),
+        ({"quantize": "4bit", "device": "cpu"}, "expected a CUDA device"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_is_written(

@@ -67,10 +67,12 @@ def growth_of_given(trials: Sequence[TrialRecords]) -> NormGrowth | None:
 
 
 def _has_one_rank(spectra: SpectraRecord, rank: int) -> bool:
-    """Whether every update has ``rank`` singular values beyond rounding, as far as its matrix has
-    and a record stores as many; PEFT's ``rank_pattern`` gives matrices others."""
-    return all(
-        sum(s > 1e-6 * m.singular_values[0] for s in m.singular_values)
-        in (0, min(rank, *m.shape, STORED_SINGULAR_VALUES))
+    """Whether all updates have as many singular values beyond rounding, or ``rank`` as far as the
+    matrix has and a record stores as many; PEFT's ``rank_pattern`` gives matrices others."""
+    found = [
+        (sum(s > 1e-6 * m.singular_values[0] for s in m.singular_values), m.shape)
         for m in spectra.matrices
+    ]
+    return len({count for count, _ in found}) == 1 or all(
+        count in (0, min(rank, *shape, STORED_SINGULAR_VALUES)) for count, shape in found
     )
