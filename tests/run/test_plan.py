@@ -137,5 +137,5 @@ def test_the_paper_preset_plans_as_it_is_written(
     steps = {group.task: group.steps for group in plan.groups}
     assert steps == {name: 3 * -(-count // 8) for name, count in rows.items()}
     assert "holds no weights: planned from config.json" in plan.notes[0]
-    with pytest.raises(UserError, match=r"no \*\.safetensors weights"):
+    with pytest.raises(UserError, match=r"found no weights, expected \*\.safetensors"):
         Study.load(study, sets).check()
