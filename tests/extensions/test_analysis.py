@@ -35,7 +35,7 @@ def largest(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 def test_a_study_runs_stores_and_tabulates_it(largest: ModuleType, tmp_path: Path) -> None:
     changes = {"arms": SETTINGS["arms"][:1], "seeds": [0], "evaluate": {"max_items": 8}}
     study = small_study(tmp_path, **changes, analyze={"largest": {"enabled": True}})
-    assert "largest" in study.plan().stages.analyses
+    assert "largest" in study.plan().stages
     (trial,) = study.run(tmp_path / "out").trials
     found = trial.analysis(largest.LargestRecord)
     assert found is not None

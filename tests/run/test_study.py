@@ -32,7 +32,7 @@ from rankscope.progress import NullReporter
 from rankscope.records import StudyRecords, TrialRecords
 from rankscope.run.outputs import write_outputs
 from rankscope.store import Ledger, adapter_path, find_problems
-from rankscope.train import divergence
+from rankscope.train import trial_state
 
 LORA, _, FULL = SETTINGS["arms"]
 
@@ -292,7 +292,7 @@ def own_texts(folder: Path) -> dict[str, Any]:
 @pytest.fixture
 def any_update(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if training had not noticed an update that is too large."""
-    monkeypatch.setattr(divergence, "LARGEST_UPDATE", math.inf)
+    monkeypatch.setattr(trial_state, "LARGEST_UPDATE", math.inf)
 
 
 @pytest.mark.usefixtures("any_update")
