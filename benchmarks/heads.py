@@ -26,9 +26,9 @@ import torch
 from scipy.stats import spearmanr
 
 from race import rounded
-from rankscope.analyses.heads.ablation import Ablation, AblationResult, ablate, single_heads, zeroed
-from rankscope.analyses.heads.importance import head_importance
+from rankscope.analyses.heads.ablation import Ablation, ablate, single_heads, zeroed
 from rankscope.analyses.heads.layout import HeadLayout, HeadModel
+from rankscope.analyses.heads.measures import head_importance
 from rankscope.analyses.heads.tasks import HeadTask, token_trees
 from rankscope.config.study import EvaluateConfig, ModelConfig
 from rankscope.config.task import TaskConfig
@@ -93,7 +93,7 @@ def world(options: argparse.Namespace) -> World:
 
 def scratch(w: World, ablation: Ablation) -> list[Floats]:
     """Score again with the product's own scorer."""
-    with torch.inference_mode(), zeroed(w.heads, ablation.heads):
+    with torch.inference_mode(), zeroed(w.heads, ablation):
         return continuation_logprobs(w.heads.base, w.questions, [None], w.heads.batch_tokens)[
             None
         ].values
@@ -108,7 +108,7 @@ def plain(w: World, ablation: Ablation) -> list[Floats]:
             rows.append(Row([*question.prompt, *ids[:-1]], range(first, first + len(ids))))
             targets.append(ids)
     sums: list[float] = []
-    with torch.inference_mode(), zeroed(w.heads, ablation.heads):
+    with torch.inference_mode(), zeroed(w.heads, ablation):
         for batch in batches_of(rows, w.heads.batch_tokens):
             logits = w.heads.base.logits(RowBatch.of(batch, w.heads.base.device))
             logprobs = torch.log_softmax(logits, -1, dtype=torch.float32)
@@ -144,7 +144,7 @@ def race(w: World, layers: list[int], num_scratch: int, num_plain: int) -> dict[
     warm = w.trees[:8]
     ablate(w.heads, warm, ablations[:1])
     begun, computed = time.perf_counter(), time.process_time()
-    ours = ablate(w.heads, w.trees, ablations)
+    _, ours = ablate(w.heads, w.trees, ablations)
     spent, computed = time.perf_counter() - begun, time.process_time() - computed
     seconds = spent / len(ablations)
     busy = computed / spent / torch.get_num_threads()
@@ -156,14 +156,14 @@ def race(w: World, layers: list[int], num_scratch: int, num_plain: int) -> dict[
     for count, place in enumerate(places):
         values, spent = timed(scratch, w, ablations[place])
         times["scratch"].append(spent)
-        apart, changed = gap(ours.ablated[place], values)
+        apart, changed = gap(ours[place], values)
         gaps.append(apart)
         flips += changed
-        margin += closest(ours.ablated[place], values)
+        margin += closest(ours[place], values)
         if count < num_plain:
             others_values, spent = timed(plain, w, ablations[place])
             times["plain"].append(spent)
-            gaps.append(gap(ours.ablated[place], others_values)[0])
+            gaps.append(gap(ours[place], others_values)[0])
             rounding, changed = gap(values, others_values)
             noise.append(rounding)
             noise_flips += changed
@@ -207,12 +207,12 @@ def validate(w: World, layers: list[int], save: Path | None) -> dict[str, object
     begun = time.perf_counter()
     importance = head_importance(w.heads, w.trees)
     seconds = time.perf_counter() - begun
-    found: AblationResult = ablate(w.heads, w.trees, ablations)
-    gold = w.task.gold(found.intact)
-    rises = np.array([gold - w.task.gold(v) for v in found.ablated])  # of the loss, (heads, items)
-    right = w.task.scores(found.intact).mean()
-    falls = np.array([right - w.task.scores(v).mean() for v in found.ablated])
-    signed = np.array([importance[a][:, h].numpy() for ((a, h),) in (x.heads for x in ablations)])
+    intact, ablated = ablate(w.heads, w.trees, ablations)
+    gold = w.task.gold(intact)
+    rises = np.array([gold - w.task.gold(v) for v in ablated])  # of the loss, (heads, items)
+    right = w.task.scores(intact).mean()
+    falls = np.array([right - w.task.scores(v).mean() for v in ablated])
+    signed = np.array([importance[a][:, h].numpy() for ((a, h),) in ablations])
     exact, first = np.abs(rises).mean(1), np.abs(signed).mean(1)
     by_layer = [np.array([x.first_layer for x in ablations]) == layer for layer in layers]
     norms = np.concatenate([first[own] / np.linalg.norm(first[own]) for own in by_layer])
@@ -245,7 +245,7 @@ def validate(w: World, layers: list[int], save: Path | None) -> dict[str, object
         else None,
         "accuracy": float(right),
         "largest": {
-            f"{ablations[i].heads[0][0]}.{ablations[i].heads[0][1]}": {
+            f"{ablations[i][0][0]}.{ablations[i][0][1]}": {
                 "loss_change": float(exact[i]),
                 "first_order": float(first[i]),
                 "rank_by_importance": int((first > first[i]).sum()) + 1,

@@ -75,13 +75,16 @@ def compared(base: SVD, full: SVD, fast: LeadingVectors, k: int) -> Parity:
         intruders_among(fast.left[:, :INTRUDERS], fast.S[:INTRUDERS], EPSILON),
     )
     shape = (len(base.U), len(base.V))
-    alike = similarity_from_cosines(fast.left[:k, :k], fast.right[:k, :k], shape).max
+    alike = similarity_from_cosines(fast.left[:k, :k], fast.right[:k, :k], shape)
     left, right = base.U[:, :k].mT @ full.U[:, :k], base.V[:, :k].mT @ full.V[:, :k]
-    reference = similarity_from_cosines(left, right, shape).max
+    reference = similarity_from_cosines(left, right, shape)
     return Parity(
         sigma=float(((fast.S[:k] - full.S[:k]) / full.S[:k]).abs().max()),
         decisions=len(set(expected.positions) ^ set(found.positions)),
-        similarity=max(abs(a - b) for a, b in zip(alike, reference, strict=True)),
+        similarity=max(
+            abs(a - b)
+            for a, b in zip(alike["similarity_max"], reference["similarity_max"], strict=True)
+        ),
         ill_conditioned=fast.ill_conditioned,
     )
 

@@ -50,9 +50,8 @@ ROLES = {
     "analyses/analysis.py": "dispatch",
     "analyses/*/__init__.py": "dispatch",
     "analyses/*/stage.py": "run",
-    "analyses/*/costs.py": "run",
     "analyses/*/figures.py": "report",
-    "analyses/*/terminal.py": "cli",
+    "analyses/*/tables.py": "cli",
 }
 """The files of an analysis work for several rooms; each is judged as one of the room it is for."""
 

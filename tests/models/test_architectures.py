@@ -20,7 +20,7 @@ from toy_training import full_trial, recipe_steps, toy_rows, training_tolerance,
 from transformers import AutoModelForCausalLM
 
 from rankscope import inspect
-from rankscope.analyses.heads.ablation import Ablation, ablate, zeroed
+from rankscope.analyses.heads.ablation import ablate, zeroed
 from rankscope.analyses.heads.layout import HeadLayout, HeadModel
 from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.config.study import TrainConfig
@@ -198,7 +198,7 @@ def check_heads(architecture: str, folder: Path) -> None:
     for heads in (((0, 1),), ((1, 2),), ((0, 3), (1, 0))):
         with zeroed(model, heads), torch.inference_mode():
             expected = continuation_logprobs(base, questions, [None], 4096)[None].values
-        (found,) = ablate(model, trees, [Ablation(heads)]).ablated
+        _, (found,) = ablate(model, trees, [heads])
         for ours, theirs in zip(found, expected, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-5)
 

@@ -128,8 +128,9 @@ def test_rounded_vectors_keep_what_is_measured_of_them(monkeypatch: pytest.Monke
     assert not torch.equal(rounded.U, exact.U)
     found = low_rank_leading_vectors(rounded, LowRankUpdate(A, B), 100)
     assert float(((found.S - full.S[:100]) / full.S[:100]).abs().max()) < 1e-5
-    alike = similarity_from_cosines(found.left[:100], found.right[:100], (400, 400)).max
-    assert alike == pytest.approx(similarity(exact, full, 100).max, abs=1e-3)
+    alike = similarity_from_cosines(found.left[:100], found.right[:100], (400, 400))
+    expected = similarity(exact, full, 100)["similarity_max"]
+    assert alike["similarity_max"] == pytest.approx(expected, abs=1e-3)
     intruders = intruders_among(found.left[:, :10], found.S[:10], 0.5)
     direct = intruder_dimensions(exact.U, full.U, full.S, 10)
     assert 0 < intruders.count < 10

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pocket_study import changed, small_study
 
-from rankscope.analyses.spectra.costs import comparison_seconds
+from rankscope.analyses.spectra import SPECTRA
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.records import TrialSpec
@@ -202,7 +202,7 @@ def test_each_matrix_is_compared_by_its_own_size(inputs: PreparedStudy) -> None:
     costs, lora = CostModel(dataclasses.replace(inputs, base=base), H100), inputs.trials[0]
 
     def seconds(*targets: str) -> float:
-        return comparison_seconds(costs, lora.model_copy(update={"targets": targets}))
+        return SPECTRA.trial_seconds(costs, lora.model_copy(update={"targets": targets}))
 
     assert seconds("q_proj", "k_proj") == pytest.approx(seconds("q_proj") + seconds("k_proj"))
 

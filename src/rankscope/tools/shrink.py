@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rankscope.analyses.spectra import SpectraConfig
-from rankscope.analyses.spectra.intruders import scale_intruders
+from rankscope.analyses.spectra.intruders import control_factor, scale_intruders
 from rankscope.analyses.spectra.spectra import check_factors, check_spectra_settings
 from rankscope.analyses.spectra.stored_models import StoredTunedModel
 from rankscope.errors import UserError
@@ -156,9 +156,10 @@ def mitigate(
             controls[name] = (1.0, 0)
             return update, None
         weight = source.weight(name)
-        change = scale_intruders(weight, update.dense(), svds.of(name, weight), factor, settings)
-        controls[name] = (change.control_factor, change.intruders.count)
-        return update.plus(change.left, change.right), change.intruders.count
+        delta, svd = update.dense(), svds.of(name, weight)
+        left, right = scale_intruders(weight, delta, svd, factor, settings)
+        controls[name] = (control_factor(delta, left, right), left.shape[1])
+        return update.plus(left, right), left.shape[1]
 
     def control(name: str, update: LowRankUpdate) -> tuple[LowRankUpdate, int | None]:
         share, count = controls[name]

@@ -10,7 +10,6 @@ import torch
 from evaluation_worlds import adapter, base, choice_items, encoder, joined_of, lettered, loaded
 
 from rankscope.analyses.heads.ablation import (
-    Ablation,
     ablate,
     single_heads,
     whole_layers,
@@ -81,20 +80,20 @@ def test_every_ablation_equals_scoring_again_from_scratch(
     ablations = [
         *single_heads(layout),
         *whole_layers(layout),
-        Ablation(whole_layers(layout)[0].heads + whole_layers(layout)[1].heads),
-        Ablation(((0, 0), (0, 1))),
-        Ablation(((0, 3), (1, 0), (1, 2))),
+        whole_layers(layout)[0] + whole_layers(layout)[1],
+        ((0, 0), (0, 1)),
+        ((0, 3), (1, 0), (1, 2)),
     ]
     intact, expected = from_scratch(model, split), []
     for ablation in ablations:
-        with zeroed(model, ablation.heads):
+        with zeroed(model, ablation):
             expected.append(from_scratch(model, split))
         assert largest_gap(expected[-1], intact) > 10 * TOLERANCE  # it did remove something
     for batch_tokens in (4096, 150):
         model = replace(model, batch_tokens=batch_tokens)
-        result = ablate(model, token_trees(split), ablations)
-        assert largest_gap(result.intact, intact) < TOLERANCE
-        for scores, reference in zip(result.ablated, expected, strict=True):
+        again, ablated = ablate(model, token_trees(split), ablations)
+        assert largest_gap(again, intact) < TOLERANCE
+        for scores, reference in zip(ablated, expected, strict=True):
             assert largest_gap(scores, reference) < TOLERANCE
             assert [int(v.argmax()) for v in scores] == [int(v.argmax()) for v in reference]
 
@@ -115,7 +114,7 @@ def test_a_long_common_beginning_is_computed_once_for_every_ablation(
         return forward(self, batch, **settings)
 
     monkeypatch.setattr(Base, "logits", counted)
-    ablate(model, trees, [Ablation(((0, 1),))])
+    ablate(model, trees, [((0, 1),)])
     rest = sum(len(tree.ids) - beginning for tree in trees)
     # Three layers one by one, the ablation from its layer on, and what is left of the untouched
     # one.
@@ -139,20 +138,20 @@ def test_equal_options_are_one_and_tie() -> None:
 def test_removing_no_head_changes_no_bit(world: HeadModel) -> None:
     split = split_of("option_text")
     trees = token_trees(split)
-    intact = ablate(world, trees, [Ablation(((1, 0),))]).intact
+    intact, _ = ablate(world, trees, [((1, 0),)])
     before = from_scratch(world, split)
-    with zeroed(world, []):
+    with zeroed(world, ()):
         assert largest_gap(before, from_scratch(world, split)) == 0
     # The ablation leaves nothing behind either.
-    assert largest_gap(intact, ablate(world, trees, []).intact) == 0
+    assert largest_gap(intact, ablate(world, trees, [])[0]) == 0
 
 
 def test_an_ablation_beside_others_is_the_ablation_alone(world: HeadModel) -> None:
     trees, heads = token_trees(split_of("option_text")), single_heads(world.layout)
-    together = ablate(world, trees, heads)
+    _, together = ablate(world, trees, heads)
     for place in (0, 5):
-        alone = ablate(world, trees, [heads[place]])
-        assert largest_gap(alone.ablated[0], together.ablated[place]) < TOLERANCE
+        _, (alone,) = ablate(world, trees, [heads[place]])
+        assert largest_gap(alone, together[place]) < TOLERANCE
 
 
 def test_a_row_of_its_own_for_the_right_answer() -> None:

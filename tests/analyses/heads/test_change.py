@@ -6,13 +6,13 @@ import torch
 from tiny_models import tiny_llama
 from transformers import GPT2Config, GPT2LMHeadModel, Phi3Config, Phi3ForCausalLM
 
-from rankscope.analyses.heads.change import (
+from rankscope.analyses.heads.layout import PROJECTIONS, HeadLayout
+from rankscope.analyses.heads.trial_heads import (
     adapter_changes,
     dense_changes,
     dense_head_norms,
     low_rank_head_norms,
 )
-from rankscope.analyses.heads.layout import PROJECTIONS, HeadLayout
 from rankscope.errors import UserError
 from rankscope.models.init_context import new_adapter
 from rankscope.models.lora import Adapter

@@ -7,8 +7,8 @@ import torch
 from evaluation_worlds import base, choice_items, encoder, loaded
 from tiny_models import tiny_llama
 
-from rankscope.analyses.heads.entropy import attention_entropy, normalized_entropy, row_entropy
 from rankscope.analyses.heads.layout import HeadLayout, HeadModel
+from rankscope.analyses.heads.measures import attention_entropy, normalized_entropy, row_entropy
 from rankscope.analyses.heads.tasks import token_trees
 from rankscope.config.study import EvaluateConfig
 from rankscope.evaluate.evaluator import encode_split

@@ -11,8 +11,8 @@ from evaluation_worlds import adapter, base, choice_items, encoder, loaded
 from torch import Tensor, nn
 
 from rankscope.analyses.heads.ablation import ablate
-from rankscope.analyses.heads.importance import head_importance, raw_importance, unit_length
 from rankscope.analyses.heads.layout import AttentionLayer, HeadLayout, HeadModel
+from rankscope.analyses.heads.measures import head_importance, raw_importance, unit_length
 from rankscope.analyses.heads.tasks import token_trees
 from rankscope.config.study import EvaluateConfig
 from rankscope.evaluate.evaluator import encode_split
@@ -53,7 +53,7 @@ def items() -> list[TokenTree]:
 
 def losses(model: HeadModel) -> Floats:
     trees = items()
-    scores = ablate(model, trees, []).intact
+    scores = ablate(model, trees, [])[0]
     return np.array([-v[tree.gold] for v, tree in zip(scores, trees, strict=True)])
 
 

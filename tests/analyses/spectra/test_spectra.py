@@ -67,9 +67,9 @@ def test_default_top_k_is_a_quarter_and_at_most_the_papers() -> None:
 def test_similarity_of_a_matrix_with_itself_is_one() -> None:
     one = svd(gaussian(30, 20))
     found = similarity(one, one, 5)
-    for pair in (found.index, found.max, found.subspace):
+    for pair in (found["similarity_index"], found["similarity_max"], found["similarity_subspace"]):
         assert pair == pytest.approx((1, 1), abs=1e-5)
-    assert found.chance == (5 / 30, 5 / 20)
+    assert found["chance_subspace"] == (5 / 30, 5 / 20)
 
 
 def test_the_three_similarities_tell_a_permutation_from_a_rotation_from_a_new_space() -> None:
@@ -79,27 +79,29 @@ def test_the_three_similarities_tell_a_permutation_from_a_rotation_from_a_new_sp
     swapped = [1, 0, 3, 2, *range(4, 20)]
     permuted = base._replace(U=base.U[:, swapped], V=base.V[:, swapped])
     found = similarity(base, permuted, 4)
-    assert found.index == pytest.approx((0, 0), abs=1e-5)
-    assert found.max == pytest.approx((1, 1), abs=1e-5)
-    assert found.subspace == pytest.approx((1, 1), abs=1e-5)
+    assert found["similarity_index"] == pytest.approx((0, 0), abs=1e-5)
+    assert found["similarity_max"] == pytest.approx((1, 1), abs=1e-5)
+    assert found["similarity_subspace"] == pytest.approx((1, 1), abs=1e-5)
 
     turned = base.U.clone()
     c = math.sqrt(0.5)
     turned[:, :2] = base.U[:, :2] @ torch.tensor([[c, -c], [c, c]])
     found = similarity(base, base._replace(U=turned), 2)
-    assert found.index[0] == pytest.approx(c, abs=1e-5)
-    assert found.max[0] == pytest.approx(c, abs=1e-5)
-    assert found.subspace[0] == pytest.approx(1, abs=1e-5)
+    assert found["similarity_index"][0] == pytest.approx(c, abs=1e-5)
+    assert found["similarity_max"][0] == pytest.approx(c, abs=1e-5)
+    assert found["similarity_subspace"][0] == pytest.approx(1, abs=1e-5)
 
     found = similarity(base, base._replace(U=base.U.roll(4, dims=1)), 4)
-    assert found.subspace[0] == pytest.approx(0, abs=1e-5)
-    assert found.subspace[1] == pytest.approx(1, abs=1e-5)
+    assert found["similarity_subspace"][0] == pytest.approx(0, abs=1e-5)
+    assert found["similarity_subspace"][1] == pytest.approx(1, abs=1e-5)
 
 
 def test_subspace_similarity_of_unrelated_matrices_is_chance_and_has_a_floor() -> None:
     d, k = 64, 48
     values = [
-        similarity(svd(gaussian(d, d, seed=i)), svd(gaussian(d, d, seed=100 + i)), k).subspace[0]
+        similarity(svd(gaussian(d, d, seed=i)), svd(gaussian(d, d, seed=100 + i)), k)[
+            "similarity_subspace"
+        ][0]
         for i in range(10)
     ]
     assert sum(values) / 10 == pytest.approx(k / d, abs=0.01)

@@ -103,7 +103,7 @@ class HeadsAnalysis(Analysis[HeadsConfig]):
         return head_tables(models)
 
     def terminal(self, study: "StudyRecords") -> "tuple[list[RenderableType], list[str]]":
-        from rankscope.analyses.heads.terminal import heads_terminal
+        from rankscope.analyses.heads.tables import heads_terminal
 
         return heads_terminal(study)
 

@@ -1,19 +1,34 @@
-"""The heads of one trained trial, whatever method trained it, beside those of its base."""
+"""The heads of one trained trial, whatever method trained it, beside those of its base.
+
+How far training moved each head's slice of the attention matrices.
+
+    query head h of q_proj (rows h):       |dW_h|_F^2 = tr[(B_h^T B_h)(A A^T)]
+    key/value head of k_proj, v_proj:      the same
+    head h of o_proj (columns h):          |dW_h|_F^2 = tr[(B^T B)(A_h A_h^T)]
+
+for dW = B A with the scaling in B, so dW is never formed for LoRA (docs/science.md, "Heads").
+DoRA's magnitude and full fine-tuning give a dense dW, which is cut into slices. Each value is also
+given relative to |W0_h|_F.
+"""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from rankscope.analyses.heads.ablation import AblationResult, ablate, single_heads, whole_layers
-from rankscope.analyses.heads.change import Weights, adapter_changes, dense_changes
-from rankscope.analyses.heads.entropy import attention_entropy
-from rankscope.analyses.heads.importance import head_importance, raw_importance, unit_length
+from rankscope.analyses.heads.ablation import ablate, single_heads, whole_layers
 from rankscope.analyses.heads.layout import PROJECTIONS, AttentionLayer, HeadLayout, HeadModel
+from rankscope.analyses.heads.measures import (
+    attention_entropy,
+    head_importance,
+    raw_importance,
+    unit_length,
+)
 from rankscope.analyses.heads.record import (
     HeadAblation,
     HeadChange,
@@ -25,22 +40,94 @@ from rankscope.analyses.heads.tasks import HeadTask
 from rankscope.evaluate.token_trees import Floats
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
+from rankscope.models.lora import Adapter
+from rankscope.models.low_rank_update import LowRankUpdate, to_float64
+from rankscope.models.methods import get_lora_method
 from rankscope.models.quantize import dense_weight
+
+Weights = Callable[[str], Tensor]  # Module path -> weight, (out, in)
+
+
+def low_rank_head_norms(A: Tensor, B: Tensor, num_heads: int, by_columns: bool) -> Tensor:
+    """|(B A)_h|_F of every head, without forming B A: A (r, in), B (out, r) -> (heads,) float64.
+    Heads are side by side in the rows of B, or ``by_columns`` (o_proj) in the columns of A."""
+    a, b = to_float64(A), to_float64(B)
+    # tr[(B_h^T B_h) M] with M = A A^T is the sum of (B_h M) * B_h: row by row, then head by head.
+    squares = ((b.T @ b @ a) * a).sum(0) if by_columns else ((b @ (a @ a.T)) * b).sum(1)
+    return squares.view(num_heads, -1).sum(1).clamp_(min=0).sqrt()
+
+
+def dense_head_norms(weight: Tensor, num_heads: int, by_columns: bool) -> Tensor:
+    """|W_h|_F of every head's rows, or columns, of ``weight`` (out, in); (heads,) float64."""
+    squares = to_float64(weight).square().sum(0 if by_columns else 1)
+    return squares.view(num_heads, -1).sum(1).sqrt()
+
+
+def adapter_changes(layout: HeadLayout, base: Weights, adapter: Adapter) -> tuple[HeadChange, ...]:
+    """Changes of the attention matrices that a LoRA-like adapter is on, layer by layer."""
+
+    def norms(layer: AttentionLayer, module: str) -> Tensor:
+        name, heads = layer.projection(module), layer.heads_of(module)
+        if not get_lora_method(adapter.method).delta_is_low_rank:
+            delta = adapter.delta(name, to_float64(base(name)))
+            return dense_head_norms(delta, heads, module == "o_proj")
+        update = LowRankUpdate.from_adapter(adapter, name)
+        return low_rank_head_norms(update.A, update.B, heads, module == "o_proj")
+
+    return _head_changes(layout, adapter.a, base, norms)
+
+
+def dense_changes(
+    layout: HeadLayout, base: Weights, tuned: Weights, names: Iterable[str]
+) -> tuple[HeadChange, ...]:
+    """Changes of the attention matrices among ``names``, from two full sets of weights."""
+
+    def norms(layer: AttentionLayer, module: str) -> Tensor:
+        name = layer.projection(module)
+        before = base(name).float()
+        delta = tuned(name).to(before) - before
+        return dense_head_norms(delta, layer.heads_of(module), module == "o_proj")
+
+    return _head_changes(layout, names, base, norms)
+
+
+def _head_changes(
+    layout: HeadLayout,
+    names: Iterable[str],
+    base: Weights,
+    norms: Callable[[AttentionLayer, str], Tensor],
+) -> tuple[HeadChange, ...]:
+    chosen, changes = set(names), []
+    for layer in layout:
+        for module in PROJECTIONS:
+            name = layer.projection(module)
+            if name not in chosen:
+                continue
+            moved = norms(layer, module).cpu()
+            before = dense_head_norms(base(name), layer.heads_of(module), module == "o_proj").cpu()
+            relative = torch.where(before > 0, moved / before, torch.zeros_like(before))
+            changes.append(
+                HeadChange(
+                    layer=layer.index,
+                    module=module,
+                    frobenius=tuple(moved.tolist()),
+                    relative=tuple(relative.tolist()),
+                )
+            )
+    return tuple(changes)
+
 
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class _HeadMeasurements:
-    layers: tuple[LayerHeads, ...]
-    ablations: Mapping[str, AblationResult]  # By task
+Ablated = tuple[list[Floats], list[list[Floats]]]  # Scores of the intact model, by ablation
 
 
 def _measure_heads(
     model: HeadModel, task: HeadTask, ablated_on: Sequence[HeadTask]
-) -> _HeadMeasurements:
+) -> tuple[tuple[LayerHeads, ...], list[Ablated]]:
     """Importance and entropy of every head on ``task``, and ablations of every head, and of every
-    layer, on the tasks of ``ablated_on``."""
+    layer, on each of ``ablated_on``."""
     signed = head_importance(model, task.trees)
     entropy = attention_entropy(model, task.trees)
     layout = model.layout
@@ -58,12 +145,11 @@ def _measure_heads(
         for layer in layout
     )
     ablations = [*single_heads(layout), *whole_layers(layout)]
-    results = {other.name: ablate(model, other.trees, ablations) for other in ablated_on}
-    return _HeadMeasurements(layers, results)
+    return layers, [ablate(model, other.trees, ablations) for other in ablated_on]
 
 
 def _ablation_record(
-    layout: HeadLayout, task: HeadTask, base: AblationResult, tuned: AblationResult
+    layout: HeadLayout, task: HeadTask, base: Ablated, tuned: Ablated
 ) -> HeadAblation:
     """What removing each head, then each layer, does to the base and to a tuned model."""
 
@@ -71,11 +157,12 @@ def _ablation_record(
         remaining = iter(values)
         return tuple(tuple(islice(remaining, layer.num_heads)) for layer in layout)
 
-    def changes(result: AblationResult) -> tuple[list[float], list[Floats]]:
-        score, gold = task.scores(result.intact), task.gold(result.intact)
+    def changes(result: Ablated) -> tuple[list[float], list[Floats]]:
+        intact, ablated = result
+        score, gold = task.scores(intact), task.gold(intact)
         return (
-            [float((task.scores(v) - score).mean()) for v in result.ablated],
-            [task.gold(v) - gold for v in result.ablated],
+            [float((task.scores(v) - score).mean()) for v in ablated],
+            [task.gold(v) - gold for v in ablated],
         )
 
     base_score, base_gold = changes(base)
@@ -88,8 +175,8 @@ def _ablation_record(
         task=task.name,
         items=n,
         metric=task.metric,
-        base_score=float(task.scores(base.intact).mean()),
-        tuned_score=float(task.scores(tuned.intact).mean()),
+        base_score=float(task.scores(base[0]).mean()),
+        tuned_score=float(task.scores(tuned[0]).mean()),
         base_change=by_layer(base_score),
         tuned_change=by_layer(tuned_score),
         base_gold_change=by_layer(base_mean),
@@ -121,7 +208,7 @@ def _trial_changes(
     return dense_changes(layout, before, CheckpointReader.open(tuned.folder).weight, names)
 
 
-@dataclass(slots=True)
+@dataclass
 class HeadAnalysis:
     """What the trials of one training task share: the items, and the heads of the base.
 
@@ -134,10 +221,9 @@ class HeadAnalysis:
     ablated_on: tuple[HeadTask, ...]
     items_asked: int  # most items of each task
     related: frozenset[str] = frozenset()
-    base: _HeadMeasurements = field(init=False)
 
     def __post_init__(self) -> None:
-        self.base = _measure_heads(self.model, self.task, self.ablated_on)
+        self.base, self.base_ablated = _measure_heads(self.model, self.task, self.ablated_on)
 
     def record(
         self, trial_id: str, trained_on: str, tuned: Base, stored_base: Weights | None = None
@@ -146,13 +232,9 @@ class HeadAnalysis:
         started = time.perf_counter()
         adapter_name = trial_id if trial_id in tuned.multi_lora.adapters else None
         model = replace(self.model, base=tuned, adapter_name=adapter_name)
-        heads = _measure_heads(model, self.task, self.ablated_on)
-        ablations = [
-            _ablation_record(
-                model.layout, task, self.base.ablations[task.name], heads.ablations[task.name]
-            )
-            for task in self.ablated_on
-        ]
+        heads, ablated = _measure_heads(model, self.task, self.ablated_on)
+        of_tasks = zip(self.ablated_on, self.base_ablated, ablated, strict=True)
+        ablations = [_ablation_record(model.layout, *of_task) for of_task in of_tasks]
         ablations.sort(key=lambda ablation: ablation.task != trained_on)
         roles: tuple[HeadRole, ...] = ()
         if ablations and ablations[0].task == trained_on:
@@ -165,8 +247,8 @@ class HeadAnalysis:
             items_asked=self.items_asked,
             dtype=self.model.base.record.dtype,
             changes=_trial_changes(model, self.model.base, stored_base),
-            base=self.base.layers,
-            tuned=heads.layers,
+            base=self.base,
+            tuned=heads,
             ablations=tuple(ablations),
             roles=roles,
             seconds=time.perf_counter() - started,

@@ -1,6 +1,6 @@
 """How training changed the weight matrices: their spectra before and after."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from rankscope.run.costs import CostModel
     from rankscope.run.prepared import PreparedStudy
     from rankscope.run.stages import Stage
+
+DECOMPOSITION = 30  # Operations of a singular value decomposition of (m, n), times m n min(m, n)
+UPDATED_VECTORS = 0.25
+"""Of that, to update 500 leading vectors of 4096 by a low-rank change; see LOG.md, "spectra"."""
 
 
 class SpectraConfig(ConfigSection):
@@ -79,14 +83,21 @@ class SpectraAnalysis(Analysis[SpectraConfig]):
         }
 
     def trial_seconds(self, costs: "CostModel", trial: "TrialSpec") -> float:
-        from rankscope.analyses.spectra.costs import comparison_seconds
+        """Of comparing a trial's matrices with the base's."""
+        from rankscope.models.methods import get_lora_method
+        from rankscope.models.parameters import target_shapes
 
-        return comparison_seconds(costs, trial)
+        low_rank = trial.peft is None and not trial.is_full
+        low_rank = low_rank and get_lora_method(trial.method).delta_is_low_rank
+        names = trial.targets if low_rank else sorted(costs.compared)
+        shapes = target_shapes(costs.shapes, names).values() if names else ()
+        large = [shape for shape in shapes if low_rank and min(shape) >= 1024]
+        others = [shape for shape in shapes if not low_rank or min(shape) < 1024]
+        return UPDATED_VECTORS * _decompositions(costs, large) + _decompositions(costs, others)
 
     def base_seconds(self, costs: "CostModel") -> float:
-        from rankscope.analyses.spectra.costs import base_decomposition_seconds
-
-        return base_decomposition_seconds(costs)
+        """Of decomposing the base's matrices, if no cache holds them."""
+        return _decompositions(costs, costs.compared.values())
 
     def tables(self, models: Sequence[tuple[dict[str, object], Any]]) -> "dict[str, pd.DataFrame]":
         from rankscope.analyses.spectra.tables import spectra_tables
@@ -94,7 +105,7 @@ class SpectraAnalysis(Analysis[SpectraConfig]):
         return spectra_tables(models)
 
     def terminal(self, study: "StudyRecords") -> "tuple[list[RenderableType], list[str]]":
-        from rankscope.analyses.spectra.terminal import spectra_terminal
+        from rankscope.analyses.spectra.tables import spectra_terminal
 
         return spectra_terminal(study)
 
@@ -106,6 +117,12 @@ class SpectraAnalysis(Analysis[SpectraConfig]):
             "growth": growth_of_given(study.trials),
             "cache_bytes": cache_bytes(svd_cache_folder()),
         }
+
+
+def _decompositions(costs: "CostModel", shapes: Collection[tuple[int, int]]) -> float:
+    operations = sum(DECOMPOSITION * m * n * min(m, n) for m, n in shapes)
+    rate = costs.machine.rates["float32"] * 1e12 * costs.machine.decomposition_share
+    return operations / rate
 
 
 SPECTRA = SpectraAnalysis()

@@ -50,25 +50,12 @@ def intruders_among(cosines: Tensor, S: Tensor, epsilon: float) -> Intruders:
 SPARE_VECTORS = 16  # Vectors that an iteration keeps beyond those wanted
 
 
-@dataclass(frozen=True, slots=True)
-class _IntruderScaling:
-    """What scaling the intruders of one matrix adds to it, left @ right, and its control."""
-
-    left: Tensor  # (m, i) float64
-    right: Tensor  # (i, n) float64
-    intruders: Intruders
-    control_factor: float
-    """Scales the whole update dW to the Frobenius norm of dW + left @ right. It may exceed 1: an
-    intruder is a direction of W, so scaling it also takes away W0's part in that direction."""
-
-
 def scale_intruders(
     weight: Tensor, delta: Tensor, base: SVD, factor: float, settings: SpectraConfig
-) -> _IntruderScaling:
-    """(lambda - 1) times the intruders of W0 + dW, lambda = ``factor``. ``base`` is the SVD of W0,
-    whose left vectors decide what is an intruder."""
-    delta = to_float64(delta)
-    tuned = to_float64(weight) + delta
+) -> tuple[Tensor, Tensor]:
+    """(lambda - 1) times the intruders of W0 + dW, lambda = ``factor``: left (m, i) @ right (i, n),
+    float64. ``base`` is the SVD of W0, whose left vectors decide what is an intruder."""
+    tuned = to_float64(weight) + to_float64(delta)
     k = min(settings.intruder_k, *weight.shape)
     triples = None
     if 4 * (k + SPARE_VECTORS) < min(weight.shape):
@@ -79,8 +66,14 @@ def scale_intruders(
     u, s, v = triples.U, triples.S, triples.V
     intruders = intruders_among(to_float64(base.U).mT @ u, s, settings.intruder_epsilon)
     chosen = list(intruders.positions)
-    left, right = (factor - 1) * u[:, chosen] * s[chosen], v[:, chosen].mT
-    control_factor, norm = 1.0, float(torch.linalg.matrix_norm(delta))
-    if norm and intruders.count:
-        control_factor = float(torch.linalg.matrix_norm(delta + left @ right)) / norm
-    return _IntruderScaling(left, right, intruders, control_factor)
+    return (factor - 1) * u[:, chosen] * s[chosen], v[:, chosen].mT
+
+
+def control_factor(delta: Tensor, left: Tensor, right: Tensor) -> float:
+    """Scales a whole update dW to the Frobenius norm of dW + left @ right. It may exceed 1: an
+    intruder is a direction of W, so scaling it also takes away W0's part in that direction."""
+    delta = to_float64(delta)
+    norm = float(torch.linalg.matrix_norm(delta))
+    if not norm or not left.shape[1]:
+        return 1.0
+    return float(torch.linalg.matrix_norm(delta + left @ right)) / norm

@@ -8,7 +8,6 @@ Shapes: m = out, n = in, d = min(m, n), r = rank, k = leading vectors compared.
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -39,16 +38,6 @@ from rankscope.records import TrialSpec
 PAPER_TOP_K = 500  # Vectors compared in arXiv 2512.15634
 
 
-@dataclass(frozen=True, slots=True)
-class Similarity:
-    """Leading singular vectors of W against those of W0: (left, right) by each definition."""
-
-    index: tuple[float, float]  # (a) mean_i |C_ii|: vectors matched by position
-    max: tuple[float, float]  # (b) mean_j max_i |C_ij|: each vector with its closest of W0's
-    subspace: tuple[float, float]  # (c) |C|_F^2 / k: the spans, whatever the basis within
-    chance: tuple[float, float]  # Expected (c) of unrelated subspaces: k / m and k / n
-
-
 def effective_rank(singular_values: Tensor) -> float:
     """exp(-sum p ln p), p = sigma / sum(sigma) (Roy & Vetterli 2007); 0 for a zero matrix."""
     sigma = to_float64(singular_values)
@@ -76,11 +65,15 @@ def num_compared_vectors(shape: tuple[int, int], settings: SpectraConfig) -> int
     return min(settings.top_k or default_top_k(shape), *shape)
 
 
-def similarity_from_cosines(left: Tensor, right: Tensor, shape: tuple[int, int]) -> Similarity:
-    """Compare the first k singular vectors of W0 and W by three definitions.
+def similarity_from_cosines(
+    left: Tensor, right: Tensor, shape: tuple[int, int]
+) -> dict[str, tuple[float, float]]:
+    """Compare the first k singular vectors of W0 and W: fields of a record, left and right.
 
     C = U_k^T U~_k (k, k) is ``left``, and ``right`` the same of right vectors. arXiv 2512.15634
-    compares k = 500 without naming the definition. (c) cannot fall below (2k - d) / k.
+    compares k = 500 without naming the definition: vectors matched by position, mean_i |C_ii|; each
+    vector with its closest of W0's, mean_j max_i |C_ij|; or the spans, |C|_F^2 / k, which cannot
+    fall below (2k - d) / k.
     """
     k = len(left)
     cosines = [left.abs(), right.abs()]
@@ -89,12 +82,12 @@ def similarity_from_cosines(left: Tensor, right: Tensor, shape: tuple[int, int])
         left, right = (min(1.0, float(v)) for v in values)  # rounding can lift a 1 above 1
         return left, right
 
-    return Similarity(
-        index=pair(c.diagonal().mean() for c in cosines),
-        max=pair(c.max(dim=0).values.mean() for c in cosines),
-        subspace=pair((c**2).sum() / k for c in cosines),
-        chance=(k / shape[0], k / shape[1]),
-    )
+    return {
+        "similarity_index": pair(c.diagonal().mean() for c in cosines),
+        "similarity_max": pair(c.max(dim=0).values.mean() for c in cosines),
+        "similarity_subspace": pair((c**2).sum() / k for c in cosines),
+        "chance_subspace": (k / shape[0], k / shape[1]),
+    }
 
 
 def spectra_record(
@@ -195,10 +188,10 @@ def _matrix_spectrum(
         effective_rank=effective_rank(sigma),
         stable_rank=stable_rank(sigma),
         top_k=k,
-        similarity_index=alike.index,
-        similarity_max=alike.max,
-        similarity_subspace=alike.subspace,
-        chance_subspace=alike.chance,
+        similarity_index=alike["similarity_index"],
+        similarity_max=alike["similarity_max"],
+        similarity_subspace=alike["similarity_subspace"],
+        chance_subspace=alike["chance_subspace"],
         intruders=intruders.count,
         intruder_energy=intruders.energy,
         intruder_positions=intruders.positions,

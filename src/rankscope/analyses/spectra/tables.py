@@ -1,11 +1,20 @@
-"""Spectra as tables: by matrix, layer and module type."""
+"""Spectra as tables, by matrix, layer and module type, and in the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from statistics import fmean as mean
 
 import pandas as pd
+from rich.console import RenderableType
+from rich.table import Table
 
+from rankscope.analyses.spectra.growth import growth_of_given
 from rankscope.analyses.spectra.record import MatrixSpectrum, SpectraRecord
 from rankscope.analyses.tables import TableRow
+from rankscope.cli.render.table import terminal_table
+from rankscope.formatting import byte_size
+from rankscope.models.svd_cache import cache_bytes, svd_cache_folder
+from rankscope.records import StudyRecords, TrialRecords
+from rankscope.report.columns import Column
 
 SIDED = (
     "similarity_index",
@@ -51,3 +60,91 @@ def _summed(matrices: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     groups = squares.groupby(keys, sort=False, dropna=False)
     table = groups.agg({**sums, **dict.fromkeys(AVERAGED, "mean")}).reset_index()
     return table.assign(frobenius=table["frobenius"] ** 0.5)
+
+
+_RELATIVE = "/|W0|"
+
+
+def spectra_terminal(study: StudyRecords) -> tuple[list[RenderableType], list[str]]:
+    """A row per model, then each model by module, and notes."""
+    found = [(t, s) for t in study.trials if (s := t.analysis(SpectraRecord)) and s.matrices]
+    if not found:
+        return [], []
+    tables: list[RenderableType] = [_models(study.model.label, found)]
+    tables += [_modules(trial.spec.arm_label, spectra) for trial, spectra in found]
+    return tables, list(_notes(found))
+
+
+def _notes(found: Sequence[tuple[TrialRecords, SpectraRecord]]) -> Iterator[str]:
+    """What stands out, how to read the tables, growth with rank, uncertain vectors, disk."""
+    for trial, spectra in found:
+        yield _largest_update(trial.spec.arm_label, spectra)
+    yield (
+        "subspace: share of the span of the leading singular vectors that was kept (1 is all, "
+        "chance is what unrelated vectors give); intruders: leading vectors unlike any of the "
+        "base's, energy is their share. Larger updates and intruders may come with forgetting; "
+        "to know, score a task that was not trained: rankscope eval"
+    )
+    if (growth := growth_of_given([trial for trial, _ in found])) is not None:
+        yield (
+            f"|dW| = {growth.start:.3g} + {growth.slope:.3g} ln r over ranks "
+            f"{', '.join(map(str, growth.ranks))}: residual {growth.rms:.2g} (root mean square); "
+            f"r^{growth.power:.2g} leaves {growth.power_rms:.2g}"
+        )
+    for trial, spectra in found:
+        uncertain = sum(m.ill_conditioned for m in spectra.matrices)
+        total = sum(m.top_k for m in spectra.matrices)
+        if uncertain:
+            yield (
+                f"{trial.spec.arm_label}: {uncertain} of {total} vectors compared are in clusters "
+                "of close singular values, in which single vectors mean little"
+            )
+    if on_disk := cache_bytes(svd_cache_folder()):
+        yield f"decompositions of base weights on disk: {byte_size(on_disk)}"
+
+
+def _largest_update(label: str, spectra: SpectraRecord) -> str:
+    largest = max(spectra.matrices, key=lambda m: m.relative)
+    examined = sum(len(m.largest_cosines) for m in spectra.matrices)
+    return (
+        f"{label}: |dW| is {100 * mean(m.relative for m in spectra.matrices):.2g} % of |W0| "
+        f"on average, most in {largest.name} ({100 * largest.relative:.2g} %); "
+        f"{spectra.intruders:,} of {examined:,} leading vectors are intruders"
+    )
+
+
+def _models(base: str, found: Sequence[tuple[TrialRecords, SpectraRecord]]) -> Table:
+    rows = [
+        {
+            "model": trial.spec.arm_label,
+            "kind": trial.spec.method,
+            "rank": trial.spec.rank,
+            "matrices": len(spectra.matrices),
+            "|dW|": spectra.frobenius,
+            _RELATIVE: mean(m.relative for m in spectra.matrices),
+            "eff. rank": mean(m.effective_rank for m in spectra.matrices),
+            "intruders": spectra.intruders,
+        }
+        for trial, spectra in found
+    ]
+    return terminal_table(rows, f"tuned models of {base}")
+
+
+def _modules(label: str, spectra: SpectraRecord) -> Table:
+    rows = []
+    for module in dict.fromkeys(m.module for m in spectra.matrices):
+        matrices = [m for m in spectra.matrices if m.module == module]
+        rows.append(
+            {
+                "module": module,
+                _RELATIVE: mean(m.relative for m in matrices),
+                "eff. rank": mean(m.effective_rank for m in matrices),
+                "stable rank": mean(m.stable_rank for m in matrices),
+                "subspace": mean(mean(m.similarity_subspace) for m in matrices),
+                "chance": mean(mean(m.chance_subspace) for m in matrices),
+                "intruders": sum(m.intruders for m in matrices),
+                "energy": mean(m.intruder_energy for m in matrices),
+            }
+        )
+    columns = {"subspace": Column(digits=4), "chance": Column(digits=3), "energy": Column(digits=3)}
+    return terminal_table(rows, f"{label}, means over layers", columns)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from rankscope.analyses.spectra import SpectraConfig
-from rankscope.analyses.spectra.intruders import scale_intruders
+from rankscope.analyses.spectra.intruders import control_factor, scale_intruders
 from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate
@@ -35,11 +35,11 @@ def adapter_variant(
         update = LowRankUpdate.from_adapter(adapter, module, weight)
         if variant.kind == "truncated":
             return update.truncated(round(variant.strength))
-        svd = svds.of(module, weight)
-        change = scale_intruders(weight, update.dense(), svd, variant.strength, settings)
+        delta, svd = update.dense(), svds.of(module, weight)
+        change = scale_intruders(weight, delta, svd, variant.strength, settings)
         if variant.kind == "control":
-            return update.scaled(change.control_factor)
-        return update.plus(change.left, change.right)
+            return update.scaled(control_factor(delta, *change))
+        return update.plus(*change)
 
     return replaced_updates(adapter, name, update_of)
 
@@ -62,11 +62,12 @@ def full_model_variant(
     for name in matrices:
         weight = dense_weight(base_linears[name]).to(device)
         delta: Tensor = linears[name].weight.detach().to(device).float() - weight.float()
-        change = scale_intruders(weight, delta, svds.of(name, weight), variant.strength, settings)
+        svd = svds.of(name, weight)
+        left, right = scale_intruders(weight, delta, svd, variant.strength, settings)
         if variant.kind == "control":
-            delta = change.control_factor * delta
+            delta = control_factor(delta, left, right) * delta
         else:
-            delta = delta + (change.left @ change.right).float()
+            delta = delta + (left @ right).float()
         with torch.no_grad():
             linears[name].weight.copy_(weight.float() + delta)
     return model
