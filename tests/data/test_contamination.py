@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from rankscope.config.task import TaskConfig
-from rankscope.data.contamination import (
+from rankscope.data.items import Item, Message
+from rankscope.data.splits import (
     contamination_notes,
     find_contamination,
     find_contamination_between_tasks,
 )
-from rankscope.data.items import Item, Message
 from rankscope.data.tasks import load_task
 
 ANSWER = {"role": "assistant", "content": "ho"}

@@ -7,7 +7,7 @@ from rankscope.config.study import ModelConfig
 from rankscope.config.task import TaskConfig
 from rankscope.data.encode import Encoder, encode_rows
 from rankscope.data.items import Item
-from rankscope.data.stand_ins import CachingEncoder, by_length, num_characters, stand_ins
+from rankscope.data.study_data import CachingEncoder, by_length, num_characters, stand_ins
 from rankscope.data.tasks import load_task
 from rankscope.models.load import load_tokenizer
 from rankscope.models.model_folder import model_folder

@@ -100,7 +100,7 @@ def test_prompts_that_begin_alike_write_the_same(
     adapter_names = [None, group[1].name]
     alone = generate(engine, rows, adapter_names, limits())
     monkeypatch.setattr(prefixes, "PASS_TOKENS", 10)
-    assert {group.length for group in prefixes.find_shared_prefixes(rows)} == {0, 30, 49}
+    assert {length for length, _ in prefixes.find_shared_prefixes(rows)} == {0, 30, 49}
     for batch_tokens in (4096, 24):
         shared = generate(engine, rows, adapter_names, limits(batch_tokens))
         for adapter_name in adapter_names:

@@ -51,7 +51,7 @@ def test_no_other_cut_computes_fewer_tokens(seed: int, monkeypatch: pytest.Monke
         rng.choice(stems) + [rng.randrange(3) for _ in range(rng.randrange(1, 6))]
         for _ in range(rng.randrange(1, 9))
     ]
-    found = [(group.length, group.members) for group in find_shared_prefixes(prompts)]
+    found = find_shared_prefixes(prompts)
     assert sorted(i for _, members in found for i in members) == list(range(len(prompts)))
     for length, members in found:
         heads = {tuple(prompts[i][:length]) for i in members}
@@ -63,8 +63,7 @@ def test_no_other_cut_computes_fewer_tokens(seed: int, monkeypatch: pytest.Monke
 def test_examples_before_questions_are_shared_and_short_beginnings_are_not() -> None:
     heads = [[1] * 300, [2] * 200]
     prompts = [[*heads[i % 2], 10 + i] for i in range(8)] + [[3, 4], [3, 5]]
-    found = {group.length: group.members for group in find_shared_prefixes(prompts)}
-    assert found == {300: (0, 2, 4, 6), 200: (1, 3, 5, 7), 0: (8, 9)}
+    assert dict(find_shared_prefixes(prompts)) == {300: (0, 2, 4, 6), 200: (1, 3, 5, 7), 0: (8, 9)}
 
 
 def test_one_token_of_each_prompt_is_left() -> None:

@@ -1,22 +1,22 @@
 """The data of a study: its tasks, read, split and mixed, and its training rows, encoded."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from pathlib import Path
+from typing import Any, TypeVar
 
 from rankscope.config.study import StudyConfig
 from rankscope.config.task import TaskConfig
-from rankscope.data.contamination import (
+from rankscope.data.encode import EncodedRow, EncodedRows, Encoder, LabelMode, encode_rows
+from rankscope.data.items import Item
+from rankscope.data.self_replay import rows_to_sample
+from rankscope.data.splits import (
     NO_CONTAMINATION,
     find_contamination,
     find_contamination_between_tasks,
+    first_of_order,
 )
-from rankscope.data.encode import EncodedRows, Encoder, encode_rows
-from rankscope.data.items import Item
-from rankscope.data.self_replay import rows_to_sample
-from rankscope.data.splits import first_of_order
-from rankscope.data.stand_ins import stand_ins
 from rankscope.data.task_source import no_training_rows
 from rankscope.data.tasks import LoadedTask, load_task
 from rankscope.errors import UserError
@@ -220,3 +220,71 @@ def unknown_token_notes(rows: Mapping[str, EncodedRows], unknown_id: int | None)
                 f"{name}: {unknown / encoded.num_tokens:.0%} of the tokens to train on are unknown "
                 "to this tokenizer, and all the same to the model"
             )
+
+
+# --- stand-ins ----------------------------------------------------------------------------------
+
+# A plan needs the lengths of rows and not their tokens. Rows ranked by their number of characters
+# are cut into spans, and one row of each span, tokenized once, stands for all of it. The number of
+# tokens of 512 rows in place of 14,042 is then off by less than 2 % on every data set that was
+# tried, since rows of equally many characters have about equally many tokens.
+Tokenized = TypeVar("Tokenized")
+
+SPANS = 512  # Most rows of one split that are tokenized
+
+
+class CachingEncoder(Encoder):
+    """Tokenizes an item once, however many it stands for. Items must outlive it."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._cache: dict[tuple[object, ...], Any] = {}
+
+    def prompt_ids(self, item: Item) -> list[int]:
+        return self._once(super().prompt_ids, id(item), item)
+
+    def answer_ids(self, text: str, item: Item | None = None) -> list[int]:
+        return self._once(super().answer_ids, (text, id(item)), text, item)
+
+    def training_row(self, item: Item, labels: LabelMode) -> EncodedRow | None:
+        return self._once(super().training_row, (labels, id(item)), item, labels)
+
+    def _once(self, encode: Callable[..., Tokenized], key: object, *args: Any) -> Tokenized:
+        place = (encode.__name__, key)
+        if place not in self._cache:
+            self._cache[place] = encode(*args)
+        value: Tokenized = self._cache[place]
+        return value
+
+
+def stand_ins(task: LoadedTask) -> LoadedTask:
+    """A task whose items are those that stand for its own, in the same order.
+
+    The items of a mixture to evaluate stay: each is looked up among its parts'.
+    """
+    train = by_length(task.train)
+    if task.parts:
+        return replace(task, train=train)
+    return replace(
+        task, train=train, validation=by_length(task.validation), test=by_length(task.test)
+    )
+
+
+def by_length(items: Sequence[Item], spans: int = SPANS) -> tuple[Item, ...]:
+    """For each item the one in the middle of its span; the longest stands for itself."""
+    order = sorted(range(len(items)), key=lambda index: num_characters(items[index]))
+    chosen = list(items)
+    for span in range(spans):
+        members = order[len(order) * span // spans : len(order) * (span + 1) // spans]
+        for index in members:
+            chosen[index] = items[members[len(members) // 2]]
+    if order:
+        chosen[order[-1]] = items[order[-1]]
+    return tuple(chosen)
+
+
+def num_characters(item: Item) -> int:
+    """Characters of everything that becomes tokens."""
+    turns = sum(len(message.content) for message in item.messages)
+    examples = sum(len(text) for pair in item.fewshot for text in pair)
+    return len(item.prompt) + len(item.completion) + sum(map(len, item.choices)) + turns + examples

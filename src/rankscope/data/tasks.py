@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -11,11 +11,6 @@ from typing import Any
 
 from rankscope.config.section import short_repr
 from rankscope.config.task import TaskConfig
-from rankscope.data.contamination import (
-    NO_CONTAMINATION,
-    contamination_notes,
-    find_contamination,
-)
 from rankscope.data.formats import LABELED_TEXT, PLAIN_TEXT, ParsedFile, parse_files
 from rankscope.data.items import LETTERS, Item, Message
 from rankscope.data.numbers import is_number
@@ -31,7 +26,10 @@ from rankscope.data.rows import (
 from rankscope.data.sources import DEV
 from rankscope.data.splits import (
     EXAMPLE_SOURCES,
+    NO_CONTAMINATION,
+    contamination_notes,
     example_file,
+    find_contamination,
     first_of_order,
     split_rows,
     with_examples,
@@ -41,8 +39,7 @@ from rankscope.errors import UserError
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.hashing import sha256_json
 
-NUMERIC_SHARE = 0.95
-"""If as many answers of the user's own rows are numbers, ``scorer: number`` is recommended."""
+NUMERIC_SHARE = 0.95  # Of the answers
 
 KEY_LENGTH = 12
 """Hex digits in the id of an own row: 48 bits, and rows with equal digits are numbered."""
@@ -57,14 +54,16 @@ ITEMS_DRAWS = {"validation": "selection items", "test": "report items"}
 @dataclass(frozen=True, slots=True)
 class LoadedTask:
     spec: TaskSpec
-    train: tuple[Item, ...]
-    validation: tuple[Item, ...]
-    test: tuple[Item, ...]
-    sha256: str  # Hash of the items used, prompts included
-    dropped: int  # Rows dropped on reading
     source: str  # Where the rows came from, for people
-    contamination: dict[str, int]  # Test rows also found in train, by kind: exact, ngram13
-    notes: tuple[str, ...]  # What readers of the results should know, one sentence each
+    train: tuple[Item, ...] = ()
+    validation: tuple[Item, ...] = ()
+    test: tuple[Item, ...] = ()
+    sha256: str = ""  # Hash of the items used, prompts included
+    is_own: bool = False  # The user's own rows
+    dropped: int = 0  # Rows dropped on reading
+    contamination: dict[str, int] = field(default_factory=dict)
+    """Test rows also found in train, by kind: exact, ngram13."""
+    notes: tuple[str, ...] = ()  # What readers of the results should know, one sentence each
     contaminated_ids: frozenset[str] = frozenset()
     """Test items that are left out of the second score, without contamination."""
     fewshot_source: str = ""
@@ -103,14 +102,14 @@ def load_task(
     if config.is_harness_task:
         loaded: LoadedTask = import_module(HARNESS).load_harness_task(config, max_items)
         return loaded
-    read = read_task_items(config, data_dir, trained_on)
-    spec, name = read.spec, read.spec.name
-    examples = example_file(spec, read.items) if spec.num_fewshot else None
+    task, items = read_task_items(config, data_dir, trained_on)
+    spec, name = task.spec, task.spec.name
+    examples = example_file(spec, items) if spec.num_fewshot else None
     splits, notes = split_rows(
         name,
-        {file: rows for file, rows in read.items.items() if file not in (examples, DEV)},
+        {file: rows for file, rows in items.items() if file not in (examples, DEV)},
         data_seed,
-        own_data=read.own_data,
+        own_data=task.is_own,
         keep_test_whole=keep_test_whole,
     )
     train = first_of_order(splits["train"], config.max_train_rows, data_seed, name, "train")
@@ -119,7 +118,7 @@ def load_task(
         for split in ("validation", "test")
     }
     if examples is not None:
-        pool = read.items.get(examples, ())
+        pool: Sequence[Item] = items.get(examples, ())
         if not examples:
             repeated = {item.content for item in splits["validation"] + splits["test"]}
             pool = [item for item in splits["train"] if item.content not in repeated]
@@ -127,47 +126,37 @@ def load_task(
         notes += example_notes
     test = scored["test"]
     contamination = find_contamination(train, test) if compare else NO_CONTAMINATION
-    return LoadedTask(
+    return replace(
+        task,
         spec=replace(spec, chance=_chance_score(spec, test)),
         train=train,
         validation=scored["validation"],
         test=test,
         sha256=items_sha256(train, *scored.values()),
-        dropped=read.dropped,
-        source=read.source,
         contamination={kind: len(ids) for kind, ids in contamination.items()},
-        notes=(*notes, *read.notes, *contamination_notes(contamination, name, len(test))),
+        notes=(*notes, *task.notes, *contamination_notes(contamination, name, len(test))),
         contaminated_ids=frozenset(chain(*contamination.values())),
         fewshot_source="" if examples is None else EXAMPLE_SOURCES[examples],
-        row_shape=read.row_shape,
     )
 
 
 # --- reading ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _TaskItems:
-    """The rows of a task as items by file, before they are split."""
-
-    spec: TaskSpec
-    items: Mapping[str, Sequence[Item]]
-    source: str
-    own_data: bool
-    row_shape: str
-    dropped: int
-    notes: tuple[str, ...]
-    are_numbers: bool
-    """The answers of the user's own rows are numbers, which are scored by their log probability."""
+def numeric_answers(items: Sequence[Item]) -> int:
+    """How many answers are numbers, if most are: then the scorer ``number`` suits them."""
+    numbers = sum(is_number(item.reference) for item in items)
+    return numbers if numbers >= NUMERIC_SHARE * len(items) else 0
 
 
 def read_task_items(
     config: TaskConfig, data_dir: Path | None, trained_on: Collection[str]
-) -> _TaskItems:
+) -> tuple[LoadedTask, dict[str, list[Item]]]:
+    """The items of a task by file, before they are split; and the task, still without items."""
     located = locate_rows(config, data_dir, trained=config.name in trained_on)
     files, source = located.read()
     spec, own_data = located.spec, located.spec is None
-    names = {str(field): name for field, name in (config.fields or {}).items()} or None
+    names = {str(key): name for key, name in (config.fields or {}).items()} or None
     shapes = () if spec is None else spec.shapes
     if "perplexity" in (config.name, config.scorer):  # of a text, whatever else is in its row
         shapes = (*shapes, PLAIN_TEXT)
@@ -181,12 +170,10 @@ def read_task_items(
         place = f"task {config.name!r}: {source}"
         raise UserError(place, "no rows", "at least one", "name another source")
     notes: list[str] = []
-    are_numbers = False
     if spec is None:
         spec = own_spec(config, contents)
-        numbers = sum(is_number(content.reference) for content in contents)
-        are_numbers = spec.scorer == "loss" and numbers >= NUMERIC_SHARE * len(contents)
-        if are_numbers and config.scorer is None:
+        numbers = numeric_answers(contents)
+        if numbers and spec.scorer == "loss" and config.scorer is None:
             notes.append(
                 f"{config.name}: {numbers:,} of {len(contents):,} answers are numbers, but they "
                 "are scored by log probability; 'scorer: number' in the task generates an answer "
@@ -212,9 +199,15 @@ def read_task_items(
             f"{spec.name}: subjects left out because the study trains on them: "
             f"{', '.join(sorted(excluded))}"
         )
-    return _TaskItems(
-        spec, items, source, own_data, shape, len(rejected), tuple(notes), are_numbers
+    task = LoadedTask(
+        spec,
+        source,
+        is_own=own_data,
+        dropped=len(rejected),
+        notes=tuple(notes),
+        row_shape=shape,
     )
+    return task, items
 
 
 def _column_notes(
@@ -356,7 +349,7 @@ def _chance_score(spec: TaskSpec, test: Sequence[Item]) -> float | None:
 def items_sha256(*splits: Sequence[Item]) -> str:
     """Hash of items as they are scored; few-shot examples, which many items share, enter once."""
     special = ("contexts", "fewshot", "source_row", "continuation", "template", "fields")
-    names = [field.name for field in fields(Item) if field.name not in special]
+    names = [f.name for f in fields(Item) if f.name not in special]
     rows: list[Any] = []
     examples: dict[Any, int] = {}
     for item in (item for split in splits for item in split):

@@ -49,7 +49,7 @@ class Generation:
     adapter_name: str | None
     prompt: Sequence[int]
     max_new_tokens: int
-    shared: SharedPrefix | None = None  # Prompts with the same beginning, computed once
+    shared: SharedPrefix = (0, ())  # Prompts with the same beginning, computed once
     ids: list[int] = field(default_factory=list)  # Generated tokens without the stop token
     stopped: bool = False  # Ended by a stop token or stop string, not by a limit
     text: str = ""
@@ -65,48 +65,20 @@ class Generation:
     @property
     def prefix_key(self) -> object:
         """Equal for sequences whose shared prefix is one computation; None: nothing is shared."""
-        return None if self.shared is None else (self.adapter_name, self.shared.members)
+        length, members = self.shared
+        return (self.adapter_name, members) if length else None
 
-    def accept(self, token: int, stops: "StopStrings") -> None:
-        if token in stops.limits.stop_ids:
+    def accept(self, token: int, batch: "RunningBatch") -> None:
+        if token in batch.limits.stop_ids:
             self.stopped = True
             return
         self.ids.append(token)
-        self.stopped = stops.end(self.ids)
+        self.stopped = batch.ends_in_stop_string(self.ids)
 
     def finish(self, limits: GenerationLimits, tokenizer: PreTrainedTokenizerBase) -> None:
         self.text = decode(tokenizer, self.ids)
         for stop in limits.stop_strings:
             self.text = self.text.partition(stop)[0]
-
-
-@dataclass(frozen=True, slots=True)
-class StopStrings:
-    limits: GenerationLimits
-    tokenizer: PreTrainedTokenizerBase
-    _can_end: dict[int, bool] = field(default_factory=dict)
-
-    def end(self, ids: list[int]) -> bool:
-        """Whether the last of ``ids`` completes a stop string."""
-        if not self.can_end(ids[-1]):
-            return False
-        tail = decode(self.tokenizer, ids[-self.limits.tail :])
-        return any(text in tail for text in self.limits.stop_strings)
-
-    def can_end(self, token: int) -> bool:
-        """Whether a token can hold the last character of a stop string.
-
-        Most tokens cannot, and decoding one costs as much as decoding the tail, so each is decoded
-        once. Decoding may strip white space, and characters beyond ASCII may spread over several
-        tokens: for those the answer is yes.
-        """
-        if token not in self._can_end:
-            text = decode(self.tokenizer, [token])
-            lasts = [stop[-1] for stop in self.limits.stop_strings if stop]
-            self._can_end[token] = any(
-                last in text or last.isspace() or not last.isascii() for last in lasts
-            )
-        return self._can_end[token]
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
@@ -133,15 +105,15 @@ def generate(
                 f"a prompt of {len(prompt)} tokens; expected 1 to {limits.context - 1}"
             )
     groups = find_shared_prefixes(prompts)
-    shared = {i: group for group in groups if group.length for i in group.members}
-    order = [i for group in groups for i in sorted(group.members, key=lambda i: -len(prompts[i]))]
+    shared = {i: group for group in groups for i in group[1]}
+    order = [i for _, members in groups for i in sorted(members, key=lambda i: -len(prompts[i]))]
     by_model = {
         name: [
             Generation(
                 adapter_name=name,
                 prompt=prompt,
                 max_new_tokens=min(limits.max_new_tokens, limits.context - len(prompt)),
-                shared=shared.get(i),
+                shared=shared[i],
             )
             for i, prompt in enumerate(prompts)
         ]
@@ -187,7 +159,7 @@ class RunningBatch:
         self.limits = limits
         self.most_tokens = most_cached_tokens(base.model, limits.batch_tokens)
         self.choose = choose
-        self.stops = StopStrings(limits, base.tokenizer)
+        self.can_end: dict[int, bool] = {}  # Whether a token can hold the end of a stop string
         self.sequences: list[Generation] = []
         self.cache = KVCache(0, 0)
         self.tokens = torch.zeros(0, dtype=torch.int64)
@@ -247,10 +219,10 @@ class RunningBatch:
 
     def compute_prefix(self, sequence: Generation) -> KVCache | None:
         """Keys and values of the prefix that a prompt shares with others; None if it has none."""
-        if sequence.shared is None:
+        length, _ = sequence.shared
+        if not length:
             return None
         if self.last_prefix[0] != sequence.prefix_key:
-            length = sequence.shared.length
             row = Row(sequence.prompt[:length], [], sequence.adapter_name)
             cache = KVCache(1, length)
             self.base.logits(RowBatch.of([row], self.base.device), cache, store=True)
@@ -262,8 +234,27 @@ class RunningBatch:
         tokens = self.choose(logits, sequences).cpu()
         for sequence, token in zip(sequences, tokens.tolist(), strict=True):
             if not sequence.is_finished:
-                sequence.accept(token, self.stops)
+                sequence.accept(token, self)
         return tokens
+
+    def ends_in_stop_string(self, ids: list[int]) -> bool:
+        """Whether the last of ``ids`` completes a stop string.
+
+        Most tokens cannot, and decoding one costs as much as decoding the tail, so each is decoded
+        once. Decoding may strip white space, and characters beyond ASCII may spread over several
+        tokens: those may always complete it.
+        """
+        tokenizer, stops = self.base.tokenizer, self.limits.stop_strings
+        if ids[-1] not in self.can_end:
+            text = decode(tokenizer, ids[-1:])
+            lasts = [stop[-1] for stop in stops if stop]
+            self.can_end[ids[-1]] = any(
+                last in text or last.isspace() or not last.isascii() for last in lasts
+            )
+        if not self.can_end[ids[-1]]:
+            return False
+        tail = decode(tokenizer, ids[-self.limits.tail :])
+        return any(stop in tail for stop in stops)
 
     def rebuild(self, parts: Sequence[CachePart]) -> None:
         """Make the unfinished sequences of all parts the running ones, with room to grow."""

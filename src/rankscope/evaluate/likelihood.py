@@ -40,10 +40,9 @@ class Question:
         return len(self.prompt) + max(map(len, self.continuations))
 
 
-@dataclass(frozen=True, slots=True)
-class _PrefixGroup:
-    prefix: RowBatch | None  # These tokens, one row; None if every row is computed whole
-    batches: Sequence[tuple[Sequence[int], TokenTreeBatch]]  # With the indices of the items
+PrefixGroup = tuple[RowBatch | None, Sequence[tuple[Sequence[int], TokenTreeBatch]]]
+"""A prefix, one row, or None if every row is computed whole; and the batches that continue it, each
+with the indices of its items."""
 
 
 @dataclass(slots=True)
@@ -58,15 +57,16 @@ class _SummedLogprobs:
         """The summed log p of all continuations, in order."""
         return np.concatenate([np.zeros(0), *self.values])
 
-    def add(self, base: Base, name: str | None, group: _PrefixGroup, *, greedy: bool) -> None:
+    def add(self, base: Base, name: str | None, group: PrefixGroup, *, greedy: bool) -> None:
         started = time.perf_counter()
-        prefix = None
-        if group.prefix is not None:
-            prefix = KVCache(1, group.prefix.lengths[0])
-            base.logits(for_adapter(group.prefix, name), prefix, store=True)
-            self.num_tokens += group.prefix.lengths[0]
-        for members, batch in group.batches:
-            logits = base.logits(for_adapter(batch.rows, name), prefix=prefix)
+        prefix, batches = group
+        cache = None
+        if prefix is not None:
+            cache = KVCache(1, prefix.lengths[0])
+            base.logits(for_adapter(prefix, name), cache, store=True)
+            self.num_tokens += prefix.lengths[0]
+        for members, batch in batches:
+            logits = base.logits(for_adapter(batch.rows, name), prefix=cache)
             logprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
             sums = batch.sums(logprobs[batch.sources, batch.targets])
             for item, values in zip(members, sums, strict=True):
@@ -81,7 +81,7 @@ class _SummedLogprobs:
 
 def _sum_logprobs(
     base: Base,
-    groups: Iterable[_PrefixGroup],
+    groups: Iterable[PrefixGroup],
     num_items: int,
     adapter_names: Sequence[str | None],
     *,
@@ -120,9 +120,8 @@ def continuation_logprobs(
 
 def prefix_groups(
     questions: Sequence[Question], batch_tokens: int, base: Base
-) -> Iterator[_PrefixGroup]:
-    for shared in find_shared_prefixes([question.prompt for question in questions]):
-        length, members = shared.length, shared.members
+) -> Iterator[PrefixGroup]:
+    for length, members in find_shared_prefixes([question.prompt for question in questions]):
         prefix = None
         if length:
             row = Row(questions[members[0]].prompt[:length], [])
@@ -134,7 +133,7 @@ def prefix_groups(
         for part in cut_batches(sizes, batch_tokens, base.record.vocab_size):
             batch = TokenTreeBatch.of([trees[i] for i in part], base.device, length)
             batches.append(([members[i] for i in part], batch))
-        yield _PrefixGroup(prefix, batches)
+        yield prefix, batches
 
 
 def row_logprobs(
@@ -144,10 +143,7 @@ def row_logprobs(
     sizes = [(len(row.input_ids), sum(row.is_label)) for row in rows]
     parts = cut_batches(sizes, batch_tokens, base.record.vocab_size)
     trees = ((part, [TokenTree.of_row(rows[i]) for i in part]) for part in parts)
-    groups = (
-        _PrefixGroup(None, [(part, TokenTreeBatch.of(of_part, base.device))])
-        for part, of_part in trees
-    )
+    groups = ((None, [(part, TokenTreeBatch.of(of, base.device))]) for part, of in trees)
     return _sum_logprobs(base, groups, len(rows), adapter_names)
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rankscope.records import ItemResult
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ModelScores:
     """One model scored on one split: per-item results in item order, and their summary."""
 

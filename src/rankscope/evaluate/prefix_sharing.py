@@ -11,12 +11,9 @@ PASS_TOKENS = 256  # Cost of a group, in tokens: its prefix's pass and a last, p
 MIN_LENGTH = 16  # Shorter beginnings of questions that open alike are not worth a cache
 
 
-@dataclass(frozen=True, slots=True)
-class SharedPrefix:
-    """Prompts that begin with the same ``length`` tokens; 0 if sharing would save nothing."""
-
-    length: int
-    members: tuple[int, ...]  # Indices of the prompts in the caller's order
+SharedPrefix = tuple[int, tuple[int, ...]]
+"""A number of tokens, and the indices of the prompts that begin with the same ones; 0 if sharing
+would save nothing."""
 
 
 @dataclass(slots=True)
@@ -67,12 +64,10 @@ def find_shared_prefixes(prompts: Sequence[Sequence[int]]) -> list[SharedPrefix]
             open_spans.append(_Span(last.first, next_shared, last.saved, last.cuts))
         else:
             cuts += last.cuts
-    groups = [
-        SharedPrefix(length, tuple(sorted(order[first:stop]))) for length, first, stop in cuts
-    ]
-    shared = {index for group in groups for index in group.members}
+    groups = [(length, tuple(sorted(order[first:stop]))) for length, first, stop in cuts]
+    shared = {index for _, members in groups for index in members}
     alone = tuple(index for index in range(len(prompts)) if index not in shared)
-    return [*groups, SharedPrefix(0, alone)] if alone else groups
+    return [*groups, (0, alone)] if alone else groups
 
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:

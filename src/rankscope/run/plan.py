@@ -1,7 +1,7 @@
 """What a study will cost, counted or estimated before anything runs.
 
 Trials, groups, steps and tokens are counted, rows of equal length together
-(``data/stand_ins.py``); memory is counted on shapes (``train/memory.py``); ``costs.py`` turns
+(``data/study_data.py``); memory is counted on shapes (``train/memory.py``); ``costs.py`` turns
 tokens into time on one of the machines of ``machines.py``.
 """
 

@@ -10,8 +10,7 @@ from rankscope.advise.retention import scale_notes
 from rankscope.analyses import enabled_analyses
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import Encoder
-from rankscope.data.stand_ins import CachingEncoder
-from rankscope.data.study_data import StudyData, prepare_data
+from rankscope.data.study_data import CachingEncoder, StudyData, prepare_data
 from rankscope.device import (
     available_memory_bytes,
     choose_device,
@@ -69,7 +68,7 @@ def outline(
     config: StudyConfig, machine: Machine | None = None, reporter: ProgressReporter | None = None
 ) -> PreparedStudy:
     """Prepare a plan: the base's configuration and tokenizer are enough, and some rows stand for
-    others of their length (``data/stand_ins.py``).
+    others of their length (``data/study_data.py``).
 
     The trials' ids are not those of a run. ``machine`` is planned for in place of this one.
     """

@@ -20,7 +20,7 @@ from rankscope.config.yaml_lines import dump_text
 from rankscope.data.registry import NAMED_TASKS
 from rankscope.data.sources import DEV, READERS, SPLIT_FILES, check_file
 from rankscope.data.task_source import hub_tasks, missing_rows
-from rankscope.data.tasks import read_task_items
+from rankscope.data.tasks import numeric_answers, read_task_items
 from rankscope.errors import UserError, did_you_mean, reason_of
 from rankscope.models.fetch import KNOWN_MODELS, is_cached
 from rankscope.models.model_folder import model_folder
@@ -173,13 +173,13 @@ def own_rows(data: Path, study_file: Path) -> OwnRows:
     except ValidationError as error:
         raise UserError(data, f"a fault ({reason_of(error)})", "rows") from error
     try:
-        read = read_task_items(config, None, ())
+        read, items = read_task_items(config, None, ())
     except UserError as error:
         return OwnRows({"name": name, **task}, f"{name}: {data}", str(error))
     scorer = read.spec.scorer
-    if read.are_numbers:
+    if scorer == "loss" and numeric_answers([item for rows in items.values() for item in rows]):
         task["scorer"] = scorer = "number"
-    counts = ", ".join(f"{len(rows):,} {split}" for split, rows in read.items.items())
+    counts = ", ".join(f"{len(rows):,} {split}" for split, rows in items.items())
     dropped = f", {read.dropped:,} dropped" if read.dropped else ""
     return OwnRows(
         {"name": name, **task},

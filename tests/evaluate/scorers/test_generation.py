@@ -15,8 +15,7 @@ from rankscope.errors import UserError
 from rankscope.evaluate.continuous_batching import Generation
 from rankscope.evaluate.evaluator import evaluate_task
 from rankscope.evaluate.scorers import get_scorer
-from rankscope.evaluate.scorers.exact_match import normalized_answer
-from rankscope.evaluate.scorers.generation import stop_strings
+from rankscope.evaluate.scorers.generation import normalized_answer, stop_strings
 from rankscope.records import BASE
 
 SETTINGS = EvaluateConfig(batch_tokens=64, max_new_tokens=12)

@@ -163,7 +163,7 @@ def test_an_edited_function_is_read_again(grader: Path, monkeypatch: pytest.Monk
     for score in (0.5, 0.125):
         path.write_text(GRADER.replace("0.5", str(score)))
         scorer.check_task(spec)
-        assert scorer.judge_answer(item, "a", None).score == score
+        assert scorer.judge_answer(item, "a", None)[0] == score
 
 
 def test_the_content_of_the_file_is_part_of_the_tasks_identity(grader: Path) -> None:

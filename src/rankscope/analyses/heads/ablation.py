@@ -253,9 +253,10 @@ def ablate(
         by_first_layer.setdefault(min(ablation)[0], []).append(i)
     max_together = max(map(len, by_first_layer.values()), default=1)
     with model.base.multi_lora.dropout_off(), torch.inference_mode():
-        for shared in find_shared_prefixes([tree.ids[: tree.keep[0] + 1] for tree in trees]):
-            prefix = trees[shared.members[0]].ids[: shared.length]
-            rest = [trees[i].without_prefix(shared.length) for i in shared.members]
+        prompts = [tree.ids[: tree.keep[0] + 1] for tree in trees]
+        for length, members in find_shared_prefixes(prompts):
+            prefix = prompts[members[0]][:length]
+            rest = [trees[i].without_prefix(length) for i in members]
             longest = max(len(tree.ids) for tree in rest)
             per_pass = max(1, min(max_together, model.batch_tokens // longest))
             if prefix:  # every ablation needs a prefix of its own
@@ -267,5 +268,5 @@ def ablate(
                 for index, scores in scorer.scores(ablations, by_first_layer, per_pass):
                     into = intact if index is None else ablated[index]
                     for i, values in zip(part, scores, strict=True):
-                        into[shared.members[i]] = values
+                        into[members[i]] = values
     return intact, ablated

@@ -84,17 +84,12 @@ def load_harness_task(config: TaskConfig, max_items: int | None) -> LoadedTask:
     )
     return LoadedTask(
         spec=spec,
-        train=(),
-        validation=(),
+        source=f"lm-evaluation-harness, {task.get_config('dataset_path')}",
         test=tuple(
             Item(f"{config.name}/{number}", json.dumps(document, default=str), "")
             for number, document in enumerate(documents)
         ),
         sha256=scorer.sha256,
-        dropped=0,
-        source=f"lm-evaluation-harness, {task.get_config('dataset_path')}",
-        contamination={},
-        notes=(),
     )
 
 

@@ -5,8 +5,11 @@ import re
 from regex import Pattern
 
 from rankscope.data.items import Item
-from rankscope.evaluate.scorers.exact_match import normalized_answer
-from rankscope.evaluate.scorers.generation import GenerationScorer, Judgment
+from rankscope.evaluate.scorers.generation import (
+    GenerationScorer,
+    Judgment,
+    normalized_answer,
+)
 
 
 class ContainsScorer(GenerationScorer):
@@ -23,4 +26,4 @@ class ContainsScorer(GenerationScorer):
         answer = None if part is None else normalized_answer(part)
         whole_words = rf"(?<!\w){re.escape(gold)}(?!\w)"
         is_right = bool(gold) and answer is not None and re.search(whole_words, answer) is not None
-        return Judgment(float(is_right), gold, answer)
+        return float(is_right), gold, answer

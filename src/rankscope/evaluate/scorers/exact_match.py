@@ -1,11 +1,6 @@
 """Generated answers whose text is compared."""
 
-from rankscope.evaluate.scorers.generation import EqualAnswerScorer
-
-
-def normalized_answer(text: str) -> str:
-    """Case folded, one space between words, no full stop at the end."""
-    return " ".join(text.casefold().split()).rstrip(".").rstrip()
+from rankscope.evaluate.scorers.generation import EqualAnswerScorer, normalized_answer
 
 
 class ExactMatchScorer(EqualAnswerScorer):

@@ -4,7 +4,7 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rankscope.config.patterns import compile_pattern, matched_parts
@@ -23,11 +23,14 @@ if TYPE_CHECKING:
     from rankscope.evaluate.continuous_batching import Generation
 
 
-@dataclass(frozen=True, slots=True)
-class Judgment:
-    score: float
-    gold: str  # What it was compared with
-    prediction: str | None  # What was compared of it; None if nothing was found
+Judgment = tuple[float, str, str | None]
+"""Of an answer: the score, what it was compared with, and what was compared of it; None if nothing
+was found."""
+
+
+def normalized_answer(text: str) -> str:
+    """Case folded, one space between words, no full stop at the end."""
+    return " ".join(text.casefold().split()).rstrip(".").rstrip()
 
 
 class GenerationScorer(Scorer[list[int]]):
@@ -99,22 +102,12 @@ class GenerationScorer(Scorer[list[int]]):
             name: sum(len(g.prompt) + len(g.ids) for g in generations)
             for name, generations in by_model.items()
         }
-        total = sum(tokens.values())
-        gold = gold_logprobs(job, limits.context)
         scores = {}
         for name, generations in by_model.items():
-            judged = self.judge(split.items, generations, job.spec)
-            scores[name] = ModelScores(
-                [
-                    replace(result, gold_logprob=logprob, gold_tokens=length)
-                    for result, (logprob, length) in zip(
-                        judged.items, gold[name].answers, strict=True
-                    )
-                ],
-                judged.metrics,
-                seconds * tokens[name] / total + gold[name].seconds,
-                tokens[name] + gold[name].num_tokens,
-            )
+            scores[name] = self.judge(split.items, generations, job.spec)
+            scores[name].num_tokens = tokens[name]
+            scores[name].seconds = seconds * tokens[name] / sum(tokens.values())
+        add_gold_logprobs(job, limits.context, scores)
         return scores
 
     def judge(
@@ -127,15 +120,15 @@ class GenerationScorer(Scorer[list[int]]):
         results: list[ItemResult] = []
         answered: list[float] = []
         for item, generation in zip(items, generations, strict=True):
-            judgment = self.judge_answer(item, generation.text, pattern)
-            answered.append(float(judgment.prediction is not None))
+            score, gold, prediction = self.judge_answer(item, generation.text, pattern)
+            answered.append(float(prediction is not None))
             results.append(
                 ItemResult(
                     item_id=item.item_id,
                     subject=item.subject,
-                    score=judgment.score,
-                    gold=judgment.gold,
-                    prediction=judgment.prediction or "",
+                    score=score,
+                    gold=gold,
+                    prediction=prediction or "",
                     generated=generation.text,
                 )
             )
@@ -155,7 +148,7 @@ class EqualAnswerScorer(GenerationScorer):
         part = self.part(pattern, text)
         prediction = None if part is None else self.comparable(part)
         gold = self.gold(item, pattern)
-        return Judgment(float(prediction == gold), gold, prediction)
+        return float(prediction == gold), gold, prediction
 
     @abstractmethod
     def comparable(self, text: str) -> str | None:
@@ -169,17 +162,10 @@ class EqualAnswerScorer(GenerationScorer):
         )
 
 
-@dataclass(slots=True)
-class _GoldLogprobs:
-    answers: list[tuple[float | None, int | None]]
-    """Log p and tokens of every item's answer; None for an answer that does not fit the context
-    after its prompt, or is not finite."""
-    seconds: float = 0.0
-    num_tokens: int = 0  # Tokens computed
-
-
-def gold_logprobs(job: ScoringJob, context: int) -> dict[str | None, _GoldLogprobs]:
-    """One forward pass by model: forgetting shows in it before an answer changes."""
+def add_gold_logprobs(job: ScoringJob, context: int, scores: dict[str | None, ModelScores]) -> None:
+    """Log p and tokens of every item's right answer, from one forward pass by model: forgetting
+    shows in it before an answer changes. None for an answer that does not fit the context after its
+    prompt, or is not finite."""
     from rankscope.evaluate.likelihood import Question, continuation_logprobs
 
     answers = [
@@ -190,20 +176,21 @@ def gold_logprobs(job: ScoringJob, context: int) -> dict[str | None, _GoldLogpro
         for i, (prompt, answer) in enumerate(zip(job.split.encoded, answers, strict=True))
         if answer and len(prompt) + len(answer) <= context
     ]
-    unknown: tuple[float | None, int | None] = (None, None)
-    found = {name: _GoldLogprobs([unknown] * len(answers)) for name in job.adapter_names}
     if not fitting:
-        return found
+        return
     questions = [Question(job.split.encoded[i], [answers[i]]) for i in fitting]
     by_model = continuation_logprobs(
         job.base, questions, job.adapter_names, job.settings.batch_tokens
     )
     for name, logprobs in by_model.items():
-        found[name].seconds, found[name].num_tokens = logprobs.seconds, logprobs.num_tokens
+        of_model = scores[name]
+        of_model.seconds += logprobs.seconds
+        of_model.num_tokens += logprobs.num_tokens
         for i, total in zip(fitting, logprobs.totals.tolist(), strict=True):
             if math.isfinite(total):
-                found[name].answers[i] = (total, len(answers[i]))
-    return found
+                length = len(answers[i])
+                result = replace(of_model.items[i], gold_logprob=total, gold_tokens=length)
+                of_model.items[i] = result
 
 
 def stop_strings(encoder: Encoder, spec: "TaskSpec", items: Sequence[Item] = ()) -> tuple[str, ...]:

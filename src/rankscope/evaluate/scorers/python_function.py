@@ -77,7 +77,7 @@ class PythonScorer(GenerationScorer):
         gold = item.reference or item.completion
         part = self.part(pattern, text)
         if part is None:
-            return Judgment(0.0, gold, None)
+            return 0.0, gold, None
         try:
             score = float(self.function(part, gold, item.prompt))
         except Exception as error:
@@ -93,4 +93,4 @@ class PythonScorer(GenerationScorer):
                 "a score from 0 to 1",
                 "correct the function",
             )
-        return Judgment(score, gold, part)
+        return score, gold, part

@@ -21,7 +21,7 @@ class RougeScorer(GenerationScorer):
     def judge_answer(self, item: Item, text: str, pattern: Pattern[str] | None) -> Judgment:
         gold = item.reference or item.completion
         part = self.part(pattern, text)
-        return Judgment(rouge_l(part or "", gold), gold, part)
+        return rouge_l(part or "", gold), gold, part
 
 
 def rouge_l(answer: str, gold: str) -> float:

@@ -14,12 +14,7 @@ from rankscope.data.encode import EncodedRows
 from rankscope.data.self_replay import RowsToSample
 from rankscope.errors import NotFiniteError
 from rankscope.evaluate.context_window import context_length
-from rankscope.evaluate.continuous_batching import (
-    Generation,
-    GenerationLimits,
-    RunningBatch,
-    StopStrings,
-)
+from rankscope.evaluate.continuous_batching import Generation, GenerationLimits, RunningBatch
 from rankscope.models.base import Base
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
@@ -91,9 +86,9 @@ class _SampledRow(Generation):
     draws: random.Random = field(default_factory=random.Random)
     """Uniform numbers of its own: what is drawn does not depend on the rows beside it."""
 
-    def accept(self, token: int, stops: StopStrings) -> None:
+    def accept(self, token: int, batch: RunningBatch) -> None:
         self.ids.append(token)
-        self.ends_left -= token in stops.limits.stop_ids
+        self.ends_left -= token in batch.limits.stop_ids
         self.stopped = self.ends_left == 0
 
 
