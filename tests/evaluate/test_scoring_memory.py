@@ -19,9 +19,8 @@ from rankscope.evaluate.scoring_memory import ScoringShape, scoring_bytes
 from rankscope.models.attention.varlen import KVCache
 from rankscope.models.base import Base
 from rankscope.models.parameters import model_on_meta, nbytes
-from rankscope.train.allocations import AllocationCounter
 from rankscope.train.memory import MemoryModel
-from rankscope.train.pass_memory import shaped_adapter
+from rankscope.train.pass_memory import AllocationCounter, shaped_adapter
 
 ARCHITECTURES = ("OLMo 2", "Gemma 3", "Qwen3")
 NEW_TOKENS = 24

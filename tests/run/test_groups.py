@@ -16,7 +16,7 @@ from rankscope.progress import NullReporter
 from rankscope.run.group_ledger import GroupLedger, resolve_groups
 from rankscope.run.prepared import PreparedStudy, first_trials
 from rankscope.store import Ledger, adapter_path
-from rankscope.train.checkpoint import GroupCheckpoint, GroupState
+from rankscope.train.checkpoint import GroupCheckpoint
 
 LORA = SETTINGS["arms"][0]
 
@@ -89,17 +89,18 @@ def test_halves_take_the_place_of_a_group_and_its_state(tmp_path: Path) -> None:
     assert half.load() is None
     tensors = {f"{t.trial_id}/parameter/0": torch.full((2,), float(i)) for i, t in enumerate(group)}
     counted = {t.trial_id: {"num_tokens": 10 * (i + 1)} for i, t in enumerate(group)}
-    whole.save(GroupState(5, tensors, {**counted, "seconds": 10}))
+    whole.save(5, tensors, {**counted, "seconds": 10})
     whole.extract([t.trial_id for t in halves[1]], half)
     state = half.load()
     assert state is not None
-    assert state.step == 5
-    assert {n: float(t[0]) for n, t in state.tensors.items()} == {
+    step, tensors, meta = state
+    assert step == 5
+    assert {n: float(t[0]) for n, t in tensors.items()} == {
         f"{group[i].trial_id}/parameter/0": float(i) for i in (2, 3)
     }
     expected = {group[2].trial_id: {"num_tokens": 30}, group[3].trial_id: {"num_tokens": 40}}
     # Of 10 seconds for 100 tokens, those of 70.
-    assert state.meta == {**expected, "seconds": 7.0}
+    assert meta == {**expected, "seconds": 7.0}
 
 
 def test_a_study_that_asks_for_smaller_passes_gets_them(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from rankscope.models.sharding import Shards, check_devices
 from rankscope.records import TrialSpec
 from rankscope.run.shards import FOLLOW, started_shards
 from rankscope.run.trials import make_trials
-from rankscope.train.checkpoint import GroupCheckpoint, GroupState
+from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import GroupResult, train_group
 from rankscope.train.step import forward_passes
 
@@ -213,7 +213,7 @@ def test_shards_share_the_passes_of_a_step(num_shards: int, batch_tokens: int) -
 
 def test_a_checkpoint_of_another_number_of_shards_is_refused(tmp_path: Path) -> None:
     two = GroupCheckpoint(tmp_path / "group").of_shards(Shards(size=2), is_sharded=True)
-    GroupCheckpoint(tmp_path / "group").save(GroupState(1, {"a": torch.zeros(1)}, {}))
+    GroupCheckpoint(tmp_path / "group").save(1, {"a": torch.zeros(1)}, {})
     with pytest.raises(UserError, match=r"found state\.safetensors, expected state-000-of-002"):
         two.load()
 

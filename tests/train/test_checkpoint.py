@@ -10,7 +10,7 @@ from toy_training import full_trial, protocol, stop_after, toy_rows, trial
 from rankscope.errors import IntegrityError, Interrupted
 from rankscope.hashing import SUMS, sha256_tensors
 from rankscope.records import TrialSpec
-from rankscope.train.checkpoint import COUNTERS, STATE, GroupCheckpoint, GroupState
+from rankscope.train.checkpoint import COUNTERS, STATE, GroupCheckpoint
 from rankscope.train.loop import GroupResult, train_group
 from rankscope.train.trial_state import start_trials
 
@@ -96,13 +96,13 @@ def test_a_resumed_trial_keeps_nothing_of_the_file_in_memory(
     stored = checkpoint.load()
     assert stored is not None
     _, (state,) = start_trials(base_of(tiny_llama()), [spec], ROWS, protocol(), {})
-    own = {name.split("/", 1)[1]: tensor for name, tensor in stored.tensors.items()}
-    state.restore(own, stored.meta[spec.trial_id])
+    own = {name.split("/", 1)[1]: tensor for name, tensor in stored[1].items()}
+    state.restore(own, stored[2][spec.trial_id])
     moments = [tensor for found in state.optimizer.state.values() for tensor in found.values()]
     best = [] if state.early_stop is None else state.early_stop.weights
     assert len(best) == (len(state.parameters) if spec.is_full else 0)
     kept = {t.untyped_storage().data_ptr() for t in (*state.parameters, *moments, *best)}
-    assert not kept & {t.untyped_storage().data_ptr() for t in stored.tensors.values()}
+    assert not kept & {t.untyped_storage().data_ptr() for t in stored[1].values()}
 
 
 def test_a_trial_that_left_stays_out_after_resuming(tmp_path: Path) -> None:
@@ -118,19 +118,19 @@ def test_a_trial_that_left_stays_out_after_resuming(tmp_path: Path) -> None:
 # --- the files ---
 
 
-def state(step: int) -> GroupState:
-    return GroupState(step, {"a/parameter/0": torch.full((3,), float(step))}, {"a": {"n": step}})
+def save(checkpoint: GroupCheckpoint, step: int) -> None:
+    checkpoint.save(step, {"a/parameter/0": torch.full((3,), float(step))}, {"a": {"n": step}})
 
 
 def test_the_newest_state_replaces_the_one_before(tmp_path: Path) -> None:
     checkpoint = GroupCheckpoint(tmp_path / "group")
     assert checkpoint.load() is None
     for step in (3, 11):
-        checkpoint.save(state(step))
+        save(checkpoint, step)
     found = checkpoint.load()
     assert found is not None
-    assert (found.step, found.meta) == (11, {"a": {"n": 11}})
-    assert torch.equal(found.tensors["a/parameter/0"], torch.full((3,), 11.0))
+    assert (found[0], found[2]) == (11, {"a": {"n": 11}})
+    assert torch.equal(found[1]["a/parameter/0"], torch.full((3,), 11.0))
     assert [path.name for path in (tmp_path / "group").iterdir()] == ["step-000000011"]
     checkpoint.remove()
     assert not (tmp_path / "group").exists()
@@ -139,13 +139,13 @@ def test_the_newest_state_replaces_the_one_before(tmp_path: Path) -> None:
 
 def test_a_crash_between_writing_and_removing_leaves_the_newer(tmp_path: Path) -> None:
     checkpoint = GroupCheckpoint(tmp_path)
-    checkpoint.save(state(5))
+    save(checkpoint, 5)
     (tmp_path / "step-000000005").rename(tmp_path / "kept")
-    checkpoint.save(state(9))
+    save(checkpoint, 9)
     (tmp_path / "kept").rename(tmp_path / "step-000000005")
     found = checkpoint.load()
     assert found is not None
-    assert found.step == 9
+    assert found[0] == 9
 
 
 def test_a_crash_while_a_state_of_the_same_step_is_saved_leaves_one(
@@ -153,18 +153,18 @@ def test_a_crash_while_a_state_of_the_same_step_is_saved_leaves_one(
 ) -> None:
     """A run that resumes may be stopped before its next step, and saves that step again."""
     checkpoint = GroupCheckpoint(tmp_path)
-    checkpoint.save(state(5))
+    save(checkpoint, 5)
 
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("os.replace", crash)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.save(state(5))
+        save(checkpoint, 5)
     monkeypatch.undo()
     assert checkpoint.load() is not None
     for _ in range(11):
-        checkpoint.save(state(5))
+        save(checkpoint, 5)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000005.011"]
     assert checkpoint.load() is not None
 
@@ -173,7 +173,7 @@ def test_a_crash_while_a_state_of_the_same_step_is_saved_leaves_one(
 @pytest.mark.parametrize("change", ["a flipped bit", "cut", "empty"])
 def test_an_altered_state_is_refused(tmp_path: Path, name: str, change: str) -> None:
     checkpoint = GroupCheckpoint(tmp_path)
-    checkpoint.save(state(9))
+    save(checkpoint, 9)
     path = tmp_path / "step-000000009" / name
     content = path.read_bytes()
     flipped = content[:-1] + bytes([content[-1] ^ 1])
@@ -186,7 +186,7 @@ def test_an_altered_state_is_refused(tmp_path: Path, name: str, change: str) -> 
 
 def test_a_state_that_was_half_removed_is_none(tmp_path: Path) -> None:
     checkpoint = GroupCheckpoint(tmp_path)
-    checkpoint.save(state(9))
+    save(checkpoint, 9)
     (tmp_path / "step-000000009" / SUMS).unlink()
     assert checkpoint.load() is None
 
@@ -194,10 +194,10 @@ def test_a_state_that_was_half_removed_is_none(tmp_path: Path) -> None:
 def test_counters_come_back_to_the_bit(tmp_path: Path) -> None:
     losses = [0.1 + 0.2, 5e-324, 1e300, float("inf"), -0.0]
     meta = {"a": {"losses": losses, "n": 2**70, "text": "\u00e9"}, "seconds": 1 / 3}
-    GroupCheckpoint(tmp_path).save(GroupState(1, {"a": torch.zeros(1)}, meta))
+    GroupCheckpoint(tmp_path).save(1, {"a": torch.zeros(1)}, meta)
     found = GroupCheckpoint(tmp_path).load()
     assert found is not None
-    assert repr(found.meta) == repr(meta)
+    assert repr(found[2]) == repr(meta)
 
 
 def test_what_was_left_half_written_is_no_state(tmp_path: Path) -> None:
@@ -205,5 +205,5 @@ def test_what_was_left_half_written_is_no_state(tmp_path: Path) -> None:
     (tmp_path / "aside" / STATE).write_bytes(b"half")
     checkpoint = GroupCheckpoint(tmp_path)
     assert checkpoint.load() is None
-    checkpoint.save(state(2))
+    save(checkpoint, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000002"]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ from rankscope.models.base import Base
 from rankscope.models.load import load_base
 from rankscope.records import TrialSpec
 from rankscope.train import checkpoint
-from rankscope.train.checkpoint import GroupCheckpoint, GroupState
+from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import train_group
 from rankscope.train.loss import mean_losses
 from rankscope.train.step import forward_passes
@@ -266,10 +267,10 @@ def test_steps_between_two_checkpoints_take_the_interval_however_long_a_save_tak
     clock, steps = [0.0], []
 
     class Slow(GroupCheckpoint):
-        def save(self, state: GroupState) -> None:
+        def save(self, step: int, *state: Any) -> None:
             clock[0] += save_seconds
-            steps.append(state.step)
-            super().save(state)
+            steps.append(step)
+            super().save(step, *state)
 
     def progress(*_: object) -> None:
         clock[0] += 1

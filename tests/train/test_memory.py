@@ -11,9 +11,9 @@ from toy_training import full_trial, protocol, toy_rows, trial
 from transformers import AutoModelForCausalLM
 
 from rankscope.records import TrialSpec
-from rankscope.train.allocations import AllocationCounter, spread
 from rankscope.train.loop import train_group
 from rankscope.train.memory import MemoryModel, RowCounts
+from rankscope.train.pass_memory import AllocationCounter, spread
 
 CPU = torch.device("cpu")
 

@@ -11,13 +11,8 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
+from rankscope.train.step import clip_gradients, new_optimizer, rate_groups, set_rate
 from rankscope.train.step_schedule import learning_rate
-from rankscope.train.trial_state import (
-    clip_gradients,
-    new_optimizer,
-    rate_groups,
-    set_rate,
-)
 
 STEPS = 40
 

@@ -7,8 +7,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Pr
 
 from rankscope.models.attention import varlen
 from rankscope.records import TrialSpec
-from rankscope.train.allocations import PassShape
-from rankscope.train.pass_memory import PassMemory
+from rankscope.train.pass_memory import PassMemory, PassShape
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
 LLAMA = LlamaConfig(vocab_size=300, num_hidden_layers=7, num_key_value_heads=2, **SIZES)

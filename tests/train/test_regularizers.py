@@ -26,8 +26,8 @@ from rankscope.models.lora import delta_weight
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import StepCallback, train_group
-from rankscope.train.regularizers import EarlyStop, kl_divergences
-from rankscope.train.trial_state import TrialState
+from rankscope.train.loss import kl_divergences
+from rankscope.train.trial_state import EarlyStop, TrialState
 from rounding import rounding
 
 ROWS = toy_rows()

@@ -14,8 +14,8 @@ from rankscope.evaluate.token_trees import MAX_LOGITS
 from rankscope.models.attention.varlen import cached_values_per_token
 from rankscope.models.parameters import nbytes
 from rankscope.records import TrialSpec
-from rankscope.train.allocations import PassShape, spread
 from rankscope.train.memory import MemoryModel
+from rankscope.train.pass_memory import PassShape, spread
 
 COPIED_LAYERS = 2  # Of a cache, at a time: one layer's old rows, and a copy of them
 

@@ -1,8 +1,8 @@
 """Items as token trees, and trees concatenated for one forward pass.
 
 A multiple-choice question is a tree: the prompt is its trunk, and every option of two tokens or
-more is a branch that sees the prompt and itself (``models/attention/tree.py``). A plain row of text
-is a trunk without branches.
+more is a branch that sees the prompt and itself (``models/attention/products.py``). A plain row of
+text is a trunk without branches.
 """
 
 from collections.abc import Iterator, Sequence

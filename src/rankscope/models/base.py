@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,6 @@ from rankscope.models.multi_lora import AdapterSpan, MultiLora, linear_layers, u
 from rankscope.models.quantize import dense_weight
 from rankscope.models.sharding import Shards, trainable_shards
 from rankscope.records import ModelRecord
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,20 +161,6 @@ class Base:
         with self.multi_lora.optimizer_step():
             yield
         self.shards.add_up_gradients(parameters)
-
-    @property
-    def passes_at_once(self) -> int:
-        """Processes that each run passes of a step, if several devices hold the model."""
-        return self.shards.size
-
-    def own_passes(self, passes: Sequence[_T], idle: _T) -> Iterator[tuple[_T, float]]:
-        """The passes that this process runs, weight 1. All take part in each layer, so a process
-        that has one pass fewer than others runs ``idle``, weight 0."""
-        return self.shards.own(passes, idle)
-
-    def add_up(self, tensor: Tensor) -> None:
-        """Replace a tensor by its sum over these processes."""
-        self.shards.add_up(tensor)
 
     def linears(self) -> dict[str, nn.Linear]:
         return linear_layers(self.model)

@@ -93,6 +93,8 @@ class Shards:
         return decision
 
     def own(self, passes: Sequence[_T], idle: _T) -> Iterator[tuple[_T, float]]:
+        """The passes that this shard runs, weight 1, or ``idle``, weight 0, in place of a last one
+        that it has fewer than others."""
         for own in passes[self.index :: self.size]:
             yield own, 1.0
         if 0 < len(passes) % self.size <= self.index:

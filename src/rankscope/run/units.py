@@ -105,7 +105,7 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
     study = context.study
     folder = context.ledger.out / UNITS / (group_id(group) if group else BASE)
     ids = tuple(trial.trial_id for trial in group)
-    base_memory = study.grouping.model.of_base(study.config.train)
+    base_memory = study.grouping.model.of_scored((), study.config.train)
     memory = context.groups.memory(group) if group else base_memory
     order = _UnitOrder(
         config=study_values(config),

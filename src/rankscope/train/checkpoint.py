@@ -10,7 +10,6 @@ import os
 import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,14 +28,10 @@ STATE = "state.safetensors"
 COUNTERS = "meta.json"
 
 
-@dataclass(frozen=True, slots=True)
-class GroupState:
-    step: int  # Optimizer steps done
-    tensors: Mapping[str, Tensor]  # ``<trial>/<what>/<index>`` -> tensor
-    meta: Mapping[str, Any]  # ``<trial>`` -> counters and losses; ``seconds`` -> training time
-
-
 class GroupCheckpoint:
+    """A group's state is the number of optimizer steps done, tensors by ``<trial>/<what>/<index>``,
+    and by trial its counters and losses; beside these ``seconds``, the training time."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.shards = Shards()
@@ -57,27 +52,27 @@ class GroupCheckpoint:
         however long one takes."""
         return self.shards.agreed(lambda: time.monotonic() - self._saved_at >= seconds)()
 
-    def save(self, state: GroupState) -> None:
+    def save(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Replace the stored state; a crash or a full disk leaves the old one."""
         check_in_place(self.folder.parents[1])
         aside = self.folder / "aside"
         if self.shards.index == 0:
             shutil.rmtree(aside, ignore_errors=True)
-        size = sum(t.numel() * t.element_size() for t in state.tensors.values())
+        size = sum(t.numel() * t.element_size() for t in tensors.values())
         try:
             with reporting_shortages(self.folder, lambda: f"{size:,} bytes"):
                 if self.shards.index == 0:
                     aside.mkdir(parents=True)
-                    counters = {"step": state.step, "trials": state.meta}
+                    counters = {"step": step, "trials": meta}
                     (aside / COUNTERS).write_text(json.dumps(counters), encoding="utf-8")
                 self.shards.barrier()
                 sums = sums_text(aside, [COUNTERS]) if self.shards.index == 0 else ""
                 if self.is_writer:
-                    save_file(dict(state.tensors), aside / self.file)
+                    save_file(dict(tensors), aside / self.file)
                     sums += sums_text(aside, [self.file])
                 sums = "".join(self.shards.collect(sums))
                 if self.shards.index == 0:
-                    self._publish(aside, state.step, sums)
+                    self._publish(aside, step, sums)
         finally:
             if self.shards.index == 0:
                 shutil.rmtree(aside, ignore_errors=True)
@@ -104,7 +99,7 @@ class GroupCheckpoint:
         names = (sums.parent.name for sums in self.folder.glob(f"step-*/{SUMS}"))
         return max((int(name.removeprefix("step-").split(".")[0]) for name in names), default=0)
 
-    def load(self) -> GroupState | None:
+    def load(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         """The newest state; None if there is none. Raises IntegrityError: it was altered since it
         was written; UserError: another number of shards wrote it."""
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
@@ -127,20 +122,19 @@ class GroupCheckpoint:
                 )
             self.shards.barrier()  # shard 0 has found nothing altered
             meta = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
-            return GroupState(meta["step"], load_file(folder / self.file), meta["trials"])
+            return meta["step"], load_file(folder / self.file), meta["trials"]
         return None
 
     def extract(self, trial_ids: Collection[str], into: "GroupCheckpoint") -> None:
         """Copy the state of some trials and their share of the seconds, by tokens."""
-        state = self.load()
-        if state is None:
+        if (state := self.load()) is None:
             return
-        tensors = {n: t for n, t in state.tensors.items() if n.split("/")[0] in trial_ids}
-        meta = {name: value for name, value in state.meta.items() if name in trial_ids}
-        tokens = {n: t["num_tokens"] for n, t in state.meta.items() if isinstance(t, dict)}
+        step, all_tensors, all_meta = state
+        tensors = {n: t for n, t in all_tensors.items() if n.split("/")[0] in trial_ids}
+        meta = {name: value for name, value in all_meta.items() if name in trial_ids}
+        tokens = {n: t["num_tokens"] for n, t in all_meta.items() if isinstance(t, dict)}
         share = sum(tokens.get(i, 0) for i in trial_ids) / max(1, sum(tokens.values()))
-        meta["seconds"] = state.meta["seconds"] * share
-        into.save(GroupState(state.step, tensors, meta))
+        into.save(step, tensors, {**meta, "seconds": all_meta["seconds"] * share})
 
     def remove(self) -> None:
         for state in self.folder.glob("step-*"):
@@ -163,18 +157,18 @@ def save_states(
         for name, tensor in state.tensors().items()
     }
     meta: dict[str, object] = {state.spec.trial_id: state.counters() for state in states}
-    checkpoint.save(GroupState(step, tensors, {**meta, "seconds": seconds}))
+    checkpoint.save(step, tensors, {**meta, "seconds": seconds})
 
 
 def restore_states(
     checkpoint: GroupCheckpoint, states: Sequence["TrialState"]
 ) -> tuple[int, float]:
     """Restore the stored states, if any: the next step, and the seconds already spent."""
-    stored = checkpoint.load()
-    if stored is None:
+    if (stored := checkpoint.load()) is None:
         return 0, 0.0
+    step, tensors, meta = stored
     for state in states:
         prefix = f"{state.spec.trial_id}/"
-        own = {n.removeprefix(prefix): t for n, t in stored.tensors.items() if n.startswith(prefix)}
-        state.restore(own, stored.meta[state.spec.trial_id])
-    return stored.step, float(stored.meta["seconds"])
+        own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        state.restore(own, meta[state.spec.trial_id])
+    return step, float(meta["seconds"])

@@ -2,7 +2,7 @@
 
 In every optimizer step, each trial that has steps left contributes the rows of its own step. The
 rows of all trials run through the shared base together, in forward passes of a size that suits the
-machine (``step.py``). Replay and KL to the base are terms of a trial's loss (``regularizers.py``).
+machine (``step.py``). Replay and KL to the base are terms of a trial's loss.
 """
 
 import time

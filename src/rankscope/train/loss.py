@@ -1,4 +1,4 @@
-"""Token losses of a group: the logits of one forward pass, split by adapter."""
+"""Losses from the logits of one forward pass: cross-entropy by adapter, and KL to the base."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -69,3 +69,37 @@ def mean_losses(
     """
     losses: Tensor = _MeanLosses.apply(logits, targets, counts, divisors)  # type: ignore[no-untyped-call]
     return losses
+
+
+class _KlDivergences(torch.autograd.Function):
+    """KL(base || tuned) at every position, one block of logits at a time. As in
+    :class:`_MeanLosses`, the same pass computes the gradient, p_tuned - p_base, in their dtype."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, base_logits: Tensor) -> Tensor:
+        divergences = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+        grads = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        rows = max(1, BLOCK_BYTES // (4 * logits.shape[1]))
+        for start in range(0, len(logits), rows):
+            span = slice(start, start + rows)
+            tuned = torch.log_softmax(logits[span].float(), 1)
+            base = torch.log_softmax(base_logits[span].float(), 1)
+            probabilities = base.exp()
+            divergences[span] = (probabilities * (base - tuned)).sum(1)
+            if grads is not None:
+                grads[span] = tuned.exp_().sub_(probabilities)
+        if grads is not None:
+            ctx.save_for_backward(grads)
+        return divergences
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """Gradient of the tuned logits alone: the base is frozen."""
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0][:, None].to(gradient.dtype), None
+
+
+def kl_divergences(logits: Tensor, base_logits: Tensor) -> Tensor:
+    """KL(base || tuned) of every position, (M,) float32, nats, from logits (M, vocabulary)."""
+    divergences: Tensor = _KlDivergences.apply(logits, base_logits)  # type: ignore[no-untyped-call]
+    return divergences

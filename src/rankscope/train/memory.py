@@ -8,7 +8,7 @@ import copy
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -22,8 +22,15 @@ from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.multi_lora import linear_layers, target_linears
 from rankscope.models.parameters import ADAMW_STATES, FLOAT32_BYTES, nbytes
 from rankscope.records import TrialSpec
-from rankscope.train.allocations import META, PassShape, spread
-from rankscope.train.pass_memory import PassMemory, cast_bytes, decoder_layers, shaped_adapter
+from rankscope.train.pass_memory import (
+    META,
+    PassMemory,
+    PassShape,
+    cast_bytes,
+    decoder_layers,
+    shaped_adapter,
+    spread,
+)
 from rankscope.train.step_schedule import trial_protocol
 
 HELD_SHARE = 0.5
@@ -105,8 +112,8 @@ class GroupMemory:
     base_bytes: int  # The frozen base
     state_bytes: int
     """Trained weights and copies of them, gradients and optimizer state of all trials."""
-    pass_bytes: int  # What one forward and backward pass allocates
-    pass_tokens: int  # Tokens of that pass
+    pass_bytes: int = 0  # What one forward and backward pass allocates
+    pass_tokens: int = 0  # Tokens of that pass
     held_bytes: int = 0  # What the heap holds beyond that
     saved_bytes: int = 0  # Of a checkpoint: trained weights and optimizer state of all trials
     devices: int = 1  # Each of so many needs as much
@@ -179,14 +186,23 @@ class MemoryModel:
                 together = math.ceil(len(group) * len(shape.lengths) / sum(rows_each))
                 copied = sorted(cast_bytes(adapter, self.dtype) for adapter in shaped)
                 casts = sum(copied[-together:])
-        in_pass = self._pass_bytes(adapters, shape, train.gradient_checkpointing)
+        tokens = sum(shape.lengths)
+        logits = shape.num_labels * self.vocab_size * self.dtype.itemsize
+        masks = sum(map(self._mask_bytes, adapters)) / max(1, len(adapters))
+        counted = self.passes.pass_bytes(adapters, shape, train.gradient_checkpointing)
+        in_pass = round(counted + masks * tokens)
+        # KL to the base adds its logits, as computed and by trial, and a second gradient of the
+        # tuned ones.
+        kl = 3 * logits if any(trial.kl_to_base for trial in group) else 0
+        # Holes of a processor's heap that later tensors do not fit into, and one of the size of the
+        # logits, the largest tensor, which has another size in every pass.
         held = HELD_PASS_SHARE * in_pass if is_full else HELD_SHARE * state
         return GroupMemory(
             base_bytes=self._base_bytes(train.devices, trains=is_full),
             state_bytes=state,
-            pass_bytes=in_pass + casts + self._kl_bytes(group, shape),
-            pass_tokens=sum(shape.lengths),
-            held_bytes=self._held_bytes(round(held), shape),
+            pass_bytes=in_pass + casts + kl,
+            pass_tokens=tokens,
+            held_bytes=round(held) + logits if self.device.type == "cpu" else 0,
             saved_bytes=saved,
             devices=train.devices,
             library_bytes=self.library_bytes,
@@ -201,25 +217,19 @@ class MemoryModel:
     def vocab_size(self) -> int:
         return int(self.base.config.get_text_config().vocab_size)
 
-    def of_base(self, train: TrainConfig) -> GroupMemory:
-        """Of the base alone, which is scored as it is."""
-        return GroupMemory(
-            base_bytes=self._base_bytes(train.devices, trains=False),
-            state_bytes=0,
-            pass_bytes=0,
-            pass_tokens=0,
-            devices=train.devices,
-            library_bytes=self.library_bytes,
-        )
-
     def of_scored(self, group: Sequence[TrialSpec], train: TrainConfig) -> GroupMemory:
-        """Of models that do not train, beside the base."""
-        if group[0].is_full:
+        """Of models that do not train, beside the base; without models, of the base alone."""
+        if group and group[0].is_full:
             held = nbytes(self.base)
         else:
             adapters = map(self._adapter, map(self.stand_in, group))
             held = sum(p.numel() * FLOAT32_BYTES for a in adapters for p in a.parameters())
-        return replace(self.of_base(train), state_bytes=held)
+        return GroupMemory(
+            base_bytes=self._base_bytes(train.devices, trains=False),
+            state_bytes=held,
+            devices=train.devices,
+            library_bytes=self.library_bytes,
+        )
 
     def _base_bytes(self, devices: int, *, trains: bool) -> int:
         """The frozen base on one device. If several share it: a shard, two gathered layers (one
@@ -233,23 +243,6 @@ class MemoryModel:
         if trains:
             gathered += gathered + gathered * FLOAT32_BYTES // self.dtype.itemsize
         return math.ceil(total / devices) + gathered
-
-    def _held_bytes(self, held: int, shape: PassShape) -> int:
-        """Holes of a processor's heap that later tensors do not fit into, and one of the size of
-        the logits, the largest tensor, which has another size in every pass."""
-        if self.device.type != "cpu":
-            return 0
-        return held + shape.num_labels * self._bytes_per_label()
-
-    def _bytes_per_label(self) -> int:
-        return self.vocab_size * self.dtype.itemsize
-
-    def _kl_bytes(self, group: Sequence[TrialSpec], shape: PassShape) -> int:
-        """What KL to the base adds to a pass: the base's logits, as computed and by trial, and a
-        second gradient of the tuned ones."""
-        if not any(trial.kl_to_base for trial in group):
-            return 0
-        return 3 * shape.num_labels * self._bytes_per_label()
 
     def stand_in(self, trial: TrialSpec) -> TrialSpec:
         """LoRA on every linear layer in place of a method of the PEFT library."""
@@ -279,12 +272,6 @@ class MemoryModel:
         if key not in self._adapters:
             self._adapters[key] = shaped_adapter(self.base, trial)
         return self._adapters[key]
-
-    def _pass_bytes(self, group: Sequence[TrialSpec], shape: PassShape, recomputes: bool) -> int:
-        """Bytes of a pass, dropout's masks included; without trials the base trains."""
-        counted = self.passes.pass_bytes(group, shape, recomputes)
-        masks = sum(map(self._mask_bytes, group)) / max(1, len(group))
-        return round(counted + masks * sum(shape.lengths))
 
     def _mask_bytes(self, trial: TrialSpec) -> int:
         """Dropout's masks per token: a byte for each input of each target."""

@@ -1,22 +1,33 @@
-"""What one training pass through a model allocates, from counts on its first layers alone.
+"""What one pass through a model allocates, counted on shapes alone.
 
-A count on shapes of a model of 32 layers takes seconds, and a plan asks for many. Two laws save
-them, exact while the peak comes when the backward pass has just begun and every layer still holds
-what it keeps: each repetition of the layers' pattern adds the same bytes, and so does each rank,
-whose only part is A x, (tokens, r).
+The pass runs on torch's meta device, whose tensors have shapes and no storage. Each tensor that it
+would allocate is counted as long as it lives, so the count follows the code on any architecture.
+
+A count of a model of 32 layers takes seconds, and a plan asks for many. Two laws save them, exact
+while the peak comes when the backward pass has just begun and every layer still holds what it
+keeps: each repetition of the layers' pattern adds the same bytes, and so does each rank, whose only
+part is A x, (tokens, r). So the first layers and two ranks are counted.
 """
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rankscope.models.attention.kernel import KernelRows, has_varlen_kernel
+from rankscope.models.attention.products import RowLayout
+from rankscope.models.attention.varlen import AttentionPlan
+from rankscope.models.base import Row, RowBatch
 from rankscope.models.gradient_checkpointing import (
     disable_gradient_checkpointing,
     enable_gradient_checkpointing,
@@ -27,7 +38,10 @@ from rankscope.models.methods import get_lora_method
 from rankscope.models.multi_lora import MultiLora, target_linears, unwrap
 from rankscope.models.parameters import FLOAT32_BYTES
 from rankscope.records import TrialSpec
-from rankscope.train.allocations import PassPeaks, PassShape, counted_pass, counted_scoring
+from rankscope.train.loss import mean_losses
+
+META = torch.device("meta")
+CPU = torch.device("cpu")
 
 RANKS = (8, 16)  # Ranks that are counted; the bytes of others lie on the line through them
 
@@ -37,8 +51,18 @@ _COUNTED: dict[tuple[object, ...], list[int]] = {}
 """Of this process. Shapes alone decide a count, so further studies of a model need none."""
 
 
+@dataclass(frozen=True, slots=True)
+class PassShape:
+    """The size of a forward pass: tokens of each row, and positions with a label."""
+
+    lengths: tuple[int, ...]
+    num_labels: int
+
+
 class PassMemory:
     def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
+        """``model`` is on the meta device; ``device`` is where passes will run, which decides the
+        layout of rows."""
         self.model = model
         self.device = device
         parts = [(name, p.shape, p.dtype) for name, p in model.named_parameters()]
@@ -60,17 +84,13 @@ class PassMemory:
         if key not in _COUNTED:
             firsts = [trials[0] for trials in kinds.values()]
             points = [
-                [RANKS[i == raised] for i in range(len(kinds))] for raised in range(-1, len(kinds))
+                [
+                    first.model_copy(update={"rank": RANKS[i == raised]})
+                    for i, first in enumerate(firsts)
+                ]
+                for raised in range(-1, len(kinds))
             ]
-            _COUNTED[key] = [
-                self.counted(
-                    [t.model_copy(update={"rank": r}) for t, r in zip(firsts, ranks, strict=True)],
-                    shares,
-                    shape,
-                    recomputes,
-                )
-                for ranks in points
-            ]
+            _COUNTED[key] = [self._counted(trials, shares, shape, recomputes) for trials in points]
         lowest, *raised = _COUNTED[key]
         total = float(lowest)
         for trials, higher in zip(kinds.values(), raised, strict=True):
@@ -78,7 +98,7 @@ class PassMemory:
             total += (mean_rank - RANKS[0]) / (RANKS[1] - RANKS[0]) * (higher - lowest)
         return round(total)
 
-    def counted(
+    def _counted(
         self, trials: Sequence[TrialSpec], shares: Sequence[int], shape: PassShape, recomputes: bool
     ) -> int:
         """Bytes of a pass through all layers; each trial has its share of the rows."""
@@ -92,60 +112,109 @@ class PassMemory:
         for kept in (few, few + period):
             with _first_layers(self.model, kept):
                 counts.append(self.counted_whole(trials, shares, shape, recomputes))
-        fewer, more = counts
-        in_layers = fewer.layers + (depth - few) // period * (more.layers - fewer.layers)
-        return max(in_layers, more.embedding)
+        (fewer, _), (more, at_embedding) = counts
+        return max(fewer + (depth - few) // period * (more - fewer), at_embedding)
 
     def counted_whole(
         self, trials: Sequence[TrialSpec], shares: Sequence[int], shape: PassShape, recomputes: bool
-    ) -> PassPeaks:
-        """As :meth:`counted`, of the model as it is now, without any law."""
-        packed = MultiLora(self.model)
-        self.model.requires_grad_(not trials)
-        adapters = [shaped_adapter(self.model, trial) for trial in trials]
-        for adapter in adapters:
-            packed.attach(adapter)
-        if recomputes:
-            enable_gradient_checkpointing(self.model, packed)
-        try:
-            counted = counted_pass(packed, shape, shares, self.device)
-        finally:
-            disable_gradient_checkpointing(self.model)
-            unwrap(self.model)
-        if not trials:
-            return self.with_float32_gradients(counted)
-        casts = sum(cast_bytes(adapter, self.model.dtype) for adapter in adapters)
-        return counted._replace(layers=counted.layers - casts)
+    ) -> tuple[int, int]:
+        """Most bytes that one forward and backward pass holds at once, of the model as it is now,
+        without any law: until the backward pass has gone through the layers, which grows with their
+        number; and after that, while the gradient of a trained embedding is computed.
 
-    def with_float32_gradients(self, counted: PassPeaks) -> PassPeaks:
-        """A trained model's gradients are float32 whatever the dtype of its products. Of those that
-        wait to be added up, only the embedding's are large: at the end of the backward pass, and,
-        if the output layer shares its weights, from the beginning on."""
+        Gradients exist from an earlier pass of the step and are not counted.
+        """
+        self.model.requires_grad_(not trials)
+        with self._with_adapters(trials) as group:
+            adapters = list(group.adapters.values())
+            if recomputes:
+                enable_gradient_checkpointing(self.model, group)
+            trained = [p for p in self.model.parameters() if p.requires_grad]
+            for parameter in (*trained, *(p for a in adapters for p in a.parameters())):
+                parameter.grad = torch.empty_like(parameter)
+            names = [name for name, n in zip(group.adapters, shares, strict=True) for _ in range(n)]
+            batch, peaks = _batch_of_shape(shape, names or [None]), list[int]()
+            group.training = True
+            try:
+                with (
+                    group.routing(batch.segments, batch.kept_segments()),
+                    AllocationCounter() as counter,
+                    _on_embedding_gradient(self.model, lambda: peaks.append(counter.restart())),
+                ):
+                    logits = self._logits(batch)
+                    targets = torch.zeros(len(batch.keep), dtype=torch.int64, device=META)
+                    losses = mean_losses(logits, targets, [len(batch.keep)], [len(batch.keep)])
+                    del logits
+                    losses.sum().backward()
+            finally:
+                disable_gradient_checkpointing(self.model)
+        peak = int(counter.peak_bytes)
+        layers, embedding = (peaks[0], peak) if peaks else (peak, 0)
+        if trials:
+            casts = sum(cast_bytes(adapter, self.model.dtype) for adapter in adapters)
+            return layers - casts, embedding
+        # A trained model's gradients are float32 whatever the dtype of its products. Of those that
+        # wait to be added up, only the embedding's are large: at the end of the backward pass, and,
+        # if the output layer shares its weights, from the beginning on.
         model: Any = self.model
-        itemsize, embedding = model.dtype.itemsize, model.get_input_embeddings().weight
+        itemsize, weight = model.dtype.itemsize, model.get_input_embeddings().weight
         head = model.get_output_embeddings()
-        is_tied = head is not None and head.weight is embedding
-        waiting = embedding.numel() * (FLOAT32_BYTES - itemsize) if is_tied else 0
-        return PassPeaks(counted.layers + waiting, counted.embedding * FLOAT32_BYTES // itemsize)
+        is_tied = head is not None and head.weight is weight
+        waiting = weight.numel() * (FLOAT32_BYTES - itemsize) if is_tied else 0
+        return layers + waiting, embedding * FLOAT32_BYTES // itemsize
 
     def scoring_bytes(self, trial: TrialSpec | None, shape: PassShape) -> int:
-        """Bytes of one forward pass of scoring, of an adapter or of the bare model. It keeps
-        nothing of a layer, so as many layers as repeat are enough."""
+        """Bytes of one forward pass of scoring, log-probabilities included, of an adapter or of the
+        bare model. It keeps nothing of a layer, so as many layers as repeat are enough."""
         trials = [] if trial is None else [trial]
         kind = [(t.method, t.targets, t.rank) for t in trials]
         key = (*self._model_key, "scoring", *kind, shape)
         if key not in _COUNTED:
             layers = decoder_layers(self.model)
             few = max(FEWEST_LAYERS, self.period(trials, layers))
-            packed = MultiLora(self.model)
-            with _first_layers(self.model, few) if few < len(layers) else nullcontext():
-                for t in trials:
-                    packed.attach(shaped_adapter(self.model, t))
-                try:
-                    _COUNTED[key] = [counted_scoring(packed, shape, self.device)]
-                finally:
-                    unwrap(self.model)
+            with (
+                _first_layers(self.model, few) if few < len(layers) else nullcontext(),
+                self._with_adapters(trials) as group,
+            ):
+                batch = _batch_of_shape(shape, [*group.adapters] or [None])
+                routing = group.routing(batch.segments, batch.kept_segments())
+                with routing, AllocationCounter() as counter, torch.no_grad():
+                    logits = self._logits(batch)
+                    torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+            _COUNTED[key] = [counter.peak_bytes]
         return _COUNTED[key][0]
+
+    @contextmanager
+    def _with_adapters(self, trials: Sequence[TrialSpec]) -> Iterator[MultiLora]:
+        """The model with the trials' adapters while inside."""
+        group = MultiLora(self.model)
+        try:
+            for trial in trials:
+                group.attach(shaped_adapter(self.model, trial))
+            yield group
+        finally:
+            unwrap(self.model)
+
+    def _logits(self, batch: RowBatch) -> Tensor:
+        """(1, M, vocabulary), by the plan that the rows have on the device."""
+        plan = AttentionPlan.of(batch.lengths, CPU)  # this machine may lack the device
+        by_products = self.device.type == "cpu" and plan.layout is not None
+        plan = replace(
+            plan,
+            to_rows=plan.to_rows.to(META),
+            to_tokens=plan.to_tokens.to(META),
+            layout=RowLayout(batch.lengths, META) if by_products else None,
+            kernel=KernelRows(plan.lengths, META) if has_varlen_kernel(self.device) else None,
+        )
+        model: Any = self.model
+        logits: Tensor = model(
+            input_ids=batch.input_ids.to(META),
+            position_ids=batch.position_ids.to(META),
+            use_cache=False,
+            logits_to_keep=batch.keep.to(META),
+            attention_plan=plan,
+        ).logits[0]
+        return logits
 
     def period(self, trials: Sequence[TrialSpec], layers: nn.ModuleList) -> int:
         """After how many layers their shapes, windows and targets repeat."""
@@ -165,6 +234,87 @@ class PassMemory:
         return next(
             (n for n in range(1, len(kinds)) if kinds[n:] == kinds[:-n]), max(1, len(kinds))
         )
+
+
+class AllocationCounter(TorchDispatchMode):
+    """Counts the bytes of the tensors made inside it, as long as they live.
+
+    Storage that existed before does not count, and views share the storage of their tensor.
+
+    >>> with AllocationCounter() as counter:
+    ...     x = torch.zeros(1000, device="meta")
+    >>> counter.peak_bytes
+    4000
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live_bytes = 0
+        self.peak_bytes: int = 0
+        self._living: dict[int, weakref.ref[Any]] = {}
+        self._foreign: dict[int, Any] = {}  # kept, so that no new storage gets their address
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        for storage in _storages((args, kwargs)):
+            if storage._cdata not in self._living:
+                self._foreign[storage._cdata] = storage
+        out = func(*args, **(kwargs or {}))
+        for storage in _storages(out):
+            if storage._cdata not in self._living and storage._cdata not in self._foreign:
+                self._born(storage)
+        return out
+
+    def restart(self) -> int:
+        """The peak until now; a new one is counted from here on."""
+        peak, self.peak_bytes = self.peak_bytes, self.live_bytes
+        return peak
+
+    def _born(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+
+        def gone(_: object) -> None:
+            self.live_bytes -= size
+            del self._living[key]
+
+        self._living[key] = weakref.ref(storage, gone)
+        self.live_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+
+
+def _storages(values: object) -> list[Any]:
+    return [t.untyped_storage() for t in tree_leaves(values) if isinstance(t, Tensor)]
+
+
+def _batch_of_shape(shape: PassShape, adapter_names: Sequence[str | None]) -> RowBatch:
+    """Rows of the given lengths, with labels spread over them, shared out among the names."""
+    labels = spread(shape.num_labels, len(shape.lengths))
+    rows = []
+    for index, (length, own) in enumerate(zip(shape.lengths, labels, strict=True)):
+        name = adapter_names[index * len(adapter_names) // len(shape.lengths)]
+        rows.append(Row([0] * length, range(max(0, length - 1 - own), length - 1), name))
+    return RowBatch.of(rows, CPU)
+
+
+@contextmanager
+def _on_embedding_gradient(model: Any, act: Callable[[], None]) -> Iterator[None]:
+    """Call ``act`` when the backward pass reaches the embedding's output, if it trains."""
+
+    def watch(module: nn.Module, args: object, out: Tensor) -> None:
+        if out.requires_grad:
+            out.register_hook(lambda grad: act())
+
+    handle = model.get_input_embeddings().register_forward_hook(watch)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def spread(total: int, count: int) -> tuple[int, ...]:
+    """``total`` in ``count`` whole parts that differ by at most one."""
+    return tuple(total * (i + 1) // count - total * i // count for i in range(count))
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

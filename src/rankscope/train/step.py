@@ -1,46 +1,86 @@
-"""Forward and backward of one optimizer step, for all active trials of a group."""
+"""One optimizer step of all active trials of a group: loss terms, gradients, AdamW.
 
+**Replay.** Every optimizer step has general rows beside the trial's own, which keep their order and
+their steps. A share q of all rows is replayed: q / (1 - q) of each step's own rows on top. Each
+kind of row counts in the loss by its number of rows, and within a kind every labeled token counts
+alike, so that long general texts do not outweigh short answers:
+
+    loss = (1 - p) mean over own labels + p mean over replayed labels,   p = replayed rows / rows
+
+**KL to the base.** weight x mean over labeled tokens of KL(base || tuned), in nats, is added. It
+is taken at the labels of the replayed rows if the trial has any, and at those of its own rows
+otherwise. It costs one forward pass of the frozen base, without gradient, over these rows; trials
+with the same row in the same forward pass share it.
+"""
+
+import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from rankscope.data.encode import EncodedRow
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.train.loss import mean_losses
-from rankscope.train.regularizers import LossTerm, base_logits_of, kl_divergences
+from rankscope.models.quantize import require_bitsandbytes
+from rankscope.models.sharding import whole
+from rankscope.train.loss import kl_divergences, mean_losses
 
-
-class _PassPart(NamedTuple):
-    term: int
-    rows: list[EncodedRow]
+RATIO = "lr_ratio"  # Key of a parameter group: its learning rate over the trial's
 
 
 @dataclass(frozen=True, slots=True)
-class TermLoss:
-    """One term of a trial's loss in one step, nats per labeled token."""
+class LossTerm:
+    adapter_name: str | None  # The trial's adapter; None trains the model itself
+    rows: Sequence[EncodedRow]
+    weight: float = 1.0  # Of the mean loss in the step's loss
+    kl_weight: float = 0.0  # Of the mean KL to the base in the step's loss
+    is_replay: bool = False
 
-    loss: float  # Mean over the term's labeled tokens
-    kl: float  # Mean KL(base || tuned) there; 0 if it is not computed
+    @property
+    def num_labels(self) -> int:
+        return sum(sum(row.is_label) for row in self.rows)
+
+
+def loss_terms(
+    adapter_name: str | None,
+    own: Sequence[EncodedRow],
+    replayed: Sequence[EncodedRow] | None,
+    kl_weight: float,
+) -> list[LossTerm]:
+    """A step's rows by how they count: own, then replayed ones; None is without replay."""
+    if replayed is None:
+        return [LossTerm(adapter_name, own, 1.0, kl_weight)]
+    if not replayed:
+        return [LossTerm(adapter_name, own)]
+    share = len(replayed) / (len(own) + len(replayed))
+    return [
+        LossTerm(adapter_name, own, 1 - share),
+        LossTerm(adapter_name, replayed, share, kl_weight, is_replay=True),
+    ]
 
 
 def compute_gradients(
     model: Base, base: Base, terms: Sequence[LossTerm], batch_tokens: int
-) -> list[TermLoss]:
-    """Accumulate the gradients of one optimizer step in the trained parameters; the loss of each
-    term.
+) -> list[tuple[float, float]]:
+    """Accumulate the gradients of one optimizer step in the trained parameters.
 
     ``model`` is the base with the trials' adapters, or the copy that full fine-tuning trains;
     ``base`` is the untuned one, which KL compares with. Terms of one trial follow one another.
+
+    Returns for each term its mean loss and its mean KL(base || tuned), nats per labeled token; a KL
+    of weight 0 is not computed, and 0.
     """
     num_labels = [term.num_labels for term in terms]
     totals = torch.zeros(2, len(terms), device=model.device)  # weighted losses; KL
-    passes = forward_passes([term.rows for term in terms], batch_tokens, model.passes_at_once)
+    passes = forward_passes([term.rows for term in terms], batch_tokens, model.shards.size)
+    # Each layer needs all shards: one that has a pass fewer than others runs a row, weight 0.
     term, rows_of_term = passes[0][0]
-    for parts, weight in model.own_passes(passes, [_PassPart(term, rows_of_term[:1])]):
-        members = [part.term for part in parts]
+    for parts, weight in model.shards.own(passes, [(term, rows_of_term[:1])]):
+        members = [i for i, _ in parts]
         with_kl = [i for i in members if terms[i].kl_weight]
         base_logits = (
             base_logits_of(base, [rows for i, rows in parts if i in with_kl]) if with_kl else []
@@ -70,16 +110,36 @@ def compute_gradients(
                 totals[1, i] += kl.detach()
         total.backward()
         totals[0, members] += losses.detach() * weight
-    model.add_up(totals)
+    model.shards.add_up(totals)
     return [
-        TermLoss(loss / term.weight, kl)
-        for term, loss, kl in zip(terms, *totals.tolist(), strict=True)
+        (loss / term.weight, kl) for term, loss, kl in zip(terms, *totals.tolist(), strict=True)
     ]
+
+
+@torch.no_grad()
+def base_logits_of(base: Base, parts: Sequence[Sequence[EncodedRow]]) -> list[Tensor]:
+    """Logits of the bare base at the labels of each part's rows, (labels, vocabulary).
+
+    A row of several parts runs once.
+    """
+    distinct = {id(row): row for rows in parts for row in rows}
+    keeps = {key: row.label_positions for key, row in distinct.items()}
+    batch = [Row(row.input_ids, keeps[key]) for key, row in distinct.items()]
+    logits = base.logits(RowBatch.of(batch, base.device))
+    starts, place = {}, 0
+    for key, keep in keeps.items():
+        starts[key] = place
+        place += len(keep)
+    spans = [
+        [slice(starts[id(row)], starts[id(row)] + len(keeps[id(row)])) for row in rows]
+        for rows in parts
+    ]
+    return [torch.cat([logits[span] for span in of_part]) for of_part in spans]
 
 
 def forward_passes(
     rows_of: Sequence[Sequence[EncodedRow]], batch_tokens: int, at_once: int = 1
-) -> list[list[_PassPart]]:
+) -> list[list[tuple[int, list[EncodedRow]]]]:
     """Cut the rows of one optimizer step, by term, into few forward passes of similar size.
 
     A pass has at most ``batch_tokens`` tokens, or one row, whatever the trials' batch sizes and
@@ -89,7 +149,7 @@ def forward_passes(
     total = sum(len(row.input_ids) for rows in rows_of for row in rows)
     rounds = max(1, math.ceil(total / (batch_tokens * at_once)))
     share = total / (rounds * at_once)
-    passes: list[list[_PassPart]] = [[]]
+    passes: list[list[tuple[int, list[EncodedRow]]]] = [[]]
     size = seen = 0
     for i, rows in enumerate(rows_of):
         for row in rows:
@@ -98,9 +158,49 @@ def forward_passes(
             if size and (size + length > batch_tokens or seen + length / 2 > len(passes) * share):
                 passes.append([])
                 size = 0
-            if not passes[-1] or passes[-1][-1].term != i:
-                passes[-1].append(_PassPart(i, []))
-            passes[-1][-1].rows.append(row)
+            if not passes[-1] or passes[-1][-1][0] != i:
+                passes[-1].append((i, []))
+            passes[-1][-1][1].append(row)
             size += length
             seen += length
     return passes
+
+
+# --- optimizer: AdamW, its rates, and clipping
+
+
+def new_optimizer(
+    parameters: ParamsT, weight_decay: float, kind: Literal["adamw", "adamw8bit"] = "adamw"
+) -> torch.optim.Optimizer:
+    """AdamW (betas .9, .999, eps 1e-8, decoupled decay), fused; each step sets the rate.
+
+    ``adamw8bit`` keeps the moments of all but small parameters in 8 bits, with a scale for every
+    256 of them (Dettmers et al., 2110.02861): a quarter of the optimizer's memory.
+    """
+    options: Any = {"lr": 0.0, "weight_decay": weight_decay, "betas": (0.9, 0.999), "eps": 1e-8}
+    if kind == "adamw8bit":
+        require_bitsandbytes("optimizer: adamw8bit")
+        package: Any = importlib.import_module("bitsandbytes.optim")
+        eight_bit: torch.optim.Optimizer = package.AdamW8bit(parameters, **options)
+        return eight_bit
+    return torch.optim.AdamW(parameters, **options, fused=True)
+
+
+def rate_groups(
+    parameters: Sequence[nn.Parameter], faster: Container[nn.Parameter], ratio: float
+) -> list[dict[str, Any]]:
+    """LoRA+ (Hayou et al., 2402.12354): ``faster`` parameters at ``ratio`` times the rate."""
+    return [
+        {"params": [p for p in parameters if p not in faster], RATIO: 1.0},
+        {"params": [p for p in parameters if p in faster], RATIO: ratio},
+    ]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get(RATIO, 1.0)
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
+    """Scale gradients down to ``max_norm`` (2-norm over all parameters); the norm before."""
+    return float(whole(torch.nn.utils.clip_grad_norm_(parameters, max_norm)))

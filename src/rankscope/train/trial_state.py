@@ -1,8 +1,7 @@
 """One trial while it trains: its parameters, optimizer, order of rows and counters."""
 
-import importlib
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -20,11 +19,16 @@ from rankscope.models.init_context import InitContext
 from rankscope.models.lora import Adapter
 from rankscope.models.lora_implementation import choose_lora_implementation
 from rankscope.models.methods import get_method
-from rankscope.models.quantize import require_bitsandbytes
-from rankscope.models.sharding import all_finite, local, whole
+from rankscope.models.sharding import all_finite, local
 from rankscope.records import LossPoint, PenaltyPoint, TrialSpec
-from rankscope.train.regularizers import EarlyStop, LossTerm, Replay, loss_terms
-from rankscope.train.step import TermLoss
+from rankscope.train.step import (
+    LossTerm,
+    clip_gradients,
+    loss_terms,
+    new_optimizer,
+    rate_groups,
+    set_rate,
+)
 from rankscope.train.step_schedule import learning_rate, planned_steps, trial_protocol
 
 if TYPE_CHECKING:  # importing peft takes a second, and few studies need it
@@ -32,7 +36,6 @@ if TYPE_CHECKING:  # importing peft takes a second, and few studies need it
 
 TUNER = "tuner/"  # Prefix of the names of a PEFT method's own tensors in a checkpoint
 BEST = "best/"  # Prefix of the names of the weights that early stopping would keep
-RATIO = "lr_ratio"  # Key of a parameter group: its learning rate over the trial's
 LARGEST_UPDATE = 2.0**8
 """|W - W0| / |W0| above which the base is lost in the 8 significant bits of bfloat16."""
 LOSS_INCREASE = 3.0
@@ -52,8 +55,9 @@ class TrialState:
     relative_update: Callable[[], float]  # |W - W0| / |W0| of what it changes
     adapter: Adapter | None = None  # None for full fine-tuning and for a method of the PEFT library
     tuner: "PeftTuner | None" = None  # A method of the PEFT library, injected into the base
-    replay: Replay | None = None
-    early_stop: EarlyStop | None = None
+    replay_rows: Sequence[EncodedRow] = ()
+    replay_sampler: ReplaySampler | None = None
+    early_stop: "EarlyStop | None" = None
     optimizer: torch.optim.Optimizer = field(init=False)
     losses: list[LossPoint] = field(default_factory=list)
     penalties: list[PenaltyPoint] = field(default_factory=list)
@@ -107,15 +111,15 @@ class TrialState:
     def loss_terms(self, step: int, rows: Sequence[EncodedRow]) -> list[LossTerm]:
         own = [rows[i] for micro in self.sampler.step(step) for i in micro]
         replayed = None
-        if self.replay is not None:
-            replayed = [self.replay.rows[i] for i in self.replay.sampler.step(step)]
+        if self.replay_sampler is not None:
+            replayed = [self.replay_rows[i] for i in self.replay_sampler.step(step)]
         return loss_terms(self.adapter_name, own, replayed, self.spec.kl_to_base or 0.0)
 
-    def update(self, step: int, losses: Sequence[tuple[LossTerm, TermLoss]]) -> None:
-        """Clip, check and apply the gradients of a step, whose terms had these losses."""
-        own = next(x.loss for term, x in losses if not term.is_replay)
-        replayed = next((x.loss for term, x in losses if term.is_replay), None)
-        kl = next((x.kl for term, x in losses if term.kl_weight), None)
+    def update(self, step: int, losses: Sequence[tuple[LossTerm, tuple[float, float]]]) -> None:
+        """Clip, check and apply the gradients of a step, whose terms had these losses and KLs."""
+        own = next(loss for term, (loss, _) in losses if not term.is_replay)
+        replayed = next((loss for term, (loss, _) in losses if term.is_replay), None)
+        kl = next((kl for term, (_, kl) in losses if term.kl_weight), None)
         if self.tuner is not None:
             self.tuner.penalize()
         norm = clip_gradients(self.parameters, self.protocol.max_grad_norm)
@@ -186,8 +190,8 @@ class TrialState:
     # --- checkpoint
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that a resumed run needs, by name, contiguous on the CPU, each with storage
-        of its own, not copied if it is so already; a rank's own shards of sharded ones."""
+        """The tensors that a resumed run needs, by name, contiguous on the CPU, copies of
+        those that share storage; of sharded ones the shards of this process."""
         tensors = {f"parameter/{i}": p.detach() for i, p in enumerate(self.parameters)}
         for i, parameter in enumerate(self.parameters):
             for key, value in self.optimizer.state.get(parameter, {}).items():
@@ -283,9 +287,9 @@ def start_trials(
             early_stop=None if trial.early_stop is None else EarlyStop(trial.early_stop),
         )
         if trial.replay is not None and trial.replay_share:
-            replay_rows = replay[trial.replay]
-            state.replay = Replay(
-                replay_rows, ReplaySampler(sampler, len(replay_rows), trial.replay_share)
+            state.replay_rows = replay[trial.replay]
+            state.replay_sampler = ReplaySampler(
+                sampler, len(state.replay_rows), trial.replay_share
             )
         states.append(state)
     wanted, dtype = config.lora_implementation, base.model.dtype
@@ -296,47 +300,50 @@ def start_trials(
     return model, states
 
 
-# --- optimizer: AdamW, its rates, and clipping
+# --- when a trial ends early: by its score, or because it diverged although all its numbers are
+# finite (docs/science.md)
 
 
-def new_optimizer(
-    parameters: ParamsT, weight_decay: float, kind: Literal["adamw", "adamw8bit"] = "adamw"
-) -> torch.optim.Optimizer:
-    """AdamW (betas .9, .999, eps 1e-8, decoupled decay), fused; each step sets the rate.
+class EarlyStop:
+    """When a trial stops, and its best weights so far. Only a score above all earlier ones is
+    better: of equal scores the first counts, since its weights moved least."""
 
-    ``adamw8bit`` keeps the moments of all but small parameters in 8 bits, with a scale for every
-    256 of them (Dettmers et al., 2110.02861): a quarter of the optimizer's memory.
-    """
-    options: Any = {"lr": 0.0, "weight_decay": weight_decay, "betas": (0.9, 0.999), "eps": 1e-8}
-    if kind == "adamw8bit":
-        require_bitsandbytes("optimizer: adamw8bit")
-        package: Any = importlib.import_module("bitsandbytes.optim")
-        eight_bit: torch.optim.Optimizer = package.AdamW8bit(parameters, **options)
-        return eight_bit
-    return torch.optim.AdamW(parameters, **options, fused=True)
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.best_score, self.best_step = -math.inf, 0
+        self.observed_step = 0  # Of the last point
+        self.waited = 0  # Points since the best one
+        self.weights: list[Tensor] = []
 
+    def observe(self, step: int, score: float, parameters: Sequence[nn.Parameter]) -> None:
+        """Observe the in-domain validation score after ``step`` steps; once per step."""
+        if step <= self.observed_step:
+            return
+        self.observed_step = step
+        self.waited += 1
+        if score > self.best_score:
+            self.best_score, self.best_step, self.waited = score, step, 0
+            self.weights = [parameter.detach().clone() for parameter in parameters]
 
-def rate_groups(
-    parameters: Sequence[nn.Parameter], faster: Container[nn.Parameter], ratio: float
-) -> list[dict[str, Any]]:
-    """LoRA+ (Hayou et al., 2402.12354): ``faster`` parameters at ``ratio`` times the rate."""
-    return [
-        {"params": [p for p in parameters if p not in faster], RATIO: 1.0},
-        {"params": [p for p in parameters if p in faster], RATIO: ratio},
-    ]
+    @property
+    def stopped_after(self) -> int | None:
+        return self.observed_step if self.waited >= self.patience else None
 
+    @torch.no_grad()
+    def restore_best(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Set the parameters to their values at the best point, if there is one."""
+        for parameter, best in zip(parameters, self.weights, strict=bool(self.weights)):
+            parameter.copy_(best)
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group.get(RATIO, 1.0)
+    def counters(self) -> dict[str, float]:
+        names = ("best_score", "best_step", "observed_step", "waited")
+        return {name: getattr(self, name) for name in names} if self.observed_step else {}
 
-
-def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
-    """Scale gradients down to ``max_norm`` (2-norm over all parameters); the norm before."""
-    return float(whole(torch.nn.utils.clip_grad_norm_(parameters, max_norm)))
-
-
-# --- when a trial counts as diverged although all its numbers are finite (docs/science.md)
+    def restore(self, counters: dict[str, float], weights: list[Tensor]) -> None:
+        if counters:
+            for name, value in counters.items():
+                setattr(self, name, value)
+            self.weights = weights
 
 
 def is_update_checked(steps_done: int, num_steps: int) -> bool:

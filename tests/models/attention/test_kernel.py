@@ -115,7 +115,7 @@ def test_the_longest_row_is_named_by_a_power_of_two() -> None:
 def test_the_kernel_is_for_cuda_in_16_bits() -> None:
     assert not kernel.has_varlen_kernel(torch.device("cpu"))
     assert not kernel.has_varlen_kernel(torch.device("mps"))
-    rows = KernelRows.of(torch.tensor([3]), torch.device("cpu"))
+    rows = KernelRows(torch.tensor([3]), torch.device("cpu"))
     fitting = torch.zeros(3, 2, 64, dtype=torch.bfloat16)
     assert rows.fits(fitting)
     assert not rows.fits(fitting.float())

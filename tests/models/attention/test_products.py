@@ -53,7 +53,7 @@ def test_values_and_gradients_are_attentions(
     q = drawn(sum(lengths), num_heads, size, seed=0)
     k, v = (drawn(sum(lengths), num_kv, size, seed=s) for s in (1, 2))
     above = drawn(sum(lengths), num_heads, size, seed=3).detach()
-    found = causal_products(q, k, v, RowLayout.of(lengths, CPU), scale)
+    found = causal_products(q, k, v, RowLayout(lengths, CPU), scale)
     expected = one_by_one(q, k, v, lengths, scale)
     assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
     for one, other in zip(
@@ -70,7 +70,7 @@ def test_bfloat16_is_as_near_as_torchs_own() -> None:
     arguments = [drawn(sum(lengths), heads, 64, seed=heads) for heads in (6, 2, 2)]
     truth = one_by_one(*arguments, lengths, 0.125)
     rounded = [x.detach().bfloat16() for x in arguments]
-    found = causal_products(*rounded, RowLayout.of(lengths, CPU), 0.125)
+    found = causal_products(*rounded, RowLayout(lengths, CPU), 0.125)
     torchs = one_by_one(*rounded, lengths, 0.125)
     errors = [((x.double() - truth).norm() / truth.norm()).item() for x in (found, torchs)]
     assert errors[0] < 1.5 * errors[1]
@@ -78,13 +78,13 @@ def test_bfloat16_is_as_near_as_torchs_own() -> None:
 
 def test_a_layout_holds_every_token_and_head_once_and_back() -> None:
     lengths = [5, 9, 1, 5, 8, 30]
-    layout = RowLayout.of(lengths, CPU)
-    places = layout.places(3)
+    layout = RowLayout(lengths, CPU)
+    spread, gather, padding = layout.places(3)
     everything = torch.arange(3 * sum(lengths))
-    assert torch.equal(everything[places.spread][places.gather], everything)
+    assert torch.equal(everything[spread][gather], everything)
     num_places = 3 * layout.groups[-1].stop
-    assert len(places.spread) == num_places
-    assert sorted([*places.gather.tolist(), *places.padding.tolist()]) == list(range(num_places))
+    assert len(spread) == num_places
+    assert sorted([*gather.tolist(), *padding.tolist()]) == list(range(num_places))
 
 
 def test_a_row_of_nan_stays_the_only_one() -> None:
@@ -95,7 +95,7 @@ def test_a_row_of_nan_stays_the_only_one() -> None:
         for x in spoiled:
             x.split(lengths)[bad].fill_(float("nan"))
             x.requires_grad_()
-        out = causal_products(*spoiled, RowLayout.of(lengths, CPU), 0.3)
+        out = causal_products(*spoiled, RowLayout(lengths, CPU), 0.3)
         grads = torch.autograd.grad(out.sum(), spoiled)
         for x in (out.detach(), *grads):
             finite = [bool(torch.isfinite(row).all()) for row in x.split(lengths)]

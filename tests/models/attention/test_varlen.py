@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from rankscope.errors import UserError
-from rankscope.models.attention.tree import TreeMask
+from rankscope.models.attention.products import TreeMask
 from rankscope.models.attention.varlen import AttentionPlan, KVCache
 from rankscope.models.base import Row, RowBatch
 from rankscope.models.load import check_rows_apart
@@ -258,7 +258,7 @@ def test_architectures_that_keep_rows_apart_pass(architecture: str) -> None:
 
 
 def test_what_branches_see_is_laid_out_once_for_all_layers() -> None:
-    branches = TreeMask.of([7, 5], [(2, 2), (1,)])
+    branches = TreeMask([7, 5], [(2, 2), (1,)])
     cpu = torch.device("cpu")
     mask = branches.wide_mask(3, None, cpu)
     assert branches.wide_mask(3, None, cpu) is mask

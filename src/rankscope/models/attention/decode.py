@@ -9,30 +9,21 @@ in bfloat16, plain products 4.0 and 3.6.
     G = H / K; D head dim
 """
 
-from dataclasses import dataclass, field
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    """Minus infinity at the keys that are ``hidden``, bool, and 0 elsewhere."""
-    zeros = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-    return zeros.masked_fill_(hidden, float("-inf"))
+from rankscope.models.attention.products import additive_mask
 
 
-@dataclass(frozen=True, slots=True)
 class DecodeStep:
     """Where the new token of each row goes, and what it sees."""
 
-    columns: Tensor  # (R,) int64: the row's cached tokens so far, so its new token's place
-    width: int  # S
-    _masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, lengths: Tensor, device: torch.device) -> "DecodeStep":
-        return cls(lengths.to(device), int(lengths.max()) + 1)
+    def __init__(self, lengths: Tensor, device: torch.device) -> None:
+        """``lengths``: each row's cached tokens so far, so its new token's place, (R,) int64."""
+        self.columns = lengths.to(device)
+        self.width = int(lengths.max()) + 1  # S
+        self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """(R, 1, 1, S): 0 for the tokens that a row sees, else minus infinity; computed once."""

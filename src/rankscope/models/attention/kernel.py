@@ -3,8 +3,6 @@
 R rows, N tokens, H query and K key/value heads, D head dim
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -22,19 +20,17 @@ def has_varlen_kernel(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= FLASH_CAPABILITY
 
 
-@dataclass(frozen=True, slots=True)
 class KernelRows:
-    ends: Tensor  # (R + 1,) int32: 0, then the tokens up to the end of each row
-    max_length: int
-    """At least the longest row. A power of two, because how the kernel divides its work, and with
-    it the order of sums, may depend on it."""
+    """Where each row ends, as the kernel takes it."""
 
-    @classmethod
-    def of(cls, lengths: Tensor, device: torch.device) -> "KernelRows":
+    def __init__(self, lengths: Tensor, device: torch.device) -> None:
         """``lengths``: (R,) int64, on the CPU."""
         ends = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        self.ends = ends.to(device, torch.int32)  # (R + 1,): tokens up to the end of each row
         longest = max(LEAST_MAX_LENGTH, int(lengths.max()))
-        return cls(ends.to(device, torch.int32), 1 << (longest - 1).bit_length())
+        # A power of two, because how the kernel divides its work, and with it the order of sums,
+        # may depend on it.
+        self.max_length = 1 << (longest - 1).bit_length()
 
     def fits(self, query: Tensor) -> bool:
         size = query.shape[-1]

@@ -10,13 +10,10 @@ rows are cut into blocks of queries that skip all later keys.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from rankscope.models.attention.decode import additive_mask
 
 MAX_LENGTH = 1024  # Longer rows use the fused attention: it keeps no T x T probabilities
 
@@ -25,26 +22,24 @@ PADDING_PERCENT = 15  # A group's longest row has at most so much more tokens th
 QUERY_BLOCK = 128  # Queries of one product; its keys end at the block's last query
 
 
-@dataclass(frozen=True, slots=True)
+def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """Minus infinity at the keys that are ``hidden``, bool, and 0 elsewhere."""
+    zeros = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return zeros.masked_fill_(hidden, float("-inf"))
+
+
 class RowGroup:
     """Rows of similar length, laid out together as (K, R, T)."""
 
-    rows: tuple[int, ...]  # Their indices in the batch
-    width: int
-    start: int  # First of its R x T places; the groups follow each other
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.rows)
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.num_rows * self.width
+    def __init__(self, rows: Sequence[int], width: int, start: int) -> None:
+        """``rows``: their indices in the batch. ``start``: first of the group's R x T places."""
+        self.rows, self.width, self.start = rows, width, start
+        self.stop = start + len(rows) * width
 
     def view(self, x: Tensor, num_kv: int) -> Tensor:
         """(L K, G D), laid-out tokens by key/value head -> the group's (K R, T, G D), a view."""
         rows = x[self.start * num_kv : self.stop * num_kv]
-        return rows.view(self.num_rows * num_kv, self.width, -1)
+        return rows.view(len(self.rows) * num_kv, self.width, -1)
 
     def spans(self) -> list[tuple[int, int]]:
         """(first query, one after the last) of each block."""
@@ -52,48 +47,29 @@ class RowGroup:
         return [(first, min(first + QUERY_BLOCK, self.width)) for first in firsts]
 
 
-@dataclass(frozen=True, slots=True)
-class _RowPlaces:
-    """Which (token, key/value head) goes to which place of the grouped layout.
-
-    Heads that share a key/value head are neighbors in memory, so one walk over memory lays queries
-    out as the products need them.
-    """
-
-    spread: Tensor  # (L K,) index into N K; padding points at its row's first token
-    gather: Tensor  # (N K,) index into L K
-    padding: Tensor  # Places that hold padding
-
-
-@dataclass(frozen=True, slots=True)
 class RowLayout:
     """Rows in groups of similar length; L places in all, padding included."""
 
-    groups: tuple[RowGroup, ...]
-    sources: tuple[Tensor, ...]
-    """By group, (R, T): index i into the N tokens; for padding -1 - i with i its row's first."""
-    num_tokens: int
-    device: torch.device
-    _places: dict[int, _RowPlaces] = field(default_factory=dict)
-    _masks: dict[tuple[int, int, int, torch.dtype], Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         lengths: Sequence[int],
         device: torch.device,
         max_scores: int | None = None,
         num_shared: int = 0,
-    ) -> "RowLayout":
+    ) -> None:
         """Lay out consecutive rows of the given lengths (each at least 1).
 
         ``max_scores`` bounds a group's scores in one head, and ``num_shared`` counts the keys that
         each query sees besides those of its own row.
         """
+        self.num_tokens, self.device = sum(lengths), device
+        self.groups: list[RowGroup] = []
+        # By group, (R, T): index i into the N tokens; for padding -1 - i with i its row's first.
+        self._sources: list[Tensor] = []
+        self._places: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._masks: dict[tuple[int, int, int, torch.dtype], Tensor] = {}
         counts = torch.tensor(lengths, dtype=torch.int64)
         starts = torch.cumsum(counts, 0) - counts
-        groups: list[RowGroup] = []
-        sources: list[Tensor] = []
         place = 0
         for rows in group_by_length(lengths, max_scores, num_shared):
             index = torch.tensor(rows)
@@ -103,16 +79,21 @@ class RowLayout:
             # Padding repeats its own row's first token: a diverged adapter's NaN must not reach
             # another row, not even multiplied by zero.
             first = starts[index, None]
-            sources.append(torch.where(exists, first + steps, -1 - first))
-            groups.append(RowGroup(tuple(rows), width, place))
-            place = groups[-1].stop
-        return cls(tuple(groups), tuple(sources), int(counts.sum()), device)
+            self._sources.append(torch.where(exists, first + steps, -1 - first))
+            self.groups.append(RowGroup(rows, width, place))
+            place = self.groups[-1].stop
 
-    def places(self, num_kv: int) -> _RowPlaces:
+    def places(self, num_kv: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Which (token, key/value head) goes to which place, and back: (L K,) indices into N K,
+        where padding points at its row's first token; (N K,) indices into L K; places of padding.
+
+        Heads that share a key/value head are neighbors in memory, so one walk over memory lays
+        queries out as the products need them.
+        """
         if num_kv not in self._places:
             heads = torch.arange(num_kv)[:, None, None]
             ordered, is_valid = [], []
-            for source in self.sources:  # (R, T) -> (K, R, T)
+            for source in self._sources:  # (R, T) -> (K, R, T)
                 token = torch.where(source < 0, -1 - source, source)
                 ordered.append((token * num_kv + heads).reshape(-1))
                 is_valid.append((source >= 0).expand(num_kv, -1, -1).reshape(-1))
@@ -120,11 +101,9 @@ class RowLayout:
             valid = torch.nonzero(exists).reshape(-1)
             gather = torch.empty(self.num_tokens * num_kv, dtype=torch.int64)
             gather[spread[valid]] = valid
-            self._places[num_kv] = _RowPlaces(
-                spread.to(self.device),
-                gather.to(self.device),
-                torch.nonzero(~exists).reshape(-1).to(self.device),
-            )
+            padding = torch.nonzero(~exists).reshape(-1)
+            places = (spread.to(self.device), gather.to(self.device), padding.to(self.device))
+            self._places[num_kv] = places
         return self._places[num_kv]
 
     def mask(self, span: tuple[int, int], per_key: int, dtype: torch.dtype) -> Tensor:
@@ -142,7 +121,7 @@ class RowLayout:
 def group_by_length(
     lengths: Sequence[int], max_scores: int | None = None, num_shared: int = 0
 ) -> list[list[int]]:
-    """Row indices in groups of similar length, longest first; see :meth:`RowLayout.of`."""
+    """Row indices in groups of similar length, longest first; see :class:`RowLayout`."""
     groups: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         longest = lengths[groups[-1][0]] if groups else 0
@@ -171,8 +150,8 @@ def attend_in_groups(
     q, k, _ = qkv
     num_kv, size = k.shape[1:]
     per_key = q.shape[1] // num_kv
-    places = layout.places(num_kv)
-    spread = [x.reshape(len(k) * num_kv, -1).index_select(0, places.spread) for x in qkv]
+    to_places, to_tokens, _ = layout.places(num_kv)
+    spread = [x.reshape(len(k) * num_kv, -1).index_select(0, to_places) for x in qkv]
     out = torch.empty_like(spread[0])
     for group in layout.groups:
         queries, keys, values, result = (group.view(x, num_kv) for x in (*spread, out))
@@ -182,7 +161,7 @@ def attend_in_groups(
             transposed = keys[:, :last].transpose(1, 2)
             scores = torch.baddbmm(mask_of(group, span), queries[:, rows], transposed, alpha=scale)
             result[:, rows] = attend(scores, queries[:, rows], values[:, :last])
-    return out.index_select(0, places.gather).view(q.shape), spread
+    return out.index_select(0, to_tokens).view(q.shape), spread
 
 
 class _CausalProducts(torch.autograd.Function):
@@ -214,9 +193,9 @@ class _CausalProducts(torch.autograd.Function):
         size = spread[1].shape[1]
         per_key = spread[0].shape[1] // size
         num_kv = grads[0].shape[1] // per_key
-        places = layout.places(num_kv)
-        grad = grads[0].reshape(-1, per_key * size).index_select(0, places.spread)
-        grad.index_fill_(0, places.padding, 0)
+        to_places, to_tokens, padding = layout.places(num_kv)
+        grad = grads[0].reshape(-1, per_key * size).index_select(0, to_places)
+        grad.index_fill_(0, padding, 0)
         gradients = [torch.empty_like(spread[0]), *(torch.zeros_like(x) for x in spread[1:])]
         for group in layout.groups:
             queries, keys, values, above, grad_q, grad_k, grad_v = (
@@ -234,11 +213,129 @@ class _CausalProducts(torch.autograd.Function):
                 grad_q[:, rows] = inner @ keys[:, :last]
                 grad_k[:, :last] += inner.transpose(1, 2) @ queries[:, rows]
         shapes = (grads[0].shape, *2 * [(len(grads[0]), num_kv, size)])
-        gathered = (x.index_select(0, places.gather) for x in gradients)
+        gathered = (x.index_select(0, to_tokens) for x in gradients)
         return *(x.view(shape) for x, shape in zip(gathered, shapes, strict=True)), None, None
 
 
 def causal_products(q: Tensor, k: Tensor, v: Tensor, layout: RowLayout, scale: float) -> Tensor:
     """Attention within rows: q (N, H, D), k and v (N, K, D) -> (N, H, D), in the dtype of q."""
     out: Tensor = _CausalProducts.apply(q, k, v, layout, scale)  # type: ignore[no-untyped-call]
+    return out
+
+
+# --- rows that branch, and rows that share one cached prefix; forward only. A prompt with several
+# answers is one row: its trunk, then its branches one after another. A branch sees the trunk and
+# itself, so the prompt is computed once, in the pass of its answers. Rows that begin with the same
+# tokens, such as the examples before each question, keep those in a cache of one row, of P tokens:
+# all their queries meet its keys in one product per head.
+
+MAX_SCORES = 2**16  # Most scores of a group in one head: its softmax stays in the CPU cache
+
+
+class TreeMask:
+    """Which tokens of each row see which."""
+
+    def __init__(self, lengths: Sequence[int], branches: Sequence[Sequence[int]]) -> None:
+        # (R, T): 0 in the trunk, then 1, 2, ..., and -1 beyond the row.
+        self.branch = torch.full((len(lengths), max(lengths)), -1)
+        # (R, T), from the row's first token; all branches start alike.
+        self.position = torch.zeros_like(self.branch)
+        self.trunks: list[int] = []  # Tokens before the first branch, by row
+        self._masks: dict[tuple[object, ...], Tensor] = {}
+        for row, (length, parts) in enumerate(zip(lengths, branches, strict=True)):
+            trunk = start = length - sum(parts)
+            self.trunks.append(trunk)
+            self.branch[row, :start] = 0
+            self.position[row, :start] = torch.arange(start)
+            for number, part in enumerate(parts, 1):
+                self.branch[row, start : start + part] = number
+                self.position[row, start : start + part] = trunk + torch.arange(part)
+                start += part
+
+    def visible(self, rows: Sequence[int], first: int, last: int) -> Tensor:
+        """Which keys before ``last`` the queries from ``first`` on see, (R, queries, keys). Places
+        beyond a row's end see its first token: a softmax over nothing would be NaN."""
+        branch = self.branch[list(rows), :last]
+        query_branch = branch[:, first:, None]
+        is_past = torch.arange(last) <= torch.arange(first, last)[:, None]
+        visible = is_past & ((branch[:, None] == 0) | (branch[:, None] == query_branch))
+        visible &= query_branch >= 0
+        visible[:, :, 0] = True
+        return visible
+
+    def mask(
+        self, group: RowGroup, span: tuple[int, int], heads: tuple[int, int], dtype: torch.dtype
+    ) -> Tensor | None:
+        """(K R, queries x G, last): 0 or minus infinity; None if the causal mask will do."""
+        num_kv, per_key = heads
+        first, last = span
+        if min(self.trunks[row] for row in group.rows) >= last:
+            return None
+        key = (group.start, first, num_kv, per_key, dtype)
+        if key not in self._masks:
+            hidden = ~self.visible(group.rows, first, last).repeat_interleave(per_key, 1)
+            self._masks[key] = additive_mask(hidden, dtype).repeat(num_kv, 1, 1)
+        return self._masks[key]
+
+    def wide_mask(self, num_shared: int, window: int | None, device: torch.device) -> Tensor:
+        """What each query sees of P shared keys and its row's T, (R, 1, T, P + T) bool."""
+        key = (num_shared, window, device)
+        if key in self._masks:
+            return self._masks[key]
+        visible = self.visible(range(len(self.branch)), 0, self.branch.shape[1])
+        shared = torch.ones(*visible.shape[:2], num_shared, dtype=torch.bool)
+        if window is not None:
+            visible &= self.position[:, :, None] - self.position[:, None] < window
+            distance = num_shared + self.position[:, :, None] - torch.arange(num_shared)
+            shared &= distance < window
+        visible[:, :, 0] |= ~torch.cat([shared, visible], 2).any(2)
+        self._masks[key] = torch.cat([shared, visible], 2)[:, None].to(device)
+        return self._masks[key]
+
+
+def tree_attention(
+    qkv: tuple[Tensor, Tensor, Tensor],
+    layout: RowLayout,
+    scale: float,
+    tree: TreeMask,
+    prefix: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """softmax(s q k^T) v over a row's own keys and the prefix's, without a backward pass. q (N, H,
+    D), k and v (N, K, D) -> (N, H, D); the prefix's keys and values are (K, P, D) each."""
+    q, k, _ = qkv
+    num_kv, size = k.shape[1:]
+    heads = (num_kv, q.shape[1] // num_kv)
+
+    def mask_of(group: RowGroup, span: tuple[int, int]) -> Tensor:
+        mask = tree.mask(group, span, heads, q.dtype)
+        return layout.mask(span, heads[1], q.dtype) if mask is None else mask
+
+    def attend(scores: Tensor, queries: Tensor, values: Tensor) -> Tensor:
+        if prefix is None:
+            return torch.softmax(scores, -1) @ values
+        return _attend_with_prefix(
+            scale * queries.reshape(num_kv, -1, size), prefix, scores, values
+        )
+
+    return attend_in_groups(qkv, layout, scale, mask_of, attend)[0]
+
+
+def _attend_with_prefix(
+    queries: Tensor, prefix: tuple[Tensor, Tensor], scores: Tensor, values: Tensor
+) -> Tensor:
+    """Attention over P shared keys and the row's own, given the masked scores of the own keys.
+
+    ``queries`` (K, M, D) are scaled, M those of all rows; ``prefix`` (K, P, D) each; ``scores`` (K
+    R, M / R, S) and ``values`` (K R, S, D) of own keys. Result: (K R, M / R, D).
+    """
+    keys, shared_values = prefix
+    num_kv, num_queries, size = queries.shape
+    num_shared = keys.shape[1]
+    both = scores.new_empty(num_kv, num_queries, num_shared + scores.shape[2])
+    both[:, :, num_shared:] = scores.view(num_kv, num_queries, -1)
+    for head in range(num_kv):
+        torch.mm(queries[head], keys[head].T, out=both[head, :, :num_shared])
+    both = torch.softmax(both, -1)
+    out = both.view(len(values), -1, both.shape[2])[:, :, num_shared:] @ values
+    out.view(num_kv, num_queries, size).baddbmm_(both[:, :, :num_shared], shared_values)
     return out

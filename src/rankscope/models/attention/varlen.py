@@ -28,8 +28,14 @@ from transformers import AttentionInterface, PretrainedConfig
 from rankscope.errors import UserError
 from rankscope.models.attention.decode import DecodeStep
 from rankscope.models.attention.kernel import KernelRows, has_varlen_kernel
-from rankscope.models.attention.products import MAX_LENGTH, RowLayout, causal_products
-from rankscope.models.attention.tree import MAX_SCORES, TreeMask, tree_attention
+from rankscope.models.attention.products import (
+    MAX_LENGTH,
+    MAX_SCORES,
+    RowLayout,
+    TreeMask,
+    causal_products,
+    tree_attention,
+)
 
 NAME = "rankscope_varlen"  # Name of the attention implementation, for ``attn_implementation=``
 
@@ -158,9 +164,9 @@ class AttentionPlan:
             is_rectangular=bool(valid.all()),
             cache=cache,
             store=store,
-            layout=RowLayout.of(lengths, device) if by_products else None,
-            kernel=KernelRows.of(counts, device) if by_kernel else None,
-            step=DecodeStep.of(cache.lengths, device) if is_step and cache is not None else None,
+            layout=RowLayout(lengths, device) if by_products else None,
+            kernel=KernelRows(counts, device) if by_kernel else None,
+            step=DecodeStep(cache.lengths, device) if is_step and cache is not None else None,
         )
 
     def with_branches(
@@ -171,15 +177,12 @@ class AttentionPlan:
             raise ValueError(f"a prefix of {len(prefix.lengths)} rows; all rows continue one")
         if torch.is_grad_enabled():
             raise ValueError("rows that branch or continue a prefix have no backward pass")
-        plan = replace(self, prefix=prefix)
-        lengths = self.lengths.tolist()
-        return replace(
-            plan,
-            tree=TreeMask.of(lengths, branches or [()] * len(lengths)),
-            layout=RowLayout.of(lengths, device, MAX_SCORES, plan.num_shared)
-            if device.type == "cpu"
-            else None,
-        )
+        lengths, layout = self.lengths.tolist(), None
+        if device.type == "cpu":
+            num_shared = 0 if prefix is None else int(prefix.lengths)
+            layout = RowLayout(lengths, device, MAX_SCORES, num_shared)
+        tree = TreeMask(lengths, branches or [()] * len(lengths))
+        return replace(self, prefix=prefix, tree=tree, layout=layout)
 
     def rows(self, x: Tensor) -> Tensor:
         """(1, heads, N, D) -> (R, heads, T, D)."""
