@@ -1,8 +1,6 @@
 """An analysis from one file is configured, run, stored, read back and tabulated."""
 
-import importlib.util
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -15,17 +13,12 @@ from rankscope.config.study import AnalyzeConfig, StudyConfig
 
 
 @pytest.fixture
-def largest(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def largest(
+    monkeypatch: pytest.MonkeyPatch, load_extension: Callable[[str], ModuleType]
+) -> Iterator[ModuleType]:
     """The analysis of the file beside this one, gone after the test."""
     monkeypatch.setattr(analyses, "_ANALYSES", dict(analyses._ANALYSES))
-    place = Path(__file__).with_name("analysis.py")
-    spec = importlib.util.spec_from_file_location("largest_analysis", place)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    yield module
+    yield load_extension("analysis")
     del AnalyzeConfig.__pydantic_fields__["largest"]
     AnalyzeConfig.model_rebuild(force=True)
     StudyConfig.__pydantic_fields__["analyze"].default = AnalyzeConfig()
@@ -42,7 +35,4 @@ def test_a_study_runs_stores_and_tabulates_it(largest: ModuleType, tmp_path: Pat
     assert found.largest > 0
     table = rankscope.load(tmp_path / "out").analyses["largest"]
     assert table[["arm", "largest"]].values.tolist() == [[trial.spec.arm_label, found.largest]]
-
-
-def test_unless_it_is_asked_for_it_does_nothing(largest: ModuleType, tmp_path: Path) -> None:
     assert largest.LargestAnalysis().is_enabled(small_study(tmp_path).config) is False

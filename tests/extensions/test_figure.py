@@ -1,10 +1,10 @@
 """A figure is one file: once imported, it is on the page with its sentence, plot and table."""
 
-import importlib.util
 import pkgutil
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from report_studies import ordinary_study
@@ -16,15 +16,10 @@ from rankscope.report.study_view import StudyView
 
 
 @pytest.fixture
-def imported_figure() -> Iterator[None]:
-    path = Path(__file__).with_name("figure.py")
-    spec = importlib.util.spec_from_file_location("figure_extension", path)
-    assert spec is not None
-    assert spec.loader is not None
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+def imported_figure(load_extension: Callable[[str], ModuleType]) -> Iterator[None]:
+    module = load_extension("figure")
     yield
-    for draw in [draw for draw in REGISTRY if draw.__module__ == spec.name]:
-        del REGISTRY[draw]
+    del REGISTRY[module.draw]
 
 
 @pytest.mark.usefixtures("imported_figure")

@@ -1,7 +1,8 @@
 """A method from one file is configured, labeled, estimated, trained, stored and loaded."""
 
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -23,16 +24,10 @@ ROWS = toy_rows()
 
 
 @pytest.fixture(autouse=True)
-def olora(monkeypatch: pytest.MonkeyPatch) -> None:
+def olora(monkeypatch: pytest.MonkeyPatch, load_extension: Callable[[str], ModuleType]) -> None:
     """The method of the file beside this one, registered while a test runs."""
-    place = Path(__file__).with_name("method.py")
-    spec = importlib.util.spec_from_file_location("olora_method", place)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
-    register_method(module.OloraMethod())
+    register_method(load_extension("method").OloraMethod())
 
 
 def logits(base: Base, adapter_name: str | None) -> Tensor:

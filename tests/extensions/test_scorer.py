@@ -1,7 +1,8 @@
 """A scorer from one file is configured, listed and evaluated, without a change to the package."""
 
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from command_line import write_rows
@@ -17,14 +18,12 @@ ROWS = [{"prompt": f"what {word} ?", "completion": "metal"} for word in ("iron",
 
 
 @pytest.fixture(autouse=True)
-def _scorer_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def _scorer_file(
+    monkeypatch: pytest.MonkeyPatch, load_extension: Callable[[str], ModuleType]
+) -> None:
     """Imports the scorer's file; the scorer is gone after the test."""
     monkeypatch.setattr(scorers, "_SCORERS", dict(scorers._SCORERS))
-    place = Path(__file__).with_name("scorer.py")
-    spec = importlib.util.spec_from_file_location("answer_scorer", place)
-    assert spec is not None
-    assert spec.loader is not None
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    load_extension("scorer")
 
 
 def test_a_study_file_may_name_it(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
 """A task from one file of its own: trained on and evaluated without a change to the package."""
 
-import importlib.util
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import pytest
 
@@ -26,18 +25,14 @@ STUDY = StudyConfig.model_validate(
 )
 
 
-@pytest.fixture
-def _task_file() -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def _task_file(load_extension: Callable[[str], ModuleType]) -> Iterator[None]:
     """Imports the task's file; the task is gone after the test."""
-    spec = importlib.util.spec_from_file_location("task", Path(__file__).with_name("task.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    load_extension("task")
     yield
     del NAMED_TASKS[NAME]
 
 
-@pytest.mark.usefixtures("_task_file")
 def test_a_study_trains_on_the_task() -> None:
     tokenizer = load_tokenizer(model_folder(STUDY.model))
     data = prepare_data(STUDY, Encoder(tokenizer, "auto", STUDY.train.max_length))
@@ -54,14 +49,9 @@ def test_a_study_trains_on_the_task() -> None:
     )
 
 
-@pytest.mark.usefixtures("_task_file")
 def test_the_evaluation_engine_scores_the_task() -> None:
     (score,) = rankscope.score("pocket", [NAME], device="cpu", max_items=8).scores
     assert (score.record.task, score.record.n) == (NAME, 8)
     assert score.source == "words of the pocket world"
-
-
-@pytest.mark.usefixtures("_task_file")
-def test_a_name_stands_for_one_task() -> None:
     with pytest.raises(UserError, match="'kinds_of_words': found a task of this name"):
         register_task(NAMED_TASKS[NAME])
