@@ -12,20 +12,11 @@ from safetensors.torch import save_file
 
 from rankscope.errors import UserError
 from rankscope.hashing import (
-    sha256_file,
     sha256_json,
     sha256_tensors,
     tokenizer_sha256,
     weights_sha256,
 )
-
-# FIPS 180-2, appendix B.1: the digest of the message "abc".
-SHA256_ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-
-
-def test_file_digest_is_the_standard_one(tmp_path: Path) -> None:
-    (tmp_path / "abc").write_bytes(b"abc")
-    assert sha256_file(tmp_path / "abc") == SHA256_ABC
 
 
 def test_json_digest_ignores_order_and_nothing_else() -> None:
@@ -34,12 +25,8 @@ def test_json_digest_ignores_order_and_nothing_else() -> None:
     assert sha256_json({"b": [2.5, None], "a": 1}) == expected
     assert sha256_json({"a": 1}) != sha256_json({"a": 1.0})
     assert sha256_json([1, 2]) != sha256_json([2, 1])
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), [1.0, -float("inf")]])
-def test_json_digest_refuses_what_json_cannot_say(value: object) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
-        sha256_json(value)
+        sha256_json([1.0, float("nan")])
 
 
 def make_folder(folder: Path, files: dict[str, str]) -> Path:

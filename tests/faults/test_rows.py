@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command_line import Outcome, rankscope, settings, write_rows
@@ -49,107 +48,42 @@ def test_an_empty_file(place: Path, verb: str) -> None:
     )
 
 
-@pytest.mark.pitfall(7)
-def test_lines_that_are_no_objects_are_listed_together(place: Path) -> None:
+@pytest.mark.pitfall(7, 8, 11)
+def test_bad_rows_are_listed_together(place: Path) -> None:
     rows: list[Any] = good_rows(40)
+    rows[2]["answer"] = 4
+    rows[4]["choices"][0] = f" {rows[4]['choices'][3]} "
     rows[11:13] = ['{"question": "a", ', '["a"]']
+    rows[20] = {"prompt": "target ?", "completion": "croup"}
     outcome = check_rows(place, rows)
     refused(
         outcome,
-        where="rows.jsonl, row 12: ",
-        found="text that is not JSON",
-        expected="object",
+        where="rows.jsonl, row 3: ",
+        found="answer 4",
+        expected="expected an index from 0 to 3, a letter from A to D",
         do="correct them, or leave them out with 'on_bad_rows: drop'",
     )
-    assert "rows.jsonl, row 13: found a JSON list" in outcome.told
+    for row, found in (
+        (5, "the duplicate choice"),
+        (12, "text that is not JSON"),
+        (13, "a JSON list"),
+        (21, "the shape 'prompt and completion'"),
+    ):
+        assert f"rows.jsonl, row {row}: found {found}" in outcome.told
 
 
-@pytest.mark.pitfall(7)
-def test_parquet_cells_that_are_no_values(place: Path) -> None:
-    """Text that is not UTF-8, and times that no calendar has."""
-    count = 40
-    words: list[Any] = [f"word {n}" for n in range(count)]
-    bad = pa.array([b"a\xff" if n == 3 else w.encode() for n, w in enumerate(words)], pa.binary())
-    times = pa.array([2**62 if n == 5 else n for n in range(count)], pa.int64())
-    table = pa.table(
-        {
-            "prompt": bad.view(pa.string()),
-            "completion": words,
-            "when": times.cast(pa.timestamp("ms")),
-        }
-    )
-    pq.write_table(table, place / "rows.parquet")
-    edit(place, "rows.jsonl", "rows.parquet")
-    outcome = rankscope("check", "study.yaml")
-    refused(
-        outcome,
-        where="rows.parquet, row 4: ",
-        found="unreadable cell",
-        do="correct them, or leave them out",
-    )
-    assert "rows.parquet, row 6: found an unreadable cell" in outcome.told
-    (place / "rows.parquet").write_bytes(b"PAR1" + bytes(40))
-    refused(
-        rankscope("check", "study.yaml"),
-        where="rows.parquet",
-        found="found a fault",
-        expected="a readable Parquet file",
-    )
-
-
-@pytest.mark.pitfall(8)
-def test_two_shapes_in_one_file(place: Path) -> None:
-    rows: list[Any] = good_rows(40)
-    rows[20] = {"prompt": "target ?", "completion": "croup"}
-    rows[30] = {"text": "croup"}
-    outcome = check_rows(place, rows)
-    refused(
-        outcome,
-        where="rows.jsonl, row 21",
-        found="found the shape 'prompt and completion'",
-        expected="expected 'multiple choice' as in",
-        do="correct them",
-    )
-    assert "rows.jsonl, row 31: found the shape 'text'" in outcome.told
-
-
-@pytest.mark.pitfall(9, 31)
-@pytest.mark.parametrize("empty", ["", NAN], ids=repr)
-def test_rows_without_completion(place: Path, empty: object) -> None:
-    """One in 200 is left out and counted; three in 200 are an error. NaN is pandas' empty cell."""
+@pytest.mark.pitfall(9, 10, 31)
+def test_rows_with_nothing_to_learn_are_left_out_and_counted(place: Path) -> None:
+    """NaN is how pandas writes an empty cell."""
     rows = sums(200)
-    rows[150]["completion"] = empty
+    rows[150]["completion"] = NAN
+    assert "mine: 1 of 200 rows were dropped: " in check_rows(place, rows).told
+    rows = sums(200)
+    rows[101]["prompt"] = "1 + " * 40
+    rows[51]["completion"] = "1 " * 40
     outcome = check_rows(place, rows)
     assert outcome.code == 0
-    assert "mine: 1 of 200 rows were dropped: " in outcome.told
-    for index in (152, 154):
-        rows[index]["completion"] = empty
-    refused(
-        check_rows(place, rows),
-        where="rows.jsonl, row 151",
-        found="found no completion in field 'completion'",
-        do="correct them, or leave them out with 'on_bad_rows: drop'",
-    )
-
-
-@pytest.mark.pitfall(31)
-def test_missing_cells_of_a_table_are_not_learned(place: Path) -> None:
-    """As pandas writes them to Parquet: no word ``nan`` is among the training targets."""
-    count = 200
-    table = pa.table(
-        {
-            "prompt": [f"{i} +" for i in range(count)],
-            "completion": pa.array([NAN if i == 7 else i / 2 for i in range(count)], pa.float64()),
-        }
-    )
-    pq.write_table(table, place / "rows.parquet")
-    edit(place, "rows.jsonl", "rows.parquet")
-    outcome = rankscope("check", "study.yaml", "--rows", "200")
-    assert outcome.code == 0, outcome.err
-    assert "mine: 1 of 200 rows were dropped: " in outcome.told
-    told = "".join(outcome.told.split())  # paths are folded
-    assert "rows.parquet,row8:foundnocompletion" in told
-    assert "nan" not in outcome.out
+    assert "mine: 1 training rows dropped, 1 completions cut at max_length = 32" in outcome.told
 
 
 @pytest.mark.pitfall(31, 22)
@@ -190,57 +124,6 @@ def test_a_score_that_is_no_number_is_refused(place: Path, monkeypatch: pytest.M
         found="found nan, which grade of",
         expected="expected a score from 0 to 1",
     )
-
-
-@pytest.mark.pitfall(10)
-def test_prompts_longer_than_the_row(place: Path) -> None:
-    """With files of their own for validation and report, all 200 rows are trained on."""
-    rows = [{"prompt": f"{i} + 1 =", "completion": str(i)} for i in range(200)]
-    held_out = [{"prompt": f"{i} + 2 =", "completion": str(i)} for i in range(9)]
-    chosen_by = [{"prompt": f"{i} + 3 =", "completion": str(i)} for i in range(9)]
-    write_rows(place / "report.jsonl", held_out)
-    write_rows(place / "validation.jsonl", chosen_by)
-    edit(
-        place, "rows.jsonl", "rows.jsonl\n    validation: validation.jsonl\n    test: report.jsonl"
-    )
-    rows[100]["prompt"] = "1 + " * 40
-    rows[50]["completion"] = "1 " * 40
-    outcome = check_rows(place, rows)
-    assert outcome.code == 0
-    counted = "mine: 1 training rows dropped, 1 completions cut at max_length = 32 tokens"
-    assert counted in outcome.told
-    assert "199 training rows" in outcome.told
-    assert "up to there" not in outcome.told
-    for row in held_out:
-        row["completion"] = "1 " * 40
-    write_rows(place / "report.jsonl", held_out)
-    scored = "test items are longer than max_length = 32 tokens and scored up to there"
-    assert scored in check_rows(place, rows).told
-    for index in (102, 104):
-        rows[index]["prompt"] = "1 + " * 40
-    refused(
-        check_rows(place, rows),
-        where="rows.jsonl, row 101",
-        found="no token to learn here and in 3 of 200 rows in all (the prompt fills max_length",
-        expected="one such row, or 1 %, at most",
-        do="raise train.max_length or shorten the rows",
-    )
-
-
-@pytest.mark.pitfall(11)
-def test_choices_and_answers_that_do_not_fit(place: Path) -> None:
-    rows = good_rows(40)
-    rows[2]["answer"] = 4
-    rows[4]["choices"][0] = f" {rows[4]['choices'][3]} "
-    outcome = check_rows(place, rows)
-    refused(
-        outcome,
-        where="rows.jsonl, row 3: ",
-        found="answer 4",
-        expected="expected an index from 0 to 3, a letter from A to D",
-        do="correct them",
-    )
-    assert "rows.jsonl, row 5: found the duplicate choice" in outcome.told
 
 
 # --- rows that change between two runs ----------------------------------------------------------
