@@ -18,6 +18,7 @@ from rankscope.device import (
     choose_dtype,
     dtype_notes,
     keep_freed_memory,
+    limit_kernel_cache,
     peak_memory_bytes,
     processor_flags,
     provenance,
@@ -133,11 +134,13 @@ def test_freed_memory_can_be_handed_back() -> None:
 def test_the_command_lets_threads_limit_busy_waiting_unless_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
         monkeypatch.setenv(name, "")  # so that it is as before in the end
         monkeypatch.delenv(name)
     limit_busy_waiting()
     assert os.environ["GOMP_SPINCOUNT"] == str(WAITING_LOOPS)
+    limit_kernel_cache()
+    assert 0 < int(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) < 1024
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     limit_busy_waiting()
     assert os.environ["GOMP_SPINCOUNT"] == "7"

@@ -7,17 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import torch
 from full_disks import files_of_at_most
 
 from rankscope.errors import DiskFull, UserError
 from rankscope.filesystem import folder_in_one_step, output_folder, replace_text
-from rankscope.train.checkpoint import GroupCheckpoint
-
-
-def save(checkpoint: GroupCheckpoint, step: int, size: int = 4) -> None:
-    tensors = {"t/parameter/0": torch.full((size,), float(step))}
-    checkpoint.save(step, tensors, {"seconds": 0.0})
 
 
 def test_a_text_that_does_not_fit_leaves_the_old_one(tmp_path: Path) -> None:
@@ -36,23 +29,6 @@ def test_the_same_text_is_not_written_again(tmp_path: Path) -> None:
     assert not replace_text(path, "naïve\r\n")
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert replace_text(path, "naïve\n")
-
-
-def test_a_state_that_does_not_fit_leaves_the_old_one(tmp_path: Path) -> None:
-    checkpoint = GroupCheckpoint(tmp_path / "group")
-    save(checkpoint, 1)
-    with files_of_at_most(1000), pytest.raises(DiskFull, match="40,000 bytes"):
-        save(checkpoint, 2, size=10_000)
-    loaded = checkpoint.load()
-    assert loaded is not None
-    assert loaded[0] == 1
-    assert [path.name for path in checkpoint.folder.iterdir()] == ["step-000000001"]
-
-
-def test_a_place_where_no_folder_can_be_is_no_full_disk(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").write_text("in the way", encoding="utf-8")
-    with pytest.raises(NotADirectoryError):
-        save(GroupCheckpoint(tmp_path / "checkpoints" / "group"), 1)
 
 
 def test_a_folder_made_for_what_fails_goes_again(tmp_path: Path) -> None:

@@ -90,24 +90,6 @@ def test_away_from_a_terminal_there_are_plain_lines_and_a_log(tmp_path: Path) ->
     assert isinstance(events[3]["seconds"], float)
 
 
-def test_the_log_of_training_holds_its_numbers(tmp_path: Path) -> None:
-    clock, path = Clock(), tmp_path / "log.jsonl"
-    meter = SpeedMeter(JsonlReporter(NullReporter(), path), 3, clock)
-    clock.now += 2
-    meter(1, 4, 500, [1.0, 2.5])
-    (event,) = [json.loads(line) for line in path.read_text().splitlines()]
-    assert {name: event[name] for name in list(event)[3:]} == {
-        "done": 1,
-        "total": 0,
-        "loss_low": 1.0,
-        "loss_high": 2.5,
-        "trials": 2,
-        "tokens_per_second": 250.0,
-        "seconds_left": 6.0,
-        "study_seconds_left": None,
-    }
-
-
 def test_time_left_of_the_study_follows_its_groups() -> None:
     """Three groups with 20, 40 and 40 units of work; the first takes 10 s twice."""
     clock = Clock()

@@ -1,8 +1,10 @@
 """The README keeps its word: commands exist, links lead somewhere, the own-data walk runs."""
 
+import ast
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -197,3 +199,37 @@ def test_scoring_without_a_study_runs(capsys: pytest.CaptureFixture[str]) -> Non
     words = next(words for words in COMMANDS if words[:2] == ["rankscope", "eval"])
     assert run_command_line(words[1:]) == 0
     assert "pocket_med" in capsys.readouterr().out
+
+
+NOTEBOOK = Path(__file__).parents[1] / "examples" / "first-study.ipynb"
+
+
+def script(cells: list[str]) -> str:
+    """The cells as one program that collects in ``shown`` what each would display."""
+    lines = ["shown = []"]
+    for cell in cells:
+        body = ast.parse(cell).body
+        if isinstance(body[-1], ast.Expr):
+            last = ast.unparse(body.pop())
+            lines += [*map(ast.unparse, body), f"shown.append({last})"]
+        else:
+            lines.append(cell)
+    return "\n".join(lines)
+
+
+def test_the_first_lesson_runs_and_shows_an_answer_tables_and_an_adapter(tmp_path: Path) -> None:
+    cells = json.loads(NOTEBOOK.read_text("utf-8"))["cells"]
+    program = tmp_path / "lesson.py"
+    program.write_text(
+        script(["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]), "utf-8"
+    )
+    answer, scores, cost, files = (
+        value for value in runpy.run_path(str(program))["shown"] if value is not None
+    )
+    assert "pocket_med" in answer._repr_html_()
+    assert set(scores["score"].columns) == {"pocket_med", "pocket_general"}
+    # Three arms; the base has scores and no cost.
+    assert len(scores) == len(cost) + 1 == 4
+    assert scores.loc["base", ("change", "pocket_med")] == 0
+    assert cost.to_numpy().min() > 0
+    assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= set(files)

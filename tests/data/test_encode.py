@@ -127,6 +127,7 @@ def test_token_zero_is_never_a_label_and_every_row_has_one(name: str) -> None:
             assert len(row.input_ids) == len(row.is_label)
             assert not row.is_label[0]
             assert row.is_label[-1]
+        assert all(row.is_label[1:])  # of "all"
 
 
 def test_a_prompt_that_holds_bos_gets_no_second() -> None:
@@ -207,31 +208,24 @@ def test_thinking_that_the_template_keeps_is_labeled() -> None:
     )
 
 
-def test_thinking_that_the_template_drops_from_earlier_turns_is_refused() -> None:
-    turns = (Message("user", "a"), Message("assistant", "<think>x</think>b"), *DIALOGUE.messages)
-    with pytest.raises(
-        UserError, match="t/train/2, turn 2: found an answer that the chat template changes"
-    ):
-        encoder_of("qwen3").training_row(
-            dataclasses.replace(DIALOGUE, messages=turns), "completion"
-        )
+THOUGHT = (Message("user", "a"), Message("assistant", "<think>x</think>b"))
 
 
-def test_a_template_that_forgets_earlier_turns_is_refused() -> None:
-    encoder = Encoder(byte_tokenizer(FORGETFUL, "<|im_end|>", bos=False), "chat", 512)
-    assert encoder.training_row(QUESTION, "completion") is not None
-    with pytest.raises(
-        UserError, match="t/train/2: found turns 1 to 1, rendered differently if later turns follow"
-    ):
-        encoder.training_row(DIALOGUE, "completion")
-
-
-def test_a_role_the_template_refuses_is_named_with_its_row() -> None:
-    item = dataclasses.replace(
-        DIALOGUE, messages=(Message("system", "Be brief."), *DIALOGUE.messages)
-    )
-    with pytest.raises(UserError, match=r"t/train/2.*system.*only user and assistant turns"):
-        encoder_of("mistral").prompt_ids(item)
+@pytest.mark.parametrize(
+    ("template", "before", "message"),
+    [
+        (QWEN3, THOUGHT, "t/train/2, turn 2: found an answer that the chat template changes"),
+        (FORGETFUL, (), "t/train/2: found turns 1 to 1, rendered differently if later turns foll"),
+        (MISTRAL, (Message("system", "a"),), r"t/train/2.*system.*only user and assistant turns"),
+    ],
+)
+def test_conversations_that_a_template_changes_or_refuses(
+    template: str, before: tuple[Message, ...], message: str
+) -> None:
+    encoder = Encoder(byte_tokenizer(template, "<|im_end|>", bos=False), "chat", 512)
+    item = dataclasses.replace(DIALOGUE, messages=(*before, *DIALOGUE.messages))
+    with pytest.raises(UserError, match=message):
+        encoder.training_row(item, "completion")
 
 
 def test_plain_prompts_set_the_answer_off_once() -> None:
@@ -265,11 +259,6 @@ def test_text_rows_are_plain_whatever_the_format(name: str) -> None:
     row = encoded(encoder, TEXT)
     text = decoded(encoder, row.input_ids).removeprefix("<s>")
     assert text == TEXT.completion + encoder.tokenizer.eos_token
-
-
-def test_labels_all_cover_every_token_but_the_first() -> None:
-    row = encoded(encoder_of("llama3"), DIALOGUE, "all")
-    assert row.is_label == (False,) + (True,) * (len(row.input_ids) - 1)
 
 
 def test_a_long_completion_is_cut_and_a_long_prompt_dropped() -> None:
@@ -309,12 +298,6 @@ def test_what_the_tokenizer_lacks_is_noted_or_refused() -> None:
     endless.eos_token = None
     with pytest.raises(UserError, match="no end token"):
         Encoder(endless, "auto", 64)
-
-
-def test_stop_ids_are_the_turn_end_and_the_end_token() -> None:
-    encoder = encoder_of("llama3")
-    names: PreTrainedTokenizerFast = encoder.tokenizer
-    assert encoder.stop_ids == set(names.convert_tokens_to_ids(["<|eot_id|>", "</s>"]))
 
 
 def test_the_preview_shows_labels_and_hides_nothing() -> None:

@@ -175,18 +175,10 @@ def test_wrong_values_are_named_with_their_row(
     assert len(str(bad)) < 400
 
 
-@pytest.mark.parametrize(
-    ("row", "fields"),
-    [
-        ({"a": 1, "b": 2}, "'a', 'b'"),
-        ({}, r"\(none\)"),
-    ],
-)
-def test_unknown_fields_are_refused_with_the_known_ones(
-    row: dict[str, object], fields: str
-) -> None:
-    with pytest.raises(UserError, match=rf"row 1: found the fields {fields}, which fit no known"):
-        parse_rows(raw(row))
+def test_unknown_fields_are_refused_with_the_known_ones() -> None:
+    for row, fields in (({"a": 1, "b": 2}, "'a', 'b'"), ({}, r"\(none\)")):
+        with pytest.raises(UserError, match=rf"row 1: found the fields {fields}, which fit no kno"):
+            parse_rows(raw(row))
 
 
 @pytest.mark.parametrize(

@@ -114,13 +114,6 @@ def test_files_that_cannot_be_read(
     assert do in error.value.do
 
 
-def test_places_that_hold_no_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="found a folder"):
-        read_file(tmp_path)
-    with pytest.raises(UserError, match="found nothing"):
-        read_file(tmp_path / "absent.jsonl")
-
-
 ROWS = [{"question": f'q{n}, "x"\nnew line', "answer": str(n)} for n in range(3)]
 
 
@@ -228,18 +221,6 @@ def test_a_parquet_file_has_its_own_columns_and_row_numbers(tmp_path: Path) -> N
     assert [row.fields for row in rows] == [{"text": str(n)} for n in range(2000)]
     assert [row.number for row in rows] == list(range(1, 2001))
     assert rows[-1].location == f"{path}, row 2000"
-
-
-def test_parquet_holds_the_rows_of_json_lines(tmp_path: Path) -> None:
-    rows = [
-        {"question": "q", "choices": ["a", "b"], "answer": 1, "subject": None},
-        {"question": "r", "choices": ["c", "d", "e"], "answer": 0, "subject": "s"},
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    lines = written(tmp_path / "a.jsonl", *map(json.dumps, rows))
-    read = [read_file(tmp_path / "a.parquet"), read_file(lines)]
-    assert [r.fields for r in read[0]] == [r.fields for r in read[1]] == rows
-    assert parse_rows(read[0]).rows[1][1].choices == ("c", "d", "e")
 
 
 def test_a_folder_gives_its_split_files(tmp_path: Path) -> None:

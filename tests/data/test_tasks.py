@@ -10,7 +10,6 @@ from hub_copies import paper_hub
 
 from rankscope.config.task import TaskConfig
 from rankscope.data.numbers import extract_number
-from rankscope.data.pocket_world import POCKET_TASKS
 from rankscope.data.registry import NAMED_TASKS, overlapping_subjects
 from rankscope.data.tasks import LoadedTask, load_task
 from rankscope.errors import UserError
@@ -153,18 +152,6 @@ def test_common_facts_need_nothing_and_ask_what_can_be_answered() -> None:
     assert capital.subject == "What is the capital of ...?"
 
 
-@pytest.mark.parametrize("name", POCKET_TASKS)
-def test_pocket_tasks_need_no_folder(name: str) -> None:
-    task = load_task(TaskConfig(name=name), None, data_seed=0)
-    assert task.train
-    assert task.validation
-    assert task.test
-    assert task.contamination["exact"] == 0
-    assert task.test[0].prompt == task.test[0].question
-    assert task.source == "pocket world"
-    assert task.spec.chance == (None if name == "pocket_gsm" else 0.25)
-
-
 def test_the_documented_table_is_true(load: Load) -> None:
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     for name in FILE_ROWS:
@@ -256,13 +243,6 @@ def test_own_rows_go_by_content_and_copies_by_number(tmp_path: Path) -> None:
     assert {prompt for _, prompt in found[0]} == {f"q{n % 9} {n}" for n in range(12)}
 
 
-def test_conversations_take_no_prompt(tmp_path: Path) -> None:
-    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
-    path = own_file(tmp_path / "d.jsonl", [{"messages": turns}] * 20)
-    with pytest.raises(UserError, match="found 'prompt' for rows of messages"):
-        load_task(TaskConfig(name="mine", train=path, prompt="{x}"), None, 0)
-
-
 def test_a_prompt_template_takes_any_field_and_evaluates_nothing(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [
         {"question": f"q{n}", "passage": "{question.__class__}", "answer": f"a{n}", "n": n}
@@ -277,11 +257,6 @@ def test_a_prompt_template_takes_any_field_and_evaluates_nothing(tmp_path: Path)
         load_task(config.model_copy(update={"prompt": "{passsage}"}), None, 0)
 
 
-def test_rows_have_one_source() -> None:
-    with pytest.raises(UserError, match="found files and 'hub', expected one source"):
-        load_task(TaskConfig(name="mine", train="rows.jsonl", hub="a/b"), None, 0)
-
-
 def test_mmlus_training_rows_are_read_where_it_is_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,21 +268,20 @@ def test_mmlus_training_rows_are_read_where_it_is_trained_on(
     assert scored.sha256 != trained.sha256
 
 
-def test_a_hub_data_set_without_rows_is_refused(
+def test_sources_and_prompts_that_do_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    path = own_file(tmp_path / "d.jsonl", [{"messages": turns}] * 20)
     no_rows = {split: [] for split in ("train", "test")}
     monkeypatch.setattr("rankscope.data.task_source.read_hub", lambda _: (no_rows, "hub a/b"))
-    with pytest.raises(UserError, match="task 'mine': hub a/b: found no rows"):
-        load_task(TaskConfig(name="mine", hub="a/b"), None, 0)
-
-
-def test_golds_that_are_not_one_number_are_refused(tmp_path: Path) -> None:
-    rows = [{"question": f"q{n}", "answer": f"so #### {n}"} for n in range(40)]
-    rows[2] = {"question": "q2", "answer": "so #### 3/4"}
-    config = TaskConfig(name="mine", train=own_file(tmp_path / "d.jsonl", rows))
-    with pytest.raises(UserError, match=r"1 of 40 rows .*\n.*row 3: found no single number for"):
-        load_task(config, None, 0)
+    for settings, message in (
+        ({"train": path, "prompt": "{x}"}, "found 'prompt' for rows of messages"),
+        ({"train": path, "hub": "a/b"}, "found files and 'hub', expected one source"),
+        ({"hub": "a/b"}, "task 'mine': hub a/b: found no rows"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_task(TaskConfig(name="mine", **settings), None, 0)
 
 
 @pytest.mark.parametrize("place", [0, 39])

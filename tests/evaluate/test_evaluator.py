@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from evaluation_worlds import (
@@ -10,6 +11,7 @@ from evaluation_worlds import (
     base,
     choice_items,
     encoder,
+    joined_of,
     lettered,
     loaded,
     number_items,
@@ -17,8 +19,18 @@ from evaluation_worlds import (
 )
 
 from rankscope.config.study import EvaluateConfig
+from rankscope.data.tasks import LoadedTask
 from rankscope.errors import NotFiniteError, UserError
-from rankscope.evaluate.evaluator import evaluate_task, evaluate_with_failures
+from rankscope.evaluate.context_window import ContextWindow, EncodedSplit, fit_to_context
+from rankscope.evaluate.evaluator import (
+    encode_split,
+    evaluate_task,
+    evaluate_with_failures,
+    task_sha256,
+    truncation_notes,
+)
+from rankscope.evaluate.likelihood import Question
+from rankscope.evaluate.scorers import get_scorer
 from rankscope.records import BASE, read_items, write_items
 
 SETTINGS = EvaluateConfig(batch_tokens=64, max_new_tokens=12)
@@ -53,21 +65,6 @@ def test_zero_adapter_equals_base_bit_for_bit(scorer: str) -> None:
         ]
     else:
         assert [i.generated for i in found[other.name][1]] != [i.generated for i in found[None][1]]
-
-
-@pytest.mark.parametrize("scorer", ["option_text", "option_letter", "loss"])
-def test_scores_do_not_depend_on_the_company(scorer: str) -> None:
-    engine = base()
-    group = [adapter(engine, rank, seed=rank) for rank in (1, 4, 16)]
-    for member in group:
-        engine.multi_lora.attach(member)
-    adapter_names = {None: BASE, **{member.name: member.name for member in group}}
-    together = evaluate_task(engine, encoder(), TASKS[scorer], "test", adapter_names, SETTINGS)
-    for adapter_name, name in adapter_names.items():
-        alone = evaluate_task(
-            engine, encoder(), TASKS[scorer], "test", {adapter_name: name}, SETTINGS
-        )
-        assert alone[adapter_name][1] == together[adapter_name][1]
 
 
 def test_the_record_holds_the_primary_metric_and_its_error(tmp_path: Path) -> None:
@@ -138,3 +135,87 @@ def test_scores_without_contaminated_rows() -> None:
     assert record.score == pytest.approx(sum(item.score for item in found) / 6)
     chosen, _ = evaluate_task(base(), encoder(), task, "validation", {None: BASE}, SETTINGS)[None]
     assert chosen.without_contamination is None
+
+
+SETTINGS = EvaluateConfig(batch_tokens=64, max_new_tokens=12)
+
+
+def test_rows_scored_up_to_max_length_are_counted_and_noted() -> None:
+    """By their likelihood; one that does not fit the context either counts once."""
+    items = text_items()
+    task = loaded((dataclasses.replace(items[0], completion="the " * 300), *items[1:]), "loss")
+    short, cut = encoder(64), SETTINGS.model_copy(update={"too_long": "truncate_left"})
+    record, _ = evaluate_task(base(), short, task, "test", {None: BASE}, SETTINGS)[None]
+    assert record.truncated == 1
+    note = "1 of 4 test items are longer than max_length = 64 tokens and scored up to there"
+    whole = encode_split(short, task, "test", 256, SETTINGS)
+    assert note in truncation_notes(whole, task, "test", 256, short)[0]
+    both = encode_split(short, task, "test", 32, cut)
+    assert (both.cut_at_start, both.cut_at_end, both.truncated) == ({0, 3}, {0}, 2)
+    assert len(truncation_notes(both, task, "test", 32, short)) == 2
+    with pytest.raises(UserError, match="context of 256 tokens"):
+        encode_split(encoder(None), task, "test", 256, SETTINGS)
+
+
+def test_long_prompts_are_refused_or_cut_at_their_beginning() -> None:
+    item = choice_items()[0]
+    question = Question([1, *range(10, 30)], [[5, 6], [7]])
+    split = EncodedSplit(get_scorer("option_text"), (item,), [[question]])
+    with pytest.raises(
+        UserError, match="1 of 1 items that do not fit the model's context of 12 tokens"
+    ):
+        fit_to_context(split, ContextWindow(12, [1], 12), "refuse", "task")
+    cut = fit_to_context(split, ContextWindow(12, [1], 12), "truncate_left", "task")
+    # Ten tokens of prompt are left for the longest option's two: the begin token and the last 9.
+    assert cut.encoded == [[Question([1, *range(21, 30)], [[5, 6], [7]])]]
+    assert cut.truncated == 1
+    assert fit_to_context(split, ContextWindow(23, [1], 12), "truncate_left", "task") is split
+    with pytest.raises(UserError, match="an answer that fills"):
+        fit_to_context(split, ContextWindow(2, [1], 12), "truncate_left", "task")
+
+
+SETTINGS = EvaluateConfig(batch_tokens=64, max_new_tokens=12)
+
+
+def mixture(contaminated: frozenset[str] = frozenset()) -> LoadedTask:
+    """Multiple choice and answers that are generated."""
+    parts = loaded(choice_items(), "option_text"), loaded(number_items(), "number")
+    return dataclasses.replace(joined_of(*parts), contaminated_ids=contaminated)
+
+
+def test_a_record_counts_what_is_contaminated_and_what_was_cut() -> None:
+    contaminated = frozenset({"toy/test/1", "0/toy/test/2"})
+    found = evaluate_task(base(), encoder(), mixture(contaminated), "test", {None: BASE}, SETTINGS)
+    record, results = found[None]
+    clean = [result.score for result in results if result.item_id not in contaminated]
+    assert record.n == len(results) == 10
+    assert record.without_contamination is not None
+    assert (record.without_contamination.contaminated, record.without_contamination.n) == (2, 8)
+    assert record.without_contamination.score == pytest.approx(sum(clean) / 8)
+    task = mixture()
+    parts = [
+        dataclasses.replace(
+            part,
+            test=(dataclasses.replace(part.test[0], prompt="the " * 300), *part.test[1:]),
+        )
+        for part in task.parts
+    ]
+    settings = SETTINGS.model_copy(update={"too_long": "truncate_left"})
+    task = dataclasses.replace(task, parts=tuple(parts))
+    record, _ = evaluate_task(base(), encoder(), task, "test", {None: BASE}, settings)[None]
+    assert (record.truncated, record.without_contamination) == (2, None)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize(
+    "change",
+    [{"primary_metric": "acc_norm"}, {"extract": "[0-9]"}, {"stop": ("x",)}, {"version": 7}],
+)
+def test_how_any_part_is_scored_is_in_the_hash(change: dict[str, Any], place: int) -> None:
+    task = mixture()
+    parts = list(task.parts)
+    spec = dataclasses.replace(parts[place].spec, **change)
+    parts[place] = dataclasses.replace(parts[place], spec=spec)
+    other = dataclasses.replace(task, parts=tuple(parts))
+    first, second = (task_sha256(t, encoder(), "t" * 64, SETTINGS, t.sha256) for t in (task, other))
+    assert first != second

@@ -14,7 +14,7 @@ import claims_board
 import claims_judges
 import rankscope
 from claims_judges import FAILS, HOLDS, OPEN
-from claims_records import Arm, Grid, best_rate, keep, without_folders
+from claims_records import Arm, Grid, keep
 from rankscope.run.outputs import write_outputs
 from rankscope.store import find_problems
 from restore_study import restore
@@ -74,21 +74,6 @@ def planted(
 def around(best: float, top: float = 0.3) -> Callable[[float], float]:
     """A parabola over the logarithm of the rate."""
     return lambda lr: top - 0.05 * math.log(lr / best) ** 2
-
-
-def test_the_top_of_a_parabola_is_found_between_rates() -> None:
-    assert best_rate({lr: around(3e-3)(lr) for lr in LORA_RATES}) == pytest.approx(3e-3)
-    assert best_rate({lr: lr for lr in LORA_RATES}) == 8e-3
-    # Where the neighbor diverged there is no parabola.
-    assert best_rate({5e-4: 1.0, 2e-3: 2.0}) == 2e-3
-
-
-def test_a_law_leaves_no_residual_and_the_other_does() -> None:
-    ranks = (4, 32, 128)
-    for norms, own in ((2 + 3 * np.log(ranks), 0), (2 * np.array(ranks) ** 0.4, 1)):
-        residuals = claims_judges.residuals(ranks, norms)
-        assert residuals[own] == pytest.approx(0, abs=1e-12)
-        assert residuals[1 - own] > 0.02
 
 
 def test_a_ratio_of_ten_holds_and_one_of_forty_does_not(tmp_path: Path) -> None:
@@ -228,17 +213,6 @@ def test_records_of_a_study_give_its_own_numbers(tmp_path: Path) -> None:
         restored = again.records.items[key].gold_logprobs  # float32 in the records
         assert restored == pytest.approx(found.gold_logprobs, rel=1e-5, abs=1e-5)
     assert str(tmp_path) not in (tmp_path / "kept" / "study.json").read_text("utf-8")
-
-
-def test_records_name_no_folder_of_the_machine() -> None:
-    notes = [
-        "4 rows dropped: /home/me/med/train.jsonl, row 2; /tmp/b.jsonl",
-        "/data/mmlu",
-        "1/3 at b/c",
-    ]
-    assert without_folders({"notes": notes}) == {
-        "notes": ["4 rows dropped: train.jsonl, row 2; b.jsonl", "mmlu", "1/3 at b/c"]
-    }
 
 
 def test_the_pictured_answer_follows_from_the_records(tmp_path: Path) -> None:

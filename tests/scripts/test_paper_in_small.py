@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pytest
 
 import paper_in_small
-from claims_judges import FAILS, HOLDS, OPEN
+from claims_judges import FAILS, HOLDS
 from paper_in_small import Study
 
 TRAINED, SCORED = ("gsm8k", "medmcqa", "mathqa", "mmlu"), ("arc_easy",)
@@ -79,15 +78,6 @@ def test_judges_find_what_was_planted(tmp_path: Path) -> None:
         verdicts[expected] = found
     # Similarity and intruders were planted as reported in both.
     assert verdicts == {HOLDS: [HOLDS] * 7, FAILS: [FAILS] * 5 + [HOLDS] * 2}
-
-
-def test_other_domains_are_those_of_models_trained_elsewhere(tmp_path: Path) -> None:
-    study = planted(tmp_path, lambda rank, trained, test: 9.0 if trained == test else 0.25)
-    change = study.over_tests(("mmlu", "arc_easy"), 32, "base")
-    # Two tests of 30 items, noise of .01 in three or four models and in the base.
-    assert change.value == pytest.approx(0.25, abs=0.01)
-    assert change.n == 2 * NUM_ITEMS
-    assert paper_in_small.keeps_more(study, ("mmlu", "arc_easy")).verdict == OPEN
 
 
 def test_every_number_of_the_page_follows_from_the_records() -> None:

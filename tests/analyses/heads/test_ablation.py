@@ -146,14 +146,6 @@ def test_removing_no_head_changes_no_bit(world: HeadModel) -> None:
     assert largest_gap(intact, ablate(world, trees, [])[0]) == 0
 
 
-def test_an_ablation_beside_others_is_the_ablation_alone(world: HeadModel) -> None:
-    trees, heads = token_trees(split_of("option_text")), single_heads(world.layout)
-    _, together = ablate(world, trees, heads)
-    for place in (0, 5):
-        _, (alone,) = ablate(world, trees, [heads[place]])
-        assert largest_gap(alone, together[place]) < TOLERANCE
-
-
 def test_a_row_of_its_own_for_the_right_answer() -> None:
     """Prompt and gold option, with the same targets at the same positions."""
     split = split_of("option_text")

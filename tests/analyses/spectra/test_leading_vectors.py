@@ -10,7 +10,6 @@ from torch import Tensor
 from rankscope.analyses.spectra import leading_vectors
 from rankscope.analyses.spectra.intruders import intruders_among
 from rankscope.analyses.spectra.leading_vectors import (
-    DenseMatrix,
     DiagonalPlusLowRank,
     countable,
     dense_leading_vectors,
@@ -113,41 +112,6 @@ def test_the_core_is_the_tuned_matrix_in_the_bases_basis(shape: tuple[int, int],
     assert core.count_above(2 * float(sigma[0])) == 0
 
 
-@pytest.mark.parametrize("shape", [(40, 40), (60, 40), (40, 60)])
-@pytest.mark.parametrize("num_far", [0, 3])
-def test_a_step_of_the_filter_is_what_the_dense_matrix_gives(
-    shape: tuple[int, int], num_far: int
-) -> None:
-    """a (K^T K - sum of values v v^T - c) x - b y, of a core and of a dense matrix."""
-    m, n = shape
-    core = to_base_basis(svd(gaussian(m, n)), random_update(m, n, 5, 0.3))
-    dense = core.dense()
-    square = dense.mT @ dense
-    far = torch.linalg.qr(gaussian(len(square), num_far, seed=6)).Q
-    values = torch.arange(1, num_far + 1, dtype=torch.float64)
-    x, y = gaussian(len(square), 4, seed=4), gaussian(len(square), 4, seed=5)
-    expected = 0.7 * (square - (far * values) @ far.mT - 1.3 * torch.eye(len(square)).double()) @ x
-    for gram in (core.gram(), DenseMatrix(dense).gram()):
-        deflated = gram.deflate(far, values) if num_far else gram
-        torch.testing.assert_close(deflated.step(x, y, 0.7, 1.3), expected)
-        torch.testing.assert_close(deflated.step(x, y, 0.7, 1.3, 0.4), expected - 0.4 * y)
-    torch.testing.assert_close(x, gaussian(len(square), 4, seed=4))  # nothing in place
-
-
-@pytest.mark.parametrize(("count", "rank"), [(10, 4), (38, 4), (40, 4), (60, 4), (10, 60)])
-def test_an_iteration_begins_with_the_bases_vectors_and_the_new_directions(
-    count: int, rank: int
-) -> None:
-    core = to_base_basis(svd(gaussian(40, 40)), random_update(40, 40, rank, 0.3))
-    start = core.start(count)
-    width = start.shape[1]
-    assert width == min(40, count + rank)
-    torch.testing.assert_close(start.mT @ start, torch.eye(width, dtype=torch.float64))
-    wanted = torch.cat([torch.eye(40, min(count, 40), dtype=torch.float64), core.Q], dim=1)
-    if width == count + rank:
-        torch.testing.assert_close(start @ (start.mT @ wanted), wanted)
-
-
 def test_what_the_iteration_missed_is_noticed_and_computed_directly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -219,15 +183,6 @@ def test_a_cluster_is_called_ill_conditioned() -> None:
     assert dense_leading_vectors(base, weight, 2).ill_conditioned == 0
     # The k-th value and the next are one cluster: the last vector is not determined.
     assert dense_leading_vectors(base, weight, 3).ill_conditioned == 1
-
-
-def test_a_zero_update_is_the_base_itself() -> None:
-    base = svd(gaussian(300, 300))
-    update = LowRankUpdate(torch.zeros(4, 300).double(), torch.zeros(300, 4).double())
-    found = low_rank_leading_vectors(base, update, 10)
-    torch.testing.assert_close(found.S, base.S[:10])
-    eye = torch.eye(300, 10, dtype=torch.float64)
-    torch.testing.assert_close(found.left.abs(), eye, atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(400, 300), (300, 400), (300, 300)])

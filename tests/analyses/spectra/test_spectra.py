@@ -64,14 +64,6 @@ def test_default_top_k_is_a_quarter_and_at_most_the_papers() -> None:
     assert default_top_k((3, 2)) == 1
 
 
-def test_similarity_of_a_matrix_with_itself_is_one() -> None:
-    one = svd(gaussian(30, 20))
-    found = similarity(one, one, 5)
-    for pair in (found["similarity_index"], found["similarity_max"], found["similarity_subspace"]):
-        assert pair == pytest.approx((1, 1), abs=1e-5)
-    assert found["chance_subspace"] == (5 / 30, 5 / 20)
-
-
 def test_the_three_similarities_tell_a_permutation_from_a_rotation_from_a_new_space() -> None:
     u, v = torch.linalg.qr(gaussian(20, 20, seed=1)).Q, torch.linalg.qr(gaussian(20, 20, seed=2)).Q
     s = torch.linspace(2, 1, 20)
@@ -181,13 +173,6 @@ def test_half_precision_weights_are_analyzed_in_single() -> None:
     # In bfloat16 an update a thousandth of the weights would be rounded away.
     assert low.similarity_index == pytest.approx(high.similarity_index, abs=1e-4)
     assert 0 < low.relative < 0.01
-
-
-def test_matrices_smaller_than_the_vectors_asked_for() -> None:
-    settings = SpectraConfig(top_k=100, intruder_k=10)
-    tiny = adapter(gaussian(2, 2), gaussian(3, 2), name="out")
-    matrix = adapter_spectrum("out", gaussian(3, 2), tiny, settings, SvdCache())
-    assert (matrix.top_k, matrix.layer) == (2, None)
 
 
 def test_an_adapter_for_another_model_is_refused() -> None:

@@ -13,7 +13,7 @@ from rankscope.errors import UserError
 from rankscope.evaluate.continuous_batching import Generation
 from rankscope.evaluate.evaluator import evaluate_task
 from rankscope.evaluate.metrics import ModelScores
-from rankscope.evaluate.scorers import get_scorer
+from rankscope.evaluate.scorers import get_scorer, scorer_names
 from rankscope.evaluate.scorers.rouge import longest_common_subsequence, rouge_l
 from rankscope.records import BASE
 
@@ -172,3 +172,27 @@ def test_the_content_of_the_file_is_part_of_the_tasks_identity(grader: Path) -> 
     assert before["scorer"] == "python:grader.py:grade"
     grader.write_text(GRADER + "# changed\n")
     assert scorer.encoder_settings(encoder()) != before
+
+
+PAGE = Path(__file__).parents[3] / "docs" / "tasks.md"
+
+
+def scorer_table() -> str:
+    """The table of docs/tasks.md."""
+    rows = ["| scorer | what runs | metrics; the first is the primary one |", "|---|---|---|"]
+    for scorer in map(get_scorer, scorer_names()):
+        metrics = [
+            f"`{name}`" + (f" ({meaning})" if meaning else "")
+            for name, meaning in scorer.metrics.items()
+        ]
+        rows.append(f"| `{scorer.name}` | {scorer.summary} | {', '.join(metrics)} |")
+    return "\n".join(rows)
+
+
+def test_the_page_lists_every_scorer() -> None:
+    assert scorer_table() in PAGE.read_text("utf-8"), f"expected in {PAGE}:\n{scorer_table()}"
+
+
+def test_an_unknown_name_suggests_a_known_one() -> None:
+    with pytest.raises(ValueError, match="did you mean 'exact_match'"):
+        get_scorer("exact")
