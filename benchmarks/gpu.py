@@ -37,7 +37,7 @@ from rankscope.device import (
     reset_peak_memory,
 )
 from rankscope.models.base import Base
-from rankscope.models.lora_implementation import choose_lora_implementation
+from rankscope.models.grouped_lora import choose_lora_implementation
 from rankscope.records import TrialSpec
 from rankscope.run.machines import MACHINES
 from rankscope.train.loop import train_group

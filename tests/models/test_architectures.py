@@ -13,10 +13,17 @@ from evaluation_worlds import adapter as random_adapter
 from evaluation_worlds import tokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft_adapters import saved_adapter
-from recipe import minimal
 from tiny_models import VOCABULARY, assert_close, base_of
-from torch import Tensor, nn
-from toy_training import full_trial, recipe_steps, toy_rows, training_tolerance, trial
+from torch import Tensor
+from toy_training import (
+    MLP,
+    full_trial,
+    losses,
+    plain_losses,
+    toy_rows,
+    training_tolerance,
+    trial,
+)
 from transformers import AutoModelForCausalLM
 
 from rankscope import inspect
@@ -42,7 +49,6 @@ PROTOCOL = TrainConfig(max_steps=STEPS, batch_size=2, gradient_accumulation=3)
 ROWS = toy_rows(30)
 """Rows of 3 to 24 tokens; windows are of 5."""
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP = ("gate_proj", "up_proj", "down_proj")
 TARGETS = {
     "Phi-3": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
     "GPT-2": ("c_attn", "c_proj", "c_fc"),
@@ -102,12 +108,6 @@ def trained(architecture: str, is_full: bool) -> GroupResult:
     return train_group(base_with(architecture), trials, ROWS, PROTOCOL)
 
 
-def trained_plainly(model: nn.Module, spec: TrialSpec, parameters: list[nn.Parameter]) -> Any:
-    """Losses of the plain loop on padded rows with transformers' attention."""
-    steps = recipe_steps(ROWS, PROTOCOL, spec.seed, STEPS)
-    return minimal().train(model, dict.fromkeys(parameters, spec.lr), steps)
-
-
 # --- one check per column ---
 
 
@@ -130,8 +130,9 @@ def check_lora(architecture: str, folder: Path) -> None:
             pairs[name] = (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
             for parameter, value in zip(pairs[name], (start.a[name], start.b[name]), strict=True):
                 parameter.data.copy_(value)
-        losses = trained_plainly(tuned, spec, [p for pair in pairs.values() for p in pair])
-        assert [p.loss for p in state.losses] == pytest.approx(losses, rel=tolerance)
+        rates = {p: spec.lr for pair in pairs.values() for p in pair}
+        slow = plain_losses(spec, tuned, rates, ROWS, PROTOCOL)
+        assert losses(state) == pytest.approx(slow, rel=tolerance)
         assert state.adapter is not None
         assert len(pairs) == 2 * len(spec.targets)
         for name, expected in pairs.items():
@@ -142,10 +143,10 @@ def check_lora(architecture: str, folder: Path) -> None:
 def check_full(architecture: str, folder: Path) -> None:
     result, spec = trained(architecture, is_full=True), full_trial()
     model = stock(architecture).train()
-    losses = trained_plainly(model, spec, list(model.parameters()))
+    slow = plain_losses(spec, model, dict.fromkeys(model.parameters(), spec.lr), ROWS, PROTOCOL)
     found = dict(result.tuned.model.named_parameters())
     tolerance = training_tolerance(STEPS)
-    assert [p.loss for p in result.states[0].losses] == pytest.approx(losses, rel=tolerance)
+    assert losses(result.states[0]) == pytest.approx(slow, rel=tolerance)
     for name, parameter in model.named_parameters():
         assert_close(found[name].detach(), parameter.detach(), 10 * tolerance)
 

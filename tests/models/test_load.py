@@ -24,7 +24,6 @@ from rankscope.hashing import sha256_tensors, weights_sha256
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.init_context import new_adapter
 from rankscope.models.load import check_stored_weights, load_base
-from rankscope.models.model_folder import model_folder
 from rankscope.models.study_base import resolve_base
 from rankscope.train.loop import train_group
 
@@ -71,22 +70,9 @@ def test_a_whole_folder_loads_frozen_with_its_own_logits(whole: Path) -> None:
     assert (record.num_layers, record.hidden_size, record.vocab_size) == (2, 64, VOCABULARY)
     assert (record.dtype, record.device, record.prompt_format) == ("float32", "cpu", "plain")
     assert record.architecture == "LlamaForCausalLM"
-
-
-def test_weights_of_another_folder_are_read_in_the_bases_place(whole: Path, tmp_path: Path) -> None:
-    tiny_llama(seed=1).save_pretrained(tmp_path)
-    tokenizer().save_pretrained(tmp_path)
-    config = ModelConfig(path=str(whole))
-    base = load_base(config, CPU, torch.float32, tmp_path)
-    weights = dict(base.model.named_parameters())
-    assert all(torch.equal(weights[n], p) for n, p in tiny_llama(seed=1).named_parameters())
-    assert base.folder == tmp_path
-
-
-def test_bfloat16_is_asked_for_and_got(whole: Path) -> None:
-    base = load(whole, torch.bfloat16)
-    assert {p.dtype for p in base.model.parameters()} == {torch.bfloat16}
-    assert base.record.dtype == "bfloat16"
+    half = load(whole, torch.bfloat16)
+    assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
+    assert half.record.dtype == "bfloat16"
 
 
 def test_lora_training_leaves_every_weight_as_it_was(whole: Path) -> None:
@@ -115,17 +101,12 @@ V = "model.layers.1.self_attn.v_proj.weight"
         (lambda t: t.pop(V), f"1 weights missing, such as '{V}'", False),
         (lambda t: t[V][3, 4].fill_(torch.nan), f"'{V}' that is not finite", True),
         (
-            lambda t: t["model.norm.weight"][0].fill_(torch.inf),
-            "'model.norm.weight' that is not finite",
-            True,
-        ),
-        (
             lambda t: t.update({V: torch.zeros(32, 63)}),
             "v_proj.weight' of shape (32, 63), expected (32, 64) as config",
             False,
         ),
     ],
-    ids=["absent", "NaN", "infinity", "shape"],
+    ids=["absent", "NaN", "shape"],
 )
 def test_faulty_weights_are_integrity_errors(
     folder: Path, change: Callable[[dict[str, Tensor]], object], message: str, by_values: bool
@@ -137,7 +118,7 @@ def test_faulty_weights_are_integrity_errors(
         assert str(folder) in str(caught.value)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+@pytest.mark.parametrize("share", [0.0, 0.999])
 def test_a_truncated_file_is_an_integrity_error(folder: Path, share: float) -> None:
     path = folder / "model.safetensors"
     data = path.read_bytes()
@@ -164,13 +145,6 @@ def test_stored_rotary_frequencies_are_no_stray_weights(folder: Path) -> None:
     load(folder)
 
 
-def test_a_pickle_alone_is_refused_and_not_opened(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"not even a pickle")
-    with pytest.raises(UserError, match=r"pytorch_model\.bin, a pickle"):
-        load(folder)
-
-
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -183,14 +157,17 @@ def test_a_missing_file_is_named(folder: Path, name: str, message: str) -> None:
     (folder / name).unlink()
     with pytest.raises(UserError, match=message):
         load(folder)
-
-
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
-        model_folder(ModelConfig(path=str(tmp_path / "absent")))
+        load(folder / "absent")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model_type": "nothing-known"}'])
+def test_a_pickle_alone_is_refused_and_not_opened(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin, a pickle"):
+        load(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"model_type": "nothing-known"}'])
 def test_a_configuration_that_cannot_be_used_is_refused(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
     with pytest.raises(UserError, match=str(folder)):
@@ -201,10 +178,7 @@ def test_a_configuration_that_cannot_be_used_is_refused(folder: Path, text: str)
     ("key", "value", "error"),
     [
         ("hidden_size", "x", UserError),
-        ("hidden_size", None, UserError),
-        ("num_attention_heads", 0, UserError),
         ("hidden_act", "nope", UserError),
-        ("rope_parameters", "x", UserError),
         ("quantization_config", {"quant_method": "gptq", "bits": 4}, UserError),
         ("num_hidden_layers", 3, IntegrityError),
         ("num_hidden_layers", 1, IntegrityError),

@@ -38,7 +38,7 @@ def test_norm_and_singular_values_without_the_dense_product(
 
 
 @pytest.mark.parametrize("make", [lora, dora])
-@pytest.mark.parametrize("factor", [0.0, 0.4, 1.0, 1.7, 30.0])
+@pytest.mark.parametrize("factor", [0.0, 0.4, 30.0])
 def test_scaling_scales_the_dense_update(make, factor: float) -> None:  # type: ignore[no-untyped-def]
     update = make(24, 16, 3)
     scaled = update.scaled(factor)

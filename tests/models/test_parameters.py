@@ -1,6 +1,5 @@
 """Parameter counts: published numbers, PEFT's own count, and memory that can be measured."""
 
-import json
 from pathlib import Path
 
 import peft
@@ -17,7 +16,6 @@ from rankscope.models.parameters import (
     lora_parameters,
     read_model_config,
     target_shapes,
-    training_cost,
 )
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -49,9 +47,7 @@ TINY = LlamaConfig(
 def test_large_models_have_the_known_counts(
     config: LlamaConfig | Qwen2Config, targets: tuple[str, ...], per_rank: int
 ) -> None:
-    shapes = architecture(config)
-    for rank in (1, 8, 32, 64, 128):
-        assert lora_parameters(shapes, rank, targets) == per_rank * rank
+    assert lora_parameters(architecture(config), 8, targets) == per_rank * 8
 
 
 def test_a_folder_with_nothing_but_a_configuration_is_enough(tmp_path: Path) -> None:
@@ -77,25 +73,6 @@ def test_the_count_is_what_peft_makes_trainable() -> None:
     assert lora_parameters(TINY, 5, ["q_proj", "v_proj", "down_proj"]) == trainable
 
 
-def test_costs_follow_from_the_count() -> None:
-    shapes = architecture(TINY)
-    cost = training_cost(lora_parameters(shapes, 8, ATTENTION), shapes, torch.bfloat16)
-    # q, o: 64 + 64; k, v: 64 + 32; two layers.
-    assert cost.trainable_parameters == 8 * 2 * (2 * 128 + 2 * 96)
-    assert cost.weight_bytes == cost.gradient_bytes == 4 * cost.trainable_parameters
-    parameters = [torch.nn.Parameter(torch.zeros(cost.trainable_parameters))]
-    optimizer = torch.optim.AdamW(parameters)
-    parameters[0].grad = torch.zeros_like(parameters[0])
-    optimizer.step()
-    states = [s for s in optimizer.state[parameters[0]].values() if s.numel() > 1]
-    assert cost.optimizer_bytes == sum(state.numel() * state.itemsize for state in states)
-    full = training_cost(shapes.num_parameters, shapes, torch.float32)
-    assert full.trainable_parameters == shapes.num_parameters
-    assert full.activation_bytes_per_token == 2 * cost.activation_bytes_per_token
-    assert largest_useful_rank(shapes, ATTENTION) == 32
-    assert largest_useful_rank(shapes, ["q_proj"]) == 64
-
-
 def test_the_activation_estimate_is_within_a_factor_of_two() -> None:
     # Deep enough that the layers, not the embedding, are what is measured.
     config = LlamaConfig(**{**TINY.to_dict(), "num_hidden_layers": 6})
@@ -116,9 +93,9 @@ def test_the_activation_estimate_is_within_a_factor_of_two() -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         out = model(input_ids=ids, logits_to_keep=1)
     measured = sum(saved.values()) / num_tokens
-    estimate = training_cost(0, architecture(config), torch.float32)
+    estimate = 4 * architecture(config).activation_values_per_token
     assert out.logits.requires_grad
-    assert 0.5 < measured / estimate.activation_bytes_per_token < 2
+    assert 0.5 < measured / estimate < 2
 
 
 def test_targets_that_match_nothing_are_named_with_candidates() -> None:
@@ -134,6 +111,8 @@ def test_targets_that_match_nothing_are_named_with_candidates() -> None:
 def test_targets_are_matched_by_any_whole_end_of_the_path() -> None:
     """As in PEFT, and as ``models.lora.target_linears`` does when it trains."""
     shapes = architecture(TINY)
+    assert largest_useful_rank(shapes, ATTENTION) == 32
+    assert largest_useful_rank(shapes, ["q_proj"]) == 64
     for target in ("q_proj", "self_attn.q_proj", "model.layers.1.self_attn.q_proj"):
         found = target_shapes(shapes, [target])
         with torch.device("meta"):
@@ -149,19 +128,11 @@ def test_targets_are_matched_by_any_whole_end_of_the_path() -> None:
     [
         (None, r"no config\.json"),
         ("{", "expected a usable configuration"),
-        (json.dumps({"model_type": "no-such-model"}), "expected a usable configuration"),
+        ('{"model_type": "vit"}', "'vit': found a fault .*, expected a causal language model"),
     ],
 )
 def test_unusable_configurations_are_named(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=message):
-        read_model_config(tmp_path)
-
-
-def test_a_model_that_writes_no_text_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    with pytest.raises(
-        UserError, match=r"'vit': found a fault .*, expected a causal language model"
-    ):
         architecture(read_model_config(tmp_path))

@@ -30,34 +30,20 @@ def gaussian(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_base_spectra_are_computed_once_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[int, ...]] = []
-    original = torch.linalg.svd
-
-    def counted(weight: Tensor, full_matrices: bool) -> tuple[Tensor, Tensor, Tensor]:
-        calls.append(tuple(weight.shape))
-        u, s, vh = original(weight, full_matrices=full_matrices)
-        return u, s, vh
-
-    monkeypatch.setattr(torch.linalg, "svd", counted)
+def test_decompositions_are_computed_once_and_bounded() -> None:
     a, b = gaussian(16, 8, seed=1).float(), gaussian(16, 8, seed=2).float()
     cache = SvdCache()
     first = cache.of("a", a)
     assert cache.of("a", a) is first
-    assert len(calls) == 1
     one = cache.num_bytes
     assert one == 4 * (16 * 8 + 8 + 8 * 8)
-
-    tight = SvdCache(max_bytes=one)
-    tight.of("a", a)
-    tight.of("b", b)
-    assert tight.num_bytes == one
-    torch.testing.assert_close(tight.of("a", a).S, first.S)
-
-    calls.clear()
-    none = SvdCache(max_bytes=0)
-    torch.testing.assert_close(none.of("a", a).S, first.S)
-    assert none.num_bytes == 0
+    tight, none = SvdCache(max_bytes=one), SvdCache(max_bytes=0)
+    for cache, held in ((tight, one), (none, 0)):
+        kept = cache.of("a", a)
+        cache.of("b", b)
+        assert cache.num_bytes == held
+        assert cache.of("a", a) is not kept
+        torch.testing.assert_close(cache.of("a", a).S, first.S)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -98,23 +84,19 @@ def test_what_the_disk_keeps_is_what_memory_has(
     assert read_svd(files[0], weight) is not None
 
 
-@pytest.mark.parametrize("bit", [0, 6])
-@pytest.mark.parametrize("place", [0.02, 0.3, 0.5, 0.9, 0.999])
-def test_a_file_with_one_flipped_bit_is_not_used(tmp_path: Path, place: float, bit: int) -> None:
+def test_a_file_with_one_flipped_bit_or_of_another_matrix_is_not_used(tmp_path: Path) -> None:
     """A component of one vector, off by up to its whole size, shows in no product of the whole."""
     weight = gaussian(300, 260, seed=3).float()
     SvdCache(folder=tmp_path).of("a", weight)
     path = svd_path(tmp_path, weight)
-    content = bytearray(path.read_bytes())
-    content[round(place * (len(content) - 1))] ^= 1 << bit
+    content = path.read_bytes()
+    for place in (0.02, 0.3, 0.5, 0.999):
+        spoiled = bytearray(content)
+        spoiled[round(place * (len(content) - 1))] ^= 1
+        path.write_bytes(spoiled)
+        assert read_svd(path, weight) is None
     path.write_bytes(content)
-    assert read_svd(path, weight) is None
-
-
-def test_a_file_under_the_name_of_another_matrix_is_not_used(tmp_path: Path) -> None:
-    weight = gaussian(300, 260, seed=3).float()
-    SvdCache(folder=tmp_path).of("a", weight)
-    path = svd_path(tmp_path, weight).rename(svd_path(tmp_path, 2 * weight))
+    path = path.rename(svd_path(tmp_path, 2 * weight))
     assert read_svd(path, 2 * weight) is None
 
 
@@ -135,17 +117,12 @@ def test_rounded_vectors_keep_what_is_measured_of_them(monkeypatch: pytest.Monke
     direct = intruder_dimensions(exact.U, full.U, full.S, 10)
     assert 0 < intruders.count < 10
     assert intruders.positions == direct.positions
-
-
-def test_vectors_in_sixteen_bits() -> None:
-    """Spread out or in one entry alone: the error is a share of the vector's length."""
-    spread = torch.linalg.qr(gaussian(500, 8)).Q.float()
-    assert float((from_int16(*to_int16(spread)) - spread).norm(dim=0).max()) < 5e-5
+    # Each block of 64 rows has a scale of its own: a vector in one entry leaves the others exact.
     narrow = torch.full((500, 1), 1e-3)
     narrow[70] = 1
     error = from_int16(*to_int16(narrow)) - narrow
     assert 0 < float(error.norm()) < 1.3e-4
-    assert float(error[:64].abs().max()) < 1e-7  # another block, with a scale of its own
+    assert float(error[:64].abs().max()) < 1e-7
     assert torch.equal(from_int16(*to_int16(torch.zeros(3, 2))), torch.zeros(3, 2))
 
 
@@ -159,13 +136,6 @@ def test_the_cache_keeps_within_its_bound(tmp_path: Path) -> None:
     evict_least_recent(tmp_path, max_bytes=250)
     assert {p.name for p in tmp_path.iterdir()} == {"0.safetensors", "3.safetensors"}
     assert cache_bytes(tmp_path) == 200
-
-
-def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("not a folder", "utf-8")
-    weight = gaussian(260, 260, seed=3).float()
-    found = SvdCache(folder=tmp_path / "file").of("a", weight)
-    torch.testing.assert_close(found.S, svd(weight).S)
 
 
 def test_a_cache_of_another_user_is_read_and_left_alone(
@@ -186,3 +156,6 @@ def test_a_cache_of_another_user_is_read_and_left_alone(
         evict_least_recent(tmp_path, max_bytes=0)
     assert torch.equal(again.U, first.U)
     assert cache_bytes(tmp_path) == svd_path(tmp_path, weight).stat().st_size
+    (tmp_path / "file").write_text("not a folder", "utf-8")
+    found = SvdCache(folder=tmp_path / "file").of("a", weight)
+    assert torch.equal(found.U, first.U)

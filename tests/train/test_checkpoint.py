@@ -1,81 +1,121 @@
 """The stored state of a group: whole or absent, and training goes on from it bit for bit."""
 
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from tiny_models import base_of, tiny_llama
-from toy_training import full_trial, protocol, stop_after, toy_rows, trial
+from toy_training import (
+    DRAWING,
+    EVERY_METHOD,
+    GENERAL,
+    REGULARIZED,
+    REPLAY,
+    bits,
+    full_trial,
+    peft_trial,
+    protocol,
+    score,
+    stop_after,
+    toy_rows,
+    trained,
+    trial,
+)
+from trained_adapters import continued, peft_adapter
 
 from rankscope.errors import IntegrityError, Interrupted
-from rankscope.hashing import SUMS, sha256_tensors
+from rankscope.hashing import SUMS
 from rankscope.records import TrialSpec
+from rankscope.train import checkpoint as checkpoint_module
 from rankscope.train.checkpoint import COUNTERS, STATE, GroupCheckpoint
-from rankscope.train.loop import GroupResult, train_group
+from rankscope.train.loop import GroupResult
 from rankscope.train.trial_state import start_trials
 
-LORA = [
-    trial("a", dropout=0.3),
-    trial("b", rank=16, lr=1e-3, dropout=0.1, seed=1, targets=("q_proj", "down_proj")),
-]
-FULL = [full_trial()]
 ROWS = toy_rows()
 NUM_STEPS = 8  # 20 rows, 6 a step, 2 epochs
+LORA = (
+    trial("a", dropout=0.3),
+    trial("b", rank=16, lr=1e-3, dropout=0.1, seed=1, targets=("q_proj", "down_proj")),
+)
+GROUPS: dict[str, tuple[tuple[TrialSpec, ...], dict[str, Any]]] = {
+    "lora": (LORA, {}),
+    "full": ((full_trial(),), {}),
+    "full in 8 bits": ((full_trial(),), {"optimizer": "adamw8bit"}),
+    "every method": (EVERY_METHOD, {}),
+    # The optimizer's moments are stored in another order in memory than a bucket's.
+    "grouped": (EVERY_METHOD, {"lora_implementation": "grouped_mm"}),
+    "one that leaves": ((trial("wild", lr=1e30), trial("b", seed=1, dropout=0.2)), {}),
+    **{name: ((peft_trial(**settings),), {}) for name, settings in DRAWING.items()},
+    "regularized": ((*REGULARIZED, trial("s", early_stop=2, kl_to_base=0.1, **REPLAY)), {}),
+}
 
 
-def train(trials: list[TrialSpec], folder: Path | None = None, stop_at: int = 0) -> GroupResult:
-    return train_group(
-        base_of(tiny_llama()),
-        trials,
-        ROWS,
-        protocol(),
-        checkpoint=GroupCheckpoint(folder) if folder is not None else None,
-        should_stop=stop_after(stop_at),
-    )
+def run(name: str, **options: Any) -> GroupResult:
+    trials, settings = GROUPS[name]
+    settings = {"warmup_fraction": 0, **settings}
+    return trained(trials, protocol(**settings), replay=GENERAL, callbacks=[score], **options)
 
 
-def everything(result: GroupResult) -> list[object]:
-    """Weights by hash, optimizer, generator and every counter."""
-    return [
-        (state.spec, sha256_tensors(state.tensors()), state.counters()) for state in result.states
-    ]
+@cache
+def undisturbed(name: str) -> list[object]:
+    return bits(run(name))
 
 
-@pytest.mark.parametrize("trials", [LORA, FULL], ids=["lora", "full"])
-@pytest.mark.parametrize("stop_at", range(1, NUM_STEPS))
+@pytest.mark.parametrize("stop_at", [1, 4, 7])
+@pytest.mark.parametrize("name", GROUPS)
 def test_stopped_at_any_step_it_ends_with_the_same_bits(
-    tmp_path: Path, trials: list[TrialSpec], stop_at: int
+    tmp_path: Path, name: str, stop_at: int
 ) -> None:
-    with pytest.raises(Interrupted, match=f"after step {stop_at} of {NUM_STEPS}"):
-        train(trials, tmp_path, stop_at)
+    checkpoint = GroupCheckpoint(tmp_path)
+    with pytest.raises(Interrupted, match=f"after step {stop_at} of"):
+        run(name, checkpoint=checkpoint, should_stop=stop_after(stop_at))
     assert [path.name for path in tmp_path.iterdir()] == [f"step-{stop_at:09d}"]
-    assert everything(train(trials, tmp_path)) == everything(train(trials))
+    torch.rand(7)  # what other code draws in between must not matter
+    assert bits(run(name, checkpoint=checkpoint)) == undisturbed(name)
+
+
+def test_stopped_after_every_step_it_comes_to_the_same_end(tmp_path: Path) -> None:
+    for _ in range(2 * NUM_STEPS):
+        try:  # a run that resumes is asked before its first step
+            stop = stop_after(2 if any(tmp_path.iterdir()) else 1)
+            result = run("regularized", checkpoint=GroupCheckpoint(tmp_path), should_stop=stop)
+        except Interrupted:
+            continue
+        break
+    assert bits(result) == undisturbed("regularized")
+
+
+def test_an_adapter_that_is_continued_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """The folder is read again and what was trained since is put in its place."""
+    peft_adapter(tmp_path / "stored", use_dora=True)
+    group = [trial("fresh"), continued(tmp_path / "stored", method="dora", dropout=0.1)]
+    checkpoint = GroupCheckpoint(tmp_path / "checkpoint")
+    with pytest.raises(Interrupted):
+        trained(group, checkpoint=checkpoint, should_stop=stop_after(5))
+    assert bits(trained(group, checkpoint=checkpoint)) == bits(trained(group))
 
 
 def test_a_pause_without_a_checkpoint_is_no_end() -> None:
-    result = train_group(base_of(tiny_llama()), LORA, ROWS, protocol(), pause_at=3)
+    result = trained(LORA, pause_at=3)
     assert result.is_paused
     assert [state.steps_done for state in result.states] == [3, 3]
 
 
 def test_a_stop_while_resuming_trains_no_further_step(tmp_path: Path) -> None:
     """Callbacks return early then, so the next run must find this step to call them for it."""
+    checkpoint = GroupCheckpoint(tmp_path)
     with pytest.raises(Interrupted):
-        train(LORA, tmp_path, 4)
-    called = []
+        trained(LORA, checkpoint=checkpoint, should_stop=stop_after(4))
+    called: list[int] = []
+    options: dict[str, Any] = {"callbacks": [lambda step, *_: called.append(step)]}
     with pytest.raises(Interrupted, match=f"at step 4 of {NUM_STEPS}"):
-        train_group(
-            base_of(tiny_llama()),
-            LORA,
-            ROWS,
-            protocol(),
-            checkpoint=GroupCheckpoint(tmp_path),
-            callbacks=[lambda step, *_: called.append(step)],
-            should_stop=lambda: True,
-        )
+        trained(LORA, checkpoint=checkpoint, should_stop=lambda: True, **options)
     assert called == [4]
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000004"]
-    assert everything(train(LORA, tmp_path)) == everything(train(LORA))
+    assert bits(trained(LORA, checkpoint=checkpoint)) == bits(trained(LORA))
 
 
 @pytest.mark.parametrize("spec", [trial("a"), full_trial("b", early_stop=NUM_STEPS)])
@@ -84,46 +124,60 @@ def test_a_resumed_trial_keeps_nothing_of_the_file_in_memory(
 ) -> None:
     """Its tensors share the storage of the file: one that stays would keep all of it."""
     checkpoint = GroupCheckpoint(tmp_path)
-    train_group(
-        base_of(tiny_llama()),
-        [spec],
-        ROWS,
-        protocol(),
-        checkpoint=checkpoint,
-        callbacks=[lambda step, _, states: states[0].observe_score(step, 1.0)],
-        pause_at=3,
-    )
+    options: dict[str, Any] = {"callbacks": [lambda n, _, states: states[0].observe_score(n, 1.0)]}
+    trained([spec], checkpoint=checkpoint, pause_at=3, **options)
     stored = checkpoint.load()
     assert stored is not None
+    _, tensors, meta = stored
     _, (state,) = start_trials(base_of(tiny_llama()), [spec], ROWS, protocol(), {})
-    own = {name.split("/", 1)[1]: tensor for name, tensor in stored[1].items()}
-    state.restore(own, stored[2][spec.trial_id])
+    state.restore({n.split("/", 1)[1]: t for n, t in tensors.items()}, meta[spec.trial_id])
     moments = [tensor for found in state.optimizer.state.values() for tensor in found.values()]
     best = [] if state.early_stop is None else state.early_stop.weights
     assert len(best) == (len(state.parameters) if spec.is_full else 0)
     kept = {t.untyped_storage().data_ptr() for t in (*state.parameters, *moments, *best)}
-    assert not kept & {t.untyped_storage().data_ptr() for t in stored[1].values()}
+    assert not kept & {t.untyped_storage().data_ptr() for t in tensors.values()}
 
 
-def test_a_trial_that_left_stays_out_after_resuming(tmp_path: Path) -> None:
-    trials = [trial("wild", lr=1e30), trial("b", seed=1, dropout=0.2)]
-    with pytest.raises(Interrupted):
-        train(trials, tmp_path, 6)
-    resumed = train(trials, tmp_path)
-    assert resumed.states[0].failure is not None
-    assert everything(resumed)[1] == everything(train(trials))[1]
-    assert resumed.states[0].failure == train(trials).states[0].failure
+@pytest.mark.parametrize("save_seconds", [0.0, 10.0])
+def test_steps_between_two_checkpoints_take_the_interval_however_long_a_save_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_seconds: float
+) -> None:
+    """A step takes a second of a clock of its own, and 4 seconds lie between two checkpoints."""
+    clock, steps = [0.0], []
+
+    class Slow(GroupCheckpoint):
+        def save(self, step: int, *state: Any) -> None:
+            clock[0] += save_seconds
+            steps.append(step)
+            super().save(step, *state)
+
+    def progress(*_: object) -> None:
+        clock[0] += 1
+
+    time = SimpleNamespace(monotonic=lambda: clock[0])
+    monkeypatch.setattr(checkpoint_module, "time", time)
+    slow, settings = Slow(tmp_path / "all" / "one"), protocol(max_steps=12, checkpoint_seconds=4.0)
+    trained([trial()], settings, checkpoint=slow, progress=progress)
+    assert steps == [4, 8, 12]
 
 
 # --- the files ---
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> GroupCheckpoint:
+    return GroupCheckpoint(tmp_path / "group")
 
 
 def save(checkpoint: GroupCheckpoint, step: int) -> None:
     checkpoint.save(step, {"a/parameter/0": torch.full((3,), float(step))}, {"a": {"n": step}})
 
 
-def test_the_newest_state_replaces_the_one_before(tmp_path: Path) -> None:
-    checkpoint = GroupCheckpoint(tmp_path / "group")
+def names(checkpoint: GroupCheckpoint) -> list[str]:
+    return [path.name for path in checkpoint.folder.iterdir()]
+
+
+def test_the_newest_state_replaces_the_one_before(checkpoint: GroupCheckpoint) -> None:
     assert checkpoint.load() is None
     for step in (3, 11):
         save(checkpoint, step)
@@ -131,28 +185,35 @@ def test_the_newest_state_replaces_the_one_before(tmp_path: Path) -> None:
     assert found is not None
     assert (found[0], found[2]) == (11, {"a": {"n": 11}})
     assert torch.equal(found[1]["a/parameter/0"], torch.full((3,), 11.0))
-    assert [path.name for path in (tmp_path / "group").iterdir()] == ["step-000000011"]
+    assert names(checkpoint) == ["step-000000011"]
     checkpoint.remove()
-    assert not (tmp_path / "group").exists()
+    assert not checkpoint.folder.exists()
     assert checkpoint.load() is None
 
 
-def test_a_crash_between_writing_and_removing_leaves_the_newer(tmp_path: Path) -> None:
-    checkpoint = GroupCheckpoint(tmp_path)
+def test_a_crash_between_writing_and_removing_leaves_the_newer(
+    checkpoint: GroupCheckpoint,
+) -> None:
     save(checkpoint, 5)
-    (tmp_path / "step-000000005").rename(tmp_path / "kept")
+    old, kept = checkpoint.folder / "step-000000005", checkpoint.folder / "kept"
+    old.rename(kept)
     save(checkpoint, 9)
-    (tmp_path / "kept").rename(tmp_path / "step-000000005")
+    kept.rename(old)
     found = checkpoint.load()
     assert found is not None
     assert found[0] == 9
+    for state in (old, checkpoint.folder / "step-000000009"):
+        (state / SUMS).unlink()  # as a removal begins
+    assert checkpoint.load() is None
 
 
 def test_a_crash_while_a_state_of_the_same_step_is_saved_leaves_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: GroupCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that resumes may be stopped before its next step, and saves that step again."""
-    checkpoint = GroupCheckpoint(tmp_path)
+    (checkpoint.folder / "aside").mkdir(parents=True)
+    (checkpoint.folder / "aside" / STATE).write_bytes(b"half")  # of another crash
+    assert checkpoint.load() is None
     save(checkpoint, 5)
 
     def crash(*_: object) -> None:
@@ -165,45 +226,27 @@ def test_a_crash_while_a_state_of_the_same_step_is_saved_leaves_one(
     assert checkpoint.load() is not None
     for _ in range(11):
         save(checkpoint, 5)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000000005.011"]
+    assert names(checkpoint) == ["step-000000005.011"]
     assert checkpoint.load() is not None
 
 
 @pytest.mark.parametrize("name", [STATE, COUNTERS, SUMS])
-@pytest.mark.parametrize("change", ["a flipped bit", "cut", "empty"])
-def test_an_altered_state_is_refused(tmp_path: Path, name: str, change: str) -> None:
-    checkpoint = GroupCheckpoint(tmp_path)
+def test_an_altered_state_is_refused(checkpoint: GroupCheckpoint, name: str) -> None:
     save(checkpoint, 9)
-    path = tmp_path / "step-000000009" / name
+    path = checkpoint.folder / "step-000000009" / name
     content = path.read_bytes()
-    flipped = content[:-1] + bytes([content[-1] ^ 1])
-    path.write_bytes({"a flipped bit": flipped, "cut": content[:20], "empty": b""}[change])
-    with pytest.raises(IntegrityError, match=r"step-000000009: found altered .*remove"):
-        checkpoint.load()
+    for altered in (content[:-1] + bytes([content[-1] ^ 1]), content[:20], b""):
+        path.write_bytes(altered)
+        with pytest.raises(IntegrityError, match=r"step-000000009: found altered .*remove"):
+            checkpoint.load()
     path.write_bytes(content)
     assert checkpoint.load() is not None
 
 
-def test_a_state_that_was_half_removed_is_none(tmp_path: Path) -> None:
-    checkpoint = GroupCheckpoint(tmp_path)
-    save(checkpoint, 9)
-    (tmp_path / "step-000000009" / SUMS).unlink()
-    assert checkpoint.load() is None
-
-
-def test_counters_come_back_to_the_bit(tmp_path: Path) -> None:
+def test_counters_come_back_to_the_bit(checkpoint: GroupCheckpoint) -> None:
     losses = [0.1 + 0.2, 5e-324, 1e300, float("inf"), -0.0]
     meta = {"a": {"losses": losses, "n": 2**70, "text": "\u00e9"}, "seconds": 1 / 3}
-    GroupCheckpoint(tmp_path).save(1, {"a": torch.zeros(1)}, meta)
-    found = GroupCheckpoint(tmp_path).load()
+    checkpoint.save(1, {"a": torch.zeros(1)}, meta)
+    found = checkpoint.load()
     assert found is not None
     assert repr(found[2]) == repr(meta)
-
-
-def test_what_was_left_half_written_is_no_state(tmp_path: Path) -> None:
-    (tmp_path / "aside").mkdir()
-    (tmp_path / "aside" / STATE).write_bytes(b"half")
-    checkpoint = GroupCheckpoint(tmp_path)
-    assert checkpoint.load() is None
-    save(checkpoint, 2)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000000002"]

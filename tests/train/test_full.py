@@ -1,32 +1,20 @@
 """Full fine-tuning's options, and recomputed activations in a group."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from tiny_models import base_of, tiny_llama
-from toy_training import full_trial, protocol, stop_after, toy_rows, trial
+from toy_training import EVERY_METHOD, full_trial, losses, protocol, toy_rows, trained, trial
 
-from rankscope.config.study import TrainConfig
-from rankscope.errors import Interrupted, UserError
-from rankscope.hashing import sha256_tensors
+from rankscope.errors import UserError
 from rankscope.models.base import Row, RowBatch
 from rankscope.models.gradient_checkpointing import (
     disable_gradient_checkpointing,
     enable_gradient_checkpointing,
 )
-from rankscope.records import TrialSpec
-from rankscope.train.checkpoint import GroupCheckpoint
-from rankscope.train.loop import GroupResult, train_group
 
 ROWS = toy_rows()
-
-
-def trained(
-    trials: list[TrialSpec], train: TrainConfig, dtype: torch.dtype = torch.float32
-) -> GroupResult:
-    return train_group(base_of(tiny_llama().to(dtype)), trials, ROWS, train)
 
 
 # --- bfloat16 products, float32 weights
@@ -46,7 +34,7 @@ def test_a_bfloat16_study_trains_float32_weights_with_bfloat16_products() -> Non
 def test_steps_too_small_for_bfloat16_are_not_lost() -> None:
     """A rate of 1e-6 moves weights of about 0.02 by less than bfloat16's 8 bits can hold."""
     start = tiny_llama().bfloat16()
-    result = trained([full_trial(lr=1e-6)], protocol(), torch.bfloat16)
+    result = trained([full_trial(lr=1e-6)], dtype=torch.bfloat16)
     moved = unseen = total = 0
     for before, after in zip(start.parameters(), result.tuned.model.parameters(), strict=True):
         change = after.detach() != before.float()
@@ -61,10 +49,10 @@ def test_bfloat16_products_follow_the_float32_losses() -> None:
     # Four rows, learned by heart. Products carry 8 bits, relative 4e-3 each.
     train = protocol(batch_size=4, gradient_accumulation=1, epochs=30)
     runs = [
-        train_group(base_of(tiny_llama().to(dtype)), [full_trial(lr=3e-3)], ROWS[:4], train)
+        trained([full_trial(lr=3e-3)], train, ROWS[:4], dtype)
         for dtype in (torch.float32, torch.bfloat16)
     ]
-    single, mixed = ([point.loss for point in run.states[0].losses] for run in runs)
+    single, mixed = (losses(run.states[0]) for run in runs)
     assert single[-1] < 0.5 * single[0]
     assert mixed != single
     for a, b in zip(single, mixed, strict=True):
@@ -76,7 +64,7 @@ def test_bfloat16_products_follow_the_float32_losses() -> None:
 
 def test_eight_bit_moments_are_kept_and_train_alike() -> None:
     # bitsandbytes keeps the moments of parameters below 4096 values in float32.
-    plain = trained([full_trial()], protocol())
+    plain = trained([full_trial()])
     eight = trained([full_trial()], protocol(optimizer="adamw8bit"))
     state = eight.states[0].optimizer.state
     large = [p for p in eight.states[0].parameters if p.numel() >= 4096]
@@ -94,27 +82,6 @@ def test_eight_bit_moments_are_kept_and_train_alike() -> None:
     assert float(torch.cosine_similarity(*trained_alike, dim=0)) > 0.95
 
 
-def test_eight_bit_moments_resume_bit_for_bit(tmp_path: Path) -> None:
-    train = protocol(optimizer="adamw8bit")
-
-    def run(stop: int) -> list[object]:
-        result = train_group(
-            base_of(tiny_llama()),
-            [full_trial()],
-            ROWS,
-            train,
-            checkpoint=GroupCheckpoint(tmp_path),
-            should_stop=stop_after(stop),
-        )
-        return [(sha256_tensors(t.tensors()), t.counters()) for t in result.states]
-
-    with pytest.raises(Interrupted):
-        run(3)
-    resumed = run(0)
-    GroupCheckpoint(tmp_path).remove()
-    assert run(0) == resumed
-
-
 def test_adapters_have_adamw_whatever_the_option() -> None:
     result = trained([trial()], protocol(optimizer="adamw8bit"))
     assert type(result.states[0].optimizer) is torch.optim.AdamW
@@ -128,30 +95,10 @@ def test_without_the_package_the_option_is_refused(monkeypatch: pytest.MonkeyPat
 
 # --- recomputed activations
 
-GROUP = [
-    trial("a", dropout=0.3),
-    trial("b", rank=16, lr=1e-3, dropout=0.1, seed=1, targets=("q_proj", "down_proj", "lm_head")),
-    trial("c", method="dora", dropout=0.2, seed=2),
-    trial("d", method="pissa", seed=3),
-]
-
-
-@pytest.mark.parametrize("trials", [GROUP, [full_trial()]], ids=["group", "full"])
-def test_recomputed_activations_give_the_same_bits(trials: list[TrialSpec]) -> None:
-    # 64 tokens a pass: several passes a step, so masks go on where the last pass ended.
-    kept, again = (
-        trained(trials, protocol(batch_tokens=64, gradient_checkpointing=on))
-        for on in (False, True)
-    )
-    for a, b in zip(kept.states, again.states, strict=True):
-        assert a.losses == b.losses
-        for first, second in zip(a.parameters, b.parameters, strict=True):
-            assert torch.equal(first, second)
-
 
 def test_recomputed_layers_keep_little_and_are_as_before_afterwards() -> None:
-    base = base_of(tiny_llama())
-    result = train_group(base, GROUP, ROWS, protocol(max_steps=1, warmup_fraction=0))
+    result = trained(EVERY_METHOD, protocol(max_steps=1, warmup_fraction=0))
+    base = result.tuned
     adapter_names = [state.adapter_name for state in result.states]
     batch = RowBatch.of(
         [Row(ROWS[0].input_ids, [1], adapter_name) for adapter_name in adapter_names], base.device

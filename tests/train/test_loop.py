@@ -1,14 +1,12 @@
 """The loop: normalization, independence of neighbors, order of rows, what the loss depends on."""
 
-import dataclasses
 import gc
 import json
 import random
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,13 +15,19 @@ import torch.nn.functional as F
 from evaluation_worlds import tokenizer
 from tiny_models import VOCABULARY, base_of, tiny_llama
 from toy_training import (
+    DRAWING,
+    GENERAL,
+    REGULARIZED,
     assert_same_weights,
     full_trial,
+    losses,
+    peft_trial,
     protocol,
     toy_rows,
     training_tolerance,
     trial,
 )
+from toy_training import trained as result_of
 
 from rankscope.config.study import ModelConfig, TrainConfig
 from rankscope.data.encode import EncodedRow, Encoder, encode_rows
@@ -33,8 +37,6 @@ from rankscope.evaluate.continuous_batching import GenerationLimits, generate
 from rankscope.models.base import Base
 from rankscope.models.load import load_base
 from rankscope.records import TrialSpec
-from rankscope.train import checkpoint
-from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import train_group
 from rankscope.train.loss import mean_losses
 from rankscope.train.step import forward_passes
@@ -49,11 +51,7 @@ RELATIVE = training_tolerance(8)
 def trained(
     trials: list[TrialSpec], settings: TrainConfig, rows: list[EncodedRow] = ROWS
 ) -> list[TrialState]:
-    return list(train_group(base_of(tiny_llama()), trials, rows, settings).states)
-
-
-def losses(state: TrialState) -> list[float]:
-    return [point.loss for point in state.losses]
+    return list(result_of(trials, settings, rows).states)
 
 
 # --- normalization ---
@@ -169,18 +167,6 @@ def test_tokens_without_label_are_never_targets() -> None:
     assert_same_weights(longer, plain, RELATIVE)
 
 
-def test_a_label_added_to_the_prompt_changes_the_loss() -> None:
-    row = ROWS[0]
-    first = row.is_label.index(True)
-    assert first > 1
-    flags = tuple(labeled or i == first - 1 for i, labeled in enumerate(row.is_label))
-    changed = [dataclasses.replace(row, is_label=flags), *ROWS[1:]]
-    (plain,) = trained([trial()], protocol())
-    (found,) = trained([trial()], protocol(), changed)
-    assert found.num_label_tokens == plain.num_label_tokens + 2  # two epochs
-    assert losses(found) != pytest.approx(losses(plain), rel=RELATIVE)
-
-
 def test_a_group_whose_every_member_diverged_ends() -> None:
     wild = [trial("x", lr=1e30), trial("y", lr=1e30, seed=1)]
     found = trained(wild, protocol(epochs=50))
@@ -204,6 +190,45 @@ def test_equal_seeds_see_equal_orders_and_other_seeds_other_ones() -> None:
     assert same_a.num_label_tokens == same_b.num_label_tokens
     (full,) = trained([full_trial()], settings)
     assert full.losses[0].loss == pytest.approx(same_a.losses[0].loss, rel=1e-6)
+
+
+# --- however it is computed ---
+
+PACKED = (
+    trial("a", dropout=0.3),
+    trial("b", rank=16, lr=1e-3, dropout=0.1, seed=1, targets=("q_proj", "down_proj", "lm_head")),
+    trial("c", method="dora", dropout=0.2, seed=2),
+    trial("d", method="pissa", seed=3),
+)
+RECOMPUTED = {"gradient_checkpointing": True}
+SMALL = {"batch_tokens": 64}  # several passes a step, so masks go on where the last pass ended
+WAYS: dict[str, tuple[Sequence[TrialSpec], dict[str, Any], dict[str, Any]]] = {
+    "group": (PACKED, SMALL, SMALL | RECOMPUTED),
+    "full": ([full_trial()], SMALL, SMALL | RECOMPUTED),
+    **{name: ([peft_trial(**method)], {}, SMALL) for name, method in DRAWING.items()},
+    "loha again": ([peft_trial(**DRAWING["loha"])], {}, RECOMPUTED),
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_recomputed_layers_and_random_numbers_of_small_passes_give_the_same_bits(name: str) -> None:
+    trials, *ways = WAYS[name]
+    first, second = (result_of(trials, protocol(**way)).states for way in ways)
+    for one, other in zip(first, second, strict=True):
+        assert one.losses == other.losses
+        assert all(map(torch.equal, one.parameters, other.parameters))
+
+
+@pytest.mark.parametrize("way", [SMALL, RECOMPUTED], ids=str)
+def test_small_passes_and_recomputed_layers_give_the_same_with_regularizers(
+    way: dict[str, Any],
+) -> None:
+    whole, found = (
+        result_of(REGULARIZED, protocol(**settings), replay=GENERAL).states
+        for settings in ({}, way)
+    )
+    for one, other in zip(found, whole, strict=True):
+        assert_same_weights(one, other, RELATIVE)
 
 
 # --- ends ---
@@ -257,29 +282,6 @@ def test_a_base_with_adapters_is_refused() -> None:
     train_group(base, [trial()], ROWS, protocol(max_steps=2))
     with pytest.raises(ValueError, match="carries adapters already"):
         train_group(base, [trial("b")], ROWS, protocol())
-
-
-@pytest.mark.parametrize(("save_seconds", "saved"), [(0.0, [4, 8, 12]), (10.0, [4, 8, 12])])
-def test_steps_between_two_checkpoints_take_the_interval_however_long_a_save_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_seconds: float, saved: list[int]
-) -> None:
-    """A step takes a second of a clock of its own, and 4 seconds lie between two checkpoints."""
-    clock, steps = [0.0], []
-
-    class Slow(GroupCheckpoint):
-        def save(self, step: int, *state: Any) -> None:
-            clock[0] += save_seconds
-            steps.append(step)
-            super().save(step, *state)
-
-    def progress(*_: object) -> None:
-        clock[0] += 1
-
-    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    slow, settings = Slow(tmp_path / "all" / "one"), protocol(max_steps=12, checkpoint_seconds=4.0)
-    base = base_of(tiny_llama())
-    train_group(base, [trial()], ROWS, settings, checkpoint=slow, progress=progress)
-    assert steps == saved
 
 
 # --- golden ---

@@ -1,4 +1,4 @@
-"""What a pass allocates: counted by hand, and shapes alone against a pass that really runs."""
+"""What a pass allocates: by hand, on shapes against a pass that runs, and on a few layers."""
 
 from dataclasses import replace
 
@@ -7,13 +7,16 @@ import torch
 from architectures import config_of
 from large_shapes import LLAMA_8B
 from tiny_models import base_of, tiny_llama
-from toy_training import full_trial, protocol, toy_rows, trial
-from transformers import AutoModelForCausalLM
+from toy_training import ATTENTION, full_trial, protocol, toy_rows, trial
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, PretrainedConfig
 
+from rankscope.data.sampler import RowSampler
+from rankscope.models.attention import varlen
 from rankscope.records import TrialSpec
 from rankscope.train.loop import train_group
 from rankscope.train.memory import MemoryModel, RowCounts
-from rankscope.train.pass_memory import AllocationCounter, spread
+from rankscope.train.pass_memory import AllocationCounter, PassMemory, PassShape
+from rankscope.train.step import forward_passes
 
 CPU = torch.device("cpu")
 
@@ -86,6 +89,11 @@ def test_the_base_counts_once_and_states_add_up() -> None:
     assert model().state_bytes(trial(rank=4, method="dora")) == one.state_bytes + 2 * 192 * 16
     assert model().state_bytes(trial(rank=4, method="pissa")) == 5 * 4 * 896 * 4
     assert model().state_bytes(trial(rank=4, early_stop=1)) == 5 * 4 * 896 * 4
+    plain, stopping = (
+        model().of_group([full_trial(early_stop=patience)], rows, protocol()).total_bytes
+        for patience in (None, 1)
+    )
+    assert stopping - plain == sum(parameter.numel() * 4 for parameter in base.parameters())
 
 
 def test_devices_share_the_base_and_the_states_of_full_fine_tuning() -> None:
@@ -118,16 +126,6 @@ def test_devices_share_the_base_and_the_states_of_full_fine_tuning() -> None:
     assert host == [12 * weights, 12 * weights, total]
 
 
-def test_the_best_weights_of_an_early_stop_are_one_more_copy() -> None:
-    rows = RowCounts.of(toy_rows())
-    plain, stopping = (
-        model().of_group([full_trial(early_stop=patience)], rows, protocol())
-        for patience in (None, 1)
-    )
-    size = sum(parameter.numel() * 4 for parameter in tiny_llama().parameters())
-    assert stopping.total_bytes - plain.total_bytes == size
-
-
 def test_the_token_budget_bounds_a_pass() -> None:
     counts = RowCounts.of(toy_rows(200))
     group = [trial(str(i)) for i in range(8)]
@@ -156,9 +154,6 @@ def test_recomputation_dropout_and_more_targets_move_the_pass_as_they_should() -
 
 def test_the_fullest_pass_is_about_the_fullest_there_is() -> None:
     """Against the cut of the loop itself, over every step of some trials."""
-    from rankscope.data.sampler import RowSampler
-    from rankscope.train.step import forward_passes
-
     rows = toy_rows(300)
     counts = RowCounts.of(rows)
     for num_trials, budget in ((1, 64), (1, 4096), (5, 300), (5, 4096)):
@@ -174,9 +169,86 @@ def test_the_fullest_pass_is_about_the_fullest_there_is() -> None:
         assert 0.85 < sum(shape.lengths) / tokens < 1.2
 
 
-@pytest.mark.parametrize(("total", "count"), [(10, 3), (0, 2), (7, 7), (5, 0)])
-def test_parts_differ_by_at_most_one(total: int, count: int) -> None:
-    parts = spread(total, count)
-    assert len(parts) == count
-    assert sum(parts) == (total if count else 0)
-    assert not parts or max(parts) - min(parts) <= 1
+# --- counts on a few layers and two ranks against counts of the whole model
+
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
+LLAMA = LlamaConfig(vocab_size=300, num_hidden_layers=7, num_key_value_heads=2, **SIZES)
+# Every third layer sees all tokens, the others a window of 32; a vocabulary that outweighs a layer.
+GEMMA = Gemma3TextConfig(
+    vocab_size=3000,
+    num_hidden_layers=11,
+    layer_types=[["sliding_attention", "full_attention"][i % 3 == 2] for i in range(11)],
+    num_key_value_heads=1,
+    head_dim=16,
+    sliding_window=32,
+    **SIZES,
+)
+SHAPES = (PassShape((50, 20, 20), 9), PassShape((90,) * 4, 200), PassShape((150, 40, 3), 50))
+GROUPS = (
+    [],  # the model itself trains
+    [trial("a", rank=2)],
+    [trial("a", rank=8, method="dora"), trial("b", rank=32), trial("c", rank=16)],
+    [trial("a", rank=24, method="pissa", targets=(*ATTENTION, "down_proj"))],
+)
+
+
+def passes(
+    config: PretrainedConfig, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> PassMemory:
+    varlen.register_attention()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation=varlen.NAME, dtype=dtype
+        )
+    return PassMemory(model, torch.device(device))
+
+
+def whole(counts: PassMemory, group: list[TrialSpec], shape: PassShape, recomputes: bool) -> int:
+    """Counted on all layers; trials of one method are one adapter of their mean rank."""
+    if len(group) == 3:
+        group, shares = [group[0], group[1].model_copy(update={"rank": 24})], [1, 2]
+    else:
+        shares = [1] * len(group)
+    return max(counts.counted_whole(group, shares, shape, recomputes))
+
+
+@pytest.mark.parametrize(
+    ("group", "shape"),
+    [(GROUPS[0], SHAPES[1]), *zip(GROUPS[1:], SHAPES, strict=True)],
+    ids=["full", "lora", "dora and lora", "pissa"],
+)
+def test_layers_and_ranks_add_the_same_bytes_each(group: list[TrialSpec], shape: PassShape) -> None:
+    """To the byte, except that a layer computed again has its peak among its own gradients if the
+    ranks are as large as the layer."""
+    counts = passes(LLAMA)
+    for recomputes in (False, True):
+        found = counts.pass_bytes(group, shape, recomputes)
+        expected = whole(counts, group, shape, recomputes)
+        large_rank = recomputes and max((t.rank or 0 for t in group), default=0) > 16
+        assert found == pytest.approx(expected, rel=0.03 if large_rank else 1e-9)
+
+
+def test_a_pattern_of_layers_is_repeated_as_a_whole() -> None:
+    counts = passes(GEMMA)
+    assert counts.period([], counts.model.model.layers) == 3
+    adapters = [trial("a", rank=2)]
+    found = counts.pass_bytes(adapters, SHAPES[1], False)
+    assert found == whole(counts, adapters, SHAPES[1], False)
+    assert counts.pass_bytes([], SHAPES[0], False) == whole(counts, [], SHAPES[0], False)
+
+
+def test_a_layer_unlike_the_others_is_counted_with_all_of_them() -> None:
+    only_last = trial("a", rank=4, targets=("model.layers.6.mlp.down_proj",))
+    counts = passes(LLAMA)
+    found = counts.pass_bytes([only_last], SHAPES[0], False)
+    assert found == whole(counts, [only_last], SHAPES[0], False)
+    assert len(counts.model.model.layers) == 7  # the model is what it was
+
+
+def test_on_cuda_in_bfloat16_attention_holds_no_padding() -> None:
+    """Ten rows of 20 tokens beside one of 200 cost what two of 200 cost, to the layers' rounding:
+    padded they would be eleven of 200."""
+    counts = passes(LLAMA, torch.bfloat16, "cuda")
+    uneven, even = PassShape((200, *[20] * 10), 20), PassShape((200, 200), 20)
+    found, expected = (counts.pass_bytes(GROUPS[1], shape, False) for shape in (uneven, even))
+    assert found == pytest.approx(expected, rel=0.01)

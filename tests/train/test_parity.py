@@ -7,7 +7,6 @@ sizes, schedules and dropouts that all differ.
 
 import math
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,21 +16,22 @@ from recipe import minimal
 from tiny_models import assert_close, base_of, tiny_llama
 from torch import Tensor, nn
 from toy_training import (
-    ATTENTION,
+    EVERY_METHOD,
+    assert_same_weights,
     full_trial,
+    losses,
+    plain_losses,
     recipe_steps,
-    stop_after,
     toy_rows,
+    trained,
     training_tolerance,
     trial,
 )
 
 from rankscope.config.study import TrainConfig
-from rankscope.errors import Interrupted
 from rankscope.models.init_context import InitContext, new_adapter
 from rankscope.models.lora import Adapter
 from rankscope.records import TrialSpec
-from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import train_group
 from rankscope.train.step_schedule import trial_protocol
 from rankscope.train.trial_state import TrialState
@@ -39,27 +39,14 @@ from rankscope.train.trial_state import TrialState
 STEPS = 20
 PROTOCOL = TrainConfig(max_steps=STEPS, batch_size=2, gradient_accumulation=3)
 RELATIVE = training_tolerance(STEPS)
-MLP = ("gate_proj", "up_proj", "down_proj")
 ROWS = toy_rows(50)
 """Rows of 3 to 24 tokens; nine steps an epoch at the protocol's batch size, the last one short."""
-
-GROUP = (
-    trial("lora", rank=1, alpha=2.0, lr=1e-2, warmup_fraction=0.3),
-    trial("head", rank=4, lr=1e-3, seed=1, targets=("q_proj", "down_proj", "lm_head")),
-    trial("wide", rank=64, alpha=64.0, lr=3e-4, seed=2, dropout=0.3, batch_size=5),
-    trial("rslora", method="rslora", rank=16, lr=1e-3, seed=3, gradient_accumulation=1),
-    trial("lora+", method="lora+", rank=4, lr=3e-4, lr_ratio=8.0, seed=4, schedule="constant"),
-    trial("dora", method="dora", rank=8, lr=2e-3, seed=5, weight_decay=0.1),
-    trial("dora-dropout", method="dora", rank=2, lr=1e-3, dropout=0.1, targets=MLP, batch_size=1),
-    trial("pissa", method="pissa", rank=8, alpha=8.0, lr=5e-4, seed=6, schedule="cosine"),
-    trial("eva", method="eva", rank=4, lr=1e-3, seed=7, targets=(*ATTENTION, *MLP)),
-)
 
 
 @cache
 def packed(dtype: torch.dtype = torch.float32) -> dict[str, TrialState]:
     """The group, trained together once."""
-    result = train_group(base_of(tiny_llama().to(dtype)), GROUP, ROWS, PROTOCOL)
+    result = trained(EVERY_METHOD, PROTOCOL, ROWS, dtype)
     return {state.spec.trial_id: state for state in result.states}
 
 
@@ -67,23 +54,6 @@ def started(spec: TrialSpec, dtype: torch.dtype = torch.float32) -> Adapter:
     """A trial's fresh adapter, made alone."""
     base = base_of(tiny_llama().to(dtype))
     return new_adapter(base.model, spec, InitContext(base, ROWS, [spec]))
-
-
-def trained_plainly(
-    spec: TrialSpec, model: nn.Module, parameters: dict[nn.Parameter, float]
-) -> list[float]:
-    """The recipe's loop by the trial's own protocol; the losses."""
-    own = trial_protocol(spec, PROTOCOL)
-    steps = recipe_steps(ROWS, own, spec.seed, STEPS)
-    losses: list[float] = minimal().train(
-        model,
-        parameters,
-        steps,
-        own.schedule,
-        own.warmup_fraction,
-        own.weight_decay,
-    )
-    return losses
 
 
 def without_start(model: nn.Module, adapter: Adapter) -> None:
@@ -99,7 +69,7 @@ def rates_of(spec: TrialSpec, a: list[nn.Parameter], b: list[nn.Parameter]) -> d
 
 # --- by the recipe ---
 
-PLAIN = [spec for spec in GROUP if spec.method != "dora" and not spec.dropout]
+PLAIN = [spec for spec in EVERY_METHOD if spec.method != "dora" and not spec.dropout]
 
 
 @pytest.mark.parametrize("spec", PLAIN, ids=lambda spec: spec.trial_id)
@@ -111,9 +81,9 @@ def test_group_equals_the_minimal_reference(spec: TrialSpec) -> None:
     starts = {name: (start.a[name].data, start.b[name].data) for name in start.a}
     layers = minimal().add_lora(model, starts, start.scaling)
     a, b = [layer.a for layer in layers.values()], [layer.b for layer in layers.values()]
-    losses = trained_plainly(spec, model, rates_of(spec, a, b))
-    assert len(losses) == STEPS
-    assert [p.loss for p in state.losses] == pytest.approx(losses, rel=RELATIVE)
+    slow = plain_losses(spec, model, rates_of(spec, a, b), ROWS, PROTOCOL)
+    assert len(slow) == STEPS
+    assert losses(state) == pytest.approx(slow, rel=RELATIVE)
     assert state.adapter is not None
     for name, layer in layers.items():
         assert_close(state.adapter.a[name], layer.a, RELATIVE)
@@ -191,15 +161,23 @@ def peft_parameters(model: nn.Module, adapter: Adapter) -> dict[str, list[nn.Par
     return found
 
 
-@pytest.mark.parametrize("spec", GROUP, ids=lambda spec: spec.trial_id)
-def test_group_equals_peft_with_plain_pytorch(spec: TrialSpec) -> None:
-    state = packed()[spec.trial_id]
-    start = started(spec)
-    model = peft_model(spec, start, tiny_llama())
+def trained_by_peft(
+    spec: TrialSpec, dtype: torch.dtype = torch.float32
+) -> tuple[list[float], dict[str, list[nn.Parameter]]]:
+    """Losses, and the parameters by module."""
+    start = started(spec, dtype)
+    model = peft_model(spec, start, tiny_llama().to(dtype))
     found = peft_parameters(model, start)
     slow = [p for a, _, *m in found.values() for p in (a, *m)]
-    losses = trained_plainly(spec, model, rates_of(spec, slow, [b for _, b, *_ in found.values()]))
-    assert [p.loss for p in state.losses] == pytest.approx(losses, rel=RELATIVE)
+    rates = rates_of(spec, slow, [b for _, b, *_ in found.values()])
+    return plain_losses(spec, model, rates, ROWS, PROTOCOL), found
+
+
+@pytest.mark.parametrize("spec", EVERY_METHOD, ids=lambda spec: spec.trial_id)
+def test_group_equals_peft_with_plain_pytorch(spec: TrialSpec) -> None:
+    state, start = packed()[spec.trial_id], started(spec)
+    slow, found = trained_by_peft(spec)
+    assert losses(state) == pytest.approx(slow, rel=RELATIVE)
     assert state.adapter is not None
     for name, expected in found.items():
         for ours, theirs in zip(state.adapter.module_parameters(name), expected, strict=True):
@@ -216,17 +194,13 @@ the other way: a share of 0.8 x 2^-8 of the weights, if gradients are normal, ea
 move."""
 
 
-@pytest.mark.parametrize("spec", GROUP, ids=lambda spec: spec.trial_id)
+@pytest.mark.parametrize("spec", EVERY_METHOD, ids=lambda spec: spec.trial_id)
 def test_in_bfloat16_a_group_stays_near_peft(spec: TrialSpec) -> None:
     """The base rounds to 8 bits on both sides; PEFT multiplies A and B in float32, the group in the
     base's dtype."""
     state = packed(torch.bfloat16)[spec.trial_id]
-    start = started(spec, torch.bfloat16)
-    model = peft_model(spec, start, tiny_llama().bfloat16())
-    found = peft_parameters(model, start)
-    slow = [p for a, _, *m in found.values() for p in (a, *m)]
-    losses = trained_plainly(spec, model, rates_of(spec, slow, [b for _, b, *_ in found.values()]))
-    gaps = [abs(p.loss - loss) / loss for p, loss in zip(state.losses, losses, strict=True)]
+    slow, found = trained_by_peft(spec, torch.bfloat16)
+    gaps = [abs(ours - loss) / loss for ours, loss in zip(losses(state), slow, strict=True)]
     assert state.adapter is not None
     fresh = started(spec, torch.bfloat16)
     moved = apart = 0.0
@@ -245,12 +219,12 @@ def test_in_bfloat16_a_group_stays_near_peft(spec: TrialSpec) -> None:
 
 
 def test_full_fine_tuning_equals_plain_pytorch() -> None:
-    spec = full_trial()
-    base = base_of(tiny_llama())
+    spec, base = full_trial(), base_of(tiny_llama())
     result = train_group(base, [spec], ROWS, PROTOCOL)
     model = tiny_llama()
-    losses = trained_plainly(spec, model, dict.fromkeys(model.parameters(), spec.lr))
-    assert [p.loss for p in result.states[0].losses] == pytest.approx(losses, rel=RELATIVE)
+    rates = dict.fromkeys(model.parameters(), spec.lr)
+    slow = plain_losses(spec, model, rates, ROWS, PROTOCOL)
+    assert losses(result.states[0]) == pytest.approx(slow, rel=RELATIVE)
     tuned = dict(result.tuned.model.named_parameters())
     for name, parameter in model.named_parameters():
         assert_close(tuned[name], parameter, RELATIVE)
@@ -259,50 +233,19 @@ def test_full_fine_tuning_equals_plain_pytorch() -> None:
         assert torch.equal(dict(base.model.named_parameters())[name], parameter)
 
 
-# --- neighbors, and a stop ---
-
-
-def weights(state: TrialState) -> list[Tensor]:
-    assert state.adapter is not None
-    return [parameter.detach() for parameter in state.adapter.parameters()]
+# --- neighbors ---
 
 
 @pytest.mark.parametrize("lr", [1e6, 1e30])
 def test_a_neighbor_that_diverges_changes_nobody(lr: float) -> None:
     """At 1e6 its losses would stay finite, at 1e30 its weights are no numbers after a step."""
     wild = trial("wild", method="pissa", lr=lr, warmup_fraction=0.0)
-    result = train_group(base_of(tiny_llama()), [*GROUP[:4], wild, *GROUP[4:]], ROWS, PROTOCOL)
-    for state in result.states:
+    group = [*EVERY_METHOD[:4], wild, *EVERY_METHOD[4:]]
+    for state in trained(group, PROTOCOL, ROWS).states:
         if state.spec is wild:
             assert (state.failure_status, state.steps_done) == ("diverged", 1)
             continue
         alone = packed()[state.spec.trial_id]
         assert state.failure is None
-        assert [p.loss for p in state.losses] == pytest.approx(
-            [p.loss for p in alone.losses], rel=RELATIVE
-        )
-        for found, expected in zip(weights(state), weights(alone), strict=True):
-            assert_close(found, expected, RELATIVE)
-
-
-@pytest.mark.parametrize("stop", [1, 13, 19])
-def test_a_group_stopped_within_an_epoch_goes_on_bit_for_bit(tmp_path: Path, stop: int) -> None:
-    checkpoint = GroupCheckpoint(tmp_path)
-    with pytest.raises(Interrupted):
-        train_group(
-            base_of(tiny_llama()),
-            GROUP,
-            ROWS,
-            PROTOCOL,
-            checkpoint=checkpoint,
-            should_stop=stop_after(stop),
-        )
-    result = train_group(base_of(tiny_llama()), GROUP, ROWS, PROTOCOL, checkpoint=checkpoint)
-    for state in result.states:
-        whole = packed()[state.spec.trial_id]
-        assert state.losses == whole.losses
-        assert (state.num_tokens, state.num_label_tokens) == (
-            whole.num_tokens,
-            whole.num_label_tokens,
-        )
-        assert all(map(torch.equal, weights(state), weights(whole)))
+        assert losses(state) == pytest.approx(losses(alone), rel=RELATIVE)
+        assert_same_weights(state, alone, RELATIVE)

@@ -1,6 +1,5 @@
 """A method of PEFT's in the loop equals it in plain PyTorch, and resumes bit for bit."""
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,39 +8,33 @@ import torch
 import torch.nn.functional as F
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel, get_peft_model
 from recipe import minimal
-from tiny_models import base_of, tiny_llama
+from tiny_models import tiny_llama
 from toy_training import (
+    ADALORA,
     ATTENTION,
+    DRAWING,
+    bits,
+    losses,
     peft_trial,
+    plain_losses,
     protocol,
     recipe_steps,
-    stop_after,
     toy_rows,
+    trained,
     training_tolerance,
 )
 
-from rankscope.errors import Interrupted
-from rankscope.hashing import sha256_tensors
 from rankscope.models.lora import derive_seed
 from rankscope.records import TrialSpec
-from rankscope.train.checkpoint import GroupCheckpoint
-from rankscope.train.loop import GroupResult, train_group
+from rankscope.train.loop import GroupResult
 from rankscope.train.step_schedule import learning_rate
 
 NOTHING = 1e-8
 """AdaLoRA's singular values start at zero and move by 1e-5 in the first steps."""
 ROWS = toy_rows(44)
-PROTOCOL = protocol(epochs=2)
-NUM_STEPS = 16  # 44 rows, 6 a step, 2 epochs
+NUM_STEPS = 16
+PROTOCOL = protocol(max_steps=NUM_STEPS)
 RELATIVE = training_tolerance(NUM_STEPS)
-ADALORA: dict[str, Any] = {
-    "peft_type": "ADALORA",
-    "init_r": 6,
-    "target_r": 3,
-    "tinit": 3,
-    "tfinal": 5,
-    "deltaT": 2,
-}
 
 
 def reference(spec: TrialSpec, settings: dict[str, Any], **more: Any) -> PeftModel:
@@ -73,13 +66,11 @@ def assert_same_weights(result: GroupResult, expected: list[torch.nn.Parameter])
 )
 def test_it_equals_peft_in_plain_pytorch(settings: dict[str, Any], lr: float) -> None:
     spec = peft_trial(lr=lr, seed=1, **settings)
-    result = train_group(base_of(tiny_llama()), [spec], ROWS, PROTOCOL)
+    result = trained([spec], PROTOCOL, ROWS)
     model = reference(spec, settings)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    losses = minimal().train(
-        model, dict.fromkeys(parameters, lr), recipe_steps(ROWS, PROTOCOL, spec.seed, NUM_STEPS)
-    )
-    assert [p.loss for p in result.states[0].losses] == pytest.approx(losses, rel=RELATIVE)
+    slow = plain_losses(spec, model, dict.fromkeys(parameters, lr), ROWS, PROTOCOL)
+    assert losses(result.states[0]) == pytest.approx(slow, rel=RELATIVE)
     assert_same_weights(result, parameters)
     start = [p for p in reference(spec, settings).parameters() if p.requires_grad]
     assert not any(torch.equal(a, b) for a, b in zip(start, parameters, strict=True))
@@ -88,11 +79,11 @@ def test_it_equals_peft_in_plain_pytorch(settings: dict[str, Any], lr: float) ->
 def test_adalora_equals_its_own_loop_in_plain_pytorch() -> None:
     """PEFT's forward adds the penalty to its loss; its budget moves after every step."""
     spec = peft_trial(seed=2, **ADALORA)
-    result = train_group(base_of(tiny_llama()), [spec], ROWS, PROTOCOL)
+    result = trained([spec], PROTOCOL, ROWS)
     model = reference(spec, ADALORA, total_step=NUM_STEPS)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
-    losses = []
+    slow = []
     for step, micro_batches in enumerate(recipe_steps(ROWS, PROTOCOL, spec.seed, NUM_STEPS)):
         batches = [minimal().padded(rows) for rows in micro_batches]
         num_labels = sum(int((labels[:, 1:] != -100).sum()) for _, _, labels in batches)
@@ -109,8 +100,8 @@ def test_adalora_equals_its_own_loop_in_plain_pytorch() -> None:
         optimizer.step()
         model.base_model.update_and_allocate(step + 1)
         optimizer.zero_grad()
-        losses.append(total)
-    assert [p.loss for p in result.states[0].losses] == pytest.approx(losses, rel=RELATIVE)
+        slow.append(total)
+    assert losses(result.states[0]) == pytest.approx(slow, rel=RELATIVE)
     assert_same_weights(result, parameters)
     tuner = result.states[0].tuner
     assert tuner is not None
@@ -120,93 +111,20 @@ def test_adalora_equals_its_own_loop_in_plain_pytorch() -> None:
     assert sum(map(sum, pattern.values())) == 8 * 3
 
 
-WITH_DROPOUT: dict[str, dict[str, Any]] = {
-    "adalora": {**ADALORA, "lora_dropout": 0.2},
-    "loha": {"peft_type": "LOHA", "r": 4, "module_dropout": 0.1, "rank_dropout": 0.2},
-}
-
-
-@cache
-def undisturbed(name: str) -> GroupResult:
-    """One of them, trained in one go; several tests compare with it."""
-    return train_group(base_of(tiny_llama()), [peft_trial(**WITH_DROPOUT[name])], ROWS, PROTOCOL)
-
-
-def weights_and_counters(result: GroupResult) -> list[object]:
-    return [(sha256_tensors(state.tensors()), state.counters()) for state in result.states]
-
-
-@pytest.mark.parametrize("name", WITH_DROPOUT)
-@pytest.mark.parametrize("stop_at", [1, 13])
-def test_stopped_at_any_step_it_ends_with_the_same_bits(
-    tmp_path: Path, name: str, stop_at: int
+def test_dropout_acts_in_training_alone_and_storing_between_steps_changes_nothing(
+    tmp_path: Path,
 ) -> None:
-    spec = peft_trial(**WITH_DROPOUT[name])
-
-    def train(stop: int) -> list[object]:
-        result = train_group(
-            base_of(tiny_llama()),
-            [spec],
-            ROWS,
-            PROTOCOL,
-            checkpoint=GroupCheckpoint(tmp_path),
-            should_stop=stop_after(stop),
-        )
-        return weights_and_counters(result)
-
-    expected = weights_and_counters(undisturbed(name))
-    with pytest.raises(Interrupted):
-        train(stop_at)
-    torch.rand(7)  # what other code draws in between must not matter
-    assert train(0) == expected
-
-
-def test_dropout_acts_in_training_and_not_between_steps() -> None:
-    without = peft_trial(**ADALORA)
-    spec = peft_trial(**WITH_DROPOUT["adalora"])
-    first = train_group(base_of(tiny_llama()), [without], ROWS, PROTOCOL)
-    base = base_of(tiny_llama())
+    spec = peft_trial(**DRAWING["adalora"])
+    plain = trained([spec], PROTOCOL, ROWS)
     training: list[bool] = []
 
     def after_step(step: int, base: Any, states: Any) -> None:
         training.append(any(module.training for module in base.model.modules()))
-
-    second = train_group(base, [spec], ROWS, PROTOCOL, callbacks=[after_step])
-    assert training == [False] * NUM_STEPS
-    assert first.states[0].losses[-1].loss != second.states[0].losses[-1].loss
-
-
-def test_what_is_stored_between_two_steps_changes_nothing(tmp_path: Path) -> None:
-    spec, plain = peft_trial(**WITH_DROPOUT["adalora"]), undisturbed("adalora")
-
-    def after_step(step: int, base: Any, states: Any) -> None:
         folder = tmp_path / str(step)
         folder.mkdir()
         states[0].tuner.save(base.record, folder)
 
-    stored = train_group(base_of(tiny_llama()), [spec], ROWS, PROTOCOL, callbacks=[after_step])
-    assert weights_and_counters(stored) == weights_and_counters(plain)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [*WITH_DROPOUT.values(), {"peft_type": "PVERA", "r": 8}],
-    ids=[*WITH_DROPOUT, "pvera"],
-)
-def test_what_it_draws_does_not_depend_on_the_size_of_a_pass(settings: dict[str, Any]) -> None:
-    spec = peft_trial(**settings)
-    small, large = (
-        train_group(base_of(tiny_llama()), [spec], ROWS, protocol(batch_tokens=tokens))
-        for tokens in (64, 4096)
-    )
-    assert small.states[0].losses == large.states[0].losses
-    assert sha256_tensors(small.states[0].tensors()) == sha256_tensors(large.states[0].tensors())
-
-
-def test_recomputed_layers_give_the_same_bits() -> None:
-    spec, kept = peft_trial(**WITH_DROPOUT["loha"]), undisturbed("loha")
-    recomputing = protocol(epochs=2, gradient_checkpointing=True)
-    again = train_group(base_of(tiny_llama()), [spec], ROWS, recomputing)
-    assert kept.states[0].losses == again.states[0].losses
-    for a, b in zip(kept.states[0].parameters, again.states[0].parameters, strict=True):
-        assert torch.equal(a, b)
+    assert bits(trained([spec], PROTOCOL, ROWS, callbacks=[after_step])) == bits(plain)
+    assert training == [False] * NUM_STEPS
+    without = trained([peft_trial(**ADALORA)], PROTOCOL, ROWS)
+    assert losses(plain.states[0])[-1] != losses(without.states[0])[-1]

@@ -1,38 +1,40 @@
 """Replay, KL to the base, early stopping: what each adds to a trial's loss, and to no other's."""
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import VOCABULARY, base_of, tiny_llama
+from tiny_models import VOCABULARY, tiny_llama
 from toy_training import (
+    GENERAL,
+    REGULARIZED,
+    REPLAY,
     assert_same_weights,
     full_trial,
+    losses,
     protocol,
+    score,
     toy_rows,
     training_tolerance,
     trial,
 )
+from toy_training import trained as result_of
 
 from rankscope.data.encode import EncodedRow
 from rankscope.data.sampler import ReplaySampler, RowSampler
-from rankscope.errors import Interrupted
 from rankscope.models.base import Base
+from rankscope.models.init_context import new_adapter
 from rankscope.models.lora import delta_weight
+from rankscope.models.multi_lora import target_linears
 from rankscope.records import TrialSpec
-from rankscope.train.checkpoint import GroupCheckpoint
-from rankscope.train.loop import StepCallback, train_group
+from rankscope.train.loop import StepCallback
 from rankscope.train.loss import kl_divergences
 from rankscope.train.trial_state import EarlyStop, TrialState
 from rounding import rounding
 
 ROWS = toy_rows()
-GENERAL = toy_rows(7, seed=1)
-REPLAY = {"replay": "general", "replay_share": 0.25}
 SETTINGS = protocol(warmup_fraction=0)
 RELATIVE = training_tolerance(8)
 """Two epochs of four steps."""
@@ -41,15 +43,9 @@ RELATIVE = training_tolerance(8)
 def trained(
     trials: list[TrialSpec], after_step: StepCallback | None = None, epochs: int = 2
 ) -> list[TrialState]:
-    result = train_group(
-        base_of(tiny_llama()),
-        trials,
-        ROWS,
-        SETTINGS.model_copy(update={"epochs": epochs}),
-        replay={"general": GENERAL},
-        callbacks=[] if after_step is None else [after_step],
-    )
-    return list(result.states)
+    callbacks = [] if after_step is None else [after_step]
+    settings = SETTINGS.model_copy(update={"epochs": epochs})
+    return list(result_of(trials, settings, replay=GENERAL, callbacks=callbacks).states)
 
 
 # --- replay ---
@@ -94,46 +90,34 @@ def test_each_kind_of_row_counts_by_its_rows() -> None:
     settings = protocol(batch_size=3, gradient_accumulation=1, max_steps=1, warmup_fraction=0)
     settings = settings.model_copy(update={"schedule": "constant", "max_grad_norm": 1e9})
 
-    def norm_of(rows: Sequence[EncodedRow], changes: dict[str, object]) -> tuple[float, float]:
-        (found,) = train_group(
-            base_of(tiny_llama()),
-            [spec.model_copy(update=changes)],
-            rows,
-            settings,
-            replay={"general": GENERAL[:1]},
-        ).states
-        point = found.losses[0]
-        return point.grad_norm, point.loss
+    def norm_of(rows: Sequence[EncodedRow], changes: dict[str, object]) -> float:
+        replayed = spec.model_copy(update=changes)
+        (found,) = result_of([replayed], settings, rows, replay={"general": general}).states
+        return found.losses[0].grad_norm
 
-    own, general = ROWS[:3], GENERAL[:1]
-    mixed, _ = norm_of(own, REPLAY)  # three own rows and one general
-    slow = gradient(own) * 0.75 + gradient(general) * 0.25
-    assert mixed == pytest.approx(float(slow.norm()), rel=1e-4)
-    assert norm_of(own, {})[0] == pytest.approx(float(gradient(own).norm()), rel=1e-4)
+    own, general = ROWS[:3], GENERAL["general"][:1]
+    slow = gradient(own) * 0.75 + gradient(general) * 0.25  # three own rows and one general
+    assert norm_of(own, REPLAY) == pytest.approx(float(slow.norm()), rel=1e-4)
+    assert norm_of(own, {}) == pytest.approx(float(gradient(own).norm()), rel=1e-4)
 
 
 def gradient(rows: Sequence[EncodedRow]) -> torch.Tensor:
     """Of the mean loss over labeled tokens, by every adapter matrix of ``trial("a")``."""
-    from rankscope.models.init_context import new_adapter
-    from rankscope.models.multi_lora import target_linears
-
     model = tiny_llama()
     adapter = new_adapter(model, trial("a", lr=1e-3))
-    handles = []
     for name, layer in target_linears(model, adapter.targets).items():
         a, b = adapter.a[name], adapter.b[name]
 
         def add(_: object, x: tuple[torch.Tensor], y: torch.Tensor, a=a, b=b) -> torch.Tensor:
             return y + adapter.scaling * (x[0] @ a.T) @ b.T
 
-        handles.append(layer.register_forward_hook(add))
-    losses = []
+        layer.register_forward_hook(add)
+    each = []
     for row in rows:
-        logits = model(torch.tensor([row.input_ids])).logits[0]
-        for t, labeled in enumerate(row.is_label):
-            if labeled:
-                losses.append(F.cross_entropy(logits[t - 1], torch.tensor(row.input_ids[t])))
-    torch.stack(losses).mean().backward()
+        logits = model(torch.tensor([row.input_ids])).logits[0, row.label_positions]
+        targets = torch.tensor([row.input_ids[t + 1] for t in row.label_positions])
+        each.append(F.cross_entropy(logits, targets, reduction="none"))
+    torch.cat(each).mean().backward()
     return torch.cat([p.grad.flatten() for p in adapter.parameters() if p.grad is not None])
 
 
@@ -183,13 +167,13 @@ def test_the_recorded_divergence_is_that_of_the_merged_model(replay: dict[str, o
     loss_terms = found.loss_terms(2, ROWS)
     rows = loss_terms[-1].rows if replay else loss_terms[0].rows
     assert loss_terms[-1].is_replay == bool(replay)
-    apart = []
+    apart: list[float] = []
     for row in rows:
-        logits = [m(torch.tensor([row.input_ids])).logits[0].log_softmax(-1) for m in (base, tuned)]
-        for t, labeled in enumerate(row.is_label):
-            if labeled:
-                p, q = logits[0][t - 1], logits[1][t - 1]
-                apart.append(float((p.exp() * (p - q)).sum().detach()))
+        p, q = (
+            m(torch.tensor([row.input_ids])).logits[0, row.label_positions].log_softmax(-1)
+            for m in (base, tuned)
+        )
+        apart += (p.exp() * (p - q)).sum(-1).tolist()
     point = next(p for p in found.penalties if p.step == 2)
     assert point.divergence == pytest.approx(sum(apart) / len(apart), rel=1e-3)
     assert point.divergence > 1e-4
@@ -206,21 +190,11 @@ def test_kl_holds_the_model_at_the_base(kind: Callable[..., TrialSpec]) -> None:
 
 # --- neighbors ---
 
-GROUP = [
-    trial("plain", rank=2),
-    trial("replay", rank=8, **REPLAY),
-    trial("kl", kl_to_base=0.5),
-    trial("both", rank=2, seed=1, dropout=0.2, kl_to_base=0.5, **REPLAY),
-    trial("last", rank=16, seed=1),
-]
-
 
 def test_a_trial_in_a_group_is_what_it_is_alone() -> None:
-    for found in trained(GROUP):
+    for found in trained(REGULARIZED):
         (alone,) = trained([found.spec])
-        assert [p.loss for p in found.losses] == pytest.approx(
-            [p.loss for p in alone.losses], rel=RELATIVE
-        )
+        assert losses(found) == pytest.approx(losses(alone), rel=RELATIVE)
         assert_same_weights(found, alone, RELATIVE)
         for p, q in zip(found.penalties, alone.penalties, strict=True):
             assert (p.replay_loss or 0.0) == pytest.approx(q.replay_loss or 0.0, rel=RELATIVE)
@@ -230,29 +204,15 @@ def test_a_trial_in_a_group_is_what_it_is_alone() -> None:
             assert (p.divergence or 0.0) == expected
 
 
-def test_small_passes_and_recomputed_layers_give_the_same() -> None:
-    whole = trained(GROUP)
-    for settings in ({"batch_tokens": 64}, {"gradient_checkpointing": True}):
-        found = train_group(
-            base_of(tiny_llama()),
-            GROUP,
-            ROWS,
-            SETTINGS.model_copy(update=settings),
-            replay={"general": GENERAL},
-        ).states
-        for one, other in zip(found, whole, strict=True):
-            assert_same_weights(one, other, RELATIVE)
-
-
 # --- early stopping ---
 
 
 def test_the_first_of_equal_scores_is_kept_and_patience_counts_points() -> None:
     stop = EarlyStop(patience=2)
     parameter = torch.nn.Parameter(torch.zeros(2))
-    for step, score in ((5, 0.3), (10, 0.5), (15, 0.5)):
+    for step, found in ((5, 0.3), (10, 0.5), (15, 0.5)):
         parameter.data.fill_(step)
-        stop.observe(step, score, [parameter])
+        stop.observe(step, found, [parameter])
         stop.observe(step, 9.0, [parameter])  # the same point again changes nothing
         assert stop.stopped_after is None
     parameter.data.fill_(20)
@@ -262,32 +222,26 @@ def test_the_first_of_equal_scores_is_kept_and_patience_counts_points() -> None:
     assert parameter.tolist() == [10, 10]
 
 
-SCORES = {2: 0.4, 3: 0.6, 4: 0.5, 5: 0.55, 6: 0.9}
-"""Made up; the trial must not come to see the last."""
-
-
-def told(step: int, base: Base, states: Sequence[TrialState]) -> None:
-    """Tells every trial with an early stop a made-up score."""
-    for state in states:
-        if state.early_stop is not None and step in SCORES and state.is_active(step - 1):
-            state.early_stop.observe(step, SCORES[step], state.parameters)
-
-
 @pytest.mark.parametrize("kind", [trial, full_trial])
-def test_a_trial_stops_and_has_the_weights_of_its_best_point(
+def test_a_trial_stops_with_the_weights_of_its_best_point_and_its_neighbors_do_not_notice(
     kind: Callable[..., TrialSpec],
 ) -> None:
     at: dict[int, list[torch.Tensor]] = {}
 
     def look(step: int, base: Base, states: Sequence[TrialState]) -> None:
         at[step] = [p.detach().clone() for p in states[0].parameters]
-        told(step, base, states)
+        score(step, base, states)
 
-    (found,) = trained([kind("a", early_stop=2)], look)
-    assert found.failure is None
-    assert found.steps_done == 5
-    assert all(torch.equal(p, q) for p, q in zip(found.parameters, at[3], strict=True))
-    assert any(not torch.equal(p, q) for p, q in zip(found.parameters, at[5], strict=True))
+    stopping = kind("a", early_stop=2)
+    neighbors = [] if stopping.is_full else [trial("b", seed=1, rank=8)]
+    found, *others = trained([stopping, *neighbors], look)
+    assert (found.failure, found.steps_done) == (None, 5)
+    assert all(map(torch.equal, found.parameters, at[3]))
+    assert not all(map(torch.equal, found.parameters, at[5]))
+    for other, spec in zip(others, neighbors, strict=True):
+        (alone,) = trained([spec])
+        assert other.steps_done == 8
+        assert_same_weights(other, alone, RELATIVE)
 
 
 @pytest.mark.parametrize("kind", [trial, full_trial])
@@ -299,44 +253,8 @@ def test_weights_that_no_step_has_moved_are_no_best_ones(kind: Callable[..., Tri
             states[0].observe_score(step, 1 / step)
 
     settings = SETTINGS.model_copy(update={"warmup_fraction": 0.5})
-    result = train_group(
-        base_of(tiny_llama()), [kind("a", early_stop=2)], ROWS, settings, callbacks=[look]
-    )
-    (found,) = result.states
+    (found,) = result_of([kind("a", early_stop=2)], settings, callbacks=[look]).states
     assert found.failure is None
     assert found.early_stop is not None
     assert found.losses[0].lr == 0
     assert (found.early_stop.best_step, found.steps_done) == (2, 4)
-
-
-def test_the_neighbors_of_a_trial_that_stops_do_not_notice() -> None:
-    stopping, other = trained([trial("a", early_stop=2), trial("b", seed=1, rank=8)], told)
-    (alone,) = trained([other.spec])
-    assert (stopping.steps_done, other.steps_done) == (5, 8)
-    assert_same_weights(other, alone, RELATIVE)
-
-
-def test_stopped_over_and_over_it_comes_to_the_same_end(tmp_path: Path) -> None:
-    """After every step, with everything a checkpoint has to hold."""
-    group = [*GROUP, trial("stop", early_stop=2, kl_to_base=0.1, **REPLAY)]
-    whole = trained(group, told)
-    for _ in range(20):
-        asked = itertools.count()  # first before a step, if it resumes
-        try:
-            result = train_group(
-                base_of(tiny_llama()),
-                group,
-                ROWS,
-                SETTINGS,
-                replay={"general": GENERAL},
-                checkpoint=GroupCheckpoint(tmp_path),
-                callbacks=[told],
-                should_stop=lambda asked=asked: next(asked) > 0,
-            )
-        except Interrupted:
-            continue
-        break
-    for one, other in zip(result.states, whole, strict=True):
-        assert all(torch.equal(p, q) for p, q in zip(one.parameters, other.parameters, strict=True))
-        assert one.counters() == other.counters()
-    assert math.isfinite(result.seconds)

@@ -15,13 +15,15 @@ here neither exists.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rankscope.errors import UserError
 from rankscope.models.lora import Adapter
 from rankscope.models.methods import get_lora_method
 from rankscope.models.methods.lora import LoraMethod
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 RANK_MULTIPLE = 8  # 16 bytes of bfloat16
 MAX_GROUPS = 1023  # The kernel takes fewer than 1,024
+GROUPED_MM_CAPABILITY = (9, 0)
+CHECKED_TOKENS = (1, 7, 64, 130)  # Of the groups that a device is checked with
 
 
 def padded_rank(adapter: Adapter, module: str) -> int:
@@ -214,20 +218,15 @@ class BucketSlice:
         return [None]
 
 
-@dataclass(slots=True)
-class _ModuleBuckets:
-    buckets: dict[int, _Bucket] = field(default_factory=dict)  # By R
-    places: Places = field(default_factory=dict)
-    layout: int = 0  # Modules with the same adapters in the same places share their runs
-
-
 class GroupedLora:
     def __init__(
         self, adapters: Sequence[Adapter], linears: Mapping[str, nn.Linear], dtype: torch.dtype
     ) -> None:
         ordered = sorted(adapters, key=_place_in_pass)
         self.order = {adapter.name: i for i, adapter in enumerate(ordered)}  # In a pass
-        self.modules: dict[str, _ModuleBuckets] = {}
+        # By module: the buckets by R, the places in them, and a number that modules with the same
+        # places share, and with it their runs.
+        self._modules: dict[str, tuple[dict[int, _Bucket], Places, int]] = {}
         self._anchor = nn.Parameter(torch.empty(0))
         self._runs: dict[Any, Any] = {}
         layouts: dict[tuple[tuple[str, tuple[int, int]], ...], int] = {}
@@ -241,15 +240,13 @@ class GroupedLora:
                 for rank, inside in members.items()
                 for i, adapter in enumerate(inside)
             }
-            self.modules[name] = _ModuleBuckets(
-                {rank: _Bucket(name, rank, inside, dtype) for rank, inside in members.items()},
-                places,
-                layouts.setdefault(tuple(places.items()), len(layouts)),
-            )
+            buckets = {rank: _Bucket(name, rank, own, dtype) for rank, own in members.items()}
+            layout = layouts.setdefault(tuple(places.items()), len(layouts))
+            self._modules[name] = (buckets, places, layout)
 
     @property
     def buckets(self) -> list[_Bucket]:
-        return [bucket for module in self.modules.values() for bucket in module.buckets.values()]
+        return [bucket for own, _, _ in self._modules.values() for bucket in own.values()]
 
     @torch.no_grad()
     def begin_step(self) -> None:
@@ -273,13 +270,82 @@ class GroupedLora:
     ) -> "tuple[list[BucketSlice], tuple[AdapterSpan, ...]]":
         """The part of a pass through a module that its buckets compute, and the spans that are left
         to the loop."""
-        module = self.modules[name]
-        key = (module.layout, spans)
+        buckets, places, layout = self._modules[name]
+        key = (layout, spans)
         if key not in self._runs:  # once per pass, not per layer
-            runs, rest = cut_into_runs(module.places, spans)
+            runs, rest = cut_into_runs(places, spans)
             self._runs[key] = [(run, offsets(run, device)) for run in runs], rest
         located, rest = self._runs[key]
-        slices = [
-            BucketSlice(module.buckets[run.rank], run, offs, self._anchor) for run, offs in located
-        ]
+        slices = [BucketSlice(buckets[run.rank], run, offs, self._anchor) for run, offs in located]
         return slices, rest
+
+
+# --- which of two ways computes the adapters' products. ``loop`` is the reference and runs
+# everywhere; ``grouped_mm`` is fast on CUDA from compute capability 9.0 on, in bfloat16. Earlier
+# devices run it as a loop that waits for the device. On a processor it computes the same, slowly,
+# which is how it is tested.
+
+
+def choose_lora_implementation(
+    wanted: str, device: torch.device, dtype: torch.dtype
+) -> Literal["loop", "grouped_mm"]:
+    """What ``train.lora_implementation`` means on a device. UserError if it cannot run there."""
+    if wanted == "loop" or (wanted == "auto" and device.type != "cuda"):
+        return "loop"
+    obstacle = _grouped_mm_obstacle(device, dtype)
+    if obstacle and wanted == "grouped_mm":
+        raise UserError(
+            "train.lora_implementation", f"'grouped_mm', but {obstacle}", do="use 'auto' or 'loop'"
+        )
+    return "loop" if obstacle else "grouped_mm"
+
+
+def lora_implementation_notes(wanted: str, device: torch.device, dtype: torch.dtype) -> list[str]:
+    """A note if a device that should group products computes them wrong. UserError as above."""
+    chosen = choose_lora_implementation(wanted, device, dtype)
+    if chosen == "loop" and wanted == "auto" and _is_fast(device, dtype):
+        return [f"adapters are computed in a loop: {_grouped_mm_obstacle(device, dtype)}"]
+    return []
+
+
+def _is_fast(device: torch.device, dtype: torch.dtype) -> bool:
+    if device.type != "cuda" or dtype != torch.bfloat16 or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= GROUPED_MM_CAPABILITY
+
+
+def _grouped_mm_obstacle(device: torch.device, dtype: torch.dtype) -> str:
+    """Why grouped products cannot be used; '' if they can."""
+    if device.type != "cpu" and not _is_fast(device, dtype):
+        return "it needs bfloat16 on CUDA of compute capability 9.0 or more, or a CPU"
+    if not computes_groups_right(device, dtype):
+        return "torch.nn.functional.grouped_mm fails or gives wrong numbers on this device"
+    return ""
+
+
+@cache
+def computes_groups_right(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the three kinds of grouped product that training needs equal single products, with
+    groups of uneven sizes. Rounding to bfloat16 changes a number by up to 2^-9 of it."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    x, block = draw(sum(CHECKED_TOKENS), 64), draw(len(CHECKED_TOKENS), 8, 64)
+    offs = torch.tensor(CHECKED_TOKENS).cumsum(0).to(device, torch.int32)
+    try:
+        hidden = F.grouped_mm(x, block.mT, offs=offs)
+        y, sums = F.grouped_mm(hidden, block, offs=offs), F.grouped_mm(hidden.T, x, offs=offs)
+    except RuntimeError:
+        return False
+    rows = [part.float() for part in x.split(CHECKED_TOKENS)]
+    inner = [part.float() for part in hidden.split(CHECKED_TOKENS)]
+    expected = (
+        torch.cat([row @ a.T for row, a in zip(rows, block.float(), strict=True)]),
+        torch.cat([row @ a for row, a in zip(inner, block.float(), strict=True)]),
+        torch.stack([part.T @ row for part, row in zip(inner, rows, strict=True)]),
+    )
+    pairs = zip((hidden, y, sums), expected, strict=True)
+    gaps = [float((found.float() - right).norm() / right.norm()) for found, right in pairs]
+    return all(gap < 2**-8 for gap in gaps)

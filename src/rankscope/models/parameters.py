@@ -38,17 +38,6 @@ class Architecture:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _TrainingCost:
-    """Trainable parameters of one arm and the memory they need besides the base, bytes."""
-
-    trainable_parameters: int
-    weight_bytes: int  # The float32 trained weights; with full fine-tuning they replace the base
-    gradient_bytes: int
-    optimizer_bytes: int  # AdamW's two float32 moments
-    activation_bytes_per_token: int  # An estimate, see ``Architecture.activation_values_per_token``
-
-
 def read_model_config(path: Path) -> PretrainedConfig:
     """Configuration of a model folder, or of one ``config.json``; no weights are needed."""
     folder = path.parent if path.name == "config.json" else path
@@ -144,16 +133,6 @@ def lora_parameters(
 def largest_useful_rank(shapes: Architecture, targets: Sequence[str]) -> int:
     """min(in, out) of the smallest matching layer; a higher rank adds parameters, no capacity."""
     return min(min(shape) for shape in target_shapes(shapes, targets).values())
-
-
-def training_cost(trainable: int, shapes: Architecture, dtype: torch.dtype) -> _TrainingCost:
-    return _TrainingCost(
-        trainable_parameters=trainable,
-        weight_bytes=trainable * FLOAT32_BYTES,
-        gradient_bytes=trainable * FLOAT32_BYTES,
-        optimizer_bytes=trainable * FLOAT32_BYTES * ADAMW_STATES,
-        activation_bytes_per_token=shapes.activation_values_per_token * dtype.itemsize,
-    )
 
 
 def check_targets(config: StudyConfig, shapes: Architecture) -> None:

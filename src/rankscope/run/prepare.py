@@ -21,8 +21,8 @@ from rankscope.device import (
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.evaluator import study_item_tokens, task_record
 from rankscope.hashing import tokenizer_sha256
+from rankscope.models.grouped_lora import lora_implementation_notes
 from rankscope.models.load import load_tokenizer
-from rankscope.models.lora_implementation import lora_implementation_notes
 from rankscope.models.quantize import check_bitsandbytes
 from rankscope.models.sharding import check_devices
 from rankscope.models.study_base import StudyBase, resolve_base

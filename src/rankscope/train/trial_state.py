@@ -15,9 +15,9 @@ from rankscope.data.encode import EncodedRow
 from rankscope.data.sampler import ReplaySampler, RowSampler
 from rankscope.models.base import Base
 from rankscope.models.gradient_checkpointing import enable_gradient_checkpointing
+from rankscope.models.grouped_lora import choose_lora_implementation
 from rankscope.models.init_context import InitContext
 from rankscope.models.lora import Adapter
-from rankscope.models.lora_implementation import choose_lora_implementation
 from rankscope.models.methods import get_method
 from rankscope.models.sharding import all_finite, local
 from rankscope.records import LossPoint, PenaltyPoint, TrialSpec

@@ -33,7 +33,6 @@ DOTTED = ("model.layers.1.self_attn.q_proj", "model.layers.0.mlp.down_proj")
 TARGETS = pytest.mark.parametrize(
     "targets", [ATTENTION, LINEAR, DOTTED], ids=["attention", "all-linear", "dotted"]
 )
-METHOD = pytest.mark.parametrize("method", ["lora", "rslora"])
 METHODS = pytest.mark.parametrize("method", ["lora", "rslora", "lora+", "dora", "pissa", "eva"])
 ROWS = toy_rows(80)
 
@@ -78,29 +77,16 @@ def assert_same_and_changed(found: Tensor, expected: Tensor) -> None:
 
 @METHODS
 @TARGETS
-@pytest.mark.parametrize("alpha", [6.0, 2.5])
 def test_what_we_save_plain_peft_loads_with_the_same_logits(
-    tmp_path: Path, method: str, targets: tuple[str, ...], alpha: float
+    tmp_path: Path, method: str, targets: tuple[str, ...]
 ) -> None:
-    spec = trial(targets, method=method, alpha=alpha)
+    spec = trial(targets, method=method, alpha=2.5)
     written(tmp_path, spec)
     base = base_of(tiny_llama())
     expected = adapted_logits(trained(base, spec))
     model = PeftModel.from_pretrained(tiny_llama(), tmp_path).eval()
     assert_same_and_changed(alone(model, IDS), expected)
     assert_same_and_changed(adapted_logits(load_adapter(tmp_path, "a")), expected)
-
-
-@METHOD
-@TARGETS
-def test_what_plain_peft_saves_loads_here_with_the_same_logits(
-    tmp_path: Path, method: str, targets: tuple[str, ...]
-) -> None:
-    folder = tmp_path
-    model = peft_adapter(
-        folder, target_modules=list(targets), use_rslora=method == "rslora", lora_dropout=0.1
-    )
-    assert_same_and_changed(adapted_logits(load_adapter(folder, "x")), alone(model, IDS))
 
 
 def test_a_module_without_a_rank_is_no_target(tmp_path: Path) -> None:
@@ -133,15 +119,14 @@ def test_ranks_alphas_and_magnitudes_that_peft_wrote_are_read(
     tmp_path: Path, use_dora: bool, use_rslora: bool
 ) -> None:
     """A scaling of its own, as ``alpha_pattern`` may give a module, goes into its B."""
-    folder = tmp_path
     model = peft_adapter(
-        folder,
+        tmp_path,
         use_dora=use_dora,
         use_rslora=use_rslora,
         rank_pattern={"layers.1.self_attn.q_proj": 2, "o_proj": 6},
         alpha_pattern={"q_proj": 9, "layers.0.self_attn.k_proj": 3},
     )
-    adapter = load_adapter(folder, "x")
+    adapter = load_adapter(tmp_path, "x")
     assert len(adapter.a["model.layers.1.self_attn.q_proj"]) == 2
     assert bool(adapter.magnitude) == use_dora
     assert_same_and_changed(adapted_logits(adapter), alone(model, IDS))
@@ -151,11 +136,9 @@ def test_layers_chosen_by_peft_are_loaded_and_saved_again_by_their_exact_names(
     tmp_path: Path,
 ) -> None:
     """``layers_to_transform`` has no place in a trial; full module names say the same."""
-    folder = tmp_path
-    model = peft_adapter(folder, layers_to_transform=[1])
-    adapter = load_adapter(folder, "x")
+    model = peft_adapter(tmp_path, layers_to_transform=[1])
+    adapter = load_adapter(tmp_path, "x")
     assert set(adapter.a) == {f"model.layers.1.self_attn.{leaf}" for leaf in ATTENTION}
-    assert adapter.targets == tuple(sorted(adapter.a))
     again = tmp_path / "again"
     again.mkdir()
     save_adapter(adapter, base_of(tiny_llama()).record, again)
@@ -193,85 +176,70 @@ def test_the_folders_bytes_do_not_depend_on_the_hash_seed(
     launcher.start(tmp_path / "there", code=code)
     assert launcher.ended() == 0, launcher.said()
     assert int(launcher.said()) != hash("k_proj")
-    here = written(tmp_path / "here", trial(LINEAR))
-    assert folder_contents(tmp_path / "there") == folder_contents(here)
-
-
-def test_the_weights_bytes_do_not_change_from_call_to_call(tmp_path: Path) -> None:
-    """safetensors shuffles metadata: eight equal files by chance once in 128 runs without care."""
-    first = folder_contents(written(tmp_path / "first"))
-    assert all(folder_contents(written(tmp_path / str(i))) == first for i in range(7))
+    # safetensors shuffles metadata: eight equal files by chance once in 128 runs without care.
+    there = folder_contents(tmp_path / "there")
+    for i in range(7):
+        assert folder_contents(written(tmp_path / str(i), trial(LINEAR))) == there
 
 
 # --- faults ---
 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
-    folder = written(tmp_path)
-    record = base_of(tiny_llama()).record
+    folder, record = written(tmp_path / "ours"), base_of(tiny_llama()).record
     load_adapter(folder, "a", record)
     with pytest.raises(UserError, match=r"another base.*000000000000.*ffffffffffff"):
         load_adapter(folder, "a", record.model_copy(update={"sha256": "f" * 64}))
-
-
-def test_one_without_a_recorded_base_is_accepted(tmp_path: Path) -> None:
-    peft_adapter(tmp_path)
-    load_adapter(tmp_path, "a", base_of(tiny_llama()).record)
+    peft_adapter(tmp_path / "theirs")  # which records no base
+    load_adapter(tmp_path / "theirs", "a", record)
 
 
 def first(tensors: dict[str, Tensor], part: str) -> str:
     return next(name for name in sorted(tensors) if f"lora_{part}" in name)
 
 
-FAULTS: dict[str, Callable[[dict[str, Tensor]], object]] = {
-    "NaN": lambda t: t[first(t, "A")][0, 0].fill_(torch.nan),
-    "infinity": lambda t: t[first(t, "B")][0, 0].fill_(torch.inf),
-    "no B": lambda t: t.pop(first(t, "B")),
-    "no A": lambda t: t.pop(first(t, "A")),
-    "nothing": lambda t: t.clear(),
-    "a head": lambda t: t.update({"base_model.model.lm_head.weight": torch.zeros(2, 2)}),
-    "another rank": lambda t: t.update({first(t, "A"): torch.zeros(5, 64)}),
-    "a vector": lambda t: t.update({first(t, "B"): torch.zeros(4)}),
-    "a stack": lambda t: t.update({first(t, "A"): torch.zeros(4, 64, 2)}),
-}
-MAGNITUDE_FAULTS: dict[str, Callable[[dict[str, Tensor]], object]] = {
-    "no magnitude": lambda t: t.pop(first(t, "magnitude_vector")),
-    "short": lambda t: t.update({(m := first(t, "magnitude_vector")): t[m][:-1].clone()}),
-    "no use": lambda t: None,
+FAULTS: dict[str, tuple[str, Callable[[dict[str, Tensor]], object]]] = {
+    "NaN": (WEIGHTS, lambda t: t[first(t, "A")][0, 0].fill_(torch.nan)),
+    "infinity": (WEIGHTS, lambda t: t[first(t, "B")][0, 0].fill_(torch.inf)),
+    "no B": (WEIGHTS, lambda t: t.pop(first(t, "B"))),
+    "no A": (WEIGHTS, lambda t: t.pop(first(t, "A"))),
+    "nothing": (WEIGHTS, lambda t: t.clear()),
+    "a head": (WEIGHTS, lambda t: t.update({"base_model.model.lm_head.weight": torch.eye(2)})),
+    "another rank": (WEIGHTS, lambda t: t.update({first(t, "A"): torch.zeros(5, 64)})),
+    "a vector": (WEIGHTS, lambda t: t.update({first(t, "B"): torch.zeros(4)})),
+    "no magnitude": ("magnitude.*self_attn", lambda t: t.pop(first(t, "magnitude_vector"))),
+    "short": (
+        "magnitude.*self_attn",
+        lambda t: t.update({(m := first(t, "magnitude_vector")): t[m][:-1].clone()}),
+    ),
 }
 
 
-@pytest.mark.parametrize("fault", [*FAULTS, *MAGNITUDE_FAULTS])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_faulty_tensors_are_integrity_errors(tmp_path: Path, fault: str) -> None:
-    folder = written(tmp_path, trial(method="lora" if fault in FAULTS else "dora"))
+    message, spoil = FAULTS[fault]
+    folder = written(tmp_path, trial(method="dora"))
     tensors = load_file(folder / WEIGHTS)
-    (FAULTS | MAGNITUDE_FAULTS)[fault](tensors)
+    spoil(tensors)
     save_file(tensors, folder / WEIGHTS)
-    if fault == "no use":
-        settings = json.loads((folder / CONFIG).read_text())
-        (folder / CONFIG).write_text(json.dumps({**settings, "use_dora": False}))
-    message = WEIGHTS if fault in FAULTS else r"magnitude.*self_attn"
-    with pytest.raises(IntegrityError, match=message) as caught:
+    with pytest.raises(IntegrityError, match=message):
         load_adapter(folder, "a")
-    assert caught.value.exit_code == 4
 
 
-@pytest.mark.parametrize("size", [0, 7, 2000])
+def test_a_magnitude_without_use_is_an_integrity_error(tmp_path: Path) -> None:
+    folder = written(tmp_path, trial(method="dora"))
+    settings = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**settings, "use_dora": False}))
+    with pytest.raises(IntegrityError, match=r"magnitude.*self_attn"):
+        load_adapter(folder, "a")
+
+
+@pytest.mark.parametrize("size", [0, 2000])
 def test_a_truncated_file_is_an_integrity_error(tmp_path: Path, size: int) -> None:
     folder = written(tmp_path)
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:size])
     with pytest.raises(IntegrityError, match="expected a readable safetensors file"):
         load_adapter(folder, "a")
-
-
-def test_a_wrong_shape_for_the_model_is_refused_when_attached(tmp_path: Path) -> None:
-    folder = written(tmp_path)
-    tensors = load_file(folder / WEIGHTS)
-    tensors[first(tensors, "A")] = torch.zeros(4, 65)
-    save_file(tensors, folder / WEIGHTS)
-    adapter = load_adapter(folder, "a")
-    with pytest.raises(UserError, match="give an adapter of this base"):
-        base_of(tiny_llama()).multi_lora.attach(adapter)
 
 
 REMOVED = object()
@@ -283,25 +251,18 @@ REMOVED = object()
         ("r", REMOVED),
         ("r", "x"),
         ("r", 0),
-        ("r", 4.5),
-        ("r", [4]),
         ("lora_alpha", REMOVED),
-        ("lora_alpha", None),
         ("lora_alpha", -1),
         ("lora_alpha", float("nan")),
         ("peft_type", "IA3"),
         ("peft_type", REMOVED),
         ("init_lora_weights", "pissa"),
-        ("init_lora_weights", "pissa_niter_4"),
-        ("init_lora_weights", "olora"),
         ("init_lora_weights", ["gaussian"]),
         ("use_dora", "often"),
         ("bias", "all"),
         ("modules_to_save", ["lm_head"]),
         ("rank_pattern", {"q_proj": 0}),
-        ("rank_pattern", ["q_proj"]),
         ("alpha_pattern", {"q_proj": -8}),
-        ("trainable_token_indices", [3]),
         ("a_setting_of_tomorrow", True),
     ],
 )
@@ -314,12 +275,11 @@ def test_settings_that_change_what_a_and_b_mean_are_refused(
     if value is REMOVED:
         del settings[key]
     (folder / CONFIG).write_text(json.dumps(settings))
-    with pytest.raises(UserError, match=f"(?s){folder.name}.*{key}") as caught:
+    with pytest.raises(UserError, match=f"(?s){folder.name}.*{key}"):
         load_adapter(folder, "a")
-    assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("text", ["[]", "null", "7", "{", "", '"r"'])
+@pytest.mark.parametrize("text", ["[]", "{"])
 def test_a_configuration_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
     folder = written(tmp_path)
     (folder / CONFIG).write_text(text)
@@ -339,26 +299,20 @@ def test_a_copy_of_the_output_head_is_refused_with_the_way_out(tmp_path: Path) -
     """PEFT writes it by default where the head is a target."""
     with pytest.warns(UserWarning, match="save_embedding_layers"):
         model = peft_adapter(tmp_path, target_modules=["lm_head"])
-    with pytest.raises(UserError, match="save_embedding_layers=False") as error:
+    found = r"found a copy of the output head, .*lm_head\.base_layer\.weight.*=False"
+    with pytest.raises(UserError, match=found):
         load_adapter(tmp_path, "a")
-    assert "found a copy of the output head, 'base_model.model.lm_head.base_layer.weight'" in str(
-        error.value
-    )
     model.save_pretrained(tmp_path, save_embedding_layers=False)
     assert set(load_adapter(tmp_path, "a").a) == {"lm_head"}
-
-
-def test_a_pickle_is_refused_and_not_opened(tmp_path: Path) -> None:
-    folder = written(tmp_path)
-    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
-    with pytest.raises(UserError, match=", a pickle"):
-        load_adapter(folder, "a")
 
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a PEFT adapter folder"):
         load_adapter(tmp_path / "absent", "a")
     folder = written(tmp_path / "there")
-    (folder / CONFIG).unlink()
+    (folder / CONFIG).rename(folder / "config")
     with pytest.raises(UserError, match=CONFIG):
+        load_adapter(folder, "a")
+    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
+    with pytest.raises(UserError, match=", a pickle"):
         load_adapter(folder, "a")

@@ -12,7 +12,7 @@ from torch.nn.attention import varlen as torch_varlen
 
 from rankscope.models.attention import kernel, varlen
 from rankscope.models.attention.kernel import KernelRows
-from rankscope.models.attention.varlen import AttentionPlan, KVCache
+from rankscope.models.attention.varlen import KVCache
 from rankscope.models.base import Base, Row, RowBatch
 
 LENGTHS = (7, 1, 23, 12)
@@ -104,18 +104,11 @@ def test_the_kernel_gets_rows_scale_and_window(
     assert set(CALLS) == {1024}
 
 
-@pytest.mark.usefixtures("with_kernel")
-def test_the_longest_row_is_named_by_a_power_of_two() -> None:
-    plan = AttentionPlan.of([1025, 3], torch.device("cpu"))
-    assert plan.kernel is not None
-    assert plan.kernel.max_length == 2048
-    assert plan.kernel.ends.tolist() == [0, 1025, 1028]
-
-
 def test_the_kernel_is_for_cuda_in_16_bits() -> None:
     assert not kernel.has_varlen_kernel(torch.device("cpu"))
     assert not kernel.has_varlen_kernel(torch.device("mps"))
-    rows = KernelRows(torch.tensor([3]), torch.device("cpu"))
+    rows = KernelRows(torch.tensor([1025, 3]), torch.device("cpu"))
+    assert (rows.max_length, rows.ends.tolist()) == (2048, [0, 1025, 1028])
     fitting = torch.zeros(3, 2, 64, dtype=torch.bfloat16)
     assert rows.fits(fitting)
     assert not rows.fits(fitting.float())

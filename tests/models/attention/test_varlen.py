@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from architectures import ARCHITECTURES, SHAPE, alone, stock
+from recipe import minimal
 from tiny_models import VOCABULARY, assert_close, base_of, tiny_llama
 from transformers import (
     AutoModelForCausalLM,
@@ -20,6 +21,10 @@ from rankscope.models.attention.varlen import AttentionPlan, KVCache
 from rankscope.models.base import Row, RowBatch
 from rankscope.models.load import check_rows_apart
 
+MIXED = "when another row precedes it"
+STATE_SPACE = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8}
+STATE_SPACE |= {"mamba_d_state": 8, "mamba_chunk_size": 8}
+
 
 def token_rows(lengths: list[int], seed: int = 0) -> list[list[int]]:
     rng = random.Random(seed)
@@ -34,6 +39,7 @@ def test_only_kept_positions_come_back_in_order(architecture: str) -> None:
         [alone(stock(architecture), ids)[keep] for ids, keep in zip(rows, keeps, strict=True)]
     )
     base = base_of(stock(architecture))
+    check_rows_apart(base)
     batch = RowBatch.of([Row(i, k) for i, k in zip(rows, keeps, strict=True)], base.device)
     with torch.inference_mode():
         assert_close(base.logits(batch), expected)
@@ -51,6 +57,12 @@ def test_cached_prefixes_selected_with_repeats_and_continued_twice(architecture:
         base.logits(RowBatch.of([Row(p, []) for p in prefixes], base.device), cache, store=True)
         assert cache.lengths.tolist() == [8, 3, 14]
         grown = cache.select(torch.tensor(chosen), 24)
+        parts = [(cache.select(torch.tensor(own), 14), torch.tensor([0])) for own in ([2], [0])]
+        joined = KVCache.of_rows([*parts, (cache, torch.tensor([2]))], 24, empties=True)
+        for layer, keys in grown.keys.items():
+            assert torch.equal(joined.keys[layer], keys)
+            assert torch.equal(joined.values[layer], grown.values[layer])
+        assert not any(part.keys or part.values for part in (parts[0][0], parts[1][0], cache))
         found = []
         for parts in (first, second):
             rows = [
@@ -68,24 +80,6 @@ def test_cached_prefixes_selected_with_repeats_and_continued_twice(architecture:
     cuts = [len(part) for part in first]
     assert_close(found[0], torch.cat([w[:cut] for w, cut in zip(whole, cuts, strict=True)]))
     assert_close(found[1], torch.cat([w[cut:] for w, cut in zip(whole, cuts, strict=True)]))
-
-
-def test_rows_of_several_caches_stand_in_order_and_leave_the_parts_empty() -> None:
-    base = base_of(stock(ARCHITECTURES[0]))
-    parts = []
-    with torch.inference_mode():
-        for lengths, rows in (([8, 3, 14], [2, 0]), ([5, 9], [1, 0, 1])):
-            cache = KVCache(len(lengths), max(lengths))
-            batch = RowBatch.of([Row(p, []) for p in token_rows(lengths)], base.device)
-            base.logits(batch, cache, store=True)
-            parts.append((cache, torch.tensor(rows)))
-    alone = [cache.select(rows, 20) for cache, rows in parts]
-    whole = KVCache.of_rows(parts, 20, empties=True)
-    assert whole.lengths.tolist() == [14, 8, 9, 5, 9]
-    for layer in alone[0].keys:
-        assert torch.equal(whole.keys[layer], torch.cat([c.keys[layer] for c in alone]))
-        assert torch.equal(whole.values[layer], torch.cat([c.values[layer] for c in alone]))
-    assert not any(cache.keys or cache.values for cache, _ in parts)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -130,21 +124,6 @@ def test_branches_and_prefixes_are_for_scoring() -> None:
         base.logits(batch, prefix=KVCache(2, 4))
 
 
-def test_without_store_a_cache_is_read_and_left_as_it_is() -> None:
-    (prefix,) = token_rows([6])
-    base = base_of(tiny_llama())
-    cache = KVCache(1, 6)
-    answers = token_rows([2, 4], seed=1)
-    with torch.inference_mode():
-        base.logits(RowBatch.of([Row(prefix, [])], base.device), cache, store=True)
-        keys = {layer: k.clone() for layer, k in cache.keys.items()}
-        for answer in answers:
-            batch = RowBatch.of([Row(answer, range(len(answer)), start=6)], base.device)
-            assert_close(base.logits(batch, cache), alone(tiny_llama(), prefix + answer)[6:])
-    assert cache.lengths.tolist() == [6]
-    assert all(torch.equal(cache.keys[layer], keys[layer]) for layer in keys)
-
-
 def test_rows_of_an_empty_and_a_filled_prefix_share_a_pass() -> None:
     prefix, other = token_rows([6, 4])
     base = base_of(tiny_llama())
@@ -156,7 +135,11 @@ def test_rows_of_an_empty_and_a_filled_prefix_share_a_pass() -> None:
         batch = RowBatch.of(
             [Row([5, 6, 7], range(3), start=6), Row(other, range(4), start=0)], base.device
         )
+        before = {layer: keys.clone() for layer, keys in mixed.keys.items()}
         found = base.logits(batch, mixed)
+    # Without ``store`` the cache is read and stays as it is.
+    assert mixed.lengths.tolist() == [6, 0]
+    assert all(torch.equal(mixed.keys[layer], keys) for layer, keys in before.items())
     model = tiny_llama()
     expected = [alone(model, [*prefix, 5, 6, 7])[6:], alone(model, other)]
     assert_close(found, torch.cat(expected))
@@ -165,17 +148,10 @@ def test_rows_of_an_empty_and_a_filled_prefix_share_a_pass() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_gradients_are_those_of_the_padded_stock_model(architecture: str) -> None:
     rows = token_rows([9, 2, 17, 1, 12])
-    width = max(map(len, rows))
-    weight = torch.randn(
-        sum(map(len, rows)), VOCABULARY, generator=torch.Generator().manual_seed(0)
-    )
-
+    torch.manual_seed(0)
+    weight = torch.randn(sum(map(len, rows)), VOCABULARY)
     padded = stock(architecture)
-    ids = torch.zeros(len(rows), width, dtype=torch.int64)
-    mask = torch.zeros(len(rows), width, dtype=torch.int64)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
+    ids, mask, _ = minimal().padded([(row, [True] * len(row)) for row in rows])
     logits = padded(input_ids=ids, attention_mask=mask).logits
     (logits[mask.bool()] * weight).sum().backward()
 
@@ -217,13 +193,6 @@ def test_a_plan_goes_to_rows_and_back() -> None:
     assert torch.equal(plan.tokens(rows.transpose(1, 2)), x.transpose(1, 2))
 
 
-def test_soft_capped_logits_are_refused() -> None:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(Gemma2Config(**SHAPE, query_pre_attn_scalar=8)).eval()
-    with pytest.raises(UserError, match="softcap"):
-        check_rows_apart(base_of(model))
-
-
 def test_attention_without_the_plan_is_refused() -> None:
     base = base_of(tiny_llama())
     with pytest.raises(UserError, match="layers that pass no keyword arguments on"):
@@ -231,38 +200,26 @@ def test_attention_without_the_plan_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("config", "message"),
     [
-        Lfm2Config(**SHAPE, layer_types=["conv", "full_attention"], block_multiple_of=8),
-        FalconH1Config(
-            **SHAPE,
-            mamba_d_ssm=32,
-            mamba_n_heads=4,
-            mamba_d_head=8,
-            mamba_d_state=8,
-            mamba_chunk_size=8,
-        ),
+        (Gemma2Config(**SHAPE, query_pre_attn_scalar=8), "softcap"),
+        (Lfm2Config(**SHAPE, layer_types=["conv", "full_attention"], block_multiple_of=8), MIXED),
+        (FalconH1Config(**SHAPE, **STATE_SPACE), MIXED),
     ],
-    ids=["short convolutions", "state space"],
+    ids=["soft-capped logits", "short convolutions", "state space"],
 )
-def test_architectures_that_mix_rows_are_refused(config: PreTrainedConfig) -> None:
+def test_architectures_that_cannot_be_used_are_refused(
+    config: PreTrainedConfig, message: str
+) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(UserError, match="when another row precedes it"):
+    with pytest.raises(UserError, match=message):
         check_rows_apart(base_of(model))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_architectures_that_keep_rows_apart_pass(architecture: str) -> None:
-    check_rows_apart(base_of(stock(architecture)))
-
-
 def test_what_branches_see_is_laid_out_once_for_all_layers() -> None:
-    branches = TreeMask([7, 5], [(2, 2), (1,)])
-    cpu = torch.device("cpu")
-    mask = branches.wide_mask(3, None, cpu)
-    assert branches.wide_mask(3, None, cpu) is mask
-    narrow = branches.wide_mask(3, 2, cpu)
+    branches, cpu = TreeMask([7, 5], [(2, 2), (1,)]), torch.device("cpu")
+    mask, narrow = branches.wide_mask(3, None, cpu), branches.wide_mask(3, 2, cpu)
     assert int(narrow.sum()) < int(mask.sum())
     assert branches.wide_mask(3, None, cpu) is mask
     assert branches.wide_mask(0, None, cpu).shape == (2, 1, 7, 7)

@@ -1,16 +1,21 @@
-"""Where each method starts, against its paper's formula and against PEFT."""
+"""The registry, and where each method starts, against its paper's formula and against PEFT."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from peft import EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weights
+from recipe import minimal
 from tiny_models import assert_close, base_of, logits_of, tiny_llama
-from torch import Tensor, nn
+from torch import Tensor
 from toy_training import ATTENTION, toy_rows, trial
 
 from rankscope.data.encode import EncodedRow
 from rankscope.data.sampler import RowSampler
 from rankscope.errors import UserError
-from rankscope.models import input_directions
+from rankscope.models import input_directions, methods
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.init_context import InitContext, new_adapter
 from rankscope.models.lora import Adapter, delta_weight
@@ -110,14 +115,15 @@ def test_pissa_starts_as_the_leading_part_of_the_weight(rank: int, alpha: float)
 # --- EVA ---
 
 
+def leaders_of(base: Base) -> dict[str, str]:
+    batch = RowBatch.of([Row(ROWS[0].input_ids, [0])], base.device)
+    return input_directions.shared_inputs(base, target_linears(base.model, LINEAR), batch)
+
+
 def padded(rows: list[EncodedRow]) -> dict[str, Tensor]:
     """A batch as PEFT takes it."""
-    ids = nn.utils.rnn.pad_sequence([torch.tensor(r.input_ids) for r in rows], batch_first=True)
-    mask = [torch.ones(len(r.input_ids), dtype=torch.int64) for r in rows]
-    return {
-        "input_ids": ids,
-        "attention_mask": nn.utils.rnn.pad_sequence(mask, batch_first=True),
-    }
+    ids, mask, _ = minimal().padded([(list(r.input_ids), list(r.is_label)) for r in rows])
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 @pytest.mark.parametrize("rank", [1, 4, 20])
@@ -164,8 +170,7 @@ def test_eva_starts_as_pefts_does(rank: int, monkeypatch: pytest.MonkeyPatch) ->
         for name, p in model.named_parameters()
         if "lora_A" in name
     }
-    batch = RowBatch.of([Row(ROWS[0].input_ids, [0])], base.device)
-    leaders = input_directions.shared_inputs(base, target_linears(base.model, LINEAR), batch)
+    leaders = leaders_of(base)
     for leader in set(leaders.values()):
         alike = [name for name in leaders if leaders[name] == leader]
         ours, theirs = (
@@ -182,15 +187,13 @@ def test_eva_starts_as_pefts_does(rank: int, monkeypatch: pytest.MonkeyPatch) ->
 def test_modules_that_see_the_same_are_looked_at_once() -> None:
     base = base_of(tiny_llama())
     started(base, trial("a", targets=LINEAR))  # adapters in place must not hide what is shared
-    batch = RowBatch.of([Row(ROWS[0].input_ids, [0])], base.device)
-    leaders = input_directions.shared_inputs(base, target_linears(base.model, LINEAR), batch)
-    block = "model.layers.1"
-    assert {leaders[f"{block}.self_attn.{leaf}_proj"] for leaf in "qkv"} == {
-        f"{block}.self_attn.q_proj"
+    leaders = {
+        name.rsplit(".", 1)[-1]: leader.rsplit(".", 1)[-1]
+        for name, leader in leaders_of(base).items()
+        if "layers.1." in name and "layers.1." in leader
     }
-    assert leaders[f"{block}.mlp.up_proj"] == f"{block}.mlp.gate_proj"
-    assert leaders[f"{block}.self_attn.o_proj"] == f"{block}.self_attn.o_proj"
-    assert leaders[f"{block}.mlp.down_proj"] == f"{block}.mlp.down_proj"
+    shared = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+    assert leaders == {leaf: shared.get(leaf, leaf) for leaf in LINEAR}
 
 
 def test_eva_needs_rows_with_enough_tokens() -> None:
@@ -200,3 +203,30 @@ def test_eva_needs_rows_with_enough_tokens() -> None:
         get_method("eva").check_trial(trial("a", method="eva", rank=32), facts)
     with pytest.raises(ValueError, match="EVA needs training rows"):
         new_adapter(base.model, trial("a", method="eva"))
+
+
+# --- the registry ---
+
+
+def test_importing_it_loads_no_heavy_library() -> None:
+    code = (
+        "import sys, rankscope.models.methods\n"
+        "print(sorted({'torch', 'transformers', 'peft', 'numpy'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_each_file_is_a_method() -> None:
+    """Which is found by listing the folder; ``lora`` comes first, the default of an arm that
+    continues an adapter."""
+    folder = Path(methods.__file__).parent
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "method"}
+    assert {type(m).__module__.rpartition(".")[2] for m in methods.all_methods()} == files
+    assert methods.all_methods()[0].name == "lora"
+
+
+def test_an_unknown_name_gets_the_known_ones() -> None:
+    assert get_method("dora").label == "DoRA"
+    with pytest.raises(ValueError, match=r"'dorra': expected one of lora, .* did you mean 'dora'"):
+        get_method("dorra")

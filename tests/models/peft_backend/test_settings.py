@@ -1,12 +1,14 @@
 """PEFT methods: what is rejected, what is counted, and that the base comes back as it was."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load, save
 from tiny_models import base_of, tiny_llama
 from torch import Tensor
 from toy_training import ATTENTION, peft_trial, trial
@@ -103,16 +105,11 @@ def test_stored_and_loaded_it_gives_the_same_logits(
     load_tuner(base, folders[0])
     # AdaLoRA stores the ranks it kept alone, so its products have another shape.
     assert torch.allclose(logits(base), after, atol=1e-6, rtol=0)
-
-
-def test_bare_peft_loads_what_is_stored(tmp_path: Path) -> None:
-    base = base_of(tiny_llama())
-    tuner = trained(base, METHODS[0])
-    tuner.save(base.record, tmp_path)
-    model = PeftModel.from_pretrained(tiny_llama(), str(tmp_path)).eval()
-    with torch.no_grad():
-        found = model(input_ids=torch.tensor([ROWS[0].ids])).logits[0, list(ROWS[0].keep)]
-    assert torch.allclose(found, logits(base)[:2], atol=1e-5, rtol=0)
+    if settings["peft_type"] == "VERA":
+        model = PeftModel.from_pretrained(tiny_llama(), str(folders[0])).eval()
+        with torch.no_grad():
+            bare = model(input_ids=torch.tensor([ROWS[0].ids])).logits[0, list(ROWS[0].keep)]
+        assert torch.allclose(bare, after[:2], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("settings", METHODS[:7], ids=IDS[:7])
@@ -165,12 +162,6 @@ def test_what_a_method_draws_in_training_is_not_taken_for_rows_that_mix(
     assert not torch.equal(logits(base), logits(base))
 
 
-def test_norms_have_no_matrix_to_merge_into() -> None:
-    tuner = new_tuner(base_of(tiny_llama()), peft_trial("p", peft_type="LN_TUNING"), 4)
-    assert tuner.layers()
-    assert tuner.mergeable() == []
-
-
 @pytest.mark.parametrize("settings", METHODS[:8], ids=IDS[:8])
 def test_the_count_without_weights_is_the_models(settings: dict[str, Any]) -> None:
     base = base_of(tiny_llama())
@@ -178,12 +169,8 @@ def test_the_count_without_weights_is_the_models(settings: dict[str, Any]) -> No
     counted = count_parameters(base.model.config, config)
     tuner = new_tuner(base, peft_trial("p", **settings), 8)
     assert counted == sum(p.numel() for p in tuner.parameters())
-
-
-def test_ia3_trains_one_number_per_output() -> None:
-    config = peft_config({"peft_type": "IA3", "feedforward_modules": []}, ATTENTION, 8)
-    # Two layers; q 64, k 32, v 32 and o 64 outputs (4 query heads on 2 key/value heads of 16).
-    assert count_parameters(tiny_llama().config, config) == 2 * (64 + 32 + 32 + 64)
+    # By hand for IA3: two layers; q 64, k 32, v 32 and o 64 outputs.
+    assert settings["peft_type"] != "IA3" or counted == 2 * (64 + 32 + 32 + 64)
 
 
 def test_a_start_from_the_weights_is_not_counted() -> None:
@@ -195,10 +182,7 @@ def test_a_start_from_the_weights_is_not_counted() -> None:
     ("settings", "message"),
     [
         ({"peft_type": "VEAR"}, "did you mean 'VERA'"),
-        ({"peft_type": "QQQQQ"}, "expected one of ADALORA, "),
         ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 8}, "virtual tokens before every"),
-        ({"peft_type": "PREFIX_TUNING"}, "virtual tokens before every"),
-        ({"peft_type": "P_TUNING"}, "virtual tokens before every"),
         ({"peft_type": "CPT"}, "virtual tokens before every"),
         ({"peft_type": "XLORA"}, "mixes adapters"),
         ({"peft_type": "VERA", "vera_droput": 0.1}, "did you mean 'vera_dropout'"),
@@ -210,6 +194,7 @@ def test_a_start_from_the_weights_is_not_counted() -> None:
         ({"peft_type": "LORA", "alora_invocation_tokens": [3]}, "the whole sequence"),
         ({"peft_type": "LORA", "init_lora_weights": "eva"}, "needs a pass over data"),
         ({"peft_type": "LORA", "r": 0}, r"found a fault \(`r` should be"),
+        ({"peft_type": "C3A", "block_size": 48}, r"found a fault \(The block size"),
         (
             {"peft_type": "FOURIERFT", "layers_pattern": "h"},
             "FOURIERFT: found a fault .*, expected settings that PEFT can use",
@@ -221,44 +206,20 @@ def test_settings_that_cannot_be_used_are_refused(settings: dict[str, Any], mess
         count_parameters(tiny_llama().config, peft_config(settings, ATTENTION, 10))
 
 
-def test_what_does_not_fit_the_model_is_refused_without_its_weights() -> None:
-    config = peft_config({"peft_type": "C3A", "block_size": 48}, ATTENTION)
-    with pytest.raises(UserError, match=r"found a fault \(The block size"):
-        count_parameters(tiny_llama().config, config)
-
-
-def test_a_type_in_small_letters_is_the_same() -> None:
-    assert peft_config({"peft_type": "vera"}, ATTENTION) == peft_config(
-        {"peft_type": "VERA"}, ATTENTION
-    )
-
-
 def test_a_stored_method_of_another_base_or_with_a_hole_is_refused(tmp_path: Path) -> None:
     base = base_of(tiny_llama())
     tuner = trained(base, METHODS[0])
     tuner.save(base.record, tmp_path)
     base.multi_lora.clear()
     before = logits(base)
-    other = Base(
-        base.model,
-        base.tokenizer,
-        base.record.model_copy(update={"sha256": "1" * 64}),
-        base.folder,
-        base.multi_lora,
-    )
+    other = replace(base, record=base.record.model_copy(update={"sha256": "1" * 64}))
     with pytest.raises(UserError, match="made for another base"):
         load_tuner(other, tmp_path)
-    from safetensors.torch import load, save
-
     tensors = load((tmp_path / WEIGHTS).read_bytes())
     hole = {name: t for name, t in tensors.items() if "layers.1.self_attn.q_proj" not in name}
-    assert len(hole) < len(tensors)
-    (tmp_path / WEIGHTS).write_bytes(save(hole, metadata={BASE_HASH: base.record.sha256}))
-    with pytest.raises(IntegrityError, match="missing adapter keys"):
-        load_tuner(base, tmp_path)
-    first = next(iter(tensors))
-    nan = {**tensors, first: tensors[first] * torch.nan}
-    (tmp_path / WEIGHTS).write_bytes(save(nan, metadata={BASE_HASH: base.record.sha256}))
-    with pytest.raises(IntegrityError, match="not finite"):
-        load_tuner(base, tmp_path)
+    nan = {name: t * torch.nan for name, t in tensors.items()}
+    for spoiled, message in ((hole, "missing adapter keys"), (nan, "not finite")):
+        (tmp_path / WEIGHTS).write_bytes(save(spoiled, metadata={BASE_HASH: base.record.sha256}))
+        with pytest.raises(IntegrityError, match=message):
+            load_tuner(base, tmp_path)
     assert torch.equal(logits(base), before)

@@ -9,10 +9,11 @@ from rankscope.cli.render.table import terminal_table
 from rankscope.device import choose_device, choose_dtype
 from rankscope.formatting import byte_size
 from rankscope.models.parameters import (
+    ADAMW_STATES,
+    FLOAT32_BYTES,
     Architecture,
     largest_useful_rank,
     lora_parameters,
-    training_cost,
 )
 
 
@@ -22,18 +23,17 @@ def parameters_table(
     dtype = choose_dtype("auto", choose_device("auto"))
     counts = {str(rank): lora_parameters(shapes, rank, targets) for rank in ranks}
     counts["full"] = shapes.num_parameters
-    costs = {name: training_cost(count, shapes, dtype) for name, count in counts.items()}
     rows = [
         {
             "rank": label,
-            "trainable": f"{cost.trainable_parameters:,}",
-            "share": f"{cost.trainable_parameters / shapes.num_parameters:.2%}",
-            "weights": byte_size(cost.weight_bytes),
-            "gradients": byte_size(cost.gradient_bytes),
-            "AdamW": byte_size(cost.optimizer_bytes),
-            "per token": byte_size(cost.activation_bytes_per_token),
+            "trainable": f"{count:,}",
+            "share": f"{count / shapes.num_parameters:.2%}",
+            "weights": byte_size(count * FLOAT32_BYTES),
+            "gradients": byte_size(count * FLOAT32_BYTES),
+            "AdamW": byte_size(count * FLOAT32_BYTES * ADAMW_STATES),
+            "per token": byte_size(shapes.activation_values_per_token * dtype.itemsize),
         }
-        for label, cost in costs.items()
+        for label, count in counts.items()
     ]
     size = byte_size(shapes.num_parameters * dtype.itemsize)
     lines = [
