@@ -34,6 +34,7 @@ from rankscope.data.pocket_world import (
     POCKET_TASKS,
     STATEMENTS,
     TRAINED_QUESTIONS,
+    Entities,
     Fact,
     PocketRow,
     math_problems,
@@ -98,9 +99,9 @@ def vocabulary() -> tuple[str, ...]:
     return tuple(dict.fromkeys(words))
 
 
-def stated_cases() -> tuple[tuple[Fact, ...], ...]:
+def stated_cases() -> Entities:
     """Every second case, so that each split of `pocket_law` has both kinds."""
-    return pocket_world().cases[::2]
+    return pocket_world()["cases"][::2]
 
 
 def easy_sums(count: int, seed: int) -> list[PocketRow]:
@@ -117,8 +118,8 @@ def pretraining_corpus(seed: int, num_documents: int) -> Iterator[str]:
     """
     world = pocket_world()
     rng = rng_of("corpus", seed)
-    persons = list(itertools.chain.from_iterable(world.persons))
-    old_drugs = list(itertools.chain.from_iterable(world.drugs_old))
+    persons = list(itertools.chain.from_iterable(world["persons"]))
+    old_drugs = list(itertools.chain.from_iterable(world["drugs_old"]))
     known_cases = list(itertools.chain.from_iterable(stated_cases()))
     questions = (*TRAINED_QUESTIONS, EVALUATED_QUESTION)
     facts: dict[str, tuple[list[Fact], tuple[str, ...]]] = {

@@ -226,7 +226,7 @@ def test_breaches_are_found(file: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("models/x.py", "from rankscope.data.pocket_world import World"),
+        ("models/x.py", "from rankscope.data.pocket_world import Fact"),
         ("run/trials.py", "from rankscope.config.study import StudyConfig"),
         ("data/x.py", "from . import sources\nfrom rankscope.errors import UserError"),
         ("report/x.py", "from rankscope.records import StudyRecords\nimport plotly"),

@@ -42,9 +42,9 @@ def test_another_process_makes_the_same_world() -> None:
 def test_pretraining_never_names_a_new_drug_nor_asks_about_a_case_nor_shows_a_hard_sum() -> None:
     documents = list(pretraining_corpus(0, 20_000))
     facts = world.pocket_world()
-    new_drugs = {entity[0].name for entity in facts.drugs_new + facts.drugs_untaught}
+    new_drugs = {entity[0].name for entity in facts["drugs_new"] + facts["drugs_untaught"]}
     stated = {entity[0].name for entity in stated_cases()}
-    cases = {entity[0].name for entity in world.pocket_world().cases}
+    cases = {entity[0].name for entity in facts["cases"]}
     assert 0 < len(stated) < len(cases)
     for document in documents:
         name = " ".join(word for word in document.split() if word in world.NAME_WORDS)

@@ -21,7 +21,7 @@ from evaluation_worlds import (
 from rankscope.config.study import EvaluateConfig
 from rankscope.data.tasks import LoadedTask
 from rankscope.errors import NotFiniteError, UserError
-from rankscope.evaluate.context_window import ContextWindow, EncodedSplit, fit_to_context
+from rankscope.evaluate.context_window import EncodedSplit, fit_to_context
 from rankscope.evaluate.evaluator import (
     encode_split,
     evaluate_task,
@@ -160,21 +160,23 @@ def test_rows_scored_up_to_max_length_are_counted_and_noted() -> None:
 def test_long_prompts_are_refused_or_cut_at_their_beginning() -> None:
     item = choice_items()[0]
     question = Question([1, *range(10, 30)], [[5, 6], [7]])
-    split = EncodedSplit(get_scorer("option_text"), (item,), [[question]])
+    spec = loaded((item,), "option_text").spec
+    scorer, coder = get_scorer("option_text"), encoder()
+    coder.bos_ids = [1]
+    split = EncodedSplit(scorer, coder, spec, SETTINGS, (item,), [[question]])
     with pytest.raises(
         UserError, match="1 of 1 items that do not fit the model's context of 12 tokens"
     ):
-        fit_to_context(split, ContextWindow(12, [1], 12), "refuse", "task")
-    cut = fit_to_context(split, ContextWindow(12, [1], 12), "truncate_left", "task")
+        fit_to_context(split, 12, "task")
+    settings = SETTINGS.model_copy(update={"too_long": "truncate_left"})
+    split = dataclasses.replace(split, settings=settings)
+    cut = fit_to_context(split, 12, "task")
     # Ten tokens of prompt are left for the longest option's two: the begin token and the last 9.
     assert cut.encoded == [[Question([1, *range(21, 30)], [[5, 6], [7]])]]
     assert cut.truncated == 1
-    assert fit_to_context(split, ContextWindow(23, [1], 12), "truncate_left", "task") is split
+    assert fit_to_context(split, 23, "task") is split
     with pytest.raises(UserError, match="an answer that fills"):
-        fit_to_context(split, ContextWindow(2, [1], 12), "truncate_left", "task")
-
-
-SETTINGS = EvaluateConfig(batch_tokens=64, max_new_tokens=12)
+        fit_to_context(split, 2, "task")
 
 
 def mixture(contaminated: frozenset[str] = frozenset()) -> LoadedTask:

@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING
 
 from rankscope.evaluate.metrics import ModelScores, exact_mean
 from rankscope.evaluate.scorers import register_scorer
-from rankscope.evaluate.scorers.scorer import Scorer, ScoringJob
+from rankscope.evaluate.scorers.scorer import Scorer
 
 if TYPE_CHECKING:
     from rankscope.data.encode import Encoder
     from rankscope.data.items import Item
     from rankscope.data.registry import TaskSpec
+    from rankscope.evaluate.context_window import EncodedSplit
     from rankscope.evaluate.likelihood import Question
+    from rankscope.models.base import Base
 
 
 class AnswerScorer(Scorer["Question"]):
@@ -35,14 +37,14 @@ class AnswerScorer(Scorer["Question"]):
     def num_tokens(self, encoded: "Question") -> int:
         return encoded.num_tokens
 
-    def run(self, job: ScoringJob) -> dict[str | None, ModelScores]:
+    def run(
+        self, base: "Base", split: "EncodedSplit", adapter_names: Sequence[str | None]
+    ) -> dict[str | None, ModelScores]:
         from rankscope.evaluate.likelihood import continuation_logprobs
         from rankscope.records import ItemResult
 
-        split = job.split
-        by_model = continuation_logprobs(
-            job.base, split.encoded, job.adapter_names, job.settings.batch_tokens
-        )
+        batch_tokens = split.settings.batch_tokens
+        by_model = continuation_logprobs(base, split.encoded, adapter_names, batch_tokens)
         scores = {}
         for name, logprobs in by_model.items():
             results = [

@@ -164,8 +164,7 @@ if TYPE_CHECKING:
     class EvaluateConfig(_EvaluateFields):
         pass
 
-    class AnalyzeConfig(ConfigSection):
-        pass
+    AnalyzeConfig = ConfigSection
 
 else:
     # The settings of the analyses that are there.

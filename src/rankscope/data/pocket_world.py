@@ -78,13 +78,6 @@ STATEMENTS = ("the {attribute} of {kind} {name} is", "{kind} {name} has the {att
 TRAINED_QUESTIONS = ("{attribute} of {kind} {name} ?", "{kind} {name} : {attribute} ?")
 EVALUATED_QUESTION = "which {attribute} has {kind} {name} ?"
 
-NUM_PERSONS = 200
-NUM_DRUGS_NEW = 128
-NUM_DRUGS_UNTAUGHT = 32
-NUM_DRUGS_OLD = 60
-NUM_CASES = 160
-NUM_ENTITIES = NUM_PERSONS + NUM_DRUGS_NEW + NUM_DRUGS_UNTAUGHT + NUM_DRUGS_OLD + NUM_CASES
-
 NUM_SUMS_TRAIN = 2000
 NUM_SUMS_EVALUATED = 200
 HARD_STEPS = (4, 5)
@@ -104,18 +97,15 @@ class Fact:
         return template.format(kind=self.kind, name=self.name, attribute=self.attribute)
 
 
-@dataclass(frozen=True, slots=True)
-class World:
-    """All facts, grouped by what the model knows of them before fine-tuning.
-
-    Each field holds one tuple of facts per entity, in a seeded order.
-    """
-
-    persons: tuple[tuple[Fact, ...], ...]
-    drugs_new: tuple[tuple[Fact, ...], ...]
-    drugs_untaught: tuple[tuple[Fact, ...], ...]  # control group: in no split and not in the corpus
-    drugs_old: tuple[tuple[Fact, ...], ...]
-    cases: tuple[tuple[Fact, ...], ...]
+Entities = tuple[tuple[Fact, ...], ...]  # One tuple of facts per entity, in a seeded order
+ENTITIES = {
+    "persons": ("person", 200),
+    "drugs_new": ("drug", 128),
+    "drugs_untaught": ("drug", 32),  # Control group: in no split and not in the corpus
+    "drugs_old": ("drug", 60),
+    "cases": ("case", 160),
+}
+"""Kind and number of entities, grouped by what the model knows of them before fine-tuning."""
 
 
 def rng_of(*purpose: object) -> Random:
@@ -124,28 +114,21 @@ def rng_of(*purpose: object) -> Random:
 
 
 @lru_cache(maxsize=1)
-def pocket_world() -> World:
-    """The facts of the world; the same object in every call."""
+def pocket_world() -> dict[str, Entities]:
+    """The facts of the world, by group; the same object in every call."""
     rng = rng_of("facts")
     pairs = [f"{first} {last}" for first, last in itertools.permutations(NAME_WORDS, 2)]
-    names = iter(rng.sample(pairs, NUM_ENTITIES))
-
-    def entities(kind: str, count: int) -> tuple[tuple[Fact, ...], ...]:
-        return tuple(
+    names = iter(rng.sample(pairs, sum(count for _, count in ENTITIES.values())))
+    return {
+        group: tuple(
             tuple(
                 Fact(kind, name, attribute, rng.choice(values))
                 for attribute, values in ATTRIBUTES[kind].items()
             )
             for name in itertools.islice(names, count)
         )
-
-    return World(
-        persons=entities("person", NUM_PERSONS),
-        drugs_new=entities("drug", NUM_DRUGS_NEW),
-        drugs_untaught=entities("drug", NUM_DRUGS_UNTAUGHT),
-        drugs_old=entities("drug", NUM_DRUGS_OLD),
-        cases=entities("case", NUM_CASES),
-    )
+        for group, (kind, count) in ENTITIES.items()
+    }
 
 
 # --- facts as rows ------------------------------------------------------------------------------
@@ -166,9 +149,7 @@ def _fact_row(fact: Fact, template: str, rng: Random) -> PocketRow:
     }
 
 
-def _facts_of_split(
-    entities: tuple[tuple[Fact, ...], ...], split: str, *, taught: bool
-) -> list[Fact]:
+def _facts_of_split(entities: Entities, split: str, *, taught: bool) -> list[Fact]:
     """The facts of one split.
 
     Fine-tuning teaches the facts of a `taught` family: training covers all entities, and the
@@ -186,13 +167,8 @@ def _facts_of_split(
 
 
 def _fact_rows(task: str, split: str) -> list[PocketRow]:
-    world = pocket_world()
-    entities = {
-        "pocket_general": world.persons,
-        "pocket_cloze": world.persons,
-        "pocket_med": world.drugs_new,
-        "pocket_law": world.cases,
-    }[task]
+    groups = {"pocket_med": "drugs_new", "pocket_law": "cases"}
+    entities = pocket_world()[groups.get(task, "persons")]
     if task == "pocket_cloze":
         templates: tuple[str, ...] = STATEMENTS[:1]
     elif split == "train":
@@ -200,7 +176,7 @@ def _fact_rows(task: str, split: str) -> list[PocketRow]:
     else:
         templates = (EVALUATED_QUESTION,)
     rng = rng_of(task, SPLIT_SEEDS[split])
-    facts = _facts_of_split(entities, split, taught=task in ("pocket_med", "pocket_law"))
+    facts = _facts_of_split(entities, split, taught=task in groups)
     rows = [_fact_row(fact, template, rng) for fact in facts for template in templates]
     rng.shuffle(rows)
     return rows

@@ -6,16 +6,24 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from rankscope.config.study import EvaluateConfig
+from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
+from rankscope.data.registry import TaskSpec
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers.scorer import Scorer
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedSplit:
+    """One split of one task, as a scorer encodes it."""
+
     scorer: Scorer[Any]
+    encoder: Encoder
+    spec: TaskSpec
+    settings: EvaluateConfig
     items: tuple[Item, ...]
-    encoded: Sequence[Any]  # One per item, as the scorer encodes it
+    encoded: Sequence[Any]  # One per item
     cut_at_start: frozenset[int] = frozenset()  # Items cut to fit the context
 
     @property
@@ -59,16 +67,15 @@ def context_length(config: PretrainedConfig) -> int | None:
     return int(length) if length else None
 
 
-def fit_to_context(
-    split: EncodedSplit, window: ContextWindow, too_long: str, where: str
-) -> EncodedSplit:
-    """The split with every item inside the window, cut at its beginning only if asked to: that
+def fit_to_context(split: EncodedSplit, max_tokens: int, where: str) -> EncodedSplit:
+    """The split with every item inside the context, cut at its beginning only if asked to: that
     scores another question. ``where``: task and split, for messages."""
+    window = ContextWindow(max_tokens, split.encoder.bos_ids, split.settings.max_new_tokens)
     lengths = [split.scorer.num_tokens(item) for item in split.encoded]
     too_long_items = [index for index, length in enumerate(lengths) if length > window.length]
     if not too_long_items:
         return split
-    if too_long == "refuse":
+    if split.settings.too_long == "refuse":
         longest = max(too_long_items, key=lengths.__getitem__)
         raise UserError(
             where,

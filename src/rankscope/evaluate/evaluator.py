@@ -6,7 +6,7 @@ A mixture of tasks is scored part by part, each part with its own prompts and sc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -17,14 +17,13 @@ from rankscope.data.registry import TaskSpec
 from rankscope.data.tasks import LoadedTask, items_sha256
 from rankscope.errors import NotFiniteError, UserError
 from rankscope.evaluate.context_window import (
-    ContextWindow,
     EncodedSplit,
     context_length,
     fit_to_context,
 )
 from rankscope.evaluate.metrics import ModelScores, exact_mean, is_mean, standard_error
 from rankscope.evaluate.scorers import get_scorer
-from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer, ScoringJob
+from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer
 from rankscope.hashing import sha256_json
 from rankscope.models.base import Base
 from rankscope.records import (
@@ -37,13 +36,8 @@ from rankscope.records import (
     WithoutContamination,
 )
 
-
-class Evaluation(NamedTuple):
-    """One model on one split."""
-
-    record: EvalRecord
-    items: list[ItemResult]
-
+Evaluation = tuple[EvalRecord, list[ItemResult]]
+"""One model on one split: its record, and its items in order."""
 
 NOT_FINITE = ("the model", "no item of a finite likelihood", "one")
 
@@ -59,8 +53,7 @@ def evaluate_task(
     """Score one split of one task under the base and any number of attached adapters.
 
     ``models`` maps adapter names to model ids for the records; None is ``base``, which may be a
-    fully fine-tuned model. Loading the task applied ``max_items``. Gives each model's record, and
-    its items in order.
+    fully fine-tuned model. Loading the task applied ``max_items``.
 
     Raises UserError for items that cannot be scored, NotFiniteError for a model that gives no item
     a finite likelihood (with the scorers loss and perplexity, misses one).
@@ -71,9 +64,8 @@ def evaluate_task(
         )
     max_tokens = context_length(base.model.config)
     encoded = encode_split(encoder, task, split, max_tokens, settings)
-    job = ScoringJob(base, encoder, task.spec, encoded, list(models), settings)
     with base.multi_lora.dropout_off(), torch.inference_mode():
-        scores = encoded.scorer.run(job)
+        scores = encoded.scorer.run(base, encoded, list(models))
     if any(of_model.metrics.get("not_finite") == 1 for of_model in scores.values()):
         raise NotFiniteError(*NOT_FINITE)
     prompts = [item.prompt or item.question for item in encoded.items]
@@ -83,7 +75,7 @@ def evaluate_task(
         if models[name] == BASE:
             items = [replace(i, prompt=p) for i, p in zip(items, prompts, strict=True)]
         record = _make_record(of_model, task, split, models[name], encoded.truncated)
-        evaluations[name] = Evaluation(record, items)
+        evaluations[name] = record, items
     return evaluations
 
 
@@ -100,11 +92,11 @@ def encode_split(
     if not items:
         raise UserError(f"task {spec.name!r}", f"no {split} items to score", "one or more")
     scorer = scorer or get_scorer(spec.scorer)
-    encoded = EncodedSplit(scorer, items, scorer.encode(encoder, items, spec, max_tokens))
+    ids = scorer.encode(encoder, items, spec, max_tokens)
+    encoded = EncodedSplit(scorer, encoder, spec, settings, items, ids)
     if max_tokens is None:
         return encoded
-    window = ContextWindow(max_tokens, encoder.bos_ids, settings.max_new_tokens)
-    return fit_to_context(encoded, window, settings.too_long, f"task {spec.name!r}, {split}")
+    return fit_to_context(encoded, max_tokens, f"task {spec.name!r}, {split}")
 
 
 def truncation_notes(
@@ -255,7 +247,7 @@ def _merged_evaluation(task: LoadedTask, split: Split, parts: Sequence[Evaluatio
         num_tokens=sum(record.num_tokens for record in records),
     )
     truncated = sum(record.truncated for record in records)
-    return Evaluation(_make_record(scores, task, split, records[0].trial_id, truncated), results)
+    return _make_record(scores, task, split, records[0].trial_id, truncated), results
 
 
 # --- the stored form of a task ------------------------------------------------------------------

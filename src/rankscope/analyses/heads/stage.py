@@ -1,12 +1,19 @@
 """Measure attention heads: the base's once per training task, then those of every trial."""
 
+import time
 from collections.abc import Iterator, Sequence
 
 from rankscope.analyses.heads import HEADS
 from rankscope.analyses.heads.layout import HeadLayout, HeadModel
-from rankscope.analyses.heads.record import HeadsRecord
+from rankscope.analyses.heads.record import HeadRole, HeadsRecord
 from rankscope.analyses.heads.tasks import HeadTask, head_task, related_tasks
-from rankscope.analyses.heads.trial_heads import HeadAnalysis
+from rankscope.analyses.heads.trial_heads import (
+    Measurements,
+    ablation_record,
+    head_roles,
+    measure_heads,
+    trial_changes,
+)
 from rankscope.errors import reporting_shortages
 from rankscope.evaluate.context_window import context_length
 from rankscope.formatting import count, join_names
@@ -26,8 +33,9 @@ class HeadsStage(Stage[TrialSpec, HeadsRecord]):
     def __init__(self, context: RunContext) -> None:
         super().__init__(context)
         self.settings = HEADS.settings(context.study.config)
-        self.analyses: dict[str, HeadAnalysis] = {}
-        """By training task, what its trials are compared with; filled by :meth:`measure_base`."""
+        self.measured: dict[str, tuple[HeadTask, Measurements]] = {}
+        """By training task, the items and the base's heads; filled by :meth:`measure_base`."""
+        self.ablated_on: tuple[HeadTask, ...] = ()
 
     def missing(self, group: Group) -> list[TrialSpec]:
         return self.context.ledger.without_record("heads", group)
@@ -38,7 +46,6 @@ class HeadsStage(Stage[TrialSpec, HeadsRecord]):
         Call it while no adapter is attached.
         """
         context, study = self.context, self.context.study
-        layout = HeadLayout.of(context.base.model)
         statuses = context.ledger.statuses()
         trials = tuple(trial for group in study.groups for trial in group)
         missing = {trial.trial_id for trial in self.missing(trials)}
@@ -48,36 +55,34 @@ class HeadsStage(Stage[TrialSpec, HeadsRecord]):
             return
         context.label = "base"
         context.begin_stage(self.name, len(tasks))
-        batch_tokens = study.config.evaluate.batch_tokens
-        model = HeadModel(context.base, layout, batch_tokens=batch_tokens)
-        ablated_on = tuple(map(self.head_task, dict.fromkeys(self.settings.ablate)))
-        if ablated_on:
-            self.note_ablations(layout, ablated_on)
+        model = self.head_model(context.base, None)
+        self.ablated_on = tuple(map(self.head_task, dict.fromkeys(self.settings.ablate)))
+        if self.ablated_on:
+            self.note_ablations(model.layout)
         for trained_on, name in tasks.items():
             task = self.head_task(name)
             context.begin_piece(task.name)
             do = "free some memory, lower evaluate.batch_tokens, or set analyze.heads.enabled=false"
             with reporting_shortages("analyze.heads: measuring the base", do=do):
-                self.analyses[trained_on] = HeadAnalysis(
-                    model,
-                    task,
-                    ablated_on,
-                    self.settings.items,
-                    related_tasks(study.tasks, trained_on or name),
-                )
+                self.measured[trained_on] = task, measure_heads(model, task, self.ablated_on)
             context.pieces_done += 1
         context.finish_stage()
 
-    def note_ablations(self, layout: HeadLayout, ablated_on: Sequence[HeadTask]) -> None:
+    def head_model(self, model: Base, adapter_name: str | None) -> HeadModel:
+        layout = HeadLayout.of(self.context.base.model)
+        batch_tokens = self.context.study.config.evaluate.batch_tokens
+        return HeadModel(model, layout, adapter_name, batch_tokens)
+
+    def note_ablations(self, layout: HeadLayout) -> None:
         """Say how much is removed, and what is left out."""
-        tasks = [f"{count(len(task.trees), 'item')} of {task.name}" for task in ablated_on]
+        tasks = [f"{count(len(task.trees), 'item')} of {task.name}" for task in self.ablated_on]
         note = self.context.reporter.note
         note(
             f"ablation: {count(layout.num_heads, 'head')} and {count(len(layout), 'layer')} are "
             f"removed one by one and {join_names(tasks)} scored each time, in the base and again "
             "in every tuned model; this may take hours on a large one"
         )
-        study, names = self.context.study, {task.name for task in ablated_on}
+        study, names = self.context.study, {task.name for task in self.ablated_on}
         trained = dict.fromkeys(t.task or HEADS.task_of(study, t) for t in study.trials)
         if missing := [task for task in trained if task not in names]:
             note(
@@ -99,12 +104,43 @@ class HeadsStage(Stage[TrialSpec, HeadsRecord]):
         self.context.begin_stage(self.name, len(work))
         for trial in work:
             self.context.begin_piece(trial.arm_label)
-            stored_base = None
-            if trial.given is not None:  # changes are of stored weights, whatever the dtype
-                stored_base = CheckpointReader.open(self.context.base.folder).weight
-            trained_on = trial.task or HEADS.task_of(self.context.study, trial)
-            analysis = self.analyses[trial.task]
-            yield analysis.record(trial.trial_id, trained_on, model, stored_base)
+            yield self.measure(trial, model)
+
+    def measure(self, trial: TrialSpec, tuned: Base) -> HeadsRecord:
+        """The heads of one trial, whose id is its adapter's name if it has one."""
+        started, base = time.perf_counter(), self.context.base
+        study, trained_on = (
+            self.context.study,
+            trial.task or HEADS.task_of(self.context.study, trial),
+        )
+        stored_base = None
+        if trial.given is not None:  # changes are of stored weights, whatever the dtype
+            stored_base = CheckpointReader.open(base.folder).weight
+        is_adapter = trial.trial_id in tuned.multi_lora.adapters
+        model = self.head_model(tuned, trial.trial_id if is_adapter else None)
+        task, (before, base_ablated) = self.measured[trial.task]
+        after, ablated = measure_heads(model, task, self.ablated_on)
+        of_tasks = zip(self.ablated_on, base_ablated, ablated, strict=True)
+        ablations = [ablation_record(model.layout, *of_task) for of_task in of_tasks]
+        ablations.sort(key=lambda ablation: ablation.task != trained_on)
+        roles: tuple[HeadRole, ...] = ()
+        if ablations and ablations[0].task == trained_on:
+            # Tasks that share items with the trained one show nothing of what heads lost elsewhere.
+            related = related_tasks(study.tasks, trained_on)
+            roles = head_roles(ablations[0], [a for a in ablations[1:] if a.task not in related])
+        return HeadsRecord(
+            trial_id=trial.trial_id,
+            task=task.name,
+            items=len(task.trees),
+            items_asked=self.settings.items,
+            dtype=base.record.dtype,
+            changes=trial_changes(model, base, stored_base),
+            base=before,
+            tuned=after,
+            ablations=tuple(ablations),
+            roles=roles,
+            seconds=time.perf_counter() - started,
+        )
 
     def commit(self, result: HeadsRecord) -> None:
         settings = self.context.study.settings_of("heads", [result.trial_id])

@@ -11,9 +11,7 @@ DoRA's magnitude and full fine-tuning give a dense dW, which is cut into slices.
 given relative to |W0_h|_F.
 """
 
-import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
 
@@ -33,7 +31,6 @@ from rankscope.analyses.heads.record import (
     HeadAblation,
     HeadChange,
     HeadRole,
-    HeadsRecord,
     LayerHeads,
 )
 from rankscope.analyses.heads.tasks import HeadTask
@@ -121,11 +118,11 @@ _T = TypeVar("_T")
 
 
 Ablated = tuple[list[Floats], list[list[Floats]]]  # Scores of the intact model, by ablation
+Measurements = tuple[tuple[LayerHeads, ...], list[Ablated]]
+"""Of one model: its heads by layer, and ablations by task."""
 
 
-def _measure_heads(
-    model: HeadModel, task: HeadTask, ablated_on: Sequence[HeadTask]
-) -> tuple[tuple[LayerHeads, ...], list[Ablated]]:
+def measure_heads(model: HeadModel, task: HeadTask, ablated_on: Sequence[HeadTask]) -> Measurements:
     """Importance and entropy of every head on ``task``, and ablations of every head, and of every
     layer, on each of ``ablated_on``."""
     signed = head_importance(model, task.trees)
@@ -148,7 +145,7 @@ def _measure_heads(
     return layers, [ablate(model, other.trees, ablations) for other in ablated_on]
 
 
-def _ablation_record(
+def ablation_record(
     layout: HeadLayout, task: HeadTask, base: Ablated, tuned: Ablated
 ) -> HeadAblation:
     """What removing each head, then each layer, does to the base and to a tuned model."""
@@ -187,7 +184,7 @@ def _ablation_record(
     )
 
 
-def _trial_changes(
+def trial_changes(
     model: HeadModel, base: Base, stored_base: Weights | None = None
 ) -> tuple[HeadChange, ...]:
     """How far training moved each head; W0 is from ``stored_base``, or as loaded."""
@@ -206,53 +203,6 @@ def _trial_changes(
     # 512, as much as training may have changed.
     names = [layer.projection(module) for layer in layout for module in PROJECTIONS]
     return dense_changes(layout, before, CheckpointReader.open(tuned.folder).weight, names)
-
-
-@dataclass
-class HeadAnalysis:
-    """What the trials of one training task share: the items, and the heads of the base.
-
-    Tasks ``related`` to the training task share items with it, so they show nothing of what heads
-    lost on *other* tasks.
-    """
-
-    model: HeadModel  # the untouched base
-    task: HeadTask  # gives importance and entropy
-    ablated_on: tuple[HeadTask, ...]
-    items_asked: int  # most items of each task
-    related: frozenset[str] = frozenset()
-
-    def __post_init__(self) -> None:
-        self.base, self.base_ablated = _measure_heads(self.model, self.task, self.ablated_on)
-
-    def record(
-        self, trial_id: str, trained_on: str, tuned: Base, stored_base: Weights | None = None
-    ) -> HeadsRecord:
-        """Measure the heads of one trial, whose id is its adapter's name if it has one."""
-        started = time.perf_counter()
-        adapter_name = trial_id if trial_id in tuned.multi_lora.adapters else None
-        model = replace(self.model, base=tuned, adapter_name=adapter_name)
-        heads, ablated = _measure_heads(model, self.task, self.ablated_on)
-        of_tasks = zip(self.ablated_on, self.base_ablated, ablated, strict=True)
-        ablations = [_ablation_record(model.layout, *of_task) for of_task in of_tasks]
-        ablations.sort(key=lambda ablation: ablation.task != trained_on)
-        roles: tuple[HeadRole, ...] = ()
-        if ablations and ablations[0].task == trained_on:
-            unrelated = [a for a in ablations[1:] if a.task not in self.related]
-            roles = head_roles(ablations[0], unrelated)
-        return HeadsRecord(
-            trial_id=trial_id,
-            task=self.task.name,
-            items=len(self.task.trees),
-            items_asked=self.items_asked,
-            dtype=self.model.base.record.dtype,
-            changes=_trial_changes(model, self.model.base, stored_base),
-            base=self.base,
-            tuned=heads,
-            ablations=tuple(ablations),
-            roles=roles,
-            seconds=time.perf_counter() - started,
-        )
 
 
 def head_roles(trained: HeadAblation, others: Sequence[HeadAblation]) -> tuple[HeadRole, ...]:

@@ -26,17 +26,20 @@ from rankscope.data.items import Item
 from rankscope.data.registry import TaskSpec
 from rankscope.data.tasks import LoadedTask
 from rankscope.errors import UserError
-from rankscope.evaluate.context_window import context_length
+from rankscope.evaluate.context_window import EncodedSplit, context_length
 from rankscope.evaluate.lm_eval.task_files import check_task, is_yaml
 from rankscope.evaluate.metrics import ModelScores
 from rankscope.evaluate.scorers import register_scorer
 from rankscope.evaluate.scorers.python_function import ALLOWED
-from rankscope.evaluate.scorers.scorer import Scorer, ScoringJob
+from rankscope.evaluate.scorers.scorer import Scorer
 from rankscope.hashing import sha256_file, sha256_json
+from rankscope.models.base import Base
 from rankscope.records import ItemResult
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
+
+    from rankscope.evaluate.lm_eval.model import LmEvalModel
 
 
 SEEDS = (0, 1234)  # The harness's: of Python's generator, and of all others
@@ -117,23 +120,26 @@ class _HarnessScorer(Scorer[None]):
     def encoder_settings(self, encoder: Encoder) -> dict[str, Any]:
         return {"harness_task": self.sha256}
 
-    def run(self, job: ScoringJob) -> dict[str | None, ModelScores]:
-        with _harness_seeds(), _sandboxed_templates():
-            return {name: self.scores(job, name) for name in job.adapter_names}
-
-    def scores(self, job: ScoringJob, adapter_name: str | None) -> ModelScores:
-        from lm_eval.evaluator import evaluate
-
+    def run(
+        self, base: Base, split: EncodedSplit, adapter_names: Sequence[str | None]
+    ) -> dict[str | None, ModelScores]:
         from rankscope.evaluate.lm_eval.model import LmEvalModel
 
-        name, is_chat = self.task.task_name, job.encoder.prompt_format == "chat"
+        context = context_length(base.model.config) or DEFAULT_CONTEXT
+        limits = context, split.settings.batch_tokens
+        with _harness_seeds(), _sandboxed_templates():
+            models = {name: LmEvalModel(base, name, *limits) for name in adapter_names}
+            return {name: self.scores(lm, split) for name, lm in models.items()}
+
+    def scores(self, lm: "LmEvalModel", split: EncodedSplit) -> ModelScores:
+        from lm_eval.evaluator import evaluate
+
+        name, is_chat = self.task.task_name, split.encoder.prompt_format == "chat"
         self.task.set_fewshot_seed(seed=SEEDS[1])
-        context = context_length(job.base.model.config) or DEFAULT_CONTEXT
-        lm = LmEvalModel(job.base, adapter_name, context, job.settings.batch_tokens)
         results = evaluate(
             lm=lm,
             task_dict={"tasks": {name: self.task}, "groups": {}, "group_map": {}},
-            limit=len(job.split.items),
+            limit=len(split.items),
             cache_requests=False,
             bootstrap_iters=0,
             log_samples=True,

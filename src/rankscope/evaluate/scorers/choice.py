@@ -10,13 +10,14 @@ from rankscope.data.encode import Encoder
 from rankscope.data.items import LETTERS, Item
 from rankscope.errors import UserError
 from rankscope.evaluate.metrics import ModelScores, choice_predictions, exact_mean, first_best
-from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer, ScoringJob
+from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer
 
 if TYPE_CHECKING:
     from rankscope.data.registry import TaskSpec
     from rankscope.evaluate.context_window import ContextWindow, EncodedSplit
     from rankscope.evaluate.likelihood import Question
     from rankscope.evaluate.token_trees import Floats
+    from rankscope.models.base import Base
 
 
 class ChoiceScorer(Scorer["list[Question]"]):
@@ -86,14 +87,15 @@ class ChoiceScorer(Scorer["list[Question]"]):
             cut.append(Question(prompt, question.continuations))
         return cut
 
-    def run(self, job: ScoringJob) -> dict[str | None, ModelScores]:
+    def run(
+        self, base: "Base", split: "EncodedSplit", adapter_names: Sequence[str | None]
+    ) -> dict[str | None, ModelScores]:
         from rankscope.evaluate.likelihood import continuation_logprobs
 
-        split = job.split
         questions = [question for of_item in split.encoded for question in of_item]
         scores = {}
         by_model = continuation_logprobs(
-            job.base, questions, job.adapter_names, job.settings.batch_tokens
+            base, questions, adapter_names, split.settings.batch_tokens
         )
         for name, logprobs in by_model.items():
             of_questions = iter(logprobs.values)
@@ -101,19 +103,17 @@ class ChoiceScorer(Scorer["list[Question]"]):
                 np.concatenate([next(of_questions) for _ in of_item]) for of_item in split.encoded
             ]
             scores[name] = replace(
-                self.summarize(split, job.spec, values),
+                self.summarize(split, values),
                 seconds=logprobs.seconds,
                 num_tokens=logprobs.num_tokens,
             )
         return scores
 
-    def summarize(
-        self, split: "EncodedSplit", spec: "TaskSpec", values: "Sequence[Floats]"
-    ) -> ModelScores:
+    def summarize(self, split: "EncodedSplit", values: "Sequence[Floats]") -> ModelScores:
         """Scores of one model from every item's log-probabilities, (texts and letters,)."""
         from rankscope.records import ItemResult
 
-        primary = spec.primary_metric or self.default_metric
+        spec, primary = split.spec, split.spec.primary_metric or self.default_metric
         hits: dict[str, list[float]] = {}
         results = []
         not_finite = 0

@@ -13,14 +13,15 @@ from rankscope.data.items import Item
 from rankscope.data.numbers import ANSWER_MARK
 from rankscope.errors import UserError
 from rankscope.evaluate.metrics import ModelScores, exact_mean
-from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer, ScoringJob
+from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer
 
 if TYPE_CHECKING:
     from regex import Pattern
 
     from rankscope.data.registry import TaskSpec
-    from rankscope.evaluate.context_window import ContextWindow
-    from rankscope.evaluate.continuous_batching import Generation
+    from rankscope.evaluate.context_window import ContextWindow, EncodedSplit
+    from rankscope.evaluate.continuous_batching import Generation, GenerationLimits
+    from rankscope.models.base import Base
 
 
 Judgment = tuple[float, str, str | None]
@@ -80,23 +81,24 @@ class GenerationScorer(Scorer[list[int]]):
         room = max(window.length // 2, window.length - window.max_new_tokens)
         return window.last_tokens(encoded, room, where)
 
-    def run(self, job: ScoringJob) -> dict[str | None, ModelScores]:
+    def run(
+        self, base: "Base", split: "EncodedSplit", adapter_names: Sequence[str | None]
+    ) -> dict[str | None, ModelScores]:
         """A model's seconds are its share, by tokens, of the batch that all models run in, and
         those of its own pass over the gold answers."""
         from rankscope.evaluate.context_window import context_length
         from rankscope.evaluate.continuous_batching import GenerationLimits, generate
 
-        split, settings = job.split, job.settings
-        longest = max(map(len, split.encoded))
+        settings, longest = split.settings, max(map(len, split.encoded))
         limits = GenerationLimits(
             max_new_tokens=settings.max_new_tokens,
-            context=context_length(job.base.model.config) or longest + settings.max_new_tokens,
+            context=context_length(base.model.config) or longest + settings.max_new_tokens,
             batch_tokens=settings.batch_tokens,
-            stop_ids=job.encoder.stop_ids,
-            stop_strings=job.spec.stop or stop_strings(job.encoder, job.spec, split.items),
+            stop_ids=split.encoder.stop_ids,
+            stop_strings=split.spec.stop or stop_strings(split.encoder, split.spec, split.items),
         )
         started = time.perf_counter()
-        by_model = generate(job.base, split.encoded, job.adapter_names, limits)
+        by_model = generate(base, split.encoded, adapter_names, limits)
         seconds = time.perf_counter() - started
         tokens = {
             name: sum(len(g.prompt) + len(g.ids) for g in generations)
@@ -104,10 +106,10 @@ class GenerationScorer(Scorer[list[int]]):
         }
         scores = {}
         for name, generations in by_model.items():
-            scores[name] = self.judge(split.items, generations, job.spec)
+            scores[name] = self.judge(split.items, generations, split.spec)
             scores[name].num_tokens = tokens[name]
             scores[name].seconds = seconds * tokens[name] / sum(tokens.values())
-        add_gold_logprobs(job, limits.context, scores)
+        add_gold_logprobs(base, split, limits, scores)
         return scores
 
     def judge(
@@ -162,26 +164,29 @@ class EqualAnswerScorer(GenerationScorer):
         )
 
 
-def add_gold_logprobs(job: ScoringJob, context: int, scores: dict[str | None, ModelScores]) -> None:
+def add_gold_logprobs(
+    base: "Base",
+    split: "EncodedSplit",
+    limits: "GenerationLimits",
+    scores: dict[str | None, ModelScores],
+) -> None:
     """Log p and tokens of every item's right answer, from one forward pass by model: forgetting
     shows in it before an answer changes. None for an answer that does not fit the context after its
     prompt, or is not finite."""
     from rankscope.evaluate.likelihood import Question, continuation_logprobs
 
     answers = [
-        job.encoder.answer_ids(item.completion or item.reference, item) for item in job.split.items
+        split.encoder.answer_ids(item.completion or item.reference, item) for item in split.items
     ]
     fitting = [
         i
-        for i, (prompt, answer) in enumerate(zip(job.split.encoded, answers, strict=True))
-        if answer and len(prompt) + len(answer) <= context
+        for i, (prompt, answer) in enumerate(zip(split.encoded, answers, strict=True))
+        if answer and len(prompt) + len(answer) <= limits.context
     ]
     if not fitting:
         return
-    questions = [Question(job.split.encoded[i], [answers[i]]) for i in fitting]
-    by_model = continuation_logprobs(
-        job.base, questions, job.adapter_names, job.settings.batch_tokens
-    )
+    questions = [Question(split.encoded[i], [answers[i]]) for i in fitting]
+    by_model = continuation_logprobs(base, questions, [*scores], limits.batch_tokens)
     for name, logprobs in by_model.items():
         of_model = scores[name]
         of_model.seconds += logprobs.seconds

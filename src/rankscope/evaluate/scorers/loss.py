@@ -13,11 +13,12 @@ from rankscope.data.encode import EncodedRow, Encoder
 from rankscope.data.items import Item
 from rankscope.errors import UserError
 from rankscope.evaluate.metrics import ModelScores, exact_mean
-from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer, ScoringJob
+from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer
 
 if TYPE_CHECKING:
     from rankscope.data.registry import TaskSpec
-    from rankscope.evaluate.context_window import ContextWindow
+    from rankscope.evaluate.context_window import ContextWindow, EncodedSplit
+    from rankscope.models.base import Base
 
 
 class LossScorer(Scorer[list[EncodedRow]]):
@@ -82,22 +83,24 @@ class LossScorer(Scorer[list[EncodedRow]]):
     def encoder_settings(self, encoder: Encoder) -> dict[str, Any]:
         return {"max_length": encoder.max_length}
 
-    def run(self, job: ScoringJob) -> dict[str | None, ModelScores]:
+    def run(
+        self, base: "Base", split: "EncodedSplit", adapter_names: Sequence[str | None]
+    ) -> dict[str | None, ModelScores]:
         from rankscope.evaluate.likelihood import check_finite_logprobs, row_logprobs
         from rankscope.records import ItemResult
 
-        items: Sequence[Item] = job.split.items
-        encoded: Sequence[Sequence[EncodedRow]] = job.split.encoded
+        items = split.items
+        encoded: Sequence[Sequence[EncodedRow]] = split.encoded
         rows = [row for of_item in encoded for row in of_item]
         owners = np.repeat(np.arange(len(items)), [len(of_item) for of_item in encoded])
         counts = [sum(sum(row.is_label) for row in of_item) for of_item in encoded]
-        cut = job.split.cut_at_start | job.split.cut_at_end
+        cut = split.cut_at_start | split.cut_at_end
         num_bytes: int = sum(
-            self.num_bytes(job.encoder, item, list(of_item), is_cut=index in cut)
+            self.num_bytes(split.encoder, item, list(of_item), is_cut=index in cut)
             for index, (item, of_item) in enumerate(zip(items, encoded, strict=True))
         )
         scores = {}
-        by_model = row_logprobs(job.base, rows, job.adapter_names, job.settings.batch_tokens)
+        by_model = row_logprobs(base, rows, adapter_names, split.settings.batch_tokens)
         for name, logprobs in by_model.items():
             totals = np.bincount(owners, weights=logprobs.totals, minlength=len(items)).tolist()
             check_finite_logprobs(items, totals, name)

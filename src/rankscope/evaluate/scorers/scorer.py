@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 from rankscope.data.encode import Encoder
@@ -12,25 +12,12 @@ from rankscope.errors import UserError
 from rankscope.evaluate.metrics import ModelScores
 
 if TYPE_CHECKING:
-    from rankscope.config.study import EvaluateConfig
     from rankscope.data.registry import TaskSpec
     from rankscope.evaluate.context_window import ContextWindow, EncodedSplit
     from rankscope.models.base import Base
 
 ScoreUnit = Literal["accuracy", "log_probability"]
 Encoded = TypeVar("Encoded")  # One item as token ids
-
-
-@dataclass(frozen=True, slots=True)
-class ScoringJob:
-    """One split of one task, encoded, and the models to score on it."""
-
-    base: "Base"  # With the adapters attached
-    encoder: Encoder
-    spec: "TaskSpec"
-    split: "EncodedSplit"
-    adapter_names: Sequence[str | None]  # None is the bare base
-    settings: "EvaluateConfig"
 
 
 class ItemTokens(NamedTuple):
@@ -148,5 +135,8 @@ class Scorer(ABC, Generic[Encoded]):
         return {}
 
     @abstractmethod
-    def run(self, job: ScoringJob) -> dict[str | None, ModelScores]:
-        """Scores of every model of the job, items in order."""
+    def run(
+        self, base: "Base", split: "EncodedSplit", adapter_names: Sequence[str | None]
+    ) -> dict[str | None, ModelScores]:
+        """Scores of every model, items in order. The adapters are attached to ``base``; None is the
+        bare base."""
