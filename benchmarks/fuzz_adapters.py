@@ -113,16 +113,17 @@ def read_adapter(content: bytes, folder: Path) -> None:
 
 def read_adapter_folder(config: bytes, weights: bytes, folder: Path) -> None:
     """Everything that reads an adapter's folder; the last error is raised."""
+    from rankscope.config.arm import ArmConfig
     from rankscope.errors import RankscopeError
     from rankscope.models.adapters.folder import check_same_base, recorded_base
     from rankscope.models.adapters.settings import CONFIG, WEIGHTS
-    from rankscope.models.adapters.warm_start import load_adapter_for, read_warm_start
+    from rankscope.models.adapters.warm_start import filled_arm, load_adapter_for
     from rankscope.models.given import peft_type
 
     (folder / CONFIG).write_bytes(config)
     (folder / WEIGHTS).write_bytes(weights)
     with suppress(RankscopeError):
-        read_warm_start(folder, tiny_shapes())
+        filled_arm(ArmConfig(lr=1e-3, init_from=str(folder)), folder, tiny_shapes())
     if peft_type(folder) == "LORA":
         load_adapter_for(tiny_shapes(), folder)
     check_same_base(folder, recorded_base(folder), "0" * 64)

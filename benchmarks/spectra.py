@@ -189,7 +189,7 @@ def race_matrix(
 
 def race_adapter(folder: Path, rank: int, cache: Path) -> tuple[dict[str, object], Parity]:
     """A whole adapter of a real model: everything cached, against two full SVDs a matrix."""
-    model = CheckpointReader.open(folder)
+    model = CheckpointReader(folder)
     names = [n for n in model.layers if n.endswith(("q_proj", "k_proj", "v_proj", "o_proj"))]
     spectra = SvdCache(max_bytes=0, folder=cache)
     took = {"ours": 0.0, "first_of_a_base": 0.0, "full": 0.0}

@@ -286,7 +286,7 @@ def largest_difference(
 
 def decompose(given: Mapping[str, Any]) -> dict[str, float]:
     """Seconds of full SVDs of one layer's matrices: those of attention, and all."""
-    reader = CheckpointReader.open(Path(given["model"]))
+    reader = CheckpointReader(Path(given["model"]))
     layer = f".{reader.num_layers // 2}."
     seconds = {name: 0.0 for name in reader.layers if layer in name}
     for name in seconds:

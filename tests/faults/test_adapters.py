@@ -110,9 +110,9 @@ A, B = f"{MODULE}.lora_A.weight", f"{MODULE}.lora_B.weight"
 DAMAGES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "no B": (
         drop(".lora_B.weight"),
-        "found one without the other for 'model.layers.0",
+        "found lora_A of 'model.layers.0",
     ),
-    "no A": (drop(".lora_A.weight"), "found one without the other for 'model.layers.0"),
+    "no A": (drop(".lora_A.weight"), "found lora_B of 'model.layers.0"),
     "a module less": (
         drop(".lora_A.weight", ".lora_B.weight"),
         "'model.layers.0.self_attn.q_proj' is missing",
@@ -126,11 +126,11 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
         ),
         "'model.layers.0.mlp.up_proj' is not among them",
     ),
-    "nothing": (lambda tensors: tensors.clear(), "found no lora_A and lora_B"),
+    "nothing": (lambda tensors: tensors.clear(), "found none, expected lora_A and lora_B"),
     "NaN": (fill(float("nan")), "found values that are not finite"),
     "infinite": (fill(float("inf")), "found values that are not finite"),
     "extra": (put("base_model.model.lm_head.weight", 2, 2), "unexpected tensor"),
-    "another rank": (put(A, 3, 128), "found rank 3 and 2"),
+    "another rank": (put(A, 3, 128), "found lora_A of shape (3, 128)"),
     "no matrix": (put(B, 128), "expected matrices"),
 }
 

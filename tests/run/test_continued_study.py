@@ -65,6 +65,7 @@ def test_a_plan_needs_no_weights_of_the_base(place: Path) -> None:
     outcome = rankscope("plan", place / "small.yaml", *settings("model=../bare"))
     assert outcome.code == 0, outcome
     assert "holds no weights" in outcome.told
+    assert "it does not record the weights it was made for" in outcome.told
 
 
 @pytest.mark.parametrize("verb", ["check", "plan", "run"])

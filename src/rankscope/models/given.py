@@ -52,17 +52,12 @@ def given_trials(
             fields = _adapter_fields(folder, base, shapes)
             other_base = recorded_other_base(folder, base, base_sha256, force=model.force)
             sha256 = adapter_sha256(folder)
-        trial = TrialSpec.model_validate(
-            {
-                "trial_id": sha256_json({"base": base_sha256, "given": sha256})[:16],
-                **NOT_TRAINED_HERE,
-                **fields,
-                "given": GivenModel(
-                    name=name, folder=str(folder), sha256=sha256, other_base=other_base
-                ),
-            }
+        given_model = GivenModel(
+            name=name, folder=str(folder), sha256=sha256, other_base=other_base
         )
-        trials.append(trial)
+        trial_id = sha256_json({"base": base_sha256, "given": sha256})[:16]
+        values = {**NOT_TRAINED_HERE, **fields, "trial_id": trial_id, "given": given_model}
+        trials.append(TrialSpec.model_validate(values))
     check_distinct(trials)
     return trials
 
@@ -79,35 +74,22 @@ def check_distinct(given: Sequence[TrialSpec]) -> None:
             raise UserError(f"model {folder}", found, "each model once", "remove one")
 
 
-def given_notes(trials: Sequence[TrialSpec]) -> list[str]:
-    """What a reader of scores of models that were made for another base must know."""
-    return [
-        f"adapter {trial.given.name}: records another base ({trial.given.other_base[:12]}...) and "
-        "is scored on this model because of --force"
-        for trial in trials
-        if trial.given is not None and trial.given.other_base is not None
-    ]
-
-
 def given_names(given: Sequence[GivenConfig]) -> list[str]:
     """Their own names, or the folders' with as many parent folders as make them unique."""
     folders = [user_path(model.path).resolve() for model in given]
     repeated = next((folder for folder in folders if folders.count(folder) > 1), None)
     if repeated is not None:
         raise UserError(f"adapter {repeated}", "it twice", "each model once", "remove one")
+    names: list[str] = []
     for depth in range(1, 1 + max((len(folder.parts) for folder in folders), default=0)):
         named = zip(given, folders, strict=True)
         names = [model.name or "/".join(folder.parts[-depth:]) for model, folder in named]
         if len(set(names)) == len(names) and BASE not in names:
             return names
-    if not given:
-        return []
-    raise UserError(
-        "given",
-        f"the names {', '.join(names)}",
-        f"each model's own, and none called {BASE!r}",
-        "rename one",
-    )
+    if names:
+        expected = f"each model's own, and none called {BASE!r}"
+        raise UserError("given", f"the names {', '.join(names)}", expected, "rename one")
+    return names
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -117,24 +99,20 @@ def is_checkpoint(folder: Path) -> bool:
 def check_checkpoint(folder: Path, base: Path, shapes: Architecture) -> None:
     """Raise UserError unless a folder holds a model of the base's architecture and tokenizer."""
     found = architecture(read_model_config(folder))
-    names = [CheckpointReader.open(place).architecture for place in (folder, base)]
+    names = [CheckpointReader(path).architecture for path in (folder, base)]
+    place = f"model folder {folder}"
     if found != shapes or names[0] != names[1]:
-        raise UserError(
-            f"model folder {folder}",
-            f"{names[0]} of {found.num_parameters:,} parameters",
-            f"the base's architecture, {names[1]} of {shapes.num_parameters:,} parameters",
-            "give a checkpoint of this base",
-        )
-    tokenizers = [place / "tokenizer.json" for place in (folder, base)]
+        pairs = zip(names, (found, shapes), strict=True)
+        sizes = [f"{name} of {own.num_parameters:,} parameters" for name, own in pairs]
+        expected = f"the base's architecture, {sizes[1]}"
+        raise UserError(place, sizes[0], expected, "give a checkpoint of this base")
+    tokenizers = [path / "tokenizer.json" for path in (folder, base)]
     if all(path.is_file() for path in tokenizers):
         own, its = (read_json_object(path).get("model") for path in tokenizers)
         if own != its:
-            raise UserError(
-                f"model folder {folder}",
-                "another tokenizer than the base's",
-                "the same vocabulary, as items are encoded once for all models",
-                "give a checkpoint with the base's tokenizer",
-            )
+            expected = "the same vocabulary, as items are encoded once for all models"
+            do = "give a checkpoint with the base's tokenizer"
+            raise UserError(place, "another tokenizer than the base's", expected, do)
     check_stored_weights(folder)
 
 
@@ -164,9 +142,7 @@ def peft_type(folder: Path) -> str:
     if not (folder / CONFIG).is_file() or not any(folder.glob("adapter_model.safetensors")):
         read_adapter_config(folder)  # raises, naming the missing file or the pickle
     if "peft_type" not in (config := read_json_object(folder / CONFIG)):
-        raise UserError(
-            f"adapter {folder}: {CONFIG}", "no peft_type", "'LORA' or another", "add it"
-        )
+        raise UserError(f"adapter {folder}: {CONFIG}", "no peft_type", "'LORA' or another")
     return str(config["peft_type"])
 
 
@@ -181,25 +157,18 @@ def recorded_other_base(
     try:
         check_same_base(folder, recorded, base_sha256)
         copies = base_weight_copies(folder)
-        reader = CheckpointReader.open(base) if copies else None
+        reader = CheckpointReader(base) if copies else None
         for name, copy in copies.items():
             if reader and not torch.equal(copy, reader.weight(name).to(copy.dtype)):
-                raise UserError(
-                    f"adapter {folder}",
-                    f"a copy of {name} of another base, or one that was trained",
-                    "this base's",
-                    "give the base that it was made for",
-                )
+                found = f"a copy of {name} of another base, or one that was trained"
+                do = "give the base that it was made for"
+                raise UserError(f"adapter {folder}", found, "this base's", do)
     except UserError as error:
         if force:
             return recorded or "unknown"
-        raise UserError(
-            error.where,
-            error.found,
-            error.expected,
-            f"{error.do}, or --force (in a study file, force: true) to use it with this one and "
-            "record that",
-        ) from error
+        force_it = "--force (in a study file, force: true) to use it with this one and record that"
+        do = f"{error.do}, or {force_it}"
+        raise UserError(error.where, error.found, error.expected, do) from error
     return None
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +20,11 @@ from transformers.utils.logging import disable_progress_bar
 from rankscope.config.study import ModelConfig
 from rankscope.data.encode import resolved_format
 from rankscope.device import dtype_name
-from rankscope.errors import IntegrityError, UserError, first_line, reading, reason_of
+from rankscope.errors import UserError, first_line, reading, reason_of
 from rankscope.hashing import weights_sha256
 from rankscope.models.attention import varlen
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.model_folder import model_folder
+from rankscope.models.model_folder import damaged, model_folder
 from rankscope.models.multi_lora import MultiLora
 from rankscope.models.parameters import model_on_meta, read_model_config
 from rankscope.models.quantize import check_quantize, quantization
@@ -190,12 +190,7 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMo
     model = _filled_model(folder, dtype, options)
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise IntegrityError(
-                f"model folder {folder}",
-                f"a weight {name!r} that is not finite",
-                "numbers",
-                "copy the model again",
-            )
+            raise damaged(folder, f"a weight {name!r} that is not finite", "numbers")
     return model
 
 
@@ -222,42 +217,21 @@ def _filled_model(folder: Path, dtype: torch.dtype, options: dict[str, Any]) -> 
             **options,
         )
     except (RuntimeError, SafetensorError) as error:
-        raise IntegrityError(
-            f"model folder {folder}",
-            f"weights that cannot be read ({first_line(error)})",
-            do="copy the model again",
-        ) from error
+        raise damaged(folder, f"weights that cannot be read ({first_line(error)})") from error
     except Exception as error:
-        raise UserError(
-            f"model folder {folder}",
-            f"a model that cannot be loaded ({reason_of(error)})",
-            "a causal language model of transformers",
-        ) from error
-    model: PreTrainedModel = loaded[0]
-    absent = sorted(loaded[1]["missing_keys"])
-    if absent:
-        raise IntegrityError(
-            f"model folder {folder}",
-            f"{len(absent)} weights missing, such as {absent[0]!r}",
-            "all that config.json describes",
-            "copy the model again",
-        )
-    stray = sorted(name for name in loaded[1]["unexpected_keys"] if LAYER.match(name))
-    if stray:
-        raise IntegrityError(
-            f"model folder {folder}",
-            f"{len(stray)} further weights, such as {stray[0]!r}",
-            "those that config.json describes",
-            "copy the model again",
-        )
-    for name, found, expected in sorted(loaded[1]["mismatched_keys"]):
-        raise IntegrityError(
-            f"model folder {folder}",
-            f"{name!r} of shape {tuple(found)}",
-            f"{tuple(expected)} as config.json says",
-            "copy the model again",
-        )
-    return model
+        found = f"a model that cannot be loaded ({reason_of(error)})"
+        expected = "a causal language model of transformers"
+        raise UserError(f"model folder {folder}", found, expected) from error
+    model, info = loaded
+    stray = [name for name in info["unexpected_keys"] if LAYER.match(name)]
+    for what, names in (("weights missing", info["missing_keys"]), ("further weights", stray)):
+        if names:
+            found = f"{len(names)} {what}, such as {min(names)!r}"
+            raise damaged(folder, found, "those that config.json describes")
+    for name, shape, expected in sorted(info["mismatched_keys"]):
+        found = f"{name!r} of shape {tuple(shape)}"
+        raise damaged(folder, found, f"{tuple(expected)} as config.json says")
+    return cast(PreTrainedModel, model)
 
 
 def check_rows_apart(base: Base) -> None:

@@ -8,7 +8,6 @@ Shapes: m = out features, n = in features, r = rank.
 
 from dataclasses import dataclass, replace
 from math import sqrt
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,12 +22,8 @@ def to_float64(tensor: Tensor) -> Tensor:
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
-class StoredFactors(NamedTuple):
-    """The tensors that an adapter stores for one module; its scaling is stored elsewhere."""
-
-    A: Tensor  # (r, n)
-    B: Tensor  # (m, r), without the scaling
-    magnitude: Tensor | None = None  # DoRA's m, (m,)
+StoredFactors = tuple[Tensor, Tensor, Tensor | None]
+"""What an adapter stores for one module: A (r, n), B (m, r) without the scaling, DoRA's m (m,)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,4 +128,4 @@ class LowRankUpdate:
         if self.gain is not None:
             assert self.weight is not None
             magnitude = self.gain * (self.weight + self.B @ self.A).norm(dim=1)
-        return StoredFactors(self.A, self.B / scaling, magnitude)
+        return self.A, self.B / scaling, magnitude

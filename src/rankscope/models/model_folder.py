@@ -5,10 +5,15 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from rankscope.config.study import ModelConfig
-from rankscope.errors import UserError, first_line
+from rankscope.errors import IntegrityError, UserError, first_line
 from rankscope.filesystem import read_json_object, user_path
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def damaged(folder: Path, found: str, expected: str = "") -> IntegrityError:
+    """The error for a model folder whose files are not what was written."""
+    return IntegrityError(f"model folder {folder}", found, expected, "copy the model again")
 
 
 def model_folder(config: ModelConfig, weights: bool = True) -> Path:
@@ -56,12 +61,12 @@ def hub_folder(hub: str, revision: str | None, weights: bool = True) -> Path:
 
 def checked_folder(folder: Path, weights: bool = True) -> Path:
     """The folder itself, after checking that it holds a model that can be loaded."""
-    if not folder.is_dir():
-        raise UserError(
-            f"model folder {folder}", "no such folder", "a Hugging Face folder", "correct the path"
-        )
-    if not (folder / "config.json").is_file():
-        raise UserError(f"model folder {folder}", "no config.json", "a Hugging Face folder")
+    for found, is_there in (
+        ("no such folder", folder.is_dir()),
+        ("no config.json", (folder / "config.json").is_file()),
+    ):
+        if not is_there:
+            raise UserError(f"model folder {folder}", found, "a Hugging Face folder")
     read_json_object(folder / "config.json")
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)

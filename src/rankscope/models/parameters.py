@@ -135,13 +135,8 @@ def largest_useful_rank(shapes: Architecture, targets: Sequence[str]) -> int:
     return min(min(shape) for shape in target_shapes(shapes, targets).values())
 
 
-def check_targets(config: StudyConfig, shapes: Architecture) -> None:
-    for arm in config.arms:
-        for targets in () if arm.is_full else arm.target_sets():
-            target_shapes(shapes, targets)
-
-
 def rank_notes(config: StudyConfig, shapes: Architecture) -> list[str]:
+    """Ranks that are of no use. Raises UserError for targets that match nothing."""
     notes: list[str] = []
     for arm in config.arms:
         if arm.is_full:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
@@ -74,15 +74,12 @@ def replaced_updates(
     for module, a in adapter.a.items():
         # One update at a time: DoRA's holds the whole weight in float64.
         factors = update_of(module).to_stored(adapter.scaling)
-        copied.a[module] = _frozen_parameter(factors.A, a.device)
-        copied.b[module] = _frozen_parameter(factors.B, a.device)
-        if factors.magnitude is not None:
-            copied.magnitude[module] = _frozen_parameter(factors.magnitude, a.device)
+        places = (copied.a, copied.b, copied.magnitude)
+        for place, part in zip(places, factors, strict=True):
+            if part is not None:
+                values = part.detach().float().to(a.device)
+                place[module] = nn.Parameter(values, requires_grad=False)
     return copied
-
-
-def _frozen_parameter(values: Tensor, device: torch.device) -> nn.Parameter:
-    return nn.Parameter(values.detach().float().to(device), requires_grad=False)
 
 
 @torch.no_grad()

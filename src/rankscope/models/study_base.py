@@ -10,13 +10,12 @@ from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
 from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.folder import check_same_base
-from rankscope.models.adapters.warm_start import WarmStart, resolve_warm_starts, warm_start_notes
-from rankscope.models.given import given_notes, given_trials
+from rankscope.models.adapters.warm_start import resolve_warm_starts
+from rankscope.models.given import given_trials
 from rankscope.models.model_folder import model_folder
 from rankscope.models.parameters import (
     Architecture,
     architecture,
-    check_targets,
     rank_notes,
     read_model_config,
 )
@@ -29,7 +28,7 @@ class StudyBase:
     config: PretrainedConfig
     shapes: Architecture
     sha256: str  # Of its weights, if they were read
-    warm_starts: Mapping[str, WarmStart]  # By folder as the study names it
+    warm_starts: Mapping[str, str]  # Hashes of continued adapters, by folder as the study names it
     given: tuple[TrialSpec, ...]  # The models that the study does not train
     notes: tuple[str, ...]
 
@@ -51,8 +50,13 @@ def resolve_base(config: StudyConfig, weights: bool) -> tuple[StudyConfig, Study
         )
     shapes = architecture(model_config)
     config, warm_starts = resolve_warm_starts(config, shapes)
-    check_targets(config, shapes)  # before rows are read, which can take long
-    notes = [*rank_notes(config, shapes), *warm_start_notes(warm_starts.values())]
+    notes = rank_notes(config, shapes)  # checks targets before rows are read, which can take long
+    notes += [
+        f"adapter {name}: it does not record the weights it was made for; its modules fit this "
+        "model, so this model is taken to be its base"
+        for name, (_, base_sha256) in warm_starts.items()
+        if base_sha256 is None
+    ]
     has_weights = any(folder.glob("*.safetensors"))
     if not has_weights:
         lacks = "holds no weights: planned from config.json; a run needs *.safetensors there"
@@ -60,9 +64,15 @@ def resolve_base(config: StudyConfig, weights: bool) -> tuple[StudyConfig, Study
     sha256 = "not read"
     if weights or (warm_starts and has_weights):
         sha256 = weights_sha256(folder)
-        for start in warm_starts.values():
-            check_same_base(start.folder, start.base_sha256, sha256)
+        for name, (_, base_sha256) in warm_starts.items():
+            check_same_base(Path(name), base_sha256, sha256)
     given = given_trials(config.given or (), folder, shapes, sha256 if weights else None)
-    notes += given_notes(given)
-    base = StudyBase(folder, model_config, shapes, sha256, warm_starts, tuple(given), tuple(notes))
+    notes += [
+        f"adapter {model.name}: records another base ({model.other_base[:12]}...) and is scored on "
+        "this model because of --force"
+        for trial in given
+        if (model := trial.given) is not None and model.other_base is not None
+    ]
+    hashes = {name: adapter_sha256 for name, (adapter_sha256, _) in warm_starts.items()}
+    base = StudyBase(folder, model_config, shapes, sha256, hashes, tuple(given), tuple(notes))
     return config, base

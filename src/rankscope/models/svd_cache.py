@@ -10,7 +10,6 @@ import contextlib
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,7 +83,6 @@ def from_int16(steps: Tensor, scale: Tensor) -> Tensor:
     return steps.float() * scale.repeat_interleave(ROWS_PER_SCALE, dim=0)[: len(steps)]
 
 
-@dataclass(slots=True)
 class SvdCache:
     """SVDs of base weights, shared by all trials of a study.
 
@@ -92,9 +90,9 @@ class SvdCache:
     of d >= 256 are also kept on disk for other studies and inspections.
     """
 
-    max_bytes: int = 2 * 1024**3
-    folder: Path | None = None
-    _in_memory: OrderedDict[str, SVD] = field(default_factory=OrderedDict, init=False, repr=False)
+    def __init__(self, max_bytes: int = 2 * 1024**3, folder: Path | None = None) -> None:
+        self.max_bytes, self.folder = max_bytes, folder
+        self._in_memory: OrderedDict[str, SVD] = OrderedDict()
 
     def of(self, name: str, weight: Tensor) -> SVD:
         """The SVD of ``weight`` (m, n), computed at the first call for ``name``."""

@@ -135,7 +135,7 @@ def _prepared(
         config,
         base.sha256,
         data_sha256=data_sha256,
-        adapter_sha256={name: start.sha256 for name, start in base.warm_starts.items()},
+        adapter_sha256=base.warm_starts,
         replay_sha256={name: rows.sha256 for name, rows in data.replay_rows.items()},
         validation_sha256={task.name: task.validation_sha256 for task in records},
     )

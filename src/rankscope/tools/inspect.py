@@ -126,7 +126,7 @@ def _inspect_stored(
     """Spectra of the given models, one matrix in memory at a time, into the study in ``out``."""
     keep_freed_memory()
     begun = time.monotonic()
-    stored_base = CheckpointReader.open(shapes_folder(base))
+    stored_base = CheckpointReader(shapes_folder(base))
     given = config.given or []
     folders = [Path(model.path).expanduser() for model in given]
     names = given_names(given)
@@ -147,9 +147,8 @@ def _inspect_stored(
         record = _model_record(base, stored_base, sha256)
         ledger.put_study(config.name, study_values(config), record, [], provenance())
         replace_text(out / "study.resolved.yaml", dump_study(config))
-        is_quantized = stored_base.quantized is not None
-        note = f"the base is quantized by {stored_base.quantized}: its numbers are compared"
-        ledger.put_notes([note] if is_quantized else [])
+        note = "the base is quantized by bitsandbytes: its numbers are compared"
+        ledger.put_notes([note] if stored_base.is_quantized else [])
         ledger.put_trials(trials)
         ids = [trial.trial_id for trial in trials]
         ledger.repeat_trials(ids)
@@ -193,12 +192,12 @@ def _given_trial(
 
 
 def _model_record(label: str, base: CheckpointReader, sha256: str) -> ModelRecord:
-    config = base.shapes.config.get_text_config()
+    config = base.model.config.get_text_config()
     return ModelRecord(
         label=label,
         sha256=sha256,
         architecture=base.architecture,
-        num_parameters=base.shapes.num_parameters(),
+        num_parameters=base.model.num_parameters(),
         num_layers=base.num_layers,
         hidden_size=int(config.hidden_size),
         vocab_size=int(config.vocab_size),

@@ -62,7 +62,7 @@ class SourceAdapter:
                 "a copy of the output head, which has to equal the base's",
                 do="give --base",
             )
-        reader = None if base is None else CheckpointReader.open(shapes_folder(str(base)))
+        reader = None if base is None else CheckpointReader(shapes_folder(str(base)))
         if reader is not None:
             sha256 = weights_sha256(reader.folder) if recorded_base(folder) else ""
             recorded_other_base(folder, reader.folder, sha256, force=any_base)
@@ -144,7 +144,7 @@ def mitigate(
     if not 0 <= factor <= 1:
         raise UserError(f"--lambda {factor}", expected="0 (remove intruders) to 1 (change nothing)")
     base = source.base
-    shapes = {name: base.layer(name).shape for name in source.adapter.a}
+    shapes = {name: base.shape(name) for name in source.adapter.a}
     check_spectra_settings(settings, shapes, is_command=True)
     for name in (MITIGATED, CONTROL):
         check_taken(out / name)

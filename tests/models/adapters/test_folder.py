@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -185,60 +184,19 @@ def test_the_folders_bytes_do_not_depend_on_the_hash_seed(
 # --- faults ---
 
 
-def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
-    folder, record = written(tmp_path / "ours"), base_of(tiny_llama()).record
-    load_adapter(folder, "a", record)
-    with pytest.raises(UserError, match=r"another base.*000000000000.*ffffffffffff"):
-        load_adapter(folder, "a", record.model_copy(update={"sha256": "f" * 64}))
-    peft_adapter(tmp_path / "theirs")  # which records no base
-    load_adapter(tmp_path / "theirs", "a", record)
-
-
-def first(tensors: dict[str, Tensor], part: str) -> str:
-    return next(name for name in sorted(tensors) if f"lora_{part}" in name)
-
-
-FAULTS: dict[str, tuple[str, Callable[[dict[str, Tensor]], object]]] = {
-    "NaN": (WEIGHTS, lambda t: t[first(t, "A")][0, 0].fill_(torch.nan)),
-    "infinity": (WEIGHTS, lambda t: t[first(t, "B")][0, 0].fill_(torch.inf)),
-    "no B": (WEIGHTS, lambda t: t.pop(first(t, "B"))),
-    "no A": (WEIGHTS, lambda t: t.pop(first(t, "A"))),
-    "nothing": (WEIGHTS, lambda t: t.clear()),
-    "a head": (WEIGHTS, lambda t: t.update({"base_model.model.lm_head.weight": torch.eye(2)})),
-    "another rank": (WEIGHTS, lambda t: t.update({first(t, "A"): torch.zeros(5, 64)})),
-    "a vector": (WEIGHTS, lambda t: t.update({first(t, "B"): torch.zeros(4)})),
-    "no magnitude": ("magnitude.*self_attn", lambda t: t.pop(first(t, "magnitude_vector"))),
-    "short": (
-        "magnitude.*self_attn",
-        lambda t: t.update({(m := first(t, "magnitude_vector")): t[m][:-1].clone()}),
-    ),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_faulty_tensors_are_integrity_errors(tmp_path: Path, fault: str) -> None:
-    message, spoil = FAULTS[fault]
+@pytest.mark.parametrize("fault", ["none", "short", "of no use"])
+def test_faulty_magnitudes_are_integrity_errors(tmp_path: Path, fault: str) -> None:
     folder = written(tmp_path, trial(method="dora"))
     tensors = load_file(folder / WEIGHTS)
-    spoil(tensors)
+    name = next(name for name in sorted(tensors) if "magnitude_vector" in name)
+    tensors[name] = tensors[name][:-1].clone()
+    if fault == "none":
+        del tensors[name]
+    if fault == "of no use":
+        settings = json.loads((folder / CONFIG).read_text())
+        (folder / CONFIG).write_text(json.dumps({**settings, "use_dora": False}))
     save_file(tensors, folder / WEIGHTS)
-    with pytest.raises(IntegrityError, match=message):
-        load_adapter(folder, "a")
-
-
-def test_a_magnitude_without_use_is_an_integrity_error(tmp_path: Path) -> None:
-    folder = written(tmp_path, trial(method="dora"))
-    settings = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**settings, "use_dora": False}))
-    with pytest.raises(IntegrityError, match=r"magnitude.*self_attn"):
-        load_adapter(folder, "a")
-
-
-@pytest.mark.parametrize("size", [0, 2000])
-def test_a_truncated_file_is_an_integrity_error(tmp_path: Path, size: int) -> None:
-    folder = written(tmp_path)
-    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:size])
-    with pytest.raises(IntegrityError, match="expected a readable safetensors file"):
+    with pytest.raises(IntegrityError, match="magnitude"):
         load_adapter(folder, "a")
 
 
@@ -256,11 +214,9 @@ REMOVED = object()
         ("lora_alpha", float("nan")),
         ("peft_type", "IA3"),
         ("peft_type", REMOVED),
-        ("init_lora_weights", "pissa"),
         ("init_lora_weights", ["gaussian"]),
         ("use_dora", "often"),
         ("bias", "all"),
-        ("modules_to_save", ["lm_head"]),
         ("rank_pattern", {"q_proj": 0}),
         ("alpha_pattern", {"q_proj": -8}),
         ("a_setting_of_tomorrow", True),
@@ -276,14 +232,6 @@ def test_settings_that_change_what_a_and_b_mean_are_refused(
         del settings[key]
     (folder / CONFIG).write_text(json.dumps(settings))
     with pytest.raises(UserError, match=f"(?s){folder.name}.*{key}"):
-        load_adapter(folder, "a")
-
-
-@pytest.mark.parametrize("text", ["[]", "{"])
-def test_a_configuration_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
-    folder = written(tmp_path)
-    (folder / CONFIG).write_text(text)
-    with pytest.raises(UserError, match=CONFIG):
         load_adapter(folder, "a")
 
 

@@ -115,7 +115,7 @@ class HeadsStage(Stage[TrialSpec, HeadsRecord]):
         )
         stored_base = None
         if trial.given is not None:  # changes are of stored weights, whatever the dtype
-            stored_base = CheckpointReader.open(base.folder).weight
+            stored_base = CheckpointReader(base.folder).weight
         is_adapter = trial.trial_id in tuned.multi_lora.adapters
         model = self.head_model(tuned, trial.trial_id if is_adapter else None)
         task, (before, base_ablated) = self.measured[trial.task]

@@ -202,7 +202,7 @@ def trial_changes(
     # Read a full model from its file: in memory it may be bfloat16, which rounds by up to 1 part in
     # 512, as much as training may have changed.
     names = [layer.projection(module) for layer in layout for module in PROJECTIONS]
-    return dense_changes(layout, before, CheckpointReader.open(tuned.folder).weight, names)
+    return dense_changes(layout, before, CheckpointReader(tuned.folder).weight, names)
 
 
 def head_roles(trained: HeadAblation, others: Sequence[HeadAblation]) -> tuple[HeadRole, ...]:

@@ -266,7 +266,7 @@ def analyze_trial(
     elif trial.is_full:
         # Read the stored float32: bfloat16 rounds a weight by up to 1 part in 512, as much as a
         # small learning rate may have moved it.
-        stored = CheckpointReader.open(tuned.folder)
+        stored = CheckpointReader(tuned.folder)
         matrices = [
             full(n, dense_weight(linears[n]), stored.weight(n, device)) for n in matrix_names
         ]

@@ -34,7 +34,7 @@ class SpectraStage(Stage[TrialSpec, SpectraRecord]):
             if trial.given is None or trial.peft is not None:
                 record = analyze_trial(trial, context.base, model, names, settings, svds)
             else:  # from stored weights, whatever dtype the models run in
-                base = CheckpointReader.open(context.base.folder)
+                base = CheckpointReader(context.base.folder)
                 record = given_spectra(trial, base, names, settings, svds, context.base.device)
             if not record.matrices:
                 context.reporter.note(

@@ -49,14 +49,14 @@ class StoredTunedModel:
     def open(cls, folder: Path, name: str) -> "StoredTunedModel":
         check_tuned_folder(folder)
         if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
-            return cls(name, folder, FullMethod.name, model=CheckpointReader.open(folder))
+            return cls(name, folder, FullMethod.name, model=CheckpointReader(folder))
         adapter = load_adapter(folder, name, inits=READABLE_INITS, has_copies=True)
         return cls(name, folder, adapter.method, adapter=adapter)
 
     def num_parameters(self, base: CheckpointReader) -> int:
         """Numbers that were trained; all of a checkpoint."""
         if self.adapter is None:
-            return int(base.shapes.num_parameters())
+            return int(base.model.num_parameters())
         factors = [*self.adapter.a.values(), *self.adapter.b.values()]
         return sum(factor.numel() for factor in factors)
 
@@ -102,7 +102,7 @@ def matrices_to_compare(
             full.append(model)
             continue
         for name in model.adapter.a:
-            base.layer(name)  # raises UserError for a layer that the base does not have
+            base.shape(name)  # raises UserError for a layer that the base does not have
             changed.setdefault(name, []).append(model)
         check_complete(model.folder, model.adapter.a, base.layers, READABLE_INITS)
     names = list(changed) or list(base.layers)
@@ -121,7 +121,7 @@ def stored_spectra(
     """Spectra of every tuned model by name, matrix by matrix for all models together, so that
     memory holds one matrix with its decomposition."""
     compared = matrices_to_compare(base, models)
-    shapes = {name: base.layer(name).shape for name in compared}
+    shapes = {name: base.shape(name) for name in compared}
     check_spectra_settings(settings, shapes, is_command=True)
     svds = SvdCache(max_bytes=2**62, folder=svd_cache_folder())
     matrices: dict[str, list[MatrixSpectrum]] = {model.name: [] for model in models}

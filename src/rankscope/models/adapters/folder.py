@@ -50,9 +50,7 @@ COPY = ".base_layer.weight"  # Ends the name of a base weight that PEFT wrote in
 def save_adapter(adapter: Adapter, base: ModelRecord, folder: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for name in adapter.a:
-        tensors |= _tensors_of(
-            name, StoredFactors(*adapter.factors(name), adapter.magnitude.get(name))
-        )
+        tensors |= _tensors_of(name, (*adapter.factors(name), adapter.magnitude.get(name)))
     _lora_config(adapter, base).save_pretrained(str(folder))
     write_adapter_files(folder, tensors, base)
 
@@ -161,8 +159,7 @@ def load_adapter(
     subtracts = get_lora_method(settings.method_name).init_is_part_of_base
     parts = _parts_of(tensors, path, has_copies and not subtracts)
     a, b, magnitude = parts["A"], parts["B"], parts["m"]
-    _check_pairs(a, b, settings, path)
-    _check_magnitudes(magnitude, b, settings, path)
+    _check_parts(a, b, magnitude, settings, path)
     for module, factor in b.items():
         ratio = settings.scaling_of(module) / settings.scaling
         if not math.isclose(ratio, 1, rel_tol=1e-9):  # beyond the rounding of alpha itself
@@ -298,60 +295,37 @@ def _module_and_part(key: str, path: Path) -> tuple[str, str]:
     raise IntegrityError(path, f"an unexpected tensor {key!r}", "lora_A and lora_B weights", RECOPY)
 
 
-def _check_pairs(
-    a: dict[str, nn.Parameter], b: dict[str, nn.Parameter], settings: AdapterSettings, path: Path
-) -> None:
-    if not a or set(a) != set(b):
-        single = [f"one without the other for {name!r}" for name in sorted(set(a) ^ set(b))]
-        raise IntegrityError(
-            path,
-            single[0] if single else "no lora_A and lora_B",
-            "lora_A and lora_B of every module",
-            RECOPY,
-        )
-    for name in a:
-        if a[name].ndim != 2 or b[name].ndim != 2:
-            raise IntegrityError(
-                f"{path}: {name!r}",
-                f"lora_A of shape {tuple(a[name].shape)} and lora_B of shape "
-                f"{tuple(b[name].shape)}",
-                "matrices",
-                RECOPY,
-            )
-        ranks, expected = (a[name].shape[0], b[name].shape[1]), settings.rank_of(name)
-        if ranks != (expected, expected):
-            raise IntegrityError(
-                f"{path}: {name!r}",
-                f"rank {ranks[0]} and {ranks[1]}",
-                f"{expected} as in {CONFIG}",
-                RECOPY,
-            )
-
-
-def _check_magnitudes(
-    magnitude: dict[str, nn.Parameter],
-    b: dict[str, nn.Parameter],
+def _check_parts(
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+    magnitude: Mapping[str, Tensor],
     settings: AdapterSettings,
     path: Path,
 ) -> None:
-    """Check that every module has its m, (out,), if the settings say so, and none otherwise."""
-    expected = set(b) if settings.has_magnitude else set()
-    if set(magnitude) != expected:
-        odd = sorted(set(magnitude) ^ expected)
+    """Check that every module has an A (r, in) and a B (out, r) of its rank, and an m (out,) if the
+    settings say so."""
+    wanted = b.keys() if settings.has_magnitude else set[str]()
+    odd = (a.keys() ^ b.keys()) | (magnitude.keys() ^ wanted)
+    if odd or not a:
+        parts = {"lora_A": a, "lora_B": b, "magnitude": magnitude}
+        present = [part for part, tensors in parts.items() if min(odd, default="") in tensors]
+        names = list(parts)[: 3 if settings.has_magnitude else 2]
         raise IntegrityError(
             path,
-            f"magnitudes of {count(len(magnitude), 'module')}",
-            f"{len(expected)} as {CONFIG} says ({odd[0]})",
+            f"{' and '.join(present)} of {min(odd)!r}" if odd else "none",
+            f"{' and '.join(names)} of every module, as {CONFIG} says",
             RECOPY,
         )
-    for name, m in magnitude.items():
-        if m.shape != b[name].shape[:1]:
-            raise IntegrityError(
-                f"{path}: the magnitude of {name!r}",
-                f"shape {tuple(m.shape)}",
-                f"{tuple(b[name].shape[:1])}",
-                RECOPY,
-            )
+    for name in a:
+        rank, shapes = settings.rank_of(name), [tuple(part.shape) for part in (a[name], b[name])]
+        if [len(s) for s in shapes] != [2, 2] or (shapes[0][0], shapes[1][1]) != (rank, rank):
+            found = f"lora_A of shape {shapes[0]} and lora_B of shape {shapes[1]}"
+            expected = f"matrices of rank {rank} as in {CONFIG}"
+            raise IntegrityError(f"{path}: {name!r}", found, expected, RECOPY)
+        if name in magnitude and tuple(magnitude[name].shape) != shapes[1][:1]:
+            found = f"shape {tuple(magnitude[name].shape)}"
+            place = f"{path}: the magnitude of {name!r}"
+            raise IntegrityError(place, found, f"{shapes[1][:1]}", RECOPY)
 
 
 # --- rewriting

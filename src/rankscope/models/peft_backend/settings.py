@@ -96,47 +96,35 @@ def _is_prompt_learning(config_type: Any) -> bool:
 
 
 def _check_field(name: str, key: str, value: Any, fields: set[str]) -> None:
+    found, expected, do = f"{key!r}", "", "remove it"
     if key in SET_BY_RANKSCOPE:
-        raise UserError(
-            f"method peft, {name}", f"{key!r}", f"none: {SET_BY_RANKSCOPE[key]}", "remove it"
-        )
-    if key not in fields:
+        expected = f"none: {SET_BY_RANKSCOPE[key]}"
+    elif key not in fields:
         known = sorted(fields - set(SET_BY_RANKSCOPE) - set(UNUSABLE_FIELDS))
-        hint = did_you_mean(key, known).removeprefix("; ")
-        raise UserError(
-            f"method peft, {name}", f"an unknown field {key!r}", f"some of {', '.join(known)}", hint
-        )
-    if key in UNUSABLE_FIELDS and value:
-        raise UserError(
-            f"method peft, {name}", f"{key!r}, which {UNUSABLE_FIELDS[key]}", do="remove it"
-        )
-    if key == "init_lora_weights" and value in INIT_FROM_DATA:
-        raise UserError(
-            f"method peft, {name}",
-            f"init_lora_weights {value!r}, which needs a pass over data before training",
-            "another value",
-        )
+        found, expected = f"an unknown field {key!r}", f"some of {', '.join(known)}"
+        do = did_you_mean(key, known).removeprefix("; ")
+    elif key in UNUSABLE_FIELDS and value:
+        found = f"{key!r}, which {UNUSABLE_FIELDS[key]}"
+    elif key == "init_lora_weights" and value in INIT_FROM_DATA:
+        found = f"init_lora_weights {value!r}, which needs a pass over data before training"
+        expected, do = "another value", ""
+    else:
+        return
+    raise UserError(f"method peft, {name}", found, expected, do)
 
 
 def _checked_budget(given: Mapping[str, Any], num_steps: int | None) -> int:
     """AdaLoRA's number of steps, in which its rank budget falls (2303.10512, eq. 12)."""
-    first, last = given.get("init_r", 12), given.get("target_r", 8)
+    place, first, last = "method peft, ADALORA", given.get("init_r", 12), given.get("target_r", 8)
     if isinstance(first, int) and isinstance(last, int) and first <= last:
-        raise UserError(
-            "method peft, ADALORA",
-            f"init_r {first} not above target_r {last}: nothing to prune",
-            "a larger init_r, or a smaller target_r",
-        )
+        found = f"init_r {first} not above target_r {last}: nothing to prune"
+        raise UserError(place, found, "a larger init_r, or a smaller target_r")
     if num_steps is None:
         return 10**9  # only to build the configuration: no step is taken with it
     fixed = sum(v for k in ("tinit", "tfinal") if isinstance(v := given.get(k, 0), int))
     if num_steps - fixed < 2:
-        raise UserError(
-            "method peft, ADALORA",
-            f"tinit + tfinal = {fixed} of {num_steps} optimizer steps",
-            "at least 2 more for the budget to fall in",
-            "make them smaller, or train longer",
-        )
+        found = f"tinit + tfinal = {fixed} of {num_steps} optimizer steps"
+        raise UserError(place, found, "at least 2 more for the budget to fall in", "train longer")
     return num_steps
 
 

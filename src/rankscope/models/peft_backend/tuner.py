@@ -20,6 +20,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from rankscope.errors import IntegrityError, RankscopeError, UserError, reason_of
 from rankscope.models.adapters.folder import (
     BASE_HASH,
+    RECOPY,
     check_same_base,
     read_weights,
     write_adapter_files,
@@ -51,49 +52,6 @@ class PeftTuner:
         self.snapshot = _BaseSnapshot(base)
         self.seed = seed  # Decides its initialization and its dropout
         self.model: PeftModel  # Around the base's model, which now runs the method itself
-
-    @classmethod
-    def new(cls, base: PreTrainedModel, config: PeftConfig, seed: int) -> "PeftTuner":
-        """Inject a fresh method into a frozen base; its random numbers depend on ``seed`` alone."""
-        tuner = cls(base, seed)
-        try:
-            with torch.random.fork_rng():
-                torch.manual_seed(derive_seed("init", seed, "peft"))
-                tuner.inject(config, lambda: inject_peft(base, config))
-            trained = trainable_parameters(tuner.model)
-            if not trained:
-                raise UserError(
-                    f"method peft, {type_name(config)}",
-                    "no parameter of this model that trains",
-                    do="check its settings and the arm's targets",
-                )
-            tuner.snapshot.copy_for_training(trained)
-        except BaseException:
-            tuner.snapshot.restore()
-            raise
-        tuner.model.eval()  # PEFT leaves its dropout on; each step switches it on for itself
-        return tuner
-
-    @classmethod
-    def load(cls, base: PreTrainedModel, folder: Path, record: ModelRecord) -> "PeftTuner":
-        """Inject a stored method into a frozen base, for scoring.
-
-        Raises UserError if it is another base's, IntegrityError if it is damaged.
-        """
-        _, metadata = read_weights(folder / WEIGHTS)
-        check_same_base(folder, metadata.get(BASE_HASH), record.sha256)
-        tuner = cls(base)
-        try:
-            with _errors_of_peft(folder):
-                config = _stored_config(base, folder)
-                tuner.inject(
-                    config, lambda: PeftModel.from_pretrained(base, str(folder), config=config)
-                )
-        except BaseException:
-            tuner.snapshot.restore()
-            raise
-        tuner.model.eval()
-        return tuner
 
     def inject(self, config: PeftConfig, make: Callable[[], PeftModel]) -> None:
         """Set :attr:`model`; the base keeps its values even if the initialization changes them."""
@@ -142,26 +100,20 @@ class PeftTuner:
         tuner = self.model.base_model
         return tuner if hasattr(tuner, "rankallocator") else None
 
-    def penalty(self) -> Tensor | None:
-        """AdaLoRA's addition to a step's loss, nats; None for another method.
+    def penalize(self) -> None:
+        """Add the gradient of AdaLoRA's penalty to a step's, nats; nothing for another method.
 
         orth_reg_weight times the mean of |P^T P - I| and |Q Q^T - I|, Frobenius norms over all
         matrices: equation 4 of 2303.10512 as PEFT has it, unsquared.
         """
         if self._adalora is None:
-            return None
+            return
         norms = []
         for name, p in trainable_parameters(self.model).items():
             if ".lora_A." in name or ".lora_B." in name:
                 gram = p @ p.T if ".lora_A." in name else p.T @ p
                 norms.append(torch.norm(gram - torch.eye(len(gram), device=p.device)))
-        weight: float = self.config.orth_reg_weight
-        return weight * torch.stack(norms).mean()
-
-    def penalize(self) -> None:
-        penalty = self.penalty()
-        if penalty is not None:
-            penalty.backward()
+        (self.config.orth_reg_weight * torch.stack(norms).mean()).backward()
 
     def after_update(self, step: int) -> None:
         """Switch dropout off and move AdaLoRA's budget; needs the step's gradients."""
@@ -191,9 +143,8 @@ class PeftTuner:
             return
         for key, tensor in tensors.items():
             kind, _, name = key.partition("/")
-            getattr(self._adalora.rankallocator, kind)[name] = tensor.to(
-                self.model.device, copy=True
-            )
+            copied = tensor.to(self.model.device, copy=True)
+            getattr(self._adalora.rankallocator, kind)[name] = copied
         self.config.rank_pattern = counters["rank_pattern"]
 
     # --- weights
@@ -259,16 +210,33 @@ class PeftTuner:
         write_adapter_files(folder, load((folder / WEIGHTS).read_bytes()), base)
 
 
-def new_tuner(base: Base, trial: TrialSpec, num_steps: int) -> PeftTuner:
-    assert trial.peft is not None
-    config = peft_config(json.loads(trial.peft), trial.targets, num_steps)
-    tuner = PeftTuner.new(base.model, config, trial.seed)
-    base.multi_lora.injected_tuner = tuner
+@contextlib.contextmanager
+def _tuner_on(base: Base, seed: int = 0) -> Iterator[PeftTuner]:
+    """A tuner that its caller injects; an error leaves the base as it was."""
+    tuner = base.multi_lora.injected_tuner = PeftTuner(base.model, seed)
     try:
-        check_rows_apart(base)
+        yield tuner
+        tuner.model.eval()  # PEFT leaves its dropout on; each step switches it on for itself
     except BaseException:
         base.multi_lora.clear()
         raise
+
+
+def new_tuner(base: Base, trial: TrialSpec, num_steps: int) -> PeftTuner:
+    """Inject a fresh method into the frozen base; its random numbers depend on the seed alone."""
+    assert trial.peft is not None
+    config = peft_config(json.loads(trial.peft), trial.targets, num_steps)
+    with _tuner_on(base, trial.seed) as tuner:
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed("init", trial.seed, "peft"))
+            tuner.inject(config, lambda: inject_peft(base.model, config))
+        trained = trainable_parameters(tuner.model)
+        if not trained:
+            place, do = f"method peft, {type_name(config)}", "check its settings and the targets"
+            raise UserError(place, "no parameter of this model that trains", do=do)
+        tuner.snapshot.copy_for_training(trained)
+        tuner.model.eval()
+        check_rows_apart(base)
     return tuner
 
 
@@ -285,19 +253,11 @@ def _errors_of_peft(folder: Path) -> Iterator[None]:
     except RankscopeError:
         raise
     except Exception as error:
+        place, found = f"adapter {folder}", reason_of(error)
         if "size mismatch" in str(error):
-            raise UserError(
-                f"adapter {folder}",
-                reason_of(error),
-                "an adapter of this model",
-                "give the model that it was made for",
-            ) from error
-        raise IntegrityError(
-            f"adapter {folder}",
-            reason_of(error),
-            "a whole adapter",
-            "copy it again from where it was trained",
-        ) from error
+            do = "give the model that it was made for"
+            raise UserError(place, found, "an adapter of this model", do) from error
+        raise IntegrityError(place, found, "a whole adapter", RECOPY) from error
 
 
 def _stored_config(model: nn.Module, folder: Path) -> PeftConfig:
@@ -329,17 +289,20 @@ def _write_out_patterns(config: Any, folder: Path, names: list[str]) -> None:
         patterns = getattr(config, key, None) or ()
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             if not re.fullmatch(r"[\w.]*", pattern):
-                raise UserError(
-                    f"adapter {folder}: {CONFIG}: {key}",
-                    f"{pattern!r}",
-                    "names of modules: for a method other than LoRA, PEFT matches expressions "
-                    "without a limit of time",
-                )
+                limit = "PEFT matches expressions of methods other than LoRA without a time limit"
+                place = f"adapter {folder}: {CONFIG}: {key}"
+                raise UserError(place, f"{pattern!r}", f"names of modules: {limit}")
 
 
 def load_tuner(base: Base, folder: Path, record: ModelRecord | None = None) -> None:
-    """Put a stored method on the base; ``record`` is used in place of the base's."""
-    base.multi_lora.injected_tuner = PeftTuner.load(base.model, folder, record or base.record)
+    """Put a stored method on the frozen base, for scoring; ``record`` is used in place of the
+    base's. Raises UserError if it is another base's, IntegrityError if it is damaged."""
+    _, metadata = read_weights(folder / WEIGHTS)
+    check_same_base(folder, metadata.get(BASE_HASH), (record or base.record).sha256)
+    model = base.model
+    with _tuner_on(base) as tuner, _errors_of_peft(folder):
+        config = _stored_config(model, folder)
+        tuner.inject(config, lambda: PeftModel.from_pretrained(model, str(folder), config=config))
 
 
 class _BaseSnapshot:
@@ -394,9 +357,6 @@ class _BaseSnapshot:
             delattr(self.model, name)
         self.model.eval()
         if self.bit_sum() != self.checksum:
-            raise IntegrityError(
-                "the PEFT method",
-                "changed weights of the base, which all trials share",
-                "those that were loaded",
-                "run it again without that method",
-            )
+            found = "changed weights of the base, which all trials share"
+            do = "run it again without that method"
+            raise IntegrityError("the PEFT method", found, "those that were loaded", do)
