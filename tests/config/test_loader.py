@@ -71,7 +71,7 @@ def with_arm(arm: str) -> str:
 
 
 def test_a_good_file_loads_with_the_protocol_as_defaults(write: Write) -> None:
-    config = load_study_file(write(GOOD))
+    config = load_study_file(write(b"\xef\xbb\xbf" + GOOD.encode()))  # with a byte order mark
     assert config.arms[0].rank == [2, 8]
     assert config.arms[0].lr == [0.001]
     assert config.arms[0].alpha == ["2r"]
@@ -96,17 +96,14 @@ FAULTS: list[tuple[str | bytes, str, str, str, str]] = [
      "one of epochs, max_steps, tokens, batch_size, gradient_accumulation, batch_tokens, schedule, "
      "warmup_fraction, ... (20 in all)", "correct it"),
     (replaced("train:\n  ep", "trian:\n  ep"), "14: trian", "", "", "did you mean 'train'?"),
-    (GOOD + "sedes:\n", "16: sedes", "an unknown key", "a known one", "did you mean 'seeds'?"),
     (GOOD + "rank: 8\n", "16: rank", "", "a known one", "did you mean 'arms.0.rank'?"),
     (GOOD + '"a\\u202Eb": 1\n', "16: 'a\\u202eb'", "an unknown key", "one of name, model, ", ""),
-    (GOOD.replace("\n", "\r\n") + "zz: 1\r\n", "16: zz", "an unknown key", "", ""),
     (GOOD + "seeds: 3\n", "16: seeds", "a second value of this key, which line 13 has too", "", ""),
     (replaced("    lr: 1e-3\n", ""), "8: arms.0.lr", "nothing", "a value (Peak learning rate",
      "add"),
     # what must not be executed, or grow
     ("a: &a [x, x]\nb: &b [*a, *a]\n", "2", "text that is not YAML (aliases (*name) are not",
      "", ""),
-    ("seeds: &s [*s]\n", "1", "text that is not YAML (aliases", "valid YAML", ""),
     ("seeds: " + "[" * 20_000, "1", "nested too deeply, in more than 100 brackets", "", ""),
     ("seeds:\n" + "- " * 20_000, "", "nested too deeply", "valid YAML", "correct it"),
     (GOOD + "#" * 2**20, "", "a larger file", "at most 524,288 bytes", "shorten it"),
@@ -115,12 +112,10 @@ FAULTS: list[tuple[str | bytes, str, str, str, str]] = [
     # files that are no study files
     (b"", "", "an empty file", "keys such as 'model:'",
      "write one with 'rankscope init study.yaml'"),
-    (b"# only a comment\n", "", "an empty file", "", ""),
     (b"- a\n- b\n", "1", "a list", "a mapping with keys such as 'model:'", "correct it"),
     (b"hello\n", "1", "the text 'hello'", "a mapping", ""),
     (b"name: demo\nmodel: \xff\xfe\n", "2", "byte 0xff, which is not UTF-8", "UTF-8",
      "save the file"),
-    ("name: é\n".encode("utf-16"), "1", "byte 0xff, which is not UTF-8", "", ""),
     (b"name: demo\ntrain:\n\tepochs: 1\n", "3", "text that is not YAML", "",
      "with spaces, not tabs"),
     (b"name: [a\n", "2", "text that is not YAML", "valid YAML", "correct it"),
@@ -136,7 +131,6 @@ FAULTS: list[tuple[str | bytes, str, str, str, str]] = [
     (replaced("demo", "123"), "1: name", "123", "a valid string", "put it in quotes"),
     (replaced("[2, 8]", "x" * 100_000), "9: arms.0.rank", "'xxx", "a valid integer", ""),
     (GOOD + "evaluate: {retention: piqa}\n", "16: evaluate.retention", "", "such as ['piqa']", ""),
-    (GOOD + "evaluate: {retention: {name: piqa}}\n", "16: evaluate.retention", "", "a list", ""),
     (GOOD + "budget: 10\n", "16: budget", "10", "'24 trials', '5e6 tokens' or '12 hours'", ""),
     (
         "name: a\nmodel: pocket\nstrategy: adaptive\ngiven: [a]\n",
@@ -161,7 +155,6 @@ FAULTS: list[tuple[str | bytes, str, str, str, str]] = [
     # A task does not measure what training on it forgets.
     (GOOD + "objective: {max_forgetting: 0.02}\nevaluate: {retention: [arc_easy]}\n", "1: study",
      "without a task that measures what 'arc_easy' forgets", "one that it does not train on", ""),
-    (GOOD + "objective: {speed: 1}\n", "16: objective.speed", "an unknown key", "", ""),
     (GOOD + "objective: accuracy\n", "16: objective", "'accuracy'", "a mapping with keys", ""),
     # arms
     (replaced("lr: 5e-5", "lr: 5e-5\n    rank: 8\n    alpha: r"), "11: arms.1", "alpha, rank",
@@ -209,19 +202,14 @@ def test_a_fault_is_named_with_its_place_and_the_way_out(
 # (override, place after it, found, expected, do)
 OVERRIDE_FAULTS = [
     ("train.epoch=1", ": train.epoch", "an unknown key", "a known one", "did you mean 'epochs'?"),
-    ("trian.epochs=1", ": trian", "an unknown key", "a known one", "did you mean 'train'?"),
     ("rank=8", ": rank", "an unknown key", "a known one", "did you mean 'arms.0.rank'?"),
-    ("train.lr=1", ": train.lr", "an unknown key", "a known one", "did you mean 'arms.0.lr'?"),
     ("arms.7.rank=1", ": arms", "no entry '7'", "a number from 0 to 1", ""),
     ("arms.-1.rank=1", ": arms", "no entry '-1'", "a number from 0 to 1", ""),
-    ("arms.rank=1", ": arms", "no entry 'rank'", "a number from 0 to 1", ""),
-    ("seeds.5=1", ": seeds", "no entry '5'", "a number from 0 to 1", ""),
     ("name.first=1", ": name", "'demo', which has no keys", "a section or a list", ""),
     ("arms.0.lr.0=1", ": arms.0.lr", "0.001, which has no keys", "", ""),
     ("arms.0.rank=0", ": arms.0.rank", "0", "greater than or equal to 1", "correct it"),
     ("seeds=true", ": seeds", "true", "a valid integer", ""),
     ("train.epochs", "", "", "KEY=VALUE, such as train.epochs=1 or arms.0.rank=[2,8]", ""),
-    ("=1", "", "", "KEY=VALUE, such as train.epochs=1", ""),
     ("train..epochs=1", "", "", "KEY=VALUE, such as train.epochs=1", ""),
     ("tasks=[", "", "a value that is not YAML (", "valid YAML", "correct it"),
     ("seeds={a: 1, a: 2}", ": seeds.a", "a second value of this key, which line 1 has too", "", ""),
@@ -290,35 +278,23 @@ def test_tags_are_refused_and_nothing_runs(write: Write, value: str) -> None:
     assert not Path("hit").exists()
 
 
-NAMES = {
-    "up": "../../x",
-    "root": "/etc/x",
-    "nul": '"a\\0b"',
-    "long": "a" * 65,
-    "control": '"a\\eb"',
-    "right-to-left": '"a\\u202Eb"',
-    "newline": '"a\\nb"',
-    "dot": ".hidden",
-    "empty": '""',
-    "space": "a b",
-    "backslash": "'a\\b'",
-    "trailing newline": '"a\\n"',
-    "dots": "..",
-}
-
-
-@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES.keys())
 @pytest.mark.parametrize("old", ["demo", "mine", "arc_easy"])
-def test_names_that_leave_the_study_or_confuse_a_terminal(
-    write: Write, name: str, old: str
-) -> None:
-    (fault,) = faults(write(replaced(old, name)))
-    assert fault.expected.startswith("1 to 64 letters")
-    assert [path.name for path in Path().iterdir()] == ["study.yaml"]
-
-
-def test_the_longest_name_that_fits(write: Write) -> None:
-    assert load_study_file(write(replaced("demo", "a" * 64))).name == "a" * 64
+def test_names_that_leave_the_study_or_confuse_a_terminal(write: Write, old: str) -> None:
+    names = [
+        "../../x",
+        "/etc/x",
+        '"a\\0b"',
+        "a" * 65,
+        '"a\\eb"',
+        '"a\\u202Eb"',
+        '"a\\nb"',
+        ".hidden",
+    ]
+    for name in [*names, '""', "a b", "'a\\b'", '"a\\n"', ".."]:
+        (fault,) = faults(write(replaced(old, name)))
+        assert fault.expected.startswith("1 to 64 letters")
+        assert [path.name for path in Path().iterdir()] == ["study.yaml"]
+    load_study_file(write(replaced(old, "a" * 64)))
 
 
 # --- YAML's traps and strict values -------------------------------------------------------------
@@ -379,28 +355,40 @@ def test_values_that_are_none(write: Write, old: str, new: str, value: str, plac
         assert fault.expected
 
 
-def test_a_byte_order_mark_is_accepted(write: Write) -> None:
-    assert load_study_file(write(b"\xef\xbb\xbf" + GOOD.encode())).name == "demo"
+# (the value, what is replaced, by what, how it may be written)
+READ_AS: list[tuple[Callable[[StudyConfig], object], str, str, dict[str, object]]] = [
+    (lambda c: c.arms[0].lr, "1e-3", "{}", {"1E-3": [0.001], ".001": [0.001], "[1.e-3]": [0.001]}),
+    (
+        lambda c: c.arms[0].alpha,
+        "1e-3",
+        "1e-3\n    alpha: {}",
+        {"2r": ["2r"], "r": ["r"], "1.5": [1.5], "[2r, 16]": ["2r", 16.0]},
+    ),
+    (
+        lambda c: c.objective.margin,
+        "epochs: 1",
+        "epochs: 1\nobjective: {{margin: {}}}",
+        {"2 points": 0.02, "1 point": 0.01, "2.5 %": 0.025, "0.05 nats": 0.05, "0.1": 0.1},
+    ),
+    (
+        lambda c: c.memory_limit,
+        "epochs: 1",
+        "epochs: 1\nmemory_limit: {}",
+        {"4096": 4096, "12GiB": 12 * 2**30, "12 GB": 12 * 10**9, "1.5 MiB": 3 * 2**19, "~": None},
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("written", "value"),
-    [("1e-3", 1e-3), ("1E-3", 1e-3), (".001", 1e-3), ("0.001", 1e-3), ("1.e-3", 1e-3), ("1", 1.0)],
-)
-def test_learning_rates_are_numbers_however_written(
-    write: Write, written: str, value: float
+@pytest.mark.parametrize(("value", "old", "new", "forms"), READ_AS)
+def test_numbers_have_many_forms(
+    write: Write,
+    value: Callable[[StudyConfig], object],
+    old: str,
+    new: str,
+    forms: dict[str, object],
 ) -> None:
-    assert load_study_file(write(replaced("1e-3", written))).arms[0].lr == [value]
-    assert load_study_file(write(replaced("1e-3", f"[{written}]"))).arms[0].lr == [value]
-
-
-@pytest.mark.parametrize(
-    ("written", "value"),
-    [("2r", "2r"), ("r", "r"), ("0.5r", "0.5r"), ("16", 16.0), ("1.5", 1.5), ("[2r, 16]", None)],
-)
-def test_alpha_is_a_number_or_a_multiple(write: Write, written: str, value: Any) -> None:
-    config = load_study_file(write(replaced("1e-3", f"1e-3\n    alpha: {written}")))
-    assert config.arms[0].alpha == (["2r", 16.0] if value is None else [value])
+    for text, expected in forms.items():
+        assert value(load_study_file(write(replaced(old, new.format(text))))) == expected
 
 
 def test_words_dates_and_octals_stay_what_they_look_like(write: Write) -> None:
@@ -416,37 +404,6 @@ def test_a_key_without_a_value_means_its_default(write: Write) -> None:
         replaced("  epochs: 1\n", "  # epochs: 1\n") + "evaluate:\ndata_dir:\nmax_group_size: ~\n"
     )
     assert load_study_file(write(text)).train.epochs == 3.0
-
-
-@pytest.mark.parametrize(
-    ("written", "share"),
-    [("2 points", 0.02), ("1 point", 0.01), ("2.5 %", 0.025), ("0.05 nats", 0.05), ("0.02", 0.02)],
-)
-def test_limits_have_a_unit(write: Write, written: str, share: float) -> None:
-    limits = f"objective: {{max_forgetting: {written}, margin: {written}}}\n"
-    objective = load_study_file(write(f"{GOOD}evaluate: {{retention: [r]}}\n{limits}")).objective
-    assert (objective.max_forgetting, objective.margin) == (share, share)
-
-
-@pytest.mark.parametrize(
-    ("written", "bytes_"),
-    [
-        ("4096", 4096),
-        ("12GiB", 12 * 2**30),
-        ("12 GB", 12 * 10**9),
-        ("1.5 MiB", 3 * 2**19),
-        ("~", None),
-    ],
-)
-def test_a_memory_limit_is_bytes(write: Write, written: str, bytes_: int | None) -> None:
-    assert load_study_file(write(f"{GOOD}memory_limit: {written}\n")).memory_limit == bytes_
-
-
-def test_a_name_stands_for_one_task(write: Write) -> None:
-    bare = GOOD + "evaluate:\n  retention: [mine, {name: arc_easy}, piqa]\n  cross_domain: [piqa]\n"
-    tasks = load_study_file(write(bare)).evaluation_tasks()
-    assert list(tasks) == ["arc_easy", "mine", "piqa"]
-    assert tasks["mine"].train is not None
 
 
 # --- short forms and paths ----------------------------------------------------------------------
@@ -512,8 +469,10 @@ def test_overrides_are_read_as_yaml_and_applied_in_order(write: Write) -> None:
             "evaluate.retention=[piqa, {name: boolq}]",
             "analyze.spectra.enabled=false",
             "name=other",
+            "train.batch_size=",
         ],
     )
+    assert config.train.batch_size == 2  # the default
     assert config.train.epochs == 0.5
     assert config.arms[0].rank == [4, 32]
     assert config.arms[1].lr == [1e-5]
@@ -533,16 +492,6 @@ def test_an_override_reaches_into_short_forms(write: Write) -> None:
     assert config.model.prompt_format == "plain"
     # The folder was named in the file, so it still starts there.
     assert config.model.path == str(Path.cwd() / "base")
-
-
-def test_an_override_without_a_value_restores_the_default(write: Write) -> None:
-    assert load_study_file(write(GOOD), ["train.epochs="]).train.epochs == 3.0
-
-
-def test_an_override_mends_the_file(write: Write) -> None:
-    broken = write(replaced("[2, 8]", "[0]"))
-    assert faults(broken)
-    assert load_study_file(broken, ["arms.0.rank=8"]).arms[0].rank == [8]
 
 
 # --- the resolved study -------------------------------------------------------------------------

@@ -209,25 +209,8 @@ def test_task_files_that_are_refused(
     path = task_file(tmp_path, {**CHOICE, **change}, extra)
     with pytest.raises(UserError, match=message):
         evaluate_lm_eval(packed[0], f"lm_eval:{path}", {None: BASE})
-
-
-@pytest.mark.parametrize(
-    ("inner", "message"),
-    [
-        ({"unsafe_code": True}, "runs what the model writes"),
-        ({"metric_list": [{"metric": "x", "hf_evaluate": True}]}, "fetched as code"),
-        ({"dataset_kwargs": {"trust_remote_code": True}}, "needs code of its own"),
-        ({"dataset_path": "./loader.py"}, "needs code of its own"),
-    ],
-)
-@pytest.mark.parametrize("depth", [1, 2])
-def test_members_written_inside_a_group_are_refused_alike(
-    tmp_path: Path, packed: tuple[Base, Adapter], inner: dict[str, object], message: str, depth: int
-) -> None:
-    members: list[object] = [{**CHOICE, **inner}]
-    for level in range(depth - 1):
-        members = [{"group": f"inner {level}", "task": members}]
-    path = tmp_path / "group.yaml"
-    path.write_text(yaml.safe_dump({"group": "g", "task": members}))
-    with pytest.raises(UserError, match=message):
-        evaluate_lm_eval(packed[0], f"lm_eval:{path}", {None: BASE})
+    if "code" in message or "runs what" in message:  # in a group inside a group, too
+        members = [{"group": "inner", "task": [{**CHOICE, **change}]}]
+        path.write_text(yaml.safe_dump({"group": "g", "task": members}))
+        with pytest.raises(UserError, match=message):
+            evaluate_lm_eval(packed[0], f"lm_eval:{path}", {None: BASE})
