@@ -208,11 +208,7 @@ def test_spectra_prints_its_lines(lines_of: LinesOf, tmp_path: Path) -> None:
         assert 0 < line["parity"] <= 1e-5
         assert line["parity_decisions"] == 0
         assert 0 <= line["parity_max_matched"] <= 1e-3
-        assert line["ratio"] > 0
-        assert line["intruders"] > 0
-        assert "torch" in line["device"]
-    assert lines[0]["peft_intruders"] == lines[0]["intruders"]
-    assert lines[0]["peft_seconds"] > 0
+    assert lines[0]["peft_intruders"] == lines[0]["intruders"] > 0
 
 
 @pytest.mark.parametrize("loss", [plain, padded_at_labels, concatenated])

@@ -1,13 +1,17 @@
 """Without any one extension the package works; its name is then refused with those that are known.
 
-An extension is a file or a folder of a registry.
-"""
+An extension is a file or a folder of a registry."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -87,3 +91,84 @@ def test_without_an_extension_the_smallest_study_runs(
     for line, (override, known) in zip(refusals, removed.values(), strict=True):
         assert override in line
         assert known in line
+
+
+REPOSITORY = Path(__file__).parents[1]
+PACKAGE = REPOSITORY / "src" / "rankscope"
+
+
+def run(*words: object, folder: Path) -> str:
+    """Standard output of a command that has to end well; its environment has no way to src/."""
+    done = subprocess.run(
+        [str(word) for word in words],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(folder), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder, folder=REPOSITORY)
+    (found,) = folder.iterdir()
+    return found
+
+
+@pytest.fixture(scope="module")
+def bin_folder(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Programs of an environment with the wheel, and with the dependencies of this one."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index")
+    run(*pip, "--quiet", wheel, folder=folder)
+    # Paths named in a .pth file come after the environment's own, and their .pth files are not
+    # read: an editable installation there is not found.
+    (packages,) = folder.glob("lib/python*/site-packages")
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin"
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    files = (
+        path for path in PACKAGE.rglob("*") if path.is_file() and path.parent.name != "__pycache__"
+    )
+    assert names == {path.relative_to(PACKAGE.parent).as_posix() for path in files}
+
+
+def test_the_source_archive_holds_what_its_pages_link_to(tmp_path: Path) -> None:
+    run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path,
+        folder=REPOSITORY)  # fmt: skip
+    (archive,) = tmp_path.iterdir()
+    with tarfile.open(archive) as files:
+        names = {PurePosixPath(*PurePosixPath(name).parts[1:]) for name in files.getnames()}
+    held = names.union(*(name.parents for name in names))
+    linked = [
+        PurePosixPath(link)
+        for page in ("README.md", "CONTRIBUTING.md", "llms.txt")
+        for link in re.findall(r"\]\(((?!https?:)[^)#]+)", (REPOSITORY / page).read_text("utf-8"))
+    ]
+    assert len(linked) > 20
+    assert [link for link in linked if link not in held] == []
+
+
+def test_the_installed_wheel_runs_a_study(bin_folder: Path, tmp_path: Path) -> None:
+    rankscope = bin_folder / "rankscope"
+    where = run(bin_folder / "python", "-c", "import rankscope; print(rankscope.__file__)",
+                folder=tmp_path)  # fmt: skip
+    assert Path(where.strip()).is_relative_to(bin_folder.parent)
+    assert "quickstart" in run(rankscope, "--help", folder=tmp_path)
+    assert "--out" in run(rankscope, "quickstart", "--help", folder=tmp_path)
+    # A preset, the pocket model's weights and the page's templates are read from the package.
+    run(rankscope, "init", "study.yaml", "--preset", "pocket", folder=tmp_path)
+    short = ["arms=[{method: lora, rank: 2, lr: 2e-3}]", "seeds=[0]", "train.max_steps=2",
+             "evaluate.max_items=8"]  # fmt: skip
+    sets = [word for value in short for word in ("--set", value)]
+    run(rankscope, "run", "study.yaml", "--out", "out", *sets, folder=tmp_path)
+    assert "</html>" in (tmp_path / "out" / "report.html").read_text("utf-8")

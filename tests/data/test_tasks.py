@@ -516,13 +516,6 @@ def test_a_label_that_no_training_row_has(tmp_path: Path) -> None:
         load_task(TaskConfig(name="mine", **files), None, 0)
 
 
-def test_perplexity_is_of_the_text_alone(tmp_path: Path) -> None:
-    columns: dict[str, list[object]] = {"text": TEXTS, "label": ["a", "b"] * 20}
-    task = table_task(tmp_path / "d.jsonl", columns, scorer="perplexity")
-    assert (task.row_shape, task.test[0].prompt) == ("text", "")
-    assert "mine: nothing uses the columns 'label'" in task.notes
-
-
 @pytest.mark.parametrize(
     ("row", "settings", "unused"),
     [
@@ -538,6 +531,7 @@ def test_perplexity_is_of_the_text_alone(tmp_path: Path) -> None:
         ({"messages": [{"role": "user", "content": "{n}"}, {"role": "assistant", "content": "x"}],
           "tools": []}, {}, "'tools'"),
         ({"text": "t{n}", **{f"c{n}": 0 for n in range(9)}}, {}, "'c6', 'c7', ...; 'fields"),
+        ({"text": "t{n}", "label": "a"}, {"scorer": "perplexity"}, "'label'"),
     ],
 )  # fmt: skip
 def test_columns_that_nothing_uses_are_named(

@@ -112,6 +112,11 @@ def test_the_core_is_the_tuned_matrix_in_the_bases_basis(shape: tuple[int, int],
     assert core.count_above(2 * float(sigma[0])) == 0
 
 
+def blind(core: DiagonalPlusLowRank, count: int) -> Tensor:
+    """A start without the update's own directions."""
+    return torch.eye(len(core.S), count, dtype=core.Q.dtype)
+
+
 def test_what_the_iteration_missed_is_noticed_and_computed_directly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -119,10 +124,6 @@ def test_what_the_iteration_missed_is_noticed_and_computed_directly(
     weight = base_weight((300, 300), 0.5)
     base = svd(weight)
     A, B = base.V[:, 279:280].mT, base.U[:, 249:250]
-
-    def blind(core: DiagonalPlusLowRank, count: int) -> Tensor:
-        return torch.eye(len(core.S), count, dtype=core.Q.dtype)
-
     monkeypatch.setattr(DiagonalPlusLowRank, "start", blind)
     core = to_base_basis(base, LowRankUpdate(A, 50.0 * B))
     passed_over = leading_triples(core, blind(core, 30), 10, 1e-8)
@@ -142,10 +143,6 @@ def test_a_cluster_at_the_last_vector_does_not_hide_one_passed_over(
     u, v = torch.linalg.qr(gaussian(300, 300)).Q, torch.linalg.qr(gaussian(300, 300, seed=1)).Q
     base = SVD(u, values, v)
     A, B = v[:, 279:280].mT, u[:, 249:250]
-
-    def blind(core: DiagonalPlusLowRank, count: int) -> Tensor:
-        return torch.eye(len(core.S), count, dtype=core.Q.dtype)
-
     seen = low_rank_leading_vectors(base, LowRankUpdate(A, 50.0 * B), 11)
     assert 0 < seen.residual <= 1e-8  # iterated, and the count agrees
     monkeypatch.setattr(DiagonalPlusLowRank, "start", blind)
