@@ -50,15 +50,12 @@ def runner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest
     return pytester
 
 
-@pytest.mark.parametrize("processes", [(), ("-n", "2")], ids=["here", "xdist"])
-def test_without_the_resource_one_line_says_what_did_not_run(
-    runner: pytest.Pytester, processes: tuple[str, ...]
-) -> None:
-    result = runner.runpytest("--strict-markers", *processes)
+def test_without_the_resource_one_line_says_what_did_not_run(runner: pytest.Pytester) -> None:
+    result = runner.runpytest("--strict-markers")
     assert result.ret == 0
     assert result.parseoutcomes()["passed"] == 1
     assert [line for line in result.outlines if "wet" in line] == [LINE]
-    required = runner.runpytest("--require", "wet", *processes)
+    required = runner.runpytest("--require", "wet", "-n", "2")  # in other processes, too
     assert required.ret == 1
     assert [line for line in required.outlines if "wet" in line] == [LINE, FAILED]
 

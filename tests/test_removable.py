@@ -51,7 +51,9 @@ OTHERS = ("report/figures/loss.py", "tools/trackers/wandb.py", "evaluate/lm_eval
 REMOVED = [
     {
         "analyses/heads": ("analyze.heads.enabled=true", "expected one of spectra"),
-        "models/methods/dora.py": ("arms.0.method=dora", "expected one of lora, eva, full"),
+        "analyses/variants": ("evaluate.scales=[0.5]", "expected one of cross_domain, retention"),
+        "models/methods/dora.py": ("arms.0.method=dora", "expected one of lora, full"),
+        "models/methods/eva.py": ("arms.0.method=eva", "expected one of lora, full"),
         "run/executors/ray.py": ("executor=ray", "expected one of local, slurm"),
     },
     {
@@ -59,13 +61,8 @@ REMOVED = [
         "models/methods/pissa.py": ("arms.0.method=pissa", "expected one of lora, dora, eva"),
         "run/executors/slurm.py": ("executor=slurm", "expected one of local, ray"),
     },
-    {
-        "analyses/variants": ("evaluate.scales=[0.5]", "expected one of cross_domain, retention"),
-        "models/methods/eva.py": ("arms.0.method=eva", "expected one of lora, dora, full"),
-    },
 ]
-"""Extensions with how a study file would name them, and what the refusal says. Those of one row
-belong to different registries, so a row tests as much as if each were removed alone."""
+"""Extensions with how a study file would name them, and what the refusal says."""
 
 
 @pytest.mark.parametrize("removed", REMOVED, ids=lambda removed: next(iter(removed)))
