@@ -50,12 +50,10 @@ class CheckpointReader:
     def shape(self, name: str) -> tuple[int, int]:
         """(out, in) of a linear layer. Raises UserError if the model has none of that name."""
         if name not in self._linears:
-            raise UserError(
-                f"model folder {self.folder}",
-                f"no linear layer {name!r} in {self.architecture}",
-                f"{', '.join(self.layers[:2])} and others",
-                "give the adapter's own base",
-            )
+            place = f"model folder {self.folder}"
+            found = f"no linear layer {name!r} in {self.architecture}"
+            expected = f"{', '.join(self.layers[:2])} and others"
+            raise UserError(place, found, expected, "give the adapter's own base")
         rows, columns = (int(size) for size in self._linears[name].weight.shape)
         return (columns, rows) if self._is_transposed(name) else (rows, columns)
 
@@ -147,9 +145,6 @@ def _check_quantization(folder: Path, settings: object) -> None:
     values = settings if isinstance(settings, Mapping) else vars(settings)
     method = str(values.get("quant_method", "unknown")).removeprefix("QuantizationMethod.").lower()
     if method not in ("bitsandbytes", "bits_and_bytes"):
-        raise UserError(
-            f"model folder {folder}",
-            f"weights quantized by {method!r}",
-            "plain weights, or bitsandbytes' 4 or 8 bits",
-            "de-quantize the model first",
-        )
+        found = f"weights quantized by {method!r}"
+        expected = "plain weights, or bitsandbytes' 4 or 8 bits"
+        raise UserError(f"model folder {folder}", found, expected, "de-quantize the model first")

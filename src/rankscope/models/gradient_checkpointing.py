@@ -21,11 +21,8 @@ def enable_gradient_checkpointing(model: nn.Module, multi_lora: MultiLora) -> No
     """Keep only the input of every decoder layer; dropout masks are repeated."""
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
-        raise UserError(
-            "gradient_checkpointing",
-            f"{type(model).__name__}, which marks no layer for it",
-            do="remove it",
-        )
+        found = f"{type(model).__name__}, which marks no layer for it"
+        raise UserError("gradient_checkpointing", found, do="remove it")
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), multi_lora.same_routing()

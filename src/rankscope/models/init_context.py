@@ -77,12 +77,9 @@ def _continue_adapter(
 ) -> None:
     """Fill an adapter with the one stored in ``folder``, each module at its own rank."""
     if adapter_sha256(folder) != trial.init_sha256:
-        raise UserError(
-            f"adapter {folder}",
-            "a folder that changed while the study was running",
-            "the adapter that was read at its beginning",
-            "run the same command again",
-        )
+        found = "a folder that changed while the study was running"
+        expected = "the adapter that was read at its beginning"
+        raise UserError(f"adapter {folder}", found, expected, "run the same command again")
     stored = load_adapter(folder, trial.trial_id)
     for name, linear in linears.items():
         device = linear.weight.device

@@ -250,12 +250,9 @@ def check_rows_apart(base: Base) -> None:
         gap = float((base.logits(both).float() - alone).norm() / alone.norm())
     tolerance = 1e-5 if base.model.dtype == torch.float32 else 0.05
     if not gap < tolerance:
-        raise UserError(
-            base.record.architecture,
-            f"a row's logits that change by {gap:.1e} (relative) when another row precedes it",
-            "an architecture that mixes tokens in attention alone",
-            "choose another model",
-        )
+        found = f"a row's logits that change by {gap:.1e} (relative) when another row precedes it"
+        expected = "an architecture that mixes tokens in attention alone"
+        raise UserError(base.record.architecture, found, expected, "choose another model")
 
 
 # --- the output layer in blocks of positions: with a vocabulary it is by far the widest product. On

@@ -91,12 +91,9 @@ class LowRankUpdate:
             return replace(self, B=factor * self.B)
         gain = 1 + factor * (self.gain - 1)
         if bool((gain == 0).any()):
-            raise UserError(
-                f"scale {factor:g}",
-                "a row of a DoRA weight that becomes zero",
-                "rows that DoRA can store",
-                "choose a slightly different scale",
-            )
+            found = "a row of a DoRA weight that becomes zero"
+            do = "choose a slightly different scale"
+            raise UserError(f"scale {factor:g}", found, "rows that DoRA can store", do)
         return replace(self, B=(self.gain / gain)[:, None] * (factor * self.B), gain=gain)
 
     def truncated(self, rank: int) -> "LowRankUpdate":

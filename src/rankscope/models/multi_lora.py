@@ -161,12 +161,9 @@ class MultiLoraLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """Refused: state spaces read it instead of calling the layer, which skips the adapter."""
-        raise UserError(
-            f"target module {self.name!r}",
-            "a model that multiplies by its weight without calling it",
-            "a layer that is called",
-            "leave it out of the arm's targets, or choose another model",
-        )
+        found = "a model that multiplies by its weight without calling it"
+        do = "leave it out of the arm's targets, or choose another model"
+        raise UserError(f"target module {self.name!r}", found, "a layer that is called", do)
 
     def forward(self, x: Tensor) -> Tensor:
         """(1, N, in) -> (1, N, out); M kept positions in place of N in the output layer."""
@@ -246,20 +243,15 @@ class MultiLora:
             layer = modules.get(name)
             linear = layer.linear if isinstance(layer, MultiLoraLinear) else layer
             if not isinstance(linear, nn.Linear):
-                raise UserError(
-                    "the adapter",
-                    f"factors for {name!r}",
-                    "modules that this model has",
-                    "give an adapter of this model",
-                )
+                expected = "modules that this model has"
+                do = "give an adapter of this model"
+                raise UserError("the adapter", f"factors for {name!r}", expected, do)
             shape = (adapter.b[name].shape[0], a.shape[1])
             if shape != (linear.out_features, linear.in_features):
-                raise UserError(
-                    f"the adapter's {name!r}",
-                    f"factors of a {shape} matrix",
-                    f"{(linear.out_features, linear.in_features)} as in this model",
-                    "give an adapter of this base",
-                )
+                found = f"factors of a {shape} matrix"
+                expected = f"{(linear.out_features, linear.in_features)} as in this model"
+                do = "give an adapter of this base"
+                raise UserError(f"the adapter's {name!r}", found, expected, do)
             if not isinstance(layer, MultiLoraLinear):
                 unwrapped[name] = linear
         head = output_layer(self.model)

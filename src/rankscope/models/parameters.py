@@ -110,12 +110,9 @@ def matching_names(
         matched = {path for path in paths if path == target or path.endswith("." + target)}
         if not matched:
             known = sorted({path.rsplit(".", 1)[-1] for path in candidates})
-            raise UserError(
-                f"target module {target!r}",
-                "no linear layer of this model that it matches",
-                f"some of: {', '.join(known)}",
-                "correct it",
-            )
+            found = "no linear layer of this model that it matches"
+            expected = f"some of: {', '.join(known)}"
+            raise UserError(f"target module {target!r}", found, expected, "correct it")
         wanted |= matched
     return wanted
 

@@ -20,12 +20,8 @@ INSTALL = "pip install 'rankscope[gpu]'"
 
 def check_quantize(device: torch.device) -> None:
     if device.type != "cuda":
-        raise UserError(
-            "quantize: 4bit",
-            f"a study on {device.type!r}",
-            "a CUDA device",
-            "remove 'quantize', or run the study on a machine with one",
-        )
+        do = "remove 'quantize', or run the study on a machine with one"
+        raise UserError("quantize: 4bit", f"a study on {device.type!r}", "a CUDA device", do)
     require_bitsandbytes("quantize: 4bit")
 
 
@@ -39,12 +35,9 @@ def check_bitsandbytes(
         return
     check_quantize(device)
     if trains_base:
-        raise UserError(
-            "quantize: 4bit",
-            "full fine-tuning, which trains the base's own weights",
-            "a base that stays as it is",
-            "remove the arm of method 'full', or 'quantize'",
-        )
+        found = "full fine-tuning, which trains the base's own weights"
+        do = "remove the arm of method 'full', or 'quantize'"
+        raise UserError("quantize: 4bit", found, "a base that stays as it is", do)
 
 
 def require_bitsandbytes(feature: str) -> None:

@@ -273,12 +273,8 @@ def check_devices(config: StudyConfig, trials: Sequence[TrialSpec], device: torc
     if device.index is not None:
         raise UserError(place, f"'device: {device}'", "auto, cuda or cpu")
     if found < wanted and config.device != "cpu" and not config.runs_elsewhere:
-        raise UserError(
-            place,
-            f"{found} GPUs",
-            f"at least {wanted}",
-            "use fewer, or 'device: cpu' to try it in as many processes",
-        )
+        do = "use fewer, or 'device: cpu' to try it in as many processes"
+        raise UserError(place, f"{found} GPUs", f"at least {wanted}", do)
     is_full = any(trial.is_full for trial in trials)
     refused = {
         "quantize": config.quantize != "none",

@@ -106,20 +106,13 @@ class GroupCheckpoint:
             if not (folder / SUMS).is_file():
                 continue  # its removal was interrupted
             if self.shards.index == 0 and not matches_sums(folder):
-                raise IntegrityError(
-                    folder,
-                    "altered files",
-                    f"the hashes in its {SUMS}",
-                    f"to train this group from its beginning, remove {self.folder}",
-                )
+                do = f"to train this group from its beginning, remove {self.folder}"
+                raise IntegrityError(folder, "altered files", f"the hashes in its {SUMS}", do)
             if not (folder / self.file).is_file():
                 found = ", ".join(sorted(path.name for path in folder.glob("state*")))
-                raise UserError(
-                    folder,
-                    found,
-                    f"{self.file}: 'train.devices' was another number",
-                    f"set it back, or remove {self.folder} to train from the beginning",
-                )
+                expected = f"{self.file}: 'train.devices' was another number"
+                do = f"set it back, or remove {self.folder} to train from the beginning"
+                raise UserError(folder, found, expected, do)
             self.shards.barrier()  # shard 0 has found nothing altered
             meta = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
             return meta["step"], load_file(folder / self.file), meta["trials"]

@@ -193,12 +193,9 @@ def check_complete(
     named = {name for name in {*layers, *modules} if settings.is_target(name)}
     if odd := sorted(named ^ set(modules)):
         odd_one = f"{odd[0]!r} is {'missing' if odd[0] in named else 'not among them'}"
-        raise IntegrityError(
-            f"adapter {folder}",
-            f"lora_A and lora_B for {count(len(modules), 'module')}",
-            f"them for the {len(named)} that {CONFIG} names: {odd_one}",
-            RECOPY,
-        )
+        found = f"lora_A and lora_B for {count(len(modules), 'module')}"
+        expected = f"them for the {len(named)} that {CONFIG} names: {odd_one}"
+        raise IntegrityError(f"adapter {folder}", found, expected, RECOPY)
 
 
 @contextmanager

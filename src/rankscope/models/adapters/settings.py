@@ -148,19 +148,12 @@ def match_pattern(folder: Path, pattern: str, module: str) -> Any:
     try:
         return compile_pattern(pattern).fullmatch(module, timeout=PATH_SECONDS)
     except TimeoutError:
-        raise UserError(
-            where,
-            f"a match that takes longer than {PATH_SECONDS} s on {module!r}",
-            "names of modules or a simpler regular expression",
-            "write the names out",
-        ) from None
+        found = f"a match that takes longer than {PATH_SECONDS} s on {module!r}"
+        expected = "names of modules or a simpler regular expression"
+        raise UserError(where, found, expected, "write the names out") from None
     except ValueError as error:
-        raise UserError(
-            where,
-            f"a pattern that {error}",
-            "a module's name or a regular expression",
-            "correct it",
-        ) from None
+        expected = "a module's name or a regular expression"
+        raise UserError(where, f"a pattern that {error}", expected, "correct it") from None
 
 
 def as_list(values: Any) -> list[Any]:
@@ -207,27 +200,18 @@ def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -
     settings._folder = folder
     init = config.get("init_lora_weights", True)
     if init not in inits:
-        raise UserError(
-            f"adapter {folder}",
-            f"init_lora_weights {init!r}, which changes the base's weights",
-            f"one of {', '.join(map(str, inits))}, whose A and B fit the plain base",
-            f"convert it with {CONVERSION}",
-        )
+        found = f"init_lora_weights {init!r}, which changes the base's weights"
+        expected = f"one of {', '.join(map(str, inits))}, whose A and B fit the plain base"
+        raise UserError(f"adapter {folder}", found, expected, f"convert it with {CONVERSION}")
     if settings.has_magnitude and get_lora_method(settings.method_name).init_is_part_of_base:
-        raise UserError(
-            f"adapter {folder}",
-            f"{settings.flags[0]} with init_lora_weights {init!r}",
-            "one or the other, as its norms are those of a base without that start",
-            f"convert it with {CONVERSION}",
-        )
+        found = f"{settings.flags[0]} with init_lora_weights {init!r}"
+        expected = "one or the other, as its norms are those of a base without that start"
+        raise UserError(f"adapter {folder}", found, expected, f"convert it with {CONVERSION}")
     from peft import LoraConfig
 
     defaults, known = vars(LoraConfig()), HARMLESS.union(_method_fields())
     for name, value in config.items():
         if value and name not in known and (name not in defaults or value != defaults[name]):
-            raise UserError(
-                f"adapter {folder}",
-                f"{name} = {value!r}",
-                "PEFT's default, the only supported value",
-            )
+            expected = "PEFT's default, the only supported value"
+            raise UserError(f"adapter {folder}", f"{name} = {value!r}", expected)
     return settings

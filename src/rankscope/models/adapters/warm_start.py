@@ -76,12 +76,9 @@ def filled_arm(arm: ArmConfig, folder: Path, shapes: Architecture) -> ArmConfig:
         given.append(("targets", _short_list(names), _short_list(targets), is_own))
     for name, text, value, is_equal in given:
         if not is_equal:
-            raise UserError(
-                f"adapter {folder}",
-                f"{name} {text} in the arm",
-                f"the adapter's {value}",
-                f"remove {name!r} from the arm, or write the adapter's value",
-            )
+            place = f"adapter {folder}"
+            do = f"remove {name!r} from the arm, or write the adapter's value"
+            raise UserError(place, f"{name} {text} in the arm", f"the adapter's {value}", do)
     values = {"method": [methods[0]], "rank": [settings.r], "alpha": [settings.lora_alpha]}
     update = {
         name: value
@@ -106,19 +103,13 @@ def load_adapter_for(
         expected = shapes.linear_shapes.get(name)
         if expected is None:
             leaves = {other.rsplit(".", 1)[-1] for other in shapes.linear_shapes}
-            raise UserError(
-                f"adapter {folder}",
-                f"factors for {name!r}, which this model does not have",
-                f"some of: {', '.join(sorted(leaves))}",
-                "give an adapter of this model",
-            )
+            found = f"factors for {name!r}, which this model does not have"
+            do = "give an adapter of this model"
+            raise UserError(f"adapter {folder}", found, f"some of: {', '.join(sorted(leaves))}", do)
         if shape != expected:
-            raise UserError(
-                f"adapter {folder}",
-                f"{name!r} with (out, in) = {shape}",
-                f"{expected} as in this model",
-                "give an adapter of this model",
-            )
+            found = f"{name!r} with (out, in) = {shape}"
+            do = "give an adapter of this model"
+            raise UserError(f"adapter {folder}", found, f"{expected} as in this model", do)
     check_complete(folder, adapter.a, shapes.linear_shapes, inits)
     return adapter
 

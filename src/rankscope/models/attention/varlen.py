@@ -239,20 +239,14 @@ def _varlen_attention(
     """Attend: ``query`` (1, H, N, D), ``key``/``value`` (1, K, N, D) to (1, N, H, D)."""
     plan = attention_plan
     if plan is None:
-        raise UserError(
-            type(module).__name__,
-            "layers that pass no keyword arguments on to their attention",
-            "an architecture such as Llama, Qwen, Mistral or Gemma",
-            "choose another model",
-        )
+        found = "layers that pass no keyword arguments on to their attention"
+        expected = "an architecture such as Llama, Qwen, Mistral or Gemma"
+        raise UserError(type(module).__name__, found, expected, "choose another model")
     for feature in ("softcap", "s_aux"):
         if kwargs.get(feature) is not None:
-            raise UserError(
-                type(module).__name__,
-                f"the attention feature {feature!r}",
-                "an architecture without it",
-                "choose another model",
-            )
+            found = f"the attention feature {feature!r}"
+            expected = "an architecture without it"
+            raise UserError(type(module).__name__, found, expected, "choose another model")
     # Under autocast rotary positions leave queries and keys in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
     width = plan.shape[1]

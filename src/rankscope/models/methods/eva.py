@@ -38,12 +38,10 @@ class EvaMethod(LoraMethod):
         targets = target_shapes(facts.shapes, trial.targets).values()
         needed = max(min(round(RHO * trial.rank), inputs) for _, inputs in targets)
         if facts.num_tokens < needed:
-            raise UserError(
-                f"method eva, rank {trial.rank}",
-                f"{facts.num_tokens} training tokens of {trial.task}",
-                f"at least {needed} to find as many directions in",
-                "choose a smaller rank",
-            )
+            place = f"method eva, rank {trial.rank}"
+            found = f"{facts.num_tokens} training tokens of {trial.task}"
+            expected = f"at least {needed} to find as many directions in"
+            raise UserError(place, found, expected, "choose a smaller rank")
 
     def init_adapter(
         self,
