@@ -279,41 +279,43 @@ def test_scoring_during_training_uses_the_loop(monkeypatch: pytest.MonkeyPatch) 
 
 # --- which implementation a device gets
 
-CUDA = torch.device("cuda")
 
-
-def with_card(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], right: bool) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(grouped_lora, "computes_groups_right", lambda *_: right)
-
-
-def test_groups_are_chosen_on_hopper_in_bfloat16_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    choose = choose_lora_implementation
-    with_card(monkeypatch, (9, 0), right=True)
-    assert choose("auto", CUDA, torch.bfloat16) == "grouped_mm"
-    assert choose("loop", CUDA, torch.bfloat16) == "loop"
-    assert choose("auto", CUDA, torch.float32) == "loop"
-    assert choose("auto", CPU, torch.bfloat16) == "loop"
-    assert choose("grouped_mm", CPU, torch.float32) == "grouped_mm"
-    assert choose("auto", torch.device("mps"), torch.float32) == "loop"
-    assert lora_implementation_notes("auto", CUDA, torch.bfloat16) == []
-    for device in (CUDA, torch.device("mps")):
-        with pytest.raises(UserError, match=r"lora_implementation.*needs bfloat16 on CUDA"):
-            choose("grouped_mm", device, torch.float32)
-    with_card(monkeypatch, (8, 6), right=True)
-    assert choose("auto", CUDA, torch.bfloat16) == "loop"
-    assert lora_implementation_notes("auto", CUDA, torch.bfloat16) == []
-    with pytest.raises(UserError, match=r"capability 9\.0"):
-        choose("grouped_mm", CUDA, torch.bfloat16)
-
-
-def test_a_card_that_groups_wrong_trains_in_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_card(monkeypatch, (10, 0), right=False)
-    assert choose_lora_implementation("auto", CUDA, torch.bfloat16) == "loop"
-    (note,) = lora_implementation_notes("auto", CUDA, torch.bfloat16)
-    assert "fails or gives wrong numbers" in note
-    with pytest.raises(UserError, match="wrong numbers"):
-        lora_implementation_notes("grouped_mm", CUDA, torch.bfloat16)
+@pytest.mark.parametrize(
+    ("wanted", "device", "capability", "dtype", "is_right", "chosen"),
+    [
+        ("auto", "cuda", (9, 0), torch.bfloat16, True, "grouped_mm"),
+        ("loop", "cuda", (9, 0), torch.bfloat16, True, "loop"),
+        ("auto", "cuda", (9, 0), torch.float32, True, "loop"),
+        ("grouped_mm", "cuda", (9, 0), torch.float32, True, "needs bfloat16 on CUDA"),
+        ("auto", "cuda", (8, 6), torch.bfloat16, True, "loop"),
+        ("grouped_mm", "cuda", (8, 6), torch.bfloat16, True, r"capability 9\.0"),
+        ("auto", "cuda", (10, 0), torch.bfloat16, False, "loop"),
+        ("grouped_mm", "cuda", (10, 0), torch.bfloat16, False, "wrong numbers"),
+        ("auto", "cpu", (9, 0), torch.bfloat16, True, "loop"),
+        ("grouped_mm", "cpu", (9, 0), torch.float32, True, "grouped_mm"),
+        ("auto", "mps", (9, 0), torch.float32, True, "loop"),
+        ("grouped_mm", "mps", (9, 0), torch.float32, True, "needs bfloat16 on CUDA"),
+    ],
+)
+def test_groups_are_chosen_on_hopper_in_bfloat16_alone(
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: str,
+    device: str,
+    capability: tuple[int, int],
+    dtype: torch.dtype,
+    is_right: bool,
+    chosen: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(grouped_lora, "computes_groups_right", lambda *_: is_right)
+    place = torch.device(device)
+    if chosen not in ("loop", "grouped_mm"):
+        with pytest.raises(UserError, match=chosen):
+            choose_lora_implementation(wanted, place, dtype)
+        return
+    assert choose_lora_implementation(wanted, place, dtype) == chosen
+    notes = lora_implementation_notes(wanted, place, dtype)
+    assert ["wrong numbers" in note for note in notes] == [True] * (not is_right)
 
 
 def test_a_wrong_kernel_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

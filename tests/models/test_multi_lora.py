@@ -72,12 +72,6 @@ def test_weights_with_s_b_a_added_give_the_adapters_logits(
     assert relative_gap(bare, expected) > 0.05
 
 
-def test_scaling_is_alpha_over_r_and_over_root_r_for_rslora() -> None:
-    model = tiny_llama()
-    assert new_adapter(model, trial(rank=4)).scaling == 6.0 / 4
-    assert new_adapter(model, trial(rank=4, method="rslora")).scaling == 6.0 / 2
-
-
 def test_targets_are_found_behind_attached_adapters_too() -> None:
     base = base_of(tiny_llama())
     before = target_linears(base.model, ATTENTION)

@@ -55,14 +55,6 @@ def test_the_shipped_tokenizer_and_architecture_are_the_ones_the_script_makes(
 # --- the tokenizer ---
 
 
-def test_digits_are_single_tokens_and_numbers_come_back_whole(tokenizer: Tokenizer) -> None:
-    ids = tokenizer("Balin has 35 loses 6 total ? 29, 108 #### 108", add_special_tokens=False)
-    tokens = tokenizer.convert_ids_to_tokens(ids.input_ids)
-    assert tokens[2:4] == ["3", "5"]
-    assert tokens[-3:] == ["1", "0", "8"]
-    assert tokenizer.decode(ids.input_ids).endswith("29, 108 #### 108")
-
-
 def test_every_text_of_the_world_survives_encoding_and_decoding(tokenizer: Tokenizer) -> None:
     texts = list(pocket.pretraining_corpus(2, 500))
     for task, split in itertools.product(POCKET_TASKS, POCKET_SPLITS):

@@ -102,16 +102,6 @@ def test_a_module_without_a_rank_is_no_target(tmp_path: Path) -> None:
     assert_same_and_changed(alone(model, IDS), adapted_logits(adapter))
 
 
-def test_pissa_is_stored_as_plain_lora_of_twice_the_rank(tmp_path: Path) -> None:
-    spec = trial(method="pissa")
-    written(tmp_path, spec)
-    settings = json.loads((tmp_path / CONFIG).read_text())
-    assert (settings["r"], settings["lora_alpha"]) == (8, 12)  # twice 4 and 6: s stays 1.5
-    assert settings["init_lora_weights"] is True
-    loaded = load_adapter(tmp_path, "a")
-    assert (loaded.rank, loaded.scaling, loaded.initial_factors) == (8, 1.5, {})
-
-
 @pytest.mark.parametrize("use_rslora", [False, True])
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_ranks_alphas_and_magnitudes_that_peft_wrote_are_read(

@@ -1,12 +1,15 @@
 """Concatenated rows give each row the logits and gradients of transformers' stock attention."""
 
 import random
+from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from architectures import ARCHITECTURES, SHAPE, alone, stock
-from recipe import minimal
 from tiny_models import VOCABULARY, assert_close, base_of, tiny_llama
+from torch import Tensor
+from torch.nn.attention import varlen as torch_varlen
 from transformers import (
     AutoModelForCausalLM,
     FalconH1Config,
@@ -16,9 +19,11 @@ from transformers import (
 )
 
 from rankscope.errors import UserError
+from rankscope.models.attention import kernel, varlen
+from rankscope.models.attention.kernel import KernelRows
 from rankscope.models.attention.products import TreeMask
 from rankscope.models.attention.varlen import AttentionPlan, KVCache
-from rankscope.models.base import Row, RowBatch
+from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.load import check_rows_apart
 
 MIXED = "when another row precedes it"
@@ -32,26 +37,13 @@ def token_rows(lengths: list[int], seed: int = 0) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_only_kept_positions_come_back_in_order(architecture: str) -> None:
-    rows = token_rows([9, 2, 17])
-    keeps: list[list[int]] = [[0, 8], [], [3, 4, 16]]
-    expected = torch.cat(
-        [alone(stock(architecture), ids)[keep] for ids, keep in zip(rows, keeps, strict=True)]
-    )
-    base = base_of(stock(architecture))
-    check_rows_apart(base)
-    batch = RowBatch.of([Row(i, k) for i, k in zip(rows, keeps, strict=True)], base.device)
-    with torch.inference_mode():
-        assert_close(base.logits(batch), expected)
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_cached_prefixes_selected_with_repeats_and_continued_twice(architecture: str) -> None:
     """Prefixes of uneven length; rows 2, 0, 2 of them each continued by 3, 1, 6 and 1, 2, 1."""
     prefixes = token_rows([8, 3, 14])
     chosen = [2, 0, 2]
     first, second = token_rows([3, 1, 6], seed=1), token_rows([1, 2, 1], seed=2)
     base = base_of(stock(architecture))
+    check_rows_apart(base)
     cache = KVCache(3, 14)
     with torch.inference_mode():
         base.logits(RowBatch.of([Row(p, []) for p in prefixes], base.device), cache, store=True)
@@ -145,32 +137,6 @@ def test_rows_of_an_empty_and_a_filled_prefix_share_a_pass() -> None:
     assert_close(found, torch.cat(expected))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_gradients_are_those_of_the_padded_stock_model(architecture: str) -> None:
-    rows = token_rows([9, 2, 17, 1, 12])
-    torch.manual_seed(0)
-    weight = torch.randn(sum(map(len, rows)), VOCABULARY)
-    padded = stock(architecture)
-    ids, mask, _ = minimal().padded([(row, [True] * len(row)) for row in rows])
-    logits = padded(input_ids=ids, attention_mask=mask).logits
-    (logits[mask.bool()] * weight).sum().backward()
-
-    base = base_of(stock(architecture))
-    base.model.requires_grad_(True)
-    batch = RowBatch.of([Row(row, range(len(row))) for row in rows], base.device)
-    (base.logits(batch) * weight).sum().backward()
-    found = dict(base.model.named_parameters())
-    for name, parameter in padded.named_parameters():
-        assert parameter.grad is not None
-        gradient = found[name].grad
-        assert gradient is not None
-        # A key bias moves all scores of a query group: its gradient is zero but for rounding.
-        noise = 1e-4 if name.endswith("k_proj.bias") else 0.0
-        assert float((gradient - parameter.grad).norm()) <= max(
-            1e-5 * float(parameter.grad.norm()), noise
-        ), name
-
-
 def test_bfloat16_stays_within_two_percent_of_the_stock_model() -> None:
     """bfloat16 keeps 8 bits: one rounding is up to 0.4 %, and these pass through two layers."""
     rows = token_rows([9, 2, 17, 1, 12])
@@ -223,3 +189,106 @@ def test_what_branches_see_is_laid_out_once_for_all_layers() -> None:
     assert int(narrow.sum()) < int(mask.sum())
     assert branches.wide_mask(3, None, cpu) is mask
     assert branches.wide_mask(0, None, cpu).shape == (2, 1, 7, 7)
+
+
+# --- how torch's variable-length kernel is called, by a stand-in that does what its page says
+
+LENGTHS = (7, 1, 23, 12)
+CALLS: list[int] = []
+
+
+def by_the_page(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> Tensor:
+    """Attention of q (T, H, D), k and v (T, K, D), row by row, in torch's plain attention."""
+    CALLS.append(max_q)
+    num_tokens, heads, _ = query.shape
+    assert key.shape == value.shape
+    assert enable_gqa == (heads != key.shape[1])
+    assert all(x.stride(-1) == 1 for x in (query, key, value))
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    ends = cu_seq_q.tolist()
+    assert ends == cu_seq_k.tolist()
+    assert (ends[0], ends[-1]) == (0, num_tokens)
+    assert max_q == max_k >= max(stop - start for start, stop in pairwise(ends))
+    left, right = window_size
+    outs = []
+    for start, stop in pairwise(ends):
+        q, k, v = (x[start:stop].transpose(0, 1)[None] for x in (query, key, value))
+        place = torch.arange(stop - start)
+        before = place[:, None] - place[None, :]
+        seen = (before <= (left if left >= 0 else stop)) & (before >= -right)
+        out = F.scaled_dot_product_attention(q, k, v, seen, scale=scale, enable_gqa=enable_gqa)
+        outs.append(out[0].transpose(0, 1))
+    return torch.cat(outs)
+
+
+@pytest.fixture
+def with_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this processor had the kernel, in float32 too."""
+    monkeypatch.setattr(torch_varlen, "varlen_attn", by_the_page)
+    monkeypatch.setattr(varlen, "has_varlen_kernel", lambda device: True)
+    monkeypatch.setattr(KernelRows, "fits", lambda self, query: True)
+    CALLS.clear()
+
+
+def batch(base: Base) -> RowBatch:
+    draws = torch.Generator().manual_seed(0)
+    ids = [torch.randint(3, VOCABULARY, (n,), generator=draws).tolist() for n in LENGTHS]
+    return RowBatch.of([Row(row, range(len(row))) for row in ids], base.device)
+
+
+def outputs(base: Base) -> list[Tensor]:
+    """Logits, and the gradient of the embedding."""
+    weight = base.model.get_input_embeddings().weight.requires_grad_()
+    logits = base.logits(batch(base))
+    (logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
+    found, weight.grad = weight.grad, None
+    assert found is not None
+    return [logits.detach(), found]
+
+
+def stored(base: Base) -> KVCache:
+    cache = KVCache(len(LENGTHS), 32)
+    with torch.inference_mode():
+        base.logits(batch(base), cache, store=True)
+    return cache
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_kernel_gets_rows_scale_and_window(
+    architecture: str, request: pytest.FixtureRequest
+) -> None:
+    base = base_of(stock(architecture))
+    expected, cache = outputs(base), stored(base)
+    request.getfixturevalue("with_kernel")
+    for found, other in zip(outputs(base), expected, strict=True):
+        assert float((found - other).norm()) <= 1e-5 * float(other.norm())
+    filled = stored(base)
+    assert torch.equal(filled.lengths, cache.lengths)
+    for layer, keys in cache.keys.items():
+        torch.testing.assert_close(filled.keys[layer], keys)
+    assert len(CALLS) == 2 * base.record.num_layers
+    assert set(CALLS) == {1024}
+
+
+def test_the_kernel_is_for_cuda_in_16_bits() -> None:
+    assert not kernel.has_varlen_kernel(torch.device("cpu"))
+    assert not kernel.has_varlen_kernel(torch.device("mps"))
+    rows = KernelRows(torch.tensor([1025, 3]), torch.device("cpu"))
+    assert (rows.max_length, rows.ends.tolist()) == (2048, [0, 1025, 1028])
+    fitting = torch.zeros(3, 2, 64, dtype=torch.bfloat16)
+    assert rows.fits(fitting)
+    assert not rows.fits(fitting.float())
+    assert not rows.fits(torch.zeros(3, 2, 256, dtype=torch.bfloat16))
+    assert not rows.fits(torch.zeros(3, 2, 12, dtype=torch.bfloat16))

@@ -11,17 +11,13 @@ from tiny_models import IDS, assert_close, base_of, logits_of, tiny_llama
 from torch import Tensor, nn
 from toy_training import ATTENTION, plain_losses, protocol, toy_rows, training_tolerance, trial
 
-from rankscope.errors import UserError
 from rankscope.models.base import Base
 from rankscope.models.init_context import new_adapter
 from rankscope.models.lora import Adapter
 from rankscope.models.methods import get_method
-from rankscope.models.methods.method import TrialFacts
 from rankscope.models.methods.nested import NestedMethod
-from rankscope.models.parameters import architecture
 from rankscope.records import TrialSpec
 from rankscope.train.loop import train_group
-from rankscope.train.memory import MemoryModel, RowCounts
 
 STEPS = 12
 PROTOCOL = protocol(max_steps=STEPS)
@@ -41,12 +37,11 @@ NEIGHBORS = (trial("l", rank=4), trial("d", method="dora", rank=8, dropout=0.1, 
 
 
 @cache
-def trained(lora_implementation: str = "loop") -> tuple[Base, dict[str, Adapter], list[float]]:
+def trained() -> tuple[Base, dict[str, Adapter], list[float]]:
     """The run's largest trial between two neighbors: base, adapters, losses."""
     base = base_of(tiny_llama())
     specs = [NEIGHBORS[0], slice_of_run(8, targets=(*ATTENTION, "down_proj")), NEIGHBORS[1]]
-    changes = {"lora_implementation": lora_implementation}
-    result = train_group(base, specs, ROWS, PROTOCOL.model_copy(update=changes))
+    result = train_group(base, specs, ROWS, PROTOCOL)
     assert all(state.failure is None for state in result.states)
     adapters = {s.spec.trial_id: s.adapter for s in result.states if s.adapter is not None}
     return base, adapters, [point.loss for point in result.states[1].losses]
@@ -99,14 +94,6 @@ def test_training_equals_plain_pytorch() -> None:
         assert_close(adapters["n8"].b[name], layer.b, RELATIVE)
 
 
-def test_grouped_products_train_the_same() -> None:
-    (_, loop, losses), (_, grouped, by_groups) = trained(), trained("grouped_mm")
-    assert by_groups == pytest.approx(losses, rel=RELATIVE)
-    for name, b in loop["n8"].b.items():
-        assert_close(grouped["n8"].a[name], loop["n8"].a[name], RELATIVE)
-        assert_close(grouped["n8"].b[name], b, RELATIVE)
-
-
 @pytest.mark.parametrize("rank", [2, 3, 8])
 def test_a_slice_is_an_ordinary_adapter(rank: int, tmp_path: Path) -> None:
     base, adapters, _ = trained()
@@ -124,22 +111,3 @@ def test_a_slice_is_an_ordinary_adapter(rank: int, tmp_path: Path) -> None:
     if rank == 8:  # what learning curves score while it trains: without P
         with base.multi_lora.dropout_off():
             assert_close(logits_of(base, "n8"), ours)
-
-
-def test_a_rank_above_a_target_is_refused(tmp_path: Path) -> None:
-    shapes = architecture(tiny_llama().config)
-    smallest = min(min(s) for n, s in shapes.linear_shapes.items() if n.endswith("k_proj"))
-    facts = TrialFacts(shapes, tmp_path, num_tokens=1000, num_steps=4)
-    ranks = ((2, 4.0), (smallest + 1, 4.0))
-    high = trial(method="nested", rank=smallest + 1, alpha=4.0, nested=ranks, targets=("k_proj",))
-    with pytest.raises(UserError, match=f"found rank {smallest + 1}, expected at most {smallest}"):
-        get_method("nested").check_trial(high, facts)
-    get_method("nested").check_trial(trial(method="nested", rank=smallest, nested=ranks), facts)
-
-
-def test_a_run_takes_the_memory_of_one_adapter_of_its_largest_rank() -> None:
-    model = MemoryModel(tiny_llama().config, torch.float32, torch.device("cpu"))
-    counts = RowCounts.of(ROWS)
-    needed = model.of_group([slice_of_run(8)], counts, PROTOCOL).total_bytes
-    plain = model.of_group([trial(rank=8, alpha=16.0)], counts, PROTOCOL).total_bytes
-    assert needed == plain

@@ -130,20 +130,6 @@ def test_merged_weights_give_the_logits_of_the_method(settings: dict[str, Any]) 
     assert torch.allclose(logits(base), after, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("start", ["pissa", "olora"])
-def test_a_start_taken_from_the_weights_is_no_change_of_them(start: str) -> None:
-    """PEFT leaves W0 - s B A in the base's place, so that the merged weight starts at W0."""
-    settings = {"peft_type": "LORA", "init_lora_weights": start, "r": 4}
-    base = base_of(tiny_llama())
-    before = logits(base)
-    tuner = new_tuner(base, peft_trial("p", **settings), 4)
-    for name in tuner.mergeable():
-        weight = tuner.base_weight(name)
-        assert torch.equal(weight, dict(tiny_llama().named_parameters())[f"{name}.weight"])
-        assert torch.allclose(tuner.merged_weight(name), weight, atol=1e-6, rtol=0)
-    assert torch.allclose(logits(base), before, atol=1e-4, rtol=0)
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -217,9 +203,7 @@ def test_a_stored_method_of_another_base_or_with_a_hole_is_refused(tmp_path: Pat
         load_tuner(other, tmp_path)
     tensors = load((tmp_path / WEIGHTS).read_bytes())
     hole = {name: t for name, t in tensors.items() if "layers.1.self_attn.q_proj" not in name}
-    nan = {name: t * torch.nan for name, t in tensors.items()}
-    for spoiled, message in ((hole, "missing adapter keys"), (nan, "not finite")):
-        (tmp_path / WEIGHTS).write_bytes(save(spoiled, metadata={BASE_HASH: base.record.sha256}))
-        with pytest.raises(IntegrityError, match=message):
-            load_tuner(base, tmp_path)
+    (tmp_path / WEIGHTS).write_bytes(save(hole, metadata={BASE_HASH: base.record.sha256}))
+    with pytest.raises(IntegrityError, match="missing adapter keys"):
+        load_tuner(base, tmp_path)
     assert torch.equal(logits(base), before)
