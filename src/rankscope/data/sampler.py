@@ -6,26 +6,14 @@ arms are compared on the same data in the same order, and resuming at step k nee
 
 import math
 import random
+from functools import lru_cache
 
 
-class _SeededPermutations:
-    """Permutations of ``range(size)`` by index; keeps the last one, since training goes in order.
-
-    ``purpose`` seeds permutation ``index`` together with it.
-    """
-
-    def __init__(self, size: int, purpose: str) -> None:
-        self.size = size
-        self.purpose = purpose
-        self._index = -1
-        self._order: list[int] = []
-
-    def __getitem__(self, index: int) -> list[int]:
-        if index != self._index:
-            order = list(range(self.size))
-            random.Random(f"{self.purpose}/{index}").shuffle(order)
-            self._index, self._order = index, order
-        return self._order
+@lru_cache(maxsize=256)  # training goes in order, and the trials of a seed share theirs
+def _permutation(size: int, purpose: str) -> tuple[int, ...]:
+    order = list(range(size))
+    random.Random(purpose).shuffle(order)
+    return tuple(order)
 
 
 class RowSampler:
@@ -46,11 +34,10 @@ class RowSampler:
         self.rows_per_step = batch_size * gradient_accumulation
         self.seed = seed
         self.steps_per_epoch = math.ceil(num_rows / self.rows_per_step)
-        self._epochs = _SeededPermutations(num_rows, str(seed))
 
     def epoch(self, index: int) -> list[int]:
         """The permutation of the rows in epoch ``index``, from 0."""
-        return self._epochs[index]
+        return list(_permutation(self.num_rows, f"{self.seed}/{index}"))
 
     def step(self, index: int) -> list[list[int]]:
         """Micro-batches (row indices) of optimizer step ``index``, from 0."""
@@ -72,7 +59,6 @@ class ReplaySampler:
         self.trial_rows = trial_rows
         self.num_rows = num_rows
         self.share = share
-        self._passes = _SeededPermutations(num_rows, f"replay/{trial_rows.seed}")
 
     def rows_before(self, index: int) -> int:
         """Number of general rows in the steps before step ``index``."""
@@ -84,4 +70,7 @@ class ReplaySampler:
     def step(self, index: int) -> list[int]:
         """Indices of the general rows of optimizer step ``index``, from 0."""
         places = range(self.rows_before(index), self.rows_before(index + 1))
-        return [self._passes[place // self.num_rows][place % self.num_rows] for place in places]
+        purpose, indices = f"replay/{self.trial_rows.seed}", []
+        for index, position in (divmod(place, self.num_rows) for place in places):
+            indices.append(_permutation(self.num_rows, f"{purpose}/{index}")[position])
+        return indices

@@ -1,8 +1,7 @@
 """First-order importance against finite differences, and its signs."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 from evaluation_worlds import adapter, base, choice_items, encoder, loaded
 from tiny_models import tiny_llama
-from torch import Tensor, nn
+from torch import Tensor
 
 from rankscope.analyses.heads.ablation import ablate
 from rankscope.analyses.heads.layout import AttentionLayer, HeadLayout, HeadModel
@@ -39,20 +38,15 @@ def world() -> HeadModel:
     return HeadModel(made, HeadLayout.of(made.model), tuned.name)
 
 
-@contextmanager
 def scaled(
     model: HeadModel, layer: AttentionLayer, heads: list[int], factor: float
-) -> Iterator[None]:
-    def scale(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        z = args[0].clone()
+) -> AbstractContextManager[None]:
+    def scale(z: Tensor) -> Tensor:
+        z = z.clone()
         z.view(*z.shape[:-1], layer.num_heads, layer.head_dim)[..., heads, :] *= factor
-        return (z,)
+        return z
 
-    handle = model.o_proj(layer).register_forward_pre_hook(scale)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return model.changed_inputs({layer.index: scale})
 
 
 def items() -> list[TokenTree]:

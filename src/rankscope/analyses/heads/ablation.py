@@ -9,8 +9,9 @@ which advances first, and again under each ablation.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class LayerwiseScorer:
         modules = dict(model.base.model.named_modules())
         self._layers = [modules[layer.layer] for layer in model.layout]
         self._attentions = [modules[layer.attention] for layer in model.layout]
-        self._o_projs = [model.o_proj(layer) for layer in model.layout]
+        self._o_projs = [model.o_proj(layer.index) for layer in model.layout]
 
     def scores(
         self, ablations: Sequence[Ablation], by_first_layer: dict[int, list[int]], per_pass: int
@@ -159,13 +160,12 @@ class LayerwiseScorer:
 
         forwards = self.entering(index, None if hidden is None else hidden.repeat(1, copies, 1))
         forwards[self._attentions[index]] = attend
-        with ExitStack() as hooks:
-            for later in {at for ablation in ablations for at, _ in ablation if at > index}:
 
-                def zero(module: nn.Module, args: tuple[Tensor], at: int = later) -> tuple[Tensor]:
-                    return (self.zero_heads(at, args[0].clone(), ablations),)
+        def zero(at: int, z: Tensor) -> Tensor:
+            return self.zero_heads(at, z.clone(), ablations)
 
-                hooks.callback(self._o_projs[later].register_forward_pre_hook(zero).remove)
+        later = {at for ablation in ablations for at, _ in ablation if at > index}
+        with self.model.changed_inputs({at: partial(zero, at) for at in later}):
             return self.run(rows, forwards)
 
     def zero_heads(self, index: int, z: Tensor, ablations: Sequence[Ablation]) -> Tensor:
@@ -216,28 +216,16 @@ def whole_layers(layout: HeadLayout) -> list[Ablation]:
     return [tuple((i, h) for h in range(x.num_heads)) for i, x in enumerate(layout)]
 
 
-@contextmanager
-def zeroed(model: HeadModel, heads: Ablation) -> Iterator[None]:
+def zeroed(model: HeadModel, heads: Ablation) -> AbstractContextManager[None]:
     """While inside, these heads contribute nothing: their part of o_proj's input is zero."""
-    by_layer: dict[int, list[int]] = {}
-    for index, head in heads:
-        by_layer.setdefault(index, []).append(head)
-    with ExitStack() as hooks:
-        for index, chosen in by_layer.items():
-            layer = model.layout[index]
 
-            def zero(
-                module: nn.Module,
-                args: tuple[Tensor],
-                heads: list[int] = chosen,
-                shape: tuple[int, int] = (layer.num_heads, layer.head_dim),
-            ) -> tuple[Tensor]:
-                z = args[0].clone()
-                z.view(*z.shape[:-1], *shape)[..., heads, :] = 0
-                return (z,)
+    def zero(index: int, z: Tensor) -> Tensor:
+        layer, chosen = model.layout[index], [head for at, head in heads if at == index]
+        z = z.clone()
+        z.view(*z.shape[:-1], layer.num_heads, layer.head_dim)[..., chosen, :] = 0
+        return z
 
-            hooks.callback(model.o_proj(layer).register_forward_pre_hook(zero).remove)
-        yield
+    return model.changed_inputs({index: partial(zero, index) for index, _ in heads})
 
 
 def ablate(

@@ -6,6 +6,8 @@ Query head h is rows h D to (h + 1) D of q_proj's weight and the same columns of
 head k is rows k D to (k + 1) D of k_proj's and v_proj's, and serves query heads k G to (k + 1) G.
 """
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,8 +92,24 @@ class HeadModel:
     adapter_name: str | None = None  # None for the base, or for its PEFT tuner
     batch_tokens: int = 4096  # Most tokens per forward pass, but at least one item
 
-    def o_proj(self, layer: AttentionLayer) -> nn.Module:
-        return self.base.model.get_submodule(layer.projection("o_proj"))
+    def o_proj(self, index: int) -> nn.Module:
+        return self.base.model.get_submodule(self.layout[index].projection("o_proj"))
+
+    @contextmanager
+    def changed_inputs(self, changes: Mapping[int, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+        """While inside, what enters o_proj, z (..., H D), is changed; by layer."""
+        with ExitStack() as hooks:
+            for index, change in changes.items():
+
+                def hook(
+                    module: nn.Module,
+                    args: tuple[Tensor],
+                    change: Callable[[Tensor], Tensor] = change,
+                ) -> tuple[Tensor]:
+                    return (change(args[0]),)
+
+                hooks.callback(self.o_proj(index).register_forward_pre_hook(hook).remove)
+            yield
 
     def plan(self, batch: RowBatch, num_shared: int = 0) -> AttentionPlan:
         plan = AttentionPlan.of(batch.lengths, self.base.device)

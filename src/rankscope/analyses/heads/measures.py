@@ -23,13 +23,14 @@ they are recomputed here from the queries and keys of a forward pass.
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rankscope.analyses.heads.layout import HeadModel
+from rankscope.analyses.heads.layout import AttentionLayer, HeadModel
 from rankscope.evaluate.token_trees import TokenTree, TokenTreeBatch, cut_batches, logprobs_at
 from rankscope.models.attention.varlen import window_mask
 from rankscope.models.base import RowBatch
@@ -76,29 +77,22 @@ def _gradient_hooks(
     num_rows = len(batch.lengths)
     lengths = torch.tensor(batch.lengths)
     row_of_token = torch.repeat_interleave(torch.arange(num_rows), lengths).to(model.base.device)
-    with ExitStack() as hooks:
-        for layer in model.layout:
 
-            def hook(
-                module: nn.Module,
-                args: tuple[Tensor],
-                index: int = layer.index,
-                shape: tuple[int, int] = (layer.num_heads, layer.head_dim),
-            ) -> tuple[Tensor]:
-                z = args[0]
-                if index == 0:  # the backward pass needs nothing before it
-                    z = z.detach().requires_grad_()
-                    first_z.append(z)
+    def watch(layer: AttentionLayer, z: Tensor) -> Tensor:
+        if layer.index == 0:  # the backward pass needs nothing before it
+            z = z.detach().requires_grad_()
+            first_z.append(z)
 
-                def collect(grad: Tensor) -> None:
-                    product = (z.detach().float() * grad.float()).view(-1, *shape).sum(2)
-                    sums = product.new_zeros(num_rows, shape[0])
-                    products[index] = sums.index_add_(0, row_of_token, product).cpu()
+        def collect(grad: Tensor) -> None:
+            product = z.detach().float() * grad.float()
+            product = product.view(-1, layer.num_heads, layer.head_dim).sum(2)
+            sums = product.new_zeros(num_rows, layer.num_heads)
+            products[layer.index] = sums.index_add_(0, row_of_token, product).cpu()
 
-                z.register_hook(collect)
-                return (z,)
+        z.register_hook(collect)
+        return z
 
-            hooks.callback(model.o_proj(layer).register_forward_pre_hook(hook).remove)
+    with model.changed_inputs({layer.index: partial(watch, layer) for layer in model.layout}):
         yield first_z, products
 
 
