@@ -163,20 +163,21 @@ def test_long_prompts_are_refused_or_cut_at_their_beginning() -> None:
     spec = loaded((item,), "option_text").spec
     scorer, coder = get_scorer("option_text"), encoder()
     coder.bos_ids = [1]
-    split = EncodedSplit(scorer, coder, spec, SETTINGS, (item,), [[question]])
+    split = EncodedSplit(scorer, coder, spec, SETTINGS, (item,), [[question]], 12)
     with pytest.raises(
         UserError, match="1 of 1 items that do not fit the model's context of 12 tokens"
     ):
-        fit_to_context(split, 12, "task")
+        fit_to_context(split, "task")
     settings = SETTINGS.model_copy(update={"too_long": "truncate_left"})
     split = dataclasses.replace(split, settings=settings)
-    cut = fit_to_context(split, 12, "task")
+    cut = fit_to_context(split, "task")
     # Ten tokens of prompt are left for the longest option's two: the begin token and the last 9.
     assert cut.encoded == [[Question([1, *range(21, 30)], [[5, 6], [7]])]]
     assert cut.truncated == 1
-    assert fit_to_context(split, 23, "task") is split
+    wide = dataclasses.replace(split, max_tokens=23)
+    assert fit_to_context(wide, "task") is wide
     with pytest.raises(UserError, match="an answer that fills"):
-        fit_to_context(split, 2, "task")
+        fit_to_context(dataclasses.replace(split, max_tokens=2), "task")
 
 
 def mixture(contaminated: frozenset[str] = frozenset()) -> LoadedTask:

@@ -24,6 +24,7 @@ class EncodedSplit:
     settings: EvaluateConfig
     items: tuple[Item, ...]
     encoded: Sequence[Any]  # One per item
+    max_tokens: int = 0  # The model's context; 0 is no limit
     cut_at_start: frozenset[int] = frozenset()  # Items cut to fit the context
 
     @property
@@ -37,19 +38,14 @@ class EncodedSplit:
     def truncated(self) -> int:
         return len(self.cut_at_start | self.cut_at_end)
 
-
-@dataclass(frozen=True, slots=True)
-class ContextWindow:
-    length: int
-    bos_ids: Sequence[int]  # Tokens that begin every prompt; a cut keeps them
-    max_new_tokens: int
-
-    def begins_with_bos(self, ids: Sequence[int]) -> bool:
-        return list(ids[: len(self.bos_ids)]) == list(self.bos_ids)
+    def bos_of(self, ids: Sequence[int]) -> list[int]:
+        """The begin token if a prompt begins with it."""
+        bos = self.encoder.bos_ids
+        return bos if list(ids[: len(bos)]) == bos else []
 
     def last_tokens(self, ids: Sequence[int], room: int, where: str) -> list[int]:
-        """``bos_ids`` if the prompt begins with them, then its last tokens, ``room`` in all."""
-        bos = list(self.bos_ids) if self.begins_with_bos(ids) else []
+        """The begin token if a prompt begins with it, then its last tokens, ``room`` in all."""
+        bos = self.bos_of(ids)
         num_kept = room - len(bos)
         if num_kept < 1:
             raise UserError(
@@ -67,20 +63,19 @@ def context_length(config: PretrainedConfig) -> int | None:
     return int(length) if length else None
 
 
-def fit_to_context(split: EncodedSplit, max_tokens: int, where: str) -> EncodedSplit:
+def fit_to_context(split: EncodedSplit, where: str) -> EncodedSplit:
     """The split with every item inside the context, cut at its beginning only if asked to: that
     scores another question. ``where``: task and split, for messages."""
-    window = ContextWindow(max_tokens, split.encoder.bos_ids, split.settings.max_new_tokens)
     lengths = [split.scorer.num_tokens(item) for item in split.encoded]
-    too_long_items = [index for index, length in enumerate(lengths) if length > window.length]
-    if not too_long_items:
+    too_long_items = [i for i, length in enumerate(lengths) if length > split.max_tokens]
+    if not split.max_tokens or not too_long_items:
         return split
     if split.settings.too_long == "refuse":
         longest = max(too_long_items, key=lengths.__getitem__)
         raise UserError(
             where,
             f"{len(too_long_items)} of {len(split.items)} items that do not fit the model's "
-            f"context of {window.length} tokens; the longest, {split.items[longest].location}, "
+            f"context of {split.max_tokens} tokens; the longest, {split.items[longest].location}, "
             f"needs {lengths[longest]}",
             "items that fit",
             "remove these rows, use a model with a longer context, or cut prompts at their "
@@ -89,5 +84,5 @@ def fit_to_context(split: EncodedSplit, max_tokens: int, where: str) -> EncodedS
     encoded = list(split.encoded)
     for index in too_long_items:
         place = f"{where}: {split.items[index].location}"
-        encoded[index] = split.scorer.truncate_left(encoded[index], window, place)
+        encoded[index] = split.scorer.truncate_left(encoded[index], split, place)
     return replace(split, encoded=encoded, cut_at_start=frozenset(too_long_items))

@@ -93,10 +93,8 @@ def encode_split(
         raise UserError(f"task {spec.name!r}", f"no {split} items to score", "one or more")
     scorer = scorer or get_scorer(spec.scorer)
     ids = scorer.encode(encoder, items, spec, max_tokens)
-    encoded = EncodedSplit(scorer, encoder, spec, settings, items, ids)
-    if max_tokens is None:
-        return encoded
-    return fit_to_context(encoded, max_tokens, f"task {spec.name!r}, {split}")
+    encoded = EncodedSplit(scorer, encoder, spec, settings, items, ids, max_tokens or 0)
+    return fit_to_context(encoded, f"task {spec.name!r}, {split}")
 
 
 def truncation_notes(

@@ -14,7 +14,7 @@ from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer
 
 if TYPE_CHECKING:
     from rankscope.data.registry import TaskSpec
-    from rankscope.evaluate.context_window import ContextWindow, EncodedSplit
+    from rankscope.evaluate.context_window import EncodedSplit
     from rankscope.evaluate.likelihood import Question
     from rankscope.evaluate.token_trees import Floats
     from rankscope.models.base import Base
@@ -73,17 +73,15 @@ class ChoiceScorer(Scorer["list[Question]"]):
         return max(question.num_tokens for question in encoded)
 
     def truncate_left(
-        self, encoded: "list[Question]", window: "ContextWindow", where: str
+        self, encoded: "list[Question]", split: "EncodedSplit", where: str
     ) -> "list[Question]":
         from rankscope.evaluate.likelihood import Question
 
         cut = []
         for question in encoded:
-            room = window.length - (question.num_tokens - len(question.prompt))
-            is_long = question.num_tokens > window.length
-            prompt = (
-                window.last_tokens(question.prompt, room, where) if is_long else question.prompt
-            )
+            room = split.max_tokens - (question.num_tokens - len(question.prompt))
+            is_long = question.num_tokens > split.max_tokens
+            prompt = split.last_tokens(question.prompt, room, where) if is_long else question.prompt
             cut.append(Question(prompt, question.continuations))
         return cut
 

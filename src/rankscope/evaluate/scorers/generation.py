@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from regex import Pattern
 
     from rankscope.data.registry import TaskSpec
-    from rankscope.evaluate.context_window import ContextWindow, EncodedSplit
+    from rankscope.evaluate.context_window import EncodedSplit
     from rankscope.evaluate.continuous_batching import Generation, GenerationLimits
     from rankscope.models.base import Base
 
@@ -77,9 +77,9 @@ class GenerationScorer(Scorer[list[int]]):
     def num_tokens(self, encoded: list[int]) -> int:
         return len(encoded) + 1
 
-    def truncate_left(self, encoded: list[int], window: "ContextWindow", where: str) -> list[int]:
-        room = max(window.length // 2, window.length - window.max_new_tokens)
-        return window.last_tokens(encoded, room, where)
+    def truncate_left(self, encoded: list[int], split: "EncodedSplit", where: str) -> list[int]:
+        room = max(split.max_tokens // 2, split.max_tokens - split.settings.max_new_tokens)
+        return split.last_tokens(encoded, room, where)
 
     def run(
         self, base: "Base", split: "EncodedSplit", adapter_names: Sequence[str | None]

@@ -17,7 +17,7 @@ from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer
 
 if TYPE_CHECKING:
     from rankscope.data.registry import TaskSpec
-    from rankscope.evaluate.context_window import ContextWindow, EncodedSplit
+    from rankscope.evaluate.context_window import EncodedSplit
     from rankscope.models.base import Base
 
 
@@ -67,12 +67,12 @@ class LossScorer(Scorer[list[EncodedRow]]):
         return max(len(row.input_ids) for row in encoded)
 
     def truncate_left(
-        self, encoded: list[EncodedRow], window: "ContextWindow", where: str
+        self, encoded: list[EncodedRow], split: "EncodedSplit", where: str
     ) -> list[EncodedRow]:
         """The last tokens with their labels; the first token of all is no label."""
         (row,) = encoded
-        ids = window.last_tokens(row.input_ids, window.length, where)
-        num_bos = len(window.bos_ids) if window.begins_with_bos(ids) else 0
+        ids = split.last_tokens(row.input_ids, split.max_tokens, where)
+        num_bos = len(split.bos_of(ids))
         labels = [False] * num_bos + list(row.is_label[num_bos - len(ids) :])
         labels[0] = False
         return [EncodedRow(tuple(ids), tuple(labels), row.truncated)]

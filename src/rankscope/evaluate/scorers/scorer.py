@@ -13,7 +13,7 @@ from rankscope.evaluate.metrics import ModelScores
 
 if TYPE_CHECKING:
     from rankscope.data.registry import TaskSpec
-    from rankscope.evaluate.context_window import ContextWindow, EncodedSplit
+    from rankscope.evaluate.context_window import EncodedSplit
     from rankscope.models.base import Base
 
 ScoreUnit = Literal["accuracy", "log_probability"]
@@ -122,7 +122,7 @@ class Scorer(ABC, Generic[Encoded]):
         """Tokens of context that an item needs; 0 if items fit by construction."""
         return 0
 
-    def truncate_left(self, encoded: Encoded, window: "ContextWindow", where: str) -> Encoded:
+    def truncate_left(self, encoded: Encoded, split: "EncodedSplit", where: str) -> Encoded:
         """An item cut at its beginning to fit the context; ``where`` names it in errors."""
         raise NotImplementedError
 
