@@ -25,15 +25,7 @@ from packed_runs import packed, parts
 from race import Rows, Setting, Times, announce, parity_of, tolerance
 from rankscope.data.encode import EncodedRow
 from rankscope.models.model_folder import pocket_folder
-from single_runs import (
-    Loop,
-    attention_of,
-    concatenated,
-    load,
-    padded_at_labels,
-    plain,
-    train_alone,
-)
+from single_runs import Loop, attention_of, concatenated, load, padded_at_labels, plain, train_alone
 from useful_work import useful_flops
 
 REPOSITORY = Path(__file__).parents[1]

@@ -11,12 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from rankscope.errors import UserError
-from rankscope.hashing import (
-    sha256_json,
-    sha256_tensors,
-    tokenizer_sha256,
-    weights_sha256,
-)
+from rankscope.hashing import sha256_json, sha256_tensors, tokenizer_sha256, weights_sha256
 
 
 def test_json_digest_ignores_order_and_nothing_else() -> None:

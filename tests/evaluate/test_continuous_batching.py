@@ -3,12 +3,7 @@
 import pytest
 import torch
 from architectures import WINDOW, WINDOWED, stock
-from evaluation_worlds import (
-    adapter,
-    base,
-    merged,
-    tokenizer,
-)
+from evaluation_worlds import adapter, base, merged, tokenizer
 from tiny_models import base_of
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 

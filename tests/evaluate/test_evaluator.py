@@ -15,6 +15,7 @@ from evaluation_worlds import (
     lettered,
     loaded,
     number_items,
+    scored,
     text_items,
 )
 
@@ -105,7 +106,7 @@ def test_an_unknown_adapter_name_is_an_error_instead_of_the_base() -> None:
 
 def test_no_items_are_refused() -> None:
     with pytest.raises(UserError, match="no test items"):
-        evaluate_task(base(), encoder(), loaded((), "loss"), "test", {None: BASE}, SETTINGS)
+        scored(loaded((), "loss"))
 
 
 @pytest.mark.parametrize("scorer", ["option_text", "loss"])
@@ -127,7 +128,7 @@ def test_scores_without_contaminated_rows() -> None:
     task = dataclasses.replace(
         loaded(items, "option_text"), contaminated_ids=frozenset({items[0].item_id, "gone"})
     )
-    record, found = evaluate_task(base(), encoder(), task, "test", {None: BASE}, SETTINGS)[None]
+    record, found = scored(task)
     kept = [item.score for item in found[1:]]
     assert record.without_contamination is not None
     assert (record.without_contamination.contaminated, record.without_contamination.n) == (1, 5)
@@ -145,8 +146,7 @@ def test_rows_scored_up_to_max_length_are_counted_and_noted() -> None:
     items = text_items()
     task = loaded((dataclasses.replace(items[0], completion="the " * 300), *items[1:]), "loss")
     short, cut = encoder(64), SETTINGS.model_copy(update={"too_long": "truncate_left"})
-    record, _ = evaluate_task(base(), short, task, "test", {None: BASE}, SETTINGS)[None]
-    assert record.truncated == 1
+    assert scored(task, coder=short)[0].truncated == 1
     note = "1 of 4 test items are longer than max_length = 64 tokens and scored up to there"
     whole = encode_split(short, task, "test", 256, SETTINGS)
     assert note in truncation_notes(whole, task, "test", 256, short)[0]
@@ -188,8 +188,7 @@ def mixture(contaminated: frozenset[str] = frozenset()) -> LoadedTask:
 
 def test_a_record_counts_what_is_contaminated_and_what_was_cut() -> None:
     contaminated = frozenset({"toy/test/1", "0/toy/test/2"})
-    found = evaluate_task(base(), encoder(), mixture(contaminated), "test", {None: BASE}, SETTINGS)
-    record, results = found[None]
+    record, results = scored(mixture(contaminated))
     clean = [result.score for result in results if result.item_id not in contaminated]
     assert record.n == len(results) == 10
     assert record.without_contamination is not None
@@ -203,9 +202,7 @@ def test_a_record_counts_what_is_contaminated_and_what_was_cut() -> None:
         )
         for part in task.parts
     ]
-    settings = SETTINGS.model_copy(update={"too_long": "truncate_left"})
-    task = dataclasses.replace(task, parts=tuple(parts))
-    record, _ = evaluate_task(base(), encoder(), task, "test", {None: BASE}, settings)[None]
+    record, _ = scored(dataclasses.replace(task, parts=tuple(parts)), too_long="truncate_left")
     assert (record.truncated, record.without_contamination) == (2, None)
 
 

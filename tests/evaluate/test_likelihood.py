@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import WINDOWED, stock
-from evaluation_worlds import (
-    adapter,
-    base,
-    merged,
-    one_at_a_time,
-    plain_model,
-)
+from evaluation_worlds import adapter, base, merged, one_at_a_time, plain_model
 from tiny_models import base_of
 from torch import nn
 

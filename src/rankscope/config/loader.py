@@ -24,14 +24,7 @@ from rankscope.config.section import (
 )
 from rankscope.config.study import StudyConfig
 from rankscope.config.task import TaskConfig, is_task_file
-from rankscope.config.yaml_lines import (
-    OVERRIDE,
-    Document,
-    Mark,
-    apply_override,
-    compose,
-    dump,
-)
+from rankscope.config.yaml_lines import OVERRIDE, Document, Mark, apply_override, compose, dump
 from rankscope.errors import UserError, did_you_mean
 
 MAX_BYTES = 2**19

@@ -10,14 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from rankscope.config.section import (
-    ConfigSection,
-    Location,
-    Unfit,
-    dotted,
-    section_at,
-    short_repr,
-)
+from rankscope.config.section import ConfigSection, Location, Unfit, dotted, section_at, short_repr
 from rankscope.errors import UserError, reason_of
 
 MAX_BRACKETS = 100

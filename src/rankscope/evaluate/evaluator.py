@@ -16,11 +16,7 @@ from rankscope.data.items import Item
 from rankscope.data.registry import TaskSpec
 from rankscope.data.tasks import LoadedTask, items_sha256
 from rankscope.errors import NotFiniteError, UserError
-from rankscope.evaluate.context_window import (
-    EncodedSplit,
-    context_length,
-    fit_to_context,
-)
+from rankscope.evaluate.context_window import EncodedSplit, context_length, fit_to_context
 from rankscope.evaluate.metrics import ModelScores, exact_mean, is_mean, standard_error
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer

@@ -9,12 +9,7 @@ import pytest
 import torch
 from evaluation_worlds import adapter, base, choice_items, encoder, joined_of, lettered, loaded
 
-from rankscope.analyses.heads.ablation import (
-    ablate,
-    single_heads,
-    whole_layers,
-    zeroed,
-)
+from rankscope.analyses.heads.ablation import ablate, single_heads, whole_layers, zeroed
 from rankscope.analyses.heads.layout import HeadLayout, HeadModel
 from rankscope.analyses.heads.tasks import LOGPROB_PER_TOKEN, head_task, token_trees
 from rankscope.config.study import EvaluateConfig

@@ -27,12 +27,7 @@ from rankscope.analyses.heads.measures import (
     raw_importance,
     unit_length,
 )
-from rankscope.analyses.heads.record import (
-    HeadAblation,
-    HeadChange,
-    HeadRole,
-    LayerHeads,
-)
+from rankscope.analyses.heads.record import HeadAblation, HeadChange, HeadRole, LayerHeads
 from rankscope.analyses.heads.tasks import HeadTask
 from rankscope.evaluate.token_trees import Floats
 from rankscope.models.base import Base

@@ -19,11 +19,7 @@ from rankscope.analyses.spectra.leading_vectors import (
     dense_leading_vectors,
     low_rank_leading_vectors,
 )
-from rankscope.analyses.spectra.record import (
-    STORED_SINGULAR_VALUES,
-    MatrixSpectrum,
-    SpectraRecord,
-)
+from rankscope.analyses.spectra.record import STORED_SINGULAR_VALUES, MatrixSpectrum, SpectraRecord
 from rankscope.errors import UserError
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader

@@ -16,10 +16,7 @@ from rankscope.analyses.spectra.spectra import (
     full_spectrum,
     spectra_record,
 )
-from rankscope.models.adapters.folder import (
-    check_complete,
-    load_adapter,
-)
+from rankscope.models.adapters.folder import check_complete, load_adapter
 from rankscope.models.adapters.settings import CONFIG, READABLE_INITS
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter
@@ -27,12 +24,7 @@ from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.methods import get_lora_method, get_method
 from rankscope.models.methods.full import FullMethod
 from rankscope.models.model_folder import check_tuned_folder
-from rankscope.models.svd_cache import (
-    SvdCache,
-    decomposition_device,
-    svd,
-    svd_cache_folder,
-)
+from rankscope.models.svd_cache import SvdCache, decomposition_device, svd, svd_cache_folder
 from rankscope.progress import ProgressReporter
 from rankscope.records import TrialSpec
 

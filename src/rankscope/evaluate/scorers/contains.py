@@ -5,11 +5,7 @@ import re
 from regex import Pattern
 
 from rankscope.data.items import Item
-from rankscope.evaluate.scorers.generation import (
-    GenerationScorer,
-    Judgment,
-    normalized_answer,
-)
+from rankscope.evaluate.scorers.generation import GenerationScorer, Judgment, normalized_answer
 
 
 class ContainsScorer(GenerationScorer):
