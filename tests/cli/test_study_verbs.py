@@ -236,23 +236,6 @@ def test_tables_are_written_beside_the_study(walk: Walk, tmp_path: Path) -> None
     assert "failed" not in names
 
 
-def test_export_leaves_the_folder_one_stands_in(
-    walk: Walk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It comes to be by renaming: the shell would stand in a folder that is no more."""
-    here = tmp_path / "here"
-    here.mkdir()
-    study = walk.out.resolve()
-    monkeypatch.chdir(here)
-    outcome = command("export", study, trial_ids(study)[4], "--out", ".")
-    assert outcome.code == 2, outcome
-    assert "the folder this command runs in" in outcome.told
-    outcome = command("export", study, trial_ids(study)[4], "--out", "../mine/../there")
-    assert outcome.code == 0, outcome
-    assert "adapter_model.safetensors" in files_below(tmp_path / "there")
-    assert {path.name for path in tmp_path.iterdir()} == {"here", "there"}
-
-
 def test_export_refuses(walk: Walk, tmp_path: Path) -> None:
     ids = trial_ids(walk.out)
     (tmp_path / "full").mkdir()

@@ -187,6 +187,7 @@ FAULTS: list[tuple[str | bytes, str, str, str, str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.pitfall(1)
 @pytest.mark.parametrize(("text", "place", "found", "expected", "do"), FAULTS)
 def test_a_fault_is_named_with_its_place_and_the_way_out(
     write: Write, text: str | bytes, place: str, found: str, expected: str, do: str
@@ -256,6 +257,45 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     assert faults(tmp_path / "none.yaml")[0].do.startswith("write one with 'rankscope init")
     assert faults(tmp_path)[0].found == "a folder"
     assert faults(Path("a\0b"))[0].found.startswith("a file that cannot be read")
+
+
+@pytest.mark.pitfall(4)
+@pytest.mark.parametrize(
+    "value",
+    [
+        "!!python/object/apply:os.system ['touch hit']",
+        "!!python/object/new:subprocess.Popen [['touch', 'hit']]",
+        "!!python/name:os.system",
+        "!function hit.run",
+        "!!binary aGl0",
+        "!!set {a, b}",
+    ],
+)
+def test_tags_are_refused_and_nothing_runs(write: Write, value: str) -> None:
+    (fault,) = faults(write(replaced("[0, 1]", value)))
+    assert fault.where == "study.yaml:13: seeds"
+    assert fault.found.startswith("the tag '!")
+    assert faults(write(GOOD), f"seeds={value}")[0].where.startswith("--set seeds=!")
+    assert not Path("hit").exists()
+
+
+@pytest.mark.parametrize("old", ["demo", "mine", "arc_easy"])
+def test_names_that_leave_the_study_or_confuse_a_terminal(write: Write, old: str) -> None:
+    names = [
+        "../../x",
+        "/etc/x",
+        '"a\\0b"',
+        "a" * 65,
+        '"a\\eb"',
+        '"a\\u202Eb"',
+        '"a\\nb"',
+        ".hidden",
+    ]
+    for name in [*names, '""', "a b", "'a\\b'", '"a\\n"', ".."]:
+        (fault,) = faults(write(replaced(old, name)))
+        assert fault.expected.startswith("1 to 64 letters")
+        assert [path.name for path in Path().iterdir()] == ["study.yaml"]
+    load_study_file(write(replaced(old, "a" * 64)))
 
 
 # --- YAML's traps and strict values -------------------------------------------------------------

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import rankscope
+from finished_studies import own
 from launcher import Launcher
 from pocket_study import Undisturbed, changed, results, study_file
 
 from faults import edit, write_study
 from rankscope.models.model_folder import pocket_folder
+
+__all__ = ["own"]
 
 
 @pytest.fixture
@@ -31,21 +33,10 @@ def model(place: Path) -> Path:
     return place / "model"
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a finished study of ranks 2 and 4; ``study.yaml`` and its rows are beside it."""
-    folder = tmp_path_factory.mktemp("finished")
-    file = write_study(folder)
-    edit(folder, "rank: [2]", "rank: [2, 4]")
-    ran = rankscope("run", file, "--out", folder / "out")
-    assert ran.code == 0, ran.err
-    return folder / "out"
-
-
 @pytest.fixture
-def copied(finished: Path, tmp_path: Path) -> Path:
+def copied(own: Path, tmp_path: Path) -> Path:
     """A copy of the finished study's folder; ``study.yaml`` and its rows are beside it, too."""
-    shutil.copytree(finished.parent, tmp_path / "copied")
+    shutil.copytree(own.parent, tmp_path / "copied")
     return tmp_path / "copied" / "out"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from command_line import rankscope
+from pocket_study import loaded
 
 from faults import edit, flip_bit, refused, run_again
 from rankscope.store import Ledger, find_problems
@@ -252,8 +253,7 @@ def test_results_of_other_versions_are_mixed_only_on_request(copied: Path) -> No
     )
     mixed = run_again(copied, "--allow-mixed")
     assert mixed.code == 0, mixed
-    with Ledger.open(copied, write=False) as ledger:
-        study = ledger.load()
+    study = loaded(copied)
     assert [trial.status for trial in study.trials] == ["done"] * 3
     (note,) = [note for note in study.notes if "more than one version" in note]
     assert "torch" in note

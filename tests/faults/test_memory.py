@@ -3,8 +3,6 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from command_line import rankscope, settings
@@ -14,9 +12,6 @@ from pocket_study import SETTINGS, small_study
 from fault_memory import LEAKY, address_space_of, fresh, leaky_study
 from fault_points import tiny_study
 from faults import message_of, refused
-from rankscope.models.sharding import Shards
-from rankscope.run.groups import halves_of
-from rankscope.run.oom import Backoff, with_oom_backoff
 from rankscope.run.prepare import prepare
 from rankscope.store import Ledger
 
@@ -102,10 +97,10 @@ def test_a_first_product_without_memory_does_not_end_the_process(copied: Path) -
     assert "OpenBLAS" not in outcome.err
 
 
-def test_a_command_that_has_no_room_does_not_begin(launcher: Launcher, finished: Path) -> None:
+def test_a_command_that_has_no_room_does_not_begin(launcher: Launcher, own: Path) -> None:
     """Threads of native libraries would abort the process."""
     limits = {"RLIMIT_AS": address_space_of(launcher.process) + 50 * 10**6}
-    ran = launcher.run("check", finished.parent / "study.yaml", "--json", limits=limits)
+    ran = launcher.run("check", own.parent / "study.yaml", "--json", limits=limits)
     found = "of address space left"
     refused(ran, 3, where="out of memory", found=found, expected="at least 300.0 MB")
 
@@ -133,33 +128,3 @@ def test_workers_share_the_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert quarter == pytest.approx(room / 4)
     limited = small_study(tmp_path, memory_limit="1GB").config  # of one group, as documented
     assert prepare(limited, num_processes=4).grouping.room_bytes == 10**9
-
-
-def test_a_trial_is_given_up_before_the_rest_of_its_group_is_tried() -> None:
-    """A run that is killed while the second half trains has not lost what it knows of the first."""
-    given_up: list[Any] = []
-
-    def work(group: Any) -> None:
-        if group == (small,):
-            raise KeyboardInterrupt
-        raise MemoryError
-
-    context: Any = SimpleNamespace(
-        reporter=SimpleNamespace(finish=print, note=print),
-        svd_cache=SimpleNamespace(clear=list),
-        base=SimpleNamespace(
-            device=SimpleNamespace(type="cpu"),
-            multi_lora=SimpleNamespace(clear=list),
-            shards=Shards(),
-        ),
-        study=SimpleNamespace(grouping=SimpleNamespace(room_bytes=2**40)),
-        groups_worked_on=1,
-        killed_for_memory=False,
-        memory_before_groups=0,
-    )
-    large, small = (SimpleNamespace(run=name) for name in ("large", "small"))
-    group: Any = (large, small)
-    backoff = Backoff("train", lambda *why: given_up.append(why), halves_of)
-    with pytest.raises(KeyboardInterrupt):
-        with_oom_backoff(context, group, work, backoff)
-    assert given_up == [(large, "out of memory: no details")]

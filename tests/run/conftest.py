@@ -1,16 +1,5 @@
-"""Studies that several tests of the conductor look at."""
+"""Finished studies that the tests of this room read."""
 
-from pathlib import Path
+from finished_studies import given_models, mitigated, small, two_groups
 
-import pytest
-from pocket_study import small_study
-
-from rankscope.run.outputs import write_outputs
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small study, run and reported; tests copy it before they change it."""
-    folder = tmp_path_factory.mktemp("finished")
-    write_outputs(folder / "out", small_study(folder).run(folder / "out"))
-    return folder / "out"
+__all__ = ["given_models", "mitigated", "small", "two_groups"]

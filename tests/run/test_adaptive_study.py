@@ -24,9 +24,8 @@ from rankscope.records import BASE, OVER_BUDGET, StudyRecords, TrialRecords
 from rankscope.run.adaptive import expected_shares
 from rankscope.run.outputs import write_outputs
 from rankscope.run.prepared import first_trials
-from rankscope.run.trials import ID_LENGTH
 from rankscope.run.worker import work
-from rankscope.store import Ledger, find_problems
+from rankscope.store import find_problems
 
 GRID: dict[str, Any] = {
     "arms": [
@@ -145,19 +144,6 @@ def test_a_study_that_only_stopped_trials_ends_well(adaptive: Path, tmp_path: Pa
     assert "next: rankscope report" in status.told
 
 
-def test_a_skipped_trial_keeps_no_reason_of_an_earlier_run(adaptive: Path, tmp_path: Path) -> None:
-    """One whose arm is not among the best, as if the answer had asked for it before."""
-    shutil.copytree(adaptive, tmp_path / "out")
-    with Ledger.open(tmp_path / "out", write=True) as ledger:
-        skipped = of_status(ledger.load(), "skipped")
-        others = [t.spec.trial_id for t in skipped if t.failure != OVER_BUDGET]
-        assert others
-        ledger.retry_trials(others)
-        ledger.skip_trials(others, OVER_BUDGET)
-    small_study(tmp_path, **ADAPTIVE).run(tmp_path / "out")
-    assert results(tmp_path / "out") == results(adaptive)
-
-
 def test_trials_train_as_in_the_grid(adaptive: Path, grid: StudyRecords) -> None:
     """A stopped one as far as it went, the others to their last score."""
     study, _ = write_outputs(adaptive)
@@ -249,19 +235,6 @@ def test_a_kill_while_further_seeds_train_keeps_their_checkpoints(tmp_path: Path
     assert resumed.steps == [7, 8]
 
 
-def test_other_rungs_in_a_folder_judge_at_their_own_steps(adaptive: Path, tmp_path: Path) -> None:
-    """A run that was killed at an earlier rung had stored how one group fared there."""
-    with pytest.raises(Interrupted, match="after step 1 of 2"):
-        small_study(tmp_path, **ADAPTIVE | {"rungs": [0.25]}).run(
-            tmp_path / "out", Steps("group 2", stop_at=1)
-        )
-    small_study(tmp_path, **ADAPTIVE).run(tmp_path / "out")
-    found, expected = results(tmp_path / "out"), results(adaptive)
-    assert found.pop("curves") != expected.pop("curves")  # the point at the earlier rung stays
-    assert found == expected
-    assert leftovers(tmp_path / "out") == []
-
-
 def test_survivors_of_a_group_that_was_split_go_on_from_the_rung(tmp_path: Path) -> None:
     """One rate of four is left, so neither half goes on as it is."""
     arms = [{"method": "lora", "rank": 2, "lr": [5e-2, 0.1, 0.2, 2e-3]}]
@@ -271,43 +244,6 @@ def test_survivors_of_a_group_that_was_split_go_on_from_the_rung(tmp_path: Path)
     )
     assert not reporter.splits
     assert reporter.steps == [5, 6, 7, 8]
-
-
-def test_what_a_crash_left_is_removed_if_no_trial_reaches_the_end(tmp_path: Path) -> None:
-    arms = [{"method": "lora", "rank": 2, "lr": 1e6}]
-    study = small_study(tmp_path, **ADAPTIVE | {"arms": arms, "seeds": [0]})
-    study.run(tmp_path / "out")
-    (tmp_path / "out" / "checkpoints" / ("0" * ID_LENGTH)).mkdir(parents=True)
-    assert [trial.status for trial in study.run(tmp_path / "out").trials] == ["diverged"]
-    assert leftovers(tmp_path / "out") == []
-
-
-@pytest.mark.parametrize(
-    ("changes", "parts"),
-    [
-        ({"strategy": "grid"}, ["'budget' with 'strategy: grid'", "an adaptive study"]),
-        ({"budget": "much"}, ["budget: found 'much'", "'24 trials', '5e6 tokens' or '12 hours'"]),
-        ({"budget": "0 trials"}, ["budget.trials", "greater than or equal to 1"]),
-        ({"budget": "10 tokens"}, ["budget: found less than one trial"]),
-        ({"rungs": [0.5, 0.25]}, ["found rungs [0.5, 0.25]", "each larger than the one before"]),
-        ({"rungs": [1.0]}, ["rungs", "less than 1"]),
-        ({"rungs": [0.2, 0.25]}, ["rungs: found 2, 2 as the steps", "trains for 8"]),
-        ({"rungs": [0.01]}, ["rungs: found 0 as the steps"]),
-        (
-            changed("train", max_steps=8, evaluate_items=4),
-            ["found 4 validation items of task 'pocket_med'", "raise 'train.evaluate_items'"],
-        ),
-        (changed("evaluate", max_items=4), ["found 4 validation items of task 'pocket_med'"]),
-    ],
-    ids=str,
-)
-def test_what_cannot_run_is_refused(
-    tmp_path: Path, changes: dict[str, Any], parts: list[str]
-) -> None:
-    outcome = rankscope("check", study_file(tmp_path, **{**ADAPTIVE, **changes}))
-    assert outcome.code == 2, outcome
-    for part in parts:
-        assert part in outcome.told, outcome.told
 
 
 def test_a_budget_begins_whole_trials_in_the_order_of_the_file(tmp_path: Path) -> None:

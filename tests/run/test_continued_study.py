@@ -10,7 +10,7 @@ import torch
 import yaml
 from command_line import Outcome, files_below, rankscope, settings
 from folder_contents import folder_contents
-from pocket_study import study_file
+from pocket_study import loaded, study_file
 from safetensors.torch import save_file
 
 from rankscope.config.loader import load_study_file
@@ -80,55 +80,11 @@ def test_a_folder_that_is_not_there(place: Path, verb: str) -> None:
     assert files_below(place) == before
 
 
-@pytest.mark.parametrize(
-    ("adapter", "parts"),
-    [
-        ({"module": "model.layers.99.self_attn.q_proj"}, ["layers.99", "this model does not have"]),
-        ({"module": "transformer.h.0.attn"}, ["'transformer.h.0.attn'", "q_proj"]),
-        ({"width": 64}, ["(out, in) = (64, 64)", "(128, 128)"]),
-    ],
-    ids=str,
-)
-def test_an_adapter_of_another_architecture(
-    place: Path, adapter: dict[str, Any], parts: list[str]
-) -> None:
-    shutil.rmtree(place / "stored")
-    write_adapter(place / "stored", **adapter)
-    refused(rankscope("check", place / "small.yaml"), "arms.1.init_from: ", *parts)
-
-
-@pytest.mark.parametrize(
-    ("change", "parts"),
-    [
-        (
-            "arms.1.method=pissa",
-            ["found 'init_from' with method 'pissa'", "lora, dora, lora+, rslora"],
-        ),
-        ("arms.1.method=[lora, eva]", ["with method 'eva'"]),
-        ("arms.1.method=full", ["with method 'full'"]),
-        ("arms.1.method={peft: {peft_type: VERA}}", ["with method 'peft'"]),
-        ("arms.1.method=dora", ["method 'dora' in the arm", "expected 'lora' or 'lora+'"]),
-        ("arms.1.rank=8", ["rank 8 in the arm", "the adapter's 2"]),
-        ("arms.1.alpha=r", ["alpha 2 in the arm", "the adapter's 4"]),
-        (
-            "arms.1.targets=mlp",
-            ["targets [down_proj, gate_proj, up_proj]", f"the adapter's [{MODULE}]"],
-        ),
-        ("arms.1.init_from=7", ["arms.1.init_from", "put it in quotes"]),
-        ("arms.1.init_from=~nobody-of-that-name/x", ["a home folder that does not exist"]),
-    ],
-    ids=str,
-)
-def test_an_arm_that_does_not_fit(place: Path, change: str, parts: list[str]) -> None:
-    refused(rankscope("check", place / "small.yaml", *settings(change)), *parts)
-
-
 def test_what_a_study_trained_goes_on_in_another(place: Path) -> None:
     """From a trial's own folder; in a group with a fresh trial; and only once, wherever it lies."""
     first = study_file(place / "first", arms=[{"method": "dora", "rank": 2, "lr": 2e-3}], **ONE)
     assert rankscope("run", first, "--out", place / "one").code == 0
-    with Ledger.open(place / "one", write=False) as ledger:
-        (before,) = ledger.load().trials
+    (before,) = loaded(place / "one").trials
     assert before.train is not None
     source = place / "one" / "artifacts" / before.spec.trial_id / "adapter"
     content = folder_contents(source)

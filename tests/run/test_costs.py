@@ -8,11 +8,10 @@ import torch
 from pocket_study import changed, small_study
 
 from rankscope.analyses.spectra import SPECTRA
-from rankscope.errors import UserError
 from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.records import TrialSpec
 from rankscope.run.costs import DISK_RATE, START_SECONDS, CostModel
-from rankscope.run.machines import MACHINES, find_machine
+from rankscope.run.machines import MACHINES
 from rankscope.run.plan import Plan, make_plan, makespan
 from rankscope.run.prepared import PreparedStudy
 
@@ -117,15 +116,14 @@ def test_weights_and_checkpoints_are_written_and_read(
     assert make_plan(study, slow).disk_bytes == stored + 2 * 3 * size
 
 
-def test_an_adaptive_study_takes_a_share_of_its_grid(tmp_path: Path) -> None:
-    """Of three rates two end, and one stops at the rung, a quarter of the way."""
-    arms = [{"method": "full", "lr": [1e-3, 2e-3, 4e-3]}]
-    adaptive = {"strategy": "adaptive", "rungs": [0.25], "seeds": [0], "arms": arms}
-    plan = make_plan(small_study(tmp_path, **adaptive).check(), H100)
-    of_groups = sum(group.seconds for group in plan.groups)
-    expected = plan.shared_seconds + 0.75 * of_groups
-    assert plan.expected_seconds == pytest.approx(expected)
-    assert plan.expected_tokens == pytest.approx(0.75 * plan.train_tokens, abs=1)
+def test_a_plan_counts_the_bytes_of_weights_that_are_kept(tmp_path: Path) -> None:
+    without, with_two = (
+        make_plan(
+            small_study(tmp_path, seeds=[0], **changed("train", checkpoint_every=n)).check(), H100
+        )
+        for n in (None, 3)
+    )
+    assert with_two.disk_bytes == 3 * without.disk_bytes
 
 
 def test_units_take_their_starts_and_wait_for_the_longest(inputs: PreparedStudy) -> None:
@@ -213,9 +211,3 @@ def test_each_matrix_is_compared_by_its_own_size(inputs: PreparedStudy) -> None:
 )
 def test_longest_units_first(seconds: list[float], devices: int, end: float) -> None:
     assert makespan(seconds, devices) == end
-
-
-def test_an_unknown_device_names_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"'h10'.*a100.*did you mean 'h100'"):
-        find_machine("h10")
-    assert find_machine("here") is None

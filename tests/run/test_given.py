@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import rankscope
-from given_models import write_given_models
-from pocket_study import SETTINGS, leftovers, small_study
+from pocket_study import SETTINGS, leftovers, loaded, small_study
 from safetensors.torch import load_file, save_file
 
 from rankscope.analyses.spectra.record import SpectraRecord
@@ -20,13 +19,8 @@ from rankscope.records import BASE, StudyRecords
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.outputs import write_outputs
 from rankscope.run.study import Study
-from rankscope.store import Ledger, find_problems
+from rankscope.store import find_problems
 from rankscope.tools.export import ExportRequest, export_trial
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_given_models(tmp_path_factory.mktemp("models"))
 
 
 def given_study(folder: Path, *given: object, **changes: object) -> Study:
@@ -40,9 +34,11 @@ def by_name(study: StudyRecords) -> dict[str, str]:
     return {trial.spec.arm_label: trial.spec.trial_id for trial in study.trials}
 
 
-def test_given_models_are_scored_and_analyzed_as_trained_ones(models: Path, tmp_path: Path) -> None:
+def test_given_models_are_scored_and_analyzed_as_trained_ones(
+    given_models: Path, tmp_path: Path
+) -> None:
     names = ("zero", "lora", "ia3", "full")
-    study = given_study(tmp_path, *(models / name for name in names))
+    study = given_study(tmp_path, *(given_models / name for name in names))
     assert study.plan().train_tokens == 0
     records = study.run(tmp_path / "out")
     ids = by_name(records)
@@ -65,7 +61,7 @@ def test_given_models_are_scored_and_analyzed_as_trained_ones(models: Path, tmp_
     assert norms["zero"] == 0
     assert norms["lora"] == pytest.approx(norms["full"], rel=1e-5)
     # Nothing is done again, wherever the folder is and whatever its name.
-    shutil.copytree(models, tmp_path / "moved" / "here")
+    shutil.copytree(given_models, tmp_path / "moved" / "here")
     moved = [tmp_path / "moved" / "here" / name for name in names]
     again = given_study(tmp_path, *moved).run(tmp_path / "out")
     assert again.evals == records.evals
@@ -75,20 +71,19 @@ def test_given_models_are_scored_and_analyzed_as_trained_ones(models: Path, tmp_
 
 
 def test_given_models_beside_trained_ones_move_nothing_of_these(
-    models: Path, finished: Path, tmp_path: Path
+    given_models: Path, small: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    shutil.copytree(finished, out)
-    with Ledger.open(out, write=False) as ledger:
-        before = ledger.load()
-    study = small_study(tmp_path, given=[str(models / "lora"), str(models / "ia3")])
+    shutil.copytree(small, out)
+    before = loaded(out)
+    study = small_study(tmp_path, given=[str(given_models / "lora"), str(given_models / "ia3")])
     after = study.run(out, executor=LocalExecutor(study.config, 1))
     assert after.trials[: len(before.trials)] == before.trials
     assert {key: after.evals[key] for key in before.evals} == dict(before.evals)
     lora = by_name(after)["lora"]
     assert (lora, "pocket_med", "test") in after.evals
     assert (lora, "pocket_med", "validation") not in after.evals
-    assert write_outputs(out, after)[1].advice == write_outputs(finished, before)[1].advice
+    assert write_outputs(out, after)[1].advice == write_outputs(small, before)[1].advice
     with pytest.raises(UserError, match="found a given model, expected a trial that was trained"):
         export_trial(out, tmp_path / "exported", ExportRequest(label=lora))
     # Asked for again, its scores are computed anew.
@@ -99,16 +94,22 @@ def test_given_models_beside_trained_ones_move_nothing_of_these(
     )
 
 
-def test_an_adaptive_study_expects_nothing_of_given_models(models: Path, tmp_path: Path) -> None:
+def test_an_adaptive_study_expects_nothing_of_given_models(
+    given_models: Path, tmp_path: Path
+) -> None:
     arms = [{"method": "lora", "rank": [2, 4], "lr": [1e-3]}]
     alone = small_study(tmp_path, arms=arms, strategy="adaptive")
-    beside = small_study(tmp_path, arms=arms, strategy="adaptive", given=[str(models / "lora")])
+    beside = small_study(
+        tmp_path, arms=arms, strategy="adaptive", given=[str(given_models / "lora")]
+    )
     assert beside.plan().expected_tokens == alone.plan().expected_tokens
 
 
-def test_variants_are_scored_on_the_split_of_their_models(models: Path, tmp_path: Path) -> None:
+def test_variants_are_scored_on_the_split_of_their_models(
+    given_models: Path, tmp_path: Path
+) -> None:
     evaluate = SETTINGS["evaluate"] | {"scales": [0.5], "split": "validation"}
-    records = given_study(tmp_path, models / "lora", evaluate=evaluate).run(tmp_path / "out")
+    records = given_study(tmp_path, given_models / "lora", evaluate=evaluate).run(tmp_path / "out")
     assert {split for _, _, split in records.evals} == {"validation"}
     assert any("@scale=0.5" in model for model, _, _ in records.evals)
 
@@ -148,13 +149,13 @@ def _other_architecture(folder: Path) -> None:
     ],
 )
 def test_models_that_do_not_fit_are_refused_by_name_before_anything_is_written(
-    models: Path, tmp_path: Path, name: str, spoil: Callable[[Path], None], message: str
+    given_models: Path, tmp_path: Path, name: str, spoil: Callable[[Path], None], message: str
 ) -> None:
     folder = tmp_path / name
-    shutil.copytree(models / name, folder)
+    shutil.copytree(given_models / name, folder)
     spoil(folder)
     with pytest.raises(UserError, match=message) as refused:
-        given_study(tmp_path, models / "zero", folder).run(tmp_path / "out")
+        given_study(tmp_path, given_models / "zero", folder).run(tmp_path / "out")
     assert str(folder) in str(refused.value)
     assert not (tmp_path / "out").exists()
 
@@ -168,19 +169,21 @@ def test_models_that_do_not_fit_are_refused_by_name_before_anything_is_written(
     ],
 )
 def test_two_models_of_the_same_weights_are_refused(
-    models: Path, tmp_path: Path, words: tuple[str, ...]
+    given_models: Path, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
-    other = shutil.copytree(models / "lora", tmp_path / "other")
-    folders = {"ONE": models / "lora", "OTHER": other}
+    other = shutil.copytree(given_models / "lora", tmp_path / "other")
+    folders = {"ONE": given_models / "lora", "OTHER": other}
     refused = rankscope(*(folders.get(word, word) for word in words), "--out", tmp_path / "out")
     assert refused.code == 2
-    assert f"model {other}: found the same weights as {models / 'lora'}" in refused.told
+    assert f"model {other}: found the same weights as {given_models / 'lora'}" in refused.told
     assert not (tmp_path / "out").exists()
 
 
-def test_names_are_those_of_folders_as_far_as_they_must_be(models: Path, tmp_path: Path) -> None:
+def test_names_are_those_of_folders_as_far_as_they_must_be(
+    given_models: Path, tmp_path: Path
+) -> None:
     for place in ("a", "b"):
-        shutil.copytree(models / "lora", tmp_path / place / "final")
+        shutil.copytree(given_models / "lora", tmp_path / place / "final")
     _other_base(tmp_path / "b" / "final")
     given = [{"path": str(tmp_path / "a/final")}, {"path": "b/final", "force": True}]
     study = small_study(tmp_path, tasks=None, arms=None, given=given)

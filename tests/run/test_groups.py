@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from rankscope.errors import Interrupted
 from rankscope.progress import NullReporter
 from rankscope.run.group_ledger import GroupLedger, resolve_groups
-from rankscope.run.prepared import PreparedStudy, first_trials
+from rankscope.run.prepared import PreparedStudy
 from rankscope.store import Ledger, adapter_path
 from rankscope.train.checkpoint import GroupCheckpoint
 
@@ -58,22 +58,6 @@ def test_new_trials_are_packed_among_themselves_and_changed_settings_cut_anew(
         assert [len(g) for g in resolve_groups(ledger, before)] == [2]  # seeds taken away again
         other = inputs_with(tmp_path, 2**40, max_group_size=1)
         assert [len(group) for group in resolve_groups(ledger, other)] == [1] * 4
-
-
-def test_an_adaptive_study_that_lost_its_groups_forms_them_as_it_had(tmp_path: Path) -> None:
-    """Four arms in groups of two: a grid's would be of two seeds of an arm."""
-    arms = [{**LORA, "rank": [2, 3, 4, 5]}]
-    changes = {"arms": arms, "seeds": [0, 1], "max_group_size": 2, "strategy": "adaptive"}
-    inputs = inputs_with(tmp_path, 2**40, **changes)
-    first = first_trials(inputs)
-    with Ledger.open(tmp_path / "before", write=True) as ledger:
-        before = resolve_groups(ledger, inputs, first)
-        known = GroupLedger(ledger, inputs).stored()
-    unit = known.model_copy(update={"groups": known.groups[:1]})
-    with Ledger.open(tmp_path / "lost", write=True) as ledger:
-        GroupLedger(ledger, inputs).replace(unit.groups[0], unit)
-        assert resolve_groups(ledger, inputs, first) == before
-    assert {len(group) for group in before} == {2}
 
 
 def test_halves_take_the_place_of_a_group_and_its_state(tmp_path: Path) -> None:
@@ -160,19 +144,6 @@ def limited_run(
 def train_settings(**changes: object) -> dict[str, object]:
     """Two optimizer steps, and no state stored between them."""
     return {**SETTINGS["train"], "max_steps": 2, "checkpoint_seconds": 600, **changes}
-
-
-def test_a_real_shortage_cuts_passes_and_the_study_goes_on(
-    launcher: Launcher, tmp_path: Path
-) -> None:
-    """The kernel refuses memory: passes of 8 x 64 rows do not fit, smaller ones do."""
-    train = train_settings(batch_size=64, gradient_accumulation=8, batch_tokens=65536)
-    settings = {"arms": [LORA], "seeds": [0, 1], "train": train}
-    plan = small_study(tmp_path, **settings).plan().groups[0]
-    file = study_file(tmp_path, **settings)
-    statuses, notes = limited_run(launcher, file, tmp_path / "out", "train", plan.memory_bytes // 2)
-    assert statuses == ["done", "done"]
-    assert any("forward passes get fewer tokens" in note for note in notes)
 
 
 def stored_adapters(out: Path) -> dict[str, dict[str, torch.Tensor]]:

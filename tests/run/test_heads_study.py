@@ -115,13 +115,6 @@ def test_records_made_otherwise_are_not_mixed(
     assert "--out" in outcome.told
 
 
-def test_a_task_the_study_does_not_have_is_told(tmp_path: Path) -> None:
-    file = study_file(tmp_path, **asked(tmp_path, ablate=["pocket_law"]))
-    outcome = rankscope("check", file)
-    assert outcome.code == 2
-    assert "pocket_law" in outcome.told
-
-
 def test_parts_of_a_joined_task_are_related_to_it_and_it_to_them() -> None:
     med, law, math = (
         replace(made, spec=replace(made.spec, name=name))

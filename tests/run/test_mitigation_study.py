@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from finished_studies import LORA, MITIGATED, MITIGATIONS, REPLAY, Finished
 from folder_contents import folder_contents
 from pocket_study import (
-    SETTINGS,
-    Counter,
     changed,
     leftovers,
     results,
@@ -17,50 +16,17 @@ from pocket_study import (
     small_study,
     study_file,
 )
+from safetensors.torch import load_file
 
 from rankscope.config.loader import load_study_file
 from rankscope.data.study_data import replay_notes
 from rankscope.errors import UserError
-from rankscope.records import BASE, Recommendation, StudyRecords, TrialRecords, trial_of, variant_of
+from rankscope.records import BASE, StudyRecords, TrialRecords, trial_of, variant_of
 from rankscope.run.begin import check_record_settings
 from rankscope.run.outputs import write_outputs
-from rankscope.run.study import Study
 from rankscope.run.trials import make_trials
-from rankscope.store import Ledger
+from rankscope.store import Ledger, snapshot_path, weights_path
 from rankscope.tools.export import ExportRequest, export_trial
-
-LORA = {"method": "lora", "rank": 2, "lr": 2e-3}
-REPLAY = {"task": "pocket_cloze", "share": 0.25}
-ARMS: list[dict[str, Any]] = [
-    LORA,
-    {**LORA, "replay": REPLAY, "kl_to_base": 0.5},
-    {**LORA, "early_stop": {"patience": 1}},
-    {**LORA, "rank": 8, "dropout": 0.1},
-    {"method": "full", "lr": 5e-4, "kl_to_base": 0.1},
-]
-CHANGES = {
-    "arms": ARMS,
-    "seeds": [0],
-    "max_group_size": 16,
-    **changed("train", evaluate_every=2, evaluate_items=8, checkpoint_every=3),
-    **changed("evaluate", scales=[0.5], layer_scales=[0.5], intruder_scales=[0], cross_domain=[]),
-}
-
-
-UNDISTURBED = Counter()
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mitigated")
-    small_study(folder, **CHANGES).run(folder / "out", UNDISTURBED)
-    return folder / "out"
-
-
-@pytest.fixture(scope="module")
-def answered(finished: Path) -> tuple[StudyRecords, Recommendation]:
-    """Its records and its answer, with the report written."""
-    return write_outputs(finished)
 
 
 def trial_with(study: StudyRecords, word: str) -> TrialRecords:
@@ -68,12 +34,10 @@ def trial_with(study: StudyRecords, word: str) -> TrialRecords:
     return found
 
 
-def test_every_arm_is_trained_as_asked_and_told_of(
-    finished: Path, answered: tuple[StudyRecords, Recommendation]
-) -> None:
-    study, advice = answered
-    assert [t.status for t in study.trials] == ["done"] * 5
-    replaying = trial_with(study, "replay=0.25xpocket_cloze")
+def test_every_arm_is_trained_as_asked_and_told_of(mitigated: Finished) -> None:
+    study = mitigated.records
+    assert {t.status for t in study.trials} == {"done"}
+    replaying = trial_with(study, " replay=0.25xpocket_cloze")
     assert replaying.train is not None
     assert "kl=0.5" in replaying.spec.arm_label
     assert replaying.train.num_replay_tokens > 0
@@ -86,37 +50,64 @@ def test_every_arm_is_trained_as_asked_and_told_of(
     assert [p.step for p in stopping.curve if p.task == "pocket_med"] == list(
         range(2, stopping.train.steps + 1, 2)
     )
-    page = (finished / "report.html").read_text("utf-8")
-    for found in study.trials:
-        assert found.spec.arm_label in page
-    assert advice.advice[0].arms[1].label == replaying.spec.arm_label
+    page = (mitigated.out / "report.html").read_text("utf-8")
+    assert all(found.spec.arm_label in page for found in study.trials)
 
 
 def test_the_weights_of_a_stopped_trial_are_those_of_its_best_step(
-    finished: Path, answered: tuple[StudyRecords, Recommendation], tmp_path: Path
+    mitigated: Finished, tmp_path: Path
 ) -> None:
     """Not of the last it made, which were not kept."""
-    study, _ = answered
-    trial = trial_with(study, "patience=1")
+    out = mitigated.out
+    trial = trial_with(mitigated.records, "patience=1")
     assert trial.train is not None
     best, last = trial.train.best_step, trial.train.steps
     assert best is not None
     assert best < last
     label = trial.spec.trial_id
-    export_trial(finished, tmp_path / "best", ExportRequest(label=label, step=best))
-    export_trial(finished, tmp_path / "own", ExportRequest(label=label))
+    export_trial(out, tmp_path / "best", ExportRequest(label=label, step=best))
+    export_trial(out, tmp_path / "own", ExportRequest(label=label))
     assert folder_contents(tmp_path / "best") == folder_contents(tmp_path / "own")
     with pytest.raises(UserError, match=rf"no weights of step {last}, expected one of {best}\b"):
-        export_trial(finished, tmp_path / "last", ExportRequest(label=label, step=last))
+        export_trial(out, tmp_path / "last", ExportRequest(label=label, step=last))
 
 
-def test_every_trial_has_milder_forms_on_the_line_from_the_base(
-    answered: tuple[StudyRecords, Recommendation],
+def test_weights_kept_by_step_are_those_of_a_training_of_so_many_steps(
+    mitigated: Finished, tmp_path: Path
 ) -> None:
-    study, _ = answered
+    train = {**MITIGATED["train"], "max_steps": 5, "checkpoint_every": None}
+    shorter = small_study(tmp_path, **MITIGATED | {"train": train}).run(tmp_path / "out")
+    for i in (0, 4):  # LoRA, full
+        place = mitigated.out / snapshot_path(mitigated.records.trials[i].spec, 5)
+        expected = tmp_path / "out" / weights_path(shorter.trials[i].spec)
+        for file in expected.glob("*.safetensors"):
+            tensors, same = load_file(place / file.name), load_file(file)
+            assert tensors.keys() == same.keys()
+            assert all(tensors[name].equal(same[name]) for name in same)
+
+
+def test_export_copies_the_weights_of_a_step(mitigated: Finished, tmp_path: Path) -> None:
+    out, trials = mitigated.out, mitigated.records.trials
+    for i in (0, 4):
+        label = trials[i].spec.trial_id
+        for step, place in (
+            (5, snapshot_path(trials[i].spec, 5)),
+            (8, weights_path(trials[i].spec)),
+        ):
+            target = tmp_path / f"{i}-{step}"
+            export_trial(out, target, ExportRequest(label=label, step=step))
+            for file in (out / place).glob("*.safetensors"):
+                assert (target / file.name).read_bytes() == file.read_bytes()
+        with pytest.raises(UserError, match=r"no weights of step 4, expected one of 5, 8"):
+            export_trial(out, tmp_path / "none", ExportRequest(label=label, step=4))
+    assert not (tmp_path / "none").exists()
+
+
+def test_every_trial_has_milder_forms_on_the_line_from_the_base(mitigated: Finished) -> None:
+    study = mitigated.records
     milder = {key for key in study.evals if variant_of(key[0])}
-    # Five trials, four forms, in-domain and one retention task, two splits.
-    assert len(milder) == 5 * 4 * 2 * 2
+    # Eight trials in four forms, and three of rank 8 cut; two tasks of two splits.
+    assert len(milder) == (8 * 4 + 1) * 2 * 2
     assert {trial_of(model) for model, _, _ in milder} == {t.spec.trial_id for t in study.trials}
     between = 0
     for trial in study.trials:
@@ -129,13 +120,16 @@ def test_every_trial_has_milder_forms_on_the_line_from_the_base(
     assert between >= 3
 
 
-def test_interrupted_over_and_over_it_comes_to_the_same_end(finished: Path, tmp_path: Path) -> None:
+def test_interrupted_over_and_over_it_comes_to_the_same_end(
+    mitigated: Finished, tmp_path: Path
+) -> None:
     """Between steps, points of curves, scores and spectra alike, bit for bit: adapters with and
-    without dropout, an early stop, full fine-tuning, and the weights kept by step."""
-    user = run_interrupted(small_study(tmp_path, **CHANGES), tmp_path / "out", every=7)
+    without dropout, an early stop, full fine-tuning, nested ranks, rows that the base writes, and
+    the weights kept by step."""
+    user = run_interrupted(small_study(tmp_path, **MITIGATED), tmp_path / "out", every=7)
     assert user.stops > 5
-    assert (user.steps, user.scored) == (UNDISTURBED.steps, UNDISTURBED.scored)
-    assert results(tmp_path / "out") == results(finished)
+    assert (user.steps, user.scored) == (mitigated.user.steps, mitigated.user.scored)
+    assert results(tmp_path / "out") == results(mitigated.out)
     assert leftovers(tmp_path / "out") == []
 
 
@@ -180,12 +174,6 @@ def ids(tmp_path: Path, arm: dict[str, Any], **changes: Any) -> str:
     return trial.trial_id
 
 
-def test_options_of_weight_zero_are_none(tmp_path: Path) -> None:
-    plain = ids(tmp_path, LORA)
-    nothing = {**LORA, "kl_to_base": 0, "replay": {**REPLAY, "share": 0}}
-    assert ids(tmp_path, nothing) == plain
-
-
 def test_what_an_option_says_is_part_of_the_id(tmp_path: Path) -> None:
     curve = changed("train", evaluate_every=2)
     stop = {**LORA, "early_stop": {"patience": 1}}
@@ -225,82 +213,6 @@ def test_test_items_are_no_part_of_the_id(tmp_path: Path) -> None:
 # --- what is refused
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"arms": [{**LORA, "replay": {"task": "x", "share": 1}}]}, "less than 1"),
-        ({"arms": [{**LORA, "replay": {"tsk": "x", "share": 0.1}}]}, "did you mean 'task'"),
-        ({"arms": [{**LORA, "early_stop": {"patience": 1}}]}, "evaluate_every"),
-        (
-            {"arms": [{**LORA, "replay": {**REPLAY, "task": "pocket_med"}}]},
-            "training task 'pocket_med' has",
-        ),
-        (
-            {
-                "tasks": [{"name": "both", "mixture": ["pocket_med", "pocket_gsm"]}],
-                "arms": [{**LORA, "replay": {**REPLAY, "task": "pocket_gsm"}}],
-            },
-            "training task 'both' has, expected a task that is not trained on",
-        ),
-        ({"arms": [{**LORA, "kl_to_base": -1}]}, "greater than or equal to 0"),
-        (
-            {"arms": [{"method": {"peft": {"peft_type": "VERA"}}, "lr": 1, "kl_to_base": 1}]},
-            "bare base",
-        ),
-        (
-            {
-                "arms": [
-                    {
-                        "method": {"peft": {"peft_type": "adalora"}},
-                        "lr": 1,
-                        "early_stop": {"patience": 1},
-                    }
-                ],
-                **changed("train", evaluate_every=2),
-            },
-            "ADALORA, whose ranks keep falling",
-        ),
-        ({"tasks": [{"name": "b", "mixture": ["pocket_med"]}]}, "at least two tasks"),
-        ({"tasks": [{"name": "b", "mixture": ["b", "pocket_med"]}]}, "in its own mixture"),
-        (
-            {"tasks": [{"name": "b", "mixture": ["x", "y"], "scorer": "loss"}]},
-            "'scorer' beside 'mixture'",
-        ),
-        (
-            {
-                "tasks": [
-                    {"name": "a", "mixture": ["x", "y"]},
-                    {"name": "b", "mixture": ["a", "y"]},
-                ]
-            },
-            "the mixture 'a' in the mixture 'b'",
-        ),
-        (
-            changed("evaluate", retention=[{"name": "b", "mixture": ["x", "y"]}]),
-            "mixtures in 'tasks' alone",
-        ),
-        (
-            {"tasks": ["med", {"name": "both", "mixture": ["pocket_gsm", "pocket_cloze"]}]},
-            "'pocket_cloze' in the training task 'both'",
-        ),
-        (
-            {
-                "tasks": ["pocket_med", {"name": "both", "mixture": ["pocket_med", "pocket_law"]}],
-                **changed("evaluate", retention=["both"]),
-                "objective": {"max_forgetting": 0.02},
-            },
-            "without a task that measures what 'pocket_med' forgets",
-        ),
-        (changed("evaluate", scales=[1.5]), "less than 1"),
-    ],
-)
-def test_what_makes_no_sense_is_refused_on_reading(
-    changes: dict[str, Any], said: str, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match=said):
-        load_study_file(study_file(tmp_path, **changes))
-
-
 def test_replay_of_what_transfer_is_measured_on_is_told(tmp_path: Path) -> None:
     arms = [{**LORA, "replay": {**REPLAY, "task": "pocket_gsm"}}]
     config = load_study_file(study_file(tmp_path, arms=arms))
@@ -309,35 +221,20 @@ def test_replay_of_what_transfer_is_measured_on_is_told(tmp_path: Path) -> None:
     assert note.endswith("not transfer: they are trained on it")
 
 
-def test_replay_of_what_has_no_rows_or_no_name_is_refused(tmp_path: Path) -> None:
-    unknown = {**LORA, "replay": {"task": "pocket_clozee", "share": 0.1}}
-    with pytest.raises(UserError, match="did you mean 'pocket_cloze'"):
-        small_study(tmp_path, arms=[unknown]).check()
-    rows = '{"question": "q", "choices": ["a", "b"], "answer": 0}\n' * 4
-    (tmp_path / "few.jsonl").write_text(rows + rows.replace('"q"', '"r"'))
-    task = {"name": "few", "test": "few.jsonl"}
-    arm = {**LORA, "replay": {"task": "few", "share": 0.1}}
-    study = Study.load(
-        study_file(tmp_path, arms=[arm], evaluate={**SETTINGS["evaluate"], "retention": [task]})
-    )
-    with pytest.raises(UserError, match="no training rows"):
-        study.check()
-
-
 @pytest.mark.parametrize(
     "change",
     [
         {"analyze": {"spectra": {"intruder_k": 3}}},
         {"analyze": {"spectra": {"intruder_epsilon": 0.4}}},
-        {"arms": [*ARMS, {**LORA, "targets": ["q_proj", "up_proj"]}]},
+        {"arms": [*MITIGATIONS, {**LORA, "targets": ["q_proj", "up_proj"]}]},
     ],
 )
 def test_scores_without_other_intruders_are_not_mixed(
-    finished: Path, change: dict[str, Any]
+    mitigated: Finished, change: dict[str, Any], tmp_path: Path
 ) -> None:
-    same = small_study(finished.parent, **CHANGES).check()
-    other = small_study(finished.parent, **{**CHANGES, **change}).check()
-    with Ledger.open(finished, write=False) as ledger:
+    same = small_study(tmp_path, **MITIGATED).check()
+    other = small_study(tmp_path, **{**MITIGATED, **change}).check()
+    with Ledger.open(mitigated.out, write=False) as ledger:
         check_record_settings(ledger, same)
         with pytest.raises(UserError, match="use another --out"):
             check_record_settings(ledger, other)

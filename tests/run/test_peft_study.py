@@ -10,7 +10,6 @@ from pocket_study import small_study
 from transformers import AutoModelForCausalLM
 
 from rankscope.analyses.spectra.record import SpectraRecord
-from rankscope.errors import UserError
 from rankscope.models.model_folder import pocket_folder
 from rankscope.run.costs import CostModel
 from rankscope.run.machines import MACHINES
@@ -61,31 +60,3 @@ def test_methods_of_pefts_run_like_any_other(tmp_path: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(pocket_folder(), dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(tmp_path / "vera"))
     assert model.peft_config["default"].peft_type.value == "VERA"
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"arms": [{"method": {"peft": {"peft_type": "VEAR"}}, "lr": 1e-3}]}, "mean 'VERA'"),
-        (
-            {"arms": [{"method": {"peft": {"peft_type": "PREFIX_TUNING"}}, "lr": 1e-3}]},
-            "virtual tokens before every row",
-        ),
-        (
-            {"arms": [{"method": {"peft": {"peft_type": "C3A", "block_size": 7}}, "lr": 1e-3}]},
-            "expected a method that fits this model",
-        ),
-        (
-            {"arms": [{"method": {"peft": {"peft_type": "ADALORA", "tfinal": 8}}, "lr": 1e-3}]},
-            "tinit \\+ tfinal = 8 of 8 optimizer steps",
-        ),
-        ({"quantize": "4bit", "device": "cpu"}, "expected a CUDA device"),
-    ],
-)
-def test_what_cannot_run_is_refused_before_anything_is_written(
-    tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    study = small_study(tmp_path, **{**ONE_SEED, **changes})
-    with pytest.raises(UserError, match=message):
-        study.run(tmp_path / "out")
-    assert not (tmp_path / "out").exists()

@@ -16,7 +16,6 @@ from rankscope.data import tasks
 from rankscope.errors import UserError
 from rankscope.models.model_folder import pocket_folder
 from rankscope.models.parameters import architecture
-from rankscope.run.groups import Group
 from rankscope.run.machines import MACHINES
 from rankscope.run.plan import Plan, make_plan
 from rankscope.run.study import Study
@@ -82,19 +81,6 @@ def test_a_plan_compares_no_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(tasks, "find_contamination", lambda *rows: found.append(rows))
     small_study(tmp_path).plan()
     assert not found
-
-
-def test_a_group_takes_the_base_once(tmp_path: Path) -> None:
-    inputs = small_study(tmp_path, max_group_size=None).check()
-
-    def memory(group: Group) -> int:
-        found = inputs.grouping.memory(group, inputs.config.train)
-        weights = inputs.base.shapes.num_parameters * 4
-        assert weights <= found.base_bytes < weights + 1000  # rotary frequencies
-        return found.state_bytes
-
-    group = inputs.groups[0]
-    assert memory(group) == sum(memory((trial,)) for trial in group)
 
 
 def test_every_example_is_a_valid_study() -> None:

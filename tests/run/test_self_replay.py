@@ -9,13 +9,11 @@ from typing import Any, Literal
 import pytest
 import torch
 from chat_tokenizers import CHATML, MISTRAL, UNENDED, byte_tokenizer
+from finished_studies import LORA, MITIGATED, Finished
 from pocket_study import (
     SETTINGS,
     Counter,
-    changed,
-    leftovers,
     results,
-    run_interrupted,
     small_study,
     study_file,
 )
@@ -31,25 +29,11 @@ from rankscope.errors import IntegrityError, UserError
 from rankscope.models.base import Row, RowBatch
 from rankscope.models.load import load_base
 from rankscope.run.trials import arm_specs
-from rankscope.store import Ledger
 
-LORA = {"method": "lora", "rank": 2, "lr": 2e-3}
 SHARE = 0.25
 SELF = {**LORA, "self_replay": {"rows": 12, "share": SHARE}}
-CHANGES: dict[str, Any] = {
-    "arms": [LORA, SELF],
-    "seeds": [0],
-    **changed("evaluate", cross_domain=[], max_items=8),
-}
 TOLERANCE = 1e-5
 """Of a cumulative probability, a sum of float32 products in another order."""
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sampled")
-    small_study(folder, **CHANGES).run(folder / "out")
-    return folder / "out"
 
 
 def rows_file(out: Path) -> Path:
@@ -61,14 +45,14 @@ def written(out: Path) -> list[list[int]]:
     return [json.loads(line)["ids"] for line in rows_file(out).read_text("utf-8").splitlines()]
 
 
-def test_every_token_is_what_a_slow_sampler_draws(finished: Path) -> None:
+def test_every_token_is_what_a_slow_sampler_draws(mitigated: Finished) -> None:
     """One row at a time, all of it read again without a cache: each token is the one in whose part
     of the cumulative distribution the row's next uniform number lies."""
     base = load_base(ModelConfig(pocket=True), torch.device("cpu"), torch.float32)
     start, end = base.tokenizer.bos_token_id, base.tokenizer.eos_token_id
     start = end if start is None else start
     longest = SETTINGS["train"]["max_length"]
-    texts = written(finished)
+    texts = written(mitigated.out)
     assert len(texts) == 12
     assert len({tuple(ids) for ids in texts}) > 6
     for index, ids in enumerate(texts):
@@ -84,14 +68,14 @@ def test_every_token_is_what_a_slow_sampler_draws(finished: Path) -> None:
             assert below - TOLERANCE <= uniform <= upto + TOLERANCE
 
 
-def test_rows_are_mixed_in_as_replayed_rows_are(finished: Path) -> None:
+def test_rows_are_mixed_in_as_replayed_rows_are(mitigated: Finished) -> None:
     """In the order of ``ReplaySampler``, with loss on every token that was sampled."""
-    with Ledger.open(finished, write=False) as ledger:
-        plain, replaying = ledger.load().trials
-    assert replaying.spec.arm_label == f"{plain.spec.arm_label} self_replay=0.25x12"
+    plain, *others = mitigated.records.trials
+    label = f"{plain.spec.arm_label} self_replay=0.25x12"
+    (replaying,) = (trial for trial in others if trial.spec.arm_label == label)
     assert plain.train is not None
     assert replaying.train is not None
-    train, lengths = SETTINGS["train"], [1 + len(ids) for ids in written(finished)]
+    train, lengths = SETTINGS["train"], [1 + len(ids) for ids in written(mitigated.out)]
     own = RowSampler(replaying.train.rows, train["batch_size"], train["gradient_accumulation"], 0)
     order = ReplaySampler(own, len(lengths), SHARE)
     seen = [i for step in range(train["max_steps"]) for i in order.step(step)]
@@ -100,34 +84,24 @@ def test_rows_are_mixed_in_as_replayed_rows_are(finished: Path) -> None:
     labels = replaying.train.num_label_tokens - plain.train.num_label_tokens
     assert labels == sum(lengths[i] - 1 for i in seen)
     assert replaying.train.losses[0].loss == pytest.approx(plain.train.losses[0].loss, rel=1e-5)
-    card = finished / "artifacts" / replaying.spec.trial_id / "adapter" / "README.md"
+    card = mitigated.out / "artifacts" / replaying.spec.trial_id / "adapter" / "README.md"
     assert "12, replayed beside the task's own" in card.read_text("utf-8")
 
 
-def test_a_plan_counts_at_most_what_they_cost(finished: Path) -> None:
-    with_rows, without = (
-        small_study(finished.parent, **{**CHANGES, "arms": arms}).plan()
-        for arms in ([LORA, SELF], [LORA])
-    )
+def test_a_plan_counts_at_most_what_they_cost(mitigated: Finished, tmp_path: Path) -> None:
+    plans = (small_study(tmp_path, arms=arms, seeds=[0]).plan() for arms in ([LORA, SELF], [LORA]))
+    with_rows, without = plans
     sampled = 12 * SETTINGS["train"]["max_length"]
     assert with_rows.evaluation_tokens > without.evaluation_tokens + sampled
-    with Ledger.open(finished, write=False) as ledger:
-        trained = sum(t.train.num_tokens for t in ledger.load().trials if t.train)
-    assert with_rows.train_tokens > trained
-
-
-def test_interrupted_over_and_over_it_uses_the_same_rows(finished: Path, tmp_path: Path) -> None:
-    user = run_interrupted(small_study(tmp_path, **CHANGES), tmp_path / "out", every=4)
-    assert user.stops > 3
-    assert results(tmp_path / "out") == results(finished)
-    assert leftovers(tmp_path / "out") == []
+    trained = [t.train.num_tokens for t in mitigated.records.trials[::5] if t.train]
+    assert with_rows.train_tokens > sum(trained)
 
 
 def test_altered_rows_are_refused_and_sampled_again_on_request(
-    finished: Path, tmp_path: Path
+    mitigated: Finished, tmp_path: Path
 ) -> None:
-    study, out = small_study(tmp_path, **CHANGES), tmp_path / "out"
-    shutil.copytree(finished, out)
+    study, out = small_study(tmp_path, **MITIGATED), tmp_path / "out"
+    shutil.copytree(mitigated.out, out)
     before = results(out)
     flip_bit(rows_file(out))
     with pytest.raises(IntegrityError, match=r"self_replay.*--retry base"):
@@ -211,17 +185,3 @@ def test_how_rows_are_sampled_is_part_of_a_trials_id() -> None:
     settings = [(2, 8, 0), (3, 8, 0), (2, 9, 0), (2, 8, 1)]
     found = {RowsToSample.of(n, encoder, most, seed).sha256 for n, most, seed in settings}
     assert len(found) == len(settings)
-
-
-@pytest.mark.parametrize(
-    ("arm", "message"),
-    [
-        ({**SELF, "replay": {"task": "pocket_cloze", "share": 0.1}}, "give each an arm of its own"),
-        ({**LORA, "self_replay": {"rows": 0, "share": 0.1}}, "greater than or equal to 1"),
-        ({**LORA, "self_replay": {"rows": 5, "share": 1}}, "less than 1"),
-        ({**LORA, "self_replay": {"task": "x", "share": 0.1}}, "rows"),
-    ],
-)
-def test_what_makes_no_sense_is_refused(arm: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=message):
-        load_study_file(study_file(tmp_path, arms=[arm]))

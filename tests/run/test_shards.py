@@ -234,30 +234,6 @@ def lora(**changes: Any) -> dict[str, Any]:
     return {"arms": [{"method": "lora", "rank": 2, "lr": 1e-3, **changes}]}
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (study(device="auto"), "found 0 GPUs, expected at least 2"),
-        (study(device="cuda"), "found 0 GPUs, expected at least 2"),
-        (study(quantize="4bit"), "found quantize"),
-        (
-            study(**lora(method="dora")),
-            "found method dora.*one of the methods full, lora, lora\\+",
-        ),
-        (study(**lora(method="pissa")), "found method pissa"),
-        (study(**lora(dropout=0.1)), "found dropout"),
-        (study(**lora(kl_to_base=0.1)), "found kl_to_base"),
-        (study({"evaluate_every": 4}, **lora(early_stop={"patience": 2})), "found early_stop"),
-        (study({"optimizer": "adamw8bit"}), "found optimizer: adamw8bit"),
-        (study(evaluate={"scales": [0.5]}), "found scales of full fine-tuning"),
-        (study(analyze={"heads": {"enabled": True}}), "found analyze.heads.enabled"),
-    ],
-)
-def test_what_cannot_be_sharded_is_refused(config: StudyConfig, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        check_devices(config, trials_of(config), torch.device("cpu"))
-
-
 def test_a_login_node_counts_no_devices(tmp_path: Path) -> None:
     """Units of a cluster run where the devices are; what the code lacks is refused all the same."""
     dropped = study(device="auto", executor="slurm", **lora(dropout=0.1))

@@ -4,19 +4,21 @@ import json
 import math
 import shutil
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command_line import rankscope
 from pocket_study import (
     EVALS_EACH,
     NUM_TRIALS,
     ROUNDING,
     SETTINGS,
+    Counter,
     changed,
     leftovers,
+    loaded,
     results,
     small_study,
     study_file,
@@ -24,11 +26,9 @@ from pocket_study import (
 from safetensors.torch import load_file, save_file
 
 from rankscope.analyses.spectra.record import SpectraRecord
-from rankscope.cli import main
 from rankscope.errors import NotFiniteError
 from rankscope.models import load
 from rankscope.models.model_folder import pocket_folder
-from rankscope.progress import NullReporter
 from rankscope.records import StudyRecords, TrialRecords
 from rankscope.run.outputs import write_outputs
 from rankscope.store import Ledger, adapter_path, find_problems
@@ -37,39 +37,11 @@ from rankscope.train import trial_state
 LORA, _, FULL = SETTINGS["arms"]
 
 
-class Listener(NullReporter):
-    """Writes down the stages of a run."""
-
-    def __init__(self) -> None:
-        self.stages: list[str] = []
-        self.notes: list[str] = []
-
-    def stage(self, name: str, total: int) -> None:
-        self.stages.append(name)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
 @pytest.fixture
-def copy(finished: Path, tmp_path: Path) -> Path:
+def copy(small: Path, tmp_path: Path) -> Path:
     """A copy of the finished study with the times of its files."""
-    shutil.copytree(finished, tmp_path / "out")
+    shutil.copytree(small, tmp_path / "out")
     return tmp_path / "out"
-
-
-@pytest.fixture
-def rankscope_command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """The command line in this process: arguments in, exit code out."""
-
-    def call(*arguments: object) -> int:
-        monkeypatch.setattr("sys.argv", ["rankscope", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        assert isinstance(left.value.code, int)
-        return left.value.code
-
-    return call
 
 
 def rows(out: Path) -> dict[str, list[Any]]:
@@ -119,8 +91,8 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
         assert float(tensor.norm()) > 0
 
 
-def test_every_trial_is_trained_scored_and_told_of(finished: Path) -> None:
-    with Ledger.open(finished, write=False) as ledger:
+def test_every_trial_is_trained_scored_and_told_of(small: Path) -> None:
+    with Ledger.open(small, write=False) as ledger:
         study = ledger.load()
         assert find_problems(ledger.out) == []
     assert [t.status for t in study.trials] == ["done"] * NUM_TRIALS
@@ -132,22 +104,22 @@ def test_every_trial_is_trained_scored_and_told_of(finished: Path) -> None:
         assert found.train.group_size == (1 if found.spec.method == "full" else 2)
     # What was trained is not the base: else the scores below would be its.
     assert len({t.train.weights_sha256 for t in study.trials if t.train}) == NUM_TRIALS
-    answer = json.loads((finished / "recommendation.json").read_text("utf-8"))
+    answer = json.loads((small / "recommendation.json").read_text("utf-8"))
     assert [advice["task"] for advice in answer["advice"]] == ["pocket_med"]
-    page = (finished / "report.html").read_text("utf-8")
+    page = (small / "report.html").read_text("utf-8")
     for found in study.trials:
         assert found.spec.arm_label in page
-    assert (finished / "study.resolved.yaml").is_file()
-    assert leftovers(finished) == []
+    assert (small / "study.resolved.yaml").is_file()
+    assert leftovers(small) == []
 
 
 def test_the_same_study_again_does_nothing(copy: Path, tmp_path: Path) -> None:
     write_outputs(copy)  # the page names the study's folder
     rows_before, written_before = rows(copy), written(copy)
-    listener = Listener()
-    small_study(tmp_path).run(copy, listener)
+    user = Counter()
+    small_study(tmp_path).run(copy, user)
     write_outputs(copy)
-    assert listener.stages == ["preparing"]
+    assert user.stages == ["preparing"]
     assert rows(copy) == rows_before
     assert written(copy) == written_before
 
@@ -156,12 +128,10 @@ def test_an_added_rank_trains_alone(copy: Path, tmp_path: Path) -> None:
     """The new trials share a group with old ones, which stay as they are."""
     before, written_before = results(copy), written(copy)
     arms = [{**LORA, "rank": [2, 4]}, *SETTINGS["arms"][1:]]
-    listener = Listener()
-    study = small_study(tmp_path, arms=arms, max_group_size=16).run(copy, listener)
+    user = Counter()
+    study = small_study(tmp_path, arms=arms, max_group_size=16).run(copy, user)
     assert [t.status for t in study.trials] == ["done"] * (NUM_TRIALS + 2)
-    assert [name for name in listener.stages if " train " in name] == [
-        "group 1/3 pocket_med train 2 adapters r 4-4"
-    ]
+    assert user.trained == ["group 1/3 pocket_med train 2 adapters r 4-4"]
     after = results(copy)
     for part in ("trials", "evals", "files"):
         kept = {key: value for key, value in after[part].items() if key in before[part]}
@@ -185,10 +155,10 @@ def test_the_added_rank_equals_that_of_a_study_that_always_had_it(
 def test_an_added_task_is_scored_and_nothing_trained(copy: Path, tmp_path: Path) -> None:
     before = results(copy)
     evaluation = changed("evaluate", cross_domain=["pocket_gsm", "pocket_law"])
-    listener = Listener()
-    study = small_study(tmp_path, **evaluation).run(copy, listener)
+    user = Counter()
+    study = small_study(tmp_path, **evaluation).run(copy, user)
     assert len(study.evals) == (EVALS_EACH + 1) * (NUM_TRIALS + 1)
-    assert not [name for name in listener.stages if "train" in name or "spectra" in name]
+    assert not [name for name in user.stages if "train" in name or "spectra" in name]
     after = results(copy)
     assert after["trials"] == before["trials"]
     assert {key: after["evals"][key] for key in before["evals"]} == before["evals"]
@@ -232,36 +202,28 @@ def test_an_edit_that_would_mix_results_is_refused(
     named: str,
     copy: Path,
     tmp_path: Path,
-    rankscope_command: Callable[..., int],
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     if "model" in changes:
         made = other_base if changes["model"] == "other" else other_tokenizer
         changes = {"model": str(made(tmp_path / "other"))}
     rows_before, written_before = rows(copy), written(copy)
-    assert rankscope_command("run", study_file(tmp_path, **changes), "--out", copy) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert named in said
-    assert "--out" in said
+    refused = rankscope("run", study_file(tmp_path, **changes), "--out", copy)
+    assert refused.code == 2
+    assert named in refused.told
+    assert "--out" in refused.told
     assert rows(copy) == rows_before
     assert written(copy) == written_before
 
 
 @pytest.mark.pitfall(22)
 @pytest.mark.parametrize("rate", ["1e30", "1e6"])
-def test_a_trial_that_diverges_leaves_its_neighbors_alone(
-    rate: str,
-    tmp_path: Path,
-    rankscope_command: Callable[..., int],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_trial_that_diverges_leaves_its_neighbors_alone(rate: str, tmp_path: Path) -> None:
     rates = {"seeds": [0], "max_group_size": 3}
     good = {**LORA, "lr": [1e-3, 2e-3]}
     file = study_file(tmp_path, arms=[{**LORA, "lr": [1e-3, float(rate), 2e-3]}], **rates)
-    assert rankscope_command("run", file, "--out", tmp_path / "mixed") == 3
-    assert f"lr={float(rate):.12g}" in capsys.readouterr().out
-    with Ledger.open(tmp_path / "mixed", write=False) as ledger:
-        mixed = ledger.load()
+    ran = rankscope("run", file, "--out", tmp_path / "mixed")
+    assert (ran.code, f"lr={float(rate):.12g}" in ran.out) == (3, True)
+    mixed = loaded(tmp_path / "mixed")
     assert [t.status for t in mixed.trials] == ["done", "diverged", "done"]
     failed = mixed.trials[1]
     assert failed.failure is not None
@@ -271,7 +233,7 @@ def test_a_trial_that_diverges_leaves_its_neighbors_alone(
     assert failed.failure in (tmp_path / "mixed" / "report.html").read_text("utf-8")
     # The same command again tries nothing anew and still says so.
     rows_before = rows(tmp_path / "mixed")
-    assert rankscope_command("run", file, "--out", tmp_path / "mixed") == 3
+    assert rankscope("run", file, "--out", tmp_path / "mixed").code == 3
     assert rows(tmp_path / "mixed") == rows_before
 
     alone = small_study(tmp_path, arms=[good], **rates).run(tmp_path / "alone")
@@ -356,21 +318,6 @@ def test_a_trial_that_trained_nothing_is_not_passed_as_trained(tmp_path: Path) -
     study = small_study(tmp_path, arms=arms, seeds=[0]).run(tmp_path / "out")
     assert [t.status for t in study.trials] == ["failed", "done"]
     assert str(study.trials[0].failure).startswith("nothing was trained")
-
-
-def test_training_that_never_leaves_rate_zero_is_refused(
-    tmp_path: Path,
-    rankscope_command: Callable[..., int],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    file = study_file(tmp_path, arms=[LORA], **changed("train", max_steps=1))
-    for words in (("check", file), ("run", file, "--out", tmp_path / "out")):
-        assert rankscope_command(*words) == 2
-        assert "warmup_fraction" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()  # before the base is scored
-    warm = changed("train", max_steps=1, warmup_fraction=0.0)
-    study = small_study(tmp_path, arms=[LORA], seeds=[0], **warm).run(tmp_path / "warm")
-    assert study.trials[0].status == "done"
 
 
 def test_states_of_groups_that_are_no_more_are_removed(copy: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from rankscope.config.study import StudyConfig, TrainConfig
 from rankscope.data.sampler import RowSampler
 from rankscope.records import TrialSpec
 from rankscope.run import trials as trials_module
-from rankscope.run.groups import Group, group_id, make_groups, what_limits
+from rankscope.run.groups import Group, make_groups, what_limits
 from rankscope.run.trials import duplicate_grid_points, make_trials
 from rankscope.train.step_schedule import planned_steps, trial_protocol
 
@@ -383,20 +383,6 @@ def test_memory_is_asked_for_a_few_times_a_pack() -> None:
     groups = make_groups(trials, 16, lambda group: fits(group, 300))
     assert all(fits(group, 300) for group in groups)
     assert asked <= 1 + 5 * len(groups) + len(groups)
-
-
-def test_by_default_sixteen_trials_are_packed() -> None:
-    config = study(tasks=["med"], arms=arm(rank=list(range(1, 18))), seeds=0)
-    assert [len(p) for p in make_groups(make_trials(config, "b", DATA))] == [8, 9]
-
-
-def test_group_ids_follow_from_their_trials() -> None:
-    groups = make_groups(make_trials(study(), "b", DATA), 4)
-    assert len({group_id(group) for group in groups}) == len(groups)
-    again = make_groups(make_trials(study(), "b", DATA), 4)
-    assert [group_id(group) for group in again] == [group_id(group) for group in groups]
-    assert len(group_id(groups[0])) == 16
-    assert group_id(groups[0][::-1]) != group_id(groups[0])
 
 
 @pytest.mark.parametrize(

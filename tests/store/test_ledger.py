@@ -386,16 +386,6 @@ def test_a_kill_at_any_step_leaves_a_study_that_continues(tmp_path: Path) -> Non
     assert int(done.stdout) > 15
 
 
-def test_missing_and_shortened_files_are_found(tmp_path: Path) -> None:
-    run_everything(tmp_path)
-    folder = tmp_path / adapter_path(IDS[0])
-    (folder / "adapter_config.json").unlink()
-    with (folder / "adapter_model.safetensors").open("ab") as file:
-        file.truncate(7)
-    with Ledger.open(tmp_path, write=False) as ledger:
-        assert [problem.found for problem in find_problems(ledger.out)] == ["no file", "7 bytes"]
-
-
 def change_rows(out: Path, change: str) -> None:
     with sqlite3.connect(out / "ledger.sqlite") as db:
         db.execute(change)
@@ -506,18 +496,6 @@ def test_trials_a_study_no_longer_has_are_kept_and_told_of(tmp_path: Path) -> No
         assert "torch 2.13.0, 2.14.0" in records.notes[1]
         assert ledger.put_trials(SPECS[::-1]) == 0
         assert list(ledger.statuses().items()) == [(i, "done") for i in IDS[::-1]]
-
-
-def test_seconds_and_notes_last_over_runs(tmp_path: Path) -> None:
-    for seconds in (1.5, 2.25):
-        with Ledger.open(tmp_path, write=True) as ledger:
-            begin(ledger)
-            ledger.add_seconds(seconds)
-            ledger.put_notes(["2 rows dropped"])
-            ledger.add_seconds(0.25)
-    with Ledger.open(tmp_path, write=False) as ledger:
-        assert ledger.load().total_seconds == 4.25
-        assert ledger.load().notes == ("2 rows dropped",)
 
 
 def test_a_folder_in_which_no_run_stored_a_study_is_named(tmp_path: Path) -> None:

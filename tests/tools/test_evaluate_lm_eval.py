@@ -8,18 +8,12 @@ from typing import Any
 import pytest
 from command_line import Outcome
 from command_line import rankscope as command
-from given_models import write_given_models
 
 import rankscope
 from rankscope.config.loader import load_study_file
 from rankscope.errors import UserError
 
 from ..evaluate.lm_eval.test_bridge import CHOICE, ROWS, TEXT, task_file
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_given_models(tmp_path_factory.mktemp("adapters")) / "lora"
 
 
 def ask(*words: object) -> Outcome:
@@ -31,9 +25,16 @@ def json_of(outcome: Outcome) -> Any:
     return json.loads(outcome.out)
 
 
-def test_a_harness_task_stands_beside_the_others(adapter: Path, tmp_path: Path) -> None:
+def test_a_harness_task_stands_beside_the_others(given_models: Path, tmp_path: Path) -> None:
     path, out = task_file(tmp_path, CHOICE), tmp_path / "scores"
-    words = ("--tasks", f"lm_eval:{path},pocket_med", "--adapter", adapter, "--out", out)
+    words = (
+        "--tasks",
+        f"lm_eval:{path},pocket_med",
+        "--adapter",
+        given_models / "lora",
+        "--out",
+        out,
+    )
     found = json_of(ask(*words, "--json"))
     assert (found["scored_now"], found["scored_before"]) == (4, 0)
     scores = {(s["model"], s["record"]["task"]): s for s in found["scores"]}
@@ -59,10 +60,10 @@ def test_a_harness_task_stands_beside_the_others(adapter: Path, tmp_path: Path) 
 
 
 def test_a_score_that_is_no_mean_of_items_has_no_paired_change(
-    adapter: Path, tmp_path: Path
+    given_models: Path, tmp_path: Path
 ) -> None:
     path, out = task_file(tmp_path, TEXT), tmp_path / "scores"
-    words = ("--tasks", f"lm_eval:{path}", "--adapter", adapter, "--out", out)
+    words = ("--tasks", f"lm_eval:{path}", "--adapter", given_models / "lora", "--out", out)
     base, lora = json_of(ask(*words, "--json"))["scores"]
     assert base["record"]["metric"] == "word_perplexity"
     assert base["record"]["score"] != lora["record"]["score"]

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,7 +24,6 @@ from rankscope.config.study import ModelConfig
 from rankscope.config.task import TaskConfig
 from rankscope.errors import UserError
 from rankscope.hashing import weights_sha256
-from rankscope.records import ArmSummary
 from rankscope.report.study_view import StudyView
 from rankscope.tools.export import (
     ExportRequest,
@@ -57,13 +54,13 @@ def run_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 @pytest.mark.parametrize("label", ["r=2", "dora", "full"])
 def test_the_card_of_an_export_loads_the_model_that_was_scored(
-    finished: Any, label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exportable: Any, label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export = export_trial(finished.out, tmp_path / "tuned", ExportRequest(label=label))
-    export_trial(finished.out, tmp_path / "whole", ExportRequest(label=label, merge=True))
+    export = export_trial(exportable.out, tmp_path / "tuned", ExportRequest(label=label))
+    export_trial(exportable.out, tmp_path / "whole", ExportRequest(label=label, merge=True))
     names = run_card(tmp_path / "tuned", monkeypatch)
     tuned = logits(names["model"])
-    base = logits(AutoModelForCausalLM.from_pretrained(finished.base, dtype="float32"))
+    base = logits(AutoModelForCausalLM.from_pretrained(exportable.base, dtype="float32"))
     assert (tuned - base).abs().max() > 1e-3
     folders = [tmp_path / "whole"]
     if not export.spec.is_full:
@@ -79,10 +76,10 @@ def test_the_card_of_an_export_loads_the_model_that_was_scored(
 
 
 def test_an_adapter_names_its_base_and_a_merged_model_needs_none(
-    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exportable: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outcome = rankscope(
-        "export", finished.out, "r=2", "--out", tmp_path / "a", "--base-name", "o/n"
+        "export", exportable.out, "r=2", "--out", tmp_path / "a", "--base-name", "o/n"
     )
     assert outcome.code == 0, outcome
     assert "seed with the highest validation score of 2" in outcome.told
@@ -91,11 +88,13 @@ def test_an_adapter_names_its_base_and_a_merged_model_needs_none(
     assert 'AutoModelForCausalLM.from_pretrained("o/n"' in (tmp_path / "a/README.md").read_text()
     assert {"tokenizer.json", "chat_template.jinja"} <= files_below(tmp_path / "a")
     # A folder of that name is found before the hub is asked: the base as others would load it.
-    shutil.copytree(finished.base, tmp_path / "a" / "o" / "n")
+    shutil.copytree(exportable.base, tmp_path / "a" / "o" / "n")
     by_card = logits(run_card(tmp_path / "a", monkeypatch)["base"])  # with the adapter in place
     by_name = AutoPeftModelForCausalLM.from_pretrained(".", dtype="float32")
     torch.testing.assert_close(logits(by_name), by_card, rtol=1e-4, atol=1e-4)
-    outcome = rankscope("export", finished.out, "r=2", "--merge", "--json", "--out", tmp_path / "m")
+    outcome = rankscope(
+        "export", exportable.out, "r=2", "--merge", "--json", "--out", tmp_path / "m"
+    )
     assert json.loads(outcome.out)["kind"] == "merged model"
     assert not any("adapter" in name for name in files_below(tmp_path / "m"))
     card = (tmp_path / "m" / "README.md").read_text("utf-8")
@@ -115,36 +114,38 @@ def configured(base: Path, **changes: object) -> Iterator[None]:
         config.write_text(before, "utf-8")
 
 
-def test_a_changed_base_is_not_merged_into(finished: Any, tmp_path: Path) -> None:
+def test_a_changed_base_is_not_merged_into(exportable: Any, tmp_path: Path) -> None:
     with (
-        configured(finished.base, rms_norm_eps=1e-5),
+        configured(exportable.base, rms_norm_eps=1e-5),
         pytest.raises(UserError, match="other weights than the study's base had"),
     ):
-        export_trial(finished.out, tmp_path / "x", ExportRequest(label="r=2", merge=True))
+        export_trial(exportable.out, tmp_path / "x", ExportRequest(label="r=2", merge=True))
     assert not (tmp_path / "x").exists()
 
 
 def test_a_base_that_names_code_of_others_is_merged_without_it(
-    finished: Any, tmp_path: Path
+    exportable: Any, tmp_path: Path
 ) -> None:
     """transformers would fetch attention kernels from the hub if the configuration names some."""
-    records = finished.records
+    records = exportable.records
     trial = next(t for t in records.trials if t.spec.rank == 2)
-    with configured(finished.base, attn_implementation="someone/kernel"):
-        model = records.model.model_copy(update={"sha256": weights_sha256(finished.base)})
-        adapter = finished.out / "artifacts" / trial.spec.trial_id / "adapter"
+    with configured(exportable.base, attn_implementation="someone/kernel"):
+        model = records.model.model_copy(update={"sha256": weights_sha256(exportable.base)})
+        adapter = exportable.out / "artifacts" / trial.spec.trial_id / "adapter"
         merge_adapter(replace(records, model=model), adapter, tmp_path)
     assert (tmp_path / "model.safetensors").is_file()
 
 
-def test_without_the_base_an_adapter_is_exported_with_a_note(finished: Any, tmp_path: Path) -> None:
-    moved = finished.base.with_name("moved")
-    finished.base.rename(moved)
+def test_without_the_base_an_adapter_is_exported_with_a_note(
+    exportable: Any, tmp_path: Path
+) -> None:
+    moved = exportable.base.with_name("moved")
+    exportable.base.rename(moved)
     try:
         request = ExportRequest(label="r=2", base_name="o/n")
-        export = export_trial(finished.out, tmp_path / "x", request)
+        export = export_trial(exportable.out, tmp_path / "x", request)
     finally:
-        moved.rename(finished.base)
+        moved.rename(exportable.base)
     assert any("no tokenizer was written" in note for note in export.notes)
     assert "tokenizer.json" not in files_below(tmp_path / "x")
 
@@ -272,21 +273,3 @@ def test_scores_on_hub_data_sets_are_written_as_the_hub_reads_them(tmp_path: Pat
     score = study.evals[trial.spec.trial_id, "arc_easy", "test"].score
     assert found["arc_easy"].value == pytest.approx(100 * score, abs=0.005)
     assert "60 test items, 2-shot, rows from a local copy" in str(found["mmlu"].notes)
-
-
-def test_a_label_is_looked_up_before_torch_is_imported(finished: Any) -> None:
-    """In a process of its own."""
-    words = ["export", str(finished.out), "nonsense", "--out", "x"]
-    code = (
-        "import sys\nfrom rankscope.cli import run_command_line\n"
-        f"assert run_command_line({words!r}) == 2\nassert 'torch' not in sys.modules\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "found no trial 'nonsense'" in ended.stderr
-
-
-def test_arms_are_found_by_what_the_view_lists() -> None:
-    view = StudyView(*ordinary_study())
-    arms: list[ArmSummary] = [arm for task in view.training_tasks for arm in view.arms(task)]
-    for arm in arms:
-        assert chosen_label(f"{arm.task} {arm.label}").startswith(f"{arm.task} {arm.label} seed=")

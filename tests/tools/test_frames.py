@@ -21,12 +21,12 @@ from rankscope.tools.frames import StudyFrames
 
 
 @pytest.fixture(scope="module")
-def study(finished: Any) -> StudyFrames:
-    return rankscope.load(finished.out)
+def study(exportable: Any) -> StudyFrames:
+    return rankscope.load(exportable.out)
 
 
-def test_every_trial_model_and_item_has_one_row(finished: Any, study: StudyFrames) -> None:
-    records = finished.records
+def test_every_trial_model_and_item_has_one_row(exportable: Any, study: StudyFrames) -> None:
+    records = exportable.records
     assert list(study.trials["trial"]) == [t.spec.trial_id for t in records.trials]
     assert study.trials["rank"].dtype == "Int64"
     assert set(study.trials["status"]) == {"done"}
@@ -65,9 +65,9 @@ def test_the_answer_reads_as_text_and_as_a_card(study: StudyFrames) -> None:
     assert list(study.arms["arm"]) == ["base", *(arm.label for arm in advice.arms)]
 
 
-def test_items_of_another_version_are_no_missing_scores(finished: Any, tmp_path: Path) -> None:
+def test_items_of_another_version_are_no_missing_scores(exportable: Any, tmp_path: Path) -> None:
     out = tmp_path / "copy"
-    shutil.copytree(finished.out, out)
+    shutil.copytree(exportable.out, out)
     place = items_path(BASE, "pocket_med", "test")
     older = pq.read_table(out / place).drop_columns(["gold_logprob"])
     pq.write_table(older, out / place)

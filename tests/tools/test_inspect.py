@@ -12,23 +12,13 @@ import pytest
 import torch
 from command_line import rankscope as command
 from full_decompositions import intruder_dimensions, similarity
-from peft import (
-    IA3Config,
-    LoHaConfig,
-    OFTConfig,
-    PeftConfig,
-    PromptTuningConfig,
-    get_peft_model,
-)
 from peft_adapters import (
     KINDS,
     TARGETS,
     merged,
     saved_adapter,
-    saved_base,
     tiny_gpt2,
     weights,
-    wide_adapter,
 )
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_llama
@@ -54,11 +44,6 @@ def spectra_of(study: StudyRecords) -> list[SpectraRecord]:
     found = [trial.analysis(SpectraRecord) for trial in study.trials]
     assert None not in found
     return [record for record in found if record is not None]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved_base(tmp_path_factory.mktemp("base") / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -300,67 +285,12 @@ def test_chance_levels_by_simulation() -> None:
 # --- bad input ----------------------------------------------------------------------------------
 
 
-def altered(adapter: Path, folder: Path, config: dict[str, Any] | None = None) -> Path:
-    """A copy of an adapter with other settings."""
-    shutil.copytree(adapter, folder)
-    file = folder / "adapter_config.json"
-    settings = json.loads(file.read_text("utf-8")) | (config or {})
-    file.write_text(json.dumps(settings), "utf-8")
-    return folder
-
-
 def refused(code: int, said: str, *words: object) -> None:
     outcome = command("inspect", *words)
     assert outcome.code == code, outcome
     assert said in outcome.told
     assert outcome.out == ""
     assert outcome.err.count("error: ") == 1
-
-
-def test_an_adapter_for_another_base(base: Path, plain: Path, tmp_path: Path) -> None:
-    tiny_gpt2().save_pretrained(tmp_path / "other")
-    refused(2, "no linear layer 'model.layers", tmp_path / "other", plain)
-    wide = wide_adapter(tmp_path / "wide")
-    refused(2, "it was made for another model", base, wide)
-
-
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        ({"lora_alpha": 0}, "lora_alpha: Input should be greater than or equal to"),
-        ({"init_lora_weights": "olora"}, "init_lora_weights 'olora', which changes the base's"),
-        (
-            {"init_lora_weights": "pissa", "use_dora": True},
-            "use_dora with init_lora_weights 'pissa'",
-        ),
-    ],
-)
-def test_adapters_of_another_kind_are_named(
-    base: Path, plain: Path, tmp_path: Path, config: dict[str, Any], said: str
-) -> None:
-    refused(2, said, base, altered(plain, tmp_path / "x", config))
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
-        LoHaConfig(r=4, target_modules=["q_proj"]),
-        OFTConfig(r=0, oft_block_size=8, target_modules=["q_proj"]),
-        PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
-    ],
-    ids=lambda config: config.peft_type.value,
-)
-def test_other_methods_of_peft_are_named(base: Path, tmp_path: Path, config: PeftConfig) -> None:
-    """As PEFT saves them: most have neither rank nor alpha of LoRA's."""
-    get_peft_model(tiny_llama(), config).save_pretrained(tmp_path / "x")
-    said = f"peft_type {config.peft_type.value!r}, expected 'LORA'"  # type: ignore[union-attr]
-    refused(2, said, base, tmp_path / "x")
-
-
-def test_an_adapted_embedding_is_named(base: Path, tmp_path: Path) -> None:
-    adapter = saved_adapter(tmp_path / "x", tiny_llama(), target_modules=["embed_tokens", "q_proj"])
-    refused(2, "which adapts an embedding, expected linear layers", base, adapter)
 
 
 def test_a_copy_of_the_output_head_must_be_the_bases(base: Path, tmp_path: Path) -> None:
@@ -400,13 +330,6 @@ def test_numbers_that_are_none(base: Path, plain: Path, tmp_path: Path) -> None:
     refused(4, "1 of 4096 numbers that are NaN or infinite", base, tmp_path / "model")
 
 
-def test_pickles_are_refused(base: Path, plain: Path, tmp_path: Path) -> None:
-    shutil.copytree(base, tmp_path / "model")
-    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
-    refused(2, "pytorch_model.bin, a pickle", tmp_path / "model", plain)
-    refused(2, "convert it once on a machine that", base, tmp_path / "model")
-
-
 def test_weights_that_are_not_there(base: Path, plain: Path, tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path / "shards", max_shard_size="100KB")
     sorted((tmp_path / "shards").glob("*.safetensors"))[1].unlink()
@@ -421,19 +344,6 @@ def test_weights_that_are_not_there(base: Path, plain: Path, tmp_path: Path) -> 
     refused(4, "expected a readable safetensors file", tmp_path / "part", plain)
     refused(2, "no such folder", base, tmp_path / "nothing")
     refused(2, "nothing: found no such folder", tmp_path / "nothing", plain)
-
-
-@pytest.mark.parametrize(
-    ("option", "k"), [("--top-k", 33), ("--top-k", 0), ("--intruder-k", 33), ("--intruder-k", 0)]
-)
-def test_more_vectors_than_there_are(base: Path, plain: Path, option: str, k: int) -> None:
-    said = f"{option}: found {k}, expected 1 to 32, the number of singular vectors"
-    refused(2, said if k else "found 0, expected greater than", base, plain, option, k)
-
-
-@pytest.mark.parametrize("epsilon", [0, 1.5, "nan"])
-def test_an_epsilon_that_is_no_cosine(base: Path, plain: Path, epsilon: object) -> None:
-    refused(2, "intruder_epsilon: found ", base, plain, "--epsilon", epsilon)
 
 
 def test_another_quantization_is_named(base: Path, plain: Path, tmp_path: Path) -> None:

@@ -130,16 +130,6 @@ def test_stored_weights_and_models_that_run_need_folders_of_their_own(tmp_path: 
         assert "which the study uses now; give another --out folder" in refused.told
 
 
-@pytest.mark.parametrize(
-    "option",
-    [("--ablate", "pocket_med"), ("--items", 64), ("--data-dir", "."), ("--dtype", "auto")],
-)
-def test_options_of_heads_need_to_know_what_was_trained(option: tuple[object, ...]) -> None:
-    outcome = rankscope("inspect", "pocket", "nowhere", *option)
-    assert outcome.code == 2
-    assert f"{option[0]} alone, expected it together with --heads TASK" in outcome.told
-
-
 def test_what_the_tables_leave_out_is_said(tmp_path: Path) -> None:
     """Roles need the trained task; a task answered by generating is scored by its likelihood."""
     adapter = pocket_adapter(tmp_path / "adapter")
@@ -148,22 +138,6 @@ def test_what_the_tables_leave_out_is_said(tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.told
     assert "head roles (skill gained, skill lost) are left out" in outcome.told
     assert "logprob_per_token" in outcome.told
-
-
-def test_what_cannot_be_done_is_said_before_anything_is_computed(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_text("")
-    adapter = pocket_adapter(tmp_path / "adapter")
-    for folder, option, value, said in (
-        (adapter, "--heads", "pocket_medd", "did you mean 'pocket_med'?"),
-        (adapter, "--heads=pocket_med", "--dtype=half", "dtype: found 'half', expected"),
-        ("empty", "--out", tmp_path / "file", "found a file, expected a folder"),
-        ("empty", "--out", tmp_path / "file" / "looked", "a folder that cannot be made"),
-        ("empty", "--out", tmp_path / "looked" / "a" / "b", "error: "),
-    ):
-        outcome = rankscope("inspect", "pocket", tmp_path / folder, option, value)
-        assert (outcome.code, said in outcome.told + outcome.err) == (2, True), outcome
-    assert not (tmp_path / "looked").exists()
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}])

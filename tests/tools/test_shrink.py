@@ -7,7 +7,7 @@ import pytest
 import torch
 from command_line import rankscope as command
 from full_decompositions import intruder_dimensions
-from peft_adapters import KINDS, merged, saved_adapter, saved_base, weights, wide_adapter
+from peft_adapters import KINDS, merged, saved_adapter, weights
 from safetensors.torch import load_file
 from tiny_models import tiny_llama
 from torch import Tensor
@@ -22,13 +22,6 @@ from rankscope.records import Variant
 from rankscope.tools.shrink import SourceAdapter, layer_scale, mitigate, scale, truncate
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
-MITIGATE = ("--mitigate", "intruders", "--lambda", 0.5, "--base", "BASE")
-Q = "model.layers.1.self_attn.q_proj"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved_base(tmp_path_factory.mktemp("base") / "model")
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -226,43 +219,6 @@ def test_a_mitigation_further_from_the_base_is_reported(base: Path, tmp_path: Pa
         assert ("further from the base" in told) is grown
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ((), "found none, expected exactly one of --rank, --scale, --layer-scale, --mitigate"),
-        (("--rank", 2, "--scale", 0.5), "found --rank and --scale, expected exactly one of"),
-        (("--rank", 0), "--rank 0: expected at least 1"),
-        (("--scale", -1), "expected a number of at least 0"),
-        (("--scale", "nan"), "expected a number of at least 0"),
-        (("--scale", 1e45), "down_proj: found numbers above float32's largest"),
-        (("--scale", 1e300), "choose a smaller --scale or --layer-scale"),
-        (("--layer-scale", "1:1e45"), "when layers scaled from 1 to 1e+45"),
-        (("--layer-scale", "0.5"), "two numbers such as 0.5:1"),
-        (("--mitigate", "intruders"), "together with '--lambda L'"),
-        (("--mitigate", "intruders", "--lambda", 0.5), "give --base"),
-        (("--mitigate", "intruders", "--lambda", 2, "--base", "BASE"), "expected 0"),
-        (("--rank", 2, "--epsilon", 0.5), "--epsilon alone, expected it together with --mitigate"),
-        (
-            ("--rank", 2, "--intruder-k", -5),
-            "found --intruder-k alone, expected it",
-        ),
-        ((*MITIGATE, "--epsilon", 5), "--epsilon 5.0: expected a number between 0 and 1"),
-        ((*MITIGATE, "--epsilon", "nan"), "expected a number between 0 and 1"),
-        ((*MITIGATE, "--intruder-k", 0), "--intruder-k: found 0, expected 1 to"),
-        ((*MITIGATE, "--intruder-k", -1), "--intruder-k: found -1, expected 1 to"),
-    ],
-)
-def test_options_that_make_no_sense(
-    base: Path, tmp_path: Path, options: tuple[object, ...], said: str
-) -> None:
-    adapter = saved_adapter(tmp_path / "lora", tiny_llama())
-    words = [base if word == "BASE" else word for word in options]
-    refused = command("shrink", adapter, *words, "--out", tmp_path / "out")
-    assert refused.code == 2
-    assert said in refused.told
-    assert not (tmp_path / "out").exists()
-
-
 def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = saved_adapter(tmp_path / "lora", tiny_llama())
     (tmp_path / "file").write_text("mine", "utf-8")
@@ -281,23 +237,3 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     assert not any((tmp_path / "here").iterdir())
     assert command("shrink", adapter, "--scale", 0.5, "--out", "x/../y").code == 0
     assert {path.name for path in (tmp_path / "here").iterdir()} == {"y"}
-
-
-def test_what_cannot_be_shrunk(base: Path, tmp_path: Path) -> None:
-    dora = saved_adapter(tmp_path / "dora", tiny_llama(), use_dora=True)
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "mine.txt").write_text("mine", "utf-8")
-    for folder, out, said in (
-        (base, "x", "a full checkpoint"),
-        (dora, "x", "an update of dora, which depends on the base; give --base"),
-        (tmp_path / "none", "x", "no such folder"),
-    ):
-        refused = command("shrink", folder, "--scale", 0.5, "--out", tmp_path / out)
-        assert (refused.code, said in refused.told) == (2, True), refused
-    for adapter, out, said in (
-        (dora, "taken", "found a folder with files in it"),
-        (wide_adapter(tmp_path / "wide"), "x", "expected A (r, 64) and B (64, r)"),
-    ):
-        words = ("--scale", 0.5, "--base", base, "--out", tmp_path / out)
-        refused = command("shrink", adapter, *words)
-        assert (refused.code, said in refused.told) == (2, True), refused

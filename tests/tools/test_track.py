@@ -23,8 +23,8 @@ def losses(trial: TrialRecords) -> list[float]:
     return [point.loss for point in trial.train.losses]
 
 
-def test_a_run_holds_what_the_ledger_holds(finished: Any) -> None:
-    records = finished.records
+def test_a_run_holds_what_the_ledger_holds(exportable: Any) -> None:
+    records = exportable.records
     runs = {str(run.config["trial"]): run for run in tracked_runs(records)}
     assert list(runs) == [BASE, *(t.spec.trial_id for t in records.trials)]
     for trial in records.trials:
@@ -79,26 +79,26 @@ TRACKERS = (*READERS, "wandb")
 @ignore_library_warnings
 @pytest.mark.parametrize("to", TRACKERS)
 def test_each_trial_is_one_run_however_often_it_is_sent(
-    to: str, finished: Any, tracker_stores: Path, tmp_path: Path
+    to: str, exportable: Any, tracker_stores: Path, tmp_path: Path
 ) -> None:
-    trials = finished.records.trials
+    trials = exportable.records.trials
     first = trials[0].spec.trial_id
     # The same study before one trial was scored on one task.
     early = tmp_path / "early"
-    shutil.copytree(finished.out, early)
+    shutil.copytree(exportable.out, early)
     statement = "DELETE FROM records WHERE kind = 'eval' AND trial_id = ? AND key = ?"
     assert rewrite_rows(early, statement, (first, "pocket_cloze/test")) == 1
-    before = study_files(finished.out)
+    before = study_files(exportable.out)
     assert len(track(early, to).written) == len(trials) + 1
     if to == "mlflow":
         from mlflow.telemetry.utils import is_telemetry_disabled
 
         assert is_telemetry_disabled()
-    changed = track(finished.out, to)
+    changed = track(exportable.out, to)
     assert changed.written == (trials[0].spec.label,)
-    again = track(finished.out, to)
+    again = track(exportable.out, to)
     assert (again.written, again.unchanged) == ((), len(trials) + 1)
-    runs = {run.config["trial"]: identity(run) for run in tracked_runs(finished.records)}
+    runs = {run.config["trial"]: identity(run) for run in tracked_runs(exportable.records)}
     for trial in trials:
         one = runs[trial.spec.trial_id]
         if to in READERS:
@@ -106,12 +106,12 @@ def test_each_trial_is_one_run_however_often_it_is_sent(
             assert found == pytest.approx(losses(trial), rel=1e-12)
         else:  # nothing reads W&B's own format but its server
             assert len(list(tracker_stores.glob(f"wandb/offline-run-*-{one}-*/*.wandb"))) == 1
-    assert study_files(finished.out) == before
+    assert study_files(exportable.out) == before
 
 
 @ignore_library_warnings
 def test_an_interrupted_trackio_run_is_written_again(
-    finished: Any, tracker_stores: Path, monkeypatch: pytest.MonkeyPatch
+    exportable: Any, tracker_stores: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import trackio
 
@@ -123,28 +123,25 @@ def test_an_interrupted_trackio_run_is_written_again(
     with monkeypatch.context() as patch:
         patch.setattr(trackio.Run, "finish", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            track(finished.out, "trackio", "interrupted")
-    runs = len(finished.records.trials) + 1
-    assert len(track(finished.out, "trackio", "interrupted").written) == runs
-    assert track(finished.out, "trackio", "interrupted").unchanged == runs
+            track(exportable.out, "trackio", "interrupted")
+    runs = len(exportable.records.trials) + 1
+    assert len(track(exportable.out, "trackio", "interrupted").written) == runs
+    assert track(exportable.out, "trackio", "interrupted").unchanged == runs
 
 
 @ignore_library_warnings
 def test_a_tracker_that_fails_is_an_error_of_its_own(
-    finished: Any, tracker_stores: Path, monkeypatch: pytest.MonkeyPatch
+    exportable: Any, tracker_stores: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonesuch://place")
-    outcome = rankscope("track", finished.out, "--to", "mlflow")
+    outcome = rankscope("track", exportable.out, "--to", "mlflow")
     assert outcome.code == 2
     assert "error: --to mlflow: " in outcome.err
 
 
-def test_what_is_missing_is_named(finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_named(exportable: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trackio", None)
-    outcome = rankscope("track", finished.out, "--to", "trackio")
+    outcome = rankscope("track", exportable.out, "--to", "trackio")
     assert outcome.code == 2
     assert "found no package trackio" in outcome.told
     assert "install it with pip install 'rankscope[track]'" in outcome.told
-    outcome = rankscope("track", finished.out, "--to", "paper")
-    assert outcome.code == 2
-    assert "expected one of mlflow, trackio, wandb" in outcome.told

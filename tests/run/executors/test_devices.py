@@ -9,8 +9,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from command_line import rankscope
-from pocket_study import ROUNDING, SETTINGS, leftovers, small_study, study_file
+from pocket_study import ROUNDING, SETTINGS, leftovers, small_study
 from safetensors.torch import load_file
 
 from rankscope.analyses.spectra.record import SpectraRecord
@@ -68,23 +67,6 @@ def test_a_unit_whose_shard_was_killed_continues_from_its_checkpoint(tmp_path: P
     assert [p.step for p in found.trials[0].curve] == [p.step for p in expected.trials[0].curve]
     assert found.trials[0].analysis(SpectraRecord) is not None
     assert leftovers(tmp_path / "out") == []
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"device": "auto"}, "train.devices: 2: found 0 GPUs, expected at least 2"),
-        ({"arms": [{"method": "dora", "rank": 2, "lr": 1e-3}]}, "found method dora"),
-    ],
-)
-def test_what_several_devices_cannot_train_is_refused_before_anything_runs(
-    changes: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    file = study_file(tmp_path, **STUDY | changes, train={**SETTINGS["train"], "devices": 2})
-    outcome = rankscope("run", file, "--out", tmp_path / "out")
-    assert outcome.code == 2
-    assert message in outcome.told
-    assert not (tmp_path / "out").exists()
 
 
 def stored(folder: Path) -> torch.Tensor:

@@ -14,13 +14,21 @@ import pytest
 from command_line import Outcome, rankscope
 from launcher import Launcher, text_of
 from ledger_rows import rewrite_rows
-from pocket_study import TWO_GROUPS, changed, leftovers, results, small_study, study_file
+from pocket_study import (
+    TWO_GROUPS,
+    Counter,
+    changed,
+    leftovers,
+    loaded,
+    results,
+    small_study,
+    study_file,
+)
 
 from fault_workers import COMMAND as FORKED_WORKERS
 from rankscope.config.study import StudyConfig
 from rankscope.errors import BaseFailed, IntegrityError, Interrupted, UserError
 from rankscope.hashing import sha256_file
-from rankscope.progress import NullReporter
 from rankscope.records import BASE
 from rankscope.run import worker_process
 from rankscope.run.executors.local import LocalExecutor
@@ -82,11 +90,11 @@ seal_unit, worker.seal_unit = worker.seal_unit, seal_and_die
 
 @pytest.mark.timeout(600)
 def test_workers_that_die_between_their_seal_and_their_end_cost_nothing(
-    undisturbed: dict[str, Any], launcher: Launcher, tmp_path: Path
+    two_groups: dict[str, Any], launcher: Launcher, tmp_path: Path
 ) -> None:
     out, ran = run_with_workers_that(DIE_WHEN_SEALED, launcher, tmp_path)
     assert ran.code == 0, ran.err
-    assert results(out) == undisturbed
+    assert results(out) == two_groups
     assert leftovers(out) == []
 
 
@@ -128,14 +136,6 @@ class Recorder(LocalExecutor):
             raise Interrupted("the driver goes away")
 
 
-class Stages(NullReporter):
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def stage(self, name: str, total: int) -> None:
-        self.names.append(name)
-
-
 def run_abandoned(folder: Path, *, finish: bool) -> None:
     """A study whose driver went away when its first group was sealed, or before."""
     study = small_study(folder, **TWO_GROUPS)
@@ -171,16 +171,16 @@ def unsealed(without_seals: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("is_sealed", [True, False])
 def test_a_new_driver_without_workers_keeps_what_a_unit_finished(
-    undisturbed: dict[str, Any], sealed: Path, tmp_path: Path, is_sealed: bool
+    two_groups: dict[str, Any], sealed: Path, tmp_path: Path, is_sealed: bool
 ) -> None:
     units = [path.parent for path in sealed.glob("units/*/sealed.sha256")]
     assert units
     for unit in units if not is_sealed else ():
         (unit / "sealed.sha256").unlink()
-    stages = Stages()
-    small_study(tmp_path, **TWO_GROUPS).run(sealed, stages)
-    assert len([name for name in stages.names if " train " in name]) == 2 - len(units)
-    assert results(sealed) == undisturbed
+    user = Counter()
+    small_study(tmp_path, **TWO_GROUPS).run(sealed, user)
+    assert len(user.trained) == 2 - len(units)
+    assert results(sealed) == two_groups
     assert not (sealed / "units").exists()
 
 
@@ -194,12 +194,12 @@ class Doomed(LocalExecutor):
 
 
 def test_a_unit_that_is_given_up_leaves_its_results(
-    undisturbed: dict[str, Any], tmp_path: Path
+    two_groups: dict[str, Any], tmp_path: Path
 ) -> None:
     study = small_study(tmp_path, **TWO_GROUPS)
     records = study.run(tmp_path / "out", executor=Doomed(study.config))
     assert {trial.status for trial in records.trials} == {"done"}
-    assert results(tmp_path / "out") == undisturbed
+    assert results(tmp_path / "out") == two_groups
 
 
 FAIL_WITH_DROPOUT = """
@@ -219,8 +219,7 @@ def test_a_unit_that_fails_three_times_is_failed_and_the_others_go_on(
 ) -> None:
     out, ran = run_with_workers_that(FAIL_WITH_DROPOUT, launcher, tmp_path)
     assert ran.code == 3
-    with Ledger.open(out, write=False) as ledger:
-        records = ledger.load()
+    records = loaded(out)
     failures = {trial.status: trial.failure for trial in records.trials}
     assert sorted(trial.status for trial in records.trials) == ["done"] * 2 + ["failed"] * 2
     failure = str(failures["failed"])
@@ -237,14 +236,14 @@ class BaseKiller(LocalExecutor):
         raise WorkerFailed("killed")
 
 
-def test_a_study_without_its_base_ends(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+def test_a_study_without_its_base_ends(two_groups: dict[str, Any], tmp_path: Path) -> None:
     study, out = small_study(tmp_path, **TWO_GROUPS), tmp_path / "out"
     with pytest.raises(BaseFailed, match=r"scoring the base: killed; see .*base/worker\.log"):
         study.run(out, executor=BaseKiller(study.config))
     with Ledger.open(out, write=False) as ledger:
         assert "failed" not in ledger.statuses().values()
     study.run(out)
-    assert results(out) == undisturbed
+    assert results(out) == two_groups
 
 
 class CrowdedExecutor(LocalExecutor):
@@ -263,7 +262,7 @@ class CrowdedExecutor(LocalExecutor):
 
 
 def test_a_base_short_of_memory_is_scored_again_alone(
-    undisturbed: dict[str, Any], tmp_path: Path
+    two_groups: dict[str, Any], tmp_path: Path
 ) -> None:
     """Nothing makes it smaller, so its worker ends at once instead of being killed once more."""
     study, out = small_study(tmp_path, **TWO_GROUPS), tmp_path / "out"
@@ -271,7 +270,7 @@ def test_a_base_short_of_memory_is_scored_again_alone(
     study.run(out, executor=executor)
     assert executor.units[0] == executor.units[-1] == BASE
     assert executor.units.count(BASE) == 2
-    assert results(out) == undisturbed
+    assert results(out) == two_groups
 
 
 def test_a_worker_that_cannot_start_python_is_no_puzzle(tmp_path: Path) -> None:
@@ -303,28 +302,16 @@ def test_an_error_of_a_worker_keeps_its_fields(tmp_path: Path) -> None:
 
 DOOMED = """
 import os, pathlib, signal, sys
-unit, counter = pathlib.Path(sys.argv[-2], "units", sys.argv[-1]), pathlib.Path({counter!r})
+unit, counter = pathlib.Path(sys.argv[-2], "units", sys.argv[-1]), pathlib.Path(COUNTER)
 asked = os.environ.get("RANKSCOPE_KILLED_FOR_MEMORY")
 with (unit / "asked").open("a") as file:
     print(asked, file=file)
 if asked:
     sys.exit((unit / "sealed.sha256").touch())
-counter.write_text(f"pswpin 7\\noom_kill {{len((unit / 'asked').read_text().splitlines())}}\\n")
+counter.write_text(f"pswpin 7\\noom_kill {len((unit / 'asked').read_text().splitlines())}\\n")
 os.kill(os.getpid(), signal.SIGKILL)
 """
 """A worker that the system kills for memory, and counts, until it is asked for less."""
-
-
-def test_the_third_attempt_knows_that_two_were_killed_for_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    unit = tmp_path / "units" / "0"
-    unit.mkdir(parents=True)
-    counter = tmp_path / "vmstat"
-    monkeypatch.setattr(worker_process, "VMSTAT", counter)
-    monkeypatch.setattr(worker_process, "WORKER", ("-c", DOOMED.format(counter=str(counter))))
-    assert run_worker(unit, {}, lambda: False) == 0
-    assert (unit / "asked").read_text().split() == ["None", "None", "2"]
 
 
 SHORT = """
@@ -343,15 +330,22 @@ os.kill(os.getpid(), signal.SIGKILL)
 """A worker whose shard 0 runs out of memory four times, and then another shard."""
 
 
-def test_a_shard_that_ran_out_of_memory_is_no_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("script", "asked"), [(DOOMED, ["None", "None", "2"]), (SHORT, ["None"] * 5 + ["1"])]
+)
+def test_workers_killed_for_memory_ask_the_next_one_for_less(
+    script: str, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Shard 0 stores how to need less; in place of another shard the next worker has to."""
+    """The third attempt does, or the first after another shard died; shard 0 itself stores how to
+    need less."""
     unit = tmp_path / "units" / "0"
     unit.mkdir(parents=True)
-    monkeypatch.setattr(worker_process, "WORKER", ("-c", SHORT))
+    counter = tmp_path / "vmstat"
+    script = script.replace("COUNTER", repr(str(counter)))
+    monkeypatch.setattr(worker_process, "VMSTAT", counter)
+    monkeypatch.setattr(worker_process, "WORKER", ("-c", script))
     assert run_worker(unit, {}, lambda: False) == 0
-    assert (unit / "asked").read_text().split() == ["None"] * 5 + ["1"]
+    assert (unit / "asked").read_text().split() == asked
 
 
 def test_a_unit_that_killed_workers_for_memory_is_made_smaller(
@@ -403,11 +397,11 @@ def test_results_that_arrive_twice_are_dropped_if_equal_and_refused_if_not(
 
 
 def test_a_study_that_gained_a_seed_adopts_what_was_sealed(sealed: Path, tmp_path: Path) -> None:
-    out, stages = sealed, Stages()
+    out, user = sealed, Counter()
     num_sealed = len(list(out.glob("units/*/sealed.sha256")))
     assert num_sealed >= 1
-    small_study(tmp_path, **TWO_GROUPS | {"seeds": [0, 1, 2]}).run(out, stages)
-    assert len([name for name in stages.names if " train " in name]) == 2 - num_sealed + 1
+    small_study(tmp_path, **TWO_GROUPS | {"seeds": [0, 1, 2]}).run(out, user)
+    assert len(user.trained) == 2 - num_sealed + 1
 
 
 def test_a_sealed_result_that_was_altered_is_refused(sealed: Path, tmp_path: Path) -> None:

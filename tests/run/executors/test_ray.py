@@ -42,7 +42,7 @@ def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.mark.timeout(900)
 def test_lost_nodes_and_killed_workers_cost_nothing(
-    ray_cluster: Any, undisturbed: dict[str, Any], tmp_path: Path
+    ray_cluster: Any, two_groups: dict[str, Any], tmp_path: Path
 ) -> None:
     """While a unit trains, Ray's worker that runs it is killed, so is the actor that says when to
     stop, and a node is removed; Ray runs both units again on the other one."""
@@ -68,7 +68,7 @@ def test_lost_nodes_and_killed_workers_cost_nothing(
     study.run(tmp_path / "out", executor=executor)
     thread.join()
     assert len(lost) == 1
-    assert results(tmp_path / "out") == undisturbed
+    assert results(tmp_path / "out") == two_groups
     assert leftovers(tmp_path / "out") == []
 
 
@@ -89,7 +89,7 @@ class Forked:
 
 @pytest.mark.timeout(600)
 def test_a_node_that_does_not_see_the_folder_sends_it_back(
-    undisturbed: dict[str, Any],
+    two_groups: dict[str, Any],
     launcher: Launcher,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -120,7 +120,7 @@ def test_a_node_that_does_not_see_the_folder_sends_it_back(
 
     study = small_study(tmp_path, **TWO_GROUPS)
     study.run(tmp_path / "out", executor=Elsewhere(study.config, 1))
-    assert results(tmp_path / "out") == undisturbed
+    assert results(tmp_path / "out") == two_groups
 
 
 @pytest.mark.parametrize(

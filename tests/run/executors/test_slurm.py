@@ -261,14 +261,6 @@ def test_a_canceled_task_is_not_queued_again(
     assert list(out.glob(f"units/*/{JOB}")) == []
 
 
-@pytest.mark.parametrize("time", ["1", "3", "3:00", "0:03:00", "0-0:03"])
-def test_a_limit_that_leaves_no_time_to_train_is_refused(time: str, tmp_path: Path) -> None:
-    file = study_file(tmp_path, **{**STUDY, "executor": {"slurm": {"time": time}}})
-    outcome = rankscope("check", file)
-    assert outcome.code == 2
-    assert f"found '{time}', expected more than 3 minutes" in outcome.told
-
-
 @pytest.mark.parametrize("time", ["4", "3:01", "1:00:00", "1-0", "0-1:00", "0", "UNLIMITED"])
 def test_limits_that_slurm_takes(time: str) -> None:
     assert SlurmSettings(time=time).time == time
@@ -283,26 +275,6 @@ def test_an_error_of_a_node_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
     executor.close()
     with pytest.raises(UserError, match="node17: no model here"):
         unit.future.result()
-
-
-@pytest.mark.parametrize(
-    ("executor", "key", "value"),
-    [
-        ("slurm", "setup", ["rm x"]),
-        ("slurm", "python", "a"),
-        ("slurm", "wrap", "a"),
-        ("slurm", "options", ["--export=ALL,BASH_ENV=/tmp/x"]),
-        ("ray", "address", "localhost:1"),
-    ],
-)
-def test_words_that_nodes_run_need_trust(
-    executor: str, key: str, value: Any, tmp_path: Path
-) -> None:
-    file = study_file(tmp_path, **{**STUDY, "executor": {executor: {key: value}}})
-    outcome = rankscope("run", file, "--out", tmp_path / "out")
-    assert outcome.code == 2
-    assert f"executor.{executor}.{key}: found a setting" in outcome.told
-    assert "expected --trust-task-code with it" in outcome.told
 
 
 def test_without_slurm_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

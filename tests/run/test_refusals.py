@@ -1,0 +1,137 @@
+"""Studies that cannot run as they are written: refused before anything is written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import rankscope
+from pocket_study import SETTINGS, changed, study_file
+
+LORA = {"method": "lora", "rank": 2, "lr": 2e-3}
+REPLAY = {"task": "pocket_cloze", "share": 0.25}
+SELF = {"self_replay": {"rows": 12, "share": 0.25}}
+STOP = {"early_stop": {"patience": 1}}
+BOTH = {"name": "both", "mixture": ["pocket_med", "pocket_gsm"]}
+FEW = {"name": "few", "test": "few.jsonl"}
+
+
+def arm(**changes: Any) -> dict[str, Any]:
+    return {"arms": [{**LORA, **changes}]}
+
+
+def peft(peft_type: str, **settings: Any) -> dict[str, Any]:
+    return {"arms": [{"method": {"peft": {"peft_type": peft_type, **settings}}, "lr": 1e-3}]}
+
+
+def mixture(*tasks: Any) -> dict[str, Any]:
+    return {"tasks": list(tasks)}
+
+
+def nested(*ranks: int) -> dict[str, Any]:
+    return {"arms": [{"method": "nested", "rank": list(ranks), "lr": 1e-3}]}
+
+
+def adaptive(**changes: Any) -> dict[str, Any]:
+    train, evaluate = changed("train", evaluate_items=24), changed("evaluate", max_items=24)
+    return train | evaluate | {"strategy": "adaptive", "rungs": [0.5], **changes}
+
+
+def on_two(**changes: Any) -> dict[str, Any]:
+    whole = {"device": "cpu", "evaluate": {}, "arms": [LORA, SETTINGS["arms"][2]]}
+    return {**whole, **changed("train", devices=2), **changes}
+
+
+def executor(name: str, **settings: Any) -> dict[str, Any]:
+    return {"executor": {name: settings}}
+
+
+# (what is changed in the small study, a part of the message)
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    # arms and mitigations
+    (changed("train", max_steps=1), "warmup_fraction"),
+    (arm(replay={"task": "x", "share": 1}), "less than 1"),
+    (arm(replay={"tsk": "x", "share": 0.1}), "did you mean 'task'"),
+    (arm(replay={**REPLAY, "task": "pocket_clozee"}), "did you mean 'pocket_cloze'"),
+    (arm(replay={**REPLAY, "task": "pocket_med"}), "training task 'pocket_med' has"),
+    (arm(replay={**REPLAY, "task": "few"}) | changed("evaluate", retention=[FEW]),
+     "no training rows"),
+    (mixture(BOTH) | arm(replay={**REPLAY, "task": "pocket_gsm"}),
+     "training task 'both' has, expected a task that is not trained on"),
+    (arm(replay=REPLAY, **SELF), "give each an arm of its own"),
+    (arm(self_replay={"rows": 0, "share": 0.1}), "greater than or equal to 1"),
+    (arm(self_replay={"rows": 5, "share": 1}), "less than 1"),
+    (arm(self_replay={"task": "x", "share": 0.1}), "rows"),
+    (arm(**STOP), "evaluate_every"),
+    (arm(kl_to_base=-1), "greater than or equal to 0"),
+    (arm(method={"peft": {"peft_type": "VERA"}}, rank=None, kl_to_base=1), "bare base"),
+    (arm(method={"peft": {"peft_type": "adalora"}}, rank=None, **STOP)
+     | changed("train", evaluate_every=2), "ADALORA, whose ranks keep falling"),
+    (changed("evaluate", scales=[1.5]), "less than 1"),
+    # joined tasks
+    (mixture({"name": "b", "mixture": ["pocket_med"]}), "at least two tasks"),
+    (mixture({"name": "b", "mixture": ["b", "pocket_med"]}), "in its own mixture"),
+    (mixture({"name": "b", "mixture": ["x", "y"], "scorer": "loss"}), "'scorer' beside 'mixture'"),
+    (mixture({"name": "a", "mixture": ["x", "y"]}, {"name": "b", "mixture": ["a", "y"]}),
+     "the mixture 'a' in the mixture 'b'"),
+    (changed("evaluate", retention=[{"name": "b", "mixture": ["x", "y"]}]),
+     "mixtures in 'tasks' alone"),
+    (mixture("med", {"name": "both", "mixture": ["pocket_gsm", "pocket_cloze"]}),
+     "'pocket_cloze' in the training task 'both'"),
+    (mixture("pocket_med", {"name": "both", "mixture": ["pocket_med", "pocket_law"]})
+     | changed("evaluate", retention=["both"]) | {"objective": {"max_forgetting": 0.02}},
+     "without a task that measures what 'pocket_med' forgets"),
+    # methods
+    (peft("VEAR"), "mean 'VERA'"),
+    (peft("PREFIX_TUNING"), "virtual tokens before every row"),
+    (peft("C3A", block_size=7), "expected a method that fits this model"),
+    (peft("ADALORA", tfinal=8), "tinit + tfinal = 8 of 8 optimizer steps"),
+    ({"quantize": "4bit", "device": "cpu"}, "expected a CUDA device"),
+    (nested(8), "found rank [8], expected two"),
+    (nested(8, 256), "found rank 256, expected at most 128"),
+    (nested(2, 8) | {"strategy": "adaptive", "evaluate": {}},
+     "trains all its ranks in one run, so none can be"),
+    ({"analyze": {"heads": {"enabled": True, "ablate": ["pocket_law"]}}}, "pocket_law"),
+    # adaptive studies
+    ({"budget": "4 trials"}, "'budget' with 'strategy: grid', expected an adaptive study"),
+    (adaptive(budget="much"), "found 'much', expected a text such as '24 trials', '5e6 tokens'"),
+    (adaptive(budget="0 trials"), "budget.trials: found 0, expected greater than or equal to 1"),
+    (adaptive(budget="10 tokens"), "budget: found less than one trial"),
+    (adaptive(rungs=[0.5, 0.25]), "found rungs [0.5, 0.25], expected shares of the"),
+    (adaptive(rungs=[1.0]), "less than 1"),
+    (adaptive(rungs=[0.2, 0.25]), "rungs: found 2, 2 as the steps"),
+    (adaptive(rungs=[0.01]), "rungs: found 0 as the steps"),
+    (adaptive(**changed("train", evaluate_items=4)),
+     "found 4 validation items of task 'pocket_med', expected"),
+    (adaptive(**changed("evaluate", max_items=4)), "found 4 validation items of task 'pocket_med'"),
+    # several devices
+    (on_two(device="auto"), "train.devices: 2: found 0 GPUs, expected at least 2"),
+    (on_two(**arm(method="dora")),
+     "found method dora, which works on one device only; expected one of the methods full, lora"),
+    (on_two(**arm(method="pissa")), "found method pissa"),
+    (on_two(**arm(dropout=0.1)), "found dropout"),
+    (on_two(**arm(kl_to_base=0.1)), "found kl_to_base"),
+    (on_two(**arm(**STOP), **changed("train", devices=2, evaluate_every=4)), "found early_stop"),
+    (on_two(**changed("train", devices=2, optimizer="adamw8bit")), "found optimizer: adamw8bit"),
+    (on_two(evaluate={"scales": [0.5]}), "found scales of full fine-tuning"),
+    (on_two(analyze={"heads": {"enabled": True}}), "found analyze.heads.enabled"),
+    # where groups run
+    *((executor("slurm", time=time), f"found '{time}', expected more than 3 minutes")
+      for time in ("1", "3", "3:00", "0:03:00", "0-0:03")),
+    *((executor(name, **{key: value}), f"executor.{name}.{key}: found a setting by which code of")
+      for name, key, value in (("slurm", "setup", ["rm x"]), ("slurm", "python", "a"),
+                               ("slurm", "wrap", "a"),
+                               ("slurm", "options", ["--export=ALL,BASH_ENV=/tmp/x"]),
+                               ("ray", "address", "localhost:1"))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "said"), REFUSED, ids=lambda value: str(value)[:60])
+def test_a_study_that_cannot_run_is_refused_before_anything_is_written(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    rows = [{"question": q, "choices": ["a", "b"], "answer": 0} for q in "qqqqrrrr"]
+    (tmp_path / "few.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    outcome = rankscope("run", study_file(tmp_path, **SETTINGS | changes), "--out", tmp_path / "x")
+    assert (outcome.code, said in outcome.told) == (2, True), outcome.told
+    assert not (tmp_path / "x").exists()

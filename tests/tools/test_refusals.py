@@ -1,0 +1,123 @@
+"""Commands on models, adapters and studies that make no sense: refused, and nothing is written."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+from command_line import files_below, rankscope
+from finished_studies import Finished
+from peft import IA3Config, LoHaConfig, PromptTuningConfig, get_peft_model
+from peft_adapters import saved_adapter, wide_adapter
+from tiny_models import tiny_llama
+
+SHRINK = "shrink {lora} --out {new} "
+MITIGATE = SHRINK + "--base {base} --mitigate intruders --lambda "
+INSPECT = "inspect {base} {lora} --out {new} "
+EVAL = "eval pocket --max-items 4 --out {new} --tasks "
+HEADS = "inspect pocket nowhere "
+
+# (command, a part of the message)
+REFUSED = [
+    # eval
+    (EVAL + "pocket_mad", "did you mean 'pocket_med'?"),
+    (EVAL + "''", "no tasks were given"),
+    (EVAL + "pocket_med,pocket_med", "is given twice"),
+    (EVAL + "pocket_med --split valid", "--split: found 'valid', expected 'validation' or 'test'"),
+    (EVAL + "pocket_med --adapter nowhere", "no such folder"),
+    (EVAL + "pocket_med --adapter {pocket} --adapter {pocket}", "each model once"),
+    (EVAL + "pocket_med --dtype float16", "expected 'auto', 'float32' or 'bfloat16'"),
+    (EVAL + "pocket_med --too-long cut", "--too-long: found 'cut', expected 'refuse' or"),
+    (EVAL + "nowhere.yaml", "nowhere.yaml: found no such file"),
+    (EVAL + "./nowhere", "no such file or folder"),
+    (EVAL + "perplexity", "found no rows, expected your own texts"),
+    (EVAL + "rows.xlsx", "rows.xlsx: found the suffix '.xlsx', expected .jsonl"),
+    (EVAL + "rows.json", "task rows.json: found no such file or folder"),
+    (EVAL + "owner/name", "'hub: owner/name'"),
+    # A mixture is not scored as the task whose name it has.
+    (EVAL + "both.yaml", "give its tasks to --tasks: pocket_law, pocket_gsm"),
+    # inspect
+    ("inspect {base} {wide}", "it was made for another model"),
+    ("inspect {base} {ia3}", "peft_type 'IA3', expected 'LORA'"),
+    ("inspect {base} {loha}", "peft_type 'LOHA', expected 'LORA'"),
+    ("inspect {base} {prompt}", "peft_type 'PROMPT_TUNING', expected 'LORA'"),
+    (INSPECT + "--top-k 33", "--top-k: found 33, expected 1 to 32, the number of singular vectors"),
+    (INSPECT + "--intruder-k 33", "--intruder-k: found 33, expected 1 to 32, the number of"),
+    (INSPECT + "--intruder-k 0", "found 0, expected greater than"),
+    (INSPECT + "--epsilon 1.5", "intruder_epsilon: found "),
+    (INSPECT + "--epsilon nan", "intruder_epsilon: found "),
+    (HEADS + "--ablate pocket_med", "--ablate alone, expected it together with --heads TASK"),
+    (HEADS + "--items 64", "--items alone, expected it together with --heads TASK"),
+    (HEADS + "--data-dir .", "--data-dir alone, expected it together with --heads TASK"),
+    (HEADS + "--dtype auto", "--dtype alone, expected it together with --heads TASK"),
+    ("inspect pocket {pocket} --heads pocket_medd --out {new}", "did you mean 'pocket_med'?"),
+    ("inspect pocket {pocket} --heads pocket_med --dtype half", "dtype: found 'half', expected"),
+    # shrink
+    (SHRINK, "found none, expected exactly one of --rank, --scale, --layer-scale, --mitigate"),
+    (SHRINK + "--rank 2 --scale 0.5", "found --rank and --scale, expected exactly one of"),
+    (SHRINK + "--rank 0", "--rank 0: expected at least 1"),
+    (SHRINK + "--scale -1", "expected a number of at least 0"),
+    (SHRINK + "--scale nan", "expected a number of at least 0"),
+    (SHRINK + "--scale 1e45", "down_proj: found numbers above float32's largest"),
+    (SHRINK + "--scale 1e300", "choose a smaller --scale or --layer-scale"),
+    (SHRINK + "--layer-scale 1:1e45", "when layers scaled from 1 to 1e+45"),
+    (SHRINK + "--layer-scale 0.5", "two numbers such as 0.5:1"),
+    (SHRINK + "--mitigate intruders", "together with '--lambda L'"),
+    (SHRINK + "--mitigate intruders --lambda 0.5", "give --base"),
+    (SHRINK + "--rank 2 --epsilon 0.5", "--epsilon alone, expected it together with --mitigate"),
+    (SHRINK + "--rank 2 --intruder-k -5", "found --intruder-k alone, expected it"),
+    (MITIGATE + "2", "expected 0"),
+    (MITIGATE + "0.5 --epsilon 5", "--epsilon 5.0: expected a number between 0 and 1"),
+    (MITIGATE + "0.5 --epsilon nan", "expected a number between 0 and 1"),
+    (MITIGATE + "0.5 --intruder-k -1", "--intruder-k: found -1, expected 1 to"),
+    ("shrink {base} --scale 0.5 --out {new}", "a full checkpoint"),
+    ("shrink nowhere --scale 0.5 --out {new}", "no such folder"),
+    ("shrink {dora} --scale 0.5 --out {new}",
+     "an update of dora, which depends on the base; give --base"),
+    ("shrink {dora} --scale 0.5 --base {base} --out {base}", "found a folder with files in it"),
+    ("shrink {wide} --scale 0.5 --base {base} --out {new}", "expected A (r, 64) and B (64, r)"),
+    # track and plan
+    ("track {study} --to paper", "expected one of mlflow, trackio, wandb"),
+    ("plan study.yaml --device h10", "'h10', expected here or one of h100"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def places(
+    tmp_path_factory: pytest.TempPathFactory, base: Path, given_models: Path, exportable: Finished
+) -> dict[str, Path]:
+    """What commands name, in a folder of their own."""
+    folder = tmp_path_factory.mktemp("refusals")
+    methods = {
+        "ia3": IA3Config(target_modules=["q_proj"], feedforward_modules=[]),
+        "loha": LoHaConfig(r=4, target_modules=["q_proj"]),
+        "prompt": PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
+    }
+    for name, config in methods.items():  # most have neither rank nor alpha of LoRA's
+        get_peft_model(tiny_llama(), config).save_pretrained(folder / name)
+    (folder / "rows.xlsx").write_text("question,answer")
+    (folder / "both.yaml").write_text("name: pocket_med\nmixture: [pocket_law, pocket_gsm]\n")
+    (folder / "study.yaml").write_text(
+        "name: x\nmodel: pocket\ntasks: [pocket_med]\narms: [{method: full, lr: 1e-4}]\n"
+    )
+    return {
+        **{name: folder / name for name in (*methods, "new")},
+        "lora": saved_adapter(folder / "lora", tiny_llama()),
+        "dora": saved_adapter(folder / "dora", tiny_llama(), use_dora=True),
+        "wide": wide_adapter(folder / "wide"),
+        "base": base,
+        "pocket": given_models / "lora",
+        "study": exportable.out,
+    }
+
+
+@pytest.mark.parametrize(("command", "said"), REFUSED, ids=lambda text: text[:60])
+def test_what_makes_no_sense_is_refused_and_nothing_is_written(
+    command: str, said: str, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(places["new"].parent)
+    before = files_below(places["new"].parent)
+    outcome = rankscope(*shlex.split(command.format(**places)))
+    assert (outcome.code, said in outcome.told) == (2, True), outcome
+    assert outcome.out == ""
+    assert outcome.err.count("error: ") == 1
+    assert files_below(places["new"].parent) == before
