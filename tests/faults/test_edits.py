@@ -33,7 +33,7 @@ def test_one_flipped_bit_of_any_file_is_found(copied: Path) -> None:
         problem = found[0]
         name = path.relative_to(copied).as_posix()
         # A bit of the lists of hashes, too, is a difference of the file that it is the hash of.
-        assert problem.path.split(":")[0] in LISTED.get(name, (name,)), problem
+        assert problem.where.split(":")[0] in LISTED.get(name, (name,)), problem
         assert problem.do
         path.write_bytes(content)
     assert find_problems(copied) == []

@@ -15,11 +15,11 @@ from synthetic_study import Truth
 
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.charts.figure import Figure
-from rankscope.report.comparison_page import render_comparison
 from rankscope.report.study_page import render_study, study_sections
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import SURFACE
 from rankscope.run.outputs import write_outputs
+from rankscope.tools.compare import render_comparison
 
 PHONE = {"width": 400, "height": 800}
 NO_OVERFLOW = "() => document.documentElement.scrollWidth <= innerWidth"

@@ -2,20 +2,23 @@
 
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from report_studies import HOSTILE, compare_studies, compared_studies, hostile_study, ordinary_study
+from report_studies import HOSTILE, compared_studies, hostile_study, ordinary_study
 
 from rankscope.formatting import CONFIDENCES
-from rankscope.records import StudyComparison
-from rankscope.report.comparison_page import (
+from rankscope.report.page import figure_data
+from rankscope.report.style import FULL_COLOR, MUTED, dark_colors
+from rankscope.tools.compare import (
     MAX_ARMS,
+    StudyComparison,
+    compare_studies,
     compared_ranks,
     comparison_figures,
     render_comparison,
 )
-from rankscope.report.page import figure_data
-from rankscope.report.style import FULL_COLOR, MUTED, dark_colors
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +33,10 @@ def test_the_page_has_both_answers_and_a_figure_for_every_training_task(
     text = re.sub(r"\s+", " ", page.replace("&amp;", "&").replace("&#39;", "'"))
     for study in found.studies:
         for answer in study.answers:
-            assert answer.verdict in text
-            assert f'"badge {answer.confidence}">{CONFIDENCES[answer.confidence]}</span>' in text
+            assert answer["verdict"] in text
+            assert (
+                f'"badge {answer["confidence"]}">{CONFIDENCES[answer["confidence"]]}</span>' in text
+            )
     (pair,) = found.pairs
     made = comparison_figures(pair, 0, compared_ranks(found))
     assert [f.title for f in made] == [
@@ -55,9 +60,7 @@ def test_a_method_without_a_rank_has_not_full_fine_tunings_color(found: StudyCom
     (full,) = {c.arm for c in pair.cells if c.full}
     assert full.startswith("full")
     other = [c.model_copy(update={"full": False, "arm": "ia3"}) for c in pair.cells if c.full]
-    made = comparison_figures(
-        pair.model_copy(update={"cells": (*pair.cells, *other)}), 0, compared_ranks(found)
-    )
+    made = comparison_figures(replace(pair, cells=(*pair.cells, *other)), 0, compared_ranks(found))
     drawn = made[1].plot.data[0]
     color = dict(zip(drawn.y, drawn.marker.color, strict=True))
     assert (color[full], color["ia3"]) == (FULL_COLOR.light, MUTED.light)
@@ -67,14 +70,10 @@ def test_how_many_arms_are_not_drawn_is_said(found: StudyComparison) -> None:
     (pair,) = found.pairs
     cell = next(c for c in pair.cells if c.arm)
     many = [cell.model_copy(update={"arm": f"arm {i}"}) for i in range(MAX_ARMS + 3)]
-    (made,) = comparison_figures(
-        pair.model_copy(update={"cells": tuple(many)}), 0, compared_ranks(found)
-    )
+    (made,) = comparison_figures(replace(pair, cells=tuple(many)), 0, compared_ranks(found))
     assert made.finding.endswith(" 3 arms are only in the table.")
     assert len(made.plot.data[0].y) == MAX_ARMS
-    (made,) = comparison_figures(
-        pair.model_copy(update={"cells": tuple(many[3:])}), 0, compared_ranks(found)
-    )
+    (made,) = comparison_figures(replace(pair, cells=tuple(many[3:])), 0, compared_ranks(found))
     assert "only in" not in made.finding
 
 
@@ -87,9 +86,9 @@ def test_every_color_has_a_dark_partner(found: StudyComparison) -> None:
 
 def test_hostile_names_stay_text(found: StudyComparison) -> None:
     attacked, _ = hostile_study()
-    page = render_comparison(
-        compare_studies((HOSTILE, attacked), ("again " + HOSTILE, attacked)), attacked.provenance
-    )
+    names = (HOSTILE, "again " + HOSTILE)
+    hostile = compare_studies([(name, Path(name), attacked) for name in names])
+    page = render_comparison(hostile, attacked.provenance)
     assert "<img src=x" not in page
     assert "\u202e" not in page
     plain = render_comparison(found, attacked.provenance)

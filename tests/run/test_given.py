@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.errors import UserError
 from rankscope.models.adapters.folder import BASE_HASH
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
+from rankscope.models.model_folder import pocket_folder
 from rankscope.records import BASE, StudyRecords
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.outputs import write_outputs
@@ -190,3 +192,104 @@ def test_names_are_those_of_folders_as_far_as_they_must_be(
     records = study.run(tmp_path / "out")
     assert list(by_name(records)) == ["a/final", "b/final"]
     assert any("b/final: records another base" in note for note in records.notes)
+
+
+# --- scores that another study has stored
+
+
+def scored_study(folder: Path, *given: object, **changes: object) -> Study:
+    """Stored scores on the tasks of ``evaluated``, without analyses."""
+    evaluate = {"cross_domain": ["pocket_med", "pocket_gsm"], "split": "test", "max_items": 12}
+    settings = {"tasks": None, "arms": None, "analyze": {"spectra": {"enabled": False}}}
+    return small_study(folder, given=list(given), **settings | {"evaluate": evaluate} | changes)
+
+
+@pytest.fixture(scope="module")
+def evaluated(given_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``eval --out`` leaves of two adapters."""
+    out = tmp_path_factory.mktemp("evaluated") / "scores"
+    adapters = [word for n in ("lora", "ia3") for word in ("--adapter", given_models / n)]
+    words = ("--max-items", 12, "--dtype", "float32", "--tasks", "pocket_med,pocket_gsm", *adapters)
+    assert rankscope("eval", "pocket", *words, "--out", out).code == 0
+    return out
+
+
+def test_stored_scores_stand_beside_models_that_are_scored(
+    evaluated: Path, given_models: Path, tmp_path: Path
+) -> None:
+    stored = {"scores": str(evaluated), "trial": "lora", "name": "stored"}
+    study = scored_study(tmp_path, stored, str(given_models / "zero"))
+    records = study.run(tmp_path / "out")
+    assert {trial.spec.arm_label: trial.status for trial in records.trials} == {
+        "zero": "done",
+        "stored": "done",
+    }
+    source, ids = loaded(evaluated), by_name(records)
+    lora = by_name(source)["lora"]
+    for task in ("pocket_med", "pocket_gsm"):
+        ours, theirs = (ids["stored"], task, "test"), (lora, task, "test")
+        assert records.evals[ours].score == source.evals[theirs].score
+        assert list(records.results[ours]) == list(source.results[theirs])
+        assert records.evals[BASE, task, "test"].score == source.evals[BASE, task, "test"].score
+    assert find_problems(tmp_path / "out") == []
+    _, answer = write_outputs(tmp_path / "out")
+    assert {score.model for score in answer.given} == {"base", "zero", "stored"}
+    # Nothing is done again; with its own weights it is the same trial.
+    assert study.run(tmp_path / "out").evals == records.evals
+    weights = {"path": str(given_models / "lora"), "name": "stored"}
+    again = scored_study(tmp_path, weights, str(given_models / "zero")).run(tmp_path / "out")
+    assert by_name(again) == ids
+
+
+HEADS = {"heads": {"enabled": True, "task": "pocket_med"}, "spectra": {"enabled": False}}
+OTHER_SCORING = {"cross_domain": ["pocket_med"], "split": "test", "max_items": 12}
+
+
+@pytest.mark.parametrize(
+    ("stored", "changes", "message"),
+    [
+        ({"trial": "lora"}, {"analyze": {}}, "without the weights .*without analyze.spectra"),
+        ({"trial": "lora"}, {"analyze": HEADS}, "without the weights .*without analyze.heads"),
+        ({"trial": "lora"}, {"dtype": "bfloat16"}, "with dtype 'float32', expected 'bfloat16'"),
+        ({"trial": "lora"}, {"model": "other"}, "with sha256 .*as of this study's base"),
+        ({"trial": "lora"}, {"model": "tokenizer"}, "on other items, or scored otherwise"),
+        ({"trial": "lora"}, {"evaluate": OTHER_SCORING | {"max_items": 9}}, "12 test items before"),
+        ({"trial": "lora"}, {"evaluate": {"retention": ["pocket_med"], "max_items": 12}},
+         "no validation scores of task 'pocket_med'"),
+        ({"trial": "lora"}, {"evaluate": OTHER_SCORING | {"cross_domain": ["pocket_law"]}},
+         "no test scores of task 'pocket_law'"),
+        ({}, {}, "found 2 finished models, expected one; name one with 'trial': lora "),
+        ({"trial": "none"}, {}, "found 0 finished models called 'none'"),
+    ],
+)  # fmt: skip
+def test_scores_that_do_not_fit_are_refused_by_name_before_anything_is_written(
+    stored: dict[str, str],
+    changes: dict[str, Any],
+    message: str,
+    evaluated: Path,
+    tmp_path: Path,
+) -> None:
+    if "model" in changes:
+        model = Path(shutil.copytree(pocket_folder(), tmp_path / "model"))
+        spoil = _other_numbers if changes["model"] == "other" else _other_decoding
+        spoil(model)
+        changes = {"model": str(model)}
+    study = scored_study(tmp_path, {"scores": str(evaluated), **stored}, **changes)
+    with pytest.raises(UserError, match=message) as refused:
+        study.run(tmp_path / "out")
+    assert str(evaluated) in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def _other_numbers(folder: Path) -> None:
+    (file,) = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    tensors["model.norm.weight"] *= 1.001
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def _other_decoding(folder: Path) -> None:
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text("utf-8"))
+    settings["clean_up_tokenization_spaces"] = not settings.get("clean_up_tokenization_spaces")
+    file.write_text(json.dumps(settings), "utf-8")

@@ -14,7 +14,8 @@ from pocket_study import changed, small_study
 from synthetic_study import Truth, synthetic_study, with_own_trials
 
 from rankscope.cli.render.comparison import meaning
-from rankscope.tools.compare import compare, compare_pair, differences
+from rankscope.records import StudyRecords
+from rankscope.tools.compare import StudyPair, compare, compare_studies, differences
 
 LORA = {"method": "lora", "lr": 2e-3}
 SHORT = changed("train", max_steps=2)["train"]
@@ -110,19 +111,24 @@ def test_a_copy_under_the_same_name_is_told_by_its_folder(studies: Path, tmp_pat
     found = compare([studies / "a", tmp_path / "copy"])
     assert [s.label for s in found.studies] == ["a", "copy"]
     (pair,) = found.pairs
-    assert all(facet.same for facet in pair.facets), pair.facets
+    assert all(facet["same"] for facet in pair.facets), pair.facets
     assert all(cell.same_models and cell.difference.value == 0 for cell in pair.cells)
     assert "+0.0 same models" in command("compare", studies / "a", tmp_path / "copy").told
+
+
+def paired(first: StudyRecords, second: StudyRecords) -> StudyPair:
+    studies = [("a", Path("a"), first), ("b", Path("b"), second)]
+    return compare_studies(studies).pairs[0]
 
 
 def test_which_p_values_are_adjusted_is_said() -> None:
     first = synthetic_study(Truth(ranks=(8,), num_items=30))
     second = with_own_trials(synthetic_study(Truth(ranks=(8,), num_items=30), seed=1), "#1")
     base = second.model.model_copy(update={"sha256": "1" * 64})
-    (said,) = meaning(compare_pair("a", first, "b", replace(second, model=base)))
+    (said,) = meaning(paired(first, replace(second, model=base)))
     assert "p of arms is adjusted over all paired arms and tasks (Holm)" in said
     assert "p of the bases is not adjusted" in said
-    (said,) = meaning(compare_pair("a", first, "b", second))
+    (said,) = meaning(paired(first, second))
     assert "p of the bases" not in said  # One base: there is nothing to test.
 
 
@@ -182,8 +188,8 @@ def test_differing_fields_are_named_in_words() -> None:
 def test_scores_that_cannot_be_subtracted_are_said_to_be_so() -> None:
     study = synthetic_study(Truth(ranks=(8,), num_items=30))
     tasks = tuple(t.model_copy(update={"metric": "exact_match"}) for t in study.tasks)
-    pair = compare_pair("a", study, "b", replace(study, tasks=tasks))
+    pair = paired(study, replace(study, tasks=tasks))
     assert pair.cells == ()
-    told = [f.text for f in pair.facets if f.what.startswith("task ")]
+    told = [str(f["text"]) for f in pair.facets if str(f["what"]).startswith("task ")]
     assert len(told) == len(tasks)
     assert all(text.endswith("not comparable, so no score is compared") for text in told)

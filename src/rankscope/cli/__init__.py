@@ -3,7 +3,6 @@
 from rankscope.cli import (  # noqa: I001
     setup_verbs,  # noqa: F401
     study_verbs,  # noqa: F401
-    prediction_verb,  # noqa: F401
     output_verbs,  # noqa: F401
     model_verbs,  # noqa: F401
 )

@@ -75,7 +75,7 @@ def _eval_command(
 
     Example: rankscope eval pocket --tasks pocket_med --max-items 20
     """
-    from rankscope.cli.render.scores import scores_tables
+    from rankscope.cli.render.models import scores_tables
     from rankscope.tools.evaluate import score
 
     names = [part.strip() for part in tasks.split(",") if part.strip()]
@@ -157,7 +157,7 @@ def _inspect_command(
     shapes_folder(base)
     for folder in tuned:
         check_tuned_folder(folder)
-    from rankscope.cli.render.inspection import inspection_tables
+    from rankscope.cli.render.models import inspection_tables
     from rankscope.tools.inspect import inspect, inspection_json, unfinished
 
     spectra = {"top_k": top_k, "intruder_k": intruder_k, "intruder_epsilon": epsilon}
@@ -232,7 +232,7 @@ def _shrink_command(
         check_tuned_folder(adapter)
         if base is not None:
             shapes_folder(base)
-        from rankscope.cli.render.changes import changes_tables
+        from rankscope.cli.render.models import changes_tables
         from rankscope.tools import shrink
 
         source = shrink.SourceAdapter.open(adapter, base, any_base=force)
@@ -270,7 +270,7 @@ def _params_command(
     from rankscope.models.model_folder import shapes_folder
 
     folder = shapes_folder(model, weights=False)
-    from rankscope.cli.render.parameters import parameters_table
+    from rankscope.cli.render.models import parameters_table
     from rankscope.models.parameters import architecture, lora_parameters, read_model_config
 
     ranks = rank or [8, 16, 32, 64, 128]

@@ -144,7 +144,7 @@ def _place_of(config: "StudyConfig", workers: int | None) -> "Executor | None":
 def _show_results(
     folder: Path, records: "StudyRecords", recommendation: "Recommendation", *, with_reasons: bool
 ) -> None:
-    from rankscope.cli.render.scores import scores_tables
+    from rankscope.cli.render.models import scores_tables
     from rankscope.cli.render.summary import print_answer, summary_table
 
     if records.config.arms:
@@ -192,15 +192,15 @@ def _status_command(
     Example: rankscope status studies/pocket
     """
     from rankscope.cli.render.status import status_data, status_table
-    from rankscope.store import running_process
+    from rankscope.store import Ledger, running_process
 
-    records = _load_records(folder, with_analyses=False)
+    records = Ledger.read(folder, with_analyses=False)
     if watch:
         with Live(console=err_console, transient=True, auto_refresh=False) as live:
             while running_process(folder):
                 live.update(status_table(records, folder), refresh=True)
                 time.sleep(WATCH_SECONDS)
-                records = _load_records(folder, with_analyses=False)
+                records = Ledger.read(folder, with_analyses=False)
     return Reply(status_data(records, folder), lambda: print_result(status_table(records, folder)))
 
 
@@ -233,13 +233,6 @@ def _stop_command(folder: StudyFolder) -> Reply:
     return Reply({"process": int(number)}, lambda: print_line(text))
 
 
-def _load_records(folder: Path, *, with_analyses: bool = True) -> "StudyRecords":
-    from rankscope.store import Ledger
-
-    with Ledger.open(folder, write=False) as ledger:
-        return ledger.load(with_analyses=with_analyses)
-
-
 @verb("report", "Reading {folder} ...")
 def _report_command(
     folder: StudyFolder,
@@ -262,7 +255,9 @@ def _report_command(
     """
     if file_format is not None and figures is None:
         raise UserError("report", "--format alone", "it together with --figures FOLDER")
-    records = _load_records(folder)
+    from rankscope.store import Ledger
+
+    records = Ledger.read(folder)
     from rankscope.run.outputs import write_outputs
     from rankscope.tools.study_tables import check_folder, write_study_tables
 
@@ -318,7 +313,10 @@ def _verify_command(
             how = "present, with their sizes" if quick else "verified"
             print_line(f"OK: {count} artifacts {how}.")
 
-    data = {"ok": not problems, "quick": quick, "artifacts": count, "problems": problems}
+    shown = [
+        {"path": p.where, "expected": p.expected, "found": p.found, "do": p.do} for p in problems
+    ]
+    data = {"ok": not problems, "quick": quick, "artifacts": count, "problems": shown}
     return Reply(data, show, INTEGRITY if problems else OK)
 
 
@@ -349,14 +347,13 @@ def _compare_command(
             )
         check_study(folder)
     from rankscope.cli.render.comparison import comparison_tables
-    from rankscope.tools.compare import check_page, compare
+    from rankscope.tools.compare import check_page, compare, render_comparison
 
     if out is not None:
         check_page(out, folders)
     comparison = compare(folders)
     if out is not None:
         from rankscope.device import provenance
-        from rankscope.report.comparison_page import render_comparison
 
         replace_text(out, render_comparison(comparison, provenance()))
         print_message(f"written to {out}")

@@ -18,7 +18,6 @@ from rankscope.config.section import (
     ConfigSection,
     HubId,
     Interval,
-    LocalPath,
     Name,
     NumBytes,
     OneOrMore,
@@ -200,11 +199,15 @@ def add_section(analysis: Analysis[Any]) -> None:
 
 
 class GivenConfig(ConfigSection):
-    """A model that the study does not train: a PEFT adapter of the base, or a checkpoint of its
-    architecture."""
+    """A model that the study does not train: a PEFT adapter of the base, a checkpoint of its
+    architecture, or scores that another study has stored."""
 
-    path: Annotated[PlainText, LocalPath()]
+    path: PathText = None
     """Its folder."""
+    scores: PathText = None
+    """In place of its folder, that of a finished study or of ``eval`` which scored it."""
+    trial: PlainText | None = None
+    """With ``scores``: its name there or a trial's id, if that study has several models."""
     name: PlainText | None = None
     """Its name in tables; by default the folder's, with as many parents as make it unique."""
     force: bool = False
@@ -214,6 +217,18 @@ class GivenConfig(ConfigSection):
     def from_short_form(cls, text: str) -> dict[str, Any]:
         """``- ./adapter`` means ``- {path: ./adapter}``."""
         return {"path": text}
+
+    @model_validator(mode="after")
+    def _check_place(self) -> Self:
+        if (self.path is None) == (self.scores is None):
+            raise Unfit(found="a given model", expected="either its 'path' or its 'scores'")
+        if self.trial is not None and self.scores is None:
+            raise Unfit(found="'trial' without 'scores'", expected="both, or neither")
+        return self
+
+    @property
+    def place(self) -> str:
+        return self.path or self.scores or ""
 
 
 class StudyConfig(ConfigSection):

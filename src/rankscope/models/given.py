@@ -39,10 +39,11 @@ def given_trials(
     Raises UserError: a model is missing, of another base, architecture or tokenizer; IntegrityError
     if it is damaged.
     """
+    given = [model for model in given if model.path is not None]
     names = given_names(given)
     trials: list[TrialSpec] = []
     for model, name in zip(given, names, strict=True):
-        folder = user_path(model.path)
+        folder = user_path(model.place)
         check_tuned_folder(folder)
         if is_checkpoint(folder):
             check_checkpoint(folder, base, shapes)
@@ -76,7 +77,7 @@ def check_distinct(given: Sequence[TrialSpec]) -> None:
 
 def given_names(given: Sequence[GivenConfig]) -> list[str]:
     """Their own names, or the folders' with as many parent folders as make them unique."""
-    folders = [user_path(model.path).resolve() for model in given]
+    folders = [user_path(model.place).resolve() for model in given]
     repeated = next((folder for folder in folders if folders.count(folder) > 1), None)
     if repeated is not None:
         raise UserError(f"adapter {repeated}", "it twice", "each model once", "remove one")

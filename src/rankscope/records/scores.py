@@ -72,6 +72,25 @@ class ModelScore(Record):
     other_base_forced: bool = False  # The adapter records another base
 
 
+class ComparedCell(Record):
+    """One arm in two studies, or the base of each, scored on the test split of one task."""
+
+    trained_on: str | None  # None: the untuned bases
+    arm: str | None  # Label of the arm; None: the untuned bases
+    rank: int | None
+    full: bool  # Full fine-tuning; False for the bases
+    tested_on: str
+    score_unit: Literal["accuracy", "log_probability"] | None
+    paired: bool  # Same items, prompts and scoring: items are compared one by one
+    same_models: bool
+    """Whether both studies scored the same trials, or the same base. If paired, they can differ
+    only by rounding and the difference has no interval; if unpaired, the items differ and it has
+    one."""
+    first: Estimate  # Mean score in the first study
+    second: Estimate
+    difference: Estimate  # Second minus first; unpaired, of two samples without p
+
+
 EvalKey = tuple[str, str, Split]  # (trial id or ``base``, task, split)
 
 

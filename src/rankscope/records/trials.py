@@ -19,6 +19,8 @@ class GivenModel(Record):
     folder: str
     sha256: str  # Of its configuration and weights
     other_base: str | None = None  # Recorded hash of its base, if it is another one
+    scores_of: str | None = None
+    """Trial of the study in ``folder`` whose stored scores it has; its weights are not read."""
 
 
 class TrialSpec(Record):

@@ -8,7 +8,6 @@ __all__ = [
     "answer",
     "charts",
     "columns",
-    "comparison_page",
     "figures",
     "model_card",
     "page",

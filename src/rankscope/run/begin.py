@@ -20,12 +20,10 @@ from rankscope.device import (
 from rankscope.errors import CONTINUES, STOP_SIGNALS, Interrupted, UserError
 from rankscope.filesystem import replace_text
 from rankscope.models.base import Base
-from rankscope.models.given import num_trained_parameters
 from rankscope.progress import ProgressReporter
-from rankscope.records import BASE, FAILED, TrainRecord, TrialSpec, trial_of
+from rankscope.records import BASE, FAILED, TrialSpec, trial_of
 from rankscope.run.context import RunContext
 from rankscope.run.group_ledger import GroupLedger
-from rankscope.run.groups import group_id
 from rankscope.run.prepared import PreparedStudy
 from rankscope.store import Ledger
 
@@ -74,36 +72,6 @@ def begin_run(
         reporter.note(note)
     groups = GroupLedger(ledger, study)
     return RunContext(study, ledger, base, reporter, should_stop, groups)
-
-
-def store_given(context: RunContext) -> None:
-    """Enter the given models that the ledger does not have yet as trained."""
-    study, statuses = context.study, context.ledger.statuses()
-    for trial in study.trials:
-        if trial.given is not None and statuses[trial.trial_id] == "planned":
-            num_parameters = num_trained_parameters(trial, study.base.shapes)
-            context.ledger.commit([given_record(trial, num_parameters)])
-
-
-def given_record(trial: TrialSpec, num_parameters: int) -> TrainRecord:
-    """The training record of a given model of so many trained numbers."""
-    assert trial.given is not None
-    record = {
-        "trial_id": trial.trial_id,
-        "group_id": group_id((trial,)),
-        "group_size": 1,
-        "trainable_parameters": num_parameters,
-        "losses": (),
-        "weights_sha256": trial.given.sha256,
-    }
-    return TrainRecord.model_validate(record | dict.fromkeys(NOT_TRAINED, 0))
-
-
-NOT_TRAINED = (
-    *("steps", "num_tokens", "num_label_tokens", "rows", "rows_dropped", "rows_truncated"),
-    *("seconds", "peak_memory_bytes"),
-)
-"""What a given model did not take of this study."""
 
 
 def plan_again(ledger: Ledger, retry: Collection[str]) -> None:

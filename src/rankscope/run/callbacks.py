@@ -32,28 +32,28 @@ from rankscope.store import Artifact, Ledger, PointKey, snapshot_path
 from rankscope.train.trial_state import TrialState
 
 
-@dataclass(slots=True)
-class WeightSnapshot:
-    """Stores trials' weights after the steps that ``train.checkpoint_every`` names."""
-
-    study: PreparedStudy
-    ledger: Ledger
-    base_record: ModelRecord
-
-    def __call__(self, step: int, model: Base, states: Sequence[TrialState]) -> None:
-        """Store the snapshots due after ``step`` that are not stored yet, in one transaction."""
-        artifacts: list[Artifact] = []
-        for state in states:
-            if step not in self.study.snapshot_steps(state.spec) or not _can_score(state, step):
-                continue
-            for trial in self.study.trials:
-                place = snapshot_path(trial, step)
-                if trial.run == state.spec.run and not self.ledger.artifacts(place):
-                    with self.ledger.stage() as folder:
-                        write_weights(state, trial, model, self.base_record, folder)
-                        artifacts += self.ledger.publish(folder, place)
-        if artifacts:
-            self.ledger.commit(artifacts=artifacts)
+def store_snapshots(
+    study: PreparedStudy,
+    ledger: Ledger,
+    base_record: ModelRecord,
+    step: int,
+    model: Base,
+    states: Sequence[TrialState],
+) -> None:
+    """Store the weights that ``train.checkpoint_every`` asks for after ``step`` and that are not
+    stored yet, in one transaction."""
+    artifacts: list[Artifact] = []
+    for state in states:
+        if step not in study.snapshot_steps(state.spec) or not _can_score(state, step):
+            continue
+        for trial in study.trials:
+            place = snapshot_path(trial, step)
+            if trial.run == state.spec.run and not ledger.artifacts(place):
+                with ledger.stage() as folder:
+                    write_weights(state, trial, model, base_record, folder)
+                    artifacts += ledger.publish(folder, place)
+    if artifacts:
+        ledger.commit(artifacts=artifacts)
 
 
 @dataclass(slots=True)
@@ -117,25 +117,24 @@ class LearningCurve:
         yield from evaluations.values()
 
 
-@dataclass(slots=True)
-class EarlyStopping:
-    """Passes trials' in-domain scores to their early stop.
+def stop_early(
+    study: PreparedStudy,
+    points: Mapping[PointKey, CurvePoint],
+    step: int,
+    model: Base,
+    states: Sequence[TrialState],
+) -> None:
+    """Pass trials' in-domain scores to their early stop.
 
     If a stop request kept :class:`LearningCurve` from scoring a point, the trial observes it when
     the run continues. A rung between the steps of ``train.evaluate_every`` does not count.
     """
-
-    study: PreparedStudy
-    points: Mapping[PointKey, CurvePoint]
-
-    def __call__(self, step: int, model: Base, states: Sequence[TrialState]) -> None:
-        for state in states:
-            spec = state.spec
-            point = self.points.get((spec.trial_id, spec.task, step))
-            if state.early_stop is None or point is None or not _can_score(state, step):
-                continue
-            if step in self.study.curve_steps(spec):
-                state.observe_score(step, point.score)
+    for state in states:
+        point = points.get((state.spec.trial_id, state.spec.task, step))
+        if state.early_stop is None or point is None or not _can_score(state, step):
+            continue
+        if step in study.curve_steps(state.spec):
+            state.observe_score(step, point.score)
 
 
 def _can_score(state: TrialState, step: int) -> bool:

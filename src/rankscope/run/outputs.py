@@ -25,8 +25,7 @@ def write_outputs(
     the earlier report stays.
     """
     if study is None:
-        with Ledger.open(out, write=False) as ledger:
-            study = ledger.load()
+        study = Ledger.read(out)
     with reporting_shortages(out, do="every trial is stored: free some memory"):
         recommendation = recommend(study)
         view = StudyView(study, recommendation)

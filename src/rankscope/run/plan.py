@@ -271,11 +271,15 @@ def _base_items(inputs: PreparedStudy) -> list[ItemTokens]:
 
 def _scored_alike(inputs: PreparedStudy, trial: TrialSpec) -> tuple[object, ...]:
     """Equal for trials that are scored on the same items equally often."""
-    return trial.task, len(inputs.scored_steps(trial)), len(inputs.analysis_evals(trial))
+    is_scored = trial.given is not None and trial.given.scores_of is not None
+    num_points, num_others = len(inputs.scored_steps(trial)), len(inputs.analysis_evals(trial))
+    return trial.task, num_points, num_others, is_scored
 
 
 def _evaluated_items(inputs: PreparedStudy, trial: TrialSpec) -> list[ItemTokens]:
     """Every item that a trial is scored on, during training and after, once for each time."""
+    if trial.given is not None and trial.given.scores_of is not None:
+        return []
     few, items = inputs.config.train.evaluate_items, inputs.items
     after = inputs.wanted_evals(trial.trial_id, trial.task) + inputs.analysis_evals(trial)
     point = [i for task in inputs.curve_tasks(trial.task) for i in items[task, "validation"][:few]]

@@ -28,6 +28,7 @@ from rankscope.models.sharding import check_devices
 from rankscope.models.study_base import StudyBase, resolve_base
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.run.adaptive import check_adaptive, resolve_rungs
+from rankscope.run.given import given_models
 from rankscope.run.groups import Grouping, Place
 from rankscope.run.machines import Machine
 from rankscope.run.prepared import PreparedStudy, wanted_splits
@@ -151,7 +152,7 @@ def _prepared(
         data=data,
         items=items,
         task_records=records,
-        trials=(*trials, *base.given),
+        trials=(*trials, *given_models(config, base, records)),
         grouping=Grouping.of(config, base.config, data, place),
         rungs=rungs,
         notes=(

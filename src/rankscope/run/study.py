@@ -168,9 +168,9 @@ class Study:
     def _run_all(self, context: "RunContext", executor: "Executor | None") -> None:
         """Score the base and bring every group to its end, here or by the executor."""
         from rankscope.run.adaptive import run_rounds
-        from rankscope.run.begin import store_given
         from rankscope.run.conductor import Conductor
         from rankscope.run.executors import withdraw_units
+        from rankscope.run.given import store_given
         from rankscope.run.groups import BASE_GROUP
         from rankscope.run.stages.self_replay import SelfReplayStage, use_sampled_rows
         from rankscope.run.units import adopt_units, run_units

@@ -1,6 +1,7 @@
 """The only memory of a study: SQLite state, hashed artifacts and a lock against two runners."""
 
-from rankscope.store.artifacts import CHECKPOINTS, UNIT_ORDER, UNITS, Artifact, Problem
+from rankscope.store.artifacts import CHECKPOINTS, UNIT_ORDER, UNITS, Artifact
+from rankscope.store.history import task_changes
 from rankscope.store.ledger import Ledger
 from rankscope.store.loading import (
     adapter_path,
@@ -22,7 +23,6 @@ __all__ = [
     "Artifact",
     "Ledger",
     "PointKey",
-    "Problem",
     "StoredGroups",
     "TrialFailure",
     "adapter_path",
@@ -31,6 +31,7 @@ __all__ = [
     "running_process",
     "sampled_rows_path",
     "snapshot_path",
+    "task_changes",
     "transfer",
     "weights_path",
 ]

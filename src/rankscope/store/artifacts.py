@@ -42,17 +42,6 @@ class Artifact:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    path: str
-    expected: str
-    found: str
-    do: str
-
-    def __str__(self) -> str:
-        return str(IntegrityError(self.path, self.found, self.expected, self.do))
-
-
 class ArtifactStore:
     """The folder ``OUT/artifacts`` and the staging area ``OUT/tmp`` beside it."""
 
@@ -160,8 +149,8 @@ class ArtifactStore:
                     found[f"{place}/{name}"] = state.st_size
         return found
 
-    def check(self, artifact: Artifact, *, quick: bool = False) -> Problem | None:
-        """Compare one stored file with what was written; ``quick`` compares sizes only."""
+    def check(self, artifact: Artifact, *, quick: bool = False) -> IntegrityError | None:
+        """How a stored file differs from what was written; ``quick`` compares sizes only."""
         path = self.resolve(artifact.path)
         expected, found = f"{artifact.num_bytes:,} bytes", "no file"
         if path.is_file():
@@ -170,7 +159,7 @@ class ArtifactStore:
                 expected, found = f"sha256 {artifact.sha256}", f"sha256 {sha256_file(path)}"
         if found == expected:
             return None
-        return Problem(artifact.path, expected, found, self.remedy(artifact.path))
+        return IntegrityError(artifact.path, found, expected, self.remedy(artifact.path))
 
     @property
     def shown(self) -> str:
@@ -189,14 +178,13 @@ class ArtifactStore:
     def checked_path(self, relative: str, artifacts: Sequence[Artifact]) -> Path:
         """The path of a stored file or folder; IntegrityError if it is altered."""
         path = self.resolve(relative)
-        problems = [problem for problem in map(self.check, artifacts) if problem is not None]
+        for problem in filter(None, map(self.check, artifacts)):
+            raise IntegrityError(
+                self.out / problem.where, problem.found, problem.expected, problem.do
+            )
         if not artifacts:
-            problems = [
-                Problem(relative, "a stored artifact", "none of that name", self.remedy(relative))
-            ]
-        if problems:
-            first = problems[0]
-            raise IntegrityError(self.out / first.path, first.found, first.expected, first.do)
+            found, expected = "none of that name", "a stored artifact"
+            raise IntegrityError(self.out / relative, found, expected, self.remedy(relative))
         return path
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rankscope.errors import UserError
-from rankscope.records import AS_STORED, ModelRecord, Provenance, TaskRecord
+from rankscope.records import AS_STORED, ModelRecord, Provenance, Split, TaskRecord
 
 
 def check_same_name(out: Path, stored: str, name: str) -> None:
@@ -49,26 +49,32 @@ def check_same_tasks(
     Other training rows make other trials. They are refused if other test items are contaminated
     now: stored scores leave out those of before.
     """
-    fields = ("metric", "score_unit", "validation_sha256", "test_sha256", "contaminated_sha256")
     for task in tasks:
-        before = stored.get(task.name, task)
-        changed = [
-            f"{field} was {getattr(before, field)[:16]!r}, is {getattr(task, field)[:16]!r}"
-            for field in fields
-            if getattr(before, field) != getattr(task, field)
-        ]
-        numbers = [
-            f"{before.rows[split]:,} {split} items before, {task.rows[split]:,} now"
-            for split in ("validation", "test")
-            if before.rows[split] != task.rows[split]
-        ]
-        if changed:
+        if changes := task_changes(stored.get(task.name, task), task):
             raise UserError(
                 out,
                 f"results on task {task.name!r} as it was before",
-                f"the task as it is now ({'; '.join([*numbers, *changed])})",
+                f"the task as it is now ({'; '.join(changes)})",
                 "give the changed study its own --out folder, or undo the change",
             )
+
+
+def task_changes(before: TaskRecord, task: TaskRecord, *splits: Split) -> list[str]:
+    """Why scores of a task on some splits, by default both, cannot be used for the task as it is
+    now; empty if they can."""
+    splits = splits or ("validation", "test")
+    hashes = [f"{split}_sha256" for split in splits]
+    changed = [
+        f"{field} was {getattr(before, field)[:16]!r}, is {getattr(task, field)[:16]!r}"
+        for field in ("metric", "score_unit", *hashes, "contaminated_sha256")
+        if getattr(before, field) != getattr(task, field)
+    ]
+    numbers = [
+        f"{before.rows[split]:,} {split} items before, {task.rows[split]:,} now"
+        for split in splits
+        if before.rows[split] != task.rows[split]
+    ]
+    return [*numbers, *changed] if changed else []
 
 
 def check_same_versions(out: Path, stored: Provenance, now: Provenance) -> None:

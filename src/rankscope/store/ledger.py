@@ -109,6 +109,12 @@ class Ledger:
             raise
         return ledger
 
+    @classmethod
+    def read(cls, out: Path, *, with_analyses: bool = True) -> StudyRecords:
+        """All records of the study in ``out``, see :meth:`load`."""
+        with cls.open(out, write=False) as ledger:
+            return ledger.load(with_analyses=with_analyses)
+
     def close(self) -> None:
         """Close the data base; a writer's last state is then known by its hash."""
         is_whole = self._lock is not None and is_whole_file(self._db)

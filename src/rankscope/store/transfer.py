@@ -24,8 +24,7 @@ def transfer(
     ``source`` (if ``verified``, everything is hashed), or that differs from ``target``'s.
     """
     for problem in find_problems(source.out) if verified else ():
-        place = source.out / problem.path
-        raise IntegrityError(place, problem.found, problem.expected)
+        raise IntegrityError(source.out / problem.where, problem.found, problem.expected)
     rows = [row for row in source._db.execute(ROWS) if trial_of(row[0]) in trial_ids]
     of_model = "SELECT * FROM records WHERE trial_id = ?"  # not all: there may be 10,000 trials
     stored = {

@@ -8,14 +8,7 @@ from pathlib import Path
 from rankscope.errors import DiskFailed, DiskFull, IntegrityError, UserError
 from rankscope.filesystem import fsync, replace_text
 from rankscope.hashing import SUMS, matches_sums, sha256_file, sums_text
-from rankscope.store.artifacts import (
-    CHECKPOINTS,
-    UNIT_ORDER,
-    UNITS,
-    Artifact,
-    ArtifactStore,
-    Problem,
-)
+from rankscope.store.artifacts import CHECKPOINTS, UNIT_ORDER, UNITS, Artifact, ArtifactStore
 from rankscope.store.database import connect, holds_bytes, is_damaged, ledger_error, snapshot
 from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, changed_rows
 
@@ -48,53 +41,51 @@ def _check_not_lost(out: Path) -> None:
         raise IntegrityError(out / LEDGER, found, expected, LEDGER_REMEDY)
 
 
-def find_problems(out: Path, *, quick: bool = False) -> list[Problem]:
-    """Differences of a study from what was written; an empty list means none.
+def find_problems(out: Path, *, quick: bool = False) -> list[IntegrityError]:
+    """Differences of a study from what was written, named by places in its folder.
 
     ``quick`` compares the sizes of artifacts instead of their hashes, and leaves out checkpoints.
     Raises UserError: another version wrote the ledger; IntegrityError: the ledger is lost.
     """
     ledger, store = ledger_file(out), ArtifactStore(out)
-    problems: list[Problem] = []
-    closed = {
-        name: (expected, found)
-        for name, expected, found in _changed_files(out, CLOSED, CLOSED_FILES)
-    }
+    problems: list[IntegrityError] = []
+    changed = _changed_files(out, CLOSED, CLOSED_FILES)
+    closed = {name: (found, expected) for name, expected, found in changed}
     is_known = (out / CLOSED).is_file() and LEDGER not in closed
     try:
         with closing(connect(ledger, write=False)) as db:
             db.execute("BEGIN")  # one state, also while a run writes
             # One by one: those found before a damaged page count.
             for place, expected, found in () if quick and is_known else _table_problems(db):
-                problems.append(Problem(place, expected, found, LEDGER_REMEDY))
+                problems.append(IntegrityError(place, found, expected, LEDGER_REMEDY))
             if LEDGER in closed and not problems:
                 remedy = f"every row is as it was written: to accept the file, remove {CLOSED}"
-                problems.append(Problem(LEDGER, *closed[LEDGER], remedy))
+                problems.append(IntegrityError(LEDGER, *closed[LEDGER], remedy))
             problems += _artifact_problems(db, store, quick)
     except (sqlite3.DatabaseError, IntegrityError, UserError) as error:
         if not (is_damaged(error) or LEDGER in closed or isinstance(error, IntegrityError)):
             raise
         found = str(error.__cause__ or error)
-        problems.append(Problem(LEDGER, "a sound data base", found, LEDGER_REMEDY))
+        problems.append(IntegrityError(LEDGER, found, "a sound data base", LEDGER_REMEDY))
     for name in CLOSED_FILES[1:]:
         if name in closed:
-            problems.append(Problem(name, *closed[name], "no result depends on it; run again"))
+            do = "no result depends on it; run again"
+            problems.append(IntegrityError(name, *closed[name], do))
     for name, expected, found in _changed_files(out, SUMS, (*OUTPUT_FILES, UNIT_ORDER)):
         remedy = f"write it again: rankscope report {store.shown}"
         if name == UNIT_ORDER:
             remedy = f"remove {store.shown} to run it again"
-        problems.append(Problem(name, expected, found, remedy))
+        problems.append(IntegrityError(name, found, expected, remedy))
     if not quick:
         problems += _checkpoint_problems(out)
     for order in sorted((out / UNITS).glob(f"*/{UNIT_ORDER}")):
         place = order.parent.relative_to(out).as_posix()
         remedy = f"remove {place} to run it again"
-        if not (order.parent / LEDGER).is_file():
-            problems.append(Problem(f"{place}/{LEDGER}", "a ledger", "no file", remedy))
-            continue
+        lost = [IntegrityError(LEDGER, "no file", "a ledger")]
+        is_there = (order.parent / LEDGER).is_file()
+        of_unit = find_problems(order.parent, quick=quick) if is_there else lost
         problems += [
-            Problem(f"{place}/{problem.path}", problem.expected, problem.found, remedy)
-            for problem in find_problems(order.parent, quick=quick)
+            IntegrityError(f"{place}/{p.where}", p.found, p.expected, remedy) for p in of_unit
         ]
     return problems
 
@@ -109,7 +100,7 @@ def _table_problems(db: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
 
 def _artifact_problems(
     db: sqlite3.Connection, store: ArtifactStore, quick: bool
-) -> Iterator[Problem]:
+) -> Iterator[IntegrityError]:
     sizes = store.sizes() if quick else {}
     rows = db.execute("SELECT path, file_sha256, bytes FROM artifacts ORDER BY path")
     for artifact in [Artifact(*row) for row in rows if sizes.get(row[0]) != row[2]]:
@@ -118,10 +109,10 @@ def _artifact_problems(
                 yield problem
         except UserError:
             found, remedy = "a link that leads out of it", "put the file itself there"
-            yield Problem(artifact.path, "a file of the study", found, remedy)
+            yield IntegrityError(artifact.path, found, "a file of the study", remedy)
 
 
-def _checkpoint_problems(out: Path) -> Iterator[Problem]:
+def _checkpoint_problems(out: Path) -> Iterator[IntegrityError]:
     for folder in sorted((out / CHECKPOINTS).glob("*/step-*")):
         try:
             is_whole = matches_sums(folder)
@@ -130,7 +121,7 @@ def _checkpoint_problems(out: Path) -> Iterator[Problem]:
         if not is_whole and (folder / SUMS).is_file():  # else a run has just replaced it
             place = folder.relative_to(out).as_posix()
             remedy = f"remove {Path(place).parent} to train the group from its beginning"
-            yield Problem(place, f"the hashes of its {SUMS}", "others", remedy)
+            yield IntegrityError(place, "others", f"the hashes of its {SUMS}", remedy)
 
 
 def _changed_files(out: Path, sums: str, names: Sequence[str]) -> list[tuple[str, str, str]]:

@@ -1,27 +1,66 @@
-"""Compare finished studies side by side, without changing them."""
+"""Compare finished studies side by side, without changing them: what they share, how the arms that
+they have in common compare, and their answers. One HTML page of it opens offline."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rankscope.advise.arms import trials_by_arm
 from rankscope.advise.comparisons import compare_cells, incomparable, paired_in
 from rankscope.advise.recommend import recommend
+from rankscope.analyses.tables import TableRow
 from rankscope.errors import UserError
 from rankscope.filesystem import check_outside
+from rankscope.formatting import count, difference, safe_text, unit_of
 from rankscope.records import (
     FAILED,
     WAITING,
     ComparedCell,
-    ComparedStudy,
-    Facet,
-    StudyAnswer,
-    StudyComparison,
-    StudyPair,
+    Provenance,
     StudyRecords,
     TaskRecord,
 )
+from rankscope.report.charts.figure import Drawn, Figure, interval_cells
+from rankscope.report.charts.interval_rows import interval_rows
+from rankscope.report.page import render_page
+from rankscope.report.style import FULL_COLOR, MUTED, rank_colors
+from rankscope.report.table_formats import table_from_rows
 from rankscope.run.trials import NOT_TRAINING
 from rankscope.store import Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedStudy:
+    label: str  # Its name, or its folder if two studies share a name
+    folder: str
+    base: str
+    trials: int
+    done: int
+    failed: int
+    answers: tuple[dict[str, str | None], ...]
+    """By training task: ``task``, ``decision``, ``confidence``, ``verdict`` and ``chosen_label`` of
+    the recommended arm."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyPair:
+    first: str  # Label of the first study
+    second: str
+    facets: tuple[TableRow, ...]  # ``what``, ``same``, and ``text``: what it is, or what differs
+    only_first: tuple[str, ...]  # Arms only in the first study, with their training task
+    only_second: tuple[str, ...]
+    cells: tuple[ComparedCell, ...]
+    notes: tuple[str, ...]  # What a reader has to know, one sentence each
+
+
+@dataclass(frozen=True, slots=True)
+class StudyComparison:
+    studies: tuple[ComparedStudy, ...]
+    pairs: tuple[StudyPair, ...]  # Each further study beside the first
+
+    @property
+    def training_tasks(self) -> list[str]:
+        return list(dict.fromkeys(str(a["task"]) for s in self.studies for a in s.answers))
 
 
 def compare(folders: Sequence[Path]) -> StudyComparison:
@@ -30,40 +69,22 @@ def compare(folders: Sequence[Path]) -> StudyComparison:
     Compares the arms that both have (equal settings except the seed) on every common task, what the
     studies are made of, and their answers, which are computed again from the records.
     """
-    _check_folders(folders)
-    studies = [load_finished_study(folder) for folder in folders]
-    labels = _study_labels(folders, studies)
-    first, *others = zip(labels, studies, strict=True)
-    return StudyComparison(
-        studies=tuple(map(compared_study, labels, folders, studies)),
-        pairs=tuple(compare_pair(*first, *other) for other in others),
-    )
-
-
-def _check_folders(folders: Sequence[Path]) -> None:
     if len(folders) < 2:
         raise UserError("compare", f"{len(folders)} study folder", "two or more")
     seen: dict[Path, Path] = {}
     for folder in folders:
-        before = seen.setdefault(folder.resolve(), folder)
-        if before is not folder:
-            raise UserError(
-                "compare", f"{before} and {folder}, which are the same folder", "different studies"
-            )
-
-
-def check_page(out: Path, folders: Sequence[Path]) -> None:
-    for folder in folders:
-        check_outside(out, folder, "--out")
-    if (out.exists() and not out.is_file()) or not out.parent.is_dir():
-        raise UserError(
-            f"{out}: cannot write the report here", expected="a file in an existing folder"
-        )
+        if (before := seen.setdefault(folder.resolve(), folder)) is not folder:
+            found = f"{before} and {folder}, which are the same folder"
+            raise UserError("compare", found, "different studies")
+    studies = [load_finished_study(folder) for folder in folders]
+    names = ([study.name for study in studies], [folder.resolve().name for folder in folders])
+    unique = (labels for labels in names if len(set(labels)) == len(labels))
+    labels = next(unique, list(map(str, folders)))
+    return compare_studies(list(zip(labels, folders, studies, strict=True)))
 
 
 def load_finished_study(folder: Path) -> StudyRecords:
-    with Ledger.open(folder, write=False) as ledger:
-        study = ledger.load()
+    study = Ledger.read(folder)
     if not any(trial.status == "done" for trial in study.trials):
         raise UserError(
             folder,
@@ -74,36 +95,28 @@ def load_finished_study(folder: Path) -> StudyRecords:
     return study
 
 
-def _study_labels(folders: Sequence[Path], studies: Sequence[StudyRecords]) -> list[str]:
-    for names in ([study.name for study in studies], [path.resolve().name for path in folders]):
-        if len(set(names)) == len(names):
-            return names
-    return [str(folder) for folder in folders]
-
-
-def compared_study(label: str, folder: Path, study: StudyRecords) -> ComparedStudy:
-    statuses = [trial.status for trial in study.trials]
-    return ComparedStudy(
-        label=label,
-        folder=str(folder),
-        base=study.model.label,
-        trials=len(statuses),
-        done=statuses.count("done"),
-        failed=sum(status in FAILED for status in statuses),
-        answers=tuple(
-            StudyAnswer(
-                task=advice.task,
-                decision=advice.decision,
-                confidence=advice.confidence,
-                verdict=advice.verdict,
-                chosen_label=None if advice.chosen is None else advice.chosen.label,
-            )
-            for advice in recommend(study).advice
-        ),
+def compare_studies(studies: Sequence[tuple[str, Path, StudyRecords]]) -> StudyComparison:
+    """(label, folder, records) of each."""
+    (first_label, _, first), *others = studies
+    return StudyComparison(
+        tuple(_compared(*study) for study in studies),
+        tuple(_pair(first_label, first, label, second) for label, _, second in others),
     )
 
 
-def compare_pair(
+def _compared(label: str, folder: Path, study: StudyRecords) -> ComparedStudy:
+    statuses = [trial.status for trial in study.trials]
+    answers = tuple(
+        advice.model_dump(mode="json", include={"task", "decision", "confidence", "verdict"})
+        | {"chosen_label": None if advice.chosen is None else advice.chosen.label}
+        for advice in recommend(study).advice
+    )
+    done, failed = statuses.count("done"), sum(status in FAILED for status in statuses)
+    base = study.model.label
+    return ComparedStudy(label, str(folder), base, len(statuses), done, failed, answers)
+
+
+def _pair(
     first_label: str, first: StudyRecords, second_label: str, second: StudyRecords
 ) -> StudyPair:
     arms = trials_by_arm(first.trials), trials_by_arm(second.trials)
@@ -116,43 +129,35 @@ def compare_pair(
         for own, other in (arms, arms[::-1])
     )
     cells = compare_cells(first, second)
+    notes = [*_unfinished_notes(first_label, first), *_unfinished_notes(second_label, second)]
+    if not arms[0].keys() & arms[1].keys():
+        notes.append("The studies have no arm in common, so no arm is compared.")
+    elif all(cell.arm is None for cell in cells):
+        notes.append("No common arm was finished and scored on a common task in both studies.")
+    facets = tuple(
+        {"what": what, "same": same, "text": text} for what, same, text in _facets(first, second)
+    )
     return StudyPair(
-        first=first_label,
-        second=second_label,
-        facets=tuple(facets(first, second)),
-        only_first=only_first,
-        only_second=only_second,
-        cells=cells,
-        notes=(
-            *_unfinished_notes(first_label, first),
-            *_unfinished_notes(second_label, second),
-            *_common_notes(len(arms[0].keys() & arms[1].keys()), cells),
-        ),
+        first_label, second_label, facets, only_first, only_second, cells, tuple(notes)
     )
 
 
 def _unfinished_notes(label: str, study: StudyRecords) -> Iterator[str]:
-    waiting = sum(trial.status in WAITING for trial in study.trials)
-    failed = sum(trial.status in FAILED for trial in study.trials)
     total = len(study.trials)
-    if waiting:
+    if waiting := sum(trial.status in WAITING for trial in study.trials):
         yield f"{label}: {waiting} of {total} trials have not run yet and are not counted."
-    if failed:
+    if failed := sum(trial.status in FAILED for trial in study.trials):
         yield (
             f"{label}: {failed} of {total} trials failed; their arms have fewer seeds, or no row "
             "if none is left."
         )
 
 
-def _common_notes(common_arms: int, cells: Sequence[ComparedCell]) -> list[str]:
-    if not common_arms:
-        return ["The studies have no arm in common, so no arm is compared."]
-    if all(cell.arm is None for cell in cells):
-        return ["No common arm was finished and scored on a common task in both studies."]
-    return []
+# --- what two studies are made of -----------------------------------------------------------------
 
 
-def facets(first: StudyRecords, second: StudyRecords) -> Iterator[Facet]:
+def _facets(first: StudyRecords, second: StudyRecords) -> Iterator[tuple[str, bool, str]]:
+    """(what, whether it is the same, what it is or what differs)."""
     one, two = first.model, second.model
     same_base = one.sha256 == two.sha256
     text = f"{one.label} (sha256 {one.sha256[:12]})"
@@ -161,10 +166,9 @@ def facets(first: StudyRecords, second: StudyRecords) -> Iterator[Facet]:
             f" and {two.label} (sha256 {two.sha256[:12]}): differences between scores include the "
             "bases; compare the gains over each base instead"
         )
-    yield Facet(what="base model", same=same_base, text=text)
-    fields = ("dtype", "quantize", "prompt_format")
-    if how := differences(_values(one, fields), _values(two, fields)):
-        yield Facet(what="how the base runs", same=False, text=how)
+    yield "base model", same_base, text
+    if how := _differing(one, two, "dtype", "quantize", "prompt_format"):
+        yield "how the base runs", False, how
     for task in first.tasks:
         if any(task.name == other.name for other in second.tasks):
             paired = paired_in(first, second, task.name)
@@ -175,21 +179,25 @@ def facets(first: StudyRecords, second: StudyRecords) -> Iterator[Facet]:
         for which, extra in (("first", names[0] - names[1]), ("second", names[1] - names[0]))
         if extra
     ]
-    tasks = "; ".join(alone) or ", ".join(task.name for task in first.tasks)
-    yield Facet(what="tasks", same=not alone, text=tasks)
-    yield _section_facet("training protocol", "train", first, second)
-    yield _training_facet(first, second)
-    yield _section_facet("objective", "objective", first, second)
+    yield "tasks", not alone, "; ".join(alone) or ", ".join(task.name for task in first.tasks)
+    for what, section in (("training protocol", "train"), ("objective", "objective")):
+        configs = (getattr(study.config, section) for study in (first, second))
+        differing = differences(*(c.model_dump(exclude=set(NOT_TRAINING)) for c in configs))
+        yield what, not differing, differing or "all settings of the study files are equal"
+        if section == "train":
+            yield _trials_facet(first, second)
     versions = [
         {"rankscope": s.provenance.rankscope, "device": s.model.device, **s.provenance.libraries}
         for s in (first, second)
     ]
     differing = differences(*versions)
     same = f"rankscope {versions[0]['rankscope']} on {versions[0]['device']}, the same libraries"
-    yield Facet(what="versions and device", same=not differing, text=differing or same)
+    yield "versions and device", not differing, differing or same
 
 
-def _task_facet(task: TaskRecord, other: TaskRecord, paired: bool, same_base: bool) -> Facet:
+def _task_facet(
+    task: TaskRecord, other: TaskRecord, paired: bool, same_base: bool
+) -> tuple[str, bool, str]:
     """Whether the scores of a common task can be compared item by item."""
     reason = incomparable(task, other, paired, same_base)
     if reason is not None:
@@ -198,39 +206,29 @@ def _task_facet(task: TaskRecord, other: TaskRecord, paired: bool, same_base: bo
         text = f"same items, prompts and scoring (sha256 {task.sha256[:12]}): compared item by item"
     else:
         fields = ("metric", "rows", "source", "num_fewshot", "prompt_format", "dropped", "parts")
-        differing = differences(_values(task, fields), _values(other, fields))
+        differing = _differing(task, other, *fields)
         differing = differing or "items, tokenizer, scorer or evaluation settings differ"
         text = (
             f"sha256 {task.sha256[:12]} and {other.sha256[:12]}: {differing}. Not paired: two "
             "means with their own intervals"
         )
-    return Facet(what=f"task {task.name}", same=reason is None and paired, text=text)
+    return f"task {task.name}", reason is None and paired, text
 
 
-def _section_facet(what: str, section: str, first: StudyRecords, second: StudyRecords) -> Facet:
-    differing = differences(
-        *(getattr(s.config, section).model_dump(exclude=set(NOT_TRAINING)) for s in (first, second))
-    )
-    text = differing or "all settings of the study files are equal"
-    return Facet(what=what, same=not differing, text=text)
-
-
-def _training_facet(first: StudyRecords, second: StudyRecords) -> Facet:
+def _trials_facet(first: StudyRecords, second: StudyRecords) -> tuple[str, bool, str]:
     """Whether trials of the same arm and seed are the same trial, by their ids."""
-    what = "trials of common arms"
     ids = [{(*t.spec.arm, t.spec.seed): t.spec.trial_id for t in s.trials} for s in (first, second)]
     both = ids[0].keys() & ids[1].keys()
     equal = sum(ids[0][key] == ids[1][key] for key in both)
-    if not both:
-        return Facet(what=what, same=False, text="no trial with the same arm and seed in both")
-    if equal == len(both):
-        text = f"all {equal} of the same arm and seed have the same id: base, rows, protocol"
-        return Facet(what=what, same=True, text=text)
     text = (
         f"{equal} of {len(both)} of the same arm and seed have the same id; the others differ in "
         "base, how the base runs, training rows, protocol or training code version"
     )
-    return Facet(what=what, same=False, text=text)
+    if not both:
+        text = "no trial with the same arm and seed in both"
+    elif equal == len(both):
+        text = f"all {equal} of the same arm and seed have the same id: base, rows, protocol"
+    return "trials of common arms", 0 < equal == len(both), text
 
 
 def differences(one: Mapping[str, object], two: Mapping[str, object]) -> str:
@@ -240,6 +238,12 @@ def differences(one: Mapping[str, object], two: Mapping[str, object]) -> str:
         f"{name.replace('_', ' ')} {_text(one.get(name))} and {_text(two.get(name))}"
         for name in dict.fromkeys([*one, *two])
         if _text(one.get(name)) != _text(two.get(name))
+    )
+
+
+def _differing(one: object, two: object, *fields: str) -> str:
+    return differences(
+        *({field: getattr(record, field) for field in fields} for record in (one, two))
     )
 
 
@@ -261,5 +265,128 @@ def _text(value: object) -> str:
     return "none" if value in (None, "") else str(value)
 
 
-def _values(record: object, fields: Sequence[str]) -> dict[str, object]:
-    return {field: getattr(record, field) for field in fields}
+# --- the page -------------------------------------------------------------------------------------
+
+MAX_ARMS = 80  # Arms drawn; all of them are in the table
+_DIGITS = {"first": 2, "second": 2, "difference": 2, "p": 4, "p, Holm": 4}
+_CAPTION = """Right of zero, the second study scored higher. Lines are 95 % intervals. A hollow \
+mark is unpaired: the studies did not score the same items in the same way."""
+
+
+def check_page(out: Path, folders: Sequence[Path]) -> None:
+    for folder in folders:
+        check_outside(out, folder, "--out")
+    if (out.exists() and not out.is_file()) or not out.parent.is_dir():
+        raise UserError(
+            f"{out}: cannot write the report here", expected="a file in an existing folder"
+        )
+
+
+def render_comparison(comparison: StudyComparison, provenance: Provenance) -> str:
+    ranks = compared_ranks(comparison)
+    parts = [
+        (
+            pair,
+            table_from_rows(
+                [
+                    {"what": f["what"], "same": "yes" if f["same"] else "no", "details": f["text"]}
+                    for f in pair.facets
+                ]
+            ),
+            comparison_figures(pair, place, ranks),
+        )
+        for place, pair in enumerate(comparison.pairs)
+    ]
+    return render_page(
+        "comparison.html.j2",
+        [figure for _, _, of_pair in parts for figure in of_pair],
+        ranks,
+        provenance,
+        comparison=comparison,
+        # The full paths of the studies stay private: a page is passed on.
+        folders=[(s.label, Path(s.folder).name or s.label) for s in comparison.studies],
+        parts=parts,
+    )
+
+
+def compared_ranks(comparison: StudyComparison) -> tuple[int, ...]:
+    cells = [cell for pair in comparison.pairs for cell in pair.cells]
+    return tuple(sorted({cell.rank for cell in cells if cell.rank is not None}))
+
+
+def comparison_figures(pair: StudyPair, place: int, ranks: tuple[int, ...]) -> list[Figure]:
+    """A figure for each training task; the bases, of no training task, come first."""
+    tasks = dict.fromkeys(cell.trained_on for cell in pair.cells)
+    return [
+        _draw_pair(pair, f"compared-{place}-{position}", task, ranks)
+        for position, task in enumerate(tasks)
+    ]
+
+
+def _draw_pair(pair: StudyPair, key: str, task: str | None, ranks: tuple[int, ...]) -> Figure:
+    cells = [cell for cell in pair.cells if cell.trained_on == task]
+    # The drop-down opens on the training task.
+    cells.sort(key=lambda cell: cell.tested_on != task)
+    frame = table_from_rows([_row(cell) for cell in cells], _DIGITS)
+    is_drawn = frame["arm"].isin(list(dict.fromkeys(frame["arm"]))[:MAX_ARMS])
+    marks = [cell for cell, shown in zip(cells, is_drawn, strict=True) if shown]
+    units = {unit_of(cell.score_unit).difference for cell in cells}
+    colors = rank_colors(ranks)
+    drawn = interval_rows(
+        frame[is_drawn],
+        "arm",
+        colors=[(FULL_COLOR if c.full else colors.get(c.rank or 0, MUTED)).light for c in marks],
+        hollow=[not cell.paired for cell in marks],
+        words=["tested on", "paired", "same models"],
+        x_title=f"difference, {'points or nats' if len(units) > 1 else units.pop()}",
+        layer="tested on",
+    )
+    about = "untuned bases" if task is None else f"arms trained on {task}"
+    return Figure(
+        key=key,
+        title=f"{safe_text(pair.second, 60)} minus {safe_text(pair.first, 60)}, {about}",
+        finding=_finding(cells),
+        data=frame,
+        caption=_CAPTION,
+        choice_name="Tested on",
+        **(Drawn() if task is None else drawn),
+    )
+
+
+def _row(cell: ComparedCell) -> TableRow:
+    """A cell in its unit."""
+    unit, change = unit_of(cell.score_unit), cell.difference
+    return {
+        "arm": cell.arm or "base",
+        "tested on": cell.tested_on,
+        **interval_cells("first", cell.first, unit),
+        **interval_cells("second", cell.second, unit),
+        **interval_cells("difference", change, unit),
+        "p": change.p,
+        "p, Holm": change.p_holm,
+        "paired": "yes" if cell.paired else "no",
+        "same models": "yes" if cell.same_models else "no",
+        "items": change.n,
+        "seeds": change.seeds,
+    }
+
+
+def _finding(cells: Sequence[ComparedCell]) -> str:
+    arms = len({cell.arm for cell in cells})
+    clear = [cell for cell in cells if cell.difference.is_clear_of_zero]
+    compared = "The bases" if cells[0].arm is None else f"{count(arms, 'arm')} in both studies"
+    same, left_out = sum(cell.same_models for cell in cells), arms - MAX_ARMS
+    paired = sum(cell.paired for cell in cells)
+    text = f"{compared}, {count(len(cells), 'score')} compared, {paired} of them item by item; "
+    text += f"{len(clear)} with an interval that excludes zero"
+    if same:
+        text += f"; {same} are of the very same models"
+    if clear:
+        most = max(clear, key=lambda cell: abs(cell.difference.value))
+        arm = "" if most.arm is None else f"{most.arm} "
+        text += f"; the largest is {difference(most.difference.value, unit_of(most.score_unit))} "
+        text += f"({arm}on {most.tested_on})"
+    text += "."
+    if left_out > 0:
+        text += f" {count(left_out, 'arm')} {'is' if left_out == 1 else 'are'} only in the table."
+    return text

@@ -79,7 +79,7 @@ def score(
     config = scoring_study(model, tasks, adapters, **options)
     model_folder(config.model)  # before torch is imported, which takes seconds
     for given in config.given or ():
-        check_tuned_folder(user_path(given.path))
+        check_tuned_folder(user_path(given.place))
     check_sources(config)
     before = _stored_scores(out)
     place = tempfile.TemporaryDirectory() if out is None else nullcontext(str(out))

@@ -181,8 +181,7 @@ def load(folder: str | Path) -> StudyFrames:
     """Read the study in ``folder``. Raises UserError: no study there; IntegrityError: a stored
     record or table was altered."""
     place = user_path(folder)
-    with Ledger.open(place, write=False) as ledger:
-        return StudyFrames(place, ledger.load())
+    return StudyFrames(place, Ledger.read(place))
 
 
 TRAINING_COLUMNS = (

@@ -43,7 +43,7 @@ from rankscope.records import (
     failures,
     finished_trials,
 )
-from rankscope.run.begin import given_record
+from rankscope.run.given import given_record
 from rankscope.run.outputs import write_outputs
 from rankscope.run.study import Study
 from rankscope.store import Ledger
@@ -128,7 +128,7 @@ def _inspect_stored(
     begun = time.monotonic()
     stored_base = CheckpointReader(shapes_folder(base))
     given = config.given or []
-    folders = [Path(model.path).expanduser() for model in given]
+    folders = [Path(model.place).expanduser() for model in given]
     names = given_names(given)
     models = [StoredTunedModel.open(f, name) for f, name in zip(folders, names, strict=True)]
     sha256 = weights_sha256(stored_base.folder)

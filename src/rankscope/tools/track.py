@@ -44,8 +44,7 @@ def track(
     """
     if to not in tracker_names():
         raise UserError("--to", repr(to), f"one of {', '.join(tracker_names())}")
-    with Ledger.open(folder, write=False) as ledger:
-        study = ledger.load()
+    study = Ledger.read(folder)
     runs = list(tracked_runs(study))
     written: list[str] = []
     with contextlib.redirect_stdout(sys.stderr):  # trackers print greetings

@@ -428,7 +428,7 @@ def test_a_worker_refuses_what_is_no_unit_or_another_study(unsealed: Path) -> No
     unit = next(out.glob("units/*/unit.json"))
     assert find_problems(out) == []
     unit.write_text(unit.read_text().replace('"max_items":8', '"max_items":7'))
-    assert [problem.path for problem in find_problems(out)] == [unit.relative_to(out).as_posix()]
+    assert [problem.where for problem in find_problems(out)] == [unit.relative_to(out).as_posix()]
     assert [problem.do for problem in find_problems(unit.parent)] == [
         f"remove {unit.parent} to run it again"
     ]

@@ -41,14 +41,14 @@ class VariantsStage(EvaluateStage):
 
     def run(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[Scored]:
         self.context.begin_stage(self.name, len(work))
-        names = list(dict.fromkeys(name for batch in work for name in batch.model_ids if name))
+        names = list(dict.fromkeys(name for batch in work for name in batch[2] if name))
         if names:
             self.attach(model, names)
             yield from self.score_batches(model, work)
             for name in names:
                 model.multi_lora.detach(name)
             return
-        for model_id, batches in itertools.groupby(work, lambda batch: batch.model_ids[None]):
+        for model_id, batches in itertools.groupby(work, lambda batch: batch[2][None]):
             scaled = self.scaled_model(model, model_id)
             yield from self.score_batches(scaled, list(batches))
             del scaled  # before the next copy is made

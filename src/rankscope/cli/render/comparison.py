@@ -1,6 +1,6 @@
 """What ``compare`` prints."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -18,7 +18,8 @@ from rankscope.formatting import (
     unit_of,
     with_interval,
 )
-from rankscope.records import ComparedCell, Estimate, StudyComparison, StudyPair
+from rankscope.records import ComparedCell
+from rankscope.tools.compare import StudyComparison, StudyPair
 
 MAX_ARMS_NAMED = 8  # Arms of one study alone that are named; the others are counted
 
@@ -37,16 +38,17 @@ def _answers(comparison: StudyComparison) -> Table:
     rows = []
     for task in comparison.training_tasks:
         for study in comparison.studies:
-            answer = next((a for a in study.answers if a.task == task), None)
+            found = (a for a in study.answers if a["task"] == task)
+            answer: Mapping[str, str | None] = next(found, {})
             rows.append(
                 {
                     "task": task,
                     "study": study.label,
                     "base": study.base,
                     "trials": f"{study.done}/{study.trials}",
-                    "answer": answer.decision.replace("_", " ") if answer else "not trained on",
-                    "arm": (answer.chosen_label or "-") if answer else "",
-                    "confidence": CONFIDENCES[answer.confidence] if answer else "",
+                    "answer": (answer.get("decision") or "not trained on").replace("_", " "),
+                    "arm": (answer["chosen_label"] or "-") if answer else "",
+                    "confidence": CONFIDENCES.get(answer.get("confidence") or "", ""),
                 }
             )
     return terminal_table(rows, "answers", right=("trials",), sections=("task",))
@@ -58,8 +60,8 @@ def _verdicts(comparison: StudyComparison) -> Iterator[RenderableType]:
         labels: dict[str, list[str]] = {}
         for study in comparison.studies:
             for answer in study.answers:
-                if answer.task == task:
-                    labels.setdefault(answer.verdict, []).append(study.label)
+                if answer["task"] == task:
+                    labels.setdefault(str(answer["verdict"]), []).append(study.label)
         for verdict, studies in labels.items():
             yield Text(terminal_text(f"{', '.join(studies)}: {verdict}"), overflow="fold")
     yield Text()
@@ -68,14 +70,14 @@ def _verdicts(comparison: StudyComparison) -> Iterator[RenderableType]:
 def _pair(pair: StudyPair, several: bool) -> Iterator[RenderableType]:
     """What two studies share, then a table per training task."""
     facets = [
-        {"what": facet.what, "same": "yes" if facet.same else "no", "in words": facet.text}
-        for facet in pair.facets
+        {"what": f["what"], "same": "yes" if f["same"] else "no", "in words": f["text"]}
+        for f in pair.facets
     ]
     yield terminal_table(
         facets,
         f"{pair.second} against {pair.first}" if several else "what they are made of",
         right=("same",),
-        styles=["" if facet.same else "yellow" for facet in pair.facets],
+        styles=["" if facet["same"] else "yellow" for facet in pair.facets],
     )
     for task in dict.fromkeys(cell.trained_on for cell in pair.cells):
         yield _arms(task, [cell for cell in pair.cells if cell.trained_on == task])
@@ -109,17 +111,15 @@ def _arms(task: str | None, cells: Sequence[ComparedCell]) -> Table:
             "first": plus_minus(cell.first, unit_of(cell.score_unit)),
             "second": plus_minus(cell.second, unit_of(cell.score_unit)),
             "difference": _difference(cell),
-            "p": p_cell(_adjusted_p(cell.difference)),
+            "p": p_cell(
+                cell.difference.p if cell.difference.p_holm is None else cell.difference.p_holm
+            ),
         }
         for cell in cells
     ]
     title = "bases, untuned" if task is None else f"trained on {task}"
     numbers = ("first", "second", "difference", "p")
     return terminal_table(rows, title, right=numbers, sections=("arm",))
-
-
-def _adjusted_p(estimate: Estimate) -> float | None:
-    return estimate.p if estimate.p_holm is None else estimate.p_holm
 
 
 def _difference(cell: ComparedCell) -> str:

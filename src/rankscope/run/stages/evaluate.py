@@ -1,7 +1,6 @@
 """Score models on the tasks of the study: one split of one task at a time, many models at once."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 
 from rankscope.errors import NotFiniteError, reporting_shortages
 from rankscope.evaluate.evaluator import Evaluation, evaluate_task, evaluate_with_failures
@@ -11,15 +10,9 @@ from rankscope.run.groups import Group
 from rankscope.run.stages import Stage
 from rankscope.store import Artifact, TrialFailure, items_path
 
-
-@dataclass(frozen=True, slots=True)
-class EvalBatch:
-    task: str
-    split: Split
-    model_ids: Mapping[str | None, str]
-    """By adapter name (None: no adapter), the id of a trial or scaled variant, or ``base``."""
-
-
+EvalBatch = tuple[str, Split, Mapping[str | None, str]]
+"""Task, split, and by adapter name (None: no adapter) the id of a trial or scaled variant, or
+``base``."""
 Scored = tuple[Sequence[Evaluation], Sequence[TrialFailure]]
 """Of a batch; the trials whose likelihoods, or a variant's, are not finite failed."""
 
@@ -51,9 +44,7 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
         ids = set(model_ids.values())
         splits = dict.fromkeys((task, split) for i, task, split in missing if i in ids)
         return [
-            EvalBatch(
-                task, split, {n: i for n, i in model_ids.items() if (i, task, split) in missing}
-            )
+            (task, split, {n: i for n, i in model_ids.items() if (i, task, split) in missing})
             for task, split in splits
         ]
 
@@ -64,36 +55,35 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
     def score_batches(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[Scored]:
         """Score batch by batch; a trial that failed is left out of the later ones."""
         failed: set[str] = set()
-        for batch in work:
-            self.context.begin_piece(f"{batch.task} {batch.split}")
-            alive = {n: i for n, i in batch.model_ids.items() if trial_of(i) not in failed}
-            batch = replace(batch, model_ids=alive)
+        for task, split, model_ids in work:
+            self.context.begin_piece(f"{task} {split}")
+            alive = {n: i for n, i in model_ids.items() if trial_of(i) not in failed}
+            batch = task, split, alive
             is_base = BASE in alive.values()
             scored = self.score_base(batch) if is_base else self.score_trials(model, batch)
             failed |= {failure.trial_id for failure in scored[1]}
             yield scored
 
     def score_trials(self, model: Base, batch: EvalBatch) -> Scored:
-        study, where = self.context.study, f"{batch.task} {batch.split}"
-        settings, task = study.config.evaluate, study.tasks[batch.task]
+        study, (name, split, model_ids) = self.context.study, batch
         evaluations, reasons = evaluate_with_failures(
-            model, study.encoder, task, batch.split, batch.model_ids, settings
+            model, study.encoder, study.tasks[name], split, model_ids, study.config.evaluate
         )
         failures = [
-            TrialFailure(trial_of(batch.model_ids[name]), "failed", f"{where}: {reason}")
-            for name, reason in reasons.items()
+            TrialFailure(trial_of(model_ids[adapter]), "failed", f"{name} {split}: {reason}")
+            for adapter, reason in reasons.items()
         ]
         return list(evaluations.values()), failures
 
     def score_base(self, batch: EvalBatch) -> Scored:
         """Score the untuned base. Failing to is an error: without it no gain can be measured."""
-        study, where = self.context.study, f"{batch.task} {batch.split}"
-        settings, task = study.config.evaluate, study.tasks[batch.task]
+        study, (name, split, model_ids) = self.context.study, batch
+        settings, where = study.config.evaluate, f"{name} {split}"
         do = f"free memory, or lower evaluate.batch_tokens (now {settings.batch_tokens})"
         try:
             with reporting_shortages(f"{where}: scoring the base", do=do):
                 evaluations = evaluate_task(
-                    self.context.base, study.encoder, task, batch.split, batch.model_ids, settings
+                    self.context.base, study.encoder, study.tasks[name], split, model_ids, settings
                 )
         except NotFiniteError as error:
             raise NotFiniteError(

@@ -1,13 +1,14 @@
 """Train a group of trials and store weights, records and failures in one transaction."""
 
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from rankscope.device import peak_memory_bytes, reset_peak_memory
 from rankscope.models.base import Base
 from rankscope.progress import SpeedMeter
 from rankscope.records import RungRecord, TrainRecord, TrialSpec
-from rankscope.run.callbacks import EarlyStopping, LearningCurve, WeightSnapshot
+from rankscope.run.callbacks import LearningCurve, stop_early, store_snapshots
 from rankscope.run.groups import Group, group_id, group_label
 from rankscope.run.stages import Stage
 from rankscope.run.trial_weights import write_weights
@@ -76,11 +77,11 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
                 )
                 checkpoint.remove()
             callbacks = (
-                WeightSnapshot(study, context.ledger, context.base.record),
+                partial(store_snapshots, study, context.ledger, context.base.record),
                 LearningCurve(
                     study, context.base, meter, context.should_stop, points, context.ledger.commit
                 ),
-                EarlyStopping(study, points),
+                partial(stop_early, study, points),
             )
             reset_peak_memory(context.base.device)
             shards.announce("train", trials, rows.rows, train, checkpoint.folder, on_all_shards)

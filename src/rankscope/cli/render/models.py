@@ -1,0 +1,178 @@
+"""What verbs of models and adapters print: ``eval``, ``inspect``, ``shrink`` and ``params``."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from math import hypot
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from rankscope.analyses import all_analyses
+from rankscope.cli.render.table import terminal_table
+from rankscope.cli.terminal import note_lines
+from rankscope.device import choose_device, choose_dtype
+from rankscope.formatting import (
+    byte_size,
+    number,
+    p_cell,
+    score_text,
+    terminal_text,
+    unit_of,
+    with_interval,
+)
+from rankscope.models.parameters import (
+    ADAMW_STATES,
+    FLOAT32_BYTES,
+    Architecture,
+    largest_useful_rank,
+    lora_parameters,
+)
+from rankscope.models.scaling import layer_index
+from rankscope.records import AdapterChange, MatrixChange, ModelScore, StudyRecords
+
+NUMBERS = ("score", "n", "without contamination", "change", "p")
+
+
+def scores_tables(scores: Sequence[ModelScore]) -> RenderableType:
+    """A table per task: the base and its adapters.
+
+    Accuracies in percent, changes in points, likelihoods in nats per token; ``±`` is one standard
+    error, brackets are a paired 95 % interval.
+    """
+    by_task: dict[str, list[ModelScore]] = {}
+    for score in scores:
+        by_task.setdefault(_title(score), []).append(score)
+    tables = []
+    for title, of_task in by_task.items():
+        with_clean = any(score.record.without_contamination for score in of_task)
+        rows = [_score_row(score, with_clean) for score in of_task]
+        tables.append(terminal_table(rows, title, right=NUMBERS))
+    legend = "score ± one standard error"
+    if any(score.change for score in scores):
+        legend += (
+            "; change against the base with its paired 95 % interval and p, which is of this one "
+            "comparison"
+        )
+    return Group(*tables, Text(legend))
+
+
+def _title(score: ModelScore) -> str:
+    """Such as ``arc_easy: acc, guessing gives 25.0 %``."""
+    title = f"{score.record.task}: {score.record.metric}"
+    if score.chance is None:
+        return title
+    return f"{title}, guessing gives {score_text(score.chance, unit_of(score.score_unit))}"
+
+
+def _score_row(score: ModelScore, with_clean: bool) -> dict[str, object]:
+    record, unit = score.record, unit_of(score.score_unit)
+    clean, change = record.without_contamination, score.change
+
+    def with_error(value: float, error: float | None) -> str:
+        half = "?" if error is None else number(unit.scale * error, unit.digits)
+        return f"{number(unit.scale * value, unit.digits)} ± {half}"
+
+    clean_score = with_error(clean.score, clean.standard_error) if clean else ""
+    return {
+        "model": score.model + (" (forced)" if score.other_base_forced else ""),
+        "score": with_error(record.score, record.standard_error),
+        "n": record.n,
+        **({"without contamination": clean_score} if with_clean else {}),
+        "change": with_interval(change, unit) if change else "",
+        "p": p_cell(change.p if change else None),
+    }
+
+
+def inspection_tables(study: StudyRecords) -> RenderableType:
+    """Tables and notes of each analysis of the given models."""
+    parts = [analysis.terminal(study) for analysis in all_analyses()]
+    forced = [
+        f"{t.spec.arm_label}: records another base; compared with this one because of --force"
+        for t in study.trials
+        if t.spec.given and t.spec.given.other_base is not None
+    ]
+    notes = [*forced, *(note for _, notes in parts for note in notes)]
+    return Group(*(table for tables, _ in parts for table in tables), *note_lines(notes))
+
+
+def changes_tables(changes: Sequence[AdapterChange]) -> RenderableType:
+    """What ``shrink`` changed: per adapter written, a row per kind of matrix and the whole."""
+    last = changes[-1].matrices
+    grown = sum(1 for m in last if m.intruders and m.frobenius_after > m.frobenius_before)
+    notes = [
+        f"{grown} of {len(last)} matrices are further from the base than before, and so are their "
+        "controls: intruders belong to the whole weight, so the base's share is scaled as well"
+    ]
+    parts = [part for change in changes for part in _change(change)]
+    return Group(*parts, *note_lines(notes if grown else []))
+
+
+def _change(change: AdapterChange) -> Iterator[RenderableType]:
+    kinds: dict[str, list[MatrixChange]] = {}
+    for matrix in change.matrices:
+        kinds.setdefault(matrix.name.rpartition(".")[2], []).append(matrix)
+    ratio = "|dW-dW'|/|dW|"
+    rows = [_kind_row(kind, matrices) for kind, matrices in kinds.items()]
+    yield terminal_table(rows, f"{change.action}; change is {ratio}", right=("rank", "most in"))
+    share = change.error / change.frobenius if change.frobenius else 0.0
+    whole = f"in all {len(change.matrices)} matrices {ratio} = {share:.3g}"
+    yield Text(terminal_text(f"{whole}; written to {change.out}") + "\n")
+
+
+def _kind_row(kind: str, matrices: Sequence[MatrixChange]) -> dict[str, object]:
+    """The matrices of one kind, over all layers; norms are of all of them together."""
+    before, after, error = (
+        hypot(*(getattr(matrix, name) for matrix in matrices))
+        for name in ("frobenius_before", "frobenius_after", "error")
+    )
+    worst = max(matrices, key=lambda m: m.error / m.frobenius_before if m.frobenius_before else 0.0)
+    intruders = [m.intruders for m in matrices if m.intruders is not None]
+    layer = layer_index(worst.name)
+    return {
+        "matrices": kind,
+        "layers": len(matrices),
+        "rank": f"{_span(m.rank_before for m in matrices)} to "
+        f"{_span(m.rank_after for m in matrices)}",
+        "|dW|": before,
+        "|dW'|": after,
+        "change": error / before if before else 0.0,
+        "most in": "-" if layer is None else f"layer {layer}",
+        **({"intruders": sum(intruders)} if intruders else {}),
+    }
+
+
+def _span(ranks: Iterable[int]) -> str:
+    known = set(ranks)
+    return str(*known) if len(known) == 1 else f"{min(known)}-{max(known)}"
+
+
+def parameters_table(
+    shapes: Architecture, ranks: Sequence[int], targets: Sequence[str]
+) -> RenderableType:
+    dtype = choose_dtype("auto", choose_device("auto"))
+    counts = {str(rank): lora_parameters(shapes, rank, targets) for rank in ranks}
+    counts["full"] = shapes.num_parameters
+    rows = [
+        {
+            "rank": label,
+            "trainable": f"{count:,}",
+            "share": f"{count / shapes.num_parameters:.2%}",
+            "weights": byte_size(count * FLOAT32_BYTES),
+            "gradients": byte_size(count * FLOAT32_BYTES),
+            "AdamW": byte_size(count * FLOAT32_BYTES * ADAMW_STATES),
+            "per token": byte_size(shapes.activation_values_per_token * dtype.itemsize),
+        }
+        for label, count in counts.items()
+    ]
+    size = byte_size(shapes.num_parameters * dtype.itemsize)
+    lines = [
+        f"{shapes.num_parameters:,} parameters in the base: {size} in "
+        f"{str(dtype).removeprefix('torch.')}. "
+        "'per token' estimates the activations kept for the backward pass."
+    ]
+    cap = largest_useful_rank(shapes, targets)
+    if any(rank > cap for rank in ranks):
+        lines.append(
+            f"Ranks above {cap}, the smaller dimension of the smallest target, add no directions."
+        )
+    table = terminal_table(rows, f"LoRA on {', '.join(targets)}", right=tuple(rows[0]))
+    return Group(table, Text("\n".join(lines)))
