@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from command_line import rankscope as command
 from rankscope.cli import setup_verbs
 from rankscope.config.loader import load_study_file, published_schema
 from rankscope.config.presets import PRESETS
-from rankscope.models.model_folder import pocket_folder
 
 CHAT = [{"from": "human", "value": "ba"}, {"from": "gpt", "value": "do"}]
 
@@ -202,23 +200,3 @@ def test_a_question_that_is_interrupted_ends_in_130(
     outcome = command("init", "s.yaml")
     assert outcome.code == 130
     assert "error: this command: found a request to stop" in outcome.err
-
-
-def test_an_unknown_preset_is_refused_before_any_question(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup_verbs, "on_a_terminal", lambda: True)
-    monkeypatch.setattr(typer, "prompt", lambda *_, **__: pytest.fail("asked"))
-    assert "did you mean 'default'?" in command("init", "--preset", "defualt").err
-
-
-def test_paths_with_the_name_of_the_example_task_are_kept(place: Path) -> None:
-    folder = place / "my_task data"
-    folder.mkdir()
-    (place / "chats.json").rename(folder / "chats.json")
-    shutil.copytree(pocket_folder(), place / "my_task")
-    file = place / "s t.yaml"
-    outcome = command("init", file, "--model", "my_task", "--data", folder / "chats.json")
-    assert outcome.out.endswith(f"next: rankscope check '{file}'\n")
-    config = load_study_file(file)
-    assert config.tasks[0].name == "chats"
-    assert config.tasks[0].train == str(folder / "chats.json")
-    assert config.model.path == str(place / "my_task")

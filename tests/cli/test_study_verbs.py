@@ -1,9 +1,7 @@
 """The verbs of a study as a user meets them: the walk on own data, JSON, exit codes, export."""
 
-import csv
 import json
 import os
-import re
 import shlex
 import shutil
 from dataclasses import dataclass
@@ -17,7 +15,6 @@ from rich.console import Console
 from rankscope.cli import terminal
 from rankscope.cli.render.plan import plan_table
 from rankscope.data.pocket_world import pocket_rows
-from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.model_folder import pocket_folder
 from rankscope.records import Recommendation
 from rankscope.run.plan import Plan
@@ -128,24 +125,6 @@ def test_verbs_of_a_study_print_one_document(walk: Walk, tmp_path: Path) -> None
     assert found["init"]["next"] == f"rankscope check {tmp_path / 'new.yaml'}"
 
 
-def test_progress_goes_to_standard_error(walk: Walk) -> None:
-    first = walk.said["run"]
-    assert "group 1/2" in first.err
-    assert "group 1/2" not in first.out
-    # The second run found everything done.
-    assert "group 1/2" not in walk.said["run --json"].err
-
-
-def test_status(walk: Walk) -> None:
-    outcome = command("status", walk.out)
-    assert outcome.code == 0
-    with Ledger.open(walk.out, write=False) as ledger:
-        for trial in ledger.trials():
-            assert trial.trial_id in outcome.out
-    assert "3 trials: 3 done" in outcome.told
-    assert f"next: rankscope report {walk.out}" in outcome.told
-
-
 def test_status_says_who_runs_the_study_and_what_to_do_next(walk: Walk, copied: Path) -> None:
     with Ledger.open(copied, write=True) as ledger:
         ledger.fail_trials([TrialFailure(ledger.trials()[1].trial_id, "oom", "no room")])
@@ -192,48 +171,6 @@ def trial_ids(out: Path) -> dict[int | None, str]:
     """Trial id by rank."""
     with Ledger.open(out, write=False) as ledger:
         return {trial.rank: trial.trial_id for trial in ledger.trials()}
-
-
-def test_export_copies_an_adapter_and_a_model(walk: Walk, tmp_path: Path) -> None:
-    ids = trial_ids(walk.out)
-    target = tmp_path / "new" / "adapter"
-    outcome = command("export", walk.out, ids[4][:8], "--out", target)
-    assert outcome.code == 0, outcome
-    assert f"adapter written to {target}\n" in outcome.out
-    assert files_below(tmp_path / "new") == {
-        "adapter",
-        *(
-            f"adapter/{n}"
-            for n in ("adapter_config.json", "adapter_model.safetensors", "README.md")
-        ),
-        *(f"adapter/{n}" for n in ("tokenizer.json", "tokenizer_config.json")),
-    }
-    assert load_adapter(target, "x").rank == 4
-    card = (target / "README.md").read_text("utf-8")
-    assert card.startswith("---\nlibrary_name: peft\n")
-    assert "base_model:" not in card  # the base is on no hub
-    assert "| rank | 4 |" in card
-    assert re.search(r"\| in domain \| .* %.* points", card)
-    model = tmp_path / "model"
-    model.mkdir()  # an empty folder may be there
-    assert command("export", walk.out, ids[None], "--out", model).code == 0
-    assert "library_name: transformers" in (model / "README.md").read_text("utf-8")
-
-
-def test_tables_are_written_beside_the_study(walk: Walk, tmp_path: Path) -> None:
-    target = tmp_path / "new" / "tables"
-    outcome = command("report", walk.out, "--tables", target)
-    assert outcome.code == 0, outcome
-    names = {path.stem for path in target.iterdir()}
-    assert {"arms", "changes", "answers", "tasks", "training"} <= names
-    assert {path.name for path in target.iterdir()} == {
-        f"{name}.{ending}" for name in names for ending in ("md", "csv", "tex", "parquet")
-    }
-    assert f"tables: {4 * len(names)} files in {target}" in outcome.out
-    with (target / "arms.csv").open(encoding="utf-8", newline="") as file:
-        heading, *rows = csv.reader(file)
-    assert [row[heading.index("rank")] for row in rows] == ["", "2", "4", ""]  # base and full
-    assert "failed" not in names
 
 
 def test_export_refuses(walk: Walk, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from command_line import files_below, rankscope, settings
 from pocket_study import results
 
-from faults import OPENED, RANK_LINE, VERBS, edit, refused
+from faults import OPENED, RANK_LINE, edit, refused
 
 # --- the study file -----------------------------------------------------------------------------
 
@@ -133,19 +133,6 @@ def test_nul_in_a_path(place: Path, verb: str) -> None:
         found="found 'a\\x00b.jsonl', with characters that cannot be printed",
         expected="expected a name without them",
     )
-
-
-@pytest.mark.pitfall(13)
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_target_that_matches_nothing(place: Path, verb: str) -> None:
-    """One misspelled among several is enough, and it is found before anything is trained."""
-    outcome = rankscope(verb, "study.yaml", *settings("arms.0.targets=[q_proj, v_porj]"))
-    candidates = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
-    where, found = "target module 'v_porj'", "no linear layer of this model"
-    refused(outcome, where=where, found=found, expected=f"expected some of: {candidates}")
-    assert files_below(place) <= {"study.yaml", "rows.jsonl", "studies", "studies/own", *OPENED}
-    outcome = rankscope("params", "pocket", "--targets", "q_proj,v_porj")
-    refused(outcome, where=where, found=found, expected=candidates)
 
 
 # --- folders of studies -------------------------------------------------------------------------

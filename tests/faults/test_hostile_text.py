@@ -151,24 +151,6 @@ def test_no_refusal_steers_the_terminal(study: dict[str, Any], words: tuple[str,
     assert "error: " in outcome.err
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_study_is_not_stored_with_a_path_that_cannot_be_printed(
-    tmp_path: Path, verb: str
-) -> None:
-    """It would be read again by every later verb."""
-    folder = tmp_path / f"a{ESCAPE}"
-    write_study(folder)
-    before = files_below(folder)
-    refused(
-        rankscope(verb, folder / "study.yaml"),
-        where="study.yaml:5: tasks.0.train",
-        found="with characters that cannot be printed",
-        expected="expected a folder without them",
-        do="rename it",
-    )
-    assert files_below(folder) == before
-
-
 PAGES = ("out/report.html", "comparison.html", "inspection/report.html")
 
 
@@ -213,3 +195,21 @@ def is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_study_is_not_stored_with_a_path_that_cannot_be_printed(
+    tmp_path: Path, verb: str
+) -> None:
+    """It would be read again by every later verb."""
+    folder = tmp_path / f"a{ESCAPE}"
+    write_study(folder)
+    before = files_below(folder)
+    refused(
+        rankscope(verb, folder / "study.yaml"),
+        where="study.yaml:5: tasks.0.train",
+        found="with characters that cannot be printed",
+        expected="expected a folder without them",
+        do="rename it",
+    )
+    assert files_below(folder) == before

@@ -115,7 +115,6 @@ def test_a_leak_of_one_group_is_not_blamed_on_the_next(launcher: Launcher, tmp_p
     with Ledger.open(out, write=False) as ledger:
         assert list(ledger.statuses().values()) == ["done", "planned"]
         groups = ledger.groups()
-    assert groups is not None
     assert groups.batch_tokens == {}  # nor does it make passes smaller for good
     assert launcher.run("run", file, "--out", out).code == 0
 

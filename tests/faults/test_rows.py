@@ -130,7 +130,7 @@ def test_a_score_that_is_no_number_is_refused(place: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.pitfall(32)
-def test_shuffled_rows_are_the_same_data(finished: Path, copied: Path, tmp_path: Path) -> None:
+def test_shuffled_rows_are_the_same_data(own: Path, copied: Path, tmp_path: Path) -> None:
     """Whether they are shuffled before the first run or between two: equal ids, weights, scores."""
     shuffled = random.Random(1).sample(good_rows(40), 40)
     write_rows(copied.parent / "rows.jsonl", shuffled)

@@ -102,13 +102,6 @@ def test_the_second_interrupt_aborts_and_the_study_continues(
     undisturbed.assert_equal(out)
 
 
-def test_repeated_signals_of_a_scheduler_do_not_cut_the_checkpoint_short() -> None:
-    with interruptible() as is_stop_requested:
-        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM, signal.SIGHUP):
-            os.kill(os.getpid(), number)
-            assert is_stop_requested()
-
-
 def test_a_signal_that_the_process_ignores_stays_ignored() -> None:
     """``nohup`` starts a command with SIGHUP ignored, a shell's ``&`` in a script with SIGINT."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in IGNORED}
@@ -139,12 +132,16 @@ def test_stop_interrupts_the_process_that_runs_the_study(copied: Path) -> None:
     assert rankscope("status", copied, "--watch").code == 0  # nothing runs: it ends at once
 
 
+def test_repeated_signals_of_a_scheduler_do_not_cut_the_checkpoint_short() -> None:
+    with interruptible() as is_stop_requested:
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+            assert is_stop_requested()
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
-    [
-        (PermissionError(), "of another user"),
-        (ProcessLookupError(), "which has ended"),
-    ],
+    [(PermissionError(), "of another user"), (ProcessLookupError(), "which has ended")],
 )
 def test_a_process_that_cannot_be_stopped(
     copied: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, message: str

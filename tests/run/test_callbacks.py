@@ -82,18 +82,6 @@ def test_every_model_is_scored_in_the_studys_dtype(tmp_path: Path) -> None:
         assert_last_point_is_the_final_score(study, trial)
 
 
-def test_a_trial_that_diverges_keeps_the_points_it_had(tmp_path: Path) -> None:
-    """Step 1 has rate 0 (warm-up), step 2 blows the weights up."""
-    wild = {"method": "lora", "rank": 2, "lr": 1e30}
-    train = changed("train", evaluate_every=1, evaluate_items=4)
-    study = small_study(tmp_path, arms=[wild, SETTINGS["arms"][0]], seeds=[0], **train)
-    diverged, sound = study.run(tmp_path / "out").trials
-    assert diverged.status == "diverged"
-    assert {point.step for point in diverged.curve} == {1}
-    assert {point.step for point in sound.curve} == set(range(1, 9))
-    assert {point.n for point in sound.curve} == {4}
-
-
 def test_curves_asked_for_later_are_those_of_later_trials(tmp_path: Path) -> None:
     arms = SETTINGS["arms"][:1]
     before = small_study(tmp_path, arms=arms, seeds=[0]).run(tmp_path / "out")

@@ -8,7 +8,6 @@ import torch
 from pocket_study import changed, small_study
 
 from rankscope.analyses.spectra import SPECTRA
-from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.records import TrialSpec
 from rankscope.run.costs import DISK_RATE, START_SECONDS, CostModel
 from rankscope.run.machines import MACHINES
@@ -144,31 +143,6 @@ def test_units_take_their_starts_and_wait_for_the_longest(inputs: PreparedStudy)
     assert many.wall_seconds == pytest.approx(units.critical_seconds)
 
 
-def test_units_on_several_devices_train_faster_and_cost_as_many(inputs: PreparedStudy) -> None:
-    """Training is shared; scores and spectra take as long as on one device."""
-    train = inputs.config.train.model_copy(update={"devices": 2})
-    config = inputs.config.model_copy(update={"train": train})
-    one, two = (
-        make_plan(dataclasses.replace(inputs, config=c), H100, 4) for c in (inputs.config, config)
-    )
-    assert (one.devices, two.devices) == (1, 2)
-    assert two.stages["training"] == pytest.approx(one.stages["training"] / 2)
-    assert two.stages["scoring"] == pytest.approx(one.stages["scoring"])
-    assert two.device_seconds == pytest.approx(2 * two.seconds)
-    base = two.seconds - sum(group.seconds for group in two.groups)
-    halves = makespan([group.seconds for group in two.groups], 2)
-    assert two.wall_seconds == pytest.approx(base + halves)
-
-
-def test_a_study_on_several_devices_is_planned_as_units(tmp_path: Path) -> None:
-    """Which a run makes of it, too."""
-    study = small_study(tmp_path, **changed("train", devices=2))
-    plan = study.plan(device="h100", gpus=2)
-    assert plan.executor == "local"
-    assert plan.start_seconds > 0
-    assert small_study(tmp_path).plan(device="h100").executor is None
-
-
 def test_a_unit_takes_its_memory_where_it_computes(inputs: PreparedStudy) -> None:
     """On a processor all of it; beside a GPU the base, which is loaded there first, or a
     checkpoint, whichever is larger."""
@@ -182,19 +156,10 @@ def test_a_unit_takes_its_memory_where_it_computes(inputs: PreparedStudy) -> Non
         assert memory.host_bytes(torch.device("cuda"), 0) == most + library
 
 
-def test_generation_waits_for_memory(inputs: PreparedStudy) -> None:
-    """Each step of decoding reads all weights, whatever the machine computes."""
-    slow = dataclasses.replace(H100, bandwidth=1e-3)
-    items = [ItemTokens(read=10, predicted=1, written=50)]
-    weights = inputs.base.shapes.num_parameters * inputs.dtype.itemsize
-    assert CostModel(inputs, slow).scoring(items) > 50 * weights / 1e6
-
-
 def test_each_matrix_is_compared_by_its_own_size(inputs: PreparedStudy) -> None:
     """A small matrix beside a large one, whose vectors are updated, leaves that as it is."""
     shapes = dataclasses.replace(
-        inputs.base.shapes,
-        linear_shapes={"q_proj": (3584, 3584), "k_proj": (512, 3584)},
+        inputs.base.shapes, linear_shapes={"q_proj": (3584, 3584), "k_proj": (512, 3584)}
     )
     base = dataclasses.replace(inputs.base, shapes=shapes)
     costs, lora = CostModel(dataclasses.replace(inputs, base=base), H100), inputs.trials[0]
@@ -211,3 +176,19 @@ def test_each_matrix_is_compared_by_its_own_size(inputs: PreparedStudy) -> None:
 )
 def test_longest_units_first(seconds: list[float], devices: int, end: float) -> None:
     assert makespan(seconds, devices) == end
+
+
+def test_units_on_several_devices_train_faster_and_cost_as_many(inputs: PreparedStudy) -> None:
+    """Training is shared; scores and spectra take as long as on one device."""
+    train = inputs.config.train.model_copy(update={"devices": 2})
+    config = inputs.config.model_copy(update={"train": train})
+    one, two = (
+        make_plan(dataclasses.replace(inputs, config=c), H100, 4) for c in (inputs.config, config)
+    )
+    assert (one.devices, two.devices) == (1, 2)
+    assert two.stages["training"] == pytest.approx(one.stages["training"] / 2)
+    assert two.stages["scoring"] == pytest.approx(one.stages["scoring"])
+    assert two.device_seconds == pytest.approx(2 * two.seconds)
+    base = two.seconds - sum(group.seconds for group in two.groups)
+    halves = makespan([group.seconds for group in two.groups], 2)
+    assert two.wall_seconds == pytest.approx(base + halves)

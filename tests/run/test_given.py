@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 from command_line import rankscope
-from pocket_study import SETTINGS, leftovers, loaded, small_study
+from pocket_study import SETTINGS, leftovers, loaded, other_base, other_tokenizer, small_study
 from safetensors.torch import load_file, save_file
 
 from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.errors import UserError
 from rankscope.models.adapters.folder import BASE_HASH
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
-from rankscope.models.model_folder import pocket_folder
 from rankscope.records import BASE, StudyRecords
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.outputs import write_outputs
@@ -263,33 +262,13 @@ OTHER_SCORING = {"cross_domain": ["pocket_med"], "split": "test", "max_items": 1
     ],
 )  # fmt: skip
 def test_scores_that_do_not_fit_are_refused_by_name_before_anything_is_written(
-    stored: dict[str, str],
-    changes: dict[str, Any],
-    message: str,
-    evaluated: Path,
-    tmp_path: Path,
+    stored: dict[str, str], changes: dict[str, Any], message: str, evaluated: Path, tmp_path: Path
 ) -> None:
     if "model" in changes:
-        model = Path(shutil.copytree(pocket_folder(), tmp_path / "model"))
-        spoil = _other_numbers if changes["model"] == "other" else _other_decoding
-        spoil(model)
-        changes = {"model": str(model)}
+        made = other_base if changes["model"] == "other" else other_tokenizer
+        changes = {"model": str(made(tmp_path / "model"))}
     study = scored_study(tmp_path, {"scores": str(evaluated), **stored}, **changes)
     with pytest.raises(UserError, match=message) as refused:
         study.run(tmp_path / "out")
     assert str(evaluated) in str(refused.value)
     assert not (tmp_path / "out").exists()
-
-
-def _other_numbers(folder: Path) -> None:
-    (file,) = folder.glob("*.safetensors")
-    tensors = load_file(file)
-    tensors["model.norm.weight"] *= 1.001
-    save_file(tensors, file, metadata={"format": "pt"})
-
-
-def _other_decoding(folder: Path) -> None:
-    file = folder / "tokenizer_config.json"
-    settings = json.loads(file.read_text("utf-8"))
-    settings["clean_up_tokenization_spaces"] = not settings.get("clean_up_tokenization_spaces")
-    file.write_text(json.dumps(settings), "utf-8")

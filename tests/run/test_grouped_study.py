@@ -15,10 +15,7 @@ from rankscope.records import StudyRecords
 from rankscope.run.outputs import write_outputs
 from rankscope.store import adapter_path
 
-ARMS = [
-    {"method": "lora", "rank": [2, 8], "lr": 2e-3},
-    {"method": "pissa", "rank": 4, "lr": 1e-3},
-]
+ARMS = [{"method": "lora", "rank": [2, 8], "lr": 2e-3}, {"method": "pissa", "rank": 4, "lr": 1e-3}]
 
 
 def finished(

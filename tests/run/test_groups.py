@@ -45,21 +45,6 @@ def test_groups_stay_when_another_amount_of_memory_is_free(tmp_path: Path) -> No
             assert resolve_groups(ledger, second) == first.groups
 
 
-def test_new_trials_are_packed_among_themselves_and_changed_settings_cut_anew(
-    tmp_path: Path,
-) -> None:
-    before = inputs_with(tmp_path, 2**40, seeds=[0, 1])
-    after = inputs_with(tmp_path, 2**40, seeds=[0, 1, 2, 3])
-    with Ledger.open(tmp_path / "out", write=True) as ledger:
-        resolve_groups(ledger, before)
-        grown = resolve_groups(ledger, after)
-        assert [len(group) for group in grown] == [2, 2]
-        assert grown[0] == before.groups[0]
-        assert [len(g) for g in resolve_groups(ledger, before)] == [2]  # seeds taken away again
-        other = inputs_with(tmp_path, 2**40, max_group_size=1)
-        assert [len(group) for group in resolve_groups(ledger, other)] == [1] * 4
-
-
 def test_halves_take_the_place_of_a_group_and_its_state(tmp_path: Path) -> None:
     inputs = inputs_with(tmp_path, 2**40)
     (group,) = inputs.groups
@@ -127,11 +112,7 @@ print(json.dumps([[t.status for t in study.trials], listener.notes]))
 
 
 def limited_run(
-    launcher: Launcher,
-    file: Path,
-    out: Path,
-    stage: Literal["train", "evaluate"],
-    more_bytes: int,
+    launcher: Launcher, file: Path, out: Path, stage: Literal["train", "evaluate"], more_bytes: int
 ) -> tuple[list[str], list[str]]:
     """Statuses and notes of a run of which one kind of stage may take so much more address space
     than the process has when the first such stage begins."""
@@ -192,7 +173,6 @@ def test_a_group_that_does_not_fit_is_halved_and_every_trial_trained(tmp_path: P
     ]
     with Ledger.open(tmp_path / "out", write=False) as ledger:
         stored = ledger.groups()
-    assert stored is not None
     ids = [trial.trial_id for trial in group]
     assert [list(of_group) for of_group in stored.groups] == [ids[:2], ids[2:]]
     expected, found = stored_adapters(tmp_path / "whole"), stored_adapters(tmp_path / "out")
@@ -252,10 +232,24 @@ def test_a_trial_whose_scoring_does_not_fit_is_out_of_memory_and_the_others_end(
     with Ledger.open(tmp_path / "out", write=False) as ledger:
         records, stored = ledger.load(), ledger.groups()
     small, wide = records.trials
-    assert stored is not None
     # A process that the system kills instead is not followed by one that scores both together.
     assert stored.groups == ((small.spec.trial_id,), (wide.spec.trial_id,))
     assert str(wide.failure).startswith("scoring ran out of memory: ")
     scored = {key[1:] for key in records.evals if key[0] == small.spec.trial_id}
     assert len(scored) == 4
     assert len([key for key in records.evals if key[0] == wide.spec.trial_id]) < 4
+
+
+def test_new_trials_are_packed_among_themselves_and_changed_settings_cut_anew(
+    tmp_path: Path,
+) -> None:
+    before = inputs_with(tmp_path, 2**40, seeds=[0, 1])
+    after = inputs_with(tmp_path, 2**40, seeds=[0, 1, 2, 3])
+    with Ledger.open(tmp_path / "out", write=True) as ledger:
+        resolve_groups(ledger, before)
+        grown = resolve_groups(ledger, after)
+        assert [len(group) for group in grown] == [2, 2]
+        assert grown[0] == before.groups[0]
+        assert [len(g) for g in resolve_groups(ledger, before)] == [2]  # seeds taken away again
+        other = inputs_with(tmp_path, 2**40, max_group_size=1)
+        assert [len(group) for group in resolve_groups(ledger, other)] == [1] * 4

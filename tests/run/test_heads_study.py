@@ -12,9 +12,7 @@ from pocket_study import small_study, study_file
 
 from rankscope.analyses.heads.record import HeadsRecord
 from rankscope.analyses.heads.tasks import related_tasks
-from rankscope.records import (
-    StudyRecords,
-)
+from rankscope.records import StudyRecords
 from rankscope.store import Ledger, find_problems
 
 HEADS = {"enabled": True, "items": 8, "ablate": ["pocket_cloze", "pocket_med"]}
@@ -86,7 +84,6 @@ def test_heads_added_later_are_all_that_is_done(tmp_path: Path) -> None:
     after = small_study(tmp_path, **first).run(out)
     again = small_study(tmp_path, **first).run(out)
     heads = after.trials[0].analysis(HeadsRecord)
-    assert heads is not None
     assert after.trials[0].train == before.trials[0].train
     assert again.trials[0].analysis(HeadsRecord) == heads
     (cloze,) = heads.ablations

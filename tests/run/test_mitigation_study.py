@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 from finished_studies import LORA, MITIGATED, MITIGATIONS, REPLAY, Finished
 from folder_contents import folder_contents
-from pocket_study import (
-    changed,
-    leftovers,
-    results,
-    run_interrupted,
-    small_study,
-    study_file,
-)
+from pocket_study import changed, leftovers, results, run_interrupted, small_study, study_file
 from safetensors.torch import load_file
 
 from rankscope.config.loader import load_study_file
@@ -38,14 +31,12 @@ def test_every_arm_is_trained_as_asked_and_told_of(mitigated: Finished) -> None:
     study = mitigated.records
     assert {t.status for t in study.trials} == {"done"}
     replaying = trial_with(study, " replay=0.25xpocket_cloze")
-    assert replaying.train is not None
     assert "kl=0.5" in replaying.spec.arm_label
     assert replaying.train.num_replay_tokens > 0
     # 8 steps of 8 rows and 2 or 3 general ones.
     assert len(replaying.train.penalties) == 8
     assert any("pocket_cloze: some arms replay training rows" in n for n in study.notes)
     stopping = trial_with(study, "patience=1")
-    assert stopping.train is not None
     assert stopping.train.best_step is not None
     assert [p.step for p in stopping.curve if p.task == "pocket_med"] == list(
         range(2, stopping.train.steps + 1, 2)
@@ -60,9 +51,7 @@ def test_the_weights_of_a_stopped_trial_are_those_of_its_best_step(
     """Not of the last it made, which were not kept."""
     out = mitigated.out
     trial = trial_with(mitigated.records, "patience=1")
-    assert trial.train is not None
     best, last = trial.train.best_step, trial.train.steps
-    assert best is not None
     assert best < last
     label = trial.spec.trial_id
     export_trial(out, tmp_path / "best", ExportRequest(label=label, step=best))
@@ -131,15 +120,6 @@ def test_interrupted_over_and_over_it_comes_to_the_same_end(
     assert (user.steps, user.scored) == (mitigated.user.steps, mitigated.user.scored)
     assert results(tmp_path / "out") == results(mitigated.out)
     assert leftovers(tmp_path / "out") == []
-
-
-def test_scales_asked_for_later_are_scored_and_nothing_is_trained(tmp_path: Path) -> None:
-    arms = {"arms": [LORA], "seeds": [0]}
-    before = small_study(tmp_path, **arms).run(tmp_path / "out")
-    later = changed("evaluate", scales=[0.25, 0.75])
-    after = small_study(tmp_path, **arms, **later).run(tmp_path / "out")
-    assert len(after.evals) == len(before.evals) + 2 * 2 * 2
-    assert after.trials[0].train == before.trials[0].train
 
 
 # --- joined tasks
@@ -213,14 +193,6 @@ def test_test_items_are_no_part_of_the_id(tmp_path: Path) -> None:
 # --- what is refused
 
 
-def test_replay_of_what_transfer_is_measured_on_is_told(tmp_path: Path) -> None:
-    arms = [{**LORA, "replay": {**REPLAY, "task": "pocket_gsm"}}]
-    config = load_study_file(study_file(tmp_path, arms=arms))
-    (note,) = replay_notes(config)
-    assert note.startswith("pocket_gsm: some arms replay training rows of this task")
-    assert note.endswith("not transfer: they are trained on it")
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -243,3 +215,11 @@ def test_scores_without_other_intruders_are_not_mixed(
         ]
     # The spectra are refused first; the scores of scaled intruders would be, too.
     assert any(other.record_settings("eval", model) != settings for model, settings in stored)
+
+
+def test_replay_of_what_transfer_is_measured_on_is_told(tmp_path: Path) -> None:
+    arms = [{**LORA, "replay": {**REPLAY, "task": "pocket_gsm"}}]
+    config = load_study_file(study_file(tmp_path, arms=arms))
+    (note,) = replay_notes(config)
+    assert note.startswith("pocket_gsm: some arms replay training rows of this task")
+    assert note.endswith("not transfer: they are trained on it")

@@ -44,14 +44,11 @@ def test_methods_of_pefts_run_like_any_other(tmp_path: Path) -> None:
     trials = {t.spec.arm_label: t for t in records.trials}
     assert len(trials) == 3
     for found in trials.values():
-        assert found.train is not None
         assert found.train.trainable_parameters == planned[found.spec.trial_id]
         assert len(found.train.losses) == 8
     vera = next(t for t in records.trials if "VERA" in (t.spec.peft or ""))
     norms = next(t for t in records.trials if "LN_TUNING" in (t.spec.peft or ""))
     merged, unmerged = (t.analysis(SpectraRecord) for t in (vera, norms))
-    assert merged is not None
-    assert unmerged is not None
     assert all(matrix.frobenius > 0 for matrix in merged.matrices)
     assert unmerged.matrices == ()
     assert "cannot be merged into a weight" in notes

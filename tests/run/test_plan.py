@@ -12,7 +12,6 @@ from rich.console import Console
 
 from rankscope.cli.render.plan import plan_table, totals
 from rankscope.config.loader import load_study_file
-from rankscope.data import tasks
 from rankscope.errors import UserError
 from rankscope.models.model_folder import pocket_folder
 from rankscope.models.parameters import architecture
@@ -74,13 +73,6 @@ def test_recomputation_is_suggested_only_if_the_states_fit(tmp_path: Path) -> No
     assert "gradient_checkpointing" in printed(states + 1)
     assert "states of group 3, 4 alone" not in printed(states + 1)
     assert "states of group 3, 4 alone" in printed(states - 1)
-
-
-def test_a_plan_compares_no_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[object] = []
-    monkeypatch.setattr(tasks, "find_contamination", lambda *rows: found.append(rows))
-    small_study(tmp_path).plan()
-    assert not found
 
 
 def test_every_example_is_a_valid_study() -> None:

@@ -68,6 +68,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (arm(method={"peft": {"peft_type": "adalora"}}, rank=None, **STOP)
      | changed("train", evaluate_every=2), "ADALORA, whose ranks keep falling"),
     (changed("evaluate", scales=[1.5]), "less than 1"),
+    (arm(targets=["q_proj", "v_porj"]),
+     "target module 'v_porj': found no linear layer of this model, expected some of: down_proj"),
+    (changed("evaluate", retention=["lm_eval:hellaswag"]), "rankscope eval --tasks lm_eval:"),
     # joined tasks
     (mixture({"name": "b", "mixture": ["pocket_med"]}), "at least two tasks"),
     (mixture({"name": "b", "mixture": ["b", "pocket_med"]}), "in its own mixture"),
@@ -126,6 +129,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.pitfall(13)
 @pytest.mark.parametrize(("changes", "said"), REFUSED, ids=lambda value: str(value)[:60])
 def test_a_study_that_cannot_run_is_refused_before_anything_is_written(
     changes: dict[str, Any], said: str, tmp_path: Path

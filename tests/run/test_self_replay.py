@@ -10,13 +10,7 @@ import pytest
 import torch
 from chat_tokenizers import CHATML, MISTRAL, UNENDED, byte_tokenizer
 from finished_studies import LORA, MITIGATED, Finished
-from pocket_study import (
-    SETTINGS,
-    Counter,
-    results,
-    small_study,
-    study_file,
-)
+from pocket_study import SETTINGS, Counter, results, small_study, study_file
 from transformers import PreTrainedTokenizerFast
 
 from faults import flip_bit
@@ -73,8 +67,6 @@ def test_rows_are_mixed_in_as_replayed_rows_are(mitigated: Finished) -> None:
     plain, *others = mitigated.records.trials
     label = f"{plain.spec.arm_label} self_replay=0.25x12"
     (replaying,) = (trial for trial in others if trial.spec.arm_label == label)
-    assert plain.train is not None
-    assert replaying.train is not None
     train, lengths = SETTINGS["train"], [1 + len(ids) for ids in written(mitigated.out)]
     own = RowSampler(replaying.train.rows, train["batch_size"], train["gradient_accumulation"], 0)
     order = ReplaySampler(own, len(lengths), SHARE)
@@ -132,12 +124,7 @@ def test_a_plain_row_begins_with_the_begin_token_or_else_the_end_token() -> None
 @pytest.mark.parametrize(
     ("template", "end", "text", "num_ends"),
     [
-        (
-            CHATML,
-            "<|im_end|>",
-            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n",
-            2,
-        ),
+        (CHATML, "<|im_end|>", "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n", 2),
         (MISTRAL, "</s>", "<s>[INST] ", 1),
         (UNENDED, "</s>", "user: ", 1),
     ],

@@ -24,8 +24,8 @@ from rankscope.models.methods import get_method
 from rankscope.models.quantize import dense_weight
 from rankscope.models.sharding import Shards, check_devices
 from rankscope.records import TrialSpec
-from rankscope.run.shards import FOLLOW, started_shards
 from rankscope.run.trials import make_trials
+from rankscope.run.worker import FOLLOW, started_shards
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import GroupResult, train_group
 from rankscope.train.step import forward_passes
@@ -95,11 +95,7 @@ class NoTokenizer:
 
 
 def train_together(
-    base: Base,
-    trials: list[TrialSpec],
-    folder: Path,
-    train: TrainConfig = TRAIN,
-    stop_at: int = 0,
+    base: Base, trials: list[TrialSpec], folder: Path, train: TrainConfig = TRAIN, stop_at: int = 0
 ) -> GroupResult:
     """Train on both shards; ``stop_at`` asks for a stop after so many steps."""
     shards, done = base.shards, [0]

@@ -33,7 +33,6 @@ def test_its_adapter_gives_the_same_logits_in_plain_peft(
     study = Study.load(EXAMPLE, overrides).run(tmp_path)
     assert [(t.spec.rank, t.status) for t in study.trials] == [(2, "done"), (32, "done")]
     for train in (trial.train for trial in study.trials):
-        assert train is not None
         losses = [point.loss for point in train.losses]  # single steps go up and down
         assert sum(losses[2:]) < sum(losses[:2])
     base = load_base(ModelConfig(path=str(model_folder)), torch.device("cpu"), torch.float32)

@@ -61,7 +61,6 @@ def test_children_end_with_codes_and_signals_of_their_own(starter: Starter, tmp_
         begin(starter, log, code, seconds)
         for log, code, seconds in zip(logs, (7, 0, 0), (0, LONG, LONG), strict=True)
     )
-    assert starter.process is not None
     pid = str(starter.process.pid)
     assert [said(log) for log in logs] == [[pid, log.stem, "for", "all"] for log in logs]
     assert ends.wait(LONG) == 7
@@ -74,12 +73,6 @@ def test_children_end_with_codes_and_signals_of_their_own(starter: Starter, tmp_
     waits.send_signal(signal.SIGTERM)
     assert waits.wait(LONG) == -signal.SIGTERM
     waits.send_signal(signal.SIGKILL)  # too late: nobody else may get it
-
-
-def test_a_signal_that_comes_before_the_child_is_kept(starter: Starter, tmp_path: Path) -> None:
-    worker = begin(starter, tmp_path / "a.log", 0, LONG)
-    worker.send_signal(signal.SIGTERM)
-    assert worker.wait(LONG) == -signal.SIGTERM
 
 
 def test_stop_signals_spare_the_starter_and_killing_it_ends_its_children(

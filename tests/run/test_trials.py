@@ -148,15 +148,6 @@ def test_an_arms_protocol_is_a_grid_of_its_own() -> None:
     assert steps == [24, 24, 6, 6, 24, 24]
 
 
-def test_the_ratio_of_rates_belongs_to_lora_plus_alone() -> None:
-    config = study(arms=arm(method=["lora", "lora+"], lr_ratio=[4, 16]), seeds=0, tasks=["med"])
-    trials = make_trials(config, "b", DATA)
-    assert [t.lr_ratio for t in trials] == [None, 4, 16]
-    assert config.num_trials_as_written() == 3
-    (default,) = make_trials(study(arms=arm(method="lora+"), seeds=0, tasks=["med"]), "b", DATA)
-    assert default == trials[2]
-
-
 def test_a_method_of_pefts_carries_its_settings_and_trains_alone() -> None:
     settings = {"r": 8, "peft_type": "ADALORA", "init_r": 12, "layers_pattern": None}
     same = {"init_r": 12, "peft_type": "ADALORA", "r": 8}
@@ -213,37 +204,21 @@ def test_duplicates_are_counted_once_per_file() -> None:
 
 NEUTRAL: list[dict[str, Any]] = [
     {"evaluate": {"retention": ["mmlu"], "max_items": 5, "batch_tokens": 128}},
-    {"analyze": {"spectra": {"enabled": False}}},
-    {"objective": {"retention": 3.0}},
-    {"name": "other"},
-    {"device": "cpu"},
-    {"max_group_size": 2},
-    {"memory_limit": "2GiB"},
-    {"data_dir": "/elsewhere"},
-    {"train": {"checkpoint_seconds": 1.0}},
-    {"train": {"evaluate_every": 10}},
-    {"train": {"checkpoint_every": 10}},
-    {"train": {"evaluate_every": "epoch", "evaluate_items": 7}},
-    {"train": {"gradient_checkpointing": True}},
+    {"analyze": {"spectra": {"enabled": False}}}, {"objective": {"retention": 3.0}},
+    {"name": "other"}, {"device": "cpu"}, {"max_group_size": 2}, {"memory_limit": "2GiB"},
+    {"data_dir": "/elsewhere"}, {"seeds": [2, 1, 0]}, {"train": {"checkpoint_seconds": 1.0}},
+    {"train": {"evaluate_every": 10}}, {"train": {"evaluate_every": "epoch", "evaluate_items": 7}},
+    {"train": {"checkpoint_every": 10}}, {"train": {"gradient_checkpointing": True}},
     {"train": {"lora_implementation": "loop"}},
-    {"seeds": [2, 1, 0]},
-]
+]  # fmt: skip
 TRAINING: list[dict[str, Any]] = [
-    {"train": {"epochs": 1.0}},
-    {"train": {"max_steps": 10}},
-    {"train": {"tokens": 10}},
-    {"train": {"batch_size": 4}},
-    {"train": {"gradient_accumulation": 2}},
-    {"train": {"schedule": "cosine"}},
-    {"train": {"warmup_fraction": 0.0}},
-    {"train": {"weight_decay": 0.1}},
-    {"train": {"max_grad_norm": 2.0}},
-    {"train": {"max_length": 512}},
-    {"train": {"labels": "all"}},
-    {"dtype": "bfloat16"},
-    {"quantize": "4bit"},
-    {"model": {"pocket": True, "prompt_format": "plain"}},
-]
+    {"train": {"epochs": 1.0}}, {"train": {"max_steps": 10}}, {"train": {"tokens": 10}},
+    {"train": {"batch_size": 4}}, {"train": {"gradient_accumulation": 2}},
+    {"train": {"schedule": "cosine"}}, {"train": {"warmup_fraction": 0.0}},
+    {"train": {"weight_decay": 0.1}}, {"train": {"max_grad_norm": 2.0}},
+    {"train": {"max_length": 512}}, {"train": {"labels": "all"}}, {"dtype": "bfloat16"},
+    {"quantize": "4bit"}, {"model": {"pocket": True, "prompt_format": "plain"}},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", NEUTRAL, ids=str)
@@ -363,26 +338,9 @@ def rank_trials(ranks: list[int]) -> list[TrialSpec]:
 def test_a_large_trial_leaves_the_others_together(ranks: list[int], sizes: list[int]) -> None:
     """Memory as the sum of ranks, 600 of it."""
     trials = rank_trials(ranks)
-    groups = make_groups(trials, 16, lambda group: sum(t.rank or 0 for t in group) <= 600)
+    groups = make_groups(trials, None, lambda group: sum(t.rank or 0 for t in group) <= 600)
     assert [len(group) for group in groups] == sizes
     assert [t for group in groups for t in group] == trials
-
-
-def test_memory_is_asked_for_a_few_times_a_pack() -> None:
-    asked = 0
-
-    def fits(group: Group, room: int) -> bool:
-        nonlocal asked
-        asked += 1
-        return sum(t.rank or 0 for t in group) <= room
-
-    trials = rank_trials([2**i for i in range(8)] * 12)
-    assert len(make_groups(trials, 16, lambda group: fits(group, 600))) == 6
-    assert asked == 6  # all fits: once a group
-    asked = 0
-    groups = make_groups(trials, 16, lambda group: fits(group, 300))
-    assert all(fits(group, 300) for group in groups)
-    assert asked <= 1 + 5 * len(groups) + len(groups)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,6 @@ from command_line import Outcome
 from command_line import rankscope as command
 
 import rankscope
-from rankscope.config.loader import load_study_file
-from rankscope.errors import UserError
 
 from ..evaluate.lm_eval.test_bridge import CHOICE, ROWS, TEXT, task_file
 
@@ -95,17 +93,3 @@ def test_the_package_that_is_missing_is_named(
     monkeypatch.setitem(sys.modules, "lm_eval.evaluator", None)
     outcome = ask("--tasks", f"lm_eval:{path}")
     assert (outcome.code, "pip install 'rankscope[lm-eval]'" in outcome.told) == (2, True)
-
-
-@pytest.mark.parametrize("task", ["lm_eval:hellaswag", "lm_eval:./own.yaml"])
-@pytest.mark.parametrize(
-    "place", ["tasks: [{}]", "tasks: [pocket_med]\nevaluate: {{retention: [{}]}}"]
-)
-def test_a_study_says_where_harness_tasks_are_scored(tmp_path: Path, task: str, place: str) -> None:
-    path = tmp_path / "study.yaml"
-    tail = place.format(f"'{task}'")
-    path.write_text(
-        f"name: own\nmodel: pocket\narms: [{{method: lora, rank: [2], lr: 1e-3}}]\n{tail}\n"
-    )
-    with pytest.raises(UserError, match="rankscope eval --tasks lm_eval:"):
-        load_study_file(path)

@@ -56,14 +56,14 @@ def run_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_the_card_of_an_export_loads_the_model_that_was_scored(
     exportable: Any, label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export = export_trial(exportable.out, tmp_path / "tuned", ExportRequest(label=label))
+    spec, _, _ = export_trial(exportable.out, tmp_path / "tuned", ExportRequest(label=label))
     export_trial(exportable.out, tmp_path / "whole", ExportRequest(label=label, merge=True))
     names = run_card(tmp_path / "tuned", monkeypatch)
     tuned = logits(names["model"])
     base = logits(AutoModelForCausalLM.from_pretrained(exportable.base, dtype="float32"))
     assert (tuned - base).abs().max() > 1e-3
     folders = [tmp_path / "whole"]
-    if not export.spec.is_full:
+    if not spec.is_full:
         # The card's own merge has worked on names["model"] in place.
         folders.append(tmp_path / "tuned" / "merged")
     for folder in folders:
@@ -143,10 +143,10 @@ def test_without_the_base_an_adapter_is_exported_with_a_note(
     exportable.base.rename(moved)
     try:
         request = ExportRequest(label="r=2", base_name="o/n")
-        export = export_trial(exportable.out, tmp_path / "x", request)
+        _, _, notes = export_trial(exportable.out, tmp_path / "x", request)
     finally:
         moved.rename(exportable.base)
-    assert any("no tokenizer was written" in note for note in export.notes)
+    assert any("no tokenizer was written" in note for note in notes)
     assert "tokenizer.json" not in files_below(tmp_path / "x")
 
 
@@ -161,14 +161,12 @@ def chosen_label(label: str | None = None, task: str | None = None, best_lora: b
 def test_the_recommended_arm_is_the_default_and_its_best_seed_is_taken() -> None:
     view = StudyView(*ordinary_study())
     arm = view.advice("med").chosen
-    assert arm is not None
     scores = {
         t.spec.label: view.study.evals[t.spec.trial_id, "med", "validation"].score
         for t in view.trials(arm)
     }
     assert scores[chosen_label(task="med")] == max(scores.values())
     lora = view.best_lora("law")
-    assert lora is not None
     assert chosen_label(task="law", best_lora=True).startswith(f"law {lora.label} ")
 
 
@@ -223,22 +221,6 @@ def test_an_open_answer_is_not_exported_as_the_best() -> None:
 # --- where the base is found ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("model", "given", "name", "revision"),
-    [
-        ({"hub": "a/b", "revision": "abc"}, None, "a/b", "abc"),
-        ({"hub": "a/b", "revision": "abc"}, "c/d", "c/d", None),
-        ({"cached": "smollm2-135m"}, None, "HuggingFaceTB/SmolLM2-135M-Instruct", None),
-        ({"path": "/models/x"}, "a/b", "a/b", None),
-    ],
-)
-def test_others_find_the_base(
-    model: dict[str, Any], given: str | None, name: str, revision: str | None
-) -> None:
-    found = base_reference(ModelConfig.model_validate(model), given)
-    assert found == {"base_model_name_or_path": name, "revision": revision}
-
-
 # --- the hub --------------------------------------------------------------------------------------
 
 
@@ -273,3 +255,19 @@ def test_scores_on_hub_data_sets_are_written_as_the_hub_reads_them(tmp_path: Pat
     score = study.evals[trial.spec.trial_id, "arc_easy", "test"].score
     assert found["arc_easy"].value == pytest.approx(100 * score, abs=0.005)
     assert "60 test items, 2-shot, rows from a local copy" in str(found["mmlu"].notes)
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "name", "revision"),
+    [
+        ({"hub": "a/b", "revision": "abc"}, None, "a/b", "abc"),
+        ({"hub": "a/b", "revision": "abc"}, "c/d", "c/d", None),
+        ({"cached": "smollm2-135m"}, None, "HuggingFaceTB/SmolLM2-135M-Instruct", None),
+        ({"path": "/models/x"}, "a/b", "a/b", None),
+    ],
+)
+def test_others_find_the_base(
+    model: dict[str, Any], given: str | None, name: str, revision: str | None
+) -> None:
+    found = base_reference(ModelConfig.model_validate(model), given)
+    assert found == {"base_model_name_or_path": name, "revision": revision}

@@ -49,12 +49,6 @@ def test_a_drop_down_shows_its_first_entry_and_lines_have_a_legend(
     assert len(plane.plot.data) == len(static_plot(plane, lines).data) - 2  # type: ignore[union-attr]
 
 
-def test_a_heat_map_gets_the_scale_of_its_colors(figures: list[Figure]) -> None:
-    figure = next(f for f in figures if f.key == "modules-0")
-    scales = [trace.showscale for trace in static_plot(figure, {}).data if trace.type == "heatmap"]
-    assert scales == [False] * (len(scales) - 1) + [True]
-
-
 def test_files_are_vector_graphics_with_text(
     view: StudyView, figures: list[Figure], tmp_path: Path, figure_writer: None
 ) -> None:

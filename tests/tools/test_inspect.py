@@ -12,14 +12,7 @@ import pytest
 import torch
 from command_line import rankscope as command
 from full_decompositions import intruder_dimensions, similarity
-from peft_adapters import (
-    KINDS,
-    TARGETS,
-    merged,
-    saved_adapter,
-    tiny_gpt2,
-    weights,
-)
+from peft_adapters import KINDS, TARGETS, merged, saved_adapter, tiny_gpt2, weights
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_llama
 from torch import Tensor
@@ -221,31 +214,12 @@ def test_the_python_api_and_the_command_agree(base: Path, plain: Path, tmp_path:
     assert all(name in shown.out for name in ("r2", "r8", *TARGETS))
 
 
-def test_only_adapters_alike_but_for_the_rank_are_fitted(base: Path, tmp_path: Path) -> None:
-    """Not adapters with several ranks, or with neither scaling nor alpha in common."""
-
-    def growth(**more: dict[str, Any]) -> tuple[int, ...] | None:
-        settings = {f"r{r}": {"r": r, "lora_alpha": 2 * r} for r in (2, 4)} | more
-        folders = [tmp_path / name for name in settings]
-        for folder, own in zip(folders, settings.values(), strict=True):
-            if not folder.is_dir():
-                saved_adapter(folder, tiny_llama(), **own)
-        found = growth_of_given(inspect(base, folders).trials)
-        return None if found is None else found.ranks
-
-    assert growth(alike={"r": 8, "lora_alpha": 16}) == (2, 4, 8)
-    assert growth(other={"r": 8, "lora_alpha": 8}) is None
-    assert growth(mixed={"r": 8, "lora_alpha": 16, "rank_pattern": {"v_proj": 6}}) is None
-
-
 def test_the_fit_over_ranks_by_hand() -> None:
     ranks = [2, 4, 8, 16]
     exact = NormGrowth.fit(ranks, [1 + 3 * math.log(r) for r in ranks])
-    assert exact is not None
     assert (exact.start, exact.slope) == pytest.approx((1, 3))
     assert exact.rms == pytest.approx(0, abs=1e-9)
     power = NormGrowth.fit(ranks, [2 * r**0.5 for r in ranks])
-    assert power is not None
     assert power.power == pytest.approx(0.5)
     assert power.power_rms == pytest.approx(0, abs=1e-9)
     assert power.rms > 0.01
@@ -362,3 +336,20 @@ def test_settings_reach_the_measures(base: Path, plain: Path) -> None:
     assert {len(m.largest_cosines) for m in matrices} == {20}
     (usual,) = spectra_of(inspect(base, plain))
     assert sum(m.intruders for m in matrices) > usual.intruders
+
+
+def test_only_adapters_alike_but_for_the_rank_are_fitted(base: Path, tmp_path: Path) -> None:
+    """Not adapters with several ranks, or with neither scaling nor alpha in common."""
+
+    def growth(**more: dict[str, Any]) -> tuple[int, ...] | None:
+        settings = {f"r{r}": {"r": r, "lora_alpha": 2 * r} for r in (2, 4)} | more
+        folders = [tmp_path / name for name in settings]
+        for folder, own in zip(folders, settings.values(), strict=True):
+            if not folder.is_dir():
+                saved_adapter(folder, tiny_llama(), **own)
+        found = growth_of_given(inspect(base, folders).trials)
+        return None if found is None else found.ranks
+
+    assert growth(alike={"r": 8, "lora_alpha": 16}) == (2, 4, 8)
+    assert growth(other={"r": 8, "lora_alpha": 8}) is None
+    assert growth(mixed={"r": 8, "lora_alpha": 16, "rank_pattern": {"v_proj": 6}}) is None

@@ -56,8 +56,6 @@ def test_heads_of_an_adapter_equal_those_of_its_merged_checkpoint(
     merged.save_pretrained(tmp_path / "merged")
     found = inspect("pocket", [adapter, tmp_path / "merged"], heads_settings(6, ["pocket_med"]))
     one, other = (trial.analysis(HeadsRecord) for trial in found.trials)
-    assert one is not None
-    assert other is not None
     moved = {(c.layer, c.module): c.frobenius for c in other.changes}
     for change in one.changes:
         assert change.frobenius == pytest.approx(moved[change.layer, change.module], rel=1e-3)
@@ -130,16 +128,6 @@ def test_stored_weights_and_models_that_run_need_folders_of_their_own(tmp_path: 
         assert "which the study uses now; give another --out folder" in refused.told
 
 
-def test_what_the_tables_leave_out_is_said(tmp_path: Path) -> None:
-    """Roles need the trained task; a task answered by generating is scored by its likelihood."""
-    adapter = pocket_adapter(tmp_path / "adapter")
-    asked = ("--heads", "pocket_med", "--ablate", "pocket_gsm", "--items", "2")
-    outcome = rankscope("inspect", "pocket", adapter, *asked)
-    assert outcome.code == 0, outcome.told
-    assert "head roles (skill gained, skill lost) are left out" in outcome.told
-    assert "logprob_per_token" in outcome.told
-
-
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}])
 def test_changes_are_of_stored_weights_whatever_the_model_runs_in(
     settings: dict[str, object], tmp_path: Path
@@ -151,12 +139,18 @@ def test_changes_are_of_stored_weights_whatever_the_model_runs_in(
         for dtype in ("float32", "bfloat16")
     ]
     one, other = (trial.analysis(HeadsRecord) for trial in found)
-    assert one is not None
-    assert other is not None
     assert (one.dtype, other.dtype) == ("float32", "bfloat16")
     assert one.tuned != other.tuned
     assert one.changes == other.changes
     first, second = (trial.analysis(SpectraRecord) for trial in found)
-    assert first is not None
-    assert second is not None
     assert first.matrices == second.matrices
+
+
+def test_what_the_tables_leave_out_is_said(tmp_path: Path) -> None:
+    """Roles need the trained task; a task answered by generating is scored by its likelihood."""
+    adapter = pocket_adapter(tmp_path / "adapter")
+    asked = ("--heads", "pocket_med", "--ablate", "pocket_gsm", "--items", "2")
+    outcome = rankscope("inspect", "pocket", adapter, *asked)
+    assert outcome.code == 0, outcome.told
+    assert "head roles (skill gained, skill lost) are left out" in outcome.told
+    assert "logprob_per_token" in outcome.told

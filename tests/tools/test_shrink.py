@@ -8,7 +8,6 @@ import torch
 from command_line import rankscope as command
 from full_decompositions import intruder_dimensions
 from peft_adapters import KINDS, merged, saved_adapter, weights
-from safetensors.torch import load_file
 from tiny_models import tiny_llama
 from torch import Tensor
 
@@ -117,15 +116,6 @@ def test_what_changes_nothing_changes_no_bit(base: Path, adapter: Path, tmp_path
             assert (tmp_path / name / file).read_bytes() == (adapter / file).read_bytes()
 
 
-def test_a_layer_left_alone_keeps_its_bits(tmp_path: Path) -> None:
-    adapter = saved_adapter(tmp_path / "lora", tiny_llama(), alpha_pattern={"q_proj": 20})
-    layer_scale(SourceAdapter.open(adapter, None), tmp_path / "lines", 0.25, 1)
-    old, new = (load_file(p / FILES[1]) for p in (adapter, tmp_path / "lines"))
-    assert set(old) == set(new)
-    for key in old:
-        assert torch.equal(old[key], new[key]) is (".layers.1." in key or ".lora_A." in key)
-
-
 @pytest.mark.parametrize("kind", ["lora", "rslora", "patterns"])
 def test_a_cut_adapter_is_the_nearest_of_its_rank(
     kind: str, before: dict[str, Tensor], tmp_path: Path
@@ -147,14 +137,6 @@ def test_a_cut_adapter_is_the_nearest_of_its_rank(
     assert found.frobenius == pytest.approx(
         sum(float(d.norm()) ** 2 for d in whole.values()) ** 0.5
     )
-
-
-def test_a_module_of_smaller_rank_is_not_cut(tmp_path: Path) -> None:
-    adapter = saved_adapter(tmp_path / "x", tiny_llama(), rank_pattern={"v_proj": 6})
-    truncate(SourceAdapter.open(adapter, None), tmp_path / "cut", 5)
-    config = json.loads((tmp_path / "cut" / FILES[0]).read_text("utf-8"))
-    assert config["r"] == 4
-    assert set(config["rank_pattern"].values()) == {5}
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.4])

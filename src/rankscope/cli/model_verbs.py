@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument, Option
@@ -13,9 +13,32 @@ from rankscope.cli.terminal import Reply, err_console, print_line, print_message
 from rankscope.errors import OK, UNFINISHED, UserError
 from rankscope.progress import ConsoleReporter
 
+if TYPE_CHECKING:
+    from rankscope.records import StudyRecords
+
 IntruderK = Annotated[int, Option(help="Leading vectors examined for intruders.")]
 Epsilon = Annotated[float, Option(help="Cosine below which a vector is an intruder.")]
 AnyBase = Annotated[bool, Option("--force", help="Accept adapters of another base.")]
+Adapters = Annotated[
+    list[str] | None, Option(metavar="PATH", help="Folder of a PEFT adapter; may be repeated.")
+]
+Tasks = Annotated[
+    str,
+    Option(help="Task names, task files (.yaml), data files or folders, lm_eval:NAME; by commas."),
+]
+Fewshot = Annotated[int | None, Option(min=0, max=5, help="Solved examples before each question.")]
+TooLong = Annotated[str, Option(help="Items longer than the context: refuse or truncate_left.")]
+Heads = Annotated[
+    str | None, Option(metavar="TASK", help="Also analyze attention heads on this task.")
+]
+Ablated = Annotated[
+    list[str] | None,
+    Option(metavar="TASK", help="With --heads: remove each head, then each layer's, and score."),
+]
+LayerFactors = Annotated[
+    str | None, Option(metavar="FIRST:LAST", help="Multiply it linearly over layers.")
+]
+Factor = Annotated[float | None, Option("--lambda", help="1 changes nothing, 0 removes intruders.")]
 
 
 def _check_no_effect(ctx: typer.Context, names: Sequence[str], required: str) -> None:
@@ -27,12 +50,16 @@ def _check_no_effect(ctx: typer.Context, names: Sequence[str], required: str) ->
             raise UserError(command, f"{option} alone", f"it together with {required}")
 
 
-def _the_one_action(options: Mapping[str, object]) -> str:
+def _print_failures(failures: Sequence[str]) -> None:
+    for failure in failures:
+        print_message(failure, "red")
+
+
+def _check_one(options: Mapping[str, object]) -> None:
     given = [name for name, value in options.items() if value is not None]
     if len(given) != 1:
         names = " and ".join(given) or "none"
         raise UserError("shrink", names, f"exactly one of {', '.join(options)}", "give one")
-    return given[0]
 
 
 @verb("eval", "Reading {model} ...")
@@ -40,30 +67,19 @@ def _eval_command(
     model: Annotated[
         str, Argument(metavar="MODEL", help="Folder, hub id, fetched model or 'pocket'.")
     ],
-    tasks: Annotated[
-        str,
-        Option(
-            help="Task names, task files (.yaml), data files or folders, lm_eval:NAME; by commas."
-        ),
-    ],
-    adapter: Annotated[
-        list[str] | None, Option(metavar="PATH", help="Folder of a PEFT adapter; may be repeated.")
-    ] = None,
+    tasks: Tasks,
+    adapter: Adapters = None,
     data_dir: Annotated[
         Path | None, Option(help="Folder with the data of named tasks; default: the hub.")
     ] = None,
     split: Annotated[str, Option(help="test or validation.")] = "test",
     max_items: Annotated[int | None, Option(min=1, help="Limit of items per task.")] = None,
-    num_fewshot: Annotated[
-        int | None, Option(min=0, max=5, help="Solved examples before each question.")
-    ] = None,
+    num_fewshot: Fewshot = None,
     out: Annotated[Path | None, Option(help="Folder of the study that keeps the scores.")] = None,
     device: Annotated[str, Option(help="auto, cpu, mps, cuda or cuda:0.")] = "auto",
     dtype: Annotated[str, Option(help="auto, float32 or bfloat16.")] = "auto",
     prompt_format: Annotated[str, Option(help="auto, chat or plain.")] = "auto",
-    too_long: Annotated[
-        str, Option(help="Items longer than the context: refuse or truncate_left.")
-    ] = "refuse",
+    too_long: TooLong = "refuse",
     batch_tokens: Annotated[int, Option(min=64, help="Tokens per forward pass.")] = 4096,
     max_new_tokens: Annotated[int, Option(min=1, help="Longest generated answer.")] = 256,
     force: AnyBase = False,
@@ -75,12 +91,11 @@ def _eval_command(
 
     Example: rankscope eval pocket --tasks pocket_med --max-items 20
     """
-    from rankscope.cli.render.models import scores_tables
     from rankscope.tools.evaluate import score
 
     names = [part.strip() for part in tasks.split(",") if part.strip()]
     with ConsoleReporter(err_console) as reporter:
-        result = score(
+        records, num_new = score(
             model,
             names,
             adapter or (),
@@ -99,14 +114,35 @@ def _eval_command(
             force=force,
         )
 
-    def show() -> None:
-        print_result(scores_tables(result.scores))
-        if out is not None:
-            print_line(result.summary(out))
-        for failure in result.failed:
-            print_message(failure, "red")
+    return _scores_reply(records, num_new, out)
 
-    return Reply(result.as_json(), show, UNFINISHED if result.failed else OK)
+
+def _scores_reply(records: "StudyRecords", num_new: int, out: Path | None) -> Reply:
+    from rankscope.advise.model_scores import model_scores
+    from rankscope.cli.render.models import scores_tables
+    from rankscope.records import failures
+
+    scores, failed = model_scores(records), failures(records)
+    num_before = len(scores) - num_new
+    already = f", {num_before} were there already" if num_before else ""
+    told = f"{num_new} results scored now{already}"
+    if not num_new:
+        told = f"all {num_before} results were there already; nothing was scored again"
+
+    def show() -> None:
+        print_result(scores_tables(scores))
+        if out is not None:
+            print_line(f"{out}: {told}")
+        _print_failures(failed)
+
+    data = {
+        "scores": scores,
+        "failed": failed,
+        "scored_now": num_new,
+        "scored_before": num_before,
+        "notes": records.notes,
+    }
+    return Reply(data, show, UNFINISHED if failed else OK)
 
 
 @verb("inspect", "Reading {base} ...")
@@ -127,15 +163,8 @@ def _inspect_command(
     intruder_k: IntruderK = 10,
     epsilon: Epsilon = 0.5,
     force: AnyBase = False,
-    heads: Annotated[
-        str | None, Option(metavar="TASK", help="Also analyze attention heads on this task.")
-    ] = None,
-    ablate: Annotated[
-        list[str] | None,
-        Option(
-            metavar="TASK", help="With --heads: remove each head, then each layer's, and score."
-        ),
-    ] = None,
+    heads: Heads = None,
+    ablate: Ablated = None,
     items: Annotated[int, Option(min=1, help="With --heads: limit of items.")] = 64,
     data_dir: Annotated[
         Path | None, Option(help="With --heads: folder with the data of named tasks.")
@@ -163,12 +192,9 @@ def _inspect_command(
     spectra = {"top_k": top_k, "intruder_k": intruder_k, "intruder_epsilon": epsilon}
     settings: dict[str, object] = {"analyze": {"spectra": spectra}}
     if heads is not None:
-        names = list(dict.fromkeys([heads, *(ablate or ())]))
-        removed = list(dict.fromkeys(ablate or ()))
-        measured = {"enabled": True, "task": heads, "items": items, "ablate": removed}
-        settings["analyze"] = {"spectra": spectra, "heads": measured}
-        settings |= {"evaluate": {"cross_domain": names, "max_items": items}, "dtype": dtype}
-        settings["data_dir"] = None if data_dir is None else str(data_dir)
+        place = None if data_dir is None else str(data_dir)
+        settings = {"data_dir": place, "dtype": dtype} | _heads_settings(heads, ablate or (), items)
+        settings["analyze"] |= {"spectra": spectra}  # type: ignore[operator]
     with output_folder(out), ConsoleReporter(err_console) as reporter:
         study = inspect(base, tuned, settings, out, any_base=force, reporter=reporter)
     if out is not None:
@@ -177,10 +203,17 @@ def _inspect_command(
 
     def show() -> None:
         print_result(inspection_tables(study))
-        for failure in failed:
-            print_message(failure, "red")
+        _print_failures(failed)
 
     return Reply(inspection_json(study), show, UNFINISHED if failed else OK)
+
+
+def _heads_settings(task: str, ablate: Sequence[str], items: int) -> dict[str, object]:
+    """Keys of the study that measures heads on a task and scores others without them."""
+    heads = {"enabled": True, "task": task, "items": items, "ablate": list(dict.fromkeys(ablate))}
+    names = list(dict.fromkeys([task, *ablate]))
+    evaluate = {"cross_domain": names, "max_items": items}
+    return {"analyze": {"heads": heads}, "evaluate": evaluate}
 
 
 @verb("shrink", "Reading {adapter} ...")
@@ -190,15 +223,11 @@ def _shrink_command(
     out: Annotated[Path, Option(help="Folder of the new adapter.")],
     rank: Annotated[int | None, Option(help="Truncate to this rank, optimally.")] = None,
     scale: Annotated[float | None, Option(help="Multiply the whole update.")] = None,
-    layer_scale: Annotated[
-        str | None, Option(metavar="FIRST:LAST", help="Multiply it linearly over layers.")
-    ] = None,
+    layer_scale: LayerFactors = None,
     mitigate: Annotated[
         str | None, Option(metavar="intruders", help="Scale intruder dimensions by --lambda.")
     ] = None,
-    factor: Annotated[
-        float | None, Option("--lambda", help="1 changes nothing, 0 removes intruders.")
-    ] = None,
+    factor: Factor = None,
     base: Annotated[str | None, Option(help="The base; for --mitigate, DoRA and PiSSA.")] = None,
     intruder_k: IntruderK = 10,
     epsilon: Epsilon = 0.5,
@@ -215,13 +244,8 @@ def _shrink_command(
     from rankscope.filesystem import check_taken, output_folder
     from rankscope.models.model_folder import check_tuned_folder, shapes_folder
 
-    options = {
-        "--rank": rank,
-        "--scale": scale,
-        "--layer-scale": layer_scale,
-        "--mitigate": mitigate,
-    }
-    action = _the_one_action(options)
+    names = ("--rank", "--scale", "--layer-scale", "--mitigate")
+    _check_one(dict(zip(names, (rank, scale, layer_scale, mitigate), strict=True)))
     if (mitigate is None) != (factor is None) or mitigate not in (None, "intruders"):
         raise UserError("shrink", expected="'--mitigate intruders' together with '--lambda L'")
     if mitigate is None:
@@ -236,11 +260,11 @@ def _shrink_command(
         from rankscope.tools import shrink
 
         source = shrink.SourceAdapter.open(adapter, base, any_base=force)
-        if action == "--rank" and rank is not None:
+        if rank is not None:
             changes = [shrink.truncate(source, out, rank)]
-        elif action == "--scale" and scale is not None:
+        elif scale is not None:
             changes = [shrink.scale(source, out, scale)]
-        elif action == "--layer-scale" and layer_scale is not None:
+        elif layer_scale is not None:
             changes = [shrink.layer_scale(source, out, *shrink.parse_layer_factors(layer_scale))]
         else:
             settings = SpectraConfig.model_construct(

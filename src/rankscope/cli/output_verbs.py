@@ -102,27 +102,22 @@ def _export_command(
     from rankscope.tools.export import ExportRequest, export_trial
 
     request = ExportRequest(
-        label=label,
-        best_lora=best_lora,
-        task=task,
-        step=step,
-        merge=merge,
-        base_name=base_name,
+        label=label, best_lora=best_lora, task=task, step=step, merge=merge, base_name=base_name
     )
-    export = export_trial(folder, out, request)
-    for note in export.notes:
+    spec, kind, notes = export_trial(folder, out, request)
+    for note in notes:
         print_message(f"note: {note}")
 
     def show() -> None:
-        print_line(f"{export.spec.label}: {export.kind} written to {out}")
+        print_line(f"{spec.label}: {kind} written to {out}")
         print_line(f"how to load and serve it: {out / 'README.md'}")
 
     data = {
-        "trial": export.spec.trial_id,
-        "label": export.spec.label,
-        "kind": export.kind,
+        "trial": spec.trial_id,
+        "label": spec.label,
+        "kind": kind,
         "out": out,
-        "notes": export.notes,
+        "notes": notes,
     }
     return Reply(data, show)
 
@@ -145,12 +140,10 @@ def _track_command(
     check_study(folder)
     from rankscope.tools.track import track
 
-    result = track(folder, to, project, print_message)
-    line = (
-        f"{to}: {len(result.written)} runs written, {result.unchanged} unchanged, in project "
-        f"{result.project!r} ({result.place})"
-    )
-    return Reply(result, lambda: print_line(line))
+    name, place, written, unchanged = track(folder, to, project, print_message)
+    told = f"{len(written)} runs written, {unchanged} unchanged, in project {name!r} ({place})"
+    data = {"project": name, "place": place, "written": written, "unchanged": unchanged}
+    return Reply(data, lambda: print_line(f"{to}: {told}"))
 
 
 def _check_label(folder: Path, label: str, task: str | None) -> None:

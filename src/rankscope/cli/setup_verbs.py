@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from typer import Argument, Option
@@ -14,9 +14,6 @@ from rankscope.config.presets import PRESETS
 from rankscope.errors import UserError
 from rankscope.filesystem import replace_text, user_path
 from rankscope.progress import ConsoleReporter
-
-if TYPE_CHECKING:
-    from rankscope.tools.new_study import OwnRows
 
 PRESET_LINES = "\n".join(f"  {name}: {purpose}" for name, purpose in PRESETS.items())
 
@@ -73,11 +70,11 @@ def _init_command(
     names = list(retention or ())
     if on_a_terminal() and new_study.takes_own_rows(preset):
         model, data, names = _ask_what_is_missing(model, data, names)
-    rows = new_study.own_rows(data, file) if data else None
+    task, summary, problem = new_study.own_rows(data, file) if data else (None, "", "")
     text = new_study.study_template(
         preset,
         new_study.model_for_study_file(model, file) if model else None,
-        rows.task if rows else None,
+        task,
         new_study.path_for_study_file(data_dir, file) if data_dir else None,
         names,
     )
@@ -85,19 +82,18 @@ def _init_command(
     replace_text(file, text)
     config = load_study_file(file)
     missing = new_study.missing_pieces(config)
-    if rows and rows.problem:
-        missing.append(rows.problem)
+    missing += [problem] if problem else []
     hub = [] if missing else new_study.hub_pieces(config)
     step = shlex.join(["rankscope", "check", str(file)])
     return Reply(
         {
             "file": file,
-            "task": rows.task if rows else None,
+            "task": task,
             "missing": missing,
             "from_hub": hub,
             "next": step,
         },
-        lambda: _show_written(file, rows, missing, hub, step),
+        lambda: _show_written(file, "" if problem else summary, missing, hub, step),
     )
 
 
@@ -152,12 +148,10 @@ def _ask_what_is_missing(
     return model, data, retention
 
 
-def _show_written(
-    file: Path, rows: "OwnRows | None", missing: list[str], hub: list[str], step: str
-) -> None:
+def _show_written(file: Path, summary: str, missing: list[str], hub: list[str], step: str) -> None:
     print_line(f"wrote {file}")
-    if rows is not None and not rows.problem:
-        print_line(rows.summary)
+    if summary:
+        print_line(summary)
     if hub:
         print_line(f"from the hub, which needs a connection: {', '.join(hub)}")
     if not missing:

@@ -42,8 +42,7 @@ def _plan_command(
     ] = "here",
     gpus: Annotated[int, Option(min=1, help="Devices that groups are spread over.")] = 1,
     executor: Annotated[
-        str | None,
-        Option(metavar="NAME", help="Groups in processes: local, ray or slurm."),
+        str | None, Option(metavar="NAME", help="Groups in processes: local, ray or slurm.")
     ] = None,
     trust_task_code: TrustTaskCode = False,
 ) -> Reply:
@@ -63,6 +62,21 @@ def _plan_command(
     return Reply(plan, lambda: print_result(plan_table(plan)))
 
 
+Retry = Annotated[
+    str,
+    Option(
+        metavar="WORDS",
+        help="Run such trials again: failed,oom,diverged, or a trial's id, or base.",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    Option(
+        metavar="N", min=1, help="Run groups in N processes; default: one per GPU, or this one."
+    ),
+]
+
+
 @verb("run", "Reading {file} ...")
 def run_command(
     file: StudyFile,
@@ -71,24 +85,10 @@ def run_command(
     ] = None,
     overrides: Overrides = None,
     trust_task_code: TrustTaskCode = False,
-    retry: Annotated[
-        str,
-        Option(
-            metavar="WORDS",
-            help="Run such trials again: failed,oom,diverged, or a trial's id, or base.",
-        ),
-    ] = "",
-    workers: Annotated[
-        int | None,
-        Option(
-            metavar="N",
-            min=1,
-            help="Run groups in N processes; by default one per GPU, or in this one.",
-        ),
-    ] = None,
+    retry: Retry = "",
+    workers: Workers = None,
     executor: Annotated[
-        str | None,
-        Option(metavar="NAME", help="Where the processes run: local, ray or slurm."),
+        str | None, Option(metavar="NAME", help="Where the processes run: local, ray or slurm.")
     ] = None,
     allow_mixed: Annotated[
         bool, Option("--allow-mixed", help="Add to results of other versions of libraries or code.")

@@ -6,7 +6,6 @@ losses nats per token. A record of any file here is imported from this package.
 """
 
 from rankscope.records.advice import *
-from rankscope.records.changes import *
 from rankscope.records.estimate import *
 from rankscope.records.items import *
 from rankscope.records.prediction import *

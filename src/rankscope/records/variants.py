@@ -1,7 +1,11 @@
-"""Variants of a trained trial that change it at inference, each scored under its own model id."""
+"""Changes of a trained model: variants of a trial at inference, each scored under its own model id,
+and what ``shrink`` changed in an adapter."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
+
+from rankscope.records.record import Record
 
 VariantKind = Literal["scale", "layers", "intruders", "control", "truncated"]
 
@@ -36,3 +40,33 @@ def variant_of(model_id: str) -> Variant | None:
     """The variant within a model id; None for the base and for a trial as trained."""
     kind, _, strength = model_id.partition(MARK)[2].partition("=")
     return Variant(kind, float(strength)) if kind in get_args(VariantKind) else None  # type: ignore[arg-type]
+
+
+# --- what ``shrink`` changed
+
+
+class MatrixChange(Record):
+    name: str
+    rank_before: int
+    rank_after: int
+    frobenius_before: float  # |dW|_F
+    frobenius_after: float
+    error: float  # |dW - dW'|_F
+    intruders: int | None = None  # Scaled down; None if the action does not look for them
+
+
+class AdapterChange(Record):
+    source: str
+    out: str
+    action: str
+    matrices: tuple[MatrixChange, ...]
+
+    @property
+    def frobenius(self) -> float:
+        """|dW|_F of the adapter as it was, all matrices together."""
+        return math.sqrt(sum(m.frobenius_before**2 for m in self.matrices))
+
+    @property
+    def error(self) -> float:
+        """|dW - dW'|_F, all matrices together."""
+        return math.sqrt(sum(m.error**2 for m in self.matrices))

@@ -71,7 +71,7 @@ def _scored_trial(
             raise UserError(place, found, f"{now[:12]!r}, as of this study's base", again)
     known = {task.name: task for task in study.tasks}
     own = {task.name: task for task in tasks}
-    for name, split in wanted_splits(config, tasks, ""):
+    for name, split in wanted_splits(config.evaluate.split, tasks, ""):
         if (trial.spec.trial_id, name, split) not in study.evals:
             found = f"no {split} scores of task {name!r}"
             raise UserError(place, found, "scores on all that this study scores", again)
@@ -138,10 +138,7 @@ def store_given(context: RunContext) -> None:
 
 
 def _copy_scores(
-    context: RunContext,
-    trial: TrialSpec,
-    given: GivenModel,
-    splits: Sequence[tuple[str, str]],
+    context: RunContext, trial: TrialSpec, given: GivenModel, splits: Sequence[tuple[str, str]]
 ) -> None:
     """Store the scores of some splits, after comparing their hashes, in one transaction."""
     ledger, scored = context.ledger, given.scores_of or ""

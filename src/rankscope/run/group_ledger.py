@@ -110,15 +110,9 @@ class GroupLedger:
         return True
 
     def split(self, group: Group) -> tuple[Group, Group]:
-        halves, stored = halves_of(group), self.stored()
-        gone = {trial.trial_id for trial in group}
-        groups: list[tuple[str, ...]] = []
-        for ids in stored.groups:
-            rest = tuple(i for i in ids if i not in gone)
-            groups += [rest] if rest else []
-            if gone & set(ids):
-                groups += [tuple(trial.trial_id for trial in half) for half in halves]
-        self.ledger.put_groups(stored.model_copy(update={"groups": tuple(groups)}))
+        halves = halves_of(group)
+        ids = [trial.trial_id for trial in group]
+        self._put(ids, [tuple(trial.trial_id for trial in half) for half in halves], {})
         return halves
 
     def replace(self, trial_ids: Sequence[str], unit: StoredGroups) -> None:
@@ -131,14 +125,20 @@ class GroupLedger:
             is_adaptive = self.study.config.strategy == "adaptive"
             first = first_trials(self.study) if is_adaptive else self.study.trials
             resolve_groups(self.ledger, self.study, first)
+        self._put(trial_ids, unit.groups, unit.batch_tokens)
+
+    def _put(
+        self, trial_ids: Sequence[str], parts: Sequence[tuple[str, ...]], budgets: dict[str, int]
+    ) -> None:
+        """Put groups in the place of those that have some of these trials."""
         stored, gone = self.stored(), set(trial_ids)
         groups: list[tuple[str, ...]] = []
         for ids in stored.groups:
             rest = tuple(i for i in ids if i not in gone)
-            groups += list(unit.groups) if gone & set(ids) else []
             groups += [rest] if rest else []
+            groups += parts if gone & set(ids) else []
         changes = {
             "groups": tuple(dict.fromkeys(groups)),
-            "batch_tokens": stored.batch_tokens | unit.batch_tokens,
+            "batch_tokens": stored.batch_tokens | budgets,
         }
         self.ledger.put_groups(stored.model_copy(update=changes))

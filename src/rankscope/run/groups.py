@@ -4,13 +4,9 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
-
-import torch
-from transformers import PretrainedConfig
+from typing import Literal
 
 from rankscope.config.study import StudyConfig, TrainConfig
-from rankscope.data.study_data import StudyData
 from rankscope.hashing import sha256_json
 from rankscope.records import TrialSpec
 from rankscope.run.trials import ID_LENGTH
@@ -147,14 +143,6 @@ def what_limits(
     return "size limit" if len(alike) <= fewest else "memory"
 
 
-class Place(NamedTuple):
-    """Where a study runs, or is planned to run."""
-
-    device: torch.device
-    dtype: torch.dtype
-    free_bytes: float  # Of memory, for each process that trains a group
-
-
 @dataclass(frozen=True, slots=True)
 class Grouping:
     """Cuts trials into groups that fit into ``room_bytes``."""
@@ -162,21 +150,6 @@ class Grouping:
     model: MemoryModel
     counts: Mapping[str, RowCounts]  # By training task, and by replayed task
     room_bytes: int
-
-    @classmethod
-    def of(
-        cls,
-        config: StudyConfig,
-        base: PretrainedConfig,
-        data: StudyData,
-        place: Place,
-    ) -> "Grouping":
-        rows = {**data.replay_rows, **data.rows}
-        return cls(
-            MemoryModel(base, place.dtype, place.device),
-            {name: RowCounts.of(encoded.rows) for name, encoded in rows.items()},
-            config.memory_limit or round(USABLE_SHARE * place.free_bytes),
-        )
 
     def counts_of(self, group: Group) -> RowCounts:
         """Of a group's rows; with replay, the larger counts of both kinds."""

@@ -244,12 +244,7 @@ def _widest(inputs: PreparedStudy) -> tuple[int, int]:
 
 def with_rows(inputs: PreparedStudy, trials: Sequence[TrialSpec], num_rows: int) -> PreparedStudy:
     """The study with these trials, each of a few steps of so many rows."""
-    steps = {
-        "max_steps": STEPS,
-        "tokens": None,
-        "batch_size": num_rows,
-        "gradient_accumulation": 1,
-    }
+    steps = {"max_steps": STEPS, "tokens": None, "batch_size": num_rows, "gradient_accumulation": 1}
     train = inputs.config.train.model_copy(update=steps)
     config = inputs.config.model_copy(update={"train": train})
     return dataclasses.replace(inputs, config=config, trials=tuple(trials))

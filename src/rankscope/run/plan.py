@@ -146,11 +146,7 @@ def _counts(inputs: PreparedStudy) -> dict[str, Any]:
 
 
 def _times(
-    model: CostModel,
-    base: Seconds,
-    groups: Sequence[_GroupPlan],
-    gpus: int,
-    executor: str | None,
+    model: CostModel, base: Seconds, groups: Sequence[_GroupPlan], gpus: int, executor: str | None
 ) -> dict[str, Any]:
     """Seconds of units and of all devices: without an executor each device has one process."""
     shared, units = sum(base.values()), [group.seconds for group in groups]

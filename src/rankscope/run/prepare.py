@@ -1,6 +1,5 @@
 """From a study file to everything that can be known before weights are loaded."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -29,10 +28,11 @@ from rankscope.models.study_base import StudyBase, resolve_base
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.run.adaptive import check_adaptive, resolve_rungs
 from rankscope.run.given import given_models
-from rankscope.run.groups import Grouping, Place
+from rankscope.run.groups import USABLE_SHARE, Grouping
 from rankscope.run.machines import Machine
 from rankscope.run.prepared import PreparedStudy, wanted_splits
 from rankscope.run.trials import check_trials, duplicate_grid_notes, make_trials
+from rankscope.train.memory import MemoryModel, RowCounts
 
 
 def prepare(
@@ -43,26 +43,11 @@ def prepare(
     The base's weights are hashed, not loaded. ``num_processes`` groups train at a time, and share
     the free memory.
     """
-    reporter = reporter or NullReporter()
-    reporter.stage("preparing", 3)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    config, base = _resolved_here(config, device, dtype, weights=True)
-
-    reporter.advance(1, "rows")
-    encoder = _new_encoder(Encoder, config, base)
-    config = _resolve_auto(config, encoder, dtype)
-    data = prepare_data(config, encoder)
-
-    reporter.advance(2, "trials and groups")
-    sharing = num_processes * (config.train.devices if device.type == "cpu" else 1)
-    place = Place(device, dtype, available_memory_bytes(device) / sharing)
-    data_sha256 = {name: rows.sha256 for name, rows in data.rows.items()}
-    study = _prepared(config, base, place, encoder, data, data_sha256)
-    check_bitsandbytes(config, study.trials, device)
-    check_devices(config, study.trials, device)
-    reporter.finish()
-    return study
+    room = available_memory_bytes(device) / num_processes
+    study = _prepared(config, device, dtype, room, reporter or NullReporter(), is_plan=False)
+    return _checked_here(study)
 
 
 def outline(
@@ -74,90 +59,87 @@ def outline(
     The trials' ids are not those of a run. ``machine`` is planned for in place of this one.
     """
     reporter = reporter or NullReporter()
+    if machine is not None:
+        dtype, room = machine.dtype(config.dtype), machine.memory * 1e9
+        return _prepared(config, machine.device, dtype, room, reporter, is_plan=True)
+    device = choose_device(config.device)
+    dtype, room = choose_dtype(config.dtype, device), available_memory_bytes(device)
+    return _checked_here(_prepared(config, device, dtype, room, reporter, is_plan=True))
+
+
+def _checked_here(study: PreparedStudy) -> PreparedStudy:
+    """Raise UserError if this machine cannot run the study; add notes on how it does."""
+    check_bitsandbytes(study.config, study.trials, study.device)
+    check_devices(study.config, study.trials, study.device)
+    wanted = study.config.train.lora_implementation
+    notes = lora_implementation_notes(wanted, study.device, study.dtype)
+    return replace(study, notes=(*study.notes, *notes))
+
+
+def _read(
+    config: StudyConfig, dtype: torch.dtype, reporter: ProgressReporter, *, is_plan: bool
+) -> tuple[StudyConfig, StudyBase, Encoder, StudyData]:
+    """The base and the encoded rows; the study with ``auto`` resolved, so that trial ids name what
+    was done."""
     reporter.stage("preparing", 3)
-    device = machine.device if machine else choose_device(config.device)
-    dtype = machine.dtype(config.dtype) if machine else choose_dtype(config.dtype, device)
-    if machine is None:
-        config, base = _resolved_here(config, device, dtype, weights=False)
-    else:
-        config, base = resolve_base(config, weights=False)
-
+    config, base = resolve_base(config, weights=not is_plan)
     reporter.advance(1, "rows")
-    encoder = _new_encoder(CachingEncoder, config, base)
-    config = _resolve_auto(config, encoder, dtype)
-    data = prepare_data(config, encoder, whole=False)
-
-    reporter.advance(2, "trials and groups")
-    free = machine.memory * 1e9 if machine else available_memory_bytes(device)
-    place = Place(device, dtype, free / (config.train.devices if device.type == "cpu" else 1))
-    study = _prepared(config, base, place, encoder, data, dict.fromkeys(data.rows, ""))
-    if machine is None:
-        check_bitsandbytes(config, study.trials, device)
-        check_devices(config, study.trials, device)
-    reporter.finish()
-    return study
-
-
-def _resolved_here(
-    config: StudyConfig, device: torch.device, dtype: torch.dtype, *, weights: bool
-) -> tuple[StudyConfig, StudyBase]:
-    """The base, with notes on how this machine trains adapters on it."""
-    config, base = resolve_base(config, weights=weights)
-    notes = lora_implementation_notes(config.train.lora_implementation, device, dtype)
-    return config, replace(base, notes=(*base.notes, *notes))
-
-
-def _new_encoder(kind: type[Encoder], config: StudyConfig, base: StudyBase) -> Encoder:
     max_length = config.train.max_length if config.arms else None  # items are scored whole
-    return kind(load_tokenizer(base.folder), config.model.prompt_format, max_length)
-
-
-def _resolve_auto(config: StudyConfig, encoder: Encoder, dtype: torch.dtype) -> StudyConfig:
-    """Resolve ``auto`` of prompt format and dtype, so that trial ids name what was done."""
+    kind = CachingEncoder if is_plan else Encoder
+    encoder = kind(load_tokenizer(base.folder), config.model.prompt_format, max_length)
     model = config.model.model_copy(update={"prompt_format": encoder.prompt_format})
-    return config.model_copy(update={"model": model, "dtype": dtype_name(dtype)})
+    config = config.model_copy(update={"model": model, "dtype": dtype_name(dtype)})
+    return config, base, encoder, prepare_data(config, encoder, whole=not is_plan)
 
 
 def _prepared(
     config: StudyConfig,
-    base: StudyBase,
-    place: Place,
-    encoder: Encoder,
-    data: StudyData,
-    data_sha256: Mapping[str, str],
+    device: torch.device,
+    dtype: torch.dtype,
+    free_bytes: float,
+    reporter: ProgressReporter,
+    *,
+    is_plan: bool,
 ) -> PreparedStudy:
-    """Tasks, trials and their checks, the same for a run and a plan."""
-    tokenizer = tokenizer_sha256(base.folder)
-    records = tuple(task_record(config, encoder, task, tokenizer) for task in data.tasks.values())
-    splits = [(data.tasks[name], split) for name, split in wanted_splits(config, records, None)]
+    config, base, encoder, data = _read(config, dtype, reporter, is_plan=is_plan)
+    reporter.advance(2, "trials and groups")
+    tokenizer, tasks = tokenizer_sha256(base.folder), data.tasks
+    records = tuple(task_record(config, encoder, task, tokenizer) for task in tasks.values())
+    wanted = wanted_splits(config.evaluate.split, records, None)
+    splits = [(tasks[name], split) for name, split in wanted]
     context = context_length(base.config)
     items, truncated = study_item_tokens(encoder, splits, context, config.evaluate)
     trials = make_trials(
         config,
         base.sha256,
-        data_sha256=data_sha256,
+        data_sha256={name: "" if is_plan else rows.sha256 for name, rows in data.rows.items()},
         adapter_sha256=base.warm_starts,
         replay_sha256={name: rows.sha256 for name, rows in data.replay_rows.items()},
         validation_sha256={task.name: task.validation_sha256 for task in records},
     )
     labels = check_trials(config, trials, base, data.rows)
     rungs, rung_notes = resolve_rungs(config, data, labels)
-    num_items = {name: len(data.tasks[name].test) for name in data.rows}
+    free_bytes /= config.train.devices if device.type == "cpu" else 1
+    rows, num_items = {**data.replay_rows, **data.rows}, {n: len(tasks[n].test) for n in data.rows}
     study = PreparedStudy(
         config=config,
         base=base,
-        device=place.device,
-        dtype=place.dtype,
+        device=device,
+        dtype=dtype,
         encoder=encoder,
         data=data,
         items=items,
         task_records=records,
         trials=(*trials, *given_models(config, base, records)),
-        grouping=Grouping.of(config, base.config, data, place),
+        grouping=Grouping(
+            MemoryModel(base.config, dtype, device),
+            {name: RowCounts.of(encoded.rows) for name, encoded in rows.items()},
+            config.memory_limit or round(USABLE_SHARE * free_bytes),
+        ),
         rungs=rungs,
         notes=(
             *base.notes,
-            *dtype_notes(place.dtype, place.device),
+            *dtype_notes(dtype, device),
             *encoder.notes,
             *truncated,
             *data.notes,
@@ -167,7 +149,12 @@ def _prepared(
             *rung_notes,
         ),
     )
-    check_adaptive(study)
-    for analysis in enabled_analyses(config):
-        analysis.check(study)
+    _check(study)
+    reporter.finish()
     return study
+
+
+def _check(study: PreparedStudy) -> None:
+    check_adaptive(study)
+    for analysis in enabled_analyses(study.config):
+        analysis.check(study)

@@ -17,14 +17,7 @@ from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.evaluate.scoring_memory import ScoringShape, scoring_bytes
 from rankscope.hashing import canonical_json
 from rankscope.models.study_base import StudyBase
-from rankscope.records import (
-    BASE,
-    EvalKey,
-    Split,
-    TaskRecord,
-    TrialSpec,
-    trial_of,
-)
+from rankscope.records import BASE, EvalKey, Split, TaskRecord, TrialSpec, trial_of
 from rankscope.run.groups import Group, Grouping
 from rankscope.train.step_schedule import due_steps, rung_steps, trial_protocol, trial_steps
 
@@ -115,7 +108,7 @@ class PreparedStudy:
 
     def wanted_evals(self, trial_id: str, trained_on: str | None) -> list[EvalKey]:
         """What one model is scored on, in order, see :func:`wanted_splits`."""
-        wanted = wanted_splits(self.config, self.task_records, trained_on)
+        wanted = wanted_splits(self.config.evaluate.split, self.task_records, trained_on)
         return [(trial_id, task, split) for task, split in wanted]
 
     def analysis_evals(self, trial: TrialSpec) -> list[EvalKey]:
@@ -198,19 +191,19 @@ class PreparedStudy:
 
 
 def wanted_splits(
-    config: StudyConfig, tasks: Iterable[TaskRecord], trained_on: str | None
+    test: Split | None, tasks: Iterable[TaskRecord], trained_on: str | None
 ) -> list[tuple[str, Split]]:
     """The splits that a model trained on a task is scored on; for the base, pass None.
 
-    The test split of every task, and the validation split of the tasks that arms are chosen by: the
-    model's own training task and the retention tasks (for the base, every training task).
+    The split ``test`` of every task, and the validation split of the tasks that arms are chosen
+    by: the model's own training task and the retention tasks (for the base, every training task).
     """
     wanted: dict[tuple[str, Split], None] = {}
     for task in tasks:
         chooses = task.trained_on and trained_on in (None, task.name)
         if chooses or "retention" in task.roles:
             wanted[task.name, "validation"] = None
-        wanted[task.name, config.evaluate.split or "test"] = None
+        wanted[task.name, test or "test"] = None
     return list(wanted)
 
 

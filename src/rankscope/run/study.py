@@ -116,8 +116,8 @@ class Study:
             reporter: of progress; silent by default.
             executor: where groups run; by default the study file's, else in this process, or, if
                 they take several devices each, in worker processes of this machine.
-            retry: run trials of these statuses again, such as ``oom``; of trials named by id, and
-                of ``base``, all results are removed and computed again.
+            retry: run trials of these statuses again, such as ``oom``; all results of trials named
+                by id, and of ``base``, are computed again.
             allow_mixed: add results to those of other versions of libraries or code.
             take_over: run in a folder on a network file system, or that a run on another machine
                 did not close.
@@ -127,47 +127,41 @@ class Study:
             Interrupted.
         """
         from rankscope.models.load import base_without_weights, load_base
-        from rankscope.run.begin import begin_run, interruptible, plan_again, prepare_process
+        from rankscope.run.begin import begin_run, interruptible, prepare_process
         from rankscope.run.executors import start_executor
         from rankscope.run.prepare import prepare
-        from rankscope.run.units import adopt_units
 
         prepare_process()
-        out = user_path(out)
-        begun = time.monotonic()
-        reporter = reporter or NullReporter()
+        out, begun, reporter = user_path(out), time.monotonic(), reporter or NullReporter()
         executor = executor or start_executor(self.config)
+        load = base_without_weights if executor else load_base
         with reporting_shortages(out), closing(executor) if executor else nullcontext():
             # Before the folder: a refused study leaves nothing.
-            num_processes = 1 if executor is None else executor.num_local
-            study = prepare(self.config, reporter=reporter, num_processes=num_processes)
-            with (
-                Ledger.open(out, write=True, take_over=take_over) as ledger,
-                interruptible() as is_stop_requested,
-            ):
+            study = prepare(self.config, reporter, executor.num_local if executor else 1)
+            opened = Ledger.open(out, write=True, take_over=take_over)
+            with opened as ledger, interruptible() as is_stop_requested:
 
                 def should_stop() -> bool:
                     ledger.check_in_place()
                     return is_stop_requested()
 
                 reporter = JsonlReporter(reporter, out / LOG)
-                load = load_base if executor is None else base_without_weights
                 context = begin_run(study, ledger, reporter, should_stop, load)
                 context.allow_mixed = allow_mixed
-                if retry:  # units have statuses and results of their own
-                    adopt_units(context, keep_unsealed=False)
-                    plan_again(ledger, retry)
                 try:
-                    self._run_all(context, executor)
+                    self._run_all(context, executor, retry)
                     shutil.rmtree(out / UNITS, ignore_errors=True)
                 finally:
                     if context.did_work:  # a run that finds nothing to do costs the study nothing
                         ledger.add_seconds(time.monotonic() - begun)
                 return ledger.load()
 
-    def _run_all(self, context: "RunContext", executor: "Executor | None") -> None:
+    def _run_all(
+        self, context: "RunContext", executor: "Executor | None", retry: Collection[str]
+    ) -> None:
         """Score the base and bring every group to its end, here or by the executor."""
         from rankscope.run.adaptive import run_rounds
+        from rankscope.run.begin import plan_again
         from rankscope.run.conductor import Conductor
         from rankscope.run.executors import withdraw_units
         from rankscope.run.given import store_given
@@ -175,6 +169,9 @@ class Study:
         from rankscope.run.stages.self_replay import SelfReplayStage, use_sampled_rows
         from rankscope.run.units import adopt_units, run_units
 
+        if retry:  # units have statuses and results of their own
+            adopt_units(context, keep_unsealed=False)
+            plan_again(context.ledger, retry)
         conductor = Conductor(context)
         withdraw_units(context.ledger.out / UNITS, executor)
         adopt_units(context, keep_unsealed=executor is not None)

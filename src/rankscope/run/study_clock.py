@@ -92,11 +92,11 @@ class StudyClock:
         return pace * (work - current) + max(0.0, left), False
 
     def left_text(self, trained: float = 0.0) -> str:
-        """``2.1 h left of the study``; empty if nothing is known."""
-        left = self.seconds_left(trained)
-        if left is None:
+        """``2.1 h left of the study``; empty if nothing is known, or no training is left whose
+        pace would say how long its scores take."""
+        seconds, training_alone = self.seconds_left(trained) or (0.0, True)
+        if training_alone and seconds < 1:
             return ""
-        seconds, training_alone = left
         least = "at least " if training_alone else ""
         return f"{least}{rough_duration(seconds)} left of the study"
 

@@ -24,14 +24,7 @@ from typing import Any
 from rankscope.config.loader import study_values
 from rankscope.config.study import StudyConfig
 from rankscope.device import provenance
-from rankscope.errors import (
-    AGAIN,
-    BaseFailed,
-    IntegrityError,
-    OutOfMemory,
-    UserError,
-    reading,
-)
+from rankscope.errors import AGAIN, BaseFailed, IntegrityError, OutOfMemory, UserError, reading
 from rankscope.filesystem import replace_text
 from rankscope.hashing import SUMS, sha256_json, sums_line, sums_text
 from rankscope.progress import LOG, logged_notes

@@ -151,9 +151,7 @@ def start_worker(folder: Path, environment: Mapping[str, str]) -> subprocess.Pop
 
 
 def _end_of(
-    worker: Worker,
-    should_stop: Callable[[], bool],
-    should_kill: Callable[[], bool],
+    worker: Worker, should_stop: Callable[[], bool], should_kill: Callable[[], bool]
 ) -> int:
     """Wait for a worker; pass on a request to stop, once, and to kill. Its exit code."""
     is_asked = False

@@ -34,10 +34,7 @@ def check_same_model(out: Path, stored: ModelRecord, model: ModelRecord) -> None
             if AS_STORED in (before, now):  # no setting makes stored weights of models that run
                 do = "give another --out folder"
             raise UserError(
-                out,
-                f"results with {field} {before!r}",
-                f"{now!r}, which the study uses now",
-                do,
+                out, f"results with {field} {before!r}", f"{now!r}, which the study uses now", do
             )
 
 

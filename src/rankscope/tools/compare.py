@@ -12,14 +12,7 @@ from rankscope.analyses.tables import TableRow
 from rankscope.errors import UserError
 from rankscope.filesystem import check_outside
 from rankscope.formatting import count, difference, safe_text, unit_of
-from rankscope.records import (
-    FAILED,
-    WAITING,
-    ComparedCell,
-    Provenance,
-    StudyRecords,
-    TaskRecord,
-)
+from rankscope.records import FAILED, WAITING, ComparedCell, Provenance, StudyRecords, TaskRecord
 from rankscope.report.charts.figure import Drawn, Figure, interval_cells
 from rankscope.report.charts.interval_rows import interval_rows
 from rankscope.report.page import render_page

@@ -6,9 +6,8 @@ The folder that it writes is a study's: what it holds is not scored again, and `
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +21,9 @@ from rankscope.errors import UserError, reason_of
 from rankscope.filesystem import output_folder, user_path
 from rankscope.models.model_folder import check_tuned_folder, model_folder
 from rankscope.progress import ProgressReporter
-from rankscope.records import ModelScore, StudyRecords, failures
+from rankscope.records import StudyRecords
 from rankscope.run.study import Study
 from rankscope.store import Ledger
-
-
-@dataclass(frozen=True, slots=True)
-class _Scores:
-    scores: tuple[ModelScore, ...]
-    """Task by task, the base first, then adapters in the order in which they were given."""
-    failed: tuple[str, ...]  # One sentence per model that could not be scored
-    num_new: int  # Scores computed now; the folder held the others
-    notes: tuple[str, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "scores": [score.model_dump(mode="json") for score in self.scores],
-            "failed": list(self.failed),
-            "scored_now": self.num_new,
-            "scored_before": len(self.scores) - self.num_new,
-            "notes": list(self.notes),
-        }
-
-    def summary(self, out: Path) -> str:
-        """One line: where the results are, and how many of them are new."""
-        num_before = len(self.scores) - self.num_new
-        if not self.num_new:
-            return f"{out}: all {num_before} results were there already; nothing was scored again"
-        already = f", {num_before} were there already" if num_before else ""
-        return f"{out}: {self.num_new} results scored now{already}"
 
 
 def score(
@@ -60,8 +33,10 @@ def score(
     out: Path | None = None,
     reporter: ProgressReporter | None = None,
     **options: Any,
-) -> _Scores:
+) -> tuple[StudyRecords, int]:
     """Score a model and its adapters on tasks; skip what the study in ``out`` already holds.
+
+    Returns its records, and how many of its scores were computed now.
 
     Args:
         model: a folder, a hub id, a fetched model's name or ``pocket``.
@@ -81,25 +56,12 @@ def score(
     for given in config.given or ():
         check_tuned_folder(user_path(given.place))
     check_sources(config)
-    before = _stored_scores(out)
+    is_begun = out is not None and (out / "ledger.sqlite").is_file()
+    before = Ledger.read(out, with_analyses=False).evals if out and is_begun else {}
     place = tempfile.TemporaryDirectory() if out is None else nullcontext(str(out))
     with output_folder(out), place as folder:
-        return _scores(Study(config).run(folder, reporter), before)
-
-
-def _stored_scores(out: Path | None) -> frozenset[tuple[str, str, str]]:
-    if out is None or not (out / "ledger.sqlite").is_file():
-        return frozenset()
-    with Ledger.open(out, write=False) as ledger:
-        return frozenset(ledger.load(with_analyses=False).evals)
-
-
-def _scores(records: StudyRecords, before: frozenset[tuple[str, str, str]]) -> _Scores:
-    from rankscope.advise.model_scores import model_scores  # scipy
-
-    scores = model_scores(records)
-    new = [s for s in scores if (s.record.trial_id, s.record.task, s.record.split) not in before]
-    return _Scores(scores, tuple(failures(records)), len(new), records.notes)
+        records = Study(config).run(folder, reporter)
+    return records, len(records.evals.keys() - before.keys())
 
 
 def scoring_study(
@@ -151,17 +113,22 @@ def scoring_study(
             }
         )
     except ValidationError as error:
-        raise _option_error(error) from error
+        raise option_error(error, _option) from error
     return config
 
 
-def _option_error(error: ValidationError) -> UserError:
-    """The first fault, named by its option."""
+def option_error(error: ValidationError, name: Callable[[Sequence[str]], str]) -> UserError:
+    """The first fault; ``name`` makes a name of its place in the study file."""
     fault = error.errors(include_url=False)[0]
-    option = "--" + str(fault["loc"][-1]).replace("_", "-") if fault["loc"] else ""
+    where = name([str(part) for part in fault["loc"]])
     if isinstance(known := fault.get("ctx", {}).get("error"), UserError):
-        return UserError(option, known.found, known.expected, known.do)
-    return UserError(option, repr(fault["input"]), fault["msg"].removeprefix("Input should be "))
+        return UserError(where, known.found, known.expected, known.do)
+    expected = fault["msg"].removeprefix("Input should be ")
+    return UserError(where, repr(fault["input"]), expected, "correct it")
+
+
+def _option(place: Sequence[str]) -> str:
+    return f"--{place[-1].replace('_', '-')}" if place else ""
 
 
 def _model_source(model: str) -> dict[str, Any]:

@@ -41,11 +41,8 @@ class ExportRequest:
     base_name: str | None = None  # Hub id of a base that the study read from a local folder
 
 
-@dataclass(frozen=True, slots=True)
-class Export:
-    spec: TrialSpec
-    kind: str  # ``adapter``, ``model`` or ``merged model``
-    notes: tuple[str, ...]
+Export = tuple[TrialSpec, str, list[str]]
+"""What was exported; ``adapter``, ``model`` or ``merged model``; and notes."""
 
 
 def export_trial(folder: Path, out: Path, request: ExportRequest) -> Export:
@@ -141,7 +138,7 @@ def _write(
     if step is None:
         write_hub_scores(study, trial, out / ".eval_results")
     kind = "merged model" if merged else "model" if spec.is_full else "adapter"
-    return Export(spec, kind, tuple(notes))
+    return spec, kind, notes
 
 
 def base_reference(model: ModelConfig, name: str | None) -> dict[str, str | None]:

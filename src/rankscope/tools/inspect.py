@@ -47,6 +47,7 @@ from rankscope.run.given import given_record
 from rankscope.run.outputs import write_outputs
 from rankscope.run.study import Study
 from rankscope.store import Ledger
+from rankscope.tools.evaluate import option_error
 
 
 def inspect(
@@ -101,13 +102,7 @@ def _inspection(
             }
         )
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        place = ".".join(map(str, fault["loc"])) or "inspect"
-        cause = fault.get("ctx", {}).get("error")
-        if isinstance(cause, UserError):
-            raise UserError(place, cause.found, cause.expected, cause.do) from error
-        expected = fault["msg"].removeprefix("Input should be ")
-        raise UserError(place, repr(fault["input"]), expected, "correct it") from error
+        raise option_error(error, lambda place: ".".join(place) or "inspect") from error
 
 
 @contextmanager

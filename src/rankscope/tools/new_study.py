@@ -6,7 +6,6 @@ Nothing here needs torch: rows are read to recognize their shape and scorer, mod
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -32,13 +31,9 @@ OTHER_NAMES = {"validation": ("validation", "valid", "val", "dev"), "test": ("te
 MAX_BYTES_READ = 20 * 2**20  # A larger file is not read by ``init``, which answers at once
 
 
-@dataclass(frozen=True, slots=True)
-class OwnRows:
-    """The user's rows as a task of the study file, and what was recognized."""
-
-    task: dict[str, str]  # Keys of the task: name, train, validation, test, scorer
-    summary: str
-    problem: str = ""  # Why a study of these rows cannot run as it is
+OwnRows = tuple[dict[str, str], str, str]
+"""The user's rows as keys of a task in the study file: name, train, validation, test, scorer; what
+was recognized; and why a study of these rows cannot run as it is, or ''."""
 
 
 def study_template(
@@ -167,7 +162,7 @@ def own_rows(data: Path, study_file: Path) -> OwnRows:
     task = {split: path_for_study_file(path, study_file) for split, path in paths.items()}
     if sum(path.stat().st_size for path in paths.values()) > MAX_BYTES_READ:
         summary = f"{name}: rows not read yet ({', '.join(paths)}), 'check' does"
-        return OwnRows({"name": name, **task}, summary)
+        return {"name": name, **task}, summary, ""
     try:
         config = TaskConfig.model_validate({"name": name, **files})
     except ValidationError as error:
@@ -175,16 +170,14 @@ def own_rows(data: Path, study_file: Path) -> OwnRows:
     try:
         read, items = read_task_items(config, None, ())
     except UserError as error:
-        return OwnRows({"name": name, **task}, f"{name}: {data}", str(error))
+        return {"name": name, **task}, f"{name}: {data}", str(error)
     scorer = read.spec.scorer
     if scorer == "loss" and numeric_answers([item for rows in items.values() for item in rows]):
         task["scorer"] = scorer = "number"
     counts = ", ".join(f"{len(rows):,} {split}" for split, rows in items.items())
     dropped = f", {read.dropped:,} dropped" if read.dropped else ""
-    return OwnRows(
-        {"name": name, **task},
-        f"{name}: {counts} rows{dropped} ({read.row_shape}), scorer {scorer}",
-    )
+    summary = f"{name}: {counts} rows{dropped} ({read.row_shape}), scorer {scorer}"
+    return {"name": name, **task}, summary, ""
 
 
 def split_files(data: Path) -> dict[str, Path]:

@@ -7,7 +7,6 @@ are left alone: the same command is safe to repeat, also while a study runs.
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from rankscope.errors import RankscopeError, UserError, first_line
@@ -18,26 +17,21 @@ from rankscope.tools.frames import TRAINING_COLUMNS, trial_row
 from rankscope.tools.trackers import Scalar, TrackedRun, tracker_class, tracker_names
 
 
-@dataclass(frozen=True, slots=True)
-class _TrackingResult:
-    project: str
-    place: str
-    written: tuple[str, ...]  # Labels of new or changed trials
-    unchanged: int
-
-
 def track(
     folder: Path,
     to: str,
     project: str | None = None,
     report: Callable[[str], None] = lambda label: None,
-) -> _TrackingResult:
+) -> tuple[str, str, list[str], int]:
     """Write every trained or failed trial, and the base, as a run of a project.
 
     Args:
         to: name of a tracker, which finds its store as it always does.
         project: name of the project or experiment; the study's name by default.
         report: receives the label of each run before it is written.
+
+    Returns:
+        The project, where it is, labels of new or changed trials, and how many are unchanged.
 
     Raises:
         UserError: no study, an unknown tracker, one that is not installed, or one that fails.
@@ -75,7 +69,7 @@ def track(
                 f"a tracker that fails ({first_line(error)}) after {len(written)} runs",
                 do="give the same command again: it continues",
             ) from error
-    return _TrackingResult(tracker.project, tracker.place, tuple(written), len(runs) - len(written))
+    return tracker.project, tracker.place, written, len(runs) - len(written)
 
 
 def tracked_runs(study: StudyRecords) -> Iterator[TrackedRun]:

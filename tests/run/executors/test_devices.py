@@ -55,8 +55,6 @@ def test_a_unit_whose_shard_was_killed_continues_from_its_checkpoint(tmp_path: P
     expected = small_study(tmp_path, **STUDY, train=train).run(tmp_path / "alone")
     assert [trial.status for trial in found.trials] == ["done"]
     ours, theirs = (run.trials[0].train for run in (found, expected))
-    assert ours is not None
-    assert theirs is not None
     assert ours.steps == theirs.steps == 8
     for a, b in zip(ours.losses, theirs.losses, strict=True):
         assert a.loss == pytest.approx(b.loss, rel=ROUNDING)

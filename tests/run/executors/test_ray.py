@@ -31,8 +31,7 @@ def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "include_dashboard": False},
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
     )
     for _ in range(2):
         cluster.add_node(num_cpus=1, memory=LIBRARY_BYTES)
@@ -89,10 +88,7 @@ class Forked:
 
 @pytest.mark.timeout(600)
 def test_a_node_that_does_not_see_the_folder_sends_it_back(
-    two_groups: dict[str, Any],
-    launcher: Launcher,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    two_groups: dict[str, Any], launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a node does, without Ray around it: the driver's folder is somewhere else. What it sends
     is lost once on the way. Only that first worker is a new process of Python."""
@@ -114,7 +110,6 @@ def test_a_node_that_does_not_see_the_folder_sends_it_back(
             if not lost:
                 lost.append(run_unit(*task, lambda: False))
             code, files = run_unit(*task, lambda: False)
-            assert files is not None
             unpack(files, folder)
             check_worker(code, folder)
 

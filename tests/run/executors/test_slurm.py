@@ -227,8 +227,7 @@ def test_the_batch_script_asks_for_what_the_study_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("threads", "settings", "expected"),
-    [("", {}, 8), ("3", {}, 6), ("3", {"cpus": 12}, 12)],
+    ("threads", "settings", "expected"), [("", {}, 8), ("3", {}, 6), ("3", {"cpus": 12}, 12)]
 )
 def test_processors_do_not_depend_on_the_login_node(
     threads: str, settings: dict[str, Any], expected: int, monkeypatch: pytest.MonkeyPatch
@@ -240,25 +239,6 @@ def test_processors_do_not_depend_on_the_login_node(
     executor = SlurmExecutor(SlurmSettings(**settings), 2)
     executor.close()
     assert (executor.cpus, executor.threads) == (expected, expected // 2)
-
-
-@pytest.mark.timeout(600)
-def test_a_canceled_task_is_not_queued_again(
-    slurm: Path, launcher: Launcher, tmp_path: Path
-) -> None:
-    """Neither one that runs nor one that waits; the same command goes on."""
-    file, out = study_file(tmp_path, **STUDY), tmp_path / "out"
-    start_driver(launcher, file, out)
-    launcher.wait_for(lambda: bool(training_units(out)))
-    job = (training_units(out)[0] / JOB).read_text(encoding="utf-8").partition("_")[0]
-    subprocess.run(["scancel", job], check=True)
-    assert launcher.ended() == Interrupted.exit_code, launcher.said()
-    assert "found it canceled; the same command queues it again" in launcher.said()
-    asked = ["squeue", "--noheader", "--states=all", "--format=%A %T"]
-    jobs = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
-    states = {line.split()[1] for line in jobs}
-    assert all(state.startswith("C") for state in states)  # canceled, or completed before
-    assert list(out.glob(f"units/*/{JOB}")) == []
 
 
 @pytest.mark.parametrize("time", ["4", "3:01", "1:00:00", "1-0", "0-1:00", "0", "UNLIMITED"])
@@ -284,3 +264,22 @@ def test_without_slurm_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert outcome.code == 2
     assert "found no 'sbatch' on this machine" in outcome.told
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.timeout(600)
+def test_a_canceled_task_is_not_queued_again(
+    slurm: Path, launcher: Launcher, tmp_path: Path
+) -> None:
+    """Neither one that runs nor one that waits; the same command goes on."""
+    file, out = study_file(tmp_path, **STUDY), tmp_path / "out"
+    start_driver(launcher, file, out)
+    launcher.wait_for(lambda: bool(training_units(out)))
+    job = (training_units(out)[0] / JOB).read_text(encoding="utf-8").partition("_")[0]
+    subprocess.run(["scancel", job], check=True)
+    assert launcher.ended() == Interrupted.exit_code, launcher.said()
+    assert "found it canceled; the same command queues it again" in launcher.said()
+    asked = ["squeue", "--noheader", "--states=all", "--format=%A %T"]
+    jobs = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
+    states = {line.split()[1] for line in jobs}
+    assert all(state.startswith("C") for state in states)  # canceled, or completed before
+    assert list(out.glob(f"units/*/{JOB}")) == []
