@@ -14,7 +14,7 @@ from rankscope.errors import OK, UNFINISHED, UserError
 from rankscope.progress import ConsoleReporter
 
 if TYPE_CHECKING:
-    from rankscope.records import StudyRecords
+    from rankscope.records import ModelScore, StudyRecords
 
 IntruderK = Annotated[int, Option(help="Leading vectors examined for intruders.")]
 Epsilon = Annotated[float, Option(help="Cosine below which a vector is an intruder.")]
@@ -26,7 +26,7 @@ Tasks = Annotated[
     str,
     Option(help="Task names, task files (.yaml), data files or folders, lm_eval:NAME; by commas."),
 ]
-Fewshot = Annotated[int | None, Option(min=0, max=5, help="Solved examples before each question.")]
+NumFewshot = Annotated[int | None, Option(min=0, max=5, help="Solved questions before each.")]
 TooLong = Annotated[str, Option(help="Items longer than the context: refuse or truncate_left.")]
 Heads = Annotated[
     str | None, Option(metavar="TASK", help="Also analyze attention heads on this task.")
@@ -74,7 +74,7 @@ def _eval_command(
     ] = None,
     split: Annotated[str, Option(help="test or validation.")] = "test",
     max_items: Annotated[int | None, Option(min=1, help="Limit of items per task.")] = None,
-    num_fewshot: Fewshot = None,
+    num_fewshot: NumFewshot = None,
     out: Annotated[Path | None, Option(help="Folder of the study that keeps the scores.")] = None,
     device: Annotated[str, Option(help="auto, cpu, mps, cuda or cuda:0.")] = "auto",
     dtype: Annotated[str, Option(help="auto, float32 or bfloat16.")] = "auto",
@@ -95,7 +95,7 @@ def _eval_command(
 
     names = [part.strip() for part in tasks.split(",") if part.strip()]
     with ConsoleReporter(err_console) as reporter:
-        records, num_new = score(
+        records, scores, num_new = score(
             model,
             names,
             adapter or (),
@@ -114,16 +114,16 @@ def _eval_command(
             force=force,
         )
 
-    return _scores_reply(records, num_new, out)
+    return _scores_reply(records, scores, num_new, out)
 
 
-def _scores_reply(records: "StudyRecords", num_new: int, out: Path | None) -> Reply:
-    from rankscope.advise.model_scores import model_scores
+def _scores_reply(
+    records: "StudyRecords", scores: "Sequence[ModelScore]", num_new: int, out: Path | None
+) -> Reply:
     from rankscope.cli.render.models import scores_tables
     from rankscope.records import failures
 
-    scores, failed = model_scores(records), failures(records)
-    num_before = len(scores) - num_new
+    failed, num_before = failures(records), len(scores) - num_new
     already = f", {num_before} were there already" if num_before else ""
     told = f"{num_new} results scored now{already}"
     if not num_new:

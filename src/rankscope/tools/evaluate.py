@@ -21,7 +21,7 @@ from rankscope.errors import UserError, reason_of
 from rankscope.filesystem import output_folder, user_path
 from rankscope.models.model_folder import check_tuned_folder, model_folder
 from rankscope.progress import ProgressReporter
-from rankscope.records import StudyRecords
+from rankscope.records import ModelScore, StudyRecords
 from rankscope.run.study import Study
 from rankscope.store import Ledger
 
@@ -33,10 +33,10 @@ def score(
     out: Path | None = None,
     reporter: ProgressReporter | None = None,
     **options: Any,
-) -> tuple[StudyRecords, int]:
+) -> tuple[StudyRecords, Sequence[ModelScore], int]:
     """Score a model and its adapters on tasks; skip what the study in ``out`` already holds.
 
-    Returns its records, and how many of its scores were computed now.
+    Returns its records, its scores task by task, the base first, and how many of them are new.
 
     Args:
         model: a folder, a hub id, a fetched model's name or ``pocket``.
@@ -61,7 +61,10 @@ def score(
     place = tempfile.TemporaryDirectory() if out is None else nullcontext(str(out))
     with output_folder(out), place as folder:
         records = Study(config).run(folder, reporter)
-    return records, len(records.evals.keys() - before.keys())
+        from rankscope.advise.model_scores import model_scores  # scipy
+
+        # Before a temporary folder goes: items are read on demand.
+        return records, model_scores(records), len(records.evals.keys() - before.keys())
 
 
 def scoring_study(
