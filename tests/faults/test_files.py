@@ -48,47 +48,6 @@ def test_repeated_grid_points(place: Path) -> None:
     assert "2 trials in 1 group:" in outcome.told
 
 
-@pytest.mark.parametrize(
-    ("changes", "where", "found", "expected"),
-    [
-        (["arms.0.method=lroa"], "arms.0.method", "'lroa'", "did you mean 'lora'?"),
-        (
-            ["arms.0.method=[lora, full]"],
-            "arms.0",
-            "method 'full' among others, which trains every weight",
-            "give it an arm of its own",
-        ),
-        (["arms.0.lr=0"], "arms.0.lr", "found 0", "greater than 0"),
-        (["arms.0.lr=[1e-3, .nan]"], "arms.0.lr.1", "found nan", "finite number"),
-        (["arms.0.lr_ratio=8"], "arms.0", "found lr_ratio", "use lora+"),
-        (["arms.0.schedule=[linear, cubic]"], "arms.0.schedule.1", "'cubic'", "'cosine'"),
-        (["arms.0.batch_size=0"], "arms.0.batch_size", "found 0", "greater than"),
-        (["train.tokens=1000"], "train", "'tokens' and 'max_steps'", "remove one"),
-        (["memory_limit=12 apples"], "memory_limit", "'12 apples'", "'12GiB'"),
-        (
-            ["arms.0.method=pissa", "arms.0.rank=[8, 129]"],
-            "method pissa",
-            "found rank 129",
-            "smaller rank",
-        ),
-        (
-            ["arms.0.method=eva", "arms.0.rank=64", "tasks.0.max_train_rows=4"],
-            "method eva, rank 64",
-            "training tokens of mine",
-            "at least 128",
-        ),
-    ],
-    ids=lambda given: str(given)[:40],
-)
-def test_arms_that_cannot_be_trained(
-    place: Path, changes: list[str], where: str, found: str, expected: str
-) -> None:
-    before = files_below(place)
-    outcome = rankscope("run", "study.yaml", *settings(*changes))
-    refused(outcome, where=where, found=found, expected=expected)
-    assert files_below(place) == before
-
-
 # --- code in files ------------------------------------------------------------------------------
 
 

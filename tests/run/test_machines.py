@@ -7,26 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import SHAPE, config_of
+from architectures import config_of
 from pocket_study import small_study
-from transformers import Phi3Config, PretrainedConfig
+from transformers import PretrainedConfig
 
 from rankscope.models.parameters import architecture
 from rankscope.run import machines
 from rankscope.run.machines import PUBLISHED_UTILIZATION, measured_machine
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.memory import MemoryModel
-
-LONGROPE = Phi3Config(
-    **SHAPE,
-    original_max_position_embeddings=64,
-    rope_parameters={
-        "rope_type": "longrope",
-        "rope_theta": 1e4,
-        "long_factor": [1.0] * 4,
-        "short_factor": [1.0] * 4,
-    },
-)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +69,9 @@ def on_base(inputs: PreparedStudy, config: PretrainedConfig, dtype: torch.dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["Qwen3", "Gemma 3", "Phi-3", "longrope"])
+@pytest.mark.parametrize("name", ["Qwen3", "Gemma 3", "Phi-3"])
 def test_every_architecture_is_probed(name: str, dtype: torch.dtype, inputs: PreparedStudy) -> None:
-    config = LONGROPE if name == "longrope" else config_of(name)
+    config = config_of(name)
     study = on_base(inputs, config, dtype)
     found = measured_machine(study)
     assert found.probed_layers == config.num_hidden_layers

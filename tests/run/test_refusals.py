@@ -71,6 +71,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (arm(targets=["q_proj", "v_porj"]),
      "target module 'v_porj': found no linear layer of this model, expected some of: down_proj"),
     (changed("evaluate", retention=["lm_eval:hellaswag"]), "rankscope eval --tasks lm_eval:"),
+    (arm(method="pissa", rank=[8, 129]), "method pissa: found rank 129"),
+    (arm(method=["lora", "full"]), "method 'full' among others, which trains every weight"),
+    (changed("train", tokens=1000), "'tokens' and 'max_steps'"),
     # joined tasks
     (mixture({"name": "b", "mixture": ["pocket_med"]}), "at least two tasks"),
     (mixture({"name": "b", "mixture": ["b", "pocket_med"]}), "in its own mixture"),

@@ -31,7 +31,7 @@ TooLong = Annotated[str, Option(help="Items longer than the context: refuse or t
 Heads = Annotated[
     str | None, Option(metavar="TASK", help="Also analyze attention heads on this task.")
 ]
-Ablated = Annotated[
+AblatedTasks = Annotated[
     list[str] | None,
     Option(metavar="TASK", help="With --heads: remove each head, then each layer's, and score."),
 ]
@@ -164,7 +164,7 @@ def _inspect_command(
     epsilon: Epsilon = 0.5,
     force: AnyBase = False,
     heads: Heads = None,
-    ablate: Ablated = None,
+    ablate: AblatedTasks = None,
     items: Annotated[int, Option(min=1, help="With --heads: limit of items.")] = 64,
     data_dir: Annotated[
         Path | None, Option(help="With --heads: folder with the data of named tasks.")

@@ -7,7 +7,6 @@ stopped early has whole arms rather than many arms with one seed each.
 """
 
 import itertools
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -187,22 +186,6 @@ NO_TRIAL: dict[str, Any] = {"trial_id": "", "task": "", "seed": 0} | {
 def arm_specs(arm: ArmConfig, train: TrainConfig) -> list[TrialSpec]:
     """An arm's grid points as specs of no task and no seed, repeated ones included."""
     return [TrialSpec.model_validate(NO_TRIAL | point) for point in _arm_points(arm, train)]
-
-
-def trials_of_one_arm(
-    trials: Sequence[TrialSpec], arms: Sequence[ArmConfig], train: TrainConfig
-) -> list[list[TrialSpec]]:
-    """By arm, the trials that it asks for and no other arm does, of every task and seed."""
-    owners: dict[TrialSpec, set[int]] = defaultdict(set)
-    for index, arm in enumerate(arms):
-        for point in arm_specs(arm, train):
-            owners[point].add(index)
-    own: list[list[TrialSpec]] = [[] for _ in arms]
-    for trial in (t for t in trials if t.given is None):
-        index, *others = owners[trial.model_copy(update=NO_TRIAL)]
-        if not others:
-            own[index].append(trial)
-    return own
 
 
 def _mitigation_fields(point: Mapping[str, Any]) -> dict[str, Any]:
