@@ -1,10 +1,12 @@
-"""Whatever kills a run, at any moment, the same command brings it to the same end."""
+"""Whatever kills a run, or the machine below it, the same command brings it to the same end."""
 
 import os
 import random
 import shutil
 import signal
 import socket
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,12 @@ from command_line import rankscope
 from launcher import Launcher, stopping_after
 from pocket_study import SETTINGS, Undisturbed, results, study_file
 
+from fault_bits import kill_with_workers
+from fault_points import Undisturbed as Reference
+from fault_points import tiny_study
 from fault_workers import COMMAND as FORKED_WORKERS
 from faults import flip_bit, refused
+from rankscope.store import Ledger
 
 KILLS = 3
 
@@ -107,3 +113,48 @@ def test_killed_drivers_leave_workers_that_the_next_one_waits_for(
     assert alone.code == 0, alone.err
     assert results(out) == results(tmp_path / "alone")
     assert rankscope("verify", out).code == 0
+
+
+WAL = "ledger.sqlite-wal"
+HEADER, FRAME_HEADER = 32, 24
+"""Bytes; https://www.sqlite.org/fileformat.html#walformat"""
+
+
+def commits(log: Path) -> Iterator[int]:
+    """Sizes that a write-ahead log had after each of its transactions, and before the first."""
+    content = log.read_bytes()
+    (page,) = struct.unpack_from(">I", content, 8)
+    yield HEADER
+    for start in range(HEADER, len(content), FRAME_HEADER + page):
+        (pages_after_commit,) = struct.unpack_from(">I", content, start + 4)
+        if pages_after_commit:
+            yield start + FRAME_HEADER + page
+
+
+def shortened(killed: Path, out: Path, size: int) -> Path:
+    """A copy of a study whose log has lost what came after ``size``."""
+    shutil.copytree(killed, out)
+    with (out / WAL).open("r+b") as log:
+        log.truncate(size)
+    return out
+
+
+def has_groups(out: Path) -> bool:
+    with Ledger.open(out, write=False) as ledger:
+        return ledger.groups() is not None
+
+
+@pytest.mark.pitfall(18)
+def test_a_ledger_that_lost_its_last_transactions_continues(tmp_path: Path) -> None:
+    """SQLite does not wait for the disk at each of them. Units of workers are there already, also
+    if the study's groups are lost."""
+    with Launcher(tmp_path, code=FORKED_WORKERS) as launcher:
+        reference = Reference.of(launcher, tiny_study(tmp_path))
+        killed = tmp_path / "killed"
+        kill_with_workers(launcher, reference.file, killed)
+        sizes = list(commits(killed / WAL))
+        assert len(sizes) > 3
+        copies = {size: shortened(killed, tmp_path / str(size), size) for size in sizes}
+        before_groups = max(size for size, out in copies.items() if not has_groups(out))
+        for size in sorted({before_groups, *sizes[:: len(sizes) // 3]}):
+            assert reference.resumed(launcher, copies[size]) == "", size

@@ -1,4 +1,4 @@
-"""One writer per study, on one machine's disk, in one place."""
+"""One writer per study, on one machine's disk, in one place; readers beside it change nothing."""
 
 import signal
 import socket
@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from command_line import rankscope
 from launcher import Launcher, stopping_after
-from pocket_study import Undisturbed
+from pocket_study import Undisturbed, results
 
+from fault_readers import readers
 from faults import edit, held, refused, run_again
 from rankscope.filesystem import network_file_system
 from rankscope.store import Ledger
@@ -137,3 +138,14 @@ def test_a_folder_in_the_ledgers_place(tmp_path: Path, place: Path) -> None:
     for words in (run, *((verb, tmp_path / "out") for verb in READERS)):
         outcome = rankscope(*words)
         refused(outcome, where="ledger.sqlite", found="a folder", expected="a file", do="move it")
+
+
+def test_readers_beside_a_run_change_nothing(place: Path, own: Path) -> None:
+    """From before its first write to after its end; ``own`` is the same study without them."""
+    out = place / "out"
+    with readers(out, place / "readers", 6) as seen:
+        ran = rankscope("run", own.parent / "study.yaml", "--out", out)
+    assert ran.code == 0, ran.err
+    assert seen.faults == {}
+    assert seen.total > 6
+    assert results(out) == results(own)

@@ -1,4 +1,4 @@
-"""A study as DataFrames: one row per thing, the ledger's own numbers."""
+"""A study as data frames, in a notebook and in files."""
 
 import shutil
 import subprocess
@@ -10,14 +10,19 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from ledger_rows import rewrite_rows
+from report_studies import ordinary_study
 
 import rankscope
 from rankscope.analyses.spectra.record import SpectraRecord
-from rankscope.errors import IntegrityError
+from rankscope.errors import IntegrityError, UserError
 from rankscope.hashing import sha256_file
 from rankscope.records import BASE
+from rankscope.report.study_view import StudyView
+from rankscope.report.table_formats import frame_rows
+from rankscope.report.tables import arms_table
 from rankscope.store import items_path
 from rankscope.tools.frames import StudyFrames
+from rankscope.tools.study_tables import check_folder, write_study_tables
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +92,22 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_table_that_has_no_rows_any_more_is_removed(tmp_path: Path) -> None:
+    study, advice = ordinary_study()
+    out = tmp_path / "new" / "tables"
+    out.mkdir(parents=True)
+    for name in ("without-contamination.md", "mine.md"):
+        (out / name).write_text("of another day")
+    written = write_study_tables(study, advice, out)
+    assert {path.name for path in out.iterdir()} == {"mine.md", *(path.name for path in written)}
+    stored = pd.read_parquet(out / "arms.parquet")
+    assert frame_rows(stored) == frame_rows(arms_table(StudyView(study, advice)))
+
+
+def test_tables_need_a_folder_outside_the_study(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out, part in (("study/tables", "inside the study"), ("file", "found a file")):
+        with pytest.raises(UserError, match=part):
+            check_folder(tmp_path / "study", tmp_path / out, "--tables")

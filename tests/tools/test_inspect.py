@@ -60,7 +60,7 @@ def check_against_svd(found: MatrixSpectrum, before: Tensor, after: Tensor) -> N
     assert found.effective_rank == pytest.approx(effective_rank(sigma), rel=1e-3)
     assert found.stable_rank == pytest.approx(stable_rank(sigma), rel=1e-4)
     for name in ("index", "max", "subspace"):
-        expected = getattr(alike, name)
+        expected = alike[f"similarity_{name}"]
         assert getattr(found, f"similarity_{name}") == pytest.approx(expected, abs=2e-3)
     assert found.intruder_positions == intruders.positions
     assert found.intruder_energy == pytest.approx(intruders.energy, abs=1e-4)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
 from rankscope.records import TrialSpec
 
@@ -26,12 +25,12 @@ def check_quantize(device: torch.device) -> None:
 
 
 def check_bitsandbytes(
-    config: StudyConfig, trials: Iterable[TrialSpec], device: torch.device
+    quantize: str, optimizer: str, trials: Iterable[TrialSpec], device: torch.device
 ) -> None:
     trains_base = any(trial.is_full for trial in trials)
-    if config.train.optimizer == "adamw8bit" and trains_base:
+    if optimizer == "adamw8bit" and trains_base:
         require_bitsandbytes("optimizer: adamw8bit")
-    if config.quantize == "none":
+    if quantize == "none":
         return
     check_quantize(device)
     if trains_base:

@@ -69,10 +69,10 @@ def outline(
 
 def _checked_here(study: PreparedStudy) -> PreparedStudy:
     """Raise UserError if this machine cannot run the study; add notes on how it does."""
-    check_bitsandbytes(study.config, study.trials, study.device)
-    check_devices(study.config, study.trials, study.device)
-    wanted = study.config.train.lora_implementation
-    notes = lora_implementation_notes(wanted, study.device, study.dtype)
+    config, train = study.config, study.config.train
+    check_bitsandbytes(config.quantize, train.optimizer, study.trials, study.device)
+    check_devices(config, study.trials, study.device)
+    notes = lora_implementation_notes(train.lora_implementation, study.device, study.dtype)
     return replace(study, notes=(*study.notes, *notes))
 
 

@@ -1,15 +1,19 @@
-"""The summary that ``run`` and ``report`` print."""
+"""What the summary, tables and counts look like on a terminal."""
 
 import io
 import re
 from dataclasses import replace
+from pathlib import Path
 
+from command_line import rankscope as command
+from large_shapes import LLAMA_8B
 from report_studies import ordinary_study, study_and_advice
 from rich.console import Console
 from rich.table import Table
 from synthetic_study import Truth
 
 from rankscope.cli.render.summary import summary_table
+from rankscope.cli.render.table import terminal_table
 from rankscope.records import Status
 
 
@@ -76,3 +80,38 @@ def test_summary_of_an_adaptive_study_says_why_arms_have_no_test_score() -> None
     for status, strategy in (("stopped", "grid"), ("oom", "grid"), ("oom", "adaptive")):
         assert caption(status, strategy).endswith("\N{EN DASH} not scored on test items")
     assert "not scored" not in str(summary_table(*study_and_advice(Truth(num_items=20))).caption)
+
+
+def test_a_terminal_table_blanks_repeated_names_and_keeps_numbers_whole() -> None:
+    rows = [("a", "x", 1234.5, "1 MB"), ("a", "y", None, "22 MB"), ("b", "[red]z", 0.12345, "")]
+    titles = ("task", "arm", "value", "size")
+    cells = [dict(zip(titles, row, strict=True)) for row in rows]
+    table = terminal_table(cells, "[b]t", right=("size",), sections=("task",))
+    output = io.StringIO()
+    Console(file=output, width=40, color_system=None).print(table)
+    lines = [line.rstrip() for line in output.getvalue().splitlines()]
+    assert lines == [
+        "[b]t",
+        "",
+        " task arm    value  size",
+        " \N{BOX DRAWINGS LIGHT HORIZONTAL}" + "\N{BOX DRAWINGS LIGHT HORIZONTAL}" * 22,
+        " a    x      1,234  1 MB",
+        "      y          \N{EN DASH} 22 MB",
+        "",
+        " b    [red]z 0.123",
+        "",
+    ]
+
+
+def test_of_many_rows_the_first_are_shown_and_the_others_counted() -> None:
+    table = terminal_table([{"n": i} for i in range(1201)], "many")
+    assert table.row_count == 200
+    assert str(table.caption) == "and 1,001 more; --json lists all"
+
+
+def test_the_published_counts_of_llama(tmp_path: Path) -> None:
+    """The figures that arXiv 2512.15634's setting implies, as a reader would look them up."""
+    LLAMA_8B.save_pretrained(tmp_path)
+    shown = command("params", tmp_path).out
+    for count in ("6,815,744", "27,262,976", "54,525,952", "109,051,904", "8,030,261,248"):
+        assert count in shown
