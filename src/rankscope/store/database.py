@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -181,9 +181,12 @@ def validator(kind: Any) -> TypeAdapter[Any]:
 
 def _parse_record(kind: type[Stored], body: Any, place: str) -> Stored:
     """A stored JSON text as a value of a type that Pydantic checks."""
+    model: Any = kind
     name = getattr(kind, "__name__", "number")
     with reading(f"{LEDGER}: {place}", f"a {name}", IntegrityError, LEDGER_REMEDY):
-        value: Stored = validator(cast(Any, kind)).validate_json(body)
+        # A section may have been added to a model since it was first read.
+        parse = getattr(model, "model_validate_json", None) or validator(model).validate_json
+        value: Stored = parse(body)
     return value
 
 
