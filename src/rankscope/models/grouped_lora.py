@@ -15,7 +15,6 @@ here neither exists.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -106,11 +105,6 @@ def cut_into_runs(
     return runs, tuple(rest)
 
 
-def offsets(run: Run, device: torch.device) -> Tensor:
-    """Where each adapter's tokens end, counted from the run's first token, (G,) int32."""
-    return torch.tensor(run.counts).cumsum(0).to(device, torch.int32)
-
-
 class _Bucket:
     """Adapters of one module with one padded rank, as blocks; the adapters' own parameters are
     views of them, without the padding, which stays zero."""
@@ -168,19 +162,12 @@ class _Bucket:
                 parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
 
-@dataclass(frozen=True, slots=True)
 class BucketSlice:
     """One run of a pass through one module; the counterpart of ``AdapterSlice``."""
 
-    bucket: _Bucket
-    run: Run
-    offs: Tensor
-    anchor: nn.Parameter
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """What makes autograd call the backward pass; it gets no gradient."""
-        return [self.anchor]
+    def __init__(self, bucket: _Bucket, run: Run, offs: Tensor, anchor: nn.Parameter) -> None:
+        self.bucket, self.run, self.offs = bucket, run, offs
+        self.parameters = [anchor]  # Makes autograd call the backward pass; it gets no gradient
 
     def rows(self, x: Tensor) -> Tensor:
         """The run's tokens of (N, ...), a view."""
@@ -274,7 +261,9 @@ class GroupedLora:
         key = (layout, spans)
         if key not in self._runs:  # once per pass, not per layer
             runs, rest = cut_into_runs(places, spans)
-            self._runs[key] = [(run, offsets(run, device)) for run in runs], rest
+            # Where each adapter's tokens end, counted from the run's first token, (G,).
+            ends = [torch.tensor(run.counts).cumsum(0).to(device, torch.int32) for run in runs]
+            self._runs[key] = list(zip(runs, ends, strict=True)), rest
         located, rest = self._runs[key]
         slices = [BucketSlice(buckets[run.rank], run, offs, self._anchor) for run, offs in located]
         return slices, rest

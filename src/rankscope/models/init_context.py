@@ -1,7 +1,6 @@
 """A trial's adapter before its first step: from a seed, from shared computations, or from disk."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,15 +19,16 @@ from rankscope.records import TrialSpec
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
 class InitContext:
     """What initialization uses besides a seed, computed once for the trials of a group. A trial's
     values do not depend on the other trials of its group."""
 
-    base: Base | None  # None without training rows
-    rows: Sequence[EncodedRow]  # Of the training task
-    trials: Sequence[TrialSpec]  # Of the group
-    _shared: dict[tuple[object, ...], Any] = field(default_factory=dict)
+    def __init__(
+        self, base: Base | None, rows: Sequence[EncodedRow], trials: Sequence[TrialSpec]
+    ) -> None:
+        """``base`` is None without training ``rows``."""
+        self.base, self.rows, self.trials = base, rows, trials
+        self._shared: dict[tuple[object, ...], Any] = {}
 
     def shared(self, key: tuple[object, ...], compute: Callable[[], T]) -> T:
         if key not in self._shared:

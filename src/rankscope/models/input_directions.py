@@ -8,8 +8,9 @@ follow PEFT's ``initialize_lora_eva_weights``, over every valid token (PEFT's
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import cycle, islice
 
 import torch
@@ -100,11 +101,8 @@ def shared_inputs(base: Base, targets: Mapping[str, nn.Linear], batch: RowBatch)
             leaders[name] = name
             last[:] = [(name, x)]
 
-    with ExitStack() as hooks:
-        for name, linear in targets.items():
-            hook = linear.register_forward_pre_hook(lambda _, args, name=name: note(name, args[0]))
-            hooks.callback(hook.remove)
-        base.logits(batch)
+    calls = {linear: partial(note, name) for name, linear in targets.items()}
+    _run_watched(base, batch, calls)
     if leaders.keys() != targets.keys():
         missing = sorted(targets.keys() - leaders.keys())
         raise RuntimeError(f"{missing[0]}: a forward pass did not run this module")
@@ -116,11 +114,20 @@ def update_directions(
     base: Base, batch: RowBatch, modules: Mapping[str, tuple[nn.Linear, InputDirections]]
 ) -> None:
     """Run a batch through the bare base and add each module's inputs to its directions."""
+    calls = {
+        linear: lambda x, inputs=inputs: inputs.update(x.flatten(0, -2))
+        for linear, inputs in modules.values()
+    }
+    _run_watched(base, batch, calls)
+
+
+def _run_watched(
+    base: Base, batch: RowBatch, calls: Mapping[nn.Linear, Callable[[Tensor], object]]
+) -> None:
+    """Run a batch through the bare base, and call a function with the input of each layer."""
     with ExitStack() as hooks:
-        for linear, inputs in modules.values():
-            hook = linear.register_forward_pre_hook(
-                lambda _, args, inputs=inputs: inputs.update(args[0].flatten(0, -2))
-            )
+        for linear, call in calls.items():
+            hook = linear.register_forward_pre_hook(lambda _, args, call=call: call(args[0]))
             hooks.callback(hook.remove)
         base.logits(batch)
 

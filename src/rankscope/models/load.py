@@ -62,18 +62,17 @@ def load_base(
     """
     source = folder if folder is not None else model_folder(config)
     tokenizer = tokenizer or load_tokenizer(source)
+    options: dict[str, Any] = {}
     if quantize == "4bit":
         check_quantize(device)
-        packed = quantization(dtype)
-        model = load_model(source, dtype, quantization_config=packed, device_map={"": device})
-    else:
-        model = load_model(source, dtype)
-        if shards is None:
-            model.to(device)  # type: ignore[arg-type]  # a wrapper without its own types
-    sha256 = weights_sha256(source)
-    record = model_record(config, device, dtype, quantize, model, tokenizer, sha256)
+        options = {"quantization_config": quantization(dtype), "device_map": {"": device}}
+    model = load_model(source, dtype, **options)
+    record = model_record(config, device, dtype, model, tokenizer, weights_sha256(source))
+    record = record.model_copy(update={"quantize": quantize})
     if shards is not None:
         return sharded_base(shards, "base", record, source, model, tokenizer)
+    if not options:
+        model.to(device)  # type: ignore[arg-type]  # a wrapper without its own types
     return frozen_base(model, tokenizer, record, source)
 
 
@@ -88,8 +87,8 @@ def base_without_weights(
     source = model_folder(config)
     tokenizer = tokenizer or load_tokenizer(source)
     model = model_on_meta(read_model_config(source))
-    sha256 = weights_sha256(source)
-    record = model_record(config, device, dtype, quantize, model, tokenizer, sha256)
+    record = model_record(config, device, dtype, model, tokenizer, weights_sha256(source))
+    record = record.model_copy(update={"quantize": quantize})
     return Base(model, tokenizer, record, source, MultiLora(model))
 
 
@@ -97,7 +96,6 @@ def model_record(
     config: ModelConfig,
     device: torch.device,
     dtype: torch.dtype,
-    quantize: Literal["none", "4bit"],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     sha256: str,
@@ -112,7 +110,6 @@ def model_record(
         hidden_size=int(shape.hidden_size),
         vocab_size=int(shape.vocab_size),
         dtype=dtype_name(dtype),
-        quantize=quantize,
         device=str(device),
         prompt_format=resolved_format(config.prompt_format, tokenizer),
     )

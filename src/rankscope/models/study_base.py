@@ -1,25 +1,47 @@
-"""The base of a study before its weights are loaded: files, shapes, and the arms that fit it."""
+"""The base of a study before its weights are loaded, and the models that the study is given.
 
-from collections.abc import Mapping
+Files, shapes, and the arms and models that fit them, all checked before anything runs.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import PretrainedConfig
 
-from rankscope.config.study import StudyConfig
+from rankscope.config.study import GivenConfig, StudyConfig
 from rankscope.errors import UserError
-from rankscope.hashing import weights_sha256
-from rankscope.models.adapters.folder import check_same_base
-from rankscope.models.adapters.warm_start import resolve_warm_starts
-from rankscope.models.given import given_trials
-from rankscope.models.model_folder import model_folder
+from rankscope.filesystem import read_json_object, user_path
+from rankscope.hashing import canonical_json, sha256_json, weights_sha256
+from rankscope.models.adapters.folder import (
+    adapter_sha256,
+    base_weight_copies,
+    check_same_base,
+    opened_weights,
+    recorded_base,
+)
+from rankscope.models.adapters.settings import CONFIG, READABLE_INITS, read_adapter_config
+from rankscope.models.adapters.warm_start import (
+    load_adapter_for,
+    resolve_warm_starts,
+    shortest_targets,
+)
+from rankscope.models.checkpoint_reader import CheckpointReader
+from rankscope.models.load import check_stored_weights
+from rankscope.models.methods import all_methods
+from rankscope.models.methods.full import FullMethod
+from rankscope.models.model_folder import check_tuned_folder, model_folder
 from rankscope.models.parameters import (
     Architecture,
     architecture,
     rank_notes,
     read_model_config,
 )
-from rankscope.records import TrialSpec
+from rankscope.records import BASE, GivenModel, TrialSpec
+
+NOT_TRAINED_HERE = {"task": "", "rank": None, "alpha": None, "lr": 0.0, "dropout": 0.0, "seed": 0}
+"""Settings of a trial that was not trained here, as far as its adapter does not give them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +95,156 @@ def resolve_base(config: StudyConfig, weights: bool) -> tuple[StudyConfig, Study
     hashes = {name: adapter_sha256 for name, (adapter_sha256, _) in warm_starts.items()}
     base = StudyBase(folder, model_config, shapes, sha256, hashes, tuple(given), tuple(notes))
     return config, base
+
+
+def given_trials(
+    given: Sequence[GivenConfig], base: Path, shapes: Architecture, base_sha256: str | None
+) -> list[TrialSpec]:
+    """Check every given model against the base, in the folder ``base``, without loading the base;
+    one trial for each. ``base_sha256`` is None if its weights were not read.
+
+    Raises UserError: a model is missing, of another base, architecture or tokenizer; IntegrityError
+    if it is damaged.
+    """
+    given = [model for model in given if model.path is not None]
+    names = given_names(given)
+    trials: list[TrialSpec] = []
+    for model, name in zip(given, names, strict=True):
+        folder = user_path(model.place)
+        check_tuned_folder(folder)
+        if is_checkpoint(folder):
+            check_checkpoint(folder, base, shapes)
+            fields: dict[str, object] = {"method": FullMethod.name, "targets": ()}
+            other_base, sha256 = None, weights_sha256(folder)
+        else:
+            fields = _adapter_fields(folder, base, shapes)
+            other_base = recorded_other_base(folder, base, base_sha256, force=model.force)
+            sha256 = adapter_sha256(folder)
+        given_model = GivenModel(
+            name=name, folder=str(folder), sha256=sha256, other_base=other_base
+        )
+        trial_id = sha256_json({"base": base_sha256, "given": sha256})[:16]
+        values = {**NOT_TRAINED_HERE, **fields, "trial_id": trial_id, "given": given_model}
+        trials.append(TrialSpec.model_validate(values))
+    check_distinct(trials)
+    return trials
+
+
+def check_distinct(given: Sequence[TrialSpec]) -> None:
+    """Raise UserError for two models of the same weights: they would be one trial."""
+    folders: dict[str, str] = {}
+    for trial in given:
+        assert trial.given is not None
+        folder = trial.given.folder
+        other = folders.setdefault(trial.trial_id, folder)
+        if other != folder:
+            found = f"the same weights as {other}"
+            raise UserError(f"model {folder}", found, "each model once", "remove one")
+
+
+def given_names(given: Sequence[GivenConfig]) -> list[str]:
+    """Their own names, or the folders' with as many parent folders as make them unique."""
+    folders = [user_path(model.place).resolve() for model in given]
+    repeated = next((folder for folder in folders if folders.count(folder) > 1), None)
+    if repeated is not None:
+        raise UserError(f"adapter {repeated}", "it twice", "each model once", "remove one")
+    names: list[str] = []
+    for depth in range(1, 1 + max((len(folder.parts) for folder in folders), default=0)):
+        named = zip(given, folders, strict=True)
+        names = [model.name or "/".join(folder.parts[-depth:]) for model, folder in named]
+        if len(set(names)) == len(names) and BASE not in names:
+            return names
+    if names:
+        expected = f"each model's own, and none called {BASE!r}"
+        raise UserError("given", f"the names {', '.join(names)}", expected, "rename one")
+    return names
+
+
+def is_checkpoint(folder: Path) -> bool:
+    return not (folder / CONFIG).is_file() and (folder / "config.json").is_file()
+
+
+def check_checkpoint(folder: Path, base: Path, shapes: Architecture) -> None:
+    """Raise UserError unless a folder holds a model of the base's architecture and tokenizer."""
+    found = architecture(read_model_config(folder))
+    names = [CheckpointReader(path).architecture for path in (folder, base)]
+    place = f"model folder {folder}"
+    if found != shapes or names[0] != names[1]:
+        pairs = zip(names, (found, shapes), strict=True)
+        sizes = [f"{name} of {own.num_parameters:,} parameters" for name, own in pairs]
+        expected = f"the base's architecture, {sizes[1]}"
+        raise UserError(place, sizes[0], expected, "give a checkpoint of this base")
+    tokenizers = [path / "tokenizer.json" for path in (folder, base)]
+    if all(path.is_file() for path in tokenizers):
+        own, its = (read_json_object(path).get("model") for path in tokenizers)
+        if own != its:
+            expected = "the same vocabulary, as items are encoded once for all models"
+            do = "give a checkpoint with the base's tokenizer"
+            raise UserError(place, "another tokenizer than the base's", expected, do)
+    check_stored_weights(folder)
+
+
+def _adapter_fields(folder: Path, base: Path, shapes: Architecture) -> dict[str, object]:
+    """Method, rank, alpha and targets of an adapter, as a trial that trained it would have them."""
+    kind = peft_type(folder)
+    if kind != "LORA" and any(m.takes_settings for m in all_methods()):
+        from rankscope.models.peft_backend.tuner import check_fits  # PEFT takes a second to import
+
+        check_fits(read_model_config(base), folder)
+        return {
+            "method": next(m.name for m in all_methods() if m.takes_settings),
+            "peft": canonical_json({"peft_type": kind}),
+            "targets": (),
+        }
+    settings = read_adapter_config(folder, READABLE_INITS)
+    adapter = load_adapter_for(shapes, folder, READABLE_INITS, has_copies=True)
+    return {
+        "method": adapter.method,
+        "rank": settings.r,
+        "alpha": settings.lora_alpha,
+        "targets": shortest_targets(settings, frozenset(adapter.a), shapes),
+    }
+
+
+def peft_type(folder: Path) -> str:
+    if not (folder / CONFIG).is_file() or not any(folder.glob("adapter_model.safetensors")):
+        read_adapter_config(folder)  # raises, naming the missing file or the pickle
+    if "peft_type" not in (config := read_json_object(folder / CONFIG)):
+        raise UserError(f"adapter {folder}: {CONFIG}", "no peft_type", "'LORA' or another")
+    return str(config["peft_type"])
+
+
+def recorded_other_base(
+    folder: Path, base: Path, base_sha256: str | None, *, force: bool
+) -> str | None:
+    """The recorded hash of an adapter's base if it is another one. Raises UserError: it is, and
+    ``force`` is not set."""
+    recorded = recorded_base(folder)
+    if base_sha256 is None:
+        return None
+    try:
+        check_same_base(folder, recorded, base_sha256)
+        copies = base_weight_copies(folder)
+        reader = CheckpointReader(base) if copies else None
+        for name, copy in copies.items():
+            if reader and not torch.equal(copy, reader.weight(name).to(copy.dtype)):
+                found = f"a copy of {name} of another base, or one that was trained"
+                do = "give the base that it was made for"
+                raise UserError(f"adapter {folder}", found, "this base's", do)
+    except UserError as error:
+        if force:
+            return recorded or "unknown"
+        force_it = "--force (in a study file, force: true) to use it with this one and record that"
+        do = f"{error.do}, or {force_it}"
+        raise UserError(error.where, error.found, error.expected, do) from error
+    return None
+
+
+def num_trained_parameters(trial: TrialSpec, shapes: Architecture) -> int:
+    """Numbers in an adapter's file; all of a checkpoint."""
+    assert trial.given is not None
+    if trial.is_full:
+        return shapes.num_parameters
+    with opened_weights(Path(trial.given.folder) / "adapter_model.safetensors") as file:
+        names = [n for n in file.keys() if not n.endswith(".base_layer.weight")]  # noqa: SIM118
+        return sum(int(torch.Size(file.get_slice(n).get_shape()).numel()) for n in names)

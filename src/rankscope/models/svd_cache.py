@@ -15,9 +15,11 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from rankscope.errors import DiskFailed, DiskFull
+from rankscope.filesystem import replace_bytes
 from rankscope.hashing import sha256_json, sha256_tensors
 from rankscope.models.fetch import cache_folder
 
@@ -163,21 +165,17 @@ def _checksum(path: Path, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _write_svd(path: Path, decomposition: SVD) -> None:
-    """Write a cache file under a temporary name, then rename it; a failure only costs time."""
+    """Write a cache file in one step; a failure only costs time, and a torn file is not used."""
     u, s, v = (part.float() for part in decomposition)
     tensors = {"U": u, "S": s, "V": v}
     if len(s) >= ROUNDED_FROM:
         for key in "UV":
             tensors[key], tensors[f"{key}.scale"] = to_int16(tensors[key])
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+    tensors = {key: t.cpu().contiguous() for key, t in tensors.items()}
+    content = save(tensors, metadata={"sha256": _checksum(path, tensors)})
+    with contextlib.suppress(OSError, DiskFull, DiskFailed):
         path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {key: t.cpu().contiguous() for key, t in tensors.items()}
-        save_file(tensors, aside, metadata={"sha256": _checksum(path, tensors)})
-        os.replace(aside, path)
-    except (OSError, SafetensorError):
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+        replace_bytes(path, content)
 
 
 def cache_bytes(folder: Path) -> int:

@@ -133,7 +133,7 @@ class CostModel:
         if trial.given is not None:
             return 0
         base = self.inputs.base
-        return get_method(trial.method).trainable_parameters(trial, base.shapes, base.folder)
+        return get_method(trial.method).trainable_parameters(trial, base)
 
     # --- the disk -------------------------------------------------------------------------------
 

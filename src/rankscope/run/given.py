@@ -12,11 +12,15 @@ from rankscope.hashing import sha256_json, weights_sha256
 from rankscope.models.adapters.folder import adapter_sha256, load_adapter
 from rankscope.models.adapters.settings import READABLE_INITS
 from rankscope.models.base import Base
-from rankscope.models.given import NOT_TRAINED_HERE, check_distinct, num_trained_parameters
 from rankscope.models.load import load_trained_model
 from rankscope.models.methods import get_lora_method
 from rankscope.models.quantize import dense_weight
-from rankscope.models.study_base import StudyBase
+from rankscope.models.study_base import (
+    NOT_TRAINED_HERE,
+    StudyBase,
+    check_distinct,
+    num_trained_parameters,
+)
 from rankscope.models.svd_cache import svd
 from rankscope.records import (
     GivenModel,

@@ -325,5 +325,5 @@ def random_base(inputs: PreparedStudy) -> Base:
         for parameter in model.parameters():
             parameter.normal_(std=WEIGHT_DEVIATION, generator=generator)
     tokenizer, device = inputs.encoder.tokenizer, inputs.device
-    record = model_record(inputs.config.model, device, inputs.dtype, "none", model, tokenizer, "")
+    record = model_record(inputs.config.model, device, inputs.dtype, model, tokenizer, "")
     return frozen_base(model, tokenizer, record, inputs.base.folder)

@@ -15,7 +15,6 @@ from rankscope.config.study import StudyConfig, TrainConfig
 from rankscope.data.encode import EncodedRows
 from rankscope.hashing import canonical_json, sha256_json
 from rankscope.models.methods import get_method
-from rankscope.models.methods.method import TrialFacts
 from rankscope.models.study_base import StudyBase
 from rankscope.records import TrialSpec
 from rankscope.train.step_schedule import check_learning_rates, trial_protocol, trial_steps
@@ -95,8 +94,7 @@ def check_trials(
         num_steps = trial_steps(trial, len(own.rows), own.num_tokens, config.train)
         labels.setdefault(num_steps, trial.label)
         check_learning_rates(trial, num_steps, config.train)
-        facts = TrialFacts(base.shapes, base.folder, own.num_tokens, num_steps)
-        get_method(trial.method).check_trial(trial, facts)
+        get_method(trial.method).check_trial(trial, base, own.num_tokens, num_steps)
     return labels
 
 

@@ -24,14 +24,14 @@ from rankscope.filesystem import replace_text, user_path
 from rankscope.hashing import sha256_json, weights_sha256
 from rankscope.models.adapters.folder import adapter_sha256
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.models.given import (
+from rankscope.models.methods import get_lora_method
+from rankscope.models.model_folder import shapes_folder
+from rankscope.models.study_base import (
     NOT_TRAINED_HERE,
     check_distinct,
     given_names,
     recorded_other_base,
 )
-from rankscope.models.methods import get_lora_method
-from rankscope.models.model_folder import shapes_folder
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.records import (
     AS_STORED,

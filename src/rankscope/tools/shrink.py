@@ -22,12 +22,12 @@ from rankscope.models.adapters.folder import (
 )
 from rankscope.models.adapters.settings import READABLE_INITS, read_adapter_config
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.models.given import recorded_other_base
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate, StoredFactors
 from rankscope.models.methods import get_method
 from rankscope.models.model_folder import shapes_folder
 from rankscope.models.scaling import depth_factors, layer_index
+from rankscope.models.study_base import recorded_other_base
 from rankscope.models.svd_cache import SvdCache, svd_cache_folder
 from rankscope.records import AdapterChange, MatrixChange
 from rankscope.report.model_card import changed_card

@@ -13,8 +13,7 @@ from typing import Protocol
 from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
 from rankscope.errors import CONTINUES, Interrupted
-from rankscope.models.base import Base
-from rankscope.models.gradient_checkpointing import disable_gradient_checkpointing
+from rankscope.models.base import Base, disable_gradient_checkpointing
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint, restore_states, save_states
 from rankscope.train.step import compute_gradients

@@ -188,7 +188,9 @@ class MemoryModel:
                 casts = sum(copied[-together:])
         tokens = sum(shape.lengths)
         logits = shape.num_labels * self.vocab_size * self.dtype.itemsize
-        masks = sum(map(self._mask_bytes, adapters)) / max(1, len(adapters))
+        # Dropout's masks take a byte for each token and input of each target.
+        linears = [target_linears(self.base, t.targets).values() for t in adapters if t.dropout]
+        masks = sum(x.in_features for own in linears for x in own) / max(1, len(adapters))
         counted = self.passes.pass_bytes(adapters, shape, train.gradient_checkpointing)
         in_pass = round(counted + masks * tokens)
         # KL to the base adds its logits, as computed and by trial, and a second gradient of the
@@ -272,12 +274,6 @@ class MemoryModel:
         if key not in self._adapters:
             self._adapters[key] = shaped_adapter(self.base, trial)
         return self._adapters[key]
-
-    def _mask_bytes(self, trial: TrialSpec) -> int:
-        """Dropout's masks per token: a byte for each input of each target."""
-        if trial.dropout == 0:
-            return 0
-        return sum(x.in_features for x in target_linears(self.base, trial.targets).values())
 
 
 def _saved_values(trial: TrialSpec) -> int:

@@ -12,7 +12,7 @@ part is A x, (tokens, r). So the first layers and two ranks are counted.
 import math
 import statistics
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,8 +27,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from rankscope.models.attention.kernel import KernelRows, has_varlen_kernel
 from rankscope.models.attention.products import RowLayout
 from rankscope.models.attention.varlen import AttentionPlan
-from rankscope.models.base import Row, RowBatch
-from rankscope.models.gradient_checkpointing import (
+from rankscope.models.base import (
+    Row,
+    RowBatch,
     disable_gradient_checkpointing,
     enable_gradient_checkpointing,
 )
@@ -135,18 +136,22 @@ class PassMemory:
             names = [name for name, n in zip(group.adapters, shares, strict=True) for _ in range(n)]
             batch, peaks = _batch_of_shape(shape, names or [None]), list[int]()
             group.training = True
+
+            def watch(module: nn.Module, args: object, out: Tensor) -> None:
+                if out.requires_grad:  # a trained embedding: the backward pass reaches its output
+                    out.register_hook(lambda grad: peaks.append(counter.restart()))
+
+            handle = self.model.get_input_embeddings().register_forward_hook(watch)
             try:
-                with (
-                    group.routing(batch.segments, batch.kept_segments()),
-                    AllocationCounter() as counter,
-                    _on_embedding_gradient(self.model, lambda: peaks.append(counter.restart())),
-                ):
+                routing = group.routing(batch.segments, batch.kept_segments())
+                with routing, AllocationCounter() as counter:
                     logits = self._logits(batch)
                     targets = torch.zeros(len(batch.keep), dtype=torch.int64, device=META)
                     losses = mean_losses(logits, targets, [len(batch.keep)], [len(batch.keep)])
                     del logits
                     losses.sum().backward()
             finally:
+                handle.remove()
                 disable_gradient_checkpointing(self.model)
         peak = int(counter.peak_bytes)
         layers, embedding = (peaks[0], peak) if peaks else (peak, 0)
@@ -295,21 +300,6 @@ def _batch_of_shape(shape: PassShape, adapter_names: Sequence[str | None]) -> Ro
         name = adapter_names[index * len(adapter_names) // len(shape.lengths)]
         rows.append(Row([0] * length, range(max(0, length - 1 - own), length - 1), name))
     return RowBatch.of(rows, CPU)
-
-
-@contextmanager
-def _on_embedding_gradient(model: Any, act: Callable[[], None]) -> Iterator[None]:
-    """Call ``act`` when the backward pass reaches the embedding's output, if it trains."""
-
-    def watch(module: nn.Module, args: object, out: Tensor) -> None:
-        if out.requires_grad:
-            out.register_hook(lambda grad: act())
-
-    handle = model.get_input_embeddings().register_forward_hook(watch)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def spread(total: int, count: int) -> tuple[int, ...]:

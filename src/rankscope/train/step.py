@@ -45,24 +45,6 @@ class LossTerm:
         return sum(sum(row.is_label) for row in self.rows)
 
 
-def loss_terms(
-    adapter_name: str | None,
-    own: Sequence[EncodedRow],
-    replayed: Sequence[EncodedRow] | None,
-    kl_weight: float,
-) -> list[LossTerm]:
-    """A step's rows by how they count: own, then replayed ones; None is without replay."""
-    if replayed is None:
-        return [LossTerm(adapter_name, own, 1.0, kl_weight)]
-    if not replayed:
-        return [LossTerm(adapter_name, own)]
-    share = len(replayed) / (len(own) + len(replayed))
-    return [
-        LossTerm(adapter_name, own, 1 - share),
-        LossTerm(adapter_name, replayed, share, kl_weight, is_replay=True),
-    ]
-
-
 def compute_gradients(
     model: Base, base: Base, terms: Sequence[LossTerm], batch_tokens: int
 ) -> list[tuple[float, float]]:

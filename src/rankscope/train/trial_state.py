@@ -13,8 +13,7 @@ from torch.optim.optimizer import ParamsT
 from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
 from rankscope.data.sampler import ReplaySampler, RowSampler
-from rankscope.models.base import Base
-from rankscope.models.gradient_checkpointing import enable_gradient_checkpointing
+from rankscope.models.base import Base, enable_gradient_checkpointing
 from rankscope.models.grouped_lora import choose_lora_implementation
 from rankscope.models.init_context import InitContext
 from rankscope.models.lora import Adapter
@@ -24,7 +23,6 @@ from rankscope.records import LossPoint, PenaltyPoint, TrialSpec
 from rankscope.train.step import (
     LossTerm,
     clip_gradients,
-    loss_terms,
     new_optimizer,
     rate_groups,
     set_rate,
@@ -109,11 +107,19 @@ class TrialState:
         return terms
 
     def loss_terms(self, step: int, rows: Sequence[EncodedRow]) -> list[LossTerm]:
+        """A step's rows by how they count: own, then replayed ones."""
+        name, kl_weight = self.adapter_name, self.spec.kl_to_base or 0.0
         own = [rows[i] for micro in self.sampler.step(step) for i in micro]
-        replayed = None
-        if self.replay_sampler is not None:
-            replayed = [self.replay_rows[i] for i in self.replay_sampler.step(step)]
-        return loss_terms(self.adapter_name, own, replayed, self.spec.kl_to_base or 0.0)
+        if self.replay_sampler is None:
+            return [LossTerm(name, own, 1.0, kl_weight)]
+        replayed = [self.replay_rows[i] for i in self.replay_sampler.step(step)]
+        if not replayed:
+            return [LossTerm(name, own)]
+        share = len(replayed) / (len(own) + len(replayed))
+        return [
+            LossTerm(name, own, 1 - share),
+            LossTerm(name, replayed, share, kl_weight, is_replay=True),
+        ]
 
     def update(self, step: int, losses: Sequence[tuple[LossTerm, tuple[float, float]]]) -> None:
         """Clip, check and apply the gradients of a step, whose terms had these losses and KLs."""

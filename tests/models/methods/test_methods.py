@@ -20,9 +20,9 @@ from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.init_context import InitContext, new_adapter
 from rankscope.models.lora import Adapter, delta_weight
 from rankscope.models.methods import get_method
-from rankscope.models.methods.method import TrialFacts
 from rankscope.models.multi_lora import linear_layers, target_linears
 from rankscope.models.parameters import architecture
+from rankscope.models.study_base import StudyBase
 from rankscope.records import TrialSpec
 
 LINEAR = (*ATTENTION, "down_proj", "gate_proj", "up_proj")
@@ -198,9 +198,10 @@ def test_modules_that_see_the_same_are_looked_at_once() -> None:
 
 def test_eva_needs_rows_with_enough_tokens() -> None:
     base = base_of(tiny_llama())
-    facts = TrialFacts(architecture(base.model.config), base.folder, num_tokens=9, num_steps=1)
+    config = base.model.config
+    study_base = StudyBase(base.folder, config, architecture(config), "", {}, (), ())
     with pytest.raises(UserError, match=r"found 9 training tokens of .*, expected at least 64"):
-        get_method("eva").check_trial(trial("a", method="eva", rank=32), facts)
+        get_method("eva").check_trial(trial("a", method="eva", rank=32), study_base, 9, 1)
     with pytest.raises(ValueError, match="EVA needs training rows"):
         new_adapter(base.model, trial("a", method="eva"))
 

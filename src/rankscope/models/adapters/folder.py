@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 BASE_HASH = "rankscope_base_sha256"
 MODULE_PREFIX = "base_model.model."
 RECOPY = "copy the adapter again from where it was trained"
-MAGNITUDE = ".lora_magnitude_vector"  # Ends the name of DoRA's m
+ENDINGS = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")  # Of names of A, B and m
 COPY = ".base_layer.weight"  # Ends the name of a base weight that PEFT wrote into the adapter
 
 
@@ -74,8 +74,7 @@ def _write_tensors(
 
 
 def _tensors_of(module: str, factors: StoredFactors) -> dict[str, Tensor]:
-    ends = (".lora_A.weight", ".lora_B.weight", MAGNITUDE)
-    named = zip(ends, factors, strict=True)
+    named = zip(ENDINGS, factors, strict=True)
     return {f"{MODULE_PREFIX}{module}{end}": part for end, part in named if part is not None}
 
 
@@ -157,8 +156,7 @@ def load_adapter(
         check_same_base(folder, metadata.get(BASE_HASH), base.sha256)
     # What the adapter started as is missing in the copy of the head, too.
     subtracts = get_lora_method(settings.method_name).init_is_part_of_base
-    parts = _parts_of(tensors, path, has_copies and not subtracts)
-    a, b, magnitude = parts["A"], parts["B"], parts["m"]
+    a, b, magnitude = _parts_of(tensors, path, has_copies and not subtracts).values()
     _check_parts(a, b, magnitude, settings, path)
     for module, factor in b.items():
         ratio = settings.scaling_of(module) / settings.scaling
@@ -222,20 +220,26 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _parts_of(
     tensors: Mapping[str, Tensor], path: Path, has_copies: bool
 ) -> dict[str, dict[str, nn.Parameter]]:
-    """A, B and m by module path, float32."""
-    parts: dict[str, dict[str, nn.Parameter]] = {"A": {}, "B": {}, "m": {}}
+    """A, B and m by module path, float32: ``base_model.model.x.lora_A.weight`` is A of ``x``."""
+    parts: dict[str, dict[str, nn.Parameter]] = {ending: {} for ending in ENDINGS}
     for key, tensor in tensors.items():
-        if not _is_copy(key, tensors):
-            module, part = _module_and_part(key, path)
-            parts[part][module] = nn.Parameter(tensor.float(), requires_grad=False)
-        elif not has_copies:
-            raise UserError(
-                path,
+        ending = next((ending for ending in ENDINGS if key.endswith(ending)), None)
+        if ending is not None and key.startswith(MODULE_PREFIX):
+            module = key.removeprefix(MODULE_PREFIX).removesuffix(ending)
+            parts[ending][module] = nn.Parameter(tensor.float(), requires_grad=False)
+        elif _is_copy(key, tensors) and not has_copies:
+            found, expected = (
                 f"a copy of the output head, {key!r}",
                 "A and B: only the base may hold it",
-                "load the adapter with PEFT and write it by save_pretrained(FOLDER, "
-                "save_embedding_layers=False)",
             )
+            way = "save_pretrained(FOLDER, save_embedding_layers=False)"
+            do = f"load the adapter with PEFT and write it by {way}"
+            raise UserError(path, found, expected, do)
+        elif not _is_copy(key, tensors):
+            if ".lora_embedding_" in key or key.endswith(COPY):
+                raise UserError(path, f"{key!r}, which adapts an embedding", "linear layers")
+            found, expected = f"an unexpected tensor {key!r}", "lora_A and lora_B weights"
+            raise IntegrityError(path, found, expected, RECOPY)
     return parts
 
 
@@ -279,17 +283,6 @@ def base_weight_copies(folder: Path) -> dict[str, Tensor]:
         for key, tensor in tensors.items()
         if _is_copy(key, tensors)
     }
-
-
-def _module_and_part(key: str, path: Path) -> tuple[str, str]:
-    """``base_model.model.x.lora_A.weight`` -> (``x``, ``A``); m is the magnitude."""
-    endings = {"A": ".lora_A.weight", "B": ".lora_B.weight", "m": MAGNITUDE}
-    for part, ending in endings.items():
-        if key.startswith(MODULE_PREFIX) and key.endswith(ending):
-            return key[len(MODULE_PREFIX) : -len(ending)], part
-    if ".lora_embedding_" in key or key.endswith(".base_layer.weight"):
-        raise UserError(path, f"{key!r}, which adapts an embedding", "linear layers")
-    raise IntegrityError(path, f"an unexpected tensor {key!r}", "lora_A and lora_B weights", RECOPY)
 
 
 def _check_parts(
@@ -337,31 +330,27 @@ def rewrite(source: Path, out: Path, changed: Mapping[str, StoredFactors], card:
     """
     check_taken(out)
     with folder_in_one_step(out) as folder:
-        if changed:
-            _write_changed(source, folder, changed)
-        else:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        if not changed:
             for name in (CONFIG, WEIGHTS):
                 shutil.copyfile(source / name, folder / name)
-        (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def _write_changed(source: Path, folder: Path, changed: Mapping[str, StoredFactors]) -> None:
-    tensors, metadata = read_weights(source / WEIGHTS)
-    for name, factors in changed.items():
-        tensors |= {key: part.float() for key, part in _tensors_of(name, factors).items()}
-    settings = json.loads((source / CONFIG).read_text(encoding="utf-8"))
-    text = json.dumps(_changed_settings(settings, tensors), indent=2, sort_keys=True)
-    _write_tensors(folder, tensors, metadata)
-    (folder / CONFIG).write_text(text, encoding="utf-8")
+            return
+        tensors, metadata = read_weights(source / WEIGHTS)
+        for name, factors in changed.items():
+            tensors |= {key: part.float() for key, part in _tensors_of(name, factors).items()}
+        settings = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+        text = json.dumps(_changed_settings(settings, tensors), indent=2, sort_keys=True)
+        _write_tensors(folder, tensors, metadata)
+        (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
 def _changed_settings(settings: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """``adapter_config.json`` for the ranks of ``tensors``; every scaling stays."""
     before = AdapterSettings.model_validate(settings)
     ranks = {
-        key.removeprefix(MODULE_PREFIX).removesuffix(".lora_A.weight"): len(tensor)
+        key.removeprefix(MODULE_PREFIX).removesuffix(ENDINGS[0]): len(tensor)
         for key, tensor in tensors.items()
-        if key.endswith(".lora_A.weight")
+        if key.endswith(ENDINGS[0])
     }
     rank = Counter(ranks.values()).most_common(1)[0][0]
 

@@ -63,9 +63,8 @@ class AdapterSettings(BaseModel):
 
     @property
     def flags_text(self) -> str:
-        return (
-            f"{self.flags[0]}: true" if self.flags else f"neither {' nor '.join(_method_fields())}"
-        )
+        flags = self.flags
+        return f"{flags[0]}: true" if flags else f"neither {' nor '.join(_method_fields())}"
 
     def _marked(self, function: str) -> LoraMethod:
         """The marked method that has an own ``function``; LoRA if none has."""
@@ -111,7 +110,7 @@ class AdapterSettings(BaseModel):
 
     def pattern_key(self, patterns: Collection[str], module: str) -> str:
         """The first key of a pattern that matches a module's path or its last parts, as in PEFT."""
-        return next((key for key in patterns if self.matches(rf"(.*\.)?({key})", module)), module)
+        return next((key for key in patterns if self.match(rf"(.*\.)?({key})", module)), module)
 
     def is_target(self, module: str) -> bool:
         """Whether PEFT gives the linear layer with this path an A and a B."""
@@ -128,11 +127,8 @@ class AdapterSettings(BaseModel):
     def names(self, modules: list[str] | str | None, module: str) -> bool:
         """Whether a regular expression, or a list of paths and their last parts, names a module."""
         if isinstance(modules, str):
-            return self.matches(modules, module)
+            return self.match(modules, module) is not None
         return any(module == name or module.endswith(f".{name}") for name in modules or ())
-
-    def matches(self, pattern: str, module: str) -> bool:
-        return self.match(pattern, module) is not None
 
     def match(self, pattern: str, module: str) -> Any:
         return match_pattern(self._folder, pattern, module)

@@ -139,6 +139,13 @@ class AttentionPlan:
         """P, tokens of the prefix that all rows continue."""
         return 0 if self.prefix is None else int(self.prefix.lengths)
 
+    def prefix_of(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of that prefix, (K, P, D) each."""
+        if self.prefix is None:
+            return None
+        keys, values = self.prefix.keys[layer][0], self.prefix.values[layer][0]
+        return keys[:, : self.num_shared], values[:, : self.num_shared]
+
     @classmethod
     def of(
         cls,
@@ -249,30 +256,31 @@ def _varlen_attention(
             raise UserError(type(module).__name__, found, expected, "choose another model")
     # Under autocast rotary positions leave queries and keys in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    width = plan.shape[1]
     window = kwargs.get("sliding_window")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    cache = plan.cache
+    cache, qkv = plan.cache, (query, key, value)
     if plan.probe is not None:
         plan.probe(layer, query[0], key[0], scale, window)
+    if plan.step is not None and plan.tree is None and cache is not None:
+        return plan.step.attend(qkv, (cache.keys[layer], cache.values[layer]), scale, window), None
+    if cache is not None and plan.store:
+        cache.append(layer, plan.rows(key), plan.rows(value), plan.lengths)
+    is_whole = window is None or window >= plan.num_shared + plan.shape[1]
+    layout = plan.layout if is_whole else None
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in qkv)
     if plan.tree is not None:
-        return _branched_attention(layer, (query, key, value), plan, window, scale), None
-    if plan.step is not None and cache is not None:
-        cached = (cache.keys[layer], cache.values[layer])
-        return plan.step.attend((query, key, value), cached, scale, window), None
-    kernel = plan.kernel if plan.kernel is not None and plan.kernel.fits(query) else None
-    layout = plan.layout if window is None or window >= width else None
-    if not dropout and (kernel is not None or layout is not None):
-        if cache is not None and plan.store:
-            cache.append(layer, plan.rows(key), plan.rows(value), plan.lengths)
-        q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
-        if kernel is not None:
-            return kernel.attend(q, k, v, scale, window)[None], None
-        assert layout is not None
-        with _no_autocast(query.device.type):  # the products keep their own precision
-            return causal_products(q, k, v, layout, scale)[None], None
-    return _padded_attention(layer, (query, key, value), plan, (scaling, window, dropout)), None
+        if layout is not None:
+            past = plan.prefix_of(layer)
+            return tree_attention((q, k, v), layout, scale, plan.tree, past)[None], None
+        return _padded_attention(layer, qkv, plan, (scale, window, 0.0)), None
+    if not dropout:
+        if plan.kernel is not None and plan.kernel.fits(query):
+            return plan.kernel.attend(q, k, v, scale, window)[None], None
+        if layout is not None:
+            with _no_autocast(query.device.type):  # the products keep their own precision
+                return causal_products(q, k, v, layout, scale)[None], None
+    return _padded_attention(layer, qkv, plan, (scaling, window, dropout)), None
 
 
 def _padded_attention(
@@ -284,18 +292,20 @@ def _padded_attention(
     """By torch's fused attention over padded rows; settings: scale, window, dropout."""
     scale, window, dropout = settings
     q, k, v = (plan.rows(x) for x in qkv)
-    cache, mask, width = plan.cache, None, plan.shape[1]
-    if cache is not None:
-        num_cached = int(cache.lengths.max())
-        new_k, new_v = k, v
-        if num_cached:
-            mask = _cached_mask(plan, width, window, q.device)
-            k = torch.cat([cache.keys[layer][:, :, :num_cached], k], dim=2)
-            v = torch.cat([cache.values[layer][:, :, :num_cached], v], dim=2)
-        if plan.store:
-            cache.append(layer, new_k, new_v, plan.lengths)
-    if mask is None and window is not None and window < width:
-        mask = window_mask(width, window, q.device)
+    cache, mask, past = plan.cache, None, plan.prefix_of(layer)
+    if plan.tree is not None:
+        mask = plan.tree.wide_mask(plan.num_shared, window, q.device)
+    elif cache is not None and (num_cached := int(cache.lengths.max())):
+        # Of a shorter row, the places after its own tokens are hidden: this pass may be there.
+        mask = _cached_mask(plan, plan.shape[1], window, q.device)
+        past = cache.keys[layer][:, :, :num_cached], cache.values[layer][:, :, :num_cached]
+    elif window is not None and window < plan.shape[1]:
+        mask = window_mask(plan.shape[1], window, q.device)
+    if past is not None:
+        k, v = (
+            torch.cat([before.expand(len(own), -1, -1, -1), own], dim=2)
+            for before, own in zip(past, (k, v), strict=True)
+        )
     if q.is_meta:  # shapes alone: devices keep what the fused kernel keeps, meta would keep scores
         out = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout, mask is None)[0]
         return plan.tokens(out.transpose(1, 2))
@@ -309,36 +319,6 @@ def _padded_attention(
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )
-    return plan.tokens(out.transpose(1, 2))
-
-
-def _branched_attention(
-    layer: int,
-    qkv: tuple[Tensor, Tensor, Tensor],
-    plan: AttentionPlan,
-    window: int | None,
-    scale: float,
-) -> Tensor:
-    _, key, value = qkv
-    assert plan.tree is not None
-    prefix = None
-    if plan.prefix is not None:
-        keys, values = plan.prefix.keys[layer], plan.prefix.values[layer]
-        prefix = (keys[0, :, : plan.num_shared], values[0, :, : plan.num_shared])
-    if plan.store and plan.cache is not None:
-        plan.cache.append(layer, plan.rows(key), plan.rows(value), plan.lengths)
-    if plan.layout is not None and (window is None or window >= plan.num_shared + plan.shape[1]):
-        q, k, v = (x.squeeze(0).transpose(0, 1) for x in qkv)
-        return tree_attention((q, k, v), plan.layout, scale, plan.tree, prefix)[None]
-    q, k, v = (plan.rows(x) for x in qkv)
-    if prefix is not None:
-        k, v = (
-            torch.cat([shared[None].expand(len(row), -1, -1, -1), row], dim=2)
-            for shared, row in zip(prefix, (k, v), strict=True)
-        )
-    mask = plan.tree.wide_mask(plan.num_shared, window, q.device)
-    is_grouped = q.shape[1] != k.shape[1]
-    out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=is_grouped)
     return plan.tokens(out.transpose(1, 2))
 
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from rankscope.errors import UserError
 from rankscope.models.methods.lora import LoraMethod
-from rankscope.models.methods.method import TrialFacts
 
 if TYPE_CHECKING:
     from torch import nn
 
     from rankscope.models.init_context import InitContext
     from rankscope.models.lora import Adapter
+    from rankscope.models.study_base import StudyBase
     from rankscope.records import TrialSpec
 
 RHO = 2.0  # A module's rank after redistribution is at most so many times the arm's rank
@@ -31,15 +31,15 @@ class EvaMethod(LoraMethod):
     fills_targets = False
     can_be_sharded = False
 
-    def check_trial(self, trial: TrialSpec, facts: TrialFacts) -> None:
+    def check_trial(self, trial: TrialSpec, base: StudyBase, tokens: int, num_steps: int) -> None:
         from rankscope.models.parameters import target_shapes
 
         assert trial.rank is not None
-        targets = target_shapes(facts.shapes, trial.targets).values()
+        targets = target_shapes(base.shapes, trial.targets).values()
         needed = max(min(round(RHO * trial.rank), inputs) for _, inputs in targets)
-        if facts.num_tokens < needed:
+        if tokens < needed:
             place = f"method eva, rank {trial.rank}"
-            found = f"{facts.num_tokens} training tokens of {trial.task}"
+            found = f"{tokens} training tokens of {trial.task}"
             expected = f"at least {needed} to find as many directions in"
             raise UserError(place, found, expected, "choose a smaller rank")
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rankscope.models.base import Base
     from rankscope.models.init_context import InitContext
-    from rankscope.models.parameters import Architecture
+    from rankscope.models.study_base import StudyBase
     from rankscope.records import ModelRecord, TrialSpec
 
 
@@ -25,8 +25,8 @@ class FullMethod(Method):
     can_be_sharded = True
     arm_note = "trains every weight"
 
-    def trainable_parameters(self, trial: TrialSpec, shapes: Architecture, folder: Path) -> int:
-        return shapes.num_parameters
+    def trainable_parameters(self, trial: TrialSpec, base: StudyBase) -> int:
+        return base.shapes.num_parameters
 
     def prepare(
         self, base: Base, trial: TrialSpec, context: InitContext, num_steps: int

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rankscope.errors import UserError
-from rankscope.models.methods.method import Method, TrialFacts
+from rankscope.models.methods.method import Method
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rankscope.models.init_context import InitContext
     from rankscope.models.lora import Adapter
     from rankscope.models.multi_lora import AdapterSlice
-    from rankscope.models.parameters import Architecture
+    from rankscope.models.study_base import StudyBase
     from rankscope.records import ModelRecord, TrialSpec
 
 
@@ -138,12 +138,12 @@ class LoraMethod(Method):
 
     # --- a trial's life
 
-    def check_trial(self, trial: TrialSpec, facts: TrialFacts) -> None:
+    def check_trial(self, trial: TrialSpec, base: StudyBase, tokens: int, steps: int) -> None:
         from rankscope.models.parameters import target_shapes
 
         if not self.rank_limit:
             return
-        for name, shape in target_shapes(facts.shapes, trial.targets).items():
+        for name, shape in target_shapes(base.shapes, trial.targets).items():
             if (trial.rank or 1) > min(shape):
                 raise UserError(
                     f"method {self.name}",
@@ -153,11 +153,11 @@ class LoraMethod(Method):
                     "choose a smaller rank",
                 )
 
-    def trainable_parameters(self, trial: TrialSpec, shapes: Architecture, folder: Path) -> int:
+    def trainable_parameters(self, trial: TrialSpec, base: StudyBase) -> int:
         from rankscope.models.parameters import lora_parameters
 
         assert trial.rank is not None
-        return lora_parameters(shapes, trial.rank, trial.targets)
+        return lora_parameters(base.shapes, trial.rank, trial.targets)
 
     def prepare(
         self, base: Base, trial: TrialSpec, context: InitContext, num_steps: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from torch import nn
@@ -12,16 +12,9 @@ if TYPE_CHECKING:
     from rankscope.models.base import Base
     from rankscope.models.init_context import InitContext
     from rankscope.models.lora import Adapter
-    from rankscope.models.parameters import Architecture
     from rankscope.models.peft_backend.tuner import PeftTuner
+    from rankscope.models.study_base import StudyBase
     from rankscope.records import ModelRecord, TrialSpec
-
-
-class TrialFacts(NamedTuple):
-    shapes: Architecture
-    folder: Path  # Holds the base's ``config.json``
-    num_tokens: int  # Of the training task's rows
-    num_steps: int  # Optimizer steps of the trial
 
 
 class Method:
@@ -63,11 +56,14 @@ class Method:
         does."""
         return ""
 
-    def check_trial(self, trial: TrialSpec, facts: TrialFacts) -> None:
-        """Raise UserError if the method cannot train this trial; called before anything runs."""
+    def check_trial(self, trial: TrialSpec, base: StudyBase, tokens: int, steps: int) -> None:
+        """Raise UserError if the method cannot train this trial; called before anything runs.
 
-    def trainable_parameters(self, trial: TrialSpec, shapes: Architecture, folder: Path) -> int:
-        """Counted on the shapes of the base, whose ``config.json`` is in ``folder``."""
+        ``tokens`` are of the training task's rows, ``steps`` optimizer steps.
+        """
+
+    def trainable_parameters(self, trial: TrialSpec, base: StudyBase) -> int:
+        """Counted on the shapes of the base."""
         raise NotImplementedError
 
     def prepare(

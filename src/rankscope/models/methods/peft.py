@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankscope.models.methods.method import Method, TrialFacts
+from rankscope.models.methods.method import Method
 
 if TYPE_CHECKING:
     from rankscope.models.base import Base
     from rankscope.models.init_context import InitContext
-    from rankscope.models.parameters import Architecture
     from rankscope.models.peft_backend.tuner import PeftTuner
+    from rankscope.models.study_base import StudyBase
     from rankscope.records import ModelRecord, TrialSpec
 
 
@@ -42,18 +42,18 @@ class PeftMethod(Method):
         kind = str(settings["peft_type"]).upper()
         return f"{kind}, whose ranks keep falling" if kind == "ADALORA" else ""
 
-    def check_trial(self, trial: TrialSpec, facts: TrialFacts) -> None:
+    def check_trial(self, trial: TrialSpec, base: StudyBase, tokens: int, steps: int) -> None:
         from rankscope.models.peft_backend.settings import count_in_folder
 
         assert trial.peft is not None
-        count_in_folder(facts.folder, trial.peft, trial.targets, facts.num_steps)
+        count_in_folder(base.folder, trial.peft, trial.targets, steps)
 
-    def trainable_parameters(self, trial: TrialSpec, shapes: Architecture, folder: Path) -> int:
+    def trainable_parameters(self, trial: TrialSpec, base: StudyBase) -> int:
         """Counted on PEFT's own model; 0 if the initialization needs the base's weights."""
         from rankscope.models.peft_backend.settings import count_in_folder
 
         assert trial.peft is not None
-        return count_in_folder(folder, trial.peft, trial.targets)
+        return count_in_folder(base.folder, trial.peft, trial.targets)
 
     def prepare(
         self, base: Base, trial: TrialSpec, context: InitContext, num_steps: int
