@@ -283,7 +283,19 @@ class StudyConfig(ConfigSection):
     result depends on it."""
 
     @model_validator(mode="after")
-    def check_there_is_work(self) -> Self:
+    def check(self) -> Self:
+        """The sections fit together."""
+        self._check_there_is_work()
+        self._check_task_names()
+        self._check_strategy()
+        self._check_mixtures()
+        self._check_mitigations()
+        self._check_analyses()
+        self._check_grid_size()
+        self._check_forgetting_is_measured()
+        return self
+
+    def _check_there_is_work(self) -> None:
         """Arms need tasks to train on; without arms there is something to score or to analyze."""
         scored = self.evaluate.cross_domain or self.evaluate.retention
         if not self.arms and (self.tasks or not (self.given or scored)):
@@ -306,10 +318,8 @@ class StudyConfig(ConfigSection):
                     found=f"split validation with {name!r}, which has no such split",
                     expected="--split test, a harness task's test or only validation split",
                 )
-        return self
 
-    @model_validator(mode="after")
-    def check_task_names(self) -> Self:
+    def _check_task_names(self) -> None:
         """Each name stands for one training task, and for one description of a task."""
         names = [task.name for task in self.tasks]
         repeated = sorted({name for name in names if names.count(name) > 1})
@@ -322,10 +332,8 @@ class StudyConfig(ConfigSection):
                 found = f"two different descriptions of task {task.name!r}"
                 do = "remove one, or choose another name"
                 raise Unfit(found, "one, at its first mention, and then its name alone", do)
-        return self
 
-    @model_validator(mode="after")
-    def check_strategy(self) -> Self:
+    def _check_strategy(self) -> None:
         if self.budget is not None and self.strategy == "grid":
             found = "'budget' with 'strategy: grid'"
             raise Unfit(found, "an adaptive study", "set 'strategy: adaptive'")
@@ -334,10 +342,8 @@ class StudyConfig(ConfigSection):
         if self.rungs is not None and self.rungs != sorted(set(self.rungs)):
             rule = "shares of the steps, each larger than the one before"
             raise Unfit(f"rungs {short_repr(self.rungs)}", rule)
-        return self
 
-    @model_validator(mode="after")
-    def check_mixtures(self) -> Self:
+    def _check_mixtures(self) -> None:
         """A mixture is trained on, and combines plain tasks."""
         mixtures = {task.name for task in self.tasks if task.mixture}
         for task in [*self.evaluate.cross_domain, *self.evaluate.retention]:
@@ -352,10 +358,8 @@ class StudyConfig(ConfigSection):
                 found = f"retention task {parts[0]!r} in the training task {task.name!r}"
                 do = "name another, or move it to 'evaluate.cross_domain'"
                 raise Unfit(found, "one that is not trained on", do)
-        return self
 
-    @model_validator(mode="after")
-    def check_mitigations(self) -> Self:
+    def _check_mitigations(self) -> None:
         trained = {part: task.name for task in self.tasks for part in (task.name, *task.mixture)}
         for arm in self.arms:
             for replay in arm.replay or ():
@@ -366,26 +370,20 @@ class StudyConfig(ConfigSection):
             if arm.early_stop and self.train.evaluate_every is None:
                 do = "set it, for example to 20 (optimizer steps) or to 'epoch'"
                 raise Unfit("'early_stop' without 'train.evaluate_every'", "both", do)
-        return self
 
-    @model_validator(mode="after")
-    def check_analyses(self) -> Self:
+    def _check_analyses(self) -> None:
         for analysis in all_analyses():
             analysis.check_config(self)
-        return self
 
-    @model_validator(mode="after")
-    def check_grid_size(self) -> Self:
+    def _check_grid_size(self) -> None:
         trials = self.num_trials_as_written()
         if trials > MAX_TRIALS:
             raise Unfit(f"{trials:,} trials", f"at most {MAX_TRIALS:,}")
-        return self
 
-    @model_validator(mode="after")
-    def check_forgetting_is_measured(self) -> Self:
+    def _check_forgetting_is_measured(self) -> None:
         """A limit on forgetting needs a retention task for every training task."""
         if self.objective.max_forgetting is None:
-            return self
+            return
         parts = {task.name: {task.name, *task.mixture} for task in self.tasks}
         for name, trained in parts.items():
             retention = [parts.get(t.name, {t.name}) for t in self.evaluate.retention]
@@ -393,7 +391,6 @@ class StudyConfig(ConfigSection):
                 found = f"a limit without a task that measures what {name!r} forgets"
                 do = "add it under 'evaluate.retention', or remove objective.max_forgetting"
                 raise Unfit(found, "one that it does not train on", do)
-        return self
 
     @property
     def runs_elsewhere(self) -> bool:

@@ -3,7 +3,7 @@
 A mixture of tasks is scored part by part, each part with its own prompts and scorer.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -93,23 +93,19 @@ def encode_split(
     return fit_to_context(encoded, f"task {spec.name!r}, {split}")
 
 
-def truncation_notes(
-    encoded: EncodedSplit, task: LoadedTask, split: Split, max_tokens: int | None, encoder: Encoder
-) -> list[str]:
+def truncation_notes(encoded: EncodedSplit, split: Split) -> Iterator[str]:
     """Notes on items that are cut before scoring, by the context or by ``max_length``."""
-    total = f"of {len(encoded.items)} {split} items"
-    notes = []
-    if encoded.cut_at_start:
-        notes.append(
-            f"{task.spec.name}: {len(encoded.cut_at_start)} {total} do not fit the context of "
-            f"{max_tokens} tokens and are cut at their beginning"
+    name, total = encoded.spec.name, f"of {len(encoded.items)} {split} items"
+    if cut := len(encoded.cut_at_start):
+        yield (
+            f"{name}: {cut} {total} do not fit the context of {encoded.max_tokens} tokens and are "
+            "cut at their beginning"
         )
-    if encoded.cut_at_end:
-        notes.append(
-            f"{task.spec.name}: {len(encoded.cut_at_end)} {total} are longer than max_length = "
-            f"{encoder.max_length} tokens and scored up to there"
+    if cut := len(encoded.cut_at_end):
+        yield (
+            f"{name}: {cut} {total} are longer than max_length = {encoded.encoder.max_length} "
+            "tokens and scored up to there"
         )
-    return notes
 
 
 def study_item_tokens(
@@ -125,7 +121,7 @@ def study_item_tokens(
         counts: list[tuple[str, ItemTokens]] = []
         for part in task.parts or (task,):
             encoded = encode_split(encoder, part, split, max_tokens, settings)
-            notes += truncation_notes(encoded, part, split, max_tokens, encoder)
+            notes += truncation_notes(encoded, split)
             for item, ids in zip(encoded.items, encoded.encoded, strict=True):
                 taken = encoded.scorer.item_tokens(encoder, item, ids, settings.max_new_tokens)
                 counts.append((item.item_id, taken))
