@@ -80,7 +80,7 @@ def compared(base: SVD, full: SVD, fast: LeadingVectors, k: int) -> Parity:
     reference = similarity_from_cosines(left, right, shape)
     return Parity(
         sigma=float(((fast.S[:k] - full.S[:k]) / full.S[:k]).abs().max()),
-        decisions=len(set(expected.positions) ^ set(found.positions)),
+        decisions=len(set(expected[0]) ^ set(found[0])),
         similarity=max(
             abs(a - b)
             for a, b in zip(alike["similarity_max"], reference["similarity_max"], strict=True)
@@ -175,7 +175,7 @@ def race_matrix(
                 "full": peer,
                 "first_of_a_base": first,
             },
-            "intruders": decisions(exact, full).count,
+            "intruders": len(decisions(exact, full)[0]),
             "residual": fast.residual,
             "cache_bytes": cache_bytes(folder),
             "peak_memory_bytes": peak_memory_bytes(torch.device("cpu")),
@@ -211,7 +211,7 @@ def race_adapter(folder: Path, rank: int, cache: Path) -> tuple[dict[str, object
         base, full = svd(weight), svd(weight + B @ A)
         took["full"] += time.perf_counter() - began
         parities.append(compared(base, full, ours(), k))
-        count += decisions(base, full).count
+        count += len(decisions(base, full)[0])
     parity = Parity(
         sigma=max(p.sigma for p in parities),
         decisions=sum(p.decisions for p in parities),

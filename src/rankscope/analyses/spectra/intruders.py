@@ -12,8 +12,6 @@ rank grows by i and nothing has to be truncated.
 Shapes: m = out, n = in, i = intruders.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -23,13 +21,9 @@ from rankscope.analyses.spectra.subspace_iteration import Triples
 from rankscope.models.low_rank_update import to_float64
 from rankscope.models.svd_cache import SVD
 
-
-@dataclass(frozen=True, slots=True)
-class Intruders:
-    count: int
-    energy: float  # sum sigma^2 of the intruders over that of all k vectors
-    positions: tuple[int, ...]  # Indices among the k vectors, from 0, largest singular value first
-    max_cosine: tuple[float, ...]  # max_i |cos(y_j, x_i)| of each of the k vectors
+Intruders = tuple[tuple[int, ...], tuple[float, ...], float]
+"""Indices among the k vectors, from 0, largest singular value first; max_i |cos(y_j, x_i)| of each
+of the k vectors; and the intruders' energy, sum sigma^2 over that of all k vectors."""
 
 
 def intruders_among(cosines: Tensor, S: Tensor, epsilon: float) -> Intruders:
@@ -39,12 +33,9 @@ def intruders_among(cosines: Tensor, S: Tensor, epsilon: float) -> Intruders:
     is_intruder = max_cosine < epsilon
     squared = S.cpu().double() ** 2
     total = float(squared.sum())
-    return Intruders(
-        count=int(is_intruder.sum()),
-        energy=float(squared[is_intruder.cpu()].sum()) / total if total else 0.0,
-        positions=tuple(torch.nonzero(is_intruder).flatten().tolist()),
-        max_cosine=tuple(max_cosine.tolist()),
-    )
+    energy = float(squared[is_intruder.cpu()].sum()) / total if total else 0.0
+    positions = tuple(torch.nonzero(is_intruder).flatten().tolist())
+    return positions, tuple(max_cosine.tolist()), energy
 
 
 SPARE_VECTORS = 16  # Vectors that an iteration keeps beyond those wanted
@@ -64,8 +55,8 @@ def scale_intruders(
         U, S, Vh = torch.linalg.svd(tuned, full_matrices=False)
         triples = Triples.from_svd(U, S, Vh.mT, k)
     u, s, v = triples.U, triples.S, triples.V
-    intruders = intruders_among(to_float64(base.U).mT @ u, s, settings.intruder_epsilon)
-    chosen = list(intruders.positions)
+    positions, *_ = intruders_among(to_float64(base.U).mT @ u, s, settings.intruder_epsilon)
+    chosen = list(positions)
     return (factor - 1) * u[:, chosen] * s[chosen], v[:, chosen].mT
 
 

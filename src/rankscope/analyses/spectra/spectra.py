@@ -169,7 +169,7 @@ def _matrix_spectrum(
     vectors = leading_vectors if norm else LeadingVectors.unchanged
     tuned = vectors(base, max(k, examined))
     alike = similarity_from_cosines(tuned.left[:k, :k], tuned.right[:k, :k], shape)
-    intruders = intruders_among(
+    positions, cosines, energy = intruders_among(
         tuned.left[:, :examined], tuned.S[:examined], settings.intruder_epsilon
     )
     base_norm = float(torch.linalg.vector_norm(to_float64(base.S)))
@@ -188,11 +188,11 @@ def _matrix_spectrum(
         similarity_max=alike["similarity_max"],
         similarity_subspace=alike["similarity_subspace"],
         chance_subspace=alike["chance_subspace"],
-        intruders=intruders.count,
-        intruder_energy=intruders.energy,
-        intruder_positions=intruders.positions,
+        intruders=len(positions),
+        intruder_energy=energy,
+        intruder_positions=positions,
         tuned_singular_values=tuple(tuned.S[:examined].tolist()),
-        largest_cosines=tuple(min(1.0, cosine) for cosine in intruders.max_cosine),
+        largest_cosines=tuple(min(1.0, cosine) for cosine in cosines),
         residual=tuned.residual,
         ill_conditioned=tuned.ill_conditioned,
     )
