@@ -49,6 +49,10 @@ def own_file(path: Path, rows: list[dict[str, object]]) -> str:
     return str(path)
 
 
+def own(train: str | None, **settings: object) -> LoadedTask:
+    return load_task(TaskConfig(name="mine", train=train, **settings), None, 0)
+
+
 def repeated_out(task: LoadedTask) -> int:
     return sum(int(note.split()[1]) for note in task.notes if "were removed" in note)
 
@@ -181,7 +185,7 @@ def test_unknown_and_missing_tasks_are_reported_with_a_way_out(tmp_path: Path, l
 def test_own_choice_name_scored_by_text_and_named_by_file(tmp_path: Path) -> None:
     rows = [{"question": f"q{n}", "choices": ["left", "right"], "answer": n % 2} for n in range(40)]
     path = own_file(tmp_path / "d.jsonl", rows)
-    task = load_task(TaskConfig(name="mine", train=path), None, 0)
+    task = own(path)
     assert (task.spec.scorer, task.spec.chance) == ("option_text", 0.5)
     assert (len(task.train), len(task.validation), len(task.test)) == (32, 4, 4)
     assert {item.item_id.rsplit("/", 1)[0] for item in task.test} == {"mine/train"}
@@ -249,12 +253,11 @@ def test_a_prompt_template_takes_any_field_and_evaluates_nothing(tmp_path: Path)
         for n in range(20)
     ]
     path = own_file(tmp_path / "d.jsonl", rows)
-    config = TaskConfig(name="mine", train=path, prompt="{passage} | {question} {n}:\n{}")
-    item = load_task(config, None, 0).train[0]
+    item = own(path, prompt="{passage} | {question} {n}:\n{}").train[0]
     place = int(item.location.rsplit(" ", 1)[1]) - 1
     assert item.prompt == f"{{question.__class__}} | q{place} {place}:\n{{}}"
     with pytest.raises(UserError, match=r"\{passsage\} in the .* one of question, passage, answer"):
-        load_task(config.model_copy(update={"prompt": "{passsage}"}), None, 0)
+        own(path, prompt="{passsage}")
 
 
 def test_mmlus_training_rows_are_read_where_it_is_trained_on(
@@ -289,7 +292,7 @@ def test_one_odd_row_does_not_choose_the_scorer(tmp_path: Path, place: int) -> N
     rows = [{"question": f"q{n}", "answer": f"so {n}"} for n in range(200)]
     rows[place]["answer"] = "so #### 3"
     path = own_file(tmp_path / "d.jsonl", rows)
-    assert load_task(TaskConfig(name="mine", train=path), None, 0).spec.scorer == "loss"
+    assert own(path).spec.scorer == "loss"
 
 
 def test_published_golds_that_are_not_one_number_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -337,32 +340,26 @@ def bad_rows_file(path: Path) -> str:
 def test_all_bad_rows_are_listed_at_once(tmp_path: Path) -> None:
     path = bad_rows_file(tmp_path / "d.jsonl")
     with pytest.raises(UserError) as error:
-        load_task(TaskConfig(name="mine", train=path), None, 0)
+        own(path)
     first, *rows, last = str(error.value).splitlines()
     assert first == "task 'mine': found 7 of 40 rows that cannot be used:"
-    for number, (row, reason) in enumerate(
-        zip(
-            rows,
-            [
-                "found answer 7, which is none of the 3 choices",
-                "found no completion in field 'answer'",
-                "found the duplicate choice 'b', which is the answer",
-                "found the duplicate choice 'b', a wrong one",
-                "found 1 usable choices out of 1",
-                "found text that is not JSON",
-                "found the shape 'text', expected 'multiple choice'",
-            ],
-            strict=True,
-        ),
-        start=3,
-    ):
-        assert row.startswith(f"  {path}, row {number}: {reason}")
+    reasons = [
+        "answer 7, which is none of the 3 choices",
+        "no completion in field 'answer'",
+        "the duplicate choice 'b', which is the answer",
+        "the duplicate choice 'b', a wrong one",
+        "1 usable choices out of 1",
+        "text that is not JSON",
+        "the shape 'text', expected 'multiple choice'",
+    ]
+    for number, (row, reason) in enumerate(zip(rows, reasons, strict=True), start=3):
+        assert row.startswith(f"  {path}, row {number}: found {reason}")
     assert "'on_bad_rows: drop'" in last
 
 
 def test_dropped_rows_are_counted_and_change_the_data(tmp_path: Path) -> None:
     path = bad_rows_file(tmp_path / "d.jsonl")
-    task = load_task(TaskConfig(name="mine", train=path, on_bad_rows="drop"), None, 0)
+    task = own(path, on_bad_rows="drop")
     # The row whose wrong choice is repeated still has one right answer.
     assert task.dropped == 6
     assert len(task.train) + len(task.validation) + len(task.test) == 34
@@ -373,11 +370,11 @@ def test_dropped_rows_are_counted_and_change_the_data(tmp_path: Path) -> None:
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     lines[9] = '{"question": '
     Path(path).write_text("\n".join(lines), encoding="utf-8")
-    again = load_task(TaskConfig(name="mine", train=path, on_bad_rows="drop"), None, 0)
+    again = own(path, on_bad_rows="drop")
     assert (again.dropped, again.sha256 == task.sha256) == (7, False)
     Path(path).write_text("{\n{", encoding="utf-8")
     with pytest.raises(UserError, match="2 of 2 rows that cannot be used") as refusal:
-        load_task(TaskConfig(name="mine", train=path, on_bad_rows="drop"), None, 0)
+        own(path, on_bad_rows="drop")
     assert refusal.value.do == "correct them: no row is left"
 
 
@@ -392,12 +389,12 @@ def test_one_percent_of_own_rows_or_one_may_lack_a_completion(
         {"prompt": f"p{n}", "completion": f"c{n}"} for n in range(num_rows)
     ]
     rows[-missing:] = [{"prompt": "p", "completion": float("nan")}] * missing
-    config = TaskConfig(name="mine", train=own_file(tmp_path / "d.jsonl", rows))
+    path = own_file(tmp_path / "d.jsonl", rows)
     if refused:
         with pytest.raises(UserError, match=rf"{missing} of {num_rows} rows? that cannot be"):
-            load_task(config, None, 0)
+            own(path)
     else:
-        task = load_task(config, None, 0)
+        task = own(path)
         assert task.dropped == missing
         assert "nan" not in {item.completion for item in task.train}
 
@@ -410,11 +407,11 @@ def test_numeric_answers_are_recognized(tmp_path: Path, words: int, noted: bool)
         for n in range(40)
     ]
     path = own_file(tmp_path / "d.jsonl", rows)
-    task = load_task(TaskConfig(name="mine", train=path), None, 0)
+    task = own(path)
     assert task.spec.scorer == "loss"
     sentence = f"mine: {40 - words} of 40 answers are numbers, but they are scored by log probab"
     assert any(note.startswith(sentence) for note in task.notes) == noted
-    numeric = load_task(TaskConfig(name="mine", train=path, scorer="number"), None, 0)
+    numeric = own(path, scorer="number")
     assert not any("are numbers" in note for note in numeric.notes)
 
 
@@ -422,7 +419,7 @@ def test_twenty_bad_rows_are_shown(tmp_path: Path) -> None:
     rows = [{"prompt": f"p{n}", "completion": "c"} for n in range(29)]
     path = own_file(tmp_path / "d.jsonl", rows)
     with pytest.raises(UserError) as error:
-        load_task(TaskConfig(name="mine", train=path, scorer="option_text"), None, 0)
+        own(path, scorer="option_text")
     first, *shown, more, _ = str(error.value).splitlines()
     assert first == "task 'mine': found 29 of 29 rows that cannot be used:"
     reason = "found a row without choices for scorer 'option_text', expected choices and an answer"
@@ -433,12 +430,14 @@ def test_twenty_bad_rows_are_shown(tmp_path: Path) -> None:
 # --- texts with labels, and columns -------------------------------------------------------------
 
 
-def table_task(path: Path, columns: dict[str, list[object]], **config: object) -> LoadedTask:
-    rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
-    return load_task(TaskConfig(name="mine", train=own_file(path, rows), **config), None, 0)
-
-
 TEXTS = [f"mail {n}" for n in range(40)]
+
+
+def labeled(folder: Path, labels: list[object], *names: str) -> str:
+    """A file of the texts with these labels, in columns ``text`` and ``label`` or others."""
+    text, label = names or ("text", "label")
+    rows = [{text: t, label: of} for t, of in zip(TEXTS, labels, strict=True)]
+    return own_file(folder / "d.jsonl", rows)
 
 
 @pytest.mark.parametrize(
@@ -456,7 +455,7 @@ def test_a_text_with_a_label_is_a_classification(
     tmp_path: Path, labels: list[object], classes: tuple[str, ...]
 ) -> None:
     given = labels * (40 // len(labels))
-    task = table_task(tmp_path / "d.jsonl", {"text": TEXTS, "label": given})
+    task = own(labeled(tmp_path, given))
     assert (task.row_shape, task.spec.scorer) == ("text and label", "option_text")
     assert task.spec.chance == pytest.approx(1 / len(classes))
     for item in (*task.train, *task.validation, *task.test):
@@ -479,22 +478,16 @@ def test_a_text_with_a_label_is_a_classification(
     ],
 )
 def test_free_labels_are_written_answers(tmp_path: Path, labels: list[object], note: str) -> None:
-    task = table_task(tmp_path / "d.jsonl", {"text": TEXTS, "label": labels})
+    task = own(labeled(tmp_path, labels))
     assert (task.row_shape, task.spec.scorer) == ("text and label", "loss")
     assert {item.completion for item in task.train} <= set(map(str, labels))
     assert any(note in text for text in task.notes)
 
 
 def test_a_classification_by_columns_of_other_names(tmp_path: Path) -> None:
-    columns: dict[str, list[object]] = {
-        "id": [*range(40)],
-        "mail": TEXTS,
-        "folder": ["a", "b"] * 20,
-    }
-    fields = {"text": "mail", "label": "folder"}
-    task = table_task(tmp_path / "d.jsonl", columns, fields=fields, scorer="option_letter")
+    path = labeled(tmp_path, ["a", "b"] * 20, "mail", "folder")
+    task = own(path, fields={"text": "mail", "label": "folder"}, scorer="option_letter")
     assert task.test[0].prompt.endswith("\nA. a\nB. b\nAnswer:")
-    assert "mine: nothing uses the columns 'id'" in task.notes
 
 
 def test_a_label_that_no_training_row_has(tmp_path: Path) -> None:
@@ -538,6 +531,6 @@ def test_columns_that_nothing_uses_are_named(
     tmp_path: Path, row: dict[str, object], settings: dict[str, object], unused: str
 ) -> None:
     rows = [json.loads(json.dumps(row).replace("{n}", str(n))) for n in range(20)]
-    config = TaskConfig(name="mine", train=own_file(tmp_path / "d.jsonl", rows), **settings)
-    notes = [note for note in load_task(config, None, 0).notes if "nothing uses" in note]
+    task = own(own_file(tmp_path / "d.jsonl", rows), **settings)
+    notes = [note for note in task.notes if "nothing uses" in note]
     assert [unused in note for note in notes] == [True] * bool(unused)
