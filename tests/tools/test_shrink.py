@@ -153,7 +153,7 @@ def test_mitigation_is_the_formula_and_its_control_has_the_same_norm(
         if not float(delta.norm()):
             continue
         first, full = svd(before[name]), svd(before[name] + delta)
-        chosen = list(intruder_dimensions(first.U, full.U, full.S, 10, 0.6).positions)
+        chosen = list(intruder_dimensions(first.U, full.U, full.S, 10, 0.6)[0])
         part = (full.U[:, chosen] * full.S[chosen]) @ full.V[:, chosen].mT
         expected[name] = delta + (factor - 1) * part
         count += len(chosen)
