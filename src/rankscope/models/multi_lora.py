@@ -13,7 +13,6 @@ products can be grouped (``grouped_lora.py``); this loop is their reference.
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -24,7 +23,6 @@ from rankscope.errors import UserError
 from rankscope.models.grouped_lora import BucketSlice, GroupedLora
 from rankscope.models.lora import Adapter
 from rankscope.models.methods import get_lora_method
-from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.parameters import matching_names
 from rankscope.models.quantize import dense_weight
 
@@ -40,23 +38,27 @@ class AdapterSpan(NamedTuple):
     stop: int
 
 
-@dataclass(slots=True)
 class AdapterSlice:
     """One adapter's part of a pass through one module."""
 
-    adapter: Adapter
-    method: LoraMethod
-    module: str  # Path of the layer
-    start: int
-    stop: int
-    a: Tensor  # A', (r, in), in the base's dtype
-    b: Tensor  # B', (out, r), likewise; with a diagonal, its columns times that
-    mask: Tensor | None = None  # Inputs that dropout keeps, (n, in) bool; None without dropout
-    diagonal: Tensor | None = None  # Of a nested adapter that trains, (r,)
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        return self.adapter.module_parameters(self.module)
+    def __init__(
+        self, adapter: Adapter, module: str, span: AdapterSpan, x: Tensor, group: "MultiLora"
+    ) -> None:
+        """``module``: path of the layer, whose input is ``x``, (1, N, in)."""
+        self.adapter, self.module = adapter, module
+        self.method = get_lora_method(adapter.method)
+        self.parameters = adapter.module_parameters(module)
+        _, self.start, self.stop = span
+        a, b = adapter.factors(module)
+        self.diagonal = adapter.diagonal if group.training else None  # Of a nested adapter, (r,)
+        if self.diagonal is not None:
+            b = b * self.diagonal
+        self.a = a.to(x.dtype)  # A', (r, in)
+        self.b = b.to(x.dtype)  # B', (out, r); with a diagonal, its columns times that
+        self.mask: Tensor | None = None  # Inputs that dropout keeps, (n, in) bool
+        if group.training and adapter.dropout > 0:
+            shape = torch.Size((self.stop - self.start, x.shape[-1]))
+            self.mask = adapter.mask(module, shape, x.device, again=group.is_again)
 
     def rows(self, x: Tensor) -> Tensor:
         """The adapter's tokens of (N, ...), a view."""
@@ -173,23 +175,10 @@ class MultiLoraLinear(nn.Module):
         if multi_lora.training and multi_lora.grouped is not None:
             grouped, spans = multi_lora.grouped.slices(self.name, spans, x.device)
             slices += grouped
-        for adapter_name, start, stop in spans:
-            adapter = multi_lora.adapters[adapter_name] if adapter_name is not None else None
-            if adapter is None or self.name not in adapter.a or start == stop:
-                continue
-            a, b = adapter.factors(self.name)
-            diagonal = adapter.diagonal if multi_lora.training else None
-            if diagonal is not None:
-                b = b * diagonal
-            method = get_lora_method(adapter.method)
-            part = AdapterSlice(
-                adapter, method, self.name, start, stop, a.to(x.dtype), b.to(x.dtype)
-            )
-            part.diagonal = diagonal
-            if multi_lora.training and adapter.dropout > 0:
-                shape = torch.Size((stop - start, x.shape[-1]))
-                part.mask = adapter.mask(self.name, shape, x.device, again=multi_lora.is_again)
-            slices.append(part)
+        for span in spans:
+            adapter = multi_lora.adapters.get(span.adapter_name or "")
+            if adapter is not None and self.name in adapter.a and span.start < span.stop:
+                slices.append(AdapterSlice(adapter, self.name, span, x, multi_lora))
         if not slices:
             y: Tensor = self.linear(x)
             return y

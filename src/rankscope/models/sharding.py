@@ -173,14 +173,9 @@ def sharded_model(
 ) -> PreTrainedModel:
     """A frozen model whose weights shard 0 has in ``source``, on the CPU. Call it on all shards."""
     model = _empty_shards(config, dtype, shards, None)
-    given = (
-        [None] * len(_parameters_and_buffers(model))
-        if source is None
-        else _parameters_and_buffers(source)
-    )
-    for own, values in zip(_parameters_and_buffers(model), given, strict=True):
+    for own, values in zip(*map(_parameters_and_buffers, (model, source or model)), strict=True):
         buffer = torch.empty(own.shape, dtype=own.dtype, device=shards.device)
-        if values is not None:
+        if source is not None:
             buffer.copy_(values.detach())
         dist.broadcast(buffer, src=0)
         local(own).copy_(_shard_of(buffer, own))
@@ -195,9 +190,7 @@ def trainable_shards(frozen: PreTrainedModel, shards: Shards) -> PreTrainedModel
     """
     model = _empty_shards(frozen.config, torch.float32, shards, frozen.dtype)
     with torch.no_grad():
-        for own, values in zip(
-            _parameters_and_buffers(model), _parameters_and_buffers(frozen), strict=True
-        ):
+        for own, values in zip(*map(_parameters_and_buffers, (model, frozen)), strict=True):
             local(own).copy_(local(values))
     return model
 

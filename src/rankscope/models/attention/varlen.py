@@ -26,8 +26,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig
 
 from rankscope.errors import UserError
-from rankscope.models.attention.decode import DecodeStep
-from rankscope.models.attention.kernel import KernelRows, has_varlen_kernel
+from rankscope.models.attention.kernel import DecodeStep, KernelRows, has_varlen_kernel
 from rankscope.models.attention.products import (
     MAX_LENGTH,
     MAX_SCORES,
