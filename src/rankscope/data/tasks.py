@@ -33,6 +33,7 @@ from rankscope.data.splits import (
     first_of_order,
     split_rows,
     with_examples,
+    without,
 )
 from rankscope.data.task_source import locate_rows, own_spec
 from rankscope.errors import UserError
@@ -105,12 +106,9 @@ def load_task(
     task, items = read_task_items(config, data_dir, trained_on)
     spec, name = task.spec, task.spec.name
     examples = example_file(spec, items) if spec.num_fewshot else None
+    files = {file: rows for file, rows in items.items() if file not in (examples, DEV)}
     splits, notes = split_rows(
-        name,
-        {file: rows for file, rows in items.items() if file not in (examples, DEV)},
-        data_seed,
-        own_data=task.is_own,
-        keep_test_whole=keep_test_whole,
+        name, files, data_seed, own_data=task.is_own, keep_test_whole=keep_test_whole
     )
     train = first_of_order(splits["train"], config.max_train_rows, data_seed, name, "train")
     scored = {
@@ -120,8 +118,7 @@ def load_task(
     if examples is not None:
         pool: Sequence[Item] = items.get(examples, ())
         if not examples:
-            repeated = {item.content for item in splits["validation"] + splits["test"]}
-            pool = [item for item in splits["train"] if item.content not in repeated]
+            pool, _ = without([*splits["train"]], splits["validation"] + splits["test"])
         scored, example_notes = with_examples(spec, pool, examples, scored, data_seed)
         notes += example_notes
     test = scored["test"]
