@@ -7,7 +7,7 @@ from rankscope.device import live_memory_bytes
 from rankscope.records import TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import BASE_GROUP, Group, group_id
-from rankscope.run.oom import Backoff, with_oom_backoff
+from rankscope.run.oom import with_oom_backoff
 from rankscope.run.stages import run_stage
 from rankscope.run.stages.evaluate import EvaluateStage
 from rankscope.run.stages.self_replay import use_sampled_rows
@@ -76,18 +76,17 @@ class Conductor:
         untrained = self.train_stage.missing(group)
         context.groups_worked_on += bool(untrained or self.unfinished(group))
         # Every attempt of with_oom_backoff ends with a base without adapters.
-        backoff = Backoff("train", self.give_up, self.train_stage.split, context.groups.shrink)
+        train, give_up, split = self.train, self.give_up, self.train_stage.split
         for trials in untrained:
-            with_oom_backoff(context, trials, self.train, backoff)
-        split = context.groups.split
-        backoff = Backoff("score", self.give_up_scoring, split)
-        with_oom_backoff(context, self.unfinished(group), self.score, backoff)
+            with_oom_backoff(context, "train", trials, train, give_up, split)
+        score, give_up, split = self.score, self.give_up_scoring, context.groups.split
+        with_oom_backoff(context, "score", self.unfinished(group), score, give_up, split)
         if not context.round.is_last:
             return
         scored = self.unfinished(group)  # without those that failed
         analyzable = tuple(trial for trial in scored if self.lacks_analysis(trial))
-        backoff = Backoff("analyze", self.give_up_analysis, split)
-        with_oom_backoff(context, analyzable, self.analyze, backoff)
+        analyze, give_up = self.analyze, self.give_up_analysis
+        with_oom_backoff(context, "analyze", analyzable, analyze, give_up, split)
         ledger.finish_trials([trial.trial_id for trial in scored])
 
     def give_up(self, trial: TrialSpec, why: str) -> None:

@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Literal
 
 from rankscope.device import live_memory_bytes, release_freed_memory
 from rankscope.errors import AGAIN, OutOfMemory, is_out_of_memory, out_of_memory_message
@@ -12,35 +12,31 @@ from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
 from rankscope.run.worker_process import IS_SMALLER
 
+Purpose = Literal["train", "score", "analyze"]
 LEAK_BYTES = 256 * 2**20
 LEAK_SHARE = 0.1
 """Memory that earlier groups did not return is to blame from the larger of these on: bytes, and
 share of what groups are planned with. Libraries loaded late and a torn heap stay below."""
 
 
-@dataclass(frozen=True, slots=True)
-class Backoff:
-    """What to do about a shortage of memory in one stage."""
-
-    purpose: str  # For the note to the user, such as ``train``
-    give_up: Callable[[TrialSpec, str], None]  # Takes a trial that does not fit even alone, and why
-    split: Callable[[Group], tuple[Group, Group]]
-    """Cuts a group of at least two trials in two, for good: the process may not live to finish a
-    half, and the next one is not to begin with the whole."""
-    shrink: Callable[[Group], bool] = lambda group: False
-    """Makes the group's passes smaller; False if they cannot be."""
-
-
 def with_oom_backoff(
-    context: RunContext, group: Group, work: Callable[[Group], None], backoff: Backoff
+    context: RunContext,
+    purpose: Purpose,
+    group: Group,
+    work: Callable[[Group], None],
+    give_up: Callable[[TrialSpec, str], None],
+    split: Callable[[Group], tuple[Group, Group]],
 ) -> None:
     """Run ``work`` on a group. If memory runs out, try again in smaller passes, then in halves.
 
     Args:
         context: the run; afterwards no adapter is attached to its base.
+        purpose: of the work, for the note to the user; only passes of training can be smaller.
         group: trials to work on together.
         work: may raise an out-of-memory error.
-        backoff: what to do then.
+        give_up: takes a trial that does not fit even alone, and why.
+        split: cuts a group of at least two trials in two, for good: the process may not live to
+            finish a half, and the next one is not to begin with the whole.
 
     Raises:
         OutOfMemory: earlier groups of this process did not return theirs.
@@ -59,22 +55,22 @@ def with_oom_backoff(
     shards = context.base.shards
     before = _plan_of(context) if shards.size > 1 else None
     again: tuple[Group, ...] = (group,)
-    if backoff.shrink(group):
+    if purpose == "train" and context.groups.shrink(group):
         context.reporter.note("not enough memory: forward passes get fewer tokens")
     elif len(group) == 1:
-        backoff.give_up(group[0], shortage)
+        give_up(group[0], shortage)
         again = ()
     else:
         context.reporter.note(
-            f"not enough memory to {backoff.purpose} {len(group)} trials together: the group is "
+            f"not enough memory to {purpose} {len(group)} trials together: the group is "
             "split in two"
         )
-        again = backoff.split(group)
+        again = split(group)
     if has_tried and shards.size > 1:  # the others are in the middle of a pass
         is_smaller = _plan_of(context) != before
         shards.break_off(f"{shortage}; {IS_SMALLER}" if is_smaller else shortage)
     for part in again:
-        with_oom_backoff(context, part, work, backoff)
+        with_oom_backoff(context, purpose, part, work, give_up, split)
 
 
 def _plan_of(context: RunContext) -> object:

@@ -5,8 +5,8 @@ architecture with linear layers, quantized ones too. Other analyses run the mode
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -77,7 +77,9 @@ def inspect(
     if not folders:
         raise UserError("inspect", "no tuned model", "one folder or more", "give one")
     config = _inspection(str(base), [str(folder) for folder in folders], settings or {}, any_base)
-    with _folder(out) as folder:
+    place = TemporaryDirectory() if out is None else nullcontext(str(user_path(out)))
+    with place as name:
+        folder = Path(name)
         if any(analysis.runs_models for analysis in enabled_analyses(config)):
             study = Study(config).run(folder, reporter)
         else:
@@ -103,16 +105,6 @@ def _inspection(
         )
     except ValidationError as error:
         raise option_error(error, lambda place: ".".join(place) or "inspect") from error
-
-
-@contextmanager
-def _folder(out: str | Path | None) -> Iterator[Path]:
-    """The folder of the study, which is removed again if nobody asked for one."""
-    if out is None:
-        with TemporaryDirectory(prefix="rankscope-inspect-") as folder:
-            yield Path(folder)
-        return
-    yield user_path(out)
 
 
 def _inspect_stored(
