@@ -133,11 +133,15 @@ def read_adapter_folder(config: bytes, weights: bytes, folder: Path) -> None:
 
 def attach_other(folder: Path) -> None:
     """Put another PEFT method on the base, and take it off."""
-    from rankscope.models.peft_backend.tuner import PeftTuner
+    from rankscope.models.base import Base
+    from rankscope.models.multi_lora import MultiLora
+    from rankscope.models.peft_backend.tuner import load_tuner
     from rankscope.records import ModelRecord
 
-    record = ModelRecord.model_construct(label="tiny", sha256="0" * 64)
-    PeftTuner.load(tiny_base(), folder, record).remove()
+    record, model = ModelRecord.model_construct(label="tiny", sha256="0" * 64), tiny_base()
+    base = Base(model, None, record, folder, MultiLora(model))
+    load_tuner(base, folder)
+    base.multi_lora.clear()
 
 
 @st.composite

@@ -55,8 +55,7 @@ def test_a_folder_with_nothing_but_a_configuration_is_enough(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     for path in (tmp_path, tmp_path / "config.json"):
         config = read_model_config(path)
-        counts = {rank: lora_parameters(config, rank, ATTENTION) for rank in (8, 32, 64, 128)}
-        assert counts == {8: 6_815_744, 32: 27_262_976, 64: 54_525_952, 128: 109_051_904}
+        assert lora_parameters(config, 64, ATTENTION) == 54_525_952
     # Meta's model card says 8.03 billion; by hand 8,030,261,248.
     assert architecture(config).num_parameters == 8_030_261_248
 

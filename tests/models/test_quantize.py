@@ -1,7 +1,5 @@
 """A base in 4 bits: products, gradients and refusals."""
 
-import sys
-
 import bitsandbytes
 import pytest
 import torch
@@ -14,7 +12,7 @@ from rankscope.models.init_context import new_adapter
 from rankscope.models.load import load_base
 from rankscope.models.lora import Adapter
 from rankscope.models.multi_lora import AdapterSpan, MultiLora
-from rankscope.models.quantize import dense_weight, is_quantized, require_bitsandbytes
+from rankscope.models.quantize import dense_weight, is_quantized
 
 
 def quantized(linear: nn.Linear) -> nn.Linear:
@@ -81,9 +79,3 @@ def test_adapters_on_a_quantized_layer_stay_in_the_loop() -> None:
 def test_on_a_processor_it_is_refused() -> None:
     with pytest.raises(UserError, match="found a study on 'cpu', expected a CUDA device"):
         load_base(ModelConfig(pocket=True), torch.device("cpu"), torch.float32, quantize="4bit")
-
-
-def test_without_the_package_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as where it is not installed
-    with pytest.raises(UserError, match=r"4bit: found no package bitsandbytes, .*; pip"):
-        require_bitsandbytes("quantize: 4bit")

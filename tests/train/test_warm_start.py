@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from architectures import alone
 from peft import PeftModel
-from tiny_models import IDS, base_of, logits_of, tiny_llama
+from tiny_models import IDS, logits_of, tiny_llama
 from torch import Tensor, nn
 from toy_training import (
     ATTENTION,
@@ -62,19 +62,6 @@ def their_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
                 own.append(layer.lora_magnitude_vector["default"].weight)
             found[path.removeprefix("base_model.model.")] = own
     return found
-
-
-@KIND
-def test_before_the_first_step_it_is_the_adapter(tmp_path: Path, kind: str) -> None:
-    theirs, ours = KINDS[kind]
-    model = peft_adapter(tmp_path, **theirs)
-    base = base_of(tiny_llama())
-    adapter = new_adapter(base.model, continued(tmp_path, **ours))
-    base.multi_lora.attach(adapter)
-    expected = alone(model, IDS)
-    assert relative(logits_of(base, "a"), expected) < RELATIVE
-    assert relative(logits_of(base, None), expected) > 0.02
-    assert all(parameter.requires_grad for parameter in adapter.parameters())
 
 
 @KIND

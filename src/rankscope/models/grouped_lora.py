@@ -51,19 +51,6 @@ def _has_plain_product(adapter: Adapter) -> bool:
     return is_loras and adapter.dropout == 0
 
 
-def _can_be_grouped(adapter: Adapter, module: str, linear: nn.Linear) -> bool:
-    """``grouped_mm`` takes rows of whole 16 bytes, and a base in 4 bits has no such rows."""
-    shape = (linear.in_features, linear.out_features)
-    fits = all(size % RANK_MULTIPLE == 0 for size in shape) and not is_quantized(linear)
-    return fits and module in adapter.a and _has_plain_product(adapter)
-
-
-def _place_in_pass(adapter: Adapter) -> tuple[bool, int, tuple[str, ...]]:
-    """Sorts adapters so that neighbors share buckets."""
-    largest = max(padded_rank(adapter, module) for module in adapter.a)
-    return not _has_plain_product(adapter), largest, adapter.targets
-
-
 class Run(NamedTuple):
     """Tokens of adapters that are neighbors in the pass and in their bucket."""
 
@@ -209,7 +196,13 @@ class GroupedLora:
     def __init__(
         self, adapters: Sequence[Adapter], linears: Mapping[str, nn.Linear], dtype: torch.dtype
     ) -> None:
-        ordered = sorted(adapters, key=_place_in_pass)
+
+        def place_in_pass(adapter: Adapter) -> tuple[bool, int, tuple[str, ...]]:
+            """Sorts adapters so that neighbors share buckets."""
+            largest = max(padded_rank(adapter, module) for module in adapter.a)
+            return not _has_plain_product(adapter), largest, adapter.targets
+
+        ordered = sorted(adapters, key=place_in_pass)
         self.order = {adapter.name: i for i, adapter in enumerate(ordered)}  # In a pass
         # By module: the buckets by R, the places in them, and a number that modules with the same
         # places share, and with it their runs.
@@ -219,8 +212,11 @@ class GroupedLora:
         layouts: dict[tuple[tuple[str, tuple[int, int]], ...], int] = {}
         for name, linear in linears.items():
             members: dict[int, list[Adapter]] = defaultdict(list)
-            for adapter in ordered:
-                if _can_be_grouped(adapter, name, linear):
+            # ``grouped_mm`` takes rows of whole 16 bytes, and a base in 4 bits has no such rows.
+            sizes = (linear.in_features, linear.out_features)
+            fits = all(n % RANK_MULTIPLE == 0 for n in sizes) and not is_quantized(linear)
+            for adapter in ordered if fits else ():
+                if name in adapter.a and _has_plain_product(adapter):
                     members[padded_rank(adapter, name)].append(adapter)
             places = {
                 adapter.name: (rank, i)

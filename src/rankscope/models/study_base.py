@@ -112,7 +112,7 @@ def given_trials(
     for model, name in zip(given, names, strict=True):
         folder = user_path(model.place)
         check_tuned_folder(folder)
-        if is_checkpoint(folder):
+        if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
             check_checkpoint(folder, base, shapes)
             fields: dict[str, object] = {"method": FullMethod.name, "targets": ()}
             other_base, sha256 = None, weights_sha256(folder)
@@ -158,10 +158,6 @@ def given_names(given: Sequence[GivenConfig]) -> list[str]:
         expected = f"each model's own, and none called {BASE!r}"
         raise UserError("given", f"the names {', '.join(names)}", expected, "rename one")
     return names
-
-
-def is_checkpoint(folder: Path) -> bool:
-    return not (folder / CONFIG).is_file() and (folder / "config.json").is_file()
 
 
 def check_checkpoint(folder: Path, base: Path, shapes: Architecture) -> None:
