@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from typer import Argument, Option
@@ -12,9 +12,6 @@ from rankscope.cli.application import TrustTaskCode, verb
 from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
 from rankscope.errors import OK, UNFINISHED, UserError
 from rankscope.progress import ConsoleReporter
-
-if TYPE_CHECKING:
-    from rankscope.records import ModelScore, StudyRecords
 
 IntruderK = Annotated[int, Option(help="Leading vectors examined for intruders.")]
 Epsilon = Annotated[float, Option(help="Cosine below which a vector is an intruder.")]
@@ -95,7 +92,7 @@ def _eval_command(
 
     names = [part.strip() for part in tasks.split(",") if part.strip()]
     with ConsoleReporter(err_console) as reporter:
-        records, scores, num_new = score(
+        result = score(
             model,
             names,
             adapter or (),
@@ -114,35 +111,15 @@ def _eval_command(
             force=force,
         )
 
-    return _scores_reply(records, scores, num_new, out)
-
-
-def _scores_reply(
-    records: "StudyRecords", scores: "Sequence[ModelScore]", num_new: int, out: Path | None
-) -> Reply:
-    from rankscope.cli.render.models import scores_tables
-    from rankscope.records import failures
-
-    failed, num_before = failures(records), len(scores) - num_new
-    already = f", {num_before} were there already" if num_before else ""
-    told = f"{num_new} results scored now{already}"
-    if not num_new:
-        told = f"all {num_before} results were there already; nothing was scored again"
-
     def show() -> None:
-        print_result(scores_tables(scores))
-        if out is not None:
-            print_line(f"{out}: {told}")
-        _print_failures(failed)
+        from rankscope.cli.render.models import scores_tables
 
-    data = {
-        "scores": scores,
-        "failed": failed,
-        "scored_now": num_new,
-        "scored_before": num_before,
-        "notes": records.notes,
-    }
-    return Reply(data, show, UNFINISHED if failed else OK)
+        print_result(scores_tables(result.scores))
+        if out is not None:
+            print_line(result.summary(out))
+        _print_failures(result.failed)
+
+    return Reply(result.as_json(), show, UNFINISHED if result.failed else OK)
 
 
 @verb("inspect", "Reading {base} ...")

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,35 @@ from rankscope.errors import UserError, reason_of
 from rankscope.filesystem import output_folder, user_path
 from rankscope.models.model_folder import check_tuned_folder, model_folder
 from rankscope.progress import ProgressReporter
-from rankscope.records import ModelScore, StudyRecords
+from rankscope.records import ModelScore, failures
 from rankscope.run.study import Study
 from rankscope.store import Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    scores: Sequence[ModelScore]
+    """Task by task, the base first, then adapters in the order in which they were given."""
+    failed: Sequence[str]  # One sentence per model that could not be scored
+    num_new: int  # Scores computed now; the folder held the others
+    notes: Sequence[str]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "scores": [score.model_dump(mode="json") for score in self.scores],
+            "failed": list(self.failed),
+            "scored_now": self.num_new,
+            "scored_before": len(self.scores) - self.num_new,
+            "notes": list(self.notes),
+        }
+
+    def summary(self, out: Path) -> str:
+        """One line: where the results are, and how many of them are new."""
+        num_before = len(self.scores) - self.num_new
+        if not self.num_new:
+            return f"{out}: all {num_before} results were there already; nothing was scored again"
+        already = f", {num_before} were there already" if num_before else ""
+        return f"{out}: {self.num_new} results scored now{already}"
 
 
 def score(
@@ -33,10 +60,8 @@ def score(
     out: Path | None = None,
     reporter: ProgressReporter | None = None,
     **options: Any,
-) -> tuple[StudyRecords, Sequence[ModelScore], int]:
+) -> _Scores:
     """Score a model and its adapters on tasks; skip what the study in ``out`` already holds.
-
-    Returns its records, its scores task by task, the base first, and how many of them are new.
 
     Args:
         model: a folder, a hub id, a fetched model's name or ``pocket``.
@@ -64,7 +89,8 @@ def score(
         from rankscope.advise.model_scores import model_scores  # scipy
 
         # Before a temporary folder goes: items are read on demand.
-        return records, model_scores(records), len(records.evals.keys() - before.keys())
+        num_new = len(records.evals.keys() - before.keys())
+        return _Scores(model_scores(records), failures(records), num_new, records.notes)
 
 
 def scoring_study(
