@@ -168,15 +168,17 @@ def test_the_estimate_counts_what_the_buckets_hold() -> None:
 
 def test_runs_are_neighbors_in_the_pass_and_in_the_bucket() -> None:
     places = {"a": (8, 0), "b": (8, 1), "c": (8, 2), "d": (16, 0)}
-    spans = [("a", 0, 3), ("b", 3, 5), ("c", 5, 5), ("d", 5, 9), (None, 9, 10), ("x", 10, 11)]
-    runs, rest = cut_into_runs(places, [AdapterSpan(*span) for span in [*spans, ("b", 11, 12)]])
-    assert runs == [(8, 0, 0, [3, 2]), (16, 0, 5, [4]), (8, 1, 11, [1])]
-    assert rest == (AdapterSpan(None, 9, 10), AdapterSpan("x", 10, 11))
+
+    def cut(*spans: tuple[str | None, int, int]) -> tuple[list[object], object]:
+        runs, rest = cut_into_runs(places, [AdapterSpan(*span) for span in spans])
+        return [(run.rank, run.first, run.start, run.counts) for run in runs], rest
+
+    rest = (None, 9, 10), ("x", 10, 11)
+    spans = [("a", 0, 3), ("b", 3, 5), ("c", 5, 5), ("d", 5, 9), *rest, ("b", 11, 12)]
+    assert cut(*spans) == ([(8, 0, 0, [3, 2]), (16, 0, 5, [4]), (8, 1, 11, [1])], rest)
     # c has no tokens, and a gap in the bucket or in the pass ends a run.
-    runs, _ = cut_into_runs(places, [AdapterSpan("a", 0, 3), AdapterSpan("c", 3, 5)])
-    assert runs == [(8, 0, 0, [3]), (8, 2, 3, [2])]
-    runs, _ = cut_into_runs(places, [AdapterSpan("a", 0, 3), AdapterSpan("b", 4, 5)])
-    assert len(runs) == 2
+    assert cut(("a", 0, 3), ("c", 3, 5)) == ([(8, 0, 0, [3]), (8, 2, 3, [2])], ())
+    assert cut(("a", 0, 3), ("b", 4, 5)) == ([(8, 0, 0, [3]), (8, 1, 4, [1])], ())
 
 
 def test_a_product_has_fewer_than_1024_groups() -> None:

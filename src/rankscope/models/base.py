@@ -126,11 +126,8 @@ class Base:
         # The choice lives in the config object, which another model may share and change.
         attention = self.model.config.get_text_config()._attn_implementation
         if attention != varlen.NAME:
-            raise RuntimeError(
-                f"{self.record.label}: attention implementation is {attention!r}, expected "
-                f"{varlen.NAME!r}: something called set_attn_implementation on this model's "
-                "config; give each model a config of its own"
-            )
+            found = f"{self.record.label}: attention {attention!r}, expected {varlen.NAME!r}"
+            raise RuntimeError(f"{found}: give each model whose attention is set its own config")
         for segment in batch.segments:
             name = segment.adapter_name
             # Scoring the bare base in its place would hide a misspelled name.

@@ -16,7 +16,7 @@ here neither exists.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -51,13 +51,14 @@ def _has_plain_product(adapter: Adapter) -> bool:
     return is_loras and adapter.dropout == 0
 
 
-class Run(NamedTuple):
+class Run:
     """Tokens of adapters that are neighbors in the pass and in their bucket."""
 
-    rank: int  # R, which names the bucket
-    first: int  # Index of the first adapter in the bucket
-    start: int  # First token
-    counts: list[int]  # Tokens of each adapter, none of them 0
+    def __init__(self, rank: int, first: int, start: int) -> None:
+        """``rank``: R, which names the bucket. ``first``: index of its first adapter in the bucket.
+        ``start``: its first token."""
+        self.rank, self.first, self.start = rank, first, start
+        self.counts: list[int] = []  # Tokens of each adapter, none of them 0
 
     @property
     def last(self) -> int:
@@ -87,7 +88,7 @@ def cut_into_runs(
             rest.append(span)
         elif start < stop:
             if not runs or not runs[-1].goes_on_with(*places[name], start):
-                runs.append(Run(*places[name], start, []))
+                runs.append(Run(*places[name], start))
             runs[-1].counts.append(stop - start)
     return runs, tuple(rest)
 

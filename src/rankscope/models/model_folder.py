@@ -71,13 +71,9 @@ def checked_folder(folder: Path, weights: bool = True) -> Path:
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
         if pickles:
-            raise UserError(
-                f"model folder {folder}",
-                f"{pickles[0]}, a pickle, which can run code when loaded",
-                "*.safetensors",
-                "convert it once on a machine that you trust: model.save_pretrained(folder) "
-                "writes safetensors",
-            )
+            found = f"{pickles[0]}, a pickle, which can run code when loaded"
+            do = "save it again by model.save_pretrained(folder) on a machine that you trust"
+            raise UserError(f"model folder {folder}", found, "*.safetensors", do)
         if weights:
             raise UserError(f"model folder {folder}", "no weights", "*.safetensors")
     return folder

@@ -283,9 +283,5 @@ def check_devices(config: StudyConfig, trials: Sequence[TrialSpec], device: torc
     what = next((what for what, is_refused in refused.items() if what and is_refused), None)
     if what is not None:
         names = ", ".join(sorted(m.name for m in all_methods() if m.can_be_sharded))
-        raise UserError(
-            place,
-            f"{what}, which works on one device only; expected one of the methods {names} "
-            "without it",
-            do="remove it, or 'devices'",
-        )
+        found = f"{what}, which works on one device only; expected one of the methods {names} "
+        raise UserError(place, f"{found}without it", do="remove it, or 'devices'")

@@ -70,15 +70,8 @@ class RowCounts:
     def of(cls, rows: Sequence[EncodedRow]) -> "RowCounts":
         tokens = [len(row.input_ids) for row in rows]
         labels = [sum(row.is_label) for row in rows]
-        return cls(
-            len(rows),
-            statistics.fmean(tokens),
-            statistics.pstdev(tokens),
-            max(tokens),
-            statistics.fmean(labels),
-            statistics.pstdev(labels),
-            max(labels),
-        )
+        figures = [(statistics.fmean(n), statistics.pstdev(n), max(n)) for n in (tokens, labels)]
+        return cls(len(rows), *figures[0], *figures[1])
 
     @classmethod
     def longer(cls, counts: Sequence["RowCounts"]) -> "RowCounts":

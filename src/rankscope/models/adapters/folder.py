@@ -245,13 +245,9 @@ def _parts_of(
 
 def check_same_base(folder: Path, recorded: str | None, base_sha256: str) -> None:
     if recorded is not None and recorded != base_sha256:
-        raise UserError(
-            f"adapter {folder}",
-            f"one that was made for another base (weights {recorded[:12]}..., this one is "
-            f"{base_sha256[:12]}...)",
-            "an adapter of this base",
-            "give the base that it was made for",
-        )
+        hashes = f"weights {recorded[:12]}..., this one is {base_sha256[:12]}..."
+        found, do = f"one that was made for another base ({hashes})", "give its own base"
+        raise UserError(f"adapter {folder}", found, "an adapter of this base", do)
 
 
 def recorded_base(folder: Path) -> str | None:
@@ -300,12 +296,9 @@ def _check_parts(
         parts = {"lora_A": a, "lora_B": b, "magnitude": magnitude}
         present = [part for part, tensors in parts.items() if min(odd, default="") in tensors]
         names = list(parts)[: 3 if settings.has_magnitude else 2]
-        raise IntegrityError(
-            path,
-            f"{' and '.join(present)} of {min(odd)!r}" if odd else "none",
-            f"{' and '.join(names)} of every module, as {CONFIG} says",
-            RECOPY,
-        )
+        what = f"{' and '.join(present)} of {min(odd)!r}" if odd else "none"
+        expected = f"{' and '.join(names)} of every module, as {CONFIG} says"
+        raise IntegrityError(path, what, expected, RECOPY)
     for name in a:
         rank, shapes = settings.rank_of(name), [tuple(part.shape) for part in (a[name], b[name])]
         if [len(s) for s in shapes] != [2, 2] or (shapes[0][0], shapes[1][1]) != (rank, rank):

@@ -176,13 +176,9 @@ def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -
     """``adapter_config.json`` of a LoRA adapter with an accepted ``init_lora_weights``."""
     if not (folder / WEIGHTS).is_file():
         if (folder / "adapter_model.bin").is_file():
-            raise UserError(
-                f"adapter {folder}",
-                "adapter_model.bin, a pickle, which can run code when loaded",
-                WEIGHTS,
-                "load it once with PEFT on a machine that you trust and save it again with "
-                "save_pretrained",
-            )
+            found = "adapter_model.bin, a pickle, which can run code when loaded"
+            do = "save it again with PEFT's save_pretrained on a machine that you trust"
+            raise UserError(f"adapter {folder}", found, WEIGHTS, do)
         raise UserError(f"adapter {folder}", f"no {WEIGHTS}", "a PEFT adapter folder")
     config = read_json_object(folder / CONFIG)
     if config.get("peft_type") != "LORA":
