@@ -17,7 +17,12 @@ MAX_TEXT = 4000  # Longest text shown for one value, in characters
 MAX_LINE = 1000  # Longest line of a message, in characters: messages quote rows and paths
 MAX_NAME = 60  # Longest name shown in a figure or a table, in characters
 
-CONFIDENCES = {"firm": "High confidence", "tentative": "Tentative", "none": "Cannot tell yet"}
+CONFIDENCES = {
+    "sure": "Sure",
+    "probable": "Probable",
+    "leaning": "Leaning",
+    "none": "Cannot tell yet",
+}
 
 
 class Unit(NamedTuple):
@@ -37,6 +42,11 @@ NATS = Unit(1.0, "nats per token", "nats per token", 3)  # Mean log probability
 def unit_of(score_unit: Literal["accuracy", "log_probability"] | None) -> Unit:
     """The unit of a task's scores; a harness metric of unknown kind keeps its plain number."""
     return POINTS if score_unit == "accuracy" else NATS
+
+
+def net_unit(scale: str, unit: Unit) -> Unit:
+    """Unit of a net gain by its scale and the task's unit; shares are hundredths, like points."""
+    return {"shares": POINTS, "points": POINTS, "nats": NATS}.get(scale, unit)
 
 
 def score_text(value: float, unit: Unit) -> str:
@@ -63,6 +73,13 @@ def difference(value: float, unit: Unit) -> str:
 def amount(value: float, unit: Unit) -> str:
     """A difference without its sign, such as ``3.2 points``."""
     return difference(abs(value), unit).removeprefix("+")
+
+
+def percent(p: float) -> str:
+    """A probability: ``96 %``; never ``0 %`` or ``100 %``, for no draw is certain."""
+    if p > 0.99:
+        return "over 99 %"
+    return "under 1 %" if p < 0.01 else f"{math.floor(100 * p + 1e-9)} %"  # no more than it is
 
 
 def interval(estimate: Estimate, unit: Unit) -> str:

@@ -1,173 +1,97 @@
-"""Arms over seeds: nothing dropped, the two splits kept apart, items matched by their ids."""
+"""Raw figures of arms and of retention's subjects: test split, items matched by their ids."""
 
-import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from advice import arms_by_label
 from synthetic_study import Truth, synthetic_study, with_scores, with_tasks
 
-from rankscope.advise.arms import pareto_front, summarize_arms, training_tasks, transfer_tasks
-from rankscope.advise.mitigation import gain_and_forgetting
-from rankscope.advise.retention import retention_tasks
-from rankscope.records import (
-    BASE,
-    ArmSummary,
-    Estimate,
-    ItemScores,
-    Split,
-    StudyRecords,
-    trained_parts,
+from rankscope.advise.arms import (
+    MOST_ARMS,
+    compared_arm_labels,
+    pareto_front,
+    summarize_arms,
 )
+from rankscope.advise.mitigation import gain_and_forgetting
+from rankscope.advise.recommend import recommend
+from rankscope.advise.statistics.estimates import clustered_standard_error, paired_estimate
+from rankscope.advise.statistics.matching import cluster_labels
+from rankscope.advise.statistics.significance import holm
+from rankscope.records import BASE, ArmSummary, Estimate, ItemScores, trained_parts
 
 TRUTH = Truth(ranks=(2, 8), full_lrs=(), num_items=60, tasks=("med", "law"))
+TWO, EIGHT = "r=2 lr=0.001", "r=8 lr=0.001"
+ANY_ARM = arms_by_label(synthetic_study(TRUTH))[TWO].summary
 
 
-ANY_ARM = arms_by_label(synthetic_study(TRUTH))["r=2 lr=0.001"].summary
-
-
-def changed(study: StudyRecords, split: Split, change: float) -> StudyRecords:
-    """Every trial's scores of one split moved by ``change``."""
-    return with_scores(study, lambda key, s: s + change * (key[2] == split and key[0] != BASE))
-
-
-def test_figures_are_the_plain_means_of_the_items() -> None:
+def test_figures_are_the_plain_means_of_the_test_items() -> None:
     study = synthetic_study(TRUTH)
-    arm = arms_by_label(study)["r=8 lr=0.001"]
-    rows = np.stack([study.items[t.spec.trial_id, "med", "test"].scores for t in arm.trials])
-    base = study.items[BASE, "med", "test"].scores
-    summary = arm.summary
+    arms = arms_by_label(study)
+    summary = arms[EIGHT].summary
+    rows = np.stack(
+        [study.items[t.spec.trial_id, "med", "test"].scores for t in arms[EIGHT].trials]
+    )
     assert summary.score.value == pytest.approx(rows.mean())
-    assert summary.gain.value == pytest.approx(rows.mean() - base.mean())
+    gain = rows.mean() - study.items[BASE, "med", "test"].scores.mean()
+    assert summary.gain.value == pytest.approx(gain)
     assert summary.forgetting.value == -summary.retention["general"].value
     assert set(summary.transfer) == {"law", "math"}
     assert (summary.seeds, summary.failed) == (3, 0)
-    validation = [study.evals[t.spec.trial_id, "med", "validation"].score for t in arm.trials]
-    assert summary.validation_score == pytest.approx(np.mean(validation))
-    seconds = [t.train.seconds for t in arm.trials if t.train is not None]
-    assert summary.seconds == pytest.approx(np.mean(seconds))
+    moved = with_scores(study, lambda k, s: s + 0.25 * (k[2] == "validation" and k[0] != BASE))
+    assert arms_by_label(moved)[EIGHT].summary == summary
+    gains = [a.summary.gain for of_task in summarize_arms(study).values() for a in of_task]
+    assert [g.p_holm for g in gains] == pytest.approx(holm([g.p for g in gains]))
 
 
-def test_each_split_feeds_its_own_figures_only() -> None:
-    study = synthetic_study(TRUTH)
-    chosen_by = {"validation_score", "validation_gain", "validation_forgetting"}
-    quoted = {"score", "gain", "forgetting", "transfer", "retention"}
-    before = arms_by_label(study)["r=2 lr=0.001"].summary
-    for split, moved, still in (
-        ("validation", chosen_by, quoted),
-        ("test", quoted, chosen_by),
-    ):
-        after = arms_by_label(changed(study, split, 0.25))["r=2 lr=0.001"].summary
-        assert all(getattr(after, name) == getattr(before, name) for name in still)
-        assert all(getattr(after, name) != getattr(before, name) for name in moved)
-
-
-def test_failed_trials_are_counted_and_the_rest_is_unmoved() -> None:
+def test_what_failed_or_is_missing_leaves_out_that_figure_alone() -> None:
     whole = arms_by_label(synthetic_study(TRUTH))
-    broken = arms_by_label(
-        synthetic_study(dataclasses.replace(TRUTH, failed={(8, 1e-3, 1): "oom"}))
-    )
-    assert (broken["r=8 lr=0.001"].summary.seeds, broken["r=8 lr=0.001"].summary.failed) == (2, 1)
-    assert len(broken["r=8 lr=0.001"].trials) == 3
-    for name in ("score", "forgetting", "transfer", "retention", "validation_score"):
-        unmoved = [getattr(arms["r=2 lr=0.001"].summary, name) for arms in (broken, whole)]
-        assert unmoved[0] == unmoved[1]
-    gains = [arms["r=2 lr=0.001"].summary.gain for arms in (broken, whole)]
-    # Its own figures stay; what Holm makes of its p depends on the other arms.
-    unadjusted = [g.model_copy(update={"p_holm": None}) for g in gains if g is not None]
-    assert unadjusted[0] == unadjusted[1]
-
-
-def test_an_arm_with_no_finished_trial_stays_in_the_list() -> None:
-    failed = {(8, 1e-3, seed): "diverged" for seed in (0, 1, 2)}
-    summary = arms_by_label(synthetic_study(dataclasses.replace(TRUTH, failed=failed)))[
-        "r=8 lr=0.001"
-    ].summary
-    assert (summary.seeds, summary.failed) == (0, 3)
-    assert summary.score is summary.gain is summary.forgetting is summary.validation_score is None
-    assert not summary.on_pareto_front
-
-
-def test_a_missing_cell_leaves_out_that_figure_alone() -> None:
-    truth = dataclasses.replace(
-        TRUTH,
-        missing=frozenset(
-            {("med r=8 lr=0.001 seed=0", "general")}
-            | {(f"med r=2 lr=0.001 seed={s}", "math") for s in (0, 1, 2)}
-        ),
-    )
-    arms = arms_by_label(synthetic_study(truth))
-    eight, two = arms["r=8 lr=0.001"].summary, arms["r=2 lr=0.001"].summary
-    assert (eight.forgetting.seeds, eight.gain.seeds) == (2, 3)
+    lost = {("med r=8 lr=0.001 seed=0", "general")}
+    lost |= {(f"med r=2 lr=0.001 seed={s}", "math") for s in (0, 1, 2)}
+    failed = {(8, 1e-3, 1): "oom"}
+    broken = arms_by_label(synthetic_study(replace(TRUTH, failed=failed, missing=frozenset(lost))))
+    two, eight = broken[TWO].summary, broken[EIGHT].summary
+    assert (eight.seeds, eight.failed, len(broken[EIGHT].trials)) == (2, 1, 3)
+    assert (eight.forgetting.seeds, eight.gain.seeds) == (1, 2)
     assert set(two.transfer) == {"law"}
+    for name in ("score", "forgetting", "retention"):
+        assert getattr(two, name) == getattr(whole[TWO].summary, name)
+    all_failed = {(8, 1e-3, seed): "diverged" for seed in (0, 1, 2)}
+    none = arms_by_label(synthetic_study(replace(TRUTH, failed=all_failed)))[EIGHT].summary
+    assert (none.seeds, none.failed, none.on_pareto_front) == (0, 3, False)
+    assert none.score is none.gain is none.forgetting is None
 
 
-def test_items_are_matched_by_id_not_by_position() -> None:
+def test_items_are_matched_by_id_and_must_be_finite() -> None:
     study = synthetic_study(TRUTH)
-    key = (BASE, "med", "test")
+    key, order = (BASE, "med", "test"), np.arange(60)[::-1][5:]
     base = study.items[key]
-    order = np.arange(len(base.scores))[::-1][5:]
     shuffled = ItemScores(
         item_ids=tuple(base.item_ids[i] for i in order),
-        scores=base.scores[order],
+        scores=np.where(order == 7, -np.inf, base.scores[order]),
         gold_logprobs=base.gold_logprobs[order],
         subjects=tuple(base.subjects[i] for i in order),
     )
-    other = dataclasses.replace(study, items={**study.items, key: shuffled})
-    arm = arms_by_label(other)["r=8 lr=0.001"]
+    arm = arms_by_label(replace(study, items={**study.items, key: shuffled}))[EIGHT]
     rows = np.stack([study.items[t.spec.trial_id, "med", "test"].scores for t in arm.trials])
-    expected = rows[:, order].mean() - base.scores[order].mean()
+    kept = order[order != 7]
+    expected = rows[:, kept].mean() - base.scores[kept].mean()
     assert arm.summary.gain.value == pytest.approx(expected)
-    assert arm.summary.gain.n == 55
-
-
-def test_scores_that_are_not_finite_are_left_out_for_all_models() -> None:
-    study = synthetic_study(dataclasses.replace(TRUTH, metric="log_probability"))
-    key = (study.trials[0].spec.trial_id, "med", "test")
-    lost = with_scores(
-        study, lambda k, s: np.where(np.arange(len(s)) == 7, -np.inf, s) if k == key else s
-    )
-    summary = arms_by_label(lost)["r=2 lr=0.001"].summary
-    assert summary.gain.n == 59
-    assert np.isfinite(summary.gain.value)
-
-
-def test_forgetting_keeps_to_one_unit() -> None:
-    study = synthetic_study(dataclasses.replace(TRUTH, retention=("general", "text")))
-    mixed = with_tasks(study, text={"score_unit": "log_probability"})
-    assert [t.name for t in retention_tasks(mixed, "med")] == ["general"]
-    summary = arms_by_label(mixed)["r=2 lr=0.001"].summary
-    assert summary.forgetting.value == pytest.approx(-summary.retention["general"].value)
-    assert set(summary.retention) == {"general", "text"}
-
-
-def test_tasks_by_what_they_show() -> None:
-    study = synthetic_study(TRUTH)
-    assert training_tasks(study) == ("med", "law")
-    assert [t.name for t in transfer_tasks(study, "law")] == ["med", "math"]
+    assert arm.summary.gain.n == 54
 
 
 def summary(score: float | None, forgetting: float | None, parameters: int) -> ArmSummary:
-    def estimate(value: float | None) -> Estimate | None:
-        return None if value is None else Estimate(value=value, low=None, high=None, n=1, seeds=1)
-
     figures = {
-        "score": estimate(score),
-        "weighed_forgetting": estimate(forgetting),
-        "trainable_parameters": parameters,
+        name: value if value is None else Estimate(value=value, low=None, high=None, n=1, seeds=1)
+        for name, value in (("score", score), ("forgetting", forgetting))
     }
-    return ANY_ARM.model_copy(update=figures)
+    return ANY_ARM.model_copy(update={**figures, "trainable_parameters": parameters})
 
 
 def test_pareto_front_by_hand() -> None:
-    arms = [
-        summary(0.9, 0.1, 100),
-        summary(0.8, 0.1, 100),  # beaten in score alone
-        summary(0.8, 0.0, 100),
-        summary(0.8, 0.1, 50),
-        summary(0.9, 0.1, 100),  # equals the first: neither beats the other
-        summary(None, None, 1),
-    ]
+    """Beaten in score alone; better in one; equal to the first, and not beaten; without a score."""
+    points = [(0.9, 0.1, 100), (0.8, 0.1, 100), (0.8, 0.0, 100), (0.8, 0.1, 50), (0.9, 0.1, 100)]
+    arms = [summary(*point) for point in (*points, (None, None, 1))]
     assert pareto_front(arms) == [True, False, True, True, True, False]
     # Without forgetting for all, score and parameters decide.
     assert pareto_front([summary(0.9, None, 100), summary(0.8, 0.0, 100)]) == [True, False]
@@ -176,17 +100,55 @@ def test_pareto_front_by_hand() -> None:
 def test_what_shares_training_rows_is_neither_forgetting_nor_transfer() -> None:
     """``both`` joins ``med`` and ``general``: to a model of either it is no stranger, nor back."""
     truth = Truth(ranks=(2,), full_lrs=(), num_items=20, tasks=("med", "law", "both"))
-    study = synthetic_study(truth)
-    study = with_tasks(study, both={"parts": ("med", "general")})
+    study = with_tasks(synthetic_study(truth), both={"parts": ("med", "general")})
     assert trained_parts(study.tasks, "both") == {"both", "med", "general"}
     assert trained_parts(study.tasks, "med") == {"med", "both"}
-    assert trained_parts(study.tasks, "law") == {"law"}
     of = {task: arms[0].summary for task, arms in summarize_arms(study).items()}
-    assert set(of["both"].transfer) == {"law", "math"}
-    assert (of["both"].retention, of["both"].forgetting) == ({}, None)
-    assert set(of["med"].transfer) == {"law", "math"}
-    assert set(of["med"].retention) == {"general"}
+    assert (set(of["both"].transfer), of["both"].retention) == ({"law", "math"}, {})
+    assert (set(of["med"].transfer), set(of["med"].retention)) == ({"law", "math"}, {"general"})
     assert set(of["law"].transfer) == {"med", "math", "both"}
     trials = {trial.spec.task: trial.spec.trial_id for trial in study.trials}
     assert gain_and_forgetting(study, "both", trials["both"], "test") is None
     assert gain_and_forgetting(study, "med", trials["med"], "test") is not None
+
+
+def test_subjects_are_clusters_where_there_are_enough() -> None:
+    labels = tuple(f"subject {i % 10}" for i in range(90))
+    for few in (tuple(f"s {i % 9}" for i in range(90)), (None,) * 90, tuple(map(str, range(90)))):
+        assert cluster_labels(few) is None  # too few, none, and none that is shared
+    found = cluster_labels(labels)
+    assert [len(set(found)), found[0] == found[10], found[0] == found[1]] == [10, True, False]
+    assert len(set(cluster_labels((*labels, None, None)))) == 12
+    study = synthetic_study(replace(TRUTH, subjects=12))
+    assert arms_by_label(study)[EIGHT].summary.score.clusters == 12
+    base, scores = recommend(study).base["med"], study.items[BASE, "med", "test"]
+    error = clustered_standard_error(scores.scores, scores.subjects)
+    assert (base.value, base.standard_error) == pytest.approx((scores.scores.mean(), error))
+
+
+def test_subjects_of_retention_make_up_the_change_of_their_task() -> None:
+    """Of the arms that the advice compares, one Holm family for each."""
+    truth = Truth(subjects=5, num_items=60, lrs=(1e-3, 2e-3), retention=("general", "text"))
+    study = synthetic_study(truth)
+    found = recommend(study)
+    labels = {c.label for c in found.subjects}
+    assert labels == compared_arm_labels(found.advice[0])
+    assert 4 <= len(labels) < 7
+    for arm in [a for a in found.advice[0].arms if a.label in labels]:
+        of_arm = [c for c in found.subjects if c.label == arm.label]
+        ps = [c.change.p for c in of_arm]
+        assert [c.change.p_holm for c in of_arm] == pytest.approx(holm(ps))
+        for task, whole in arm.retention.items():
+            parts = [c.change for c in of_arm if c.tested_on == task]
+            mean = sum(e.value * e.n for e in parts) / sum(e.n for e in parts)
+            assert (len(parts), mean) == (5, pytest.approx(whole.value))
+    change = next(c for c in found.subjects if (c.label, c.subject) == (
+        "full lr=0.0005", "subject 3") and c.tested_on == "text")  # fmt: skip
+    models = (BASE, *(f"med-full-0.0005-{seed}" for seed in (0, 1, 2)))
+    rows = [study.items[i, "text", "test"].scores[3::5] for i in models]  # item i modulo 5
+    expected = paired_estimate(np.stack(rows[1:]), rows[0])
+    assert change.change.model_copy(update={"p_holm": None}) == expected
+    assert recommend(synthetic_study(replace(truth, subjects=1))).subjects == ()
+    ranks = tuple(range(1, MOST_ARMS + 6))
+    large = synthetic_study(Truth(subjects=5, num_items=10, ranks=ranks, seeds=(0,)))
+    assert len({c.label for c in recommend(large).subjects}) == MOST_ARMS

@@ -1,15 +1,11 @@
 """Lookups over one study."""
 
 import pytest
-from advice import chat_study
 from report_studies import study_and_advice
 from synthetic_study import Truth, synthetic_study, with_specs
 
 from rankscope.advise.recommend import recommend
-from rankscope.cli.render.summary import summary_table
-from rankscope.formatting import NATS
 from rankscope.report.answer import answer_card
-from rankscope.report.figures.plane import draw_plane
 from rankscope.report.study_view import StudyView
 
 
@@ -49,23 +45,4 @@ def test_the_view_looks_at_the_arms_that_the_advice_speaks_of() -> None:
     gain = next(r for r in advice.reasons if r.kind == "gain")
     assert gain.values["gain"] == focus.gain.value
     role, label, _ = answer_card(view, "med").rows[0]
-    assert (label, role.split(",")[0]) == (focus.label, "Best so far")
-
-
-def test_retention_has_the_unit_in_which_it_is_weighed_everywhere() -> None:
-    """The gain is in nats and the right answers lose .1 nats; their accuracy stays."""
-    study = chat_study(gold_fall=0.1)
-    view = StudyView(study, recommend(study))
-    (arm,) = view.arms("med")
-    change = view.retention_change(arm)
-    assert change.value == pytest.approx(-0.1, abs=0.02)
-    assert view.retention_unit("med") == NATS
-    card = answer_card(view, "med")
-    net, score, retained = card.rows[0][2][:3]
-    assert card.columns[2] == "Retention change, nats per token"
-    assert retained[0] == f"{change.value:+.3f}".replace("-", "\N{MINUS SIGN}")
-    assert "points" not in net[1] + score[1] + retained[1]
-    assert draw_plane(view, "med").data["retention change, nats per token"][0] == change.value
-    table = summary_table(study, view.recommendation)
-    (shown,) = (c for c in table.columns if c.header == "retention")
-    assert list(shown.cells)[1].startswith(retained[0])
+    assert (label, role.split(",")[0]) == (focus.label, "Closest")

@@ -1,18 +1,26 @@
-"""The tables of a study."""
+"""The tables of a study, and their formats: golden texts, and text that stays text."""
 
+import csv
+import io
+import re
 from dataclasses import replace
 
+import pandas as pd
 import pytest
-from report_studies import ordinary_study, study_and_advice
+from report_studies import ATTACKS, HOSTILE, hostile_study, ordinary_study, study_and_advice
 from synthetic_study import Truth
 
-from rankscope.formatting import POINTS, Unit
+from rankscope.formatting import POINTS, Unit, markdown_text
 from rankscope.records import StopRecord
 from rankscope.report.columns import Column, shown_rows
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import (
+    FORMATS,
+    comma_separated,
     frame_rows,
+    html_table,
     latex,
+    latex_text,
     markdown,
     shown,
     table,
@@ -23,6 +31,7 @@ from rankscope.report.tables import (
     failed_trials_table,
     paper_table,
     stopped_trials_table,
+    study_tables,
     tasks_table,
     training_table,
 )
@@ -47,38 +56,37 @@ def test_differences_at_a_rung_are_in_points() -> None:
     stop = StopRecord(
         trial_id=first.spec.trial_id,
         num_steps=80,
-        reason="outranked",
         rival="r=8",
+        p=0.004,
         difference=0.0,
+        heading=-0.125,
         low=-0.39,
-        high=None,
-        projected_difference=-0.125,
+        high=-0.01,
         train=first.train,
     )
     study = replace(study, trials=(replace(first, status="stopped", stop=stop), *others))
-    (row,) = frame_rows(shown(stopped_trials_table(StudyView(study, advice))))
-    assert row[1:] == (40, 80, "outranked", "r=8", 0.0, -39.0, None, -12.5, "points")
+    stopped = stopped_trials_table(StudyView(study, advice))
+    (row,) = frame_rows(shown(stopped))
+    assert row[1:] == (40, 80, "r=8", 0.004, 0.0, -12.5, -39.0, -1.0, "points")
+    assert "| under 1 % |" in markdown(stopped)
 
 
-def test_the_paper_table_has_a_row_per_rank_and_a_column_per_task() -> None:
-    study, advice = ordinary_study()
-    table = paper_table(StudyView(study, advice)).set_index("arm")
-    assert list(table.index) == ["base", "r=2", "r=8", "r=32", "full"]
-    assert list(table.columns)[::3] == ["med_score", "law_score"]
-    for task in advice.advice:
-        chosen = {a.label: a for a in task.arms if a.label in task.candidate_labels}
-        assert len(chosen) == 4  # two learning rates for each rank, one for full fine-tuning
-        for label, arm in chosen.items():
-            assert table.loc[label.split()[0], f"{task.task}_score"] == arm.score.value
+def test_the_paper_table_has_a_row_per_rank_and_a_column_per_task(view: StudyView) -> None:
+    made = paper_table(view).set_index("arm")
+    assert list(made.index) == ["base", "r=2", "r=8", "r=32", "full"]
+    assert list(made.columns)[::3] == ["med_score", "law_score"]
+    for task in view.training_tasks:
+        for arm in view.candidates(task):
+            assert made.loc[arm.label.split()[0], f"{task}_score"] == arm.score.value
 
 
 def test_with_one_task_it_shows_what_was_retained() -> None:
-    study, advice = study_and_advice(Truth(ranks=(2, 8), num_items=40))
-    table = paper_table(StudyView(study, advice)).set_index("arm")
-    arms = {a.label.split()[0]: a for a in advice.advice[0].arms}
-    forgetting = arms["r=8"].forgetting
-    assert table.loc["r=8", "retention_change"] == -forgetting.value
-    assert table.loc["r=8", "parameters"] == arms["r=8"].trainable_parameters
+    view = StudyView(*study_and_advice(Truth(ranks=(2, 8), num_items=40)))
+    row, arm = paper_table(view).set_index("arm").loc["r=8"], view.arms("med")[1]
+    assert tuple(row[["retention_change", "parameters"]]) == (
+        -arm.forgetting.value,
+        arm.trainable_parameters,
+    )
 
 
 def test_the_best_as_shown_is_bold_ties_included() -> None:
@@ -119,23 +127,16 @@ def test_programs_get_names_and_plain_numbers_and_people_titles_and_units() -> N
     assert markdown(made).splitlines()[2] == "| a | 12.50 | 2 | points |"
 
 
-def test_the_table_of_arms_begins_with_the_base_and_says_yes_to_programs_by_true() -> None:
-    study, advice = ordinary_study()
-    frame = arms_table(StudyView(study, advice))
-    assert [(r["task"], r["score"]) for _, r in frame[frame["arm"] == "base"].iterrows()] == [
-        (task.task, advice.base[task.task].value) for task in advice.advice
-    ]
-    chosen = [task.chosen.label for task in advice.advice if task.chosen]
-    assert list(frame[frame["recommended"]]["arm"]) == chosen
+def test_the_table_of_arms_begins_with_the_base_and_says_yes_to_programs_by_true(
+    view: StudyView,
+) -> None:
+    frame, advice = arms_table(view), view.recommendation
+    base = frame[frame["arm"] == "base"]
+    assert dict(zip(base["task"], base["score"], strict=True)) == {
+        task.task: advice.base[task.task].value for task in advice.advice
+    }
+    assert list(frame[frame["recommended"]]["arm"]) == [t.chosen.label for t in advice.advice]
     assert frame["recommended"].dtype == bool
-    assert {"lr", "gain_low", "p_holm", "peak_memory_bytes", "score_unit"} <= set(frame.columns)
-
-
-def test_wide_tables_print_sizes_and_p_values_that_can_be_read() -> None:
-    table = arms_table(StudyView(*ordinary_study()))
-    text = markdown(table)
-    assert "\\<0.001" in text
-    assert " 0.0000 " not in text
 
 
 @pytest.mark.parametrize(
@@ -153,3 +154,147 @@ def test_a_task_may_be_called_like_a_column_or_like_the_end_of_one(tasks: tuple[
         assert made["parameters"][1] == advice.advice[0].arms[0].trainable_parameters
     read, _ = shown_rows([{"x_largest": 0.5}], {"x_largest": Column("most", POINTS)})
     assert read == [{"most": 50}]
+
+
+SMALL = table_from_rows(
+    [
+        {"arm": "r=8 lr=0.001", "gain, %": 3.14159, "p": 0.03571, "note": "a_b & 50 %"},
+        {"arm": "full | x", "gain, %": -0.25, "p": None, "note": "=1+1"},
+    ],
+    {"gain, %": 1, "p": 3},
+)
+
+MARKDOWN = """\
+| arm | gain, % | p | note |
+| --- | ---: | ---: | --- |
+| r=8 lr=0.001 | 3.1 | 0.036 | a_b \\& 50 % |
+| full \\| x | \N{MINUS SIGN}0.2 | \N{EN DASH} | =1+1 |
+"""
+# The exact digits of both numbers; the formula as text; RFC 4180 ends lines with CR LF.
+CSV = (
+    'arm,"gain, %",p,note\r\nr=8 lr=0.001,3.14159,0.03571,a_b & 50 %\r\nfull | x,-0.25,,\'=1+1\r\n'
+)
+LATEX = r"""% \usepackage{booktabs}
+\begin{tabular}{lrrl}
+\toprule
+arm & gain, \% & p & note \\
+\midrule
+r=8 lr=0.001 & 3.1 & 0.036 & a\_b \& 50 \% \\
+full \textbar{} x & $-$0.2 & -- & =1+1 \\
+\bottomrule
+\end{tabular}
+"""
+HTML = (
+    '<table>\n<thead><tr><th scope="col">arm</th><th scope="col" class="n">gain, %</th>'
+    '<th scope="col" class="n">p</th><th scope="col">note</th></tr></thead>\n<tbody>\n'
+    '<tr><td>r=8 lr=0.001</td><td class="n" data-v="3.14159">3.1</td>'
+    '<td class="n" data-v="0.03571">0.036</td><td>a_b &amp; 50 %</td></tr>\n'
+    '<tr><td>full | x</td><td class="n" data-v="-0.25">\N{MINUS SIGN}0.2</td>'
+    '<td class="n">\N{EN DASH}</td><td>=1+1</td></tr>\n</tbody>\n</table>'
+)
+
+
+def test_a_small_table_as_it_was_written_by_hand() -> None:
+    assert markdown(SMALL) == MARKDOWN
+    assert comma_separated(SMALL) == CSV
+    assert latex(SMALL) == LATEX
+    assert html_table(SMALL) == HTML
+    frame = pd.read_parquet(io.BytesIO(FORMATS["parquet"](SMALL)))
+    assert frame_rows(frame) == frame_rows(SMALL)
+
+
+def test_a_value_and_its_interval_are_one_column_but_in_csv() -> None:
+    rows = [("a", 3.14, -1.0, 7.25, 12), ("b", 2.0, None, None, 1), ("c", None, None, None, 0)]
+    titles = ("arm", "gain", "gain, low", "gain, high", "n")
+    made = table_from_rows(
+        [dict(zip(titles, row, strict=True)) for row in rows], dict.fromkeys(titles[1:4], 1)
+    )
+    assert markdown(made) == (
+        "| arm | gain \\[95 %\\] | n |\n| --- | --- | ---: |\n"
+        "| a | 3.1 \\[\N{MINUS SIGN}1.0, 7.2\\] | 12 |\n| b | 2.0 | 1 |\n"
+        "| c | \N{EN DASH} | 0 |\n"
+    )
+    assert r"a & 3.1 {[}$-$1.0, 7.2] & 12 \\" in latex(made)
+    assert comma_separated(made).splitlines() == [
+        'arm,gain,"gain, low","gain, high",n',
+        "a,3.14,-1.0,7.25,12",
+        "b,2.0,,,1",
+        "c,,,,0",
+    ]
+
+
+def test_csv_reads_back_with_every_digit() -> None:
+    numbers = (1 / 3, -1e-12, 12345678901234567890, 0)
+    made = table_from_rows([{"n": value} for value in numbers], {"n": 1})
+    _, *rows = csv.reader(io.StringIO(comma_separated(made), newline=""))
+    assert [float(row[0]) for row in rows] == [float(value) for value in numbers]
+
+
+@pytest.mark.parametrize(
+    ("text", "markdown_", "latex_"),
+    [
+        ("pocket_med", "pocket_med", r"pocket\_med"),
+        ("_x_", r"\_x\_", r"\_x\_"),
+        (r"\input{x}", r"\\input{x}", r"\textbackslash{}input\{x\}"),
+        ("a|b\n|c", r"a\|b \|c", r"a\textbar{}b \textbar{}c"),
+        ("<b>*x*</b>", r"\<b\>\*x\*\</b\>",
+         r"\textless{}b\textgreater{}{*}x{*}\textless{}/b\textgreater{}"),
+        ("[1pt] \"", '\\[1pt\\] "', "{[}1pt] ''"),
+        ("$1^2~3#4--5", r"\$1^2\~3#4--5", r"\$1\textasciicircum{}2\textasciitilde{}3\#4{-}{-}5"),
+    ],
+)  # fmt: skip
+def test_characters_that_mean_something_are_escaped(text: str, markdown_: str, latex_: str) -> None:
+    assert markdown_text(text) == markdown_
+    assert latex_text(text) == latex_
+
+
+def unescaped(text: str, special: str) -> list[str]:
+    """Special characters of ``text`` without a backslash before them."""
+    return [c for c in re.sub(r"\\.", "", text) if c in special]
+
+
+def assert_inert(made: pd.DataFrame) -> None:
+    """A line for every row, a cell for every column, and no mark-up but the table's own."""
+    head, _, *lines = markdown(made).splitlines()
+    assert len(lines) == len(made)
+    for line in lines:
+        plain = line.replace("| **", "| ").replace("** |", " |")  # the best of a column
+        assert unescaped(plain.replace("| ", " ").replace(" |", " "), "<>|`[]*$") == []
+        assert unescaped(line, "|") == unescaped(head, "|")
+    body = latex(made).partition("\\midrule\n")[2].partition("\\bottomrule")[0]
+    assert len(body.splitlines()) == len(made)
+    assert len({len(unescaped(line, "&")) for line in body.splitlines()}) == 1
+    macros = set(re.findall(r"\\[a-zA-Z]+", body))
+    assert macros <= {r"\textless", r"\textgreater", r"\textbackslash", r"\ldots",
+                      r"\textbar", r"\textbf"}  # fmt: skip
+    _, *rows = csv.reader(io.StringIO(comma_separated(made), newline=""))
+    assert [len(row) for row in rows] == [len(made.columns)] * len(made)
+    texts = [
+        cell
+        for row, values in zip(rows, frame_rows(made), strict=True)
+        for cell, value in zip(row, values, strict=True)
+        if isinstance(value, str)
+    ]
+    assert all(cell[:1] not in ("=", "+", "-", "@", "\t", "\r") for cell in texts)
+    for text in (markdown(made), latex(made), comma_separated(made)):
+        assert "\u202e" not in text
+        assert "\x00" not in text
+
+
+def test_files_hold_an_answer_whole() -> None:
+    answer = " ".join(f"sentence {i}." for i in range(250))
+    made = table_from_rows([{"answer": answer}])
+    assert len(answer) > 3000
+    for text in (markdown(made), latex(made), comma_separated(made)):
+        assert answer in text
+
+
+def test_hostile_text_stays_text_in_every_format() -> None:
+    assert_inert(table_from_rows([{"x": attack} for attack in ATTACKS]))
+
+
+def test_main_tables_of_a_hostile_study_stay_text() -> None:
+    for made in study_tables(StudyView(*hostile_study())).values():
+        if len(made):
+            assert HOSTILE[:20] in made.to_csv()
+            assert_inert(made)

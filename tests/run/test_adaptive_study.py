@@ -28,13 +28,18 @@ from rankscope.run.worker import work
 from rankscope.store import find_problems
 
 GRID: dict[str, Any] = {
-    "arms": [{"method": "lora", "rank": 2, "lr": [5e-2, 2e-3]}, {"method": "full", "lr": 5e-4}],
+    "arms": [
+        {"method": "lora", "rank": 2, "lr": [5e-1, 2e-2]},
+        {"method": "lora", "rank": 4, "lr": 2e-2},
+    ],
     "seeds": [0, 1],
     "analyze": {"spectra": {"enabled": False}},
-    **changed("train", max_steps=8, evaluate_items=24),
-    **changed("evaluate", max_items=24, cross_domain=[]),
+    **changed("train", max_steps=8, evaluate_items=48),
+    **changed("evaluate", max_items=48, cross_domain=[]),
 }
 ADAPTIVE = GRID | {"strategy": "adaptive", "rungs": [0.5], "budget": "4 trials"}
+# With a margin so small no answer of few items is ever sure: further seeds are trained.
+ADAPTIVE |= {"objective": {"margin": 0.001}, "until": 0.999}
 FIRST, DECLARED = 3, 6
 
 
@@ -154,37 +159,30 @@ def test_trials_train_as_in_the_grid(adaptive: Path, grid: StudyRecords) -> None
         assert record.metrics == pytest.approx(grid.evals[key].metrics, rel=ROUNDING)
 
 
-def test_two_rungs_judge_by_where_trials_are_heading(tmp_path: Path) -> None:
-    """Computed again from the points of both rungs, forgetting without a weight: after step 2 of 8
-    the last of three rates stops; after step 4 the one of the other two that is heading less far,
-    each going on by twice of what it gained since step 2. Scores are log p: no two are equal."""
-    rates = [1e-5, 1e-3, 1e-2]
+def test_a_rung_judges_by_its_points(tmp_path: Path) -> None:
+    """Forgetting without a weight, gains in nats: as shares of the largest gain at the rung, which
+    is .1 at the least. A rate that ruins the model stops after step 4 of 8."""
+    rates = [1e-7, 5e-1]
     study = small_study(
         tmp_path,
         **ADAPTIVE
         | {"tasks": [{"name": "pocket_med", "scorer": "loss"}]}
         | {"arms": [{"method": "lora", "rank": 2, "lr": rates}], "seeds": [0]}
-        | {"rungs": [0.25, 0.5], "budget": None, "objective": {"retention": 0}},
+        | {"budget": None, "objective": {"retention": 0}},
     ).run(tmp_path / "out")
-    base = study.items[BASE, "pocket_med", "validation"].scores.mean()
     gains = {
-        (trial.spec.lr, point.step): point.score - base
+        trial.spec.lr: point.score
         for trial in study.trials
         for point in trial.curve
-        if point.task == "pocket_med"
+        if (point.task, point.step) == ("pocket_med", 4)
     }
-    stops = {trial.spec.lr: trial.stop for trial in study.trials if trial.stop}
-    *going, last = sorted(rates, key=lambda lr: -gains[lr, 2])
-    heading = {lr: 3 * gains[lr, 4] - 2 * gains[lr, 2] for lr in going}
-    best, other = sorted(going, key=lambda lr: -heading[lr])
-    assert list(stops) == sorted([last, other])
-    assert [stops[lr].train.steps for lr in (last, other)] == [2, 4]
-    assert stops[other].rival.endswith(f"lr={best:.12g}")
-    assert stops[other].difference == pytest.approx(gains[other, 4] - gains[best, 4])
+    (stop,) = [trial.stop for trial in study.trials if trial.stop]
+    assert (stop.train.steps, stop.rival) == (4, "r=2 lr=1e-07")
+    assert stop.difference == pytest.approx((gains[5e-1] - gains[1e-7]) / 0.1, rel=1e-4)
 
 
 def test_interrupted_over_and_over_it_stops_the_same_trials(adaptive: Path, tmp_path: Path) -> None:
-    user = run_interrupted(small_study(tmp_path, **ADAPTIVE), tmp_path / "out", every=12)
+    user = run_interrupted(small_study(tmp_path, **ADAPTIVE), tmp_path / "out", every=8)
     assert user.stops > 3
     assert results(tmp_path / "out") == results(adaptive)
     assert leftovers(tmp_path / "out") == []
@@ -209,8 +207,8 @@ def test_a_grid_takes_up_what_was_left_out(adaptive: Path, tmp_path: Path) -> No
 
 def test_a_grid_that_was_killed_goes_on_as_adaptive(adaptive: Path, tmp_path: Path) -> None:
     """Its points have no items, and its checkpoint is past the rung: both are made again."""
-    curves = changed("train", max_steps=8, evaluate_items=24, evaluate_every=4)
-    one_seed = GRID | curves | {"seeds": [0]}
+    curves = changed("train", max_steps=8, evaluate_items=48, evaluate_every=4)
+    one_seed = GRID | curves | {"seeds": [0], "objective": ADAPTIVE["objective"]}
     with pytest.raises(Interrupted, match="after step 6 of 8"):
         small_study(tmp_path, **one_seed).run(tmp_path / "out", Steps("group 1", stop_at=6))
     changes = {"strategy": "adaptive", "rungs": [0.5]}
@@ -244,12 +242,12 @@ def test_a_budget_begins_whole_trials_in_the_order_of_the_file(tmp_path: Path) -
 
 
 def test_a_plan_expects_no_more_than_the_budget_pays_for(tmp_path: Path) -> None:
-    """One rate of two goes on after half of its steps. With its three arms' second seeds, all six
-    trials without a budget; of four trials, one of these; of two, none and no third arm."""
+    """One rate of two goes on after half of its steps, and one arm gets its second seed; of two
+    trials, none does and no third arm begins."""
     shares = []
     for budget in (None, "4 trials", "2 trials"):
         study = small_study(tmp_path, **{**ADAPTIVE, "budget": budget})
         shares.append(list(expected_shares(study.check()).values()))
-    assert [sum(of_budget) for of_budget in shares] == pytest.approx([2.5 + 3, 2.5 + 1, 1.5])
+    assert [sum(of_budget) for of_budget in shares] == pytest.approx([2.5 + 1, 2.5 + 1, 1.5])
     told = rankscope("plan", study_file(tmp_path, **ADAPTIVE)).told
     assert "Budget: 4 trials." in told

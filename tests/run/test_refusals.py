@@ -107,9 +107,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (adaptive(rungs=[1.0]), "less than 1"),
     (adaptive(rungs=[0.2, 0.25]), "rungs: found 2, 2 as the steps"),
     (adaptive(rungs=[0.01]), "rungs: found 0 as the steps"),
-    (adaptive(**changed("train", evaluate_items=4)),
-     "found 4 validation items of task 'pocket_med', expected"),
-    (adaptive(**changed("evaluate", max_items=4)), "found 4 validation items of task 'pocket_med'"),
+    *[(adaptive(until=p), "until: found") for p in (0, 1, 1.5)],
     # several devices
     (on_two(device="auto"), "train.devices: 2: found 0 GPUs, expected at least 2"),
     (on_two(**arm(method="dora")),

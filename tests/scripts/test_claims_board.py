@@ -219,10 +219,9 @@ def test_the_pictured_answer_follows_from_the_records(tmp_path: Path) -> None:
     restore(claims_board.RECORDS / "maths-grid", tmp_path / "study")
     study, recommendation = write_outputs(tmp_path / "study")
     (advice,) = recommendation.advice
-    assert (advice.verdict, advice.confidence) == ("Use LoRA r=32.", "firm")
+    assert advice.confidence == "leaning"
     assert advice.chosen is not None
-    assert advice.chosen.net_gain is not None
-    assert advice.chosen.net_gain.value == pytest.approx(0.468, abs=5e-4)
+    assert advice.chosen.label == "r=128 lr=0.0005"
     assert [trial.status for trial in study.trials].count("diverged") == 3
     assert find_problems(tmp_path / "study") == []
 

@@ -8,9 +8,12 @@ __all__ = [
     "arms",
     "checks",
     "comparisons",
+    "decide",
+    "evidence",
     "model_scores",
     "rank_curves",
     "recommend",
+    "results",
     "retention",
     "statistics",
 ]

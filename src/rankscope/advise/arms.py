@@ -1,6 +1,5 @@
-"""Each arm over its seeds: gain, forgetting, transfer and cost, with intervals.
+"""Each arm over its seeds: gain, forgetting, transfer and cost, with intervals; test split.
 
-``validation_*`` fields use only the validation split, every ``Estimate`` only the test split.
 Failed trials are counted in their arm. A trial without a score on some task is left out of that
 task's estimate only."""
 
@@ -11,19 +10,14 @@ from typing import TypeVar
 import numpy as np
 
 from rankscope.advise.retention import (
-    RetentionScale,
-    logprob_scale,
+    has_gold_logprobs,
     mean_fall,
-    net_gain,
     retained_tasks,
-    retention_scale,
-    shown_scale,
+    retention_tasks,
 )
 from rankscope.advise.statistics.estimates import weighted_estimate
 from rankscope.advise.statistics.matching import (
-    ScoreKind,
     align_scores,
-    compared_scores,
     mean_estimate,
     score_difference,
     stored_scores,
@@ -177,10 +171,12 @@ def trials_by_arm(trials: Iterable[TrialRecords]) -> dict[tuple[object, ...], li
 def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
     spec = trials[0].spec
     done = finished_trials(trials)
-    trained = [t.train for t in trials if t.train is not None]
-    scale = retention_scale(study, spec.task)
-    own = shown_scale(study, spec.task)
+    trained = [t.training for t in trials if t.training is not None]
+    # A stopped trial stands for the time of the whole training.
+    whole = [t.stop.num_steps / t.stop.train.steps if t.stop else 1.0 for t in trials if t.training]
+    seconds = [record.seconds * share for record, share in zip(trained, whole, strict=True)]
     retained = retained_tasks(study.tasks, spec.task)
+    in_logprobs = [t for t in retained if has_gold_logprobs(study, t.name)]
     names, others = {t.name for t in retained}, {t.name for t in transfer_tasks(study, spec.task)}
     changes = {
         name: change
@@ -190,11 +186,6 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
     }
     transfer = {name: change for name, change in changes.items() if name in others}
     family = _adjusted_within_family(list(transfer.values()))
-    forgetting = mean_fall(study, done, own)
-    is_own = scale.tasks == own.tasks and scale.measure == "score" and scale.factors is None
-    weighed_forgetting = forgetting if is_own else mean_fall(study, done, scale)
-    weights = study.config.objective.weights
-    counts = weights[1] and weighed_forgetting is not None
     return ArmSummary(
         label=spec.arm_label,
         task=spec.task,
@@ -207,45 +198,16 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
         failed=sum(t.status in FAILED for t in trials),
         stopped=sum(t.status == "stopped" for t in trials),
         skipped=sum(t.status == "skipped" for t in trials),
-        validation_score=_validation_score(study, done, spec.task),
-        validation_gain=_validation_change(study, done, spec.task),
-        validation_forgetting=_validation_fall(study, done, own),
-        validation_weighed_forgetting=_validation_fall(study, done, scale),
         score=mean_estimate(stored_scores(study, done, spec.task, "test")),
         gain=changes.get(spec.task),
-        forgetting=forgetting,
-        weighed_forgetting=weighed_forgetting,
-        net_gain=net_gain(study, spec.task, done, None, weights) if counts else None,
-        logprob_forgetting=mean_fall(study, done, logprob_scale(study, spec.task)),
+        forgetting=mean_fall(study, done, retention_tasks(study, spec.task)),
+        logprob_forgetting=mean_fall(study, done, in_logprobs, "gold_logprob"),
         transfer=dict(zip(transfer, family, strict=True)),
         retention={name: change for name, change in changes.items() if name in names},
         trainable_parameters=trained[0].trainable_parameters if trained else 0,
-        seconds=float(np.mean([t.seconds for t in trained])) if trained else None,
+        seconds=float(np.mean(seconds)) if seconds else None,
         peak_memory_bytes=max((t.peak_memory_bytes for t in trained), default=None),
     )
-
-
-def _validation_fall(
-    study: StudyRecords, done: list[TrialRecords], scale: RetentionScale
-) -> float | None:
-    falls = [
-        -scale.factor(task.name) * change
-        for task in scale.tasks
-        if (change := _validation_change(study, done, task.name, scale.measure)) is not None
-    ]
-    return float(np.mean(falls)) if falls else None
-
-
-def _validation_score(study: StudyRecords, done: list[TrialRecords], task: str) -> float | None:
-    scores = align_scores(stored_scores(study, done, task, "validation"), None, trained=False)
-    return None if scores is None else float(scores.tuned.mean())
-
-
-def _validation_change(
-    study: StudyRecords, done: list[TrialRecords], task: str, measure: ScoreKind = "score"
-) -> float | None:
-    pair = compared_scores(study, done, None, task, measure, "validation")
-    return None if pair is None else float(pair.item_means.mean())
 
 
 def pareto_front(arms: Sequence[ArmSummary]) -> list[bool]:
@@ -253,7 +215,7 @@ def pareto_front(arms: Sequence[ArmSummary]) -> list[bool]:
 
     Forgetting counts only if every scored arm has it.
     """
-    falls = [None if a.weighed_forgetting is None else a.weighed_forgetting.value for a in arms]
+    falls = [None if a.forgetting is None else a.forgetting.value for a in arms]
     measured = all(fall is not None for a, fall in zip(arms, falls, strict=True) if a.score)
     points = np.full((len(arms), 3), np.inf)  # an arm without a score beats no other
     for point, arm, fall in zip(points, arms, falls, strict=True):

@@ -1,21 +1,18 @@
-"""Can this answer be trusted? One line per fact, with a status: fine, weak or bad.
+"""What no probability knows of: overlap, divergence, missing trials, a loss that still falls.
 
-*Bad* is what keeps the confidence from being high; *weak* could change the answer nevertheless.
+One line per fact, with a status: *bad* can make the answer worthless, *weak* could change it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 
 from rankscope.advise.arms import Arm
-from rankscope.advise.comparisons import arm_difference
-from rankscope.advise.messages import Counted, Field, Measured, arm_name, trust_check
+from rankscope.advise.messages import Counted, Field, Measured, trust_check
+from rankscope.advise.posterior import TYPICAL_SPREAD
+from rankscope.advise.results import TaskResults
 from rankscope.advise.retention import retention_tasks
-from rankscope.advise.statistics.power import detectable
-from rankscope.advise.statistics.significance import FEWEST_ITEMS
-from rankscope.advise.task_results import FEW_ITEMS, TaskResults
-from rankscope.formatting import NATS, POINTS, count, join_names, score_text
+from rankscope.formatting import NATS, POINTS, amount, count, join_names, score_text
 from rankscope.records import (
     FAILED,
-    FEWEST_SEEDS,
     LEFT_OUT,
     ArmSummary,
     CheckStatus,
@@ -23,119 +20,46 @@ from rankscope.records import (
     TrustCheck,
 )
 
+TYPICAL_DISCORDANCE = 0.1  # Share of items on which an arm and the base differ
 MOST_NAMED = 4  # Arms or trials that one sentence names
 OVERLAP_KINDS = {"exact": "exact match", "ngram13": "13-gram match"}
 
 
 def trust_checks(results: TaskResults, subject: Arm | None) -> tuple[TrustCheck, ...]:
     """Every check that applies to the task or to the arm ``subject``."""
-    checks: list[TrustCheck] = []
-    if subject is not None:
-        checks += [_seeds(subject), *_items(results, subject)]
-    checks += [_retention(results, subject), _contamination(results)]
+    checks = [_retention(results, subject), _contamination(results)]
     if subject is not None:
         checks += [*_learning_rate(results, subject), *_loss(results, subject)]
-    return (*checks, *_trials(results, subject))
-
-
-def _seeds(subject: Arm) -> TrustCheck:
-    seeds = subject.summary.seeds
-    is_enough = seeds >= FEWEST_SEEDS
-    return trust_check(
-        "seeds",
-        "fine" if is_enough else "bad",
-        count(seeds, "seed"),
-        "Enough to see how much training itself varies."
-        if is_enough
-        else "Fewer than {fewest_seeds} do not show how much training itself varies, so no answer "
-        "can be firm.",
-        seeds=seeds,
-        fewest_seeds=FEWEST_SEEDS,
-    )
-
-
-def _items(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
-    gain, rival = subject.summary.gain, _rival(results, subject)
-    if gain is None:
-        return
-    value = count(gain.n, "test item")
-    gap = arm_difference(results.study, subject, rival, results.task)
-    effect = None if gap is None else detectable(gap)
-    if gain.n < FEW_ITEMS:
-        decides = gain.n >= FEWEST_ITEMS and subject.summary.seeds >= FEWEST_SEEDS
-        text = "Too few to tell a difference from chance."
-        yield trust_check("items", "weak" if decides else "bad", value, text, n=gain.n)
-    elif effect is None:
-        text = "How large a difference would be seen is unknown."
-        yield trust_check("items", "weak", value, text, n=gain.n)
-    else:
-        yield trust_check(
-            "items",
-            "fine" if effect <= results.objective.margin else "weak",
-            value,
-            "A difference of about {detectable:amount} between {arm} and {rival} would be seen "
-            "four times out of five; a smaller one may go unseen.",
-            n=gain.n,
-            detectable=results.score(effect),
-            arm=arm_name(subject.summary),
-            rival="the base" if rival is None else arm_name(rival.summary),
+    if results.fit_failed is not None:
+        text = (
+            "The posterior could not be computed ({why}), so the probabilities are those of every "
+            "arm by itself."
         )
-
-
-def _rival(results: TaskResults, subject: Arm) -> Arm | None:
-    """LoRA's rival is full fine-tuning and the reverse; otherwise the next best arm."""
-    if other := results.rival_kind(subject):
-        return other.arm
-    rest = [c for c in results.choice.candidates if c.arm is not subject]
-    return max(rest, key=lambda c: c.utility).arm if rest else None
+        checks.append(trust_check("fit", "bad", "flat prior", text, why=results.fit_failed))
+    return (*checks, *_trials(results, subject))
 
 
 def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
     tasks = retention_tasks(results.study, results.task)
     arm = None if subject is None else subject.summary
-    forgetting = None if arm is None else results.shown_forgetting(arm)
     has_limit = results.objective.max_forgetting is not None
-    if not tasks or (arm is not None and forgetting is None):
+    if not tasks or (arm is not None and arm.forgetting is None):
         text = "The retention tasks have no scores yet." if tasks else _NO_RETENTION
         text += " The limit on forgetting could not be applied." if has_limit else ""
-        lacks = arm is not None and results.lacks_retention_scores(arm)
-        return trust_check("retention", "bad" if lacks else "weak", "forgetting unknown", text)
-    at_chance = results.retention_at_chance
-    by_logprob = results.scale.name == "gold_logprob" and not has_limit
-    if at_chance and not by_logprob:
+        counts = bool(tasks) and (has_limit or results.objective.retention > 0)
+        return trust_check(
+            "retention", "bad" if counts and arm else "weak", "forgetting unknown", text
+        )
+    if results.retention_at_chance and (has_limit or results.scale.name != "shares"):
         return _at_chance(results, arm)
-    if arm is not None and forgetting is not None and not results.is_settled(arm):
-        if results.forgot_as_trained(arm):
-            return trust_check(
-                "retention",
-                "weak",
-                "forgetting in each seed",
-                "Each of {trained} lost retention, and their mean loss is clear by its items. What "
-                "another seed would lose is hardly known: the mean over seeds changes by "
-                "{forgetting:range}.",
-                forgetting=forgetting,
-                trained=Counted(forgetting.seeds, "seed"),
-            )
-        return trust_check(
-            "retention",
-            "weak",
-            f"forgetting unclear (change of {forgetting:range})",
-            "Retention is only known to change by {forgetting:range}, so a zero change tells you "
-            "nothing.",
-            forgetting=forgetting,
-        )
-    if by_logprob:
-        not_above = f"; accuracy on {join_names(at_chance)} not above chance" if at_chance else ""
-        return trust_check(
-            "retention",
-            "fine",
-            f"by log-probability{not_above}",
-            "The right answers' log-probability, among the answers offered if there are any, shows "
-            "it, above chance or not.",
-        )
     text = "Forgetting is measured by the likelihood of text."
     if any(task.chance is not None for task in tasks):
         text = "The base is above chance on the retention tasks."
+    if results.retention_at_chance:
+        text = (
+            "Where the base is not above chance, the right answers' log-probability, among the "
+            "answers offered if there are any, measures forgetting."
+        )
     return trust_check("retention", "fine", count(len(tasks), "retention task"), text)
 
 
@@ -155,7 +79,8 @@ def _at_chance(results: TaskResults, arm: ArmSummary | None) -> TrustCheck:
             "The log-probability of the right answers, among the answers offered if there are any, "
             "decides: it changes by {in_nats:reverse} ({in_nats:reverse_evidence})."
         )
-    lowers = arm is not None and results.forgets_below_chance(arm)
+    lost = None if arm is None else arm.logprob_forgetting
+    lowers = lost is not None and lost.is_above(0)
     return trust_check(
         "retention",
         "bad" if lowers else "weak",
@@ -190,8 +115,6 @@ def _contamination(results: TaskResults) -> TrustCheck:
 
 def _learning_rate(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
     lr, lrs = subject.summary.lr, results.rates_of(subject)
-    if not lrs:
-        return
     status: CheckStatus = "weak"
     if len(lrs) == 1:
         value = "one learning rate tried"
@@ -238,7 +161,7 @@ def _trials(results: TaskResults, subject: Arm | None) -> Iterator[TrustCheck]:
     trials = Counted(len(results.trials), "trial")
     if results.failed:
         names = [f"{t.spec.arm_label} seed={t.spec.seed}: {t.status}" for t in results.failed]
-        lowers = results.choice.passed_over or (subject is not None and subject.summary.failed)
+        lowers = subject is not None and subject.summary.failed
         yield trust_check(
             "trials",
             "bad" if lowers else "weak",
@@ -315,18 +238,21 @@ def _training_share(trials: Sequence[TrialRecords]) -> float:
     return spent / planned if planned else 1.0
 
 
-def undecidable_notes(num_items: Mapping[str, int], num_seeds: int) -> list[str]:
-    """A note on each task whose test items allow no answer, whatever is trained."""
+def width_notes(
+    num_items: Mapping[str, int], num_seeds: int, margin: float, in_accuracy: Mapping[str, bool]
+) -> list[str]:
+    """How wide the answer on each task will be, before anything is trained.
+
+    Right-or-wrong answers of two models are taken to differ on ``TYPICAL_DISCORDANCE`` of the
+    items, and seeds by half a margin; nothing is known of nats.
+    """
     notes = []
     for task, items in num_items.items():
-        if items < FEWEST_ITEMS:
-            needed = f"no test can decide with fewer than {FEWEST_ITEMS}"
-        elif items < FEW_ITEMS and num_seeds < FEWEST_SEEDS:
-            needed = f"an answer needs {FEW_ITEMS} test items, or {FEWEST_SEEDS} seeds"
-        else:
-            continue
-        found = f"{count(items, 'test item')} and {count(num_seeds, 'seed')}"
-        notes.append(f"{task}: {found} cannot show which arm is best; {needed}")
+        if in_accuracy[task] and items:
+            variance = TYPICAL_DISCORDANCE / items + (TYPICAL_SPREAD * margin) ** 2 / num_seeds
+            width = amount(1.96 * variance**0.5, POINTS)
+            counted = f"{count(items, 'scored item')} and {count(num_seeds, 'seed')}"
+            notes.append(f"{task}: with {counted} a gain will be known to about ±{width}")
     return notes
 
 

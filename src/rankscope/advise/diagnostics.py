@@ -3,14 +3,11 @@
 from collections.abc import Iterator
 from math import ceil, log2
 
-from scipy import stats
-
 from rankscope.advise.arms import Arm
 from rankscope.advise.messages import Counted, Field, Measured, arm_name, message
-from rankscope.advise.retention import retention_tasks, shown_scale
-from rankscope.advise.select import Candidate
+from rankscope.advise.results import TaskResults
+from rankscope.advise.retention import retention_tasks
 from rankscope.advise.statistics.significance import ALPHA
-from rankscope.advise.task_results import TaskResults
 from rankscope.formatting import POINTS
 from rankscope.records import AdviceMessage, Estimate, TrainRecord
 
@@ -21,7 +18,6 @@ OVER_FORGETTING = 0.5  # Forgetting as a share of the gain from which it is repo
 MORE_CAPACITY = 100
 """Trainable parameters per training token above which an adapter could memorize the tokens; the
 capacity rule asks for one."""
-ORDERED = 0.5  # |Spearman correlation| of score and rank below which they have no order
 
 
 def diagnostics(results: TaskResults, subject: Arm | None) -> Iterator[AdviceMessage]:
@@ -32,8 +28,7 @@ def diagnostics(results: TaskResults, subject: Arm | None) -> Iterator[AdviceMes
         yield from _negative_transfer(results, subject)
         yield from _over_forgetting(results, subject)
         yield from _capacity(results, subject)
-    yield from _order_of_ranks(results)
-    yield from _underfitting(results)
+    yield from _flat_in_rank(results)
 
 
 def _worse_than_base(results: TaskResults) -> Iterator[AdviceMessage]:
@@ -97,16 +92,17 @@ def _over_forgetting(results: TaskResults, subject: Arm) -> Iterator[AdviceMessa
     forgetting = arm.forgetting
     if forgetting is None or arm.gain is None:
         return
-    own = shown_scale(results.study, results.task)
-    if not (forgetting.is_above(0) or results.forgot_as_trained(arm, own)):
+    least = None if arm.expected is None else arm.expected.forgetting_low
+    if not (forgetting.is_above(0) or (least is not None and least > 0)):
         return
     tasks = retention_tasks(results.study, results.task)
     scores = [b for t in tasks if (b := results.base_score(t.name))]
     relative = 0.0
     if scores and results.retention_unit == POINTS:
         relative = forgetting.value / (sum(scores) / len(scores))
-    weighed = arm.weighed_forgetting or forgetting
-    half_of_gain = weighed.value >= OVER_FORGETTING * max(arm.gain.value, 0.0)
+    half_of_gain = results.unit == results.retention_unit and (
+        forgetting.value >= OVER_FORGETTING * max(arm.gain.value, 0.0)
+    )
     if half_of_gain or relative > NEGATIVE_TRANSFER:
         yield message(
             "diagnostic",
@@ -180,97 +176,25 @@ def _label_tokens(results: TaskResults, train: TrainRecord, subject: Arm) -> flo
     return tokens if tokens >= 1 else None
 
 
-def _order_of_ranks(results: TaskResults) -> Iterator[AdviceMessage]:
-    """How the validation score moves with the rank, each rank at its chosen learning rate."""
-    series: dict[tuple[object, ...], dict[int, Candidate]] = {}
-    for c in results.choice.candidates:
-        rank = c.arm.summary.rank
-        of_rank = series.setdefault(c.arm.trials[0].spec.arm_without_rank, {})
-        if rank is not None and (rank not in of_rank or c.utility > of_rank[rank].utility):
-            of_rank[rank] = c
-    # Methods and targets differ in more than the rank, so only the widest series is looked at.
-    by_rank = max(series.values(), key=lambda s: max(s) - min(s) if s else -1, default={})
-    ranks = sorted(by_rank)
-    if len(ranks) < 3:
-        return
-    scores = [by_rank[r].arm.summary.validation_score or 0.0 for r in ranks]
-    spread = max(scores) - min(scores)
-    fields: dict[str, Field] = {f"score.r{r}": s for r, s in zip(ranks, scores, strict=True)}
-    fields |= {"low_rank": ranks[0], "high_rank": ranks[-1], "spread": results.score(spread)}
-    if spread <= results.objective.margin:
+def _flat_in_rank(results: TaskResults) -> Iterator[AdviceMessage]:
+    """Whether the smallest and the largest rank of the widest series are alike."""
+    pairs = [c for c in results.comparisons if c.kind == "ranks"]
+    ranks = {a.summary.label: a.summary.rank or 0 for a in results.arms}
+    widest = max(pairs, key=lambda c: ranks[c.first_label] - ranks[c.second_label], default=None)
+    margin = results.objective.margin
+    nets = [a.summary.expected.net for a in results.candidates if a.summary.expected is not None]
+    is_flat = bool(nets) and max(nets) - min(nets) < margin  # No rank between them stands out
+    if widest is not None and is_flat and -margin < widest.low and widest.high < margin:
         yield message(
             "diagnostic",
-            "From r={low_rank} to r={high_rank} the validation score moves by only "
-            "{spread:amount}: on this task the rank hardly matters. Next: take the smallest rank "
+            "From r={low_rank} to r={high_rank} the {net} moves by less than {margin:amount} "
+            "(95 % interval): on this task the rank hardly matters. Next: take the smallest rank "
             "and tune the learning rate.",
-            **fields,
+            low_rank=ranks[widest.second_label],
+            high_rank=ranks[widest.first_label],
+            net=results.net_name,
+            margin=results.net(margin),
         )
-        return
-    correlation = float(stats.spearmanr(ranks, scores).statistic)
-    if len(ranks) >= 4 and abs(correlation) < ORDERED:
-        yield message(
-            "diagnostic",
-            "No pattern across ranks: from r={low_rank} to r={high_rank} the validation score "
-            "moves by {spread:amount} without order (Spearman {spearman:+.2f}). Noise or the "
-            "learning rate matters more than the rank. Next: a list of learning rates for every "
-            "rank, and more seeds.",
-            spearman=correlation,
-            **fields,
-        )
-    elif correlation <= -ORDERED:
-        change = results.score(scores[-1] - scores[0])
-        yield message(
-            "diagnostic",
-            "The validation score falls with the rank (r={low_rank} to r={high_rank}: "
-            "{change:change}). The learning rate may be too high for the larger ranks, or they "
-            "overfit. Next: lower learning rates, fewer epochs.",
-            spearman=correlation,
-            change=change,
-            **fields,
-        )
-
-
-def _underfitting(results: TaskResults) -> Iterator[AdviceMessage]:
-    arms = {a.summary.label: a.trials[0].spec for a in results.arms}
-    pairs = [
-        (large.rank or 0, small.rank or 0, large.arm_without_rank, c.difference)
-        for c in results.comparisons
-        if c.kind == "ranks"
-        for large, small in [(arms[c.first_label], arms[c.second_label])]
-    ]
-    if not pairs:
-        return
-
-    def is_rise(change: Estimate) -> bool:
-        return change.value >= results.objective.margin and _is_significant(change)
-
-    rank, small_rank, series, rise = max(pairs, key=lambda p: p[0] - p[1])
-    if not is_rise(rise):
-        return
-    *_, last = max((p for p in pairs if p[2] == series), key=lambda p: p[:2])
-    fields: dict[str, Field] = {
-        "rank": rank,
-        "small_rank": small_rank,
-        "underfit": results.score(rise),
-        "still_rising": is_rise(last),
-    }
-    largest = results.hidden_size_rank
-    text = (
-        "Small ranks underfit: on the test split r={small_rank} is below r={rank} by "
-        "{underfit:amount} ({underfit:evidence})"
-    )
-    if not is_rise(last):
-        text += ". Next: ranks above r={small_rank}, or a higher learning rate for it."
-    elif rank < largest:
-        text += ", and the score still rises at r={rank}. Next: add r={next_rank}."
-        fields = {"next_rank": min(2 * rank, largest)} | fields
-    else:
-        text += (
-            ", and the score still rises at r={rank}. Ranks above {hidden_size_rank}, the model's "
-            "hidden size, add no directions. Next: more target modules, or full fine-tuning."
-        )
-        fields = {"hidden_size_rank": largest} | fields
-    yield message("diagnostic", text, **fields)
 
 
 def _is_significant(change: Estimate) -> bool:

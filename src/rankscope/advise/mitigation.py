@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rankscope.advise.arms import adjusted_records, training_tasks, trials_by_arm
-from rankscope.advise.retention import RetentionScale, retention_scale, retention_tasks
+from rankscope.advise.evidence import Part
+from rankscope.advise.retention import net_scale, retention_tasks
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.matching import ScoreKind, align_scores, scores_of_models
 from rankscope.records import (
@@ -65,24 +66,22 @@ def compare_mitigations(study: StudyRecords) -> tuple[TaskMitigation, ...]:
 
 
 def gain_and_forgetting(
-    study: StudyRecords, task: str, model: str, split: Split, weighed: bool = False
+    study: StudyRecords, task: str, model: str, split: Split
 ) -> GainAndForgetting | None:
-    """Gain on ``task`` and mean forgetting on the retention tasks; None if a score is missing.
-
-    weighed: forgetting on the scale on which it is weighed against the gain.
-    """
-    scale = RetentionScale("points", retention_tasks(study, task))
-    scale = retention_scale(study, task) if weighed else scale
+    """Gain on ``task`` and mean forgetting on the retention tasks; None if a score is missing."""
     gain = _change(study, model, task, split)
-    falls = [
-        None if change is None else scale.factor(t.name) * change
-        for t in scale.tasks
-        for change in [_change(study, model, t.name, split, scale.measure)]
-    ]
-    known = [-fall for fall in falls if fall is not None]
-    if gain is None or not known or len(known) < len(falls):
+    kept = [_change(study, model, t.name, split) for t in retention_tasks(study, task)]
+    known = [-change for change in kept if change is not None]
+    if gain is None or not known or len(known) < len(kept):
         return None
     return gain, float(np.mean(known))
+
+
+def _net_gain(study: StudyRecords, parts: Sequence[Part], model: str) -> float:
+    """By the study's weights and scale, on the validation split; minus infinity without a score."""
+    changes = [_change(study, model, p.task, "validation", p.measure) for p in parts]
+    known = [p.weight * c for p, c in zip(parts, changes, strict=True) if c is not None]
+    return sum(known) if len(known) == len(parts) else -np.inf
 
 
 def _change(
@@ -112,7 +111,7 @@ class _ScoredVariants:
         return cls(study, {key: tuple(sorted(values)) for key, values in strengths.items()})
 
     def curve(
-        self, trial: TrialRecords, kind: VariantKind, split: Split, weighed: bool = False
+        self, trial: TrialRecords, kind: VariantKind, split: Split
     ) -> dict[float, GainAndForgetting] | None:
         """A trial's scaling curve by strength, with the trial itself at 1; None without variants.
 
@@ -127,7 +126,7 @@ class _ScoredVariants:
         points = {
             s: point
             for s, model in models.items()
-            for point in [gain_and_forgetting(self.study, trial.spec.task, model, split, weighed)]
+            for point in [gain_and_forgetting(self.study, trial.spec.task, model, split)]
             if point is not None
         }
         if len(points) < 2:
@@ -136,19 +135,22 @@ class _ScoredVariants:
 
 
 def _curves(variants: _ScoredVariants, arm: Sequence[TrialRecords]) -> list[ScalingCurve]:
-    objective = variants.study.config.objective
+    study, task = variants.study, arm[0].spec.task
+    arms = [a for a in trials_by_arm(study.trials).values() if a[0].spec.task == task]
+    parts = net_scale(study, task, arms).parts
     curves = []
     for kind in get_args(VariantKind):
         test = [c for t in arm if (c := variants.curve(t, kind, "test"))]
         validation = [c for t in arm if (c := variants.curve(t, kind, "validation"))]
-        weighed = [c for t in arm if (c := variants.curve(t, kind, "validation", weighed=True))]
-        if not test or not len(test) == len(validation) == len(weighed):
+        if not test or len(test) != len(validation):
             continue
-        shared = sorted(set.intersection(*(set(c) for c in (*test, *validation, *weighed))))
-        points, utility = [], {}
+        shared = sorted(set.intersection(*(set(c) for c in (*test, *validation))))
+        points, net = [], {}
         for strength in shared:
-            gain, forgetting = np.mean([curve[strength] for curve in weighed], axis=0)
-            utility[strength] = objective.in_domain * gain - objective.retention * forgetting
+            models = [t.spec.trial_id for t in arm]
+            if strength not in (0, 1):
+                models = [Variant(kind, strength).of(model) for model in models]
+            net[strength] = float(np.mean([_net_gain(variants.study, parts, m) for m in models]))
             gain, forgetting = np.mean([curve[strength] for curve in test], axis=0)
             validated_gain, validated_forgetting = np.mean(
                 [curve[strength] for curve in validation], axis=0
@@ -170,7 +172,7 @@ def _curves(variants: _ScoredVariants, arm: Sequence[TrialRecords]) -> list[Scal
                 label=arm[0].spec.arm_label,
                 kind=kind,
                 points=tuple(points),
-                chosen_strength=max(utility, key=utility.__getitem__),
+                chosen_strength=max(net, key=lambda s: net[s] if s or kind != "scale" else 0.0),
             )
         )
     return curves

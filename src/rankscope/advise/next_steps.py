@@ -1,59 +1,137 @@
-"""What would decide an open question or make an answer firm: items, seeds, learning rates, runs."""
+"""What would make an answer surer: the next trials by what they are worth per minute, and the
+runs, tasks and repairs that no probability knows of."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from math import log2, log10
+
+import numpy as np
 
 from rankscope.advise.arms import Arm
-from rankscope.advise.decide import Verdict
-from rankscope.advise.messages import Counted, Field, arm_name, message
+from rankscope.advise.decide import Answer
+from rankscope.advise.messages import Counted, message
+from rankscope.advise.results import FEWEST_STEPS, TaskResults
 from rankscope.advise.retention import retention_tasks
-from rankscope.advise.statistics.power import data_needed, hidden_by_seeds, items_needed
-from rankscope.advise.statistics.significance import FEWEST_ITEMS
-from rankscope.advise.task_results import FEWEST_STEPS, TaskResults
-from rankscope.formatting import POINTS, amount, count
-from rankscope.records import (
-    FEWEST_SEEDS,
-    AdviceKind,
-    AdviceMessage,
-    Claim,
-    Estimate,
-    TrialRecords,
-    finished_trials,
-)
+from rankscope.advise.value import Untried, value_of_items, values_of_trials, with_untried
+from rankscope.formatting import duration
+from rankscope.records import AdviceKind, AdviceMessage, TrialRecords, finished_trials
 
 NEXT_RATE = 10**0.5
 """Factor to the next learning rate beyond the end of a list: half a power of ten."""
-MOST_TIMES = 50  # More test items than this many times those of the study are not suggested
-TYPICAL_DISCORDANCE = 0.1
-"""Assumed share of right-or-wrong items on which two models differ, if too few were measured."""
-
-ITEMS_UNKNOWN = (
-    "How many test items would show {claim} is unknown: it depends on how much their changes vary."
-)
+FEWEST_TRIED = 3  # Values of an axis from which a further one is priced
+MOST_SUGGESTED = 5
+WORTH_NAMING = 0.01  # Least fall of the regret that is named, in margins
 
 
-def next_steps(
-    results: TaskResults, verdict: Verdict, best_choice: Claim | None = None
-) -> tuple[AdviceMessage, ...]:
-    """Everything that would help, with numbers from the test split; nothing for a firm verdict."""
-    if verdict.confidence == "firm":
-        return ()
-    subject = verdict.subject
-    steps = [*_runs(results), *_seeds(subject)]
+def next_steps(results: TaskResults, answer: Answer) -> tuple[AdviceMessage, ...]:
+    """Everything that would help; nothing more to train for a sure answer."""
+    steps = list(_runs(results))
+    subject = answer.subject
+    if subject is not None and results.is_barely_trained(subject):
+        text = "Train at least {fewest_steps} steps, until the loss no longer falls."
+        steps.append(message("steps", text, fewest_steps=FEWEST_STEPS))
     if subject is not None:
-        if results.is_barely_trained(subject):
-            steps.append(
-                message(
-                    "steps",
-                    "Train at least {fewest_steps} steps, until the loss no longer falls.",
-                    fewest_steps=FEWEST_STEPS,
-                )
-            )
-        if verdict.recommends_subject or results.is_shown_to_gain(subject.summary):
-            steps += [*_for_forgetting(results, subject), *_for_choice(results, best_choice)]
-        else:
-            steps += _for_gain(results, subject, is_open=verdict.decision == "not_decided")
-        steps += [*_retention(results, subject), *_learning_rates(results, subject)]
+        steps += _one_rate(results, subject)
+    if answer.regret is not None and results.evidence is not None:
+        # As in ``TaskResults.fit_failed``: no trial has a price then.
+        with suppress(FloatingPointError, np.linalg.LinAlgError):
+            steps += list(_priced(results))
     return tuple(steps)
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A trial that could be trained next."""
+
+    kind: AdviceKind
+    text: str
+    value: float  # Expected fall of the regret
+    seconds: float | None
+
+
+def _priced(results: TaskResults) -> Iterator[AdviceMessage]:
+    """The trials worth most per minute, then more items, whose labels have another price."""
+    evidence, margin = results.evidence, results.objective.margin
+    if evidence is None or results.posterior is None or not results.allowed:
+        return
+    regret = float(results.posterior.regret.min())
+    arms = [results.arms[i] for i in results.allowed]
+    untried = _untried(results, arms)
+    whole = with_untried(evidence, [arm for _, arm, _ in untried], margin)
+    values = values_of_trials(whole, margin, len(untried)).tolist()
+    trials = [
+        _Trial("seeds", f"another seed of {arm.summary.label}", value, arm.summary.seconds)
+        for arm, value in zip(arms, values, strict=False)
+    ]
+    trials += [
+        _Trial("arms", text, value, seconds)
+        for (text, _, seconds), value in zip(untried, values[len(arms) :], strict=True)
+    ]
+    worth = [trial for trial in trials if trial.value >= WORTH_NAMING * margin]
+    worth.sort(key=lambda trial: -trial.value / (trial.seconds or 1.0))
+    for trial in worth[:MOST_SUGGESTED]:
+        after = "expected to gain {gain:amount} more"
+        if trial.kind == "seeds":
+            after = "expected regret {before:amount} to {after:amount}"
+        yield message(
+            trial.kind,
+            "{what}: {time}, " + after + ".",
+            what=trial.text,
+            time=duration(trial.seconds),
+            before=results.net(regret),
+            after=results.net(max(0.0, regret - trial.value)),
+            gain=results.net(trial.value),
+        )
+    items = value_of_items(evidence, margin)
+    if items >= WORTH_NAMING * margin:
+        yield message(
+            "items",
+            "Twice as many items: expected regret {before:amount} to {after:amount}.",
+            before=results.net(regret),
+            after=results.net(max(0.0, regret - items)),
+            value=items,
+        )
+
+
+def _untried(results: TaskResults, arms: Sequence[Arm]) -> list[tuple[str, Untried, float | None]]:
+    """Ranks and rates beside those of the two best configurations: text, settings and seconds.
+
+    Only along an axis with at least ``FEWEST_TRIED`` values: with fewer, how much a step may change
+    is a guess of the prior's.
+    """
+    tried = {(a.trials[0].spec.arm_without_rank, a.summary.rank, a.summary.lr) for a in arms}
+    found = []
+    for arm in results.candidates[:2]:
+        spec, points = arm.trials[0].spec, list[tuple[int | None, float]]()
+        kind = spec.arm_without_rank
+        if spec.lr <= 0:
+            continue
+        if len({lr for k, r, lr in tried if (k, r) == (kind, spec.rank)}) >= FEWEST_TRIED:
+            points += [(spec.rank, spec.lr * factor) for factor in (NEXT_RATE, 1 / NEXT_RATE)]
+        if spec.rank and len({r for k, r, _ in tried if k == kind}) >= FEWEST_TRIED:
+            ranks = (spec.rank // 2, spec.rank * 2)
+            points += [(r, spec.lr) for r in ranks if 1 <= r <= results.hidden_size_rank]
+        ratio = log2(spec.alpha / spec.rank) if spec.alpha and spec.rank else 0.0
+        for rank, lr in points:
+            if not any((k, r) == (kind, rank) and abs(log10(t / lr)) < 0.2 for k, r, t in tried):
+                name = f"r={rank}" if rank is not None else arm.summary.short_label
+                untried = Untried(kind, (log2(rank or 1), ratio, log10(lr)))
+                found.append((f"{name} at a rate of {lr:.2g}", untried, arm.summary.seconds))
+    return found
+
+
+def _one_rate(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
+    """Rates beside the only one tried."""
+    lr = subject.summary.lr
+    if len(results.rates_of(subject)) == 1 and lr > 0:
+        yield message(
+            "learning_rate",
+            "Only one learning rate was tried for it ({lr:g}): add {lower:.2g} and {higher:.2g}.",
+            lr=lr,
+            lower=lr / NEXT_RATE,
+            higher=lr * NEXT_RATE,
+        )
 
 
 def _runs(results: TaskResults) -> Iterator[AdviceMessage]:
@@ -128,172 +206,3 @@ def _less_memory(results: TaskResults, oom: Sequence[TrialRecords]) -> str:
     if len(untrained) < len(oom):  # these were trained, but not scored
         steps.append("a smaller evaluate.batch_tokens")
     return ", ".join(steps[:-1]) + (" or " if steps[:-1] else "") + steps[-1]
-
-
-def _seeds(subject: Arm | None) -> Iterator[AdviceMessage]:
-    if subject is not None and subject.summary.seeds < FEWEST_SEEDS:
-        missing = FEWEST_SEEDS - subject.summary.seeds
-        yield message(
-            "seeds", "Train {missing}.", seeds=FEWEST_SEEDS, missing=Counted(missing, "more seed")
-        )
-
-
-def _for_gain(results: TaskResults, subject: Arm, is_open: bool) -> list[AdviceMessage]:
-    """Data that would show the gain: the margin, or the gain that was measured if larger.
-
-    That no data would help is reported only for an open question.
-    """
-    gain, margin = subject.summary.gain, results.objective.margin
-    if gain is None or gain.n < FEWEST_ITEMS:
-        return [_for_few_items(results)]
-    if gain.is_below(0):
-        return []
-    if gain.item_error is None or not (gain.item_error or gain.seed_error):
-        # The items all changed alike, so their spread is unknown.
-        if gain.is_below(margin):
-            return []
-        claim = f"a gain of {amount(margin, results.unit)}"
-        return [
-            message(
-                "items",
-                ITEMS_UNKNOWN,
-                claim=claim,
-                effect=margin,
-            )
-        ]
-    effect = max(margin, gain.value)
-    step = _more_data(gain, effect, f"a gain of {amount(effect, results.unit)}", effect=effect)
-    return [step] if is_open or {"items", "seeds"} & step.values.keys() else []
-
-
-def _for_few_items(results: TaskResults) -> AdviceMessage:
-    margin = results.objective.margin
-    claim = f"a gain of {amount(margin, results.unit)}"
-    items = items_needed(margin, TYPICAL_DISCORDANCE)
-    if results.unit != POINTS or items is None:
-        return message(
-            "items",
-            ITEMS_UNKNOWN,
-            claim=claim,
-            effect=margin,
-        )
-    return message(
-        "items",
-        "With fewer than {fewest_items} items no test can decide. About {items} would show "
-        "{claim}, if the models differed on {percent} of them.",
-        claim=claim,
-        effect=margin,
-        items=Counted(items, "test item"),
-        fewest_items=FEWEST_ITEMS,
-        discordance=TYPICAL_DISCORDANCE,
-        percent=f"{100 * TYPICAL_DISCORDANCE:.0f} %",
-    )
-
-
-def _for_forgetting(results: TaskResults, subject: Arm) -> list[AdviceMessage]:
-    """Data that would show that a gain is worth its forgetting, and that a limit is kept."""
-    steps = []
-    net = subject.summary.net_gain
-    if net is not None and not net.is_clear_of_zero:
-        claim = f"a net gain of {results.net(net):change}"
-        steps.append(_more_data(net, abs(net.value), claim, net=net.value))
-    limit, forgetting = results.objective.max_forgetting, subject.summary.forgetting
-    if limit is None or forgetting is None or forgetting.low is None or forgetting.high is None:
-        return steps
-    if forgetting.low <= limit < forgetting.high:
-        side = "more" if forgetting.value > limit else "less"
-        claim = f"that it forgets {side} than the {amount(limit, results.retention_unit)} allowed"
-        values = {"max_forgetting": limit, "forgetting": forgetting.value}
-        steps.append(_more_data(forgetting, abs(limit - forgetting.value), claim, **values))
-    return steps
-
-
-def _for_choice(results: TaskResults, best_choice: Claim | None) -> Iterator[AdviceMessage]:
-    """Data that would show that the closest rival is not better by more than the margin."""
-    if best_choice is None or best_choice.confidence == "firm" or best_choice.estimate is None:
-        return
-    lead, margin = best_choice.estimate, results.objective.margin
-    rival = next(a for a in results.arms if a.summary.label == best_choice.rival)
-    claim = f"whether {arm_name(rival.summary)} is better by {amount(margin, results.net_unit)}"
-    yield _more_data(lead, abs(margin - lead.value), claim, lead=lead.value, margin=margin)
-
-
-def _more_data(estimate: Estimate, size: float, claim: str, **values: float) -> AdviceMessage:
-    """Items, seeds or both that would show a difference of ``size``, and with it the ``claim``."""
-    needed, most_items = data_needed(estimate, size), MOST_TIMES * estimate.n
-    items, seeds = needed.items, needed.seeds
-    fields: dict[str, Field] = {"claim": claim, **values}
-    if estimate.item_error is None:
-        return message("items", ITEMS_UNKNOWN, **fields)
-    if (items and items <= estimate.n) or (seeds and seeds <= estimate.seeds):
-        text = (
-            "These items and seeds would already show {claim} four times out of five; collecting "
-            "more will not settle this."
-        )
-        return message("items", text, **fields)
-    kind: AdviceKind = "items"
-    if items is None and seeds is None:
-        if needed.both is None:
-            text = (
-                "The seeds differ too much: no practical number of items and seeds would show "
-                "{claim}."
-            )
-            return message("items", text, **fields)
-        items, seeds = needed.both
-        text = "About {items} and {seeds} together would show {claim}; neither alone would."
-    elif seeds is not None and (items is None or items > most_items):
-        kind, why = "seeds", "the seeds differ too much"
-        fields["seeds_measured"] = estimate.seeds
-        if items is not None:
-            why, items = f"it would take more than {MOST_TIMES} times as many", None
-        elif not hidden_by_seeds(estimate, size):
-            why = f"{count(estimate.seeds, 'seed')} do not show well enough how much seeds vary"
-        text = "{seeds} would show {claim} with the current items; more items alone would not, "
-        text += f"because {why}."
-    elif seeds is not None:
-        text = (
-            "About {items} would show {claim} with the current seeds; {seeds} would with the "
-            "current items."
-        )
-    elif estimate.seeds == 1:
-        text = (
-            "About {items} would show {claim} for this one trained model; one seed does not show "
-            "how much seeds vary."
-        )
-    else:
-        text = (
-            "About {items} would show {claim} with the current seeds; more seeds alone would not."
-        )
-    if items is not None and items > most_items:
-        text = (
-            "The difference is too small to settle with more items: showing {claim} would take "
-            "more than {most_times} times as many."
-        )
-        return message("items", text, most_times=MOST_TIMES, **fields)
-    if items is not None:
-        fields["items"] = Counted(items, "test item")
-    if seeds is not None:
-        fields["seeds"] = Counted(seeds, "seed")
-    return message(kind, text, **fields)
-
-
-def _retention(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
-    if results.lacks_retention_scores(subject.summary):
-        yield message(
-            "retention", "Score the base and this arm on the same items of every retention task."
-        )
-
-
-def _learning_rates(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
-    lr, lrs = subject.summary.lr, results.rates_of(subject)
-    if len(lrs) == 1:
-        yield message(
-            "learning_rate",
-            "Only one learning rate was tried for it ({lr:g}): add {lower:.2g} and {higher:.2g}.",
-            lr=lr,
-            lower=lr / NEXT_RATE,
-            higher=lr * NEXT_RATE,
-        )
-    elif lrs and lr in (lrs[0], lrs[-1]):
-        further = lr / NEXT_RATE if lr == lrs[0] else lr * NEXT_RATE
-        yield message("learning_rate", "Add the learning rate {next:.2g}.", lr=lr, next=further)

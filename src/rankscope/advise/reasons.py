@@ -7,13 +7,10 @@ from collections.abc import Iterator, Mapping
 
 from rankscope.advise.arms import Arm
 from rankscope.advise.checks import MOST_NAMED, first_names
-from rankscope.advise.comparisons import arm_difference
 from rankscope.advise.diagnostics import MORE_CAPACITY, diagnostics, parameters_per_token
-from rankscope.advise.messages import Counted, Field, Measured, arm_name, message
-from rankscope.advise.retention import RetentionScale, shown_scale
-from rankscope.advise.statistics.estimates import non_inferior
-from rankscope.advise.task_results import TaskResults
-from rankscope.formatting import NATS, amount, byte_size, difference, duration, rounded, unit_of
+from rankscope.advise.messages import Counted, Field, arm_name, message
+from rankscope.advise.results import TaskResults, expected
+from rankscope.formatting import byte_size, difference, duration, percent, signed, unit_of
 from rankscope.records import AdviceMessage, ArmSummary, Estimate
 
 
@@ -24,12 +21,10 @@ def reasons_for(results: TaskResults, subject: Arm | None) -> tuple[AdviceMessag
         arm = subject.summary
         reasons += [
             *_gain(results, arm),
-            *_other_gains(results, subject),
-            *_full_or_lora(results, subject),
+            *_rival(results, subject),
             *_forgetting(results, arm),
             *_transfer(results, arm),
             _cost(results, arm),
-            *_choice(results),
         ]
     return (*reasons, *diagnostics(results, subject), *_caveats(results, subject))
 
@@ -50,95 +45,53 @@ def _gain(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage]:
     )
 
 
-def _other_gains(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
-    chosen, best = results.choice.chosen, results.choice.best
-    if chosen is None or best is None or subject is not chosen.arm:
-        return
-    tested = [chosen.arm.summary, best.arm.summary]
-    if any(results.is_shown_to_gain(arm) for arm in tested):
-        return
-    gains = [(a.summary, a.summary.gain) for a in results.arms if a.summary.gain is not None]
-    if not gains:
-        return
-    others = []
-    if best is not chosen:
-        text = (
-            "{arm}, which has the highest net gain on the validation split, scores {gain:change} "
-            "against the base ({gain:evidence})."
-        )
-        others.append((text, best.arm.summary))
-    (largest, most), *rest = sorted(gains, key=lambda pair: -pair[1].value)
-    top, unit = rounded(most.value, results.unit), results.unit
-    if largest not in tested and all(rounded(gain.value, unit) < top for _, gain in rest):
-        text = (
-            "{arm}, not chosen on the validation split, scores the most of {arms} on the test "
-            "split: {gain:change} against the base ({gain:evidence})."
-        )
-        others.append((text, largest))
-    for text, arm in others:
-        if arm.gain is not None:
-            gain, arms = results.score(arm.gain), Counted(len(gains), "arm")
-            yield message("gain", text, arm=arm_name(arm), gain=gain, arms=arms)
-
-
-def _full_or_lora(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
-    rival = results.rival_kind(subject)
+def _rival(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
+    """Full fine-tuning against the best LoRA arm, or the reverse."""
+    rival = results.best_lora if subject.summary.is_full else results.best_full
     if rival is None:
         return
-    gap = arm_difference(results.study, subject, rival.arm, results.task)
-    if gap is None:
-        return
-    margin = results.objective.margin
-    if gap.is_above(0):
-        verdict = "it is better"
-    elif non_inferior(gap, margin):
-        verdict = f"it matches within {amount(margin, results.unit)}"
-    elif gap.is_below(0):
-        verdict = "it is worse"
-    else:
-        verdict = f"a match within {amount(margin, results.unit)} is not shown"
-    fields: dict[str, Field] = {"rival": arm_name(rival.arm.summary), "verdict": verdict}
-    fields |= {"margin": margin, "gap": results.score(gap)}
-    forgetting = results.shown_forgetting(subject.summary)
-    rivals = results.shown_forgetting(rival.arm.summary)
-    text = "Against {rival} it scores {gap:change} ({gap:evidence}): {verdict}."
-    if forgetting is not None and rivals is not None:
-        text += " Its retention is {forgetting_gap:reverse} against it."
-        gap_kept = Measured(forgetting.value - rivals.value, forgetting.unit)
-        fields = {"forgetting_gap": gap_kept} | fields
-    yield message("full", text, **fields)
-
-
-def _forgetting(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage]:
-    weighed = arm.weighed_forgetting
-    if results.scale.name == "gold_logprob" and weighed is not None:
-        yield message(
-            "forgetting",
-            "The right answers' log-probability on the retention tasks, among the answers offered "
-            "if there are any, changes by {logprob_forgetting:reverse} "
-            "({logprob_forgetting:reverse_evidence}){unclear}; this is weighed against the gain.",
-            logprob_forgetting=Measured(weighed, NATS),
-            unclear=_unclear(results, arm, weighed, results.scale),
-        )
-    if arm.forgetting is None:
-        return
+    arm, other = subject.summary, rival.summary
+    text = (
+        "{rival} has an expected {net} of {net_gain:change} and is within the margin of the best "
+    )
+    text += "with a probability of {p}."
     yield message(
-        "forgetting",
-        "On the retention tasks its score changes by {forgetting:reverse} "
-        "({forgetting:reverse_evidence}){unclear}: {tasks}.",
-        forgetting=results.retained(arm.forgetting),
-        unclear=_unclear(results, arm, arm.forgetting, shown_scale(results.study, results.task)),
-        tasks=", ".join(_change(results, name, e) for name, e in sorted(arm.retention.items())),
-        **{f"retention.{name}": change.value for name, change in arm.retention.items()},
+        "full",
+        text,
+        rival=arm_name(other),
+        net=results.net_name,
+        net_gain=results.net(expected(other).net),
+        p=percent(expected(other).p_within_margin),
+        p_within_margin=expected(other).p_within_margin,
+        ahead=expected(arm).net - expected(other).net,
     )
 
 
-def _unclear(results: TaskResults, arm: ArmSummary, change: Estimate, scale: RetentionScale) -> str:
-    if change.is_clear_of_zero:
-        return ""
-    if results.forgot_as_trained(arm, scale):
-        return ", a clear loss of the models trained, by their items"
-    return ", not clear of zero"
+def _forgetting(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage]:
+    if arm.forgetting is None:
+        return
+    fields: dict[str, Field] = {}
+    text = "On the retention tasks its score changes by {forgetting:reverse} "
+    text += "({forgetting:reverse_evidence}): {tasks}."
+    of = arm.expected
+    if of is not None and of.forgetting is not None:
+        unit = results.retention_unit
+        low, high = (signed(-(end or 0.0), unit) for end in (of.forgetting_high, of.forgetting_low))
+        fields = {
+            "expected_forgetting": results.retained(of.forgetting),
+            "interval": f"{low} to {high}",
+        }
+        text += (
+            " Expected from all items, seeds and arms: {expected_forgetting:reverse} ({interval})."
+        )
+    yield message(
+        "forgetting",
+        text,
+        forgetting=results.retained(arm.forgetting),
+        tasks=", ".join(_change(results, name, e) for name, e in sorted(arm.retention.items())),
+        **fields,
+        **{f"retention.{name}": change.value for name, change in arm.retention.items()},
+    )
 
 
 def _transfer(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage]:
@@ -162,7 +115,7 @@ def _change(results: TaskResults, task: str, change: Estimate) -> str:
 
 
 def _cost(results: TaskResults, arm: ArmSummary) -> AdviceMessage:
-    total, full = results.study.model.num_parameters, results.choice.best_full
+    total, full = results.study.model.num_parameters, results.best_full
     share = arm.trainable_parameters / total
     percent = f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
     details = f", {percent} of the model's {total:,}"
@@ -173,9 +126,9 @@ def _cost(results: TaskResults, arm: ArmSummary) -> AdviceMessage:
     if arm.peak_memory_bytes is not None:
         details += f", with {byte_size(arm.peak_memory_bytes)} of memory at the peak of its group"
         values["peak_memory_bytes"] = float(arm.peak_memory_bytes)
-    if full is not None and not arm.is_full and full.arm.summary.seconds:
-        details += f" (full fine-tuning: {duration(full.arm.summary.seconds)})"
-        values["full_seconds"] = full.arm.summary.seconds
+    if full is not None and not arm.is_full and full.summary.seconds:
+        details += f" (full fine-tuning: {duration(full.summary.seconds)})"
+        values["full_seconds"] = full.summary.seconds
     parameters = Counted(arm.trainable_parameters, "parameter")
     return message(
         "cost",
@@ -186,59 +139,11 @@ def _cost(results: TaskResults, arm: ArmSummary) -> AdviceMessage:
     )
 
 
-def _choice(results: TaskResults) -> Iterator[AdviceMessage]:
-    best, chosen = results.choice.best, results.choice.chosen
-    if best is None or chosen is None:
-        return
-    # Arms with negative utility or over the limit on forgetting do not count as close.
-    conditions = [" with a net gain above zero"] if best.utility > 0 else []
-    conditions += [" within the forgetting limit"] if results.choice.excluded else []
-    counted = " and".join(conditions)
-    names = {"best": arm_name(best.arm.summary), "chosen": arm_name(chosen.arm.summary)}
-    fields: dict[str, Field] = {
-        "formula": results.objective.formula,
-        "best_net": results.net(best.utility),
-        "chosen_net": results.net(chosen.utility),
-        "margin": results.net(results.objective.margin),
-        **names,
-    }
-    text = (
-        "On the validation split {best} has the highest net gain ({formula}), {best_net:change}; "
-    )
-    if chosen is best:
-        text += f"no {_smaller_arms(results, best.arm.summary, counted)}."
-    else:
-        text += (
-            f"{{chosen}} has {{chosen_net:change}} and is the smallest rank{counted} within "
-            "{margin:amount} of it."
-        )
-    yield message("choice", text, **fields)
-
-
-def _smaller_arms(results: TaskResults, best: ArmSummary, counted: str) -> str:
-    """Which arms could have been preferred to the best one, and were not."""
-    rivals = [a.summary for a in results.arms if a.summary.is_lora]
-    name = "LoRA arm"
-    if best.is_lora:
-        name, rivals = "smaller rank", [a for a in rivals if (a.rank or 0) < (best.rank or 0)]
-    if not rivals:
-        return f"{name} was tried"
-    return f"{name}{counted} comes within {results.net(results.objective.margin):amount} of it"
-
-
 def _caveats(results: TaskResults, subject: Arm | None) -> Iterator[AdviceMessage]:
     """Limits of the task, or of the arm ``subject``, that no trust check states."""
-    for arm in results.choice.passed_over[:1]:
-        yield message(
-            "caveat",
-            "Without its failed trials {arm} would have a higher net gain than the LoRA arms it "
-            "is compared with. It may be worth another try.",
-            arm=arm_name(arm.summary),
-        )
     yield from _learning_rates(results)
     yield from _over_limit(results)
     if subject is not None:
-        yield from _limit_not_shown(results, subject)
         yield from _rank_edges(results, subject)
 
 
@@ -284,39 +189,23 @@ def _confounded(by_rank: Mapping[int, set[float]]) -> AdviceMessage | None:
 
 
 def _over_limit(results: TaskResults) -> Iterator[AdviceMessage]:
-    limit, excluded = results.objective.max_forgetting, results.choice.excluded
+    limit, excluded = results.objective.max_forgetting, results.over_limit
     if limit is None or not excluded:
         return
-    unit = results.retention_unit
-    lost = [(a.summary, a.summary.validation_forgetting or 0.0) for a in excluded]
-    named = [f"{arm_name(arm)}, {amount(forgetting, unit)}" for arm, forgetting in lost]
+    probabilities = {a.summary.label: expected(a.summary).p_over_limit or 0.0 for a in excluded}
+    named = [f"{label}, {percent(p)}" for label, p in probabilities.items()]
     yield message(
         "caveat",
-        "{excluded} of {arms} forgot more than the {max_forgetting:amount} allowed on the "
-        "validation split and {were} left out: {named}.",
+        "{excluded} of {arms} probably {forget} more than the {max_forgetting:amount} allowed and "
+        "{were} left out: {named}.",
         excluded=Counted(len(excluded), "arm"),
         arms=len(results.arms),
-        max_forgetting=Measured(limit, unit),
+        max_forgetting=results.retained(limit),
+        forget="forgets" if len(excluded) == 1 else "forget",
         were="was" if len(excluded) == 1 else "were",
         **first_names(named),
-        **{f"validation_forgetting.{arm.label}": value for arm, value in lost[:MOST_NAMED]},
+        **{f"p_over_limit.{label}": p for label, p in [*probabilities.items()][:MOST_NAMED]},
     )
-
-
-def _limit_not_shown(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
-    limit, forgetting = results.objective.max_forgetting, subject.summary.forgetting
-    if limit is None or forgetting is None:
-        return
-    if forgetting.high is None or forgetting.high > limit:
-        yield message(
-            "caveat",
-            "That {arm} forgets no more than the {max_forgetting:amount} allowed is not shown: on "
-            "the test split retention changes by {forgetting:reverse} "
-            "({forgetting:reverse_evidence}).",
-            arm=arm_name(subject.summary),
-            max_forgetting=results.retained(limit),
-            forgetting=results.retained(forgetting),
-        )
 
 
 def _rank_edges(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:

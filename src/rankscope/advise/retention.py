@@ -1,38 +1,36 @@
-"""How forgetting is measured, and weighed against the gain, for arms trained on one task.
+"""How forgetting is measured, and how gain and forgetting become one net gain.
 
 Forgetting is shown in the retention tasks' own unit: points, or nats per token if all of them are
-held-out text. A sum with the gain needs one unit:
+held-out text. A net gain needs one scale:
 
-- Gain and forgetting in the same unit are weighed as they are.
-- A gain in nats per token is weighed against the fall of the right answers' log-probability on the
-  retention items, nats per token. If answers are offered, it is that of the right one among them
-  (``records.gold_logprobs_per_token``): a model that expects another form of answer has not
-  forgotten which one is right. Held-out text is weighed by its own score.
-- A gain in points is weighed against the rise of the text's cross-entropy relative to the base's:
-  1 % more counts as 1 point. Right answers without a log-probability count likewise against a gain
-  in nats: 1 point as 1 % of the base's cross-entropy on the training task.
+- Points against points are weighed as they are.
+- A gain in nats per token has no natural size, so both are shares: the gain of the largest gain of
+  any arm, the fall of retention of what the base had above chance (of its log-probability where
+  that is little, and of its cross-entropy for text).
+- A gain in points is weighed against text by the rise of its cross-entropy relative to the base's:
+  1 % more counts as 1 point.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
+from rankscope.advise.evidence import SCORED_SPLITS, Part, measure
+from rankscope.advise.posterior import Array
+from rankscope.advise.statistics.estimates import clustered_standard_error, weighted_estimate
 from rankscope.advise.statistics.matching import (
     ScoreKind,
-    base_scores,
     compared_scores,
     trials_with_all_scores,
 )
 from rankscope.config.objective import ObjectiveConfig
 from rankscope.records import (
     BASE,
-    FEWEST_SEEDS,
     Estimate,
     ForgettingScale,
+    ItemScores,
     ScaleName,
-    Split,
     StudyRecords,
     TaskRecord,
     TrialRecords,
@@ -43,46 +41,56 @@ SCALES: dict[ScaleName, str] = {
     "unmeasured": "No retention task measures forgetting, so the gain alone counts.",
     "points": "Forgetting is the mean fall over the retention tasks, in points like the gain.",
     "nats": "Forgetting is the mean fall over the retention tasks, in nats per token.",
-    "gold_logprob": "The gain is in nats per token, so forgetting is weighed in the same unit: the "
-    "mean fall over the retention tasks of the right answer's log-probability per token, among the "
-    "answers offered if there are any.",
+    "shares": "The gain is in nats per token, so both are counted as shares: the gain as a share "
+    "of the largest gain of any arm, forgetting as a share of what the base knew of the retention "
+    "tasks.",
     "relative": "Gain and forgetting have different units, so nats are weighed relative to the "
     "base's cross-entropy: 1 % of it counts as 1 point.",
 }
 """How forgetting is weighed against the gain, as ``check``, the page and the model card give it."""
 
+LEAST_GAIN = 0.1
+"""A gain is a share of at least so many nats per token: the largest of gains that are all noise is
+no measure."""
+
+
+LEAST_KNOWN = 0.25
+"""A fall is a share of at least so much accuracy above chance. If the base knew less, a few items
+would be a large share, and the right answers' log-probability shows more."""
+
 
 @dataclass(frozen=True, slots=True)
-class RetentionScale:
-    """The retention tasks that are weighed against the gain on one training task, and how."""
+class NetScale:
+    """The changes whose weighted sum is the net gain of an arm trained on one task."""
 
     name: ScaleName
-    tasks: tuple[TaskRecord, ...] = ()
-    measure: ScoreKind = "score"
-    factors: Mapping[str, float] | None = None
-    """Task -> factor of its change; None if every factor is 1."""
-
-    def factor(self, task: str) -> float:
-        return 1.0 if self.factors is None else self.factors[task]
+    parts: tuple[Part, ...]
+    largest_gain: float | None = None  # Nats per token that count as 1; only for ``shares``
 
     @property
     def record(self) -> ForgettingScale:
-        return ForgettingScale(name=self.name, text=SCALES[self.name])
+        text = SCALES[self.name]
+        if self.largest_gain is not None:
+            if len(self.parts) == 1:
+                text = "The gain is in nats per token and counted as a share of the largest one."
+            text += f" 100 points of gain are {self.largest_gain:.3g} nats per token."
+        return ForgettingScale(name=self.name, text=text)
 
 
 def scale_name(
-    gain_unit: str | None, retention_units: Sequence[str | None], weighs_gain: bool
+    gain_unit: str | None, retention_units: Sequence[str | None], objective: ObjectiveConfig
 ) -> ScaleName:
-    """The scale by the units of the training task and of its retention tasks alone.
-
-    Log-probabilities of right answers are taken to be known.
-    """
+    """The scale by the units of the training task and of its retention tasks alone."""
+    in_accuracy = "accuracy" in retention_units
+    if objective.in_domain == 0:
+        return "points" if in_accuracy else "nats"
+    if gain_unit != "accuracy" and objective.scale != "nats":
+        return "shares"
     if not retention_units:
         return "unmeasured"
-    in_accuracy = "accuracy" in retention_units
-    if not weighs_gain or in_accuracy == (gain_unit == "accuracy"):
+    if in_accuracy == (gain_unit == "accuracy"):
         return "points" if in_accuracy else "nats"
-    return "gold_logprob" if in_accuracy else "relative"
+    return "nats" if in_accuracy else "relative"
 
 
 def retained_tasks(tasks: Sequence[TaskRecord], trained: str) -> list[TaskRecord]:
@@ -97,8 +105,8 @@ def scale_notes(tasks: Sequence[TaskRecord], objective: ObjectiveConfig) -> list
     notes = []
     for task in [t for t in tasks if t.trained_on]:
         retained = [t.score_unit for t in retained_tasks(tasks, task.name)]
-        name = scale_name(task.score_unit, retained, objective.in_domain > 0)
-        if objective.retention and name in ("gold_logprob", "relative"):
+        name = scale_name(task.score_unit, retained, objective)
+        if objective.retention and retained and name in ("shares", "relative"):
             notes.append(f"{task.name}: {SCALES[name][0].lower()}{SCALES[name][1:-1]}")
     return notes
 
@@ -112,153 +120,102 @@ def retention_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]
     return tuple(t for t in retained if t.score_unit == retained[0].score_unit)
 
 
-def retention_scale(study: StudyRecords, trained: str) -> RetentionScale:
-    """How the forgetting of an arm trained on ``trained`` is weighed."""
-    retained, own = retained_tasks(study.tasks, trained), retention_tasks(study, trained)
-    gain_unit, units = study.task(trained).score_unit, [t.score_unit for t in retained]
-    name = scale_name(gain_unit, units, study.config.objective.in_domain > 0)
-    if name == "gold_logprob":
-        known = [
-            t for t in retained if t.score_unit != "accuracy" or has_gold_logprobs(study, t.name)
-        ]
-        if known:
-            return RetentionScale(name, tuple(known), "gold_logprob")
-        entropy = cross_entropy(study, trained)
-        return RetentionScale("relative", own, factors={t.name: entropy for t in own})
-    if name == "relative":
-        factors = {t.name: 1 / cross_entropy(study, t.name) for t in own}
-        return RetentionScale(name, own, factors=factors)
-    return RetentionScale(name, own)
+def forgetting_parts(study: StudyRecords, trained: str) -> tuple[Part, ...]:
+    """The changes whose sum is the forgetting that is shown."""
+    own = [t for t in retention_tasks(study, trained) if base_items(study, t.name)]
+    return tuple(Part(t.name, "score", -1 / len(own)) for t in own)
 
 
-def shown_scale(study: StudyRecords, trained: str) -> RetentionScale:
-    """Of the forgetting that is shown: the mean over ``retention_tasks`` in their own unit."""
-    return RetentionScale("points", retention_tasks(study, trained))
+def net_scale(
+    study: StudyRecords, trained: str, arms: Sequence[Sequence[TrialRecords]]
+) -> NetScale:
+    """How the arms trained on ``trained`` are weighed; parts without weight are left out."""
+    objective = study.config.objective
+    weight, kept = objective.weights
+    task, own = study.task(trained), retention_tasks(study, trained)
+    units = [t.score_unit for t in retained_tasks(study.tasks, trained)]
+    name, unit = scale_name(task.score_unit, units, objective), 1.0
+    largest = None
+    if name == "shares":
+        gains = measure(study, [Part(trained, "score", 1.0)], arms)
+        largest = max(LEAST_GAIN, *(gains.evidence.means if gains else ()), LEAST_GAIN)
+        unit = 1 / largest
+    parts = [Part(trained, "score", weight * unit)] if weight else []
+    scored = [t for t in own if base_items(study, t.name)]
+    for retained in scored if kept else ():
+        kind, factor = _retained_unit(study, retained, name)
+        parts.append(Part(retained.name, kind, kept * factor / len(scored)))
+    return NetScale(name, tuple(parts), largest)
 
 
-def logprob_scale(study: StudyRecords, trained: str) -> RetentionScale:
-    """Of the right answers' log-probability on every retention task that has them."""
-    retained = retained_tasks(study.tasks, trained)
-    known = tuple(t for t in retained if has_gold_logprobs(study, t.name))
-    return RetentionScale("nats", known, "gold_logprob")
+def _retained_unit(
+    study: StudyRecords, task: TaskRecord, scale: ScaleName
+) -> tuple[ScoreKind, float]:
+    """What is compared of a retention task, and by what its fall is multiplied."""
+    if task.score_unit != "accuracy":
+        is_relative = scale in ("shares", "relative")
+        return "score", 1 / cross_entropy(study, task.name) if is_relative else 1.0
+    if scale == "nats":
+        return "gold_logprob" if has_gold_logprobs(study, task.name) else "score", 1.0
+    if scale != "shares":
+        return "score", 1.0
+    above = above_chance(study, task)
+    if above is not None and above >= LEAST_KNOWN:
+        return "score", 1 / above
+    if not has_gold_logprobs(study, task.name):
+        return "score", 1.0
+    logprobs = np.concatenate([i.gold_logprobs for i in base_items(study, task.name)])
+    logprobs = logprobs[logprobs < 0]  # NaN is no item
+    return "gold_logprob", 1 / max(0.1, -float(logprobs.mean()) if logprobs.size else 1.0)
+
+
+def above_chance(study: StudyRecords, task: TaskRecord) -> float | None:
+    """The base's accuracy above guessing; None if it is not shown to be above it.
+
+    Written answers are never right by guessing.
+    """
+    scores, chance = all_base_scores(study, task.name), task.chance or 0.0
+    error = clustered_standard_error(scores) if scores.size else None
+    if error is None or float(scores.mean()) - 2 * error <= chance:
+        return None
+    return float(scores.mean()) - chance
+
+
+def base_items(study: StudyRecords, task: str) -> list[ItemScores]:
+    """What the base answered of a task: the validation split, then the test split."""
+    return [found for s in SCORED_SPLITS if (found := study.items.get((BASE, task, s))) is not None]
+
+
+def all_base_scores(study: StudyRecords, task: str) -> Array:
+    scores = [np.empty(0), *(items.scores for items in base_items(study, task))]
+    joined: Array = np.concatenate(scores)
+    return joined[np.isfinite(joined)]
 
 
 def mean_fall(
-    study: StudyRecords, done: Sequence[TrialRecords], scale: RetentionScale
+    study: StudyRecords,
+    done: Sequence[TrialRecords],
+    tasks: Sequence[TaskRecord],
+    measure: ScoreKind = "score",
 ) -> Estimate | None:
     """Base minus tuned, mean over the scored tasks, over the trials that have all their scores.
 
     The tasks share the seeds, so each trained model must be the same row in every task.
     """
-    found = _falls(study, done, scale)
-    return None if found is None else -weighted_estimate(*found)
-
-
-def forgot_as_trained(
-    study: StudyRecords, done: Sequence[TrialRecords], scale: RetentionScale
-) -> bool:
-    """Whether the models at hand forgot: each lost, and their mean loss is clear by its items.
-
-    The models are taken as given and only the items as a sample, so this is about these models on
-    other items; ``mean_fall`` is about other seeds too. One test of the mean, so no correction;
-    that each lost only makes it stricter. From ``FEWEST_SEEDS`` models on, whose interval over
-    seeds is informative, each loss must be clear by itself.
-    """
-    found = _falls(study, done, scale)
-    if found is None:
-        return False
-    pairs, shares = found
-    models = [[*pair.tuned, pair.tuned.mean(axis=0)] for pair in pairs]
-    *each, mean = (
-        weighted_estimate(
-            [replace(p, tuned=one[None]) for p, one in zip(pairs, ones, strict=True)],
-            shares,
-            tested=False,
-        )
-        for ones in zip(*models, strict=True)
-    )
-    if len(each) >= FEWEST_SEEDS:
-        return all(one.is_below(0) for one in each)
-    return mean.is_below(0) and all(one.value < 0 for one in each)
-
-
-def _falls(
-    study: StudyRecords, done: Sequence[TrialRecords], scale: RetentionScale
-) -> tuple[list[Comparison], list[float]] | None:
-    """The comparisons whose weighted sum is minus ``mean_fall``, and their weights."""
-
-    def pairs_of(trials: Sequence[TrialRecords]) -> dict[str, Comparison]:
-        compared = {
-            t.name: compared_scores(study, trials, None, t.name, scale.measure) for t in scale.tasks
-        }
-        return {name: pair for name, pair in compared.items() if pair is not None}
-
-    known = pairs_of(done)
-    pairs = pairs_of(trials_with_all_scores(study, done, list(known)))
-    if not pairs or len(pairs) < len(known):
-        return None
-    return list(pairs.values()), [scale.factor(name) / len(pairs) for name in pairs]
-
-
-def net_gain(
-    study: StudyRecords,
-    task: str,
-    trials: Sequence[TrialRecords],
-    others: Sequence[TrialRecords] | None,
-    weights: tuple[float, float],
-) -> Estimate | None:
-    """Weighted gain minus weighted forgetting of trials on a training task, test split.
-
-    Against the base, or against the net gain of other trials; None if ``net_comparisons`` is.
-    """
-    found = net_comparisons(study, task, trials, others, weights)
-    return None if found is None else weighted_estimate(*found)
-
-
-def net_comparisons(
-    study: StudyRecords,
-    task: str,
-    trials: Sequence[TrialRecords],
-    others: Sequence[TrialRecords] | None,
-    weights: tuple[float, float],
-    split: Split = "test",
-) -> tuple[list[Comparison], list[float]] | None:
-    """The comparisons whose weighted sum is a net gain, and their weights.
-
-    Against the base, or against other trials. Forgetting has the scale of the training task. Only
-    trials scored on the task and on every retention task count, so that a row is the same trained
-    model on all of them. If nothing measures forgetting, the gain alone counts. None if the score
-    is missing, or if no trial has all scores.
-
-    Args:
-        weights: of gain and of forgetting.
-    """
-    scale = retention_scale(study, task)
-    retention = [t.name for t in scale.tasks if (BASE, t.name, split) in study.items]
-    measures: dict[str, ScoreKind] = {task: "score"}
-    shares = [weights[0]]
-    if weights[1] and retention:
-        measures |= dict.fromkeys(retention, scale.measure)
-        shares += [weights[1] / len(retention) * scale.factor(name) for name in retention]
-    complete, complete_others = (
-        None if models is None else trials_with_all_scores(study, models, list(measures), split)
-        for models in (trials, others)
-    )
-    pairs = [
-        compared_scores(study, complete or (), complete_others, *named, split)
-        for named in measures.items()
-    ]
-    known = [pair for pair in pairs if pair is not None]
-    return (known, shares) if len(known) == len(measures) else None
+    known = [t.name for t in tasks if compared_scores(study, done, None, t.name, measure)]
+    complete = trials_with_all_scores(study, done, known)
+    pairs = [compared_scores(study, complete, None, name, measure) for name in known]
+    found = [pair for pair in pairs if pair is not None]
+    return -weighted_estimate(found) if found and len(found) == len(known) else None
 
 
 def has_gold_logprobs(study: StudyRecords, task: str) -> bool:
-    """Whether the base's right answers on the test split have log-probabilities."""
-    base = study.items.get((BASE, task, "test"))
-    return base is None or bool(np.isfinite(base.gold_logprobs).any())
+    """Whether the base's right answers have log-probabilities."""
+    found = base_items(study, task)
+    return not found or any(bool((items.gold_logprobs <= 0).any()) for items in found)
 
 
 def cross_entropy(study: StudyRecords, task: str) -> float:
-    """The base's mean cross-entropy on the test split, nats per token; 1 if it is not known."""
-    scores = base_scores(study, task)
+    """The base's mean cross-entropy, nats per token; 1 if it is not known."""
+    scores = all_base_scores(study, task)
     return abs(float(scores.mean())) or 1.0 if scores.size else 1.0

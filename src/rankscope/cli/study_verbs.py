@@ -85,6 +85,10 @@ def run_command(
     ] = None,
     overrides: Overrides = None,
     trust_task_code: TrustTaskCode = False,
+    until: Annotated[
+        float | None,
+        Option(metavar="P", help="Train seeds until the answer has this probability (adaptive)."),
+    ] = None,
     retry: Retry = "",
     workers: Workers = None,
     executor: Annotated[
@@ -110,7 +114,7 @@ def run_command(
     from rankscope.run.study import Study
 
     again = [word.strip() for word in retry.split(",") if word.strip()]
-    study = Study.load(file, overrides or [])
+    study = Study.load(file, [*(overrides or []), *([] if until is None else [f"until={until}"])])
     from rankscope.records import LEFT_OUT
     from rankscope.run.executors import with_executor
     from rankscope.run.outputs import write_outputs

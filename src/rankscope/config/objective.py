@@ -1,7 +1,7 @@
 """What the recommendation of a study trades off, and the most that an adaptive study spends."""
 
 import re
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -48,6 +48,9 @@ class ObjectiveConfig(ConfigSection):
         Field(gt=0, lt=1),
     ] = 0.02
     """Two arms are equally good if their scores differ by less: a fraction, or ``2 points``."""
+    scale: Literal["auto", "nats"] = "auto"
+    """What gain and forgetting are counted in. ``auto``: points if the training task is scored by
+    accuracy, else shares of the largest gain and of what the base knew. ``nats``: as they are."""
     max_forgetting: Annotated[
         float | None,
         BeforeValidator(_parse_score_difference, json_schema_input_type=float | str | None),
@@ -62,6 +65,11 @@ class ObjectiveConfig(ConfigSection):
         the unit of the score."""
         largest = max(self.in_domain, self.retention) or 1.0
         return self.in_domain / largest, self.retention / largest
+
+    @property
+    def cost_weight(self) -> float:
+        """Likewise of the cost."""
+        return self.cost / (max(self.in_domain, self.retention) or 1.0)
 
     @property
     def net_formula(self) -> str:

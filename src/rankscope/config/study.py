@@ -249,11 +249,14 @@ class StudyConfig(ConfigSection):
     seeds: Seeds = [0, 1, 2]
     """One trial per seed: row order and adapter initialization."""
     strategy: Literal["grid", "adaptive"] = "grid"
-    """``grid`` trains every trial to its end. ``adaptive`` stops arms that are shown to be worse on
-    validation items, and trains further seeds and scores test items only of the best arms."""
+    """``grid`` trains every trial to its end. ``adaptive`` stops arms that are hardly the best at a
+    rung, and then trains the seeds that are worth most, until it is sure."""
     rungs: OneOrMore[Annotated[float, Field(gt=0, lt=1)]] | None = None
     """Shares of its own steps after which ``adaptive`` may stop a trial, rising, each below 1. By
     default 1/5 and 1/2; one that falls on the step of another or on the last step is left out."""
+    until: float | None = Field(None, gt=0, lt=1)
+    """``adaptive`` trains further seeds until its answer is within the margin of the best with this
+    probability. By default, until .95, or until no further seed is worth it."""
     budget: Budget = None
     """The most that ``adaptive`` spends: ``24 trials``, ``5e6 tokens`` or ``12 hours``."""
     train: TrainConfig = TrainConfig()

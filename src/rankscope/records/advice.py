@@ -8,7 +8,28 @@ from rankscope.records.record import Record
 from rankscope.records.scores import ModelScore
 from rankscope.records.variants import VariantKind
 
-FEWEST_SEEDS = 3  # With fewer, the spread between seeds is too uncertain for a firm answer
+FEWEST_SEEDS = 3  # With fewer, the spread between seeds is hardly known
+
+
+class ExpectedGain(Record):
+    """What the posterior says of one arm, shrunk by all others; the raw scores stand beside it.
+
+    A net gain is the gain minus the forgetting, by the study's weights and on its scale; the base
+    has 0. Probabilities are shares of the draws. An arm over the limit on forgetting cannot be
+    chosen: it is best, or within the margin, with a probability of 0.
+    """
+
+    net: float  # Expected net gain
+    low: float  # Ends of its 95 % interval
+    high: float
+    p_better: float  # Better than the base
+    p_within_margin: float  # Within the margin of the best of all arms and the base
+    p_best: float
+    regret: float  # Expected net gain lost against the best
+    forgetting: float | None = None  # Expected, in the retention tasks' own unit; positive = forgot
+    forgetting_low: float | None = None
+    forgetting_high: float | None = None
+    p_over_limit: float | None = None  # Forgets more than the study allows; None without a limit
 
 
 class ArmSummary(Record):
@@ -26,25 +47,13 @@ class ArmSummary(Record):
     failed: int  # Number of trials that ended without a result
     stopped: int = 0  # Trials that an adaptive study ended at a rung
     skipped: int = 0  # Trials that an adaptive study never began
-    validation_score: float | None  # In-domain score on the validation split
-    validation_gain: float | None = None
-    """The same minus the base's on their common items; arms are chosen by it."""
-    validation_forgetting: float | None
-    """Mean loss over retention tasks on the validation split; positive = forgot."""
-    validation_weighed_forgetting: float | None = None
-    """The same on the scale on which it is weighed against the gain; arms are chosen by it."""
     score: Estimate | None  # In-domain score
     gain: Estimate | None  # In-domain score minus the base's
     forgetting: Estimate | None  # Base minus tuned, mean over retention tasks; positive = forgot
-    weighed_forgetting: Estimate | None = None
-    """``forgetting`` on the scale on which it is weighed against the gain."""
-    net_gain: Estimate | None = None
-    """``gain`` minus ``weighed_forgetting`` by the study's weights; None if forgetting has no
-    weight or was not measured."""
     logprob_forgetting: Estimate | None = None
     """Fall of the log-probability of the right answer, among the answers offered if there are any,
-    nats per token, mean over the retention tasks; positive = forgot. Weighed against a gain in
-    nats, and all that is left if the base is not shown to be above chance."""
+    nats per token, mean over the retention tasks; positive = forgot. Nothing else shows forgetting
+    if the base is not shown to be above chance."""
     transfer: dict[str, Estimate]  # By other task: tuned minus base
     retention: dict[str, Estimate]  # By retention task: tuned minus base
     trainable_parameters: int
@@ -52,7 +61,8 @@ class ArmSummary(Record):
     peak_memory_bytes: int | None = None
     """Largest peak of its trials' groups; adapters trained together share it."""
     on_pareto_front: bool = False
-    """No other arm is better in score, ``weighed_forgetting`` and trainable parameters together."""
+    """No other arm is better in score, forgetting and trainable parameters together."""
+    expected: "ExpectedGain | None" = None  # None if it has no score on some task that counts
 
     @property
     def is_full(self) -> bool:
@@ -82,6 +92,7 @@ AdviceKind = Literal[
     "seeds",
     "steps",
     "learning_rate",
+    "arms",
     "runs",
     "retention",
 ]
@@ -97,32 +108,27 @@ class AdviceMessage(Record):
 
 
 class ArmComparison(Record):
-    """Two arms of one training task on the same test items."""
+    """The net gain of one arm minus that of another, by the posterior."""
 
     kind: Literal["full", "ranks"]  # LoRA against full fine-tuning, or a rank against a smaller one
     first_label: str
     second_label: str
-    difference: Estimate  # Score of the first minus score of the second
+    net: float  # Expected difference
+    low: float
+    high: float
+    p_better: float  # The first is better
+    p_within_margin: float  # The first is at most the margin worse
 
 
 Decision = Literal["use", "do_not_fine_tune", "use_full", "not_decided"]
-Confidence = Literal["firm", "tentative", "none"]  # ``none``: not shown, or not decided
+Confidence = Literal["sure", "probable", "leaning", "none"]
+"""By the probability of being within the margin of the best: at least .95, at least .80, or less;
+``none`` if nothing was scored."""
 
-
-class Claim(Record):
-    """One of the two things that a recommendation says, with the evidence for it."""
-
-    confidence: Confidence
-    text: str  # One sentence
-    estimate: Estimate | None = None
-    """The difference that it rests on, test split; None if nothing was measured."""
-    rival: str | None = None  # Label of the arm that is compared; None for the base
-
-
-RowRole = Literal["recommended", "closest", "cheapest", "full", "lora"]
-"""``closest``: the arm that an answer without a recommendation describes. ``cheapest``: fewest
-trainable parameters of the arms whose utility is within the margin of the best. ``full``: the best
-full fine-tuning arm. ``lora``: the best LoRA arm, if none of the others is one."""
+RowRole = Literal["recommended", "closest", "smaller", "best", "full", "lora"]
+"""``closest``: the arm that an answer without a recommendation describes. ``smaller``: the smallest
+rank that may do as well. ``best``: the highest expected net gain. ``full``: the best full
+fine-tuning arm. ``lora``: the best LoRA arm, if none of the others is one."""
 
 
 class AnswerRow(Record):
@@ -132,11 +138,9 @@ class AnswerRow(Record):
     arm: ArmSummary
 
 
-CheckName = Literal[
-    "seeds", "items", "retention", "contamination", "learning_rate", "loss", "trials"
-]
+CheckName = Literal["retention", "contamination", "learning_rate", "loss", "trials", "fit"]
 CheckStatus = Literal["fine", "weak", "bad"]
-"""``bad``: alone enough to keep the answer from being firm, or to make it worthless."""
+"""``bad``: no probability knows of it, and it can make the answer worthless."""
 
 
 class TrustCheck(Record):
@@ -149,16 +153,24 @@ class TrustCheck(Record):
     values: dict[str, float] = {}  # The numbers of the text
 
 
-ScaleName = Literal["unmeasured", "points", "nats", "gold_logprob", "relative"]
+ScaleName = Literal["unmeasured", "points", "nats", "shares", "relative"]
 
 
 class ForgettingScale(Record):
     """How forgetting is weighed against the gain on one training task."""
 
     name: ScaleName
-    """``points`` and ``nats``: as it is shown; ``gold_logprob``: by the right answers'
-    log-probability; ``relative``: relative to the base's cross-entropy."""
+    """``points`` and ``nats``: as both are shown; ``shares``: of the largest gain, and of what the
+    base knew; ``relative``: of the base's cross-entropy."""
     text: str  # The rule that was used, one sentence
+
+
+class RankThatMayDo(Record):
+    """A LoRA rank that is within the margin of the best with a probability of at least .05."""
+
+    rank: int
+    label: str  # Of its arm of the highest expected net gain
+    p: float  # Probability that this arm is within the margin of the best
 
 
 class TaskAdvice(Record):
@@ -166,15 +178,17 @@ class TaskAdvice(Record):
 
     task: str
     decision: Decision
-    confidence: Confidence
-    """Of the decision. A recommendation is firm only if both of its claims are."""
-    verdict: str  # The answer in at most twelve words; its verb follows the confidence
-    explanation: str  # What the verdict rests on, in one or two sentences with numbers
+    p_within_margin: float | None = None
+    """Probability that what is recommended is within the margin of the best of all arms and the
+    base; if every arm exceeds the limit on forgetting, that the one that forgets least does. None
+    if nothing was scored."""
+    p_better: float | None = None  # That it is better than the base; of the closest arm otherwise
+    expected_regret: float | None = None  # Net gain that it is expected to lose against the best
+    verdict: str  # The answer with its probability, one or two sentences
+    explanation: str  # What was measured of the arm that the verdict describes
     forgetting_scale: ForgettingScale
-    better_than_base: Claim  # The recommended arm is better than the base, net of forgetting
-    best_choice: Claim  # No tried arm is better by more than the margin
+    ranks_that_may_do: tuple[RankThatMayDo, ...] = ()  # By rising rank, the recommended one too
     rows: tuple[AnswerRow, ...] = ()
-    """Recommended arm, cheapest arm, best full fine-tuning; the best LoRA arm if none is one."""
     checks: tuple[TrustCheck, ...] = ()
     """What the answer's trustworthiness depends on, each fact once."""
     chosen: ArmSummary | None
@@ -183,15 +197,22 @@ class TaskAdvice(Record):
     arms: tuple[ArmSummary, ...]
     arms_left_out: int = 0  # Arms that ``recommendation.json`` and the page leave out
     comparisons: tuple[ArmComparison, ...] = ()  # Each arm at the learning rate chosen for it
-    next_steps: tuple[AdviceMessage, ...] = ()  # What would decide it, or make it firm
+    next_steps: tuple[AdviceMessage, ...] = ()  # What would make it surer
     subject_label: str | None = None
     """Of the arm that explanation and reasons describe; None if they describe none."""
     best_full_label: str | None = None
-    """Of full fine-tuning at the rate of the highest utility on the validation split."""
+    """Of full fine-tuning at the rate of the highest expected net gain."""
     best_lora_label: str | None = None
-    """Of the LoRA arm of the highest utility on the validation split."""
+    """Of the LoRA arm of the highest expected net gain."""
     candidate_labels: tuple[str, ...] = ()
-    """Of every configuration at the learning rate chosen for it on the validation split."""
+    """Of every configuration at its learning rate of the highest expected net gain."""
+
+    @property
+    def confidence(self) -> Confidence:
+        if self.decision == "not_decided" or self.p_within_margin is None:
+            return "none"
+        p = self.p_within_margin
+        return "sure" if p >= 0.95 else "probable" if p >= 0.8 else "leaning"
 
     @property
     def findings(self) -> list[AdviceMessage]:
@@ -233,7 +254,7 @@ class ScalingCurve(Record):
     label: str  # Label of the arm
     kind: VariantKind
     points: tuple[ScaledPoint, ...]
-    chosen_strength: float  # The strength of the highest utility on the validation split
+    chosen_strength: float  # The strength of the highest net gain on the validation split
 
 
 class MitigationComparison(Record):

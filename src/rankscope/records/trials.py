@@ -260,22 +260,17 @@ class StopRecord(Record):
 
     trial_id: str
     num_steps: int  # Of the whole training
-    reason: Literal["worse", "outranked"]
-    """``worse``: shown by the interval. ``outranked``: others led, before the last rung other
-    rates of its rank, at the last rung the best rate of its rank or the best arm. From the
-    second rung on, ahead means heading further."""
-    rival: str  # Arm that it was compared with
-    difference: float  # Its utility minus the rival's, on the validation items of the rung
-    low: float | None  # Ends of the sequential interval of that; None if it is endless
-    high: float | None
-    projected_difference: float | None = None
-    """The same where both are heading, if that decided and not the scores at the rung."""
+    rival: str  # Arm that was expected to end better
+    p: float
+    """Probability that its arm is the best rate of its configuration, or that it ends within the
+    margin of the best arm of all: the one for which it stopped."""
+    difference: float  # Its net gain minus the rival's, on the validation items of the rung
+    heading: float  # The same at the end of training, as expected at the rung
+    low: float  # Ends of the 95 % interval of that
+    high: float
     train: TrainRecord  # As far as it went; no weights are stored
 
     @property
     def text(self) -> str:
         """Where and why, in one sentence."""
-        place = f"after step {self.train.steps} of {self.num_steps}"
-        if self.reason == "outranked":
-            return f"{place} behind {self.rival}"
-        return f"{place} worse than {self.rival}"
+        return f"after step {self.train.steps} of {self.num_steps} behind {self.rival}"

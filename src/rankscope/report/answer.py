@@ -1,6 +1,7 @@
-"""The answer card: verdict, claims, three arms with what they cost, and how far to trust it.
+"""The answer: verdict, the ranks that may do, a few arms with what they cost, how far to trust it.
 
-The page of a study opens with it; a notebook shows it by ``answer_html``.
+The page of a study opens with it as a card, which a notebook shows by ``answer_html``; a terminal
+shows ``answer_lines``.
 """
 
 from collections import Counter
@@ -16,18 +17,20 @@ from rankscope.formatting import (
     duration,
     join_names,
     number,
+    percent,
     safe_text,
     signed,
 )
-from rankscope.records import BASE, FEWEST_SEEDS, AnswerRow, ArmSummary, Estimate, TaskAdvice
+from rankscope.records import BASE, AnswerRow, ArmSummary, Estimate, TaskAdvice
 from rankscope.report.page import render_fragment
 from rankscope.report.study_view import StudyView
 
-NEXT_STEPS_TITLE = "How to get a firmer answer"
+NEXT_STEPS_TITLE = "How to get a surer answer"
 ROW_ROLES = {
     "recommended": "Recommended",
-    "closest": "Best so far",
-    "cheapest": "Cheapest within {margin} of the best on validation items",
+    "closest": "Closest",
+    "smaller": "Smallest rank that may do",
+    "best": "Highest expected net gain",
     "full": "Best full fine-tuning",
     "lora": "Best LoRA",
 }
@@ -41,9 +44,10 @@ Cells = tuple[tuple[str, str], ...]
 @dataclass(frozen=True, slots=True)
 class _AnswerCard:
     advice: TaskAdvice
+    ranks: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, str, Cells], ...]  # Role, label, and one cell for each column
-    note: str  # What the net gain and the retention change are
+    note: str  # What is expected, and what was measured
 
 
 def answer_cards(view: StudyView) -> list[_AnswerCard]:
@@ -52,64 +56,56 @@ def answer_cards(view: StudyView) -> list[_AnswerCard]:
 
 def answer_card(view: StudyView, task: str) -> _AnswerCard:
     advice, base, unit = view.advice(task), view.base(task), view.unit(task)
-    has_net_gain = any(row.arm.net_gain for row in advice.rows)
     columns = (
-        *([f"Net gain, {view.net_unit(task).difference}"] if has_net_gain else []),
-        f"Score, {unit.score}"
+        f"Expected net gain, {view.net_unit(task).difference}",
+        f"Within {view.margin(task)} of the best",
+        f"Test score, {unit.score}"
         + (f" (base {number(base.score * unit.scale, unit.digits)})" if base else ""),
         f"Retention change, {view.retention_unit(task).difference}",
         "Size",
         "Training time",
     )
-    rows = tuple(
-        (_role_text(view, row), row.arm.label, _cells(view, row.arm, has_net_gain))
-        for row in advice.rows
-    )
-    return _AnswerCard(advice, columns, rows, _note(view, task, has_net_gain))
+    rows = tuple((_role_text(row), row.arm.label, _cells(view, row.arm)) for row in advice.rows)
+    return _AnswerCard(advice, ranks_text(advice), columns, rows, _note(view, task))
 
 
-def _note(view: StudyView, task: str, has_net_gain: bool) -> str:
-    names, scale = view.retained(task), view.advice(task).forgetting_scale
-    if not names:
+def ranks_text(advice: TaskAdvice) -> str:
+    """``Ranks that may do: r=8 (5 %), r=32 (61 %).``; empty if the verdict names them all."""
+    named = {advice.chosen.label} if advice.chosen else set()
+    texts = {f"r={r.rank} ({percent(r.p)})": r.label for r in advice.ranks_that_may_do}
+    if all(label in named or text in advice.verdict for text, label in texts.items()):
         return ""
-    note = f"Retention change: the mean over {join_names(names)}; below zero was forgotten."
-    if has_net_gain:
-        objective = view.study.config.objective
-        cost = f" Cost counts too, with weight {objective.cost:g}." if objective.cost else ""
-        note = (
-            f"Net gain: {objective.net_formula} (gain: the score minus the base's; forgetting: "
-            "the fall in retention). Arms are compared by it: on validation items to choose one, "
-            f"here on test items.{cost}{_narrow(view, task)} {note}"
-        )
-    return note if scale.name in ("points", "unmeasured") else f"{note} {scale.text}"
+    return f"Ranks that may do: {', '.join(texts)}."
 
 
-def _narrow(view: StudyView, task: str) -> str:
-    """Whether a net gain has a part whose items all changed alike, which gives it no spread."""
-    flat: dict[str, None] = {}
-    for arm in (row.arm for row in view.advice(task).rows):
-        parts = {task: arm.gain, "the retention tasks": view.retention_change(arm)}
-        if arm.net_gain is not None and arm.net_gain.item_error:
-            flat |= dict.fromkeys(n for n, part in parts.items() if part and part.item_error == 0)
-    if not flat:
-        return ""
-    names = join_names(flat)
-    return f" Its interval may be too narrow: for some arm, all items of {names} changed alike."
+def _note(view: StudyView, task: str) -> str:
+    objective, names = view.study.config.objective, view.retained(task)
+    scale = view.advice(task).forgetting_scale
+    notes = [
+        f"Net gain: {objective.formula}. It is expected from all items, seeds and arms together: "
+        "neighbors in rank and rate are shrunk toward each other. Score and retention are as "
+        "measured on test items."
+    ]
+    if names:
+        notes.append(f"Retention is the mean over {join_names(names)}; below zero was forgotten.")
+    if scale.name not in ("points", "unmeasured"):
+        notes.append(scale.text)
+    return " ".join(notes)
 
 
-def _role_text(view: StudyView, row: AnswerRow) -> str:
-    unit = view.net_unit(row.arm.task)
-    margin = f"{number(view.study.config.objective.margin * unit.scale)} {unit.difference}"
-    first, *others = (ROW_ROLES[role].format(margin=margin) for role in row.roles)
+def _role_text(row: AnswerRow) -> str:
+    first, *others = (ROW_ROLES[role] for role in row.roles)
     return ", ".join([first, *(f"{name[0].lower()}{name[1:]}" for name in others)])
 
 
-def _cells(view: StudyView, arm: ArmSummary, has_net_gain: bool) -> Cells:
-    size = arm.trainable_parameters
+def _cells(view: StudyView, arm: ArmSummary) -> Cells:
+    size, of = arm.trainable_parameters, arm.expected
     share = number(100 * size / view.study.model.num_parameters)
-    net = [_cell(arm.net_gain, view.net_unit(arm.task), sign=True)] if has_net_gain else []
     return (
-        *net,
+        _cell(view.net_gain(arm), view.net_unit(arm.task), sign=True),
+        (percent(of.p_within_margin), f"{percent(of.p_better)} better than the base")
+        if of
+        else (UNKNOWN, "not scored"),
         _cell(arm.score, view.unit(arm.task)),
         _cell(view.retention_change(arm), view.retention_unit(arm.task), sign=True),
         (
@@ -132,6 +128,20 @@ def _cell(estimate: Estimate | None, unit: Unit, *, sign: bool = False) -> tuple
     return shown(estimate.value), f"{shown(estimate.low)} to {shown(estimate.high)}"
 
 
+def answer_lines(advice: TaskAdvice, *, with_reasons: bool) -> list[str]:
+    """Verdict, explanation and weak points; if asked for, the reasons and the next steps too."""
+    lines = [f"{advice.task}: {advice.verdict}", advice.explanation]
+    lines += [ranks_text(advice)] * bool(ranks_text(advice))
+    weak = [check for check in advice.checks if check.status != "fine"]
+    if not with_reasons:
+        return lines + [f"Weak points: {'; '.join(c.value for c in weak)}."] * bool(weak)
+    lines += [f"- {reason.text}" for reason in advice.reasons]
+    lines += ["What weakens this answer:"] * bool(weak)
+    lines += [f"- {check.value}: {check.text}" for check in weak]
+    lines += [f"{NEXT_STEPS_TITLE}:"] * bool(advice.next_steps)
+    return lines + [f"- {step.text}" for step in advice.next_steps]
+
+
 def answer_html(view: StudyView) -> str:
     """The cards of all training tasks as one piece of HTML with its styles, for a notebook."""
     return render_fragment("answer.html.j2", cards=answer_cards(view))
@@ -144,7 +154,7 @@ def missing(view: StudyView) -> list[str]:
     total, done = len(study.trials), statuses.pop("done", 0)
     rest = ", ".join(f"{number} {status}" for status, number in statuses.items())
     unscored = [t.name for t in study.tasks if (BASE, t.name, "test") not in study.evals]
-    few = sum(0 < a.seeds < FEWEST_SEEDS for task in view.training_tasks for a in view.arms(task))
+    seeds = max((a.seeds for task in view.training_tasks for a in view.arms(task)), default=0)
     sentences = {
         "The study has no trials: only the base model is shown.": not total,
         f"None of the {count(total, 'trial')} has finished: only the base is shown.": total
@@ -152,8 +162,7 @@ def missing(view: StudyView) -> list[str]:
         f"{done} of {count(total, 'trial')} finished; the others: {rest}.": 0 < done < total,
         f"The base has no score on {join_names(unscored)}: changes there are unknown.": unscored,
         "There is no retention task, so what training lost is unknown.": not view.retention_tasks,
-        f"{count(few, 'arm')} {'has' if few == 1 else 'have'} fewer than {FEWEST_SEEDS} finished "
-        "seeds: the spread between training runs is not known well.": few,
+        "No arm has a second seed: the spread between seeds is assumed, not measured.": seeds == 1,
     }
     known = {type(record) for trial in study.trials for record in trial.analyses}
     sentences |= {a.absence: done and a.record_type() not in known for a in all_analyses()}

@@ -9,9 +9,12 @@ line.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from rankscope.formatting import Unit, unit_of
+from rankscope.formatting import Unit, number, p_cell, percent, unit_of
 
 Cell = str | float | int | None
+P_TITLES = frozenset({"p", "p, Holm"})
+PROBABILITIES = frozenset({"P(better)", "P(within margin)", "P(best)", "P(good enough)"})
+"""Titles of columns of posterior probabilities, which end at ``over 99 %``."""
 
 
 class Column(NamedTuple):
@@ -50,6 +53,15 @@ def shown_rows(
         {read[n][0]: _shown(value, row, read[n][1]) for n, value in row.items()} for row in rows
     ]
     return shown, {title: c.places for title, c in read.values() if c.places is not None}
+
+
+def number_text(value: float | None, title: str, digits: int | None = None) -> str:
+    """A number in the column ``title``."""
+    if value is not None and title in P_TITLES:
+        return p_cell(value)
+    if value is not None and title in PROBABILITIES:
+        return percent(value)
+    return number(value, digits)
 
 
 def _shown(value: object, row: Mapping[str, object], column: Column) -> object:

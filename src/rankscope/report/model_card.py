@@ -22,6 +22,7 @@ from rankscope.formatting import (
     interval,
     markdown_text,
     p_cell,
+    percent,
     score_text,
 )
 from rankscope.records import (
@@ -211,10 +212,14 @@ def _score_row(
 
 def _arm_changes(view: StudyView, arm: ArmSummary) -> list[str]:
     changes = {
+        "expected net gain": (view.net_gain(arm), view.net_unit(arm.task)),
         "gain over the base": (arm.gain, view.unit(arm.task)),
         "retention change": (view.retention_change(arm), view.retention_unit(arm.task)),
     }
-    return [f"{name} {_text(e, unit)}" for name, (e, unit) in changes.items() if e is not None]
+    texts = [f"{name} {_text(e, unit)}" for name, (e, unit) in changes.items() if e is not None]
+    if (of := arm.expected) is not None:
+        texts[1:1] = [f"{percent(of.p_within_margin)} within {view.margin(arm.task)} of the best"]
+    return texts
 
 
 def _text(estimate: Estimate, unit: Unit) -> str:

@@ -1,6 +1,7 @@
 """What is written of a study with thousands of arms: its files stay small and can be read."""
 
 from dataclasses import replace
+from math import inf
 
 from rankscope.records import BASE, TaskAdvice, TaskMitigation, trial_of
 from rankscope.report.study_view import StudyView
@@ -11,7 +12,7 @@ MAX_FAILED = 100  # Most failed trials whose reasons a page lists
 
 def limited(view: StudyView) -> StudyView:
     """The view with at most ``MAX_PAGE_ARMS`` arms, in the study's order: those that the answer
-    names, then those with the highest gain on the validation split."""
+    names, then those with the highest expected net gain."""
     study, recommendation = view.study, view.recommendation
     if sum(len(advice.arms) for advice in recommendation.advice) <= MAX_PAGE_ARMS:
         return view
@@ -31,8 +32,8 @@ def limited(view: StudyView) -> StudyView:
 def _limited_advice(advice: TaskAdvice, most: int) -> TaskAdvice:
     named = {advice.subject_label, advice.best_full_label, advice.best_lora_label}
     named |= {row.arm.label for row in advice.rows}
-    gains = {a.label: -1.0 if a.validation_gain is None else a.validation_gain for a in advice.arms}
-    best = sorted(gains, key=lambda label: (label not in named, -gains[label]))
+    expected = {a.label: a.expected.net if a.expected else -inf for a in advice.arms}
+    best = sorted(expected, key=lambda label: (label not in named, -expected[label]))
     labels = set(best[:most])
     return advice.model_copy(
         update={
@@ -65,6 +66,6 @@ def not_shown(whole: StudyView, shown: StudyView) -> list[str]:
         return []
     return [
         f"{kept:,} of {total:,} arms are shown: those that the answer names, then those with the "
-        "highest gain on the validation split. The answer rests on all of them; "
+        "highest expected net gain. The answer rests on all of them; "
         "'rankscope report DIR --tables FOLDER' writes them all."
     ]

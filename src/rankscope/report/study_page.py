@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import yaml
 
@@ -47,7 +47,9 @@ def render_study(whole: StudyView, folder: str = "DIR", view: StudyView | None =
         next_steps_title=NEXT_STEPS_TITLE,
         missing=[*missing(whole), *not_shown(whole, view)],
         items={task: compared for task, compared in items.items() if compared},
-        items_json=embedded([_item_data(c) for compared in items.values() for c in compared]),
+        items_json=embedded(
+            [{"rows": c.pairs, "shown": c.shown} for of_task in items.values() for c in of_task]
+        ),
         outcomes=ITEM_OUTCOMES,
         steps={task: steps_for_task(view, task, folder) for task in tasks},
         sections=sections,
@@ -133,8 +135,7 @@ ITEM_OUTCOMES: dict[Outcome, tuple[str, str]] = {
 """In words, for items that are right or wrong and for log probabilities."""
 
 
-@dataclass(frozen=True, slots=True)
-class _ItemPair:
+class _ItemPair(NamedTuple):
     """One item as the base and the trained model answered it."""
 
     outcome: Outcome
@@ -234,7 +235,7 @@ def _compared(
     place = 1 if unit == NATS else 0
     numbers = {o: sum(pair.outcome == o for pair in pairs) for o in ITEM_OUTCOMES}
     parts = [f"{n} {ITEM_OUTCOMES[o][place]}" for o, n in numbers.items() if n]
-    sizes = [len(p.prompt) + len(p.gold) + len(p.before) + len(p.after) + 20 for p in pairs]
+    sizes = [sum(map(len, pair[1:])) + 20 for pair in pairs]
     fits = min(len(pairs), int(len(pairs) * budget / max(1, sum(sizes))))
     kept = [pairs[int((step + 0.5) * len(pairs) / fits)] for step in range(fits)]
     shown = fair_choice([pair.outcome for pair in kept])
@@ -243,8 +244,3 @@ def _compared(
     if fits < len(pairs):
         note += f" The search covers {fits:,} of the items, at even steps; the others are left out."
     return ComparedItems(name, note, tuple(kept), tuple(shown), unit)
-
-
-def _item_data(compared: ComparedItems) -> dict[str, object]:
-    rows = [(p.outcome, p.prompt, p.gold, p.before, p.after) for p in compared.pairs]
-    return {"rows": rows, "shown": list(compared.shown)}

@@ -5,10 +5,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from rankscope.formatting import MAX_NAME, NATS, POINTS, Unit, difference, safe_text
+from rankscope.formatting import (
+    MAX_NAME,
+    NATS,
+    POINTS,
+    Unit,
+    amount,
+    difference,
+    net_unit,
+    safe_text,
+    unit_of,
+)
 from rankscope.records import (
     BASE,
-    FAILED,
     ArmSummary,
     Estimate,
     EvalRecord,
@@ -90,11 +99,8 @@ class StudyView:
     def trials(self, arm: ArmSummary) -> list[TrialRecords]:
         return self._trials.get((arm.task, arm.label), [])
 
-    def failed(self) -> list[TrialRecords]:
-        return [trial for trial in self.study.trials if trial.status in FAILED]
-
     def unit(self, task: str) -> Unit:
-        return NATS if self.study.task(task).score_unit == "log_probability" else POINTS
+        return unit_of(self.study.task(task).score_unit)
 
     def plane_titles(self, task: str, kept: Unit) -> tuple[str, str]:
         """Column titles of gain and retention change; ``kept`` is the unit of the latter."""
@@ -147,38 +153,42 @@ class StudyView:
         trained = trained_parts(self.study.tasks, task)
         return [name for name in self.retention_tasks if name not in trained]
 
-    def forgetting_unit(self, task: str) -> Unit:
+    def retention_unit(self, task: str) -> Unit:
         """Unit of the mean over retention tasks: points if any of them measures accuracy."""
         units = {self.unit(name) for name in self.retained(task)}
         return NATS if units == {NATS} else POINTS
 
-    def _weighs_logprobs(self, task: str) -> bool:
-        return self.advice(task).forgetting_scale.name == "gold_logprob"
-
-    def retention_unit(self, task: str) -> Unit:
-        """Unit of ``retention_change``."""
-        return NATS if self._weighs_logprobs(task) else self.forgetting_unit(task)
-
     def retention_change(self, arm: ArmSummary) -> Estimate | None:
-        """Forgetting with its sign turned: below zero is lost. Pages show retention this way only.
-
-        In nats if the right answers' log-probability is weighed against the gain, else in the
-        retention tasks' own unit.
-        """
-        weighs_logprobs = self._weighs_logprobs(arm.task)
-        forgetting = arm.weighed_forgetting if weighs_logprobs else arm.forgetting
-        return None if forgetting is None else -forgetting
+        """Measured forgetting with its sign turned: below zero is lost. Pages show retention this
+        way only."""
+        return None if arm.forgetting is None else -arm.forgetting
 
     def net_unit(self, task: str) -> Unit:
-        weighs_gain = self.study.config.objective.in_domain > 0
-        return self.unit(task) if weighs_gain else self.retention_unit(task)
+        """Unit of expected net gains and of the margin."""
+        return net_unit(self.advice(task).forgetting_scale.name, self.unit(task))
+
+    def net_gain(self, arm: ArmSummary) -> Estimate | None:
+        """The expected net gain as an estimate; None if the arm was not scored."""
+        if (of := arm.expected) is None:
+            return None
+        return Estimate(value=of.net, low=of.low, high=of.high, n=0, seeds=arm.seeds)
+
+    def margin(self, task: str) -> str:
+        """``2 points``."""
+        margin = self.study.config.objective.margin
+        return amount(margin, self.net_unit(task)).replace(".0 ", " ")
 
     def base(self, task: str) -> EvalRecord | None:
         """The base model on the test split of ``task``."""
         return self.study.evals.get((BASE, task, "test"))
 
+    def candidates(self, task: str) -> list[ArmSummary]:
+        """Every configuration at its learning rate of the highest expected net gain."""
+        labels = self.advice(task).candidate_labels
+        return [arm for arm in self.arms(task) if arm.label in labels]
+
     def best_full(self, task: str) -> ArmSummary | None:
-        """The full fine-tuning arm of the recommendation, chosen on the validation split."""
+        """The full fine-tuning arm of the highest expected net gain."""
         return self.arm(task, self.advice(task).best_full_label)
 
     def full(self, task: str) -> list[ArmSummary]:
@@ -186,15 +196,12 @@ class StudyView:
         return sorted((arm for arm in self.arms(task) if arm.is_full), key=lambda arm: arm.lr)
 
     def best_lora(self, task: str) -> ArmSummary | None:
-        """The LoRA arm of the highest utility on the validation split."""
+        """The LoRA arm of the highest expected net gain."""
         return self.arm(task, self.advice(task).best_lora_label)
 
     def focus(self, task: str) -> ArmSummary | None:
-        """The arm of the answer: the recommended one, its subject, or the best on validation."""
-        advice = self.advice(task)
-        scored = [arm for arm in advice.arms if arm.validation_score is not None]
-        best = max(scored, key=lambda arm: arm.validation_score or 0.0, default=None)
-        return advice.chosen or self.arm(task, advice.subject_label) or best
+        """The arm of the answer: the recommended one, or the closest to it."""
+        return self.arm(task, self.advice(task).subject_label)
 
     def color(self, arm: ArmSummary | None) -> Color:
         if arm is not None and arm.is_full:
@@ -235,6 +242,7 @@ class StudyView:
         return dict(groups)
 
     def line_style(self, label: str) -> tuple[str, str]:
+        """Dash and symbol."""
         place = list(dict.fromkeys(self._variants.values())).index(label)
         return DASHES[place % len(DASHES)], SYMBOLS[place % len(SYMBOLS)]
 
@@ -256,15 +264,23 @@ class StudyView:
         line, full = self.lines(task).get(self.focus_line(task) or "", []), self.best_full(task)
         return [*line, *([full] if full else [])]
 
-    def rank_axis(self, task: str) -> RankAxis:
-        """The horizontal axis of figures over rank."""
-        lines = []
-        for label, arms in self.lines(task).items():
-            points = tuple(RankPoint(a.label, a.rank or 1, self.color(a)) for a in arms)
-            lines.append(RankLine(safe_text(label, MAX_NAME), *self.line_style(label), points))
-        full, focus = self.best_full(task), self.focus_line(task)
+    def rank_axis(self, task: str, *, best_rates: bool = False) -> RankAxis:
+        """The horizontal axis of figures over rank; with ``best_rates`` a line per configuration,
+        each rank at its best learning rate."""
+        groups, focus, drawn = self.lines(task), self.focus_line(task), []
+        if best_rates:
+            groups = self.variants(task)
+            focus = next(iter(groups), None)
+        shown = self.candidates(task) if best_rates else self.arms(task)
+        for place, (label, arms) in enumerate(groups.items()):
+            ranked = sorted((a for a in arms if a in shown), key=lambda a: a.rank or 0)
+            points = tuple(RankPoint(a.label, a.rank or 1, self.color(a)) for a in ranked)
+            symbol = SYMBOLS[place % len(SYMBOLS)]
+            style = ("solid", symbol) if best_rates else self.line_style(label)
+            drawn.append(RankLine(safe_text(label, MAX_NAME), *style, points))
+        full = self.best_full(task)
         focus = None if focus is None else safe_text(focus, MAX_NAME)
-        return RankAxis(tuple(lines), focus, full.label if full else None)
+        return RankAxis(tuple(drawn), focus, full.label if full else None)
 
 
 def retention_text(change: float, unit: Unit) -> str:

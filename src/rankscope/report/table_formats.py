@@ -3,8 +3,8 @@
 ``frame.attrs["columns"]`` says how people read its columns (``columns.py``); HTML, Markdown and
 LaTeX show them so, CSV and Parquet keep names and every digit. A figure's frame has titles for
 names: ``attrs["digits"]`` maps them to digits after the point; other numbers show three significant
-digits, and p values end at <0.001. ``attrs["best"]`` names columns whose highest value is bold in
-Markdown and LaTeX.
+digits, and p values and probabilities end at <0.001 and at over 99 %. ``attrs["best"]`` names
+columns whose highest value is bold in Markdown and LaTeX.
 """
 
 import re
@@ -14,11 +14,10 @@ from types import MappingProxyType
 import pandas as pd
 from markupsafe import Markup, escape
 
-from rankscope.formatting import MAX_TEXT, MINUS, UNKNOWN, markdown_text, number, p_cell, safe_text
-from rankscope.report.columns import Cell, Column, shown_rows
+from rankscope.formatting import MAX_TEXT, MINUS, UNKNOWN, markdown_text, safe_text
+from rankscope.report.columns import Cell, Column, number_text, shown_rows
 
 MAX_PAGE_CELL = 300  # Longest text of a cell on a page, in characters; files hold longer ones
-P_TITLES = frozenset({"p", "p, Holm"})
 
 
 def table_from_rows(
@@ -90,9 +89,7 @@ def _shown_cell(
     """A cell's text in a column, before it is escaped."""
     if isinstance(value, str):
         return safe_text(value, limit)
-    if title in P_TITLES and value is not None:
-        return p_cell(value)
-    return number(value, digits.get(title))
+    return number_text(value, title, digits.get(title))
 
 
 def _is_numeric(column: "pd.Series[object]") -> bool:

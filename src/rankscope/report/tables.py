@@ -9,25 +9,30 @@ import pandas as pd
 
 from rankscope.analyses.tables import TableRow
 from rankscope.formatting import CONFIDENCES, NATS, Unit
-from rankscope.records import ArmSummary, Estimate, StudyRecords
+from rankscope.records import FAILED, ArmSummary, Estimate, StudyRecords
 from rankscope.report.columns import Column
 from rankscope.report.study_view import StudyView, change_on
 from rankscope.report.table_formats import table
 
+_WORDS = {"accuracy": "points", "log_probability": NATS.score}
 STUDY_COLUMNS = {
     "lr": Column("learning rate"),
     "score": Column(unit_from="score_unit"),
     "gain": Column(unit_from="score_unit"),
     "change": Column(unit_from="difference_unit"),
     "difference": Column(unit_from="difference_unit"),
-    "projected_difference": Column(unit_from="difference_unit"),
-    "net_gain": Column(unit_from="score_unit"),
+    "heading": Column("expected at the end", unit_from="difference_unit"),
+    "expected_net_gain": Column(unit_from="net_unit"),
+    "expected_regret": Column(unit_from="net_unit"),
+    "p_better": Column("P(better)"),
+    "p_within_margin": Column("P(within margin)"),
+    "p_best": Column("P(best)"),
+    "p_good_enough": Column("P(good enough)"),
     "retention_change": Column(unit_from="retention_unit"),
     "score_unit": Column("unit", words={"accuracy": "%", "log_probability": NATS.score}),
-    "difference_unit": Column("unit", words={"accuracy": "points", "log_probability": NATS.score}),
-    "retention_unit": Column(
-        "unit of retention", words={"accuracy": "points", "log_probability": NATS.score}
-    ),
+    "difference_unit": Column("unit", words=_WORDS),
+    "net_unit": Column("unit of net gain", words=_WORDS),
+    "retention_unit": Column("unit of retention", words=_WORDS),
     "p_holm": Column("p, Holm"),
     "seconds": Column("seconds a trial", digits=1),
     "peak_memory_bytes": Column("peak memory, MB", Unit(1e-6, "MB", "MB", 0)),
@@ -93,15 +98,20 @@ def _answers_table(view: StudyView) -> pd.DataFrame:
                 "decision": advice.decision.replace("_", " "),
                 "confidence": CONFIDENCES[advice.confidence],
                 "arm": advice.chosen.label if advice.chosen else None,
+                "p_within_margin": advice.p_within_margin,
+                "p_better": advice.p_better,
+                "expected_regret": advice.expected_regret,
+                "net_unit": _score_unit(view.net_unit(advice.task)),
                 "answer": advice.verdict,
             }
             for advice in view.recommendation.advice
-        ]
+        ],
+        _columns(view, "expected_regret"),
     )
 
 
 def paper_table(view: StudyView) -> pd.DataFrame:
-    """Rank by training task, each arm at the learning rate chosen for it; the best is bold.
+    """Rank by training task, each arm at its best learning rate; the highest score is bold.
 
     A study with one training task also shows the change on retention tasks, and the arms' size.
     Programs find the scores on ``x`` in ``x_score``, which no other column is called.
@@ -111,8 +121,7 @@ def paper_table(view: StudyView) -> pd.DataFrame:
     rows: dict[str, TableRow] = {"base": {"arm": "base"}}
     for task in tasks:
         rows["base"] |= _with_interval(f"{task}_score", view.recommendation.base.get(task))
-        candidates = view.advice(task).candidate_labels
-        for arm in [a for a in view.arms(task) if a.label in candidates]:
+        for arm in view.candidates(task):
             name = " ".join(word for word in arm.label.split() if not word.startswith("lr="))
             row = rows.setdefault(name, {"arm": name})
             row |= _with_interval(f"{task}_score", arm.score)
@@ -126,25 +135,26 @@ def paper_table(view: StudyView) -> pd.DataFrame:
 
 
 def arms_table(view: StudyView) -> pd.DataFrame:
-    """The base and every arm of every training task: settings, scores with 95 % intervals, cost."""
-    columns = _columns(view, "score", "gain", "retention_change", "net_gain")
-    if not view.study.config.objective.in_domain:
-        columns["net_gain"] = columns["net_gain"]._replace(unit_from="retention_unit")
+    """The base and every arm of every training task: settings, what is expected, the scores that
+    were measured, with 95 % intervals, and cost."""
+    numbers = ("expected_net_gain", "expected_regret", "score", "gain", "retention_change")
+    columns = _columns(view, *numbers)
     rows = []
     for task in view.training_tasks:
-        arms = [_arm_row(view, arm) for arm in view.arms(task)]
+        arms = [arm_row(view, arm) for arm in view.arms(task)]
         if arms and (base := view.recommendation.base.get(task)) is not None:
             rows.append(
                 dict.fromkeys(arms[0])
                 | {"task": task, "arm": "base", "recommended": False}
-                | {name: arms[0][name] for name in ("score_unit", "retention_unit")}
+                | {name: arms[0][name] for name in arms[0] if name.endswith("_unit")}
                 | _with_interval("score", base)
             )
         rows += arms
     return table(rows, columns)
 
 
-def _arm_row(view: StudyView, arm: ArmSummary) -> TableRow:
+def arm_row(view: StudyView, arm: ArmSummary) -> TableRow:
+    of = arm.expected
     return {
         "task": arm.task,
         "arm": arm.label,
@@ -154,12 +164,15 @@ def _arm_row(view: StudyView, arm: ArmSummary) -> TableRow:
         "lr": arm.lr,
         "seeds": arm.seeds,
         "failed": arm.failed,
+        **_with_interval("expected_net_gain", view.net_gain(arm)),
+        **{name: of and getattr(of, name) for name in ("p_better", "p_within_margin", "p_best")},
+        "expected_regret": of and of.regret,
         **_with_interval("score", arm.score),
         **_with_interval("gain", arm.gain),
         "p": arm.gain.p if arm.gain else None,
         "p_holm": arm.gain.p_holm if arm.gain else None,
         **_with_interval("retention_change", view.retention_change(arm)),
-        **_with_interval("net_gain", arm.net_gain),
+        "net_unit": _score_unit(view.net_unit(arm.task)),
         "score_unit": _score_unit(view.unit(arm.task)),
         "retention_unit": _score_unit(view.retention_unit(arm.task)),
         "trainable_parameters": arm.trainable_parameters or None,
@@ -221,16 +234,18 @@ def role_of_tested(study: StudyRecords, trained: str, tested: str) -> str:
 
 
 def _comparisons_table(view: StudyView) -> pd.DataFrame:
-    """LoRA against full fine-tuning and ranks against each other, on the same items."""
+    """Expected net gains: LoRA against full fine-tuning, and ranks against each other."""
     rows: list[TableRow] = [
         {
             "task": advice.task,
             "first": pair.first_label,
             "second": pair.second_label,
-            **_with_interval("difference", pair.difference),
-            "p": pair.difference.p,
-            "p_holm": pair.difference.p_holm,
-            "difference_unit": _score_unit(view.unit(advice.task)),
+            "difference": pair.net,
+            "difference_low": pair.low,
+            "difference_high": pair.high,
+            "p_better": pair.p_better,
+            "p_within_margin": pair.p_within_margin,
+            "difference_unit": _score_unit(view.net_unit(advice.task)),
         }
         for advice in view.recommendation.advice
         for pair in advice.comparisons
@@ -249,7 +264,8 @@ def failed_trials_table(view: StudyView) -> pd.DataFrame:
             "failure": t.failure or "no reason recorded",
             "last_step": t.train.losses[-1].step if t.train and t.train.losses else None,
         }
-        for t in view.failed()
+        for t in view.study.trials
+        if t.status in FAILED
     ]
     return table(rows, STUDY_COLUMNS)
 
@@ -257,26 +273,26 @@ def failed_trials_table(view: StudyView) -> pd.DataFrame:
 def stopped_trials_table(view: StudyView) -> pd.DataFrame:
     """Trials that an adaptive study ended at a rung: where, and behind which arm.
 
-    The difference is that of the net gains on the rung's validation items, with the interval that
-    holds over all arms and rungs at once; the projected one is empty unless it decided.
+    ``p_good_enough`` is the probability for which it stopped. The difference of the net gains is
+    measured on the rung's validation items; ``heading`` is the one expected at the end of training.
     """
     rows: list[TableRow] = [
         {
             "label": trial.spec.label,
             "after_step": stop.train.steps,
             "num_steps": stop.num_steps,
-            "reason": stop.reason,
             "compared_with": stop.rival,
+            "p_good_enough": stop.p,
             "difference": stop.difference,
-            "difference_low": stop.low,
-            "difference_high": stop.high,
-            "projected_difference": stop.projected_difference,
+            "heading": stop.heading,
+            "heading_low": stop.low,
+            "heading_high": stop.high,
             "difference_unit": _score_unit(view.net_unit(trial.spec.task)),
         }
         for trial in view.study.trials
         if (stop := trial.stop) is not None
     ]
-    return table(rows, _columns(view, "difference", "projected_difference"))
+    return table(rows, _columns(view, "difference", "heading"))
 
 
 def tasks_table(view: StudyView) -> pd.DataFrame:

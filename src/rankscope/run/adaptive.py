@@ -2,7 +2,7 @@
 
     the first seed of every arm, from rung to rung; ``advise/adaptive.py`` says which trials stop
     the survivors to their end, scored on validation items
-    further seeds of the best arms, round by round, until these have all of theirs
+    further trials, those worth most per token, until the answer is as sure as was asked for
     test items and analyses of the finalists
 
 Groups within a round are independent, and every decision is a function of stored records. So a
@@ -13,12 +13,10 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
-from math import inf, isfinite, nan
-
-import numpy as np
+from math import ceil, inf
 
 from rankscope.advise.adaptive import AdaptiveRule, Stop, finalists, next_trials, stops_at_rung
-from rankscope.advise.statistics.significance import FEWEST_ITEMS
+from rankscope.advise.evidence import rung_items
 from rankscope.config.study import StudyConfig
 from rankscope.data.study_data import StudyData
 from rankscope.errors import UserError
@@ -27,7 +25,6 @@ from rankscope.records import (
     FAILED,
     LEFT_OUT,
     OVER_BUDGET,
-    CurvePoint,
     EvalKey,
     ItemScores,
     StopRecord,
@@ -42,10 +39,10 @@ from rankscope.run.stages.evaluate import EvaluateStage
 from rankscope.run.stages.train import TrainStage
 from rankscope.train.step_schedule import rung_steps
 
-NOT_NEEDED = "not needed: its arm is not among the best"
-TYPICAL_FINALISTS = 3
-"""Arms of a task that get all their seeds, as a plan counts them: the best, the next smaller rank
-and full fine-tuning."""
+NOT_NEEDED = "not needed for the answer"
+TYPICAL_FINALISTS = 1
+"""Arms of a task that get all their seeds, as a plan counts them; a study that is sure trains fewer
+and one that is not trains more (docs/findings, adaptive studies)."""
 
 
 def run_rounds(context: RunContext, run_groups: Callable[[], None]) -> None:
@@ -66,7 +63,7 @@ class _AdaptiveStudy:
     def __init__(self, context: RunContext, run_groups: Callable[[], None]) -> None:
         self.context, self.ledger, self.study = context, context.ledger, context.study
         self.run_groups = run_groups
-        self.rule = AdaptiveRule(rungs=self.study.rungs)
+        self.rule = AdaptiveRule(self.study.rungs, self.study.config.until)
         self.begun_at = time.monotonic()
         self.first_over_budget: set[str] = set()
         self.over_budget: set[str] = set()
@@ -163,7 +160,9 @@ class _AdaptiveStudy:
 
     def next_trials(self) -> list[TrialSpec]:
         view = self.validated()
-        by_task = [next_trials(view, task, self.rule) for task in self.study.rows]
+        own = [trial for trial in self.study.trials if trial.given is None]
+        tokens = {trial.trial_id: float(self.study.training_tokens(trial)) for trial in own}
+        by_task = [next_trials(view, task, self.rule, tokens) for task in self.study.rows]
         return [trial for of_task in by_task for trial in of_task]
 
     def finalists(self) -> list[list[TrialSpec]]:
@@ -174,15 +173,17 @@ class _AdaptiveStudy:
 
     def validated(self) -> StudyRecords:
         """The records, with trials that were scored on validation items as finished ones, and those
-        that were left out before as planned ones."""
+        that were left out before as planned ones. Test items decide nothing: a run that goes on
+        after a kill would see those of some arms."""
         records = self.ledger.load()
+        items = {k: v for k, v in records.items.items() if k[0] == BASE or k[2] == "validation"}
 
         def seen(trial: TrialRecords) -> TrialRecords:
             if trial.status == "trained":
                 return replace(trial, status="done")
             return replace(trial, status="planned") if trial.status == "skipped" else trial
 
-        return replace(records, trials=tuple(map(seen, records.trials)))
+        return replace(records, trials=tuple(map(seen, records.trials)), items=items)
 
     # --- budget
 
@@ -241,36 +242,14 @@ def check_adaptive(study: PreparedStudy) -> None:
 def resolve_rungs(
     config: StudyConfig, data: StudyData, labels: Mapping[int, str]
 ) -> tuple[tuple[float, ...], list[str]]:
-    """The usable rungs, by ``labels`` as of :func:`_usable_rungs`; none if a task has too few items
-    to stop arms by, and a note on that."""
-    of_rung = config.train.evaluate_items
-    num_items = {name: min(of_rung, len(data.tasks[name].validation)) for name in data.rows}
-    notes = _few_items_notes(config, num_items)
-    return () if notes else _usable_rungs(config, labels), notes
-
-
-def _few_items_notes(config: StudyConfig, num_items: Mapping[str, int]) -> list[str]:
-    """A note on training tasks with too few validation items to stop arms by.
-
-    Args:
-        num_items: by training task, the validation items that a rung scores.
-
-    Raises:
-        UserError: the study file names rungs.
-    """
-    small = {name: n for name, n in num_items.items() if n < FEWEST_ITEMS}
-    few = [f"{n} validation items of task {name!r}" for name, n in small.items()]
-    if config.strategy == "grid" or not few:
-        return []
-    found = f"strategy: adaptive: found {', '.join(few)}"
+    """The usable rungs, by ``labels`` as of :func:`_usable_rungs`; none if a task has no validation
+    items, and a note on that."""
+    has_items = all(data.tasks[name].validation for name in data.rows)
+    if config.strategy == "grid" or has_items:
+        return _usable_rungs(config, labels), []
     if config.rungs is not None:
-        raise UserError(
-            "strategy: adaptive",
-            ", ".join(few),
-            f"at least {FEWEST_ITEMS} to stop arms by",
-            "give more rows, raise 'train.evaluate_items', or leave out 'rungs'",
-        )
-    return [f"{found}, too few to stop arms by: the first seed of every arm trains to its end"]
+        raise UserError("rungs", "no validation items", "some to stop arms by", "give more rows")
+    return (), ["strategy: adaptive: no validation items, so every first seed trains to its end"]
 
 
 def _usable_rungs(config: StudyConfig, labels: Mapping[int, str]) -> tuple[float, ...]:
@@ -304,12 +283,11 @@ def _usable_rungs(config: StudyConfig, labels: Mapping[int, str]) -> tuple[float
 def expected_shares(study: PreparedStudy) -> dict[str, float]:
     """By trial, the share of its training that an adaptive study is expected to take.
 
-    Nothing is known yet: the rates of a rank thin out as the rule says, down to one after the last
-    rung (two of full fine-tuning), and later seeds are trained of ``TYPICAL_FINALISTS`` arms of a
-    task. Trials and tokens of the budget limit both; its hours do not, for they depend on the
-    machine.
+    Nothing is known yet: the rates of a rank thin out evenly, down to one after the last rung, and
+    later seeds are trained of ``TYPICAL_FINALISTS`` arms of a task. Trials and tokens of the budget
+    limit both; its hours do not, for they depend on the machine.
     """
-    rule, seed = AdaptiveRule(rungs=study.rungs), study.config.seeds[0]
+    seed = study.config.seeds[0]
     trials = [trial for trial in study.trials if trial.given is None]
     first = [trial for trial in trials if trial.seed == seed]
     arms = Counter(trial.task for trial in first)
@@ -319,10 +297,11 @@ def expected_shares(study: PreparedStudy) -> dict[str, float]:
         rates[trial.arm_without_lr].append(trial)
     for of_rank in rates.values():
         for place, trial in enumerate(of_rank):
+            kept = len(of_rank) / (len(study.rungs) + 1)
             stops = (
                 share
-                for rung, share in enumerate(rule.rungs)
-                if place >= rule.rates_kept(rung, len(of_rank), is_full=trial.is_full)
+                for rung, share in enumerate(study.rungs)
+                if place >= ceil(kept * (len(study.rungs) - rung))
             )
             shares[trial.trial_id] = next(stops, 1.0)
     return _within_budget(study, shares)
@@ -365,29 +344,17 @@ def _rung_view(
     return replace(records, trials=tuple(trials), items=items)
 
 
-def rung_items(point: CurvePoint, base: ItemScores) -> ItemScores:
-    """The items of a point, named as the base's: both follow the order of the split."""
-    gold = [nan if logprob is None else logprob for logprob in point.gold_logprobs]
-    return ItemScores(
-        item_ids=base.item_ids[: point.n],
-        scores=np.array(point.item_scores),
-        gold_logprobs=np.array(gold),
-        subjects=base.subjects[: point.n],
-    )
-
-
 def _stop_record(
     trial_id: str, stop: Stop, rival: TrialSpec, train: TrainRecord, num_steps: int
 ) -> StopRecord:
-    low, high = (end if isfinite(end) else None for end in (stop.gap.low, stop.gap.high))
     return StopRecord(
         trial_id=trial_id,
         num_steps=num_steps,
-        reason=stop.reason,
         rival=rival.arm_label,
-        difference=stop.gap.value,
-        low=low,
-        high=high,
-        projected_difference=stop.projected,
+        p=stop.p,
+        difference=stop.difference,
+        heading=stop.heading,
+        low=stop.low,
+        high=stop.high,
         train=train,
     )

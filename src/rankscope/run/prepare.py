@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from rankscope.advise.checks import undecidable_notes
+from rankscope.advise.checks import width_notes
 from rankscope.advise.retention import scale_notes
 from rankscope.analyses import enabled_analyses
 from rankscope.config.study import StudyConfig
@@ -120,7 +120,9 @@ def _prepared(
     labels = check_trials(config, trials, base, data.rows)
     rungs, rung_notes = resolve_rungs(config, data, labels)
     free_bytes /= config.train.devices if device.type == "cpu" else 1
-    rows, num_items = {**data.replay_rows, **data.rows}, {n: len(tasks[n].test) for n in data.rows}
+    rows = {**data.replay_rows, **data.rows}
+    num_items = {n: len(tasks[n].validation) + len(tasks[n].test) for n in data.rows}
+    in_accuracy = {task.name: task.score_unit == "accuracy" for task in records}
     study = PreparedStudy(
         config=config,
         base=base,
@@ -144,7 +146,7 @@ def _prepared(
             *truncated,
             *data.notes,
             *scale_notes(records, config.objective),
-            *undecidable_notes(num_items, len(config.seeds)),
+            *width_notes(num_items, len(config.seeds), config.objective.margin, in_accuracy),
             *duplicate_grid_notes(config),
             *rung_notes,
         ),

@@ -100,7 +100,8 @@ def compare_studies(studies: Sequence[tuple[str, Path, StudyRecords]]) -> StudyC
 def _compared(label: str, folder: Path, study: StudyRecords) -> ComparedStudy:
     statuses = [trial.status for trial in study.trials]
     answers = tuple(
-        advice.model_dump(mode="json", include={"task", "decision", "confidence", "verdict"})
+        advice.model_dump(mode="json", include={"task", "decision", "verdict"})
+        | {"confidence": advice.confidence}
         | {"chosen_label": None if advice.chosen is None else advice.chosen.label}
         for advice in recommend(study).advice
     )

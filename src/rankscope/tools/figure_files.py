@@ -111,7 +111,7 @@ def static_plot(figure: Figure, lines: Mapping[str, str]) -> go.Figure:
         shown = [plot.data[i] for i in figure.choices[0].traces]
         plot.data = shown
         plot.update_traces(visible=True)
-    dashes = {t.line.dash for t in plot.data if t.type == "scatter" and "lines" in (t.mode or "")}
+    dashes = {t.line.dash for t in plot.data if t.type == "scatter" and t.mode == "lines+markers"}
     white = dict.fromkeys(("paper_bgcolor", "plot_bgcolor"), "white")
     plot.update_layout(width=max(WIDTH, figure.min_width), **white)
     maps = [trace for trace in plot.data if trace.type == "heatmap"]

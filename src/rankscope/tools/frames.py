@@ -9,17 +9,16 @@ import pandas as pd
 from rankscope.advise.recommend import recommend
 from rankscope.analyses.tables import TableRow, analysis_tables
 from rankscope.filesystem import user_path
-from rankscope.formatting import CONFIDENCES, safe_text
+from rankscope.formatting import safe_text
 from rankscope.records import (
     BASE,
     Recommendation,
     StudyRecords,
-    TaskAdvice,
     TrialRecords,
     TrialSpec,
     trial_of,
 )
-from rankscope.report.answer import answer_html
+from rankscope.report.answer import answer_html, answer_lines
 from rankscope.report.study_view import StudyView
 from rankscope.report.tables import arms_table
 from rankscope.store import Ledger
@@ -154,27 +153,12 @@ class _AnswerText:
     view: StudyView = field(repr=False)
 
     def __repr__(self) -> str:
-        blocks = [_answer_lines(advice) for advice in self.view.recommendation.advice]
-        text = "\n\n".join("\n".join(lines) for lines in blocks)
+        answers = [answer_lines(a, with_reasons=True) for a in self.view.recommendation.advice]
+        text = "\n\n".join("\n".join(lines) for lines in answers)
         return safe_text(text or "The study has no training task, so there is no answer.", 20_000)
 
     def _repr_html_(self) -> str:
         return answer_html(self.view)
-
-
-def _answer_lines(advice: TaskAdvice) -> list[str]:
-    """Verdict, claims, weak points and next steps of one training task."""
-    weak = [check for check in advice.checks if check.status != "fine"]
-    return [
-        f"{advice.task}: {advice.verdict}",
-        advice.explanation,
-        f"  better than the base ({CONFIDENCES[advice.better_than_base.confidence].lower()}): "
-        f"{advice.better_than_base.text}",
-        f"  best choice ({CONFIDENCES[advice.best_choice.confidence].lower()}): "
-        f"{advice.best_choice.text}",
-        *(f"  {check.value} ({check.status}): {check.text}" for check in weak),
-        *(f"  next: {step.text}" for step in advice.next_steps),
-    ]
 
 
 def load(folder: str | Path) -> StudyFrames:

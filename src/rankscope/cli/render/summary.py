@@ -1,121 +1,97 @@
 """What ``run`` and ``report`` print: one row per arm, and the answer in words."""
 
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table
+from collections.abc import Iterator
 
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from rankscope.cli.render.table import terminal_table
 from rankscope.cli.terminal import print_line
-from rankscope.formatting import MAX_NAME, UNKNOWN, clock, compact, number, plus_minus, safe_text
+from rankscope.formatting import (
+    UNKNOWN,
+    clock,
+    compact,
+    number,
+    percent,
+    plus_minus,
+    terminal_text,
+)
 from rankscope.records import LEFT_OUT, ArmSummary, Recommendation, StudyRecords
-from rankscope.report.answer import NEXT_STEPS_TITLE
+from rankscope.report.answer import answer_lines
 from rankscope.report.page_limit import limited, not_shown
 from rankscope.report.study_view import StudyView
 
 CHOSEN = "\N{BLACK RIGHT-POINTING SMALL TRIANGLE}"
+_NUMBERS = ("seeds", "net gain", "P within", "score", "retention", "params", "time")
 
 
-def summary_table(study: StudyRecords, recommendation: Recommendation) -> Table:
-    """One row per arm, the base first, the recommended arm marked.
+def summary_table(study: StudyRecords, recommendation: Recommendation) -> Group:
+    """A table per training task: the base, then one row per arm, the recommended one marked.
 
-    Scores are of the test split, in percent or nats per token; differences in points; ``±`` is
-    half the 95 % interval, ``±?`` an unknown one; seeds ``2/3``: one of three trials failed. The
-    gain is that by which arms are compared: net of forgetting, if forgetting counts.
+    ``±`` is half the 95 % interval, ``±?`` an unknown one; seeds ``2/3``: one of three failed.
     """
     whole = StudyView(study, recommendation)
     view = limited(whole)
-    all_arms = [arm for task in view.training_tasks for arm in view.arms(task)]
-    gain = "net gain" if any(arm.net_gain for arm in all_arms) else "gain"
-    table = Table(
-        title=escape(safe_text(study.name, MAX_NAME)),
-        title_justify="left",
-        caption="\n".join([_caption(view, gain), *not_shown(whole, view)]),
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        padding=0,
-    )
-    table.add_column("", no_wrap=True)
-    # In eighty columns, an arm's name is the last thing to be cut.
-    table.add_column("arm", overflow="fold", min_width=15)
-    for heading in ("seeds", "in-domain", "retention", gain, "params", "time"):
-        table.add_column(heading, justify="right")
-    for position, task in enumerate(view.training_tasks):
-        if position:
-            table.add_section()
-        if len(view.training_tasks) > 1:
-            table.add_row("", f"[bold]{escape(safe_text(task, MAX_NAME))}[/bold]")
-        table.add_row(*_base_row(view, task))
-        chosen = view.advice(task).chosen
-        for arm in view.arms(task):
-            style = "bold green" if arm == chosen else ""
-            row = _arm_row(view, arm, arm == chosen, shows_net_gain=gain == "net gain")
-            table.add_row(*row, style=style)
-        if not view.arms(task):
-            table.add_row("", "no arm has finished")
-    return table
+    notes = [_caption(view), *not_shown(whole, view)]
+    tables = [_task_table(view, task) for task in view.training_tasks]
+    return Group(*tables, *(Text(terminal_text(note)) for note in notes))
 
 
-def _caption(view: StudyView, gain: str) -> str:
-    """Units of the columns; tasks of a study may differ."""
+def _task_table(view: StudyView, task: str) -> Table:
+    base, unit, chosen = view.base(task), view.unit(task), view.advice(task).chosen
+    score = number(base.score * unit.scale, unit.digits) if base else "not scored"
+    rows = [{"": "", "arm": "base"} | dict.fromkeys(_NUMBERS, "") | {"score": score}]
+    rows += [
+        {"": CHOSEN if arm == chosen else "", "arm": arm.label}
+        | dict(zip(_NUMBERS, _numbers(view, arm), strict=True))
+        for arm in view.arms(task)
+    ]
+    if not view.arms(task):
+        rows.append({"arm": "no arm has finished"})
+    styles = ["bold green" if row.get("") else "" for row in rows]
+    return terminal_table(rows, f"{view.study.name}, {task}", right=_NUMBERS, styles=styles)
+
+
+def _numbers(view: StudyView, arm: ArmSummary) -> Iterator[str]:
+    yield f"{arm.seeds}/{arm.seeds + arm.failed}" if arm.failed else str(arm.seeds)
+    yield plus_minus(view.net_gain(arm), view.net_unit(arm.task), sign=True)
+    yield percent(arm.expected.p_within_margin) if arm.expected else UNKNOWN
+    yield plus_minus(arm.score, view.unit(arm.task))
+    yield plus_minus(view.retention_change(arm), view.retention_unit(arm.task), sign=True)
+    yield compact(arm.trainable_parameters) if arm.trainable_parameters else UNKNOWN
+    yield clock(arm.seconds)
+
+
+def _caption(view: StudyView) -> str:
+    """What the columns are, with their units; tasks of a study may differ."""
     tasks = view.training_tasks
-    units = {
-        "in-domain": {view.unit(task).score for task in tasks},
-        "change of retention": {view.retention_unit(task).difference for task in tasks},
-        gain: {view.net_unit(task).difference for task in tasks},
-    }
-    columns = [f"{name} in {' or '.join(sorted(found))}" for name, found in units.items() if found]
-    if gain == "net gain":
-        formula = view.study.config.objective.net_formula
-        columns[-1] += f": {formula}, by which arms are compared"
-    columns += ["± half the 95 % interval; time per trial"]
+
+    def either(texts: list[str]) -> str:
+        return " or ".join(sorted(set(texts)))
+
+    parts = [
+        f"net gain: {view.study.config.objective.formula}, expected from all items, seeds and "
+        f"arms, in {either([view.net_unit(task).difference for task in tasks])}",
+        f"P within: probability of being within {either([view.margin(task) for task in tasks])} "
+        "of the best",
+        f"score and retention change: measured on test items, in "
+        f"{either([view.unit(task).score for task in tasks])} and "
+        f"{either([view.retention_unit(task).difference for task in tasks])}",
+        "± half the 95 % interval; time per trial",
+    ]
     without = [arm for task in tasks for arm in view.arms(task) if arm.score is None]
     if without:
         statuses = {trial.status for arm in without for trial in view.trials(arm)}
         by_choice = view.study.config.strategy == "adaptive" and statuses <= {"done", *LEFT_OUT}
         reason = ", as only finalists are" if by_choice else ""
-        columns += [f"{UNKNOWN} not scored on test items{reason}"]
-    return "; ".join(columns)
-
-
-def _base_row(view: StudyView, task: str) -> list[str]:
-    base, unit = view.base(task), view.unit(task)
-    score = number(base.score * unit.scale, unit.digits) if base else "not scored"
-    return ["", "base", "", score, "", "", "", ""]
-
-
-def _arm_row(view: StudyView, arm: ArmSummary, chosen: bool, *, shows_net_gain: bool) -> list[str]:
-    unit = view.unit(arm.task)
-    gain = arm.net_gain if shows_net_gain else arm.gain
-    seeds = f"[red]{arm.seeds}/{arm.seeds + arm.failed}[/red]" if arm.failed else str(arm.seeds)
-    return [
-        CHOSEN if chosen else "",
-        escape(safe_text(arm.label, MAX_NAME)),
-        seeds,
-        plus_minus(arm.score, unit),
-        plus_minus(view.retention_change(arm), view.retention_unit(arm.task), sign=True),
-        plus_minus(gain, view.net_unit(arm.task), sign=True),
-        compact(arm.trainable_parameters) if arm.trainable_parameters else UNKNOWN,
-        clock(arm.seconds),
-    ]
+        parts.append(f"{UNKNOWN} not scored on test items{reason}")
+    return "; ".join(parts)
 
 
 def print_answer(recommendation: Recommendation, *, with_reasons: bool) -> None:
-    """Print the verdict for each training task and what weakens it; if asked for, the claims, the
-    reasons and the next steps too."""
+    """Print the answer for each training task, with its reasons if asked for."""
     for advice in recommendation.advice:
-        print_line(f"{advice.task}: {advice.verdict}", "bold")
-        lines = [advice.explanation]
-        if with_reasons and advice.confidence != "none":
-            lines += [f"- {c.text}" for c in (advice.better_than_base, advice.best_choice)]
-        if with_reasons:
-            lines += [f"- {reason.text}" for reason in advice.reasons]
-        weak = [check for check in advice.checks if check.status != "fine"]
-        if weak and with_reasons:
-            lines.append("What weakens this answer:")
-            lines += [f"- {check.value}: {check.text}" for check in weak]
-        elif weak:
-            lines.append(f"Weak points: {'; '.join(check.value for check in weak)}.")
-        if with_reasons and advice.next_steps:
-            lines.append(f"{NEXT_STEPS_TITLE}:")
-            lines += [f"- {step.text}" for step in advice.next_steps]
+        verdict, *lines = answer_lines(advice, with_reasons=with_reasons)
+        print_line(verdict, "bold")
         print_line("\n".join(f"  {line}" for line in lines))

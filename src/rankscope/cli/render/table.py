@@ -7,8 +7,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from rankscope.formatting import number, terminal_text
-from rankscope.report.columns import Column, shown_rows
+from rankscope.formatting import terminal_text
+from rankscope.report.columns import Column, number_text, shown_rows
 
 MAX_CELL = 300  # Longest text of a cell, in characters
 MAX_ROWS = 200
@@ -53,7 +53,7 @@ def terminal_table(
             table.add_column(Text(heading), overflow="fold")
     before: list[str] = []
     for position, row in enumerate(read):
-        cells = [_cell(row.get(heading), digits.get(heading)) for heading in headings]
+        cells = [_cell(row.get(heading), heading, digits) for heading in headings]
         group = cells[: len(sections)]
         if before and group[:1] != before[:1]:
             table.add_section()
@@ -63,7 +63,7 @@ def terminal_table(
     return table
 
 
-def _cell(value: object, digits: int | None) -> str:
+def _cell(value: object, heading: str, digits: Mapping[str, int]) -> str:
     if isinstance(value, float | int | None):
-        return number(value, digits)
+        return number_text(value, heading, digits.get(heading))
     return terminal_text(str(value), MAX_CELL)

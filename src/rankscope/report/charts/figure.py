@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from rankscope.formatting import MAX_NAME, Unit, number, safe_text
 from rankscope.records import Estimate
+from rankscope.report.columns import number_text
 from rankscope.report.style import GRID, INK, MUTED, NEUTRAL, SURFACE
 from rankscope.report.table_formats import frame_rows
 
@@ -89,7 +90,7 @@ def hover_texts(frame: pd.DataFrame, name: str, values: Mapping[str, str]) -> li
 
     def line(row: Mapping[str, Any], word: str, title: str) -> str:
         value, places = row[title], digits.get(title)
-        shown = plot_text(value) if isinstance(value, str) else number(value, places)
+        shown = plot_text(value) if isinstance(value, str) else number_text(value, title, places)
         if f"{title}, low" in row:
             shown = value_text(value, row[f"{title}, low"], row[f"{title}, high"], places)
         return f"{word} {shown}".strip()

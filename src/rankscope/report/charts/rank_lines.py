@@ -5,7 +5,7 @@ stand side by side and intervals are bars.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -60,6 +60,7 @@ class Panel(NamedTuple):
     frame: pd.DataFrame
     column: str  # Its title is the panel's heading, with the unit
     references: Sequence[Reference] = ()
+    words: Mapping[str, str] | None = None  # Of the hover texts; the column alone if None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ class _PanelDrawing:
         self.axis, self.panel = rank_axis, panel
         self.places = rank_axis.places()
         titles = [panel.column, f"{panel.column}, low", f"{panel.column}, high"]
-        texts = hover_texts(panel.frame, "arm", {"": panel.column})
+        texts = hover_texts(panel.frame, "arm", panel.words or {"": panel.column})
         self.values: dict[str, tuple[Any, Any, Any, str]] = {}
         """Value, low, high and hover text by arm."""
         for row, text in zip(records(panel.frame), texts, strict=True):
@@ -181,11 +182,12 @@ class _PanelDrawing:
         self, figure: go.Figure, at: dict[str, int], line: RankLine, drawn: Sequence[RankPoint]
     ) -> None:
         values = [self.values[point.arm] for point in drawn]
+        has_bars = self.axis.is_by_arm or len(drawn) == 1  # one point has no band
         colors = [point.color.light for point in drawn]
         figure.add_scatter(
             x=[self.places[point.arm] for point in drawn],
             y=[value for value, *_ in values],
-            error_y=error_bars(v[:3] for v in values) if self.axis.is_by_arm else None,
+            error_y=error_bars(v[:3] for v in values) if has_bars else None,
             mode="lines+markers",
             line={"color": MUTED.light, "dash": line.dash, "width": 1.5},
             marker={"color": colors, "symbol": line.symbol, "size": 10},

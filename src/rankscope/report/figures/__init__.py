@@ -24,6 +24,11 @@ class Section(NamedTuple):
 
 
 SECTIONS = {
+    "ranks": Section(
+        5,
+        "How much rank is enough",
+        "The net gain that is expected of every rank, then what was measured on the test split.",
+    ),
     "planes": Section(
         10,
         "Learning against retention",
@@ -33,11 +38,6 @@ SECTIONS = {
         20,
         "Forgetting less",
         "What remains when an update is scaled down, and how other mitigations compare with that.",
-    ),
-    "ranks": Section(
-        30,
-        "How much rank is enough",
-        "Scores on the test split, against LoRA rank if the study varies it.",
     ),
     "transfer": Section(40, "Effect on other tasks", "Every tested task for every training task."),
     "training": Section(70, "Training"),

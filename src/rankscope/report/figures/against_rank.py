@@ -1,6 +1,6 @@
 """Score and retention against rank, a panel each."""
 
-from rankscope.formatting import MAX_NAME, difference, rounded, safe_text, score_text
+from rankscope.formatting import MAX_NAME, difference, safe_text, score_text
 from rankscope.report.charts.figure import Figure, interval_cells
 from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
 from rankscope.report.figures import register
@@ -43,7 +43,7 @@ def draw_against_rank(view: StudyView, task: str) -> Figure:
     ]
     return Figure(
         key=view.key("against-rank", task),
-        title=f"Score and retention {axis.against}, {task}",
+        title=f"Measured score and retention {axis.against}, {task}",
         finding=_finding(view, task),
         data=frame,
         plot=rank_plot(axis, panels) if rows else None,
@@ -52,23 +52,17 @@ def draw_against_rank(view: StudyView, task: str) -> Figure:
 
 
 def _finding(view: StudyView, task: str) -> str:
-    unit, axis = view.unit(task), view.rank_axis(task)
-    drawn = [point.arm for line in axis.lines for point in line.points]
-    focus = drawn if axis.is_by_arm else [point.arm for point in axis.focus_points]
-    scored = [(a.score.value, a) for a in view.arms(task) if a.label in focus and a.score]
-    if not scored:
-        return "No LoRA arm has an in-domain score, so there is nothing to draw against rank."
-    names = {arm.label: arm.label if axis.is_by_arm else arm.short_label for _, arm in scored}
-    at = "" if axis.is_by_arm else f" at {axis.focus}"
-    values = ", ".join(f"{score_text(v, unit)} with {names[a.label]}" for v, a in scored[:10])
-    top, best = max(scored, key=lambda pair: pair[0])
-    equal = sum(rounded(value, unit) == rounded(top, unit) for value, _ in scored)
-    is_highest = len(scored) > 1 and equal == 1
-    text = f"The score{at} is {values}{f': highest with {names[best.label]}' * is_highest}."
-    full, base = view.best_full(task), view.base(task)
-    if full and full.score:
-        text += f" Full fine-tuning: {score_text(full.score.value, unit)}."
-    text += f" Base: {score_text(base.score, unit)}." if base else ""
+    unit, base = view.unit(task), view.base(task)
+    arms = dict.fromkeys(
+        a.label for a in (view.focus(task), view.best_lora(task), view.best_full(task)) if a
+    )
+    scored = [arm for label in arms if (arm := view.arm(task, label)) and arm.score]
+    if not any(arm.is_lora for arm in scored):
+        return "No LoRA arm has a test score, so there is nothing to draw against rank."
+    texts = [f"{score_text(a.score.value, unit)} with {a.label}" for a in scored if a.score]
+    if base:
+        texts.append(f"{score_text(base.score, unit)} with the base")
+    text = f"Measured on test items: {', '.join(texts)}."
     changes = [
         (change.value, f"{difference(change.value, view.unit(name))} on {name} ({arm.label})")
         for arm in view.arms(task)

@@ -4,7 +4,6 @@ Biderman et al. (arXiv 2405.09673) draw it over training tokens; here it is draw
 steps, on the first items of the validation split.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 
 from rankscope.formatting import count, difference
@@ -19,8 +18,10 @@ from rankscope.report.table_formats import table_from_rows
 SMALLEST, LARGEST = 5.0, 11.0  # Size of the first and the last marker of a line, pixels
 STEP = "optimizer step"
 _CAPTION = """One line per arm, the mean over its seeds, from the untuned base on. Each marker is \
-a moment of training, larger the later it is. {} Scores are of the first items of the validation \
-split{}; quote the other figures, which use all items."""
+a moment of training, larger the later it is. Right is learned more, up is retained more; without \
+a retention task, the gain is drawn against the step. Scores are of the first items of the \
+validation split, by which rungs and early stopping decide; quote the other figures, which use all \
+items."""
 
 
 @register("planes", 20)
@@ -29,7 +30,7 @@ def draw_learning_curve(view: StudyView, task: str) -> Figure | None:
     curves = [(arm, curve) for arm in view.arms(task) if (curve := curve_of(view, arm))]
     if not curves:
         return None
-    unit, kept = view.unit(task), view.forgetting_unit(task)
+    unit, kept = view.unit(task), view.retention_unit(task)
     gain, retained = view.plane_titles(task, kept)
     rows = [
         {
@@ -56,24 +57,8 @@ def draw_learning_curve(view: StudyView, task: str) -> Figure | None:
     focus = [arm.label for arm in view.focus_arms(task)]
     axes = (gain, retained) if is_plane else (STEP, gain)
     drawn = paths_from_base(paths, focus, *axes)
-    directions = "Without a retention task, the gain is drawn against the step."
-    caption = _CAPTION.format(
-        "Right is learned more, up is retained more." if is_plane else directions,
-        _decided(view, task),
-    )
     key, title = view.key("curve", task), f"Learning and retention by step, {task}"
-    return Figure(key, title, _finding(view, curves), frame, caption=caption, **drawn)
-
-
-def _decided(view: StudyView, task: str) -> str:
-    """What the scores decided, as the end of a clause."""
-    uses = {
-        "at a rung they decide which arms go on": view.study.config.strategy == "adaptive",
-        "with early stopping they decide which weights are kept": any(
-            trial.spec.early_stop for arm in view.arms(task) for trial in view.trials(arm)
-        ),
-    }
-    return "".join(f"; {use}" for use, applies in uses.items() if applies) or " and chose nothing"
+    return Figure(key, title, _finding(view, curves), frame, caption=_CAPTION, **drawn)
 
 
 def _finding(view: StudyView, curves: Sequence[tuple[ArmSummary, list[CurveStep]]]) -> str:
@@ -87,29 +72,13 @@ def _finding(view: StudyView, curves: Sequence[tuple[ArmSummary, list[CurveStep]
     for step in dict.fromkeys([half, curve[-1]]):
         text = f"after {count(step.step, 'step')} {difference(step.gain, view.unit(task))}"
         if step.retention is not None:
-            text += f", {retention_text(step.retention, view.forgetting_unit(task))}"
+            text += f", {retention_text(step.retention, view.retention_unit(task))}"
         parts.append(text)
     return f"{arm.label}: {'; '.join(parts)}.{_missing(view, task)}"
 
 
 def _missing(view: StudyView, task: str) -> str:
-    """How many trials have no curve, by reason."""
-    config = view.study.config
-    scores_rungs_alone = config.strategy == "adaptive" and config.train.evaluate_every is None
     trials = [trial for arm in view.arms(task) for trial in view.trials(arm)]
-    reasons: Counter[str] = Counter()
-    for trial in trials:
-        if trial.curve:
-            continue
-        if trial.status in ("planned", "skipped"):
-            reasons["not begun"] += 1
-        elif scores_rungs_alone and trial.spec.seed != config.seeds[0]:
-            reasons["of later seeds, which no rung scores"] += 1
-        else:
-            reasons["trained before curves were enabled, or failed before the first point"] += 1
-    if not reasons:
-        return ""
-    without = reasons.total()
-    parts = "; ".join(f"{number} {reason}" for reason, number in reasons.most_common())
+    without = sum(not trial.curve for trial in trials)
     verb = "has" if without == 1 else "have"
-    return f" {count(without, 'trial')} of {len(trials)} {verb} no curve: {parts}."
+    return f" {count(without, 'trial')} of {len(trials)} {verb} no curve." if without else ""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from rankscope.formatting import count, join_names
+from rankscope.formatting import count
 from rankscope.records import ArmSummary
 from rankscope.report.charts.figure import Figure, axis, hover_texts, layout
 from rankscope.report.figures import register
@@ -46,11 +46,9 @@ def draw_loss(view: StudyView, task: str) -> Figure:
         figure.add_annotation(text=arm.short_label, font=font, showarrow=False, **at)
     figure.update_xaxes(axis("optimizer step", zeroline=False))
     figure.update_yaxes(axis("loss, nats per token", rangemode="tozero"))
-    kinds = {True: "the best full fine-tuning", False: "the ranks at one learning rate"}
-    drawn = join_names(kinds[is_full] for is_full in sorted({arm.is_full for arm, _ in curves}))
     caption = (
-        f"Drawn: {drawn}. Mean over seeds, in at most {MAX_POINTS} bins of steps. A low loss is no "
-        "result yet."
+        "Drawn: the ranks at one learning rate and the best full fine-tuning. Mean over seeds, in "
+        f"at most {MAX_POINTS} bins of steps. A low loss is no result yet."
     )
     return Figure(key, title, _finding(view, task, curves), frame, figure, caption)
 

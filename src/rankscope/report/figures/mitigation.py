@@ -22,7 +22,7 @@ def draw_mitigation(view: StudyView, task: str) -> Figure | None:
     mitigation = view.mitigation(task)
     if mitigation is None or not mitigation.comparisons:
         return None
-    lost, scale = view.forgetting_unit(task), view.forgetting_unit(task).scale
+    lost, scale = view.retention_unit(task), view.retention_unit(task).scale
     gain, retained = view.plane_titles(task, lost)
     comparisons = sorted(mitigation.comparisons, key=lambda c: c.difference.value)
     rows = [
@@ -75,6 +75,6 @@ def _finding(view: StudyView, mitigation: TaskMitigation) -> str:
     text += f"significantly better: {len(better)}, worse: {len(significant) - len(better)}."
     if better:
         first = min(better, key=lambda c: c.difference.value)
-        more = amount(first.difference.value, view.forgetting_unit(mitigation.task))
+        more = amount(first.difference.value, view.retention_unit(mitigation.task))
         text += f" The largest improvement: {first.label}, {more} more retained."
     return text

@@ -1,6 +1,6 @@
 """Learning and retention, one point per arm: the plane of Biderman et al. (arXiv 2405.09673)."""
 
-from rankscope.formatting import count, difference, rounded
+from rankscope.formatting import count, difference
 from rankscope.report.charts.figure import Figure, interval_cells
 from rankscope.report.charts.scatter import Path, plane_plot
 from rankscope.report.figures import register
@@ -73,9 +73,8 @@ def _finding(view: StudyView, task: str) -> str:
         if a.gain and (change := view.retention_change(a))
     ]
     unit, lost, front = view.unit(task), view.retention_unit(task), view.front(task)
-    # Of equal arms, the better in the other quantity.
-    most, gain, kept = max(scored, key=lambda arm: (rounded(arm[1], unit), arm[2]))
-    least, _, best = max(scored, key=lambda arm: (rounded(arm[2], lost), arm[1]))
+    most, gain, kept = max(scored, key=lambda arm: (arm[1], arm[2]))
+    least, _, best = max(scored, key=lambda arm: (arm[2], arm[1]))
     highest = "The largest gain is" if gain > 0 else "No arm gained; the highest change is"
     return (
         f"{highest} {difference(gain, unit)} ({most.label}), with "

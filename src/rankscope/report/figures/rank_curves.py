@@ -25,7 +25,7 @@ def draw_rank_curves(view: StudyView, task: str) -> Figure | None:
     curves = view.rank_curves(task)
     if curves is None:
         return None
-    unit, lost = view.unit(task), view.forgetting_unit(task)
+    unit, lost = view.unit(task), view.retention_unit(task)
     score, kept = f"score, {unit.score}", f"retention change, {lost.difference}"
     more, more_kept = "score beyond trained", "retention beyond trained"
     rows, lines, areas = [], [], []

@@ -27,7 +27,7 @@ def draw_scaled_variants(view: StudyView, task: str) -> Figure | None:
     mitigation = view.mitigation(task)
     if mitigation is None:
         return None
-    unit, kept = view.unit(task), view.forgetting_unit(task)
+    unit, kept = view.unit(task), view.retention_unit(task)
     gain, retained = view.plane_titles(task, kept)
     rows = [
         {
@@ -71,15 +71,13 @@ def _finding(view: StudyView, mitigation: TaskMitigation) -> str:
     chosen = next(p for p in curve.points if p.strength == curve.chosen_strength)
 
     def text(gain: float, forgetting: float) -> str:
-        kept = retention_text(-forgetting, view.forgetting_unit(task))
+        kept = retention_text(-forgetting, view.retention_unit(task))
         return f"{difference(gain, view.unit(task))} and {kept}"
 
-    as_trained = f"{curve.label} as trained: {text(trained.gain, trained.forgetting)}"
+    best = f"At {chosen.strength:g} of its update, chosen on the validation split: "
+    best += f"{text(chosen.gain, chosen.forgetting)} (means over {count(chosen.seeds, 'seed')})."
     if chosen is trained:
-        return f"{as_trained}. On the validation split no scaled-down variant is better."
-    if chosen.strength == 0:
-        return f"{as_trained}. On the validation split the untuned base beats every variant."
-    return (
-        f"{as_trained}. At {chosen.strength:g} of its update, chosen on the validation split: "
-        f"{text(chosen.gain, chosen.forgetting)} (means over {count(chosen.seeds, 'seed')})."
-    )
+        best = "On the validation split no scaled-down variant is better."
+    elif chosen.strength == 0:
+        best = "On the validation split the untuned base beats every variant."
+    return f"{curve.label} as trained: {text(trained.gain, trained.forgetting)}. {best}"

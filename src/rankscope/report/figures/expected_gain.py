@@ -1,0 +1,69 @@
+"""The expected net gain of every rank, and the probability that it is within the margin."""
+
+from rankscope.formatting import join_names, percent
+from rankscope.report.charts.figure import Figure
+from rankscope.report.charts.labels import PointLabel, add_labels
+from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
+from rankscope.report.columns import Column
+from rankscope.report.figures import register
+from rankscope.report.study_view import StudyView
+from rankscope.report.table_formats import shown, table
+from rankscope.report.tables import STUDY_COLUMNS, arm_row
+
+_CAPTION = """Net gain: {}. Every configuration stands at its learning rate of the highest \
+expected net gain; beside it, the probability of being within {} of the best of all arms and the \
+base. These values are expected, not measured: all items and seeds are evidence, and neighbors in \
+rank and rate are shrunk toward each other. The figures below show what was measured. {}"""
+_COLUMNS = (
+    *("arm", "rank", "lr", "expected_net_gain", "expected_net_gain_low", "expected_net_gain_high"),
+    *("p_within_margin", "p_better", "p_best", "expected_regret"),
+)
+
+
+@register("ranks", 5)
+def draw_expected_gain(view: StudyView, task: str) -> Figure | None:
+    """None if no arm was scored, or all of them exceed the limit on forgetting."""
+    unit, margin = view.net_unit(task), view.margin(task)
+    axis = view.rank_axis(task, best_rates=True)
+    gain, regret = (f"expected {name}, {unit.difference}" for name in ("net gain", "regret"))
+    units = {"expected_net_gain": Column(gain, unit), "expected_regret": Column(regret, unit)}
+    rows = [arm_row(view, arm) for arm in view.candidates(task)]
+    if not rows:
+        return None
+    frame = shown(table([{n: row[n] for n in _COLUMNS} for row in rows], STUDY_COLUMNS | units))
+    words = {"": gain, f"within {margin} of the best:": "P(within margin)"}
+    plot = rank_plot(axis, [Panel(frame, gain, [Reference("base", 0.0)], words)])
+    if plot is not None:
+        places, values = axis.places(), dict(zip(frame["arm"], frame[gain], strict=True))
+        several = len(axis.lines) > 1
+        names = {o.points[-1].arm: f" {o.label}" for o in axis.lines if o.points and several}
+        labels = [
+            PointLabel(places[a.label], values[a.label], percent(p) + names.get(a.label, ""))
+            for a in sorted(view.candidates(task), key=lambda arm: arm != view.focus(task))
+            if a.label in places and a.expected and (p := a.expected.p_within_margin) is not None
+        ]
+        ends = [0.0, *frame[f"{gain}, low"], *frame[f"{gain}, high"]]
+        left, right = axis.ends()
+        # The names of the reference lines take the room at their right ends.
+        named = [(right - 0.06 * (right - left), values.get(arm, 0.0)) for arm in (axis.full, None)]
+        points = [*named, *((label.x, label.y) for label in labels)]
+        add_labels(plot, labels, points, (left, right), (min(ends), max(ends)))
+    return Figure(
+        key=view.key("expected-gain", task),
+        title=f"Expected net gain {axis.against}, {task}",
+        finding=_finding(view, task),
+        data=frame,
+        plot=plot,
+        caption=_CAPTION.format(view.study.config.objective.formula, margin, axis.bands_note()),
+    )
+
+
+def _finding(view: StudyView, task: str) -> str:
+    margin, full = view.margin(task), view.best_full(task)
+    ranks = [f"r={r.rank} ({percent(r.p)})" for r in view.advice(task).ranks_that_may_do]
+    text = f"No rank is likely to be within {margin} of the best."
+    if ranks:
+        text = f"Ranks that may be within {margin} of the best: {join_names(ranks, 12)}."
+    if full and full.expected:
+        text += f" Full fine-tuning: {percent(full.expected.p_within_margin)}."
+    return text

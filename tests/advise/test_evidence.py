@@ -1,0 +1,231 @@
+"""What the posterior is given: against slow, obvious forms, and against a mixed model."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.formula.api as smf
+from advice import arms_by_label
+from synthetic_study import Truth, synthetic_study, with_scores
+
+from rankscope.advise.evidence import Part, measure
+from rankscope.records import (
+    BASE,
+    CurvePoint,
+    ItemScores,
+    StopRecord,
+    StudyRecords,
+    TrialRecords,
+    finished_trials,
+)
+
+GAIN = (Part("med", "score", 1.0),)
+NET = (*GAIN, Part("general", "score", 0.4), Part("more", "gold_logprob", 0.1))
+TRUTH = Truth(ranks=(2, 8, 32), full_lrs=(), num_items=30, retention=("general", "more"))
+Arms = Sequence[Sequence[TrialRecords]]
+
+
+def arms_of(study: StudyRecords) -> list[tuple[TrialRecords, ...]]:
+    return [arm.trials for arm in arms_by_label(study).values()]
+
+
+def changes(study: StudyRecords, part: Part, model: str) -> dict[tuple[str, str], float]:
+    """Item -> a model's change against the base, of the items that both answered with a number."""
+    field, found = {"score": "scores"}.get(part.measure, "gold_logprobs"), {}
+    for split in ("validation", "test"):
+        both = (study.items[m, part.task, split] for m in (BASE, model))
+        base, tuned = (dict(zip(i.item_ids, getattr(i, field), strict=True)) for i in both)
+        found |= {(split, i): float(tuned[i] - base[i]) for i in base.keys() & tuned.keys()}
+    return {item: change for item, change in found.items() if np.isfinite(change)}
+
+
+def slowly(study: StudyRecords, parts: Sequence[Part], arms: Arms) -> tuple[np.ndarray, ...]:
+    """Means, item covariance, squares of seeds, noise of answers, item by item in plain loops."""
+    number = len(arms)
+    means, noise, covariance = np.zeros(number), np.zeros(number), np.zeros((number, number))
+    by_seed = [np.zeros(len(finished_trials(trials))) for trials in arms]
+    for part in parts:
+        bases = {s: study.items[BASE, part.task, s] for s in ("validation", "test")}
+        subjects = {
+            (s, i): x for s, b in bases.items() for i, x in zip(b.item_ids, b.subjects, strict=True)
+        }
+        is_clustered = len(set(subjects.values())) >= 10
+        is_binary = part.measure == "score" and set(bases["test"].scores) <= {0.0, 1.0}
+        units: list[dict[object, float]] = []
+        for a, trials in enumerate(arms):
+            models = [changes(study, part, t.spec.trial_id) for t in finished_trials(trials)]
+            kept = sorted(set.intersection(*map(set, models)))
+            n, mean = len(kept), np.mean([[m[i] for i in kept] for m in models])
+            of_seed = [np.mean([m[i] for i in kept]) for m in models]
+            of_item = {i: np.mean([m[i] for m in models]) for i in kept}
+            means[a] += part.weight * mean
+            by_seed[a] += part.weight * np.array(of_seed)
+            left = [
+                (m[i] - of_item[i] - s + mean) ** 2
+                for m, s in zip(models, of_seed, strict=True)
+                for i in kept
+            ]
+            noise[a] += part.weight**2 * sum(left) / max(1, len(models) - 1) / (n - 1) / n
+            covariance[a, a] += part.weight**2 * 2 / (n + 2) ** 2 * is_binary
+            sums: dict[object, float] = {}
+            for i in kept:
+                unit = subjects[i] if is_clustered else i
+                sums[unit] = sums.get(unit, 0.0) + of_item[i] - mean
+            # U / (U - 1), and Student's t has the variance (U - 1) / (U - 3).
+            widen = len(sums) / (len(sums) - 3)
+            units.append({unit: total * widen**0.5 / n for unit, total in sums.items()})
+        for a, b in product(range(number), repeat=2):
+            shared = units[a].keys() & units[b].keys()
+            covariance[a, b] += part.weight**2 * sum(units[a][u] * units[b][u] for u in shared)
+    return means, covariance, np.array([np.var(s) * len(s) for s in by_seed]), noise
+
+
+@pytest.mark.parametrize("kind", ["whole", "clusters", "holes"])
+def test_evidence_is_that_of_the_plain_loops(kind: str) -> None:
+    """Holes: a failed seed, items of one model that are not finite or that it lacks."""
+    failed = {(8, 1e-3, 1): "oom"} if kind == "holes" else {}
+    subjects = 12 if kind == "clusters" else 1
+    study = synthetic_study(replace(TRUTH, failed=failed, subjects=subjects))
+    if kind == "holes":
+        key = ("med-2-0.001-0", "med", "test")
+        whole, order = study.items[key], np.arange(30)[::-1][4:]
+        part = ItemScores(
+            tuple(whole.item_ids[i] for i in order),
+            whole.scores[order],
+            whole.gold_logprobs[order],
+            tuple(whole.subjects[i] for i in order),
+        )
+        study = replace(study, items={**study.items, key: part})
+        lost = ("med-32-0.001-2", "general", "validation")
+        study = with_scores(
+            study, lambda k, s: np.where((k == lost) & (np.arange(len(s)) < 3), np.nan, s)
+        )
+    arms = arms_of(study)
+    found = measure(study, NET, arms)
+    assert found.arms == (0, 1, 2)
+    fields = ("means", "item_covariance", "squares", "answer_noise")
+    slow = dict(zip(fields, slowly(study, NET, arms), strict=True))
+    # The order of trials and of arms is none of its business.
+    turned = measure(study, NET, [trials[::-1] for trials in arms[::-1]])
+    for field, expected in slow.items():
+        assert getattr(found.evidence, field) == pytest.approx(expected, abs=1e-12)
+        back = expected[::-1, ::-1] if expected.ndim == 2 else expected[::-1]
+        assert getattr(turned.evidence, field) == pytest.approx(back, abs=1e-12)
+    assert found.evidence.seeds.tolist() == [len(finished_trials(trials)) for trials in arms]
+    assert found.evidence.axes[:, 0].tolist() == [1, 3, 5]
+    assert len(set(found.evidence.kinds)) == 1
+
+
+def test_means_and_errors_are_those_of_a_mixed_model() -> None:
+    """Seeds and items crossed, two arms, restricted likelihood, on ten small studies.
+
+    On a balanced grid it is the analysis of variance: the same differences to rounding, the same
+    standard errors to the .1 % at which its search stops.
+    """
+    truth = Truth(
+        ranks=(2, 8), full_lrs=(), num_items=8, metric="log_probability", retention=(), cross=()
+    )
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        common, own = rng.normal(size=16), rng.normal(size=(2, 16))
+        frame = synthetic_study(truth)
+        rank = {t.spec.trial_id: int(t.spec.rank == 8) for t in frame.trials}
+        level = {t: 0.6 * rng.normal() + 0.5 * rank[t] for t in rank}
+
+        def scores(key, old, rank=rank, level=level, common=common, own=own, rng=rng):
+            place = slice(0, 8) if key[2] == "validation" else slice(8, 16)
+            if key[0] == BASE:
+                return 0 * old - 2
+            return level[key[0]] + (common + own[rank[key[0]]])[place] + 0.4 * rng.normal(size=8)
+
+        study = with_scores(frame, scores)
+        found = measure(study, GAIN, arms_of(study)).evidence
+        rows = [
+            (rank[t], t, f"{i}", f"{i} {rank[t]}", change)
+            for t in rank
+            for i, change in changes(study, GAIN[0], t).items()
+        ]
+        table = pd.DataFrame(rows, columns=["arm", "trial", "item", "both", "y"])
+        parts = {name: f"0 + C({name})" for name in ("item", "both", "trial")}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fitted = smf.mixedlm("y ~ C(arm)", table, groups=np.ones(len(table)), vc_formula=parts)
+            fitted = fitted.fit(reml=True)
+        assert found.means[1] - found.means[0] == pytest.approx(
+            fitted.params["C(arm)[T.1]"], abs=1e-5
+        )
+        items = found.item_covariance * 13 / 15  # Without the variance of Student's t
+        between = (found.squares / 2 - found.answer_noise).sum() / 3
+        error = (items[0, 0] + items[1, 1] - 2 * items[0, 1] + between) ** 0.5
+        assert error == pytest.approx(fitted.bse["C(arm)[T.1]"], rel=1e-3)
+
+
+def with_rungs(heights: Sequence[float], ends: Sequence[float | None]) -> StudyRecords:
+    """Arms that gained ``heights`` at step 10 of 40 on five items and ``ends`` at the end on all;
+    None: stopped there."""
+    truth = replace(TRUTH, metric="log_probability", retention=(), seeds=(0,))
+    study = synthetic_study(replace(truth, ranks=(2, 8, 32)[: len(ends)]))
+    end = {t.spec.trial_id: e for t, e in zip(study.trials, ends, strict=True)}
+    study = with_scores(study, lambda k, s: 0 * s - 2 + (end.get(k[0]) or 0.0))
+    trials = []
+    for trial, height in zip(study.trials, heights, strict=True):
+        at_rung = {"task": "med", "step": 10, "n": 5}
+        scores = (height - 2,) * 5
+        point = CurvePoint.model_construct(**at_rung, item_scores=scores, gold_logprobs=scores)
+        changes = {"curve": (point,)}
+        if end[trial.spec.trial_id] is None:
+            train = trial.train.model_copy(update={"steps": 10})
+            stop = StopRecord.model_construct(num_steps=40, train=train)
+            changes |= {"status": "stopped", "train": None, "stop": stop}
+        trials.append(replace(trial, **changes))
+    items = {k: v for k, v in study.items.items() if end.get(k[0], 0.0) is not None}
+    return replace(study, trials=tuple(trials), items=items)
+
+
+@pytest.mark.parametrize(
+    ("heights", "ends", "net", "variance"),
+    [
+        # Rises of .2 and .4: their mean; 2 x .3^2 and .02 of squares over 3, for one more curve.
+        ((0.3, 0.1, 0.2), (0.5, 0.5, None), 0.5, (2 * 0.09 + 0.02) / 3 * 1.5),
+        ((0.3, 0.2), (0.4, None), 0.3, 0.01 * 2),  # one curve: as uncertain as it is steep
+        ((0.1, 0.3), (None, None), 0.3, 0.09),  # none: as much again, either way
+    ],
+)
+def test_a_stopped_arm_is_where_its_rung_heads_by_hand(
+    heights: tuple[float, ...], ends: tuple[float | None, ...], net: float, variance: float
+) -> None:
+    study = with_rungs(heights, ends)
+    found = measure(study, GAIN, arms_of(study))
+    assert found.arms == tuple(range(len(ends)))
+    assert found.evidence.means[-1] == pytest.approx(net)
+    assert found.evidence.extra[-1] == pytest.approx(variance, rel=1e-4)
+    assert [e > 0 for e in found.evidence.extra] == [end is None for end in ends]
+    flat = with_rungs([0.0] * len(ends), ends)  # A rung that shows nothing is not a certain end
+    assert measure(flat, GAIN, arms_of(flat)).evidence.extra[-1] > 0
+
+
+def test_few_items_that_agree_are_no_certainty_by_hand() -> None:
+    """All 8 items gained: 2 / (8 + 2)^2 of variance, no covariance; a single item: 1."""
+    study = synthetic_study(replace(TRUTH, num_items=4, retention=(), cross=()))
+    alike = with_scores(study, lambda k, s: 0 * s + (k[0] != BASE))
+    found = measure(alike, GAIN, arms_of(alike)).evidence
+    assert found.item_covariance == pytest.approx(0.02 * np.eye(3))
+    one = synthetic_study(replace(TRUTH, num_items=1)).items
+    of_one = replace(alike, items={k: v for k, v in one.items() if k[2] == "test"})
+    found = measure(of_one, GAIN, arms_of(of_one)).evidence
+    assert np.diag(found.item_covariance) == pytest.approx([1.0] * 3)
+
+
+def test_an_arm_without_a_score_on_some_part_is_left_out() -> None:
+    study = synthetic_study(TRUTH)
+    lost = {k: v for k, v in study.items.items() if k[:2] not in {("med-8-0.001-0", "more")}}
+    found = measure(replace(study, items=lost), NET, arms_of(study))
+    assert found.evidence.seeds.tolist() == [3, 2, 3]
+    lost = {k: v for k, v in study.items.items() if "-8-" not in k[0] or k[1] != "more"}
+    assert measure(replace(study, items=lost), NET, arms_of(study)).arms == (0, 2)
+    assert measure(replace(study, items={}), NET, arms_of(study)) is None
+    assert measure(study, (), arms_of(study)) is None

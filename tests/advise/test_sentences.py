@@ -1,0 +1,238 @@
+"""Checks, diagnostics, reasons and caveats: when each is said, and that its numbers are its own."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import pytest
+from advice import advice_on, advise
+from synthetic_study import Truth, synthetic_study, with_specs, with_tasks, with_trials
+
+from rankscope.advise.arms import summarize_arms
+from rankscope.advise.messages import arm_name, capitalized
+from rankscope.advise.recommend import recommend
+from rankscope.records import (
+    OVER_BUDGET,
+    AdviceMessage,
+    LossPoint,
+    StudyRecords,
+    TaskAdvice,
+    TrialRecords,
+    TrustCheck,
+)
+
+TRUTH = Truth(ranks=(2, 8), full_lrs=(), num_items=200)
+ONE = replace(TRUTH, ranks=(8,))
+FLAT = replace(TRUTH, accuracy=lambda rank, lr: 0.7, forgetting=lambda rank, lr: 0.0)
+Make = Callable[[], StudyRecords]
+GAINS = {"accuracy": lambda rank, lr: 0.5}
+
+
+def of(truth: Truth = TRUTH, **changes: object) -> Make:
+    return lambda: synthetic_study(replace(truth, **changes))
+
+
+def trained(**changes: object) -> Make:
+    """One rank; every trial's training with other records."""
+    truth = replace(ONE, ranks=changes.pop("ranks", (8,)))
+    losses = changes.pop("losses", ())
+    points = [
+        LossPoint(step=i + 1, loss=loss, lr=1e-3, grad_norm=1.0) for i, loss in enumerate(losses)
+    ]
+    changes |= {"losses": tuple(points), "steps": len(points)} if points else {}
+    return lambda: with_trials(
+        synthetic_study(truth), lambda t: replace(t, train=t.train.model_copy(update=changes))
+    )
+
+
+def tokens(number: int, rows: int = 200, ranks: tuple[int, ...] = (8,)) -> Make:
+    return trained(num_label_tokens=number, rows=rows, ranks=ranks)
+
+
+def contaminated(exact: int, ngram: int) -> Make:
+    update = {"contamination": {"exact": exact, "ngram13": ngram}}
+    return lambda: with_tasks(synthetic_study(ONE), med=update)
+
+
+def ended(status: str, failure: str | None = None) -> Make:
+    """The later seeds of r=2."""
+
+    def late(trial: TrialRecords) -> TrialRecords:
+        is_late = trial.spec.rank == 2 and trial.spec.seed
+        return TrialRecords(trial.spec, status, failure=failure) if is_late else trial
+
+    return lambda: with_trials(synthetic_study(TRUTH), late)
+
+
+def rates(two: tuple[float, ...], eight: tuple[float, ...]) -> Make:
+    study = synthetic_study(replace(TRUTH, lrs=(1e-4, 1e-3, 1e-2), num_items=60))
+    kept = (t for t in study.trials if t.spec.lr in {2: two, 8: eight}[t.spec.rank])
+    return lambda: replace(study, trials=tuple(kept))
+
+
+LOW, MID = 1e-4, 1e-3
+AT_CHANCE = of(ONE, base_other=0.25, forgetting=lambda rank, lr: 0.0)
+HIGHEST = of(lrs=(LOW, MID), accuracy=lambda rank, lr: 0.5 + 300 * lr)
+INSIDE = of(ONE, lrs=(LOW, MID, 1e-2), accuracy=lambda r, lr: 0.9 if lr == MID else 0.5)
+SLOW, SETTLED = (trained(losses=[4 * f**i for i in range(40)]) for f in (0.95, 0.7))
+CHECKS = [
+    ("retention fine 1 retention task", of(), "The base is above chance"),
+    ("retention weak forgetting unknown", of(retention=()), "The study has no retention task."),
+    ("retention weak general not above chance", AT_CHANCE, "guessing gives 25.0 %), so accuracy"),
+    ("contamination fine no overlap", of(), "No test row overlaps the training set."),
+    ("contamination weak 1 of 200 test rows", contaminated(1, 0), "(1 by exact match)"),
+    ("contamination bad 18 of 200 test rows", contaminated(9, 9), "(9 by exact match, 9 by 13-"),
+    ("learning_rate weak one learning rate tried", of(), "Only one rate was tried for it"),
+    ("learning_rate weak highest learning rate tried", HIGHEST, "highest of the 2 tried: a high"),
+    ("learning_rate fine 3 learning rates tried", INSIDE, "lies inside the 3 tried."),
+    ("loss bad still falling after 6 steps", trained(losses=[3.5, 3.2, 2.9, 2.6, 2.3, 2.0]), "may"),
+    ("loss bad only 5 steps", trained(losses=[2.0, 2.1, 1.9, 2.0, 2.0]), "Too few to see whether"),
+    ("loss weak still falling", SLOW, "longer training may change the order of arms."),
+    # A loss near zero falls by half of itself, and by nothing of what it was.
+    ("loss fine has settled", SETTLED, "has leveled off by the end of 40 steps."),
+    ("trials fine all 6 trials finished", of(), "Every trial finished."),
+    ("trials weak 1 of 6 trials failed", of(failed={(2, MID, 1): "oom"}), "seed=1: oom). Each"),
+    ("trials bad 1 of 6 trials failed", of(failed={(8, MID, 1): "oom"}), "counts as no gain when"),
+    ("trials bad 2 of 6 trials to run", ended("planned"), "2 of 6 trials have not run yet."),
+    ("trials weak 2 of 6 trials stopped", ended("skipped", "-"), "did not ask for 2 trials. Train"),
+    ("trials weak budget spent, 2 of 6", ended("skipped", OVER_BUDGET), "2 trials that the answer"),
+]
+
+
+@pytest.mark.parametrize(("fact", "make", "said"), CHECKS)
+def test_a_check_has_its_status_and_its_fact(fact: str, make: Make, said: str) -> None:
+    kind, status, value = fact.split(" ", 2)
+    found = [c for c in advice_on(make()).checks if c.name == kind]
+    (check,) = (c for c in found if c.value.startswith(value))
+    assert check.status == status
+    assert said in check.text
+
+
+LARGE, SMALL = (
+    "The adapter is large for the data: 8,192",
+    "The adapter is small for the data: 8,192",
+)
+WIDE = {"num_items": 900, "objective": {"margin": 0.05}}
+FINDINGS = [
+    ("2 of 2 arms are worse than the base", of(base_accuracy=0.7, **GAINS), True),
+    ("worse than the base", of(), False),
+    ("The base already scores 9", of(base_accuracy=0.98, **GAINS), True),
+    ("Negative transfer: math falls", of(transfer=lambda r, lr: -0.2, num_items=400), True),
+    ("Negative transfer", of(transfer=lambda r, lr: -0.04, num_items=2000), False),
+    ("Negative transfer", of(transfer=lambda r, lr: -0.12, num_items=15), False),
+    ("Over-forgetting: LoRA r=", of(forgetting=lambda r, lr: 0.15, **GAINS), True),
+    ("Over-forgetting", of(), False),
+    # 8 x 2 layers x 4 modules x 2 x 64 = 8,192 parameters; 40 steps of 8 rows are 1.6 passes over
+    # 200 rows, so 64 labeled tokens in training are 40 of the data. 8 / 2.048 = 3.9, a power below.
+    (f"{LARGE} parameters for about 40 answer tokens (205 to one), enough", tokens(64), True),
+    ("Next: a smaller rank (r=2 by the capacity rule), fewer epochs", tokens(64), True),
+    # The last step of an epoch is short, and is a step; two rows are seen whole in each of 40.
+    (f"{LARGE} parameters for about 40 ", tokens(64, rows=199), True),
+    (f"{LARGE} parameters for about 8 ", tokens(320, rows=2), True),
+    (f"{SMALL} parameters for about 20,000", tokens(32_000), True),
+    ("for the data", tokens(3_200), False),
+    ("one parameter per token. Next: more target modules.", tokens(10**6, ranks=(64,)), True),
+    ("From r=2 to r=8 the net gain moves by less than 5.0 points", of(FLAT, **WIDE), True),
+    ("rank hardly matters", of(**WIDE), False),
+    ("Both ranks were trained at one learning rate (0.001)", of(), True),
+    ("between learning rates", rates((LOW, MID), (LOW, MID)), False),
+    ("(r=2 at 0.001; r=8 at 0.0001)", rates((MID,), (LOW,)), True),
+    ("(r=2 at 0.0001, 0.001; r=8 at 0.0001)", rates((LOW, MID), (LOW,)), True),
+    ("r=8 is the largest rank tried: a larger one may gain more.", of(), True),
+    ("largest rank tried, and larger ones add no directions", of(ranks=(2, 64)), True),
+    ("r=2 is the smallest rank tried: a smaller one may be enough.", of(FLAT), True),
+    ("smallest rank tried", of(FLAT, ranks=(1, 8)), False),
+    # The capacity rule asks for a rank on the other side.
+    ("largest rank tried", tokens(64, ranks=(8, 32)), False),
+]
+
+
+@pytest.mark.parametrize(("words", "make", "is_there"), FINDINGS)
+def test_a_finding_is_named_where_it_is_alone(words: str, make: Make, is_there: bool) -> None:
+    found = [r for r in advice_on(make()).findings if words in r.text]
+    assert len(found) == is_there
+    assert all(r.kind == "caveat" or "Next: " in r.text for r in found)
+
+
+def unexplained(study: StudyRecords, advice: TaskAdvice, said: AdviceMessage | TrustCheck) -> list:
+    """Numbers of a sentence that none of its values rounds to, as they are or in percent.
+
+    Names of arms and trials, formulas, intervals of the posterior and levels are no results.
+    """
+    names = [arm_name(arm) for arm in advice.arms]
+    names += [*map(capitalized, names), *(arm.label for arm in advice.arms)]
+    names += [f"{t.spec.arm_label} seed={t.spec.seed}" for t in study.trials]
+    names += ["13-gram", "95 % interval", "p < 0.001"]
+    text = said.text
+    for name in sorted(names, key=len, reverse=True):
+        text = text.replace(name, "")
+    text = re.sub(r"\(\S+ to \S+\)|over 99 %|under 1 %", "", text)
+    ranks = {f"r={arm.rank}" for arm in advice.arms}
+    text = re.sub(r"r=\d+", lambda m: "" if m[0] in ranks else m[0], text)
+    sizes = [abs(v) * unit for v in said.values.values() for unit in (1, 100, 1e-6, 1e-9)]
+    missing = []
+    for number in re.findall(r"[+-]?\d[\d,]*(?:\.\d+)?(?:e-\d+)?", text):
+        plain = number.rstrip(",").replace(",", "")
+        half = 0.5000001 * 10 ** -len(plain.partition(".")[2])
+        if not any(abs(abs(float(plain)) - size) <= half for size in sizes):
+            missing.append(f"{number} in: {said.text}")
+    return missing
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [
+        Truth(),
+        Truth(num_items=5),
+        Truth(seeds=(0,), lrs=(1e-3, 5e-4), forgetting=lambda rank, lr: 0.3),
+        Truth(base_accuracy=0.6, accuracy=lambda rank, lr: 0.5, contamination=10),
+        Truth(base_other=0.25, forgetting=lambda rank, lr: 0.0, failed={(32, 1e-3, 0): "diverged"}),
+        Truth(objective={"max_forgetting": 0.02}, forgetting=lambda rank, lr: 0.2),
+        Truth(metric="log_probability", accuracy=lambda rank, lr: 0.5, num_items=60),
+    ],
+)
+def test_every_number_of_a_sentence_stands_in_its_values(truth: Truth) -> None:
+    study = synthetic_study(truth)
+    (advice,) = recommend(study).advice
+    for said in (*advice.reasons, *advice.checks):
+        assert not unexplained(study, advice, said)
+        assert said.text.endswith(".")
+
+
+def test_reasons_quote_the_test_split_and_name_what_is_expected() -> None:
+    """A rise in retention is no forgetting; the rival is full fine-tuning with its probability."""
+    truth = Truth(ranks=(8,), base_other=0.5, forgetting=lambda rank, lr: -0.2)
+    (advice,) = recommend(synthetic_study(truth)).advice
+    by_kind = {r.kind: r for r in advice.evidence}
+    assert set(by_kind) == {"gain", "full", "forgetting", "transfer", "cost"}
+    subject = next(arm for arm in advice.arms if arm.label == advice.subject_label)
+    kept, values = by_kind["forgetting"].text, by_kind["forgetting"].values
+    assert values["forgetting"] == subject.forgetting.value
+    assert f"changes by +{-100 * values['forgetting']:.1f} points" in kept
+    assert "forgets" not in " ".join(r.text for r in advice.reasons)
+    assert values["expected_forgetting"] == subject.expected.forgetting
+    assert by_kind["gain"].values["gain"] == subject.gain.value
+    rival = next(arm for arm in advice.arms if arm is not subject)
+    assert by_kind["full"].values["net_gain"] == rival.expected.net
+    assert by_kind["cost"].values["model_parameters"] == 54016
+
+
+def test_arms_that_differ_in_a_mitigation_alone_have_different_names() -> None:
+    study = synthetic_study(replace(ONE, full_lrs=(5e-4,)))
+    held: Mapping[str, object] = {"replay": "general", "replay_share": 0.3, "kl_to_base": 1.0}
+    plain, kept = (
+        [arm_name(arm.summary) for arm in summarize_arms(found)["med"]]
+        for found in (study, with_specs(study, lambda spec: held))
+    )
+    assert plain == ["LoRA r=8 (alpha 16, lr 0.001)", "full fine-tuning (lr 0.0005)"]
+    assert kept[0] == "LoRA r=8 (alpha 16, lr 0.001, replay=0.3xgeneral, kl=1)"
+    assert kept[1] == "full fine-tuning (lr 0.0005, replay=0.3xgeneral, kl=1)"
+
+
+def test_own_text_is_worded_in_shares_and_nats() -> None:
+    advice = advise(
+        replace(ONE, metric="log_probability", retention=(), objective={"scale": "nats"})
+    )
+    everything = advice.verdict + advice.explanation + "".join(r.text for r in advice.evidence)
+    assert "nats per token" in everything
+    assert "points" not in everything

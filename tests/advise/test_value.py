@@ -1,0 +1,184 @@
+"""The worth of the next trial: against new data that are simulated and judged anew."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from advice import advice_on, evidence
+from scipy.linalg import block_diag
+from synthetic_study import Truth, synthetic_study, with_trials
+
+from rankscope.advise.posterior import NetGains, likeliest_posteriors, posterior
+from rankscope.advise.value import (
+    Untried,
+    value_of_items,
+    values_of_trials,
+    with_untried,
+)
+from rankscope.config.objective import BudgetConfig
+from rankscope.records import OVER_BUDGET, Status, TaskAdvice, TrialRecords
+
+MARGIN = 0.02
+CLOSE = evidence(
+    [0.02, 0.0, -0.02], seeds=[1, 2, 6], squares=[0, 2e-3, 8e-3], item=0.004, ranks=(2, 32, 1024)
+)
+
+
+def with_another_seed(found: NetGains, arm: int, rng: np.random.Generator) -> NetGains:
+    """One more seed of an arm, drawn from what is known: a choice of scales, then the true net gain
+    and the error of these items given what was measured, then the seed."""
+    choices = likeliest_posteriors(found, MARGIN, 48)
+    weights = np.array([choice.weight for choice in choices])
+    f = choices[rng.choice(len(choices), p=weights / weights.sum())]
+    both = np.vstack([f.kernel, found.item_covariance])  # With what was measured, (2 A, A)
+    rest = block_diag(f.kernel, found.item_covariance) - both @ f.inverse @ both.T
+    mean = both @ f.inverse @ found.means
+    net, error = np.split(rng.multivariate_normal(mean, rest, check_valid="ignore"), 2)
+    seed = net[arm] + error[arm] + f.own[arm] ** 0.5 * rng.normal()
+    number, old = found.seeds[arm], found.means[arm]
+    one = np.eye(len(found.means))[arm]
+    return replace(
+        found,
+        means=found.means + one * (seed - old) / (number + 1),
+        seeds=found.seeds + one,
+        squares=found.squares + one * (seed - old) ** 2 * number / (number + 1),
+    )
+
+
+def test_a_seed_is_worth_what_the_regret_falls_by_when_it_is_drawn() -> None:
+    """80 draws for each arm, each with a posterior of its own; three standard errors, and a tenth
+    for the scales, which a new seed changes too."""
+    values, rng = values_of_trials(CLOSE, MARGIN), np.random.default_rng(0)
+    now = max(0.0, posterior(CLOSE, MARGIN).means.max())
+    for arm in (0, 1):
+        then = [posterior(with_another_seed(CLOSE, arm, rng), MARGIN).means for _ in range(80)]
+        falls = [max(0.0, means.max()) for means in then]
+        error = np.std(falls) / 80**0.5
+        assert np.mean(falls) - now == pytest.approx(values[arm], abs=3 * error + 0.1 * values[arm])
+        assert values[arm] > 3 * error
+
+
+def test_the_value_of_a_seed_by_hand() -> None:
+    """Fifty seeds apart by a margin and no gain: the mean moves by N(0, 1 / (50 x 51)) margins,
+    and the positive half of that counts."""
+    known = evidence([0.0], seeds=50, squares=49 * MARGIN**2, item=0.001)
+    by_hand = MARGIN / np.sqrt(50 * 51) / np.sqrt(2 * np.pi)
+    assert values_of_trials(known, MARGIN) == pytest.approx([by_hand], rel=0.05)
+
+
+def test_values_fall_with_seeds_and_items_and_are_never_negative() -> None:
+    seeds, items = [], []
+    for k in (1, 3, 9):
+        more = replace(CLOSE, seeds=k * CLOSE.seeds, squares=k * CLOSE.squares)
+        seeds.append(values_of_trials(more, MARGIN).max())
+        more = replace(CLOSE, item_covariance=16 * CLOSE.item_covariance / k**2)
+        items.append(value_of_items(more, MARGIN))
+    assert seeds == sorted(seeds, reverse=True)
+    assert seeds[-1] < 0.3 * seeds[0]
+    assert items == sorted(items, reverse=True)
+    assert items[0] > 0
+    clear = evidence([0.0, 0.3], seeds=5)
+    assert values_of_trials(clear, MARGIN) == pytest.approx([0, 0], abs=1e-4)
+    assert value_of_items(clear, MARGIN) == pytest.approx(0, abs=1e-4)
+
+
+def test_an_untried_arm_takes_nothing_from_others_and_is_worth_most_where_ranks_rise() -> None:
+    rising = evidence([0.0, 0.05, 0.1], seeds=5, item=0.003)
+    arms = [Untried("lora", (axis, 1.0, -3.0)) for axis in (0.0, 8.0)]  # r=1 and r=256
+    more = with_untried(rising, arms, MARGIN)
+    assert posterior(more, MARGIN).means[:3] == pytest.approx(
+        posterior(rising, MARGIN).means, abs=0.1 * MARGIN
+    )
+    below, above = values_of_trials(more, MARGIN)[3:]
+    assert above > 3 * below
+    assert above > 0.5 * MARGIN
+
+
+TRUTH = Truth(ranks=(2, 8, 32), lrs=(3e-4, 1e-3, 3e-3), full_lrs=(), num_items=40, seeds=(0,))
+
+
+def steps(advice: TaskAdvice, kind: str) -> list[dict[str, float]]:
+    return [step.values for step in advice.next_steps if step.kind == kind]
+
+
+def test_next_trials_are_named_by_their_worth_per_second() -> None:
+    def timed(trial: TrialRecords) -> TrialRecords:
+        seconds = 50.0 if trial.spec.rank == 32 else 3.0
+        return replace(trial, train=trial.train.model_copy(update={"seconds": seconds}))
+
+    advice = advice_on(with_trials(synthetic_study(TRUTH), timed))
+    trials = [step for step in advice.next_steps if step.kind in ("seeds", "arms")]
+    assert len(trials) == 5  # of six that are worth naming
+    worth = [
+        step.values["gain"] / float(re.search(r": ([\d.]+) s, ", step.text)[1]) for step in trials
+    ]
+    assert worth == sorted(worth, reverse=True)
+    gains = [step.values["gain"] for step in trials]
+    assert gains != sorted(gains, reverse=True)
+    assert all(step.values["before"] <= advice.expected_regret for step in trials)
+    assert all(step.values["gain"] >= 0.01 * MARGIN for step in trials)
+    (items,) = steps(advice, "items")
+    assert items["after"] == pytest.approx(items["before"] - items["value"])
+    one = replace(TRUTH, ranks=(8,), lrs=(1e-3,), seeds=(0, 1, 2), num_items=120)
+    clear = advice_on(synthetic_study(one))
+    assert (steps(clear, "seeds"), steps(clear, "items")) == ([], [])
+
+
+def test_one_rate_alone_asks_for_those_beside_it() -> None:
+    """Two ranks at one rate: what another rank or rate may gain is a guess, so it has no price."""
+    advice = advice_on(synthetic_study(replace(TRUTH, ranks=(2, 8), lrs=(1e-3,))))
+    (step,) = steps(advice, "learning_rate")
+    assert (step["lower"], step["higher"]) == pytest.approx((1e-3 / 10**0.5, 1e-3 * 10**0.5))
+    three = advice_on(synthetic_study(TRUTH))
+    assert not any("Only one learning rate" in step.text for step in three.next_steps)
+
+
+def test_what_was_not_run_is_run_before_anything_else() -> None:
+    study = synthetic_study(replace(TRUTH, seeds=(0, 1), retention=()))
+    config = study.config.model_copy(update={"budget": BudgetConfig(trials=10)})
+
+    def with_late(status: Status, failure: str | None = None) -> TaskAdvice:
+        def late(trial: TrialRecords) -> TrialRecords:
+            return TrialRecords(trial.spec, status, failure=failure) if trial.spec.seed else trial
+
+        return advice_on(replace(with_trials(study, late), config=config))
+
+    waits = with_late("planned").next_steps
+    assert "continues with the remaining 9 trials" in waits[0].text
+    assert [step.text for step in waits if step.kind == "retention"] == [
+        "Add a retention task to the study file."
+    ]
+    spent, enough = with_late("skipped", OVER_BUDGET), with_late("skipped", "not needed")
+    assert spent.next_steps[0].text.startswith(
+        "Raise the budget (10 trials) and run the study again: 9 trials that the answer asks for"
+    )
+    assert steps(enough, "runs") == []
+
+
+MEMORY = ["train.gradient_checkpointing: true", "train.max_length", "--retry oom"]
+
+
+@pytest.mark.parametrize(
+    ("status", "trained", "expected", "unexpected"),
+    [
+        ("diverged", False, ["9 trials diverged", "rate of 0.0001 or less"], ["memory", "--retry"]),
+        ("oom", False, MEMORY, ["learning rate", "evaluate.batch_tokens"]),
+        ("oom", True, ["try a smaller evaluate.batch_tokens, and run again"], ["checkpointing"]),
+        ("failed", False, ["(simulated: failed at step 7)", "--retry failed"], ["learning rate"]),
+    ],
+)
+def test_where_all_failed_the_next_step_is_against_what_failed(
+    status: Status, trained: bool, expected: list[str], unexpected: list[str]
+) -> None:
+    failed = {(r, 1e-3, s): status for r in (2, 8, 32) for s in (0, 1, 2)}
+    study = synthetic_study(Truth(failed=failed, full_lrs=(), num_items=20))
+    if trained:
+        train = synthetic_study(Truth(num_items=20)).trials[0].train
+        study = with_trials(study, lambda t: replace(t, train=train))
+    advice = advice_on(study)
+    assert "9 failed" in advice.explanation
+    (step,) = advice.next_steps
+    assert step.values[status] == 9
+    assert all(words in step.text for words in expected)
+    assert not any(words in step.text for words in unexpected)

@@ -1,0 +1,201 @@
+"""The plane, scores against rank, the training loss, and mitigations."""
+
+import re
+
+import numpy as np
+import pytest
+from report_studies import cells, ordinary_study, study_and_advice, with_arms, with_mitigation
+from synthetic_study import Truth
+
+from rankscope.formatting import POINTS, score_text
+from rankscope.records import Estimate, MitigationComparison
+from rankscope.report.charts.figure import Figure
+from rankscope.report.figures import mitigation, plane, scaled_variants
+from rankscope.report.figures.against_rank import draw_against_rank
+from rankscope.report.figures.loss import draw_loss
+from rankscope.report.learning_curves import binned_losses
+from rankscope.report.study_view import StudyView
+
+
+def test_plane_front_equals_the_definition(view: StudyView) -> None:
+    points = {
+        a.label: (a.gain.value, a.forgetting.value)
+        for a in view.arms("med")
+        if a.gain and a.forgetting
+    }
+    front = view.front("med")
+    for label, (gain, fall) in points.items():
+        beaten = any(g >= gain and f <= fall and (g, f) != (gain, fall) for g, f in points.values())
+        assert (label in front) != beaten
+    gains = [points[label][0] for label in front]
+    assert gains == sorted(gains)
+
+
+def test_the_good_corner_of_the_plane_is_top_right(view: StudyView) -> None:
+    figure = plane.draw_plane(view, "med")
+    assert figure.plot.layout.yaxis.autorange != "reversed"
+    assert figure.plot.layout.yaxis.title.text == "retention change, points"
+    ring = [t for t in figure.plot.data if t.marker.symbol == "circle-open"]
+    advice = view.advice("med")
+    assert ring[0].y[0] == pytest.approx(-100 * advice.chosen.forgetting.value)
+
+
+def test_a_loss_is_not_called_a_gain(view: StudyView) -> None:
+    assert plane.draw_plane(view, "med").finding.startswith("The largest gain is +")
+    worse = Truth(accuracy=lambda rank, lr: 0.1, num_items=60)
+    figure = plane.draw_plane(StudyView(*study_and_advice(worse)), "med")
+    assert figure.finding.startswith("No arm gained; the highest change is \N{MINUS SIGN}")
+
+
+def test_every_point_is_named_and_two_full_arms_by_their_rates() -> None:
+    view = StudyView(*study_and_advice(Truth(full_lrs=(2e-4, 5e-4), num_items=60)))
+    figure = plane.draw_plane(view, "med")
+    texts = [text for trace in figure.plot.data for text in trace.text or ()]
+    assert set(texts) == {"base", "r=2", "r=8", "r=32", "full 0.0002", "full 0.0005"}
+
+
+def test_points_of_the_first_panel_are_the_arms_scores(view: StudyView) -> None:
+    figure = draw_against_rank(view, "med")
+    drawn = {
+        (trace.hovertext[i].split("<b>")[1].split("</b>")[0]): trace.y[i]
+        for trace in figure.plot.data
+        if trace.mode == "lines+markers" and trace.yaxis == "y"
+        for i in range(len(trace.x))
+    }
+    arms = {a.label: 100 * a.score.value for a in view.arms("med") if a.rank and a.score}
+    assert drawn == pytest.approx(arms)
+    full = view.best_full("med")
+    lines = [t for t in figure.plot.data if t.text is not None and "full" in t.text]
+    assert list(lines[0].y) == pytest.approx([100 * full.score.value] * 2)
+    base, best = view.base("med").score, view.best_lora("med")
+    for text in (
+        f"{score_text(full.score.value, POINTS)} with {full.label}",
+        f"{score_text(best.score.value, POINTS)} with {best.label}",
+        f"{score_text(base, POINTS)} with the base",
+    ):
+        assert text in figure.finding
+
+
+def test_arms_that_no_line_over_rank_joins_stand_side_by_side() -> None:
+    """One rank at two rates: each arm has a place and a name, and its interval as a bar."""
+    side = StudyView(*study_and_advice(Truth(ranks=(8,), lrs=(1e-3, 3e-3), retention=())))
+    drawn = draw_against_rank(side, "med")
+    assert drawn.title == "Measured score and retention by arm, med"
+    ticks = drawn.plot.layout.xaxis
+    assert list(ticks.ticktext) == ["r=8 lr=0.001", "r=8 lr=0.003"]
+    points = [trace for trace in drawn.plot.data if trace.error_y.array is not None]
+    assert [trace.x for trace in points] == [(0.0,), (1.0,)] == [(v,) for v in ticks.tickvals]
+    for arm, trace in zip(side.arms("med"), points, strict=False):
+        ends = trace.y[0] - trace.error_y.arrayminus[0], trace.y[0] + trace.error_y.array[0]
+        assert ends == pytest.approx((100 * arm.score.low, 100 * arm.score.high))
+    # Names that are cut to the same text keep their places.
+    renamed = with_arms(side, lambda _, arm: {"label": "x" * 80 + arm.label})
+    cut = draw_against_rank(renamed, "med").plot.layout.xaxis
+    assert (len(set(cut.ticktext)), cut.tickvals) == (1, (0.0, 1.0))
+    # A second rank makes a line, and the axis is rank's again.
+    line = StudyView(*study_and_advice(Truth(ranks=(8, 32), lrs=(1e-3,), retention=())))
+    assert list(draw_against_rank(line, "med").plot.layout.xaxis.ticktext) == ["8", "32"]
+
+
+def test_names_of_lines_that_lie_close_stand_on_two_sides() -> None:
+    """Where full fine-tuning forgets next to nothing its line lies on the base's."""
+
+    def forgetting(rank: int | None, lr: float) -> float:
+        return 0.0 if rank is None else 0.2
+
+    for forgot, sides in (
+        (forgetting, {"top left", "bottom left"}),
+        (lambda rank, lr: 0.3 if rank is None else 0.1, {"top left"}),
+    ):
+        view = StudyView(*study_and_advice(Truth(forgetting=forgot)))
+        plot = draw_against_rank(view, "med").plot
+        lines = [t for t in plot.data if t.text is not None and t.yaxis == "y2"]
+        found = {t.text[1]: t.textposition for t in lines}
+        assert set(found) == {"full", "base"}
+        assert set(found.values()) == sides
+
+
+def test_the_ends_are_of_the_arms_drawn(view: StudyView) -> None:
+    figure = draw_loss(view, "med")
+    drawn = {arm.label for arm in view.focus_arms("med")}
+    assert drawn == set(figure.data["arm"]) < {arm.label for arm in view.arms("med")}
+    assert figure.finding.startswith("Loss at the end of the arms drawn: ")
+    one = draw_loss(StudyView(*study_and_advice(Truth(ranks=(8,), full_lrs=()))), "med")
+    assert re.fullmatch(r"Loss at the end of the arms drawn: \S+ \(r=8 lr=0.001\)\.", one.finding)
+
+
+def test_binned_losses_keep_short_curves_and_thin_long_ones(view: StudyView) -> None:
+    arm = next(a for a in view.arms("med") if a.seeds == 3)
+    trials = view.trials(arm)
+    records = [t.train for t in trials if t.train]
+    curve = binned_losses(trials, points=10_000)
+    by_step = [np.mean([r.losses[i].loss for r in records]) for i in range(records[0].steps)]
+    assert [step for step, _ in curve] == [p.step for p in records[0].losses]
+    assert [value for _, value in curve] == pytest.approx(by_step)
+    thin = binned_losses(trials, points=8)
+    assert len(thin) == 8
+    # Forty steps fall into eight bins of five, so the mean of bins is the mean of steps.
+    assert np.mean([value for _, value in thin]) == pytest.approx(np.mean(by_step))
+
+
+def comparison(label: str, value: float, p_holm: float | None) -> MitigationComparison:
+    ends = (None, None) if p_holm is None else (value - 0.01, value + 0.01)
+    return MitigationComparison(
+        label=label,
+        plain="plain",
+        gain=0.3,
+        forgetting=0.1,
+        baseline=0.1 - value,
+        difference=Estimate(
+            value=value, low=ends[0], high=ends[1], p=p_holm, p_holm=p_holm, n=100, seeds=3
+        ),
+        beyond=0,
+    )
+
+
+def view_with(*comparisons: MitigationComparison) -> StudyView:
+    study, advice = ordinary_study()
+    return StudyView(study, with_mitigation(advice, *comparisons))
+
+
+def compared(*comparisons: MitigationComparison) -> Figure:
+    view = view_with(*comparisons)
+    return mitigation.draw_mitigation(view, view.training_tasks[0])
+
+
+def test_a_study_without_scales_has_no_such_figure() -> None:
+    plain, scaled = StudyView(*ordinary_study()), view_with()
+    task = plain.training_tasks[0]
+    assert (
+        scaled_variants.draw_scaled_variants(plain, task),
+        mitigation.draw_mitigation(plain, task),
+    ) == (None, None)
+    assert scaled_variants.draw_scaled_variants(scaled, task) is not None
+    assert mitigation.draw_mitigation(scaled, task) is None
+
+
+@pytest.mark.parametrize(
+    ("comparisons", "said", "unsaid"),
+    [
+        # The largest difference is of one seed: it is not called the best, nor shown.
+        (
+            [comparison("lucky", -0.5, None), comparison("steady", -0.1, 0.01)],
+            "significantly better: 1, worse: 0. The largest improvement: steady",
+            "lucky",
+        ),
+        ([comparison("a", -0.3, 0.4), comparison("b", 0.1, 1.0)], "none is significant", "largest"),
+        ([comparison("a", 0.2, 0.01)], "significantly better: 0, worse: 1", "largest"),
+        ([comparison("a", -0.2, None)], "over fewer than three seeds", "better:"),
+    ],
+)
+def test_nothing_is_called_better_that_is_not_shown(
+    comparisons: list[MitigationComparison], said: str, unsaid: str
+) -> None:
+    finding = compared(*comparisons).finding
+    assert said in finding
+    assert unsaid not in finding
+
+
+def test_the_table_has_every_comparison_with_its_p() -> None:
+    rows = cells(compared(comparison("a", -0.1, 0.03), comparison("b", 0.1, None)))
+    assert [(row[0], row[8]) for row in rows] == [("a", 0.03), ("b", None)]
