@@ -3,7 +3,7 @@
     python benchmarks/adaptive_replay.py OUT [OUT ...]
 
 For every training task, and every seed whose trials have curves as the first one: the decision of
-the whole grid, that of the adaptive study, the points lost by the grid's own test split, and the
+the whole grid, that of the adaptive study, the points lost by all of the grid's scores, and the
 cost. Then how many pairs of ranks, and of learning rates of one rank, stood in another order at a
 rung than at the end.
 
@@ -21,10 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
-from adaptive import RULE, Oracle, play_adaptive, play_grid
+from adaptive import RULE, play_adaptive, play_grid
 from rankscope.advise.arms import summarize_arms
-from rankscope.advise.recommend import decide_with_claims, task_results
-from rankscope.advise.select import base_validation_score, utility_function
+from rankscope.advise.decide import decide
+from rankscope.advise.evidence import measure
+from rankscope.advise.results import task_results
+from rankscope.advise.retention import net_scale
 from rankscope.records import (
     BASE,
     WAITING,
@@ -100,33 +102,29 @@ class Stored:
         return moved
 
 
-def decided(records: StudyRecords) -> tuple[str, str | None]:
+def decided(records: StudyRecords, task: str) -> tuple[str, str | None]:
     """The decision, and the label of the arm that is recommended."""
-    (results,) = task_results(records)
-    verdict = decide_with_claims(results)[0]
-    chosen = verdict.subject if verdict.recommends_subject else None
-    return verdict.decision, None if chosen is None else chosen.summary.label
+    answer = decide(task_results(records, task, summarize_arms(records)[task]))
+    return answer.decision, None if answer.chosen is None else answer.chosen.label
 
 
-def true_nets(study: Oracle) -> dict[str, float]:
-    """Net gain of every arm by the whole grid's test split."""
-    nets = {}
-    for arm in summarize_arms(play_grid(study).records)[study.task]:
-        estimate = arm.summary.net_gain or arm.summary.gain
-        if estimate is not None:
-            nets[arm.summary.label] = estimate.value
-    return nets
+def measured(records: StudyRecords, task: str) -> dict[str, float]:
+    """Net gain of every arm as it was measured, by label."""
+    arms = summarize_arms(records)[task]
+    trials = [arm.trials for arm in arms]
+    found = measure(records, net_scale(records, task, trials).parts, trials)
+    if found is None:
+        return {}
+    labels = [arms[i].summary.label for i in found.arms]
+    return dict(zip(labels, found.evidence.means.tolist(), strict=True))
 
 
 def utilities(study: Stored, share: float, seed: int) -> dict[tuple[object, float], float]:
-    """(settings without the rate, rate) -> utility of one seed at a share of its steps."""
+    """(settings without the rate, rate) -> net gain of one seed at a share of its steps."""
     done = [t for t in finished_trials(study.trials.values()) if t.spec.seed == seed]
     items = study.items([t.spec.trial_id for t in done], "validation", share)
-    view = replace(study.frame, trials=tuple(done), items=items)
-    arms = summarize_arms(view)[study.task]
-    base = base_validation_score(view, study.task)
-    utility = utility_function(arms, base, view.config.objective)
-    return {(a.trials[0].spec.arm_without_lr, a.summary.lr): utility(a, 1.0) for a in arms}
+    nets = measured(replace(study.frame, trials=tuple(done), items=items), study.task)
+    return {(t.spec.arm_without_lr, t.spec.lr): nets[t.spec.arm_label] for t in done}
 
 
 def reversals(study: Stored, share: float) -> dict[str, tuple[int, int]]:
@@ -159,8 +157,8 @@ def replay(study: StudyRecords, task: str) -> None:
     for seed in seeds_with_curves(study, task):
         stored = Stored.of(study, task, seed)
         grid, ours = play_grid(stored), play_adaptive(stored)
-        nets = true_nets(stored)
-        decisions = [decided(grid.records), decided(ours.records)]
+        nets = measured(grid.records, task)
+        decisions = [decided(grid.records, task), decided(ours.records, task)]
         worth = [0.0 if label is None else nets[label] for _, label in decisions]
         cells = (
             f"{study.name}, {task}",

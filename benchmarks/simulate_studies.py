@@ -4,7 +4,8 @@ and is the advice right?
     python benchmarks/simulate_studies.py [--studies 2000] [--draws 500] [--only truths]
         [--row flat]
 
-prints the tables of docs/findings/2026-11-25-simulated-studies.md. One thread, NumPy alone. The
+prints the tables of docs/findings/2026-11-29-posterior.md (intervals, families and the plain
+bootstrap: docs/findings/2026-11-25-simulated-studies.md). One thread, NumPy alone. The
 model of an answer is that of tests/fixtures/synthetic_study.py: every item has a latent
 difficulty that all models share on a part of the items (``agreement``), a trained seed has a true
 accuracy of its own, normal around its arm's with standard deviation ``spread``, and the truth that
@@ -26,13 +27,16 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
 
 from synthetic_study import Truth, synthetic_study
 
+from random_truths import KINDS, Kind
+from random_truths import draw as draw_random
 from rankscope.advise.recommend import recommend
 from rankscope.advise.statistics.estimates import Comparison, paired_estimate, weighted_estimate
 from rankscope.advise.statistics.significance import holm
-from rankscope.records import BASE, StudyRecords, TaskAdvice
+from rankscope.records import TaskAdvice
 
 Array = np.ndarray
 BASE_ACCURACY = 0.6
+MARGIN = 0.02
 
 
 @dataclass(frozen=True)
@@ -232,24 +236,18 @@ def _good_rate(advice: TaskAdvice) -> str:
     return found if not found.startswith("right") or low_rate else "wrong"
 
 
-def _tentative(advice: TaskAdvice) -> str:
-    found = _rank_is(16, (32, 64))(advice)
-    return "wrong" if advice.confidence == "firm" else found
-
-
-def _never_firm(advice: TaskAdvice) -> str:
-    """What is worth nothing may be used or not; saying so firmly is wrong."""
-    if advice.decision == "not_decided":
-        return "cannot know"
-    return "wrong" if advice.confidence == "firm" else "right"
+def _never_sure(advice: TaskAdvice) -> str:
+    """Worth nothing: it may be used or not; being sure of a use is wrong."""
+    is_used = advice.decision in ("use", "use_full")
+    return "wrong" if is_used and advice.confidence == "sure" else "right"
 
 
 def _over_the_limit(advice: TaskAdvice) -> str:
-    """A recommendation that says that the limit may be broken does not claim to know."""
-    if advice.decision == "do_not_fine_tune":
+    """One point over a limit: a recommendation states the probability of breaking it."""
+    if advice.decision == "do_not_fine_tune" or advice.chosen is None:
         return "right"
-    told = any("allowed is not shown" in r.text for r in advice.reasons)
-    return "wrong" if advice.confidence == "firm" or not told else "cannot know"
+    p = advice.chosen.expected.p_over_limit if advice.chosen.expected else None
+    return "wrong" if p is None or p < 0.05 else "cannot know"
 
 
 def _at_16(rank: int | None, lr: float) -> float:
@@ -299,7 +297,7 @@ TRUTHS: dict[str, tuple[Truth, Judge]] = {
     ),
     "one seed": (
         Truth(ranks=RANKS, seeds=(0,), accuracy=_at_16, forgetting=_two),
-        _tentative,
+        _rank_is(16, (32, 64)),
     ),
     "full fine-tuning better by 10 points": (
         Truth(ranks=RANKS, accuracy=lambda rank, lr: 0.9 if rank is None else 0.8, forgetting=_two),
@@ -307,7 +305,7 @@ TRUTHS: dict[str, tuple[Truth, Judge]] = {
     ),
     "forgotten as much as gained": (
         Truth(ranks=RANKS, accuracy=lambda rank, lr: 0.42, forgetting=lambda rank, lr: 0.12),
-        _never_firm,
+        _never_sure,
     ),
     "forgetting 1 point over the limit": (
         Truth(
@@ -338,101 +336,90 @@ def judged(name: str, draws: int, start: int = 0) -> Counter[str]:
         (advice,) = recommend(synthetic_study(truth, seed)).advice
         verdict = judge(advice)
         found[verdict] += 1
-        found["firm"] += advice.confidence == "firm"
-        found["firm and wrong"] += advice.confidence == "firm" and verdict == "wrong"
+        found["sure"] += advice.confidence == "sure"
+        found["sure and wrong"] += advice.confidence == "sure" and verdict == "wrong"
     return found
 
 
-def sigmoid(x: Array) -> Array:
-    return 1 / (1 + np.exp(-x))
+P_BINS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
-@dataclass(frozen=True)
-class RandomTruth:
-    """A study drawn from a random truth that the advice knows nothing of.
+def judged_random(kind: Kind, draws: int, start: int = 0) -> list[dict[str, object]]:
+    """What the advice says on studies of one kind, and what is true, a row per training task."""
+    rows: list[dict[str, object]] = []
+    for seed in range(start, start + draws):
+        drawn = draw_random(kind, seed)
+        for advice in recommend(drawn.study).advice:
+            net = drawn.net[advice.task]
+            best = max(0.0, *net.values())
+            used = 0.0 if advice.chosen is None else net[advice.chosen.label]
+            arms = {arm.label: arm.expected for arm in advice.arms if arm.expected is not None}
+            top = max(arms, key=lambda label: arms[label].net)
+            chosen = None if advice.chosen is None else arms[advice.chosen.label]
+            rows.append(
+                {
+                    "kind": kind.name,
+                    "seed": seed,
+                    "decision": advice.decision,
+                    "regret": best - used,
+                    "p": advice.p_within_margin,
+                    "within": best - used <= MARGIN,
+                    "p_better": arms[top].p_better,
+                    "better": net[top] > 0,
+                    "is_zero": net[top] == 0,
+                    "covered": None if chosen is None else chosen.low <= used <= chosen.high,
+                }
+            )
+    return rows
 
-    Items have a difficulty and a discrimination each (2PL), seeds are apart by Student's t of 3,
-    ability gains and losses over the rank follow random parabolas.
-    """
 
-    study: StudyRecords
-    net: dict[str, float]
-    """Label of an arm -> its true gain minus its true forgetting."""
-
-    @classmethod
-    def draw(cls, seed: int) -> "RandomTruth":
-        rng = np.random.default_rng([seed, 4])
-        seeds, items = int(rng.integers(1, 6)), int(rng.integers(80, 601))
-        frame = synthetic_study(
-            Truth(ranks=RANKS, seeds=tuple(range(seeds)), num_items=items, cross=())
-        )
-        spread = rng.uniform(0.02, 0.15)
-        place = {rank: i / len(RANKS) for i, rank in enumerate((*RANKS, None))}
-        abilities = {}
-        for task, sign, size in (("med", 1, rng.normal(0.4, 0.5)), ("general", -1, 0.25)):
-            peak, bend = rng.uniform(0, 1.2), rng.uniform(0, 0.8)
-            size = size if sign == 1 else abs(rng.normal(0, size))
-            abilities[task] = {
-                rank: sign * (size - bend * abs(size) * (x - peak) ** 2)
-                for rank, x in place.items()
-            }
-        found = dict(frame.items)
-        deviations = {
-            (t.spec.trial_id, task): spread * rng.standard_t(3)
-            for t in frame.trials
-            for task in abilities
-        }
-        for task in abilities:
-            base = rng.normal(0, 0.5)
-            for split in ("validation", "test"):
-                difficulty, slope = rng.normal(0, 1.2, items), rng.lognormal(0, 0.3, items)
-                shared = rng.uniform(size=items)
-                for trial in (None, *frame.trials):
-                    ability = base
-                    if trial is not None:
-                        ability += abilities[task][trial.spec.rank]
-                        ability += deviations[trial.spec.trial_id, task]
-                    own = rng.uniform(size=items)
-                    luck = np.where(rng.uniform(size=items) < 0.7, shared, own)
-                    right = (luck < sigmoid(slope * (ability - difficulty))).astype(float)
-                    key = (BASE if trial is None else trial.spec.trial_id, task, split)
-                    found[key] = replace(found[key], scores=right)
-            abilities[task]["base"] = base
-        net = {}
-        difficulty, slope = rng.normal(0, 1.2, 2000), rng.lognormal(0, 0.3, 2000)
-        drawn = spread * rng.standard_t(3, 60)[:, None]
-        for trial in frame.trials:
-            changes = {
-                task: float(
-                    sigmoid(slope * (a["base"] + a[trial.spec.rank] + drawn - difficulty)).mean()
-                    - sigmoid(slope * (a["base"] - difficulty)).mean()
-                )
-                for task, a in abilities.items()
-            }
-            net[trial.spec.arm_label] = sum(changes.values())
-        return cls(replace(frame, items=found), net)
+def reliability(
+    rows: list[dict[str, object]], stated: str, true: str
+) -> list[tuple[float, float, int, float, float]]:
+    """By bin of the stated probability: its ends, studies, mean stated and share true."""
+    found = []
+    for low, high in zip(P_BINS, (*P_BINS[1:], 1.01), strict=True):
+        of_bin = [(row[stated], row[true]) for row in rows if low <= row[stated] < high]
+        if of_bin:
+            means = np.mean(np.array(of_bin, dtype=float), axis=0)
+            found.append((low, min(1.0, high), len(of_bin), float(means[0]), float(means[1])))
+    return found
 
 
 def print_random(studies: int, draws: int, row: str) -> None:
-    """Decisions on random truths: signs that are wrong, and points lost against the best arm."""
-    counts: dict[str, Counter[str]] = {"firm": Counter(), "decided": Counter()}
-    for seed in range(draws):
-        truth = RandomTruth.draw(seed)
-        (advice,) = recommend(truth.study).advice
-        if advice.decision == "not_decided":
-            continue
-        best = max(0.0, *truth.net.values())
-        used = 0.0 if advice.chosen is None else truth.net[advice.chosen.label]
-        wrong = used <= 0 if advice.chosen is not None else best > 0.02
-        for name in ("decided", *(["firm"] if advice.confidence == "firm" else [])):
-            counts[name]["number"] += 1
-            counts[name]["wrong in sign"] += wrong
-            counts[name]["loses more than 2 points"] += best - used > 0.02
-    print(f"| of {draws} random truths | number | wrong in sign | lose more than 2 points |")
-    print("|---|---|---|---|")
-    for name, count in counts.items():
-        cells = (count[c] for c in ("number", "wrong in sign", "loses more than 2 points"))
-        print(f"| {name} | " + " | ".join(map(str, cells)) + " |", flush=True)
+    """Random truths: regret, and whether what is said is as often true."""
+    rows: list[dict[str, object]] = []
+    print(
+        "| kind | answers | mean regret | 95th percentile | lose more than 2 | P >= .9 | covers |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for kind in [k for k in KINDS if row in k.name]:
+        rows += judged_random(kind, draws)
+        print(_random_row(kind.name, [r for r in rows if r["kind"] == kind.name]), flush=True)
+    print(_random_row("all", rows), flush=True)
+    real = [r for r in rows if not r["is_zero"]]
+    for title, stated, true, of in (
+        ("P(within the margin of the best)", "p", "within", rows),
+        ("P(the best arm is better than the base)", "p_better", "better", real),
+    ):
+        print(f"\n| {title} | answers | stated, mean | true |\n|---|---|---|---|")
+        for low, high, n, mean, share in reliability(of, stated, true):
+            print(f"| {low:.2f} to {high:.2f} | {n} | {mean:.3f} | {share:.3f} |")
+
+
+def _random_row(name: str, rows: list[dict[str, object]]) -> str:
+    regret = 100 * np.array([row["regret"] for row in rows])
+    covered = [row["covered"] for row in rows if row["covered"] is not None]
+    cells = (
+        name,
+        str(len(rows)),
+        f"{regret.mean():.2f}",
+        f"{np.quantile(regret, 0.95):.2f}",
+        str(int((regret > 100 * MARGIN).sum())),
+        f"{100 * np.mean([row['p'] >= 0.9 for row in rows]):.0f} %",
+        f"{100 * np.mean(covered):.1f} %" if covered else "",
+    )
+    return "| " + " | ".join(cells) + " |"
 
 
 def print_coverage(studies: int, draws: int, row: str) -> None:
@@ -471,7 +458,7 @@ def print_family(studies: int, draws: int, row: str) -> None:
 
 def print_truths(studies: int, draws: int, row: str) -> None:
     """The advice on known truths."""
-    columns = ("right", "right, dearer", "cannot know", "wrong", "firm", "firm and wrong")
+    columns = ("right", "right, dearer", "cannot know", "wrong", "sure", "sure and wrong")
     print("| truth | " + " | ".join(columns) + " |")
     print("|---|---|---|---|---|---|---|")
     for name in [name for name in TRUTHS if row in name]:

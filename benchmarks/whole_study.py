@@ -41,7 +41,7 @@ from rankscope.data.tasks import load_task
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.fetch import cached_model_folder
 from rankscope.models.load import load_tokenizer
-from rankscope.records import BASE, Estimate, Split, StudyRecords
+from rankscope.records import BASE, Split, StudyRecords
 from rankscope.store import Ledger, adapter_path
 
 TRAINED, CROSS_DOMAIN, RETAINED = "gsm8k", ("arc_easy", "openbookqa"), "piqa"
@@ -427,14 +427,9 @@ def race(options: argparse.Namespace, model: Path, folder: Path) -> dict[str, An
         "items": options.items,
         "decision": {
             "text": f"{advice.verdict} {advice.explanation}",
-            "net_gains": {arm.label: value_of(arm.net_gain) for arm in advice.arms if arm.net_gain},
+            "net_gains": {a.label: a.expected.net for a in advice.arms if a.expected is not None},
         },
     }
-
-
-def value_of(estimate: Estimate) -> list[float | None]:
-    """The estimate and the ends of its interval."""
-    return [estimate.value, estimate.low, estimate.high]
 
 
 def main() -> int:
