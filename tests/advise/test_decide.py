@@ -110,7 +110,9 @@ NONE = " No smaller rank is likely to do as well."
 def test_the_verb_follows_the_probability(
     columns: tuple[float | np.ndarray, ...], verb: str, p: str, rest: str | None
 ) -> None:
-    best = f"within 2 points of the best tried; over 99 % better than the base).{rest}"
+    best = (
+        f"likely within 2 points of the best tried; over 99 % likely better than the base).{rest}"
+    )
     if rest is None:
         best = "that no arm tried is better than the base by more than 2 points)."
     assert decided(*columns).verdict == f"{verb} ({p} {best}"

@@ -73,19 +73,20 @@ def decide(results: TaskResults) -> Answer:
         )
     else:
         verdict = (
-            f"{VERBS[_confidence(p)]} {verdict_name(subject.summary)} ({percent(p)} within "
-            f"{margin} of the best {tried}; {percent(better)} better than the base)."
+            f"{VERBS[_confidence(p)]} {verdict_name(subject.summary)} ({percent(p)} likely within "
+            f"{margin} of the best {tried}; {percent(better)} likely better than the base)."
         )
         verdict += _smaller(results, subject, ranks)
+    use: Decision = "use_full" if subject.summary.is_full else "use"
     return Answer(
-        "do_not_fine_tune" if taken == 0 else "use_full" if subject.summary.is_full else "use",
-        verdict,
-        _explanation(results, subject),
-        subject,
-        p,
-        better,
-        float(regrets[taken]),
-        ranks,
+        decision="do_not_fine_tune" if taken == 0 else use,
+        verdict=verdict,
+        explanation=_explanation(results, subject),
+        subject=subject,
+        p_within_margin=p,
+        p_better=better,
+        regret=float(regrets[taken]),
+        ranks=ranks,
     )
 
 

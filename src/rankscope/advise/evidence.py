@@ -224,7 +224,8 @@ def _rises(
 def _heading(rises: Sequence[float], net: float) -> tuple[float, float]:
     """The expected rise of an arm that had a net gain at a rung, and its variance.
 
-    Without arms that ended, it may rise or fall by as much again.
+    Without arms that ended, it may rise or fall by as much again. At a rung no arm has ended, so
+    ``adaptive.py`` goes by each arm's own last rise.
     """
     if not rises:
         return 0.0, net**2 + LEAST_DOUBT

@@ -25,7 +25,7 @@ WORTH_NAMING = 0.01  # Least fall of the regret that is named, in margins
 
 
 def next_steps(results: TaskResults, answer: Answer) -> tuple[AdviceMessage, ...]:
-    """Everything that would help; nothing more to train for a sure answer."""
+    """Everything that would help and is worth naming."""
     steps = list(_runs(results))
     subject = answer.subject
     if subject is not None and results.is_barely_trained(subject):

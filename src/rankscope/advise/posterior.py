@@ -194,7 +194,10 @@ def likeliest_posteriors(
 
 
 def _all_scales(evidence: NetGains, margin: float) -> Array:
-    """Every choice whose spread of seeds is not ruled out by their squares, (K, 5)."""
+    """Every choice whose spread of seeds is not ruled out by their squares, (K, 5).
+
+    Columns: level, height, length, roughness, spread of seeds.
+    """
     size = 2 * float(np.abs(evidence.means).max()) / margin
     if not isfinite(size):
         raise FloatingPointError("a net gain is not finite")

@@ -108,8 +108,8 @@ def _advise(results: TaskResults) -> TaskAdvice:
 
 
 def _answer_rows(results: TaskResults, answer: Answer) -> tuple[AnswerRow, ...]:
-    """The recommended arm, the smallest rank that may do, the best arm, the best full one, and a
-    LoRA arm."""
+    """The recommended arm, the likeliest smaller rank, the best arm, the best full one, and a LoRA
+    arm."""
     arms = {arm.summary.label: arm.summary for arm in results.arms}
     roles: dict[str, list[RowRole]] = {}
     full, lora = results.best_full, results.best_lora
@@ -120,7 +120,9 @@ def _answer_rows(results: TaskResults, answer: Answer) -> tuple[AnswerRow, ...]:
         ("full", full),
     ]
     labels: list[tuple[RowRole, str]] = [(r, a.summary.label) for r, a in named if a is not None]
-    labels[1:1] = [("smaller", rank.label) for rank in answer.ranks[:1]]
+    chosen_rank = answer.subject.summary.rank if answer.subject else None
+    smaller = [r for r in answer.ranks if r.rank < (chosen_rank or 0)]
+    labels[1:1] = [("smaller", max(smaller, key=lambda r: r.p).label)] if smaller else []
     for role, label in labels:
         roles.setdefault(label, []).append(role)
     if lora is not None and roles and not any(arms[label].is_lora for label in roles):

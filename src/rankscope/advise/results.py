@@ -230,9 +230,10 @@ def task_results(study: StudyRecords, task: str, arms: Sequence[Arm]) -> TaskRes
     over = {i: float((d > limit).mean()) for i, d in forgetting.items() if limit is not None}
     columns = np.array([k for k, i in enumerate(scored) if over.get(i, 0.0) <= 0.5], dtype=np.intp)
     kept = Posterior(draws[:, columns], objective.margin)
-    said, place_of = list(arms), {int(column): k for k, column in enumerate(columns)}
+    # A place is one in ``arms``, a column one in ``scored``; the posterior has ``columns`` alone.
+    judged, place_of = list(arms), {int(column): k for k, column in enumerate(columns)}
     for column, place in enumerate(scored):
-        said[place] = arms[place].updated(
+        judged[place] = arms[place].updated(
             expected=_expected(
                 kept,
                 place_of.get(column),
@@ -243,15 +244,15 @@ def task_results(study: StudyRecords, task: str, arms: Sequence[Arm]) -> TaskRes
         )
     evidence = replace(found.evidence, means=found.evidence.means * shares - costs)
     return TaskResults(
-        study,
-        task,
-        tuple(said),
-        scale,
-        evidence.part(columns),
-        kept,
-        scored,
-        tuple(scored[k] for k in columns),
-        failure,
+        study=study,
+        task=task,
+        arms=tuple(judged),
+        scale=scale,
+        evidence=evidence.part(columns),
+        posterior=kept,
+        scored=scored,
+        allowed=tuple(scored[k] for k in columns),
+        fit_failed=failure,
     )
 
 

@@ -47,7 +47,7 @@ class ObjectiveConfig(ConfigSection):
         BeforeValidator(_parse_score_difference, json_schema_input_type=float | str),
         Field(gt=0, lt=1),
     ] = 0.02
-    """Two arms are equally good if their scores differ by less: a fraction, or ``2 points``."""
+    """Two arms are equally good if their net gains differ by less: a fraction, or ``2 points``."""
     scale: Literal["auto", "nats"] = "auto"
     """What gain and forgetting are counted in. ``auto``: points if the training task is scored by
     accuracy, else shares of the largest gain and of what the base knew. ``nats``: as they are."""

@@ -126,9 +126,9 @@ Confidence = Literal["sure", "probable", "leaning", "none"]
 ``none`` if nothing was scored."""
 
 RowRole = Literal["recommended", "closest", "smaller", "best", "full", "lora"]
-"""``closest``: the arm that an answer without a recommendation describes. ``smaller``: the smallest
-rank that may do as well. ``best``: the highest expected net gain. ``full``: the best full
-fine-tuning arm. ``lora``: the best LoRA arm, if none of the others is one."""
+"""``closest``: the arm that an answer without a recommendation describes. ``smaller``: of the
+smaller ranks that may do as well, the likeliest. ``best``: the highest expected net gain. ``full``:
+the best full fine-tuning arm. ``lora``: the best LoRA arm, if none of the others is one."""
 
 
 class AnswerRow(Record):

@@ -29,7 +29,7 @@ NEXT_STEPS_TITLE = "How to get a surer answer"
 ROW_ROLES = {
     "recommended": "Recommended",
     "closest": "Closest",
-    "smaller": "Smallest rank that may do",
+    "smaller": "Smaller rank that may do",
     "best": "Highest expected net gain",
     "full": "Best full fine-tuning",
     "lora": "Best LoRA",

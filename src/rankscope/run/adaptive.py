@@ -61,19 +61,20 @@ def run_rounds(context: RunContext, run_groups: Callable[[], None]) -> None:
 
 class _AdaptiveStudy:
     def __init__(self, context: RunContext, run_groups: Callable[[], None]) -> None:
-        self.context, self.ledger, self.study = context, context.ledger, context.study
+        self.context, self.ledger = context, context.ledger
+        self.declared = context.study  # Before any round: that of the context has its groups
         self.run_groups = run_groups
-        self.rule = AdaptiveRule(self.study.rungs, self.study.config.until)
+        self.rule = AdaptiveRule(self.declared.rungs, self.declared.config.until)
         self.begun_at = time.monotonic()
         self.first_over_budget: set[str] = set()
         self.over_budget: set[str] = set()
 
     def run(self) -> None:
-        first = first_trials(self.study)
+        first = first_trials(self.declared)
         begun = {trial.trial_id for trial in first}
-        seed = self.study.config.seeds[0]
-        given = [t for t in self.study.trials if t.given is not None]
-        of_seed = {t.trial_id for t in self.study.trials if t.seed == seed and t.given is None}
+        seed = self.declared.config.seeds[0]
+        given = [t for t in self.declared.trials if t.given is not None]
+        of_seed = {t.trial_id for t in self.declared.trials if t.seed == seed and t.given is None}
         self.over_budget = self.first_over_budget = of_seed - begun
         self.remove_points_without_items(first)
         for rung in range(len(self.rule.rungs)):
@@ -84,7 +85,7 @@ class _AdaptiveStudy:
         # A round that was killed is finished before anything is decided anew.
         further = self.ledger.round_trials()
         while True:
-            waiting = [t for t in self.study.trials if t.trial_id in further]
+            waiting = [t for t in self.declared.trials if t.trial_id in further]
             self.round(waiting, Round(is_last=False, label="further seeds,"))
             new = self.affordable(self.next_trials())
             if not new:
@@ -117,7 +118,8 @@ class _AdaptiveStudy:
         self.ledger.remove_points(
             key
             for key, point in points.items()
-            if point.step in self.study.rung_steps(left[point.trial_id]) and not point.item_scores
+            if point.step in self.declared.rung_steps(left[point.trial_id])
+            and not point.item_scores
         )
 
     # --- decisions
@@ -126,16 +128,16 @@ class _AdaptiveStudy:
         """Stop the trials that lost at a rung. Trials that it stopped before are judged again with
         the others, so a run that continues decides the same."""
         records, trains = self.ledger.load(), self.rung_trains(rung)
-        seed = self.study.config.seeds[0]
+        seed = self.declared.config.seeds[0]
         view = _rung_view(records, trains, seed)
         earlier = _rung_view(records, self.rung_trains(rung - 1), seed) if rung else None
         stops: dict[str, Stop] = {}
-        for task in self.study.rows:
+        for task in self.declared.rows:
             stops |= stops_at_rung(view, task, rung, self.rule, earlier)
-        by_id = {trial.trial_id: trial for trial in self.study.trials}
+        by_id = {trial.trial_id: trial for trial in self.declared.trials}
         statuses = self.ledger.statuses()
         stopped = [
-            _stop_record(i, stop, by_id[stop.against], trains[i], self.study.num_steps(by_id[i]))
+            _stop_record(i, stop, by_id[stop.against], trains[i], self.declared.num_steps(by_id[i]))
             for i, stop in stops.items()
             if statuses[i] == "planned"
         ]
@@ -155,20 +157,20 @@ class _AdaptiveStudy:
 
     def rung_trains(self, rung: int) -> dict[str, TrainRecord]:
         """By trial that reached a rung, its training as far as it went."""
-        steps = {t.trial_id: self.study.rung_steps(t) for t in self.study.trials}
+        steps = {t.trial_id: self.declared.rung_steps(t) for t in self.declared.trials}
         return self.ledger.rung_trains({i: found[rung] for i, found in steps.items() if found})
 
     def next_trials(self) -> list[TrialSpec]:
         view = self.validated()
-        own = [trial for trial in self.study.trials if trial.given is None]
-        tokens = {trial.trial_id: float(self.study.training_tokens(trial)) for trial in own}
-        by_task = [next_trials(view, task, self.rule, tokens) for task in self.study.rows]
+        own = [trial for trial in self.declared.trials if trial.given is None]
+        tokens = {trial.trial_id: float(self.declared.training_tokens(trial)) for trial in own}
+        by_task = [next_trials(view, task, self.rule, tokens) for task in self.declared.rows]
         return [trial for of_task in by_task for trial in of_task]
 
     def finalists(self) -> list[list[TrialSpec]]:
         """By finalist, its trials that were trained."""
         view = self.validated()
-        arms = [arm for task in self.study.rows for arm in finalists(view, task)]
+        arms = [arm for task in self.declared.rows for arm in finalists(view, task)]
         return [[trial.spec for trial in arm.finished] for arm in arms]
 
     def validated(self) -> StudyRecords:
@@ -189,7 +191,7 @@ class _AdaptiveStudy:
 
     def affordable(self, trials: Sequence[TrialSpec]) -> list[TrialSpec]:
         """The first of ``trials`` that the rest of the budget pays for."""
-        budget, records = self.study.config.budget, self.ledger.load()
+        budget, records = self.declared.config.budget, self.ledger.load()
         if budget is None:
             return list(trials)
         own = [trial for trial in records.trials if trial.spec.given is None]
@@ -198,7 +200,7 @@ class _AdaptiveStudy:
         hours = (records.total_seconds + time.monotonic() - self.begun_at) / 3600
         kept = list[TrialSpec]()
         for trial in trials if hours < (budget.hours or inf) else ():
-            num_trials, tokens = num_trials + 1, tokens + self.study.training_tokens(trial)
+            num_trials, tokens = num_trials + 1, tokens + self.declared.training_tokens(trial)
             if not budget.pays_for(num_trials, tokens):
                 break
             kept.append(trial)
@@ -211,7 +213,7 @@ class _AdaptiveStudy:
         """What a trial that began has cost; in full if it failed."""
         if trial.stop is not None:
             return trial.stop.train.num_tokens
-        return self.study.training_tokens(trial.spec)
+        return self.declared.training_tokens(trial.spec)
 
     def end(self) -> None:
         """Give every trial that is left its last status."""

@@ -76,17 +76,17 @@ class Conductor:
         untrained = self.train_stage.missing(group)
         context.groups_worked_on += bool(untrained or self.unfinished(group))
         # Every attempt of with_oom_backoff ends with a base without adapters.
-        train, give_up, split = self.train, self.give_up, self.train_stage.split
+        divide = self.train_stage.split  # The checkpoint, too
         for trials in untrained:
-            with_oom_backoff(context, "train", trials, train, give_up, split)
-        score, give_up, split = self.score, self.give_up_scoring, context.groups.split
-        with_oom_backoff(context, "score", self.unfinished(group), score, give_up, split)
+            with_oom_backoff(context, "train", trials, self.train, self.give_up, divide)
+        split, unscored = context.group_ledger.split, self.unfinished(group)
+        with_oom_backoff(context, "score", unscored, self.score, self.give_up_scoring, split)
         if not context.round.is_last:
             return
         scored = self.unfinished(group)  # without those that failed
         analyzable = tuple(trial for trial in scored if self.lacks_analysis(trial))
-        analyze, give_up = self.analyze, self.give_up_analysis
-        with_oom_backoff(context, "analyze", analyzable, analyze, give_up, split)
+        give_up = self.give_up_analysis
+        with_oom_backoff(context, "analyze", analyzable, self.analyze, give_up, split)
         ledger.finish_trials([trial.trial_id for trial in scored])
 
     def give_up(self, trial: TrialSpec, why: str) -> None:
@@ -101,7 +101,7 @@ class Conductor:
         self.context.reporter.note(f"{trial.label}: analyzing it ran {why}; its scores are kept")
 
     def train(self, group: Group) -> None:
-        self.context.groups.check_limit(group)
+        self.context.group_ledger.check_limit(group)
         run_stage(self.context, self.train_stage, self.context.base, [group])
 
     def score(self, group: Group) -> None:

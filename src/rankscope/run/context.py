@@ -33,7 +33,7 @@ class RunContext:
     base: Base  # The frozen base; the adapters of one group at a time are attached to it
     reporter: ProgressReporter
     should_stop: Callable[[], bool]
-    groups: GroupLedger
+    group_ledger: GroupLedger
     round: Round = field(default_factory=Round)
     svd_cache: SvdCache = field(default_factory=lambda: SvdCache(folder=svd_cache_folder()))
     label: str = ""  # What the current stages work on, such as ``group 1/3 gsm8k``
@@ -55,8 +55,9 @@ class RunContext:
         groups = resolve_groups(self.ledger, self.study, trials)
         if self.study.config.strategy == "adaptive":  # a rung is one step of a group
             groups = cut_by(groups, self.study.num_steps)
+        # A study that was kept from before still has the groups of an earlier round.
         self.study, self.round = replace(self.study, chosen=groups), this_round
-        self.groups = GroupLedger(self.ledger, self.study)
+        self.group_ledger = GroupLedger(self.ledger, self.study)
 
     def begin_stage(self, name: str, num_steps: int) -> None:
         """Report a stage that has something to do; the first one stores who does it. Raises

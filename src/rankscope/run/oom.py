@@ -55,7 +55,7 @@ def with_oom_backoff(
     shards = context.base.shards
     before = _plan_of(context) if shards.size > 1 else None
     again: tuple[Group, ...] = (group,)
-    if purpose == "train" and context.groups.shrink(group):
+    if purpose == "train" and context.group_ledger.shrink(group):
         context.reporter.note("not enough memory: forward passes get fewer tokens")
     elif len(group) == 1:
         give_up(group[0], shortage)

@@ -1,4 +1,4 @@
-"""A study: from its file to records, a recommendation and a report.
+"""A study: from its file to records; ``outputs.py`` writes recommendation and report of them.
 
 Reading a study file needs no torch; what checks, plans and runs it is imported when it is called.
 """

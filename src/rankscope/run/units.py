@@ -99,7 +99,7 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
     folder = context.ledger.out / UNITS / (group_id(group) if group else BASE)
     ids = tuple(trial.trial_id for trial in group)
     base_memory = study.grouping.model.of_scored((), study.config.train)
-    memory = context.groups.memory(group) if group else base_memory
+    memory = context.group_ledger.memory(group) if group else base_memory
     order = _UnitOrder(
         config=study_values(config),
         study_sha256=_prepared_sha256(study),
@@ -117,7 +117,7 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
         unit.put_study(study.config.name, values, base, study.task_records, provenance())
         unit.put_trials(group)
         transfer(context.ledger, unit, ids or (BASE,), verified=False)
-        budgets = dict.fromkeys(ids, context.groups.batch_tokens(group)) if group else {}
+        budgets = dict.fromkeys(ids, context.group_ledger.batch_tokens(group)) if group else {}
         store_groups(unit, study, [group] if group else [], budgets)
     statuses = context.ledger.statuses(ids)
     untrained = [trial for trial in group if statuses[trial.trial_id] == "planned"]
@@ -174,7 +174,7 @@ def adopt_results(context: RunContext, folder: Path) -> None:
         raise IntegrityError(error.where, error.found, error.expected, do, error.faults) from error
     assert stored is not None
     if order.trial_ids:
-        context.groups.replace(order.trial_ids, stored)
+        context.group_ledger.replace(order.trial_ids, stored)
     group = tuple(trial for trial in context.study.trials if trial.trial_id in order.trial_ids)
     for note in dict.fromkeys(logged_notes(folder / LOG)):
         if note not in context.study.notes:

@@ -84,6 +84,7 @@ def train_group(
                 raise Interrupted(f"stopped at step {first_step} of {num_steps}", do=CONTINUES)
         for step in range(first_step, num_steps):
             active = [state for state in states if state.is_active(step)]
+            # A pass lays its rows out by adapter, in the order in which these are stored.
             active.sort(key=lambda state: model.multi_lora.place(state.adapter_name))
             if not active:
                 break
@@ -99,7 +100,7 @@ def train_group(
 
             # Clip, check and update, each trial by itself.
             for state, own_terms in zip(active, terms_of, strict=True):
-                own_losses, losses = losses[: len(own_terms)], losses[len(own_terms) :]
+                own_losses, losses = losses[: len(own_terms)], losses[len(own_terms) :]  # in order
                 state.update(step, list(zip(own_terms, own_losses, strict=True)))
 
             num_tokens = sum(len(row.input_ids) for term in terms for row in term.rows)

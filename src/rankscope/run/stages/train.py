@@ -47,7 +47,7 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
 
     def split(self, group: Group) -> tuple[Group, Group]:
         """Split a group for good, and its checkpoint with it."""
-        halves = self.context.groups.split(group)
+        halves = self.context.group_ledger.split(group)
         for half in halves:
             trained = [t.trial_id for t in self.context.study.runs(half)]
             self.checkpoint(group).extract(trained, self.checkpoint(half))
@@ -59,7 +59,7 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
         context, study = self.context, self.context.study
         for group in work:
             train = study.config.train
-            limit = context.groups.batch_tokens(group)
+            limit = context.group_ledger.batch_tokens(group)
             train = train.model_copy(update={"batch_tokens": limit})
             rows, trials = study.rows[group[0].task], study.runs(group)
             num_steps = max(map(study.num_steps, trials))
