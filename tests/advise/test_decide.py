@@ -181,7 +181,7 @@ def test_the_answer_as_a_whole() -> None:
         assert c.p_within_margin >= c.p_better
     roles = [role for row in advice.rows for role in row.roles]
     assert len(roles) == len(set(roles))
-    assert {"recommended", "smaller", "best", "full"} <= set(roles)
+    assert {"recommended", "best", "full"} <= set(roles)
 
 
 def at_16(rank: int | None, lr: float) -> float:
