@@ -14,8 +14,8 @@ import numpy as np
 from scipy import stats
 
 from claims_records import Arm, Grid, best_rate
+from power import data_needed, detectable
 from rankscope.advise.statistics.estimates import non_inferior, paired_estimate
-from rankscope.advise.statistics.power import data_needed, detectable
 from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.records import Estimate
 

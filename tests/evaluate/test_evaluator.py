@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from evaluation_worlds import (
     adapter,
@@ -32,7 +33,7 @@ from rankscope.evaluate.evaluator import (
 )
 from rankscope.evaluate.likelihood import Question
 from rankscope.evaluate.scorers import get_scorer
-from rankscope.records import BASE, read_items, write_items
+from rankscope.records import BASE, results_of, write_items
 
 SETTINGS = EvaluateConfig(batch_tokens=64, max_new_tokens=12)
 
@@ -84,7 +85,7 @@ def test_the_record_holds_the_primary_metric_and_its_error(tmp_path: Path) -> No
     assert [item.item_id for item in items] == [f"toy/test/{k}" for k in range(1, 7)]
     assert [item.subject for item in items] == [None, "even"] * 3
     write_items(tmp_path / "items.parquet", items)
-    assert read_items(tmp_path / "items.parquet") == items
+    assert results_of(pq.read_table(tmp_path / "items.parquet")) == items
 
 
 def test_dropout_is_off_and_training_state_returns() -> None:

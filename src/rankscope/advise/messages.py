@@ -8,11 +8,8 @@ Formats of a ``Measured`` value in a template:
 ``change``            ``+3.2 points``
 ``amount``            ``3.2 points``, without the sign
 ``reverse``           the change with its sign turned round: forgetting as a change of retention
-``interval``          interval and p value
-``evidence``          the same, with items and seeds
+``evidence``          interval, p value, items and seeds
 ``reverse_evidence``  the same for the reversed change
-``highest``           the upper end of the interval, without the sign
-``range``             the interval of the reversed change: ``-3.1 to +0.4 points``
 """
 
 from collections.abc import Mapping
@@ -24,9 +21,7 @@ from rankscope.formatting import (
     count,
     difference,
     evidence,
-    interval_and_p,
     score_text,
-    signed,
 )
 from rankscope.models.methods import get_method
 from rankscope.records import (
@@ -68,12 +63,6 @@ class Measured:
                 return difference(-self.value, self.unit)
         if not isinstance(self.number, Estimate):
             raise ValueError(f"{style!r}: a plain number has no evidence")
-        if style == "highest":
-            return amount(self.number.high or 0.0, self.unit)
-        if style == "range":
-            return _interval_text(-self.number, self.unit)
-        if style == "interval":
-            return interval_and_p(self.number, self.unit)
         shown = -self.number if style == "reverse_evidence" else self.number
         return evidence(shown, self.unit)
 
@@ -90,13 +79,6 @@ class Counted:
 
 
 Field = str | float | Measured | Counted
-
-
-def _interval_text(change: Estimate, unit: Unit) -> str:
-    """The 95 % interval with its unit, such as ``-3.1 to +0.4 points``."""
-    if change.low is None or change.high is None:
-        return "an unknown amount"
-    return f"{signed(change.low, unit)} to {difference(change.high, unit)}"
 
 
 def message(kind: AdviceKind, template: str, /, **fields: Field) -> AdviceMessage:

@@ -59,11 +59,6 @@ def write_items(path: Path, items: Sequence[ItemResult]) -> None:
     path.write_bytes(content.getvalue())  # at once: Arrow itself writes some fifty pieces
 
 
-def read_items(path: Path) -> list[ItemResult]:
-    """Read what ``write_items`` wrote; other columns are ignored."""
-    return results_of(pq.read_table(path, columns=ITEM_SCHEMA.names))
-
-
 def results_of(table: pa.Table) -> list[ItemResult]:
     """The rows of a table with the columns of ``ITEM_SCHEMA``."""
     rows: list[dict[str, Any]] = table.cast(ITEM_SCHEMA).to_pylist()

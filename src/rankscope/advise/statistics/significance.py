@@ -1,7 +1,7 @@
 """Exact and family-wise tests: McNemar, sign flips, Holm (docs/science.md, "Statistics")."""
 
 from collections.abc import Sequence
-from math import exp, floor, log2
+from math import exp
 
 import numpy as np
 from scipy import special
@@ -15,8 +15,6 @@ from rankscope.advise.statistics.resampling import (
 )
 
 ALPHA = 0.05  # Level of every test behind a decision
-FEWEST_ITEMS = 1 + floor(log2(2 / ALPHA))
-"""With fewer items no test reaches the level, even if all agree (2 x 0.5^n)."""
 MOST_ENUMERATED = 12
 """Up to this many units, all 2^units sign flips are enumerated instead of drawn."""
 

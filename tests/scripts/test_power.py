@@ -4,12 +4,7 @@ from dataclasses import astuple
 
 import pytest
 
-from rankscope.advise.statistics.power import (
-    data_needed,
-    detectable,
-    items_needed,
-    minimum_detectable_effect,
-)
+from power import data_needed, detectable
 from rankscope.records import Estimate
 
 Z = 1.959964 + 0.841621  # quantiles .975 and .8 of the normal distribution
@@ -19,18 +14,6 @@ T = 4.302653 + 1.060660  # of Student's t with two degrees of freedom
 def estimate(item_error: float | None, seed_error: float | None, seeds: int = 3) -> Estimate:
     known = {"value": 0.03, "low": None, "high": None, "n": 100, "seeds": seeds}
     return Estimate(**known, item_error=item_error, seed_error=seed_error)
-
-
-@pytest.mark.parametrize(
-    ("n", "discordance", "points"), [(1319, 0.10, 2.4), (14042, 0.05, 0.5), (200, 0.10, 6.3)]
-)
-def test_what_could_have_been_seen(n: int, discordance: float, points: float) -> None:
-    # docs/science.md, section 5: GSM8K, MMLU and a 200-item subset.
-    effect = minimum_detectable_effect(n, discordance)
-    assert round(100 * effect, 1) == points
-    assert items_needed(effect, discordance) in (n, n + 1)
-    alone = detectable(estimate((discordance / n) ** 0.5, None, seeds=1))
-    assert alone == pytest.approx(effect)
 
 
 def test_few_seeds_are_paid_for_by_students_quantiles() -> None:

@@ -18,17 +18,6 @@ POWER = 0.8
 MOST_SEEDS = 200  # More seeds than this are never recommended
 
 
-def minimum_detectable_effect(n: int, discordance: float) -> float | None:
-    """Smallest paired difference detected with power .8, a share of 1; None if n < 1.
-
-    (z_{1 - alpha/2} + z_power) sqrt(discordance / n), ``discordance`` being the share of items on
-    which the two models differ (Connor 1987, with the variance at no difference).
-    """
-    if n < 1:
-        return None
-    return _factor(None) * sqrt(discordance / n)
-
-
 def detectable(estimate: Estimate) -> float | None:
     """Smallest difference detected with power .8 by these items and seeds; None if unknown.
 
@@ -41,14 +30,6 @@ def detectable(estimate: Estimate) -> float | None:
     if seeds:
         squares += (_factor(estimate.seeds) * seeds) ** 2
     return sqrt(squares) or None
-
-
-def items_needed(effect: float, discordance: float) -> int | None:
-    """Items that detect a paired difference of ``effect`` with power .8 at alpha .05."""
-    smallest_at_one = minimum_detectable_effect(1, discordance)
-    if smallest_at_one is None or effect <= 0:
-        return None
-    return int(np.ceil((smallest_at_one / effect) ** 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +58,6 @@ def data_needed(estimate: Estimate, effect: float) -> _DataNeeded:
         seeds=_seeds(at_one_seed, left_to_seeds) if left_to_seeds > 0 else None,
         both=None if both_seeds is None else (_ceil(2 * at_one_item / effect**2), both_seeds),
     )
-
-
-def hidden_by_seeds(estimate: Estimate, effect: float) -> bool:
-    """Whether the spread between seeds hides ``effect`` whatever the number of items."""
-    return _factor(None) * (estimate.seed_error or 0.0) >= effect
 
 
 def _seeds(at_one_seed: float, allowed: float) -> int | None:
