@@ -126,6 +126,11 @@ class TestSeeds:
             dear = {first.trial_id: 1000.0}
             assert next_trials(study, "med", RULE, dear)[0] == second
 
+    def test_none_is_worth_it_if_every_arm_forgets_too_much(self) -> None:
+        truth = replace(FLAT, forgetting=lambda rank, lr: 0.4, objective={"max_forgetting": 0.05})
+        study = at_rung(synthetic_study(truth))
+        assert next_trials(study, "med", RULE) == []
+
     def test_finalists_begin_with_the_recommended_arm(self) -> None:
         truth = replace(FLAT, full_lrs=(), accuracy=lambda rank, lr: 0.9 if rank == 32 else 0.5)
         study = at_rung(synthetic_study(truth))

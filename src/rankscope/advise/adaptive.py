@@ -169,7 +169,9 @@ def next_trials(
     """
     results, answer = _answered(study, task)
     p, is_fit = answer.p_within_margin, results.fit_failed is None
-    if results.evidence is None or p is None or p >= (rule.until or SURE) or not is_fit:
+    if results.evidence is None or not results.allowed or p is None or not is_fit:
+        return []
+    if p >= (rule.until or SURE):
         return []
     margin = study.config.objective.margin
     values = values_of_trials(results.evidence, margin).tolist()
