@@ -21,7 +21,7 @@ NEXT_RATE = 10**0.5
 """Factor to the next learning rate beyond the end of a list: half a power of ten."""
 FEWEST_TRIED = 3  # Values of an axis from which a further one is priced
 MOST_SUGGESTED = 5
-WORTH_NAMING = 0.01  # Least fall of the regret that is named, in margins
+WORTH_NAMING = 0.05  # Least fall of the regret that is named, in margins
 
 
 def next_steps(results: TaskResults, answer: Answer) -> tuple[AdviceMessage, ...]:
