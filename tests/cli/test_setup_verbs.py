@@ -183,13 +183,24 @@ def answered(monkeypatch: pytest.MonkeyPatch, *answers: str) -> Outcome:
 
 
 def test_init_asks_on_a_terminal(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    outcome = answered(monkeypatch, "pocket", "no.jsonl", "chats.json", "pocket_cloze, arc", "")
+    outcome = answered(
+        monkeypatch, "pocket", "no.jsonl", "chats.json", "pocket_cloze, arc", "", "much", "5"
+    )
     assert "no.jsonl: found nothing, expected a file of rows" in outcome.err
     assert "no task is called arc" in outcome.err
     config = load_study_file(place / "s.yaml")
     assert config.model.pocket
     assert config.tasks[0].train == str(place / "chats.json")
     assert [task.name for task in config.evaluate.retention] == ["common_facts"]
+    assert config.objective.max_forgetting == 0.05
+    assert "found 'much', expected a number from 0 to 100" in outcome.err
+
+
+@pytest.mark.parametrize("preset", ["default", "cross-domain", "retention-probe"])
+def test_what_may_be_lost_is_the_limit_of_the_study(place: Path, preset: str) -> None:
+    written = command("init", "limit.yaml", "--preset", preset, "--may-lose", "3")
+    assert written.code == 0, written
+    assert load_study_file(place / "limit.yaml").objective.max_forgetting == 0.03
 
 
 def test_a_question_that_is_interrupted_ends_in_130(

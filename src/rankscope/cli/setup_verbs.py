@@ -53,6 +53,9 @@ def _init_command(
     retention: Annotated[
         list[str] | None, Option(metavar="TASK", help="What must not be lost; repeat for more.")
     ] = None,
+    may_lose: Annotated[
+        float | None, Option(metavar="POINTS", min=0, max=100, help="What may be lost there.")
+    ] = None,
     force: Annotated[bool, Option("--force", help="Overwrite an existing file.")] = False,
     list_presets: Annotated[bool, Option("--list", help="List the ready-made studies.")] = False,
     schema: Annotated[bool, Option("--schema", help="Print the file's JSON schema.")] = False,
@@ -70,6 +73,7 @@ def _init_command(
     names = list(retention or ())
     if on_a_terminal() and new_study.takes_own_rows(preset):
         model, data, names = _ask_what_is_missing(model, data, names)
+        may_lose = _ask_for_limit() if may_lose is None else may_lose
     task, summary, problem = new_study.own_rows(data, file) if data else (None, "", "")
     text = new_study.study_template(
         preset,
@@ -77,6 +81,7 @@ def _init_command(
         task,
         new_study.path_for_study_file(data_dir, file) if data_dir else None,
         names,
+        may_lose,
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_text(file, text)
@@ -99,7 +104,8 @@ def _init_command(
 
 _init_command.__doc__ = f"""Write a commented study file.
 
-On a terminal it asks for the model, the rows and what must not be lost, unless options say so.
+On a terminal it asks for the model, the rows, what must not be lost and how much of it may be,
+unless options say so.
 
 Example: rankscope init study.yaml --model smollm2-135m --data rows.jsonl
 
@@ -146,6 +152,21 @@ def _ask_what_is_missing(
             print_message(f"no task is called {', '.join(unknown)}; expected {known}", "red")
             retention = []
     return model, data, retention
+
+
+def _ask_for_limit() -> float | None:
+    """Points of retention that an arm may lose; None without a limit."""
+    while answer := str(
+        typer.prompt("Points of it that may be lost (empty: no limit)", "", err=True)
+    ):
+        try:
+            points = float(answer)
+        except ValueError:
+            points = -1.0
+        if 0 <= points <= 100:
+            return points
+        print_message(f"found {answer!r}, expected a number from 0 to 100, or nothing", "red")
+    return None
 
 
 def _show_written(file: Path, summary: str, missing: list[str], hub: list[str], step: str) -> None:

@@ -42,6 +42,7 @@ def study_template(
     task: Mapping[str, str] | None = None,
     data_dir: str | None = None,
     retention: Iterable[str] = (),
+    may_lose: float | None = None,
 ) -> str:
     """The commented study file of a preset, ready to be written.
 
@@ -53,6 +54,7 @@ def study_template(
         task: keys of the user's own task; only for presets that train on the user's rows.
         data_dir: folder of the named tasks, as the study file will name it.
         retention: replaces the preset's retention tasks.
+        may_lose: points of retention; arms that probably lose more are left out.
 
     Raises:
         UserError: an unknown preset, a text that is not a model, another model than ``pocket`` in
@@ -81,6 +83,8 @@ def study_template(
         names = ", ".join(map(dump_text, retention))
         text = _replace_line(text, "  retention: [", f"  retention: [{names}]")
         text = text.replace(f", {DEFAULT_RETENTION}]", f", {names}]")  # heads to remove
+    if may_lose is not None:
+        text = _with_limit(text, f"  max_forgetting: {may_lose:g} points")
     if data_dir is not None:
         text = _replace_line(text, "# data_dir: ", None)
         text = _replace_line(text, "data_dir: ", None)
@@ -108,6 +112,13 @@ def _with_own_task(text: str, preset: str, task: Mapping[str, str]) -> str:
         text = _replace_line(text, f"    # {split}: ", None)
     text = _replace_line(text, "    train: ", "\n".join(keys))
     return _replace_line(text, "name: my-study", f"name: {task['name']}")
+
+
+def _with_limit(text: str, line: str) -> str:
+    """The preset with this line in place of its limit, or in its objective."""
+    without = _replace_line(text, "  max_forgetting: ", None)
+    with_limit = _replace_line(without, "objective:", f"objective:\n{line}")
+    return with_limit if line in with_limit else f"{without.rstrip()}\n\nobjective:\n{line}\n"
 
 
 def _replace_line(text: str, start: str, line: str | None) -> str:
