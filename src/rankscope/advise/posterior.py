@@ -84,10 +84,16 @@ class Posterior:
     margin: float
 
     @cached_property
+    def best(self) -> Array:
+        """By draw, the net gain of the best of all arms and the base, (D,)."""
+        best: Array = self.draws.max(axis=1, initial=0.0)
+        return best
+
+    @cached_property
     def _lost(self) -> Array:
         """By draw, net gain below that of the best, (D, 1 + A); the base first."""
         net = np.column_stack([np.zeros(len(self.draws)), self.draws])
-        lost: Array = net.max(axis=1, keepdims=True) - net
+        lost: Array = self.best[:, None] - net
         return lost
 
     @cached_property

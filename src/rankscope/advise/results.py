@@ -289,7 +289,6 @@ def _expected(
     lost: list[float | None] = [None] * 3
     if forgetting is not None:
         lost = [float(forgetting.mean()), *np.quantile(forgetting, ends).tolist()]
-    best = np.maximum(posterior.draws.max(axis=1, initial=0.0), 0.0)
     return ExpectedGain(
         net=float(net.mean()),
         low=low,
@@ -297,7 +296,7 @@ def _expected(
         p_better=float((net > 0).mean()),
         p_within_margin=0.0 if place is None else float(posterior.p_within_margin[place + 1]),
         p_best=0.0 if place is None else float(posterior.p_best[place + 1]),
-        regret=float((best - net).mean()),
+        regret=float((posterior.best - net).mean()),
         forgetting=lost[0],
         forgetting_low=lost[1],
         forgetting_high=lost[2],
