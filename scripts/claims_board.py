@@ -30,6 +30,7 @@ from claims_judges import (
     spread_by_rate,
 )
 from claims_records import TEXT_METRIC, Grid
+from rankscope.formatting import percent
 
 ROOT = Path(__file__).parents[1]
 BOARD = ROOT / "docs" / "findings" / "claims.md"
@@ -97,7 +98,7 @@ def verdicts(grids: Mapping[str, Grid]) -> dict[int, list[tuple[str, Verdict]]]:
 
 
 def claims_table(grids: Mapping[str, Grid]) -> list[str]:
-    rows = ["| # | claim | verdict | measured | detectable | study |", "|---|---|---|---|---|---|"]
+    rows = ["| # | claim | verdict | P | measured | detectable | study |", "|---" * 7 + "|"]
     found = verdicts(grids)
     for number, (claim, source) in CLAIMS.items():
         for index, (name, verdict) in enumerate(found.get(number, [])):
@@ -105,11 +106,11 @@ def claims_table(grids: Mapping[str, Grid]) -> list[str]:
             settled = f": {verdict.would_settle}" if verdict.verdict == OPEN else ""
             rows.append(
                 f"| {number} | {asked} | **{verdict.verdict}**{settled} | "
-                f"{verdict.measured} | "
+                f"{'' if verdict.p is None else percent(verdict.p)} | {verdict.measured} | "
                 f"{verdict.detectable} | [{name}](../../examples/claims/{name}.yaml) |"
             )
         if number not in found:
-            rows.append(f"| {number} | {claim} ({source}) | not measured yet | | | |")
+            rows.append(f"| {number} | {claim} ({source}) | not measured yet | | | | |")
     number_settled = sum(any(v.verdict != OPEN for _, v in answers) for answers in found.values())
     return [f"Settled: {number_settled} of {len(CLAIMS)} claims.", "", *rows]
 

@@ -37,6 +37,8 @@ class Verdict:
     """The smallest effect that would have been seen in four studies of five."""
     would_settle: str = ""
     """What would decide an open claim."""
+    p: float | None = None
+    """Probability of the claim; None if its rule is no limit on differences."""
 
 
 def judged(holds: bool, fails: bool) -> str:
@@ -54,6 +56,22 @@ def ends(estimate: Estimate) -> tuple[float, float]:
     """Both ends of an interval; an unknown one excludes nothing."""
     low = -math.inf if estimate.low is None else estimate.low
     return low, math.inf if estimate.high is None else estimate.high
+
+
+def p_between(estimate: Estimate, low: float = -math.inf, high: float = math.inf) -> float:
+    """Probability that the true difference is between ``low`` and ``high``, by a flat prior.
+
+    Student's t, whose degrees of freedom are the seeds' by Welch and Satterthwaite (1946): the
+    error of the items is known.
+    """
+    error, seeds = estimate.standard_error, estimate.seed_error or 0.0
+    if not error:
+        return float(low < estimate.value < high)
+    freedom = max(1, estimate.seeds - 1) * (error / seeds) ** 4 if seeds else math.inf
+    below_low, below_high = stats.t.cdf(
+        [(low - estimate.value) / error, (high - estimate.value) / error], freedom
+    )
+    return float(below_high - below_low)
 
 
 def smallest(estimate: Estimate) -> str:
@@ -86,6 +104,7 @@ def harm(grid: Grid) -> Verdict:
         ),
         f"tuned - base: {label(full)} {interval(of_full)}, {label(lora)} {interval(of_lora)} nats",
         smallest(of_full),
+        p=p_between(of_full, high=0) * p_between(of_lora, low=0),
     )
 
 
@@ -124,6 +143,7 @@ def rate_ratio(grid: Grid) -> Verdict:
         + (f"; at an end of its list: {', '.join(map(label, at_end))}" if at_end else ""),
         "unknown" if effect is None else f"a factor of {math.exp(effect):.1f}",
         rates_needed(grid, log_ratio, bool(at_end)),
+        p_between(log_ratio, math.log(RATIO[0]), math.log(RATIO[1])),
     )
 
 
@@ -153,6 +173,7 @@ def spread_by_rate(grid: Grid) -> Verdict:
         judged(ends(growth)[0] > 0, ends(growth)[1] < 0),
         f"spread over ranks {listed} nats; highest less lowest rate {interval(growth)}",
         smallest(growth),
+        p=p_between(growth, low=0),
     )
 
 
@@ -167,6 +188,7 @@ def less_and_less(grid: Grid, rank: int = 32) -> Verdict:
         f"{label(lora)} less {label(full)}: task {interval(learned)}, held-out text "
         f"{interval(kept)} nats",
         f"{smallest(learned)}; {smallest(kept)}",
+        p=p_between(learned, high=0) * p_between(kept, low=0),
     )
 
 
@@ -180,6 +202,7 @@ def full_forgets_less(grid: Grid, rank: int = 32, excluded: float = 0.0) -> Verd
         f"change of held-out text: {own} nats; the former less the latter {interval(kept)}",
         smallest(kept),
         f"{settled_by(kept, abs(kept.value))}, if the difference is the measured one",
+        p_between(kept, high=-excluded),
     )
 
 
@@ -190,6 +213,7 @@ def matches_full(grid: Grid, rank: int = 32) -> Verdict:
         judged(non_inferior(difference, MARGIN), ends(difference)[1] < -MARGIN),
         f"{label(lora)} less {label(full)}: {interval(difference)} nats, margin {MARGIN}",
         smallest(difference),
+        p=p_between(difference, low=-MARGIN),
     )
 
 
@@ -210,6 +234,7 @@ def recall_and_reasoning(maths: Grid, recall: Grid, share: float | None = None) 
         f"{margin:.2f}; r={high} gains {gained:.2f}",
         f"{smallest(rise)}; {smallest(flat)}",
         f"on recall {settled_by(flat, margin)}",
+        p_between(flat, -margin, margin) * p_between(rise, low=0) * p_between(over, low=-MARGIN),
     )
 
 
@@ -237,6 +262,7 @@ def nested_curve(separate: Grid, nested: Grid) -> Verdict:
         ),
         f"trained at its rank less nested at {lr:g}: {listed} nats",
         smallest(worst),
+        p=math.prod(p_between(gap, high=MARGIN) for gap in gaps.values()),
     )
 
 
@@ -264,6 +290,7 @@ def base_rows(plain: Grid) -> Verdict:
         f"{settled_by(kept, abs(kept.value))}, if the difference is the measured one"
         if forgets
         else "an arm without replay that forgets clear of zero",
+        p_between(lost, high=0) * p_between(kept, low=0) * p_between(learned, low=-MARGIN),
     )
 
 
@@ -326,6 +353,7 @@ def capacity(grid: Grid) -> Verdict:
     tokens = int(grid.trials["label_tokens"].dropna().max())
     told, sides = [], set()
     clear = []  # (as the rule says, the opposite) of ranks a factor of 2 from the line
+    p = 1.0
     for rank in grid.ranks[:-1]:
         behind = grid.gain(grid.tuned(rank), top)
         parameters = int(grid.of_rank(rank)["trainable_parameters"].iloc[0])
@@ -334,6 +362,8 @@ def capacity(grid: Grid) -> Verdict:
             answers = ends(behind)[1] < -MARGIN, non_inferior(behind, MARGIN)
             sides.add(parameters < tokens)
             clear.append(answers if parameters < tokens else answers[::-1])
+            behind_p = p_between(behind, high=-MARGIN)
+            p *= behind_p if parameters < tokens else 1 - behind_p
     first_rank, first_parameters, first = told[0]
     return Verdict(
         judged(
@@ -350,4 +380,5 @@ def capacity(grid: Grid) -> Verdict:
         f"{settled_by(first, abs(first.value + MARGIN))} for whether r={first_rank} is behind by "
         f"more than {MARGIN}"
         + ("" if len(sides) == 2 else f"; for the knee, {first_parameters:,} completion tokens"),
+        p if len(sides) == 2 else None,
     )

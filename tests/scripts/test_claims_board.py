@@ -15,6 +15,7 @@ import claims_judges
 import rankscope
 from claims_judges import FAILS, HOLDS, OPEN
 from claims_records import Arm, Grid, keep
+from rankscope.records import Estimate
 from rankscope.run.outputs import write_outputs
 from rankscope.store import find_problems
 from restore_study import restore
@@ -246,3 +247,14 @@ def test_every_number_of_the_board_follows_from_the_records() -> None:
         assert claims_board.with_numbers(board, text) == board, (
             f"{page} is not what the records say; run python scripts/claims_board.py"
         )
+
+
+def test_the_probability_of_a_claim_by_hand() -> None:
+    items = Estimate(
+        value=0.02, low=None, high=None, n=40, seeds=1, item_error=0.02, seed_error=None
+    )
+    assert claims_judges.p_between(items, low=0) == pytest.approx(0.8413, abs=1e-4)
+    # Three seeds and no error of the items: t with two degrees of freedom, P(t > -1).
+    seeds = items.model_copy(update={"item_error": 0.0, "seed_error": 0.02, "seeds": 3})
+    assert claims_judges.p_between(seeds, low=0) == pytest.approx(0.7887, abs=1e-4)
+    assert claims_judges.p_between(seeds, 0, 0.04) == pytest.approx(2 * 0.7887 - 1, abs=2e-4)
