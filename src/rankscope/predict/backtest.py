@@ -11,6 +11,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rankscope.advise.rank_curves import curve_models
 from rankscope.config.loader import load_study_file
 from rankscope.errors import UserError
@@ -157,19 +159,25 @@ def score_predictors(tasks: Sequence[BacktestTask]) -> tuple[PredictorScore, ...
         score = _score(predictor.name, tasks)
         if score is None:
             continue
-        if predictor.name not in BASELINES and predictor.needs != "trained" and score.tasks:
-            answered = [t for t in tasks if _named(predictor.name, t) is not None]
-            others = [s for name in BASELINES if (s := _score(name, answered))]
-            beats = all(_is_better(score, other) for other in others)
-            score = score.model_copy(update={"beats_baselines": beats})
+        if predictor.name not in BASELINES and predictor.needs != "trained":
+            score = score.model_copy(update={"p_better": _p_better(predictor.name, tasks)})
         scores.append(score)
     return tuple(scores)
 
 
-def _is_better(score: PredictorScore, other: PredictorScore) -> bool:
-    mine, its = (score.doublings, score.lost), (other.doublings, other.lost)
-    pairs = [(a, b) for a, b in zip(mine, its, strict=True) if a is not None and b is not None]
-    return mine != its and all(a <= b for a, b in pairs)
+def _p_better(name: str, tasks: Sequence[BacktestTask]) -> float | None:
+    """By Student's t over the families in which both named a rank, with a flat prior."""
+    from scipy import stats
+
+    found = []
+    for baseline in BASELINES:
+        both = [(t, a, b) for t in tasks if (a := _named(name, t)) and (b := _named(baseline, t))]
+        less = _by_family((t, t.curve[a] - t.curve[b]) for t, a, b in both)
+        if len(less) > 1:
+            mean, error = float(np.mean(less)), float(np.std(less, ddof=1)) / math.sqrt(len(less))
+            t = mean / error if error else math.copysign(math.inf, mean) if mean else 0.0
+            found.append(float(stats.t.cdf(t, len(less) - 1)))
+    return min(found, default=None)
 
 
 def _prediction(name: str, task: BacktestTask) -> RankPrediction | None:
@@ -192,24 +200,25 @@ def _score(name: str, tasks: Sequence[BacktestTask]) -> PredictorScore | None:
         assert prediction is not None
         return kendall_tau(_rank_order(prediction, task.curve), task.curve)
 
+    def mean(value: Callable[[BacktestTask, int], float | None]) -> float | None:
+        found = _by_family((task, value(task, rank)) for task, rank in answered)
+        return float(np.mean(found)) if found else None
+
     return PredictorScore(
         predictor=name,
         tasks=len(answered),
         silent=len(asked) - len(answered),
         right=sum(rank == task.best_rank for task, rank in answered),
-        doublings=_family_mean(answered, lambda t, rank: abs(math.log2(rank / t.best_rank))),
-        lost=_family_mean(answered, lambda t, rank: max(t.curve.values()) - t.curve[rank]),
-        tau=_family_mean(answered, tau),
+        doublings=mean(lambda t, rank: abs(math.log2(rank / t.best_rank))),
+        lost=mean(lambda t, rank: max(t.curve.values()) - t.curve[rank]),
+        tau=mean(tau),
     )
 
 
-def _family_mean(
-    answered: Sequence[tuple[BacktestTask, int]], value: Callable[[BacktestTask, int], float | None]
-) -> float | None:
-    """Mean over families of the means over their tasks, without those that have no value."""
+def _by_family(values: Iterable[tuple[BacktestTask, float | None]]) -> list[float]:
+    """Means over the tasks of each family, of the values that are known."""
     by_family: dict[str, list[float]] = defaultdict(list)
-    for task, rank in answered:
-        if (known := value(task, rank)) is not None:
-            by_family[task.family].append(known)
-    means = [sum(values) / len(values) for values in by_family.values()]
-    return sum(means) / len(means) if means else None
+    for task, value in values:
+        if value is not None:
+            by_family[task.family].append(value)
+    return [float(np.mean(of_family)) for of_family in by_family.values()]

@@ -62,9 +62,9 @@ class PredictorScore(Record):
     doublings: float | None  # Mean |log2(named / best)|
     lost: float | None  # Highest test score minus that of the named rank, shares of 1 or nats
     tau: float | None  # Kendall's tau-b between its order of the ranks and their test scores
-    beats_baselines: bool = False
-    """In ``doublings`` and ``lost`` at least as good as every baseline, and better in one of them,
-    on the tasks on which it named a rank."""
+    p_better: float | None = None
+    """Probability that it loses less than the baseline it is closest to, in the mean over families
+    like these; None of a baseline, and with fewer than two families."""
 
 
 class Backtest(Record):

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from rankscope.cli.render.table import terminal_table
-from rankscope.formatting import count, join_names, terminal_text
+from rankscope.formatting import count, join_names, percent, terminal_text
 from rankscope.predict.predictors import BASELINES, NEEDS, PREDICTORS
 from rankscope.records import Backtest, BacktestTask, PredictorScore, TaskPrediction
 from rankscope.report.columns import Column
@@ -66,11 +66,14 @@ def backtest_tables(backtest: Backtest, scores: Sequence[PredictorScore]) -> Ren
 
 
 def verdict(scores: Sequence[PredictorScore]) -> str:
-    """Which predictors do better than every baseline, in a sentence."""
-    better = join_names(_label(s.predictor) for s in scores if s.beats_baselines) or "none"
+    """How probable it is that the best predictor loses less than every baseline."""
+    known = [(s.p_better, _label(s.predictor)) for s in scores if s.p_better is not None]
+    if not known:
+        return "Too few families to compare predictors with a constant rank."
+    p, name = max(known)
     return (
-        f"Better than each of {join_names(map(_label, BASELINES))} in 'off by' or 'lost', and "
-        f"worse in neither, on the tasks answered: {better}."
+        f"P: probability that it loses less than each of {join_names(map(_label, BASELINES))}, by "
+        f"the spread over families. Highest: {name}, {percent(p)}."
     )
 
 
@@ -89,6 +92,7 @@ def _record(score: PredictorScore | None) -> dict[str, object]:
         "off_by": score and score.doublings,
         "lost": score and score.lost,
         "tau": score and score.tau,
+        "P": None if score is None or score.p_better is None else percent(score.p_better),
     }
 
 
