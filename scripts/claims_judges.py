@@ -68,10 +68,8 @@ def p_between(estimate: Estimate, low: float = -math.inf, high: float = math.inf
     if not error:
         return float(low < estimate.value < high)
     freedom = max(1, estimate.seeds - 1) * (error / seeds) ** 4 if seeds else math.inf
-    below_low, below_high = stats.t.cdf(
-        [(low - estimate.value) / error, (high - estimate.value) / error], freedom
-    )
-    return float(below_high - below_low)
+    below = [float(stats.t.cdf((end - estimate.value) / error, freedom)) for end in (low, high)]
+    return below[1] - below[0]
 
 
 def smallest(estimate: Estimate) -> str:
