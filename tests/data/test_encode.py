@@ -179,20 +179,6 @@ def test_golden_masks() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["chatml", "llama3", "mistral"])
-def test_a_row_is_the_rendered_template(name: str) -> None:
-    """Reference: the tokenizer's own rendering, tokenized in one go."""
-    encoder = encoder_of(name)
-    turns = [{"role": m.role, "content": m.content} for m in DIALOGUE.messages]
-    encoder.tokenizer.chat_template = encoder.tokenizer.chat_template.replace(
-        "strftime_now('%d %b %Y')", "'26 Jul 2024'"
-    )
-    whole = encoder.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
-    ids = list(encoded(encoder, DIALOGUE).input_ids)
-    assert ids == whole[: len(ids)]
-    assert decoded(encoder, whole[len(ids) :]).strip() == ""
-
-
 def test_white_space_around_an_answer_is_what_the_template_makes_of_it() -> None:
     spaced = dataclasses.replace(QUESTION, completion=" five\n")
     chatml, llama = encoder_of("chatml"), encoder_of("llama3")

@@ -102,6 +102,7 @@ BAD_FILES = [
 ]  # fmt: skip
 
 
+@pytest.mark.pitfall(7)
 @pytest.mark.parametrize(("name", "content", "place", "found", "expected", "do"), BAD_FILES)
 def test_files_that_cannot_be_read(
     tmp_path: Path, name: str, content: bytes, place: str, found: str, expected: str, do: str

@@ -337,6 +337,7 @@ def bad_rows_file(path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.pitfall(8, 11)
 def test_all_bad_rows_are_listed_at_once(tmp_path: Path) -> None:
     path = bad_rows_file(tmp_path / "d.jsonl")
     with pytest.raises(UserError) as error:

@@ -3,23 +3,21 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from command_line import Outcome, rankscope
-from peft import IA3Config, TaskType, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from faults import edit, message_of, refused
 from rankscope.models.adapters.folder import BASE_HASH
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS, AdapterSettings
-from rankscope.models.model_folder import pocket_folder
 from rankscope.store import Ledger
 
 MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -129,8 +127,11 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
 
 
 @pytest.mark.pitfall(15)
-@pytest.mark.parametrize("verb", READERS)
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    ("damage", "verb"),
+    [*product(["NaN"], READERS), ("a module less", "run"), ("a module more", "inspect"),
+     ("extra", "eval")],
+)  # fmt: skip
 def test_tensors_that_are_not_those_of_the_configuration(
     adapter: Path, damage: str, verb: str
 ) -> None:
@@ -144,40 +145,12 @@ def test_tensors_that_are_not_those_of_the_configuration(
 
 @pytest.mark.pitfall(15)
 @pytest.mark.parametrize("verb", READERS)
-@pytest.mark.parametrize(
-    "content", [b"junk" * 9, (2**62).to_bytes(8, "little") + b"{}"], ids=["junk", "huge header"]
-)
-def test_files_that_are_no_safetensors(adapter: Path, content: bytes, verb: str) -> None:
-    (adapter / WEIGHTS).write_bytes(content)
-    outcome = read(verb, adapter)
-    assert outcome.code == 4, outcome
-    assert str(adapter.name) in message_of(outcome)
-
-
-@pytest.mark.pitfall(15)
-@pytest.mark.parametrize("damage", ["missing", "NaN", "junk", "another shape"])
-def test_another_method_of_peft_that_is_damaged(adapter: Path, damage: str) -> None:
-    """Adapters that are not LoRA's are loaded by PEFT, which is content with half of the keys."""
-    shutil.rmtree(adapter)
-    base = AutoModelForCausalLM.from_pretrained(pocket_folder(), dtype=torch.float32)
-    config = IA3Config(
-        target_modules=["q_proj"], feedforward_modules=[], task_type=TaskType.CAUSAL_LM
-    )
-    get_peft_model(base, config).save_pretrained(adapter)
-    assert read("eval", adapter).code == 0
-    name = next(iter(load_file(adapter / WEIGHTS)))
-    changes: dict[str, Callable[[dict[str, Tensor]], object]] = {
-        "missing": lambda tensors: tensors.pop(name),
-        "NaN": lambda tensors: tensors[name].fill_(float("nan")),
-        "another shape": put(name, 3, 1),
-    }
-    if damage == "junk":
-        (adapter / WEIGHTS).write_bytes(b"junk" * 9)
-    else:
-        rewrite(adapter, changes[damage])
-    outcome = read("eval", adapter)
-    assert outcome.code == (2 if damage == "another shape" else 4), outcome
-    assert "adapter" in message_of(outcome)
+def test_files_that_are_no_safetensors(adapter: Path, verb: str) -> None:
+    for content in (b"junk" * 9, (2**62).to_bytes(8, "little") + b"{}"):  # or a huge header
+        (adapter / WEIGHTS).write_bytes(content)
+        outcome = read(verb, adapter)
+        assert outcome.code == 4, outcome
+        assert adapter.name in message_of(outcome)
 
 
 SLOW = r"(?:(?:[a-z]|.)+)+(?<!j)"
@@ -186,32 +159,16 @@ SLOW = r"(?:(?:[a-z]|.)+)+(?<!j)"
 
 @pytest.mark.parametrize("verb", READERS)
 @pytest.mark.parametrize(
-    ("changes", "found"),
-    [
-        ({"rank_pattern": {"(": 2}}, "found '(.*"),
-        ({"alpha_pattern": {"[": 3}}, "["),
-        ({"target_modules": "(("}, "'(('"),
-        ({"rank_pattern": {SLOW: 2}}, "takes longer than"),
-        ({"exclude_modules": SLOW}, "takes longer than"),
-        ({"r": 10**400}, "r: Input should be less than"),
-        ({"lora_alpha": 10**400}, "lora_alpha: "),
-        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4', which changes the base"),
-        (
-            {"modules_to_save": ["lm_head"]},
-            "modules_to_save = ['lm_head'], expected PEFT's default",
-        ),
-    ],
-    ids=lambda value: str(value)[:40],
+    ("key", "value"),
+    [("rank_pattern", {SLOW: 2}), ("exclude_modules", SLOW), ("target_modules", "((")],
 )
-def test_a_strangers_configuration(
-    adapter: Path, changes: dict[str, Any], found: str, verb: str
-) -> None:
-    configure(adapter, **changes)
+def test_a_strangers_expressions(adapter: Path, key: str, value: object, verb: str) -> None:
+    configure(adapter, **{key: value})
     outcome = read(verb, adapter)
     assert outcome.code == 2, outcome
     message = message_of(outcome)
     assert "adapter" in message
-    assert found.removeprefix("found ").strip("'.*") in message
+    assert ("'(('" if value == "((" else "takes longer than") in message
 
 
 @pytest.mark.parametrize("key", ["target_modules", "exclude_modules"])

@@ -7,22 +7,9 @@ import pytest
 from command_line import files_below, rankscope, settings
 from pocket_study import results
 
-from faults import OPENED, RANK_LINE, edit, refused
+from faults import OPENED, edit, refused
 
 # --- the study file -----------------------------------------------------------------------------
-
-
-@pytest.mark.pitfall(2)
-@pytest.mark.parametrize("rank", [0, -1])
-def test_a_rank_below_one(place: Path, rank: int) -> None:
-    edit(place, "rank: [2]", f"rank: [2, {rank}]")
-    refused(
-        rankscope("check", "study.yaml"),
-        where=f"study.yaml:{RANK_LINE}: arms.0.rank.1",
-        found=f"found {rank}",
-        expected="expected greater than or equal to 1",
-    )
-    assert rankscope("params", "pocket", "--rank", rank).code == 2
 
 
 @pytest.mark.pitfall(2)
@@ -46,9 +33,6 @@ def test_repeated_grid_points(place: Path) -> None:
     assert outcome.code == 0
     assert "2 grid points are repeated in the study file and merged" in outcome.told
     assert "2 trials in 1 group:" in outcome.told
-
-
-# --- code in files ------------------------------------------------------------------------------
 
 
 # --- names and places ---------------------------------------------------------------------------
@@ -81,17 +65,6 @@ def test_places_that_cannot_be_used(place: Path, words: tuple[str, ...]) -> None
     assert "Traceback" not in outcome.err
     assert ("rows.jsonl" if "rows.jsonl" in " ".join(words) else "x" * 8) in outcome.err
     assert files_below(place) - before <= {"studies", "studies/own", *OPENED}
-
-
-@pytest.mark.pitfall(6)
-@pytest.mark.parametrize("verb", ["check", "run"])
-def test_nul_in_a_path(place: Path, verb: str) -> None:
-    refused(
-        rankscope(verb, "study.yaml", *settings('tasks.0.train="a\\0b.jsonl"')),
-        where="tasks.0.train",
-        found="found 'a\\x00b.jsonl', with characters that cannot be printed",
-        expected="expected a name without them",
-    )
 
 
 # --- folders of studies -------------------------------------------------------------------------

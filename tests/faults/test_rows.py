@@ -14,7 +14,7 @@ import pytest
 from command_line import Outcome, rankscope, settings, write_rows
 from pocket_study import results
 
-from faults import VERBS, edit, good_rows, refused
+from faults import edit, good_rows, refused
 from rankscope.records import BASE, EvalKey, EvalRecord
 from rankscope.store import Ledger
 
@@ -30,46 +30,6 @@ def check_rows(place: Path, rows: list[Any], *values: str, verb: str = "check") 
 def sums(count: int) -> list[dict[str, Any]]:
     """Prompts with completions, all different."""
     return [{"prompt": f"{i} +", "completion": str(i)} for i in range(count)]
-
-
-def test_the_study_as_it_stands_is_fine(place: Path) -> None:
-    """So that each refusal below is due to its own fault."""
-    assert rankscope("check", "study.yaml").code == 0
-
-
-@pytest.mark.pitfall(7)
-@pytest.mark.parametrize("verb", VERBS)
-def test_an_empty_file(place: Path, verb: str) -> None:
-    refused(
-        check_rows(place, [], verb=verb),
-        where="rows.jsonl",
-        found="no rows",
-        expected="at least one",
-    )
-
-
-@pytest.mark.pitfall(7, 8, 11)
-def test_bad_rows_are_listed_together(place: Path) -> None:
-    rows: list[Any] = good_rows(40)
-    rows[2]["answer"] = 4
-    rows[4]["choices"][0] = f" {rows[4]['choices'][3]} "
-    rows[11:13] = ['{"question": "a", ', '["a"]']
-    rows[20] = {"prompt": "target ?", "completion": "croup"}
-    outcome = check_rows(place, rows)
-    refused(
-        outcome,
-        where="rows.jsonl, row 3: ",
-        found="answer 4",
-        expected="expected an index from 0 to 3, a letter from A to D",
-        do="correct them, or leave them out with 'on_bad_rows: drop'",
-    )
-    for row, found in (
-        (5, "the duplicate choice"),
-        (12, "text that is not JSON"),
-        (13, "a JSON list"),
-        (21, "the shape 'prompt and completion'"),
-    ):
-        assert f"rows.jsonl, row {row}: found {found}" in outcome.told
 
 
 @pytest.mark.pitfall(9, 10, 31)
@@ -110,20 +70,6 @@ def test_what_is_no_number_is_no_figure(place: Path) -> None:
     assert not {"nan", "NaN", "inf", "-inf", "None"} & cells
     page = (place / "out" / "report.html").read_text("utf-8")
     assert not re.search(r">\s*(nan|NaN|inf)\b", page.partition("<script")[0])
-
-
-@pytest.mark.pitfall(31)
-def test_a_score_that_is_no_number_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANKSCOPE_TRUST_TASK_CODE", "0")  # restored after the test
-    (place / "mine.py").write_text("def grade(answer, gold, prompt):\n    return float('nan')\n")
-    write_rows(place / "rows.jsonl", sums(40))
-    words = ("run", "study.yaml", *settings("tasks.0.scorer=python:mine.py:grade"))
-    refused(
-        rankscope(*words, "--trust-task-code"),
-        where="rows.jsonl, row ",
-        found="found nan, which grade of",
-        expected="expected a score from 0 to 1",
-    )
 
 
 # --- rows that change between two runs ----------------------------------------------------------

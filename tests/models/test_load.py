@@ -95,6 +95,7 @@ def test_lora_training_leaves_every_weight_as_it_was(whole: Path) -> None:
 V = "model.layers.1.self_attn.v_proj.weight"
 
 
+@pytest.mark.pitfall(34)
 @pytest.mark.parametrize(
     ("change", "message", "by_values"),
     [
@@ -116,6 +117,14 @@ def test_faulty_weights_are_integrity_errors(
         with pytest.raises(IntegrityError, match=re.escape(message)) as caught:
             check(folder)
         assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"junk" * 9, None], ids=["junk", "cut"])
+def test_files_that_are_no_safetensors_are_refused(folder: Path, content: bytes | None) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(content or file.read_bytes()[:-100])
+    with pytest.raises((UserError, IntegrityError), match=str(folder)):
+        load(folder)
 
 
 def test_one_of_several_files_that_is_absent_is_refused(tmp_path: Path) -> None:

@@ -141,22 +141,6 @@ def test_removing_no_head_changes_no_bit(world: HeadModel) -> None:
     assert largest_gap(intact, ablate(world, trees, [])[0]) == 0
 
 
-def test_a_row_of_its_own_for_the_right_answer() -> None:
-    """Prompt and gold option, with the same targets at the same positions."""
-    split = split_of("option_text")
-    for tree, (question,), item in zip(token_trees(split), split.encoded, split.items, strict=True):
-        assert item.answer is not None
-        gold = list(question.continuations[item.answer])
-        row = tree.gold_row()
-        assert list(row.ids) == [*question.prompt, *gold[:-1]]
-        assert row.branches == ()  # so its positions are 0, 1, 2, ...
-        assert [token for _, token, _ in row.targets] == gold
-        assert [row.keep[k] for k, _, _ in row.targets] == [
-            len(question.prompt) - 1 + step for step in range(len(gold))
-        ]
-        assert isinstance(row, TokenTree)
-
-
 def test_a_joined_task_whose_parts_are_asked_differently_is_scored_by_likelihood() -> None:
     """Parts alike are scored as they are asked, whatever the order."""
     context, settings = 256, EvaluateConfig(too_long="truncate_left")

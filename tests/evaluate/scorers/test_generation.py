@@ -209,6 +209,9 @@ def broken(answer, gold, prompt):
 
 def beyond(answer, gold, prompt):
     return 2
+
+def unknown(answer, gold, prompt):
+    return float("nan")
 """
 
 
@@ -236,8 +239,10 @@ def test_what_the_function_returns_is_the_score(
         UserError, match=r"x/1: found a failure of broken of .*grader.py: KeyError: 'a'"
     ):
         judge("broken", "a")
-    with pytest.raises(UserError, match=r"found 2, which .* returned, expected a score from 0"):
-        judge("beyond", "a")
+    for name, found in (("beyond", "2"), ("unknown", "nan")):
+        expected = f"found {found}, which .* returned, expected a score from 0"
+        with pytest.raises(UserError, match=expected):
+            judge(name, "a")
     with pytest.raises(UserError, match="found no function 'missing'"):
         judge("missing", "a")
 

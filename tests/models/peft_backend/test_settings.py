@@ -206,4 +206,13 @@ def test_a_stored_method_of_another_base_or_with_a_hole_is_refused(tmp_path: Pat
     (tmp_path / WEIGHTS).write_bytes(save(hole, metadata={BASE_HASH: base.record.sha256}))
     with pytest.raises(IntegrityError, match="missing adapter keys"):
         load_tuner(base, tmp_path)
+    (tmp_path / WEIGHTS).write_bytes(b"junk" * 9)
+    with pytest.raises(IntegrityError, match=str(tmp_path)):
+        load_tuner(base, tmp_path)
+    name = next(iter(tensors))
+    for broken in (torch.full_like(tensors[name], torch.nan), torch.zeros(3, 1)):
+        spoiled = {**tensors, name: broken}
+        (tmp_path / WEIGHTS).write_bytes(save(spoiled, metadata={BASE_HASH: base.record.sha256}))
+        with pytest.raises((IntegrityError, UserError), match="adapter"):
+            load_tuner(base, tmp_path)
     assert torch.equal(logits(base), before)
