@@ -50,7 +50,8 @@ ROLES = {
     "analyses/analysis.py": "dispatch",
     "analyses/*/__init__.py": "dispatch",
     "analyses/*/stage.py": "run",
-    "analyses/*/figures.py": "report",
+    "analyses/*/figures.py": "figures",
+    "analyses/*/results.py": "advise",
     "analyses/*/tables.py": "cli",
 }
 """The files of an analysis work for several rooms; each is judged as one of the room it is for."""
@@ -64,6 +65,10 @@ LAW: dict[str, frozenset[str]] = {
     "advise": frozenset({"advise", "config", "records", "registry", "errors", "formatting"}),
     "report": frozenset(
         {"report", "config", "records", "registry", "errors", "formatting", "filesystem"}
+    ),
+    # The figures of an analysis may compare scores as the decision does.
+    "figures": frozenset(
+        {"advise", "report", "config", "records", "registry", "errors", "formatting"}
     ),
     # Records and the ledger carry the typed study file.
     "records": GROUND | {"config"},

@@ -8,14 +8,11 @@ from advice import arms_by_label
 from synthetic_study import Truth, synthetic_study, with_scores, with_tasks
 
 from rankscope.advise.arms import (
-    MOST_ARMS,
-    compared_arm_labels,
     pareto_front,
     summarize_arms,
 )
-from rankscope.advise.mitigation import gain_and_forgetting
 from rankscope.advise.recommend import recommend
-from rankscope.advise.statistics.estimates import clustered_standard_error, paired_estimate
+from rankscope.advise.statistics.estimates import clustered_standard_error
 from rankscope.advise.statistics.matching import cluster_labels
 from rankscope.advise.statistics.significance import holm
 from rankscope.records import BASE, ArmSummary, Estimate, ItemScores, trained_parts
@@ -107,9 +104,6 @@ def test_what_shares_training_rows_is_neither_forgetting_nor_transfer() -> None:
     assert (set(of["both"].transfer), of["both"].retention) == ({"law", "math"}, {})
     assert (set(of["med"].transfer), set(of["med"].retention)) == ({"law", "math"}, {"general"})
     assert set(of["law"].transfer) == {"med", "math", "both"}
-    trials = {trial.spec.task: trial.spec.trial_id for trial in study.trials}
-    assert gain_and_forgetting(study, "both", trials["both"], "test") is None
-    assert gain_and_forgetting(study, "med", trials["med"], "test") is not None
 
 
 def test_subjects_are_clusters_where_there_are_enough() -> None:
@@ -124,31 +118,3 @@ def test_subjects_are_clusters_where_there_are_enough() -> None:
     base, scores = recommend(study).base["med"], study.items[BASE, "med", "test"]
     error = clustered_standard_error(scores.scores, scores.subjects)
     assert (base.value, base.standard_error) == pytest.approx((scores.scores.mean(), error))
-
-
-def test_subjects_of_retention_make_up_the_change_of_their_task() -> None:
-    """Of the arms that the advice compares, one Holm family for each."""
-    truth = Truth(subjects=5, num_items=60, lrs=(1e-3, 2e-3), retention=("general", "text"))
-    study = synthetic_study(truth)
-    found = recommend(study)
-    labels = {c.label for c in found.subjects}
-    assert labels == compared_arm_labels(found.advice[0])
-    assert 4 <= len(labels) < 7
-    for arm in [a for a in found.advice[0].arms if a.label in labels]:
-        of_arm = [c for c in found.subjects if c.label == arm.label]
-        ps = [c.change.p for c in of_arm]
-        assert [c.change.p_holm for c in of_arm] == pytest.approx(holm(ps))
-        for task, whole in arm.retention.items():
-            parts = [c.change for c in of_arm if c.tested_on == task]
-            mean = sum(e.value * e.n for e in parts) / sum(e.n for e in parts)
-            assert (len(parts), mean) == (5, pytest.approx(whole.value))
-    change = next(c for c in found.subjects if (c.label, c.subject) == (
-        "full lr=0.0005", "subject 3") and c.tested_on == "text")  # fmt: skip
-    models = (BASE, *(f"med-full-0.0005-{seed}" for seed in (0, 1, 2)))
-    rows = [study.items[i, "text", "test"].scores[3::5] for i in models]  # item i modulo 5
-    expected = paired_estimate(np.stack(rows[1:]), rows[0])
-    assert change.change.model_copy(update={"p_holm": None}) == expected
-    assert recommend(synthetic_study(replace(truth, subjects=1))).subjects == ()
-    ranks = tuple(range(1, MOST_ARMS + 6))
-    large = synthetic_study(Truth(subjects=5, num_items=10, ranks=ranks, seeds=(0,)))
-    assert len({c.label for c in recommend(large).subjects}) == MOST_ARMS

@@ -41,7 +41,6 @@ def test_every_preset_can_run_and_ends_in_a_report(preset: str, tmp_path: Path) 
     _, answer = write_outputs(tmp_path / "out")
     trained_on = {task.name for task in records.tasks if task.trained_on}
     assert {advice.task for advice in answer.advice} == trained_on
-    assert bool(answer.mitigation) == (preset == "mitigation")
     page = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert all(trial.spec.arm_label in page for trial in records.trials)
     assert ("Mitigations at an equal score" in page) == (preset == "mitigation")

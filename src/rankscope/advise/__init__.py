@@ -11,7 +11,7 @@ __all__ = [
     "decide",
     "evidence",
     "model_scores",
-    "rank_curves",
+    "ranks",
     "recommend",
     "results",
     "retention",

@@ -5,7 +5,6 @@ task's estimate only."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
@@ -15,31 +14,22 @@ from rankscope.advise.retention import (
     retained_tasks,
     retention_tasks,
 )
-from rankscope.advise.statistics.estimates import weighted_estimate
 from rankscope.advise.statistics.matching import (
-    align_scores,
     mean_estimate,
     score_difference,
     stored_scores,
 )
 from rankscope.advise.statistics.significance import holm
 from rankscope.records import (
-    BASE,
     FAILED,
     ArmSummary,
     Estimate,
-    ItemScores,
-    Record,
     StudyRecords,
-    SubjectChange,
-    TaskAdvice,
     TaskRecord,
     TrialRecords,
     finished_trials,
     trained_parts,
 )
-
-_R = TypeVar("_R", bound=Record)
 
 STILL_FALLING = 0.05
 """Fall of the training loss between the thirds of the steps that counts, as a share of the loss in
@@ -114,7 +104,7 @@ def summarize_arms(study: StudyRecords) -> dict[str, tuple[Arm, ...]]:
         if task in by_task:  # a run that ended as it began may leave trials of an earlier task
             by_task[task].append(Arm(task, tuple(trials), _summary(study, trials)))
     gains = [gain for arms in by_task.values() for a in arms if (gain := a.summary.gain)]
-    adjusted = iter(_adjusted_within_family(gains))
+    adjusted = iter(adjusted_within_family(gains))
     return {
         task: tuple(
             arm.updated(gain=arm.summary.gain and next(adjusted), on_pareto_front=on_front)
@@ -145,19 +135,13 @@ def base_estimates(study: StudyRecords) -> dict[str, Estimate]:
     return {name: e for name, models in by_task.items() if (e := mean_estimate(models)) is not None}
 
 
-def _adjusted_within_family(family: Sequence[Estimate]) -> list[Estimate]:
+def adjusted_within_family(family: Sequence[Estimate]) -> list[Estimate]:
     """The estimates with ``p_holm``."""
     adjusted = holm([e.p for e in family])
     return [
         e if e.p is None else e.model_copy(update={"p_holm": p})
         for e, p in zip(family, adjusted, strict=True)
     ]
-
-
-def adjusted_records(records: Sequence[_R], field: str) -> list[_R]:
-    """The records, whose estimates ``field`` are one family, with ``p_holm``."""
-    adjusted = _adjusted_within_family([getattr(record, field) for record in records])
-    return [r.model_copy(update={field: e}) for r, e in zip(records, adjusted, strict=True)]
 
 
 def trials_by_arm(trials: Iterable[TrialRecords]) -> dict[tuple[object, ...], list[TrialRecords]]:
@@ -185,7 +169,7 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
         and (change := score_difference(study, done, None, name)) is not None
     }
     transfer = {name: change for name, change in changes.items() if name in others}
-    family = _adjusted_within_family(list(transfer.values()))
+    family = adjusted_within_family(list(transfer.values()))
     return ArmSummary(
         label=spec.arm_label,
         task=spec.task,
@@ -224,82 +208,3 @@ def pareto_front(arms: Sequence[ArmSummary]) -> list[bool]:
             point[:] = -arm.score.value, fall, arm.trainable_parameters
     beaten = [bool(((points <= p).all(axis=1) & (points < p).any(axis=1)).any()) for p in points]
     return [arm.score is not None and not b for arm, b in zip(arms, beaten, strict=True)]
-
-
-MOST_ARMS = 16  # Largest number of arms per training task, to keep the figure readable
-
-
-def subject_changes(
-    study: StudyRecords, task_advice: Sequence[TaskAdvice]
-) -> tuple[SubjectChange, ...]:
-    """Tuned minus base by subject of each retention task, test split.
-
-    Covers the arms that the advice names or compares, each at its chosen learning rate. Tasks with
-    fewer than two subjects are skipped, and so are items without a subject.
-    """
-    arms = list(trials_by_arm(study.trials).values())
-    changes: list[SubjectChange] = []
-    for advice in task_advice:
-        labels = compared_arm_labels(advice)
-        named = [
-            arm
-            for arm in arms
-            if arm[0].spec.task == advice.task and arm[0].spec.arm_label in labels
-        ]
-        for arm in named[:MOST_ARMS]:
-            changes += _changes_of_arm(study, arm)
-    return tuple(changes)
-
-
-def compared_arm_labels(advice: TaskAdvice) -> set[str]:
-    """Labels of the arms that the advice of one task compares, chooses or discusses."""
-    labels = [label for c in advice.comparisons for label in (c.first_label, c.second_label)]
-    labels += [advice.chosen.label] if advice.chosen else []
-    others = (advice.subject_label, advice.best_full_label, advice.best_lora_label)
-    return {*labels, *(label for label in others if label is not None)}
-
-
-def _changes_of_arm(study: StudyRecords, arm: Sequence[TrialRecords]) -> list[SubjectChange]:
-    spec = arm[0].spec
-    changes: list[SubjectChange] = []
-    finished = finished_trials(arm)
-    for task in retained_tasks(study.tasks, spec.task):
-        base = study.items.get((BASE, task.name, "test"))
-        subjects = set() if base is None else {s for s in base.subjects if s is not None}
-        if base is None or len(subjects) < 2:
-            continue
-        base_parts = _by_subject(base)
-        tuned_parts = [_by_subject(s) for s in stored_scores(study, finished, task.name, "test")]
-        for subject in sorted(subjects):
-            tuned = [parts[subject] for parts in tuned_parts if subject in parts]
-            if len(tuned) < len(tuned_parts):
-                continue
-            pair = align_scores(tuned, [base_parts[subject]], trained=False)
-            if pair is not None:
-                changes.append(
-                    SubjectChange(
-                        task=spec.task,
-                        label=spec.arm_label,
-                        tested_on=task.name,
-                        subject=subject,
-                        change=weighted_estimate([pair]),
-                    )
-                )
-    return adjusted_records(changes, "change")
-
-
-def _by_subject(scores: ItemScores) -> dict[str, ItemScores]:
-    """Subject -> the scores of its items, without subject labels."""
-    places: dict[str, list[int]] = {}
-    for place, subject in enumerate(scores.subjects):
-        if subject is not None:
-            places.setdefault(subject, []).append(place)
-    return {
-        subject: ItemScores(
-            item_ids=tuple(scores.item_ids[i] for i in kept),
-            scores=scores.scores[np.array(kept)],
-            gold_logprobs=scores.gold_logprobs[np.array(kept)],
-            subjects=(None,) * len(kept),
-        )
-        for subject, kept in places.items()
-    }

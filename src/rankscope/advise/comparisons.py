@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rankscope.advise.arms import adjusted_records, trials_by_arm
+from rankscope.advise.arms import adjusted_within_family, trials_by_arm
 from rankscope.advise.statistics.estimates import unpaired_difference, weighted_estimate
 from rankscope.advise.statistics.matching import (
     align_scores,
@@ -39,8 +39,11 @@ def compare_cells(first: StudyRecords, second: StudyRecords) -> tuple[ComparedCe
         for name in shared
         if (c := _cell(first, second, arm, others[point], name)) is not None
     ]
-    adjusted = iter(adjusted_records([c for c in trained if _is_tested(c)], "difference"))
-    return (*cells, *(next(adjusted) if _is_tested(c) else c for c in trained))
+    adjusted = iter(adjusted_within_family([c.difference for c in trained if _is_tested(c)]))
+    for cell in trained:
+        own = {"difference": next(adjusted)} if _is_tested(cell) else {}
+        cells.append(cell.model_copy(update=own))
+    return tuple(cells)
 
 
 def _is_tested(cell: ComparedCell) -> bool:

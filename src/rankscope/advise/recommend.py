@@ -8,13 +8,11 @@ a decision".
 
 from collections.abc import Mapping
 
-from rankscope.advise.arms import Arm, base_estimates, subject_changes, summarize_arms
+from rankscope.advise.arms import Arm, base_estimates, summarize_arms
 from rankscope.advise.checks import trust_checks
 from rankscope.advise.decide import Answer, decide
-from rankscope.advise.mitigation import compare_mitigations
 from rankscope.advise.model_scores import model_scores
 from rankscope.advise.next_steps import next_steps
-from rankscope.advise.rank_curves import compare_rank_curves
 from rankscope.advise.reasons import reasons_for
 from rankscope.advise.results import TaskResults, task_results
 from rankscope.config.objective import ObjectiveConfig
@@ -43,9 +41,6 @@ def recommend(study: StudyRecords) -> Recommendation:
         advice=advice,
         method=_method_text(study.config.objective, scales),
         base=base_estimates(study),
-        mitigation=compare_mitigations(study),
-        rank_curves=compare_rank_curves(study),
-        subjects=subject_changes(study, advice),
         given=model_scores(study),
     )
 

@@ -1,8 +1,8 @@
 """What is measured of each model besides its scores: one folder for each analysis.
 
-A folder's ``__init__.py`` registers one :class:`Analysis`. The study file, the ledger, the
-conductor, the plan, the tables and the pages ask this registry, so a folder can be removed. Import
-it freely: it loads neither torch nor records.
+A folder's ``__init__.py`` registers one :class:`Analysis`, unless it has only figures to draw from
+scores. The study file, the ledger, the conductor, the plan, the tables and the pages ask this
+registry, so a folder can be removed. Import it freely: it loads neither torch nor records.
 """
 
 import pkgutil

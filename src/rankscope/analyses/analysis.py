@@ -1,4 +1,7 @@
-"""What an analysis is: its settings, records, work, costs and what its results depend on."""
+"""What an analysis is: its settings, records, work, costs and what its results depend on.
+
+Results of analyses do not enter the decision: it rests on the scores of trials as trained.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rankscope.advise.rank_curves import curve_models
+from rankscope.advise.ranks import curve_models
 from rankscope.config.loader import load_study_file
 from rankscope.errors import UserError
 from rankscope.predict.features import open_base, predict_tasks

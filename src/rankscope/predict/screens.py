@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from statistics import fmean
 
-from rankscope.advise.rank_curves import CurveModels, curve_models
+from rankscope.advise.ranks import CurveModels, curve_models
 from rankscope.advise.statistics.matching import align_scores
 from rankscope.config.loader import study_values
 from rankscope.config.study import StudyConfig

@@ -1,4 +1,4 @@
-"""The recommendation, with the curves over strength and rank that it comes with."""
+"""The recommendation."""
 
 from typing import Literal
 
@@ -6,7 +6,6 @@ from rankscope.models.methods import get_method
 from rankscope.records.estimate import Estimate
 from rankscope.records.record import Record
 from rankscope.records.scores import ModelScore
-from rankscope.records.variants import VariantKind
 
 FEWEST_SEEDS = 3  # With fewer, the spread between seeds is hardly known
 
@@ -225,82 +224,6 @@ class TaskAdvice(Record):
         return [r for r in self.reasons if r.kind not in ("diagnostic", "caveat")]
 
 
-class SubjectChange(Record):
-    """What one arm forgot of one subject of a retention task."""
-
-    task: str  # Training task of the arm
-    label: str  # Of the arm
-    tested_on: str
-    subject: str
-    change: Estimate
-    """Tuned minus base on the subject's test items; ``p_holm`` within the arm's subjects of all
-    retention tasks."""
-
-
-class ScaledPoint(Record):
-    """An arm with its update scaled to one strength; means over seeds, shares of 1 or nats."""
-
-    strength: float  # 0 is the base and 1 the arm as trained
-    gain: float  # In-domain: tuned minus base, test split
-    forgetting: float  # Base minus tuned, mean over retention tasks, test split; positive = forgot
-    validation_gain: float
-    validation_forgetting: float
-    seeds: int
-
-
-class ScalingCurve(Record):
-    """One arm from the base to the trained model, by increasing strength."""
-
-    label: str  # Label of the arm
-    kind: VariantKind
-    points: tuple[ScaledPoint, ...]
-    chosen_strength: float  # The strength of the highest net gain on the validation split
-
-
-class MitigationComparison(Record):
-    """A mitigation compared with the plain arm scaled down to the same in-domain score."""
-
-    label: str  # The mitigated arm, or the arm and how its update is scaled
-    plain: str  # Label of the arm whose scaling curve is the baseline
-    gain: float  # In-domain gain, mean over the compared seeds
-    forgetting: float
-    baseline: float  # Forgetting of the plain arm scaled to the same gain, interpolated
-    difference: Estimate
-    """Forgetting minus baseline; negative is better than scaling. No interval and p below three
-    seeds; ``p_holm`` over all comparisons of the training task."""
-    beyond: int
-    """Seeds whose gain the plain arm reaches at no strength. Their baseline is its forgetting at
-    its largest gain, which favors the plain arm."""
-
-
-class TaskMitigation(Record):
-    task: str
-    curves: tuple[ScalingCurve, ...]
-    comparisons: tuple[MitigationComparison, ...]
-
-
-CurveKind = Literal["trained", "nested", "truncated"]
-
-
-class RankCurvePoint(Record):
-    rank: int | None  # None: the area under the curve over log2 of the rank, by its width
-    score: Estimate  # In-domain, test split
-    forgetting: Estimate | None  # Base minus tuned, mean over retention tasks
-    more_score: Estimate | None = None  # Than what was trained, on the same items
-    more_forgetting: Estimate | None = None
-
-
-class RankCurve(Record):
-    kind: CurveKind
-    rates: tuple[float, ...]  # Learning rates that were chosen
-    points: tuple[RankCurvePoint, ...]  # By rising rank, the area last
-
-
-class TaskRankCurves(Record):
-    task: str
-    curves: tuple[RankCurve, ...]  # Over the same ranks; what was trained first
-
-
 class Recommendation(Record):
     """``recommendation.json``: one answer per training task."""
 
@@ -308,10 +231,4 @@ class Recommendation(Record):
     advice: tuple[TaskAdvice, ...]
     method: str  # How the choice was made, one paragraph
     base: dict[str, Estimate] = {}  # The base's score on every task, test split
-    mitigation: tuple[TaskMitigation, ...] = ()
-    """Trials scaled down at inference compared with mitigations, if the study has any."""
-    rank_curves: tuple[TaskRankCurves, ...] = ()
-    """Trained, nested and truncated ranks compared, by training task; if the study has any."""
     given: tuple[ModelScore, ...] = ()  # Scores of models that the study did not train
-    subjects: tuple[SubjectChange, ...] = ()
-    """Retention by subject for the arms that the advice compares."""

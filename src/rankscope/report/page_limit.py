@@ -3,7 +3,7 @@
 from dataclasses import replace
 from math import inf
 
-from rankscope.records import BASE, TaskAdvice, TaskMitigation, trial_of
+from rankscope.records import BASE, TaskAdvice, trial_of
 from rankscope.report.study_view import StudyView
 
 MAX_PAGE_ARMS = 300  # Most arms of all training tasks together; each takes some 30 kB of a page
@@ -22,11 +22,8 @@ def limited(view: StudyView) -> StudyView:
     trials = tuple(t for t in study.trials if t.spec.arm_label in labels.get(t.spec.task, ()))
     ids = {BASE, *(trial.spec.trial_id for trial in trials)}
     evals = {key: record for key, record in study.evals.items() if trial_of(key[0]) in ids}
-    mitigation = tuple(_limited_mitigation(m, labels[m.task]) for m in recommendation.mitigation)
-    return StudyView(
-        replace(study, trials=trials, evals=evals),
-        recommendation.model_copy(update={"advice": advice, "mitigation": mitigation}),
-    )
+    shown = recommendation.model_copy(update={"advice": advice})
+    return StudyView(replace(study, trials=trials, evals=evals), shown, unlimited=study)
 
 
 def _limited_advice(advice: TaskAdvice, most: int) -> TaskAdvice:
@@ -45,15 +42,6 @@ def _limited_advice(advice: TaskAdvice, most: int) -> TaskAdvice:
                 if {pair.first_label, pair.second_label} <= labels
             ),
             "candidate_labels": tuple(n for n in advice.candidate_labels if n in labels),
-        }
-    )
-
-
-def _limited_mitigation(mitigation: TaskMitigation, labels: set[str]) -> TaskMitigation:
-    return mitigation.model_copy(
-        update={
-            "curves": tuple(curve for curve in mitigation.curves if curve.label in labels),
-            "comparisons": tuple(c for c in mitigation.comparisons if c.plain in labels),
         }
     )
 

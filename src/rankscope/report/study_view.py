@@ -24,8 +24,6 @@ from rankscope.records import (
     Recommendation,
     StudyRecords,
     TaskAdvice,
-    TaskMitigation,
-    TaskRankCurves,
     TrialRecords,
     trained_parts,
 )
@@ -60,6 +58,11 @@ class StudyView:
 
     study: StudyRecords
     recommendation: Recommendation
+    unlimited: StudyRecords | None = None  # With all trials, if ``study`` has the page's alone
+
+    @property
+    def whole(self) -> StudyRecords:
+        return self.unlimited or self.study
 
     @cached_property
     def training_tasks(self) -> tuple[str, ...]:
@@ -136,12 +139,6 @@ class StudyView:
                 least = forgotten
                 front.append(label)
         return front[::-1]
-
-    def mitigation(self, task: str) -> TaskMitigation | None:
-        return next((m for m in self.recommendation.mitigation if m.task == task), None)
-
-    def rank_curves(self, task: str) -> TaskRankCurves | None:
-        return next((c for c in self.recommendation.rank_curves if c.task == task), None)
 
     @cached_property
     def retention_tasks(self) -> tuple[str, ...]:

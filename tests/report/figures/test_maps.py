@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from report_studies import cells, ordinary_study, study_and_advice
+from report_studies import ordinary_study, study_and_advice
 from synthetic_study import Truth, with_own_trials, with_specs
 
 from rankscope.advise.recommend import recommend
 from rankscope.formatting import MAX_NAME, POINTS
 from rankscope.records import Status
 from rankscope.report.charts.heat_map import Grid, heat_map
-from rankscope.report.figures import rate_map, subjects, transfer
+from rankscope.report.figures import rate_map, transfer
 from rankscope.report.study_view import StudyView
 
 
@@ -108,36 +108,3 @@ def test_a_map_has_room_for_the_names_of_its_rows_and_the_texts_of_its_cells() -
     assert width("r", "+1.0") == width("r", "")
     # Slanted names of columns take about half of their length.
     assert width("r", "", "c" * 13) == width("r", "") + 7 * 7
-
-
-def test_subjects_that_fell_most_stand_on_top(view: StudyView) -> None:
-    figure = subjects.draw_subjects(view, "law")
-    (drawn,) = figure.plot.data
-    assert figure.choices[0].label == "general"
-    means = [sum(row) / len(row) for row in drawn.z]
-    assert means == pytest.approx(sorted(means))
-    # Five subjects; three ranks at the rate chosen for each, and full fine-tuning.
-    assert (len(drawn.y), len(drawn.x)) == (5, 4)
-    assert len(figure.data) == 20
-    found = view.recommendation.subjects[-1]
-    row = cells(figure)[-1]
-    assert row[:3] == (found.label, "general", found.subject)
-    assert row[3] == 100 * found.change.value
-
-
-def test_the_named_subject_has_some_items_and_its_task_is_drawn_first() -> None:
-    """The subject of the largest fall has fewer items than a sentence needs."""
-    view = StudyView(*study_and_advice(Truth(subjects=4, retention=("general", "text"))))
-    fallen = {("general", "subject 0"): (-0.9, 4), ("text", "subject 1"): (-0.8, 15)}
-    changes = []
-    for change in view.recommendation.subjects:
-        value, n = fallen.get((change.tested_on, change.subject), (0.0, 15))
-        estimate = change.change.model_copy(update={"value": value, "n": n})
-        changes.append(change.model_copy(update={"change": estimate}))
-    advice = view.recommendation.model_copy(update={"subjects": tuple(changes)})
-    figure = subjects.draw_subjects(StudyView(view.study, advice), "med")
-    assert [choice.label for choice in figure.choices] == ["text", "general"]
-    lowest = "the lowest change is \N{MINUS SIGN}80.0 points on subject 1 (text, 15 items)"
-    assert figure.finding.startswith(f"{view.focus('med').label}: {lowest}")
-    none = view.recommendation.model_copy(update={"subjects": ()})
-    assert subjects.draw_subjects(StudyView(view.study, none), "med") is None

@@ -4,13 +4,19 @@ import re
 
 import numpy as np
 import pytest
-from report_studies import cells, ordinary_study, study_and_advice, with_arms, with_mitigation
+from report_studies import cells, ordinary_study, study_and_advice, with_arms, with_variants
 from synthetic_study import Truth
 
+from rankscope.analyses.variants.figures import (
+    comparisons_figure,
+    draw_mitigation,
+    draw_scaled_variants,
+)
+from rankscope.analyses.variants.results import MitigationComparison
 from rankscope.formatting import POINTS, score_text
-from rankscope.records import Estimate, MitigationComparison
+from rankscope.records import Estimate
 from rankscope.report.charts.figure import Figure
-from rankscope.report.figures import mitigation, plane, scaled_variants
+from rankscope.report.figures import plane
 from rankscope.report.figures.against_rank import draw_against_rank
 from rankscope.report.figures.loss import draw_loss
 from rankscope.report.learning_curves import binned_losses
@@ -153,25 +159,18 @@ def comparison(label: str, value: float, p_holm: float | None) -> MitigationComp
     )
 
 
-def view_with(*comparisons: MitigationComparison) -> StudyView:
-    study, advice = ordinary_study()
-    return StudyView(study, with_mitigation(advice, *comparisons))
-
-
 def compared(*comparisons: MitigationComparison) -> Figure:
-    view = view_with(*comparisons)
-    return mitigation.draw_mitigation(view, view.training_tasks[0])
+    view = StudyView(*ordinary_study())
+    return comparisons_figure(view, view.training_tasks[0], comparisons)
 
 
 def test_a_study_without_scales_has_no_such_figure() -> None:
-    plain, scaled = StudyView(*ordinary_study()), view_with()
+    study, advice = ordinary_study()
+    plain, scaled = StudyView(study, advice), StudyView(with_variants(study), advice)
     task = plain.training_tasks[0]
-    assert (
-        scaled_variants.draw_scaled_variants(plain, task),
-        mitigation.draw_mitigation(plain, task),
-    ) == (None, None)
-    assert scaled_variants.draw_scaled_variants(scaled, task) is not None
-    assert mitigation.draw_mitigation(scaled, task) is None
+    assert draw_scaled_variants(plain, task) is draw_mitigation(plain, task) is None
+    assert draw_scaled_variants(scaled, task) is not None
+    assert draw_mitigation(scaled, task) is None
 
 
 @pytest.mark.parametrize(

@@ -34,11 +34,6 @@ SECTIONS = {
         "Learning against retention",
         "What each arm learned in its domain and what it kept elsewhere.",
     ),
-    "mitigation": Section(
-        20,
-        "Forgetting less",
-        "What remains when an update is scaled down, and how other mitigations compare with that.",
-    ),
     "transfer": Section(40, "Effect on other tasks", "Every tested task for every training task."),
     "training": Section(70, "Training"),
 }

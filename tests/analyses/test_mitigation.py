@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 from synthetic_study import Truth, synthetic_study
 
-from rankscope.advise.mitigation import compare_mitigations, crossing_at
+from rankscope.analyses.variants.results import (
+    MitigationComparison,
+    compare_mitigations,
+    crossing_at,
+    scaling_curves,
+)
 from rankscope.records import (
     BASE,
     Estimate,
     EvalRecord,
     ItemScores,
-    MitigationComparison,
     StudyRecords,
     TrialRecords,
     Variant,
@@ -29,7 +33,8 @@ Models = dict[str, tuple[float, float]]
 Specs = dict[str, dict[str, Any]]
 
 
-RISING, FALLING = [(0, 0), (0.2, 0.02), (0.4, 0.1)], [(0, 0), (0.4, 0.1), (0.2, 0.5)]
+RISING = [("", 0, 0), ("", 0.2, 0.02), ("", 0.4, 0.1)]
+FALLING = [("", 0, 0), ("", 0.4, 0.1), ("", 0.2, 0.5)]
 GAINS = {-0.01: 0, 0: 0, 0.1: 0.01, 0.2: 0.02, 0.3: 0.06, 0.4: 0.1, 0.41: 0.1}
 
 
@@ -39,7 +44,7 @@ def test_forgetting_between_two_strengths_is_interpolated() -> None:
     found = {gain: crossing_at(RISING, gain).forgetting for gain in GAINS}
     assert found == pytest.approx(GAINS)
     assert crossing_at(FALLING, 0.3).forgetting == pytest.approx(0.075)
-    assert crossing_at([(0.2, 0.3), (0.2, 0.1)], 0.2).forgetting == pytest.approx(0.1)
+    assert crossing_at([("", 0.2, 0.3), ("", 0.2, 0.1)], 0.2).forgetting == pytest.approx(0.1)
 
 
 def exact(right: float) -> np.ndarray:
@@ -74,8 +79,7 @@ BASE_AND_PLAIN: Models = {BASE: (0.3, 0.8), A: (0.7, 0.6), HALF.of(A): (0.6, 0.7
 
 
 def comparison(models: Models, specs: Specs) -> MitigationComparison:
-    (found,) = compare_mitigations(study_of(models, specs))
-    (of_one,) = found.comparisons
+    (of_one,) = compare_mitigations(study_of(models, specs), "med")
     return of_one
 
 
@@ -86,14 +90,11 @@ def test_a_mitigation_is_compared_with_the_plain_arm_at_its_own_gain() -> None:
     found = comparison(replayed, specs)
     assert (found.baseline, found.difference.value) == pytest.approx((0.13, 0.08 - 0.13))
     assert (found.difference.low, found.beyond) == (None, 0)
-    plain = next(
-        c
-        for c in compare_mitigations(study_of(replayed, specs))[0].curves
-        if c.label == found.plain
-    )
-    points = [(p.strength, p.gain, p.forgetting) for p in plain.points]
+    plain = scaling_curves(study_of(replayed, specs), "med")[found.plain, "scale"]
+    points = [(p.strength, p.gain, p.forgetting) for p in plain]
     assert np.array(points) == pytest.approx(np.array([(0, 0, 0), (0.5, 0.3, 0.06), (1, 0.4, 0.2)]))
-    assert plain.chosen_strength == 0.5  # .3 - .06 is more than .4 - .2
+    # On the validation split .3 - .06 is more than .4 - .2.
+    assert max(plain, key=lambda p: p.net).strength == 0.5
     # More learned than plain ever does: its forgetting at its largest gain counts.
     more = comparison({**BASE_AND_PLAIN, B: (0.8, 0.76)}, {A: {}, B: {"kl_to_base": 0.1}})
     assert (more.baseline, more.difference.value) == pytest.approx((0.2, 0.04 - 0.2))
@@ -132,8 +133,7 @@ def drawn_study(
 
 
 def differences(study: StudyRecords) -> list[Estimate]:
-    (found,) = compare_mitigations(study)
-    return [c.difference for c in found.comparisons]
+    return [c.difference for c in compare_mitigations(study, "med")]
 
 
 def test_differences_of_chance_are_not_shown_and_those_that_help_are() -> None:
@@ -152,9 +152,13 @@ def test_differences_of_chance_are_not_shown_and_those_that_help_are() -> None:
 
 
 def test_without_scales_retention_finished_trials_or_weighed_scores_nothing_is_compared() -> None:
-    assert compare_mitigations(synthetic_study(Truth())) == ()
-    study = study_of(BASE_AND_PLAIN, {A: {}})
-    assert len(compare_mitigations(study)) == 1
-    assert compare_mitigations(replace(study, tasks=study.tasks[:1])) == ()
+    study = study_of(BASE_AND_PLAIN | {BY_LAYER.of(A): (0.6, 0.68)}, {A: {}})
     unfinished = tuple(replace(t, status="failed") for t in study.trials)
-    assert compare_mitigations(replace(study, trials=unfinished)) == ()
+    without = (
+        synthetic_study(Truth()),
+        replace(study, tasks=study.tasks[:1]),
+        replace(study, trials=unfinished),
+    )
+    found = [(scaling_curves(s, "med"), compare_mitigations(s, "med")) for s in (study, *without)]
+    assert [len(part) for part in found[0]] == [2, 1]
+    assert found[1:] == [({}, [])] * 3

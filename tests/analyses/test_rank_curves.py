@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from synthetic_study import Truth, synthetic_study, with_specs
 
-from rankscope.advise.rank_curves import area_weights, compare_rank_curves
+from rankscope.advise.ranks import area_weights
 from rankscope.advise.recommend import recommend
+from rankscope.analyses.rank_curves.figures import area_under, draw_rank_curves, rank_curves
 from rankscope.formatting import POINTS, with_interval
 from rankscope.records import BASE, StudyRecords, Variant
-from rankscope.report.figures.rank_curves import draw_rank_curves
 from rankscope.report.study_view import StudyView
 
 RANKS = (2, 8, 32)
@@ -42,12 +42,12 @@ def test_points_and_areas_are_means_of_the_scores() -> None:
         return 0.5 + 0.05 * np.log2(rank or 64) + 0.1 * (lr == 2e-3)
 
     study = with_nested(synthetic_study(Truth(lrs=(RATE, 2e-3, 4e-3), accuracy=accuracy)))
-    (of_task,) = compare_rank_curves(study)
-    trained, nested = of_task.curves
-    assert (trained.kind, trained.rates) == ("trained", (RATE,))
-    assert (nested.kind, nested.rates) == ("nested", (2e-3,))  # the better of its two runs
+    figure = draw_rank_curves(StudyView(study, recommend(study)), "med")
+    shown = figure.data.set_index("arm")
     base = study.evals[BASE, "general", "test"].score
-    for curve, lr in ((trained, RATE), (nested, 2e-3)):
+    weights, scores = np.array([1 / 4, 1 / 2, 1 / 4]), {}
+    # The nested rate is that of the better of its two runs.
+    for name, lr in (("trained at each rank", RATE), ("slices of a nested run", 2e-3)):
         means = {
             task: [
                 np.mean([study.evals[f"med-{r}-{lr:g}-{s}", task, "test"].score for s in (0, 1, 2)])
@@ -55,20 +55,20 @@ def test_points_and_areas_are_means_of_the_scores() -> None:
             ]
             for task in ("med", "general")
         }
-        weights = np.array([1 / 4, 1 / 2, 1 / 4])
-        assert [p.rank for p in curve.points] == [*RANKS, None]
-        scores = [*means["med"], weights @ means["med"]]
-        assert [p.score.value for p in curve.points] == pytest.approx(scores)
-        falls = base - np.array([*means["general"], weights @ means["general"]])
-        assert [p.forgetting.value for p in curve.points] == pytest.approx(falls)
-    for ours, theirs in zip(nested.points, trained.points, strict=True):
-        assert ours.more_score.value == pytest.approx(ours.score.value - theirs.score.value)
-        assert ours.more_score.seeds == 3
-    figure = draw_rank_curves(StudyView(study, recommend(study)), "med")
-    assert len(figure.data) == 8
-    area = with_interval(nested.points[-1].more_score, POINTS)
-    assert f"slices of a nested run {area}" in figure.finding
-    assert compare_rank_curves(synthetic_study()) == ()
+        rows = shown.loc[[*(f"{name} r={rank}" for rank in RANKS), f"{name} area"]]
+        assert set(rows["learning rate"]) == {f"{lr:g}"}
+        scores[lr] = 100 * np.array([*means["med"], weights @ means["med"]])
+        assert list(rows["score, %"]) == pytest.approx(list(scores[lr]))
+        changes = 100 * (np.array([*means["general"], weights @ means["general"]]) - base)
+        assert list(rows["retention change, points"]) == pytest.approx(list(changes))
+    assert len(shown) == 8
+    assert list(rows["score beyond trained"]) == pytest.approx(list(scores[2e-3] - scores[RATE]))
+    curves = rank_curves(study, "med")
+    area = area_under(study, curves["nested"], ["med"], curves["trained"])
+    assert area.seeds == 3
+    assert f"slices of a nested run {with_interval(area, POINTS)}" in figure.finding
+    plain = synthetic_study()
+    assert draw_rank_curves(StudyView(plain, recommend(plain)), "med") is None
 
 
 def test_truncations_are_those_of_the_largest_trained_rank() -> None:
@@ -79,11 +79,13 @@ def test_truncations_are_those_of_the_largest_trained_rank() -> None:
             cut = Variant("truncated", 2).of(model.replace("-2-", "-32-", 1))
             evals[cut, task, split] = record
             items[cut, task, split] = study.items[model, task, split]
-    (of_task,) = compare_rank_curves(replace(study, evals=evals, items=items))
-    trained, truncated = of_task.curves
-    assert [p.rank for p in truncated.points] == [2, 32, None]  # 8 was not cut
-    assert [p.score for p in truncated.points] == [p.score for p in trained.points]
-    assert {p.more_score.value for p in truncated.points} == {0}
+    study = replace(study, evals=evals, items=items)
+    curves = rank_curves(study, "med")
+    assert {kind: list(curve) for kind, curve in curves.items()} == {
+        "trained": [2, 32],  # 8 was not cut
+        "truncated": [2, 32],
+    }
+    assert area_under(study, curves["truncated"], ["med"], curves["trained"]).value == 0
 
 
 def test_the_interval_of_the_difference_between_areas_covers_the_truth() -> None:
@@ -92,6 +94,8 @@ def test_the_interval_of_the_difference_between_areas_covers_the_truth() -> None
     truth = Truth(lrs=(RATE, 2e-3), full_lrs=(), cross=(), num_items=150)
     covered = 0
     for seed in range(40):
-        (of_task,) = compare_rank_curves(with_nested(synthetic_study(truth, seed)))
-        covered += not of_task.curves[1].points[-1].more_score.is_clear_of_zero
+        study = with_nested(synthetic_study(truth, seed))
+        curves = rank_curves(study, "med")
+        area = area_under(study, curves["nested"], ["med"], curves["trained"])
+        covered += not area.is_clear_of_zero
     assert covered >= 33

@@ -1,0 +1,313 @@
+"""Mitigations of forgetting, compared at an equal in-domain score.
+
+Scaling a trained update down, W0 + f (W - W0), needs no training and forgets less as f goes to 0,
+the base. A mitigation therefore has to forget less than the plain arm scaled to the *same* gain.
+Gain and forgetting are interpolated linearly between strengths; if a curve reaches a gain more than
+once, its least forgetting counts. If a mitigated seed gains more than the plain arm at any
+strength, it is compared with the plain arm at its largest gain, which favors the plain arm;
+dropping the seed would select by the result.
+
+The baseline's scores are the same mixture of the scores at two strengths, item by item, so a
+difference gets an interval over seeds and items like any other (``statistics/``). The gain is
+itself measured on items: an error d in it moves the difference by the slope of the curve times d,
+so the in-domain items enter with that weight (delta method). All comparisons of a training task
+form one Holm family."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from rankscope.advise.arms import adjusted_within_family, trials_by_arm
+from rankscope.advise.evidence import Part
+from rankscope.advise.retention import net_scale, retention_tasks
+from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
+from rankscope.advise.statistics.matching import ScoreKind, align_scores, scores_of_models
+from rankscope.records import (
+    BASE,
+    FEWEST_SEEDS,
+    Estimate,
+    Split,
+    StudyRecords,
+    TrialRecords,
+    TrialSpec,
+    Variant,
+    VariantKind,
+    finished_trials,
+    trial_of,
+    variant_of,
+)
+
+SCALED: tuple[VariantKind, ...] = ("scale", "layers", "intruders", "control")
+Strengths = Mapping[tuple[str, VariantKind], Sequence[float]]
+"""(trial id, kind) -> rising strengths at which the trial was scored, without 0 and 1."""
+ScaledModel = tuple[str, float, float]
+"""A model with its gain and its forgetting."""
+
+
+class ScaledPoint(NamedTuple):
+    """An arm with its update scaled to one strength; means over seeds, shares of 1 or nats."""
+
+    strength: float  # 0 is the base and 1 the arm as trained
+    gain: float  # In-domain: tuned minus base, test split
+    forgetting: float  # Base minus tuned, mean over retention tasks, test split; positive = forgot
+    validation_gain: float
+    validation_forgetting: float
+    net: float  # Net gain on the validation split; the highest is chosen
+    seeds: int
+
+
+class MitigationComparison(NamedTuple):
+    """A mitigation compared with the plain arm scaled down to the same in-domain score."""
+
+    label: str  # The mitigated arm, or the arm and how its update is scaled
+    plain: str  # Label of the arm whose scaling curve is the baseline
+    gain: float  # In-domain gain, mean over the compared seeds
+    forgetting: float
+    baseline: float  # Forgetting of the plain arm scaled to the same gain, interpolated
+    difference: Estimate
+    """Forgetting minus baseline; negative is better than scaling. No interval and p below three
+    seeds; ``p_holm`` over all comparisons of the training task."""
+    beyond: int
+    """Seeds whose gain the plain arm reaches at no strength. Their baseline is its forgetting at
+    its largest gain, which favors the plain arm."""
+
+
+# --- scaling curves -----------------------------------------------------------------------------
+
+
+def scaling_curves(
+    study: StudyRecords, task: str
+) -> dict[tuple[str, VariantKind], list[ScaledPoint]]:
+    """By arm and what is scaled: the arm from the base to the trained model. Empty if the study
+    scored no scaled variant or has no retention task."""
+    strengths, curves = _scored_strengths(study), dict[tuple[str, VariantKind], list[ScaledPoint]]()
+    if not strengths:
+        return curves
+    arms = [arm for arm in trials_by_arm(study.trials).values() if arm[0].spec.task == task]
+    parts = net_scale(study, task, arms).parts
+    for arm in arms:
+        for kind in SCALED:
+            by_seed = [
+                [_scaling_curve(study, strengths, t.spec, kind, s) for s in ("test", "validation")]
+                for t in finished_trials(arm)
+            ]
+            known = [pair for pair in by_seed if all(pair)]
+            points = _mean_curve(study, parts, known) if known else []
+            if len(points) > 1:
+                curves[arm[0].spec.arm_label, kind] = points
+    return curves
+
+
+def _mean_curve(
+    study: StudyRecords,
+    parts: Sequence[Part],
+    by_seed: Sequence[Sequence[Mapping[float, ScaledModel]]],
+) -> list[ScaledPoint]:
+    """Of the curves on both splits of each seed."""
+    points = []
+    for strength in sorted(set.intersection(*(set(curve) for pair in by_seed for curve in pair))):
+        changes = [[x for curve in pair for x in curve[strength][1:]] for pair in by_seed]
+        nets = [_net_gain(study, parts, pair[0][strength][0]) for pair in by_seed]
+        gain, forgetting, on_validation, forgotten = (float(x) for x in np.mean(changes, axis=0))
+        means = (gain, forgetting, on_validation, forgotten, float(np.mean(nets)))
+        points.append(ScaledPoint(strength, *means, seeds=len(by_seed)))
+    return points
+
+
+def _scored_strengths(study: StudyRecords) -> Strengths:
+    variants = {(trial_of(m), v) for m, _, _ in study.evals if (v := variant_of(m)) is not None}
+    strengths: dict[tuple[str, VariantKind], list[float]] = {}
+    for trial_id, variant in sorted(variants, key=lambda found: found[1].strength):
+        if variant.kind in SCALED:
+            strengths.setdefault((trial_id, variant.kind), []).append(variant.strength)
+    return strengths
+
+
+def _scaling_curve(
+    study: StudyRecords, strengths: Strengths, trial: TrialSpec, kind: VariantKind, split: Split
+) -> dict[float, ScaledModel]:
+    """A trial's models by strength, with the trial itself at 1; empty without variants.
+
+    Only the curve of kind ``scale`` includes the base: the other kinds leave a part of the update
+    unchanged at strength 0.
+    """
+    scaled = strengths.get((trial.trial_id, kind), ())
+    models = {s: Variant(kind, s).of(trial.trial_id) for s in scaled} | {1.0: trial.trial_id}
+    curve = {
+        s: (model, *changes)
+        for s, model in models.items()
+        if (changes := gain_and_forgetting(study, trial.task, model, split)) is not None
+    }
+    if len(curve) < 2:
+        return {}
+    return {0.0: (BASE, 0.0, 0.0), **curve} if kind == "scale" else curve
+
+
+def gain_and_forgetting(
+    study: StudyRecords, task: str, model: str, split: Split
+) -> tuple[float, float] | None:
+    """Gain on ``task`` and mean forgetting on the retention tasks; None if a score is missing."""
+    gain = _change(study, model, task, split)
+    kept = [_change(study, model, t.name, split) for t in retention_tasks(study, task)]
+    known = [-change for change in kept if change is not None]
+    if gain is None or not known or len(known) < len(kept):
+        return None
+    return gain, float(np.mean(known))
+
+
+def _net_gain(study: StudyRecords, parts: Sequence[Part], model: str) -> float:
+    """By the study's weights and scale, on the validation split; minus infinity without a score."""
+    changes = [_change(study, model, p.task, "validation", p.measure) for p in parts]
+    known = [p.weight * c for p, c in zip(parts, changes, strict=True) if c is not None]
+    return sum(known) if len(known) == len(parts) else -np.inf
+
+
+def _change(
+    study: StudyRecords, model: str, task: str, split: Split, measure: ScoreKind = "score"
+) -> float | None:
+    """Mean score minus the base's on their common items; None without any."""
+    base, tuned = (scores_of_models(study, [m], task, split, measure) for m in (BASE, model))
+    pair = align_scores(tuned, base, trained=False)
+    return None if pair is None else float(pair.item_means.mean())
+
+
+# --- mitigations at an equal score --------------------------------------------------------------
+
+
+def compare_mitigations(study: StudyRecords, task: str) -> list[MitigationComparison]:
+    """Mitigated arms against their plain arms, and other kinds of scaling against plain scaling;
+    empty without scaling curves of plain arms."""
+    strengths = _scored_strengths(study)
+    trials = [t for t in finished_trials(study.trials) if t.spec.task == task] if strengths else []
+    plain = {(_plain_arm(t), t.spec.seed): t.spec for t in trials if not _is_mitigated(t)}
+    by_label: list[tuple[str, list[tuple[str, TrialSpec]]]] = []
+    for arm in trials_by_arm(trials).values():
+        label, ids = arm[0].spec.arm_label, [t.spec.trial_id for t in arm]
+        if _is_mitigated(arm[0]):
+            partners = [plain.get((_plain_arm(t), t.spec.seed)) for t in arm]
+            pairs = [(i, p) for i, p in zip(ids, partners, strict=True) if p is not None]
+            by_label.append((label, pairs))
+            continue
+        for kind in SCALED[1:]:
+            for variant in (Variant(kind, s) for s in strengths.get((ids[0], kind), ())):
+                pairs = [(variant.of(t.spec.trial_id), t.spec) for t in arm]
+                by_label.append((f"{label} {variant.of('')[1:]}", pairs))
+    compared = [_comparison(study, strengths, label, pairs) for label, pairs in by_label]
+    known = [c for c in compared if c is not None]
+    adjusted = adjusted_within_family([c.difference for c in known])
+    return [c._replace(difference=d) for c, d in zip(known, adjusted, strict=True)]
+
+
+def _is_mitigated(trial: TrialRecords) -> bool:
+    spec = trial.spec
+    return bool(spec.mitigations or spec.dropout or spec.weight_decay)
+
+
+def _plain_arm(trial: TrialRecords) -> tuple[object, ...]:
+    settings = ("weight_decay", "replay", "replay_share", "kl_to_base", "early_stop")
+    return trial.spec.model_copy(update={"dropout": 0.0, **dict.fromkeys(settings)}).arm
+
+
+class Crossing(NamedTuple):
+    """Where a curve reaches a gain: ``share`` of the way from one of its models to another."""
+
+    first: ScaledModel
+    second: ScaledModel
+    share: float
+    slope: float  # Forgetting per gain there; 0 at the ends of the curve
+
+    @property
+    def forgetting(self) -> float:
+        return self.first[2] + (self.second[2] - self.first[2]) * self.share
+
+
+def crossing_at(curve: Sequence[ScaledModel], gain: float) -> Crossing:
+    """Where a piecewise linear curve reaches ``gain`` with the least forgetting.
+
+    A gain outside the curve is moved to its nearest end.
+    """
+    gains = [g for _, g, _ in curve]
+    gain = min(max(gain, min(gains)), max(gains))
+    reached = [Crossing(point, point, 0.0, 0.0) for point in curve if point[1] == gain]
+    for first, second in pairwise(curve):
+        (_, g0, f0), (_, g1, f1) = first, second
+        if min(g0, g1) <= gain <= max(g0, g1) and g0 != g1:
+            reached.append(Crossing(first, second, (gain - g0) / (g1 - g0), (f1 - f0) / (g1 - g0)))
+    return min(reached, key=lambda crossing: crossing.forgetting)
+
+
+def _comparison(
+    study: StudyRecords, strengths: Strengths, label: str, pairs: Sequence[tuple[str, TrialSpec]]
+) -> MitigationComparison | None:
+    """Compare (model, plain trial) of every seed; None without scaling curves of the plain
+    trials."""
+    matches, beyond = list[tuple[ScaledModel, Crossing]](), 0
+    for model, trial in pairs:
+        curve = _scaling_curve(study, strengths, trial, "scale", "test")
+        changes = gain_and_forgetting(study, trial.task, model, "test")
+        if curve and changes is not None:
+            crossing = crossing_at([curve[s] for s in sorted(curve)], changes[0])
+            matches.append(((model, *changes), crossing))
+            beyond += changes[0] > max(gain for _, gain, _ in curve.values())
+    if not matches:
+        return None
+    plain = pairs[0][1]
+    return MitigationComparison(
+        label=label,
+        plain=plain.arm_label,
+        gain=float(np.mean([gain for (_, gain, _), _ in matches])),
+        forgetting=float(np.mean([forgetting for (_, _, forgetting), _ in matches])),
+        baseline=float(np.mean([crossing.forgetting for _, crossing in matches])),
+        difference=_difference_over_seeds(study, plain.task, matches),
+        beyond=beyond,
+    )
+
+
+def _difference_over_seeds(
+    study: StudyRecords, task: str, matches: Sequence[tuple[ScaledModel, Crossing]]
+) -> Estimate:
+    """Mean difference over seeds and retention tasks on the test split.
+
+    Interval and p are None with fewer than ``FEWEST_SEEDS`` seeds, or if neither seeds nor items
+    vary.
+    """
+    retained = [t.name for t in retention_tasks(study, task)]
+    slopes = [crossing.slope for _, crossing in matches]
+    parts = [_task_difference(study, name, matches) for name in retained]
+    known = [p for p in (*parts, _task_difference(study, task, matches, slopes)) if p is not None]
+    if len(matches) >= FEWEST_SEEDS and len(known) > len(retained):
+        estimate = weighted_estimate(known, [*(1 / len(retained) for _ in retained), 1.0])
+        if estimate.low is not None:
+            return estimate
+    return Estimate(
+        value=float(np.mean([found[2] - crossing.forgetting for found, crossing in matches])),
+        low=None,
+        high=None,
+        n=sum(part.tuned.shape[1] for part in known),
+        seeds=len(matches),
+    )
+
+
+def _task_difference(
+    study: StudyRecords,
+    task: str,
+    matches: Sequence[tuple[ScaledModel, Crossing]],
+    slopes: Sequence[float] | None = None,
+) -> Comparison | None:
+    """Mixture minus model, (seeds, items). With ``slopes``: times the slope, centered per seed."""
+    crossings = [crossing for _, crossing in matches]
+    models = [found for found, _ in matches]
+    models += [c.first for c in crossings] + [c.second for c in crossings]
+    scores = scores_of_models(study, [name for name, _, _ in models], task, "test", "score")
+    aligned = align_scores(scores, None, trained=False) if len(scores) == len(models) else None
+    if aligned is None:
+        return None
+    model, first, second = np.split(aligned.tuned, 3)
+    share = np.array([[crossing.share] for crossing in crossings])
+    rows = (1 - share) * first + share * second - model
+    if slopes is not None:
+        # ``share`` was chosen to make this mean zero; what remains is its error.
+        rows = np.array(slopes)[:, None] * (rows - rows.mean(axis=1, keepdims=True))
+    return Comparison(rows, np.zeros(rows.shape[1]), aligned.clusters)
