@@ -9,8 +9,7 @@ import pytest
 from browser import Opened, opened
 from inspections import HOSTILE, ablation, inspect_heads, inspection, page_of
 from playwright.sync_api import Browser, Page
-from pocket_study import changed, small_study
-from report_studies import cells, compared_studies, hostile_study, study_and_advice
+from report_studies import cells, compared_studies, hostile_study, study_and_advice, whole_study
 from synthetic_study import Truth
 
 from rankscope.records import Recommendation, StudyRecords
@@ -18,7 +17,6 @@ from rankscope.report.charts.figure import Figure
 from rankscope.report.study_page import render_study, study_sections
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import SURFACE
-from rankscope.run.outputs import write_outputs
 from rankscope.tools.compare import render_comparison
 
 PHONE = {"width": 400, "height": 800}
@@ -31,28 +29,17 @@ CAPTURE = """() => {
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Figure]]:
-    """The page of a study trained here, with curves, scaled variants and heads."""
-    folder = tmp_path_factory.mktemp("real")
-    small_study(
-        folder,
-        arms=[
-            {"method": "lora", "rank": [2, 8], "lr": [1e-3, 2e-3]},
-            {"method": "full", "lr": 5e-4},
-        ],
-        max_group_size=None,
-        **changed("train", evaluate_every=4, evaluate_items=8),
-        **changed("evaluate", scales=[0.5]),
-        analyze={"heads": {"enabled": True, "ablate": ["pocket_med"]}},
-    ).run(folder / "out")
-    return folder / "out" / "report.html", figures_of(*write_outputs(folder / "out"))
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Figure]]:
+    """The page of a study with curves, scaled variants, heads and texts, and its figures."""
+    page = render_study(StudyView(*whole_study()))
+    return written(page, tmp_path_factory.mktemp("whole")), figures_of(*whole_study())
 
 
 @pytest.fixture(scope="module")
-def shown(browser: Browser, real: tuple[Path, list[Figure]]) -> Iterator[Opened]:
+def shown(browser: Browser, whole: tuple[Path, list[Figure]]) -> Iterator[Opened]:
     """That page, drawn, with every table unfolded."""
-    with opened(browser, real[0]) as found:
-        found.assert_clean(sum(figure.plot is not None for figure in real[1]))
+    with opened(browser, whole[0]) as found:
+        found.assert_clean(sum(figure.plot is not None for figure in whole[1]))
         yield found
 
 
@@ -66,10 +53,10 @@ def written(page: str, folder: Path) -> Path:
     return path
 
 
-def test_the_report_of_a_real_study_draws_every_figure(
-    shown: Opened, real: tuple[Path, list[Figure]]
+def test_the_report_of_a_whole_study_draws_every_figure(
+    shown: Opened, whole: tuple[Path, list[Figure]]
 ) -> None:
-    drawn = sum(figure.plot is not None for figure in real[1])
+    drawn = sum(figure.plot is not None for figure in whole[1])
     assert drawn >= 12  # plane, curve, scaling, ranks, maps, weights, heads, loss
     for select in shown.page.query_selector_all("select[data-for]"):
         for choice in range(len(select.query_selector_all("option"))):
@@ -82,9 +69,9 @@ def test_the_report_of_a_real_study_draws_every_figure(
 
 
 def test_every_table_of_a_figure_is_a_csv_file(
-    shown: Opened, real: tuple[Path, list[Figure]]
+    shown: Opened, whole: tuple[Path, list[Figure]]
 ) -> None:
-    figures = [figure for figure in real[1] if len(figure.data)]
+    figures = [figure for figure in whole[1] if len(figure.data)]
     page = shown.page
     assert len(page.query_selector_all("figure button.csv")) == len(figures)
     page.evaluate(CAPTURE)
@@ -109,16 +96,17 @@ def test_tables_sort_by_mouse_and_by_keyboard(shown: Opened) -> None:
     page = shown.page
     key = "against-rank-0"
     ranks = column(page, key, 2)
-    # Two learning rates of two ranks; full fine-tuning and the base have no rank.
-    assert sorted(ranks) == ["2", "2", "8", "8", "\N{EN DASH}", "\N{EN DASH}"]
+    # Two learning rates of three ranks; full fine-tuning and the base have no rank.
+    expected = ["2", "2", "8", "8", "32", "32", "\N{EN DASH}", "\N{EN DASH}"]
+    assert sorted(ranks) == sorted(expected)
     button = f"#{key} th:nth-child(2) button"
     page.click(button)
-    assert column(page, key, 2) == ["2", "2", "8", "8", "\N{EN DASH}", "\N{EN DASH}"]
+    assert column(page, key, 2) == expected
     heading = page.query_selector(f"#{key} th:nth-child(2)")
     assert heading.get_attribute("aria-sort") == "ascending"
     page.focus(button)
     page.keyboard.press("Enter")
-    assert column(page, key, 2) == ["8", "8", "2", "2", "\N{EN DASH}", "\N{EN DASH}"]
+    assert column(page, key, 2) == [*expected[5::-1], *expected[6:]]
     assert heading.get_attribute("aria-sort") == "descending"
     page.click(f"#{key} th:nth-child(1) button")
     assert column(page, key, 1)[0] == "base"
@@ -165,7 +153,7 @@ def test_the_search_finds_items_by_word_and_by_outcome(shown: Opened) -> None:
     block = page.query_selector(".compared")
     first = [prompt.text_content() for prompt in block.query_selector_all(".pairs .prompt")]
     assert len(first) == 10
-    word = (first[-1] or "").split()[-2]
+    word = (first[-1] or "").split()[-1]
     page.fill(".compared input[type=search]", word)
     found = [item.text_content() or "" for item in block.query_selector_all(".pairs > li")]
     assert found
@@ -182,9 +170,9 @@ def test_the_search_finds_items_by_word_and_by_outcome(shown: Opened) -> None:
 
 
 def test_a_fold_draws_its_figures_when_it_opens(
-    browser: Browser, real: tuple[Path, list[Figure]]
+    browser: Browser, whole: tuple[Path, list[Figure]]
 ) -> None:
-    with opened(browser, real[0], viewport={"width": 1400, "height": 900}) as found:
+    with opened(browser, whole[0], viewport={"width": 1400, "height": 900}) as found:
         folded = found.page.query_selector_all(".fold [data-figure]")
         assert len(folded) > 3
         assert found.page.query_selector_all(".fold .main-svg") == []
@@ -196,12 +184,12 @@ def test_a_fold_draws_its_figures_when_it_opens(
 
 
 def test_a_dark_phone_has_dark_figures_without_sideways_scroll_and_may_turn_light(
-    browser: Browser, real: tuple[Path, list[Figure]]
+    browser: Browser, whole: tuple[Path, list[Figure]]
 ) -> None:
     paper = "() => document.querySelector('[data-figure]')._fullLayout.paper_bgcolor"
-    with opened(browser, real[0], color_scheme="dark", viewport=PHONE) as found:
+    with opened(browser, whole[0], color_scheme="dark", viewport=PHONE) as found:
         assert found.page.evaluate(NO_OVERFLOW)
-        found.assert_clean(sum(figure.plot is not None for figure in real[1]))
+        found.assert_clean(sum(figure.plot is not None for figure in whole[1]))
         assert found.page.evaluate(paper) == SURFACE.dark
         assert found.page.evaluate(NO_OVERFLOW)
         found.page.emulate_media(color_scheme="light")

@@ -2,17 +2,15 @@
 
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from report_studies import HOSTILE, compared_studies, hostile_study, ordinary_study
+from report_studies import compared_studies, ordinary_study
 
 from rankscope.formatting import CONFIDENCES
 from rankscope.report.style import FULL_COLOR, MUTED
 from rankscope.tools.compare import (
     MAX_ARMS,
     StudyComparison,
-    compare_studies,
     compared_ranks,
     comparison_figures,
     render_comparison,
@@ -71,14 +69,3 @@ def test_how_many_arms_are_not_drawn_is_said(found: StudyComparison) -> None:
     (made,) = comparison_figures(replace(pair, cells=tuple(many)), 0, compared_ranks(found))
     assert made.finding.endswith(" 3 arms are only in the table.")
     assert len(made.plot.data[0].y) == MAX_ARMS
-
-
-def test_hostile_names_stay_text(found: StudyComparison) -> None:
-    attacked, _ = hostile_study()
-    names = (HOSTILE, "again " + HOSTILE)
-    hostile = compare_studies([(name, Path(name), attacked) for name in names])
-    page = render_comparison(hostile, attacked.provenance)
-    assert "<img src=x" not in page
-    assert "\u202e" not in page
-    plain = render_comparison(found, attacked.provenance)
-    assert page.count("</script>") == plain.count("</script>")

@@ -32,10 +32,10 @@ def many(ranks: int) -> StudyRecords:
 
 @pytest.fixture
 def view(monkeypatch: pytest.MonkeyPatch) -> StudyView:
-    """Of 42 arms, with room for 12 on a page and for one failed trial."""
+    """Of 22 arms, with room for 12 on a page and for one failed trial."""
     monkeypatch.setattr(page_limit, "MAX_PAGE_ARMS", 12)
     monkeypatch.setattr("rankscope.report.study_page.MAX_FAILED", 1)
-    study = many(10)
+    study = many(5)
     return StudyView(study, recommend(study))
 
 
@@ -61,11 +61,11 @@ def test_arms_that_the_answer_names_stay_and_then_the_best(view: StudyView) -> N
 
 def test_a_page_says_what_it_leaves_out_and_counts_all(view: StudyView) -> None:
     page = render_study(view)
-    assert "12 of 42 arms are shown" in page
+    assert "12 of 22 arms are shown" in page
     assert f"{len(view.study.trials)} trials" in page
     failed = sum(trial.status in FAILED for trial in view.study.trials)
     assert failed == 4
-    assert "4 of 42 trials ended without a result" in page
+    assert "4 of 22 trials ended without a result" in page
     assert "The first 1 are listed." in page
     whole = replace(view.study, trials=view.study.trials[:0])
     assert "arms are shown" not in render_study(StudyView(whole, recommend(whole)))
@@ -74,13 +74,13 @@ def test_a_page_says_what_it_leaves_out_and_counts_all(view: StudyView) -> None:
 def test_the_stored_answer_holds_the_arms_of_the_page(view: StudyView, tmp_path: Path) -> None:
     store(view.study, tmp_path)
     study, recommendation = write_outputs(tmp_path)
-    assert sum(len(advice.arms) for advice in recommendation.advice) == 42
+    assert sum(len(advice.arms) for advice in recommendation.advice) == 22
     stored = (tmp_path / "recommendation.json").read_text("utf-8")
     shown = limited(StudyView(study, recommendation)).recommendation
     assert Recommendation.model_validate_json(stored) == shown
 
 
 def test_twice_the_arms_make_no_larger_page(view: StudyView) -> None:
-    more = many(20)
+    more = many(10)
     size, larger = (len(render_study(v)) for v in (view, StudyView(more, recommend(more))))
     assert larger < 1.1 * size

@@ -1,8 +1,6 @@
 """A study as data frames, in a notebook and in files."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +79,6 @@ def test_items_of_another_version_are_no_missing_scores(exportable: Any, tmp_pat
     )
     with pytest.raises(IntegrityError, match="no column 'gold_logprob', as another version"):
         _ = rankscope.load(out).recommendation
-
-
-def test_importing_the_package_imports_nothing_heavy() -> None:
-    code = (
-        "import sys, rankscope; dir(rankscope); "
-        "print(sorted({'torch', 'pandas', 'transformers', 'plotly', 'numpy'} & set(sys.modules)))"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
 
 
 def test_a_table_that_has_no_rows_any_more_is_removed(tmp_path: Path) -> None:

@@ -15,17 +15,6 @@ from rankscope.report.page import figure_data
 from rankscope.report.study_view import StudyView
 
 
-def test_the_norms_sentence_is_the_fit_in_doublings(view: StudyView) -> None:
-    figure = figures.draw_update_norm(arms_analyzed(view, "med"))
-    series = view.lines("med")[view.focus_line("med") or ""]
-    norms = [
-        np.mean([s.frobenius for t in view.trials(arm) if (s := t.analysis(SpectraRecord))])
-        for arm in series
-    ]
-    slope, start = np.polyfit(np.log2([arm.rank for arm in series]), norms, 1)
-    assert f"The fit {number(start)} + {number(slope)} log2 r misses these by" in figure.finding
-
-
 def test_intruder_dimensions_are_summed_over_the_matrices_of_a_model(view: StudyView) -> None:
     figure = figures.draw_weight_maps(arms_analyzed(view, "med"))
     for arm in view.focus_arms("med"):
