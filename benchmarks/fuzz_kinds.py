@@ -34,7 +34,7 @@ def studies() -> list[Any]:
     """Every study file in the repository, as plain values."""
     from rankscope.config.loader import STUDY_KEYS, read_yaml
 
-    folders = (REPOSITORY / "src" / "rankscope" / "config" / "presets", REPOSITORY / "examples")
+    folders = (REPOSITORY / "src", REPOSITORY / "examples")
     files = [path for folder in folders for path in sorted(folder.rglob("*.yaml"))]
     return [read_yaml(path, STUDY_KEYS, "").values for path in files]
 

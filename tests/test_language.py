@@ -19,7 +19,7 @@ TEXTS = [
     *MODULES,
     *PAGES,
     *sorted((SOURCE / "report" / "templates").iterdir()),
-    *sorted((SOURCE / "config" / "presets").rglob("*.yaml")),
+    *sorted(SOURCE.glob("*/**/presets/**/*.yaml")),
     *sorted((REPOSITORY / "examples").rglob("*.yaml")),
     *sorted((REPOSITORY / "recipes").glob("*.py")),
 ]

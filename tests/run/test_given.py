@@ -161,11 +161,17 @@ def test_models_that_do_not_fit_are_refused_by_name_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+HEADS_ASKED = (
+    *("--set", "analyze.heads.enabled=true"),
+    *("--set", "evaluate.cross_domain=[pocket_med]"),
+)
+
+
 @pytest.mark.parametrize(
     "words",
     [
         ("inspect", "pocket", "ONE", "OTHER"),
-        ("inspect", "pocket", "ONE", "OTHER", "--heads", "pocket_med"),
+        ("inspect", "pocket", "ONE", "OTHER", *HEADS_ASKED),
         ("eval", "pocket", "--tasks", "pocket_med", "--adapter", "ONE", "--adapter", "OTHER"),
     ],
 )

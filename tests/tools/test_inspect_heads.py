@@ -1,4 +1,4 @@
-"""``inspect --heads`` on adapters that plain PEFT wrote, and on a checkpoint."""
+"""Heads in ``inspect``, on adapters that plain PEFT wrote, and on a checkpoint."""
 
 import json
 from dataclasses import replace
@@ -46,6 +46,14 @@ def heads_settings(items: int, ablate: list[str], dtype: str = "float32") -> dic
     }
 
 
+def asked_words(items: int, *ablate: str) -> list[str]:
+    """Options that measure heads on pocket_med, with ablations."""
+    values = ("analyze.heads.enabled=true", f"analyze.heads.ablate=[{','.join(ablate)}]",
+              f"evaluate.cross_domain=[{','.join(dict.fromkeys(['pocket_med', *ablate]))}]",
+              f"analyze.heads.items={items}", f"evaluate.max_items={items}")  # fmt: skip
+    return [word for value in values for word in ("--set", value)]
+
+
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"init_lora_weights": "pissa"}])
 def test_heads_of_an_adapter_equal_those_of_its_merged_checkpoint(
     settings: dict[str, object], tmp_path: Path
@@ -75,9 +83,9 @@ def test_heads_of_an_adapter_equal_those_of_its_merged_checkpoint(
 
 def test_the_screen_names_the_heads_that_moved_most(tmp_path: Path) -> None:
     adapter = pocket_adapter(tmp_path / "adapter")
-    asked = ("--heads", "pocket_med", "--ablate", "pocket_med", "--ablate", "pocket_cloze")
     out = tmp_path / "looked"
-    outcome = rankscope("inspect", "pocket", adapter, *asked, "--items", "4", "--out", out)
+    asked = asked_words(4, "pocket_med", "pocket_cloze")
+    outcome = rankscope("inspect", "pocket", adapter, *asked, "--out", out)
     assert outcome.code == 0, outcome.told
     assert "4 items of pocket_med, float32" in outcome.told
     assert "costliest head" in outcome.told
@@ -100,7 +108,7 @@ def test_a_model_that_fails_is_named_and_ends_in_3(tmp_path: Path) -> None:
     adapter = pocket_adapter(tmp_path / "bad")
     tensors = {key: 1e30 * tensor for key, tensor in load_file(adapter / WEIGHTS).items()}
     save_file(tensors, adapter / WEIGHTS, metadata={"format": "pt"})
-    asked = ("inspect", "pocket", adapter, "--heads", "pocket_med", "--items", "4")
+    asked = ("inspect", "pocket", adapter, *asked_words(4))
     outcome = rankscope(*asked, "--out", tmp_path / "out")
     again = rankscope(*asked, "--out", tmp_path / "out", "--json")
     assert (outcome.code, again.code) == (3, 3)
@@ -119,7 +127,7 @@ def test_a_model_without_an_analysis_is_unfinished() -> None:
 def test_stored_weights_and_models_that_run_need_folders_of_their_own(tmp_path: Path) -> None:
     adapter = pocket_adapter(tmp_path / "adapter")
     stored = ("inspect", "pocket", adapter)
-    run = (*stored, "--heads", "pocket_med", "--items", "2")
+    run = (*stored, *asked_words(2))
     for first, second in ((stored, run), (run, stored)):
         out = tmp_path / f"out-{len(first)}"
         assert rankscope(*first, "--out", out).code == 0
@@ -149,8 +157,7 @@ def test_changes_are_of_stored_weights_whatever_the_model_runs_in(
 def test_what_the_tables_leave_out_is_said(tmp_path: Path) -> None:
     """Roles need the trained task; a task answered by generating is scored by its likelihood."""
     adapter = pocket_adapter(tmp_path / "adapter")
-    asked = ("--heads", "pocket_med", "--ablate", "pocket_gsm", "--items", "2")
-    outcome = rankscope("inspect", "pocket", adapter, *asked)
+    outcome = rankscope("inspect", "pocket", adapter, *asked_words(2, "pocket_gsm"))
     assert outcome.code == 0, outcome.told
     assert "head roles (skill gained, skill lost) are left out" in outcome.told
     assert "logprob_per_token" in outcome.told

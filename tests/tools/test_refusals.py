@@ -14,7 +14,7 @@ SHRINK = "shrink {lora} --out {new} "
 MITIGATE = SHRINK + "--base {base} --mitigate intruders --lambda "
 INSPECT = "inspect {base} {lora} --out {new} "
 EVAL = "eval pocket --max-items 4 --out {new} --tasks "
-HEADS = "inspect pocket nowhere "
+SPECTRA = INSPECT + "--set analyze.spectra."
 
 # (command, a part of the message)
 REFUSED = [
@@ -40,17 +40,16 @@ REFUSED = [
     ("inspect {base} {ia3}", "peft_type 'IA3', expected 'LORA'"),
     ("inspect {base} {loha}", "peft_type 'LOHA', expected 'LORA'"),
     ("inspect {base} {prompt}", "peft_type 'PROMPT_TUNING', expected 'LORA'"),
-    (INSPECT + "--top-k 33", "--top-k: found 33, expected 1 to 32, the number of singular vectors"),
-    (INSPECT + "--intruder-k 33", "--intruder-k: found 33, expected 1 to 32, the number of"),
-    (INSPECT + "--intruder-k 0", "found 0, expected greater than"),
-    (INSPECT + "--epsilon 1.5", "intruder_epsilon: found "),
-    (INSPECT + "--epsilon nan", "intruder_epsilon: found "),
-    (HEADS + "--ablate pocket_med", "--ablate alone, expected it together with --heads TASK"),
-    (HEADS + "--items 64", "--items alone, expected it together with --heads TASK"),
-    (HEADS + "--data-dir .", "--data-dir alone, expected it together with --heads TASK"),
-    (HEADS + "--dtype auto", "--dtype alone, expected it together with --heads TASK"),
-    ("inspect pocket {pocket} --heads pocket_medd --out {new}", "did you mean 'pocket_med'?"),
-    ("inspect pocket {pocket} --heads pocket_med --dtype half", "dtype: found 'half', expected"),
+    (SPECTRA + "top_k=33", "analyze.spectra.top_k: found 33, expected 1 to 32, the number of"),
+    (SPECTRA + "intruder_k=0", "intruder_k: found 0, expected greater than"),
+    (SPECTRA + "intruder_epsilon=.nan", "intruder_epsilon: found "),
+    (INSPECT + "--set analyze.heads.enabled=true", "found analyze.heads without a task"),
+    (INSPECT + "--set dtype=half", "dtype: found 'half', expected"),
+    (INSPECT + "--set dtype", "--set dtype: expected KEY=VALUE"),
+    (INSPECT + "--set dtype=auto", "found dtype alone, expected it together with an analysis"),
+    ("inspect pocket {pocket} --out {new} --set analyze.heads.enabled=true "
+     "--set evaluate.cross_domain=[pocket_medd]",
+     "did you mean 'pocket_med'?"),
     # shrink
     (SHRINK, "found none, expected exactly one of --rank, --scale, --layer-scale, --mitigate"),
     (SHRINK + "--rank 2 --scale 0.5", "found --rank and --scale, expected exactly one of"),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from rankscope.cli.application import TrustTaskCode, verb
+from rankscope.cli.application import Overrides, TrustTaskCode, verb
 from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
 from rankscope.errors import OK, UNFINISHED, UserError
 from rankscope.progress import ConsoleReporter
@@ -25,13 +25,6 @@ Tasks = Annotated[
 ]
 NumFewshot = Annotated[int | None, Option(min=0, max=5, help="Solved questions before each.")]
 TooLong = Annotated[str, Option(help="Items longer than the context: refuse or truncate_left.")]
-Heads = Annotated[
-    str | None, Option(metavar="TASK", help="Also analyze attention heads on this task.")
-]
-AblatedTasks = Annotated[
-    list[str] | None,
-    Option(metavar="TASK", help="With --heads: remove each head, then each layer's, and score."),
-]
 LayerFactors = Annotated[
     str | None, Option(metavar="FIRST:LAST", help="Multiply it linearly over layers.")
 ]
@@ -124,7 +117,6 @@ def _eval_command(
 
 @verb("inspect", "Reading {base} ...")
 def _inspect_command(
-    ctx: typer.Context,
     base: Annotated[
         str, Argument(metavar="BASE", help="Model folder, hub id, 'pocket' or fetched name.")
     ],
@@ -134,44 +126,27 @@ def _inspect_command(
     out: Annotated[
         Path | None, Option(help="Folder for the study, its page and its tables.")
     ] = None,
-    top_k: Annotated[
-        int | None, Option(help="Singular vectors to compare; default: min(500, d/4).")
-    ] = None,
-    intruder_k: IntruderK = 10,
-    epsilon: Epsilon = 0.5,
+    overrides: Overrides = None,
     force: AnyBase = False,
-    heads: Heads = None,
-    ablate: AblatedTasks = None,
-    items: Annotated[int, Option(min=1, help="With --heads: limit of items.")] = 64,
-    data_dir: Annotated[
-        Path | None, Option(help="With --heads: folder with the data of named tasks.")
-    ] = None,
-    dtype: Annotated[str, Option(help="With --heads: float32, bfloat16 or auto.")] = "float32",
 ) -> Reply:
     """Analyze adapters and checkpoints, without training.
 
-    Shows the size, spectrum and new directions of each matrix's update against the base.
+    Shows the size, spectrum and new directions of each matrix's update against the base. Keys of
+    --set are a study file's; analyses that are enabled there run the models.
 
     Example: rankscope inspect ./base ./adapter-r8 --out inspection
     """
     from rankscope.filesystem import output_folder
     from rankscope.models.model_folder import check_tuned_folder, shapes_folder
 
-    if heads is None:
-        unused = ("ablate", "items", "data_dir", "dtype")
-        _check_no_effect(ctx, unused, "--heads TASK, the task that was trained on")
     shapes_folder(base)
     for folder in tuned:
         check_tuned_folder(folder)
     from rankscope.cli.render.models import inspection_tables
+    from rankscope.config.loader import override_values
     from rankscope.tools.inspect import inspect, inspection_json, unfinished
 
-    spectra = {"top_k": top_k, "intruder_k": intruder_k, "intruder_epsilon": epsilon}
-    settings: dict[str, object] = {"analyze": {"spectra": spectra}}
-    if heads is not None:
-        place = None if data_dir is None else str(data_dir)
-        settings = {"data_dir": place, "dtype": dtype} | _heads_settings(heads, ablate or (), items)
-        settings["analyze"] |= {"spectra": spectra}  # type: ignore[operator]
+    settings = override_values(overrides or ())
     with output_folder(out), ConsoleReporter(err_console) as reporter:
         study = inspect(base, tuned, settings, out, any_base=force, reporter=reporter)
     if out is not None:
@@ -183,14 +158,6 @@ def _inspect_command(
         _print_failures(failed)
 
     return Reply(inspection_json(study), show, UNFINISHED if failed else OK)
-
-
-def _heads_settings(task: str, ablate: Sequence[str], items: int) -> dict[str, object]:
-    """Keys of the study that measures heads on a task and scores others without them."""
-    heads = {"enabled": True, "task": task, "items": items, "ablate": list(dict.fromkeys(ablate))}
-    names = list(dict.fromkeys([task, *ablate]))
-    evaluate = {"cross_domain": names, "max_items": items}
-    return {"analyze": {"heads": heads}, "evaluate": evaluate}
 
 
 @verb("shrink", "Reading {adapter} ...")

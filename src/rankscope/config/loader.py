@@ -57,6 +57,18 @@ def load_study_file(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     return _with_absolute_paths(config, document, (), folder)
 
 
+def override_values(overrides: Sequence[str]) -> dict[str, Any]:
+    """The keys of a study that ``--set`` overrides give, without a file."""
+    document = Document(values={})
+    for override in overrides:
+        apply_override(document, override, StudyConfig)
+    if document.problems:
+        place, mark, error = document.problems[0]
+        raise _fault(mark, dotted(place), error)
+    values: dict[str, Any] = document.values
+    return values
+
+
 def load_task_file(path: Path) -> TaskConfig:
     """Read a task file; relative paths in it start at its folder."""
     do = "write one with 'name:' and the place of the rows, such as 'test: rows.jsonl'"

@@ -102,7 +102,7 @@ def html_table(frame: pd.DataFrame) -> Markup:
     """A ``<table>``; ``data-v`` holds every digit of a number, for the page's CSV download."""
     frame = shown(frame)
     digits = frame.attrs.get("digits", {})
-    heads = [
+    header = [
         f'<th scope="col" class="n">{escape(title)}</th>'
         if _is_numeric(frame[title])
         else f'<th scope="col">{escape(title)}</th>'
@@ -114,7 +114,7 @@ def html_table(frame: pd.DataFrame) -> Markup:
     ]
     body = "".join(f"<tr>{''.join(cells)}</tr>\n" for cells in rows)
     return Markup(
-        f"<table>\n<thead><tr>{''.join(heads)}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"
+        f"<table>\n<thead><tr>{''.join(header)}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"
     )
 
 

@@ -62,13 +62,6 @@ class CostModel:
         return sum(shape[1] for name, shape in shapes if name.endswith(".o_proj"))
 
     @cached_property
-    def num_heads(self) -> int:
-        """Of all layers together."""
-        config = self.inputs.grouping.model.base.config.get_text_config()
-        layers = sum(name.endswith(".o_proj") for name in self.shapes.linear_shapes)
-        return layers * int(config.num_attention_heads)
-
-    @cached_property
     def compared(self) -> dict[str, tuple[int, int]]:
         """The matrices of a fully fine-tuned model that are compared with the base's."""
         return compared_matrices(self.shapes, self.inputs.trials)

@@ -113,8 +113,8 @@ class StudyFrames:
 
     @cached_property
     def analyses(self) -> dict[str, pd.DataFrame]:
-        """What the analyses found, by table: ``matrices`` has one row per trial and weight matrix
-        with size, ranks, similarity and intruders; ``heads`` one per attention head."""
+        """What the analyses found, by table, such as ``matrices``: one row per trial and weight
+        matrix with size, ranks, similarity and intruders."""
         return analysis_tables(
             [(self._model_row(t.spec.trial_id), r) for t in self.records.trials for r in t.analyses]
         )

@@ -76,11 +76,16 @@ def inspect(
     folders = [tuned] if isinstance(tuned, str | Path) else tuned
     if not folders:
         raise UserError("inspect", "no tuned model", "one folder or more", "give one")
-    config = _inspection(str(base), [str(folder) for folder in folders], settings or {}, any_base)
+    settings = settings or {}
+    config = _inspection(str(base), [str(folder) for folder in folders], settings, any_base)
+    runs_models = any(analysis.runs_models for analysis in enabled_analyses(config))
+    if not runs_models and (unused := sorted(set(settings) - {"analyze", "device"})):
+        expected = "it together with an analysis that runs the models"
+        raise UserError("inspect", f"{unused[0]} alone", expected, "enable one in analyze")
     place = TemporaryDirectory() if out is None else nullcontext(str(user_path(out)))
     with place as name:
         folder = Path(name)
-        if any(analysis.runs_models for analysis in enabled_analyses(config)):
+        if runs_models:
             study = Study(config).run(folder, reporter)
         else:
             study = _inspect_stored(str(base), config, folder, reporter)
@@ -98,6 +103,7 @@ def _inspection(
         return StudyConfig.model_validate(
             {
                 "name": "inspect",
+                "dtype": "float32",
                 "model": {"path": str(user_path(base).resolve())} if is_local else base,
                 "given": [{"path": folder, "force": any_base} for folder in folders],
                 **settings,

@@ -6,12 +6,11 @@ Nothing here needs torch: rows are read to recognize their shape and scorer, mod
 import os
 import re
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from rankscope.config.presets import ON_POCKET, PRESETS
+from rankscope.config.presets import PRESETS, preset_text
 from rankscope.config.section import short_repr
 from rankscope.config.study import ModelConfig, StudyConfig
 from rankscope.config.task import TaskConfig
@@ -69,10 +68,7 @@ def study_template(
         raise UserError(
             "--preset pocket", f"the model {model!r}", "the pocket model", "choose another preset"
         )
-    folder = resources.files("rankscope.config.presets")
-    if is_pocket and task is None and preset != "pocket":
-        folder = folder / ON_POCKET
-    text = (folder / f"{preset}.yaml").read_text(encoding="utf-8")
+    text = preset_text(preset, on_pocket=is_pocket and task is None and preset != "pocket")
     if is_pocket and task is not None and not retention:
         retention = ["pocket_general"]  # other tasks use words that the pocket model does not know
     if task is not None:
@@ -82,7 +78,7 @@ def study_template(
     if retention:
         names = ", ".join(map(dump_text, retention))
         text = _replace_line(text, "  retention: [", f"  retention: [{names}]")
-        text = text.replace(f", {DEFAULT_RETENTION}]", f", {names}]")  # heads to remove
+        text = text.replace(f", {DEFAULT_RETENTION}]", f", {names}]")  # in other lists
     if may_lose is not None:
         text = _with_limit(text, f"  max_forgetting: {may_lose:g} points")
     if data_dir is not None:
@@ -93,8 +89,7 @@ def study_template(
 
 
 def takes_own_rows(preset: str) -> bool:
-    folder = resources.files("rankscope.config.presets")
-    return preset in PRESETS and f"name: {OWN_TASK}\n" in (folder / f"{preset}.yaml").read_text()
+    return preset in PRESETS and f"name: {OWN_TASK}\n" in preset_text(preset)
 
 
 def _with_own_task(text: str, preset: str, task: Mapping[str, str]) -> str:

@@ -95,7 +95,10 @@ class HeadsAnalysis(Analysis[HeadsConfig]):
         head for each task that heads are removed on."""
         heads = self.settings(costs.inputs.config)
         items = costs.inputs.items.get((task, "test"), ())[: heads.items]
-        return costs.scoring(items) * (3 + len(heads.ablate) * costs.num_heads)
+        layers = sum(name.endswith(".o_proj") for name in costs.shapes.linear_shapes)
+        config = costs.inputs.base.config.get_text_config()
+        ablations = len(heads.ablate) * layers * int(config.num_attention_heads)
+        return costs.scoring(items) * (3 + ablations)
 
     def tables(self, models: Sequence[tuple[dict[str, object], Any]]) -> "dict[str, pd.DataFrame]":
         from rankscope.analyses.heads.tables import head_tables

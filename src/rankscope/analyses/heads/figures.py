@@ -1,20 +1,30 @@
 """Figures of the attention heads: what training did to each, and what removing it costs."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from plotly.subplots import make_subplots
 from scipy.stats import rankdata
 from scipy.stats import t as student
 
 from rankscope.analyses.heads.record import HeadAblation, HeadsRecord, LayerHeads
 from rankscope.formatting import count, join_names, number
 from rankscope.report.analyzed_models import AnalyzedModels
-from rankscope.report.charts.figure import Figure
-from rankscope.report.charts.heat_map import Grid, MapPanel, map_panels
+from rankscope.report.charts.figure import (
+    FLAT,
+    Choice,
+    Drawn,
+    Figure,
+    axis,
+    layout,
+    panel_heading,
+)
+from rankscope.report.charts.heat_map import Grid
 from rankscope.report.figures import SECTIONS, Section, register
 from rankscope.report.table_formats import table_from_rows
 
@@ -27,6 +37,8 @@ SECTIONS["heads"] = Section(
 HeadValues = npt.NDArray[np.float64]
 OfLayer = Callable[[LayerHeads], Sequence[float | None]]
 
+CELL = 16  # Size of a cell of a panel, pixels
+NARROWEST = 110  # Least width of a panel, pixels
 SKILL, LOST = "carries the trained skill, nats", "carried what was lost, nats"
 MODULES = {
     "q_proj": "query heads",
@@ -292,3 +304,57 @@ def _finding(by_model: Mapping[str, Mapping[str, HeadValues]], first: str) -> st
         text += f" Removing {head_text(values[SKILL])} costs {label} {most(values[SKILL])} nats "
         text += "more of the right answer than the base."
     return text
+
+
+# --- maps side by side ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MapPanel:
+    title: str
+    grids: Mapping[str, Grid]
+    """By entry of the drop-down; an entry is absent if there is nothing to show."""
+    scale: str = ""
+    """Within an entry, panels with the same name share the end of the color scale; by default each
+    has its own."""
+
+    def scale_of(self, entry: str) -> tuple[str, str]:
+        return self.scale or self.title, entry
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+        return max(NARROWEST, *(CELL * len(grid.values.columns) for grid in self.grids.values()))
+
+
+def map_panels(panels: Sequence[MapPanel], entries: Sequence[str]) -> Drawn:
+    """Maps of heads by layer in a row, with a drop-down over ``entries`` that changes all."""
+    widths = [panel.width for panel in panels]
+    figure = make_subplots(
+        1, len(panels), shared_yaxes=True, column_widths=widths, horizontal_spacing=0.03
+    )
+    every = [(panel, entry, grid) for panel in panels for entry, grid in panel.grids.items()]
+    height = 130 + max(120, CELL * max(len(grid.values) for *_, grid in every))
+    figure.update_layout(layout(height, margin={"l": 48, "r": 16, "t": 40, "b": 52}))
+    reaches: dict[tuple[str, str], float] = {}
+    for panel, entry, grid in every:
+        scale = panel.scale_of(entry)
+        reaches[scale] = max(reaches.get(scale, 0.0), grid.largest)
+    choices: list[Choice] = []
+    hover = {"hovertemplate": "layer %{y}, head %{x}: %{z:.3~g}<extra></extra>"}
+    for entry in entries:
+        first = len(figure.data)
+        for column, panel in enumerate(panels, start=1):
+            if entry in panel.grids:
+                trace = panel.grids[entry].trace(gap=1, reach=reaches[panel.scale_of(entry)])
+                figure.add_heatmap(**trace | hover, visible=not choices, row=1, col=column)
+        choices.append(Choice(entry, tuple(range(first, len(figure.data)))))
+    for column, panel in enumerate(panels, start=1):
+        at = {"row": 1, "col": column}
+        y_title = "layer" if column == 1 else ""
+        figure.update_xaxes(axis("head", **FLAT), **at)
+        figure.update_yaxes(axis(y_title, **FLAT, autorange="reversed"), **at)
+        domain = figure.layout["xaxis" if column == 1 else f"xaxis{column}"].domain
+        figure.add_annotation(panel_heading(panel.title, domain[0], 1))
+    width = 80 + sum(panel_width + 24 for panel_width in widths)
+    return Drawn(plot=figure, choices=choices, min_width=width)

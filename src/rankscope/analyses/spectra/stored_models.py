@@ -114,7 +114,7 @@ def stored_spectra(
     memory holds one matrix with its decomposition."""
     compared = matrices_to_compare(base, models)
     shapes = {name: base.shape(name) for name in compared}
-    check_spectra_settings(settings, shapes, is_command=True)
+    check_spectra_settings(settings, shapes)
     svds = SvdCache(max_bytes=2**62, folder=svd_cache_folder())
     matrices: dict[str, list[MatrixSpectrum]] = {model.name: [] for model in models}
     seconds = dict.fromkeys(matrices, 0.0)

@@ -57,7 +57,7 @@ class Scorer(ABC, Generic[Encoded]):
     needs_listed_options: bool = False  # The prompt must show the lettered options
     metric_choices: tuple[str, ...] = ()  # Metrics that a task may name as its primary metric
     scores_one_row: bool = False
-    """Every item is one row with fixed target tokens, which the analysis of heads needs."""
+    """Every item is one row with fixed target tokens."""
 
     @property
     def default_metric(self) -> str:

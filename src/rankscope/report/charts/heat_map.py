@@ -1,4 +1,4 @@
-"""Heat maps: one panel or several side by side, with a drop-down over what they show."""
+"""Heat maps, with a drop-down over what they show."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from rankscope.formatting import MAX_NAME, Unit, signed
 from rankscope.report.charts.figure import (
@@ -17,15 +16,11 @@ from rankscope.report.charts.figure import (
     axis,
     hover_texts,
     layout,
-    panel_heading,
     plot_text,
     records,
 )
 from rankscope.report.charts.labels import CHARACTER
 from rankscope.report.style import BETTER, INK, MANY, NEUTRAL, NONE_YET, WORSE
-
-CELL = 16  # Size of a cell of a panel, pixels
-NARROWEST = 110  # Least width of a panel, pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,54 +173,3 @@ def _add_frames(figure: go.Figure, grid: Grid, visible: bool) -> None:
     line = {"color": INK.light, "width": 2}
     over = {"xaxis": "x2", "yaxis": "y2", "hoverinfo": "skip"}
     figure.add_scatter(x=x, y=y, mode="lines", line=line, visible=visible, **over)
-
-
-@dataclass(frozen=True, slots=True)
-class MapPanel:
-    title: str
-    grids: Mapping[str, Grid]
-    """By entry of the drop-down; an entry is absent if there is nothing to show."""
-    scale: str = ""
-    """Within an entry, panels with the same name share the end of the color scale; by default each
-    has its own."""
-
-    def scale_of(self, entry: str) -> tuple[str, str]:
-        return self.scale or self.title, entry
-
-    @property
-    def width(self) -> int:
-        """In pixels."""
-        return max(NARROWEST, *(CELL * len(grid.values.columns) for grid in self.grids.values()))
-
-
-def map_panels(panels: Sequence[MapPanel], entries: Sequence[str]) -> Drawn:
-    """Maps of heads by layer in a row, with a drop-down over ``entries`` that changes all."""
-    widths = [panel.width for panel in panels]
-    figure = make_subplots(
-        1, len(panels), shared_yaxes=True, column_widths=widths, horizontal_spacing=0.03
-    )
-    every = [(panel, entry, grid) for panel in panels for entry, grid in panel.grids.items()]
-    height = 130 + max(120, CELL * max(len(grid.values) for *_, grid in every))
-    figure.update_layout(layout(height, margin={"l": 48, "r": 16, "t": 40, "b": 52}))
-    reaches: dict[tuple[str, str], float] = {}
-    for panel, entry, grid in every:
-        scale = panel.scale_of(entry)
-        reaches[scale] = max(reaches.get(scale, 0.0), grid.largest)
-    choices: list[Choice] = []
-    hover = {"hovertemplate": "layer %{y}, head %{x}: %{z:.3~g}<extra></extra>"}
-    for entry in entries:
-        first = len(figure.data)
-        for column, panel in enumerate(panels, start=1):
-            if entry in panel.grids:
-                trace = panel.grids[entry].trace(gap=1, reach=reaches[panel.scale_of(entry)])
-                figure.add_heatmap(**trace | hover, visible=not choices, row=1, col=column)
-        choices.append(Choice(entry, tuple(range(first, len(figure.data)))))
-    for column, panel in enumerate(panels, start=1):
-        at = {"row": 1, "col": column}
-        y_title = "layer" if column == 1 else ""
-        figure.update_xaxes(axis("head", **FLAT), **at)
-        figure.update_yaxes(axis(y_title, **FLAT, autorange="reversed"), **at)
-        domain = figure.layout["xaxis" if column == 1 else f"xaxis{column}"].domain
-        figure.add_annotation(panel_heading(panel.title, domain[0], 1))
-    width = 80 + sum(panel_width + 24 for panel_width in widths)
-    return Drawn(plot=figure, choices=choices, min_width=width)

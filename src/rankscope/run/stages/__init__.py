@@ -1,8 +1,8 @@
 """The stages that a group of trials passes through, all of one form.
 
 A stage reads from the ledger what is missing, computes it piece by piece, and commits each piece
-before the next. A run that is killed at any moment repeats at most the piece it was in, and the
-base's heads, which are not stored. The stages of analyses are in ``analyses/``.
+before the next. A run that is killed at any moment repeats at most the piece it was in, and what
+``measure_base`` measured, which is not stored. The stages of analyses are in ``analyses/``.
 """
 
 from abc import ABC, abstractmethod
