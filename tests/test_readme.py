@@ -234,3 +234,19 @@ def test_the_first_lesson_runs_and_shows_an_answer_tables_and_an_adapter(tmp_pat
     assert scores.loc["base", ("change", "pocket_med")] == 0
     assert cost.to_numpy().min() > 0
     assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= set(files)
+
+
+TESTS = REPOSITORY / "tests"
+
+
+def test_every_pitfall_has_its_tests() -> None:
+    page = (TESTS.parent / "docs" / "reliability.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d+) \|.*\| ([^|]+) \|$", page, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 37))
+    for number, files in rows:
+        for name in re.findall(r"`([^`]+)`", files):
+            text = (TESTS / name).read_text("utf-8")
+            marks = re.findall(r"pytest\.mark\.pitfall\(([\d, ]+)\)", text)
+            assert number in {row.strip() for mark in marks for row in mark.split(",")}, (
+                f"{name} has no test marked pitfall({number})"
+            )

@@ -1,10 +1,12 @@
-"""Statistics against scipy, closed forms, hand numbers and small simulations of known truth."""
+"""Statistics against scipy, statsmodels, closed and slow forms, and simulations of known truth."""
 
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+import statsmodels.api as sm
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from rankscope.advise.statistics.estimates import (
     Comparison,
@@ -13,7 +15,13 @@ from rankscope.advise.statistics.estimates import (
     paired_estimate,
     weighted_estimate,
 )
-from rankscope.advise.statistics.significance import mcnemar_exact, sign_flip
+from rankscope.advise.statistics.resampling import (
+    MOST_KEPT,
+    NUM_DRAWS,
+    kept_signs,
+    resampled_means,
+)
+from rankscope.advise.statistics.significance import holm, mcnemar_exact, sign_flip
 from rankscope.errors import UserError
 from rankscope.records import Estimate
 from simulate_studies import SCENARIOS, coverage
@@ -162,3 +170,105 @@ def test_intervals_cover_the_truth(name: str) -> None:
     """93 to 97 % in the large simulation; of 200 studies, to a standard error of .95."""
     error = (0.95 * 0.05 / 200) ** 0.5
     assert 0.93 - error <= coverage(NAMED[name], 200).covered <= 0.97 + error
+
+
+def test_holm() -> None:
+    rng = np.random.default_rng(1)
+    p_values = list(rng.uniform(size=24) ** 3)
+    assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
+
+
+@pytest.mark.parametrize("clusters", [5, 40])
+def test_clustered_standard_errors(clusters: int) -> None:
+    """Robust covariance of a mean with groups of unequal size; its factor C/(C-1) (n-1)/(n-1)."""
+    rng = np.random.default_rng(2)
+    labels = rng.integers(clusters, size=300)
+    scores = rng.normal(size=300) + 0.5 * rng.normal(size=clusters)[labels]
+    fitted = sm.OLS(scores, np.ones(300)).fit(
+        cov_type="cluster", cov_kwds={"groups": labels, "use_correction": True}
+    )
+    assert clustered_standard_error(scores, list(labels)) == pytest.approx(float(fitted.bse[0]))
+
+
+def test_seeds_alone_give_students_interval() -> None:
+    """Items that all move alike leave the seeds: mean +- t of S - 1 times their standard error."""
+    changes = np.array([0.1, 0.3, 0.35, 0.2])
+    base = np.random.default_rng(3).normal(size=50)
+    found = paired_estimate(base + changes[:, None] + 1e-7 * base, base)
+    expected = stats.t.interval(0.95, 3, loc=changes.mean(), scale=stats.sem(changes))
+    assert (found.low, found.high) == pytest.approx(expected, abs=1e-5)
+    assert found.seed_error == pytest.approx(stats.sem(changes), abs=1e-6)
+    # Sign flips see 50 items that all rose; seeds are what is uncertain.
+    assert found.p == pytest.approx(stats.ttest_1samp(changes, 0).pvalue, abs=1e-5)
+
+
+def test_shares_of_items_and_seeds_are_those_of_a_two_way_layout() -> None:
+    """Expected mean squares by hand, for scores = item + seed + rest on a grid without noise."""
+    rng = np.random.default_rng(4)
+    rows = rng.normal(size=(4, 200)) + rng.normal(size=200) + 0.3 * rng.normal(size=(4, 1))
+    s, n = rows.shape
+    grand = rows.mean()
+    between_items = s * ((rows.mean(axis=0) - grand) ** 2).sum() / (n - 1)
+    between_seeds = n * ((rows.mean(axis=1) - grand) ** 2).sum() / (s - 1)
+    rest = rows - rows.mean(axis=0) - rows.mean(axis=1, keepdims=True) + grand
+    left = (rest**2).sum() / ((s - 1) * (n - 1))
+    found = paired_estimate(rows, np.zeros(n))
+    assert found.item_error == pytest.approx((between_items / (s * n)) ** 0.5)
+    assert found.seed_error == pytest.approx((max(0, between_seeds - left) / (s * n)) ** 0.5)
+    assert found.standard_error == pytest.approx(
+        ((between_items + between_seeds - left) / (s * n)) ** 0.5
+    )
+
+
+def test_a_sum_over_tasks_adds_item_variances_and_joins_seeds() -> None:
+    rng = np.random.default_rng(5)
+    seeds = 0.5 * rng.normal(size=(3, 1))
+    pairs = [
+        Comparison(seeds + rng.normal(size=n) + 0.1 * rng.normal(size=(3, n)), rng.normal(size=n))
+        for n in (60, 90)
+    ]
+    together = weighted_estimate(pairs, (1.0, -1.0))
+    separate = [weighted_estimate([p]) for p in pairs]
+    assert together.item_error**2 == pytest.approx(sum((a.item_error or 0) ** 2 for a in separate))
+    # What the two tasks share of a seed cancels in their difference.
+    assert together.seed_error < 0.2 * (separate[0].seed_error or 0)
+    assert together.value == pytest.approx(separate[0].value - separate[1].value)
+
+
+def drawn_one_by_one(sums: np.ndarray, sizes: np.ndarray, seed: int) -> np.ndarray:
+    """The definition: pick as many units as there are, add up what they hold."""
+    rng = np.random.default_rng([seed, 1])
+    picked = rng.integers(len(sums), size=(NUM_DRAWS, len(sums)))
+    return np.array([sums[p].sum() / sizes[p].sum() for p in picked])
+
+
+@pytest.mark.parametrize("sizes", ["ones", "fives", "unequal"])
+def test_the_product_of_counts_and_sums_is_the_bootstrap(sizes: str) -> None:
+    rng = np.random.default_rng(0)
+    items = {"ones": np.ones(60), "fives": np.full(60, 5.0), "unequal": rng.integers(1, 9, 60)}
+    sums, sizes_ = rng.normal(size=60), items[sizes].astype(float)
+    found = resampled_means(sums, sizes_, seed=3)
+    assert found == pytest.approx(drawn_one_by_one(sums, sizes_, seed=3), abs=1e-6)
+
+
+@pytest.mark.parametrize("kinds", [5, MOST_KEPT + 1])
+def test_many_units_are_drawn_alike_whether_they_are_of_few_kinds_or_of_many(kinds: int) -> None:
+    """Closed form of a bootstrapped mean of equal units: its mean and sqrt(variance / N)."""
+    units = MOST_KEPT + 1
+    values = np.random.default_rng(1).normal(size=kinds)[np.arange(units) % kinds]
+    found = resampled_means(values, np.ones(units), seed=0)
+    error = values.std() / np.sqrt(units)
+    # Four standard errors of the mean, and of the standard deviation, of D normal draws.
+    assert found.mean() == pytest.approx(values.mean(), abs=4 * error / np.sqrt(NUM_DRAWS))
+    assert found.std() == pytest.approx(error, rel=4 / np.sqrt(2 * NUM_DRAWS))
+
+
+def test_drawn_flips_are_counted_as_the_definition_says() -> None:
+    rng = np.random.default_rng(2)
+    parts = rng.normal(0.1, 1.0, size=90)
+    signs = kept_signs(90, seed=0).astype(float)
+    further = sum(
+        abs(sum(s * abs(x) for s, x in zip(signs[:, draw], parts, strict=True))) >= abs(parts.sum())
+        for draw in range(NUM_DRAWS)
+    )
+    assert sign_flip(parts) == (further + 1) / (NUM_DRAWS + 1)

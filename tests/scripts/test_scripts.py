@@ -1,0 +1,74 @@
+"""Small scripts: the picture of rooms, short exam rows, how many seeds a claim needs."""
+
+import json
+from dataclasses import astuple
+from pathlib import Path
+
+import pytest
+
+from architecture_picture import PICTURE, drawn, imports
+from power import data_needed, detectable
+from rankscope.records import Estimate
+from short_exam_rows import write_short_rows
+
+
+def test_the_picture_is_drawn_from_the_imports() -> None:
+    assert PICTURE.read_text("utf-8") == drawn(imports()), (
+        "docs/images/architecture.svg is not what the imports say; "
+        "run python scripts/architecture_picture.py"
+    )
+
+
+def test_a_way_through_other_rooms_replaces_an_arrow() -> None:
+    picture = drawn({"config": set(), "data": {"config"}, "models": {"config", "data"}})
+    assert picture.count("marker-end") == 2
+
+
+def test_long_questions_and_law_are_left_out_and_copies_stay_together(tmp_path: Path) -> None:
+    rows = [{"question": f"q{n // 2}", "choices": ["a", "b"], "subject": "sums"} for n in range(40)]
+    rows += [{**rows[0], "question": "x" * 500}, {**rows[0], "subject": "jurisprudence"}]
+    (tmp_path / "data" / "mmlu").mkdir(parents=True)
+    (tmp_path / "data" / "mmlu" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_short_rows(tmp_path / "data", tmp_path / "out")
+    files = sorted((tmp_path / "out" / "mmlu").iterdir())
+    assert [file.name for file in files] == ["test.jsonl", "train.jsonl", "validation.jsonl"]
+    splits = [
+        [json.loads(line)["question"] for line in file.read_text().splitlines()] for file in files
+    ]
+    assert sorted(question for split in splits for question in split) == sorted(
+        row["question"] for row in rows[:40]
+    )
+    assert not any(set(a) & set(b) for a in splits for b in splits if a is not b)
+
+
+Z = 1.959964 + 0.841621  # quantiles .975 and .8 of the normal distribution
+T = 4.302653 + 1.060660  # of Student's t with two degrees of freedom
+
+
+def estimate(item_error: float | None, seed_error: float | None, seeds: int = 3) -> Estimate:
+    known = {"value": 0.03, "low": None, "high": None, "n": 100, "seeds": seeds}
+    return Estimate(**known, item_error=item_error, seed_error=seed_error)
+
+
+def test_few_seeds_are_paid_for_by_students_quantiles() -> None:
+    both = detectable(estimate(0.02, 0.01))
+    assert both == pytest.approx(((Z * 0.02) ** 2 + (T * 0.01) ** 2) ** 0.5, rel=1e-5)
+    assert detectable(estimate(None, None)) is None
+    assert detectable(estimate(0.0, None, seeds=1)) is None
+
+
+def test_what_is_asked_for_is_enough_and_not_more() -> None:
+    """With the items, or the seeds, that are asked for, the effect is just seen."""
+    now = estimate(0.02, 0.004)
+
+    def seen(items: int) -> float:
+        return detectable(estimate(0.02 * (100 / items) ** 0.5, 0.004)) or 0.0
+
+    found = data_needed(now, 0.045)
+    assert found.seeds is None  # the items there are would not show it with any seeds
+    assert seen(found.items) <= 0.045 < seen(found.items - 1)
+    assert data_needed(now, 0.06).seeds == 3
+    assert data_needed(estimate(0.005, 0.03), 0.04).items is None  # seeds that differ too much
+    items, seeds = data_needed(estimate(0.02, 0.02), 0.02).both
+    assert (items > 100, seeds > 3) == (True, True)
+    assert set(astuple(data_needed(estimate(0.5, 5.0), 0.001))) == {None}
