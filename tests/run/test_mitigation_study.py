@@ -14,12 +14,14 @@ from safetensors.torch import load_file
 from rankscope.config.loader import load_study_file
 from rankscope.data.study_data import replay_notes
 from rankscope.errors import UserError
-from rankscope.records import BASE, StudyRecords, TrialRecords, trial_of, variant_of
+from rankscope.models.model_folder import pocket_folder
+from rankscope.records import BASE, StudyRecords, TrialRecords, Variant, trial_of, variant_of
 from rankscope.run.begin import check_record_settings
 from rankscope.run.outputs import write_outputs
 from rankscope.run.trials import make_trials
 from rankscope.store import Ledger, snapshot_path, weights_path
 from rankscope.tools.export import ExportRequest, export_trial
+from rankscope.tools.shrink import SourceAdapter, truncate
 
 
 def trial_with(study: StudyRecords, word: str) -> TrialRecords:
@@ -95,8 +97,9 @@ def test_export_copies_the_weights_of_a_step(mitigated: Finished, tmp_path: Path
 def test_every_trial_has_milder_forms_on_the_line_from_the_base(mitigated: Finished) -> None:
     study = mitigated.records
     milder = {key for key in study.evals if variant_of(key[0])}
-    # Eight trials in four forms, and three of rank 8 cut; two tasks of two splits.
-    assert len(milder) == (8 * 4 + 1) * 2 * 2
+    # Eight trials in four forms, and of these one of rank 8 and the full one cut; two tasks of two
+    # splits.
+    assert len(milder) == (8 * 4 + 2) * 2 * 2
     assert {trial_of(model) for model, _, _ in milder} == {t.spec.trial_id for t in study.trials}
     between = 0
     for trial in study.trials:
@@ -107,6 +110,27 @@ def test_every_trial_has_milder_forms_on_the_line_from_the_base(mitigated: Finis
         )
         between += base < half < tuned or base > half > tuned
     assert between >= 3
+
+
+def test_a_full_model_cut_to_a_rank_scores_as_the_adapter_that_shrink_writes(
+    mitigated: Finished, tmp_path: Path
+) -> None:
+    study, base = mitigated.records, pocket_folder()
+    (full,) = [t.spec for t in study.trials if t.spec.is_full]
+    place = mitigated.out / weights_path(full)
+    truncate(SourceAdapter.open(place, base, accepts_full=True), tmp_path / "cut", [2])
+    given = [{"path": str(tmp_path / "cut"), "name": "cut"}]
+    evaluate = {"retention": ["pocket_cloze"], "cross_domain": ["pocket_med"]}
+    settings = {"arms": None, "tasks": None, "given": given, "evaluate": evaluate}
+    scored = small_study(tmp_path, **settings).run(tmp_path / "out")
+    (trial,) = [t.spec.trial_id for t in scored.trials]
+    for task in ("pocket_med", "pocket_cloze"):
+        known = {item.item_id: item for item in scored.results[trial, task, "test"]}
+        ours = study.results[Variant("truncated", 2).of(full.trial_id), task, "test"]
+        assert len(ours) > 5
+        for item in ours:
+            theirs = known[item.item_id].gold_logprob
+            assert item.gold_logprob == pytest.approx(theirs, abs=1e-4)
 
 
 def test_interrupted_over_and_over_it_comes_to_the_same_end(

@@ -117,7 +117,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (on_two(**arm(kl_to_base=0.1)), "found kl_to_base"),
     (on_two(**arm(**STOP), **changed("train", devices=2, evaluate_every=4)), "found early_stop"),
     (on_two(**changed("train", devices=2, optimizer="adamw8bit")), "found optimizer: adamw8bit"),
-    (on_two(evaluate={"scales": [0.5]}), "found scales of full fine-tuning"),
+    (on_two(evaluate={"scales": [0.5]}), "found variants of full fine-tuning"),
     (on_two(analyze={"heads": {"enabled": True}}), "found analyze.heads.enabled"),
     # where groups run
     *((executor("slurm", time=time), f"found '{time}', expected more than 3 minutes")

@@ -1,18 +1,21 @@
 """Commands on models, adapters and studies that make no sense: refused, and nothing is written."""
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 from command_line import files_below, rankscope
 from finished_studies import Finished
 from peft import IA3Config, LoHaConfig, PromptTuningConfig, get_peft_model
-from peft_adapters import saved_adapter, wide_adapter
+from peft_adapters import saved_adapter, tuned_from, wide_adapter
+from safetensors.torch import load_file, save_file
 from tiny_models import tiny_llama
 
 SHRINK = "shrink {lora} --out {new} "
 MITIGATE = SHRINK + "--base {base} --mitigate intruders --lambda "
 INSPECT = "inspect {base} {lora} --out {new} "
+FULL = "shrink {full} --base {base} --out {new} "
 EVAL = "eval pocket --max-items 4 --out {new} --tasks "
 SPECTRA = INSPECT + "--set analyze.spectra."
 
@@ -51,7 +54,7 @@ REFUSED = [
      "--set evaluate.cross_domain=[pocket_medd]",
      "did you mean 'pocket_med'?"),
     # shrink
-    (SHRINK, "found none, expected exactly one of --rank, --scale, --layer-scale, --mitigate"),
+    (SHRINK, "found none, expected exactly one of --rank, --parameters, --scale,"),
     (SHRINK + "--rank 2 --scale 0.5", "found --rank and --scale, expected exactly one of"),
     (SHRINK + "--rank 0", "--rank 0: expected at least 1"),
     (SHRINK + "--scale -1", "expected a number of at least 0"),
@@ -68,7 +71,18 @@ REFUSED = [
     (MITIGATE + "0.5 --epsilon 5", "--epsilon 5.0: expected a number between 0 and 1"),
     (MITIGATE + "0.5 --epsilon nan", "expected a number between 0 and 1"),
     (MITIGATE + "0.5 --intruder-k -1", "--intruder-k: found -1, expected 1 to"),
-    ("shrink {base} --scale 0.5 --out {new}", "a full checkpoint"),
+    (SHRINK + "--rank 2,x", "--rank '2,x': expected whole numbers such as 8,32"),
+    (SHRINK + "--parameters 100", "found 100 parameters, expected at least 768, rank 1 of each of"),
+    ("shrink {base} --scale 0.5 --out {new}", "use --rank or --parameters to make it one"),
+    ("shrink {full} --rank 2 --out {new}", "expected the base that it was trained from; give"),
+    (FULL + "--rank 65", "--rank 65: expected at most 64, the largest rank of a matrix"),
+    (FULL + "--parameters 1855", "expected at least 1,856, rank 1 of each of 14 matrices"),
+    ("shrink {base} --base {base} --rank 2 --out {new}", "no change in any linear layer"),
+    ("shrink {other} --base {base} --rank 2 --out {new}", "times the norm of the base, expected a"),
+    ("shrink {deeper} --base {base} --rank 2 --out {new}", "found 21 linear layers of LlamaFor"),
+    ("shrink {more_tokens} --base {base} --rank 2 --out {new}", "holds no new tokens"),
+    ("shrink {lacking} --base {base} --rank 2 --out {new}",
+     "found no 'model.layers.1.mlp.up_proj.weight', of 1 missing tensors"),
     ("shrink nowhere --scale 0.5 --out {new}", "no such folder"),
     ("shrink {dora} --scale 0.5 --out {new}",
      "an update of dora, which depends on the base; give --base"),
@@ -98,8 +112,20 @@ def places(
     (folder / "study.yaml").write_text(
         "name: x\nmodel: pocket\ntasks: [pocket_med]\narms: [{method: full, lr: 1e-4}]\n"
     )
+    tuned_from(tiny_llama()).save_pretrained(folder / "full")
+    tiny_llama(seed=5).save_pretrained(folder / "other")
+    tiny_llama(num_layers=3).save_pretrained(folder / "deeper")
+    longer = tiny_llama()
+    longer.resize_token_embeddings(310)
+    longer.save_pretrained(folder / "more_tokens")
+    shutil.copytree(folder / "full", folder / "lacking")
+    file = folder / "lacking" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, file, {"format": "pt"})
+    models = ("full", "other", "deeper", "more_tokens", "lacking")
     return {
-        **{name: folder / name for name in (*methods, "new")},
+        **{name: folder / name for name in (*methods, *models, "new")},
         "lora": saved_adapter(folder / "lora", tiny_llama()),
         "dora": saved_adapter(folder / "dora", tiny_llama(), use_dora=True),
         "wide": wide_adapter(folder / "wide"),

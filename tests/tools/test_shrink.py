@@ -108,7 +108,7 @@ def test_what_changes_nothing_changes_no_bit(base: Path, adapter: Path, tmp_path
     source = SourceAdapter.open(adapter, base)
     scale(source, tmp_path / "scale", 1)
     layer_scale(source, tmp_path / "layers", 1, 1)
-    truncate(source, tmp_path / "rank", 64)
+    truncate(source, tmp_path / "rank", [64])
     mitigate(source, tmp_path / "mitigate", 1, SpectraConfig())
     written = ["scale", "layers", "rank", "mitigate/mitigated", "mitigate/control"]
     for name in written:
@@ -121,7 +121,7 @@ def test_a_cut_adapter_is_the_nearest_of_its_rank(
     kind: str, before: dict[str, Tensor], tmp_path: Path
 ) -> None:
     adapter = saved_adapter(tmp_path / kind, tiny_llama(), **KINDS[kind])
-    found = truncate(SourceAdapter.open(adapter, None), tmp_path / "cut", 2)
+    (found,) = truncate(SourceAdapter.open(adapter, None), tmp_path / "cut", [2])
     whole, cut = deltas(adapter, before), deltas(tmp_path / "cut", before)
     config = json.loads((tmp_path / "cut" / FILES[0]).read_text("utf-8"))
     assert (config["r"], config["rank_pattern"]) == (2, {})

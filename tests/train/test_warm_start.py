@@ -7,7 +7,6 @@ import pytest
 from architectures import alone
 from peft import PeftModel
 from tiny_models import IDS, logits_of, tiny_llama
-from torch import Tensor, nn
 from toy_training import (
     ATTENTION,
     losses,
@@ -18,7 +17,7 @@ from toy_training import (
     training_tolerance,
     trial,
 )
-from trained_adapters import continued, peft_adapter
+from trained_adapters import continued, peft_adapter, relative, their_parts
 
 from rankscope.errors import UserError
 from rankscope.models.adapters.folder import load_adapter, save_adapter
@@ -45,23 +44,6 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "one layer": ({"target_modules": [LEFT]}, {"targets": (LEFT,)}),
 }
 KIND = pytest.mark.parametrize("kind", KINDS)
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    """Distance over the expected norm."""
-    return float((found - expected).detach().norm() / expected.detach().norm())
-
-
-def their_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Module -> PEFT's A, B and, for DoRA, m."""
-    found = {}
-    for path, layer in model.named_modules():
-        if hasattr(layer, "lora_A"):
-            own = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
-            if len(layer.lora_magnitude_vector):
-                own.append(layer.lora_magnitude_vector["default"].weight)
-            found[path.removeprefix("base_model.model.")] = own
-    return found
 
 
 @KIND

@@ -2,10 +2,10 @@
 
 Learning rates are chosen by validation score: one for each trained rank; for nested runs the one
 with the largest area under its curve, because all slices come from one run; truncations are those
-of the chosen arm of the largest rank.
+of the chosen arm of the largest rank, or of full fine-tuning.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Literal
 
@@ -14,7 +14,7 @@ import numpy as np
 from rankscope.models.methods import lora_methods
 from rankscope.records import StudyRecords, TrialSpec, Variant, finished_trials
 
-CurveKind = Literal["trained", "nested", "truncated"]
+CurveKind = Literal["trained", "nested", "truncated", "full"]
 CurveModels = Mapping[int, Mapping[int, str]]  # Rank -> seed -> id of a trial or variant
 
 
@@ -29,10 +29,14 @@ def curve_models(study: StudyRecords, task: str) -> dict[CurveKind, CurveModels]
     trained: dict[int, Mapping[int, str]] = {}
     for rank in sorted({s.rank or 0 for s in line}):
         trained |= _best_models(study, [s for s in line if s.rank == rank])
+    whole = trained[max(trained)] if trained else {}
+    cut = _truncations(study, whole, trained)
+    full = next(iter(_best_models(study, [s for s in specs if s.is_full]).values()), {})
     curves: dict[CurveKind, CurveModels] = {
         "trained": trained,
         "nested": _best_models(study, nested),
-        "truncated": _truncated_models(study, trained),
+        "truncated": {**cut, max(trained): whole} if cut else {},
+        "full": _truncations(study, full, trained),
     }
     return {kind: models for kind, models in curves.items() if models}
 
@@ -59,13 +63,13 @@ def _best_models(study: StudyRecords, specs: Sequence[TrialSpec]) -> CurveModels
     return max(groups.values(), key=area, default={})
 
 
-def _truncated_models(study: StudyRecords, trained: CurveModels) -> CurveModels:
-    """The truncations of the largest trained rank, which is its own last point."""
-    whole = trained[max(trained)] if trained else {}
+def _truncations(
+    study: StudyRecords, whole: Mapping[int, str], ranks: Iterable[int]
+) -> dict[int, Mapping[int, str]]:
+    """The truncations of trials, by seed, that were scored."""
     scored = {model for model, _, _ in study.evals}
-    cut = {r: {s: Variant("truncated", r).of(i) for s, i in whole.items()} for r in trained}
-    cut = {rank: models for rank, models in cut.items() if scored.issuperset(models.values())}
-    return {**cut, max(trained): whole} if cut else {}
+    cut = {r: {s: Variant("truncated", r).of(i) for s, i in whole.items()} for r in ranks}
+    return {r: models for r, models in cut.items() if models and scored.issuperset(models.values())}
 
 
 def area_weights(ranks: Sequence[int]) -> list[float]:

@@ -28,6 +28,16 @@ TooLong = Annotated[str, Option(help="Items longer than the context: refuse or t
 LayerFactors = Annotated[
     str | None, Option(metavar="FIRST:LAST", help="Multiply it linearly over layers.")
 ]
+Tuned = Annotated[Path, Argument(metavar="TUNED", help="PEFT adapter; to be cut, also a model.")]
+Ranks = Annotated[
+    str | None, Option(metavar="R,...", help="Truncate to this rank, optimally, or to several.")
+]
+Mitigation = Annotated[
+    str | None, Option(metavar="intruders", help="Scale intruder dimensions by --lambda.")
+]
+ShrunkBase = Annotated[
+    str | None, Option(help="The base; for a model, --mitigate, DoRA and PiSSA.")
+]
 Factor = Annotated[float | None, Option("--lambda", help="1 changes nothing, 0 removes intruders.")]
 
 
@@ -163,24 +173,23 @@ def _inspect_command(
 @verb("shrink", "Reading {adapter} ...")
 def _shrink_command(
     ctx: typer.Context,
-    adapter: Annotated[Path, Argument(metavar="ADAPTER", help="Folder of a PEFT adapter.")],
-    out: Annotated[Path, Option(help="Folder of the new adapter.")],
-    rank: Annotated[int | None, Option(help="Truncate to this rank, optimally.")] = None,
+    adapter: Tuned,
+    out: Annotated[Path, Option(help="Folder of the new adapter; of several, folders in it.")],
+    rank: Ranks = None,
+    parameters: Annotated[int | None, Option(help="Truncate to so many, ranks by module.")] = None,
     scale: Annotated[float | None, Option(help="Multiply the whole update.")] = None,
     layer_scale: LayerFactors = None,
-    mitigate: Annotated[
-        str | None, Option(metavar="intruders", help="Scale intruder dimensions by --lambda.")
-    ] = None,
+    mitigate: Mitigation = None,
     factor: Factor = None,
-    base: Annotated[str | None, Option(help="The base; for --mitigate, DoRA and PiSSA.")] = None,
+    base: ShrunkBase = None,
     intruder_k: IntruderK = 10,
     epsilon: Epsilon = 0.5,
     force: AnyBase = False,
 ) -> Reply:
-    """Make an adapter smaller, or its update weaker.
+    """Make an adapter smaller, or its update weaker; make a fine-tuned model an adapter.
 
-    Writes an ordinary PEFT adapter. A mitigation writes two: the second is its norm-matched
-    control.
+    Writes an ordinary PEFT adapter; for several ranks, one in r8, r32 ... each. A mitigation writes
+    two: the second is its norm-matched control.
 
     Example: rankscope shrink ./adapter-r64 --rank 16 --out adapter-r16
     """
@@ -188,8 +197,8 @@ def _shrink_command(
     from rankscope.filesystem import check_taken, output_folder
     from rankscope.models.model_folder import check_tuned_folder, shapes_folder
 
-    names = ("--rank", "--scale", "--layer-scale", "--mitigate")
-    _check_one(dict(zip(names, (rank, scale, layer_scale, mitigate), strict=True)))
+    names = ("--rank", "--parameters", "--scale", "--layer-scale", "--mitigate")
+    _check_one(dict(zip(names, (rank, parameters, scale, layer_scale, mitigate), strict=True)))
     if (mitigate is None) != (factor is None) or mitigate not in (None, "intruders"):
         raise UserError("shrink", expected="'--mitigate intruders' together with '--lambda L'")
     if mitigate is None:
@@ -203,9 +212,13 @@ def _shrink_command(
         from rankscope.cli.render.models import changes_tables
         from rankscope.tools import shrink
 
-        source = shrink.SourceAdapter.open(adapter, base, any_base=force)
-        if rank is not None:
-            changes = [shrink.truncate(source, out, rank)]
+        ranks = None if rank is None else shrink.parse_ranks(rank)
+        is_cut = rank is not None or parameters is not None
+        source = shrink.SourceAdapter.open(adapter, base, any_base=force, accepts_full=is_cut)
+        if ranks is not None:
+            changes = shrink.truncate(source, out, ranks)
+        elif parameters is not None:
+            changes = shrink.allot(source, out, parameters)
         elif scale is not None:
             changes = [shrink.scale(source, out, scale)]
         elif layer_scale is not None:

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, model_valida
 
 from rankscope.config.section import (
     ConfigSection,
+    LocalPath,
     Name,
     OneOrMore,
     PathText,
@@ -199,6 +200,9 @@ class ArmConfig(ConfigSection):
     """By name, or ``{peft: {peft_type: ADALORA, ...}}`` for any other PEFT method."""
     rank: ZeroOrMore[PositiveInt] = []
     """LoRA rank r, one or more; ``nested`` trains all of them in one run."""
+    rank_pattern: Annotated[PathText | dict[str, PositiveInt], LocalPath()] = None
+    """Ranks by module in place of ``rank``: the ``adapter_config.json`` of an adapter,
+    such as ``shrink --parameters`` writes; or every target's rank by module path."""
     alpha: OneOrMore[Alpha] = ["2r"]
     """LoRA alpha: a number, or a multiple of the rank such as ``2r``."""
     lr: OneOrMore[PositiveFloat]
@@ -276,7 +280,11 @@ class ArmConfig(ConfigSection):
             rule = f"none: method {name} {note}" if note else f"none with method {name}"
             do = f"remove {misplaced}" if note else f"remove it, or use {' or '.join(owners)}"
             raise Unfit(misplaced, rule, do)
-        if not self.rank and self.init_from is None and "rank" in fields:
+        if isinstance(self.rank_pattern, str) and (self.rank or self.init_from is not None):
+            beside = "rank" if self.rank else "init_from"
+            raise Unfit(f"'rank_pattern' and {beside!r}", "one of them", "remove one")
+        has_rank = self.rank or self.rank_pattern is not None or self.init_from is not None
+        if not has_rank and "rank" in fields:
             raise Unfit(f"no rank for method {methods[0].name!r}", "one or more", "add 'rank'")
         nesting = next((m.name for m in methods if m.nests_ranks), None)
         if nesting is not None and len(set(self.rank)) < 2:
@@ -314,6 +322,8 @@ class ArmConfig(ConfigSection):
             if method.has_rank:
                 axes["rank"] = self.rank or [None]  # the rank of the adapter in 'init_from'
                 axes["alpha"] = self.alpha
+            if isinstance(self.rank_pattern, dict):
+                axes["rank_pattern"] = [tuple(sorted(self.rank_pattern.items()))]
             axes["lr"] = self.lr
             for setting, default in method.field_defaults.items():
                 axes[setting] = getattr(self, setting) or [default]

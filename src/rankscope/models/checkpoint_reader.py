@@ -60,23 +60,21 @@ class CheckpointReader:
     def _is_transposed(self, name: str) -> bool:
         return isinstance(self._linears[name], Conv1D)
 
-    def _stored_name(self, name: str) -> str:
-        """The name under which the weight of a layer is stored."""
+    def stored_name(self, key: str) -> str | None:
+        """The name under which a parameter is stored; None if it is not."""
         tied = getattr(self.model, "_tied_weights_keys", None)
-        key = f"{name}.weight"
         keys = [key, *([tied[key]] if isinstance(tied, Mapping) and key in tied else [])]
         # Some checkpoints hold only the inner model, without its prefix.
         prefix = str(getattr(self.model, "base_model_prefix", "")) + "."
         keys += [k.removeprefix(prefix) for k in keys if k.startswith(prefix)]
-        stored: str | None = next((k for k in keys if k in self.shards), None)
-        if stored is None:
-            raise damaged(self.folder, f"no weight {key!r} in its safetensors files")
-        return stored
+        return next((k for k in keys if k in self.shards), None)
 
     def weight(self, name: str, device: torch.device | None = None) -> Tensor:
         """The weight of a linear layer, (out, in), in its stored dtype. Raises UserError for an
         unknown layer, IntegrityError for missing, misshapen or NaN values."""
-        shape, stored = self.shape(name), self._stored_name(name)
+        shape, stored = self.shape(name), self.stored_name(f"{name}.weight")
+        if stored is None:
+            raise damaged(self.folder, f"no weight '{name}.weight' in its safetensors files")
         weight = self.tensor(stored)
         if weight.dtype in (torch.uint8, torch.int8):
             weight = self.dequantized(stored, weight)
@@ -90,6 +88,21 @@ class CheckpointReader:
             found = f"{bad} of {weight.numel()} numbers that are NaN or infinite in {stored!r}"
             raise damaged(self.folder, found, "finite ones")
         return weight.to(device) if device is not None else weight
+
+    @property
+    def adapter_targets(self) -> tuple[str, ...]:
+        """Names that match the layers and nothing else: last parts of paths, or whole paths."""
+        leaves = {name.rpartition(".")[2] for name in self.layers}
+        modules = (name for name, _ in self.model.named_modules())
+        named = {name for name in modules if name.rpartition(".")[2] in leaves}
+        return tuple(sorted(leaves if named == set(self.layers) else self.layers))
+
+    def parameter(self, key: str) -> Tensor:
+        """A parameter by its path, which is stored; a linear layer's weight as (out, in)."""
+        name = key.removesuffix(".weight")
+        if key != name and name in self._linears:
+            return self.weight(name)
+        return self.tensor(self.stored_name(key) or key)
 
     def tensor(self, key: str) -> Tensor:
         path = self.shards[key]

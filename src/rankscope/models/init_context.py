@@ -67,6 +67,7 @@ def empty_adapter(trial: TrialSpec) -> Adapter:
         scaling=trial.scaling,
         targets=trial.targets,
         method=trial.method,
+        ranks=dict(trial.rank_pattern or ()),
         dropout=trial.dropout,
         dropout_seed=trial.seed,
     )

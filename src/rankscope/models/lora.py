@@ -4,7 +4,8 @@
 """
 
 import hashlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -37,12 +38,16 @@ class Adapter:
     diagonal: Tensor | None = None
     """P / s of a nested adapter that trains, (r,): passes in training compute W0 + B P A, scoring
     leaves it out."""
+    ranks: Mapping[str, int] = field(default_factory=dict)  # Module -> its rank, if not the trial's
     dropout: float = 0.0  # Probability on the adapter's input while training
     dropout_seed: int = 0  # Decides the masks, together with module, step and order of the rows
     step: int = 0
     _masks: dict[str, torch.Generator] = field(default_factory=dict, init=False, repr=False)
     _mask_states: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _cache: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def rank_of(self, module: str) -> int:
+        return self.ranks.get(module, self.rank)
 
     def set_factors(self, module: str, a: Tensor, b: Tensor) -> None:
         self.a[module] = nn.Parameter(a.contiguous())
@@ -114,6 +119,18 @@ class Adapter:
     def delta(self, module: str, weight: Tensor) -> Tensor:
         """W - W0 of one module, (out, in), in the dtype of W0, ``weight``."""
         return get_lora_method(self.method).delta(self, module, weight)
+
+
+def adapter_of(
+    name: str, factors: Mapping[str, tuple[Tensor, Tensor]], targets: Sequence[str] = ()
+) -> Adapter:
+    """Plain LoRA for inference that adds B A to each module, for its (A, B)."""
+    rank = Counter(len(a) for a, _ in factors.values()).most_common(1)[0][0]
+    adapter = Adapter(name, rank, float(rank), 1.0, tuple(targets or sorted(factors)))
+    for module, (a, b) in factors.items():
+        adapter.a[module] = nn.Parameter(a.float().contiguous(), requires_grad=False)
+        adapter.b[module] = nn.Parameter(b.float().contiguous(), requires_grad=False)
+    return adapter
 
 
 def derive_seed(*parts: object) -> int:

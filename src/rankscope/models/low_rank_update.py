@@ -6,6 +6,7 @@ the same form, so the result is an ordinary LoRA or DoRA adapter again.
 Shapes: m = out features, n = in features, r = rank.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 
@@ -50,6 +51,13 @@ class LowRankUpdate:
             raise ValueError(f"{name}: the update of a DoRA module depends on the base weight")
         magnitude = to_float64(adapter.magnitude[name]).to(weight.device)
         return cls(A, B, magnitude / (weight + B @ A).norm(dim=1), weight)
+
+    @classmethod
+    def from_dense(cls, delta: Tensor) -> "LowRankUpdate":
+        """Any update (m, n), of rank min(m, n): one factor is the identity."""
+        delta = to_float64(delta)
+        identity = torch.eye(min(delta.shape), dtype=delta.dtype, device=delta.device)
+        return cls(delta, identity) if len(delta) == len(identity) else cls(identity, delta)
 
     @property
     def rank(self) -> int:
@@ -102,14 +110,19 @@ class LowRankUpdate:
         The SVD of B A is that of R_B R_A^T multiplied by Q_B and Q_A. Each factor gets the square
         root of the singular values.
         """
-        if self.rank <= rank:
-            return self
+        return self.truncations([rank])[0]
+
+    def truncations(self, ranks: Sequence[int]) -> "list[LowRankUpdate]":
+        """The nearest updates of several ranks, from one decomposition."""
+        if self.rank <= min(ranks):
+            return [self] * len(ranks)
         q_b, r_b = torch.linalg.qr(self.B)
         q_a, r_a = torch.linalg.qr(self.A.mT)
         u, s, vh = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
-        root = s[:rank].sqrt()
-        A, B = root[:, None] * (vh[:rank] @ q_a.mT), (q_b @ u[:, :rank]) * root
-        return replace(self, A=A, B=B)
+        root, most = s.sqrt(), max(r for r in ranks if r < self.rank)
+        A = root[:most, None] * (vh[:most] @ q_a.mT)
+        B = (q_b @ u[:, :most]) * root[:most]
+        return [self if self.rank <= r else replace(self, A=A[:r], B=B[:, :r]) for r in ranks]
 
     def plus(self, left: Tensor, right: Tensor) -> "LowRankUpdate":
         """dW + left right, for ``left`` (m, i) and ``right`` (i, n); of rank r + i."""

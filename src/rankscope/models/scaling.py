@@ -24,6 +24,11 @@ def layer_index(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def module_kind(name: str) -> str:
+    """A module's path within its layer, such as ``self_attn.q_proj``."""
+    return re.split(r"(?:^|\.)[0-9]+\.", name, maxsplit=1)[-1]
+
+
 def depth_factors(first: float, last: float, num_layers: int) -> FactorOf:
     """Factors linear in depth (LiNeS, Wang et al., arXiv 2410.17146).
 

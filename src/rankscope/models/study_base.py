@@ -24,6 +24,7 @@ from rankscope.models.adapters.folder import (
 from rankscope.models.adapters.settings import CONFIG, READABLE_INITS, read_adapter_config
 from rankscope.models.adapters.warm_start import (
     load_adapter_for,
+    resolve_rank_patterns,
     resolve_warm_starts,
     shortest_targets,
 )
@@ -56,7 +57,7 @@ class StudyBase:
 
 
 def resolve_base(config: StudyConfig, weights: bool) -> tuple[StudyConfig, StudyBase]:
-    """The study with the arms of ``init_from`` filled in, and its base, fetched and checked.
+    """The study with what arms take from adapters filled in, and its base, fetched and checked.
 
     ``weights``: they must be there and are hashed. If False, they are hashed only
     if an arm has ``init_from`` and the files exist.
@@ -68,7 +69,7 @@ def resolve_base(config: StudyConfig, weights: bool) -> tuple[StudyConfig, Study
         expected = "a transformer such as Llama, Qwen, Mistral or Gemma"
         raise UserError(f"model folder {folder}", found, expected, "choose another model")
     shapes = architecture(model_config)
-    config, warm_starts = resolve_warm_starts(config, shapes)
+    config, warm_starts = resolve_warm_starts(resolve_rank_patterns(config, shapes), shapes)
     notes = rank_notes(config, shapes)  # checks targets before rows are read, which can take long
     notes += [
         f"adapter {name}: it does not record the weights it was made for; its modules fit this "

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import ValidationInfo, field_validator
 
 from rankscope.config.arm import SELF_REPLAY
+from rankscope.hashing import sha256_json
 from rankscope.models.methods import get_lora_method, get_method
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.records.record import MethodName, Record
@@ -39,6 +40,8 @@ class TrialSpec(Record):
     seed: int
     nested: tuple[tuple[int, float], ...] | None = None
     """Only for ``nested``: rank and alpha of every slice of the training run, by rising rank."""
+    rank_pattern: tuple[tuple[str, int], ...] | None = None
+    """Rank of every target by module path; ``rank`` is then the one of as many parameters."""
     init_from: str | None = None  # Folder of the adapter that training continues
     init_sha256: str | None = None  # Hash of that adapter's configuration and weights
     batch_size: int | None = None  # The arm's own, like the next four; None: the study's
@@ -130,7 +133,7 @@ class TrialSpec(Record):
     @property
     def arm_without_lr(self) -> tuple[object, ...]:
         """Every setting except the seed and the learning rate, which is chosen per arm."""
-        return (*self.arm_without_rank, self.rank, self.alpha, self.nested)
+        return (*self.arm_without_rank, self.rank, self.alpha, self.nested, self.rank_pattern)
 
     @property
     def arm_without_rank(self) -> tuple[object, ...]:
@@ -147,6 +150,7 @@ class TrialSpec(Record):
             self.given,
             *self.overrides.items(),
             *self.mitigations.items(),
+            *(["by module"] if self.rank_pattern else []),
         )
 
     @property
@@ -173,6 +177,8 @@ class TrialSpec(Record):
             is_plain = all(alpha == 2 * r for r, alpha in self.nested)
             slices = (f"{r}" if is_plain else f"{r}:{alpha:.12g}" for r, alpha in self.nested)
             parts.append(f"ranks={','.join(slices)}")
+        if self.rank_pattern is not None:
+            parts.append(f"by-module={sha256_json(self.rank_pattern)[:8]}")
         if self.lr_ratio is not None:
             parts.append(f"ratio={self.lr_ratio:.12g}")
         if self.dropout:

@@ -60,6 +60,13 @@ class AdapterChange(Record):
     out: str
     action: str
     matrices: tuple[MatrixChange, ...]
+    left_out: dict[str, float] = {}
+    """Changed parameters that no adapter on linear layers holds, with their shares of the whole
+    update's energy |dW|_F^2; only of a full checkpoint."""
+    parameters: int = 0  # Of the adapter
+    uniform: tuple[int, int, float] | None = None
+    """The largest rank for all matrices within the same budget, its parameters, and the share of
+    the energy that it keeps; only with ranks by module."""
 
     @property
     def frobenius(self) -> float:
@@ -70,3 +77,8 @@ class AdapterChange(Record):
     def error(self) -> float:
         """|dW - dW'|_F, all matrices together."""
         return math.sqrt(sum(m.error**2 for m in self.matrices))
+
+    @property
+    def kept(self) -> float:
+        """Share of |dW|_F^2 of these matrices that is kept."""
+        return 1 - (self.error / self.frobenius) ** 2 if self.frobenius else 1.0

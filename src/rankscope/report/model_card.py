@@ -149,6 +149,7 @@ def _trial_settings(trial: TrialSpec) -> dict[str, object]:
         "method": method_name(trial),
         "rank": trial.rank,
         "alpha": trial.alpha,
+        "modules with ranks of their own": len(trial.rank_pattern or ()) or None,
         "settings": trial.peft,
         "learning rate": f"{trial.lr:.12g}",
         "learning rate of B over that of A": trial.lr_ratio,

@@ -99,7 +99,10 @@ def adapter_settings(spec: TrialSpec) -> dict[str, Any]:
     method = get_lora_method(spec.method)
     # An adapter that subtracts its initialization is stored with twice the rank.
     rank = (spec.rank or 1) * (2 if method.init_is_part_of_base else 1)
-    return {"peft_type": "LORA", "r": rank, **method.peft_fields}
+    ranks = dict(spec.rank_pattern or ())
+    alphas = {name: spec.scaling * method.rank_scale(r) for name, r in ranks.items()}
+    patterns = {"rank_pattern": ranks, "alpha_pattern": alphas}
+    return {"peft_type": "LORA", "r": rank, **patterns, **method.peft_fields}
 
 
 def obstacle(settings: Mapping[str, Any], program: Literal["vLLM", "llama.cpp"]) -> str:

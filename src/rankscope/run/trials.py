@@ -136,7 +136,7 @@ def own_identity(trial: TrialSpec, train: TrainConfig) -> dict[str, object]:
     one from ``train`` into the arms, or back, does not change the id.
     """
     nowhere = {"trial_id", "schema_version", "given", "init_from", "replay", *TRAIN_OVERRIDES}
-    nowhere |= {"nested"} if trial.nested is None else set()
+    nowhere |= {name for name in ("nested", "rank_pattern") if getattr(trial, name) is None}
     settings = trial.model_dump(mode="json", exclude=nowhere)
     aside = NOT_TRAINING if trial.early_stop is None else NOT_TRAINING - STOPPING
     protocol = trial_protocol(trial, train).model_dump(exclude=set(aside))

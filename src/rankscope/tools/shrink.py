@@ -1,37 +1,44 @@
-"""``shrink``: write a smaller or weaker version of an adapter as an ordinary PEFT adapter."""
+"""``shrink``: write a smaller or weaker version of an adapter, or the leading part of a fully
+fine-tuned model's update, as an ordinary PEFT adapter."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from rankscope.analyses.spectra import SpectraConfig
 from rankscope.analyses.spectra.intruders import control_factor, scale_intruders
 from rankscope.analyses.spectra.spectra import check_factors, check_spectra_settings
-from rankscope.analyses.spectra.stored_models import StoredTunedModel
+from rankscope.analyses.spectra.stored_models import StoredTunedModel, check_full
+from rankscope.device import choose_device
 from rankscope.errors import UserError
-from rankscope.filesystem import check_taken
+from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.folder import (
     base_weight_copies,
     check_complete,
     recorded_base,
     rewrite,
+    save_adapter,
 )
 from rankscope.models.adapters.settings import READABLE_INITS, read_adapter_config
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.models.lora import Adapter
+from rankscope.models.lora import Adapter, adapter_of
 from rankscope.models.low_rank_update import LowRankUpdate, StoredFactors
 from rankscope.models.methods import get_method
 from rankscope.models.model_folder import shapes_folder
-from rankscope.models.scaling import depth_factors, layer_index
+from rankscope.models.scaling import depth_factors, layer_index, module_kind
 from rankscope.models.study_base import recorded_other_base
-from rankscope.models.svd_cache import SvdCache, svd_cache_folder
-from rankscope.records import AdapterChange, MatrixChange
+from rankscope.models.svd_cache import SvdCache, decomposition_device, svd_cache_folder
+from rankscope.records import AdapterChange, MatrixChange, ModelRecord
+from rankscope.report.charts.heat_map import heat_map_svg, pivot
 from rankscope.report.model_card import changed_card
 
+GIVE_BASE = "give --base"
 MITIGATED, CONTROL = "mitigated", "control"  # Folders that :func:`mitigate` writes
 
 
@@ -39,39 +46,59 @@ MITIGATED, CONTROL = "mitigated", "control"  # Folders that :func:`mitigate` wri
 class SourceAdapter:
     folder: Path
     tuned: StoredTunedModel
-    adapter: Adapter
+    adapter: Adapter  # Of a full checkpoint, one of no modules
     base: CheckpointReader | None
+    names: list[str]  # Of the matrices
+    left_out: dict[str, float] = field(default_factory=dict)  # As in AdapterChange
 
     @classmethod
     def open(
-        cls, folder: Path, base: str | Path | None, *, any_base: bool = False
+        cls,
+        folder: Path,
+        base: str | Path | None,
+        *,
+        any_base: bool = False,
+        accepts_full: bool = False,
     ) -> "SourceAdapter":
-        """Read an adapter; ``any_base`` accepts one that records another base."""
+        """Read an adapter, or the names in a full checkpoint and the size of its update;
+        ``any_base`` accepts one that is of another base."""
         tuned = StoredTunedModel.open(folder, folder.name)
         if tuned.adapter is None:
-            raise UserError(folder, "a full checkpoint", "the folder of a PEFT adapter")
+            if not accepts_full:
+                do = "use --rank or --parameters to make it one"
+                raise UserError(folder, "a full checkpoint", "the folder of a PEFT adapter", do)
+            if base is None:
+                place = f"full checkpoint {folder}"
+                raise UserError(place, expected="the base that it was trained from", do=GIVE_BASE)
+            assert tuned.model is not None
+            of_full = CheckpointReader(shapes_folder(str(base)))
+            left_out = check_full(tuned.model, of_full, any_base=any_base)
+            adapter = Adapter(folder.name, 1, 1.0, 1.0, of_full.adapter_targets)
+            return cls(folder, tuned, adapter, of_full, list(of_full.layers), left_out)
         if base is None and get_method(tuned.kind).delta_needs_base:
             raise UserError(
                 f"adapter {folder}",
                 f"an update of {tuned.kind}, which depends on the base",
-                do="give --base",
+                do=GIVE_BASE,
             )
         if base is None and base_weight_copies(folder):
             raise UserError(
                 f"adapter {folder}",
                 "a copy of the output head, which has to equal the base's",
-                do="give --base",
+                do=GIVE_BASE,
             )
         reader = None if base is None else CheckpointReader(shapes_folder(str(base)))
         if reader is not None:
             sha256 = weights_sha256(reader.folder) if recorded_base(folder) else ""
             recorded_other_base(folder, reader.folder, sha256, force=any_base)
             check_complete(folder, tuned.adapter.a, reader.layers, READABLE_INITS)
-        return cls(folder, tuned, tuned.adapter, reader)
+        return cls(folder, tuned, tuned.adapter, reader, list(tuned.adapter.a))
 
     def weight(self, name: str) -> Tensor:
         """W0 of a module, after checking that the adapter fits it."""
         assert self.base is not None
+        if self.tuned.model is not None:  # its decompositions are worth a GPU
+            return self.base.weight(name, decomposition_device(choose_device("auto")))
         weight = self.base.weight(name)
         check_factors(name, weight, self.adapter)
         return weight
@@ -88,7 +115,7 @@ class SourceAdapter:
             raise UserError(
                 f"adapter {self.folder}",
                 "layers left out, so the model's depth is unknown",
-                do="give --base",
+                do=GIVE_BASE,
             )
         return len(indices)
 
@@ -96,15 +123,80 @@ class SourceAdapter:
         return self.tuned.update(name, None if self.base is None else self.weight(name))
 
 
-Edit = Callable[[str, LowRankUpdate], tuple[LowRankUpdate, int | None]]
-"""(module, its update) -> (the new update, how many intruders were scaled)."""
+Edit = Callable[[str, LowRankUpdate], Sequence[tuple[LowRankUpdate, int | None]]]
+"""(module, its update) -> by folder to write, (the new update, how many intruders were scaled)."""
 
 
-def truncate(source: SourceAdapter, out: Path, rank: int) -> AdapterChange:
-    if rank < 1:
-        raise UserError(f"--rank {rank}", expected="at least 1")
-    action = f"truncated to rank {rank}"
-    return _write_edited(source, out, action, lambda _, update: (update.truncated(rank), None))
+def truncate(source: SourceAdapter, out: Path, ranks: Sequence[int]) -> list[AdapterChange]:
+    """Write the nearest adapter of each rank: in ``out``, or of several ranks in ``out/r8``."""
+    if min(ranks) < 1:
+        raise UserError(f"--rank {min(ranks)}", expected="at least 1")
+    if source.tuned.model is not None and source.base is not None:
+        largest = max(min(source.base.shape(name)) for name in source.names)
+        if max(ranks) > largest:
+            expected = f"at most {largest}, the largest rank of a matrix"
+            raise UserError(f"--rank {max(ranks)}", expected=expected)
+    actions = {
+        out / f"r{rank}" if len(ranks) > 1 else out: f"truncated to rank {rank}" for rank in ranks
+    }
+    return _write_edited(
+        source, actions, lambda _, update: [(cut, None) for cut in update.truncations(ranks)]
+    )
+
+
+def allot(source: SourceAdapter, out: Path, parameters: int) -> list[AdapterChange]:
+    """Write an adapter of at most so many parameters, its ranks where they keep the most energy.
+
+    Of a DoRA adapter the energy is that of its low-rank part.
+    """
+    values, costs = {}, {}
+    for name in source.names:
+        update = replace(source.update(name), gain=None)
+        values[name] = update.singular_values().tolist()
+        costs[name] = len(update.B) + update.A.shape[1]
+    ranks = allotted_ranks(values, costs, parameters)
+    uniform = parameters // sum(costs.values())
+    used = {name: min(uniform, len(values[name])) for name in costs}
+    energy, kept = (
+        sum(s**2 for name, sigma in values.items() for s in sigma[: most[name]])
+        for most in (dict.fromkeys(costs), used)
+    )
+    action = f"truncated to ranks by module, within {parameters:,} parameters"
+    (change,) = _write_edited(
+        source, {out: action}, lambda name, update: [(update.truncated(ranks[name]), None)]
+    )
+    cells = [{"layer": layer_index(name) or 0, "module": module_kind(name), "rank": float(rank)}
+             for name, rank in ranks.items()]  # fmt: skip
+    picture = heat_map_svg(pivot(pd.DataFrame(cells), ("layer", "module"), "rank"), action)
+    (out / "ranks.svg").write_text(picture, encoding="utf-8")
+    size = sum(rank * costs[name] for name, rank in used.items())
+    return [change.model_copy(update={"uniform": (uniform, size, kept / energy)})]
+
+
+def allotted_ranks(
+    values: Mapping[str, Sequence[float]], costs: Mapping[str, int], parameters: int
+) -> dict[str, int]:
+    """Rank 1 for every matrix, then rank by rank where the next singular value has the most energy
+    for the parameters that it costs, as long as they fit.
+
+    Singular values fall, so what is taken keeps the most energy that its parameters can.
+
+    Args:
+        values: by matrix, its update's singular values, largest first.
+        costs: parameters of a rank, in + out.
+    """
+    left = parameters - sum(costs.values())
+    if left < 0:
+        found, least = f"{parameters:,} parameters", f"at least {parameters - left:,}"
+        expected = f"{least}, rank 1 of each of {len(costs)} matrices"
+        raise UserError("--parameters", found, expected, "give more")
+    gains = [(s**2 / costs[name], name) for name, sigma in values.items() for s in sigma[1:]]
+    ranks = dict.fromkeys(costs, 1)
+    for gain, name in sorted(gains, key=lambda pair: -pair[0]):
+        if gain and costs[name] <= left:
+            ranks[name] += 1
+            left -= costs[name]
+    return ranks
 
 
 def scale(source: SourceAdapter, out: Path, factor: float) -> AdapterChange:
@@ -120,12 +212,13 @@ def layer_scale(source: SourceAdapter, out: Path, first: float, last: float) -> 
     num_layers = 1 if first == last else source.num_layers()
     factor_of = depth_factors(first, last, num_layers)
 
-    def edit(name: str, update: LowRankUpdate) -> tuple[LowRankUpdate, int | None]:
+    def edit(name: str, update: LowRankUpdate) -> list[tuple[LowRankUpdate, int | None]]:
         factor = factor_of(name)
-        return (update if factor == 1 else update.scaled(factor)), None
+        return [(update if factor == 1 else update.scaled(factor), None)]
 
-    action = f"layers scaled from {first:g} to {last:g}"
-    return _write_edited(source, out, f"scaled by {first:g}" if first == last else action, edit)
+    by_layer = f"layers scaled from {first:g} to {last:g}"
+    action = f"scaled by {first:g}" if first == last else by_layer
+    return _write_edited(source, {out: action}, edit)[0]
 
 
 def mitigate(
@@ -139,7 +232,7 @@ def mitigate(
     """
     if source.base is None:
         raise UserError(
-            "--mitigate intruders", "no base, by which intruders are found", do="give --base"
+            "--mitigate intruders", "no base, by which intruders are found", do=GIVE_BASE
         )
     if not 0 <= factor <= 1:
         raise UserError(f"--lambda {factor}", expected="0 (remove intruders) to 1 (change nothing)")
@@ -151,55 +244,92 @@ def mitigate(
     svds = SvdCache(max_bytes=0, folder=svd_cache_folder())
     controls: dict[str, tuple[float, int]] = {}  # module -> scale, number of intruders
 
-    def edit(name: str, update: LowRankUpdate) -> tuple[LowRankUpdate, int | None]:
+    def edit(name: str, update: LowRankUpdate) -> list[tuple[LowRankUpdate, int | None]]:
         if factor == 1:
             controls[name] = (1.0, 0)
-            return update, None
+            return [(update, None)]
         weight = source.weight(name)
         delta, svd = update.dense(), svds.of(name, weight)
         left, right = scale_intruders(weight, delta, svd, factor, settings)
         controls[name] = (control_factor(delta, left, right), left.shape[1])
-        return update.plus(left, right), left.shape[1]
+        return [(update.plus(left, right), left.shape[1])]
 
-    def control(name: str, update: LowRankUpdate) -> tuple[LowRankUpdate, int | None]:
+    def control(name: str, update: LowRankUpdate) -> list[tuple[LowRankUpdate, int | None]]:
         share, count = controls[name]
-        return (update if share == 1 else update.scaled(share)), count
+        return [(update if share == 1 else update.scaled(share), count)]
 
     action = f"intruder dimensions scaled by {factor:g}"
-    mitigated = _write_edited(source, out / MITIGATED, action, edit)
+    mitigated = _write_edited(source, {out / MITIGATED: action}, edit)
     matched = f"the whole update scaled to the norm of '{action}'"
-    return mitigated, _write_edited(source, out / CONTROL, matched, control)
+    return mitigated[0], _write_edited(source, {out / CONTROL: matched}, control)[0]
 
 
-def _write_edited(source: SourceAdapter, out: Path, action: str, edit: Edit) -> AdapterChange:
-    """Write the adapter that ``edit`` makes; modules that it leaves alone keep their bytes."""
-    check_taken(out)
-    settings = read_adapter_config(source.folder, READABLE_INITS)
-    changed: dict[str, StoredFactors] = {}
-    matrices = []
-    for name in source.adapter.a:
+def _write_edited(
+    source: SourceAdapter, actions: Mapping[Path, str], edit: Edit
+) -> list[AdapterChange]:
+    """Write the adapters that ``edit`` makes, by folder; modules of an adapter that it leaves alone
+    keep their bytes. One matrix is in memory at a time, and the factors to be written."""
+    for out in actions:
+        check_taken(out)
+    is_full = source.tuned.model is not None
+    settings = None if is_full else read_adapter_config(source.folder, READABLE_INITS)
+
+    def stored(name: str, update: LowRankUpdate) -> StoredFactors:
+        a, b, m = update.to_stored(settings.scaling_of(name) if settings else 1.0)
+        return a.float().cpu(), b.float().cpu(), None if m is None else m.float().cpu()
+
+    written: dict[Path, dict[str, StoredFactors]] = {out: {} for out in actions}
+    matrices: dict[Path, list[MatrixChange]] = {out: [] for out in actions}
+    sizes = dict.fromkeys(actions, 0)
+    for name in source.names:
         before = source.update(name)
-        after, intruders = edit(name, before)
-        if after is not before:
-            changed[name] = after.to_stored(settings.scaling_of(name))
-            _check_fits_float32(name, action, changed[name])
-        matrices.append(_matrix_change(name, before, after, intruders))
-    # An adapter whose initialization is a part of W0 (PiSSA) becomes plain LoRA as a whole.
-    if changed and get_method(source.tuned.kind).init_is_part_of_base:
-        for name in set(source.adapter.a) - set(changed):
-            changed[name] = source.update(name).to_stored(settings.scaling_of(name))
-    change = AdapterChange(
-        source=str(source.folder), out=str(out), action=action, matrices=tuple(matrices)
-    )
-    share = change.error / change.frobenius if change.frobenius else 0.0
-    note = f"From `{source.folder.name}`: {action}. |dW - dW'|_F / |dW|_F = {share:.3g}."
-    rewrite(source.folder, out, changed, changed_card(source.folder, note))
-    return change
+        for (out, action), (after, found) in zip(actions.items(), edit(name, before), strict=True):
+            if after is not before or is_full:
+                written[out][name] = stored(name, after)
+                _check_fits_float32(name, action, written[out][name])
+            matrices[out].append(_matrix_change(name, before, after, found))
+            sizes[out] += after.A.numel() + after.B.numel()
+    changes = []
+    for out, action in actions.items():
+        # An adapter whose initialization is a part of W0 (PiSSA) becomes plain LoRA as a whole.
+        if written[out] and get_method(source.tuned.kind).init_is_part_of_base:
+            for name in set(source.names) - set(written[out]):
+                written[out][name] = stored(name, source.update(name))
+        change = AdapterChange(
+            source=str(source.folder),
+            out=str(out),
+            action=action,
+            matrices=tuple(matrices[out]),
+            left_out=source.left_out,
+            parameters=sizes[out],
+        )
+        share = change.error / change.frobenius if change.frobenius else 0.0
+        note = f"From `{source.folder.name}`: {action}. |dW - dW'|_F / |dW|_F = {share:.3g}."
+        if is_full:
+            _write_full(source, out, written[out], changed_card(out, note))
+        else:
+            rewrite(source.folder, out, written[out], changed_card(source.folder, note))
+        changes.append(change)
+    return changes
+
+
+def _write_full(
+    source: SourceAdapter, out: Path, factors: Mapping[str, StoredFactors], card: str
+) -> None:
+    """Write the adapter of a full checkpoint, whose update has no adapter_config.json yet."""
+    assert source.base is not None
+    folder = source.base.folder
+    known: dict[str, Any] = {"label": str(folder), "sha256": weights_sha256(folder)}
+    base = ModelRecord.model_construct(**known)
+    pairs = {name: (a, b) for name, (a, b, _) in factors.items()}
+    with folder_in_one_step(out) as partial:
+        save_adapter(adapter_of(out.name, pairs, source.adapter.targets), base, partial)
+        (partial / "README.md").write_text(card, encoding="utf-8")
 
 
 def _check_fits_float32(name: str, action: str, factors: StoredFactors) -> None:
     for tensor in factors:
-        if tensor is not None and not bool(torch.isfinite(tensor.float()).all()):
+        if tensor is not None and not bool(torch.isfinite(tensor).all()):
             raise UserError(
                 name,
                 f"numbers above float32's largest, 3.4e38, when {action}",
@@ -220,6 +350,13 @@ def _matrix_change(
         error=float(torch.linalg.matrix_norm(old - new)),
         intruders=intruders,
     )
+
+
+def parse_ranks(text: str) -> list[int]:
+    try:
+        return list(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError as error:
+        raise UserError(f"--rank {text!r}", expected="whole numbers such as 8,32") from error
 
 
 def parse_layer_factors(text: str) -> tuple[float, float]:

@@ -263,7 +263,7 @@ class MemoryModel:
 
     def _adapter(self, trial: TrialSpec) -> Adapter:
         """The trial's adapter as shapes; trials of one kind and rank share it."""
-        key = (trial.method, trial.targets, trial.rank)
+        key = (trial.method, trial.targets, trial.rank, trial.rank_pattern)
         if key not in self._adapters:
             self._adapters[key] = shaped_adapter(self.base, trial)
         return self._adapters[key]

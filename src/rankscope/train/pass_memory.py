@@ -86,7 +86,7 @@ class PassMemory:
             firsts = [trials[0] for trials in kinds.values()]
             points = [
                 [
-                    first.model_copy(update={"rank": RANKS[i == raised]})
+                    first.model_copy(update={"rank": RANKS[i == raised], "rank_pattern": None})
                     for i, first in enumerate(firsts)
                 ]
                 for raised in range(-1, len(kinds))

@@ -1,4 +1,4 @@
-"""Ranks trained one by one, cut from a nested run, and truncated: three curves over rank.
+"""Ranks trained one by one, cut from a nested run, and truncated: curves over rank.
 
 A curve's summary is the area under it over log2 of the rank, divided by the width (2605.07850). It
 is a weighted mean over ranks, so it and its differences get intervals over seeds and items like
@@ -26,11 +26,13 @@ CURVES = {
     "trained": ("trained at each rank", "solid", "circle"),
     "nested": ("slices of a nested run", "dash", "diamond"),
     "truncated": ("truncations of the largest", "dot", "square"),
+    "full": ("truncations of full fine-tuning", "dashdot", "pentagon"),
 }
 """Name of a curve, dash and symbol."""
 _CAPTION = """Test split, same seeds. Solid with circles: trained at each rank; dashes with \
 diamonds: slices of a nested run; dots with squares: the adapter of the largest rank truncated by \
-its singular values. Learning rates are chosen by validation score: for each rank, or for a whole \
+its singular values; dashes and dots with pentagons: the same of full fine-tuning, on its linear \
+layers. Learning rates are chosen by validation score: for each rank, or for a whole \
 nested run. Bands are 95 % intervals. The area is the mean over log2 of the rank."""
 
 

@@ -16,11 +16,12 @@ from rankscope.analyses.spectra.spectra import (
     full_spectrum,
     spectra_record,
 )
+from rankscope.errors import UserError
 from rankscope.models.adapters.folder import check_complete, load_adapter
 from rankscope.models.adapters.settings import CONFIG, READABLE_INITS
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter
-from rankscope.models.low_rank_update import LowRankUpdate
+from rankscope.models.low_rank_update import LowRankUpdate, to_float64
 from rankscope.models.methods import get_lora_method, get_method
 from rankscope.models.methods.full import FullMethod
 from rankscope.models.model_folder import check_tuned_folder
@@ -73,7 +74,11 @@ class StoredTunedModel:
         return adapter_spectrum(name, weight, self.adapter, settings, svds)
 
     def update(self, name: str, weight: Tensor | None) -> LowRankUpdate:
-        """An adapter's update of one module; DoRA and PiSSA need the base's ``weight``."""
+        """The update of one module; but for plain LoRA it needs the base's ``weight``."""
+        if self.model is not None:
+            assert weight is not None
+            tuned = to_float64(self.model.weight(name, weight.device))
+            return LowRankUpdate.from_dense(tuned - to_float64(weight))
         assert self.adapter is not None
         self.subtract_initial_factors(name, weight)
         return LowRankUpdate.from_adapter(self.adapter, name, weight)
@@ -151,3 +156,42 @@ def given_spectra(
     names = matrix_names if model.adapter is None else model.adapter.a
     matrices = [model.spectrum(n, base.weight(n, place), settings, svds) for n in names]
     return spectra_record(trial.trial_id, settings, matrices, time.perf_counter() - started)
+
+
+def check_full(
+    tuned: CheckpointReader, base: CheckpointReader, *, any_base: bool = False
+) -> dict[str, float]:
+    """Check that a full checkpoint is a training of ``base``, tensor by tensor.
+
+    Returns the changed parameters that no adapter on linear layers holds, with their shares of the
+    energy |dW|_F^2. ``any_base`` accepts an update that is larger than the base.
+    """
+    place, models = f"full checkpoint {tuned.folder}", (base.model, tuned.model)
+    of_base = f"a training of {base.folder}"
+    if (tuned.architecture, tuned.layers) != (base.architecture, base.layers):
+        found = f"{len(tuned.layers)} linear layers of {tuned.architecture}"
+        expected = f"the {len(base.layers)} of {base.architecture} in {base.folder}"
+        raise UserError(place, found, expected, "give its own base")
+    names = {name: None for model in models for name, _ in model.named_parameters()}
+    if absent := [name for name in names if tuned.stored_name(name) is None]:
+        found = f"no {absent[0]!r}, of {len(absent)} missing tensors"
+        raise UserError(place, found, of_base, "copy or save the model again")
+    energies, size, held = {}, 0.0, {f"{name}.weight" for name in base.layers}
+    for name in names:
+        before, after = base.parameter(name), tuned.parameter(name)
+        if before.shape != after.shape:
+            found = f"{name!r} of shape {tuple(after.shape)}"
+            do = "give its own base; an adapter of linear layers holds no new tokens"
+            raise UserError(place, found, f"the base's {tuple(before.shape)}", do)
+        change = after.float().sub_(before)
+        energies[name] = float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
+        if name in held:
+            size += float(torch.linalg.vector_norm(before, dtype=torch.float64)) ** 2
+    change_of_held = sum(energies.get(name, 0.0) for name in held)
+    if not change_of_held:
+        raise UserError(place, "no change in any linear layer", of_base, "use the base itself")
+    if change_of_held >= size and not any_base:
+        found = f"an update of {(change_of_held / size) ** 0.5:.3g} times the norm of the base"
+        raise UserError(place, found, of_base, "give its own base, or --force")
+    total = sum(energies.values())
+    return {name: e / total for name, e in energies.items() if e and name not in held}

@@ -31,7 +31,8 @@ class VariantsConfig(ConfigSection):
     the whole update of every matrix scaled to the same norm."""
     truncated_ranks: ZeroOrMore[Annotated[int, Field(ge=1)]] = []
     """Evaluate the adapters of the largest rank again (of those that differ in rank, learning rate
-    and alpha alone), every matrix truncated to each of these ranks by its singular values."""
+    and alpha alone), and every fully fine-tuned model as an adapter on its linear layers: every
+    matrix truncated to each of these ranks by its singular values."""
 
 
 class VariantsAnalysis(Analysis[VariantsConfig]):
@@ -46,10 +47,7 @@ class VariantsAnalysis(Analysis[VariantsConfig]):
         return any((own.scales, own.layer_scales, own.intruder_scales, own.truncated_ranks))
 
     def needs_one_device(self, config: "StudyConfig", trials: Sequence["TrialSpec"]) -> str:
-        own = self.settings(config)
-        is_scaled = own.scales or own.layer_scales or own.intruder_scales
-        is_full = any(trial.is_full for trial in trials)
-        return "scales of full fine-tuning" if is_full and is_scaled else ""
+        return "variants of full fine-tuning" if any(trial.is_full for trial in trials) else ""
 
     def stage(self, context: "RunContext") -> "Stage[Any, Any]":
         from rankscope.analyses.variants.stage import VariantsStage
@@ -70,6 +68,7 @@ class VariantsAnalysis(Analysis[VariantsConfig]):
                 t.rank or 0 for t in study.trials if t.arm_without_rank == trial.arm_without_rank
             ]
             ranks = [r for r in own.truncated_ranks if r < (trial.rank or 0) == max(line)]
+            ranks = own.truncated_ranks if trial.is_full else ranks
             variants += [Variant("truncated", rank) for rank in ranks]
         return list(dict.fromkeys(variants)) if trial.peft is None else []
 

@@ -12,6 +12,7 @@ from rankscope.cli.terminal import note_lines
 from rankscope.device import choose_device, choose_dtype
 from rankscope.formatting import (
     byte_size,
+    count,
     number,
     p_cell,
     score_text,
@@ -28,7 +29,9 @@ from rankscope.models.parameters import (
 )
 from rankscope.models.scaling import layer_index
 from rankscope.records import AdapterChange, MatrixChange, ModelScore, StudyRecords
+from rankscope.report.columns import Column
 
+SHOWN_LEFT_OUT = 3  # Parameters named that an adapter leaves out
 NUMBERS = ("score", "n", "without contamination", "change", "p")
 
 
@@ -116,6 +119,23 @@ def _change(change: AdapterChange) -> Iterator[RenderableType]:
     share = change.error / change.frobenius if change.frobenius else 0.0
     whole = f"in all {len(change.matrices)} matrices {ratio} = {share:.3g}"
     yield Text(terminal_text(f"{whole}; written to {change.out}") + "\n")
+    if change.uniform is not None:
+        rank, parameters, kept = change.uniform
+        rows = [
+            {
+                "ranks": "by module",
+                "parameters": f"{change.parameters:,}",
+                "energy kept": change.kept,
+            },
+            {"ranks": f"{rank} in each", "parameters": f"{parameters:,}", "energy kept": kept},
+        ]
+        yield terminal_table(rows, "|dW'|^2/|dW|^2", {"energy kept": Column(digits=4)})
+    if change.left_out:
+        largest = sorted(change.left_out, key=lambda name: -change.left_out[name])[:SHOWN_LEFT_OUT]
+        named = ", ".join(f"{name} ({change.left_out[name]:.2%})" for name in largest)
+        tensors = count(len(change.left_out), "tensor")
+        lost = f"{sum(change.left_out.values()):.2%} of the whole update's energy |dW|^2"
+        yield Text(terminal_text(f"not in the adapter: {tensors} with {lost}: {named}") + "\n")
 
 
 def _kind_row(kind: str, matrices: Sequence[MatrixChange]) -> dict[str, object]:

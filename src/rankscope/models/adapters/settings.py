@@ -172,6 +172,22 @@ def _method_fields() -> list[str]:
     return sorted({name for method in lora_methods() for name in method.peft_fields})
 
 
+def read_settings(path: Path) -> AdapterSettings:
+    """An ``adapter_config.json`` by itself, whatever its initialization."""
+    config = read_json_object(path)
+    folder = path.parent
+    if config.get("peft_type") != "LORA":
+        raise UserError(f"adapter {folder}", f"peft_type {config.get('peft_type')!r}", "'LORA'")
+    try:
+        settings = AdapterSettings.model_validate(config)
+    except ValidationError as error:
+        place = f"adapter {folder}: {path.name}"
+        found = f"a fault ({reason_of(error)})"
+        raise UserError(place, found, "PEFT's own settings") from error
+    settings._folder = folder
+    return settings
+
+
 def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -> AdapterSettings:
     """``adapter_config.json`` of a LoRA adapter with an accepted ``init_lora_weights``."""
     if not (folder / WEIGHTS).is_file():
@@ -180,16 +196,7 @@ def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -
             do = "save it again with PEFT's save_pretrained on a machine that you trust"
             raise UserError(f"adapter {folder}", found, WEIGHTS, do)
         raise UserError(f"adapter {folder}", f"no {WEIGHTS}", "a PEFT adapter folder")
-    config = read_json_object(folder / CONFIG)
-    if config.get("peft_type") != "LORA":
-        raise UserError(f"adapter {folder}", f"peft_type {config.get('peft_type')!r}", "'LORA'")
-    try:
-        settings = AdapterSettings.model_validate(config)
-    except ValidationError as error:
-        raise UserError(
-            f"adapter {folder}: {CONFIG}", f"a fault ({reason_of(error)})", "PEFT's own settings"
-        ) from error
-    settings._folder = folder
+    settings, config = read_settings(folder / CONFIG), read_json_object(folder / CONFIG)
     init = config.get("init_lora_weights", True)
     if init not in inits:
         found = f"init_lora_weights {init!r}, which changes the base's weights"

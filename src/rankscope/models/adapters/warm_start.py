@@ -1,4 +1,5 @@
-"""Adapters on disk that an arm continues (``init_from``), read before anything runs."""
+"""What an arm takes from adapters on disk, read before anything runs: one to continue
+(``init_from``), or its ranks by module (``rank_pattern``)."""
 
 import math
 from collections.abc import Collection
@@ -13,7 +14,12 @@ from rankscope.models.adapters.folder import (
     load_adapter,
     recorded_base,
 )
-from rankscope.models.adapters.settings import PLAIN_INITS, AdapterSettings, read_adapter_config
+from rankscope.models.adapters.settings import (
+    PLAIN_INITS,
+    AdapterSettings,
+    read_adapter_config,
+    read_settings,
+)
 from rankscope.models.lora import Adapter
 from rankscope.models.parameters import Architecture, target_shapes
 
@@ -42,6 +48,56 @@ def resolve_warm_starts(
                 ) from error
         arms.append(arm)
     return (config.model_copy(update={"arms": arms}) if hashes else config), hashes
+
+
+def resolve_rank_patterns(config: StudyConfig, shapes: Architecture) -> StudyConfig:
+    """Replace files of ``rank_pattern`` by what they say: every target's rank by module path, with
+    ``rank`` as the one of as many parameters."""
+    arms = []
+    for index, arm in enumerate(config.arms):
+        if arm.rank_pattern is not None:
+            try:
+                arm = _with_ranks_by_module(arm, shapes)
+            except UserError as error:
+                place = f"arms.{index}.rank_pattern: {error.where}"
+                raise UserError(place, error.found, error.expected, error.do) from error
+        arms.append(arm)
+    return config.model_copy(update={"arms": arms})
+
+
+def _with_ranks_by_module(arm: ArmConfig, shapes: Architecture) -> ArmConfig:
+    source, own = arm.rank_pattern, "targets" in arm.model_fields_set
+    if len(arm.targets) > 1:
+        raise UserError(
+            "targets", f"{len(arm.targets)} sets of modules", "one", "remove the others"
+        )
+    if isinstance(source, str):
+        settings = read_settings(Path(source))
+        listed = settings.target_modules
+        if not own and not isinstance(listed, list):
+            raise UserError(source, f"target_modules {listed!r}", "a list", "add 'targets'")
+        targets = arm.target_sets()[0] if own else tuple(sorted(listed or ()))
+        names = target_shapes(shapes, targets)
+        odd = [key for key in settings.rank_pattern
+               if not any(settings.match(rf"(.*\.)?({key})", name) for name in names)]  # fmt: skip
+        if odd:
+            found = f"a rank for {odd[0]!r}, which is none of the {len(names)} targets"
+            raise UserError(source, found, "ranks of modules of this model", "give its own file")
+        ranks = {name: settings.rank_of(name) for name in names}
+    else:
+        ranks, targets = dict(source or {}), arm.target_sets()[0]
+        names = target_shapes(shapes, targets)
+        if odd := sorted(ranks.keys() ^ names.keys()):
+            found = f"{odd[0]!r} in only one of them and the targets"
+            raise UserError("modules", found, "a rank for every target")
+    for name, rank in ranks.items():
+        if rank > min(names[name]):
+            expected = f"at most {min(names[name])}, its smaller dimension"
+            raise UserError(name, f"rank {rank}", expected, "choose a smaller rank")
+    costs = {name: sum(shape) for name, shape in names.items()}
+    mean = sum(ranks[name] * cost for name, cost in costs.items()) / sum(costs.values())
+    update = {"rank": [max(1, round(mean))], "rank_pattern": ranks, "targets": [list(targets)]}
+    return arm.model_copy(update=update)
 
 
 def filled_arm(arm: ArmConfig, folder: Path, shapes: Architecture) -> ArmConfig:

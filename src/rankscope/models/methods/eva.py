@@ -27,6 +27,7 @@ class EvaMethod(LoraMethod):
         "ranks are redistributed, so a module may get up to 2r or none (2410.07170)."
     )
     peft_init = "eva"
+    arm_fields = ("rank", "alpha", "targets", "dropout")
     accepts_warm_start = False
     fills_targets = False
     can_be_sharded = False

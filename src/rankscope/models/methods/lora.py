@@ -30,7 +30,7 @@ class LoraMethod(Method):
     name = "lora"
     label = "LoRA"
     summary = "W0 + s B A with s = alpha / r; A random, B zero (2106.09685)."
-    arm_fields: ClassVar[tuple[str, ...]] = ("rank", "alpha", "targets", "dropout")
+    arm_fields: ClassVar[tuple[str, ...]] = ("rank", "alpha", "targets", "dropout", "rank_pattern")
     has_rank = True
     accepts_warm_start = True
     can_be_sharded = True
@@ -74,19 +74,20 @@ class LoraMethod(Method):
 
         seed = derive_seed("init", adapter.dropout_seed, name)
         bound = 1 / math.sqrt(linear.in_features)
-        a = torch.empty(adapter.rank, linear.in_features)
+        rank = adapter.rank_of(name)
+        a = torch.empty(rank, linear.in_features)
         a.uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed))
         device = linear.weight.device
-        b = torch.zeros(linear.out_features, adapter.rank, device=device)
+        b = torch.zeros(linear.out_features, rank, device=device)
         adapter.set_factors(name, a.to(device), b)
 
     def allocate_module(self, adapter: Adapter, name: str, linear: nn.Linear) -> None:
         """Give a module its tensors without values: what the memory estimate counts."""
         import torch
 
-        device = linear.weight.device
-        a = torch.empty(adapter.rank, linear.in_features, device=device)
-        b = torch.empty(linear.out_features, adapter.rank, device=device)
+        device, rank = linear.weight.device, adapter.rank_of(name)
+        a = torch.empty(rank, linear.in_features, device=device)
+        b = torch.empty(linear.out_features, rank, device=device)
         adapter.set_factors(name, a, b)
 
     def initial_factors_of(
@@ -157,6 +158,9 @@ class LoraMethod(Method):
         from rankscope.models.parameters import lora_parameters
 
         assert trial.rank is not None
+        if trial.rank_pattern is not None:
+            shapes = base.shapes.linear_shapes
+            return sum(rank * sum(shapes[name]) for name, rank in trial.rank_pattern)
         return lora_parameters(base.shapes, trial.rank, trial.targets)
 
     def prepare(

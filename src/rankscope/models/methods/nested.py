@@ -30,6 +30,7 @@ class NestedMethod(LoraMethod):
         "`lora` of the largest listed `rank`, trained so that its first k components are an "
         "adapter of each listed rank k: one run, an arm per rank (2605.07850)."
     )
+    arm_fields = ("rank", "alpha", "targets", "dropout")
     accepts_warm_start = False
     can_be_sharded = False
     nests_ranks = True

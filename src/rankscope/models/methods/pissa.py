@@ -25,6 +25,7 @@ class PissaMethod(LoraMethod):
         "dimension of a target is an error."
     )
     peft_init = "pissa"
+    arm_fields = ("rank", "alpha", "targets", "dropout")
     accepts_warm_start = False
     delta_needs_base = True
     can_be_sharded = False

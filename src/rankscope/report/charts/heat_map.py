@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from xml.sax.saxutils import escape
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 
 from rankscope.formatting import MAX_NAME, Unit, signed
 from rankscope.report.charts.figure import (
@@ -20,7 +22,7 @@ from rankscope.report.charts.figure import (
     records,
 )
 from rankscope.report.charts.labels import CHARACTER
-from rankscope.report.style import BETTER, INK, MANY, NEUTRAL, NONE_YET, WORSE
+from rankscope.report.style import BETTER, INK, MANY, NEUTRAL, NONE_YET, SURFACE, WORSE
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,31 @@ def heat_map(
     width = 54 + CHARACTER * (max(rows, 8) + (min(longest, MAX_NAME) // 2 if names else 0))
     width += cell_width * max(len(grid.values.columns) for grid in grids.values())
     return Drawn(plot=figure, choices=choices, min_width=width)
+
+
+def heat_map_svg(values: pd.DataFrame, title: str) -> str:
+    """A map as a picture by itself, from pale at zero to violet, with the number in each cell."""
+    left, top, width, height = 60, 60, 110, 20
+    largest, columns = Grid(values).largest or 1.0, list(values.columns)
+
+    def text(x: float, y: float, words: object, fill: str = INK.light) -> str:
+        return f'<text x="{x}" y="{y}" fill="{fill}">{escape(str(words))}</text>'
+
+    parts = [text(8, 20, title)]
+    parts += [text(left + width * i, 48, column) for i, column in enumerate(columns)]
+    for row, label in enumerate(values.index):
+        y = top + height * row
+        parts.append(text(8, y + 14, label))
+        for x, value in enumerate(values.iloc[row].astype(float)):
+            if not np.isnan(value):
+                (fill,) = sample_colorscale([NONE_YET.light, MANY.light], [value / largest])
+                place = f'x="{left + width * x}" y="{y}" width="{width - 2}" height="{height - 2}"'
+                ink = INK.light if value < largest / 2 else SURFACE.light
+                number = text(left + width * x + 8, y + 14, f"{value:g}", ink)
+                parts.append(f'<rect {place} fill="{fill}"/>{number}')
+    size = f'width="{left + width * len(columns)}" height="{top + height * len(values)}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif"'
+    return "\n".join([f'{head} font-size="12">', *parts, "</svg>\n"])
 
 
 def _add_frames(figure: go.Figure, grid: Grid, visible: bool) -> None:

@@ -1,0 +1,171 @@
+"""Arms whose ranks differ between modules: read from an adapter, trained as PEFT trains them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from architectures import alone
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft_adapters import saved_base, tuned_from
+from pocket_study import small_study
+from tiny_models import IDS, logits_of, tiny_llama
+from toy_training import (
+    losses,
+    plain_losses,
+    protocol,
+    toy_rows,
+    trained,
+    training_tolerance,
+    trial,
+)
+from trained_adapters import relative, their_parts
+
+from rankscope.config.arm import ArmConfig
+from rankscope.config.loader import dump_study, load_study_file
+from rankscope.config.study import StudyConfig
+from rankscope.errors import UserError
+from rankscope.models.adapters.folder import save_adapter
+from rankscope.models.adapters.settings import CONFIG
+from rankscope.models.adapters.warm_start import resolve_rank_patterns
+from rankscope.models.init_context import new_adapter
+from rankscope.models.methods import get_lora_method
+from rankscope.models.parameters import architecture
+from rankscope.run.trials import arm_specs
+from rankscope.tools.shrink import SourceAdapter, allot
+
+STEPS = 8
+ROWS = toy_rows(30)
+RELATIVE = training_tolerance(STEPS)
+PROTOCOL = protocol(max_steps=STEPS, schedule="constant", warmup_fraction=0.0)
+SHAPES = architecture(tiny_llama().config)
+EACH = sum(sum(s) for n, s in SHAPES.linear_shapes.items() if n != SHAPES.output_layer)
+
+
+@pytest.fixture(scope="module")
+def allotted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configuration of an adapter with as many parameters as one of rank 4."""
+    folder = tmp_path_factory.mktemp("allotted")
+    tuned_from(tiny_llama()).save_pretrained(folder / "tuned")
+    base = saved_base(folder / "base")
+    source = SourceAdapter.open(folder / "tuned", base, accepts_full=True)
+    (change,) = allot(source, folder / "adapter", 4 * EACH)
+    assert len({matrix.rank_after for matrix in change.matrices}) > 2
+    return folder / "adapter" / CONFIG
+
+
+def study(**arm: Any) -> StudyConfig:
+    arms = [{"method": "lora", "lr": 1e-3, **arm}]
+    return StudyConfig.model_validate(
+        {"name": "x", "model": "pocket", "tasks": ["pocket_med"], "arms": arms}
+    )
+
+
+def resolved(**arm: Any) -> ArmConfig:
+    return resolve_rank_patterns(study(**arm), SHAPES).arms[0]
+
+
+@pytest.mark.parametrize("method", ["lora", "rslora", "dora"])
+def test_it_goes_where_plain_peft_goes(allotted: Path, tmp_path: Path, method: str) -> None:
+    """PEFT's own rank_pattern with the recipe's loop: the same losses, the same weights, and what
+    is stored gives the same logits."""
+    written = json.loads(allotted.read_text("utf-8"))
+    (point,) = arm_specs(resolved(method=method, rank_pattern=str(allotted)), PROTOCOL)
+    spec = point.model_copy(update={"trial_id": "a", "task": "toy"})
+    assert spec.rank == 4  # of equal parameters
+    result = trained([trial("fresh"), spec], PROTOCOL, ROWS)
+    adapter = result.states[1].adapter
+    assert adapter is not None
+
+    plain = get_lora_method(method)
+    alphas = {n: spec.scaling * plain.rank_scale(r) for n, r in spec.rank_pattern or ()}
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=written["r"],
+        lora_alpha=spec.scaling * plain.rank_scale(written["r"]),
+        rank_pattern=written["rank_pattern"],
+        alpha_pattern=alphas,
+        target_modules=written["target_modules"],
+        **plain.peft_fields,
+    )
+    model = get_peft_model(tiny_llama(), config).train()
+    parts, start = their_parts(model), new_adapter(tiny_llama(), spec)
+    for name, own in parts.items():
+        for theirs, ours in zip(own, start.module_parameters(name), strict=True):
+            theirs.data.copy_(ours.data)
+    rates = {part: spec.lr for own in parts.values() for part in own}
+    slow = plain_losses(spec, model, rates, ROWS, PROTOCOL)
+    assert losses(result.states[1]) == pytest.approx(slow, rel=RELATIVE)
+    assert adapter.a.keys() == parts.keys()
+    for name, own in parts.items():
+        for ours, theirs in zip(adapter.module_parameters(name), own, strict=True):
+            assert relative(ours, theirs) <= RELATIVE
+
+    save_adapter(adapter, result.tuned.record, tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_llama(), tmp_path).eval()
+    assert relative(alone(loaded, IDS), logits_of(result.tuned, "a")) < RELATIVE
+
+
+def test_a_trial_is_identified_by_its_ranks_not_by_their_file(tmp_path: Path) -> None:
+    """The file resolves to a mapping that loads back to the same trials; one rank for all is none
+    of them."""
+    for name, ranks in (("one", {"q_proj": 6}), ("two", {"q_proj": 6}), ("other", {"q_proj": 5})):
+        settings = {"r": 2, "lora_alpha": 4, "peft_type": "LORA", "rank_pattern": ranks}
+        settings["target_modules"] = ["q_proj", "v_proj"]
+        (tmp_path / f"{name}.json").write_text(json.dumps(settings))
+
+    def ids(**arm: Any) -> list[str]:
+        arms = [{"method": "lora", "lr": 1e-3, **arm}]
+        return [t.trial_id for t in small_study(tmp_path, arms=arms, seeds=[0]).check().trials]
+
+    one = ids(rank_pattern="one.json")
+    assert one == ids(rank_pattern=str(tmp_path / "two.json"))
+    plain = [ids(rank=r, targets=[["q_proj", "v_proj"]]) for r in (4, 5)]
+    assert len({*one, *ids(rank_pattern="other.json"), *plain[0], *plain[1]}) == 4
+    arms = [{"method": "lora", "lr": 1e-3, "rank_pattern": "one.json"}]
+    prepared = small_study(tmp_path, arms=arms, seeds=[0]).check()
+    (tmp_path / "again.yaml").write_text(dump_study(prepared.config), "utf-8")
+    assert load_study_file(tmp_path / "again.yaml") == prepared.config
+    (tmp_path / "one.json").unlink()
+    assert one == ids(
+        **load_study_file(tmp_path / "again.yaml").arms[0].model_dump(exclude_none=True)
+    )
+    (spec,) = prepared.trials
+    assert spec.rank == 4
+    assert spec.arm_label.startswith("r=4 lr=0.001 by-module=")
+
+
+def pattern(**changes: Any) -> Callable[[Path], dict[str, Any]]:
+    """An arm with a file of q_proj and v_proj."""
+
+    def arm(folder: Path) -> dict[str, Any]:
+        settings = {"r": 2, "lora_alpha": 4, "peft_type": "LORA", "target_modules": ["q_proj"]}
+        (folder / "file.json").write_text(json.dumps(settings | changes))
+        return {"rank_pattern": str(folder / "file.json")}
+
+    return arm
+
+
+UNFIT: list[tuple[Callable[[Path], dict[str, Any]], dict[str, Any], str]] = [
+    (lambda _: {"rank_pattern": "nowhere.json"}, {}, "nowhere.json"),
+    (pattern(peft_type="LOHA"), {}, "peft_type 'LOHA', expected 'LORA'"),
+    (pattern(rank_pattern={"c_attn": 4}), {}, "a rank for 'c_attn', which is none of the 2"),
+    (pattern(rank_pattern={"q_proj": 65}), {}, "rank 65, expected at most 64, its smaller"),
+    (pattern(target_modules="all-linear"), {}, "target_modules 'all-linear', expected a list"),
+    (pattern(), {"targets": ["attention", "mlp"]}, "2 sets of modules, expected one"),
+    (pattern(), {"targets": [["nothing"]]}, "target module 'nothing'"),
+    (pattern(), {"rank": 4}, "'rank_pattern' and 'rank', expected one of them"),
+    (pattern(), {"init_from": "x"}, "'rank_pattern' and 'init_from', expected one of them"),
+    (pattern(), {"method": "eva", "rank": 4}, "rank_pattern, expected none with method 'eva'"),
+    (lambda _: {"rank_pattern": {"model.layers.0.self_attn.q_proj": 2}}, {}, "a rank for every"),
+]
+
+
+@pytest.mark.parametrize(("arm", "changes", "said"), UNFIT, ids=[said for _, _, said in UNFIT])
+def test_ranks_that_do_not_fit_are_refused(
+    arm: Callable[[Path], dict[str, Any]], changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises((UserError, ValueError)) as refused:
+        resolved(**arm(tmp_path), **changes)
+    assert said in str(refused.value)
