@@ -8,7 +8,12 @@ from synthetic_study import Truth, synthetic_study, with_specs
 
 from rankscope.advise.ranks import area_weights
 from rankscope.advise.recommend import recommend
-from rankscope.analyses.rank_curves.figures import area_under, draw_rank_curves, rank_curves
+from rankscope.analyses.rank_curves.figures import (
+    CURVES,
+    area_under,
+    draw_rank_curves,
+    rank_curves,
+)
 from rankscope.formatting import POINTS, with_interval
 from rankscope.records import BASE, StudyRecords, Variant
 from rankscope.report.study_view import StudyView
@@ -71,21 +76,32 @@ def test_points_and_areas_are_means_of_the_scores() -> None:
     assert draw_rank_curves(StudyView(plain, recommend(plain)), "med") is None
 
 
-def test_truncations_are_those_of_the_largest_trained_rank() -> None:
+@pytest.mark.parametrize(
+    ("kind", "whole", "ranks"),
+    [
+        ("truncated", "-32-0.001-", [2, 32]),  # 8 was not cut
+        ("full", "-full-0.0005-", [2, 8]),
+    ],
+)
+def test_truncations_are_those_of_the_largest_trained_rank_and_of_full_fine_tuning(
+    kind: str, whole: str, ranks: list[int]
+) -> None:
+    """Made to score as what was trained at the rank."""
     study = synthetic_study(Truth(lrs=(RATE,)))
     evals, items = dict(study.evals), dict(study.items)
     for (model, task, split), record in study.evals.items():
-        if model.startswith("med-2-"):
-            cut = Variant("truncated", 2).of(model.replace("-2-", "-32-", 1))
-            evals[cut, task, split] = record
-            items[cut, task, split] = study.items[model, task, split]
+        for rank in {2, 8} & {*ranks}:
+            if model.startswith(f"med-{rank}-"):
+                trial = model.replace(f"-{rank}-{RATE:g}-", whole)
+                cut = Variant("truncated", rank).of(trial)
+                evals[cut, task, split] = record
+                items[cut, task, split] = study.items[model, task, split]
     study = replace(study, evals=evals, items=items)
     curves = rank_curves(study, "med")
-    assert {kind: list(curve) for kind, curve in curves.items()} == {
-        "trained": [2, 32],  # 8 was not cut
-        "truncated": [2, 32],
-    }
-    assert area_under(study, curves["truncated"], ["med"], curves["trained"]).value == 0
+    assert {name: list(curve) for name, curve in curves.items()} == {"trained": ranks, kind: ranks}
+    assert area_under(study, curves[kind], ["med"], curves["trained"]).value == 0
+    figure = draw_rank_curves(StudyView(study, recommend(study)), "med")
+    assert CURVES[kind][0] in figure.finding
 
 
 def test_the_interval_of_the_difference_between_areas_covers_the_truth() -> None:
