@@ -19,8 +19,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import rankscope
-from rankscope.analyses.spectra.growth import NormGrowth, growth_of_given
-from rankscope.analyses.spectra.record import MatrixSpectrum, SpectraRecord
+from rankscope.analyses.spectra.record import (
+    MatrixSpectrum,
+    NormGrowth,
+    SpectraRecord,
+    growth_of_given,
+)
 from rankscope.analyses.spectra.spectra import effective_rank, stable_rank
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.svd_cache import svd

@@ -1,4 +1,9 @@
-"""How training changed the weight matrices: their spectra before and after."""
+"""How training changed the weight matrices: their spectra before and after.
+
+Read ``record`` (what is measured), ``spectra`` (of one matrix), then ``leading_vectors`` with
+``subspace_iteration`` (how, without decomposing W), and ``intruders`` (what is counted and scaled).
+``stage`` and ``stored_models`` call these for models in memory and on disk.
+"""
 
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
@@ -110,7 +115,7 @@ class SpectraAnalysis(Analysis[SpectraConfig]):
         return spectra_terminal(study)
 
     def summary(self, study: "StudyRecords") -> dict[str, object]:
-        from rankscope.analyses.spectra.growth import growth_of_given
+        from rankscope.analyses.spectra.record import growth_of_given
         from rankscope.models.svd_cache import cache_bytes, svd_cache_folder
 
         return {

@@ -7,8 +7,12 @@ from statistics import fmean
 import pandas as pd
 import plotly.graph_objects as go
 
-from rankscope.analyses.spectra.growth import NormGrowth, growth_of_given
-from rankscope.analyses.spectra.record import MatrixSpectrum, SpectraRecord
+from rankscope.analyses.spectra.record import (
+    MatrixSpectrum,
+    NormGrowth,
+    SpectraRecord,
+    growth_of_given,
+)
 from rankscope.formatting import MINUS, number
 from rankscope.report.analyzed_models import AnalyzedModel, AnalyzedModels
 from rankscope.report.charts.figure import Figure, hover_texts, records

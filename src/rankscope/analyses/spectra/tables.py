@@ -7,8 +7,7 @@ import pandas as pd
 from rich.console import RenderableType
 from rich.table import Table
 
-from rankscope.analyses.spectra.growth import growth_of_given
-from rankscope.analyses.spectra.record import MatrixSpectrum, SpectraRecord
+from rankscope.analyses.spectra.record import MatrixSpectrum, SpectraRecord, growth_of_given
 from rankscope.analyses.tables import TableRow
 from rankscope.cli.render.table import terminal_table
 from rankscope.formatting import byte_size
