@@ -112,9 +112,9 @@ def read_task(content: bytes, folder: Path) -> None:
     from rankscope.config.patterns import compile_pattern
     from rankscope.data.tasks import load_task
     from rankscope.errors import RankscopeError
-    from rankscope.evaluate.lm_eval.task_files import check_tags
     from rankscope.evaluate.scorers import get_scorer
     from rankscope.evaluate.scorers.generation import GenerationScorer
+    from rankscope.sources.lm_eval.task_files import check_tags
 
     path = folder / "task.yaml"
     path.write_bytes(content)

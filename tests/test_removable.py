@@ -46,7 +46,7 @@ for override in sys.argv[1:]:
 """
 
 
-OTHERS = ("report/figures/loss.py", "tools/trackers/wandb.py", "evaluate/lm_eval")
+OTHERS = ("report/figures/loss.py", "tools/trackers/wandb.py")
 """Extensions that no study file names."""
 REMOVED = [
     {

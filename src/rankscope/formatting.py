@@ -40,7 +40,7 @@ NATS = Unit(1.0, "nats per token", "nats per token", 3)  # Mean log probability
 
 
 def unit_of(score_unit: Literal["accuracy", "log_probability"] | None) -> Unit:
-    """The unit of a task's scores; a harness metric of unknown kind keeps its plain number."""
+    """The unit of a task's scores; a metric of unknown kind keeps its plain number."""
     return POINTS if score_unit == "accuracy" else NATS
 
 

@@ -35,7 +35,7 @@ def load_text(text: str, folder: Path) -> StudyConfig:
 def planned(config: StudyConfig) -> int:
     """Trials of a study; its groups must hold them all."""
     hashes = dict.fromkeys(config.evaluation_tasks(), "data")
-    hashes |= {r.task: "rows" for arm in config.arms for r in arm.replay or arm.self_replay or ()}
+    hashes |= {r.task: "rows" for arm in config.arms for r in arm.replay or ()}
     trials = make_trials(config, "base", hashes, {}, hashes, hashes)
     assert sum(len(group) for group in make_groups(trials, config.max_group_size)) == len(trials)
     return len(trials)
@@ -180,9 +180,9 @@ def every_schema(node: Any) -> list[dict[str, Any]]:
 
 def test_the_schema_explains_every_key_and_forbids_others() -> None:
     sections = every_schema(study_json_schema())
-    # Study, model, given, task, arm, replay, self-replay, early stop, budget, train, evaluate,
+    # Study, model, given, task, arm, replay, early stop, budget, train, evaluate,
     # analyze, spectra, heads, objective, executor, local, ray, slurm.
-    assert len(sections) == 19
+    assert len(sections) == 18
     for section in sections:
         assert section["additionalProperties"] is False
         unexplained = [k for k, v in section["properties"].items() if "description" not in v]

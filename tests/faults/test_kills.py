@@ -92,7 +92,7 @@ def test_killed_drivers_leave_workers_that_the_next_one_waits_for(
     a dead driver holds its unit: the next driver says that it waits, Ctrl-C
     ends the wait, and once the worker is gone the study comes to the end of one without workers.
     All of them replay the rows that the first driver had the base write."""
-    arm = {**SETTINGS["arms"][1], "self_replay": {"rows": 8, "share": 0.5}}
+    arm = {**SETTINGS["arms"][1], "replay": {"task": "self:8", "share": 0.5}}
     changes = {"arms": [arm], "evaluate": {"max_items": 8}}
     file, out = study_file(tmp_path, **changes), tmp_path / "out"
     words = ("run", file, "--out", out, "--workers", "2")

@@ -10,7 +10,6 @@ from pocket_study import SETTINGS, changed, study_file
 
 LORA = {"method": "lora", "rank": 2, "lr": 2e-3}
 REPLAY = {"task": "pocket_cloze", "share": 0.25}
-SELF = {"self_replay": {"rows": 12, "share": 0.25}}
 STOP = {"early_stop": {"patience": 1}}
 BOTH = {"name": "both", "mixture": ["pocket_med", "pocket_gsm"]}
 FEW = {"name": "few", "test": "few.jsonl"}
@@ -58,10 +57,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
      "no training rows"),
     (mixture(BOTH) | arm(replay={**REPLAY, "task": "pocket_gsm"}),
      "training task 'both' has, expected a task that is not trained on"),
-    (arm(replay=REPLAY, **SELF), "give each an arm of its own"),
-    (arm(self_replay={"rows": 0, "share": 0.1}), "greater than or equal to 1"),
-    (arm(self_replay={"rows": 5, "share": 1}), "less than 1"),
-    (arm(self_replay={"task": "x", "share": 0.1}), "rows"),
+    (arm(replay={**REPLAY, "task": "self:0"}), "found '0', expected a number of rows to sample"),
+    (arm(replay={**REPLAY, "task": "self:100001"}), "at most 100,000, each of at most"),
+    (arm(replay={**REPLAY, "task": "lm_eval:x"}), "expected one of self before the colon"),
+    (changed("evaluate", cross_domain=["self:5"]), "expected one of lm_eval before the colon"),
     (arm(**STOP), "evaluate_every"),
     (arm(kl_to_base=-1), "greater than or equal to 0"),
     (arm(method={"peft": {"peft_type": "VERA"}}, rank=None, kl_to_base=1), "bare base"),

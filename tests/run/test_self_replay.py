@@ -18,20 +18,20 @@ from rankscope.config.loader import load_study_file
 from rankscope.config.study import ModelConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.sampler import ReplaySampler, RowSampler
-from rankscope.data.self_replay import RowsToSample
 from rankscope.errors import IntegrityError, UserError
 from rankscope.models.base import Row, RowBatch
 from rankscope.models.load import load_base
 from rankscope.run.trials import arm_specs
+from rankscope.sources.self_replay.rows import RowsToSample
 
 SHARE = 0.25
-SELF = {**LORA, "self_replay": {"rows": 12, "share": SHARE}}
+SELF = {**LORA, "replay": {"task": "self:12", "share": SHARE}}
 TOLERANCE = 1e-5
 """Of a cumulative probability, a sum of float32 products in another order."""
 
 
 def rows_file(out: Path) -> Path:
-    (file,) = (out / "artifacts/base/self_replay").iterdir()
+    (file,) = (out / "artifacts/base/rows").iterdir()
     return file
 
 
@@ -77,7 +77,7 @@ def test_rows_are_mixed_in_as_replayed_rows_are(mitigated: Finished) -> None:
     assert labels == sum(lengths[i] - 1 for i in seen)
     assert replaying.train.losses[0].loss == pytest.approx(plain.train.losses[0].loss, rel=1e-5)
     card = mitigated.out / "artifacts" / replaying.spec.trial_id / "adapter" / "README.md"
-    assert "12, replayed beside the task's own" in card.read_text("utf-8")
+    assert "0.25x12" in card.read_text("utf-8")
 
 
 def test_a_plan_counts_at_most_what_they_cost(mitigated: Finished, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_altered_rows_are_refused_and_sampled_again_on_request(
     shutil.copytree(mitigated.out, out)
     before = results(out)
     flip_bit(rows_file(out))
-    with pytest.raises(IntegrityError, match=r"self_replay.*--retry base"):
+    with pytest.raises(IntegrityError, match=r"base/rows.*--retry base"):
         study.run(out)
     stages = Counter()
     study.run(out, stages, retry=["base"])
@@ -160,8 +160,9 @@ def specs(folder: Path, *arms: dict[str, Any]) -> list[str]:
 
 
 def test_arms_are_told_apart_and_a_share_of_zero_is_none(tmp_path: Path) -> None:
-    grid = [{"rows": 12, "share": share} for share in (0, 0.25)] + [{"rows": 24, "share": 0.25}]
-    plain, fewer, more = specs(tmp_path, {**LORA, "self_replay": grid})
+    points = [("self:12", 0), ("self:12", 0.25), ("self:24", 0.25)]
+    grid = [{"task": task, "share": share} for task, share in points]
+    plain, fewer, more = specs(tmp_path, {**LORA, "replay": grid})
     assert [plain] == specs(tmp_path, LORA)
     assert (fewer, more) == (f"{plain} self_replay=0.25x12", f"{plain} self_replay=0.25x24")
 

@@ -15,7 +15,7 @@ from rankscope.data.registry import NAMED_TASKS
 from rankscope.models.model_folder import pocket_folder
 from rankscope.store import items_path
 
-from ..evaluate.lm_eval.test_bridge import CHOICE, ROWS, TEXT, task_file
+from ..sources.test_lm_eval import CHOICE, ROWS, TEXT, task_file
 
 TASKS = "pocket_med,pocket_gsm"
 

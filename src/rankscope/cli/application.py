@@ -60,7 +60,7 @@ TrustTaskCode = Annotated[
     Option(
         "--trust-task-code",
         callback=_allow_task_code,
-        help="Run Python code that tasks name: python: scorers, lm_eval: tasks.",
+        help="Run Python code that scorers and tasks name.",
     ),
 ]
 AsJson = Annotated[bool, Option("--json", help="Print one JSON document instead of text.")]

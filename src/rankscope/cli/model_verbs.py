@@ -21,7 +21,7 @@ Adapters = Annotated[
 ]
 Tasks = Annotated[
     str,
-    Option(help="Task names, task files (.yaml), data files or folders, lm_eval:NAME; by commas."),
+    Option(help="Task names, task files (.yaml), data files or folders, SOURCE:NAME; by commas."),
 ]
 NumFewshot = Annotated[int | None, Option(min=0, max=5, help="Solved questions before each.")]
 TooLong = Annotated[str, Option(help="Items longer than the context: refuse or truncate_left.")]

@@ -11,7 +11,6 @@ from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, model_valida
 from rankscope.config.section import (
     ConfigSection,
     LocalPath,
-    Name,
     OneOrMore,
     PathText,
     RegisteredName,
@@ -19,6 +18,7 @@ from rankscope.config.section import (
     ZeroOrMore,
     short_repr,
 )
+from rankscope.config.task import ReplayName
 from rankscope.errors import did_you_mean
 from rankscope.models.methods import all_methods, get_method
 from rankscope.models.methods.lora import LoraMethod
@@ -34,7 +34,7 @@ TRAIN_OVERRIDES = (
     "weight_decay",
 )
 """Fields of ``train`` that an arm may override."""
-MITIGATIONS = ("replay", "self_replay", "kl_to_base", "early_stop")
+MITIGATIONS = ("replay", "kl_to_base", "early_stop")
 """Fields of an arm that are axes of its grid but not fields of ``train``."""
 ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")
 MLP = ("down_proj", "gate_proj", "up_proj")
@@ -44,9 +44,6 @@ TARGET_GROUPS: dict[str, tuple[str, ...]] = {
     "all-linear": tuple(sorted(ATTENTION + MLP)),
 }
 TargetSet = Literal["attention", "mlp", "all-linear"] | list[str]
-MAX_SAMPLED_ROWS = 100_000
-SELF_REPLAY = "self:"
-"""Before a number of rows sampled from the base, in place of a replayed task's name."""
 MODULE_PATTERN = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -162,24 +159,11 @@ MethodChoice = Annotated[
 class _ReplayConfig(ConfigSection):
     """General rows mixed into every optimizer step, in addition to the task's own."""
 
-    task: Name
-    """Task whose training rows are replayed: described in the study, or a named one."""
+    task: ReplayName
+    """Task whose training rows are replayed: described in the study, a named one, or
+    ``SOURCE:REST`` for rows that a source makes."""
     share: float = Field(ge=0, lt=1)
     """Share of the replayed rows in all rows seen, and in the loss; 0 is no replay."""
-
-
-class _SelfReplayConfig(ConfigSection):
-    """Replay of rows that the base itself writes: sampled once per study, before any training."""
-
-    rows: int = Field(ge=1, le=MAX_SAMPLED_ROWS)
-    """Rows to sample, each of at most ``train.max_length`` tokens."""
-    share: float = Field(ge=0, lt=1)
-    """Share of these rows in all rows seen, and in the loss; 0 is no replay."""
-
-    @property
-    def task(self) -> str:
-        """What trials name in place of a task."""
-        return f"{SELF_REPLAY}{self.rows}"
 
 
 class _EarlyStopConfig(ConfigSection):
@@ -230,8 +214,6 @@ class ArmConfig(ConfigSection):
     """Overrides ``train.weight_decay``."""
     replay: OneOrMore[_ReplayConfig] | None = None
     """General rows mixed in: ``{task: NAME, share: 0.1}``."""
-    self_replay: OneOrMore[_SelfReplayConfig] | None = None
-    """Rows sampled from the base mixed in as ``replay`` does: ``{rows: 100, share: 0.1}``."""
     kl_to_base: OneOrMore[NonNegativeFloat] | None = None
     """Weight in the loss of KL(base || tuned), nats per label token: over the replayed rows if the
     arm replays any, otherwise over the task's own."""
@@ -254,9 +236,6 @@ class ArmConfig(ConfigSection):
                 found = f"method {method.name!r} among others, which {method.arm_note}"
                 raise Unfit(found, "it alone", "give it an arm of its own")
         self._check_fields(methods)
-        if self.replay and self.self_replay:
-            found, rule = "'replay' and 'self_replay'", "rows of one kind to replay"
-            raise Unfit(found, rule, "give each an arm of its own")
         occupying = next((m.name for m in methods if m.occupies_base), None)
         if any(self.kl_to_base or ()) and occupying is not None:
             raise Unfit(

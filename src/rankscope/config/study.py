@@ -31,6 +31,7 @@ from rankscope.config.section import (
 )
 from rankscope.config.task import TaskConfig
 from rankscope.run.executors import ExecutorChoice, executor_section
+from rankscope.sources import source_of
 
 if TYPE_CHECKING:
     ExecutorConfig = ExecutorChoice
@@ -309,17 +310,18 @@ class StudyConfig(ConfigSection):
             found = "'evaluate.split' in a study with arms"
             raise Unfit(found=found, expected="none", do="remove it")
         others = self.described_tasks() if self.arms else [*self.tasks, *self.evaluate.retention]
-        for name in (task.name for task in others if task.is_harness_task):
-            raise Unfit(
-                found=f"{short_repr(name)}, a task of lm-evaluation-harness",
-                expected="one with rows to train on or to choose by",
-                do=f"score trained adapters with 'rankscope eval --tasks {name}'",
-            )
+        for task in others:
+            if task.source is not None:
+                raise Unfit(
+                    found=f"{short_repr(task.name)}, {task.source.label}",
+                    expected="one with rows to train on or to choose by",
+                    do=f"score trained adapters with 'rankscope eval --tasks {task.name}'",
+                )
         if self.evaluate.split == "validation":
-            for name in (task.name for task in self.evaluate.cross_domain if task.is_harness_task):
+            for name in (task.name for task in self.evaluate.cross_domain if task.source):
                 raise Unfit(
                     found=f"split validation with {name!r}, which has no such split",
-                    expected="--split test, a harness task's test or only validation split",
+                    expected="--split test, its test or only validation split",
                 )
 
     def _check_task_names(self) -> None:
@@ -421,5 +423,9 @@ class StudyConfig(ConfigSection):
 
     def replayed_tasks(self) -> list[str]:
         """Names of the tasks whose rows some arm replays, without duplicates."""
-        replayed = (r.task for arm in self.arms for r in arm.replay or () if r.share)
-        return list(dict.fromkeys(replayed))
+        return [name for name in self.replayed() if source_of(name) is None]
+
+    def replayed(self) -> list[str]:
+        """The same, with rows of a source."""
+        named = (r.task for arm in self.arms for r in arm.replay or () if r.share)
+        return list(dict.fromkeys(named))

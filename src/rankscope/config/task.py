@@ -1,5 +1,6 @@
 """A task of the study file, or of a task file."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -21,11 +22,10 @@ from rankscope.config.section import (
 )
 from rankscope.evaluate.scorers import PYTHON_PATTERN, primary_metric_names, scorer_names
 from rankscope.evaluate.scorers.python_function import PYTHON_PREFIX
+from rankscope.sources import Source, Use, all_sources, source_of
 
 MAX_FEWSHOT = 5
 TASK_FILE_SUFFIXES = (".yaml", ".yml")
-LM_EVAL_PREFIX = "lm_eval:"
-"""Before the name of a task of lm-evaluation-harness, or the path of its YAML file."""
 
 
 def _check_pattern(text: str) -> str:
@@ -56,15 +56,29 @@ def check_stop(text: str) -> str:
 def is_task_file(text: object) -> bool:
     """Whether a task, or the path of one, is the path of a task file."""
     is_file = isinstance(text, str) and text.lower().endswith(TASK_FILE_SUFFIXES)
-    return is_file and not str(text).startswith(LM_EVAL_PREFIX)
+    return is_file and source_of(str(text)) is None
 
 
-HARNESS_NAME_PATTERN = rf"{LM_EVAL_PREFIX}[\w.+-]{{1,150}}"
-TaskName = Annotated[
-    str,
-    AfterValidator(matches(f"{NAME_PATTERN}|^{HARNESS_NAME_PATTERN}$", NAME_RULE)),
-    Field(json_schema_extra={"pattern": f"{NAME_PATTERN}|^{HARNESS_NAME_PATTERN}$"}),
-]
+def _checked_name(use: Use) -> Callable[[str], str]:
+    """A check of names of tasks, which may be ``PREFIX:REST`` of a source with that use."""
+
+    def check(name: str) -> str:
+        _, colon, rest = name.partition(":")
+        if not colon:
+            return matches(NAME_PATTERN, NAME_RULE)(name)
+        source, known = source_of(name), [s.prefix for s in all_sources() if s.use == use]
+        if source is None or source.use != use:
+            rule = f"one of {', '.join(known)} before the colon" if known else "no colon in it"
+            raise Unfit(f"the name {short_repr(name)}", rule)
+        source.check_name(rest)
+        return name
+
+    return check
+
+
+_SOURCED = Field(json_schema_extra={"pattern": rf"{NAME_PATTERN}|^[a-z_]+:[\w.+-]{{1,150}}$"})
+TaskName = Annotated[str, AfterValidator(_checked_name("scored")), _SOURCED]
+ReplayName = Annotated[str, AfterValidator(_checked_name("replayed")), _SOURCED]
 ScorerName = Annotated[str, RegisteredName(scorer_names, PYTHON_PATTERN)]
 MetricName = Annotated[str, RegisteredName(primary_metric_names)]
 _AsWritten = Annotated[int, Field(ge=0, le=MAX_FEWSHOT)] | Literal["own"]
@@ -83,9 +97,9 @@ class TaskConfig(ConfigSection):
 
     name: TaskName
     """A named task (``gsm8k``, ``arc_easy``, ...), a new name for your own data, or
-    ``lm_eval:NAME``: a task of lm-evaluation-harness, which a study without arms can score."""
-    harness_file: PathText = None
-    """YAML file of the task ``lm_eval:NAME``, if the harness does not know it by its name."""
+    ``SOURCE:NAME``: a task of another program, which a study without arms can score."""
+    source_file: PathText = None
+    """File of the task ``SOURCE:NAME``, if the source does not know it by its name."""
     path: PathText = None
     """Folder with {train,validation,test}.jsonl, .csv, ... of this task; or a task file (YAML)."""
     train: PathText = None
@@ -109,7 +123,7 @@ class TaskConfig(ConfigSection):
     """Metric of a multiple-choice task that is quoted; all are recorded."""
     num_fewshot: Fewshot = 0
     """Answered questions shown before each evaluated one; training rows have none. ``own``: as many
-    as a task of lm-evaluation-harness has by itself, its default."""
+    as a task ``SOURCE:NAME`` has by itself, its default."""
     stop: list[StopText] = []
     """Texts that end a generated answer; by default the start of a next question."""
     extract: Pattern | None = None
@@ -130,18 +144,10 @@ class TaskConfig(ConfigSection):
 
     @model_validator(mode="before")
     @classmethod
-    def read_harness_task(cls, value: Any) -> Any:
-        """A task of lm-evaluation-harness has its own number of examples."""
-        name = value.get("name") if isinstance(value, dict) else value
-        if not isinstance(name, str) or not name.startswith(LM_EVAL_PREFIX):
-            return value
-        if name.endswith(TASK_FILE_SUFFIXES):
-            raise Unfit(
-                found=f"{short_repr(name)}, a file",
-                expected="a task's name, and its file as 'harness_file'",
-                do=f"or score it with 'rankscope eval --tasks {name}'",
-            )
-        return {"num_fewshot": "own"} | (value if isinstance(value, dict) else {"name": name})
+    def complete(cls, value: Any) -> Any:
+        fields = value if isinstance(value, dict) else {"name": value}
+        source = source_of(name) if isinstance(name := fields.get("name"), str) else None
+        return value if source is None else source.complete(fields)
 
     @model_validator(mode="before")
     @classmethod
@@ -152,8 +158,9 @@ class TaskConfig(ConfigSection):
         return value
 
     @property
-    def is_harness_task(self) -> bool:
-        return self.name.startswith(LM_EVAL_PREFIX)
+    def source(self) -> Source | None:
+        """Of a task ``SOURCE:NAME``."""
+        return source_of(self.name)
 
     @model_validator(mode="after")
     def check_one_source(self) -> Self:

@@ -67,7 +67,7 @@ class TaskSpec:
     @property
     def score_unit(self) -> ScoreUnit | None:
         """``accuracy`` (fraction of 1), ``log_probability`` (mean log p per token, nats), or None
-        for a harness's metric of another unit."""
+        for a metric of another unit."""
         return get_scorer(self.scorer).unit
 
 

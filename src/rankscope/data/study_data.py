@@ -10,7 +10,6 @@ from rankscope.config.study import StudyConfig
 from rankscope.config.task import TaskConfig
 from rankscope.data.encode import EncodedRow, EncodedRows, Encoder, LabelMode, encode_rows
 from rankscope.data.items import Item
-from rankscope.data.self_replay import rows_to_sample
 from rankscope.data.splits import (
     NO_CONTAMINATION,
     find_contamination,
@@ -21,13 +20,14 @@ from rankscope.data.task_source import no_training_rows
 from rankscope.data.tasks import LoadedTask, load_task
 from rankscope.errors import UserError
 from rankscope.hashing import sha256_json
+from rankscope.sources import source_of
 
 
 @dataclass(frozen=True, slots=True)
 class StudyData:
     tasks: Mapping[str, LoadedTask]  # By name, every task that is trained on or evaluated
     rows: Mapping[str, EncodedRows]  # By training task
-    replay_rows: Mapping[str, EncodedRows]  # By task whose rows some arm replays, or base's rows
+    replay_rows: Mapping[str, EncodedRows]  # By task whose rows some arm replays, or source's
     notes: tuple[str, ...]  # What readers of the results should know, one sentence each
 
 
@@ -48,7 +48,11 @@ def prepare_data(config: StudyConfig, encoder: Encoder, whole: bool = True) -> S
     rows = {t.name: encode_rows(encoder, tasks[t.name].train, labels) for t in config.tasks}
     replay_rows = {
         name: encode_rows(encoder, task.train, labels) for name, task in replayed.items()
-    } | rows_to_sample(config, encoder)
+    } | {
+        name: source.rows(name.partition(":")[2], config, encoder)
+        for name in config.replayed()
+        if (source := source_of(name)) is not None
+    }
     notes = [
         *(note for task in tasks.values() for note in task.notes),
         *replay_notes(config),

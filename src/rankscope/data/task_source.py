@@ -97,7 +97,7 @@ def _needed_tasks(config: StudyConfig) -> list[TaskConfig]:
     """Every task whose rows a study reads, parts of mixtures and replayed tasks included."""
     described = config.evaluation_tasks()
     names = dict.fromkeys([*config.trained_tasks(), *config.replayed_tasks()])
-    plain = [t for t in described.values() if not t.mixture and not t.is_harness_task]
+    plain = [t for t in described.values() if not t.mixture and t.source is None]
     others = [TaskConfig(name=name) for name in names if name not in described]
     return [*plain, *others]
 

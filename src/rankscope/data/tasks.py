@@ -4,7 +4,6 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -74,9 +73,6 @@ class LoadedTask:
     """The tasks of a mixture, each with its own prompt and scorer."""
 
 
-HARNESS = "rankscope.evaluate.lm_eval.bridge"  # Imported when used: its package is optional
-
-
 def load_task(
     config: TaskConfig,
     data_dir: Path | None,
@@ -100,9 +96,8 @@ def load_task(
             among them also contain are left out.
         compare: test rows with training rows, to find contamination.
     """
-    if config.is_harness_task:
-        loaded: LoadedTask = import_module(HARNESS).load_harness_task(config, max_items)
-        return loaded
+    if config.source is not None:
+        return config.source.load_task(config, max_items)
     task, items = read_task_items(config, data_dir, trained_on)
     spec, name = task.spec, task.spec.name
     examples = example_file(spec, items) if spec.num_fewshot else None

@@ -26,7 +26,7 @@ class TaskRecord(Record):
     parts: tuple[str, ...] = ()  # Of a mixture: the tasks whose rows it is trained on
     metric: str  # Primary metric
     score_unit: Literal["accuracy", "log_probability"] | None
-    """Share of 1, or mean nats per token; None for a metric of a harness in another unit."""
+    """Share of 1, or mean nats per token; None for a metric in another unit."""
     chance: float | None  # Score of guessing; None if unknown, and for scores in nats
     rows: dict[str, int]  # Rows per split: train, validation, test
     row_shape: str = ""  # Such as ``alpaca``

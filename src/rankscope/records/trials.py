@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import ValidationInfo, field_validator
 
-from rankscope.config.arm import SELF_REPLAY
 from rankscope.hashing import sha256_json
 from rankscope.models.methods import get_lora_method, get_method
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.records.record import MethodName, Record
+from rankscope.sources import source_of
 
 
 class GivenModel(Record):
@@ -50,11 +50,11 @@ class TrialSpec(Record):
     warmup_fraction: float | None = None
     weight_decay: float | None = None
     replay: str | None = None
-    """From here on mitigations: the task whose rows are mixed in, or ``self:100`` for 100 rows
-    sampled from the base."""
+    """From here on mitigations: the task whose rows are mixed in, or ``PREFIX:REST`` of a source of
+    rows."""
     replay_share: float | None = None  # Share of the replayed rows among all rows, and in the loss
     replay_sha256: str | None = None
-    """Hash of the encoded replayed rows; of rows sampled from the base, of how they are sampled."""
+    """Hash of the encoded replayed rows; of rows that a run makes, of how they are made."""
     kl_to_base: float | None = None  # Weight of KL(base || tuned), nats per label token
     early_stop: int | None = None  # Stops after so many points without a better score
     validation_sha256: str | None = None  # Of the items that decide when to stop
@@ -107,19 +107,13 @@ class TrialSpec(Record):
         return {name: value for name, value in own.items() if value is not None}
 
     @property
-    def num_sampled_rows(self) -> int | None:
-        """Rows sampled from the base that it replays; None if it replays a task's or none."""
-        place, _, number = (self.replay or "").partition(SELF_REPLAY)
-        return int(number) if number and not place else None
-
-    @property
     def mitigations(self) -> dict[str, object]:
         """Mitigations of forgetting, as labels name them; empty for a plain trial."""
         share = "" if self.replay_share is None else f"{self.replay_share:.12g}"
-        rows = self.num_sampled_rows
+        source = source_of(self.replay or "")
+        rows = self.replay if source is None else (self.replay or "").partition(":")[2]
         own: dict[str, object] = {
-            "replay": f"{share}x{self.replay}" if self.replay and not rows else None,
-            "self_replay": f"{share}x{rows}" if rows else None,
+            "replay" if source is None else source.name: rows and f"{share}x{rows}",
             "kl": None if self.kl_to_base is None else f"{self.kl_to_base:.12g}",
             "patience": self.early_stop,
         }

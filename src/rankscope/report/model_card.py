@@ -144,7 +144,6 @@ def method_name(trial: TrialSpec) -> str:
 
 
 def _trial_settings(trial: TrialSpec) -> dict[str, object]:
-    num_rows = trial.num_sampled_rows
     return {
         "method": method_name(trial),
         "rank": trial.rank,
@@ -158,7 +157,6 @@ def _trial_settings(trial: TrialSpec) -> dict[str, object]:
         "continues the adapter, sha256": trial.init_sha256,
         **{name.replace("_", " "): value for name, value in trial.overrides.items()},
         **trial.mitigations,
-        "rows written by the base": num_rows and f"{num_rows}, replayed beside the task's own",
         "seed": trial.seed,
         "trial": trial.trial_id,
     }

@@ -10,11 +10,11 @@ from rankscope.run.groups import BASE_GROUP, Group, group_id
 from rankscope.run.oom import with_oom_backoff
 from rankscope.run.stages import run_stage
 from rankscope.run.stages.evaluate import EvaluateStage
-from rankscope.run.stages.self_replay import use_sampled_rows
 from rankscope.run.stages.train import TrainStage
 from rankscope.run.study_clock import StudyClock, training_work
 from rankscope.run.trial_weights import model_with_weights
 from rankscope.run.trials import ID_LENGTH
+from rankscope.sources import use_rows
 from rankscope.store import CHECKPOINTS, TrialFailure
 from rankscope.train.checkpoint import GroupCheckpoint
 
@@ -36,7 +36,7 @@ class Conductor:
         self.context.label = "base"
         work = self.evaluate_stage.missing_of_base()
         run_stage(self.context, self.evaluate_stage, self.context.base, work)
-        use_sampled_rows(self.context)
+        use_rows(self.context)
 
     def run_groups(self) -> None:
         self.remove_orphans()

@@ -20,7 +20,7 @@ USABLE_SHARE = 0.9
 
 Group = tuple[TrialSpec, ...]
 BASE_GROUP: Group = ()
-"""In place of a group: the base, which is scored and writes rows for ``self_replay``."""
+"""In place of a group: the base, which is scored and writes rows that arms replay."""
 
 GroupLimit = Literal["all trials of the task", "size limit", "memory", "method"]
 

@@ -153,7 +153,7 @@ def _times(
     start = 0.0 if executor is None else model.start()
     if executor is not None:
         units = [start + seconds for seconds in units]
-        if model.inputs.sampled_row_tokens():  # rows that other units wait for
+        if model.inputs.rows_to_write():  # rows that other units wait for
             shared += start
         else:
             shared -= base["scoring"]
@@ -262,7 +262,7 @@ def _trial_costs(
 def _base_items(inputs: PreparedStudy) -> list[ItemTokens]:
     """What the base is scored on, and the rows that are sampled from it."""
     scored = [i for _, task, split in inputs.base_evals() for i in inputs.items[task, split]]
-    return scored + inputs.sampled_row_tokens()
+    return scored + inputs.rows_to_write()
 
 
 def _scored_alike(inputs: PreparedStudy, trial: TrialSpec) -> tuple[object, ...]:

@@ -10,7 +10,6 @@ from rankscope.analyses import all_analyses, enabled_analyses
 from rankscope.config.section import Interval
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import EncodedRows, Encoder
-from rankscope.data.self_replay import RowsToSample
 from rankscope.data.study_data import StudyData
 from rankscope.data.tasks import LoadedTask
 from rankscope.evaluate.scorers.scorer import ItemTokens
@@ -71,11 +70,6 @@ class PreparedStudy:
         """The encoded rows that arms replay, by task."""
         return self.data.replay_rows
 
-    @property
-    def rows_to_sample(self) -> Mapping[str, RowsToSample]:
-        """The stand-ins among ``replay_rows``, until the base has written them."""
-        return {n: rows for n, rows in self.replay_rows.items() if isinstance(rows, RowsToSample)}
-
     def runs(self, group: Group) -> Group:
         """Trials to train for this group. A nested run trains once, at its largest rank."""
         return tuple(dict.fromkeys(self._trained[trial.run] for trial in group))
@@ -89,18 +83,14 @@ class PreparedStudy:
     def scoring_bytes(self, group: Group) -> int:
         """Memory of scoring a group's trials, or the base alone, besides their weights."""
         model, shapes = self.grouping.model, self._scoring
-        if not group and (sampled := self.sampled_row_tokens()):
-            shapes = [*shapes, ScoringShape.of(model, sampled, self.config.evaluate)]
+        if not group and (written := self.rows_to_write()):
+            shapes = [*shapes, ScoringShape.of(model, written, self.config.evaluate)]
         needed = (scoring_bytes(model, group, shape) for shape in shapes)
         return max(needed, default=0)
 
-    def sampled_row_tokens(self) -> list[ItemTokens]:
-        """What the base reads and writes for each row that is sampled from it, at most."""
-        return [
-            ItemTokens(len(rows.prompt), 1, rows.max_length - len(rows.prompt))
-            for rows in self.rows_to_sample.values()
-            for _ in rows.rows
-        ]
+    def rows_to_write(self) -> list[ItemTokens]:
+        """What the base reads and writes for each row that it writes before any training."""
+        return [tokens for rows in self.replay_rows.values() for tokens in rows.to_write()]
 
     def trial(self, model_id: str) -> TrialSpec:
         """The trial of its id, or of one of its variants."""

@@ -166,8 +166,8 @@ class Study:
         from rankscope.run.executors import withdraw_units
         from rankscope.run.given import store_given
         from rankscope.run.groups import BASE_GROUP
-        from rankscope.run.stages.self_replay import SelfReplayStage, use_sampled_rows
         from rankscope.run.units import adopt_units, run_units
+        from rankscope.sources import all_sources, use_rows
 
         if retry:  # units have statuses and results of their own
             adopt_units(context, keep_unsealed=False)
@@ -182,9 +182,9 @@ class Study:
             return
         # Another executor, or another time limit, makes no other unit.
         config = self.config.model_copy(update={"executor": None})
-        if SelfReplayStage(context).missing():  # rows that other units train on
+        if any(source.lacks_rows(context) for source in all_sources()):  # other units need them
             run_units(context, config, [BASE_GROUP], executor)
-        use_sampled_rows(context)
+        use_rows(context)
 
         def run_groups() -> None:
             run_units(context, config, conductor.unfinished_groups(), executor)

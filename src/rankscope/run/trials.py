@@ -59,8 +59,8 @@ def make_trials(
     scorer, row limits and ``data_seed`` act through it; validation and test items must not, or a
     change of evaluation would train again.
     adapter_sha256: by folder, hash of each adapter of a warm start (``init_from``).
-    replay_sha256: by task, hash of the encoded rows that an arm replays; rows sampled from the base
-    count by how they are sampled.
+    replay_sha256: by task, hash of the encoded rows that an arm replays; rows that a run makes
+    count by how they are made.
     validation_sha256: by training task, hash of what early stopping scores.
     """
     trials: dict[str, TrialSpec] = {}
@@ -171,7 +171,7 @@ def _arm_points(arm: ArmConfig, train: TrainConfig) -> Iterator[dict[str, Any]]:
                 point["alpha"] = resolved_alpha(alpha, point["rank"])
             aside = {name for name in TRAIN_OVERRIDES if point.get(name) == getattr(train, name)}
             fields = _mitigation_fields(point)
-            aside |= {"self_replay", *(name for name, value in fields.items() if value is None)}
+            aside |= {name for name, value in fields.items() if value is None}
             yield {name: v for name, v in (point | fields).items() if name not in aside}
 
 
@@ -188,7 +188,7 @@ def arm_specs(arm: ArmConfig, train: TrainConfig) -> list[TrialSpec]:
 
 def _mitigation_fields(point: Mapping[str, Any]) -> dict[str, Any]:
     """Regularizers of a grid point as fields of TrialSpec, None for weight 0."""
-    replay = point.get("replay") or point.get("self_replay")
+    replay = point.get("replay")
     stop = point.get("early_stop")
     fields: dict[str, Any] = {}
     if replay is not None:

@@ -45,10 +45,10 @@ from rankscope.records import TrialSpec
 from rankscope.run.begin import begin_run, interruptible, prepare_process
 from rankscope.run.conductor import Conductor
 from rankscope.run.prepare import prepare
-from rankscope.run.stages.self_replay import use_sampled_rows
 from rankscope.run.starter import DRIVER
 from rankscope.run.units import check_versions, read_unit, seal_unit, unit_study
 from rankscope.run.worker_process import KILLED_FOR_MEMORY, is_sealed
+from rankscope.sources import use_rows
 from rankscope.store import UNITS, Ledger
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import train_group
@@ -105,7 +105,7 @@ def work(out: Path, unit: str) -> None:
             context.killed_for_memory = KILLED_FOR_MEMORY in os.environ
             conductor = Conductor(context)
             if order.trial_ids:
-                use_sampled_rows(context)
+                use_rows(context)
                 conductor.run_groups()
             elif context.killed_for_memory:
                 do = "free memory, use fewer workers or lower evaluate.batch_tokens"

@@ -6,7 +6,7 @@ from rankscope.store.ledger import Ledger
 from rankscope.store.loading import (
     adapter_path,
     items_path,
-    sampled_rows_path,
+    rows_path,
     snapshot_path,
     weights_path,
 )
@@ -28,8 +28,8 @@ __all__ = [
     "adapter_path",
     "find_problems",
     "items_path",
+    "rows_path",
     "running_process",
-    "sampled_rows_path",
     "snapshot_path",
     "task_changes",
     "transfer",

@@ -40,7 +40,7 @@ from rankscope.store.artifacts import ARTIFACTS, Artifact, ArtifactStore
 from rankscope.store.database import has_study, required, stored, stored_records, stored_trials
 from rankscope.store.history import mixed_versions_notes
 
-SAMPLED_ROWS = f"{ARTIFACTS}/{BASE}/self_replay"
+WRITTEN_ROWS = f"{ARTIFACTS}/{BASE}/rows"
 Value = TypeVar("Value")
 COLUMNS = ["item_id", "subject", "score", *GOLD_COLUMNS]
 
@@ -57,9 +57,9 @@ def snapshot_path(spec: TrialSpec, step: int) -> str:
     return weights_path(spec, f"steps/{step}/")
 
 
-def sampled_rows_path(sha256: str) -> str:
-    """Of rows that the base wrote; ``sha256`` says how they are sampled."""
-    return f"{SAMPLED_ROWS}/{sha256[:16]}.jsonl"
+def rows_path(sha256: str) -> str:
+    """Of rows that the base wrote; ``sha256`` says how."""
+    return f"{WRITTEN_ROWS}/{sha256[:16]}.jsonl"
 
 
 def items_path(trial_id: str, task: str, split: str) -> str:

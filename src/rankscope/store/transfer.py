@@ -7,7 +7,7 @@ from rankscope.records import trial_of
 from rankscope.store.artifacts import ARTIFACTS, link_or_copy
 from rankscope.store.database import transaction
 from rankscope.store.ledger import Ledger
-from rankscope.store.loading import SAMPLED_ROWS
+from rankscope.store.loading import WRITTEN_ROWS
 from rankscope.store.results import set_statuses
 from rankscope.store.verify import find_problems
 
@@ -18,7 +18,7 @@ def transfer(
     source: Ledger, target: Ledger, trial_ids: Collection[str], *, verified: bool = True
 ) -> None:
     """Copy statuses, records and artifacts of some trials, or of ``base``, of ``source`` into
-    ``target``, and the rows that they replay of the base's own.
+    ``target``, and the rows that the base wrote.
 
     All of it takes effect in one transaction. Raises IntegrityError for a result that is altered in
     ``source`` (if ``verified``, everything is hashed), or that differs from ``target``'s.
@@ -32,7 +32,7 @@ def transfer(
         for model_id in {row[0] for row in rows}
         for row in target._db.execute(of_model, (model_id,))
     }
-    places = {SAMPLED_ROWS, *(f"{ARTIFACTS}/{trial_id}" for trial_id in trial_ids)}
+    places = {WRITTEN_ROWS, *(f"{ARTIFACTS}/{trial_id}" for trial_id in trial_ids)}
     found = {artifact for place in places for artifact in source.artifacts(place)}
     known = {artifact for place in places for artifact in target.artifacts(place)}
     differing = [

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from rankscope.config.loader import load_task_file
 from rankscope.config.study import ModelConfig, StudyConfig
-from rankscope.config.task import LM_EVAL_PREFIX, TaskConfig, is_task_file
+from rankscope.config.task import TaskConfig, is_task_file
 from rankscope.data.task_source import check_sources
 from rankscope.errors import UserError, reason_of
 from rankscope.filesystem import output_folder, user_path
@@ -24,6 +24,7 @@ from rankscope.models.model_folder import check_tuned_folder, model_folder
 from rankscope.progress import ProgressReporter
 from rankscope.records import ModelScore, failures
 from rankscope.run.study import Study
+from rankscope.sources import source_of
 from rankscope.store import Ledger
 
 
@@ -65,7 +66,7 @@ def score(
 
     Args:
         model: a folder, a hub id, a fetched model's name or ``pocket``.
-        tasks: named tasks, task files, files and folders of rows, or ``lm_eval:NAME``.
+        tasks: named tasks, task files, files and folders of rows, or ``SOURCE:NAME``.
         adapters: folders of PEFT adapters, or of checkpoints of the model's architecture.
         out: the folder of the study; a temporary one if None.
         reporter: of progress; silent by default.
@@ -178,17 +179,15 @@ def _model_source(model: str) -> dict[str, Any]:
 
 
 def _task_configs(text: str, split: str, num_fewshot: int | None) -> list[TaskConfig]:
-    """One of ``--tasks``: a named task, a task file, a file or folder of rows, or of the harness a
-    task or all of a group.
+    """One of ``--tasks``: a named task, a task file, a file or folder of rows, or what a source has
+    under that name.
 
     Named tasks contain neither a slash nor a dot, so any text with one is a path. Raises UserError:
     there is no such file.
     """
     changes: dict[str, object] = {} if num_fewshot is None else {"num_fewshot": num_fewshot}
-    if text.startswith(LM_EVAL_PREFIX):
-        from rankscope.evaluate.lm_eval.bridge import harness_tasks  # an optional package
-
-        return [config.model_copy(update=changes) for config in harness_tasks(text)]
+    if (source := source_of(text)) is not None:
+        return [config.model_copy(update=changes) for config in source.tasks(text)]
     path = user_path(text)
     if is_task_file(text):
         config = load_task_file(path)

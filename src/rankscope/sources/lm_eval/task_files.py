@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from rankscope.config.task import LM_EVAL_PREFIX
 from rankscope.config.yaml_lines import ShallowLoader
 from rankscope.errors import UserError, reading
 from rankscope.filesystem import user_path
+from rankscope.sources.lm_eval import PREFIX
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -34,7 +34,7 @@ def check_task(manager: "TaskManager", name: str, allow_functions: bool) -> tupl
     if is_yaml(name):
         path = user_path(name).resolve()
         if not path.is_file():
-            raise UserError(f"task {LM_EVAL_PREFIX}{name}", "no such file", "a harness task's YAML")
+            raise UserError(f"task {PREFIX}{name}", "no such file", "a harness task's YAML")
         files, name = [path], str(path)
     else:
         files = _registered_files(manager, name)
@@ -48,7 +48,7 @@ def check_task(manager: "TaskManager", name: str, allow_functions: bool) -> tupl
 def _registered_files(manager: "TaskManager", name: str) -> list[Path]:
     if manager.task_index.get(name) is None:
         raise UserError(
-            f"task {LM_EVAL_PREFIX}{name}",
+            f"task {PREFIX}{name}",
             "no task, group or tag of lm-evaluation-harness",
             "one that 'lm-eval ls tasks' lists, or a file, whose path ends in .yaml",
         )

@@ -8,9 +8,9 @@ KL(base || tuned) over such texts up to a constant.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rankscope.config.study import StudyConfig
 from rankscope.data.encode import EncodedRow, EncodedRows, Encoder
 from rankscope.errors import UserError
+from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.hashing import sha256_json
 
 
@@ -43,6 +43,10 @@ class RowsToSample(EncodedRows):
         size = [len(self.rows), self.max_length, self.num_ends, self.seed]
         return sha256_json([self.prompt, sorted(self.stop_ids), size])
 
+    def to_write(self) -> list[ItemTokens]:
+        prompt = len(self.prompt)
+        return [ItemTokens(prompt, 1, self.max_length - prompt)] * len(self.rows)
+
     def sampled(self, written: Sequence[Sequence[int]]) -> EncodedRows:
         """The rows that the base wrote: ``written`` are the tokens after the prompt. Raises
         UserError: it wrote nothing but end tokens."""
@@ -57,10 +61,3 @@ def _sampled_row(prompt: tuple[int, ...], written: Sequence[int]) -> EncodedRow:
     """A row with loss on everything that the base wrote, its end token too."""
     marks = (False,) * len(prompt) + (True,) * len(written)
     return EncodedRow((*prompt, *written), marks, truncated=False)
-
-
-def rows_to_sample(config: StudyConfig, encoder: Encoder) -> dict[str, RowsToSample]:
-    """What arms replay of the base's own rows, by the name that trials have for it."""
-    settings = [s for arm in config.arms for s in arm.self_replay or () if s.share]
-    size = config.train.max_length, config.data_seed
-    return {s.task: RowsToSample.of(s.rows, encoder, *size) for s in settings}

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rankscope.data.encode import EncodedRows
-from rankscope.data.self_replay import RowsToSample
 from rankscope.errors import NotFiniteError
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.continuous_batching import Generation, GenerationLimits, RunningBatch
@@ -19,7 +18,8 @@ from rankscope.models.base import Base
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
 from rankscope.run.stages import Stage, run_stage
-from rankscope.store import Ledger, sampled_rows_path
+from rankscope.sources.self_replay.rows import RowsToSample
+from rankscope.store import Ledger, rows_path
 
 
 class SelfReplayStage(Stage[RowsToSample, "tuple[RowsToSample, list[list[int]]]"]):
@@ -29,8 +29,8 @@ class SelfReplayStage(Stage[RowsToSample, "tuple[RowsToSample, list[list[int]]]"
 
     def missing(self, group: Group = ()) -> list[RowsToSample]:
         """Those not stored yet; no group has rows of its own."""
-        ledger, wanted = self.context.ledger, self.context.study.rows_to_sample.values()
-        return [rows for rows in wanted if not ledger.artifacts(_place_of(rows))]
+        wanted, ledger = _rows_to_sample(self.context).values(), self.context.ledger
+        return [rows for rows in wanted if not ledger.artifacts(rows_path(rows.sha256))]
 
     def run(
         self, model: Base, work: Sequence[RowsToSample]
@@ -48,17 +48,19 @@ class SelfReplayStage(Stage[RowsToSample, "tuple[RowsToSample, list[list[int]]]"
         with ledger.stage() as folder:
             file = folder / "rows.jsonl"
             file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            ledger.commit(artifacts=ledger.publish(file, _place_of(rows)))
+            ledger.commit(artifacts=ledger.publish(file, rows_path(rows.sha256)))
 
 
-def _place_of(rows: RowsToSample) -> str:
-    return sampled_rows_path(rows.sha256)
+def _rows_to_sample(context: RunContext) -> dict[str, RowsToSample]:
+    """The stand-ins, until the base has written the rows."""
+    replayed = context.study.replay_rows.items()
+    return {name: rows for name, rows in replayed if isinstance(rows, RowsToSample)}
 
 
 def _stored_rows(ledger: Ledger, rows: RowsToSample) -> EncodedRows:
     """The rows that were sampled in place of their stand-ins. Raises IntegrityError if they are
     altered."""
-    lines = ledger.checked_path(_place_of(rows)).read_text(encoding="utf-8").splitlines()
+    lines = ledger.checked_path(rows_path(rows.sha256)).read_text(encoding="utf-8").splitlines()
     return rows.sampled([json.loads(line)["ids"] for line in lines])
 
 
@@ -66,7 +68,7 @@ def use_sampled_rows(context: RunContext) -> None:
     """Put the base's own rows in place of their stand-ins; sample those that are not stored."""
     stage = SelfReplayStage(context)
     run_stage(context, stage, context.base, stage.missing())
-    wanted, data = context.study.rows_to_sample, context.study.data
+    wanted, data = _rows_to_sample(context), context.study.data
     if wanted:
         sampled = {name: _stored_rows(context.ledger, rows) for name, rows in wanted.items()}
         data = replace(data, replay_rows={**data.replay_rows, **sampled})

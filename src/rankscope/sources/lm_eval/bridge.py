@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rankscope.config.task import LM_EVAL_PREFIX, TaskConfig
+from rankscope.config.task import TaskConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
 from rankscope.data.registry import TaskSpec
 from rankscope.data.tasks import LoadedTask
 from rankscope.errors import UserError
 from rankscope.evaluate.context_window import EncodedSplit, context_length
-from rankscope.evaluate.lm_eval.task_files import check_task, is_yaml
 from rankscope.evaluate.metrics import ModelScores
 from rankscope.evaluate.scorers import register_scorer
 from rankscope.evaluate.scorers.python_function import ALLOWED
@@ -35,11 +34,13 @@ from rankscope.evaluate.scorers.scorer import Scorer
 from rankscope.hashing import sha256_file, sha256_json
 from rankscope.models.base import Base
 from rankscope.records import ItemResult
+from rankscope.sources.lm_eval import PREFIX
+from rankscope.sources.lm_eval.task_files import check_task, is_yaml
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
-    from rankscope.evaluate.lm_eval.model import LmEvalModel
+    from rankscope.sources.lm_eval.model import LmEvalModel
 
 
 SEEDS = (0, 1234)  # The harness's: of Python's generator, and of all others
@@ -50,10 +51,10 @@ ACCURACIES = frozenset({"acc", "acc_norm", "acc_bytes", "exact_match"})
 
 def harness_tasks(source: str) -> list[TaskConfig]:
     """The task of ``lm_eval:NAME`` or ``lm_eval:FILE.yaml``, or every task of that group or tag."""
-    named = source.removeprefix(LM_EVAL_PREFIX)
+    named = source.removeprefix(PREFIX)
     file = str(Path(named).expanduser().resolve()) if is_yaml(named) else None
     return [
-        TaskConfig.model_validate({"name": LM_EVAL_PREFIX + name, "harness_file": file})
+        TaskConfig.model_validate({"name": PREFIX + name, "source_file": file})
         for name in _read(source)[0]
     ]
 
@@ -61,8 +62,8 @@ def harness_tasks(source: str) -> list[TaskConfig]:
 def load_harness_task(config: TaskConfig, max_items: int | None) -> LoadedTask:
     """Read one task of the harness with its documents; needs no model. Records call the split
     ``test``: the harness scores a task's test split, or its validation split without one."""
-    name = config.name.removeprefix(LM_EVAL_PREFIX)
-    tasks, files = _read(LM_EVAL_PREFIX + (config.harness_file or name))
+    name = config.name.removeprefix(PREFIX)
+    tasks, files = _read(PREFIX + (config.source_file or name))
     if name not in tasks:
         raise UserError(
             f"task {config.name}",
@@ -123,7 +124,7 @@ class _HarnessScorer(Scorer[None]):
     def run(
         self, base: Base, split: EncodedSplit, adapter_names: Sequence[str | None]
     ) -> dict[str | None, ModelScores]:
-        from rankscope.evaluate.lm_eval.model import LmEvalModel
+        from rankscope.sources.lm_eval.model import LmEvalModel
 
         context = context_length(base.model.config) or DEFAULT_CONTEXT
         limits = context, split.settings.batch_tokens
@@ -172,7 +173,7 @@ def _allows_functions() -> bool:
 def _read(source: str) -> tuple[dict[str, Any], list[Path]]:
     """The harness's tasks of a name or file, and the files that describe them, checked first."""
     manager = _import_harness(source)
-    named, files = check_task(manager, source.removeprefix(LM_EVAL_PREFIX), _allows_functions())
+    named, files = check_task(manager, source.removeprefix(PREFIX), _allows_functions())
     with _harness_seeds(), _sandboxed_templates():
         return _load_documents(manager, named)["tasks"], files
 
@@ -260,7 +261,7 @@ def _load_documents(manager: "TaskManager", name: str) -> dict[str, Any]:
                 "data_files, or a reachable hub)"
             )
         raise UserError(
-            f"task {LM_EVAL_PREFIX}{name}: cannot be loaded",
+            f"task {PREFIX}{name}: cannot be loaded",
             f"{type(error).__name__}: {reason[0]}",
             expected,
         ) from error

@@ -1,0 +1,88 @@
+"""Rows that neither a file nor a named task holds: one folder for each source.
+
+A task called ``PREFIX:REST`` belongs to the source of that prefix, which a folder's ``__init__.py``
+registers, so a folder can be removed. Import this registry freely: it loads neither torch nor
+records.
+"""
+
+import pkgutil
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from rankscope.config.study import StudyConfig
+    from rankscope.config.task import TaskConfig
+    from rankscope.data.encode import EncodedRows, Encoder
+    from rankscope.data.tasks import LoadedTask
+    from rankscope.run.context import RunContext
+
+Use = Literal["scored", "replayed"]
+
+
+class Source:
+    """One source of rows. Its module is read with every study file, so it must load neither torch
+    nor records: its methods import what they need."""
+
+    name: ClassVar[str]  # In labels of arms
+    prefix: ClassVar[str]
+    use: ClassVar[Use]
+    """``scored``: tasks of a study without arms; ``replayed``: rows that an arm replays."""
+    label: ClassVar[str]  # What its tasks are, in messages
+
+    def check_name(self, rest: str) -> None:
+        """Raise Unfit if no task is called so."""
+
+    # --- tasks that are scored
+
+    def complete(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """A task's keys as the study file has them, with the source's own defaults."""
+        return fields
+
+    def tasks(self, name: str) -> "list[TaskConfig]":
+        """The tasks of one word of ``eval --tasks``."""
+        raise NotImplementedError
+
+    def load_task(self, config: "TaskConfig", max_items: int | None) -> "LoadedTask":
+        """One task with its items; needs no model."""
+        raise NotImplementedError
+
+    # --- rows that are replayed
+
+    def rows(self, rest: str, config: "StudyConfig", encoder: "Encoder") -> "EncodedRows":
+        """The rows, or stand-ins for those that only a run can make."""
+        raise NotImplementedError
+
+    def lacks_rows(self, context: "RunContext") -> bool:
+        """Whether rows of the study are still to be made, by a run of the base."""
+        return False
+
+    def use_rows(self, context: "RunContext") -> None:
+        """Put the study's rows in place of their stand-ins; make those that are not stored."""
+
+
+_SOURCES: dict[str, Source] = {}
+
+
+def register_source(source: Source) -> None:
+    """Make a source available under its prefix; replaces one that had it."""
+    _SOURCES[source.prefix] = source
+
+
+def all_sources() -> tuple[Source, ...]:
+    return tuple(_SOURCES.values())
+
+
+def source_of(name: str) -> Source | None:
+    """The source of a task called ``PREFIX:REST``; None for any other name."""
+    prefix, colon, _ = name.partition(":")
+    return _SOURCES.get(prefix) if colon else None
+
+
+def use_rows(context: "RunContext") -> None:
+    """Have every row that arms replay: make those that only a run of the base can make."""
+    for source in all_sources():
+        source.use_rows(context)
+
+
+for _module in pkgutil.iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,46 @@
+"""Any task of lm-evaluation-harness, scored under many models in memory."""
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from rankscope.config.section import Unfit, short_repr
+from rankscope.sources import Source, register_source
+
+if TYPE_CHECKING:
+    from rankscope.config.task import TaskConfig
+    from rankscope.data.tasks import LoadedTask
+
+
+class HarnessTasks(Source):
+    name = prefix = "lm_eval"
+    use = "scored"
+    label = "a task of lm-evaluation-harness"
+
+    def check_name(self, rest: str) -> None:
+        if not re.fullmatch(r"[\w.+-]{1,150}", rest):
+            raise Unfit(short_repr(rest), "a name of letters, digits, '_', '.', '+' and '-'")
+
+    def complete(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """A task of the harness has its own number of examples."""
+        name = fields["name"]
+        if name.endswith((".yaml", ".yml")):
+            raise Unfit(
+                found=f"{short_repr(name)}, a file",
+                expected="a task's name, and its file as 'source_file'",
+                do=f"or score it with 'rankscope eval --tasks {name}'",
+            )
+        return {"num_fewshot": "own"} | fields
+
+    def tasks(self, name: str) -> "list[TaskConfig]":
+        from rankscope.sources.lm_eval.bridge import harness_tasks  # an optional package
+
+        return harness_tasks(name)
+
+    def load_task(self, config: "TaskConfig", max_items: int | None) -> "LoadedTask":
+        from rankscope.sources.lm_eval.bridge import load_harness_task
+
+        return load_harness_task(config, max_items)
+
+
+PREFIX = f"{HarnessTasks.prefix}:"
+register_source(HarnessTasks())
