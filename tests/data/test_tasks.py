@@ -187,11 +187,11 @@ def test_own_choice_name_scored_by_text_and_named_by_file(tmp_path: Path) -> Non
     path = own_file(tmp_path / "d.jsonl", rows)
     task = own(path)
     assert (task.spec.scorer, task.spec.chance) == ("option_text", 0.5)
-    assert (len(task.train), len(task.validation), len(task.test)) == (32, 4, 4)
+    assert (len(task.train), len(task.validation), len(task.test)) == (24, 8, 8)
     assert {item.item_id.rsplit("/", 1)[0] for item in task.test} == {"mine/train"}
     assert [note.split(";")[0] for note in task.notes] == [
         "mine: no test rows were given",
-        "mine: 4 validation rows were cut from train",
+        "mine: 8 validation rows were cut from train",
     ]
     assert task.source == path
     lettered = TaskConfig(name="mine", train=path, scorer="option_letter")

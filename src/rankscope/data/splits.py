@@ -31,6 +31,9 @@ MIN_VALIDATION_ROWS = 50
 """A published validation file with fewer rows is too noisy to choose by, and is not used."""
 MAX_CUT = 500
 CUT_SHARE = 0.1
+FEW_ROWS, FEW_CUT_SHARE = 100, 0.2
+"""A cut of fewer rows is up to this share: few scored rows leave every answer open, and the rows
+that are not trained on cost less."""
 TEST_CUT_SHARE = 0.2
 
 # Purposes of the draws. They are part of the seed: another text would draw other rows.
@@ -74,10 +77,11 @@ def split_rows(
     removal.
 
     Validation is the validation file (of at least 50 rows, unless it is the user's own); else
-    min(500, 10 %) of the distinct train rows; else 20 % of the distinct test rows, unless
-    ``keep_test_whole``. Test is the test file without the validation rows cut from it; if there is
-    none, min(500, 10 %) of the distinct train rows. Copies go with their original. Validation rows
-    that repeat a test row, and training rows that repeat a validation row, are removed.
+    10 % of the distinct train rows, at most 500, but up to 20 % until they are 100; else 20 % of
+    the distinct test rows, unless ``keep_test_whole``. Test is the test file without the validation
+    rows cut from it; if there is none, as many train rows. Copies go with their original.
+    Validation rows that repeat a test row, and training rows that repeat a validation row, are
+    removed.
     """
     train = list(files.get("train", ()))
     validation = list(files.get("validation", ()))
@@ -89,7 +93,9 @@ def split_rows(
             f"{MIN_VALIDATION_ROWS}) and is not used"
         )
         validation = []
-    size = min(MAX_CUT, max(1, int(CUT_SHARE * len(_distinct_positions(train)))))
+    distinct = len(_distinct_positions(train))
+    few = min(FEW_ROWS, int(FEW_CUT_SHARE * distinct))
+    size = max(1, few, min(MAX_CUT, int(CUT_SHARE * distinct)))
     if not test and train:
         train, test = _cut_rows(train, size, data_seed, task, TEST_DRAW)
         notes.append(f"{task}: no test rows were given; {len(test)} were cut from train")
