@@ -61,7 +61,7 @@ def packed(dtype: torch.dtype = torch.float32) -> dict[str, TrialState]:
 def started(spec: TrialSpec, dtype: torch.dtype = torch.float32) -> Adapter:
     """A trial's fresh adapter, made alone."""
     base = base_of(tiny_llama().to(dtype))
-    return new_adapter(base.model, spec, InitContext(base, ROWS, [spec]))
+    return new_adapter(base.model, spec, InitContext(base, {spec: ROWS}, [spec]))
 
 
 def without_start(model: nn.Module, adapter: Adapter) -> None:

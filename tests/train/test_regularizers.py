@@ -161,7 +161,7 @@ def test_the_recorded_divergence_is_that_of_the_merged_model(replay: dict[str, o
     base, tuned = tiny_llama(), tiny_llama()
     for name, delta in weights.items():
         tuned.get_submodule(name).weight.data += delta
-    loss_terms = found.loss_terms(2, ROWS)
+    loss_terms = found.loss_terms(2)
     rows = loss_terms[-1].rows if replay else loss_terms[0].rows
     assert loss_terms[-1].is_replay == bool(replay)
     apart: list[float] = []

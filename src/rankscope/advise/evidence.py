@@ -146,26 +146,29 @@ def measure(
     means, covariance = _over_items(items, [rows[i] for i in places])
     seeds, squares, noise = zip(*(_over_seeds(items, rows[i]) for i in places), strict=True)
     rise, extra = zip(*(moved.get(i, (0.0, 0.0)) for i in places), strict=True)
-    specs = [arms[i][0].spec for i in places]
-    axes = [
-        (
-            log2(s.rank or 1),
-            log2(s.alpha / s.rank) if s.alpha and s.rank else 0.0,
-            log10(s.lr) if s.lr > 0 else 0.0,
-        )
-        for s in specs
-    ]
     evidence = NetGains(
         means=means + np.array(rise),
         item_covariance=covariance,
         seeds=np.array(seeds, dtype=np.float64),
         squares=np.array(squares),
         answer_noise=np.array(noise),
-        kinds=[s.arm_without_rank for s in specs],
-        axes=np.array(axes),
+        kinds=[arms[i][0].spec.kind for i in places],
+        axes=np.array([axes_of(arms[i]) for i in places]),
         extra=np.array(extra),
     )
     return MeasuredArms(evidence, tuple(places))
+
+
+def axes_of(trials: Sequence[TrialRecords]) -> tuple[float, float, float, float]:
+    """Where an arm is on the axes of the posterior, as in :class:`NetGains`."""
+    spec = trials[0].spec
+    rows = spec.rows or next((t.training.rows for t in trials if t.training is not None), 1)
+    return (
+        log2(spec.rank or 1),
+        log2(spec.alpha / spec.rank) if spec.alpha and spec.rank else 0.0,
+        log2(rows or 1),
+        log10(spec.lr) if spec.lr > 0 else 0.0,
+    )
 
 
 def _ended(items: Sequence[_Items], trials: Sequence[TrialRecords]) -> list[Array] | None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from rankscope.advise.arms import Arm
 from rankscope.advise.decide import Answer
+from rankscope.advise.evidence import axes_of
 from rankscope.advise.messages import Counted, message
 from rankscope.advise.results import FEWEST_STEPS, TaskResults
 from rankscope.advise.retention import retention_tasks
@@ -112,11 +113,11 @@ def _untried(results: TaskResults, arms: Sequence[Arm]) -> list[tuple[str, Untri
         if spec.rank and len({r for k, r, _ in tried if k == kind}) >= FEWEST_TRIED:
             ranks = (spec.rank // 2, spec.rank * 2)
             points += [(r, spec.lr) for r in ranks if 1 <= r <= results.hidden_size_rank]
-        ratio = log2(spec.alpha / spec.rank) if spec.alpha and spec.rank else 0.0
+        _, ratio, rows, _ = axes_of(arm.trials)
         for rank, lr in points:
             if not any((k, r) == (kind, rank) and abs(log10(t / lr)) < 0.2 for k, r, t in tried):
                 name = f"r={rank}" if rank is not None else arm.summary.short_label
-                untried = Untried(kind, (log2(rank or 1), ratio, log10(lr)))
+                untried = Untried(spec.kind, (log2(rank or 1), ratio, rows, log10(lr)))
                 found.append((f"{name} at a rate of {lr:.2g}", untried, arm.summary.seconds))
     return found
 

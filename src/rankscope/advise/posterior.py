@@ -36,9 +36,9 @@ TYPICAL_SPREAD, SPREAD_FREEDOM = 0.5, 2.0
 """The prior of the common spread: half a margin, as if two degrees of freedom had shown it."""
 OWN_FREEDOM = 4.0
 FLAT_PRIOR = 1000.0  # Standard deviation of the only arm's net gain, in margins: it says nothing
-AXIS_LENGTHS = (1.0, 0.5, 0.2)
-"""Per octave of rank, over which ``LENGTHS`` are given: octaves of alpha / rank, and powers of ten
-of the rate."""
+AXIS_LENGTHS = (1.0, 0.5, 1.0, 0.2)
+"""Per octave of rank, over which ``LENGTHS`` are given: octaves of alpha / rank and of rows, and
+powers of ten of the rate."""
 RULED_OUT = 25.0  # Spreads whose squares of seeds are less likely by this logarithm are left out
 MOST_TRIED = 60  # Arms by which the scales of the prior are weighed; all count for the posterior
 MOST_WORK = 4e8  # A^3 x K: with more arms, only the likeliest scales are averaged over
@@ -59,7 +59,7 @@ class NetGains:
     kinds: Sequence[
         object
     ]  # Every setting that is no number; equal for arms of one smooth function
-    axes: Array  # log2 of the rank, log2 of alpha / rank, log10 of the rate, (A, 3)
+    axes: Array  # log2 of rank, alpha / rank and training rows, log10 of the rate, (A, 4)
     extra: Array  # Further variance, such as of a score before the end of training, (A,)
 
     def part(self, kept: npt.NDArray[np.intp]) -> "NetGains":

@@ -24,7 +24,7 @@ class Untried:
     """An arm that could be tried, by its settings as in :class:`NetGains`."""
 
     kind: object
-    axes: tuple[float, float, float]
+    axes: tuple[float, float, float, float]
 
 
 def with_untried(evidence: NetGains, untried: Sequence[Untried], margin: float) -> NetGains:

@@ -200,6 +200,9 @@ class ArmConfig(ConfigSection):
     """``attention``, ``mlp``, ``all-linear`` or a list of module names; several sets in a list."""
     dropout: OneOrMore[Fraction] = [0.0]
     """Dropout on the adapter's input, probability."""
+    rows: OneOrMore[PositiveInt | Literal["all"]] | None = None
+    """Training rows: so many of each task, or ``all``. Fewer rows are part of more: the first of
+    one shuffled order. The steps follow from the epochs."""
     init_from: PathText = None
     """Folder of a LoRA or DoRA adapter in PEFT's format to continue training from."""
     batch_size: OneOrMore[PositiveInt] | None = None
@@ -310,7 +313,7 @@ class ArmConfig(ConfigSection):
                 axes["dropout"] = self.dropout
             if self.init_from is not None:
                 axes["init_from"] = [self.init_from]
-            for optional in (*TRAIN_OVERRIDES, *MITIGATIONS):
+            for optional in ("rows", *TRAIN_OVERRIDES, *MITIGATIONS):
                 if (values := getattr(self, optional)) is not None:
                     axes[optional] = values
             yield axes

@@ -20,6 +20,7 @@ from rankscope.data.task_source import no_training_rows
 from rankscope.data.tasks import LoadedTask, load_task
 from rankscope.errors import UserError
 from rankscope.hashing import sha256_json
+from rankscope.records import TrialSpec
 from rankscope.sources import source_of
 
 
@@ -27,8 +28,16 @@ from rankscope.sources import source_of
 class StudyData:
     tasks: Mapping[str, LoadedTask]  # By name, every task that is trained on or evaluated
     rows: Mapping[str, EncodedRows]  # By training task
+    fewer_rows: Mapping[str, Mapping[int, EncodedRows]]
+    """By training task and number, the rows of arms that train on so many."""
     replay_rows: Mapping[str, EncodedRows]  # By task whose rows some arm replays, or source's
     notes: tuple[str, ...]  # What readers of the results should know, one sentence each
+
+    def rows_of(self, trial: TrialSpec) -> EncodedRows:
+        """What a trial is trained on."""
+        return (
+            self.rows[trial.task] if trial.rows is None else self.fewer_rows[trial.task][trial.rows]
+        )
 
 
 def prepare_data(config: StudyConfig, encoder: Encoder, whole: bool = True) -> StudyData:
@@ -60,7 +69,24 @@ def prepare_data(config: StudyConfig, encoder: Encoder, whole: bool = True) -> S
         *_length_notes({**replay_rows, **rows}, config.train.max_length),
         *unknown_token_notes(rows, encoder.unknown_id),
     ]
-    return StudyData(tasks, rows, replay_rows, tuple(notes))
+    fewer_rows = {t.name: _fewer_rows(config, encoder, tasks[t.name]) for t in config.tasks}
+    return StudyData(tasks, rows, fewer_rows, replay_rows, tuple(notes))
+
+
+def _fewer_rows(config: StudyConfig, encoder: Encoder, task: LoadedTask) -> dict[int, EncodedRows]:
+    """By number of rows that some arm trains on, the same rows as with ``max_train_rows``."""
+    name, counts = task.spec.name, {n for arm in config.arms for n in arm.rows or () if n != "all"}
+    if above := [n for n in sorted(counts) if n > len(task.train)]:
+        found, rule = f"{above[-1]} of task {name!r}", f"at most {len(task.train)}"
+        raise UserError("rows of an arm", found, rule, "give more rows, or write 'all'")
+    return {
+        n: encode_rows(
+            encoder,
+            first_of_order(task.train, n, config.data_seed, name, "train"),
+            config.train.labels,
+        )
+        for n in counts
+    }
 
 
 # --- reading ------------------------------------------------------------------------------------

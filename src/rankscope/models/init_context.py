@@ -24,9 +24,12 @@ class InitContext:
     values do not depend on the other trials of its group."""
 
     def __init__(
-        self, base: Base | None, rows: Sequence[EncodedRow], trials: Sequence[TrialSpec]
+        self,
+        base: Base | None,
+        rows: Mapping[TrialSpec, Sequence[EncodedRow]],
+        trials: Sequence[TrialSpec],
     ) -> None:
-        """``base`` is None without training ``rows``."""
+        """``base`` is None without training ``rows``, by trial."""
         self.base, self.rows, self.trials = base, rows, trials
         self._shared: dict[tuple[object, ...], Any] = {}
 
@@ -38,7 +41,8 @@ class InitContext:
 
     def rows_in_order(self, trial: TrialSpec) -> list[EncodedRow]:
         """The training rows in the order of the trial's first epoch."""
-        return [self.rows[i] for i in RowSampler(len(self.rows), 1, 1, trial.seed).epoch(0)]
+        rows = self.rows[trial]
+        return [rows[i] for i in RowSampler(len(rows), 1, 1, trial.seed).epoch(0)]
 
 
 def new_adapter(model: nn.Module, trial: TrialSpec, context: InitContext | None = None) -> Adapter:
@@ -53,7 +57,7 @@ def new_adapter(model: nn.Module, trial: TrialSpec, context: InitContext | None 
         _continue_adapter(adapter, linears, trial, Path(trial.init_from))
     else:
         method = get_lora_method(trial.method)
-        method.init_adapter(adapter, linears, trial, context or InitContext(None, (), [trial]))
+        method.init_adapter(adapter, linears, trial, context or InitContext(None, {}, [trial]))
     return adapter
 
 

@@ -38,6 +38,7 @@ class TrialSpec(Record):
     targets: tuple[str, ...]
     dropout: float
     seed: int
+    rows: int | None = None  # Training rows, the first of the task's shuffled order; None: all
     nested: tuple[tuple[int, float], ...] | None = None
     """Only for ``nested``: rank and alpha of every slice of the training run, by rising rank."""
     rank_pattern: tuple[tuple[str, int], ...] | None = None
@@ -132,6 +133,11 @@ class TrialSpec(Record):
     @property
     def arm_without_rank(self) -> tuple[object, ...]:
         """Every setting except seed, learning rate, rank and alpha (usually tied to the rank)."""
+        return (*self.kind, self.rows)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Every setting that is no number on an axis of the posterior."""
         return (
             self.task,
             self.method,
@@ -177,6 +183,8 @@ class TrialSpec(Record):
             parts.append(f"ratio={self.lr_ratio:.12g}")
         if self.dropout:
             parts.append(f"dropout={self.dropout:g}")
+        if self.rows is not None:
+            parts.append(f"rows={self.rows}")
         if self.targets and set(self.targets) != {"q_proj", "k_proj", "v_proj", "o_proj"}:
             parts.append("on " + ",".join(t.removesuffix("_proj") for t in sorted(self.targets)))
         if self.init_from is not None:

@@ -103,7 +103,7 @@ class CostModel:
 
     def training_operations(self, trial: TrialSpec, tokens: int) -> float:
         """Operations of a trial that trains on ``tokens`` tokens, replayed ones included."""
-        config, rows = self.inputs.config.train, self.inputs.rows[trial.task]
+        config, rows = self.inputs.config.train, self.inputs.data.rows_of(trial)
         own, keys = self.inputs.own_tokens(trial), self.mean_keys(trial.task)
         labels = tokens * rows.num_label_tokens / rows.num_tokens
         passes = (3 if trial.is_full else 2) + config.gradient_checkpointing

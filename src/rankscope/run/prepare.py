@@ -116,8 +116,13 @@ def _prepared(
         adapter_sha256=base.warm_starts,
         replay_sha256={name: rows.sha256 for name, rows in data.replay_rows.items()},
         validation_sha256={task.name: task.validation_sha256 for task in records},
+        fewer_sha256={
+            (name, n): str(n) if is_plan else rows.sha256
+            for name, of_task in data.fewer_rows.items()
+            for n, rows in of_task.items()
+        },
     )
-    labels = check_trials(config, trials, base, data.rows)
+    labels = check_trials(config, trials, base, data.rows_of)
     rungs, rung_notes = resolve_rungs(config, data, labels)
     free_bytes /= config.train.devices if device.type == "cpu" else 1
     rows = {**data.replay_rows, **data.rows}

@@ -110,7 +110,7 @@ class PreparedStudy:
         """Optimizer steps of its training; 0 for a given model."""
         if trial.given is not None:
             return 0
-        rows = self.rows[trial.task]
+        rows = self.data.rows_of(trial)
         return trial_steps(trial, len(rows.rows), rows.num_tokens, self.config.train)
 
     def curve_steps(self, trial: TrialSpec) -> tuple[int, ...]:
@@ -131,7 +131,7 @@ class PreparedStudy:
         """Tokens of its own task that a trial trains on, if every row has the mean length."""
         if trial.given is not None:
             return 0
-        rows, protocol = self.rows[trial.task], trial_protocol(trial, self.config.train)
+        rows, protocol = self.data.rows_of(trial), trial_protocol(trial, self.config.train)
         rows_per_step = min(len(rows.rows), protocol.batch_size * protocol.gradient_accumulation)
         return round(self.num_steps(trial) * rows_per_step * rows.num_tokens / len(rows.rows))
 
@@ -140,7 +140,7 @@ class PreparedStudy:
         own_tokens = self.own_tokens(trial)
         if trial.replay is None or not trial.replay_share:
             return own_tokens
-        own, general = self.rows[trial.task], self.replay_rows[trial.replay]
+        own, general = self.data.rows_of(trial), self.replay_rows[trial.replay]
         num_rows = own_tokens * len(own.rows) / own.num_tokens
         beside = num_rows * trial.replay_share / (1 - trial.replay_share)
         return own_tokens + round(beside * general.num_tokens / len(general.rows))
@@ -153,7 +153,7 @@ class PreparedStudy:
         """Steps of a trial at an interval, see ``step_schedule.due_steps``."""
         if every is None or trial.given is not None:
             return ()
-        rows, train = self.rows[trial.task], self.config.train
+        rows, train = self.data.rows_of(trial), self.config.train
         return due_steps(every, len(rows.rows), rows.num_tokens, trial_protocol(trial, train))
 
     def curve_tasks(self, trained_on: str) -> list[str]:

@@ -117,7 +117,7 @@ def training_work(study: PreparedStudy, trial: TrialSpec) -> float:
     trials of a nested run share its work."""
     if trial.given is not None:
         return 0.0
-    rows, train = study.rows[trial.task], trial_protocol(trial, study.config.train)
+    rows, train = study.data.rows_of(trial), trial_protocol(trial, study.config.train)
     rows_per_step = train.batch_size * train.gradient_accumulation
     tokens = study.num_steps(trial) * rows_per_step * rows.num_tokens / len(rows.rows)
     return tokens * (3 if trial.is_full else 2) / len(trial.nested or (trial,))

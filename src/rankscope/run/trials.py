@@ -7,7 +7,7 @@ stopped early has whole arms rather than many arms with one seed each.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rankscope.config.arm import TRAIN_OVERRIDES, ArmConfig, resolved_alpha
@@ -50,6 +50,7 @@ def make_trials(
     adapter_sha256: Mapping[str, str] = {},
     replay_sha256: Mapping[str, str] = {},
     validation_sha256: Mapping[str, str] = {},
+    fewer_sha256: Mapping[tuple[str, int], str] = {},
 ) -> list[TrialSpec]:
     """Every trial of the study, equal ones once, in the order this module documents.
 
@@ -62,10 +63,10 @@ def make_trials(
     replay_sha256: by task, hash of the encoded rows that an arm replays; rows that a run makes
     count by how they are made.
     validation_sha256: by training task, hash of what early stopping scores.
+    fewer_sha256: by training task and number, as ``data_sha256``, of the rows of arms with fewer.
     """
     trials: dict[str, TrialSpec] = {}
     for task in config.tasks:
-        shared = _shared_identity(config, base_sha256, data_sha256[task.name])
         for arm in config.arms:
             for point, seed in itertools.product(_arm_points(arm, config.train), config.seeds):
                 values = {"trial_id": "", "task": task.name, "seed": seed, **point}
@@ -76,6 +77,9 @@ def make_trials(
                 if point.get("early_stop") is not None:
                     values["validation_sha256"] = validation_sha256[task.name]
                 spec = TrialSpec.model_validate(values)
+                few = (task.name, spec.rows or 0)
+                data = fewer_sha256[few] if spec.rows else data_sha256[task.name]
+                shared = _shared_identity(config, base_sha256, data)
                 trial_id = sha256_json({**shared, **own_identity(spec, config.train)})[:ID_LENGTH]
                 trials.setdefault(trial_id, spec.model_copy(update={"trial_id": trial_id}))
     return list(trials.values())
@@ -85,12 +89,12 @@ def check_trials(
     config: StudyConfig,
     trials: Sequence[TrialSpec],
     base: StudyBase,
-    rows: Mapping[str, EncodedRows],
+    rows_of: Callable[[TrialSpec], EncodedRows],
 ) -> dict[int, str]:
     """Check that every trial can train on its rows; the label of one trial by number of steps."""
     labels: dict[int, str] = {}
     for trial in trials:
-        own = rows[trial.task]
+        own = rows_of(trial)
         num_steps = trial_steps(trial, len(own.rows), own.num_tokens, config.train)
         labels.setdefault(num_steps, trial.label)
         check_learning_rates(trial, num_steps, config.train)
@@ -136,6 +140,7 @@ def own_identity(trial: TrialSpec, train: TrainConfig) -> dict[str, object]:
     one from ``train`` into the arms, or back, does not change the id.
     """
     nowhere = {"trial_id", "schema_version", "given", "init_from", "replay", *TRAIN_OVERRIDES}
+    nowhere |= {"rows"}  # Their hash counts
     nowhere |= {name for name in ("nested", "rank_pattern") if getattr(trial, name) is None}
     settings = trial.model_dump(mode="json", exclude=nowhere)
     aside = NOT_TRAINING if trial.early_stop is None else NOT_TRAINING - STOPPING
@@ -169,6 +174,8 @@ def _arm_points(arm: ArmConfig, train: TrainConfig) -> Iterator[dict[str, Any]]:
                     ranks = sorted(set(arm.rank))
                     point["nested"] = tuple((r, resolved_alpha(alpha, r)) for r in ranks)
                 point["alpha"] = resolved_alpha(alpha, point["rank"])
+            if point.get("rows") == "all":
+                del point["rows"]
             aside = {name for name in TRAIN_OVERRIDES if point.get(name) == getattr(train, name)}
             fields = _mitigation_fields(point)
             aside |= {name for name, value in fields.items() if value is None}

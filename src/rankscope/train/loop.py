@@ -52,6 +52,7 @@ def train_group(
     config: TrainConfig,
     *,
     replay: Mapping[str, Sequence[EncodedRow]] | None = None,
+    fewer_rows: Mapping[int, Sequence[EncodedRow]] = {},
     checkpoint: GroupCheckpoint | None = None,
     progress: _StepProgress = lambda *_: None,
     callbacks: Sequence[StepCallback] = (),
@@ -61,15 +62,16 @@ def train_group(
     """Train one group to its end, from its checkpoint if there is one.
 
     A group is adapter trials of one task on the frozen base, or a single trial of a method that
-    trains alone. Each sees ``rows`` in its own seed's order, and by task the rows of ``replay``. A
-    trial may override parts of ``config``. ``checkpoint`` stores the state at most every
-    ``checkpoint_seconds``, and when ``should_stop``, asked after every step, raises Interrupted.
-    ``callbacks`` are not counted as training time. After ``pause_at`` steps the state is stored, if
-    there is a checkpoint, and the group returned as it is.
+    trains alone. Each sees ``rows``, or the ``fewer_rows`` of its number of rows, in its own seed's
+    order, and by task the rows of ``replay``. A trial may override parts of ``config``.
+    ``checkpoint`` stores the state at most every ``checkpoint_seconds``, and when ``should_stop``,
+    asked after every step, raises Interrupted. ``callbacks`` are not counted as training time.
+    After ``pause_at`` steps the state is stored, if there is a checkpoint, and the group returned
+    as it is.
 
     Adapters stay attached to ``base``, also after an error; the caller detaches them.
     """
-    model, states = start_trials(base, trials, rows, config, replay or {})
+    model, states = start_trials(base, trials, rows, config, replay or {}, fewer_rows)
     first_step, seconds_before = restore_states(checkpoint, states) if checkpoint else (0, 0.0)
     all_steps = max(state.num_steps for state in states)
     num_steps = max(first_step, min(all_steps, pause_at or all_steps))
@@ -91,7 +93,7 @@ def train_group(
 
             # Forward and backward. Gradients add up over the passes of a step. Trials share no
             # trained parameter, so each gets the gradient that it would have had alone.
-            terms_of = [state.begin_step(step, rows) for state in active]
+            terms_of = [state.begin_step(step) for state in active]
             terms = [term for own_terms in terms_of for term in own_terms]
             one_row_each = any(state.needs_row_passes for state in active)
             batch_tokens = 1 if one_row_each else config.batch_tokens  # a pass has at least one row

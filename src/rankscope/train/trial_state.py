@@ -48,6 +48,7 @@ class TrialState:
     spec: TrialSpec
     parameters: list[nn.Parameter]
     protocol: TrainConfig
+    rows: Sequence[EncodedRow]
     sampler: RowSampler
     num_steps: int
     relative_update: Callable[[], float]  # |W - W0| / |W0| of what it changes
@@ -91,13 +92,13 @@ class TrialState:
         stopped = self.early_stop.stopped_after if self.early_stop is not None else None
         return self.failure is None and step < (self.num_steps if stopped is None else stopped)
 
-    def begin_step(self, step: int, rows: Sequence[EncodedRow]) -> list[LossTerm]:
+    def begin_step(self, step: int) -> list[LossTerm]:
         """Prepare dropout for the step, count its tokens, and return its loss terms."""
         if self.adapter is not None:
             self.adapter.begin_step(step)
         if self.tuner is not None:
             self.tuner.begin_step(step)
-        terms = self.loss_terms(step, rows)
+        terms = self.loss_terms(step)
         for term in terms:
             num_tokens = sum(len(row.input_ids) for row in term.rows)
             self.num_tokens += num_tokens
@@ -106,10 +107,10 @@ class TrialState:
                 self.num_replay_tokens += num_tokens
         return terms
 
-    def loss_terms(self, step: int, rows: Sequence[EncodedRow]) -> list[LossTerm]:
+    def loss_terms(self, step: int) -> list[LossTerm]:
         """A step's rows by how they count: own, then replayed ones."""
         name, kl_weight = self.adapter_name, self.spec.kl_to_base or 0.0
-        own = [rows[i] for micro in self.sampler.step(step) for i in micro]
+        own = [self.rows[i] for micro in self.sampler.step(step) for i in micro]
         if self.replay_sampler is None:
             return [LossTerm(name, own, 1.0, kl_weight)]
         replayed = [self.replay_rows[i] for i in self.replay_sampler.step(step)]
@@ -267,24 +268,26 @@ def start_trials(
     rows: Sequence[EncodedRow],
     config: TrainConfig,
     replay: Mapping[str, Sequence[EncodedRow]],
+    fewer_rows: Mapping[int, Sequence[EncodedRow]] = {},
 ) -> tuple[Base, list[TrialState]]:
     """Fresh states of a group's trials, and the model that they train."""
     if base.multi_lora.adapters or base.multi_lora.injected_tuner is not None:
         raise ValueError("the base carries adapters already: detach them before training")
     model, states = base, []
-    context = InitContext(base, rows, trials)
-    num_tokens = sum(len(row.input_ids) for row in rows)
+    rows_of = {trial: rows if trial.rows is None else fewer_rows[trial.rows] for trial in trials}
+    context = InitContext(base, rows_of, trials)
     for trial in trials:
-        protocol = trial_protocol(trial, config)
-        steps = planned_steps(len(rows), num_tokens, protocol)
+        protocol, own = trial_protocol(trial, config), rows_of[trial]
+        steps = planned_steps(len(own), sum(len(row.input_ids) for row in own), protocol)
         model, trained = get_method(trial.method).prepare(model, trial, context, steps)
         sampler = RowSampler(
-            len(rows), protocol.batch_size, protocol.gradient_accumulation, trial.seed
+            len(own), protocol.batch_size, protocol.gradient_accumulation, trial.seed
         )
         state = TrialState(
             trial,
             list(trained.parameters()),
             protocol,
+            own,
             sampler,
             steps,
             partial(get_method(trial.method).relative_update, trained, base),

@@ -42,7 +42,7 @@ def trial(targets: tuple[str, ...] = ATTENTION, **changes: Any) -> TrialSpec:
 
 def trained(base: Base, spec: TrialSpec) -> Adapter:
     """An adapter that is somewhere else than where its method starts."""
-    adapter = new_adapter(base.model, spec, InitContext(base, ROWS, [spec]))
+    adapter = new_adapter(base.model, spec, InitContext(base, {spec: ROWS}, [spec]))
     generator = torch.Generator().manual_seed(0)
     for b in adapter.b.values():
         b.data.add_(0.2 * torch.randn(b.shape, generator=generator))

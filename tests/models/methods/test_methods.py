@@ -30,7 +30,7 @@ METHODS = pytest.mark.parametrize("method", ["lora", "rslora", "lora+", "dora", 
 
 def started(base: Base, *specs: TrialSpec, rows: list[EncodedRow] = ROWS) -> list[Adapter]:
     """Fresh adapters of one multi_lora, attached."""
-    starts = InitContext(base, rows, specs)
+    starts = InitContext(base, dict.fromkeys(specs, rows), specs)
     adapters = [new_adapter(base.model, spec, starts) for spec in specs]
     for adapter in adapters:
         base.multi_lora.attach(adapter)

@@ -60,7 +60,7 @@ class EvaMethod(LoraMethod):
             raise ValueError(f"{trial.label}: EVA needs training rows, and the context has none")
         base, rows = context.base, context.rows_in_order(trial)
         directions = context.shared(
-            (self.name, trial.seed, adapter.rank, trial.targets),
+            (self.name, trial.seed, trial.rows, adapter.rank, trial.targets),
             lambda: input_directions(base, linears, rows, adapter.rank, RHO),
         )
         for name, linear in linears.items():

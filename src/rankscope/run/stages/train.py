@@ -68,7 +68,12 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
             meter = SpeedMeter(context.reporter, len(trials), study=context.study_clock)
             points = context.ledger.curve_points(trials)
             replay = {name: encoded.rows for name, encoded in study.replay_rows.items()}
-            on_all_shards: dict[str, Any] = {"replay": replay, "pause_at": pause_at}
+            fewer = {n: own.rows for n, own in study.data.fewer_rows[group[0].task].items()}
+            on_all_shards: dict[str, Any] = {
+                "replay": replay,
+                "fewer_rows": fewer,
+                "pause_at": pause_at,
+            }
             checkpoint, shards = self.checkpoint(group), model.shards
             if pause_at is not None and (done := checkpoint.step()) > pause_at:
                 context.reporter.note(
@@ -146,7 +151,7 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
     def record(
         self, state: TrialState, group: Group, seconds: float, peak: int, sha256: str
     ) -> TrainRecord:
-        rows = self.context.study.rows[state.spec.task]
+        rows = self.context.study.data.rows_of(state.spec)
         return TrainRecord(
             trial_id=state.spec.trial_id,
             group_id=group_id(group),
