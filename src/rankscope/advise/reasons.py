@@ -6,6 +6,7 @@ Numbers without a split are of the test split.
 from collections.abc import Iterator, Mapping
 
 from rankscope.advise.arms import Arm
+from rankscope.advise.axes import axis_messages
 from rankscope.advise.checks import MOST_NAMED, first_names
 from rankscope.advise.diagnostics import MORE_CAPACITY, diagnostics, parameters_per_token
 from rankscope.advise.messages import Counted, Field, arm_name, message
@@ -26,6 +27,7 @@ def reasons_for(results: TaskResults, subject: Arm | None) -> tuple[AdviceMessag
             *_transfer(results, arm),
             _cost(results, arm),
         ]
+    reasons += axis_messages(results)
     return (*reasons, *diagnostics(results, subject), *_caveats(results, subject))
 
 

@@ -56,6 +56,7 @@ class ArmSummary(Record):
     transfer: dict[str, Estimate]  # By other task: tuned minus base
     retention: dict[str, Estimate]  # By retention task: tuned minus base
     trainable_parameters: int
+    rows: int | None = None  # Training rows
     seconds: float | None  # Mean training time of one trial
     peak_memory_bytes: int | None = None
     """Largest peak of its trials' groups; adapters trained together share it."""
@@ -84,6 +85,7 @@ AdviceKind = Literal[
     "forgetting",
     "transfer",
     "cost",
+    "axis",
     "choice",
     "diagnostic",
     "caveat",

@@ -70,6 +70,7 @@ class RankAxis:
     lines: tuple[RankLine, ...]
     focus: str | None = None  # Label of the line that the texts describe
     full: str | None = None  # Label of the full fine-tuning arm that is drawn as a reference
+    title: str = "LoRA rank r (log scale)"
 
     @property
     def focus_points(self) -> tuple[RankPoint, ...]:
@@ -131,7 +132,7 @@ def rank_plot(rank_axis: RankAxis, panels: Sequence[Panel]) -> go.Figure | None:
     texts, values = zip(*sorted(ticks, key=lambda tick: tick[1]), strict=True)
     shared = axis(tickvals=list(values), ticktext=list(texts), tickangle=90 if by_arm else None)
     figure.update_xaxes(shared | {"range": list(rank_axis.ends()), "zeroline": False})
-    figure.update_xaxes(title_text="" if by_arm else "LoRA rank r (log scale)", row=rows, col=1)
+    figure.update_xaxes(title_text="" if by_arm else rank_axis.title, row=rows, col=1)
     return figure
 
 

@@ -1,0 +1,220 @@
+"""Axes of a study besides the rank: training rows, target modules, batch size, alpha.
+
+Every value of an axis stands by its arm of the highest expected net gain, and the draws of the
+posterior compare the values. docs/science.md, "Axes".
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from math import log2
+
+import numpy as np
+
+from rankscope.advise.arms import Arm
+from rankscope.advise.messages import Measured, message
+from rankscope.advise.posterior import Array
+from rankscope.advise.results import TaskResults
+from rankscope.config.arm import TARGET_GROUPS
+from rankscope.formatting import percent
+from rankscope.records import AdviceMessage, TrialSpec
+
+SHOWN = 0.95  # Probability from which an answer is given without a number of rows
+FEWEST_ROWS = 3  # Numbers of rows through which a power law is fitted
+POSITIVE = 0.9  # Share of the draws with a gain at every point, without which there is no power
+
+
+def axis_messages(results: TaskResults) -> Iterator[AdviceMessage]:
+    """A sentence for every axis with at least two values; none before an arm was scored."""
+    if results.posterior is None:
+        return
+    arms = [arm for arm in results.candidates if arm.finished]
+    for name, value_of in _AXES.items():
+        yield from _values_compared(results, arms, name, value_of)
+    yield from _rows(results, arms)
+
+
+def _targets(spec: TrialSpec) -> str | None:
+    named = {modules: name for name, modules in TARGET_GROUPS.items()}
+    return named.get(tuple(sorted(spec.targets)), ", ".join(spec.targets)) or None
+
+
+def _alpha(spec: TrialSpec) -> str | None:
+    return f"{spec.alpha / spec.rank:g} r" if spec.alpha and spec.rank else None
+
+
+def _batch_size(spec: TrialSpec) -> str | None:
+    size = spec.overrides.get("batch_size")
+    return None if spec.rank is None else f"{size or 'that of the study'}"
+
+
+_AXES: dict[str, Callable[[TrialSpec], str | None]] = {
+    "targets": _targets,
+    "batch size": _batch_size,
+    "alpha": _alpha,
+}
+"""Name -> a LoRA trial's value; None has no part in the comparison."""
+
+
+def _draws(results: TaskResults, arm: Arm) -> Array:
+    assert results.posterior is not None
+    labels = [results.arms[i].summary.label for i in results.allowed]
+    draws: Array = results.posterior.draws[:, labels.index(arm.summary.label)]
+    return draws
+
+
+def _values_compared(
+    results: TaskResults,
+    arms: Sequence[Arm],
+    name: str,
+    value_of: Callable[[TrialSpec], str | None],
+) -> Iterator[AdviceMessage]:
+    best: dict[str, Arm] = {}
+    for arm in arms:  # Highest first
+        if arm.summary.is_lora and (value := value_of(arm.trials[0].spec)) is not None:
+            best.setdefault(value, arm)
+    if len(best) < 2:
+        return
+    draws = np.stack([_draws(results, arm) for arm in best.values()], axis=1)
+    within = (draws >= draws.max(axis=1, keepdims=True) - results.objective.margin).mean(axis=0)
+    texts, fields = list[str](), dict[str, float]()
+    for (value, arm), p, net in zip(best.items(), within.tolist(), draws.T, strict=True):
+        gap = net - draws[:, 0]
+        low, high = np.quantile(gap, (0.025, 0.975)).tolist()
+        less = "" if not texts else f", expected {results.net(float(gap.mean())):change} against it"
+        rank = f"r={arm.summary.rank}, {arm.summary.trainable_parameters:,} parameters"
+        texts.append(f"{value} ({rank}{less}; {percent(p)})")
+        fields |= {f"p_within.{value}": p, f"low.{value}": low, f"high.{value}": high}
+    yield message(
+        "axis",
+        "By {name}, each at its best arm, highest expected {net} first, with the probability of "
+        "being within the margin of the others: {texts}.",
+        name=name,
+        net=results.net_name,
+        texts="; ".join(texts),
+        **fields,
+    )
+
+
+# --- training rows
+
+
+def _rows(results: TaskResults, arms: Sequence[Arm]) -> Iterator[AdviceMessage]:
+    """From how many rows on more capacity pays, and what twice the rows would add."""
+    lines: dict[tuple[object, ...], dict[int, Arm]] = {}
+    for arm in arms:
+        spec = arm.trials[0].spec
+        line = (*spec.kind, spec.rank, spec.alpha)
+        lines.setdefault(line, {}).setdefault(arm.summary.rows or 0, arm)
+    kept = [dict(sorted(line.items())) for line in lines.values() if len(line) > 1]
+    # A line is named by its arm with the most rows; the best of these is compared with the others.
+    ends = [line[max(line)] for line in kept]
+    lora = sorted((a.summary.rank or 0, k) for k, a in enumerate(ends) if a.summary.is_lora)
+    full = next((k for k, arm in enumerate(ends) if arm.summary.is_full), None)
+    top = max((k for _, k in lora), key=lambda k: float(_draws(results, ends[k]).mean()), default=0)
+    pairs = [(top, lora[0][1])] if len(lora) > 1 and top != lora[0][1] else []
+    pairs += [(full, top)] if full is not None and lora else []
+    for more, less in pairs:
+        yield from _pays_from(results, kept[more], kept[less])
+    if kept:
+        yield from _law(results, [kept[k] for _, k in lora], kept[top])
+
+
+def _pays_from(
+    results: TaskResults, more: dict[int, Arm], less: dict[int, Arm]
+) -> Iterator[AdviceMessage]:
+    """The number of rows from which one line is ahead of another by more than the margin."""
+    shared = sorted(more.keys() & less.keys())
+    if len(shared) < 2:
+        return
+    margin = results.objective.margin
+    gaps = np.stack([_draws(results, more[n]) - _draws(results, less[n]) for n in shared], axis=1)
+    ahead = (gaps > margin).mean(axis=0).tolist()
+    fewest, most = shared[0], shared[-1]
+    first, last = (line[most].summary.short_label for line in (more, less))
+    fields = {f"p.{n}": p for n, p in zip(shared, ahead, strict=True)}
+    if ahead[0] >= SHOWN:
+        text = f"{first} pays over {last} at {fewest} rows already ({percent(ahead[0])})."
+    elif ahead[-1] < 0.5:
+        text = f"{first} hardly pays over {last} at up to {most} rows ({percent(ahead[-1])} there)."
+    else:
+        starts = _crossings(gaps - margin, [log2(n) for n in shared])
+        ends = dict(
+            zip(
+                ("low", "from", "high"),
+                np.quantile(starts, (0.025, 0.5, 0.975)).tolist(),
+                strict=True,
+            )
+        )
+        low, start, high = (
+            f"{fewest} or fewer"
+            if end <= log2(fewest)
+            else f"more than {most}"
+            if end == np.inf
+            else f"{float(f'{2**end:.2g}'):,.0f}"
+            for end in ends.values()
+        )
+        fields |= {f"log2_rows.{name}": end for name, end in ends.items() if end < np.inf}
+        text = (
+            f"{first} pays over {last} from about {start} rows on (95 % interval {low} to {high}; "
+            f"{percent(ahead[-1])} at {most} rows)."
+        )
+    yield message("axis", text, **fields)
+
+
+def _crossings(gaps: Array, places: Sequence[float]) -> Array:
+    """By draw, the place from which the gap (D, N) stays above 0, interpolated; infinite if it ends
+    below, the first place if it is always above."""
+    starts = np.where(gaps[:, -1] > 0, places[0], np.inf)
+    for k, (left, right) in enumerate(pairwise(places)):
+        below, above = gaps[:, k], gaps[:, k + 1]
+        rises = (below <= 0) & (above > 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            at = left + (right - left) * below / (below - above)
+        starts = np.where(rises & np.isfinite(starts), at, starts)
+    return starts
+
+
+def _law(
+    results: TaskResults, lines: Sequence[dict[int, Arm]], best: dict[int, Arm]
+) -> Iterator[AdviceMessage]:
+    """gain = C r^a n^b over ranks r and rows n, and what twice the rows would add to ``best``."""
+    points = [(log2(arm.summary.rank or 1), log2(n), arm) for of in lines for n, arm in of.items()]
+    if len({n for _, n, _ in points}) < FEWEST_ROWS:
+        return
+    draws = np.stack([_draws(results, arm) for *_, arm in points], axis=1)
+    positive = (draws > 0).all(axis=1)
+    if positive.mean() < POSITIVE:
+        text = (
+            "What twice the rows would add cannot be told: with some ranks and rows nothing may "
+            "be gained at all ({p})."
+        )
+        yield message("axis", text, p=percent(1 - float(positive.mean())))
+        return
+    logs = np.log2(draws[positive])
+    ranks, rows, _ = zip(*points, strict=True)
+    design = np.stack([np.ones(len(points)), ranks, rows], axis=1)
+    solution = logs @ np.linalg.pinv(design).T  # (D, 3); one rank alone has an exponent of 0
+    means = np.log2(draws.mean(axis=0))
+    left = means - design @ (np.linalg.pinv(design) @ means)
+    explained = 1 - float(left @ left) / max(float(np.square(means - means.mean()).sum()), 1e-12)
+    top = _draws(results, best[max(best)])[positive]
+    added = top * (2 ** solution[:, 2] - 1)
+    a, b = (f"{s.mean():.2f} [{', '.join(f'{q:.2f}' for q in np.quantile(s, (0.025, 0.975)))}]"
+            for s in solution[:, 1:].T)  # fmt: skip
+    low, high = np.quantile(added, (0.025, 0.975)).tolist()
+    yield message(
+        "axis",
+        "Twice the rows ({rows}) would add about {added:amount} to {arm} (95 % interval {low} to "
+        "{high}), if the power law gain = C rank^{a} rows^{b} goes on; it explains {share} of "
+        "how the expected gains differ.",
+        rows=2 * max(best),
+        added=results.net(float(added.mean())),
+        arm=best[max(best)].summary.short_label,
+        low=f"{Measured(low, results.net_unit):change}",
+        high=f"{Measured(high, results.net_unit):change}",
+        a=a,
+        b=b,
+        power_of_rank=float(solution[:, 1].mean()),
+        power_of_rows=float(solution[:, 2].mean()),
+        share=percent(max(0.0, explained)),
+    )

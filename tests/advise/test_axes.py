@@ -1,0 +1,91 @@
+"""Rows, targets and batch sizes as axes: planted answers come back, and hand numbers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from advice import advice_on
+from synthetic_study import Truth, synthetic_study, with_trials
+
+from rankscope.advise.axes import _crossings
+from rankscope.config.arm import TARGET_GROUPS
+from rankscope.records import AdviceMessage, TrialRecords
+
+ROWS = (64, 256, 1024)
+RATES = tuple(n * 1e-5 for n in ROWS)
+"""Of a simulated study: one for each number of rows."""
+
+
+def with_rows(trial: TrialRecords) -> TrialRecords:
+    rows = round(trial.spec.lr * 1e5)
+    spec = trial.spec.model_copy(update={"rows": rows, "lr": 1e-3})
+    return replace(trial, spec=spec, train=trial.train.model_copy(update={"rows": rows}))
+
+
+def with_targets(trial: TrialRecords) -> TrialRecords:
+    name = "attention" if trial.spec.lr < 1e-3 else "all-linear"
+    return replace(
+        trial, spec=trial.spec.model_copy(update={"lr": 1e-3, "targets": TARGET_GROUPS[name]})
+    )
+
+
+def axis_messages(truth: Truth, change) -> list[AdviceMessage]:
+    study = with_trials(synthetic_study(truth), change)
+    return [reason for reason in advice_on(study).reasons if reason.kind == "axis"]
+
+
+def rows_truth(gain) -> Truth:
+    """gain: of a rank (None: full) and a number of rows."""
+    return Truth(
+        ranks=(2, 32),
+        lrs=RATES,
+        full_lrs=(),
+        num_items=3000,
+        seed_spread=0.002,
+        accuracy=lambda rank, lr: 0.3 + gain(rank, round(lr * 1e5)),
+        forgetting=lambda rank, lr: 0.0,
+    )
+
+
+def test_a_larger_rank_pays_from_the_planted_number_of_rows_on() -> None:
+    """r=32 leads by 10 points at 1,024 rows and by none before: the lead passes the margin of two
+    points after a fifth of the two octaves from 256 on, at about 340 rows."""
+    truth = rows_truth(lambda rank, rows: 0.3 + (0.1 if rank == 32 and rows == 1024 else 0.0))
+    pays, _ = axis_messages(truth, with_rows)
+    assert pays.text.startswith("r=32 pays over r=2 from about ")
+    assert 2 ** pays.values["log2_rows.from"] == pytest.approx(340, rel=0.25)
+    assert pays.values["log2_rows.low"] < pays.values["log2_rows.from"]
+    assert pays.values["p.256"] < 0.2
+    assert pays.values["p.1024"] > 0.95
+
+
+def test_a_power_law_of_rank_and_rows_comes_back() -> None:
+    """gain = .05 r^.1 n^.3: twice 1,024 rows add 2^.3 - 1 = 23 % of .57 x .05 x 8."""
+    truth = rows_truth(lambda rank, rows: 0.05 * rank**0.1 * rows**0.3)
+    *_, law = axis_messages(truth, with_rows)
+    assert law.values["power_of_rows"] == pytest.approx(0.3, abs=0.05)
+    assert law.values["power_of_rank"] == pytest.approx(0.1, abs=0.05)
+    assert law.values["added"] == pytest.approx(0.566 * 0.231, rel=0.3)
+    assert "Twice the rows (2048) would add about " in law.text
+
+
+def test_where_nothing_may_be_gained_no_law_is_fitted() -> None:
+    truth = replace(rows_truth(lambda rank, rows: 0.0), num_items=100)
+    *_, law = axis_messages(truth, with_rows)
+    assert law.text.startswith("What twice the rows would add cannot be told")
+
+
+def test_target_modules_are_compared_each_at_its_best_arm() -> None:
+    truth = Truth(
+        ranks=(8,), lrs=(5e-4, 1e-3), full_lrs=(), num_items=2000,
+        accuracy=lambda rank, lr: 0.5 if lr < 1e-3 else 0.6,
+    )  # fmt: skip
+    (targets,) = axis_messages(truth, with_targets)
+    assert targets.text.startswith("By targets, each at its best arm")
+    assert targets.values["p_within.all-linear"] > 0.99
+    assert targets.values["p_within.attention"] < 0.01
+
+
+def test_crossings_by_hand() -> None:
+    gaps = np.array([[-1.0, 1.0, 2.0], [1.0, 2.0, 3.0], [1.0, -1.0, 3.0], [1.0, 1.0, -1.0]])
+    assert _crossings(gaps, [6.0, 8.0, 10.0]).tolist() == [7.0, 6.0, 8.5, np.inf]
