@@ -36,7 +36,9 @@ def planned(config: StudyConfig) -> int:
     """Trials of a study; its groups must hold them all."""
     hashes = dict.fromkeys(config.evaluation_tasks(), "data")
     hashes |= {r.task: "rows" for arm in config.arms for r in arm.replay or ()}
-    trials = make_trials(config, "base", hashes, {}, hashes, hashes)
+    rows = {n for arm in config.arms for n in arm.rows or ()}
+    fewer = {(task.name, n): str(n) for task in config.tasks for n in rows if n != "all"}
+    trials = make_trials(config, "base", hashes, {}, hashes, hashes, fewer)
     assert sum(len(group) for group in make_groups(trials, config.max_group_size)) == len(trials)
     return len(trials)
 

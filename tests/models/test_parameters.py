@@ -6,9 +6,11 @@ import peft
 import pytest
 import torch
 from large_shapes import LLAMA_8B, QWEN_7B
+from pocket_study import small_study
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config
 
 from rankscope.errors import UserError
+from rankscope.models.model_folder import pocket_folder
 from rankscope.models.multi_lora import target_linears
 from rankscope.models.parameters import (
     architecture,
@@ -16,6 +18,7 @@ from rankscope.models.parameters import (
     lora_parameters,
     read_model_config,
     target_shapes,
+    with_matched_ranks,
 )
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -127,3 +130,16 @@ def test_targets_are_matched_by_any_whole_end_of_the_path() -> None:
         "model.layers.1.self_attn.q_proj",
         "lm_head",
     }
+
+
+def test_ranks_that_train_as_many_parameters_by_hand(tmp_path: Path) -> None:
+    """Per rank the pocket model's attention has 4,096 parameters, its MLP 3,840 and both 7,936."""
+    shapes = architecture(read_model_config(pocket_folder()))
+    arm = {"method": "lora", "rank": [32, 96], "lr": 1e-3, "match": "parameters"}
+    arms = [arm | {"targets": ["attention", "mlp", "all-linear"]}]
+    study = with_matched_ranks(small_study(tmp_path, arms=arms).config, shapes)
+    ranks = [own.rank for own in study.arms]
+    assert ranks == [[32, 96], [34, 102], [17, 50]]
+    few = small_study(tmp_path, arms=[arms[0] | {"rank": [2]}]).config
+    with pytest.raises(UserError, match="7,680 parameters at the closest rank 2 of .*8,192"):
+        with_matched_ranks(few, shapes)

@@ -198,6 +198,9 @@ class ArmConfig(ConfigSection):
         BeforeValidator(_parse_target_sets, json_schema_input_type=TargetSet | list[TargetSet]),
     ] = ["attention"]
     """``attention``, ``mlp``, ``all-linear`` or a list of module names; several sets in a list."""
+    match: Literal["parameters"] | None = None
+    """``parameters``: the ranks are those of the first set of targets, and every other set has the
+    rank that trains as many parameters, to within 5 %."""
     dropout: OneOrMore[Fraction] = [0.0]
     """Dropout on the adapter's input, probability."""
     rows: OneOrMore[PositiveInt | Literal["all"]] | None = None
@@ -239,6 +242,8 @@ class ArmConfig(ConfigSection):
                 found = f"method {method.name!r} among others, which {method.arm_note}"
                 raise Unfit(found, "it alone", "give it an arm of its own")
         self._check_fields(methods)
+        if self.match and (len(self.targets) < 2 or not self.rank):
+            raise Unfit("'match: parameters'", "several sets of targets and a rank", "remove it")
         occupying = next((m.name for m in methods if m.occupies_base), None)
         if any(self.kl_to_base or ()) and occupying is not None:
             raise Unfit(

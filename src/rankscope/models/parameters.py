@@ -16,6 +16,7 @@ from rankscope.errors import UserError, reading
 from rankscope.records import TrialSpec
 
 FLOAT32_BYTES = 4
+MATCHED = 0.05  # Largest relative difference of parameters that count as equally many
 ADAMW_STATES = 2  # First and second moment, float32 each
 
 
@@ -125,6 +126,29 @@ def lora_parameters(
         raise UserError(f"rank {rank}", expected="a whole number of at least 1")
     shapes = config if isinstance(config, Architecture) else architecture(config)
     return rank * sum(sum(shape) for shape in target_shapes(shapes, targets).values())
+
+
+def with_matched_ranks(config: StudyConfig, shapes: Architecture) -> StudyConfig:
+    """The study, in which an arm with ``match: parameters`` is one arm for each set of targets."""
+    arms = []
+    for arm in config.arms:
+        sets = arm.target_sets() if arm.match else []
+        for targets in sets:
+            first, per_rank = (lora_parameters(shapes, 1, s) for s in (sets[0], targets))
+            ranks = [max(1, round(rank * first / per_rank)) for rank in arm.rank]
+            for rank, matched in zip(arm.rank, ranks, strict=True):
+                if abs(matched * per_rank - rank * first) > MATCHED * rank * first:
+                    raise UserError(
+                        f"rank {rank} of an arm with 'match: parameters'",
+                        f"{matched * per_rank:,} parameters at the closest rank {matched} of "
+                        f"{', '.join(targets)}",
+                        f"{rank * first:,}, to within {MATCHED:.0%}",
+                        "give higher ranks",
+                    )
+            update = {"targets": [list(targets)], "rank": ranks, "match": None}
+            arms.append(arm.model_copy(update=update))
+        arms += [] if sets else [arm]
+    return config.model_copy(update={"arms": arms})
 
 
 def largest_useful_rank(shapes: Architecture, targets: Sequence[str]) -> int:

@@ -38,6 +38,7 @@ from rankscope.models.parameters import (
     architecture,
     rank_notes,
     read_model_config,
+    with_matched_ranks,
 )
 from rankscope.records import BASE, GivenModel, TrialSpec
 
@@ -69,7 +70,8 @@ def resolve_base(config: StudyConfig, weights: bool) -> tuple[StudyConfig, Study
         expected = "a transformer such as Llama, Qwen, Mistral or Gemma"
         raise UserError(f"model folder {folder}", found, expected, "choose another model")
     shapes = architecture(model_config)
-    config, warm_starts = resolve_warm_starts(resolve_rank_patterns(config, shapes), shapes)
+    config = resolve_rank_patterns(with_matched_ranks(config, shapes), shapes)
+    config, warm_starts = resolve_warm_starts(config, shapes)
     notes = rank_notes(config, shapes)  # checks targets before rows are read, which can take long
     notes += [
         f"adapter {name}: it does not record the weights it was made for; its modules fit this "

@@ -20,8 +20,10 @@ from rankscope.report.tables import STUDY_COLUMNS, arm_row
 _CAPTION = """Every rank, and full fine-tuning, stands at its rate of the highest expected \
 net gain for each number of rows. More rows contain the fewer ones, and the steps follow from the \
 epochs, so more rows are also more steps. {}"""
-_COLUMNS = ("arm", "rank", "rows", "lr", "expected_net_gain", "expected_net_gain_low")
-_COLUMNS += ("expected_net_gain_high", "p_within_margin")
+_COLUMNS = (
+    *("arm", "rank", "rows", "lr", "expected_net_gain", "expected_net_gain_low"),
+    *("expected_net_gain_high", "p_within_margin"),
+)
 
 
 @register("ranks", 7)
