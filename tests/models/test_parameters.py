@@ -141,5 +141,5 @@ def test_ranks_that_train_as_many_parameters_by_hand(tmp_path: Path) -> None:
     ranks = [own.rank for own in study.arms]
     assert ranks == [[32, 96], [34, 102], [17, 50]]
     few = small_study(tmp_path, arms=[arms[0] | {"rank": [2]}]).config
-    with pytest.raises(UserError, match="7,680 parameters at the closest rank 2 of .*8,192"):
+    with pytest.raises(UserError, match=r"7,680 parameters at the closest rank 2 of .*8,192"):
         with_matched_ranks(few, shapes)

@@ -13,7 +13,8 @@ from rankscope.report.charts.rank_lines import (
 )
 from rankscope.report.columns import Column
 from rankscope.report.figures import register
-from rankscope.report.study_view import SYMBOLS, StudyView
+from rankscope.report.study_view import StudyView
+from rankscope.report.style import SYMBOLS
 from rankscope.report.table_formats import shown, table
 from rankscope.report.tables import STUDY_COLUMNS, arm_row
 
