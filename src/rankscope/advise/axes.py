@@ -11,6 +11,7 @@ from math import log2
 import numpy as np
 
 from rankscope.advise.arms import Arm
+from rankscope.advise.decide import SURE
 from rankscope.advise.messages import Measured, message
 from rankscope.advise.posterior import Array
 from rankscope.advise.results import TaskResults
@@ -18,7 +19,6 @@ from rankscope.config.arm import TARGET_GROUPS
 from rankscope.formatting import percent
 from rankscope.records import AdviceMessage, TrialSpec
 
-SHOWN = 0.95  # Probability from which an answer is given without a number of rows
 FEWEST_ROWS = 3  # Numbers of rows through which a power law is fitted
 POSITIVE = 0.9  # Share of the draws with a gain at every point, without which there is no power
 
@@ -132,7 +132,7 @@ def _pays_from(
     fewest, most = shared[0], shared[-1]
     first, last = (line[most].summary.short_label for line in (more, less))
     fields = {f"p.{n}": p for n, p in zip(shared, ahead, strict=True)}
-    if ahead[0] >= SHOWN:
+    if ahead[0] >= SURE:
         text = f"{first} pays over {last} at {fewest} rows already ({percent(ahead[0])})."
     elif ahead[-1] < 0.5:
         text = f"{first} hardly pays over {last} at up to {most} rows ({percent(ahead[-1])} there)."
