@@ -72,7 +72,7 @@ def test_a_power_law_of_rank_and_rows_comes_back() -> None:
 def test_where_nothing_may_be_gained_no_law_is_fitted() -> None:
     truth = replace(rows_truth(lambda rank, rows: 0.0), num_items=100)
     *_, law = axis_messages(truth, with_rows)
-    assert law.text.startswith("What twice the rows would add cannot be told")
+    assert law.text.startswith("What twice the rows would add is unknown")
 
 
 def test_target_modules_are_compared_each_at_its_best_arm() -> None:

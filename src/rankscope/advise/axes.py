@@ -185,7 +185,7 @@ def _law(
     positive = (draws > 0).all(axis=1)
     if positive.mean() < POSITIVE:
         text = (
-            "What twice the rows would add cannot be told: with some ranks and rows nothing may "
+            "What twice the rows would add is unknown: with some ranks and rows nothing may "
             "be gained at all ({p})."
         )
         yield message("axis", text, p=percent(1 - float(positive.mean())))

@@ -52,7 +52,7 @@ def draw_rows(view: StudyView, task: str) -> Figure | None:
     return Figure(
         key=view.key("rows", task),
         title=f"Expected net gain against training rows, {task}",
-        finding=" ".join(said) or "No number of rows can be told apart.",
+        finding=" ".join(said) or "The numbers of rows are not compared yet.",
         data=frame,
         plot=rank_plot(axis, [Panel(frame, gain, [Reference("base", 0.0)])]),
         caption=_CAPTION.format(axis.bands_note()),
