@@ -35,6 +35,7 @@ from pathlib import Path
 from rankscope.errors import UserError
 from rankscope.run.outputs import write_outputs
 from rankscope.run.study import Study
+from rankscope.tools.track import track
 file = Path("study.yaml")
 study, _ = write_outputs(Path("out"), Study.load(file).run("out"))
 assert {trial.status for trial in study.trials} == {"done"}
@@ -43,23 +44,41 @@ for override in sys.argv[1:]:
         Study.load(file, [override])
     except UserError as error:
         print(error)
+try:
+    track(Path("out"), "wandb")
+except UserError as error:
+    print(error)
 """
 
 
-OTHERS = ("report/figures/loss.py", "tools/trackers/wandb.py")
+OTHERS = (
+    *("report/figures/loss.py", "tools/trackers/wandb.py"),
+    *("analyses/subjects", "analyses/rank_curves"),
+)
 """Extensions that no study file names."""
 REMOVED = [
     {
         "analyses/heads": ("analyze.heads.enabled=true", "expected one of spectra"),
         "analyses/variants": ("evaluate.scales=[0.5]", "expected one of cross_domain, retention"),
+        "evaluate/scorers/rouge.py": ("tasks.0.scorer=rouge", "expected one of contains"),
         "models/methods/dora.py": ("arms.0.method=dora", "expected one of lora, full"),
         "models/methods/eva.py": ("arms.0.method=eva", "expected one of lora, full"),
+        "models/methods/nested.py": ("arms.0.method=nested", "expected one of lora, full"),
         "run/executors/ray.py": ("executor=ray", "expected one of local, slurm"),
+        "sources/lm_eval": (
+            "evaluate.cross_domain=[lm_eval:x]",
+            "expected the name of a task, as there is no source of such tasks",
+        ),
     },
     {
         "analyses/spectra": ("analyze.spectra.enabled=true", "expected one of heads"),
+        "evaluate/scorers/regex.py": ("tasks.0.scorer=regex", "expected one of contains"),
         "models/methods/pissa.py": ("arms.0.method=pissa", "expected one of lora, dora, eva"),
         "run/executors/slurm.py": ("executor=slurm", "expected one of local, ray"),
+        "sources/self_replay": (
+            "arms.0.replay={task: 'self:5', share: 0.1}",
+            "expected the name of a task, as there is no source of such tasks",
+        ),
     },
 ]
 """Extensions with how a study file would name them, and what the refusal says."""
@@ -84,6 +103,7 @@ def test_without_an_extension_the_smallest_study_runs(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "--to: found 'wandb', expected one of mlflow, trackio" in done.stdout
     refusals = [line for line in done.stdout.splitlines() if line.startswith("--set ")]
     for line, (override, known) in zip(refusals, removed.values(), strict=True):
         assert override in line

@@ -9,6 +9,7 @@ from rankscope.cli.application import Overrides, StudyFolder, check_study, verb
 from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
 from rankscope.errors import UserError
 from rankscope.progress import ConsoleReporter
+from rankscope.tools.trackers import tracker_names
 
 
 @verb("predict", "Reading {places} ...")
@@ -125,7 +126,7 @@ def _export_command(
 @verb("track", "Reading {folder} ...")
 def _track_command(
     folder: StudyFolder,
-    to: Annotated[str, Option(metavar="TRACKER", help="mlflow, trackio or wandb.")],
+    to: Annotated[str, Option(metavar="TRACKER", help=f"One of {', '.join(tracker_names())}.")],
     project: Annotated[
         str | None, Option(metavar="NAME", help="Project or experiment; default: the study's name.")
     ] = None,

@@ -68,7 +68,9 @@ def _checked_name(use: Use) -> Callable[[str], str]:
             return matches(NAME_PATTERN, NAME_RULE)(name)
         source, known = source_of(name), [s.prefix for s in all_sources() if s.use == use]
         if source is None or source.use != use:
-            rule = f"one of {', '.join(known)} before the colon" if known else "no colon in it"
+            rule = "the name of a task, as there is no source of such tasks"
+            if known:
+                rule = f"one of {', '.join(known)} before the colon"
             raise Unfit(f"the name {short_repr(name)}", rule)
         source.check_name(rest)
         return name
