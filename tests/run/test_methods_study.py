@@ -58,8 +58,9 @@ def test_a_run_is_trained_once_and_gives_a_trial_of_every_rank(mitigated: Finish
     scored = [key[1:] for key in study.evals if key[0] == small.spec.trial_id]
     assert scored == [key[1:] for key in study.evals if key[0] == large.spec.trial_id]
     truncated = {model for model, _, _ in study.evals if "@truncated" in model}
-    plain = [t.spec for t in study.trials if t.spec.method == "lora" and t.spec.rank == 8]
-    assert truncated == {f"{spec.trial_id}@truncated=2" for spec in plain}
+    specs = [t.spec for t in study.trials]
+    cut = [s for s in specs if s.is_full or (s.method == "lora" and s.rank == 8)]
+    assert truncated == {f"{spec.trial_id}@truncated=2" for spec in cut}
 
 
 def test_groups_count_trainings_and_keep_slices_together(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def _shrink_command(
     epsilon: Epsilon = 0.5,
     force: AnyBase = False,
 ) -> Reply:
-    """Make an adapter smaller, or its update weaker; make a fine-tuned model an adapter.
+    """Make an adapter smaller or weaker, or of a tuned model.
 
     Writes an ordinary PEFT adapter; for several ranks, one in r8, r32 ... each. A mitigation writes
     two: the second is its norm-matched control.
