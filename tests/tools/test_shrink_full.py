@@ -91,6 +91,21 @@ def test_at_full_rank_only_what_is_no_linear_layer_is_lost(pair: Any, tmp_path: 
         assert change.left_out.get(name) == share
 
 
+def test_a_training_in_bfloat16_began_at_rounded_weights(tmp_path: Path) -> None:
+    """Rounding a base in float32 moves every weight; that is no part of the update."""
+    base = tiny_llama()
+    base.save_pretrained(tmp_path / "base")
+    tuned, change = tiny_llama().bfloat16().float(), 2e-3 * torch.randn(64, 2) @ torch.randn(2, 64)
+    tuned.model.layers[0].self_attn.q_proj.weight.data += change
+    tuned.save_pretrained(tmp_path / "tuned")
+    source = SourceAdapter.open(tmp_path / "tuned", tmp_path / "base", accepts_full=True)
+    (cut,) = truncate(source, tmp_path / "out", [2])
+    assert cut.kept == pytest.approx(1)
+    assert cut.frobenius == pytest.approx(float(change.norm()), rel=1e-4)
+    assert cut.action == "truncated to rank 2, against the base rounded to bfloat16"
+    assert not source.left_out
+
+
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_a_tied_output_head_counts_once(is_tied: bool, tmp_path: Path) -> None:
     """The base's head is its embedding; training keeps that, or gives the head its own weight."""

@@ -39,6 +39,7 @@ class CheckpointReader:
             place = f"model folder {folder}: {error.where}"
             raise UserError(place, error.found, error.expected, error.do) from error
         self.architecture = type(self.model).__name__
+        self.rounds_to_bfloat16 = False  # On reading the weight of a layer
         self.num_layers = int(config.get_text_config().num_hidden_layers)
         self.shards = shards_of(folder)  # Name of a stored tensor -> its file
         modules = self.model.named_modules()
@@ -87,6 +88,7 @@ class CheckpointReader:
             bad = int((~torch.isfinite(weight)).sum())
             found = f"{bad} of {weight.numel()} numbers that are NaN or infinite in {stored!r}"
             raise damaged(self.folder, found, "finite ones")
+        weight = weight.bfloat16() if self.rounds_to_bfloat16 else weight
         return weight.to(device) if device is not None else weight
 
     @property

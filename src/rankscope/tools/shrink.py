@@ -295,6 +295,8 @@ def _write_edited(
         if written[out] and get_method(source.tuned.kind).init_is_part_of_base:
             for name in set(source.names) - set(written[out]):
                 written[out][name] = stored(name, source.update(name))
+        is_rounded = source.base is not None and source.base.rounds_to_bfloat16
+        action += ", against the base rounded to bfloat16" if is_rounded else ""
         change = AdapterChange(
             source=str(source.folder),
             out=str(out),

@@ -164,7 +164,8 @@ def check_full(
     """Check that a full checkpoint is a training of ``base``, tensor by tensor.
 
     Returns the changed parameters that no adapter on linear layers holds, with their shares of the
-    energy |dW|_F^2. ``any_base`` accepts an update that is larger than the base.
+    energy |dW|_F^2. ``any_base`` accepts an update that is larger than the base. A training that
+    began at the base rounded to bfloat16 is closer to that: ``base`` then reads its weights so.
     """
     place, models = f"full checkpoint {tuned.folder}", (base.model, tuned.model)
     of_base = f"a training of {base.folder}"
@@ -176,17 +177,21 @@ def check_full(
     if absent := [name for name in names if tuned.stored_name(name) is None]:
         found = f"no {absent[0]!r}, of {len(absent)} missing tensors"
         raise UserError(place, found, of_base, "copy or save the model again")
-    energies, size, held = {}, 0.0, {f"{name}.weight" for name in base.layers}
+    exact, rounded, size = dict[str, float](), dict[str, float](), 0.0
+    held = {f"{name}.weight" for name in base.layers}
     for name in names:
         before, after = base.parameter(name), tuned.parameter(name)
         if before.shape != after.shape:
             found = f"{name!r} of shape {tuple(after.shape)}"
             do = "give its own base; an adapter of linear layers holds no new tokens"
             raise UserError(place, found, f"the base's {tuple(before.shape)}", do)
-        change = after.float().sub_(before)
-        energies[name] = float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
+        for energies, start in ((exact, before), (rounded, before.bfloat16())):
+            change = after.float() - start
+            energies[name] = float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
         if name in held:
             size += float(torch.linalg.vector_norm(before, dtype=torch.float64)) ** 2
+    base.rounds_to_bfloat16 = sum(rounded.values()) < sum(exact.values())
+    energies = rounded if base.rounds_to_bfloat16 else exact
     change_of_held = sum(energies.get(name, 0.0) for name in held)
     if not change_of_held:
         raise UserError(place, "no change in any linear layer", of_base, "use the base itself")
