@@ -74,6 +74,7 @@ def test_json_has_all_of_it_and_further_studies_meet_the_first(studies: Path) ->
     shown = command("compare", *(studies / name for name in "abc"), "--json")
     assert shown.code == 0, shown
     found = json.loads(shown.out)
+    assert found["schema_version"] == 1
     assert [s["label"] for s in found["studies"]] == ["a", "b", "c"]
     assert [(p["first"], p["second"]) for p in found["pairs"]] == [("a", "b"), ("a", "c")]
     assert all(c["paired"] for c in found["pairs"][0]["cells"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from command_line import Outcome, write_rows
 from command_line import rankscope as command
 
@@ -218,3 +219,16 @@ def test_the_package_that_is_missing_is_named(
     monkeypatch.setitem(sys.modules, "lm_eval.evaluator", None)
     outcome = ask_harness("--tasks", f"lm_eval:{path}")
     assert (outcome.code, "pip install 'rankscope[lm-eval]'" in outcome.told) == (2, True)
+
+
+def test_a_finished_study_runs_again_without_its_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--tasks", "pocket_med", "--out", tmp_path / "out")
+    assert ask(*words).code == 0
+
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", refuse)
+    assert "nothing was scored again" in ask(*words).told

@@ -76,20 +76,18 @@ def load_base(
     return frozen_base(model, tokenizer, record, source)
 
 
-def base_without_weights(
+def base_record(
     config: ModelConfig,
     device: torch.device,
     dtype: torch.dtype,
-    quantize: Literal["none", "4bit"] = "none",
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> Base:
-    """The base on shapes, for a process that leaves every pass to others."""
+    quantize: Literal["none", "4bit"],
+    tokenizer: PreTrainedTokenizerBase,
+) -> ModelRecord:
+    """The record of what :func:`load_base` would load."""
     source = model_folder(config)
-    tokenizer = tokenizer or load_tokenizer(source)
     model = model_on_meta(read_model_config(source))
     record = model_record(config, device, dtype, model, tokenizer, weights_sha256(source))
-    record = record.model_copy(update={"quantize": quantize})
-    return Base(model, tokenizer, record, source, MultiLora(model))
+    return record.model_copy(update={"quantize": quantize})
 
 
 def model_record(

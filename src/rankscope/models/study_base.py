@@ -42,7 +42,7 @@ from rankscope.models.parameters import (
 )
 from rankscope.records import BASE, GivenModel, TrialSpec
 
-NOT_TRAINED_HERE = {"task": "", "rank": None, "alpha": None, "lr": 0.0, "dropout": 0.0, "seed": 0}
+_NOT_TRAINED_HERE = {"task": "", "rank": None, "alpha": None, "lr": 0.0, "dropout": 0.0, "seed": 0}
 """Settings of a trial that was not trained here, as far as its adapter does not give them."""
 
 
@@ -118,19 +118,37 @@ def given_trials(
         if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
             check_checkpoint(folder, base, shapes)
             fields: dict[str, object] = {"method": FullMethod.name, "targets": ()}
-            other_base, sha256 = None, weights_sha256(folder)
         else:
             fields = _adapter_fields(folder, base, shapes)
-            other_base = recorded_other_base(folder, base, base_sha256, force=model.force)
-            sha256 = adapter_sha256(folder)
-        given_model = GivenModel(
-            name=name, folder=str(folder), sha256=sha256, other_base=other_base
-        )
-        trial_id = sha256_json({"base": base_sha256, "given": sha256})[:16]
-        values = {**NOT_TRAINED_HERE, **fields, "trial_id": trial_id, "given": given_model}
-        trials.append(TrialSpec.model_validate(values))
+        trials.append(given_trial(model, name, base, base_sha256, fields))
     check_distinct(trials)
     return trials
+
+
+def given_trial(
+    given: GivenConfig,
+    name: str,
+    base: Path,
+    base_sha256: str | None,
+    settings: Mapping[str, object],
+) -> TrialSpec:
+    """The trial of a model in a folder; ``settings`` are what its files say of its training."""
+    folder, other_base = user_path(given.place), None
+    if settings["method"] == FullMethod.name:
+        sha256 = weights_sha256(folder)
+    else:
+        other_base = recorded_other_base(folder, base, base_sha256, force=given.force)
+        sha256 = adapter_sha256(folder)
+    model = GivenModel(name=name, folder=str(folder), sha256=sha256, other_base=other_base)
+    return trial_of_given(model, base_sha256, settings)
+
+
+def trial_of_given(
+    model: GivenModel, base_sha256: str | None, settings: Mapping[str, object]
+) -> TrialSpec:
+    trial_id = sha256_json({"base": base_sha256, "given": model.sha256})[:16]
+    values = {**_NOT_TRAINED_HERE, **settings, "trial_id": trial_id, "given": model}
+    return TrialSpec.model_validate(values)
 
 
 def check_distinct(given: Sequence[TrialSpec]) -> None:
@@ -239,11 +257,11 @@ def recorded_other_base(
     return None
 
 
-def num_trained_parameters(trial: TrialSpec, shapes: Architecture) -> int:
+def num_trained_parameters(trial: TrialSpec, num_of_base: int) -> int:
     """Numbers in an adapter's file; all of a checkpoint."""
     assert trial.given is not None
     if trial.is_full:
-        return shapes.num_parameters
+        return num_of_base
     with opened_weights(Path(trial.given.folder) / "adapter_model.safetensors") as file:
         names = [n for n in file.keys() if not n.endswith(".base_layer.weight")]  # noqa: SIM118
         return sum(int(torch.Size(file.get_slice(n).get_shape()).numel()) for n in names)

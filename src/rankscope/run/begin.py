@@ -3,8 +3,9 @@
 import json
 import signal
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 from transformers.utils.logging import disable_progress_bar
@@ -14,14 +15,14 @@ from rankscope.device import (
     keep_freed_memory,
     limit_kernel_cache,
     provenance,
-    release_freed_memory,
     use_deterministic,
 )
 from rankscope.errors import CONTINUES, STOP_SIGNALS, Interrupted, UserError
 from rankscope.filesystem import replace_text
-from rankscope.models.base import Base
+from rankscope.models.load import base_record, load_base
+from rankscope.models.sharding import Shards
 from rankscope.progress import ProgressReporter
-from rankscope.records import BASE, FAILED, TrialSpec, trial_of
+from rankscope.records import BASE, FAILED, trial_of
 from rankscope.run.context import RunContext
 from rankscope.run.group_ledger import GroupLedger
 from rankscope.run.prepared import PreparedStudy
@@ -41,27 +42,30 @@ def begin_run(
     ledger: Ledger,
     reporter: ProgressReporter,
     should_stop: Callable[[], bool],
-    load: Callable[..., Base],
-    trials: Sequence[TrialSpec] | None = None,
+    *,
+    has_executor: bool = False,
+    shards: Shards | None = None,
 ) -> RunContext:
-    """Load the base and store what the study is made of, without its groups.
+    """Store what the study is made of, without its groups; the ledger of a unit has its trials.
 
-    ``load`` is ``load_base`` or ``base_without_weights``. ``trials`` are those of a unit, whose
-    ledger has no others; by default all of the study. Raises UserError: stored results would not be
-    comparable with new ones.
+    Raises UserError: stored results would not be comparable with new ones, or the base cannot be
+    used.
     """
     check_record_settings(ledger, study)
     config, before = study.config, ledger.statuses()
     tokenizer = study.encoder.tokenizer  # one of 262,144 entries takes .25 GB
-    base = load(
-        config.model, study.device, study.dtype, quantize=config.quantize, tokenizer=tokenizer
-    )
-    release_freed_memory()
+    source = (config.model, study.device, study.dtype)
+    record = base_record(*source, config.quantize, tokenizer)
+    load = partial(load_base, *source, None, config.quantize, tokenizer, shards)
+    groups = GroupLedger(ledger, study)
+    context = RunContext(study, ledger, record, load, reporter, should_stop, groups)
+    if not (has_executor or ledger.artifacts()):  # a base that cannot be loaded leaves no study
+        context.load_base()
     values = study_values(config)
-    ledger.put_study(config.name, values, base.record, study.task_records, provenance())
+    ledger.put_study(config.name, values, record, study.task_records, provenance())
     replace_text(ledger.out / "study.resolved.yaml", dump_study(config))
     ledger.put_notes(study.notes)
-    num_new = ledger.put_trials(study.trials if trials is None else trials)
+    num_new = ledger.put_trials(study.trials if study.chosen is None else ledger.trials())
     if before and num_new:
         gone = len(before.keys() - ledger.statuses().keys())
         reporter.note(
@@ -70,8 +74,7 @@ def begin_run(
         )
     for note in study.notes:
         reporter.note(note)
-    groups = GroupLedger(ledger, study)
-    return RunContext(study, ledger, base, reporter, should_stop, groups)
+    return context
 
 
 def plan_again(ledger: Ledger, retry: Collection[str]) -> None:

@@ -35,7 +35,7 @@ class Conductor:
     def run_base(self) -> None:
         self.context.label = "base"
         work = self.evaluate_stage.missing_of_base()
-        run_stage(self.context, self.evaluate_stage, self.context.base, work)
+        run_stage(self.context, self.evaluate_stage, work)
         use_rows(self.context)
 
     def run_groups(self) -> None:
@@ -46,7 +46,7 @@ class Conductor:
         context, groups = self.context, self.context.study.groups
         statuses = context.ledger.statuses()
         ended = frozenset(i for i, s in statuses.items() if s not in ("planned", "trained"))
-        context.memory_before_groups = live_memory_bytes(context.base.device)
+        context.memory_before_groups = 0
         clock = StudyClock.of(context.study, ended)
         if context.study.config.strategy == "grid":  # else nobody knows how much is left
             context.study_clock = clock
@@ -74,7 +74,10 @@ class Conductor:
         context, ledger = self.context, self.context.ledger
         context.label = label
         untrained = self.train_stage.missing(group)
-        context.groups_worked_on += bool(untrained or self.unfinished(group))
+        has_work = bool(untrained or self.unfinished(group))
+        context.groups_worked_on += has_work
+        if has_work and not context.memory_before_groups:
+            context.memory_before_groups = live_memory_bytes(context.base.device)
         # Every attempt of with_oom_backoff ends with a base without adapters.
         divide = self.train_stage.split  # The checkpoint, too
         for trials in untrained:
@@ -102,19 +105,19 @@ class Conductor:
 
     def train(self, group: Group) -> None:
         self.context.group_ledger.check_limit(group)
-        run_stage(self.context, self.train_stage, self.context.base, [group])
+        run_stage(self.context, self.train_stage, [group])
 
     def score(self, group: Group) -> None:
         model = model_with_weights(self.context, group)
         if model is not None:
             work = self.evaluate_stage.missing(group)
-            run_stage(self.context, self.evaluate_stage, model, work)
+            run_stage(self.context, self.evaluate_stage, work, model)
 
     def analyze(self, group: Group) -> None:
         model = model_with_weights(self.context, group)
         if model is not None:
             for stage in self.analysis_stages:
-                run_stage(self.context, stage, model, stage.missing(group))
+                run_stage(self.context, stage, stage.missing(group), model)
 
     def unfinished(self, group: Group) -> Group:
         """Trials that were trained but not marked ``done``, and done trials that lack a score or an

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from rankscope.device import provenance
+from rankscope.device import provenance, release_freed_memory
 from rankscope.errors import CONTINUES, Interrupted
 from rankscope.models.base import Base
 from rankscope.models.svd_cache import SvdCache, svd_cache_folder
 from rankscope.progress import ProgressReporter
-from rankscope.records import Record, TrialSpec
+from rankscope.records import ModelRecord, Record, TrialSpec
 from rankscope.run.group_ledger import GroupLedger, resolve_groups
 from rankscope.run.groups import cut_by
 from rankscope.run.prepared import PreparedStudy
@@ -30,7 +30,8 @@ class RunContext:
 
     study: PreparedStudy
     ledger: Ledger
-    base: Base  # The frozen base; the adapters of one group at a time are attached to it
+    base_record: ModelRecord
+    load: Callable[[], Base]
     reporter: ProgressReporter
     should_stop: Callable[[], bool]
     group_ledger: GroupLedger
@@ -49,6 +50,18 @@ class RunContext:
     groups_worked_on: int = 0  # Groups that this process has begun to work on
     killed_for_memory: bool = False
     """Earlier processes were killed at what comes first, so it is to be smaller."""
+    _base: Base | None = None
+
+    @property
+    def base(self) -> Base:
+        """The frozen base; the adapters of one group at a time are attached to it. It is loaded
+        when first used: a finished study that runs again needs none."""
+        return self._base or self.load_base()
+
+    def load_base(self) -> Base:
+        self._base = self.load()
+        release_freed_memory()
+        return self._base
 
     def begin_round(self, trials: Sequence[TrialSpec], this_round: Round) -> None:
         """Work on some trials, in the groups of the study's first run if it formed them."""

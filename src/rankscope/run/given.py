@@ -8,7 +8,7 @@ from rankscope.analyses import enabled_analyses
 from rankscope.config.study import GivenConfig, StudyConfig
 from rankscope.errors import IntegrityError, UserError
 from rankscope.filesystem import user_path
-from rankscope.hashing import sha256_json, weights_sha256
+from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.folder import adapter_sha256, load_adapter
 from rankscope.models.adapters.settings import READABLE_INITS
 from rankscope.models.base import Base
@@ -16,10 +16,10 @@ from rankscope.models.load import load_trained_model
 from rankscope.models.methods import get_lora_method
 from rankscope.models.quantize import dense_weight
 from rankscope.models.study_base import (
-    NOT_TRAINED_HERE,
     StudyBase,
     check_distinct,
     num_trained_parameters,
+    trial_of_given,
 )
 from rankscope.models.svd_cache import svd
 from rankscope.records import (
@@ -90,17 +90,14 @@ def _scored_trial(
             "turn it off, or give the model's own folder as 'path'",
         )
     assert trial.train is not None
-    sha256 = trial.train.weights_sha256
     model = GivenModel(
         name=given.name or trial.spec.arm_label,
         folder=str(folder),
-        sha256=sha256,
+        sha256=trial.train.weights_sha256,
         scores_of=trial.spec.trial_id,
     )
     kept = trial.spec.model_dump(include={"method", "peft", "rank", "alpha", "targets"})
-    trial_id = sha256_json({"base": base.sha256, "given": sha256})[:16]
-    values = {**NOT_TRAINED_HERE, **kept, "trial_id": trial_id, "given": model}
-    return TrialSpec.model_validate(values)
+    return trial_of_given(model, base.sha256, kept)
 
 
 def _the_one(study: StudyRecords, wanted: str | None, place: str) -> TrialRecords:
@@ -137,7 +134,7 @@ def store_given(context: RunContext) -> None:
             if is_new or missing:
                 _copy_scores(context, trial, trial.given, [key[1:] for key in missing])
         elif is_new:
-            num_parameters = num_trained_parameters(trial, study.base.shapes)
+            num_parameters = num_trained_parameters(trial, study.base.shapes.num_parameters)
             ledger.commit([given_record(trial, num_parameters)])
 
 

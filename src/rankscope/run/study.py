@@ -126,7 +126,6 @@ class Study:
             UserError, StudyLocked, IntegrityError, DiskFull, DiskFailed, OutOfMemory, BaseFailed,
             Interrupted.
         """
-        from rankscope.models.load import base_without_weights, load_base
         from rankscope.run.begin import begin_run, interruptible, prepare_process
         from rankscope.run.executors import start_executor
         from rankscope.run.prepare import prepare
@@ -134,7 +133,6 @@ class Study:
         prepare_process()
         out, begun, reporter = user_path(out), time.monotonic(), reporter or NullReporter()
         executor = executor or start_executor(self.config)
-        load = base_without_weights if executor else load_base
         with reporting_shortages(out), closing(executor) if executor else nullcontext():
             # Before the folder: a refused study leaves nothing.
             study = prepare(self.config, reporter, executor.num_local if executor else 1)
@@ -146,7 +144,9 @@ class Study:
                     return is_stop_requested()
 
                 reporter = JsonlReporter(reporter, out / LOG)
-                context = begin_run(study, ledger, reporter, should_stop, load)
+                context = begin_run(
+                    study, ledger, reporter, should_stop, has_executor=executor is not None
+                )
                 context.allow_mixed = allow_mixed
                 try:
                     self._run_all(context, executor, retry)

@@ -113,7 +113,7 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
         return folder
     _discard_unit(folder)
     with Ledger.open(folder, write=True, take_over=True) as unit:
-        values, base = study_values(study.config), context.base.record
+        values, base = study_values(study.config), context.base_record
         unit.put_study(study.config.name, values, base, study.task_records, provenance())
         unit.put_trials(group)
         transfer(context.ledger, unit, ids or (BASE,), verified=False)

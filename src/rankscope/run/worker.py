@@ -38,7 +38,7 @@ from rankscope.errors import (
     is_out_of_memory,
     out_of_memory_message,
 )
-from rankscope.models.load import load_base, pass_one_token, sharded_base
+from rankscope.models.load import pass_one_token, sharded_base
 from rankscope.models.sharding import Shards
 from rankscope.progress import LOG, JsonlReporter, NullReporter
 from rankscope.records import TrialSpec
@@ -98,8 +98,7 @@ def work(out: Path, unit: str) -> None:
             assert stored is not None
             study = unit_study(order, study, stored)
             reporter = JsonlReporter(NullReporter(), folder / LOG)
-            load = partial(load_base, shards=shards)
-            context = begin_run(study, ledger, reporter, should_stop, load, ledger.trials())
+            context = begin_run(study, ledger, reporter, should_stop, shards=shards)
             context.allow_mixed = True  # the driver has decided that
             context.round = order.round
             context.killed_for_memory = KILLED_FOR_MEMORY in os.environ

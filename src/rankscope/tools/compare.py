@@ -12,7 +12,15 @@ from rankscope.analyses.tables import TableRow
 from rankscope.errors import UserError
 from rankscope.filesystem import check_outside
 from rankscope.formatting import count, difference, safe_text, unit_of
-from rankscope.records import FAILED, WAITING, ComparedCell, Provenance, StudyRecords, TaskRecord
+from rankscope.records import (
+    FAILED,
+    SCHEMA_VERSION,
+    WAITING,
+    ComparedCell,
+    Provenance,
+    StudyRecords,
+    TaskRecord,
+)
 from rankscope.report.charts.figure import Drawn, Figure, interval_cells
 from rankscope.report.charts.interval_rows import interval_rows
 from rankscope.report.page import render_page
@@ -50,6 +58,7 @@ class StudyPair:
 class StudyComparison:
     studies: tuple[ComparedStudy, ...]
     pairs: tuple[StudyPair, ...]  # Each further study beside the first
+    schema_version: int = SCHEMA_VERSION
 
     @property
     def training_tasks(self) -> list[str]:

@@ -21,25 +21,21 @@ from rankscope.config.study import StudyConfig
 from rankscope.device import choose_device, keep_freed_memory, provenance
 from rankscope.errors import UserError
 from rankscope.filesystem import replace_text, user_path
-from rankscope.hashing import sha256_json, weights_sha256
-from rankscope.models.adapters.folder import adapter_sha256
+from rankscope.hashing import weights_sha256
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.models.methods import get_lora_method
 from rankscope.models.model_folder import shapes_folder
 from rankscope.models.study_base import (
-    NOT_TRAINED_HERE,
     check_distinct,
     given_names,
-    recorded_other_base,
+    given_trial,
+    num_trained_parameters,
 )
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.records import (
     AS_STORED,
     AnalysisRecord,
-    GivenModel,
     ModelRecord,
     StudyRecords,
-    TrialSpec,
     failures,
     finished_trials,
 )
@@ -121,12 +117,12 @@ def _inspect_stored(
     begun = time.monotonic()
     stored_base = CheckpointReader(shapes_folder(base))
     given = config.given or []
-    folders = [Path(model.place).expanduser() for model in given]
+    folders = [user_path(model.place) for model in given]
     names = given_names(given)
     models = [StoredTunedModel.open(f, name) for f, name in zip(folders, names, strict=True)]
     sha256 = weights_sha256(stored_base.folder)
     trials = [
-        _given_trial(model, stored_base, sha256, any_base=of.force)
+        given_trial(of, model.name, stored_base.folder, sha256, model.settings)
         for model, of in zip(models, given, strict=True)
     ]
     check_distinct(trials)
@@ -145,8 +141,8 @@ def _inspect_stored(
         ledger.put_trials(trials)
         ids = [trial.trial_id for trial in trials]
         ledger.repeat_trials(ids)
-        parameters = [model.num_parameters(stored_base) for model in models]
-        ledger.commit([given_record(t, n) for t, n in zip(trials, parameters, strict=True)])
+        of_base = record.num_parameters
+        ledger.commit([given_record(t, num_trained_parameters(t, of_base)) for t in trials])
         ledger.commit(
             [
                 spectra[model.name].model_copy(update={"trial_id": trial_id})
@@ -156,32 +152,6 @@ def _inspect_stored(
         ledger.finish_trials(ids)
         ledger.add_seconds(time.monotonic() - begun)
         return ledger.load()
-
-
-def _given_trial(
-    model: StoredTunedModel, base: CheckpointReader, base_sha256: str, *, any_base: bool
-) -> TrialSpec:
-    adapter, fields = model.adapter, dict[str, object]()
-    changed = () if adapter is None else tuple(adapter.a)
-    if adapter is None:
-        sha256, other_base = weights_sha256(model.folder), None
-    else:
-        sha256 = adapter_sha256(model.folder)
-        other_base = recorded_other_base(model.folder, base.folder, base_sha256, force=any_base)
-        fields["rank"] = adapter.rank
-        fields["alpha"] = adapter.scaling * get_lora_method(model.kind).rank_scale(adapter.rank)
-    return TrialSpec.model_validate(
-        {
-            "trial_id": sha256_json({"base": base_sha256, "given": sha256})[:16],
-            **NOT_TRAINED_HERE,
-            **fields,
-            "method": model.kind,
-            "targets": tuple(sorted({name.rpartition(".")[2] for name in changed})),
-            "given": GivenModel(
-                name=model.name, folder=str(model.folder), sha256=sha256, other_base=other_base
-            ),
-        }
-    )
 
 
 def _model_record(label: str, base: CheckpointReader, sha256: str) -> ModelRecord:

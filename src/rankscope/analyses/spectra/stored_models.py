@@ -46,12 +46,15 @@ class StoredTunedModel:
         adapter = load_adapter(folder, name, inits=READABLE_INITS, has_copies=True)
         return cls(name, folder, adapter.method, adapter=adapter)
 
-    def num_parameters(self, base: CheckpointReader) -> int:
-        """Numbers that were trained; all of a checkpoint."""
+    @property
+    def settings(self) -> dict[str, object]:
+        """Fields of a trial that its files give."""
         if self.adapter is None:
-            return int(base.model.num_parameters())
-        factors = [*self.adapter.a.values(), *self.adapter.b.values()]
-        return sum(factor.numel() for factor in factors)
+            return {"method": self.kind, "targets": ()}
+        rank = self.adapter.rank
+        targets = sorted({name.rpartition(".")[2] for name in self.adapter.a})
+        alpha = self.adapter.scaling * get_lora_method(self.kind).rank_scale(rank)
+        return {"method": self.kind, "rank": rank, "alpha": alpha, "targets": tuple(targets)}
 
     def subtract_initial_factors(self, name: str, weight: Tensor | None) -> None:
         """Give an adapter that was initialized as a part of W0 (PiSSA) the part to subtract."""

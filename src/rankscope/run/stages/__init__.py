@@ -44,12 +44,16 @@ class Stage(ABC, Generic[Work, Result]):
 
 
 def run_stage(
-    context: RunContext, stage: Stage[Work, Result], model: Base, work: Sequence[Work]
+    context: RunContext,
+    stage: Stage[Work, Result],
+    work: Sequence[Work],
+    model: Base | None = None,
 ) -> None:
-    """Run a stage over ``work`` and commit each result as soon as it is there."""
+    """Run a stage over ``work``, by default on the bare base, and commit each result as soon as it
+    is there."""
     if not work:
         return
-    for result in stage.run(model, work):
+    for result in stage.run(model or context.base, work):
         stage.commit(result)
         context.pieces_done += 1
     context.finish_stage()

@@ -67,7 +67,7 @@ def _stored_rows(ledger: Ledger, rows: RowsToSample) -> EncodedRows:
 def use_sampled_rows(context: RunContext) -> None:
     """Put the base's own rows in place of their stand-ins; sample those that are not stored."""
     stage = SelfReplayStage(context)
-    run_stage(context, stage, context.base, stage.missing())
+    run_stage(context, stage, stage.missing())
     wanted, data = _rows_to_sample(context), context.study.data
     if wanted:
         sampled = {name: _stored_rows(context.ledger, rows) for name, rows in wanted.items()}
