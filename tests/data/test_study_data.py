@@ -50,7 +50,7 @@ def test_a_training_task_without_rows_is_refused_with_a_way_out(
         }
     )
     with pytest.raises(UserError, match="'common_facts': found no training rows"):
-        prepare_data(config, Encoder(load_tokenizer(model_folder(config.model)), "auto", 64))
+        prepare_data(config, load_tokenizer(model_folder(config.model)))
 
 
 def test_training_rows_of_one_task_contaminate_another(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_training_rows_of_one_task_contaminate_another(tmp_path: Path) -> None:
             },
         }
     )
-    data = prepare_data(config, Encoder(load_tokenizer(model_folder(config.model)), "auto", 64))
+    data = prepare_data(config, load_tokenizer(model_folder(config.model)))
     trained = {item.content for item in data.tasks["b"].train}
     for name in ("a", "c"):
         shared = {i.item_id for i in data.tasks[name].test if i.content in trained}

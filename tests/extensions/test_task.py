@@ -7,7 +7,6 @@ import pytest
 
 import rankscope
 from rankscope.config.study import StudyConfig
-from rankscope.data.encode import Encoder
 from rankscope.data.registry import NAMED_TASKS, register_task
 from rankscope.data.study_data import prepare_data
 from rankscope.errors import UserError
@@ -35,7 +34,7 @@ def _task_file(load_extension: Callable[[str], ModuleType]) -> Iterator[None]:
 
 def test_a_study_trains_on_the_task() -> None:
     tokenizer = load_tokenizer(model_folder(STUDY.model))
-    data = prepare_data(STUDY, Encoder(tokenizer, "auto", STUDY.train.max_length))
+    data = prepare_data(STUDY, tokenizer)
     task = data.tasks[NAME]
     assert (len(task.train), len(task.validation), len(task.test)) == (40, 64, 64)
     item = task.test[0]

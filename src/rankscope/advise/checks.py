@@ -3,19 +3,21 @@
 One line per fact, with a status: *bad* can make the answer worthless, *weak* could change it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from rankscope.advise.arms import Arm
 from rankscope.advise.messages import Counted, Field, Measured, trust_check
 from rankscope.advise.posterior import TYPICAL_SPREAD
 from rankscope.advise.results import TaskResults
-from rankscope.advise.retention import retention_tasks
+from rankscope.advise.retention import retention_tasks, scale_notes
+from rankscope.config.study import StudyConfig
 from rankscope.formatting import NATS, POINTS, amount, count, join_names, score_text
 from rankscope.records import (
     FAILED,
     LEFT_OUT,
     ArmSummary,
     CheckStatus,
+    TaskRecord,
     TrialRecords,
     TrustCheck,
 )
@@ -238,21 +240,22 @@ def _training_share(trials: Sequence[TrialRecords]) -> float:
     return spent / planned if planned else 1.0
 
 
-def width_notes(
-    num_items: Mapping[str, int], num_seeds: int, margin: float, in_accuracy: Mapping[str, bool]
-) -> list[str]:
-    """How wide the answer on each task will be, before anything is trained.
+def notes_beforehand(config: StudyConfig, tasks: Sequence[TaskRecord]) -> list[str]:
+    """The unit of forgetting, and how wide the answer on each task will be, before anything is
+    trained.
 
     Right-or-wrong answers of two models are taken to differ on ``TYPICAL_DISCORDANCE`` of the
     items, and seeds by half a margin; nothing is known of nats.
     """
-    notes = []
-    for task, items in num_items.items():
-        if in_accuracy[task] and items:
-            variance = TYPICAL_DISCORDANCE / items + (TYPICAL_SPREAD * margin) ** 2 / num_seeds
+    notes, num_seeds = scale_notes(tasks, config.objective), len(config.seeds)
+    spread = TYPICAL_SPREAD * config.objective.margin
+    for task in tasks:
+        items = task.rows["validation"] + task.rows["test"]
+        if task.trained_on and task.score_unit == "accuracy" and items:
+            variance = TYPICAL_DISCORDANCE / items + spread**2 / num_seeds
             width = amount(1.96 * variance**0.5, POINTS)
             counted = f"{count(items, 'scored item')} and {count(num_seeds, 'seed')}"
-            notes.append(f"{task}: with {counted} a gain will be known to about ±{width}")
+            notes.append(f"{task.name}: with {counted} a gain will be known to about ±{width}")
     return notes
 
 

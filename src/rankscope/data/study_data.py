@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rankscope.config.study import StudyConfig
 from rankscope.config.task import TaskConfig
@@ -23,9 +23,13 @@ from rankscope.hashing import sha256_json
 from rankscope.records import TrialSpec
 from rankscope.sources import source_of
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 @dataclass(frozen=True, slots=True)
 class StudyData:
+    encoder: Encoder
     tasks: Mapping[str, LoadedTask]  # By name, every task that is trained on or evaluated
     rows: Mapping[str, EncodedRows]  # By training task
     fewer_rows: Mapping[str, Mapping[int, EncodedRows]]
@@ -40,9 +44,14 @@ class StudyData:
         )
 
 
-def prepare_data(config: StudyConfig, encoder: Encoder, whole: bool = True) -> StudyData:
+def prepare_data(
+    config: StudyConfig, tokenizer: "PreTrainedTokenizerBase", whole: bool = True
+) -> StudyData:
     """Read, check, split and encode the rows of a study; ``whole`` False encodes stand-ins and does
     not search for contamination."""
+    kind = Encoder if whole else CachingEncoder
+    max_length = config.train.max_length if config.arms else None  # items are scored whole
+    encoder = kind(tokenizer, config.model.prompt_format, max_length)
     tasks = _load_tasks(config, compare=whole)
     for name in (task.name for task in config.tasks if not tasks[task.name].train):
         raise no_training_rows(name, tasks[name].source)
@@ -70,7 +79,7 @@ def prepare_data(config: StudyConfig, encoder: Encoder, whole: bool = True) -> S
         *unknown_token_notes(rows, encoder.unknown_id),
     ]
     fewer_rows = {t.name: _fewer_rows(config, encoder, tasks[t.name]) for t in config.tasks}
-    return StudyData(tasks, rows, fewer_rows, replay_rows, tuple(notes))
+    return StudyData(encoder, tasks, rows, fewer_rows, replay_rows, tuple(notes))
 
 
 def _fewer_rows(config: StudyConfig, encoder: Encoder, task: LoadedTask) -> dict[int, EncodedRows]:

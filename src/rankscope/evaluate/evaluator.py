@@ -14,14 +14,16 @@ from rankscope.config.study import EvaluateConfig, StudyConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
 from rankscope.data.registry import TaskSpec
+from rankscope.data.study_data import StudyData
 from rankscope.data.tasks import LoadedTask, items_sha256
 from rankscope.errors import NotFiniteError, UserError
 from rankscope.evaluate.context_window import EncodedSplit, context_length, fit_to_context
 from rankscope.evaluate.metrics import ModelScores, exact_mean, is_mean, standard_error
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer
-from rankscope.hashing import sha256_json
+from rankscope.hashing import sha256_json, tokenizer_sha256
 from rankscope.models.base import Base
+from rankscope.models.study_base import StudyBase
 from rankscope.records import (
     BASE,
     EvalRecord,
@@ -108,17 +110,18 @@ def truncation_notes(encoded: EncodedSplit, split: Split) -> Iterator[str]:
         )
 
 
-def study_item_tokens(
-    encoder: Encoder,
-    splits: Iterable[tuple[LoadedTask, Split]],
-    max_tokens: int | None,
-    settings: EvaluateConfig,
-) -> tuple[dict[tuple[str, Split], list[ItemTokens]], list[str]]:
-    """What a model does for each item of these splits, and :func:`truncation_notes`."""
+def scored_items(
+    config: StudyConfig, base: StudyBase, data: StudyData
+) -> tuple[tuple[TaskRecord, ...], dict[tuple[str, Split], list[ItemTokens]], list[str]]:
+    """A study's tasks as they are stored; by task and split that is scored, what a model does for
+    each item; and :func:`truncation_notes`."""
+    encoder, settings = data.encoder, config.evaluate
+    max_tokens, tokenizer = context_length(base.config), tokenizer_sha256(base.folder)
+    records = tuple(task_record(config, encoder, t, tokenizer) for t in data.tasks.values())
     found: dict[tuple[str, Split], list[ItemTokens]] = {}
     notes: list[str] = []
-    for task, split in splits:
-        counts: list[tuple[str, ItemTokens]] = []
+    for name, split in wanted_splits(settings.split, records, None):
+        task, counts = data.tasks[name], list[tuple[str, ItemTokens]]()
         for part in task.parts or (task,):
             encoded = encode_split(encoder, part, split, max_tokens, settings)
             notes += truncation_notes(encoded, split)
@@ -130,7 +133,24 @@ def study_item_tokens(
             by_id = dict(counts)
             items = _split_items(task, split)
             found[task.spec.name, split] = [by_id[item.item_id] for item in items]
-    return found, notes
+    return records, found, notes
+
+
+def wanted_splits(
+    test: Split | None, tasks: Iterable[TaskRecord], trained_on: str | None
+) -> list[tuple[str, Split]]:
+    """The splits that a model trained on a task is scored on; for the base, pass None.
+
+    The split ``test`` of every task, and the validation split of the tasks that arms are chosen
+    by: the model's own training task and the retention tasks (for the base, every training task).
+    """
+    wanted: dict[tuple[str, Split], None] = {}
+    for task in tasks:
+        chooses = task.trained_on and trained_on in (None, task.name)
+        if chooses or "retention" in task.roles:
+            wanted[task.name, "validation"] = None
+        wanted[task.name, test or "test"] = None
+    return list(wanted)
 
 
 def evaluate_with_failures(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rankscope.config.study import GivenConfig, StudyConfig
 from rankscope.errors import UserError
@@ -29,7 +29,8 @@ from rankscope.models.adapters.warm_start import (
     shortest_targets,
 )
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.models.load import check_stored_weights
+from rankscope.models.grouped_lora import lora_implementation_notes
+from rankscope.models.load import check_stored_weights, load_tokenizer
 from rankscope.models.methods import all_methods
 from rankscope.models.methods.full import FullMethod
 from rankscope.models.model_folder import check_tuned_folder, model_folder
@@ -40,6 +41,8 @@ from rankscope.models.parameters import (
     read_model_config,
     with_matched_ranks,
 )
+from rankscope.models.quantize import check_bitsandbytes
+from rankscope.models.sharding import check_devices
 from rankscope.records import BASE, GivenModel, TrialSpec
 
 _NOT_TRAINED_HERE = {"task": "", "rank": None, "alpha": None, "lr": 0.0, "dropout": 0.0, "seed": 0}
@@ -51,6 +54,7 @@ class StudyBase:
     folder: Path
     config: PretrainedConfig
     shapes: Architecture
+    tokenizer: PreTrainedTokenizerBase
     sha256: str  # Of its weights, if they were read
     warm_starts: Mapping[str, str]  # Hashes of continued adapters, by folder as the study names it
     given: tuple[TrialSpec, ...]  # The models that the study does not train
@@ -96,8 +100,25 @@ def resolve_base(config: StudyConfig, weights: bool) -> tuple[StudyConfig, Study
         if (model := trial.given) is not None and model.other_base is not None
     ]
     hashes = {name: adapter_sha256 for name, (adapter_sha256, _) in warm_starts.items()}
-    base = StudyBase(folder, model_config, shapes, sha256, hashes, tuple(given), tuple(notes))
-    return config, base
+    return config, StudyBase(
+        folder=folder,
+        config=model_config,
+        shapes=shapes,
+        tokenizer=load_tokenizer(folder),
+        sha256=sha256,
+        warm_starts=hashes,
+        given=tuple(given),
+        notes=tuple(notes),
+    )
+
+
+def check_machine(
+    config: StudyConfig, trials: Sequence[TrialSpec], device: torch.device, dtype: torch.dtype
+) -> list[str]:
+    """Notes on how this machine trains the trials. Raises UserError: it cannot."""
+    check_bitsandbytes(config.quantize, config.train.optimizer, trials, device)
+    check_devices(config, trials, device)
+    return lora_implementation_notes(config.train.lora_implementation, device, dtype)
 
 
 def given_trials(

@@ -17,9 +17,6 @@ from math import ceil, inf
 
 from rankscope.advise.adaptive import AdaptiveRule, Stop, finalists, next_trials, stops_at_rung
 from rankscope.advise.evidence import rung_items
-from rankscope.config.study import StudyConfig
-from rankscope.data.study_data import StudyData
-from rankscope.errors import UserError
 from rankscope.records import (
     BASE,
     FAILED,
@@ -37,7 +34,6 @@ from rankscope.run.context import Round, RunContext
 from rankscope.run.prepared import PreparedStudy, first_trials
 from rankscope.run.stages.evaluate import EvaluateStage
 from rankscope.run.stages.train import TrainStage
-from rankscope.train.step_schedule import rung_steps
 
 NOT_NEEDED = "not needed for the answer"
 TYPICAL_FINALISTS = 1
@@ -223,63 +219,6 @@ class _AdaptiveStudy:
         left = {i for i, status in statuses.items() if status in ("planned", "skipped")}
         self.ledger.skip_trials(left & self.over_budget, OVER_BUDGET)
         self.ledger.skip_trials(left - self.over_budget, NOT_NEEDED)
-
-
-def check_adaptive(study: PreparedStudy) -> None:
-    """Raise UserError for an adaptive study of nested ranks, or whose budget is too small for one
-    trial."""
-    if study.config.strategy == "grid":
-        return
-    if nested := next((trial.method for trial in study.trials if trial.nested), None):
-        raise UserError(
-            "strategy: adaptive",
-            f"method {nested!r}, which trains all its ranks in one run, so none can be stopped",
-            "'strategy: grid'",
-        )
-    if not first_trials(study):
-        tokens = study.training_tokens(study.trials[0])
-        raise UserError("budget", "less than one trial", f"at least {tokens:,} tokens")
-
-
-def resolve_rungs(
-    config: StudyConfig, data: StudyData, labels: Mapping[int, str]
-) -> tuple[tuple[float, ...], list[str]]:
-    """The usable rungs, by ``labels`` as of :func:`_usable_rungs`; none if a task has no validation
-    items, and a note on that."""
-    has_items = all(data.tasks[name].validation for name in data.rows)
-    if config.strategy == "grid" or has_items:
-        return _usable_rungs(config, labels), []
-    if config.rungs is not None:
-        raise UserError("rungs", "no validation items", "some to stop arms by", "give more rows")
-    return (), ["strategy: adaptive: no validation items, so every first seed trains to its end"]
-
-
-def _usable_rungs(config: StudyConfig, labels: Mapping[int, str]) -> tuple[float, ...]:
-    """The rungs that are different steps before the last, for every number of steps in the study.
-
-    Args:
-        labels: by number of steps, a trial that trains for as many.
-
-    Raises:
-        UserError: the study file names one that is not.
-    """
-    if config.strategy == "grid":
-        return ()
-    usable: list[float] = []
-    for rung in config.rungs or AdaptiveRule().rungs:
-        taken = [(0, *rung_steps(usable, num_steps), num_steps) for num_steps in labels]
-        if all(rung_steps([rung], steps[-1])[0] not in steps for steps in taken):
-            usable.append(rung)
-        elif config.rungs is not None:
-            num_steps = min(labels)
-            steps = ", ".join(map(str, rung_steps(config.rungs, num_steps)))
-            raise UserError(
-                "rungs",
-                f"{steps} as the steps of {labels[num_steps]}, which trains for {num_steps}",
-                "different steps before the last",
-                "give fewer rungs, or more steps",
-            )
-    return tuple(usable)
 
 
 def expected_shares(study: PreparedStudy) -> dict[str, float]:

@@ -1,13 +1,10 @@
-"""Models that a study does not train: read from their folders, or scored in another study."""
+"""Models that a study does not train, while it runs: stored as trained, loaded to be scored."""
 
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from rankscope.analyses import enabled_analyses
-from rankscope.config.study import GivenConfig, StudyConfig
-from rankscope.errors import IntegrityError, UserError
-from rankscope.filesystem import user_path
+from rankscope.errors import IntegrityError
 from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.folder import adapter_sha256, load_adapter
 from rankscope.models.adapters.settings import READABLE_INITS
@@ -15,110 +12,12 @@ from rankscope.models.base import Base
 from rankscope.models.load import load_trained_model
 from rankscope.models.methods import get_lora_method
 from rankscope.models.quantize import dense_weight
-from rankscope.models.study_base import (
-    StudyBase,
-    check_distinct,
-    num_trained_parameters,
-    trial_of_given,
-)
+from rankscope.models.study_base import num_trained_parameters
 from rankscope.models.svd_cache import svd
-from rankscope.records import (
-    GivenModel,
-    StudyRecords,
-    TaskRecord,
-    TrainRecord,
-    TrialRecords,
-    TrialSpec,
-    finished_trials,
-)
+from rankscope.records import GivenModel, TrainRecord, TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import group_id
-from rankscope.run.prepared import wanted_splits
-from rankscope.store import Artifact, Ledger, items_path, task_changes
-
-
-def given_models(
-    config: StudyConfig, base: StudyBase, tasks: Sequence[TaskRecord]
-) -> tuple[TrialSpec, ...]:
-    """The trials of all given models: those of ``base``, and those whose scores another study has.
-
-    ``tasks`` are the study's. Raises UserError: stored scores are not those that the study would
-    compute, or an analysis needs their weights.
-    """
-    scored = [g for g in config.given or () if g.scores is not None]
-    trials = (*base.given, *(_scored_trial(given, config, base, tasks) for given in scored))
-    check_distinct(trials)
-    names = [trial.arm_label for trial in trials]
-    for trial in trials:
-        if names.count(trial.arm_label) > 1:
-            found = f"the name {trial.arm_label!r} twice"
-            raise UserError("given", found, "each model's own", "set 'name' of one")
-    return trials
-
-
-def _scored_trial(
-    given: GivenConfig, config: StudyConfig, base: StudyBase, tasks: Sequence[TaskRecord]
-) -> TrialSpec:
-    folder = user_path(given.place)
-    study, place = Ledger.read(folder, with_analyses=False), f"given: scores in {folder}"
-    trial = _the_one(study, given.trial, place)
-    again = "score its models again: rankscope eval"
-    for name, now in (
-        ("sha256", base.sha256),
-        ("dtype", config.dtype),
-        ("quantize", config.quantize),
-        ("prompt_format", config.model.prompt_format),
-    ):
-        before = getattr(study.model, name)
-        if before != now and now != NOT_READ:
-            found = f"those of the base model {study.model.label} with {name} {before[:12]!r}"
-            raise UserError(place, found, f"{now[:12]!r}, as of this study's base", again)
-    known = {task.name: task for task in study.tasks}
-    own = {task.name: task for task in tasks}
-    for name, split in wanted_splits(config.evaluate.split, tasks, ""):
-        if (trial.spec.trial_id, name, split) not in study.evals:
-            found = f"no {split} scores of task {name!r}"
-            raise UserError(place, found, "scores on all that this study scores", again)
-        if changes := task_changes(known[name], own[name], split):
-            found = f"scores of task {name!r} on other items, or scored otherwise"
-            raise UserError(place, f"{found} ({'; '.join(changes)})", "this study's", again)
-    for analysis in enabled_analyses(config):
-        raise UserError(
-            place,
-            "stored scores, without the weights that an analysis needs",
-            f"a study without {analysis.section}.{analysis.name}",
-            "turn it off, or give the model's own folder as 'path'",
-        )
-    assert trial.train is not None
-    model = GivenModel(
-        name=given.name or trial.spec.arm_label,
-        folder=str(folder),
-        sha256=trial.train.weights_sha256,
-        scores_of=trial.spec.trial_id,
-    )
-    kept = trial.spec.model_dump(include={"method", "peft", "rank", "alpha", "targets"})
-    return trial_of_given(model, base.sha256, kept)
-
-
-def _the_one(study: StudyRecords, wanted: str | None, place: str) -> TrialRecords:
-    """The finished model that ``wanted`` names, or the only one."""
-    finished = finished_trials(study.trials)
-    names = [f"{t.spec.label} ({t.spec.trial_id})" for t in finished]
-    chosen = [
-        t for t in finished if wanted in (None, t.spec.trial_id, t.spec.label, t.spec.arm_label)
-    ]
-    if len(chosen) != 1:
-        found = f"{len(chosen)} finished models" + (f" called {wanted!r}" if wanted else "")
-        do = f"name one with 'trial': {', '.join(names[:MODELS_NAMED]) or 'there is none'}"
-        raise UserError(place, found, "one", do)
-    return chosen[0]
-
-
-MODELS_NAMED = 12  # Models that a message names
-NOT_READ = "not read"  # The hash of a base whose weights a plan does not need
-
-
-# --- in a run -------------------------------------------------------------------------------------
+from rankscope.store import Artifact, Ledger, items_path
 
 
 def store_given(context: RunContext) -> None:

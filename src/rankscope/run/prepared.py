@@ -6,12 +6,15 @@ from functools import cached_property
 
 import torch
 
+from rankscope.advise.adaptive import AdaptiveRule
 from rankscope.analyses import all_analyses, enabled_analyses
 from rankscope.config.section import Interval
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import EncodedRows, Encoder
 from rankscope.data.study_data import StudyData
 from rankscope.data.tasks import LoadedTask
+from rankscope.errors import UserError
+from rankscope.evaluate.evaluator import wanted_splits
 from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.evaluate.scoring_memory import ScoringShape, scoring_bytes
 from rankscope.hashing import canonical_json
@@ -29,7 +32,6 @@ class PreparedStudy:
     base: StudyBase
     device: torch.device
     dtype: torch.dtype
-    encoder: Encoder
     data: StudyData
     items: Mapping[tuple[str, Split], Sequence[ItemTokens]]
     """By task and split that is scored, what a model does for each item."""
@@ -56,6 +58,10 @@ class PreparedStudy:
     @cached_property
     def _trained(self) -> dict[tuple[object, ...], TrialSpec]:
         return {trial.run: trial for trial in self.trials if not trial.is_slice}
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.data.encoder
 
     @property
     def tasks(self) -> Mapping[str, LoadedTask]:
@@ -180,23 +186,6 @@ class PreparedStudy:
         return self.wanted_evals(BASE, None)
 
 
-def wanted_splits(
-    test: Split | None, tasks: Iterable[TaskRecord], trained_on: str | None
-) -> list[tuple[str, Split]]:
-    """The splits that a model trained on a task is scored on; for the base, pass None.
-
-    The split ``test`` of every task, and the validation split of the tasks that arms are chosen
-    by: the model's own training task and the retention tasks (for the base, every training task).
-    """
-    wanted: dict[tuple[str, Split], None] = {}
-    for task in tasks:
-        chooses = task.trained_on and trained_on in (None, task.name)
-        if chooses or "retention" in task.roles:
-            wanted[task.name, "validation"] = None
-        wanted[task.name, test or "test"] = None
-    return list(wanted)
-
-
 def first_trials(study: PreparedStudy) -> list[TrialSpec]:
     """The first seed of every arm, as many as the budget pays for if none of them is stopped."""
     budget, kept, tokens = study.config.budget, list[TrialSpec](), 0
@@ -207,3 +196,65 @@ def first_trials(study: PreparedStudy) -> list[TrialSpec]:
             break
         kept.append(trial)
     return kept
+
+
+def check_study(study: PreparedStudy) -> None:
+    """Raise UserError for an adaptive study of nested ranks, or whose budget is too small for one
+    trial, and for settings of an analysis that do not suit the study."""
+    if study.config.strategy == "adaptive":
+        _check_adaptive(study)
+    for analysis in enabled_analyses(study.config):
+        analysis.check(study)
+
+
+def _check_adaptive(study: PreparedStudy) -> None:
+    if nested := next((trial.method for trial in study.trials if trial.nested), None):
+        raise UserError(
+            "strategy: adaptive",
+            f"method {nested!r}, which trains all its ranks in one run, so none can be stopped",
+            "'strategy: grid'",
+        )
+    if not first_trials(study):
+        tokens = study.training_tokens(study.trials[0])
+        raise UserError("budget", "less than one trial", f"at least {tokens:,} tokens")
+
+
+def resolve_rungs(
+    config: StudyConfig, data: StudyData, labels: Mapping[int, str]
+) -> tuple[tuple[float, ...], list[str]]:
+    """The usable rungs, by ``labels`` as of :func:`_usable_rungs`; none if a task has no validation
+    items, and a note on that."""
+    has_items = all(data.tasks[name].validation for name in data.rows)
+    if config.strategy == "grid" or has_items:
+        return _usable_rungs(config, labels), []
+    if config.rungs is not None:
+        raise UserError("rungs", "no validation items", "some to stop arms by", "give more rows")
+    return (), ["strategy: adaptive: no validation items, so every first seed trains to its end"]
+
+
+def _usable_rungs(config: StudyConfig, labels: Mapping[int, str]) -> tuple[float, ...]:
+    """The rungs that are different steps before the last, for every number of steps in the study.
+
+    Args:
+        labels: by number of steps, a trial that trains for as many.
+
+    Raises:
+        UserError: the study file names one that is not.
+    """
+    if config.strategy == "grid":
+        return ()
+    usable: list[float] = []
+    for rung in config.rungs or AdaptiveRule().rungs:
+        taken = [(0, *rung_steps(usable, num_steps), num_steps) for num_steps in labels]
+        if all(rung_steps([rung], steps[-1])[0] not in steps for steps in taken):
+            usable.append(rung)
+        elif config.rungs is not None:
+            num_steps = min(labels)
+            steps = ", ".join(map(str, rung_steps(config.rungs, num_steps)))
+            raise UserError(
+                "rungs",
+                f"{steps} as the steps of {labels[num_steps]}, which trains for {num_steps}",
+                "different steps before the last",
+                "give fewer rungs, or more steps",
+            )
+    return tuple(usable)

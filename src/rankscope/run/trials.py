@@ -1,4 +1,4 @@
-"""Arms x seeds x tasks become trials with content ids.
+"""Arms x seeds x tasks become trials with content ids, and so do models that are given.
 
 Trials are ordered by training task, then arm, then grid point (method, targets, rank, alpha,
 learning rate, its ratio, dropout, the arm's own protocol, then replay, KL and early stopping, each
@@ -7,20 +7,35 @@ stopped early has whole arms rather than many arms with one seed each.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rankscope.analyses import enabled_analyses
 from rankscope.config.arm import TRAIN_OVERRIDES, ArmConfig, resolved_alpha
-from rankscope.config.study import StudyConfig, TrainConfig
-from rankscope.data.encode import EncodedRows
+from rankscope.config.study import GivenConfig, StudyConfig, TrainConfig
+from rankscope.data.study_data import StudyData
+from rankscope.errors import UserError
+from rankscope.evaluate.evaluator import wanted_splits
+from rankscope.filesystem import user_path
 from rankscope.hashing import canonical_json, sha256_json
 from rankscope.models.methods import get_method
-from rankscope.models.study_base import StudyBase
-from rankscope.records import TrialSpec
+from rankscope.models.study_base import StudyBase, check_distinct, trial_of_given
+from rankscope.records import (
+    GivenModel,
+    StudyRecords,
+    TaskRecord,
+    TrialRecords,
+    TrialSpec,
+    finished_trials,
+)
+from rankscope.store import Ledger, task_changes
 from rankscope.train.step_schedule import check_learning_rates, trial_protocol, trial_steps
 
 RESULTS_VERSION = 2
 """Part of every trial id: raise it when a change of the code changes training results."""
+
+MODELS_NAMED = 12  # Models that a message names
+NOT_READ = "not read"  # The hash of a base whose weights a plan does not need
 
 ID_LENGTH = 16
 """Hex digits of a trial or group id: 64 bits, so 10,000 trials collide with probability 3e-12."""
@@ -41,6 +56,37 @@ NOT_TRAINING = frozenset(
 
 STOPPING = frozenset({"evaluate_every", "evaluate_items"})
 """The exceptions for early stopping: these decide when such a trial ends."""
+
+
+def study_trials(
+    config: StudyConfig, base: StudyBase, data: StudyData, tasks: Sequence[TaskRecord], whole: bool
+) -> tuple[tuple[TrialSpec, ...], dict[int, str]]:
+    """Every trial of the study, given models last, and by number of steps the label of one.
+
+    ``whole`` False makes ids that do not depend on training rows. Raises UserError: a trial cannot
+    train on its rows, or a given model cannot be used.
+    """
+    trials = make_trials(
+        config,
+        base.sha256,
+        data_sha256={name: rows.sha256 if whole else "" for name, rows in data.rows.items()},
+        adapter_sha256=base.warm_starts,
+        replay_sha256={name: rows.sha256 for name, rows in data.replay_rows.items()},
+        validation_sha256={task.name: task.validation_sha256 for task in tasks},
+        fewer_sha256={
+            (name, n): rows.sha256 if whole else str(n)
+            for name, of_task in data.fewer_rows.items()
+            for n, rows in of_task.items()
+        },
+    )
+    labels: dict[int, str] = {}
+    for trial in trials:
+        rows = data.rows_of(trial)
+        num_steps = trial_steps(trial, len(rows.rows), rows.num_tokens, config.train)
+        labels.setdefault(num_steps, trial.label)
+        check_learning_rates(trial, num_steps, config.train)
+        get_method(trial.method).check_trial(trial, base, rows.num_tokens, num_steps)
+    return (*trials, *_given_models(config, base, tasks)), labels
 
 
 def make_trials(
@@ -83,23 +129,6 @@ def make_trials(
                 trial_id = sha256_json({**shared, **own_identity(spec, config.train)})[:ID_LENGTH]
                 trials.setdefault(trial_id, spec.model_copy(update={"trial_id": trial_id}))
     return list(trials.values())
-
-
-def check_trials(
-    config: StudyConfig,
-    trials: Sequence[TrialSpec],
-    base: StudyBase,
-    rows_of: Callable[[TrialSpec], EncodedRows],
-) -> dict[int, str]:
-    """Check that every trial can train on its rows; the label of one trial by number of steps."""
-    labels: dict[int, str] = {}
-    for trial in trials:
-        own = rows_of(trial)
-        num_steps = trial_steps(trial, len(own.rows), own.num_tokens, config.train)
-        labels.setdefault(num_steps, trial.label)
-        check_learning_rates(trial, num_steps, config.train)
-        get_method(trial.method).check_trial(trial, base, own.num_tokens, num_steps)
-    return labels
 
 
 def duplicate_grid_points(config: StudyConfig) -> int:
@@ -206,3 +235,83 @@ def _mitigation_fields(point: Mapping[str, Any]) -> dict[str, Any]:
     if stop is not None:
         fields["early_stop"] = stop.patience
     return fields
+
+
+# --- models that are given ------------------------------------------------------------------------
+
+
+def _given_models(
+    config: StudyConfig, base: StudyBase, tasks: Sequence[TaskRecord]
+) -> tuple[TrialSpec, ...]:
+    """The trials of all given models: those of ``base``, and those whose scores another study has.
+
+    ``tasks`` are the study's. Raises UserError: stored scores are not those that the study would
+    compute, or an analysis needs their weights.
+    """
+    scored = [g for g in config.given or () if g.scores is not None]
+    trials = (*base.given, *(_scored_trial(given, config, base, tasks) for given in scored))
+    check_distinct(trials)
+    names = [trial.arm_label for trial in trials]
+    for trial in trials:
+        if names.count(trial.arm_label) > 1:
+            found = f"the name {trial.arm_label!r} twice"
+            raise UserError("given", found, "each model's own", "set 'name' of one")
+    return trials
+
+
+def _scored_trial(
+    given: GivenConfig, config: StudyConfig, base: StudyBase, tasks: Sequence[TaskRecord]
+) -> TrialSpec:
+    folder = user_path(given.place)
+    study, place = Ledger.read(folder, with_analyses=False), f"given: scores in {folder}"
+    trial = _the_one(study, given.trial, place)
+    again = "score its models again: rankscope eval"
+    for name, now in (
+        ("sha256", base.sha256),
+        ("dtype", config.dtype),
+        ("quantize", config.quantize),
+        ("prompt_format", config.model.prompt_format),
+    ):
+        before = getattr(study.model, name)
+        if before != now and now != NOT_READ:
+            found = f"those of the base model {study.model.label} with {name} {before[:12]!r}"
+            raise UserError(place, found, f"{now[:12]!r}, as of this study's base", again)
+    known = {task.name: task for task in study.tasks}
+    own = {task.name: task for task in tasks}
+    for name, split in wanted_splits(config.evaluate.split, tasks, ""):
+        if (trial.spec.trial_id, name, split) not in study.evals:
+            found = f"no {split} scores of task {name!r}"
+            raise UserError(place, found, "scores on all that this study scores", again)
+        if changes := task_changes(known[name], own[name], split):
+            found = f"scores of task {name!r} on other items, or scored otherwise"
+            raise UserError(place, f"{found} ({'; '.join(changes)})", "this study's", again)
+    for analysis in enabled_analyses(config):
+        raise UserError(
+            place,
+            "stored scores, without the weights that an analysis needs",
+            f"a study without {analysis.section}.{analysis.name}",
+            "turn it off, or give the model's own folder as 'path'",
+        )
+    assert trial.train is not None
+    model = GivenModel(
+        name=given.name or trial.spec.arm_label,
+        folder=str(folder),
+        sha256=trial.train.weights_sha256,
+        scores_of=trial.spec.trial_id,
+    )
+    kept = trial.spec.model_dump(include={"method", "peft", "rank", "alpha", "targets"})
+    return trial_of_given(model, base.sha256, kept)
+
+
+def _the_one(study: StudyRecords, wanted: str | None, place: str) -> TrialRecords:
+    """The finished model that ``wanted`` names, or the only one."""
+    finished = finished_trials(study.trials)
+    names = [f"{t.spec.label} ({t.spec.trial_id})" for t in finished]
+    chosen = [
+        t for t in finished if wanted in (None, t.spec.trial_id, t.spec.label, t.spec.arm_label)
+    ]
+    if len(chosen) != 1:
+        found = f"{len(chosen)} finished models" + (f" called {wanted!r}" if wanted else "")
+        do = f"name one with 'trial': {', '.join(names[:MODELS_NAMED]) or 'there is none'}"
+        raise UserError(place, found, "one", do)
+    return chosen[0]

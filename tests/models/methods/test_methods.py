@@ -197,7 +197,9 @@ def test_modules_that_see_the_same_are_looked_at_once() -> None:
 def test_eva_needs_rows_with_enough_tokens() -> None:
     base = base_of(tiny_llama())
     config = base.model.config
-    study_base = StudyBase(base.folder, config, architecture(config), "", {}, (), ())
+    study_base = StudyBase(
+        base.folder, config, architecture(config), base.tokenizer, "", {}, (), ()
+    )
     with pytest.raises(UserError, match=r"found 9 training tokens of .*, expected at least 64"):
         get_method("eva").check_trial(trial("a", method="eva", rank=32), study_base, 9, 1)
     with pytest.raises(ValueError, match="EVA needs training rows"):
