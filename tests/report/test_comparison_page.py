@@ -29,10 +29,10 @@ def test_the_page_has_both_answers_and_a_figure_for_every_training_task(
     text = re.sub(r"\s+", " ", page.replace("&amp;", "&").replace("&#39;", "'"))
     for study in found.studies:
         for answer in study.answers:
-            assert answer["verdict"] in text
-            assert (
-                f'"badge {answer["confidence"]}">{CONFIDENCES[answer["confidence"]]}</span>' in text
-            )
+            assert str(answer["verdict"]) in text
+            confidence = str(answer["confidence"])
+            assert f'"badge {confidence}">{CONFIDENCES[confidence]}</span>' in text
+            assert f"{answer['chosen_label']}: expected net gain {answer['expected']}" in text
     (pair,) = found.pairs
     made = comparison_figures(pair, 0, compared_ranks(found))
     assert [f.title for f in made] == [

@@ -69,6 +69,13 @@ class ArmSummary(Record):
         return get_method(self.method).trains_base
 
     @property
+    def net_gain(self) -> Estimate | None:
+        """The expected net gain as an estimate; None if the arm was not scored."""
+        if (of := self.expected) is None:
+            return None
+        return Estimate(value=of.net, low=of.low, high=of.high, n=0, seeds=self.seeds)
+
+    @property
     def is_lora(self) -> bool:
         """Whether it is one of the low-rank methods that a rank sweep compares."""
         return get_method(self.method).has_rank

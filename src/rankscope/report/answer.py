@@ -102,7 +102,7 @@ def _cells(view: StudyView, arm: ArmSummary) -> Cells:
     size, of = arm.trainable_parameters, arm.expected
     share = number(100 * size / view.study.model.num_parameters)
     return (
-        _cell(view.net_gain(arm), view.net_unit(arm.task), sign=True),
+        _cell(arm.net_gain, view.net_unit(arm.task), sign=True),
         (percent(of.p_within_margin), f"{percent(of.p_better)} better than the base")
         if of
         else (UNKNOWN, "not scored"),

@@ -211,7 +211,7 @@ def _score_row(
 
 def _arm_changes(view: StudyView, arm: ArmSummary) -> list[str]:
     changes = {
-        "expected net gain": (view.net_gain(arm), view.net_unit(arm.task)),
+        "expected net gain": (arm.net_gain, view.net_unit(arm.task)),
         "gain over the base": (arm.gain, view.unit(arm.task)),
         "retention change": (view.retention_change(arm), view.retention_unit(arm.task)),
     }

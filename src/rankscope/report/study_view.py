@@ -164,12 +164,6 @@ class StudyView:
         """Unit of expected net gains and of the margin."""
         return net_unit(self.advice(task).forgetting_scale.name, self.unit(task))
 
-    def net_gain(self, arm: ArmSummary) -> Estimate | None:
-        """The expected net gain as an estimate; None if the arm was not scored."""
-        if (of := arm.expected) is None:
-            return None
-        return Estimate(value=of.net, low=of.low, high=of.high, n=0, seeds=arm.seeds)
-
     def margin(self, task: str) -> str:
         """``2 points``."""
         margin = self.study.config.objective.margin

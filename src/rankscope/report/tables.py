@@ -164,7 +164,7 @@ def arm_row(view: StudyView, arm: ArmSummary) -> TableRow:
         "lr": arm.lr,
         "seeds": arm.seeds,
         "failed": arm.failed,
-        **_with_interval("expected_net_gain", view.net_gain(arm)),
+        **_with_interval("expected_net_gain", arm.net_gain),
         **{name: of and getattr(of, name) for name in ("p_better", "p_within_margin", "p_best")},
         "expected_regret": of and of.regret,
         **_with_interval("score", arm.score),

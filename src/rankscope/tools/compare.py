@@ -11,7 +11,7 @@ from rankscope.advise.recommend import recommend
 from rankscope.analyses.tables import TableRow
 from rankscope.errors import UserError
 from rankscope.filesystem import check_outside
-from rankscope.formatting import count, difference, safe_text, unit_of
+from rankscope.formatting import count, difference, net_unit, safe_text, unit_of, with_interval
 from rankscope.records import (
     FAILED,
     SCHEMA_VERSION,
@@ -19,13 +19,15 @@ from rankscope.records import (
     ComparedCell,
     Provenance,
     StudyRecords,
+    TaskAdvice,
     TaskRecord,
 )
 from rankscope.report.charts.figure import Drawn, Figure, interval_cells
 from rankscope.report.charts.interval_rows import interval_rows
+from rankscope.report.columns import Column
 from rankscope.report.page import render_page
 from rankscope.report.style import FULL_COLOR, MUTED, rank_colors
-from rankscope.report.table_formats import table_from_rows
+from rankscope.report.table_formats import table, table_from_rows
 from rankscope.run.trials import NOT_TRAINING
 from rankscope.store import Ledger
 
@@ -38,9 +40,10 @@ class ComparedStudy:
     trials: int
     done: int
     failed: int
-    answers: tuple[dict[str, str | None], ...]
-    """By training task: ``task``, ``decision``, ``confidence``, ``verdict`` and ``chosen_label`` of
-    the recommended arm."""
+    answers: tuple[TableRow, ...]
+    """By training task: ``task``, ``decision``, ``confidence``, ``verdict``, ``p_within_margin``,
+    ``p_better``, and of the recommended arm ``chosen_label`` and ``expected_net_gain`` with its
+    95 % interval, as numbers and in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +111,25 @@ def compare_studies(studies: Sequence[tuple[str, Path, StudyRecords]]) -> StudyC
 
 def _compared(label: str, folder: Path, study: StudyRecords) -> ComparedStudy:
     statuses = [trial.status for trial in study.trials]
-    answers = tuple(
-        advice.model_dump(mode="json", include={"task", "decision", "verdict"})
-        | {"confidence": advice.confidence}
-        | {"chosen_label": None if advice.chosen is None else advice.chosen.label}
-        for advice in recommend(study).advice
-    )
+    answers = tuple(_answer(study, advice) for advice in recommend(study).advice)
     done, failed = statuses.count("done"), sum(status in FAILED for status in statuses)
     base = study.model.label
     return ComparedStudy(label, str(folder), base, len(statuses), done, failed, answers)
+
+
+def _answer(study: StudyRecords, advice: TaskAdvice) -> TableRow:
+    chosen, unit = advice.chosen, unit_of(study.task(advice.task).score_unit)
+    unit, net = net_unit(advice.forgetting_scale.name, unit), chosen and chosen.net_gain
+    fields = {"task", "decision", "verdict", "p_within_margin", "p_better"}
+    return {
+        **advice.model_dump(mode="json", include=fields),
+        "confidence": advice.confidence,
+        "chosen_label": chosen and chosen.label,
+        "expected_net_gain": net and net.value,
+        "expected_net_gain_low": net and net.low,
+        "expected_net_gain_high": net and net.high,
+        "expected": net and f"{with_interval(net, unit)} {unit.difference}",
+    }
 
 
 def _pair(
@@ -137,9 +150,8 @@ def _pair(
         notes.append("The studies have no arm in common, so no arm is compared.")
     elif all(cell.arm is None for cell in cells):
         notes.append("No common arm was finished and scored on a common task in both studies.")
-    facets = tuple(
-        {"what": what, "same": same, "text": text} for what, same, text in _facets(first, second)
-    )
+    names = ("what", "same", "text")
+    facets = tuple(dict(zip(names, facet, strict=True)) for facet in _facets(first, second))
     return StudyPair(
         first_label, second_label, facets, only_first, only_second, cells, tuple(notes)
     )
@@ -271,6 +283,7 @@ def _text(value: object) -> str:
 # --- the page -------------------------------------------------------------------------------------
 
 MAX_ARMS = 80  # Arms drawn; all of them are in the table
+FACET_COLUMNS = {"text": Column("details")}
 _DIGITS = {"first": 2, "second": 2, "difference": 2, "p": 4, "p, Holm": 4}
 _CAPTION = """Right of zero, the second study scored higher. Lines are 95 % intervals. A hollow \
 mark is unpaired: the studies did not score the same items in the same way."""
@@ -288,16 +301,7 @@ def check_page(out: Path, folders: Sequence[Path]) -> None:
 def render_comparison(comparison: StudyComparison, provenance: Provenance) -> str:
     ranks = compared_ranks(comparison)
     parts = [
-        (
-            pair,
-            table_from_rows(
-                [
-                    {"what": f["what"], "same": "yes" if f["same"] else "no", "details": f["text"]}
-                    for f in pair.facets
-                ]
-            ),
-            comparison_figures(pair, place, ranks),
-        )
+        (pair, table(pair.facets, FACET_COLUMNS), comparison_figures(pair, place, ranks))
         for place, pair in enumerate(comparison.pairs)
     ]
     return render_page(

@@ -6,9 +6,8 @@ The folder that it writes is a study's: what it holds is not scored again, and `
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,36 +21,9 @@ from rankscope.errors import UserError, reason_of
 from rankscope.filesystem import output_folder, user_path
 from rankscope.models.model_folder import check_tuned_folder, model_folder
 from rankscope.progress import ProgressReporter
-from rankscope.records import ModelScore, failures
+from rankscope.records import ModelScore, StudyRecords
 from rankscope.run.study import Study
 from rankscope.sources import source_of
-from rankscope.store import Ledger
-
-
-@dataclass(frozen=True, slots=True)
-class _Scores:
-    scores: Sequence[ModelScore]
-    """Task by task, the base first, then adapters in the order in which they were given."""
-    failed: Sequence[str]  # One sentence per model that could not be scored
-    num_new: int  # Scores computed now; the folder held the others
-    notes: Sequence[str]
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "scores": [score.model_dump(mode="json") for score in self.scores],
-            "failed": list(self.failed),
-            "scored_now": self.num_new,
-            "scored_before": len(self.scores) - self.num_new,
-            "notes": list(self.notes),
-        }
-
-    def summary(self, out: Path) -> str:
-        """One line: where the results are, and how many of them are new."""
-        num_before = len(self.scores) - self.num_new
-        if not self.num_new:
-            return f"{out}: all {num_before} results were there already; nothing was scored again"
-        already = f", {num_before} were there already" if num_before else ""
-        return f"{out}: {self.num_new} results scored now{already}"
 
 
 def score(
@@ -61,8 +33,10 @@ def score(
     out: Path | None = None,
     reporter: ProgressReporter | None = None,
     **options: Any,
-) -> _Scores:
+) -> tuple[StudyRecords, list[ModelScore]]:
     """Score a model and its adapters on tasks; skip what the study in ``out`` already holds.
+
+    Returns the records, and the scores task by task, the base first, then adapters as given.
 
     Args:
         model: a folder, a hub id, a fetched model's name or ``pocket``.
@@ -82,16 +56,12 @@ def score(
     for given in config.given or ():
         check_tuned_folder(user_path(given.place))
     check_sources(config)
-    is_begun = out is not None and (out / "ledger.sqlite").is_file()
-    before = Ledger.read(out, with_analyses=False).evals if out and is_begun else {}
     place = tempfile.TemporaryDirectory() if out is None else nullcontext(str(out))
     with output_folder(out), place as folder:
         records = Study(config).run(folder, reporter)
         from rankscope.advise.model_scores import model_scores  # scipy
 
-        # Before a temporary folder goes: items are read on demand.
-        num_new = len(records.evals.keys() - before.keys())
-        return _Scores(model_scores(records), failures(records), num_new, records.notes)
+        return records, list(model_scores(records))  # before a temporary folder goes with its items
 
 
 def scoring_study(
@@ -124,44 +94,42 @@ def scoring_study(
     if "data_dir" in given:
         top["data_dir"] = str(user_path(given.pop("data_dir")).absolute())
     prompt_format = given.pop("prompt_format", "auto")
-    models = [{"path": str(user_path(path)), "force": force} for path in adapters]
     if not tasks:
         raise UserError("--tasks", "no tasks were given", "names such as arc_easy,mmlu")
     scored = [config for text in tasks for config in _task_configs(text, split, num_fewshot)]
     names = [task.name for task in scored]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise UserError("--tasks", f"task {repeated[0]!r} is given twice", "each once")
+    source = {**model_source(model), "prompt_format": prompt_format}
+    evaluate = {"cross_domain": scored, "split": split, **given}
+    analyze = {"spectra": {"enabled": False}}
+    values = {"name": "eval", "model": source, "evaluate": evaluate, "analyze": analyze, **top}
+    return given_study(
+        values, adapters, lambda place: f"--{place[-1].replace('_', '-')}" if place else "", force
+    )
+
+
+def given_study(
+    values: Mapping[str, object],
+    folders: Sequence[str],
+    name: Callable[[Sequence[str]], str],
+    force: bool,
+) -> StudyConfig:
+    """A study of the models in ``folders``. Raises UserError: the first fault; ``name`` makes a
+    name of its place in the study file."""
+    given = [{"path": str(user_path(folder)), "force": force} for folder in folders]
     try:
-        config = StudyConfig.model_validate(
-            {
-                "name": "eval",
-                "model": {**_model_source(model), "prompt_format": prompt_format},
-                "given": models or None,
-                "evaluate": {"cross_domain": scored, "split": split, **given},
-                "analyze": {"spectra": {"enabled": False}},
-                **top,
-            }
-        )
+        return StudyConfig.model_validate({"given": given or None, **values})
     except ValidationError as error:
-        raise option_error(error, _option) from error
-    return config
+        fault = error.errors(include_url=False)[0]
+        where = name([str(part) for part in fault["loc"]])
+        if isinstance(known := fault.get("ctx", {}).get("error"), UserError):
+            raise UserError(where, known.found, known.expected, known.do) from error
+        expected = fault["msg"].removeprefix("Input should be ")
+        raise UserError(where, repr(fault["input"]), expected, "correct it") from error
 
 
-def option_error(error: ValidationError, name: Callable[[Sequence[str]], str]) -> UserError:
-    """The first fault; ``name`` makes a name of its place in the study file."""
-    fault = error.errors(include_url=False)[0]
-    where = name([str(part) for part in fault["loc"]])
-    if isinstance(known := fault.get("ctx", {}).get("error"), UserError):
-        return UserError(where, known.found, known.expected, known.do)
-    expected = fault["msg"].removeprefix("Input should be ")
-    return UserError(where, repr(fault["input"]), expected, "correct it")
-
-
-def _option(place: Sequence[str]) -> str:
-    return f"--{place[-1].replace('_', '-')}" if place else ""
-
-
-def _model_source(model: str) -> dict[str, Any]:
+def model_source(model: str) -> dict[str, Any]:
     """A model as in a study file: a folder, or the name of a model."""
     folder = user_path(model)
     if folder.is_file():

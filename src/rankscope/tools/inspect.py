@@ -10,8 +10,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pydantic import ValidationError
-
 from rankscope.analyses import all_analyses, enabled_analyses
 from rankscope.analyses.spectra import SPECTRA
 from rankscope.analyses.spectra.stored_models import StoredTunedModel, stored_spectra
@@ -43,7 +41,7 @@ from rankscope.run.given import given_record
 from rankscope.run.outputs import write_outputs
 from rankscope.run.study import Study
 from rankscope.store import Ledger
-from rankscope.tools.evaluate import option_error
+from rankscope.tools.evaluate import given_study, model_source
 
 
 def inspect(
@@ -73,7 +71,10 @@ def inspect(
     if not folders:
         raise UserError("inspect", "no tuned model", "one folder or more", "give one")
     settings = settings or {}
-    config = _inspection(str(base), [str(folder) for folder in folders], settings, any_base)
+    values = {"name": "inspect", "dtype": "float32", "model": model_source(str(base)), **settings}
+    config = given_study(
+        values, list(map(str, folders)), lambda place: ".".join(place) or "inspect", any_base
+    )
     runs_models = any(analysis.runs_models for analysis in enabled_analyses(config))
     if not runs_models and (unused := sorted(set(settings) - {"analyze", "device"})):
         expected = "it together with an analysis that runs the models"
@@ -89,24 +90,6 @@ def inspect(
             write_outputs(folder)
             write_tables(study, folder)
     return study
-
-
-def _inspection(
-    base: str, folders: Sequence[str], settings: Mapping[str, object], any_base: bool
-) -> StudyConfig:
-    is_local = user_path(base).exists()
-    try:
-        return StudyConfig.model_validate(
-            {
-                "name": "inspect",
-                "dtype": "float32",
-                "model": {"path": str(user_path(base).resolve())} if is_local else base,
-                "given": [{"path": folder, "force": any_base} for folder in folders],
-                **settings,
-            }
-        )
-    except ValidationError as error:
-        raise option_error(error, lambda place: ".".join(place) or "inspect") from error
 
 
 def _inspect_stored(

@@ -1,11 +1,12 @@
 """What ``compare`` prints."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rankscope.analyses.tables import TableRow
 from rankscope.cli.render.table import terminal_table
 from rankscope.cli.terminal import note_lines
 from rankscope.formatting import (
@@ -19,7 +20,7 @@ from rankscope.formatting import (
     with_interval,
 )
 from rankscope.records import ComparedCell
-from rankscope.tools.compare import StudyComparison, StudyPair
+from rankscope.tools.compare import FACET_COLUMNS, StudyComparison, StudyPair
 
 MAX_ARMS_NAMED = 8  # Arms of one study alone that are named; the others are counted
 
@@ -38,17 +39,16 @@ def _answers(comparison: StudyComparison) -> Table:
     rows = []
     for task in comparison.training_tasks:
         for study in comparison.studies:
-            found = (a for a in study.answers if a["task"] == task)
-            answer: Mapping[str, str | None] = next(found, {})
+            answer: TableRow = next((a for a in study.answers if a["task"] == task), {})
             rows.append(
                 {
                     "task": task,
                     "study": study.label,
                     "base": study.base,
                     "trials": f"{study.done}/{study.trials}",
-                    "answer": (answer.get("decision") or "not trained on").replace("_", " "),
+                    "answer": str(answer.get("decision", "not trained on")).replace("_", " "),
                     "arm": (answer["chosen_label"] or "-") if answer else "",
-                    "confidence": CONFIDENCES.get(answer.get("confidence") or "", ""),
+                    "confidence": CONFIDENCES.get(str(answer.get("confidence")), ""),
                 }
             )
     return terminal_table(rows, "answers", right=("trials",), sections=("task",))
@@ -66,13 +66,10 @@ def _verdicts(comparison: StudyComparison) -> Iterator[RenderableType]:
 
 def _pair(pair: StudyPair, several: bool) -> Iterator[RenderableType]:
     """What two studies share, then a table per training task."""
-    facets = [
-        {"what": f["what"], "same": "yes" if f["same"] else "no", "in words": f["text"]}
-        for f in pair.facets
-    ]
     yield terminal_table(
-        facets,
+        pair.facets,
         f"{pair.second} against {pair.first}" if several else "what they are made of",
+        FACET_COLUMNS,
         right=("same",),
         styles=["" if facet["same"] else "yellow" for facet in pair.facets],
     )

@@ -55,7 +55,7 @@ def _task_table(view: StudyView, task: str) -> Table:
 
 def _numbers(view: StudyView, arm: ArmSummary) -> Iterator[str]:
     yield f"{arm.seeds}/{arm.seeds + arm.failed}" if arm.failed else str(arm.seeds)
-    yield plus_minus(view.net_gain(arm), view.net_unit(arm.task), sign=True)
+    yield plus_minus(arm.net_gain, view.net_unit(arm.task), sign=True)
     yield percent(arm.expected.p_within_margin) if arm.expected else UNKNOWN
     yield plus_minus(arm.score, view.unit(arm.task))
     yield plus_minus(view.retention_change(arm), view.retention_unit(arm.task), sign=True)

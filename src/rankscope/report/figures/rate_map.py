@@ -45,7 +45,7 @@ def draw_rate_map(view: StudyView, task: str) -> Figure:
             "arm": arm.label,
             "rank": arm.rank,
             "learning rate": arm.lr,
-            **interval_cells(gain, view.net_gain(arm), unit),
+            **interval_cells(gain, arm.net_gain, unit),
         }
         for arm in arms
     ]
