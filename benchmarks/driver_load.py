@@ -65,8 +65,8 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, ob
     from pocket_study import SETTINGS, changed, small_study
 
     from rankscope.progress import NullReporter
-    from rankscope.run import starter
     from rankscope.run.executors.local import LocalExecutor
+    from rankscope.run.workers import starter
 
     class Meter(NullReporter):
         """Marks when units begin and end, in seconds and in processor seconds of the driver."""
@@ -131,7 +131,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["start"]:
-        from rankscope.run.starter import become_worker
+        from rankscope.run.workers.starter import become_worker
 
         _, out, unit = become_worker()
         simulated_worker(Path(out), unit)

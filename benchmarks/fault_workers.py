@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import BinaryIO
 
-from rankscope.run.starter import Starter
+from rankscope.run.workers.starter import Starter
 
 COMMAND = f"""
 import sys

@@ -37,7 +37,7 @@ REGISTRIES: dict[str, frozenset[str]] = {
     "models/methods": frozenset(),
     "analyses": frozenset(),
     "sources": frozenset(),
-    "run/executors": frozenset({"run/starter.py", "run/worker_process.py"}),
+    "run/executors": frozenset({"run/workers/starter.py", "run/workers/attempts.py"}),
     "evaluate/scorers": frozenset(
         {"data/encode.py", "data/items.py", "data/numbers.py", "data/rows.py"}
         | {"evaluate/metrics.py"}

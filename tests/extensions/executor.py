@@ -31,7 +31,7 @@ class SerialExecutor:
         self.submitted: list[str] = []
 
     def submit(self, folder: Path) -> Future[None]:
-        from rankscope.run.worker import work
+        from rankscope.run.workers.worker import work
 
         future: Future[None] = Future()
         self.submitted.append(folder.name)

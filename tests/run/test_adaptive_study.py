@@ -24,7 +24,7 @@ from rankscope.records import BASE, OVER_BUDGET, StudyRecords, TrialRecords
 from rankscope.run.adaptive import expected_shares
 from rankscope.run.outputs import write_outputs
 from rankscope.run.prepared import first_trials
-from rankscope.run.worker import work
+from rankscope.run.workers.worker import work
 from rankscope.store import find_problems
 
 GRID: dict[str, Any] = {

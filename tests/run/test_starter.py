@@ -11,16 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rankscope.run import starter as starter_module
-from rankscope.run.starter import ForkedWorker, Starter
+from rankscope.run.workers import starter as starter_module
+from rankscope.run.workers.starter import ForkedWorker, Starter
 
 CHILD = """
 import os, sys, time, types
 from contextlib import suppress
-sys.modules["rankscope.run.worker"] = types.ModuleType("worker")  # imports torch
-units = sys.modules["rankscope.run.units"] = types.ModuleType("units")
-units.DRIVER = "RANKSCOPE_DRIVER"
-from rankscope.run.starter import become_worker
+sys.modules["rankscope.run.workers.worker"] = types.ModuleType("worker")  # imports torch
+from rankscope.run.workers.starter import become_worker
 code, seconds = become_worker()
 for fd in range(3, 64):  # what a program that this one starts would get
     with suppress(OSError):
@@ -98,7 +96,7 @@ import os, signal, sys
 from pathlib import Path
 import psutil
 sys.path[:0] = {sys.path!r}
-from rankscope.run import starter as module
+from rankscope.run.workers import starter as module
 module.STARTER = ("-c", {CHILD!r})
 starter = module.Starter({{"COMMON": "for all"}})
 with open({str(log)!r}, "wb") as messages:

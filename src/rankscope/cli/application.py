@@ -31,7 +31,7 @@ from rankscope.errors import (
 )
 from rankscope.filesystem import user_path
 from rankscope.formatting import join_names
-from rankscope.run.starter import become_worker
+from rankscope.run.workers.starter import become_worker
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -176,8 +176,8 @@ def _work_command(
             "nothing",
             "a unit of work, which 'rankscope run --workers' makes",
         )
-    from rankscope.run.worker import work
-    from rankscope.run.worker_process import storing_errors
+    from rankscope.run.workers.attempts import storing_errors
+    from rankscope.run.workers.worker import work
 
     with storing_errors(folder / UNITS / unit):
         work(folder, unit)

@@ -10,7 +10,7 @@ from rankscope.formatting import byte_size
 from rankscope.records import TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
-from rankscope.run.worker_process import IS_SMALLER
+from rankscope.run.workers.attempts import IS_SMALLER
 
 Purpose = Literal["train", "score", "analyze"]
 LEAK_BYTES = 256 * 2**20

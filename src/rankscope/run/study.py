@@ -166,7 +166,7 @@ class Study:
         from rankscope.run.executors import withdraw_units
         from rankscope.run.given import store_given
         from rankscope.run.groups import BASE_GROUP
-        from rankscope.run.units import adopt_units, run_units
+        from rankscope.run.workers.driver import adopt_units, run_units
         from rankscope.sources import all_sources, use_rows
 
         if retry:  # units have statuses and results of their own

@@ -33,15 +33,15 @@ from rankscope.hashing import sha256_file
 from rankscope.records import BASE
 from rankscope.run import worker_process
 from rankscope.run.executors.local import LocalExecutor
-from rankscope.run.units import seal_unit
-from rankscope.run.worker import work
-from rankscope.run.worker_process import (
+from rankscope.run.workers.attempts import (
     KILLED_FOR_MEMORY,
     WorkerFailed,
     check_worker,
     run_worker,
     storing_errors,
 )
+from rankscope.run.workers.order import seal_unit
+from rankscope.run.workers.worker import work
 from rankscope.store import Ledger, find_problems
 
 

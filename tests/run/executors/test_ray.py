@@ -16,8 +16,8 @@ from pocket_study import TWO_GROUPS, leftovers, results, small_study, study_file
 from rankscope.run import worker_process
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.executors.ray import RayExecutor, packed, run_unit, unpack
-from rankscope.run.starter import DRIVER
-from rankscope.run.worker_process import check_worker
+from rankscope.run.workers.attempts import check_worker
+from rankscope.run.workers.starter import DRIVER
 from rankscope.store import UNIT_ORDER
 from rankscope.train.memory import LIBRARY_BYTES
 

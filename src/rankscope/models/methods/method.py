@@ -21,8 +21,9 @@ class Method:
     """One way to fine-tune.
 
     To add a LoRA variant, subclass :class:`~rankscope.models.methods.lora.LoraMethod` in a file of
-    its own and register an instance. ``config`` and ``records`` import the registry, so a method's
-    file imports torch, transformers and PEFT only inside functions.
+    its own in this folder, where it is found; from outside the package, call ``register_method``.
+    ``config`` and ``records`` import the registry, so a method's file imports torch, transformers
+    and PEFT only inside functions.
     """
 
     name: ClassVar[str]  # In study files and records

@@ -9,14 +9,14 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from rankscope.run.executors import Executor, ExecutorSettings
-from rankscope.run.starter import CAN_FORK, Starter
-from rankscope.run.worker_process import (
+from rankscope.run.workers.attempts import (
     check_worker,
     fork_worker,
     run_worker,
     shared_threads,
     start_worker,
 )
+from rankscope.run.workers.starter import CAN_FORK, Starter
 
 if TYPE_CHECKING:
     from rankscope.config.study import StudyConfig

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from rankscope.config.section import PlainText
 from rankscope.errors import CONTINUES, Interrupted, UserError, first_line
 from rankscope.run.executors import Executor, ExecutorSettings
-from rankscope.run.worker_process import (
+from rankscope.run.workers.attempts import (
     SEAL,
     WorkerFailed,
     check_worker,
@@ -122,7 +122,7 @@ class RayExecutor:
         return self.pool.submit(self.run, folder)
 
     def run(self, folder: Path) -> None:
-        from rankscope.run.units import read_unit
+        from rankscope.run.workers.order import read_unit
         from rankscope.store import UNIT_ORDER
 
         if self.stopped.is_set():

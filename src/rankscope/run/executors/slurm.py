@@ -25,7 +25,7 @@ from rankscope.config.section import PlainText
 from rankscope.errors import CONTINUES, Interrupted, UserError
 from rankscope.filesystem import replace_text
 from rankscope.run.executors import Executor, ExecutorSettings
-from rankscope.run.worker_process import (
+from rankscope.run.workers.attempts import (
     MAX_ATTEMPTS,
     MESSAGES,
     STUDY_CODES,
@@ -282,7 +282,7 @@ class SlurmExecutor:
         folders = [unit.folder for unit in units]
         place = folders[0].parent.absolute()
         (place / STOP).unlink(missing_ok=True)
-        from rankscope.run.units import read_unit
+        from rankscope.run.workers.order import read_unit
 
         host_bytes = max(read_unit(folder).host_bytes for folder in folders)
         script = batch_script(

@@ -1,4 +1,5 @@
-"""``rankscope work OUT UNIT`` as a child process, started again if it is killed."""
+"""The driver's side, or a node's: ``rankscope work OUT UNIT`` as a child process, started again if
+it is killed; what a worker leaves of an error that it met."""
 
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Any, Literal
 from rankscope import errors
 from rankscope.errors import OK, Interrupted, RankscopeError
 from rankscope.filesystem import replace_text
-from rankscope.run.starter import DRIVER, ForkedWorker, Starter
+from rankscope.run.workers.starter import DRIVER, ForkedWorker, Starter
 
 POLL_SECONDS = 0.2
 SEAL = "sealed.sha256"

@@ -1,5 +1,5 @@
-"""What ``rankscope work OUT UNIT`` runs: one unit, from its folder to its seal, and on several
-devices its shards, which shard 0 starts, watches and ends.
+"""The worker's side, ``rankscope work OUT UNIT``: one unit, from its folder to its seal, and on
+several devices its shards, which shard 0 starts, watches and ends.
 
 Shard 0 is the worker itself. If another shard dies, shard 0 ends as if it had been killed, too: the
 unit is lost work, which its executor starts again, and continues from its checkpoint.
@@ -45,9 +45,9 @@ from rankscope.records import TrialSpec
 from rankscope.run.begin import begin_run, interruptible, prepare_process
 from rankscope.run.conductor import Conductor
 from rankscope.run.prepare import prepare
-from rankscope.run.starter import DRIVER
-from rankscope.run.units import check_versions, read_unit, seal_unit, unit_study
-from rankscope.run.worker_process import KILLED_FOR_MEMORY, is_sealed
+from rankscope.run.workers.attempts import KILLED_FOR_MEMORY, is_sealed
+from rankscope.run.workers.order import check_versions, read_unit, seal_unit, unit_study
+from rankscope.run.workers.starter import DRIVER
 from rankscope.sources import use_rows
 from rankscope.store import UNITS, Ledger
 from rankscope.train.checkpoint import GroupCheckpoint
@@ -58,7 +58,7 @@ END_SECONDS = 30.0  # How long shards may take to end
 END_ALARM_SECONDS = 2  # How long a shard whose shard 0 is gone may take to remove where they met
 FOREVER = timedelta(days=365)
 """A shard waits while shard 0 scores; that shard 0 lives is watched, not timed."""
-FOLLOW = ("-P", "-c", "from rankscope.run.worker import follow; follow()")
+FOLLOW = ("-P", "-c", "from rankscope.run.workers.worker import follow; follow()")
 
 
 def work(out: Path, unit: str) -> None:

@@ -1,11 +1,4 @@
-"""Units of work: groups that worker processes bring to their end, each in a folder of its own, and
-the base, which one of them scores.
-
-    OUT/units/<group id or "base">/
-        unit.json      what to do; written last by the driver, once the folder is ready
-        SHA256SUMS     its hash
-        ledger.sqlite, artifacts/, checkpoints/    a ledger of the unit's own
-        sealed.sha256  hash of that ledger; written last by the worker
+"""The driver's side: groups of a study, and its base, as units of work for worker processes.
 
 Only the driver, the process of ``rankscope run``, writes the ledger of the study. It copies what
 the study has of a group's trials into the unit; the worker continues from there and seals the
@@ -13,78 +6,42 @@ result; the driver verifies it and copies it back in one transaction. A worker t
 checkpoints and finished results in its folder, so running the unit again continues.
 """
 
-import dataclasses
 import shutil
-import socket
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
-from typing import Any
 
 from rankscope.config.loader import study_values
 from rankscope.config.study import StudyConfig
 from rankscope.device import provenance
-from rankscope.errors import AGAIN, BaseFailed, IntegrityError, OutOfMemory, UserError, reading
+from rankscope.errors import AGAIN, BaseFailed, IntegrityError, OutOfMemory, UserError
 from rankscope.filesystem import replace_text
-from rankscope.hashing import SUMS, sha256_json, sums_line, sums_text
+from rankscope.hashing import SUMS, sums_line, sums_text
 from rankscope.progress import LOG, logged_notes
-from rankscope.records import BASE, Record
+from rankscope.records import BASE
 from rankscope.run.begin import check_record_settings
 from rankscope.run.context import Round, RunContext
 from rankscope.run.executors import Executor
-from rankscope.run.group_ledger import known_groups, store_groups
+from rankscope.run.group_ledger import store_groups
 from rankscope.run.groups import BASE_GROUP, Group, group_id, group_label
 from rankscope.run.prepared import PreparedStudy
-from rankscope.run.worker_process import POLL_SECONDS, SEAL, WorkerFailed, is_sealed
+from rankscope.run.workers.attempts import POLL_SECONDS, SEAL, WorkerFailed, is_sealed
+from rankscope.run.workers.order import (
+    LEDGER_FILE,
+    UnitOrder,
+    installed_versions,
+    prepared_sha256,
+    read_unit,
+)
 from rankscope.store import (
     CHECKPOINTS,
     UNIT_ORDER,
     UNITS,
     Ledger,
-    StoredGroups,
     TrialFailure,
     running_process,
     transfer,
 )
-
-LEDGER_FILE = ("ledger.sqlite",)
-
-
-class _UnitOrder(Record):
-    config: dict[str, Any]  # The study file
-    study_sha256: str
-    """Of the study as the driver prepared it; a worker that prepares another one refuses."""
-    trial_ids: tuple[str, ...]  # Empty: score the base
-    round: Round  # How far to go
-    versions: dict[str, str]
-    """Of Rankscope and its libraries, as the driver has them; a worker with others refuses."""
-    host_bytes: int  # Planned memory of the worker on its machine, for executors that reserve it
-
-
-def _installed_versions() -> dict[str, str]:
-    here = provenance()
-    return {"rankscope": here.rankscope, **here.libraries}
-
-
-def check_versions(order: _UnitOrder) -> None:
-    """Raise UserError if this machine would compute a unit with other versions."""
-    here = _installed_versions()
-    names = sorted(here.keys() | order.versions.keys())
-    differing = [name for name in names if here.get(name) != order.versions.get(name)]
-    if differing:
-        found = ", ".join(f"{name} {here.get(name)}" for name in differing)
-        expected = ", ".join(f"{name} {order.versions.get(name)}" for name in differing)
-        as_there = f"{expected} as on the driver's machine"
-        raise UserError(socket.gethostname(), found, as_there, "install the same versions")
-
-
-def _prepared_sha256(study: PreparedStudy) -> str:
-    """Hash of all that results depend on: trials, tasks and the settings of records."""
-    ids = [trial.trial_id for trial in study.trials]
-    tasks = [record.sha256 for record in study.task_records]
-    return sha256_json(
-        [ids, tasks, study.base.sha256, study.config.model_dump(mode="json", exclude={"executor"})]
-    )
 
 
 def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
@@ -100,12 +57,12 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
     ids = tuple(trial.trial_id for trial in group)
     base_memory = study.grouping.model.of_scored((), study.config.train)
     memory = context.group_ledger.memory(group) if group else base_memory
-    order = _UnitOrder(
+    order = UnitOrder(
         config=study_values(config),
-        study_sha256=_prepared_sha256(study),
+        study_sha256=prepared_sha256(study),
         trial_ids=ids,
         round=context.round if group else Round(),
-        versions=_installed_versions(),
+        versions=installed_versions(),
         host_bytes=memory.host_bytes(study.device, study.scoring_bytes(group)),
     )
     file, text = folder / UNIT_ORDER, order.model_dump_json()
@@ -125,29 +82,6 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
     replace_text(folder / SUMS, sums_line(text.encode(), UNIT_ORDER))
     replace_text(file, text)
     return folder
-
-
-def read_unit(folder: Path) -> _UnitOrder:
-    """What the worker of a unit is to do."""
-    file, remedy = folder / UNIT_ORDER, f"to run this unit again, remove {folder}"
-    if not file.is_file():
-        do = "let 'rankscope run --workers N' make one"
-        raise UserError(folder, "no unit of work", "one", do)
-    with reading(file, "what a run wrote", IntegrityError, remedy):
-        return _UnitOrder.model_validate_json(file.read_text(encoding="utf-8"))
-
-
-def unit_study(order: _UnitOrder, study: PreparedStudy, stored: StoredGroups) -> PreparedStudy:
-    """The study with the groups of a unit alone."""
-    if _prepared_sha256(study) != order.study_sha256:
-        same = "the same model, data, device and versions of libraries"
-        raise UserError(socket.gethostname(), "a study that differs from the driver's", same)
-    return dataclasses.replace(study, chosen=tuple(known_groups(stored, study)))
-
-
-def seal_unit(folder: Path) -> None:
-    """Mark the results of a unit, whose ledger is closed, as complete."""
-    replace_text(folder / SEAL, sums_text(folder, LEDGER_FILE))
 
 
 def adopt_unit(context: RunContext, folder: Path) -> None:
@@ -212,7 +146,7 @@ def adopt_units(context: RunContext, *, keep_unsealed: bool) -> None:
         elif is_sealed(folder):
             context.did_work = True
             adopt_unit(context, folder)
-        elif not keep_unsealed or read_unit(folder).study_sha256 != _prepared_sha256(context.study):
+        elif not keep_unsealed or read_unit(folder).study_sha256 != prepared_sha256(context.study):
             context.did_work = True
             adopt_results(context, folder)
 
@@ -222,7 +156,7 @@ def _belongs_to(folder: Path, study: PreparedStudy) -> bool:
     if not (folder / UNIT_ORDER).is_file():
         return False
     order = read_unit(folder)
-    if order.study_sha256 == _prepared_sha256(study):
+    if order.study_sha256 == prepared_sha256(study):
         return True
     if not set(order.trial_ids) <= {trial.trial_id for trial in study.trials}:
         return False

@@ -1,4 +1,4 @@
-"""Worker processes of this machine, forked from one that has imported everything already.
+"""Between driver and worker, on this machine: a process that has imported everything and forks.
 
 To import torch and transformers takes longer than to train a small unit. So a driver begins one
 *starter*, which imports them and then forks a worker for each order that it gets. It computes
@@ -124,7 +124,7 @@ def become_worker() -> list[str]:
     """
     # Before a library starts a thread: only signals that no thread takes wait for the worker.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    import_module("rankscope.run.worker")
+    import_module("rankscope.run.workers.worker")
     orders = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     gc.freeze()  # what is here stays here: a worker's collector would copy it page by page

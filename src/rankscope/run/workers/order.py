@@ -1,0 +1,86 @@
+"""Both sides: what a unit is to do, and that it is done.
+
+OUT/units/<group id or "base">/
+    unit.json      the order; written last by the driver, once the folder is ready
+    SHA256SUMS     its hash
+    ledger.sqlite, artifacts/, checkpoints/    a ledger of the unit's own
+    sealed.sha256  hash of that ledger; written last by the worker
+"""
+
+import dataclasses
+import socket
+from pathlib import Path
+from typing import Any
+
+from rankscope.device import provenance
+from rankscope.errors import IntegrityError, UserError, reading
+from rankscope.filesystem import replace_text
+from rankscope.hashing import sha256_json, sums_text
+from rankscope.records import Record
+from rankscope.run.context import Round
+from rankscope.run.group_ledger import known_groups
+from rankscope.run.prepared import PreparedStudy
+from rankscope.run.workers.attempts import SEAL
+from rankscope.store import UNIT_ORDER, StoredGroups
+
+LEDGER_FILE = ("ledger.sqlite",)
+
+
+class UnitOrder(Record):
+    config: dict[str, Any]  # The study file
+    study_sha256: str
+    """Of the study as the driver prepared it; a worker that prepares another one refuses."""
+    trial_ids: tuple[str, ...]  # Empty: score the base
+    round: Round  # How far to go
+    versions: dict[str, str]
+    """Of Rankscope and its libraries, as the driver has them; a worker with others refuses."""
+    host_bytes: int  # Planned memory of the worker on its machine, for executors that reserve it
+
+
+def installed_versions() -> dict[str, str]:
+    here = provenance()
+    return {"rankscope": here.rankscope, **here.libraries}
+
+
+def check_versions(order: UnitOrder) -> None:
+    """Raise UserError if this machine would compute a unit with other versions."""
+    here = installed_versions()
+    names = sorted(here.keys() | order.versions.keys())
+    differing = [name for name in names if here.get(name) != order.versions.get(name)]
+    if differing:
+        found = ", ".join(f"{name} {here.get(name)}" for name in differing)
+        expected = ", ".join(f"{name} {order.versions.get(name)}" for name in differing)
+        as_there = f"{expected} as on the driver's machine"
+        raise UserError(socket.gethostname(), found, as_there, "install the same versions")
+
+
+def prepared_sha256(study: PreparedStudy) -> str:
+    """Hash of all that results depend on: trials, tasks and the settings of records."""
+    ids = [trial.trial_id for trial in study.trials]
+    tasks = [record.sha256 for record in study.task_records]
+    return sha256_json(
+        [ids, tasks, study.base.sha256, study.config.model_dump(mode="json", exclude={"executor"})]
+    )
+
+
+def read_unit(folder: Path) -> UnitOrder:
+    """What the worker of a unit is to do."""
+    file, remedy = folder / UNIT_ORDER, f"to run this unit again, remove {folder}"
+    if not file.is_file():
+        do = "let 'rankscope run --workers N' make one"
+        raise UserError(folder, "no unit of work", "one", do)
+    with reading(file, "what a run wrote", IntegrityError, remedy):
+        return UnitOrder.model_validate_json(file.read_text(encoding="utf-8"))
+
+
+def unit_study(order: UnitOrder, study: PreparedStudy, stored: StoredGroups) -> PreparedStudy:
+    """The study with the groups of a unit alone."""
+    if prepared_sha256(study) != order.study_sha256:
+        same = "the same model, data, device and versions of libraries"
+        raise UserError(socket.gethostname(), "a study that differs from the driver's", same)
+    return dataclasses.replace(study, chosen=tuple(known_groups(stored, study)))
+
+
+def seal_unit(folder: Path) -> None:
+    """Mark the results of a unit, whose ledger is closed, as complete."""
+    replace_text(folder / SEAL, sums_text(folder, LEDGER_FILE))
