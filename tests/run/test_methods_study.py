@@ -69,9 +69,9 @@ def test_groups_count_trainings_and_keep_slices_together(tmp_path: Path) -> None
         [("lora", 2), ("lora", 2), ("lora", 8)],
         [("lora", 8), *[("nested", 2), ("nested", 8)] * 2],
     ]
-    runs = study.runs(study.groups[1])
+    runs = study.trained(study.groups[1])
     assert [(t.method, t.rank) for t in runs] == [("lora", 8), ("nested", 8), ("nested", 8)]
-    assert study.runs(study.groups[1][1:2]) == (study.groups[1][2],)  # a slice alone
+    assert study.trained(study.groups[1][1:2]) == (study.groups[1][2],)  # a slice alone
     first, second = halves_of(study.groups[1])
     assert (len(first), len(second)) == (3, 2)
     assert [len(half) for half in halves_of(second)] == [1, 1]

@@ -141,9 +141,9 @@ def _track_command(
     check_study(folder)
     from rankscope.tools.track import track
 
-    name, place, written, unchanged = track(folder, to, project, print_message)
-    told = f"{len(written)} runs written, {unchanged} unchanged, in project {name!r} ({place})"
-    data = {"project": name, "place": place, "written": written, "unchanged": unchanged}
+    name, store, written, unchanged = track(folder, to, project, print_message)
+    told = f"{len(written)} runs written, {unchanged} unchanged, in project {name!r} ({store})"
+    data = {"project": name, "place": store, "written": written, "unchanged": unchanged}
     return Reply(data, lambda: print_line(f"{to}: {told}"))
 
 

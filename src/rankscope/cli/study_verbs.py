@@ -120,11 +120,11 @@ def run_command(
     from rankscope.run.outputs import write_outputs
 
     study.config = with_executor(study.config, executor)
-    place = _place_of(study.config, workers)
+    processes = _executor_of(study.config, workers)
     folder = out or Path("studies") / study.config.name
     with ConsoleReporter(err_console) as reporter:
         records = study.run(
-            folder, reporter, place, again, allow_mixed=allow_mixed, take_over=take_over
+            folder, reporter, processes, again, allow_mixed=allow_mixed, take_over=take_over
         )
     _, recommendation = write_outputs(folder, records)
     is_done = all(trial.status in {"done", *LEFT_OUT} for trial in records.trials)
@@ -135,7 +135,7 @@ def run_command(
     )
 
 
-def _place_of(config: "StudyConfig", workers: int | None) -> "Executor | None":
+def _executor_of(config: "StudyConfig", workers: int | None) -> "Executor | None":
     """Where groups run: several GPUs of this machine have a worker each. None: in this process."""
     from rankscope.device import visible_gpus
     from rankscope.run.executors import start_executor, with_executor

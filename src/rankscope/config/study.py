@@ -228,7 +228,7 @@ class GivenConfig(ConfigSection):
         return self
 
     @property
-    def place(self) -> str:
+    def folder(self) -> str:
         return self.path or self.scores or ""
 
 

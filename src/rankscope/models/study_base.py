@@ -134,7 +134,7 @@ def given_trials(
     names = given_names(given)
     trials: list[TrialSpec] = []
     for model, name in zip(given, names, strict=True):
-        folder = user_path(model.place)
+        folder = user_path(model.folder)
         check_tuned_folder(folder)
         if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
             check_checkpoint(folder, base, shapes)
@@ -154,7 +154,7 @@ def given_trial(
     settings: Mapping[str, object],
 ) -> TrialSpec:
     """The trial of a model in a folder; ``settings`` are what its files say of its training."""
-    folder, other_base = user_path(given.place), None
+    folder, other_base = user_path(given.folder), None
     if settings["method"] == FullMethod.name:
         sha256 = weights_sha256(folder)
     else:
@@ -186,7 +186,7 @@ def check_distinct(given: Sequence[TrialSpec]) -> None:
 
 def given_names(given: Sequence[GivenConfig]) -> list[str]:
     """Their own names, or the folders' with as many parent folders as make them unique."""
-    folders = [user_path(model.place).resolve() for model in given]
+    folders = [user_path(model.folder).resolve() for model in given]
     repeated = next((folder for folder in folders if folders.count(folder) > 1), None)
     if repeated is not None:
         raise UserError(f"adapter {repeated}", "it twice", "each model once", "remove one")

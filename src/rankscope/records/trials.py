@@ -84,15 +84,15 @@ class TrialSpec(Record):
         return get_method(self.method).trains_alone
 
     @property
-    def run(self) -> tuple[object, ...]:
-        """Its training run: trials with equal values are slices of one nested adapter."""
+    def nest(self) -> tuple[object, ...]:
+        """Trials with equal values are slices of one nested adapter, which trains once."""
         if self.nested is None:
             return (self.trial_id,)
         return (*self.arm_without_rank, self.nested, self.lr, self.seed)
 
     @property
     def is_slice(self) -> bool:
-        """Whether it does not train: its weights are cut from those of its run's largest rank."""
+        """Whether it does not train: its weights are cut from those of its nest's largest rank."""
         return self.nested is not None and self.rank != self.nested[-1][0]
 
     @property

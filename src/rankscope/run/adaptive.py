@@ -237,12 +237,12 @@ def expected_shares(study: PreparedStudy) -> dict[str, float]:
     for trial in first:
         rates[trial.arm_without_lr].append(trial)
     for of_rank in rates.values():
-        for place, trial in enumerate(of_rank):
+        for position, trial in enumerate(of_rank):
             kept = len(of_rank) / (len(study.rungs) + 1)
             stops = (
                 share
                 for rung, share in enumerate(study.rungs)
-                if place >= ceil(kept * (len(study.rungs) - rung))
+                if position >= ceil(kept * (len(study.rungs) - rung))
             )
             shares[trial.trial_id] = next(stops, 1.0)
     return _within_budget(study, shares)

@@ -47,11 +47,11 @@ def store_snapshots(
         if step not in study.snapshot_steps(state.spec) or not _can_score(state, step):
             continue
         for trial in study.trials:
-            place = snapshot_path(trial, step)
-            if trial.run == state.spec.run and not ledger.artifacts(place):
+            path = snapshot_path(trial, step)
+            if trial.nest == state.spec.nest and not ledger.artifacts(path):
                 with ledger.stage() as folder:
                     write_weights(state, trial, model, base_record, folder)
-                    artifacts += ledger.publish(folder, place)
+                    artifacts += ledger.publish(folder, path)
     if artifacts:
         ledger.commit(artifacts=artifacts)
 

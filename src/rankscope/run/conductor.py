@@ -52,8 +52,8 @@ class Conductor:
             context.study_clock = clock
         for index, group in enumerate(groups, start=1):
             clock.begin_group(group)
-            place = f"{context.round.label} group {index}/{len(groups)} {group[0].task}"
-            self.run_group(group, place.strip())
+            label = f"{context.round.label} group {index}/{len(groups)} {group[0].task}"
+            self.run_group(group, label.strip())
             clock.end_group()
 
     def unfinished_groups(self) -> list[Group]:

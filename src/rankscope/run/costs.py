@@ -92,9 +92,9 @@ class CostModel:
         work evenly; what they send each other is not counted. Slices of a nested run share its."""
         if group[0].given is not None:
             return {trial.trial_id: 0.0 for trial in group}
-        by_run = {trial.run: self._trial_training(trial) for trial in self.inputs.runs(group)}
-        sizes, devices = Counter(trial.run for trial in group), self.inputs.config.train.devices
-        return {t.trial_id: by_run[t.run] / sizes[t.run] / devices for t in group}
+        by_nest = {trial.nest: self._trial_training(trial) for trial in self.inputs.trained(group)}
+        sizes, devices = Counter(trial.nest for trial in group), self.inputs.config.train.devices
+        return {t.trial_id: by_nest[t.nest] / sizes[t.nest] / devices for t in group}
 
     def _trial_training(self, trial: TrialSpec) -> float:
         operations = self.training_operations(trial, self.inputs.training_tokens(trial))
@@ -131,7 +131,7 @@ class CostModel:
     # --- the disk -------------------------------------------------------------------------------
 
     def checkpoint_bytes(self, group: Group) -> int:
-        return STATES * FLOAT32_BYTES * sum(map(self.parameters, self.inputs.runs(group)))
+        return STATES * FLOAT32_BYTES * sum(map(self.parameters, self.inputs.trained(group)))
 
     def num_checkpoints(self, group: Group) -> int:
         """How often a group is stored while it trains: after each ``checkpoint_seconds`` of

@@ -51,8 +51,8 @@ def _copy_scores(
             file = staged / f"{len(artifacts)}.parquet"
             path = source.checked_path(items_path(scored, record.task, record.split))
             shutil.copyfile(path, file)
-            place = items_path(trial.trial_id, record.task, record.split)
-            artifacts += ledger.publish(file, place)
+            own_path = items_path(trial.trial_id, record.task, record.split)
+            artifacts += ledger.publish(file, own_path)
         own = [record.model_copy(update={"trial_id": trial.trial_id}) for record in records]
         entry = given_record(trial, train.trainable_parameters if train else 0)
         settings = context.study.settings_of("eval", [trial.trial_id])

@@ -58,8 +58,8 @@ def _with_slices(group: Group, trials: Sequence[TrialSpec]) -> Group:
     slices: dict[tuple[object, ...], list[TrialSpec]] = {}
     for trial in trials:
         if trial.is_slice:
-            slices.setdefault(trial.run, []).append(trial)
-    return tuple(t for trial in group for t in (*slices.get(trial.run, ()), trial))
+            slices.setdefault(trial.nest, []).append(trial)
+    return tuple(t for trial in group for t in (*slices.get(trial.nest, ()), trial))
 
 
 def group_id(group: Sequence[TrialSpec]) -> str:
@@ -82,7 +82,7 @@ def halves_of(group: Group) -> tuple[Group, Group]:
 
     Slices stay with the trial that they are cut from, unless there is nothing else to cut."""
     middle = (len(group) + 1) // 2
-    cuts = [i for i in range(1, len(group)) if group[i - 1].run != group[i].run] or [middle]
+    cuts = [i for i in range(1, len(group)) if group[i - 1].nest != group[i].nest] or [middle]
     cut = min(cuts, key=lambda i: (abs(2 * i - len(group)), -i))
     return group[:cut], group[cut:]
 

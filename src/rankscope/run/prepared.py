@@ -56,8 +56,8 @@ class PreparedStudy:
         return {trial.trial_id: trial for trial in self.trials}
 
     @cached_property
-    def _trained(self) -> dict[tuple[object, ...], TrialSpec]:
-        return {trial.run: trial for trial in self.trials if not trial.is_slice}
+    def _largest_of_nest(self) -> dict[tuple[object, ...], TrialSpec]:
+        return {trial.nest: trial for trial in self.trials if not trial.is_slice}
 
     @property
     def encoder(self) -> Encoder:
@@ -76,9 +76,9 @@ class PreparedStudy:
         """The encoded rows that arms replay, by task."""
         return self.data.replay_rows
 
-    def runs(self, group: Group) -> Group:
+    def trained(self, group: Group) -> Group:
         """Trials to train for this group. A nested run trains once, at its largest rank."""
-        return tuple(dict.fromkeys(self._trained[trial.run] for trial in group))
+        return tuple(dict.fromkeys(self._largest_of_nest[trial.nest] for trial in group))
 
     @cached_property
     def _scoring(self) -> list[ScoringShape]:

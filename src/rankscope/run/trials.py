@@ -262,9 +262,9 @@ def _given_models(
 def _scored_trial(
     given: GivenConfig, config: StudyConfig, base: StudyBase, tasks: Sequence[TaskRecord]
 ) -> TrialSpec:
-    folder = user_path(given.place)
-    study, place = Ledger.read(folder, with_analyses=False), f"given: scores in {folder}"
-    trial = _the_one(study, given.trial, place)
+    folder = user_path(given.folder)
+    study, where = Ledger.read(folder, with_analyses=False), f"given: scores in {folder}"
+    trial = _the_one(study, given.trial, where)
     again = "score its models again: rankscope eval"
     for name, now in (
         ("sha256", base.sha256),
@@ -275,19 +275,19 @@ def _scored_trial(
         before = getattr(study.model, name)
         if before != now and now != NOT_READ:
             found = f"those of the base model {study.model.label} with {name} {before[:12]!r}"
-            raise UserError(place, found, f"{now[:12]!r}, as of this study's base", again)
+            raise UserError(where, found, f"{now[:12]!r}, as of this study's base", again)
     known = {task.name: task for task in study.tasks}
     own = {task.name: task for task in tasks}
     for name, split in wanted_splits(config.evaluate.split, tasks, ""):
         if (trial.spec.trial_id, name, split) not in study.evals:
             found = f"no {split} scores of task {name!r}"
-            raise UserError(place, found, "scores on all that this study scores", again)
+            raise UserError(where, found, "scores on all that this study scores", again)
         if changes := task_changes(known[name], own[name], split):
             found = f"scores of task {name!r} on other items, or scored otherwise"
-            raise UserError(place, f"{found} ({'; '.join(changes)})", "this study's", again)
+            raise UserError(where, f"{found} ({'; '.join(changes)})", "this study's", again)
     for analysis in enabled_analyses(config):
         raise UserError(
-            place,
+            where,
             "stored scores, without the weights that an analysis needs",
             f"a study without {analysis.section}.{analysis.name}",
             "turn it off, or give the model's own folder as 'path'",
@@ -303,7 +303,7 @@ def _scored_trial(
     return trial_of_given(model, base.sha256, kept)
 
 
-def _the_one(study: StudyRecords, wanted: str | None, place: str) -> TrialRecords:
+def _the_one(study: StudyRecords, wanted: str | None, where: str) -> TrialRecords:
     """The finished model that ``wanted`` names, or the only one."""
     finished = finished_trials(study.trials)
     names = [f"{t.spec.label} ({t.spec.trial_id})" for t in finished]
@@ -313,5 +313,5 @@ def _the_one(study: StudyRecords, wanted: str | None, place: str) -> TrialRecord
     if len(chosen) != 1:
         found = f"{len(chosen)} finished models" + (f" called {wanted!r}" if wanted else "")
         do = f"name one with 'trial': {', '.join(names[:MODELS_NAMED]) or 'there is none'}"
-        raise UserError(place, found, "one", do)
+        raise UserError(where, found, "one", do)
     return chosen[0]

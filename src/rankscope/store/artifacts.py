@@ -142,11 +142,11 @@ class ArtifactStore:
         root = self.out / ARTIFACTS
         found = {}
         for folder, _, files in os.walk(root) if not root.is_symlink() else ():
-            place = folder[len(str(self.out)) + 1 :]
+            below = folder[len(str(self.out)) + 1 :]
             for name in files:
                 state = os.lstat(f"{folder}/{name}")
                 if stat.S_ISREG(state.st_mode):
-                    found[f"{place}/{name}"] = state.st_size
+                    found[f"{below}/{name}"] = state.st_size
         return found
 
     def check(self, artifact: Artifact, *, quick: bool = False) -> IntegrityError | None:

@@ -179,11 +179,11 @@ def validator(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _parse_record(kind: type[Stored], body: Any, place: str) -> Stored:
+def _parse_record(kind: type[Stored], body: Any, where: str) -> Stored:
     """A stored JSON text as a value of a type that Pydantic checks."""
     model: Any = kind
     name = getattr(kind, "__name__", "number")
-    with reading(f"{LEDGER}: {place}", f"a {name}", IntegrityError, LEDGER_REMEDY):
+    with reading(f"{LEDGER}: {where}", f"a {name}", IntegrityError, LEDGER_REMEDY):
         # A section may have been added to a model since it was first read.
         parse = getattr(model, "model_validate_json", None) or validator(model).validate_json
         value: Stored = parse(body)
@@ -258,8 +258,8 @@ def stored_statuses(
     )
     columns = validator(tuple[str, str, Status, str | None])
     for row in rows:
-        place = f"{LEDGER}: trials {row[0]}"
-        with reading(place, "a trial with its status", IntegrityError, LEDGER_REMEDY):
+        where = f"{LEDGER}: trials {row[0]}"
+        with reading(where, "a trial with its status", IntegrityError, LEDGER_REMEDY):
             checked = columns.validate_python(row, strict=True)
         yield checked
 
@@ -275,11 +275,11 @@ def stored_records(db: sqlite3.Connection, model: type[R]) -> Iterator[tuple[str
     kind, columns = kind_of(model), "trial_id, key, body"
     rows = db.execute(f"SELECT {columns} FROM records WHERE kind = ? ORDER BY rowid", (kind,))
     for trial_id, key, body in rows:
-        place = f"records {trial_id} {kind} {key}".rstrip()
-        record = _parse_record(model, body, place)
+        where = f"records {trial_id} {kind} {key}".rstrip()
+        record = _parse_record(model, body, where)
         if trial_id != record.trial_id:
             raise IntegrityError(
-                f"{LEDGER}: {place}",
+                f"{LEDGER}: {where}",
                 f"a record of {record.trial_id}",
                 "one of its trial",
                 LEDGER_REMEDY,

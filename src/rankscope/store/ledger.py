@@ -266,9 +266,9 @@ class Ledger:
                 elif isinstance(record, StopRecord):
                     set_statuses(self._db, [record.trial_id], "stopped", record.text)
                 elif isinstance(record, EvalRecord):
-                    place = items_path(record.trial_id, record.task, record.split)
-                    if not self.artifacts(place):
-                        raise KeyError(f"{place}: an evaluation is stored together with its items")
+                    path = items_path(record.trial_id, record.task, record.split)
+                    if not self.artifacts(path):
+                        raise KeyError(f"{path}: an evaluation is stored together with its items")
             for failure in failures:
                 set_statuses(self._db, [failure.trial_id], *failure[1:], expected=UNTRAINED)
 

@@ -157,9 +157,9 @@ class _ItemTables:
 
     def read(self, key: EvalKey, columns: Sequence[str]) -> pa.Table:
         """Columns of the table of one evaluation. Raises IntegrityError for an altered file."""
-        place = items_path(*key)
-        artifact = self._artifacts.get(place)
-        path = self._store.checked_path(place, () if artifact is None else (artifact,))
+        name = items_path(*key)
+        artifact = self._artifacts.get(name)
+        path = self._store.checked_path(name, () if artifact is None else (artifact,))
         try:
             table = pq.ParquetFile(path).read(columns=list(columns))
         except (pa.ArrowInvalid, OSError) as error:

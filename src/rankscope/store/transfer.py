@@ -32,9 +32,9 @@ def transfer(
         for model_id in {row[0] for row in rows}
         for row in target._db.execute(of_model, (model_id,))
     }
-    places = {WRITTEN_ROWS, *(f"{ARTIFACTS}/{trial_id}" for trial_id in trial_ids)}
-    found = {artifact for place in places for artifact in source.artifacts(place)}
-    known = {artifact for place in places for artifact in target.artifacts(place)}
+    paths = {WRITTEN_ROWS, *(f"{ARTIFACTS}/{trial_id}" for trial_id in trial_ids)}
+    found = {artifact for path in paths for artifact in source.artifacts(path)}
+    known = {artifact for path in paths for artifact in target.artifacts(path)}
     differing = [
         f"{row[1]} result of {row[0]} {row[2]}" for row in rows if stored.get(row[:3], row) != row
     ]

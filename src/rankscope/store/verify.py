@@ -56,8 +56,8 @@ def find_problems(out: Path, *, quick: bool = False) -> list[IntegrityError]:
         with closing(connect(ledger, write=False)) as db:
             db.execute("BEGIN")  # one state, also while a run writes
             # One by one: those found before a damaged page count.
-            for place, expected, found in () if quick and is_known else _table_problems(db):
-                problems.append(IntegrityError(place, found, expected, LEDGER_REMEDY))
+            for where, expected, found in () if quick and is_known else _table_problems(db):
+                problems.append(IntegrityError(where, found, expected, LEDGER_REMEDY))
             if LEDGER in closed and not problems:
                 remedy = f"every row is as it was written: to accept the file, remove {CLOSED}"
                 problems.append(IntegrityError(LEDGER, *closed[LEDGER], remedy))
@@ -79,13 +79,13 @@ def find_problems(out: Path, *, quick: bool = False) -> list[IntegrityError]:
     if not quick:
         problems += _checkpoint_problems(out)
     for order in sorted((out / UNITS).glob(f"*/{UNIT_ORDER}")):
-        place = order.parent.relative_to(out).as_posix()
-        remedy = f"remove {place} to run it again"
+        unit = order.parent.relative_to(out).as_posix()
+        remedy = f"remove {unit} to run it again"
         lost = [IntegrityError(LEDGER, "no file", "a ledger")]
         is_there = (order.parent / LEDGER).is_file()
         of_unit = find_problems(order.parent, quick=quick) if is_there else lost
         problems += [
-            IntegrityError(f"{place}/{p.where}", p.found, p.expected, remedy) for p in of_unit
+            IntegrityError(f"{unit}/{p.where}", p.found, p.expected, remedy) for p in of_unit
         ]
     return problems
 
@@ -119,9 +119,9 @@ def _checkpoint_problems(out: Path) -> Iterator[IntegrityError]:
         except OSError:
             is_whole = False
         if not is_whole and (folder / SUMS).is_file():  # else a run has just replaced it
-            place = folder.relative_to(out).as_posix()
-            remedy = f"remove {Path(place).parent} to train the group from its beginning"
-            yield IntegrityError(place, "others", f"the hashes of its {SUMS}", remedy)
+            path = folder.relative_to(out).as_posix()
+            remedy = f"remove {Path(path).parent} to train the group from its beginning"
+            yield IntegrityError(path, "others", f"the hashes of its {SUMS}", remedy)
 
 
 def _changed_files(out: Path, sums: str, names: Sequence[str]) -> list[tuple[str, str, str]]:
@@ -177,9 +177,8 @@ def open_checked(out: Path, *, write: bool) -> sqlite3.Connection:
     try:
         if not is_known:
             with snapshot(db):
-                for place, expected, found in _table_problems(db):
-                    where = out / place
-                    raise IntegrityError(where, found, expected, LEDGER_REMEDY)
+                for where, expected, found in _table_problems(db):
+                    raise IntegrityError(out / where, found, expected, LEDGER_REMEDY)
     except BaseException as error:
         db.close()
         if isinstance(error, sqlite3.Error) and (known := ledger_error(out, error)):

@@ -301,8 +301,8 @@ def check_page(out: Path, folders: Sequence[Path]) -> None:
 def render_comparison(comparison: StudyComparison, provenance: Provenance) -> str:
     ranks = compared_ranks(comparison)
     parts = [
-        (pair, table(pair.facets, FACET_COLUMNS), comparison_figures(pair, place, ranks))
-        for place, pair in enumerate(comparison.pairs)
+        (pair, table(pair.facets, FACET_COLUMNS), comparison_figures(pair, number, ranks))
+        for number, pair in enumerate(comparison.pairs)
     ]
     return render_page(
         "comparison.html.j2",
@@ -321,11 +321,11 @@ def compared_ranks(comparison: StudyComparison) -> tuple[int, ...]:
     return tuple(sorted({cell.rank for cell in cells if cell.rank is not None}))
 
 
-def comparison_figures(pair: StudyPair, place: int, ranks: tuple[int, ...]) -> list[Figure]:
+def comparison_figures(pair: StudyPair, number: int, ranks: tuple[int, ...]) -> list[Figure]:
     """A figure for each training task; the bases, of no training task, come first."""
     tasks = dict.fromkeys(cell.trained_on for cell in pair.cells)
     return [
-        _draw_pair(pair, f"compared-{place}-{position}", task, ranks)
+        _draw_pair(pair, f"compared-{number}-{position}", task, ranks)
         for position, task in enumerate(tasks)
     ]
 

@@ -54,10 +54,10 @@ def score(
     config = scoring_study(model, tasks, adapters, **options)
     model_folder(config.model)  # before torch is imported, which takes seconds
     for given in config.given or ():
-        check_tuned_folder(user_path(given.place))
+        check_tuned_folder(user_path(given.folder))
     check_sources(config)
-    place = tempfile.TemporaryDirectory() if out is None else nullcontext(str(out))
-    with output_folder(out), place as folder:
+    made = tempfile.TemporaryDirectory() if out is None else nullcontext(str(out))
+    with output_folder(out), made as folder:
         records = Study(config).run(folder, reporter)
         from rankscope.advise.model_scores import model_scores  # scipy
 
@@ -105,7 +105,7 @@ def scoring_study(
     analyze = {"spectra": {"enabled": False}}
     values = {"name": "eval", "model": source, "evaluate": evaluate, "analyze": analyze, **top}
     return given_study(
-        values, adapters, lambda place: f"--{place[-1].replace('_', '-')}" if place else "", force
+        values, adapters, lambda keys: f"--{keys[-1].replace('_', '-')}" if keys else "", force
     )
 
 
@@ -116,7 +116,7 @@ def given_study(
     force: bool,
 ) -> StudyConfig:
     """A study of the models in ``folders``. Raises UserError: the first fault; ``name`` makes a
-    name of its place in the study file."""
+    name of its keys in the study file."""
     given = [{"path": str(user_path(folder)), "force": force} for folder in folders]
     try:
         return StudyConfig.model_validate({"given": given or None, **values})

@@ -74,15 +74,15 @@ def _last_step(trial: TrialRecords) -> int | None:
 def _weights(ledger: Ledger, trial: TrialRecords, step: int | None) -> str:
     """Path of a trial's final weights, or of those kept at one step."""
     spec, last = trial.spec, _last_step(trial)
-    place = f"{ledger.out}: trial {spec.trial_id} ({spec.label})"
+    where = f"{ledger.out}: trial {spec.trial_id} ({spec.label})"
     if spec.given is not None:
         found, do = "a given model", f"use its own folder, {spec.given.folder}"
-        raise UserError(place, found, "a trial that was trained here", do)
+        raise UserError(where, found, "a trial that was trained here", do)
     if step is None or step == last:
         if ledger.artifacts(path := weights_path(spec)):
             return path
         raise UserError(
-            place,
+            where,
             f"the status {trial.status!r} and no weights",
             "a trial that is done",
             f"choose one that 'rankscope status {ledger.out}' shows as done",
@@ -93,7 +93,7 @@ def _weights(ledger: Ledger, trial: TrialRecords, step: int | None) -> str:
     kept = {int(PurePosixPath(artifact.path).parts[3]) for artifact in snapshots}
     known = ", ".join(map(str, sorted(kept if last is None else kept | {last}))) or "none"
     raise UserError(
-        place,
+        where,
         f"no weights of step {step}",
         f"one of {known}, as 'train.checkpoint_every' decides",
         "give one of these as --step",
@@ -242,10 +242,10 @@ def _hub_scores(study: StudyRecords, trial: TrialRecords, task: TaskRecord) -> I
     from huggingface_hub import EvalResultEntry
 
     record = study.evals.get((trial.spec.trial_id, task.name, "test"))
-    place = _hub_data_set(study, task)
-    if record is None or place is None or task.score_unit != "accuracy":
+    hub = _hub_data_set(study, task)
+    if record is None or hub is None or task.score_unit != "accuracy":
         return
-    data_set, configuration = place
+    data_set, configuration = hub
     shots = f", {task.num_fewshot}-shot" if task.num_fewshot else ""
     local = "" if task.source.startswith("hub ") else ", rows from a local copy"
     yield EvalResultEntry(

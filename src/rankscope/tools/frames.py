@@ -164,8 +164,8 @@ class _AnswerText:
 def load(folder: str | Path) -> StudyFrames:
     """Read the study in ``folder``. Raises UserError: no study there; IntegrityError: a stored
     record or table was altered."""
-    place = user_path(folder)
-    return StudyFrames(place, Ledger.read(place))
+    folder = user_path(folder)
+    return StudyFrames(folder, Ledger.read(folder))
 
 
 TRAINING_COLUMNS = (

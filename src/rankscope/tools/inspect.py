@@ -73,14 +73,14 @@ def inspect(
     settings = settings or {}
     values = {"name": "inspect", "dtype": "float32", "model": model_source(str(base)), **settings}
     config = given_study(
-        values, list(map(str, folders)), lambda place: ".".join(place) or "inspect", any_base
+        values, list(map(str, folders)), lambda keys: ".".join(keys) or "inspect", any_base
     )
     runs_models = any(analysis.runs_models for analysis in enabled_analyses(config))
     if not runs_models and (unused := sorted(set(settings) - {"analyze", "device"})):
         expected = "it together with an analysis that runs the models"
         raise UserError("inspect", f"{unused[0]} alone", expected, "enable one in analyze")
-    place = TemporaryDirectory() if out is None else nullcontext(str(user_path(out)))
-    with place as name:
+    made = TemporaryDirectory() if out is None else nullcontext(str(user_path(out)))
+    with made as name:
         folder = Path(name)
         if runs_models:
             study = Study(config).run(folder, reporter)
@@ -100,7 +100,7 @@ def _inspect_stored(
     begun = time.monotonic()
     stored_base = CheckpointReader(shapes_folder(base))
     given = config.given or []
-    folders = [user_path(model.place) for model in given]
+    folders = [user_path(model.folder) for model in given]
     names = given_names(given)
     models = [StoredTunedModel.open(f, name) for f, name in zip(folders, names, strict=True)]
     sha256 = weights_sha256(stored_base.folder)

@@ -69,7 +69,7 @@ def track(
                 f"a tracker that fails ({first_line(error)}) after {len(written)} runs",
                 do="give the same command again: it continues",
             ) from error
-    return tracker.project, tracker.place, written, len(runs) - len(written)
+    return tracker.project, tracker.store, written, len(runs) - len(written)
 
 
 def tracked_runs(study: StudyRecords) -> Iterator[TrackedRun]:

@@ -46,8 +46,8 @@ def _last_event(folder: Path) -> dict[str, Any] | None:
 
 def _event_text(event: Mapping[str, Any]) -> str:
     """Such as ``group 1/2 train: 40 of 160, loss 2.134, 3 min left``."""
-    place = str(event.get("name") or event.get("text") or event.get("event"))
-    parts = [f"{place}: {event['done']} of {event.get('total', '?')}" if "done" in event else place]
+    what = str(event.get("name") or event.get("text") or event.get("event"))
+    parts = [f"{what}: {event['done']} of {event.get('total', '?')}" if "done" in event else what]
     if event.get("loss_low") is not None:
         parts.append(f"loss {event['loss_low']:.3f}")
     if event.get("seconds_left") is not None:
@@ -67,14 +67,14 @@ def _state(study: StudyRecords, folder: Path) -> str:
 
 def _next_command(study: StudyRecords, folder: Path) -> str:
     failed = sorted({trial.status for trial in study.trials} & FAILED)
-    place = shlex.quote(str(folder))
-    run = f"rankscope run {shlex.quote(str(folder / 'study.resolved.yaml'))} --out {place}"
+    out = shlex.quote(str(folder))
+    run = f"rankscope run {shlex.quote(str(folder / 'study.resolved.yaml'))} --out {out}"
     commands = {
-        "running": f"rankscope status {place}",
+        "running": f"rankscope status {out}",
         "unfinished": run,
         "failed": f"{run} --retry {','.join(failed)}",
     }
-    return commands.get(_state(study, folder), f"rankscope report {place}")
+    return commands.get(_state(study, folder), f"rankscope report {out}")
 
 
 def _trials_data(study: StudyRecords) -> list[dict[str, Any]]:
@@ -148,6 +148,6 @@ def _summary(study: StudyRecords, folder: Path) -> str:
 def _checkpoint_steps(folder: Path) -> Iterator[int]:
     """Steps after which groups and workers' units that are not done left a checkpoint."""
     with suppress(OSError):  # a run removes what it has taken up
-        for place in ("checkpoints", "units/*/checkpoints"):
-            for sums in folder.glob(f"{place}/*/step-*/SHA256SUMS"):
+        for below in ("checkpoints", "units/*/checkpoints"):
+            for sums in folder.glob(f"{below}/*/step-*/SHA256SUMS"):
                 yield int(sums.parent.name.removeprefix("step-").partition(".")[0])

@@ -239,11 +239,11 @@ def run_unit(
 
     is_here = holds(folder / UNIT_ORDER, order)
     with nullcontext() if is_here else tempfile.TemporaryDirectory(prefix="rankscope-") as copy:
-        place = folder if copy is None else Path(copy) / UNITS / folder.name
+        here = folder if copy is None else Path(copy) / UNITS / folder.name
         if copy is not None:
-            unpack(files, place)
-        code = run_worker(place, {"OMP_NUM_THREADS": str(threads)}, should_stop)
-        return code, None if is_here else packed(place)
+            unpack(files, here)
+        code = run_worker(here, {"OMP_NUM_THREADS": str(threads)}, should_stop)
+        return code, None if is_here else packed(here)
 
 
 def holds(path: Path, text: str) -> bool:

@@ -101,8 +101,8 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
             for record, items in evaluations:
                 file = folder / f"{record.trial_id}.parquet"
                 write_items(file, items)
-                place = items_path(record.trial_id, record.task, record.split)
-                artifacts += ledger.publish(file, place)
+                path = items_path(record.trial_id, record.task, record.split)
+                artifacts += ledger.publish(file, path)
         records = [record for record, _ in evaluations]
         settings = self.context.study.settings_of("eval", [r.trial_id for r in records])
         ledger.commit(records, artifacts, settings)

@@ -49,7 +49,7 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
         """Split a group for good, and its checkpoint with it."""
         halves = self.context.group_ledger.split(group)
         for half in halves:
-            trained = [t.trial_id for t in self.context.study.runs(half)]
+            trained = [t.trial_id for t in self.context.study.trained(half)]
             self.checkpoint(group).extract(trained, self.checkpoint(half))
         self.checkpoint(group).remove()
         return halves
@@ -61,7 +61,7 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
             train = study.config.train
             limit = context.group_ledger.batch_tokens(group)
             train = train.model_copy(update={"batch_tokens": limit})
-            rows, trials = study.rows[group[0].task], study.runs(group)
+            rows, trials = study.rows[group[0].task], study.trained(group)
             num_steps = max(map(study.num_steps, trials))
             pause_at = self.pause_at(group)
             context.begin_stage(f"{self.name} {group_label(group)}", pause_at or num_steps)
@@ -117,7 +117,7 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
         records: list[TrainRecord | RungRecord] = []
         failures = []
         for state in trained.states:
-            trials = [trial for trial in group if trial.run == state.spec.run]
+            trials = [trial for trial in group if trial.nest == state.spec.nest]
             if state.failure is not None:
                 status, why = state.failure_status, state.failure
                 failures += [TrialFailure(trial.trial_id, status, why) for trial in trials]

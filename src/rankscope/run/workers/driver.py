@@ -122,10 +122,10 @@ def unit_label(group: Group) -> str:
 
 def _move_checkpoint(source: Path, target: Path, name: str) -> None:
     """Move the checkpoint of a group between the folders of two ledgers, if there is one."""
-    place = target / CHECKPOINTS / name
-    if (source / CHECKPOINTS / name).is_dir() and not place.exists():
-        place.parent.mkdir(exist_ok=True)
-        (source / CHECKPOINTS / name).rename(place)
+    moved = target / CHECKPOINTS / name
+    if (source / CHECKPOINTS / name).is_dir() and not moved.exists():
+        moved.parent.mkdir(exist_ok=True)
+        (source / CHECKPOINTS / name).rename(moved)
 
 
 def _discard_unit(folder: Path) -> None:

@@ -29,7 +29,7 @@ class _Tracker(Protocol):
     """A project of a tracker. ``write`` completes a run last: one that was cut is redone."""
 
     project: str
-    place: str  # Where its runs are, for people
+    store: str  # Where its runs are, for people
 
     def __init__(self, project: str) -> None: ...
 

@@ -19,7 +19,7 @@ class Mlflow:
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self.client, self.project = mlflow.MlflowClient(), project
-        self.place = str(self.client.tracking_uri)
+        self.store = str(self.client.tracking_uri)
         self.experiment = mlflow.set_experiment(project).experiment_id
 
     def runs(self) -> Iterator[tuple[str, Callable[[], object]]]:

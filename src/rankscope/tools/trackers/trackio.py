@@ -12,7 +12,7 @@ class Trackio:
         import trackio
         from trackio.utils import TRACKIO_DIR
 
-        self.trackio, self.project, self.place = trackio, project, str(TRACKIO_DIR)
+        self.trackio, self.project, self.store = trackio, project, str(TRACKIO_DIR)
 
     def runs(self) -> Iterator[tuple[str, Callable[[], object]]]:
         try:

@@ -18,7 +18,7 @@ class Wandb:
         self.wandb, self.project = wandb, project
         self.is_offline = os.environ.get("WANDB_MODE") == "offline"
         self.folder = Path(os.environ.get("WANDB_DIR", ".")) / "wandb"
-        self.place = str(self.folder) if self.is_offline else "wandb"
+        self.store = str(self.folder) if self.is_offline else "wandb"
 
     def runs(self) -> Iterator[tuple[str, Callable[[], object]]]:
         if self.is_offline:
