@@ -114,7 +114,6 @@ def test_time_left_of_the_study_follows_its_groups() -> None:
     # 40 s for each of b and c, of which 10 s are over.
     assert study.seconds_left(0.5) == (70.0, False)
     assert study.left_text() == "70 s left of the study"  # what is trained stays trained
-    assert study.shares_text() == "training 50%, scoring 50%"
     clock.now += 40
     # Half of b took 50 s, so the other half will, whatever the pace of the study.
     assert study.seconds_left(0.5) == (90.0, False)

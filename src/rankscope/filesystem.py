@@ -91,6 +91,13 @@ def check_outside(out: Path, study: Path, option: str) -> None:
         )
 
 
+def check_folder(study: Path, out: Path, option: str) -> None:
+    """Raise UserError unless ``out`` is a folder, new or not, outside the study."""
+    check_outside(out, study, option)
+    if out.exists() and not out.is_dir():
+        raise UserError(out, "a file", "a folder", f"choose another {option}")
+
+
 def check_in_place(out: Path) -> None:
     """Refuse to make the folder of a running study anew: its ledger is elsewhere then."""
     if not out.is_dir():

@@ -16,14 +16,15 @@ from report_studies import ordinary_study
 import rankscope
 from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.errors import DiskFull, IntegrityError, UserError
+from rankscope.filesystem import check_folder
 from rankscope.hashing import sha256_file
 from rankscope.records import BASE
 from rankscope.report.answer import answer_html, answer_lines
 from rankscope.report.charts.figure import Figure
 from rankscope.report.study_page import study_sections
 from rankscope.report.study_view import StudyView
-from rankscope.report.table_formats import frame_rows
-from rankscope.report.tables import arms_table
+from rankscope.report.table_formats import frame_rows, write_tables
+from rankscope.report.tables import arms_table, study_tables
 from rankscope.store import items_path
 from rankscope.tools import figure_files
 from rankscope.tools.figure_files import (
@@ -34,7 +35,6 @@ from rankscope.tools.figure_files import (
     static_plot,
 )
 from rankscope.tools.frames import StudyFrames
-from rankscope.tools.study_tables import check_folder, write_study_tables
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_a_table_that_has_no_rows_any_more_is_removed(tmp_path: Path) -> None:
     out.mkdir(parents=True)
     for name in ("without-contamination.md", "mine.md"):
         (out / name).write_text("of another day")
-    written = write_study_tables(study, advice, out)
+    written = write_tables(study_tables(StudyView(study, advice)), out)
     assert {path.name for path in out.iterdir()} == {"mine.md", *(path.name for path in written)}
     stored = pd.read_parquet(out / "arms.parquet")
     assert frame_rows(stored) == frame_rows(arms_table(StudyView(study, advice)))

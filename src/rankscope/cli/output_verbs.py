@@ -98,8 +98,6 @@ def _export_command(
     if (label is not None) + best + best_lora > 1:
         raise UserError("export", "several choices", "one of LABEL, --best and --best-lora")
     check_study(folder)
-    if label is not None:
-        _check_label(folder, label, task)
     from rankscope.tools.export import ExportRequest, export_trial
 
     request = ExportRequest(
@@ -145,13 +143,3 @@ def _track_command(
     told = f"{len(written)} runs written, {unchanged} unchanged, in project {name!r} ({store})"
     data = {"project": name, "place": store, "written": written, "unchanged": unchanged}
     return Reply(data, lambda: print_line(f"{to}: {told}"))
-
-
-def _check_label(folder: Path, label: str, task: str | None) -> None:
-    """Refuse a label that names no trial before anything heavy is imported."""
-    from rankscope.store import Ledger
-    from rankscope.tools.trial_choice import check_training_task, trials_with_label
-
-    study = Ledger.read(folder)
-    check_training_task(dict.fromkeys(trial.spec.task for trial in study.trials), folder, task)
-    trials_with_label(study, folder, label, task)

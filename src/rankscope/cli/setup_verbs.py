@@ -91,13 +91,7 @@ def _init_command(
     hub = [] if missing else new_study.hub_pieces(config)
     step = shlex.join(["rankscope", "check", str(file)])
     return Reply(
-        {
-            "file": file,
-            "task": task,
-            "missing": missing,
-            "from_hub": hub,
-            "next": step,
-        },
+        {"file": file, "task": task, "missing": missing, "from_hub": hub, "next": step},
         lambda: _show_written(file, "" if problem else summary, missing, hub, step),
     )
 

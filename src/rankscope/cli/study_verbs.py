@@ -262,8 +262,11 @@ def _report_command(
     from rankscope.store import Ledger
 
     records = Ledger.read(folder)
+    from rankscope.filesystem import check_folder
+    from rankscope.report.study_view import StudyView
+    from rankscope.report.table_formats import write_tables
+    from rankscope.report.tables import study_tables
     from rankscope.run.outputs import write_outputs
-    from rankscope.tools.study_tables import check_folder, write_study_tables
 
     if tables is not None:
         check_folder(folder, tables, "--tables")
@@ -272,7 +275,8 @@ def _report_command(
 
         figure_format = check_figures(folder, figures, file_format or "pdf")
     _, recommendation = write_outputs(folder, records)
-    files = write_study_tables(records, recommendation, tables) if tables else []
+    made = study_tables(StudyView(records, recommendation)) if tables else {}
+    files = write_tables(made, tables) if tables else []
     drawn = []
     if figures is not None:
         drawn = write_study_figures(records, recommendation, figures, figure_format)

@@ -99,15 +99,15 @@ def _role_text(row: AnswerRow) -> str:
 
 
 def _cells(view: StudyView, arm: ArmSummary) -> Cells:
-    size, of = arm.trainable_parameters, arm.expected
+    size, of, numbers = arm.trainable_parameters, arm.expected, view.numbers(arm)
     share = number(100 * size / view.study.model.num_parameters)
     return (
-        _cell(arm.net_gain, view.net_unit(arm.task), sign=True),
+        _cell(*numbers["expected_net_gain"], sign=True),
         (percent(of.p_within_margin), f"{percent(of.p_better)} better than the base")
         if of
         else (UNKNOWN, "not scored"),
-        _cell(arm.score, view.unit(arm.task)),
-        _cell(view.retention_change(arm), view.retention_unit(arm.task), sign=True),
+        _cell(*numbers["score"]),
+        _cell(*numbers["retention_change"], sign=True),
         (
             byte_size(BYTES_PER_PARAMETER * size),
             f"{compact(size)} parameters, {share} % of the model; float32",

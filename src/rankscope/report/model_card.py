@@ -210,12 +210,14 @@ def _score_row(
 
 
 def _arm_changes(view: StudyView, arm: ArmSummary) -> list[str]:
-    changes = {
-        "expected net gain": (arm.net_gain, view.net_unit(arm.task)),
-        "gain over the base": (arm.gain, view.unit(arm.task)),
-        "retention change": (view.retention_change(arm), view.retention_unit(arm.task)),
+    names = {
+        "expected_net_gain": "expected net gain",
+        "gain": "gain over the base",
+        "retention_change": "retention change",
     }
-    texts = [f"{name} {_text(e, unit)}" for name, (e, unit) in changes.items() if e is not None]
+    numbers = view.numbers(arm)
+    changes = [(words, *numbers[name]) for name, words in names.items()]
+    texts = [f"{words} {_text(e, unit)}" for words, e, unit in changes if e is not None]
     if (of := arm.expected) is not None:
         texts[1:1] = [f"{percent(of.p_within_margin)} within {view.margin(arm.task)} of the best"]
     return texts

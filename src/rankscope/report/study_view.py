@@ -164,6 +164,15 @@ class StudyView:
         """Unit of expected net gains and of the margin."""
         return net_unit(self.advice(task).forgetting_scale.name, self.unit(task))
 
+    def numbers(self, arm: ArmSummary) -> dict[str, tuple[Estimate | None, Unit]]:
+        """What is expected and what was measured of an arm, with units: columns of every table."""
+        return {
+            "expected_net_gain": (arm.net_gain, self.net_unit(arm.task)),
+            "score": (arm.score, self.unit(arm.task)),
+            "gain": (arm.gain, self.unit(arm.task)),
+            "retention_change": (self.retention_change(arm), self.retention_unit(arm.task)),
+        }
+
     def margin(self, task: str) -> str:
         """``2 points``."""
         margin = self.study.config.objective.margin

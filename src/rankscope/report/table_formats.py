@@ -8,12 +8,15 @@ columns whose highest value is bold in Markdown and LaTeX.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 
 import pandas as pd
 from markupsafe import Markup, escape
 
+from rankscope.errors import reporting_shortages
+from rankscope.filesystem import replace_bytes
 from rankscope.formatting import MAX_TEXT, MINUS, UNKNOWN, markdown_text, safe_text
 from rankscope.report.columns import Cell, Column, number_text, shown_rows
 
@@ -162,6 +165,28 @@ FORMATS: dict[str, Callable[[pd.DataFrame], bytes]] = {
     "parquet": lambda frame: bytes(frame.to_parquet(index=False)),
 }
 """File ending -> function that gives the file's content."""
+
+
+def write_tables(
+    tables: Mapping[str, pd.DataFrame], out: Path, endings: Collection[str] = FORMATS.keys()
+) -> list[Path]:
+    """Write tables as ``arms.md``, ``arms.csv``, ``arms.tex``, ``arms.parquet`` and so on.
+
+    A table without rows is not written, and its files of an earlier call are removed. Raises
+    DiskFull: no file is cut short.
+    """
+    written = []
+    with reporting_shortages(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for name, table in tables.items():
+            for ending in endings:
+                path = out / f"{name}.{ending}"
+                if len(table):
+                    replace_bytes(path, FORMATS[ending](table))
+                    written.append(path)
+                else:
+                    path.unlink(missing_ok=True)
+    return written
 
 
 def _with_intervals(frame: pd.DataFrame) -> pd.DataFrame:

@@ -154,7 +154,8 @@ def arms_table(view: StudyView) -> pd.DataFrame:
 
 
 def arm_row(view: StudyView, arm: ArmSummary) -> TableRow:
-    of = arm.expected
+    of, numbers = arm.expected, view.numbers(arm)
+    cells = {name: _with_interval(name, estimate) for name, (estimate, _) in numbers.items()}
     return {
         "task": arm.task,
         "arm": arm.label,
@@ -164,17 +165,17 @@ def arm_row(view: StudyView, arm: ArmSummary) -> TableRow:
         "lr": arm.lr,
         "seeds": arm.seeds,
         "failed": arm.failed,
-        **_with_interval("expected_net_gain", arm.net_gain),
+        **cells["expected_net_gain"],
         **{name: of and getattr(of, name) for name in ("p_better", "p_within_margin", "p_best")},
         "expected_regret": of and of.regret,
-        **_with_interval("score", arm.score),
-        **_with_interval("gain", arm.gain),
+        **cells["score"],
+        **cells["gain"],
         "p": arm.gain.p if arm.gain else None,
         "p_holm": arm.gain.p_holm if arm.gain else None,
-        **_with_interval("retention_change", view.retention_change(arm)),
-        "net_unit": _score_unit(view.net_unit(arm.task)),
-        "score_unit": _score_unit(view.unit(arm.task)),
-        "retention_unit": _score_unit(view.retention_unit(arm.task)),
+        **cells["retention_change"],
+        "net_unit": _score_unit(numbers["expected_net_gain"][1]),
+        "score_unit": _score_unit(numbers["score"][1]),
+        "retention_unit": _score_unit(numbers["retention_change"][1]),
         "trainable_parameters": arm.trainable_parameters or None,
         "seconds": arm.seconds,
         "peak_memory_bytes": arm.peak_memory_bytes,

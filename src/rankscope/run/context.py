@@ -85,13 +85,12 @@ class RunContext:
         self.reporter.stage(f"{self.label} {name}", num_steps)
 
     def finish_stage(self) -> None:
-        """Report the end of the stage, how time was spent so far and how much is left."""
+        """Report the end of the stage, and how much time is left of the study."""
         if self.study_clock is None:
             self.reporter.finish()
             return
         self.study_clock.begin_stage("")
-        parts = (self.study_clock.shares_text(), self.study_clock.left_text())
-        self.reporter.finish("; ".join(part for part in parts if part))
+        self.reporter.finish(self.study_clock.left_text())
 
     def begin_piece(self, detail: str) -> None:
         """Report the next piece of the stage, unless the run should stop. Raises Interrupted: the

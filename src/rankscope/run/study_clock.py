@@ -10,9 +10,6 @@ from rankscope.run.groups import Group
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.step_schedule import trial_protocol
 
-SHOWN_STAGES = {"train": "training", "evaluate": "scoring", "variants": "scoring"}
-"""Stages by the name under which their time is shown; others go by their own."""
-
 
 @dataclass(slots=True)
 class StudyClock:
@@ -99,17 +96,6 @@ class StudyClock:
             return ""
         least = "at least " if training_alone else ""
         return f"{least}{rough_duration(seconds)} left of the study"
-
-    def shares_text(self) -> str:
-        """``training 45 %, scoring 43 %, spectra 12 %``; empty before the second stage."""
-        total, shown = sum(self.seconds.values()), dict[str, float]()
-        for stage, seconds in self.seconds.items():
-            name = SHOWN_STAGES.get(stage, stage)
-            shown[name] = shown.get(name, 0.0) + seconds
-        shares = sorted(shown.items(), key=lambda item: -item[1])
-        return (
-            ", ".join(f"{stage} {s / total:.0%}" for stage, s in shares) if len(shares) > 1 else ""
-        )
 
 
 def training_work(study: PreparedStudy, trial: TrialSpec) -> float:

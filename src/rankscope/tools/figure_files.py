@@ -7,7 +7,7 @@ from typing import Literal, cast, get_args
 import plotly.graph_objects as go
 
 from rankscope.errors import UserError, first_line, reporting_shortages
-from rankscope.filesystem import replace_text
+from rankscope.filesystem import check_folder, replace_text
 from rankscope.formatting import markdown_text
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.charts.figure import Figure
@@ -15,7 +15,6 @@ from rankscope.report.page_limit import limited
 from rankscope.report.study_page import study_sections
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import INK
-from rankscope.tools.study_tables import check_folder
 
 FigureFormat = Literal["pdf", "svg", "png"]
 WIDTH = 720  # Pixels; a figure that scrolls on the page is as wide as it needs

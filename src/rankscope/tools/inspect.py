@@ -37,6 +37,7 @@ from rankscope.records import (
     failures,
     finished_trials,
 )
+from rankscope.report.table_formats import write_tables
 from rankscope.run.given import given_record
 from rankscope.run.outputs import write_outputs
 from rankscope.run.study import Study
@@ -88,7 +89,7 @@ def inspect(
             study = _inspect_stored(str(base), config, folder, reporter)
         if out is not None:
             write_outputs(folder)
-            write_tables(study, folder)
+            write_analyses(study, folder)
     return study
 
 
@@ -153,15 +154,14 @@ def _model_record(label: str, base: CheckpointReader, sha256: str) -> ModelRecor
     )
 
 
-def write_tables(study: StudyRecords, folder: Path) -> None:
+def write_analyses(study: StudyRecords, folder: Path) -> None:
     """Write a Parquet file per table of each analysis that found something."""
     rows: list[tuple[TableRow, AnalysisRecord]] = []
     for trial in study.trials:
         spec, scaling = trial.spec, None if trial.spec.rank is None else trial.spec.scaling
         identity: TableRow = {"model": spec.arm_label, "kind": spec.method, "rank": spec.rank}
         rows += [(identity | {"scaling": scaling}, record) for record in trial.analyses]
-    for name, table in analysis_tables(rows).items():
-        table.to_parquet(folder / f"{name}.parquet", index=False)
+    write_tables(analysis_tables(rows), folder, ["parquet"])
 
 
 def unfinished(study: StudyRecords) -> list[str]:

@@ -2,19 +2,16 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rankscope.errors import UserError
 from rankscope.records import StudyRecords, TaskAdvice, TrialSpec
-
-if TYPE_CHECKING:
-    from rankscope.report.study_view import StudyView
+from rankscope.report.study_view import StudyView
 
 MOST_LISTED = 12  # Trials named in a message about an ambiguous label
 
 
 def choose_trial(
-    view: "StudyView", folder: Path, label: str | None, task: str | None, *, best_lora: bool
+    view: StudyView, folder: Path, label: str | None, task: str | None, *, best_lora: bool
 ) -> tuple[TrialSpec, str]:
     """The trial that a label names; without one, of the recommended arm or the best LoRA arm.
 
@@ -26,9 +23,9 @@ def choose_trial(
     if not view.training_tasks:
         found = "a study without arms, which has nothing to export"
         raise UserError(folder, found, "one that trained", "use the folders of its given models")
-    check_training_task(view.training_tasks, folder, task)
+    _check_training_task(view.training_tasks, folder, task)
     if label is not None:
-        trials = trials_with_label(view.study, folder, label, task)
+        trials = _trials_with_label(view.study, folder, label, task)
     else:
         trials = _trials_of_answer(view, folder, task, best_lora=best_lora)
     if len(trials) == 1:
@@ -40,12 +37,12 @@ def choose_trial(
     return best, (f"the seed with the highest validation score of {len(trials)}")
 
 
-def check_training_task(tasks: Collection[str], folder: Path, task: str | None) -> None:
+def _check_training_task(tasks: Collection[str], folder: Path, task: str | None) -> None:
     if task is not None and task not in tasks:
         raise UserError(folder, f"no training task {task!r}", f"--task {' or '.join(tasks)}")
 
 
-def trials_with_label(
+def _trials_with_label(
     study: StudyRecords, folder: Path, label: str, task: str | None
 ) -> list[TrialSpec]:
     """The seeds of the arm, or the trial, that a label names. Raises UserError: no such trial, or
@@ -81,7 +78,7 @@ def trials_with_label(
 
 
 def _trials_of_answer(
-    view: "StudyView", folder: Path, task: str | None, *, best_lora: bool
+    view: StudyView, folder: Path, task: str | None, *, best_lora: bool
 ) -> list[TrialSpec]:
     advice = _one_task(view, folder, task)
     arm = view.best_lora(advice.task) if best_lora else advice.chosen
@@ -93,7 +90,7 @@ def _trials_of_answer(
     return [t.spec for t in view.trials(arm) if t.status == "done"]
 
 
-def _one_task(view: "StudyView", folder: Path, task: str | None) -> TaskAdvice:
+def _one_task(view: StudyView, folder: Path, task: str | None) -> TaskAdvice:
     """The advice for ``task``, or for the only training task."""
     tasks = view.training_tasks if task is None else (task,)
     if len(tasks) != 1:

@@ -20,7 +20,7 @@ from rankscope.report.charts.figure import Figure
 from rankscope.report.figures import draw_section
 from rankscope.report.page import figure_data
 from rankscope.report.study_view import StudyView
-from rankscope.tools.inspect import write_tables
+from rankscope.tools.inspect import write_analyses
 
 
 def test_intruder_dimensions_are_summed_over_the_matrices_of_a_model(view: StudyView) -> None:
@@ -192,7 +192,7 @@ def test_one_item_tests_nothing() -> None:
 
 
 def test_tables_have_a_row_for_every_head(tmp_path: Path) -> None:
-    write_tables(inspect_heads(inspection("r4"), ablation("trained", 3.0)), tmp_path)
+    write_analyses(inspect_heads(inspection("r4"), ablation("trained", 3.0)), tmp_path)
     heads = pq.read_table(tmp_path / "heads.parquet").to_pylist()
     assert [(row["layer"], row["head"]) for row in heads] == [
         (at, h) for at in range(LAYERS) for h in range(HEADS)
@@ -213,7 +213,7 @@ def test_tables_have_a_row_for_every_head(tmp_path: Path) -> None:
     assert [row["gold_change_after"] for row in whole] == [-1.5, -0.75]
     assert whole[0]["score_change_after"] is None
     (tmp_path / "none").mkdir()
-    write_tables(inspection("r4"), tmp_path / "none")
+    write_analyses(inspection("r4"), tmp_path / "none")
     assert {path.name for path in (tmp_path / "none").iterdir()} == {
         "matrices.parquet",
         "layers.parquet",

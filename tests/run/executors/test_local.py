@@ -31,8 +31,8 @@ from rankscope.config.study import StudyConfig
 from rankscope.errors import BaseFailed, IntegrityError, Interrupted, UserError
 from rankscope.hashing import sha256_file
 from rankscope.records import BASE
-from rankscope.run import worker_process
 from rankscope.run.executors.local import LocalExecutor
+from rankscope.run.workers import attempts
 from rankscope.run.workers.attempts import (
     KILLED_FOR_MEMORY,
     WorkerFailed,
@@ -73,7 +73,7 @@ class Killer(LocalExecutor):
 def run_with_workers_that(change: str, launcher: Launcher, folder: Path) -> tuple[Path, Outcome]:
     """The study whose two workers are forked from a process that has run ``change`` on the module
     ``worker``: its folder, and what the command came to."""
-    code = f"import os, signal\nfrom rankscope.run import worker\n{change}{FORKED_WORKERS}"
+    code = f"import os, signal\nfrom rankscope.run.workers import worker\n{change}{FORKED_WORKERS}"
     file, out = study_file(folder, **TWO_GROUPS), folder / "out"
     launcher.start("run", file, "--out", out, "--workers", 2, code=code)
     return out, launcher.outcome()
@@ -297,8 +297,8 @@ def test_workers_killed_for_memory_ask_the_next_one_for_less(
     unit.mkdir(parents=True)
     counter = tmp_path / "vmstat"
     script = script.replace("COUNTER", repr(str(counter)))
-    monkeypatch.setattr(worker_process, "VMSTAT", counter)
-    monkeypatch.setattr(worker_process, "WORKER", ("-c", script))
+    monkeypatch.setattr(attempts, "VMSTAT", counter)
+    monkeypatch.setattr(attempts, "WORKER", ("-c", script))
     assert run_worker(unit, {}, lambda: False) == 0
     assert (unit / "asked").read_text().split() == asked
 

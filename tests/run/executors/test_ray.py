@@ -13,9 +13,9 @@ from command_line import rankscope
 from launcher import Launcher, text_of
 from pocket_study import TWO_GROUPS, leftovers, results, small_study, study_file
 
-from rankscope.run import worker_process
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.executors.ray import RayExecutor, packed, run_unit, unpack
+from rankscope.run.workers import attempts
 from rankscope.run.workers.attempts import check_worker
 from rankscope.run.workers.starter import DRIVER
 from rankscope.store import UNIT_ORDER
@@ -93,9 +93,9 @@ def test_a_node_that_does_not_see_the_folder_sends_it_back(
     """What a node does, without Ray around it: the driver's folder is somewhere else. What it sends
     is lost once on the way. Only that first worker is a new process of Python."""
     lost: list[object] = []
-    start_worker = worker_process.start_worker
+    start_worker = attempts.start_worker
     monkeypatch.setattr(
-        worker_process,
+        attempts,
         "start_worker",
         lambda *unit: Forked(launcher, *unit) if lost else start_worker(*unit),
     )

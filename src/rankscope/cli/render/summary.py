@@ -54,11 +54,12 @@ def _task_table(view: StudyView, task: str) -> Table:
 
 
 def _numbers(view: StudyView, arm: ArmSummary) -> Iterator[str]:
+    numbers = view.numbers(arm)
     yield f"{arm.seeds}/{arm.seeds + arm.failed}" if arm.failed else str(arm.seeds)
-    yield plus_minus(arm.net_gain, view.net_unit(arm.task), sign=True)
+    yield plus_minus(*numbers["expected_net_gain"], sign=True)
     yield percent(arm.expected.p_within_margin) if arm.expected else UNKNOWN
-    yield plus_minus(arm.score, view.unit(arm.task))
-    yield plus_minus(view.retention_change(arm), view.retention_unit(arm.task), sign=True)
+    yield plus_minus(*numbers["score"])
+    yield plus_minus(*numbers["retention_change"], sign=True)
     yield compact(arm.trainable_parameters) if arm.trainable_parameters else UNKNOWN
     yield clock(arm.seconds)
 
