@@ -1,9 +1,9 @@
 """Verbs for models and adapters, without a study."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from typer import Argument, Option
@@ -12,9 +12,6 @@ from rankscope.cli.application import Overrides, TrustTaskCode, verb
 from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
 from rankscope.errors import OK, UNFINISHED, UserError
 from rankscope.progress import ConsoleReporter
-
-if TYPE_CHECKING:
-    from rankscope.records import EvalKey
 
 IntruderK = Annotated[int, Option(help="Leading vectors examined for intruders.")]
 Epsilon = Annotated[float, Option(help="Cosine below which a vector is an intruder.")]
@@ -97,7 +94,6 @@ def _eval_command(
     from rankscope.records import failures
     from rankscope.tools.evaluate import score
 
-    before = _stored_scores(out)
     with ConsoleReporter(err_console) as reporter:
         records, scores = score(
             model,
@@ -117,34 +113,18 @@ def _eval_command(
             max_new_tokens=max_new_tokens,
             force=force,
         )
-
-    failed, num_new = failures(records), len(records.evals.keys() - before)
+    failed = failures(records)
 
     def show() -> None:
-        from rankscope.cli.render.models import new_scores, scores_tables
+        from rankscope.cli.render.models import scores_tables
 
         print_result(scores_tables(scores))
         if out is not None:
-            print_line(f"{out}: {new_scores(len(scores), num_new)}")
+            print_line(f"kept in {out}")
         _print_failures(failed)
 
-    data = {
-        "scores": scores,
-        "failed": failed,
-        "scored_now": num_new,
-        "scored_before": len(scores) - num_new,
-        "notes": records.notes,
-    }
+    data = {"scores": scores, "failed": failed, "notes": records.notes}
     return Reply(data, show, UNFINISHED if failed else OK)
-
-
-def _stored_scores(out: Path | None) -> "Set[EvalKey]":
-    """What the study in ``out`` has, if it was begun."""
-    from rankscope.store import Ledger
-
-    if out is None or not (out / "ledger.sqlite").is_file():
-        return set()
-    return Ledger.read(out, with_analyses=False).evals.keys()
 
 
 @verb("inspect", "Reading {base} ...")

@@ -58,15 +58,6 @@ def scores_tables(scores: Sequence[ModelScore]) -> RenderableType:
     return Group(*tables, Text(legend))
 
 
-def new_scores(total: int, num_new: int) -> str:
-    num_before = total - num_new
-    if not num_new:
-        return f"all {num_before} results were there already; nothing was scored again"
-    return f"{num_new} results scored now" + (
-        f", {num_before} were there already" if num_before else ""
-    )
-
-
 def _title(score: ModelScore) -> str:
     """Such as ``arc_easy: acc, guessing gives 25.0 %``."""
     title = f"{score.record.task}: {score.record.metric}"
