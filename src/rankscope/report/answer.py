@@ -66,10 +66,10 @@ def answer_card(view: StudyView, task: str) -> _AnswerCard:
         "Training time",
     )
     rows = tuple((_role_text(row), row.arm.label, _cells(view, row.arm)) for row in advice.rows)
-    return _AnswerCard(advice, ranks_text(advice), columns, rows, _note(view, task))
+    return _AnswerCard(advice, _ranks_text(advice), columns, rows, _note(view, task))
 
 
-def ranks_text(advice: TaskAdvice) -> str:
+def _ranks_text(advice: TaskAdvice) -> str:
     """``Ranks that may do: r=8 (5 %), r=32 (61 %).``; empty if the verdict names them all."""
     named = {advice.chosen.label} if advice.chosen else set()
     texts = {f"r={r.rank} ({percent(r.p)})": r.label for r in advice.ranks_that_may_do}
@@ -131,7 +131,7 @@ def _cell(estimate: Estimate | None, unit: Unit, *, sign: bool = False) -> tuple
 def answer_lines(advice: TaskAdvice, *, with_reasons: bool) -> list[str]:
     """Verdict, explanation and weak points; if asked for, the reasons and the next steps too."""
     lines = [f"{advice.task}: {advice.verdict}", advice.explanation]
-    lines += [ranks_text(advice)] * bool(ranks_text(advice))
+    lines += [_ranks_text(advice)] * bool(_ranks_text(advice))
     weak = [check for check in advice.checks if check.status != "fine"]
     if not with_reasons:
         return lines + [f"Weak points: {'; '.join(c.value for c in weak)}."] * bool(weak)

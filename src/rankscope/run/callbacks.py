@@ -87,7 +87,7 @@ class LearningCurve:
         if at_rung:  # training pauses here, so scoring can have the memory of its passes
             release_freed_memory()
         with self.meter.paused(), _evaluation_mode(model, states):
-            scored = in_dtype_of(self.base, model)
+            scored = _in_dtype_of(self.base, model)
             for task, models in models_of.items():
                 if self.should_stop():
                     break
@@ -159,7 +159,7 @@ def _evaluation_mode(model: Base, states: Sequence[TrialState]) -> Iterator[None
                 state.adapter.drop_cached_weights()  # made in inference mode: without gradient
 
 
-def in_dtype_of(base: Base, model: Base) -> Base:
+def _in_dtype_of(base: Base, model: Base) -> Base:
     """A model in the dtype of the study, in which it is also scored after training.
 
     Full fine-tuning trains in float32; in another dtype the result is a copy, unless several shards

@@ -208,7 +208,7 @@ def measured_machine(inputs: PreparedStudy) -> Machine:
     if not lora or train.devices > 1 or inputs.config.quantize != "none":
         return machine
     ranks = sorted(trial.rank or 1 for trial in lora)
-    trials = [probe_trial(lora[0], rank, seed) for seed, rank in enumerate((ranks[0], ranks[-1]))]
+    trials = [_probe_trial(lora[0], rank, seed) for seed, rank in enumerate((ranks[0], ranks[-1]))]
     rows = inputs.rows[lora[0].task]
     full_pass = round(train.batch_tokens / len(trials) * len(rows.rows) / rows.num_tokens)
     own = trial_protocol(lora[0], train)
@@ -263,7 +263,7 @@ def with_layers(inputs: PreparedStudy, layers: int) -> PreparedStudy:
     return dataclasses.replace(inputs, base=base, grouping=grouping)
 
 
-def probe_trial(of: TrialSpec, rank: int, seed: int) -> TrialSpec:
+def _probe_trial(of: TrialSpec, rank: int, seed: int) -> TrialSpec:
     return TrialSpec(
         trial_id=f"probe-{seed}",
         task=of.task,

@@ -33,7 +33,7 @@ from rankscope.store import Ledger
 
 
 @dataclass(frozen=True, slots=True)
-class ComparedStudy:
+class _ComparedStudy:
     label: str  # Its name, or its folder if two studies share a name
     folder: str
     base: str
@@ -59,7 +59,7 @@ class StudyPair:
 
 @dataclass(frozen=True, slots=True)
 class StudyComparison:
-    studies: tuple[ComparedStudy, ...]
+    studies: tuple[_ComparedStudy, ...]
     pairs: tuple[StudyPair, ...]  # Each further study beside the first
     schema_version: int = SCHEMA_VERSION
 
@@ -109,12 +109,12 @@ def compare_studies(studies: Sequence[tuple[str, Path, StudyRecords]]) -> StudyC
     )
 
 
-def _compared(label: str, folder: Path, study: StudyRecords) -> ComparedStudy:
+def _compared(label: str, folder: Path, study: StudyRecords) -> _ComparedStudy:
     statuses = [trial.status for trial in study.trials]
     answers = tuple(_answer(study, advice) for advice in recommend(study).advice)
     done, failed = statuses.count("done"), sum(status in FAILED for status in statuses)
     base = study.model.label
-    return ComparedStudy(label, str(folder), base, len(statuses), done, failed, answers)
+    return _ComparedStudy(label, str(folder), base, len(statuses), done, failed, answers)
 
 
 def _answer(study: StudyRecords, advice: TaskAdvice) -> TableRow:

@@ -44,14 +44,17 @@ def score(
         adapters: folders of PEFT adapters, or of checkpoints of the model's architecture.
         out: the folder of the study; a temporary one if None.
         reporter: of progress; silent by default.
-        options: see :func:`scoring_study`.
+        options: ``split`` of the tasks (``test``), ``num_fewshot`` examples before each question
+            (None keeps each task's own number), ``force`` to accept adapters of another base,
+            ``data_dir``, ``data_seed``, ``device``, ``dtype``, ``prompt_format``, and keys of
+            ``evaluate`` such as ``max_items``; None is a key's default.
 
     Raises:
         UserError: a model, adapter, task, split or row cannot be used, or ``out`` cannot be written
             to; nothing is written then.
         IntegrityError: results in ``out`` were altered.
     """
-    config = scoring_study(model, tasks, adapters, **options)
+    config = _scoring_study(model, tasks, adapters, **options)
     model_folder(config.model)  # before torch is imported, which takes seconds
     for given in config.given or ():
         check_tuned_folder(user_path(given.folder))
@@ -64,7 +67,7 @@ def score(
         return records, list(model_scores(records))  # before a temporary folder goes with its items
 
 
-def scoring_study(
+def _scoring_study(
     model: str,
     tasks: Sequence[str],
     adapters: Sequence[str] = (),
@@ -74,19 +77,6 @@ def scoring_study(
     force: bool = False,
     **settings: Any,
 ) -> StudyConfig:
-    """The study that scores a model and its adapters.
-
-    Args:
-        split: of the tasks.
-        num_fewshot: examples before each question of every task; None keeps each task's own number.
-        force: accept adapters that record another base.
-        settings: ``data_dir``, ``data_seed``, ``device``, ``dtype`` and ``prompt_format``, and keys
-            of ``evaluate`` such as ``max_items``; None is a key's default.
-
-    Raises:
-        UserError: there is no such model, a task is unknown or given twice, or a value cannot be
-            used.
-    """
     given = {name: value for name, value in settings.items() if value is not None}
     top: dict[str, Any] = {
         name: given.pop(name) for name in ("device", "dtype", "data_seed") if name in given

@@ -20,6 +20,7 @@ from rankscope.records import (
 )
 from rankscope.report.answer import answer_html, answer_lines
 from rankscope.report.study_view import StudyView
+from rankscope.report.table_formats import table
 from rankscope.report.tables import arms_table
 from rankscope.store import Ledger
 
@@ -46,8 +47,7 @@ class StudyFrames:
     @cached_property
     def trials(self) -> pd.DataFrame:
         """One row per trial: its settings, status, and what training it took."""
-        rows = [trial_row(trial) for trial in self.records.trials]
-        return _frame(rows, "rank", *TRAINING_COLUMNS[:-1])
+        return table([trial_row(trial) for trial in self.records.trials])
 
     @cached_property
     def arms(self) -> pd.DataFrame:
@@ -77,7 +77,7 @@ class StudyFrames:
                     "seconds": record.seconds,
                 }
             )
-        return _frame(rows, "rank", "seed")
+        return table(rows)
 
     @cached_property
     def items(self) -> pd.DataFrame:
@@ -109,7 +109,7 @@ class StudyFrames:
             for (model_id, task, split) in self.records.results
             for item in self.records.results[model_id, task, split]
         ]
-        return _frame(rows, "rank", "seed")
+        return table(rows)
 
     @cached_property
     def analyses(self) -> dict[str, pd.DataFrame]:
@@ -129,7 +129,7 @@ class StudyFrames:
             if trial.training is not None
             for p in trial.training.losses
         ]
-        return _frame(rows, "rank", "seed")
+        return table(rows)
 
     def _model_row(self, model_id: str) -> TableRow:
         """What tells models apart; ``variant`` is the change of a trial scaled at inference."""
@@ -192,9 +192,3 @@ def trial_row(trial: TrialRecords) -> TableRow:
         "final_loss": train.losses[-1].loss if train and train.losses else None,
         **{name: getattr(train, name, None) for name in TRAINING_COLUMNS},
     }
-
-
-def _frame(rows: list[TableRow], *integers: str) -> pd.DataFrame:
-    """A frame whose ``integers`` stay integers beside unknown cells."""
-    frame = pd.DataFrame(rows)
-    return frame.astype({name: "Int64" for name in integers if name in frame})

@@ -44,7 +44,7 @@ from rankscope.store import (
 )
 
 
-def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
+def _open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
     """The folder of a group's unit, made ready for a worker; kept as it is if it is there already.
 
     Args:
@@ -84,17 +84,17 @@ def open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
     return folder
 
 
-def adopt_unit(context: RunContext, folder: Path) -> None:
+def _adopt_unit(context: RunContext, folder: Path) -> None:
     """Copy the results of a sealed unit into the study, and remove its folder. Raises
     IntegrityError: they are not what the worker wrote."""
     if (folder / SEAL).read_bytes() != sums_text(folder, LEDGER_FILE).encode():
         do = "remove this folder to run the unit again"
         found = "a ledger that was changed after it was sealed"
         raise IntegrityError(folder, found, f"the sha256 in {SEAL}", do)
-    adopt_results(context, folder)
+    _adopt_results(context, folder)
 
 
-def adopt_results(context: RunContext, folder: Path) -> None:
+def _adopt_results(context: RunContext, folder: Path) -> None:
     """Copy what a unit of this study has finished, checkpoints and notes too; remove it."""
     order = read_unit(folder)
     for checkpoint in (folder / CHECKPOINTS).glob("*"):
@@ -112,11 +112,11 @@ def adopt_results(context: RunContext, folder: Path) -> None:
     group = tuple(trial for trial in context.study.trials if trial.trial_id in order.trial_ids)
     for note in dict.fromkeys(logged_notes(folder / LOG)):
         if note not in context.study.notes:
-            context.reporter.note(f"{unit_label(group)}: {note}")
+            context.reporter.note(f"{_unit_label(group)}: {note}")
     _discard_unit(folder)
 
 
-def unit_label(group: Group) -> str:
+def _unit_label(group: Group) -> str:
     return f"{group[0].task} {group_label(group)}" if group else BASE
 
 
@@ -140,15 +140,15 @@ def adopt_units(context: RunContext, *, keep_unsealed: bool) -> None:
     ``keep_unsealed``: leave unfinished units to the workers of this run.
     """
     for folder in sorted((context.ledger.out / UNITS).glob("*/")):
-        wait_for_worker(context, folder)
+        _wait_for_worker(context, folder)
         if not _belongs_to(folder, context.study):
             _discard_unit(folder)
         elif is_sealed(folder):
             context.did_work = True
-            adopt_unit(context, folder)
+            _adopt_unit(context, folder)
         elif not keep_unsealed or read_unit(folder).study_sha256 != prepared_sha256(context.study):
             context.did_work = True
-            adopt_results(context, folder)
+            _adopt_results(context, folder)
 
 
 def _belongs_to(folder: Path, study: PreparedStudy) -> bool:
@@ -168,7 +168,7 @@ def _belongs_to(folder: Path, study: PreparedStudy) -> bool:
     return True
 
 
-def wait_for_worker(context: RunContext, folder: Path) -> None:
+def _wait_for_worker(context: RunContext, folder: Path) -> None:
     """Return once no worker of a driver that died holds a unit; such workers stop by themselves.
     Raises Interrupted: the user asked to stop."""
     is_noted = False
@@ -207,7 +207,7 @@ def run_units(
     may_be_short = len(groups) > 1
     try:
         for group in groups:
-            folder = open_unit(context, config, group)
+            folder = _open_unit(context, config, group)
             pending[executor.submit(folder)] = (folder, group)
         while pending:
             context.check_stop()
@@ -235,16 +235,16 @@ def _finish_unit(context: RunContext, future: Future[None], folder: Path, group:
         future.result()
     except WorkerFailed as error:
         # What started the worker may have been killed without it.
-        wait_for_worker(context, folder)
+        _wait_for_worker(context, folder)
         if not group:  # the folder stays, for its worker's messages
             do = f"see {folder / 'worker.log'}, {AGAIN}"
             raise BaseFailed(f"scoring the base: {error}", do=do) from error
-        adopt_results(context, folder)
+        _adopt_results(context, folder)
         statuses = context.ledger.statuses()
         untrained = [t.trial_id for t in group if statuses[t.trial_id] == "planned"]
         context.ledger.fail_trials([TrialFailure(i, error.status, str(error)) for i in untrained])
-        context.reporter.note(f"{unit_label(group)}: {error}")
+        context.reporter.note(f"{_unit_label(group)}: {error}")
     else:
-        adopt_unit(context, folder)
+        _adopt_unit(context, folder)
     context.pieces_done += 1
-    context.reporter.advance(context.pieces_done, unit_label(group))
+    context.reporter.advance(context.pieces_done, _unit_label(group))
