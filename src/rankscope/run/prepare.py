@@ -19,7 +19,7 @@ from rankscope.models.study_base import check_machine, resolve_base
 from rankscope.progress import NullReporter, ProgressReporter
 from rankscope.run.groups import Grouping
 from rankscope.run.machines import Machine
-from rankscope.run.prepared import PreparedStudy, check_study, resolve_rungs
+from rankscope.run.prepared import PreparedStudy, check_prepared, resolve_rungs
 from rankscope.run.trials import duplicate_grid_notes, study_trials
 
 
@@ -103,6 +103,6 @@ def _prepared(
             *rung_notes,
         ),
     )
-    check_study(study)
+    check_prepared(study)
     reporter.finish()
     return study

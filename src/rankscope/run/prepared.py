@@ -198,7 +198,7 @@ def first_trials(study: PreparedStudy) -> list[TrialSpec]:
     return kept
 
 
-def check_study(study: PreparedStudy) -> None:
+def check_prepared(study: PreparedStudy) -> None:
     """Raise UserError for an adaptive study of nested ranks, or whose budget is too small for one
     trial, and for settings of an analysis that do not suit the study."""
     if study.config.strategy == "adaptive":
