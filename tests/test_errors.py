@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from full_disks import files_of_at_most
 from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from faults import files_of_at_most
 from rankscope.config.section import Unfit
 from rankscope.data.rows import BadRow, NoCompletion, RawRow
 from rankscope.errors import (

@@ -3,8 +3,8 @@
 import io
 from pathlib import Path
 
+from architectures import LLAMA_8B
 from command_line import rankscope as command
-from large_shapes import LLAMA_8B
 from rich.console import Console
 from rich.table import Table
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from full_disks import files_of_at_most
 from launcher import COMMAND, Launcher
 
 from fault_points import Undisturbed, tiny_study
 from fault_shim import FaultShim, NoCompiler
-from faults import message_of, refused
+from faults import files_of_at_most, message_of, refused
 from rankscope.errors import DiskFailed, DiskFull, UserError
 from rankscope.store import Ledger, transfer
 

@@ -1,11 +1,11 @@
 """Grouped products against the loop over adapters, which ``test_multi_lora.py`` tests."""
 
 import random
+from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
-from grouped_products import hostile_grouped_mm
 from tiny_models import base_of, tiny_llama
 from torch import Tensor, nn
 from toy_training import (
@@ -33,6 +33,44 @@ from rankscope.models.multi_lora import AdapterSpan, MultiLora
 from rankscope.train.loop import GroupResult, train_group
 from rankscope.train.memory import grouped_bytes
 from rounding import rounding
+
+
+def hostile_grouped_mm(a: Tensor, b: Tensor, *, offs: Tensor) -> Tensor:
+    """Grouped products in float32, rounded once, of what Hopper's kernel accepts and nothing else.
+
+    Rows after the last offset are NaN, where the kernel leaves whatever was in memory.
+    """
+    assert a.dtype == b.dtype == torch.bfloat16
+    assert offs.dtype == torch.int32
+    assert offs.ndim == 1
+    assert offs.device == a.device
+    ends = offs.tolist()
+    assert 0 < len(ends) < 1024
+    assert all(before < after for before, after in pairwise([0, *ends])), "an empty group"
+    for x in (a, b):
+        check_alignment(x)
+    bounds = list(pairwise([0, *ends]))
+    if b.ndim == 3:  # tokens x weights
+        assert b.shape[:2] == (len(ends), a.shape[1])
+        assert ends[-1] <= len(a)
+        out = torch.full((len(a), b.shape[2]), torch.nan)
+        for (start, stop), weight in zip(bounds, b.float(), strict=True):
+            out[start:stop] = a[start:stop].float() @ weight
+    else:  # the gradient of weights: sums over tokens
+        assert a.shape[1] == len(b)
+        assert ends[-1] <= len(b)
+        out = torch.stack([a[:, s:e].float() @ b[s:e].float() for s, e in bounds])
+    return out.to(a.dtype)
+
+
+def check_alignment(x: Tensor) -> None:
+    """One of the last two dimensions is contiguous, and everything begins at 16 bytes."""
+    rows, columns = x.stride()[-2:]
+    assert 1 in (rows, columns), f"strides {x.stride()}"
+    wide = [s for s in x.stride() if s != 1]
+    assert all(s * x.itemsize % 16 == 0 for s in wide), f"strides {x.stride()}"
+    assert x.storage_offset() * x.itemsize % 16 == 0, f"offset {x.storage_offset()}"
+
 
 CPU = torch.device("cpu")
 IN, OUT = 40, 24

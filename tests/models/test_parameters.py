@@ -5,7 +5,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from large_shapes import LLAMA_8B, QWEN_7B
+from architectures import LLAMA_8B, QWEN_7B
 from pocket_study import small_study
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config
 

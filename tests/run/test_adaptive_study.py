@@ -74,28 +74,21 @@ class InThisProcess:
 
 
 class Steps(NullReporter):
-    """Optimizer steps of groups whose stage has a name. Presses Ctrl-C after one of them; runs out
-    of memory until a group is split."""
+    """Optimizer steps of groups whose stage has a name. Presses Ctrl-C after one of them."""
 
-    def __init__(self, name: str, stop_at: int = 0, splits: bool = False) -> None:
-        self.name, self.stop_at, self.splits = name, stop_at, splits
-        self.training = self.counts = False
+    def __init__(self, name: str, stop_at: int = 0) -> None:
+        self.name, self.stop_at = name, stop_at
+        self.counts = False
         self.steps: list[int] = []
 
     def stage(self, name: str, total: int) -> None:
-        self.training = " train " in name
-        self.counts = self.training and self.name in name
+        self.counts = " train " in name and self.name in name
 
     def advance(self, done: int, detail: str = "", **values: float | None) -> None:
-        if self.training and self.splits:
-            raise MemoryError
         if self.counts and not detail.startswith("scoring"):
             self.steps.append(done)
             if done == self.stop_at:
                 signal.raise_signal(signal.SIGINT)
-
-    def note(self, text: str) -> None:
-        self.splits = self.splits and "split in two" not in text
 
 
 def of_status(study: StudyRecords, status: str) -> list[TrialRecords]:

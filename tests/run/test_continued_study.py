@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from command_line import Outcome, files_below, rankscope, settings
-from folder_contents import folder_contents
+from command_line import Outcome, files_below, folder_contents, rankscope, settings
 from pocket_study import loaded, study_file
 from safetensors.torch import save_file
 

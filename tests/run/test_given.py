@@ -170,7 +170,6 @@ HEADS_ASKED = (
 @pytest.mark.parametrize(
     "words",
     [
-        ("inspect", "pocket", "ONE", "OTHER"),
         ("inspect", "pocket", "ONE", "OTHER", *HEADS_ASKED),
         ("eval", "pocket", "--tasks", "pocket_med", "--adapter", "ONE", "--adapter", "OTHER"),
     ],

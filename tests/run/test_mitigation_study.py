@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import folder_contents
 from finished_studies import LORA, MITIGATED, MITIGATIONS, REPLAY, Finished
-from folder_contents import folder_contents
 from pocket_study import changed, leftovers, results, run_interrupted, small_study, study_file
 from safetensors.torch import load_file
 

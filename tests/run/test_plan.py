@@ -5,13 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from architectures import LLAMA_8B
 from hub_copies import paper_hub
-from large_shapes import LLAMA_8B
 from pocket_study import NUM_LORA, small_study
 from rich.console import Console
 
 from rankscope.cli.render.plan import plan_table, totals
-from rankscope.config.loader import load_study_file
 from rankscope.errors import UserError
 from rankscope.models.model_folder import pocket_folder
 from rankscope.models.parameters import architecture
@@ -19,8 +18,6 @@ from rankscope.run.machines import MACHINES
 from rankscope.run.plan import Plan, make_plan
 from rankscope.run.study import Study
 from rankscope.tools.new_study import study_template
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def printed_limits(plan: Plan) -> list[str]:
@@ -73,13 +70,6 @@ def test_recomputation_is_suggested_only_if_the_states_fit(tmp_path: Path) -> No
     assert "gradient_checkpointing" in printed(states + 1)
     assert "states of group 3, 4 alone" not in printed(states + 1)
     assert "states of group 3, 4 alone" in printed(states - 1)
-
-
-def test_every_example_is_a_valid_study() -> None:
-    examples = {path.stem: load_study_file(path) for path in EXAMPLES.glob("*.yaml")}
-    grid = examples["paper-grid"]  # per model; docs/cluster.md quotes it
-    points = sum(len(arm.rank or [None]) * len(arm.lr) for arm in grid.arms)
-    assert len(grid.tasks) * points * len(grid.seeds) == 255
 
 
 def test_the_paper_preset_plans_as_it_is_written(

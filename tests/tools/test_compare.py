@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import files_below
 from command_line import rankscope as command
-from ledger_rows import rewrite_rows
-from pocket_study import changed, small_study
+from pocket_study import changed, rewrite_rows, small_study
 from synthetic_study import Truth, synthetic_study, with_own_trials
 
 from rankscope.cli.render.comparison import meaning

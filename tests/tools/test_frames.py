@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from ledger_rows import rewrite_rows
+from pocket_study import rewrite_rows
 from report_studies import ordinary_study
 
 import rankscope

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import rankscope
-from folder_contents import folder_contents
-from ledger_rows import rewrite_rows
+from command_line import folder_contents, rankscope
+from pocket_study import rewrite_rows
 
 from rankscope.records import BASE, TrialRecords
 from rankscope.tools.track import track, tracked_runs

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft_adapters import continued, peft_adapter
 from tiny_models import base_of, tiny_llama
 from toy_training import (
     DRAWING,
@@ -24,7 +25,6 @@ from toy_training import (
     trained,
     trial,
 )
-from trained_adapters import continued, peft_adapter
 
 from rankscope.errors import IntegrityError, Interrupted
 from rankscope.hashing import SUMS

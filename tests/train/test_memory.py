@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from architectures import config_of
-from large_shapes import LLAMA_8B
+from architectures import LLAMA_8B, config_of
 from tiny_models import base_of, tiny_llama
 from toy_training import ATTENTION, full_trial, protocol, toy_rows, trial
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, PretrainedConfig

@@ -14,7 +14,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, LoraConfig, PeftModel, get_peft_model
-from recipe import minimal
 from tiny_models import assert_close, base_of, tiny_llama
 from torch import Tensor, nn
 from toy_training import (
@@ -26,6 +25,7 @@ from toy_training import (
     bits,
     full_trial,
     losses,
+    minimal,
     peft_trial,
     plain_losses,
     protocol,

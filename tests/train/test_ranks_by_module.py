@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from architectures import alone
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft_adapters import saved_base, tuned_from
+from peft_adapters import relative, saved_base, their_parts, tuned_from
 from pocket_study import small_study
 from tiny_models import IDS, logits_of, tiny_llama
 from toy_training import (
@@ -20,7 +20,6 @@ from toy_training import (
     training_tolerance,
     trial,
 )
-from trained_adapters import relative, their_parts
 
 from rankscope.config.arm import ArmConfig
 from rankscope.config.loader import dump_study, load_study_file

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from evaluation_worlds import tokenizer
-from recipe import minimal
 from tiny_models import tiny_llama
+from toy_training import minimal
 
 from rankscope.hashing import weights_sha256
 

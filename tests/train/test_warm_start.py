@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from architectures import alone
 from peft import PeftModel
+from peft_adapters import continued, peft_adapter, relative, their_parts
 from tiny_models import IDS, logits_of, tiny_llama
 from toy_training import (
     ATTENTION,
@@ -17,7 +18,6 @@ from toy_training import (
     training_tolerance,
     trial,
 )
-from trained_adapters import continued, peft_adapter, relative, their_parts
 
 from rankscope.errors import UserError
 from rankscope.models.adapters.folder import load_adapter, save_adapter

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft_adapters import peft_adapter
 from tiny_models import tiny_llama
 from toy_training import ATTENTION
-from trained_adapters import peft_adapter
 
 from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError

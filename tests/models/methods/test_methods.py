@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from peft import EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weights
-from recipe import minimal
 from tiny_models import assert_close, base_of, logits_of, tiny_llama
 from torch import Tensor
-from toy_training import ATTENTION, toy_rows, trial
+from toy_training import ATTENTION, minimal, toy_rows, trial
 
 from rankscope.data.encode import EncodedRow
 from rankscope.data.sampler import RowSampler

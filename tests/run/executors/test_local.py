@@ -13,7 +13,6 @@ import psutil
 import pytest
 from command_line import Outcome, rankscope
 from launcher import Launcher, text_of
-from ledger_rows import rewrite_rows
 from pocket_study import (
     TWO_GROUPS,
     Counter,
@@ -21,6 +20,7 @@ from pocket_study import (
     leftovers,
     loaded,
     results,
+    rewrite_rows,
     small_study,
     study_file,
 )
