@@ -170,6 +170,7 @@ def test_a_start_from_the_weights_is_not_counted() -> None:
         ({"peft_type": "VEAR"}, "did you mean 'VERA'"),
         ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 8}, "virtual tokens before every"),
         ({"peft_type": "P_TUNING"}, "virtual tokens before every"),
+        ({"peft_type": "PREFIX_TUNING"}, "virtual tokens before every"),
         ({"peft_type": "XLORA"}, "mixes adapters"),
         ({"peft_type": "VERA", "vera_droput": 0.1}, "did you mean 'vera_dropout'"),
         ({"peft_type": "VERA", "zzz": 0.1}, "unknown field 'zzz', expected some of"),
