@@ -14,19 +14,17 @@ from transformers import GPT2Config, GPT2LMHeadModel, Phi3Config, Phi3ForCausalL
 from rankscope.analyses.heads.ablation import ablate
 from rankscope.analyses.heads.layout import PROJECTIONS, AttentionLayer, HeadLayout, HeadModel
 from rankscope.analyses.heads.measures import (
+    adapter_changes,
     attention_entropy,
+    dense_changes,
     head_importance,
+    head_roles,
     raw_importance,
     row_entropy,
     unit_length,
 )
 from rankscope.analyses.heads.record import HeadAblation
 from rankscope.analyses.heads.tasks import token_trees
-from rankscope.analyses.heads.trial_heads import (
-    adapter_changes,
-    dense_changes,
-    head_roles,
-)
 from rankscope.config.study import EvaluateConfig
 from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import encode_split

@@ -1,7 +1,6 @@
 """Figures of the attention heads: what training did to each, and what removing it costs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -61,48 +60,48 @@ def _of_layers(layers: Sequence[LayerHeads], value: OfLayer) -> HeadValues:
     return stacked({layer.layer: value(layer) for layer in layers})
 
 
-def moved(record: HeadsRecord, module: str) -> HeadValues:
+def _moved(record: HeadsRecord, module: str) -> HeadValues:
     """|dW_h|_F / |W0_h|_F of one attention matrix; empty if training did not change it."""
     return stacked({c.layer: c.relative for c in record.changes if c.module == module})
 
 
-def costs(change: Sequence[Sequence[float]]) -> HeadValues:
+def _costs(change: Sequence[Sequence[float]]) -> HeadValues:
     return stacked({layer: [-v for v in row] for layer, row in enumerate(change)})
 
 
-def cost_increase(ablation: HeadAblation) -> HeadValues:
+def _cost_increase(ablation: HeadAblation) -> HeadValues:
     """How much more each removal costs after tuning than before, nats per item."""
-    return costs(ablation.tuned_gold_change) - costs(ablation.base_gold_change)
+    return _costs(ablation.tuned_gold_change) - _costs(ablation.base_gold_change)
 
 
-def largest(values: HeadValues) -> tuple[int, int]:
+def _largest(values: HeadValues) -> tuple[int, int]:
     """(layer, head) of the largest known value."""
     layer, head = np.unravel_index(int(np.nanargmax(values)), values.shape)
     return int(layer), int(head)
 
 
-def head_text(values: HeadValues) -> str:
+def _head_text(values: HeadValues) -> str:
     """The head with the largest value, such as ``layer 3 head 1``."""
-    return "layer {} head {}".format(*largest(values))
+    return "layer {} head {}".format(*_largest(values))
 
 
-def most(values: HeadValues) -> str:
+def _most(values: HeadValues) -> str:
     return number(float(np.nanmax(values)))
 
 
-def grids(values: Mapping[str, HeadValues], signed: bool = False) -> dict[str, Grid]:
+def _grids(values: Mapping[str, HeadValues], signed: bool = False) -> dict[str, Grid]:
     """Grids by entry of a drop-down; entries without a known value are left out."""
     known = {entry: of_entry for entry, of_entry in values.items() if not np.isnan(of_entry).all()}
     return {entry: Grid(pd.DataFrame(of_entry), signed) for entry, of_entry in known.items()}
 
 
-def head_quantities(record: HeadsRecord) -> dict[str, HeadValues]:
+def _head_quantities(record: HeadsRecord) -> dict[str, HeadValues]:
     """What is known of the heads of one model, by its label in a drop-down."""
     roles: dict[str, dict[int, list[float | None]]] = {SKILL: {}, LOST: {}}
     for role in record.roles:
         roles[SKILL].setdefault(role.layer, []).append(role.skill)
         roles[LOST].setdefault(role.layer, []).append(role.lost)
-    values = {f"{MODULES[m]} moved: |dW_h| / |W0_h| of {m}": moved(record, m) for m in MODULES}
+    values = {f"{MODULES[m]} moved: |dW_h| / |W0_h| of {m}": _moved(record, m) for m in MODULES}
     measures: dict[str, OfLayer] = {
         "importance": lambda layer: layer.importance,
         "attention entropy": lambda layer: layer.entropy,
@@ -129,7 +128,7 @@ def rank_correlation(a: HeadValues, b: HeadValues) -> float | None:
     return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
 
 
-def ablation_rows(model: str, ablation: HeadAblation) -> list[dict[str, object]]:
+def _ablation_rows(model: str, ablation: HeadAblation) -> list[dict[str, object]]:
     """A row per head, then one per layer with all its heads removed."""
     heads: list[dict[str, object]] = [
         {
@@ -155,15 +154,15 @@ def ablation_rows(model: str, ablation: HeadAblation) -> list[dict[str, object]]
     ]
 
 
-def beyond_noise(ablation: HeadAblation) -> str:
+def _beyond_noise(ablation: HeadAblation) -> str:
     """How many costs changed by more than two standard errors."""
     errors = [error for layer in ablation.gold_difference_error for error in layer]
-    values = [float(v) for v in cost_increase(ablation).ravel() if not np.isnan(v)]
+    values = [float(v) for v in _cost_increase(ablation).ravel() if not np.isnan(v)]
     tested = [(v, e) for v, e in zip(values, errors, strict=True) if e is not None]
     return f"{sum(abs(v) > 2 * e for v, e in tested)} of {len(tested)}"
 
 
-def noise_text(ablations: Sequence[HeadAblation]) -> str:
+def _noise_text(ablations: Sequence[HeadAblation]) -> str:
     """How many heads noise alone puts beyond two standard errors, by Student's t.
 
     The fewest items count. One item has no standard error, so nothing is tested on it.
@@ -174,13 +173,13 @@ def noise_text(ablations: Sequence[HeadAblation]) -> str:
     return f"Noise alone would give {number(200 * float(student.sf(2, min(items) - 1)), 1)} %."
 
 
-def precision_note(dtype: str) -> str:
+def _precision_note(dtype: str) -> str:
     """The precision of the models, and its effect on small values."""
     effect = ", whose rounding alone moves costs by hundredths of a nat"
     return f"The models ran in {dtype}{'' if dtype == 'float32' else effect}."
 
 
-def heads_of(models: AnalyzedModels) -> list[tuple[str, HeadsRecord]]:
+def _heads_of(models: AnalyzedModels) -> list[tuple[str, HeadsRecord]]:
     """Label and mean record over seeds of each model that is compared in detail."""
     by_label = {m.label: _mean_heads(m.records(HeadsRecord)) for m in models.models}
     known = [label for label, record in by_label.items() if record is not None]
@@ -218,7 +217,7 @@ was lost there. The table ends with whole layers, which have no head number. {}"
 @register("heads", 50, per="models")
 def draw_heads_ablated(models: AnalyzedModels) -> Figure | None:
     """Costs before, after and their difference, with a drop-down over models and tasks."""
-    with_heads = heads_of(models)
+    with_heads = _heads_of(models)
     ablations = {
         f"{model}: {ablation.task}": (model, ablation)
         for model, record in with_heads
@@ -226,25 +225,22 @@ def draw_heads_ablated(models: AnalyzedModels) -> Figure | None:
     }
     if not ablations:
         return None
-    before = {entry: costs(a.base_gold_change) for entry, (_, a) in ablations.items()}
-    after = {entry: costs(a.tuned_gold_change) for entry, (_, a) in ablations.items()}
-    change = {entry: cost_increase(a) for entry, (_, a) in ablations.items()}
-    panels = [
-        MapPanel("before", grids(before, True), "cost"),
-        MapPanel("after", grids(after, True), "cost"),
-        MapPanel("difference", grids(change, True)),
-    ]
-    parts = [f"{entry} {head_text(v)}, {most(v)} nats" for entry, v in after.items()]
-    changed = [f"{entry} {beyond_noise(a)}" for entry, (_, a) in ablations.items()]
-    rows = [row for model, a in ablations.values() for row in ablation_rows(model, a)]
+    before = {entry: _costs(a.base_gold_change) for entry, (_, a) in ablations.items()}
+    after = {entry: _costs(a.tuned_gold_change) for entry, (_, a) in ablations.items()}
+    change = {entry: _cost_increase(a) for entry, (_, a) in ablations.items()}
+    shown = {"before": before, "after": after, "difference": change}
+    panels = {title: _grids(values, True) for title, values in shown.items()}
+    parts = [f"{entry} {_head_text(v)}, {_most(v)} nats" for entry, v in after.items()]
+    changed = [f"{entry} {_beyond_noise(a)}" for entry, (_, a) in ablations.items()]
+    rows = [row for model, a in ablations.values() for row in _ablation_rows(model, a)]
     return Figure(
         **models.names("heads-ablated", "What removing each head costs"),
         finding=f"Largest cost after tuning: {join_names(parts)} of the right answer. Heads whose "
         f"cost changed by more than two standard errors: {join_names(changed)}. "
-        + noise_text([a for _, a in ablations.values()]),
+        + _noise_text([a for _, a in ablations.values()]),
         data=table_from_rows(rows),
-        **map_panels(panels, list(ablations)),
-        caption=_ABLATED.format(precision_note(with_heads[0][1].dtype)),
+        **_map_panels(panels, list(ablations), ("cost", "cost", "difference")),
+        caption=_ABLATED.format(_precision_note(with_heads[0][1].dtype)),
         choice_name="Model and task",
     )
 
@@ -259,17 +255,17 @@ tuned model more of the right answer than it costs the base. {}"""
 @register("heads", 10, per="models")
 def draw_heads_compared(models: AnalyzedModels) -> Figure | None:
     """A panel for each model, with a drop-down over quantities; None without records of heads."""
-    with_heads = heads_of(models)
+    with_heads = _heads_of(models)
     if not with_heads:
         return None
-    by_model = {label: head_quantities(record) for label, record in with_heads}
+    by_model = {label: _head_quantities(record) for label, record in with_heads}
     entries = list(dict.fromkeys(entry for values in by_model.values() for entry in values))
     signed = {entry for entry in entries if entry.endswith(("change", "nats"))}
-    panels = []
-    for label, values in by_model.items():
-        maps = grids({e: v for e, v in values.items() if e not in signed})
-        maps |= grids({e: v for e, v in values.items() if e in signed}, signed=True)
-        panels.append(MapPanel(label, maps, scale="all"))
+    panels = {
+        label: _grids({e: v for e, v in values.items() if e not in signed})
+        | _grids({e: v for e, v in values.items() if e in signed}, signed=True)
+        for label, values in by_model.items()
+    }
     rows = [
         {"arm": label, "quantity": entry, "layer": layer, "head": head, "value": float(value)}
         for entry in entries
@@ -278,12 +274,12 @@ def draw_heads_compared(models: AnalyzedModels) -> Figure | None:
         if not np.isnan(value)
     ]
     _, record = with_heads[0]
-    of_items = count(record.items, "item"), record.task, precision_note(record.dtype)
+    of_items = count(record.items, "item"), record.task, _precision_note(record.dtype)
     return Figure(
         **models.names("heads", "Attention heads"),
         finding=_finding(by_model, entries[0]),
         data=table_from_rows(rows),
-        **map_panels(panels, entries),
+        **_map_panels(panels, entries, ["all"] * len(panels)),
         caption=_COMPARE.format(*of_items),
         choice_name="Shown",
     )
@@ -292,7 +288,7 @@ def draw_heads_compared(models: AnalyzedModels) -> Figure | None:
 def _finding(by_model: Mapping[str, Mapping[str, HeadValues]], first: str) -> str:
     drawn = {label: values[first] for label, values in by_model.items() if first in values}
     parts = "; ".join(
-        f"{head_text(v)} in {label}, {most(v)} (median head {number(float(np.nanmedian(v)))})"
+        f"{_head_text(v)} in {label}, {_most(v)} (median head {number(float(np.nanmedian(v)))})"
         for label, v in drawn.items()
     )
     text = f"By {first.rpartition(': ')[2]}, these heads come first: {parts}."
@@ -301,7 +297,7 @@ def _finding(by_model: Mapping[str, Mapping[str, HeadValues]], first: str) -> st
         text += "0 unrelated ones."
     label, values = next(iter(by_model.items()))
     if SKILL in values:
-        text += f" Removing {head_text(values[SKILL])} costs {label} {most(values[SKILL])} nats "
+        text += f" Removing {_head_text(values[SKILL])} costs {label} {_most(values[SKILL])} nats "
         text += "more of the right answer than the base."
     return text
 
@@ -309,52 +305,44 @@ def _finding(by_model: Mapping[str, Mapping[str, HeadValues]], first: str) -> st
 # --- maps side by side ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class MapPanel:
-    title: str
-    grids: Mapping[str, Grid]
-    """By entry of the drop-down; an entry is absent if there is nothing to show."""
-    scale: str = ""
-    """Within an entry, panels with the same name share the end of the color scale; by default each
-    has its own."""
+def _map_panels(
+    panels: Mapping[str, Mapping[str, Grid]], entries: Sequence[str], scales: Sequence[str]
+) -> Drawn:
+    """Maps of heads by layer in a row, with a drop-down over ``entries`` that changes all.
 
-    def scale_of(self, entry: str) -> tuple[str, str]:
-        return self.scale or self.title, entry
-
-    @property
-    def width(self) -> int:
-        """In pixels."""
-        return max(NARROWEST, *(CELL * len(grid.values.columns) for grid in self.grids.values()))
-
-
-def map_panels(panels: Sequence[MapPanel], entries: Sequence[str]) -> Drawn:
-    """Maps of heads by layer in a row, with a drop-down over ``entries`` that changes all."""
-    widths = [panel.width for panel in panels]
+    panels: by title, maps by entry; an entry is absent if there is nothing to show.
+    scales: a name for each panel; panels with the same one share the end of the color scale.
+    """
+    every = [
+        (scale, entry, grid)
+        for scale, maps in zip(scales, panels.values(), strict=True)
+        for entry, grid in maps.items()
+    ]
+    widths = [
+        max(NARROWEST, *(CELL * len(grid.values.columns) for grid in maps.values()))
+        for maps in panels.values()
+    ]
     figure = make_subplots(
         1, len(panels), shared_yaxes=True, column_widths=widths, horizontal_spacing=0.03
     )
-    every = [(panel, entry, grid) for panel in panels for entry, grid in panel.grids.items()]
     height = 130 + max(120, CELL * max(len(grid.values) for *_, grid in every))
     figure.update_layout(layout(height, margin={"l": 48, "r": 16, "t": 40, "b": 52}))
     reaches: dict[tuple[str, str], float] = {}
-    for panel, entry, grid in every:
-        scale = panel.scale_of(entry)
-        reaches[scale] = max(reaches.get(scale, 0.0), grid.largest)
+    for scale, entry, grid in every:
+        reaches[scale, entry] = max(reaches.get((scale, entry), 0.0), grid.largest)
     choices: list[Choice] = []
     hover = {"hovertemplate": "layer %{y}, head %{x}: %{z:.3~g}<extra></extra>"}
     for entry in entries:
         first = len(figure.data)
-        for column, panel in enumerate(panels, start=1):
-            if entry in panel.grids:
-                trace = panel.grids[entry].trace(gap=1, reach=reaches[panel.scale_of(entry)])
+        for column, (scale, maps) in enumerate(zip(scales, panels.values(), strict=True), start=1):
+            if entry in maps:
+                trace = maps[entry].trace(gap=1, reach=reaches[scale, entry])
                 figure.add_heatmap(**trace | hover, visible=not choices, row=1, col=column)
         choices.append(Choice(entry, tuple(range(first, len(figure.data)))))
-    for column, panel in enumerate(panels, start=1):
+    for column, title in enumerate(panels, start=1):
         at = {"row": 1, "col": column}
-        y_title = "layer" if column == 1 else ""
         figure.update_xaxes(axis("head", **FLAT), **at)
-        figure.update_yaxes(axis(y_title, **FLAT, autorange="reversed"), **at)
+        figure.update_yaxes(axis("layer" * (column == 1), **FLAT, autorange="reversed"), **at)
         domain = figure.layout["xaxis" if column == 1 else f"xaxis{column}"].domain
-        figure.add_annotation(panel_heading(panel.title, domain[0], 1))
-    width = 80 + sum(panel_width + 24 for panel_width in widths)
-    return Drawn(plot=figure, choices=choices, min_width=width)
+        figure.add_annotation(panel_heading(title, domain[0], 1))
+    return Drawn(plot=figure, choices=choices, min_width=80 + sum(width + 24 for width in widths))

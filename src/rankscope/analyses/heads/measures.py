@@ -1,4 +1,4 @@
-"""Importance of every head to the loss, to first order, and how widely it attends.
+"""Heads of a model: importance to the loss, how widely they attend, how far training moved them.
 
 Importance, from one backward pass:
 
@@ -19,21 +19,48 @@ Normalized entropy of the attention weights:
 averaged over positions from 1 on: 0 attends to one token, 1 to all equally. With a sliding window
 of w tokens a position sees min(t + 1, w). The fused attention that models run keeps no weights, so
 they are recomputed here from the queries and keys of a forward pass.
+
+How far training moved each head's slice of the attention matrices:
+
+    query head h of q_proj (rows h):       |dW_h|_F^2 = tr[(B_h^T B_h)(A A^T)]
+    key/value head of k_proj, v_proj:      the same
+    head h of o_proj (columns h):          |dW_h|_F^2 = tr[(B^T B)(A_h A_h^T)]
+
+for dW = B A with the scaling in B, so dW is never formed for LoRA (docs/science.md, "Heads").
+DoRA's magnitude and full fine-tuning give a dense dW, which is cut into slices. Each value is also
+given relative to |W0_h|_F.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import islice
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rankscope.analyses.heads.layout import AttentionLayer, HeadModel
-from rankscope.evaluate.token_trees import TokenTree, TokenTreeBatch, cut_batches, logprobs_at
+from rankscope.analyses.heads.ablation import ablate, single_heads, whole_layers
+from rankscope.analyses.heads.layout import PROJECTIONS, AttentionLayer, HeadLayout, HeadModel
+from rankscope.analyses.heads.record import HeadAblation, HeadChange, HeadRole, LayerHeads
+from rankscope.analyses.heads.tasks import HeadTask
+from rankscope.evaluate.token_trees import (
+    Floats,
+    TokenTree,
+    TokenTreeBatch,
+    cut_batches,
+    logprobs_at,
+)
 from rankscope.models.attention.varlen import window_mask
-from rankscope.models.base import RowBatch
+from rankscope.models.base import Base, RowBatch
+from rankscope.models.checkpoint_reader import CheckpointReader
+from rankscope.models.lora import Adapter
+from rankscope.models.low_rank_update import LowRankUpdate, to_float64
+from rankscope.models.methods import get_lora_method
+from rankscope.models.quantize import dense_weight
 
 
 def raw_importance(signed: Tensor, num_heads: int) -> Tensor:
@@ -153,3 +180,203 @@ def attention_entropy(
     if not num_positions:
         return [(None,) * len(layer) for layer in sums]
     return [tuple((layer / num_positions).tolist()) for layer in sums]
+
+
+# --- of one trial ------------------------------------------------------------------------------
+
+Weights = Callable[[str], Tensor]  # Module path -> weight, (out, in)
+
+
+def low_rank_head_norms(A: Tensor, B: Tensor, num_heads: int, by_columns: bool) -> Tensor:
+    """|(B A)_h|_F of every head, without forming B A: A (r, in), B (out, r) -> (heads,) float64.
+    Heads are side by side in the rows of B, or ``by_columns`` (o_proj) in the columns of A."""
+    a, b = to_float64(A), to_float64(B)
+    # tr[(B_h^T B_h) M] with M = A A^T is the sum of (B_h M) * B_h: row by row, then head by head.
+    squares = ((b.T @ b @ a) * a).sum(0) if by_columns else ((b @ (a @ a.T)) * b).sum(1)
+    return squares.view(num_heads, -1).sum(1).clamp_(min=0).sqrt()
+
+
+def dense_head_norms(weight: Tensor, num_heads: int, by_columns: bool) -> Tensor:
+    """|W_h|_F of every head's rows, or columns, of ``weight`` (out, in); (heads,) float64."""
+    squares = to_float64(weight).square().sum(0 if by_columns else 1)
+    return squares.view(num_heads, -1).sum(1).sqrt()
+
+
+def adapter_changes(layout: HeadLayout, base: Weights, adapter: Adapter) -> tuple[HeadChange, ...]:
+    """Changes of the attention matrices that a LoRA-like adapter is on, layer by layer."""
+
+    def norms(layer: AttentionLayer, module: str) -> Tensor:
+        name, heads = layer.projection(module), layer.heads_of(module)
+        if not get_lora_method(adapter.method).delta_is_low_rank:
+            delta = adapter.delta(name, to_float64(base(name)))
+            return dense_head_norms(delta, heads, module == "o_proj")
+        update = LowRankUpdate.from_adapter(adapter, name)
+        return low_rank_head_norms(update.A, update.B, heads, module == "o_proj")
+
+    return _head_changes(layout, adapter.a, base, norms)
+
+
+def dense_changes(
+    layout: HeadLayout, base: Weights, tuned: Weights, names: Iterable[str]
+) -> tuple[HeadChange, ...]:
+    """Changes of the attention matrices among ``names``, from two full sets of weights."""
+
+    def norms(layer: AttentionLayer, module: str) -> Tensor:
+        name = layer.projection(module)
+        before = base(name).float()
+        delta = tuned(name).to(before) - before
+        return dense_head_norms(delta, layer.heads_of(module), module == "o_proj")
+
+    return _head_changes(layout, names, base, norms)
+
+
+def _head_changes(
+    layout: HeadLayout,
+    names: Iterable[str],
+    base: Weights,
+    norms: Callable[[AttentionLayer, str], Tensor],
+) -> tuple[HeadChange, ...]:
+    chosen, changes = set(names), []
+    for layer in layout:
+        for module in PROJECTIONS:
+            name = layer.projection(module)
+            if name not in chosen:
+                continue
+            moved = norms(layer, module).cpu()
+            before = dense_head_norms(base(name), layer.heads_of(module), module == "o_proj").cpu()
+            relative = torch.where(before > 0, moved / before, torch.zeros_like(before))
+            changes.append(
+                HeadChange(
+                    layer=layer.index,
+                    module=module,
+                    frobenius=tuple(moved.tolist()),
+                    relative=tuple(relative.tolist()),
+                )
+            )
+    return tuple(changes)
+
+
+_T = TypeVar("_T")
+
+
+Ablated = tuple[list[Floats], list[list[Floats]]]  # Scores of the intact model, by ablation
+Measurements = tuple[tuple[LayerHeads, ...], list[Ablated]]
+"""Of one model: its heads by layer, and ablations by task."""
+
+
+def measure_heads(model: HeadModel, task: HeadTask, ablated_on: Sequence[HeadTask]) -> Measurements:
+    """Importance and entropy of every head on ``task``, and ablations of every head, and of every
+    layer, on each of ``ablated_on``."""
+    signed = head_importance(model, task.trees)
+    entropy = attention_entropy(model, task.trees)
+    layout = model.layout
+
+    def unit(layer: AttentionLayer, num_heads: int) -> tuple[float, ...]:
+        return tuple(unit_length(raw_importance(signed[layer.index], num_heads)).tolist())
+
+    layers = tuple(
+        LayerHeads(
+            layer=layer.index,
+            importance=unit(layer, layer.num_heads),
+            group_importance=unit(layer, layer.num_kv_heads),
+            entropy=entropy[layer.index],
+        )
+        for layer in layout
+    )
+    ablations = [*single_heads(layout), *whole_layers(layout)]
+    return layers, [ablate(model, other.trees, ablations) for other in ablated_on]
+
+
+def ablation_record(
+    layout: HeadLayout, task: HeadTask, base: Ablated, tuned: Ablated
+) -> HeadAblation:
+    """What removing each head, then each layer, does to the base and to a tuned model."""
+
+    def by_layer(values: Sequence[_T]) -> tuple[tuple[_T, ...], ...]:
+        remaining = iter(values)
+        return tuple(tuple(islice(remaining, layer.num_heads)) for layer in layout)
+
+    def changes(result: Ablated) -> tuple[list[float], list[Floats]]:
+        intact, ablated = result
+        score, gold = task.scores(intact), task.gold(intact)
+        return (
+            [float((task.scores(v) - score).mean()) for v in ablated],
+            [task.gold(v) - gold for v in ablated],
+        )
+
+    base_score, base_gold = changes(base)
+    tuned_score, tuned_gold = changes(tuned)
+    heads, n = layout.num_heads, len(task.trees)
+    pairs = zip(base_gold[:heads], tuned_gold[:heads], strict=True)
+    errors = [float((t - b).std(ddof=1) / np.sqrt(n)) if n > 1 else None for b, t in pairs]
+    base_mean, tuned_mean = ([float(d.mean()) for d in gold] for gold in (base_gold, tuned_gold))
+    return HeadAblation(
+        task=task.name,
+        items=n,
+        metric=task.metric,
+        base_score=float(task.scores(base[0]).mean()),
+        tuned_score=float(task.scores(tuned[0]).mean()),
+        base_change=by_layer(base_score),
+        tuned_change=by_layer(tuned_score),
+        base_gold_change=by_layer(base_mean),
+        tuned_gold_change=by_layer(tuned_mean),
+        gold_difference_error=by_layer(errors),
+        base_layer_gold_change=tuple(base_mean[heads:]),
+        tuned_layer_gold_change=tuple(tuned_mean[heads:]),
+    )
+
+
+def trial_changes(
+    model: HeadModel, base: Base, stored_base: Weights | None = None
+) -> tuple[HeadChange, ...]:
+    """How far training moved each head; W0 is from ``stored_base``, or as loaded."""
+    layout, tuned = model.layout, model.base
+    if (tuner := tuned.multi_lora.injected_tuner) is not None:
+        return dense_changes(layout, tuner.base_weight, tuner.merged_weight, tuner.mergeable())
+    linears = base.linears()
+
+    def loaded_base(name: str) -> Tensor:
+        return dense_weight(linears[name])
+
+    before = stored_base or loaded_base
+    if model.adapter_name is not None:
+        return adapter_changes(layout, before, tuned.multi_lora.adapters[model.adapter_name])
+    # Read a full model from its file: in memory it may be bfloat16, which rounds by up to 1 part in
+    # 512, as much as training may have changed.
+    names = [layer.projection(module) for layer in layout for module in PROJECTIONS]
+    return dense_changes(layout, before, CheckpointReader(tuned.folder).weight, names)
+
+
+def head_roles(trained: HeadAblation, others: Sequence[HeadAblation]) -> tuple[HeadRole, ...]:
+    """Roles of every head, layer by layer, from ablations on the trained task and on others,
+    equally weighted.
+
+    Removing a head costs a model c = -(change of the gold answer's log-probability). On the trained
+    task c_tuned - c_base is the head's *skill*, on others c_base - c_tuned what it *lost*. Costs do
+    not add up over heads, and small ones are noise: see ``HeadAblation.gold_difference_error``.
+    """
+    shape = [len(heads) for heads in trained.base_gold_change]
+    for ablation in (trained, *others):
+        for changes in (ablation.base_gold_change, ablation.tuned_gold_change):
+            if [len(heads) for heads in changes] != shape:
+                raise ValueError(f"{ablation.task}: other heads than {trained.task}'s")
+    skill = _added_cost(trained)
+    added_elsewhere = [_added_cost(other) for other in others]
+    return tuple(
+        HeadRole(
+            layer=layer,
+            head=head,
+            skill=skill[layer][head],
+            lost=-sum(task[layer][head] for task in added_elsewhere) / len(others)
+            if others
+            else None,
+        )
+        for layer, heads in enumerate(shape)
+        for head in range(heads)
+    )
+
+
+def _added_cost(ablation: HeadAblation) -> list[list[float]]:
+    """By layer and head: c_tuned - c_base, nats."""
+    pairs = zip(ablation.base_gold_change, ablation.tuned_gold_change, strict=True)
+    return [[b - t for b, t in zip(base, tuned, strict=True)] for base, tuned in pairs]

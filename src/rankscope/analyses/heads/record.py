@@ -43,7 +43,7 @@ class HeadAblation(Record):
 
 
 class HeadRole(Record):
-    """What one head contributes (see ``analyses.heads.trial_heads``)."""
+    """What one head contributes (see ``analyses.heads.measures``)."""
 
     layer: int
     head: int

@@ -5,15 +5,15 @@ from collections.abc import Iterator, Sequence
 
 from rankscope.analyses.heads import HEADS
 from rankscope.analyses.heads.layout import HeadLayout, HeadModel
-from rankscope.analyses.heads.record import HeadRole, HeadsRecord
-from rankscope.analyses.heads.tasks import HeadTask, head_task, related_tasks
-from rankscope.analyses.heads.trial_heads import (
+from rankscope.analyses.heads.measures import (
     Measurements,
     ablation_record,
     head_roles,
     measure_heads,
     trial_changes,
 )
+from rankscope.analyses.heads.record import HeadRole, HeadsRecord
+from rankscope.analyses.heads.tasks import HeadTask, head_task, related_tasks
 from rankscope.errors import reporting_shortages
 from rankscope.evaluate.context_window import context_length
 from rankscope.formatting import count, join_names

@@ -60,16 +60,12 @@ def draw_scaled_variants(view: StudyView, task: str) -> Figure | None:
             "strength": point.strength,
             gain: point.gain * unit.scale,
             retained: -point.forgetting * kept.scale,
-            f"validation split: {gain}": point.validation_gain * unit.scale,
-            f"validation split: {retained}": -point.validation_forgetting * kept.scale,
             "seeds": point.seeds,
         }
         for (label, kind), points in curves.items()
         for point in points
     ]
-    digits = view.plane_digits(task, kept)
-    digits |= {f"validation split: {title}": places for title, places in digits.items()}
-    frame = table_from_rows(rows, digits)
+    frame = table_from_rows(rows, view.plane_digits(task, kept))
     words = {"scaled:": "scaled", "strength": "strength", "gain": gain, "retention": retained}
     paths: dict[str, list[Path]] = {}
     names = view.point_names(task)

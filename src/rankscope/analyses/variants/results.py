@@ -52,8 +52,6 @@ class ScaledPoint(NamedTuple):
     strength: float  # 0 is the base and 1 the arm as trained
     gain: float  # In-domain: tuned minus base, test split
     forgetting: float  # Base minus tuned, mean over retention tasks, test split; positive = forgot
-    validation_gain: float
-    validation_forgetting: float
     net: float  # Net gain on the validation split; the highest is chosen
     seeds: int
 
@@ -89,31 +87,24 @@ def scaling_curves(
     parts = net_scale(study, task, arms).parts
     for arm in arms:
         for kind in SCALED:
-            by_seed = [
-                [_scaling_curve(study, strengths, t.spec, kind, s) for s in ("test", "validation")]
-                for t in finished_trials(arm)
-            ]
-            known = [pair for pair in by_seed if all(pair)]
-            points = _mean_curve(study, parts, known) if known else []
-            if len(points) > 1:
-                curves[arm[0].spec.arm_label, kind] = points
+            found = [_scaling_curve(study, strengths, t.spec, kind) for t in finished_trials(arm)]
+            by_seed = [curve for curve in found if curve]
+            shared = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
+            if len(shared) > 1:
+                points = [(s, [curve[s] for curve in by_seed]) for s in shared]
+                curves[arm[0].spec.arm_label, kind] = [
+                    ScaledPoint(
+                        strength=strength,
+                        gain=float(np.mean([gain for _, gain, _ in models])),
+                        forgetting=float(np.mean([forgetting for _, _, forgetting in models])),
+                        net=float(
+                            np.mean([_net_gain(study, parts, model) for model, _, _ in models])
+                        ),
+                        seeds=len(models),
+                    )
+                    for strength, models in points
+                ]
     return curves
-
-
-def _mean_curve(
-    study: StudyRecords,
-    parts: Sequence[Part],
-    by_seed: Sequence[Sequence[Mapping[float, ScaledModel]]],
-) -> list[ScaledPoint]:
-    """Of the curves on both splits of each seed."""
-    points = []
-    for strength in sorted(set.intersection(*(set(curve) for pair in by_seed for curve in pair))):
-        changes = [[x for curve in pair for x in curve[strength][1:]] for pair in by_seed]
-        nets = [_net_gain(study, parts, pair[0][strength][0]) for pair in by_seed]
-        gain, forgetting, on_validation, forgotten = (float(x) for x in np.mean(changes, axis=0))
-        means = (gain, forgetting, on_validation, forgotten, float(np.mean(nets)))
-        points.append(ScaledPoint(strength, *means, seeds=len(by_seed)))
-    return points
 
 
 def _scored_strengths(study: StudyRecords) -> Strengths:
@@ -126,9 +117,9 @@ def _scored_strengths(study: StudyRecords) -> Strengths:
 
 
 def _scaling_curve(
-    study: StudyRecords, strengths: Strengths, trial: TrialSpec, kind: VariantKind, split: Split
+    study: StudyRecords, strengths: Strengths, trial: TrialSpec, kind: VariantKind
 ) -> dict[float, ScaledModel]:
-    """A trial's models by strength, with the trial itself at 1; empty without variants.
+    """A trial's models by rising strength, the trial itself at 1; empty without variants.
 
     Only the curve of kind ``scale`` includes the base: the other kinds leave a part of the update
     unchanged at strength 0.
@@ -138,19 +129,17 @@ def _scaling_curve(
     curve = {
         s: (model, *changes)
         for s, model in models.items()
-        if (changes := gain_and_forgetting(study, trial.task, model, split)) is not None
+        if (changes := _gain_and_forgetting(study, trial.task, model)) is not None
     }
     if len(curve) < 2:
         return {}
     return {0.0: (BASE, 0.0, 0.0), **curve} if kind == "scale" else curve
 
 
-def gain_and_forgetting(
-    study: StudyRecords, task: str, model: str, split: Split
-) -> tuple[float, float] | None:
+def _gain_and_forgetting(study: StudyRecords, task: str, model: str) -> tuple[float, float] | None:
     """Gain on ``task`` and mean forgetting on the retention tasks; None if a score is missing."""
-    gain = _change(study, model, task, split)
-    kept = [_change(study, model, t.name, split) for t in retention_tasks(study, task)]
+    gain = _change(study, model, task, "test")
+    kept = [_change(study, model, t.name, "test") for t in retention_tasks(study, task)]
     known = [-change for change in kept if change is not None]
     if gain is None or not known or len(known) < len(kept):
         return None
@@ -182,19 +171,18 @@ def compare_mitigations(study: StudyRecords, task: str) -> list[MitigationCompar
     strengths = _scored_strengths(study)
     trials = [t for t in finished_trials(study.trials) if t.spec.task == task] if strengths else []
     plain = {(_plain_arm(t), t.spec.seed): t.spec for t in trials if not _is_mitigated(t)}
-    by_label: list[tuple[str, list[tuple[str, TrialSpec]]]] = []
-    for arm in trials_by_arm(trials).values():
-        label, ids = arm[0].spec.arm_label, [t.spec.trial_id for t in arm]
-        if _is_mitigated(arm[0]):
-            partners = [plain.get((_plain_arm(t), t.spec.seed)) for t in arm]
-            pairs = [(i, p) for i, p in zip(ids, partners, strict=True) if p is not None]
-            by_label.append((label, pairs))
+    by_label: dict[str, list[tuple[str, TrialSpec]]] = {}
+    for trial in trials:
+        spec, label = trial.spec, trial.spec.arm_label
+        if _is_mitigated(trial):
+            if (partner := plain.get((_plain_arm(trial), spec.seed))) is not None:
+                by_label.setdefault(label, []).append((spec.trial_id, partner))
             continue
         for kind in SCALED[1:]:
-            for variant in (Variant(kind, s) for s in strengths.get((ids[0], kind), ())):
-                pairs = [(variant.of(t.spec.trial_id), t.spec) for t in arm]
-                by_label.append((f"{label} {variant.of('')[1:]}", pairs))
-    compared = [_comparison(study, strengths, label, pairs) for label, pairs in by_label]
+            for variant in (Variant(kind, s) for s in strengths.get((spec.trial_id, kind), ())):
+                of_kind = by_label.setdefault(f"{label} {variant.of('')[1:]}", [])
+                of_kind.append((variant.of(spec.trial_id), spec))
+    compared = [_comparison(study, strengths, label, pairs) for label, pairs in by_label.items()]
     known = [c for c in compared if c is not None]
     adjusted = adjusted_within_family([c.difference for c in known])
     return [c._replace(difference=d) for c, d in zip(known, adjusted, strict=True)]
@@ -245,10 +233,10 @@ def _comparison(
     trials."""
     matches, beyond = list[tuple[ScaledModel, Crossing]](), 0
     for model, trial in pairs:
-        curve = _scaling_curve(study, strengths, trial, "scale", "test")
-        changes = gain_and_forgetting(study, trial.task, model, "test")
+        curve = _scaling_curve(study, strengths, trial, "scale")
+        changes = _gain_and_forgetting(study, trial.task, model)
         if curve and changes is not None:
-            crossing = crossing_at([curve[s] for s in sorted(curve)], changes[0])
+            crossing = crossing_at(list(curve.values()), changes[0])
             matches.append(((model, *changes), crossing))
             beyond += changes[0] > max(gain for _, gain, _ in curve.values())
     if not matches:
