@@ -37,6 +37,9 @@ class Unit(NamedTuple):
 POINTS = Unit(100.0, "%", "points", 1)
 """Accuracy: fractions shown in percent, differences in percentage points."""
 NATS = Unit(1.0, "nats per token", "nats per token", 3)  # Mean log probability
+OF_LARGEST = " of the largest gain"
+SHARES = Unit(100.0, f"%{OF_LARGEST}", f"%{OF_LARGEST}", 1)
+"""Net gains that are shares: fractions of the largest gain of any arm."""
 
 
 def unit_of(score_unit: Literal["accuracy", "log_probability"] | None) -> Unit:
@@ -45,8 +48,8 @@ def unit_of(score_unit: Literal["accuracy", "log_probability"] | None) -> Unit:
 
 
 def net_unit(scale: str, unit: Unit) -> Unit:
-    """Unit of a net gain by its scale and the task's unit; shares are hundredths, like points."""
-    return {"shares": POINTS, "points": POINTS, "nats": NATS}.get(scale, unit)
+    """Unit of a net gain by its scale and the task's unit."""
+    return {"shares": SHARES, "points": POINTS, "nats": NATS}.get(scale, unit)
 
 
 def score_text(value: float, unit: Unit) -> str:
@@ -73,6 +76,11 @@ def difference(value: float, unit: Unit) -> str:
 def amount(value: float, unit: Unit) -> str:
     """A difference without its sign, such as ``3.2 points``."""
     return difference(abs(value), unit).removeprefix("+")
+
+
+def margin_text(margin: float, unit: Unit) -> str:
+    """A margin in a sentence: ``2 points``, or ``2 %`` of what is called the best there."""
+    return amount(margin, unit).replace(".0 ", " ").removesuffix(OF_LARGEST)
 
 
 def percent(p: float) -> str:

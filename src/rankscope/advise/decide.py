@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from rankscope.advise.arms import Arm
 from rankscope.advise.messages import arm_name, capitalized, verdict_name
 from rankscope.advise.results import TaskResults, expected
-from rankscope.formatting import amount, count, difference, percent, signed
+from rankscope.formatting import amount, count, difference, margin_text, percent, signed
 from rankscope.records import (
     ArmSummary,
     Confidence,
@@ -102,7 +102,7 @@ def _verb(p: float, plain: str, leaning: str) -> str:
 
 
 def _margin(results: TaskResults) -> str:
-    return amount(results.objective.margin, results.net_unit).replace(".0 ", " ")
+    return margin_text(results.objective.margin, results.net_unit)
 
 
 def _ranks_that_may_do(results: TaskResults) -> tuple[RankThatMayDo, ...]:

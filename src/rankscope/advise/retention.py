@@ -73,7 +73,7 @@ class NetScale:
         if self.largest_gain is not None:
             if len(self.parts) == 1:
                 text = "The gain is in nats per token and counted as a share of the largest one."
-            text += f" 100 points of gain are {self.largest_gain:.3g} nats per token."
+            text += f" 100 % are {self.largest_gain:.3g} nats per token."
         return ForgettingScale(name=self.name, text=text)
 
 

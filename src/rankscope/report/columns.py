@@ -9,9 +9,10 @@ line.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from rankscope.formatting import Unit, number, p_cell, percent, unit_of
+from rankscope.formatting import NATS, POINTS, SHARES, Unit, number, p_cell, percent
 
 Cell = str | float | int | None
+_UNITS = {"accuracy": POINTS, "share": SHARES}  # By name; nats else
 P_TITLES = frozenset({"p", "p, Holm"})
 PROBABILITIES = frozenset({"P(better)", "P(within margin)", "P(best)", "P(good enough)"})
 """Titles of columns of posterior probabilities, which end at ``over 99 %``."""
@@ -25,8 +26,8 @@ class Column(NamedTuple):
     unit: Unit | None = None  # Its scale multiplies the values, its digits follow the point
     digits: int | None = None  # Other digits than the unit's; three significant ones without either
     unit_from: str = ""
-    """Name of the column with each row's score unit, ``accuracy`` (points) or ``log_probability``
-    (nats), if rows differ."""
+    """Name of the column with each row's score unit, ``accuracy`` (points), ``share`` or
+    ``log_probability`` (nats), if rows differ."""
     words: Mapping[str, str] | None = None  # What is shown for texts
 
     @property
@@ -71,5 +72,5 @@ def _shown(value: object, row: Mapping[str, object], column: Column) -> object:
         return (column.words or {}).get(value, value)
     unit = column.unit
     if column.unit_from:
-        unit = unit_of("accuracy" if row[column.unit_from] == "accuracy" else "log_probability")
+        unit = _UNITS.get(str(row[column.unit_from]), NATS)
     return value * unit.scale if unit and isinstance(value, int | float) else value

@@ -10,8 +10,8 @@ from rankscope.formatting import (
     NATS,
     POINTS,
     Unit,
-    amount,
     difference,
+    margin_text,
     net_unit,
     safe_text,
     unit_of,
@@ -176,7 +176,7 @@ class StudyView:
     def margin(self, task: str) -> str:
         """``2 points``."""
         margin = self.study.config.objective.margin
-        return amount(margin, self.net_unit(task)).replace(".0 ", " ")
+        return margin_text(margin, self.net_unit(task))
 
     def base(self, task: str) -> EvalRecord | None:
         """The base model on the test split of ``task``."""

@@ -8,13 +8,13 @@ from collections.abc import Callable
 import pandas as pd
 
 from rankscope.analyses.tables import TableRow
-from rankscope.formatting import CONFIDENCES, NATS, Unit
+from rankscope.formatting import CONFIDENCES, NATS, SHARES, Unit
 from rankscope.records import FAILED, ArmSummary, Estimate, StudyRecords
 from rankscope.report.columns import Column
 from rankscope.report.study_view import StudyView, change_on
 from rankscope.report.table_formats import table
 
-_WORDS = {"accuracy": "points", "log_probability": NATS.score}
+_WORDS = {"accuracy": "points", "share": SHARES.difference, "log_probability": NATS.score}
 STUDY_COLUMNS = {
     "lr": Column("learning rate"),
     "score": Column(unit_from="score_unit"),
@@ -78,7 +78,7 @@ def _with_interval(name: str, estimate: Estimate | None) -> TableRow:
 
 
 def _score_unit(unit: Unit) -> str:
-    return "log_probability" if unit == NATS else "accuracy"
+    return {NATS: "log_probability", SHARES: "share"}.get(unit, "accuracy")
 
 
 def _columns(view: StudyView, *names: str) -> dict[str, Column]:
