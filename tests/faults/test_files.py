@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from command_line import files_below, rankscope, settings
-from pocket_study import results
 
 from faults import OPENED, edit, refused
 
@@ -80,17 +79,6 @@ def test_a_folder_without_a_study(tmp_path: Path, verb: str) -> None:
         expected="expected a folder that 'rankscope run' or 'rankscope quickstart' wrote to",
     )
     assert files_below(tmp_path) == set()
-
-
-@pytest.mark.pitfall(27)
-@pytest.mark.parametrize("change", ["dtype=bfloat16", "data_seed=5"])
-def test_the_folder_of_a_study_with_other_settings(copied: Path, change: str) -> None:
-    """It says what it found, and leaves all as it was; nothing starts anew in silence."""
-    before = results(copied)
-    file = copied.parent / "study.yaml"
-    outcome = rankscope("run", file, "--out", copied, *settings(change))
-    refused(outcome, where=f"{copied}: ", found="found results", do="its own --out folder")
-    assert results(copied) == before
 
 
 def test_a_tilde_that_no_shell_replaced_is_the_home_folder(

@@ -5,7 +5,6 @@ import io
 import math
 import random
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from command_line import Outcome, rankscope, settings, write_rows
 from pocket_study import results
 
-from faults import edit, good_rows, refused
+from faults import good_rows, refused
 from rankscope.records import BASE, EvalKey, EvalRecord
 from rankscope.store import Ledger
 
@@ -125,19 +124,6 @@ def test_other_training_rows_are_other_trials_with_the_same_base(copied: Path) -
     ids = [{spec.trial_id for spec, *_ in r["trials"].values()} for r in (before, after)]
     assert len(ids[0]) == len(ids[1]) == len(ids[0] ^ ids[1]) / 2
     assert base_evaluations(copied) == scored
-
-
-@pytest.mark.pitfall(32)
-def test_training_rows_with_other_test_items_need_another_folder(copied: Path) -> None:
-    """Stored scores without contaminated rows count those of before."""
-    before = results(copied)
-    edit(copied.parent, "train: rows.jsonl\n", f"train: rows.jsonl\n{ANOTHER}")
-    shutil.copy(copied.parent / "rows.jsonl", copied.parent / "another.jsonl")
-    needs_another_folder(copied, "(contaminated_sha256 was")
-    assert results(copied) == before
-
-
-ANOTHER = "  - name: another\n    train: another.jsonl\n"
 
 
 def base_evaluations(out: Path) -> dict[EvalKey, EvalRecord]:

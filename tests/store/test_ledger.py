@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_study import MODEL, PROVENANCE
+from synthetic_study import MODEL, PROVENANCE, Truth, synthetic_study
 
 from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.config.loader import study_values
-from rankscope.config.study import StudyConfig
 from rankscope.errors import IntegrityError, UserError
 from rankscope.records import (
     BASE,
@@ -40,76 +39,29 @@ FIXTURES = os.pathsep.join(
 )
 """What child processes import from."""
 
-CONFIG = StudyConfig.model_validate(
-    {"name": "test", "model": "pocket", "tasks": ["med"], "arms": [{"method": "full", "lr": 1e-4}]}
+STUDY = synthetic_study(
+    Truth(ranks=(2, 8, 32), full_lrs=(), seeds=(0,), num_items=4, retention=(), cross=())
 )
-TASK = TaskRecord(
-    name="med",
-    roles=("in_domain",),
-    trained_on=True,
-    metric="acc",
-    score_unit="accuracy",
-    chance=0.25,
-    rows={"train": 8, "validation": 4, "test": 4},
-    dropped=0,
-    contamination={},
-    source="made for a test",
-    sha256="b" * 64,
-    test_sha256="b" * 64,
-)
-SPECS = [
-    TrialSpec(
-        trial_id=f"{rank:016x}",
-        task="med",
-        method="lora",
-        rank=rank,
-        alpha=2.0 * rank,
-        lr=1e-3,
-        targets=("q_proj",),
-        dropout=0.0,
-        seed=0,
-    )
-    for rank in (2, 8, 32)
-]
+"""Three trials of LoRA on one task, whose test split has four items."""
+CONFIG, (TASK,) = STUDY.config, STUDY.tasks
+SPECS = [trial.spec for trial in STUDY.trials]
 IDS = [spec.trial_id for spec in SPECS]
 
 
 def train_record(trial_id: str, loss: float = 0.5) -> TrainRecord:
-    return TrainRecord(
-        trial_id=trial_id,
-        group_id="group",
-        group_size=3,
-        trainable_parameters=8,
-        steps=1,
-        num_tokens=64,
-        num_label_tokens=8,
-        rows=8,
-        rows_dropped=0,
-        rows_truncated=0,
-        seconds=1.5,
-        peak_memory_bytes=2**20,
-        losses=(LossPoint(step=0, loss=loss, lr=1e-3, grad_norm=1.0),),
-        weights_sha256="c" * 64,
-    )
+    losses = (LossPoint(step=0, loss=loss, lr=1e-3, grad_norm=1.0),)
+    train = STUDY.trials[IDS.index(trial_id)].train
+    assert train is not None
+    return train.model_copy(update={"losses": losses})
 
 
 def eval_record(trial_id: str, task: str = "med") -> EvalRecord:
-    return EvalRecord(
-        trial_id=trial_id,
-        task=task,
-        split="test",
-        metric="acc",
-        score=0.5,
-        standard_error=0.25,
-        n=4,
-        metrics={"acc": 0.5},
-        seconds=0.1,
-        num_tokens=40,
-    )
+    record = STUDY.evals[trial_id if trial_id in IDS else BASE, "med", "test"]
+    return record.model_copy(update={"trial_id": trial_id, "task": task})
 
 
 def item_results(trial_id: str) -> list[ItemResult]:
-    draws = np.random.default_rng(int(trial_id, 16) if trial_id != BASE else 0).random(4)
+    draws = np.random.default_rng([BASE, *IDS].index(trial_id)).random(4)
     return [
         ItemResult(
             item_id=f"item-{i}",

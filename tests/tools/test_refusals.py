@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from command_line import files_below, rankscope
 from finished_studies import Finished
-from peft import IA3Config, LoHaConfig, PromptTuningConfig, get_peft_model
+from peft import IA3Config, get_peft_model
 from peft_adapters import saved_adapter, tuned_from, wide_adapter
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_llama
@@ -41,8 +41,6 @@ REFUSED = [
     # inspect
     ("inspect {base} {wide}", "it was made for another model"),
     ("inspect {base} {ia3}", "peft_type 'IA3', expected 'LORA'"),
-    ("inspect {base} {loha}", "peft_type 'LOHA', expected 'LORA'"),
-    ("inspect {base} {prompt}", "peft_type 'PROMPT_TUNING', expected 'LORA'"),
     (SPECTRA + "top_k=33", "analyze.spectra.top_k: found 33, expected 1 to 32, the number of"),
     (SPECTRA + "intruder_k=0", "intruder_k: found 0, expected greater than"),
     (SPECTRA + "intruder_epsilon=.nan", "intruder_epsilon: found "),
@@ -58,7 +56,6 @@ REFUSED = [
     (SHRINK + "--rank 2 --scale 0.5", "found --rank and --scale, expected exactly one of"),
     (SHRINK + "--rank 0", "--rank 0: expected at least 1"),
     (SHRINK + "--scale -1", "expected a number of at least 0"),
-    (SHRINK + "--scale nan", "expected a number of at least 0"),
     (SHRINK + "--scale 1e45", "down_proj: found numbers above float32's largest"),
     (SHRINK + "--scale 1e300", "choose a smaller --scale or --layer-scale"),
     (SHRINK + "--layer-scale 1:1e45", "when layers scaled from 1 to 1e+45"),
@@ -69,7 +66,6 @@ REFUSED = [
     (SHRINK + "--rank 2 --intruder-k -5", "found --intruder-k alone, expected it"),
     (MITIGATE + "2", "expected 0"),
     (MITIGATE + "0.5 --epsilon 5", "--epsilon 5.0: expected a number between 0 and 1"),
-    (MITIGATE + "0.5 --epsilon nan", "expected a number between 0 and 1"),
     (MITIGATE + "0.5 --intruder-k -1", "--intruder-k: found -1, expected 1 to"),
     (SHRINK + "--rank 2,x", "--rank '2,x': expected whole numbers such as 8,32"),
     (SHRINK + "--parameters 100", "found 100 parameters, expected at least 768, rank 1 of each of"),
@@ -100,13 +96,8 @@ def places(
 ) -> dict[str, Path]:
     """What commands name, in a folder of their own."""
     folder = tmp_path_factory.mktemp("refusals")
-    methods = {
-        "ia3": IA3Config(target_modules=["q_proj"], feedforward_modules=[]),
-        "loha": LoHaConfig(r=4, target_modules=["q_proj"]),
-        "prompt": PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
-    }
-    for name, config in methods.items():  # most have neither rank nor alpha of LoRA's
-        get_peft_model(tiny_llama(), config).save_pretrained(folder / name)
+    ia3 = IA3Config(target_modules=["q_proj"], feedforward_modules=[])  # neither rank nor alpha
+    get_peft_model(tiny_llama(), ia3).save_pretrained(folder / "ia3")
     (folder / "rows.xlsx").write_text("question,answer")
     (folder / "both.yaml").write_text("name: pocket_med\nmixture: [pocket_law, pocket_gsm]\n")
     (folder / "study.yaml").write_text(
@@ -123,9 +114,9 @@ def places(
     tensors = load_file(file)
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, file, {"format": "pt"})
-    models = ("full", "other", "deeper", "more_tokens", "lacking")
+    models = ("ia3", "full", "other", "deeper", "more_tokens", "lacking")
     return {
-        **{name: folder / name for name in (*methods, *models, "new")},
+        **{name: folder / name for name in (*models, "new")},
         "lora": saved_adapter(folder / "lora", tiny_llama()),
         "dora": saved_adapter(folder / "dora", tiny_llama(), use_dora=True),
         "wide": wide_adapter(folder / "wide"),

@@ -58,15 +58,6 @@ def test_scaled_updates_are_what_peft_merges(
         close(deltas(tmp_path / f"{factor}", before), {n: factor * d for n, d in whole.items()})
 
 
-def test_layers_are_scaled_linearly(
-    base: Path, adapter: Path, before: dict[str, Tensor], tmp_path: Path
-) -> None:
-    layer_scale(SourceAdapter.open(adapter, base), tmp_path / "lines", 0.25, 1)
-    factors = {n: 0.25 if ".layers.0." in n else 1.0 for n in before}
-    expected = {n: factors[n] * d for n, d in deltas(adapter, before).items()}
-    close(deltas(tmp_path / "lines", before), expected)
-
-
 @pytest.mark.parametrize(("layers", "factors"), [([0], [0.2]), ([1], [0.6]), ([0, 1], [0.2, 0.6])])
 def test_depth_is_counted_over_the_layers_of_the_model(
     layers: list[int], factors: list[float], tmp_path: Path

@@ -77,17 +77,6 @@ def test_stopped_at_any_step_it_ends_with_the_same_bits(
     assert bits(run(name, checkpoint=checkpoint)) == undisturbed(name)
 
 
-def test_stopped_after_every_step_it_comes_to_the_same_end(tmp_path: Path) -> None:
-    for _ in range(2 * NUM_STEPS):
-        try:  # a run that resumes is asked before its first step
-            stop = stop_after(2 if any(tmp_path.iterdir()) else 1)
-            result = run("regularized", checkpoint=GroupCheckpoint(tmp_path), should_stop=stop)
-        except Interrupted:
-            continue
-        break
-    assert bits(result) == undisturbed("regularized")
-
-
 def test_an_adapter_that_is_continued_resumes_bit_for_bit(tmp_path: Path) -> None:
     """The folder is read again and what was trained since is put in its place."""
     peft_adapter(tmp_path / "stored", use_dora=True)
