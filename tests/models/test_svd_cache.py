@@ -16,7 +16,7 @@ from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.svd_cache import (
     SVD,
     SvdCache,
-    cache_bytes,
+    cache_files,
     evict_least_recent,
     from_int16,
     read_svd,
@@ -24,6 +24,10 @@ from rankscope.models.svd_cache import (
     svd_path,
     to_int16,
 )
+
+
+def cache_bytes(folder: Path) -> int:
+    return sum(stat.st_size for _, stat in cache_files(folder))
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:

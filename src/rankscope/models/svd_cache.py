@@ -178,10 +178,6 @@ def _write_svd(path: Path, decomposition: SVD) -> None:
         replace_bytes(path, content)
 
 
-def cache_bytes(folder: Path) -> int:
-    return sum(stat.st_size for _, stat in cache_files(folder))
-
-
 def cache_files(folder: Path) -> list[tuple[Path, os.stat_result]]:
     """Files of the cache that can be read; another process may remove files meanwhile."""
     files = []

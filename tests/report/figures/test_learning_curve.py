@@ -8,7 +8,7 @@ from synthetic_study import Truth, with_tasks, with_trials
 
 from rankscope.records import TrialRecords
 from rankscope.report.figures import learning_curve
-from rankscope.report.learning_curves import curve_of
+from rankscope.report.figures.learning_curve import curve_of
 from rankscope.report.study_view import StudyView
 
 

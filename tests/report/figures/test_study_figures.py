@@ -22,8 +22,7 @@ from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.heat_map import Grid, heat_map
 from rankscope.report.figures import plane, rate_map, transfer
 from rankscope.report.figures.against_rank import draw_against_rank
-from rankscope.report.figures.loss import draw_loss
-from rankscope.report.learning_curves import binned_losses
+from rankscope.report.figures.loss import binned_losses, draw_loss
 from rankscope.report.study_view import StudyView
 
 

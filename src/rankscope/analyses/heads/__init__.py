@@ -11,11 +11,10 @@ from rankscope.config.section import ConfigSection, Name, Unfit
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import RenderableType
 
     from rankscope.analyses.heads.record import HeadsRecord
     from rankscope.config.study import StudyConfig
-    from rankscope.records import StudyRecords, TrialSpec
+    from rankscope.records import TrialSpec
     from rankscope.run.context import RunContext
     from rankscope.run.costs import CostModel
     from rankscope.run.prepared import PreparedStudy
@@ -104,11 +103,6 @@ class HeadsAnalysis(Analysis[HeadsConfig]):
         from rankscope.analyses.heads.tables import head_tables
 
         return head_tables(models)
-
-    def terminal(self, study: "StudyRecords") -> "tuple[list[RenderableType], list[str]]":
-        from rankscope.analyses.heads.tables import heads_terminal
-
-        return heads_terminal(study)
 
 
 HEADS = HeadsAnalysis()

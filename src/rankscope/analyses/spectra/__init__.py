@@ -116,12 +116,8 @@ class SpectraAnalysis(Analysis[SpectraConfig]):
 
     def summary(self, study: "StudyRecords") -> dict[str, object]:
         from rankscope.analyses.spectra.record import growth_of_given
-        from rankscope.models.svd_cache import cache_bytes, svd_cache_folder
 
-        return {
-            "growth": growth_of_given(study.trials),
-            "cache_bytes": cache_bytes(svd_cache_folder()),
-        }
+        return {"growth": growth_of_given(study.trials)}
 
 
 def _decompositions(costs: "CostModel", shapes: Collection[tuple[int, int]]) -> float:

@@ -10,8 +10,6 @@ from rich.table import Table
 from rankscope.analyses.spectra.record import MatrixSpectrum, SpectraRecord, growth_of_given
 from rankscope.analyses.tables import TableRow
 from rankscope.cli.render.table import terminal_table
-from rankscope.formatting import byte_size
-from rankscope.models.svd_cache import cache_bytes, svd_cache_folder
 from rankscope.records import StudyRecords, TrialRecords
 from rankscope.report.columns import Column
 
@@ -75,7 +73,7 @@ def spectra_terminal(study: StudyRecords) -> tuple[list[RenderableType], list[st
 
 
 def _notes(found: Sequence[tuple[TrialRecords, SpectraRecord]]) -> Iterator[str]:
-    """What stands out, how to read the tables, growth with rank, uncertain vectors, disk."""
+    """What stands out, how to read the tables, growth with rank, uncertain vectors."""
     for trial, spectra in found:
         yield _largest_update(trial.spec.arm_label, spectra)
     yield (
@@ -98,8 +96,6 @@ def _notes(found: Sequence[tuple[TrialRecords, SpectraRecord]]) -> Iterator[str]
                 f"{trial.spec.arm_label}: {uncertain} of {total} vectors compared are in clusters "
                 "of close singular values, in which single vectors mean little"
             )
-    if on_disk := cache_bytes(svd_cache_folder()):
-        yield f"decompositions of base weights on disk: {byte_size(on_disk)}"
 
 
 def _largest_update(label: str, spectra: SpectraRecord) -> str:

@@ -4,14 +4,16 @@ Biderman et al. (arXiv 2405.09673) draw it over training tokens; here it is draw
 steps, on the first items of the validation split.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
 
 from rankscope.formatting import count, difference
-from rankscope.records import ArmSummary
+from rankscope.records import BASE, ArmSummary, CurvePoint, TrialRecords
 from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.scatter import Path, paths_from_base
 from rankscope.report.figures import register
-from rankscope.report.learning_curves import CurveStep, curve_of
 from rankscope.report.study_view import StudyView, retention_text
 from rankscope.report.table_formats import table_from_rows
 
@@ -22,6 +24,17 @@ a moment of training, larger the later it is. Right is learned more, up is retai
 a retention task, the gain is drawn against the step. Scores are of the first items of the \
 validation split, by which rungs and early stopping decide; quote the other figures, which use all \
 items."""
+
+
+@dataclass(frozen=True, slots=True)
+class CurveStep:
+    """An arm after some steps, the mean over its seeds; shares of 1 or nats."""
+
+    step: int
+    gain: float  # In-domain: tuned minus base, on the same items
+    retention: float | None  # Tuned minus base, mean over retention tasks; None without one
+    seeds: int
+    items: int  # Of the in-domain task
 
 
 @register("planes", 20)
@@ -82,3 +95,68 @@ def _missing(view: StudyView, task: str) -> str:
     without = sum(not trial.curve for trial in trials)
     verb = "has" if without == 1 else "have"
     return f" {count(without, 'trial')} of {len(trials)} {verb} no curve." if without else ""
+
+
+# --- curves ------------------------------------------------------------------------------------
+
+
+def curve_of(view: StudyView, arm: ArmSummary) -> list[CurveStep]:
+    """The curve of an arm by rising step; a trial counts at the steps with all its scores.
+
+    A trial that stopped early counts up to the step whose weights were kept. At later steps, for as
+    long as other seeds trained, its last score up to there is used.
+    """
+    trials = [(_trial_curve(view, trial), trial.train) for trial in view.trials(arm)]
+    steps = []
+    for step in sorted({step for curve, _ in trials for step in curve}):
+        seeds = []
+        for curve, train in trials:
+            has_ended = train is not None and train.best_step is not None and step > train.best_step
+            seeds.append(curve.get(max(curve, default=step) if has_ended else step))
+        steps.append(_mean_over_seeds(step, [seed for seed in seeds if seed is not None]))
+    return steps
+
+
+def _mean_over_seeds(step: int, seeds: list[CurveStep]) -> CurveStep:
+    kept = [seed.retention for seed in seeds if seed.retention is not None]
+    return CurveStep(
+        step=step,
+        gain=fmean(seed.gain for seed in seeds),
+        retention=fmean(kept) if kept else None,
+        seeds=len(seeds),
+        items=min(seed.items for seed in seeds),
+    )
+
+
+def _trial_curve(view: StudyView, trial: TrialRecords) -> dict[int, CurveStep]:
+    """One trial by step, up to the weights that were kept."""
+    by_step: dict[int, dict[str, CurvePoint]] = defaultdict(dict)
+    for point in trial.curve:
+        by_step[point.step][point.task] = point
+    kept = None if trial.train is None else trial.train.best_step
+    task, curve = trial.spec.task, {}
+    for step, points in by_step.items():
+        learned = points.get(task)
+        if learned is None or (kept is not None and step > kept):
+            continue
+        gain, changes = _change(view, learned), _retention(view, task, points)
+        if gain is not None and changes is not None:
+            mean = fmean(changes) if changes else None
+            curve[step] = CurveStep(step, gain, mean, 1, learned.n)
+    return curve
+
+
+def _change(view: StudyView, point: CurvePoint) -> float | None:
+    """Tuned minus base on the items of a point; None if the base was not scored on them."""
+    base = view.study.items.get((BASE, point.task, "validation"))
+    if base is None or len(base.scores) < point.n:
+        return None
+    return point.score - float(base.scores[: point.n].mean())
+
+
+def _retention(view: StudyView, task: str, points: dict[str, CurvePoint]) -> list[float] | None:
+    """Tuned minus base on the retention tasks of the averaged unit; None if one is missing."""
+    unit = view.retention_unit(task)
+    retained = [name for name in view.retained(task) if view.unit(name) == unit]
+    changes = [_change(view, points[name]) if name in points else None for name in retained]
+    return None if None in changes else [change for change in changes if change is not None]

@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import plotly.graph_objects as go
 
 from rankscope.formatting import count
-from rankscope.records import ArmSummary
+from rankscope.records import ArmSummary, TrialRecords
 from rankscope.report.charts.figure import Figure, axis, hover_texts, layout
 from rankscope.report.figures import register
-from rankscope.report.learning_curves import MAX_POINTS, binned_losses
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import table_from_rows
 
+MAX_POINTS = 80  # Bins of a loss curve
 LOSS = "loss, nats per label token"
 
 
@@ -62,3 +63,19 @@ def _finding(
     text += f" to {high:#.3g} ({highest})." if len(ends) > 1 else "."
     diverged = sum(t.status == "diverged" and t.spec.task == task for t in view.study.trials)
     return text + (f" {count(diverged, 'trial')} of this task diverged." if diverged else "")
+
+
+def binned_losses(
+    trials: list[TrialRecords], points: int = MAX_POINTS
+) -> list[tuple[float, float]]:
+    """(mean step, mean loss) over the seeds of an arm, in at most ``points`` bins."""
+    pairs = [(p.step, p.loss) for t in trials if t.train for p in t.train.losses]
+    finite = np.array([pair for pair in pairs if np.isfinite(pair[1])], dtype=float)
+    if len(finite) == 0:
+        return []
+    step = finite[:, 0]
+    bins = min(points, len(np.unique(step)))
+    edges = np.linspace(step.min(), step.max(), bins + 1)
+    place = np.clip(np.searchsorted(edges, step, side="right") - 1, 0, bins - 1)
+    means = [finite[place == b].mean(axis=0) for b in range(bins) if (place == b).any()]
+    return [(float(at), float(loss)) for at, loss in means]
