@@ -146,10 +146,11 @@ class TaskConfig(ConfigSection):
 
     @model_validator(mode="before")
     @classmethod
-    def complete(cls, value: Any) -> Any:
+    def own_examples(cls, value: Any) -> Any:
+        """A task of a source has its own number of examples."""
         fields = value if isinstance(value, dict) else {"name": value}
         source = source_of(name) if isinstance(name := fields.get("name"), str) else None
-        return value if source is None else source.complete(fields)
+        return value if source is None else {"num_fewshot": "own"} | fields
 
     @model_validator(mode="before")
     @classmethod

@@ -7,7 +7,7 @@ records.
 
 import pkgutil
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     from rankscope.config.study import StudyConfig
@@ -33,10 +33,6 @@ class Source:
         """Raise Unfit if no task is called so."""
 
     # --- tasks that are scored
-
-    def complete(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """A task's keys as the study file has them, with the source's own defaults."""
-        return fields
 
     def tasks(self, name: str) -> "list[TaskConfig]":
         """The tasks of one word of ``eval --tasks``."""

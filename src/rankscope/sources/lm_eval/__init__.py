@@ -1,7 +1,7 @@
 """Any task of lm-evaluation-harness, scored under many models in memory."""
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rankscope.config.section import Unfit, short_repr
 from rankscope.sources import Source, register_source
@@ -17,19 +17,16 @@ class HarnessTasks(Source):
     label = "a task of lm-evaluation-harness"
 
     def check_name(self, rest: str) -> None:
+        from rankscope.sources.lm_eval.task_files import is_yaml
+
+        if is_yaml(rest):
+            found, rule = (
+                f"{short_repr(rest)}, a file",
+                "a task's name, and its file as 'source_file'",
+            )
+            raise Unfit(found, rule, f"or score it with 'rankscope eval --tasks {PREFIX}{rest}'")
         if not re.fullmatch(r"[\w.+-]{1,150}", rest):
             raise Unfit(short_repr(rest), "a name of letters, digits, '_', '.', '+' and '-'")
-
-    def complete(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """A task of the harness has its own number of examples."""
-        name = fields["name"]
-        if name.endswith((".yaml", ".yml")):
-            raise Unfit(
-                found=f"{short_repr(name)}, a file",
-                expected="a task's name, and its file as 'source_file'",
-                do=f"or score it with 'rankscope eval --tasks {name}'",
-            )
-        return {"num_fewshot": "own"} | fields
 
     def tasks(self, name: str) -> "list[TaskConfig]":
         from rankscope.sources.lm_eval.bridge import harness_tasks  # an optional package
