@@ -48,7 +48,7 @@ def test_the_evaluation_engine_runs_it(tmp_path: Path) -> None:
         task = tmp_path / f"{name}.yaml"
         task.write_text(f"name: {name}\ntest: rows.jsonl\nscorer: {scorer}\n")
         tasks.append(str(task))
-    _, (whole, tokens) = rankscope.score("pocket", tasks, device="cpu", max_items=3)
+    _, (whole, tokens) = rankscope.score("pocket", tasks, settings={"device": "cpu"}, max_items=3)
     assert (whole.record.metric, whole.score_unit) == ("logprob_per_answer", "log_probability")
     assert whole.record.n == 3
     assert whole.record.score < 0

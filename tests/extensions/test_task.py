@@ -49,7 +49,7 @@ def test_a_study_trains_on_the_task() -> None:
 
 
 def test_the_evaluation_engine_scores_the_task() -> None:
-    _, (score,) = rankscope.score("pocket", [NAME], device="cpu", max_items=8)
+    _, (score,) = rankscope.score("pocket", [NAME], settings={"device": "cpu"}, max_items=8)
     assert (score.record.task, score.record.n) == (NAME, 8)
     assert score.source == "words of the pocket world"
     with pytest.raises(UserError, match="'kinds_of_words': found a task of this name"):

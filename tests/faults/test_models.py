@@ -69,7 +69,7 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def log_probabilities(model: Path, out: Path, *adapter: object) -> dict[str, np.ndarray]:
     """Of every option of eight test items, shape (8, 4), by model."""
-    words = ("--tasks", "pocket_med", "--max-items", 8, "--dtype", "float32", "--out", out)
+    words = ("--tasks", "pocket_med", "--max-items", 8, "--set", "dtype=float32", "--out", out)
     outcome = rankscope("eval", model, *words, *adapter)
     assert outcome.code == 0, outcome.err
     study = load(out).records

@@ -213,8 +213,16 @@ def evaluated(given_models: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """What ``eval --out`` leaves of two adapters."""
     out = tmp_path_factory.mktemp("evaluated") / "scores"
     adapters = [word for n in ("lora", "ia3") for word in ("--adapter", given_models / n)]
-    words = ("--max-items", 12, "--dtype", "float32", "--tasks", "pocket_med,pocket_gsm", *adapters)
-    assert rankscope("eval", "pocket", *words, "--out", out).code == 0
+    words = (
+        "--max-items",
+        12,
+        "--set",
+        "dtype=float32",
+        "--tasks",
+        "pocket_med,pocket_gsm",
+        *adapters,
+    )
+    assert rankscope("eval", "pocket", *words, *adapters, "--out", out).code == 0
     return out
 
 

@@ -22,7 +22,7 @@ TASKS = "pocket_med,pocket_gsm"
 
 
 def ask(*words: object) -> Outcome:
-    return command("eval", "pocket", "--max-items", 12, "--dtype", "float32", *words)
+    return command("eval", "pocket", "--max-items", 12, "--set", "dtype=float32", *words)
 
 
 def by_model(outcome: Outcome) -> dict[tuple[str, str], dict[str, Any]]:
@@ -82,8 +82,8 @@ def test_long_rows_are_cut_by_choice_and_noted(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", rows)
     words = ("eval", "pocket", "--tasks", path)
     refused = command(*words)
-    assert (refused.code, "--too-long truncate_left'" in refused.told) == (2, True)
-    outcome = command(*words, "--too-long", "truncate_left", "--json")
+    assert (refused.code, "'evaluate.too_long: truncate_left'" in refused.told) == (2, True)
+    outcome = command(*words, "--set", "evaluate.too_long=truncate_left", "--json")
     assert json.loads(outcome.out)["scores"][0]["record"]["truncated"] == 3
     note = "rows: 3 of 12 test items do not fit the context of 128 tokens and are cut at their be"
     assert f"note: {note}" in outcome.err
@@ -98,7 +98,7 @@ def test_long_answers_are_scored_whole(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 3000}))
     rows = [{"prompt": "say", "completion": "gold " * 1500}]
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    words = ("eval", folder, "--tasks", path, "--prompt-format", "plain")
+    words = ("eval", folder, "--tasks", path, "--set", "model.prompt_format=plain")
     record = json.loads(command(*words, "--json").out)["scores"][0]["record"]
     assert record["truncated"] == 0
     assert record["num_tokens"] > 1500
@@ -142,7 +142,7 @@ def test_a_path_is_known_by_its_slash_or_dot(
 
 
 def ask_harness(*words: object) -> Outcome:
-    return command("eval", "pocket", "--dtype", "float32", "--max-items", 5, *words)
+    return command("eval", "pocket", "--set", "dtype=float32", "--max-items", 5, *words)
 
 
 def json_of(outcome: Outcome) -> Any:

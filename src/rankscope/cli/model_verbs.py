@@ -24,7 +24,6 @@ Tasks = Annotated[
     Option(help="Task names, task files (.yaml), data files or folders, SOURCE:NAME; by commas."),
 ]
 NumFewshot = Annotated[int | None, Option(min=0, max=5, help="Solved questions before each.")]
-TooLong = Annotated[str, Option(help="Items longer than the context: refuse or truncate_left.")]
 LayerFactors = Annotated[
     str | None, Option(metavar="FIRST:LAST", help="Multiply it linearly over layers.")
 ]
@@ -76,12 +75,7 @@ def _eval_command(
     max_items: Annotated[int | None, Option(min=1, help="Limit of items per task.")] = None,
     num_fewshot: NumFewshot = None,
     out: Annotated[Path | None, Option(help="Folder of the study that keeps the scores.")] = None,
-    device: Annotated[str, Option(help="auto, cpu, mps, cuda or cuda:0.")] = "auto",
-    dtype: Annotated[str, Option(help="auto, float32 or bfloat16.")] = "auto",
-    prompt_format: Annotated[str, Option(help="auto, chat or plain.")] = "auto",
-    too_long: TooLong = "refuse",
-    batch_tokens: Annotated[int, Option(min=64, help="Tokens per forward pass.")] = 4096,
-    max_new_tokens: Annotated[int, Option(min=1, help="Longest generated answer.")] = 256,
+    overrides: Overrides = None,
     force: AnyBase = False,
     trust_task_code: TrustTaskCode = False,
 ) -> Reply:
@@ -91,27 +85,23 @@ def _eval_command(
 
     Example: rankscope eval pocket --tasks pocket_med --max-items 20
     """
+    from rankscope.config.loader import override_values
     from rankscope.records import failures
     from rankscope.tools.evaluate import score
 
+    settings = {} if data_dir is None else {"data_dir": str(data_dir.absolute())}
     with ConsoleReporter(err_console) as reporter:
         records, scores = score(
             model,
             [part.strip() for part in tasks.split(",") if part.strip()],
             adapter or (),
+            settings | override_values(overrides or []),
             out,
-            reporter,
-            data_dir=data_dir,
+            num_fewshot=num_fewshot,
+            any_base=force,
+            reporter=reporter,
             split=split,
             max_items=max_items,
-            num_fewshot=num_fewshot,
-            device=device,
-            dtype=dtype,
-            prompt_format=prompt_format,
-            too_long=too_long,
-            batch_tokens=batch_tokens,
-            max_new_tokens=max_new_tokens,
-            force=force,
         )
     failed = failures(records)
 

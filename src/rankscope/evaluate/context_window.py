@@ -79,7 +79,7 @@ def fit_to_context(split: EncodedSplit, where: str) -> EncodedSplit:
             f"needs {lengths[longest]}",
             "items that fit",
             "remove these rows, use a model with a longer context, or cut prompts at their "
-            "beginning: 'eval --too-long truncate_left', in a study 'too_long: truncate_left'",
+            "beginning: 'evaluate.too_long: truncate_left'",
         )
     encoded = list(split.encoded)
     for index in too_long_items:

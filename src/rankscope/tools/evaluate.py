@@ -6,7 +6,7 @@ The folder that it writes is a study's: what it holds is not scored again, and `
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,13 @@ def score(
     model: str,
     tasks: Sequence[str],
     adapters: Sequence[str] = (),
+    settings: Mapping[str, object] | None = None,
     out: Path | None = None,
+    *,
+    num_fewshot: int | None = None,
+    any_base: bool = False,
     reporter: ProgressReporter | None = None,
-    **options: Any,
+    **evaluate: object,
 ) -> tuple[StudyRecords, list[ModelScore]]:
     """Score a model and its adapters on tasks; skip what the study in ``out`` already holds.
 
@@ -42,19 +46,31 @@ def score(
         model: a folder, a hub id, a fetched model's name or ``pocket``.
         tasks: named tasks, task files, files and folders of rows, or ``SOURCE:NAME``.
         adapters: folders of PEFT adapters, or of checkpoints of the model's architecture.
+        settings: keys of a study file, such as ``device``.
         out: the folder of the study; a temporary one if None.
+        num_fewshot: examples before each question; None keeps each task's own number.
+        any_base: accept adapters that record another base.
         reporter: of progress; silent by default.
-        options: ``split`` of the tasks (``test``), ``num_fewshot`` examples before each question
-            (None keeps each task's own number), ``force`` to accept adapters of another base,
-            ``data_dir``, ``data_seed``, ``device``, ``dtype``, ``prompt_format``, and keys of
-            ``evaluate`` such as ``max_items``; None is a key's default.
+        evaluate: keys of that section of a study file, such as ``split`` and ``max_items``.
 
     Raises:
         UserError: a model, adapter, task, split or row cannot be used, or ``out`` cannot be written
             to; nothing is written then.
         IntegrityError: results in ``out`` were altered.
     """
-    config = _scoring_study(model, tasks, adapters, **options)
+    if not tasks:
+        raise UserError("--tasks", "no tasks were given", "names such as arc_easy,mmlu")
+    split = str(evaluate.setdefault("split", "test"))
+    scored = [config for text in tasks for config in _task_configs(text, split, num_fewshot)]
+    names = [task.name for task in scored]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError("--tasks", f"task {repeated[0]!r} is given twice", "each once")
+    values = {
+        "name": "eval",
+        "evaluate": {"cross_domain": scored, **evaluate},
+        "analyze": {"spectra": {"enabled": False}},
+    }
+    config = given_study(values, settings or {}, model, adapters, any_base)
     model_folder(config.model)  # before torch is imported, which takes seconds
     for given in config.given or ():
         check_tuned_folder(user_path(given.folder))
@@ -67,59 +83,33 @@ def score(
         return records, list(model_scores(records))  # before a temporary folder goes with its items
 
 
-def _scoring_study(
-    model: str,
-    tasks: Sequence[str],
-    adapters: Sequence[str] = (),
-    *,
-    split: str = "test",
-    num_fewshot: int | None = None,
-    force: bool = False,
-    **settings: Any,
-) -> StudyConfig:
-    given = {name: value for name, value in settings.items() if value is not None}
-    top: dict[str, Any] = {
-        name: given.pop(name) for name in ("device", "dtype", "data_seed") if name in given
-    }
-    if "data_dir" in given:
-        top["data_dir"] = str(user_path(given.pop("data_dir")).absolute())
-    prompt_format = given.pop("prompt_format", "auto")
-    if not tasks:
-        raise UserError("--tasks", "no tasks were given", "names such as arc_easy,mmlu")
-    scored = [config for text in tasks for config in _task_configs(text, split, num_fewshot)]
-    names = [task.name for task in scored]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError("--tasks", f"task {repeated[0]!r} is given twice", "each once")
-    source = {**model_source(model), "prompt_format": prompt_format}
-    evaluate = {"cross_domain": scored, "split": split, **given}
-    analyze = {"spectra": {"enabled": False}}
-    values = {"name": "eval", "model": source, "evaluate": evaluate, "analyze": analyze, **top}
-    return given_study(
-        values, adapters, lambda keys: f"--{keys[-1].replace('_', '-')}" if keys else "", force
-    )
-
-
 def given_study(
     values: Mapping[str, object],
+    settings: Mapping[str, object],
+    model: str,
     folders: Sequence[str],
-    name: Callable[[Sequence[str]], str],
-    force: bool,
+    any_base: bool,
 ) -> StudyConfig:
-    """A study of the models in ``folders``. Raises UserError: the first fault; ``name`` makes a
-    name of its keys in the study file."""
-    given = [{"path": str(user_path(folder)), "force": force} for folder in folders]
+    """A study of the models in ``folders``: ``values`` of its file unless ``settings`` give others.
+    Raises UserError: its first fault."""
+    given = [{"path": str(user_path(folder)), "force": any_base} for folder in folders]
+    merged: dict[str, object] = {"model": _model_source(model), "given": given or None, **values}
+    for key, value in settings.items():
+        own = merged.get(key)
+        is_section = isinstance(own, dict) and isinstance(value, Mapping)
+        merged[key] = {**own, **value} if is_section else value  # type: ignore[dict-item]
     try:
-        return StudyConfig.model_validate({"given": given or None, **values})
+        return StudyConfig.model_validate(merged)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        where = name([str(part) for part in fault["loc"]])
+        where = ".".join(map(str, fault["loc"])) or str(values["name"])
         if isinstance(known := fault.get("ctx", {}).get("error"), UserError):
             raise UserError(where, known.found, known.expected, known.do) from error
         expected = fault["msg"].removeprefix("Input should be ")
         raise UserError(where, repr(fault["input"]), expected, "correct it") from error
 
 
-def model_source(model: str) -> dict[str, Any]:
+def _model_source(model: str) -> dict[str, Any]:
     """A model as in a study file: a folder, or the name of a model."""
     folder = user_path(model)
     if folder.is_file():

@@ -42,7 +42,7 @@ from rankscope.run.given import given_record
 from rankscope.run.outputs import write_outputs
 from rankscope.run.study import Study
 from rankscope.store import Ledger
-from rankscope.tools.evaluate import given_study, model_source
+from rankscope.tools.evaluate import given_study
 
 
 def inspect(
@@ -72,10 +72,8 @@ def inspect(
     if not folders:
         raise UserError("inspect", "no tuned model", "one folder or more", "give one")
     settings = settings or {}
-    values = {"name": "inspect", "dtype": "float32", "model": model_source(str(base)), **settings}
-    config = given_study(
-        values, list(map(str, folders)), lambda keys: ".".join(keys) or "inspect", any_base
-    )
+    values = {"name": "inspect", "dtype": "float32"}
+    config = given_study(values, settings, str(base), list(map(str, folders)), any_base)
     runs_models = any(analysis.runs_models for analysis in enabled_analyses(config))
     if not runs_models and (unused := sorted(set(settings) - {"analyze", "device"})):
         expected = "it together with an analysis that runs the models"
