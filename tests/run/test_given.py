@@ -213,15 +213,7 @@ def evaluated(given_models: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """What ``eval --out`` leaves of two adapters."""
     out = tmp_path_factory.mktemp("evaluated") / "scores"
     adapters = [word for n in ("lora", "ia3") for word in ("--adapter", given_models / n)]
-    words = (
-        "--max-items",
-        12,
-        "--set",
-        "dtype=float32",
-        "--tasks",
-        "pocket_med,pocket_gsm",
-        *adapters,
-    )
+    words = ("--max-items", 12, "--set", "dtype=float32", "--tasks", "pocket_med,pocket_gsm")
     assert rankscope("eval", "pocket", *words, *adapters, "--out", out).code == 0
     return out
 

@@ -29,7 +29,7 @@ REFUSED = [
     (EVAL + "pocket_med --adapter nowhere", "no such folder"),
     (EVAL + "pocket_med --adapter {pocket} --adapter {pocket}", "each model once"),
     (EVAL + "pocket_med --set dtype=float16", "expected 'auto', 'float32' or 'bfloat16'"),
-    (EVAL + "pocket_med --set evaluate.too_long=cut", "too_long: found 'cut', expected 'refuse' or"),
+    (EVAL + "pocket_med --set evaluate.too_long=cut", "too_long: found 'cut', expected 'refuse'"),
     (EVAL + "nowhere.yaml", "nowhere.yaml: found no such file"),
     (EVAL + "./nowhere", "no such file or folder"),
     (EVAL + "perplexity", "found no rows, expected your own texts"),
