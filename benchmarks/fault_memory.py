@@ -167,7 +167,7 @@ def run_fault(outcome: Outcome, out: Path) -> str:
     if outcome.code != UNFINISHED or "error: " in outcome.err:
         return memory_fault(outcome)
     with Ledger.open(out, write=False) as ledger:
-        failed = {status: why for _, status, why in ledger.trial_rows() if status in FAILED}
+        failed = {t.status: t.failure for t in ledger.load().trials if t.status in FAILED}
     if set(failed) == {"oom"} and "out of memory" in str(failed["oom"]):
         return ""
     return f"exit 3 with failed trials {failed}"

@@ -121,7 +121,8 @@ def state_of(out: Path) -> str:
     try:
         with Ledger.open(out, write=False) as ledger:
             groups = ledger.groups()
-            rows = [*ledger.trial_rows(), groups and groups.groups, *ledger.record_settings()]
+            trials = [(t.spec.trial_id, t.status, t.failure) for t in ledger.load().trials]
+            rows = [*trials, groups and groups.groups, *ledger.record_settings()]
         rows += results(out).items()
     except RankscopeError as error:
         rows = [str(error).replace(str(out), "")]

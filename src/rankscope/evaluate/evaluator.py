@@ -117,7 +117,7 @@ def scored_items(
     each item; and :func:`truncation_notes`."""
     encoder, settings = data.encoder, config.evaluate
     max_tokens, tokenizer = context_length(base.config), tokenizer_sha256(base.folder)
-    records = tuple(task_record(config, encoder, t, tokenizer) for t in data.tasks.values())
+    records = tuple(_task_record(config, encoder, t, tokenizer) for t in data.tasks.values())
     found: dict[tuple[str, Split], list[ItemTokens]] = {}
     notes: list[str] = []
     for name, split in wanted_splits(settings.split, records, None):
@@ -266,7 +266,7 @@ def _merged_evaluation(task: LoadedTask, split: Split, parts: Sequence[Evaluatio
 EVALUATION_VERSION = 4  # In every task's hash: raise it when code changes scores
 
 
-def task_record(
+def _task_record(
     config: StudyConfig, encoder: Encoder, task: LoadedTask, tokenizer_hash: str
 ) -> TaskRecord:
     name = task.spec.name

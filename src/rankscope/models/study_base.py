@@ -92,7 +92,7 @@ def resolve_base(config: StudyConfig, weights: bool) -> tuple[StudyConfig, Study
         sha256 = weights_sha256(folder)
         for name, (_, base_sha256) in warm_starts.items():
             check_same_base(Path(name), base_sha256, sha256)
-    given = given_trials(config.given or (), folder, shapes, sha256 if weights else None)
+    given = _given_trials(config.given or (), folder, shapes, sha256 if weights else None)
     notes += [
         f"adapter {model.name}: records another base ({model.other_base[:12]}...) and is scored on "
         "this model because of --force"
@@ -121,7 +121,7 @@ def check_machine(
     return lora_implementation_notes(config.train.lora_implementation, device, dtype)
 
 
-def given_trials(
+def _given_trials(
     given: Sequence[GivenConfig], base: Path, shapes: Architecture, base_sha256: str | None
 ) -> list[TrialSpec]:
     """Check every given model against the base, in the folder ``base``, without loading the base;
@@ -137,7 +137,7 @@ def given_trials(
         folder = user_path(model.folder)
         check_tuned_folder(folder)
         if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
-            check_checkpoint(folder, base, shapes)
+            _check_checkpoint(folder, base, shapes)
             fields: dict[str, object] = {"method": FullMethod.name, "targets": ()}
         else:
             fields = _adapter_fields(folder, base, shapes)
@@ -202,7 +202,7 @@ def given_names(given: Sequence[GivenConfig]) -> list[str]:
     return names
 
 
-def check_checkpoint(folder: Path, base: Path, shapes: Architecture) -> None:
+def _check_checkpoint(folder: Path, base: Path, shapes: Architecture) -> None:
     """Raise UserError unless a folder holds a model of the base's architecture and tokenizer."""
     found = architecture(read_model_config(folder))
     names = [CheckpointReader(path).architecture for path in (folder, base)]

@@ -146,7 +146,7 @@ class _ItemPair(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class ComparedItems:
+class _ComparedItems:
     tested_on: str
     note: str  # What is shown, how it was chosen, and what was left out
     pairs: tuple[_ItemPair, ...]
@@ -154,7 +154,7 @@ class ComparedItems:
     unit: Unit
 
 
-def compared_items(view: StudyView, task: str, budget: int) -> list[ComparedItems]:
+def compared_items(view: StudyView, task: str, budget: int) -> list[_ComparedItems]:
     """The test items of a training task, then of its retention tasks, under the base and the arm
     of the answer; at most ``budget`` characters. Empty if their texts are not stored."""
     arm = view.focus(task)
@@ -231,7 +231,7 @@ def _answer(item: ItemResult, unit: Unit) -> str:
 
 def _compared(
     name: str, pairs: Sequence[_ItemPair], unit: Unit, who: str, budget: int
-) -> ComparedItems:
+) -> _ComparedItems:
     place = 1 if unit == NATS else 0
     numbers = {o: sum(pair.outcome == o for pair in pairs) for o in ITEM_OUTCOMES}
     parts = [f"{n} {ITEM_OUTCOMES[o][place]}" for o, n in numbers.items() if n]
@@ -243,4 +243,4 @@ def _compared(
     note += f"{join_names(parts)}. Shown: {len(shown)}, in these proportions, at even steps."
     if fits < len(pairs):
         note += f" The search covers {fits:,} of the items, at even steps; the others are left out."
-    return ComparedItems(name, note, tuple(kept), tuple(shown), unit)
+    return _ComparedItems(name, note, tuple(kept), tuple(shown), unit)

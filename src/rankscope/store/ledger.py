@@ -333,7 +333,8 @@ class Ledger:
         return [spec for spec, _, _ in stored_trials(self._db)]
 
     def statuses(self, trial_ids: Collection[str] | None = None) -> dict[str, Status]:
-        return {trial_id: status for trial_id, status, _ in self.trial_rows(trial_ids)}
+        """Of all trials of the study as it is now, or of those named: there may be 10,000."""
+        return {trial_id: status for trial_id, _, status, _ in stored_statuses(self._db, trial_ids)}
 
     def missing_evals(self, wanted: Iterable[EvalKey]) -> list[EvalKey]:
         """The evaluations of ``wanted`` that are not stored, in its order; failed trials' too."""
@@ -368,14 +369,6 @@ class Ledger:
         yield from self._db.execute(
             "SELECT DISTINCT kind, trial_id, settings FROM records WHERE settings != ''"
         )
-
-    def trial_rows(
-        self, trial_ids: Collection[str] | None = None
-    ) -> Iterator[tuple[str, Status, str | None]]:
-        """(trial id, status, failure) of all trials of the study as it is now, or those named, in
-        order. A large study has 10,000 trials, and a unit one of them."""
-        for trial_id, _, status, failure in stored_statuses(self._db, trial_ids):
-            yield trial_id, status, failure
 
     def curve_points(self, trials: Sequence[TrialSpec]) -> dict[PointKey, CurvePoint]:
         ids = {trial.trial_id for trial in trials}

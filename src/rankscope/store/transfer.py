@@ -5,7 +5,7 @@ from collections.abc import Collection
 from rankscope.errors import IntegrityError, reporting_shortages
 from rankscope.records import trial_of
 from rankscope.store.artifacts import ARTIFACTS, link_or_copy
-from rankscope.store.database import transaction
+from rankscope.store.database import stored_statuses, transaction
 from rankscope.store.ledger import Ledger
 from rankscope.store.loading import WRITTEN_ROWS
 from rankscope.store.results import set_statuses
@@ -53,5 +53,5 @@ def transfer(
             link_or_copy(source.out / artifact.path, target.out / artifact.path)
     with transaction(target._db, target.out):
         target._insert(rows, artifacts)
-        for trial_id, status, reason in source.trial_rows(trial_ids):
+        for trial_id, _, status, reason in stored_statuses(source._db, trial_ids):
             set_statuses(target._db, [trial_id], status, reason)
