@@ -150,12 +150,12 @@ def _pays_from(
             if end <= log2(fewest)
             else f"more than {most}"
             if end == np.inf
-            else f"{float(f'{2**end:.2g}'):,.0f}"
+            else f"about {float(f'{2**end:.2g}'):,.0f}"
             for end in ends.values()
         )
         fields |= {f"log2_rows.{name}": end for name, end in ends.items() if end < np.inf}
         text = (
-            f"{first} pays over {last} from about {start} rows on (95 % interval {low} to {high}; "
+            f"{first} pays over {last} from {start} rows on (95 % interval {low} to {high}; "
             f"{percent(ahead[-1])} at {most} rows)."
         )
     yield message("axis", text, **fields)
