@@ -71,9 +71,11 @@ class NetScale:
     def record(self) -> ForgettingScale:
         text = SCALES[self.name]
         if self.largest_gain is not None:
-            if len(self.parts) == 1:
+            others = len(self.parts) > 1
+            if not others:
                 text = "The gain is in nats per token and counted as a share of the largest one."
-            text += f" 100 % are {self.largest_gain:.3g} nats per token."
+            text += f" 100 % are {self.largest_gain:.3g} nats per token"
+            text += ", and more than 100 % is a gain with better retention." if others else "."
         return ForgettingScale(name=self.name, text=text)
 
 

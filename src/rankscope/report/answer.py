@@ -81,10 +81,14 @@ def _ranks_text(advice: TaskAdvice) -> str:
 def _note(view: StudyView, task: str) -> str:
     objective, names = view.study.config.objective, view.retained(task)
     scale = view.advice(task).forgetting_scale
+    rows = view.study.task(task).rows
+    items = " and ".join(f"{rows[s]:,} {s}" for s in ("validation", "test") if rows.get(s))
+    seeds = max((arm.seeds for arm in view.arms(task)), default=0)
     notes = [
-        f"Net gain: {objective.formula}. It is expected from all items, seeds and arms together: "
-        "neighbors in rank and rate are shrunk toward each other. Score and retention are as "
-        "measured on test items."
+        f"Net gain: {objective.formula}, expected from all items ({items}), seeds "
+        f"({seeds} of an arm at most) and arms together: arms of similar rank and rate are moved "
+        "toward each other. Several arms can be within the margin, so these probabilities need not "
+        "add up to 100 %. Score and retention are as measured on test items."
     ]
     if names:
         notes.append(f"Retention is the mean over {join_names(names)}; below zero was forgotten.")
@@ -95,7 +99,9 @@ def _note(view: StudyView, task: str) -> str:
 
 def _role_text(row: AnswerRow) -> str:
     first, *others = (ROW_ROLES[role] for role in row.roles)
-    return ", ".join([first, *(f"{name[0].lower()}{name[1:]}" for name in others)])
+    texts = [first, *(f"{name[0].lower()}{name[1:]}" for name in others)]
+    texts += [] if row.arm.alpha is None else [f"alpha {row.arm.alpha:g}"]
+    return ", ".join(texts)
 
 
 def _cells(view: StudyView, arm: ArmSummary) -> Cells:
