@@ -10,7 +10,7 @@ import pytest
 from inspections import HEADS, LAYERS, ablation, given, inspect_heads, inspection
 from report_studies import cells, ordinary_study, trial_with_heads
 
-from rankscope.analyses.heads.figures import draw_heads_compared, rank_correlation, stacked
+from rankscope.analyses.heads.figures import draw_heads_compared, stacked
 from rankscope.analyses.heads.record import HeadAblation, HeadsRecord
 from rankscope.analyses.spectra import figures
 from rankscope.analyses.spectra.record import SpectraRecord
@@ -120,7 +120,6 @@ def test_maps_are_means_over_seeds_of_lora_and_full(view: StudyView) -> None:
 def test_the_sentence_names_the_head_that_moved_most(view: StudyView) -> None:
     figure = draw_heads_compared(arms_analyzed(view, "med"))
     assert f"layer 2 head {HEADS - 1} in " in figure.finding
-    assert "of the two is 1.00: 1 means the same heads" in figure.finding
     assert "ran in bfloat16, whose rounding" in figure.caption
     values = [row for row in cells(figure) if row[1].startswith("query heads moved")]
     assert len(values) == 2 * 3 * HEADS
@@ -129,12 +128,10 @@ def test_the_sentence_names_the_head_that_moved_most(view: StudyView) -> None:
     assert len(entropy) == 2 * (3 * HEADS - 1)
 
 
-def test_rows_of_unequal_length_and_ranks() -> None:
+def test_rows_of_unequal_length() -> None:
     found = stacked({0: [1.0, None], 2: [3.0]})
     assert np.isnan(found[[0, 1, 1, 2], [1, 0, 1, 1]]).all()
     assert (found[0, 0], found[2, 0]) == (1.0, 3.0)
-    assert rank_correlation(np.array([1.0, 2, 3]), np.array([10.0, 20, 15])) == pytest.approx(0.5)
-    assert rank_correlation(np.ones(4), np.arange(4.0)) is None
 
 
 def head_figures_of(*ablations: HeadAblation) -> dict[str, Figure]:

@@ -6,14 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from report_studies import cells, ordinary_study, study_and_advice, with_arms, with_variants
+from report_studies import cells, ordinary_study, study_and_advice, with_arms
 from synthetic_study import Truth, with_own_trials, with_specs
 
 from rankscope.advise.recommend import recommend
 from rankscope.analyses.variants.figures import (
     comparisons_figure,
-    draw_mitigation,
-    draw_scaled_variants,
 )
 from rankscope.analyses.variants.results import MitigationComparison
 from rankscope.formatting import MAX_NAME, POINTS, score_text
@@ -165,15 +163,6 @@ def comparison(label: str, value: float, p_holm: float | None) -> MitigationComp
 def compared(*comparisons: MitigationComparison) -> Figure:
     view = StudyView(*ordinary_study())
     return comparisons_figure(view, view.training_tasks[0], comparisons)
-
-
-def test_a_study_without_scales_has_no_such_figure() -> None:
-    study, advice = ordinary_study()
-    plain, scaled = StudyView(study, advice), StudyView(with_variants(study), advice)
-    task = plain.training_tasks[0]
-    assert draw_scaled_variants(plain, task) is draw_mitigation(plain, task) is None
-    assert draw_scaled_variants(scaled, task) is not None
-    assert draw_mitigation(scaled, task) is None
 
 
 @pytest.mark.parametrize(

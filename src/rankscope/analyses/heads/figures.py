@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from plotly.subplots import make_subplots
-from scipy.stats import rankdata
 from scipy.stats import t as student
 
 from rankscope.analyses.heads.record import HeadAblation, HeadsRecord, LayerHeads
@@ -115,17 +114,6 @@ def _head_quantities(record: HeadsRecord) -> dict[str, HeadValues]:
     )
     values |= {name: stacked(by_layer) for name, by_layer in roles.items()}
     return {name: v for name, v in values.items() if not np.isnan(v).all()}
-
-
-def rank_correlation(a: HeadValues, b: HeadValues) -> float | None:
-    """Spearman's coefficient over the heads known in both; None if one of them does not vary."""
-    if a.shape != b.shape:
-        return None
-    known = ~(np.isnan(a) | np.isnan(b))
-    a, b = a[known], b[known]
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return None
-    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
 
 
 def _ablation_rows(model: str, ablation: HeadAblation) -> list[dict[str, object]]:
@@ -292,9 +280,6 @@ def _finding(by_model: Mapping[str, Mapping[str, HeadValues]], first: str) -> st
         for label, v in drawn.items()
     )
     text = f"By {first.rpartition(': ')[2]}, these heads come first: {parts}."
-    if len(drawn) == 2 and (rho := rank_correlation(*drawn.values())) is not None:
-        text += f" The rank correlation of the two is {number(rho, 2)}: 1 means the same heads, "
-        text += "0 unrelated ones."
     label, values = next(iter(by_model.items()))
     if SKILL in values:
         text += f" Removing {_head_text(values[SKILL])} costs {label} {_most(values[SKILL])} nats "

@@ -37,6 +37,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from statistics import fmean
 from typing import TypeVar
 
 import numpy as np
@@ -257,8 +258,6 @@ def _head_changes(
 
 
 _T = TypeVar("_T")
-
-
 Ablated = tuple[list[Floats], list[list[Floats]]]  # Scores of the intact model, by ablation
 Measurements = tuple[tuple[LayerHeads, ...], list[Ablated]]
 """Of one model: its heads by layer, and ablations by task."""
@@ -355,11 +354,6 @@ def head_roles(trained: HeadAblation, others: Sequence[HeadAblation]) -> tuple[H
     task c_tuned - c_base is the head's *skill*, on others c_base - c_tuned what it *lost*. Costs do
     not add up over heads, and small ones are noise: see ``HeadAblation.gold_difference_error``.
     """
-    shape = [len(heads) for heads in trained.base_gold_change]
-    for ablation in (trained, *others):
-        for changes in (ablation.base_gold_change, ablation.tuned_gold_change):
-            if [len(heads) for heads in changes] != shape:
-                raise ValueError(f"{ablation.task}: other heads than {trained.task}'s")
     skill = _added_cost(trained)
     added_elsewhere = [_added_cost(other) for other in others]
     return tuple(
@@ -367,12 +361,10 @@ def head_roles(trained: HeadAblation, others: Sequence[HeadAblation]) -> tuple[H
             layer=layer,
             head=head,
             skill=skill[layer][head],
-            lost=-sum(task[layer][head] for task in added_elsewhere) / len(others)
-            if others
-            else None,
+            lost=-fmean(task[layer][head] for task in added_elsewhere) if others else None,
         )
-        for layer, heads in enumerate(shape)
-        for head in range(heads)
+        for layer, costs in enumerate(skill)
+        for head in range(len(costs))
     )
 
 

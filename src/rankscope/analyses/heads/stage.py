@@ -109,10 +109,8 @@ class HeadsStage(Stage[TrialSpec, HeadsRecord]):
     def measure(self, trial: TrialSpec, tuned: Base) -> HeadsRecord:
         """The heads of one trial, whose id is its adapter's name if it has one."""
         started, base = time.perf_counter(), self.context.base
-        study, trained_on = (
-            self.context.study,
-            trial.task or HEADS.task_of(self.context.study, trial),
-        )
+        study = self.context.study
+        trained_on = trial.task or HEADS.task_of(study, trial)
         stored_base = None
         if trial.given is not None:  # changes are of stored weights, whatever the dtype
             stored_base = CheckpointReader(base.folder).weight

@@ -69,11 +69,6 @@ def test_skill_is_what_training_made_a_head_worth_and_lost_what_it_took() -> Non
     assert [role.lost for role in head_roles(own, [])] == [None, None]
 
 
-def test_ablations_of_other_shapes_are_refused() -> None:
-    with pytest.raises(ValueError, match="law: other heads"):
-        head_roles(ablation("med", ((0.0,),), ((0.0,),)), [ablation("law", ((0, 0),), ((0, 0),))])
-
-
 MODEL = tiny_llama()
 LAYOUT = HeadLayout.of(MODEL)
 LINEARS = linear_layers(MODEL)
