@@ -49,11 +49,12 @@ def test_one_arm_has_the_flat_prior(mean: float) -> None:
 
 
 def test_two_arms_by_hand() -> None:
-    """Kernel (1 + 2 on the diagonal, level alone beside it) and noise 1: K (K + 1)^-1 (1.5, 0)."""
+    """Kernel (1 + 2 on the diagonal, level alone beside it), noise 1, prior mean -.5: that of the
+    posterior is -.5 + K (K + 1)^-1 (2, .5)."""
     two = evidence([1.5, 0.0], seeds=MANY, squares=0.0, item=1.0, kinds=["lora", "dora"])
     (found,) = likeliest_posteriors(two, 1.0, 1, np.array([[1.0, 1.0, 1.5, 0.0, 1.0]]))
     assert found.kernel == pytest.approx(np.array([[3, 1], [1, 3]]))
-    assert found.mean == pytest.approx([1.1, 0.1], abs=1e-5)
+    assert found.mean == pytest.approx([1.0, 0.0], abs=1e-5)
     # Of one kind, two octaves apart, smooth over 1.5: exp(-(2 / 1.5)^2 / 2) more are shared.
     alike = replace(two, kinds=["lora"] * 2)
     (found,) = likeliest_posteriors(alike, 1.0, 1, np.array([[1.0, 1.0, 1.5, 0.5, 1.0]]))
@@ -98,6 +99,8 @@ def by_brute_force(found: NetGains, each: int = 150) -> Posterior:
     Without noise of answers the variances are a scaled inverse chi-squared of 4 + S - 1 degrees.
     """
     rng, number = np.random.default_rng(1), len(found.means)
+    expected = module.PRIOR_MEAN * MARGIN
+    found = replace(found, means=found.means - expected)
     size = 2 * np.abs(found.means).max() / MARGIN
     options = [module._up_to(module.LEVELS, size)[-4:], module._up_to(module.HEIGHTS, size)]
     scales = np.array(list(product(*options, module.LENGTHS, module.ROUGHNESS, [1.0])))
@@ -128,7 +131,7 @@ def by_brute_force(found: NetGains, each: int = 150) -> Posterior:
     rest = kernel - taken @ kernel
     roots = np.linalg.cholesky((rest + rest.transpose(0, 2, 1)) / 2 + 1e-12 * np.eye(number))
     normal = roots @ rng.standard_normal((len(picked), number, 1))
-    return Posterior((taken @ found.means) + normal[..., 0], MARGIN)
+    return Posterior(expected + (taken @ found.means) + normal[..., 0], MARGIN)
 
 
 @pytest.mark.parametrize(
@@ -147,10 +150,10 @@ def by_brute_force(found: NetGains, each: int = 150) -> Posterior:
 def test_the_mixture_is_the_posterior_by_brute_force(
     means: list[float], seeds: float | list[float], squares: float | list[float]
 ) -> None:
-    """To .03, four Monte-Carlo errors; the variances between seeds are taken at their modes."""
+    """To .035, five Monte-Carlo errors; the variances between seeds are taken at their modes."""
     found = evidence(means, seeds=seeds, squares=squares, item=0.012, shared=0.008)
     one, other = posterior(found, MARGIN), by_brute_force(found)
-    assert rows(one) == pytest.approx(rows(other), abs=0.03)
+    assert rows(one) == pytest.approx(rows(other), abs=0.035)
     assert one.means == pytest.approx(other.means, abs=0.1 * MARGIN + 0.02 * np.ptp(means))
     assert one.regret == pytest.approx(other.regret, abs=0.1 * MARGIN + 0.02 * np.ptp(means))
 

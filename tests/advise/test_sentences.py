@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import floor
 
 import pytest
 from advice import advice_on, advise
@@ -155,7 +156,8 @@ def test_a_finding_is_named_where_it_is_alone(words: str, make: Make, is_there: 
 
 
 def unexplained(study: StudyRecords, advice: TaskAdvice, said: AdviceMessage | TrustCheck) -> list:
-    """Numbers of a sentence that none of its values rounds to, as they are or in percent.
+    """Numbers of a sentence that none of its values rounds to, as they are or in percent (of a
+    probability, whole percent that it has at least).
 
     Names of arms and trials, formulas, intervals of the posterior and levels are no results.
     """
@@ -174,7 +176,8 @@ def unexplained(study: StudyRecords, advice: TaskAdvice, said: AdviceMessage | T
     for number in re.findall(r"[+-]?\d[\d,]*(?:\.\d+)?(?:e-\d+)?", text):
         plain = number.rstrip(",").replace(",", "")
         half = 0.5000001 * 10 ** -len(plain.partition(".")[2])
-        if not any(abs(abs(float(plain)) - size) <= half for size in sizes):
+        least = [float(floor(100 * v)) for v in said.values.values() if 0 <= v <= 1]
+        if not any(abs(abs(float(plain)) - s) <= half for s in sizes) and float(plain) not in least:
             missing.append(f"{number} in: {said.text}")
     return missing
 

@@ -11,11 +11,12 @@ counts less (which makes the seeds Student's t).
 
 *Prior.* U = level + smooth function of rank, rate and alpha + an offset of the kind (method, target
 modules, ...): a Gaussian process (Rasmussen & Williams 2006, ch. 2), whose scales are not chosen
-but averaged over, by their marginal likelihood.
+but averaged over, by their marginal likelihood. Its mean lies a little below the base, because
+training that gains nothing forgets.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from math import isfinite
@@ -27,6 +28,7 @@ from scipy.linalg import cho_factor, cho_solve
 Array = npt.NDArray[np.float64]
 
 POSTERIOR_DRAWS = 4000
+PRIOR_MEAN = -0.5  # Of every net gain, in margins
 LEVELS = (0.5, 2.0, 8.0, 32.0)  # Standard deviations of the level, in margins
 HEIGHTS = (0.25, 1.0, 4.0, 16.0)  # Of the smooth function and of a kind's offset, in margins
 LENGTHS = (1.5, 5.0)  # Octaves of rank over which net gains are alike
@@ -142,6 +144,7 @@ def posterior(evidence: NetGains, margin: float, seed: int = 0) -> Posterior:
         FloatingPointError: a number is not finite, or no choice of scales has a likelihood.
     """
     rng, number = np.random.default_rng(seed), len(evidence.means)
+    evidence = _above_prior(evidence, margin)
     tried = np.unique(np.linspace(0, number - 1, min(number, MOST_TRIED)).astype(np.intp))
     few = evidence if len(tried) == number else evidence.part(tried)
     scales = _all_scales(few, margin)
@@ -157,7 +160,12 @@ def posterior(evidence: NetGains, margin: float, seed: int = 0) -> Posterior:
         for k, count in enumerate(counts.tolist())
         for first in range(0, count, together)
     ]
-    return Posterior(np.concatenate(draws), margin)
+    return Posterior(np.concatenate(draws) + PRIOR_MEAN * margin, margin)
+
+
+def _above_prior(evidence: NetGains, margin: float) -> NetGains:
+    """The evidence with net gains above the prior's mean."""
+    return replace(evidence, means=evidence.means - PRIOR_MEAN * margin)
 
 
 def flat_posterior(evidence: NetGains, margin: float, seed: int = 0) -> Posterior:
@@ -187,13 +195,14 @@ def likeliest_posteriors(
     evidence: NetGains, margin: float, most: int, scales: Array | None = None
 ) -> list[NormalPosterior]:
     """The likeliest choices of the scales, at most ``most``, or the given ``scales`` (K, 5)."""
+    evidence = _above_prior(evidence, margin)
     tried = _all_scales(evidence, margin) if scales is None else scales
     mixture = _mixture(evidence, margin, tried)
     found = []
     for k in np.argsort(-mixture.weights)[:most]:
         own = mixture.own_squares[k] / (OWN_FREEDOM + evidence.seeds)
         inverse = np.linalg.inv(mixture.kernels[k] + _noise(evidence, own[None])[0])
-        mean = mixture.kernels[k] @ inverse @ evidence.means
+        mean = PRIOR_MEAN * margin + mixture.kernels[k] @ inverse @ evidence.means
         weight = float(mixture.weights[k])
         found.append(NormalPosterior(weight, tried[k], mixture.kernels[k], inverse, own, mean))
     return found

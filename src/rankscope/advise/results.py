@@ -272,7 +272,9 @@ def forgetting_draws(
     found = measure(study, parts, trials) if parts else None
     if found is None:
         return {}
-    draws = drawn_posterior(found.evidence, study.config.objective.margin)[0].draws
+    # As net gains, so that the prior expects some forgetting.
+    lost = replace(found.evidence, means=-found.evidence.means)
+    draws = -drawn_posterior(lost, study.config.objective.margin)[0].draws
     return {place: draws[:, column] for column, place in enumerate(found.arms)}
 
 

@@ -11,7 +11,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import special
 
-from rankscope.advise.posterior import Array, NetGains, likeliest_posteriors
+from rankscope.advise.posterior import (
+    Array,
+    NetGains,
+    NormalPosterior,
+    likeliest_posteriors,
+)
 
 UNKNOWN_SPREAD = 1000.0  # Standard deviation of an untried arm's scores, in margins: none known
 NUM_QUANTILES = 64
@@ -66,34 +71,45 @@ def values_of_trials(evidence: NetGains, margin: float, num_untried: int = 0) ->
 
 
 def _values(evidence: NetGains, margin: float) -> Array:
-    found = likeliest_posteriors(evidence, margin, MOST_SCALES)
-    total = sum(f.weight for f in found)
-    mean = np.sum([f.weight / total * f.mean for f in found], axis=0)
+    found, mean = _likeliest(evidence, margin)
     values = np.zeros(len(mean))
-    for f in found:
+    for weight, f in found:
         variance = f.own / evidence.seeds + evidence.extra
         # A stopped or untried arm gets a whole seed instead of what it had.
         fall = variance - np.where(evidence.extra > 0, f.own, f.own / (evidence.seeds + 1))
         size = np.maximum(0.0, fall / (1 - fall * np.diag(f.inverse)))
         # Column a: how far the means move by the new score of arm a.
         moves = f.kernel @ f.inverse * np.sqrt(size)
-        values += f.weight / total * np.array([_gain(mean, move) for move in moves.T])
+        values += weight * np.array([_gain(mean, move) for move in moves.T])
     return values
+
+
+def _likeliest(
+    evidence: NetGains, margin: float
+) -> tuple[list[tuple[float, NormalPosterior]], Array]:
+    """The likeliest normal posteriors with their weights, and the mean over them, (A,)."""
+    found = likeliest_posteriors(evidence, margin, MOST_SCALES)
+    total = sum(f.weight for f in found)
+    weighed = [(f.weight / total, f) for f in found]
+    return weighed, np.asarray(np.sum([weight * f.mean for weight, f in weighed], axis=0))
 
 
 def value_of_items(evidence: NetGains, margin: float, seed: int = 0) -> float:
     """Expected fall of the regret by as many items again."""
     kept = np.argsort(-evidence.means)[:MOST_VALUED]
     part = evidence.part(kept)
-    (now,) = likeliest_posteriors(part, margin, 1)
     halved = replace(part, item_covariance=part.item_covariance / 2)
-    (then,) = likeliest_posteriors(halved, margin, 1, now.scales[None])
-    moved = now.kernel @ (then.inverse - now.inverse) @ now.kernel
-    sizes, vectors = np.linalg.eigh((moved + moved.T) / 2)
-    root = vectors * np.sqrt(np.maximum(0.0, sizes))
-    means = now.mean + np.random.default_rng(seed).standard_normal((2000, len(sizes))) @ root.T
-    best = max(0.0, float(now.mean.max()))
-    return max(0.0, float(np.maximum(means.max(axis=1), 0.0).mean()) - best)
+    found, mean = _likeliest(part, margin)
+    normal, value = np.random.default_rng(seed).standard_normal((2000, len(kept))), 0.0
+    for weight, now in found:
+        (then,) = likeliest_posteriors(halved, margin, 1, now.scales[None])
+        moved = now.kernel @ (then.inverse - now.inverse) @ now.kernel
+        sizes, vectors = np.linalg.eigh((moved + moved.T) / 2)
+        root = vectors * np.sqrt(np.maximum(0.0, sizes))
+        means = np.column_stack([np.zeros(2000), mean + normal @ root.T])  # The base first
+        taken = means[:, np.append(0.0, mean).argmax()]
+        value += weight * float((means.max(axis=1) - taken).mean())
+    return value
 
 
 def _gain(means: Array, direction: Array) -> float:
