@@ -1,7 +1,14 @@
 """What every test shares: the allocator setting of the product, and what lies outside the checkout.
 
+Folders are the package's rooms. ``fixtures/`` is on the path of imports: models (``tiny_models``,
+``architectures``), trainings of seconds (``toy_training``), simulated studies
+(``synthetic_study``, ``report_studies``), real ones (``pocket_study``, shared and finished in
+``finished_studies``), the command (``command_line``; ``launcher`` if it is to be killed). Real
+faults are in ``faults/``, what users add from outside in ``extensions/``.
+
 Tests that request ``data_dir``, ``model_folder`` or ``browser`` are deselected where the machine
-has none; see ``fixtures/external_resources.py``.
+has none; see ``fixtures/external_resources.py``. No test waits for a time: pytest's limit of time
+ends what hangs.
 """
 
 import gc

@@ -24,7 +24,6 @@ from rankscope.store import Ledger
 KILLS = 3
 
 
-@pytest.mark.timeout(900)  # some seven lives of the command, each long where others use the cores
 @pytest.mark.pitfall(18, 26, 33)
 def test_a_run_killed_at_any_moment_continues(
     launcher: Launcher, long_file: Path, undisturbed: Undisturbed, tmp_path: Path
@@ -83,7 +82,6 @@ def test_an_altered_checkpoint_is_refused_and_a_removed_one_costs_only_time(
     undisturbed.assert_equal(out)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.pitfall(18)
 def test_killed_drivers_leave_workers_that_the_next_one_waits_for(
     launcher: Launcher, tmp_path: Path

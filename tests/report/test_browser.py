@@ -205,8 +205,7 @@ def test_hostile_data_do_nothing_in_a_browser(browser: Browser, tmp_path: Path) 
         found.page.eval_on_selector_all("button.sort", "(all) => all.forEach((one) => one.click())")
         for viewport in ({"width": 1280, "height": 900}, PHONE):
             found.page.set_viewport_size(viewport)
-            found.page.wait_for_timeout(200)
-            assert found.page.evaluate(NO_OVERFLOW)
+            found.wait_until(lambda: found.page.evaluate(NO_OVERFLOW))
         found.assert_clean(sum(f.plot is not None for f in figures_of(study, advice)))
 
 

@@ -44,7 +44,6 @@ class ShardKiller(LocalExecutor):
                 self.has_killed = True
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("shard_processes")
 def test_a_unit_whose_shard_was_killed_continues_from_its_checkpoint(tmp_path: Path) -> None:
     train = {**SETTINGS["train"], "evaluate_every": 3, "evaluate_items": 4, "checkpoint_every": 6}

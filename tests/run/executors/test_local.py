@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from launcher import Launcher, text_of
 from pocket_study import (
     TWO_GROUPS,
     Counter,
-    changed,
     leftovers,
     loaded,
     results,
@@ -32,7 +32,7 @@ from rankscope.errors import BaseFailed, IntegrityError, Interrupted, UserError
 from rankscope.hashing import sha256_file
 from rankscope.records import BASE
 from rankscope.run.executors.local import LocalExecutor
-from rankscope.run.workers import attempts
+from rankscope.run.workers import attempts, starter
 from rankscope.run.workers.attempts import (
     KILLED_FOR_MEMORY,
     WorkerFailed,
@@ -46,28 +46,61 @@ from rankscope.store import Ledger, find_problems
 
 
 class Killer(LocalExecutor):
-    """Kills the worker of a unit once it trains, and the starter of all once the next one begins,
-    as the system may when memory runs out."""
+    """Kills the worker of a unit when it has stopped itself after a step, and the starter of all
+    when the next one has, as the system may when memory runs out."""
 
-    def __init__(self, config: StudyConfig) -> None:
+    def __init__(self, config: StudyConfig, mark: Path) -> None:
         super().__init__(config, 2)
+        self.mark = mark
         self.killed_starter: Any = None
 
     def submit(self, folder: Path) -> Any:
-        if folder.name != BASE:
+        if folder.name != BASE and not self.mark.exists():
+            self.mark.touch()
             threading.Thread(target=self.kill, args=(folder,), daemon=True).start()
         return super().submit(folder)
 
     def kill(self, folder: Path) -> None:
-        while " train " not in text_of(folder / "log.jsonl") and folder.exists():
-            time.sleep(0.02)
-        worker = holder(folder)
-        assert worker
-        os.kill(int(worker), signal.SIGKILL)
-        while holder(folder) in ("", worker) and folder.exists():
-            time.sleep(0.02)
-        self.starter.process.kill()
+        first = stopped_holder(folder)
+        os.kill(first, signal.SIGKILL)
+        stopped_holder(folder, other_than=first)
         self.killed_starter = self.starter.process
+        self.mark.write_text("over")
+        workers = psutil.Process(self.killed_starter.pid).children()
+        self.killed_starter.kill()
+        while workers:  # until each has seen that the starter died
+            time.sleep(0.02)
+            for worker in tuple(workers):
+                try:
+                    worker.send_signal(signal.SIGCONT)
+                    ended = worker.status() == psutil.STATUS_ZOMBIE
+                except psutil.NoSuchProcess:
+                    ended = True
+                if ended:
+                    workers.remove(worker)
+
+
+def stopped_holder(unit: Path, other_than: int = 0) -> int:
+    """The process that works on a unit, once it has stopped itself."""
+    while True:
+        time.sleep(0.02)
+        with suppress(psutil.NoSuchProcess):
+            process = int(holder(unit) or 0)
+            stopped = process and psutil.Process(process).status() == psutil.STATUS_STOPPED
+            if stopped and process != other_than:
+                return process
+
+
+STOPPING = """
+import os, signal
+from pathlib import Path
+from rankscope.progress import SpeedMeter
+def stop_after(meter, step, *rest, report=SpeedMeter.__call__):
+    report(meter, step, *rest)
+    if not Path("MARK").read_text():
+        os.kill(os.getpid(), signal.SIGSTOP)
+SpeedMeter.__call__ = stop_after
+"""
 
 
 def run_with_workers_that(change: str, launcher: Launcher, folder: Path) -> tuple[Path, Outcome]:
@@ -88,7 +121,6 @@ seal_unit, worker.seal_unit = worker.seal_unit, seal_and_die
 """
 
 
-@pytest.mark.timeout(600)
 def test_workers_that_die_between_their_seal_and_their_end_cost_nothing(
     two_groups: dict[str, Any], launcher: Launcher, tmp_path: Path
 ) -> None:
@@ -103,20 +135,21 @@ def holder(unit: Path) -> str:
     return (text_of(unit / "ledger.lock").split() or [""])[0]
 
 
-@pytest.mark.timeout(600)
-def test_a_killed_worker_and_a_killed_starter_are_started_again(tmp_path: Path) -> None:
-    """One group, with dropout, whose training lasts until both are killed."""
-    changes = {"arms": TWO_GROUPS["arms"][1:], **changed("train", max_steps=32)}
-    study = small_study(tmp_path, **TWO_GROUPS | changes)
-    killer = Killer(study.config)
+def test_a_killed_worker_and_a_killed_starter_are_started_again(
+    two_groups: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark, (*options, command) = tmp_path / "mark", starter.STARTER
+    stopping = STOPPING.replace("MARK", str(mark)) + command
+    monkeypatch.setattr(starter, "STARTER", (*options, stopping))
+    study = small_study(tmp_path, **TWO_GROUPS)
+    killer = Killer(study.config, mark)
     # Other tests of this process may have left children, such as a tracker's service.
     before = psutil.Process().children()
     study.run(tmp_path / "out", executor=killer)
     assert killer.killed_starter.returncode == -signal.SIGKILL
     assert killer.starter.process is not killer.killed_starter
     assert set(psutil.Process().children()) <= set(before)
-    study.run(tmp_path / "undisturbed")
-    assert results(tmp_path / "out") == results(tmp_path / "undisturbed")
+    assert results(tmp_path / "out") == two_groups
     assert leftovers(tmp_path / "out") == []
 
 
@@ -195,7 +228,6 @@ worker.Conductor = Failing
 """
 
 
-@pytest.mark.timeout(600)
 def test_a_unit_that_fails_three_times_is_failed_and_the_others_go_on(
     launcher: Launcher, tmp_path: Path
 ) -> None:

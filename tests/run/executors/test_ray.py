@@ -39,7 +39,6 @@ def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     cluster.shutdown()
 
 
-@pytest.mark.timeout(900)
 def test_lost_nodes_and_killed_workers_cost_nothing(
     ray_cluster: Any, two_groups: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -86,7 +85,6 @@ class Forked:
         return code
 
 
-@pytest.mark.timeout(600)
 def test_a_node_that_does_not_see_the_folder_sends_it_back(
     two_groups: dict[str, Any], launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,7 +62,6 @@ def training_units(out: Path) -> list[Path]:
     return [path.parent for path in logs if " train " in text_of(path)]
 
 
-@pytest.mark.timeout(900)
 def test_a_preempted_unit_and_a_driver_that_goes_away_cost_nothing(
     slurm: Path, launcher: Launcher, tmp_path: Path
 ) -> None:
@@ -85,7 +84,6 @@ def test_a_preempted_unit_and_a_driver_that_goes_away_cost_nothing(
     assert not (out / "units").exists()
 
 
-@pytest.mark.timeout(600)
 def test_a_task_that_no_node_could_launch_is_queued_again(
     slurm: Path, launcher: Launcher, tmp_path: Path
 ) -> None:
@@ -106,7 +104,6 @@ def test_a_task_that_no_node_could_launch_is_queued_again(
 
 
 @pytest.mark.usefixtures("shard_processes")
-@pytest.mark.timeout(900)
 def test_a_time_limit_and_nodes_that_are_drained_and_lost_cost_nothing(
     slurm: Path, launcher: Launcher, tmp_path: Path
 ) -> None:
@@ -266,7 +263,6 @@ def test_without_slurm_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == [file]
 
 
-@pytest.mark.timeout(600)
 def test_a_canceled_task_is_not_queued_again(
     slurm: Path, launcher: Launcher, tmp_path: Path
 ) -> None:
