@@ -7,7 +7,7 @@ Folders are the package's rooms. ``fixtures/`` is on the path of imports: models
 faults are in ``faults/``, what users add from outside in ``extensions/``.
 
 Tests that request ``data_dir``, ``model_folder`` or ``browser`` are deselected where the machine
-has none; see ``fixtures/external_resources.py``. No test waits for a time: pytest's limit of time
+has none; see ``fixtures/external_resources.py``. No assertion is about time: pytest's limit
 ends what hangs.
 """
 
