@@ -13,7 +13,6 @@ from rankscope.analyses.subjects.figures import (
     MOST_ARMS,
     SubjectChanges,
     changes_figure,
-    compared_arm_labels,
     draw_subjects,
     subject_changes,
 )
@@ -33,7 +32,8 @@ def test_subjects_of_retention_make_up_the_change_of_their_task() -> None:
     study, found = study_and_advice(TRUTH)
     changes = subject_changes(study, found.advice[0])
     labels = {label for label, _, _ in changes}
-    assert labels == compared_arm_labels(found.advice[0])
+    pairs = [(c.first_label, c.second_label) for c in found.advice[0].comparisons]
+    assert labels == {found.advice[0].chosen.label, *(label for pair in pairs for label in pair)}
     assert 4 <= len(labels) < 7
     for arm in [a for a in found.advice[0].arms if a.label in labels]:
         of_arm = {key: change for key, change in changes.items() if key[0] == arm.label}

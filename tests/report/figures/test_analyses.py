@@ -10,7 +10,7 @@ import pytest
 from inspections import HEADS, LAYERS, ablation, given, inspect_heads, inspection
 from report_studies import cells, ordinary_study, trial_with_heads
 
-from rankscope.analyses.heads.figures import draw_heads_compared, stacked
+from rankscope.analyses.heads.figures import draw_heads_compared
 from rankscope.analyses.heads.record import HeadAblation, HeadsRecord
 from rankscope.analyses.spectra import figures
 from rankscope.analyses.spectra.record import SpectraRecord
@@ -126,12 +126,6 @@ def test_the_sentence_names_the_head_that_moved_most(view: StudyView) -> None:
     # Entropy that is unknown is no zero.
     entropy = [row for row in cells(figure) if row[1] == "attention entropy, change"]
     assert len(entropy) == 2 * (3 * HEADS - 1)
-
-
-def test_rows_of_unequal_length() -> None:
-    found = stacked({0: [1.0, None], 2: [3.0]})
-    assert np.isnan(found[[0, 1, 1, 2], [1, 0, 1, 1]]).all()
-    assert (found[0, 0], found[2, 0]) == (1.0, 3.0)
 
 
 def head_figures_of(*ablations: HeadAblation) -> dict[str, Figure]:

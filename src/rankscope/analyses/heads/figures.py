@@ -46,7 +46,7 @@ MODULES = {
 }
 
 
-def stacked(by_layer: Mapping[int, Sequence[float | None]]) -> HeadValues:
+def _stacked(by_layer: Mapping[int, Sequence[float | None]]) -> HeadValues:
     """Rows by layer, filled with NaN if a layer is absent or has fewer heads."""
     width = max(map(len, by_layer.values()), default=0)
     values = np.full((max(by_layer, default=-1) + 1, width), np.nan)
@@ -56,16 +56,16 @@ def stacked(by_layer: Mapping[int, Sequence[float | None]]) -> HeadValues:
 
 
 def _of_layers(layers: Sequence[LayerHeads], value: OfLayer) -> HeadValues:
-    return stacked({layer.layer: value(layer) for layer in layers})
+    return _stacked({layer.layer: value(layer) for layer in layers})
 
 
 def _moved(record: HeadsRecord, module: str) -> HeadValues:
     """|dW_h|_F / |W0_h|_F of one attention matrix; empty if training did not change it."""
-    return stacked({c.layer: c.relative for c in record.changes if c.module == module})
+    return _stacked({c.layer: c.relative for c in record.changes if c.module == module})
 
 
 def _costs(change: Sequence[Sequence[float]]) -> HeadValues:
-    return stacked({layer: [-v for v in row] for layer, row in enumerate(change)})
+    return _stacked({layer: [-v for v in row] for layer, row in enumerate(change)})
 
 
 def _cost_increase(ablation: HeadAblation) -> HeadValues:
@@ -112,7 +112,7 @@ def _head_quantities(record: HeadsRecord) -> dict[str, HeadValues]:
     values["importance of key/value heads"] = _of_layers(
         record.tuned, lambda layer: layer.group_importance
     )
-    values |= {name: stacked(by_layer) for name, by_layer in roles.items()}
+    values |= {name: _stacked(by_layer) for name, by_layer in roles.items()}
     return {name: v for name, v in values.items() if not np.isnan(v).all()}
 
 

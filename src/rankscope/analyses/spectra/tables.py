@@ -60,6 +60,16 @@ def _summed(matrices: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 
 _RELATIVE = "/|W0|"
+MODULE_TITLES = {
+    "relative": _RELATIVE,
+    "effective_rank": "eff. rank",
+    "stable_rank": "stable rank",
+    "subspace": "subspace",
+    "chance": "chance",
+    "intruders": "intruders",
+    "intruder_energy": "energy",
+}
+"""Columns of ``modules`` on the terminal."""
 
 
 def spectra_terminal(study: StudyRecords) -> tuple[list[RenderableType], list[str]]:
@@ -126,20 +136,9 @@ def _models(base: str, found: Sequence[tuple[TrialRecords, SpectraRecord]]) -> T
 
 
 def _modules(label: str, spectra: SpectraRecord) -> Table:
-    rows = []
-    for module in dict.fromkeys(m.module for m in spectra.matrices):
-        matrices = [m for m in spectra.matrices if m.module == module]
-        rows.append(
-            {
-                "module": module,
-                _RELATIVE: mean(m.relative for m in matrices),
-                "eff. rank": mean(m.effective_rank for m in matrices),
-                "stable rank": mean(m.stable_rank for m in matrices),
-                "subspace": mean(mean(m.similarity_subspace) for m in matrices),
-                "chance": mean(mean(m.chance_subspace) for m in matrices),
-                "intruders": sum(m.intruders for m in matrices),
-                "energy": mean(m.intruder_energy for m in matrices),
-            }
-        )
+    modules = spectra_tables([({}, spectra)])["modules"]
+    for title, field in (("subspace", "similarity_subspace"), ("chance", "chance_subspace")):
+        modules[title] = modules[[f"{field}_left", f"{field}_right"]].mean(axis=1)
+    shown = modules.rename(columns=MODULE_TITLES)[["module", *MODULE_TITLES.values()]]
     columns = {"subspace": Column(digits=4), "chance": Column(digits=3), "energy": Column(digits=3)}
-    return terminal_table(rows, f"{label}, means over layers", columns)
+    return terminal_table(shown.to_dict("records"), f"{label}, means over layers", columns)

@@ -43,20 +43,14 @@ def subject_changes(study: StudyRecords, advice: TaskAdvice) -> SubjectChanges:
 
     Tasks with fewer than two subjects are skipped, and so are items without a subject.
     """
-    labels, changes = compared_arm_labels(advice), SubjectChanges()
+    labels = {advice.subject_label, advice.best_full_label, advice.best_lora_label}
+    labels |= {label for c in advice.comparisons for label in (c.first_label, c.second_label)}
+    changes = SubjectChanges()
     arms = [arm for arm in trials_by_arm(study.trials).values() if arm[0].spec.task == advice.task]
     for arm in [arm for arm in arms if arm[0].spec.arm_label in labels][:MOST_ARMS]:
         of_arm = _changes_of_arm(study, arm)
         changes |= zip(of_arm, adjusted_within_family(list(of_arm.values())), strict=True)
     return changes
-
-
-def compared_arm_labels(advice: TaskAdvice) -> set[str]:
-    """Labels of the arms that the advice of one task compares, chooses or discusses."""
-    labels = [label for c in advice.comparisons for label in (c.first_label, c.second_label)]
-    labels += [advice.chosen.label] if advice.chosen else []
-    others = (advice.subject_label, advice.best_full_label, advice.best_lora_label)
-    return {*labels, *(label for label in others if label is not None)}
 
 
 def _changes_of_arm(study: StudyRecords, arm: Sequence[TrialRecords]) -> SubjectChanges:

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rankscope.data.encode import EncodedRows
 from rankscope.errors import NotFiniteError
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.continuous_batching import Generation, GenerationLimits, RunningBatch
@@ -19,7 +18,7 @@ from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
 from rankscope.run.stages import Stage, run_stage
 from rankscope.sources.self_replay.rows import RowsToSample
-from rankscope.store import Ledger, rows_path
+from rankscope.store import rows_path
 
 
 class SelfReplayStage(Stage[RowsToSample, "tuple[RowsToSample, list[list[int]]]"]):
@@ -57,20 +56,17 @@ def _rows_to_sample(context: RunContext) -> dict[str, RowsToSample]:
     return {name: rows for name, rows in replayed if isinstance(rows, RowsToSample)}
 
 
-def _stored_rows(ledger: Ledger, rows: RowsToSample) -> EncodedRows:
-    """The rows that were sampled in place of their stand-ins. Raises IntegrityError if they are
-    altered."""
-    lines = ledger.checked_path(rows_path(rows.sha256)).read_text(encoding="utf-8").splitlines()
-    return rows.sampled([json.loads(line)["ids"] for line in lines])
-
-
 def use_sampled_rows(context: RunContext) -> None:
-    """Put the base's own rows in place of their stand-ins; sample those that are not stored."""
+    """Put the base's own rows in place of their stand-ins; sample those that are not stored. Raises
+    IntegrityError: stored rows are altered."""
     stage = SelfReplayStage(context)
     run_stage(context, stage, stage.missing())
-    wanted, data = _rows_to_sample(context), context.study.data
-    if wanted:
-        sampled = {name: _stored_rows(context.ledger, rows) for name, rows in wanted.items()}
+    sampled = {}
+    for name, rows in _rows_to_sample(context).items():
+        lines = context.ledger.checked_path(rows_path(rows.sha256)).read_text("utf-8").splitlines()
+        sampled[name] = rows.sampled([json.loads(line)["ids"] for line in lines])
+    if sampled:
+        data = context.study.data
         data = replace(data, replay_rows={**data.replay_rows, **sampled})
         context.study = replace(context.study, data=data)
 
