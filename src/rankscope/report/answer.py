@@ -108,9 +108,14 @@ def _role_text(row: AnswerRow) -> str:
 def _cells(view: StudyView, arm: ArmSummary) -> Cells:
     size, of, numbers = arm.trainable_parameters, arm.expected, view.numbers(arm)
     share = number(100 * size / view.study.model.num_parameters)
+    unit = view.net_unit(arm.task)
     return (
         _cell(*numbers["expected_net_gain"], sign=True),
-        (percent(of.p_within_margin), f"{percent(of.p_better)} better than the base")
+        (
+            percent(of.p_within_margin),
+            f"loses {signed(of.regret, unit).removeprefix('+')} expected; "
+            f"{percent(of.p_better)} better than the base",
+        )
         if of
         else (UNKNOWN, "not scored"),
         _cell(*numbers["score"]),
