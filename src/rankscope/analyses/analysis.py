@@ -102,7 +102,3 @@ class Analysis(Generic[Settings]):
     def terminal(self, study: "StudyRecords") -> "tuple[list[RenderableType], list[str]]":
         """Tables and notes on given models for the terminal."""
         return [], []
-
-    def summary(self, study: "StudyRecords") -> dict[str, object]:
-        """What is known of all given models together, by key of ``inspect --json``."""
-        return {}

@@ -176,9 +176,6 @@ def unfinished(study: StudyRecords) -> list[str]:
 def inspection_json(study: StudyRecords) -> dict[str, object]:
     """What ``inspect --json`` prints."""
     analyses = all_analyses()
-    summary: dict[str, object] = {}
-    for analysis in analyses:
-        summary |= analysis.summary(study)
     return {
         "base": study.model.label,
         "architecture": study.model.architecture,
@@ -195,7 +192,6 @@ def inspection_json(study: StudyRecords) -> dict[str, object]:
             for trial in study.trials
             if trial.spec.given is not None
         ],
-        **summary,
         "failed": unfinished(study),
         "notes": study.notes,
         "provenance": study.provenance,

@@ -114,11 +114,6 @@ class SpectraAnalysis(Analysis[SpectraConfig]):
 
         return spectra_terminal(study)
 
-    def summary(self, study: "StudyRecords") -> dict[str, object]:
-        from rankscope.analyses.spectra.record import growth_of_given
-
-        return {"growth": growth_of_given(study.trials)}
-
 
 def _decompositions(costs: "CostModel", shapes: Collection[tuple[int, int]]) -> float:
     operations = sum(DECOMPOSITION * m * n * min(m, n) for m, n in shapes)
