@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -93,7 +92,10 @@ def given_study(
     """A study of the models in ``folders``: ``values`` of its file unless ``settings`` give others.
     Raises UserError: its first fault."""
     given = [{"path": str(user_path(folder)), "force": any_base} for folder in folders]
-    merged: dict[str, object] = {"model": _model_source(model), "given": given or None, **values}
+    base, source = user_path(model), ModelConfig.from_short_form(model)
+    if base.is_dir() and model != "pocket":
+        source = {"path": str(base.absolute())}
+    merged: dict[str, object] = {"model": source, "given": given or None, **values}
     for key, value in settings.items():
         own = merged.get(key)
         is_section = isinstance(own, dict) and isinstance(value, Mapping)
@@ -107,23 +109,6 @@ def given_study(
             raise UserError(where, known.found, known.expected, known.do) from error
         expected = fault["msg"].removeprefix("Input should be ")
         raise UserError(where, repr(fault["input"]), expected, "correct it") from error
-
-
-def _model_source(model: str) -> dict[str, Any]:
-    """A model as in a study file: a folder, or the name of a model."""
-    folder = user_path(model)
-    if folder.is_file():
-        raise UserError(f"model {model}", "a file", "a folder, a hub id or a model's name")
-    if folder.is_dir() and model != "pocket":
-        return {"path": str(folder.absolute())}
-    source = ModelConfig.from_short_form(model)
-    try:
-        ModelConfig.model_validate(source)
-    except ValidationError as error:
-        raise UserError(
-            f"model {model!r}", "no such folder, and not a model's name", "one of them"
-        ) from error
-    return source
 
 
 def _task_configs(text: str, split: str, num_fewshot: int | None) -> list[TaskConfig]:
