@@ -99,7 +99,7 @@ def test_all_directions_together_hold_all_of_the_inputs_variance() -> None:
 def test_features_are_counts_of_the_rows_and_scores_of_the_base(finished: Path) -> None:
     inputs = small_study(finished.parent, arms=[LORA], seeds=[0, 1], **TRUNCATED).check()
     found = features_of(inputs, open_base(inputs), inputs.trials[0], (2, 8))
-    rows = inputs.rows["pocket_med"].rows
+    rows = inputs.data.rows["pocket_med"].rows
     assert found.num_rows == len(rows) == 512
     assert found.num_label_tokens == sum(sum(row.is_label) for row in rows)
     # 4 layers x 4 matrices of 128 x 128: 4 x 4 x 256 r.

@@ -48,7 +48,7 @@ def test_full_fine_tuning_takes_half_as_much_again(inputs: PreparedStudy) -> Non
         trial_of(inputs, "full"),
         trial_of(inputs, "lora"),
     )
-    rows, tokens = inputs.rows[full.task], 1000
+    rows, tokens = inputs.data.rows[full.task], 1000
     keys, labels = costs.mean_keys(full.task), tokens * rows.num_label_tokens / rows.num_tokens
     forward = costs.forward(tokens, labels, keys)
     assert costs.training_operations(full, tokens) == pytest.approx(3 * forward)

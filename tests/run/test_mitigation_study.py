@@ -154,7 +154,7 @@ def test_a_joined_task_has_the_rows_and_items_of_its_parts(tmp_path: Path) -> No
     joined = {"name": "both", "mixture": ["pocket_med", "pocket_gsm"]}
     study = small_study(tmp_path, tasks=["pocket_med", joined], arms=[LORA], seeds=[0])
     inputs = study.check()
-    assert len(inputs.rows["both"].rows) == 512 + 2000
+    assert len(inputs.data.rows["both"].rows) == 512 + 2000
     study.run(tmp_path / "out")
     records, advice = write_outputs(tmp_path / "out")
     assert [a.task for a in advice.advice] == ["pocket_med", "both"]

@@ -53,7 +53,7 @@ def open_base(inputs: PreparedStudy) -> Base:
         inputs.device,
         inputs.dtype,
         quantize=config.quantize,
-        tokenizer=inputs.encoder.tokenizer,
+        tokenizer=inputs.data.encoder.tokenizer,
     )
 
 
@@ -86,7 +86,7 @@ def features_of(
     inputs: PreparedStudy, base: Base, trial: TrialSpec, ranks: Sequence[int]
 ) -> PredictorFeatures:
     """Measure a trial's task and targets by a few batches, in the order of seed 0."""
-    rows = inputs.rows[trial.task].rows
+    rows = inputs.data.rows[trial.task].rows
     order = RowSampler(len(rows), 1, 1, 0).epoch(0)
     size = max(PROBE_TOKENS, 2 * max(ranks))
     batches = list(token_batches([rows[i] for i in order], size))[:PROBE_BATCHES]
@@ -96,10 +96,10 @@ def features_of(
     shares = [s[s > 0] / s.sum() for s in spectra]
     effective = [float(torch.exp(-(p * p.log()).sum())) for p in shares]
     stable = [float(s.square().sum() / s[0].square()) for s in spectra]
-    task = inputs.tasks[trial.task]
+    task = inputs.data.tasks[trial.task]
     few = replace(task, validation=task.validation[:PROBE_ITEMS])
     records = evaluate_task(
-        base, inputs.encoder, few, "validation", {None: BASE}, inputs.config.evaluate
+        base, inputs.data.encoder, few, "validation", {None: BASE}, inputs.config.evaluate
     )
     return PredictorFeatures(
         task=trial.task,

@@ -22,7 +22,7 @@ def run_subset(
     inputs: PreparedStudy, out: Path, reporter: ProgressReporter | None = None
 ) -> StudyRecords:
     """Run the study's grid on a tenth of its rows into ``out``, or continue it there."""
-    rows = {task: len(encoded.rows) for task, encoded in inputs.rows.items()}
+    rows = {task: len(encoded.rows) for task, encoded in inputs.data.rows.items()}
     try:
         return Study(subset_study(inputs.config, rows)).run(out, reporter)
     except UserError as error:

@@ -128,7 +128,7 @@ class _AdaptiveStudy:
         view = _rung_view(records, trains, seed)
         earlier = _rung_view(records, self.rung_trains(rung - 1), seed) if rung else None
         stops: dict[str, Stop] = {}
-        for task in self.declared.rows:
+        for task in self.declared.data.rows:
             stops |= stops_at_rung(view, task, rung, self.rule, earlier)
         by_id = {trial.trial_id: trial for trial in self.declared.trials}
         statuses = self.ledger.statuses()
@@ -160,13 +160,13 @@ class _AdaptiveStudy:
         view = self.validated()
         own = [trial for trial in self.declared.trials if trial.given is None]
         tokens = {trial.trial_id: float(self.declared.training_tokens(trial)) for trial in own}
-        by_task = [next_trials(view, task, self.rule, tokens) for task in self.declared.rows]
+        by_task = [next_trials(view, task, self.rule, tokens) for task in self.declared.data.rows]
         return [trial for of_task in by_task for trial in of_task]
 
     def finalists(self) -> list[list[TrialSpec]]:
         """By finalist, its trials that were trained."""
         view = self.validated()
-        arms = [arm for task in self.declared.rows for arm in finalists(view, task)]
+        arms = [arm for task in self.declared.data.rows for arm in finalists(view, task)]
         return [[trial.spec for trial in arm.finished] for arm in arms]
 
     def validated(self) -> StudyRecords:

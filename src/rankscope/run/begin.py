@@ -53,7 +53,7 @@ def begin_run(
     """
     check_record_settings(ledger, study)
     config, before = study.config, ledger.statuses()
-    tokenizer = study.encoder.tokenizer  # one of 262,144 entries takes .25 GB
+    tokenizer = study.data.encoder.tokenizer  # one of 262,144 entries takes .25 GB
     source = (config.model, study.device, study.dtype)
     record = base_record(*source, config.quantize, tokenizer)
     load = partial(load_base, *source, None, config.quantize, tokenizer, shards)

@@ -109,10 +109,10 @@ class LearningCurve:
         self, model: Base, models: Mapping[str | None, str], task_name: str
     ) -> Iterator[Evaluation]:
         """Score models on the first validation items of one task."""
-        config, task = self.study.config, self.study.tasks[task_name]
+        config, task = self.study.config, self.study.data.tasks[task_name]
         first = replace(task, validation=task.validation[: config.train.evaluate_items])
         evaluations, _ = evaluate_with_failures(
-            model, self.study.encoder, first, "validation", models, config.evaluate
+            model, self.study.data.encoder, first, "validation", models, config.evaluate
         )
         yield from evaluations.values()
 

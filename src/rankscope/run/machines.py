@@ -209,7 +209,7 @@ def measured_machine(inputs: PreparedStudy) -> Machine:
         return machine
     ranks = sorted(trial.rank or 1 for trial in lora)
     trials = [_probe_trial(lora[0], rank, seed) for seed, rank in enumerate((ranks[0], ranks[-1]))]
-    rows = inputs.rows[lora[0].task]
+    rows = inputs.data.rows[lora[0].task]
     full_pass = round(train.batch_tokens / len(trials) * len(rows.rows) / rows.num_tokens)
     own = trial_protocol(lora[0], train)
     num_rows = max(1, min(full_pass, own.batch_size * own.gradient_accumulation))
@@ -296,7 +296,7 @@ def _run_steps(probed: PreparedStudy, machine: Machine) -> float:
     free = available_memory_bytes(probed.device)
     if needed > USABLE_SHARE * min(free, probed.config.memory_limit or free):
         raise MemoryError("no room for the base of a few steps")
-    base, rows = random_base(probed), probed.rows[task].rows
+    base, rows = random_base(probed), probed.data.rows[task].rows
     try:
         train_group(base, list(probed.trials), rows, probed.config.train, progress=note_end)
     finally:
@@ -324,6 +324,6 @@ def random_base(inputs: PreparedStudy) -> Base:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=WEIGHT_DEVIATION, generator=generator)
-    tokenizer, device = inputs.encoder.tokenizer, inputs.device
+    tokenizer, device = inputs.data.encoder.tokenizer, inputs.device
     record = model_record(inputs.config.model, device, inputs.dtype, model, tokenizer, "")
     return frozen_base(model, tokenizer, record, inputs.base.folder)

@@ -10,9 +10,7 @@ from rankscope.advise.adaptive import AdaptiveRule
 from rankscope.analyses import all_analyses, enabled_analyses
 from rankscope.config.section import Interval
 from rankscope.config.study import StudyConfig
-from rankscope.data.encode import EncodedRows, Encoder
 from rankscope.data.study_data import StudyData
-from rankscope.data.tasks import LoadedTask
 from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import wanted_splits
 from rankscope.evaluate.scorers.scorer import ItemTokens
@@ -59,23 +57,6 @@ class PreparedStudy:
     def _largest_of_nest(self) -> dict[tuple[object, ...], TrialSpec]:
         return {trial.nest: trial for trial in self.trials if not trial.is_slice}
 
-    @property
-    def encoder(self) -> Encoder:
-        return self.data.encoder
-
-    @property
-    def tasks(self) -> Mapping[str, LoadedTask]:
-        return self.data.tasks
-
-    @property
-    def rows(self) -> Mapping[str, EncodedRows]:
-        return self.data.rows
-
-    @property
-    def replay_rows(self) -> Mapping[str, EncodedRows]:
-        """The encoded rows that arms replay, by task."""
-        return self.data.replay_rows
-
     def trained(self, group: Group) -> Group:
         """Trials to train for this group. A nested run trains once, at its largest rank."""
         return tuple(dict.fromkeys(self._largest_of_nest[trial.nest] for trial in group))
@@ -96,7 +77,7 @@ class PreparedStudy:
 
     def rows_to_write(self) -> list[ItemTokens]:
         """What the base reads and writes for each row that it writes before any training."""
-        return [tokens for rows in self.replay_rows.values() for tokens in rows.to_write()]
+        return [tokens for rows in self.data.replay_rows.values() for tokens in rows.to_write()]
 
     def trial(self, model_id: str) -> TrialSpec:
         """The trial of its id, or of one of its variants."""
@@ -146,7 +127,7 @@ class PreparedStudy:
         own_tokens = self.own_tokens(trial)
         if trial.replay is None or not trial.replay_share:
             return own_tokens
-        own, general = self.data.rows_of(trial), self.replay_rows[trial.replay]
+        own, general = self.data.rows_of(trial), self.data.replay_rows[trial.replay]
         num_rows = own_tokens * len(own.rows) / own.num_tokens
         beside = num_rows * trial.replay_share / (1 - trial.replay_share)
         return own_tokens + round(beside * general.num_tokens / len(general.rows))

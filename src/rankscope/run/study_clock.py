@@ -8,7 +8,6 @@ from rankscope.formatting import rough_duration
 from rankscope.records import TrialSpec
 from rankscope.run.groups import Group
 from rankscope.run.prepared import PreparedStudy
-from rankscope.train.step_schedule import trial_protocol
 
 
 @dataclass(slots=True)
@@ -99,11 +98,6 @@ class StudyClock:
 
 
 def training_work(study: PreparedStudy, trial: TrialSpec) -> float:
-    """Rows that a trial trains on, times the passes of each: three if every weight trains. The
+    """Tokens that a trial trains on, times the passes of each: three if every weight trains. The
     trials of a nested run share its work."""
-    if trial.given is not None:
-        return 0.0
-    rows, train = study.data.rows_of(trial), trial_protocol(trial, study.config.train)
-    rows_per_step = train.batch_size * train.gradient_accumulation
-    tokens = study.num_steps(trial) * rows_per_step * rows.num_tokens / len(rows.rows)
-    return tokens * (3 if trial.is_full else 2) / len(trial.nested or (trial,))
+    return study.own_tokens(trial) * (3 if trial.is_full else 2) / len(trial.nested or (trial,))

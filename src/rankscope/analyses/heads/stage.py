@@ -94,8 +94,8 @@ class HeadsStage(Stage[TrialSpec, HeadsRecord]):
         study = self.context.study
         return head_task(
             context_length(self.context.base.model.config),
-            study.encoder,
-            study.tasks[name],
+            study.data.encoder,
+            study.data.tasks[name],
             self.settings.items,
             study.config.evaluate,
         )
@@ -124,7 +124,7 @@ class HeadsStage(Stage[TrialSpec, HeadsRecord]):
         roles: tuple[HeadRole, ...] = ()
         if ablations and ablations[0].task == trained_on:
             # Tasks that share items with the trained one show nothing of what heads lost elsewhere.
-            related = related_tasks(study.tasks, trained_on)
+            related = related_tasks(study.data.tasks, trained_on)
             roles = head_roles(ablations[0], [a for a in ablations[1:] if a.task not in related])
         return HeadsRecord(
             trial_id=trial.trial_id,

@@ -34,7 +34,11 @@ def check_result(prepared: PreparedStudy, rows_shown: int, next_step: str) -> Re
     return Group(
         _tasks_table(prepared),
         *_sources(records),
-        *(part for name in prepared.rows for part in _rows_as_tokens(prepared, name, rows_shown)),
+        *(
+            part
+            for name in prepared.data.rows
+            for part in _rows_as_tokens(prepared, name, rows_shown)
+        ),
         *note_lines(prepared.notes),
         Text(f"\n{count(trials, 'trial')} in {count(groups, 'group')}: the study can run."),
         *(Text(terminal_text(advice), style="bold") for advice in _advice(records)),
@@ -94,7 +98,7 @@ def _sources(records: Sequence[TaskRecord]) -> Iterator[RenderableType]:
 def _rows_as_tokens(
     prepared: PreparedStudy, name: str, rows_shown: int
 ) -> Iterator[RenderableType]:
-    rows, encoder = prepared.rows[name], prepared.encoder
+    rows, encoder = prepared.data.rows[name], prepared.data.encoder
     yield Text(
         f"\n{name}: {len(rows.rows):,} training rows ({encoder.prompt_format} prompts), "
         f"{rows.num_tokens:,} tokens; {rows.num_label_tokens:,} carry loss (marked). "

@@ -67,7 +67,12 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
     def score_trials(self, model: Base, batch: EvalBatch) -> Scored:
         study, (name, split, model_ids) = self.context.study, batch
         evaluations, reasons = evaluate_with_failures(
-            model, study.encoder, study.tasks[name], split, model_ids, study.config.evaluate
+            model,
+            study.data.encoder,
+            study.data.tasks[name],
+            split,
+            model_ids,
+            study.config.evaluate,
         )
         failures = [
             TrialFailure(trial_of(model_ids[adapter]), "failed", f"{name} {split}: {reason}")
@@ -83,7 +88,12 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
         try:
             with reporting_shortages(f"{where}: scoring the base", do=do):
                 evaluations = evaluate_task(
-                    self.context.base, study.encoder, study.tasks[name], split, model_ids, settings
+                    self.context.base,
+                    study.data.encoder,
+                    study.data.tasks[name],
+                    split,
+                    model_ids,
+                    settings,
                 )
         except NotFiniteError as error:
             raise NotFiniteError(

@@ -61,13 +61,13 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
             train = study.config.train
             limit = context.group_ledger.batch_tokens(group)
             train = train.model_copy(update={"batch_tokens": limit})
-            rows, trials = study.rows[group[0].task], study.trained(group)
+            rows, trials = study.data.rows[group[0].task], study.trained(group)
             num_steps = max(map(study.num_steps, trials))
             pause_at = self.pause_at(group)
             context.begin_stage(f"{self.name} {group_label(group)}", pause_at or num_steps)
             meter = SpeedMeter(context.reporter, len(trials), study=context.study_clock)
             points = context.ledger.curve_points(trials)
-            replay = {name: encoded.rows for name, encoded in study.replay_rows.items()}
+            replay = {name: encoded.rows for name, encoded in study.data.replay_rows.items()}
             fewer = {n: own.rows for n, own in study.data.fewer_rows[group[0].task].items()}
             on_all_shards: dict[str, Any] = {
                 "replay": replay,

@@ -52,7 +52,7 @@ class SelfReplayStage(Stage[RowsToSample, "tuple[RowsToSample, list[list[int]]]"
 
 def _rows_to_sample(context: RunContext) -> dict[str, RowsToSample]:
     """The stand-ins, until the base has written the rows."""
-    replayed = context.study.replay_rows.items()
+    replayed = context.study.data.replay_rows.items()
     return {name: rows for name, rows in replayed if isinstance(rows, RowsToSample)}
 
 
