@@ -29,14 +29,14 @@ def comparison_tables(comparison: StudyComparison) -> RenderableType:
     """The answers side by side; then, pair by pair, what is the same and how arms compare."""
     several = len(comparison.pairs) > 1
     return Group(
-        _answers(comparison),
-        *_verdicts(comparison),
+        *_answers(comparison),
         *(part for pair in comparison.pairs for part in _pair(pair, several)),
     )
 
 
-def _answers(comparison: StudyComparison) -> Table:
-    rows = []
+def _answers(comparison: StudyComparison) -> Iterator[RenderableType]:
+    """A row for each study and training task, then the verdicts."""
+    rows, verdicts = [], []
     for task in comparison.training_tasks:
         for study in comparison.studies:
             answer: TableRow = next((a for a in study.answers if a["task"] == task), {})
@@ -51,17 +51,11 @@ def _answers(comparison: StudyComparison) -> Table:
                     "confidence": CONFIDENCES.get(str(answer.get("confidence")), ""),
                 }
             )
-    return terminal_table(rows, "answers", right=("trials",), sections=("task",))
-
-
-def _verdicts(comparison: StudyComparison) -> Iterator[RenderableType]:
-    for task in comparison.training_tasks:
-        for study in comparison.studies:
-            for answer in study.answers:
-                if answer["task"] == task:
-                    text = terminal_text(f"{study.label}, {task}: {answer['verdict']}")
-                    yield Text(text, overflow="fold")
-    yield Text()
+            if answer:
+                text = terminal_text(f"{study.label}, {task}: {answer['verdict']}")
+                verdicts.append(Text(text, overflow="fold"))
+    yield terminal_table(rows, "answers", right=("trials",), sections=("task",))
+    yield from (*verdicts, Text())
 
 
 def _pair(pair: StudyPair, several: bool) -> Iterator[RenderableType]:
