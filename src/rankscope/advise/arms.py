@@ -189,9 +189,9 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
         transfer=dict(zip(transfer, family, strict=True)),
         retention={name: change for name, change in changes.items() if name in names},
         trainable_parameters=trained[0].trainable_parameters if trained else 0,
-        rows=trained[0].rows if trained else None,
-        seconds=float(np.mean(seconds)) if seconds else None,
-        peak_memory_bytes=max((t.peak_memory_bytes for t in trained), default=None),
+        rows=(trained[0].rows or None) if trained else None,
+        seconds=float(np.mean(seconds)) if any(seconds) else None,
+        peak_memory_bytes=max((t.peak_memory_bytes for t in trained), default=0) or None,
     )
 
 

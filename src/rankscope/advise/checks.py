@@ -57,6 +57,8 @@ def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
     text = "Forgetting is measured by the likelihood of text."
     if any(task.chance is not None for task in tasks):
         text = "The base is above chance on the retention tasks."
+    elif any(task.score_unit == "accuracy" for task in tasks):
+        text = "What guessing scores on the retention tasks is not known."
     if results.retention_at_chance:
         text = (
             "Where the base is not above chance, the right answers' log-probability, among the "
@@ -98,6 +100,9 @@ def _contamination(results: TaskResults) -> TrustCheck:
     record = results.record
     kinds = {kind: rows for kind, rows in sorted(record.contamination.items()) if rows}
     test_rows, overlapping = record.rows.get("test", 0), sum(kinds.values())
+    if not record.contamination:
+        text = "The scores are from elsewhere, so overlap with the training rows is not known."
+        return trust_check("contamination", "weak", "overlap not checked", text)
     if not kinds:
         text = "No test row overlaps the training set."
         return trust_check("contamination", "fine", "no overlap", text)
@@ -118,7 +123,9 @@ def _contamination(results: TaskResults) -> TrustCheck:
 def _learning_rate(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
     lr, lrs = subject.summary.lr, results.rates_of(subject)
     status: CheckStatus = "weak"
-    if len(lrs) == 1:
+    if not lr:
+        value, text = "learning rate not known", "Another rate may do better."
+    elif len(lrs) == 1:
         value = "one learning rate tried"
         text = "Only one rate was tried for it, so another one may do better."
     elif lr in (lrs[0], lrs[-1]):

@@ -10,6 +10,7 @@ stopped trials widen the posterior, so they need no rule of their own.
 """
 
 from dataclasses import dataclass
+from math import inf
 
 from rankscope.advise.arms import Arm
 from rankscope.advise.messages import arm_name, capitalized, verdict_name
@@ -24,7 +25,6 @@ from rankscope.records import (
 )
 
 CLOSE = 0.25  # Margins of expected regret for which fewer parameters are taken
-RIVALS_NAMED = 2  # Smaller ranks in the verdict, the largest of those that may do
 MAY_DO = 0.05  # Least probability of being within the margin of a rank that is named
 VERBS: dict[Confidence, str] = {"sure": "Use", "probable": "Probably use", "leaning": "Leaning to"}
 SURE, PROBABLE = 0.95, 0.8  # As in ``TaskAdvice.confidence``
@@ -57,7 +57,7 @@ def decide(results: TaskResults) -> Answer:
         return _all_over_limit(results)
     arms = [results.arms[i] for i in results.allowed]
     regrets = posterior.regret.tolist()  # The base first
-    sizes = [0, *(arm.summary.trainable_parameters for arm in arms)]
+    sizes = [0, *(_size(arm.summary) for arm in arms)]
     # Nobody can use an arm that was stopped before its end.
     whole = [0, *(k for k, arm in enumerate(arms, start=1) if arm.finished)]
     least = min(regrets[k] for k in whole)
@@ -89,6 +89,11 @@ def decide(results: TaskResults) -> Answer:
         regret=float(regrets[taken]),
         ranks=ranks,
     )
+
+
+def _size(arm: ArmSummary) -> float:
+    """Trainable parameters, or of imported scores without them, the rank."""
+    return arm.trainable_parameters or arm.rank or inf
 
 
 def _confidence(p: float) -> Confidence:
@@ -125,7 +130,7 @@ def _smaller(results: TaskResults, subject: Arm, ranks: tuple[RankThatMayDo, ...
     if subject.summary.is_full:
         rivals = sorted(ranks, key=lambda r: -r.p)[:1]
     else:
-        rivals = [r for r in ranks if rank is not None and r.rank < rank][-RIVALS_NAMED:]
+        rivals = [r for r in ranks if rank is not None and r.rank < rank][-2:]
     if not rivals:
         has_smaller = any((a.summary.rank or rank or 0) < (rank or 0) for a in results.candidates)
         return " No smaller rank is likely to do as well." if rank and has_smaller else ""

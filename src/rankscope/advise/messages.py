@@ -118,7 +118,7 @@ def _values(fields: Mapping[str, Field]) -> dict[str, float]:
 
 def arm_name(arm: ArmSummary) -> str:
     """Method and settings of an arm: ``LoRA r=32 (alpha 64, lr 0.0002, dropout=0.1)``."""
-    rate = ", ".join([f"lr {arm.lr:g}", *arm.special_settings])
+    rate = ", ".join([f"lr {arm.lr:g}" if arm.lr else "rate not known", *arm.special_settings])
     if arm.is_full:
         return f"full fine-tuning ({rate})"
     if arm.alpha is None:  # the label of a PEFT method already lists its settings

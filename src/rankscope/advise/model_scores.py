@@ -10,7 +10,8 @@ from rankscope.records import BASE, Estimate, EvalRecord, ModelScore, StudyRecor
 def model_scores(study: StudyRecords) -> tuple[ModelScore, ...]:
     """Task by task, the base first, then the given models in their order; of the test split, or of
     the one that the study file names. None in a study of arms alone."""
-    if study.config.arms and not study.config.given:
+    is_imported = not study.config.arms and any(task.trained_on for task in study.tasks)
+    if is_imported or (study.config.arms and not study.config.given):
         return ()
     return tuple(score for task in study.tasks for score in _scores_on(study, task.name))
 

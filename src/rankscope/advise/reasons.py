@@ -25,7 +25,7 @@ def reasons_for(results: TaskResults, subject: Arm | None) -> tuple[AdviceMessag
             *_rival(results, subject),
             *_forgetting(results, arm),
             *_transfer(results, arm),
-            _cost(results, arm),
+            *_cost(results, arm),
         ]
     reasons += axis_messages(results)
     return (*reasons, *diagnostics(results, subject), *_caveats(results, subject))
@@ -116,8 +116,10 @@ def _change(results: TaskResults, task: str, change: Estimate) -> str:
     return f"{task} {difference(change.value, unit)}"
 
 
-def _cost(results: TaskResults, arm: ArmSummary) -> AdviceMessage:
+def _cost(results: TaskResults, arm: ArmSummary) -> Iterator[AdviceMessage]:
     total, full = results.study.model.num_parameters, results.best_full
+    if not (arm.trainable_parameters and total):  # not known of imported scores
+        return
     share = arm.trainable_parameters / total
     percent = f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
     details = f", {percent} of the model's {total:,}"
@@ -132,7 +134,7 @@ def _cost(results: TaskResults, arm: ArmSummary) -> AdviceMessage:
         details += f" (full fine-tuning: {duration(full.summary.seconds)})"
         values["full_seconds"] = full.summary.seconds
     parameters = Counted(arm.trainable_parameters, "parameter")
-    return message(
+    yield message(
         "cost",
         "It trains {trainable_parameters}{details}.",
         trainable_parameters=parameters,
@@ -153,7 +155,7 @@ def _learning_rates(results: TaskResults) -> Iterator[AdviceMessage]:
     """Ranks that differ in nothing else, but were tried at one learning rate or at unequal ones."""
     series: dict[tuple[object, ...], dict[int, set[float]]] = {}
     for trial in results.trials:
-        if trial.spec.rank is not None:
+        if trial.spec.rank is not None and trial.spec.lr:
             rates = series.setdefault(trial.spec.arm_without_rank, {})
             rates.setdefault(trial.spec.rank, set()).add(trial.spec.lr)
     messages = [_confounded(by_rank) for by_rank in series.values() if len(by_rank) > 1]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from math import log
+from sys import maxsize
 
 import numpy as np
 
@@ -152,7 +153,7 @@ class TaskResults:
     @property
     def hidden_size_rank(self) -> int:
         """Upper bound of the useful ranks: one side of every target is the hidden size, or less."""
-        return self.study.model.hidden_size
+        return self.study.model.hidden_size or maxsize  # imported scores do not tell it
 
     @property
     def retention_at_chance(self) -> dict[str, tuple[float, int, float]]:

@@ -1,11 +1,12 @@
 """Verbs beside a study: a prediction before it; weights, and runs for a tracker, after it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Argument, Option
 
 from rankscope.cli.application import Overrides, StudyFolder, check_study, verb
+from rankscope.cli.study_verbs import show_results
 from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
 from rankscope.errors import UserError
 from rankscope.progress import ConsoleReporter
@@ -68,6 +69,40 @@ def _predict_command(
         {"tasks": tasks, "past_record": past},
         lambda: print_result(prediction_tables(tasks, record, past)),
     )
+
+
+@verb("import", "Reading {source} ...")
+def _import_command(
+    source: Annotated[
+        Path,
+        Argument(metavar="FILE|DIR", help="A .csv or .parquet, or outputs of lm-eval or PEFT."),
+    ],
+    out: Annotated[Path, Option(help="A new or empty folder for the study.")],
+    columns: Annotated[
+        list[str] | None, Option("--map", metavar="NAME=COLUMN", help="arm=model; may be repeated.")
+    ] = None,
+    base: Annotated[
+        str, Option(metavar="ARM", help="The untuned model, or its means: TASK=SCORE,...")
+    ] = "base",
+    task: Annotated[str | None, Option(help="The task that the arms were trained on.")] = None,
+    retention: Annotated[str, Option(help="Tasks that show forgetting, by commas.")] = "",
+    metric: Annotated[
+        Literal["accuracy", "log_probability"] | None, Option(help="Unit of all scores.")
+    ] = None,
+) -> Reply:
+    """Make a study of scores from elsewhere.
+
+    Nothing is trained. The folder can be reported, compared and verified as any study's.
+
+    Example: rankscope import scores.csv --out studies/theirs --map arm=model --retention mmlu
+    """
+    from rankscope.run.outputs import write_outputs
+    from rankscope.tools.import_scores import import_scores
+
+    kept = [name.strip() for name in retention.split(",") if name.strip()]
+    import_scores(source, out, columns or (), base, task=task, retention=kept, unit=metric)
+    records, answer = write_outputs(out)
+    return Reply(answer, lambda: show_results(out, records, answer, with_reasons=True))
 
 
 @verb("export", "Reading {folder} ...")

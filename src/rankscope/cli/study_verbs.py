@@ -130,7 +130,7 @@ def run_command(
     is_done = all(trial.status in {"done", *LEFT_OUT} for trial in records.trials)
     return Reply(
         recommendation,
-        lambda: _show_results(folder, records, recommendation, with_reasons=True),
+        lambda: show_results(folder, records, recommendation, with_reasons=True),
         OK if is_done else UNFINISHED,
     )
 
@@ -145,13 +145,13 @@ def _executor_of(config: "StudyConfig", workers: int | None) -> "Executor | None
     return start_executor(with_executor(config, "local" if is_shared else None), workers)
 
 
-def _show_results(
+def show_results(
     folder: Path, records: "StudyRecords", recommendation: "Recommendation", *, with_reasons: bool
 ) -> None:
     from rankscope.cli.render.models import scores_tables
     from rankscope.cli.render.summary import print_answer, summary_table
 
-    if records.config.arms:
+    if recommendation.advice:
         print_result(summary_table(records, recommendation))
     if recommendation.given:
         print_result(scores_tables(recommendation.given))
@@ -282,7 +282,7 @@ def _report_command(
         drawn = write_study_figures(records, recommendation, figures, figure_format)
 
     def show() -> None:
-        _show_results(folder, records, recommendation, with_reasons=False)
+        show_results(folder, records, recommendation, with_reasons=False)
         if files:
             print_line(f"tables: {len(files)} files in {tables}")
         if drawn:

@@ -167,7 +167,8 @@ class TrialSpec(Record):
             method = [] if self.method == LoraMethod.name else [self.method]
             alpha = [] if self.alpha == 2 * self.rank else [f"alpha={self.alpha:g}"]
             parts = [*method, f"r={self.rank}", *alpha]
-        return " ".join([*parts, f"lr={self.lr:.12g}", *self.special_settings])
+        rate = [f"lr={self.lr:.12g}"] if self.lr else []  # of imported scores it may be unknown
+        return " ".join([*parts, *rate, *self.special_settings])
 
     @property
     def special_settings(self) -> tuple[str, ...]:

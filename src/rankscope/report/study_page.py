@@ -31,7 +31,7 @@ from rankscope.report.use_it import steps_for_task
 def render_study(whole: StudyView, folder: str = "DIR", view: StudyView | None = None) -> str:
     """The page; ``folder`` is the study's, as commands on the page name it, and ``view`` what
     ``limited`` leaves of the whole, if that is known."""
-    if not whole.study.config.arms:
+    if not whole.training_tasks:
         return _given_page(whole)
     view, failed = view or limited(whole), failed_trials_table(whole)
     sections, tasks = study_sections(view), view.training_tasks

@@ -186,7 +186,7 @@ def steps_for_task(view: StudyView, task: str, folder: str) -> tuple[_UseStep, .
     """
     arm = view.focus(task)
     trials = view.trials(arm) if arm is not None else []
-    if arm is None or not trials:
+    if arm is None or not trials or not view.study.config.arms:  # imported scores: no weights
         return ()
     spec = trials[0].spec
     name = folder_name(f"{task}-{arm.short_label.replace('=', '')}")

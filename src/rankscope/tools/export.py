@@ -75,7 +75,7 @@ def _weights(ledger: Ledger, trial: TrialRecords, step: int | None) -> str:
     """Path of a trial's final weights, or of those kept at one step."""
     spec, last = trial.spec, _last_step(trial)
     where = f"{ledger.out}: trial {spec.trial_id} ({spec.label})"
-    if spec.given is not None:
+    if spec.given is not None and spec.given.folder:
         found, do = "a given model", f"use its own folder, {spec.given.folder}"
         raise UserError(where, found, "a trial that was trained here", do)
     if step is None or step == last:
@@ -84,7 +84,7 @@ def _weights(ledger: Ledger, trial: TrialRecords, step: int | None) -> str:
         raise UserError(
             where,
             f"the status {trial.status!r} and no weights",
-            "a trial that is done",
+            "a trial that is done and was trained here",
             f"choose one that 'rankscope status {ledger.out}' shows as done",
         )
     if ledger.artifacts(path := snapshot_path(spec, step)):
