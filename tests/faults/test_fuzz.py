@@ -13,7 +13,7 @@ from fuzz import Tally, campaign, verdict
 from fuzz_kinds import KINDS
 
 CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
-FRESH = 100  # Inputs of each kind
+FRESH = 50  # Inputs of each kind
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # libraries warn of such inputs
 

@@ -1,5 +1,6 @@
 """A page of many arms: which are shown, that it says so, and that its size does not grow."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -30,13 +31,14 @@ def many(ranks: int) -> StudyRecords:
     return synthetic_study(truth)
 
 
-@pytest.fixture
-def view(monkeypatch: pytest.MonkeyPatch) -> StudyView:
+@pytest.fixture(scope="module")
+def view() -> Iterator[StudyView]:
     """Of 22 arms, with room for 12 on a page and for one failed trial."""
-    monkeypatch.setattr(page_limit, "MAX_PAGE_ARMS", 12)
-    monkeypatch.setattr("rankscope.report.study_page.MAX_FAILED", 1)
     study = many(5)
-    return StudyView(study, recommend(study))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page_limit, "MAX_PAGE_ARMS", 12)
+        patch.setattr("rankscope.report.study_page.MAX_FAILED", 1)
+        yield StudyView(study, recommend(study))
 
 
 def test_arms_that_the_answer_names_stay_and_then_the_best(view: StudyView) -> None:
