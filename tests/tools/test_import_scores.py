@@ -177,7 +177,11 @@ def write_samples(file: Path, values: list[float], metric: str = "acc", name: st
 
 def test_samples_of_lm_evaluation_harness_are_read(tmp_path: Path) -> None:
     folder, time = tmp_path / "evals", "2026-01-02T03-04-05.678"
-    for arm, values in (("base", [0, 0, 1]), ("r8-seed0", [1, 0, 1]), ("r8-seed1", [1, 1, 1])):
+    for arm, values in (
+        ("base", [False, False, True]),
+        ("r8-seed0", [1, 0, 1]),
+        ("r8-seed1", [1, 1, 1]),
+    ):
         place = folder / arm / "owner__model"  # as the harness calls the folder of a model
         write_samples(place / "samples_arc_easy_2025-01-01T00-00-00.0.jsonl", [0, 0, 0])
         write_samples(place / f"samples_arc_easy_{time}.jsonl", values)
@@ -267,7 +271,7 @@ REFUSED: list[tuple[list[Row], str, list[str]]] = [
     ),
     ([*GOOD, LAST | {"lr": 1}, LAST | {"item": 3, "lr": 2}], "", ["column lr: found several"]),
     (changed(split="train"), "", ["column split: found 'train' in 4 rows, first row 1, expected"]),
-    (changed(seed=-1), "", ["seeds and names that a study can have"]),
+    (changed(seed=1e17), "", ["column seed: found '1e+17' in 4 rows"]),
     (changed(lr="fast"), "", ["column lr: found 'fast' in 4 rows"]),
     (changed(task="../t"), "", ["column task: found '../t', expected 1 to 64"]),
     ([*GOOD, *changed(task="u")], "", ["--task: found t, u, expected the one", "--task t or u"]),

@@ -14,9 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rankscope.config.section import NAME_PATTERN, NAME_RULE
-from rankscope.config.study import StudyConfig
 from rankscope.device import provenance
-from rankscope.errors import UserError, did_you_mean, reading
+from rankscope.errors import UserError, did_you_mean
 from rankscope.evaluate.metrics import exact_mean, standard_error
 from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.formatting import count, join_names
@@ -266,19 +265,10 @@ def _write(
         "prompt_format": "plain",
     }
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", source.stem).strip("-_")[:64] or "imported"
-    roles = {
-        task.name: "retention" if "retention" in task.roles else "cross_domain" for task in tasks
-    }
-    arms = dict.fromkeys(arm for arm, _ in trials)
-    config = {
-        "name": name,
-        "model": {"path": "unknown"},
-        "given": [{"scores": source.name, "name": arm} for arm in arms],
-        "seeds": sorted({spec.seed for spec in specs}),
-        "evaluate": {r: [n for n in roles if roles[n] == r] for r in set(roles.values())},
-    }
-    with reading(source, "seeds and names that a study can have"):
-        StudyConfig.model_validate(config)
+    kept = [task.name for task in tasks if "retention" in task.roles]
+    others = [task.name for task in tasks if task.name not in kept]
+    evaluate = {"cross_domain": others, "retention": kept}
+    config = {"name": name, "model": {"path": "unknown"}, "evaluate": evaluate}
     with folder_in_one_step(out) as folder, Ledger.open(folder, write=True) as ledger:
         ledger.put_study(name, config, ModelRecord.model_validate(model), tasks, provenance())
         ledger.put_notes(notes)
