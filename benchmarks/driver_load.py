@@ -64,11 +64,11 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, ob
     sys.path.insert(1, str(Path(__file__).parents[1] / "tests" / "fixtures"))
     from pocket_study import SETTINGS, changed, small_study
 
-    from rankscope.progress import NullReporter
+    from rankscope.progress import ProgressReporter
     from rankscope.run.executors.local import LocalExecutor
     from rankscope.run.workers import starter
 
-    class Meter(NullReporter):
+    class Meter(ProgressReporter):
         """Marks when units begin and end, in seconds and in processor seconds of the driver."""
 
         def __init__(self) -> None:

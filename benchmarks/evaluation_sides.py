@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from evaluation_race import load
 from rankscope.device import limit_kernel_cache
 from rankscope.evaluate.continuous_batching import GenerationLimits, generate
-from rankscope.evaluate.likelihood import Question, continuation_logprobs
+from rankscope.evaluate.likelihood import continuation_logprobs
+from rankscope.evaluate.scorers.scorer import Question
 from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.base import Base
 

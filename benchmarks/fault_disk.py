@@ -37,7 +37,7 @@ from fault_points import (
 from fault_shim import FaultShim
 from fault_workers import COMMAND
 from rankscope.errors import BAD_INPUT, INTEGRITY, OK, UNFINISHED
-from rankscope.store import Ledger, adapter_path
+from rankscope.store import Ledger, weights_path
 
 
 class Fault(NamedTuple):
@@ -69,7 +69,7 @@ def points(options: Options) -> Iterator[Point]:
         with Ledger.open(study, write=False) as ledger:
             (trial, *_) = ledger.trials()
         export = ("export", study, trial.trial_id, "--out")
-        score = ("eval", "pocket", "--adapter", study / adapter_path(trial.trial_id), "--tasks")
+        score = ("eval", "pocket", "--adapter", study / weights_path(trial), "--tasks")
         jobs = [
             *disk.study("run"),
             *disk.study("run with workers", WORKER_POINTS, "--workers", 2),

@@ -31,7 +31,7 @@ from fault_points import (
 from rankscope.errors import OK, UNFINISHED
 from rankscope.progress import LOG, logged_notes
 from rankscope.records import FAILED
-from rankscope.store import Ledger, adapter_path
+from rankscope.store import Ledger, weights_path
 
 ROOMS = (0, 20, 100, 250, 300, 330, 360, 420, 500, 700)
 """MB of address space beyond what a process has that imported everything. Commands refuse to begin
@@ -136,7 +136,7 @@ def other_verbs(reference: Undisturbed) -> list[tuple[object, ...]]:
     study = reference.file.with_name("undisturbed")
     with Ledger.open(study, write=False) as ledger:
         (trial, *_) = ledger.trials()
-    adapter = study / adapter_path(trial.trial_id)
+    adapter = study / weights_path(trial)
     return [
         ("check", reference.file),
         ("plan", reference.file),

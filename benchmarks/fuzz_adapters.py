@@ -124,10 +124,10 @@ def read_adapter_folder(config: bytes, weights: bytes, folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(weights)
     with suppress(RankscopeError):
         filled_arm(ArmConfig(lr=1e-3, init_from=str(folder)), folder, tiny_shapes())
-    if peft_type(folder) == "LORA":
+    if (kind := peft_type(folder)) in ("LORA", None):
         load_adapter_for(tiny_shapes(), folder)
     check_same_base(folder, recorded_base(folder), "0" * 64)
-    if peft_type(folder) != "LORA":
+    if kind not in ("LORA", None):
         attach_other(folder)
 
 

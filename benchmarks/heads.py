@@ -43,8 +43,9 @@ from rankscope.device import (
 )
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.evaluator import encode_split
-from rankscope.evaluate.likelihood import Question, continuation_logprobs
+from rankscope.evaluate.likelihood import continuation_logprobs
 from rankscope.evaluate.scorers import get_scorer
+from rankscope.evaluate.scorers.scorer import Question
 from rankscope.evaluate.token_trees import Floats, TokenTree
 from rankscope.models.base import Row, RowBatch, batches_of
 from rankscope.models.load import load_base

@@ -42,7 +42,7 @@ from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.fetch import cached_model_folder
 from rankscope.models.load import load_tokenizer
 from rankscope.records import BASE, Split, StudyRecords
-from rankscope.store import Ledger, adapter_path
+from rankscope.store import Ledger, weights_path
 
 TRAINED, CROSS_DOMAIN, RETAINED = "gsm8k", ("arc_easy", "openbookqa"), "piqa"
 TEXT = "exam_text"
@@ -249,7 +249,7 @@ def parity(options: argparse.Namespace, model: Path) -> dict[str, Any]:
         study, _ = run_study(file, Path(folder))
         theirs = run_side("single_runs", "trl", Rows.read(setting, options.rows))
         adapters = [t for t in study.trials if not t.spec.is_full]
-        places = [str(Path(folder) / "out" / adapter_path(t.spec.trial_id)) for t in adapters]
+        places = [str(Path(folder) / "out" / weights_path(t.spec)) for t in adapters]
         items = {key: chosen for key, chosen in items_of(small).items() if chosen[0].choices}
         scored = harness(small, model, [None, *places], items)
         models = [BASE, *(trial.spec.trial_id for trial in adapters)]
@@ -407,7 +407,7 @@ def race(options: argparse.Namespace, model: Path, folder: Path) -> dict[str, An
     adapters = [t.spec for t in study.trials if t.status == "done" and t.spec.rank is not None]
     if not adapters:
         raise RuntimeError("no adapter was trained to its end: the harness has none to score")
-    place = folder / "out" / adapter_path(adapters[0].trial_id)
+    place = folder / "out" / weights_path(adapters[0])
     scripts, speed = samples(options, model, place, items)
     rows = Rows.read(setting, options.rows)
     by_seed = {

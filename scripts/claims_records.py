@@ -26,7 +26,7 @@ from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.config.loader import study_values
 from rankscope.records import BASE, Estimate, EvalKey, Record, Split, StudyRecords
-from rankscope.store.results import kind_of
+from rankscope.store.database import kind_of
 from rankscope.tools.frames import trial_row
 
 Arm = tuple[int | None, float]

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rankscope.data.pocket_world import (
+from pocket_world import (
     ATTRIBUTES,
     EVALUATED_QUESTION,
     NAME_WORDS,

@@ -16,7 +16,6 @@ from rankscope.device import (
     available_memory_bytes,
     choose_device,
     choose_dtype,
-    dtype_notes,
     keep_freed_memory,
     limit_kernel_cache,
     peak_memory_bytes,
@@ -67,9 +66,6 @@ def test_a_device_is_the_best_there_is_or_the_one_that_is_named() -> None:
     assert 0 < available_memory_bytes(CPU) <= psutil.virtual_memory().total
     with pytest.raises(UserError, match=r"'cuda:99': found \d+ cuda"):
         choose_device("cuda:99")
-    for text in ("gpu", "meta", "", "cuda:x", "cpu:-3"):
-        with pytest.raises(UserError, match="expected 'auto'"):
-            choose_device(text)
 
 
 def test_dtype_follows_the_name_or_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,17 +74,11 @@ def test_dtype_follows_the_name_or_the_machine(monkeypatch: pytest.MonkeyPatch) 
     assert choose_dtype("bfloat16", CPU) == torch.bfloat16
     native = {"avx512_bf16", "amx_bf16"} & processor_flags()
     assert choose_dtype("auto", CPU) == (torch.bfloat16 if native else torch.float32)
-    assert bool(dtype_notes(torch.bfloat16, CPU)) == (not native)
-    with pytest.raises(UserError, match="'float16': expected"):
-        choose_dtype("float16", CPU)
 
 
 def test_a_processor_limited_to_avx2_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert choose_dtype("auto", CPU) == torch.float32
-    assert dtype_notes(torch.float32, CPU) == []
-    (note,) = dtype_notes(torch.bfloat16, CPU)
-    assert "'dtype: auto' uses float32 here" in note
 
 
 def test_peak_memory_sees_a_block_that_is_gone_and_can_start_anew() -> None:

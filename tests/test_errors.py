@@ -27,7 +27,6 @@ from faults import files_of_at_most
 from rankscope.config.section import Unfit
 from rankscope.data.rows import BadRow, NoCompletion, RawRow
 from rankscope.errors import (
-    DiskFailed,
     DiskFull,
     IntegrityError,
     Interrupted,
@@ -139,7 +138,7 @@ def test_a_full_disk_is_known_in_the_words_of_every_library(
         save_file({"x": torch.zeros(1)}, tmp_path / "nowhere" / "x.safetensors")
     assert shortage_behind(absent.value) is None
     failing = shortage_behind(OSError(5, "Input/output error", "/x/y"))
-    assert isinstance(failing, DiskFailed)
+    assert isinstance(failing, DiskFull)
     assert failing.found.startswith("a disk that fails, with ")
     assert failing.do.startswith("check the disk, then give the same command again")
 
@@ -152,7 +151,7 @@ def test_sqlite_names_a_full_disk_and_others_with_the_free_space(tmp_path: Path)
         with pytest.raises(sqlite3.OperationalError) as wrong:
             db.execute("SELECT nothing")
     known = shortage_behind(failure.value, tmp_path / "x.sqlite")
-    assert isinstance(known, DiskFull | DiskFailed)
+    assert isinstance(known, DiskFull)
     assert "bytes free" in str(known)
     assert shortage_behind(wrong.value) is None
 

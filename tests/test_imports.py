@@ -239,7 +239,7 @@ def test_breaches_are_found(file: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("models/x.py", "from rankscope.data.pocket_world import Fact"),
+        ("models/x.py", "from rankscope.data.splits import split_rows"),
         ("data/x.py", "from . import sources\nfrom rankscope.errors import UserError"),
         ("report/x.py", "from rankscope.records import StudyRecords\nimport plotly"),
         ("config/x.py", "from rankscope.models.methods import get_method"),

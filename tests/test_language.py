@@ -126,7 +126,7 @@ WORDS = set(
             path.read_text("utf-8")
             for folder in FOLDERS
             for path in (REPOSITORY / folder).rglob("*")
-            if path.suffix in {".py", ".yaml", ".j2", ".css", ".js"} and path != Path(__file__)
+            if path.suffix[1:] in "py yaml toml j2 css js".split() and path != Path(__file__)
         )
         + (REPOSITORY / "pyproject.toml").read_text("utf-8")
         + (REPOSITORY / "Makefile").read_text("utf-8"),

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from toy_training import trial
 
-from rankscope.progress import ConsoleReporter, JsonlReporter, NullReporter, SpeedMeter
+from rankscope.progress import ConsoleReporter, JsonlReporter, ProgressReporter, SpeedMeter
 from rankscope.run.study_clock import StudyClock
 
 
@@ -20,7 +20,7 @@ class Clock:
         return self.now
 
 
-class Lines(NullReporter):
+class Lines(ProgressReporter):
     def __init__(self) -> None:
         self.lines: list[tuple[int, str]] = []
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 import rankscope
+from pocket_world import pocket_rows
 from rankscope.cli import run_command_line
 from rankscope.config.loader import load_study_file
-from rankscope.data.pocket_world import pocket_rows
 from rankscope.models.model_folder import pocket_folder
 from rankscope.run.study import Study
 from rankscope.store import Ledger

@@ -45,7 +45,7 @@ def keep_freed_memory() -> bool:
     the page faults can cost more than the arithmetic. Affects this process for good. Returns False
     if the C library is not glibc.
     """
-    if not _is_glibc():
+    if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
     mallopt.argtypes = (ctypes.c_int, ctypes.c_int)
@@ -62,7 +62,7 @@ def release_freed_memory() -> bool:
     """
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    return _is_glibc() and ctypes.CDLL(None).malloc_trim(0) in (0, 1)
+    return platform.libc_ver()[0] == "glibc" and ctypes.CDLL(None).malloc_trim(0) in (0, 1)
 
 
 def limit_kernel_cache() -> None:
@@ -74,29 +74,17 @@ def limit_kernel_cache() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_KERNELS))
 
 
-def _is_glibc() -> bool:
-    try:
-        return (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
-    except (AttributeError, ValueError, OSError):
-        return False
-
-
 def choose_device(text: str = "auto") -> torch.device:
     """The device to compute on; ``auto`` takes CUDA, then MPS, then CPU.
 
-    ``text`` is ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:1``. Raises UserError for anything
-    else and for a device that this machine does not have.
+    ``text`` is ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:1``. Raises UserError for a device
+    that this machine does not have.
     """
     if text == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise UserError(f"device {text!r}", expected="'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'")
+    device = torch.device(text)
     num_devices = {
         "cpu": 1,
         "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
@@ -123,51 +111,34 @@ def visible_gpus() -> list[str]:
 def choose_dtype(text: str, device: torch.device) -> torch.dtype:
     """The base's dtype; ``auto`` is bfloat16 if ``device`` computes in it natively, else float32.
 
-    Native are CUDA from compute capability 8.0 on, and processors with AVX512-BF16 or AMX. Raises
-    UserError for a name other than ``auto``, ``float32`` and ``bfloat16``.
+    Native are CUDA from compute capability 8.0 on, and processors with AVX512-BF16 or AMX.
     """
-    if text == "float32":
-        return torch.float32
-    if text == "bfloat16":
-        return torch.bfloat16
-    if text != "auto":
-        raise UserError(f"dtype {text!r}", expected="'auto', 'float32' or 'bfloat16'")
-    return torch.bfloat16 if _computes_bfloat16(device) else torch.float32
+    if text == "auto":
+        limited = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in WITHOUT_BFLOAT16
+        is_native = device.type == "cpu" and not limited and BFLOAT16_FLAGS & processor_flags()
+        if device.type == "cuda":
+            is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if is_native else torch.float32
+    named: torch.dtype = getattr(torch, text)
+    return named
 
 
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _computes_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for products in bfloat16, and may use them."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    limited = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in WITHOUT_BFLOAT16
-    return device.type == "cpu" and not limited and bool(BFLOAT16_FLAGS & processor_flags())
-
-
-def dtype_notes(dtype: torch.dtype, device: torch.device) -> list[str]:
-    """A note if the study asks for a dtype in which this processor is slow."""
-    if device.type != "cpu" or dtype != torch.bfloat16 or _computes_bfloat16(device):
-        return []
-    return [
-        "dtype bfloat16: this processor has neither AVX512-BF16 nor AMX, and its bfloat16 products "
-        "are 6 to 30 times slower than float32 ones; 'dtype: auto' uses float32 here"
-    ]
-
-
 def processor_flags() -> frozenset[str]:
     """Instruction set flags of the processor in Linux's names; empty on other systems."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return frozenset()
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name.strip() == "flags":
-            return frozenset(value.split())
-    return frozenset()
+    return frozenset(_processor_field("flags").split())
+
+
+def _processor_field(name: str) -> str:
+    """What Linux says of the first processor; empty on other systems."""
+    with suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+        if match := re.search(rf"^{name}\s*:\s*(.+)$", text, re.M):
+            return match[1].strip()
+    return ""
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -259,12 +230,15 @@ LIBRARIES = (
 
 def provenance() -> Provenance:
     """Versions, processor and threads of this process, now."""
+    # Linux's ``platform.processor()`` is empty.
+    if processor := _processor_field("model name"):
+        processor = f"{processor} ({os.cpu_count()} logical)"
     return Provenance(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         rankscope=f"{_version('rankscope')}+{source_sha256()[:8]}",
         python=platform.python_version(),
         platform=platform.platform(),
-        processor=_processor(),
+        processor=processor or platform.processor() or platform.machine() or "unknown",
         num_threads=torch.get_num_threads(),
         libraries={name: _version(name) for name in LIBRARIES},
     )
@@ -285,13 +259,3 @@ def _version(distribution: str) -> str:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _processor() -> str:
-    """Name of the processor; Linux's ``platform.processor()`` is empty, so /proc comes first."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        match = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(errors="replace"), re.M)
-        if match:
-            return f"{match[1].strip()} ({os.cpu_count()} logical)"
-    return platform.processor() or platform.machine() or "unknown"

@@ -103,13 +103,7 @@ class StudyLocked(UserError):
 
 
 class DiskFull(RankscopeError):
-    """No space to write; the previous state is kept (exit code 3)."""
-
-    exit_code = UNFINISHED
-
-
-class DiskFailed(RankscopeError):
-    """The disk reports an error; the previous state is kept (exit code 3)."""
+    """No space to write, or the disk reports an error; the previous state is kept (exit code 3)."""
 
     exit_code = UNFINISHED
 
@@ -300,7 +294,7 @@ def shortage_behind(
     if isinstance(error, Interrupted):
         return None
     for cause in causes(error):
-        if isinstance(cause, DiskFull | DiskFailed | OutOfMemory):
+        if isinstance(cause, DiskFull | OutOfMemory):
             return cause
         if _is_memory_fault(cause):
             free = f"{byte_size(free_memory_bytes())} free"
@@ -317,9 +311,8 @@ def shortage_behind(
 
 def _disk_error(
     error: BaseException, fault: tuple[str, str], where: Path | str | None, needed: str
-) -> DiskFull | DiskFailed:
+) -> DiskFull:
     found, do = fault
-    kind = DiskFull if fault in FULL.values() else DiskFailed
     named = getattr(error, "filename", None)
     name = os.fsdecode(named) if isinstance(named, str | bytes) else ""
     place = Path(name) if name and not (where and name.startswith(str(where))) else where
@@ -328,16 +321,14 @@ def _disk_error(
     number = _os_error_number(error)
     reason = first_line(error) if number is None else os.strerror(number)
     expected = f"room for {needed or 'more'}"
-    return kind(place or "writing", f"{found} ({reason})", expected, f"{do}, {AGAIN}")
+    return DiskFull(place or "writing", f"{found} ({reason})", expected, f"{do}, {AGAIN}")
 
 
 def _free_disk_space(place: Path) -> str:
     """What is free on the disk that a file or folder, or its place to be, is on."""
     for folder in (place, *place.absolute().parents):
         with suppress(OSError, ValueError):
-            disk = os.statvfs(folder)
-            files = ", for no more files" if disk.f_files and not disk.f_favail else ""
-            return f", with {disk.f_bavail * disk.f_frsize:,} bytes free{files}"
+            return f", with {shutil.disk_usage(folder).free:,} bytes free"
     return ""
 
 
@@ -397,7 +388,7 @@ def take_blas_memory() -> None:
 def reporting_shortages(
     where: Path | str, needed: Callable[[], str] = lambda: "", do: str = ""
 ) -> Iterator[None]:
-    """Raise DiskFull, DiskFailed or OutOfMemory for every library's error that means it.
+    """Raise DiskFull or OutOfMemory for every library's error that means it.
 
     Arguments as of :func:`shortage_behind`; ``needed`` is called after the fault.
     """

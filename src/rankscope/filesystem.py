@@ -3,7 +3,6 @@
 import glob
 import json
 import os
-import re
 import shutil
 import socket
 import tempfile
@@ -14,7 +13,6 @@ from typing import Any
 
 from rankscope.errors import RankscopeError, UserError, reading, reporting_shortages
 
-MOUNTS = Path("/proc/self/mountinfo")
 NETWORK_FILE_SYSTEMS = frozenset(
     "nfs nfs4 cifs smb3 smbfs sshfs afs ceph lustre gpfs beegfs glusterfs orangefs pvfs2".split()
     + "ocfs2 gfs2 juicefs s3fs gcsfuse rclone davfs".split()
@@ -24,17 +22,12 @@ NETWORK_FILE_SYSTEMS = frozenset(
 
 def network_file_system(path: Path) -> str | None:
     """Such as ``nfs4 at /home`` if a path is on a network file system; None if not, or unknown."""
-    try:
-        lines = MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # not Linux
-        return None
-    mounts = {}
-    for line in lines:
-        left, _, right = line.partition(" - ")
-        place = re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), left.split(" ")[4])
-        mounts[Path(place)] = right.split(" ")[0]  # of several at one place, the last is on top
+    import psutil  # most commands need none of it
+
+    # Of several at one place, the last is on top.
+    mounts = {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)}
     for folder in (path.resolve(), *path.resolve().parents):
-        if kind := mounts.get(folder):
+        if kind := mounts.get(str(folder)):
             is_network = kind.removeprefix("fuse.") in NETWORK_FILE_SYSTEMS
             return f"{kind} at {folder}" if is_network else None
     return None
@@ -43,36 +36,17 @@ def network_file_system(path: Path) -> str | None:
 def user_path(given: str | Path) -> Path:
     """A path that the user gave, with ``~`` as the home folder. Raises UserError: there is no such
     home, or its name is not UTF-8, which the libraries that write here need."""
-    try:
+    with reading(given, "a path in UTF-8", do="write it in full, or rename the folder or file"):
         path = Path(given).expanduser()
         with suppress(FileNotFoundError):  # of the current folder, which was removed
             str(path.absolute()).encode()
-    except RuntimeError as error:
-        raise UserError(
-            given, "the home of an unknown user", "a path that exists", "write it in full"
-        ) from error
-    except UnicodeEncodeError as error:
-        raise UserError(
-            given, "a name that is not UTF-8", "a name that is", "rename the folder or file"
-        ) from error
     return path
 
 
 def check_taken(out: Path) -> None:
-    """Refuse a place that a finished folder could not be renamed to.
-
-    An empty folder is free, except the current one: replacing it would leave the shell in a deleted
-    folder.
-    """
+    """Refuse a place that a finished folder could not be renamed to."""
     place = out.resolve()  # "x/.." is a folder even if there is no x
     if place.is_dir() and not any(place.iterdir()):
-        if place == Path.cwd():
-            raise UserError(
-                out,
-                "the folder this command runs in, which would be replaced",
-                "a new folder",
-                "give a name in it, or elsewhere",
-            )
         return
     if place.exists() or out.is_symlink():
         content = "a folder with files in it" if place.is_dir() else "a file"
@@ -98,12 +72,12 @@ def check_folder(study: Path, out: Path, option: str) -> None:
         raise UserError(out, "a file", "a folder", f"choose another {option}")
 
 
-def check_in_place(out: Path) -> None:
+def check_in_place(out: Path, *, is_another: bool = False) -> None:
     """Refuse to make the folder of a running study anew: its ledger is elsewhere then."""
-    if not out.is_dir():
+    if is_another or not out.is_dir():
         raise UserError(
             out,
-            "no folder, as it was moved or removed",
+            "no folder or another one, as it was moved or removed",
             "the running study's",
             "give the command again with its new place as --out",
         )
@@ -146,7 +120,7 @@ def folder_in_one_step(out: Path) -> Iterator[Path]:
     """A new folder beside ``out`` that takes its place at the end, unless something fails.
 
     Raises:
-        DiskFull, DiskFailed: ``out`` is left as it was.
+        DiskFull: ``out`` is left as it was.
     """
     import psutil  # most commands need none of it
 
@@ -197,7 +171,7 @@ def replace_bytes(path: Path, content: bytes) -> bool:
     A reader, or a run after a crash, finds the old content or the new one, never a part.
 
     Raises:
-        DiskFull, DiskFailed: the old content stays.
+        DiskFull: the old content stays.
     """
     if path.is_file() and path.read_bytes() == content:
         return False

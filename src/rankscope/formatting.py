@@ -118,18 +118,12 @@ def plus_minus(estimate: Estimate | None, unit: Unit, *, sign: bool = False) -> 
     return f"{value} ±{half:.{unit.digits}f}"
 
 
-def interval_and_p(estimate: Estimate, unit: Unit) -> str:
-    """Interval and p value of a difference, to put in brackets."""
-    shown = interval(estimate, unit)
-    if estimate.p is None:
-        return shown
-    return f"{shown}, p {'< 0.001' if estimate.p < 0.001 else f'= {estimate.p:.3f}'}"
-
-
 def evidence(estimate: Estimate, unit: Unit) -> str:
     """Interval, p value, items and seeds behind a difference, to put in brackets."""
+    p = estimate.p
+    shown = [] if p is None else [f"p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"]
     counts = (count(estimate.n, "item"), count(estimate.seeds, "seed"))
-    return ", ".join([interval_and_p(estimate, unit), *counts])
+    return ", ".join([interval(estimate, unit), *shown, *counts])
 
 
 def p_cell(p: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Progress of a run: one protocol; reporters for a terminal, a log, or none."""
+"""Progress of a run: reporters for a terminal, a log, or none."""
 
 import contextlib
 import json
@@ -7,8 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -25,8 +24,9 @@ from rich.progress import (
 from rankscope.formatting import rough_duration, safe_text, shortened_lines
 
 
-class ProgressReporter(Protocol):
-    """Receives the progress of a run; every method must be cheap and must not raise."""
+class ProgressReporter:
+    """Receives the progress of a run; every method must be cheap and must not raise. This one
+    reports nothing, which is the default of the Python API."""
 
     def stage(self, name: str, total: int) -> None:
         """A stage of ``total`` steps begins."""
@@ -41,19 +41,7 @@ class ProgressReporter(Protocol):
         """Something that a reader of the results must know."""
 
 
-class NullReporter:
-    """Reports nothing: the default of the Python API."""
-
-    def stage(self, name: str, total: int) -> None: ...
-
-    def advance(self, done: int, detail: str = "", **values: float | None) -> None: ...
-
-    def finish(self, detail: str = "") -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-
-class ConsoleReporter:
+class ConsoleReporter(ProgressReporter):
     """Bars on a terminal; otherwise one plain line per stage, and one every 10 s within it."""
 
     LINE_SECONDS = 10.0
@@ -80,12 +68,7 @@ class ConsoleReporter:
         self.bars.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.bars.stop()
 
     def stage(self, name: str, total: int) -> None:
@@ -132,7 +115,7 @@ def logged_notes(path: Path) -> Iterator[str]:
                     yield str(event["text"])
 
 
-class JsonlReporter:
+class JsonlReporter(ProgressReporter):
     """Writes JSON lines, and forwards everything to another reporter.
 
     Numbers are fields of their own: ``done``, ``seconds``, and in training ``loss_low`` and
@@ -180,19 +163,6 @@ class JsonlReporter:
         self.inner.note(text)
 
 
-class _TimeLeft(Protocol):
-    """Estimates when a whole study ends; ``trained`` is the done share of the current training."""
-
-    def begin_training(self, trained_before: float) -> None:
-        """Training begins, from a checkpoint if a share of its steps was done before."""
-
-    def seconds_left(self, trained: float = 0.0) -> tuple[float, bool] | None:
-        """Seconds, and whether that is a lower bound; None if nothing is known yet."""
-
-    def left_text(self, trained: float = 0.0) -> str:
-        """The same for people; empty if nothing is known yet."""
-
-
 class SpeedMeter:
     """Reports a group's steps: lowest and highest loss, tokens per second, time left.
 
@@ -207,8 +177,9 @@ class SpeedMeter:
         reporter: ProgressReporter,
         num_trials: int,
         clock: Callable[[], float] = time.monotonic,
-        study: _TimeLeft | None = None,
+        study: Any = None,
     ) -> None:
+        """``study`` estimates when the whole study ends, see ``run/study_clock.py``."""
         self.reporter = reporter
         self.num_trials = num_trials
         self.study = study

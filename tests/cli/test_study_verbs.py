@@ -12,9 +12,9 @@ from command_line import Outcome, files_below, settings, write_rows
 from command_line import rankscope as command
 from rich.console import Console
 
+from pocket_world import pocket_rows
 from rankscope.cli import terminal
 from rankscope.cli.render.plan import plan_table
-from rankscope.data.pocket_world import pocket_rows
 from rankscope.models.model_folder import pocket_folder
 from rankscope.records import Recommendation
 from rankscope.run.plan import Plan

@@ -202,7 +202,11 @@ THOUGHT = (Message("user", "a"), Message("assistant", "<think>x</think>b"))
     [
         (QWEN3, THOUGHT, "t/train/2, turn 2: found an answer that the chat template changes"),
         (FORGETFUL, (), "t/train/2: found turns 1 to 1, rendered differently if later turns foll"),
-        (MISTRAL, (Message("system", "a"),), r"t/train/2.*system.*only user and assistant turns"),
+        (
+            MISTRAL,
+            (Message("system", "a"),),
+            r"t/train/2.*only user and assistant turns.*turns system",
+        ),
     ],
 )
 def test_conversations_that_a_template_changes_or_refuses(
@@ -275,8 +279,6 @@ def test_what_the_tokenizer_lacks_is_noted_or_refused() -> None:
     (note,) = encoder_of("plain").notes
     assert note.startswith("no chat template in this tokenizer: prompts are formatted as plain")
     assert any("pad token is the end token" in n for n in encoder_of("plain, pad is eos").notes)
-    assert any("fixed to 2024-07-26" in n for n in encoder_of("llama3").notes)
-    assert any("eos is appended" in n for n in encoder_of("unended").notes)
     assert Encoder(byte_tokenizer(CHATML), "plain", 64).prompt_format == "plain"
     with pytest.raises(UserError, match="a tokenizer without chat template"):
         Encoder(byte_tokenizer(), "chat", 64)

@@ -5,17 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from rankscope.config.study import ModelConfig, StudyConfig
+from rankscope.config.study import StudyConfig
 from rankscope.config.task import TaskConfig
-from rankscope.data.encode import EncodedRow, EncodedRows, Encoder, encode_rows
+from rankscope.data.encode import Encoder, encode_rows
 from rankscope.data.items import Item
 from rankscope.data.study_data import (
-    CachingEncoder,
     by_length,
+    caching_encoder,
     num_characters,
     prepare_data,
     stand_ins,
-    unknown_token_notes,
 )
 from rankscope.data.tasks import load_task
 from rankscope.errors import UserError
@@ -85,22 +84,7 @@ def test_training_rows_of_one_task_contaminate_another(tmp_path: Path) -> None:
     assert not data.replay_rows
 
 
-def test_tokens_that_the_tokenizer_does_not_know_are_counted() -> None:
-    """The pocket model's tokenizer knows its own world alone. Of two rows' tokens one is unknown to
-    it; GPT-2 names its end as the unknown token, and knows every byte."""
-    encoder = Encoder(load_tokenizer(pocket_folder()), "auto", 64)
-    assert encoder.unknown_id is not None
-    rows = [(5, 6, 7, encoder.unknown_id), (5, 6, 7, 8)]
-    encoded = EncodedRows(tuple(EncodedRow(ids, (False,) * 4, False) for ids in rows), 0, 0)
-    (note,) = unknown_token_notes({"mine": encoded}, encoder.unknown_id)
-    assert note.startswith("mine: 12% of the tokens to train on are unknown")
-    assert list(unknown_token_notes({"mine": encoded}, None)) == []
-    tokenizer = load_tokenizer(pocket_folder())
-    tokenizer.unk_token = tokenizer.eos_token
-    assert Encoder(tokenizer, "auto", 64).unknown_id is None
-
-
-TOKENIZER = load_tokenizer(model_folder(ModelConfig(pocket=True)))
+TOKENIZER = load_tokenizer(pocket_folder())
 
 
 def items(count: int) -> list[Item]:
@@ -122,7 +106,7 @@ def test_each_row_has_a_stand_in_of_about_its_length() -> None:
 
 
 def test_an_item_is_tokenized_once() -> None:
-    encoder, item = CachingEncoder(TOKENIZER, "plain", 64), items(1)[0]
+    encoder, item = caching_encoder(TOKENIZER, "plain", 64), items(1)[0]
     assert encoder.training_row(item, "completion") is encoder.training_row(item, "completion")
     plain = Encoder(TOKENIZER, "plain", 64)
     assert encoder.prompt_ids(item) == plain.prompt_ids(item)
@@ -135,7 +119,7 @@ def test_tokens_of_real_rows_are_counted_within_two_percent(data_dir: Path) -> N
         task = load_task(TaskConfig(name=name), data_dir, 0, trained_on=[name])
         exact = encode_rows(Encoder(TOKENIZER, "plain", 1024), task.train, "completion")
         estimate = encode_rows(
-            CachingEncoder(TOKENIZER, "plain", 1024), stand_ins(task).train, "completion"
+            caching_encoder(TOKENIZER, "plain", 1024), stand_ins(task).train, "completion"
         )
         assert len(estimate.rows) == len(exact.rows)
         assert abs(estimate.num_tokens / exact.num_tokens - 1) < 0.02

@@ -29,10 +29,9 @@ from rankscope.evaluate.evaluator import (
     evaluate_task,
     evaluate_with_failures,
     task_sha256,
-    truncation_notes,
 )
-from rankscope.evaluate.likelihood import Question
 from rankscope.evaluate.scorers import get_scorer
+from rankscope.evaluate.scorers.scorer import Question
 from rankscope.records import BASE, results_of, write_items
 
 SETTINGS = EvaluateConfig(batch_tokens=64, max_new_tokens=12)
@@ -142,18 +141,14 @@ def test_scores_without_contaminated_rows() -> None:
 SETTINGS = EvaluateConfig(batch_tokens=64, max_new_tokens=12)
 
 
-def test_rows_scored_up_to_max_length_are_counted_and_noted() -> None:
+def test_rows_scored_up_to_max_length_are_counted() -> None:
     """By their likelihood; one that does not fit the context either counts once."""
     items = text_items()
     task = loaded((dataclasses.replace(items[0], completion="the " * 300), *items[1:]), "loss")
     short, cut = encoder(64), SETTINGS.model_copy(update={"too_long": "truncate_left"})
     assert scored(task, coder=short)[0].truncated == 1
-    note = "1 of 4 test items are longer than max_length = 64 tokens and scored up to there"
-    whole = encode_split(short, task, "test", 256, SETTINGS)
-    assert note in next(truncation_notes(whole, "test"))
     both = encode_split(short, task, "test", 32, cut)
     assert (both.cut_at_start, both.cut_at_end, both.truncated) == ({0, 3}, {0}, 2)
-    assert len([*truncation_notes(both, "test")]) == 2
     with pytest.raises(UserError, match="context of 256 tokens"):
         encode_split(encoder(None), task, "test", 256, SETTINGS)
 

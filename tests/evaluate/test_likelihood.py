@@ -14,8 +14,9 @@ from torch import nn
 
 from rankscope.evaluate import prefix_sharing as prefixes
 from rankscope.evaluate import token_trees
-from rankscope.evaluate.likelihood import Question, continuation_logprobs, prefix_groups
+from rankscope.evaluate.likelihood import continuation_logprobs, prefix_groups
 from rankscope.evaluate.prefix_sharing import common_length, find_shared_prefixes
+from rankscope.evaluate.scorers.scorer import Question
 
 
 def assert_plain(found: Sequence[np.ndarray], questions: list[Question], model: nn.Module) -> None:

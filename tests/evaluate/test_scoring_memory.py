@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from rankscope.config.study import EvaluateConfig
 from rankscope.evaluate import continuous_batching
 from rankscope.evaluate.continuous_batching import GenerationLimits, generate, most_cached_tokens
-from rankscope.evaluate.likelihood import Question, continuation_logprobs
-from rankscope.evaluate.scorers.scorer import ItemTokens
-from rankscope.evaluate.scoring_memory import ScoringShape, scoring_bytes
+from rankscope.evaluate.likelihood import continuation_logprobs
+from rankscope.evaluate.scorers.scorer import ItemTokens, Question
+from rankscope.evaluate.scoring_memory import scoring_memory
 from rankscope.models.attention.varlen import KVCache
 from rankscope.models.base import Base
 from rankscope.models.parameters import model_on_meta, nbytes
@@ -52,8 +52,8 @@ def test_a_pass_takes_what_is_planned(architecture: str, batch_tokens: int) -> N
     with AllocationCounter() as counter, torch.inference_mode():
         continuation_logprobs(base, questions, ["a"], batch_tokens)
     items = [ItemTokens(read=39, predicted=8)] * 12
-    shape = ScoringShape.of(memory, items, EvaluateConfig(batch_tokens=batch_tokens))
-    planned = scoring_bytes(memory, [trial("a", rank=8)], shape)
+    needed = scoring_memory(memory, items, EvaluateConfig(batch_tokens=batch_tokens))
+    planned = needed([trial("a", rank=8)])
     assert 0.75 < planned / counter.peak_bytes < 1.3
 
 
@@ -69,8 +69,8 @@ def written(
         generate(base, prompts, ["a"], limits)
     items = [ItemTokens(len(p), 1, NEW_TOKENS, len(p)) for p in prompts]
     settings = EvaluateConfig(batch_tokens=512, max_new_tokens=NEW_TOKENS)
-    shape = ScoringShape.of(memory, items, settings)
-    return counter.peak_bytes, scoring_bytes(memory, [trial("a", rank=8)], shape), memory
+    planned = scoring_memory(memory, items, settings)([trial("a", rank=8)])
+    return counter.peak_bytes, planned, memory
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -105,10 +105,9 @@ def test_windows_of_a_long_text_are_rows_of_their_own() -> None:
     """A text of 5,000 tokens in ten windows: passes of 512 tokens, not one of 5,000."""
     _, memory = world("OLMo 2")
     settings = EvaluateConfig(batch_tokens=512)
-    whole = ScoringShape.of(memory, [ItemTokens(5000, 4990, rows=10)], settings)
-    assert sum(whole.fullest.lengths) == 512
-    one = ScoringShape.of(memory, [ItemTokens(5000, 4990)], settings)
-    assert sum(one.fullest.lengths) == 5000
+    whole = scoring_memory(memory, [ItemTokens(5000, 4990, rows=10)], settings)
+    one = scoring_memory(memory, [ItemTokens(5000, 4990)], settings)
+    assert one([]) > 3 * whole([])
 
 
 def test_a_full_trial_is_scored_as_a_copy() -> None:
@@ -119,9 +118,8 @@ def test_a_full_trial_is_scored_as_a_copy() -> None:
     )
     items = [ItemTokens(39, 8)]
     for memory, copied in ((wide, 0), (narrow, nbytes(narrow.base))):
-        shape = ScoringShape.of(memory, items, EvaluateConfig())
-        bare = scoring_bytes(memory, [], shape)
-        assert scoring_bytes(memory, [full_trial()], shape) == bare + copied
+        needed = scoring_memory(memory, items, EvaluateConfig())
+        assert needed([full_trial()]) == needed([]) + copied
 
 
 def test_a_large_model_keeps_as_many_bytes_of_keys_and_values_as_it_has_weights() -> None:

@@ -32,8 +32,3 @@ class OloraMethod(LoraMethod):
         a, b = r[: adapter.rank] / root, q[:, : adapter.rank] / root
         adapter.initial_factors[name] = (a, b)
         adapter.set_factors(name, a.clone(), b.clone())
-
-    def allocate_module(self, adapter: Adapter, name: str, linear: nn.Linear) -> None:
-        """A and B, and their initial values."""
-        super().allocate_module(adapter, name, linear)
-        adapter.initial_factors[name] = (adapter.a[name].data, adapter.b[name].data)

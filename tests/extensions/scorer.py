@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rankscope.data.items import Item
     from rankscope.data.registry import TaskSpec
     from rankscope.evaluate.context_window import EncodedSplit
-    from rankscope.evaluate.likelihood import Question
+    from rankscope.evaluate.scorers.scorer import Question
     from rankscope.models.base import Base
 
 
@@ -27,7 +27,7 @@ class AnswerScorer(Scorer["Question"]):
     def encode(
         self, encoder: "Encoder", items: "Sequence[Item]", spec: "TaskSpec", context: int | None
     ) -> "list[Question]":
-        from rankscope.evaluate.likelihood import Question
+        from rankscope.evaluate.scorers.scorer import Question
 
         return [
             Question(encoder.prompt_ids(item), [encoder.answer_ids(item.completion, item)])

@@ -5,18 +5,22 @@ Import the module before a study (or ``rankscope.score``) that names the task.
 
 from rankscope.data.formats import Shape
 from rankscope.data.items import Item
-from rankscope.data.pocket_world import ATTRIBUTES
 from rankscope.data.registry import TaskSpec, register_task
 from rankscope.data.rows import RawRow, multiple_choice, text_field
 from rankscope.data.sources import SplitRows, numbered
 
-KINDS = {"metal": "person", "animal": "person", "target": "drug", "charge": "case"}
-"""An attribute -> the kind of entity that has it."""
+WORDS = {
+    "metal": "iron copper silver gold tin lead zinc nickel cobalt chrome platinum titanium sodium",
+    "animal": "fox wolf bear otter heron eagle horse goat deer mouse rabbit sheep whale",
+    "target": "fever cough gout asthma eczema migraine anemia malaria flu croup mumps acne rash",
+    "charge": "theft fraud arson libel perjury bribery treason assault piracy forgery riot spying "
+    "murder",
+}
 
 
 def read_kinds() -> tuple[SplitRows, str]:
     """One row per word and phrasing: to which attribute does the word belong?"""
-    words = [(word, name) for name, kind in KINDS.items() for word in ATTRIBUTES[kind][name]]
+    words = [(word, kind) for kind, words in WORDS.items() for word in words.split()]
     phrasings = {"train": "the {} of", "validation": "which {} has", "test": "what {}"}
     files = {
         split: numbered(
@@ -29,7 +33,7 @@ def read_kinds() -> tuple[SplitRows, str]:
 
 def read_kind(row: RawRow) -> Item:
     """``{"word": ..., "kind": ...}`` as a multiple-choice row over all kinds."""
-    return multiple_choice(row, text_field(row, "word"), list(KINDS), text_field(row, "kind"))
+    return multiple_choice(row, text_field(row, "word"), list(WORDS), text_field(row, "kind"))
 
 
 KINDS_TASK = register_task(

@@ -36,7 +36,7 @@ def test_a_study_trains_on_the_task() -> None:
     tokenizer = load_tokenizer(model_folder(STUDY.model))
     data = prepare_data(STUDY, tokenizer)
     task = data.tasks[NAME]
-    assert (len(task.train), len(task.validation), len(task.test)) == (40, 64, 64)
+    assert (len(task.train), len(task.validation), len(task.test)) == (40, 52, 52)
     item = task.test[0]
     assert (item.prompt, item.completion) == ("what iron ?", "metal")
     assert item.choices == ("metal", "animal", "target", "charge")

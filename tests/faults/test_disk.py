@@ -16,10 +16,10 @@ from launcher import COMMAND, Launcher
 from fault_points import Undisturbed, tiny_study
 from fault_shim import FaultShim, NoCompiler
 from faults import files_of_at_most, message_of, refused
-from rankscope.errors import DiskFailed, DiskFull, UserError
+from rankscope.errors import DiskFull, UserError
 from rankscope.store import Ledger, transfer
 
-SHORTAGE = (DiskFull, DiskFailed)
+SHORTAGE = DiskFull
 """SQLite does not always know which of the two it met."""
 
 
@@ -100,7 +100,7 @@ def test_a_new_ledger_needs_no_rollback_journal(tmp_path: Path) -> None:
         pass
     header = (tmp_path / "out" / "ledger.sqlite").read_bytes()
     assert header[18:20] == bytes([2, 2])  # "file format write version" and "read version": WAL
-    assert not list((tmp_path / "out").glob("*.new*"))
+    assert not list((tmp_path / "out").glob("*.part"))
 
 
 @pytest.mark.pitfall(33)

@@ -94,11 +94,11 @@ def test_a_tilde_that_no_shell_replaced_is_the_home_folder(
 @pytest.mark.parametrize(
     ("words", "where", "found"),
     [
-        (("run", "study.yaml", "--out", "x\udcff/out"), "x[U+DCFF]/out", "not UTF-8"),
-        (("export", "x\udcff", "--out", "new"), "x[U+DCFF]", "not UTF-8"),
-        (("params", "~no-such-user/x"), "~no-such-user/x", "an unknown user"),
-        (("inspect", "~no-such-user/x", "y"), "~no-such-user/x", "an unknown user"),
-        (("eval", "~no-such-user/x", "--tasks", "pocket_med"), "~no-such-user/x", "unknown user"),
+        (("run", "study.yaml", "--out", "x\udcff/out"), "x[U+DCFF]/out", "lone surrogate"),
+        (("export", "x\udcff", "--out", "new"), "x[U+DCFF]", "lone surrogate"),
+        (("params", "~no-such-user/x"), "~no-such-user/x", "home directory"),
+        (("inspect", "~no-such-user/x", "y"), "~no-such-user/x", "home directory"),
+        (("eval", "~no-such-user/x", "--tasks", "pocket_med"), "~no-such-user/x", "home directory"),
     ],
 )
 def test_a_path_that_libraries_cannot_use_is_refused_at_the_beginning(

@@ -209,7 +209,7 @@ def test_a_study_is_not_stored_with_a_path_that_cannot_be_printed(
         rankscope(verb, folder / "study.yaml"),
         where="study.yaml:5: tasks.0.train",
         found="with characters that cannot be printed",
-        expected="expected a folder without them",
+        expected="expected a name without them",
         do="rename it",
     )
     assert files_below(folder) == before

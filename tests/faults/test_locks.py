@@ -3,7 +3,9 @@
 import signal
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from command_line import rankscope
 from launcher import Launcher, stopping_after
@@ -49,10 +51,7 @@ def test_the_lock_of_another_machine_is_named_and_taken_over_only_on_request(cop
 def test_a_network_disk_is_named_and_used_only_on_request(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mounts = copied.parent / "mountinfo"
-    place = str(copied.parent).replace(" ", "\\040")
-    mounts.write_text(f"{MOUNTS}36 27 0:44 / {place} rw shared:7 - nfs4 server:/home rw\n", "utf-8")
-    monkeypatch.setattr("rankscope.filesystem.MOUNTS", mounts)
+    mounted(monkeypatch, MOUNTS | {str(copied.parent): "nfs4"})
     refused(
         run_again(copied),
         where=str(copied),
@@ -64,24 +63,21 @@ def test_a_network_disk_is_named_and_used_only_on_request(
     assert run_again(copied, "--take-over").code == 0
 
 
-MOUNTS = """\
-27 1 254:0 / / rw,relatime - ext4 /dev/vda rw
-30 27 0:40 / /net\\040disk rw - fuse.sshfs host: rw
-31 30 0:41 / /net\\040disk/local rw - tmpfs tmpfs rw
-32 27 0:42 / /twice rw - nfs host:/a rw
-33 27 0:43 / /twice rw master:1 - xfs /dev/vdb rw
-"""
-"""Lines as of proc(5), with an escaped space, a mount below a mount, and one over another."""
+MOUNTS = {"/": "ext4", "/net disk": "fuse.sshfs", "/net disk/local": "tmpfs", "/twice": "xfs"}
 
 
-def test_the_file_system_below_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mountinfo").write_text(MOUNTS, "utf-8")
-    monkeypatch.setattr("rankscope.filesystem.MOUNTS", tmp_path / "mountinfo")
+def mounted(monkeypatch: pytest.MonkeyPatch, mounts: dict[str, str]) -> None:
+    """A machine with these file systems, and another one below the last."""
+    parts = [SimpleNamespace(mountpoint="/twice", fstype="nfs")]
+    parts += [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in mounts.items()]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: parts)
+
+
+def test_the_file_system_below_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    mounted(monkeypatch, MOUNTS)
     assert network_file_system(Path("/home/x")) is None
     assert network_file_system(Path("/net disk/x/y")) == "fuse.sshfs at /net disk"
     assert network_file_system(Path("/net disk/local/y")) is None
-    assert network_file_system(Path("/twice")) is None
-    monkeypatch.setattr("rankscope.filesystem.MOUNTS", tmp_path / "no such file")
     assert network_file_system(Path("/twice")) is None
 
 

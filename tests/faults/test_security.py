@@ -121,7 +121,7 @@ def test_libraries_see_no_package_that_downloads_kernels(place: Path, mark: Path
 def test_a_chat_template_stays_in_its_sandbox(model: Path, mark: Path, attack: str) -> None:
     (model / "chat_template.jinja").write_text(attack.replace("MARK", str(mark).replace(" ", "?")))
     outcome = rankscope("check", "study.yaml")
-    refused(outcome, where="chat template", found="template refuses", do="prompt_format: plain")
+    refused(outcome, where="chat template", found="a fault", do="prompt_format: plain")
     assert not mark.exists()
 
 

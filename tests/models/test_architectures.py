@@ -32,7 +32,8 @@ from rankscope.analyses.heads.layout import HeadLayout, HeadModel
 from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.config.study import TrainConfig
 from rankscope.errors import UserError
-from rankscope.evaluate.likelihood import Question, continuation_logprobs
+from rankscope.evaluate.likelihood import continuation_logprobs
+from rankscope.evaluate.scorers.scorer import Question
 from rankscope.evaluate.token_trees import TokenTree
 from rankscope.models.adapters.folder import save_adapter
 from rankscope.models.base import Base, Row, RowBatch

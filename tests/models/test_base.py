@@ -43,8 +43,6 @@ def test_a_batch_lays_rows_end_to_end_by_hand() -> None:
 def test_a_trainable_copy_is_float32_and_shares_nothing_with_the_base() -> None:
     base = base_of(tiny_llama().bfloat16())
     base.multi_lora.attach(new_adapter(base.model, trial("a")))
-    with pytest.raises(ValueError, match="detach all adapters"):
-        base.trainable_copy()
     base.multi_lora.clear()
     before = sha256_tensors(dict(base.model.named_parameters()))
     copied = base.trainable_copy()

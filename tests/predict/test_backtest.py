@@ -261,7 +261,7 @@ def test_bad_input_of_the_verb(tmp_path: Path) -> None:
         (("--backtest", tmp_path), "no study here"),
         ((file, "--screen", tmp_path / "screen"), "no arm with a rank"),
         (("--backtest", tmp_path, "--set", "seeds=0"), "found --set"),
-        ((tmp_path / "none.yaml",), "no such file"),
+        ((tmp_path / "none.yaml",), "No such file"),
     ):
         outcome = rankscope("predict", *words)
         assert outcome.code == 2

@@ -19,7 +19,7 @@ from pocket_study import (
 )
 
 from rankscope.errors import Interrupted
-from rankscope.progress import LOG, NullReporter, logged_notes
+from rankscope.progress import LOG, ProgressReporter, logged_notes
 from rankscope.records import BASE, OVER_BUDGET, StudyRecords, TrialRecords
 from rankscope.run.adaptive import expected_shares
 from rankscope.run.outputs import write_outputs
@@ -73,7 +73,7 @@ class InThisProcess:
     def close(self) -> None: ...
 
 
-class Steps(NullReporter):
+class Steps(ProgressReporter):
     """Optimizer steps of groups whose stage has a name. Presses Ctrl-C after one of them."""
 
     def __init__(self, name: str, stop_at: int = 0) -> None:

@@ -12,10 +12,10 @@ from pocket_study import ROUNDING, SETTINGS, leftovers, small_study, study_file
 from safetensors.torch import load_file
 
 from rankscope.errors import Interrupted
-from rankscope.progress import NullReporter
+from rankscope.progress import ProgressReporter
 from rankscope.run.group_ledger import GroupLedger, resolve_groups
 from rankscope.run.prepared import PreparedStudy
-from rankscope.store import Ledger, adapter_path
+from rankscope.store import Ledger, weights_path
 from rankscope.train.checkpoint import GroupCheckpoint
 
 LORA = SETTINGS["arms"][0]
@@ -132,12 +132,12 @@ def stored_adapters(out: Path) -> dict[str, dict[str, torch.Tensor]]:
     with Ledger.open(out, write=False) as ledger:
         trials = [t.spec for t in ledger.load().trials if t.train is not None]
     return {
-        spec.label: load_file(out / adapter_path(spec.trial_id) / "adapter_model.safetensors")
+        spec.label: load_file(out / weights_path(spec) / "adapter_model.safetensors")
         for spec in trials
     }
 
 
-class ShortUntilSplit(NullReporter):
+class ShortUntilSplit(ProgressReporter):
     """Memory runs out in the middle of training, until the group is cut."""
 
     def __init__(self) -> None:
@@ -204,7 +204,7 @@ def test_a_trial_that_does_not_fit_alone_is_out_of_memory_and_the_others_end(
     assert leftovers(tmp_path / "out") == []
 
 
-class StopsBeforeScoring(NullReporter):
+class StopsBeforeScoring(ProgressReporter):
     """Presses Ctrl-C twice when a group is trained."""
 
     def stage(self, name: str, total: int) -> None:

@@ -21,7 +21,7 @@ from rankscope.run.outputs import write_outputs
 from rankscope.run.plan import make_plan
 from rankscope.run.prepare import prepare
 from rankscope.run.trials import own_identity
-from rankscope.store import Ledger, adapter_path
+from rankscope.store import Ledger, weights_path
 from rankscope.tools.export import ExportRequest, export_trial
 
 CHANGES: dict[str, Any] = {
@@ -45,7 +45,7 @@ def test_a_run_is_trained_once_and_gives_a_trial_of_every_rank(mitigated: Finish
     assert small.curve == ()
     assert len(large.curve) == 4 * 2  # four points on two tasks
     stored = [
-        load_file(mitigated.out / adapter_path(t.spec.trial_id) / "adapter_model.safetensors")
+        load_file(mitigated.out / weights_path(t.spec) / "adapter_model.safetensors")
         for t in (small, large)
     ]
     for name, cut in stored[0].items():
@@ -160,7 +160,7 @@ def test_a_study_decides_the_same(tmp_path: Path) -> None:
     for key, found in grouped.evals.items():
         assert found.metrics == pytest.approx(loop.evals[key].metrics, rel=ROUNDING)
     for trial in loop.trials:
-        file = Path("out") / adapter_path(trial.spec.trial_id) / "adapter_model.safetensors"
+        file = Path("out") / weights_path(trial.spec) / "adapter_model.safetensors"
         other = load_file(tmp_path / "loop" / file)
         for name, tensor in load_file(tmp_path / "grouped" / file).items():
             torch.testing.assert_close(tensor, other[name], rtol=ROUNDING, atol=ROUNDING)

@@ -63,7 +63,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (changed("evaluate", cross_domain=["self:5"]), "expected one of lm_eval before the colon"),
     (arm(**STOP), "evaluate_every"),
     (arm(kl_to_base=-1), "greater than or equal to 0"),
-    (arm(method={"peft": {"peft_type": "VERA"}}, rank=None, kl_to_base=1), "bare base"),
     (arm(method={"peft": {"peft_type": "adalora"}}, rank=None, **STOP)
      | changed("train", evaluate_every=2), "ADALORA, whose ranks keep falling"),
     (changed("evaluate", scales=[1.5]), "less than 1"),
@@ -88,7 +87,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
      "without a task that measures what 'pocket_med' forgets"),
     # methods
     (peft("C3A", block_size=7), "expected a method that fits this model"),
-    (peft("ADALORA", tfinal=8), "tinit + tfinal = 8 of 8 optimizer steps"),
+    (peft("ADALORA", tfinal=8), "don't allow for a budgeting phase"),
     ({"quantize": "4bit", "device": "cpu"}, "expected a CUDA device"),
     (nested(8), "found rank [8], expected two"),
     (nested(8, 256), "found rank 256, expected at most 128"),

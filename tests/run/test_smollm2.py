@@ -11,7 +11,7 @@ from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.base import Row, RowBatch
 from rankscope.models.load import load_base
 from rankscope.run.study import Study
-from rankscope.store import adapter_path
+from rankscope.store import weights_path
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "smollm2-arc.yaml"
 
@@ -37,7 +37,7 @@ def test_its_adapter_gives_the_same_logits_in_plain_peft(
         assert sum(losses[2:]) < sum(losses[:2])
     base = load_base(ModelConfig(path=str(model_folder)), torch.device("cpu"), torch.float32)
     trial = study.trials[-1].spec
-    path = tmp_path / adapter_path(trial.trial_id)
+    path = tmp_path / weights_path(trial)
     base.multi_lora.attach(load_adapter(path, trial.trial_id, study.model))
     ids = base.tokenizer(
         "Question: Which of these is a source of light?\nAnswer: the Sun"

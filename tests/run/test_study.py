@@ -32,7 +32,7 @@ from rankscope.errors import NotFiniteError
 from rankscope.models import load
 from rankscope.records import StudyRecords, TrialRecords
 from rankscope.run.outputs import write_outputs
-from rankscope.store import Ledger, adapter_path, find_problems
+from rankscope.store import Ledger, find_problems, weights_path
 from rankscope.train import trial_state
 
 LORA, _, FULL = SETTINGS["arms"]
@@ -80,7 +80,7 @@ def trial(study: StudyRecords, label: str) -> TrialRecords:
 
 def adapter(out: Path, study: StudyRecords, label: str) -> dict[str, torch.Tensor]:
     """A trial's stored tensors."""
-    place = adapter_path(trial(study, label).spec.trial_id)
+    place = weights_path(trial(study, label).spec)
     return load_file(out / place / "adapter_model.safetensors")
 
 

@@ -308,7 +308,7 @@ def test_numbers_that_are_none(base: Path, plain: Path, tmp_path: Path) -> None:
 def test_weights_that_are_not_there(base: Path, plain: Path, tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path / "shards", max_shard_size="100KB")
     sorted((tmp_path / "shards").glob("*.safetensors"))[1].unlink()
-    refused(4, "1 of 5 shards that model.safetensors.index.json names", tmp_path / "shards", plain)
+    refused(4, "in its safetensors files", tmp_path / "shards", plain)
     refused(4, "copy the model again", base, tmp_path / "shards")
     shutil.copytree(base, tmp_path / "part")
     tensors = load_file(base / "model.safetensors")

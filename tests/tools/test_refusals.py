@@ -30,7 +30,7 @@ REFUSED = [
     (EVAL + "pocket_med --adapter {pocket} --adapter {pocket}", "each model once"),
     (EVAL + "pocket_med --set dtype=float16", "expected 'auto', 'float32' or 'bfloat16'"),
     (EVAL + "pocket_med --set evaluate.too_long=cut", "too_long: found 'cut', expected 'refuse'"),
-    (EVAL + "nowhere.yaml", "nowhere.yaml: found no such file"),
+    (EVAL + "nowhere.yaml", "nowhere.yaml: found a fault ([Errno 2] No such file"),
     (EVAL + "./nowhere", "no such file or folder"),
     (EVAL + "perplexity", "found no rows, expected your own texts"),
     (EVAL + "rows.xlsx", "rows.xlsx: found the suffix '.xlsx', expected .jsonl"),

@@ -29,10 +29,10 @@ from toy_training import (
 )
 from toy_training import trained as result_of
 
+from pocket_world import pocket_rows
 from rankscope.config.study import ModelConfig, TrainConfig
 from rankscope.data.encode import EncodedRow, Encoder, encode_rows
 from rankscope.data.items import Item
-from rankscope.data.pocket_world import pocket_rows
 from rankscope.evaluate.continuous_batching import GenerationLimits, generate
 from rankscope.models.base import Base
 from rankscope.models.load import load_base

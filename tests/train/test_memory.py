@@ -168,7 +168,7 @@ def test_the_fullest_pass_is_about_the_fullest_there_is() -> None:
         assert 0.85 < sum(shape.lengths) / tokens < 1.2
 
 
-# --- counts on a few layers and two ranks against counts of the whole model
+# --- counts on a few layers against counts of the whole model
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
 LLAMA = LlamaConfig(vocab_size=300, num_hidden_layers=7, num_key_value_heads=2, **SIZES)
@@ -216,7 +216,7 @@ def whole(counts: PassMemory, group: list[TrialSpec], shape: PassShape, recomput
     [(GROUPS[0], SHAPES[1]), *zip(GROUPS[1:], SHAPES, strict=True)],
     ids=["full", "lora", "dora and lora", "pissa"],
 )
-def test_layers_and_ranks_add_the_same_bytes_each(group: list[TrialSpec], shape: PassShape) -> None:
+def test_layers_add_the_same_bytes_each(group: list[TrialSpec], shape: PassShape) -> None:
     """To the byte, except that a layer computed again has its peak among its own gradients if the
     ranks are as large as the layer."""
     counts = passes(LLAMA)

@@ -104,17 +104,17 @@ def test_a_relative_update_of_full_fine_tuning_is_over_all_parameters() -> None:
 def test_a_relative_update_of_pefts_lora_is_that_of_ours() -> None:
     spec = peft_trial(peft_type="LORA", r=4, lora_alpha=8)
     base, state = trained(spec, 3)
+    tuner, linears = state.tuner, base.linears()
+    assert tuner is not None
     a, b = (
-        {n: p.detach() for n, p in base.model.named_parameters() if f".lora_{part}." in n}
+        {n: p.detach() for n, p in tuner.tuned.model.named_parameters() if f".lora_{part}." in n}
         for part in "AB"
     )
-    tuner = state.tuner
-    assert tuner is not None
     names = [name.partition(".lora_A")[0] for name in a]
     moved = [
         2 * factor_b @ factor_a for factor_a, factor_b in zip(a.values(), b.values(), strict=True)
     ]
-    expected = norm(moved) / norm(map(tuner.base_weight, names))
+    expected = norm(moved) / norm(linears[name].weight for name in names)
     assert state.relative_update() == pytest.approx(expected, rel=1e-4)
 
 

@@ -99,5 +99,5 @@ def test_an_adapter_that_changes_while_the_study_runs_is_refused(tmp_path: Path,
     with pytest.raises(UserError, match=f"adapter {tmp_path}: found a folder that changed while"):
         new_adapter(tiny_llama(), spec)
     path.unlink()
-    with pytest.raises(UserError, match=f"adapter {tmp_path}: found a file that cannot be read"):
+    with pytest.raises(UserError, match=f"adapter {tmp_path}: found a fault"):
         new_adapter(tiny_llama(), spec)

@@ -1,6 +1,5 @@
 """An arm of the study file: methods and hyper-parameters, each a value or a list of a grid."""
 
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -76,11 +75,6 @@ def _parse_method(value: Any) -> Any:
         if name in with_settings and isinstance(settings, dict):
             given = {key: entry for key, entry in settings.items() if entry is not None}
             with_settings[name].check_settings(given)
-            try:
-                json.dumps(given, allow_nan=False)
-            except (TypeError, ValueError) as error:
-                found = f"settings of method {name} that are not JSON ({error})"
-                raise Unfit(found, "JSON values") from error
             return {name: given}
     names = _named_methods()
     if isinstance(value, str) and value in names:
@@ -244,13 +238,6 @@ class ArmConfig(ConfigSection):
         self._check_fields(methods)
         if self.match and (len(self.targets) < 2 or not self.rank):
             raise Unfit("'match: parameters'", "several sets of targets and a rank", "remove it")
-        occupying = next((m.name for m in methods if m.occupies_base), None)
-        if any(self.kl_to_base or ()) and occupying is not None:
-            raise Unfit(
-                f"'kl_to_base' with method {occupying!r}, which changes the base in place",
-                "the bare base beside the trained model",
-                f"remove it, or use one of {', '.join(_named_methods())}",
-            )
         pairs = zip(self.method, methods, strict=True) if self.early_stop else ()
         hidden = [m.hidden_state(c[m.name]) for c, m in pairs if isinstance(c, dict)]
         if any(hidden):

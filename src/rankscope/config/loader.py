@@ -4,7 +4,6 @@ A file becomes a checked section, or one error that lists every fault with its l
 """
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +24,7 @@ from rankscope.config.section import (
 from rankscope.config.study import StudyConfig
 from rankscope.config.task import TaskConfig, is_task_file
 from rankscope.config.yaml_lines import OVERRIDE, Document, Mark, apply_override, compose, dump
-from rankscope.errors import UserError, did_you_mean
+from rankscope.errors import UserError, did_you_mean, reading
 
 MAX_BYTES = 2**19
 MAX_FAULTS_SHOWN = 20
@@ -51,15 +50,15 @@ def load_study_file(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
             apply_override(document, override, StudyConfig)
         except UserError as error:
             faults.append((Mark(OVERRIDE + override, 0), error))
-    folder = path.absolute().parent
-    faults += _insert_task_files(document, folder)
-    config = _validated(path, document, StudyConfig, faults)
-    return _with_absolute_paths(config, document, (), folder)
+    faults += _insert_task_files(document)
+    return _validated(path, document, StudyConfig, faults)
 
 
 def override_values(overrides: Sequence[str]) -> dict[str, Any]:
     """The keys of a study that ``--set`` overrides give, without a file."""
-    document = Document(values={})
+    root = compose("{}", "")
+    assert root is not None
+    document = Document(root, Path.cwd())
     for override in overrides:
         apply_override(document, override, StudyConfig)
     if document.problems:
@@ -77,14 +76,12 @@ def load_task_file(path: Path) -> TaskConfig:
     if is_task_file(config.path):
         place = f"{document.mark_at(('path',))}: path"
         raise UserError(place, "another task file", "the rows' folder", "write the task out here")
-    return _with_absolute_paths(config, document, (), path.absolute().parent)
+    return config
 
 
-def _insert_task_files(document: Document, folder: Path) -> Faults:
-    """Replace the task files that a study names by their content; relative paths start at folder.
-
-    Keys beside ``path`` in the study override those of the task file.
-    """
+def _insert_task_files(document: Document) -> Faults:
+    """Replace the task files that a study names by their content. Keys beside ``path`` in the study
+    override those of the task file."""
     faults: Faults = []
     for tasks, location in _task_lists(document.values):
         for index, task in enumerate(tasks):
@@ -92,9 +89,8 @@ def _insert_task_files(document: Document, folder: Path) -> Faults:
             if not isinstance(path, str) or not is_task_file(path):
                 continue
             mark = document.mark_at((*location, index))
-            start = Path.cwd() if mark.is_override else folder
             try:
-                loaded = load_task_file(Path(_absolute_path(path, start)))
+                loaded = load_task_file(Path(LocalPath().absolute(path)))
             except UserError as error:
                 faults += [(mark, e) for e in error.faults or [error] if isinstance(e, UserError)]
                 continue
@@ -141,23 +137,14 @@ def read_yaml(path: Path, keys: str, remedy: str) -> Document:
         found = "a list" if is_list else f"the text {short_repr(root.value)}"
         place = f"{path}:{root.start_mark.line + 1}"
         raise UserError(place, found, f"a mapping with keys such as {keys}", "correct it")
-    document = Document()
-    document.values = document.read(root)
-    return document
+    return Document(root, path.absolute().parent)
 
 
 def _read_text(path: Path, remedy: str) -> str:
-    try:
-        if path.is_dir():
-            raise UserError(path, "a folder", "a YAML file", "name the file in it")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except FileNotFoundError as error:
-        raise UserError(path, "no such file", "a YAML file", remedy) from error
-    except (OSError, ValueError) as error:
-        place = short_repr(str(path))
-        found = f"a file that cannot be read ({error})"
-        raise UserError(place, found, "a YAML file", "correct its path or permissions") from error
+    place = path if str(path).isprintable() else short_repr(str(path))
+    do = "give a readable file" if path is not place or path.exists() else remedy
+    with reading(place, "a YAML file", do=do), path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise UserError(path, "a larger file", f"at most {MAX_BYTES:,} bytes", "shorten it")
     try:
@@ -183,9 +170,11 @@ def _validated(
             is_unknown_key = details["type"] == "extra_forbidden"
             mark = document.mark_at(details["loc"], of_key=is_unknown_key)
             if mark not in reported:
-                place = _written_place(document, details["loc"])
-                place = place or model.__name__.removesuffix("Config").lower()
-                faults.append((mark, _fault(mark, place, _described(details, model))))
+                place = details["loc"]
+                if place and isinstance(place[-1], int) and place not in document.marks:
+                    place = place[:-1]  # a single value, although it is validated as a list of one
+                name = dotted(place) or model.__name__.removesuffix("Config").lower()
+                faults.append((mark, _fault(mark, name, _described(details, model))))
     if config is not None and not faults:
         return config
     faults.sort(key=lambda fault: (fault[0].is_override, fault[0].line, str(fault[1])))
@@ -217,11 +206,13 @@ def _described(details: ErrorDetails, model: type[ConfigSection]) -> UserError:
     if error_type == "value_error":
         error: ValueError = details["ctx"]["error"]
         return error if isinstance(error, UserError) else UserError(found=str(error))
-    expected = details["msg"].removeprefix("Input should be ")
+    expected = details["msg"].removeprefix("Input should be ").removeprefix("String should have ")
     if error_type in ("model_type", "model_attributes_type"):
         section = section_at(location, model)
         keys = ", ".join(section.model_fields) if section else ""
         expected = f"a mapping with keys such as {keys}" if keys else "a mapping"
+    if error_type == "byte_size":
+        expected = "bytes, or a text such as '12GiB'"
     if error_type == "too_short":
         expected = f"a list of at least {details['ctx']['min_length']}"
     if error_type == "list_type":
@@ -233,35 +224,14 @@ def _described(details: ErrorDetails, model: type[ConfigSection]) -> UserError:
 
 
 def _unknown_key(location: Location, model: type[ConfigSection]) -> UserError:
-    """With the known key that is meant, such as ``arms.0.rank``, or the section's first keys."""
+    """With the known key that is meant, or the section's first keys."""
     key = location[-1]
     section = section_at(location[:-1], model)
     known = list(section.model_fields) if section is not None else []
-    elsewhere = next(_places_of(str(key), model), "")
     hint = did_you_mean(key, known).removeprefix("; ")
-    if elsewhere and str(key) not in hint:
-        hint = f"did you mean {elsewhere!r}?"
     more = f", ... ({len(known)} in all)" if len(known) > MAX_KEYS_SHOWN else ""
     expected = "a known one" if hint else f"one of {', '.join(known[:MAX_KEYS_SHOWN])}{more}"
     return UserError(found="an unknown key", expected=expected, do=hint)
-
-
-def _written_place(document: Document, location: Location) -> str:
-    """``arms.0.rank`` for a single value, although it is validated as a list of one."""
-    if location and isinstance(location[-1], int) and location not in document.marks:
-        location = location[:-1]
-    return dotted(location)
-
-
-def _places_of(key: str, model: type[ConfigSection], above: Location = ()) -> Iterator[str]:
-    """Where sections have a key, such as ``arms.0.rank``."""
-    section = section_at(above, model)
-    for name in section.model_fields if section else ():
-        for place in ((*above, name), (*above, name, 0)):
-            if below := section_at(place, model):
-                if key in below.model_fields:
-                    yield dotted((*place, key))
-                yield from _places_of(key, model, place)
 
 
 def _in_yaml_words(value: Any) -> str:
@@ -271,50 +241,6 @@ def _in_yaml_words(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return "a mapping" if isinstance(value, dict) else short_repr(value)
-
-
-# --- paths --------------------------------------------------------------------------------------
-
-
-def _with_absolute_paths(
-    section: AnySection, document: Document, location: Location, folder: Path
-) -> AnySection:
-    """Make every ``LocalPath`` of the section absolute.
-
-    The marks of ``document`` tell values of the file, which is in ``folder``, from those of
-    ``--set``; ``location`` is the place of ``section`` in it.
-    """
-
-    def absolute(value: Any, place: Location, path: LocalPath | None) -> Any:
-        if isinstance(value, ConfigSection):
-            return _with_absolute_paths(value, document, place, folder)
-        if isinstance(value, list):
-            return [absolute(item, (*place, i), None) for i, item in enumerate(value)]
-        if path is not None and isinstance(value, str) and value.startswith(path.prefix):
-            from_override = document.mark_at(place).is_override
-            text = value.removeprefix(path.prefix)
-            whole = _absolute_path(text, Path.cwd() if from_override else folder)
-            if not whole.isprintable():  # the study is stored with it, and read again
-                where = f"{document.mark_at(place)}: {dotted(place)}"
-                found = f"{short_repr(whole)}, with characters that cannot be printed"
-                raise UserError(where, found, "a folder without them", "rename it")
-            return path.prefix + whole
-        return value
-
-    changes = {}
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        path = next((mark for mark in field.metadata if isinstance(mark, LocalPath)), None)
-        changed = absolute(value, (*location, name), path)
-        if changed != value:
-            changes[name] = changed
-    return section.model_copy(update=changes)
-
-
-def _absolute_path(text: str, start: Path) -> str:
-    """``text`` as an absolute path without ``..``; ``~`` is the home directory."""
-    # normpath rather than resolve: a linked data folder keeps the name that its owner chose.
-    return os.path.normpath(start / Path(text).expanduser())
 
 
 # --- writing ------------------------------------------------------------------------------------

@@ -72,12 +72,8 @@ class ObjectiveConfig(ConfigSection):
         return self.cost / (max(self.in_domain, self.retention) or 1.0)
 
     @property
-    def net_formula(self) -> str:
-        """What a net gain is, such as ``gain - 0.5 x forgetting``."""
-        return _weighted_sum({"gain": self.in_domain, "forgetting": -self.retention})
-
-    @property
     def formula(self) -> str:
+        """What a net gain is, such as ``gain - 0.5 x forgetting``."""
         return _weighted_sum(
             {"gain": self.in_domain, "forgetting": -self.retention, "cost": -self.cost}
         )

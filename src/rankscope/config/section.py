@@ -1,5 +1,6 @@
 """Base class of every section of a study file, and the types of its fields."""
 
+import os
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -77,11 +78,6 @@ def _check_text(value: str) -> str:
 
 
 def _check_path(value: str) -> str:
-    try:
-        Path(value).expanduser()
-    except RuntimeError as error:
-        found = f"{short_repr(value)}, in a home folder that does not exist"
-        raise Unfit(found, "a path") from error
     if any(len(part.encode()) > MAX_FILE_NAME for part in Path(value).parts):
         raise Unfit(short_repr(value), f"names of at most {MAX_FILE_NAME} bytes")
     return value
@@ -90,13 +86,47 @@ def _check_path(value: str) -> str:
 class LocalPath:
     """Marks a field that names a local file or folder.
 
-    The loader makes its value absolute: relative to the study file's folder, or to the working
-    directory if the value comes from ``--set``. With a prefix, such as ``python:``, only values
-    that begin with it are paths, and the rest of the text is.
+    A text that was read from a file becomes absolute: it is relative to the file's folder, or to
+    the working directory if it comes from ``--set``. With a prefix, such as ``python:``, only
+    values that begin with it are paths, and the rest of the text is.
     """
 
     def __init__(self, prefix: str = "") -> None:
         self.prefix = prefix
+
+    def absolute(self, value: Any) -> Any:
+        """The path without ``..``, in which ``~`` is the home directory."""
+        folder = getattr(value, "folder", None)
+        if folder is None or not value.isprintable() or not value.removeprefix(self.prefix):
+            return value
+        if not value.startswith(self.prefix):
+            return value
+        try:
+            path = folder / Path(value.removeprefix(self.prefix)).expanduser()
+        except RuntimeError as error:
+            found = f"{short_repr(value)}, in a home folder that does not exist"
+            raise Unfit(found, "a path") from error
+        # normpath rather than resolve: a linked data folder keeps the name that its owner chose.
+        return self.prefix + os.path.normpath(path)
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.absolute, handler(source))
+
+
+class Described:
+    """Marks a field whose every fault is told by one rule."""
+
+    def __init__(self, rule: str) -> None:
+        self.rule = rule
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.custom_error_schema(
+            handler(source), custom_error_type="described", custom_error_message=self.rule
+        )
 
 
 class _SingleValueAsList:
@@ -153,24 +183,6 @@ def _seed_list(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
-def _check_interval(value: Any) -> Any:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    if value is None or value == "epoch" or is_count:
-        return value
-    raise Unfit(short_repr(value), "a number of optimizer steps or 'epoch'")
-
-
-def _parse_memory(value: Any) -> Any:
-    """Bytes, or a number with a unit: ``12GiB`` is 12 x 2^30, ``12 GB`` is 12 x 10^9."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]+)?) ?([KMGT]i?B)", value.strip())
-    if match is None:
-        raise Unfit(short_repr(value), "bytes, or a text such as '12GiB'")
-    power = 1 + "KMGT".index(match[2][0])
-    return round(float(match[1]) * (1024 if "i" in match[2] else 1000) ** power)
-
-
 _Value = TypeVar("_Value")
 OneOrMore = Annotated[list[_Value], Field(min_length=1), _SingleValueAsList()]
 ZeroOrMore = Annotated[list[_Value], _SingleValueAsList()]
@@ -185,16 +197,8 @@ HubId = Annotated[
 PlainText = Annotated[str, AfterValidator(_check_text)]
 PathText = Annotated[Annotated[PlainText, AfterValidator(_check_path)] | None, LocalPath()]
 Interval = Annotated[
-    int | Literal["epoch"] | None,
-    BeforeValidator(
-        _check_interval,
-        json_schema_input_type=Annotated[int, Field(ge=1)] | Literal["epoch"] | None,
-    ),
-]
-NumBytes = Annotated[
-    int | None,
-    BeforeValidator(_parse_memory, json_schema_input_type=int | str | None),
-    Field(ge=1),
+    Annotated[int, Field(ge=1)] | Literal["epoch"] | None,
+    Described("a number of optimizer steps or 'epoch'"),
 ]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 _SeedList = Annotated[list[Seed], Field(min_length=1)]

@@ -7,7 +7,7 @@ published JSON schema (docs/study.schema.json) is generated from these classes.
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, create_model, model_validator
+from pydantic import AfterValidator, ByteSize, Field, create_model, model_validator
 from pydantic.fields import FieldInfo
 
 from rankscope.analyses import all_analyses
@@ -19,7 +19,6 @@ from rankscope.config.section import (
     HubId,
     Interval,
     Name,
-    NumBytes,
     OneOrMore,
     PathText,
     PlainText,
@@ -278,7 +277,7 @@ class StudyConfig(ConfigSection):
     """``4bit`` keeps the base in 4 bits (CUDA only); adapters train as usual."""
     max_group_size: int | None = Field(None, ge=1)
     """Most adapters trained together; by default 16."""
-    memory_limit: NumBytes = None
+    memory_limit: ByteSize | None = None
     """Memory available to a group, bytes or a text such as ``12GiB``; default: the device's."""
     data_seed: Seed = 0
     """Seed of the splits and of ``max_items``; not a trial axis."""
@@ -294,8 +293,10 @@ class StudyConfig(ConfigSection):
         self._check_strategy()
         self._check_mixtures()
         self._check_mitigations()
-        self._check_analyses()
-        self._check_grid_size()
+        for analysis in all_analyses():
+            analysis.check_config(self)
+        if (trials := self.num_trials_as_written()) > MAX_TRIALS:
+            raise Unfit(f"{trials:,} trials", f"at most {MAX_TRIALS:,}")
         self._check_forgetting_is_measured()
         return self
 
@@ -316,12 +317,6 @@ class StudyConfig(ConfigSection):
                     found=f"{short_repr(task.name)}, {task.source.label}",
                     expected="one with rows to train on or to choose by",
                     do=f"score trained adapters with 'rankscope eval --tasks {task.name}'",
-                )
-        if self.evaluate.split == "validation":
-            for name in (task.name for task in self.evaluate.cross_domain if task.source):
-                raise Unfit(
-                    found=f"split validation with {name!r}, which has no such split",
-                    expected="--split test, its test or only validation split",
                 )
 
     def _check_task_names(self) -> None:
@@ -375,15 +370,6 @@ class StudyConfig(ConfigSection):
             if arm.early_stop and self.train.evaluate_every is None:
                 do = "set it, for example to 20 (optimizer steps) or to 'epoch'"
                 raise Unfit("'early_stop' without 'train.evaluate_every'", "both", do)
-
-    def _check_analyses(self) -> None:
-        for analysis in all_analyses():
-            analysis.check_config(self)
-
-    def _check_grid_size(self) -> None:
-        trials = self.num_trials_as_written()
-        if trials > MAX_TRIALS:
-            raise Unfit(f"{trials:,} trials", f"at most {MAX_TRIALS:,}")
 
     def _check_forgetting_is_measured(self) -> None:
         """A limit on forgetting needs a retention task for every training task."""

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from rankscope.config.patterns import compile_pattern
 from rankscope.config.section import (
     NAME_PATTERN,
     NAME_RULE,
     ConfigSection,
+    Described,
     HubId,
     LocalPath,
     Name,
@@ -36,20 +37,6 @@ def _check_pattern(text: str) -> str:
     if groups > 1:
         found, rule = f"{short_repr(text)} with {groups} groups", "at most one: the part to compare"
         raise Unfit(found, rule)
-    return text
-
-
-def _check_fewshot(value: Any) -> Any:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_FEWSHOT
-    if is_count or value == "own":
-        return value
-    raise Unfit(short_repr(value), f"a number from 0 to {MAX_FEWSHOT}, or 'own'")
-
-
-def check_stop(text: str) -> str:
-    if not text:
-        found = "an empty text, which ends every answer before its first token"
-        raise Unfit(found, "a text", "remove it")
     return text
 
 
@@ -83,11 +70,11 @@ TaskName = Annotated[str, AfterValidator(_checked_name("scored")), _SOURCED]
 ReplayName = Annotated[str, AfterValidator(_checked_name("replayed")), _SOURCED]
 ScorerName = Annotated[str, RegisteredName(scorer_names, PYTHON_PATTERN)]
 MetricName = Annotated[str, RegisteredName(primary_metric_names)]
-_AsWritten = Annotated[int, Field(ge=0, le=MAX_FEWSHOT)] | Literal["own"]
 Fewshot = Annotated[
-    int | Literal["own"], BeforeValidator(_check_fewshot, json_schema_input_type=_AsWritten)
+    Annotated[int, Field(ge=0, le=MAX_FEWSHOT)] | Literal["own"],
+    Described(f"a number from 0 to {MAX_FEWSHOT}, or 'own'"),
 ]
-StopText = Annotated[str, AfterValidator(check_stop)]
+StopText = Annotated[str, Field(min_length=1)]
 Pattern = Annotated[str, AfterValidator(_check_pattern)]
 ShapeField = Literal[
     "question", "choices", "answer", "subject", "prompt", "completion", "messages", "text", "label"

@@ -1,11 +1,13 @@
 """YAML as plain values that know their line, and ``--set``, whose values replace them.
 
 Scalars follow YAML 1.2: YAML 1.1 reads ``1e-3`` as text, ``no`` as false and ``010`` as 8.
-Tags, anchors and aliases are refused, so that a study file cannot run code or grow without bound.
+Numbers that are not finite are text. Tags, anchors and aliases are refused, so that a study file
+cannot run code or grow without bound.
 """
 
+import math
 import re
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
@@ -21,8 +23,7 @@ SCALARS = {
     "null": r"(?:~|null|Null|NULL|)",
     "bool": r"(?:true|True|TRUE|false|False|FALSE)",
     "int": r"[-+]?[0-9][0-9_]*",
-    "float": r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
-    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+    "float": r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?",
 }
 # PyYAML tries the rules under None whatever the first character is.
 RESOLVERS = {
@@ -66,6 +67,10 @@ class _StudyDumper(yaml.SafeDumper):
         return True
 
 
+# Texts that were read know their folder.
+_StudyDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
+
+
 def compose(text: str, name: str) -> yaml.Node | None:
     """Parse ``text`` into nodes whose marks carry ``name``; None if the text has no value."""
     loader = _StudyLoader(text)
@@ -95,12 +100,20 @@ def dump_text(value: str) -> str:
     return text.removesuffix("...\n").rstrip("\n")
 
 
-def _read_scalar(node: yaml.Node) -> Any:
+class _Written(str):
+    """A text of a file, and the folder that it is relative to if it is a path."""
+
+    folder: Path
+
+
+def _read_scalar(node: yaml.Node, folder: Path) -> Any:
     text: str = node.value
     match node.tag.removeprefix(TAG):
         case "str":
             text.encode()  # raises ValueError for a lone surrogate, which no tokenizer reads
-            return text
+            written = _Written(text)
+            written.folder = folder
+            return written
         case "null":
             return None
         case "bool":
@@ -111,8 +124,8 @@ def _read_scalar(node: yaml.Node) -> Any:
                 raise Unfit(short_repr(number), "at most 64 bits")
             return number
         case "float":
-            lowered = text.lower()
-            return float(lowered.replace(".inf", "inf").replace(".nan", "nan"))
+            value = float(text)
+            return value if math.isfinite(value) else text  # no setting can be 1e999
     tag = short_repr(node.tag.replace(TAG, "!!"))
     raise Unfit(f"the tag {tag}", "plain values", "remove the tag")
 
@@ -129,15 +142,16 @@ class Mark(NamedTuple):
         return self.source if self.is_override else f"{self.source}:{self.line + 1}"
 
 
-@dataclass
 class Document:
     """The plain values of a YAML file, the place of each, and what could not be read."""
 
-    values: Any = None
-    marks: dict[Location, Mark] = field(default_factory=dict)
-    key_marks: dict[Location, Mark] = field(default_factory=dict)
-    """Place of the key of each value, or of a list's item."""
-    problems: list[tuple[Location, Mark, UserError]] = field(default_factory=list)
+    def __init__(self, root: yaml.Node, folder: Path) -> None:
+        """``folder``: of the file, where its relative paths start."""
+        self.folder = folder
+        self.marks: dict[Location, Mark] = {}
+        self.key_marks: dict[Location, Mark] = {}  # Of the key of each value, or of a list's item
+        self.problems: list[tuple[Location, Mark, UserError]] = []
+        self.values: Any = self.read(root)
 
     def read(self, node: yaml.Node, location: Location = ()) -> Any:
         """The plain value of ``node``; an unreadable value becomes None and a problem."""
@@ -149,7 +163,7 @@ class Document:
         if isinstance(node, yaml.SequenceNode) and node.tag == TAG + "seq":
             return [self.read(item, (*location, i)) for i, item in enumerate(node.value)]
         try:
-            return _read_scalar(node)
+            return _read_scalar(node, Path.cwd() if mark.is_override else self.folder)
         except Unfit as error:
             problem: UserError = error
         except ValueError as error:
@@ -223,8 +237,21 @@ def apply_override(document: Document, override: str, model: type[ConfigSection]
     for part in parts[:-1]:
         entry = _entry_of(container, part, location, source)
         location = (*location, entry)
-        _enter(document, container, location, source, model)
-        container = container[entry]
+        value = container.get(entry) if isinstance(container, dict) else container[entry]
+        if not isinstance(value, dict | list):
+            section = section_at(location, model)
+            long_form = None
+            if section is not None and isinstance(value, str):
+                long_form = section.from_short_form(value)
+            if value is not None and long_form is None:
+                found = f"{short_repr(value)}, which has no keys"
+                raise UserError(f"{source}: {dotted(location)}", found, "a section or a list")
+            container[entry] = value = long_form or {}
+            # A short form's values keep the mark, and folder, of the file.
+            mark = document.marks[location] if value else Mark(source, 0)
+            for place in [(*location, key) for key in value] or [location]:
+                document.marks[place] = document.key_marks[place] = mark
+        container = value
     entry = _entry_of(container, parts[-1], location, source)
     location = (*location, entry)
     document.forget(location)
@@ -241,27 +268,3 @@ def _entry_of(container: Any, part: str, location: Location, source: str) -> str
         last = len(container) - 1
         raise UserError(place, f"no entry {short_repr(part)}", f"a number from 0 to {last}")
     return int(part)
-
-
-def _enter(
-    document: Document, container: Any, location: Location, source: str, model: type[ConfigSection]
-) -> None:
-    """Make the entry at ``location``, in ``container``, a mapping or list."""
-    entry = location[-1]
-    value = container.get(entry) if isinstance(container, dict) else container[entry]
-    if isinstance(value, dict | list):
-        return
-    if value is None:
-        container[entry] = {}
-        document.marks[location] = document.key_marks[location] = Mark(source, 0)
-        return
-    section = section_at(location, model)
-    long_form = section.from_short_form(value) if section and isinstance(value, str) else None
-    if long_form is None:
-        place = f"{source}: {dotted(location)}"
-        raise UserError(place, f"{short_repr(value)}, which has no keys", "a section or a list")
-    container[entry] = long_form
-    # The values keep the mark of the file, so that a relative path still starts at its folder.
-    for key in long_form:
-        below = (*location, key)
-        document.marks[below] = document.key_marks[below] = document.marks[location]

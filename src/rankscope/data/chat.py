@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rankscope.config.section import short_repr
 from rankscope.data.items import Message
-from rankscope.errors import UserError, first_line
+from rankscope.errors import UserError, reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,14 +59,15 @@ class ChatTemplate:
         if not isinstance(source, str):
             raise UserError("chat template", short_repr(source), "a template's text", PLAIN_FORMAT)
         self._source = (FIXED_CLOCK if "strftime_now" in source else "") + source
-        self.writes_date = "strftime_now" in source or "date_string" in source
         self._measure(special_texts)
 
     def render(
         self, turns: Sequence[Message], location: str, *, with_generation_prompt: bool = False
     ) -> str:
         """The template's text; with the generation prompt, up to the assistant's next answer."""
-        try:
+        roles = ", ".join(turn.role for turn in turns)
+        expected = f"a chat template that renders the turns {roles}"
+        with reading(location, expected, do=f"change the row's roles, or {PLAIN_FORMAT}"):
             text = self._apply(
                 [{"role": turn.role, "content": turn.content} for turn in turns],
                 chat_template=self._source,
@@ -74,11 +75,6 @@ class ChatTemplate:
                 add_generation_prompt=with_generation_prompt,
                 date_string=TEMPLATE_DATE.strftime("%d %b %Y"),
             )
-        except Exception as error:  # a template may raise any exception
-            roles = ", ".join(turn.role for turn in turns)
-            found = f"the turns {roles}, which the chat template refuses ({first_line(error)})"
-            do = f"change the row's roles, or {PLAIN_FORMAT}"
-            raise UserError(location, found, "turns that it renders", do) from error
         return str(text)
 
     def exchange(self) -> tuple[str, str]:

@@ -18,7 +18,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from rankscope.data.chat import (
-    TEMPLATE_DATE,
     ChatTemplate,
     TextSegment,
     plain_turns,
@@ -100,7 +99,7 @@ class Encoder:
     """
 
     prompt_format: PromptFormat  # ``auto`` resolved
-    notes: tuple[str, ...]  # Properties of this tokenizer that readers of the results should know
+    notes: list[str]  # Properties of this tokenizer that readers of the results should know
     stop_ids: frozenset[int]  # Tokens that end an answer
     bos_ids: list[int]  # [BOS] if the tokenizer puts one before text by itself, else []
 
@@ -122,10 +121,6 @@ class Encoder:
             do = "name one in tokenizer_config.json"
             raise UserError(self._place, "no end token (eos_token)", "answers that end", do)
         self._eos_id = int(tokenizer.eos_token_id)
-        # Some tokenizers that know every byte name another special token here.
-        others = (self._eos_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
-        unknown = tokenizer.unk_token_id
-        self.unknown_id = None if unknown in others else unknown
         # Call the Rust tokenizer directly: its wrapper doubles the time of every segment.
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         if self._backend is not None:
@@ -143,7 +138,13 @@ class Encoder:
             if self._chat.end:
                 self._end_ids["turn"] = self._tokenize_continuation(self._chat.end)
         self.stop_ids = frozenset({self._eos_id, self._end_ids["turn"][-1]})
-        self.notes = self._make_notes(prompt_format)
+        self.notes = []
+        if prompt_format == "auto" and self.prompt_format == "plain":
+            note = "no chat template in this tokenizer: prompts are formatted as plain text"
+            self.notes.append(note)
+        if tokenizer.pad_token_id == self._eos_id:
+            note = "the pad token is the end token: labels go by position, so it is learned"
+            self.notes.append(note)
 
     # --- items as tokens ------------------------------------------------------------------------
 
@@ -299,18 +300,6 @@ class Encoder:
         tokens = self.tokenizer.convert_ids_to_tokens(self._tokenize("a"))
         prefixed = bool(tokens) and str(tokens[0])[:1] in ("\u2581", "\u0120")
         return self._tokenize("\n") if prefixed else []
-
-    def _make_notes(self, requested_format: str) -> tuple[str, ...]:
-        notes = []
-        if requested_format == "auto" and self.prompt_format == "plain":
-            notes.append("no chat template in this tokenizer: prompts are formatted as plain text")
-        if self.tokenizer.pad_token_id == self._eos_id:
-            notes.append("the pad token is the end token: labels go by position, so it is learned")
-        if self._chat is not None and not self._chat.end:
-            notes.append("the chat template ends answers without a special token: eos is appended")
-        if self._chat is not None and self._chat.writes_date:
-            notes.append(f"the chat template writes a date: it is fixed to {TEMPLATE_DATE}")
-        return tuple(notes)
 
 
 def _is_plain_text(item: Item) -> bool:

@@ -32,7 +32,6 @@ KNOWN_SHAPES = (
     "messages | conversations | prompt, completion | text | text, label | instruction, input, "
     "output | question, choices, answer | question, answer"
 )
-ANSWERS = frozenset({"output", "completion", "response", "answer", "choices"})
 LABELED_PROMPT = "Text: {question}\nLabel:"
 MAX_FIELD_NAMES = 300  # Characters of the names of a row's fields that a message shows
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
@@ -42,9 +41,7 @@ RowReader = Callable[[RawRow], Item]
 
 
 def _read_chat(row: RawRow) -> Item:
-    field = next(
-        name for name in ("messages", "conversations", "conversation") if name in row.fields
-    )
+    field = "messages" if "messages" in row.fields else "conversations"
     messages, system = messages_field(row, field), row.fields.get("system")
     if isinstance(system, str) and system.strip() and messages and messages[0].role != "system":
         messages = (Message("system", system), *messages)
@@ -69,15 +66,6 @@ def conversation(messages: Sequence[Message], field: str) -> Item:
     )
 
 
-def _refuse_pair(row: RawRow) -> Item:
-    is_chat = isinstance(row.fields["chosen"], list)
-    asked = next((f"prompt: {name}, " for name in ("prompt", "question") if name in row.fields), "")
-    field = "messages" if is_chat else f"{asked}completion" if asked else "text"
-    rule = "one answer, as only supervised fine-tuning is compared"
-    do = f"train on the chosen one: fields: {{{field}: chosen}}"
-    raise UserError(row.location, "a pair of answers, 'chosen' and 'rejected'", rule, do)
-
-
 def _read_prompt_completion(row: RawRow) -> Item:
     if not isinstance(row.fields["prompt"], str | None):
         if not row.fields.get("completion"):
@@ -86,10 +74,6 @@ def _read_prompt_completion(row: RawRow) -> Item:
         return conversation(messages, "completion")
     text = completion_field(row, "completion", "response")
     return Item(question=text_field(row, "prompt"), completion=text, reference=text.strip())
-
-
-def _read_plain_text(row: RawRow) -> Item:
-    return Item(completion=completion_field(row, "text"))
 
 
 def _read_labeled_text(row: RawRow) -> Item:
@@ -143,15 +127,14 @@ class Shape:
 
 
 LABELED_TEXT = "text and label"
-PLAIN_TEXT = Shape("text", frozenset({"text"}), _read_plain_text)
+PLAIN_TEXT = Shape(
+    "text", frozenset({"text"}), lambda row: Item(completion=completion_field(row, "text"))
+)
 
 # The first match is taken, so narrower shapes come before wider ones.
 SHAPES: tuple[Shape, ...] = (
     Shape("messages", frozenset({"messages"}), _read_chat),
     Shape("conversations", frozenset({"conversations"}), _read_chat),
-    Shape("conversations", frozenset({"conversation"}), _read_chat),
-    Shape("a pair of answers", frozenset({"chosen", "rejected"}), _refuse_pair,
-          lambda fields: not ANSWERS & fields.keys()),
     Shape("prompt and completion", frozenset({"prompt"}), _read_prompt_completion),
     Shape("alpaca", frozenset({"instruction"}), _read_alpaca),
     Shape("medmcqa", frozenset({"question", "opa", "opb", "opc", "opd"}), hub.read_medmcqa),

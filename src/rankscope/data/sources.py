@@ -1,7 +1,7 @@
 """Rows from files and folders, each with its location for messages.
 
-Knows nothing about the meaning of a row (``formats.py``) or its split (``splits.py``). File formats
-whose loading can run code (pickle and its relatives) are refused.
+Knows nothing about the meaning of a row (``formats.py``) or its split (``splits.py``). A file of
+another kind, such as a pickle, whose loading can run code, is refused unopened.
 """
 
 import csv
@@ -15,7 +15,6 @@ from typing import Any
 from rankscope.data.rows import BadRow, RawRow
 from rankscope.errors import UserError, reading, reason_of
 
-CAN_RUN_CODE = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".npy", ".npz", ".joblib", ".py")
 SPLIT_FILES = ("train", "validation", "test")
 DEV = "dev"  # An optional file of rows that serve as few-shot examples only
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -52,9 +51,6 @@ def check_file(path: Path) -> None:
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing"
         raise UserError(path, found, f"a file of rows ({known})", "name one")
-    if suffix in CAN_RUN_CODE:
-        found = f"a {suffix} file, which can run code when loaded"
-        raise UserError(path, found, known, "convert it")
     if suffix not in READERS:
         found = f"the suffix {suffix or '(none)'!r}"
         raise UserError(path, found, known, "convert the file, for example to CSV or JSONL")
@@ -97,8 +93,6 @@ def _list_of_rows(value: Any, path: Path) -> list[Any]:
     lists = {}
     if isinstance(value, dict):
         lists = {k: v for k, v in value.items() if isinstance(v, list) and v and _is_objects(v)}
-    if isinstance(value, dict) and lists.keys() & {"messages", "conversations"}:
-        return [value]  # the file is one conversation
     if len(lists) != 1:
         found = "an object" if isinstance(value, dict) else f"one {type(value).__name__}"
         keys = f" with the lists {', '.join(lists)}" if lists else " without a list of rows"

@@ -123,16 +123,8 @@ def split_rows(
         notes.append(f"{task}: {in_test} validation rows repeat a test row and were removed")
     if in_validation:
         notes.append(f"{task}: {in_validation} train rows repeat a validation row and were removed")
-    notes += _copy_notes(task, train=train, validation=validation, test=test)
     splits = {"train": train, "validation": validation, "test": test}
     return {split: tuple(rows) for split, rows in splits.items()}, notes
-
-
-def _copy_notes(task: str, **splits: Sequence[Item]) -> Iterator[str]:
-    for name, rows in splits.items():
-        distinct = {(row.prompt, row.question, row.choices, row.completion) for row in rows}
-        if copies := len(rows) - len(distinct):
-            yield f"{task}: {copies} {name} rows are copies of others and were kept"
 
 
 def _distinct_positions(rows: Sequence[Item]) -> list[int]:

@@ -1,14 +1,15 @@
 """The data of a study: its tasks, read, split and mixed, and its training rows, encoded."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from rankscope.config.study import StudyConfig
 from rankscope.config.task import TaskConfig
-from rankscope.data.encode import EncodedRow, EncodedRows, Encoder, LabelMode, encode_rows
+from rankscope.data.encode import EncodedRows, Encoder, encode_rows
 from rankscope.data.items import Item
 from rankscope.data.splits import (
     NO_CONTAMINATION,
@@ -49,7 +50,7 @@ def prepare_data(
 ) -> StudyData:
     """Read, check, split and encode the rows of a study; ``whole`` False encodes stand-ins and does
     not search for contamination."""
-    kind = Encoder if whole else CachingEncoder
+    kind = Encoder if whole else caching_encoder
     max_length = config.train.max_length if config.arms else None  # items are scored whole
     encoder = kind(tokenizer, config.model.prompt_format, max_length)
     tasks = _load_tasks(config, compare=whole)
@@ -75,8 +76,12 @@ def prepare_data(
         *(note for task in tasks.values() for note in task.notes),
         *replay_notes(config),
         *contamination_notes,
-        *_length_notes({**replay_rows, **rows}, config.train.max_length),
-        *unknown_token_notes(rows, encoder.unknown_id),
+        *(
+            f"{name}: {encoded.dropped} training rows dropped, {encoded.truncated} completions "
+            f"cut at max_length = {config.train.max_length} tokens"
+            for name, encoded in {**replay_rows, **rows}.items()
+            if encoded.dropped or encoded.truncated
+        ),
     ]
     fewer_rows = {t.name: _fewer_rows(config, encoder, tasks[t.name]) for t in config.tasks}
     return StudyData(encoder, tasks, rows, fewer_rows, replay_rows, tuple(notes))
@@ -221,9 +226,6 @@ def _mark_contamination(
     return marked, notes
 
 
-MAX_UNKNOWN_SHARE = 0.01  # Of the tokens of a task's training rows, without a note
-
-
 # --- notes --------------------------------------------------------------------------------------
 
 
@@ -239,61 +241,21 @@ def replay_notes(config: StudyConfig) -> Iterator[str]:
             yield f"{replayed} gain on it is not transfer: they are trained on it"
 
 
-def _length_notes(rows: Mapping[str, EncodedRows], max_length: int) -> Iterator[str]:
-    """One sentence per task with training rows longer than ``max_length``."""
-    for name, encoded in rows.items():
-        if encoded.dropped or encoded.truncated:
-            yield (
-                f"{name}: {encoded.dropped} training rows dropped, {encoded.truncated} completions "
-                f"cut at max_length = {max_length} tokens"
-            )
-
-
-def unknown_token_notes(rows: Mapping[str, EncodedRows], unknown_id: int | None) -> Iterator[str]:
-    """One sentence per task with many tokens that the tokenizer does not know: another language or
-    script than it was made for, or the pocket model."""
-    for name, encoded in rows.items():
-        unknown = sum(row.input_ids.count(unknown_id) for row in encoded.rows)
-        if unknown > MAX_UNKNOWN_SHARE * encoded.num_tokens:
-            yield (
-                f"{name}: {unknown / encoded.num_tokens:.0%} of the tokens to train on are unknown "
-                "to this tokenizer, and all the same to the model"
-            )
-
-
 # --- stand-ins ----------------------------------------------------------------------------------
 
 # A plan needs the lengths of rows and not their tokens. Rows ranked by their number of characters
 # are cut into spans, and one row of each span, tokenized once, stands for all of it. The number of
 # tokens of 512 rows in place of 14,042 is then off by less than 2 % on every data set that was
 # tried, since rows of equally many characters have about equally many tokens.
-Tokenized = TypeVar("Tokenized")
-
 SPANS = 512  # Most rows of one split that are tokenized
 
 
-class CachingEncoder(Encoder):
-    """Tokenizes an item once, however many it stands for. Items must outlive it."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._cache: dict[tuple[object, ...], Any] = {}
-
-    def prompt_ids(self, item: Item) -> list[int]:
-        return self._once(super().prompt_ids, id(item), item)
-
-    def answer_ids(self, text: str, item: Item | None = None) -> list[int]:
-        return self._once(super().answer_ids, (text, id(item)), text, item)
-
-    def training_row(self, item: Item, labels: LabelMode) -> EncodedRow | None:
-        return self._once(super().training_row, (labels, id(item)), item, labels)
-
-    def _once(self, encode: Callable[..., Tokenized], key: object, *args: Any) -> Tokenized:
-        place = (encode.__name__, key)
-        if place not in self._cache:
-            self._cache[place] = encode(*args)
-        value: Tokenized = self._cache[place]
-        return value
+def caching_encoder(*args: Any) -> Encoder:
+    """An encoder that tokenizes an item once, however many it stands for."""
+    encoder = Encoder(*args)
+    for name in ("prompt_ids", "answer_ids", "training_row"):
+        setattr(encoder, name, cache(getattr(encoder, name)))
+    return encoder
 
 
 def stand_ins(task: LoadedTask) -> LoadedTask:

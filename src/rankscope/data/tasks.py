@@ -182,10 +182,6 @@ def read_task_items(
     shape = next(file.shape for file in parsed.values() if file.rows)
     if own_data:
         notes += _column_notes(spec, parsed, shape, contents[0])
-    if own_data and (
-        ambiguous := sum(duplicate_choice(content.choices) is not None for content in contents)
-    ):
-        notes.append(f"{spec.name}: {ambiguous} rows repeat a wrong choice and were kept")
     if excluded:
         notes.append(
             f"{spec.name}: subjects left out because the study trains on them: "

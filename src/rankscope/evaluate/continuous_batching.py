@@ -99,11 +99,6 @@ def generate(
     Prompts are token ids, at least one and fewer than ``limits.context``. The adapters of
     ``adapter_names``, distinct, are attached to ``base``; None is the bare base.
     """
-    for prompt in prompts:
-        if not 0 < len(prompt) < limits.context:
-            raise ValueError(
-                f"a prompt of {len(prompt)} tokens; expected 1 to {limits.context - 1}"
-            )
     groups = find_shared_prefixes(prompts)
     shared = {i: group for group in groups for i in group[1]}
     order = [i for _, members in groups for i in sorted(members, key=lambda i: -len(prompts[i]))]
@@ -212,7 +207,8 @@ class RunningBatch:
             if prefix is None:
                 cache = KVCache(len(batch), capacity)
             else:
-                cache = prefix.select(torch.zeros(len(batch), dtype=torch.int64), capacity)
+                copies = torch.zeros(len(batch), dtype=torch.int64)
+                cache = KVCache.of_rows([(prefix, copies)], capacity)
             row_batch = RowBatch.of(batch, self.base.device)
             logits = self.base.logits(row_batch, cache, store=True, prefix=prefix)
             yield cache, sequences, self.accept_next(logits, sequences)

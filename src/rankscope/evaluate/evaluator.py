@@ -3,7 +3,7 @@
 A mixture of tasks is scored part by part, each part with its own prompts and scorer.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -37,7 +37,7 @@ from rankscope.records import (
 Evaluation = tuple[EvalRecord, list[ItemResult]]
 """One model on one split: its record, and its items in order."""
 
-NOT_FINITE = ("the model", "no item of a finite likelihood", "one")
+NOT_FINITE = "the model: found no item of a finite likelihood, expected one"
 
 
 def evaluate_task(
@@ -48,33 +48,60 @@ def evaluate_task(
     models: Mapping[str | None, str],
     settings: EvaluateConfig,
 ) -> dict[str | None, Evaluation]:
+    """As :func:`evaluate_with_failures`; raises NotFiniteError for the first model that fails."""
+    evaluations, failures = evaluate_with_failures(base, encoder, task, split, models, settings)
+    for reason in failures.values():
+        raise NotFiniteError(reason)
+    return evaluations
+
+
+def evaluate_with_failures(
+    base: Base,
+    encoder: Encoder,
+    task: LoadedTask,
+    split: Split,
+    models: Mapping[str | None, str],
+    settings: EvaluateConfig,
+) -> tuple[dict[str | None, Evaluation], dict[str | None, str]]:
     """Score one split of one task under the base and any number of attached adapters.
 
     ``models`` maps adapter names to model ids for the records; None is ``base``, which may be a
-    fully fine-tuned model. Loading the task applied ``max_items``.
+    fully fine-tuned model. Loading the task applied ``max_items``. Raises UserError for items that
+    cannot be scored.
 
-    Raises UserError for items that cannot be scored, NotFiniteError for a model that gives no item
-    a finite likelihood (with the scorers loss and perplexity, misses one).
+    Returns:
+        The evaluations by adapter name; and one sentence why for each model that gives no item a
+        finite likelihood (with the scorers loss and perplexity, misses one).
     """
+    if not models:
+        return {}, {}
     if task.parts:
-        return _evaluate_mixture(
-            task, split, lambda part: evaluate_task(base, encoder, part, split, models, settings)
-        )
+        kept = {item.item_id for item in _split_items(task, split)}
+        parts = [
+            evaluate_with_failures(base, encoder, part, split, models, settings)
+            for whole in task.parts
+            if _split_items(part := _with_items(whole, split, kept), split)
+        ]
+        failures = {name: why for _, of_part in parts for name, why in of_part.items()}
+        scored = [name for name in models if name not in failures]
+        evaluations = {n: _merged_evaluation(task, split, [p[n] for p, _ in parts]) for n in scored}
+        return evaluations, failures
     max_tokens = context_length(base.model.config)
     encoded = encode_split(encoder, task, split, max_tokens, settings)
     with base.multi_lora.dropout_off(), torch.inference_mode():
         scores = encoded.scorer.run(base, encoded, list(models))
-    if any(of_model.metrics.get("not_finite") == 1 for of_model in scores.values()):
-        raise NotFiniteError(*NOT_FINITE)
     prompts = [item.prompt or item.question for item in encoded.items]
-    evaluations: dict[str | None, Evaluation] = {}
+    evaluations, failures = {}, {}
     for name, of_model in scores.items():
+        if of_model.failure or of_model.metrics.get("not_finite") == 1:
+            failures[name] = of_model.failure or NOT_FINITE
+            continue
         items = of_model.items
         if models[name] == BASE:
             items = [replace(i, prompt=p) for i, p in zip(items, prompts, strict=True)]
         record = _make_record(of_model, task, split, models[name], encoded.truncated)
         evaluations[name] = record, items
-    return evaluations
+    return evaluations, failures
 
 
 def encode_split(
@@ -95,36 +122,19 @@ def encode_split(
     return fit_to_context(encoded, f"task {spec.name!r}, {split}")
 
 
-def truncation_notes(encoded: EncodedSplit, split: Split) -> Iterator[str]:
-    """Notes on items that are cut before scoring, by the context or by ``max_length``."""
-    name, total = encoded.spec.name, f"of {len(encoded.items)} {split} items"
-    if cut := len(encoded.cut_at_start):
-        yield (
-            f"{name}: {cut} {total} do not fit the context of {encoded.max_tokens} tokens and are "
-            "cut at their beginning"
-        )
-    if cut := len(encoded.cut_at_end):
-        yield (
-            f"{name}: {cut} {total} are longer than max_length = {encoded.encoder.max_length} "
-            "tokens and scored up to there"
-        )
-
-
 def scored_items(
     config: StudyConfig, base: StudyBase, data: StudyData
-) -> tuple[tuple[TaskRecord, ...], dict[tuple[str, Split], list[ItemTokens]], list[str]]:
-    """A study's tasks as they are stored; by task and split that is scored, what a model does for
-    each item; and :func:`truncation_notes`."""
+) -> tuple[tuple[TaskRecord, ...], dict[tuple[str, Split], list[ItemTokens]]]:
+    """A study's tasks as they are stored; and by task and split that is scored, what a model does
+    for each item."""
     encoder, settings = data.encoder, config.evaluate
     max_tokens, tokenizer = context_length(base.config), tokenizer_sha256(base.folder)
     records = tuple(_task_record(config, encoder, t, tokenizer) for t in data.tasks.values())
     found: dict[tuple[str, Split], list[ItemTokens]] = {}
-    notes: list[str] = []
     for name, split in wanted_splits(settings.split, records, None):
         task, counts = data.tasks[name], list[tuple[str, ItemTokens]]()
         for part in task.parts or (task,):
             encoded = encode_split(encoder, part, split, max_tokens, settings)
-            notes += truncation_notes(encoded, split)
             for item, ids in zip(encoded.items, encoded.encoded, strict=True):
                 taken = encoded.scorer.item_tokens(encoder, item, ids, settings.max_new_tokens)
                 counts.append((item.item_id, taken))
@@ -133,7 +143,7 @@ def scored_items(
             by_id = dict(counts)
             items = _split_items(task, split)
             found[task.spec.name, split] = [by_id[item.item_id] for item in items]
-    return records, found, notes
+    return records, found
 
 
 def wanted_splits(
@@ -151,30 +161,6 @@ def wanted_splits(
             wanted[task.name, "validation"] = None
         wanted[task.name, test or "test"] = None
     return list(wanted)
-
-
-def evaluate_with_failures(
-    base: Base,
-    encoder: Encoder,
-    task: LoadedTask,
-    split: Split,
-    models: Mapping[str | None, str],
-    settings: EvaluateConfig,
-) -> tuple[dict[str | None, Evaluation], dict[str | None, str]]:
-    """As :func:`evaluate_task`, but models without finite likelihoods do not stop the others: the
-    evaluations, and one sentence why for each of those, by adapter name."""
-    try:
-        return (evaluate_task(base, encoder, task, split, models, settings) if models else {}), {}
-    except NotFiniteError:
-        pass  # score each model by itself to find out which ones fail
-    evaluations: dict[str | None, Evaluation] = {}
-    failures: dict[str | None, str] = {}
-    for name, model_id in models.items():
-        try:
-            evaluations |= evaluate_task(base, encoder, task, split, {name: model_id}, settings)
-        except NotFiniteError as error:
-            failures[name] = str(error)
-    return evaluations, failures
 
 
 def _make_record(
@@ -227,20 +213,10 @@ def without_contamination(
     )
 
 
-def _evaluate_mixture(
-    task: LoadedTask, split: Split, evaluate: Callable[[LoadedTask], dict[str | None, Evaluation]]
-) -> dict[str | None, Evaluation]:
-    kept = {item.item_id for item in _split_items(task, split)}
-    parts = [
-        evaluate(
-            replace(part, test=of_part) if split == "test" else replace(part, validation=of_part)
-        )
-        for part in task.parts
-        if (of_part := tuple(i for i in _split_items(part, split) if i.item_id in kept))
-    ]
-    return {
-        name: _merged_evaluation(task, split, [part[name] for part in parts]) for name in parts[0]
-    }
+def _with_items(task: LoadedTask, split: Split, item_ids: Collection[str]) -> LoadedTask:
+    """The task with some items of a split alone."""
+    kept = tuple(item for item in _split_items(task, split) if item.item_id in item_ids)
+    return replace(task, test=kept) if split == "test" else replace(task, validation=kept)
 
 
 def _merged_evaluation(task: LoadedTask, split: Split, parts: Sequence[Evaluation]) -> Evaluation:

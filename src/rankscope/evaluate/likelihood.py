@@ -14,43 +14,31 @@ models in one would only slice the adapters' products finer.
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from rankscope.data.encode import EncodedRow
-from rankscope.data.items import Item
-from rankscope.errors import NotFiniteError
 from rankscope.evaluate.prefix_sharing import find_shared_prefixes
+from rankscope.evaluate.scorers.scorer import Question
 from rankscope.evaluate.token_trees import Floats, TokenTree, TokenTreeBatch, cut_batches
 from rankscope.models.attention.varlen import KVCache
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.multi_lora import AdapterSpan
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    prompt: Sequence[int]
-    continuations: Sequence[Sequence[int]]
-
-    @property
-    def num_tokens(self) -> int:
-        """Of the longest row: what must fit into the model's context."""
-        return len(self.prompt) + max(map(len, self.continuations))
-
 
 PrefixGroup = tuple[RowBatch | None, Sequence[tuple[Sequence[int], TokenTreeBatch]]]
 """A prefix, one row, or None if every row is computed whole; and the batches that continue it, each
 with the indices of its items."""
 
 
-@dataclass(slots=True)
 class _SummedLogprobs:
-    values: list[Floats]  # Summed log p, nats
-    missed: list[Floats]  # Tokens that greedy decoding would not write, if requested
-    seconds: float = 0.0
-    num_tokens: int = 0  # Tokens computed, padding not counted
+    def __init__(self, num_items: int) -> None:
+        self.values: list[Floats] = [np.zeros(0)] * num_items  # Summed log p, nats
+        # Tokens that greedy decoding would not write, if requested.
+        self.missed: list[Floats] = [np.zeros(0)] * num_items
+        self.seconds = 0.0
+        self.num_tokens = 0  # Computed, padding not counted
 
     @property
     def totals(self) -> Floats:
@@ -87,8 +75,7 @@ def _sum_logprobs(
     *,
     greedy: bool = False,
 ) -> dict[str | None, _SummedLogprobs]:
-    empty = [np.zeros(0)] * num_items
-    by_model = {name: _SummedLogprobs([*empty], [*empty]) for name in adapter_names}
+    by_model = {name: _SummedLogprobs(num_items) for name in adapter_names}
     for group in groups:
         for name, logprobs in by_model.items():
             logprobs.add(base, name, group, greedy=greedy)
@@ -145,16 +132,3 @@ def row_logprobs(
     trees = ((part, [TokenTree.of_row(rows[i]) for i in part]) for part in parts)
     groups = ((None, [(part, TokenTreeBatch.of(of, base.device))]) for part, of in trees)
     return _sum_logprobs(base, groups, len(rows), adapter_names)
-
-
-def check_finite_logprobs(
-    items: Iterable[Item], totals: Iterable[float], adapter_name: str | None
-) -> None:
-    for item, total in zip(items, totals, strict=True):
-        if not np.isfinite(total):
-            model = "the model" if adapter_name is None else f"adapter {adapter_name}"
-            raise NotFiniteError(
-                model,
-                f"log-probabilities of {item.location} that are not finite: its weights diverged, "
-                "or 'dtype' is too narrow for it",
-            )

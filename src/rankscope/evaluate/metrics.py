@@ -19,6 +19,7 @@ class ModelScores:
     metrics: dict[str, float]
     seconds: float = 0.0
     num_tokens: int = 0  # Tokens computed, padding not counted
+    failure: str = ""  # Why the model cannot be scored
 
 
 def first_best(values: Sequence[float]) -> int | None:

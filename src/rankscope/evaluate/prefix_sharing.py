@@ -5,7 +5,6 @@ passage with several questions. Nothing needs to be declared.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 PASS_TOKENS = 256  # Cost of a group, in tokens: its prefix's pass and a last, partial one
 MIN_LENGTH = 16  # Shorter beginnings of questions that open alike are not worth a cache
@@ -16,14 +15,13 @@ SharedPrefix = tuple[int, tuple[int, ...]]
 would save nothing."""
 
 
-@dataclass(slots=True)
 class _Span:
     """Sorted prompts from index ``first`` on that share ``length`` tokens, and their best cuts."""
 
-    first: int
-    length: int = 0
-    saved: int = 0  # Tokens saved by ``cuts``
-    cuts: list[tuple[int, int, int]] = field(default_factory=list)  # (shared tokens, first, stop)
+    def __init__(self, first: int, length: int = 0) -> None:
+        self.first, self.length = first, length
+        self.saved = 0  # Tokens saved by ``cuts``
+        self.cuts: list[tuple[int, int, int]] = []  # (shared tokens, first, stop)
 
     def add(self, inner: "_Span") -> None:
         self.saved += inner.saved
@@ -61,7 +59,8 @@ def find_shared_prefixes(prompts: Sequence[Sequence[int]]) -> list[SharedPrefix]
         if open_spans and open_spans[-1].length == next_shared:
             open_spans[-1].add(last)
         elif next_shared:
-            open_spans.append(_Span(last.first, next_shared, last.saved, last.cuts))
+            open_spans.append(_Span(last.first, next_shared))
+            open_spans[-1].add(last)
         else:
             cuts += last.cuts
     groups = [(length, tuple(sorted(order[first:stop]))) for length, first, stop in cuts]

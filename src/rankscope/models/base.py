@@ -173,8 +173,6 @@ class Base:
 
     def trainable_copy(self) -> "Base":
         """A float32 copy whose every parameter trains, with products in the base's dtype."""
-        if self.multi_lora.adapters:
-            raise ValueError("detach all adapters before copying the base")
         if self.shards.size > 1:
             name = "trained"
             self.shards.models.pop(name, None)  # before there is another one
@@ -189,9 +187,11 @@ class Base:
             copied.product_dtype = self.model.dtype
         return copied
 
-    def copied(self) -> "Base":
-        """A model of its own with the same weights, without adapters."""
-        model = copy.deepcopy(self.model)
+    def copied(self, *, in_place: bool = False) -> "Base":
+        """A model of its own with the same weights, without adapters; ``in_place``, the values of
+        its parameters are this model's own, in the same memory."""
+        kept = {id(p): copy.copy(p) for p in self.model.parameters()} if in_place else {}
+        model = copy.deepcopy(self.model, kept)
         unwrap(model)
         return Base(model, self.tokenizer, self.record, self.folder, MultiLora(model))
 

@@ -13,14 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from rankscope.errors import IntegrityError, UserError
-from rankscope.filesystem import read_json_object
+from rankscope.errors import UserError
 from rankscope.models.adapters.folder import opened_weights
 from rankscope.models.model_folder import checked_folder, damaged
 from rankscope.models.parameters import model_on_meta, read_model_config
 from rankscope.models.quantize import require_bitsandbytes
-
-INDEX = "model.safetensors.index.json"
 
 
 class CheckpointReader:
@@ -33,11 +30,7 @@ class CheckpointReader:
         if self.is_quantized:
             _check_quantization(folder, settings)
             delattr(config, "quantization_config")  # a model on the meta device packs no weights
-        try:
-            self.model: Any = model_on_meta(config)
-        except UserError as error:
-            place = f"model folder {folder}: {error.where}"
-            raise UserError(place, error.found, error.expected, error.do) from error
+        self.model: Any = model_on_meta(config)
         self.architecture = type(self.model).__name__
         self.rounds_to_bfloat16 = False  # On reading the weight of a layer
         self.num_layers = int(config.get_text_config().num_hidden_layers)
@@ -137,18 +130,7 @@ class CheckpointReader:
 
 
 def shards_of(folder: Path) -> dict[str, Path]:
-    """Name of every stored tensor -> its safetensors file, which exists."""
-    index = folder / INDEX
-    if index.is_file():
-        names = read_json_object(index, IntegrityError).get("weight_map")
-        if not isinstance(names, dict):
-            raise IntegrityError(index, "no 'weight_map'", "an index of shards")
-        wanted = {key: folder / Path(str(shard)).name for key, shard in names.items()}
-        absent = sorted({path.name for path in wanted.values() if not path.is_file()})
-        if absent:
-            count = f"{len(absent)} of {len(set(wanted.values()))} shards that {INDEX} names"
-            raise damaged(folder, f"{count} missing, such as {absent[0]}")
-        return wanted
+    """Name of every stored tensor -> its safetensors file."""
     shards = {}
     for path in sorted(folder.glob("*.safetensors")):
         with opened_weights(path) as file:

@@ -276,37 +276,21 @@ def choose_lora_implementation(
     wanted: str, device: torch.device, dtype: torch.dtype
 ) -> Literal["loop", "grouped_mm"]:
     """What ``train.lora_implementation`` means on a device. UserError if it cannot run there."""
-    if wanted == "loop" or (wanted == "auto" and device.type != "cuda"):
+    on_cuda = device.type == "cuda"
+    if wanted == "loop" or (wanted == "auto" and not on_cuda):
         return "loop"
-    obstacle = _grouped_mm_obstacle(device, dtype)
-    if obstacle and wanted == "grouped_mm":
+    is_fast = on_cuda and dtype == torch.bfloat16 and torch.version.hip is None
+    is_fast = is_fast and torch.cuda.get_device_capability(device) >= GROUPED_MM_CAPABILITY
+    obstacle = "it needs bfloat16 on CUDA of compute capability 9.0 or more, or a CPU"
+    if is_fast or device.type == "cpu":
+        obstacle = "torch.nn.functional.grouped_mm fails or gives wrong numbers on this device"
+        if computes_groups_right(device, dtype):
+            return "grouped_mm"
+    if wanted == "grouped_mm":
         raise UserError(
             "train.lora_implementation", f"'grouped_mm', but {obstacle}", do="use 'auto' or 'loop'"
         )
-    return "loop" if obstacle else "grouped_mm"
-
-
-def lora_implementation_notes(wanted: str, device: torch.device, dtype: torch.dtype) -> list[str]:
-    """A note if a device that should group products computes them wrong. UserError as above."""
-    chosen = choose_lora_implementation(wanted, device, dtype)
-    if chosen == "loop" and wanted == "auto" and _is_fast(device, dtype):
-        return [f"adapters are computed in a loop: {_grouped_mm_obstacle(device, dtype)}"]
-    return []
-
-
-def _is_fast(device: torch.device, dtype: torch.dtype) -> bool:
-    if device.type != "cuda" or dtype != torch.bfloat16 or torch.version.hip is not None:
-        return False
-    return torch.cuda.get_device_capability(device) >= GROUPED_MM_CAPABILITY
-
-
-def _grouped_mm_obstacle(device: torch.device, dtype: torch.dtype) -> str:
-    """Why grouped products cannot be used; '' if they can."""
-    if device.type != "cpu" and not _is_fast(device, dtype):
-        return "it needs bfloat16 on CUDA of compute capability 9.0 or more, or a CPU"
-    if not computes_groups_right(device, dtype):
-        return "torch.nn.functional.grouped_mm fails or gives wrong numbers on this device"
-    return ""
+    return "loop"
 
 
 @cache

@@ -43,7 +43,8 @@ class InputDirections:
         return components
 
     def update(self, x: Tensor) -> None:
-        """Add a batch of inputs, (N, in); skips a batch with fewer rows than directions."""
+        """Add a batch of inputs, (1, N, in); skips a batch with fewer rows than directions."""
+        x = x.flatten(0, -2)
         if len(x) < self.num_components:
             return
         before = self.directions
@@ -81,14 +82,13 @@ def input_directions(
         moving = [name for name, seen in inputs.items() if not seen.converged[: ranks[name]].all()]
         if not moving:
             break
-        update_directions(base, batch, {name: (targets[name], inputs[name]) for name in moving})
+        run_watched(base, batch, {targets[name]: inputs[name].update for name in moving})
         if all(seen.directions is not None for seen in inputs.values()):
             ranks = _redistributed_ranks(inputs, leaders, rank * len(targets))
     directions = {name: inputs[leader].directions for name, leader in leaders.items()}
     return {n: v[: ranks[n]].float() for n, v in directions.items() if v is not None and ranks[n]}
 
 
-@torch.no_grad()
 def shared_inputs(base: Base, targets: Mapping[str, nn.Linear], batch: RowBatch) -> dict[str, str]:
     """Module -> the first module with the very same input tensor, such as q_proj for k_proj."""
     leaders: dict[str, str] = {}
@@ -102,26 +102,12 @@ def shared_inputs(base: Base, targets: Mapping[str, nn.Linear], batch: RowBatch)
             last[:] = [(name, x)]
 
     calls = {linear: partial(note, name) for name, linear in targets.items()}
-    _run_watched(base, batch, calls)
-    if leaders.keys() != targets.keys():
-        missing = sorted(targets.keys() - leaders.keys())
-        raise RuntimeError(f"{missing[0]}: a forward pass did not run this module")
+    run_watched(base, batch, calls)
     return {name: leaders[name] for name in targets}
 
 
 @torch.no_grad()
-def update_directions(
-    base: Base, batch: RowBatch, modules: Mapping[str, tuple[nn.Linear, InputDirections]]
-) -> None:
-    """Run a batch through the bare base and add each module's inputs to its directions."""
-    calls = {
-        linear: lambda x, inputs=inputs: inputs.update(x.flatten(0, -2))
-        for linear, inputs in modules.values()
-    }
-    _run_watched(base, batch, calls)
-
-
-def _run_watched(
+def run_watched(
     base: Base, batch: RowBatch, calls: Mapping[nn.Linear, Callable[[Tensor], object]]
 ) -> None:
     """Run a batch through the bare base, and call a function with the input of each layer."""

@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from rankscope.config.study import ModelConfig
 from rankscope.data.encode import resolved_format
 from rankscope.device import dtype_name
-from rankscope.errors import UserError, first_line, reading, reason_of
+from rankscope.errors import UserError, first_line, reading
 from rankscope.hashing import weights_sha256
 from rankscope.models.attention import varlen
 from rankscope.models.base import Base, Row, RowBatch
@@ -67,8 +67,8 @@ def load_base(
         check_quantize(device)
         options = {"quantization_config": quantization(dtype), "device_map": {"": device}}
     model = load_model(source, dtype, **options)
-    record = model_record(config, device, dtype, model, tokenizer, weights_sha256(source))
-    record = record.model_copy(update={"quantize": quantize})
+    sha256 = weights_sha256(source)
+    record = model_record(config, device, dtype, model, tokenizer, sha256, quantize)
     if shards is not None:
         return sharded_base(shards, "base", record, source, model, tokenizer)
     if not options:
@@ -86,8 +86,8 @@ def base_record(
     """The record of what :func:`load_base` would load."""
     source = model_folder(config)
     model = model_on_meta(read_model_config(source))
-    record = model_record(config, device, dtype, model, tokenizer, weights_sha256(source))
-    return record.model_copy(update={"quantize": quantize})
+    sha256 = weights_sha256(source)
+    return model_record(config, device, dtype, model, tokenizer, sha256, quantize)
 
 
 def model_record(
@@ -97,6 +97,7 @@ def model_record(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     sha256: str,
+    quantize: Literal["none", "4bit"] = "none",
 ) -> ModelRecord:
     shape = model.config.get_text_config()
     return ModelRecord(
@@ -110,6 +111,7 @@ def model_record(
         dtype=dtype_name(dtype),
         device=str(device),
         prompt_format=resolved_format(config.prompt_format, tokenizer),
+        quantize=quantize,
     )
 
 
@@ -198,25 +200,22 @@ def check_stored_weights(folder: Path) -> None:
 def _filled_model(folder: Path, dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
     varlen.register_attention()
     disable_progress_bar()  # transformers' own
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=read_model_config(folder),
-            dtype=dtype,
-            attn_implementation=varlen.NAME,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # to say below which one it is
-            **options,
-        )
-    except (RuntimeError, SafetensorError) as error:
-        raise damaged(folder, f"weights that cannot be read ({first_line(error)})") from error
-    except Exception as error:
-        found = f"a model that cannot be loaded ({reason_of(error)})"
-        expected = "a causal language model of transformers"
-        raise UserError(f"model folder {folder}", found, expected) from error
+    with reading(f"model folder {folder}", "a causal language model of transformers"):
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=read_model_config(folder),
+                dtype=dtype,
+                attn_implementation=varlen.NAME,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # to say below which one it is
+                **options,
+            )
+        except (RuntimeError, SafetensorError) as error:
+            raise damaged(folder, f"weights that cannot be read ({first_line(error)})") from error
     model, info = loaded
     stray = [name for name in info["unexpected_keys"] if LAYER.match(name)]
     for what, names in (("weights missing", info["missing_keys"]), ("further weights", stray)):

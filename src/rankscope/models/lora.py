@@ -137,9 +137,3 @@ def derive_seed(*parts: object) -> int:
     """A 63-bit seed that depends on every part and on nothing else."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-def delta_weight(adapter: Adapter, module: str) -> Tensor:
-    """s (B A - B0 A0) of one module, (out, in) float32: W - W0 without DoRA's magnitude."""
-    a, b = adapter.factors(module)
-    return adapter.scaling * (b @ a)

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from rankscope.config.study import ModelConfig
-from rankscope.errors import IntegrityError, UserError, first_line
+from rankscope.errors import IntegrityError, UserError, reading
 from rankscope.filesystem import read_json_object, user_path
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -36,9 +34,9 @@ def pocket_folder() -> Path:
 
 def hub_folder(hub: str, revision: str | None, weights: bool = True) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    try:
+    do = "check the id and revision, or give a local folder if there is no network: model: "
+    with reading(f"model {hub!r}", "a download from the hub", do=f"{do}{{path: ./folder}}"):
         folder = snapshot_download(
             hub,
             revision=revision,
@@ -49,13 +47,6 @@ def hub_folder(hub: str, revision: str | None, weights: bool = True) -> Path:
             # Second copies of the same weights in another layout.
             ignore_patterns=["original/*", "consolidated*", "*/*"],
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"model {hub!r}",
-            f"a failed download from the hub ({type(error).__name__}: {first_line(error)})",
-            do="check the id and revision, or give a local folder if there is no network: "
-            "model: {path: ./folder}",
-        ) from error
     return checked_folder(Path(folder), weights)
 
 
@@ -88,10 +79,9 @@ def shapes_folder(model: str, weights: bool = True) -> Path:
     local = user_path(model)
     if local.exists():
         return checked_folder(local, weights=False) if local.is_dir() else local
-    try:
-        return model_folder(ModelConfig.model_validate(model), weights)
-    except ValidationError as error:
-        raise UserError(f"model {model!r}", "no such folder", "one, or a model's name") from error
+    with reading(f"model {model!r}", "a folder, or a model's name"):
+        config = ModelConfig.model_validate(model)
+    return model_folder(config, weights)
 
 
 def check_tuned_folder(folder: Path) -> None:

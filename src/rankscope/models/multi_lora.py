@@ -197,7 +197,7 @@ class MultiLora:
         self.kept_spans: tuple[AdapterSpan, ...] = ()
         self.is_again = False  # Gradient checkpointing repeats a pass, with its masks
         self.training = False  # Dropout is on, and the diagonal of nested adapters
-        self.injected_tuner: PeftTuner | None = None  # A PEFT method, in place of adapters
+        self.injected_tuner: PeftTuner | None = None  # A PEFT method, on a copy of a base
         self.grouped: GroupedLora | None = None  # Computes the products in training; None: a loop
 
     @contextmanager
@@ -225,27 +225,13 @@ class MultiLora:
         return self.routing(self.spans, self.kept_spans, again=True)
 
     def attach(self, adapter: Adapter) -> None:
-        """Make an adapter available under its name. An error leaves everything as it was."""
+        """Make an adapter of this model available under its name."""
         modules = dict(self.model.named_modules())
-        unwrapped: dict[str, nn.Linear] = {}
-        for name, a in adapter.a.items():
-            layer = modules.get(name)
-            linear = layer.linear if isinstance(layer, MultiLoraLinear) else layer
-            if not isinstance(linear, nn.Linear):
-                expected = "modules that this model has"
-                do = "give an adapter of this model"
-                raise UserError("the adapter", f"factors for {name!r}", expected, do)
-            shape = (adapter.b[name].shape[0], a.shape[1])
-            if shape != (linear.out_features, linear.in_features):
-                found = f"factors of a {shape} matrix"
-                expected = f"{(linear.out_features, linear.in_features)} as in this model"
-                do = "give an adapter of this base"
-                raise UserError(f"the adapter's {name!r}", found, expected, do)
-            if not isinstance(layer, MultiLoraLinear):
-                unwrapped[name] = linear
         head = output_layer(self.model)
-        for name, linear in unwrapped.items():
-            _replace_module(modules, name, MultiLoraLinear(linear, name, self, linear is head))
+        for name in adapter.a:
+            linear = modules[name]
+            if isinstance(linear, nn.Linear):
+                _replace_module(modules, name, MultiLoraLinear(linear, name, self, linear is head))
         adapter.drop_cached_weights()  # drops what it derived from another base's weights
         self.adapters[adapter.name] = adapter
 
@@ -289,9 +275,6 @@ class MultiLora:
     def clear(self) -> None:
         self.adapters.clear()
         self.grouped = None
-        if self.injected_tuner is not None:
-            self.injected_tuner.snapshot.restore()
-            self.injected_tuner = None
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:

@@ -56,7 +56,8 @@ def read_model_config(path: Path) -> PretrainedConfig:
 
 
 def model_on_meta(config: PretrainedConfig) -> PreTrainedModel:
-    place = f"config.json, model type {config.model_type!r}"
+    file = Path(str(config.name_or_path or ""), "config.json")
+    place = f"{file}, model type {config.model_type!r}"
     with reading(place, "a causal language model that can be built"), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return model

@@ -55,8 +55,6 @@ def scaled_adapter(
     adapter: Adapter, name: str, factor_of: FactorOf, linears: Mapping[str, nn.Linear]
 ) -> Adapter:
     """A copy of ``adapter`` under another name, the update of each module scaled by its factor."""
-    if adapter.initial_factors:
-        raise ValueError(f"{adapter.name}: only stored adapters can be scaled")
     factors = {module: factor_of(module) for module in adapter.a}
     if not adapter.magnitude and len(set(factors.values())) == 1:
         factor = next(iter(factors.values()))

@@ -6,7 +6,6 @@ others have to take part in, a forward pass or the gathering of a weight, becaus
 shards.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -233,14 +232,8 @@ def _empty_shards(
         # Losses are divided by the label tokens of all shards: their gradients are added up.
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)
-    places = defaultdict(list)
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            places[id(parameter)].append((module, name))
     model.to_empty(device=shards.device)
-    for (first, name), *others in places.values():  # which unties shared weights
-        for module, other in others:
-            setattr(module, other, getattr(first, name))
+    model.tie_weights()  # which that undoes
     return model
 
 

@@ -21,7 +21,7 @@ from rankscope.models.adapters.folder import (
     opened_weights,
     recorded_base,
 )
-from rankscope.models.adapters.settings import CONFIG, READABLE_INITS, read_adapter_config
+from rankscope.models.adapters.settings import CONFIG, READABLE_INITS, WEIGHTS, read_adapter_config
 from rankscope.models.adapters.warm_start import (
     load_adapter_for,
     resolve_rank_patterns,
@@ -29,7 +29,7 @@ from rankscope.models.adapters.warm_start import (
     shortest_targets,
 )
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.models.grouped_lora import lora_implementation_notes
+from rankscope.models.grouped_lora import choose_lora_implementation
 from rankscope.models.load import check_stored_weights, load_tokenizer
 from rankscope.models.methods import all_methods
 from rankscope.models.methods.full import FullMethod
@@ -114,11 +114,11 @@ def resolve_base(config: StudyConfig, weights: bool) -> tuple[StudyConfig, Study
 
 def check_machine(
     config: StudyConfig, trials: Sequence[TrialSpec], device: torch.device, dtype: torch.dtype
-) -> list[str]:
-    """Notes on how this machine trains the trials. Raises UserError: it cannot."""
+) -> None:
+    """Raise UserError if this machine cannot train the trials."""
     check_bitsandbytes(config.quantize, config.train.optimizer, trials, device)
     check_devices(config, trials, device)
-    return lora_implementation_notes(config.train.lora_implementation, device, dtype)
+    choose_lora_implementation(config.train.lora_implementation, device, dtype)
 
 
 def _given_trials(
@@ -178,18 +178,15 @@ def check_distinct(given: Sequence[TrialSpec]) -> None:
     for trial in given:
         assert trial.given is not None
         folder = trial.given.folder
-        other = folders.setdefault(trial.trial_id, folder)
-        if other != folder:
-            found = f"the same weights as {other}"
+        if trial.trial_id in folders:
+            found = f"the same weights as {folders[trial.trial_id]}"
             raise UserError(f"model {folder}", found, "each model once", "remove one")
+        folders[trial.trial_id] = folder
 
 
 def given_names(given: Sequence[GivenConfig]) -> list[str]:
     """Their own names, or the folders' with as many parent folders as make them unique."""
     folders = [user_path(model.folder).resolve() for model in given]
-    repeated = next((folder for folder in folders if folders.count(folder) > 1), None)
-    if repeated is not None:
-        raise UserError(f"adapter {repeated}", "it twice", "each model once", "remove one")
     names: list[str] = []
     for depth in range(1, 1 + max((len(folder.parts) for folder in folders), default=0)):
         named = zip(given, folders, strict=True)
@@ -225,7 +222,7 @@ def _check_checkpoint(folder: Path, base: Path, shapes: Architecture) -> None:
 def _adapter_fields(folder: Path, base: Path, shapes: Architecture) -> dict[str, object]:
     """Method, rank, alpha and targets of an adapter, as a trial that trained it would have them."""
     kind = peft_type(folder)
-    if kind != "LORA" and any(m.takes_settings for m in all_methods()):
+    if kind not in ("LORA", None) and any(m.takes_settings for m in all_methods()):
         from rankscope.models.peft_backend.tuner import check_fits  # PEFT takes a second to import
 
         check_fits(read_model_config(base), folder)
@@ -244,12 +241,11 @@ def _adapter_fields(folder: Path, base: Path, shapes: Architecture) -> dict[str,
     }
 
 
-def peft_type(folder: Path) -> str:
-    if not (folder / CONFIG).is_file() or not any(folder.glob("adapter_model.safetensors")):
-        read_adapter_config(folder)  # raises, naming the missing file or the pickle
-    if "peft_type" not in (config := read_json_object(folder / CONFIG)):
-        raise UserError(f"adapter {folder}: {CONFIG}", "no peft_type", "'LORA' or another")
-    return str(config["peft_type"])
+def peft_type(folder: Path) -> str | None:
+    """None also without the weights, which a reader of the adapter then misses."""
+    is_whole = (folder / WEIGHTS).is_file()
+    kind: str | None = read_json_object(folder / CONFIG).get("peft_type") if is_whole else None
+    return kind
 
 
 def recorded_other_base(
@@ -283,6 +279,6 @@ def num_trained_parameters(trial: TrialSpec, num_of_base: int) -> int:
     assert trial.given is not None
     if trial.is_full:
         return num_of_base
-    with opened_weights(Path(trial.given.folder) / "adapter_model.safetensors") as file:
+    with opened_weights(Path(trial.given.folder) / WEIGHTS) as file:
         names = [n for n in file.keys() if not n.endswith(".base_layer.weight")]  # noqa: SIM118
         return sum(int(torch.Size(file.get_slice(n).get_shape()).numel()) for n in names)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from rankscope.errors import DiskFailed, DiskFull
+from rankscope.errors import DiskFull
 from rankscope.filesystem import replace_bytes
 from rankscope.hashing import sha256_json, sha256_tensors
 from rankscope.models.fetch import cache_folder
@@ -173,7 +173,7 @@ def _write_svd(path: Path, decomposition: SVD) -> None:
             tensors[key], tensors[f"{key}.scale"] = to_int16(tensors[key])
     tensors = {key: t.cpu().contiguous() for key, t in tensors.items()}
     content = save(tensors, metadata={"sha256": _checksum(path, tensors)})
-    with contextlib.suppress(OSError, DiskFull, DiskFailed):
+    with contextlib.suppress(OSError, DiskFull):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_bytes(path, content)
 

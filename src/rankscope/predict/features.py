@@ -14,11 +14,7 @@ from rankscope.data.sampler import RowSampler
 from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import evaluate_task
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.input_directions import (
-    InputDirections,
-    shared_inputs,
-    update_directions,
-)
+from rankscope.models.input_directions import InputDirections, run_watched, shared_inputs
 from rankscope.models.load import load_base
 from rankscope.models.multi_lora import target_linears
 from rankscope.models.parameters import lora_parameters
@@ -181,9 +177,7 @@ def input_variance(
         most = min(max(ranks), targets[leader].in_features, sum(passes[0].lengths))
         seen[leader] = InputDirections(targets[leader], most)
     for batch in passes:
-        update_directions(
-            base, batch, {leader: (targets[leader], inputs) for leader, inputs in seen.items()}
-        )
+        run_watched(base, batch, {targets[name]: inputs.update for name, inputs in seen.items()})
     shares = {leader: inputs.pca.explained_variance_ratio_ for leader, inputs in seen.items()}
     return {
         rank: sum(float(shares[leader][:rank].sum()) for leader in leaders.values()) / len(leaders)

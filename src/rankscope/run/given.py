@@ -103,8 +103,7 @@ def load_given(base: Base, trial: TrialSpec) -> Base:
         from rankscope.models.peft_backend.tuner import load_tuner  # PEFT takes a second to import
 
         changes = {} if given.other_base is None else {"sha256": given.other_base}
-        load_tuner(base, folder, base.record.model_copy(update=changes))
-        return base
+        return load_tuner(base, folder, base.record.model_copy(update=changes))
     method = get_lora_method(trial.method)
     adapter = load_adapter(folder, trial.trial_id, inits=READABLE_INITS, has_copies=True)
     if method.init_is_part_of_base:

@@ -21,7 +21,7 @@ def write_outputs(
 
     Both hold at most ``MAX_PAGE_ARMS`` arms; what is returned holds all. ``study`` are its records,
     if they are loaded already. An unchanged file is not written again. Raises UserError: no study
-    there; IntegrityError: a stored record or table was altered; DiskFull, DiskFailed, OutOfMemory:
+    there; IntegrityError: a stored record or table was altered; DiskFull, OutOfMemory:
     the earlier report stays.
     """
     if study is None:

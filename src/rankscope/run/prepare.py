@@ -1,7 +1,5 @@
 """From a study file to everything that can be known before weights are loaded."""
 
-from dataclasses import replace
-
 import torch
 
 from rankscope.advise.checks import notes_beforehand
@@ -12,11 +10,10 @@ from rankscope.device import (
     choose_device,
     choose_dtype,
     dtype_name,
-    dtype_notes,
 )
 from rankscope.evaluate.evaluator import scored_items
 from rankscope.models.study_base import check_machine, resolve_base
-from rankscope.progress import NullReporter, ProgressReporter
+from rankscope.progress import ProgressReporter
 from rankscope.run.groups import Grouping
 from rankscope.run.machines import Machine
 from rankscope.run.prepared import PreparedStudy, check_prepared, resolve_rungs
@@ -34,7 +31,7 @@ def prepare(
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     room = available_memory_bytes(device) / num_processes
-    study = _prepared(config, device, dtype, room, reporter or NullReporter(), is_plan=False)
+    study = _prepared(config, device, dtype, room, reporter or ProgressReporter(), is_plan=False)
     return _checked_here(study)
 
 
@@ -46,7 +43,7 @@ def outline(
 
     The trials' ids are not those of a run. ``machine`` is planned for in place of this one.
     """
-    reporter = reporter or NullReporter()
+    reporter = reporter or ProgressReporter()
     if machine is not None:
         dtype, room = machine.dtype(config.dtype), machine.memory * 1e9
         return _prepared(config, machine.device, dtype, room, reporter, is_plan=True)
@@ -56,9 +53,9 @@ def outline(
 
 
 def _checked_here(study: PreparedStudy) -> PreparedStudy:
-    """Raise UserError if this machine cannot run the study; add notes on how it does."""
-    notes = check_machine(study.config, study.trials, study.device, study.dtype)
-    return replace(study, notes=(*study.notes, *notes))
+    """Raise UserError if this machine cannot run the study."""
+    check_machine(study.config, study.trials, study.device, study.dtype)
+    return study
 
 
 def _prepared(
@@ -78,7 +75,7 @@ def _prepared(
     model = config.model.model_copy(update={"prompt_format": data.encoder.prompt_format})
     config = config.model_copy(update={"model": model, "dtype": dtype_name(dtype)})
     reporter.advance(2, "trials and groups")
-    tasks, items, truncated = scored_items(config, base, data)
+    tasks, items = scored_items(config, base, data)
     trials, labels = study_trials(config, base, data, tasks, whole=not is_plan)
     rungs, rung_notes = resolve_rungs(config, data, labels)
     study = PreparedStudy(
@@ -94,9 +91,7 @@ def _prepared(
         rungs=rungs,
         notes=(
             *base.notes,
-            *dtype_notes(dtype, device),
             *data.encoder.notes,
-            *truncated,
             *data.notes,
             *notes_beforehand(config, tasks),
             *duplicate_grid_notes(config),

@@ -1,6 +1,6 @@
 """A study file resolved on one machine: everything that can be known before weights are loaded."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +14,7 @@ from rankscope.data.study_data import StudyData
 from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import wanted_splits
 from rankscope.evaluate.scorers.scorer import ItemTokens
-from rankscope.evaluate.scoring_memory import ScoringShape, scoring_bytes
+from rankscope.evaluate.scoring_memory import scoring_memory
 from rankscope.hashing import canonical_json
 from rankscope.models.study_base import StudyBase
 from rankscope.records import BASE, EvalKey, Split, TaskRecord, TrialSpec, trial_of
@@ -62,18 +62,18 @@ class PreparedStudy:
         return tuple(dict.fromkeys(self._largest_of_nest[trial.nest] for trial in group))
 
     @cached_property
-    def _scoring(self) -> list[ScoringShape]:
-        """One for each split that is scored."""
+    def _scoring(self) -> list[Callable[[Group], int]]:
+        """Memory of scoring each split, by group."""
         model, settings = self.grouping.model, self.config.evaluate
-        return [ScoringShape.of(model, of_split, settings) for of_split in self.items.values()]
+        return [scoring_memory(model, of_split, settings) for of_split in self.items.values()]
 
     def scoring_bytes(self, group: Group) -> int:
         """Memory of scoring a group's trials, or the base alone, besides their weights."""
-        model, shapes = self.grouping.model, self._scoring
+        needed = self._scoring
         if not group and (written := self.rows_to_write()):
-            shapes = [*shapes, ScoringShape.of(model, written, self.config.evaluate)]
-        needed = (scoring_bytes(model, group, shape) for shape in shapes)
-        return max(needed, default=0)
+            model, settings = self.grouping.model, self.config.evaluate
+            needed = [*needed, scoring_memory(model, written, settings)]
+        return max((of_split(group) for of_split in needed), default=0)
 
     def rows_to_write(self) -> list[ItemTokens]:
         """What the base reads and writes for each row that it writes before any training."""

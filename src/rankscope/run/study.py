@@ -16,7 +16,7 @@ from rankscope.data.task_source import check_sources
 from rankscope.errors import UserError, reporting_shortages
 from rankscope.filesystem import user_path
 from rankscope.models.model_folder import model_folder
-from rankscope.progress import LOG, JsonlReporter, NullReporter, ProgressReporter
+from rankscope.progress import LOG, JsonlReporter, ProgressReporter
 from rankscope.records import StudyRecords
 from rankscope.store import UNITS, Ledger
 
@@ -123,7 +123,7 @@ class Study:
                 did not close.
 
         Raises:
-            UserError, StudyLocked, IntegrityError, DiskFull, DiskFailed, OutOfMemory, BaseFailed,
+            UserError, StudyLocked, IntegrityError, DiskFull, OutOfMemory, BaseFailed,
             Interrupted.
         """
         from rankscope.run.begin import begin_run, interruptible, prepare_process
@@ -131,7 +131,7 @@ class Study:
         from rankscope.run.prepare import prepare
 
         prepare_process()
-        out, begun, reporter = user_path(out), time.monotonic(), reporter or NullReporter()
+        out, begun, reporter = user_path(out), time.monotonic(), reporter or ProgressReporter()
         executor = executor or start_executor(self.config)
         with reporting_shortages(out), closing(executor) if executor else nullcontext():
             # Before the folder: a refused study leaves nothing.

@@ -1,17 +1,16 @@
 """The only memory of a study: SQLite state, hashed artifacts and a lock against two runners."""
 
 from rankscope.store.artifacts import CHECKPOINTS, UNIT_ORDER, UNITS, Artifact
+from rankscope.store.database import PointKey, StoredGroups, TrialFailure
 from rankscope.store.history import task_changes
 from rankscope.store.ledger import Ledger
 from rankscope.store.loading import (
-    adapter_path,
     items_path,
     rows_path,
     snapshot_path,
     weights_path,
 )
 from rankscope.store.lock import running_process
-from rankscope.store.results import PointKey, StoredGroups, TrialFailure
 from rankscope.store.transfer import transfer
 from rankscope.store.verify import OUTPUT_FILES, find_problems
 
@@ -25,7 +24,6 @@ __all__ = [
     "PointKey",
     "StoredGroups",
     "TrialFailure",
-    "adapter_path",
     "find_problems",
     "items_path",
     "rows_path",

@@ -72,7 +72,7 @@ class ArtifactStore:
 
     @contextmanager
     def stage(self) -> Iterator[Path]:
-        """A fresh folder to write artifacts into, removed at the end. Raises DiskFull, DiskFailed,
+        """A fresh folder to write artifacts into, removed at the end. Raises DiskFull,
         and UserError if the study's folder is gone."""
         check_in_place(self.out)
         folder = self.out / STAGING / uuid.uuid4().hex
@@ -90,10 +90,9 @@ class ArtifactStore:
 
     def publish(self, staged: Path, relative: str) -> tuple[Artifact, ...]:
         """Move a staged file or folder to its place, durably; one Artifact per file. Anything at
-        ``relative`` is replaced, so the ledger must not name it yet. Raises DiskFull,
-        DiskFailed."""
+        ``relative`` is replaced, so the ledger must not name it yet. Raises DiskFull."""
         target = self.resolve(relative)
-        files = _regular_files(staged)
+        files = sorted(path for path in (staged, *staged.rglob("*")) if path.is_file())
         artifacts = []
         num_bytes = sum(path.stat().st_size for path in files)
         with reporting_shortages(self.out, lambda: f"{num_bytes:,} bytes"):
@@ -106,20 +105,12 @@ class ArtifactStore:
             if staged.is_dir():
                 for folder in [p for p in staged.rglob("*") if p.is_dir()] + [staged]:
                     fsync(folder)
-            self._make_durable_folders(target.parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
             _remove(target)
             os.replace(staged, target)
-            fsync(target.parent)
+            for folder in target.parents[: len(PurePosixPath(relative).parts)]:
+                fsync(folder)  # may be new itself
         return tuple(artifacts)
-
-    def _make_durable_folders(self, folder: Path) -> None:
-        missing = []
-        while not folder.is_dir():
-            missing.append(folder)
-            folder = folder.parent
-        for path in reversed(missing):
-            path.mkdir()
-            fsync(path.parent)
 
     def remove_unnamed(self, named: Container[str]) -> None:
         """Remove staged files and every artifact not in ``named``."""
@@ -186,14 +177,6 @@ class ArtifactStore:
             found, expected = "none of that name", "a stored artifact"
             raise IntegrityError(self.out / relative, found, expected, self.remedy(relative))
         return path
-
-
-def _regular_files(staged: Path) -> list[Path]:
-    paths = [staged] if not staged.is_dir() else sorted(staged.rglob("*"))
-    for path in paths:
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise ValueError(f"{path}: only regular files and folders can be stored")
-    return [path for path in paths if path.is_file()]
 
 
 def _remove(path: Path) -> None:

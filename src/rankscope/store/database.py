@@ -1,4 +1,5 @@
-"""The ledger's SQLite file: its tables, transactions, and records as checked JSON."""
+"""The ledger's SQLite file: its tables, transactions, and what it keeps of a trial: its status, and
+records by kind and key, as checked JSON."""
 
 import functools
 import json
@@ -6,12 +7,13 @@ import os
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter
 
+from rankscope.analyses import all_analyses
 from rankscope.errors import (
     IntegrityError,
     RankscopeError,
@@ -20,11 +22,21 @@ from rankscope.errors import (
     reporting_shortages,
     shortage_behind,
 )
-from rankscope.filesystem import fsync
-from rankscope.records import Record, Status, TrialSpec
+from rankscope.filesystem import fsync, replace_bytes
+from rankscope.records import (
+    FAILED,
+    AnalysisRecord,
+    CurvePoint,
+    EvalRecord,
+    Record,
+    RungRecord,
+    Status,
+    StopRecord,
+    TrainRecord,
+    TrialSpec,
+)
 from rankscope.store.artifacts import ARTIFACTS, CHECKPOINTS, STAGING, UNITS
-from rankscope.store.results import StoredRecord, kind_of
-from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, keep_counts
+from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, keep_counts, row_sha256
 
 LEDGER_VERSION = 4
 SCHEMA = """
@@ -43,7 +55,7 @@ CREATE TABLE trials (
 ) WITHOUT ROWID;
 CREATE TABLE records (
     trial_id TEXT NOT NULL,
-    kind TEXT NOT NULL,  -- see store/results.py
+    kind TEXT NOT NULL,  -- as of kind_of
     key TEXT NOT NULL,  -- task/step of a curve's point, task/split of an eval, a rung's step, or ''
     sha256 TEXT NOT NULL,
     settings TEXT NOT NULL,  -- what the record depends on besides its trial, canonical JSON
@@ -59,6 +71,7 @@ CREATE TABLE totals (
 ) WITHOUT ROWID;
 INSERT INTO totals VALUES ('study', 0), ('trials', 0), ('records', 0), ('artifacts', 0);
 """
+WRITE_AHEAD = b"\2\2"  # Bytes 18 and 19 of a file in this journal mode (SQLite's file format)
 SMALL_WRITE = "some ten thousand bytes"  # Of a transaction, which SQLite does not report
 
 NO_DAMAGE = frozenset(
@@ -72,8 +85,65 @@ NO_DAMAGE = frozenset(
 
 MOST_TRIES = 100  # Five seconds, for readers of an earlier state and of the lock
 
+PointKey = tuple[str, str, int]  # Of a learning curve: (trial id, task, optimizer steps done)
+StoredRecord = TrainRecord | CurvePoint | EvalRecord | AnalysisRecord | RungRecord | StopRecord
+
+UNTRAINED: tuple[Status, ...] = ("planned", *sorted(FAILED))  # From which training can end
+
 R = TypeVar("R", bound=StoredRecord)
 Stored = TypeVar("Stored")
+
+
+class TrialFailure(NamedTuple):
+    trial_id: str
+    status: Literal["diverged", "oom", "failed"]
+    reason: str  # One sentence
+
+
+class StoredGroups(Record):
+    """Groups, and the limits they were cut by; a later run keeps them, whatever memory is free."""
+
+    max_group_size: int | None
+    memory_limit: int | None
+    groups: tuple[tuple[str, ...], ...]  # Trial ids
+    batch_tokens: dict[str, int] = {}  # By trial id, if the study's were too many
+
+
+_KIND_OF: dict[type[Record], str] = {
+    TrainRecord: "train",
+    CurvePoint: "curve",
+    EvalRecord: "eval",
+    RungRecord: "rung",
+    StopRecord: "stop",
+}
+
+
+def kind_of(record: type[Record]) -> str:
+    """The name of a class of stored records in the ledger; an analysis gives its own."""
+    if record in _KIND_OF:
+        return _KIND_OF[record]
+    return next(a.name for a in all_analyses() if a.record_type() is record)
+
+
+def _key_of(record: StoredRecord) -> str:
+    """What tells a trial's records of one kind apart."""
+    match record:
+        case EvalRecord():
+            return f"{record.task}/{record.split}"
+        case CurvePoint():
+            return f"{record.task}/{record.step}"
+        case RungRecord():
+            return str(record.step)
+    return ""
+
+
+def record_row(record: StoredRecord, settings: str) -> tuple[str, ...]:
+    """A row of ``records``. Raises IntegrityError for numbers that JSON does not have."""
+    trial_id, kind, key = record.trial_id, kind_of(type(record)), _key_of(record)
+    with reading(f"{kind} record of {trial_id} {key}", "finite numbers", IntegrityError):
+        body = json.dumps(record.model_dump(), separators=(",", ":"), allow_nan=False)
+    digest = row_sha256(trial_id, kind, key, settings, body)
+    return trial_id, kind, key, digest, settings, body
 
 
 def connect(path: Path, *, write: bool) -> sqlite3.Connection:
@@ -86,25 +156,28 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
     mode = "rw" if write else ("ro" if os.access(path.parent, os.W_OK) else "ro&immutable=1")
     uri = f"{path.resolve().as_uri()}?mode={mode}"
     db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30.0)
-    try:
+    with closed_by_errors(db, path.parent):
         if write:
             db.execute("PRAGMA synchronous = FULL")
         version = int(db.execute("PRAGMA user_version").fetchone()[0])
         if version != LEDGER_VERSION:
-            raise UserError(
-                path,
-                f"ledger version {version}",
-                f"{LEDGER_VERSION}",
-                "use the Rankscope that wrote it, or another --out folder",
-            )
+            do = "use the Rankscope that wrote it, or another --out folder"
+            raise UserError(path, f"ledger version {version}", f"{LEDGER_VERSION}", do)
         if write:
             keep_counts(db)
+    return db
+
+
+@contextmanager
+def closed_by_errors(db: sqlite3.Connection, out: Path) -> Iterator[None]:
+    """Close the ledger in ``out`` after an error; one of SQLite becomes :func:`ledger_error`'s."""
+    try:
+        yield
     except BaseException as error:
         db.close()
-        if isinstance(error, sqlite3.Error) and (known := ledger_error(path.parent, error)):
+        if isinstance(error, sqlite3.Error) and (known := ledger_error(out, error)):
             raise known from error
         raise
-    return db
 
 
 def holds_bytes(path: Path) -> bool:
@@ -115,41 +188,22 @@ def holds_bytes(path: Path) -> bool:
 
 
 def _create(path: Path) -> None:
-    """Make an empty ledger and give it its name last: a full disk leaves none or a whole one.
+    """Make an empty ledger in one step: a full disk leaves none or a whole one.
 
     It has its journal mode by then: changing that leaves a rollback journal on a disk that fails,
     and with one nobody can read the ledger before a run has written to it.
     """
-    _check_foreign_folders(path.parent)
-    aside = path.with_name(path.name + ".new")
-
-    def remove_new() -> None:
-        for file in path.parent.glob(aside.name + "*"):  # and SQLite's own beside it
-            file.unlink()
-
-    try:
-        remove_new()
-        with closing(sqlite3.connect(aside, isolation_level=None)) as db:
-            db.execute("PRAGMA journal_mode = OFF")
-            db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {LEDGER_VERSION}; COMMIT;")
-            db.execute("PRAGMA journal_mode = WAL")
-        fsync(aside)
-        os.replace(aside, path)
-        fsync(path.parent)
-    finally:
-        with suppress(OSError):
-            remove_new()
-
-
-def _check_foreign_folders(out: Path) -> None:
     for name in (ARTIFACTS, STAGING, CHECKPOINTS, UNITS):
-        if (out / name).exists():
-            raise UserError(
-                out,
-                f"a folder {name!r} but no ledger",
-                "an empty or new folder, or a study",
-                "give another --out folder, or move it away",
-            )
+        if (path.parent / name).exists():
+            found = f"a folder {name!r} but no ledger"
+            do = "give another --out folder, or move it away"
+            raise UserError(path.parent, found, "an empty or new folder, or a study", do)
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {LEDGER_VERSION}; COMMIT;")
+        content = bytearray(db.serialize())
+    content[18:20] = WRITE_AHEAD
+    replace_bytes(path, bytes(content))
+    fsync(path.parent)
 
 
 def is_damaged(error: BaseException | None) -> bool:
@@ -289,3 +343,23 @@ def stored_records(db: sqlite3.Connection, model: type[R]) -> Iterator[tuple[str
 
 def json_list(records: Iterable[Record]) -> str:
     return json.dumps([record.model_dump(mode="json") for record in records])
+
+
+def set_statuses(
+    db: sqlite3.Connection,
+    trial_ids: Iterable[str],
+    status: Status,
+    reason: str | None = None,
+    expected: Collection[Status] | None = None,
+) -> None:
+    """Change the status of trials, of each if it is one of ``expected``; within a transaction."""
+    for trial_id in trial_ids:
+        row = db.execute("SELECT status FROM trials WHERE trial_id = ?", (trial_id,)).fetchone()
+        if row is None:
+            raise KeyError(f"trial {trial_id!r} is not in the ledger")
+        if expected is None or row[0] in expected:
+            db.execute(
+                "UPDATE trials SET status = ?1, failure = ?2, "
+                "sha256 = row_sha256(trial_id, position, spec, ?1, ?2) WHERE trial_id = ?3",
+                (status, reason, trial_id),
+            )

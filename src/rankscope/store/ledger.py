@@ -31,11 +31,18 @@ from rankscope.records import (
 from rankscope.store.artifacts import ARTIFACTS, CHECKPOINTS, Artifact, ArtifactStore
 from rankscope.store.database import (
     SMALL_WRITE,
+    UNTRAINED,
+    PointKey,
+    StoredGroups,
+    StoredRecord,
+    TrialFailure,
     has_study,
     is_whole_file,
     json_list,
     ledger_error,
+    record_row,
     required,
+    set_statuses,
     snapshot,
     stored,
     stored_records,
@@ -52,15 +59,6 @@ from rankscope.store.history import (
 )
 from rankscope.store.loading import items_path, load_study
 from rankscope.store.lock import StudyLock, make_study_folder
-from rankscope.store.results import (
-    UNTRAINED,
-    PointKey,
-    StoredGroups,
-    StoredRecord,
-    TrialFailure,
-    record_row,
-    set_statuses,
-)
 from rankscope.store.row_hashes import LEDGER
 from rankscope.store.verify import ledger_file, mark_closed, mark_open, open_checked
 

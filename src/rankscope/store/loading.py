@@ -13,7 +13,7 @@ from pydantic import FiniteFloat
 
 from rankscope.analyses import all_analyses
 from rankscope.config.study import StudyConfig
-from rankscope.errors import IntegrityError, UserError
+from rankscope.errors import IntegrityError, UserError, reading
 from rankscope.formatting import count
 from rankscope.records import (
     BASE,
@@ -43,10 +43,6 @@ from rankscope.store.history import mixed_versions_notes
 WRITTEN_ROWS = f"{ARTIFACTS}/{BASE}/rows"
 Value = TypeVar("Value")
 COLUMNS = ["item_id", "subject", "score", *GOLD_COLUMNS]
-
-
-def adapter_path(trial_id: str) -> str:
-    return f"artifacts/{trial_id}/adapter"
 
 
 def weights_path(spec: TrialSpec, below: str = "") -> str:
@@ -160,10 +156,8 @@ class _ItemTables:
         name = items_path(*key)
         artifact = self._artifacts.get(name)
         path = self._store.checked_path(name, () if artifact is None else (artifact,))
-        try:
+        with reading(path, "a table of item scores", IntegrityError):
             table = pq.ParquetFile(path).read(columns=list(columns))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise IntegrityError(path, f"a fault ({error})", "a table of item scores") from error
         # A KeyError further on would read as "this model has no scores".
         if missing := set(columns) - set(table.column_names):
             raise IntegrityError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from rankscope.errors import StudyLocked, UserError, reporting_shortages
-from rankscope.filesystem import network_file_system
+from rankscope.filesystem import check_in_place, network_file_system
 from rankscope.store.database import SMALL_WRITE
 
 TRIES, PAUSE = 40, 0.05  # Seconds between tries: readers take the lock for a moment
@@ -63,13 +63,7 @@ class StudyLock:
 
     def check_in_place(self) -> None:
         """Raise UserError if the study's folder is not where it was when the lock was taken."""
-        if not self.is_in_place():
-            raise UserError(
-                self.path.parent,
-                "no folder or another one, as it was moved or removed",
-                "the running study's",
-                "give the command again with its new place as --out",
-            )
+        check_in_place(self.path.parent, is_another=not self.is_in_place())
 
     def is_in_place(self) -> bool:
         try:

@@ -5,10 +5,9 @@ from collections.abc import Collection
 from rankscope.errors import IntegrityError, reporting_shortages
 from rankscope.records import trial_of
 from rankscope.store.artifacts import ARTIFACTS, link_or_copy
-from rankscope.store.database import stored_statuses, transaction
+from rankscope.store.database import set_statuses, stored_statuses, transaction
 from rankscope.store.ledger import Ledger
 from rankscope.store.loading import WRITTEN_ROWS
-from rankscope.store.results import set_statuses
 from rankscope.store.verify import find_problems
 
 ROWS = "SELECT * FROM records ORDER BY rowid"

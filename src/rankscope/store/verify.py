@@ -5,11 +5,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
-from rankscope.errors import DiskFailed, DiskFull, IntegrityError, UserError
+from rankscope.errors import DiskFull, IntegrityError, UserError
 from rankscope.filesystem import fsync, replace_text
 from rankscope.hashing import SUMS, matches_sums, sha256_file, sums_text
 from rankscope.store.artifacts import CHECKPOINTS, UNIT_ORDER, UNITS, Artifact, ArtifactStore
-from rankscope.store.database import connect, holds_bytes, is_damaged, ledger_error, snapshot
+from rankscope.store.database import (
+    closed_by_errors,
+    connect,
+    holds_bytes,
+    is_damaged,
+    snapshot,
+)
 from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, changed_rows
 
 CLOSED = "ledger.sha256"
@@ -174,16 +180,11 @@ def open_checked(out: Path, *, write: bool) -> sqlite3.Connection:
         )
     is_known = (out / CLOSED).is_file()
     db = connect(out / LEDGER, write=write)
-    try:
+    with closed_by_errors(db, out):
         if not is_known:
             with snapshot(db):
                 for where, expected, found in _table_problems(db):
                     raise IntegrityError(out / where, found, expected, LEDGER_REMEDY)
-    except BaseException as error:
-        db.close()
-        if isinstance(error, sqlite3.Error) and (known := ledger_error(out, error)):
-            raise known from error
-        raise
     return db
 
 
@@ -195,5 +196,5 @@ def mark_open(out: Path) -> None:
 
 def mark_closed(out: Path) -> None:
     """Store the hashes of a closed ledger; a disk without room for them leaves it without."""
-    with suppress(OSError, DiskFailed, DiskFull):
+    with suppress(OSError, DiskFull):
         replace_text(out / CLOSED, sums_text(out, CLOSED_FILES))

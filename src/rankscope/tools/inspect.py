@@ -28,7 +28,7 @@ from rankscope.models.study_base import (
     given_trial,
     num_trained_parameters,
 )
-from rankscope.progress import NullReporter, ProgressReporter
+from rankscope.progress import ProgressReporter
 from rankscope.records import (
     AS_STORED,
     AnalysisRecord,
@@ -67,7 +67,7 @@ def inspect(
 
     Raises UserError for what cannot be used, IntegrityError for damaged weights.
     """
-    reporter = reporter or NullReporter()
+    reporter = reporter or ProgressReporter()
     folders = [tuned] if isinstance(tuned, str | Path) else tuned
     if not folders:
         raise UserError("inspect", "no tuned model", "one folder or more", "give one")

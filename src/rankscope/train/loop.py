@@ -8,7 +8,6 @@ machine (``step.py``). Replay and KL to the base are terms of a trial's loss.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
@@ -19,22 +18,10 @@ from rankscope.train.checkpoint import GroupCheckpoint, restore_states, save_sta
 from rankscope.train.step import compute_gradients
 from rankscope.train.trial_state import TrialState, start_trials
 
-
-class _StepProgress(Protocol):
-    def __call__(self, step: int, num_steps: int, num_tokens: int, losses: list[float]) -> None:
-        """``step`` of ``num_steps`` steps are done, the last one with ``num_tokens`` tokens;
-        ``losses`` are of the trials that took it, on their own rows (no replay)."""
-
-
-class StepCallback(Protocol):
-    """Called between two optimizer steps; must not change weights or draw random numbers.
-
-    When a run resumes, it is called again for the last stored step: a stop may have cut its first
-    call short.
-    """
-
-    def __call__(self, step: int, model: Base, states: Sequence[TrialState], /) -> None:
-        """``step`` optimizer steps are done; in full fine-tuning ``model`` is the trained copy."""
+StepCallback = Callable[[int, Base, Sequence[TrialState]], None]
+"""Called between two optimizer steps with the number of steps done, the model that trains and its
+trials; must not change weights or draw random numbers. When a run resumes, it is called again for
+the last stored step: a stop may have cut its first call short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +41,7 @@ def train_group(
     replay: Mapping[str, Sequence[EncodedRow]] | None = None,
     fewer_rows: Mapping[int, Sequence[EncodedRow]] = {},
     checkpoint: GroupCheckpoint | None = None,
-    progress: _StepProgress = lambda *_: None,
+    progress: Callable[[int, int, int, list[float]], None] = lambda *_: None,
     callbacks: Sequence[StepCallback] = (),
     should_stop: Callable[[], bool] = lambda: False,
     pause_at: int | None = None,
@@ -65,9 +52,10 @@ def train_group(
     trains alone. Each sees ``rows``, or the ``fewer_rows`` of its number of rows, in its own seed's
     order, and by task the rows of ``replay``. A trial may override parts of ``config``.
     ``checkpoint`` stores the state at most every ``checkpoint_seconds``, and when ``should_stop``,
-    asked after every step, raises Interrupted. ``callbacks`` are not counted as training time.
-    After ``pause_at`` steps the state is stored, if there is a checkpoint, and the group returned
-    as it is.
+    asked after every step, raises Interrupted. ``progress`` receives the steps done, all steps, the
+    last one's tokens, and the losses of the trials that took it, on their own rows. ``callbacks``
+    are not counted as training time. After ``pause_at`` steps the state is stored, if there is a
+    checkpoint, and the group returned as it is.
 
     Adapters stay attached to ``base``, also after an error; the caller detaches them.
     """

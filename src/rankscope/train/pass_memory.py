@@ -3,10 +3,9 @@
 The pass runs on torch's meta device, whose tensors have shapes and no storage. Each tensor that it
 would allocate is counted as long as it lives, so the count follows the code on any architecture.
 
-A count of a model of 32 layers takes seconds, and a plan asks for many. Two laws save them, exact
+A count of a model of 32 layers takes seconds, and a plan asks for many. A law saves them, exact
 while the peak comes when the backward pass has just begun and every layer still holds what it
-keeps: each repetition of the layers' pattern adds the same bytes, and so does each rank, whose only
-part is A x, (tokens, r). So the first layers and two ranks are counted.
+keeps: each repetition of the layers' pattern adds the same bytes. So the first layers are counted.
 """
 
 import math
@@ -33,7 +32,7 @@ from rankscope.models.base import (
     disable_gradient_checkpointing,
     enable_gradient_checkpointing,
 )
-from rankscope.models.init_context import empty_adapter
+from rankscope.models.init_context import InitContext, empty_adapter
 from rankscope.models.lora import Adapter
 from rankscope.models.methods import get_lora_method
 from rankscope.models.multi_lora import MultiLora, target_linears, unwrap
@@ -44,11 +43,9 @@ from rankscope.train.loss import mean_losses
 META = torch.device("meta")
 CPU = torch.device("cpu")
 
-RANKS = (8, 16)  # Ranks that are counted; the bytes of others lie on the line through them
-
 FEWEST_LAYERS = 2  # A model of one layer has its peak elsewhere if layers are computed again
 
-_COUNTED: dict[tuple[object, ...], list[int]] = {}
+_COUNTED: dict[tuple[object, ...], int] = {}
 """Of this process. Shapes alone decide a count, so further studies of a model need none."""
 
 
@@ -81,23 +78,15 @@ class PassMemory:
             kinds.setdefault((trial.method, trial.targets), []).append(trial)
         shares = [len(trials) for trials in kinds.values()]
         shares = [count // math.gcd(*shares) for count in shares]
-        key = (*self._model_key, *kinds, *shares, shape, recomputes)
+        ranks = [round(statistics.fmean(t.rank or 1 for t in of)) for of in kinds.values()]
+        of_kind = [
+            trials[0].model_copy(update={"rank": rank, "rank_pattern": None})
+            for rank, trials in zip(ranks, kinds.values(), strict=True)
+        ]
+        key = (*self._model_key, *kinds, *ranks, *shares, shape, recomputes)
         if key not in _COUNTED:
-            firsts = [trials[0] for trials in kinds.values()]
-            points = [
-                [
-                    first.model_copy(update={"rank": RANKS[i == raised], "rank_pattern": None})
-                    for i, first in enumerate(firsts)
-                ]
-                for raised in range(-1, len(kinds))
-            ]
-            _COUNTED[key] = [self._counted(trials, shares, shape, recomputes) for trials in points]
-        lowest, *raised = _COUNTED[key]
-        total = float(lowest)
-        for trials, higher in zip(kinds.values(), raised, strict=True):
-            mean_rank = statistics.fmean(trial.rank or 1 for trial in trials)
-            total += (mean_rank - RANKS[0]) / (RANKS[1] - RANKS[0]) * (higher - lowest)
-        return round(total)
+            _COUNTED[key] = self._counted(of_kind, shares, shape, recomputes)
+        return _COUNTED[key]
 
     def _counted(
         self, trials: Sequence[TrialSpec], shares: Sequence[int], shape: PassShape, recomputes: bool
@@ -186,8 +175,8 @@ class PassMemory:
                 with routing, AllocationCounter() as counter, torch.no_grad():
                     logits = self._logits(batch)
                     torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-            _COUNTED[key] = [counter.peak_bytes]
-        return _COUNTED[key][0]
+            _COUNTED[key] = counter.peak_bytes
+        return _COUNTED[key]
 
     @contextmanager
     def _with_adapters(self, trials: Sequence[TrialSpec]) -> Iterator[MultiLora]:
@@ -339,8 +328,10 @@ def _first_layers(model: nn.Module, count: int) -> Iterator[None]:
 def shaped_adapter(model: nn.Module, trial: TrialSpec) -> Adapter:
     """A trial's adapter as shapes, without dropout, whose generators need numbers."""
     adapter = empty_adapter(trial.model_copy(update={"dropout": 0.0}))
-    for name, linear in target_linears(model, trial.targets).items():
-        get_lora_method(trial.method).allocate_module(adapter, name, linear)
+    method, context = get_lora_method(trial.method), InitContext(None, {}, [trial])
+    with META:
+        for name, linear in target_linears(model, trial.targets).items():
+            method.init_module(adapter, name, linear, context)
     return adapter
 
 

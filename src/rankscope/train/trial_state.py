@@ -53,7 +53,7 @@ class TrialState:
     num_steps: int
     relative_update: Callable[[], float]  # |W - W0| / |W0| of what it changes
     adapter: Adapter | None = None  # None for full fine-tuning and for a method of the PEFT library
-    tuner: "PeftTuner | None" = None  # A method of the PEFT library, injected into the base
+    tuner: "PeftTuner | None" = None  # A method of the PEFT library, on a copy of the base
     replay_rows: Sequence[EncodedRow] = ()
     replay_sampler: ReplaySampler | None = None
     early_stop: "EarlyStop | None" = None
@@ -251,11 +251,8 @@ class TrialState:
         self.losses = [LossPoint.model_validate(point) for point in counters["losses"]]
         self.penalties = [PenaltyPoint.model_validate(point) for point in counters["penalties"]]
         if self.early_stop is not None:
-            names = [f"{BEST}{i}" for i in range(len(self.parameters))]
-            best = [tensors[n] for n in names if n in tensors]
-            weights = [
-                t.to(p.device, copy=True) for t, p in zip(best, self.parameters, strict=bool(best))
-            ]
+            best = {p: tensors.get(f"{BEST}{i}") for i, p in enumerate(self.parameters)}
+            weights = [t.to(p.device, copy=True) for p, t in best.items() if t is not None]
             self.early_stop.restore(counters["early_stop"], weights)
         if self.tuner is not None:
             own = {n.removeprefix(TUNER): t for n, t in tensors.items() if n.startswith(TUNER)}
@@ -271,7 +268,7 @@ def start_trials(
     fewer_rows: Mapping[int, Sequence[EncodedRow]] = {},
 ) -> tuple[Base, list[TrialState]]:
     """Fresh states of a group's trials, and the model that they train."""
-    if base.multi_lora.adapters or base.multi_lora.injected_tuner is not None:
+    if base.multi_lora.adapters:
         raise ValueError("the base carries adapters already: detach them before training")
     model, states = base, []
     rows_of = {trial: rows if trial.rows is None else fewer_rows[trial.rows] for trial in trials}
@@ -349,10 +346,7 @@ class EarlyStop:
         return {name: getattr(self, name) for name in names} if self.observed_step else {}
 
     def restore(self, counters: dict[str, float], weights: list[Tensor]) -> None:
-        if counters:
-            for name, value in counters.items():
-                setattr(self, name, value)
-            self.weights = weights
+        vars(self).update(counters, weights=weights)
 
 
 def is_update_checked(steps_done: int, num_steps: int) -> bool:

@@ -16,7 +16,8 @@ from rankscope.config.study import EvaluateConfig
 from rankscope.errors import UserError
 from rankscope.evaluate.context_window import EncodedSplit
 from rankscope.evaluate.evaluator import encode_split
-from rankscope.evaluate.likelihood import Question, continuation_logprobs, row_logprobs
+from rankscope.evaluate.likelihood import continuation_logprobs, row_logprobs
+from rankscope.evaluate.scorers.scorer import Question
 from rankscope.evaluate.token_trees import Floats, TokenTree
 from rankscope.models.base import Base, RowBatch
 

@@ -236,14 +236,13 @@ def test_what_the_function_returns_is_the_score(
 
     assert judge("grade", "a").metrics == {"score": 0.5, "stopped": 1.0}
     with pytest.raises(
-        UserError, match=r"x/1: found a failure of broken of .*grader.py: KeyError: 'a'"
+        UserError, match=r"x/1: broken of .*grader.py: found a fault \(there is no 'a'\)"
     ):
         judge("broken", "a")
     for name, found in (("beyond", "2"), ("unknown", "nan")):
-        expected = f"found {found}, which .* returned, expected a score from 0"
-        with pytest.raises(UserError, match=expected):
+        with pytest.raises(UserError, match=f"{name} of .*: found {found}, expected"):
             judge(name, "a")
-    with pytest.raises(UserError, match="found no function 'missing'"):
+    with pytest.raises(UserError, match="there is no 'missing'"):
         judge("missing", "a")
 
 
@@ -285,5 +284,5 @@ def test_the_page_lists_every_scorer() -> None:
 
 
 def test_an_unknown_name_suggests_a_known_one() -> None:
-    with pytest.raises(ValueError, match="did you mean 'exact_match'"):
+    with pytest.raises(ValueError, match="expected one of contains, exact_match"):
         get_scorer("exact")

@@ -21,7 +21,6 @@ from transformers import (
 from rankscope.errors import UserError
 from rankscope.models.attention import kernel, varlen
 from rankscope.models.attention.kernel import KernelRows
-from rankscope.models.attention.products import TreeMask
 from rankscope.models.attention.varlen import AttentionPlan, KVCache
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.load import check_rows_apart
@@ -48,8 +47,11 @@ def test_cached_prefixes_selected_with_repeats_and_continued_twice(architecture:
     with torch.inference_mode():
         base.logits(RowBatch.of([Row(p, []) for p in prefixes], base.device), cache, store=True)
         assert cache.lengths.tolist() == [8, 3, 14]
-        grown = cache.select(torch.tensor(chosen), 24)
-        parts = [(cache.select(torch.tensor(own), 14), torch.tensor([0])) for own in ([2], [0])]
+        grown = KVCache.of_rows([(cache, torch.tensor(chosen))], 24)
+        parts = [
+            (KVCache.of_rows([(cache, torch.tensor(own))], 14), torch.tensor([0]))
+            for own in ([2], [0])
+        ]
         joined = KVCache.of_rows([*parts, (cache, torch.tensor([2]))], 24, empties=True)
         for layer, keys in grown.keys.items():
             assert torch.equal(joined.keys[layer], keys)
@@ -122,7 +124,7 @@ def test_rows_of_an_empty_and_a_filled_prefix_share_a_pass() -> None:
     filled = KVCache(1, 6)
     with torch.inference_mode():
         base.logits(RowBatch.of([Row(prefix, [])], base.device), filled, store=True)
-        mixed = filled.select(torch.tensor([0, 0]), 16)
+        mixed = KVCache.of_rows([(filled, torch.tensor([0, 0]))], 16)
         mixed.lengths[1] = 0
         batch = RowBatch.of(
             [Row([5, 6, 7], range(3), start=6), Row(other, range(4), start=0)], base.device
@@ -184,11 +186,14 @@ def test_architectures_that_cannot_be_used_are_refused(
 
 
 def test_what_branches_see_is_laid_out_once_for_all_layers() -> None:
-    branches, cpu = TreeMask([7, 5], [(2, 2), (1,)]), torch.device("cpu")
-    mask, narrow = branches.wide_mask(3, None, cpu), branches.wide_mask(3, 2, cpu)
+    cpu = torch.device("cpu")
+    plan = AttentionPlan.of([7, 5], cpu)
+    with torch.no_grad():
+        plan = plan.with_branches([(2, 2), (1,)], None, cpu)
+    mask, narrow = plan.mask(None, cpu), plan.mask(2, cpu)
     assert int(narrow.sum()) < int(mask.sum())
-    assert branches.wide_mask(3, None, cpu) is mask
-    assert branches.wide_mask(0, None, cpu).shape == (2, 1, 7, 7)
+    assert plan.mask(None, cpu) is mask
+    assert mask.shape == (2, 1, 7, 7)
 
 
 # --- how torch's variable-length kernel is called, by a stand-in that does what its page says

@@ -15,7 +15,7 @@ from rankscope.errors import UserError
 from rankscope.models import input_directions, methods
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.init_context import InitContext, new_adapter
-from rankscope.models.lora import Adapter, delta_weight
+from rankscope.models.lora import Adapter
 from rankscope.models.methods import get_method
 from rankscope.models.multi_lora import linear_layers, target_linears
 from rankscope.models.parameters import architecture
@@ -100,7 +100,7 @@ def test_pissa_starts_as_the_leading_part_of_the_weight(rank: int, alpha: float)
         left = torch.linalg.svdvals(layer.weight - part)
         expected = torch.linalg.svdvals(layer.weight)[rank:]
         torch.testing.assert_close(left[: len(expected)], expected, rtol=1e-4, atol=1e-5)
-        assert not delta_weight(adapter, name).any()
+        assert not adapter.delta(name, layer.weight).any()
         gram = adapter.b[name].detach().mT @ adapter.b[name].detach()
         torch.testing.assert_close(gram, torch.diag(gram.diagonal()), rtol=0, atol=1e-5)
         a, b = (
@@ -219,5 +219,5 @@ def test_each_file_is_a_method() -> None:
 
 def test_an_unknown_name_gets_the_known_ones() -> None:
     assert get_method("dora").label == "DoRA"
-    with pytest.raises(ValueError, match=r"'dorra': expected one of lora, .* did you mean 'dora'"):
+    with pytest.raises(ValueError, match=r"'dorra': expected one of lora, dora"):
         get_method("dorra")

@@ -55,7 +55,6 @@ from rankscope.evaluate.token_trees import (
     cut_batches,
     logprobs_at,
 )
-from rankscope.models.attention.varlen import window_mask
 from rankscope.models.base import Base, RowBatch
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter
@@ -142,7 +141,9 @@ def row_entropy(q: Tensor, k: Tensor, scale: float, window: int | None) -> Tenso
     for first in range(1, length, QUERIES_AT_ONCE):
         last = min(first + QUERIES_AT_ONCE, length)
         scores = scale * (q[:, first:last].float() @ keys[:, :last].transpose(1, 2))
-        visible = window_mask(last, width, q.device)[first:last]
+        places = torch.arange(last, device=q.device)
+        distance = places[first:, None] - places
+        visible = (distance >= 0) & (distance < width)
         weights = torch.softmax(scores.masked_fill(~visible, -math.inf), -1)
         total += normalized_entropy(weights, visible.sum(1)).sum(1).cpu().double()
     return total
@@ -329,14 +330,13 @@ def trial_changes(
     model: HeadModel, base: Base, stored_base: Weights | None = None
 ) -> tuple[HeadChange, ...]:
     """How far training moved each head; W0 is from ``stored_base``, or as loaded."""
-    layout, tuned = model.layout, model.base
-    if (tuner := tuned.multi_lora.injected_tuner) is not None:
-        return dense_changes(layout, tuner.base_weight, tuner.merged_weight, tuner.mergeable())
-    linears = base.linears()
+    layout, tuned, linears = model.layout, model.base, base.linears()
 
     def loaded_base(name: str) -> Tensor:
         return dense_weight(linears[name])
 
+    if (tuner := tuned.multi_lora.injected_tuner) is not None:
+        return dense_changes(layout, loaded_base, tuner.merged_weight, tuner.mergeable())
     before = stored_base or loaded_base
     if model.adapter_name is not None:
         return adapter_changes(layout, before, tuned.multi_lora.adapters[model.adapter_name])

@@ -249,7 +249,7 @@ def analyze_trial(
     svds: SvdCache,
 ) -> SpectraRecord:
     """Spectra of a trial's adapter, PEFT tuner or, in ``matrix_names``, fully fine-tuned model.
-    ``tuned`` is the base with the trial's weights attached, or a full trial's own model."""
+    ``tuned`` is the base with the trial's adapter attached, or the trial's own model."""
     started = time.perf_counter()
     device, linears = decomposition_device(base.device), base.linears()
 
@@ -257,8 +257,9 @@ def analyze_trial(
         return full_spectrum(name, weight.to(device), tuned_weight.to(device), settings, svds)
 
     if (tuner := tuned.multi_lora.injected_tuner) is not None:
-        names = tuner.mergeable()
-        matrices = [full(n, tuner.base_weight(n), tuner.merged_weight(n)) for n in names]
+        matrices = [
+            full(n, dense_weight(linears[n]), tuner.merged_weight(n)) for n in tuner.mergeable()
+        ]
     elif trial.is_full:
         # Read the stored float32: bfloat16 rounds a weight by up to 1 part in 512, as much as a
         # small learning rate may have moved it.

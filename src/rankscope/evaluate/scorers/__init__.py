@@ -9,7 +9,6 @@ import re
 from importlib import import_module
 from typing import Any
 
-from rankscope.errors import did_you_mean
 from rankscope.evaluate.scorers.python_function import PYTHON_PREFIX, PythonScorer
 from rankscope.evaluate.scorers.scorer import Scorer
 
@@ -43,8 +42,7 @@ def get_scorer(name: str) -> Scorer[Any]:
         register_scorer(PythonScorer(name))
     if name in _SCORERS:
         return _SCORERS[name]
-    hint = did_you_mean(name, _SCORERS)
-    raise ValueError(f"scorer {name!r}: expected one of {', '.join(_SCORERS)}{hint}")
+    raise ValueError(f"scorer {name!r}: expected one of {', '.join(_SCORERS)}")
 
 
 def scorer_names() -> tuple[str, ...]:

@@ -10,17 +10,16 @@ from rankscope.data.encode import Encoder
 from rankscope.data.items import LETTERS, Item
 from rankscope.errors import UserError
 from rankscope.evaluate.metrics import ModelScores, choice_predictions, exact_mean, first_best
-from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer
+from rankscope.evaluate.scorers.scorer import ItemTokens, Question, Scorer
 
 if TYPE_CHECKING:
     from rankscope.data.registry import TaskSpec
     from rankscope.evaluate.context_window import EncodedSplit
-    from rankscope.evaluate.likelihood import Question
     from rankscope.evaluate.token_trees import Floats
     from rankscope.models.base import Base
 
 
-class ChoiceScorer(Scorer["list[Question]"]):
+class ChoiceScorer(Scorer[list[Question]]):
     """Log p of the options' texts, of their letters, or of both.
 
     The first option wins ties. An item whose log-probabilities are not finite counts as wrong;
@@ -43,13 +42,11 @@ class ChoiceScorer(Scorer["list[Question]"]):
 
     def encode(
         self, encoder: Encoder, items: Sequence[Item], spec: "TaskSpec", context: int | None
-    ) -> "list[list[Question]]":
+    ) -> list[list[Question]]:
         return [self.questions(encoder, item, spec) for item in items]
 
-    def questions(self, encoder: Encoder, item: Item, spec: "TaskSpec") -> "list[Question]":
+    def questions(self, encoder: Encoder, item: Item, spec: "TaskSpec") -> list[Question]:
         """One prompt with the option texts and letters, in this order, as continuations."""
-        from rankscope.evaluate.likelihood import Question
-
         answers = list(item.choices) if self.scores_texts else []
         if self.scores_letters(spec):
             answers += LETTERS[: len(item.choices)]
@@ -62,21 +59,19 @@ class ChoiceScorer(Scorer["list[Question]"]):
         return [Question(prompt, continuations)]
 
     def item_tokens(
-        self, encoder: Encoder, item: Item, encoded: "list[Question]", max_new_tokens: int
+        self, encoder: Encoder, item: Item, encoded: list[Question], max_new_tokens: int
     ) -> ItemTokens:
         branches = [len(ids) - 1 for question in encoded for ids in question.continuations]
         prompts = sum(len(question.prompt) for question in encoded)
         predicted = len(encoded) + sum(branches)
         return ItemTokens(prompts + sum(branches), predicted, rows=len(encoded))
 
-    def num_tokens(self, encoded: "list[Question]") -> int:
+    def num_tokens(self, encoded: list[Question]) -> int:
         return max(question.num_tokens for question in encoded)
 
     def truncate_left(
-        self, encoded: "list[Question]", split: "EncodedSplit", where: str
-    ) -> "list[Question]":
-        from rankscope.evaluate.likelihood import Question
-
+        self, encoded: list[Question], split: "EncodedSplit", where: str
+    ) -> list[Question]:
         cut = []
         for question in encoded:
             room = split.max_tokens - (question.num_tokens - len(question.prompt))

@@ -13,7 +13,7 @@ from rankscope.data.items import Item
 from rankscope.data.numbers import ANSWER_MARK
 from rankscope.errors import UserError
 from rankscope.evaluate.metrics import ModelScores, exact_mean
-from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer
+from rankscope.evaluate.scorers.scorer import ItemTokens, Question, Scorer
 
 if TYPE_CHECKING:
     from regex import Pattern
@@ -173,7 +173,7 @@ def add_gold_logprobs(
     """Log p and tokens of every item's right answer, from one forward pass by model: forgetting
     shows in it before an answer changes. None for an answer that does not fit the context after its
     prompt, or is not finite."""
-    from rankscope.evaluate.likelihood import Question, continuation_logprobs
+    from rankscope.evaluate.likelihood import continuation_logprobs
 
     answers = [
         split.encoder.answer_ids(item.completion or item.reference, item) for item in split.items

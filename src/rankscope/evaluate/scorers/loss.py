@@ -25,8 +25,8 @@ class LossScorer(Scorer[list[EncodedRow]]):
     """Log p of the labeled tokens of every item, nats; an item is a list of one row.
 
     ``logprob_per_token`` is the mean over items of each item's mean; the pooled metrics are over
-    all labeled tokens, or over the UTF-8 bytes of the text they spell. A model whose
-    log-probabilities are not finite raises NotFiniteError.
+    all labeled tokens, or over the UTF-8 bytes of the text they spell. A model fails if one of its
+    log-probabilities is not finite.
     """
 
     name = "loss"
@@ -86,7 +86,7 @@ class LossScorer(Scorer[list[EncodedRow]]):
     def run(
         self, base: "Base", split: "EncodedSplit", adapter_names: Sequence[str | None]
     ) -> dict[str | None, ModelScores]:
-        from rankscope.evaluate.likelihood import check_finite_logprobs, row_logprobs
+        from rankscope.evaluate.likelihood import row_logprobs
         from rankscope.records import ItemResult
 
         items = split.items
@@ -103,7 +103,12 @@ class LossScorer(Scorer[list[EncodedRow]]):
         by_model = row_logprobs(base, rows, adapter_names, split.settings.batch_tokens)
         for name, logprobs in by_model.items():
             totals = np.bincount(owners, weights=logprobs.totals, minlength=len(items)).tolist()
-            check_finite_logprobs(items, totals, name)
+            odd = [i for i, total in zip(items, totals, strict=True) if not math.isfinite(total)]
+            if odd:
+                found = f"log-probabilities of {odd[0].location} that are not finite"
+                why = f"{name or 'the model'}: found {found}: its weights diverged, or 'dtype' is"
+                scores[name] = ModelScores([], {}, failure=f"{why} too narrow for it")
+                continue
             results = [
                 ItemResult(
                     item_id=item.item_id,

@@ -7,10 +7,10 @@ from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers.choice import ChoiceScorer
+from rankscope.evaluate.scorers.scorer import Question
 
 if TYPE_CHECKING:
     from rankscope.data.registry import TaskSpec
-    from rankscope.evaluate.likelihood import Question
 
 
 class OptionTextScorer(ChoiceScorer):
@@ -39,9 +39,7 @@ class OptionTextScorer(ChoiceScorer):
             return adapted
         return replace(content, completion=content.continuation)
 
-    def questions(self, encoder: Encoder, item: Item, spec: "TaskSpec") -> "list[Question]":
-        from rankscope.evaluate.likelihood import Question
-
+    def questions(self, encoder: Encoder, item: Item, spec: "TaskSpec") -> list[Question]:
         if not item.contexts:
             return super().questions(encoder, item, spec)
         questions = []

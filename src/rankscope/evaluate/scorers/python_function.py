@@ -3,16 +3,16 @@
 The file is run only if the process was allowed to: a study file may come from somebody else.
 """
 
-import importlib.util
 import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from runpy import run_path
 from typing import TYPE_CHECKING, Any
 
 from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
-from rankscope.errors import UserError
+from rankscope.errors import UserError, reading
 from rankscope.evaluate.scorers.generation import GenerationScorer, Judgment
 from rankscope.hashing import sha256_file
 
@@ -57,40 +57,21 @@ class PythonScorer(GenerationScorer):
 
     @cached_property
     def function(self) -> Callable[[str, str, str], float]:
-        spec = importlib.util.spec_from_file_location(self.path.stem, self.path)
-        if spec is None or spec.loader is None or not self.path.is_file():
-            raise UserError(f"scorer {self.name!r}: {self.path}", "no such Python file")
-        module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            what = f"scorer {self.name!r}: {self.path} fails on import"
-            raise UserError(what, f"{type(error).__name__}: {error}") from error
-        function = getattr(module, self.function_name, None)
-        if not callable(function):
-            raise UserError(
-                f"scorer {self.name!r}: {self.path}", f"no function {self.function_name!r}"
-            )
-        return function  # type: ignore[no-any-return]
+        expected = f"a Python file with a function {self.function_name!r}"
+        with reading(f"scorer {self.name!r}", expected):
+            function: Callable[[str, str, str], float] = run_path(str(self.path))[
+                self.function_name
+            ]
+        return function
 
     def judge_answer(self, item: Item, text: str, pattern: "Pattern[str] | None") -> Judgment:
         gold = item.reference or item.completion
         part = self.part(pattern, text)
         if part is None:
             return 0.0, gold, None
-        try:
+        where = f"{item.location}: {self.function_name} of {self.path}"
+        with reading(where, "a score from 0 to 1"):
             score = float(self.function(part, gold, item.prompt))
-        except Exception as error:
-            raise UserError(
-                item.location,
-                f"a failure of {self.function_name} of {self.path}: {type(error).__name__}: "
-                f"{error}",
-            ) from error
         if not 0 <= score <= 1:
-            raise UserError(
-                item.location,
-                f"{score:g}, which {self.function_name} of {self.path} returned",
-                "a score from 0 to 1",
-                "correct the function",
-            )
+            raise UserError(where, f"{score:g}", "a score from 0 to 1", "correct the function")
         return score, gold, part

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 from rankscope.data.encode import Encoder
@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 
 ScoreUnit = Literal["accuracy", "log_probability"]
 Encoded = TypeVar("Encoded")  # One item as token ids
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    prompt: Sequence[int]
+    continuations: Sequence[Sequence[int]]
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the longest row: what must fit into the model's context."""
+        return len(self.prompt) + max(map(len, self.continuations))
 
 
 class ItemTokens(NamedTuple):

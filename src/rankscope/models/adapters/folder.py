@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from rankscope.errors import IntegrityError, UserError, reading, reason_of
+from rankscope.errors import IntegrityError, UserError, reading
 from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.formatting import count
 from rankscope.hashing import sha256_file, sha256_json
@@ -57,7 +57,7 @@ def save_adapter(adapter: Adapter, base: ModelRecord, folder: Path) -> None:
 
 def write_adapter_files(folder: Path, tensors: Mapping[str, Tensor], base: ModelRecord) -> None:
     """Write an adapter's tensors, and sort its configuration: equal adapters give equal bytes."""
-    _write_tensors(folder, tensors, {BASE_HASH: base.sha256})
+    _write_tensors(folder, tensors, base.sha256)
     settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     for key in ("target_modules", "feedforward_modules", "exclude_modules"):
         if isinstance(settings.get(key), list):  # PEFT writes a set in the order of its hashes
@@ -65,12 +65,11 @@ def write_adapter_files(folder: Path, tensors: Mapping[str, Tensor], base: Model
     (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def _write_tensors(
-    folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
-) -> None:
+def _write_tensors(folder: Path, tensors: Mapping[str, Tensor], base_sha256: str | None) -> None:
+    """Without further metadata: safetensors writes several in an order that changes."""
     stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    data = save(stored, metadata={"format": "pt", **metadata})
-    (folder / WEIGHTS).write_bytes(_with_sorted_metadata(data))
+    metadata = {"format": "pt"} if base_sha256 is None else {BASE_HASH: base_sha256}
+    (folder / WEIGHTS).write_bytes(save(stored, metadata=metadata))
 
 
 def _tensors_of(module: str, factors: StoredFactors) -> dict[str, Tensor]:
@@ -111,21 +110,6 @@ def _lora_config(adapter: Adapter, base: ModelRecord) -> "LoraConfig":
 def _as_whole(alpha: float) -> Any:
     """Alpha as an integer, PEFT's type, if it is whole; PEFT accepts any number."""
     return int(alpha) if alpha == int(alpha) else alpha
-
-
-def _with_sorted_metadata(data: bytes) -> bytes:
-    """A safetensors file's bytes with its metadata sorted by key.
-
-    safetensors writes metadata in an order that changes from call to call. The file is the header's
-    length (8 bytes, little-endian), the header and the data.
-    """
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    padding = -len(text) % 8  # the data starts at a multiple of 8
-    size = (len(text) + padding).to_bytes(8, "little")
-    return size + text + b" " * padding + data[8 + length :]
 
 
 # --- reading
@@ -258,12 +242,8 @@ def recorded_base(folder: Path) -> str | None:
 
 
 def adapter_sha256(folder: Path) -> str:
-    try:
+    with reading(f"adapter {folder}", "its files"):
         return sha256_json([sha256_file(folder / name) for name in (CONFIG, WEIGHTS)])
-    except OSError as error:
-        raise UserError(
-            f"adapter {folder}", f"a file that cannot be read ({reason_of(error)})"
-        ) from error
 
 
 def _is_copy(key: str, keys: Collection[str]) -> bool:
@@ -292,23 +272,23 @@ def _check_parts(
     settings say so."""
     wanted = b.keys() if settings.has_magnitude else set[str]()
     odd = (a.keys() ^ b.keys()) | (magnitude.keys() ^ wanted)
+    names = {"lora_A": a, "lora_B": b, "magnitude": magnitude}
     if odd or not a:
-        parts = {"lora_A": a, "lora_B": b, "magnitude": magnitude}
-        present = [part for part, tensors in parts.items() if min(odd, default="") in tensors]
-        names = list(parts)[: 3 if settings.has_magnitude else 2]
+        present = [part for part, tensors in names.items() if min(odd, default="") in tensors]
+        needed = list(names)[: 3 if settings.has_magnitude else 2]
         what = f"{' and '.join(present)} of {min(odd)!r}" if odd else "none"
-        expected = f"{' and '.join(names)} of every module, as {CONFIG} says"
+        expected = f"{' and '.join(needed)} of every module, as {CONFIG} says"
         raise IntegrityError(path, what, expected, RECOPY)
     for name in a:
-        rank, shapes = settings.rank_of(name), [tuple(part.shape) for part in (a[name], b[name])]
-        if [len(s) for s in shapes] != [2, 2] or (shapes[0][0], shapes[1][1]) != (rank, rank):
-            found = f"lora_A of shape {shapes[0]} and lora_B of shape {shapes[1]}"
-            expected = f"matrices of rank {rank} as in {CONFIG}"
+        parts = [a[name], b[name], *([magnitude[name]] if name in magnitude else [])]
+        rank, shapes = settings.rank_of(name), [tuple(part.shape) for part in parts]
+        inputs, outputs = shapes[0][1:], shapes[1][:1]
+        if len(inputs) != 1 or shapes != [(rank, *inputs), (*outputs, rank), outputs][: len(parts)]:
+            found = (
+                f"{', '.join(list(names)[: len(parts)])} of shapes {', '.join(map(str, shapes))}"
+            )
+            expected = f"those of rank {rank}, as in {CONFIG}"
             raise IntegrityError(f"{path}: {name!r}", found, expected, RECOPY)
-        if name in magnitude and tuple(magnitude[name].shape) != shapes[1][:1]:
-            found = f"shape {tuple(magnitude[name].shape)}"
-            place = f"{path}: the magnitude of {name!r}"
-            raise IntegrityError(place, found, f"{shapes[1][:1]}", RECOPY)
 
 
 # --- rewriting
@@ -333,7 +313,7 @@ def rewrite(source: Path, out: Path, changed: Mapping[str, StoredFactors], card:
             tensors |= {key: part.float() for key, part in _tensors_of(name, factors).items()}
         settings = json.loads((source / CONFIG).read_text(encoding="utf-8"))
         text = json.dumps(_changed_settings(settings, tensors), indent=2, sort_keys=True)
-        _write_tensors(folder, tensors, metadata)
+        _write_tensors(folder, tensors, metadata.get(BASE_HASH))
         (folder / CONFIG).write_text(text, encoding="utf-8")
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from rankscope.config.patterns import compile_pattern
-from rankscope.errors import UserError, reason_of
+from rankscope.errors import UserError, reading
 from rankscope.filesystem import read_json_object
 from rankscope.models.methods import get_lora_method, lora_methods
 from rankscope.models.methods.lora import LoraMethod
@@ -49,22 +49,10 @@ class AdapterSettings(BaseModel):
     alpha_pattern: dict[str, StoredAlpha] = {}
     _folder: Path = PrivateAttr(default=Path())
 
-    @model_validator(mode="after")
-    def check_flags(self) -> Self:
-        for name in _method_fields():
-            if not isinstance(getattr(self, name, False), bool):
-                raise ValueError(f"{name}: expected true or false")
-        return self
-
     @property
     def flags(self) -> list[str]:
         """Set fields by which PEFT marks a method, such as ``use_rslora``."""
         return [name for name in _method_fields() if getattr(self, name, False)]
-
-    @property
-    def flags_text(self) -> str:
-        flags = self.flags
-        return f"{flags[0]}: true" if flags else f"neither {' nor '.join(_method_fields())}"
 
     def _marked(self, function: str) -> LoraMethod:
         """The marked method that has an own ``function``; LoRA if none has."""
@@ -178,12 +166,8 @@ def read_settings(path: Path) -> AdapterSettings:
     folder = path.parent
     if config.get("peft_type") != "LORA":
         raise UserError(f"adapter {folder}", f"peft_type {config.get('peft_type')!r}", "'LORA'")
-    try:
+    with reading(f"adapter {folder}: {path.name}", "PEFT's own settings"):
         settings = AdapterSettings.model_validate(config)
-    except ValidationError as error:
-        place = f"adapter {folder}: {path.name}"
-        found = f"a fault ({reason_of(error)})"
-        raise UserError(place, found, "PEFT's own settings") from error
     settings._folder = folder
     return settings
 

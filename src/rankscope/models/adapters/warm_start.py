@@ -8,6 +8,7 @@ from pathlib import Path
 from rankscope.config.arm import ArmConfig, resolved_alpha
 from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
+from rankscope.formatting import join_names
 from rankscope.models.adapters.folder import (
     adapter_sha256,
     check_complete,
@@ -103,8 +104,6 @@ def _with_ranks_by_module(arm: ArmConfig, shapes: Architecture) -> ArmConfig:
 def filled_arm(arm: ArmConfig, folder: Path, shapes: Architecture) -> ArmConfig:
     """An arm with the settings that it leaves out as in the adapter that it continues. Raises
     UserError if the adapter does not fit the model, or a setting contradicts it."""
-    if not folder.is_dir():
-        raise UserError(f"adapter {folder}", "no such folder", "a PEFT adapter folder")
     settings, adapter = read_adapter_config(folder), load_adapter_for(shapes, folder)
     for name in adapter.a:
         scaling = settings.scaling_of(name)
@@ -119,7 +118,8 @@ def filled_arm(arm: ArmConfig, folder: Path, shapes: Architecture) -> ArmConfig:
     targets = shortest_targets(settings, frozenset(adapter.a), shapes)
     for method in arm.method:
         if method not in methods:
-            found = f"method {method!r} in the arm, and {settings.flags_text} in the adapter"
+            marks = ", ".join(f"{flag}: true" for flag in settings.flags) or "no flag of a method"
+            found = f"method {method!r} in the arm, and {marks} in the adapter"
             raise UserError(f"adapter {folder}", found, " or ".join(map(repr, methods)))
     given: list[tuple[str, object, object, bool]] = [
         ("rank", rank, settings.r, rank == settings.r) for rank in arm.rank
@@ -129,7 +129,14 @@ def filled_arm(arm: ArmConfig, folder: Path, shapes: Architecture) -> ArmConfig:
         given.append(("alpha", f"{number:g}", f"{own:g}", number == own))
     for names in arm.target_sets() if "targets" in arm.model_fields_set else ():
         is_own = target_shapes(shapes, names).keys() == adapter.a.keys()
-        given.append(("targets", _short_list(names), _short_list(targets), is_own))
+        given.append(
+            (
+                "targets",
+                join_names(names, MAX_SHOWN_TARGETS),
+                join_names(targets, MAX_SHOWN_TARGETS),
+                is_own,
+            )
+        )
     for name, text, value, is_equal in given:
         if not is_equal:
             place = f"adapter {folder}"
@@ -183,9 +190,3 @@ def shortest_targets(
         except UserError:  # a name that matches nothing
             continue
     return tuple(sorted(modules))
-
-
-def _short_list(names: tuple[str, ...]) -> str:
-    more = len(names) - MAX_SHOWN_TARGETS
-    shown = ", ".join(names[:MAX_SHOWN_TARGETS])
-    return f"[{shown}, ... and {more} more]" if more > 0 else f"[{shown}]"

@@ -277,21 +277,6 @@ class TreeMask:
             self._masks[key] = additive_mask(hidden, dtype).repeat(num_kv, 1, 1)
         return self._masks[key]
 
-    def wide_mask(self, num_shared: int, window: int | None, device: torch.device) -> Tensor:
-        """What each query sees of P shared keys and its row's T, (R, 1, T, P + T) bool."""
-        key = (num_shared, window, device)
-        if key in self._masks:
-            return self._masks[key]
-        visible = self.visible(range(len(self.branch)), 0, self.branch.shape[1])
-        shared = torch.ones(*visible.shape[:2], num_shared, dtype=torch.bool)
-        if window is not None:
-            visible &= self.position[:, :, None] - self.position[:, None] < window
-            distance = num_shared + self.position[:, :, None] - torch.arange(num_shared)
-            shared &= distance < window
-        visible[:, :, 0] |= ~torch.cat([shared, visible], 2).any(2)
-        self._masks[key] = torch.cat([shared, visible], 2)[:, None].to(device)
-        return self._masks[key]
-
 
 def tree_attention(
     qkv: tuple[Tensor, Tensor, Tensor],

@@ -17,7 +17,7 @@ arguments on. Another architecture gets an error, because its rows would mix sil
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -50,10 +50,6 @@ class KVCache:
         self.capacity = capacity
         self.keys: dict[int, Tensor] = {}  # Layer -> (R, K, capacity, D); unused beyond the lengths
         self.values: dict[int, Tensor] = {}
-
-    def select(self, rows: Tensor, capacity: int) -> "KVCache":
-        """A new cache of the given rows, (R',) int64, in that order; rows may repeat."""
-        return KVCache.of_rows([(self, rows)], capacity)
 
     @classmethod
     def of_rows(
@@ -127,6 +123,7 @@ class AttentionPlan:
     tree: TreeMask | None = None  # Set if rows branch or continue ``prefix``
     prefix: KVCache | None = None  # A cache of one row, which every row continues
     probe: Probe | None = None  # Called in every layer, before its attention is computed
+    masks: dict[int | None, Tensor] = field(default_factory=dict)  # By window, once computed
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -188,7 +185,32 @@ class AttentionPlan:
             num_shared = 0 if prefix is None else int(prefix.lengths)
             layout = RowLayout(lengths, device, MAX_SCORES, num_shared)
         tree = TreeMask(lengths, branches or [()] * len(lengths))
-        return replace(self, prefix=prefix, tree=tree, layout=layout)
+        return replace(self, prefix=prefix, tree=tree, layout=layout, masks={})
+
+    def mask(self, window: int | None, device: torch.device) -> Tensor:
+        """Which of P cached keys and its row's T each query sees, (R, 1, T, P + T) bool; one row
+        for all if they see the same."""
+        if window not in self.masks:
+            before = torch.tensor([self.num_shared])
+            if self.tree is None and self.cache is not None:
+                before = self.cache.lengths
+            steps = torch.arange(self.shape[1])
+            own, visible = steps[None], (steps <= steps[:, None])[None]
+            if self.tree is not None:
+                own = self.tree.position
+                visible = self.tree.visible(range(len(own)), 0, len(steps))
+            past, num_rows = torch.arange(int(before.max())), max(len(before), len(own))
+            # Of a shorter row, the places after its own tokens are hidden: this pass may be there.
+            exists = (past < before[:, None])[:, None].expand(num_rows, len(steps), -1)
+            visible = torch.cat([exists, visible.expand(num_rows, -1, -1)], 2)
+            if window is not None:
+                places = before[:, None] + own
+                keys = torch.cat([past.expand(len(places), -1), places], 1)
+                visible &= places[:, :, None] - keys[:, None] < window
+            # Padding sees its row's first token: a softmax over nothing would be NaN.
+            visible[:, :, len(past)] |= ~visible.any(2)
+            self.masks[window] = visible[:, None].to(device)
+        return self.masks[window]
 
     def rows(self, x: Tensor) -> Tensor:
         """(1, heads, N, D) -> (R, heads, T, D)."""
@@ -204,31 +226,6 @@ class AttentionPlan:
         if not self.is_rectangular:
             flat = flat.index_select(0, self.to_tokens)
         return flat[None]
-
-
-def _cached_mask(
-    plan: AttentionPlan, width: int, window: int | None, device: torch.device
-) -> Tensor:
-    """Which of P cached and T own keys each of T queries sees, (R, 1, T, P + T) bool."""
-    assert plan.cache is not None
-    prefix = plan.cache.lengths
-    steps, cached = torch.arange(width), torch.arange(int(prefix.max()))
-    query_position = prefix[:, None] + steps[None, :]
-    key_position = torch.cat([cached[None, :].expand(len(prefix), -1), query_position], dim=1)
-    exists = torch.cat(
-        [cached[None, :] < prefix[:, None], torch.ones(len(prefix), width, dtype=torch.bool)], dim=1
-    )
-    visible = key_position[:, None, :] <= query_position[:, :, None]
-    if window is not None:
-        visible &= query_position[:, :, None] - key_position[:, None, :] < window
-    return (visible & exists[:, None, :])[:, None].to(device)
-
-
-def window_mask(width: int, window: int, device: torch.device) -> Tensor:
-    """Causal sliding-window mask, (T, T) bool."""
-    steps = torch.arange(width, device=device)
-    distance = steps[:, None] - steps[None, :]
-    return (distance >= 0) & (distance < window)
 
 
 def _varlen_attention(
@@ -292,14 +289,11 @@ def _padded_attention(
     scale, window, dropout = settings
     q, k, v = (plan.rows(x) for x in qkv)
     cache, mask, past = plan.cache, None, plan.prefix_of(layer)
-    if plan.tree is not None:
-        mask = plan.tree.wide_mask(plan.num_shared, window, q.device)
-    elif cache is not None and (num_cached := int(cache.lengths.max())):
-        # Of a shorter row, the places after its own tokens are hidden: this pass may be there.
-        mask = _cached_mask(plan, plan.shape[1], window, q.device)
+    num_cached = int(cache.lengths.max()) if cache is not None and plan.tree is None else 0
+    if num_cached and cache is not None:
         past = cache.keys[layer][:, :, :num_cached], cache.values[layer][:, :, :num_cached]
-    elif window is not None and window < plan.shape[1]:
-        mask = window_mask(plan.shape[1], window, q.device)
+    if num_cached or plan.tree or (window is not None and window < plan.shape[1]):
+        mask = plan.mask(window, q.device)
     if past is not None:
         k, v = (
             torch.cat([before.expand(len(own), -1, -1, -1), own], dim=2)

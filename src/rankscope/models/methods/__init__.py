@@ -8,7 +8,6 @@ torch nor transformers nor PEFT.
 import pkgutil
 from importlib import import_module
 
-from rankscope.errors import did_you_mean
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.methods.method import Method
 
@@ -37,8 +36,7 @@ def get_method(name: str) -> Method:
     """The method of a name; ValueError without one."""
     if name in _METHODS:
         return _METHODS[name]
-    hint = did_you_mean(name, _METHODS)
-    raise ValueError(f"method {name!r}: expected one of {', '.join(_METHODS)}{hint}")
+    raise ValueError(f"method {name!r}: expected one of {', '.join(_METHODS)}")
 
 
 def get_lora_method(name: str) -> LoraMethod:

@@ -40,14 +40,6 @@ class DoraMethod(LoraMethod):
         super().init_module(adapter, name, linear, context)
         adapter.magnitude[name] = nn.Parameter(dense_weight(linear).float().norm(dim=1))
 
-    def allocate_module(self, adapter: Adapter, name: str, linear: nn.Linear) -> None:
-        import torch
-        from torch import nn
-
-        super().allocate_module(adapter, name, linear)
-        m = torch.empty(linear.out_features, device=linear.weight.device)
-        adapter.magnitude[name] = nn.Parameter(m)
-
     def forward(
         self, part: AdapterSlice, y: Tensor, inputs: Tensor, linear: nn.Linear
     ) -> tuple[Tensor, ...]:
@@ -68,10 +60,10 @@ class DoraMethod(LoraMethod):
 
     def inverse_norm(self, adapter: Adapter, name: str, linear: nn.Linear) -> Tensor:
         """1 / |W0 + s B A| of each output, (out,) float32, without gradient."""
-        from rankscope.models.lora import delta_weight
         from rankscope.models.quantize import dense_weight
 
-        tuned = dense_weight(linear).float() + delta_weight(adapter, name)
+        weight = dense_weight(linear).float()
+        tuned = weight + super().delta(adapter, name, weight)
         inverse: Tensor = 1 / tuned.norm(dim=1)
         return inverse
 
@@ -94,11 +86,6 @@ class DoraMethod(LoraMethod):
             through += (gained - grad) @ weight
             grad_x += part.dropped(through)
         return gradients
-
-    def update_norm(self, adapter: Adapter, name: str, linear: nn.Linear) -> float:
-        from rankscope.models.quantize import dense_weight
-
-        return float(self.delta(adapter, name, dense_weight(linear).float()).norm())
 
     def delta(self, adapter: Adapter, name: str, weight: Tensor) -> Tensor:
         directed = weight + super().delta(adapter, name, weight)

@@ -81,15 +81,6 @@ class LoraMethod(Method):
         b = torch.zeros(linear.out_features, rank, device=device)
         adapter.set_factors(name, a.to(device), b)
 
-    def allocate_module(self, adapter: Adapter, name: str, linear: nn.Linear) -> None:
-        """Give a module its tensors without values: what the memory estimate counts."""
-        import torch
-
-        device, rank = linear.weight.device, adapter.rank_of(name)
-        a = torch.empty(rank, linear.in_features, device=device)
-        b = torch.empty(linear.out_features, rank, device=device)
-        adapter.set_factors(name, a, b)
-
     def initial_factors_of(
         self, adapter: Adapter, module: str, svd: tuple[Tensor, Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
@@ -173,16 +164,16 @@ class LoraMethod(Method):
         return base, adapter
 
     def relative_update(self, trained: Any, base: Base) -> float:
-        linears = {name: linear for name, linear in base.linears().items() if name in trained.a}
-        updates = [self.update_norm(trained, *layer) for layer in linears.items()]
-        weights = [base.weight_norm(*layer) for layer in linears.items()]
-        return math.hypot(*updates) / math.hypot(*weights)
-
-    def update_norm(self, adapter: Adapter, name: str, linear: nn.Linear) -> float:
-        """|W - W0|_F of one module."""
         from rankscope.models.low_rank_update import LowRankUpdate
+        from rankscope.models.quantize import dense_weight
 
-        return LowRankUpdate.from_adapter(adapter, name).frobenius()
+        updates, weights = [], []
+        for name, linear in base.linears().items():
+            if name in trained.a:
+                weight = dense_weight(linear) if self.has_magnitude else None
+                updates.append(LowRankUpdate.from_adapter(trained, name, weight).frobenius())
+                weights.append(base.weight_norm(name, linear))
+        return math.hypot(*updates) / math.hypot(*weights)
 
     def save(self, trained: Any, trial: TrialSpec, record: ModelRecord, folder: Path) -> None:
         from rankscope.models.adapters.folder import save_adapter

@@ -34,7 +34,6 @@ class Method:
     field_defaults: ClassVar[Mapping[str, Any]] = {}  # Of optional ``arm_fields``
     has_rank: ClassVar[bool] = False  # Trains A (r, in) and B (out, r) of each target
     trains_base: ClassVar[bool] = False  # Trains every weight of the base
-    occupies_base: ClassVar[bool] = False  # Changes the base in place: no bare base beside it
     takes_settings: ClassVar[bool] = False  # An arm names it by a mapping, ``{name: settings}``
     settings_example: ClassVar[str] = ""  # Of such a mapping
     accepts_warm_start: ClassVar[bool] = False  # Can continue training from an adapter on disk
@@ -46,7 +45,7 @@ class Method:
 
     @property
     def trains_alone(self) -> bool:
-        """Changes the base itself, so a trial shares it with no other."""
+        """Needs a model of its own, so a trial shares it with no other."""
         return not self.has_rank
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:

@@ -25,7 +25,6 @@ class PeftMethod(Method):
     arm_fields = ("targets",)
     takes_settings = True
     settings_example = "{peft: {peft_type: ADALORA, ...}}"
-    occupies_base = True
     arm_note = "takes its settings from PEFT's configuration, under PEFT's names"
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
@@ -34,9 +33,6 @@ class PeftMethod(Method):
         if not isinstance(settings.get("peft_type"), str):
             found = "method peft without 'peft_type'"
             raise Unfit(found=found, expected="one, such as ADALORA or VERA", do="name it")
-        if "target_modules" in settings:
-            rule = "modules in the arm's 'targets'"
-            raise Unfit(found="'target_modules' in method peft", expected=rule, do="remove it")
 
     def hidden_state(self, settings: Mapping[str, Any]) -> str:
         kind = str(settings["peft_type"]).upper()
@@ -60,7 +56,8 @@ class PeftMethod(Method):
     ) -> tuple[Base, PeftTuner]:
         from rankscope.models.peft_backend.tuner import new_tuner
 
-        return base, new_tuner(base, trial, num_steps)
+        tuner = new_tuner(base, trial, num_steps)
+        return tuner.tuned, tuner
 
     def relative_update(self, trained: Any, base: Base) -> float:
         update: float = trained.relative_update()
@@ -72,5 +69,4 @@ class PeftMethod(Method):
     def load(self, base: Base, trial: TrialSpec, folder: Path) -> Base:
         from rankscope.models.peft_backend.tuner import load_tuner
 
-        load_tuner(base, folder)
-        return base
+        return load_tuner(base, folder)

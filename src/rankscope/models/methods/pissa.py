@@ -54,10 +54,6 @@ class PissaMethod(LoraMethod):
         root = (s[:rank] / adapter.scaling).sqrt()
         return root[:, None] * v[:, :rank].mT, u[:, :rank] * root
 
-    def allocate_module(self, adapter: Adapter, name: str, linear: nn.Linear) -> None:
-        super().allocate_module(adapter, name, linear)
-        adapter.initial_factors[name] = (adapter.a[name].data, adapter.b[name].data)
-
 
 def _leading_svd(linear: nn.Linear, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """U (m, r), S (r,) and V^T (r, n) of W0's largest singular values, float32."""

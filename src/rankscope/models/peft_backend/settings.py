@@ -69,7 +69,13 @@ def peft_config(
     if "target_modules" in fields and name not in FIXED_TARGETS:
         fixed["target_modules"] = list(targets)
     if name == "ADALORA":
-        fixed["total_step"] = _checked_budget(given, num_steps)
+        first, last = given.get("init_r", 12), given.get("target_r", 8)
+        if isinstance(first, int) and isinstance(last, int) and first <= last:
+            found = f"init_r {first} not above target_r {last}: nothing to prune"
+            rule = "a larger init_r, or a smaller target_r"
+            raise UserError("method peft, ADALORA", found, rule)
+        # Without a number the configuration is built only to be looked at.
+        fixed["total_step"] = 10**9 if num_steps is None else num_steps
     with reading(f"method peft, {name}", "settings that PEFT can use"):
         config: PeftConfig = config_type(**given, **fixed)
     return config
@@ -111,21 +117,6 @@ def _check_field(name: str, key: str, value: Any, fields: set[str]) -> None:
     else:
         return
     raise UserError(f"method peft, {name}", found, expected, do)
-
-
-def _checked_budget(given: Mapping[str, Any], num_steps: int | None) -> int:
-    """AdaLoRA's number of steps, in which its rank budget falls (2303.10512, eq. 12)."""
-    place, first, last = "method peft, ADALORA", given.get("init_r", 12), given.get("target_r", 8)
-    if isinstance(first, int) and isinstance(last, int) and first <= last:
-        found = f"init_r {first} not above target_r {last}: nothing to prune"
-        raise UserError(place, found, "a larger init_r, or a smaller target_r")
-    if num_steps is None:
-        return 10**9  # only to build the configuration: no step is taken with it
-    fixed = sum(v for k in ("tinit", "tfinal") if isinstance(v := given.get(k, 0), int))
-    if num_steps - fixed < 2:
-        found = f"tinit + tfinal = {fixed} of {num_steps} optimizer steps"
-        raise UserError(place, found, "at least 2 more for the budget to fall in", "train longer")
-    return num_steps
 
 
 def inject_peft(model: Any, config: PeftConfig) -> PeftModel:

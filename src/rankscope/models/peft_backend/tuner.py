@@ -1,4 +1,4 @@
-"""One PEFT method injected into the shared frozen base: train, store and remove it."""
+"""One PEFT method on a copy of the frozen base: train and store it."""
 
 import contextlib
 import copy
@@ -6,7 +6,8 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from rankscope.errors import IntegrityError, RankscopeError, UserError, reason_of
 from rankscope.models.adapters.folder import (
@@ -29,7 +30,6 @@ from rankscope.models.adapters.settings import CONFIG, WEIGHTS, match_pattern
 from rankscope.models.base import Base
 from rankscope.models.load import check_rows_apart
 from rankscope.models.lora import derive_seed
-from rankscope.models.multi_lora import unwrap
 from rankscope.models.parameters import model_on_meta
 from rankscope.models.peft_backend.settings import (
     inject_peft,
@@ -45,20 +45,25 @@ ADAPTER = "default"  # PEFT's name for the only adapter of a model
 
 
 class PeftTuner:
-    """A PEFT method while it is on the base; a base carries one at a time."""
+    """A PEFT method on a copy of a base, whose values it shares where it does not train them."""
 
-    def __init__(self, base: PreTrainedModel, seed: int = 0) -> None:
-        unwrap(base)
-        self.snapshot = _BaseSnapshot(base)
-        self.seed = seed  # Decides its initialization and its dropout
-        self.model: PeftModel  # Around the base's model, which now runs the method itself
-
-    def inject(self, config: PeftConfig, make: Callable[[], PeftModel]) -> None:
-        """Set :attr:`model`; the base keeps its values even if the initialization changes them."""
-        if str(getattr(config, "init_lora_weights", None)).lower() in INIT_IN_PLACE:
-            self.snapshot.copy_for_training(dict(self.snapshot.model.named_parameters()))
-        self.model = make()
-        self.snapshot.drop_unchanged_copies()
+    def __init__(
+        self, base: Base, config: PeftConfig, seed: int, make: Callable[[Any], PeftModel]
+    ) -> None:
+        """``make`` wraps the copy; ``seed`` decides what the method draws."""
+        starts_in_place = str(getattr(config, "init_lora_weights", None)).lower() in INIT_IN_PLACE
+        self.tuned = base.copied(in_place=not starts_in_place)
+        pairs = zip(self.tuned.model.parameters(), base.model.parameters(), strict=True)
+        self.frozen = dict(pairs)  # Parameter of the copy -> the base's
+        self.originals = {**dict(base.model.named_modules()), **base.linears()}
+        self.checksum = _bit_sum(self.frozen.values())
+        self.seed = seed
+        self.model = make(self.tuned.model)  # Around the copy, which now runs the method itself
+        for parameter in self.parameters():
+            if parameter in self.frozen:
+                parameter.data = parameter.data.clone()
+        self.model.eval()  # PEFT leaves its dropout on; each step switches it on for itself
+        self.tuned.multi_lora.injected_tuner = self
 
     @property
     def config(self) -> Any:
@@ -72,7 +77,7 @@ class PeftTuner:
     def layers(self) -> dict[str, BaseTunerLayer]:
         return {
             name: module
-            for name, module in self.snapshot.model.named_modules()
+            for name, module in self.tuned.model.named_modules()
             if isinstance(module, BaseTunerLayer)
         }
 
@@ -149,16 +154,6 @@ class PeftTuner:
 
     # --- weights
 
-    def base_weight(self, name: str) -> Tensor:
-        """W0 of a layer that the method changes, (out, in), whatever its initialization did."""
-        layer: Any = self.layers()[name].get_base_layer()
-        now = layer.weight.data
-        layer.weight.data = self.snapshot.values.get(layer.weight, now)
-        try:
-            return dense_weight(layer)
-        finally:
-            layer.weight.data = now
-
     def mergeable(self) -> list[str]:
         names = []
         for name, layer in self.layers().items():
@@ -180,25 +175,28 @@ class PeftTuner:
         """|W - W0|_F / |W0|_F over the layers that can be merged and the base's own parameters that
         it trains; 0 without either."""
         updates, weights = [], []
-        for now, before in self.changed_weights():
+        for now, before in self._changed_weights():
             updates.append(float((now.float() - before.float()).norm()))
             weights.append(float(before.float().norm()))
         return math.hypot(*updates) / math.hypot(*weights) if weights else 0.0
 
-    def changed_weights(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _changed_weights(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(W, W0), one at a time."""
-        for parameter, values in self.snapshot.values.items():
+        for parameter, before in self.frozen.items():
             if parameter.requires_grad:
-                yield parameter.data, values
+                yield parameter.data, before.data
         for name in self.layers():
-            try:
-                merged = self.merged_weight(name)
-            except Exception:  # a kind of layer that PEFT cannot merge
-                continue
-            yield merged, self.base_weight(name)
+            with contextlib.suppress(Exception):  # a kind of layer that PEFT cannot merge
+                original: Any = self.originals[name]
+                yield self.merged_weight(name), dense_weight(original)
 
     def save(self, base: ModelRecord, folder: Path) -> None:
-        """Write the method in PEFT's format: equal methods give equal bytes."""
+        """Write the method in PEFT's format: equal methods give equal bytes. Raises IntegrityError:
+        it has written into weights that it shares with the base."""
+        if _bit_sum(self.frozen.values()) != self.checksum:
+            found = "changed weights of the base, which all trials share"
+            do = "run it again without that method"
+            raise IntegrityError("the PEFT method", found, "those that were loaded", do)
         self.config.base_model_name_or_path = base.label
         pattern = self.counters()["rank_pattern"]  # PEFT renames its keys for the file
         with warnings.catch_warnings():
@@ -210,33 +208,23 @@ class PeftTuner:
         write_adapter_files(folder, load((folder / WEIGHTS).read_bytes()), base)
 
 
-@contextlib.contextmanager
-def _tuner_on(base: Base, seed: int = 0) -> Iterator[PeftTuner]:
-    """A tuner that its caller injects; an error leaves the base as it was."""
-    tuner = base.multi_lora.injected_tuner = PeftTuner(base.model, seed)
-    try:
-        yield tuner
-        tuner.model.eval()  # PEFT leaves its dropout on; each step switches it on for itself
-    except BaseException:
-        base.multi_lora.clear()
-        raise
+def _bit_sum(parameters: Iterable[nn.Parameter]) -> int:
+    """Sum of all values' bits, read as whole numbers: changes when a weight changes."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return sum(int(p.data.view(integers[p.itemsize]).sum(dtype=torch.int64)) for p in parameters)
 
 
 def new_tuner(base: Base, trial: TrialSpec, num_steps: int) -> PeftTuner:
-    """Inject a fresh method into the frozen base; its random numbers depend on the seed alone."""
+    """A fresh method on a copy of the base; its random numbers depend on the seed alone."""
     assert trial.peft is not None
     config = peft_config(json.loads(trial.peft), trial.targets, num_steps)
-    with _tuner_on(base, trial.seed) as tuner:
-        with torch.random.fork_rng():
-            torch.manual_seed(derive_seed("init", trial.seed, "peft"))
-            tuner.inject(config, lambda: inject_peft(base.model, config))
-        trained = trainable_parameters(tuner.model)
-        if not trained:
-            place, do = f"method peft, {type_name(config)}", "check its settings and the targets"
-            raise UserError(place, "no parameter of this model that trains", do=do)
-        tuner.snapshot.copy_for_training(trained)
-        tuner.model.eval()
-        check_rows_apart(base)
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed("init", trial.seed, "peft"))
+        tuner = PeftTuner(base, config, trial.seed, partial(inject_peft, config=config))
+    if not tuner.parameters():
+        place, do = f"method peft, {type_name(config)}", "check its settings and the targets"
+        raise UserError(place, "no parameter of this model that trains", do=do)
+    check_rows_apart(tuner.tuned)
     return tuner
 
 
@@ -294,69 +282,12 @@ def _write_out_patterns(config: Any, folder: Path, names: list[str]) -> None:
                 raise UserError(place, f"{pattern!r}", f"names of modules: {limit}")
 
 
-def load_tuner(base: Base, folder: Path, record: ModelRecord | None = None) -> None:
-    """Put a stored method on the frozen base, for scoring; ``record`` is used in place of the
-    base's. Raises UserError if it is another base's, IntegrityError if it is damaged."""
+def load_tuner(base: Base, folder: Path, record: ModelRecord | None = None) -> Base:
+    """A copy of the base with a stored method on it, for scoring; ``record`` is used in place of
+    the base's. Raises UserError if it is another base's, IntegrityError if it is damaged."""
     _, metadata = read_weights(folder / WEIGHTS)
     check_same_base(folder, metadata.get(BASE_HASH), (record or base.record).sha256)
-    model = base.model
-    with _tuner_on(base) as tuner, _errors_of_peft(folder):
-        config = _stored_config(model, folder)
-        tuner.inject(config, lambda: PeftModel.from_pretrained(model, str(folder), config=config))
-
-
-class _BaseSnapshot:
-    """A model's modules, and the storage of its parameters' values; nothing is copied.
-
-    :meth:`restore` removes what PEFT put in place. A parameter of the base that the method trains
-    itself gets a copy of its values first (:meth:`copy_for_training`).
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.attributes = set(vars(model))
-        self.children = {module: dict(module._modules) for module in model.modules()}
-        self.values = {parameter: parameter.data for parameter in model.parameters()}
-        self.places = [
-            (module, name, parameter)
-            for module in model.modules()
-            for name, parameter in module._parameters.items()
-        ]
-        self.checksum = self.bit_sum()
-
-    def bit_sum(self) -> int:
-        """Sum of all values' bits, read as whole numbers: changes when a weight changes."""
-        integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-        return sum(
-            int(values.view(integers[values.element_size()]).sum(dtype=torch.int64))
-            for values in self.values.values()
-        )
-
-    def copy_for_training(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        for parameter in parameters.values():
-            if parameter in self.values:
-                parameter.data = parameter.data.clone()
-
-    def drop_unchanged_copies(self) -> None:
-        for parameter, values in self.values.items():
-            if parameter.data is not values and torch.equal(parameter.data, values):
-                parameter.data = values
-
-    def restore(self) -> None:
-        """Put everything back; IntegrityError if the weights are not bit for bit what they were."""
-        for module, children in self.children.items():
-            module._modules.clear()
-            module._modules.update(children)
-        for module, name, parameter in self.places:
-            module._parameters[name] = parameter
-        for parameter, values in self.values.items():
-            parameter.data = values
-            parameter.grad = None
-            parameter.requires_grad_(False)
-        for name in set(vars(self.model)) - self.attributes:
-            delattr(self.model, name)
-        self.model.eval()
-        if self.bit_sum() != self.checksum:
-            found = "changed weights of the base, which all trials share"
-            do = "run it again without that method"
-            raise IntegrityError("the PEFT method", found, "those that were loaded", do)
+    with _errors_of_peft(folder):
+        config = _stored_config(base.model, folder)
+        make = partial(PeftModel.from_pretrained, model_id=str(folder), config=config)
+        return PeftTuner(base, config, 0, make).tuned

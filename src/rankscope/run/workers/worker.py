@@ -40,7 +40,7 @@ from rankscope.errors import (
 )
 from rankscope.models.load import pass_one_token, sharded_base
 from rankscope.models.sharding import Shards
-from rankscope.progress import LOG, JsonlReporter, NullReporter
+from rankscope.progress import LOG, JsonlReporter, ProgressReporter
 from rankscope.records import TrialSpec
 from rankscope.run.begin import begin_run, interruptible, prepare_process
 from rankscope.run.conductor import Conductor
@@ -97,7 +97,7 @@ def work(out: Path, unit: str) -> None:
             stored = ledger.groups()
             assert stored is not None
             study = unit_study(order, study, stored)
-            reporter = JsonlReporter(NullReporter(), folder / LOG)
+            reporter = JsonlReporter(ProgressReporter(), folder / LOG)
             context = begin_run(study, ledger, reporter, should_stop, shards=shards)
             context.allow_mixed = True  # the driver has decided that
             context.round = order.round

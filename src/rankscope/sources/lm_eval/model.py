@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rankscope.errors import UserError
 from rankscope.evaluate.continuous_batching import GenerationLimits, generate
-from rankscope.evaluate.likelihood import Question, continuation_logprobs
+from rankscope.evaluate.likelihood import continuation_logprobs
+from rankscope.evaluate.scorers.scorer import Question
 from rankscope.models.base import Base
 
 MAX_NEW_TOKENS = 256  # Longest generated answer of a task that sets no limit, as in the harness
