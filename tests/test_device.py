@@ -36,7 +36,7 @@ import sys
 import psutil, torch
 from rankscope.device import keep_freed_memory
 if sys.argv[1] == "keep":
-    assert keep_freed_memory()
+    keep_freed_memory()
 resident = lambda: psutil.Process().memory_info().rss // 2**20
 before = resident()
 block = torch.ones(64 * 2**20)
@@ -90,10 +90,8 @@ def test_peak_memory_sees_a_block_that_is_gone_and_can_start_anew() -> None:
             block[page] = 1
     during = peak_memory_bytes(CPU)
     assert during - before > 192 * MIB
-    if reset_peak_memory(CPU):
-        assert peak_memory_bytes(CPU) < during - 128 * MIB
-    else:
-        assert peak_memory_bytes(CPU) >= during
+    reset_peak_memory(CPU)
+    assert peak_memory_bytes(CPU) < during - 128 * MIB
 
 
 def test_one_seed_gives_one_sequence() -> None:
@@ -117,8 +115,8 @@ def test_freed_memory_can_be_handed_back() -> None:
     blocks = [torch.ones(2**20) for _ in range(64)]
     del blocks
     before = psutil.Process().memory_info().rss
-    if release_freed_memory():
-        assert psutil.Process().memory_info().rss < before - 128 * MIB
+    release_freed_memory()
+    assert psutil.Process().memory_info().rss < before - 128 * MIB
 
 
 def test_the_command_lets_threads_limit_busy_waiting_unless_told(

@@ -38,31 +38,26 @@ WITHOUT_BFLOAT16 = frozenset(
 """Values of ONEDNN_MAX_CPU_ISA that keep oneDNN from using those instructions."""
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory() -> None:
     """Let glibc's allocator keep freed memory instead of returning it to the kernel.
 
     A training step frees and requests the same large blocks again and again; on virtual machines
-    the page faults can cost more than the arithmetic. Affects this process for good. Returns False
-    if the C library is not glibc.
+    the page faults can cost more than the arithmetic. Affects this process for good.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt.argtypes = (ctypes.c_int, ctypes.c_int)
-    mallopt.restype = ctypes.c_int
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER_TRIM), (M_TOP_PAD, TOP_PAD_BYTES))
-    return all(mallopt(parameter, value) == 1 for parameter, value in settings)
+    for setting in settings if platform.libc_ver()[0] == "glibc" else ():
+        ctypes.CDLL(None).mallopt(*map(ctypes.c_int, setting))
 
 
-def release_freed_memory() -> bool:
+def release_freed_memory() -> None:
     """Return free memory to the kernel, such as what loading a model needed for a moment.
 
-    On CUDA also the blocks that torch's allocator keeps: another process may need them. Returns
-    False if the C library is not glibc.
+    On CUDA also the blocks that torch's allocator keeps: another process may need them.
     """
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    return platform.libc_ver()[0] == "glibc" and ctypes.CDLL(None).malloc_trim(0) in (0, 1)
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def limit_kernel_cache() -> None:
@@ -176,16 +171,12 @@ def _status_bytes(*names: str) -> int:
     return 0
 
 
-def reset_peak_memory(device: torch.device) -> bool:
-    """Reset ``peak_memory_bytes``; False if this system cannot."""
+def reset_peak_memory(device: torch.device) -> None:
+    """Reset ``peak_memory_bytes``, if this system can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return True
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set
-    except OSError:
-        return False
-    return True
 
 
 def available_memory_bytes(device: torch.device) -> int:

@@ -116,7 +116,7 @@ class LocalPath:
 
 
 class Described:
-    """Marks a field whose every fault is told by one rule."""
+    """Marks a field whose faults all have one rule."""
 
     def __init__(self, rule: str) -> None:
         self.rule = rule
