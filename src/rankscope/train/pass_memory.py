@@ -329,7 +329,7 @@ def shaped_adapter(model: nn.Module, trial: TrialSpec) -> Adapter:
     """A trial's adapter as shapes, without dropout, whose generators need numbers."""
     adapter = empty_adapter(trial.model_copy(update={"dropout": 0.0}))
     method, context = get_lora_method(trial.method), InitContext(None, {}, [trial])
-    with META:
+    with next(model.parameters()).device:  # without storage, as a rule
         for name, linear in target_linears(model, trial.targets).items():
             method.init_module(adapter, name, linear, context)
     return adapter

@@ -205,7 +205,6 @@ REMOVED = object()
         ("peft_type", "IA3"),
         ("peft_type", REMOVED),
         ("init_lora_weights", ["gaussian"]),
-        ("use_dora", "often"),
         ("bias", "all"),
         ("rank_pattern", {"q_proj": 0}),
         ("alpha_pattern", {"q_proj": -8}),
