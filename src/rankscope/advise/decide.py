@@ -25,6 +25,7 @@ from rankscope.records import (
 )
 
 CLOSE = 0.25  # Margins of expected regret for which fewer parameters are taken
+RIVALS_NAMED = 2  # Smaller ranks in the verdict, the largest of those that may do
 MAY_DO = 0.05  # Least probability of being within the margin of a rank that is named
 VERBS: dict[Confidence, str] = {"sure": "Use", "probable": "Probably use", "leaning": "Leaning to"}
 SURE, PROBABLE = 0.95, 0.8  # As in ``TaskAdvice.confidence``
@@ -130,7 +131,7 @@ def _smaller(results: TaskResults, subject: Arm, ranks: tuple[RankThatMayDo, ...
     if subject.summary.is_full:
         rivals = sorted(ranks, key=lambda r: -r.p)[:1]
     else:
-        rivals = [r for r in ranks if rank is not None and r.rank < rank][-2:]
+        rivals = [r for r in ranks if rank is not None and r.rank < rank][-RIVALS_NAMED:]
     if not rivals:
         has_smaller = any((a.summary.rank or rank or 0) < (rank or 0) for a in results.candidates)
         return " No smaller rank is likely to do as well." if rank and has_smaller else ""

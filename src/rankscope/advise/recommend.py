@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from rankscope.advise.arms import Arm, base_estimates, summarize_arms
 from rankscope.advise.checks import trust_checks
-from rankscope.advise.decide import Answer, decide
+from rankscope.advise.decide import RIVALS_NAMED, Answer, decide
 from rankscope.advise.model_scores import model_scores
 from rankscope.advise.next_steps import next_steps
 from rankscope.advise.reasons import reasons_for
@@ -103,8 +103,8 @@ def _advise(results: TaskResults) -> TaskAdvice:
 
 
 def _answer_rows(results: TaskResults, answer: Answer) -> tuple[AnswerRow, ...]:
-    """The recommended arm, the likeliest smaller rank, the best arm, the best full one, and a LoRA
-    arm."""
+    """The recommended arm, the smaller ranks that the verdict names, the best arm, the best full
+    one, and a LoRA arm."""
     arms = {arm.summary.label: arm.summary for arm in results.arms}
     roles: dict[str, list[RowRole]] = {}
     full, lora = results.best_full, results.best_lora
@@ -117,7 +117,7 @@ def _answer_rows(results: TaskResults, answer: Answer) -> tuple[AnswerRow, ...]:
     labels: list[tuple[RowRole, str]] = [(r, a.summary.label) for r, a in named if a is not None]
     chosen_rank = answer.subject.summary.rank if answer.subject else None
     smaller = [r for r in answer.ranks if r.rank < (chosen_rank or 0)]
-    labels[1:1] = [("smaller", max(smaller, key=lambda r: r.p).label)] if smaller else []
+    labels[1:1] = [("smaller", r.label) for r in smaller[-RIVALS_NAMED:][::-1]]
     for role, label in labels:
         roles.setdefault(label, []).append(role)
     if lora is not None and roles and not any(arms[label].is_lora for label in roles):

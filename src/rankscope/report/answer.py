@@ -79,7 +79,8 @@ def _ranks_text(advice: TaskAdvice) -> str:
 
 
 def _note(view: StudyView, task: str) -> str:
-    objective, names = view.study.config.objective, view.retained(task)
+    objective, unit = view.study.config.objective, view.retention_unit(task)
+    names = [name for name in view.retained(task) if view.unit(name) == unit]
     scale = view.advice(task).forgetting_scale
     rows = view.study.task(task).rows
     items = " and ".join(f"{rows[s]:,} {s}" for s in ("validation", "test") if rows.get(s))
@@ -108,9 +109,14 @@ def _cells(view: StudyView, arm: ArmSummary) -> Cells:
     size, of, numbers = arm.trainable_parameters, arm.expected, view.numbers(arm)
     total = view.study.model.num_parameters  # 0 if imported scores do not tell it
     share = f", {number(100 * size / total)} % of the model" if total else ""
+    unit = view.net_unit(arm.task)
     return (
         _cell(*numbers["expected_net_gain"], sign=True),
-        (percent(of.p_within_margin), f"{percent(of.p_better)} better than the base")
+        (
+            percent(of.p_within_margin),
+            f"loses {signed(of.regret, unit).removeprefix('+')} expected; "
+            f"{percent(of.p_better)} better than the base",
+        )
         if of
         else (UNKNOWN, "not scored"),
         _cell(*numbers["score"]),
