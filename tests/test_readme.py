@@ -181,8 +181,8 @@ def test_the_own_data_walk_runs(
         code = run_command_line([verb, *arguments, *(settings if verb != "init" else [])])
         assert code == 0, capsys.readouterr()
     shown = capsys.readouterr().out
-    # 80 rows: 8 are cut for the report, 8 for validation (docs/data.md), 64 are trained on.
-    assert "64 training rows" in shown
+    # 80 rows: 16 are cut for the report, 16 for validation (docs/data.md), 48 are trained on.
+    assert "48 training rows" in shown
     assert "3 trials in 2 groups" in shown
     folder = Path("studies/rows")
     assert (folder / "report.html").stat().st_size > 700_000  # plotly.js is inside
