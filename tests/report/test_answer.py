@@ -76,9 +76,8 @@ def test_the_same_probability_is_shown_everywhere(shown: StudyView) -> None:
     shown_card = answer_card(view, "med")
     _, label, cells = shown_card.rows[0]
     assert (label, cells[0]) == (arm.label, (net, " to ".join(signed(x, unit) for x in limits)))
-    lost, better = f"{arm.expected.regret * unit.scale:.1f}", percent(advice.p_better)
-    lost = f"loses {lost} expected; " if arm.expected.p_over_limit is None else ""
-    assert cells[1] == (p, f"{lost}{better} better than the base")
+    lost, better = f"{max(0, arm.expected.regret * unit.scale):.1f}", percent(advice.p_better)
+    assert cells[1] == (p, f"loses {lost} expected; {better} better than the base")
     assert shown_card.columns[0] == f"Expected net gain, {unit.difference}"
     row = next(line for line in terminal(view) if arm.label in line)
     assert p in row

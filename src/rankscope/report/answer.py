@@ -109,13 +109,13 @@ def _cells(view: StudyView, arm: ArmSummary) -> Cells:
     size, of, numbers = arm.trainable_parameters, arm.expected, view.numbers(arm)
     total = view.study.model.num_parameters  # 0 if imported scores do not tell it
     share = f", {number(100 * size / total)} % of the model" if total else ""
-    unit = view.net_unit(arm.task)
+    # An arm over the limit on forgetting may be better than the best that is allowed.
+    regret = signed(max(0.0, of.regret), view.net_unit(arm.task)).removeprefix("+") if of else ""
     return (
         _cell(*numbers["expected_net_gain"], sign=True),
         (
             percent(of.p_within_margin),
-            f"loses {signed(of.regret, unit).removeprefix('+')} expected; "
-            f"{percent(of.p_better)} better than the base",
+            f"loses {regret} expected; {percent(of.p_better)} better than the base",
         )
         if of
         else (UNKNOWN, "not scored"),
