@@ -154,7 +154,9 @@ def test_the_recommended_row_wins_in_the_column_by_which_arms_are_compared() -> 
     numbers = [[float(cells[place][0]) for *_, cells in card.rows] for place in (0, 2)]
     assert numbers[0][0] > numbers[0][1]
     assert numbers[1][0] < numbers[1][1]
-    assert card.note.startswith("Net gain: gain - 0.75 x forgetting, expected from all items (400 ")
+    assert card.note.startswith(
+        "Net gain: gain - 0.75 x forgetting. It is expected from all items (400 "
+    )
 
 
 def test_the_terminal_has_the_base_every_arm_and_one_mark_per_task(view: StudyView) -> None:

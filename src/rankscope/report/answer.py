@@ -86,7 +86,7 @@ def _note(view: StudyView, task: str) -> str:
     items = " and ".join(f"{rows[s]:,} {s}" for s in ("validation", "test") if rows.get(s))
     seeds = max((arm.seeds for arm in view.arms(task)), default=0)
     notes = [
-        f"Net gain: {objective.formula}, expected from all items ({items}), seeds "
+        f"Net gain: {objective.formula}. It is expected from all items ({items}), seeds "
         f"({seeds} of an arm at most) and arms together: arms of similar rank and rate are moved "
         "toward each other. Several arms can be within the margin, so these probabilities need not "
         "add up to 100 %. Score and retention are as measured on test items."
