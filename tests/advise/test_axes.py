@@ -89,3 +89,26 @@ def test_target_modules_are_compared_each_at_its_best_arm() -> None:
 def test_crossings_by_hand() -> None:
     gaps = np.array([[-1.0, 1.0, 2.0], [1.0, 2.0, 3.0], [1.0, -1.0, 3.0], [1.0, 1.0, -1.0]])
     assert _crossings(gaps, [6.0, 8.0, 10.0]).tolist() == [7.0, 6.0, 8.5, np.inf]
+
+
+def test_one_rank_alone_has_no_power_of_the_rank() -> None:
+    truth = replace(rows_truth(lambda rank, rows: 0.05 * rows**0.3), ranks=(32,))
+    (law,) = axis_messages(truth, with_rows)
+    assert law.values["power_of_rank"] == pytest.approx(0, abs=1e-9)
+    assert law.values["power_of_rows"] == pytest.approx(0.3, abs=0.05)
+
+
+def test_an_end_beyond_the_rows_tried_is_said_to_be_beyond() -> None:
+    """A lead of the margin itself at the most rows: about half of the draws never pass it."""
+    lead = {(32, 1024): 0.022}
+    truth = rows_truth(lambda rank, rows: 0.3 + lead.get((rank, rows), 0.0))
+    pays, _ = axis_messages(replace(truth, num_items=800), with_rows)
+    assert "nan" not in pays.text
+    assert "more than 1024" in pays.text or pays.text.startswith("r=32 hardly pays")
+
+
+def test_a_fixed_alpha_is_no_axis_of_its_own() -> None:
+    def fixed(trial: TrialRecords) -> TrialRecords:
+        return replace(trial, spec=trial.spec.model_copy(update={"alpha": 16.0}))
+
+    assert axis_messages(Truth(ranks=(4, 8, 16), full_lrs=()), fixed) == []

@@ -29,6 +29,8 @@ def axis_messages(results: TaskResults) -> Iterator[AdviceMessage]:
         return
     arms = [arm for arm in results.candidates if arm.finished]
     for name, value_of in _AXES.items():
+        if name == "alpha" and not _several_alphas(arms):
+            continue
         yield from _values_compared(results, arms, name, value_of)
     yield from _rows(results, arms)
 
@@ -40,6 +42,12 @@ def _targets(spec: TrialSpec) -> str | None:
 
 def _alpha(spec: TrialSpec) -> str | None:
     return f"{spec.alpha / spec.rank:g} r" if spec.alpha and spec.rank else None
+
+
+def _several_alphas(arms: Sequence[Arm]) -> bool:
+    """Whether some rank was tried with more than one: a fixed alpha is the rank in disguise."""
+    pairs = {(arm.summary.rank, arm.summary.alpha) for arm in arms if arm.summary.is_lora}
+    return len({rank for rank, _ in pairs}) < len(pairs)
 
 
 def _batch_size(spec: TrialSpec) -> str | None:
@@ -98,14 +106,33 @@ def _values_compared(
 # --- training rows
 
 
-def _rows(results: TaskResults, arms: Sequence[Arm]) -> Iterator[AdviceMessage]:
-    """From how many rows on more capacity pays, and what twice the rows would add."""
+def row_lines(arms: Sequence[Arm]) -> list[list[Arm]]:
+    """Arms that differ in the number of rows alone, by rising number: a line for each rank, of the
+    settings of the best arm that has several, and one for full fine-tuning.
+
+    Args:
+        arms: highest expected net gain first.
+    """
     lines: dict[tuple[object, ...], dict[int, Arm]] = {}
     for arm in arms:
-        spec = arm.trials[0].spec
-        line = (*spec.kind, spec.rank, spec.alpha)
-        lines.setdefault(line, {}).setdefault(arm.summary.rows or 0, arm)
-    kept = [dict(sorted(line.items())) for line in lines.values() if len(line) > 1]
+        lines.setdefault(_line_of(arm), {}).setdefault(arm.summary.rows or 0, arm)
+    several = [line for line in lines.values() if len(line) > 1]
+    kinds = dict[bool, tuple[object, ...]]()
+    for line in several:
+        arm = next(iter(line.values()))
+        kinds.setdefault(arm.summary.is_full, arm.trials[0].spec.kind)
+    found = [[line[n] for n in sorted(line)] for line in several]
+    return [line for line in found if line[0].trials[0].spec.kind in kinds.values()]
+
+
+def _line_of(arm: Arm) -> tuple[object, ...]:
+    spec = arm.trials[0].spec
+    return (*spec.kind, spec.rank, spec.alpha)
+
+
+def _rows(results: TaskResults, arms: Sequence[Arm]) -> Iterator[AdviceMessage]:
+    """From how many rows on more capacity pays, and what twice the rows would add."""
+    kept = [{arm.summary.rows or 0: arm for arm in line} for line in row_lines(arms)]
     # A line is named by its arm with the most rows; the best of these is compared with the others.
     ends = [line[max(line)] for line in kept]
     lora = sorted((a.summary.rank or 0, k) for k, a in enumerate(ends) if a.summary.is_lora)
@@ -138,13 +165,10 @@ def _pays_from(
         text = f"{first} hardly pays over {last} at up to {most} rows ({percent(ahead[-1])} there)."
     else:
         starts = _crossings(gaps - margin, [log2(n) for n in shared])
-        ends = dict(
-            zip(
-                ("low", "from", "high"),
-                np.quantile(starts, (0.025, 0.5, 0.975)).tolist(),
-                strict=True,
-            )
-        )
+        shares = (0.025, 0.5, 0.975)
+        # No interpolation: between a number and infinity there is none.
+        found = np.quantile(starts, shares, method="inverted_cdf").tolist()
+        ends = dict(zip(("low", "from", "high"), found, strict=True))
         low, start, high = (
             f"{fewest} or fewer"
             if end <= log2(fewest)
@@ -191,9 +215,10 @@ def _law(
         yield message("axis", text, p=percent(1 - float(positive.mean())))
         return
     logs = np.log2(draws[positive])
-    ranks, rows, _ = zip(*points, strict=True)
-    design = np.stack([np.ones(len(points)), ranks, rows], axis=1)
-    solution = logs @ np.linalg.pinv(design).T  # (D, 3); one rank alone has an exponent of 0
+    ranks, rows = (np.array(axis) for axis in zip(*(p[:2] for p in points), strict=True))
+    # Around its mean, so that the column of a single rank is 0, and so is its exponent.
+    design = np.stack([np.ones(len(points)), ranks - ranks.mean(), rows], axis=1)
+    solution = logs @ np.linalg.pinv(design).T  # (D, 3)
     means = np.log2(draws.mean(axis=0))
     left = means - design @ (np.linalg.pinv(design) @ means)
     explained = 1 - float(left @ left) / max(float(np.square(means - means.mean()).sum()), 1e-12)
@@ -205,8 +230,8 @@ def _law(
     yield message(
         "axis",
         "Twice the rows ({rows}) would add about {added:amount} to {arm} (95 % interval {low} to "
-        "{high}), if the power law gain = C rank^{a} rows^{b} goes on; it explains {share} of "
-        "how the expected gains differ.",
+        "{high}), if the gain goes on as a power of rank and rows (exponents {a} and {b}). This "
+        "law explains {share} of how the expected gains differ.",
         rows=2 * max(best),
         added=results.net(float(added.mean())),
         arm=best[max(best)].summary.short_label,

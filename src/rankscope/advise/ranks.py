@@ -6,6 +6,7 @@ of the chosen arm of the largest rank, or of full fine-tuning.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from statistics import fmean
 from typing import Literal
 
@@ -22,6 +23,8 @@ def curve_models(study: StudyRecords, task: str) -> dict[CurveKind, CurveModels]
     """The models of a training task's curves: of its first line of plain LoRA, and of nested runs
     and truncations that differ from it in nothing else."""
     specs = [t.spec for t in finished_trials(study.trials) if t.spec.task == task]
+    most = max((inf if s.rows is None else s.rows for s in specs), default=inf)
+    specs = [s for s in specs if s.rows == (None if most == inf else most)]
     plain_methods = [method.name for method in lora_methods() if method.is_plain]
     plain = [s for s in specs if s.method in plain_methods]
     line = [s for s in plain if s.arm_without_rank == plain[0].arm_without_rank]

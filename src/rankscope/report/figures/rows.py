@@ -34,7 +34,8 @@ def draw_rows(view: StudyView, task: str) -> Figure | None:
     lines: dict[str, list[ArmSummary]] = {}
     for arm in view.candidates(task):
         if arm.rows is not None:
-            lines.setdefault(arm.short_label, []).append(arm)
+            others = [setting for setting in arm.special_settings if "rows=" not in setting]
+            lines.setdefault(" ".join([arm.short_label, *others]), []).append(arm)
     lines = {name: arms for name, arms in lines.items() if len({arm.rows for arm in arms}) > 1}
     if not lines:
         return None
