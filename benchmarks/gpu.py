@@ -147,7 +147,7 @@ def accumulate(
 ) -> None:
     """Forward and backward of the first step, without an update."""
     ordered = sorted(states, key=lambda state: model.multi_lora.place(state.adapter_name))
-    terms = [term for state in ordered for term in state.begin_step(0, rows)]
+    terms = [term for state in ordered for term in state.begin_step(0)]
     model.multi_lora.training = True
     try:
         with model.multi_lora.optimizer_step():

@@ -34,13 +34,17 @@ from rankscope.device import keep_freed_memory, peak_memory_bytes, provenance
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.fetch import cached_model_folder
 from rankscope.models.low_rank_update import LowRankUpdate
-from rankscope.models.svd_cache import SVD, SvdCache, cache_bytes, svd
+from rankscope.models.svd_cache import SVD, SvdCache, svd
 
 SIGMA, DECISIONS, SIMILARITY = 1e-5, 0, 1e-3
 """Largest relative difference of a singular value, decisions that differ, and largest difference of
 a max-matched similarity, between the fast route and a full decomposition."""
 INTRUDERS = 10
 EPSILON = 0.5
+
+
+def _bytes_below(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +181,7 @@ def race_matrix(
             },
             "intruders": len(decisions(exact, full)[0]),
             "residual": fast.residual,
-            "cache_bytes": cache_bytes(folder),
+            "cache_bytes": _bytes_below(folder),
             "peak_memory_bytes": peak_memory_bytes(torch.device("cpu")),
         }
         if peft and name == "spectra_intruders":
@@ -226,7 +230,7 @@ def race_adapter(folder: Path, rank: int, cache: Path) -> tuple[dict[str, object
         "matrices": len(names),
         "seconds": took,
         "intruders": count,
-        "cache_bytes": cache_bytes(cache),
+        "cache_bytes": _bytes_below(cache),
         "peak_memory_bytes": peak_memory_bytes(torch.device("cpu")),
     }
     return line, parity

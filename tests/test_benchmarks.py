@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -142,7 +143,11 @@ def test_a_race_in_small_prints_its_line(
 
 
 def test_a_whole_study_has_the_losses_and_scores_of_the_scripts(
-    lines_of: LinesOf, launcher: Launcher, beginnings: Path, monkeypatch: pytest.MonkeyPatch
+    lines_of: LinesOf,
+    launcher: Launcher,
+    beginnings: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It exits with 1 if they differ. The parts of what is saved add up to all of it. The studies
     are commands of the launcher, the harness scores here; decompositions have their own process."""
@@ -162,7 +167,10 @@ def test_a_whole_study_has_the_losses_and_scores_of_the_scripts(
     monkeypatch.setattr(whole_study, "subprocess", SimpleNamespace(run=run))
     sizes = "--ranks 2 --rates 1e-3,3e-3 --full-rates 5e-4 --seeds 2 --rows 12 --max-length 100"
     steps = "--steps 6 --items 8 --rung-items 8 --sample-steps 2 --dtype float32"
-    places = ["--model", str(pocket_folder()), "--data-dir", str(beginnings)]
+    short = shutil.copytree(beginnings, tmp_path / "data")  # Without rows beyond the context
+    rows = short / "gsm8k" / "train.jsonl"
+    rows.write_bytes(b"".join(sorted(rows.read_bytes().splitlines(True), key=len)[:40]))
+    places = ["--model", str(pocket_folder()), "--data-dir", str(short)]
     (result,) = lines_of("whole_study", *sizes.split(), *steps.split(), *places)
     ours, scripts = result["seconds"]["rankscope"], result["seconds_of_scripts"]["all"]
     assert result["ratio"] == pytest.approx(scripts / ours, rel=2e-3)  # all are rounded

@@ -179,7 +179,8 @@ def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -
             found = "adapter_model.bin, a pickle, which can run code when loaded"
             do = "save it again with PEFT's save_pretrained on a machine that you trust"
             raise UserError(f"adapter {folder}", found, WEIGHTS, do)
-        raise UserError(f"adapter {folder}", f"no {WEIGHTS}", "a PEFT adapter folder")
+        found = f"no {WEIGHTS}" if folder.is_dir() else "no such folder"
+        raise UserError(f"adapter {folder}", found, "a PEFT adapter folder")
     settings, config = read_settings(folder / CONFIG), read_json_object(folder / CONFIG)
     init = config.get("init_lora_weights", True)
     if init not in inits:
