@@ -44,9 +44,13 @@ def user_path(given: str | Path) -> Path:
 
 
 def check_taken(out: Path) -> None:
-    """Refuse a place that a finished folder could not be renamed to."""
+    """Refuse a place that a finished folder could not be renamed to, or the current folder:
+    replacing it would leave the shell in a deleted one."""
     place = out.resolve()  # "x/.." is a folder even if there is no x
     if place.is_dir() and not any(place.iterdir()):
+        if place == Path.cwd():
+            found = "the folder this command runs in, which would be replaced"
+            raise UserError(out, found, "a new folder", "give a name in it, or elsewhere")
         return
     if place.exists() or out.is_symlink():
         content = "a folder with files in it" if place.is_dir() else "a file"

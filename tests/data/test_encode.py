@@ -275,7 +275,7 @@ def test_up_to_one_percent_of_rows_may_have_nothing_to_learn() -> None:
 
 
 def test_what_the_tokenizer_lacks_is_noted_or_refused() -> None:
-    assert encoder_of("chatml").notes == ()
+    assert encoder_of("chatml").notes == []
     (note,) = encoder_of("plain").notes
     assert note.startswith("no chat template in this tokenizer: prompts are formatted as plain")
     assert any("pad token is the end token" in n for n in encoder_of("plain, pad is eos").notes)

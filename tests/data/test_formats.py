@@ -182,6 +182,27 @@ def test_unknown_fields_are_refused_with_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize(
+    ("row", "fields"),
+    [
+        ({"prompt": "p", "chosen": "c", "rejected": "r"}, "prompt: prompt, completion"),
+        ({"question": "p", "chosen": "c", "rejected": "r"}, "prompt: question, completion"),
+        ({"chosen": CHAT, "rejected": CHAT, "prompt": "hi"}, "messages"),
+        ({"chosen": "c", "rejected": "r"}, "text"),
+    ],
+)
+def test_pairs_of_answers_are_refused_with_the_way_to_train_on_one(
+    row: dict[str, object], fields: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        parse_rows(raw(row))
+    assert str(error.value) == (
+        "rows.jsonl, row 1: found a pair of answers, 'chosen' and 'rejected', expected one answer, "
+        "as only supervised fine-tuning is compared; train on the chosen one: "
+        f"fields: {{{fields}: chosen}}"
+    )
+
+
+@pytest.mark.parametrize(
     ("row", "field"),
     [
         ({"prompt": "p"}, "completion"),

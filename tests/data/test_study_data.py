@@ -7,7 +7,7 @@ import pytest
 
 from rankscope.config.study import StudyConfig
 from rankscope.config.task import TaskConfig
-from rankscope.data.encode import Encoder, encode_rows
+from rankscope.data.encode import EncodedRow, EncodedRows, Encoder, encode_rows
 from rankscope.data.items import Item
 from rankscope.data.study_data import (
     by_length,
@@ -15,6 +15,7 @@ from rankscope.data.study_data import (
     num_characters,
     prepare_data,
     stand_ins,
+    unknown_token_notes,
 )
 from rankscope.data.tasks import load_task
 from rankscope.errors import UserError
@@ -82,6 +83,21 @@ def test_training_rows_of_one_task_contaminate_another(tmp_path: Path) -> None:
         assert f"{count} are copies of training rows of b" in data.notes
     assert list(data.rows) == ["b"]
     assert not data.replay_rows
+
+
+def test_tokens_that_the_tokenizer_does_not_know_are_counted() -> None:
+    """The pocket model's tokenizer knows its own world alone. Of two rows' tokens one is unknown to
+    it; GPT-2 names its end as the unknown token, and knows every byte."""
+    encoder = Encoder(load_tokenizer(pocket_folder()), "auto", 64)
+    assert encoder.unknown_id is not None
+    rows = [(5, 6, 7, encoder.unknown_id), (5, 6, 7, 8)]
+    encoded = EncodedRows(tuple(EncodedRow(ids, (False,) * 4, False) for ids in rows), 0, 0)
+    (note,) = unknown_token_notes({"mine": encoded}, encoder.unknown_id)
+    assert note.startswith("mine: 12% of the tokens to train on are unknown")
+    assert list(unknown_token_notes({"mine": encoded}, None)) == []
+    tokenizer = load_tokenizer(pocket_folder())
+    tokenizer.unk_token = tokenizer.eos_token
+    assert Encoder(tokenizer, "auto", 64).unknown_id is None
 
 
 TOKENIZER = load_tokenizer(pocket_folder())

@@ -48,6 +48,7 @@ def executor(name: str, **settings: Any) -> dict[str, Any]:
 # (what is changed in the small study, a part of the message)
 REFUSED: list[tuple[dict[str, Any], str]] = [
     # arms and mitigations
+    (changed("train", max_steps=1), "warmup_fraction"),
     (arm(replay={"task": "x", "share": 1}), "less than 1"),
     (arm(replay={"tsk": "x", "share": 0.1}), "did you mean 'task'"),
     (arm(replay={**REPLAY, "task": "pocket_clozee"}), "did you mean 'pocket_cloze'"),

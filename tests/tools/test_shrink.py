@@ -198,6 +198,8 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     for out, said in (
+        (".", "the folder this command runs in"),
+        ("nope/..", "the folder this command runs in"),
         ("/proc/x", "--out /proc/x: found a folder that cannot be made"),
         ("../file/x", "--out ../file/x: found a folder that cannot be made"),
         ("../file", "found a file, expected a folder"),

@@ -121,6 +121,10 @@ class Encoder:
             do = "name one in tokenizer_config.json"
             raise UserError(self._place, "no end token (eos_token)", "answers that end", do)
         self._eos_id = int(tokenizer.eos_token_id)
+        # Some tokenizers that know every byte name another special token here.
+        others = (self._eos_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
+        unknown = tokenizer.unk_token_id
+        self.unknown_id = None if unknown in others else unknown
         # Call the Rust tokenizer directly: its wrapper doubles the time of every segment.
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         if self._backend is not None:

@@ -32,6 +32,7 @@ KNOWN_SHAPES = (
     "messages | conversations | prompt, completion | text | text, label | instruction, input, "
     "output | question, choices, answer | question, answer"
 )
+ANSWERS = frozenset({"output", "completion", "response", "answer", "choices"})
 LABELED_PROMPT = "Text: {question}\nLabel:"
 MAX_FIELD_NAMES = 300  # Characters of the names of a row's fields that a message shows
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
@@ -64,6 +65,15 @@ def conversation(messages: Sequence[Message], field: str) -> Item:
         messages=(*earlier, last),
         reference=last.content.strip(),
     )
+
+
+def _refuse_pair(row: RawRow) -> Item:
+    is_chat = isinstance(row.fields["chosen"], list)
+    asked = next((f"prompt: {name}, " for name in ("prompt", "question") if name in row.fields), "")
+    field = "messages" if is_chat else f"{asked}completion" if asked else "text"
+    rule = "one answer, as only supervised fine-tuning is compared"
+    do = f"train on the chosen one: fields: {{{field}: chosen}}"
+    raise UserError(row.location, "a pair of answers, 'chosen' and 'rejected'", rule, do)
 
 
 def _read_prompt_completion(row: RawRow) -> Item:
@@ -135,6 +145,8 @@ PLAIN_TEXT = Shape(
 SHAPES: tuple[Shape, ...] = (
     Shape("messages", frozenset({"messages"}), _read_chat),
     Shape("conversations", frozenset({"conversations"}), _read_chat),
+    Shape("a pair of answers", frozenset({"chosen", "rejected"}), _refuse_pair,
+          lambda fields: not ANSWERS & fields.keys()),
     Shape("prompt and completion", frozenset({"prompt"}), _read_prompt_completion),
     Shape("alpaca", frozenset({"instruction"}), _read_alpaca),
     Shape("medmcqa", frozenset({"question", "opa", "opb", "opc", "opd"}), hub.read_medmcqa),

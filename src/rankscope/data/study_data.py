@@ -82,6 +82,7 @@ def prepare_data(
             for name, encoded in {**replay_rows, **rows}.items()
             if encoded.dropped or encoded.truncated
         ),
+        *unknown_token_notes(rows, encoder.unknown_id),
     ]
     fewer_rows = {t.name: _fewer_rows(config, encoder, tasks[t.name]) for t in config.tasks}
     return StudyData(encoder, tasks, rows, fewer_rows, replay_rows, tuple(notes))
@@ -226,6 +227,9 @@ def _mark_contamination(
     return marked, notes
 
 
+MAX_UNKNOWN_SHARE = 0.01  # Of the tokens of a task's training rows, without a note
+
+
 # --- notes --------------------------------------------------------------------------------------
 
 
@@ -239,6 +243,18 @@ def replay_notes(config: StudyConfig) -> Iterator[str]:
             yield f"{replayed} forgetting on it does not show that of a task never trained on"
         if name in cross_domain:
             yield f"{replayed} gain on it is not transfer: they are trained on it"
+
+
+def unknown_token_notes(rows: Mapping[str, EncodedRows], unknown_id: int | None) -> Iterator[str]:
+    """One sentence per task with many tokens that the tokenizer does not know: another language or
+    script than it was made for, or the pocket model."""
+    for name, encoded in rows.items():
+        unknown = sum(row.input_ids.count(unknown_id) for row in encoded.rows)
+        if unknown > MAX_UNKNOWN_SHARE * encoded.num_tokens:
+            yield (
+                f"{name}: {unknown / encoded.num_tokens:.0%} of the tokens to train on are unknown "
+                "to this tokenizer, and all the same to the model"
+            )
 
 
 # --- stand-ins ----------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from rankscope.records import (
     finished_trials,
 )
 from rankscope.store import Ledger, task_changes
-from rankscope.train.step_schedule import trial_protocol, trial_steps
+from rankscope.train.step_schedule import check_learning_rates, trial_protocol, trial_steps
 
 RESULTS_VERSION = 2
 """Part of every trial id: raise it when a change of the code changes training results."""
@@ -84,6 +84,7 @@ def study_trials(
         rows = data.rows_of(trial)
         num_steps = trial_steps(trial, len(rows.rows), rows.num_tokens, config.train)
         labels.setdefault(num_steps, trial.label)
+        check_learning_rates(trial, num_steps, config.train)
         get_method(trial.method).check_trial(trial, base, rows.num_tokens, num_steps)
     return (*trials, *_given_models(config, base, tasks)), labels
 

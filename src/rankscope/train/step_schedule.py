@@ -6,6 +6,7 @@ from typing import Literal
 
 from rankscope.config.arm import ScheduleName
 from rankscope.config.study import TrainConfig
+from rankscope.errors import UserError
 from rankscope.records import TrialSpec
 
 
@@ -66,3 +67,15 @@ def rung_steps(rungs: Sequence[float], num_steps: int) -> tuple[int, ...]:
 
 def trial_steps(trial: TrialSpec, num_rows: int, num_tokens: int, train: TrainConfig) -> int:
     return planned_steps(num_rows, num_tokens, trial_protocol(trial, train))
+
+
+def check_learning_rates(trial: TrialSpec, num_steps: int, train: TrainConfig) -> None:
+    protocol = trial_protocol(trial, train)
+    schedule, warmup = protocol.schedule, protocol.warmup_fraction
+    if not any(learning_rate(1.0, s, num_steps, schedule, warmup) for s in range(num_steps)):
+        raise UserError(
+            "train",
+            f"{num_steps} optimizer step, whose rate is the 0 that warm-up starts at",
+            "at least 2 steps (max_steps, epochs, or a smaller batch_size x "
+            "gradient_accumulation), or 'warmup_fraction: 0'",
+        )
