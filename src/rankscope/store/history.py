@@ -52,7 +52,8 @@ def check_same_tasks(
                 out,
                 f"results on task {task.name!r} as it was before",
                 f"the task as it is now ({'; '.join(changes)})",
-                "give the changed study its own --out folder, or undo the change",
+                "give the changed study its own --out folder, undo the change, or use the version "
+                "of Rankscope that made it",
             )
 
 
