@@ -202,6 +202,7 @@ OVERRIDE_FAULTS = [
     ("name.first=1", ": name", "'demo', which has no keys", "a section or a list", ""),
     ("arms.0.lr.0=1", ": arms.0.lr", "0.001, which has no keys", "", ""),
     ("arms.0.rank=0", ": arms.0.rank", "0", "greater than or equal to 1", "correct it"),
+    ("memory_limit=0GiB", ": memory_limit", "'0GiB'", "greater than or equal to 1", ""),
     ("seeds=true", ": seeds", "true", "a valid integer", ""),
     ("train.epochs", "", "", "KEY=VALUE, such as train.epochs=1 or arms.0.rank=[2,8]", ""),
     ("train..epochs=1", "", "", "KEY=VALUE, such as train.epochs=1", ""),

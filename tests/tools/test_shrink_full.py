@@ -204,6 +204,13 @@ def test_ranks_by_module_keep_more_than_one_rank(base: Path, tmp_path: Path, kin
     assert change.kept == pytest.approx(1 - lost / squares)
 
 
+def test_of_an_adapter_without_a_change_every_rank_keeps_all(base: Path, tmp_path: Path) -> None:
+    source = SourceAdapter.open(saved_adapter(tmp_path / "zero", tiny_llama(), size=0), base)
+    (change,) = allot(source, tmp_path / "out", 10_000)
+    assert {matrix.rank_after for matrix in change.matrices} == {1}
+    assert change.kept == change.uniform[2] == 1
+
+
 def test_from_the_command_line(base: Path, tmp_path: Path) -> None:
     tuned_from(tiny_llama()).save_pretrained(tmp_path / "tuned")
     cut = command(

@@ -146,6 +146,11 @@ def pattern(**changes: Any) -> Callable[[Path], dict[str, Any]]:
     return arm
 
 
+def mapping(_: Path) -> dict[str, Any]:
+    ranks = {name: 2 for name in SHAPES.linear_shapes if name.endswith("q_proj")}
+    return {"rank_pattern": ranks, "targets": [["q_proj"]]}
+
+
 UNFIT: list[tuple[Callable[[Path], dict[str, Any]], dict[str, Any], str]] = [
     (lambda _: {"rank_pattern": "nowhere.json"}, {}, "nowhere.json"),
     (pattern(peft_type="LOHA"), {}, "peft_type 'LOHA', expected 'LORA'"),
@@ -158,6 +163,13 @@ UNFIT: list[tuple[Callable[[Path], dict[str, Any]], dict[str, Any], str]] = [
     (pattern(), {"init_from": "x"}, "'rank_pattern' and 'init_from', expected one of them"),
     (pattern(), {"method": "eva", "rank": 4}, "rank_pattern, expected none with method 'eva'"),
     (lambda _: {"rank_pattern": {"model.layers.0.self_attn.q_proj": 2}}, {}, "a rank for every"),
+    (mapping, {"rank": 4}, "rank: found [4] beside the ranks by module, expected one of them"),
+    (mapping, {"rank": [2, 4]}, "rank: found [2, 4] beside the ranks by module"),
+    (
+        lambda _: {**mapping(_), "targets": ["attention", "mlp"]},
+        {"rank": 2, "match": "parameters"},
+        "a rank without 'rank_pattern'",
+    ),
 ]
 
 

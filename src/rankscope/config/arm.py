@@ -236,8 +236,9 @@ class ArmConfig(ConfigSection):
                 found = f"method {method.name!r} among others, which {method.arm_note}"
                 raise Unfit(found, "it alone", "give it an arm of its own")
         self._check_fields(methods)
-        if self.match and (len(self.targets) < 2 or not self.rank):
-            raise Unfit("'match: parameters'", "several sets of targets and a rank", "remove it")
+        if self.match and (len(self.targets) < 2 or not self.rank or self.rank_pattern):
+            rule = "several sets of targets and a rank without 'rank_pattern'"
+            raise Unfit("'match: parameters'", rule, "remove it")
         pairs = zip(self.method, methods, strict=True) if self.early_stop else ()
         hidden = [m.hidden_state(c[m.name]) for c, m in pairs if isinstance(c, dict)]
         if any(hidden):

@@ -277,7 +277,7 @@ class StudyConfig(ConfigSection):
     """``4bit`` keeps the base in 4 bits (CUDA only); adapters train as usual."""
     max_group_size: int | None = Field(None, ge=1)
     """Most adapters trained together; by default 16."""
-    memory_limit: ByteSize | None = None
+    memory_limit: ByteSize | None = Field(None, ge=1)
     """Memory available to a group, bytes or a text such as ``12GiB``; default: the device's."""
     data_seed: Seed = 0
     """Seed of the splits and of ``max_items``; not a trial axis."""

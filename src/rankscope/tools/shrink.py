@@ -170,7 +170,8 @@ def allot(source: SourceAdapter, out: Path, parameters: int) -> list[AdapterChan
     picture = heat_map_svg(pivot(pd.DataFrame(cells), ("layer", "module"), "rank"), action)
     (out / "ranks.svg").write_text(picture, encoding="utf-8")
     size = sum(rank * costs[name] for name, rank in used.items())
-    return [change.model_copy(update={"uniform": (uniform, size, kept / energy)})]
+    share = kept / energy if energy else 1.0
+    return [change.model_copy(update={"uniform": (uniform, size, share)})]
 
 
 def allotted_ranks(
@@ -178,8 +179,6 @@ def allotted_ranks(
 ) -> dict[str, int]:
     """Rank 1 for every matrix, then rank by rank where the next singular value has the most energy
     for the parameters that it costs, as long as they fit.
-
-    Singular values fall, so what is taken keeps the most energy that its parameters can.
 
     Args:
         values: by matrix, its update's singular values, largest first.
@@ -236,6 +235,9 @@ def mitigate(
         )
     if not 0 <= factor <= 1:
         raise UserError(f"--lambda {factor}", expected="0 (remove intruders) to 1 (change nothing)")
+    if not 0 < settings.intruder_epsilon < 1:
+        epsilon = f"--epsilon {settings.intruder_epsilon}"
+        raise UserError(epsilon, expected="a number between 0 and 1, a cosine")
     base = source.base
     shapes = {name: base.shape(name) for name in source.adapter.a}
     check_spectra_settings(settings, shapes, is_command=True)

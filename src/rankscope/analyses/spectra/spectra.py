@@ -201,16 +201,12 @@ def _matrix_spectrum(
 def check_spectra_settings(
     settings: SpectraConfig, shapes: Mapping[str, tuple[int, int]], *, is_command: bool = False
 ) -> None:
-    """Refuse more vectors than a matrix has, and an epsilon that is not a cosine.
+    """Refuse more vectors than a matrix has.
 
     All singular vectors of a matrix span the same space whatever training did, so they would
     compare as equal. The default of ``intruder_k`` is cut to what each matrix has. Messages name
     the options of a command, or the keys of a study file.
     """
-    if not 0 < settings.intruder_epsilon < 1:
-        raise UserError(
-            f"--epsilon {settings.intruder_epsilon}", expected="a number between 0 and 1, a cosine"
-        )
     has_default = settings.intruder_k == SpectraConfig().intruder_k
     counts = {"top_k": settings.top_k, "intruder_k": None if has_default else settings.intruder_k}
     for name, shape in shapes.items():

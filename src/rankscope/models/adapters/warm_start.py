@@ -98,6 +98,8 @@ def _with_ranks_by_module(arm: ArmConfig, shapes: Architecture) -> ArmConfig:
     costs = {name: sum(shape) for name, shape in names.items()}
     mean = sum(ranks[name] * cost for name, cost in costs.items()) / sum(costs.values())
     update = {"rank": [max(1, round(mean))], "rank_pattern": ranks, "targets": [list(targets)]}
+    if arm.rank not in ([], update["rank"]):  # a resolved study has the one of as many parameters
+        raise UserError("rank", f"{arm.rank} beside the ranks by module", "one of them")
     return arm.model_copy(update=update)
 
 
