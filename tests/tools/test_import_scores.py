@@ -242,6 +242,11 @@ def test_results_of_pefts_method_comparison_are_read(tmp_path: Path) -> None:
     changes = [change.value for change in (arm.gain, arm.forgetting) if change]
     assert changes == pytest.approx([0.23, 0.08])
     assert arms["full-finetuning"].is_full
+    (tmp_path / "out").rename(tmp_path / "before")
+    told = imported(folder).told
+    assert "found 1 fault," in told
+    assert "task gsm8k: found no test scores of the base" in told
+    assert "give its mean: --base gsm8k=SCORE" in told
 
 
 GOOD = table_of({"base": [0, 1], "a": [1, 1]})
@@ -259,7 +264,11 @@ REFUSED: list[tuple[list[Row], str, list[str]]] = [
     (GOOD[:2], "", ["column arm: found arms base, expected 'base' and others"]),
     (GOOD, "--base c", ["column arm: found arms another base, a, expected 'base'"]),
     ([GOOD[0] | {"item": 9}, *GOOD[2:]], "", ["task t: found no test item that the base and all"]),
-    ([*GOOD, *(row | {"task": "u"} for row in GOOD[2:])], "--task t", ["task u: found no test"]),
+    (
+        [*GOOD, *(row | {"task": "u"} for row in GOOD[2:])],
+        "--task t",
+        ["task u: found no test", "add its rows"],
+    ),
     ([*GOOD, LAST | {"score": "inf"}], "", ["'inf' in 1 rows, first row 5, expected a finite"]),
     ([*GOOD, LAST | {"score": ""}], "", ["column score: found '' in 1 rows"]),
     (changed(score=60.5), "", ["found scores from 60.5 to 60.5", "divide percentages by 100"]),
@@ -305,7 +314,7 @@ def test_scores_that_cannot_be_compared_are_refused_and_nothing_is_written(
         ("a.csv", "arm,task,score\n", "found no rows"),
         ("a.csv", "model,task\nm,t\n", "found no column arm, score"),
         ("a.json", "{}", "results as PEFT's comparison writes them"),
-        ("e/b/samples_t_2026-01-01T00-00-00.0.jsonl", '{"doc_id": 1}\n', "there is no 'metrics'"),
+        ("e/b/samples_t_2026-01-01T00-00-00.0.jsonl", '{"doc_id": 1}\n', "0.4.7 or later"),
         ("e/b/samples_t_2026-01-01T00-00-00.0.jsonl", "", "samples of lm-evaluation-harness"),
     ],
 )

@@ -135,7 +135,11 @@ def _matched(table: pd.DataFrame, faults: list[UserError], notes: list[str]) -> 
         common = part.groupby("item")["score"].transform("size") == len(scored)
         place, names = pd.factorize(part["item"])
         left_out = len(names) - part[common]["item"].nunique()
-        if left_out == len(names) or (BASE, 0) in models - scored:
+        if (BASE, 0) in models - scored:
+            is_mean = (split, *names) == ("test", MEAN)
+            do = f"give its mean: --base {task}=SCORE" if is_mean else "add its rows"
+            faults.append(UserError(f"task {task}", f"no {split} scores of the base", "some", do))
+        elif left_out == len(names):
             found = f"no {split} item that the base and all others have"
             faults.append(UserError(f"task {task}", found, "one or more"))
         if left_out:

@@ -1,7 +1,8 @@
 """Tables of scores that other programs wrote, a row for each model, task and item.
 
-Read are CSV and Parquet, samples of lm-evaluation-harness 0.4 (``--log_samples``), and results of
-the MetaMathQA comparison in PEFT's repository (``method_comparison``).
+Read are CSV and Parquet, samples of lm-evaluation-harness (``--log_samples``; from 0.4.7 on they
+name their filter and metrics), and results of the MetaMathQA comparison in PEFT's repository
+(``method_comparison``).
 """
 
 import json
@@ -90,7 +91,7 @@ def _read_harness(
             newest[arm, seed[1] if seed else "0", match[1]] = file
     rows, chosen = [], set[str]()
     for (arm, number, task), file in newest.items():
-        with reading(file, "samples of lm-evaluation-harness"):
+        with reading(file, "samples of lm-evaluation-harness 0.4.7 or later"):
             samples = [json.loads(line) for line in file.read_text("utf-8").splitlines() if line]
             # As the harness calls a metric of the answers that a filter leaves.
             keys = [f"{name},{s['filter']}" for s in samples for name in s["metrics"]]
