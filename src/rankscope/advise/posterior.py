@@ -9,10 +9,10 @@ hardly show a variance, so the arms pool theirs: that of an arm is drawn around 
 scaled inverse chi-squared of ``OWN_FREEDOM`` degrees of freedom, so that a seed that is far off
 counts less (which makes the seeds Student's t).
 
-*Prior.* U = level + smooth function of rank, rate and alpha + an offset of the kind (method, target
-modules, ...): a Gaussian process (Rasmussen & Williams 2006, ch. 2), whose scales are not chosen
-but averaged over, by their marginal likelihood. Its mean lies a little below the base, because
-training that gains nothing forgets.
+*Prior.* U = level + smooth function of rank, alpha, training rows and rate + an offset of the kind
+(method, target modules, ...): a Gaussian process (Rasmussen & Williams 2006, ch. 2), whose scales
+are not chosen but averaged over, by their marginal likelihood. Its mean lies a little below the
+base, because training that gains nothing forgets.
 """
 
 from collections.abc import Sequence
@@ -250,7 +250,7 @@ class _Mixture:
 
 
 def _root(covariance: Array) -> Array:
-    """A lower triangular square root; what is singular gets a millionth of its size."""
+    """A lower triangular square root, after a billionth of the mean variance is added."""
     jitter = 1e-9 * float(np.trace(covariance)) / len(covariance) + 1e-18
     return np.asarray(np.linalg.cholesky(covariance + jitter * np.eye(len(covariance))))
 
