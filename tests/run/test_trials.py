@@ -159,8 +159,8 @@ def test_a_method_of_pefts_carries_its_settings_and_trains_alone() -> None:
     config = study(arms=arms, seeds=0, tasks=["med"])
     trials = make_trials(config, "b", DATA)
     assert [t.arm_label for t in trials] == [
-        "adalora init_r=12 r=8 lr=0.001 on down,gate,up",
-        "adalora init_r=12 r=8 lr=0.002 on down,gate,up",
+        "adalora init_r=12 r=8 lr=0.001 on mlp",
+        "adalora init_r=12 r=8 lr=0.002 on mlp",
         "ia3 lr=0.001",
     ]
     assert [t.method for t in trials] == ["peft"] * 3

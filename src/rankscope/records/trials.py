@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import ValidationInfo, field_validator
 
+from rankscope.config.arm import TARGET_GROUPS
 from rankscope.hashing import sha256_json
 from rankscope.models.methods import get_lora_method, get_method
 from rankscope.models.methods.lora import LoraMethod
@@ -186,8 +187,10 @@ class TrialSpec(Record):
             parts.append(f"dropout={self.dropout:g}")
         if self.rows is not None:
             parts.append(f"rows={self.rows}")
-        if self.targets and set(self.targets) != {"q_proj", "k_proj", "v_proj", "o_proj"}:
-            parts.append("on " + ",".join(t.removesuffix("_proj") for t in sorted(self.targets)))
+        group = next((g for g, t in TARGET_GROUPS.items() if set(t) == set(self.targets)), None)
+        if self.targets and group != "attention":
+            names = [target.removesuffix("_proj") for target in sorted(self.targets)]
+            parts.append(f"on {group or ','.join(names)}")
         if self.init_from is not None:
             name = "_".join(PurePath(self.init_from).name.split())[:MAX_FOLDER_NAME]
             parts.append(f"from {name}@{(self.init_sha256 or '')[:8]}")  # names may repeat
