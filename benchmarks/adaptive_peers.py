@@ -243,7 +243,9 @@ def main() -> None:
                 stored = Stored.of(study, task, first)
                 nets = measured(play_grid(stored).records, task)
                 rows += race(stored, nets, range(ORDERS))
-            result[f"{study.name}, {task}"] = summary(rows, study.config.objective.margin, False)
+            scale = "points" if study.task(task).score_unit == "accuracy" else "shares"
+            margin = study.config.objective.margin_on(scale)
+            result[f"{study.name}, {task}"] = summary(rows, margin, False)
     print(json.dumps({"benchmark": "adaptive_peers", "optuna": optuna.__version__, **result}))
 
 

@@ -129,7 +129,8 @@ def utilities(study: Stored, share: float, seed: int) -> dict[tuple[object, floa
 
 def reversals(study: Stored, share: float) -> dict[str, tuple[int, int]]:
     """Pairs apart by more than the margin in the end, and how many stood the other way round."""
-    margin = study.frame.config.objective.margin
+    scale = "points" if study.frame.task(study.task).score_unit == "accuracy" else "shares"
+    margin = study.frame.config.objective.margin_on(scale)
     found = {"rates": [0, 0], "ranks": [0, 0]}
     for seed in seeds_with_curves(study.frame, study.task):
         end, now = utilities(study, 1.0, seed), utilities(study, share, seed)

@@ -86,7 +86,8 @@ def stops_at_rung(
     """
     arms = [arm for arm in _arms(study, task) if arm.finished]
     trials = [arm.trials for arm in arms]
-    parts = net_scale(study, task, trials).parts
+    scale = net_scale(study, task, trials)
+    parts = scale.parts
     found = measure(study, parts, trials)
     if found is None:
         return {}
@@ -97,7 +98,7 @@ def stops_at_rung(
         means=found.evidence.means + HEADING * rises,
         extra=np.full(len(scored), DOUBT**2 * float(np.square(rises).mean())),
     )
-    margin = study.config.objective.margin
+    margin = study.config.objective.margin_on(scale.name)
     draws = drawn_posterior(evidence, margin)[0].draws
     # An arm that is over the limit on forgetting stops no other.
     ranked = draws - TOO_FAR * _over_limit(study, task, trials)[list(found.arms)]
@@ -173,8 +174,7 @@ def next_trials(
         return []
     if p >= (rule.until or SURE):
         return []
-    margin = study.config.objective.margin
-    values = values_of_trials(results.evidence, margin).tolist()
+    values = values_of_trials(results.evidence, results.margin).tolist()
     waiting: dict[object, TrialSpec] = {}
     for trial in study.trials:
         if trial.status == "planned":
@@ -184,7 +184,7 @@ def next_trials(
         arm, of = results.arms[place], expected(results.arms[place].summary)
         spec = waiting.get(arm.trials[0].spec.arm)
         # Who asks for a probability pays for seeds that are hardly worth it, of arms that may do.
-        is_worth = value >= WORTH * margin or (rule.until and of.p_within_margin >= MAY_DO)
+        is_worth = value >= WORTH * results.margin or (rule.until and of.p_within_margin >= MAY_DO)
         if spec is not None and is_worth:
             worth.append((value / (cost or {}).get(spec.trial_id, 1.0), of.p_best, spec))
     worth.sort(key=lambda found: found[:2], reverse=True)

@@ -83,7 +83,7 @@ def _values_compared(
     if len(best) < 2:
         return
     draws = np.stack([_draws(results, arm) for arm in best.values()], axis=1)
-    within = (draws >= draws.max(axis=1, keepdims=True) - results.objective.margin).mean(axis=0)
+    within = (draws >= draws.max(axis=1, keepdims=True) - results.margin).mean(axis=0)
     texts, fields = list[str](), dict[str, float]()
     for (value, arm), p, net in zip(best.items(), within.tolist(), draws.T, strict=True):
         gap = net - draws[:, 0]
@@ -153,7 +153,7 @@ def _pays_from(
     shared = sorted(more.keys() & less.keys())
     if len(shared) < 2:
         return
-    margin = results.objective.margin
+    margin = results.margin
     gaps = np.stack([_draws(results, more[n]) - _draws(results, less[n]) for n in shared], axis=1)
     ahead = (gaps > margin).mean(axis=0).tolist()
     fewest, most = shared[0], shared[-1]

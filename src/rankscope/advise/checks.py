@@ -132,11 +132,12 @@ def _learning_rate(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
         side, better = ("lowest", "lower") if lr == lrs[0] else ("highest", "higher")
         value = f"{side} learning rate tried"
         text = (
-            f"The chosen rate is the {side} of the {len(lrs)} tried: a {better} one may do better."
+            f"The chosen rate is the {side} of the {len(lrs)} tried for it: a {better} one may do "
+            "better."
         )
     else:
         status, value = "fine", f"{len(lrs)} learning rates tried"
-        text = f"The chosen rate lies inside the {len(lrs)} tried."
+        text = f"The chosen rate lies inside the {len(lrs)} tried for it."
     yield trust_check("learning_rate", status, value, text, lr=lr, rates_tried=len(lrs))
 
 
@@ -255,7 +256,7 @@ def notes_beforehand(config: StudyConfig, tasks: Sequence[TaskRecord]) -> list[s
     items, and seeds by half a margin; nothing is known of nats.
     """
     notes, num_seeds = scale_notes(tasks, config.objective), len(config.seeds)
-    spread = TYPICAL_SPREAD * config.objective.margin
+    spread = TYPICAL_SPREAD * config.objective.margin_on("points")
     for task in tasks:
         items = task.rows["validation"] + task.rows["test"]
         if task.trained_on and task.score_unit == "accuracy" and items:

@@ -109,7 +109,7 @@ def _verb(p: float, plain: str, leaning: str) -> str:
 
 
 def _margin(results: TaskResults) -> str:
-    return margin_text(results.objective.margin, results.net_unit)
+    return margin_text(results.margin, results.net_unit)
 
 
 def _ranks_that_may_do(results: TaskResults) -> tuple[RankThatMayDo, ...]:

@@ -181,7 +181,7 @@ def _flat_in_rank(results: TaskResults) -> Iterator[AdviceMessage]:
     pairs = [c for c in results.comparisons if c.kind == "ranks"]
     ranks = {a.summary.label: a.summary.rank or 0 for a in results.arms}
     widest = max(pairs, key=lambda c: ranks[c.first_label] - ranks[c.second_label], default=None)
-    margin = results.objective.margin
+    margin = results.margin
     nets = [a.summary.expected.net for a in results.candidates if a.summary.expected is not None]
     is_flat = bool(nets) and max(nets) - min(nets) < margin  # No rank between them stands out
     if widest is not None and is_flat and -margin < widest.low and widest.high < margin:

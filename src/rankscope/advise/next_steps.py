@@ -53,7 +53,7 @@ class _Trial:
 
 def _priced(results: TaskResults) -> Iterator[AdviceMessage]:
     """The trials worth most per minute, then more items, whose labels have another price."""
-    evidence, margin = results.evidence, results.objective.margin
+    evidence, margin = results.evidence, results.margin
     if evidence is None or results.posterior is None or not results.allowed:
         return
     regret = float(results.posterior.regret.min())
@@ -72,7 +72,7 @@ def _priced(results: TaskResults) -> Iterator[AdviceMessage]:
     worth = [trial for trial in trials if trial.value >= WORTH_NAMING * margin]
     worth.sort(key=lambda trial: -trial.value / (trial.seconds or 1.0))
     for trial in worth[:MOST_SUGGESTED]:
-        after = "expected to gain {gain:amount} more"
+        after = "expected to raise the best net gain by {gain:amount}"
         if trial.kind == "seeds":
             after = "expected regret {before:amount} to {after:amount}"
         yield message(

@@ -16,7 +16,7 @@ from rankscope.advise.next_steps import next_steps
 from rankscope.advise.reasons import reasons_for
 from rankscope.advise.results import TaskResults, task_results
 from rankscope.config.objective import ObjectiveConfig
-from rankscope.formatting import join_names
+from rankscope.formatting import join_names, margin_text
 from rankscope.records import (
     AnswerRow,
     Recommendation,
@@ -36,19 +36,21 @@ def recommend(study: StudyRecords) -> Recommendation:
     results = [task_results(study, task, arms) for task, arms in summarize_arms(study).items()]
     advice = tuple(map(_advise, results))
     scales = {a.task: a.forgetting_scale.text for a in advice}
+    margins = dict.fromkeys(margin_text(r.margin, r.net_unit) for r in results)
     return Recommendation(
         study=study.name,
         advice=advice,
-        method=_method_text(study.config.objective, scales),
+        method=_method_text(study.config.objective, scales, " or ".join(margins)),
         base=base_estimates(study),
         given=model_scores(study),
     )
 
 
-def _method_text(objective: ObjectiveConfig, scales: Mapping[str, str]) -> str:
+def _method_text(objective: ObjectiveConfig, scales: Mapping[str, str], margins: str) -> str:
     """One paragraph on how every choice of the study was made.
 
     scales: training task -> how its forgetting was weighed.
+    margins: of all training tasks, in words.
     """
     limit = ""
     if objective.max_forgetting is not None:
@@ -68,8 +70,8 @@ def _method_text(objective: ObjectiveConfig, scales: Mapping[str, str]) -> str:
         seeds are evidence for one posterior of the net gains of all arms: items and seeds are
         crossed, arms pool the variance between seeds, and ranks and rates that are neighbors are
         shrunk toward each other. The arm of fewest trainable parameters is chosen whose expected
-        regret is at most a quarter of the margin ({objective.margin:g}) above the least; the base
-        is one of the choices.{limit} A trial that failed counts as no gain. Raw scores are of the
+        regret is at most a quarter of the margin ({margins}) above the least; the base is
+        one of the choices.{limit} A trial that failed counts as no gain. Raw scores are of the
         test split, with 95 % intervals from a bootstrap over items (over whole subjects or passages
         if there are ten or more) and Student's t over seeds."""
     return " ".join(text.split())

@@ -76,6 +76,11 @@ class TaskResults:
         return net_unit(self.scale.name, self.unit)
 
     @property
+    def margin(self) -> float:
+        """The difference of net gains that counts as small, on their scale."""
+        return self.objective.margin_on(self.scale.name)
+
+    @property
     def net_name(self) -> str:
         """What arms are compared by; the gain alone if forgetting has no weight."""
         is_gain = [part.task for part in self.scale.parts] == [self.task]
@@ -222,7 +227,8 @@ def task_results(study: StudyRecords, task: str, arms: Sequence[Arm]) -> TaskRes
     if found is None:
         return TaskResults(study, task, tuple(arms), scale, None, None)
     scored = found.arms
-    net, failure = drawn_posterior(found.evidence, objective.margin)
+    margin = objective.margin_on(scale.name)
+    net, failure = drawn_posterior(found.evidence, margin)
     summaries = [arms[i].summary for i in scored]
     shares, costs = _shares_finished(summaries), objective.cost_weight * _costs(summaries)
     draws = net.draws * shares - costs
@@ -230,7 +236,7 @@ def task_results(study: StudyRecords, task: str, arms: Sequence[Arm]) -> TaskRes
     limit = objective.max_forgetting
     over = {i: float((d > limit).mean()) for i, d in forgetting.items() if limit is not None}
     columns = np.array([k for k, i in enumerate(scored) if over.get(i, 0.0) <= 0.5], dtype=np.intp)
-    kept = Posterior(draws[:, columns], objective.margin)
+    kept = Posterior(draws[:, columns], margin)
     # A place is one in ``arms``, a column one in ``scored``; the posterior has ``columns`` alone.
     judged, place_of = list(arms), {int(column): k for k, column in enumerate(columns)}
     for column, place in enumerate(scored):
@@ -275,7 +281,7 @@ def forgetting_draws(
         return {}
     # As net gains, so that the prior expects some forgetting.
     lost = replace(found.evidence, means=-found.evidence.means)
-    draws = -drawn_posterior(lost, study.config.objective.margin)[0].draws
+    draws = -drawn_posterior(lost, study.config.objective.margin_on("points"))[0].draws
     return {place: draws[:, column] for column, place in enumerate(found.arms)}
 
 

@@ -101,7 +101,7 @@ def backtest_task(
     prediction: TaskPrediction,
     curve: dict[int, float],
 ) -> BacktestTask:
-    task, model, margin = prediction.task, study.model, study.config.objective.margin
+    task, model, margin = prediction.task, study.model, study.config.objective.margin_on("nats")
     arms_tau = None
     if subset is not None:
         first = scores_by_arm(subset, task, "validation")

@@ -69,7 +69,7 @@ def predict_tasks(
             of_subset = measured_curves(subset, task.name)
             curves |= {f"subset_{kind}": curve for kind, curve in of_subset.items()}
         features = features_of(inputs, base, trials[0], ranks)
-        evidence = Evidence(features, ranks, inputs.config.objective.margin, curves)
+        evidence = Evidence(features, ranks, inputs.config.objective.margin_on("nats"), curves)
         predicted.append(
             TaskPrediction(
                 task=task.name, ranks=ranks, features=features, predictions=predict_ranks(evidence)

@@ -175,8 +175,8 @@ class StudyView:
 
     def margin(self, task: str) -> str:
         """``2 points``."""
-        margin = self.study.config.objective.margin
-        return margin_text(margin, self.net_unit(task))
+        scale = self.advice(task).forgetting_scale.name
+        return margin_text(self.study.config.objective.margin_on(scale), self.net_unit(task))
 
     def base(self, task: str) -> EvalRecord | None:
         """The base model on the test split of ``task``."""
