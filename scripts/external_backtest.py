@@ -7,15 +7,15 @@ The first command imports data/results.csv of github.com/silversuncn/lora-rank-s
 study for each model, task and number of rows, and writes the scores that these studies hold to
 ``RECORD``. Both print the tables of docs/findings/2026-11-29-row-count-tables.md from ``RECORD``.
 
-The rule, written before any rule was scored by this file (two earlier figures, regrets of 2.61 points
-for the table and 1.02 for "always 32", were known). D is the accuracy of "always 32" minus that of the
-rank that the table names, mean over seeds and cells; it needs no best rank. The table is worse than
-the constant if the 95 % interval of D is above zero, better if it is below, else open. It is *much*
+The rule, written before this file had scored anything; two earlier figures, regrets of 2.61 points
+for the table and 1.02 for "always 32", were known. D is the accuracy of "always 32" minus that of
+the rank that the table names, mean over seeds and cells; it needs no best rank. The table is worse
+than the constant if the 95 % interval of D is above zero, better if below, else open, and *much*
 worse if the interval is above ``MARGIN``. Intervals: bootstrap over whole (model, task) pairs,
-stretched to Student's t, for there are eight.
-Slices, fixed beforehand: cells of fewer than 1,000 rows (the table names 8) and the others (16);
-cells that learn something, whose best rank scores ``LEARNED`` above the majority class. "Always 32"
-was named after this data was seen, so the constant that is best on the other tasks is scored too.
+stretched to Student's t, for there are eight. "Always 32" was named after this data was seen, so the
+constant that is best on the other tasks is scored too. Slices, fixed beforehand: cells of fewer than
+1,000 rows (the table names 8) and the others (16); cells that learn something, whose best rank
+scores ``LEARNED`` above the majority class.
 
 Regret is against the best rank of a cell, found twice: on the same seeds (too high, for the best is
 partly luck) and on the four other seeds, scored on the fifth, each in turn (too low, for four seeds
