@@ -12,9 +12,9 @@ for the table and 1.02 for "always 32", were known. D is the accuracy of "always
 the rank that the table names, mean over seeds and cells; it needs no best rank. The table is worse
 than the constant if the 95 % interval of D is above zero, better if below, else open, and *much*
 worse if the interval is above ``MARGIN``. Intervals: bootstrap over whole (model, task) pairs,
-stretched to Student's t, for there are eight. "Always 32" was named after this data was seen, so the
-constant that is best on the other tasks is scored too. Slices, fixed beforehand: cells of fewer than
-1,000 rows (the table names 8) and the others (16); cells that learn something, whose best rank
+stretched to Student's t, for there are eight. "Always 32" was named after this data was seen, so
+the constant that is best on the other tasks is scored too. Slices, fixed beforehand: cells of fewer
+than 1,000 rows (the table names 8) and the others (16); cells that learn something, whose best rank
 scores ``LEARNED`` above the majority class.
 
 Regret is against the best rank of a cell, found twice: on the same seeds (too high, for the best is
@@ -81,7 +81,7 @@ def rules(ranks: Sequence[int]) -> dict[str, Callable[[int], int]]:
         return rule
 
     known = {p.name: of_predictor(p.predict) for p in PREDICTORS if p.name in BASELINES}
-    return known | {"always_8": lambda rows: nearest(ranks, 8)}
+    return {"always_8": lambda rows: nearest(ranks, 8), **known}
 
 
 def best_by_other_seeds(scores: ScoreArray) -> ScoreArray:
@@ -109,7 +109,7 @@ def in_points(gaps: ScoreArray, cells: pd.DataFrame) -> str:
 
 
 def page_tables(record: Path = RECORD) -> str:
-    """Both tables and the verdict of the page."""
+    """Both tables and the verdict, as the page has them."""
     runs = pd.read_csv(record).sort_values([*CELL, "rank"])
     ranks = sorted(map(int, runs["rank"].unique()))
     cells = runs[CELL].iloc[:: len(ranks)].reset_index(drop=True)
@@ -123,7 +123,7 @@ def page_tables(record: Path = RECORD) -> str:
     }
     names = cells["task"].to_numpy()
     elsewhere = [means[names != name].mean(axis=0).argmax() for name in names]
-    found["the constant best on other tasks"] = means[np.arange(len(cells)), elsewhere]
+    found["constant best on other tasks"] = means[np.arange(len(cells)), elsewhere]
     lines = [
         "| rule | accuracy, % | regret, same seeds | regret, other seeds | less than always 32 |",
         "|---|---|---|---|---|",
@@ -144,9 +144,8 @@ def page_tables(record: Path = RECORD) -> str:
         "something learned": best >= cells["task"].map(MAJORITY).to_numpy() + LEARNED,
     }
     for name, kept in slices.items():
-        gaps = (found[rule][kept] - found[TABLE][kept] for rule in ("always_16", CONSTANT))
-        part = cells[kept].reset_index(drop=True)
-        numbers = " | ".join(in_points(gap, part) for gap in gaps)
+        lost = [(found[rule] - found[TABLE])[kept] for rule in ("always_16", CONSTANT)]
+        numbers = " | ".join(in_points(gap, cells[kept]) for gap in lost)
         lines.append(f"| {name} | {kept.sum()} | {numbers} |")
     gap = found[CONSTANT] - found[TABLE]
     pairs = pd.Series(gap).groupby([cells["model"], cells["task"]]).mean()
