@@ -134,7 +134,7 @@ def test_a_limit_on_forgetting_leaves_out_what_probably_exceeds_it() -> None:
     assert "Probability of forgetting more than the 10.0 points allowed: " in advice.explanation
     assert "full lr=0.0005" not in {*advice.candidate_labels, advice.best_full_label}
     assert "1 arm of 3 probably forgets more than the 10.0 points" in texts(advice, "caveat")
-    assert "left out: full lr=0.0005, over 99 %" in texts(advice, "caveat")
+    assert "left out: full lr=0.0005 (over 99 %)." in texts(advice, "caveat")
     free = advise(replace(truth, objective={"retention": 0.0}))
     assert free.decision == "use_full"
     assert {arm.expected.p_over_limit for arm in free.arms} == {None}

@@ -1,26 +1,16 @@
-"""Checks, diagnostics, reasons and caveats: when each is said, and that its numbers are its own."""
+"""Checks, diagnostics, reasons and caveats: when each is said."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from math import floor
 
 import pytest
 from advice import advice_on, advise
 from synthetic_study import Truth, synthetic_study, with_specs, with_tasks, with_trials
 
 from rankscope.advise.arms import summarize_arms
-from rankscope.advise.messages import arm_name, capitalized
+from rankscope.advise.messages import arm_name
 from rankscope.advise.recommend import recommend
-from rankscope.records import (
-    OVER_BUDGET,
-    AdviceMessage,
-    LossPoint,
-    StudyRecords,
-    TaskAdvice,
-    TrialRecords,
-    TrustCheck,
-)
+from rankscope.records import OVER_BUDGET, LossPoint, StudyRecords, TrialRecords
 
 TRUTH = Truth(ranks=(2, 8), full_lrs=(), num_items=200)
 ONE = replace(TRUTH, ranks=(8,))
@@ -83,7 +73,7 @@ CHECKS = [
     ("contamination fine no overlap", of(), "No test row overlaps the training set."),
     ("contamination weak 1 of 200 test rows", contaminated(1, 0), "(1 by exact match)"),
     ("contamination bad 18 of 200 test rows", contaminated(9, 9), "(9 by exact match, 9 by 13-"),
-    ("learning_rate weak one learning rate tried", of(), "Only one rate was tried for it"),
+    ("learning_rate weak one learning rate tried", of(), "better: add 0.00032 and 0.0032."),
     (
         "learning_rate weak highest learning rate tried",
         HIGHEST,
@@ -159,69 +149,18 @@ def test_a_finding_is_named_where_it_is_alone(words: str, make: Make, is_there: 
     assert all(r.kind == "caveat" or "Next: " in r.text for r in found)
 
 
-def unexplained(study: StudyRecords, advice: TaskAdvice, said: AdviceMessage | TrustCheck) -> list:
-    """Numbers of a sentence that none of its values rounds to, as they are or in percent (of a
-    probability, whole percent that it has at least).
-
-    Names of arms and trials, formulas, intervals of the posterior and levels are no results.
-    """
-    names = [arm_name(arm) for arm in advice.arms]
-    names += [*map(capitalized, names), *(arm.label for arm in advice.arms)]
-    names += [f"{t.spec.arm_label} seed={t.spec.seed}" for t in study.trials]
-    names += ["13-gram", "95 % interval", "p < 0.001"]
-    text = said.text
-    for name in sorted(names, key=len, reverse=True):
-        text = text.replace(name, "")
-    text = re.sub(r"\(\S+ to \S+\)|over 99 %|under 1 %", "", text)
-    ranks = {f"r={arm.rank}" for arm in advice.arms}
-    text = re.sub(r"r=\d+", lambda m: "" if m[0] in ranks else m[0], text)
-    sizes = [abs(v) * unit for v in said.values.values() for unit in (1, 100, 1e-6, 1e-9)]
-    missing = []
-    for number in re.findall(r"[+-]?\d[\d,]*(?:\.\d+)?(?:e-\d+)?", text):
-        plain = number.rstrip(",").replace(",", "")
-        half = 0.5000001 * 10 ** -len(plain.partition(".")[2])
-        least = [float(floor(100 * v)) for v in said.values.values() if 0 <= v <= 1]
-        if not any(abs(abs(float(plain)) - s) <= half for s in sizes) and float(plain) not in least:
-            missing.append(f"{number} in: {said.text}")
-    return missing
-
-
-@pytest.mark.parametrize(
-    "truth",
-    [
-        Truth(),
-        Truth(num_items=5),
-        Truth(seeds=(0,), lrs=(1e-3, 5e-4), forgetting=lambda rank, lr: 0.3),
-        Truth(base_accuracy=0.6, accuracy=lambda rank, lr: 0.5, contamination=10),
-        Truth(base_other=0.25, forgetting=lambda rank, lr: 0.0, failed={(32, 1e-3, 0): "diverged"}),
-        Truth(objective={"max_forgetting": 0.02}, forgetting=lambda rank, lr: 0.2),
-        Truth(metric="log_probability", accuracy=lambda rank, lr: 0.5, num_items=60),
-    ],
-)
-def test_every_number_of_a_sentence_stands_in_its_values(truth: Truth) -> None:
-    study = synthetic_study(truth)
-    (advice,) = recommend(study).advice
-    for said in (*advice.reasons, *advice.checks):
-        assert not unexplained(study, advice, said)
-        assert said.text.endswith(".")
-
-
 def test_reasons_quote_the_test_split_and_name_what_is_expected() -> None:
-    """A rise in retention is no forgetting; the rival is full fine-tuning with its probability."""
+    """A rise in retention is no forgetting."""
     truth = Truth(ranks=(8,), base_other=0.5, forgetting=lambda rank, lr: -0.2)
     (advice,) = recommend(synthetic_study(truth)).advice
     by_kind = {r.kind: r for r in advice.evidence}
-    assert set(by_kind) == {"gain", "full", "forgetting", "transfer", "cost"}
+    assert set(by_kind) == {"forgetting", "transfer"}
     subject = next(arm for arm in advice.arms if arm.label == advice.subject_label)
-    kept, values = by_kind["forgetting"].text, by_kind["forgetting"].values
-    assert values["forgetting"] == subject.forgetting.value
-    assert f"changes by +{-100 * values['forgetting']:.1f} points" in kept
+    rise, expected = -100 * subject.forgetting.value, -100 * subject.expected.forgetting
+    kept = by_kind["forgetting"].text
+    assert f"changes by +{rise:.1f} points (95 % interval " in kept
+    assert f"Expected from all items, seeds and arms: +{expected:.1f} points (" in kept
     assert "forgets" not in " ".join(r.text for r in advice.reasons)
-    assert values["expected_forgetting"] == subject.expected.forgetting
-    assert by_kind["gain"].values["gain"] == subject.gain.value
-    rival = next(arm for arm in advice.arms if arm is not subject)
-    assert by_kind["full"].values["net_gain"] == rival.expected.net
-    assert by_kind["cost"].values["model_parameters"] == 54016
 
 
 def test_arms_that_differ_in_a_mitigation_alone_have_different_names() -> None:

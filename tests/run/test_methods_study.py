@@ -136,7 +136,7 @@ def finished(folder: Path, implementation: str) -> tuple[StudyRecords, dict[str,
     return study, advice.model_dump(mode="json")
 
 
-NUMBERS = ("text", "explanation", "detail", "values", "peak_memory_bytes")
+NUMBERS = ("text", "explanation", "next_steps", "peak_memory_bytes")
 
 
 def decisions(value: object) -> object:

@@ -11,19 +11,17 @@ from math import log2
 import numpy as np
 
 from rankscope.advise.arms import Arm
-from rankscope.advise.decide import SURE
-from rankscope.advise.messages import Measured, message
 from rankscope.advise.posterior import Array
 from rankscope.advise.results import TaskResults
 from rankscope.config.arm import TARGET_GROUPS
-from rankscope.formatting import percent
-from rankscope.records import AdviceMessage, TrialSpec
+from rankscope.formatting import amount, difference, percent
+from rankscope.records import SURE, TrialSpec
 
 FEWEST_ROWS = 3  # Numbers of rows through which a power law is fitted
 POSITIVE = 0.9  # Share of the draws with a gain at every point, without which there is no power
 
 
-def axis_messages(results: TaskResults) -> Iterator[AdviceMessage]:
+def axis_texts(results: TaskResults) -> Iterator[str]:
     """A sentence for every axis with at least two values; none before an arm was scored."""
     if results.posterior is None:
         return
@@ -75,7 +73,7 @@ def _values_compared(
     arms: Sequence[Arm],
     name: str,
     value_of: Callable[[TrialSpec], str | None],
-) -> Iterator[AdviceMessage]:
+) -> Iterator[str]:
     best: dict[str, Arm] = {}
     for arm in arms:  # Highest first
         if arm.summary.is_lora and (value := value_of(arm.trials[0].spec)) is not None:
@@ -84,29 +82,22 @@ def _values_compared(
         return
     draws = np.stack([_draws(results, arm) for arm in best.values()], axis=1)
     within = (draws >= draws.max(axis=1, keepdims=True) - results.margin).mean(axis=0)
-    texts, fields = list[str](), dict[str, float]()
+    texts = list[str]()
     for (value, arm), p, net in zip(best.items(), within.tolist(), draws.T, strict=True):
-        gap = net - draws[:, 0]
-        low, high = np.quantile(gap, (0.025, 0.975)).tolist()
-        less = "" if not texts else f", expected {results.net(float(gap.mean())):change} against it"
+        gap = difference(float((net - draws[:, 0]).mean()), results.net_unit)
+        less = "" if not texts else f", expected {gap} against it"
         rank = f"r={arm.summary.rank}, {arm.summary.trainable_parameters:,} parameters"
         texts.append(f"{value} ({rank}{less}; {percent(p)})")
-        fields |= {f"p_within.{value}": p, f"low.{value}": low, f"high.{value}": high}
-    yield message(
-        "axis",
-        "By {name}, each at its best arm, highest expected {net} first, with the probability of "
-        "being within the margin of the others: {texts}.",
-        name=name,
-        net=results.net_name,
-        texts="; ".join(texts),
-        **fields,
+    yield (
+        f"By {name}, each at its best arm, highest expected {results.net_name} first, with the "
+        f"probability of being within the margin of the others: {'; '.join(texts)}."
     )
 
 
 # --- training rows
 
 
-def row_lines(arms: Sequence[Arm]) -> list[list[Arm]]:
+def _row_lines(arms: Sequence[Arm]) -> list[list[Arm]]:
     """Arms that differ in the number of rows alone, by rising number: a line for each rank, of the
     settings of the best arm that has several, and one for full fine-tuning.
 
@@ -130,9 +121,9 @@ def _line_of(arm: Arm) -> tuple[object, ...]:
     return (*spec.kind, spec.rank, spec.alpha)
 
 
-def _rows(results: TaskResults, arms: Sequence[Arm]) -> Iterator[AdviceMessage]:
+def _rows(results: TaskResults, arms: Sequence[Arm]) -> Iterator[str]:
     """From how many rows on more capacity pays, and what twice the rows would add."""
-    kept = [{arm.summary.rows or 0: arm for arm in line} for line in row_lines(arms)]
+    kept = [{arm.summary.rows or 0: arm for arm in line} for line in _row_lines(arms)]
     # A line is named by its arm with the most rows; the best of these is compared with the others.
     ends = [line[max(line)] for line in kept]
     lora = sorted((a.summary.rank or 0, k) for k, a in enumerate(ends) if a.summary.is_lora)
@@ -146,9 +137,7 @@ def _rows(results: TaskResults, arms: Sequence[Arm]) -> Iterator[AdviceMessage]:
         yield from _law(results, [kept[k] for _, k in lora], kept[top])
 
 
-def _pays_from(
-    results: TaskResults, more: dict[int, Arm], less: dict[int, Arm]
-) -> Iterator[AdviceMessage]:
+def _pays_from(results: TaskResults, more: dict[int, Arm], less: dict[int, Arm]) -> Iterator[str]:
     """The number of rows from which one line is ahead of another by more than the margin."""
     shared = sorted(more.keys() & less.keys())
     if len(shared) < 2:
@@ -158,31 +147,27 @@ def _pays_from(
     ahead = (gaps > margin).mean(axis=0).tolist()
     fewest, most = shared[0], shared[-1]
     first, last = (line[most].summary.short_label for line in (more, less))
-    fields = {f"p.{n}": p for n, p in zip(shared, ahead, strict=True)}
     if ahead[0] >= SURE:
-        text = f"{first} pays over {last} at {fewest} rows already ({percent(ahead[0])})."
+        yield f"{first} pays over {last} at {fewest} rows already ({percent(ahead[0])})."
     elif ahead[-1] < 0.5:
-        text = f"{first} hardly pays over {last} at up to {most} rows ({percent(ahead[-1])} there)."
+        yield f"{first} hardly pays over {last} at up to {most} rows ({percent(ahead[-1])} there)."
     else:
         starts = _crossings(gaps - margin, [log2(n) for n in shared])
         shares = (0.025, 0.5, 0.975)
         # No interpolation: between a number and infinity there is none.
         found = np.quantile(starts, shares, method="inverted_cdf").tolist()
-        ends = dict(zip(("low", "from", "high"), found, strict=True))
         low, start, high = (
             f"{fewest} or fewer"
             if end <= log2(fewest)
             else f"more than {most}"
             if end == np.inf
             else f"about {float(f'{2**end:.2g}'):,.0f}"
-            for end in ends.values()
+            for end in found
         )
-        fields |= {f"log2_rows.{name}": end for name, end in ends.items() if end < np.inf}
-        text = (
+        yield (
             f"{first} pays over {last} from {start} rows on (95 % interval {low} to {high}; "
             f"{percent(ahead[-1])} at {most} rows)."
         )
-    yield message("axis", text, **fields)
 
 
 def _crossings(gaps: Array, places: Sequence[float]) -> Array:
@@ -200,7 +185,7 @@ def _crossings(gaps: Array, places: Sequence[float]) -> Array:
 
 def _law(
     results: TaskResults, lines: Sequence[dict[int, Arm]], best: dict[int, Arm]
-) -> Iterator[AdviceMessage]:
+) -> Iterator[str]:
     """gain = C r^a n^b over ranks r and rows n, and what twice the rows would add to ``best``."""
     points = [(log2(arm.summary.rank or 1), log2(n), arm) for of in lines for n, arm in of.items()]
     if len({n for _, n, _ in points}) < FEWEST_ROWS:
@@ -208,11 +193,10 @@ def _law(
     draws = np.stack([_draws(results, arm) for *_, arm in points], axis=1)
     positive = (draws > 0).all(axis=1)
     if positive.mean() < POSITIVE:
-        text = (
-            "What twice the rows would add is unknown: with some ranks and rows nothing may "
-            "be gained at all ({p})."
+        yield (
+            "What twice the rows would add is unknown: with some ranks and rows nothing may be "
+            f"gained at all ({percent(1 - float(positive.mean()))})."
         )
-        yield message("axis", text, p=percent(1 - float(positive.mean())))
         return
     logs = np.log2(draws[positive])
     ranks, rows = (np.array(axis) for axis in zip(*(p[:2] for p in points), strict=True))
@@ -226,20 +210,13 @@ def _law(
     added = top * (2 ** solution[:, 2] - 1)
     a, b = (f"{s.mean():.2f} [{', '.join(f'{q:.2f}' for q in np.quantile(s, (0.025, 0.975)))}]"
             for s in solution[:, 1:].T)  # fmt: skip
-    low, high = np.quantile(added, (0.025, 0.975)).tolist()
-    yield message(
-        "axis",
-        "Twice the rows ({rows}) would add about {added:amount} to {arm} (95 % interval {low} to "
-        "{high}), if the gain goes on as a power of rank and rows (exponents {a} and {b}). This "
-        "law explains {share} of how the expected gains differ.",
-        rows=2 * max(best),
-        added=results.net(float(added.mean())),
-        arm=best[max(best)].summary.short_label,
-        low=f"{Measured(low, results.net_unit):change}",
-        high=f"{Measured(high, results.net_unit):change}",
-        a=a,
-        b=b,
-        power_of_rank=float(solution[:, 1].mean()),
-        power_of_rows=float(solution[:, 2].mean()),
-        share=percent(max(0.0, explained)),
+    low, high = (
+        difference(end, results.net_unit) for end in np.quantile(added, (0.025, 0.975)).tolist()
+    )
+    yield (
+        f"Twice the rows ({2 * max(best)}) would add about "
+        f"{amount(float(added.mean()), results.net_unit)} to "
+        f"{best[max(best)].summary.short_label} (95 % interval {low} to {high}), if the gain goes "
+        f"on as a power of rank and rows (exponents {a} and {b}). This law explains "
+        f"{percent(max(0.0, explained))} of how the expected gains differ."
     )

@@ -15,12 +15,13 @@ from math import inf
 from rankscope.advise.arms import Arm
 from rankscope.advise.messages import arm_name, capitalized, verdict_name
 from rankscope.advise.results import TaskResults, expected
-from rankscope.formatting import amount, count, difference, margin_text, percent, signed
+from rankscope.formatting import amount, count, difference, margin_text, percent, score_text, signed
 from rankscope.records import (
     ArmSummary,
     Confidence,
     Decision,
     RankThatMayDo,
+    confidence_of,
     finished_trials,
 )
 
@@ -28,7 +29,6 @@ CLOSE = 0.25  # Margins of expected regret for which fewer parameters are taken
 RIVALS_NAMED = 2  # Smaller ranks in the verdict, the largest of those that may do
 MAY_DO = 0.05  # Least probability of being within the margin of a rank that is named
 VERBS: dict[Confidence, str] = {"sure": "Use", "probable": "Probably use", "leaning": "Leaning to"}
-SURE, PROBABLE = 0.95, 0.8  # As in ``TaskAdvice.confidence``
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ def decide(results: TaskResults) -> Answer:
         )
     else:
         verdict = (
-            f"{VERBS[_confidence(p)]} {verdict_name(subject.summary)} ({percent(p)} likely within "
-            f"{margin} of the best {tried}; {percent(better)} likely better than the base)."
+            f"{VERBS[confidence_of(p)]} {verdict_name(subject.summary)} ({percent(p)} likely "
+            f"within {margin} of the best {tried}; {percent(better)} likely better than the base)."
         )
         verdict += _smaller(results, subject, ranks)
     use: Decision = "use_full" if subject.summary.is_full else "use"
@@ -97,12 +97,8 @@ def _size(arm: ArmSummary) -> float:
     return arm.trainable_parameters or arm.rank or inf
 
 
-def _confidence(p: float) -> Confidence:
-    return "sure" if p >= SURE else "probable" if p >= PROBABLE else "leaning"
-
-
 def _verb(p: float, plain: str, leaning: str) -> str:
-    confidence = _confidence(p)
+    confidence = confidence_of(p)
     if confidence == "probable":
         return f"Probably {plain[0].lower()}{plain[1:]}"
     return plain if confidence == "sure" else leaning
@@ -149,11 +145,11 @@ def _explanation(results: TaskResults, subject: Arm) -> str:
         f"{signed(of.high, unit)})."
     )
     if arm.score is not None and arm.gain is not None:
-        gain = results.score(arm.gain)
-        text += f" Measured on test items: {results.score(arm.score):score}, {gain:change}"
-        text += " against the base"
+        text += f" Measured on test items: {score_text(arm.score.value, results.unit)}, "
+        text += f"{difference(arm.gain.value, results.unit)} against the base"
         if arm.forgetting is not None:
-            text += f"; retention changes by {results.retained(arm.forgetting):reverse}"
+            lost = difference(-arm.forgetting.value, results.retention_unit)
+            text += f"; retention changes by {lost}"
         text += "."
     elif any(trial.stop for trial in subject.trials):
         text += " It was stopped before the end of its training."

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from math import ceil, log2
 
 from rankscope.advise.arms import Arm
-from rankscope.advise.messages import Counted, Field, Measured, arm_name, message
+from rankscope.advise.messages import arm_name
 from rankscope.advise.results import TaskResults
 from rankscope.advise.retention import retention_tasks
 from rankscope.advise.statistics.significance import ALPHA
-from rankscope.formatting import POINTS
-from rankscope.records import AdviceMessage, Estimate, TrainRecord
+from rankscope.formatting import POINTS, amount, count, difference, score_text
+from rankscope.records import Estimate, TrainRecord
 
 SATURATED = 0.95  # Base accuracy from which little is left to gain
 NEGATIVE_TRANSFER = 0.10
@@ -20,7 +20,7 @@ MORE_CAPACITY = 100
 capacity rule asks for one."""
 
 
-def diagnostics(results: TaskResults, subject: Arm | None) -> Iterator[AdviceMessage]:
+def diagnostics(results: TaskResults, subject: Arm | None) -> Iterator[str]:
     """Every pattern that the task's arms, or ``subject``, show."""
     yield from _worse_than_base(results)
     yield from _saturated(results)
@@ -31,41 +31,31 @@ def diagnostics(results: TaskResults, subject: Arm | None) -> Iterator[AdviceMes
     yield from _flat_in_rank(results)
 
 
-def _worse_than_base(results: TaskResults) -> Iterator[AdviceMessage]:
+def _worse_than_base(results: TaskResults) -> Iterator[str]:
     gains = [(a.summary, a.summary.gain) for a in results.arms if a.summary.gain is not None]
     worse = [(arm, gain) for arm, gain in gains if gain.value < 0 and _is_significant(gain)]
     if not worse:
         return
     arm, gain = min(worse, key=lambda pair: pair[1].value)
-    yield message(
-        "diagnostic",
-        "{worse} of {arms} are worse than the base on {task} (significant after Holm's correction "
-        "for all arms and tasks). The worst, {arm}, scores {worst_gain:amount} less. Next: a "
-        "learning rate below {lowest_lr:g}, fewer steps, and a check of prompts and labels.",
-        worse=len(worse),
-        arms=Counted(len(gains), "arm"),
-        task=results.task,
-        arm=arm_name(arm),
-        worst_gain=results.score(gain.value),
-        lowest_lr=min(a.lr for a, _ in gains),
+    yield (
+        f"{len(worse)} of {count(len(gains), 'arm')} are worse than the base on {results.task} "
+        f"(significant after Holm's correction for all arms and tasks). The worst, "
+        f"{arm_name(arm)}, scores {amount(gain.value, results.unit)} less. Next: a learning rate "
+        f"below {min(a.lr for a, _ in gains):g}, fewer steps, and a check of prompts and labels."
     )
 
 
-def _saturated(results: TaskResults) -> Iterator[AdviceMessage]:
+def _saturated(results: TaskResults) -> Iterator[str]:
     base = results.base_score(results.task)
     if results.unit == POINTS and base is not None and base >= SATURATED:
-        left = results.score(1 - base)
-        yield message(
-            "diagnostic",
-            "The base already scores {base:score} on {task}: at most {left:amount} are left to "
-            "gain. Next: a harder task, or the base as it is.",
-            base=results.score(base),
-            task=results.task,
-            left=left,
+        yield (
+            f"The base already scores {score_text(base, POINTS)} on {results.task}: at most "
+            f"{amount(1 - base, POINTS)} are left to gain. Next: a harder task, or the base as it "
+            "is."
         )
 
 
-def _negative_transfer(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
+def _negative_transfer(results: TaskResults, subject: Arm) -> Iterator[str]:
     units = {t.name: t.score_unit for t in results.study.tasks}
     for name, change in subject.summary.transfer.items():
         base = results.base_score(name)
@@ -73,21 +63,15 @@ def _negative_transfer(results: TaskResults, subject: Arm) -> Iterator[AdviceMes
             continue
         relative = change.value / base
         if relative < -NEGATIVE_TRANSFER and _is_significant(change):
-            yield message(
-                "diagnostic",
-                "Negative transfer: {other} falls by {change:amount}, {percent} of the base's "
-                "{base:score}. Next: scale the update down at inference, a smaller rank or "
-                "learning rate, or training on both tasks.",
-                relative=relative,
-                other=name,
-                change=Measured(change.value, POINTS),
-                percent=f"{-100 * relative:.0f} %",
-                base=Measured(base, POINTS),
-                **{f"transfer.{name}": change.value},
+            yield (
+                f"Negative transfer: {name} falls by {amount(change.value, POINTS)}, "
+                f"{-100 * relative:.0f} % of the base's {score_text(base, POINTS)}. Next: scale "
+                "the update down at inference, a smaller rank or learning rate, or training on "
+                "both tasks."
             )
 
 
-def _over_forgetting(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
+def _over_forgetting(results: TaskResults, subject: Arm) -> Iterator[str]:
     arm = subject.summary
     forgetting = arm.forgetting
     if forgetting is None or arm.gain is None:
@@ -104,53 +88,34 @@ def _over_forgetting(results: TaskResults, subject: Arm) -> Iterator[AdviceMessa
         forgetting.value >= OVER_FORGETTING * max(arm.gain.value, 0.0)
     )
     if half_of_gain or relative > NEGATIVE_TRANSFER:
-        yield message(
-            "diagnostic",
-            "Over-forgetting: {arm} loses {forgetting:amount} on the retention tasks for "
-            "{gain:change} on {task}. Next: scale the update down at inference (no training "
-            "needed), then a lower learning rate, fewer steps, or general data among the training "
-            "rows.",
-            relative=relative,
-            arm=arm_name(arm),
-            task=results.task,
-            forgetting=results.retained(forgetting.value),
-            gain=results.score(arm.gain.value),
+        yield (
+            f"Over-forgetting: {arm_name(arm)} loses "
+            f"{amount(forgetting.value, results.retention_unit)} on the retention tasks for "
+            f"{difference(arm.gain.value, results.unit)} on {results.task}. Next: scale the update "
+            "down at inference (no training needed), then a lower learning rate, fewer steps, or "
+            "general data among the training rows."
         )
 
 
-def _capacity(results: TaskResults, subject: Arm) -> Iterator[AdviceMessage]:
+def _capacity(results: TaskResults, subject: Arm) -> Iterator[str]:
     rank, parameters = subject.summary.rank, subject.summary.trainable_parameters
     ratio = parameters_per_token(results, subject)
     if ratio is None:
         return
-    tokens, shown = parameters / ratio, Counted(parameters, "parameter")
+    counted = f"{count(parameters, 'parameter')} for about {parameters / ratio:,.0f} answer tokens"
     if ratio < 1:
         can_grow = rank is None or rank < results.hidden_size_rank
         larger = "a larger rank, or " if can_grow else ""
-        yield message(
-            "diagnostic",
-            "The adapter is small for the data: {parameters} for about {tokens:,.0f} answer "
-            "tokens; the capacity rule asks for one parameter per token. Next: {larger}more "
-            "target modules.",
-            ratio=ratio,
-            parameters=shown,
-            tokens=tokens,
-            larger=larger,
+        yield (
+            f"The adapter is small for the data: {counted}; the capacity rule asks for one "
+            f"parameter per token. Next: {larger}more target modules."
         )
     elif ratio > MORE_CAPACITY:
         smaller = 2 ** max(0, int(log2((rank or 1) / (ratio / MORE_CAPACITY))))
-        fields: dict[str, Field] = {"hint": ""}
-        if rank and smaller < rank:
-            fields = {"hint": f" (r={smaller} by the capacity rule)", "smaller_rank": smaller}
-        yield message(
-            "diagnostic",
-            "The adapter is large for the data: {parameters} for about {tokens:,.0f} answer "
-            "tokens ({ratio:,.0f} to one), enough to memorize them. Next: a smaller rank{hint}, "
-            "fewer epochs, dropout, or more rows.",
-            parameters=shown,
-            tokens=tokens,
-            ratio=ratio,
-            **fields,
+        hint = f" (r={smaller} by the capacity rule)" if rank and smaller < rank else ""
+        yield (
+            f"The adapter is large for the data: {counted} ({ratio:,.0f} to one), enough to "
+            f"memorize them. Next: a smaller rank{hint}, fewer epochs, dropout, or more rows."
         )
 
 
@@ -176,7 +141,7 @@ def _label_tokens(results: TaskResults, train: TrainRecord, subject: Arm) -> flo
     return tokens if tokens >= 1 else None
 
 
-def _flat_in_rank(results: TaskResults) -> Iterator[AdviceMessage]:
+def _flat_in_rank(results: TaskResults) -> Iterator[str]:
     """Whether the smallest and the largest rank of the widest series are alike."""
     pairs = [c for c in results.comparisons if c.kind == "ranks"]
     ranks = {a.summary.label: a.summary.rank or 0 for a in results.arms}
@@ -185,15 +150,11 @@ def _flat_in_rank(results: TaskResults) -> Iterator[AdviceMessage]:
     nets = [a.summary.expected.net for a in results.candidates if a.summary.expected is not None]
     is_flat = bool(nets) and max(nets) - min(nets) < margin  # No rank between them stands out
     if widest is not None and is_flat and -margin < widest.low and widest.high < margin:
-        yield message(
-            "diagnostic",
-            "From r={low_rank} to r={high_rank} the {net} moves by less than {margin:amount} "
-            "(95 % interval): on this task the rank hardly matters. Next: take the smallest rank "
-            "and tune the learning rate.",
-            low_rank=ranks[widest.second_label],
-            high_rank=ranks[widest.first_label],
-            net=results.net_name,
-            margin=results.net(margin),
+        yield (
+            f"From r={ranks[widest.second_label]} to r={ranks[widest.first_label]} the "
+            f"{results.net_name} moves by less than {amount(margin, results.net_unit)} (95 % "
+            "interval): on this task the rank hardly matters. Next: take the smallest rank and "
+            "tune the learning rate."
         )
 
 

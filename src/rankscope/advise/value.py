@@ -6,7 +6,7 @@ direction g by a standard normal z: the regret falls by E max(mean + g z) - max(
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from scipy import special
@@ -22,14 +22,8 @@ UNKNOWN_SPREAD = 1000.0  # Standard deviation of an untried arm's scores, in mar
 NUM_QUANTILES = 64
 MOST_SCALES = 48  # Choices of the prior's scales that are averaged over
 MOST_VALUED = 100  # Of the highest means; the others will not become the best by one more trial
-
-
-@dataclass(frozen=True, slots=True)
-class Untried:
-    """An arm that could be tried, by its settings as in :class:`NetGains`."""
-
-    kind: object
-    axes: tuple[float, float, float, float]
+Untried = tuple[object, tuple[float, float, float, float]]
+"""Kind and axes of an arm that could be tried, as in :class:`NetGains`."""
 
 
 def with_untried(evidence: NetGains, untried: Sequence[Untried], margin: float) -> NetGains:
@@ -49,8 +43,8 @@ def with_untried(evidence: NetGains, untried: Sequence[Untried], margin: float) 
         seeds=np.append(evidence.seeds, np.ones(number)),
         squares=np.append(evidence.squares, np.zeros(number)),
         answer_noise=np.append(evidence.answer_noise, np.zeros(number)),
-        kinds=[*evidence.kinds, *(arm.kind for arm in untried)],
-        axes=np.vstack([evidence.axes, [arm.axes for arm in untried]]),
+        kinds=[*evidence.kinds, *(kind for kind, _ in untried)],
+        axes=np.vstack([evidence.axes, [axes for _, axes in untried]]),
         extra=np.append(evidence.extra, np.full(number, (UNKNOWN_SPREAD * margin) ** 2)),
     )
 

@@ -44,8 +44,6 @@ class ArmSummary(Record):
     """Further settings that are not the default; the end of the label."""
     seeds: int
     failed: int  # Number of trials that ended without a result
-    stopped: int = 0  # Trials that an adaptive study ended at a rung
-    skipped: int = 0  # Trials that an adaptive study never began
     score: Estimate | None  # In-domain score
     gain: Estimate | None  # In-domain score minus the base's
     forgetting: Estimate | None  # Base minus tuned, mean over retention tasks; positive = forgot
@@ -62,7 +60,7 @@ class ArmSummary(Record):
     """Largest peak of its trials' groups; adapters trained together share it."""
     on_pareto_front: bool = False
     """No other arm is better in score, forgetting and trainable parameters together."""
-    expected: "ExpectedGain | None" = None  # None if it has no score on some task that counts
+    expected: ExpectedGain | None = None  # None if it has no score on some task that counts
 
     @property
     def is_full(self) -> bool:
@@ -86,33 +84,14 @@ class ArmSummary(Record):
         return f"r={self.rank}" if self.is_lora else self.label.split()[0]
 
 
-AdviceKind = Literal[
-    "gain",
-    "full",
-    "forgetting",
-    "transfer",
-    "cost",
-    "axis",
-    "choice",
-    "diagnostic",
-    "caveat",
-    "items",
-    "seeds",
-    "steps",
-    "learning_rate",
-    "arms",
-    "runs",
-    "retention",
-]
-"""Reasons for a decision, diagnostics, caveats; in the last line, kinds of next steps."""
+AdviceKind = Literal["forgetting", "transfer", "axis", "diagnostic", "caveat"]
 
 
 class AdviceMessage(Record):
-    """One sentence of the advice with the numbers behind it."""
+    """One sentence of the advice."""
 
     kind: AdviceKind
     text: str
-    values: dict[str, float] = {}
 
 
 class ArmComparison(Record):
@@ -132,6 +111,12 @@ Decision = Literal["use", "do_not_fine_tune", "use_full", "not_decided"]
 Confidence = Literal["sure", "probable", "leaning", "none"]
 """By the probability of being within the margin of the best: at least .95, at least .80, or less;
 ``none`` if nothing was scored."""
+SURE, PROBABLE = 0.95, 0.8
+
+
+def confidence_of(p: float) -> Confidence:
+    return "sure" if p >= SURE else "probable" if p >= PROBABLE else "leaning"
+
 
 RowRole = Literal["recommended", "closest", "smaller", "best", "full", "lora"]
 """``closest``: the arm that an answer without a recommendation describes. ``smaller``: of the
@@ -158,7 +143,6 @@ class TrustCheck(Record):
     status: CheckStatus
     value: str  # The fact in a few words, such as ``3 seeds``
     text: str  # What it means, one short sentence
-    values: dict[str, float] = {}  # The numbers of the text
 
 
 ScaleName = Literal["unmeasured", "points", "nats", "shares", "relative"]
@@ -205,7 +189,7 @@ class TaskAdvice(Record):
     arms: tuple[ArmSummary, ...]
     arms_left_out: int = 0  # Arms that ``recommendation.json`` and the page leave out
     comparisons: tuple[ArmComparison, ...] = ()  # Each arm at the learning rate chosen for it
-    next_steps: tuple[AdviceMessage, ...] = ()  # What would make it surer
+    next_steps: tuple[str, ...] = ()  # What would make it surer
     subject_label: str | None = None
     """Of the arm that explanation and reasons describe; None if they describe none."""
     best_full_label: str | None = None
@@ -219,8 +203,7 @@ class TaskAdvice(Record):
     def confidence(self) -> Confidence:
         if self.decision == "not_decided" or self.p_within_margin is None:
             return "none"
-        p = self.p_within_margin
-        return "sure" if p >= 0.95 else "probable" if p >= 0.8 else "leaning"
+        return confidence_of(self.p_within_margin)
 
     @property
     def findings(self) -> list[AdviceMessage]:

@@ -154,7 +154,7 @@ def answer_lines(advice: TaskAdvice, *, with_reasons: bool) -> list[str]:
     lines += ["What weakens this answer:"] * bool(weak)
     lines += [f"- {check.value}: {check.text}" for check in weak]
     lines += [f"{NEXT_STEPS_TITLE}:"] * bool(advice.next_steps)
-    return lines + [f"- {step.text}" for step in advice.next_steps]
+    return lines + [f"- {step}" for step in advice.next_steps]
 
 
 def answer_html(view: StudyView) -> str:
