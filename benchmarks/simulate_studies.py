@@ -30,7 +30,7 @@ from synthetic_study import Truth, synthetic_study
 from random_truths import KINDS, Kind
 from random_truths import draw as draw_random
 from rankscope.advise.recommend import recommend
-from rankscope.advise.statistics.estimates import Comparison, paired_estimate, weighted_estimate
+from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.significance import holm
 from rankscope.records import TaskAdvice
 
@@ -188,7 +188,8 @@ def family_wise(studies: int, ranks: int = 4, tasks: int = 3, seed: int = 0) -> 
             whole = replace(SCENARIOS[1], seeds=3 * ranks, gain=0.0)
             (rows,) = draw(rng, whole)
             p_values += [
-                paired_estimate(rows.tuned[3 * r : 3 * r + 3], rows.reference).p or 0.0
+                weighted_estimate([Comparison(rows.tuned[3 * r : 3 * r + 3], rows.reference)]).p
+                or 0.0
                 for r in range(ranks)
             ]
         raw += min(p_values) < 0.05

@@ -13,9 +13,8 @@ from functools import partial
 import numpy as np
 from scipy import stats
 
-from claims_records import Arm, Grid, best_rate
+from claims_records import Arm, Grid, best_rate, paired_estimate
 from power import data_needed, detectable
-from rankscope.advise.statistics.estimates import non_inferior, paired_estimate
 from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.records import Estimate
 
@@ -64,7 +63,8 @@ def p_between(estimate: Estimate, low: float = -math.inf, high: float = math.inf
     Student's t, whose degrees of freedom are the seeds' by Welch and Satterthwaite (1946): the
     error of the items is known.
     """
-    error, seeds = estimate.standard_error, estimate.seed_error or 0.0
+    seeds = estimate.seed_error or 0.0
+    error = math.hypot(estimate.item_error or 0.0, seeds)
     if not error:
         return float(low < estimate.value < high)
     freedom = max(1, estimate.seeds - 1) * (error / seeds) ** 4 if seeds else math.inf
@@ -208,7 +208,7 @@ def matches_full(grid: Grid, rank: int = 32) -> Verdict:
     lora, full = grid.tuned(rank), grid.tuned(None)
     difference = grid.gain(lora, full)
     return Verdict(
-        judged(non_inferior(difference, MARGIN), ends(difference)[1] < -MARGIN),
+        judged(difference.is_above(-MARGIN), ends(difference)[1] < -MARGIN),
         f"{label(lora)} less {label(full)}: {interval(difference)} nats, margin {MARGIN}",
         smallest(difference),
         p=p_between(difference, low=-MARGIN),
@@ -222,11 +222,11 @@ def recall_and_reasoning(maths: Grid, recall: Grid, share: float | None = None) 
     flat = recall.gain(recall.tuned(high), recall.tuned(low))
     gained = recall.gain(recall.tuned(high)).value
     margin = MARGIN if share is None else share * gained
-    is_flat = non_inferior(flat, margin) and ends(flat)[1] < margin
+    is_flat = flat.is_above(-margin) and ends(flat)[1] < margin
     varies = ends(flat)[1] < -margin or ends(flat)[0] > margin
     no_rise = ends(rise)[1] < MARGIN
     return Verdict(
-        judged(is_flat and ends(rise)[0] > 0 and non_inferior(over, MARGIN), varies or no_rise),
+        judged(is_flat and ends(rise)[0] > 0 and over.is_above(-MARGIN), varies or no_rise),
         f"maths: r={middle} less r={low} {interval(rise)}, less r={high} {interval(over)}; "
         f"recall: r={high} less r={low} {interval(flat)} nats, each at its best rate, margin "
         f"{margin:.2f}; r={high} gains {gained:.2f}",
@@ -279,7 +279,7 @@ def base_rows(plain: Grid) -> Verdict:
     )
     return Verdict(
         judged(
-            forgets and ends(kept)[0] > 0 and non_inferior(learned, MARGIN),
+            forgets and ends(kept)[0] > 0 and learned.is_above(-MARGIN),
             forgets and ends(kept)[1] < 0,
         ),
         f"{label(arm)}; change of held-out text by replay: {own} nats; sampled less real: held-out "
@@ -357,7 +357,7 @@ def capacity(grid: Grid) -> Verdict:
         parameters = int(grid.of_rank(rank)["trainable_parameters"].iloc[0])
         told.append((rank, parameters, behind))
         if not tokens / 2 < parameters < 2 * tokens:
-            answers = ends(behind)[1] < -MARGIN, non_inferior(behind, MARGIN)
+            answers = ends(behind)[1] < -MARGIN, behind.is_above(-MARGIN)
             sides.add(parameters < tokens)
             clear.append(answers if parameters < tokens else answers[::-1])
             behind_p = p_between(behind, high=-MARGIN)

@@ -21,7 +21,7 @@ import pandas as pd
 from scipy import stats
 
 import rankscope
-from rankscope.advise.statistics.estimates import paired_estimate
+from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.config.loader import study_values
@@ -36,6 +36,11 @@ NUM_DRAWS = 200
 REPLAYS = ("replay", "self_replay")
 TEXT_METRIC = "logprob_per_token"
 MATRIX_NUMBERS = ("frobenius", "relative", "effective_rank", "stable_rank", "intruders")
+
+
+def paired_estimate(tuned: ScoreArray, reference: ScoreArray) -> Estimate:
+    """``tuned`` (S, N) minus ``reference``: (N,) for the base, (T, N) for another trained arm."""
+    return weighted_estimate([Comparison(tuned, reference)])
 
 
 def keep(study_folder: Path, out: Path, commit: str) -> None:

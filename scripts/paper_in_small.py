@@ -17,13 +17,8 @@ from scipy import stats
 from claims_board import RECORDS, with_numbers
 from claims_judges import OPEN, Verdict, ends, interval, judged, label, residuals, settled_by
 from claims_judges import smallest as detectable_nats
-from claims_records import Arm, Grid
-from rankscope.advise.statistics.estimates import (
-    Comparison,
-    non_inferior,
-    paired_estimate,
-    weighted_estimate,
-)
+from claims_records import Arm, Grid, paired_estimate
+from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.records import Estimate
 
@@ -109,7 +104,7 @@ def reasoning(study: Study) -> Verdict:
         difference = grid.gain(arm, full)
         found.append(difference)
         told.append(f"{task} {label(arm)} less {label(full)} {interval(difference)}")
-        matches.append(non_inferior(difference, margin))
+        matches.append(difference.is_above(-margin))
         behind.append(ends(difference)[1] < -margin)
     return Verdict(
         judged(all(matches), any(behind)),
@@ -129,7 +124,7 @@ def recall(study: Study) -> Verdict:
         of_high, of_low = (grid.scores(grid.tuned(rank), task) for rank in (high, low))
         pairs.append(Comparison(of_high, of_low))
     flat, rise, margin = weighted_estimate(pairs), study.gain("gsm8k", 32, low), MARGIN["among"]
-    is_flat = non_inferior(flat, margin) and ends(flat)[1] < margin
+    is_flat = flat.is_above(-margin) and ends(flat)[1] < margin
     outside = ends(flat)[1] < -margin or ends(flat)[0] > margin
     return Verdict(
         judged(is_flat and ends(rise)[0] > 0, outside or ends(rise)[1] < MARGIN["logprob"]),

@@ -117,4 +117,4 @@ def test_subjects_are_clusters_where_there_are_enough() -> None:
     assert arms_by_label(study)[EIGHT].summary.score.clusters == 12
     base, scores = recommend(study).base["med"], study.items[BASE, "med", "test"]
     error = clustered_standard_error(scores.scores, scores.subjects)
-    assert (base.value, base.standard_error) == pytest.approx((scores.scores.mean(), error))
+    assert (base.value, base.item_error) == pytest.approx((scores.scores.mean(), error))

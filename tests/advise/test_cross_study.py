@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from advice import paired_estimate
 from synthetic_study import Truth, synthetic_study, with_own_trials, with_tasks
 
 from rankscope.advise.comparisons import compare_cells, paired_in
-from rankscope.advise.statistics.estimates import paired_estimate, unpaired_difference
+from rankscope.advise.statistics.estimates import unpaired_difference
 from rankscope.advise.statistics.significance import holm
 from rankscope.records import Estimate, StudyRecords
 

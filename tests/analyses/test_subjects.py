@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from advice import paired_estimate
 from report_studies import cells, study_and_advice
 from synthetic_study import Truth
 
-from rankscope.advise.statistics.estimates import paired_estimate
 from rankscope.advise.statistics.significance import holm
 from rankscope.analyses.subjects.figures import (
     MOST_ARMS,

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
+from advice import paired_estimate
 from huggingface_hub import ModelCard
 from report_studies import card_of, hostile_study, study_and_advice
 from synthetic_study import Truth
 
-from rankscope.advise.statistics.estimates import paired_estimate
 from rankscope.config.study import ModelConfig
 from rankscope.config.task import TaskConfig
 from rankscope.formatting import difference, interval, score_text

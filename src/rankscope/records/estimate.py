@@ -1,7 +1,5 @@
 """A number with its uncertainty."""
 
-import math
-
 from rankscope.records.record import Record
 
 
@@ -24,13 +22,6 @@ class Estimate(Record):
     def __neg__(self) -> "Estimate":
         low, high = (None if end is None else 0.0 - end for end in (self.high, self.low))
         return self.model_copy(update={"value": 0.0 - self.value, "low": low, "high": high})
-
-    @property
-    def standard_error(self) -> float | None:
-        """Due to items and seeds together; with one seed, to items alone."""
-        if self.item_error is None:
-            return None
-        return math.hypot(self.item_error, self.seed_error or 0.0)
 
     @property
     def is_clear_of_zero(self) -> bool:

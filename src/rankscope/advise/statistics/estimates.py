@@ -53,26 +53,6 @@ def clustered_standard_error(
     return sqrt(_variance_of_mean(sums, n)) if len(sums) >= 2 else None
 
 
-def non_inferior(difference: Estimate, margin: float) -> bool:
-    """Whether the arm is shown to be at most ``margin`` worse: its interval is above -margin."""
-    return difference.is_above(-margin)
-
-
-def paired_estimate(
-    tuned: ScoreArray, reference: ScoreArray, clusters: ClusterLabels | None = None, seed: int = 0
-) -> Estimate:
-    """``tuned`` (S, N) minus ``reference``: (N,) for the base, (T, N) for another trained arm.
-
-    Items with the same cluster label are resampled together. With one seed the interval refers to
-    that trained model. Interval and p are None if N < 2.
-
-    p: exact McNemar for one seed of independent right-or-wrong items; otherwise the larger of the
-    interval's p (the level at which it ends at zero), which includes the spread between seeds, and
-    that of ``sign_flip`` on item means, which is safe for small samples.
-    """
-    return weighted_estimate([Comparison(tuned, reference, clusters)], seed=seed)
-
-
 def unpaired_difference(first: Estimate, second: Estimate) -> Estimate:
     """``first`` minus ``second`` for two different samples of items, without a test.
 
@@ -200,8 +180,13 @@ def weighted_estimate(
 ) -> Estimate:
     """Sum over tasks of weight times difference; by default their mean.
 
-    Row s of every task must be the same trained model. Raises UserError without tasks, or if their
-    numbers of seeds differ.
+    Row s of every task must be the same trained model. Items with the same cluster label are
+    resampled together. With one seed the interval refers to that trained model. Interval and p are
+    None if N < 2. Raises UserError without tasks, or if their numbers of seeds differ.
+
+    p: exact McNemar for one seed of independent right-or-wrong items of one task; otherwise the
+    larger of the interval's p (the level at which it ends at zero), which includes the spread
+    between seeds, and that of ``sign_flip`` on item means, which is safe for small samples.
     """
     if not comparisons:
         raise UserError("weighted_estimate", "no task", "one or more")
