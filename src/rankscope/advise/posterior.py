@@ -118,24 +118,6 @@ class Posterior:
         )
         return p
 
-    @cached_property
-    def p_better(self) -> Array:
-        """Probability of being better than the base, (A,)."""
-        p: Array = (self.draws > 0).mean(axis=0)
-        return p
-
-    @cached_property
-    def means(self) -> Array:
-        """Expected net gains, (A,)."""
-        means: Array = self.draws.mean(axis=0)
-        return means
-
-    @cached_property
-    def intervals(self) -> Array:
-        """95 % intervals, (2, A)."""
-        ends: Array = np.quantile(self.draws, (0.025, 0.975), axis=0)
-        return ends
-
 
 def posterior(evidence: NetGains, margin: float, seed: int = 0) -> Posterior:
     """Draw from the posterior; the same evidence and ``seed`` give the same draws.
