@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from adaptive import RULE, play_adaptive, play_grid
+from adaptive import play_adaptive, play_grid
+from rankscope.advise.adaptive import RUNGS
 from rankscope.advise.arms import summarize_arms
 from rankscope.advise.decide import decide
 from rankscope.advise.evidence import measure
@@ -115,8 +116,9 @@ def measured(records: StudyRecords, task: str) -> dict[str, float]:
     found = measure(records, net_scale(records, task, trials).parts, trials)
     if found is None:
         return {}
-    labels = [arms[i].summary.label for i in found.arms]
-    return dict(zip(labels, found.evidence.means.tolist(), strict=True))
+    evidence, places = found
+    labels = [arms[i].summary.label for i in places]
+    return dict(zip(labels, evidence.means.tolist(), strict=True))
 
 
 def utilities(study: Stored, share: float, seed: int) -> dict[tuple[object, float], float]:
@@ -184,7 +186,7 @@ def main() -> None:
     )
     for study, task in tasks:
         replay(study, task)
-    shares = sorted({0.125, *RULE.rungs})
+    shares = sorted({0.125, *RUNGS})
     print(
         "\n| study | pairs | apart in the end | "
         + " | ".join(f"reversed at {s:g}" for s in shares)

@@ -105,19 +105,19 @@ def test_evidence_is_that_of_the_plain_loops(kind: str) -> None:
             study, lambda k, s: np.where((k == lost) & (np.arange(len(s)) < 3), np.nan, s)
         )
     arms = arms_of(study)
-    found = measure(study, NET, arms)
-    assert found.arms == (0, 1, 2)
+    found, places = measure(study, NET, arms)
+    assert places == (0, 1, 2)
     fields = ("means", "item_covariance", "squares", "answer_noise")
     slow = dict(zip(fields, slowly(study, NET, arms), strict=True))
     # The order of trials and of arms is none of its business.
-    turned = measure(study, NET, [trials[::-1] for trials in arms[::-1]])
+    turned, _ = measure(study, NET, [trials[::-1] for trials in arms[::-1]])
     for field, expected in slow.items():
-        assert getattr(found.evidence, field) == pytest.approx(expected, abs=1e-12)
+        assert getattr(found, field) == pytest.approx(expected, abs=1e-12)
         back = expected[::-1, ::-1] if expected.ndim == 2 else expected[::-1]
-        assert getattr(turned.evidence, field) == pytest.approx(back, abs=1e-12)
-    assert found.evidence.seeds.tolist() == [len(finished_trials(trials)) for trials in arms]
-    assert found.evidence.axes[:, 0].tolist() == [1, 3, 5]
-    assert len(set(found.evidence.kinds)) == 1
+        assert getattr(turned, field) == pytest.approx(back, abs=1e-12)
+    assert found.seeds.tolist() == [len(finished_trials(trials)) for trials in arms]
+    assert found.axes[:, 0].tolist() == [1, 3, 5]
+    assert len(set(found.kinds)) == 1
 
 
 def test_means_and_errors_are_those_of_a_mixed_model() -> None:
@@ -143,7 +143,7 @@ def test_means_and_errors_are_those_of_a_mixed_model() -> None:
             return level[key[0]] + (common + own[rank[key[0]]])[place] + 0.4 * rng.normal(size=8)
 
         study = with_scores(frame, scores)
-        found = measure(study, GAIN, arms_of(study)).evidence
+        found = measure(study, GAIN, arms_of(study))[0]
         rows = [
             (rank[t], t, f"{i}", f"{i} {rank[t]}", change)
             for t in rank
@@ -199,33 +199,33 @@ def test_a_stopped_arm_is_where_its_rung_heads_by_hand(
     heights: tuple[float, ...], ends: tuple[float | None, ...], net: float, variance: float
 ) -> None:
     study = with_rungs(heights, ends)
-    found = measure(study, GAIN, arms_of(study))
-    assert found.arms == tuple(range(len(ends)))
-    assert found.evidence.means[-1] == pytest.approx(net)
-    assert found.evidence.extra[-1] == pytest.approx(variance, rel=1e-4)
-    assert [e > 0 for e in found.evidence.extra] == [end is None for end in ends]
+    found, places = measure(study, GAIN, arms_of(study))
+    assert places == tuple(range(len(ends)))
+    assert found.means[-1] == pytest.approx(net)
+    assert found.extra[-1] == pytest.approx(variance, rel=1e-4)
+    assert [e > 0 for e in found.extra] == [end is None for end in ends]
     flat = with_rungs([0.0] * len(ends), ends)  # A rung that shows nothing is not a certain end
-    assert measure(flat, GAIN, arms_of(flat)).evidence.extra[-1] > 0
+    assert measure(flat, GAIN, arms_of(flat))[0].extra[-1] > 0
 
 
 def test_few_items_that_agree_are_no_certainty_by_hand() -> None:
     """All 8 items gained: 2 / (8 + 2)^2 of variance, no covariance; a single item: 1."""
     study = synthetic_study(replace(TRUTH, num_items=4, retention=(), cross=()))
     alike = with_scores(study, lambda k, s: 0 * s + (k[0] != BASE))
-    found = measure(alike, GAIN, arms_of(alike)).evidence
+    found = measure(alike, GAIN, arms_of(alike))[0]
     assert found.item_covariance == pytest.approx(0.02 * np.eye(3))
     one = synthetic_study(replace(TRUTH, num_items=1)).items
     of_one = replace(alike, items={k: v for k, v in one.items() if k[2] == "test"})
-    found = measure(of_one, GAIN, arms_of(of_one)).evidence
+    found = measure(of_one, GAIN, arms_of(of_one))[0]
     assert np.diag(found.item_covariance) == pytest.approx([1.0] * 3)
 
 
 def test_an_arm_without_a_score_on_some_part_is_left_out() -> None:
     study = synthetic_study(TRUTH)
     lost = {k: v for k, v in study.items.items() if k[:2] not in {("med-8-0.001-0", "more")}}
-    found = measure(replace(study, items=lost), NET, arms_of(study))
-    assert found.evidence.seeds.tolist() == [3, 2, 3]
+    found, _ = measure(replace(study, items=lost), NET, arms_of(study))
+    assert found.seeds.tolist() == [3, 2, 3]
     lost = {k: v for k, v in study.items.items() if "-8-" not in k[0] or k[1] != "more"}
-    assert measure(replace(study, items=lost), NET, arms_of(study)).arms == (0, 2)
+    assert measure(replace(study, items=lost), NET, arms_of(study))[1] == (0, 2)
     assert measure(replace(study, items={}), NET, arms_of(study)) is None
     assert measure(study, (), arms_of(study)) is None

@@ -14,9 +14,10 @@ from rankscope.advise.retention import (
     retained_tasks,
     retention_tasks,
 )
+from rankscope.advise.statistics.estimates import weighted_estimate
 from rankscope.advise.statistics.matching import (
+    compared_scores,
     mean_estimate,
-    score_difference,
     stored_scores,
 )
 from rankscope.advise.statistics.significance import holm
@@ -57,7 +58,6 @@ class _LossTrend:
 class Arm:
     """One grid point on one training task, with all its trials."""
 
-    task: str
     trials: tuple[TrialRecords, ...]
     summary: ArmSummary
 
@@ -86,11 +86,7 @@ class Arm:
         return _LossTrend(float(first.mean()), float(middle.mean()), float(last.mean()), error)
 
     def updated(self, **fields: object) -> "Arm":
-        return Arm(self.task, self.trials, self.summary.model_copy(update=fields))
-
-
-def training_tasks(study: StudyRecords) -> tuple[str, ...]:
-    return tuple(task.name for task in study.tasks if task.trained_on)
+        return Arm(self.trials, self.summary.model_copy(update=fields))
 
 
 def summarize_arms(study: StudyRecords) -> dict[str, tuple[Arm, ...]]:
@@ -98,11 +94,11 @@ def summarize_arms(study: StudyRecords) -> dict[str, tuple[Arm, ...]]:
 
     The gains of all arms on all training tasks form one Holm family.
     """
-    by_task: dict[str, list[Arm]] = {task: [] for task in training_tasks(study)}
+    by_task: dict[str, list[Arm]] = {task.name: [] for task in study.tasks if task.trained_on}
     for trials in trials_by_arm(study.trials).values():
         task = trials[0].spec.task
         if task in by_task:  # a run that ended as it began may leave trials of an earlier task
-            by_task[task].append(Arm(task, tuple(trials), _summary(study, trials)))
+            by_task[task].append(Arm(tuple(trials), summarize(study, trials)))
     gains = [gain for arms in by_task.values() for a in arms if (gain := a.summary.gain)]
     adjusted = iter(adjusted_within_family(gains))
     return {
@@ -114,12 +110,7 @@ def summarize_arms(study: StudyRecords) -> dict[str, tuple[Arm, ...]]:
     }
 
 
-def summarize_trial(study: StudyRecords, trial: TrialRecords) -> ArmSummary:
-    """The figures of a single trial; its intervals are over items only."""
-    return _summary(study, [trial])
-
-
-def transfer_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]:
+def _transfer_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]:
     """Tasks that measure the transfer of an arm trained on ``trained``."""
     trained_names = trained_parts(study.tasks, trained)
     return tuple(
@@ -152,7 +143,8 @@ def trials_by_arm(trials: Iterable[TrialRecords]) -> dict[tuple[object, ...], li
     return groups
 
 
-def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
+def summarize(study: StudyRecords, trials: Sequence[TrialRecords]) -> ArmSummary:
+    """The figures of an arm's trials; of a single one, intervals are over items only."""
     spec = trials[0].spec
     done = finished_trials(trials)
     trained = [t.training for t in trials if t.training is not None]
@@ -161,12 +153,12 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
     seconds = [record.seconds * share for record, share in zip(trained, whole, strict=True)]
     retained = retained_tasks(study.tasks, spec.task)
     in_logprobs = [t for t in retained if has_gold_logprobs(study, t.name)]
-    names, others = {t.name for t in retained}, {t.name for t in transfer_tasks(study, spec.task)}
+    names, others = {t.name for t in retained}, {t.name for t in _transfer_tasks(study, spec.task)}
     changes = {
-        name: change
+        name: weighted_estimate([pair])
         for name in [t.name for t in study.tasks]
         if name in {spec.task, *names, *others}
-        and (change := score_difference(study, done, None, name)) is not None
+        and (pair := compared_scores(study, done, name)) is not None
     }
     transfer = {name: change for name, change in changes.items() if name in others}
     family = adjusted_within_family(list(transfer.values()))
@@ -180,8 +172,6 @@ def _summary(study: StudyRecords, trials: list[TrialRecords]) -> ArmSummary:
         special_settings=spec.special_settings,
         seeds=len(done),
         failed=sum(t.status in FAILED for t in trials),
-        stopped=sum(t.status == "stopped" for t in trials),
-        skipped=sum(t.status == "skipped" for t in trials),
         score=mean_estimate(stored_scores(study, done, spec.task, "test")),
         gain=changes.get(spec.task),
         forgetting=mean_fall(study, done, retention_tasks(study, spec.task)),

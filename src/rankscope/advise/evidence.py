@@ -108,18 +108,10 @@ def rung_items(point: CurvePoint, base: ItemScores) -> ItemScores:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class MeasuredArms:
-    """The evidence on some arms, and which ones these are."""
-
-    evidence: NetGains
-    arms: tuple[int, ...]  # Places in the list of arms that was given
-
-
 def measure(
     study: StudyRecords, parts: Sequence[Part], arms: Sequence[Sequence[TrialRecords]]
-) -> MeasuredArms | None:
-    """Net gains of the arms that have a score on every part; None without any.
+) -> tuple[NetGains, tuple[int, ...]] | None:
+    """Net gains of the arms that have a score on every part, and their places; None without any.
 
     An arm whose trials were all stopped stands by its scores at the last rung that it reached,
     moved by what arms that trained to their end gained from there, and by how much that varied.
@@ -156,7 +148,7 @@ def measure(
         axes=np.array([axes_of(arms[i]) for i in places]),
         extra=np.array(extra),
     )
-    return MeasuredArms(evidence, tuple(places))
+    return evidence, tuple(places)
 
 
 def axes_of(trials: Sequence[TrialRecords]) -> tuple[float, float, float, float]:

@@ -41,5 +41,5 @@ def _change(study: StudyRecords, trial: TrialRecords, record: EvalRecord) -> Est
     """The change against the base, paired by items; None if the score is no mean of its items."""
     if record.standard_error is None and record.n > 1:
         return None
-    pair = compared_scores(study, [trial], None, record.task, split=record.split)
+    pair = compared_scores(study, [trial], record.task, split=record.split)
     return None if pair is None else weighted_estimate([pair])

@@ -11,7 +11,6 @@ import numpy as np
 
 from rankscope.advise.arms import FEWEST_LOSSES, Arm
 from rankscope.advise.evidence import measure
-from rankscope.advise.messages import Measured
 from rankscope.advise.posterior import Array, NetGains, Posterior, flat_posterior, posterior
 from rankscope.advise.retention import (
     NetScale,
@@ -21,15 +20,14 @@ from rankscope.advise.retention import (
     net_scale,
     retention_tasks,
 )
-from rankscope.advise.statistics.matching import base_scores
 from rankscope.config.objective import ObjectiveConfig
 from rankscope.formatting import POINTS, Unit, net_unit, unit_of
 from rankscope.records import (
+    BASE,
     FAILED,
     OVER_BUDGET,
     ArmComparison,
     ArmSummary,
-    Estimate,
     ExpectedGain,
     StudyRecords,
     TaskRecord,
@@ -85,17 +83,6 @@ class TaskResults:
         """What arms are compared by; the gain alone if forgetting has no weight."""
         is_gain = [part.task for part in self.scale.parts] == [self.task]
         return "gain" if is_gain else "net gain"
-
-    def net(self, number: float | Estimate) -> Measured:
-        """A net gain, or a difference of two, with its unit."""
-        return Measured(number, self.net_unit)
-
-    def score(self, number: float | Estimate) -> Measured:
-        """A score of the training task, or a difference of scores, with its unit."""
-        return Measured(number, self.unit)
-
-    def retained(self, number: float | Estimate) -> Measured:
-        return Measured(number, self.retention_unit)
 
     @property
     def trials(self) -> tuple[TrialRecords, ...]:
@@ -173,8 +160,8 @@ class TaskResults:
         return found
 
     def base_score(self, task: str) -> float | None:
-        scores = base_scores(self.study, task)
-        return float(scores.mean()) if scores.size else None
+        record = self.study.evals.get((BASE, task, "test"))
+        return None if record is None else record.score
 
 
 def _compared(results: TaskResults) -> Iterator[ArmComparison]:
@@ -226,9 +213,9 @@ def task_results(study: StudyRecords, task: str, arms: Sequence[Arm]) -> TaskRes
     found = measure(study, scale.parts, trials)
     if found is None:
         return TaskResults(study, task, tuple(arms), scale, None, None)
-    scored = found.arms
+    measured, scored = found
     margin = objective.margin_on(scale.name)
-    net, failure = drawn_posterior(found.evidence, margin)
+    net, failure = drawn_posterior(measured, margin)
     summaries = [arms[i].summary for i in scored]
     shares, costs = _shares_finished(summaries), objective.cost_weight * _costs(summaries)
     draws = net.draws * shares - costs
@@ -249,7 +236,7 @@ def task_results(study: StudyRecords, task: str, arms: Sequence[Arm]) -> TaskRes
                 over.get(place),
             )
         )
-    evidence = replace(found.evidence, means=found.evidence.means * shares - costs)
+    evidence = replace(measured, means=measured.means * shares - costs)
     return TaskResults(
         study=study,
         task=task,
@@ -279,10 +266,11 @@ def forgetting_draws(
     found = measure(study, parts, trials) if parts else None
     if found is None:
         return {}
+    evidence, places = found
     # As net gains, so that the prior expects some forgetting.
-    lost = replace(found.evidence, means=-found.evidence.means)
+    lost = replace(evidence, means=-evidence.means)
     draws = -drawn_posterior(lost, study.config.objective.margin_on("points"))[0].draws
-    return {place: draws[:, column] for column, place in enumerate(found.arms)}
+    return {place: draws[:, column] for column, place in enumerate(places)}
 
 
 def _expected(

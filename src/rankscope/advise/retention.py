@@ -19,11 +19,7 @@ import numpy as np
 from rankscope.advise.evidence import SCORED_SPLITS, Part, measure
 from rankscope.advise.posterior import Array
 from rankscope.advise.statistics.estimates import clustered_standard_error, weighted_estimate
-from rankscope.advise.statistics.matching import (
-    ScoreKind,
-    compared_scores,
-    trials_with_all_scores,
-)
+from rankscope.advise.statistics.matching import ScoreKind, compared_scores
 from rankscope.config.objective import ObjectiveConfig
 from rankscope.records import (
     BASE,
@@ -140,7 +136,7 @@ def net_scale(
     largest = None
     if name == "shares":
         gains = measure(study, [Part(trained, "score", 1.0)], arms)
-        largest = max(LEAST_GAIN, *(gains.evidence.means if gains else ()), LEAST_GAIN)
+        largest = max(LEAST_GAIN, *(gains[0].means if gains else ()), LEAST_GAIN)
         unit = 1 / largest
     parts = [Part(trained, "score", weight * unit)] if weight else []
     scored = [t for t in own if base_items(study, t.name)]
@@ -204,9 +200,9 @@ def mean_fall(
 
     The tasks share the seeds, so each trained model must be the same row in every task.
     """
-    known = [t.name for t in tasks if compared_scores(study, done, None, t.name, measure)]
-    complete = trials_with_all_scores(study, done, known)
-    pairs = [compared_scores(study, complete, None, name, measure) for name in known]
+    known = [t.name for t in tasks if compared_scores(study, done, t.name, measure)]
+    complete = [t for t in done if all((t.spec.trial_id, n, "test") in study.items for n in known)]
+    pairs = [compared_scores(study, complete, name, measure) for name in known]
     found = [pair for pair in pairs if pair is not None]
     return -weighted_estimate(found) if found and len(found) == len(known) else None
 

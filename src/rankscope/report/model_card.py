@@ -6,7 +6,6 @@ number comes from the study's records; a card says so if something was not measu
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
@@ -41,14 +40,6 @@ from rankscope.report.table_formats import markdown, table_from_rows
 from rankscope.report.tables import role_of_tested
 from rankscope.report.use_it import BaseSource, folder_name, use_steps
 
-
-@dataclass(frozen=True, slots=True)
-class ExportedWeights:
-    base: BaseSource
-    settings: Mapping[str, Any] | None  # Of ``adapter_config.json``; None for a full model
-    step: int | None = None  # For weights kept during training, which were not scored
-
-
 # --- the three cards ------------------------------------------------------------------------------
 
 
@@ -72,27 +63,32 @@ def changed_card(folder: Path, note: str) -> str:
 
 
 def study_card(
-    view: StudyView, trial: TrialRecords, summary: ArmSummary, weights: ExportedWeights
+    view: StudyView,
+    trial: TrialRecords,
+    summary: ArmSummary,
+    base: BaseSource,
+    settings: Mapping[str, Any] | None,
+    step: int | None = None,
 ) -> str:
-    """The card of exported weights; ``summary`` holds the scores of this one trained model."""
+    """The card of exported weights.
+
+    Args:
+        summary: the scores of this one trained model.
+        settings: of ``adapter_config.json``; None for a full model.
+        step: of weights kept during training, which were not scored.
+    """
     study, advice, spec = view.study, view.advice(trial.spec.task), trial.spec
+    chat = study.model.prompt_format == "chat"
     arm, change = view.arm(summary.task, summary.label), view.retention_change(summary)
     versions = {"Rankscope": study.provenance.rankscope, "Python": study.provenance.python}
     return _render(
         spec,
-        _study_settings(study, trial, weights),
-        is_adapter=weights.settings is not None,
-        base_model=weights.base.hub_name,
+        _study_settings(study, trial, base, step),
+        is_adapter=settings is not None,
+        base_model=base.hub_name,
         study=study,
-        weights=weights,
-        step=count(weights.step, "optimizer step") if weights.step is not None else "",
-        steps=use_steps(
-            weights.base,
-            weights.settings,
-            folder_name(spec.task),
-            ".",
-            chat=study.model.prompt_format == "chat",
-        ),
+        step=count(step, "optimizer step") if step is not None else "",
+        steps=use_steps(base, settings, folder_name(spec.task), ".", chat=chat),
         scores=[row for task in study.tasks if (row := _score_row(view, trial, summary, task))],
         retained=view.retained(summary.task),
         retention=_text(change, view.retention_unit(summary.task)) if change else "",
@@ -163,12 +159,12 @@ def _trial_settings(trial: TrialSpec) -> dict[str, object]:
 
 
 def _study_settings(
-    study: StudyRecords, trial: TrialRecords, weights: ExportedWeights
+    study: StudyRecords, trial: TrialRecords, base: BaseSource, step: int | None
 ) -> dict[str, object]:
-    spec, train, model, step = trial.spec, trial.train, study.model, weights.step
+    spec, train, model = trial.spec, trial.train, study.model
     task = study.task(spec.task)
     settings: dict[str, object] = {
-        "base": f"{weights.base.text} ({model.architecture})",
+        "base": f"{base.text} ({model.architecture})",
         "base weights, sha256": model.sha256,
         "base computed in": model.dtype + (", 4 bit" if model.quantize != "none" else ""),
         "prompts": "chat template" if model.prompt_format == "chat" else "plain text",

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from rankscope.advise.arms import summarize_trial
+from rankscope.advise.arms import summarize
 from rankscope.advise.recommend import recommend
 from rankscope.config.study import ModelConfig
 from rankscope.data.registry import NAMED_TASKS
@@ -22,7 +22,7 @@ from rankscope.models.load import check_stored_weights, load_tokenizer
 from rankscope.models.model_folder import model_folder
 from rankscope.models.parameters import architecture, read_model_config
 from rankscope.records import StudyRecords, TaskRecord, TrialRecords, TrialSpec
-from rankscope.report.model_card import ExportedWeights, study_card
+from rankscope.report.model_card import study_card
 from rankscope.report.study_view import StudyView
 from rankscope.report.use_it import base_source
 from rankscope.store import Ledger, snapshot_path, weights_path
@@ -132,8 +132,7 @@ def _write(
         for name, known in KNOWN_MODELS.items()
     }
     base = base_source(study, known_bases, request.base_name or "")
-    weights = ExportedWeights(base, settings, step)
-    card = study_card(view, trial, summarize_trial(study, trial), weights)
+    card = study_card(view, trial, summarize(study, [trial]), base, settings, step)
     (out / "README.md").write_text(card, encoding="utf-8")
     if step is None:
         write_hub_scores(study, trial, out / ".eval_results")

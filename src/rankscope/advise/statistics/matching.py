@@ -19,35 +19,20 @@ FEWEST_CLUSTERS = 10
 """With fewer subjects or passages, they are the task itself rather than a sample."""
 
 
-def score_difference(
-    study: StudyRecords,
-    first: Sequence[TrialRecords],
-    second: Sequence[TrialRecords] | None,
-    task: str,
-) -> Estimate | None:
-    """Test score of trials minus that of others, or of the base; None without common items."""
-    pair = compared_scores(study, first, second, task)
-    return None if pair is None else weighted_estimate([pair])
-
-
 def compared_scores(
     study: StudyRecords,
-    first: Sequence[TrialRecords],
-    second: Sequence[TrialRecords] | None,
+    trials: Sequence[TrialRecords],
     task: str,
     measure: ScoreKind = "score",
     split: Split = "test",
 ) -> Comparison | None:
-    """Scores of trials (S, N) and of others (T, N), or of the base (N,), on the items that all of
-    them answered.
+    """Scores of trials (S, N) and of the base (N,), on the items that all of them answered.
 
     None if one side or all common items are missing. Items with a non-finite score of any model are
     dropped.
     """
-    rows, others = (
-        stored_scores(study, trials, task, split, measure) for trials in (first, second)
-    )
-    return align_scores(rows, others, trained=second is not None)
+    rows, base = (stored_scores(study, t, task, split, measure) for t in (trials, None))
+    return align_scores(rows, base, trained=False)
 
 
 @lru_cache(maxsize=256)
@@ -90,20 +75,6 @@ def scores_of_models(
     if measure == "score":
         return found
     return [replace(s, scores=s.gold_logprobs) for s in found]
-
-
-def base_scores(study: StudyRecords, task: str, split: Split = "test") -> ScoreArray:
-    """The base's finite scores on a split, (N,); empty if it was not scored."""
-    base = study.items.get((BASE, task, split))
-    return np.empty(0) if base is None else base.scores[np.isfinite(base.scores)]
-
-
-def trials_with_all_scores(
-    study: StudyRecords, trials: Sequence[TrialRecords], tasks: Sequence[str], split: Split = "test"
-) -> list[TrialRecords]:
-    return [
-        t for t in trials if all((t.spec.trial_id, name, split) in study.items for name in tasks)
-    ]
 
 
 def align_scores(
