@@ -14,7 +14,7 @@ import itertools
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
 
 from synthetic_study import Truth, synthetic_study
 
-from rankscope.advise.adaptive import AdaptiveRule, Stop, finalists, next_trials, stops_at_rung
+from rankscope.advise.adaptive import RUNGS, finalists, next_trials, stops_at_rung
 from rankscope.advise.arms import summarize_arms
 from rankscope.advise.decide import decide
 from rankscope.advise.results import task_results
@@ -47,7 +47,6 @@ Array = np.ndarray
 TASK, RETAINED = "med", "general"
 BASE_SCORE = {TASK: 0.4, RETAINED: 0.8}
 MARGIN = 0.02
-RULE = AdaptiveRule()
 
 
 @dataclass(frozen=True)
@@ -351,10 +350,10 @@ class Played:
     """Training tokens, in those of one whole trial; every trial of a study has the same."""
     scored: int
     """Answers of trained models."""
-    stops: dict[str, Stop] = field(default_factory=dict)
+    stops: dict[str, StopRecord] = field(default_factory=dict)
 
 
-def play_adaptive(study: Oracle, rule: AdaptiveRule = RULE) -> Played:
+def play_adaptive(study: Oracle, rungs: Sequence[float] = RUNGS) -> Played:
     """Train a study as the rules of ``advise.adaptive`` say."""
     frame, task = study.frame, study.task
     trials = dict(study.trials)
@@ -365,7 +364,7 @@ def play_adaptive(study: Oracle, rule: AdaptiveRule = RULE) -> Played:
     running = [i for i in first.values() if i not in ended]
     cost, scored, stops = 0.0, 0, {}
     earlier: StudyRecords | None = None
-    for rung, (before, share) in enumerate(itertools.pairwise([0.0, *rule.rungs])):
+    for before, share in itertools.pairwise([0.0, *rungs]):
         cost += len(running) * (share - before)
         items = study.items(running, "validation", share)
         for i in running:
@@ -373,17 +372,17 @@ def play_adaptive(study: Oracle, rule: AdaptiveRule = RULE) -> Played:
         view = _view(frame, {i: trials[i] for i in running}, ended)
         view = replace(view, items=items)
         scored += _answers(view.items)
-        found = stops_at_rung(view, task, rung, rule, earlier)
+        found = stops_at_rung(view, task, _one, earlier, is_last=share == rungs[-1])
         earlier = view
         stops |= found
         ended |= {i: _stopped(trials[i], share) for i in found}
         running = [i for i in running if i not in found]
-    cost += len(running) * (1 - max(rule.rungs, default=0.0))
+    cost += len(running) * (1 - max(rungs, default=0.0))
     finished = {i: trials[i] for i in running}
     while True:
         view = _view(frame, finished, ended)
         view = replace(view, items=study.items(finished, "validation"))
-        specs = next_trials(view, task, rule)
+        specs = next_trials(view, task)
         if not specs:
             break
         for spec in specs:
@@ -397,6 +396,11 @@ def play_adaptive(study: Oracle, rule: AdaptiveRule = RULE) -> Played:
         items=study.items(finished, "validation") | study.items(tested, "test"),
     )
     return Played(records, cost, scored + _answers(records.items), stops)
+
+
+def _one(trial: TrialSpec) -> int:
+    """Steps of a whole training, which no rule looks at."""
+    return 1
 
 
 def _with_points(
@@ -500,10 +504,10 @@ def _holds(estimate: object, truth: float) -> bool | None:
     return None if low is None or high is None else bool(low <= truth <= high)
 
 
-def compare(world: World, seed: int, rule: AdaptiveRule = RULE) -> dict[str, object]:
+def compare(world: World, seed: int) -> dict[str, object]:
     """One study, both ways."""
     drawn = Drawn(world, seed)
-    adaptive = play_adaptive(drawn, rule)
+    adaptive = play_adaptive(drawn)
     result = {"grid": judge(drawn, play_grid(drawn)), "adaptive": judge(drawn, adaptive)}
     grid, ours = result["grid"], result["adaptive"]
     result["same"] = (grid["decision"], grid["label"]) == (ours["decision"], ours["label"])

@@ -8,11 +8,9 @@ from synthetic_study import Truth, synthetic_study, with_trials
 
 from adaptive import WORLDS, Drawn, compare, play_adaptive
 from adaptive_replay import Stored
-from rankscope.advise.adaptive import AdaptiveRule, finalists, next_trials, stops_at_rung
-from rankscope.errors import UserError
-from rankscope.records import BASE, StudyRecords, TrialRecords
+from rankscope.advise.adaptive import finalists, next_trials, stops_at_rung
+from rankscope.records import BASE, StudyRecords, TrialRecords, TrialSpec
 
-RULE = AdaptiveRule()
 FLAT = Truth(cross=(), accuracy=lambda rank, lr: 0.7, forgetting=lambda rank, lr: 0.0)
 RATES = Truth(
     cross=(),
@@ -41,11 +39,15 @@ def at_rung(study: StudyRecords, *, seed: int = 0) -> StudyRecords:
     )
 
 
+def steps(spec: TrialSpec) -> int:
+    return 40
+
+
 def stopped(study: StudyRecords, rung: int = 1) -> set[str]:
     """Labels of the arms that stop; at the second rung all have leveled off."""
     labels = {t.spec.trial_id: t.spec.arm_label for t in study.trials}
     before = study if rung else None
-    return {labels[i] for i in stops_at_rung(study, "med", rung, RULE, before)}
+    return {labels[i] for i in stops_at_rung(study, "med", steps, before, is_last=rung == 1)}
 
 
 class TestStops:
@@ -63,12 +65,12 @@ class TestStops:
         truth = replace(FLAT, accuracy=lambda rank, lr: 0.4 if rank == 8 else 0.8)
         ranks = at_rung(synthetic_study(truth))
         assert (stopped(ranks, 0), stopped(ranks, 1)) == (set(), {"r=8 lr=0.001"})
-        (stop,) = stops_at_rung(ranks, "med", 1, RULE, ranks).values()
+        (stop,) = stops_at_rung(ranks, "med", steps, ranks, is_last=True).values()
         assert stop.low < stop.heading < stop.high
         assert stop.heading < -0.2
         assert stop.difference == pytest.approx(-0.4, abs=0.1)
         assert stop.p < 0.1
-        assert "-8-" not in stop.against
+        assert stop.rival != "r=8 lr=0.001"
 
     @pytest.mark.parametrize("leads", ["lora", "full"])
     def test_the_best_arm_and_the_best_lora_arm_go_on(self, leads: str) -> None:
@@ -97,14 +99,14 @@ class TestStops:
             at_rung(synthetic_study(replace(rising, accuracy=lambda rank, lr, p=p: p[lr])))
             for p in ({1e-3: 0.55, 3e-3: 0.3}, {1e-3: 0.6, 3e-3: 0.59})
         )
-        against = {s.against for s in stops_at_rung(now, "med", 0, RULE, earlier).values()}
-        assert against <= {"med-4-0.003-0"}
+        stops = stops_at_rung(now, "med", steps, earlier, is_last=False).values()
+        assert {stop.rival for stop in stops} <= {"r=4 lr=0.003"}
 
     def test_nothing_reached_the_rung(self) -> None:
         study = synthetic_study(FLAT)
         study = with_trials(study, lambda t: TrialRecords(t.spec, "planned"))
-        assert stops_at_rung(study, "med", 0, RULE) == {}
-        assert next_trials(study, "med", RULE) == []
+        assert stops_at_rung(study, "med", steps, is_last=False) == {}
+        assert next_trials(study, "med") == []
 
 
 class TestSeeds:
@@ -112,35 +114,29 @@ class TestSeeds:
         """Never to the one that is hopeless; none at all once the answer is sure."""
         truth = replace(FLAT, accuracy=lambda rank, lr: 0.4 if rank == 2 else 0.8)
         study = at_rung(synthetic_study(truth))
-        labels = [s.arm_label for s in next_trials(study, "med", AdaptiveRule())]
+        labels = [s.arm_label for s in next_trials(study, "med")]
         assert labels
         assert "r=2 lr=0.001" not in labels
-        assert next_trials(study, "med", AdaptiveRule(until=0.01)) == []
+        assert next_trials(study, "med", until=0.01) == []
 
     def test_a_dearer_trial_comes_later(self) -> None:
         truth = replace(FLAT, seed_spread=0.05, num_items=2000)
         studies = [at_rung(synthetic_study(truth, seed)) for seed in range(8)]
-        unsure = [(s, found) for s in studies if len(found := next_trials(s, "med", RULE)) > 1]
+        unsure = [(s, found) for s in studies if len(found := next_trials(s, "med")) > 1]
         assert unsure
         for study, (first, second, *_) in unsure:
             dear = {first.trial_id: 1000.0}
-            assert next_trials(study, "med", RULE, dear)[0] == second
+            assert next_trials(study, "med", cost=dear)[0] == second
 
     def test_none_is_worth_it_if_every_arm_forgets_too_much(self) -> None:
         truth = replace(FLAT, forgetting=lambda rank, lr: 0.4, objective={"max_forgetting": 0.05})
         study = at_rung(synthetic_study(truth))
-        assert next_trials(study, "med", RULE) == []
+        assert next_trials(study, "med") == []
 
     def test_finalists_begin_with_the_recommended_arm(self) -> None:
         truth = replace(FLAT, full_lrs=(), accuracy=lambda rank, lr: 0.9 if rank == 32 else 0.5)
         study = at_rung(synthetic_study(truth))
         assert finalists(study, "med")[0].summary.label == "r=32 lr=0.001"
-
-
-@pytest.mark.parametrize("rungs", [(0.5, 0.25), (0.0, 0.5), (0.5, 1.0), (0.5, 0.5)])
-def test_rungs_that_cannot_be(rungs: tuple[float, ...]) -> None:
-    with pytest.raises(UserError, match="rungs"):
-        AdaptiveRule(rungs=rungs)
 
 
 class TestSimulation:
@@ -154,7 +150,7 @@ class TestSimulation:
     def test_a_study_without_rungs_or_differences_trains_what_it_must(self) -> None:
         """Every first seed, and later ones of some arms."""
         drawn = Drawn(WORLDS["random, parallel curves"], 0)
-        played = play_adaptive(drawn, AdaptiveRule(rungs=()))
+        played = play_adaptive(drawn, rungs=())
         arms = len({t.spec.arm for t in drawn.frame.trials})
         done = len([t for t in played.records.trials if t.status == "done"])
         assert played.trainings == done

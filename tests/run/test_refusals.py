@@ -98,6 +98,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (adaptive(budget="0 trials"), "budget.trials: found 0, expected greater than or equal to 1"),
     (adaptive(budget="10 tokens"), "budget: found less than one trial"),
     (adaptive(rungs=[1.0]), "less than 1"),
+    (adaptive(rungs=[0.5, 0.2]), "each larger than the one before"),
     (adaptive(rungs=[0.2, 0.25]), "rungs: found 2, 2 as the steps"),
     (adaptive(rungs=[0.01]), "rungs: found 0 as the steps"),
     *[(adaptive(until=p), "until: found") for p in (0, 1, 1.5)],

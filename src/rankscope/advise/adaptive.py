@@ -10,13 +10,13 @@ worth it. Every function here is a function of records.
 What the numbers below cost and miss: docs/findings, adaptive studies.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from rankscope.advise.arms import Arm, summarize_arms
-from rankscope.advise.decide import MAY_DO, SURE, Answer, decide
+from rankscope.advise.decide import MAY_DO, Answer, decide
 from rankscope.advise.evidence import Part, measure
 from rankscope.advise.posterior import Array
 from rankscope.advise.results import (
@@ -28,8 +28,14 @@ from rankscope.advise.results import (
 )
 from rankscope.advise.retention import net_scale
 from rankscope.advise.value import values_of_trials
-from rankscope.errors import UserError
-from rankscope.records import StudyRecords, TrialRecords, TrialSpec, finished_trials
+from rankscope.records import (
+    SURE,
+    StopRecord,
+    StudyRecords,
+    TrialRecords,
+    TrialSpec,
+    finished_trials,
+)
 
 HEADING = 0.4  # Share of its last rise that an arm is expected to rise again before its end
 DOUBT = 0.3  # Standard deviation of that, in root mean squares of the arms' last rises
@@ -37,52 +43,28 @@ FEWEST_BEST = 0.2  # A rate goes on if it is the best of its configuration with 
 FEWEST_WITHIN = 0.1  # An arm goes on after the last rung if it is within the margin with this one
 WORTH = 0.02  # Least expected fall of the regret for which a trial is trained, in margins
 TOO_FAR = 1e3  # Net gain taken off an arm that cannot be chosen
+RUNGS = (0.2, 0.5)  # Shares of a trial's own steps, ascending, unless the study file names others
 MOST_AT_ONCE = 3  # Trials of one round: adapters that train together share the base's work
-
-
-@dataclass(frozen=True, slots=True)
-class AdaptiveRule:
-    """When trials of an adaptive study stop, and when the study does."""
-
-    rungs: tuple[float, ...] = (0.2, 0.5)
-    """Shares of a trial's own steps, ascending."""
-    until: float | None = None
-    """Probability of being within the margin of the best until which seeds are trained. None: until
-    ``SURE``, or until no further seed is worth it."""
-
-    def __post_init__(self) -> None:
-        if list(self.rungs) != sorted(set(self.rungs)) or not all(0 < r < 1 for r in self.rungs):
-            wanted = "shares of the steps between 0 and 1, each larger than the one before"
-            raise UserError("rungs", str(self.rungs), wanted)
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Why a trial stopped at a rung."""
-
-    against: str  # Id of the trial of the arm that is expected to end best
-    p: float  # Probability that its arm is the best rate, or within the margin of the best arm
-    difference: float  # Its net gain minus the other's at the rung, as measured
-    heading: float  # The same at the end of training, as expected
-    low: float  # Ends of the 95 % interval of that
-    high: float
 
 
 def stops_at_rung(
     study: StudyRecords,
     task: str,
-    rung: int,
-    rule: AdaptiveRule,
+    num_steps: Callable[[TrialSpec], int],
     before: StudyRecords | None = None,
-) -> dict[str, Stop]:
-    """Trials of a task that stop at the rung of that index, by trial id.
+    *,
+    is_last: bool,
+) -> dict[str, StopRecord]:
+    """Trials of a task that stop at a rung, by trial id.
 
     The arm of the highest expected net gain never stops, nor does the best LoRA arm.
 
     Args:
         study: the study as if training had ended at the rung: its trials that reached it are
             ``done`` with one seed each and have the validation items scored there.
+        num_steps: optimizer steps of a trial's whole training.
         before: the same at the rung before; None at the first.
+        is_last: the last rung, at which ranks and methods compete as well.
     """
     arms = [arm for arm in _arms(study, task) if arm.finished]
     trials = [arm.trials for arm in arms]
@@ -91,38 +73,57 @@ def stops_at_rung(
     found = measure(study, parts, trials)
     if found is None:
         return {}
-    scored = [arms[i] for i in found.arms]
-    rises = found.evidence.means - _means_before(before, task, parts, scored)
+    measured, places = found
+    scored = [arms[i] for i in places]
+    rises = measured.means - _means_before(before, task, parts, scored)
     evidence = replace(
-        found.evidence,
-        means=found.evidence.means + HEADING * rises,
+        measured,
+        means=measured.means + HEADING * rises,
         extra=np.full(len(scored), DOUBT**2 * float(np.square(rises).mean())),
     )
     margin = study.config.objective.margin_on(scale.name)
     draws = drawn_posterior(evidence, margin)[0].draws
     # An arm that is over the limit on forgetting stops no other.
-    ranked = draws - TOO_FAR * _over_limit(study, task, trials)[list(found.arms)]
-    order = np.argsort(-ranked.mean(axis=0), kind="stable").tolist()
-    best_lora = next((i for i in order if scored[i].summary.is_lora), order[0])
-    top = np.maximum(ranked.max(axis=1), 0.0)
-    stops: dict[str, Stop] = {}
-    for columns in _configurations(scored):
-        best = ranked[:, columns].argmax(axis=1)
+    ranked = draws - TOO_FAR * _over_limit(study, task, trials)[list(places)]
+    stops: dict[str, StopRecord] = {}
+    for i, against, p in _stopping(scored, ranked, margin, is_last):
+        gap = draws[:, i] - draws[:, against]
+        low, high = np.quantile(gap, (0.025, 0.975)).tolist()
+        trial = finished_trials(scored[i].trials)[0]
+        assert trial.train is not None
+        stops[trial.spec.trial_id] = StopRecord(
+            trial_id=trial.spec.trial_id,
+            num_steps=num_steps(trial.spec),
+            rival=scored[against].summary.label,
+            p=p,
+            difference=float(measured.means[i] - measured.means[against]),
+            heading=float(gap.mean()),
+            low=low,
+            high=high,
+            train=trial.train,
+        )
+    return stops
+
+
+def _stopping(
+    arms: Sequence[Arm], draws: Array, margin: float, is_last: bool
+) -> Iterator[tuple[int, int, float]]:
+    """Places of the arms that stop and of those that they lose against, with the probability for
+    which they stop."""
+    order = np.argsort(-draws.mean(axis=0), kind="stable").tolist()
+    best_lora = next((i for i in order if arms[i].summary.is_lora), order[0])
+    top = np.maximum(draws.max(axis=1), 0.0)
+    for columns in _configurations(arms):
+        best = draws[:, columns].argmax(axis=1)
         leader = min(columns, key=order.index)
         for place, i in enumerate(columns):
             p, against = float((best == place).mean()), leader
             goes_on = i == leader or p >= FEWEST_BEST
-            if rung == len(rule.rungs) - 1 and goes_on:
-                p, against = float((ranked[:, i] >= top - margin).mean()), order[0]
+            if is_last and goes_on:
+                p, against = float((draws[:, i] >= top - margin).mean()), order[0]
                 goes_on = p >= FEWEST_WITHIN
             if not goes_on and i not in (order[0], best_lora):
-                gap = draws[:, i] - draws[:, against]
-                low, high = np.quantile(gap, (0.025, 0.975)).tolist()
-                measured = float(found.evidence.means[i] - found.evidence.means[against])
-                stops[_trial_id(scored[i])] = Stop(
-                    _trial_id(scored[against]), p, measured, float(gap.mean()), low, high
-                )
-    return stops
+                yield i, against, p
 
 
 def _means_before(
@@ -136,7 +137,8 @@ def _means_before(
     found = measure(before, parts, trials)
     means = np.zeros(len(scored))
     if found is not None:
-        means[list(found.arms)] = found.evidence.means
+        evidence, places = found
+        means[list(places)] = evidence.means
     return means
 
 
@@ -158,7 +160,10 @@ def _configurations(arms: Sequence[Arm]) -> list[list[int]]:
 
 
 def next_trials(
-    study: StudyRecords, task: str, rule: AdaptiveRule, cost: Mapping[str, float] | None = None
+    study: StudyRecords,
+    task: str,
+    until: float | None = None,
+    cost: Mapping[str, float] | None = None,
 ) -> list[TrialSpec]:
     """The trials that are worth most per token, most first; empty if the answer is sure enough.
 
@@ -166,13 +171,15 @@ def next_trials(
 
     Args:
         study: its trials with their statuses; those that never began are ``planned``.
+        until: probability of being within the margin of the best until which seeds are trained.
+            None: until ``SURE``, or until no further seed is worth it.
         cost: tokens by trial id; equal by default.
     """
     results, answer = _answered(study, task)
     p, is_fit = answer.p_within_margin, results.fit_failed is None
     if results.evidence is None or not results.allowed or p is None or not is_fit:
         return []
-    if p >= (rule.until or SURE):
+    if p >= (until or SURE):
         return []
     values = values_of_trials(results.evidence, results.margin).tolist()
     waiting: dict[object, TrialSpec] = {}
@@ -184,7 +191,7 @@ def next_trials(
         arm, of = results.arms[place], expected(results.arms[place].summary)
         spec = waiting.get(arm.trials[0].spec.arm)
         # Who asks for a probability pays for seeds that are hardly worth it, of arms that may do.
-        is_worth = value >= WORTH * results.margin or (rule.until and of.p_within_margin >= MAY_DO)
+        is_worth = value >= WORTH * results.margin or (until and of.p_within_margin >= MAY_DO)
         if spec is not None and is_worth:
             worth.append((value / (cost or {}).get(spec.trial_id, 1.0), of.p_best, spec))
     worth.sort(key=lambda found: found[:2], reverse=True)
@@ -216,7 +223,3 @@ def _arms(study: StudyRecords, task: str) -> tuple[Arm, ...]:
     begun = {t.spec.arm for t in of_task if t.status not in ("planned", "skipped")}
     kept = tuple(t for t in of_task if t.spec.arm in begun)
     return summarize_arms(replace(study, trials=kept)).get(task, ())
-
-
-def _trial_id(arm: Arm) -> str:
-    return finished_trials(arm.trials)[0].spec.trial_id

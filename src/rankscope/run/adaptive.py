@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil, inf
 
-from rankscope.advise.adaptive import AdaptiveRule, Stop, finalists, next_trials, stops_at_rung
+from rankscope.advise.adaptive import finalists, next_trials, stops_at_rung
 from rankscope.advise.evidence import rung_items
 from rankscope.records import (
     BASE,
@@ -60,7 +60,6 @@ class _AdaptiveStudy:
         self.context, self.ledger = context, context.ledger
         self.declared = context.study  # Before any round: that of the context has its groups
         self.run_groups = run_groups
-        self.rule = AdaptiveRule(self.declared.rungs, self.declared.config.until)
         self.begun_at = time.monotonic()
         self.first_over_budget: set[str] = set()
         self.over_budget: set[str] = set()
@@ -73,8 +72,9 @@ class _AdaptiveStudy:
         of_seed = {t.trial_id for t in self.declared.trials if t.seed == seed and t.given is None}
         self.over_budget = self.first_over_budget = of_seed - begun
         self.remove_points_without_items(first)
-        for rung in range(len(self.rule.rungs)):
-            label = f"rung {rung + 1} of {len(self.rule.rungs)},"
+        rungs = len(self.declared.rungs)
+        for rung in range(rungs):
+            label = f"rung {rung + 1} of {rungs},"
             self.round(first, Round(rung=rung, is_last=False, label=label))
             self.stop_trials(rung)
         self.round(first, Round(is_last=False, label="first seed,"))
@@ -127,16 +127,13 @@ class _AdaptiveStudy:
         seed = self.declared.config.seeds[0]
         view = _rung_view(records, trains, seed)
         earlier = _rung_view(records, self.rung_trains(rung - 1), seed) if rung else None
-        stops: dict[str, Stop] = {}
+        is_last, steps = rung == len(self.declared.rungs) - 1, self.declared.num_steps
+        stops: dict[str, StopRecord] = {}
         for task in self.declared.data.rows:
-            stops |= stops_at_rung(view, task, rung, self.rule, earlier)
+            stops |= stops_at_rung(view, task, steps, earlier, is_last=is_last)
         by_id = {trial.trial_id: trial for trial in self.declared.trials}
         statuses = self.ledger.statuses()
-        stopped = [
-            _stop_record(i, stop, by_id[stop.against], trains[i], self.declared.num_steps(by_id[i]))
-            for i, stop in stops.items()
-            if statuses[i] == "planned"
-        ]
+        stopped = [stop for i, stop in stops.items() if statuses[i] == "planned"]
         if not stopped:
             return
         for record in stopped:
@@ -160,7 +157,8 @@ class _AdaptiveStudy:
         view = self.validated()
         own = [trial for trial in self.declared.trials if trial.given is None]
         tokens = {trial.trial_id: float(self.declared.training_tokens(trial)) for trial in own}
-        by_task = [next_trials(view, task, self.rule, tokens) for task in self.declared.data.rows]
+        until = self.declared.config.until
+        by_task = [next_trials(view, task, until, tokens) for task in self.declared.data.rows]
         return [trial for of_task in by_task for trial in of_task]
 
     def finalists(self) -> list[list[TrialSpec]]:
@@ -283,19 +281,3 @@ def _rung_view(
                 base = items[BASE, point.task, "validation"]
                 items[trial_id, point.task, "validation"] = rung_items(point, base)
     return replace(records, trials=tuple(trials), items=items)
-
-
-def _stop_record(
-    trial_id: str, stop: Stop, rival: TrialSpec, train: TrainRecord, num_steps: int
-) -> StopRecord:
-    return StopRecord(
-        trial_id=trial_id,
-        num_steps=num_steps,
-        rival=rival.arm_label,
-        p=stop.p,
-        difference=stop.difference,
-        heading=stop.heading,
-        low=stop.low,
-        high=stop.high,
-        train=train,
-    )

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import torch
 
-from rankscope.advise.adaptive import AdaptiveRule
+from rankscope.advise.adaptive import RUNGS
 from rankscope.analyses import all_analyses, enabled_analyses
 from rankscope.config.section import Interval
 from rankscope.config.study import StudyConfig
@@ -225,7 +225,7 @@ def _usable_rungs(config: StudyConfig, labels: Mapping[int, str]) -> tuple[float
     if config.strategy == "grid":
         return ()
     usable: list[float] = []
-    for rung in config.rungs or AdaptiveRule().rungs:
+    for rung in config.rungs or RUNGS:
         taken = [(0, *rung_steps(usable, num_steps), num_steps) for num_steps in labels]
         if all(rung_steps([rung], steps[-1])[0] not in steps for steps in taken):
             usable.append(rung)
