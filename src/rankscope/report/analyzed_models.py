@@ -9,7 +9,7 @@ import pandas as pd
 
 from rankscope.formatting import number
 from rankscope.records import Analyzed, StudyRecords, TrialRecords
-from rankscope.report.charts.figure import Names, range_cells
+from rankscope.report.charts.figure import range_cells
 from rankscope.report.charts.rank_lines import RankAxis, RankLine, RankPoint
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import DASHES, SYMBOLS, rank_colors
@@ -46,10 +46,11 @@ class AnalyzedModels:
     task: str = ""  # The training task of a study
     place: int | None = None  # Its place in the study; None for given models
 
-    def names(self, key: str, title: str) -> Names:
+    def names(self, key: str, title: str) -> dict[str, Any]:
+        """Key and title of a figure, to be unpacked into it."""
         if self.place is None:
-            return Names(key=key, title=title)
-        return Names(key=f"{key}-{self.place}", title=f"{title}, {self.task}")
+            return {"key": key, "title": title}
+        return {"key": f"{key}-{self.place}", "title": f"{title}, {self.task}"}
 
     def over_seeds(
         self,

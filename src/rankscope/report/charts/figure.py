@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, TypedDict
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -29,19 +29,8 @@ class Choice:
     traces: tuple[int, ...]
 
 
-class Names(TypedDict):
-    """Key and title of a figure, to be unpacked into it."""
-
-    key: str
-    title: str
-
-
-class Drawn(TypedDict, total=False):
-    """A plot with its drop-down, to be unpacked into a figure."""
-
-    plot: go.Figure
-    choices: Sequence[Choice]
-    min_width: int
+Drawn = dict[str, Any]
+"""A plot with its drop-down, to be unpacked into a figure."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ stand side by side and intervals are bars.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -24,6 +25,7 @@ from rankscope.report.charts.figure import (
     records,
     value_text,
 )
+from rankscope.report.charts.labels import PointLabel, add_labels
 from rankscope.report.style import BASE_COLOR, FULL_COLOR, INK, MUTED, Color, faded
 
 MAX_BANDS = 3  # With more lines than this, only the focus line keeps its band
@@ -109,8 +111,13 @@ class RankAxis:
         return left - 0.06 * width, right + 0.14 * width
 
 
-def rank_plot(rank_axis: RankAxis, panels: Sequence[Panel]) -> go.Figure | None:
-    """Stacked panels over one axis; None if no arm on a line has a value in any panel."""
+def rank_plot(
+    rank_axis: RankAxis, panels: Sequence[Panel], names: Mapping[str, str] = MappingProxyType({})
+) -> go.Figure | None:
+    """Stacked panels over one axis; None if no arm on a line has a value in any panel.
+
+    ``names``: by arm, what is written at its point in the first panel, most important first.
+    """
     drawings = [_PanelDrawing(rank_axis, panel) for panel in panels]
     if not any(drawing.has_points for drawing in drawings):
         return None
@@ -133,6 +140,7 @@ def rank_plot(rank_axis: RankAxis, panels: Sequence[Panel]) -> go.Figure | None:
     shared = axis(tickvals=list(values), ticktext=list(texts), tickangle=90 if by_arm else None)
     figure.update_xaxes(shared | {"range": list(rank_axis.ends()), "zeroline": False})
     figure.update_xaxes(title_text="" if by_arm else rank_axis.title, row=rows, col=1)
+    drawings[0].add_names(figure, names)
     return figure
 
 
@@ -220,6 +228,17 @@ class _PanelDrawing:
             hovertext=f"<b>{plot_text(label)}</b><br>{text}",
             **at,
         )
+
+    def add_names(self, figure: go.Figure, names: Mapping[str, str]) -> None:
+        at = {a: (x, self.values[a][0]) for a, x in self.places.items() if a in self.values}
+        labels = [PointLabel(*at[arm], text) for arm, text in names.items() if arm in at]
+        if labels:
+            left, right = self.axis.ends()
+            # The names of the reference lines take the room at their right ends.
+            taken = [(right - 0.06 * (right - left), line.value) for line in self.references]
+            ends = [0.0, *(end for _, *both, _ in self.values.values() for end in both)]
+            points = [*taken, *at.values()]
+            add_labels(figure, labels, points, (left, right), (min(ends), max(ends)))
 
     def _sides(self) -> list[str]:
         """Names stand above their line, or below if another line is close above."""

@@ -2,7 +2,6 @@
 
 from rankscope.formatting import join_names, percent
 from rankscope.report.charts.figure import Figure
-from rankscope.report.charts.labels import PointLabel, add_labels
 from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
 from rankscope.report.columns import Column
 from rankscope.report.figures import register
@@ -32,22 +31,14 @@ def draw_expected_gain(view: StudyView, task: str) -> Figure | None:
         return None
     frame = shown(table([{n: row[n] for n in _COLUMNS} for row in rows], STUDY_COLUMNS | units))
     words = {"": gain, f"within {margin} of the best:": "P(within margin)"}
-    plot = rank_plot(axis, [Panel(frame, gain, [Reference("base", 0.0)], words)])
-    if plot is not None:
-        places, values = axis.places(), dict(zip(frame["arm"], frame[gain], strict=True))
-        several = len(axis.lines) > 1
-        names = {o.points[-1].arm: f" {o.label}" for o in axis.lines if o.points and several}
-        labels = [
-            PointLabel(places[a.label], values[a.label], percent(p) + names.get(a.label, ""))
-            for a in sorted(view.candidates(task), key=lambda arm: arm != view.focus(task))
-            if a.label in places and a.expected and (p := a.expected.p_within_margin) is not None
-        ]
-        ends = [0.0, *frame[f"{gain}, low"], *frame[f"{gain}, high"]]
-        left, right = axis.ends()
-        # The names of the reference lines take the room at their right ends.
-        named = [(right - 0.06 * (right - left), values.get(arm, 0.0)) for arm in (axis.full, None)]
-        points = [*named, *((label.x, label.y) for label in labels)]
-        add_labels(plot, labels, points, (left, right), (min(ends), max(ends)))
+    lines = {line.points[-1].arm: f" {line.label}" for line in axis.lines if line.points}
+    names = {
+        arm.label: percent(arm.expected.p_within_margin)
+        + (lines.get(arm.label, "") if len(axis.lines) > 1 else "")
+        for arm in sorted(view.candidates(task), key=lambda arm: arm != view.focus(task))
+        if arm.expected
+    }
+    plot = rank_plot(axis, [Panel(frame, gain, [Reference("base", 0.0)], words)], names)
     return Figure(
         key=view.key("expected-gain", task),
         title=f"Expected net gain {axis.against}, {task}",

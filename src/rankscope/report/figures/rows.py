@@ -3,7 +3,6 @@ fine-tuning."""
 
 from rankscope.records import ArmSummary
 from rankscope.report.charts.figure import Figure
-from rankscope.report.charts.labels import PointLabel, add_labels
 from rankscope.report.charts.rank_lines import (
     Panel,
     RankAxis,
@@ -50,14 +49,8 @@ def draw_rows(view: StudyView, task: str) -> Figure | None:
         points = tuple(RankPoint(arm.label, arm.rows or 1, view.color(arm)) for arm in ordered)
         drawn.append(RankLine(name, "solid", SYMBOLS[place % len(SYMBOLS)], points))
     axis = RankAxis(tuple(drawn), drawn[-1].label, title="training rows (log scale)")
-    plot = rank_plot(axis, [Panel(frame, gain, [Reference("base", 0.0)])])
-    if plot is not None:
-        places, values = axis.places(), dict(zip(frame["arm"], frame[gain], strict=True))
-        tops = [(line.label, line.points[-1].arm) for line in axis.lines]
-        labels = [PointLabel(places[arm], values[arm], name) for name, arm in tops]
-        ends = [0.0, *frame[f"{gain}, low"], *frame[f"{gain}, high"]]
-        kept_free = [(label.x, label.y) for label in labels]
-        add_labels(plot, labels, kept_free, axis.ends(), (min(ends), max(ends)))
+    names = {line.points[-1].arm: line.label for line in drawn}
+    plot = rank_plot(axis, [Panel(frame, gain, [Reference("base", 0.0)])], names)
     said = [r.text for r in view.advice(task).reasons if r.kind == "axis"]
     return Figure(
         key=view.key("rows", task),
