@@ -57,7 +57,7 @@ def render_study(whole: StudyView, folder: str = "DIR", view: StudyView | None =
         num_failed=len(failed),
         stopped=stopped_trials_table(whole),
         num_skipped=sum(trial.status == "skipped" for trial in whole.study.trials),
-        given=given_table(view),
+        given=given_table(view.recommendation.given),
         tasks=tasks_table(view),
         without_contamination=contamination_table(view),
         training=training_table(view),

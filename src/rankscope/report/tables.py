@@ -3,13 +3,13 @@
 Files for programs have shares of 1 and nats; ``STUDY_COLUMNS`` says how people read them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
 from rankscope.analyses.tables import TableRow
 from rankscope.formatting import CONFIDENCES, NATS, SHARES, Unit
-from rankscope.records import FAILED, ArmSummary, Estimate, StudyRecords
+from rankscope.records import FAILED, ArmSummary, Estimate, ModelScore, StudyRecords
 from rankscope.report.columns import Column
 from rankscope.report.study_view import StudyView, change_on
 from rankscope.report.table_formats import table
@@ -60,7 +60,7 @@ def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
         "arms": arms_table(view),
         "changes": _changes_table(view),
         "comparisons": _comparisons_table(view),
-        "given": given_table(view),
+        "given": given_table(view.recommendation.given),
         "answers": _answers_table(view),
         "tasks": tasks_table(view),
         "training": training_table(view),
@@ -205,26 +205,30 @@ def _changes_table(view: StudyView) -> pd.DataFrame:
     return table(rows, _columns(view, "change"))
 
 
-def given_table(view: StudyView) -> pd.DataFrame:
-    """Scores of the base and of the given models, with their changes against the base; empty
-    without given models."""
+def given_table(scores: Sequence[ModelScore]) -> pd.DataFrame:
+    """Scores of the base and of the given models, with their changes against the base."""
+    has_clean = any(score.record.without_contamination for score in scores)
     rows: list[TableRow] = [
         {
             "task": score.record.task,
-            "model": score.model,
+            "metric": score.record.metric,
+            "chance": score.chance,
+            "model": score.model + (" (forced)" if score.other_base_forced else ""),
             "score": score.record.score,
             "standard_error": score.record.standard_error,
+            "items": score.record.n,
+            **({"without_contaminated_rows": clean and clean.score} if has_clean else {}),
             **_with_interval("change", score.change),
             "p": score.change.p if score.change else None,
-            "items": score.record.n,
             "score_unit": score.score_unit,
         }
-        for score in view.recommendation.given
+        for score in scores
+        for clean in [score.record.without_contamination]
     ]
-    columns = _columns(view, "score", "change")
-    for name in ("standard_error", "change"):
-        columns[name] = columns["score"]
-    return table(rows, columns)
+    digits = 2 if all(score.score_unit == "accuracy" for score in scores) else 4
+    names = ("score", "standard_error", "without_contaminated_rows", "change")
+    of_score = STUDY_COLUMNS["score"]._replace(digits=digits)
+    return table(rows, STUDY_COLUMNS | dict.fromkeys(names, of_score))
 
 
 def role_of_tested(study: StudyRecords, trained: str, tested: str) -> str:

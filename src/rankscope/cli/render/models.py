@@ -1,7 +1,9 @@
 """What verbs of models and adapters print: ``eval``, ``inspect``, ``shrink`` and ``params``."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from math import hypot
+from operator import itemgetter
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -13,12 +15,9 @@ from rankscope.device import choose_device, choose_dtype
 from rankscope.formatting import (
     byte_size,
     count,
-    number,
-    p_cell,
     score_text,
     terminal_text,
     unit_of,
-    with_interval,
 )
 from rankscope.models.parameters import (
     ADAMW_STATES,
@@ -30,59 +29,24 @@ from rankscope.models.parameters import (
 from rankscope.models.scaling import layer_index
 from rankscope.records import AdapterChange, MatrixChange, ModelScore, StudyRecords
 from rankscope.report.columns import Column
+from rankscope.report.table_formats import frame_rows
+from rankscope.report.tables import given_table
 
 SHOWN_LEFT_OUT = 3  # Parameters named that an adapter leaves out
-NUMBERS = ("score", "n", "without contamination", "change", "p")
+_TITLE = ("task", "metric", "chance")
+_LEGEND = "change against the base on the same items, with 95 % interval; p of this one comparison"
 
 
 def scores_tables(scores: Sequence[ModelScore]) -> RenderableType:
-    """A table per task: the base and its adapters.
-
-    Accuracies in percent, changes in points, likelihoods in nats per token; ``±`` is one standard
-    error, brackets are a paired 95 % interval.
-    """
-    by_task: dict[str, list[ModelScore]] = {}
-    for score in scores:
-        by_task.setdefault(_title(score), []).append(score)
-    tables = []
-    for title, of_task in by_task.items():
-        with_clean = any(score.record.without_contamination for score in of_task)
-        rows = [_score_row(score, with_clean) for score in of_task]
-        tables.append(terminal_table(rows, title, right=NUMBERS))
-    legend = "score ± one standard error"
-    if any(score.change for score in scores):
-        legend += (
-            "; change against the base with its paired 95 % interval and p, which is of this one "
-            "comparison"
-        )
-    return Group(*tables, Text(legend))
-
-
-def _title(score: ModelScore) -> str:
-    """Such as ``arc_easy: acc, guessing gives 25.0 %``."""
-    title = f"{score.record.task}: {score.record.metric}"
-    if score.chance is None:
-        return title
-    return f"{title}, guessing gives {score_text(score.chance, unit_of(score.score_unit))}"
-
-
-def _score_row(score: ModelScore, with_clean: bool) -> dict[str, object]:
-    record, unit = score.record, unit_of(score.score_unit)
-    clean, change = record.without_contamination, score.change
-
-    def with_error(value: float, error: float | None) -> str:
-        half = "?" if error is None else number(unit.scale * error, unit.digits)
-        return f"{number(unit.scale * value, unit.digits)} ± {half}"
-
-    clean_score = with_error(clean.score, clean.standard_error) if clean else ""
-    return {
-        "model": score.model + (" (forced)" if score.other_base_forced else ""),
-        "score": with_error(record.score, record.standard_error),
-        "n": record.n,
-        **({"without contamination": clean_score} if with_clean else {}),
-        "change": with_interval(change, unit) if change else "",
-        "p": p_cell(change.p if change else None),
-    }
+    """A table per task: the base and its adapters, as in the study's table of given models."""
+    frame, parts = given_table(scores), list[RenderableType]()
+    rows = [dict(zip(frame.columns, row, strict=True)) for row in frame_rows(frame)]
+    for (task, metric, chance), group in groupby(rows, itemgetter(*_TITLE)):
+        of_task = [{n: cell for n, cell in row.items() if n not in _TITLE} for row in group]
+        unit = unit_of(of_task[0]["score_unit"])
+        guessing = "" if chance is None else f", guessing gives {score_text(chance, unit)}"
+        parts.append(terminal_table(of_task, f"{task}: {metric}{guessing}", frame.attrs["columns"]))
+    return Group(*parts, Text(_LEGEND if any(score.change for score in scores) else ""))
 
 
 def inspection_tables(study: StudyRecords) -> RenderableType:
