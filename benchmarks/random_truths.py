@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
 
 from synthetic_study import Truth, synthetic_study
 
+from rankscope.advise.arms import trials_by_arm
+from rankscope.advise.retention import net_scale
 from rankscope.records import BASE, StudyRecords, TrialSpec
 
 Array = np.ndarray
@@ -40,6 +42,7 @@ class Kind:
     unequal: bool = False  # Seeds of some arms are further apart than those of others
     rough: bool = False  # Ranks are not smooth
     nats: bool = False
+    shares: bool = False  # Nats that are weighed as shares, as they are by default
     failed: bool = False  # One seed of one arm failed
 
 
@@ -58,6 +61,7 @@ KINDS = (
     Kind("two training tasks", tasks=("med", "law")),
     Kind("a failed seed", failed=True, seeds=(2, 5)),
     Kind("300 items, 3 seeds", items=(300, 300), seeds=(3, 3)),
+    Kind("shares", nats=True, shares=True),
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 
@@ -77,7 +81,7 @@ def _frame(kind: Kind, seeds: int, items: int) -> StudyRecords:
         metric="log_probability" if kind.nats else "accuracy",
     )
     frame = synthetic_study(truth)
-    if not kind.nats:
+    if not kind.nats or kind.shares:
         return frame
     # As text: every task in nats, so gain and forgetting have one unit, and are not shares.
     objective = frame.config.objective.model_copy(update=_own_unit())
@@ -112,6 +116,7 @@ def draw(kind: Kind, seed: int) -> RandomTruth:
     tests = {name: (rng.normal(0, 1.2, ITEMS_OF_TRUTH), rng.lognormal(0, 0.3, ITEMS_OF_TRUTH))
              for name in bases}  # fmt: skip
     abilities: dict[tuple[str, str], float] = {}
+    changed: dict[str, dict[str, dict[str, float]]] = {}
     for task in kind.tasks:
         spread = rng.uniform(0.02, 0.15)
         gain = rng.normal(*kind.gain)
@@ -130,7 +135,7 @@ def draw(kind: Kind, seed: int) -> RandomTruth:
             for name, change in changes.items():
                 deviation = own[spec.arm_label] * rng.standard_t(3)
                 abilities[spec.trial_id, name] = bases[name] + change[spec.arm_label] + deviation
-        drawn.net[task] = {}
+        drawn.net[task], changed[task] = {}, {}
         for label in arms:
             kept = {
                 name: mean(bases[name] + change[label] + own[label] * SEEDS_OF_TRUTH, *tests[name])
@@ -140,6 +145,7 @@ def draw(kind: Kind, seed: int) -> RandomTruth:
             # A trial that failed counts as no gain.
             ended = [t.status == "done" for t in frame.trials if t.spec.arm_label == label]
             drawn.net[task][label] = sum(kept.values()) * float(np.mean(ended))
+            changed[task][label] = kept
     for name in bases:
         for split in ("validation", "test"):
             n = len(found[BASE, name, split].scores)
@@ -158,6 +164,14 @@ def draw(kind: Kind, seed: int) -> RandomTruth:
                 key = (model, name, split)
                 found[key] = replace(found[key], scores=scores)
     drawn.study = replace(frame, items=found)
+    for task in kind.tasks if kind.shares else ():
+        # The units of a share are measured: what is judged is the posterior in these units.
+        arms = trials_by_arm(t for t in drawn.study.trials if t.spec.task == task)
+        parts = net_scale(drawn.study, task, list(arms.values())).parts
+        drawn.net[task] = {
+            label: sum(part.weight * kept[part.task] for part in parts)
+            for label, kept in changed[task].items()
+        }
     return drawn
 
 

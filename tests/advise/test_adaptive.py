@@ -72,6 +72,16 @@ class TestStops:
         assert stop.p < 0.1
         assert stop.rival != "r=8 lr=0.001"
 
+    def test_a_rate_that_broke_a_model_saves_no_other(self) -> None:
+        """It is 30 nats below the base; other rates are apart by .12 as ever."""
+
+        def score(rank: int | None, lr: float) -> float:
+            return -30.0 if (rank, lr) == (16, 3e-3) else 0.4 + 0.12 * np.log10(lr / 1e-4)
+
+        truth = replace(RATES, metric="log_probability", accuracy=score)
+        whole = {"r=4 lr=0.0001", "r=16 lr=0.0001", "r=16 lr=0.003"}
+        assert whole <= stopped(at_rung(synthetic_study(truth)), 0)
+
     @pytest.mark.parametrize("leads", ["lora", "full"])
     def test_the_best_arm_and_the_best_lora_arm_go_on(self, leads: str) -> None:
         truth = replace(

@@ -18,7 +18,7 @@ import numpy as np
 from rankscope.advise.arms import Arm, summarize_arms
 from rankscope.advise.decide import MAY_DO, Answer, decide
 from rankscope.advise.evidence import Part, measure
-from rankscope.advise.posterior import Array
+from rankscope.advise.posterior import FAR_BELOW, Array
 from rankscope.advise.results import (
     TaskResults,
     drawn_posterior,
@@ -75,13 +75,14 @@ def stops_at_rung(
         return {}
     measured, places = found
     scored = [arms[i] for i in places]
+    margin = study.config.objective.margin_on(scale.name)
     rises = measured.means - _means_before(before, task, parts, scored)
+    usual = rises[measured.means > -FAR_BELOW * margin]  # Not of models that broke
     evidence = replace(
         measured,
         means=measured.means + HEADING * rises,
-        extra=np.full(len(scored), DOUBT**2 * float(np.square(rises).mean())),
+        extra=np.full(len(scored), DOUBT**2 * float(np.square(usual).mean()) if len(usual) else 0),
     )
-    margin = study.config.objective.margin_on(scale.name)
     draws = drawn_posterior(evidence, margin)[0].draws
     # An arm that is over the limit on forgetting stops no other.
     ranked = draws - TOO_FAR * _over_limit(study, task, trials)[list(places)]

@@ -37,6 +37,9 @@ SEED_SPREADS = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # Between s
 TYPICAL_SPREAD, SPREAD_FREEDOM = 0.5, 2.0
 """The prior of the common spread: half a margin, as if two degrees of freedom had shown it."""
 OWN_FREEDOM = 4.0
+FAR_BELOW = 16.0
+"""Margins below the base beyond which it does not matter how far: a model that training broke loses
+any number of nats, which would tell of seeds and ranks that do what they like."""
 FLAT_PRIOR = 1000.0  # Standard deviation of the only arm's net gain, in margins: it says nothing
 AXIS_LENGTHS = (1.0, 0.5, 1.0, 0.2)
 """Per octave of rank, over which ``LENGTHS`` are given: octaves of alpha / rank and of rows, and
@@ -126,7 +129,7 @@ def posterior(evidence: NetGains, margin: float, seed: int = 0) -> Posterior:
         FloatingPointError: a number is not finite, or no choice of scales has a likelihood.
     """
     rng, number = np.random.default_rng(seed), len(evidence.means)
-    evidence = _above_prior(evidence, margin)
+    evidence, taken_off = _as_fitted(evidence, margin)
     tried = np.unique(np.linspace(0, number - 1, min(number, MOST_TRIED)).astype(np.intp))
     few = evidence if len(tried) == number else evidence.part(tried)
     scales = _all_scales(few, margin)
@@ -142,12 +145,14 @@ def posterior(evidence: NetGains, margin: float, seed: int = 0) -> Posterior:
         for k, count in enumerate(counts.tolist())
         for first in range(0, count, together)
     ]
-    return Posterior(np.concatenate(draws) + PRIOR_MEAN * margin, margin)
+    return Posterior(np.concatenate(draws) + taken_off, margin)
 
 
-def _above_prior(evidence: NetGains, margin: float) -> NetGains:
-    """The evidence with net gains above the prior's mean."""
-    return replace(evidence, means=evidence.means - PRIOR_MEAN * margin)
+def _as_fitted(evidence: NetGains, margin: float) -> tuple[NetGains, Array]:
+    """The evidence with net gains above the prior's mean, none of them too far below the base; and
+    what was taken off each for it, (A,)."""
+    fitted = np.maximum(evidence.means, -FAR_BELOW * margin) - PRIOR_MEAN * margin
+    return replace(evidence, means=fitted), evidence.means - fitted
 
 
 def flat_posterior(evidence: NetGains, margin: float, seed: int = 0) -> Posterior:
@@ -177,14 +182,14 @@ def likeliest_posteriors(
     evidence: NetGains, margin: float, most: int, scales: Array | None = None
 ) -> list[NormalPosterior]:
     """The likeliest choices of the scales, at most ``most``, or the given ``scales`` (K, 5)."""
-    evidence = _above_prior(evidence, margin)
+    evidence, taken_off = _as_fitted(evidence, margin)
     tried = _all_scales(evidence, margin) if scales is None else scales
     mixture = _mixture(evidence, margin, tried)
     found = []
     for k in np.argsort(-mixture.weights)[:most]:
         own = mixture.own_squares[k] / (OWN_FREEDOM + evidence.seeds)
         inverse = np.linalg.inv(mixture.kernels[k] + _noise(evidence, own[None])[0])
-        mean = PRIOR_MEAN * margin + mixture.kernels[k] @ inverse @ evidence.means
+        mean = taken_off + mixture.kernels[k] @ inverse @ evidence.means
         weight = float(mixture.weights[k])
         found.append(NormalPosterior(weight, tried[k], mixture.kernels[k], inverse, own, mean))
     return found
