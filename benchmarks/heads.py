@@ -141,7 +141,7 @@ def gap(first: list[Floats], second: list[Floats]) -> tuple[float, int]:
 
 def race(w: World, layers: list[int], num_scratch: int, num_plain: int) -> dict[str, object]:
     """Time the sides and compare what they give."""
-    ablations = single_heads(w.heads.layout, layers)
+    ablations = [a for a in single_heads(w.heads.layout) if a[0][0] in layers]
     warm = w.trees[:8]
     ablate(w.heads, warm, ablations[:1])
     begun, computed = time.perf_counter(), time.process_time()
@@ -204,7 +204,7 @@ def closest(first: list[Floats], second: list[Floats]) -> list[float]:
 
 def validate(w: World, layers: list[int], save: Path | None) -> dict[str, object]:
     """Spearman's rank correlations of first-order importance with exact ablation."""
-    ablations = single_heads(w.heads.layout, layers)
+    ablations = [a for a in single_heads(w.heads.layout) if a[0][0] in layers]
     begun = time.perf_counter()
     importance = head_importance(w.heads, w.trees)
     seconds = time.perf_counter() - begun
@@ -215,7 +215,7 @@ def validate(w: World, layers: list[int], save: Path | None) -> dict[str, object
     falls = np.array([right - w.task.scores(v).mean() for v in ablated])
     signed = np.array([importance[a][:, h].numpy() for ((a, h),) in ablations])
     exact, first = np.abs(rises).mean(1), np.abs(signed).mean(1)
-    by_layer = [np.array([x.first_layer for x in ablations]) == layer for layer in layers]
+    by_layer = [np.array([at for ((at, _),) in ablations]) == layer for layer in layers]
     norms = np.concatenate([first[own] / np.linalg.norm(first[own]) for own in by_layer])
     worst = np.argsort(-exact)[:10]
     if save is not None:

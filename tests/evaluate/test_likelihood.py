@@ -17,6 +17,11 @@ from rankscope.evaluate import token_trees
 from rankscope.evaluate.likelihood import continuation_logprobs, prefix_groups
 from rankscope.evaluate.prefix_sharing import common_length, find_shared_prefixes
 from rankscope.evaluate.scorers.scorer import Question
+from rankscope.evaluate.token_trees import TokenTree
+
+
+def trees_of(questions: list[Question]) -> list[TokenTree]:
+    return [TokenTree.of_question(q.prompt, q.continuations) for q in questions]
 
 
 def assert_plain(found: Sequence[np.ndarray], questions: list[Question], model: nn.Module) -> None:
@@ -38,7 +43,7 @@ def test_passes_keep_their_bounds_and_lose_nothing(monkeypatch: pytest.MonkeyPat
         for _ in range(20)
     ]
     engine = base()
-    ((prefix, parts),) = prefix_groups(questions, 64, engine)
+    ((prefix, parts),) = prefix_groups(trees_of(questions), 64, engine)
     assert prefix is None
     assert sorted(i for members, _ in parts for i in members) == list(range(20))
     batches = [batch for _, batch in parts]
@@ -83,7 +88,7 @@ def test_shared_prefixes_change_no_score(
     member = adapter(engine, 4, seed=4)
     engine.multi_lora.attach(member)
     questions = few_shot_questions()
-    groups = list(prefix_groups(questions, batch_tokens, engine))
+    groups = list(prefix_groups(trees_of(questions), batch_tokens, engine))
     # The question that is nothing but its examples keeps its last token.
     assert sorted(0 if prefix is None else prefix.lengths[0] for prefix, _ in groups) == [0, 40, 69]
     with torch.inference_mode():

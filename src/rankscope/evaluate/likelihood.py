@@ -32,7 +32,7 @@ PrefixGroup = tuple[RowBatch | None, Sequence[tuple[Sequence[int], TokenTreeBatc
 with the indices of its items."""
 
 
-class _SummedLogprobs:
+class SummedLogprobs:
     def __init__(self, num_items: int) -> None:
         self.values: list[Floats] = [np.zeros(0)] * num_items  # Summed log p, nats
         # Tokens that greedy decoding would not write, if requested.
@@ -45,7 +45,9 @@ class _SummedLogprobs:
         """The summed log p of all continuations, in order."""
         return np.concatenate([np.zeros(0), *self.values])
 
-    def add(self, base: Base, name: str | None, group: PrefixGroup, *, greedy: bool) -> None:
+    def add(
+        self, base: Base, name: str | None, group: PrefixGroup, *, greedy: bool = False
+    ) -> None:
         started = time.perf_counter()
         prefix, batches = group
         cache = None
@@ -74,8 +76,8 @@ def _sum_logprobs(
     adapter_names: Sequence[str | None],
     *,
     greedy: bool = False,
-) -> dict[str | None, _SummedLogprobs]:
-    by_model = {name: _SummedLogprobs(num_items) for name in adapter_names}
+) -> dict[str | None, SummedLogprobs]:
+    by_model = {name: SummedLogprobs(num_items) for name in adapter_names}
     for group in groups:
         for name, logprobs in by_model.items():
             logprobs.add(base, name, group, greedy=greedy)
@@ -94,38 +96,39 @@ def continuation_logprobs(
     batch_tokens: int,
     *,
     greedy: bool = False,
-) -> dict[str | None, _SummedLogprobs]:
+) -> dict[str | None, SummedLogprobs]:
     """log p(continuation | prompt) in nats, summed over its tokens, under every model.
 
     Prompts and continuations have at least one token each. The adapters of ``adapter_names``,
     distinct, are attached to ``base``; None is the bare base. A row, or a prefix, longer than
     ``batch_tokens`` runs alone. ``greedy`` counts ``missed`` tokens too.
     """
-    groups = prefix_groups(questions, batch_tokens, base)
+    trees = [TokenTree.of_question(q.prompt, q.continuations) for q in questions]
+    groups = prefix_groups(trees, batch_tokens, base)
     return _sum_logprobs(base, groups, len(questions), adapter_names, greedy=greedy)
 
 
 def prefix_groups(
-    questions: Sequence[Question], batch_tokens: int, base: Base
+    trees: Sequence[TokenTree], batch_tokens: int, base: Base
 ) -> Iterator[PrefixGroup]:
-    for length, members in find_shared_prefixes([question.prompt for question in questions]):
+    prompts = [tree.ids[: tree.keep[0] + 1] for tree in trees]
+    for length, members in find_shared_prefixes(prompts):
         prefix = None
         if length:
-            row = Row(questions[members[0]].prompt[:length], [])
+            row = Row(prompts[members[0]][:length], [])
             prefix = RowBatch.of([row], base.device)
-        asked = [questions[i] for i in members]
-        trees = [TokenTree.of_question(q.prompt[length:], q.continuations) for q in asked]
-        sizes = [tree.size for tree in trees]
+        rest = [trees[i].without_prefix(length) for i in members]
+        sizes = [tree.size for tree in rest]
         batches = []
         for part in cut_batches(sizes, batch_tokens, base.record.vocab_size):
-            batch = TokenTreeBatch.of([trees[i] for i in part], base.device, length)
+            batch = TokenTreeBatch.of([rest[i] for i in part], base.device, length)
             batches.append(([members[i] for i in part], batch))
         yield prefix, batches
 
 
 def row_logprobs(
     base: Base, rows: Sequence[EncodedRow], adapter_names: Sequence[str | None], batch_tokens: int
-) -> dict[str | None, _SummedLogprobs]:
+) -> dict[str | None, SummedLogprobs]:
     """Summed log p of every row's labeled tokens under every model."""
     sizes = [(len(row.input_ids), sum(row.is_label)) for row in rows]
     parts = cut_batches(sizes, batch_tokens, base.record.vocab_size)

@@ -5,7 +5,7 @@ import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,9 +52,6 @@ class RowBatch:
     segments: tuple[AdapterSpan, ...]
     keep: Tensor  # (M,) indices into N at which logits are computed, rows in order
     branches: tuple[tuple[int, ...], ...] = ()  # By row; empty if no row has any
-
-    def without_logits(self) -> "RowBatch":
-        return replace(self, keep=self.keep[:0])
 
     def kept_segments(self) -> tuple[AdapterSpan, ...]:
         """The segments counted in kept positions, M in place of N: what the output layer sees."""

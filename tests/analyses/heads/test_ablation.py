@@ -1,6 +1,7 @@
 """The fast ablation gives what scoring again from scratch gives."""
 
 import itertools
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,6 @@ from rankscope.evaluate.evaluator import encode_split
 from rankscope.evaluate.likelihood import continuation_logprobs, row_logprobs
 from rankscope.evaluate.scorers.scorer import Question
 from rankscope.evaluate.token_trees import Floats, TokenTree
-from rankscope.models.base import Base, RowBatch
 
 TOLERANCE = 1e-4
 """Nats, of sums of log-probabilities of up to 100 nats in float32."""
@@ -94,27 +94,27 @@ def test_every_ablation_equals_scoring_again_from_scratch(
             assert [int(v.argmax()) for v in scores] == [int(v.argmax()) for v in reference]
 
 
-def test_a_long_common_beginning_is_computed_once_for_every_ablation(
-    world: HeadModel, monkeypatch: pytest.MonkeyPatch
+def test_an_ablation_begins_at_its_layer_and_computes_a_common_beginning_once(
+    world: HeadModel,
 ) -> None:
     model = replace(world, adapter_name=None)
     trees = token_trees(split_of("few-shot"))
     columns = zip(*(tree.ids for tree in trees), strict=False)
     beginning = sum(1 for _ in itertools.takewhile(lambda ids: len(set(ids)) == 1, columns))
     assert beginning > 60
-    tokens = []
-    forward = Base.logits
-
-    def counted(self: Base, batch: RowBatch, **settings: Any) -> torch.Tensor:
-        tokens.append(batch.input_ids.shape[1])
-        return forward(self, batch, **settings)
-
-    monkeypatch.setattr(Base, "logits", counted)
-    ablate(model, trees, [((0, 1),)])
     rest = sum(len(tree.ids) - beginning for tree in trees)
-    # Three layers one by one, the ablation from its layer on, and what is left of the untouched
-    # one.
-    assert sum(tokens) == 4 * beginning + 5 * rest
+    tokens = [0, 0, 0]  # By layer
+    with ExitStack() as hooks:
+        for layer in model.layout:
+            attention = model.base.model.get_submodule(layer.attention)
+
+            def count(*seen: Any, at: int = layer.index) -> None:
+                tokens[at] += seen[2][0].shape[1]
+
+            hooks.callback(attention.register_forward_hook(count).remove)
+        ablate(model, trees, [((1, 1),)])
+    intact = beginning + rest
+    assert tokens == [intact, 2 * intact, 2 * intact]
 
 
 def test_equal_options_are_one_and_tie() -> None:

@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,14 +15,15 @@ from transformers import GPT2Config, GPT2LMHeadModel, Phi3Config, Phi3ForCausalL
 from rankscope.analyses.heads.ablation import ablate
 from rankscope.analyses.heads.layout import PROJECTIONS, AttentionLayer, HeadLayout, HeadModel
 from rankscope.analyses.heads.measures import (
-    adapter_changes,
+    added_cost,
     attention_entropy,
-    dense_changes,
+    head_changes,
     head_importance,
-    head_roles,
+    lost_elsewhere,
     raw_importance,
     row_entropy,
     unit_length,
+    update_to,
 )
 from rankscope.analyses.heads.record import HeadAblation
 from rankscope.analyses.heads.tasks import token_trees
@@ -31,6 +33,7 @@ from rankscope.evaluate.evaluator import encode_split
 from rankscope.evaluate.token_trees import Floats, TokenTree
 from rankscope.models.init_context import new_adapter
 from rankscope.models.lora import Adapter
+from rankscope.models.low_rank_update import adapter_update
 from rankscope.models.multi_lora import linear_layers
 from rankscope.records import TrialSpec
 
@@ -58,15 +61,12 @@ def test_skill_is_what_training_made_a_head_worth_and_lost_what_it_took() -> Non
     own = ablation("med", ((-0.1, 0.0),), ((-0.5, 0.1),))
     cloze = ablation("cloze", ((-0.4, -0.2),), ((-0.1, -0.2),))
     law = ablation("law", ((-0.2, 0.0),), ((-0.1, -0.2),))
-    first, second = head_roles(own, [cloze, law])
-    assert (first.layer, first.head, second.head) == (0, 0, 1)
     # Removing head 0 cost the base 0.1 nats on its task and costs the tuned model 0.5.
-    assert first.skill == pytest.approx(0.4)
-    assert second.skill == pytest.approx(-0.1)
+    assert added_cost(own) == (pytest.approx((0.4, -0.1)),)
     # On cloze it cost 0.4 and costs 0.1; on law 0.2 and 0.1.
-    assert first.lost == pytest.approx((0.3 + 0.1) / 2)
-    assert second.lost == pytest.approx((0.0 - 0.2) / 2)
-    assert [role.lost for role in head_roles(own, [])] == [None, None]
+    lost = ((0.3 + 0.1) / 2, (0.0 - 0.2) / 2)
+    assert lost_elsewhere([cloze, law]) == (pytest.approx(lost),)
+    assert lost_elsewhere([]) == ()
 
 
 MODEL = tiny_llama()
@@ -100,7 +100,7 @@ def trained(method: str) -> Adapter:
 @pytest.mark.parametrize("method", ["lora", "rslora", "pissa", "dora"])
 def test_squares_over_heads_add_up_to_the_whole_matrix(method: str) -> None:
     adapter = trained(method)
-    found = adapter_changes(LAYOUT, weight, adapter)
+    found = head_changes(LAYOUT, adapter.a, weight, partial(adapter_update, adapter))
     assert len(found) == len(LAYOUT) * len(PROJECTIONS)
     for change in found:
         layer = LAYOUT[change.layer]
@@ -124,7 +124,7 @@ def test_a_whole_model_is_compared_slice_by_slice() -> None:
     name = LAYOUT[1].projection("o_proj")
     tuned[name][:, 16:32] *= 1.5  # the columns of head 1
     names = [layer.projection(module) for layer in LAYOUT for module in PROJECTIONS]
-    for change in dense_changes(LAYOUT, weight, tuned.__getitem__, names):
+    for change in head_changes(LAYOUT, names, weight, update_to(tuned.__getitem__)):
         expected = [0.0] * len(change.relative)
         if (change.layer, change.module) == (1, "o_proj"):
             expected[1] = 0.5

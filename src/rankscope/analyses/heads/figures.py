@@ -1,8 +1,6 @@
 """Figures of the attention heads: what training did to each, and what removing it costs."""
 
-from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +8,8 @@ import pandas as pd
 from plotly.subplots import make_subplots
 from scipy.stats import t as student
 
-from rankscope.analyses.heads.record import HeadAblation, HeadsRecord, LayerHeads
+from rankscope.analyses.heads.record import HeadsRecord
+from rankscope.analyses.heads.tables import head_tables
 from rankscope.formatting import count, join_names, number
 from rankscope.report.analyzed_models import AnalyzedModels
 from rankscope.report.charts.figure import (
@@ -21,6 +20,7 @@ from rankscope.report.charts.figure import (
     axis,
     layout,
     panel_heading,
+    records,
 )
 from rankscope.report.charts.heat_map import Grid
 from rankscope.report.figures import SECTIONS, Section, register
@@ -33,7 +33,6 @@ SECTIONS["heads"] = Section(
     folded=True,
 )
 HeadValues = npt.NDArray[np.float64]
-OfLayer = Callable[[LayerHeads], Sequence[float | None]]
 
 CELL = 16  # Size of a cell of a panel, pixels
 NARROWEST = 110  # Least width of a panel, pixels
@@ -44,33 +43,43 @@ MODULES = {
     "v_proj": "value heads",
     "o_proj": "output slices",
 }
+BEFORE, AFTER = "cost before, nats per item", "cost after, nats per item"
+ERROR = "standard error of the difference"
+COSTS = {
+    BEFORE: ("gold_change_before", -1),
+    AFTER: ("gold_change_after", -1),
+    ERROR: ("gold_difference_error", 1),
+    "score lost before": ("score_change_before", -1),
+    "score lost after": ("score_change_after", -1),
+}
+"""Title -> column of ``head_ablations``, and its sign."""
 
 
-def _stacked(by_layer: Mapping[int, Sequence[float | None]]) -> HeadValues:
-    """Rows by layer, filled with NaN if a layer is absent or has fewer heads."""
-    width = max(map(len, by_layer.values()), default=0)
-    values = np.full((max(by_layer, default=-1) + 1, width), np.nan)
-    for layer, row in by_layer.items():
-        values[layer, : len(row)] = [np.nan if v is None else v for v in row]
+def _heads_of(
+    models: AnalyzedModels,
+) -> list[tuple[str, HeadsRecord, dict[str, pd.DataFrame]]]:
+    """Label, a record and the tables, means over seeds, of each model compared in detail."""
+    found = {m.label: seeds for m in models.models if (seeds := m.records(HeadsRecord))}
+    shown = [label for label in models.best if label in found] or [*found][:1]
+    return [(i, seeds[0], _mean_tables(seeds)) for i, seeds in found.items() if i in shown]
+
+
+def _mean_tables(seeds: Sequence[HeadsRecord]) -> dict[str, pd.DataFrame]:
+    """Seeds are scored on the same items, so the error of a mean is at most the mean error."""
+    tables = head_tables([({}, record) for record in seeds])
+    for name, table in tables.items():
+        keys = [key for key in ("task", "items", "layer", "head") if key in table]
+        numbers = table.astype({column: float for column in table if column not in keys})
+        if len(seeds) > 1 and keys:
+            numbers = numbers.groupby(keys, sort=False, dropna=False, as_index=False).mean()
+        tables[name] = numbers
+    return tables
+
+
+def _by_head(table: pd.DataFrame, column: str) -> HeadValues:
+    """A column as (layers, heads); NaN if unknown, or if a layer has fewer heads."""
+    values: HeadValues = table.pivot(index="layer", columns="head", values=column).to_numpy(float)
     return values
-
-
-def _of_layers(layers: Sequence[LayerHeads], value: OfLayer) -> HeadValues:
-    return _stacked({layer.layer: value(layer) for layer in layers})
-
-
-def _moved(record: HeadsRecord, module: str) -> HeadValues:
-    """|dW_h|_F / |W0_h|_F of one attention matrix; empty if training did not change it."""
-    return _stacked({c.layer: c.relative for c in record.changes if c.module == module})
-
-
-def _costs(change: Sequence[Sequence[float]]) -> HeadValues:
-    return _stacked({layer: [-v for v in row] for layer, row in enumerate(change)})
-
-
-def _cost_increase(ablation: HeadAblation) -> HeadValues:
-    """How much more each removal costs after tuning than before, nats per item."""
-    return _costs(ablation.tuned_gold_change) - _costs(ablation.base_gold_change)
 
 
 def _largest(values: HeadValues) -> tuple[int, int]:
@@ -94,106 +103,56 @@ def _grids(values: Mapping[str, HeadValues], signed: bool = False) -> dict[str, 
     return {entry: Grid(pd.DataFrame(of_entry), signed) for entry, of_entry in known.items()}
 
 
-def _head_quantities(record: HeadsRecord) -> dict[str, HeadValues]:
+def _head_quantities(tables: Mapping[str, pd.DataFrame]) -> dict[str, HeadValues]:
     """What is known of the heads of one model, by its label in a drop-down."""
-    roles: dict[str, dict[int, list[float | None]]] = {SKILL: {}, LOST: {}}
-    for role in record.roles:
-        roles[SKILL].setdefault(role.layer, []).append(role.skill)
-        roles[LOST].setdefault(role.layer, []).append(role.lost)
-    values = {f"{MODULES[m]} moved: |dW_h| / |W0_h| of {m}": _moved(record, m) for m in MODULES}
-    measures: dict[str, OfLayer] = {
-        "importance": lambda layer: layer.importance,
-        "attention entropy": lambda layer: layer.entropy,
-    }
-    for name, measure in measures.items():
-        before, after = _of_layers(record.base, measure), _of_layers(record.tuned, measure)
+    heads, groups = tables["heads"], tables["kv_heads"]
+    values = {}
+    for module, words in MODULES.items():
+        table = groups if module in ("k_proj", "v_proj") else heads
+        moved = _by_head(table, f"{module}_relative")
+        values[f"{words} moved: |dW_h| / |W0_h| of {module}"] = moved
+    for name, column in (("importance", "importance"), ("attention entropy", "entropy")):
+        before, after = (_by_head(heads, f"{column}_{when}") for when in ("before", "after"))
         values |= {f"{name}, change": after - before, f"{name} after training": after}
         values[f"{name} before training"] = before
-    values["importance of key/value heads"] = _of_layers(
-        record.tuned, lambda layer: layer.group_importance
-    )
-    values |= {name: _stacked(by_layer) for name, by_layer in roles.items()}
+    values["importance of key/value heads"] = _by_head(groups, "importance_after")
+    values |= {SKILL: _by_head(heads, "skill"), LOST: _by_head(heads, "lost")}
     return {name: v for name, v in values.items() if not np.isnan(v).all()}
 
 
-def _ablation_rows(model: str, ablation: HeadAblation) -> list[dict[str, object]]:
-    """A row per head, then one per layer with all its heads removed."""
-    heads: list[dict[str, object]] = [
-        {
-            "model": model,
-            "layer": layer,
-            "head": head,
-            "task": ablation.task,
-            "cost before, nats per item": -before,
-            "cost after, nats per item": -ablation.tuned_gold_change[layer][head],
-            "standard error of the difference": ablation.gold_difference_error[layer][head],
-            "score lost before": -ablation.base_change[layer][head],
-            "score lost after": -ablation.tuned_change[layer][head],
-        }
-        for layer, values in enumerate(ablation.base_gold_change)
-        for head, before in enumerate(values)
-    ]
-    layers = zip(ablation.base_layer_gold_change, ablation.tuned_layer_gold_change, strict=True)
-    return heads + [
-        dict.fromkeys(heads[0])
-        | {"model": model, "layer": layer, "task": ablation.task}
-        | {"cost before, nats per item": -before, "cost after, nats per item": -after}
-        for layer, (before, after) in enumerate(layers)
-    ]
+def _removals(label: str, ablations: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """By task, what removing each head costs, then each layer, without a head, with all of its
+    heads removed; the columns are titles."""
+    for task, of_task in ablations.groupby("task", sort=False) if len(ablations) else ():
+        table = of_task[["items", "layer", "head", "task"]].astype({"head": "Int64"})
+        table.insert(1, "model", label)
+        for title, (column, sign) in COSTS.items():
+            table[title] = sign * of_task[column]
+        yield f"{label}: {task}", table
 
 
-def _beyond_noise(ablation: HeadAblation) -> str:
+def _beyond_noise(costs: pd.DataFrame) -> str:
     """How many costs changed by more than two standard errors."""
-    errors = [error for layer in ablation.gold_difference_error for error in layer]
-    values = [float(v) for v in _cost_increase(ablation).ravel() if not np.isnan(v)]
-    tested = [(v, e) for v, e in zip(values, errors, strict=True) if e is not None]
-    return f"{sum(abs(v) > 2 * e for v, e in tested)} of {len(tested)}"
+    tested = costs.dropna(subset=[ERROR])
+    changes = (tested[AFTER] - tested[BEFORE]).abs()
+    return f"{int((changes > 2 * tested[ERROR]).sum())} of {len(tested)}"
 
 
-def _noise_text(ablations: Sequence[HeadAblation]) -> str:
+def _noise_text(items: Sequence[int]) -> str:
     """How many heads noise alone puts beyond two standard errors, by Student's t.
 
     The fewest items count. One item has no standard error, so nothing is tested on it.
     """
-    items = [ablation.items for ablation in ablations if ablation.items > 1]
-    if not items:
+    tested = [n for n in items if n > 1]
+    if not tested:
         return "One item has no standard error: nothing was tested."
-    return f"Noise alone would give {number(200 * float(student.sf(2, min(items) - 1)), 1)} %."
+    return f"Noise alone would give {number(200 * float(student.sf(2, min(tested) - 1)), 1)} %."
 
 
 def _precision_note(dtype: str) -> str:
     """The precision of the models, and its effect on small values."""
     effect = ", whose rounding alone moves costs by hundredths of a nat"
     return f"The models ran in {dtype}{'' if dtype == 'float32' else effect}."
-
-
-def _heads_of(models: AnalyzedModels) -> list[tuple[str, HeadsRecord]]:
-    """Label and mean record over seeds of each model that is compared in detail."""
-    by_label = {m.label: _mean_heads(m.records(HeadsRecord)) for m in models.models}
-    known = [label for label, record in by_label.items() if record is not None]
-    shown = [label for label in models.best if label in known] or known[:1]
-    return [(i, record) for i, record in by_label.items() if i in shown and record is not None]
-
-
-def _mean_heads(records: Sequence[HeadsRecord]) -> HeadsRecord | None:
-    """One record with the means over seeds; a standard error then is the mean of theirs.
-
-    Seeds are scored on the same items, so the error of the mean is at most that.
-    """
-    if len(records) < 2:
-        return records[0] if records else None
-    return HeadsRecord.model_validate(_mean([record.model_dump() for record in records]))
-
-
-def _mean(values: Sequence[Any]) -> Any:
-    """Average the numbers of nested structures of one shape; unknown ones are left out."""
-    first = values[0]
-    if isinstance(first, dict):
-        return {key: _mean([value[key] for value in values]) for key in first}
-    if isinstance(first, list | tuple):
-        return [_mean(column) for column in zip(*values, strict=False)]
-    known = [value for value in values if isinstance(value, float)]
-    return fmean(known) if known else first
 
 
 _ABLATED = """Exact up to rounding: the output of the head is set to zero and the items are scored \
@@ -206,28 +165,31 @@ was lost there. The table ends with whole layers, which have no head number. {}"
 def draw_heads_ablated(models: AnalyzedModels) -> Figure | None:
     """Costs before, after and their difference, with a drop-down over models and tasks."""
     with_heads = _heads_of(models)
-    ablations = {
-        f"{model}: {ablation.task}": (model, ablation)
-        for model, record in with_heads
-        for ablation in record.ablations
-    }
-    if not ablations:
+    removals = dict(
+        entry
+        for label, _, tables in with_heads
+        for entry in _removals(label, tables["head_ablations"])
+    )
+    if not removals:
         return None
-    before = {entry: _costs(a.base_gold_change) for entry, (_, a) in ablations.items()}
-    after = {entry: _costs(a.tuned_gold_change) for entry, (_, a) in ablations.items()}
-    change = {entry: _cost_increase(a) for entry, (_, a) in ablations.items()}
+    heads = {entry: table.dropna(subset=["head"]) for entry, table in removals.items()}
+    before, after = (
+        {entry: _by_head(table, title) for entry, table in heads.items()}
+        for title in (BEFORE, AFTER)
+    )
+    change = {entry: after[entry] - before[entry] for entry in heads}
     shown = {"before": before, "after": after, "difference": change}
     panels = {title: _grids(values, True) for title, values in shown.items()}
     parts = [f"{entry} {_head_text(v)}, {_most(v)} nats" for entry, v in after.items()]
-    changed = [f"{entry} {_beyond_noise(a)}" for entry, (_, a) in ablations.items()]
-    rows = [row for model, a in ablations.values() for row in _ablation_rows(model, a)]
+    changed = [f"{entry} {_beyond_noise(table)}" for entry, table in heads.items()]
+    table = pd.concat(removals.values())
     return Figure(
         **models.names("heads-ablated", "What removing each head costs"),
         finding=f"Largest cost after tuning: {join_names(parts)} of the right answer. Heads whose "
         f"cost changed by more than two standard errors: {join_names(changed)}. "
-        + _noise_text([a for _, a in ablations.values()]),
-        data=table_from_rows(rows),
-        **_map_panels(panels, list(ablations), ("cost", "cost", "difference")),
+        + _noise_text(table["items"].tolist()),
+        data=table_from_rows(records(table.drop(columns="items"))),
+        **_map_panels(panels, list(removals), ("cost", "cost", "difference")),
         caption=_ABLATED.format(_precision_note(with_heads[0][1].dtype)),
         choice_name="Model and task",
     )
@@ -246,7 +208,7 @@ def draw_heads_compared(models: AnalyzedModels) -> Figure | None:
     with_heads = _heads_of(models)
     if not with_heads:
         return None
-    by_model = {label: _head_quantities(record) for label, record in with_heads}
+    by_model = {label: _head_quantities(tables) for label, _, tables in with_heads}
     entries = list(dict.fromkeys(entry for values in by_model.values() for entry in values))
     signed = {entry for entry in entries if entry.endswith(("change", "nats"))}
     panels = {
@@ -261,7 +223,7 @@ def draw_heads_compared(models: AnalyzedModels) -> Figure | None:
         for (layer, head), value in np.ndenumerate(values.get(entry, np.empty((0, 0))))
         if not np.isnan(value)
     ]
-    _, record = with_heads[0]
+    _, record, _ = with_heads[0]
     of_items = count(record.items, "item"), record.task, _precision_note(record.dtype)
     return Figure(
         **models.names("heads", "Attention heads"),

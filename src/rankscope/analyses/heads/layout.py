@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -111,14 +110,7 @@ class HeadModel:
                 hooks.callback(self.o_proj(index).register_forward_pre_hook(hook).remove)
             yield
 
-    def plan(self, batch: RowBatch, num_shared: int = 0) -> AttentionPlan:
-        plan = AttentionPlan.of(batch.lengths, self.base.device)
-        if batch.branches or num_shared:
-            with torch.no_grad():  # gradients are only taken of rows without branches
-                plan = plan.with_branches(batch.branches, None, self.base.device)
-        return plan
-
-    def logits(self, batch: RowBatch, plan: AttentionPlan) -> Tensor:
+    def logits(self, batch: RowBatch, plan: AttentionPlan | None = None) -> Tensor:
         return self.base.logits(for_adapter(batch, self.adapter_name), plan=plan)
 
 

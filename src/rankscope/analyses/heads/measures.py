@@ -46,7 +46,7 @@ from torch import Tensor
 
 from rankscope.analyses.heads.ablation import ablate, single_heads, whole_layers
 from rankscope.analyses.heads.layout import PROJECTIONS, AttentionLayer, HeadLayout, HeadModel
-from rankscope.analyses.heads.record import HeadAblation, HeadChange, HeadRole, LayerHeads
+from rankscope.analyses.heads.record import HeadAblation, HeadChange, LayerHeads
 from rankscope.analyses.heads.tasks import HeadTask
 from rankscope.evaluate.token_trees import (
     Floats,
@@ -55,11 +55,10 @@ from rankscope.evaluate.token_trees import (
     cut_batches,
     logprobs_at,
 )
+from rankscope.models.attention.varlen import AttentionPlan
 from rankscope.models.base import Base, RowBatch
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.models.lora import Adapter
-from rankscope.models.low_rank_update import LowRankUpdate, to_float64
-from rankscope.models.methods import get_lora_method
+from rankscope.models.low_rank_update import LowRankUpdate, adapter_update, to_float64
 from rankscope.models.quantize import dense_weight
 
 
@@ -84,7 +83,7 @@ def head_importance(model: HeadModel, trees: Sequence[TokenTree]) -> tuple[Tenso
         for members in cut_batches(sizes, model.batch_tokens, model.base.record.vocab_size):
             batch = TokenTreeBatch.of([rows[i] for i in members], model.base.device)
             with torch.enable_grad(), _gradient_hooks(model, batch.rows) as (first_z, products):
-                logits = model.logits(batch.rows, model.plan(batch.rows))
+                logits = model.logits(batch.rows)
                 logprobs = logprobs_at(logits, batch.sources, batch.targets)
                 # Ask for the gradient of the first layer's z alone: no parameter gets one.
                 torch.autograd.grad(-logprobs.sum(), first_z)
@@ -162,7 +161,7 @@ def attention_entropy(
         batches = cut_batches(sizes, model.batch_tokens, vocab_size=1)  # no logits to limit
         for members in batches:
             trees_here = [rows[i] for i in members]
-            batch = TokenTreeBatch.of(trees_here, model.base.device).rows.without_logits()
+            batch = TokenTreeBatch.of(trees_here, model.base.device).rows
             lengths = list(batch.lengths)
 
             def add_layer(
@@ -178,7 +177,8 @@ def attention_entropy(
                     sums[layer] += row_entropy(queries, keys, scale, window)
 
             num_positions += sum(lengths) - len(lengths)
-            model.logits(batch, replace(model.plan(batch), probe=add_layer))
+            plan = AttentionPlan.of(lengths, model.base.device)
+            model.logits(replace(batch, keep=batch.keep[:0]), replace(plan, probe=add_layer))
     if not num_positions:
         return [(None,) * len(layer) for layer in sums]
     return [tuple((layer / num_positions).tolist()) for layer in sums]
@@ -189,63 +189,35 @@ def attention_entropy(
 Weights = Callable[[str], Tensor]  # Module path -> weight, (out, in)
 
 
-def low_rank_head_norms(A: Tensor, B: Tensor, num_heads: int, by_columns: bool) -> Tensor:
-    """|(B A)_h|_F of every head, without forming B A: A (r, in), B (out, r) -> (heads,) float64.
-    Heads are side by side in the rows of B, or ``by_columns`` (o_proj) in the columns of A."""
-    a, b = to_float64(A), to_float64(B)
-    # tr[(B_h^T B_h) M] with M = A A^T is the sum of (B_h M) * B_h: row by row, then head by head.
-    squares = ((b.T @ b @ a) * a).sum(0) if by_columns else ((b @ (a @ a.T)) * b).sum(1)
+def head_norms(update: LowRankUpdate | Tensor, num_heads: int, by_columns: bool) -> Tensor:
+    """|W_h|_F of every head, (heads,) float64, of factors without forming B A. Heads are side by
+    side in the rows of a matrix (out, in), or ``by_columns`` (o_proj)."""
+    if isinstance(update, LowRankUpdate):
+        a, b = update.A, update.B
+        # tr[(B_h^T B_h) M] with M = A A^T sums (B_h M) * B_h: row by row, then head by head.
+        squares = ((b.T @ b @ a) * a).sum(0) if by_columns else ((b @ (a @ a.T)) * b).sum(1)
+    else:
+        squares = to_float64(update).square().sum(0 if by_columns else 1)
     return squares.view(num_heads, -1).sum(1).clamp_(min=0).sqrt()
 
 
-def dense_head_norms(weight: Tensor, num_heads: int, by_columns: bool) -> Tensor:
-    """|W_h|_F of every head's rows, or columns, of ``weight`` (out, in); (heads,) float64."""
-    squares = to_float64(weight).square().sum(0 if by_columns else 1)
-    return squares.view(num_heads, -1).sum(1).sqrt()
-
-
-def adapter_changes(layout: HeadLayout, base: Weights, adapter: Adapter) -> tuple[HeadChange, ...]:
-    """Changes of the attention matrices that a LoRA-like adapter is on, layer by layer."""
-
-    def norms(layer: AttentionLayer, module: str) -> Tensor:
-        name, heads = layer.projection(module), layer.heads_of(module)
-        if not get_lora_method(adapter.method).delta_is_low_rank:
-            delta = adapter.delta(name, to_float64(base(name)))
-            return dense_head_norms(delta, heads, module == "o_proj")
-        update = LowRankUpdate.from_adapter(adapter, name)
-        return low_rank_head_norms(update.A, update.B, heads, module == "o_proj")
-
-    return _head_changes(layout, adapter.a, base, norms)
-
-
-def dense_changes(
-    layout: HeadLayout, base: Weights, tuned: Weights, names: Iterable[str]
-) -> tuple[HeadChange, ...]:
-    """Changes of the attention matrices among ``names``, from two full sets of weights."""
-
-    def norms(layer: AttentionLayer, module: str) -> Tensor:
-        name = layer.projection(module)
-        before = base(name).float()
-        delta = tuned(name).to(before) - before
-        return dense_head_norms(delta, layer.heads_of(module), module == "o_proj")
-
-    return _head_changes(layout, names, base, norms)
-
-
-def _head_changes(
+def head_changes(
     layout: HeadLayout,
     names: Iterable[str],
     base: Weights,
-    norms: Callable[[AttentionLayer, str], Tensor],
+    update_of: Callable[[str, Tensor], LowRankUpdate | Tensor],
 ) -> tuple[HeadChange, ...]:
+    """Changes of the attention matrices among ``names``, layer by layer; ``update_of`` gives that
+    of a module from its W0."""
     chosen, changes = set(names), []
     for layer in layout:
         for module in PROJECTIONS:
-            name = layer.projection(module)
+            name, heads = layer.projection(module), layer.heads_of(module)
             if name not in chosen:
                 continue
-            moved = norms(layer, module).cpu()
-            before = dense_head_norms(base(name), layer.heads_of(module), module == "o_proj").cpu()
+            weight = base(name)
+            moved = head_norms(update_of(name, weight), heads, module == "o_proj").cpu()
+            before = head_norms(weight, heads, module == "o_proj").cpu()
             relative = torch.where(before > 0, moved / before, torch.zeros_like(before))
             changes.append(
                 HeadChange(
@@ -256,6 +228,11 @@ def _head_changes(
                 )
             )
     return tuple(changes)
+
+
+def update_to(tuned: Weights) -> Callable[[str, Tensor], Tensor]:
+    """Updates from another full set of weights."""
+    return lambda name, before: tuned(name).to(before.device, torch.float32) - before.float()
 
 
 _T = TypeVar("_T")
@@ -336,39 +313,28 @@ def trial_changes(
         return dense_weight(linears[name])
 
     if (tuner := tuned.multi_lora.injected_tuner) is not None:
-        return dense_changes(layout, loaded_base, tuner.merged_weight, tuner.mergeable())
+        return head_changes(layout, tuner.mergeable(), loaded_base, update_to(tuner.merged_weight))
     before = stored_base or loaded_base
     if model.adapter_name is not None:
-        return adapter_changes(layout, before, tuned.multi_lora.adapters[model.adapter_name])
+        adapter = tuned.multi_lora.adapters[model.adapter_name]
+        return head_changes(layout, adapter.a, before, partial(adapter_update, adapter))
     # Read a full model from its file: in memory it may be bfloat16, which rounds by up to 1 part in
     # 512, as much as training may have changed.
     names = [layer.projection(module) for layer in layout for module in PROJECTIONS]
-    return dense_changes(layout, before, CheckpointReader(tuned.folder).weight, names)
+    return head_changes(layout, names, before, update_to(CheckpointReader(tuned.folder).weight))
 
 
-def head_roles(trained: HeadAblation, others: Sequence[HeadAblation]) -> tuple[HeadRole, ...]:
-    """Roles of every head, layer by layer, from ablations on the trained task and on others,
-    equally weighted.
+def added_cost(ablation: HeadAblation) -> tuple[tuple[float, ...], ...]:
+    """c_tuned - c_base, nats per item, by layer and head: what training made a head worth.
 
-    Removing a head costs a model c = -(change of the gold answer's log-probability). On the trained
-    task c_tuned - c_base is the head's *skill*, on others c_base - c_tuned what it *lost*. Costs do
-    not add up over heads, and small ones are noise: see ``HeadAblation.gold_difference_error``.
+    Removing a head costs a model c = -(change of the gold answer's log-probability). Costs do not
+    add up over heads, and small ones are noise: see ``HeadAblation.gold_difference_error``.
     """
-    skill = _added_cost(trained)
-    added_elsewhere = [_added_cost(other) for other in others]
-    return tuple(
-        HeadRole(
-            layer=layer,
-            head=head,
-            skill=skill[layer][head],
-            lost=-fmean(task[layer][head] for task in added_elsewhere) if others else None,
-        )
-        for layer, costs in enumerate(skill)
-        for head in range(len(costs))
-    )
+    layers = zip(ablation.base_gold_change, ablation.tuned_gold_change, strict=True)
+    return tuple(tuple(b - t for b, t in zip(*layer, strict=True)) for layer in layers)
 
 
-def _added_cost(ablation: HeadAblation) -> list[list[float]]:
-    """By layer and head: c_tuned - c_base, nats."""
-    pairs = zip(ablation.base_gold_change, ablation.tuned_gold_change, strict=True)
-    return [[b - t for b, t in zip(base, tuned, strict=True)] for base, tuned in pairs]
+def lost_elsewhere(others: Sequence[HeadAblation]) -> tuple[tuple[float, ...], ...]:
+    """c_base - c_tuned, mean over tasks that were not trained, by layer and head."""
+    layers = zip(*map(added_cost, others), strict=True)
+    return tuple(tuple(-fmean(costs) for costs in zip(*layer, strict=True)) for layer in layers)

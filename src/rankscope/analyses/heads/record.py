@@ -42,17 +42,6 @@ class HeadAblation(Record):
     tuned_layer_gold_change: tuple[float, ...]
 
 
-class HeadRole(Record):
-    """What one head contributes (see ``analyses.heads.measures``)."""
-
-    layer: int
-    head: int
-    skill: float  # Nats per item that removing it costs the tuned model more, on the trained task
-    lost: float | None
-    """How much more removing it costs the base than the tuned model on the other tasks, nats per
-    item, mean over tasks. None without other tasks."""
-
-
 class HeadsRecord(AnalysisRecord):
     task: str  # Task whose items give importance and entropy
     items: int
@@ -64,4 +53,9 @@ class HeadsRecord(AnalysisRecord):
     base: tuple[LayerHeads, ...]  # By layer
     tuned: tuple[LayerHeads, ...]
     ablations: tuple[HeadAblation, ...] = ()  # By task, the training task first
-    roles: tuple[HeadRole, ...] = ()  # From the ablations, if they include the training task
+    skill: tuple[tuple[float, ...], ...] = ()
+    """By layer and query head, nats per item that removing it costs the tuned model more than the
+    base, on the trained task; empty if it was not ablated on."""
+    lost: tuple[tuple[float, ...], ...] = ()
+    """How much more removing it costs the base than the tuned model on the other tasks, mean over
+    tasks; empty without other tasks."""

@@ -8,11 +8,12 @@ from rankscope.analyses.heads.layout import HeadLayout, HeadModel
 from rankscope.analyses.heads.measures import (
     Measurements,
     ablation_record,
-    head_roles,
+    added_cost,
+    lost_elsewhere,
     measure_heads,
     trial_changes,
 )
-from rankscope.analyses.heads.record import HeadRole, HeadsRecord
+from rankscope.analyses.heads.record import HeadsRecord
 from rankscope.analyses.heads.tasks import HeadTask, head_task, related_tasks
 from rankscope.errors import reporting_shortages
 from rankscope.evaluate.context_window import context_length
@@ -121,11 +122,13 @@ class HeadsStage(Stage[TrialSpec, HeadsRecord]):
         of_tasks = zip(self.ablated_on, base_ablated, ablated, strict=True)
         ablations = [ablation_record(model.layout, *of_task) for of_task in of_tasks]
         ablations.sort(key=lambda ablation: ablation.task != trained_on)
-        roles: tuple[HeadRole, ...] = ()
+        skill: tuple[tuple[float, ...], ...] = ()
+        lost: tuple[tuple[float, ...], ...] = ()
         if ablations and ablations[0].task == trained_on:
             # Tasks that share items with the trained one show nothing of what heads lost elsewhere.
             related = related_tasks(study.data.tasks, trained_on)
-            roles = head_roles(ablations[0], [a for a in ablations[1:] if a.task not in related])
+            others = [a for a in ablations[1:] if a.task not in related]
+            skill, lost = added_cost(ablations[0]), lost_elsewhere(others)
         return HeadsRecord(
             trial_id=trial.trial_id,
             task=task.name,
@@ -136,7 +139,8 @@ class HeadsStage(Stage[TrialSpec, HeadsRecord]):
             base=before,
             tuned=after,
             ablations=tuple(ablations),
-            roles=roles,
+            skill=skill,
+            lost=lost,
             seconds=time.perf_counter() - started,
         )
 

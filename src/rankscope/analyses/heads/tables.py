@@ -35,7 +35,6 @@ def _head_rows(model: TableRow, heads: HeadsRecord, is_query: bool) -> Iterator[
     modules = ("q_proj", "o_proj") if is_query else ("k_proj", "v_proj")
     fields = ("importance", "entropy") if is_query else ("group_importance",)
     changes = {(c.module, c.layer): (c.frobenius, c.relative) for c in heads.changes}
-    roles = {(role.layer, role.head): (role.skill, role.lost) for role in heads.roles}
     for before, after in zip(heads.base, heads.tuned, strict=True):
         for head in range(len(getattr(after, fields[0]))):
             row = {**model, "layer": after.layer, "head": head}
@@ -51,7 +50,8 @@ def _head_rows(model: TableRow, heads: HeadsRecord, is_query: bool) -> Iterator[
                 row[f"{name}_before"] = getattr(before, field)[head]
                 row[f"{name}_after"] = getattr(after, field)[head]
             if is_query:
-                row["skill"], row["lost"] = roles.get((after.layer, head), (None, None))
+                for name, roles in (("skill", heads.skill), ("lost", heads.lost)):
+                    row[name] = roles[after.layer][head] if roles else None
             yield row
 
 
