@@ -28,8 +28,9 @@ from torch import Tensor, nn
 
 from race import rounded
 from rankscope.analyses.spectra.intruders import Intruders, intruders_among
-from rankscope.analyses.spectra.leading_vectors import LeadingVectors, low_rank_leading_vectors
+from rankscope.analyses.spectra.leading_vectors import low_rank_leading_vectors
 from rankscope.analyses.spectra.spectra import default_top_k, similarity_from_cosines
+from rankscope.analyses.spectra.subspace_iteration import Triples
 from rankscope.device import keep_freed_memory, peak_memory_bytes, provenance
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.fetch import cached_model_folder
@@ -72,14 +73,14 @@ class Parity:
         }
 
 
-def compared(base: SVD, full: SVD, fast: LeadingVectors, k: int) -> Parity:
+def compared(base: SVD, full: SVD, fast: Triples, k: int) -> Parity:
     """The fast route's first ``k`` vectors against a full decomposition of W."""
     expected, found = (
         decisions(base, full),
-        intruders_among(fast.left[:, :INTRUDERS], fast.S[:INTRUDERS], EPSILON),
+        intruders_among(fast.U[:, :INTRUDERS], fast.S[:INTRUDERS], EPSILON),
     )
     shape = (len(base.U), len(base.V))
-    alike = similarity_from_cosines(fast.left[:k, :k], fast.right[:k, :k], shape)
+    alike = similarity_from_cosines(fast.U[:k, :k], fast.V[:k, :k], shape)
     left, right = base.U[:, :k].mT @ full.U[:, :k], base.V[:, :k].mT @ full.V[:, :k]
     reference = similarity_from_cosines(left, right, shape)
     return Parity(
@@ -206,7 +207,7 @@ def race_adapter(folder: Path, rank: int, cache: Path) -> tuple[dict[str, object
         k = default_top_k((m, n))
         took["first_of_a_base"] += seconds(lambda w=weight: spectra.of("W", w))
 
-        def ours(w: Tensor = weight, A: Tensor = A, B: Tensor = B, k: int = k) -> LeadingVectors:
+        def ours(w: Tensor = weight, A: Tensor = A, B: Tensor = B, k: int = k) -> Triples:
             update = LowRankUpdate(A, B)
             return low_rank_leading_vectors(spectra.of("W", w), update, max(k, INTRUDERS))
 

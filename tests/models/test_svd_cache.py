@@ -16,7 +16,6 @@ from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.svd_cache import (
     SVD,
     SvdCache,
-    cache_files,
     evict_least_recent,
     from_int16,
     read_svd,
@@ -27,7 +26,7 @@ from rankscope.models.svd_cache import (
 
 
 def cache_bytes(folder: Path) -> int:
-    return sum(stat.st_size for _, stat in cache_files(folder))
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors") if path.exists())
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -114,10 +113,10 @@ def test_rounded_vectors_keep_what_is_measured_of_them(monkeypatch: pytest.Monke
     assert not torch.equal(rounded.U, exact.U)
     found = low_rank_leading_vectors(rounded, LowRankUpdate(A, B), 100)
     assert float(((found.S - full.S[:100]) / full.S[:100]).abs().max()) < 1e-5
-    alike = similarity_from_cosines(found.left[:100], found.right[:100], (400, 400))
+    alike = similarity_from_cosines(found.U[:100], found.V[:100], (400, 400))
     expected = similarity(exact, full, 100)["similarity_max"]
     assert alike["similarity_max"] == pytest.approx(expected, abs=1e-3)
-    intruders = intruders_among(found.left[:, :10], found.S[:10], 0.5)
+    intruders = intruders_among(found.U[:, :10], found.S[:10], 0.5)
     direct = intruder_dimensions(exact.U, full.U, full.S, 10)
     assert 0 < len(intruders[0]) < 10
     assert intruders[0] == direct[0]

@@ -39,7 +39,7 @@ REFUSED = [
     # A mixture is not scored as the task whose name it has.
     (EVAL + "both.yaml", "give its tasks to --tasks: pocket_law, pocket_gsm"),
     # inspect
-    ("inspect {base} {wide}", "it was made for another model"),
+    ("inspect {base} {wide}", "as in this model; give an adapter of this model"),
     ("inspect {base} {ia3}", "peft_type 'IA3', expected 'LORA'"),
     (SPECTRA + "top_k=33", "analyze.spectra.top_k: found 33, expected 1 to 32, the number of"),
     (SPECTRA + "intruder_k=0", "intruder_k: found 0, expected greater than"),
@@ -83,7 +83,7 @@ REFUSED = [
     ("shrink {dora} --scale 0.5 --out {new}",
      "an update of dora, which depends on the base; give --base"),
     ("shrink {dora} --scale 0.5 --base {base} --out {base}", "found a folder with files in it"),
-    ("shrink {wide} --scale 0.5 --base {base} --out {new}", "expected A (r, 64) and B (64, r)"),
+    ("shrink {wide} --scale 0.5 --base {base} --out {new}", "(64, 64) as in this model"),
     # track and plan
     ("track {study} --to paper", "expected one of mlflow, trackio, wandb"),
     ("plan study.yaml --device h10", "'h10', expected here or one of h100"),

@@ -37,19 +37,23 @@ class CheckpointReader:
         self.shards = shards_of(folder)  # Name of a stored tensor -> its file
         modules = self.model.named_modules()
         self._linears = {name: m for name, m in modules if isinstance(m, nn.Linear | Conv1D)}
+        self.shapes = {name: self._shape(m) for name, m in self._linears.items()}  # (out, in)
         head = self.model.get_output_embeddings()
         # Every linear layer but the output head, in model order; an adapter may name the head, too.
         self.layers = [name for name, module in self._linears.items() if module is not head]
 
     def shape(self, name: str) -> tuple[int, int]:
         """(out, in) of a linear layer. Raises UserError if the model has none of that name."""
-        if name not in self._linears:
+        if name not in self.shapes:
             place = f"model folder {self.folder}"
             found = f"no linear layer {name!r} in {self.architecture}"
             expected = f"{', '.join(self.layers[:2])} and others"
             raise UserError(place, found, expected, "give the adapter's own base")
-        rows, columns = (int(size) for size in self._linears[name].weight.shape)
-        return (columns, rows) if self._is_transposed(name) else (rows, columns)
+        return self.shapes[name]
+
+    def _shape(self, linear: nn.Linear | Conv1D) -> tuple[int, int]:
+        rows, columns = (int(size) for size in linear.weight.shape)
+        return (columns, rows) if isinstance(linear, Conv1D) else (rows, columns)
 
     def _is_transposed(self, name: str) -> bool:
         return isinstance(self._linears[name], Conv1D)

@@ -33,7 +33,7 @@ from rankscope.models.grouped_lora import choose_lora_implementation
 from rankscope.models.load import check_stored_weights, load_tokenizer
 from rankscope.models.methods import all_methods
 from rankscope.models.methods.full import FullMethod
-from rankscope.models.model_folder import check_tuned_folder, model_folder
+from rankscope.models.model_folder import model_folder
 from rankscope.models.parameters import (
     Architecture,
     architecture,
@@ -135,9 +135,8 @@ def _given_trials(
     trials: list[TrialSpec] = []
     for model, name in zip(given, names, strict=True):
         folder = user_path(model.folder)
-        check_tuned_folder(folder)
         if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
-            _check_checkpoint(folder, base, shapes)
+            _check_checkpoint(folder, base)
             fields: dict[str, object] = {"method": FullMethod.name, "targets": ()}
         else:
             fields = _adapter_fields(folder, base, shapes)
@@ -199,14 +198,12 @@ def given_names(given: Sequence[GivenConfig]) -> list[str]:
     return names
 
 
-def _check_checkpoint(folder: Path, base: Path, shapes: Architecture) -> None:
+def _check_checkpoint(folder: Path, base: Path) -> None:
     """Raise UserError unless a folder holds a model of the base's architecture and tokenizer."""
-    found = architecture(read_model_config(folder))
-    names = [CheckpointReader(path).architecture for path in (folder, base)]
-    place = f"model folder {folder}"
-    if found != shapes or names[0] != names[1]:
-        pairs = zip(names, (found, shapes), strict=True)
-        sizes = [f"{name} of {own.num_parameters:,} parameters" for name, own in pairs]
+    place, readers = f"model folder {folder}", map(CheckpointReader, (folder, base))
+    found, wanted = ((r.architecture, r.model.num_parameters(), r.shapes) for r in readers)
+    if found != wanted:
+        sizes = [f"{name} of {count:,} parameters" for name, count, _ in (found, wanted)]
         expected = f"the base's architecture, {sizes[1]}"
         raise UserError(place, sizes[0], expected, "give a checkpoint of this base")
     tokenizers = [path / "tokenizer.json" for path in (folder, base)]

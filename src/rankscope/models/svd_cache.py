@@ -178,22 +178,13 @@ def _write_svd(path: Path, decomposition: SVD) -> None:
         replace_bytes(path, content)
 
 
-def cache_files(folder: Path) -> list[tuple[Path, os.stat_result]]:
-    """Files of the cache that can be read; another process may remove files meanwhile."""
-    files = []
-    with contextlib.suppress(OSError):
-        for path in folder.glob("*.safetensors"):
-            with contextlib.suppress(OSError):
-                files.append((path, path.stat()))
-    return files
-
-
 def evict_least_recent(folder: Path, max_bytes: int = MAX_CACHE_BYTES) -> None:
-    files = sorted(cache_files(folder), key=lambda file: file[1].st_mtime)
-    total = sum(stat.st_size for _, stat in files)
-    for path, stat in files:
-        if total <= max_bytes:
-            return
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-            total -= stat.st_size
+    with contextlib.suppress(OSError):  # another process may remove files meanwhile
+        stats = {path: path.stat() for path in folder.glob("*.safetensors")}
+        total = sum(stat.st_size for stat in stats.values())
+        for path, stat in sorted(stats.items(), key=lambda file: file[1].st_mtime):
+            if total <= max_bytes:
+                return
+            with contextlib.suppress(OSError):  # another user's
+                path.unlink()
+                total -= stat.st_size

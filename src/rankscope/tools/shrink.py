@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rankscope.analyses.spectra import SpectraConfig
 from rankscope.analyses.spectra.intruders import control_factor, scale_intruders
-from rankscope.analyses.spectra.spectra import check_factors, check_spectra_settings
+from rankscope.analyses.spectra.spectra import check_spectra_settings
 from rankscope.analyses.spectra.stored_models import StoredTunedModel, check_full
 from rankscope.device import choose_device
 from rankscope.errors import UserError
@@ -20,7 +20,7 @@ from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.folder import (
     base_weight_copies,
-    check_complete,
+    check_fits,
     recorded_base,
     rewrite,
     save_adapter,
@@ -91,17 +91,15 @@ class SourceAdapter:
         if reader is not None:
             sha256 = weights_sha256(reader.folder) if recorded_base(folder) else ""
             recorded_other_base(folder, reader.folder, sha256, force=any_base)
-            check_complete(folder, tuned.adapter.a, reader.layers, READABLE_INITS)
+            check_fits(folder, tuned.adapter, reader.shapes, READABLE_INITS)
         return cls(folder, tuned, tuned.adapter, reader, list(tuned.adapter.a))
 
     def weight(self, name: str) -> Tensor:
-        """W0 of a module, after checking that the adapter fits it."""
+        """W0 of a module."""
         assert self.base is not None
         if self.tuned.model is not None:  # its decompositions are worth a GPU
             return self.base.weight(name, decomposition_device(choose_device("auto")))
-        weight = self.base.weight(name)
-        check_factors(name, weight, self.adapter)
-        return weight
+        return self.base.weight(name)
 
     def num_layers(self) -> int:
         """Layers of the model: the base's, or without a base those of an adapter on every layer."""

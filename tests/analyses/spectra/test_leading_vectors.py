@@ -70,11 +70,11 @@ def test_iteration_equals_the_full_decomposition(
     found = low_rank_leading_vectors(base, LowRankUpdate(A, scaling * B), K)
     torch.testing.assert_close(found.S, full.S[:K], rtol=1e-7, atol=1e-7 * float(full.S[0]))
     assert found.residual <= 1e-8
-    alike = similarity_from_cosines(found.left[:K], found.right[:K], shape)
+    alike = similarity_from_cosines(found.U[:K], found.V[:K], shape)
     for name, expected in similarity(base, full, K).items():
         assert alike[name] == pytest.approx(expected, abs=1e-4)
     direct = intruder_dimensions(base.U, full.U, full.S, 10)
-    intruders = intruders_among(found.left[:, :10], found.S[:10], 0.5)
+    intruders = intruders_among(found.U[:, :10], found.S[:10], 0.5)
     assert intruders[0] == direct[0]
     assert intruders[1] == pytest.approx(direct[1], abs=1e-5)
     assert intruders[2] == pytest.approx(direct[2], abs=1e-6)
@@ -90,8 +90,8 @@ def test_a_new_direction_without_a_share_in_the_leading_vectors_is_found(
     A, B = base.V[:, 279:280].mT, base.U[:, 249:250]
     found = low_rank_leading_vectors(base, LowRankUpdate(A, 50.0 * B), 10)
     assert float(found.S[0]) == pytest.approx(50, rel=1e-3)
-    assert float(found.left[249, 0].abs()) == pytest.approx(1, abs=1e-3)
-    assert float(found.right[279, 0].abs()) == pytest.approx(1, abs=1e-3)
+    assert float(found.U[249, 0].abs()) == pytest.approx(1, abs=1e-3)
+    assert float(found.V[279, 0].abs()) == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (60, 40), (40, 60)])
@@ -201,5 +201,5 @@ def test_an_iteration_on_a_dense_matrix_equals_the_full_decomposition(
     found = dense_leading_vectors(base, after, 20)
     torch.testing.assert_close(found.S, full.S[:20], rtol=1e-6, atol=0)
     expected = (base.U.mT @ full.U[:, :20]).abs()
-    torch.testing.assert_close(found.left.abs(), expected, atol=1e-4, rtol=0)
-    assert float(found.left[249, 0].abs()) > 0.9
+    torch.testing.assert_close(found.U.abs(), expected, atol=1e-4, rtol=0)
+    assert float(found.U[249, 0].abs()) > 0.9

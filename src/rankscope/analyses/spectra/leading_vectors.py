@@ -13,7 +13,7 @@ Shapes: m = out, n = in, d = min(m, n), k = leading vectors wanted, r = rank, e 
 outside the span.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,7 +32,6 @@ DENSE_ITERATE_IF = (1024, 40)  # The same for a dense matrix, whose products cos
 TOLERANCE = 1e-8  # Largest residual of a triple over the largest singular value, in float64
 CLUSTER = 1e-6  # Gap over the largest singular value up to which two values count as one cluster
 NUM_RANDOM = 16  # Random vectors added to the start of an iteration on a dense matrix
-ROTATION = 0.01  # Sine of the angle of rounding from which a vector is ill-conditioned
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,31 +144,9 @@ def to_base_basis(base: SVD, update: LowRankUpdate) -> DiagonalPlusLowRank:
     return DiagonalPlusLowRank(s[:, None], inside, outside, short_basis.mT @ short_side, m < n)
 
 
-@dataclass(frozen=True, slots=True)
-class LeadingVectors:
-    """The k leading singular vectors of W, in the basis of W0's."""
-
-    left: Tensor  # Cosines to every left vector of W0, (d, k)
-    right: Tensor  # Cosines to every right vector of W0, (d, k)
-    S: Tensor  # Singular values of W, (k,)
-    residual: float  # Largest |W^T u - sigma v| over sigma_1; 0 for a full decomposition
-    ill_conditioned: int  # Vectors in clusters so close that rounding turns them
-
-    @classmethod
-    def from_triples(cls, left: Tensor, right: Tensor, triples: Triples) -> "LeadingVectors":
-        top = float(triples.S[0]) if len(triples.S) else 0.0
-        residual = float(triples.residuals.max()) / top if top else 0.0
-        return cls(left, right, triples.S, residual, _num_ill_conditioned(triples))
-
-    @classmethod
-    def unchanged(cls, base: SVD, k: int) -> "LeadingVectors":
-        """The base's own vectors, for an update of zero: another SVD might rotate equal values."""
-        unit = torch.eye(len(base.S), k, dtype=base.U.dtype, device=base.U.device)
-        return cls(unit, unit, base.S[:k], 0.0, 0)
-
-
-def low_rank_leading_vectors(base: SVD, update: LowRankUpdate, k: int) -> LeadingVectors:
-    """The ``k`` leading vectors of W0 + B A, from W0's decomposition alone."""
+def low_rank_leading_vectors(base: SVD, update: LowRankUpdate, k: int) -> Triples:
+    """The ``k`` leading triples of W0 + B A, from W0's decomposition alone; vectors are cosines to
+    every vector of W0, (d, k)."""
     matrix = to_base_basis(base, update)
     d = len(base.S)
     triples = None
@@ -181,7 +158,7 @@ def low_rank_leading_vectors(base: SVD, update: LowRankUpdate, k: int) -> Leadin
     left, right = triples.U[:d], triples.V
     if matrix.is_transposed:
         left, right = right, left
-    return LeadingVectors.from_triples(left, right, triples)
+    return replace(triples, U=left, V=right)
 
 
 def _iterate_and_count(matrix: DiagonalPlusLowRank, k: int) -> Triples | None:
@@ -260,8 +237,8 @@ def iterate_dense(base: SVD, tuned: Tensor, k: int, spare: int) -> Triples | Non
         return None
 
 
-def dense_leading_vectors(base: SVD, tuned: Tensor, k: int) -> LeadingVectors:
-    """The ``k`` leading vectors of a dense tuned weight (m, n)."""
+def dense_leading_vectors(base: SVD, tuned: Tensor, k: int) -> Triples:
+    """The same of a dense tuned weight (m, n)."""
     triples = None
     smallest, share = DENSE_ITERATE_IF
     if len(base.S) >= smallest and share * k <= len(base.S):
@@ -269,18 +246,4 @@ def dense_leading_vectors(base: SVD, tuned: Tensor, k: int) -> LeadingVectors:
     if triples is None:
         triples = Triples.from_svd(*svd(tuned), k)
     u, v = triples.U.to(base.U), triples.V.to(base.V)
-    return LeadingVectors.from_triples(base.U.mT @ u, base.V.mT @ v, triples)
-
-
-def _num_ill_conditioned(triples: Triples) -> int:
-    """Vectors that rounding W to float32 may turn by more than a sine of :data:`ROTATION`.
-
-    Davis & Kahan 1970: the sine is at most the perturbation, here 2^-23 of the largest value plus
-    the triple's residual, over the distance to the nearest other singular value.
-    """
-    s = to_float64(triples.S)
-    below = torch.cat([s[1:], torch.tensor([triples.next_value], dtype=s.dtype, device=s.device)])
-    gap = s - below
-    gap = torch.minimum(gap, torch.cat([torch.full_like(gap[:1], torch.inf), gap[:-1]]))
-    error = to_float64(triples.residuals) + torch.finfo(torch.float32).eps * s[:1]
-    return int((error > ROTATION * gap).sum())
+    return replace(triples, U=base.U.mT @ u, V=base.V.mT @ v)

@@ -7,7 +7,7 @@ Shapes: m = out, n = in, d = min(m, n), r = rank, k = leading vectors compared.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -15,20 +15,19 @@ from torch import Tensor
 from rankscope.analyses.spectra import SpectraConfig
 from rankscope.analyses.spectra.intruders import intruders_among
 from rankscope.analyses.spectra.leading_vectors import (
-    LeadingVectors,
     dense_leading_vectors,
     low_rank_leading_vectors,
 )
 from rankscope.analyses.spectra.record import STORED_SINGULAR_VALUES, MatrixSpectrum, SpectraRecord
+from rankscope.analyses.spectra.subspace_iteration import Triples
 from rankscope.errors import UserError
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter
-from rankscope.models.low_rank_update import LowRankUpdate, to_float64
-from rankscope.models.methods import get_lora_method
+from rankscope.models.low_rank_update import LowRankUpdate, adapter_update, to_float64
 from rankscope.models.quantize import dense_weight
 from rankscope.models.scaling import layer_index
-from rankscope.models.svd_cache import SVD, SvdCache, at_least_float32, decomposition_device
+from rankscope.models.svd_cache import SvdCache, at_least_float32, decomposition_device
 from rankscope.records import TrialSpec
 
 PAPER_TOP_K = 500  # Vectors compared in arXiv 2512.15634
@@ -102,17 +101,8 @@ def adapter_spectrum(
     name: str, weight: Tensor, adapter: Adapter, settings: SpectraConfig, svds: SvdCache
 ) -> MatrixSpectrum:
     """Spectra of one matrix of an adapter; ``weight`` is W0 (m, n)."""
-    check_factors(name, weight, adapter)
-    if not get_lora_method(adapter.method).delta_is_low_rank:
-        delta = adapter.delta(name, to_float64(weight))
-        return _dense_spectrum(name, weight, delta, settings, svds)
-    update = LowRankUpdate.from_adapter(adapter, name, weight)
-
-    def leading_vectors(base: SVD, k: int) -> LeadingVectors:
-        return low_rank_leading_vectors(base, update, k)
-
-    delta_svd = update.frobenius(), update.singular_values()
-    return _matrix_spectrum(name, weight, delta_svd, leading_vectors, settings, svds)
+    update = adapter_update(adapter, name, weight)
+    return _matrix_spectrum(name, weight, update, settings, svds)
 
 
 def full_spectrum(
@@ -126,20 +116,7 @@ def full_spectrum(
             f"the base's {tuple(weight.shape)}: the same architecture",
         )
     delta = to_float64(tuned) - to_float64(weight)
-    return _dense_spectrum(name, weight, delta, settings, svds)
-
-
-def _dense_spectrum(
-    name: str, weight: Tensor, delta: Tensor, settings: SpectraConfig, svds: SvdCache
-) -> MatrixSpectrum:
-    """Spectra of one matrix whose update ``delta``, (m, n) float64, has full rank."""
-
-    def leading_vectors(base: SVD, k: int) -> LeadingVectors:
-        before = at_least_float32(weight)
-        return dense_leading_vectors(base, before + delta.to(before), k)
-
-    delta_svd = float(torch.linalg.matrix_norm(delta)), _dense_singular_values(delta)
-    return _matrix_spectrum(name, weight, delta_svd, leading_vectors, settings, svds)
+    return _matrix_spectrum(name, weight, delta, settings, svds)
 
 
 def _dense_singular_values(delta: Tensor) -> Tensor:
@@ -156,21 +133,29 @@ def _dense_singular_values(delta: Tensor) -> Tensor:
 def _matrix_spectrum(
     name: str,
     weight: Tensor,
-    delta: tuple[float, Tensor],
-    leading_vectors: Callable[[SVD, int], LeadingVectors],
+    update: LowRankUpdate | Tensor,
     settings: SpectraConfig,
     svds: SvdCache,
 ) -> MatrixSpectrum:
-    """All measures of one matrix, from |dW|_F, the singular values of dW, and so many leading
-    vectors of W as are compared or examined."""
-    (norm, sigma), base = delta, svds.of(name, weight)
-    shape = (int(weight.shape[0]), int(weight.shape[1]))
+    """All measures of one matrix, from so many leading vectors of W as are compared or examined;
+    an update of full rank is dense, (m, n) float64."""
+    base, shape = svds.of(name, weight), (int(weight.shape[0]), int(weight.shape[1]))
     k, examined = num_compared_vectors(shape, settings), min(settings.intruder_k, *shape)
-    vectors = leading_vectors if norm else LeadingVectors.unchanged
-    tuned = vectors(base, max(k, examined))
-    alike = similarity_from_cosines(tuned.left[:k, :k], tuned.right[:k, :k], shape)
+    count = max(k, examined)
+    if isinstance(update, LowRankUpdate):
+        norm, sigma = update.frobenius(), update.singular_values()
+        tuned = low_rank_leading_vectors(base, update, count) if norm else None
+    else:
+        norm, sigma = float(torch.linalg.matrix_norm(update)), _dense_singular_values(update)
+        before = at_least_float32(weight)
+        tuned = dense_leading_vectors(base, before + update.to(before), count) if norm else None
+    if tuned is None:  # the base's own vectors: another SVD might rotate those of equal values
+        same = torch.eye(len(base.S), count, dtype=base.U.dtype, device=base.U.device)
+        tuned = Triples.from_svd(same, base.S, same, count)
+    left, right = tuned.U, tuned.V
+    alike = similarity_from_cosines(left[:k, :k], right[:k, :k], shape)
     positions, cosines, energy = intruders_among(
-        tuned.left[:, :examined], tuned.S[:examined], settings.intruder_epsilon
+        left[:, :examined], tuned.S[:examined], settings.intruder_epsilon
     )
     base_norm = float(torch.linalg.vector_norm(to_float64(base.S)))
     return MatrixSpectrum(
@@ -194,7 +179,7 @@ def _matrix_spectrum(
         tuned_singular_values=tuple(tuned.S[:examined].tolist()),
         largest_cosines=tuple(min(1.0, cosine) for cosine in cosines),
         residual=tuned.residual,
-        ill_conditioned=tuned.ill_conditioned,
+        ill_conditioned=tuned.ill_conditioned if norm else 0,
     )
 
 
@@ -221,19 +206,6 @@ def check_spectra_settings(
                     f"1 to {min(shape)}, the number of singular vectors of {name} {shape}",
                     "correct it",
                 )
-
-
-def check_factors(name: str, weight: Tensor, adapter: Adapter) -> None:
-    A, B = adapter.factors(name)
-    m, n = weight.shape
-    fits = A.ndim == 2 and B.ndim == 2 and A.shape[1] == n and B.shape[0] == m
-    if not fits or A.shape[0] != B.shape[1]:
-        raise UserError(
-            name,
-            f"an adapter with A {tuple(A.shape)} and B {tuple(B.shape)}",
-            f"A (r, {n}) and B ({m}, r): it was made for another model",
-            "give the base that it was made for",
-        )
 
 
 def analyze_trial(

@@ -17,14 +17,13 @@ from rankscope.analyses.spectra.spectra import (
     spectra_record,
 )
 from rankscope.errors import UserError
-from rankscope.models.adapters.folder import check_complete, load_adapter
+from rankscope.models.adapters.folder import check_fits, load_adapter
 from rankscope.models.adapters.settings import CONFIG, READABLE_INITS
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate, to_float64
 from rankscope.models.methods import get_lora_method, get_method
 from rankscope.models.methods.full import FullMethod
-from rankscope.models.model_folder import check_tuned_folder
 from rankscope.models.svd_cache import SvdCache, decomposition_device, svd, svd_cache_folder
 from rankscope.progress import ProgressReporter
 from rankscope.records import TrialSpec
@@ -40,7 +39,6 @@ class StoredTunedModel:
 
     @classmethod
     def open(cls, folder: Path, name: str) -> "StoredTunedModel":
-        check_tuned_folder(folder)
         if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
             return cls(name, folder, FullMethod.name, model=CheckpointReader(folder))
         adapter = load_adapter(folder, name, inits=READABLE_INITS, has_copies=True)
@@ -101,10 +99,9 @@ def matrices_to_compare(
         if model.adapter is None:
             full.append(model)
             continue
+        check_fits(model.folder, model.adapter, base.shapes, READABLE_INITS)
         for name in model.adapter.a:
-            base.shape(name)  # raises UserError for a layer that the base does not have
             changed.setdefault(name, []).append(model)
-        check_complete(model.folder, model.adapter.a, base.layers, READABLE_INITS)
     names = list(changed) or list(base.layers)
     order = {name: place for place, name in enumerate(base.layers)}
     names.sort(key=lambda name: order.get(name, len(order)))

@@ -21,6 +21,7 @@ from rankscope.models.low_rank_update import to_float64
 MAX_SWEEPS = 40
 MAX_DEGREE = 60
 SAFETY = 2.0  # Natural logarithm of how far below the tolerance a sweep aims
+ROTATION = 0.01  # Sine of the angle of rounding from which a vector is ill-conditioned
 
 
 class Gram(Protocol):
@@ -66,6 +67,26 @@ class Triples:
         """The first ``k`` triples of a full decomposition: residual 0."""
         next_value = float(s[k]) if len(s) > k else 0.0
         return cls(u[:, :k], s[:k], v[:, :k], torch.zeros_like(s[:k]), next_value)
+
+    @property
+    def residual(self) -> float:
+        """The largest over the largest singular value; 0 for a full decomposition."""
+        top = float(self.S[0]) if len(self.S) else 0.0
+        return float(self.residuals.max()) / top if top else 0.0
+
+    @property
+    def ill_conditioned(self) -> int:
+        """Vectors that rounding K to float32 may turn by more than a sine of :data:`ROTATION`.
+
+        Davis & Kahan 1970: the sine is at most the perturbation, here 2^-23 of the largest value
+        plus the triple's residual, over the distance to the nearest other singular value.
+        """
+        s = to_float64(self.S)
+        below = torch.cat([s[1:], s.new_tensor([self.next_value])])
+        gap = s - below
+        gap = torch.minimum(gap, torch.cat([torch.full_like(gap[:1], torch.inf), gap[:-1]]))
+        error = to_float64(self.residuals) + torch.finfo(torch.float32).eps * s[:1]
+        return int((error > ROTATION * gap).sum())
 
 
 class NotConvergedError(Exception):

@@ -131,7 +131,7 @@ def load_adapter(
     compares with the base's.
 
     Raises UserError for an adapter that cannot be used, IntegrityError for a damaged one. Only
-    :func:`check_complete`, which knows the base's layers, notices a module without both A and B.
+    :func:`check_fits`, which knows the base's layers, notices a module without both A and B.
     """
     settings = read_adapter_config(folder, inits)
     path = folder / WEIGHTS
@@ -159,25 +159,38 @@ def load_adapter(
     )
 
 
-def check_complete(
-    folder: Path, modules: Collection[str], layers: Collection[str], inits: Collection[object]
+def check_fits(
+    folder: Path,
+    adapter: Adapter,
+    shapes: Mapping[str, tuple[int, int]],
+    inits: Collection[object] = PLAIN_INITS,
 ) -> None:
-    """Check that an adapter changes the linear layers that its configuration names, and no other.
+    """Check that an adapter changes linear layers of a model, in the same shapes, and all of those
+    that its configuration names.
 
-    modules: those that it changes. layers: all of the base.
-
-    Raises IntegrityError otherwise: PEFT would leave a missing layer as in the base, and another
-    one out.
+    ``shapes``: (out, in) of the model's layers. Raises UserError for an adapter of another model,
+    IntegrityError for one that is not whole: PEFT would leave a missing layer as in the base, and
+    another one out.
     """
+    place, do = f"adapter {folder}", "give an adapter of this model"
+    for name, a in adapter.a.items():
+        shape, expected = (len(adapter.b[name]), a.shape[1]), shapes.get(name)
+        if expected is None:
+            leaves = sorted({other.rsplit(".", 1)[-1] for other in shapes})
+            found = f"factors for {name!r}, which this model does not have"
+            raise UserError(place, found, f"some of: {', '.join(leaves)}", do)
+        if shape != expected:
+            found = f"{name!r} with (out, in) = {shape}"
+            raise UserError(place, found, f"{expected} as in this model", do)
     settings = read_adapter_config(folder, inits)
     if settings.target_modules in (None, "all-linear"):
         return
-    named = {name for name in {*layers, *modules} if settings.is_target(name)}
-    if odd := sorted(named ^ set(modules)):
+    named = {name for name in shapes if settings.is_target(name)}
+    if odd := sorted(named ^ adapter.a.keys()):
         odd_one = f"{odd[0]!r} is {'missing' if odd[0] in named else 'not among them'}"
-        found = f"lora_A and lora_B for {count(len(modules), 'module')}"
-        expected = f"them for the {len(named)} that {CONFIG} names: {odd_one}"
-        raise IntegrityError(f"adapter {folder}", found, expected, RECOPY)
+        found = f"lora_A and lora_B for {count(len(adapter.a), 'module')}"
+        expects = f"them for the {len(named)} that {CONFIG} names: {odd_one}"
+        raise IntegrityError(place, found, expects, RECOPY)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from rankscope.errors import UserError
 from rankscope.formatting import join_names
 from rankscope.models.adapters.folder import (
     adapter_sha256,
-    check_complete,
+    check_fits,
     load_adapter,
     recorded_base,
 )
@@ -163,19 +163,7 @@ def load_adapter_for(
     """A user's adapter, checked to change modules of the model, in the same shapes, and all that
     its configuration names; ``inits`` and ``has_copies`` as of ``load_adapter``."""
     adapter = load_adapter(folder, "start", inits=inits, has_copies=has_copies)
-    for name in adapter.a:
-        shape = (len(adapter.b[name]), adapter.a[name].shape[1])
-        expected = shapes.linear_shapes.get(name)
-        if expected is None:
-            leaves = {other.rsplit(".", 1)[-1] for other in shapes.linear_shapes}
-            found = f"factors for {name!r}, which this model does not have"
-            do = "give an adapter of this model"
-            raise UserError(f"adapter {folder}", found, f"some of: {', '.join(sorted(leaves))}", do)
-        if shape != expected:
-            found = f"{name!r} with (out, in) = {shape}"
-            do = "give an adapter of this model"
-            raise UserError(f"adapter {folder}", found, f"{expected} as in this model", do)
-    check_complete(folder, adapter.a, shapes.linear_shapes, inits)
+    check_fits(folder, adapter, shapes.linear_shapes, inits)
     return adapter
 
 
