@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from evaluation_worlds import adapter, base, merged, tokenizer
+from evaluation_worlds import adapter, base, evaluations_of, merged, tokenizer
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from rankscope.config.study import EvaluateConfig
 from rankscope.data.encode import Encoder
 from rankscope.errors import UserError
-from rankscope.evaluate.evaluator import Evaluation, evaluate_task
+from rankscope.evaluate.evaluator import Evaluation
 from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
 from rankscope.records import BASE
@@ -80,7 +80,7 @@ def evaluate_lm_eval(
         config = config.model_copy(update={"num_fewshot": num_fewshot})
     task = load_harness_task(config, max_items=None)
     encoder = Encoder(engine.tokenizer, "plain", max_length=None)
-    return evaluate_task(engine, encoder, task, "test", models, SETTINGS)
+    return evaluations_of(engine, encoder, task, "test", models, SETTINGS)
 
 
 @pytest.fixture(scope="module")

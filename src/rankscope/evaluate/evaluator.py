@@ -16,7 +16,7 @@ from rankscope.data.items import Item
 from rankscope.data.registry import TaskSpec
 from rankscope.data.study_data import StudyData
 from rankscope.data.tasks import LoadedTask, items_sha256
-from rankscope.errors import NotFiniteError, UserError
+from rankscope.errors import UserError
 from rankscope.evaluate.context_window import EncodedSplit, context_length, fit_to_context
 from rankscope.evaluate.metrics import ModelScores, exact_mean, is_mean, standard_error
 from rankscope.evaluate.scorers import get_scorer
@@ -47,21 +47,6 @@ def evaluate_task(
     split: Split,
     models: Mapping[str | None, str],
     settings: EvaluateConfig,
-) -> dict[str | None, Evaluation]:
-    """As :func:`evaluate_with_failures`; raises NotFiniteError for the first model that fails."""
-    evaluations, failures = evaluate_with_failures(base, encoder, task, split, models, settings)
-    for reason in failures.values():
-        raise NotFiniteError(reason)
-    return evaluations
-
-
-def evaluate_with_failures(
-    base: Base,
-    encoder: Encoder,
-    task: LoadedTask,
-    split: Split,
-    models: Mapping[str | None, str],
-    settings: EvaluateConfig,
 ) -> tuple[dict[str | None, Evaluation], dict[str | None, str]]:
     """Score one split of one task under the base and any number of attached adapters.
 
@@ -78,7 +63,7 @@ def evaluate_with_failures(
     if task.parts:
         kept = {item.item_id for item in _split_items(task, split)}
         parts = [
-            evaluate_with_failures(base, encoder, part, split, models, settings)
+            evaluate_task(base, encoder, part, split, models, settings)
             for whole in task.parts
             if _split_items(part := _with_items(whole, split, kept), split)
         ]

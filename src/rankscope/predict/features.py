@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rankscope.config.study import StudyConfig
 from rankscope.data.encode import EncodedRow
 from rankscope.data.sampler import RowSampler
-from rankscope.errors import UserError
+from rankscope.errors import NotFiniteError, UserError
 from rankscope.evaluate.evaluator import evaluate_task
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.input_directions import InputDirections, run_watched, shared_inputs
@@ -94,9 +94,12 @@ def features_of(
     stable = [float(s.square().sum() / s[0].square()) for s in spectra]
     task = inputs.data.tasks[trial.task]
     few = replace(task, validation=task.validation[:PROBE_ITEMS])
-    records = evaluate_task(
+    evaluations, failures = evaluate_task(
         base, inputs.data.encoder, few, "validation", {None: BASE}, inputs.config.evaluate
     )
+    for reason in failures.values():
+        raise NotFiniteError(f"task {trial.task!r}", reason)
+    record, _ = evaluations[None]
     return PredictorFeatures(
         task=trial.task,
         num_rows=len(rows),
@@ -104,8 +107,8 @@ def features_of(
         lora_parameters={r: lora_parameters(inputs.base.shapes, r, trial.targets) for r in ranks},
         rows_seen=sum(map(len, batches)),
         base_loss=loss,
-        base_score=records[None][0].score,
-        base_items=records[None][0].n,
+        base_score=record.score,
+        base_items=record.n,
         chance=task.spec.chance,
         gradient_effective_rank=sum(effective) / len(effective) if effective else None,
         gradient_stable_rank=sum(stable) / len(stable) if stable else None,

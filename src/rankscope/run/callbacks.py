@@ -13,7 +13,7 @@ from math import isnan
 import torch
 
 from rankscope.device import release_freed_memory
-from rankscope.evaluate.evaluator import Evaluation, evaluate_with_failures
+from rankscope.evaluate.evaluator import Evaluation, evaluate_task
 from rankscope.models.base import Base
 from rankscope.models.sharding import local
 from rankscope.progress import SpeedMeter
@@ -111,7 +111,7 @@ class LearningCurve:
         """Score models on the first validation items of one task."""
         config, task = self.study.config, self.study.data.tasks[task_name]
         first = replace(task, validation=task.validation[: config.train.evaluate_items])
-        evaluations, _ = evaluate_with_failures(
+        evaluations, _ = evaluate_task(
             model, self.study.data.encoder, first, "validation", models, config.evaluate
         )
         yield from evaluations.values()

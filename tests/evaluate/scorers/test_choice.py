@@ -11,6 +11,7 @@ from evaluation_worlds import (
     base,
     choice_items,
     encoder,
+    evaluations_of,
     lettered,
     loaded,
     one_at_a_time,
@@ -23,7 +24,6 @@ from evaluation_worlds import (
 from rankscope.config.study import EvaluateConfig
 from rankscope.data.items import LETTERS, Item, Message
 from rankscope.errors import UserError
-from rankscope.evaluate.evaluator import evaluate_task
 from rankscope.evaluate.metrics import choice_predictions, first_best, standard_error
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.evaluate.scorers.loss import LossScorer
@@ -48,7 +48,7 @@ def score(
     }
     settings = EvaluateConfig(batch_tokens=batch_tokens)
     task = loaded(task_items, scorer, prompt)
-    found = evaluate_task(engine, encoder(), task, "test", adapter_names, settings)
+    found = evaluations_of(engine, encoder(), task, "test", adapter_names, settings)
     return {adapter_name: items for adapter_name, (_, items) in found.items()}
 
 
@@ -109,7 +109,7 @@ def test_what_follows_is_scored_after_either_option() -> None:
     items = (item, dataclasses.replace(item, item_id="toy/test/2", answer=0))
     task = loaded(items, "option_text")
     models = {None: BASE, other.name: "other"}
-    results = evaluate_task(engine, coder, task, "test", models, SETTINGS)
+    results = evaluations_of(engine, coder, task, "test", models, SETTINGS)
     record, found = results[None]
     model = plain_model(engine)
     wanted = [

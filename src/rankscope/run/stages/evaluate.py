@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from rankscope.errors import NotFiniteError, reporting_shortages
-from rankscope.evaluate.evaluator import Evaluation, evaluate_task, evaluate_with_failures
+from rankscope.evaluate.evaluator import Evaluation, evaluate_task
 from rankscope.models.base import Base
 from rankscope.records import BASE, EvalKey, Split, trial_of, write_items
 from rankscope.run.groups import Group
@@ -66,7 +66,7 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
 
     def score_trials(self, model: Base, batch: EvalBatch) -> Scored:
         study, (name, split, model_ids) = self.context.study, batch
-        evaluations, reasons = evaluate_with_failures(
+        evaluations, reasons = evaluate_task(
             model,
             study.data.encoder,
             study.data.tasks[name],
@@ -85,23 +85,22 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
         study, (name, split, model_ids) = self.context.study, batch
         settings, where = study.config.evaluate, f"{name} {split}"
         do = f"free memory, or lower evaluate.batch_tokens (now {settings.batch_tokens})"
-        try:
-            with reporting_shortages(f"{where}: scoring the base", do=do):
-                evaluations = evaluate_task(
-                    self.context.base,
-                    study.data.encoder,
-                    study.data.tasks[name],
-                    split,
-                    model_ids,
-                    settings,
-                )
-        except NotFiniteError as error:
+        with reporting_shortages(f"{where}: scoring the base", do=do):
+            evaluations, failures = evaluate_task(
+                self.context.base,
+                study.data.encoder,
+                study.data.tasks[name],
+                split,
+                model_ids,
+                settings,
+            )
+        for reason in failures.values():
             raise NotFiniteError(
                 f"{where}: the base cannot be scored",
-                str(error),
+                reason,
                 f"a model that runs in {study.config.dtype}",
                 "try 'dtype: float32', or another model",
-            ) from error
+            )
         return list(evaluations.values()), ()
 
     def commit(self, result: Scored) -> None:
