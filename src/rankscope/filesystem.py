@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rankscope.errors import RankscopeError, UserError, reading, reporting_shortages
+from rankscope.errors import UserError, reading, reporting_shortages
 
 NETWORK_FILE_SYSTEMS = frozenset(
     "nfs nfs4 cifs smb3 smbfs sshfs afs ceph lustre gpfs beegfs glusterfs orangefs pvfs2".split()
@@ -192,15 +192,15 @@ def replace_bytes(path: Path, content: bytes) -> bool:
     return True
 
 
-def read_json_object(path: Path, refuse: type[RankscopeError] = UserError) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file that somebody else may have written.
 
     Raises:
-        UserError: no such file, or no JSON object in it; or another error, ``refuse``.
+        UserError: no such file, or no JSON object in it.
     """
     expected, do = "a JSON object", "restore it from where it came from"
-    with reading(path, expected, refuse, do):
+    with reading(path, expected, do=do):
         value = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(value, dict):
-        raise refuse(path, f"a JSON {type(value).__name__}", expected, do)
+        raise UserError(path, f"a JSON {type(value).__name__}", expected, do)
     return value

@@ -71,11 +71,5 @@ def find_shared_prefixes(prompts: Sequence[Sequence[int]]) -> list[SharedPrefix]
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:
     """Number of tokens that both begin with, leaving at least one token of each."""
-    low, high = 0, min(len(one), len(other)) - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        if list(one[:middle]) == list(other[:middle]):
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    longest = min(len(one), len(other)) - 1
+    return next((i for i in range(longest) if one[i] != other[i]), longest)

@@ -48,19 +48,17 @@ def load_base(
     config: ModelConfig,
     device: torch.device,
     dtype: torch.dtype,
-    folder: Path | None = None,
     quantize: Literal["none", "4bit"] = "none",
     tokenizer: PreTrainedTokenizerBase | None = None,
     shards: Shards | None = None,
 ) -> Base:
     """Load the base of a study's model section, frozen, with varlen attention.
 
-    ``folder`` holds the weights of a fully fine-tuned trial of the same base, to load in their
-    place. ``4bit`` holds the linear layers in 4 bits; products then run in ``dtype``. A
-    ``tokenizer`` is used instead of the folder's, which then needs none. Several ``shards`` hold it
-    together; call this on shard 0.
+    ``4bit`` holds the linear layers in 4 bits; products then run in ``dtype``. A ``tokenizer`` is
+    used instead of the folder's, which then needs none. Several ``shards`` hold it together; call
+    this on shard 0.
     """
-    source = folder if folder is not None else model_folder(config)
+    source = model_folder(config)
     tokenizer = tokenizer or load_tokenizer(source)
     options: dict[str, Any] = {}
     if quantize == "4bit":

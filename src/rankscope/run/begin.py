@@ -56,7 +56,7 @@ def begin_run(
     tokenizer = study.data.encoder.tokenizer  # one of 262,144 entries takes .25 GB
     source = (config.model, study.device, study.dtype)
     record = base_record(*source, config.quantize, tokenizer)
-    load = partial(load_base, *source, None, config.quantize, tokenizer, shards)
+    load = partial(load_base, *source, config.quantize, tokenizer, shards)
     groups = GroupLedger(ledger, study)
     context = RunContext(study, ledger, record, load, reporter, should_stop, groups)
     if not (has_executor or ledger.artifacts()):  # a base that cannot be loaded leaves no study

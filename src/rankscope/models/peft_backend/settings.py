@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, PeftType, TaskType, get_peft_model
+from peft.config import PromptLearningConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import PretrainedConfig
 
@@ -84,7 +85,8 @@ def peft_config(
 def config_class(name: str) -> Any:
     classes = {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     reasons = dict(UNUSABLE_TYPES)
-    reasons |= {k: PROMPT_LEARNING for k, config in classes.items() if _is_prompt_learning(config)}
+    learn_prompts = [k for k, config in classes.items() if issubclass(config, PromptLearningConfig)]
+    reasons |= dict.fromkeys(learn_prompts, PROMPT_LEARNING)
     kinds = sorted(classes.keys() - reasons.keys())
     usable = ", ".join(kinds)
     if name not in classes:
@@ -93,12 +95,6 @@ def config_class(name: str) -> Any:
     if name in reasons:
         raise UserError("method peft", f"{name}, which {reasons[name]}", f"one of {usable}")
     return classes[name]
-
-
-def _is_prompt_learning(config_type: Any) -> bool:
-    return any(field.name == "num_virtual_tokens" for field in dataclasses.fields(config_type)) or (
-        getattr(config_type, "is_prompt_learning", False) is True
-    )
 
 
 def _check_field(name: str, key: str, value: Any, fields: set[str]) -> None:
