@@ -79,10 +79,9 @@ def compared(base: SVD, full: SVD, fast: Triples, k: int) -> Parity:
         decisions(base, full),
         intruders_among(fast.U[:, :INTRUDERS], fast.S[:INTRUDERS], EPSILON),
     )
-    shape = (len(base.U), len(base.V))
-    alike = similarity_from_cosines(fast.U[:k, :k], fast.V[:k, :k], shape)
+    alike = similarity_from_cosines(fast.U[:k, :k], fast.V[:k, :k])
     left, right = base.U[:, :k].mT @ full.U[:, :k], base.V[:, :k].mT @ full.V[:, :k]
-    reference = similarity_from_cosines(left, right, shape)
+    reference = similarity_from_cosines(left, right)
     return Parity(
         sigma=float(((fast.S[:k] - full.S[:k]) / full.S[:k]).abs().max()),
         decisions=len(set(expected[0]) ^ set(found[0])),

@@ -45,7 +45,7 @@ def test_decompositions_are_computed_once_and_bounded() -> None:
         kept = cache.of("a", a)
         cache.of("b", b)
         assert cache.num_bytes == held
-        assert cache.of("a", a) is not kept
+        assert (cache.of("a", a) is kept) == bool(held)
         torch.testing.assert_close(cache.of("a", a).S, first.S)
 
 
@@ -113,7 +113,7 @@ def test_rounded_vectors_keep_what_is_measured_of_them(monkeypatch: pytest.Monke
     assert not torch.equal(rounded.U, exact.U)
     found = low_rank_leading_vectors(rounded, LowRankUpdate(A, B), 100)
     assert float(((found.S - full.S[:100]) / full.S[:100]).abs().max()) < 1e-5
-    alike = similarity_from_cosines(found.U[:100], found.V[:100], (400, 400))
+    alike = similarity_from_cosines(found.U[:100], found.V[:100])
     expected = similarity(exact, full, 100)["similarity_max"]
     assert alike["similarity_max"] == pytest.approx(expected, abs=1e-3)
     intruders = intruders_among(found.U[:, :10], found.S[:10], 0.5)

@@ -23,6 +23,7 @@ from rankscope.analyses.spectra.record import (
     MatrixSpectrum,
     NormGrowth,
     SpectraRecord,
+    chance_levels,
     growth_of_given,
 )
 from rankscope.analyses.spectra.spectra import effective_rank, stable_rank
@@ -238,23 +239,9 @@ def test_chance_levels_by_simulation() -> None:
         cosines = (pair[0].mT @ pair[1]).abs()
         index.append(float(cosines.diagonal().mean()))
         largest.append(float(cosines.max(dim=0).values.mean()))
-    values = dict.fromkeys(("frobenius", "relative", "effective_rank", "stable_rank"), 0.0)
-    pairs = dict.fromkeys(("index", "max", "subspace"), (1.0, 1.0))
-    matrix = MatrixSpectrum(
-        name="x",
-        layer=None,
-        module="x",
-        shape=(d, d),
-        singular_values=(),
-        top_k=k,
-        chance_subspace=(k / d, k / d),
-        intruders=0,
-        intruder_energy=0,
-        **values,
-        **{f"similarity_{name}": pair for name, pair in pairs.items()},  # type: ignore[arg-type]
-    )
-    assert matrix.chance_index[0] == pytest.approx(sum(index) / 40, rel=0.05)
-    assert matrix.chance_max[0] == pytest.approx(sum(largest) / 40, rel=0.05)
+    found = chance_levels(k, (d, d))
+    assert found["chance_index"][0] == pytest.approx(sum(index) / 40, rel=0.05)
+    assert found["chance_max"][0] == pytest.approx(sum(largest) / 40, rel=0.05)
 
 
 # --- bad input ----------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rankscope.models.multi_lora import AdapterSpan
 
 RANK_MULTIPLE = 8  # 16 bytes of bfloat16
+MAX_GROUPS = 1023  # The kernel takes fewer than 1,024
 GROUPED_MM_CAPABILITY = (9, 0)
 CHECKED_TOKENS = (1, 7, 64, 130)  # Of the groups that a device is checked with
 
@@ -68,7 +69,8 @@ class Run:
         return self.start + sum(self.counts)
 
     def goes_on_with(self, rank: int, index: int, start: int) -> bool:
-        return (rank, index, start) == (self.rank, self.last, self.stop)
+        is_next = (rank, index, start) == (self.rank, self.last, self.stop)
+        return is_next and len(self.counts) < MAX_GROUPS
 
 
 Places = dict[str, tuple[int, int]]  # Adapter name -> (R, index in that bucket), for one module

@@ -13,7 +13,6 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from rankscope.errors import UserError
 from rankscope.models.lora import Adapter
 from rankscope.models.methods import get_lora_method
 
@@ -48,8 +47,7 @@ class LowRankUpdate:
         A, B = to_float64(A), adapter.scaling * to_float64(B)
         if name not in adapter.magnitude:
             return cls(A, B)
-        if weight is None:
-            raise ValueError(f"{name}: the update of a DoRA module depends on the base weight")
+        assert weight is not None  # DoRA's update depends on it
         magnitude = to_float64(adapter.magnitude[name]).to(weight.device)
         return cls(A, B, magnitude / (weight + B @ A).norm(dim=1), weight)
 
@@ -99,10 +97,6 @@ class LowRankUpdate:
         if self.gain is None:
             return replace(self, B=factor * self.B)
         gain = 1 + factor * (self.gain - 1)
-        if bool((gain == 0).any()):
-            found = "a row of a DoRA weight that becomes zero"
-            do = "choose a slightly different scale"
-            raise UserError(f"scale {factor:g}", found, "rows that DoRA can store", do)
         return replace(self, B=(self.gain / gain)[:, None] * (factor * self.B), gain=gain)
 
     def truncated(self, rank: int) -> "LowRankUpdate":

@@ -8,7 +8,6 @@ Shapes: m = out, n = in, d = min(m, n).
 
 import contextlib
 import os
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -88,25 +87,23 @@ def from_int16(steps: Tensor, scale: Tensor) -> Tensor:
 class SvdCache:
     """SVDs of base weights, shared by all trials of a study.
 
-    Memory holds up to ``max_bytes``, least recently used first to go. With a ``folder``, matrices
-    of d >= 256 are also kept on disk for other studies and inspections.
+    Memory holds the first ones, up to ``max_bytes``: trials ask for all matrices in one order, so
+    that dropping the least recently used would drop each before its next use. With a ``folder``,
+    matrices of d >= 256 are also kept on disk for other studies and inspections.
     """
 
     def __init__(self, max_bytes: int = 2 * 1024**3, folder: Path | None = None) -> None:
         self.max_bytes, self.folder = max_bytes, folder
-        self._in_memory: OrderedDict[str, SVD] = OrderedDict()
+        self._in_memory: dict[str, SVD] = {}
 
     def of(self, name: str, weight: Tensor) -> SVD:
         """The SVD of ``weight`` (m, n), computed at the first call for ``name``."""
-        if name not in self._in_memory:
-            decomposition = self._load_or_compute(weight)
-            if decomposition.num_bytes > self.max_bytes:
-                return decomposition
+        if name in self._in_memory:
+            return self._in_memory[name]
+        decomposition = self._load_or_compute(weight)
+        if self.num_bytes + decomposition.num_bytes <= self.max_bytes:
             self._in_memory[name] = decomposition
-            while self.num_bytes > self.max_bytes:
-                self._in_memory.popitem(last=False)
-        self._in_memory.move_to_end(name)
-        return self._in_memory[name]
+        return decomposition
 
     def clear(self) -> None:
         self._in_memory.clear()

@@ -70,7 +70,7 @@ def test_iteration_equals_the_full_decomposition(
     found = low_rank_leading_vectors(base, LowRankUpdate(A, scaling * B), K)
     torch.testing.assert_close(found.S, full.S[:K], rtol=1e-7, atol=1e-7 * float(full.S[0]))
     assert found.residual <= 1e-8
-    alike = similarity_from_cosines(found.U[:K], found.V[:K], shape)
+    alike = similarity_from_cosines(found.U[:K], found.V[:K])
     for name, expected in similarity(base, full, K).items():
         assert alike[name] == pytest.approx(expected, abs=1e-4)
     direct = intruder_dimensions(base.U, full.U, full.S, 10)

@@ -125,12 +125,6 @@ def _gradient_hooks(
 QUERIES_AT_ONCE = 256  # Queries of one row whose weights exist at the same time
 
 
-def normalized_entropy(weights: Tensor, num_visible: Tensor) -> Tensor:
-    """-sum a ln a / ln(visible): ``weights`` (..., Q, keys), ``num_visible`` (Q,) -> (..., Q)."""
-    entropy: Tensor = torch.special.entr(weights).sum(-1)
-    return entropy / num_visible.to(weights).log()
-
-
 def row_entropy(q: Tensor, k: Tensor, scale: float, window: int | None) -> Tensor:
     """Entropy summed over positions 1 to T - 1 of one row: q (H, T, D), k (K, T, D) -> (H,)."""
     heads, length, _ = q.shape
@@ -144,7 +138,8 @@ def row_entropy(q: Tensor, k: Tensor, scale: float, window: int | None) -> Tenso
         distance = places[first:, None] - places
         visible = (distance >= 0) & (distance < width)
         weights = torch.softmax(scores.masked_fill(~visible, -math.inf), -1)
-        total += normalized_entropy(weights, visible.sum(1)).sum(1).cpu().double()
+        entropy = torch.special.entr(weights).sum(-1) / visible.sum(1).to(weights).log()
+        total += entropy.sum(1).cpu().double()
     return total
 
 

@@ -45,7 +45,6 @@ class HeadAblation(Record):
 class HeadsRecord(AnalysisRecord):
     task: str  # Task whose items give importance and entropy
     items: int
-    items_asked: int  # Limit on the items of each task
     dtype: str
     """Dtype of the models, such as ``float32``; in ``bfloat16``, rounding alone moves a head's cost
     by hundredths of a nat."""

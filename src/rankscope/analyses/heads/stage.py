@@ -133,7 +133,6 @@ class HeadsStage(Stage[TrialSpec, HeadsRecord]):
             trial_id=trial.trial_id,
             task=task.name,
             items=len(task.trees),
-            items_asked=self.settings.items,
             dtype=base.record.dtype,
             changes=trial_changes(model, base, stored_base),
             base=before,

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from rankscope.analyses.spectra import SpectraConfig
-from rankscope.analyses.spectra.leading_vectors import iterate_dense
-from rankscope.analyses.spectra.subspace_iteration import Triples
+from rankscope.analyses.spectra.leading_vectors import dense_triples
 from rankscope.models.low_rank_update import to_float64
 from rankscope.models.svd_cache import SVD
 
@@ -48,12 +47,8 @@ def scale_intruders(
     float64. ``base`` is the SVD of W0, whose left vectors decide what is an intruder."""
     tuned = to_float64(weight) + to_float64(delta)
     k = min(settings.intruder_k, *weight.shape)
-    triples = None
-    if 4 * (k + SPARE_VECTORS) < min(weight.shape):
-        triples = iterate_dense(base, tuned, k, SPARE_VECTORS)
-    if triples is None:
-        U, S, Vh = torch.linalg.svd(tuned, full_matrices=False)
-        triples = Triples.from_svd(U, S, Vh.mT, k)
+    is_large = 4 * (k + SPARE_VECTORS) < min(weight.shape)
+    triples = dense_triples(base, tuned, k, SPARE_VECTORS, iterate=is_large)
     u, s, v = triples.U, triples.S, triples.V
     positions, *_ = intruders_among(to_float64(base.U).mT @ u, s, settings.intruder_epsilon)
     chosen = list(positions)

@@ -13,6 +13,7 @@ Shapes: m = out, n = in, d = min(m, n), k = leading vectors wanted, r = rank, e 
 outside the span.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -221,29 +222,28 @@ class DenseMatrix:
         return DenseMatrix(self.W, vectors, values)
 
 
-def iterate_dense(base: SVD, tuned: Tensor, k: int, spare: int) -> Triples | None:
-    """The leading triples of a dense matrix, from a block of ``spare`` more; None if that fails.
+def dense_triples(base: SVD, tuned: Tensor, k: int, spare: int, *, iterate: bool) -> Triples:
+    """The leading triples of a dense matrix, by an iteration on a block of ``spare`` more, or by a
+    full decomposition.
 
-    It starts from W0's leading right vectors, and from random ones, which share a part with any
-    direction, new ones too.
+    The iteration starts from W0's leading right vectors, and from random ones, which share a part
+    with any direction, new ones too.
     """
-    leading = to_float64(base.V[:, : k + spare])
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(len(base.V), NUM_RANDOM, generator=generator, dtype=torch.float64)
-    start = orthonormal(torch.cat([leading, noise.to(leading.device)], dim=1))
-    try:
-        return leading_triples(DenseMatrix(to_float64(tuned)), start, k, TOLERANCE, min_sweeps=1)
-    except NotConvergedError:
-        return None
+    if iterate:
+        leading = to_float64(base.V[:, : k + spare])
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(len(base.V), NUM_RANDOM, generator=generator, dtype=torch.float64)
+        start = orthonormal(torch.cat([leading, noise.to(leading.device)], dim=1))
+        matrix = DenseMatrix(to_float64(tuned))
+        with suppress(NotConvergedError):
+            return leading_triples(matrix, start, k, TOLERANCE, min_sweeps=1)
+    return Triples.from_svd(*svd(tuned), k)
 
 
 def dense_leading_vectors(base: SVD, tuned: Tensor, k: int) -> Triples:
     """The same of a dense tuned weight (m, n)."""
-    triples = None
     smallest, share = DENSE_ITERATE_IF
-    if len(base.S) >= smallest and share * k <= len(base.S):
-        triples = iterate_dense(base, tuned, k, max(16, k // 5))
-    if triples is None:
-        triples = Triples.from_svd(*svd(tuned), k)
+    is_large = len(base.S) >= smallest and share * k <= len(base.S)
+    triples = dense_triples(base, tuned, k, max(16, k // 5), iterate=is_large)
     u, v = triples.U.to(base.U), triples.V.to(base.V)
     return replace(triples, U=base.U.mT @ u, V=base.V.mT @ v)

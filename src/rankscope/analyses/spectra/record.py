@@ -6,8 +6,6 @@ from functools import cache
 from statistics import fmean, linear_regression
 from typing import Any
 
-from pydantic import computed_field, model_validator
-
 from rankscope.models.methods import get_lora_method
 from rankscope.records import AnalysisRecord, Record, TrialRecords
 
@@ -20,6 +18,17 @@ def _expected_largest(count: int) -> float:
     return step * (
         0.5 + sum(1 - math.erf(i * step / math.sqrt(2)) ** count for i in range(1, 1000))
     )
+
+
+def chance_levels(k: int, shape: tuple[int, int]) -> dict[str, Any]:
+    """Expected similarities of k unrelated vectors, left and right: mean |cosine| in m
+    dimensions, sqrt(2 / (pi m)) for large m; the largest of k; and k/m of two spans."""
+    largest = _expected_largest(k)
+    return {
+        "chance_index": tuple(math.sqrt(2 / (math.pi * size)) for size in shape),
+        "chance_max": tuple(min(1.0, largest / math.sqrt(size)) for size in shape),
+        "chance_subspace": tuple(k / size for size in shape),
+    }
 
 
 STORED_SINGULAR_VALUES = 128
@@ -41,7 +50,9 @@ class MatrixSpectrum(Record):
     similarity_index: tuple[float, float]  # Index-matched mean |C_ii| of left and right vectors
     similarity_max: tuple[float, float]  # Mean over tuned vectors of max |C_ij|, left and right
     similarity_subspace: tuple[float, float]  # |C|_F^2 / k, left and right
-    chance_subspace: tuple[float, float]  # Of unrelated vectors, k/d, left and right
+    chance_index: tuple[float, float]  # The same of unrelated vectors, see :func:`chance_levels`
+    chance_max: tuple[float, float]
+    chance_subspace: tuple[float, float]
     intruders: int  # Of the leading left vectors of W, largest |cosine| below epsilon
     intruder_energy: float  # Their share in the squared values of the examined vectors
     intruder_positions: tuple[int, ...] = ()  # Their positions among the leading vectors, from 0
@@ -49,29 +60,6 @@ class MatrixSpectrum(Record):
     largest_cosines: tuple[float, ...] = ()  # Of each examined vector to any base vector
     residual: float = 0.0  # Largest |W^T u - sigma v| of the leading vectors over sigma_1
     ill_conditioned: int = 0  # That rounding to float32 may rotate by more than a sine of .01
-
-    @model_validator(mode="before")
-    @classmethod
-    def without_computed(cls, values: Any) -> Any:
-        """Drop the computed fields of a stored record; they are computed again."""
-        if not isinstance(values, dict):
-            return values
-        return {name: v for name, v in values.items() if name not in cls.model_computed_fields}
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def chance_index(self) -> tuple[float, float]:
-        """Expected index-matched similarity of unrelated vectors, left and right: mean |cosine| of
-        random directions in m dimensions, sqrt(2 / (pi m)) for large m."""
-        left, right = (math.sqrt(2 / (math.pi * size)) for size in self.shape)
-        return left, right
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def chance_max(self) -> tuple[float, float]:
-        """Expected max-matched similarity of unrelated vectors, left and right."""
-        left, right = (_expected_largest(self.top_k) / math.sqrt(size) for size in self.shape)
-        return min(1.0, left), min(1.0, right)
 
 
 class SpectraRecord(AnalysisRecord):
@@ -98,7 +86,6 @@ class NormGrowth(Record):
     """Least-squares fit of |dW|_F against rank: a + b ln r (claimed by arXiv 2512.15634)."""
 
     ranks: tuple[int, ...]
-    norms: tuple[float, ...]  # |dW|_F over all matrices, same order
     start: float  # a
     slope: float  # b, per unit of ln r
     rms: float  # Root mean square of the residual, in the norm's unit
@@ -120,7 +107,6 @@ class NormGrowth(Record):
 
         return cls(
             ranks=tuple(ranks),
-            norms=tuple(norms),
             start=start,
             slope=slope,
             rms=rms([start + slope * at for at in x]),

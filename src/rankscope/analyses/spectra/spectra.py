@@ -8,6 +8,7 @@ Shapes: m = out, n = in, d = min(m, n), r = rank, k = leading vectors compared.
 
 import time
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,12 @@ from rankscope.analyses.spectra.leading_vectors import (
     dense_leading_vectors,
     low_rank_leading_vectors,
 )
-from rankscope.analyses.spectra.record import STORED_SINGULAR_VALUES, MatrixSpectrum, SpectraRecord
+from rankscope.analyses.spectra.record import (
+    STORED_SINGULAR_VALUES,
+    MatrixSpectrum,
+    SpectraRecord,
+    chance_levels,
+)
 from rankscope.analyses.spectra.subspace_iteration import Triples
 from rankscope.errors import UserError
 from rankscope.models.base import Base
@@ -60,9 +66,7 @@ def num_compared_vectors(shape: tuple[int, int], settings: SpectraConfig) -> int
     return min(settings.top_k or default_top_k(shape), *shape)
 
 
-def similarity_from_cosines(
-    left: Tensor, right: Tensor, shape: tuple[int, int]
-) -> dict[str, tuple[float, float]]:
+def similarity_from_cosines(left: Tensor, right: Tensor) -> dict[str, Any]:
     """Compare the first k singular vectors of W0 and W: fields of a record, left and right.
 
     C = U_k^T U~_k (k, k) is ``left``, and ``right`` the same of right vectors. arXiv 2512.15634
@@ -81,7 +85,6 @@ def similarity_from_cosines(
         "similarity_index": pair(c.diagonal().mean() for c in cosines),
         "similarity_max": pair(c.max(dim=0).values.mean() for c in cosines),
         "similarity_subspace": pair((c**2).sum() / k for c in cosines),
-        "chance_subspace": (k / shape[0], k / shape[1]),
     }
 
 
@@ -153,7 +156,7 @@ def _matrix_spectrum(
         same = torch.eye(len(base.S), count, dtype=base.U.dtype, device=base.U.device)
         tuned = Triples.from_svd(same, base.S, same, count)
     left, right = tuned.U, tuned.V
-    alike = similarity_from_cosines(left[:k, :k], right[:k, :k], shape)
+    alike = similarity_from_cosines(left[:k, :k], right[:k, :k])
     positions, cosines, energy = intruders_among(
         left[:, :examined], tuned.S[:examined], settings.intruder_epsilon
     )
@@ -169,10 +172,8 @@ def _matrix_spectrum(
         effective_rank=effective_rank(sigma),
         stable_rank=stable_rank(sigma),
         top_k=k,
-        similarity_index=alike["similarity_index"],
-        similarity_max=alike["similarity_max"],
-        similarity_subspace=alike["similarity_subspace"],
-        chance_subspace=alike["chance_subspace"],
+        **alike,
+        **chance_levels(k, shape),
         intruders=len(positions),
         intruder_energy=energy,
         intruder_positions=positions,
