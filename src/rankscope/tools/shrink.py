@@ -20,7 +20,7 @@ from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.folder import (
     base_weight_copies,
-    check_fits,
+    check_adapter_fits,
     recorded_base,
     rewrite,
     save_adapter,
@@ -91,7 +91,7 @@ class SourceAdapter:
         if reader is not None:
             sha256 = weights_sha256(reader.folder) if recorded_base(folder) else ""
             recorded_other_base(folder, reader.folder, sha256, force=any_base)
-            check_fits(folder, tuned.adapter, reader.shapes, READABLE_INITS)
+            check_adapter_fits(folder, tuned.adapter, reader.shapes, READABLE_INITS)
         return cls(folder, tuned, tuned.adapter, reader, list(tuned.adapter.a))
 
     def weight(self, name: str) -> Tensor:

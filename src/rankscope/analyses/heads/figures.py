@@ -44,11 +44,11 @@ MODULES = {
     "o_proj": "output slices",
 }
 BEFORE, AFTER = "cost before, nats per item", "cost after, nats per item"
-ERROR = "standard error of the difference"
+COST_ERROR = "standard error of the difference"
 COSTS = {
     BEFORE: ("gold_change_before", -1),
     AFTER: ("gold_change_after", -1),
-    ERROR: ("gold_difference_error", 1),
+    COST_ERROR: ("gold_difference_error", 1),
     "score lost before": ("score_change_before", -1),
     "score lost after": ("score_change_after", -1),
 }
@@ -133,9 +133,9 @@ def _removals(label: str, ablations: pd.DataFrame) -> Iterator[tuple[str, pd.Dat
 
 def _beyond_noise(costs: pd.DataFrame) -> str:
     """How many costs changed by more than two standard errors."""
-    tested = costs.dropna(subset=[ERROR])
+    tested = costs.dropna(subset=[COST_ERROR])
     changes = (tested[AFTER] - tested[BEFORE]).abs()
-    return f"{int((changes > 2 * tested[ERROR]).sum())} of {len(tested)}"
+    return f"{int((changes > 2 * tested[COST_ERROR]).sum())} of {len(tested)}"
 
 
 def _noise_text(items: Sequence[int]) -> str:

@@ -130,8 +130,8 @@ def load_adapter(
     ``init_lora_weights``. ``has_copies`` skips PEFT's copy of an output head, which the caller
     compares with the base's.
 
-    Raises UserError for an adapter that cannot be used, IntegrityError for a damaged one. Only
-    :func:`check_fits`, which knows the base's layers, notices a module without both A and B.
+    Raises UserError for an adapter that cannot be used, IntegrityError for a damaged one. A module
+    without both A and B is noticed by :func:`check_adapter_fits`, which knows the base's layers.
     """
     settings = read_adapter_config(folder, inits)
     path = folder / WEIGHTS
@@ -159,7 +159,7 @@ def load_adapter(
     )
 
 
-def check_fits(
+def check_adapter_fits(
     folder: Path,
     adapter: Adapter,
     shapes: Mapping[str, tuple[int, int]],

@@ -11,7 +11,7 @@ from rankscope.errors import UserError
 from rankscope.formatting import join_names
 from rankscope.models.adapters.folder import (
     adapter_sha256,
-    check_fits,
+    check_adapter_fits,
     load_adapter,
     recorded_base,
 )
@@ -163,7 +163,7 @@ def load_adapter_for(
     """A user's adapter, checked to change modules of the model, in the same shapes, and all that
     its configuration names; ``inits`` and ``has_copies`` as of ``load_adapter``."""
     adapter = load_adapter(folder, "start", inits=inits, has_copies=has_copies)
-    check_fits(folder, adapter, shapes.linear_shapes, inits)
+    check_adapter_fits(folder, adapter, shapes.linear_shapes, inits)
     return adapter
 
 
