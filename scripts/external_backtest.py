@@ -97,7 +97,7 @@ def best_by_other_seeds(scores: ScoreArray) -> ScoreArray:
 
 def interval(gaps: ScoreArray, cells: pd.DataFrame) -> Estimate:
     """Mean over cells (C,)."""
-    pairs = [*(cells["model"] + " " + cells["task"])]
+    pairs = (cells["model"] + " " + cells["task"]).factorize()[0]
     return weighted_estimate([Comparison(gaps[None], None, pairs)], tested=False)
 
 

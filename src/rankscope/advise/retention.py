@@ -13,12 +13,13 @@ held-out text. A net gain needs one scale:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 import numpy as np
 
 from rankscope.advise.evidence import SCORED_SPLITS, Part, measure
 from rankscope.advise.posterior import Array
-from rankscope.advise.statistics.estimates import clustered_standard_error, weighted_estimate
+from rankscope.advise.statistics.estimates import weighted_estimate
 from rankscope.advise.statistics.matching import ScoreKind, compared_scores
 from rankscope.config.objective import ObjectiveConfig
 from rankscope.records import (
@@ -172,11 +173,11 @@ def above_chance(study: StudyRecords, task: TaskRecord) -> float | None:
 
     Written answers are never right by guessing.
     """
-    scores, chance = all_base_scores(study, task.name), task.chance or 0.0
-    error = clustered_standard_error(scores) if scores.size else None
-    if error is None or float(scores.mean()) - 2 * error <= chance:
+    scores = all_base_scores(study, task.name)
+    if scores.size < 2:
         return None
-    return float(scores.mean()) - chance
+    above = float(scores.mean()) - (task.chance or 0.0)
+    return above if above > 2 * float(scores.std(ddof=1)) / sqrt(scores.size) else None
 
 
 def base_items(study: StudyRecords, task: str) -> list[ItemScores]:

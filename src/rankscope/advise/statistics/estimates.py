@@ -10,9 +10,10 @@ variance of their means beyond the noise of N answers, with Student's t of S - 1
 half-widths add in squares (Zou & Donner 2008). A percentile bootstrap over seeds is too narrow with
 three seeds (docs/findings, simulated studies)."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, hypot, log, sqrt
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +23,6 @@ from rankscope.advise.statistics.resampling import ScoreArray, quantiles, resamp
 from rankscope.advise.statistics.significance import mcnemar_exact, sign_flip
 from rankscope.errors import UserError
 from rankscope.records import Estimate
-
-ClusterLabels = Sequence[Hashable] | npt.NDArray[np.intp]
 
 INTERVAL_LEVEL = 0.95
 TINY = 1e-12
@@ -35,22 +34,6 @@ their interval would cover the truth in only two of three studies. Subtracting l
 better if seeds differ, but widen intervals by half if they do not (docs/findings, simulated
 studies)."""
 SMALLEST_P = 1e-20  # Smallest p value that is computed from an interval
-
-
-def clustered_standard_error(
-    scores: ScoreArray, clusters: ClusterLabels | None = None
-) -> float | None:
-    """Standard error of the mean of ``scores`` (N,); None if it cannot be estimated.
-
-    With ``clusters`` (one label per item), items of a cluster may be dependent: squared sums of
-    residuals per cluster (Liang & Zeger 1986; Miller 2024, arXiv 2411.00640, section 2.2), with the
-    small-sample factor C / (C - 1).
-    """
-    n = len(scores)
-    if clusters is None:
-        return float(scores.std(ddof=1)) / sqrt(n) if n >= 2 else None
-    sums, _ = _units(scores - scores.mean(), cluster_index(clusters, n))
-    return sqrt(_variance_of_mean(sums, n)) if len(sums) >= 2 else None
 
 
 def unpaired_difference(first: Estimate, second: Estimate) -> Estimate:
@@ -80,8 +63,9 @@ class Comparison:
 
     tuned: ScoreArray
     reference: ScoreArray | None
-    clusters: ClusterLabels | None = None
-    """One label per item; items with the same label are resampled together."""
+    clusters: npt.NDArray[Any] | None = None
+    """One label per item; items with the same label may depend on each other, and are resampled
+    together (Liang & Zeger 1986; Miller 2024, arXiv 2411.00640, section 2.2)."""
 
     def __post_init__(self) -> None:
         others = self.tuned if self.reference is None else self.reference
@@ -149,7 +133,7 @@ class _Weighed:
     @classmethod
     def of(cls, comparison: Comparison, weight: float) -> "_Weighed":
         means, clusters = comparison.item_means, comparison.clusters
-        labels = None if clusters is None else cluster_index(clusters, len(means))
+        labels = None if clusters is None else np.unique(clusters, return_inverse=True)[1]
         sums, sizes = _units(means, labels)
         return cls(comparison, weight, float(means.mean()), labels, sums, sizes)
 
@@ -349,15 +333,3 @@ def _p_beside_interval(
     one_sd = _Share(1.0, items.freedom).half_width(alpha)
     side = _Share(((value - end) ** 2 - seeds) / one_sd**2, items.freedom)
     return max(p, alpha, _p_of_interval((side, *between), value))
-
-
-def cluster_index(clusters: ClusterLabels, n: int) -> npt.NDArray[np.intp]:
-    """Cluster labels as 0 .. C - 1, (N,)."""
-    if len(clusters) != n:
-        raise UserError("clusters", f"{len(clusters)} labels for {n} items", "one each")
-    if isinstance(clusters, np.ndarray):
-        return np.unique(clusters, return_inverse=True)[1].astype(np.intp)
-    position: dict[Hashable, int] = {}
-    return np.array(
-        [position.setdefault(label, len(position)) for label in clusters], dtype=np.intp
-    )
