@@ -4,7 +4,6 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -20,15 +19,6 @@ from rankscope.report.table_formats import html_table
 
 # Plotly reads a few tags inside its texts; the figures write these.
 _FOREIGN_TAG = re.compile(r"<(?!/?(?:b|br|extra)>)")
-
-
-@dataclass(frozen=True, slots=True)
-class PageSection:
-    key: str
-    title: str
-    lead: str
-    figures: tuple[Figure, ...]
-    folded: bool = False
 
 
 def render_page(

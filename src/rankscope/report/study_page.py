@@ -12,8 +12,8 @@ from rankscope.records import BASE, EvalKey, ItemResult
 from rankscope.report.analyzed_models import arms_analyzed, given_analyzed
 from rankscope.report.answer import NEXT_STEPS_TITLE, answer_cards, missing
 from rankscope.report.charts.figure import Figure
-from rankscope.report.figures import all_sections, draw_section
-from rankscope.report.page import PageSection, embedded, render_page
+from rankscope.report.figures import Section, all_sections, draw_section
+from rankscope.report.page import embedded, render_page
 from rankscope.report.page_limit import MAX_FAILED, limited, not_shown
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import DASHES
@@ -82,7 +82,7 @@ def _given_page(view: StudyView) -> str:
     )
 
 
-def study_sections(view: StudyView) -> list[PageSection]:
+def study_sections(view: StudyView) -> list[Section]:
     tasks = view.training_tasks
     units = dict.fromkeys(view.unit(task.name) for task in view.study.tasks)
     models = [*(arms_analyzed(view, task) for task in tasks), given_analyzed(view.study)]
@@ -96,7 +96,7 @@ def study_sections(view: StudyView) -> list[PageSection]:
             yield from draw_section(key, "models", analyzed)
 
     return [
-        PageSection(key, s.title, s.lead, tuple(of_section(key)), s.folded and bool(tasks))
+        s._replace(key=key, figures=tuple(of_section(key)), folded=s.folded and bool(tasks))
         for key, s in all_sections().items()
     ]
 

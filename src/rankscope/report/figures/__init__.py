@@ -21,6 +21,8 @@ class Section(NamedTuple):
     title: str
     lead: str = ""
     folded: bool = False  # On the page of a study that trains: few readers need it
+    key: str = ""
+    figures: tuple[Figure, ...] = ()  # Of one page
 
 
 SECTIONS = {

@@ -37,9 +37,7 @@ def draw_plane(view: StudyView, task: str) -> Figure:
     frame = table_from_rows(rows, view.plane_digits(task, kept))
     key, title = view.key("plane", task), f"Learning and retention, {task}"
     if not front:
-        text = "No arm has both a gain and a retention score yet."
-        without = "The study has no retention task, so what training lost is unknown."
-        return Figure(key, title, text if view.retention_tasks else without, frame)
+        return Figure(key, title, "No arm has both a gain and a retention score.", frame)
     placed = frame[frame[axes[0]].notna() & frame[axes[1]].notna()].set_index("arm", drop=False)
     arms = {arm.label: arm for arm in view.arms(task) if arm.label in placed.index}
     lines = [(line, MUTED) for line in view.lines(task).values()] + [(view.full(task), FULL_COLOR)]
