@@ -11,6 +11,7 @@ from statsmodels.stats.multitest import multipletests
 
 from rankscope.advise.statistics.estimates import (
     Comparison,
+    simultaneous_estimates,
     weighted_estimate,
 )
 from rankscope.advise.statistics.resampling import (
@@ -164,6 +165,39 @@ def test_intervals_cover_the_truth(name: str) -> None:
     """93 to 97 % in the large simulation; of 200 studies, to a standard error of .95."""
     error = (0.95 * 0.05 / 200) ** 0.5
     assert 0.93 - error <= coverage(NAMED[name], 200).covered <= 0.97 + error
+
+
+def test_intervals_of_groups_are_wider_as_students_t_is() -> None:
+    rng = np.random.default_rng(5)
+    groups = [Comparison(rng.normal(size=(1, n)), rng.normal(size=n)) for n in (40, 40, 9, 7, 7, 2)]
+    for group, found in zip(groups, simultaneous_estimates(groups), strict=True):
+        alone, n = weighted_estimate([group]), group.tuned.shape[1]
+        wider = stats.t.ppf(1 - 0.025 / 6, n - 1) / stats.t.ppf(0.975, n - 1)
+        assert found.high - found.value == pytest.approx(wider * (alone.high - alone.value))
+        assert found.value - found.low == pytest.approx(wider * (alone.value - alone.low))
+        assert (found.value, found.p, found.n) == (alone.value, alone.p, n)
+    (single,) = simultaneous_estimates([Comparison(np.ones((3, 1)) / 2, np.zeros(1))])
+    assert (single.value, single.low) == (0.5, None)
+
+
+@pytest.mark.parametrize(("n", "seeds", "apart"), [(20, 3, 0.0), (50, 3, 0.05), (50, 2, 0.02)])
+def test_intervals_of_six_groups_hold_together(n: int, seeds: int, apart: float) -> None:
+    """In 95 % of studies or more; as single intervals they would in three of four."""
+    rng, held, single = np.random.default_rng(6), 0, 0
+    for _ in range(200):
+        gains = 0.1 + 0.05 * rng.standard_normal(6)
+        pairs = []
+        for gain in gains:
+            right = 0.5 + gain + apart * rng.standard_normal(seeds)
+            rows = scores(rng, [*right, 0.5], n)
+            pairs.append(Comparison(rows[:-1], rows[-1]))
+        groups = list(zip(gains, simultaneous_estimates(pairs), strict=True))
+        assert all(e.low <= e.value <= e.high for _, e in groups)
+        held += all(e.low <= gain <= e.high for gain, e in groups)
+        alone = [(gain, weighted_estimate([p])) for gain, p in zip(gains, pairs, strict=True)]
+        single += all(e.low <= gain <= e.high for gain, e in alone)
+    assert held >= 0.95 * 200 - 4
+    assert single < 0.9 * 200
 
 
 def test_holm() -> None:

@@ -1,4 +1,4 @@
-"""Retention by subject: the changes, and the map that shows them."""
+"""Changes by subject: the changes with their intervals, the map, the sentence and the table."""
 
 from dataclasses import replace
 
@@ -6,18 +6,21 @@ import numpy as np
 import pytest
 from advice import paired_estimate
 from report_studies import cells, study_and_advice
-from synthetic_study import Truth
+from scipy import stats
+from synthetic_study import Truth, synthetic_study, with_scores
 
+from rankscope.advise.recommend import recommend
 from rankscope.advise.statistics.significance import holm
 from rankscope.analyses.subjects.figures import (
     MOST_ARMS,
     SubjectChanges,
-    changes_figure,
     draw_subjects,
     subject_changes,
 )
-from rankscope.records import BASE
-from rankscope.report.study_view import StudyView
+from rankscope.formatting import POINTS, with_interval
+from rankscope.records import BASE, StudyRecords
+from rankscope.report.study_view import StudyView, change_on
+from rankscope.report.tables import study_tables
 
 TRUTH = Truth(subjects=5, num_items=60, lrs=(1e-3, 2e-3), retention=("general", "text"))
 
@@ -27,60 +30,95 @@ def changes_of(truth: Truth) -> SubjectChanges:
     return subject_changes(study, advice.advice[0])
 
 
-def test_subjects_of_retention_make_up_the_change_of_their_task() -> None:
-    """Of the arms that the advice compares, one Holm family for each."""
+def test_subjects_make_up_the_change_of_their_task() -> None:
+    """On the training task, on retention and cross-domain tasks, of the arms that the advice
+    compares: the mean weighted by items is the whole change. Each arm and task is one family."""
     study, found = study_and_advice(TRUTH)
-    changes = subject_changes(study, found.advice[0])
+    (advice,) = found.advice
+    changes = subject_changes(study, advice)
     labels = {label for label, _, _ in changes}
-    pairs = [(c.first_label, c.second_label) for c in found.advice[0].comparisons]
-    assert labels == {found.advice[0].chosen.label, *(label for pair in pairs for label in pair)}
+    pairs = [(c.first_label, c.second_label) for c in advice.comparisons]
+    assert labels == {advice.chosen.label, *(label for pair in pairs for label in pair)}
     assert 4 <= len(labels) < 7
-    for arm in [a for a in found.advice[0].arms if a.label in labels]:
-        of_arm = {key: change for key, change in changes.items() if key[0] == arm.label}
-        ps = [change.p for change in of_arm.values()]
-        assert [change.p_holm for change in of_arm.values()] == pytest.approx(holm(ps))
-        for task, whole in arm.retention.items():
-            parts = [change for key, change in of_arm.items() if key[1] == task]
+    for arm in [a for a in advice.arms if a.label in labels]:
+        of_arm = [key[1] for key in changes if key[0] == arm.label]
+        assert list(dict.fromkeys(of_arm)) == ["med", "math", "general", "text"]
+        for task in of_arm:
+            parts = [e for key, e in changes.items() if key[:2] == (arm.label, task)]
             mean = sum(e.value * e.n for e in parts) / sum(e.n for e in parts)
-            assert (len(parts), mean) == (5, pytest.approx(whole.value))
+            assert (len(parts), mean) == (5, pytest.approx(change_on(arm, task).value))
+            assert [e.p_holm for e in parts] == pytest.approx(holm([e.p for e in parts]))
     models = (BASE, *(f"med-full-0.0005-{seed}" for seed in (0, 1, 2)))
     rows = [study.items[i, "text", "test"].scores[3::5] for i in models]  # item i modulo 5
     change = changes["full lr=0.0005", "text", "subject 3"]
-    assert change.model_copy(update={"p_holm": None}) == paired_estimate(
-        np.stack(rows[1:]), rows[0]
+    single = paired_estimate(np.stack(rows[1:]), rows[0])
+    ends = {"low": single.low, "high": single.high, "p_holm": None}
+    assert change.model_copy(update=ends) == single
+    assert change.low < single.low < single.high < change.high
+
+
+def with_three_groups(truth: Truth) -> StudyRecords:
+    """On med every model gets subject 0 right where the base was wrong, the base alone gets
+    subject 2 right, and nothing else differs."""
+    right = {"subject 0": (0, 1), "subject 1": (1, 1), "subject 2": (1, 0)}
+    kinds = [right[f"subject {i % 3}"] for i in range(truth.num_items)]
+    return with_scores(
+        synthetic_study(truth),
+        lambda key, scores: (
+            [tuned if key[0] != BASE else base for base, tuned in kinds]
+            if key[1] == "med"
+            else np.ones(len(scores))
+        ),
     )
 
 
-def test_tasks_of_one_subject_are_left_out_and_so_are_arms_beyond_a_limit() -> None:
+def test_best_and_worst_of_three_groups_by_hand() -> None:
+    """Ten changes of +1, 0 or -1, and one more each way: 12 of mean 10/12, 0 or -10/12, within t of
+    11 degrees at .05 / 3 times their standard error, but for the skew of the bootstrap."""
+    study = with_three_groups(Truth(subjects=3, num_items=30, seeds=(0,)))
+    view = StudyView(study, recommend(study))
+    changes = subject_changes(study, view.advice("med"))
+    label = view.focus("med").label
+    quantile = stats.t.ppf(1 - 0.025 / 3, 11)
+    for subject, (value, mean) in enumerate([(1, 10 / 12), (0, 0), (-1, -10 / 12)]):
+        change = changes[label, "med", f"subject {subject}"]
+        squares = 1 if value else 2 / 12
+        half = quantile * ((squares - mean**2) / 11) ** 0.5
+        assert change.value == value
+        assert change.low == pytest.approx(max(-1, mean - half), abs=0.05)
+        assert change.high == pytest.approx(min(1, mean + half), abs=0.05)
+    figure = draw_subjects(view, "med")
+    best, _, worse = (
+        with_interval(changes[label, "med", f"subject {i}"], POINTS) for i in range(3)
+    )
+    nothing = "no group is shown to differ from the base; 3 groups looked at"
+    assert figure.finding == (
+        f"{label}. On med: best on subject 0 ({best} points), worse on subject 2 ({worse} points); "
+        f"3 groups looked at: 1 better, 1 worse. On math: {nothing}. On general: {nothing}."
+    )
+
+
+def test_tasks_without_groups_are_left_out_and_so_are_arms_beyond_a_limit() -> None:
     assert changes_of(replace(TRUTH, subjects=1)) == {}
+    assert changes_of(replace(TRUTH, subjects=31)) == {}  # of 60 items
     ranks = tuple(range(1, MOST_ARMS + 6))
     large = changes_of(Truth(subjects=5, num_items=10, ranks=ranks, seeds=(0,)))
     assert len({label for label, _, _ in large}) == MOST_ARMS
 
 
-def test_subjects_that_fell_most_stand_on_top() -> None:
+def test_map_and_table_show_every_change() -> None:
     study, advice = study_and_advice(replace(TRUTH, retention=("general",)))
-    figure = draw_subjects(StudyView(study, advice), "med")
-    (drawn,) = figure.plot.data
-    assert figure.choices[0].label == "general"
-    means = [sum(row) / len(row) for row in drawn.z]
-    assert means == pytest.approx(sorted(means))
+    view = StudyView(study, advice)
+    figure = draw_subjects(view, "med")
     changes = subject_changes(study, advice.advice[0])
-    assert len(drawn.y) * len(drawn.x) == len(changes) == len(figure.data)
-    shown = {row[:3]: row[3] for row in cells(figure)}
-    assert shown == {key: 100 * change.value for key, change in changes.items()}
-
-
-def test_the_named_subject_has_some_items_and_its_task_is_drawn_first() -> None:
-    """The subject of the largest fall has fewer items than a sentence needs."""
-    view = StudyView(*study_and_advice(replace(TRUTH, subjects=4)))
-    fallen = {("general", "subject 0"): (-0.9, 4), ("text", "subject 1"): (-0.8, 15)}
-    changes = {}
-    for key, change in subject_changes(view.study, view.advice("med")).items():
-        value, n = fallen.get(key[1:], (0.0, 15))
-        changes[key] = change.model_copy(update={"value": value, "n": n})
-    figure = changes_figure(view, "med", changes)
-    assert [choice.label for choice in figure.choices] == ["text", "general"]
-    lowest = "the lowest change is \N{MINUS SIGN}80.0 points on subject 1 (text, 15 items)"
-    assert figure.finding.startswith(f"{view.focus('med').label}: {lowest}")
-    assert changes_figure(view, "med", {}) is None
+    assert [choice.label for choice in figure.choices] == ["med", "math", "general"]
+    for drawn in figure.plot.data:
+        means = [sum(row) / len(row) for row in drawn.z]  # the lowest on top
+        assert means == pytest.approx(sorted(means))
+    shown = {row[1:4]: row[4] for row in cells(figure)}
+    assert shown == pytest.approx({key: 100 * change.value for key, change in changes.items()})
+    table = study_tables(view)["subjects"].set_index(["arm", "tested_on", "subject"])
+    assert set(table["trained_on"]) == {"med"}
+    for name in ("low", "high"):
+        ends = {key: getattr(change, name) for key, change in changes.items()}
+        assert dict(table[f"change_{name}"]) == ends

@@ -534,3 +534,47 @@ def test_columns_that_nothing_uses_are_named(
     task = own(own_file(tmp_path / "d.jsonl", rows), **settings)
     notes = [note for note in task.notes if "nothing uses" in note]
     assert [unused in note for note in notes] == [True] * bool(unused)
+
+
+@pytest.mark.parametrize(
+    ("row", "names"),
+    [
+        ({"prompt": "p{n}", "completion": "c"}, {}),
+        ({"instruction": "i{n}", "output": "o"}, {}),
+        ({"messages": [{"role": "user", "content": "{n}"},
+          {"role": "assistant", "content": "x"}]}, {}),
+        ({"question": "q{n}", "choices": ["a", "b"], "answer": 0}, {}),
+        ({"text": "t{n}", "label": "a"}, {}),
+        ({"mail": "t{n}", "reply": "a"}, {"prompt": "mail", "completion": "reply"}),
+    ],
+)  # fmt: skip
+def test_a_column_groups_the_items_of_any_shape(
+    tmp_path: Path, row: dict[str, object], names: dict[str, str]
+) -> None:
+    """The subject alone keeps the other names; an empty cell is no group."""
+    rows = [json.loads(json.dumps(row).replace("{n}", str(n))) for n in range(60)]
+    kinds = ["billing", "refunds", ""]
+    path = own_file(
+        tmp_path / "d.jsonl", [r | {"intent": kinds[n % 3]} for n, r in enumerate(rows)]
+    )
+    task = own(path, fields={**names, "subject": "intent"})
+    items = [*task.train, *task.validation, *task.test]
+    assert len(items) == 60
+    assert {item.subject for item in items} == {"billing", "refunds", None}
+    without = sum(item.subject is None for item in task.test)
+    (note,) = [note for note in task.notes if "intent" in note]
+    assert note == f"mine: {without} of 12 test items have no 'intent' and are in no group"
+
+
+def test_columns_that_make_no_groups(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{n}", "completion": "c", "id": n, "a": "x", "b": None} for n in range(60)]
+    path = own_file(tmp_path / "d.jsonl", rows)
+    for column, found in (("a", "1 value in the column 'a'"), ("b", "0 values in the column 'b'")):
+        with pytest.raises(UserError, match=f"task 'mine': fields: found {found}, expected two or"):
+            own(path, fields={"subject": column})
+    with pytest.raises(
+        UserError, match=r"^\S+, row 1: found no field 'c', named in 'fields:', exp"
+    ):
+        own(path, fields={"subject": "c"})
+    notes = own(path, fields={"subject": "id"}).notes
+    assert any("'id' has 12 values on 12 test items, so there are no changes" in n for n in notes)

@@ -102,7 +102,8 @@ class TaskConfig(ConfigSection):
     revision: PlainText | None = None
     """Revision of the hub data set."""
     fields: dict[ShapeField, str | list[str]] | None = None
-    """The rows' names for the fields of their shape: ``{question: Frage, choices: [a, b, c]}``."""
+    """The rows' names for the fields of their shape: ``{question: Frage, choices: [a, b, c]}``. The
+    ``subject`` groups the items; ``{subject: COLUMN}`` alone keeps all other names."""
     prompt: str | None = None
     """Prompt template over a row's fields, such as ``"Question: {question}\\nAnswer:"``."""
     scorer: Annotated[ScorerName | None, LocalPath(PYTHON_PREFIX)] = None

@@ -10,6 +10,7 @@ All rows of a file have the shape of its first row. Recognized shapes: chat (``m
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from rankscope.config.section import short_repr
@@ -210,19 +211,25 @@ class _NotedFields(dict[str, Any]):
 
 
 def _rename_fields(row: RawRow, names: FieldNames) -> RawRow:
-    """The mapped fields of a row under the names of its shape."""
+    """The mapped fields of a row under the names of its shape. A subject belongs to no shape: if it
+    alone is mapped, the others keep their names."""
 
     def value(name: str) -> Any:
         if name not in row.fields:
-            known, hint = _field_names(row), did_you_mean(name, row.fields).removeprefix("; ")
-            raise BadRow(f"no field {name!r}, named in 'fields:'", f"one of {known}", hint)
+            raise _no_field(row, name)
         return row.fields[name]
 
     fields = {
         field: [value(one) for one in name] if isinstance(name, list) else value(name)
         for field, name in names.items()
     }
-    return RawRow(row.location, row.number, fields)
+    others = row.fields if names.keys() == {"subject"} else {}
+    return RawRow(row.location, row.number, {**others, **fields})
+
+
+def _no_field(row: RawRow, name: str) -> BadRow:
+    known, hint = _field_names(row), did_you_mean(name, row.fields).removeprefix("; ")
+    return BadRow(f"no field {name!r}, named in 'fields:'", f"one of {known}", hint)
 
 
 def parse_files(
@@ -231,7 +238,13 @@ def parse_files(
     shapes: Sequence[Shape] = (),
 ) -> dict[str, ParsedFile]:
     """The rows of a task by split file, as :func:`parse_rows` reads them; if they are texts with
-    few labels, a classification: the options are the labels."""
+    few labels, a classification: the options are the labels. Raises BadRow for a name in ``names``
+    that no row has."""
+    readable = [row for rows in files.values() for row in rows if row.problem is None]
+    known = {name for row in readable for name in row.fields}
+    for name in chain(*([n] if isinstance(n, str) else n for n in (names or {}).values())):
+        if readable and name not in known:
+            raise _no_field(readable[0], name).at(readable[0])
     parsed = {file: parse_rows(rows, names=names, shapes=shapes) for file, rows in files.items()}
     labeled = [name for name, file in parsed.items() if file.shape == LABELED_TEXT]
     if not labeled:
@@ -300,6 +313,8 @@ def parse_rows(
                 found = f"the shape {shape.name!r}" if shape else f"the fields {_field_names(row)}"
                 raise BadRow(found, f"{expected.name!r} as in {first}")
             content = expected.read(replace(row, fields=_NotedFields(row.fields, read)))
+            if names and "subject" in names:  # few shapes read it themselves
+                content = replace(content, subject=subject_field(row))
             parsed.append((row, replace(content, fields={**original.fields, **row.fields})))
         except NoCompletion as error:
             renamed = NoCompletion(str((names or {}).get(error.field, error.field)))

@@ -108,7 +108,7 @@ def index_field(row: RawRow, name: str) -> int:
 
 def subject_field(row: RawRow) -> str | None:
     value = row.fields.get("subject")
-    return None if value is None else str(value)
+    return None if is_missing(value) else str(value)
 
 
 def messages_field(row: RawRow, name: str) -> tuple[Message, ...]:

@@ -37,6 +37,7 @@ from rankscope.data.splits import (
 from rankscope.data.task_source import locate_rows, own_spec
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers import get_scorer
+from rankscope.formatting import count
 from rankscope.hashing import sha256_json
 
 NUMERIC_SHARE = 0.95  # Of the answers
@@ -126,7 +127,12 @@ def load_task(
         test=test,
         sha256=items_sha256(train, *scored.values()),
         contamination={kind: len(ids) for kind, ids in contamination.items()},
-        notes=(*notes, *task.notes, *contamination_notes(contamination, name, len(test))),
+        notes=(
+            *notes,
+            *task.notes,
+            *contamination_notes(contamination, name, len(test)),
+            *_subject_notes(config, test),
+        ),
         contaminated_ids=frozenset(chain(*contamination.values())),
         fewshot_source="" if examples is None else EXAMPLE_SOURCES[examples],
     )
@@ -161,6 +167,12 @@ def read_task_items(
         check_rejected(config.name, policy, own_data, rejected, num_rows)
         place = f"task {config.name!r}: {source}"
         raise UserError(place, "no rows", "at least one", "name another source")
+    values = {content.subject for content in contents if content.subject is not None}
+    if names and "subject" in names and len(values) < 2:
+        found = f"{count(len(values), 'value')} in the column {names['subject']!r}"
+        rule = "two or more, as it groups the items"
+        do = "name another column, or remove 'subject'"
+        raise UserError(f"task {config.name!r}: fields", found, rule, do)
     notes: list[str] = []
     if spec is None:
         spec = own_spec(config, contents)
@@ -196,6 +208,23 @@ def read_task_items(
         row_shape=shape,
     )
     return task, items
+
+
+def _subject_notes(config: TaskConfig, test: Sequence[Item]) -> Iterator[str]:
+    """What the column of the subjects cannot show."""
+    column = (config.fields or {}).get("subject")
+    labeled = [item.subject for item in test if item.subject is not None]
+    if column and not 2 <= len(set(labeled)) <= len(test) / 2:
+        yield (
+            f"{config.name}: {column!r} has {count(len(set(labeled)), 'value')} on "
+            f"{count(len(test), 'test item')}, so there are no changes by group: they need two "
+            "groups, and two items a group on average"
+        )
+    if column and len(labeled) < len(test):
+        yield (
+            f"{config.name}: {len(test) - len(labeled):,} of {count(len(test), 'test item')} have "
+            f"no {column!r} and are in no group"
+        )
 
 
 def _column_notes(

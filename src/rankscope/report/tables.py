@@ -11,6 +11,7 @@ from rankscope.analyses.tables import TableRow
 from rankscope.formatting import CONFIDENCES, NATS, SHARES, Unit
 from rankscope.records import FAILED, ArmSummary, Estimate, ModelScore, StudyRecords
 from rankscope.report.columns import Column
+from rankscope.report.figures import import_figures
 from rankscope.report.study_view import StudyView, change_on
 from rankscope.report.table_formats import table
 
@@ -53,8 +54,13 @@ STUDY_COLUMNS = {
 }
 
 
+TABLES: dict[str, Callable[[StudyView], pd.DataFrame]] = {}
+"""By file name, tables of scores that the figures of an analysis add."""
+
+
 def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
     """File name -> table; a table may be empty. Scores are those of the test split."""
+    import_figures()
     return {
         "paper": paper_table(view),
         "arms": arms_table(view),
@@ -66,6 +72,7 @@ def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
         "training": training_table(view),
         "failed": failed_trials_table(view),
         "without-contamination": contamination_table(view),
+        **{name: make(view) for name, make in TABLES.items()},
     }
 
 
@@ -81,7 +88,7 @@ def _score_unit(unit: Unit) -> str:
     return {NATS: "log_probability", SHARES: "share"}.get(unit, "accuracy")
 
 
-def _columns(view: StudyView, *names: str) -> dict[str, Column]:
+def columns_of(view: StudyView, *names: str) -> dict[str, Column]:
     """``STUDY_COLUMNS``, with the digits of the study's units for columns of mixed units."""
     digits = 4 if any(view.unit(task.name) == NATS for task in view.study.tasks) else 2
     return STUDY_COLUMNS | {name: STUDY_COLUMNS[name]._replace(digits=digits) for name in names}
@@ -106,7 +113,7 @@ def _answers_table(view: StudyView) -> pd.DataFrame:
             }
             for advice in view.recommendation.advice
         ],
-        _columns(view, "expected_regret"),
+        columns_of(view, "expected_regret"),
     )
 
 
@@ -138,7 +145,7 @@ def arms_table(view: StudyView) -> pd.DataFrame:
     """The base and every arm of every training task: settings, what is expected, the scores that
     were measured, with 95 % intervals, and cost."""
     numbers = ("expected_net_gain", "expected_regret", "score", "gain", "retention_change")
-    columns = _columns(view, *numbers)
+    columns = columns_of(view, *numbers)
     rows = []
     for task in view.training_tasks:
         arms = [arm_row(view, arm) for arm in view.arms(task)]
@@ -191,18 +198,24 @@ def _changes_table(view: StudyView) -> pd.DataFrame:
             "arm": arm.label,
             "tested_on": tested.name,
             "role": role_of_tested(view.study, task, tested.name),
-            **_with_interval("change", estimate),
-            "p": estimate.p,
-            "items": estimate.n,
-            "seeds": estimate.seeds,
-            "difference_unit": _score_unit(view.unit(tested.name)),
+            **change_cells(estimate, view.unit(tested.name)),
         }
         for task in view.training_tasks
         for arm in view.arms(task)
         for tested in view.study.tasks
         if (estimate := change_on(arm, tested.name)) is not None
     ]
-    return table(rows, _columns(view, "change"))
+    return table(rows, columns_of(view, "change"))
+
+
+def change_cells(change: Estimate, unit: Unit) -> TableRow:
+    return {
+        **_with_interval("change", change),
+        "p": change.p,
+        "items": change.n,
+        "seeds": change.seeds,
+        "difference_unit": _score_unit(unit),
+    }
 
 
 def given_table(scores: Sequence[ModelScore]) -> pd.DataFrame:
@@ -255,7 +268,7 @@ def _comparisons_table(view: StudyView) -> pd.DataFrame:
         for advice in view.recommendation.advice
         for pair in advice.comparisons
     ]
-    return table(rows, _columns(view, "difference"))
+    return table(rows, columns_of(view, "difference"))
 
 
 # --- data and trials ------------------------------------------------------------------------------
@@ -297,7 +310,7 @@ def stopped_trials_table(view: StudyView) -> pd.DataFrame:
         for trial in view.study.trials
         if (stop := trial.stop) is not None
     ]
-    return table(rows, _columns(view, "difference", "heading"))
+    return table(rows, columns_of(view, "difference", "heading"))
 
 
 def tasks_table(view: StudyView) -> pd.DataFrame:

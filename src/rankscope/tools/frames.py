@@ -21,7 +21,7 @@ from rankscope.records import (
 from rankscope.report.answer import answer_html, answer_lines
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import table
-from rankscope.report.tables import arms_table
+from rankscope.report.tables import arms_table, study_tables
 from rankscope.store import Ledger
 
 
@@ -43,6 +43,11 @@ class StudyFrames:
     def answer(self) -> "_AnswerText":
         """The answers; a notebook shows them as a card, ``print`` as text."""
         return _AnswerText(StudyView(self.records, self.recommendation))
+
+    @cached_property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The tables of ``rankscope report --tables`` by name; a table may be empty."""
+        return study_tables(StudyView(self.records, self.recommendation))
 
     @cached_property
     def trials(self) -> pd.DataFrame:

@@ -117,6 +117,12 @@ class _Share:
     def half_width(self, alpha: float) -> float:
         return -float(special.stdtrit(self.freedom, alpha / 2)) * sqrt(self.variance)
 
+    def at_once(self, looks: int) -> "_Share":
+        """With the half-width at 95 % that it has at the level of each of several intervals."""
+        alpha, one = 1 - INTERVAL_LEVEL, _Share(1.0, self.freedom)
+        ratio = one.half_width(alpha / looks) / one.half_width(alpha)
+        return _Share(self.variance * ratio**2, self.freedom)
+
 
 @dataclass(frozen=True, slots=True)
 class _Weighed:
@@ -205,6 +211,35 @@ def weighted_estimate(
     )
 
 
+def simultaneous_estimates(groups: Sequence[Comparison]) -> list[Estimate]:
+    """The change of each of G groups of items, with intervals that hold for all groups at once.
+
+    Each has the level 1 - .05 / G (Bonferroni), so it also holds for the group that is picked after
+    looking at all of them. The variance between seeds is pooled over the groups, with G (S - 1)
+    degrees of freedom: the few seeds of one group do not show how far they can stray. Right or
+    wrong items get one more on each side [Agresti 2005], as those of a small group may all agree
+    by chance. Values and p are those of ``weighted_estimate``.
+    """
+    wide = [_Weighed.of(_one_more_each_way(group), 1.0) for group in groups]
+    shares = [share for group in wide for share in _seed_shares([group])]
+    pooled = sum(share.variance for share in shares) / max(1, len(shares))
+    seeds = _Share(pooled, sum(share.freedom for share in shares))
+    between = [seeds.at_once(len(groups))] if pooled else []
+    found = []
+    for group, own in zip(groups, wide, strict=True):
+        low, high = _interval([own], _item_share([own]).at_once(len(groups)), between, own.mean, 0)
+        found.append(weighted_estimate([group]).model_copy(update={"low": low, "high": high}))
+    return found
+
+
+def _one_more_each_way(group: Comparison) -> Comparison:
+    """With an item that only the tuned model gets right, and one that only the reference does."""
+    if group.reference is None or not group.is_right_or_wrong:
+        return group
+    more = np.tile([1.0, 0.0], (len(group.tuned), 1))
+    return Comparison(np.hstack([group.tuned, more]), np.append(group.reference, [0.0, 1.0]))
+
+
 def _units(
     values: ScoreArray, labels: npt.NDArray[np.intp] | None
 ) -> tuple[ScoreArray, ScoreArray]:
@@ -216,10 +251,10 @@ def _units(
 
 
 def _variance_of_mean(residual_sums: ScoreArray, n: int) -> float:
-    """Variance of a mean of n items from the residual sums (..., C) of its C >= 2 units, summed
-    over rows."""
+    """Variance of a mean of n items from the residual sums (..., C) of its C units, summed over
+    rows; 0 of a single unit."""
     c = int(residual_sums.shape[-1])
-    return float((residual_sums**2).sum()) * c / (c - 1) / n**2
+    return float((residual_sums**2).sum()) * c / max(1, c - 1) / n**2
 
 
 def _item_share(tasks: Sequence[_Weighed]) -> _Share:

@@ -1,1 +1,1 @@
-"""Retention by subject: the change on every subject of the retention tasks, as a map."""
+"""Changes by subject: which groups of a task's test items got better by training, which worse."""

@@ -1,14 +1,19 @@
-"""Retention by subject: a map per retention task, arms side by side."""
+"""Changes by subject: a map per tested task, arms side by side, and a table.
 
-from collections.abc import Sequence
+The intervals of an arm on one tested task hold for all of its subjects at once (Bonferroni), so the
+subject that is picked after looking at all of them is covered too, however subjects depend on each
+other.
+"""
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 
 from rankscope.advise.arms import adjusted_within_family, trials_by_arm
-from rankscope.advise.retention import retained_tasks
-from rankscope.advise.statistics.estimates import weighted_estimate
+from rankscope.advise.statistics.estimates import simultaneous_estimates
 from rankscope.advise.statistics.matching import align_scores, stored_scores
-from rankscope.formatting import count, difference
+from rankscope.formatting import count, with_interval
 from rankscope.records import (
     BASE,
     Estimate,
@@ -17,57 +22,64 @@ from rankscope.records import (
     TaskAdvice,
     TrialRecords,
     finished_trials,
+    trained_parts,
 )
-from rankscope.report.charts.figure import Figure, interval_cells
+from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.heat_map import change_grid, heat_map
 from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView
-from rankscope.report.table_formats import table_from_rows
+from rankscope.report.table_formats import shown, table
+from rankscope.report.tables import TABLES, change_cells, columns_of
 
-MIN_ITEMS = 5  # Of a subject that the sentence names
-MAX_SUBJECTS = 60  # Subjects drawn, those that fell most; all of them are in the table
-TITLE = "change against base"
-_CAPTION = """Tuned minus base on the test items of each subject; orange was forgotten. Brackets: \
-the 95 % interval includes zero or is unknown; with few items per subject, intervals are wide, and \
-the sentence above names no subject with fewer than {} items unless all have so few. Each arm has \
-the learning rate chosen for it. Subjects are ordered by the mean over arms, largest fall on top."""
+MAX_SUBJECTS = 60  # Subjects drawn, those with the lowest changes; all of them are in the table
 MOST_ARMS = 16  # Largest number of arms per training task, to keep the figure readable
+_CAPTION = """Tuned minus base on the test items of each group, a value of the column that the \
+task names as its subject; blue is better, orange worse. Brackets: the interval includes zero or \
+is unknown. The 95 % intervals of an arm hold for all groups of the tested task at once, so they \
+are wider than those of single comparisons. Each arm has the learning rate chosen for it. Groups \
+are ordered by the mean over arms, lowest on top."""
 
 SubjectChanges = dict[tuple[str, str, str], Estimate]
-"""By arm, retention task and subject: the change on the subject's test items. ``p_holm`` is within
-the arm's subjects of all retention tasks."""
+"""By arm, tested task and subject: the change on the subject's test items. Intervals hold at once
+for the arm's subjects of one task, and ``p_holm`` is within them."""
 
 
 def subject_changes(study: StudyRecords, advice: TaskAdvice) -> SubjectChanges:
-    """Changes of the arms that the advice names or compares, each at its chosen learning rate.
+    """Changes of the arms that the advice names or compares, each at its chosen learning rate, on
+    the training task and then on every task that they were not trained on.
 
-    Tasks with fewer than two subjects are skipped, and so are items without a subject.
+    Items without a subject are skipped, and so are tasks with fewer than two subjects or fewer than
+    two items a subject.
     """
     labels = {advice.subject_label, advice.best_full_label, advice.best_lora_label}
     labels |= {label for c in advice.comparisons for label in (c.first_label, c.second_label)}
+    seen = trained_parts(study.tasks, advice.task)
+    tested = [advice.task, *(task.name for task in study.tasks if task.name not in seen)]
     changes = SubjectChanges()
     arms = [arm for arm in trials_by_arm(study.trials).values() if arm[0].spec.task == advice.task]
     for arm in [arm for arm in arms if arm[0].spec.arm_label in labels][:MOST_ARMS]:
-        of_arm = _changes_of_arm(study, arm)
-        changes |= zip(of_arm, adjusted_within_family(list(of_arm.values())), strict=True)
+        for task in tested:
+            found = _changes_on(study, arm, task)
+            adjusted = adjusted_within_family(list(found.values()))
+            keys = [(arm[0].spec.arm_label, task, subject) for subject in found]
+            changes |= zip(keys, adjusted, strict=True)
     return changes
 
 
-def _changes_of_arm(study: StudyRecords, arm: Sequence[TrialRecords]) -> SubjectChanges:
-    spec, changes = arm[0].spec, SubjectChanges()
-    for task in retained_tasks(study.tasks, spec.task):
-        base = study.items.get((BASE, task.name, "test"))
-        base_parts = {} if base is None else _by_subject(base)
-        if len(base_parts) < 2:
-            continue
-        tuned = stored_scores(study, finished_trials(arm), task.name, "test")
-        tuned_parts = [_by_subject(scores) for scores in tuned]
-        for subject, base_part in sorted(base_parts.items()):
-            parts = [of_model[subject] for of_model in tuned_parts if subject in of_model]
-            pair = align_scores(parts, [base_part], trained=False)
-            if pair is not None and len(parts) == len(tuned_parts):
-                changes[spec.arm_label, task.name, subject] = weighted_estimate([pair])
-    return changes
+def _changes_on(study: StudyRecords, arm: Sequence[TrialRecords], task: str) -> dict[str, Estimate]:
+    base = study.items.get((BASE, task, "test"))
+    base_parts = {} if base is None else _by_subject(base)
+    if base is None or not 2 <= len(base_parts) <= len(base.scores) / 2:
+        return {}
+    tuned = stored_scores(study, finished_trials(arm), task, "test")
+    tuned_parts = [_by_subject(scores) for scores in tuned]
+    pairs = {}
+    for subject, base_part in sorted(base_parts.items()):
+        parts = [of_model[subject] for of_model in tuned_parts if subject in of_model]
+        pair = align_scores(parts, [base_part], trained=False)
+        if pair is not None and len(parts) == len(tuned_parts):
+            pairs[subject] = pair
+    return dict(zip(pairs, simultaneous_estimates(list(pairs.values())), strict=True))
 
 
 def _by_subject(scores: ItemScores) -> dict[str, ItemScores]:
@@ -87,57 +99,74 @@ def _by_subject(scores: ItemScores) -> dict[str, ItemScores]:
     }
 
 
+def _table(view: StudyView, by_task: Mapping[str, SubjectChanges]) -> pd.DataFrame:
+    """A row per training task, arm, tested task and subject."""
+    rows = [
+        {"trained_on": task, "arm": label, "tested_on": tested, "subject": subject}
+        | change_cells(change, view.unit(tested))
+        | {"p_holm": change.p_holm}
+        for task, changes in by_task.items()
+        for (label, tested, subject), change in changes.items()
+    ]
+    return table(rows, columns_of(view, "change"))
+
+
+def subjects_table(view: StudyView) -> pd.DataFrame:
+    advice = view.recommendation.advice
+    return _table(view, {a.task: subject_changes(view.study, a) for a in advice})
+
+
+TABLES["subjects"] = subjects_table
+
+
 @register("transfer", 20)
 def draw_subjects(view: StudyView, task: str) -> Figure | None:
-    """Subjects of the retention tasks of arms trained on ``task``; None if there are none."""
+    """Subjects of the tasks that arms trained on ``task`` were tested on; None without any."""
     return changes_figure(view, task, subject_changes(view.study, view.advice(task)))
 
 
 def changes_figure(view: StudyView, task: str, changes: SubjectChanges) -> Figure | None:
     if not changes:
         return None
-    rows = [
-        {
-            "arm": label,
-            "retention task": tested_on,
-            "subject": subject,
-            **interval_cells(TITLE, change, view.unit(tested_on)),
-            "p, Holm": change.p_holm,
-            "items": change.n,
-            "unit": view.unit(tested_on).difference,
-        }
-        for (label, tested_on, subject), change in changes.items()
-    ]
-    frame = table_from_rows(rows, {TITLE: 2, "p, Holm": 4})
+    frame = shown(_table(view, {task: changes}))
     arms = list(dict.fromkeys(frame["arm"]))
     grids = {}
-    focus = view.focus(task)
-    label = focus.label if focus and focus.label in arms else arms[0]
-    of_focus = {key: change for key, change in changes.items() if key[0] == label}
-    worst = min(of_focus, key=lambda k: (of_focus[k].n < MIN_ITEMS, of_focus[k].value))
-    # The drop-down opens on the task that the sentence names.
-    for test in dict.fromkeys([worst[1], *frame["retention task"]]):
-        layer = frame[frame["retention task"] == test]
-        means = layer.groupby("subject", sort=False)[TITLE].mean().sort_values(kind="stable")
+    for test in dict.fromkeys(frame["tested on"]):
+        layer = frame[frame["tested on"] == test]
+        means = layer.groupby("subject", sort=False)["change"].mean().sort_values(kind="stable")
         order = list(means.index[:MAX_SUBJECTS]), arms
         layer = layer[layer["subject"].isin(order[0])]
-        grids[test] = change_grid(layer, ("subject", "arm"), TITLE, view.unit(test), order)
+        grids[test] = change_grid(layer, ("subject", "arm"), "change", view.unit(test), order)
+    focus = view.focus(task)
+    label = focus.label if focus and focus.label in arms else arms[0]
     return Figure(
         key=view.key("subjects", task),
-        title=f"Retention by subject, trained on {task}",
-        finding=_finding(view, worst, of_focus),
+        title=f"Change by group of items, trained on {task}",
+        finding=_finding(view, label, changes),
         data=frame,
         **heat_map(grids, x_title="arm"),
-        caption=_CAPTION.format(MIN_ITEMS),
-        choice_name="Retention task",
+        caption=_CAPTION,
+        choice_name="Tested task",
     )
 
 
-def _finding(view: StudyView, worst: tuple[str, str, str], of_arm: SubjectChanges) -> str:
-    (label, tested_on, subject), change = worst, of_arm[worst]
-    fall, items = difference(change.value, view.unit(tested_on)), count(change.n, "item")
-    fell = sum(change.is_below(0) for change in of_arm.values())
-    return (
-        f"{label}: the lowest change is {fall} on {subject} ({tested_on}, {items}); {fell} of "
-        f"{count(len(of_arm), 'subject')} fell with an interval below zero."
-    )
+def _finding(view: StudyView, label: str, changes: SubjectChanges) -> str:
+    """For every tested task, the arm's best and worst subject of those clear of zero."""
+    texts = [label]
+    for test in dict.fromkeys(tested for arm, tested, _ in changes if arm == label):
+        of_test = {
+            s: c for (arm, tested, s), c in changes.items() if (arm, tested) == (label, test)
+        }
+        clear = [s for s, change in of_test.items() if change.is_clear_of_zero]
+        clear.sort(key=lambda subject: of_test[subject].value)
+        worse = [subject for subject in clear if of_test[subject].value < 0]
+        named = [("best", s) for s in clear[len(worse) :][-1:]] + [("worse", s) for s in worse[:1]]
+        unit = view.unit(test)
+        found = ", ".join(
+            f"{word} on {s} ({with_interval(of_test[s], unit)} {unit.difference})"
+            for word, s in named
+        )
+        found = found or "no group is shown to differ from the base"
+        numbers = f": {len(clear) - len(worse)} better, {len(worse)} worse" if clear else ""
+        texts.append(f"On {test}: {found}; {count(len(of_test), 'group')} looked at{numbers}")
+    return ". ".join(texts) + "."

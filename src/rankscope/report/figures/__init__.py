@@ -65,13 +65,13 @@ def register(section: str, place: float, *, per: Scope = "task") -> Callable[[Dr
 
 def all_sections() -> dict[str, Section]:
     """In the order of the pages."""
-    _import_figures()
+    import_figures()
     return dict(sorted(SECTIONS.items(), key=lambda item: item[1].place))
 
 
 def draw_section(section: str, per: Scope, *subject: Any) -> Iterator[Figure]:
     """Draw the figures of one section that are registered for one scope, in order."""
-    _import_figures()
+    import_figures()
     for draw in sorted(REGISTRY, key=lambda draw: REGISTRY[draw][0]):
         if REGISTRY[draw][1:] == (section, per):
             figure = draw(*subject)
@@ -80,7 +80,7 @@ def draw_section(section: str, per: Scope, *subject: Any) -> Iterator[Figure]:
 
 
 @cache
-def _import_figures() -> None:
+def import_figures() -> None:
     """Import the files of this folder, and the ``figures.py`` or ``figures/`` of each analysis."""
     folders = [package.name for package in pkgutil.iter_modules(analyses.__path__) if package.ispkg]
     for name in (__name__, *(f"{analyses.__name__}.{folder}.figures" for folder in folders)):
