@@ -138,8 +138,10 @@ def run_study(file: dict[str, Any], folder: Path) -> tuple[StudyRecords, float]:
     ]
     environment = {**os.environ, "RANKSCOPE_CACHE": str(folder / "cache")}
     begun = time.perf_counter()
-    subprocess.run(command, check=True, stdout=sys.stderr, env=environment)
+    code = subprocess.run(command, check=False, stdout=sys.stderr, env=environment).returncode
     seconds = time.perf_counter() - begun
+    if code not in (0, 3):  # 3: a trial diverged, as one of the highest rate may
+        raise SystemExit(f"{command}: exit status {code}")
     with Ledger.open(out, write=False) as ledger:
         return ledger.load(), seconds
 
