@@ -13,7 +13,6 @@ class Estimate(Record):
     of one arm on all other tasks; the comparisons of arms on all training tasks."""
     n: int  # Items
     seeds: int
-    clusters: int | None = None  # Subjects or passages, resampled whole; None: single items
     item_error: float | None = None  # Standard error due to the choice of items
     seed_error: float | None = None
     """Standard error due to the choice of seeds; None with one seed. With two similar seeds it is

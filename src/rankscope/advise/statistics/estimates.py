@@ -187,10 +187,8 @@ def weighted_estimate(
     value = sum(t.weight * t.mean for t in tasks)
     n = sum(t.n for t in tasks)
     seeds = min(len(a) for a in comparisons[0].arms)
-    clustered = any(t.labels is not None for t in tasks)
-    clusters = sum(len(t.sums) for t in tasks) if clustered else None
     if any(len(t.sums) < 2 for t in tasks):
-        return Estimate(value=value, low=None, high=None, n=n, seeds=seeds, clusters=clusters)
+        return Estimate(value=value, low=None, high=None, n=n, seeds=seeds)
     items, between = _item_share(tasks), _seed_shares(tasks)
     low, high = _interval(tasks, items, between, value, seed)
     p = _p_value(tasks, (items, *between), value, seed) if tested else None
@@ -205,7 +203,6 @@ def weighted_estimate(
         p=p,
         n=n,
         seeds=seeds,
-        clusters=clusters,
         item_error=None if unknown else sqrt(items.variance),
         seed_error=None if unknown else seed_error,
     )
