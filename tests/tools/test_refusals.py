@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny_llama
 
 SHRINK = "shrink {lora} --out {new} "
-MITIGATE = SHRINK + "--base {base} --mitigate intruders --lambda "
 INSPECT = "inspect {base} {lora} --out {new} "
 FULL = "shrink {full} --base {base} --out {new} "
 EVAL = "eval pocket --max-items 4 --out {new} --tasks "
@@ -62,11 +61,7 @@ REFUSED = [
     (SHRINK + "--layer-scale 0.5", "two numbers such as 0.5:1"),
     (SHRINK + "--mitigate intruders", "together with '--lambda L'"),
     (SHRINK + "--mitigate intruders --lambda 0.5", "give --base"),
-    (SHRINK + "--rank 2 --epsilon 0.5", "--epsilon alone, expected it together with --mitigate"),
-    (SHRINK + "--rank 2 --intruder-k -5", "found --intruder-k alone, expected it"),
-    (MITIGATE + "2", "expected 0"),
-    (MITIGATE + "0.5 --epsilon 5", "--epsilon 5.0: expected a number between 0 and 1"),
-    (MITIGATE + "0.5 --intruder-k -1", "--intruder-k: found -1, expected 1 to"),
+    (SHRINK + "--base {base} --mitigate intruders --lambda 2", "2.0 is not in the range 0<=x<=1"),
     (SHRINK + "--rank 2,x", "--rank '2,x': expected whole numbers such as 8,32"),
     (SHRINK + "--parameters 100", "found 100 parameters, expected at least 768, rank 1 of each of"),
     ("shrink {base} --scale 0.5 --out {new}", "use --rank or --parameters to make it one"),

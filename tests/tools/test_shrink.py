@@ -11,14 +11,13 @@ from peft_adapters import KINDS, merged, saved_adapter, weights
 from tiny_models import tiny_llama
 from torch import Tensor
 
-from rankscope.analyses.spectra import SpectraConfig
 from rankscope.errors import UserError
 from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.multi_lora import linear_layers
 from rankscope.models.scaling import layer_index, scaled_adapter, variant_factors
 from rankscope.models.svd_cache import svd
 from rankscope.records import Variant
-from rankscope.tools.shrink import SourceAdapter, layer_scale, mitigate, scale, truncate
+from rankscope.tools.shrink import SourceAdapter, layer_scale, mitigate, truncate
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -54,7 +53,7 @@ def test_scaled_updates_are_what_peft_merges(
     whole = deltas(adapter, before)
     assert any(bool(delta.abs().max() > 0) for delta in whole.values())
     for factor in (0.5, 8):
-        scale(source, tmp_path / f"{factor}", factor)
+        layer_scale(source, tmp_path / f"{factor}", factor, factor)
         close(deltas(tmp_path / f"{factor}", before), {n: factor * d for n, d in whole.items()})
 
 
@@ -74,7 +73,7 @@ def test_depth_is_counted_over_the_layers_of_the_model(
     alone = SourceAdapter.open(adapter, None)
     with pytest.raises(UserError, match="layers left out, so the model's depth is unknown"):
         layer_scale(alone, tmp_path / "refused", 0.2, 1)
-    scale(alone, tmp_path / "half", 0.5)
+    layer_scale(alone, tmp_path / "half", 0.5, 0.5)
 
 
 @pytest.mark.parametrize("variant", [Variant("scale", 0.4), Variant("layers", 0.25)])
@@ -83,7 +82,7 @@ def test_a_scaled_adapter_is_the_studys_variant_of_it(
 ) -> None:
     source = SourceAdapter.open(adapter, base)
     if source.tuned.kind == "pissa":  # a study stores it as plain LoRA, as scaling by 1.5 does
-        scale(source, tmp_path / "plain", 1.5)
+        layer_scale(source, tmp_path / "plain", 1.5, 1.5)
         source = SourceAdapter.open(tmp_path / "plain", base)
     last = variant.strength if variant.kind == "scale" else 1.0
     layer_scale(source, tmp_path / "out", variant.strength, last)
@@ -97,11 +96,10 @@ def test_a_scaled_adapter_is_the_studys_variant_of_it(
 
 def test_what_changes_nothing_changes_no_bit(base: Path, adapter: Path, tmp_path: Path) -> None:
     source = SourceAdapter.open(adapter, base)
-    scale(source, tmp_path / "scale", 1)
     layer_scale(source, tmp_path / "layers", 1, 1)
     truncate(source, tmp_path / "rank", [64])
-    mitigate(source, tmp_path / "mitigate", 1, SpectraConfig())
-    written = ["scale", "layers", "rank", "mitigate/mitigated", "mitigate/control"]
+    mitigate(source, tmp_path / "mitigate", 1)
+    written = ["layers", "rank", "mitigate/mitigated", "mitigate/control"]
     for name in written:
         for file in FILES:
             assert (tmp_path / name / file).read_bytes() == (adapter / file).read_bytes()
@@ -135,8 +133,7 @@ def test_mitigation_is_the_formula_and_its_control_has_the_same_norm(
     base: Path, adapter: Path, before: dict[str, Tensor], tmp_path: Path, factor: float
 ) -> None:
     """W' = W + (lambda - 1) sum u sigma v^T by full decompositions, matrix by matrix."""
-    settings = SpectraConfig(intruder_epsilon=0.6)
-    found, control = mitigate(SourceAdapter.open(adapter, base), tmp_path / "m", factor, settings)
+    found, control = mitigate(SourceAdapter.open(adapter, base), tmp_path / "m", factor)
     whole = deltas(adapter, before)
     expected, count = {}, 0
     for name, delta in whole.items():
@@ -144,7 +141,7 @@ def test_mitigation_is_the_formula_and_its_control_has_the_same_norm(
         if not float(delta.norm()):
             continue
         first, full = svd(before[name]), svd(before[name] + delta)
-        chosen = list(intruder_dimensions(first.U, full.U, full.S, 10, 0.6)[0])
+        chosen = list(intruder_dimensions(first.U, full.U, full.S, 10, 0.5)[0])
         part = (full.U[:, chosen] * full.S[chosen]) @ full.V[:, chosen].mT
         expected[name] = delta + (factor - 1) * part
         count += len(chosen)

@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import typer
 from typer import Argument, Option
 
 from rankscope.cli.application import Overrides, TrustTaskCode, verb
@@ -13,8 +12,6 @@ from rankscope.cli.terminal import Reply, err_console, print_line, print_message
 from rankscope.errors import OK, UNFINISHED, UserError
 from rankscope.progress import ConsoleReporter
 
-IntruderK = Annotated[int, Option(help="Leading vectors examined for intruders.")]
-Epsilon = Annotated[float, Option(help="Cosine below which a vector is an intruder.")]
 AnyBase = Annotated[bool, Option("--force", help="Accept adapters of another base.")]
 Adapters = Annotated[
     list[str] | None, Option(metavar="PATH", help="Folder of a PEFT adapter; may be repeated.")
@@ -32,21 +29,14 @@ Ranks = Annotated[
     str | None, Option(metavar="R,...", help="Truncate to this rank, optimally, or to several.")
 ]
 Mitigation = Annotated[
-    str | None, Option(metavar="intruders", help="Scale intruder dimensions by --lambda.")
+    Literal["intruders"] | None, Option(help="Scale intruder dimensions by --lambda.")
 ]
 ShrunkBase = Annotated[
     str | None, Option(help="The base; for a model, --mitigate, DoRA and PiSSA.")
 ]
-Factor = Annotated[float | None, Option("--lambda", help="1 changes nothing, 0 removes intruders.")]
-
-
-def _check_no_effect(ctx: typer.Context, names: Sequence[str], required: str) -> None:
-    """Raise UserError for a given option that has no effect without another one."""
-    for name in names:
-        if (source := ctx.get_parameter_source(name)) is not None and source.name != "DEFAULT":
-            option = f"--{name.replace('_', '-')}"
-            command = str(ctx.info_name)
-            raise UserError(command, f"{option} alone", f"it together with {required}")
+Factor = Annotated[
+    float | None, Option("--lambda", min=0, max=1, help="1 changes nothing, 0 removes intruders.")
+]
 
 
 def _print_failures(failures: Sequence[str]) -> None:
@@ -164,7 +154,6 @@ def _inspect_command(
 
 @verb("shrink", "Reading {adapter} ...")
 def _shrink_command(
-    ctx: typer.Context,
     adapter: Tuned,
     out: Annotated[Path, Option(help="Folder of the new adapter; of several, folders in it.")],
     rank: Ranks = None,
@@ -174,8 +163,6 @@ def _shrink_command(
     mitigate: Mitigation = None,
     factor: Factor = None,
     base: ShrunkBase = None,
-    intruder_k: IntruderK = 10,
-    epsilon: Epsilon = 0.5,
     force: AnyBase = False,
 ) -> Reply:
     """Make an adapter smaller or weaker, or of a tuned model.
@@ -185,16 +172,13 @@ def _shrink_command(
 
     Example: rankscope shrink ./adapter-r64 --rank 16 --out adapter-r16
     """
-    from rankscope.analyses.spectra import SpectraConfig
     from rankscope.filesystem import check_taken, output_folder
     from rankscope.models.model_folder import check_tuned_folder, shapes_folder
 
     names = ("--rank", "--parameters", "--scale", "--layer-scale", "--mitigate")
     _check_one(dict(zip(names, (rank, parameters, scale, layer_scale, mitigate), strict=True)))
-    if (mitigate is None) != (factor is None) or mitigate not in (None, "intruders"):
+    if (mitigate is None) != (factor is None):
         raise UserError("shrink", expected="'--mitigate intruders' together with '--lambda L'")
-    if mitigate is None:
-        _check_no_effect(ctx, ("intruder_k", "epsilon"), "--mitigate intruders")
     with output_folder(out):
         if mitigate is None:
             check_taken(out)  # before the base is read; a mitigation writes two folders in it
@@ -212,14 +196,11 @@ def _shrink_command(
         elif parameters is not None:
             changes = shrink.allot(source, out, parameters)
         elif scale is not None:
-            changes = [shrink.scale(source, out, scale)]
+            changes = [shrink.layer_scale(source, out, scale, scale)]
         elif layer_scale is not None:
             changes = [shrink.layer_scale(source, out, *shrink.parse_layer_factors(layer_scale))]
         else:
-            settings = SpectraConfig.model_construct(
-                intruder_k=intruder_k, intruder_epsilon=epsilon
-            )
-            changes = [*shrink.mitigate(source, out, factor or 0.0, settings)]
+            changes = shrink.mitigate(source, out, factor or 0.0)
     return Reply(changes, lambda: print_result(changes_tables(changes)))
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from rankscope.analyses.spectra import SpectraConfig
 from rankscope.analyses.spectra.intruders import control_factor, scale_intruders
-from rankscope.analyses.spectra.spectra import check_spectra_settings
 from rankscope.analyses.spectra.stored_models import StoredTunedModel, check_full
 from rankscope.device import choose_device
 from rankscope.errors import UserError
@@ -39,7 +38,6 @@ from rankscope.report.charts.heat_map import heat_map_svg, pivot
 from rankscope.report.model_card import changed_card
 
 GIVE_BASE = "give --base"
-MITIGATED, CONTROL = "mitigated", "control"  # Folders that :func:`mitigate` writes
 
 
 @dataclass(slots=True)
@@ -196,13 +194,9 @@ def allotted_ranks(
     return ranks
 
 
-def scale(source: SourceAdapter, out: Path, factor: float) -> AdapterChange:
-    """Multiply the whole update: W0 + factor dW. A factor of 1 changes no bit."""
-    return layer_scale(source, out, factor, factor)
-
-
 def layer_scale(source: SourceAdapter, out: Path, first: float, last: float) -> AdapterChange:
-    """Multiply each layer's update, linearly in depth from ``first`` to ``last``, as LiNeS does."""
+    """Multiply each layer's update, linearly in depth from ``first`` to ``last``, as LiNeS does;
+    with equal ones the whole: W0 + factor dW. A factor of 1 changes no bit."""
     for factor in (first, last):
         if not 0 <= factor < float("inf"):
             raise UserError(f"scale {factor}", expected="a number of at least 0")
@@ -218,9 +212,7 @@ def layer_scale(source: SourceAdapter, out: Path, first: float, last: float) -> 
     return _write_edited(source, {out: action}, edit)[0]
 
 
-def mitigate(
-    source: SourceAdapter, out: Path, factor: float, settings: SpectraConfig
-) -> tuple[AdapterChange, AdapterChange]:
+def mitigate(source: SourceAdapter, out: Path, factor: float) -> list[AdapterChange]:
     """Scale the intruder dimensions of every matrix; write the norm-matched control beside it.
 
     ``out`` gets two adapters: ``mitigated``, exact, of rank r + number of intruders, and
@@ -228,40 +220,23 @@ def mitigate(
     lambda; 1 changes no bit, 0 removes the intruders.
     """
     if source.base is None:
-        raise UserError(
-            "--mitigate intruders", "no base, by which intruders are found", do=GIVE_BASE
-        )
-    if not 0 <= factor <= 1:
-        raise UserError(f"--lambda {factor}", expected="0 (remove intruders) to 1 (change nothing)")
-    if not 0 < settings.intruder_epsilon < 1:
-        epsilon = f"--epsilon {settings.intruder_epsilon}"
-        raise UserError(epsilon, expected="a number between 0 and 1, a cosine")
-    base = source.base
-    shapes = {name: base.shape(name) for name in source.adapter.a}
-    check_spectra_settings(settings, shapes, is_command=True)
-    for name in (MITIGATED, CONTROL):
-        check_taken(out / name)
+        found = "no base, by which intruders are found"
+        raise UserError("--mitigate intruders", found, do=GIVE_BASE)
     svds = SvdCache(max_bytes=0, folder=svd_cache_folder())
-    controls: dict[str, tuple[float, int]] = {}  # module -> scale, number of intruders
 
     def edit(name: str, update: LowRankUpdate) -> list[tuple[LowRankUpdate, int | None]]:
         if factor == 1:
-            controls[name] = (1.0, 0)
-            return [(update, None)]
+            return [(update, None), (update, 0)]
         weight = source.weight(name)
         delta, svd = update.dense(), svds.of(name, weight)
-        left, right = scale_intruders(weight, delta, svd, factor, settings)
-        controls[name] = (control_factor(delta, left, right), left.shape[1])
-        return [(update.plus(left, right), left.shape[1])]
-
-    def control(name: str, update: LowRankUpdate) -> list[tuple[LowRankUpdate, int | None]]:
-        share, count = controls[name]
-        return [(update if share == 1 else update.scaled(share), count)]
+        left, right = scale_intruders(weight, delta, svd, factor, SpectraConfig())
+        share, count = control_factor(delta, left, right), left.shape[1]
+        control = update if share == 1 else update.scaled(share)
+        return [(update.plus(left, right), count), (control, count)]
 
     action = f"intruder dimensions scaled by {factor:g}"
-    mitigated = _write_edited(source, {out / MITIGATED: action}, edit)
     matched = f"the whole update scaled to the norm of '{action}'"
-    return mitigated[0], _write_edited(source, {out / CONTROL: matched}, control)[0]
+    return _write_edited(source, {out / "mitigated": action, out / "control": matched}, edit)
 
 
 def _write_edited(

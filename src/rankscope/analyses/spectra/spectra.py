@@ -184,25 +184,19 @@ def _matrix_spectrum(
     )
 
 
-def check_spectra_settings(
-    settings: SpectraConfig, shapes: Mapping[str, tuple[int, int]], *, is_command: bool = False
-) -> None:
+def check_spectra_settings(settings: SpectraConfig, shapes: Mapping[str, tuple[int, int]]) -> None:
     """Refuse more vectors than a matrix has.
 
     All singular vectors of a matrix span the same space whatever training did, so they would
-    compare as equal. The default of ``intruder_k`` is cut to what each matrix has. Messages name
-    the options of a command, or the keys of a study file.
+    compare as equal. The default of ``intruder_k`` is cut to what each matrix has.
     """
     has_default = settings.intruder_k == SpectraConfig().intruder_k
     counts = {"top_k": settings.top_k, "intruder_k": None if has_default else settings.intruder_k}
     for name, shape in shapes.items():
         for field, k in counts.items():
             if k is not None and not 1 <= k <= min(shape):
-                option = (
-                    f"--{field.replace('_', '-')}" if is_command else f"analyze.spectra.{field}"
-                )
                 raise UserError(
-                    option,
+                    f"analyze.spectra.{field}",
                     f"{k}",
                     f"1 to {min(shape)}, the number of singular vectors of {name} {shape}",
                     "correct it",
