@@ -143,6 +143,17 @@ def reading(
         raise refuse(place, f"a fault ({reason_of(error)})", expected, do) from error
 
 
+@contextmanager
+def installed(where: object, extra: str) -> Iterator[None]:
+    """Raise UserError if a package that is imported inside is missing; an extra of Rankscope has
+    it."""
+    try:
+        yield
+    except ImportError as error:
+        do = f"install it with pip install 'rankscope[{extra}]'"
+        raise UserError(where, f"no package {error.name}", "it to be installed", do) from error
+
+
 def reason_of(error: BaseException) -> str:
     """What is wrong with data, from what a library raised on it, in one line."""
     if isinstance(error, RecursionError):

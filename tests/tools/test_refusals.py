@@ -44,6 +44,7 @@ REFUSED = [
     (SPECTRA + "intruder_k=0", "intruder_k: found 0, expected greater than"),
     (SPECTRA + "intruder_epsilon=.nan", "intruder_epsilon: found "),
     (INSPECT + "--set analyze.heads.enabled=true", "found analyze.heads without a task"),
+    ("report {study} --figures {new} --format gif", "'gif' is not one of"),
     (INSPECT + "--set dtype=half", "dtype: found 'half', expected"),
     (INSPECT + "--set dtype", "--set dtype: expected KEY=VALUE"),
     (INSPECT + "--set dtype=auto", "found dtype alone, expected it together with an analysis"),

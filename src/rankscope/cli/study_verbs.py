@@ -6,7 +6,7 @@ import signal
 import socket
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from rich.live import Live
 from typer import Argument, Option
@@ -248,7 +248,8 @@ def _report_command(
         Path | None, Option(metavar="FOLDER", help="Also write each figure as a file.")
     ] = None,
     file_format: Annotated[
-        str | None, Option("--format", help="With --figures: pdf (the default), svg or png.")
+        Literal["pdf", "svg", "png"] | None,
+        Option("--format", help="With --figures; pdf by default."),
     ] = None,
 ) -> Reply:
     """Write the report again from the records.
@@ -273,13 +274,13 @@ def _report_command(
     if figures is not None:
         from rankscope.tools.figure_files import check_figures, write_study_figures
 
-        figure_format = check_figures(folder, figures, file_format or "pdf")
+        check_figures(folder, figures)
     _, recommendation = write_outputs(folder, records)
     made = study_tables(StudyView(records, recommendation)) if tables else {}
     files = write_tables(made, tables) if tables else []
     drawn = []
     if figures is not None:
-        drawn = write_study_figures(records, recommendation, figures, figure_format)
+        drawn = write_study_figures(records, recommendation, figures, file_format or "pdf")
 
     def show() -> None:
         show_results(folder, records, recommendation, with_reasons=False)

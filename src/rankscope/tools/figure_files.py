@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal
 
 import plotly.graph_objects as go
 
-from rankscope.errors import UserError, first_line, reporting_shortages
+from rankscope.errors import UserError, first_line, installed, reporting_shortages
 from rankscope.filesystem import check_folder, replace_text
 from rankscope.formatting import markdown_text
 from rankscope.records import Recommendation, StudyRecords
@@ -47,22 +47,10 @@ def list_entry(figure: Figure, path: Path) -> str:
     return f"## {title}\n\n`{path.name}`\n\n{text}\n"
 
 
-def check_figures(folder: Path, out: Path, file_format: str) -> FigureFormat:
-    """The format; raises UserError for a place or a format that cannot be used."""
+def check_figures(folder: Path, out: Path) -> None:
     check_folder(folder, out, "--figures")
-    found = next((name for name in get_args(FigureFormat) if name == file_format), None)
-    if found is None:
-        raise UserError(f"--format {file_format!r}", expected="pdf, svg or png")
-    try:
+    with installed("--figures", "figures"):
         import kaleido  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "--figures",
-            "no package kaleido",
-            "it to be installed",
-            "install it with pip install 'rankscope[figures]'",
-        ) from error
-    return cast("FigureFormat", found)
 
 
 def line_names(view: StudyView) -> dict[str, str]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rankscope.errors import RankscopeError, UserError, first_line
+from rankscope.errors import UserError, installed, reading
 from rankscope.hashing import sha256_json
 from rankscope.records import BASE, FAILED, StudyRecords, TrialRecords
 from rankscope.store import Ledger
@@ -41,34 +41,23 @@ def track(
     study = Ledger.read(folder)
     runs = list(tracked_runs(study))
     written: list[str] = []
-    with contextlib.redirect_stdout(sys.stderr):  # trackers print greetings
-        try:
-            tracker = tracker_class(to)(project or study.name)
-            known = list(tracker.runs())
-            for run in runs:
-                if run.id in (run_id for run_id, _ in known):
-                    continue
-                report(run.name)
-                for run_id, delete in known:
-                    if run_id.split("-")[0] == run.id.split("-")[0]:
-                        delete()
-                tracker.write(run)
-                written.append(run.name)
-        except ImportError as error:
-            raise UserError(
-                f"--to {to}",
-                f"no package {error.name}",
-                "it to be installed",
-                "install it with pip install 'rankscope[track]'",
-            ) from error
-        except RankscopeError:
-            raise
-        except Exception as error:  # whatever a tracker raises; the study is untouched
-            raise UserError(
-                f"--to {to}",
-                f"a tracker that fails ({first_line(error)}) after {len(written)} runs",
-                do="give the same command again: it continues",
-            ) from error
+    place, do = f"--to {to}", "give the same command again: it continues"
+    with (
+        contextlib.redirect_stdout(sys.stderr),  # trackers print greetings
+        reading(place, "a tracker that works", do=do),
+        installed(place, "track"),
+    ):
+        tracker = tracker_class(to)(project or study.name)
+        known = list(tracker.runs())
+        for run in runs:
+            if run.id in (run_id for run_id, _ in known):
+                continue
+            report(run.name)
+            for run_id, delete in known:
+                if run_id.split("-")[0] == run.id.split("-")[0]:
+                    delete()
+            tracker.write(run)
+            written.append(run.name)
     return tracker.project, tracker.store, written, len(runs) - len(written)
 
 

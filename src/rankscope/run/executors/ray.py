@@ -16,12 +16,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rankscope.config.section import PlainText
-from rankscope.errors import CONTINUES, Interrupted, UserError, first_line
+from rankscope.errors import CONTINUES, Interrupted, UserError, first_line, installed, reading
 from rankscope.run.executors import Executor, ExecutorSettings
 from rankscope.run.workers.attempts import (
     SEAL,
@@ -159,42 +159,18 @@ class RayExecutor:
 def _connect_ray(address: str | None) -> Any:
     """Ray, connected to the cluster at ``address``, or started on this machine. Raises UserError:
     Ray is not installed, or no cluster answers."""
-    if address is not None:
-        _check_address(address)
-    try:
+    place = "executor ray" if address is None else f"executor.ray.address: {address}"
+    do = "start a cluster with 'ray start --head', or leave the address out to use this machine"
+    if address is not None and address != "auto":  # Ray itself would try for a minute
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        with reading(place, "auto, HOST:PORT or ray://HOST:PORT of a cluster that answers", do=do):
+            socket.create_connection((host, int(port)), timeout=5).close()
+    with installed("executor ray", "ray"):
         import ray
-    except ImportError as error:
-        raise UserError(
-            "executor ray", "no package ray", do="pip install 'rankscope[ray]'"
-        ) from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Rankscope reports nothing to anybody
-    try:
+    with reading(place, "Ray to start or to answer", do=do):
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"executor.ray.address: {address}" if address else "executor ray",
-            f"an error ({first_line(error)})",
-            "a cluster that answers" if address else "Ray to start on this machine",
-        ) from error
     return ray
-
-
-def _check_address(address: str) -> None:
-    """Raise UserError unless something answers there: Ray itself would try for a minute."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if address == "auto":
-        return
-    if not host or not port.isdecimal():
-        raise UserError("executor.ray.address", repr(address), "auto, HOST:PORT or ray://HOST:PORT")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"executor.ray.address: {address}",
-            f"no answer ({first_line(error)})",
-            "a Ray cluster",
-            "start one with 'ray start --head', or leave the address out to use this machine",
-        ) from error
 
 
 def _run_on_node(
@@ -237,20 +213,15 @@ def run_unit(
     """
     from rankscope.store import UNIT_ORDER, UNITS
 
-    is_here = holds(folder / UNIT_ORDER, order)
+    is_here = False
+    with suppress(OSError):
+        is_here = (folder / UNIT_ORDER).read_text(encoding="utf-8") == order
     with nullcontext() if is_here else tempfile.TemporaryDirectory(prefix="rankscope-") as copy:
         here = folder if copy is None else Path(copy) / UNITS / folder.name
         if copy is not None:
             unpack(files, here)
         code = run_worker(here, {"OMP_NUM_THREADS": str(threads)}, should_stop)
         return code, None if is_here else packed(here)
-
-
-def holds(path: Path, text: str) -> bool:
-    try:
-        return path.read_text(encoding="utf-8") == text
-    except OSError:
-        return False
 
 
 def packed(folder: Path) -> bytes:

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import random
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -25,7 +24,7 @@ from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
 from rankscope.data.registry import TaskSpec
 from rankscope.data.tasks import LoadedTask
-from rankscope.errors import UserError
+from rankscope.errors import UserError, installed, reading
 from rankscope.evaluate.context_window import EncodedSplit, context_length
 from rankscope.evaluate.metrics import ModelScores
 from rankscope.evaluate.scorers import register_scorer
@@ -174,8 +173,14 @@ def _read(source: str) -> tuple[dict[str, Any], list[Path]]:
     """The harness's tasks of a name or file, and the files that describe them, checked first."""
     manager = _import_harness(source)
     named, files = check_task(manager, source.removeprefix(PREFIX), _allows_functions())
-    with _harness_seeds(), _sandboxed_templates():
-        return _load_documents(manager, named)["tasks"], files
+    place = f"task {PREFIX}{named}: cannot be loaded"
+    expected = (
+        f"a task that lm-evaluation-harness {version('lm_eval')} can load, and whose data set can "
+        "be read (local files in dataset_kwargs: data_files, or a reachable hub): see its file"
+    )
+    # Any error of the libraries concerns the user's task or data.
+    with _harness_seeds(), _sandboxed_templates(), reading(place, expected):
+        return manager.load([named])["tasks"], files
 
 
 def _task_hash(task: Any, files: Sequence[Path]) -> str:
@@ -200,16 +205,9 @@ def _task_hash(task: Any, files: Sequence[Path]) -> str:
 
 def _import_harness(source: str) -> "TaskManager":
     """The harness's index of tasks, empty for a file."""
-    try:
+    with installed(f"task {source!r}", "lm-eval"):
         import lm_eval.evaluator  # noqa: F401
         from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise UserError(
-            f"task {source!r}",
-            f"no package lm-eval ({error})",
-            "it",
-            "pip install 'rankscope[lm-eval]'",
-        ) from error
     return TaskManager(include_defaults=not is_yaml(source))
 
 
@@ -244,27 +242,6 @@ def _sandboxed_templates() -> Iterator[None]:
         yield
     finally:
         templates.env = original
-
-
-def _load_documents(manager: "TaskManager", name: str) -> dict[str, Any]:
-    try:
-        return dict(manager.load([name]))
-    except UserError:
-        raise
-    except Exception as error:  # any error of the libraries concerns the user's task or data
-        reason = str(error).strip().splitlines() or ["no message"]
-        expected = f"a task that lm-evaluation-harness {version('lm_eval')} can load: see its file"
-        frames = traceback.walk_tb(error.__traceback__)
-        if any(frame.f_globals.get("__name__") == "datasets.load" for frame, _ in frames):
-            expected = (
-                "a harness task whose data set can be read (local files in dataset_kwargs: "
-                "data_files, or a reachable hub)"
-            )
-        raise UserError(
-            f"task {PREFIX}{name}: cannot be loaded",
-            f"{type(error).__name__}: {reason[0]}",
-            expected,
-        ) from error
 
 
 # --- numbers ------------------------------------------------------------------------------------
