@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from rankscope.config.presets import PRESETS, preset_text
 from rankscope.config.section import short_repr
 from rankscope.config.study import ModelConfig, StudyConfig
@@ -19,7 +17,7 @@ from rankscope.data.registry import NAMED_TASKS
 from rankscope.data.sources import DEV, READERS, SPLIT_FILES, check_file
 from rankscope.data.task_source import hub_tasks, missing_rows
 from rankscope.data.tasks import numeric_answers, read_task_items
-from rankscope.errors import UserError, did_you_mean, reason_of
+from rankscope.errors import UserError, did_you_mean, reading
 from rankscope.models.fetch import KNOWN_MODELS, is_cached
 from rankscope.models.model_folder import model_folder
 
@@ -63,11 +61,13 @@ def study_template(
         known = f"one of {', '.join(PRESETS)}"
         hint = did_you_mean(preset, PRESETS).removeprefix("; ")
         raise UserError("--preset", short_repr(preset), known, hint)
-    is_pocket = model is not None and _parse_model(model).pocket
-    if model is not None and preset == "pocket" and not is_pocket:
-        raise UserError(
-            "--preset pocket", f"the model {model!r}", "the pocket model", "choose another preset"
-        )
+    is_pocket = False
+    if model is not None:
+        with reading(f"--model {short_repr(model)}", "a model"):
+            is_pocket = ModelConfig.model_validate(model).pocket
+        if preset == "pocket" and not is_pocket:
+            found = f"the model {model!r}"
+            raise UserError("--preset pocket", found, "the pocket model", "choose another preset")
     text = preset_text(preset, on_pocket=is_pocket and task is None and preset != "pocket")
     if is_pocket and task is not None and not retention:
         retention = ["pocket_general"]  # other tasks use words that the pocket model does not know
@@ -122,15 +122,6 @@ def _replace_line(text: str, start: str, line: str | None) -> str:
     return "\n".join(new for new in replaced if new is not None) + "\n"
 
 
-def _parse_model(model: str) -> ModelConfig:
-    try:
-        return ModelConfig.model_validate(model)
-    except ValidationError as error:
-        raise UserError(
-            f"--model {short_repr(model)}", f"a fault ({reason_of(error)})", "a model"
-        ) from error
-
-
 # --- paths --------------------------------------------------------------------------------------
 
 
@@ -169,10 +160,8 @@ def own_rows(data: Path, study_file: Path) -> OwnRows:
     if sum(path.stat().st_size for path in paths.values()) > MAX_BYTES_READ:
         summary = f"{name}: rows not read yet ({', '.join(paths)}), 'check' does"
         return {"name": name, **task}, summary, ""
-    try:
+    with reading(data, "rows"):
         config = TaskConfig.model_validate({"name": name, **files})
-    except ValidationError as error:
-        raise UserError(data, f"a fault ({reason_of(error)})", "rows") from error
     try:
         read, items = read_task_items(config, None, ())
     except UserError as error:

@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import ValidationError
 
 from rankscope.config.study import StudyConfig, TrainConfig
 from rankscope.data.encode import EncodedRow
@@ -34,9 +33,9 @@ from rankscope.errors import (
     OutOfMemory,
     RankscopeError,
     StudyLocked,
-    UserError,
     is_out_of_memory,
     out_of_memory_message,
+    reading,
 )
 from rankscope.models.load import pass_one_token, sharded_base
 from rankscope.models.sharding import Shards
@@ -72,15 +71,9 @@ def work(out: Path, unit: str) -> None:
         return
     check_versions(order)
     prepare_process()
-    try:
+    known = "methods, scorers and tasks that every process knows"
+    with reading(f"unit {unit}: the study file", known, do="run without --workers"):
         config = StudyConfig.model_validate(order.config)
-    except ValidationError as error:
-        raise UserError(
-            f"unit {unit}",
-            f"a study file that only its driver can read ({error})",
-            "methods, scorers and tasks that every process knows",
-            "run without --workers",
-        ) from error
     study = prepare(config)
     driver = os.environ.get(DRIVER)
     with interruptible() as is_stop_requested:
