@@ -63,7 +63,7 @@ def override_values(overrides: Sequence[str]) -> dict[str, Any]:
         apply_override(document, override, StudyConfig)
     if document.problems:
         place, mark, error = document.problems[0]
-        raise _fault(mark, dotted(place), error)
+        raise fault_at(error, mark, dotted(place))
     values: dict[str, Any] = document.values
     return values
 
@@ -161,7 +161,7 @@ def _validated(
     """The document as a section. Raises UserError: its faults and those before, in the order of the
     file, those of ``--set`` last."""
     config = None
-    faults += [(m, _fault(m, dotted(place), e)) for place, m, e in document.problems]
+    faults += [(m, fault_at(e, m, dotted(place))) for place, m, e in document.problems]
     reported = {mark for mark, _ in faults}  # a value that could not be read is no second fault
     try:
         config = model.model_validate(document.values)
@@ -174,7 +174,7 @@ def _validated(
                 if place and isinstance(place[-1], int) and place not in document.marks:
                     place = place[:-1]  # a single value, although it is validated as a list of one
                 name = dotted(place) or model.__name__.removesuffix("Config").lower()
-                faults.append((mark, _fault(mark, name, _described(details, model))))
+                faults.append((mark, fault_at(described(details, model), mark, name)))
     if config is not None and not faults:
         return config
     faults.sort(key=lambda fault: (fault[0].is_override, fault[0].line, str(fault[1])))
@@ -187,13 +187,13 @@ def _validated(
     raise UserError(path, f"{len(distinct)} faults", do="correct them", faults=shown)
 
 
-def _fault(mark: Mark, place: str, error: UserError) -> UserError:
+def fault_at(error: UserError, *places: object) -> UserError:
     """An error with its place, to be corrected if it does not say what to do."""
-    where = ": ".join(part for part in (str(mark), place) if part)
+    where = ": ".join(filter(None, map(str, places)))
     return UserError(where, error.found, error.expected, error.do or "correct it")
 
 
-def _described(details: ErrorDetails, model: type[ConfigSection]) -> UserError:
+def described(details: ErrorDetails, model: type[ConfigSection]) -> UserError:
     """One error of Pydantic as what was found and what was expected."""
     location, error_type = details["loc"], details["type"]
     if error_type == "extra_forbidden":

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from rankscope.config.loader import load_task_file
+from rankscope.config.loader import described, fault_at, load_task_file
+from rankscope.config.section import dotted
 from rankscope.config.study import ModelConfig, StudyConfig
 from rankscope.config.task import TaskConfig, is_task_file
 from rankscope.data.task_source import check_sources
-from rankscope.errors import UserError, reason_of
+from rankscope.errors import UserError, reading
 from rankscope.filesystem import output_folder, user_path
 from rankscope.models.model_folder import check_tuned_folder, model_folder
 from rankscope.progress import ProgressReporter
@@ -104,11 +105,8 @@ def given_study(
         return StudyConfig.model_validate(merged)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        where = ".".join(map(str, fault["loc"])) or str(values["name"])
-        if isinstance(known := fault.get("ctx", {}).get("error"), UserError):
-            raise UserError(where, known.found, known.expected, known.do) from error
-        expected = fault["msg"].removeprefix("Input should be ")
-        raise UserError(where, repr(fault["input"]), expected, "correct it") from error
+        place = dotted(fault["loc"]) or str(values["name"])
+        raise fault_at(described(fault, StudyConfig), place) from error
 
 
 def _task_configs(text: str, split: str, num_fewshot: int | None) -> list[TaskConfig]:
@@ -133,9 +131,8 @@ def _task_configs(text: str, split: str, num_fewshot: int | None) -> list[TaskCo
                 f"give its tasks to --tasks: {parts}",
             )
         return [config.model_copy(update=changes)]
-    try:
-        if not text.startswith("~") and not set(text) & {"/", os.sep, "."}:
-            return [TaskConfig.model_validate({"name": text, **changes})]
+    values: dict[str, object] = {"name": text, **changes}
+    if text.startswith("~") or set(text) & {"/", os.sep, "."}:
         if not path.exists():
             raise UserError(
                 f"task {text}",
@@ -152,6 +149,6 @@ def _task_configs(text: str, split: str, num_fewshot: int | None) -> list[TaskCo
                 "leave out --split, or name the rows in a task file ('validation: rows.jsonl')",
             )
         name = path.resolve().name if path.is_dir() else path.stem
-        return [TaskConfig.model_validate({"name": name, key: str(path.absolute()), **changes})]
-    except ValidationError as error:
-        raise UserError(f"task {text!r}", f"a fault ({reason_of(error)})", "a task") from error
+        values |= {"name": name, key: str(path.absolute())}
+    with reading(f"task {text!r}", "a task"):
+        return [TaskConfig.model_validate(values)]
