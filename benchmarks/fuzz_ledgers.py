@@ -90,8 +90,7 @@ def read_ledger(content: bytes, _: Path) -> None:
         ledger.statuses()
         ledger.groups()
         study = ledger.load()
-    status_data(study, out)
-    status_table(study, out)
+    status_table(status_data(study, out))
 
 
 def apply_changes(changes: list[list[Any]], path: Path) -> None:

@@ -202,10 +202,11 @@ def _status_command(
     if watch:
         with Live(console=err_console, transient=True, auto_refresh=False) as live:
             while running_process(folder):
-                live.update(status_table(records, folder), refresh=True)
+                live.update(status_table(status_data(records, folder)), refresh=True)
                 time.sleep(WATCH_SECONDS)
                 records = Ledger.read(folder, with_analyses=False)
-    return Reply(status_data(records, folder), lambda: print_result(status_table(records, folder)))
+    data = status_data(records, folder)
+    return Reply(data, lambda: print_result(status_table(data)))
 
 
 @verb("stop")

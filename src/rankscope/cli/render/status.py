@@ -19,19 +19,30 @@ from rankscope.store import running_process
 MAX_FAILURES = 20  # Most reasons printed
 
 
-def status_data(study: StudyRecords, folder: Path) -> dict[str, object]:
+def status_data(study: StudyRecords, folder: Path) -> dict[str, Any]:
     """The state of a study, then of each of its trials; what is not known is left out."""
+    statuses, process = Counter(trial.status for trial in study.trials), running_process(folder)
+    failed, out = sorted(statuses.keys() & FAILED), str(folder)
+    run = ["rankscope", "run", str(folder / "study.resolved.yaml"), "--out", out]
+    state, step = "done", ["rankscope", "report", out]
+    if process:
+        state, step = "running", ["rankscope", "status", out]
+    elif statuses.keys() & WAITING:
+        state, step = "unfinished", run
+    elif failed:
+        state, step = "failed", [*run, "--retry", ",".join(failed)]
+    evaluations = Counter(trial_id for trial_id, _, _ in study.evals)
     return {
         "study": study.name,
-        "folder": str(folder),
+        "folder": out,
         "model": study.model.label,
-        "state": _state(study, folder),
-        "trials_by_status": dict(Counter(trial.status for trial in study.trials)),
+        "state": state,
+        "trials_by_status": dict(statuses),
         "evaluations": len(study.evals),
         "seconds": study.total_seconds,
-        "now": _last_event(folder) if running_process(folder) else None,
-        "next": _next_command(study, folder),
-        "trials": _trials_data(study),
+        "now": _last_event(folder) if process else None,
+        "next": shlex.join(step),
+        "trials": [_trial_data(t, evaluations[t.spec.trial_id]) for t in study.trials],
     }
 
 
@@ -50,36 +61,10 @@ def _event_text(event: Mapping[str, Any]) -> str:
     parts = [f"{what}: {event['done']} of {event.get('total', '?')}" if "done" in event else what]
     if event.get("loss_low") is not None:
         parts.append(f"loss {event['loss_low']:.3f}")
-    if event.get("seconds_left") is not None:
-        parts.append(f"{rough_duration(event['seconds_left'])} left")
-    if event.get("study_seconds_left") is not None:
-        parts.append(f"{rough_duration(event['study_seconds_left'])} left of the study")
+    for name, of in (("seconds_left", ""), ("study_seconds_left", " of the study")):
+        if event.get(name) is not None:
+            parts.append(f"{rough_duration(event[name])} left{of}")
     return ", ".join(parts)
-
-
-def _state(study: StudyRecords, folder: Path) -> str:
-    if running_process(folder):
-        return "running"
-    if any(trial.status in WAITING for trial in study.trials):
-        return "unfinished"
-    return "failed" if any(trial.status in FAILED for trial in study.trials) else "done"
-
-
-def _next_command(study: StudyRecords, folder: Path) -> str:
-    failed = sorted({trial.status for trial in study.trials} & FAILED)
-    out = shlex.quote(str(folder))
-    run = f"rankscope run {shlex.quote(str(folder / 'study.resolved.yaml'))} --out {out}"
-    commands = {
-        "running": f"rankscope status {out}",
-        "unfinished": run,
-        "failed": f"{run} --retry {','.join(failed)}",
-    }
-    return commands.get(_state(study, folder), f"rankscope report {out}")
-
-
-def _trials_data(study: StudyRecords) -> list[dict[str, Any]]:
-    evaluations = Counter(trial_id for trial_id, _, _ in study.evals)
-    return [_trial_data(trial, evaluations[trial.spec.trial_id]) for trial in study.trials]
 
 
 def _trial_data(trial: TrialRecords, evaluations: int) -> dict[str, Any]:
@@ -96,9 +81,10 @@ def _trial_data(trial: TrialRecords, evaluations: int) -> dict[str, Any]:
     return data
 
 
-def status_table(study: StudyRecords, folder: Path) -> RenderableType:
+def status_table(data: Mapping[str, Any]) -> RenderableType:
     """A row per trial, then the reasons of those that failed, counts and the next command."""
-    several = len({trial.spec.task for trial in study.trials}) > 1
+    trials = data["trials"]
+    several = len({trial["task"] for trial in trials}) > 1
     rows = [
         {
             "trial": trial["trial_id"],
@@ -110,39 +96,32 @@ def status_table(study: StudyRecords, folder: Path) -> RenderableType:
             "time": clock(trial.get("seconds")),
             "scores": str(trial["evaluations"]),
         }
-        for trial in _trials_data(study)
+        for trial in trials
     ]
-    styles = ["red" if trial.status in FAILED else "" for trial in study.trials]
+    styles = ["red" if trial["status"] in FAILED else "" for trial in trials]
     right = ("seed", "loss", "time", "scores")
-    title = f"{study.name} on {study.model.label}"
+    failed = [f"{t['trial_id']}: {t['status']}: {t['failure']}" for t in trials if "failure" in t]
+    if (more := len(failed) - MAX_FAILURES) > 0:
+        failed[MAX_FAILURES:] = [f"and {more:,} more that failed; --json lists all"]
     return Group(
-        terminal_table(rows, title, right=right, styles=styles),
-        *_failures(study),
-        Text(terminal_text(_summary(study, folder)), overflow="fold"),
-        Text(terminal_text(f"next: {_next_command(study, folder)}"), overflow="fold"),
+        terminal_table(rows, f"{data['study']} on {data['model']}", right=right, styles=styles),
+        *(Text(terminal_text(text), style="red", overflow="fold") for text in failed),
+        Text(terminal_text(_summary(data)), overflow="fold"),
+        Text(terminal_text(f"next: {data['next']}"), overflow="fold"),
     )
 
 
-def _failures(study: StudyRecords) -> Iterator[Text]:
-    failed = [trial for trial in study.trials if trial.status in FAILED and trial.failure]
-    for trial in failed[:MAX_FAILURES]:
-        text = f"{trial.spec.trial_id}: {trial.status}: {trial.failure}"
-        yield Text(terminal_text(text), style="red", overflow="fold")
-    if (more := len(failed) - MAX_FAILURES) > 0:
-        yield Text(f"and {more:,} more that failed; --json lists all", style="red")
-
-
-def _summary(study: StudyRecords, folder: Path) -> str:
-    statuses = Counter(trial.status for trial in study.trials)
-    counts = ", ".join(f"{n} {status}" for status, n in statuses.items()) or "none yet"
+def _summary(data: Mapping[str, Any]) -> str:
+    folder = Path(data["folder"])
+    counts = ", ".join(f"{n} {status}" for status, n in data["trials_by_status"].items())
     process = running_process(folder)
     running = f"; process {process} is running it" if process else ""
-    if process and (event := _last_event(folder)):
-        running += f": {_event_text(event)}"
-    spent = duration(study.total_seconds) + (" before this run" if running else "")
+    if process and data["now"]:
+        running += f": {_event_text(data['now'])}"
+    spent = duration(data["seconds"]) + (" before this run" if running else "")
     steps = sorted(set(_checkpoint_steps(folder)))
     stored = f"; checkpoint after step {', '.join(map(str, steps))}" if steps else ""
-    return f"{count(len(study.trials), 'trial')}: {counts}; {spent}{stored}{running}"
+    return f"{count(len(data['trials']), 'trial')}: {counts or 'none yet'}; {spent}{stored}{running}"
 
 
 def _checkpoint_steps(folder: Path) -> Iterator[int]:
