@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -228,33 +227,26 @@ def write_hub_scores(study: StudyRecords, trial: TrialRecords, folder: Path) -> 
 
     The hub knows a score by its data set's id, so tasks on rows of the user's own are left out.
     """
-    from huggingface_hub import eval_result_entries_to_yaml
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     for task in study.tasks:
-        if entries := list(_hub_scores(study, trial, task)):
-            folder.mkdir(exist_ok=True)
-            text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
-            (folder / f"{task.name}.yaml").write_text(text, encoding="utf-8")
-
-
-def _hub_scores(study: StudyRecords, trial: TrialRecords, task: TaskRecord) -> Iterator[Any]:
-    from huggingface_hub import EvalResultEntry
-
-    record = study.evals.get((trial.spec.trial_id, task.name, "test"))
-    hub = _hub_data_set(study, task)
-    if record is None or hub is None or task.score_unit != "accuracy":
-        return
-    data_set, configuration = hub
-    shots = f", {task.num_fewshot}-shot" if task.num_fewshot else ""
-    local = "" if task.source.startswith("hub ") else ", rows from a local copy"
-    yield EvalResultEntry(
-        dataset_id=data_set,
-        task_id=configuration or "default",
-        value=round(100 * record.score, 2),
-        date=study.provenance.created,
-        notes=f"Rankscope {study.provenance.rankscope}: {record.metric} in %, "
-        f"{record.n} test items{shots}{local}",
-    )
+        record = study.evals.get((trial.spec.trial_id, task.name, "test"))
+        hub = _hub_data_set(study, task)
+        if record is None or hub is None or task.score_unit != "accuracy":
+            continue
+        shots = f", {task.num_fewshot}-shot" if task.num_fewshot else ""
+        local = "" if task.source.startswith("hub ") else ", rows from a local copy"
+        entry = EvalResultEntry(
+            dataset_id=hub[0],
+            task_id=hub[1] or "default",
+            value=round(100 * record.score, 2),
+            date=study.provenance.created,
+            notes=f"Rankscope {study.provenance.rankscope}: {record.metric} in %, "
+            f"{record.n} test items{shots}{local}",
+        )
+        folder.mkdir(exist_ok=True)
+        text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+        (folder / f"{task.name}.yaml").write_text(text, encoding="utf-8")
 
 
 def _hub_data_set(study: StudyRecords, task: TaskRecord) -> tuple[str, str | None] | None:

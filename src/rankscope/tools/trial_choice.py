@@ -1,10 +1,9 @@
 """Which trial of a study a user means: the recommended one, an id, or a label from the report."""
 
-from collections.abc import Collection
 from pathlib import Path
 
 from rankscope.errors import UserError
-from rankscope.records import StudyRecords, TaskAdvice, TrialSpec
+from rankscope.records import StudyRecords, TrialSpec
 from rankscope.report.study_view import StudyView
 
 MOST_LISTED = 12  # Trials named in a message about an ambiguous label
@@ -23,7 +22,9 @@ def choose_trial(
     if not view.training_tasks:
         found = "a study without arms, which has nothing to export"
         raise UserError(folder, found, "one that trained", "use the folders of its given models")
-    _check_training_task(view.training_tasks, folder, task)
+    if task is not None and task not in view.training_tasks:
+        expected = f"--task {' or '.join(view.training_tasks)}"
+        raise UserError(folder, f"no training task {task!r}", expected)
     if label is not None:
         trials = _trials_with_label(view.study, folder, label, task)
     else:
@@ -35,11 +36,6 @@ def choose_trial(
     scores = {i: evals[key].score for i, key in keys.items() if key in evals}  # type: ignore[index]
     best = max(trials, key=lambda spec: scores.get(spec.trial_id, float("-inf")))
     return best, (f"the seed with the highest validation score of {len(trials)}")
-
-
-def _check_training_task(tasks: Collection[str], folder: Path, task: str | None) -> None:
-    if task is not None and task not in tasks:
-        raise UserError(folder, f"no training task {task!r}", f"--task {' or '.join(tasks)}")
 
 
 def _trials_with_label(
@@ -80,7 +76,12 @@ def _trials_with_label(
 def _trials_of_answer(
     view: StudyView, folder: Path, task: str | None, *, best_lora: bool
 ) -> list[TrialSpec]:
-    advice = _one_task(view, folder, task)
+    """The trials of the answer for ``task``, or for the only training task."""
+    tasks = view.training_tasks if task is None else (task,)
+    if len(tasks) != 1:
+        found = f"{len(tasks)} training tasks, each with an answer of its own"
+        raise UserError(folder, found, "one", f"give one with --task: {', '.join(tasks)}")
+    advice = view.advice(tasks[0])
     arm = view.best_lora(advice.task) if best_lora else advice.chosen
     if arm is None:
         found = "no LoRA arm with scores" if best_lora else f"no recommended arm: {advice.verdict}"
@@ -88,16 +89,3 @@ def _trials_of_answer(
         do = label if best_lora else f"export the best LoRA arm with --best-lora, or {label}"
         raise UserError(f"{folder}: {advice.task}", found, "one", do)
     return [t.spec for t in view.trials(arm) if t.status == "done"]
-
-
-def _one_task(view: StudyView, folder: Path, task: str | None) -> TaskAdvice:
-    """The advice for ``task``, or for the only training task."""
-    tasks = view.training_tasks if task is None else (task,)
-    if len(tasks) != 1:
-        raise UserError(
-            folder,
-            f"{len(tasks)} training tasks, each with an answer of its own",
-            "one",
-            f"give one with --task: {', '.join(tasks)}",
-        )
-    return view.advice(tasks[0])
