@@ -31,11 +31,12 @@ def choose_trial(
         trials = _trials_of_answer(view, folder, task, best_lora=best_lora)
     if len(trials) == 1:
         return trials[0], ""
-    evals = view.study.evals
-    keys = {spec.trial_id: (spec.trial_id, spec.task, "validation") for spec in trials}
-    scores = {i: evals[key].score for i, key in keys.items() if key in evals}  # type: ignore[index]
-    best = max(trials, key=lambda spec: scores.get(spec.trial_id, float("-inf")))
-    return best, (f"the seed with the highest validation score of {len(trials)}")
+
+    def score(spec: TrialSpec) -> float:
+        record = view.study.evals.get((spec.trial_id, spec.task, "validation"))
+        return record.score if record else float("-inf")
+
+    return max(trials, key=score), f"the seed with the highest validation score of {len(trials)}"
 
 
 def _trials_with_label(
