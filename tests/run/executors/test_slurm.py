@@ -30,7 +30,6 @@ from rankscope.run.executors.slurm import (
     SlurmSettings,
     _QueuedUnit,
     batch_script,
-    cancel_tasks,
 )
 from rankscope.store import running_process
 
@@ -175,7 +174,7 @@ def test_another_executor_takes_waiting_tasks_off_the_queue(slurm: Path, tmp_pat
     for task in (0, 1):
         (tmp_path / str(task)).mkdir()
         (tmp_path / str(task) / JOB).write_text(f"{job}_{task}")
-    cancel_tasks(tmp_path)
+    SlurmSettings.withdraw(tmp_path)
     assert task_states(job) == []
     assert list(tmp_path.glob(f"*/{JOB}")) == []
 

@@ -124,7 +124,12 @@ class SlurmSettings(ExecutorSettings):
 
     @classmethod
     def withdraw(cls, units: Path) -> None:
-        cancel_tasks(units)
+        files = list(units.glob(f"*/{JOB}"))
+        if files and shutil.which("scancel"):
+            jobs = [file.read_text(encoding="utf-8") for file in files]
+            slurm("scancel", "--quiet", "--state=PENDING", *jobs)
+            for file in files:
+                file.unlink()
 
 
 @dataclass(slots=True)
@@ -146,14 +151,9 @@ class SlurmExecutor:
     def __init__(
         self, settings: SlurmSettings, devices: int = 1, num_workers: int | None = None
     ) -> None:
-        for command in ("sbatch", "squeue", "scancel"):
-            if shutil.which(command) is None:
-                raise UserError(
-                    "executor slurm",
-                    f"no {command!r} on this machine",
-                    "SLURM's commands",
-                    "run this on a login node",
-                )
+        if shutil.which("sbatch") is None:
+            found, do = "no 'sbatch' on this machine", "run this on a login node"
+            raise UserError("executor slurm", found, "SLURM's commands", do)
         self.settings, self.max_running = settings, num_workers
         self.cpus = settings.cpus or devices * (stated_threads() or CPUS_PER_DEVICE)
         self.threads = max(1, self.cpus // devices)  # Of each of a worker's processes
@@ -347,16 +347,6 @@ def batch_script(
         stop=STOP,
         exit_code=EXIT_CODE,
     )
-
-
-def cancel_tasks(units: Path) -> None:
-    """Take the waiting tasks of an earlier driver off the queue, as another executor runs them."""
-    files = list(units.glob(f"*/{JOB}"))
-    if files and shutil.which("scancel"):
-        jobs = [file.read_text(encoding="utf-8") for file in files]
-        slurm("scancel", "--quiet", "--state=PENDING", *jobs)
-        for file in files:
-            file.unlink()
 
 
 def slurm(*command: str, stdin: str = "") -> str:
