@@ -1,7 +1,5 @@
 """From a study file to everything that can be known before weights are loaded."""
 
-import torch
-
 from rankscope.advise.checks import notes_beforehand
 from rankscope.config.study import StudyConfig
 from rankscope.data.study_data import prepare_data
@@ -28,11 +26,7 @@ def prepare(
     The base's weights are hashed, not loaded. ``num_processes`` groups train at a time, and share
     the free memory.
     """
-    device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
-    room = available_memory_bytes(device) / num_processes
-    study = _prepared(config, device, dtype, room, reporter or ProgressReporter(), is_plan=False)
-    return _checked_here(study)
+    return _prepared(config, None, num_processes, reporter or ProgressReporter(), is_plan=False)
 
 
 def outline(
@@ -43,30 +37,23 @@ def outline(
 
     The trials' ids are not those of a run. ``machine`` is planned for in place of this one.
     """
-    reporter = reporter or ProgressReporter()
-    if machine is not None:
-        dtype, room = machine.dtype(config.dtype), machine.memory * 1e9
-        return _prepared(config, machine.device, dtype, room, reporter, is_plan=True)
-    device = choose_device(config.device)
-    dtype, room = choose_dtype(config.dtype, device), available_memory_bytes(device)
-    return _checked_here(_prepared(config, device, dtype, room, reporter, is_plan=True))
-
-
-def _checked_here(study: PreparedStudy) -> PreparedStudy:
-    """Raise UserError if this machine cannot run the study."""
-    check_machine(study.config, study.trials, study.device, study.dtype)
-    return study
+    return _prepared(config, machine, 1, reporter or ProgressReporter(), is_plan=True)
 
 
 def _prepared(
     config: StudyConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-    free_bytes: float,
+    machine: Machine | None,
+    num_processes: int,
     reporter: ProgressReporter,
     *,
     is_plan: bool,
 ) -> PreparedStudy:
+    device = choose_device(config.device) if machine is None else machine.device
+    if machine is None:
+        dtype = choose_dtype(config.dtype, device)
+        free_bytes = available_memory_bytes(device) / num_processes
+    else:
+        dtype, free_bytes = machine.dtype(config.dtype), machine.memory * 1e9
     reporter.stage("preparing", 3)
     config, base = resolve_base(config, weights=not is_plan)
     reporter.advance(1, "rows")
@@ -100,4 +87,6 @@ def _prepared(
     )
     check_prepared(study)
     reporter.finish()
+    if machine is None:  # it can run the study
+        check_machine(study.config, study.trials, device, dtype)
     return study
