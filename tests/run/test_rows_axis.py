@@ -9,7 +9,7 @@ from pocket_study import ROUNDING, changed, small_study
 
 from rankscope.errors import UserError
 from rankscope.records import StudyRecords
-from rankscope.run.prepare import outline, prepare
+from rankscope.run.prepare import prepare
 from rankscope.store import Ledger
 
 LORA = {"method": "lora", "rank": 2, "lr": 2e-3}
@@ -49,7 +49,7 @@ def test_fewer_rows_train_as_in_a_study_of_their_own(tmp_path: Path) -> None:
 
 def test_all_is_every_row_and_each_number_is_an_arm_of_a_plan(tmp_path: Path) -> None:
     arms = [{**LORA, "rows": [24, "all"]}, LORA]
-    study = outline(small_study(tmp_path, **(SHORT | {"arms": arms})).config)
+    study = prepare(small_study(tmp_path, **(SHORT | {"arms": arms})).config, is_plan=True)
     assert [trial.rows for trial in study.trials] == [24, None]
     assert study.num_steps(study.trials[0]) == 3
 

@@ -19,35 +19,24 @@ from rankscope.run.trials import duplicate_grid_notes, study_trials
 
 
 def prepare(
-    config: StudyConfig, reporter: ProgressReporter | None = None, num_processes: int = 1
-) -> PreparedStudy:
-    """Prepare a run on this machine: fetch the model, encode the data, check it all.
-
-    The base's weights are hashed, not loaded. ``num_processes`` groups train at a time, and share
-    the free memory.
-    """
-    return _prepared(config, None, num_processes, reporter or ProgressReporter(), is_plan=False)
-
-
-def outline(
-    config: StudyConfig, machine: Machine | None = None, reporter: ProgressReporter | None = None
-) -> PreparedStudy:
-    """Prepare a plan: the base's configuration and tokenizer are enough, and some rows stand for
-    others of their length (``data/study_data.py``).
-
-    The trials' ids are not those of a run. ``machine`` is planned for in place of this one.
-    """
-    return _prepared(config, machine, 1, reporter or ProgressReporter(), is_plan=True)
-
-
-def _prepared(
     config: StudyConfig,
-    machine: Machine | None,
-    num_processes: int,
-    reporter: ProgressReporter,
+    reporter: ProgressReporter | None = None,
+    num_processes: int = 1,
+    machine: Machine | None = None,
     *,
-    is_plan: bool,
+    is_plan: bool = False,
 ) -> PreparedStudy:
+    """Fetch the model, encode the data, check it all. The base's weights are hashed, not loaded.
+
+    Args:
+        config: the study file.
+        reporter: of progress; silent by default.
+        num_processes: groups that train at a time and share the free memory.
+        machine: planned for in place of this one.
+        is_plan: the base's configuration and tokenizer are enough, and some rows stand for others
+            of their length (``data/study_data.py``). The trials' ids are not those of a run.
+    """
+    reporter = reporter or ProgressReporter()
     device = choose_device(config.device) if machine is None else machine.device
     if machine is None:
         dtype = choose_dtype(config.dtype, device)

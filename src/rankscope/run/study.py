@@ -83,11 +83,11 @@ class Study:
         from rankscope.run.executors import with_executor
         from rankscope.run.machines import find_machine
         from rankscope.run.plan import make_plan
-        from rankscope.run.prepare import outline
+        from rankscope.run.prepare import prepare
 
         machine = find_machine(device)
         config = with_executor(self.config, executor)
-        prepared = outline(config, machine, reporter)
+        prepared = prepare(config, reporter, machine=machine, is_plan=True)
         executor = config.executor.name if config.executor else None
         if executor == "local" and gpus > 1 and prepared.device.type == "cpu":
             found, do = f"--gpus {gpus} on a machine without a GPU", "plan machines: --executor ray"
