@@ -54,6 +54,7 @@ def prepare(
     tasks, items = scored_items(config, base, data)
     trials, labels = study_trials(config, base, data, tasks, whole=not is_plan)
     rungs, rung_notes = resolve_rungs(config, data, labels)
+    notes = (*base.notes, *data.encoder.notes, *data.notes, *notes_beforehand(config, tasks))
     study = PreparedStudy(
         config=config,
         base=base,
@@ -65,17 +66,10 @@ def prepare(
         trials=trials,
         grouping=Grouping.of(config, base, data, dtype, device, free_bytes),
         rungs=rungs,
-        notes=(
-            *base.notes,
-            *data.encoder.notes,
-            *data.notes,
-            *notes_beforehand(config, tasks),
-            *duplicate_grid_notes(config),
-            *rung_notes,
-        ),
+        notes=(*notes, *duplicate_grid_notes(config), *rung_notes),
     )
     check_prepared(study)
     reporter.finish()
-    if machine is None:  # it can run the study
+    if machine is None:
         check_machine(study.config, study.trials, device, dtype)
     return study
