@@ -74,6 +74,10 @@ class Provenance(Record):
     num_threads: int
     libraries: dict[str, str]
 
+    @property
+    def versions(self) -> dict[str, str]:
+        return {"rankscope": self.rankscope, **self.libraries}
+
 
 @dataclass(frozen=True, slots=True)
 class TrialRecords:

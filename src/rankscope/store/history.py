@@ -77,7 +77,7 @@ def task_changes(before: TaskRecord, task: TaskRecord, *splits: Split) -> list[s
 
 def check_same_versions(out: Path, stored: Provenance, now: Provenance) -> None:
     """Refuse to add results of other versions of libraries or code to the stored ones."""
-    before, after = _versions(stored), _versions(now)
+    before, after = stored.versions, now.versions
     changed = [
         f"{name} was {before.get(name)}, is {version}"
         for name, version in after.items()
@@ -93,10 +93,6 @@ def check_same_versions(out: Path, stored: Provenance, now: Provenance) -> None:
         )
 
 
-def _versions(provenance: Provenance) -> dict[str, str]:
-    return {"rankscope": provenance.rankscope, **provenance.libraries}
-
-
 def same_machine(first: Provenance, second: Provenance) -> bool:
     return first.model_copy(update={"created": second.created}) == second
 
@@ -104,7 +100,7 @@ def same_machine(first: Provenance, second: Provenance) -> bool:
 def mixed_versions_notes(history: Sequence[Provenance]) -> Iterator[str]:
     versions: dict[str, list[str]] = {}
     for entry in history:
-        for library, version in _versions(entry).items():
+        for library, version in entry.versions.items():
             seen = versions.setdefault(library, [])
             if version not in seen:
                 seen.append(version)

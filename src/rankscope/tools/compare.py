@@ -201,10 +201,7 @@ def _facets(first: StudyRecords, second: StudyRecords) -> Iterator[tuple[str, bo
         yield what, not differing, differing or "all settings of the study files are equal"
         if section == "train":
             yield _trials_facet(first, second)
-    versions = [
-        {"rankscope": s.provenance.rankscope, "device": s.model.device, **s.provenance.libraries}
-        for s in (first, second)
-    ]
+    versions = [s.provenance.versions | {"device": s.model.device} for s in (first, second)]
     differing = differences(*versions)
     same = f"rankscope {versions[0]['rankscope']} on {versions[0]['device']}, the same libraries"
     yield "versions and device", not differing, differing or same

@@ -29,7 +29,6 @@ from rankscope.run.workers.attempts import POLL_SECONDS, SEAL, WorkerFailed, is_
 from rankscope.run.workers.order import (
     LEDGER_FILE,
     UnitOrder,
-    installed_versions,
     prepared_sha256,
     read_unit,
 )
@@ -62,7 +61,7 @@ def _open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
         study_sha256=prepared_sha256(study),
         trial_ids=ids,
         round=context.round if group else Round(),
-        versions=installed_versions(),
+        versions=provenance().versions,
         host_bytes=memory.host_bytes(study.device, study.scoring_bytes(group)),
     )
     file, text = folder / UNIT_ORDER, order.model_dump_json()

@@ -37,14 +37,9 @@ class UnitOrder(Record):
     host_bytes: int  # Planned memory of the worker on its machine, for executors that reserve it
 
 
-def installed_versions() -> dict[str, str]:
-    here = provenance()
-    return {"rankscope": here.rankscope, **here.libraries}
-
-
 def check_versions(order: UnitOrder) -> None:
     """Raise UserError if this machine would compute a unit with other versions."""
-    here = installed_versions()
+    here = provenance().versions
     names = sorted(here.keys() | order.versions.keys())
     differing = [name for name in names if here.get(name) != order.versions.get(name)]
     if differing:
