@@ -270,8 +270,6 @@ def _flat(values: Mapping[str, object], outer: str = "") -> Iterator[tuple[str, 
 def _text(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, Mapping):
-        return " ".join(f"{name} {_text(item)}" for name, item in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(_text, value)) or "none"
     return "none" if value in (None, "") else str(value)
