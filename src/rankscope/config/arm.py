@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, model_valida
 
 from rankscope.config.section import (
     ConfigSection,
+    Described,
     LocalPath,
     OneOrMore,
     PathText,
@@ -84,18 +85,6 @@ def _parse_method(value: Any) -> Any:
     raise Unfit(f"method {short_repr(value)}", f"one of {rule}", hint)
 
 
-def _parse_alpha(value: Any) -> Any:
-    """A positive number, or a multiple of the rank such as ``2r``."""
-    number = value
-    if isinstance(value, str):
-        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)?r", value.strip())
-        number = None if match is None else float(match[1] or 1)
-    is_number = isinstance(number, int | float) and not isinstance(number, bool)
-    if not is_number or not 0 < number < math.inf:  # NaN compares false
-        raise Unfit(short_repr(value), "a positive number or a multiple of the rank such as '2r'")
-    return value.strip() if isinstance(value, str) else float(value)
-
-
 def resolved_alpha(alpha: float | str, rank: int) -> float:
     """Alpha as a number: ``2r`` at rank 8 is 16."""
     if isinstance(alpha, str):
@@ -132,9 +121,10 @@ def _parse_target_sets(value: Any) -> Any:
     return value
 
 
-AlphaMultiple = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)?)?r$")]
+ALPHA_MULTIPLE = r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|0+\.[0-9]*[1-9][0-9]*)?r$"  # Without 0r
 Alpha = Annotated[
-    float | str, BeforeValidator(_parse_alpha, json_schema_input_type=float | AlphaMultiple)
+    PositiveFloat | Annotated[str, Field(pattern=ALPHA_MULTIPLE)],
+    Described("a positive number or a multiple of the rank such as '2r'"),
 ]
 MethodSettings = dict[Annotated[str, RegisteredName(_methods_with_settings)], dict[str, JsonValue]]
 """A method that takes settings, and those: ``{peft: {peft_type: ADALORA, ...}}``."""
