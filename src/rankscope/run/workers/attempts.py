@@ -205,16 +205,14 @@ def storing_errors(folder: Path) -> Iterator[None]:
         known = errors.shortage_behind(error) or own
         if known is not None:
             with suppress(OSError, RankscopeError):
-                replace_text(folder / ERROR, json.dumps(_fields(known)))
+                replace_text(folder / ERROR, json.dumps(known, default=_fields))
         raise
 
 
-def _fields(error: RankscopeError | str) -> Any:
-    if isinstance(error, str):
-        return error
+def _fields(error: RankscopeError) -> list[Any]:
+    """For JSON; faults that are errors become lists in turn."""
     kind = next(k.__name__ for k in type(error).__mro__ if k.__module__ == errors.__name__)
-    faults = [_fields(fault) for fault in error.faults]
-    return [kind, error.where, error.found, error.expected, error.do, faults]
+    return [kind, error.where, error.found, error.expected, error.do, error.faults]
 
 
 def _from_fields(fields: Any) -> Any:
