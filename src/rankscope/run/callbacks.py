@@ -13,7 +13,7 @@ from math import isnan
 import torch
 
 from rankscope.device import release_freed_memory
-from rankscope.evaluate.evaluator import Evaluation, evaluate_task
+from rankscope.evaluate.evaluator import evaluate_task
 from rankscope.models.base import Base
 from rankscope.models.sharding import local
 from rankscope.progress import SpeedMeter
@@ -87,14 +87,19 @@ class LearningCurve:
         if at_rung:  # training pauses here, so scoring can have the memory of its passes
             release_freed_memory()
         with self.meter.paused(), _evaluation_mode(model, states):
-            scored = _in_dtype_of(self.base, model)
+            scored, config = _in_dtype_of(self.base, model), self.study.config
             for task, models in models_of.items():
                 if self.should_stop():
                     break
                 self.meter.reporter.advance(step, f"scoring {task}")
+                whole = self.study.data.tasks[task]
+                first = replace(whole, validation=whole.validation[: config.train.evaluate_items])
+                evaluations, _ = evaluate_task(
+                    scored, self.study.data.encoder, first, "validation", models, config.evaluate
+                )
                 new = [
                     curve_point(record, step, items if record.trial_id in at_rung else ())
-                    for record, items in self.score(scored, models, task)
+                    for record, items in evaluations.values()
                 ]
                 self.sink(new)
                 self.points.update(((p.trial_id, p.task, p.step), p) for p in new)
@@ -104,17 +109,6 @@ class LearningCurve:
         if trial.trial_id not in self._steps:
             self._steps[trial.trial_id] = frozenset(self.study.scored_steps(trial))
         return self._steps[trial.trial_id]
-
-    def score(
-        self, model: Base, models: Mapping[str | None, str], task_name: str
-    ) -> Iterator[Evaluation]:
-        """Score models on the first validation items of one task."""
-        config, task = self.study.config, self.study.data.tasks[task_name]
-        first = replace(task, validation=task.validation[: config.train.evaluate_items])
-        evaluations, _ = evaluate_task(
-            model, self.study.data.encoder, first, "validation", models, config.evaluate
-        )
-        yield from evaluations.values()
 
 
 def stop_early(
