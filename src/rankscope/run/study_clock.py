@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rankscope.formatting import rough_duration
 from rankscope.records import TrialSpec
@@ -20,15 +20,14 @@ class StudyClock:
 
     work: dict[str, float]  # By trial of the groups that have not ended, its work in training
     clock: Callable[[], float] = time.monotonic
-    seconds: dict[str, float] = field(default_factory=dict)  # By stage, so far
+    train_seconds: float = 0.0  # Of all stages that trained and ended
     done_work: float = 0.0  # Trained in this run by groups that ended
     done_seconds: float = 0.0  # Of all their stages
     _group: Group = ()
     _group_begun: float = 0.0
     _trained: float = 0.0
     _trained_before: float = 0.0
-    _stage: str = ""
-    _since: float = 0.0
+    _train_begun: float | None = None
 
     @classmethod
     def of(cls, study: PreparedStudy, done: frozenset[str]) -> "StudyClock":
@@ -47,13 +46,12 @@ class StudyClock:
 
     def begin_stage(self, stage: str) -> None:
         """A stage of the group begins; the one before ends."""
-        if self._stage:
-            self.seconds[self._stage] = self._stage_seconds(self._stage)
-        self._stage, self._since = stage.split()[0] if stage else "", self.clock()
+        self.train_seconds = self._training_seconds()
+        self._train_begun = self.clock() if stage.startswith("train") else None
 
-    def _stage_seconds(self, stage: str) -> float:
-        running = self.clock() - self._since if stage == self._stage else 0.0
-        return self.seconds.get(stage, 0.0) + running
+    def _training_seconds(self) -> float:
+        running = 0.0 if self._train_begun is None else self.clock() - self._train_begun
+        return self.train_seconds + running
 
     def end_group(self) -> None:
         self.begin_stage("")
@@ -78,7 +76,7 @@ class StudyClock:
         if not self.done_work:
             if newly_trained <= 0:
                 return None
-            pace = self._stage_seconds("train") / (current * newly_trained)
+            pace = self._training_seconds() / (current * newly_trained)
             return (work - current * trained) * pace, True
         pace = self.done_seconds / self.done_work
         took = self.clock() - self._group_begun if self._group else 0.0
