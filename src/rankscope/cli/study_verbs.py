@@ -347,14 +347,6 @@ def _compare_command(
     Example: rankscope compare studies/pocket studies/mine --out compared.html
     """
     for folder in folders:
-        if (folder / "adapter_config.json").is_file():
-            raise UserError(
-                folder,
-                "an adapter",
-                "the folder of a study",
-                "adapters are compared by their scores: rankscope eval BASE --tasks TASK "
-                "--adapter FIRST --adapter SECOND",
-            )
         check_study(folder)
     from rankscope.cli.render.comparison import comparison_tables
     from rankscope.tools.compare import check_page, compare, render_comparison

@@ -16,7 +16,6 @@ from rankscope.records import (
     LEFT_OUT,
     CurvePoint,
     EvalKey,
-    EvalRecord,
     ModelRecord,
     Provenance,
     RungRecord,
@@ -26,7 +25,6 @@ from rankscope.records import (
     TaskRecord,
     TrainRecord,
     TrialSpec,
-    trial_of,
 )
 from rankscope.store.artifacts import ARTIFACTS, CHECKPOINTS, Artifact, ArtifactStore
 from rankscope.store.database import (
@@ -57,7 +55,7 @@ from rankscope.store.history import (
     check_same_versions,
     same_machine,
 )
-from rankscope.store.loading import items_path, load_study
+from rankscope.store.loading import load_study
 from rankscope.store.lock import StudyLock, make_study_folder
 from rankscope.store.row_hashes import LEDGER
 from rankscope.store.verify import ledger_file, mark_closed, mark_open, open_checked
@@ -249,10 +247,9 @@ class Ledger:
     ) -> None:
         """Store records and artifacts, and who was trained or failed in training, together.
 
-        An evaluation comes with its items, at ``items_path``. ``settings`` is what the records
-        depend on besides the trial, by its id; a later run with other settings is refused. Raises
-        IntegrityError for a number that is not finite, KeyError for an unknown trial or missing
-        items.
+        An evaluation comes with its items, at ``items_path``. ``settings`` is what the records depend
+        on besides the trial, by its id; a later run with other settings is refused. Raises
+        IntegrityError for a number that is not finite, KeyError for the training of an unknown trial.
         """
         of_trial = settings or {}
         rows = [record_row(record, of_trial.get(record.trial_id, "")) for record in records]
@@ -263,10 +260,6 @@ class Ledger:
                     set_statuses(self._db, [record.trial_id], "trained", expected=UNTRAINED)
                 elif isinstance(record, StopRecord):
                     set_statuses(self._db, [record.trial_id], "stopped", record.text)
-                elif isinstance(record, EvalRecord):
-                    path = items_path(record.trial_id, record.task, record.split)
-                    if not self.artifacts(path):
-                        raise KeyError(f"{path}: an evaluation is stored together with its items")
             for failure in failures:
                 set_statuses(self._db, [failure.trial_id], *failure[1:], expected=UNTRAINED)
 
@@ -315,10 +308,6 @@ class Ledger:
 
     def _insert(self, rows: Sequence[tuple[str, ...]], artifacts: Iterable[Artifact]) -> None:
         self._keys = None  # read again when asked for
-        for trial_id in {trial_of(row[0]) for row in rows} - {BASE}:
-            known = self._db.execute("SELECT 1 FROM trials WHERE trial_id = ?", (trial_id,))
-            if known.fetchone() is None:
-                raise KeyError(f"trial {trial_id!r} is not in the ledger")
         self._db.executemany("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?, ?, ?)", rows)
         self._db.executemany(
             "INSERT OR IGNORE INTO artifacts VALUES (?1, ?2, ?3, row_sha256(?1, ?2, ?3))",
