@@ -162,7 +162,7 @@ def test_without_a_browser_the_error_says_what_to_do(
     figures: list[Figure], tmp_path: Path, figure_writer: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "none"))
-    with pytest.raises(UserError, match="no Chrome or Chromium could be started"):
+    with pytest.raises(UserError, match="expected Chrome or Chromium to draw them; install one"):
         draw_files([figures[0]], tmp_path, "svg", {})
 
 

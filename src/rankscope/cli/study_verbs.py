@@ -20,7 +20,7 @@ from rankscope.cli.application import (
     verb,
 )
 from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
-from rankscope.errors import INTEGRITY, OK, UNFINISHED, UserError
+from rankscope.errors import INTEGRITY, OK, UNFINISHED, UserError, reading
 from rankscope.filesystem import replace_text
 from rankscope.progress import ConsoleReporter
 
@@ -225,14 +225,8 @@ def _stop_command(folder: StudyFolder) -> Reply:
     if process is None or host != socket.gethostname():
         found = "no process that runs it" if process is None else f"process {process}"
         raise UserError(folder, found, "a process of this machine that does")
-    try:
+    with reading(f"process {number} of {folder}", "one of yours, which has not ended"):
         os.kill(int(number), signal.SIGTERM)
-    except ProcessLookupError as error:
-        raise UserError(folder, f"process {number}, which has ended", "one that runs") from error
-    except PermissionError as error:
-        raise UserError(
-            folder, f"process {number} of another user", "one of yours", "ask that user to stop it"
-        ) from error
     status = shlex.join(["rankscope", "status", str(folder)])
     text = f"asked process {number} to stop; to see when it has: {status}"
     return Reply({"process": int(number)}, lambda: print_line(text))

@@ -9,7 +9,7 @@ from os.path import samestat
 from pathlib import Path
 from typing import Self
 
-from rankscope.errors import StudyLocked, UserError, reporting_shortages
+from rankscope.errors import StudyLocked, UserError, reading, reporting_shortages
 from rankscope.filesystem import check_in_place, network_file_system
 from rankscope.store.database import SMALL_WRITE
 
@@ -83,13 +83,9 @@ class StudyLock:
 
 def make_study_folder(out: Path, take_over: bool) -> None:
     """Create the folder of a study on a disk where SQLite and locks can be relied on."""
-    with reporting_shortages(out, lambda: SMALL_WRITE):
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            raise UserError(
-                out, f"a place for no folder ({error.strerror})", "one to write to", "give another"
-            ) from error
+    shortages = reporting_shortages(out, lambda: SMALL_WRITE)  # finds a full disk behind the fault
+    with shortages, reading(out, "a place for a folder", do="give another"):
+        out.mkdir(parents=True, exist_ok=True)
     network = None if take_over else network_file_system(out)
     if network is not None:
         raise UserError(

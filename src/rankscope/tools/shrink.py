@@ -14,7 +14,7 @@ from rankscope.analyses.spectra import SpectraConfig
 from rankscope.analyses.spectra.intruders import control_factor, scale_intruders
 from rankscope.analyses.spectra.stored_models import StoredTunedModel, check_full
 from rankscope.device import choose_device
-from rankscope.errors import UserError
+from rankscope.errors import UserError, reading
 from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.folder import (
@@ -330,18 +330,12 @@ def _matrix_change(
 
 
 def parse_ranks(text: str) -> list[int]:
-    try:
+    with reading(f"--rank {text!r}", "whole numbers such as 8,32"):
         return list(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError as error:
-        raise UserError(f"--rank {text!r}", expected="whole numbers such as 8,32") from error
 
 
 def parse_layer_factors(text: str) -> tuple[float, float]:
-    try:
+    """Of the first and the last layer."""
+    with reading(f"--layer-scale {text!r}", "two numbers such as 0.5:1"):
         first, last = (float(part) for part in text.split(":"))
-    except ValueError as error:
-        raise UserError(
-            f"--layer-scale {text!r}",
-            expected="two numbers such as 0.5:1, for the first and the last layer",
-        ) from error
     return first, last
