@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -150,15 +151,11 @@ def _ask_what_is_missing(
 
 def _ask_for_limit() -> float | None:
     """Points of retention that an arm may lose; None without a limit."""
-    while answer := str(
-        typer.prompt("Points of it that may be lost (empty: no limit)", "", err=True)
-    ):
-        try:
-            points = float(answer)
-        except ValueError:
-            points = -1.0
-        if 0 <= points <= 100:
-            return points
+    question = "Points of it that may be lost (empty: no limit)"
+    while answer := str(typer.prompt(question, "", err=True)):
+        with suppress(ValueError):
+            if 0 <= (points := float(answer)) <= 100:
+                return points
         print_message(f"found {answer!r}, expected a number from 0 to 100, or nothing", "red")
     return None
 

@@ -6,12 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from rankscope.config.study import StudyConfig, TrainConfig
-from rankscope.data.study_data import StudyData
 from rankscope.hashing import sha256_json
-from rankscope.models.study_base import StudyBase
 from rankscope.records import TrialSpec
 from rankscope.run.trials import ID_LENGTH
 from rankscope.train.memory import GroupMemory, MemoryModel, RowCounts
@@ -154,23 +150,6 @@ class Grouping:
     model: MemoryModel
     counts: Mapping[str, RowCounts]  # By training task, and by replayed task
     room_bytes: int
-
-    @classmethod
-    def of(
-        cls,
-        config: StudyConfig,
-        base: StudyBase,
-        data: StudyData,
-        dtype: torch.dtype,
-        device: torch.device,
-        free_bytes: float,
-    ) -> "Grouping":
-        """For a study on a device with so much free memory."""
-        model = MemoryModel(base.config, dtype, device)
-        free_bytes /= config.train.devices if model.device.type == "cpu" else 1
-        rows = {**data.replay_rows, **data.rows}
-        counts = {name: RowCounts.of(encoded.rows) for name, encoded in rows.items()}
-        return cls(model, counts, config.memory_limit or round(USABLE_SHARE * free_bytes))
 
     def counts_of(self, group: Group) -> RowCounts:
         """Of a group's rows; with replay, the larger counts of both kinds."""

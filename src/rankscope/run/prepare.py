@@ -12,10 +12,11 @@ from rankscope.device import (
 from rankscope.evaluate.evaluator import scored_items
 from rankscope.models.study_base import check_machine, resolve_base
 from rankscope.progress import ProgressReporter
-from rankscope.run.groups import Grouping
+from rankscope.run.groups import USABLE_SHARE, Grouping
 from rankscope.run.machines import Machine
 from rankscope.run.prepared import PreparedStudy, check_prepared, resolve_rungs
 from rankscope.run.trials import duplicate_grid_notes, study_trials
+from rankscope.train.memory import MemoryModel, RowCounts
 
 
 def prepare(
@@ -54,6 +55,10 @@ def prepare(
     tasks, items = scored_items(config, base, data)
     trials, labels = study_trials(config, base, data, tasks, whole=not is_plan)
     rungs, rung_notes = resolve_rungs(config, data, labels)
+    memory, rows = MemoryModel(base.config, dtype, device), {**data.replay_rows, **data.rows}
+    counts = {name: RowCounts.of(encoded.rows) for name, encoded in rows.items()}
+    free_bytes /= config.train.devices if memory.device.type == "cpu" else 1  # shards share it
+    room = config.memory_limit or round(USABLE_SHARE * free_bytes)
     notes = (*base.notes, *data.encoder.notes, *data.notes, *notes_beforehand(config, tasks))
     study = PreparedStudy(
         config=config,
@@ -64,7 +69,7 @@ def prepare(
         items=items,
         task_records=tasks,
         trials=trials,
-        grouping=Grouping.of(config, base, data, dtype, device, free_bytes),
+        grouping=Grouping(memory, counts, room),
         rungs=rungs,
         notes=(*notes, *duplicate_grid_notes(config), *rung_notes),
     )
