@@ -5,7 +5,7 @@ the items of those at its rungs. Scoring draws no random number and leaves gradi
 modes as they were, so a trial trains the same with and without it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import isnan
@@ -21,114 +21,94 @@ from rankscope.records import (
     CurvePoint,
     EvalRecord,
     ItemResult,
-    ModelRecord,
     TrialSpec,
     gold_logprobs_per_token,
     items_table,
 )
-from rankscope.run.prepared import PreparedStudy
+from rankscope.run.context import RunContext
 from rankscope.run.trial_weights import write_weights
-from rankscope.store import Artifact, Ledger, PointKey, snapshot_path
+from rankscope.store import Artifact, PointKey, snapshot_path
 from rankscope.train.trial_state import TrialState
 
 
-def store_snapshots(
-    study: PreparedStudy,
-    ledger: Ledger,
-    base_record: ModelRecord,
-    step: int,
-    model: Base,
-    states: Sequence[TrialState],
-) -> None:
-    """Store the weights that ``train.checkpoint_every`` asks for after ``step`` and that are not
-    stored yet, in one transaction."""
-    artifacts: list[Artifact] = []
-    for state in states:
-        if step not in study.snapshot_steps(state.spec) or not _can_score(state, step):
-            continue
-        for trial in study.trials:
-            path = snapshot_path(trial, step)
-            if trial.nest == state.spec.nest and not ledger.artifacts(path):
-                with ledger.stage() as folder:
-                    write_weights(state, trial, model, base_record, folder)
-                    artifacts += ledger.publish(folder, path)
-    if artifacts:
-        ledger.commit(artifacts=artifacts)
-
-
 @dataclass(slots=True)
-class LearningCurve:
-    """Scores trials after the steps that ``train.evaluate_every`` names.
+class StepCallbacks:
+    """What a group's training calls after each step, with the models of its trials."""
 
-    The points of each task are stored as soon as they are known; a stored point is not computed
-    again.
-    """
-
-    study: PreparedStudy
-    base: Base  # The untuned base; every model is scored in its dtype
+    context: RunContext
     meter: SpeedMeter
-    should_stop: Callable[[], bool]
-    points: dict[PointKey, CurvePoint]  # The points known so far
-    sink: Callable[[Sequence[CurvePoint]], None]  # Stores new points
+    points: dict[PointKey, CurvePoint]  # The points of learning curves known so far
     _steps: dict[str, frozenset[int]] = field(default_factory=dict)
 
-    def __call__(self, step: int, model: Base, states: Sequence[TrialState]) -> None:
-        """Score the trials due after ``step``. Return early, between tasks, if a stop was
-        requested."""
+    def store_snapshots(self, step: int, model: Base, states: Sequence[TrialState]) -> None:
+        """Store the weights that ``train.checkpoint_every`` asks for after ``step`` and that are
+        not stored yet, in one transaction."""
+        study, ledger = self.context.study, self.context.ledger
+        artifacts: list[Artifact] = []
+        for state in states:
+            if step not in study.snapshot_steps(state.spec) or not _can_score(state, step):
+                continue
+            for trial in study.trials:
+                path = snapshot_path(trial, step)
+                if trial.nest == state.spec.nest and not ledger.artifacts(path):
+                    with ledger.stage() as folder:
+                        write_weights(state, trial, model, self.context.base.record, folder)
+                        artifacts += ledger.publish(folder, path)
+        if artifacts:
+            ledger.commit(artifacts=artifacts)
+
+    def score(self, step: int, model: Base, states: Sequence[TrialState]) -> None:
+        """Score the trials that ``train.evaluate_every`` or a rung names after ``step``, and store
+        the points of each task at once; a stored point is not computed again. Return early,
+        between tasks, if a stop was requested."""
+        study = self.context.study
         due = [s for s in states if step in self.steps(s.spec) and _can_score(s, step)]
         models_of: dict[str, dict[str | None, str]] = {}
         for state in due:
-            for task in self.study.curve_tasks(state.spec.task):
+            for task in study.curve_tasks(state.spec.task):
                 if (state.spec.trial_id, task, step) not in self.points:
                     models_of.setdefault(task, {})[state.adapter_name] = state.spec.trial_id
         if not models_of:
             return
-        at_rung = {s.spec.trial_id for s in due if step in self.study.rung_steps(s.spec)}
+        at_rung = {s.spec.trial_id for s in due if step in study.rung_steps(s.spec)}
         if at_rung:  # training pauses here, so scoring can have the memory of its passes
             release_freed_memory()
         with self.meter.paused(), _evaluation_mode(model, states):
-            scored, config = _in_dtype_of(self.base, model), self.study.config
+            scored = _in_dtype_of(self.context.base, model)
             for task, models in models_of.items():
-                if self.should_stop():
+                if self.context.should_stop():
                     break
                 self.meter.reporter.advance(step, f"scoring {task}")
-                whole = self.study.data.tasks[task]
-                first = replace(whole, validation=whole.validation[: config.train.evaluate_items])
+                whole, limit = study.data.tasks[task], study.config.train.evaluate_items
+                first = replace(whole, validation=whole.validation[:limit])
                 evaluations, _ = evaluate_task(
-                    scored, self.study.data.encoder, first, "validation", models, config.evaluate
+                    scored, study.data.encoder, first, "validation", models, study.config.evaluate
                 )
                 new = [
                     curve_point(record, step, items if record.trial_id in at_rung else ())
                     for record, items in evaluations.values()
                 ]
-                self.sink(new)
+                self.context.ledger.commit(new)
                 self.points.update(((p.trial_id, p.task, p.step), p) for p in new)
 
     def steps(self, trial: TrialSpec) -> frozenset[int]:
         """Steps after which a trial is scored: they are asked for after every step."""
         if trial.trial_id not in self._steps:
-            self._steps[trial.trial_id] = frozenset(self.study.scored_steps(trial))
+            self._steps[trial.trial_id] = frozenset(self.context.study.scored_steps(trial))
         return self._steps[trial.trial_id]
 
+    def stop_early(self, step: int, model: Base, states: Sequence[TrialState]) -> None:
+        """Pass trials' in-domain scores to their early stop.
 
-def stop_early(
-    study: PreparedStudy,
-    points: Mapping[PointKey, CurvePoint],
-    step: int,
-    model: Base,
-    states: Sequence[TrialState],
-) -> None:
-    """Pass trials' in-domain scores to their early stop.
-
-    If a stop request kept :class:`LearningCurve` from scoring a point, the trial observes it when
-    the run continues. A rung between the steps of ``train.evaluate_every`` does not count.
-    """
-    for state in states:
-        point = points.get((state.spec.trial_id, state.spec.task, step))
-        if state.early_stop is None or point is None or not _can_score(state, step):
-            continue
-        if step in study.curve_steps(state.spec):
-            state.observe_score(step, point.score)
+        If a stop request kept :meth:`score` from a point, the trial observes it when the run
+        continues. A rung between the steps of ``train.evaluate_every`` does not count.
+        """
+        for state in states:
+            point = self.points.get((state.spec.trial_id, state.spec.task, step))
+            if state.early_stop is None or point is None or not _can_score(state, step):
+                continue
+            if step in self.context.study.curve_steps(state.spec):
+                state.observe_score(step, point.score)
 
 
 def _can_score(state: TrialState, step: int) -> bool:

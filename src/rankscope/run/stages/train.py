@@ -1,14 +1,13 @@
 """Train a group of trials and store weights, records and failures in one transaction."""
 
 from collections.abc import Collection, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 from rankscope.device import peak_memory_bytes, reset_peak_memory
 from rankscope.models.base import Base
 from rankscope.progress import SpeedMeter
 from rankscope.records import RungRecord, TrainRecord, TrialSpec
-from rankscope.run.callbacks import LearningCurve, stop_early, store_snapshots
+from rankscope.run.callbacks import StepCallbacks
 from rankscope.run.groups import Group, group_id, group_label
 from rankscope.run.stages import Stage
 from rankscope.run.trial_weights import write_weights
@@ -66,7 +65,6 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
             pause_at = self.pause_at(group)
             context.begin_stage(f"{self.name} {group_label(group)}", pause_at or num_steps)
             meter = SpeedMeter(context.reporter, len(trials), study=context.study_clock)
-            points = context.ledger.curve_points(trials)
             replay = {name: encoded.rows for name, encoded in study.data.replay_rows.items()}
             fewer = {n: own.rows for n, own in study.data.fewer_rows[group[0].task].items()}
             on_all_shards: dict[str, Any] = {
@@ -81,13 +79,8 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
                     f"past the rung at step {pause_at}: training begins anew"
                 )
                 checkpoint.remove()
-            callbacks = (
-                partial(store_snapshots, study, context.ledger, context.base.record),
-                LearningCurve(
-                    study, context.base, meter, context.should_stop, points, context.ledger.commit
-                ),
-                partial(stop_early, study, points),
-            )
+            between = StepCallbacks(context, meter, context.ledger.curve_points(trials))
+            callbacks = (between.store_snapshots, between.score, between.stop_early)
             reset_peak_memory(context.base.device)
             shards.announce("train", trials, rows.rows, train, checkpoint.folder, on_all_shards)
             with shards.in_step():
