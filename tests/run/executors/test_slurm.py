@@ -29,7 +29,6 @@ from rankscope.run.executors.slurm import (
     SlurmExecutor,
     SlurmSettings,
     _QueuedUnit,
-    batch_script,
 )
 from rankscope.store import running_process
 
@@ -197,7 +196,7 @@ def test_the_batch_script_asks_for_what_the_study_says(tmp_path: Path) -> None:
         wrap="srun",
     )
     folders = [tmp_path / "units" / name for name in ("0123456789abcdef", "fedcba9876543210")]
-    script = batch_script(config, folders, 8, 4, 32 * 2**30 - 1, 4).splitlines()
+    script = config.script(folders, 8, 4, 32 * 2**30 - 1, 4).splitlines()
     for line in (
         "--array=0-1%4",
         "--requeue",
@@ -218,7 +217,7 @@ def test_the_batch_script_asks_for_what_the_study_says(tmp_path: Path) -> None:
     check = subprocess.run(["bash", "-n"], input="\n".join(script), text=True, check=False)
     assert check.returncode == 0
     for mem, line in (("64G", "#SBATCH --mem=64G"), ("site", None)):
-        asked = batch_script(SlurmSettings(mem=mem), folders, 8, 8, 2**30, None).splitlines()
+        asked = SlurmSettings(mem=mem).script(folders, 8, 8, 2**30, None).splitlines()
         assert [line for line in asked if "--mem" in line] == [line] * (line is not None)
 
 

@@ -131,6 +131,41 @@ class SlurmSettings(ExecutorSettings):
             for file in files:
                 file.unlink()
 
+    def script(
+        self, folders: list[Path], cpus: int, threads: int, host_bytes: int, limit: int | None
+    ) -> str:
+        """One array job for all units, each with ``cpus`` processors and ``host_bytes`` of memory;
+        at most ``limit`` of them run at a time."""
+        place = folders[0].parent.absolute()
+        memory = self.mem or f"{math.ceil(host_bytes / 2**20)}M"
+        options = {
+            "job-name": "rankscope",
+            "array": f"0-{len(folders) - 1}" + ("" if limit is None else f"%{limit}"),
+            "output": "slurm-%A_%a.log",
+            "open-mode": "append",
+            "signal": f"B:USR1@{60 * WARNING_MINUTES}",
+            "cpus-per-task": cpus,
+            "mem": memory if memory != "site" else None,
+            "partition": self.partition,
+            "account": self.account,
+            "time": self.time,
+            "gres": self.gres,
+        }
+        lines = [f"--{name}={value}" for name, value in options.items() if value is not None]
+        python = self.python or sys.executable
+        worker = ["env", f"OMP_NUM_THREADS={threads}", python, *WORKER, "work", str(place.parent)]
+        return SCRIPT.format(
+            options="\n".join(f"#SBATCH {line}" for line in [*lines, "--requeue", *self.options]),
+            units=" ".join(folder.name for folder in folders),
+            folder=shlex.quote(str(place)),
+            setup="\n".join(self.setup),
+            worker=" ".join([*([self.wrap] if self.wrap else []), shlex.join(worker)]),
+            messages=MESSAGES,
+            interrupted=Interrupted.exit_code,
+            stop=STOP,
+            exit_code=EXIT_CODE,
+        )
+
 
 @dataclass(slots=True)
 class _QueuedUnit:
@@ -285,9 +320,8 @@ class SlurmExecutor:
         from rankscope.run.workers.order import read_unit
 
         host_bytes = max(read_unit(folder).host_bytes for folder in folders)
-        script = batch_script(
-            self.settings, folders, self.cpus, self.threads, host_bytes, self.max_running
-        )
+        sizes = self.cpus, self.threads, host_bytes, self.max_running
+        script = self.settings.script(folders, *sizes)
         # Not a line of the script, which could not quote it.
         chdir = f"--chdir={place}"
         job = slurm("sbatch", "--parsable", chdir, stdin=script).partition(";")[0]
@@ -306,47 +340,6 @@ class SlurmExecutor:
         slurm("scancel", "--quiet", "--batch", "--signal=USR1", *jobs)
         self.is_asked = True
         self.next_question, self.pause = 0.0, FOLDER_SECONDS
-
-
-def batch_script(
-    settings: SlurmSettings,
-    folders: list[Path],
-    cpus: int,
-    threads: int,
-    host_bytes: int,
-    max_running: int | None,
-) -> str:
-    """One array job for all units, each with ``cpus`` processors and ``host_bytes`` of memory."""
-    place = folders[0].parent.absolute()
-    limit = "" if max_running is None else f"%{max_running}"
-    memory = settings.mem or f"{math.ceil(host_bytes / 2**20)}M"
-    options = {
-        "job-name": "rankscope",
-        "array": f"0-{len(folders) - 1}{limit}",
-        "output": "slurm-%A_%a.log",
-        "open-mode": "append",
-        "signal": f"B:USR1@{60 * WARNING_MINUTES}",
-        "cpus-per-task": cpus,
-        "mem": memory if memory != "site" else None,
-        "partition": settings.partition,
-        "account": settings.account,
-        "time": settings.time,
-        "gres": settings.gres,
-    }
-    lines = [f"--{name}={value}" for name, value in options.items() if value is not None]
-    python = settings.python or sys.executable
-    worker = ["env", f"OMP_NUM_THREADS={threads}", python, *WORKER, "work", str(place.parent)]
-    return SCRIPT.format(
-        options="\n".join(f"#SBATCH {line}" for line in [*lines, "--requeue", *settings.options]),
-        units=" ".join(folder.name for folder in folders),
-        folder=shlex.quote(str(place)),
-        setup="\n".join(settings.setup),
-        worker=" ".join([*([settings.wrap] if settings.wrap else []), shlex.join(worker)]),
-        messages=MESSAGES,
-        interrupted=Interrupted.exit_code,
-        stop=STOP,
-        exit_code=EXIT_CODE,
-    )
 
 
 def slurm(*command: str, stdin: str = "") -> str:
