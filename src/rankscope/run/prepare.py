@@ -29,13 +29,10 @@ def prepare(
 ) -> PreparedStudy:
     """Fetch the model, encode the data, check it all. The base's weights are hashed, not loaded.
 
-    Args:
-        config: the study file.
-        reporter: of progress; silent by default.
-        num_processes: groups that train at a time and share the free memory.
-        machine: planned for in place of this one.
-        is_plan: the base's configuration and tokenizer are enough, and some rows stand for others
-            of their length (``data/study_data.py``). The trials' ids are not those of a run.
+    ``num_processes`` groups train at a time and share the free memory. For a plan the base's
+    configuration and tokenizer are enough, some rows stand for others of their length
+    (``data/study_data.py``), and the trials' ids are not those of a run; it may be made for a
+    ``machine`` in place of this one.
     """
     reporter = reporter or ProgressReporter()
     device = choose_device(config.device) if machine is None else machine.device
