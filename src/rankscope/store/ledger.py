@@ -247,9 +247,9 @@ class Ledger:
     ) -> None:
         """Store records and artifacts, and who was trained or failed in training, together.
 
-        An evaluation comes with its items, at ``items_path``. ``settings`` is what the records depend
+        An evaluation comes with its items, at ``items_path``. ``settings`` is what records depend
         on besides the trial, by its id; a later run with other settings is refused. Raises
-        IntegrityError for a number that is not finite, KeyError for the training of an unknown trial.
+        IntegrityError for a number that is not finite, KeyError for training of an unknown trial.
         """
         of_trial = settings or {}
         rows = [record_row(record, of_trial.get(record.trial_id, "")) for record in records]

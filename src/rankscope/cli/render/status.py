@@ -113,7 +113,8 @@ def status_table(data: Mapping[str, Any]) -> RenderableType:
 
 def _summary(data: Mapping[str, Any]) -> str:
     folder = Path(data["folder"])
-    counts = ", ".join(f"{n} {status}" for status, n in data["trials_by_status"].items())
+    statuses, total = data["trials_by_status"], count(len(data["trials"]), "trial")
+    counts = ", ".join(f"{n} {status}" for status, n in statuses.items()) or "none yet"
     process = running_process(folder)
     running = f"; process {process} is running it" if process else ""
     if process and data["now"]:
@@ -121,7 +122,7 @@ def _summary(data: Mapping[str, Any]) -> str:
     spent = duration(data["seconds"]) + (" before this run" if running else "")
     steps = sorted(set(_checkpoint_steps(folder)))
     stored = f"; checkpoint after step {', '.join(map(str, steps))}" if steps else ""
-    return f"{count(len(data['trials']), 'trial')}: {counts or 'none yet'}; {spent}{stored}{running}"
+    return f"{total}: {counts}; {spent}{stored}{running}"
 
 
 def _checkpoint_steps(folder: Path) -> Iterator[int]:
