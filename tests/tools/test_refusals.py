@@ -62,7 +62,7 @@ REFUSED = [
     (SHRINK + "--layer-scale 0.5", "two numbers such as 0.5:1"),
     (SHRINK + "--mitigate intruders", "together with '--lambda L'"),
     (SHRINK + "--mitigate intruders --lambda 0.5", "give --base"),
-    (SHRINK + "--base {base} --mitigate intruders --lambda 2", "2.0 is not in the range 0<=x<=1"),
+    (SHRINK + "--base {base} --mitigate intruders --lambda 2", "should be less than or equal to 1"),
     (SHRINK + "--rank 2,x", "--rank '2,x': found a fault"),
     (SHRINK + "--parameters 100", "found 100 parameters, expected at least 768, rank 1 of each of"),
     ("shrink {base} --scale 0.5 --out {new}", "use --rank or --parameters to make it one"),
