@@ -28,11 +28,11 @@ from rankscope.report.study_view import StudyView
 from rankscope.tools.export import (
     ExportRequest,
     base_reference,
+    choose_trial,
     export_trial,
     merge_adapter,
     write_hub_scores,
 )
-from rankscope.tools.trial_choice import choose_trial
 
 PROMPTS = torch.tensor([[1, 20, 30, 40, 50], [1, 60, 21, 99, 7]])
 

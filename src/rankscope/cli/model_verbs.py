@@ -1,6 +1,6 @@
 """Verbs for models and adapters, without a study."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -42,13 +42,6 @@ Factor = Annotated[
 def _print_failures(failures: Sequence[str]) -> None:
     for failure in failures:
         print_message(failure, "red")
-
-
-def _check_one(options: Mapping[str, object]) -> None:
-    given = [name for name, value in options.items() if value is not None]
-    if len(given) != 1:
-        names = " and ".join(given) or "none"
-        raise UserError("shrink", names, f"exactly one of {', '.join(options)}", "give one")
 
 
 @verb("eval", "Reading {model} ...")
@@ -176,7 +169,11 @@ def _shrink_command(
     from rankscope.models.model_folder import check_tuned_folder, shapes_folder
 
     names = ("--rank", "--parameters", "--scale", "--layer-scale", "--mitigate")
-    _check_one(dict(zip(names, (rank, parameters, scale, layer_scale, mitigate), strict=True)))
+    values = (rank, parameters, scale, layer_scale, mitigate)
+    given = [name for name, value in zip(names, values, strict=True) if value is not None]
+    if len(given) != 1:
+        found = " and ".join(given) or "none"
+        raise UserError("shrink", found, f"exactly one of {', '.join(names)}", "give one")
     if (mitigate is None) != (factor is None):
         raise UserError("shrink", expected="'--mitigate intruders' together with '--lambda L'")
     with output_folder(out):

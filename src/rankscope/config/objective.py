@@ -23,16 +23,6 @@ def _parse_score_difference(value: Any) -> Any:
     return number if match[2].startswith("nat") else round(number / 100, 12)
 
 
-def _weighted_sum(weights: dict[str, float]) -> str:
-    """Terms of weight 0 are left out, and a weight of 1 too."""
-    terms = [
-        f"{'-' if weight < 0 else '+'} {'' if abs(weight) == 1 else f'{abs(weight):g} x '}{name}"
-        for name, weight in weights.items()
-        if weight
-    ]
-    return " ".join(terms).removeprefix("+ ")
-
-
 class ObjectiveConfig(ConfigSection):
     """What the recommendation trades off; weights are relative."""
 
@@ -79,9 +69,12 @@ class ObjectiveConfig(ConfigSection):
     @property
     def formula(self) -> str:
         """What a net gain is, such as ``gain - 0.5 x forgetting``."""
-        return _weighted_sum(
-            {"gain": self.in_domain, "forgetting": -self.retention, "cost": -self.cost}
-        )
+        weights = {"gain": self.in_domain, "forgetting": -self.retention, "cost": -self.cost}
+        text = ""
+        for name, weight in weights.items():
+            factor = "" if abs(weight) == 1 else f"{abs(weight):g} x "
+            text += f" {'-' if weight < 0 else '+'} {factor}{name}" if weight else ""
+        return text.strip().removeprefix("+ ")
 
     @model_validator(mode="after")
     def check_weights(self) -> Self:

@@ -55,8 +55,7 @@ def find_problems(out: Path, *, quick: bool = False) -> list[IntegrityError]:
     """
     ledger, store = ledger_file(out), ArtifactStore(out)
     problems: list[IntegrityError] = []
-    changed = _changed_files(out, CLOSED, CLOSED_FILES)
-    closed = {name: (found, expected) for name, expected, found in changed}
+    closed = _changed_files(out, CLOSED, CLOSED_FILES)
     is_known = (out / CLOSED).is_file() and LEDGER not in closed
     try:
         with closing(connect(ledger, write=False)) as db:
@@ -77,11 +76,11 @@ def find_problems(out: Path, *, quick: bool = False) -> list[IntegrityError]:
         if name in closed:
             do = "no result depends on it; run again"
             problems.append(IntegrityError(name, *closed[name], do))
-    for name, expected, found in _changed_files(out, SUMS, (*OUTPUT_FILES, UNIT_ORDER)):
+    for name, differing in _changed_files(out, SUMS, (*OUTPUT_FILES, UNIT_ORDER)).items():
         remedy = f"write it again: rankscope report {store.shown}"
         if name == UNIT_ORDER:
             remedy = f"remove {store.shown} to run it again"
-        problems.append(IntegrityError(name, found, expected, remedy))
+        problems.append(IntegrityError(name, *differing, remedy))
     if not quick:
         problems += _checkpoint_problems(out)
     for order in sorted((out / UNITS).glob(f"*/{UNIT_ORDER}")):
@@ -130,8 +129,8 @@ def _checkpoint_problems(out: Path) -> Iterator[IntegrityError]:
             yield IntegrityError(path, "others", f"the hashes of its {SUMS}", remedy)
 
 
-def _changed_files(out: Path, sums: str, names: Sequence[str]) -> list[tuple[str, str, str]]:
-    """(name, expected, found) of each of the named files that differs from a list of hashes.
+def _changed_files(out: Path, sums: str, names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """By name, (found, expected) of each of the files that differs from a list of hashes.
 
     A file that no list names may be missing. A name can have two hashes while its file is replaced.
     A missing list is one that names no file, except that ``CLOSED`` is missing while a run is open.
@@ -139,14 +138,14 @@ def _changed_files(out: Path, sums: str, names: Sequence[str]) -> list[tuple[str
     while True:
         listed = _content(out / sums)
         is_open = listed is None and sums == CLOSED
-        changed = [] if is_open else list(_changed(out, sums, listed or b"", names))
+        changed = {} if is_open else dict(_changed(out, sums, listed or b"", names))
         if _content(out / sums) == listed:  # else a run began or ended meanwhile
             return changed
 
 
 def _changed(
     out: Path, sums: str, listed: bytes, names: Sequence[str]
-) -> Iterator[tuple[str, str, str]]:
+) -> Iterator[tuple[str, tuple[str, str]]]:
     lines = listed.decode(errors="replace").splitlines(keepends=True)
     for name in names:
         expected = [line[:64] for line in lines if line.endswith(f"  {name}\n")]
@@ -154,7 +153,7 @@ def _changed(
         digest = sha256_file(out / name) if is_there else ""
         if digest not in expected and (is_there or expected):
             wanted = f"sha256 {expected[-1] if expected else f'in {sums}'}"
-            yield name, wanted, f"sha256 {digest}" if is_there else "no file"
+            yield name, (f"sha256 {digest}" if is_there else "no file", wanted)
 
 
 def _content(path: Path) -> bytes | None:
@@ -171,7 +170,7 @@ def open_checked(out: Path, *, write: bool) -> sqlite3.Connection:
     IntegrityError: something in it was not written by a run.
     """
     _check_not_lost(out)
-    for _, expected, found in _changed_files(out, CLOSED, (LEDGER,)):
+    for found, expected in _changed_files(out, CLOSED, (LEDGER,)).values():
         raise IntegrityError(
             out / LEDGER,
             found,

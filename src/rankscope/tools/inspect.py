@@ -125,12 +125,8 @@ def _inspect_stored(
         ledger.repeat_trials(ids)
         of_base = record.num_parameters
         ledger.commit([given_record(t, num_trained_parameters(t, of_base)) for t in trials])
-        ledger.commit(
-            [
-                spectra[model.name].model_copy(update={"trial_id": trial_id})
-                for model, trial_id in zip(models, ids, strict=True)
-            ]
-        )
+        named = zip(models, ids, strict=True)
+        ledger.commit([spectra[m.name].model_copy(update={"trial_id": i}) for m, i in named])
         ledger.finish_trials(ids)
         ledger.add_seconds(time.monotonic() - begun)
         return ledger.load()
