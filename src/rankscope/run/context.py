@@ -86,11 +86,9 @@ class RunContext:
 
     def finish_stage(self) -> None:
         """Report the end of the stage, and how much time is left of the study."""
-        if self.study_clock is None:
-            self.reporter.finish()
-            return
-        self.study_clock.begin_stage("")
-        self.reporter.finish(self.study_clock.left_text())
+        if self.study_clock is not None:
+            self.study_clock.begin_stage("")
+        self.reporter.finish(self.study_clock.left_text() if self.study_clock else "")
 
     def begin_piece(self, detail: str) -> None:
         """Report the next piece of the stage, unless the run should stop. Raises Interrupted: the

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from bisect import bisect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -101,23 +102,11 @@ def _cut_to_fit(
         return groups
     groups, rest = [], tuple(trials)
     while rest:
-        size = _most_that_fit(rest[:limit], fits)
+        sizes = range(2, len(rest[:limit]) + 1)
+        size = 1 + bisect(sizes, False, key=lambda size: not fits(rest[:size]))
         groups.append(rest[:size])
         rest = rest[size:]
     return groups
-
-
-def _most_that_fit(trials: Group, fits: Callable[[Group], bool]) -> int:
-    """How many of the first trials fit together, at least one."""
-    fewest, most = 1, len(trials)
-    size = most
-    while fewest < most:
-        if fits(trials[:size]):
-            fewest = size
-        else:
-            most = size - 1
-        size = (fewest + most + 1) // 2
-    return fewest
 
 
 def cut_by(groups: Iterable[Group], key: Callable[[TrialSpec], object]) -> tuple[Group, ...]:

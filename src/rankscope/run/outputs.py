@@ -1,6 +1,5 @@
 """What a study writes for its reader: the recommendation and the report."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from rankscope.advise.recommend import recommend
@@ -33,16 +32,13 @@ def write_outputs(
         answer = shown.recommendation.model_dump_json(indent=2) + "\n"
         page = render_study(view, str(out), shown)
         check_in_place(out)
-        _replace_outputs(out, (answer.encode(), page.encode()))
+        contents = answer.encode(), page.encode()
+        # After a crash at any moment, each file has one of its listed hashes.
+        before = sums_text(out, OUTPUT_FILES)
+        after = "".join(map(sums_line, contents, OUTPUT_FILES))
+        if before != after:
+            replace_text(out / SUMS, before + after)
+        for name, content in zip(OUTPUT_FILES, contents, strict=True):
+            replace_bytes(out / name, content)
+        replace_text(out / SUMS, after)
     return study, recommendation
-
-
-def _replace_outputs(out: Path, contents: Sequence[bytes]) -> None:
-    """Replace ``OUTPUT_FILES``; after a crash at any moment, each has one of its listed hashes."""
-    before = sums_text(out, OUTPUT_FILES)
-    after = "".join(map(sums_line, contents, OUTPUT_FILES))
-    if before != after:
-        replace_text(out / SUMS, before + after)
-    for name, content in zip(OUTPUT_FILES, contents, strict=True):
-        replace_bytes(out / name, content)
-    replace_text(out / SUMS, after)

@@ -93,17 +93,11 @@ def check_same_versions(out: Path, stored: Provenance, now: Provenance) -> None:
         )
 
 
-def same_machine(first: Provenance, second: Provenance) -> bool:
-    return first.model_copy(update={"created": second.created}) == second
-
-
 def mixed_versions_notes(history: Sequence[Provenance]) -> Iterator[str]:
-    versions: dict[str, list[str]] = {}
+    versions: dict[str, dict[str, None]] = {}
     for entry in history:
         for library, version in entry.versions.items():
-            seen = versions.setdefault(library, [])
-            if version not in seen:
-                seen.append(version)
+            versions.setdefault(library, {})[version] = None
     mixed = [f"{name} {', '.join(seen)}" for name, seen in versions.items() if len(seen) > 1]
     if mixed:
         yield f"The results were computed with more than one version of: {'; '.join(mixed)}."

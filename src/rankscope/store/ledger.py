@@ -53,7 +53,6 @@ from rankscope.store.history import (
     check_same_name,
     check_same_tasks,
     check_same_versions,
-    same_machine,
 )
 from rankscope.store.loading import load_study
 from rankscope.store.lock import StudyLock, make_study_folder
@@ -177,7 +176,7 @@ class Ledger:
         is_begun = self._record_keys() or any((self.out / CHECKPOINTS).glob("*/step-*"))
         if is_begun and not allow_mixed:
             check_same_versions(self.out, history[-1], provenance)
-        if not same_machine(history[-1], provenance):
+        if history[-1].model_copy(update={"created": provenance.created}) != provenance:
             self._put(provenance=json_list([*history, provenance]))
 
     def put_notes(self, notes: Sequence[str]) -> None:

@@ -111,7 +111,10 @@ def _trial_records(
     types = [t for a in all_analyses() if with_analyses and (t := a.record_type()) is not None]
     analyses = [dict(stored_records(db, kind)) for kind in types]
     stops = dict(stored_records(db, StopRecord))
-    curves = _curves(db, tasks)
+    curves: dict[str, list[CurvePoint]] = {}
+    for trial_id, point in stored_records(db, CurvePoint):
+        if point.task in tasks:
+            curves.setdefault(trial_id, []).append(point)
     for spec, status, failure in stored_trials(db):
         yield TrialRecords(
             spec,
@@ -119,18 +122,9 @@ def _trial_records(
             failure,
             train=train.get(spec.trial_id),
             analyses=tuple(r[spec.trial_id] for r in analyses if spec.trial_id in r),
-            curve=tuple(curves.get(spec.trial_id, ())),
+            curve=tuple(sorted(curves.get(spec.trial_id, ()), key=lambda point: point.step)),
             stop=stops.get(spec.trial_id) if status == "stopped" else None,
         )
-
-
-def _curves(db: sqlite3.Connection, tasks: Container[str]) -> dict[str, list[CurvePoint]]:
-    """By trial, its learning curve on the study's tasks, in order of steps."""
-    curves: dict[str, list[CurvePoint]] = {}
-    for trial_id, point in stored_records(db, CurvePoint):
-        if point.task in tasks:
-            curves.setdefault(trial_id, []).append(point)
-    return {trial_id: sorted(curve, key=lambda p: p.step) for trial_id, curve in curves.items()}
 
 
 def _earlier_trials_notes(db: sqlite3.Connection) -> Iterator[str]:

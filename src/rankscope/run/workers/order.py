@@ -40,11 +40,11 @@ class UnitOrder(Record):
 def check_versions(order: UnitOrder) -> None:
     """Raise UserError if this machine would compute a unit with other versions."""
     here = provenance().versions
-    names = sorted(here.keys() | order.versions.keys())
-    differing = [name for name in names if here.get(name) != order.versions.get(name)]
-    if differing:
-        found = ", ".join(f"{name} {here.get(name)}" for name in differing)
-        expected = ", ".join(f"{name} {order.versions.get(name)}" for name in differing)
+    if differing := [name for name, there in order.versions.items() if here.get(name) != there]:
+        found, expected = (
+            ", ".join(f"{name} {of.get(name)}" for name in differing)
+            for of in (here, order.versions)
+        )
         as_there = f"{expected} as on the driver's machine"
         raise UserError(socket.gethostname(), found, as_there, "install the same versions")
 
